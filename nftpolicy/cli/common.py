@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What several commands share: exit codes, loading a policy, saying what went wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..policy.errors import PolicyError, Source, nearest, shown
+from ..policy.load import load, numbers_only
+from ..policy.objects import Account, Policy
+
+if TYPE_CHECKING:
+    from ..kernel.linux import Linux
+
+# The exit codes of every command, documented in nftpolicy(1).
+REFUSED, BAD_INPUT, NOT_HERE = 1, 2, 4
+
+
+class Failure(Exception):
+    """A command failed: its last words, and its exit status."""
+
+    def __init__(self, message: str, status: int = REFUSED) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+def read_policy(file: Path) -> tuple[Policy, Source]:
+    """The policy in `file`, or Failure."""
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise Failure(f"{file}: can't be read: {error.strerror}", BAD_INPUT) from None
+    return parse_policy(data, "standard input" if str(file) == "-" else str(file))
+
+
+def parse_policy(data: bytes, name: str) -> tuple[Policy, Source]:
+    """The policy in `data`, or Failure."""
+    try:
+        return load(data, name, account)
+    except PolicyError as error:
+        raise Failure(str(error), BAD_INPUT) from None
+
+
+def account(kind: str, item: object) -> Account:
+    """A user or group of this machine, by name or number; ValueError says what to do."""
+    if not isinstance(item, str):
+        return numbers_only(kind, item)
+    if item.isdigit():
+        return numbers_only(kind, int(item))
+    from ..kernel import accounts
+
+    number = accounts.number(kind, item)
+    if number is None:
+        add = "groupadd" if kind == "group" else "useradd"
+        raise ValueError(
+            f"there is no {kind} {item!r} on this machine{nearest(item, accounts.names(kind))}; "
+            f"create it ({add} --system {item}) or write its number"
+        )
+    return Account(item, number)
+
+
+def this_kernel() -> Linux:
+    """The kernel of this machine, or Failure."""
+    from ..kernel.interface import Unavailable
+    from ..kernel.linux import ready
+
+    try:
+        return ready()
+    except Unavailable as error:
+        raise Failure(str(error), NOT_HERE) from None
+
+
+@contextmanager
+def changing(source: Source | None) -> Iterator[None]:
+    """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
+    from ..kernel.interface import Refused
+    from ..runtime.apply import NotHeld
+    from ..runtime.memory import Busy
+    from ..runtime.status import lines
+
+    try:
+        yield
+    except Refused as error:
+        raise Failure(f"{refused(error, source)}\nnftpolicy: the kernel is as it was before") from None
+    except NotHeld as error:
+        differences = "\n  ".join(lines(error.missing)[:20])
+        raise Failure(f"{error}; everything was taken back. It differs by:\n  {differences}") from None
+    except Busy as error:
+        raise Failure(str(error)) from None
+    except OSError as error:
+        raise Failure(f"{error.filename or 'memory'}: {error.strerror}; nothing was changed", REFUSED) from None
+
+
+def refused(error, source: Source | None) -> str:  # type: ignore[no-untyped-def]
+    """Which object of which policy line the kernel refused, and why."""
+    from ..netstate.changes import NftTransaction
+    from ..planner.plan import Plan
+    from ..runtime.status import describe, lines
+
+    item = error.object or getattr(error.step, "rule", None) or getattr(error.step, "route", None)
+    item = item or getattr(error.step, "new", None)
+    what = describe(item) if item is not None else ""
+    if not what and not isinstance(error.step, NftTransaction):
+        what = lines(Plan((error.step,)))[0]
+    origin = tuple(getattr(item, "origin", None) or getattr(getattr(item, "of", None), "origin", None) or ())
+    where = ""
+    if source is not None:
+        line = source.line(origin) if origin else None
+        where = f"{source.name}{f':{line}' if line else ''}: {f'{shown(origin)}: ' if origin else ''}"
+    return f"{where}the kernel refused {what or 'the ruleset'}: {error.reason}"

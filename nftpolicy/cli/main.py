@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The entry point: finds the command, imports that one alone, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from .. import __version__
+
+# Command -> its module here. Only the one that is asked for is imported, so that start-up is quick.
+COMMANDS = ("check", "compile", "apply", "status", "release", "resolver", "demo")
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"nftpolicy {__version__}")
+        return
+    from .common import Failure
+
+    try:
+        application(arguments)()
+    except Failure as failure:
+        print(f"nftpolicy: {failure}", file=sys.stderr)
+        sys.exit(failure.status)
+    except KeyboardInterrupt:
+        print("nftpolicy: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader has gone; point stdout elsewhere so that the interpreter's last flush is silent.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def application(arguments: list[str]):  # type: ignore[no-untyped-def]
+    """The typer application, with the command that `arguments` name or with all of them."""
+    import typer
+
+    app = typer.Typer(
+        name="nftpolicy",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+    ) -> None:
+        """Who may use the uplink: compiled to nftables, ip rules and routes, and held there."""
+        if version:
+            print(f"nftpolicy {__version__}")
+            raise typer.Exit
+
+    asked = [word for word in arguments[:1] if word in COMMANDS]
+    for command in asked or COMMANDS:
+        module = import_module(f".{command}", __package__)
+        app.command(command)(module.command)
+    return lambda: app(prog_name="nftpolicy")

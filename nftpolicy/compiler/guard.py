@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The guard: the last word on what leaves, at the IP layer and at the link layer.
+
+IP layer: postrouting, the only hook that shows the device by which a packet really leaves
+(in the output hook a re-routed packet still shows the old one). Link layer: netdev egress,
+where AF_PACKET frames pass too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict, VerdictMap
+from ..policy.objects import Policy, Uplink
+from . import dns, exemptions, names, phrases
+from .names import of
+from .phrases import OUT, TO_DNS
+
+
+def inside_set(policy: Policy) -> Set:
+    """The devices that are not uplinks, wildcards and all."""
+    return Set("inside", ("ifname",), frozenset(policy.inside), frozenset({"interval"}), origin=("inside",))
+
+
+def chains(policy: Policy) -> tuple[Chain, ...]:
+    """The IP layer. Order of the tests: lo, uplinks by name, devices inside, all others dropped."""
+    devices = [("lo", Verdict("goto", "loopback"))]
+    devices += [
+        (device, Verdict("goto", of(name, "guard")))
+        for name, uplink in policy.uplink.items()
+        for device in uplink.devices
+    ]
+    rules = [Rule((VerdictMap(OUT, frozenset(devices)),))]
+    if policy.inside:
+        rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
+    rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
+    base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
+    return (base, _loopback(policy), _inside(policy), *(_uplink(name, up) for name, up in policy.uplink.items()))
+
+
+def _names(policy: Policy) -> tuple[Rule, ...]:
+    return (Rule((TO_DNS, Verdict("jump", "names"))),) if dns.resolvers(policy) else ()
+
+
+def _loopback(policy: Policy) -> Chain:
+    return Chain("loopback", (*dns.to_resolvers(policy), *_names(policy), Rule((ACCEPT,))))
+
+
+def _inside(policy: Policy) -> Chain:
+    stray = tuple(
+        phrases.drop(of(name, "stray"), phrases.wears(uplink.mark), origin=("uplink", name, "mark"))
+        for name, uplink in policy.uplink.items()
+    )
+    return Chain("inside", (*stray, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+
+
+def _uplink(name: str, uplink: Uplink) -> Chain:
+    marked = Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "identity"))), origin=("uplink", name, "mark"))
+    exempt = exemptions.rules(name, uplink.exempt, "inet")
+    return Chain(
+        of(name, "guard"),
+        (marked, *exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))),
+        origin=("uplink", name),
+    )
+
+
+def link_chains(policy: Policy, ports: Mapping[str, Sequence[str]]) -> tuple[Chain, ...]:
+    """The link layer: a base chain for each uplink device and for each port of one that is a bridge."""
+    return tuple(chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
+
+
+def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
+    origin = ("uplink", name, "devices")
+    marked = Rule((phrases.wears(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
+    exempt = exemptions.rules(name, uplink.exempt, "netdev")
+    shared = Chain(
+        of(name, "link"), (*exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))), origin=origin
+    )
+    onward = Rule((Verdict("goto", of(name, "link")),), origin=origin)
+    # A frame that a bridge passes on shows the port that it came in by; it is not of this machine.
+    bridged = Rule((Match(Meta("iif"), "0", "!="), ACCEPT), origin=origin)
+    own = [_base(device, (marked, onward), origin) for device in uplink.devices]
+    carried = [
+        _base(port, (marked, bridged, onward), origin) for device in uplink.devices for port in ports.get(device, ())
+    ]
+    return [shared, *own, *carried]
+
+
+def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
+    # "@", which VLAN devices can have, is no letter of an nft name.
+    name = "device-" + device.replace("@", "_")
+    return Chain(name, rules, Hook("filter", "egress", names.GUARD, "drop", device), origin=origin)

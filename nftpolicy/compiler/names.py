@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Every name and number that the compiled state is known by, each written once."""
+
+from __future__ import annotations
+
+TABLE = "nftpolicy"
+FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
+UNKNOWN_DEVICE = "unknown-device"  # the counter of packets to devices that the policy does not name
+
+# Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
+# (include/uapi/linux/netfilter_ipv4.h); the guard comes after everything that others hook.
+ARRIVAL = -150
+RESTORE = -150
+REDIRECT = -100
+GUARD = 10000
+
+# The ladder. Before l3mdev's 1000, mwan3's 1001 and netifd's 10000.
+LINK_LOCAL_TO_MAIN = 500
+FIRST_MARK = 510
+MARK_STEP = 10
+MARK_UNREACHABLE = 5  # behind each mark's own rule
+ALL_TO_MAIN = 900
+ALL_UNREACHABLE = 910
+
+# The worst metric that both families take for a route of ours; 0xffffffff is IPv6's own null route.
+LAST_METRIC = 0xFFFFFFFE
+
+
+def of(uplink: str, *parts: str) -> str:
+    """The name of a chain, set or counter that belongs to an uplink: "wan.exempt.arp"."""
+    return ".".join((uplink, *parts))

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Small pieces that several chains are written with."""
+
+from __future__ import annotations
+
+from ..netstate.nft import (
+    DROP,
+    FULL,
+    AnonymousSet,
+    Bitwise,
+    Concat,
+    CounterRef,
+    Ct,
+    Expression,
+    Mangle,
+    Match,
+    Meta,
+    Origin,
+    Payload,
+    Rule,
+    Statement,
+)
+from ..policy.mark import Mark
+from ..policy.objects import Port
+
+PACKET_MARK, FLOW_MARK = Meta("mark"), Ct("mark")
+OUT, IN = Meta("oifname"), Meta("iifname")
+OWNER, GROUP, TRANSPORT = Meta("skuid"), Meta("skgid"), Meta("l4proto")
+TO_PORT, FROM_PORT = Payload("th", "dport"), Payload("th", "sport")
+TCP_OR_UDP = Match(TRANSPORT, AnonymousSet(frozenset({"tcp", "udp"})))
+TO_DNS = Match(TO_PORT, 53)
+IS_REPLY = Match(Ct("direction"), "reply")
+# True for packets of a socket that a process holds; the test does not match (rather than fail)
+# where there is none, as for a RST of the kernel.
+HAS_OWNER = Match(OWNER, "0-4294967294")
+IS_ESTABLISHED = Match(Ct("state"), "established", "in")
+
+
+def wears(mark: Mark, key: Expression = PACKET_MARK) -> Match:
+    """The packet (or its flow) wears the mark."""
+    return Match(Bitwise(key, keep=mark.mask), mark.value)
+
+
+def put_on(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
+    """Put the mark on and keep foreign bits, in the shape in which the kernel lists it."""
+    return Mangle(key, Bitwise(key, keep=(~mark.mask | mark.value) & FULL, put=mark.value))
+
+
+def drop(counter: str, *matches: Statement, origin: Origin = ()) -> Rule:
+    """Count and drop."""
+    return Rule((*matches, CounterRef(counter), DROP), origin=origin)
+
+
+def ports(port: Port) -> int | str:
+    """A port or an interval of ports as nft writes them."""
+    return port.low if port.low == port.high else f"{port.low}-{port.high}"
+
+
+def place(direction: str, family: int) -> Concat:
+    """Transport, address and port of one end: direction "daddr" or "saddr"."""
+    address = Payload("ip" if family == 4 else "ip6", direction)
+    return Concat((TRANSPORT, address, TO_PORT if direction == "daddr" else FROM_PORT))

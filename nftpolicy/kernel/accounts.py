@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Users and groups of this machine."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+
+
+def number(kind: str, name: str) -> int | None:
+    """The number of the user or group (`kind`) of that name, or None."""
+    try:
+        return grp.getgrnam(name).gr_gid if kind == "group" else pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def names(kind: str) -> list[str]:
+    """All users or groups."""
+    return [one.gr_name for one in grp.getgrall()] if kind == "group" else [one.pw_name for one in pwd.getpwall()]

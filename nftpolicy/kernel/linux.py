@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The kernel that this process runs on, in the network namespace of this process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..netstate import json_in, text
+from ..netstate.changes import NftOperation, NftTransaction, RouteChange, RuleChange, Step, SysctlChange
+from ..netstate.nft import Table
+from ..netstate.routing import Sysctl
+from ..netstate.state import Counters, NetState
+from .interface import Refused, Unavailable
+from .libnft import Nft, refusal
+from .rtnetlink import RtNetlink
+
+PROC_SYS = Path("/proc/sys")
+
+
+class Linux:
+    """See interface.Kernel."""
+
+    def __init__(self) -> None:
+        self._nft = Nft()
+        self._links = RtNetlink()
+
+    def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
+        tables = tuple(found for family in families if (found := self._table(family, table)))
+        versions = self.ip_families()
+        rules = tuple(one for version in versions for one in self._links.rules(version) if one.protocol == protocol)
+        routes = tuple(one for version in versions for one in self._links.routes(version, protocol))
+        return NetState(tables, rules, routes, tuple(_read(sysctls)))
+
+    def _table(self, family: str, name: str) -> Table | None:
+        listed = self._nft.json(f"list table {family} {name}")
+        if listed is None:
+            return None
+        (table,) = json_in.ruleset(listed)
+        if family != "netdev":
+            return table
+        return json_in.with_devices(table, self._nft.listing(f"list table {family} {name}") or "")
+
+    def counters(self, table: str) -> Counters:
+        listed = self._nft.json("list counters")
+        found = json_in.counters(listed) if listed else {}
+        return {key: counts for key, counts in found.items() if key[1] == table}
+
+    def carry_out(self, step: Step) -> None:
+        try:
+            match step:
+                case NftTransaction():
+                    self._transaction(step)
+                case RuleChange(verb, rule):
+                    self._links.change_rule(verb, rule)
+                case RouteChange(verb, route):
+                    self._links.change_route(verb, route)
+                case SysctlChange(_, new):
+                    (PROC_SYS / new.path).write_text(new.value)
+        except OSError as error:
+            raise Refused(step, error.strerror or str(error)) from None
+
+    def _transaction(self, step: NftTransaction) -> None:
+        lines = [text.operation(one) for one in step.operations]
+        error = self._nft.load("".join(f"{line}\n" for line in lines))
+        if error is not None:
+            reason, quoted = refusal(error)
+            raise Refused(step, reason, _named(quoted, lines, step.operations))
+
+    def ip_families(self) -> tuple[int, ...]:
+        return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
+
+    def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
+        return self._links.bridge_ports(devices)
+
+    def has_link_guard(self) -> bool:
+        # "lo" is there in every namespace; a check is a transaction that the kernel never commits.
+        probe = 'table netdev nftpolicy-probe { chain probe { type filter hook egress device "lo" priority 0; } }'
+        return self._nft.load(probe, check=True) is None
+
+
+def _named(quoted: str | None, lines: list[str], operations: tuple[NftOperation, ...]) -> object:
+    """The object whose command libnftables quoted: a rule of `Rules`, or the operation's own."""
+    for command, one in zip(lines, operations, strict=True):
+        for index, line in enumerate(command.split("\n")):
+            if quoted is not None and line.startswith(quoted[:200]):
+                rules = getattr(one.object, "rules", None)
+                return rules[index] if command.count("\n") and rules else one.object
+    return None
+
+
+def _read(paths: Iterable[str]) -> Iterable[Sysctl]:
+    for path in paths:
+        try:
+            yield Sysctl(path, (PROC_SYS / path).read_text().strip())
+        except FileNotFoundError:
+            continue  # the device, or the family, is not there
+
+
+def ready() -> Linux:
+    """This machine's kernel, or Unavailable with what to do about it."""
+    if os.uname().sysname != "Linux":
+        raise Unavailable("this needs Linux; 'check' and 'compile' run anywhere")
+    if not _may_administer():
+        raise Unavailable("this needs root (CAP_NET_ADMIN): try again with sudo")
+    return Linux()
+
+
+def _may_administer() -> bool:
+    capabilities = next(
+        (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")), "0"
+    )
+    return bool(int(capabilities, 16) >> 12 & 1)  # CAP_NET_ADMIN

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The steps from an observed state to a desired one, in an order in which the guard always stands.
+
+nft is atomic, rtnetlink is not: so the guard comes before any route or rule changes, tables are
+filled before a rule leads to them, new rules are there before old ones go, and a guard that is
+to go at all goes last.
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from ..netstate.changes import NftTransaction, RouteChange, RuleChange, Step, SysctlChange
+from ..netstate.state import NetState
+from .difference import table_changes
+
+
+@frozen
+class Plan:
+    """Steps in order. No steps: the kernel holds what is wanted."""
+
+    steps: tuple[Step, ...]
+
+
+def plan(observed: NetState, desired: NetState) -> Plan:
+    """From `observed` (our own objects in the kernel) to `desired`.
+
+    A sysctl that `observed` does not have belongs to a device that is not there; it is left out.
+    """
+    held, wanted = set(observed.rules), set(desired.rules)
+    held_routes, wanted_routes = set(observed.routes), set(desired.routes)
+    values = {one.path: one.value for one in observed.sysctls}
+    routing: list[Step] = [
+        SysctlChange(values[one.path], one) for one in desired.sysctls if values.get(one.path, one.value) != one.value
+    ]
+    routing += [RouteChange("add", route) for route in desired.routes if route not in held_routes]
+    routing += [RuleChange("add", rule) for rule in desired.rules if rule not in held]
+    routing += [RuleChange("delete", rule) for rule in observed.rules if rule not in wanted]
+    routing += [RouteChange("delete", route) for route in observed.routes if route not in wanted_routes]
+    guard = _transaction(observed, desired)
+    opens = not desired.tables
+    return Plan((*routing, *guard) if opens else (*guard, *routing))
+
+
+def _transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:
+    keys = {table.key: None for table in (*desired.tables, *observed.tables)}
+    forth = [one for key in keys for one in table_changes(observed.table(*key), desired.table(*key))]
+    back = [one for key in keys for one in table_changes(desired.table(*key), observed.table(*key))]
+    if not forth:
+        return ()
+    return (NftTransaction(tuple(forth), tuple(back)),)
+

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The classes of a policy. They are the Python API; nftpolicy.toml(5) documents the same keys."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from attrs import frozen
+
+from .mark import Mark
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+
+@frozen
+class Account:
+    """A user or group of this machine: how the policy writes it, and its number."""
+
+    name: str
+    number: int
+
+
+@frozen
+class Listen:
+    """Where a resolver listens, on UDP and TCP."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if self.address.version == 6 else f"{self.address}:{self.port}"
+
+
+@frozen
+class Port:
+    """Ports of one transport protocol, `low` to `high` inclusive."""
+
+    protocol: str
+    low: int
+    high: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol}/{self.low}" + (f"-{self.high}" if self.high != self.low else "")
+
+
+@frozen
+class Answer:
+    """An inbound service whose replies may go back: `name` as written, `port` None for ping."""
+
+    name: str
+    port: Port | None
+
+
+@frozen
+class Server:
+    """An upstream DNS server; `zone` is the device of a link-local address."""
+
+    address: Address
+    zone: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.address}%{self.zone}" if self.zone else str(self.address)
+
+
+@frozen
+class Resolver:
+    """The DNS server behind an uplink. With no `servers` they are read from `lease`."""
+
+    listen: tuple[Listen, ...] = (
+        Listen(IPv4Address("127.0.0.1"), 54),
+        Listen(IPv6Address("::1"), 54),
+    )
+    servers: tuple[Server, ...] = ()
+    lease: str | None = None
+    user: Account = Account("65534", 65534)
+
+
+@frozen
+class Uplink:
+    """A way out through somebody else's network."""
+
+    devices: tuple[str, ...]
+    mark: Mark
+    table: int
+    exempt: tuple[str, ...] = ()
+    answer: tuple[Answer, ...] = ()
+    gateways: tuple[Address, ...] = ()
+    resolver: Resolver | None = None
+
+
+@frozen
+class Service:
+    """Sockets that may use an uplink. Those of `group` or `user`, or the kernel's own (WireGuard).
+
+    `to` and `ports` narrow where they may send; empty is anywhere.
+    """
+
+    uplink: str
+    group: Account | None = None
+    user: Account | None = None
+    kernel: bool = False
+    marks: str = "itself"
+    to: tuple[Network, ...] = ()
+    ports: tuple[Port, ...] = ()
+
+
+@frozen
+class Policy:
+    """A whole policy. Devices that `inside` does not name count as uplinks."""
+
+    name: str
+    inside: tuple[str, ...]
+    uplink: dict[str, Uplink]
+    service: dict[str, Service]

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Apply and release: observe, plan, carry out step by step, read back.
+
+A step that the kernel refuses is followed by the inverses of the steps before it, so that the
+kernel is left as it was.
+"""
+
+from __future__ import annotations
+
+from attrs import evolve, frozen
+
+from ..compiler import names
+from ..compiler.compile import Machine, compile_policy
+from ..compiler.sysctls import sysctls
+from ..kernel.interface import Kernel, Refused
+from ..netstate.changes import Step, SysctlChange
+from ..netstate.routing import PROTOCOL, Sysctl
+from ..netstate.state import NetState
+from ..planner.plan import Plan, plan
+from ..policy.objects import Policy
+from .memory import Memory
+
+
+class NotHeld(Exception):
+    """The kernel took every step and yet does not hold what was wanted; everything was undone."""
+
+    def __init__(self, missing: Plan) -> None:
+        self.missing = missing
+        super().__init__("the kernel took every step, but reads back something else")
+
+
+@frozen
+class Prospect:
+    """What is in the kernel, what should be, and the way there."""
+
+    observed: NetState
+    desired: NetState
+    plan: Plan
+    link_guard: bool
+
+
+def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
+    """Look, and plan to apply `policy`. Changes nothing."""
+    before = memory.sysctls()
+    observed = observe(kernel, [one.path for one in sysctls(policy)] + list(before))
+    link_guard = observed.table("netdev", names.TABLE) is not None or kernel.has_link_guard()
+    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
+    desired = compile_policy(policy, Machine(kernel.bridge_ports(devices), link_guard))
+    desired = _of_families(desired, kernel.ip_families())
+    # Sysctls that an earlier policy set and this one does not care for go back to what they were.
+    mine = {one.path for one in desired.sysctls}
+    back = tuple(Sysctl(path, value) for path, value in before.items() if path not in mine)
+    desired = evolve(desired, sysctls=(*desired.sysctls, *back))
+    return Prospect(observed, desired, plan(observed, desired), link_guard)
+
+
+def observe(kernel: Kernel, paths: list[str]) -> NetState:
+    """Our own objects in the kernel, and the sysctls at `paths`."""
+    return kernel.observe(names.TABLE, names.FAMILIES, PROTOCOL, paths)
+
+
+def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
+    rules = tuple(one for one in state.rules if one.family in families)
+    routes = tuple(one for one in state.routes if one.family in families)
+    return evolve(state, rules=rules, routes=routes)
+
+
+def apply(kernel: Kernel, found: Prospect, memory: Memory) -> None:
+    """Carry out a prospect. Raises Refused or NotHeld, with the kernel as it was before."""
+    memory.remember_sysctls({step.new.path: step.old for step in found.plan.steps if isinstance(step, SysctlChange)})
+    carry_out(kernel, found.plan)
+    missing = plan(observe(kernel, [one.path for one in found.desired.sysctls]), found.desired)
+    if missing.steps:
+        undo(kernel, list(found.plan.steps))
+        raise NotHeld(missing)
+
+
+def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
+    """Look, and plan to take away every object of ours. Changes nothing."""
+    before = memory.sysctls()
+    observed = observe(kernel, list(before))
+    desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in before.items()))
+    return Prospect(observed, desired, plan(observed, desired), True)
+
+
+def carry_out(kernel: Kernel, todo: Plan) -> None:
+    """Every step in order; on a refusal or an interrupt, the steps done are taken back."""
+    done: list[Step] = []
+    try:
+        for step in todo.steps:
+            kernel.carry_out(step)
+            done.append(step)
+    except BaseException:
+        undo(kernel, done)
+        raise
+
+
+def undo(kernel: Kernel, done: list[Step]) -> None:
+    """The inverses of `done`, last first. One that fails does not keep the others from being tried."""
+    for step in reversed(done):
+        try:
+            kernel.carry_out(step.inverse())
+        except Refused:
+            continue

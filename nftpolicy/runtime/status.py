@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is in force, held against what the policy wants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from ..compiler import names
+from ..kernel.interface import Kernel
+from ..netstate import nft, text
+from ..netstate.changes import Elements, NftTransaction, RouteChange, RuleChange, Rules, SysctlChange
+from ..netstate.iproute import route, rule
+from ..netstate.routing import IpRule, Route, Sysctl
+from ..netstate.state import Counters
+from ..planner.plan import Plan
+from ..policy.objects import Policy
+from .apply import Prospect
+
+
+@frozen
+class Status:
+    """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected."""
+
+    policy: Policy
+    parts: dict[str, bool]
+    missing: tuple[str, ...]
+    counters: Counters
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the kernel holds exactly what the policy wants."""
+        return all(self.parts.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """The same facts, for `status --json`."""
+        return {
+            "policy": self.policy.name,
+            "as_expected": self.as_expected,
+            "parts": self.parts,
+            "differences": list(self.missing),
+            "uplinks": {
+                name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
+                for name, uplink in self.policy.uplink.items()
+            },
+            "services": {name: {"uplink": service.uplink} for name, service in self.policy.service.items()},
+            "counters": [
+                {"layer": LAYERS[family], "counter": name, "packets": counts.packets, "bytes": counts.bytes}
+                for (family, _, name), counts in sorted(self.counters.items())
+            ],
+        }
+
+
+LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
+
+
+def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
+    """Compare; changes nothing."""
+    steps = found.plan.steps
+    changed = {one.family for step in steps if isinstance(step, NftTransaction) for one in step.operations}
+    parts = {
+        "guard": "inet" not in changed,
+        "link guard": found.link_guard and "netdev" not in changed,
+        "ladder": not any(isinstance(step, RuleChange) for step in steps),
+        "routes": not any(isinstance(step, RouteChange) for step in steps),
+        "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
+    }
+    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE))
+
+
+def lines(todo: Plan) -> list[str]:
+    """A plan in the words of nft, ip and sysctl, a line each; long element lists are shortened."""
+    shown: list[str] = []
+    for step in todo.steps:
+        match step:
+            case NftTransaction(operations):
+                shown += ["nft transaction:"]
+                shown += [f"    {line[:240]}" for one in operations for line in text.operation(one).split("\n")]
+            case RuleChange(verb, item):
+                shown.append(f"ip -{item.family} rule {verb} {rule(item)}")
+            case RouteChange(verb, item):
+                shown.append(f"ip -{item.family} route {verb} {route(item)}")
+            case SysctlChange(old, new):
+                shown.append(f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})")
+    return shown
+
+
+def describe(item: object) -> str:
+    """One object of a plan, short, as nft or ip write it."""
+    match item:
+        case nft.Rule():
+            return f"the rule {text.rule(item)!r}"
+        case nft.Chain(name) | nft.Set(name) | nft.NamedCounter(name):
+            return f"{type(item).__name__.lower()} {name}"
+        case nft.Table(family, name):
+            return f"table {family} {name}"
+        case Elements(of, _):
+            return f"elements of set {of.name}"
+        case Rules(chain, _):
+            return f"rules of chain {chain.name}"
+        case IpRule():
+            return f"ip -{item.family} rule {rule(item)!r}"
+        case Route():
+            return f"ip -{item.family} route {route(item)!r}"
+        case Sysctl(path, value):
+            return f"sysctl {path.replace('/', '.')} = {value}"
+    return ""

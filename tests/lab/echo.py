@@ -1,0 +1,25 @@
+"""The server's echo service, so that a whole exchange can be seen: UDP and TCP, both families."""
+
+import select
+import socket
+
+
+def serve(port: int) -> None:
+    """Answer forever with what came: each datagram, and the first 4096 bytes of each connection."""
+    datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    datagrams.bind(("::", port))
+    streams = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    while True:
+        for ready in select.select([datagrams, streams], [], [])[0]:
+            try:
+                if ready is datagrams:
+                    data, peer = datagrams.recvfrom(4096)
+                    datagrams.sendto(data, peer)
+                else:
+                    connection, _ = streams.accept()
+                    with connection:
+                        connection.settimeout(1)
+                        connection.sendall(connection.recv(4096))
+            except OSError:  # a peer that went away must not end the service
+                continue

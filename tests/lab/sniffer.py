@@ -1,0 +1,106 @@
+"""What arrives at the far side of a link."""
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from . import frames
+from .frames import Frame
+from .netns import Namespace
+
+_SOL_PACKET, _PACKET_AUXDATA, _PACKET_STATISTICS = 263, 8, 6
+_SO_RCVBUFFORCE = 33
+_PACKET_OUTGOING = 4
+_VLAN_VALID, _VLAN_TPID_VALID = 1 << 4, 1 << 6
+_ETH_P_ALL = 3
+_BUFFER = 64 << 20  # bytes; the kernel keeps the frames until somebody asks, so no thread is needed
+
+
+class Sniffer:
+    """Captures the frames that a device receives from its peer; those that this side sends are left out.
+
+    Captures from the moment it is made until `stop`. A context manager.
+    """
+
+    def __init__(self, namespace: Namespace, device: str) -> None:
+        self.device = device
+        self._frames: list[Frame] = []
+        self._dropped = 0
+        self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)  # protocol 0: deaf until it is bound
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.bind((device, _ETH_P_ALL))
+
+    def __enter__(self) -> "Sniffer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def frames(self) -> list[Frame]:
+        """All frames since the start or the last `drain`."""
+        self._collect()
+        return list(self._frames)
+
+    def drain(self) -> list[Frame]:
+        """The same, and forget them."""
+        self._collect()
+        frames_, self._frames = self._frames, []
+        return frames_
+
+    def wait_for(self, predicate: Callable[[Frame], bool], seconds: float) -> Frame | None:
+        """The first frame, old or new, for which `predicate` is true; None if none came within `seconds`."""
+        end, done = time.monotonic() + seconds, 0
+        while True:
+            self._collect()
+            for frame in self._frames[done:]:
+                if predicate(frame):
+                    return frame
+            done = len(self._frames)
+            left = end - time.monotonic()
+            if left <= 0 or self._socket.fileno() < 0:
+                return None
+            select.select([self._socket], [], [], left)
+
+    @property
+    def dropped(self) -> int:
+        """Frames that the kernel had to drop as the buffer was full; a test that finds any has not seen everything."""
+        if self._socket.fileno() >= 0:
+            counts = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)  # reading resets them
+            self._dropped += struct.unpack("=II", counts)[1]
+        return self._dropped
+
+    def stop(self) -> None:
+        """Capture no more; what was captured can still be read. Can be called twice."""
+        if self._socket.fileno() >= 0:
+            self._collect()
+            self._socket.close()
+
+    def _collect(self) -> None:
+        if self._socket.fileno() < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    raw, ancillary, _, address = self._socket.recvmsg(65600, 256)
+                except OSError as error:
+                    if error.errno == 100:  # ENETDOWN, reported once when the device goes down
+                        continue
+                    raise
+                if address[2] != _PACKET_OUTGOING and len(raw) >= 14:
+                    self._frames.append(frames.parse(_with_vlan(raw, ancillary)))
+
+
+def _with_vlan(raw: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    """Put the VLAN tag back, which the kernel moves out of the frame."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (_SOL_PACKET, _PACKET_AUXDATA):
+            status, _, _, _, _, tci, tpid = struct.unpack("=IIIHHHH", data[:20])
+            if status & _VLAN_VALID:
+                tpid = tpid if status & _VLAN_TPID_VALID else frames.ETH_VLAN
+                return raw[:12] + struct.pack("!HH", tpid, tci) + raw[12:]
+    return raw
