@@ -267,7 +267,7 @@ def inhabitants(namespaces: set[int]) -> list[str]:
 def test_nothing_survives_the_lab(how: signal.Signals) -> None:
     def machine() -> tuple[str, ...]:
         listing = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        return listing, Path("/proc/self/mounts").read_text(), *sorted(os.listdir("/run"))
+        return listing, Path("/proc/self/mounts").read_text(), *sorted(path.name for path in Path("/run").iterdir())
 
     before = machine()
     command = [sys.executable, "-c", HOLD, str(Path(__file__).parent)]

@@ -32,7 +32,7 @@ def command(
         memory.remember_policy(source.name, source.text.encode())
     if not found.link_guard:
         print(
-            "nftpolicy: this kernel has no netdev egress hook: frames of AF_PACKET sockets (CAP_NET_RAW) are not guarded",
+            "nftpolicy: this kernel has no netdev egress hook: frames of AF_PACKET sockets are not guarded",
             file=sys.stderr,
         )
     done = f"applied in {len(found.plan.steps)} steps" if found.plan.steps else "the kernel holds it already"

@@ -2,7 +2,7 @@
 """nftpolicy compile FILE --to FORM"""
 
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -14,7 +14,7 @@ from ..policy.objects import Policy
 from .common import BAD_INPUT, Failure, read_policy
 
 
-class Form(str, Enum):
+class Form(StrEnum):
     """What a compiled policy can be written as."""
 
     json = "json"

@@ -27,7 +27,7 @@ class Machine:
     link_guard: bool = True
 
 
-def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:  # noqa: B008 - frozen
+def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:
     """The state of the kernel that carries out the policy."""
     tables = (_ip_table(policy), *((_link_table(policy, machine),) if machine.link_guard else ()))
     return NetState(tables, ladder.rules(policy), ladder.routes(policy), sysctls(policy))

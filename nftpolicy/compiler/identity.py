@@ -78,7 +78,9 @@ def services(uplink: str, policy: Policy) -> dict[str, Service]:
 
 
 def _numbers(chosen: dict[str, Service], key: str) -> frozenset[int]:
-    return frozenset(account.number for service in chosen.values() for kind, account in accounts(service) if kind == key)
+    return frozenset(
+        account.number for service in chosen.values() for kind, account in accounts(service) if kind == key
+    )
 
 
 def _rows(uplink: str, policy: Policy) -> dict[Shape, set[Element]]:

@@ -18,3 +18,12 @@ def number(kind: str, name: str) -> int | None:
 def names(kind: str) -> list[str]:
     """All users or groups."""
     return [one.gr_name for one in grp.getgrall()] if kind == "group" else [one.pw_name for one in pwd.getpwall()]
+
+
+def user_and_group(uid: int) -> tuple[str, str] | None:
+    """The names of the user of that number and of its group, or None."""
+    try:
+        user = pwd.getpwuid(uid)
+        return user.pw_name, grp.getgrgid(user.pw_gid).gr_name
+    except KeyError:
+        return None

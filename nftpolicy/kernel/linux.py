@@ -76,7 +76,10 @@ class Linux:
 
     def has_link_guard(self) -> bool:
         # "lo" is there in every namespace; a check is a transaction that the kernel never commits.
-        probe = 'table netdev nftpolicy-probe { chain probe { type filter hook egress device "lo" priority 0; } }'
+        probe = (
+            "add table netdev nftpolicy-probe\n"
+            'add chain netdev nftpolicy-probe probe { type filter hook egress device "lo" priority 0; }\n'
+        )
         return self._nft.load(probe, check=True) is None
 
 
@@ -109,6 +112,7 @@ def ready() -> Linux:
 
 def _may_administer() -> bool:
     capabilities = next(
-        (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")), "0"
+        (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")),
+        "0",
     )
     return bool(int(capabilities, 16) >> 12 & 1)  # CAP_NET_ADMIN

@@ -94,7 +94,11 @@ def _verdict(item: Any) -> nft.Verdict | None:
 def _masked_flags(body: dict[str, Any]) -> nft.Match | None:
     """`tcp flags & rst == rst`: symbolic bits, which we keep as a match on the field."""
     match body:
-        case {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, str(mask)]}, "right": right}:
+        case {
+            "op": "==",
+            "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, str(mask)]},
+            "right": right,
+        }:
             if right == mask:
                 return nft.Match(nft.Payload("tcp", "flags"), mask, "&")
     return None

@@ -158,7 +158,11 @@ def table(item: nft.Table) -> str:
     lines = [f"table {name(item.family)} {name(item.name)} {{"]
     lines += [f"\tcounter {name(counter.name)} {{ }}" for counter in item.counters]
     for one in item.sets:
-        lines += ["", f"\tset {name(one.name)} {{", *(f"\t\t{part.strip()}" for part in set_body(one).split(";") if part)]
+        lines += [
+            "",
+            f"\tset {name(one.name)} {{",
+            *(f"\t\t{part.strip()}" for part in set_body(one).split(";") if part),
+        ]
         if one.elements:
             lines.append(f"\t\telements = {elements(one, one.elements)}")
         lines.append("\t}")

@@ -49,4 +49,3 @@ def _transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction,
     if not forth:
         return ()
     return (NftTransaction(tuple(forth), tuple(back)),)
-

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import combinations
 
-
 from .errors import Path, nearest
 from .objects import Account, Policy, Service
 
@@ -24,7 +23,7 @@ def faults(policy: Policy) -> Iterator[Fault]:
 
 def covered(device: str, inside: tuple[str, ...]) -> str | None:
     """The pattern of `inside` that names the device, or None."""
-    return next((one for one in inside if device == one or one[-1] == "*" and device.startswith(one[:-1])), None)
+    return next((one for one in inside if device == one or (one[-1] == "*" and device.startswith(one[:-1]))), None)
 
 
 def _uplinks_are_there(policy: Policy) -> Iterator[Fault]:
@@ -40,7 +39,10 @@ def _uplinks_are_there(policy: Policy) -> Iterator[Fault]:
 def _tables(policy: Policy) -> Iterator[Fault]:
     for name, uplink in policy.uplink.items():
         if uplink.table in RESERVED_TABLES:
-            yield ("uplink", name, "table"), f"table {uplink.table} is the kernel's own (0, 253 default, 254 main, 255 local); choose another"
+            yield (
+                ("uplink", name, "table"),
+                f"table {uplink.table} is the kernel's own (0, 253 default, 254 main, 255 local); choose another",
+            )
         elif not 1 <= uplink.table <= 2**32 - 1:
             yield ("uplink", name, "table"), "a table is a number from 1 to 4294967295"
     for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
@@ -67,9 +69,12 @@ def _marks(policy: Policy) -> Iterator[Fault]:
     for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
         if a.mark.overlaps(b.mark):
             both = a.mark.value | b.mark.value
-            yield ("uplink", second, "mark"), (
-                f"overlaps with uplink {first!r}: the mark {both:#x} would be {a.mark} and {b.mark} at once; "
-                "give both one mask and different values"
+            yield (
+                ("uplink", second, "mark"),
+                (
+                    f"overlaps with uplink {first!r}: the mark {both:#x} would be {a.mark} and {b.mark} at once; "
+                    "give both one mask and different values"
+                ),
             )
 
 
@@ -90,12 +95,20 @@ def _listening(policy: Policy) -> Iterator[Fault]:
         path: Path = ("uplink", name, "resolver")
         if not uplink.resolver.listen:
             yield (*path, "listen"), "a resolver listens somewhere; leave the key out for 127.0.0.1:54 and [::1]:54"
+        if len({listen.port for listen in uplink.resolver.listen}) > 1:
+            yield (*path, "listen"), "a resolver has one port on all its addresses"
         for index, listen in enumerate(uplink.resolver.listen):
             place = (str(listen.address), listen.port)
             if place in taken:
                 yield (*path, "listen", index), f"{listen} is taken by the resolver of uplink {taken[place]!r}"
             if listen.port == 53 and listen.address.is_loopback:
-                yield (*path, "listen", index), f"{listen} is where the machine's own resolver is asked; choose another port, such as 54"
+                yield (
+                    (*path, "listen", index),
+                    f"{listen} is where the machine's own resolver is asked; choose another port, such as 54",
+                )
+            same = [one for one in uplink.resolver.listen if one.address.version == listen.address.version]
+            if same.index(listen):
+                yield (*path, "listen", index), f"a resolver has one address of each family, and {same[0]} is it"
             taken[place] = name
         if uplink.resolver.user.number == 0:
             yield (*path, "user"), "root's sockets are too many to be the resolver's; choose a user of its own"
@@ -142,16 +155,22 @@ def _services_have_uplinks(policy: Policy) -> Iterator[Fault]:
     for name, service in policy.service.items():
         if service.uplink not in policy.uplink:
             known = ", ".join(policy.uplink)
-            yield ("service", name, "uplink"), f"there is no uplink {service.uplink!r}{nearest(service.uplink, policy.uplink)}; known are {known}"
+            yield (
+                ("service", name, "uplink"),
+                f"there is no uplink {service.uplink!r}{nearest(service.uplink, policy.uplink)}; known are {known}",
+            )
 
 
 def _resolver_is_no_service(policy: Policy) -> Iterator[Fault]:
     resolvers = {up.resolver.user.number: name for name, up in policy.uplink.items() if up.resolver}
     for name, service in policy.service.items():
         if service.user and service.user.number in resolvers:
-            yield ("service", name, "user"), (
-                f"user {service.user.name!r} runs the resolver of uplink {resolvers[service.user.number]!r}, "
-                "whose own queries would come back to it; choose another"
+            yield (
+                ("service", name, "user"),
+                (
+                    f"user {service.user.name!r} runs the resolver of uplink {resolvers[service.user.number]!r}, "
+                    "whose own queries would come back to it; choose another"
+                ),
             )
 
 

@@ -33,7 +33,7 @@ def shown(path: Path) -> str:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """" (did you mean X?)" for the nearest of `words`, or nothing."""
+    """ " (did you mean X?)" for the nearest of `words`, or nothing."""
     from difflib import get_close_matches  # slow to import, and only bad input needs it
 
     found = get_close_matches(word, list(words), n=1)

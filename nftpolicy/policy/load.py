@@ -57,7 +57,9 @@ def _decode(data: bytes, name: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise PolicyError(f"byte {error.start} is not UTF-8; save the file as UTF-8 text", source=name, line=line) from None
+        raise PolicyError(
+            f"byte {error.start} is not UTF-8; save the file as UTF-8 text", source=name, line=line
+        ) from None
 
 
 def _syntax(error: tomllib.TOMLDecodeError, name: str) -> PolicyError:
@@ -113,7 +115,10 @@ def _is_table(kind: Any) -> bool:
 def _list(converter: Converter, item: object, kind: Any) -> tuple[Any, ...]:
     if not isinstance(item, list):
         raise ValueError(f"expected a list in [ ], got {values.describe(item)}")
-    return _all(((index, value) for index, value in enumerate(item)), lambda _, value: converter.structure(value, get_args(kind)[0]))
+    return _all(
+        ((index, value) for index, value in enumerate(item)),
+        lambda _, value: converter.structure(value, get_args(kind)[0]),
+    )
 
 
 def _table(converter: Converter, item: object, kind: Any) -> dict[str, Any]:
@@ -149,7 +154,9 @@ _SPECIAL: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Policy, "inside"): lambda item: _each(item, values.pattern),
     (objects.Uplink, "devices"): lambda item: _each(item, values.device),
     (objects.Uplink, "exempt"): lambda item: _each(item, lambda one: values.one_of(one, words.EXEMPTIONS, "exemption")),
-    (objects.Service, "marks"): lambda item: values.one_of(item, words.MARKS, "way to mark sockets that this version knows"),
+    (objects.Service, "marks"): lambda item: values.one_of(
+        item, words.MARKS, "way to mark sockets that this version knows"
+    ),
 }
 
 
@@ -185,7 +192,11 @@ def _builder(converter: Converter, kind: type, field: Any, accounts: Accounts) -
     if special:
         return special
     # "X | None": an absent key is the only way to say None.
-    wanted = next((one for one in get_args(field.type) if one is not type(None)), field.type) if _optional(field.type) else field.type
+    wanted = (
+        next((one for one in get_args(field.type) if one is not type(None)), field.type)
+        if _optional(field.type)
+        else field.type
+    )
     if wanted is objects.Account:
         return lambda item: accounts(field.name, item)
     return lambda item: converter.structure(item, wanted)

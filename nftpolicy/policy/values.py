@@ -43,7 +43,14 @@ def boolean(item: object) -> bool:
 
 def describe(item: object) -> str:
     """A value in the words of TOML, short."""
-    kinds = {bool: "a boolean", int: "a number", float: "a decimal number", list: "a list", dict: "a table", str: "a string"}
+    kinds = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a decimal number",
+        list: "a list",
+        dict: "a table",
+        str: "a string",
+    }
     kind = kinds.get(type(item), "a date")
     return f"{kind}" if isinstance(item, dict | list) else f"{kind} ({str(item)[:40]!r})"
 
@@ -109,7 +116,9 @@ def listen(item: object) -> Listen:
     if not 1 <= int(port) <= 65535:
         raise ValueError(f"{item}: a port is 1 to 65535")
     if found.is_unspecified or found.is_multicast:
-        raise ValueError(f"{item}: a resolver that listens everywhere answers everybody; name one address of this machine")
+        raise ValueError(
+            f"{item}: a resolver that listens everywhere answers everybody; name one address of this machine"
+        )
     return Listen(found, int(port))
 
 
@@ -131,10 +140,8 @@ def answer(item: object) -> Answer:
     try:
         return Answer(text(item), port(words.ANSWERS.get(text(item), item)))
     except ValueError:
-        known = ", ".join(words.ANSWERS)
-        raise ValueError(
-            f'{item!r} is no service that an uplink can answer: {known}, "tcp/PORT" or "udp/PORT"{nearest(text(item), words.ANSWERS)}'
-        ) from None
+        known = f'{", ".join(words.ANSWERS)}, "tcp/PORT" or "udp/PORT"{nearest(text(item), words.ANSWERS)}'
+        raise ValueError(f"{item!r} is no service that an uplink can answer: {known}") from None
 
 
 def one_of(item: object, table: dict[str, str], what: str) -> str:

@@ -71,7 +71,7 @@ class Memory:
     def alone(self) -> Iterator[None]:
         """Hold off every other process that changes this namespace. Raises Busy."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "a+") as lock:
+        with (self.folder / "lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -86,4 +86,4 @@ class Memory:
 def of_this_namespace() -> Memory:
     """The memory of the network namespace that this process is in."""
     root = Path(os.environ.get("NFTPOLICY_STATE", DEFAULT))
-    return Memory(root / f"netns-{os.stat('/proc/self/ns/net').st_ino}")
+    return Memory(root / f"netns-{Path('/proc/self/ns/net').stat().st_ino}")

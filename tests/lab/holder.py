@@ -40,25 +40,26 @@ def start(etc: Mapping[str, str]) -> "subprocess.Popen[bytes]":
 
 
 def _private_files(etc: Mapping[str, str]) -> None:
-    targets = {name: os.path.realpath(f"/etc/{name}") for name in etc}  # resolv.conf is often a link into /run
+    targets = {name: Path("/etc", name).resolve() for name in etc}  # resolv.conf is often a link into /run
     syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
     syscalls.mount("tmpfs", PRIVATE, "tmpfs", data="mode=755,size=16m")
-    os.makedirs(f"{PRIVATE}/lab/etc")
+    shelf = Path(PRIVATE, "lab", "etc")
+    shelf.mkdir(parents=True)
     _fresh_sysfs()
     for name, target in targets.items():
-        copy = f"{PRIVATE}/lab/etc/{name}"
-        Path(copy).write_text(etc[name])
-        if target.startswith(PRIVATE + "/"):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            Path(target).write_text(etc[name])
-        elif os.path.exists(target):
-            syscalls.mount(copy, target, flags=syscalls.MS_BIND)
+        copy = shelf / name
+        copy.write_text(etc[name])
+        if target.is_relative_to(PRIVATE):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(etc[name])
+        elif target.exists():
+            syscalls.mount(str(copy), str(target), flags=syscalls.MS_BIND)
 
 
 def _fresh_sysfs() -> None:
     """Let /sys show this namespace's devices, and keep the cgroup tree, which a fresh sysfs lacks."""
     tree, shelf = "/sys/fs/cgroup", f"{PRIVATE}/lab/cgroup"
-    os.makedirs(shelf)
+    Path(shelf).mkdir()
     syscalls.mount(tree, shelf, flags=syscalls.MS_BIND | syscalls.MS_REC)
     syscalls.mount("sysfs", "/sys", "sysfs")
     syscalls.mount(shelf, tree, flags=syscalls.MS_MOVE)

@@ -130,7 +130,7 @@ class Namespace:
 
         `options` go to subprocess.Popen; input and output are /dev/null unless they say otherwise.
         """
-        null = {key: subprocess.DEVNULL for key in ("stdin", "stdout", "stderr")}
+        null = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         return self._start(argv, (uid, gid, groups), env, **(null | options))
 
     def ip(self, *commands: str) -> None:
@@ -210,14 +210,14 @@ class Namespace:
         with syscalls.visit(self._fds["pid"], "pid"):
             yield
 
-    def _enter(self, directory: str) -> None:
+    def _enter(self, directory: Path) -> None:
         syscalls.setns(self._fds["net"], syscalls.CLONE_NEWNET)
         syscalls.setns(self._fds["mnt"], syscalls.CLONE_NEWNS)  # this moves to the root directory
         with contextlib.suppress(OSError):
             os.chdir(directory)
 
     def _fork(self, work: Callable[[], Any], ids: tuple[Any, ...]) -> int:
-        here = os.getcwd()
+        here = Path.cwd()
         with self._pid(), syscalls.uninterrupted() as restore:
             if process := os.fork():
                 self._children.append(process)
@@ -236,7 +236,7 @@ class Namespace:
     def _start(
         self, argv: Sequence[str], ids: tuple[Any, ...], env: Mapping[str, str] | None, **options: Any
     ) -> "subprocess.Popen[Any]":
-        here = os.getcwd()
+        here = Path.cwd()
 
         def inside() -> None:
             restore()

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The uplink's resolver: a second dnsmasq whose sockets wear the uplink's mark.
+
+It asks only the servers of the uplink, answers on the policy's addresses, keeps no cache, and
+without a server it refuses. Its mark is put on by its cgroup and looked at while it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from ..kernel import accounts
+from ..kernel.cgroup import MarkedGroup, unmarked
+from ..kernel.interface import Unavailable
+from ..policy.objects import Resolver, Server, Uplink
+from . import leases
+from .memory import DEFAULT
+
+_EVERY = 1.0  # seconds between two looks at the lease, and at the sockets
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class Failed(Exception):
+    """The resolver can't run, or may not go on; says why."""
+
+
+@frozen
+class Job:
+    """One resolver to run: uplink `name` with its settings; `folder` is for its files."""
+
+    name: str
+    uplink: Uplink
+    resolver: Resolver
+    folder: Path
+    say: Callable[[str], None]
+
+    @property
+    def lease(self) -> Path:
+        """The file that names the servers, if the policy does not."""
+        return Path(self.resolver.lease or f"{DEFAULT}/{self.name}.dns")
+
+    @property
+    def servers_file(self) -> Path:
+        """The file by which dnsmasq knows its servers; it reads it again when it changes."""
+        return self.folder / "servers"
+
+
+def run(job: Job) -> None:
+    """Run until a signal ends it. Raises Failed, or Unavailable."""
+    program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not program:
+        raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
+    _prepare(job.folder)
+    mark = job.uplink.mark
+    with MarkedGroup(f"nftpolicy-{job.folder.parent.name}-{job.name}", mark.value, mark.mask) as group:
+        if not group.tried():
+            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {mark}")
+        current = _refresh(job, None)
+        child = subprocess.Popen(
+            [program, *arguments(job)], preexec_fn=lambda: _before(group), stdin=subprocess.DEVNULL
+        )
+        try:
+            _watch(job, child, group, current)
+        finally:
+            _end(child)
+            shutil.rmtree(job.folder, ignore_errors=True)
+
+
+def arguments(job: Job) -> list[str]:
+    """dnsmasq's options (dnsmasq(8))."""
+    user = accounts.user_and_group(job.resolver.user.number)
+    if user is None:
+        raise Failed(f"user {job.resolver.user.name} has no name on this machine, and dnsmasq wants one; create it")
+    return [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file",
+        "--log-facility=-",
+        f"--user={user[0]}",
+        f"--group={user[1]}",
+        f"--port={job.resolver.listen[0].port}",
+        "--bind-interfaces",
+        *(f"--listen-address={listen.address}" for listen in job.resolver.listen),
+        f"--resolv-file={job.servers_file}",
+        "--no-hosts",
+        "--cache-size=0",
+        "--proxy-dnssec",
+        "--edns-packet-max=1232",
+    ]
+
+
+def _prepare(folder: Path) -> None:
+    # dnsmasq reads its servers as the unprivileged user, whatever our umask is.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for one in (folder, folder.parent, folder.parent.parent):
+        one.chmod(one.stat().st_mode | 0o755)
+
+
+def _before(group: MarkedGroup) -> None:
+    group.join()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _refresh(job: Job, last: tuple[object, ...] | None) -> tuple[object, ...]:
+    """Write the servers if they changed; returns what to compare with the next time."""
+    if job.resolver.servers:
+        found, seen = list(job.resolver.servers), ("static",)
+    else:
+        seen = _stamp(job.lease)
+        if seen == last:
+            return seen
+        text = job.lease.read_text(errors="replace") if len(seen) > 1 else ""
+        found, refused = leases.servers(text, job.uplink.devices[0])
+        for word in refused:
+            job.say(f"{job.lease}: {word[:60]!r} is no address of a DNS server; left out")
+    if seen != last:
+        _write(job, found)
+    return seen
+
+
+def _stamp(file: Path) -> tuple[object, ...]:
+    try:
+        known = file.stat()
+    except OSError:
+        return ("absent",)
+    return known.st_ino, known.st_mtime_ns, known.st_size
+
+
+def _write(job: Job, found: list[Server]) -> None:
+    new = job.servers_file.with_suffix(".new")
+    new.write_text("".join(f"nameserver {server}\n" for server in found))
+    new.chmod(0o644)
+    new.replace(job.servers_file)
+    named = ", ".join(map(str, found)) or f"none yet (waiting for {job.lease}); names are refused until then"
+    job.say(f"servers of uplink {job.name}: {named}")
+
+
+def _watch(job: Job, child: subprocess.Popen[bytes], group: MarkedGroup, current: tuple[object, ...]) -> None:
+    ended: list[int] = []
+    previous = {number: signal.signal(number, lambda which, _: ended.append(which)) for number in _ENDING}
+    try:
+        ready = False
+        while not ended:
+            status = child.poll()
+            if status is not None:
+                raise Failed(f"dnsmasq ended with status {status}; its own words are above")
+            bare = unmarked(child.pid, group.wears)
+            if bare:
+                raise Failed(f"a socket of dnsmasq does not wear the mark {job.uplink.mark}: {bare[0]}; stopped")
+            if not ready and _listens(child.pid):
+                ready = True
+                job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
+            current = _refresh(job, current)
+            time.sleep(_EVERY if ready else 0.05)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _listens(pid: int) -> bool:
+    """Whether dnsmasq has dropped root: it binds its sockets before that."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "\nUid:\t0\t" not in status
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(3)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
