@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import addresses as at
-from lab import dns, frames, probes, ra
-from lab.frames import classify
-from lab.netns import Namespace, wait_until
-from lab.topology import Lab, missing
+
+from tests.lab import addresses as at
+from tests.lab import dns, frames, probes, ra
+from tests.lab.frames import classify
+from tests.lab.netns import Namespace, wait_until
+from tests.lab.topology import Lab, missing
 
 needs_lab = pytest.mark.skipif(bool(missing()), reason=f"a lab needs {', '.join(missing())}")
 
@@ -241,7 +242,7 @@ def test_the_vpn_connects_by_its_mark(family: int) -> None:
 HOLD = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from lab.topology import Lab
+from tests.lab.topology import Lab
 with Lab() as lab:
     lab.start_fastd_client(777)
     spaces = (lab.home, lab.neighbour, lab.server, lab.mesh, lab.client, lab.node)
@@ -270,7 +271,7 @@ def test_nothing_survives_the_lab(how: signal.Signals) -> None:
         return listing, Path("/proc/self/mounts").read_text(), *sorted(path.name for path in Path("/run").iterdir())
 
     before = machine()
-    command = [sys.executable, "-c", HOLD, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", HOLD, str(Path(__file__).parents[1])]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True) as holder:
         assert holder.stdout

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -56,3 +58,38 @@ def _counters(found: Status) -> Table:
     for (family, _, name), counts in sorted(found.counters.items(), key=lambda item: (item[0][0], item[0][2])):
         table.add_row(name, LAYERS[family], str(counts.packets), str(counts.bytes))
     return table
+
+
+def show_demo(report: Any) -> None:
+    """What the demo found: one table for packets, one for names, the facts, and the verdict in one line."""
+    console = Console(highlight=False)
+    packets = _table("state", "probes", "kinds", "unmarked by WAN", "marked by WAN", "marked by mesh", numbers=5)
+    for state in report.states:
+        packets.add_row(
+            state.name,
+            str(state.probes),
+            str(state.kinds),
+            str(state.unmarked_on_wan),
+            str(state.marked_on_wan),
+            str(state.marked_in_mesh),
+        )
+    console.print(packets)
+    console.print()
+    names = _table("state", "who asks for names", "questions", "WAN answers", "mesh answers", "no answer", numbers=4)
+    for asked in report.names:
+        numbers = (asked.questions, asked.by_wan, asked.by_mesh, asked.unanswered)
+        names.add_row(asked.state, asked.who, *map(str, numbers))
+    console.print(names)
+    console.print()
+    for fact, true in report.facts.items():
+        console.print(f"{'yes' if true else 'NO '}  {fact}", markup=False)
+    for fault in report.faults():
+        console.print(f"FAULT: {fault}", markup=False, style="red")
+    guarded = report.states[1:]  # the first one is without a policy
+    probes = sum(state.probes for state in guarded)
+    kinds = max((state.kinds for state in guarded), default=0)
+    leaked = sum(state.unmarked_on_wan for state in guarded)
+    word = "held" if not report.faults() else "NOT held"
+    console.print(
+        f"\n{word}: {leaked} unmarked frames left by the WAN in {probes} probes of {kinds} kinds ({report.seconds} s)"
+    )

@@ -45,6 +45,7 @@ def _private_files(etc: Mapping[str, str]) -> None:
     syscalls.mount("tmpfs", PRIVATE, "tmpfs", data="mode=755,size=16m")
     shelf = Path(PRIVATE, "lab", "etc")
     shelf.mkdir(parents=True)
+    syscalls.mount("proc", "/proc", "proc")  # programs find themselves by the process ids that they know
     _fresh_sysfs()
     for name, target in targets.items():
         copy = shelf / name

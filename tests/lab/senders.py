@@ -87,7 +87,7 @@ def udp_source_pktinfo(job: Job) -> None:
 
 
 def udp_fragments(job: Job) -> None:
-    job.udp().sendto(job.payload + bytes(3000) + job.payload, job.server)  # both ends can be recognised
+    job.udp().sendto(job.payload * 200, job.server)  # every fragment can be recognised
 
 
 def udp_mapped(job: Job) -> None:

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""`python -m nftpolicy` is `nftpolicy`."""
+
+from .cli.main import main
+
+main()
