@@ -2,6 +2,8 @@
 """nftpolicy demo"""
 
 import json as library
+import os
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +19,8 @@ def command(
     rounds: int = typer.Option(5, min=1, max=50, help="How often every probe is sent under the policy."),
 ) -> None:
     """Show the main job in network namespaces of its own: what leaks without a policy, and what is left with it."""
+    if os.geteuid():
+        _as_root_of_a_user_namespace()
     lab = _lab()
     lacks = import_module(f"{lab.__name__}.topology").missing()
     if lacks:
@@ -37,6 +41,36 @@ def command(
 
 def _progress(title: str) -> None:
     print(f"-- {title}", file=sys.stderr, flush=True)
+
+
+# What an ordinary user needs to be root in a user namespace of his own, with room for the groups of the lab.
+_UNSHARE = [
+    "unshare",
+    *"--user --map-root-user --map-auto --mount-proc --pid --net --cgroup --fork --kill-child".split(),
+]
+_GROUPS = 65536
+
+
+def _as_root_of_a_user_namespace() -> None:
+    """Start again as root of a new user namespace; returns if that can't be done."""
+    user = os.environ.get("USER", "")
+    ids = [_subordinate(Path(file), user) for file in ("/etc/subuid", "/etc/subgid")]
+    possible = shutil.which("newuidmap") and min(ids) >= _GROUPS and os.access("/dev/net/tun", os.R_OK | os.W_OK)
+    if possible and "NFTPOLICY_DEMO" not in os.environ:
+        os.environ["NFTPOLICY_DEMO"] = "in a user namespace"
+        os.execvp(_UNSHARE[0], [*_UNSHARE, "--", sys.executable, "-m", "nftpolicy", *sys.argv[1:]])
+
+
+def _subordinate(file: Path, user: str) -> int:
+    """How many subordinate ids the user has (subuid(5))."""
+    names = {user, str(os.getuid())}
+    try:
+        lines = [line.split(":") for line in file.read_text().splitlines()]
+    except OSError:
+        return 0
+    return max(
+        (int(count) for name, _, count in (line for line in lines if len(line) == 3) if name in names), default=0
+    )
 
 
 def _lab() -> ModuleType:

@@ -13,7 +13,6 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -152,14 +151,15 @@ class MarkedGroup:
             status = 1
             try:
                 self.join()
-                status = 0 if all(map(self.wears, _sockets())) else 1
+                status = 0 if all(wears(one, (self.value, self.mask)) for one in _sockets()) else 1
             finally:
                 os._exit(status)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
-    def wears(self, one: socket.socket) -> bool:
-        """Whether a socket wears the mark."""
-        return one.getsockopt(socket.SOL_SOCKET, _SO_MARK) & self.mask == self.value
+
+def wears(one: socket.socket, mark: tuple[int, int]) -> bool:
+    """Whether a socket wears the mark (value, mask)."""
+    return one.getsockopt(socket.SOL_SOCKET, _SO_MARK) & mark[1] == mark[0]
 
 
 def _sockets() -> list[socket.socket]:
@@ -167,8 +167,8 @@ def _sockets() -> list[socket.socket]:
     return [socket.socket(family, kind) for family in families for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
 
 
-def unmarked(pid: int, wears: Callable[[socket.socket], bool]) -> list[str]:
-    """The IP sockets of process `pid` that do not wear the mark, each as "UDP socket, port 54"."""
+def unmarked(pid: int, mark: tuple[int, int]) -> list[str]:
+    """The IP sockets of process `pid` that do not wear the mark (value, mask), as "SOCK_DGRAM socket, port 54"."""
     found = []
     process = os.pidfd_open(pid)
     try:
@@ -177,7 +177,7 @@ def unmarked(pid: int, wears: Callable[[socket.socket], bool]) -> list[str]:
             if one is None:
                 continue
             with one:
-                if one.family in (socket.AF_INET, socket.AF_INET6) and not wears(one):
+                if one.family in (socket.AF_INET, socket.AF_INET6) and not wears(one, mark):
                     found.append(f"{one.type.name} socket, port {one.getsockname()[1]}")
     finally:
         os.close(process)

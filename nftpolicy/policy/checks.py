@@ -58,10 +58,12 @@ def _devices(policy: Policy) -> Iterator[Fault]:
             pattern = covered(device, policy.inside)
             if device == "lo":
                 yield path, "'lo' never leaves the machine and can be no uplink"
+            elif device in ("all", "default"):
+                yield path, f"{device!r} is no device: under /proc/sys/net the kernel calls the settings of all so"
             elif pattern:
                 yield path, f"{device!r} is inside by {pattern!r}; a device is inside or an uplink, not both"
             elif device in owners:
-                yield path, f"{device!r} is a device of uplink {owners[device]!r} already"
+                yield path, f"{device!r} is a device of uplink {owners[device]!r} already; one device, one uplink"
             owners[device] = name
 
 
@@ -79,12 +81,26 @@ def _marks(policy: Policy) -> Iterator[Fault]:
 
 
 def _words_once(policy: Policy) -> Iterator[Fault]:
+    for path, listed in _lists(policy):
+        seen: set[object] = set()
+        for index, item in enumerate(listed):
+            if item in seen:
+                yield (*path, index), "is listed twice"
+            seen.add(item)
+
+
+def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
+    yield ("inside",), policy.inside
     for name, uplink in policy.uplink.items():
-        for key in ("devices", "exempt", "answer", "gateways"):
-            listed = getattr(uplink, key)
-            for index, item in enumerate(listed):
-                if item in listed[:index]:
-                    yield ("uplink", name, key, index), "is listed twice"
+        path: Path = ("uplink", name)
+        yield (*path, "exempt"), uplink.exempt
+        yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
+        yield (*path, "gateways"), uplink.gateways
+        if uplink.resolver:
+            yield (*path, "resolver", "servers"), uplink.resolver.servers
+    for name, service in policy.service.items():
+        yield ("service", name, "to"), service.to
+        yield ("service", name, "ports"), service.ports
 
 
 def _listening(policy: Policy) -> Iterator[Fault]:

@@ -8,7 +8,10 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-Path = tuple[str | int, ...]
+from .lines import Path, positions
+
+_BARE = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
+_LONGEST = 60  # characters of what a file says that a message repeats
 
 
 class PolicyError(Exception):
@@ -28,20 +31,29 @@ def shown(path: Path) -> str:
     """A key path as a person writes it: uplink.wan.devices[0]."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        text += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if text else _key(part)
     return text
+
+
+def _key(part: str) -> str:
+    """A key, quoted where it is no bare one, and cut where it is long: an error has one line."""
+    return part if _BARE.match(part) else quoted(part)
+
+
+def quoted(item: object) -> str:
+    """What the file says, as Python would quote it, cut where it is long."""
+    if isinstance(item, int) and item.bit_length() > 128:
+        return f"{item:#x}"[:_LONGEST] + "..."  # str() refuses numbers of thousands of digits
+    text = item if isinstance(item, str) else str(item)
+    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """ " (did you mean X?)" for the nearest of `words`, or nothing."""
     from difflib import get_close_matches  # slow to import, and only bad input needs it
 
-    found = get_close_matches(word, list(words), n=1)
+    found = get_close_matches(word[:_LONGEST], list(words), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
-
-
-_HEADER = re.compile(r"\s*\[\[?\s*([^\[\]#]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"\s*([A-Za-z0-9_.\"' -]+?)\s*=")
 
 
 @frozen
@@ -52,25 +64,6 @@ class Source:
     text: str
 
     def line(self, path: Path) -> int | None:
-        """The 1-based line of the key at `path`, of the nearest table above it, or None."""
-        wanted = [str(part) for part in path if not isinstance(part, int)]
-        lines = self._lines()
-        for length in range(len(wanted), 0, -1):
-            if tuple(wanted[:length]) in lines:
-                return lines[tuple(wanted[:length])]
-        return None
-
-    def _lines(self) -> dict[tuple[str, ...], int]:
-        found: dict[tuple[str, ...], int] = {}
-        table: tuple[str, ...] = ()
-        for number, text in enumerate(self.text.splitlines(), 1):
-            if header := _HEADER.match(text):
-                table = _parts(header[1])
-                found.setdefault(table, number)
-            elif key := _KEY.match(text):
-                found.setdefault((*table, *_parts(key[1])), number)
-        return found
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+        """The 1-based line of the key or list item at `path`, of the nearest one above it, or None."""
+        lines = positions(self.text)
+        return next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)

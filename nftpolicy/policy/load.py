@@ -36,7 +36,10 @@ def load(data: bytes, name: str = "policy", accounts: Accounts = numbers_only) -
     try:
         document = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
-        raise _syntax(error, name) from None
+        raise _syntax(error, source) from None
+    except ValueError:
+        # tomllib passes on what int() says of thousands of digits, which has no line.
+        raise PolicyError("not TOML: a number has too many digits", source=name) from None
     except RecursionError:
         raise PolicyError("nested too deeply for a policy", source=name) from None
     try:
@@ -62,11 +65,14 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def _syntax(error: tomllib.TOMLDecodeError, name: str) -> PolicyError:
-    message, _, place = str(error).partition(" (at ")
+def _syntax(error: tomllib.TOMLDecodeError, source: Source) -> PolicyError:
+    message, _, place = str(error).rpartition(" (at ")
     words_of_place = place.rstrip(")").split()
-    line = int(words_of_place[1].rstrip(",")) if words_of_place[:1] == ["line"] else None
-    return PolicyError(f"not TOML: {message[:200]}", source=name, line=line)
+    if words_of_place[:1] == ["line"]:
+        line = int(words_of_place[1].rstrip(","))
+    else:
+        line = source.text.rstrip("\n").count("\n") + 1  # "end of document"
+    return PolicyError(f"not TOML: {message[:200]}", source=source.name, line=line)
 
 
 # --- cattrs, strict -----------------------------------------------------------------------

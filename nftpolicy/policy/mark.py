@@ -7,6 +7,8 @@ import re
 
 from attrs import frozen
 
+from .errors import quoted
+
 FULL = 0xFFFFFFFF
 _SYNTAX = re.compile(r"(0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0)(?:/(0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0))?\Z")
 
@@ -42,7 +44,7 @@ def parse(text: object) -> Mark:
     """
     found = _SYNTAX.match(text) if isinstance(text, str) else None
     if not found:
-        raise ValueError(f'expected a mark such as "0x1/0x1", got {text!r}')
+        raise ValueError(f'expected a mark such as "0x1/0x1", got {quoted(text)}')
     value, mask = (int(part, 0) if part else FULL for part in found.groups())
     if value > FULL or mask > FULL:
         raise ValueError(f"a mark has 32 bits, {text} has more")

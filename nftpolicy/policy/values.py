@@ -7,16 +7,17 @@ All raise ValueError with a sentence that says what was expected.
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 
 from . import words
-from .errors import nearest
+from .errors import nearest, quoted
 from .objects import Address, Answer, Listen, Network, Port, Server
 
 # The kernel's dev_valid_name(): 15 bytes, no "/", ":" or white space. We keep to the characters
 # that every tool on the way can carry.
 _DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}\Z")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}\Z")
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})\Z")
 _PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
 
 
@@ -52,29 +53,29 @@ def describe(item: object) -> str:
         str: "a string",
     }
     kind = kinds.get(type(item), "a date")
-    return f"{kind}" if isinstance(item, dict | list) else f"{kind} ({str(item)[:40]!r})"
+    return kind if isinstance(item, dict | list) else f"{kind} ({quoted(item)})"
 
 
 def name(item: object) -> str:
     """The name of a policy, uplink or service: it becomes part of chain, set and counter names."""
     if not _NAME.match(text(item)):
-        raise ValueError(f"{item!r} is no name: a letter, then up to 23 letters, digits, '-' or '_'")
+        raise ValueError(f"{quoted(item)} is no name: a letter, then up to 23 letters, digits, '-' or '_'")
     return text(item)
 
 
 def device(item: object) -> str:
     """A network device's name, exactly."""
     if text(item).endswith("*"):
-        raise ValueError(f"{item!r} is a pattern; an uplink's devices are named one by one (patterns are for 'inside')")
+        raise ValueError(f"{quoted(item)} is a pattern, which is for 'inside'; name an uplink's devices one by one")
     if not _DEVICE.match(text(item)):
-        raise ValueError(f"{item!r} is no device name (up to 15 letters, digits, '.', '_', '-')")
+        raise ValueError(f"{quoted(item)} is no device name (up to 15 letters, digits, '.', '_', '-')")
     return text(item)
 
 
 def pattern(item: object) -> str:
     """A device's name, or the start of one and "*"."""
     stem = text(item)[:-1] if text(item).endswith("*") else text(item)
-    if not stem:
+    if item == "*":
         raise ValueError("'*' alone would leave no device to guard; name the devices that are inside")
     device(stem)
     return text(item)
@@ -83,17 +84,37 @@ def pattern(item: object) -> str:
 def address(item: object) -> Address:
     """An IPv4 or IPv6 address."""
     try:
-        return ip_address(text(item))
+        found = ip_address(text(item))
     except ValueError:
-        raise ValueError(f"expected an IPv4 or IPv6 address, got {str(item)[:60]!r}") from None
+        raise ValueError(f"expected an IPv4 or IPv6 address, got {quoted(item)}") from None
+    if "%" in text(item):
+        raise ValueError(f"{quoted(item)}: an address without '%' and a device is expected here")
+    _no_ipv4_inside(ip_network(found))
+    return found
 
 
 def network(item: object) -> Network:
     """An address or ADDRESS/LENGTH."""
     try:
-        return ip_network(text(item))
+        found = ip_network(text(item))
     except ValueError as error:
-        raise ValueError(f"expected a network such as 192.0.2.0/24: {error}") from None
+        raise ValueError(f"expected a network such as 192.0.2.0/24: {str(error)[:120]}") from None
+    if "%" in text(item):
+        raise ValueError(f"{quoted(item)}: a network without '%' and a device is expected here")
+    _no_ipv4_inside(found)
+    return found
+
+
+# IPv4 written as IPv6 (RFC 4291 2.5.5). No packet carries it, and each tool writes it differently.
+_MAPPED, _COMPATIBLE = IPv6Network("::ffff:0:0/96"), IPv6Network("::/96")
+
+
+def _no_ipv4_inside(found: Network) -> None:
+    if not isinstance(found, IPv6Network):
+        return
+    low = int(found.network_address)
+    if found.subnet_of(_MAPPED) or (found.subnet_of(_COMPATIBLE) and low > 0xFFFF):
+        raise ValueError(f"{found} is IPv4 inside IPv6; write {IPv4Address(low & 0xFFFFFFFF)} as it is")
 
 
 def server(item: object) -> Server:
@@ -101,18 +122,18 @@ def server(item: object) -> Server:
     plain, _, zone = text(item).partition("%")
     found = address(plain)
     if found.is_link_local and found.version == 6 and not zone:
-        raise ValueError(f'{item} is a link-local address and needs its device: "{item}%DEVICE"')
+        raise ValueError(f'{item} is a link-local address and needs its device: "{found}%DEVICE"')
     if found.is_unspecified or found.is_multicast:
-        raise ValueError(f"{item} is no address of a DNS server")
+        raise ValueError(f"{found} is no address of a DNS server")
     return Server(found, device(zone) if zone else None)
 
 
 def listen(item: object) -> Listen:
     """ADDRESS:PORT or [IPV6]:PORT."""
-    host, colon, port = text(item).rpartition(":")
-    if not colon or not port.isdigit() or (":" in host) != host.startswith("["):
-        raise ValueError(f'expected "127.0.0.1:54" or "[::1]:54", got {item!r}')
-    found = address(host.strip("[]"))
+    parts = _LISTEN.match(text(item))
+    if not parts:
+        raise ValueError(f'expected "127.0.0.1:54" or "[::1]:54", got {quoted(item)}')
+    found, port = address(parts[1] or parts[2]), parts[3]
     if not 1 <= int(port) <= 65535:
         raise ValueError(f"{item}: a port is 1 to 65535")
     if found.is_unspecified or found.is_multicast:
@@ -126,7 +147,7 @@ def port(item: object) -> Port:
     """tcp/PORT, udp/PORT or udp/LOW-HIGH."""
     found = _PORT.match(text(item))
     if not found:
-        raise ValueError(f'expected a port such as "udp/10000" or "tcp/7000-7010", got {item!r}')
+        raise ValueError(f'expected a port such as "udp/10000" or "tcp/7000-7010", got {quoted(item)}')
     low, high = int(found[2]), int(found[3] or found[2])
     if not 1 <= low <= high <= 65535:
         raise ValueError(f"{item}: ports are 1 to 65535, the lower one first")
@@ -141,11 +162,11 @@ def answer(item: object) -> Answer:
         return Answer(text(item), port(words.ANSWERS.get(text(item), item)))
     except ValueError:
         known = f'{", ".join(words.ANSWERS)}, "tcp/PORT" or "udp/PORT"{nearest(text(item), words.ANSWERS)}'
-        raise ValueError(f"{item!r} is no service that an uplink can answer: {known}") from None
+        raise ValueError(f"{quoted(item)} is no service that an uplink can answer: {known}") from None
 
 
 def one_of(item: object, table: dict[str, str], what: str) -> str:
     """A word out of one of the tables of `words`."""
     if text(item) not in table:
-        raise ValueError(f"{item!r} is no {what}: {', '.join(table)}{nearest(text(item), table)}")
+        raise ValueError(f"{quoted(item)} is no {what}: {', '.join(table)}{nearest(text(item), table)}")
     return text(item)

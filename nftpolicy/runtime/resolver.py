@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from attrs import frozen
@@ -61,19 +62,16 @@ def run(job: Job) -> None:
     if not program:
         raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
     _prepare(job.folder)
-    mark = job.uplink.mark
-    with MarkedGroup(f"nftpolicy-{job.folder.parent.name}-{job.name}", mark.value, mark.mask) as group:
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
+        group = stack.enter_context(_marked_group(job))
         if not group.tried():
-            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {mark}")
+            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {job.uplink.mark}")
         current = _refresh(job, None)
-        child = subprocess.Popen(
-            [program, *arguments(job)], preexec_fn=lambda: _before(group), stdin=subprocess.DEVNULL
-        )
-        try:
-            _watch(job, child, group, current)
-        finally:
-            _end(child)
-            shutil.rmtree(job.folder, ignore_errors=True)
+        command = [program, *arguments(job)]
+        child = subprocess.Popen(command, preexec_fn=lambda: _before(group), stdin=subprocess.DEVNULL)
+        stack.callback(_end, child)
+        _watch(job, child, current)
 
 
 def arguments(job: Job) -> list[str]:
@@ -105,6 +103,11 @@ def _prepare(folder: Path) -> None:
     folder.mkdir(parents=True)
     for one in (folder, folder.parent, folder.parent.parent):
         one.chmod(one.stat().st_mode | 0o755)
+
+
+def _marked_group(job: Job) -> MarkedGroup:
+    mark = job.uplink.mark
+    return MarkedGroup(f"nftpolicy-{job.folder.parent.name}-{job.name}", mark.value, mark.mask)
 
 
 def _before(group: MarkedGroup) -> None:
@@ -146,8 +149,9 @@ def _write(job: Job, found: list[Server]) -> None:
     job.say(f"servers of uplink {job.name}: {named}")
 
 
-def _watch(job: Job, child: subprocess.Popen[bytes], group: MarkedGroup, current: tuple[object, ...]) -> None:
+def _watch(job: Job, child: subprocess.Popen[bytes], current: tuple[object, ...]) -> None:
     ended: list[int] = []
+    mark = (job.uplink.mark.value, job.uplink.mark.mask)
     previous = {number: signal.signal(number, lambda which, _: ended.append(which)) for number in _ENDING}
     try:
         ready = False
@@ -155,7 +159,7 @@ def _watch(job: Job, child: subprocess.Popen[bytes], group: MarkedGroup, current
             status = child.poll()
             if status is not None:
                 raise Failed(f"dnsmasq ended with status {status}; its own words are above")
-            bare = unmarked(child.pid, group.wears)
+            bare = unmarked(child.pid, mark)
             if bare:
                 raise Failed(f"a socket of dnsmasq does not wear the mark {job.uplink.mark}: {bare[0]}; stopped")
             if not ready and _listens(child.pid):

@@ -12,5 +12,6 @@ Root is needed. Nothing stays behind, not even after SIGKILL: see `netns`.
         leaked = [s for s in probes.sightings(lab.wan, sents) if not s.probe.marked]
 
 Modules, from the ground up: `syscalls`, `holder`, `child`, `netns` (one namespace); `frames`, `sniffer` (what arrives);
-`addresses`, `wiring`, `daemons`, `dns`, `ra`, `echo`, `topology` (the whole lab); `senders`, `probes` (what tries to leave).
+`addresses`, `wiring`, `daemons`, `dns`, `ra`, `echo`, `topology` (the whole lab); `senders`, `probes` (what tries to
+leave); `inbound` (what knocks).
 """

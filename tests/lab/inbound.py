@@ -1,11 +1,12 @@
 """Knocking at the node from outside, and the listeners that it finds there."""
 
+import contextlib
 import errno
 import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from . import echo, frames
 from .netns import Namespace, wait_until
@@ -13,10 +14,15 @@ from .netns import Namespace, wait_until
 NO_ANSWER = "no answer"
 
 
-def listen(space: Namespace, port: int, uid: int | None = None, gid: int | None = None) -> None:
-    """Start an echo service (UDP and TCP, both families) inside, and wait until it answers there."""
-    space.spawn(echo.serve, port, uid=uid, gid=gid)
-    wait_until(lambda: space.call(tcp, "::1", port, b"ready", 0.2) == b"ready", 5, f"the listener on {port}")
+@contextlib.contextmanager
+def listening(space: Namespace, port: int, uid: int | None = None, gid: int | None = None) -> Iterator[None]:
+    """An echo service (UDP and TCP, both families) inside, which answers already."""
+    process = space.spawn(echo.serve, port, uid=uid, gid=gid)
+    try:
+        wait_until(lambda: space.call(tcp, "::1", port, b"ready", 0.2) == b"ready", 5, f"the listener on {port}")
+        yield
+    finally:
+        space.end(process)
 
 
 def tcp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -> bytes | str:

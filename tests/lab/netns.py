@@ -197,6 +197,12 @@ class Namespace:
         """Run a function in a forked child inside until it returns or the namespace ends; returns its process id."""
         return self._fork(lambda: function(*args), (uid, gid, groups, keep_caps))
 
+    def end(self, process: int) -> None:
+        """End what `spawn` started."""
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        self._children.remove(process)
+
     # Entering
 
     @contextlib.contextmanager

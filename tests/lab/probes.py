@@ -143,10 +143,11 @@ def send_all(
     uid: int = NOBODY,
     other_gid: int = NOBODY,
     other_uid: int = NOBODY,
+    mark: int = MARK,
 ) -> list[Sent]:
     """Send many probes, all of `matrix` if none are named, in three processes at most.
 
-    The marked ones are sent with `gid` and `uid`, the service's; the others with `other_gid` and `other_uid`.
+    The marked ones are sent with `mark`, `gid` and `uid`, the service's; the others with `other_gid` and `other_uid`.
     """
     groups: dict[tuple[str, bool], list[Probe]] = {}
     for probe in matrix() if probes is None else probes:
@@ -154,7 +155,7 @@ def send_all(
     return [
         sent
         for (_, marked), group in groups.items()
-        for sent in _send_batch(lab, group, gid if marked else other_gid, uid if marked else other_uid)
+        for sent in _send_batch(lab, group, gid if marked else other_gid, uid if marked else other_uid, mark)
     ]
 
 
@@ -176,10 +177,10 @@ def sightings(sniffer: Sniffer, sents: Sequence[Sent], seconds: float = 0.5) -> 
         time.sleep(0.01)
 
 
-def _send_batch(lab: Lab, batch: Sequence[Probe], gid: int, uid: int) -> list[Sent]:
+def _send_batch(lab: Lab, batch: Sequence[Probe], gid: int, uid: int, mark: int = MARK) -> list[Sent]:
     source = {family: lab.wan_address(family) or at.NEIGHBOUR[family] for family in (4, 6)}
     jobs = [
-        Job(probe.family, os.urandom(16), MARK if probe.marked else 0, next(_ports), source, lab.wan_port)
+        Job(probe.family, os.urandom(16), mark if probe.marked else 0, next(_ports), source, lab.wan_port)
         for probe in batch
     ]
     space = {"node": lab.node, "client": lab.client}[batch[0].origin]

@@ -1,16 +1,20 @@
-"""A small stand-in for odhcp6c: one router solicitation, one advertisement, and what to do with it."""
+"""A small stand-in for odhcp6c: one router solicitation, one advertisement, and what to do with it.
+
+And for a router that says what it likes: `advertise`.
+"""
 
 import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _SOLICITATION, _ADVERTISEMENT = 133, 134
 _ALL_ROUTERS = "ff02::2"
 _ICMP6_FILTER = 1
 _IPV6_RECVHOPLIMIT, _IPV6_HOPLIMIT = 51, 52
-_PREFIX, _RDNSS = 3, 25
+_PREFIX, _ROUTE, _RDNSS = 3, 24, 25
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,24 @@ def commands(device: str, mac: str, seen: Advertisement, table: str, metric: int
     if seen.lifetime:
         made.append(f"-6 route replace default via {seen.router} dev {device} table {table} metric {metric}")
     return made + ([f"-6 rule add iif lo lookup {table} priority 90001"] if rules else [])
+
+
+def advertise(device: str, prefixes: Sequence[str] = (), routes: Sequence[str] = (), lifetime: int = 1800) -> None:
+    """Send one advertisement to all nodes, as any neighbour can: prefixes that are on-link, routes (RFC 4191).
+
+    Runs in the calling process's namespace and needs CAP_NET_RAW. Sent from the device's first link-local address.
+    """
+    message = struct.pack("!BBHBBHII", _ADVERTISEMENT, 0, 0, 64, 0, lifetime, 0, 0)
+    for prefix in map(ipaddress.IPv6Network, prefixes):
+        flags = 0xC0  # on-link, autonomous
+        message += struct.pack("!BBBBIII", _PREFIX, 4, prefix.prefixlen, flags, 3600, 3600, 0)
+        message += prefix.network_address.packed
+    for route in map(ipaddress.IPv6Network, routes):
+        message += struct.pack("!BBBBI", _ROUTE, 3, route.prefixlen, 0x08, 3600)  # preference high
+        message += route.network_address.packed
+    with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as channel:
+        channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        channel.sendto(message, ("ff02::1", 0, 0, socket.if_nametoindex(device)))
 
 
 def _only(kind: int) -> bytes:

@@ -31,7 +31,10 @@ class Sniffer:
         self._dropped = 0
         self._socket = namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)  # protocol 0: deaf until it is bound
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+        except PermissionError:  # in a user namespace: what net.core.rmem_max allows; `dropped` tells if it was enough
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
         self._socket.bind((device, _ETH_P_ALL))
 

@@ -23,7 +23,7 @@ from .netns import Namespace, wait_until
 from .sniffer import Sniffer
 
 TOOLS = ("ip", "nft", "dnsmasq", "fastd", "busybox", "sleep")
-_MAIN, _WAN_TABLE = "main", "1"
+_MAIN = "main"
 _WAN_METRIC, _MESH_METRIC = 10, 1024  # with the WAN in the main table, it wins
 
 
@@ -38,7 +38,7 @@ def missing() -> list[str]:
 class Lab:
     """The whole topology; a context manager, ready for packets when it is entered.
 
-    `wan` is "table" (all routes of the WAN in table 1, as OpenWrt's ip4table and ip6table do) or "main" (in the
+    `wan` is "table" (all routes of the WAN in `table`, as OpenWrt's ip4table and ip6table do) or "main" (in the
     main table, where they win over the mesh's). `bridge` makes br-wan a bridge with the port eth-wan. `netifd_rules`
     adds the ip rules that OpenWrt's netifd makes for such a table. `home_options` are more arguments for the home's
     dnsmasq, as an attacker would use them. `groups` (name -> gid) are what the node's /etc/group has besides root.
@@ -59,10 +59,11 @@ class Lab:
         netifd_rules: bool = False,
         home_options: Sequence[str] = (),
         groups: Mapping[str, int] | None = None,
+        table: int = 1,
     ) -> None:
         if wan not in ("table", "main"):
             raise ValueError(f'wan is "table" or "main", not {wan!r}')
-        self.wan_table = {"table": _WAN_TABLE, "main": _MAIN}[wan]
+        self.wan_table = {"table": str(table), "main": _MAIN}[wan]
         self.wan_port = at.WAN_PORT if bridge else at.WAN  # the device that frames leave by at last
         self._rules = netifd_rules
         self._home_options = home_options

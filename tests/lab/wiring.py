@@ -46,7 +46,7 @@ def wire(spaces: Mapping[str, Namespace], wan_port: str) -> None:
     for router in ("home", "mesh", "node"):
         for key, value in _FORWARD.items():
             spaces[router].sysctl(key, value)
-    node.sysctl("net/ipv4/ping_group_range", "0 2147483647")  # ping sockets for every group
+    node.sysctl("net/ipv4/ping_group_range", "0 65534")  # ping sockets for the groups that a user namespace has
     home.ip(
         f"link add br-lan address {at.HOME_MAC} {_BRIDGE}",
         "link set lan-node master br-lan",
