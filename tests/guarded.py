@@ -6,10 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.lab import addresses as at
+from tests.lab import probes
+from tests.lab.frames import Frame, classify
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
@@ -76,6 +80,15 @@ class Guarded:
 
     def release(self) -> str:
         return self.nftpolicy("release", POLICY).stdout
+
+    @contextlib.contextmanager
+    def off(self) -> Iterator[None]:
+        """The same machine without the policy, for a positive control."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.apply()
 
     def start_resolver(self) -> None:
         """Start the resolver and wait until it says that it answers."""
@@ -152,6 +165,61 @@ class Watch:
     def stray(self) -> int:
         """Marked packets that left by another device than the WAN and lo."""
         return self._count("inet/stray")
+
+
+@contextlib.contextmanager
+def guarded_lab(
+    text: Callable[[Lab], str] | None = None, resolver: bool = False, **options: Any
+) -> Iterator[Guarded]:
+    """A lab (`options` are the Lab's) with the policy applied, and with its resolver if wanted."""
+    with Lab(groups={"gluon-mesh-vpn": SERVICE_GID}, **options) as lab:
+        guarded = Guarded(lab, (text or gluon)(lab))
+        guarded.apply()
+        try:
+            if resolver:
+                guarded.start_resolver()
+            yield guarded
+        finally:
+            guarded.stop_resolver()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Many probes at once: what was sent, what arrived where, and all that the node sent to the WAN meanwhile."""
+
+    sents: tuple[probes.Sent, ...]
+    wan: frozenset[probes.Sent]
+    mesh: frozenset[probes.Sent]
+    frames: tuple[Frame, ...]
+
+    def unmarked(self) -> list[str]:
+        return sorted(str(sent.probe) for sent in self.wan if not sent.probe.marked)
+
+    def unexplained(self) -> list[Frame]:
+        """Frames on the WAN that are neither exempt nor part of a marked probe."""
+        marked = [sent for sent in self.sents if sent.probe.marked]
+        return [
+            frame
+            for frame in self.frames
+            if classify(frame) not in EXEMPT_WORDS and not any(sent.matches(frame) for sent in marked)
+        ]
+
+
+EXEMPT_WORDS = {"arp", "dhcpv4", "dhcpv6", "ndp", "mld", "igmp"}
+
+
+def run_probes(lab: Lab, which: Iterable[probes.Probe] | None = None, mark: int = 1, gid: int = SERVICE_GID) -> Run:
+    """Send probes, the marked ones as the service and the others as somebody else, and collect what arrives."""
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    sents = [
+        sent
+        for sent in probes.send_all(lab, which, gid=gid, other_gid=OTHER_GID, mark=mark)
+        if not sent.unsupported
+    ]
+    wan = probes.sightings(lab.wan, sents, 0.5)
+    mesh = probes.sightings(lab.mesh_sniffer, sents, 0)
+    assert lab.wan.dropped == lab.mesh_sniffer.dropped == 0, "inconclusive: the sniffers lost frames"
+    return Run(tuple(sents), frozenset(wan), frozenset(mesh), tuple(lab.wan.frames()))
 
 
 def gluon(lab: Lab) -> str:

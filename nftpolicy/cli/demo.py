@@ -46,7 +46,17 @@ def _progress(title: str) -> None:
 # What an ordinary user needs to be root in a user namespace of his own, with room for the groups of the lab.
 _UNSHARE = [
     "unshare",
-    *"--user --map-root-user --map-auto --mount-proc --pid --net --cgroup --fork --kill-child".split(),
+    *[
+        "--user",
+        "--map-root-user",
+        "--map-auto",
+        "--mount-proc",
+        "--pid",
+        "--net",
+        "--cgroup",
+        "--fork",
+        "--kill-child",
+    ],
 ]
 _GROUPS = 65536
 

@@ -11,8 +11,10 @@ import ctypes
 import errno
 import os
 import platform
+import signal
 import socket
 import struct
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +29,8 @@ _PROG_LOAD, _PROG_ATTACH = 5, 8
 _PROG_TYPE_CGROUP_SOCK, _CGROUP_INET_SOCK_CREATE = 9, 2
 _ALLOW_MULTI = 2  # programs of others on the same cgroup stay
 _MARK_OFFSET = 16  # struct bpf_sock: bound_dev_if, family, type, protocol, mark
+
+_PARENT = "nftpolicy"  # under the root of cgroup v2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,7 +101,10 @@ def _hierarchy() -> int:
 
 
 class MarkedGroup:
-    """A cgroup whose sockets wear a mark. A context manager; leaving it removes the cgroup."""
+    """A cgroup whose sockets wear a mark. A context manager; leaving it removes the cgroup.
+
+    The caller sees to it that nobody else uses the name: processes that are found in it are killed.
+    """
 
     def __init__(self, name: str, value: int, mask: int) -> None:
         self.name, self.value, self.mask = name, value, mask
@@ -114,8 +121,6 @@ class MarkedGroup:
                 os.close(loaded)
         except OSError as error:
             self.__exit__()
-            if error.errno == errno.EBUSY:
-                raise Unavailable(f"cgroup {self.name} is in use: it runs already") from None
             raise Unavailable(
                 f"sockets can't be marked by cgroup ({error.strerror}): this needs root, "
                 "cgroup v2 and a kernel with CONFIG_CGROUP_BPF"
@@ -123,10 +128,36 @@ class MarkedGroup:
         return self
 
     def _make(self) -> None:
-        with suppress(FileNotFoundError):
-            os.rmdir(self.name, dir_fd=self._root)  # left over from a process that was killed
+        with suppress(FileExistsError):
+            os.mkdir(_PARENT, dir_fd=self._root)
+        parent = os.open(_PARENT, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
+        os.close(self._root)
+        self._root = parent
+        self._sweep()
+        with suppress(FileNotFoundError):  # left over from a process that was killed
+            self._end_members()
+            os.rmdir(self.name, dir_fd=self._root)
         os.mkdir(self.name, dir_fd=self._root)
         self._folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left; a cgroup with members can't be removed, and stays."""
+        for entry in [one.name for one in os.scandir(self._root)]:
+            with suppress(OSError):
+                os.rmdir(entry, dir_fd=self._root)
+
+    def _end_members(self) -> None:
+        """Kill what an earlier owner of the name left running."""
+        for _ in range(100):
+            entry = os.open(f"{self.name}/cgroup.procs", os.O_RDONLY, dir_fd=self._root)
+            with os.fdopen(entry) as members:
+                pids = [int(line) for line in members]
+            if not pids:
+                return
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
         for descriptor in (self._folder, self._root):
@@ -138,7 +169,10 @@ class MarkedGroup:
                 os.close(descriptor)
         self._folder = self._root = -1
 
-    def join(self) -> None:
+    def started(self) -> None:
+        """Nothing is left to do once the program runs."""
+
+    def before(self) -> None:
         """Move the calling process into the cgroup; for the moment between fork and exec."""
         entry = os.open("cgroup.procs", os.O_WRONLY, dir_fd=self._folder)
         os.write(entry, b"0")
@@ -150,7 +184,7 @@ class MarkedGroup:
         if child == 0:
             status = 1
             try:
-                self.join()
+                self.before()
                 status = 0 if all(wears(one, (self.value, self.mask)) for one in _sockets()) else 1
             finally:
                 os._exit(status)

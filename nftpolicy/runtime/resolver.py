@@ -8,13 +8,14 @@ without a server it refuses. Its mark is put on by its cgroup and looked at whil
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from attrs import frozen
@@ -22,6 +23,7 @@ from attrs import frozen
 from ..kernel import accounts
 from ..kernel.cgroup import MarkedGroup, unmarked
 from ..kernel.interface import Unavailable
+from ..kernel.seccomp import MarkedCalls
 from ..policy.objects import Resolver, Server, Uplink
 from . import leases
 from .memory import DEFAULT
@@ -61,16 +63,16 @@ def run(job: Job) -> None:
     program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if not program:
         raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
-    _prepare(job.folder)
     with ExitStack() as stack:
+        _alone(job, stack)
+        _prepare(job.folder)
         stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
-        group = stack.enter_context(_marked_group(job))
-        if not group.tried():
-            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {job.uplink.mark}")
+        marking = stack.enter_context(_marking(job))
         current = _refresh(job, None)
         command = [program, *arguments(job)]
-        child = subprocess.Popen(command, preexec_fn=lambda: _before(group), stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(command, preexec_fn=lambda: _before(marking), stdin=subprocess.DEVNULL)
         stack.callback(_end, child)
+        marking.started()
         _watch(job, child, current)
 
 
@@ -97,6 +99,16 @@ def arguments(job: Job) -> list[str]:
     ]
 
 
+def _alone(job: Job, stack: ExitStack) -> None:
+    """Hold the lock of this resolver until the end, so that what is found of an earlier one is left over."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(job.folder.with_suffix(".lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failed(f"the resolver of uplink {job.name} runs already") from None
+
+
 def _prepare(folder: Path) -> None:
     # dnsmasq reads its servers as the unprivileged user, whatever our umask is.
     shutil.rmtree(folder, ignore_errors=True)
@@ -105,14 +117,26 @@ def _prepare(folder: Path) -> None:
         one.chmod(one.stat().st_mode | 0o755)
 
 
-def _marked_group(job: Job) -> MarkedGroup:
+@contextmanager
+def _marking(job: Job) -> Iterator[MarkedGroup | MarkedCalls]:
+    """By cgroup, or where that may not be, by answering dnsmasq's socket calls."""
     mark = job.uplink.mark
-    return MarkedGroup(f"nftpolicy-{job.folder.parent.name}-{job.name}", mark.value, mark.mask)
+    with ExitStack() as stack:
+        try:
+            group = MarkedGroup(f"{job.folder.parent.name}-{job.name}", mark.value, mark.mask)
+            stack.enter_context(group)
+        except Unavailable as error:
+            job.say(f"{error}; its sockets are made for it instead")
+            yield stack.enter_context(MarkedCalls(mark.value, mark.mask))
+            return
+        if not group.tried():
+            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {mark}")
+        yield group
 
 
-def _before(group: MarkedGroup) -> None:
-    group.join()
+def _before(marking: MarkedGroup | MarkedCalls) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    marking.before()
 
 
 def _refresh(job: Job, last: tuple[object, ...] | None) -> tuple[object, ...]:

@@ -57,9 +57,7 @@ def udp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -
 def ping(address: str, seconds: float = 0.6, data: bytes = b"") -> bool:
     """Whether an echo request is answered."""
     family = _domain(address)
-    protocol, request, reply = (
-        (frames.ICMP, 8, 0) if family == socket.AF_INET else (socket.IPPROTO_ICMPV6, 128, 129)
-    )
+    protocol, request, reply = (frames.ICMP, 8, 0) if family == socket.AF_INET else (socket.IPPROTO_ICMPV6, 128, 129)
     token = os.urandom(16) + data
     body = struct.pack("!HH", os.getpid() & 0xFFFF, 1) + token
     with socket.socket(family, socket.SOCK_RAW, protocol) as made:
@@ -71,7 +69,7 @@ def ping(address: str, seconds: float = 0.6, data: bytes = b"") -> bool:
         while (left := end - time.monotonic()) > 0:
             made.settimeout(left)
             try:
-                answer = made.recv(2048)
+                answer = made.recv(65535)
             except TimeoutError:
                 break
             header = (answer[0] & 15) * 4 if family == socket.AF_INET else 0

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -159,6 +160,12 @@ class Lab:
         text = daemons.fastd_client(self._client_keys[0], self._server_keys[1], mark, remote)
         self._start_fastd(self.node, text, group_gid)
 
+    def daemon(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start a daemon in the node that is ended by SIGTERM, so that it can tidy up, before the lab is."""
+        process = self.node.popen(argv, **options)
+        self._stack.callback(_end, process)
+        return process
+
     def server_fastd_peers(self) -> dict[str, dict[str, Any]]:
         """The peers that are connected to the VPN server now: key -> fastd's status of it, with its address."""
         with socket.socket(socket.AF_UNIX) as channel:
@@ -234,3 +241,12 @@ class Lab:
         text = self.node.run(["ip", "-j", f"-{family}", "addr", "show", "dev", device, "scope", "global"]).stdout
         found = [entry["local"] for link in json.loads(text) for entry in link.get("addr_info", []) if entry]
         return found[0] if found else None
+
+
+def _end(process: "subprocess.Popen[Any]") -> None:
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,98 @@
+"""Applying a policy that is loaded already, against nft and ip that are fed the same content as files."""
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.linux import Linux
+from nftpolicy.netstate import iproute, text
+from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Policy
+from nftpolicy.runtime.apply import apply, prospect
+from tests.lab import addresses as at
+from tests.lab.netns import Namespace, veth
+
+from . import policies
+from .figures import Report, Series, in_turns, say
+from .worlds import PATIENCE, memory
+
+ROUNDS_SMALL, ROUNDS_LARGE = 9, 3
+SERVICES = 10_000
+_LIMIT = 1.5
+_LOAD, _OURS, _AGAIN, _THEIRS = "load the file", "plan and apply", "apply again, no-op", "nft -f, ip -batch"
+
+
+def run(report: Report, rounds: int | None) -> None:
+    """Measure, and add to the report."""
+    say("apply: gluon-fastd")
+    _one(report, "apply gluon-fastd", policies.GLUON.read_bytes(), rounds or ROUNDS_SMALL)
+    say(f"apply: {SERVICES:,} services")
+    _one(report, f"apply {SERVICES:,} services", policies.generated(SERVICES).encode(), rounds or ROUNDS_LARGE)
+
+
+def _one(report: Report, bench: str, toml: bytes, rounds: int) -> None:
+    policy, _ = load(toml)
+    again: list[float] = []
+
+    def ours() -> float:
+        first, second = _in_fresh_namespace(_apply_twice, policy)
+        again.append(second)
+        return first
+
+    with tempfile.TemporaryDirectory(prefix="nftpolicy-bench-") as folder:
+        _write(Path(folder), policy)
+        turns = {
+            _OURS: ours,
+            _THEIRS: lambda: _in_fresh_namespace(_feed, Path(folder)),
+            _LOAD: lambda: _timed_load(toml),
+        }
+        values = in_turns(turns, rounds)
+    theirs = Series(bench, _THEIRS, "s", values[_THEIRS])
+    mine = Series(bench, _OURS, "s", values[_OURS], theirs)
+    report.series += [
+        theirs,
+        mine,
+        Series(bench, _AGAIN, "s", again, theirs),
+        Series(bench, _LOAD, "s", values[_LOAD], theirs),
+    ]
+    report.limit(f"{bench} against nft and ip", mine, theirs, _LIMIT)
+
+
+def _write(folder: Path, policy: Policy) -> None:
+    state = compile_policy(policy)
+    (folder / "nft").write_text("".join(map(text.table, state.tables)))
+    for family in at.FAMILIES:
+        (folder / f"ip{family}").write_text(iproute.batch(state.rules, state.routes, family))
+
+
+def _in_fresh_namespace(function, argument):  # type: ignore[no-untyped-def]
+    with Namespace("node") as node, Namespace("peer") as peer:
+        veth(node, at.WAN, peer, "eth0")
+        return node.call(function, argument, timeout=PATIENCE)
+
+
+def _apply_twice(policy: Policy) -> tuple[float, float]:
+    mine = memory()
+    start = time.perf_counter()
+    kernel = Linux()
+    apply(kernel, prospect(kernel, policy, mine), mine)
+    middle = time.perf_counter()
+    if prospect(kernel, policy, mine).plan.steps:
+        raise RuntimeError("the second apply would change something")
+    return middle - start, time.perf_counter() - middle
+
+
+def _feed(folder: Path) -> float:
+    start = time.perf_counter()
+    subprocess.run(["nft", "-f", str(folder / "nft")], check=True)
+    for family in at.FAMILIES:
+        subprocess.run(["ip", f"-{family}", "-batch", str(folder / f"ip{family}")], check=True)
+    return time.perf_counter() - start
+
+
+def _timed_load(toml: bytes) -> float:
+    start = time.perf_counter()
+    load(toml)
+    return time.perf_counter() - start

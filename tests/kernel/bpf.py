@@ -1,0 +1,130 @@
+"""cgroup v2 and BPF programs of a few instructions, without a compiler and without a library."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+SOCK_CREATE, SETSOCKOPT = (9, 2), (25, 22)  # program type and attach type of BPF_CGROUP_*
+
+_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "i686": 357, "armv7l": 386}
+_LOAD, _ATTACH, _DETACH = 5, 8, 9
+_ALLOW_MULTI = 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+R0, R1, R2, R6, R7 = 0, 1, 2, 6, 7
+_MOVE, _EXIT, _LOAD_WORD, _STORE_WORD, _JUMP_EQUAL, _JUMP_NOT_EQUAL = 0xB7, 0x95, 0x61, 0x63, 0x15, 0x55
+
+
+def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", code, source << 4 | target, offset, value)
+
+
+def mark_program(mark: int) -> bytes:
+    """For SOCK_CREATE: write the mark into struct bpf_sock, allow."""
+    return (
+        _instruction(_MOVE, R2, value=mark)
+        + _instruction(_STORE_WORD, R1, R2, offset=16)
+        + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+    )
+
+
+def refuse_program(options: Sequence[tuple[int, int]]) -> bytes:
+    """For SETSOCKOPT: refuse these pairs of level and option, allow the rest."""
+    refusal = 2 + 2 * len(options) + 2  # where the program says no
+    code = _instruction(_LOAD_WORD, R6, R1, offset=24) + _instruction(_LOAD_WORD, R7, R1, offset=28)
+    for index, (level, option) in enumerate(options):
+        code += _instruction(_JUMP_NOT_EQUAL, R6, offset=1, value=level)
+        code += _instruction(_JUMP_EQUAL, R7, offset=refusal - (3 + 2 * index) - 1, value=option)
+    for answer in (1, 0):
+        code += _instruction(_MOVE, R0, value=answer) + _instruction(_EXIT)
+    return code
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    size = 128
+    buffer = ctypes.create_string_buffer(attributes.ljust(size, b"\0"), size)
+    result = int(_libc.syscall(_SYSCALL[platform.machine()], command, buffer, size))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"bpf command {command}: {os.strerror(number)}")
+    return result
+
+
+def _load(kind: tuple[int, int], code: bytes) -> int:
+    """A file descriptor of the program; skips where the kernel has no BPF, raises OSError where it dislikes the program."""
+    if platform.machine() not in _SYSCALL or sys.byteorder != "little":
+        pytest.skip(f"bpf(2) is not known for {platform.machine()}")
+    text, licence = (ctypes.create_string_buffer(part, len(part)) for part in (code, b"GPL\0"))
+    log = ctypes.create_string_buffer(1 << 16)
+    program, attach = kind
+    addresses = ctypes.addressof(text), ctypes.addressof(licence)
+    attributes = struct.pack("=IIQQ", program, len(code) // 8, *addresses)
+    attributes += struct.pack("=IIQII", 1, len(log), ctypes.addressof(log), 0, 0)
+    attributes += struct.pack("=16sII", b"fact", 0, attach)
+    try:
+        return _bpf(_LOAD, attributes)
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            pytest.skip(f"no BPF here: {error}")
+        error.add_note(log.value.decode())
+        raise
+
+
+@contextlib.contextmanager
+def attached(cgroup: Path, kind: tuple[int, int], code: bytes) -> Iterator[None]:
+    """Have the program run for a cgroup."""
+    program, directory = _load(kind, code), os.open(cgroup, os.O_RDONLY)
+    try:
+        _bpf(_ATTACH, struct.pack("=IIII", directory, program, kind[1], _ALLOW_MULTI))
+        try:
+            yield
+        finally:
+            _bpf(_DETACH, struct.pack("=IIII", directory, program, kind[1], 0))
+    finally:
+        os.close(program)
+        os.close(directory)
+
+
+def tree() -> Path:
+    """Where cgroup v2 is mounted; skips where it is not."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if line.split()[2] == "cgroup2":
+            return Path(line.split()[1])
+    pytest.skip("cgroup v2 is not mounted")
+
+
+@contextlib.contextmanager
+def cgroup() -> Iterator[Path]:
+    """A cgroup for a moment; what lived in it must have ended."""
+    path = tree() / f"fact-{uuid.uuid4().hex[:12]}"
+    try:
+        path.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made: {error}")
+    try:
+        yield path
+    finally:
+        for _ in range(100):  # a process that has ended leaves its cgroup a moment later
+            with contextlib.suppress(OSError):
+                path.rmdir()
+                break
+            time.sleep(0.01)
+        else:
+            path.rmdir()
+
+
+def joined(path: Path, work: Callable[[], object]) -> object:
+    """Move this process into a cgroup, then work."""
+    (path / "cgroup.procs").write_text("0")  # itself, whatever its number is in this PID namespace
+    return work()

@@ -1,0 +1,317 @@
+"""Apply and release: they change what is theirs, once, and leave no trace."""
+
+import contextlib
+import fcntl
+import json
+import re
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guarded import GLUON, POLICY, STATE, Guarded, gluon, run_probes
+from tests.lab import addresses as at
+from tests.lab.topology import Lab
+
+FOREIGN = """
+table inet foreign {
+    set friends {
+        type ipv4_addr
+        elements = { 192.0.2.7 }
+    }
+    chain forward {
+        type filter hook forward priority 0; policy accept;
+        ip saddr @friends accept
+    }
+    chain post {
+        type nat hook postrouting priority 100; policy accept;
+        oifname "bat0" meta mark 0x77 masquerade
+    }
+}
+table ip nftpolicy-of-somebody {
+    chain out {
+        type filter hook output priority 0; policy accept;
+    }
+}
+"""
+FOREIGN_ROUTING = (
+    "rule add priority 77 fwmark 0x700/0x700 lookup 77",
+    "rule add priority 32000 from 203.0.113.0/25 lookup main",
+    "-6 rule add priority 77 fwmark 0x700/0x700 lookup 77",
+    f"route add 198.18.0.0/15 via {at.GATEWAY[4]} dev {at.MESH} table 77",
+    f"route add 198.18.0.0/15 via {at.HOME[4]} dev {at.WAN} table 1",
+    f"-6 route add 2001:db8:77::/48 via {at.GATEWAY[6]} dev {at.MESH} table 77",
+)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    """A node with foreign rules of all kinds, and no policy yet."""
+    with Lab(bridge=True) as lab:
+        lab.node.nft(FOREIGN)
+        lab.node.ip(*FOREIGN_ROUTING)
+        lab.node.sysctl("net.ipv4.fwmark_reflect", 0)
+        lab.node.sysctl("net/ipv4/conf/br-wan/accept_redirects", 1)
+        yield Guarded(lab, gluon(lab))
+
+
+@pytest.fixture
+def fresh(made: Guarded) -> Iterator[Guarded]:
+    """The same, nothing applied before and after each test."""
+    yield made
+    made.file.write_text(gluon(made.lab))
+    made.release()
+
+
+def sysctls() -> dict[str, str]:
+    found = {}
+    for family in ("ipv4", "ipv6"):
+        for path in Path("/proc/sys/net", family).rglob("*"):
+            with contextlib.suppress(OSError):
+                if path.is_file():
+                    found[str(path)] = path.read_text()
+    return {path: text for path, text in found.items() if "/neigh/" not in path and "stable_secret" not in path}
+
+
+def everything(made: Guarded) -> dict[str, object]:
+    """All that a packet could meet in the node, as text."""
+
+    def said(*argv: str) -> list[str]:
+        return made.lab.node.run(argv).stdout.splitlines()
+
+    return {
+        "nft": said("nft", "-s", "list", "ruleset"),
+        "rules": said("ip", "rule") + said("ip", "-6", "rule"),
+        "routes": sorted(said("ip", "route", "show", "table", "all")),
+        "routes6": sorted(said("ip", "-6", "route", "show", "table", "all")),
+        "links": re.findall(r"^\d+: (\S+)", "\n".join(said("ip", "link")), re.MULTILINE),
+        "sysctls": made.lab.node.call(sysctls),
+    }
+
+
+class Ear:
+    """Hears every change of rules, routes and nft in a namespace, whoever makes it."""
+
+    def __init__(self, made: Guarded) -> None:
+        route, netfilter = 0, 12
+        self._sockets = [made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, kind) for kind in (route, netfilter)]
+        groups = (0x40 | 0x80 | 0x400 | 1 << 18, 1 << 6)  # routes and rules of both families; nf_tables
+        for one, mask in zip(self._sockets, groups, strict=True):
+            one.bind((0, mask))
+            one.setblocking(False)
+
+    def __enter__(self) -> "Ear":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._sockets:
+            one.close()
+
+    def heard(self) -> int:
+        """Messages since the last time; they are there when the change returns."""
+        count = 0
+        for one in self._sockets:
+            with contextlib.suppress(BlockingIOError):
+                while one.recv(1 << 20):
+                    count += 1
+        return count
+
+
+def generation(made: Guarded) -> int:
+    """The number that the kernel raises with every nft transaction."""
+    with made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as channel:
+        channel.send(struct.pack("=IHHIIBBH", 20, 10 << 8 | 16, 1, 1, 0, 0, 0, 0))  # NFT_MSG_GETGEN
+        answer = channel.recv(4096)
+    return int(struct.unpack("!I", answer[24:28])[0])
+
+
+def test_the_second_apply_sends_nothing(fresh: Guarded) -> None:
+    with Ear(fresh) as ear:
+        first = generation(fresh)
+        assert "applied in" in fresh.apply()
+        assert ear.heard() > 5, "inconclusive"
+        assert generation(fresh) == first + 1, "the guard comes in one transaction"
+        run_probes(fresh.lab)
+        ear.heard()
+        before, now, counted = everything(fresh), generation(fresh), fresh.counters()
+        assert sum(counted.values()) > 0, "inconclusive"
+        assert "holds it already" in fresh.apply()
+        assert (ear.heard(), generation(fresh)) == (0, now)
+        assert everything(fresh) == before
+        after = fresh.counters()
+        assert [name for name in counted if after[name] < counted[name]] == []
+
+
+def test_release_leaves_what_was_there_before(fresh: Guarded) -> None:
+    before = everything(fresh)
+    fresh.apply()
+    applied = everything(fresh)
+    for part in ("nft", "rules", "routes", "routes6", "sysctls"):
+        assert applied[part] != before[part], f"inconclusive: {part}"
+    assert "released in" in fresh.release()
+    assert everything(fresh) == before
+    assert "nothing to release" in fresh.release()
+    assert everything(fresh) == before
+
+
+def test_foreign_objects_are_never_touched(fresh: Guarded) -> None:
+    def foreign() -> list[object]:
+        found = everything(fresh)
+        tables = fresh.lab.node.run(["nft", "-a", "list", "table", "inet", "foreign"]).stdout  # with handles
+        return [
+            tables,
+            fresh.lab.node.run(["nft", "-a", "list", "table", "ip", "nftpolicy-of-somebody"]).stdout,
+            [line for line in found["rules"] if "proto" not in line],  # type: ignore[attr-defined]
+            [line for line in found["routes"] + found["routes6"] if "proto 78" not in line],  # type: ignore[operator]
+        ]
+
+    before = foreign()
+    fresh.apply()
+    assert foreign() == before
+    fresh.file.write_text(gluon(fresh.lab).replace("table   = 1", "table   = 7"))
+    fresh.apply()
+    assert foreign() == before
+    fresh.release()
+    assert foreign() == before
+
+
+def test_release_after_two_policies_gives_back_the_first_values(fresh: Guarded) -> None:
+    before = everything(fresh)
+    fresh.apply()
+    other = gluon(fresh.lab).replace('"br-wan"', '"usb0"').replace("table   = 1", "table   = 7")
+    fresh.lab.node.ip("link add usb0 type dummy", "link set usb0 up")
+    try:
+        fresh.file.write_text(other)
+        fresh.apply()
+        fresh.release()
+    finally:
+        fresh.lab.node.ip("link del usb0")
+    assert everything(fresh) == before
+
+
+def test_a_dry_run_changes_nothing(fresh: Guarded) -> None:
+    before = everything(fresh)
+    with Ear(fresh) as ear:
+        shown = fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
+        assert (ear.heard(), everything(fresh)) == (0, before)
+        assert "nft transaction:" in shown
+        assert re.search(r"ip -6 rule add .*fwmark 0x1/0x1", shown)
+        fresh.apply()
+        applied = everything(fresh)
+        ear.heard()
+        assert "holds it already" in fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
+        assert "rule delete" in fresh.nftpolicy("release", "--dry-run", POLICY).stdout
+        assert (ear.heard(), everything(fresh)) == (0, applied)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "line", "said"),
+    [
+        ("rule add priority 510 fwmark 1/1 lookup 1", "mark    =", r"uplink\.wan\.mark: .*-4 rule.*File exists"),
+        ("-6 rule add priority 510 fwmark 1/1 lookup 1", "mark    =", r"uplink\.wan\.mark: .*-6 rule.*File exists"),
+        ("route add unreachable default table 1 metric 4294967294", "table   =", r"uplink\.wan\.table: .*File exists"),
+    ],
+)
+def test_a_step_that_the_kernel_refuses_is_undone(fresh: Guarded, foreign: str, line: str, said: str) -> None:
+    fresh.lab.node.ip(foreign)
+    try:
+        before = everything(fresh)
+        done = fresh.nftpolicy("apply", POLICY, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        number = 1 + next(n for n, text in enumerate(gluon(fresh.lab).splitlines()) if text.startswith(line))
+        assert re.search(rf"^nftpolicy: {POLICY}:{number}: {said}", done.stderr), done.stderr
+        assert "the kernel is as it was before" in done.stderr
+        assert everything(fresh) == before
+    finally:
+        fresh.lab.node.ip(foreign.replace(" add ", " del "))
+
+
+def test_a_gateway_on_a_dead_device_is_refused_with_its_line(fresh: Guarded) -> None:
+    text = gluon(fresh.lab).replace("table   = 1", 'table   = 1\ngateways = ["192.0.2.1", "fe80::1"]')
+    fresh.file.write_text(text)
+    fresh.lab.wan_down()
+    try:
+        before = everything(fresh)
+        done = fresh.nftpolicy("apply", POLICY, check=False)
+        assert done.returncode == 1
+        number = 1 + next(n for n, one in enumerate(text.splitlines()) if one.startswith("gateways"))
+        assert re.search(rf"{POLICY}:{number}: uplink\.wan\.gateways: .*192\.0\.2\.1.*down", done.stderr), done.stderr
+        assert everything(fresh) == before
+    finally:
+        fresh.lab.wan_up()
+
+
+def test_a_device_that_is_not_there_is_refused_with_its_line(fresh: Guarded) -> None:
+    fresh.file.write_text(gluon(fresh.lab).replace('"br-wan"', '"nowhere0"'))
+    before = everything(fresh)
+    done = fresh.nftpolicy("apply", POLICY, check=False)
+    assert done.returncode == 1
+    number = 1 + next(n for n, one in enumerate(gluon(fresh.lab).splitlines()) if one.startswith("devices"))
+    assert re.search(rf"{POLICY}:{number}: uplink\.wan\.devices: ", done.stderr), done.stderr
+    assert everything(fresh) == before
+
+
+def test_a_bad_policy_changes_nothing(fresh: Guarded) -> None:
+    fresh.apply()
+    before = everything(fresh)
+    fresh.file.write_text(gluon(fresh.lab).replace('"arp", ', '"arpp", '))
+    done = fresh.nftpolicy("apply", POLICY, check=False)
+    assert done.returncode == 2
+    assert re.search(rf"{POLICY}:\d+: uplink\.wan\.exempt.*did you mean 'arp'", done.stderr), done.stderr
+    assert everything(fresh) == before
+
+
+def test_only_root_may_apply(fresh: Guarded) -> None:
+    before = everything(fresh)
+    done = fresh.nftpolicy("apply", POLICY, check=False, uid=65534)
+    assert (done.returncode, "root" in done.stderr) == (4, True), done.stderr
+    assert everything(fresh) == before
+
+
+def test_two_at_once_are_kept_apart(fresh: Guarded) -> None:
+    fresh.apply()
+    before = everything(fresh)
+    (lock,) = fresh.lab.node.outside(STATE).glob("netns-*/lock")
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = fresh.nftpolicy("release", POLICY, check=False)
+    assert (done.returncode, "is at it" in done.stderr) == (1, True), done.stderr
+    assert everything(fresh) == before
+
+
+def test_what_somebody_took_away_is_put_back(fresh: Guarded) -> None:
+    fresh.apply()
+    good = everything(fresh)
+    damage = (
+        lambda: fresh.lab.node.nft("delete table netdev nftpolicy"),
+        lambda: fresh.lab.node.nft("flush chain inet nftpolicy wan.guard"),
+        lambda: fresh.lab.node.nft("add rule inet nftpolicy wan.guard accept"),
+        lambda: fresh.lab.node.nft("insert rule inet nftpolicy guard accept"),
+        lambda: fresh.lab.node.nft("add element inet nftpolicy wan.group-anywhere { 4711 }"),
+        lambda: fresh.lab.node.nft("delete element inet nftpolicy inside { bat0 }"),
+        lambda: fresh.lab.node.ip("-6 rule del priority 515"),
+        lambda: fresh.lab.node.ip("rule del priority 910"),
+        lambda: fresh.lab.node.ip("route del unreachable default table 1 metric 4294967294"),
+        lambda: fresh.lab.node.sysctl("net.ipv4.tcp_fwmark_accept", 0),
+        lambda: fresh.lab.node.sysctl("net/ipv4/conf/br-wan/accept_redirects", 1),
+    )
+    for number, break_it in enumerate(damage):
+        break_it()
+        seen = fresh.nftpolicy("status", "--json", check=False)
+        assert (seen.returncode, json.loads(seen.stdout)["as_expected"]) == (1, False), number
+        fresh.apply()
+        assert everything(fresh) == good, number
+        assert fresh.nftpolicy("status", check=False).returncode == 0
+
+
+def test_the_shipped_file_is_what_is_tested(made: Guarded) -> None:
+    changed = set(gluon(made.lab).splitlines()) ^ set(GLUON.read_text().splitlines())
+    assert {line.split()[0] for line in changed} == {"lease"}
+
+
+def test_an_error_is_an_error(made: Guarded) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        made.nftpolicy("apply", "/nowhere.toml")

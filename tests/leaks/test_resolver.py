@@ -1,0 +1,224 @@
+"""The resolver of the WAN: it says loudly why it can't run, and it follows the lease."""
+
+import re
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import POLICY, SERVICE_GID, Guarded, gluon, guarded_lab, watching
+from tests.lab import addresses as at
+from tests.lab.netns import wait_until
+from tests.lab.topology import Lab
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Guarded]:
+    """The policy in force, and no resolver."""
+    with guarded_lab() as made:
+        yield made
+
+
+@pytest.fixture
+def running(lab: Guarded) -> Iterator[Guarded]:
+    lease = lab.lab.lease()
+    lab.start_resolver()
+    yield lab
+    lab.stop_resolver()
+    lab.lab.node.outside(lab.lab.wan_lease).write_text(lease)
+
+
+def ask(made: Guarded, family: int = 4, tcp: bool = False) -> list[str] | str:
+    return made.lab.resolve(at.WHO, family, "127.0.0.1", tcp, gid=SERVICE_GID, seconds=0.5)
+
+
+def write_lease(made: Guarded, text: str) -> None:
+    """As a DHCP client does: a new file in the old one's place."""
+    new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
+    new.write_text(text)
+    new.replace(made.lab.node.outside(made.lab.wan_lease))
+
+
+def refused(made: Guarded, uid: int | None = None) -> tuple[int, str]:
+    done = made.nftpolicy("resolver", POLICY, check=False, uid=uid)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stderr
+
+
+# Refusals
+
+
+def test_it_refuses_where_the_policy_is_not_applied() -> None:
+    with Lab() as lab:
+        made = Guarded(lab, gluon(lab))
+        status, said = refused(made)
+        assert (status, "not in force" in said, "nftpolicy apply" in said) == (1, True, True), said
+        made.apply()
+        lab.node.ip("rule del priority 510")
+        status, said = refused(made)
+        assert (status, "not in force" in said) == (1, True), said
+        made.apply()
+        lab.node.nft("add rule inet nftpolicy wan.guard accept")
+        status, said = refused(made)
+        assert (status, "not in force" in said) == (1, True), said
+
+
+def test_it_refuses_without_root(lab: Guarded) -> None:
+    status, said = refused(lab, uid=65534)
+    assert (status, "root" in said) == (4, True), said
+
+
+def test_it_refuses_without_dnsmasq(lab: Guarded) -> None:
+    program = lab.lab.node.run(["sh", "-c", "command -v dnsmasq"]).stdout.strip()
+    lab.lab.node.run(["mount", "--bind", "/dev/null", program])
+    try:
+        status, said = refused(lab)
+    finally:
+        lab.lab.node.run(["umount", program])
+    assert (status, "dnsmasq is missing" in said) == (4, True), said
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_it_refuses_where_its_port_is_taken(lab: Guarded, address: str, kind: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with lab.lab.node.socket(family, kind) as taken:
+        taken.bind((address, 54))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        status, said = refused(lab)
+    assert (status, "dnsmasq ended" in said, "in use" in said) == (1, True, True), said
+    assert leftovers(lab) == []
+
+
+def test_it_refuses_a_user_without_a_name(lab: Guarded) -> None:
+    lab.file.write_text(gluon(lab.lab).replace("[uplink.wan.resolver]", "[uplink.wan.resolver]\nuser = 61234"))
+    try:
+        lab.apply()
+        status, said = refused(lab)
+        assert (status, "61234" in said) == (1, True), said
+    finally:
+        lab.file.write_text(gluon(lab.lab))
+        lab.apply()
+    assert leftovers(lab) == []
+
+
+def leftovers(made: Guarded) -> list[str]:
+    """Processes and cgroups of the resolver that outlived it."""
+    listing = made.lab.node.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ls /run/lab/state/*"]).stdout
+    return re.findall(r"--resolv-file=\S*|resolver-wan", listing)
+
+
+# Work
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+def test_its_questions_leave_marked(running: Guarded, tcp: bool) -> None:
+    running.lab.wan.drain(), running.lab.mesh_sniffer.drain()
+    with watching(running.lab) as watch:
+        for family in (4, 6):
+            assert ask(running, family, tcp) == [at.WHO_AT_HOME[family]]
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    own = {running.lab.wan_address(family) for family in (4, 6)}
+    asked = [frame for frame in running.lab.wan.frames() if frame.dport == 53]
+    assert {frame.saddr for frame in asked} <= own
+    assert asked
+    assert [frame for frame in running.lab.mesh_sniffer.frames() if frame.dport == 53] == []
+
+
+def test_it_ends_when_asked_and_leaves_nothing(lab: Guarded) -> None:
+    lab.start_resolver()
+    assert ask(lab) == [at.WHO_AT_HOME[4]]
+    assert leftovers(lab) != [], "inconclusive"
+    assert lab.stop_resolver() == 0
+    assert leftovers(lab) == []
+    assert ask(lab) == "ECONNREFUSED"
+
+
+def test_a_new_lease_takes_effect(running: Guarded) -> None:
+    assert ask(running) == [at.WHO_AT_HOME[4]]
+    running.lab.neighbour.popen(  # another server in the home's network
+        ["dnsmasq", "--conf-file=/dev/null", "-k", "--pid-file", "--user=root", "--no-resolv", "--no-hosts",
+         f"--host-record={at.WHO},192.0.2.222", "--bind-interfaces", f"--listen-address={at.NEIGHBOUR[4]}"]
+    )  # fmt: skip
+    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")
+    wait_until(lambda: ask(running) == ["192.0.2.222"], 5, "the new server")
+    write_lease(running, f"# from DHCP\nnameserver {at.HOME[6]}\n")
+    wait_until(lambda: ask(running) == [at.WHO_AT_HOME[4]], 5, "the old server, by IPv6")
+
+
+def test_a_link_local_server_is_asked_by_the_wan(running: Guarded) -> None:
+    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")  # nobody answers there, or another
+    wait_until(lambda: ask(running) != [at.WHO_AT_HOME[4]], 5, "the end of the old server")
+    write_lease(running, f"nameserver {at.HOME_LINK_LOCAL}\n")
+    with watching(running.lab) as watch:
+        wait_until(lambda: ask(running) == [at.WHO_AT_HOME[4]], 5, "the link-local server")
+        assert watch.unmarked == 0
+
+
+def test_without_a_server_it_refuses(running: Guarded) -> None:
+    write_lease(running, "")
+    wait_until(lambda: ask(running) == "refused", 5, "a refusal")
+    assert ask(running, 6, tcp=True) == "refused"
+    running.lab.node.outside(running.lab.wan_lease).unlink()
+    wait_until(lambda: running.resolver_log().count("none yet") >= 2, 5, "the lease's absence to be noticed")
+    assert ask(running) == "refused"
+    write_lease(running, f"nameserver {at.HOME[4]}\n")
+    wait_until(lambda: ask(running) == [at.WHO_AT_HOME[4]], 5, "the server's return")
+
+
+def test_it_starts_without_a_lease_and_waits(lab: Guarded) -> None:
+    lease = lab.lab.lease()
+    lab.lab.node.outside(lab.lab.wan_lease).unlink()
+    try:
+        lab.start_resolver()
+        assert ask(lab) == "refused"
+        write_lease(lab, lease)
+        wait_until(lambda: ask(lab) == [at.WHO_AT_HOME[4]], 5, "the lease")
+    finally:
+        lab.stop_resolver()
+        write_lease(lab, lease)
+
+
+def test_bad_words_in_a_lease_are_left_out_and_said(running: Guarded) -> None:
+    write_lease(running, f"nameserver 127.0.0.1\nnameserver no.address\nnameserver {at.HOME[4]}\n")
+    wait_until(lambda: "'no.address'" in running.resolver_log(), 5, "the word")
+    assert "'127.0.0.1'" in running.resolver_log()
+    assert ask(running) == [at.WHO_AT_HOME[4]]
+
+
+def test_a_second_one_is_refused_and_the_first_goes_on(running: Guarded) -> None:
+    status, said = refused(running)
+    assert status != 0
+    assert re.search("in use|runs already", said), said
+    assert ask(running) == [at.WHO_AT_HOME[4]]
+    write_lease(running, "")
+    wait_until(lambda: ask(running) == "refused", 5, "the first one's next lease")
+    assert running.stop_resolver() == 0
+
+
+def test_it_can_start_again_after_it_was_killed(lab: Guarded) -> None:
+    lab.start_resolver()
+    assert lab._resolver is not None
+    lab._resolver.send_signal(signal.SIGKILL)
+    lab._resolver.wait(5)
+    try:
+        lab.start_resolver()
+        assert ask(lab) == [at.WHO_AT_HOME[4]]
+        write_lease(lab, "")
+        wait_until(lambda: ask(lab) == "refused", 5, "the new one's lease")
+    finally:
+        lab.stop_resolver()
+        lab.lab.wan_up()
+    assert leftovers(lab) == []
+
+
+def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
+    lab.start_resolver()
+    assert lab._resolver is not None
+    lab.lab.node.run(["sh", "-c", "grep -lz -e --resolv-file /proc/[0-9]*/cmdline | cut -d/ -f3 | xargs kill -9"])
+    assert lab._resolver.wait(5) == 1
+    assert "dnsmasq ended" in lab.resolver_log()
+    lab.stop_resolver()
+    assert leftovers(lab) == []

@@ -1,0 +1,240 @@
+"""Hypothesis strategies for what a person writes, and the profiles that every property runs under."""
+
+import json
+import os
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from nftpolicy.policy import checks, values, words
+from nftpolicy.policy.mark import FULL, Mark
+from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
+
+settings.register_profile(
+    "quick", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "quick")
+
+# Words that mean something to nft, which names must survive.
+KEYWORDS = ("ip", "ip6", "meta", "ct", "set", "drop", "accept", "jump", "counter", "tcp", "last", "inet", "limit", "th")
+# Few devices, so that two policies often have some in common.
+COMMON = ("eth0", "eth1", "br-wan", "wlan0", "usb0.7", "0a-b_c")
+
+
+def names():
+    """Names of policies, uplinks and services."""
+    return st.sampled_from(KEYWORDS) | st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,23}", fullmatch=True).filter(str.isascii)
+
+
+def devices():
+    """Names of network devices."""
+    rare = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True).filter(str.isascii)
+    return st.one_of(st.sampled_from(COMMON), st.sampled_from(COMMON), rare)
+
+
+def patterns():
+    """What `inside` lists."""
+    return devices() | st.sampled_from(("bat0", "wg*", "tun*", "mesh-vpn", "br-client"))
+
+
+def marks():
+    """A mark with any mask."""
+    masks = st.integers(1, FULL) | st.integers(0, 31).map(lambda bit: 1 << bit)
+    values_in = st.tuples(st.integers(0, FULL), masks).map(lambda pair: Mark(pair[0] & pair[1], pair[1]))
+    return values_in.filter(lambda mark: mark.value)
+
+
+@st.composite
+def apart(draw, count):
+    """`count` marks, of which no packet can wear two."""
+    if count == 1:
+        return [draw(marks())]
+    mask = draw(st.integers(0, 24).map(lambda shift: 0xFF << shift) | st.just(FULL))
+    shift = (mask & -mask).bit_length() - 1
+    found = draw(st.lists(st.integers(1, mask >> shift), min_size=count, max_size=count, unique=True))
+    return [Mark(value << shift, mask) for value in found]
+
+
+def ports():
+    """One port, or a range."""
+    numbers = st.sampled_from((1, 53, 443, 65535)) | st.integers(1, 65535)
+    return st.builds(
+        lambda protocol, a, b: Port(protocol, min(a, b), max(a, b)),
+        st.sampled_from(("tcp", "udp")),
+        numbers,
+        numbers,
+    ) | st.builds(lambda protocol, one: Port(protocol, one, one), st.sampled_from(("tcp", "udp")), numbers)
+
+
+def addresses(version=None):
+    """Addresses of hosts that an IPv6 tool does not write as IPv4."""
+    four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
+    six = (st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.integers(1, 0xFFFF).map((0xFE80 << 112).__add__)).map(
+        IPv6Address
+    )
+    return {4: four, 6: six, None: four | six}[version]
+
+
+@st.composite
+def networks(draw):
+    """Prefixes of any length; few of them are whole hosts."""
+    address = draw(addresses())
+    length = draw(st.integers(0, address.max_prefixlen) | st.just(address.max_prefixlen))
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    found = kind((int(address), length), strict=False)
+    return kind((int(address), address.max_prefixlen)) if found.version == 6 and 0 < length < 8 else found
+
+
+def accounts():
+    """An account by number, as a policy of another machine writes it."""
+    numbers = st.integers(1, 2000) | st.integers(1, 2**32 - 2)
+    return numbers.map(lambda number: Account(str(number), number))
+
+
+def gateways():
+    """At most one of each family."""
+    usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
+    return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
+
+
+@st.composite
+def resolvers(draw, index):
+    """A resolver; `index` keeps those of several uplinks apart."""
+    port = draw(st.integers(1, 65535).filter(lambda number: number != 53))
+    four = Listen(IPv4Address(f"127.0.{index}.1") if draw(st.booleans()) else IPv4Address(f"192.0.2.{index}"), port)
+    six = Listen(IPv6Address("::1") if index == 0 and draw(st.booleans()) else IPv6Address(f"fd00::{index}"), port)
+    listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
+    upstream = addresses().filter(lambda one: not one.is_multicast)
+    servers = draw(
+        st.lists(
+            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
+            max_size=3,
+            unique=True,
+        )
+    )
+    lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
+    return Resolver(listen, tuple(servers), lease, draw(accounts()))
+
+
+def answers():
+    """Inbound services by name or port."""
+    named = st.sampled_from(tuple(words.ANSWERS))
+    return (named | ports().map(str)).map(values.answer)
+
+
+@st.composite
+def services(draw, uplinks):
+    """A service of one of the uplinks."""
+    uplink = draw(st.sampled_from(uplinks))
+    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    if how == "kernel":
+        return Service(uplink, kernel=True)
+    to = tuple(draw(st.lists(networks(), max_size=4, unique=True)))
+    narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
+    return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed)
+
+
+@st.composite
+def policies(draw, device=None, most_uplinks=3, most_services=4):
+    """A policy that checks.faults has nothing against. `device`: a strategy for the uplinks' devices."""
+    device = devices() if device is None else device
+    wanted = draw(st.lists(names(), min_size=1, max_size=most_uplinks, unique=True))
+    worn = draw(apart(len(wanted)))
+    numbers = st.integers(1, 252) | st.integers(256, 2**32 - 1)
+    tables = draw(st.lists(numbers, min_size=len(wanted), max_size=len(wanted), unique=True))
+    owned = draw(st.lists(device, min_size=len(wanted), max_size=len(wanted) + 2, unique=True))
+    uplinks = {}
+    for index, name in enumerate(wanted):
+        mine = tuple(owned[index :: len(wanted)])
+        exempt = st.lists(st.sampled_from(tuple(words.EXEMPTIONS)), max_size=5, unique=True).map(tuple)
+        answered = st.lists(answers(), max_size=3, unique_by=lambda one: one.port).map(tuple)
+        resolver = draw(st.none() | resolvers(index))
+        uplinks[name] = Uplink(
+            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), resolver
+        )
+    inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
+    held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
+    # What draws can't easily keep apart is left out: better than to throw the whole policy away.
+    outside = [one for one in inside if not any(checks.covered(dev, (one,)) for dev in owned)]
+    policy = Policy(draw(names()), tuple(outside), uplinks, {})
+    for name, service in held.items():
+        larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
+        policy = larger if not any(checks.faults(larger)) else policy
+    assert not list(checks.faults(policy)), list(checks.faults(policy))
+    return policy
+
+
+def _apart(listed):
+    """Patterns of which none covers another."""
+    return [one for one in listed if not any(other != one and checks.covered(one, (other,)) for other in listed)]
+
+
+# --- TOML -----------------------------------------------------------------------------------
+
+
+def to_toml(policy):
+    """A policy as a file: load(to_toml(policy)) is the policy again."""
+    lines = [f"name = {_quoted(policy.name)}", f"inside = {_list(policy.inside)}"]
+    for name, uplink in policy.uplink.items():
+        lines += ["", f"[uplink.{name}]", *_pairs(_uplink(uplink))]
+        if uplink.resolver:
+            lines += ["", f"[uplink.{name}.resolver]", *_pairs(_resolver(uplink.resolver))]
+    lines += [] if policy.uplink else ["[uplink]"]
+    lines += [] if policy.service else ["[service]"]
+    for name, service in policy.service.items():
+        lines += ["", f"[service.{name}]", *_pairs(_service(service))]
+    return "\n".join(lines) + "\n"
+
+
+def _uplink(uplink):
+    return {
+        "devices": _list(uplink.devices),
+        "mark": _quoted(str(uplink.mark)),
+        "table": str(uplink.table),
+        "exempt": _list(uplink.exempt),
+        "answer": _list(answer.name for answer in uplink.answer),
+        "gateways": _list(uplink.gateways),
+    }
+
+
+def _resolver(resolver):
+    lease = {"lease": _quoted(resolver.lease)} if resolver.lease is not None else {}
+    return {
+        "listen": _list(resolver.listen),
+        "servers": _list(resolver.servers),
+        "user": str(resolver.user.number),
+        **lease,
+    }
+
+
+def _service(service):
+    held = {key: str(account.number) for key, account in checks.accounts(service)}
+    return {
+        "uplink": _quoted(service.uplink),
+        **held,
+        "kernel": str(service.kernel).lower(),
+        "marks": _quoted(service.marks),
+        "to": _list(service.to),
+        "ports": _list(service.ports),
+    }
+
+
+def _pairs(table):
+    return [f"{key} = {value}" for key, value in table.items() if value != "[]" or key == "inside"]
+
+
+def _list(items):
+    return f"[{', '.join(_quoted(str(item)) for item in items)}]"
+
+
+def _quoted(text):
+    """A basic string of TOML: JSON's, but for the control characters that JSON leaves as they are."""
+    return re.sub(r"[\x7f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def toml():
+    """The text of a good policy."""
+    return policies().map(to_toml)
