@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,15 +224,15 @@ def run_probes(lab: Lab, which: Iterable[probes.Probe] | None = None, mark: int 
 
 def gluon(lab: Lab) -> str:
     """The shipped policy with the lab's lease file; nothing else of it changes."""
-    return replaced(GLUON, [('"/var/run/nftpolicy/wan.dns"', f'"{lab.wan_lease}"')])
+    return replaced(GLUON, {"lease": f'"{lab.wan_lease}"'})
 
 
-def replaced(file: Path, changes: Sequence[tuple[str, str]]) -> str:
-    """A shipped file with some of its text replaced; each must be there exactly once."""
+def replaced(file: Path, values: Mapping[str, str]) -> str:
+    """A shipped policy with the values of some keys replaced; each key must be there exactly once."""
     text = file.read_text()
-    for old, new in changes:
-        assert text.count(old) == 1, f"{file.name} has {old!r} {text.count(old)} times"
-        text = text.replace(old, new)
+    for key, value in values.items():
+        text, count = re.subn(rf"^({key}\s*=\s*)(\"[^\"]*\"|\[.*?\]|\d+)", rf"\g<1>{value}", text, flags=re.MULTILINE)
+        assert count == 1, f"{file.name} has the key {key} {count} times"
     return text
 
 

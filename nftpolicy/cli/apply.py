@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy apply FILE"""
 
-import sys
 from pathlib import Path
 
 import typer
 
-from .common import changing, read_policy, this_kernel
+from .common import changing, done, dry, read_policy, this_kernel, warn
 
 
 def command(
@@ -18,22 +17,23 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply import apply, prospect
     from ..runtime.memory import of_this_namespace
-    from ..runtime.status import lines
 
     memory = of_this_namespace()
-    if dry_run:
-        found = prospect(kernel, policy, memory)
-        print("\n".join(lines(found.plan)) if found.plan.steps else f"{policy.name}: the kernel holds it already")
-        return
-    with changing(source), memory.alone():
-        found = prospect(kernel, policy, memory)
-        if found.plan.steps:
-            apply(kernel, found, memory)
-        memory.remember_policy(source.name, source.text.encode())
-    if not found.link_guard:
-        print(
-            "nftpolicy: this kernel has no netdev egress hook: frames of AF_PACKET sockets are not guarded",
-            file=sys.stderr,
+    with changing(source):
+        if dry_run:
+            print(dry(prospect(kernel, policy, memory), f"{policy.name}: the kernel holds it already"))
+            return
+        with memory.alone():
+            found = prospect(kernel, policy, memory)
+            if found.plan.steps:
+                apply(kernel, found, memory)
+    for device in sorted(found.unhooked):
+        warn(
+            f"no chain can be hooked at the egress of {device} (an old kernel, or one that wants the device first): "
+            "frames of AF_PACKET sockets are not guarded there"
         )
-    done = f"applied in {len(found.plan.steps)} steps" if found.plan.steps else "the kernel holds it already"
-    print(f"{policy.name}: {done}")
+    try:
+        memory.remember_policy(source.name, source.text.encode())
+    except OSError as error:
+        warn(f"{memory.folder} can't be written ({error.strerror}), so 'status' will want to be told the policy")
+    print(f"{policy.name}: {done(found, 'applied', 'the kernel holds it already')}")

@@ -15,6 +15,7 @@ from ..policy.objects import Account, Policy
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
+    from ..runtime.apply import Prospect
 
 # The exit codes of every command, documented in nftpolicy(1).
 REFUSED, BAD_INPUT, NOT_HERE = 1, 2, 4
@@ -74,6 +75,24 @@ def this_kernel() -> Linux:
         raise Failure(str(error), NOT_HERE) from None
 
 
+def warn(message: str) -> None:
+    """A line for a person that is no result."""
+    print(f"nftpolicy: {message}", file=sys.stderr, flush=True)
+
+
+def done(found: Prospect, verb: str, nothing: str) -> str:
+    """What became of a plan, in words."""
+    steps = len(found.plan.steps)
+    return f"{verb} in {steps} step{'' if steps == 1 else 's'}" if steps else nothing
+
+
+def dry(found: Prospect, nothing: str) -> str:
+    """A plan as text, line by line, or `nothing`."""
+    from ..runtime.status import lines
+
+    return "\n".join(lines(found.plan)) if found.plan.steps else nothing
+
+
 @contextmanager
 def changing(source: Source | None) -> Iterator[None]:
     """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
@@ -92,7 +111,7 @@ def changing(source: Source | None) -> Iterator[None]:
     except Busy as error:
         raise Failure(str(error)) from None
     except OSError as error:
-        raise Failure(f"{error.filename or 'memory'}: {error.strerror}; nothing was changed", REFUSED) from None
+        raise Failure(f"{error.filename or 'the state folder'}: {error.strerror}", REFUSED) from None
 
 
 def refused(error, source: Source | None) -> str:  # type: ignore[no-untyped-def]

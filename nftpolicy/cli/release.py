@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from .common import changing, read_policy, this_kernel
+from .common import changing, done, dry, read_policy, this_kernel
 
 
 def command(
@@ -17,16 +17,14 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply import carry_out, release_prospect
     from ..runtime.memory import of_this_namespace
-    from ..runtime.status import lines
 
     memory = of_this_namespace()
-    if dry_run:
-        found = release_prospect(kernel, memory)
-        print("\n".join(lines(found.plan)) if found.plan.steps else "the kernel holds nothing of nftpolicy's")
-        return
-    with changing(source), memory.alone():
-        found = release_prospect(kernel, memory)
-        carry_out(kernel, found.plan)
-        memory.forget()
-    done = f"released in {len(found.plan.steps)} steps" if found.plan.steps else "there was nothing to release"
-    print(f"{policy.name}: {done}")
+    with changing(source):
+        if dry_run:
+            print(dry(release_prospect(kernel, memory), "the kernel holds nothing of nftpolicy's"))
+            return
+        with memory.alone():
+            found = release_prospect(kernel, memory)
+            carry_out(kernel, found.plan)
+            memory.forget()
+    print(f"{policy.name}: {done(found, 'released', 'there was nothing to release')}")

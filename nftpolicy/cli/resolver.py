@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy resolver FILE"""
 
-import sys
 from pathlib import Path
 from typing import Optional
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel
+from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
 
 
 def command(
@@ -36,14 +35,10 @@ def command(
         )
     value = policy.uplink[name]
     assert value.resolver is not None
-    job = resolver.Job(name, value, value.resolver, memory.folder / f"resolver-{name}", _say)
+    job = resolver.Job(name, value, value.resolver, memory.folder / f"resolver-{name}", warn)
     try:
         resolver.run(job)
     except resolver.Failed as error:
         raise Failure(str(error)) from None
     except Unavailable as error:
         raise Failure(str(error), NOT_HERE) from None
-
-
-def _say(line: str) -> None:
-    print(f"nftpolicy: {line}", file=sys.stderr, flush=True)

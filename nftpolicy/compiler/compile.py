@@ -20,11 +20,13 @@ class Machine:
     """What the compiled state depends on beside the policy.
 
     `ports`: bridge -> its ports. `link_guard`: whether the kernel has the netdev egress hook;
-    without it AF_PACKET sockets are not covered.
+    without it AF_PACKET sockets are not covered. `unhooked`: devices that are not there, on a kernel
+    that can't hook a chain at such a device.
     """
 
     ports: Mapping[str, Sequence[str]] = Factory(dict)
     link_guard: bool = True
+    unhooked: frozenset[str] = frozenset()
 
 
 def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:
@@ -67,4 +69,4 @@ def _link_table(policy: Policy, machine: Machine) -> Table:
         for name, uplink in policy.uplink.items()
         for counter in (of(name, "dropped"), *exemptions.counters(name, uplink.exempt, "netdev"))
     )
-    return Table("netdev", names.TABLE, guard.link_chains(policy, machine.ports), (), counters)
+    return Table("netdev", names.TABLE, guard.link_chains(policy, machine.ports, machine.unhooked), (), counters)

@@ -35,7 +35,12 @@ def chains(policy: Policy) -> tuple[Chain, ...]:
         rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
     rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
-    return (base, _loopback(policy), _inside(policy), *(_uplink(name, up) for name, up in policy.uplink.items()))
+    return (
+        base,
+        _loopback(policy),
+        _inside(policy),
+        *(_uplink(name, up, policy) for name, up in policy.uplink.items()),
+    )
 
 
 def _names(policy: Policy) -> tuple[Rule, ...]:
@@ -46,27 +51,35 @@ def _loopback(policy: Policy) -> Chain:
     return Chain("loopback", (*dns.to_resolvers(policy), *_names(policy), Rule((ACCEPT,))))
 
 
-def _inside(policy: Policy) -> Chain:
-    stray = tuple(
+def _stray(policy: Policy, but: str | None = None) -> tuple[Rule, ...]:
+    """Drop packets that wear the mark of an uplink other than `but`."""
+    return tuple(
         phrases.drop(of(name, "stray"), phrases.wears(uplink.mark), origin=("uplink", name, "mark"))
         for name, uplink in policy.uplink.items()
+        if name != but
     )
-    return Chain("inside", (*stray, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
 
 
-def _uplink(name: str, uplink: Uplink) -> Chain:
+def _inside(policy: Policy) -> Chain:
+    return Chain("inside", (*_stray(policy), *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+
+
+def _uplink(name: str, uplink: Uplink, policy: Policy) -> Chain:
     marked = Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "identity"))), origin=("uplink", name, "mark"))
     exempt = exemptions.rules(name, uplink.exempt, "inet")
     return Chain(
         of(name, "guard"),
-        (marked, *exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))),
+        (marked, *_stray(policy, name), *exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))),
         origin=("uplink", name),
     )
 
 
-def link_chains(policy: Policy, ports: Mapping[str, Sequence[str]]) -> tuple[Chain, ...]:
+def link_chains(
+    policy: Policy, ports: Mapping[str, Sequence[str]], unhooked: frozenset[str] = frozenset()
+) -> tuple[Chain, ...]:
     """The link layer: a base chain for each uplink device and for each port of one that is a bridge."""
-    return tuple(chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
+    chains = (chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
+    return tuple(chain for chain in chains if not (chain.hook and chain.hook.device in unhooked))
 
 
 def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:

@@ -7,17 +7,18 @@ from ..netstate import iproute
 from ..netstate.state import NetState
 from ..policy import words
 from ..policy.checks import accounts
-from ..policy.objects import Policy, Service, Uplink
+from ..policy.objects import Policy, Service, Uplink, lease_of
 from . import answers, identity
 
 
 def summary(policy: Policy, state: NetState) -> str:
     """Several lines for a person."""
-    lines = [f"policy {policy.name}", f"inside: lo, {', '.join(policy.inside)}; every other device counts as an uplink"]
+    inside = ", ".join(("lo", *policy.inside))
+    lines = [f"policy {policy.name}", f"inside: {inside}; every other device counts as an uplink"]
     for name, uplink in policy.uplink.items():
         lines += ["", *_uplink(name, uplink, policy)]
     lines += ["", "ladder (both families unless said)"]
-    for rule in state.rules:
+    for rule in sorted(state.rules, key=lambda one: (one.priority, one.family)):
         twin = any(other.family != rule.family and _same(other, rule) for other in state.rules)
         if rule.family == 6 and twin:
             continue
@@ -44,7 +45,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     if answers.resets(uplink):
         lines.append("  refuses other TCP ports that are closed, with a RST")
     if uplink.resolver:
-        servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {uplink.resolver.lease or 'the lease'}"
+        servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {lease_of(name, uplink.resolver)}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
     lines.append("  all else is dropped and counted")

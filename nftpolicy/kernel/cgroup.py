@@ -154,7 +154,7 @@ class MarkedGroup:
                 pids = [int(line) for line in members]
             if not pids:
                 return
-            for pid in pids:
+            for pid in filter(None, pids):  # 0 stands for a process of another PID namespace
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)

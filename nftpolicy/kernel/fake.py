@@ -86,7 +86,7 @@ class Fake:
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
 
-    def has_link_guard(self) -> bool:
+    def takes_link_guard(self, device: str) -> bool:
         return self._link_guard
 
     def carry_out(self, step: Step) -> None:
@@ -163,6 +163,9 @@ def _operation(table: Table, one: NftOperation) -> Table:
     match one.object:
         case NamedCounter() as counter:
             return evolve(table, counters=_objects(table, table.counters, counter, add, lambda _: True))
+        case Set() as wanted if one.verb == "flush":
+            held = _find(table.sets, wanted.name, wanted)
+            return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
         case Set() as wanted:
             return evolve(
                 table,

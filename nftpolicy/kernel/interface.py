@@ -44,5 +44,5 @@ class Kernel(Protocol):
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         """For each of the devices that is a bridge: its ports."""
 
-    def has_link_guard(self) -> bool:
-        """Whether nft chains can be hooked at netdev egress."""
+    def takes_link_guard(self, device: str) -> bool:
+        """Whether an nft chain can be hooked at the egress of the device, now."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -32,10 +33,14 @@ class Nft:
         """Carry out `text`; None if the kernel took it, else what it said. `check` only asks."""
         self._context.set_json_output(False)
         self._context.set_dry_run(check)
-        try:
-            status, _, error = self._context.cmd(text)
-        finally:
-            self._context.set_dry_run(False)
+        # From a file, since only then an error names its line. The file is in memory.
+        with os.fdopen(os.memfd_create("nftpolicy"), "w") as file:
+            file.write(text)
+            file.flush()
+            try:
+                status, _, error = self._context.cmd_from_file(f"/proc/self/fd/{file.fileno()}")
+            finally:
+                self._context.set_dry_run(False)
         return None if status == 0 else (error or "refused without a reason")
 
     def listing(self, command: str) -> str | None:
@@ -51,11 +56,9 @@ class Nft:
         return json.loads(output) if status == 0 and output else None
 
 
-def refusal(error: str) -> tuple[str, str | None]:
-    """The first reason in libnftables' error text, and the line that it quotes."""
-    lines = error.splitlines()
-    for index, line in enumerate(lines):
-        found = _PLACE.match(line)
-        if found:
-            return found[2] or found[3], lines[index + 1] if index + 1 < len(lines) else None
+def refusal(error: str) -> tuple[str, int | None]:
+    """The first reason in libnftables' error text, and the number of the line that it is about."""
+    found = _PLACE.search(error)
+    if found:
+        return found[2] or found[3], int(found[1]) if found[1] else None
     return error.strip(), None

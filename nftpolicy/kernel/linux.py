@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..netstate import json_in, text
-from ..netstate.changes import NftOperation, NftTransaction, RouteChange, RuleChange, Step, SysctlChange
-from ..netstate.nft import Table
+from ..netstate import json_in, nft, text
+from ..netstate.changes import NftOperation, NftTransaction, RouteChange, RuleChange, Rules, Step, SysctlChange
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, NetState
 from .interface import Refused, Unavailable
@@ -33,7 +32,7 @@ class Linux:
         routes = tuple(one for version in versions for one in self._links.routes(version, protocol))
         return NetState(tables, rules, routes, tuple(_read(sysctls)))
 
-    def _table(self, family: str, name: str) -> Table | None:
+    def _table(self, family: str, name: str) -> nft.Table | None:
         listed = self._nft.json(f"list table {family} {name}")
         if listed is None:
             return None
@@ -62,11 +61,11 @@ class Linux:
             raise Refused(step, error.strerror or str(error)) from None
 
     def _transaction(self, step: NftTransaction) -> None:
-        lines = [text.operation(one) for one in step.operations]
-        error = self._nft.load("".join(f"{line}\n" for line in lines))
+        commands = [text.operation(one) for one in step.operations]
+        error = self._nft.load("".join(f"{command}\n" for command in commands))
         if error is not None:
-            reason, quoted = refusal(error)
-            raise Refused(step, reason, _named(quoted, lines, step.operations))
+            reason, number = refusal(error)
+            raise Refused(step, reason, _named(number, commands, step.operations))
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
@@ -74,22 +73,24 @@ class Linux:
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return self._links.bridge_ports(devices)
 
-    def has_link_guard(self) -> bool:
-        # "lo" is there in every namespace; a check is a transaction that the kernel never commits.
-        probe = (
-            "add table netdev nftpolicy-probe\n"
-            'add chain netdev nftpolicy-probe probe { type filter hook egress device "lo" priority 0; }\n'
-        )
+    def takes_link_guard(self, device: str) -> bool:
+        # A check is a transaction that the kernel never commits.
+        chain = nft.Chain("probe", (), nft.Hook("filter", "egress", 0, "accept", device))
+        table = nft.Table("netdev", "nftpolicy-probe")
+        wanted = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
+        probe = "".join(f"{text.operation(one)}\n" for one in wanted)
         return self._nft.load(probe, check=True) is None
 
 
-def _named(quoted: str | None, lines: list[str], operations: tuple[NftOperation, ...]) -> object:
-    """The object whose command libnftables quoted: a rule of `Rules`, or the operation's own."""
-    for command, one in zip(lines, operations, strict=True):
-        for index, line in enumerate(command.split("\n")):
-            if quoted is not None and line.startswith(quoted[:200]):
-                rules = getattr(one.object, "rules", None)
-                return rules[index] if command.count("\n") and rules else one.object
+def _named(number: int | None, commands: list[str], operations: tuple[NftOperation, ...]) -> object:
+    """The object that line `number` of the commands is about: a rule of `Rules`, or the operation's own."""
+    if number is None:
+        return None
+    for command, one in zip(commands, operations, strict=True):
+        count = command.count("\n") + 1
+        if number <= count:
+            return one.object.rules[number - 1] if isinstance(one.object, Rules) else one.object
+        number -= count
     return None
 
 

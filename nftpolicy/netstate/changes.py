@@ -27,7 +27,7 @@ class Rules:
 
 @frozen
 class NftOperation:
-    """One operation of a transaction: `verb` is add, delete or flush (chains only).
+    """One operation of a transaction: `verb` is add, delete or flush (chains and sets).
 
     Adding a chain or set adds it without rules or elements; those are operations of their own.
     """

@@ -55,8 +55,12 @@ def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
         held = sets.get(one.name)
         if held is None:
             add("add", one)
-        _elements(add, "delete", one, held.elements - one.elements if held else frozenset())
-        _elements(add, "add", one, one.elements - held.elements if held else one.elements)
+        there = held.elements if held else frozenset()
+        if any(isinstance(element, str) and element.endswith("*") for element in there - one.elements):
+            add("flush", one)  # nft 1.0.6 does not find an element with a wildcard when it is to go
+            there = frozenset()
+        _elements(add, "delete", one, there - one.elements)
+        _elements(add, "add", one, one.elements - there)
     for chain in new.chains:
         if chain.name not in chains or chains[chain.name].hook != chain.hook:
             add("add", chain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from .mark import Mark
 
@@ -76,6 +76,11 @@ class Resolver:
     user: Account = Account("65534", 65534)
 
 
+def lease_of(uplink: str, resolver: Resolver) -> str:
+    """The file that names the resolver's servers where the policy does not."""
+    return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
+
+
 @frozen
 class Uplink:
     """A way out through somebody else's network."""
@@ -112,4 +117,4 @@ class Policy:
     name: str
     inside: tuple[str, ...]
     uplink: dict[str, Uplink]
-    service: dict[str, Service]
+    service: dict[str, Service] = Factory(dict)

@@ -31,27 +31,32 @@ class NotHeld(Exception):
 
 @frozen
 class Prospect:
-    """What is in the kernel, what should be, and the way there."""
+    """What is in the kernel, what should be, and the way there.
+
+    `unhooked` are uplink devices without a link guard, since this kernel can't hook one there now.
+    """
 
     observed: NetState
     desired: NetState
     plan: Plan
-    link_guard: bool
+    unhooked: frozenset[str] = frozenset()
 
 
 def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
     """Look, and plan to apply `policy`. Changes nothing."""
     before = memory.sysctls()
     observed = observe(kernel, [one.path for one in sysctls(policy)] + list(before))
-    link_guard = observed.table("netdev", names.TABLE) is not None or kernel.has_link_guard()
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
-    desired = compile_policy(policy, Machine(kernel.bridge_ports(devices), link_guard))
+    hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
+    unhooked = frozenset(one for one in devices if one not in hooked and not kernel.takes_link_guard(one))
+    link_guard = bool(hooked & set(devices)) or kernel.takes_link_guard("lo")
+    desired = compile_policy(policy, Machine(kernel.bridge_ports(devices), link_guard, unhooked))
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set and this one does not care for go back to what they were.
     mine = {one.path for one in desired.sysctls}
     back = tuple(Sysctl(path, value) for path, value in before.items() if path not in mine)
     desired = evolve(desired, sysctls=(*desired.sysctls, *back))
-    return Prospect(observed, desired, plan(observed, desired), link_guard)
+    return Prospect(observed, desired, plan(observed, desired), unhooked)
 
 
 def observe(kernel: Kernel, paths: list[str]) -> NetState:
@@ -80,7 +85,7 @@ def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
     before = memory.sysctls()
     observed = observe(kernel, list(before))
     desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in before.items()))
-    return Prospect(observed, desired, plan(observed, desired), True)
+    return Prospect(observed, desired, plan(observed, desired))
 
 
 def carry_out(kernel: Kernel, todo: Plan) -> None:

@@ -11,7 +11,7 @@ from ..policy.values import server
 # How each kind of file says it. A lease of dhclient is followed by newer ones: the last one holds.
 _RESOLV_CONF = re.compile(r"^\s*nameserver\s+(\S+)", re.MULTILINE)
 _NETWORKD = re.compile(r"^(?:DNS|dns)=(.*)$", re.MULTILINE)  # systemd-networkd; udhcpc's variable dumps
-_DHCLIENT = re.compile(r"^\s*option (?:domain-name-servers|dhcp6\.name-servers)\s+([^;]+);", re.MULTILINE)
+_DHCLIENT = re.compile(r"^\s*option (domain-name-servers|dhcp6\.name-servers)\s+([^;]+);", re.MULTILINE)
 
 
 def servers(text: str, device: str) -> tuple[list[Server], list[str]]:
@@ -36,6 +36,6 @@ def servers(text: str, device: str) -> tuple[list[Server], list[str]]:
 
 
 def _words(text: str) -> list[str]:
-    leases = _DHCLIENT.findall(text)
-    joined = [*_RESOLV_CONF.findall(text), *_NETWORKD.findall(text), *leases[-1:]]
+    leases = dict(_DHCLIENT.findall(text))  # of each option the last one
+    joined = [*_RESOLV_CONF.findall(text), *_NETWORKD.findall(text), *leases.values()]
     return [word for part in joined for word in re.split(r"[\s,]+", part) if word]

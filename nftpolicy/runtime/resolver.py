@@ -24,9 +24,8 @@ from ..kernel import accounts
 from ..kernel.cgroup import MarkedGroup, unmarked
 from ..kernel.interface import Unavailable
 from ..kernel.seccomp import MarkedCalls
-from ..policy.objects import Resolver, Server, Uplink
+from ..policy.objects import Resolver, Server, Uplink, lease_of
 from . import leases
-from .memory import DEFAULT
 
 _EVERY = 1.0  # seconds between two looks at the lease, and at the sockets
 _PR_SET_PDEATHSIG = 1
@@ -50,7 +49,7 @@ class Job:
     @property
     def lease(self) -> Path:
         """The file that names the servers, if the policy does not."""
-        return Path(self.resolver.lease or f"{DEFAULT}/{self.name}.dns")
+        return Path(lease_of(self.name, self.resolver))
 
     @property
     def servers_file(self) -> Path:

@@ -61,7 +61,7 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
     changed = {one.family for step in steps if isinstance(step, NftTransaction) for one in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": found.link_guard and "netdev" not in changed,
+        "link guard": not found.unhooked and "netdev" not in changed,
         "ladder": not any(isinstance(step, RuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),

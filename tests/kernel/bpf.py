@@ -62,7 +62,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def _load(kind: tuple[int, int], code: bytes) -> int:
-    """A file descriptor of the program; skips where the kernel has no BPF, raises OSError where it dislikes the program."""
+    """A file descriptor of the program; skips where there is no BPF, OSError where the kernel dislikes the program."""
     if platform.machine() not in _SYSCALL or sys.byteorder != "little":
         pytest.skip(f"bpf(2) is not known for {platform.machine()}")
     text, licence = (ctypes.create_string_buffer(part, len(part)) for part in (code, b"GPL\0"))

@@ -44,7 +44,7 @@ table inet remark {{
 
 @families
 def test_K1_L15_after_a_new_look_up_only_postrouting_sees_the_new_device(rig: Rig, family: int) -> None:
-    """When a route chain changes the mark and so the device, later output chains see the old one, postrouting the new."""
+    """When a route chain changes mark and device, later output chains see the old device, postrouting the new."""
     rig.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
     rig.node.nft(REROUTED)
     seen = rig.counters_of(senders.udp, family)

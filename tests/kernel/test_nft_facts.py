@@ -99,7 +99,8 @@ def test_L14_flags_are_written_by_mask(node: Namespace) -> None:
 def test_K10_a_set_of_device_names_takes_wildcards(rig: Rig) -> None:
     """A set of type ifname with intervals takes "ba*", lists it so, and matches the devices that it means."""
     rig.node.nft(
-        'table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n  elements = { "ba*" }\n }\n'
+        "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
+        '  elements = { "ba*" }\n }\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
         f"  udp dport {senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
@@ -156,7 +157,7 @@ class TestK9:
     def test_K9_the_chain_goes_by_the_name_and_not_by_the_device(
         self, node: Namespace, far: Namespace, filters: Callable[[str], bool]
     ) -> None:
-        """A renamed device leaves the chain, the next one of the old name enters it, and so does the first on return."""
+        """A renamed device leaves the chain, the next of the old name enters it, and so does the first on return."""
 
         def rename(old: str, new: str) -> None:
             node.ip(f"link set {old} down", f"link set {old} name {new}", f"link set {new} up")

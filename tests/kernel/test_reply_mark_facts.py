@@ -153,7 +153,7 @@ def test_L7_answers_have_no_mark_by_default(talk: Talk) -> None:
 
 
 def test_L7_answers_wear_the_mark_by_two_sysctls(talk: Talk) -> None:
-    """With fwmark_reflect and tcp_fwmark_accept every answer, and every later segment, wears the mark of the question."""
+    """With fwmark_reflect and tcp_fwmark_accept every answer, and each later segment, wears the question's mark."""
     for key in REFLECT:
         talk.node.sysctl(key, 1)
     talk.node.nft(ARRIVAL)

@@ -11,7 +11,7 @@ from .topology import Lab
 from .verdict import GUARDED, NO_MESH, NO_WAN, OPEN, OTHERS, SERVICE, Asked, Report, State, described, reason
 
 GROUP, OTHER = 800, 65534  # the group of rulesets/gluon-fastd.toml, and somebody else
-_LEASE = "/var/run/nftpolicy/wan.dns"  # where that policy looks for the uplink's servers
+_LEASE = "/run/nftpolicy/wan.dns"  # where that policy looks for the uplink's servers
 _POLICY = "/run/policy.toml"
 _COMMAND = [sys.executable, "-m", "nftpolicy"]
 _SERVERS = ("127.0.0.1", "::1", at.GATEWAY[4], at.GATEWAY[6])

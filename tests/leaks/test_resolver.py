@@ -1,13 +1,15 @@
 """The resolver of the WAN: it says loudly why it can't run, and it follows the lease."""
 
+import contextlib
 import re
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.guarded import POLICY, SERVICE_GID, Guarded, gluon, guarded_lab, watching
+from tests.guarded import POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, watching
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
@@ -104,10 +106,22 @@ def test_it_refuses_a_user_without_a_name(lab: Guarded) -> None:
     assert leftovers(lab) == []
 
 
+def dnsmasqs() -> list[int]:
+    """The process ids of the resolver's dnsmasq; to be called inside."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"--resolv-file=" in process.read_bytes():
+                found.append(int(process.parent.name))
+    return found
+
+
 def leftovers(made: Guarded) -> list[str]:
-    """Processes and cgroups of the resolver that outlived it."""
-    listing = made.lab.node.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; ls /run/lab/state/*"]).stdout
-    return re.findall(r"--resolv-file=\S*|resolver-wan", listing)
+    """Processes, files and cgroups of the resolver that outlived it."""
+    (state,) = made.lab.node.outside(STATE).iterdir()
+    folders = [str(path) for path in state.glob("resolver-wan*") if path.suffix != ".lock"]
+    cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{state.name}-wan")]
+    return [f"process {pid}" for pid in made.lab.node.call(dnsmasqs)] + folders + cgroups
 
 
 # Work
@@ -217,7 +231,8 @@ def test_it_can_start_again_after_it_was_killed(lab: Guarded) -> None:
 def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
     lab.start_resolver()
     assert lab._resolver is not None
-    lab.lab.node.run(["sh", "-c", "grep -lz -e --resolv-file /proc/[0-9]*/cmdline | cut -d/ -f3 | xargs kill -9"])
+    (child,) = lab.lab.node.call(dnsmasqs)
+    lab.lab.node.run(["kill", "-9", str(child)])
     assert lab._resolver.wait(5) == 1
     assert "dnsmasq ended" in lab.resolver_log()
     lab.stop_resolver()

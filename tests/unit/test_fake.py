@@ -1,0 +1,244 @@
+"""The kernel in memory, and the real one: the same cases, the same answers."""
+
+import pytest
+
+from nftpolicy.kernel.fake import BUSY, EXISTS, MISSING, NO_ROUTE, Fake
+from nftpolicy.kernel.interface import Refused
+from nftpolicy.netstate.changes import (
+    Elements,
+    NftOperation,
+    NftTransaction,
+    RouteChange,
+    RuleChange,
+    Rules,
+    SysctlChange,
+)
+from nftpolicy.netstate.nft import (
+    ACCEPT,
+    Chain,
+    CounterRef,
+    Hook,
+    Match,
+    Meta,
+    NamedCounter,
+    Rule,
+    Set,
+    SetRef,
+    Table,
+    Verdict,
+    VerdictMap,
+)
+from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route, Sysctl
+from nftpolicy.netstate.state import Counts, NetState
+from tests.unit.namespace import clear, kernel, linux, normal, observe
+
+NAME = "nftpolicy"
+HOOK = Hook("filter", "postrouting", 10, "drop")
+TABLE, CHAIN, BASE = Table("inet", NAME), Chain("one"), Chain("base", hook=HOOK)
+PORTS = Set("ports", ("inet_service",))
+COUNTER = NamedCounter("seen")
+USES_SET = Rule((Match(Meta("l4proto"), "tcp"), Match(Meta("mark"), SetRef("marks")), ACCEPT))
+MARKS = Set("marks", ("mark",))
+JUMP, COUNT = Rule((Verdict("jump", "one"),)), Rule((CounterRef("seen"), ACCEPT))
+MAP = Rule((VerdictMap(Meta("oifname"), frozenset({("eth0", Verdict("goto", "one"))})),))
+LINK = Chain("link", hook=Hook("filter", "egress", 10, "accept", "eth0"))
+NO_LINK = Chain("link", hook=Hook("filter", "egress", 10, "accept", "absent0"))
+SYSCTL = "net/ipv4/conf/eth0/arp_ignore"
+
+
+def nft(*operations, family="inet"):
+    return NftTransaction(tuple(NftOperation(verb, family, NAME, item) for verb, item in operations), ())
+
+
+def add(*items, family="inet"):
+    return nft(*(("add", item) for item in items), family=family)
+
+
+def delete(item):
+    return nft(("delete", item))
+
+
+BASIS = add(TABLE, CHAIN, BASE, MARKS, COUNTER)
+RULE = IpRule(4, 700, table=7, mark=1, mask=1)
+ROUTE = Route(4, 7, kind="unreachable", metric=9)
+VIA = Route(4, 7, gateway="192.0.2.1", device="eth0", metric=5, onlink=True)
+
+# What is done, step by step, and what the kernel says: None is "done".
+CASES = {
+    "a table twice": [(add(TABLE), None), (add(TABLE), None)],
+    "no table to delete": [(delete(TABLE), MISSING)],
+    "a chain in no table": [(add(CHAIN), MISSING)],
+    "a set in no table": [(add(MARKS), MISSING)],
+    "a counter in no table": [(add(COUNTER), MISSING)],
+    "a rule in no chain": [(add(TABLE), None), (add(Rules(CHAIN, (Rule((ACCEPT,)),))), MISSING)],
+    "elements of no set": [(add(TABLE), None), (add(Elements(MARKS, frozenset({1}))), MISSING)],
+    "no chain to delete": [(add(TABLE), None), (delete(CHAIN), MISSING)],
+    "no chain to flush": [(add(TABLE), None), (nft(("flush", CHAIN)), MISSING)],
+    "no set to delete": [(add(TABLE), None), (delete(MARKS), MISSING)],
+    "no counter to delete": [(add(TABLE), None), (delete(COUNTER), MISSING)],
+    "all things twice": [(BASIS, None), (BASIS, None)],
+    "another policy of a base chain": [
+        (BASIS, None),
+        (add(Chain("base", hook=Hook("filter", "postrouting", 10, "accept"))), None),
+    ],
+    "another priority of a base chain": [
+        (BASIS, None),
+        (add(Chain("base", hook=Hook("filter", "postrouting", 11, "drop"))), EXISTS),
+    ],
+    "another type of a set": [(BASIS, None), (add(Set("marks", ("inet_service",))), EXISTS)],
+    "an element twice": [
+        (BASIS, None),
+        (add(Elements(MARKS, frozenset({1, 2}))), None),
+        (add(Elements(MARKS, frozenset({2, 3}))), None),
+        (delete(Elements(MARKS, frozenset({1, 3}))), None),
+    ],
+    "no element to delete": [(BASIS, None), (delete(Elements(MARKS, frozenset({5}))), MISSING)],
+    "a set in use": [
+        (BASIS, None),
+        (add(Rules(CHAIN, (USES_SET,))), None),
+        (delete(MARKS), BUSY),
+        (nft(("flush", CHAIN), ("delete", MARKS)), None),
+    ],
+    "a chain that is jumped to": [(BASIS, None), (add(Rules(BASE, (JUMP,))), None), (delete(CHAIN), BUSY)],
+    "a chain in a verdict map": [(BASIS, None), (add(Rules(BASE, (MAP,))), None), (delete(CHAIN), BUSY)],
+    "a counter in use": [(BASIS, None), (add(Rules(CHAIN, (COUNT,))), None), (delete(COUNTER), BUSY)],
+    "a chain with rules": [(BASIS, None), (add(Rules(CHAIN, (COUNT, USES_SET))), None), (delete(CHAIN), None)],
+    "a rule with no set": [(add(TABLE, CHAIN), None), (add(Rules(CHAIN, (USES_SET,))), MISSING)],
+    "a jump to no chain": [(add(TABLE, BASE), None), (add(Rules(BASE, (JUMP,))), MISSING)],
+    "no counter to count with": [(add(TABLE, CHAIN), None), (add(Rules(CHAIN, (COUNT,))), MISSING)],
+    "all or nothing": [
+        (add(TABLE, CHAIN, COUNTER, Rules(CHAIN, (COUNT,)), Elements(MARKS, frozenset({1}))), MISSING),
+        (add(TABLE), None),
+    ],
+    "rules keep their order": [(BASIS, None), (add(Rules(BASE, (COUNT, JUMP))), None), (add(Rules(BASE, (MAP,))), None)],
+    "the whole table goes": [(BASIS, None), (add(Rules(BASE, (JUMP, COUNT))), None), (delete(TABLE), None)],
+    "the table goes and comes in one step": [(BASIS, None), (nft(("delete", TABLE), ("add", TABLE)), None)],
+    "a hook on a device": [(add(TABLE, LINK, family="netdev"), None)],
+    "a hook on no device": [(add(TABLE, NO_LINK, family="netdev"), MISSING)],
+    "ip rules by priority": [
+        (RuleChange("add", IpRule(4, 710, action="unreachable", mark=1, mask=1)), None),
+        (RuleChange("add", RULE), None),
+        (RuleChange("add", IpRule(6, 500, table=TABLE_MAIN, destination="fe80::/10")), None),
+    ],
+    "an ip rule twice": [(RuleChange("add", RULE), None), (RuleChange("add", RULE), EXISTS)],
+    "no ip rule to delete": [(RuleChange("delete", RULE), MISSING)],
+    "an ip rule there and gone": [(RuleChange("add", RULE), None), (RuleChange("delete", RULE), None)],
+    "a route twice": [(RouteChange("add", ROUTE), None), (RouteChange("add", ROUTE), EXISTS)],
+    "a route in another's place": [
+        (RouteChange("add", VIA), None),
+        (RouteChange("add", Route(4, 7, gateway="192.0.2.2", device="eth0", metric=5, onlink=True)), EXISTS),
+        (RouteChange("add", Route(4, 7, gateway="192.0.2.2", device="eth0", metric=6, onlink=True)), None),
+    ],
+    "an IPv6 route in another's place": [
+        (RouteChange("add", Route(6, 7, gateway="fe80::1", device="eth0", metric=5, onlink=True)), None),
+        (RouteChange("add", Route(6, 7, gateway="fe80::2", device="eth0", metric=5, onlink=True)), EXISTS),
+    ],
+    "no route to delete": [(RouteChange("delete", ROUTE), NO_ROUTE)],
+    "a route by no device": [
+        (
+            RouteChange("add", Route(4, 7, gateway="192.0.2.1", device="absent0", onlink=True)),
+            "there is no device absent0",
+        )
+    ],
+    "a sysctl": [(SysctlChange("0", Sysctl(SYSCTL, "2")), None), (SysctlChange("2", Sysctl(SYSCTL, "0")), None)],
+    "no sysctl": [(SysctlChange("0", Sysctl("net/ipv4/conf/absent0/arp_ignore", "2")), MISSING)],
+}
+
+
+def outcomes(found, steps):
+    """What the kernel says of each step, and the state after all."""
+    said = []
+    for step in steps:
+        try:
+            found.carry_out(step)
+            said.append(None)
+        except Refused as refused:
+            assert refused.step is step
+            said.append(refused.reason)
+    return said, normal(observe(found, [SYSCTL]))
+
+
+def in_linux(steps):
+    found = linux()
+    try:
+        return outcomes(found, steps)
+    finally:
+        clear(found)
+
+
+def fake():
+    return Fake(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), devices=("eth0",))
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    with kernel() as made:
+        yield made
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_memory(case):
+    said, _ = outcomes(fake(), [step for step, _ in CASES[case]])
+    assert said == [wanted for _, wanted in CASES[case]]
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("case", CASES)
+def test_linux_says_and_does_the_same(namespace, case):
+    steps = [step for step, _ in CASES[case]]
+    assert namespace.call(in_linux, steps) == outcomes(fake(), steps)
+
+
+@pytest.mark.kernel
+def test_linux_answers_what_can_be_asked(namespace):
+    def asked():
+        found = linux()
+        found.carry_out(add(TABLE, COUNTER))
+        try:
+            return found.counters(NAME), found.ip_families(), dict(found.bridge_ports(["eth0"])), found.has_link_guard()
+        finally:
+            clear(found)
+
+    held = fake()
+    held.carry_out(add(TABLE, COUNTER))
+    wanted = (held.counters(NAME), held.ip_families(), dict(held.bridge_ports(["eth0"])))
+    counters, families, ports, link_guard = namespace.call(asked)
+    assert (counters, families, ports) == wanted
+    assert isinstance(link_guard, bool)
+
+
+def test_a_refused_transaction_changes_nothing_at_all():
+    held = fake()
+    held.carry_out(BASIS)
+    before, generation = held.state, held.generation
+    with pytest.raises(Refused) as refused:
+        held.carry_out(add(Rules(CHAIN, (COUNT,)), Elements(PORTS, frozenset({1}))))
+    assert refused.value.object == Elements(PORTS, frozenset({1}))
+    assert (held.state, held.generation) == (before, generation)
+
+
+def test_the_step_to_refuse_is_counted_from_zero_and_refused_once():
+    held = Fake(refuse_at=1)
+    held.carry_out(add(TABLE))
+    with pytest.raises(Refused, match="Operation not permitted"):
+        held.carry_out(add(CHAIN))
+    held.carry_out(add(CHAIN))
+    assert held.generation == 2
+
+
+def test_counters_keep_their_numbers_until_they_go():
+    held = fake()
+    held.carry_out(BASIS)
+    place = ("inet", NAME, "seen")
+    held.counts[place] = Counts(3, 99)
+    held.carry_out(add(Rules(CHAIN, (COUNT,))))
+    assert held.counters(NAME)[place] == Counts(3, 99)
+    held.carry_out(nft(("flush", CHAIN), ("delete", COUNTER), ("add", COUNTER)))
+    assert held.counters(NAME)[place] == Counts(0, 0)
+
+
+def test_only_what_is_ours_is_observed():
+    foreign = (Table("inet", "fw4"), Table("ip", NAME))
+    rules = (IpRule(4, 1, protocol=2), IpRule(4, 2))
+    held = Fake(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))
+    assert observe(held, ["a", "b"]) == NetState((), rules[1:], (), (Sysctl("a", "1"),))
