@@ -80,6 +80,21 @@ def rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]
     )
 
 
+# Kernel-made reports can wear any mark by accident: their skb->mark shares its place with
+# reserved_tailroom (include/linux/skbuff.h), whose value depends on the device's MTU.
+REPORTS = ("mld", "igmp")
+
+
+def reports_of(exempt: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of an uplink's exemptions whose packets may wear a mark that nobody put on."""
+    return tuple(word for word in exempt if word in REPORTS)
+
+
+def reports() -> list[tuple[Match, ...]]:
+    """What matches such packets, whatever the policy exempts."""
+    return [matches for word in REPORTS for matches in EXEMPTIONS[word].packets]
+
+
 def _matches(exemption: Exemption, family: str) -> list[tuple[Match, ...]]:
     first = (_IPV4[family],) if exemption.family == "ip" else ()
     found = [(*first, *matches) for matches in exemption.packets]

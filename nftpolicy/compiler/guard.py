@@ -35,12 +35,9 @@ def chains(policy: Policy) -> tuple[Chain, ...]:
         rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
     rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
-    return (
-        base,
-        _loopback(policy),
-        _inside(policy),
-        *(_uplink(name, up, policy) for name, up in policy.uplink.items()),
-    )
+    strays = (_stray_chain(name) for name in policy.uplink)
+    uplinks = (_uplink(name, uplink, policy) for name, uplink in policy.uplink.items())
+    return (base, _loopback(policy), _inside(policy), *strays, *uplinks)
 
 
 def _names(policy: Policy) -> tuple[Rule, ...]:
@@ -51,7 +48,7 @@ def _loopback(policy: Policy) -> Chain:
     return Chain("loopback", (*dns.to_resolvers(policy), *_names(policy), Rule((ACCEPT,))))
 
 
-def _stray(policy: Policy, but: str | None = None) -> tuple[Rule, ...]:
+def _strays(policy: Policy, but: str) -> tuple[Rule, ...]:
     """Drop packets that wear the mark of an uplink other than `but`."""
     return tuple(
         phrases.drop(of(name, "stray"), phrases.wears(uplink.mark), origin=("uplink", name, "mark"))
@@ -61,15 +58,33 @@ def _stray(policy: Policy, but: str | None = None) -> tuple[Rule, ...]:
 
 
 def _inside(policy: Policy) -> Chain:
-    return Chain("inside", (*_stray(policy), *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+    strays = tuple(
+        Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "stray"))), origin=("uplink", name, "mark"))
+        for name, uplink in policy.uplink.items()
+    )
+    return Chain("inside", (*strays, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+
+
+def _stray_chain(name: str) -> Chain:
+    """What wears the mark and is on its way to a device inside. Reports of the kernel may go there."""
+    origin = ("uplink", name, "mark")
+    reports = tuple(Rule((*matches, ACCEPT), origin=origin) for matches in exemptions.reports())
+    return Chain(of(name, "stray"), (*reports, phrases.drop(of(name, "stray"), origin=origin)), origin=origin)
 
 
 def _uplink(name: str, uplink: Uplink, policy: Policy) -> Chain:
     marked = Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "identity"))), origin=("uplink", name, "mark"))
-    exempt = exemptions.rules(name, uplink.exempt, "inet")
+    reports = exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
+    others = tuple(word for word in uplink.exempt if word not in exemptions.REPORTS)
     return Chain(
         of(name, "guard"),
-        (marked, *_stray(policy, name), *exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))),
+        (
+            marked,
+            *reports,
+            *_strays(policy, name),
+            *exemptions.rules(name, others, "inet"),
+            phrases.drop(of(name, "dropped"), origin=("uplink", name)),
+        ),
         origin=("uplink", name),
     )
 
@@ -90,8 +105,9 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
         of(name, "link"), (*exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))), origin=origin
     )
     onward = Rule((Verdict("goto", of(name, "link")),), origin=origin)
-    # A frame that a bridge passes on shows the port that it came in by; it is not of this machine.
-    bridged = Rule((Match(Meta("iif"), "0", "!="), ACCEPT), origin=origin)
+    # What a bridge passes on keeps the type that it was received with; what this machine sends has
+    # none, which reads as "host". (meta iif does not tell: it is 0 for both at this hook.)
+    bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT), origin=origin)
     own = [_base(device, (marked, onward), origin) for device in uplink.devices]
     carried = [
         _base(port, (marked, bridged, onward), origin) for device in uplink.devices for port in ports.get(device, ())

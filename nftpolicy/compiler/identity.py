@@ -15,7 +15,7 @@ from attrs import frozen
 from ..netstate.nft import ACCEPT, Chain, Concat, Element, Expression, Match, Payload, Rule, Set, SetRef, Verdict
 from ..policy.checks import accounts
 from ..policy.objects import Network, Policy, Port, Service, Uplink
-from . import phrases
+from . import exemptions, phrases
 from .names import of
 from .phrases import GROUP, OWNER, TCP_OR_UDP, TO_DNS, TO_PORT, TRANSPORT
 
@@ -140,6 +140,7 @@ def chain(name: str, uplink: Uplink, policy: Policy) -> Chain:
             origin=origin,
         )
     )
+    rules += exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
     rules.append(phrases.drop(of(name, "unentitled"), phrases.HAS_OWNER, origin=origin))
     # From here on: packets without an owner, of the kernel's own sockets or of sockets that a
     # process has closed, whose earlier packets passed above.

@@ -17,7 +17,7 @@ from ..netstate.state import Counters, Counts, NetState
 from .interface import Refused
 
 MISSING, EXISTS, BUSY = "No such file or directory", "File exists", "Device or resource busy"
-NO_ROUTE, INJECTED = "No such process", "Operation not permitted"
+NO_ROUTE, OTHER_HOOK, INJECTED = "No such process", "Operation not supported", "Operation not permitted"
 
 Key = tuple[str, str]
 
@@ -32,8 +32,8 @@ class _No(Exception):
 class Fake:
     """See interface.Kernel. `state` is what it holds, `generation` grows with every change.
 
-    `devices`: those that exist; None means all. `refuse_at`: the number of the step, counted from 0,
-    that is refused whatever it is.
+    `devices`: those that exist; None means all. `unhooked`: those at whose egress no chain can be
+    hooked. `refuse_at`: the number of the step, counted from 0, that is refused whatever it is.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Fake:
         refuse_at: int | None = None,
         families: tuple[int, ...] = (4, 6),
         ports: Mapping[str, Sequence[str]] | None = None,
-        link_guard: bool = True,
+        unhooked: Iterable[str] = (),
     ) -> None:
         self.tables: dict[Key, Table] = {table.key: table for table in state.tables}
         self.rules, self.routes = list(state.rules), list(state.routes)
@@ -51,7 +51,7 @@ class Fake:
         self.counts: dict[tuple[str, str, str], Counts] = {}
         self.devices = None if devices is None else {"lo", *devices}
         self.refuse_at, self.asked, self.generation = refuse_at, 0, 0
-        self._families, self._ports, self._link_guard = families, dict(ports or {}), link_guard
+        self._families, self._ports, self._unhooked = families, dict(ports or {}), frozenset(unhooked)
 
     @property
     def state(self) -> NetState:
@@ -87,7 +87,7 @@ class Fake:
         return {device: self._ports[device] for device in devices if device in self._ports}
 
     def takes_link_guard(self, device: str) -> bool:
-        return self._link_guard
+        return device not in self._unhooked
 
     def carry_out(self, step: Step) -> None:
         number, self.asked = self.asked, self.asked + 1
@@ -100,7 +100,7 @@ class Fake:
                 case RuleChange(verb, rule):
                     _change(self.rules, verb, rule, _same_rule, MISSING)
                 case RouteChange(verb, route):
-                    self._needs(route.device if route.kind == "unicast" else None, f"there is no device {route.device}")
+                    self._needs(route)
                     _change(self.routes, verb, route, _same_route, NO_ROUTE)
                 case _:
                     if step.new.path not in self.sysctls:
@@ -122,17 +122,18 @@ class Fake:
             elif key not in tables:
                 raise _No(MISSING, one.object)
             else:
-                if isinstance(one.object, Chain) and one.object.hook and one.verb == "add":
-                    self._needs(one.object.hook.device, MISSING, one.object)
+                if isinstance(one.object, Chain) and one.object.hook and one.object.hook.device in self._unhooked:
+                    raise _No(MISSING, one.object)
                 tables[key] = _operation(tables[key], one)
             # A counter that goes takes its numbers along.
             held = {counter.name for counter in tables[key].counters} if key in tables else set()
             counts = {place: found for place, found in counts.items() if place[:2] != key or place[2] in held}
         self.tables, self.counts = tables, counts
 
-    def _needs(self, device: str | None, reason: str, item: object = None) -> None:
-        if device is not None and self.devices is not None and device not in self.devices:
-            raise _No(reason, item)
+    def _needs(self, route: Route) -> None:
+        known = self.devices is None or route.kind != "unicast" or route.device in {None, *self.devices}
+        if not known:
+            raise _No(f"there is no device {route.device}", route)
 
 
 def _change(held: list, verb: str, item: object, same: Callable, missing: str) -> None:  # type: ignore[type-arg]
@@ -163,6 +164,9 @@ def _operation(table: Table, one: NftOperation) -> Table:
     match one.object:
         case NamedCounter() as counter:
             return evolve(table, counters=_objects(table, table.counters, counter, add, lambda _: True))
+        case Set() as wanted if one.verb == "flush":
+            held = _find(table.sets, wanted.name, wanted)
+            return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
         case Set() as wanted if one.verb == "flush":
             held = _find(table.sets, wanted.name, wanted)
             return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
@@ -206,7 +210,7 @@ def _chain(table: Table, chain: Chain, verb: str) -> tuple[Chain, ...]:
         table = evolve(table, chains=emptied)
     if verb == "add" and held and held.hook and chain.hook:
         if _place(held) != _place(chain):
-            raise _No(EXISTS, chain)
+            raise _No(OTHER_HOOK, chain)
         return _put(table.chains, evolve(held, hook=chain.hook))  # its policy may change
     return _objects(table, table.chains, evolve(chain, rules=()), verb == "add", lambda _: chain.hook is None)
 

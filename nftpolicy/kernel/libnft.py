@@ -10,7 +10,7 @@ from typing import Any
 
 from .interface import Unavailable
 
-_PLACE = re.compile(r"^(?:[^:\n]*):(\d+):\d+-\d+: Error: (.*)$|^Error: (.*)$", re.MULTILINE)
+_PLACE = re.compile(r"^(?:[^:\n]*:(\d+):\d+-\d+: )?Error: (?:Could not process rule: )?(.*)$", re.MULTILINE)
 
 
 class Nft:
@@ -60,5 +60,5 @@ def refusal(error: str) -> tuple[str, int | None]:
     """The first reason in libnftables' error text, and the number of the line that it is about."""
     found = _PLACE.search(error)
     if found:
-        return found[2] or found[3], int(found[1]) if found[1] else None
+        return found[2], int(found[1]) if found[1] else None
     return error.strip(), None

@@ -247,9 +247,17 @@ def _datagram(job: Job, target: Mapping[int, str]) -> bytes:
     if job.family == 6:
         pseudo = source + destination + struct.pack("!II", size, frames.UDP)
         ports = ports[:6] + struct.pack("!H", _checksum(pseudo + ports + job.payload) or 0xFFFF)
-        return struct.pack("!IHBB", 6 << 28, size, frames.UDP, 64) + source + destination + ports + job.payload
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, 64, frames.UDP, 0) + source + destination
-    return header[:10] + struct.pack("!H", _checksum(header)) + header[12:] + ports + job.payload
+    return packet_of(job, target, frames.UDP, ports)
+
+
+def packet_of(job: Job, target: Mapping[int, str], protocol: int, header: bytes = b"") -> bytes:
+    """A whole IP packet of any protocol, with the header of that protocol before the payload."""
+    source, destination = (ipaddress.ip_address(a[job.family]).packed for a in (job.source, target))
+    body = header + job.payload
+    if job.family == 6:
+        return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + source + destination + body
+    start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0) + source + destination
+    return start[:10] + struct.pack("!H", _checksum(start)) + start[12:] + body
 
 
 def _checksum(data: bytes) -> int:

@@ -61,5 +61,7 @@ def normal(state):
 
 def table_normal(table):
     """A table without the orders that mean nothing."""
-    chains, sets, counters = (sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters))
+    chains, sets, counters = (
+        sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters)
+    )
     return evolve(table, chains=tuple(chains), sets=tuple(sets), counters=tuple(counters))

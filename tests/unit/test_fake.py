@@ -2,7 +2,7 @@
 
 import pytest
 
-from nftpolicy.kernel.fake import BUSY, EXISTS, MISSING, NO_ROUTE, Fake
+from nftpolicy.kernel.fake import BUSY, EXISTS, MISSING, NO_ROUTE, OTHER_HOOK, Fake
 from nftpolicy.kernel.interface import Refused
 from nftpolicy.netstate.changes import (
     Elements,
@@ -83,7 +83,7 @@ CASES = {
     ],
     "another priority of a base chain": [
         (BASIS, None),
-        (add(Chain("base", hook=Hook("filter", "postrouting", 11, "drop"))), EXISTS),
+        (add(Chain("base", hook=Hook("filter", "postrouting", 11, "drop"))), OTHER_HOOK),
     ],
     "another type of a set": [(BASIS, None), (add(Set("marks", ("inet_service",))), EXISTS)],
     "an element twice": [
@@ -110,11 +110,20 @@ CASES = {
         (add(TABLE, CHAIN, COUNTER, Rules(CHAIN, (COUNT,)), Elements(MARKS, frozenset({1}))), MISSING),
         (add(TABLE), None),
     ],
-    "rules keep their order": [(BASIS, None), (add(Rules(BASE, (COUNT, JUMP))), None), (add(Rules(BASE, (MAP,))), None)],
+    "rules keep their order": [
+        (BASIS, None),
+        (add(Rules(BASE, (COUNT, JUMP))), None),
+        (add(Rules(BASE, (MAP,))), None),
+    ],
     "the whole table goes": [(BASIS, None), (add(Rules(BASE, (JUMP, COUNT))), None), (delete(TABLE), None)],
     "the table goes and comes in one step": [(BASIS, None), (nft(("delete", TABLE), ("add", TABLE)), None)],
     "a hook on a device": [(add(TABLE, LINK, family="netdev"), None)],
-    "a hook on no device": [(add(TABLE, NO_LINK, family="netdev"), MISSING)],
+    "no set to flush": [(add(TABLE), None), (nft(("flush", MARKS)), MISSING)],
+    "a set flushed and filled": [
+        (BASIS, None),
+        (add(Elements(MARKS, frozenset({1, 2}))), None),
+        (nft(("flush", MARKS), ("add", Elements(MARKS, frozenset({2, 3})))), None),
+    ],
     "ip rules by priority": [
         (RuleChange("add", IpRule(4, 710, action="unreachable", mark=1, mask=1)), None),
         (RuleChange("add", RULE), None),
@@ -154,7 +163,7 @@ def outcomes(found, steps):
             said.append(None)
         except Refused as refused:
             assert refused.step is step
-            said.append(refused.reason)
+            said.append(refused.reason.removeprefix("Could not process rule: "))  # nft's, for the kernel's errors
     return said, normal(observe(found, [SYSCTL]))
 
 
@@ -195,16 +204,35 @@ def test_linux_answers_what_can_be_asked(namespace):
         found = linux()
         found.carry_out(add(TABLE, COUNTER))
         try:
-            return found.counters(NAME), found.ip_families(), dict(found.bridge_ports(["eth0"])), found.has_link_guard()
+            return answers(found)
         finally:
             clear(found)
 
     held = fake()
     held.carry_out(add(TABLE, COUNTER))
-    wanted = (held.counters(NAME), held.ip_families(), dict(held.bridge_ports(["eth0"])))
-    counters, families, ports, link_guard = namespace.call(asked)
-    assert (counters, families, ports) == wanted
-    assert isinstance(link_guard, bool)
+    assert namespace.call(asked) == answers(held)
+
+
+def answers(found):
+    ports = dict(found.bridge_ports(["eth0", "absent0"]))
+    return found.counters(NAME), found.ip_families(), ports, found.takes_link_guard("eth0")
+
+
+@pytest.mark.kernel
+def test_linux_takes_a_hook_where_it_says_that_it_would(namespace):
+    step = add(TABLE, NO_LINK, family="netdev")
+
+    def tried():
+        found = linux()
+        would = found.takes_link_guard("absent0")
+        try:
+            return would, outcomes(found, [step])
+        finally:
+            clear(found)
+
+    would, done = namespace.call(tried)
+    held = Fake(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), unhooked=() if would else ("absent0",))
+    assert done == outcomes(held, [step])
 
 
 def test_a_refused_transaction_changes_nothing_at_all():
