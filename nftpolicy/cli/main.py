@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 from importlib import import_module
 
@@ -19,6 +20,8 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"nftpolicy {__version__}")
         return
+    # So that whatever runs is ended in order: what was begun is taken back, what was made is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # What is imported stays; looking for garbage among it would cost a tenth of the start-up.
     gc.disable()
     from .common import Failure

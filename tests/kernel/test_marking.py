@@ -1,0 +1,102 @@
+"""Marking sockets for a program: by its cgroup, and by answering its socket calls."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from nftpolicy.kernel.cgroup import MarkedGroup, program, unmarked
+from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.seccomp import MarkedCalls
+
+VALUE, MASK, FOREIGN = 0x500, 0xFF00, 0x3
+
+# What the program sees: the mark of each socket, and that other families still work.
+PROGRAM = textwrap.dedent(
+    """
+    import os, socket
+    os.setgid(65534); os.setuid(65534)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM | socket.SOCK_NONBLOCK):
+            one = socket.socket(family, kind)
+            print(one.getsockopt(socket.SOL_SOCKET, 36), one.get_inheritable(), os.fstat(one.fileno()).st_uid)
+    here, there = socket.socketpair()
+    here.send(b"x")
+    print(socket.socket(socket.AF_UNIX).family.name, there.recv(1))
+    """
+)
+SEEN = [f"{VALUE} False 65534"] * 4 + ["AF_UNIX b'x'"]
+
+
+def by_cgroup() -> MarkedGroup:
+    return MarkedGroup(f"test-{os.getpid()}", VALUE, MASK)
+
+
+def run(marking: MarkedGroup | MarkedCalls, text: str) -> list[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], preexec_fn=marking.before, stdout=subprocess.PIPE, text=True
+    )
+    marking.started()
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    return output.splitlines()
+
+
+@pytest.mark.parametrize("make", [by_cgroup, lambda: MarkedCalls(VALUE, MASK)], ids=["cgroup", "seccomp"])
+def test_sockets_of_a_program_without_capabilities_wear_the_mark(make) -> None:  # type: ignore[no-untyped-def]
+    try:
+        marking = make().__enter__()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    try:
+        assert run(marking, PROGRAM) == SEEN
+    finally:
+        marking.__exit__(None, None, None)
+    outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with outside:
+        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: nobody else's sockets do
+
+
+def test_a_failing_socket_call_fails_as_it_would_without_us() -> None:
+    text = textwrap.dedent(
+        """
+        import errno, socket
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, 17)
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+        """
+    )
+    with MarkedCalls(VALUE, MASK) as marking:
+        assert run(marking, text) == ["EPROTONOSUPPORT"]
+
+
+def test_a_cgroup_is_tried_and_removed() -> None:
+    try:
+        with by_cgroup() as group:
+            assert group.tried()
+            name = group.name
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with by_cgroup() as again:  # the name is free again
+        assert again.name == name
+
+
+def test_a_program_that_does_not_mark_is_found_out() -> None:
+    """The control of `unmarked`: it names bare sockets, and none of marked ones."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
+        bare.bind(("127.0.0.1", 0))
+        port = bare.getsockname()[1]
+        assert f"SOCK_DGRAM socket, port {port}" in unmarked(os.getpid(), (VALUE, MASK))
+        bare.setsockopt(socket.SOL_SOCKET, 36, VALUE | FOREIGN)
+        assert f"SOCK_DGRAM socket, port {port}" not in unmarked(os.getpid(), (VALUE, MASK))
+
+
+def test_the_program_keeps_foreign_bits() -> None:
+    """ctx->mark & ~mask | value, as six instructions."""
+    code = program(VALUE, MASK)
+    assert len(code) == 6 * 8
+    assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code

@@ -1,0 +1,135 @@
+"""What every compiled policy has in common."""
+
+from collections import Counter as Tally
+from ipaddress import ip_network
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler import exemptions
+from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.summary import summary
+from nftpolicy.netstate import iproute, json_out, text
+from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, Verdict, VerdictMap
+from nftpolicy.policy import words
+from nftpolicy.policy.objects import Account, Policy, Port, Service
+from tests import strategies
+
+KIND = {Chain: "chains", Set: "sets", NamedCounter: "counters"}
+
+
+def used(table):
+    """(kind, name) of all that the rules of a table speak of."""
+    for chain in table.chains:
+        for rule in chain.rules:
+            for one in rule.statements:
+                match one:
+                    case Match(_, SetRef(name)):
+                        yield Set, name
+                    case CounterRef(name):
+                        yield NamedCounter, name
+                    case Verdict(_, str(name)):
+                        yield Chain, name
+                    case VerdictMap(_, entries):
+                        yield from ((Chain, to.target) for _, to in entries if to.target)
+
+
+def defined(table):
+    return [(kind, one.name) for kind, group in KIND.items() for one in getattr(table, group)]
+
+
+@given(strategies.policies(), st.booleans())
+def test_all_that_is_spoken_of_is_there_once_and_nothing_is_there_for_nothing(policy, link_guard):
+    for table in compile_policy(policy, Machine(link_guard=link_guard)).tables:
+        names = defined(table)
+        assert not [name for name, count in Tally(names).items() if count > 1]
+        spoken = set(used(table))
+        assert spoken <= set(names)
+        bases = {(Chain, chain.name) for chain in table.chains if chain.hook}
+        assert set(names) - spoken - bases == set()
+
+
+@given(strategies.policies())
+def test_compiling_is_deterministic(policy):
+    again = evolve(policy, uplink=dict(policy.uplink), service=dict(policy.service))
+    first, second = compile_policy(policy), compile_policy(again)
+    assert first == second
+    assert [text.table(one) for one in first.tables] == [text.table(one) for one in second.tables]
+    assert json_out.ruleset(first.tables) == json_out.ruleset(second.tables)
+    assert summary(policy, first) == summary(again, second)
+
+
+@given(strategies.policies())
+def test_the_order_of_services_means_nothing(policy):
+    turned = evolve(policy, service=dict(reversed(policy.service.items())))
+    one, other = compile_policy(policy), compile_policy(turned)
+    assert [text.table(table) for table in one.tables] == [text.table(table) for table in other.tables]
+    assert (one.rules, one.routes, one.sysctls) == (other.rules, other.routes, other.sysctls)
+
+
+def rules(policy):
+    return sum(len(chain.rules) for table in compile_policy(policy).tables for chain in table.chains)
+
+
+@settings(max_examples=20)
+@given(strategies.policies(), st.sampled_from(("group", "user")), st.sampled_from(("udp", "tcp")))
+def test_more_services_addresses_and_ports_make_sets_larger_and_no_rules(policy, key, protocol):
+    uplink = next(iter(policy.uplink))
+
+    def with_services(count):
+        services = {
+            f"service-{number}": Service(
+                uplink,
+                **{key: Account(str(100_000 + number), 100_000 + number)},
+                to=tuple(ip_network(f"10.{number}.{low}.0/24") for low in range(0, 2 * count, 2)),
+                ports=tuple(Port(protocol, 1000 + 2 * low, 1000 + 2 * low) for low in range(count)),
+            )
+            for number in range(count)
+        }
+        return Policy(policy.name, policy.inside, policy.uplink, services)
+
+    assert rules(with_services(1)) == rules(with_services(12))
+
+
+@given(strategies.policies())
+def test_every_form_can_be_written(policy):
+    state = compile_policy(policy)
+    for table in state.tables:
+        written = text.table(table)
+        assert written.isascii()
+        assert written.count("{") == written.count("}")
+    for family in (4, 6):
+        lines = iproute.batch(state.rules, state.routes, family).splitlines()
+        assert len(lines) == sum(one.family == family for one in (*state.rules, *state.routes))
+    assert policy.name in summary(policy, state)
+
+
+@given(strategies.policies())
+def test_both_families_have_the_same_ladder(policy):
+    four, six = (
+        [
+            (one.priority, one.action, one.table, one.mark, one.mask)
+            for one in compile_policy(policy).rules
+            if one.family == family and one.destination is None
+        ]
+        for family in (4, 6)
+    )
+    assert four == six
+
+
+@given(strategies.policies())
+def test_every_uplink_table_ends_in_unreachable_in_both_families(policy):
+    state = compile_policy(policy)
+    ends = {(one.family, one.table) for one in state.routes if one.kind == "unreachable" and one.destination == "default"}
+    assert ends == {(family, uplink.table) for family in (4, 6) for uplink in policy.uplink.values()}
+
+
+def test_every_exemption_has_a_meaning_and_a_reason():
+    assert exemptions.EXEMPTIONS.keys() == words.EXEMPTIONS.keys()
+
+
+@pytest.mark.parametrize("word", words.EXEMPTIONS)
+def test_every_exemption_can_let_something_pass(word):
+    assert exemptions.rules("wan", (word,), "netdev")

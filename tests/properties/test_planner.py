@@ -1,0 +1,116 @@
+"""Every way from one policy to another, in memory: it ends where it should, the guard stands, and it can be taken back."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.fake import Fake
+from nftpolicy.kernel.interface import Refused
+from nftpolicy.netstate.routing import Sysctl
+from nftpolicy.netstate.state import Counts, NetState
+from nftpolicy.planner.plan import Plan, plan
+from nftpolicy.runtime.apply import carry_out
+from tests import strategies
+from tests.unit.namespace import normal, observe
+
+STATES = st.none() | strategies.policies(st.sampled_from(strategies.COMMON))
+
+
+def compiled(policy):
+    return NetState() if policy is None else compile_policy(policy)
+
+
+def held(state, *others):
+    """A kernel that holds a state; other sysctls are as they are without us."""
+    paths = {one.path: "7" for other in others for one in other.sysctls} | {one.path: one.value for one in state.sysctls}
+    return Fake(NetState(state.tables, state.rules, state.routes, tuple(Sysctl(*one) for one in paths.items())))
+
+
+def way(kernel, wanted):
+    return plan(observe(kernel, [one.path for one in wanted.sysctls]), wanted)
+
+
+def guarded(state):
+    table = state.table("inet", "nftpolicy")
+    hooks = [chain.hook for chain in table.chains if chain.hook] if table else []
+    return any((one.hook, one.policy, one.priority) == ("postrouting", "drop", 10000) for one in hooks)
+
+
+@given(STATES, STATES)
+def test_a_plan_ends_in_what_was_wanted_and_then_there_is_nothing_to_do(first, second):
+    old, new = compiled(first), compiled(second)
+    kernel = held(old, new)
+    carry_out(kernel, way(kernel, new))
+    assert normal(observe(kernel, [one.path for one in new.sysctls])) == normal(new)
+    assert way(kernel, new) == Plan(())
+
+
+@given(STATES, STATES)
+def test_the_inverses_bring_the_first_state_back(first, second):
+    old, new = compiled(first), compiled(second)
+    kernel = held(old, new)
+    before = normal(kernel.state)
+    todo = way(kernel, new)
+    carry_out(kernel, todo)
+    for step in reversed(todo.steps):
+        kernel.carry_out(step.inverse())
+        assert step.inverse().inverse() == step
+    assert normal(kernel.state) == before
+
+
+@given(STATES, STATES)
+def test_the_guard_stands_after_every_step(first, second):
+    old, new = compiled(first), compiled(second)
+    kernel = held(old, new)
+    steps = way(kernel, new).steps
+    for number, step in enumerate(steps, 1):
+        kernel.carry_out(step)
+        last = number == len(steps)
+        assert guarded(kernel.state) or (second is None and last)
+        if not last:  # until the guard goes, no rule or route leads anywhere without it
+            assert kernel.state.tables
+
+
+@given(STATES, STATES, st.data())
+def test_a_refusal_at_any_step_leaves_all_as_it_was(first, second, data):
+    old, new = compiled(first), compiled(second)
+    steps = len(way(held(old, new), new).steps)
+    assume(steps)
+    numbers = range(steps) if steps < 8 else data.draw(st.lists(st.integers(0, steps - 1), min_size=3, max_size=6))
+    for number in numbers:
+        kernel = held(old, new)
+        kernel.refuse_at, before = number, normal(kernel.state)
+        with pytest.raises(Refused):
+            carry_out(kernel, way(kernel, new))
+        assert normal(kernel.state) == before
+
+
+@given(STATES, STATES)
+def test_tables_are_filled_before_rules_lead_to_them_and_emptied_after(first, second):
+    old, new = compiled(first), compiled(second)
+    kernel = held(old, new)
+    for step in way(kernel, new).steps:
+        kernel.carry_out(step)
+        filled = {(one.family, one.table) for one in kernel.routes if one.kind == "unreachable"}
+        led = {(one.family, one.table) for one in kernel.rules if one.action == "lookup" and one.mask}
+        assert led <= filled
+
+
+@given(strategies.policies(), strategies.policies())
+def test_counters_that_both_policies_have_keep_their_numbers(first, second):
+    old, new = compiled(first), compiled(second)
+    kernel = held(old, new)
+    numbers = {place: Counts(index + 1, 40 * index) for index, place in enumerate(kernel.counters("nftpolicy"))}
+    kernel.counts = dict(numbers)
+    carry_out(kernel, way(kernel, new))
+    after = kernel.counters("nftpolicy")
+    assert {place: after[place] for place in numbers.keys() & after.keys()} == {
+        place: numbers[place] for place in numbers.keys() & after.keys()
+    }
+
+
+@given(strategies.policies())
+def test_an_unchanged_policy_is_no_plan_even_from_a_kernel_that_lists_in_another_order(policy):
+    state = compiled(policy)
+    assert plan(normal(state), state) == Plan(())

@@ -1,0 +1,131 @@
+"""The demo: it holds, it notices when the promise is broken, and it leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab import topology, verdict
+from tests.lab.frames import Frame
+
+COMMAND = [sys.executable, "-m", "nftpolicy", "demo"]
+needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs {', '.join(topology.missing())}")
+
+
+def left_behind() -> tuple[list[str], set[str]]:
+    """Links of this namespace, and cgroups of ours."""
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
+    groups = {str(one) for one in Path("/sys/fs/cgroup").glob("**/nftpolicy/*") if one.is_dir()}
+    return [line.split(":")[1] for line in links], groups
+
+
+@pytest.mark.kernel
+@needs_lab
+def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
+    before = left_behind()
+    done = subprocess.run(
+        [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["held"] is True
+    assert [state["name"] for state in report["states"]] == ["no policy", "guarded", "WAN cut", "mesh cut"]
+    assert report["states"][0]["unmarked_on_wan"] > 40  # the positive control
+    assert all(report["facts"].values()) and len(report["facts"]) >= 7
+    assert left_behind() == before
+
+
+@pytest.mark.kernel
+@needs_lab
+@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
+    before = left_behind()
+    process = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "connects" not in process.stderr.readline():  # in the middle: the resolver runs
+        assert process.poll() is None
+    process.send_signal(which)
+    assert process.wait(20) != 0
+    process.stderr.close()
+    deadline = time.monotonic() + 5
+    while _running(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _running(process.pid)
+    links, groups = left_behind()
+    assert links == before[0]
+    if which != signal.SIGKILL:  # an empty cgroup outlives a killed owner; the next resolver sweeps it
+        assert groups == before[1]
+
+
+def _running(parent: int) -> list[str]:
+    """The lab's processes whose maker was `parent`, found by their command lines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            found.append(entry.parent.name)
+    return found
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody without subordinate ids")
+def test_somebody_without_root_is_told_in_one_line() -> None:
+    environment = {**os.environ, "USER": "nobody", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        COMMAND, capture_output=True, text=True, user=65534, group=65534, env=environment, check=False, cwd="/"
+    )
+    if "No module named" in done.stderr or "Permission denied" in done.stderr:
+        pytest.skip("this checkout can't be read by other users")
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1 and "sudo nftpolicy demo" in done.stderr
+    assert done.stdout == ""
+
+
+FRAME = Frame(0x0800, "02:00:5e:00:53:02", "192.0.2.100", "198.51.100.10", 17, 4000, 9, None, b"x", 60)
+
+
+def test_a_frame_that_nothing_allows_has_no_reason() -> None:
+    assert verdict.reason(FRAME, []) is None
+    assert verdict.described(FRAME).startswith("udp 192.0.2.100 > 198.51.100.10")
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        (verdict.State(verdict.GUARDED, 100, 29, unmarked_on_wan=1, marked_on_wan=48), "unmarked"),
+        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=48, marked_in_mesh=1), "mesh"),
+        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=48, unexplained=["udp a > b"]), "nothing allows"),
+        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=0), "inconclusive"),
+        (verdict.State(verdict.OPEN, 100, 29, unmarked_on_wan=3, marked_on_wan=48), "inconclusive"),
+    ],
+)
+def test_every_broken_state_is_a_fault(state: verdict.State, word: str) -> None:
+    faults = verdict.Report(states=[state]).faults()
+    assert len(faults) == 1 and word in faults[0]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        verdict.Asked(verdict.GUARDED, verdict.SERVICE, 8, by_wan=7, by_mesh=1),
+        verdict.Asked(verdict.GUARDED, verdict.OTHERS, 8, by_wan=1, by_mesh=7),
+        verdict.Asked(verdict.GUARDED, verdict.SERVICE, 8, by_wan=7, unanswered=1),
+        verdict.Asked(verdict.NO_WAN, verdict.SERVICE, 2, by_mesh=2),
+        verdict.Asked(verdict.NO_MESH, verdict.OTHERS, 2, by_wan=2),
+        verdict.Asked(verdict.NO_WAN, verdict.SERVICE, 2, by_wan=2),
+    ],
+)
+def test_every_wrong_answer_is_a_fault(asked: verdict.Asked) -> None:
+    assert len(verdict.Report(names=[asked]).faults()) == 1
+
+
+def test_a_fact_that_is_not_so_is_a_fault() -> None:
+    assert verdict.Report(facts={"the sky is up": False}).faults() == ["not so: the sky is up"]
+    assert verdict.Report(facts={"the sky is up": True}).faults() == []
