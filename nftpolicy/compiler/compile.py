@@ -10,7 +10,7 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import answers, dns, exemptions, guard, identity, ladder, names
+from . import answers, dns, exemptions, guard, identity, ladder, members, names
 from .names import of
 from .sysctls import sysctls
 
@@ -36,16 +36,17 @@ def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:
 
 
 def _ip_table(policy: Policy) -> Table:
+    who = members.members(policy)
     chains = [*answers.arrival(policy), answers.restore(policy)]
     if dns.resolvers(policy):
-        chains.append(dns.redirect(policy))
+        chains.append(dns.redirect(policy, who))
     chains += guard.chains(policy)
     for name, uplink in policy.uplink.items():
-        chains += [identity.chain(name, uplink, policy), answers.chain(name, uplink)]
-    chains += dns.chains(policy)
+        chains += [identity.chain(name, uplink, who[name]), answers.chain(name, uplink)]
+    chains += dns.chains(policy, who)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:
-        sets += identity.sets(name, policy)
+        sets += members.sets(name, who[name])
     sets += dns.sets(policy)
     counters = [NamedCounter(names.UNKNOWN_DEVICE)]
     for name, uplink in policy.uplink.items():

@@ -7,11 +7,12 @@ both families and whatever server was asked. What NAT did not catch is dropped l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ..netstate.nft import ACCEPT, Chain, Dnat, Hook, Match, Rule, Set, SetRef, Verdict
 from ..policy.objects import Listen, Policy, Resolver, Uplink
-from . import identity, names, phrases
+from . import names, phrases
+from .members import Members, is_client
 from .names import of
 from .phrases import IN, TCP_OR_UDP, TO_DNS
 
@@ -47,17 +48,7 @@ def sets(policy: Policy) -> tuple[Set, ...]:
     )
 
 
-def _clients(name: str, policy: Policy) -> list[Match]:
-    """Tests for "a socket of a service of this uplink"; any of them suffices."""
-    known = {one.name for one in identity.sets(name, policy)}
-    return [
-        Match(expression, SetRef(identity.client_set(name, key)))
-        for key, (expression, _) in identity.KEYS.items()
-        if identity.client_set(name, key) in known
-    ]
-
-
-def redirect(policy: Policy) -> Chain:
+def redirect(policy: Policy, who: Mapping[str, Members]) -> Chain:
     """The NAT chain; only the first packet of a flow passes it."""
     rules = [
         Rule(
@@ -65,7 +56,7 @@ def redirect(policy: Policy) -> Chain:
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in resolvers(policy).items()
-        for client in _clients(name, policy)
+        for client in is_client(name, who[name])
         for version, (family, _) in _FAMILY.items()
         if (found := _listening(resolver, version))
     ]
@@ -81,22 +72,22 @@ def to_resolvers(policy: Policy) -> Iterator[Rule]:
                 yield Rule((reached, Verdict("goto", of(name, "resolver"))), origin=("uplink", name, "resolver"))
 
 
-def chains(policy: Policy) -> tuple[Chain, ...]:
+def chains(policy: Policy, who: Mapping[str, Members]) -> tuple[Chain, ...]:
     """Who may reach each resolver; DNS of services that went round the redirection; the door from outside."""
     if not resolvers(policy):
         return ()
-    doors = tuple(_door(name, policy) for name in resolvers(policy))
+    doors = tuple(_door(name, who) for name in resolvers(policy))
     stray = tuple(
         phrases.drop(of(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver"))
         for name in resolvers(policy)
-        for client in _clients(name, policy)
+        for client in is_client(name, who[name])
     )
     return (*doors, Chain("names", stray), *_from_outside(policy))
 
 
-def _door(name: str, policy: Policy) -> Chain:
+def _door(name: str, who: Mapping[str, Members]) -> Chain:
     origin = ("uplink", name, "resolver")
-    rules = [Rule((client, ACCEPT), origin=origin) for client in _clients(name, policy)]
+    rules = [Rule((client, ACCEPT), origin=origin) for client in is_client(name, who[name])]
     rules.append(phrases.drop(of(name, "resolver-refused"), phrases.HAS_OWNER, origin=origin))
     rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(phrases.drop(of(name, "resolver-refused"), origin=origin))

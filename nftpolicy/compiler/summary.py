@@ -8,7 +8,7 @@ from ..netstate.state import NetState
 from ..policy import words
 from ..policy.checks import accounts
 from ..policy.objects import Policy, Service, Uplink, lease_of
-from . import answers, identity
+from . import answers, members
 
 
 def summary(policy: Policy, state: NetState) -> str:
@@ -38,7 +38,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
     lines += [
         f"  service {service}: {_who(value)} with the mark may send {_where(value)}"
-        for service, value in identity.services(name, policy).items()
+        for service, value in members.services(name, policy).items()
     ]
     lines += [f"  exempt {word}: {words.EXEMPTIONS[word]}" for word in uplink.exempt]
     lines += [f"  answers {answer.name}{f' ({answer.port})' if answer.port else ''}" for answer in uplink.answer]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Who may use each uplink, as the rows of its sets: any number of services is a fixed number of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import collapse_addresses
+from itertools import product
+
+from attrs import Factory, frozen
+
+from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
+from ..policy.checks import accounts
+from ..policy.objects import Network, Policy, Port, Service
+from . import phrases
+from .names import of
+from .phrases import GROUP, OWNER, TO_PORT, TRANSPORT
+
+# How a service is known -> what nft reads, and its data type.
+KEYS: dict[str, tuple[Expression, str]] = {"group": (GROUP, "gid"), "user": (OWNER, "uid")}
+_ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"), "ipv6_addr")}
+_PORTS = ((TRANSPORT, "inet_proto"), (TO_PORT, "inet_service"))
+
+
+@frozen
+class Shape:
+    """One kind of row: what is looked up together. Each shape that a policy needs is one set."""
+
+    key: str
+    family: int | None  # of the address, if there is one
+    ports: bool
+    intervals: bool  # prefixes or port ranges; exact rows stay in a hash, which is quicker
+
+    def columns(self) -> tuple[tuple[Expression, str], ...]:
+        """What is read, and the data type of each."""
+        address = (_ADDRESS[self.family],) if self.family else ()
+        return (KEYS[self.key], *address, *(_PORTS if self.ports else ()))
+
+    def set_name(self, uplink: str) -> str:
+        """For example "wan.group-anywhere", "wan.group-to4-ports"."""
+        narrowed = [f"to{self.family}" if self.family else "", "ports" if self.ports else ""]
+        words = [word for word in narrowed if word] or ["anywhere"]
+        return of(uplink, "-".join([self.key, *words, *(["ranges"] if self.intervals else [])]))
+
+
+@frozen
+class Members:
+    """The services of one uplink. `clients`: the groups ("group") and users ("user") that have it.
+    `rows`: the same with where they may send. `kernel`: the service of the kernel's own sockets."""
+
+    clients: dict[str, set[int]] = Factory(dict)
+    rows: dict[Shape, set[Element]] = Factory(dict)
+    kernel: list[str] = Factory(list)
+
+
+def members(policy: Policy) -> dict[str, Members]:
+    """The members of every uplink, in one pass over the services."""
+    found = {name: Members() for name in policy.uplink}
+    for name, service in policy.service.items():
+        mine = found[service.uplink]
+        if service.kernel:
+            mine.kernel.append(name)
+        for key, account in accounts(service):
+            mine.clients.setdefault(key, set()).add(account.number)
+            # A service that may send anywhere is a row of one column.
+            for shape, rest in _destinations(key, service):
+                mine.rows.setdefault(shape, set()).add((account.number, *rest) if rest else account.number)
+    return found
+
+
+def sets(name: str, mine: Members) -> tuple[Set, ...]:
+    """The sets of uplink `name`, those that would be empty left out."""
+    origin = ("uplink", name)
+    clients = [
+        Set(_client_set(name, key), (KEYS[key][1],), frozenset(numbers), origin=origin)
+        for key, numbers in mine.clients.items()
+    ]
+    rows = [
+        Set(
+            shape.set_name(name),
+            tuple(kind for _, kind in shape.columns()),
+            frozenset(mine.rows[shape]),
+            frozenset({"interval"}) if shape.intervals else frozenset(),
+            origin=origin,
+        )
+        for shape in sorted(mine.rows, key=lambda one: one.set_name(name))
+    ]
+    return (*clients, *rows)
+
+
+def _client_set(uplink: str, key: str) -> str:
+    return of(uplink, f"{key}s")
+
+
+def is_client(name: str, mine: Members) -> list[Match]:
+    """Tests for "a socket of a service of this uplink"; any of them suffices."""
+    return [Match(KEYS[key][0], SetRef(_client_set(name, key))) for key in KEYS if key in mine.clients]
+
+
+def lookups(name: str, mine: Members) -> list[Match]:
+    """Tests for "a socket of a service that may send there"; the quick ones first."""
+    found = []
+    for shape in sorted(mine.rows, key=lambda one: (len(one.columns()), one.intervals, one.set_name(name))):
+        parts = tuple(expression for expression, _ in shape.columns())
+        found.append(Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(shape.set_name(name))))
+    return found
+
+
+def services(uplink: str, policy: Policy) -> dict[str, Service]:
+    """The services of an uplink."""
+    return {name: service for name, service in policy.service.items() if service.uplink == uplink}
+
+
+def _destinations(key: str, service: Service) -> Iterator[tuple[Shape, tuple[int | str, ...]]]:
+    for network, port in product(_networks(service) or (None,), _merged(service.ports) or (None,)):
+        wide = network is not None and network.prefixlen != network.max_prefixlen
+        shape = Shape(key, network.version if network else None, port is not None, wide or _is_range(port))
+        address = () if network is None else (str(network if wide else network.network_address),)
+        yield shape, (*address, *((port.protocol, phrases.ports(port)) if port else ()))
+
+
+def _networks(service: Service) -> list[Network]:
+    """`to` without overlaps, which a set of intervals does not take."""
+    if all(network.prefixlen == network.max_prefixlen for network in service.to):
+        return list(dict.fromkeys(service.to))
+    versions = ([net for net in service.to if net.version == version] for version in (4, 6))
+    return [network for same in versions for network in collapse_addresses(same)]
+
+
+def _merged(ports: tuple[Port, ...]) -> list[Port]:
+    """Port ranges without overlaps."""
+    merged: list[Port] = []
+    for port in sorted(ports, key=lambda one: (one.protocol, one.low)):
+        last = merged[-1] if merged else None
+        if last and last.protocol == port.protocol and port.low <= last.high:
+            merged[-1] = Port(port.protocol, last.low, max(last.high, port.high))
+        else:
+            merged.append(port)
+    return merged
+
+
+def _is_range(port: Port | None) -> bool:
+    return port is not None and port.low != port.high
