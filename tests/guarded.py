@@ -75,6 +75,10 @@ class Guarded:
         """Run a command of nftpolicy in the node; CalledProcessError, with its words as a note, if it failed."""
         return self.lab.node.run([PROGRAM, *words], check=check, env=ENVIRONMENT, uid=uid, timeout=timeout)
 
+    def start(self, command: str) -> "subprocess.Popen[bytes]":
+        """Start a command of nftpolicy in the node, and do not wait for it."""
+        return self.lab.node.popen([PROGRAM, command, POLICY], env=ENVIRONMENT)
+
     def apply(self) -> str:
         return self.nftpolicy("apply", POLICY).stdout
 
@@ -168,9 +172,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def guarded_lab(
-    text: Callable[[Lab], str] | None = None, resolver: bool = False, **options: Any
-) -> Iterator[Guarded]:
+def guarded_lab(text: Callable[[Lab], str] | None = None, resolver: bool = False, **options: Any) -> Iterator[Guarded]:
     """A lab (`options` are the Lab's) with the policy applied, and with its resolver if wanted."""
     with Lab(groups={"gluon-mesh-vpn": SERVICE_GID}, **options) as lab:
         guarded = Guarded(lab, (text or gluon)(lab))
@@ -212,9 +214,7 @@ def run_probes(lab: Lab, which: Iterable[probes.Probe] | None = None, mark: int 
     """Send probes, the marked ones as the service and the others as somebody else, and collect what arrives."""
     lab.wan.drain(), lab.mesh_sniffer.drain()
     sents = [
-        sent
-        for sent in probes.send_all(lab, which, gid=gid, other_gid=OTHER_GID, mark=mark)
-        if not sent.unsupported
+        sent for sent in probes.send_all(lab, which, gid=gid, other_gid=OTHER_GID, mark=mark) if not sent.unsupported
     ]
     wan = probes.sightings(lab.wan, sents, 0.5)
     mesh = probes.sightings(lab.mesh_sniffer, sents, 0)

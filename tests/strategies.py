@@ -5,7 +5,8 @@ import os
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from hypothesis import HealthCheck, Phase, settings
+from attrs import evolve
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 
 from nftpolicy.policy import checks, values, words
@@ -13,11 +14,13 @@ from nftpolicy.policy.mark import FULL, Mark
 from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
 
 settings.register_profile(
-    "quick", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "quick", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, print_blob=True)
 # Says only that something is wrong, at once: for tests of the tests.
-settings.register_profile("first", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate], database=None)
+settings.register_profile(
+    "first", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate], database=None
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "quick"))
 
 # Words that mean something to nft, which names must survive.
@@ -172,6 +175,46 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
 def _apart(listed):
     """Patterns of which none covers another."""
     return [one for one in listed if not any(other != one and checks.covered(one, (other,)) for other in listed)]
+
+
+@st.composite
+def changed(draw, policy, device=None):
+    """Another policy, which shares names, tables and marks with `policy`: what a person edits."""
+    uplinks = dict(policy.uplink)
+    for name, uplink in policy.uplink.items():
+        what = draw(st.sampled_from(("nothing", "gateways", "devices", "exempt", "resolver", "mark", "gone")))
+        if what == "gateways":
+            uplinks[name] = evolve(uplink, gateways=draw(gateways()))
+        elif what == "devices":
+            others = {one for other, value in policy.uplink.items() if other != name for one in value.devices}
+            free = (devices() if device is None else device).filter(lambda one, taken=others: one not in taken)
+            uplinks[name] = evolve(uplink, devices=tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True))))
+        elif what == "exempt":
+            uplinks[name] = evolve(uplink, exempt=uplink.exempt[1:], answer=uplink.answer[1:])
+        elif what == "resolver":
+            uplinks[name] = evolve(uplink, resolver=None)
+        elif what == "mark":
+            uplinks[name] = evolve(uplink, mark=Mark(uplink.mark.value, uplink.mark.value))
+        elif what == "gone" and len(uplinks) > 1:
+            del uplinks[name]
+    kept = {
+        name: service for name, service in policy.service.items() if service.uplink in uplinks and draw(st.booleans())
+    }
+    kept = {
+        name: evolve(one, to=one.to[1:], ports=one.ports[1:]) if draw(st.booleans()) else one
+        for name, one in kept.items()
+    }
+    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept)
+    assume(not any(checks.faults(found)))
+    return found
+
+
+@st.composite
+def pairs(draw, device=None):
+    """Two policies of which the second often is a changed first, in either order."""
+    first = draw(policies(device))
+    second = draw(st.one_of(changed(first, device), changed(first, device), policies(device)))
+    return (first, second) if draw(st.booleans()) else (second, first)
 
 
 # --- TOML -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 import json as library
 import os
 import shutil
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ def command(
         raise Failure(f"the demo needs {', '.join(lacks)}: run 'sudo nftpolicy demo' or script/demo as root", NOT_HERE)
     try:
         report = import_module(f"{lab.__name__}.story").tell(_policy(lab), _progress, rounds)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, subprocess.SubprocessError) as error:
         raise Failure(f"the demo could not go on: {error}") from None
     if json:
         print(library.dumps(report.as_json(), indent=1))

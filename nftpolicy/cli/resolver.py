@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy resolver FILE"""
 
+import gc
 from pathlib import Path
 from typing import Optional
 
@@ -35,6 +36,7 @@ def command(
         )
     value = policy.uplink[name]
     assert value.resolver is not None
+    gc.enable()
     job = resolver.Job(name, value, value.resolver, memory.folder / f"resolver-{name}", warn)
     try:
         resolver.run(job)

@@ -22,7 +22,6 @@ from ..netstate.nft import (
     Rule,
     Statement,
     Verdict,
-    VerdictMap,
 )
 from ..policy.objects import Answer, Policy, Uplink
 from . import names, phrases
@@ -32,8 +31,7 @@ from .phrases import FLOW_MARK, IN, PACKET_MARK
 
 def arrival(policy: Policy) -> tuple[Chain, ...]:
     """Mark what comes from uplinks; take our marks off what comes from anywhere else."""
-    entries = [("lo", ACCEPT)]
-    entries += [
+    entries = [
         (device, Verdict("goto", of(name, "arrival")))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
@@ -43,7 +41,7 @@ def arrival(policy: Policy) -> tuple[Chain, ...]:
         bits |= uplink.mark.mask
     worn = Match(Bitwise(PACKET_MARK, keep=bits), 0, "!=")
     rules = (
-        Rule((VerdictMap(IN, frozenset(entries)),)),
+        *phrases.by_device(IN, [*entries, ("lo", ACCEPT)]),
         Rule((worn, Mangle(PACKET_MARK, Bitwise(PACKET_MARK, keep=~bits & FULL)))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", names.ARRIVAL))

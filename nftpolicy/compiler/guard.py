@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict, VerdictMap
+from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
 from . import dns, exemptions, names, phrases
 from .names import of
@@ -23,14 +23,13 @@ def inside_set(policy: Policy) -> Set:
 
 
 def chains(policy: Policy) -> tuple[Chain, ...]:
-    """The IP layer. Order of the tests: lo, uplinks by name, devices inside, all others dropped."""
-    devices = [("lo", Verdict("goto", "loopback"))]
-    devices += [
+    """The IP layer. Order of the tests: uplinks by name, lo, devices inside, all others dropped."""
+    devices = [
         (device, Verdict("goto", of(name, "guard")))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    rules = [Rule((VerdictMap(OUT, frozenset(devices)),))]
+    rules = list(phrases.by_device(OUT, [*devices, ("lo", Verdict("goto", "loopback"))]))
     if policy.inside:
         rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
     rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from ipaddress import collapse_addresses
 from itertools import product
 
@@ -22,7 +23,7 @@ _ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"
 _PORTS = ((TRANSPORT, "inet_proto"), (TO_PORT, "inet_service"))
 
 
-@frozen
+@frozen(eq=False)
 class Shape:
     """One kind of row: what is looked up together. Each shape that a policy needs is one set."""
 
@@ -114,9 +115,15 @@ def services(uplink: str, policy: Policy) -> dict[str, Service]:
 def _destinations(key: str, service: Service) -> Iterator[tuple[Shape, tuple[int | str, ...]]]:
     for network, port in product(_networks(service) or (None,), _merged(service.ports) or (None,)):
         wide = network is not None and network.prefixlen != network.max_prefixlen
-        shape = Shape(key, network.version if network else None, port is not None, wide or _is_range(port))
+        shape = _shape(key, network.version if network else None, port is not None, wide or _is_range(port))
         address = () if network is None else (str(network if wide else network.network_address),)
         yield shape, (*address, *((port.protocol, phrases.ports(port)) if port else ()))
+
+
+@cache
+def _shape(key: str, family: int | None, ports: bool, intervals: bool) -> Shape:
+    """One object for each shape: to build and compare them by value would cost as much as the rows."""
+    return Shape(key, family, ports, intervals)
 
 
 def _networks(service: Service) -> list[Network]:

@@ -19,6 +19,8 @@ from ..netstate.nft import (
     Payload,
     Rule,
     Statement,
+    Verdict,
+    VerdictMap,
 )
 from ..policy.mark import Mark
 from ..policy.objects import Port
@@ -30,10 +32,18 @@ TO_PORT, FROM_PORT = Payload("th", "dport"), Payload("th", "sport")
 TCP_OR_UDP = Match(TRANSPORT, AnonymousSet(frozenset({"tcp", "udp"})))
 TO_DNS = Match(TO_PORT, 53)
 IS_REPLY = Match(Ct("direction"), "reply")
+_FEW = 4  # devices
 # True for packets of a socket that a process holds; the test does not match (rather than fail)
 # where there is none, as for a RST of the kernel.
 HAS_OWNER = Match(OWNER, "0-4294967294")
 IS_ESTABLISHED = Match(Ct("state"), "established", "in")
+
+
+def by_device(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule, ...]:
+    """A verdict for each device. A few comparisons are quicker than a verdict map, many are not."""
+    if len(entries) > _FEW:
+        return (Rule((VerdictMap(key, frozenset(entries)),)),)
+    return tuple(Rule((Match(key, device), verdict)) for device, verdict in entries)
 
 
 def wears(mark: Mark, key: Expression = PACKET_MARK) -> Match:

@@ -86,6 +86,9 @@ class Fake:
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
 
+    def links(self) -> set[str]:
+        return set(self._ports) | {port for ports in self._ports.values() for port in ports}
+
     def takes_link_guard(self, device: str) -> bool:
         return device not in self._unhooked
 

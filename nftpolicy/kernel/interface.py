@@ -41,6 +41,9 @@ class Kernel(Protocol):
     def ip_families(self) -> tuple[int, ...]:
         """The address families that this kernel has: (4, 6) or (4,)."""
 
+    def links(self) -> set[str]:
+        """The names of all network devices."""
+
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         """For each of the devices that is a bridge: its ports."""
 

@@ -49,10 +49,12 @@ class Nft:
         status, output, _ = self._context.cmd(command)
         return output if status == 0 else None
 
-    def json(self, command: str) -> Any:
-        """What a list command prints, parsed; None if there is no such object."""
+    def json(self, command: str, terse: bool = False) -> Any:
+        """What a list command prints, parsed; None if there is no such object. `terse`: no elements."""
         self._context.set_json_output(True)
+        self._context.set_terse_output(terse)
         status, output, _ = self._context.cmd(command)
+        self._context.set_terse_output(False)
         return json.loads(output) if status == 0 and output else None
 
 

@@ -7,10 +7,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from attrs import evolve
+
 from ..netstate import json_in, nft, text
 from ..netstate.changes import NftOperation, NftTransaction, RouteChange, RuleChange, Rules, Step, SysctlChange
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, NetState
+from . import elements
 from .interface import Refused, Unavailable
 from .libnft import Nft, refusal
 from .rtnetlink import RtNetlink
@@ -33,13 +36,22 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read(sysctls)))
 
     def _table(self, family: str, name: str) -> nft.Table | None:
-        listed = self._nft.json(f"list table {family} {name}")
-        if listed is None:
+        # Of all list commands of nft 1.0.6 this one alone leaves the elements of named sets in the kernel.
+        listed = self._nft.json(f"list ruleset {family}", terse=True)
+        table = next((one for one in json_in.ruleset(listed or {"nftables": []}) if one.name == name), None)
+        if table is None:
             return None
-        (table,) = json_in.ruleset(listed)
+        table = evolve(table, sets=tuple(self._filled(table, one) for one in table.sets))
         if family != "netdev":
             return table
         return json_in.with_devices(table, self._nft.listing(f"list table {family} {name}") or "")
+
+    def _filled(self, table: nft.Table, one: nft.Set) -> nft.Set:
+        """The set with its elements."""
+        if elements.readable(one.type, one.flags):
+            return evolve(one, elements=elements.read(*table.key, one.name, one.type))
+        listed = self._nft.json(f"list set {table.family} {table.name} {one.name}")
+        return json_in.ruleset(listed)[0].sets[0] if listed else one
 
     def counters(self, table: str) -> Counters:
         listed = self._nft.json("list counters")
@@ -69,6 +81,9 @@ class Linux:
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
+
+    def links(self) -> set[str]:
+        return self._links.names()
 
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return self._links.bridge_ports(devices)

@@ -132,6 +132,7 @@ class RtNetlink:
         from pyroute2 import IPRoute  # slow to import
 
         self._open = IPRoute
+        self._changes = IPRoute()
 
     def rules(self, family: int) -> list[IpRule]:
         """All ip rules of a family, in order."""
@@ -148,13 +149,18 @@ class RtNetlink:
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
         """Add or delete; OSError with the kernel's errno."""
-        with self._open() as link:
-            self._acked(link.rule, {"add": "add", "delete": "del"}[verb], _rule_keys(rule))
+        self._acked(self._changes.rule, {"add": "add", "delete": "del"}[verb], _rule_keys(rule))
 
     def change_route(self, verb: str, route: Route) -> None:
         """Add or delete; OSError with the kernel's errno."""
         with self._open() as link:
-            self._acked(link.route, {"add": "add", "delete": "del"}[verb], _route_keys(route, self._devices(link)))
+            devices = self._devices(link) if route.device and route.kind == "unicast" else {}
+        self._acked(self._changes.route, {"add": "add", "delete": "del"}[verb], _route_keys(route, devices))
+
+    def names(self) -> set[str]:
+        """The names of all network devices."""
+        with self._open() as link:
+            return set(self._devices(link))
 
     def bridge_ports(self, devices: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Bridge -> ports, for those of `devices` that are bridges."""

@@ -17,6 +17,7 @@ from .nft import Element, Expression, Statement
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]-]{1,120}\Z")
+_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 # Set types whose values are names, which the grammar wants quoted.
 _QUOTED = frozenset({"ifname"})
 
@@ -144,7 +145,15 @@ def hook(item: nft.Hook) -> str:
 
 def elements(item: nft.Set, which: Iterable[Element]) -> str:
     """The braces with the elements `which` of set `item`, sorted, so that the text is stable."""
-    return "{ " + ", ".join(sorted(element(one, item.type) for one in which)) + " }"
+    if len(item.type) == 1 or not _QUOTED.isdisjoint(item.type):
+        return "{ " + ", ".join(sorted(element(one, item.type) for one in which)) + " }"
+    # Sets of concatenations can be large, so the gate is asked once for all of them.
+    rows = sorted([" . ".join(map(str, one)) for one in which])  # type: ignore[arg-type]
+    joined = ", ".join(rows)
+    blanks = len(rows) * (2 * len(item.type) - 1) - 1
+    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != blanks):
+        raise ValueError(f"an element of set {item.name} can not be written in an nft ruleset")
+    return f"{{ {joined} }}"
 
 
 def set_body(item: nft.Set) -> str:

@@ -27,7 +27,7 @@ def positions(text: str) -> dict[Path, int]:
     """Path of a key, table or list item -> the line on which it is first said, counted from 1."""
     scan = _Scan(text)
     # Not TOML after all, or nested too deeply: what was found until there is right.
-    with suppress(IndexError, AttributeError, RecursionError):
+    with suppress(IndexError, TypeError, AttributeError, RecursionError):
         scan.document()
     return scan.lines()
 

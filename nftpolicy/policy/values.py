@@ -83,11 +83,12 @@ def pattern(item: object) -> str:
 
 def address(item: object) -> Address:
     """An IPv4 or IPv6 address."""
+    plain = text(item)
     try:
-        found = ip_address(text(item))
+        found = ip_address(plain)
     except ValueError:
         raise ValueError(f"expected an IPv4 or IPv6 address, got {quoted(item)}") from None
-    if "%" in text(item):
+    if "%" in plain:
         raise ValueError(f"{quoted(item)}: an address without '%' and a device is expected here")
     _no_ipv4_inside(ip_network(found))
     return found
@@ -95,11 +96,12 @@ def address(item: object) -> Address:
 
 def network(item: object) -> Network:
     """An address or ADDRESS/LENGTH."""
+    plain = text(item)
     try:
-        found = ip_network(text(item))
+        found = ip_network(plain)
     except ValueError as error:
         raise ValueError(f"expected a network such as 192.0.2.0/24: {str(error)[:120]}") from None
-    if "%" in text(item):
+    if "%" in plain:
         raise ValueError(f"{quoted(item)}: a network without '%' and a device is expected here")
     _no_ipv4_inside(found)
     return found

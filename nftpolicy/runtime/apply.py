@@ -47,9 +47,8 @@ def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
     before = memory.sysctls()
     observed = observe(kernel, [one.path for one in sysctls(policy)] + list(before))
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
-    hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
-    unhooked = frozenset(one for one in devices if one not in hooked and not kernel.takes_link_guard(one))
-    link_guard = bool(hooked & set(devices)) or kernel.takes_link_guard("lo")
+    link_guard = observed.table("netdev", names.TABLE) is not None or kernel.takes_link_guard("lo")
+    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
     desired = compile_policy(policy, Machine(kernel.bridge_ports(devices), link_guard, unhooked))
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set and this one does not care for go back to what they were.
@@ -57,6 +56,13 @@ def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
     back = tuple(Sysctl(path, value) for path, value in before.items() if path not in mine)
     desired = evolve(desired, sysctls=(*desired.sysctls, *back))
     return Prospect(observed, desired, plan(observed, desired), unhooked)
+
+
+def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:
+    """Devices that are not there, on a kernel that wants them first (before Linux 6.18 or so)."""
+    hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
+    absent = set(devices) - hooked - kernel.links()
+    return frozenset(device for device in absent if not kernel.takes_link_guard(device))
 
 
 def observe(kernel: Kernel, paths: list[str]) -> NetState:

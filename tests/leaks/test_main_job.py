@@ -49,9 +49,7 @@ def test_marked_leaves_by_the_wan_and_nothing_else_does(either: Guarded) -> None
 def test_what_leaves_has_the_address_of_the_wan(either: Guarded) -> None:
     run = run_probes(either.lab, [probe for probe in probes.matrix() if probe.marked and probe.family])
     own = {either.lab.wan_address(4), either.lab.wan_address(6)}
-    sources = {
-        (frame.saddr, str(sent.probe)) for frame in run.frames for sent in run.wan if sent.matches(frame)
-    }
+    sources = {(frame.saddr, str(sent.probe)) for frame in run.frames for sent in run.wan if sent.matches(frame)}
     near = ("unicast-scope", "multicast-link", "multicast-scope")  # from the link-local address
     wrong = {(a, p) for a, p in sources if a not in own and not (str(a).startswith("fe80:") and p.startswith(near))}
     assert len({p for _, p in sources}) == len(run.sents)

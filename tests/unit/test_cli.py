@@ -1,0 +1,101 @@
+"""What commands do with bad input: one line on stderr, status 2, nothing on stdout, and never a traceback."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.unit.test_faults import GOOD
+
+MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+
+
+def run(*arguments, given=b""):
+    return subprocess.run([*MAIN, *map(str, arguments)], input=given, capture_output=True, timeout=30, check=False)
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(content):
+        path = tmp_path / "policy.toml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+BAD = {
+    "empty": b"",
+    "type": GOOD.replace("table = 7", "table = []"),
+    "unknown key": GOOD.replace("table = 7", "table = 7\ntabel = 1"),
+    "not TOML": b"a = ",
+    "not UTF-8": b"\xff\xfe",
+    "NUL": b"\x00",
+    "a line feed in a key": '"a\\nb" = 1',
+    "a line feed in a value": 'name = "a\\nb"\n',
+    "deep": b"a = " + b"[" * 50_000,
+    "too many digits": b"a = " + b"1" * 5000,
+    "no such group": GOOD.replace("group = 800", 'group = "no-such-group"'),
+    "NUL in a group": GOOD.replace("group = 800", 'group = "a\\u0000b"'),
+    "a line feed in a group": GOOD.replace("group = 800", 'group = "a\\nb"'),
+    "digits of another script": GOOD.replace("group = 800", 'group = "\u00b2"'),
+}
+
+
+@pytest.mark.parametrize("command", [["check"], ["compile", "--to", "nft"]])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_policy(file, command, bad):
+    path = file(BAD[bad])
+    done = run(command[0], path, *command[1:])
+    assert (done.returncode, done.stdout) == (2, b"")
+    said = done.stderr.decode()
+    assert said.startswith(f"nftpolicy: {path}")
+    assert said.endswith("\n") and said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+def test_standard_input_is_named():
+    done = run("check", "-", given=b"a = ")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"nftpolicy: standard input:1: not TOML: Invalid value\n"
+
+
+@pytest.mark.parametrize("what", ["absent", "directory"])
+def test_a_file_that_is_none(tmp_path, what):
+    done = run("check", tmp_path if what == "directory" else tmp_path / "absent.toml")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert b"can't be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compile"], ["check", "a", "b"], ["compile", "x", "--to", "pdf"], ["chekc"], ["-x"]]
+)
+def test_a_bad_command_line(arguments):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"Traceback" not in done.stderr
+    assert done.stderr
+
+
+@pytest.mark.parametrize("ports", ["br-wan", "br-wan=", "=eth1=", "x=y; flush ruleset", "br-wan=a/b", "nobridge=eth9"])
+def test_bad_ports(file, ports):
+    done = run("compile", file(GOOD), "--to", "nft", "--ports", ports)
+    assert b"Traceback" not in done.stderr
+    if done.returncode:
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    else:
+        assert b"flush" not in done.stdout
+
+
+@pytest.mark.parametrize("form", ["json", "nft", "ip4", "ip6", "summary"])
+def test_a_good_policy_in_every_form(file, form):
+    done = run("compile", file(GOOD), "--to", form)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"\n")
+
+
+def test_a_good_policy_is_good(file):
+    done = run("check", file(GOOD))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services\n")

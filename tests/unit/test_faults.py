@@ -1,0 +1,272 @@
+"""What is said of a policy that can't be used: one line, with file, line and key."""
+
+import tomllib
+
+import pytest
+
+from nftpolicy.policy.errors import PolicyError
+from nftpolicy.policy.load import load
+
+GOOD = """\
+name = "p"
+inside = ["bat0", "mesh*"]
+
+[uplink.wan]
+devices = ["eth0"]
+mark = "0x1/0xff"
+table = 7
+exempt = ["arp"]
+answer = ["ssh"]
+gateways = ["192.0.2.1"]
+
+[uplink.wan.resolver]
+listen = ["127.0.0.1:54"]
+servers = ["192.0.2.53"]
+user = 77
+
+[uplink.lte]
+devices = ["wwan0"]
+mark = "0x2/0xff"
+table = 8
+
+[uplink.lte.resolver]
+listen = ["[::1]:55"]
+lease = "/run/lte.dns"
+
+[service.vpn]
+uplink = "wan"
+group = 800
+marks = "itself"
+to = ["198.51.100.0/24"]
+ports = ["udp/10000-10010"]
+
+[service.dns]
+uplink = "lte"
+user = 900
+
+[service.wg]
+uplink = "lte"
+kernel = true
+"""
+
+# What the good policy says -> what a bad one says instead, the key, and words of the message.
+BAD = [
+    # the wrong type, for each kind of key
+    ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
+    ('["bat0", "mesh*"]', '"bat0"', "inside", "expected a list in [ ], got a string"),
+    ('["bat0", "mesh*"]', '["bat0", 3]', "inside[1]", "expected a string"),
+    ('devices = ["eth0"]', 'devices = "eth0"', "uplink.wan.devices", "expected a list"),
+    ('devices = ["eth0"]', "devices = [true]", "uplink.wan.devices[0]", "a boolean ('True')"),
+    ('mark = "0x1/0xff"', "mark = 1", "uplink.wan.mark", 'expected a mark such as "0x1/0x1", got'),
+    ("table = 7", 'table = "7"', "uplink.wan.table", "expected a whole number, got a string ('7')"),
+    ("table = 7", "table = 7.5", "uplink.wan.table", "a decimal number ('7.5')"),
+    ("table = 7", "table = true", "uplink.wan.table", "a boolean"),
+    ("table = 7", "table = 1979-05-27", "uplink.wan.table", "a date ('1979-05-27')"),
+    ('exempt = ["arp"]', "exempt = {}", "uplink.wan.exempt", "got a table"),
+    ('exempt = ["arp"]', "exempt = [[]]", "uplink.wan.exempt[0]", "got a list"),
+    ('answer = ["ssh"]', "answer = [22]", "uplink.wan.answer[0]", "expected a string"),
+    ('["192.0.2.1"]', "[5]", "uplink.wan.gateways[0]", "expected a string"),
+    ('listen = ["127.0.0.1:54"]', "listen = 54", "uplink.wan.resolver.listen", "expected a list"),
+    ('servers = ["192.0.2.53"]', "servers = [{}]", "uplink.wan.resolver.servers[0]", "expected a string"),
+    ("user = 77", "user = []", "uplink.wan.resolver.user", "expected the number of a user, got a list"),
+    ("user = 77", "user = -1", "uplink.wan.resolver.user", "expected the number of a user"),
+    ("group = 800", "group = 4294967295", "service.vpn.group", "expected the number of a group"),
+    ("group = 800", "group = false", "service.vpn.group", "a boolean"),
+    ("kernel = true", "kernel = 1", "service.wg.kernel", "expected true or false, got a number"),
+    ('uplink = "wan"', "uplink = 3", "service.vpn.uplink", "expected a string"),
+    ('marks = "itself"', "marks = 3", "service.vpn.marks", "expected a string"),
+    ('to = ["198.51.100.0/24"]', "to = [1]", "service.vpn.to[0]", "expected a string"),
+    ('ports = ["udp/10000-10010"]', "ports = [10000]", "service.vpn.ports[0]", "expected a string"),
+    ('lease = "/run/lte.dns"', "lease = 5", "uplink.lte.resolver.lease", "expected a string"),
+    ("[service.wg]\n", "[service]\nwg = 5\n[service.no]\n", "service.wg", "expected a table, got a number"),
+    ("[uplink.wan.resolver]\n", "resolver = 1\n[uplink.x.resolver]\n", "uplink.wan.resolver", "expected a table"),
+    ("kernel = true", f"kernel = 0x{'f' * 5000}", "service.wg.kernel", "expected true or false, got a number (0xfff"),
+    # unknown keys, at each level
+    ('name = "p"', 'name = "p"\nInside = []', "Inside", "(did you mean 'inside'?); known are name, inside, uplink"),
+    ("table = 7", "table = 7\ntabel = 1", "uplink.wan.tabel", "unknown key (did you mean 'table'?)"),
+    ("user = 77", "usr = 77", "uplink.wan.resolver.usr", "unknown key (did you mean 'user'?)"),
+    ("group = 800", "groups = 800", "service.vpn.groups", "unknown key (did you mean 'group'?)"),
+    ('name = "p"', 'name = "p"\n"a\\nb" = 1', "'a\\nb'", "unknown key"),
+    ('name = "p"', f'name = "p"\n{"k" * 99999} = 1', "'" + "k" * 60 + "...'", "unknown key"),
+    # words that are none
+    ('name = "p"', 'name = "5p"', "name", "'5p' is no name"),
+    ('name = "p"', 'name = "p; flush ruleset"', "name", "is no name"),
+    ('name = "p"', f'name = "{"x" * 9999}"', "name", "x...' is no name"),
+    ("[service.wg]", '[service."w g"]', "service.'w g'", "'w g' is no name"),
+    ('["bat0", "mesh*"]', '["*"]', "inside[0]", "'*' alone"),
+    ('["bat0", "mesh*"]', '[""]', "inside[0]", "'' is no device name"),
+    ('["eth0"]', '["eth*"]', "uplink.wan.devices[0]", "is a pattern"),
+    ('["eth0"]', '["eth0\\"; drop"]', "uplink.wan.devices[0]", "is no device name"),
+    ('["eth0"]', '["a234567890123456"]', "uplink.wan.devices[0]", "is no device name"),
+    ('exempt = ["arp"]', 'exempt = ["apr"]', "uplink.wan.exempt[0]", "(did you mean 'arp'?)"),
+    ('answer = ["ssh"]', 'answer = ["shs"]', "uplink.wan.answer[0]", "(did you mean 'ssh'?)"),
+    ('answer = ["ssh"]', 'answer = ["tcp/0"]', "uplink.wan.answer[0]", "is no service"),
+    ('marks = "itself"', 'marks = "self"', "service.vpn.marks", "(did you mean 'itself'?)"),
+    ('["192.0.2.1"]', '["192.0.2.300"]', "uplink.wan.gateways[0]", "expected an IPv4 or IPv6 address"),
+    ('["192.0.2.1"]', '["fe80::1%eth0"]', "uplink.wan.gateways[0]", "without '%' and a device"),
+    ('["192.0.2.1"]', '["::ffff:192.0.2.1"]', "uplink.wan.gateways[0]", "write 192.0.2.1 as it is"),
+    ('["192.0.2.53"]', '["fe80::1"]', "uplink.wan.resolver.servers[0]", 'needs its device: "fe80::1%DEVICE"'),
+    ('["192.0.2.53"]', '["0.0.0.0"]', "uplink.wan.resolver.servers[0]", "is no address of a DNS server"),
+    ('["198.51.100.0/24"]', '["198.51.100.1/24"]', "service.vpn.to[0]", "host bits set"),
+    ('["198.51.100.0/24"]', '["2001:db8::%a/64"]', "service.vpn.to[0]", "without '%' and a device"),
+    ('["198.51.100.0/24"]', '["::192.0.2.0/120"]', "service.vpn.to[0]", "write 192.0.2.0 as it is"),
+    ('["udp/10000-10010"]', '["udp/2-1"]', "service.vpn.ports[0]", "the lower one first"),
+    ('["udp/10000-10010"]', '["sctp/1"]', "service.vpn.ports[0]", "expected a port such as"),
+    *(
+        ('["127.0.0.1:54"]', f'["{bad}"]', "uplink.wan.resolver.listen[0]", words)
+        for bad, words in [
+            ("127.0.0.1", 'expected "127.0.0.1:54" or "[::1]:54"'),
+            ("::1:54", "expected"),
+            ("[[::1]]:54", "expected"),
+            ("[::1:54", "expected"),
+            ("127.0.0.1:\u0665\u0664", "expected"),
+            ("127.0.0.1:\u00b2", "expected"),
+            ("127.0.0.1:0", "a port is 1 to 65535"),
+            ("127.0.0.1:99999", "a port is 1 to 65535"),
+            ("0.0.0.0:54", "answers everybody"),
+            ("[fe80::1%eth0]:54", "expected"),
+        ]
+    ),
+    # marks
+    ('mark = "0x1/0xff"', 'mark = "0x100/0xff"', "uplink.wan.mark", "bits outside its mask"),
+    ('mark = "0x1/0xff"', 'mark = "0x0/0xff"', "uplink.wan.mark", "a mark needs at least one bit"),
+    ('mark = "0x1/0xff"', 'mark = "0"', "uplink.wan.mark", "a mark needs at least one bit"),
+    ('mark = "0x1/0xff"', 'mark = "0x1/0xff/1"', "uplink.wan.mark", "expected a mark such as"),
+    ('mark = "0x1/0xff"', 'mark = "4294967296"', "uplink.wan.mark", "a mark has 32 bits"),
+    ('mark = "0x2/0xff"', 'mark = "0x3/0x2"', "uplink.lte.mark", "bits outside"),
+    ('mark = "0x2/0xff"', 'mark = "0x1/0x3"', "uplink.lte.mark", "overlaps with uplink 'wan': the mark 0x1 would be 0x1/0xff and 0x1/0x3"),
+    # what only the whole shows
+    *(("table = 7", f"table = {n}", "uplink.wan.table", "the kernel's own") for n in (0, 253, 254, 255)),
+    ("table = 7", "table = 4294967296", "uplink.wan.table", "from 1 to 4294967295"),
+    ("table = 7", "table = -1", "uplink.wan.table", "from 1 to 4294967295"),
+    ("table = 8", "table = 7", "uplink.lte.table", "table 7 is uplink 'wan''s already"),
+    ('["wwan0"]', '["eth0"]', "uplink.lte.devices[0]", "is a device of uplink 'wan' already"),
+    ('["wwan0"]', '["mesh1"]', "uplink.lte.devices[0]", "'mesh1' is inside by 'mesh*'"),
+    ('["wwan0"]', '["bat0"]', "uplink.lte.devices[0]", "'bat0' is inside by 'bat0'"),
+    ('["wwan0"]', '["lo"]', "uplink.lte.devices[0]", "'lo' never leaves"),
+    ('["wwan0"]', '["all"]', "uplink.lte.devices[0]", "'all' is no device"),
+    ('["wwan0"]', "[]", "uplink.lte.devices", "at least one device"),
+    ('["wwan0"]', '["w1", "w1"]', "uplink.lte.devices[1]", "already"),
+    ('exempt = ["arp"]', 'exempt = ["arp", "ndp", "arp"]', "uplink.wan.exempt[2]", "is listed twice"),
+    ('answer = ["ssh"]', 'answer = ["ssh", "ping", "ping"]', "uplink.wan.answer[2]", "is listed twice"),
+    ('answer = ["ssh"]', 'answer = ["http", "tcp/80"]', "uplink.wan.answer[1]", "is listed twice"),
+    ('["192.0.2.1"]', '["192.0.2.1", "192.0.2.1"]', "uplink.wan.gateways[1]", "is listed twice"),
+    ('["192.0.2.1"]', '["127.0.0.1"]', "uplink.wan.gateways[0]", "can be no gateway"),
+    ('["bat0", "mesh*"]', '["bat0", "bat0"]', "inside[1]", "is listed twice"),
+    ('["192.0.2.53"]', '["192.0.2.53", "192.0.2.53"]', "uplink.wan.resolver.servers[1]", "is listed twice"),
+    ('["198.51.100.0/24"]', '["198.51.100.0/24", "198.51.100.0/255.255.255.0"]', "service.vpn.to[1]", "twice"),
+    ('["udp/10000-10010"]', '["udp/5", "udp/5"]', "service.vpn.ports[1]", "is listed twice"),
+    ('["[::1]:55"]', '["127.0.0.1:54"]', "uplink.lte.resolver.listen[0]", "is taken by the resolver of uplink 'wan'"),
+    ('["[::1]:55"]', '["[::1]:53"]', "uplink.lte.resolver.listen[0]", "choose another port"),
+    ('["[::1]:55"]', '["[::1]:55", "127.0.0.1:56"]', "uplink.lte.resolver.listen", "one port on all its addresses"),
+    ('["[::1]:55"]', '["[::1]:55", "[::2]:55"]', "uplink.lte.resolver.listen[1]", "one address of each family"),
+    ('["[::1]:55"]', "[]", "uplink.lte.resolver.listen", "listens somewhere"),
+    ("user = 77", "user = 0", "uplink.wan.resolver.user", "root's sockets"),
+    ("user = 77", 'lease = "/x"', "uplink.wan.resolver.lease", "not both"),
+    ('uplink = "wan"', 'uplink = "wen"', "service.vpn.uplink", "no uplink 'wen' (did you mean 'wan'?); known are wan, lte"),
+    ("group = 800", "group = 0", "service.vpn.group", "every process of root"),
+    ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
+    ("group = 800\n", "", "service.vpn", "exactly one of"),
+    ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg", "can not be narrowed"),
+    ("kernel = true", "user = 900", "service.wg.user", "user '900' is service 'dns' already"),
+    ("user = 900", "user = 77", "service.dns.user", "user '77' runs the resolver of uplink 'wan'"),
+]  # fmt: skip
+
+
+def fault(data):
+    """What is said of a bad policy: always a PolicyError, always one line."""
+    with pytest.raises(PolicyError) as raised:
+        load(data if isinstance(data, bytes) else data.encode(), "FILE")
+    assert str(raised.value).startswith("FILE")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+    return raised.value
+
+
+def test_the_good_policy_is_good():
+    assert load(GOOD.encode())[0].name == "p"
+
+
+@pytest.mark.parametrize(("good", "bad", "key", "words"), BAD, ids=[f"{key}-{bad[:40]}" for _, bad, key, _ in BAD])
+def test_file_line_key_and_what_is_wrong(good, bad, key, words):
+    assert GOOD.count(good) == 1
+    text = GOOD.replace(good, bad)
+    said = fault(text)
+    assert f" {key}: " in str(said)
+    assert words in said.message
+    # The line is that of the key, or of the table that should have held it.
+    line = text.splitlines()[said.line - 1]
+    last = [part for part in said.path if isinstance(part, str)][-1]
+    written = line.partition(" =")[0].strip('"').encode().decode("unicode_escape")
+    assert written == last or (line.startswith("[") and last in line)
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [(("uplink", "wan", "mark"), 6), (("uplink", "lte"), 17), (("service", "wg"), 37), ((), None)],
+)
+def test_a_missing_key_is_named_with_the_line_of_its_table(path, line):
+    document = GOOD.splitlines()
+    if path and path[-1] == "mark":
+        del document[line - 1]
+        said = fault("\n".join(document))
+        assert (said.path, said.line) == (path[:-1], 4)
+        assert said.message == "'mark' is missing"
+    elif path:
+        table = document[line - 1 :]
+        end = next((index for index, text in enumerate(table) if not text), len(table))
+        said = fault("\n".join([*document[:line], *table[end:]]))
+        assert (said.path, said.line) == (path, line)
+        assert "is missing" in said.message
+    else:
+        assert str(fault("\n".join(document[1:]))) == "FILE: 'name' is missing"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "FILE: 'name' is missing"),
+        (b"\n# nothing\n", "FILE: 'name' is missing"),
+        (b'name = "p"\nx = "\xff"\n', "FILE:2: byte 16 is not UTF-8; save the file as UTF-8 text"),
+        ('name = "p"\n'.encode("utf-16"), "FILE:1: byte 0 is not UTF-8; save the file as UTF-8 text"),
+        (b'name = "a\x00b"', "FILE:1: not TOML: Illegal character '\\x00'"),
+        (b"\x00" * 10, "FILE:1: not TOML: Invalid statement"),
+        (b"a = 1\nb = \n", "FILE:2: not TOML: Invalid value"),
+        (b"a = 1\n\na = 2\n", "FILE:3: not TOML: Cannot overwrite a value"),
+        (b"[a]\n[b]\n[a]\n", "FILE:3: not TOML: Cannot declare ('a',) twice"),
+        (b'x = """', "FILE:1: not TOML: Unterminated string"),
+        (b"x = [1,", "FILE:1: not TOML: Invalid value"),
+        (b"a = " + b"[" * 100_000, "FILE: nested too deeply for a policy"),
+        (b"a = " + b"{a = " * 100_000, "FILE: nested too deeply for a policy"),
+        (b"a = " + b"1" * 5000, "FILE: not TOML: a number has too many digits"),
+        (b'["x (at line 7, column 1)"]\n' * 2, "FILE:2: not TOML: Cannot declare ('x (at line 7, column 1)',) twice"),
+    ],
+)
+def test_what_is_no_policy_at_all(data, said):
+    assert str(fault(data)) == said
+
+
+@pytest.mark.parametrize("garbage", [b"\x93", b"=", b"[", b"a", b'"', b"#\x01", b"\n\r"])
+def test_a_megabyte_of_garbage(garbage):
+    fault(garbage * (1_000_000 // len(garbage)))
+
+
+def test_a_policy_larger_than_any():
+    assert "is no policy" in str(fault(b" " * ((64 << 20) + 1)))
+
+
+@pytest.mark.parametrize("count", [33, 40])
+def test_more_uplinks_than_the_ladder_has_room_for(count):
+    uplinks = "".join(
+        f'[uplink.u{n}]\ndevices = ["e{n}"]\nmark = "{n + 1}/0xff"\ntable = {n + 1}\n' for n in range(count)
+    )
+    assert "more than the 32" in str(fault(f'name = "p"\ninside = []\n[service]\n{uplinks}'))
+
+
+def test_no_uplink():
+    assert "add [uplink.wan]" in str(fault('name = "p"\ninside = []\nuplink = {}\nservice = {}\n'))
+
+
+def test_the_table_of_bad_policies_is_toml_throughout():
+    for good, bad, *_ in BAD:
+        tomllib.loads(GOOD.replace(good, bad))
