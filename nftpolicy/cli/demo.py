@@ -29,7 +29,8 @@ def command(
     try:
         report = import_module(f"{lab.__name__}.story").tell(_policy(lab), _progress, rounds)
     except (OSError, TimeoutError, subprocess.SubprocessError) as error:
-        raise Failure(f"the demo could not go on: {error}") from None
+        said = getattr(error, "stderr", None) or ""
+        raise Failure("\n".join([f"the demo could not go on: {error}", *said.splitlines()[-3:]])) from None
     if json:
         print(library.dumps(report.as_json(), indent=1))
     else:

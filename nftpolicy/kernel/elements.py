@@ -14,7 +14,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator
 
-from ..netstate.nft import Element, Value
+from ..netstate.nft import PROTOCOLS, Element, Value
 
 _NETLINK_NETFILTER = 12
 _GETSETELEM, _NEWSETELEM = 10 << 8 | 13, 10 << 8 | 12
@@ -24,7 +24,6 @@ _TABLE, _SET, _ELEMENTS, _KEY = 1, 2, 3, 1  # NFTA_SET_ELEM_LIST_*, NFTA_SET_ELE
 _FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-_PROTOCOLS = {6: "tcp", 17: "udp"}
 
 # nft's data type -> (bytes, how to read them). Owners are in the machine's byte order.
 _READ: dict[str, tuple[int, Callable[[bytes], Value]]] = {
@@ -32,7 +31,7 @@ _READ: dict[str, tuple[int, Callable[[bytes], Value]]] = {
     "gid": (4, lambda raw: int.from_bytes(raw, sys.byteorder)),
     "ipv4_addr": (4, lambda raw: socket.inet_ntop(socket.AF_INET, raw)),
     "ipv6_addr": (16, lambda raw: socket.inet_ntop(socket.AF_INET6, raw)),
-    "inet_proto": (1, lambda raw: _PROTOCOLS.get(raw[0], raw[0])),
+    "inet_proto": (1, lambda raw: PROTOCOLS.get(raw[0], raw[0])),
     "inet_service": (2, lambda raw: int.from_bytes(raw, "big")),
 }
 

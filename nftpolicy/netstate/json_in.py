@@ -83,6 +83,38 @@ def _right(item: Any) -> nft.Right:
     return nft.UnknownExpression(_raw(item)) if plain is None else plain
 
 
+def _are_protocols(expression: Expression) -> tuple[bool, ...]:
+    """For each value that the expression reads: whether it is an IP protocol."""
+    if isinstance(expression, nft.Concat):
+        return tuple(one for part in expression.parts for one in _are_protocols(part))
+    named = expression == nft.Meta("l4proto") or (
+        isinstance(expression, nft.Payload) and (expression.protocol, expression.name) in _PROTOCOL_FIELDS
+    )
+    return (named,)
+
+
+_PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
+
+
+def _named(item: Element, protocols: tuple[bool, ...]) -> Element:
+    """The element with its protocols by name, whether or not this machine has /etc/protocols."""
+    if isinstance(item, tuple):
+        return tuple(
+            nft.PROTOCOLS.get(part, part) if is_protocol and isinstance(part, int) else part
+            for part, is_protocol in zip(item, protocols, strict=False)
+        )
+    return nft.PROTOCOLS.get(item, item) if protocols[0] and isinstance(item, int) else item
+
+
+def _match(left: Expression, right: nft.Right, op: str) -> nft.Match:
+    protocols = _are_protocols(left)
+    if any(protocols) and isinstance(right, nft.AnonymousSet):
+        right = nft.AnonymousSet(frozenset(_named(one, protocols) for one in right.elements))
+    elif any(protocols) and isinstance(right, int):
+        right = nft.PROTOCOLS.get(right, right)
+    return nft.Match(left, right, op)
+
+
 def _verdict(item: Any) -> nft.Verdict | None:
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
@@ -111,7 +143,7 @@ def statement(item: Any) -> Statement:
         return known
     match item:
         case {"match": {"op": str(op), "left": left, "right": right}}:
-            return _masked_flags(item["match"]) or nft.Match(expression(left), _right(right), op)
+            return _masked_flags(item["match"]) or _match(expression(left), _right(right), op)
         case {"vmap": {"key": key, "data": {"set": [*pairs]}}}:
             entries = [(element(pair[0]), _verdict(pair[1])) for pair in pairs if isinstance(pair, list)]
             if len(entries) == len(pairs) and all(None not in entry for entry in entries):
@@ -159,6 +191,9 @@ class _Builder:
         if not isinstance(kind, str | list) or None in elements:
             return self.other("set", body)
         types = (kind,) if isinstance(kind, str) else tuple(kind)
+        protocols = tuple(one == "inet_proto" for one in types)
+        if any(protocols):
+            elements = [_named(one, protocols) for one in elements if one is not None]
         self.sets.append(nft.Set(body["name"], types, frozenset(elements), frozenset(body.get("flags", ()))))  # type: ignore[arg-type]
         return None
 

@@ -14,6 +14,8 @@ from attrs import field, frozen
 FULL = 0xFFFFFFFF
 
 Origin = tuple[str, ...]
+# IP protocols by number (RFC 5237's registry). nft names them only where /etc/protocols exists.
+PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
 # An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH",
 # intervals of numbers "LOW-HIGH", interface names may end in "*".
 Value = int | str

@@ -55,7 +55,9 @@ def test_all_that_is_spoken_of_is_there_once_and_nothing_is_there_for_nothing(po
 def idle(policy):
     """What is there though nothing speaks of it: the chain of devices inside where there are none, and the clients
     of a resolver where there is none."""
-    clients = {(Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")}
+    clients = {
+        (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
+    }
     return clients | (set() if policy.inside else {(Chain, "inside")})
 
 

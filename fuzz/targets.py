@@ -1,0 +1,188 @@
+"""The targets: a strategy for the input, and what must hold for each input."""
+
+import json
+import tomllib
+
+from attrs import frozen
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.netstate import json_in, json_out, text
+from nftpolicy.policy.errors import PolicyError, Source
+from nftpolicy.policy.load import load
+from tests import strategies
+
+
+@frozen
+class Target:
+    """A named target."""
+
+    name: str
+    inputs: st.SearchStrategy
+    check: object
+
+
+def policy(data):
+    """A policy is loaded and can be compiled and written, or there is one line about what is wrong."""
+    try:
+        found, _ = load(data, "FILE")
+    except PolicyError as error:
+        said = str(error)
+        assert said.startswith("FILE"), said
+        assert "\n" not in said, said
+        assert error.line is None or 1 <= error.line <= data.count(b"\n") + 1
+        return
+    for table in compile_policy(found).tables:
+        text.table(table)
+
+
+def listing(document):
+    """A listing is read, or it is none."""
+    try:
+        tables = json_in.ruleset(document)
+    except ValueError:
+        return
+    for table in tables:
+        try:
+            text.table(table)  # the gate's errors are ValueErrors too
+        except (ValueError, TypeError):
+            continue
+
+
+def lines(data):
+    """Lines are found in any text that is TOML, for every key that is in it."""
+    source = data.decode(errors="replace")
+    found = Source("FILE", source)
+    try:
+        document = tomllib.loads(source)
+    except (ValueError, RecursionError):
+        found.line(("name",))
+        return
+    for path in _paths(document):
+        line = found.line(path)
+        assert line is not None and 1 <= line <= source.count("\n") + 1, path
+
+
+def _paths(item, path=()):
+    children = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ()
+    for key, value in children:
+        yield (*path, key)
+        yield from _paths(value, (*path, key))
+
+
+@st.composite
+def edited(draw):
+    """A good policy with some bytes changed, left out, doubled or put in."""
+    data = draw(strategies.toml()).encode()
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 12)))
+        piece = draw(st.binary(max_size=6) | st.sampled_from(TOKENS) | st.just(data[start:end] * 2))
+        data = data[:start] + piece + data[end:]
+    return data
+
+
+TOKENS = [
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b'"',
+    b"'",
+    b'"""',
+    b"=",
+    b".",
+    b",",
+    b"#",
+    b"\n",
+    b"\\",
+    b"0x",
+    b"true",
+    b"1e9",
+    b"[[a]]",
+]
+TOML_KEYS = ("name", "inside", "uplink", "service", "wan", "devices", "mark", "table", "resolver", "listen", "a b", "")
+NFT_KEYS = tuple(
+    "nftables table chain rule set counter map element family name handle hook prio policy dev type expr elem flags match op"
+    " left right meta key payload protocol field ct dir concat range prefix addr len vmap data goto jump target accept drop"
+    " mangle value dnat port val packets bytes comment & |".split()
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(NFT_KEYS)
+
+
+def _json(keys):
+    return st.recursive(
+        SCALARS,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4),
+        max_leaves=25,
+    )
+
+
+BODY = {
+    "family": st.sampled_from(("inet", "ip", "netdev")),
+    "table": st.sampled_from(("t", "u")),
+    "name": st.sampled_from(("t", "c")),
+    "chain": st.just("c"),
+}
+
+
+@st.composite
+def listings(draw):
+    """What looks like a listing: real objects of which parts were replaced, or anything at all."""
+    values = _json(st.sampled_from(NFT_KEYS))
+    kinds = st.sampled_from(("table", "chain", "rule", "set", "counter", "map", "metainfo"))
+    loose = {key: draw(values) for key in draw(st.lists(st.sampled_from(NFT_KEYS), max_size=5))}
+    body = st.fixed_dictionaries(BODY, optional={"expr": st.lists(values), "elem": st.lists(values), "type": values})
+    found = draw(st.lists(st.dictionaries(kinds, body.map(lambda one: {**one, **loose}), max_size=2), max_size=4))
+    if draw(st.booleans()):
+        tables = compile_policy(draw(strategies.policies(most_uplinks=1, most_services=1))).tables
+        real = [one["add"] for one in json_out.ruleset(tables)["nftables"] if "add" in one]
+        found += real
+        place = draw(st.integers(0, len(found) - 1))
+        found[place] = _replaced(draw, found[place], draw(values))
+    return {"nftables": found}
+
+
+def _replaced(draw, item, value):
+    """`item` with something inside it replaced by `value`."""
+    if not item or not isinstance(item, dict | list) or draw(st.integers(0, 4)) == 0:
+        return value
+    keys = sorted(item) if isinstance(item, dict) else range(len(item))
+    chosen = draw(st.sampled_from(list(keys)))
+    copy = dict(item) if isinstance(item, dict) else list(item)
+    copy[chosen] = _replaced(draw, item[chosen], value)
+    return copy
+
+
+@st.composite
+def layouts(draw):
+    """TOML in unusual shapes: dotted and quoted keys, inline tables, lists over several lines."""
+    blank = st.sampled_from(("", " ", "\t"))
+    bare = st.sampled_from(TOML_KEYS).map(lambda key: key if key.isalpha() else json.dumps(key))
+    key = st.lists(bare, min_size=1, max_size=3).map(".".join)
+    between = st.sampled_from(("", " ", "\n", "# [x]\n", "\r\n  "))
+    value = st.recursive(
+        st.sampled_from(("1", "true", '"a#b"', "'[x]'", '"""\n[x]\na=1"""', "'''\n'''", "2020-01-01", "0x1f", "inf")),
+        lambda inner: st.one_of(
+            st.lists(st.tuples(between, inner, between).map("".join), max_size=3).map(lambda one: f"[{','.join(one)}]"),
+            st.lists(st.tuples(key, blank, st.just("="), inner).map("".join), max_size=2).map(
+                lambda one: f"{{{','.join(one)}}}"
+            ),
+        ),
+        max_leaves=6,
+    )
+    pair = st.tuples(blank, key, blank, st.just("="), blank, value).map("".join)
+    header = key.map(lambda one: f"[ {one} ] # x") | key.map(lambda one: f"[[{one}]]")
+    return "\n".join(draw(st.lists(pair | pair | header | st.sampled_from(("", "# a = 1")), max_size=8))).encode()
+
+
+TARGETS = (
+    Target("policy-bytes", st.binary(max_size=300), policy),
+    Target("policy-edited", edited(), policy),
+    Target("policy-layout", layouts(), policy),
+    Target("lines-bytes", st.binary(max_size=200), lines),
+    Target("lines-edited", edited(), lines),
+    Target("lines-layout", layouts(), lines),
+    Target("listing-json", _json(st.sampled_from(NFT_KEYS) | st.text(max_size=4)), listing),
+    Target("listing-like", listings(), listing),
+)

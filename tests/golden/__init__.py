@@ -1,0 +1,32 @@
+"""Policies and what they compile to, kept as files: tests/golden/NN-topic/.
+
+After a change that is meant: `python -m tests.golden --write`, then read the difference before it is committed.
+"""
+
+from pathlib import Path
+
+from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.summary import summary
+from nftpolicy.netstate import iproute, text
+from nftpolicy.policy.load import load
+
+HERE = Path(__file__).parent
+# Bridges of the machine that the policies are compiled for.
+MACHINE = Machine(ports={"br-wan": ("eth0", "eth1")})
+
+
+def topics():
+    """The folders."""
+    return sorted(path.parent for path in HERE.glob("*/policy.toml"))
+
+
+def compiled(folder):
+    """Name of each file -> what should be in it."""
+    policy, _ = load((folder / "policy.toml").read_bytes(), "policy.toml")
+    state = compile_policy(policy, MACHINE)
+    return {
+        "ruleset.nft": "\n".join(map(text.table, state.tables)),
+        "ip4.batch": iproute.batch(state.rules, state.routes, 4),
+        "ip6.batch": iproute.batch(state.rules, state.routes, 6),
+        "summary.txt": summary(policy, state),
+    }

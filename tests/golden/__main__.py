@@ -1,0 +1,23 @@
+"""python -m tests.golden [--write]: say which files differ, or write them anew."""
+
+import sys
+
+from tests.golden import compiled, topics
+
+
+def main():
+    write = sys.argv[1:] == ["--write"]
+    changed = [
+        (folder / name, content)
+        for folder in topics()
+        for name, content in compiled(folder).items()
+        if not (folder / name).exists() or (folder / name).read_text() != content
+    ]
+    for path, content in changed:
+        print(f"{'wrote' if write else 'differs:'} {path.parent.name}/{path.name}")
+        if write:
+            path.write_text(content)
+    return 1 if changed and not write else 0
+
+
+sys.exit(main())
