@@ -1,4 +1,5 @@
 """Readers of what others write, under arbitrary input: nothing but their own errors may come out.
 
-`targets.py` holds them; tests/properties/test_fuzz.py runs a few examples of each, script/fuzz as many as there is time for.
+`targets.py` holds them. tests/properties/test_fuzz.py runs a few examples of each, script/fuzz as
+many as there is time for.
 """

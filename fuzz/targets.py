@@ -102,11 +102,24 @@ TOKENS = [
     b"[[a]]",
 ]
 TOML_KEYS = ("name", "inside", "uplink", "service", "wan", "devices", "mark", "table", "resolver", "listen", "a b", "")
-NFT_KEYS = tuple(
-    "nftables table chain rule set counter map element family name handle hook prio policy dev type expr elem flags match op"
-    " left right meta key payload protocol field ct dir concat range prefix addr len vmap data goto jump target accept drop"
-    " mangle value dnat port val packets bytes comment & |".split()
+NFT_KEYS = ("nftables", "table", "chain", "rule", "set", "counter", "map", "family", "name", "hook", "prio", "policy")
+NFT_KEYS += ("dev", "type", "expr", "elem", "flags", "match", "op", "left", "right", "meta", "key", "payload", "field")
+NFT_KEYS += (
+    "protocol",
+    "ct",
+    "dir",
+    "concat",
+    "range",
+    "prefix",
+    "addr",
+    "len",
+    "vmap",
+    "data",
+    "goto",
+    "jump",
+    "target",
 )
+NFT_KEYS += ("accept", "mangle", "value", "dnat", "port", "val", "packets", "bytes", "comment", "&", "|", "metainfo")
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(NFT_KEYS)
 
 

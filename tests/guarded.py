@@ -216,7 +216,7 @@ def run_probes(lab: Lab, which: Iterable[probes.Probe] | None = None, mark: int 
     sents = [
         sent for sent in probes.send_all(lab, which, gid=gid, other_gid=OTHER_GID, mark=mark) if not sent.unsupported
     ]
-    wan = probes.sightings(lab.wan, sents, 0.5)
+    wan = probes.sightings(lab.wan, sents, 0.25)
     mesh = probes.sightings(lab.mesh_sniffer, sents, 0)
     assert lab.wan.dropped == lab.mesh_sniffer.dropped == 0, "inconclusive: the sniffers lost frames"
     return Run(tuple(sents), frozenset(wan), frozenset(mesh), tuple(lab.wan.frames()))

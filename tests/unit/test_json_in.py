@@ -43,7 +43,7 @@ def test_a_real_listing_is_understood():
     assert table.key == ("inet", "fw4")
     chains = {chain.name: chain for chain in table.chains}
     assert chains["input"].hook == Hook("filter", "input", 0, "drop")
-    assert chains["input"].rules[0].statements[0] == Match(Meta("iifname"), "lo")
+    assert chains["input"].rules[0].statements[0] == Match(Meta("iif"), "lo")
     assert chains["accept_to_wan"].hook is None
     jumps = {
         one.target
