@@ -13,6 +13,10 @@ MACHINE = {
     "net/ipv6/fwmark_reflect": "1",
     "net/ipv4/tcp_fwmark_accept": "1",
     "net/ipv4/conf/all/src_valid_mark": "1",
+    # The kernel takes "all" or the device's own value for these, so that "all" must not be on.
+    "net/ipv4/conf/all/accept_redirects": "0",
+    "net/ipv4/conf/all/secure_redirects": "0",
+    "net/ipv4/conf/all/send_redirects": "0",
 }
 
 # For each uplink device.

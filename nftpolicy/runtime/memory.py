@@ -16,6 +16,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..kernel.namespace import namespace_cookie
+
 DEFAULT = "/run/nftpolicy"
 
 
@@ -86,4 +88,4 @@ class Memory:
 def of_this_namespace() -> Memory:
     """The memory of the network namespace that this process is in."""
     root = Path(os.environ.get("NFTPOLICY_STATE", DEFAULT))
-    return Memory(root / f"netns-{Path('/proc/self/ns/net').stat().st_ino}")
+    return Memory(root / f"netns-{namespace_cookie()}")
