@@ -1,6 +1,7 @@
 """python -m fuzz [--minutes N] [TARGET...]: run the targets in turn until the time is over."""
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from fuzz.targets import TARGETS
 
-ROUND = 500  # examples of one target before the next has its turn
+ROUND = 250  # examples of one target before the next has its turn
 
 
 def run(target, examples):
@@ -46,9 +47,10 @@ def main():
     ran = dict.fromkeys((target.name for target in chosen), 0)
     end = time.monotonic() + 60 * asked.minutes
     try:
-        while time.monotonic() < end:
-            for target in chosen:
-                ran[target.name] += run(target, ROUND)
+        for target in itertools.cycle(chosen):
+            if time.monotonic() > end:
+                break
+            ran[target.name] += run(target, ROUND)
     except KeyboardInterrupt:
         pass
     for name, count in ran.items():

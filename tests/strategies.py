@@ -14,7 +14,7 @@ from nftpolicy.policy.mark import FULL, Mark
 from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
 
 settings.register_profile(
-    "quick", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "quick", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, print_blob=True)
 # Says only that something is wrong, at once: for tests of the tests.

@@ -59,7 +59,7 @@ def account(kind: str, item: object) -> Account:
         add = "groupadd" if kind == "group" else "useradd"
         raise ValueError(
             f"there is no {kind} {item!r} on this machine{nearest(item, accounts.names(kind))}; "
-            f"create it ({add} --system {item}) or write its number"
+            f"create it with {add} --system, or write a number"
         )
     return Account(item, number)
 

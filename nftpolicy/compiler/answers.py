@@ -39,10 +39,11 @@ def arrival(policy: Policy) -> tuple[Chain, ...]:
     bits = 0
     for uplink in policy.uplink.values():
         bits |= uplink.mark.mask
-    worn = Match(Bitwise(PACKET_MARK, keep=bits), 0, "!=")
+    worn = Match(phrases.masked(PACKET_MARK, bits), 0, "!=")
+    clean = 0 if bits == FULL else Bitwise(PACKET_MARK, keep=~bits & FULL)
     rules = (
         *phrases.by_device(IN, [*entries, ("lo", ACCEPT)]),
-        Rule((worn, Mangle(PACKET_MARK, Bitwise(PACKET_MARK, keep=~bits & FULL)))),
+        Rule((worn, Mangle(PACKET_MARK, clean))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", names.ARRIVAL))
     return (base, *(_from(name, uplink) for name, uplink in policy.uplink.items()))
@@ -50,7 +51,7 @@ def arrival(policy: Policy) -> tuple[Chain, ...]:
 
 def _from(name: str, uplink: Uplink) -> Chain:
     origin = ("uplink", name, "answer")
-    unmarked = Match(Bitwise(FLOW_MARK, keep=uplink.mark.mask), uplink.mark.value, "!=")
+    unmarked = Match(phrases.masked(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
     rules = (
         Rule((phrases.put_on(uplink.mark),), origin=origin),
         Rule((Match(Ct("direction"), "original"), unmarked, phrases.put_on(uplink.mark, FLOW_MARK)), origin=origin),

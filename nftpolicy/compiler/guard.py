@@ -115,6 +115,6 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
 
 
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
-    # "@", which VLAN devices can have, is no letter of an nft name.
-    name = "device-" + device.replace("@", "_")
+    # "@", which a device's name can have, is no letter of an nft name; "/" is, and no device has it.
+    name = "device-" + device.replace("@", "/")
     return Chain(name, rules, Hook("filter", "egress", names.GUARD, "drop", device), origin=origin)

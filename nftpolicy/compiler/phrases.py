@@ -46,13 +46,20 @@ def by_device(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule
     return tuple(Rule((Match(key, device), verdict)) for device, verdict in entries)
 
 
+def masked(key: Expression, mask: int) -> Expression:
+    """The bits of `mask`, in the shape in which the kernel lists them."""
+    return key if mask == FULL else Bitwise(key, keep=mask)
+
+
 def wears(mark: Mark, key: Expression = PACKET_MARK) -> Match:
     """The packet (or its flow) wears the mark."""
-    return Match(Bitwise(key, keep=mark.mask), mark.value)
+    return Match(masked(key, mark.mask), mark.value)
 
 
 def put_on(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
     """Put the mark on and keep foreign bits, in the shape in which the kernel lists it."""
+    if mark.mask == FULL:
+        return Mangle(key, mark.value)
     return Mangle(key, Bitwise(key, keep=(~mark.mask | mark.value) & FULL, put=mark.value))
 
 

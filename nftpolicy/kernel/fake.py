@@ -10,7 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import evolve
 
-from ..netstate.changes import Elements, NftOperation, NftTransaction, RouteChange, RuleChange, Rules, Step
+from ..netstate.changes import (
+    Elements,
+    NftOperation,
+    NftTransaction,
+    RouteChange,
+    RouteReplacement,
+    RuleChange,
+    Rules,
+    Step,
+)
 from ..netstate.nft import Chain, CounterRef, Match, NamedCounter, Rule, Set, SetRef, Table, Verdict, VerdictMap
 from ..netstate.routing import IpRule, Route, Sysctl
 from ..netstate.state import Counters, Counts, NetState
@@ -105,6 +114,10 @@ class Fake:
                 case RouteChange(verb, route):
                     self._needs(route)
                     _change(self.routes, verb, route, _same_route, NO_ROUTE)
+                case RouteReplacement(_, route):
+                    self._needs(route)
+                    self.routes[:] = [one for one in self.routes if not _same_route(one, route)]
+                    self.routes.append(route)
                 case _:
                     if step.new.path not in self.sysctls:
                         raise _No(MISSING)

@@ -10,7 +10,16 @@ from pathlib import Path
 from attrs import evolve
 
 from ..netstate import json_in, nft, text
-from ..netstate.changes import NftOperation, NftTransaction, RouteChange, RuleChange, Rules, Step, SysctlChange
+from ..netstate.changes import (
+    NftOperation,
+    NftTransaction,
+    RouteChange,
+    RouteReplacement,
+    RuleChange,
+    Rules,
+    Step,
+    SysctlChange,
+)
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, NetState
 from . import elements
@@ -67,6 +76,8 @@ class Linux:
                     self._links.change_rule(verb, rule)
                 case RouteChange(verb, route):
                     self._links.change_route(verb, route)
+                case RouteReplacement(_, route):
+                    self._links.change_route("replace", route)
                 case SysctlChange(_, new):
                     (PROC_SYS / new.path).write_text(new.value)
         except OSError as error:

@@ -22,6 +22,7 @@ _INVERT = 0x2  # FIB_RULE_INVERT
 # include/uapi/linux/rtnetlink.h, RTN_*
 _KINDS = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
           8: "prohibit", 9: "throw"}  # fmt: skip
+_VERBS = {"add": "add", "delete": "del", "replace": "replace"}
 _ONLINK = 0x4  # RTNH_F_ONLINK
 
 
@@ -149,13 +150,13 @@ class RtNetlink:
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
         """Add or delete; OSError with the kernel's errno."""
-        self._acked(self._changes.rule, {"add": "add", "delete": "del"}[verb], _rule_keys(rule))
+        self._acked(self._changes.rule, _VERBS[verb], _rule_keys(rule))
 
     def change_route(self, verb: str, route: Route) -> None:
-        """Add or delete; OSError with the kernel's errno."""
+        """Add, delete or replace; OSError with the kernel's errno."""
         with self._open() as link:
             devices = self._devices(link) if route.device and route.kind == "unicast" else {}
-        self._acked(self._changes.route, {"add": "add", "delete": "del"}[verb], _route_keys(route, devices))
+        self._acked(self._changes.route, _VERBS[verb], _route_keys(route, devices))
 
     def names(self) -> set[str]:
         """The names of all network devices."""

@@ -75,6 +75,18 @@ class RouteChange:
 
 
 @frozen
+class RouteReplacement:
+    """Put a route in the place of another one to the same destination, with the same metric."""
+
+    old: Route
+    route: Route
+
+    def inverse(self) -> RouteReplacement:
+        """The step that takes this one back."""
+        return RouteReplacement(self.route, self.old)
+
+
+@frozen
 class SysctlChange:
     """Write one sysctl; `old` is the value before."""
 
@@ -86,6 +98,6 @@ class SysctlChange:
         return SysctlChange(self.new.value, evolve(self.new, value=self.old))
 
 
-Step = NftTransaction | RuleChange | RouteChange | SysctlChange
+Step = NftTransaction | RuleChange | RouteChange | RouteReplacement | SysctlChange
 
 _OPPOSITE = {"add": "delete", "delete": "add"}

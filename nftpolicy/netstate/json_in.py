@@ -54,11 +54,11 @@ def element(item: Any) -> Element | None:
 def expression(item: Any) -> Expression:
     """An expression; unknown ones are kept as such."""
     match item:
-        case {"meta": {"key": str(key)}}:
+        case {"meta": {"key": str(key), **rest}} if not rest:
             return nft.Meta(key)
-        case {"ct": {"key": str(key), **rest}}:
+        case {"ct": {"key": str(key), **rest}} if not rest.keys() - {"dir"}:
             return nft.Ct(key, rest.get("dir"))
-        case {"payload": {"protocol": str(protocol), "field": str(field)}}:
+        case {"payload": {"protocol": str(protocol), "field": str(field), **rest}} if not rest:
             return nft.Payload(protocol, field)
         case {"&": [inner, int(keep)]}:
             return nft.Bitwise(expression(inner), keep=keep)
@@ -142,6 +142,9 @@ def statement(item: Any) -> Statement:
     if known is not None:
         return known
     match item:
+        case {"match": {"op": str(op), "left": left, "right": {"prefix": {"addr": int(put), "len": int(length)}}}}:
+            # How nft writes a mask whose bits are the high ones.
+            return nft.Match(nft.Bitwise(expression(left), keep=nft.FULL << (32 - length) & nft.FULL), put, op)
         case {"match": {"op": str(op), "left": left, "right": right}}:
             return _masked_flags(item["match"]) or _match(expression(left), _right(right), op)
         case {"vmap": {"key": key, "data": {"set": [*pairs]}}}:
@@ -165,6 +168,11 @@ def _hook(item: dict[str, Any]) -> nft.Hook | None:
     return nft.Hook(
         item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"), item.get("dev")
     )
+
+
+def _flags(body: dict[str, Any]) -> frozenset[str]:
+    listed = body.get("flags", ())
+    return frozenset((listed,) if isinstance(listed, str) else listed)
 
 
 class _Builder:
@@ -194,7 +202,7 @@ class _Builder:
         protocols = tuple(one == "inet_proto" for one in types)
         if any(protocols):
             elements = [_named(one, protocols) for one in elements if one is not None]
-        self.sets.append(nft.Set(body["name"], types, frozenset(elements), frozenset(body.get("flags", ()))))  # type: ignore[arg-type]
+        self.sets.append(nft.Set(body["name"], types, frozenset(elements), _flags(body)))  # type: ignore[arg-type]
         return None
 
     def counter(self, body: dict[str, Any]) -> None:
@@ -228,13 +236,15 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
             owner = (body["family"], body["name"] if kind == "table" else body["table"])
             builder = builders.setdefault(owner, _Builder(*owner))
             if kind == "table":
+                if body.get("flags"):  # a dormant table hooks nowhere, an owned one goes with its owner
+                    builder.other("table", body)
                 continue
             known = {"chain": builder.chain, "rule": builder.rule, "set": builder.set, "counter": builder.counter}
             if kind in known:
                 known[kind](body)
             else:
                 builder.other(kind, body)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error
     return tuple(builder.build() for builder in builders.values())
 
@@ -259,8 +269,11 @@ def with_devices(table: nft.Table, listing: str) -> nft.Table:
 
 def counters(document: Any) -> Counters:
     """The named counters of a listing, with their numbers."""
-    return {
-        (body["family"], body["table"], body["name"]): Counts(body["packets"], body["bytes"])
-        for kind, body in _objects(document)
-        if kind == "counter"
-    }
+    try:
+        return {
+            (body["family"], body["table"], body["name"]): Counts(body["packets"], body["bytes"])
+            for kind, body in _objects(document)
+            if kind == "counter"
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error

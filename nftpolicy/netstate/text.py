@@ -14,9 +14,13 @@ from . import nft
 from .changes import Elements, NftOperation, Rules
 from .nft import Element, Expression, Statement
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*\Z")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]-]{1,120}\Z")
+_LETTERS = re.compile(r"[a-z]+\Z")
+_VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
+_OPERATORS = frozenset({"==", "!=", "<", ">", "<=", ">=", "in", "&"})
+_VERBS = frozenset({"add", "delete", "flush"})
 _ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 # Set types whose values are names, which the grammar wants quoted.
 _QUOTED = frozenset({"ifname"})
@@ -24,6 +28,12 @@ _QUOTED = frozenset({"ifname"})
 
 def _gate(pattern: re.Pattern[str], text: str) -> str:
     if not pattern.match(text):
+        raise ValueError(f"{text!r} can not be written in an nft ruleset")
+    return text
+
+
+def _one_of(words: frozenset[str], text: str) -> str:
+    if text not in words:
         raise ValueError(f"{text!r} can not be written in an nft ruleset")
     return text
 
@@ -76,7 +86,8 @@ def expression(item: Expression) -> str:
 
 def verdict(item: nft.Verdict) -> str:
     """accept, drop, goto CHAIN, ..."""
-    return item.kind if item.target is None else f"{item.kind} {name(item.target)}"
+    kind = _one_of(_VERDICTS, item.kind)
+    return kind if item.target is None else f"{kind} {name(item.target)}"
 
 
 def _match(item: nft.Match) -> str:
@@ -93,6 +104,7 @@ def _match(item: nft.Match) -> str:
     if item.op == "&":  # all of these flags are set
         return f"{expression(item.left)} & {right} == {right}"
     # A masked comparison needs its operator.
+    _one_of(_OPERATORS, item.op)
     explicit = item.op not in ("==", "in") or isinstance(item.left, nft.Bitwise)
     return f"{expression(item.left)} {item.op + ' ' if explicit else ''}{right}"
 
@@ -140,7 +152,8 @@ def rule(item: nft.Rule) -> str:
 def hook(item: nft.Hook) -> str:
     """The hook clause of a base chain."""
     device = f' device "{_gate(_WORD, item.device)}"' if item.device else ""
-    return f"type {item.type} hook {item.hook}{device} priority {int(item.priority)}; policy {item.policy};"
+    words = _gate(_LETTERS, item.type), _gate(_LETTERS, item.hook), _gate(_LETTERS, item.policy)
+    return f"type {words[0]} hook {words[1]}{device} priority {int(item.priority)}; policy {words[2]};"
 
 
 def elements(item: nft.Set, which: Iterable[Element]) -> str:
@@ -187,6 +200,7 @@ def table(item: nft.Table) -> str:
 def operation(item: NftOperation) -> str:
     """One operation of a transaction as one command for `nft -f`."""
     where = f"{name(item.family)} {name(item.table)}"
+    _one_of(_VERBS, item.verb)
     match item.object:
         case nft.Table():
             return f"{item.verb} table {where}"

@@ -7,7 +7,7 @@ Counters and set elements that both states have stay as they are, with their num
 from __future__ import annotations
 
 from ..netstate.changes import Elements, NftOperation, Rules
-from ..netstate.nft import Chain, Match, NamedCounter, Set, SetRef, Table, Verdict, VerdictMap
+from ..netstate.nft import Chain, Element, Match, NamedCounter, Set, SetRef, Table, Verdict, VerdictMap
 
 _ELEMENTS_A_COMMAND = 20_000  # keeps one command's text, and nft's memory for it, bounded
 
@@ -56,8 +56,9 @@ def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
         if held is None:
             add("add", one)
         there = held.elements if held else frozenset()
-        if any(isinstance(element, str) and element.endswith("*") for element in there - one.elements):
-            add("flush", one)  # nft 1.0.6 does not find an element with a wildcard when it is to go
+        if there != one.elements and _has_wildcard(there | one.elements):
+            # nft 1.0.6 finds no element with a wildcard that is to go, and takes others for its overlaps.
+            add("flush", one)
             there = frozenset()
         _elements(add, "delete", one, there - one.elements)
         _elements(add, "add", one, one.elements - there)
@@ -96,6 +97,10 @@ def _is_other_chain(old: Chain, new: Chain | None) -> bool:
         return False
     place = (old.hook.type, old.hook.hook, old.hook.priority, old.hook.device)
     return place != (new.hook.type, new.hook.hook, new.hook.priority, new.hook.device)
+
+
+def _has_wildcard(elements: frozenset[Element]) -> bool:
+    return any(isinstance(one, str) and one.endswith("*") for one in elements)
 
 
 def _is_other_set(old: Set, new: Set | None) -> bool:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..netstate.changes import NftTransaction, RouteChange, RuleChange, Step, SysctlChange
+from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, RuleChange, Step, SysctlChange
+from ..netstate.routing import Route
 from ..netstate.state import NetState
 from .difference import table_changes
 
@@ -33,13 +34,22 @@ def plan(observed: NetState, desired: NetState) -> Plan:
     routing: list[Step] = [
         SysctlChange(values[one.path], one) for one in desired.sysctls if values.get(one.path, one.value) != one.value
     ]
-    routing += [RouteChange("add", route) for route in desired.routes if route not in held_routes]
+    fresh = [route for route in desired.routes if route not in held_routes]
+    outworn = {_place(route): route for route in observed.routes if route not in wanted_routes}
+    for route in fresh:
+        old = outworn.pop(_place(route), None)
+        routing.append(RouteReplacement(old, route) if old else RouteChange("add", route))
     routing += [RuleChange("add", rule) for rule in desired.rules if rule not in held]
     routing += [RuleChange("delete", rule) for rule in observed.rules if rule not in wanted]
-    routing += [RouteChange("delete", route) for route in observed.routes if route not in wanted_routes]
+    routing += [RouteChange("delete", route) for route in outworn.values()]
     guard = _transaction(observed, desired)
     opens = not desired.tables
     return Plan((*routing, *guard) if opens else (*guard, *routing))
+
+
+def _place(route: Route) -> tuple[int, int, str, int]:
+    """A table holds one route to a destination with a metric."""
+    return route.family, route.table, route.destination, route.metric
 
 
 def _transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:

@@ -97,13 +97,16 @@ def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
 def carry_out(kernel: Kernel, todo: Plan) -> None:
     """Every step in order; on a refusal or an interrupt, the steps done are taken back."""
     done: list[Step] = []
-    try:
-        for step in todo.steps:
+    for step in todo.steps:
+        try:
             kernel.carry_out(step)
-            done.append(step)
-    except BaseException:
-        undo(kernel, done)
-        raise
+        except Refused:
+            undo(kernel, done)
+            raise
+        except BaseException:
+            undo(kernel, [*done, step])  # interrupted: the kernel may have done it or not
+            raise
+        done.append(step)
 
 
 def undo(kernel: Kernel, done: list[Step]) -> None:

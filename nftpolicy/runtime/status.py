@@ -10,7 +10,7 @@ from attrs import frozen
 from ..compiler import names
 from ..kernel.interface import Kernel
 from ..netstate import nft, text
-from ..netstate.changes import Elements, NftTransaction, RouteChange, RuleChange, Rules, SysctlChange
+from ..netstate.changes import Elements, NftTransaction, RouteChange, RouteReplacement, RuleChange, Rules, SysctlChange
 from ..netstate.iproute import route, rule
 from ..netstate.routing import IpRule, Route, Sysctl
 from ..netstate.state import Counters
@@ -63,7 +63,7 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
         "guard": "inet" not in changed,
         "link guard": not found.unhooked and "netdev" not in changed,
         "ladder": not any(isinstance(step, RuleChange) for step in steps),
-        "routes": not any(isinstance(step, RouteChange) for step in steps),
+        "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
     }
     return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE))
@@ -81,6 +81,8 @@ def lines(todo: Plan) -> list[str]:
                 shown.append(f"ip -{item.family} rule {verb} {rule(item)}")
             case RouteChange(verb, item):
                 shown.append(f"ip -{item.family} route {verb} {route(item)}")
+            case RouteReplacement(_, item):
+                shown.append(f"ip -{item.family} route replace {route(item)}")
             case SysctlChange(old, new):
                 shown.append(f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})")
     return shown

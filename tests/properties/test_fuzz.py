@@ -9,7 +9,7 @@ from fuzz.targets import TARGETS
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_target(target):
-    @settings(max_examples=120)
+    @settings(max_examples=50)
     @given(target.inputs)
     def one(value):
         target.check(value)

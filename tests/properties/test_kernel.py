@@ -53,7 +53,7 @@ def _command(found, script, is_json):
     return context.cmd(script)
 
 
-@settings(max_examples=60, phases=PHASES)
+@settings(max_examples=40, phases=PHASES)
 @given(POLICIES)
 def test_text_and_json_load_the_tables_that_were_compiled(namespace, policy):
     tables = compile_policy(policy).tables
@@ -80,7 +80,7 @@ def _there_and_back(states):
         clear(found)
 
 
-@settings(max_examples=20, phases=PHASES)
+@settings(max_examples=12, phases=PHASES)
 @given(PAIRS)
 def test_from_one_policy_to_another_and_back(namespace, pair):
     namespace.call(_there_and_back, [compile_policy(policy) for policy in pair])

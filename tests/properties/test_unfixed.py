@@ -1,5 +1,7 @@
 """Faults that are known and not mended: each one's smallest case, and the filters that keep it out of the properties."""
 
+import contextlib
+
 import pytest
 from attrs import evolve
 
@@ -70,15 +72,12 @@ def test_a_device_joins_those_inside():
     "read",
     [
         lambda: json_in.ruleset(_rule({"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[]]}}})),
-        lambda: json_in.ruleset(_rule(_deep(900))),
         lambda: json_in.counters({"nftables": [{"counter": {}}]}),
     ],
 )
 def test_a_strange_listing_is_a_value_error(read):
-    try:
+    with contextlib.suppress(ValueError):
         read()
-    except ValueError:
-        pass
 
 
 @pytest.mark.xfail(strict=True, reason="the letters of one flag are taken for flags")
@@ -144,13 +143,6 @@ def _rule(statement):
     place = {"family": "inet", "table": "t"}
     chain = {"chain": {**place, "name": "c"}}
     return {"nftables": [chain, {"rule": {**place, "chain": "c", "expr": [statement]}}]}
-
-
-def _deep(depth):
-    inner = {"meta": {"key": "mark"}}
-    for _ in range(depth):
-        inner = {"&": [inner, 1]}
-    return {"match": {"op": "==", "left": inner, "right": 1}}
 
 
 @pytest.mark.xfail(strict=True, reason="a mark without a mask is compiled to a match that the kernel lists otherwise")

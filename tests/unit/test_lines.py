@@ -90,7 +90,9 @@ def test_only_line_feeds_end_lines():
     assert Source("FILE", "# \u2028 \x85\nname = 1").line(("name",)) == 2
 
 
-@pytest.mark.parametrize("text", ["[", "a", "a = ", "a = [", 'a = "', "= 1", "a = {b", "[[a]", "]", "a = [1,,", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["[", "a", "a = ", "a = [", 'a = "', "= 1", "a = {b", "[[a]", "]", "a = [1,,", "a = [}", "a = {]", "\x00"]
+)
 def test_what_is_no_toml_has_no_lines_and_no_errors(text):
     Source("FILE", text).line(("b",))
 
