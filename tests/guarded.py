@@ -176,6 +176,7 @@ def guarded_lab(text: Callable[[Lab], str] | None = None, resolver: bool = False
     """A lab (`options` are the Lab's) with the policy applied, and with its resolver if wanted."""
     with Lab(groups={"gluon-mesh-vpn": SERVICE_GID}, **options) as lab:
         guarded = Guarded(lab, (text or gluon)(lab))
+        lab.node.sysctl("net.ipv4.tcp_synack_retries", 0)  # what one test began must not go on in the next
         guarded.apply()
         try:
             if resolver:

@@ -34,13 +34,14 @@ def routes(policy: Policy) -> tuple[Route, ...]:
     found = []
     for name, uplink in policy.uplink.items():
         for gateway in uplink.gateways:
+            same = [one for one in uplink.gateways if one.version == gateway.version]
             found.append(
                 Route(
                     gateway.version,
                     uplink.table,
                     gateway=str(gateway),
                     device=uplink.devices[0],
-                    metric=1024,
+                    metric=names.FIRST_METRIC + same.index(gateway),  # the first one is preferred
                     onlink=True,
                     origin=("uplink", name, "gateways"),
                 )

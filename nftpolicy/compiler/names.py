@@ -22,6 +22,7 @@ MARK_UNREACHABLE = 5  # behind each mark's own rule
 ALL_TO_MAIN = 900
 ALL_UNREACHABLE = 910
 
+FIRST_METRIC = 1024  # of an uplink's gateways, as the kernel itself takes for IPv6
 # The worst metric that both families take for a route of ours; 0xffffffff is IPv6's own null route.
 LAST_METRIC = 0xFFFFFFFE
 

@@ -20,6 +20,10 @@ def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
         assert old is not None
         return [NftOperation("delete", old.family, old.name, old)]
     found: list[NftOperation] = []
+    if old is not None and old.unknown:
+        # Somebody put things into our table that we can't name to take them out one by one.
+        found.append(NftOperation("delete", old.family, old.name, old))
+        old = None
 
     def add(verb: str, item: NamedCounter | Set | Elements | Chain | Rules) -> None:
         found.append(NftOperation(verb, new.family, new.name, item))

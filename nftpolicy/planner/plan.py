@@ -8,9 +8,11 @@ to go at all goes last.
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from ..netstate import text
 from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, RuleChange, Step, SysctlChange
+from ..netstate.nft import Rule, Table
 from ..netstate.routing import Route
 from ..netstate.state import NetState
 from .difference import table_changes
@@ -47,6 +49,22 @@ def plan(observed: NetState, desired: NetState) -> Plan:
     return Plan((*routing, *guard) if opens else (*guard, *routing))
 
 
+def _writable(table: Table | None) -> Table | None:
+    """The table as far as it can be written again: without what others put into it that we do not know."""
+    if table is None:
+        return None
+    chains = tuple(evolve(chain, rules=tuple(filter(_can_be_written, chain.rules))) for chain in table.chains)
+    return evolve(table, chains=chains, unknown=())
+
+
+def _can_be_written(rule: Rule) -> bool:
+    try:
+        text.rule(rule)
+    except ValueError:
+        return False
+    return True
+
+
 def _place(route: Route) -> tuple[int, int, str, int]:
     """A table holds one route to a destination with a metric."""
     return route.family, route.table, route.destination, route.metric
@@ -55,7 +73,7 @@ def _place(route: Route) -> tuple[int, int, str, int]:
 def _transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:
     keys = {table.key: None for table in (*desired.tables, *observed.tables)}
     forth = [one for key in keys for one in table_changes(observed.table(*key), desired.table(*key))]
-    back = [one for key in keys for one in table_changes(desired.table(*key), observed.table(*key))]
+    back = [one for key in keys for one in table_changes(desired.table(*key), _writable(observed.table(*key)))]
     if not forth:
         return ()
     return (NftTransaction(tuple(forth), tuple(back)),)

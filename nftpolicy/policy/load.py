@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
@@ -17,6 +18,8 @@ from .mark import Mark, parse
 # (kind "user" or "group", what the file says) -> the account; raises ValueError.
 Accounts = Callable[[str, object], objects.Account]
 _LARGEST = 64 << 20
+# tomllib takes quadratic time for keys of many parts.
+_ENDLESS_KEY = re.compile(r"""^[ \t\[]*(?:(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){64}""", re.MULTILINE)
 
 
 def numbers_only(kind: str, item: object) -> objects.Account:
@@ -33,6 +36,9 @@ def load(data: bytes, name: str = "policy", accounts: Accounts = numbers_only) -
         PolicyError: the first fault found, with its line and key.
     """
     source = Source(name, _decode(data, name))
+    if endless := _ENDLESS_KEY.search(source.text):
+        line = source.text.count("\n", 0, endless.start()) + 1
+        raise PolicyError("a key of more than 64 parts is none of a policy's", source=name, line=line)
     try:
         document = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:

@@ -1,5 +1,7 @@
 """The main job: the shipped policy on a mesh node lets the VPN and its names out by the WAN, and nothing else."""
 
+import contextlib
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -68,6 +70,34 @@ def test_marked_never_enters_the_mesh_while_the_wan_is_down(either: Guarded) -> 
         either.lab.wan_up()
     back = run_probes(either.lab)
     assert names(back.wan) == names(marked_of(back))
+
+
+@families
+def test_marked_never_enters_the_mesh_though_it_names_the_device(guarded: Guarded, family: int) -> None:
+    def enters(mark: int) -> bool:
+        guarded.lab.mesh_sniffer.drain()
+        guarded.lab.node.call(by_the_mesh, family, mark, gid=SERVICE_GID, keep_caps=True)
+        return bool(guarded.lab.mesh_sniffer.wait_for(lambda frame: b"by the mesh" in frame.payload, 0.2))
+
+    before = guarded.counters()["inet/wan.stray"]
+    with watching(guarded.lab) as watch:
+        assert not enters(1)
+        assert watch.stray == 0
+    assert guarded.counters()["inet/wan.stray"] > before
+    assert enters(0), "inconclusive"
+    with guarded.off():
+        assert enters(1), "inconclusive"
+
+
+def by_the_mesh(family: int, mark: int) -> None:
+    """To the gateway and to a group, by the mesh's device."""
+    group = {4: "239.1.2.3", 6: "ff05::1234"}[family]
+    for address in (at.GATEWAY[family], group):
+        with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_DGRAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.MESH.encode())
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            with contextlib.suppress(OSError):
+                made.sendto(b"by the mesh", (address, 9))
 
 
 def test_unmarked_stays_away_from_the_wan_when_the_mesh_has_no_default(either: Guarded) -> None:

@@ -1,6 +1,7 @@
 """The kernel in memory, and the real one: the same cases, the same answers."""
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.kernel.fake import BUSY, EXISTS, MISSING, NO_ROUTE, OTHER_HOOK, Fake
 from nftpolicy.kernel.interface import Refused
@@ -9,6 +10,7 @@ from nftpolicy.netstate.changes import (
     NftOperation,
     NftTransaction,
     RouteChange,
+    RouteReplacement,
     RuleChange,
     Rules,
     SysctlChange,
@@ -62,6 +64,7 @@ BASIS = add(TABLE, CHAIN, BASE, MARKS, COUNTER)
 RULE = IpRule(4, 700, table=7, mark=1, mask=1)
 ROUTE = Route(4, 7, kind="unreachable", metric=9)
 VIA = Route(4, 7, gateway="192.0.2.1", device="eth0", metric=5, onlink=True)
+VIA6 = Route(6, 7, gateway="fe80::1", device="eth0", metric=5, onlink=True)
 
 # What is done, step by step, and what the kernel says: None is "done".
 CASES = {
@@ -141,6 +144,15 @@ CASES = {
     "an IPv6 route in another's place": [
         (RouteChange("add", Route(6, 7, gateway="fe80::1", device="eth0", metric=5, onlink=True)), None),
         (RouteChange("add", Route(6, 7, gateway="fe80::2", device="eth0", metric=5, onlink=True)), EXISTS),
+    ],
+    "a route replaced": [
+        (RouteChange("add", VIA), None),
+        (RouteReplacement(VIA, evolve(VIA, gateway="192.0.2.2")), None),
+    ],
+    "an IPv6 route replaced": [
+        (RouteChange("add", VIA6), None),
+        (RouteReplacement(VIA6, evolve(VIA6, gateway="fe80::2")), None),
+        (RouteReplacement(evolve(VIA6, gateway="fe80::2"), VIA6), None),
     ],
     "no route to delete": [(RouteChange("delete", ROUTE), NO_ROUTE)],
     "a route by no device": [

@@ -87,7 +87,7 @@ INJECTIONS = [
     "",
     "x,y",
 ]
-BAD_NAMES = [*INJECTIONS, "1x", "-x", ".x", "@x", "x/y", "x*", "x:"]
+BAD_NAMES = [*INJECTIONS, "1x", "-x", ".x", "@x", "x*", "x:"]
 
 
 @pytest.mark.parametrize("bad", BAD_NAMES)
