@@ -18,9 +18,10 @@ needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs 
 
 
 def left_behind() -> tuple[list[str], set[str]]:
-    """Links of this namespace, and cgroups of ours."""
+    """Links of this namespace, and cgroups of ours that nobody is in."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
-    groups = {str(one) for one in Path("/sys/fs/cgroup").glob("**/nftpolicy/*") if one.is_dir()}
+    found = Path("/sys/fs/cgroup").glob("**/nftpolicy/*/cgroup.procs")
+    groups = {str(one.parent) for one in found if not one.read_text()}
     return [line.split(":")[1] for line in links], groups
 
 
@@ -37,7 +38,8 @@ def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
     assert [state["name"] for state in report["states"]] == ["no policy", "guarded", "WAN cut", "mesh cut"]
     assert report["states"][0]["unmarked_on_wan"] > 40  # the positive control
     assert all(report["facts"].values()) and len(report["facts"]) >= 7
-    assert left_behind() == before
+    links, groups = left_behind()
+    assert links == before[0] and groups <= before[1]
 
 
 @pytest.mark.kernel
@@ -45,7 +47,14 @@ def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
     before = left_behind()
-    process = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in its background has SIGINT ignored, and that is inherited.
+    process = subprocess.Popen(
+        COMMAND,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stderr is not None
     while "connects" not in process.stderr.readline():  # in the middle: the resolver runs
         assert process.poll() is None
@@ -59,7 +68,7 @@ def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
     links, groups = left_behind()
     assert links == before[0]
     if which != signal.SIGKILL:  # an empty cgroup outlives a killed owner; the next resolver sweeps it
-        assert groups == before[1]
+        assert groups <= before[1]
 
 
 def _running(parent: int) -> list[str]:
@@ -78,11 +87,10 @@ def _running(parent: int) -> list[str]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody without subordinate ids")
 def test_somebody_without_root_is_told_in_one_line() -> None:
     environment = {**os.environ, "USER": "nobody", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        COMMAND, capture_output=True, text=True, user=65534, group=65534, env=environment, check=False, cwd="/"
-    )
-    if "No module named" in done.stderr or "Permission denied" in done.stderr:
-        pytest.skip("this checkout can't be read by other users")
+    nobody = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
+    if subprocess.run(["test", "-r", __file__], check=False, **nobody).returncode:  # type: ignore[call-overload]
+        pytest.skip("the checkout can't be read by another user than root")
+    done = subprocess.run(COMMAND, capture_output=True, text=True, env=environment, check=False, **nobody)  # type: ignore[call-overload]
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1 and "sudo nftpolicy demo" in done.stderr
     assert done.stdout == ""

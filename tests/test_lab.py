@@ -273,7 +273,9 @@ def test_nothing_survives_the_lab(how: signal.Signals) -> None:
     before = machine()
     command = [sys.executable, "-c", HOLD, str(Path(__file__).parents[1])]
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True) as holder:
+    # A shell that runs the tests in its background has SIGINT ignored, and that is inherited.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, text=True, **heeding) as holder:
         assert holder.stdout
         inside = {int(number) for number in holder.stdout.readline().split()}
         assert len(inside) == 12
