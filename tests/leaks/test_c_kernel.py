@@ -22,6 +22,7 @@ from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.frames import TCP, UDP, Frame, classify
 from tests.lab.netns import wait_until
+from tests.lab.topology import Lab
 
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 CLOSED, NOWHERE = 8081, {4: "192.0.2.99", 6: "2001:db8:1::99"}
@@ -33,78 +34,79 @@ def made() -> Iterator[Guarded]:
         yield made
 
 
-def both_sides(made: Guarded) -> list[Frame]:
-    return made.lab.wan.frames() + made.lab.mesh_sniffer.frames()
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Lab]:
+    """The same machine without a policy, for the controls."""
+    with Lab() as lab, inbound.listening(lab.node, 22):
+        yield lab
+
+
+Act = Callable[[Lab], object]
 
 
 def drain(made: Guarded) -> None:
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
 
 
-def replies(made: Guarded, act: Callable[[], object], is_reply: Callable[[Frame], bool]) -> tuple[int, int]:
+def replies(lab: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> tuple[int, int]:
     """How many replies leave by the WAN, and how many by the mesh."""
-    drain(made)
-    act()
-    made.lab.wan.wait_for(is_reply, 0.1)
-    return sum(map(is_reply, made.lab.wan.frames())), sum(map(is_reply, made.lab.mesh_sniffer.frames()))
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    act(lab)
+    lab.wan.wait_for(is_reply, 0.1)
+    return sum(map(is_reply, lab.wan.frames())), sum(map(is_reply, lab.mesh_sniffer.frames()))
 
 
-def by_the_wan_alone(made: Guarded, act: Callable[[], object], is_reply: Callable[[Frame], bool]) -> None:
+def by_the_wan_alone(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
     """The replies leave by the WAN, all of them marked; without the policy they go astray."""
-    with made.off():
-        wan, mesh = replies(made, act, is_reply)
-        assert mesh, "inconclusive: no replies without the policy"
-        assert not wan
+    wan, mesh = replies(bare, act, is_reply)
+    assert mesh, "inconclusive: no replies without the policy"
+    assert not wan
     with watching(made.lab) as watch:
-        wan, mesh = replies(made, act, is_reply)
+        wan, mesh = replies(made.lab, act, is_reply)
         assert wan
         assert not mesh
         assert (watch.unmarked, watch.stray) == (0, 0)
 
 
-def nowhere(made: Guarded, act: Callable[[], object], is_reply: Callable[[Frame], bool]) -> None:
+def nowhere(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
     """No reply leaves, neither here nor there; without the policy there is one."""
-    with made.off():
-        assert replies(made, act, is_reply)[1], "inconclusive: no replies without the policy"
+    assert replies(bare, act, is_reply)[1], "inconclusive: no replies without the policy"
     with watching(made.lab) as watch:
-        assert replies(made, act, is_reply) == (0, 0)
+        assert replies(made.lab, act, is_reply) == (0, 0)
         assert (watch.unmarked, watch.stray) == (0, 0)
 
 
 @families
-def test_C1_resets_of_closed_ports(made: Guarded, family: int) -> None:
-    address = made.lab.wan_address(family)
+def test_C1_resets_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
-        lambda: made.lab.neighbour.call(inbound.tcp, address, CLOSED, b"", 0.1),
+        bare,
+        lambda lab: lab.neighbour.call(inbound.tcp, lab.wan_address(family), CLOSED, b"", 0.1),
         lambda frame: (frame.l4proto, frame.sport) == (TCP, CLOSED),
     )
-    assert made.lab.neighbour.call(inbound.tcp, address, CLOSED) == "ECONNREFUSED"
+    assert made.lab.neighbour.call(inbound.tcp, made.lab.wan_address(family), CLOSED) == "ECONNREFUSED"
 
 
 @families
-def test_C2_errors_of_closed_ports(made: Guarded, family: int) -> None:
+def test_C2_errors_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
     nowhere(
         made,
-        lambda: made.lab.server.call(inbound.udp, made.lab.wan_address(family), CLOSED, b"knock", 0.1),
+        bare,
+        lambda lab: lab.server.call(inbound.udp, lab.wan_address(family), CLOSED, b"knock", 0.1),
         lambda frame: classify(frame) == "icmp-error",
     )
 
 
 @families
-def test_C2_errors_of_packets_that_are_too_old(made: Guarded, family: int) -> None:
-    home = made.lab.home
+def test_C2_errors_of_packets_that_are_too_old(made: Guarded, bare: Lab, family: int) -> None:
     target = {4: "203.0.113.77", 6: "2001:db8:3::77"}[family]
-    via = f"-{family} route replace {target} via {made.lab.wan_address(family)} dev br-lan"
-    home.ip(via)
-    try:
-        nowhere(
-            made,
-            lambda: home.call(short_lived, target),
-            lambda frame: classify(frame) == "icmp-error",
-        )
-    finally:
-        home.ip(f"-{family} route del {target}")
+
+    def through_the_node(lab: Lab) -> None:
+        lab.home.ip(f"-{family} route replace {target} via {lab.wan_address(family)} dev br-lan")
+        lab.home.call(short_lived, target)
+        lab.home.ip(f"-{family} route del {target}")
+
+    nowhere(made, bare, through_the_node, lambda frame: classify(frame) == "icmp-error")
 
 
 def short_lived(address: str) -> None:
@@ -119,14 +121,14 @@ def short_lived(address: str) -> None:
 
 
 @families
-def test_C3_echo_replies(made: Guarded, family: int) -> None:
-    address = made.lab.wan_address(family)
+def test_C3_echo_replies(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
-        lambda: made.lab.neighbour.call(inbound.ping, address, 0.2),
+        bare,
+        lambda lab: lab.neighbour.call(inbound.ping, lab.wan_address(family), 0.2),
         lambda frame: classify(frame) == "echo-reply",
     )
-    assert made.lab.neighbour.call(inbound.ping, address)
+    assert made.lab.neighbour.call(inbound.ping, made.lab.wan_address(family))
 
 
 @families
@@ -185,26 +187,24 @@ ND = {f"{layer}/wan.exempt.{word}" for layer in ("inet", "netdev") for word in (
 
 
 @families
-def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, family: int) -> None:
-    address = made.lab.wan_address(family)
-    for space in (made.lab.neighbour, made.lab.server):
-        by_the_wan_alone(
-            made,
-            lambda s=space: s.call(inbound.tcp, address, 22, b"hello", 0.2),
-            lambda frame: (frame.l4proto, frame.sport) == (TCP, 22),
-        )
-        assert space.call(inbound.tcp, address, 22, b"hello") == b"hello"
+@pytest.mark.parametrize("asker", ["neighbour", "server"])
+def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, bare: Lab, family: int, asker: str) -> None:
+    def connect(lab: Lab) -> bytes | str:
+        answer: bytes | str = getattr(lab, asker).call(inbound.tcp, lab.wan_address(family), 22, b"hello", 0.2)
+        return answer
+
+    by_the_wan_alone(made, bare, connect, lambda frame: (frame.l4proto, frame.sport) == (TCP, 22))
+    assert connect(made.lab) == b"hello"
 
 
-def test_C8_addresses_of_other_devices_are_not_told(made: Guarded) -> None:
-    def told() -> bool:
-        drain(made)
-        made.lab.neighbour.call(who_has, at.NODE_CLIENT[4])
-        return bool(made.lab.wan.wait_for(lambda frame: frame.saddr == at.NODE_CLIENT[4], 0.3))
+def test_C8_addresses_of_other_devices_are_not_told(made: Guarded, bare: Lab) -> None:
+    def told(lab: Lab) -> bool:
+        lab.wan.drain()
+        lab.neighbour.call(who_has, at.NODE_CLIENT[4])
+        return bool(lab.wan.wait_for(lambda frame: frame.saddr == at.NODE_CLIENT[4], 0.3))
 
-    with made.off():
-        assert told(), "inconclusive"
-    assert not told()
+    assert told(bare), "inconclusive"
+    assert not told(made.lab)
     made.lab.neighbour.call(who_has, made.lab.wan_address(4))
     assert made.lab.wan.wait_for(lambda frame: classify(frame) == "arp", 2), "inconclusive: ARP is not answered"
 
@@ -329,7 +329,7 @@ LOOKALIKES = {
 }
 
 
-def arrivals(made: Guarded, senders: dict[str, Callable[[bytes], None]]) -> set[str]:
+def arrivals(lab: Lab, senders: dict[str, Callable[[bytes], None]]) -> set[str]:
     """Those of the packets that arrive at the home; sent by a process without the service's group."""
     payloads = {name: f"[{name}]".encode().ljust(40, b".") for name in senders}
 
@@ -342,25 +342,24 @@ def arrivals(made: Guarded, senders: dict[str, Callable[[bytes], None]]) -> set[
                 errors.append(f"{name}: {error}")
         return errors
 
-    drain(made)
-    made.lab.node.call(send_all, uid=65534, gid=OTHER_GID, keep_caps=True)
-    made.lab.wan.wait_for(lambda _: False, 0.3)
-    frames = made.lab.wan.frames()
+    lab.wan.drain()
+    lab.node.call(send_all, uid=65534, gid=OTHER_GID, keep_caps=True)
+    lab.wan.wait_for(lambda _: False, 0.3)
+    frames = lab.wan.frames()
     return {name for name in senders if any(payloads[name].rstrip(b".") in frame.payload for frame in frames)}
 
 
 def test_C10_exempt_packets_leave_and_are_counted(made: Guarded) -> None:
     before = made.counters()
-    assert set(EXEMPT) - arrivals(made, EXEMPT) == set()
+    assert set(EXEMPT) - arrivals(made.lab, EXEMPT) == set()
     after = made.counters()
     risen = {name.split(".")[-1] for name in before if after[name] > before[name] and "exempt" in name}
     assert risen >= {"dhcpv4", "dhcpv6", "ndp", "mld", "igmp"}
 
 
-def test_C10_C11_lookalikes_of_exempt_packets_do_not_leave(made: Guarded) -> None:
-    with made.off():
-        assert set(LOOKALIKES) - arrivals(made, LOOKALIKES) == set(), "inconclusive"
-    assert arrivals(made, LOOKALIKES) == set()
+def test_C10_C11_lookalikes_of_exempt_packets_do_not_leave(made: Guarded, bare: Lab) -> None:
+    assert set(LOOKALIKES) - arrivals(bare, LOOKALIKES) == set(), "inconclusive"
+    assert arrivals(made.lab, LOOKALIKES) == set()
 
 
 @families
@@ -399,34 +398,30 @@ table inet foreign {
 
 
 @families
-def test_C7_replies_of_flows_that_are_not_tracked_do_not_go_astray(made: Guarded, family: int) -> None:
+def test_C7_replies_of_flows_that_are_not_tracked_do_not_go_astray(made: Guarded, bare: Lab, family: int) -> None:
     """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept), so that they are not sent to the mesh."""
-    address = made.lab.wan_address(family)
-    made.lab.node.nft(NO_TRACKING)
 
-    def told() -> set[str]:
-        drain(made)
-        knock_everywhere(made, address)
-        return words(made.lab.mesh_sniffer.frames())
+    def told(lab: Lab) -> set[str]:
+        lab.wan.drain(), lab.mesh_sniffer.drain()
+        lab.node.nft(NO_TRACKING)
+        knock_everywhere(lab, family)
+        lab.node.nft("delete table inet foreign")
+        return words(lab.mesh_sniffer.frames())
 
-    try:
-        with watching(made.lab) as watch:
-            assert told() == set()
-            assert words(made.lab.wan.frames()) == set()
-            assert (watch.unmarked, watch.stray) == (0, 0)
-        with made.off():
-            assert told() == ANSWERS, "inconclusive"
-    finally:
-        made.lab.node.nft("delete table inet foreign")
+    assert told(bare) == ANSWERS, "inconclusive"
+    with watching(made.lab) as watch:
+        assert told(made.lab) == set()
+        assert words(made.lab.wan.frames()) == set()
+        assert (watch.unmarked, watch.stray) == (0, 0)
 
 
 ANSWERS = {f"tcp {CLOSED}", "tcp 22", "icmp-error", "echo-reply"}
 
 
-def knock_everywhere(made: Guarded, address: str | None) -> None:
+def knock_everywhere(lab: Lab, family: int) -> None:
     for knock, port in ((inbound.tcp, CLOSED), (inbound.tcp, 22), (inbound.udp, CLOSED)):
-        made.lab.neighbour.call(knock, address, port, b"", 0.1)
-    made.lab.neighbour.call(inbound.ping, address, 0.1)
+        lab.neighbour.call(knock, lab.wan_address(family), port, b"", 0.1)
+    lab.neighbour.call(inbound.ping, lab.wan_address(family), 0.1)
 
 
 def words(frames: list[Frame]) -> set[str]:
@@ -438,7 +433,6 @@ def words(frames: list[Frame]) -> set[str]:
 @families
 def test_B13_packets_without_an_owner_and_without_a_mark(made: Guarded, family: int) -> None:
     """Nothing carries the mark over here: neither the sysctls nor connection tracking. The guard asks no owner."""
-    address = made.lab.wan_address(family)
     wan_routes_in_main(made.lab)
     for key in ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"):
         made.lab.node.sysctl(key, 0)
@@ -446,7 +440,7 @@ def test_B13_packets_without_an_owner_and_without_a_mark(made: Guarded, family: 
 
     def told() -> set[str]:
         drain(made)
-        knock_everywhere(made, address)
+        knock_everywhere(made.lab, family)
         return words(made.lab.wan.frames())
 
     try:

@@ -222,6 +222,8 @@ def test_A24_the_resolver_can_not_be_reached_from_outside(guarded: Guarded, fami
     ):
         answer = space.call(knock, address, 54, b"", 0.3)
         assert isinstance(answer, str), f"{space.name}: {answer!r}"
+    answer = guarded.lab.resolve(at.WHO, family, "127.0.0.1", tcp, gid=SERVICE_GID, port=54)
+    assert answer == [at.WHO_AT_HOME[family]], "inconclusive: the resolver answers nobody"
 
 
 # From outside
