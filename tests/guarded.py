@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lab import addresses as at
 from tests.lab import probes
 from tests.lab.frames import Frame, classify
@@ -254,3 +256,9 @@ def no_wan_routes_in_main(lab: Lab, metric: int = 5) -> None:
         f"-6 route del {at.HOME_NET[6]} dev {at.WAN} metric {metric}",
         f"-6 route del default dev {at.WAN} metric {metric}",
     )
+
+
+def needs_readers() -> None:
+    """Skip where the checkout can't be read by another user, as when it is in root's home."""
+    if subprocess.run(["test", "-r", __file__], user=65534, group=65534, extra_groups=[], check=False).returncode:
+        pytest.skip("the checkout can't be read by another user than root")

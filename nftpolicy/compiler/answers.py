@@ -11,10 +11,12 @@ from __future__ import annotations
 from ..netstate.nft import (
     ACCEPT,
     FULL,
+    AnonymousSet,
     Bitwise,
     Chain,
     CounterRef,
     Ct,
+    Fib,
     Hook,
     Mangle,
     Match,
@@ -27,6 +29,8 @@ from ..policy.objects import Answer, Policy, Uplink
 from . import names, phrases
 from .names import of
 from .phrases import FLOW_MARK, IN, PACKET_MARK
+
+_MINE = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 
 
 def arrival(policy: Policy) -> tuple[Chain, ...]:
@@ -53,6 +57,8 @@ def _from(name: str, uplink: Uplink) -> Chain:
     origin = ("uplink", name, "answer")
     unmarked = Match(phrases.masked(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
     rules = (
+        # What is for an address of another device must not even be told that it is here (CVE-2019-14899).
+        phrases.drop(of(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _MINE, "!="), origin=origin),
         Rule((phrases.put_on(uplink.mark),), origin=origin),
         Rule((Match(Ct("direction"), "original"), unmarked, phrases.put_on(uplink.mark, FLOW_MARK)), origin=origin),
     )

@@ -55,7 +55,7 @@ def _ip_table(policy: Policy) -> Table:
 
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered"]
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-mine"]
     reasons += ["resolver-refused", "dns-blocked"] if uplink.resolver else []
     return [
         *(of(name, reason) for reason in reasons),

@@ -35,6 +35,9 @@ DEVICE = {
     "net/ipv4/conf/{device}/proxy_arp": "0",
     "net/ipv6/conf/{device}/proxy_ndp": "0",
     "net/ipv4/conf/{device}/send_redirects": "0",
+    # ARP questions carry no mark, so that the reverse path check would look for their senders in the
+    # main table. It is the guard that keeps the uplink's packets apart.
+    "net/ipv4/conf/{device}/rp_filter": "0",
     # 127.0.0.0/8 stays at home.
     "net/ipv4/conf/{device}/route_localnet": "0",
 }

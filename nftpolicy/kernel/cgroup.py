@@ -30,6 +30,7 @@ _PROG_TYPE_CGROUP_SOCK, _CGROUP_INET_SOCK_CREATE = 9, 2
 _ALLOW_MULTI = 2  # programs of others on the same cgroup stay
 _MARK_OFFSET = 16  # struct bpf_sock: bound_dev_if, family, type, protocol, mark
 
+_YOUNG = 60  # seconds
 _PARENT = "nftpolicy"  # under the root of cgroup v2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,10 +142,14 @@ class MarkedGroup:
         self._folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
 
     def _sweep(self) -> None:
-        """Remove what killed processes left; a cgroup with members can't be removed, and stays."""
-        for entry in [one.name for one in os.scandir(self._root)]:
+        """Remove what killed processes left; a cgroup with members can't be removed, and stays.
+
+        So does a young one: its maker may be about to move into it.
+        """
+        for entry in list(os.scandir(self._root)):
             with suppress(OSError):
-                os.rmdir(entry, dir_fd=self._root)
+                if time.time() - entry.stat().st_ctime > _YOUNG:
+                    os.rmdir(entry.name, dir_fd=self._root)
 
     def _end_members(self) -> None:
         """Kill what an earlier owner of the name left running."""

@@ -60,6 +60,10 @@ def expression(item: Any) -> Expression:
             return nft.Ct(key, rest.get("dir"))
         case {"payload": {"protocol": str(protocol), "field": str(field), **rest}} if not rest:
             return nft.Payload(protocol, field)
+        case {"fib": {"result": str(result), "flags": [*keys], **rest}} if not rest and all(
+            isinstance(key, str) for key in keys
+        ):
+            return nft.Fib(result, tuple(keys))
         case {"&": [inner, int(keep)]}:
             return nft.Bitwise(expression(inner), keep=keep)
         case {"|": [inner, int(put)]}:

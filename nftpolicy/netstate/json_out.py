@@ -56,6 +56,8 @@ def expression(item: Expression) -> Any:
             return {"ct": {"key": key, "dir": direction}}
         case nft.Payload(protocol, field):
             return {"payload": {"protocol": protocol, "field": field}}
+        case nft.Fib(result, keys):
+            return {"fib": {"result": result, "flags": list(keys)}}
         case nft.Bitwise(of, keep, put):
             kept = expression(of) if keep == nft.FULL else {"&": [expression(of), keep]}
             return {"|": [kept, put]} if put else kept

@@ -49,6 +49,14 @@ class Payload:
 
 
 @frozen
+class Fib:
+    """What the routing tables say: Fib("type", ("daddr", "iif")) is the type of the destination on the device."""
+
+    result: str
+    keys: tuple[str, ...]
+
+
+@frozen
 class Bitwise:
     """(`of` & `keep`) | `put` on 32 bits, the only bit arithmetic that nft lists in one shape."""
 
@@ -71,7 +79,7 @@ class UnknownExpression:
     raw: str
 
 
-Expression = Meta | Ct | Payload | Bitwise | Concat | UnknownExpression
+Expression = Meta | Ct | Payload | Fib | Bitwise | Concat | UnknownExpression
 
 
 @frozen

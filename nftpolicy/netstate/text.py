@@ -76,6 +76,8 @@ def expression(item: Expression) -> str:
             return f"ct {_gate(_WORD, direction)} {_gate(_WORD, key)}"
         case nft.Payload(protocol, field):
             return f"{_gate(_WORD, protocol)} {_gate(_WORD, field)}"
+        case nft.Fib(result, keys):
+            return f"fib {' . '.join(_gate(_WORD, key) for key in keys)} {_gate(_WORD, result)}"
         case nft.Bitwise(of, keep, put):
             kept = expression(of) if keep == nft.FULL else f"{expression(of)} & {keep:#x}"
             return f"{kept} | {put:#x}" if put else kept

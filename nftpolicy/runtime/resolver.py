@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -173,12 +173,13 @@ def _write(job: Job, found: list[Server]) -> None:
 
 
 def _watch(job: Job, child: subprocess.Popen[bytes], current: tuple[object, ...]) -> None:
-    ended: list[int] = []
+    ended, end = os.pipe()
     mark = (job.uplink.mark.value, job.uplink.mark.mask)
-    previous = {number: signal.signal(number, lambda which, _: ended.append(which)) for number in _ENDING}
+    previous = {number: signal.signal(number, lambda *_: os.write(end, b"!")) for number in _ENDING}
     try:
         ready = False
-        while not ended:
+        wait = 0.05
+        while not select.select([ended], [], [], wait)[0]:
             status = child.poll()
             if status is not None:
                 raise Failed(f"dnsmasq ended with status {status}; its own words are above")
@@ -186,13 +187,14 @@ def _watch(job: Job, child: subprocess.Popen[bytes], current: tuple[object, ...]
             if bare:
                 raise Failed(f"a socket of dnsmasq does not wear the mark {job.uplink.mark}: {bare[0]}; stopped")
             if not ready and _listens(child.pid):
-                ready = True
+                ready, wait = True, _EVERY
                 job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
             current = _refresh(job, current)
-            time.sleep(_EVERY if ready else 0.05)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        os.close(ended)
+        os.close(end)
 
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import GLUON, POLICY, STATE, Guarded, gluon, replaced, run_probes
+from tests.guarded import GLUON, POLICY, STATE, Guarded, gluon, needs_readers, replaced, run_probes
 from tests.lab import addresses as at
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
@@ -310,6 +310,7 @@ def test_a_bad_policy_changes_nothing(fresh: Guarded) -> None:
 
 
 def test_only_root_may_apply(fresh: Guarded) -> None:
+    needs_readers()
     before = everything(fresh)
     done = fresh.nftpolicy("apply", POLICY, check=False, uid=65534)
     assert (done.returncode, "root" in done.stderr) == (4, True), done.stderr

@@ -115,6 +115,26 @@ def say(address: str, mark: int) -> None:
             return
 
 
+@families
+def test_F5_an_address_of_another_device_is_not_told(family: int) -> None:
+    """CVE-2019-14899: a neighbour asks for addresses of the mesh and the tunnel, to learn which one is here."""
+    with guarded_lab() as made:
+        address = at.NODE_MESH[family]
+        way = made.lab.wan_address(family)
+        made.lab.neighbour.ip(f"-{family} route replace {address} via {way} dev eth0")
+
+        def told() -> list[object]:
+            return [made.lab.neighbour.call(inbound.ping, address), made.lab.neighbour.call(inbound.tcp, address, 9)]
+
+        with made.off():
+            made.lab.node.ip(f"-{family} rule add lookup {made.lab.wan_table} priority 400")
+            assert told()[0], "inconclusive"
+            made.lab.node.ip(f"-{family} rule del priority 400")
+        assert told() == [False, inbound.NO_ANSWER]
+        assert made.counters()["inet/wan.not-mine"] > 0
+        assert made.lab.neighbour.call(inbound.ping, str(way))  # its own address still answers
+
+
 def test_F6_a_strict_reverse_path_check_keeps_working() -> None:
     with guarded_lab(resolver=True) as made:
 

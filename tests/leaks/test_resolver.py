@@ -1,6 +1,7 @@
 """The resolver of the WAN: it says loudly why it can't run, and it follows the lease."""
 
 import contextlib
+import os
 import re
 import signal
 import socket
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, watching
+from tests.guarded import POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, needs_readers, watching
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
@@ -74,6 +75,7 @@ def test_it_refuses_where_the_policy_is_not_applied() -> None:
 
 
 def test_it_refuses_without_root(lab: Guarded) -> None:
+    needs_readers()
     status, said = refused(lab, uid=65534)
     assert (status, "root" in said) == (4, True), said
 
@@ -240,7 +242,7 @@ def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
     lab.start_resolver()
     assert lab._resolver is not None
     (child,) = lab.lab.node.call(dnsmasqs)
-    lab.lab.node.run(["kill", "-9", str(child)])
+    lab.lab.node.call(os.kill, child, signal.SIGKILL)
     assert lab._resolver.wait(5) == 1
     assert "dnsmasq ended" in lab.resolver_log()
     lab.stop_resolver()
