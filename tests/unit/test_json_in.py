@@ -88,7 +88,7 @@ def test_an_unknown_statement_is_kept_whole(strange):
 @pytest.mark.parametrize(
     "strange",
     [
-        {"fib": {"result": "oif", "flags": ["saddr"]}},
+        {"osf": {"key": "name", "ttl": "loose"}},
         {"numgen": {}},
         {"&": [{"meta": {"key": "x"}}, "rst"]},
         5,
