@@ -113,11 +113,17 @@ def services(uplink: str, policy: Policy) -> dict[str, Service]:
 
 
 def _destinations(key: str, service: Service) -> Iterator[tuple[Shape, tuple[int | str, ...]]]:
-    for network, port in product(_networks(service) or (None,), _merged(service.ports) or (None,)):
-        wide = network is not None and network.prefixlen != network.max_prefixlen
-        shape = _shape(key, network.version if network else None, port is not None, wide or _is_range(port))
-        address = () if network is None else (str(network if wide else network.network_address),)
-        yield shape, (*address, *((port.protocol, phrases.ports(port)) if port else ()))
+    """The rest of each row of a service, with the shape of the row."""
+    addresses = [_address(network) for network in _networks(service)] or [(None, False, ())]
+    ports = [(True, _is_range(one), (one.protocol, phrases.ports(one))) for one in _merged(service.ports)]
+    for (family, wide, address), (narrow, ranged, port) in product(addresses, ports or [(False, False, ())]):
+        yield _shape(key, family, narrow, wide or ranged), (*address, *port)
+
+
+def _address(network: Network) -> tuple[int, bool, tuple[str]]:
+    """Family, whether it is more than one address, and how nft writes it."""
+    wide = network.prefixlen != network.max_prefixlen
+    return network.version, wide, (str(network) if wide else str(network.network_address),)
 
 
 @cache
@@ -129,7 +135,7 @@ def _shape(key: str, family: int | None, ports: bool, intervals: bool) -> Shape:
 def _networks(service: Service) -> list[Network]:
     """`to` without overlaps, which a set of intervals does not take."""
     if all(network.prefixlen == network.max_prefixlen for network in service.to):
-        return list(dict.fromkeys(service.to))
+        return list(service.to)
     versions = ([net for net in service.to if net.version == version] for version in (4, 6))
     return [network for same in versions for network in collapse_addresses(same)]
 
@@ -146,5 +152,5 @@ def _merged(ports: tuple[Port, ...]) -> list[Port]:
     return merged
 
 
-def _is_range(port: Port | None) -> bool:
-    return port is not None and port.low != port.high
+def _is_range(port: Port) -> bool:
+    return port.low != port.high

@@ -163,7 +163,8 @@ def elements(item: nft.Set, which: Iterable[Element]) -> str:
     if len(item.type) == 1 or not _QUOTED.isdisjoint(item.type):
         return "{ " + ", ".join(sorted(element(one, item.type) for one in which)) + " }"
     # Sets of concatenations can be large, so the gate is asked once for all of them.
-    rows = sorted([" . ".join(map(str, one)) for one in which])  # type: ignore[arg-type]
+    row = " . ".join(["%s"] * len(item.type))
+    rows = sorted([row % one for one in which])
     joined = ", ".join(rows)
     blanks = len(rows) * (2 * len(item.type) - 1) - 1
     if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != blanks):

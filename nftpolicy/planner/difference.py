@@ -116,6 +116,6 @@ def _elements(add, verb: str, of: Set, which) -> None:  # type: ignore[no-untype
         if which:
             add(verb, Elements(of, frozenset(which)))
         return
-    ordered = sorted(which, key=str)
+    ordered = sorted(which)  # elements of one set have the same types in the same places
     for start in range(0, len(ordered), _ELEMENTS_A_COMMAND):
         add(verb, Elements(of, frozenset(ordered[start : start + _ELEMENTS_A_COMMAND])))
