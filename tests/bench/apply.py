@@ -18,7 +18,7 @@ from . import policies
 from .figures import Report, Series, in_turns, say
 from .worlds import PATIENCE, memory
 
-ROUNDS_SMALL, ROUNDS_LARGE = 9, 3
+ROUNDS_SMALL, ROUNDS_LARGE = 9, 7
 SERVICES = 10_000
 _LIMIT = 1.5
 _THEIRS, _OURS, _AGAIN = "nft -f, ip -batch", "plan and apply", "apply again, no-op"
