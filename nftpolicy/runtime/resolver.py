@@ -13,18 +13,19 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..kernel import accounts
 from ..kernel.cgroup import MarkedGroup, unmarked
 from ..kernel.interface import Unavailable
 from ..kernel.seccomp import MarkedCalls
-from ..policy.objects import Resolver, Server, Uplink, lease_of
+from ..policy.objects import Listen, Resolver, Server, Uplink, lease_of
 from . import leases
 
 _EVERY = 1.0  # seconds between two looks at the lease, and at the sockets
@@ -62,6 +63,7 @@ def run(job: Job) -> None:
     program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if not program:
         raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
+    job = evolve(job, resolver=evolve(job.resolver, listen=_present(job)))
     with ExitStack() as stack:
         _alone(job, stack)
         _prepare(job.folder)
@@ -96,6 +98,22 @@ def arguments(job: Job) -> list[str]:
         "--proxy-dnssec",
         "--edns-packet-max=1232",
     ]
+
+
+def _present(job: Job) -> tuple[Listen, ...]:
+    """The addresses to listen on that this machine has: without IPv6, ::1 is none of them. Raises Failed."""
+    found = []
+    for listen in job.resolver.listen:
+        family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as one:
+                one.bind((str(listen.address), 0))
+            found.append(listen)
+        except OSError as error:
+            job.say(f"{listen.address} can't be listened on ({error.strerror}); left out")
+    if not found:
+        raise Failed("none of the resolver's addresses is on this machine")
+    return tuple(found)
 
 
 def _alone(job: Job, stack: ExitStack) -> None:

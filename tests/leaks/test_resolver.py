@@ -247,3 +247,15 @@ def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
     assert "dnsmasq ended" in lab.resolver_log()
     lab.stop_resolver()
     assert leftovers(lab) == []
+
+
+def test_it_does_without_an_address_that_is_not_there(lab: Guarded) -> None:
+    """On a machine without IPv6 there is no ::1, and the service's names still come by 127.0.0.1."""
+    lab.lab.node.sysctl("net/ipv6/conf/lo/disable_ipv6", 1)
+    try:
+        lab.start_resolver()
+        assert lab.lab.resolve(at.WHO, 4, "127.0.0.1", gid=SERVICE_GID) == [at.WHO_AT_HOME[4]]
+        assert "::1 can't be listened on" in lab.resolver_log()
+        lab.stop_resolver()
+    finally:
+        lab.lab.node.sysctl("net/ipv6/conf/lo/disable_ipv6", 0)
