@@ -68,7 +68,7 @@ def to_resolvers(policy: Policy) -> Iterator[Rule]:
     for name, (_, resolver) in resolvers(policy).items():
         for family in _FAMILY:
             if _listening(resolver, family):
-                reached = Match(phrases.place("daddr", family), SetRef(place_set(name, family)))
+                reached = Match(phrases.destination(family), SetRef(place_set(name, family)))
                 yield Rule((reached, Verdict("goto", of(name, "resolver"))), origin=("uplink", name, "resolver"))
 
 
@@ -103,7 +103,7 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
         phrases.drop(
             of(name, "resolver-refused"),
             Match(IN, "lo", "!="),
-            Match(phrases.place("daddr", family), SetRef(place_set(name, family))),
+            Match(phrases.destination(family), SetRef(place_set(name, family))),
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in resolvers(policy).items()

@@ -28,7 +28,7 @@ from ..policy.objects import Port
 PACKET_MARK, FLOW_MARK = Meta("mark"), Ct("mark")
 OUT, IN = Meta("oifname"), Meta("iifname")
 OWNER, GROUP, TRANSPORT = Meta("skuid"), Meta("skgid"), Meta("l4proto")
-TO_PORT, FROM_PORT = Payload("th", "dport"), Payload("th", "sport")
+TO_PORT = Payload("th", "dport")
 TCP_OR_UDP = Match(TRANSPORT, AnonymousSet(frozenset({"tcp", "udp"})))
 TO_DNS = Match(TO_PORT, 53)
 IS_REPLY = Match(Ct("direction"), "reply")
@@ -73,7 +73,6 @@ def ports(port: Port) -> int | str:
     return port.low if port.low == port.high else f"{port.low}-{port.high}"
 
 
-def place(direction: str, family: int) -> Concat:
-    """Transport, address and port of one end: direction "daddr" or "saddr"."""
-    address = Payload("ip" if family == 4 else "ip6", direction)
-    return Concat((TRANSPORT, address, TO_PORT if direction == "daddr" else FROM_PORT))
+def destination(family: int) -> Concat:
+    """Transport, address and port that a packet is for."""
+    return Concat((TRANSPORT, Payload("ip" if family == 4 else "ip6", "daddr"), TO_PORT))

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from .interface import Unavailable
 
-_SO_MARK = 36  # asm-generic/socket.h
 _BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "armv7l": 386, "i686": 357}
 # The new mount API has the same numbers everywhere (fsopen(2) and its kin).
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
@@ -165,13 +164,12 @@ class MarkedGroup:
             time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        for descriptor in (self._folder, self._root):
-            if descriptor >= 0 and descriptor == self._folder:
-                os.close(descriptor)
-                with suppress(OSError):  # a process of it may still end; the next start removes it
-                    os.rmdir(self.name, dir_fd=self._root)
-            elif descriptor >= 0:
-                os.close(descriptor)
+        if self._folder >= 0:
+            os.close(self._folder)
+            with suppress(OSError):  # a process of it may still end; the next start removes it
+                os.rmdir(self.name, dir_fd=self._root)
+        if self._root >= 0:
+            os.close(self._root)
         self._folder = self._root = -1
 
     def started(self) -> None:
@@ -198,7 +196,7 @@ class MarkedGroup:
 
 def wears(one: socket.socket, mark: tuple[int, int]) -> bool:
     """Whether a socket wears the mark (value, mask)."""
-    return one.getsockopt(socket.SOL_SOCKET, _SO_MARK) & mark[1] == mark[0]
+    return one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & mark[1] == mark[0]
 
 
 def _sockets() -> list[socket.socket]:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 from .interface import Unavailable
 
-_SO_MARK = 36  # asm-generic/socket.h
 # machine -> (AUDIT_ARCH_*, number of seccomp(2), of socket(2), of io_uring_setup(2))
 _MACHINES = {
     "x86_64": (0xC000003E, 317, 41, 425),
@@ -141,8 +140,10 @@ class MarkedCalls:
             _libc.setfsuid(os.geteuid())
             _libc.setfsgid(os.getegid())
         try:
-            old = made.getsockopt(socket.SOL_SOCKET, _SO_MARK)
-            made.setsockopt(socket.SOL_SOCKET, _SO_MARK, struct.pack("=I", old & ~self.mask & 0xFFFFFFFF | self.value))
+            old = made.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+            made.setsockopt(
+                socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", old & ~self.mask & 0xFFFFFFFF | self.value)
+            )
         except OSError:
             made.close()
             raise

@@ -168,7 +168,7 @@ class UnknownStatement:
 
 Statement = Match | Verdict | VerdictMap | Counter | CounterRef | Mangle | Dnat | UnknownStatement
 
-ACCEPT, DROP, RETURN = Verdict("accept"), Verdict("drop"), Verdict("return")
+ACCEPT, DROP = Verdict("accept"), Verdict("drop")
 
 
 # --- objects of a table ----------------------------------------------------------------

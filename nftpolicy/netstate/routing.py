@@ -9,7 +9,6 @@ from .nft import Origin
 
 # Kernel numbers, from include/uapi/linux/rtnetlink.h.
 TABLE_MAIN = 254
-TABLE_LOCAL = 255
 # The owner that we write on our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
 # iproute2's etc/iproute2/rt_protos; 78 is "N".
 PROTOCOL = 78

@@ -125,12 +125,8 @@ def _is_table(kind: Any) -> bool:
 
 
 def _list(converter: Converter, item: object, kind: Any) -> tuple[Any, ...]:
-    if not isinstance(item, list):
-        raise ValueError(f"expected a list in [ ], got {values.describe(item)}")
-    return _all(
-        ((index, value) for index, value in enumerate(item)),
-        lambda _, value: converter.structure(value, get_args(kind)[0]),
-    )
+    member = get_args(kind)[0]
+    return _each(item, lambda value: converter.structure(value, member))
 
 
 def _table(converter: Converter, item: object, kind: Any) -> dict[str, Any]:
