@@ -22,7 +22,7 @@ _GETSETELEM, _NEWSETELEM = 10 << 8 | 13, 10 << 8 | 12
 _REQUEST_DUMP, _INTERRUPTED = 0x301, 0x10
 _ERROR, _DONE = 2, 3
 _TABLE, _SET, _ELEMENTS, _KEY = 1, 2, 3, 1  # NFTA_SET_ELEM_LIST_*, NFTA_SET_ELEM_KEY
-_FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
+FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
 _HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
 _HEADS = 12  # the headers of an element, its key, and the key's value
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
@@ -67,7 +67,7 @@ def _elements(keys: list[bytes], types: tuple[str, ...]) -> frozenset[Element]:
 
 def _dump(family: str, table: str, name: str) -> list[bytes] | None:
     """The keys of all elements, or None if the set changed meanwhile."""
-    body = struct.pack("=BBH", _FAMILIES[family], 0, 0) + _text(_TABLE, table) + _text(_SET, name)
+    body = struct.pack("=BBH", FAMILIES[family], 0, 0) + _text(_TABLE, table) + _text(_SET, name)
     request = _HEADER.pack(_HEADER.size + len(body), _GETSETELEM, _REQUEST_DUMP, 1, 0) + body
     found: list[bytes] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as channel:

@@ -28,6 +28,21 @@ from .libnft import Nft, refusal
 from .rtnetlink import RtNetlink
 
 PROC_SYS = Path("/proc/sys")
+_OF_DEVICES = ("ingress", "egress")  # hooks that name a device, in families netdev and inet
+_OF_ALL = (
+    "net/ipv4/fwmark_reflect",
+    "net/ipv6/fwmark_reflect",
+    "net/ipv4/tcp_fwmark_accept",
+    "net/ipv4/ip_forward",
+    "net/bridge/bridge-nf-call-iptables",
+    "net/bridge/bridge-nf-call-ip6tables",
+)
+
+
+def _of_device(name: str) -> Iterable[str]:
+    """The settings of a device, or of all of them, that decide about packets."""
+    keys = ("rp_filter", "forwarding", "accept_local", "src_valid_mark", "route_localnet", "bc_forwarding")
+    return (*(f"net/ipv4/conf/{name}/{key}" for key in keys), f"net/ipv6/conf/{name}/forwarding")
 
 
 class Linux:
@@ -48,19 +63,40 @@ class Linux:
         # Of all list commands of nft 1.0.6 this one alone leaves the elements of named sets in the kernel.
         listed = self._nft.json(f"list ruleset {family}", terse=True)
         table = next((one for one in json_in.ruleset(listed or {"nftables": []}) if one.name == name), None)
-        if table is None:
-            return None
-        table = evolve(table, sets=tuple(self._filled(table, one) for one in table.sets))
-        if family != "netdev":
+        return table and self._whole(table)
+
+    def _whole(self, table: nft.Table) -> nft.Table:
+        """The table with what a terse listing leaves out."""
+        sets = tuple(self._filled(table, one) for one in table.sets)
+        maps = tuple(self._filled_map(table, one) for one in table.maps)
+        table = evolve(table, sets=sets, maps=maps)
+        if not any(chain.hook and chain.hook.hook in _OF_DEVICES for chain in table.chains):
             return table
-        return json_in.with_devices(table, self._nft.listing(f"list table {family} {name}") or "")
+        return json_in.with_devices(table, self._nft.listing(f"list table {table.family} {table.name}") or "")
+
+    def everything(self) -> NetState:
+        """All tables, ip rules, routes, devices and the sysctls that decide about packets, whosever they are."""
+        listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
+        tables = tuple(self._whole(table) for table in json_in.ruleset(listed))
+        versions = self.ip_families()
+        rules = tuple(one for version in versions for one in self._links.rules(version))
+        routes = tuple(one for version in versions for one in self._links.routes(version))
+        devices = tuple(self._links.devices())
+        paths = (*_OF_ALL, *(one for device in ("all", *(each.name for each in devices)) for one in _of_device(device)))
+        return NetState(tables, rules, routes, tuple(_read(paths)), devices)
 
     def _filled(self, table: nft.Table, one: nft.Set) -> nft.Set:
         """The set with its elements."""
-        if elements.readable(one.type, one.flags):
+        if elements.readable(one.type, one.flags) and table.family in elements.FAMILIES:
             return evolve(one, elements=elements.read(*table.key, one.name, one.type))
         listed = self._nft.json(f"list set {table.family} {table.name} {one.name}")
-        return json_in.ruleset(listed)[0].sets[0] if listed else one
+        found = json_in.ruleset(listed)[0].sets if listed else ()
+        return found[0] if found else one
+
+    def _filled_map(self, table: nft.Table, one: nft.Map) -> nft.Map:
+        listed = self._nft.json(f"list map {table.family} {table.name} {one.name}")
+        found = json_in.ruleset(listed)[0].maps if listed else ()
+        return found[0] if found else one
 
     def counters(self, table: str) -> Counters:
         listed = self._nft.json("list counters")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ip rules and routes by rtnetlink: a typed adapter over pyroute2.
+"""ip rules and routes by rtnetlink: written by pyroute2 behind a typed adapter, read by rtmessages.
 
 pyroute2 ignores keys that it does not know, which would silently widen a rule; so only the
 keys that are written here are ever passed, and what was written is read back by the caller.
@@ -8,30 +8,40 @@ keys that are written here are ever passed, and what was written is read back by
 from __future__ import annotations
 
 import errno
+import os
 import socket
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
-from ..netstate.routing import IpRule, Route
+from attrs import evolve
 
-_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+from ..netstate.routing import IpRule, Route
+from ..netstate.state import Device
+from . import rtmessages as messages
+
 # include/uapi/linux/fib_rules.h
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
-_ACTION_NAMES = {number: name for name, number in _ACTIONS.items()}
-_INVERT = 0x2  # FIB_RULE_INVERT
-# include/uapi/linux/rtnetlink.h, RTN_*
-_KINDS = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
-          8: "prohibit", 9: "throw"}  # fmt: skip
 _VERBS = {"add": "add", "delete": "del", "replace": "replace"}
-_ONLINK = 0x4  # RTNH_F_ONLINK
+_GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34  # RTM_*
+_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # NLM_F_*
+_ERROR, _DONE = 2, 3
+_CLONED, _LOOKUP_TABLE, _FIB_MATCH = 0x200, 0x1000, 0x2000  # RTM_F_*
+_PROTOCOL_AT, _FLAGS_AT = 5, 8  # in struct rtmsg
+_MESSAGE = struct.Struct("=IHHII")
+_HEAD = {_GETLINK: 16, _GETADDR: 8, _GETROUTE: 12, _GETRULE: 12}  # sizes of ifinfomsg, ifaddrmsg, rtmsg, fib_rule_hdr
+
+Part = tuple[bytes, int, int]  # a buffer, and where a message's body is in it
 
 
 def _rule_keys(rule: IpRule) -> dict[str, Any]:
     unsupported = (rule.iif, rule.oif, rule.uids, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
-    if any(one is not None for one in unsupported) or rule.tos or rule.invert or rule.suppress_prefix is not None:
+    narrowed = (rule.suppress_prefix, rule.suppress_group, *unsupported)
+    if any(one is not None for one in narrowed) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"the compiler writes no such rule: {rule}")
     keys: dict[str, Any] = {
-        "family": _FAMILY[rule.family],
+        "family": messages.AF[rule.family],
         "priority": rule.priority,
         "action": _ACTIONS[rule.action],
         "protocol": rule.protocol,
@@ -47,9 +57,11 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
 
 def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
+    if route.nexthops or route.source or route.tos or route.prefsrc or route.preference != "medium":
+        raise ValueError(f"the compiler writes no such route: {route}")
     default = {4: "0.0.0.0/0", 6: "::/0"}[route.family]
     keys: dict[str, Any] = {
-        "family": _FAMILY[route.family],
+        "family": messages.AF[route.family],
         "dst": default if route.destination == "default" else route.destination,
         "table": route.table,
         "type": route.kind,
@@ -67,63 +79,63 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
     return keys
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    low, _, high = str(value).partition(":")
-    return int(low), int(high or low)
+class Questions:
+    """A socket for questions, in the network namespace of the thread that makes it. A context manager."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._number = 0
+
+    def __enter__(self) -> Questions:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._socket.close()
+
+    def dump(self, kind: int, family: int) -> list[Part]:
+        """All objects of a kind. OSError with the kernel's errno."""
+        while True:
+            found = list(self._parts(kind, bytes((family,)) + bytes(_HEAD[kind] - 1), _DUMP))
+            if None not in found:
+                return [one for one in found if one is not None]
+            # Something changed meanwhile; the kernel says that the list may have holes.
+
+    def ask(self, kind: int, body: bytes) -> Part:
+        """The answer to one question. OSError with the kernel's errno."""
+        self._send(kind, body, 0)
+        answer = self._socket.recv(1 << 16)
+        length, got, _, _, _ = _MESSAGE.unpack_from(answer)
+        if got == _ERROR:
+            _raise(answer, 0)
+        return answer, _MESSAGE.size, length
+
+    def _send(self, kind: int, body: bytes, flags: int) -> None:
+        self._number += 1
+        size = _MESSAGE.size + len(body)
+        self._socket.send(_MESSAGE.pack(size, kind, _REQUEST | flags, self._number, 0) + body)
+
+    def _parts(self, kind: int, body: bytes, flags: int) -> Iterator[Part | None]:
+        self._send(kind, body, flags)
+        while True:
+            answer = self._socket.recv(1 << 18)
+            at = 0
+            while at < len(answer):
+                length, got, marks, number, _ = _MESSAGE.unpack_from(answer, at)
+                if number == self._number:
+                    if marks & _INTERRUPTED:
+                        yield None
+                    if got in (_ERROR, _DONE):
+                        if got == _ERROR:
+                            _raise(answer, at)
+                        return
+                    yield answer, at + _MESSAGE.size, at + length
+                at += length + 3 & ~3
 
 
-def _prefix(address: str | None, length: int) -> str | None:
-    return f"{address}/{length}" if address and length else None
-
-
-def rule_of(message: Any, family: int) -> IpRule:
-    """The value of one RTM_NEWRULE message."""
-    field = message.get_attr
-    action = _ACTION_NAMES.get(message["action"], f"action-{message['action']}")
-    suppress = field("FRA_SUPPRESS_PREFIXLEN")
-    return IpRule(
-        family,
-        field("FRA_PRIORITY") or 0,
-        action,
-        (field("FRA_TABLE") or message["table"]) if action == "lookup" else 0,
-        field("FRA_FWMARK") or 0,
-        field("FRA_FWMASK") or 0,
-        _prefix(field("FRA_SRC"), message["src_len"]),
-        _prefix(field("FRA_DST"), message["dst_len"]),
-        field("FRA_IIFNAME"),
-        field("FRA_OIFNAME"),
-        _pair(field("FRA_UID_RANGE")),
-        field("FRA_IP_PROTO"),
-        _pair(field("FRA_SPORT_RANGE")),
-        _pair(field("FRA_DPORT_RANGE")),
-        message["tos"],
-        bool(message["flags"] & _INVERT),
-        field("FRA_GOTO"),
-        None if suppress in (None, 0xFFFFFFFF) else suppress,
-        None,
-        bool(field("FRA_L3MDEV")),
-        field("FRA_PROTOCOL") or 0,
-    )
-
-
-def route_of(message: Any, family: int, names: dict[int, str]) -> Route:
-    """The value of one RTM_NEWROUTE message."""
-    field = message.get_attr
-    length = message["dst_len"]
-    device = field("RTA_OIF")
-    return Route(
-        family,
-        field("RTA_TABLE") or message["table"],
-        f"{field('RTA_DST')}/{length}" if length else "default",
-        _KINDS.get(message["type"], f"type-{message['type']}"),
-        field("RTA_GATEWAY"),
-        names.get(device, str(device)) if device else None,
-        field("RTA_PRIORITY") or 0,
-        bool(message["flags"] & _ONLINK),
-        message["proto"],
-    )
+def _raise(answer: bytes, at: int) -> None:
+    code = -struct.unpack_from("=i", answer, at + _MESSAGE.size)[0]
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 class RtNetlink:
@@ -132,21 +144,37 @@ class RtNetlink:
     def __init__(self) -> None:
         from pyroute2 import IPRoute  # slow to import
 
-        self._open = IPRoute
         self._changes = IPRoute()
 
     def rules(self, family: int) -> list[IpRule]:
         """All ip rules of a family, in order."""
-        with self._open() as link:
-            return [rule_of(message, family) for message in link.get_rules(family=_FAMILY[family])]
+        with Questions() as questions:
+            return [messages.rule(*part) for part in questions.dump(_GETRULE, messages.AF[family])]
 
-    def routes(self, family: int, protocol: int) -> list[Route]:
-        """The routes of one protocol, over all tables."""
-        # A fresh socket: dumps on one that carried changes were seen to lose entries.
-        with self._open() as link:
-            names = {index: name for name, index in self._devices(link).items()}
-            found = [message for message in link.get_routes(family=_FAMILY[family]) if message["proto"] == protocol]
-            return [route_of(message, family, names) for message in found]
+    def routes(self, family: int, protocol: int | None = None) -> list[Route]:
+        """The routes of a family over all tables; of one protocol, or all."""
+        with Questions() as questions:
+            names = {index: device.name for index, _, device in _links(questions)}
+            return [
+                messages.route(raw, start, end, names)
+                for raw, start, end in questions.dump(_GETROUTE, messages.AF[family])
+                if protocol in (None, raw[start + _PROTOCOL_AT])
+                and not _CLONED & struct.unpack_from("=I", raw, start + _FLAGS_AT)[0]
+            ]
+
+    def devices(self) -> list[Device]:
+        """All devices with their addresses."""
+        with Questions() as questions:
+            links = _links(questions)
+            addresses: dict[int, list[str]] = {}
+            for part in questions.dump(_GETADDR, socket.AF_UNSPEC):
+                index, address = messages.address(*part)
+                addresses.setdefault(index, []).append(address)
+        names = {index: device.name for index, _, device in links}
+        return [
+            evolve(device, addresses=tuple(addresses.get(index, ())), master=names.get(master or 0))
+            for index, master, device in links
+        ]
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
         """Add or delete; OSError with the kernel's errno."""
@@ -154,32 +182,28 @@ class RtNetlink:
 
     def change_route(self, verb: str, route: Route) -> None:
         """Add, delete or replace; OSError with the kernel's errno."""
-        with self._open() as link:
-            devices = self._devices(link) if route.device and route.kind == "unicast" else {}
+        devices = self._indexes() if route.device and route.kind == "unicast" else {}
         self._acked(self._changes.route, _VERBS[verb], _route_keys(route, devices))
 
     def names(self) -> set[str]:
         """The names of all network devices."""
-        with self._open() as link:
-            return set(self._devices(link))
+        return set(self._indexes())
 
     def bridge_ports(self, devices: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Bridge -> ports, for those of `devices` that are bridges."""
-        with self._open() as link:
-            links = list(link.get_links())
-        index = {message.get_attr("IFLA_IFNAME"): message["index"] for message in links}
-        kinds = {m.get_attr("IFLA_IFNAME"): (m.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")) for m in links}
+        with Questions() as questions:
+            links = _links(questions)
+        bridges = {device.name: index for index, _, device in links if device.kind == "bridge"}
         return {
-            device: tuple(
-                sorted(m.get_attr("IFLA_IFNAME") for m in links if m.get_attr("IFLA_MASTER") == index[device])
-            )
-            for device in devices
-            if device in index and kinds[device] == "bridge"
+            name: tuple(sorted(port.name for _, master, port in links if master == bridges[name]))
+            for name in devices
+            if name in bridges
         }
 
     @staticmethod
-    def _devices(link: Any) -> dict[str, int]:
-        return {message.get_attr("IFLA_IFNAME"): message["index"] for message in link.get_links()}
+    def _indexes() -> dict[str, int]:
+        with Questions() as questions:
+            return {device.name: index for index, _, device in _links(questions)}
 
     @staticmethod
     def _acked(function: Any, verb: str, keys: dict[str, Any]) -> None:
@@ -189,3 +213,58 @@ class RtNetlink:
             function(verb, **keys)
         except NetlinkError as error:
             raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from None
+
+
+def _links(questions: Questions) -> list[tuple[int, int | None, Device]]:
+    return [messages.link(*part) for part in questions.dump(_GETLINK, socket.AF_UNSPEC)]
+
+
+class Lookups:
+    """RTM_GETROUTE, as `ip route get` does it, in the namespace of the thread that makes it. A context manager."""
+
+    def __init__(self) -> None:
+        self._questions = Questions()
+        self._names = {index: device.name for index, _, device in _links(self._questions)}
+        self._indexes = {name: index for index, name in self._names.items()}
+
+    def __enter__(self) -> Lookups:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._questions.__exit__(*error)
+
+    def getroute(
+        self,
+        family: int,
+        destination: str,
+        source: str | None = None,
+        mark: int = 0,
+        iif: str | None = None,
+        oif: str | None = None,
+        uid: int | None = None,
+        protocol: int = 0,
+        sport: int = 0,
+        dport: int = 0,
+        tos: int = 0,
+        match: bool = False,
+    ) -> Route | int:
+        """The route of a packet, or the errno of its refusal. `match`: the route as it stands in its table.
+
+        With `iif` it is a packet that comes in there; it has no owner.
+        """
+        af = messages.AF[family]
+        parts: list[tuple[int, bytes]] = [(1, socket.inet_pton(af, destination))]
+        parts += [(2, socket.inet_pton(af, source))] if source else []
+        parts += [(kind, struct.pack("=I", self._indexes[name])) for kind, name in ((3, iif), (4, oif)) if name]
+        parts += [(16, struct.pack("=I", mark))] if mark else []
+        parts += [(25, struct.pack("=I", uid))] if uid is not None else []
+        parts += [(27, bytes((protocol,)))] if protocol else []
+        parts += [(kind, struct.pack("!H", port)) for kind, port in ((28, sport), (29, dport)) if port]
+        width = 32 if family == 4 else 128
+        flags = _LOOKUP_TABLE | (_FIB_MATCH if match else 0)
+        head = struct.pack("=BBBBBBBBI", af, width, width if source else 0, tos, 0, 0, 0, 0, flags)
+        try:
+            answer = self._questions.ask(_GETROUTE, head + b"".join(messages.attribute(*one) for one in parts))
+        except OSError as error:
+            return error.errno or errno.EIO
+        return messages.route(*answer, self._names)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How Linux decides on a state: the walk of one packet, and of all packets. Pure.
+"""How Linux decides on a netstate: the walk of one packet, and the regions of all packets. Pure.
 
-Empty as yet: the walk and the prover come next.
+Belongs here: what the kernel does with rules, routes, hooks and expressions. Never here: what
+ought to be so (proof/), what a policy means, or any question to a kernel.
 """

@@ -7,171 +7,33 @@ never left out, so that a proof over the result can say what it did not understa
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from attrs import evolve
 
 from . import nft
-from .nft import Element, Expression, Statement
+from .json_rules import Strange, element, entries, expression, named, raw
+from .json_statements import limit, quota, statement
 from .state import Counters, Counts
 
-_VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
+__all__ = ["completed", "counters", "element", "expression", "ruleset", "statement", "with_devices"]
 
-
-def _raw(item: Any) -> str:
-    return json.dumps(item, sort_keys=True, separators=(",", ":"))
-
-
-def _value(item: Any) -> nft.Value | None:
-    """A scalar, or None if it is not one that we know."""
-    if isinstance(item, bool) or item is None:
-        return None
-    if isinstance(item, int | str):
-        return item
-    if isinstance(item, dict):
-        match item:
-            case {"prefix": {"addr": str(address), "len": int(length)}}:
-                return f"{address}/{length}"
-            case {"range": [int() | str() as low, int() | str() as high]}:
-                return f"{low}-{high}"
-            case {"elem": {"val": inner}}:
-                return _value(inner)
-    return None
-
-
-def element(item: Any) -> Element | None:
-    """A set element, or None if it is not one that we know."""
-    if isinstance(item, dict) and "elem" in item:
-        return element(item["elem"].get("val"))
-    if isinstance(item, dict) and "concat" in item:
-        parts = tuple(_value(part) for part in item["concat"])
-        return None if None in parts else parts  # type: ignore[return-value]
-    return _value(item)
-
-
-def expression(item: Any) -> Expression:
-    """An expression; unknown ones are kept as such."""
-    match item:
-        case {"meta": {"key": str(key), **rest}} if not rest:
-            return nft.Meta(key)
-        case {"ct": {"key": str(key), **rest}} if not rest.keys() - {"dir"}:
-            return nft.Ct(key, rest.get("dir"))
-        case {"payload": {"protocol": str(protocol), "field": str(field), **rest}} if not rest:
-            return nft.Payload(protocol, field)
-        case {"fib": {"result": str(result), "flags": [*keys], **rest}} if not rest and all(
-            isinstance(key, str) for key in keys
-        ):
-            return nft.Fib(result, tuple(keys))
-        case {"&": [inner, int(keep)]}:
-            return nft.Bitwise(expression(inner), keep=keep)
-        case {"|": [inner, int(put)]}:
-            of = expression(inner)
-            if isinstance(of, nft.Bitwise) and not of.put:
-                return nft.Bitwise(of.of, of.keep, put)
-            return nft.Bitwise(of, put=put)
-        case {"concat": [*parts]}:
-            return nft.Concat(tuple(map(expression, parts)))
-    return nft.UnknownExpression(_raw(item))
-
-
-def _right(item: Any) -> nft.Right:
-    if isinstance(item, str) and item.startswith("@"):
-        return nft.SetRef(item[1:])
-    if isinstance(item, dict) and isinstance(item.get("set"), list):
-        elements = [element(one) for one in item["set"]]
-        if None not in elements:
-            return nft.AnonymousSet(frozenset(elements))  # type: ignore[arg-type]
-    plain = _value(item)
-    return nft.UnknownExpression(_raw(item)) if plain is None else plain
-
-
-def _are_protocols(expression: Expression) -> tuple[bool, ...]:
-    """For each value that the expression reads: whether it is an IP protocol."""
-    if isinstance(expression, nft.Concat):
-        return tuple(one for part in expression.parts for one in _are_protocols(part))
-    named = expression == nft.Meta("l4proto") or (
-        isinstance(expression, nft.Payload) and (expression.protocol, expression.name) in _PROTOCOL_FIELDS
-    )
-    return (named,)
-
-
-_PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
-
-
-def _named(item: Element, protocols: tuple[bool, ...]) -> Element:
-    """The element with its protocols by name, whether or not this machine has /etc/protocols."""
-    if isinstance(item, tuple):
-        return tuple(
-            nft.PROTOCOLS.get(part, part) if is_protocol and isinstance(part, int) else part
-            for part, is_protocol in zip(item, protocols, strict=False)
-        )
-    return nft.PROTOCOLS.get(item, item) if protocols[0] and isinstance(item, int) else item
-
-
-def _match(left: Expression, right: nft.Right, op: str) -> nft.Match:
-    protocols = _are_protocols(left)
-    if any(protocols) and isinstance(right, nft.AnonymousSet):
-        right = nft.AnonymousSet(frozenset(_named(one, protocols) for one in right.elements))
-    elif any(protocols) and isinstance(right, int):
-        right = nft.PROTOCOLS.get(right, right)
-    return nft.Match(left, right, op)
-
-
-def _verdict(item: Any) -> nft.Verdict | None:
-    if isinstance(item, dict) and len(item) == 1:
-        ((kind, body),) = item.items()
-        if kind in _VERDICTS:
-            return nft.Verdict(kind, body["target"] if isinstance(body, dict) else None)
-    return None
-
-
-def _masked_flags(body: dict[str, Any]) -> nft.Match | None:
-    """`tcp flags & rst == rst`: symbolic bits, which we keep as a match on the field."""
-    match body:
-        case {
-            "op": "==",
-            "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, str(mask)]},
-            "right": right,
-        }:
-            if right == mask:
-                return nft.Match(nft.Payload("tcp", "flags"), mask, "&")
-    return None
-
-
-def statement(item: Any) -> Statement:
-    """A statement; unknown ones are kept as such."""
-    known = _verdict(item)
-    if known is not None:
-        return known
-    match item:
-        case {"match": {"op": str(op), "left": left, "right": {"prefix": {"addr": int(put), "len": int(length)}}}}:
-            # How nft writes a mask whose bits are the high ones.
-            return nft.Match(nft.Bitwise(expression(left), keep=nft.FULL << (32 - length) & nft.FULL), put, op)
-        case {"match": {"op": str(op), "left": left, "right": right}}:
-            return _masked_flags(item["match"]) or _match(expression(left), _right(right), op)
-        case {"vmap": {"key": key, "data": {"set": [*pairs]}}}:
-            entries = [(element(pair[0]), _verdict(pair[1])) for pair in pairs if isinstance(pair, list)]
-            if len(entries) == len(pairs) and all(None not in entry for entry in entries):
-                return nft.VerdictMap(expression(key), frozenset(entries))  # type: ignore[arg-type]
-        case {"counter": str(name)}:
-            return nft.CounterRef(name)
-        case {"counter": {"packets": _, "bytes": _}} | {"counter": None}:
-            return nft.Counter()
-        case {"mangle": {"key": key, "value": new}}:
-            return nft.Mangle(expression(key), new if isinstance(new, int) else expression(new))
-        case {"dnat": {"family": str(family), "addr": str(address), "port": int(port)}}:
-            return nft.Dnat(family, address, port)
-    return nft.UnknownStatement(_raw(item))
+_TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 
 
 def _hook(item: dict[str, Any]) -> nft.Hook | None:
     if "hook" not in item:
         return None
-    return nft.Hook(
-        item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"), item.get("dev")
-    )
+    listed = item.get("dev")
+    devices = frozenset([listed] if isinstance(listed, str) else listed or ())
+    made = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
+    return _on(made, devices)
+
+
+def _on(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
+    return evolve(hook, device=next(iter(devices))) if len(devices) == 1 else evolve(hook, devices=devices)
 
 
 def _flags(body: dict[str, Any]) -> frozenset[str]:
@@ -188,6 +50,10 @@ class _Builder:
         self.rules: dict[str, list[nft.Rule]] = {}
         self.sets: list[nft.Set] = []
         self.counters: list[nft.NamedCounter] = []
+        self.maps: list[nft.Map] = []
+        self.flowtables: list[nft.Flowtable] = []
+        self.objects: list[nft.Named] = []
+        self.flags: frozenset[str] = frozenset()
         self.unknown: list[str] = []
 
     def chain(self, body: dict[str, Any]) -> None:
@@ -205,19 +71,66 @@ class _Builder:
         types = (kind,) if isinstance(kind, str) else tuple(kind)
         protocols = tuple(one == "inet_proto" for one in types)
         if any(protocols):
-            elements = [_named(one, protocols) for one in elements if one is not None]
-        self.sets.append(nft.Set(body["name"], types, frozenset(elements), _flags(body)))  # type: ignore[arg-type]
+            elements = [named(one, protocols) for one in elements if one is not None]
+        content = frozenset(elements)
+        self.sets.append(nft.Set(body["name"], types, content, _flags(body), timeout=body.get("timeout")))  # type: ignore[arg-type]
+        return None
+
+    def map(self, body: dict[str, Any]) -> None:
+        kind, data = body.get("type"), body.get("map")
+        types = (kind,) if isinstance(kind, str) else tuple(kind or ())
+        # nft 1.0.6 writes a concatenation of data types as one word.
+        held = tuple(data.split(" . ")) if isinstance(data, str) else tuple(data or ())
+        content = entries(body.get("elem", []), held == ("verdict",)) if types and held else None
+        if content is None or held[0] in _OBJECT_MAPS:
+            return self.other("map", body)
+        protocols = tuple(one == "inet_proto" for one in types)
+        content = frozenset((named(key, protocols), to) for key, to in content)
+        self.maps.append(nft.Map(body["name"], types, held, content, _flags(body), body.get("timeout")))
+        return None
+
+    def flowtable(self, body: dict[str, Any]) -> None:
+        devices = body.get("dev", [])
+        devices = [devices] if isinstance(devices, str) else devices
+        self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), frozenset(devices), body["hook"]))
+
+    def object(self, kind: str, body: dict[str, Any]) -> None:
+        plain = {key: value for key, value in body.items() if key not in ("family", "table", "name", "handle")}
+        try:
+            if kind == "limit":
+                made: Any = limit(plain)
+            elif kind == "quota":
+                made = quota({"val": plain["bytes"], "inv": plain.get("inv", False)})
+            else:
+                made = nft.CtHelper(plain["type"], plain["protocol"], plain.get("l3proto"))
+        except Strange:
+            return self.other(kind, body)
+        self.objects.append(nft.Named(body["name"], made))
         return None
 
     def counter(self, body: dict[str, Any]) -> None:
         self.counters.append(nft.NamedCounter(body["name"]))
 
     def other(self, kind: str, body: dict[str, Any]) -> None:
-        self.unknown.append(_raw({kind: body}))
+        self.unknown.append(raw({kind: body}))
 
     def build(self) -> nft.Table:
         chains = tuple(nft.Chain(name, tuple(self.rules.get(name, ())), hook) for name, hook in self.hooks.items())
-        return nft.Table(self.family, self.name, chains, tuple(self.sets), tuple(self.counters), tuple(self.unknown))
+        return nft.Table(
+            self.family,
+            self.name,
+            chains,
+            tuple(self.sets),
+            tuple(self.counters),
+            tuple(self.unknown),
+            tuple(self.maps),
+            tuple(self.flowtables),
+            tuple(self.objects),
+            self.flags,
+        )
+
+
+_OBJECT_MAPS = frozenset({"counter", "quota", "limit", "ct helper", "ct timeout", "synproxy", "secmark"})
 
 
 def _objects(document: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -240,12 +153,22 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
             owner = (body["family"], body["name"] if kind == "table" else body["table"])
             builder = builders.setdefault(owner, _Builder(*owner))
             if kind == "table":
-                if body.get("flags"):  # a dormant table hooks nowhere, an owned one goes with its owner
-                    builder.other("table", body)
+                # A dormant table hooks nowhere. nft 1.0.6 puts another word in the flag's place.
+                flags = _flags(body)
+                builder.flags = flags if flags <= _TABLE_FLAGS else frozenset({"unnamed"})
                 continue
-            known = {"chain": builder.chain, "rule": builder.rule, "set": builder.set, "counter": builder.counter}
+            known = {
+                "chain": builder.chain,
+                "rule": builder.rule,
+                "set": builder.set,
+                "map": builder.map,
+                "counter": builder.counter,
+                "flowtable": builder.flowtable,
+            }
             if kind in known:
                 known[kind](body)
+            elif kind in ("limit", "quota", "ct helper"):
+                builder.object(kind, body)
             else:
                 builder.other(kind, body)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
@@ -253,7 +176,9 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
     return tuple(builder.build() for builder in builders.values())
 
 
-_DEVICE = re.compile(r'\n\tchain (\S+) \{\n\t\ttype \S+ hook \S+ device "([^"]+)"')
+_DEVICE = re.compile(r'\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ device "([^"]+)"')
+_DEVICES = re.compile(r"\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ devices = \{ ([^}]+) \}")
+_SET_FLAGS = re.compile(r"\n\t(?:set|map) (\S+) \{\n(?:\t\t(?!flags|elements).*\n)*\t\tflags (\S+)")
 
 
 def with_devices(table: nft.Table, listing: str) -> nft.Table:
@@ -261,14 +186,47 @@ def with_devices(table: nft.Table, listing: str) -> nft.Table:
 
     `listing` is what `nft list table FAMILY NAME` prints.
     """
-    devices = dict(_DEVICE.findall(listing))
+    devices = {name: frozenset({device}) for name, device in _DEVICE.findall(listing)}
+    for name, several in _DEVICES.findall(listing):
+        devices[name] = frozenset(one.strip().strip('"') for one in several.split(","))
     chains = tuple(
-        evolve(chain, hook=evolve(chain.hook, device=devices[chain.name]))
-        if chain.hook and chain.hook.device is None and chain.name in devices
+        evolve(chain, hook=_on(chain.hook, devices[chain.name]))
+        if chain.hook and not chain.hook.device and not chain.hook.devices and chain.name in devices
         else chain
         for chain in table.chains
     )
     return evolve(table, chains=chains)
+
+
+def _with_flags(table: nft.Table, listing: str) -> nft.Table:
+    """The table with its flags, and with those of its sets that nft 1.0.6 leaves out of its JSON ("dynamic")."""
+    found = re.search(r"\A(?:\tcomment .*\n)?\tflags (\S+)$", listing.partition("\n")[2], re.MULTILINE)
+    flags = {name: frozenset(words.split(",")) for name, words in _SET_FLAGS.findall(listing)}
+
+    def more(one: Any) -> Any:
+        return evolve(one, flags=one.flags | flags[one.name]) if one.name in flags else one
+
+    return evolve(
+        table,
+        flags=frozenset(found[1].split(",")) if found else table.flags,
+        sets=tuple(map(more, table.sets)),
+        maps=tuple(map(more, table.maps)),
+    )
+
+
+def completed(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...]:
+    """The tables with what nft 1.0.6 prints in text only: devices of hooks, flags of tables and sets.
+
+    `listing` is what `nft list ruleset` prints; elements may be left out.
+    """
+    parts: dict[tuple[str, str], str] = {}
+    for text in re.split(r"^(?=table )", listing, flags=re.MULTILINE):
+        words = text.split(maxsplit=3)
+        if len(words) == 4:
+            parts[words[1], words[2]] = text
+    return tuple(
+        _with_flags(with_devices(one, parts[one.key]), parts[one.key]) if one.key in parts else one for one in tables
+    )
 
 
 def counters(document: Any) -> Counters:

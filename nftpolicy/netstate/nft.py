@@ -11,167 +11,126 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-FULL = 0xFFFFFFFF
+from .expressions import (
+    FULL,
+    PROTOCOLS,
+    AnonymousSet,
+    Binary,
+    Bitwise,
+    Concat,
+    Ct,
+    Element,
+    Expression,
+    Fib,
+    Lookup,
+    MapRef,
+    Meta,
+    Option,
+    Payload,
+    RawPayload,
+    Right,
+    Rt,
+    SetRef,
+    Socket,
+    UnknownExpression,
+    Value,
+)
+from .statements import (
+    ACCEPT,
+    DROP,
+    Connections,
+    Counter,
+    CounterRef,
+    Dnat,
+    Dup,
+    FlowAdd,
+    Fwd,
+    Limit,
+    Log,
+    Mangle,
+    Masquerade,
+    Match,
+    Notrack,
+    ObjectRef,
+    Queue,
+    Quota,
+    Redirect,
+    Reject,
+    SetUpdate,
+    Snat,
+    Statement,
+    Tproxy,
+    UnknownStatement,
+    Verdict,
+    VerdictMap,
+    VerdictMapRef,
+)
+
+__all__ = [
+    "ACCEPT",
+    "DROP",
+    "FULL",
+    "PROTOCOLS",
+    "AnonymousSet",
+    "Binary",
+    "Bitwise",
+    "Chain",
+    "Concat",
+    "Connections",
+    "Counter",
+    "CounterRef",
+    "Ct",
+    "CtHelper",
+    "Dnat",
+    "Dup",
+    "Element",
+    "Expression",
+    "Fib",
+    "FlowAdd",
+    "Flowtable",
+    "Fwd",
+    "Hook",
+    "Limit",
+    "Log",
+    "Lookup",
+    "Mangle",
+    "Map",
+    "MapRef",
+    "Masquerade",
+    "Match",
+    "Meta",
+    "Named",
+    "NamedCounter",
+    "Notrack",
+    "ObjectRef",
+    "Option",
+    "Origin",
+    "Payload",
+    "Queue",
+    "Quota",
+    "RawPayload",
+    "Redirect",
+    "Reject",
+    "Right",
+    "Rt",
+    "Rule",
+    "Set",
+    "SetRef",
+    "SetUpdate",
+    "Snat",
+    "Socket",
+    "Statement",
+    "Table",
+    "Tproxy",
+    "UnknownExpression",
+    "UnknownStatement",
+    "Value",
+    "Verdict",
+    "VerdictMap",
+    "VerdictMapRef",
+]
 
 Origin = tuple[str, ...]
-# IP protocols by number (RFC 5237's registry). nft names them only where /etc/protocols exists.
-PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
-# An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH",
-# intervals of numbers "LOW-HIGH", interface names may end in "*".
-Value = int | str
-Element = Value | tuple[Value, ...]
-
-
-# --- expressions: what a rule reads ----------------------------------------------------
-
-
-@frozen
-class Meta:
-    """A property of the packet or its socket: mark, oifname, iifname, skuid, skgid, l4proto, ..."""
-
-    key: str
-
-
-@frozen
-class Ct:
-    """A property of the packet's connection; `direction` is "original", "reply" or None."""
-
-    key: str
-    direction: str | None = None
-
-
-@frozen
-class Payload:
-    """A header field, by nft's names: Payload("ip", "daddr"), Payload("th", "dport")."""
-
-    protocol: str
-    name: str
-
-
-@frozen
-class Fib:
-    """What the routing tables say: Fib("type", ("daddr", "iif")) is the type of the destination on the device."""
-
-    result: str
-    keys: tuple[str, ...]
-
-
-@frozen
-class Bitwise:
-    """(`of` & `keep`) | `put` on 32 bits, the only bit arithmetic that nft lists in one shape."""
-
-    of: Expression
-    keep: int = FULL
-    put: int = 0
-
-
-@frozen
-class Concat:
-    """Several expressions looked up together: `meta skgid . ip daddr`."""
-
-    parts: tuple[Expression, ...]
-
-
-@frozen
-class UnknownExpression:
-    """An expression that this version does not model; `raw` is its canonical JSON."""
-
-    raw: str
-
-
-Expression = Meta | Ct | Payload | Fib | Bitwise | Concat | UnknownExpression
-
-
-@frozen
-class SetRef:
-    """The named set of the same table on the right of a match."""
-
-    name: str
-
-
-@frozen
-class AnonymousSet:
-    """Values written in the rule itself."""
-
-    elements: frozenset[Element]
-
-
-Right = Value | SetRef | AnonymousSet | UnknownExpression
-
-
-# --- statements: what a rule does ------------------------------------------------------
-
-
-@frozen
-class Match:
-    """Go on with the rule only if `left` `op` `right`.
-
-    `op` is ==, !=, <, >, <=, >=, in, or "&": all the flags named on the right are set.
-    """
-
-    left: Expression
-    right: Right
-    op: str = "=="
-
-
-@frozen
-class Verdict:
-    """accept, drop, return, continue, or jump/goto with the name of a chain as `target`."""
-
-    kind: str
-    target: str | None = None
-
-
-@frozen
-class VerdictMap:
-    """Look `key` up among `entries` and follow the verdict found; no entry: next statement."""
-
-    key: Expression
-    entries: frozenset[tuple[Element, Verdict]]
-
-
-@frozen
-class Counter:
-    """A counter of the rule's own; its numbers are not part of the state."""
-
-
-@frozen
-class CounterRef:
-    """The named counter of the same table."""
-
-    name: str
-
-
-@frozen
-class Mangle:
-    """Set `key` (meta mark, ct mark) to `value`."""
-
-    key: Expression
-    value: Expression | int
-
-
-@frozen
-class Dnat:
-    """Change the destination; `family` is "ip" or "ip6"."""
-
-    family: str
-    address: str
-    port: int
-
-
-@frozen
-class UnknownStatement:
-    """A statement that this version does not model; `raw` is its canonical JSON."""
-
-    raw: str
-
-
-Statement = Match | Verdict | VerdictMap | Counter | CounterRef | Mangle | Dnat | UnknownStatement
-
-ACCEPT, DROP = Verdict("accept"), Verdict("drop")
-
-
-# --- objects of a table ----------------------------------------------------------------
 
 
 @frozen
@@ -185,13 +144,14 @@ class Rule:
 
 @frozen
 class Hook:
-    """Where a base chain sits. `device` is for the netdev family."""
+    """Where a base chain sits. `device` is for ingress and egress, `devices` for a chain with more than one."""
 
     type: str
     hook: str
     priority: int
     policy: str = "accept"
     device: str | None = None
+    devices: frozenset[str] = frozenset()
 
 
 @frozen
@@ -206,13 +166,56 @@ class Chain:
 
 @frozen
 class Set:
-    """A named set. `type` lists nft's data types, more than one for a concatenation."""
+    """A named set. `type` lists nft's data types, more than one for a concatenation.
+
+    `timeout` (seconds) is what elements get that come without one.
+    """
 
     name: str
     type: tuple[str, ...]
     elements: frozenset[Element] = frozenset()
     flags: frozenset[str] = frozenset()
     origin: Origin = field(default=(), eq=False, repr=False)
+    timeout: int | None = None
+
+
+@frozen
+class Map:
+    """A named map; `data` is the type of what it holds, ("verdict",) for a verdict map."""
+
+    name: str
+    type: tuple[str, ...]
+    data: tuple[str, ...]
+    elements: frozenset[tuple[Element, Element | Verdict]] = frozenset()
+    flags: frozenset[str] = frozenset()
+    timeout: int | None = None
+
+
+@frozen
+class Flowtable:
+    """A fast path for forwarded connections between devices."""
+
+    name: str
+    priority: int
+    devices: frozenset[str]
+    hook: str = "ingress"
+
+
+@frozen
+class Named:
+    """An object that rules refer to by ObjectRef: a Limit, a Quota, or a CtHelper."""
+
+    name: str
+    body: Limit | Quota | CtHelper
+
+
+@frozen
+class CtHelper:
+    """What follows a protocol's extra connections."""
+
+    type: str
+    protocol: str
+    family: str | None = None
 
 
 @frozen
@@ -225,7 +228,10 @@ class NamedCounter:
 
 @frozen
 class Table:
-    """A table. The order of chains, sets and counters has no meaning."""
+    """A table. The order of chains, sets and counters has no meaning.
+
+    `flags` are those of nft; "unnamed" is one that the listing could not tell (see json_in.completed).
+    """
 
     family: str
     name: str
@@ -233,8 +239,17 @@ class Table:
     sets: tuple[Set, ...] = ()
     counters: tuple[NamedCounter, ...] = ()
     unknown: tuple[str, ...] = ()
+    maps: tuple[Map, ...] = ()
+    flowtables: tuple[Flowtable, ...] = ()
+    objects: tuple[Named, ...] = ()
+    flags: frozenset[str] = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:
         """Family and name, which together are unique in a ruleset."""
         return self.family, self.name
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether there is something in it that no compiled table has."""
+        return bool(self.unknown or self.maps or self.flowtables or self.objects or self.flags)

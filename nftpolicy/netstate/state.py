@@ -12,13 +12,33 @@ from .routing import IpRule, Route, Sysctl
 
 
 @frozen
+class Device:
+    """A network device, as far as routing asks for it. `addresses` are ADDRESS/LENGTH, in the kernel's order.
+
+    `group` is its interface group, `master` the device that it is a port of, `kind` the driver's name
+    for it ("bridge", "vrf", "" if it has none).
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    up: bool = True
+    group: int = 0
+    master: str | None = None
+    kind: str = ""
+
+
+@frozen
 class NetState:
-    """Tables, ip rules in order, routes and sysctls of one network namespace."""
+    """Tables, ip rules in order, routes, sysctls and devices of one network namespace.
+
+    No rules of a family stand for the kernel's own; no `devices`: nothing is known about them.
+    """
 
     tables: tuple[Table, ...] = ()
     rules: tuple[IpRule, ...] = ()
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
+    devices: tuple[Device, ...] = ()
 
     def table(self, family: str, name: str) -> Table | None:
         """The table of that family and name, or None."""

@@ -20,7 +20,7 @@ def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
         assert old is not None
         return [NftOperation("delete", old.family, old.name, old)]
     found: list[NftOperation] = []
-    if old is not None and old.unknown:
+    if old is not None and old.is_foreign:
         # Somebody put things into our table that we can't name to take them out one by one.
         found.append(NftOperation("delete", old.family, old.name, old))
         old = None

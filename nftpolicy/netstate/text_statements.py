@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Statements of nft text."""
+
+from __future__ import annotations
+
+import re
+
+from . import nft
+from .nft import Expression, Statement
+from .text_values import FLAGS, constant, element, entries, expression, name, one_of, quoted, typed, types_of
+from .text_values import gate as _gate
+from .text_values import value as _value
+from .text_values import word as _word
+
+_VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
+_OPERATORS = frozenset({"==", "!=", "<", ">", "<=", ">=", "in", "&", "!"})
+_LETTERS = re.compile(r"[a-z]+\Z")
+_SENTENCE = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]=<>!?~|-]{0,127}\Z")
+_LOG_FLAGS = frozenset({"all", "skuid", "ether", "tcp sequence", "tcp options", "ip options"})
+_UPDATES = frozenset({"add", "update", "delete"})
+_REJECTS = frozenset({"icmp", "icmpv6", "icmpx"})
+# How rules apply the objects of their table.
+_OBJECTS = {
+    "limit": "limit name",
+    "quota": "quota name",
+    "synproxy": "synproxy name",
+    "ct helper": "ct helper set",
+    "ct timeout": "ct timeout set",
+    "ct expectation": "ct expectation set",
+}
+
+
+def _unmodelled(item: object) -> ValueError:
+    return ValueError(f"not modelled, so it can not be written: {item}")
+
+
+def verdict(item: nft.Verdict) -> str:
+    """accept, drop, goto CHAIN, ..."""
+    kind = one_of(_VERDICTS, item.kind)
+    return kind if item.target is None else f"{kind} {name(item.target)}"
+
+
+def _match(item: nft.Match) -> str:
+    types = types_of(item.left)
+    left, masked = expression(item.left), isinstance(item.left, nft.Bitwise | nft.Binary)
+    # A masked comparison needs its operator, and one of flags for all of them.
+    explicit = item.op not in ("==", "in") or masked
+    match item.right:
+        case nft.SetRef(target):
+            right = f"@{name(target)}"
+        case nft.AnonymousSet(elements):
+            right = entries(element(one, types) for one in elements)
+        case nft.UnknownExpression():
+            raise _unmodelled(item)
+        case plain if types[0] in FLAGS and item.op in ("in", "!") and isinstance(plain, str):
+            right = ",".join(map(_word, plain.split(",")))
+        case plain if types[0] in FLAGS and isinstance(plain, str) and item.op != "&":
+            right, explicit = constant(plain, item.left), True
+        case plain if types[0] in FLAGS:
+            right, explicit = _value(plain), True
+        case plain:
+            right = typed(plain, types[0])
+    if item.op == "&":  # all of these flags are set
+        return f"{left} & {right} == {right}"
+    if item.left == nft.Socket("cgroupv2"):
+        left = f"{left} level {right.strip('/').count('/') + 1}"
+        right = f'"{right}"'
+    one_of(_OPERATORS, item.op)
+    return f"{left} {item.op + ' ' if explicit else ''}{right}"
+
+
+def _computed(item: Expression | nft.Value | None) -> str:
+    """A value, or what it is computed from."""
+    return _value(item) if isinstance(item, int | str) else expression(item)  # type: ignore[arg-type]
+
+
+def _mangle(item: nft.Mangle) -> str:
+    key = expression(item.key)
+    if isinstance(item.value, int):
+        return f"{key} set {item.value:#x}"
+    if isinstance(item.value, str) and item.key == nft.Ct("event"):
+        return f"{key} set {','.join(map(_word, item.value.split(',')))}"
+    return f"{key} set {_computed(item.value)}"
+
+
+def _vmap(item: nft.VerdictMap) -> str:
+    types = types_of(item.key)
+    return (
+        f"{expression(item.key)} vmap {entries(f'{element(key, types)} : {verdict(to)}' for key, to in item.entries)}"
+    )
+
+
+def _flags(flags: frozenset[str]) -> str:
+    return "".join(f" {','.join(sorted(map(_word, flags)))}" if flags else "")
+
+
+def _place(address: object, port: object) -> str:
+    """ADDRESS, ADDRESS:PORT or :PORT, with brackets where an address has colons and a port."""
+    if address is None and port is None:
+        return ""
+    written = "" if address is None else _computed(address)  # type: ignore[arg-type]
+    if port is None:
+        return f" to {written}"
+    if isinstance(address, str) and ":" in address:
+        written = "-".join(f"[{one}]" for one in written.split("-"))
+    # Text would do for a port, but numbers can smuggle nothing.
+    last = _computed(port) if not isinstance(port, int | str) else _ports(port)
+    return f" to {written}:{last}"
+
+
+def _ports(port: int | str) -> str:
+    return "-".join(str(int(one)) for one in str(port).split("-"))
+
+
+def _nat(kind: str, item: nft.Dnat | nft.Snat) -> str:
+    family = "" if item.family is None else f" {_word(item.family)}"
+    kinds = "".join(f" {one}" for one in ("prefix", "interval") if one in item.flags)
+    if kinds and not family:
+        raise _unmodelled(item)
+    place = _place(item.address, item.port)
+    return f"{kind}{family}{kinds}{place}{_flags(item.flags - {'prefix', 'interval', 'netmap', 'concat'})}"
+
+
+def _reject(item: nft.Reject) -> str:
+    if item == nft.Reject():
+        return "reject"
+    if item.type == "tcp reset":
+        return "reject with tcp reset"
+    if item.code is None:
+        raise _unmodelled(item)
+    return f"reject with {one_of(_REJECTS, item.type)} type {_value(item.code)}"
+
+
+def _log(item: nft.Log) -> str:
+    parts = ["log"]
+    for key, value in sorted(item.options, key=lambda option: option[0] == "flags"):
+        match key, value:
+            case "prefix", str():
+                parts.append(f'prefix "{_gate(_SENTENCE, value)}"')
+            case "level", str():
+                parts.append(f"level {_gate(_LETTERS, value)}")
+            case "flags", str():
+                parts += [f"flags {one_of(_LOG_FLAGS, flag)}" for flag in value.split(",")]
+            case "group" | "snaplen" | "queue-threshold", int():
+                parts.append(f"{key} {value}")
+            case _:
+                raise _unmodelled(item)
+    return " ".join(parts)
+
+
+def limit(item: nft.Limit) -> str:
+    """The words of a limit, of a rule or an object."""
+    over = "over " if item.over else ""
+    if item.unit == "packets":
+        return f"rate {over}{int(item.rate)}/{_word(item.per)} burst {int(item.burst)} packets"
+    rate = f"rate {over}{int(item.rate)} {_word(item.unit)}/{_word(item.per)}"
+    return f"{rate} burst {int(item.burst)} {_word(item.burst_unit)}" if item.burst else rate
+
+
+def quota(item: nft.Quota) -> str:
+    """The words of a quota, of a rule or an object."""
+    return f"{'over ' if item.over else ''}{int(item.amount)} {_word(item.unit)}"
+
+
+def _set_update(item: nft.SetUpdate) -> str:
+    timeout = "" if item.timeout is None else f" timeout {int(item.timeout)}s"
+    more = "".join(f" {statement(one)}" for one in item.statements)
+    return f"{one_of(_UPDATES, item.op)} @{name(item.name)} {{ {expression(item.key)}{timeout}{more} }}"
+
+
+def _elsewhere(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
+    match item:
+        case nft.Dup(address, device):
+            # To a device alone (netdev) it stands in the address' place.
+            return f"dup to {_value(address or '')}" + ("" if device is None else f" device {quoted(device)}")
+        case nft.Fwd(device, None, _):
+            return f"fwd to {quoted(device)}"
+        case nft.Fwd(device, family, address):
+            return f"fwd {_word(family)} to {_value(address or '')} device {quoted(device)}"
+    family = "" if item.family is None else f" {_word(item.family)}"
+    return f"tproxy{family}{_place(item.address, item.port)}"
+
+
+def _queue(item: nft.Queue) -> str:
+    if item.number is None:
+        return "queue"
+    flags = f" flags{_flags(item.flags)}" if item.flags else ""
+    return f"queue{flags} to {_value(item.number)}"
+
+
+def statement(item: Statement) -> str:
+    """A statement as nft reads it."""
+    match item:
+        case nft.Match():
+            return _match(item)
+        case nft.Verdict():
+            return verdict(item)
+        case nft.VerdictMap():
+            return _vmap(item)
+        case nft.VerdictMapRef(key, target):
+            return f"{expression(key)} vmap @{name(target)}"
+        case nft.Counter():
+            return "counter"
+        case nft.CounterRef(target):
+            return f'counter name "{name(target)}"'
+        case nft.ObjectRef(kind, target) if kind in _OBJECTS:
+            return f'{_OBJECTS[kind]} "{name(target)}"'
+        case nft.Mangle():
+            return _mangle(item)
+        case nft.Dnat():
+            return _nat("dnat", item)
+        case nft.Snat():
+            return _nat("snat", item)
+        case nft.Masquerade(port, flags):
+            return f"masquerade{_place(None, port)}{_flags(flags)}"
+        case nft.Redirect(port, flags):
+            return f"redirect{_place(None, port)}{_flags(flags)}"
+        case nft.Reject():
+            return _reject(item)
+        case nft.Log():
+            return _log(item)
+        case nft.Notrack():
+            return "notrack"
+        case nft.Queue():
+            return _queue(item)
+        case nft.Limit():
+            return f"limit {limit(item)}"
+        case nft.Quota():
+            return f"quota {quota(item)}"
+        case nft.Connections(count, over):
+            return f"ct count {'over ' if over else ''}{int(count)}"
+        case nft.SetUpdate():
+            return _set_update(item)
+        case nft.FlowAdd(target):
+            return f"flow add @{name(target)}"
+        case nft.Dup() | nft.Fwd() | nft.Tproxy():
+            return _elsewhere(item)
+    raise _unmodelled(item)
