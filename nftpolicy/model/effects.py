@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the statements of rules do to a packet. Made once per rule, done per packet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from ..netstate import nft
+from .matching import LOOPBACK, About, Run, Tables, lookup, match
+from .packet import shown
+from .reading import BREAKS, UNKNOWN, Nothing, Place, is_untracked, reader
+from .view import View
+from .words import Kind, kind, parse
+
+# What a step gives back: None (the rule goes on), BREAK (it does not match after all), or a verdict.
+BREAK: Final = nft.Verdict("break")
+Step = Callable[[Run], nft.Verdict | None]
+
+# Writes that nothing here reads, and that send a packet nowhere else.
+_HARMLESS_META = frozenset({"nftrace", "priority", "secmark"})
+_HARMLESS_CT = frozenset({"event", "label", "helper", "timeout", "secmark"})
+_TRACED_OBJECTS = frozenset({"ct helper", "ct timeout", "ct expectation", "secmark"})
+_QUIET = (nft.Counter, nft.CounterRef, nft.Log)
+
+
+def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
+    """What carries the statement out; None if there is nothing to do."""
+    about = About(statement, tables.table)
+    match_ = statement
+    match match_:
+        case nft.Match():
+            holds = match(match_, tables, place)
+            return lambda run: None if holds(run) else BREAK
+        case nft.Verdict("continue"):
+            return None
+        case nft.Verdict():
+            return lambda run: match_
+        case nft.VerdictMap(key, entries):
+            return _verdict_map(lookup(key, entries, tables, place), about, _targets(entries))
+        case nft.VerdictMapRef(key, name):
+            found = next((one.elements for one in tables.table.maps if one.name == name), frozenset())
+            return _verdict_map(lookup(key, name, tables, place), about, _targets(found))
+        case nft.Mangle(key, value):
+            return _mangle(key, _value(value, key, tables, place), about, place)
+        case nft.Dnat() | nft.Snat() | nft.Masquerade() | nft.Redirect():
+            return _nat(match_, tables, place, about)
+        case nft.Reject(type_):
+            return _reject(type_)
+        case nft.Notrack():
+            return lambda run: _notrack(run, place)
+        case nft.Limit() | nft.Quota() | nft.Connections():
+            return lambda run: None if run.doubts.ask(str(about)) else BREAK
+        case nft.SetUpdate(op, _, key):
+            return _set_update(reader_of(key, place), op, about)
+        case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
+            return None
+        case nft.ObjectRef("limit" | "quota"):
+            return lambda run: None if run.doubts.ask(str(about)) else BREAK
+        case nft.Queue():
+            return lambda run: _queue(run, about)
+        case nft.FlowAdd() if place.hook != "forward":
+            return None
+    if isinstance(match_, _QUIET):
+        return None
+    # A copy, another device, a connection taken over, something unheard of: nobody here can say what follows.
+    return lambda run: _noted(run, about)
+
+
+def reader_of(key: nft.Expression, place: Place) -> Callable[[View], bool]:
+    """Whether all that a key needs can be read."""
+    parts = key.parts if isinstance(key, nft.Concat) else (key,)
+    reads = [reader(part, place) for part in parts]
+    return lambda view: all(read(view) is not BREAKS for read in reads)
+
+
+def _noted(run: Run, about: About) -> None:
+    run.doubts.note(str(about))
+    run.effects.append("not understood")
+
+
+def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
+    """The verdicts that a map can give, in a fixed order."""
+    return tuple(sorted({verdict for _, verdict in entries}, key=repr))
+
+
+def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.Verdict, ...]) -> Step:
+    def follow(run: Run) -> nft.Verdict | None:
+        found = find(run.view)
+        if found is BREAKS:
+            return BREAK
+        if found is UNKNOWN:
+            # One of its verdicts, or none.
+            found = next((one for one in possible if run.doubts.ask(f"{about}: {one.kind}")), BREAK)
+            if not possible:
+                _noted(run, about)
+        return None if found.kind == "continue" else found
+
+    return follow
+
+
+def _reject(type_: str) -> Step:
+    # nft brings the family along, where the answer is one of a family.
+    family = {"icmp": 4, "icmpv6": 6}.get(type_)
+    drop = nft.Verdict("drop")
+    return lambda run: BREAK if family is not None and run.view.family != family else drop
+
+
+def _notrack(run: Run, place: Place) -> None:
+    if is_untracked(run.view, place):  # what tracking has refused to look at too
+        run.view.notrack = True
+        run.effects.append("not tracked")
+
+
+def _queue(run: Run, about: About) -> nft.Verdict:
+    """A program gets the packet, and may change it."""
+    _noted(run, about)
+    return nft.ACCEPT if run.doubts.ask(f"{about}: accepted") else nft.DROP
+
+
+def _set_update(readable: Callable[[View], bool], op: str, about: About) -> Step:
+    def update(run: Run) -> nft.Verdict | None:
+        if not readable(run.view):
+            return BREAK
+        return None if op == "delete" or run.doubts.ask(f"room for {about}") else BREAK
+
+    return update
+
+
+# --- values that are written -----------------------------------------------------------
+
+Value = Callable[[View], Any]  # an int, BREAKS or UNKNOWN
+
+
+def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, place: Place) -> Value:
+    if isinstance(item, int | str):
+        number = _single(kind(key), item)
+        return lambda view: UNKNOWN if number is None else number
+    if isinstance(item, nft.Lookup):
+        data = item.data if isinstance(item.data, frozenset) else item.data.name
+        find, of = lookup(item.key, data, tables, place), kind(key)
+
+        def held(view: View) -> Any:
+            found = find(view)
+            if isinstance(found, Nothing):
+                return found
+            number = None if isinstance(found, tuple) else _single(of, found)
+            return UNKNOWN if number is None else number
+
+        return held
+    return reader(item, place)
+
+
+def _single(of: Kind, item: nft.Value) -> int | None:
+    found = parse(of, item)
+    return found[0] if found is not None and found[0] == found[1] else None
+
+
+def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> Step | None:
+    match key:
+        case nft.Meta("mark") | nft.Ct("mark", None):
+            pass
+        case nft.Meta(name) if name in _HARMLESS_META:
+            return None
+        case nft.Ct(name) if name in _HARMLESS_CT:
+            return None
+        case nft.Option():
+            return lambda run: BREAK if value(run.view) is BREAKS else None
+        case nft.Payload(("ip" | "ip6"), ("saddr" | "daddr")) | nft.Payload(_, ("sport" | "dport")):
+            pass
+        case nft.Payload():
+            return _header(key, value, reader(key, place))
+        case _:
+            return lambda run: _noted(run, about)
+    readable = reader(key, place) if isinstance(key, nft.Payload) else None
+
+    def write(run: Run) -> nft.Verdict | None:
+        number = value(run.view)
+        if number is BREAKS or (readable is not None and readable(run.view) is BREAKS):
+            return BREAK
+        if isinstance(number, Nothing):
+            return _noted(run, about)
+        _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, place)
+        return None
+
+    return write
+
+
+def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
+    view = run.view
+    match key:
+        case nft.Meta():
+            view.mark = number
+            run.effects.append(f"mark {number:#x}")
+        case nft.Ct():
+            if reader(nft.Ct("mark"), place)(view) is not BREAKS:  # there is no flow to mark otherwise
+                view.ct_mark = number
+                run.effects.append(f"flow mark {number:#x}")
+        case nft.Payload(_, "saddr"):
+            view.source = number
+            run.effects.append(f"source {shown(view.family, number)}")
+        case nft.Payload(_, "daddr"):
+            view.destination = number
+            run.effects.append(f"destination {shown(view.family, number)}")
+        case nft.Payload(_, "sport"):
+            view.sport = number
+        case nft.Payload(_, "dport"):
+            view.dport = number
+
+
+def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step:
+    """Another field of the header: what is read of it later is what was written, or not known."""
+
+    def write(run: Run) -> nft.Verdict | None:
+        number = value(run.view)
+        if number is BREAKS or read(run.view) is BREAKS:
+            return BREAK
+        fields = {name: old for name, old in run.view.fields.items() if name != (key.protocol, key.name)}
+        run.view.fields = fields if isinstance(number, Nothing) else {**fields, (key.protocol, key.name): number}
+        return None
+
+    return write
+
+
+# --- address translation ---------------------------------------------------------------
+
+
+def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -> Step:
+    """Addresses and ports are changed; with that the chain is done."""
+    is_source = isinstance(statement, nft.Snat | nft.Masquerade)
+    family = {"ip": 4, "ip6": 6, None: None}[getattr(statement, "family", None)]
+    address: Any = getattr(statement, "address", None)
+    plain = nft.Payload("th", "dport")
+    # The family of an address is the packet's: the chain sees no others.
+    find = {version: _part(address, nft.Payload(of, "daddr"), tables, place) for version, of in ((4, "ip"), (6, "ip6"))}
+    port = _part(statement.port, plain, tables, place)  # type: ignore[union-attr]
+
+    def translate(run: Run) -> nft.Verdict | None:
+        view = run.view
+        if family is not None and view.family != family:
+            return BREAK
+        where, which = find[view.family](view), port(view)
+        if BREAKS in (where, which):
+            return BREAK
+        if isinstance(where, tuple):  # a map may hold both
+            where, which = where
+        if UNKNOWN in (where, which) or "netmap" in statement.flags:  # type: ignore[union-attr]
+            run.doubts.note(str(about))
+        _translated(run, is_source, statement, *(None if one is UNKNOWN else one for one in (where, which)), place)
+        return nft.ACCEPT
+
+    return translate
+
+
+def _part(item: Any, of: nft.Payload, tables: Tables, place: Place) -> Value:
+    if item is None:
+        return lambda view: None
+    if isinstance(item, nft.Lookup):
+        data = item.data if isinstance(item.data, frozenset) else item.data.name
+        find = lookup(item.key, data, tables, place)
+
+        def held(view: View) -> Any:
+            found = find(view)
+            if isinstance(found, tuple):
+                parts = [_single(kind(of), found[0]), _single(kind(nft.Payload("th", "dport")), found[1])]
+                return UNKNOWN if len(found) != 2 or None in parts else tuple(parts)
+            number = None if isinstance(found, Nothing) else _single(kind(of), found)
+            return found if isinstance(found, Nothing) else UNKNOWN if number is None else number
+
+        return held
+    return _value(item, of, tables, place)
+
+
+def _translated(
+    run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, place: Place
+) -> None:
+    view = run.view
+    if isinstance(statement, nft.Redirect):
+        if place.hook == "output":
+            address = LOOPBACK[view.family]
+        else:
+            view.redirected = True
+    if is_source:
+        view.snat, view.new_source = True, view.source if isinstance(statement, nft.Snat) else None
+        if address is not None:
+            view.source = view.new_source = address
+        view.sport = view.sport if port is None else port
+    else:
+        view.dnat = True
+        view.destination = view.destination if address is None else address
+        view.dport = view.dport if port is None else port
+    view.status = view.status | {"snat" if is_source else "dnat"}
+    to = "" if address is None else f" {shown(view.family, address)}"
+    run.effects.append(f"{'source' if is_source else 'destination'}{to}{'' if port is None else f' port {port}'}")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The hooks that one packet passes: base chains of all tables in order, and NAT at its own place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from ..netstate import nft
+from .chains import DROP, Ruleset, evaluate
+from .decision import Decision, Untold
+from .unknown import Doubts
+from .view import View
+
+# Where nat chains are asked, whatever their priority says (include/uapi/linux/netfilter_ipv4.h).
+NAT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
+DROPPED = "dropped"
+
+Placed = tuple[int, nft.Table, nft.Chain, nft.Hook]
+Compared = tuple[int, int, int]  # mark, source, destination
+
+
+_TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.Connections, nft.FlowAdd)
+_WORDS = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")  # of those in JSON
+_NAMES = {4: "ip", 6: "ip6"}
+
+
+def tracks(tables: Iterable[nft.Table], family: int) -> bool | None:
+    """Whether connections are tracked, which takes a rule that needs it; None: something unknown may need it."""
+    unknown = False
+    for table in tables:
+        if table.family not in (_NAMES[family], "inet", "bridge"):
+            continue
+        for part in (*table.chains, *table.objects, *map(nft.UnknownStatement, table.unknown)):
+            found = _needs_tracking(part, _NAMES[family])
+            if found:
+                return True
+            unknown = unknown or found is None
+    return None if unknown else False
+
+
+def _needs_tracking(value: object, family: str) -> bool | None:
+    match value:
+        case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
+            return True if any(word in raw for word in _WORDS) else None
+        case nft.Dnat(of) | nft.Snat(of) if of in (None, family):  # in an inet table too: not of the other family
+            return True
+        case tuple() | frozenset():
+            found = {_needs_tracking(one, family) for one in value}
+        case str():
+            return False
+        case _ if isinstance(value, _TRACKING):
+            return True
+        case _ if attrs.has(type(value)):
+            found = {_needs_tracking(getattr(value, one.name), family) for one in attrs.fields(type(value))}
+        case _:
+            return False
+    return True if True in found else None if None in found else False
+
+
+class Hooks:
+    """One packet's passage through hooks. What chains write stays in `view`."""
+
+    def __init__(
+        self, ruleset: Ruleset, tracked: Callable[[], bool | None], view: View, doubts: Doubts, log: list[Decision]
+    ) -> None:
+        self._ruleset, self._tracked = ruleset, tracked
+        self.view, self._doubts, self._log = view, doubts, log
+        self._told = None if isinstance(log, Untold) else log
+
+    def passes(
+        self,
+        hook: str,
+        *,
+        iif: str | None = None,
+        oif: str | None = None,
+        device: str | None = None,
+        nat: bool = True,
+        copied: bool = False,
+        after: Callable[[nft.Hook, Compared], str | None] | None = None,
+    ) -> str | None:
+        """Let the packet pass the chains at one hook; the outcome if its way ends here, "dropped" for one.
+
+        `after` is called behind each chain with what the packet was before it; it may end the way too.
+        `nat` is whether this is where the addresses of a flow are settled, `copied` whether a copy for
+        this machine, which has no socket, may have settled them before.
+        """
+        view = self.view
+        view.iif, view.oif = iif, oif
+        ordered = self._order(hook, device)
+        if ordered and self._told is not None:
+            self._log.append(Decision("hook", _title(hook, iif, oif, device)))
+        settled = False
+        for _, table, chain, at in ordered:
+            if at.type == "nat" and (settled or not nat or not self._nat_is_asked()):
+                continue
+            before = compared(view)
+            by_copy = copied and at.type == "nat" and self._settled_by_copy(table, chain, at)
+            if not by_copy and self._evaluate(table, chain, at) == DROP:
+                return DROPPED
+            if at.type == "nat":
+                settled = view.dnat if hook in ("prerouting", "output") else view.snat
+            ended = after(at, before) if after is not None else None
+            if ended is not None:
+                return ended
+        return None
+
+    def _order(self, hook: str, device: str | None) -> list[Placed]:
+        """Chains by where they really are: all nat chains of a hook are asked at one place."""
+        family = {0x0800: 4, 0x86DD: 6}.get(self.view.protocol_number, 0)
+        placed = [
+            (NAT.get(hook, at.priority) if at.type == "nat" else at.priority, table, chain, at)
+            for table, chain in self._ruleset.hooked(family, hook, device)
+            if (at := chain.hook) is not None
+        ]
+        return sorted(placed, key=lambda item: item[0])
+
+    def _nat_is_asked(self) -> bool:
+        """NAT is settled by a flow's first packet; nobody is asked about flows that are not tracked.
+
+        The packets that follow in the same direction are treated alike, so they are asked here too.
+        """
+        view = self.view
+        if view.notrack or view.ct_direction != "original" or view.ct_state not in ("new", "established"):
+            return False
+        tracked = self._tracked()
+        return self._doubts.ask("whether connections are tracked at all") if tracked is None else tracked
+
+    def _settled_by_copy(self, table: nft.Table, chain: nft.Chain, at: nft.Hook) -> bool:
+        view = self.view
+        if not self._doubts.ask(f"whether a copy for this machine has passed {chain.name} before"):
+            return False
+        kept = view.uid, view.gid, view.cgroup, view.mark
+        view.uid = view.gid = view.cgroup = None
+        verdict = self._evaluate(table, chain, at)
+        view.uid, view.gid, view.cgroup, view.mark = kept
+        return verdict != DROP
+
+    def _evaluate(self, table: nft.Table, chain: nft.Chain, at: nft.Hook) -> str:
+        view = self.view
+        follows = at.type == "nat" and view.ct_state == "established"
+        if follows:
+            view.ct_state = "new"
+        try:
+            verdict = evaluate(self._ruleset, table, chain, view, self._doubts, self._told)
+        finally:
+            if follows:
+                view.ct_state = "established"
+        # What a nat chain would drop now was not dropped when the flow began.
+        return "accept" if follows and verdict == DROP else verdict
+
+
+def compared(view: View) -> Compared:
+    """What the kernel compares to know whether a packet has to be routed again."""
+    return view.mark, view.source, view.destination
+
+
+def _title(hook: str, iif: str | None, oif: str | None, device: str | None) -> str:
+    if device is not None:
+        return f"{hook} of {device}"
+    return hook + (f" from {iif}" if iif else "") + (f" to {oif}" if oif else "")

@@ -1,0 +1,701 @@
+"""One packet in the chains of made-up tables: what the kernel would do, without one."""
+
+import json
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.model.chains import Ruleset, evaluate
+from nftpolicy.model.packet import ICMP, ICMPV6, TCP, Flow, Packet, number
+from nftpolicy.model.unknown import CAP, Doubts, explore
+from nftpolicy.model.view import View
+from nftpolicy.netstate import json_in, text
+from nftpolicy.netstate.nft import (
+    ACCEPT,
+    DROP,
+    AnonymousSet,
+    Binary,
+    Bitwise,
+    Chain,
+    Concat,
+    Connections,
+    Counter,
+    Ct,
+    Dnat,
+    Dup,
+    Fib,
+    FlowAdd,
+    Hook,
+    Limit,
+    Log,
+    Lookup,
+    Mangle,
+    Map,
+    MapRef,
+    Masquerade,
+    Match,
+    Meta,
+    Notrack,
+    ObjectRef,
+    Option,
+    Payload,
+    Queue,
+    Quota,
+    RawPayload,
+    Redirect,
+    Reject,
+    Rt,
+    Rule,
+    Set,
+    SetRef,
+    SetUpdate,
+    Snat,
+    Socket,
+    Table,
+    UnknownExpression,
+    UnknownStatement,
+    Verdict,
+    VerdictMap,
+    VerdictMapRef,
+)
+
+MARK = Meta("mark")
+OUTPUT = Hook("filter", "output", 0)
+ASKED = {4: number("192.0.2.1"), 6: number("2001:db8::1")}
+
+
+def packet(family=4, **more):
+    return Packet(family, ASKED[family], **{"source": ASKED[family] + 1, "uid": 1000, "gid": 100, **more})
+
+
+def view(sent=None, **more):
+    sent = packet() if sent is None else sent
+    return evolve(View.of(sent, sent.source, oif="eth0"), **more)
+
+
+def base(*statements, hook=OUTPUT):
+    """A base chain of rules; a statement by itself is a rule that drops if it holds."""
+    rules = [one if isinstance(one, Rule) else Rule((one, DROP)) for one in statements]
+    return Chain("base", tuple(rules), hook)
+
+
+def table(*chains, family="inet", **more):
+    return Table(family, "t", chains, **more)
+
+
+def run(made, at, doubts=None, log=None):
+    ruleset = Ruleset((made,))
+    return evaluate(ruleset, made, made.chains[0], at, doubts or Doubts(), log)
+
+
+def holds(statement, at=None, *, hook=OUTPUT, family="inet", **more):
+    """Whether a rule with this statement comes to its end; None if that is not known."""
+    made = table(base(statement, hook=hook), family=family, **more)
+    forks = explore(lambda doubts: run(made, evolve(at or view()), doubts))
+    found = set(forks.results)
+    return None if len(found) > 1 or forks.noted else found == {"drop"}
+
+
+# --- matches ---------------------------------------------------------------------------
+
+FRAGMENT = {("ip", "frag-off"): 5}
+MATCHES = [
+    (Match(MARK, 5), view(mark=5), True),
+    (Match(MARK, "4-6"), view(mark=5), True),
+    (Match(MARK, "4-6", "!="), view(mark=5), False),
+    (Match(MARK, 5, "<"), view(mark=5), False),
+    (Match(MARK, 5, "<="), view(mark=5), True),
+    (Match(MARK, 4, ">"), view(mark=5), True),
+    (Match(MARK, 6, ">="), view(mark=5), False),
+    (Match(Bitwise(MARK, keep=0xF0), 0x10), view(mark=0x15), True),
+    (Match(Bitwise(MARK, keep=0xF0, put=1), AnonymousSet(frozenset({1, 0x11}))), view(mark=0x15), True),
+    (Match(Binary("^", MARK, 1), 4), view(mark=5), True),
+    (Match(Binary("<<", MARK, 4), 0x50), view(mark=5), True),
+    (Match(Binary(">>", MARK, 1), 2), view(mark=5), True),
+    (Match(Binary("&", MARK, Ct("mark")), 4), view(mark=5, ct_mark=6), True),
+    (Match(Binary("|", MARK, Ct("mark")), 7), view(mark=5, ct_mark=6), True),
+    (Match(Meta("oifname"), "eth0"), view(), True),
+    (Match(Meta("oifname"), "eth*"), view(), True),
+    (Match(Meta("oifname"), "eth\\*"), view(), False),
+    (Match(Meta("oifname"), "eth\\*"), view(oif="eth*"), True),
+    (Match(Meta("oif"), "77"), view(), False),
+    (Match(Meta("iifname"), "eth0", "!="), view(), True),
+    (Match(Meta("oifname"), AnonymousSet(frozenset({"wg*", "eth0"}))), view(), True),
+    (Match(Meta("oifname"), AnonymousSet(frozenset({"wg*", "eth0"})), "!="), view(oif="wg7"), False),
+    (Match(Meta("skuid"), 1000), view(), True),
+    (Match(Meta("skuid"), 0, "!="), view(uid=None), False),
+    (Match(Meta("skgid"), "5-200"), view(), True),
+    (Match(Meta("skgid"), AnonymousSet(frozenset({5})), "!="), view(gid=None), False),
+    (Match(Meta("l4proto"), "udp"), view(), True),
+    (Match(Meta("l4proto"), AnonymousSet(frozenset({"tcp", "icmpv6", 200}))), view(protocol=200), True),
+    (Match(Meta("l4proto"), "tcp", "!="), view(ethertype=0x0806), False),
+    (Match(Meta("nfproto"), "ipv4"), view(), True),
+    (Match(Meta("nfproto"), "ipv6", "!="), view(), True),
+    (Match(Meta("protocol"), "arp"), view(ethertype=0x0806), True),
+    (Match(Meta("pkttype"), "multicast"), view(), False),
+    (Match(Meta("nftrace"), 0), view(), True),
+    (Match(Meta("length"), 100, ">"), view(fields={("meta", "length"): 200}), True),
+    (Match(Payload("ip", "daddr"), "192.0.2.0/24"), view(), True),
+    (Match(Payload("ip", "daddr"), "192.0.2.0-192.0.2.9", "!="), view(), False),
+    (Match(Payload("ip", "daddr"), "10.0.0.0/8", "!="), view(packet(6)), False),
+    (Match(Payload("ip6", "daddr"), "2001:db8::/32"), view(packet(6)), True),
+    (Match(Bitwise(Payload("ip", "daddr"), keep="0.0.0.255"), "0.0.0.1"), view(), True),
+    (Match(Bitwise(Payload("ip6", "daddr"), keep="::ffff"), "::1"), view(packet(6)), True),
+    (Match(Payload("ip", "version"), 4), view(), True),
+    (Match(Payload("ip", "protocol"), "udp"), view(), True),
+    (Match(Payload("ip6", "nexthdr"), "udp"), view(packet(6)), True),
+    (Match(Payload("ip", "ttl"), 64), view(), True),
+    (Match(Payload("ip", "ttl"), 63), view(iif="eth1"), True),
+    (Match(Payload("ip6", "hoplimit"), 4), view(packet(6), iif="eth1", fields={("ip6", "hoplimit"): 5}), True),
+    (Match(Payload("ip", "dscp"), "cs1"), view(fields={("ip", "dscp"): 8}), True),
+    (Match(Payload("udp", "dport"), 9), view(), True),
+    (Match(Payload("udp", "sport"), 40000), view(), True),
+    (Match(Payload("tcp", "dport"), 22, "!="), view(), False),
+    (Match(Payload("tcp", "dport"), 9), view(protocol=TCP), True),
+    (Match(Payload("th", "dport"), 9), view(protocol=132), True),
+    (Match(Payload("th", "dport"), 9), view(fields=FRAGMENT), False),
+    (Match(Payload("th", "dport"), 9, "!="), view(fields=FRAGMENT), False),
+    (Match(Payload("icmp", "type"), "echo-request"), view(protocol=ICMP), True),
+    (Match(Payload("icmp", "type"), "echo-reply"), view(protocol=ICMP, ct_direction="reply"), True),
+    (Match(Payload("icmp", "type"), "echo-request", "!="), view(), False),
+    (Match(Payload("icmp", "code"), 0), view(protocol=ICMP), True),
+    (Match(Payload("icmpv6", "type"), "echo-request"), view(packet(6, protocol=ICMPV6)), True),
+    (Match(Payload("icmpv6", "type"), "destination-unreachable"), view(packet(6, protocol=ICMPV6), ct_state="related"), True),
+    (Match(Payload("icmpv6", "type"), 200), view(packet(6, protocol=ICMPV6), fields={("icmpv6", "type"): 200}), True),
+    (Match(Payload("tcp", "flags"), "syn", "in"), view(protocol=TCP), True),
+    (Match(Payload("tcp", "flags"), "ack,syn", "in"), view(protocol=TCP, ct_state="established"), True),
+    (Match(Payload("tcp", "flags"), "rst", "&"), view(protocol=TCP), False),
+    (Match(Payload("tcp", "flags"), "ack,syn", "!"), view(protocol=TCP), False),
+    (Match(Bitwise(Payload("tcp", "flags"), keep="ack,fin,rst,syn"), "syn"), view(protocol=TCP), True),
+    (Match(Payload("tcp", "flags"), AnonymousSet(frozenset({"ack,syn", "syn"}))), view(protocol=TCP), True),
+    (Match(Payload("arp", "operation"), "request"), view(), False),
+    (Match(Payload("ether", "type"), "ip", "!="), view(), False),
+    (Match(Ct("state"), "established,related", "in"), view(ct_state="related"), True),
+    (Match(Ct("state"), "new", "=="), view(), True),
+    (Match(Ct("state"), "new", "!"), view(), False),
+    (Match(Ct("state"), AnonymousSet(frozenset({"new", "invalid"}))), view(), True),
+    (Match(Ct("state"), "untracked", "in"), view(notrack=True), True),
+    (Match(Ct("state"), "invalid", "in"), view(origin="frame"), True),
+    (Match(Ct("direction"), "original"), view(), True),
+    (Match(Ct("direction"), "reply", "!="), view(ct_state="untracked"), False),
+    (Match(Ct("mark"), 5, "!="), view(ct_state="invalid"), False),
+    (Match(Ct("mark"), 5), view(ct_mark=5), True),
+    (Match(Ct("status"), "dnat", "in"), view(status=frozenset({"dnat"})), True),
+    (Match(Ct("status"), "dnat", "!"), view(), True),
+    (Match(Ct("l3proto"), "ipv4"), view(), True),
+    (Match(Ct("protocol"), "udp"), view(), True),
+    (Match(Ct("ip daddr", "original"), "192.0.2.1"), view(), True),
+    (Match(Ct("ip6 daddr", "original"), "::1", "!="), view(), False),
+    (Match(Ct("proto-dst", "original"), 9), view(), True),
+    (Match(Socket("cgroupv2"), "system.slice/a"), view(cgroup="/system.slice/a/b"), True),
+    (Match(Socket("cgroupv2"), "system.slice/a", "!="), view(cgroup="/system.slice/ab"), True),
+    (Match(Option("tcp option", "maxseg", "size"), 5, "!="), view(), False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("match", "at", "expected"), MATCHES, ids=[text.statement(match) for match, _, _ in MATCHES])
+def test_a_match_holds_or_does_not(match, at, expected):
+    assert holds(match, at) is expected
+
+
+@pytest.mark.parametrize(
+    ("match", "at"),
+    [
+        (Match(UnknownExpression("{}"), 1), view()),
+        (Match(MARK, UnknownExpression("{}")), view()),
+        (Match(MARK, "a-name-of-the-machine"), view()),
+        (Match(MARK, SetRef("missing")), view()),
+        (Match(Meta("cpu"), 0), view()),
+        (Match(Meta("length"), 100), view()),
+        (Match(Meta("pkttype"), "host"), view(iif="eth0")),
+        (Match(Meta("skuid"), UnknownExpression("{}")), view()),
+        (Match(Payload("th", "dport"), 9), view(protocol=47)),
+        (Match(Payload("esp", "spi"), 9), view(protocol=50)),
+        (Match(RawPayload("th", 0, 16), 9), view()),
+        (Match(RawPayload("nh", 0, 16), 9), view()),
+        (Match(Rt("mtu"), 9), view()),
+        (Match(Option("tcp option", "maxseg"), "exists"), view(protocol=TCP)),
+        (Match(Option("exthdr", "frag"), "missing"), view(packet(6))),
+        (Match(Ct("status"), "assured", "in"), view()),
+        (Match(Ct("zone"), 5), view()),
+        (Match(Ct("ip daddr", "original"), "192.0.2.1"), view(dnat=True)),
+        (Match(Ct("ip daddr", "reply"), "192.0.2.1"), view()),
+        (Match(Fib("type", ("daddr",)), "local"), view()),
+        (Match(Socket("transparent"), 1), view()),
+        (Match(Socket("cgroupv2"), "a"), view()),
+        (Match(Socket("cgroupv2"), "117"), view(cgroup="a")),
+        (Match(Bitwise(MARK, keep="odd"), 1), view()),
+        (Match(Concat((MARK, Meta("cpu"))), AnonymousSet(frozenset({(1, 2)}))), view()),
+        (Match(Payload("ip", "saddr"), "192.0.2.9"), view(snat=True)),
+        (Match(Payload("ip", "daddr"), "192.0.2.9"), view(redirected=True)),
+        (Limit(5, "second"), view()),
+        (Quota(5), view()),
+        (Connections(5), view()),
+        (ObjectRef("limit", "l"), view()),
+        (SetUpdate("add", "s", Payload("ip", "saddr")), view()),
+    ],
+)
+def test_what_is_not_known_forks(match, at):
+    assert holds(match, at) is None
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        Match(Payload("ip6", "saddr"), UnknownExpression("{}")),
+        Match(Meta("skuid"), UnknownExpression("{}")),
+        Match(Payload("th", "dport"), SetRef("missing")),
+        Match(RawPayload("th", 0, 16), 9),
+        SetUpdate("add", "s", Payload("tcp", "dport")),
+    ],
+)
+def test_what_can_not_be_read_never_matches_whatever_it_is_compared_with(match):
+    assert holds(match, view(uid=None, fields=FRAGMENT)) is False
+
+
+def test_fib_is_asked_of_the_walk():
+    def fib(result, keys, at):
+        assert (result, keys) == ("type", ("daddr",)) and at.oif == "eth0"
+        return "local"
+
+    for word, expected in (("local", True), ("unicast", False)):
+        assert holds(Match(Fib("type", ("daddr",)), word), view(fib=fib)) is expected
+    assert holds(Match(Fib("oif", ("saddr",)), "missing"), view(fib=lambda *_: "")) is True
+    assert holds(Match(Fib("oif", ("saddr",)), "exists"), view(fib=lambda *_: "lo")) is True
+
+
+# --- where a chain stands --------------------------------------------------------------
+
+EARLY = Hook("filter", "output", -300)
+EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress", "ingress"))
+
+
+@pytest.mark.parametrize(
+    ("match", "hook", "family", "at", "expected"),
+    [
+        (Match(Ct("state"), "invalid", "in"), EARLY, "inet", view(), True),
+        (Match(Ct("mark"), 0), EARLY, "inet", view(), False),
+        (Match(Ct("state"), "new", "in"), Hook("filter", "prerouting", -300), "inet", view(iif="lo"), True),
+        (Match(Ct("state"), "new", "in"), Hook("filter", "prerouting", -300), "inet", view(iif="eth0"), False),
+        (Match(Meta("oifname"), "eth0"), EGRESS, "netdev", view(), True),
+        (Match(Meta("iifname"), ""), EGRESS, "netdev", view(iif="eth1"), True),
+        (Match(Meta("iifname"), "eth0"), INGRESS, "netdev", view(oif=None, iif="eth0"), True),
+        (Match(Meta("oifname"), ""), INGRESS, "netdev", view(), True),
+        (Match(Meta("nfproto"), 5), EGRESS, "netdev", view(), True),
+        (Match(Payload("ether", "type"), "ip"), EGRESS, "netdev", view(), None),
+        (Match(Payload("arp", "operation"), "request"), EGRESS, "netdev", view(ethertype=0x0806), None),
+    ],
+)
+def test_what_is_read_depends_on_the_place(match, hook, family, at, expected):
+    assert holds(match, at, hook=hook, family=family) is expected
+
+
+def names(made, *arguments):
+    return [f"{of.name}/{chain.name}" for of, chain in Ruleset(made).hooked(*arguments)]
+
+
+def test_chains_by_hook_family_and_priority():
+    def chain(name, hook, priority, device=None, **more):
+        return Chain(name, (), Hook("filter", hook, priority, device=device, **more))
+
+    made = (
+        Table("inet", "both", (chain("a", "output", 5), chain("b", "output", -5), Chain("plain"))),
+        Table("ip", "four", (chain("c", "output", 0), chain("d", "input", 0))),
+        Table("ip6", "six", (chain("e", "output", 0),)),
+        Table("inet", "asleep", (chain("f", "output", 0),), flags=frozenset({"dormant"})),
+        Table("netdev", "link", (chain("g", "egress", 1, "eth0"), chain("h", "egress", 0, "eth1"))),
+        Table("netdev", "more", (chain("i", "egress", 0, devices=frozenset({"eth0", "wg*"})), chain("j", "egress", 2))),
+        Table("bridge", "other", (chain("k", "output", 0),)),
+    )
+    assert names(made, 4, "output") == ["both/b", "four/c", "both/a"]
+    assert names(made, 6, "output") == ["both/b", "six/e", "both/a"]
+    assert names(made, 0, "output") == []
+    assert names(made, 4, "egress", "eth0") == ["more/i", "link/g", "more/j"]
+    assert names(made, 0, "egress", "wg3") == ["more/i", "more/j"]
+    assert names(made, 6, "egress") == []
+
+
+def test_of_chains_with_one_priority_the_youngest_is_first():
+    made = tuple(Table(family, name, (base(),)) for family, name in (("inet", "old"), ("ip", "young")))
+    assert names(made, 4, "output") == ["young/base", "old/base"]
+
+
+def test_flags_that_a_listing_does_not_name_are_a_doubt():
+    made = table(base(Rule((DROP,))), flags=frozenset({"unnamed"}))
+    assert set(explore(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+
+
+def test_a_device_that_a_listing_does_not_tell_is_a_doubt():
+    made = table(base(Rule((DROP,)), hook=Hook("filter", "egress", 0)), family="netdev")
+    assert set(explore(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+
+
+def test_only_base_chains_are_evaluated():
+    made = table(Chain("plain"))
+    with pytest.raises(ValueError, match="no base chain"):
+        run(made, view())
+
+
+# --- verdicts --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ([], "policy"),
+        ([ACCEPT, DROP], "accept"),
+        ([Verdict("return"), DROP], "policy"),
+        ([Verdict("continue"), DROP], "drop"),
+        ([Verdict("jump", "returns"), DROP], "drop"),
+        ([Verdict("goto", "returns"), DROP], "policy"),
+        ([Verdict("jump", "ends"), DROP], "drop"),
+        ([Verdict("goto", "ends"), DROP], "policy"),
+        ([Verdict("jump", "accepts"), DROP], "accept"),
+        ([Verdict("jump", "goes"), DROP], "drop"),
+        ([VerdictMap(MARK, frozenset({(0, Verdict("jump", "accepts"))})), DROP], "accept"),
+        ([VerdictMap(MARK, frozenset({(1, ACCEPT)})), DROP], "drop"),
+        ([VerdictMap(MARK, frozenset({(1, ACCEPT), ("*", DROP)})), ACCEPT], "drop"),
+        ([VerdictMapRef(Meta("oifname"), "ways"), DROP], "accept"),
+        ([Reject(), ACCEPT], "drop"),
+        ([Reject("icmpv6", "no-route"), ACCEPT], "accept"),
+        ([Counter(), Log(), ObjectRef("ct helper", "ftp"), DROP], "drop"),
+        ([Mangle(Meta("priority"), "1:2"), Mangle(Ct("helper"), "x"), DROP], "drop"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["accept", "drop"])
+def test_the_way_through_chains(rules, expected, policy):
+    made = table(
+        base(*(Rule((one,)) for one in rules), hook=evolve(OUTPUT, policy=policy)),
+        Chain("returns", (Rule((Verdict("return"),)), Rule((ACCEPT,)))),
+        Chain("ends"),
+        Chain("accepts", (Rule((ACCEPT,)),)),
+        Chain("goes", (Rule((Verdict("goto", "ends"),)), Rule((ACCEPT,)))),
+        maps=(Map("ways", ("ifname",), ("verdict",), frozenset({("eth*", ACCEPT)}), frozenset({"interval"})),),
+    )
+    assert run(made, view()) == (policy if expected == "policy" else expected)
+
+
+def test_a_verdict_of_continue_goes_on_within_the_rule():
+    rule = Rule((VerdictMap(MARK, frozenset({(0, Verdict("continue"))})), Mangle(MARK, 5), DROP))
+    at = view()
+    assert (run(table(base(rule)), at), at.mark) == ("drop", 5)
+
+
+def test_a_chain_that_the_listing_lacks_is_noted():
+    doubts = Doubts()
+    assert run(table(base(Rule((Verdict("jump", "gone"),)))), view(), doubts) == "accept"
+    assert "gone" in doubts.noted[0]
+
+
+def test_chains_that_call_each_other_without_end_drop():
+    loop = Chain("loop", (Rule((Verdict("jump", "loop"),)),))
+    assert run(table(base(Rule((Verdict("jump", "loop"),))), loop), view()) == "drop"
+
+
+# --- writes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (7, 7),
+        (Ct("mark"), 0x30),
+        (Bitwise(MARK, keep=0xF0, put=2), 0x12),
+        (Bitwise(MARK, put=2), 0x17),
+        (Binary("<<", MARK, 28), 0x50000000),
+        (Binary("^", MARK, 1), 0x14),
+        (Lookup(Meta("skuid"), frozenset({("500-1000", 9)})), 9),
+        (Lookup(Meta("skuid"), frozenset({(1, 9)})), 0x15),
+        (Lookup(Meta("skuid"), MapRef("marks")), 8),
+        (Meta("skgid"), 100),
+    ],
+)
+def test_a_mark_is_written(value, expected):
+    made = table(base(Rule((Mangle(MARK, value),))), maps=(Map("marks", ("uid",), ("mark",), frozenset({(1000, 8)})),))
+    at = view(mark=0x15, ct_mark=0x30)
+    assert (run(made, at), at.mark) == ("accept", expected)
+
+
+@pytest.mark.parametrize("value", [UnknownExpression("{}"), Meta("cpu"), "odd", Lookup(MARK, MapRef("missing"))])
+def test_a_mark_that_is_not_known_is_noted(value):
+    doubts = Doubts()
+    assert run(table(base(Rule((Mangle(MARK, value),)))), view(), doubts) == "accept"
+    assert doubts.noted and not doubts.asked
+
+
+def test_a_value_that_can_not_be_read_ends_the_rule():
+    at = view(uid=None)
+    assert run(table(base(Rule((Mangle(MARK, Meta("skuid")), DROP)))), at) == "accept"
+    assert at.mark == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "hook", "expected"), [("new", OUTPUT, 5), ("untracked", OUTPUT, 0), ("new", EARLY, 0)]
+)
+def test_only_a_flow_has_a_mark(state, hook, expected):
+    at = view(ct_state=state)
+    assert run(table(base(Rule((Mangle(Ct("mark"), 5), DROP)), hook=hook)), at) == "drop"
+    assert at.ct_mark == expected
+
+
+def test_headers_are_written():
+    rules = [
+        Mangle(Payload("ip", "daddr"), "192.0.2.9"),
+        Mangle(Payload("ip", "saddr"), "192.0.2.8"),
+        Mangle(Payload("udp", "dport"), 53),
+        Mangle(Payload("udp", "sport"), 54),
+        Mangle(Payload("ip", "dscp"), "cs1"),
+        Mangle(Payload("ip6", "saddr"), "::1"),
+        Mangle(Payload("tcp", "dport"), 1),
+        Mangle(Option("tcp option", "maxseg", "size"), Rt("mtu")),
+    ]
+    at = view()
+    assert run(table(base(*(Rule((one,)) for one in rules))), at) == "accept"
+    assert (at.destination, at.source) == (number("192.0.2.9"), number("192.0.2.8"))
+    assert (at.sport, at.dport, at.header("ip", "dscp")) == (54, 53, 8)
+
+
+def test_a_header_that_is_not_known_any_more():
+    at = view(fields={("ip", "dscp"): 8})
+    run(table(base(Rule((Mangle(Payload("ip", "dscp"), Meta("cpu")),)))), at)
+    assert ("ip", "dscp") not in at.fields
+
+
+def test_no_tracking_before_tracking_or_of_what_it_refused():
+    for hook, state, expected in ((EARLY, "new", True), (OUTPUT, "new", False), (OUTPUT, "invalid", True)):
+        at = view(ct_state=state)
+        run(table(base(Rule((Notrack(),)), hook=hook)), at)
+        assert at.notrack is expected
+
+
+# --- address translation ---------------------------------------------------------------
+
+NAT = Hook("nat", "output", -100)
+BEHIND = Hook("nat", "postrouting", 100)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (Dnat("ip", "192.0.2.9"), ("192.0.2.9", 9)),
+        (Dnat("ip", "192.0.2.9", 53), ("192.0.2.9", 53)),
+        (Dnat(None, None, 53), ("192.0.2.1", 53)),
+        (Dnat("ip", Lookup(Meta("skuid"), frozenset({(1000, "192.0.2.7")}))), ("192.0.2.7", 9)),
+        (Dnat("ip", Lookup(Meta("skuid"), frozenset({(1000, ("192.0.2.7", 5))}))), ("192.0.2.7", 5)),
+        (Redirect(53), ("127.0.0.1", 53)),
+        (Redirect(Lookup(Payload("udp", "dport"), frozenset({(9, 10)}))), ("127.0.0.1", 10)),
+    ],
+)
+def test_a_destination_is_changed(statement, expected):
+    at = view()
+    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "accept"
+    assert (at.destination, at.dport, at.dnat) == (number(expected[0]), expected[1], True)
+    assert holds(Match(Ct("status"), "dnat", "in"), at) is True
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [Dnat("ip6", "::1"), Dnat("ip", Lookup(Meta("skuid"), frozenset({(1, "192.0.2.7")}))), Snat("ip6", "::1")],
+)
+def test_a_translation_that_does_not_fit_the_packet_ends_the_rule(statement):
+    at = view()
+    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "drop"
+    assert not at.dnat and not at.snat
+
+
+@pytest.mark.parametrize(
+    ("statement", "source", "known"),
+    [(Snat("ip", "192.0.2.9"), "192.0.2.9", "192.0.2.9"), (Masquerade(), "192.0.2.2", None)],
+)
+def test_a_source_is_changed(statement, source, known):
+    at = view()
+    assert run(table(base(Rule((statement,)), hook=BEHIND)), at) == "accept"
+    assert (at.source, at.snat) == (number(source), True)
+    assert at.new_source == (None if known is None else number(known))
+
+
+def test_a_redirect_of_what_arrives_is_for_the_walk_to_finish():
+    at = view(iif="eth0")
+    run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), at)
+    assert at.redirected and (at.destination, at.dport) == (ASKED[4], 80)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        Dnat("ip", "192.0.2.1-192.0.2.9"),
+        Dnat("ip", Lookup(MARK, MapRef("missing"))),
+        Dnat("ip", Lookup(MARK, frozenset({(0, "10.0.0.0/16")})), flags=frozenset({"netmap"})),
+        Masquerade("5-9"),
+    ],
+)
+def test_a_translation_to_one_of_several_is_noted(statement):
+    doubts = Doubts()
+    assert run(table(base(Rule((statement,)), hook=BEHIND)), view(), doubts) == "accept"
+    assert doubts.noted
+
+
+@pytest.mark.parametrize(
+    "statement", [UnknownStatement("{}"), Dup("192.0.2.9"), Queue(5), Mangle(Meta("pkttype"), "host")]
+)
+def test_a_statement_with_effects_that_nobody_knows_is_noted(statement):
+    doubts = Doubts()
+    assert run(table(base(Rule((statement,)))), view(), doubts) == "accept"
+    assert len(doubts.noted) == 1
+
+
+def test_a_flowtable_takes_over_what_is_forwarded_and_nothing_else():
+    for hook, noted in (("forward", 1), ("output", 0)):
+        doubts = Doubts()
+        run(table(base(Rule((FlowAdd("f"),)), hook=Hook("filter", hook, 0))), view(), doubts)
+        assert len(doubts.noted) == noted
+
+
+# --- sets ------------------------------------------------------------------------------
+
+
+def of(*elements, types=("mark",), flags=("interval",), **more):
+    return Set("s", types, frozenset(elements), frozenset(flags), **more)
+
+
+@pytest.mark.parametrize(
+    ("elements", "key", "at", "expected"),
+    [
+        ([1, "5-9"], MARK, view(mark=7), True),
+        ([1, "5-9"], MARK, view(mark=4), False),
+        (["192.0.2.0/28", "10.0.0.0-10.0.0.6"], Payload("ip", "daddr"), view(), True),
+        (["192.0.2.2-192.0.2.6"], Payload("ip", "daddr"), view(), False),
+        ([(5, 9), (0, "8-10")], Concat((MARK, Payload("udp", "dport"))), view(), True),
+        ([(0, "10-11"), (1, "8-10")], Concat((MARK, Payload("udp", "dport"))), view(), False),
+        ([("192.0.2.0/24", "8-10")], Concat((Payload("ip", "daddr"), Payload("udp", "dport"))), view(), True),
+        ([("1-2", "8-10"), ("0-1", "7-10")], Concat((MARK, Payload("udp", "dport"))), view(), True),
+        ([("eth0", "udp")], Concat((Meta("oifname"), Meta("l4proto"))), view(), True),
+        (["eth*"], Meta("oifname"), view(), True),
+        ([], MARK, view(), False),
+    ],
+)
+def test_named_sets(elements, key, at, expected):
+    named = of(*elements)
+    assert holds(Match(key, SetRef("s")), at, sets=(named,)) is expected
+    assert holds(Match(key, SetRef("s"), "!="), at, sets=(named,)) is not expected
+
+
+@pytest.mark.parametrize(
+    ("made", "mark", "expected"),
+    [
+        (of(5, flags=["dynamic"]), 5, None),
+        (of(5, flags=["dynamic"]), 6, None),
+        (of(5, flags=["timeout"]), 5, None),
+        (of(5, flags=["timeout"]), 6, False),
+        (of(5, flags=[], timeout=60), 5, None),
+        (of(5, "odd"), 5, True),
+        (of(5, "odd"), 6, None),
+    ],
+)
+def test_elements_that_come_and_go(made, mark, expected):
+    assert holds(Match(MARK, SetRef("s")), view(mark=mark), sets=(made,)) is expected
+
+
+def test_a_set_that_a_rule_adds_to_changes_whatever_its_flags_say():
+    adds = Rule((SetUpdate("add", "s", MARK),))
+    made = table(base(Match(MARK, SetRef("s"))), Chain("other", (adds,)), sets=(of(5, flags=[]),))
+    assert set(explore(lambda doubts: run(made, view(mark=6), doubts)).results) == {"accept", "drop"}
+
+
+def test_a_verdict_map_that_changes_may_give_any_of_its_verdicts():
+    ways = Map("ways", ("mark",), ("verdict",), frozenset({(1, DROP), (2, ACCEPT)}), frozenset({"dynamic"}))
+    made = table(base(Rule((VerdictMapRef(MARK, "ways"),)), Rule((Mangle(MARK, 7),))), maps=(ways,))
+
+    def outcome(doubts):
+        at = view()
+        return run(made, at, doubts), at.mark
+
+    assert set(explore(outcome).results) == {("drop", 0), ("accept", 0), ("accept", 7)}
+
+
+def test_large_sets_are_not_scanned():
+    elements = [(f"10.{high}.{low}.0/24", f"{low}-{low + 3}") for high in range(40) for low in range(250)]
+    key = Concat((Payload("ip", "daddr"), Payload("udp", "dport")))
+    made = table(base(Match(key, SetRef("s"))), sets=(of(*elements, types=("ipv4_addr", "inet_service")),))
+    ruleset = Ruleset((made,))
+    hits = 0
+    for low in range(250):
+        for port, hit in ((low, True), (low + 4, False)):
+            at = view(destination=number(f"10.39.{low}.7"), dport=port)
+            hits += evaluate(ruleset, made, made.chains[0], at, Doubts()) == "drop"
+            assert hits == low + 1, (low, port, hit)
+    (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._made.values())
+    assert all(
+        len(ranges._boxes) == 1
+        for shapes in index._tables.values()
+        for ranges in shapes.values()
+        if hasattr(ranges, "_boxes")
+    )
+
+
+# --- doubts ----------------------------------------------------------------------------
+
+
+def test_forks_are_explored_depth_first():
+    forks = explore(lambda doubts: "".join("ny"[doubts.ask(name)] for name in "ab"))
+    assert forks.results == ("yy", "yn", "ny", "nn")
+    assert forks.complete and forks.doubts == ("a", "b") and forks.noted == ()
+
+
+def test_a_fork_may_ask_less():
+    forks = explore(lambda doubts: doubts.ask("a") or (doubts.ask("b"), doubts.note("c")))
+    assert len(forks.results) == 3 and forks.doubts == ("a", "b", "c") and forks.noted == ("c",)
+
+
+def test_too_many_forks_are_not_complete():
+    forks = explore(lambda doubts: [doubts.ask(str(at)) for at in range(10)])
+    assert len(forks.results) == CAP and not forks.complete
+
+
+# --- the log, and real rulesets --------------------------------------------------------
+
+
+def test_what_matched_is_told():
+    rule = Rule((Match(MARK, 0), Mangle(MARK, 5), Verdict("goto", "on")), origin=("uplink", "wan"))
+    made = table(base(Rule((Match(MARK, 9), DROP)), rule), Chain("on", (Rule((Limit(5, "hour"), DROP)),)))
+    log = []
+    assert run(made, view(), Doubts((False,)), log) == "accept"
+    assert [(one.kind, one.effect) for one in log] == [
+        ("chain", "goes on"),
+        ("rule", "mark 0x5, goto on"),
+        ("chain", "goes on"),
+        ("chain", "accept"),
+    ]
+    assert log[1].text == "meta mark 0 meta mark set 0x5 goto on"
+    assert (log[1].thing, log[1].origin) == (rule, ("uplink", "wan"))
+    assert log[-1].text == "policy accept of chain base"
+
+
+def test_what_is_not_understood_is_told_in_its_own_words():
+    log = []
+    run(table(base(Rule((UnknownStatement('{"weird":1}'), DROP)))), view(), None, log)
+    assert (log[1].text, log[1].effect) == ('<{"weird":1}> drop', "not understood, drop")
+
+
+FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"
+
+
+@pytest.mark.parametrize(
+    ("hook", "sent", "more", "expected"),
+    [
+        ("input", packet(dport=22, protocol=TCP), {"iif": "br-wan", "uid": None}, {"drop", "accept"}),
+        ("input", packet(dport=53), {"iif": "br-wan"}, {"drop"}),
+        ("input", packet(dport=53), {"iif": "lan0"}, {"accept"}),
+        ("input", packet(flow=Flow("established")), {"iif": "br-wan"}, {"accept"}),
+        ("forward", packet(), {"iif": "br-client", "oif": "br-wan"}, {"drop"}),
+        ("output", packet(), {"oif": "br-wan"}, {"accept"}),
+    ],
+)
+def test_the_ruleset_of_a_real_node(hook, sent, more, expected):
+    (made,) = json_in.ruleset(json.loads(FIXTURE.read_text()))
+    ruleset = Ruleset((made,))
+    (chain,) = (chain for _, chain in ruleset.hooked(4, hook) if chain.name == hook)
+    at = view(sent, **more)
+    forks = explore(lambda doubts: evaluate(ruleset, made, chain, evolve(at), doubts))
+    assert set(forks.results) == expected and not forks.noted
