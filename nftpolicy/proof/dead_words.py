@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""P3: every word of the policy can be used. P4: in both families alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import evolve, frozen
+
+from .claim import Claim
+from .ground import Ground
+from .surroundings import here
+from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
+from .words import Word, words
+
+Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, word, origin
+
+
+@frozen
+class _Tried:
+    """A word, whether it holds, and the packet that shows it."""
+
+    word: Word
+    held: bool
+    shown: Counterexample
+
+
+def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, ...]]:
+    """P3: each word by the walk of a packet. P4: both families alike. And what could not be tried on this machine."""
+    mine, skipped = here(ground.state, claim)
+    told: dict[Title, dict[int, list[_Tried]]] = {}
+    for word in words(ground, mine):
+        if word.packet.family not in claim.families:
+            continue
+        tried = _tried(ground, word)
+        if not tried.held and ground.state.devices and tried.shown.walk.outcome == "unroutable":
+            skipped[f"there is no route for it now: {word.word} (IPv{word.packet.family})"] = None
+            continue
+        families = told.setdefault((word.property, word.uplink, word.word, word.origin), {})
+        families.setdefault(word.packet.family, []).append(tried)
+    found = [_used(title, families) for title, families in told.items()]
+    found += [_alike(title, families) for title, families in told.items() if len(families) == 2]
+    return found, tuple(skipped)
+
+
+def _tried(ground: Ground, word: Word) -> _Tried:
+    walk = ground.model.walk(word.packet, told=False)
+    held = word.holds(walk)
+    if not held and word.borrowed and walk.outcome in ("unroutable", "dropped"):
+        # No worse than without the mark that it came with.
+        held = ground.model.walk(evolve(word.packet, mark=0), told=False).outcome == walk.outcome
+    if not held:
+        walk = ground.model.walk(word.packet)
+    why = f"{walk.outcome}{f' by {walk.device}' if walk.device else ''}, mark {walk.mark:#x}"
+    return _Tried(word, held, Counterexample(word.packet, walk, word.device or "", why))
+
+
+def _used(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:
+    name, uplink, word, origin = title
+    failed = tuple(one.shown for some in families.values() for one in some if not one.held)
+    doubts = tuple(doubt for one in failed for doubt in one.walk.doubts)
+    verdict = PROVED if not failed else UNKNOWN if doubts else REFUTED
+    return Finding(name, uplink, word, verdict, failed[0].why if failed else "", failed, doubts, origin=origin)
+
+
+def _alike(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:
+    _, uplink, word, origin = title
+    four, six = ([one.held for one in families[family]] for family in (4, 6))
+    same = all(four) == all(six) and any(four) == any(six)
+    detail = (
+        "" if same else f"IPv4 {'can' if all(four) else 'can not'} be used, IPv6 {'can' if all(six) else 'can not'}"
+    )
+    return Finding("P4", uplink, word, PROVED if same else REFUTED, detail, origin=origin)

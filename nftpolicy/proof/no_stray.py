@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""P2: what wears an uplink's mark leaves by that uplink, or by lo, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import ladder
+from .claim import BOTH, Claim, Region, UplinkClaim
+from .findings import by_mark, finding
+from .ground import Ground
+from .lemmas import Hit, guard
+from .promise import REPORTS, hole
+from .verdict import PROVED, REFUTED, Finding
+
+
+def no_stray(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:
+    """P2 of one uplink: what wears its mark leaves by it, or by lo, or nowhere."""
+    hits: list[Hit] = []
+    for family in BOTH:
+        region = Region(marks=(one.marked,), not_out=(*one.devices, "lo"))
+        reports = [box for word in REPORTS for box in hole(word).headers.get(family, ())]
+        hit = guard(ground, family, ground.at(family, "postrouting"), region, reports)
+        hits += [hit] if hit else []
+    subject = f"what wears the mark and leaves by another device than {', '.join(one.devices)}"
+    examples, doubts = by_mark(ground, one, hits, stray=True)
+    yield finding("P2", one, subject, hits, examples, doubts, claim.whole)
+    if claim.whole and one.table is not None:
+        others = [other for other in claim.uplinks if other is not one]
+        for family in claim.families:
+            wrong = ladder.faults(ground.state, one, family, others)
+            yield Finding(
+                "P2", one.name, f"IPv{family} rules keep marked packets in table {one.table}",
+                REFUTED if wrong else PROVED, "; ".join(wrong), origin=(*one.origin, "table"),
+            )  # fmt: skip

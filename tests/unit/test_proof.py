@@ -1,0 +1,317 @@
+"""What the prover says of small states: each case is one idea, told by a few rules."""
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.model.box import only
+from nftpolicy.netstate.nft import (
+    ACCEPT,
+    DROP,
+    FULL,
+    AnonymousSet,
+    Bitwise,
+    Chain,
+    Counter,
+    Ct,
+    Dup,
+    FlowAdd,
+    Fwd,
+    Hook,
+    Limit,
+    Mangle,
+    Map,
+    Match,
+    Meta,
+    Payload,
+    Reject,
+    Rule,
+    Set,
+    SetRef,
+    Table,
+    UnknownExpression,
+    UnknownStatement,
+    Verdict,
+    VerdictMapRef,
+)
+from nftpolicy.netstate.routing import IpRule, Route
+from nftpolicy.netstate.state import NetState
+from nftpolicy.proof.claim import Claim, UplinkClaim
+from nftpolicy.proof.promise import hole
+from nftpolicy.proof.prover import prove
+
+MARK, FLOW = Meta("mark"), Ct("mark")
+OUT = Match(Meta("oifname"), "wan")
+MARKED = Match(Bitwise(MARK, keep=1), 1)
+UNMARKED = Match(Bitwise(MARK, keep=1), 1, "!=")
+UPLINK = UplinkClaim("wan", ("wan",), 1, 1)
+POST = Hook("filter", "postrouting", 300)
+OUTPUT = Hook("route", "output", -150)
+EGRESS = Hook("filter", "egress", 0, "drop", "wan")
+ROUTES = tuple(
+    Route(family, table, prefix, kind, device=device, protocol=2)
+    for family, table, prefix, kind, device in (
+        (4, 255, "192.0.2.2/32", "local", "wan"),
+        (4, 255, "198.51.100.2/32", "local", "lan"),
+        (6, 255, "2001:db8:1::2/128", "local", "wan"),
+        (4, 254, "default", "unicast", "wan"),
+        (6, 254, "default", "unicast", "wan"),
+        (4, 254, "198.51.100.0/24", "unicast", "lan"),
+    )
+)
+RULES = tuple(
+    IpRule(family, priority, "lookup", table, protocol=2)
+    for family in (4, 6)
+    for priority, table in ((0, 255), (32766, 254))
+)
+LINK = Table("netdev", "link", (Chain("egress", (Rule((MARKED, ACCEPT)),), EGRESS),))
+
+
+def state(*rules, chains=(), sets=(), maps=(), policy="accept", link=LINK, others=()):
+    guard = Chain("guard", tuple(rules), evolve(POST, policy=policy))
+    return NetState((Table("inet", "t", (guard, *chains), sets, maps=maps), *((link,) if link else ()), *others),
+                    RULES, ROUTES)  # fmt: skip
+
+
+def output(*rules, hook=OUTPUT):
+    return Chain("marks", tuple(rules), hook)
+
+
+def judged(made, uplink=UPLINK):
+    return prove(made, Claim((uplink,)))
+
+
+def on(proof, subject):
+    return next(one for one in proof.findings if one.property == "P1" and one.subject.startswith(subject))
+
+
+GUARD = (Rule((OUT, UNMARKED, DROP)),)
+WAYS = {
+    "a drop of what is unmarked": state(*GUARD),
+    "marked accepted, the rest dropped by a rule": state(Rule((OUT, MARKED, ACCEPT)), Rule((OUT, DROP))),
+    "the rest dropped by the policy": state(
+        Rule((Match(Meta("oifname"), "wan", "!="), ACCEPT)), Rule((MARKED, ACCEPT)), policy="drop"
+    ),
+    "reject": state(Rule((OUT, UNMARKED, Reject()))),
+    "in a chain that is jumped to": state(
+        Rule((OUT, Verdict("jump", "wan"))), chains=(Chain("wan", (Rule((UNMARKED, DROP)),)),)
+    ),
+    "after a return of what is marked": state(
+        Rule((OUT, Verdict("goto", "wan"))),
+        chains=(Chain("wan", (Rule((MARKED, Verdict("return"))), Rule((Counter(), DROP)))),),
+    ),
+    "by a named verdict map": state(
+        Rule((VerdictMapRef(Meta("oifname"), "by"),)),
+        chains=(Chain("wan", (Rule((UNMARKED, DROP)),)),),
+        maps=(Map("by", ("ifname",), ("verdict",), frozenset({("wan", Verdict("jump", "wan"))})),),
+    ),
+    "by a wildcard": state(Rule((Match(Meta("oifname"), "wa*"), UNMARKED, DROP))),
+    "by a named set of devices": state(
+        Rule((Match(Meta("oifname"), SetRef("out")), UNMARKED, DROP)),
+        sets=(Set("out", ("ifname",), frozenset({"wan", "usb*"}), frozenset({"interval"})),),
+    ),
+    "half by each of two rules": state(
+        Rule((OUT, UNMARKED, Match(Payload("ip", "daddr"), "0.0.0.0/1"), DROP)),
+        Rule((OUT, UNMARKED, Match(Payload("ip", "daddr"), "128.0.0.0/1"), DROP)),
+        Rule((OUT, UNMARKED, Match(Meta("nfproto"), "ipv6"), DROP)),
+    ),
+    "half by each of two tables": state(
+        Rule((OUT, UNMARKED, Match(Meta("nfproto"), "ipv4"), DROP)),
+        others=(Table("ip6", "six", (Chain("c", (Rule((OUT, UNMARKED, DROP)),), POST),)),),
+    ),
+    "an earlier accept in another table takes nothing away": state(
+        *GUARD, others=(Table("inet", "first", (Chain("c", (Rule((ACCEPT,)),), evolve(POST, priority=-300)),)),)
+    ),
+    "a mark that is put on only where it is": state(*GUARD, chains=(output(Rule((MARKED, Mangle(MARK, 1)))),)),
+    "another bit of the mark": state(
+        *GUARD, chains=(output(Rule((Mangle(MARK, Bitwise(MARK, keep=FULL, put=0x100)),))),)
+    ),
+    "a flow's mark that only what arrived by the uplink has": state(
+        *GUARD,
+        chains=(
+            Chain(
+                "in",
+                (Rule((Match(Meta("iifname"), "wan"), Mangle(FLOW, Bitwise(FLOW, keep=FULL, put=1)))),),
+                Hook("filter", "prerouting", -150),
+            ),
+            output(
+                Rule((Match(Ct("direction"), "reply"), Match(Bitwise(FLOW, keep=1), 1), Mangle(MARK, FLOW))),
+            ),
+        ),
+    ),
+    "a flow's mark that only marked packets give": state(
+        *GUARD, chains=(output(Rule((MARKED, Mangle(FLOW, MARK))), Rule((Mangle(MARK, FLOW),))),)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_guards_is_seen_to(name):
+    proof = judged(WAYS[name])
+    assert {one.subject: one.verdict for one in proof.findings if one.property == "P1"} == {
+        one.subject: "proved" for one in proof.findings if one.property == "P1"
+    }
+
+
+HOLES = {
+    "no rule": state(),
+    "the wrong device": state(Rule((Match(Meta("oifname"), "wan1"), UNMARKED, DROP))),
+    "IPv4 alone": state(Rule((OUT, UNMARKED, Match(Meta("nfproto"), "ipv4"), DROP))),
+    "an address range with a gap": state(
+        Rule((OUT, UNMARKED, Match(Payload("ip", "daddr"), "0.0.0.0/1"), DROP)),
+        Rule((OUT, UNMARKED, Match(Payload("ip", "daddr"), "128.0.0.1-255.255.255.255"), DROP)),
+    ),
+    "new flows alone": state(Rule((OUT, UNMARKED, Match(Ct("state"), AnonymousSet(frozenset({"new"})), "in"), DROP))),
+    "sockets alone: skuid does not match what has none": state(
+        Rule((OUT, UNMARKED, Match(Meta("skuid"), 0, "!="), DROP)), Rule((OUT, UNMARKED, Match(Meta("skuid"), 0), DROP))
+    ),
+    "everybody but a group": state(Rule((OUT, UNMARKED, Match(Meta("skgid"), 100, "!="), DROP))),
+    "an accept before the guard": state(Rule((Match(Payload("udp", "dport"), 53), ACCEPT)), *GUARD),
+    "a return before the guard": state(
+        Rule((Verdict("jump", "wan"),)), chains=(Chain("wan", (Rule((Match(Meta("l4proto"), "udp"), Verdict("return"))),
+                                                              *GUARD)),)
+    ),
+    "a goto to a chain that ends": state(
+        Rule((Match(Meta("l4proto"), "udp"), Verdict("goto", "end"))), *GUARD, chains=(Chain("end"),)
+    ),
+    "a mark for a user's packets": state(
+        *GUARD, chains=(output(Rule((Match(Meta("skuid"), 1000), Mangle(MARK, 1)))),)
+    ),
+    "a mark that overlaps": state(*GUARD, chains=(output(Rule((Mangle(MARK, 0x51),))),)),
+    "a flow's mark that anybody sets": state(
+        *GUARD,
+        chains=(output(Rule((Match(Payload("udp", "dport"), 9), Mangle(FLOW, 1))), Rule((Mangle(MARK, FLOW),))),),
+    ),
+    "a flow's mark that what is forwarded sets": state(
+        *GUARD,
+        chains=(
+            Chain("in", (Rule((Mangle(FLOW, 1),)), Rule((Mangle(MARK, FLOW),))), Hook("filter", "prerouting", -150)),
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_a_hole_is_shown_by_a_packet(name):
+    # Without the link guard, which would stop them all.
+    proof = judged(evolve(HOLES[name], tables=tuple(one for one in HOLES[name].tables if one is not LINK)))
+    assert proof.verdict == "refuted"
+    shown = [one for finding in proof.findings for one in finding.examples if finding.property == "P1"]
+    shown = [one for one in shown if one.packet.origin != "frame"]
+    assert shown
+    for one in shown:
+        assert (one.walk.outcome, one.walk.device) == ("leaves", "wan")
+        assert one.packet.mark & 1 == 0
+
+
+def test_frames_pass_no_hook_but_egress():
+    proof = judged(state(*GUARD, link=None))
+    assert on(proof, "sockets").verdict == on(proof, "forwarded").verdict == "proved"
+    assert on(proof, "AF_PACKET").verdict == "refuted"
+
+
+def test_egress_alone_is_enough():
+    assert judged(state(link=None)).verdict == "refuted"
+    wide = evolve(LINK, chains=(Chain("egress", (Rule((UNMARKED, DROP)),), evolve(EGRESS, policy="accept")),))
+    assert on(judged(state(link=wide)), "AF_PACKET").verdict == "proved"
+    assert on(judged(state(link=wide)), "sockets").verdict == "proved"
+
+
+def test_a_dormant_table_hooks_nowhere():
+    made = state(*GUARD, link=None)
+    asleep = evolve(made, tables=(evolve(made.tables[0], flags=frozenset({"dormant"})),))
+    assert on(judged(asleep), "sockets").verdict == "refuted"
+
+
+def test_the_output_hook_guards_only_where_nothing_is_routed_again():
+    stays = Chain("out", GUARD, Hook("filter", "output", 0))
+    made = NetState((Table("inet", "t", (stays,)),), RULES, ROUTES)
+    assert on(judged(made), "sockets").verdict == "proved"
+    assert on(judged(made), "forwarded").verdict == "refuted"
+    again = output(Rule((Match(Meta("skuid"), 7), Mangle(MARK, 2))))
+    moved = evolve(made, tables=(Table("inet", "t", (stays, again)),))
+    assert on(judged(moved), "sockets").verdict != "proved"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule((OUT, UNMARKED, Match(UnknownExpression('{"new": 1}'), 1), DROP)),
+        Rule((OUT, UNMARKED, Limit(10, "second"), DROP)),
+        Rule((OUT, UNMARKED, Match(Payload("ip", "daddr"), SetRef("grows")), DROP)),
+    ],
+    ids=["an unknown expression", "a limit", "a set that packets fill"],
+)
+def test_what_is_not_understood_guards_nothing(rule):
+    grows = Set("grows", ("ipv4_addr",), frozenset({"0.0.0.0/1", "128.0.0.0/1"}), frozenset({"dynamic"}))
+    proof = judged(state(rule, sets=(grows,), link=None))
+    assert on(proof, "sockets").verdict != "proved"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [UnknownStatement('{"new": 1}'), Dup("192.0.2.9", "wan"), Match(UnknownExpression("{}"), 1)],
+    ids=["a statement", "a copy", "a match"],
+)
+def test_what_is_not_understood_before_the_guard_is_no_proof(statement):
+    rule = Rule((statement,)) if not isinstance(statement, Match) else Rule((statement, ACCEPT))
+    proof = judged(state(rule, *GUARD, link=None))
+    found = on(proof, "sockets")
+    assert found.verdict == "unknown"
+    assert found.doubts
+
+
+@pytest.mark.parametrize(
+    ("statement", "with_link"),
+    [(UnknownStatement('{"new": 1}'), "unknown"), (Fwd("wan"), "unknown"), (FlowAdd("fast"), "unknown")],
+    ids=["anything", "sent by another device", "a fast path"],
+)
+def test_what_goes_round_the_hooks(statement, with_link):
+    early = Chain("early", (Rule((Match(Meta("iifname"), "lan"), statement)),), Hook("filter", "prerouting", -300))
+    assert on(judged(state(*GUARD, chains=(early,))), "forwarded").verdict == with_link
+    found = on(judged(state(*GUARD, chains=(early,), link=None)), "forwarded")
+    assert (found.verdict, bool(found.doubts)) == ("unknown", True)
+
+
+def test_an_unknown_write_is_no_proof():
+    marks = output(Rule((Mangle(MARK, UnknownExpression('{"new": 1}')),)))
+    assert on(judged(state(*GUARD, chains=(marks,))), "sockets").verdict == "unknown"
+
+
+def test_exemptions_are_what_they_say_and_no_more():
+    dhcp = (Match(Payload("udp", "sport"), 68), Match(Payload("udp", "dport"), 67))
+    exempt = evolve(UPLINK, holes=(hole("dhcpv4"),))
+    only4 = state(Rule((Match(Meta("nfproto"), "ipv4"), *dhcp, ACCEPT)), *GUARD, link=None)
+    assert on(judged(only4), "sockets").verdict == "refuted"
+    assert on(judged(only4, exempt), "sockets").verdict == "proved"
+    both = state(Rule((*dhcp, ACCEPT)), *GUARD, link=None)
+    assert on(judged(both, exempt), "sockets").verdict == "refuted"
+
+
+def test_marks_of_many_bits():
+    wide = evolve(UPLINK, value=0x5100, mask=0xFF00)
+    link = evolve(LINK, chains=(
+        Chain("egress", (Rule((Match(Bitwise(MARK, keep=0xFF00), 0x5100), ACCEPT)),), EGRESS),))  # fmt: skip
+    guard = Rule((OUT, Match(Bitwise(MARK, keep=0xFF00), 0x5100, "!="), DROP))
+    assert judged(state(guard, link=link), wide).of("P1") == "proved"
+    half = Rule((OUT, Match(Bitwise(MARK, keep=0xF000), 0x5000, "!="), DROP))
+    assert on(judged(state(half, link=None), wide), "sockets").verdict == "refuted"
+    # One write puts on one half of the mark, another the rest.
+    halves = output(
+        Rule((Match(Meta("skuid"), 7), Mangle(MARK, Bitwise(MARK, keep=FULL ^ 0xF000, put=0x5000)))),
+        Rule((Match(Meta("skgid"), 7), Mangle(MARK, Bitwise(MARK, keep=FULL ^ 0x0F00, put=0x0100)))),
+    )
+    found = on(judged(state(guard, link=link, chains=(halves,)), wide), "sockets")
+    assert found.verdict == "refuted"
+    one = found.examples[0].packet
+    assert one.mark & 0xFF00 != 0x5100
+
+
+def test_p2_sees_marked_packets_elsewhere():
+    stray = Rule((Match(Meta("oifname"), AnonymousSet(frozenset({"wan", "lo"})), "!="), MARKED, DROP))
+    assert judged(state(*GUARD)).of("P2") == "refuted"
+    assert judged(state(*GUARD, stray)).of("P2") == "proved"
+    assert not any(one.deciding for one in judged(state(*GUARD)).findings if one.property == "P2")
+
+
+def test_only_names_no_more_than_it_is_given():
+    assert only(3, 1, 2) == ((1, 3),)
