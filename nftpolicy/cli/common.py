@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.apply import Prospect
 
 # The exit codes of every command, documented in nftpolicy(1).
-REFUSED, BAD_INPUT, NOT_HERE = 1, 2, 4
+REFUSED, BAD_INPUT, UNKNOWN, NOT_HERE = 1, 2, 3, 4
 
 
 class Failure(Exception):

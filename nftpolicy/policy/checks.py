@@ -157,6 +157,9 @@ def _selector(path: Path, service: Service) -> Iterator[Fault]:
     chosen = len(accounts(service)) + service.kernel
     if chosen != 1:
         yield path, "a service is known by exactly one of 'group', 'user' and 'kernel = true'"
+    for index, net in enumerate(service.to):
+        if net.is_loopback or net.is_unspecified:
+            yield (*path, "to", index), f"what is sent to {net} never leaves the machine"
     if service.kernel and (service.to or service.ports):
         yield path, "the kernel's own sockets can not be narrowed with 'to' or 'ports'; write a group or user instead"
 

@@ -42,7 +42,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("command", [["check"], ["compile", "--to", "nft"]])
+@pytest.mark.parametrize("command", [["check"], ["compile", "--to", "nft"], ["verify"]])
 @pytest.mark.parametrize("bad", BAD)
 def test_a_bad_policy(file, command, bad):
     path = file(BAD[bad])
@@ -98,4 +98,4 @@ def test_a_good_policy_in_every_form(file, form):
 def test_a_good_policy_is_good(file):
     done = run("check", file(GOOD))
     assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services\n")
+    assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")

@@ -168,6 +168,10 @@ BAD = [
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg", "can not be narrowed"),
+    *(
+        ('["198.51.100.0/24"]', f'["198.51.100.0/24", "{net}"]', "service.vpn.to[1]", "never leaves the machine")
+        for net in ("127.0.0.0/8", "127.0.0.1", "::1", "0.0.0.0", "::")
+    ),
     ("kernel = true", "user = 900", "service.wg.user", "user '900' is service 'dns' already"),
     ("user = 900", "user = 77", "service.dns.user", "user '77' runs the resolver of uplink 'wan'"),
 ]  # fmt: skip

@@ -1,0 +1,536 @@
+"""`explain` on a kernel that holds a policy: its word, its lines, and whether packets really do what it says."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.kernel import sockets
+from nftpolicy.kernel.interface import Unavailable
+from tests.lab import addresses as at
+from tests.lab import child, senders, syscalls
+from tests.lab.netns import Namespace
+
+from .rig import MESH, WAN, Rig, counted, default
+
+pytestmark = pytest.mark.kernel
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+POLICY, STATE = "/run/policy.toml", "/run/state"  # in the node
+ENVIRONMENT = {"NFTPOLICY_STATE": STATE, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+SERVICE, OTHER = 800, 4711
+TEXT = (ROOT / "rulesets/gluon-fastd.toml").read_text()
+FAR = {4: "198.51.100.10", 6: "2001:db8:2::10"}
+
+
+def line(words: str) -> int:
+    """Where the policy says so."""
+    (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
+    return found
+
+
+class Node:
+    """A node with the shipped policy in force. Main has a default route by the mesh, and the WAN's own network."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.space = rig, rig.node
+        for family in at.FAMILIES:
+            self.space.ip(default(MESH, family), default(WAN, family, "1"))
+            self.space.ip(f"-{family} route add {at.HOME_NET[family]} dev {WAN}")
+        self.space.outside(POLICY).write_text(TEXT)
+        self.run("apply", POLICY)
+
+    def run(self, *words: str, check: bool = True, uid: int | None = None):
+        return self.space.run([*PROGRAM, *words], check=check, env=ENVIRONMENT, uid=uid)
+
+    def explain(self, *words: object, status: int = 0) -> str:
+        done = self.run("explain", *map(str, words), check=False)
+        assert (done.returncode, done.stderr) == (status, ""), done.stdout
+        return done.stdout
+
+    def words(self, *words: object) -> str:
+        """The outcome alone."""
+        return self.explain(*words).splitlines()[-1].removeprefix("=> ")
+
+
+@pytest.fixture(scope="module")
+def held(able: None) -> Iterator[Node]:
+    with Namespace("node") as space, Namespace("far") as far, Rig(space, far) as rig:
+        yield Node(rig)
+
+
+@pytest.mark.parametrize("family", at.FAMILIES)
+def test_an_unmarked_packet_to_the_uplink(held: Node, family: int) -> None:
+    told = held.explain("--to", at.NEIGHBOUR[family], "--uid", 65534, "--gid", OTHER)
+    assert told.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
+    assert f"{POLICY}:{line('[uplink.wan]')} uplink.wan" in told
+    # and so it is
+    to_neighbour = held.rig.send(lambda job: job.udp().sendto(job.payload, job.neighbour), family, patience=0.1)
+    assert to_neighbour == ("EPERM", set())
+
+
+def test_a_bound_socket_without_a_route(held: Node) -> None:
+    """IPv4 takes every address for a neighbour then; IPv6 does not."""
+    bound = ("--uid", 65534, "--dev", WAN)
+    assert held.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
+    told = held.words("--to", FAR[6], *bound)
+    assert re.fullmatch(r"goes nowhere: rule priority 910 from all unreachable .*: unreachable", told)
+
+    def send(job: senders.Job) -> None:
+        made = job.udp()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
+        made.sendto(job.payload, job.server)
+
+    assert held.rig.send(send, 4, patience=0.1) == ("EPERM", set())
+    assert held.rig.send(send, 6, patience=0.1) == ("ENETUNREACH", set())
+
+
+@pytest.mark.parametrize("family", at.FAMILIES)
+def test_an_unmarked_packet_goes_by_the_mesh(held: Node, family: int) -> None:
+    assert held.words("--to", FAR[family], "--uid", 65534) == f"leaves by {MESH} with mark 0x0"
+    assert held.rig.send(senders.udp, family) == ("sent", {MESH})
+
+
+@pytest.mark.parametrize("family", at.FAMILIES)
+def test_a_packet_of_a_service(held: Node, family: int) -> None:
+    told = held.explain("--to", FAR[family], "--gid", SERVICE, "--mark", "0x1", "--dport", 10000)
+    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
+    assert f"{POLICY}:{line('mark ')} uplink.wan.mark" in told
+
+
+def test_a_stranger_with_the_mark(held: Node) -> None:
+    told = held.words("--to", FAR[4], "--gid", OTHER, "--mark", 1)
+    assert told == "dropped by inet nftpolicy wan.identity: counter wan.unentitled"
+
+
+@pytest.mark.parametrize(("family", "resolver"), [(4, "127.0.0.1:54"), (6, "[::1]:54")])
+def test_a_services_question_for_a_name(held: Node, family: int, resolver: str) -> None:
+    words = ("--to", FAR[family], "--gid", SERVICE, "--mark", 1, "--dport", 53)
+    assert held.words(*words) == f"stays on this machine with mark 0x1, to {resolver}"
+    assert f"{POLICY}:{line('listen')} uplink.wan.resolver.listen" in held.explain(*words)
+
+
+def test_what_comes_from_the_uplink_and_would_be_forwarded(held: Node) -> None:
+    held.space.sysctl("net.ipv4.ip_forward", 1)
+    told = held.explain("--forward", WAN, "--from", "192.0.2.77", "--to", FAR[4])
+    assert "dropped by" in told.splitlines()[-1]
+    back = held.explain("--forward", MESH, "--from", "203.0.113.9", "--to", "192.0.2.77")
+    assert back.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
+
+
+def test_a_frame(held: Node) -> None:
+    words = ("--frame", "--dev", WAN, "--from", "192.0.2.2", "--to", FAR[4])
+    assert held.words(*words).startswith("dropped by netdev nftpolicy wan.link")
+    assert held.words(*words, "--mark", 1) == f"leaves by {WAN} with mark 0x1"
+
+
+def test_an_answer(held: Node) -> None:
+    reply = (
+        "--to",
+        FAR[4],
+        "--from",
+        "192.0.2.2",
+        "--proto",
+        "tcp",
+        "--state",
+        "established",
+        "--reply",
+        "--ct-mark",
+        1,
+    )
+    told = held.explain(*reply, "--sport", 22, "--mark", 1)
+    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in told
+    assert held.words(*reply, "--sport", 80, "--mark", 1).endswith("counter wan.unanswered")
+
+
+def test_an_exemption(held: Node) -> None:
+    solicit = ("--kernel", "--proto", "ipv6-icmp", "--to", "ff02::1:ff00:1", "--dev", WAN)
+    solicit = (*solicit, "--from", at.NODE_MESH[6], "--field", "icmpv6.type=135", "--field", "ip6.hoplimit=255")
+    told = held.explain(*solicit)
+    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
+    assert f"{POLICY}:{line('exempt')} uplink.wan.exempt" in told
+
+
+def test_the_kernel_is_asked_too(held: Node) -> None:
+    told = held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE)
+    assert re.search(rf"^the kernel itself says: unicast dev {WAN}", told, re.MULTILINE)
+    found = json.loads(held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE, "--json"))
+    (packet,) = found["packets"]
+    assert packet["kernel"][0]["agrees"] is True
+    assert packet["kernel"][0]["kernel"]["device"] == WAN
+    assert (packet["outcome"], packet["device"], packet["mark"]) == ("leaves", WAN, 1)
+    assert (found["judged"], found["faults"]) == ("this kernel", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "agrees"),
+    [
+        ({}, True),
+        ({"device": MESH}, False),
+        ({"gateway": "192.0.2.99"}, False),
+        ({"kind": "local"}, False),
+        ({"kind": "unreachable"}, False),
+    ],
+)
+def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
+    held: Node, capsys: pytest.CaptureFixture, answer: dict, agrees: bool
+) -> None:
+    def lied() -> tuple[int, str]:
+        from attrs import evolve
+
+        from nftpolicy.kernel.rtnetlink import Lookups
+
+        honest = Lookups.getroute
+        Lookups.getroute = lambda *words, **more: evolve(honest(*words, **more), **answer)
+        return inside("--to", FAR[4], "--mark", "1", "--gid", "800")
+
+    status, said = held.space.call(lied)
+    assert status == (0 if agrees else 1)
+    faults = [one for one in said.splitlines() if one.startswith("a fault of the model: the route: ")]
+    assert bool(faults) != agrees
+    if answer.get("device"):
+        assert f"dev {WAN}" in faults[0] and f"dev {MESH}" in faults[0]
+
+
+def inside(*words: str) -> tuple[int, str]:
+    """The command in this process: exit status and output."""
+    import io
+
+    from nftpolicy.cli.main import application
+
+    os.environ.update(ENVIRONMENT)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        sys.argv = ["nftpolicy", "explain", *words]
+        try:
+            application(sys.argv[1:])()
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    return 0, said.getvalue()
+
+
+def test_a_device_that_is_not_there_is_told(held: Node) -> None:
+    done = held.run("explain", "--to", FAR[4], "--dev", "nowhere0", check=False)
+    assert done.stderr == "nftpolicy: there is no device nowhere0 on this machine now\n"
+    assert done.returncode == 0
+
+
+def test_without_a_policy_the_kernel_is_judged_all_the_same(rig: Rig) -> None:
+    rig.node.ip(default(WAN, 4))
+    told = rig.node.run([*PROGRAM, "explain", "--to", FAR[4]], env=ENVIRONMENT).stdout
+    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
+
+
+def test_without_root_what_the_policy_compiles_to_is_judged(held: Node) -> None:
+    done = held.run("explain", POLICY, "--to", FAR[4], "--mark", "1", "--gid", str(SERVICE), uid=65534)
+    assert done.stderr.startswith("nftpolicy: this needs root")
+    assert done.stdout.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"assumed: table 1 has a default route by {WAN}" in done.stdout
+    assert held.run("explain", "--to", FAR[4], check=False, uid=65534).returncode == 4
+
+
+def test_the_same_from_files(held: Node) -> None:
+    asked = {
+        "ruleset": ["nft", "-j", "list", "ruleset"],
+        "rules": ["ip", "-j", "-N", "-4", "rule"],
+        "routes": ["ip", "-j", "-N", "-4", "route", "show", "table", "all"],
+    }
+    for name, words in asked.items():
+        held.space.outside(f"/run/{name}").write_text(held.space.run(words).stdout)
+    files = ("--ruleset", "/run/ruleset", "--rules", "4:/run/rules", "--routes", "/run/routes")
+    for words in (("--mark", 1, "--gid", SERVICE), ("--dev", WAN), ("--mark", 1)):
+        there = [
+            one for one in held.explain("--to", FAR[4], *words).splitlines() if not one.startswith("the kernel itself")
+        ]
+        assert held.explain(POLICY, *files, "--to", FAR[4], *words).splitlines()[-1] == there[-1]
+    told = held.explain(POLICY, *files, "--to", FAR[4], "--mark", 1, "--gid", SERVICE)
+    for words in (f"{line('[service.fastd]')} service.fastd", f"{line('mark ')} uplink.wan.mark"):
+        assert f"{POLICY}:{words}" in told
+
+
+# --- the sockets of a program -------------------------------------------------------------------
+
+
+def opened(ready: int, passed: int, *openers) -> None:
+    """In a child: drop what the test has open, open sockets, say so, and wait to be ended."""
+    for entry in Path("/proc/self/fd").iterdir():
+        if int(entry.name) not in (0, 1, 2, ready, passed):
+            with contextlib.suppress(OSError):
+                os.close(int(entry.name))
+    kept = [one for opener in openers for one in opener()]
+    os.write(ready, b"x")
+    time.sleep(60)
+    del kept
+
+
+@contextlib.contextmanager
+def program(space: Namespace, *openers, passed: int = -1, **ids: object) -> Iterator[int]:
+    """A process inside that holds the sockets that `openers` make, and the descriptor `passed`."""
+    receiver, sender = os.pipe()
+    process = space.spawn(opened, sender, passed, *openers, **ids)
+    os.close(sender)
+    try:
+        assert os.read(receiver, 1) == b"x", "the program ended early"
+        yield process
+    finally:
+        space.end(process)
+        os.close(receiver)
+
+
+def marked() -> list[socket.socket]:
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
+    one.connect((FAR[4], 10000))
+    return [one]
+
+
+def bare() -> list[socket.socket]:
+    one = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
+    return [one]
+
+
+def raw() -> list[socket.socket]:
+    one = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    frames = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806))
+    frames.bind((WAN, 0x0806))
+    frames.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+    return [one, frames, socket.socket(socket.AF_UNIX), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)]
+
+
+def connected() -> list[socket.socket]:
+    listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    listener.bind(("::", 0))
+    listener.listen()
+    client = socket.socket()
+    client.connect(("127.0.0.1", listener.getsockname()[1]))
+    return [listener, client, listener.accept()[0]]
+
+
+def test_a_program_with_a_marked_socket(held: Node) -> None:
+    with program(held.space, marked, bare, gid=SERVICE, keep_caps=True) as pid:
+        told = held.space.run([*PROGRAM, "explain", "--pid", "0"], check=False, env=ENVIRONMENT)
+        assert told.returncode == 2
+        told = outside(held, "--pid", pid)
+        assert f"process {pid} " in told and "2 IP or packet sockets" in told
+        assert f"=> leaves by {WAN} with mark 0x1" in told
+        assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
+        assert re.search(r"udp by IPv6 and IPv4.*on br-wan: not connected: name a destination with --to", told)
+        assert "=> dropped by inet nftpolicy wan.guard: counter wan.dropped" in outside(
+            held, "--pid", pid, "--to", at.NEIGHBOUR[6]
+        )
+        found = json.loads(outside(held, "--pid", pid, "--json"))
+    first, second = found["packets"]
+    assert (first["socket"]["mark"], first["socket"]["gid"], first["outcome"]) == (1, SERVICE, "leaves")
+    assert first["packet"]["from"] == at.NODE_MESH[4] or first["packet"]["from"] == "192.0.2.2"
+    assert (second["socket"]["bound"], second["note"][:13]) == (WAN, "not connected")
+    assert found["process"]["entered"] is True
+
+
+def outside(node: Node, *words: object) -> str:
+    """The command on this machine, about a process in the node's network namespace."""
+    environment = {**os.environ, **ENVIRONMENT, "NFTPOLICY_STATE": str(node.space.outside(STATE))}
+    done = subprocess.run(
+        [*PROGRAM, "explain", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return done.stdout
+
+
+def look(space: Namespace, pid: int) -> list[sockets.Socket]:
+    """The sockets of a process, asked from inside its network namespace; by its number outside."""
+    with space._net():
+        return list(sockets.sockets_of(pid).sockets)
+
+
+def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
+    with program(held.space, raw, connected, bare, marked) as pid:
+        found = look(held.space, pid)
+    told = [(one.family, one.kind, one.protocol, one.mark, one.bound, one.listens) for one in found]
+    assert told == [
+        (4, "raw", 1, 0, None, False),
+        (0, "raw", 0x0806, 7, WAN, False),
+        (6, "stream", 6, 0, None, True),
+        (4, "stream", 6, 0, None, False),
+        (4, "stream", 6, 0, None, False),
+        (6, "dgram", 17, 0, WAN, False),
+        (4, "dgram", 17, 1, None, False),
+    ]
+    client, server = found[3], found[4]
+    assert (client.local, client.sport, client.remote, client.dport) == (
+        "127.0.0.1",
+        server.dport,
+        "127.0.0.1",
+        server.sport,
+    )
+    assert (found[6].local, found[6].remote, found[6].dport) == ("192.0.2.2", FAR[4], 10000)
+    assert [one.both for one in found] == [False, False, True, False, False, True, False]
+    assert not any(one.elsewhere for one in found)
+
+
+def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> None:
+    """A program changes its ids after it opened a socket, and before it opens another."""
+
+    def opener() -> list[socket.socket]:
+        first = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        os.setresgid(OTHER, OTHER, OTHER)
+        os.setresuid(4712, 4712, 4712)
+        second = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for one in (first, second):
+            one.sendto(b"x", (FAR[4], 9))
+        return [first, second]
+
+    counters = "".join(f" counter u{uid} {{ }}\n counter g{gid} {{ }}\n" for uid, gid in ((0, SERVICE), (4712, OTHER)))
+    rules = "".join(
+        f"  meta skuid {uid} udp dport 9 counter name u{uid}\n  meta skgid {gid} udp dport 9 counter name g{gid}\n"
+        for uid, gid in ((0, SERVICE), (4712, OTHER))
+    )
+    chain = f" chain c {{\n  type filter hook output priority 0\n{rules} }}\n"
+    held.space.nft(f"table inet owners {{\n{counters}{chain}}}\n")
+    try:
+        found: list[sockets.Socket] = []
+
+        def whole() -> None:
+            with program(held.space, opener, gid=SERVICE) as pid:
+                found.extend(look(held.space, pid))
+
+        names = counted(held.space, whole)
+    finally:
+        held.space.nft("delete table inet owners\n")
+    assert names >= {"u0", f"g{SERVICE}", "u4712", f"g{OTHER}"}
+    assert [(one.uid, one.gid) for one in found] == [(0, SERVICE), (4712, OTHER)]
+
+
+def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() -> None:
+    """A child with a user and a network namespace of its own opens a socket as user 5 and group 8 of it."""
+    ready, go = os.pipe(), os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            syscalls.unshare(0x10000000 | syscalls.CLONE_NEWNET)  # CLONE_NEWUSER
+            os.write(ready[1], b"x"), os.read(go[0], 1)
+            os.setgid(0), os.setuid(0)
+            rules = "".join(f"  meta {key} {number} counter name {key}{number}\n" for key, number in _OWNERS)
+            counters = "".join(f" counter {key}{number} {{ }}\n" for key, number in _OWNERS)
+            chain = f" chain c {{\n  type filter hook output priority 0\n{rules} }}\n"
+            subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+            subprocess.run(["nft", "-f", "-"], input=f"table inet t {{\n{counters}{chain}}}\n", text=True, check=True)
+            os.setresgid(8, 8, 8), os.setresuid(5, 5, 5)
+            one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            one.sendto(b"x", ("127.0.0.1", 9))
+            os.write(ready[1], b"x")
+            time.sleep(60)
+        finally:
+            os._exit(0)
+    os.close(ready[1]), os.close(go[0])
+    try:
+        os.read(ready[0], 1)
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{process}/{kind}_map").write_text("0 100000 65536\n")
+        os.write(go[1], b"x")
+        assert os.read(ready[0], 1) == b"x", "the child ended early"
+        (found,) = [one for one in sockets.sockets_of(process).sockets if one.sport]
+        listed = ["nsenter", f"--net=/proc/{process}/ns/net", "nft", "-j", "list", "counters"]
+        told = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)["nftables"]
+    finally:
+        os.kill(process, signal.SIGKILL), os.waitpid(process, 0)
+        os.close(ready[0]), os.close(go[1])
+    counted_there = {one["counter"]["name"] for one in told if one.get("counter", {}).get("packets")}
+    assert counted_there == {"skuid5", "skgid8"}
+    assert (found.uid, found.gid) == (5, 8)
+
+
+_OWNERS = [("skuid", 5), ("skuid", 100005), ("skgid", 8), ("skgid", 100008)]
+
+
+@pytest.mark.parametrize("family", at.FAMILIES)
+def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node, family: int) -> None:
+    """Somebody at home connects to port 22; what the program here answers with is explained."""
+    near, length = {4: ("192.0.2.3", 24), 6: ("2001:db8:1::3", 64)}[family]
+    # With its prefix: the policy has the node answer neighbours of the same network only.
+    held.space.ip(f"link set {WAN} arp on", f"addr add {near}/{length} dev {WAN} noprefixroute")
+    held.rig.far.ip(f"addr add {at.with_length(at.HOME, 'home', family)} dev to-wan")
+
+    def connect() -> None:
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection((near, 22), timeout=1):
+                time.sleep(60)
+            time.sleep(0.01)
+
+    def serve() -> list[socket.socket]:
+        listener = socket.create_server((near, 22), family={4: socket.AF_INET, 6: socket.AF_INET6}[family])
+        return [listener, listener.accept()[0]]
+
+    client = held.rig.far.spawn(connect)
+    try:
+        with program(held.space, serve) as pid:
+            told = outside(held, "--pid", pid)
+    finally:
+        held.rig.far.end(client)
+        held.space.ip(f"addr del {near}/{length} dev {WAN}", f"link set {WAN} arp off")
+    assert "listens, and sends nothing by itself" in told
+    assert re.search(rf"^tcp \[?{re.escape(near)}\]?:22 -> \[?{re.escape(at.HOME[family])}\]?:", told, re.MULTILINE)
+    assert "connection established, reply direction, mark 0x1" in told
+    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in told
+
+
+def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
+    borrowed = held.rig.far.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with borrowed, program(held.space, marked, passed=borrowed.fileno()) as pid:
+        found = look(held.space, pid)
+        assert sorted((one.elsewhere, one.remote) for one in found) == [(False, FAR[4]), (True, None)]
+        assert "of another network namespace than the program's: not judged here" in outside(held, "--pid", pid)
+
+
+def test_a_process_that_is_gone(held: Node) -> None:
+    with program(held.space, marked) as pid:
+        pass
+    with pytest.raises(sockets.Gone, match=f"there is no process {pid}"):
+        sockets.sockets_of(pid)
+    with pytest.raises(sockets.Gone, match=f"there is no process {pid}"):
+        sockets.enter_network_of(pid)
+    done = held.run("explain", "--pid", str(2**22 - 1), check=False)
+    assert (done.returncode, done.stderr.startswith("nftpolicy: --pid: there is no process")) == (2, True)
+
+
+def test_without_the_right_to_look_that_is_told(held: Node) -> None:
+    with program(held.space, marked) as pid:
+        receiver, sender = os.pipe()
+        child_ = os.fork()
+        if child_ == 0:
+            try:
+                os.setuid(65534)
+                child.answer(sender, lambda: sockets.sockets_of(pid))
+            finally:
+                os._exit(0)
+        os.close(sender)
+        try:
+            with pytest.raises(Unavailable, match=rf"process {pid}: .* needs root"):
+                child.result(child.read(receiver, 5))
+        finally:
+            os.close(receiver), os.waitpid(child_, 0)
+
+
+def test_sockets_are_borrowed_and_given_back(held: Node) -> None:
+    with program(held.space, marked, raw) as pid:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        assert len(look(held.space, pid)) == 3
+        assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,301 @@
+"""`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold others' tables beside it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab import addresses as at
+from tests.lab.netns import Namespace
+
+from .rig import MESH, WAN, Rig, default
+
+pytestmark = pytest.mark.kernel
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+POLICY, STATE = "/run/policy.toml", "/run/state"  # in the node
+ENVIRONMENT = {"NFTPOLICY_STATE": STATE, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+TEXT = (ROOT / "rulesets/gluon-fastd.toml").read_text()
+ASKED = ("--uplink", f"wan={WAN}", "--mark", "0x1/0x1")
+BRIDGE = "br-up"
+EXEMPT = [word for one in ("arp", "dhcpv4", "dhcpv6", "ndp", "mld", "igmp") for word in ("--exempt", one)]
+
+
+def line(words: str) -> int:
+    """Where the policy says so."""
+    (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
+    return found
+
+
+class Node:
+    """A node, with the shipped policy in force."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.space = rig, rig.node
+        for family in at.FAMILIES:
+            self.space.ip(default(MESH, family), default(WAN, family, "1"))
+        self.space.outside(POLICY).write_text(TEXT)
+
+    def run(self, *words: object, check: bool = True, uid: int | None = None) -> subprocess.CompletedProcess:
+        return self.space.run([*PROGRAM, *map(str, words)], check=check, env=ENVIRONMENT, uid=uid)
+
+    def verify(self, *words: object, status: int = 0) -> str:
+        done = self.run("verify", "--live", *words, check=False)
+        assert (done.returncode, done.stderr) == (status, ""), done.stdout
+        return done.stdout
+
+    def delete(self, chain: str, words: str) -> None:
+        """Take one rule of ours out of the kernel."""
+        listed = self.space.run(["nft", "-a", "list", "chain", "inet", "nftpolicy", chain]).stdout.splitlines()
+        (found,) = [one for one in listed if words in one and "# handle" in one]
+        self.space.nft(f"delete rule inet nftpolicy {chain} handle {found.rpartition(' ')[2]}\n")
+
+
+@pytest.fixture
+def bare(rig: Rig) -> Node:
+    return Node(rig)
+
+
+@pytest.fixture
+def held(bare: Node, egress: None) -> Node:
+    bare.run("apply", POLICY)
+    return bare
+
+
+@pytest.fixture(scope="module")
+def kept(egress: None) -> Iterator[Node]:
+    """A node that the tests leave as it is."""
+    with Namespace("node") as space, Namespace("far") as far, Rig(space, far) as rig:
+        node = Node(rig)
+        node.run("apply", POLICY)
+        yield node
+
+
+# --- a policy in force ---------------------------------------------------------------------------
+
+
+def test_a_policy_in_force_is_proved(kept: Node) -> None:
+    told = kept.verify(POLICY).splitlines()
+    assert told[0] == "proved: gluon-fastd: this kernel: P1 to P5 hold for all packets, IPv4 and IPv6"
+    assert kept.verify().splitlines() == told  # the policy that was applied last
+
+
+def test_and_without_the_policy_as_well(kept: Node) -> None:
+    told = kept.verify(*ASKED, *EXEMPT)
+    assert told.startswith("proved: this kernel: P1 holds for all packets, IPv4 and IPv6\n")
+    # What it tolerates has to be named.
+    assert "P1 refuted: uplink wan: AF_PACKET sockets: " in kept.verify(*ASKED, status=1)
+
+
+@pytest.fixture(scope="module")
+def printed(kept: Node, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The options that name what nft and ip print on that node."""
+    folder = tmp_path_factory.mktemp("printed")
+
+    def file(name: str, *words: str) -> Path:
+        (folder / name).write_text(kept.space.run(words).stdout)
+        return folder / name
+
+    options = ["--ruleset", str(file("tables", "nft", "-j", "list", "ruleset"))]
+    for family in at.FAMILIES:
+        rules = file(f"rules{family}", "ip", "-j", "-N", f"-{family}", "rule")
+        routes = file(f"routes{family}", "ip", "-j", "-N", f"-{family}", "route", "show", "table", "all")
+        options += ["--rules", f"{family}:{rules}", "--routes", f"{family}:{routes}"]
+    return options
+
+
+def at_a_desk(printed: list[str], device: str | None, *words: str) -> subprocess.CompletedProcess:
+    """The verdict on files, the chains at egress being of that device: old nft does not print it."""
+    document = json.loads(Path(printed[1]).read_text())
+    for one in document["nftables"]:
+        if one.get("chain", {}).get("hook") == "egress":
+            one["chain"].pop("dev", None)
+            one["chain"] |= {"dev": device} if device else {}
+    done = subprocess.run(
+        [*PROGRAM, "verify", "--ruleset", "-", *printed[2:], *words],
+        input=json.dumps(document),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert done.stderr == ""
+    return done
+
+
+@pytest.mark.parametrize("words", [["rulesets/gluon-fastd.toml"], [*ASKED, *EXEMPT]], ids=["policy", "asked"])
+def test_what_this_kernel_printed_is_proved_at_a_desk(printed: list[str], words: list[str]) -> None:
+    done = at_a_desk(printed, WAN, *words)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.startswith("proved: ")
+
+
+def test_chains_at_egress_of_a_device_that_nobody_tells_prove_nothing(printed: list[str]) -> None:
+    done = at_a_desk(printed, None, *ASKED, *EXEMPT)
+    assert done.returncode == 3, done.stdout
+    assert "an old nft does not tell it in JSON" in done.stdout
+
+
+def test_root_is_needed(kept: Node) -> None:
+    done = kept.run("verify", "--live", *ASKED, check=False, uid=65534)
+    assert (done.returncode, done.stdout) == (4, "")
+
+
+# --- a policy that is not, or not all of it ------------------------------------------------------
+
+
+def test_a_policy_that_was_never_applied(bare: Node) -> None:
+    told = bare.verify(POLICY, status=1)
+    assert told.startswith("REFUTED: gluon-fastd: this kernel: ")
+    assert f"  policy  {POLICY}:{line('[uplink.wan]')} uplink.wan\n" in told
+    assert f"  next    the policy is not in force here: nftpolicy apply {POLICY}\n" in told
+    none = bare.run("verify", "--live", check=False)
+    assert none.returncode == 2
+    assert "no policy was applied here; name a policy" in none.stderr
+
+
+def test_a_rule_of_a_service_is_missing(held: Node) -> None:
+    held.delete("wan.identity", "skgid @wan.group-anywhere")
+    told = held.verify(POLICY, status=1)
+    assert "P3 refuted: uplink wan: service fastd\n" in told
+    assert f"  policy  {POLICY}:{line('[service.fastd]')} service.fastd\n" in told
+    assert "P1  no leak       proved" in told
+    assert "  next    nftpolicy verify" in told
+
+
+def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
+    held.space.nft(
+        "insert rule inet nftpolicy wan.guard udp dport 9 accept\n"
+        "insert rule netdev nftpolicy wan.link udp dport 9 accept\n"
+    )
+    told = held.verify(POLICY, status=1)
+    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark" in told
+    assert "port 9 from a socket of user" in told
+    # What it says would leave does leave.
+    done = held.run("verify", "--live", POLICY, "--script", "/run/leak.sh", check=False)
+    assert done.returncode == 1
+    file = held.space.outside("/run/leak.sh")
+    assert subprocess.run(["sh", file], capture_output=True, text=True, check=False, timeout=60).returncode == 0
+
+
+def test_a_hole_in_one_layer_is_none_in_both(held: Node) -> None:
+    held.space.nft("insert rule inet nftpolicy wan.guard udp dport 9 accept\n")
+    assert "P1 refuted: uplink wan: sockets: " not in held.run("verify", "--live", POLICY, check=False).stdout
+
+
+def test_the_ladder_lost_a_rung(held: Node) -> None:
+    held.space.ip("-6 rule del priority 510")
+    told = held.verify(POLICY, status=1)
+    assert "P2 refuted: uplink wan: IPv6 rules keep marked packets in table 1\n" in told
+    assert "P2 refuted: uplink wan: IPv4" not in told
+
+
+# --- others' tables ------------------------------------------------------------------------------
+
+FOREIGN = """
+table inet foreign {{
+    chain c {{
+        type {hook}; policy accept;
+        {rule}
+    }}
+}}
+"""
+
+
+def test_somebody_else_puts_our_mark_on(held: Node) -> None:
+    held.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="meta mark set 1"))
+    told = held.verify(POLICY, status=1)
+    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark\n" in told
+    assert "why     marked on the way: " in told and "meta mark set 0x1" in told
+
+
+BY_HAND = f"""
+table inet hand {{
+    chain c {{
+        type filter hook postrouting priority 300; policy accept;
+        oifname "{WAN}" meta mark & 1 == 0 drop
+    }}
+}}
+table netdev hand {{
+    chain c {{
+        type filter hook egress device "{WAN}" priority 0; policy accept;
+        meta mark & 1 == 0 drop
+    }}
+}}
+"""
+
+
+def test_a_guard_by_hand(bare: Node, egress: None) -> None:
+    bare.space.nft(BY_HAND)
+    assert bare.verify(*ASKED).startswith("proved: this kernel: ")
+    bare.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="udp dport 9 meta mark set 1"))
+    told = bare.verify(*ASKED, status=1)
+    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark\n" in told
+    assert "why     marked on the way: " in told
+
+
+@pytest.mark.parametrize(
+    ("hook", "rule"),
+    [
+        ("filter hook output priority 0", "tcp dport 80 counter accept"),
+        ("filter hook forward priority 0", "ct state established,related accept"),
+        ("route hook output priority -140", "meta mark set mark and 0xffffff0f or 0x20"),  # other bits
+        ("nat hook postrouting priority 100", 'oifname "bat0" masquerade'),
+        ("filter hook output priority 0", "numgen random mod 2 0 drop"),  # not understood, and drops at most
+        ("filter hook output priority 0", "numgen random mod 2 0 accept"),
+    ],
+)
+def test_somebody_elses_harmless_table(held: Node, hook: str, rule: str) -> None:
+    held.space.nft(FOREIGN.format(hook=hook, rule=rule))
+    assert held.verify(*ASKED, *EXEMPT).startswith("proved: this kernel: ")
+
+
+def test_a_harmless_table_beside_a_policy(held: Node) -> None:
+    rule = "tcp dport 80 counter accept"
+    held.space.nft(FOREIGN.format(hook="filter hook output priority 0", rule=rule))
+    assert held.verify(POLICY).startswith("proved: gluon-fastd: this kernel: ")
+
+
+def test_what_is_not_understood_where_it_matters(held: Node) -> None:
+    held.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
+    told = held.verify(POLICY, status=3)
+    assert told.startswith("unknown: gluon-fastd: this kernel: ")
+    assert "P1 unknown: uplink wan: sockets that are no service's" in told
+    assert "  not understood" in told and "numgen" in told
+
+
+# --- the way out ---------------------------------------------------------------------------------
+
+
+def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: Node) -> None:
+    done = bare.run("verify", "--live", *ASKED, "--json", check=False)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"], found["applied"]) == (1, "refuted", False)
+    scripts = [
+        example["script"]
+        for one in found["findings"]
+        if one["property"] == "P1" and one["verdict"] == "refuted"
+        for example in one["counterexamples"]
+    ]
+    assert scripts and all(scripts)
+    shell = shutil.which("sh")
+    assert shell
+    for text in scripts:
+        done = subprocess.run([shell], input=text, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, (done.stdout, done.stderr, text)
+
+
+def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> None:
+    bare.space.ip(f"link add name {BRIDGE} type bridge", f"link set {WAN} master {BRIDGE}", f"link set {BRIDGE} up")
+    bare.space.nft(BY_HAND.replace(WAN, BRIDGE))
+    done = bare.run("verify", "--live", "--uplink", f"up={BRIDGE}", "--mark", "0x1/0x1", "--json", check=False)
+    found = json.loads(done.stdout)
+    refuted = [one for one in found["findings"] if one["decides"] and one["verdict"] == "refuted"]
+    assert [one["subject"] for one in refuted] == [f"AF_PACKET sockets: what leaves by {BRIDGE} without the mark"]
+    assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}

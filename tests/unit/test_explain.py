@@ -1,0 +1,672 @@
+"""What `explain` asks and shows: options as packets, sockets as packets, policy lines, pictures, files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.cli import picture
+from nftpolicy.cli.asked import Asked, describe, packet_of
+from nftpolicy.cli.common import Failure
+from nftpolicy.cli.desk import desk_state
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.conntrack import Tracked
+from nftpolicy.kernel.sockets import Process, Socket
+from nftpolicy.model.decision import Decision
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, Flow, Packet, number
+from nftpolicy.model.walk import Walk
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.routing import IpRule, Route
+from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
+from nftpolicy.runtime import explain
+from tests.unit.test_faults import GOOD
+
+MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+
+
+def run(*arguments, given=b"", env=None):
+    return subprocess.run(
+        [*MAIN, "explain", *map(str, arguments)], input=given, capture_output=True, timeout=30, check=False, env=env
+    )
+
+
+# --- options ------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_a_udp_packet_of_root():
+    packet = Asked("192.0.2.1").packet()
+    assert packet == Packet(4, number("192.0.2.1"), fields={("ip", "ttl"): 64})
+
+
+def test_every_option_is_in_the_packet():
+    packet = Asked(
+        "2001:db8::1",
+        "2001:db8::2",
+        "tcp",
+        443,
+        1234,
+        "5",
+        "800",
+        "0x10",
+        "/a/b/",
+        "eth0",
+        state="established",
+        reply=True,
+        ct_mark="3",
+        fields=("tcp.flags=0x4", "ip6.hoplimit=2"),
+    ).packet()
+    assert packet == Packet(
+        6,
+        number("2001:db8::1"),
+        number("2001:db8::2"),
+        TCP,
+        1234,
+        443,
+        mark=16,
+        uid=5,
+        gid=800,
+        cgroup="a/b",
+        bound="eth0",
+        flow=Flow("established", "reply", 3),
+        fields={("ip6", "hoplimit"): 2, ("tcp", "flags"): 4},
+    )
+
+
+def test_where_a_packet_begins():
+    assert Asked("192.0.2.1", kernel=True, mark="1").packet().origin == KERNEL
+    forwarded = Asked("192.0.2.1", "192.0.2.2", forward="eth1").packet()
+    assert (forwarded.origin, forwarded.iif, forwarded.has_socket) == (FORWARD, "eth1", False)
+    frame = Asked("2001:db8::1", "::", frame=True, dev="eth0").packet()
+    assert (frame.origin, frame.bound, frame.ethertype) == (FRAME, "eth0", 0x86DD)
+
+
+def test_a_zone_is_the_device():
+    assert Asked("fe80::1%eth3").packet().bound == "eth3"
+
+
+@pytest.mark.parametrize(
+    ("to", "proto", "fields"),
+    [
+        ("192.0.2.1", "icmp", {("ip", "ttl"): 64, ("icmp", "type"): 8}),
+        ("2001:db8::1", "58", {("ip6", "hoplimit"): 64, ("icmpv6", "type"): 128}),
+        ("224.0.0.1", "igmp", {("ip", "ttl"): 1}),
+        ("239.255.255.255", "253", {("ip", "ttl"): 1}),
+        ("240.0.0.0", "253", {("ip", "ttl"): 64}),
+        ("ff02::1", "udp", {("ip6", "hoplimit"): 1}),
+        ("192.0.2.1", "tcp", {("ip", "ttl"): 64, ("tcp", "flags"): 2}),
+    ],
+)
+def test_the_header_is_as_linux_sends_it(to, proto, fields):
+    assert Asked(to, proto=proto).packet().fields == fields
+
+
+def test_the_group_is_the_users_own():
+    import pwd
+
+    other = next(one for one in pwd.getpwall() if one.pw_gid not in (0, one.pw_uid))
+    packet = Asked("192.0.2.1", uid=other.pw_name).packet()
+    assert (packet.uid, packet.gid) == (other.pw_uid, other.pw_gid)
+    assert Asked("192.0.2.1", uid=other.pw_name, gid="0").packet().gid == 0
+
+
+BAD = {
+    "--to": [("--to", "example.org"), ("--to", "192.0.2.300"), ("--to", "")],
+    "--from": [("--from", "::1"), ("--from", "x")],
+    "--proto": [
+        ("--proto", "gopher"),
+        ("--proto", "256"),
+        ("--proto", "-1"),
+        ("--proto", "ipv6-icmp"),
+        ("--proto", "²"),
+    ],
+    "--uid": [("--uid", "no-such-user"), ("--uid", "99999999999"), ("--kernel", "--uid", "0")],
+    "--gid": [("--gid", "no-such-group"), ("--gid", "")],
+    "--mark": [("--mark", "0x100000000"), ("--mark", "one"), ("--mark", "-1"), ("--mark", "0x"), ("--mark", "1_0")],
+    "--ct-mark": [("--ct-mark", "x")],
+    "--cgroup": [("--forward", "eth0", "--from", "192.0.2.2", "--cgroup", "a")],
+    "--forward": [
+        ("--forward", "eth0"),
+        ("--forward", "eth0", "--kernel"),
+        ("--forward", "eth0", "--from", "192.0.2.2", "--mark", "1"),
+        ("--forward", "eth0", "--from", "192.0.2.2", "--dev", "a"),
+    ],
+    "--frame": [("--frame", "--from", "192.0.2.2"), ("--frame", "--dev", "eth0")],
+    "--kernel": [("--kernel", "--frame")],
+    "--state": [("--state", "old")],
+    "--reply": [("--reply",)],
+    "--field": [("--field", "ttl=1"), ("--field", "ip.ttl"), ("--field", "ip.ttl=9999999999"), ("--field", "ip.ttl=x")],
+    "--dev": [("--to", "fe80::1%a", "--dev", "b")],
+    "--compiled": [("--compiled",)],
+}
+
+
+@pytest.mark.parametrize(("option", "words"), [(option, words) for option in BAD for words in BAD[option]])
+def test_bad_input_is_told_in_one_line_that_names_the_option(option, words):
+    done = run("--to", "192.0.2.1", *words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    said = done.stderr.decode()
+    assert said.startswith(f"nftpolicy: {option}"), said
+    assert said.count("\n") == 1 and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--pid", "1", "--uid", "0"),
+        ("--pid", "1", "--kernel"),
+        ("--pid", "1", "--compiled"),
+        ("--pid", "1", "--mark", "1"),
+    ],
+)
+def test_what_does_not_go_together(words):
+    done = run(*words)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"nftpolicy: --")
+
+
+def test_a_bad_policy_is_told_first(tmp_path):
+    (tmp_path / "p.toml").write_text("name = 1")
+    done = run(tmp_path / "p.toml", "--to", "192.0.2.1")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(f"nftpolicy: {tmp_path}/p.toml".encode())
+
+
+@pytest.mark.parametrize("words", [["--help"], ["p.toml", "--compiled", "--to", "192.0.2.1"]])
+def test_nothing_slow_is_imported_where_no_kernel_is_asked(tmp_path, words):
+    (tmp_path / "p.toml").write_text(GOOD)
+    code = "import sys, atexit; atexit.register(lambda: print(sorted(sys.modules), file=sys.stderr)); "
+    code += f"sys.argv = {['nftpolicy', 'explain', *words]!r}; from nftpolicy.cli.main import main; main()"
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=30,
+        check=True,
+    )
+    imported = {one.partition(".")[0] for one in done.stderr.strip("[]'\n").split("', '")}
+    assert "typer" in imported and done.stdout
+    assert imported & {"pyroute2", "rich", "nftables"} == set()
+
+
+def test_what_a_policy_compiles_to_needs_no_kernel(tmp_path):
+    (tmp_path / "p.toml").write_text(GOOD)
+    done = run(
+        tmp_path / "p.toml",
+        "--compiled",
+        "--to",
+        "198.51.100.1",
+        "--dport",
+        "10000",
+        "--gid",
+        "800",
+        "--mark",
+        "1",
+        "--json",
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    found = json.loads(done.stdout)
+    assert "table 7 has a default route by eth0" in found["assumed"]
+    (told,) = found["packets"]
+    assert (told["outcome"], told["device"], told["mark"]) == ("leaves", "eth0", 1)
+    line = GOOD.splitlines().index("[service.vpn]") + 1
+    assert f"{tmp_path}/p.toml:{line} service.vpn" in [one["policy"] for one in told["steps"]]
+    unmarked = run(tmp_path / "p.toml", "--compiled", "--to", "198.51.100.1").stdout.decode().splitlines()[-1]
+    assert unmarked == "=> leaves by bat0 with mark 0x0"
+
+
+# --- sockets ------------------------------------------------------------------------------------
+
+UDP = Socket(3, 4, "dgram", 17, 0x1, 5, 800)
+PROGRAM = Process(7, "fastd", "system.slice/fastd", (UDP,))
+NOT_TOLD = Asked(None)
+
+
+def packet(one, asked=NOT_TOLD):
+    return packet_of(one, PROGRAM, asked)
+
+
+def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
+    one = evolve(UDP, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
+    found = packet(one, Asked("198.51.100.1", dport=30))
+    assert found == Packet(
+        4,
+        number("192.0.2.1"),
+        number("192.0.2.2"),
+        17,
+        10,
+        20,
+        mark=1,
+        uid=5,
+        gid=800,
+        cgroup="system.slice/fastd",
+        fields={("ip", "ttl"): 64},
+    )
+
+
+def test_a_socket_that_is_not_connected_sends_where_it_is_asked_to():
+    assert "--to" in packet(UDP)
+    found = packet(evolve(UDP, bound="eth0"), Asked("198.51.100.1", dport=30))
+    assert (found.destination, found.source, found.dport, found.bound) == (number("198.51.100.1"), None, 30, "eth0")
+    assert packet(evolve(UDP, out="eth7"), Asked("198.51.100.1")).bound == "eth7"
+
+
+def test_families_of_a_socket():
+    six = evolve(UDP, family=6)
+    assert "IPv6 only" in packet(six, Asked("198.51.100.1"))
+    assert packet(evolve(six, both=True), Asked("198.51.100.1")).family == 4
+    assert packet(six, Asked("2001:db8::1")).family == 6
+    assert "IPv4 only" in packet(UDP, Asked("2001:db8::1"))
+
+
+def test_a_tcp_connection_is_established():
+    one = evolve(UDP, kind="stream", protocol=6, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
+    assert packet(one).flow == Flow("established")
+    assert packet(one).fields["tcp", "flags"] == 16
+    assert "listens" in packet(evolve(one, remote=None, listens=True), Asked("192.0.2.1"))
+
+
+def test_what_connection_tracking_knows_of_a_connection():
+    one = evolve(UDP, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
+    ends = (4, 17, "192.0.2.2", 10, "192.0.2.1", 20)
+
+    def known(*asked):
+        assert asked == ends
+        return Tracked("established", "reply", 5)
+
+    assert packet_of(one, PROGRAM, NOT_TOLD, known).flow == Flow("established", "reply", 5)
+    assert packet(one).flow == Flow("new")
+
+
+def test_sockets_that_show_nothing():
+    assert "another network namespace" in packet(evolve(UDP, elsewhere=True), Asked("192.0.2.1"))
+    every = Socket(3, 0, "raw", 3, 0, 0, 0, bound="eth0")
+    assert "--to" in packet(every)
+    assert "no device" in packet(evolve(every, bound=None), Asked("192.0.2.1"))
+
+
+def test_frames():
+    arp = packet(Socket(3, 0, "raw", 0x0806, 7, 0, 0, bound="eth0"))
+    assert (arp.origin, arp.ethertype, arp.bound, arp.mark) == (FRAME, 0x0806, "eth0", 7)
+    ip = packet(Socket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), Asked("2001:db8::1", proto="tcp"))
+    assert (ip.origin, ip.ethertype, ip.family, ip.protocol) == (FRAME, 0x86DD, 6, TCP)
+
+
+@pytest.mark.parametrize(
+    ("one", "words"),
+    [
+        (UDP, "descriptor 3: udp by IPv4, mark 0x1, user 5, group 800"),
+        (
+            evolve(UDP, family=6, both=True, sport=53, bound="lo"),
+            "udp by IPv6 and IPv4 *:53, mark 0x1, user 5, group 800, on lo",
+        ),
+        (evolve(UDP, kind="raw", protocol=1), "raw icmp by IPv4"),
+        (evolve(UDP, kind="raw", protocol=255), "raw by IPv4"),
+        (
+            Socket(4, 0, "raw", 0x806, 0, 0, 0, bound="lo"),
+            "AF_PACKET raw, protocol 0x0806, mark 0x0, user 0, group 0, on lo",
+        ),
+        (
+            evolve(UDP, family=6, local="fe80::1", sport=1, remote="fe80::2", dport=2),
+            "udp by IPv6 [fe80::1]:1 -> [fe80::2]:2,",
+        ),
+    ],
+)
+def test_a_socket_in_words(one, words):
+    assert words in describe(one)
+
+
+# --- policy lines -------------------------------------------------------------------------------
+
+
+def policy():
+    return load(GOOD.encode(), "p.toml")
+
+
+def listed(state):
+    """The state as a kernel would list it: without the keys of the policy."""
+
+    def bare(table):
+        chains = tuple(
+            evolve(one, origin=(), rules=tuple(evolve(rule, origin=()) for rule in one.rules)) for one in table.chains
+        )
+        return evolve(table, chains=chains, sets=tuple(evolve(one, origin=()) for one in table.sets))
+
+    return NetState(
+        tuple(map(bare, state.tables)),
+        tuple(evolve(one, origin=()) for one in state.rules),
+        tuple(evolve(one, origin=()) for one in state.routes),
+    )
+
+
+def origins(state):
+    rules = [
+        (chain.name, rule, rule.origin) for table in state.tables for chain in table.chains for rule in chain.rules
+    ]
+    return rules, [one.origin for one in state.rules], [one.origin for one in state.routes]
+
+
+def test_what_a_kernel_lists_gets_the_keys_of_what_was_compiled():
+    desired = compile_policy(policy()[0])
+    found = listed(desired)
+    assert not any(one[2] for one in origins(found)[0])
+    again = explain.with_origins(found, desired)
+    assert again == found, "keys take no part in a comparison"
+    assert origins(again) == origins(desired)
+    assert any(one[2] for one in origins(again)[0])
+
+
+def test_what_is_not_ours_has_no_key():
+    desired = compile_policy(policy()[0])
+    found = listed(desired)
+    foreign = nft.Rule((nft.Counter(), nft.DROP))
+    guard = next(chain for chain in found.tables[0].chains if chain.name == "guard")
+    inserted = evolve(guard, rules=(foreign, *guard.rules))
+    other = nft.Table("inet", "other", (guard,))
+    state = NetState(
+        (evolve(found.tables[0], chains=(inserted,)), other), (IpRule(4, 5),), (Route(4, 254, device="eth0"),)
+    )
+    again = explain.with_origins(state, desired)
+    wanted = next(chain for chain in desired.tables[0].chains if chain.name == "guard")
+    assert [one.origin for one in again.tables[0].chains[0].rules] == [(), *(one.origin for one in wanted.rules)]
+    assert {one.origin for one in again.tables[1].chains[0].rules} == {()}
+    assert (again.rules[0].origin, again.routes[0].origin) == ((), ())
+
+
+def test_equal_rules_of_a_chain_keep_their_own_keys():
+    one, two = (nft.Rule((nft.ACCEPT,), origin=(key,)) for key in "ab")
+    desired = NetState((nft.Table("inet", "t", (nft.Chain("c", (one, two)),)),))
+    found = NetState((nft.Table("inet", "t", (nft.Chain("c", (nft.Rule((nft.ACCEPT,)),) * 3),)),))
+    rules = explain.with_origins(found, desired).tables[0].chains[0].rules
+    assert [rule.origin for rule in rules] == [("a",), ("b",), ()]
+
+
+def test_the_lines_of_a_file():
+    _, source = policy()
+    place = picture.of_source(source.name, source.line)
+    assert place(()) == ""
+    line = GOOD.splitlines().index('mark = "0x1/0xff"') + 1
+    assert place(("uplink", "wan", "mark")) == f"p.toml:{line} uplink.wan.mark"
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+SENT = Packet(4, number("192.0.2.1"), mark=1, uid=5, gid=800)
+DROPS = nft.Rule((nft.CounterRef("wan.dropped"), nft.DROP), origin=("uplink", "wan"))
+GUARD = nft.Chain("wan.guard", (DROPS,))
+STEPS = (
+    Decision("source", "a socket of user 5"),
+    Decision("ip-rule", "priority 900 from all lookup main", IpRule(4, 900), ("inside",), "found in table 254"),
+    Decision("route", "default dev eth0", Route(4, 254), (), "leaves by eth0"),
+    Decision("hook", "output to eth0"),
+    Decision("chain", "table inet nftpolicy, chain restore", nft.Chain("restore")),
+    Decision("rule", "meta mark set 0x3", nft.Rule(()), (), "mark 0x3"),
+    Decision("reroute", "routed again"),
+    Decision("ip-rule", "priority 510", IpRule(4, 510), (), "found in table 1"),
+    Decision("chain", "policy accept of chain restore", nft.Chain("restore"), (), "accept"),
+    Decision("hook", "postrouting to eth0"),
+    Decision("chain", "table inet nftpolicy, chain wan.guard", GUARD, ("uplink", "wan")),
+    Decision("rule", 'counter name "wan.dropped" drop', DROPS, ("uplink", "wan"), "drop"),
+    Decision("end", "dropped", effect="dropped"),
+)
+REFUSES = Decision("ip-rule", "priority 515", IpRule(4, 515), (), "unreachable")
+NO_ROUTE = Decision("route", "no route", None, (), "unreachable")
+WALK = Walk(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
+
+
+def test_each_decision_stands_below_its_stage():
+    assert [(one.stage, one.depth, one.text) for one in picture.steps(WALK)] == [
+        ("routing", 0, "priority 900 from all lookup main"),
+        ("routing", 0, "default dev eth0"),
+        ("output to eth0", 0, "inet nftpolicy restore"),
+        ("output to eth0", 1, "meta mark set 0x3"),
+        ("routed again", 0, "routed again"),
+        ("routed again", 0, "priority 510"),
+        ("output to eth0", 1, "policy accept"),
+        ("postrouting to eth0", 0, "inet nftpolicy wan.guard"),
+        ("postrouting to eth0", 1, 'counter name "wan.dropped" drop'),
+    ]
+
+
+def test_what_arrives_is_routed_behind_its_first_hook():
+    arrived = (
+        Decision("source", "arrives by eth1"),
+        Decision("hook", "prerouting from eth1"),
+        Decision("chain", "table inet t, chain c", nft.Chain("c")),
+        Decision("ip-rule", "priority 900", IpRule(4, 900)),
+        Decision("hook", "forward from eth1 to eth0"),
+        Decision("chain", "table inet t, chain d", nft.Chain("d")),
+    )
+    stages = [one.stage for one in picture.steps(evolve(WALK, decisions=arrived))]
+    assert stages == ["prerouting from eth1", "routing", "forward from eth1 to eth0"]
+
+
+def test_how_it_goes_without_a_route_is_said_once():
+    routes = (
+        Decision("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
+        Decision("route", "no route", None, (), "leaves by eth0"),
+    )
+    assert [one.text for one in picture.steps(evolve(WALK, decisions=routes))] == [routes[0].text]
+
+
+def test_the_picture_as_text():
+    place = picture.of_source("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
+    shown = picture.lines(WALK, picture.steps(WALK, place), ["above"], ["a note"])
+    assert shown[:3] == [
+        "above",
+        "udp (any):40000 -> 192.0.2.1:9",
+        "socket of user 5, group 800; mark 0x1",
+    ]
+    assert shown[-2:] == ["a note", "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"]
+    (drop,) = [line for line in shown if line.startswith("    counter name")]
+    assert drop.split()[-4:] == ["drop", "drop", "p.toml:12", "uplink.wan"]
+    assert not any("goes on" in line for line in shown)
+    assert "\n".join(shown).isascii()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"outcome": "leaves", "device": "br-wan"}, "leaves by br-wan with mark 0x1"),
+        (
+            {"outcome": "delivered", "destination": number("127.0.0.1"), "dport": 54},
+            "stays on this machine with mark 0x1, to 127.0.0.1:54",
+        ),
+        ({"outcome": "dropped"}, "dropped by inet nftpolicy wan.guard: counter wan.dropped"),
+        ({"outcome": "unroutable", "decisions": STEPS[:2]}, "goes nowhere: no route"),
+        (
+            {"outcome": "unroutable", "decisions": (*STEPS[:1], REFUSES, NO_ROUTE)},
+            "goes nowhere: rule priority 515: unreachable",
+        ),
+        (
+            {"outcome": "unknown", "device": "eth0", "doubts": ("a socket match",)},
+            "may leave by eth0: not understood: a socket match",
+        ),
+        ({"outcome": "unknown"}, "may leave: not understood: more ways than were looked at"),
+    ],
+)
+def test_the_outcome_in_words(changes, words):
+    assert picture.outcome(evolve(WALK, **changes)) == words
+
+
+def test_a_chains_policy_drops():
+    chain = nft.Chain("c", (), nft.Hook("filter", "output", 0, "drop"))
+    steps = (
+        Decision("chain", "table inet t, chain c", chain),
+        Decision("chain", "policy drop of chain c", chain, (), "drop"),
+    )
+    assert picture.outcome(evolve(WALK, decisions=steps)) == "dropped by inet t c: policy drop"
+
+
+@pytest.mark.parametrize(
+    ("packet", "title", "sender"),
+    [
+        (
+            Packet(6, number("2001:db8::1"), number("::1"), origin=FORWARD, iif="eth1"),
+            "udp [::1]:40000 -> [2001:db8::1]:9",
+            "from another host, arrives by eth1",
+        ),
+        (
+            Packet(4, 1, protocol=1, origin=KERNEL, mark=2, fields={("icmp", "type"): 0}),
+            "icmp (any) -> 0.0.0.1, icmp type 0",
+            "made by the kernel, without a socket; mark 0x2",
+        ),
+        (
+            Packet(4, 0, 0, origin=FRAME, bound="eth0", ethertype=0x806),
+            "frame of ethertype 0x0806",
+            "AF_PACKET socket of user 0, group 0; mark 0x0; on eth0; no route, and no hook but egress",
+        ),
+        (
+            Packet(4, 1, 2, 253, flow=Flow("established", "reply", 5), cgroup="a/b"),
+            "protocol 253 0.0.0.2 -> 0.0.0.1",
+            "socket of user 0, group 0; mark 0x0; cgroup a/b; connection established, reply direction, mark 0x5",
+        ),
+    ],
+)
+def test_the_header_of_a_picture(packet, title, sender):
+    assert (picture.title(packet), picture.sender(packet)) == (title, sender)
+
+
+def test_what_a_terminal_would_obey_is_not_shown():
+    shown = picture.lines(WALK, picture.steps(evolve(WALK, decisions=(*STEPS[:1], Decision("route", "a\x1b[31mb\r")))))
+    assert "  route a?[31mb?" in shown
+    assert "cgroup a?b" in picture.sender(evolve(SENT, cgroup="a\nb"))
+
+
+def test_what_was_not_understood_is_told_even_where_it_changes_nothing(capsys):
+    picture.draw(evolve(WALK, doubts=("a socket match",)))
+    assert "not understood, and of no consequence: a socket match" in capsys.readouterr().out
+    picture.draw(evolve(WALK, outcome="unknown", doubts=("a socket match",)))
+    assert capsys.readouterr().out.count("not understood") == 1
+
+
+def test_json_has_the_same_facts():
+    found = json.loads(json.dumps(picture.as_json(WALK, lambda key: "x" if key else "")))
+    assert found["words"] == picture.outcome(WALK)
+    assert [one["text"] for one in found["steps"]] == [one.text for one in picture.steps(WALK)]
+    assert found["steps"][-1] == {
+        "stage": "postrouting to eth0",
+        "kind": "rule",
+        "text": 'counter name "wan.dropped" drop',
+        "effect": "drop",
+        "key": ["uplink", "wan"],
+        "policy": "x",
+    }
+    assert (found["outcome"], found["mark"], found["source"], found["destination"]) == ("dropped", 1, None, "192.0.2.1")
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert not picture.coloured()
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert picture.coloured()
+    picture.draw(WALK, lambda key: "p.toml:1 [x]" if key else "", "above", ["note [y]"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "above",
+        "192.0.2.1:9",
+        "postrouting to eth0",
+        "p.toml:1 [x]",
+        "note [y]",
+        "=> dropped by inet nftpolicy",
+    ):
+        assert words in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not picture.coloured()
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not picture.coloured()
+
+
+# --- files --------------------------------------------------------------------------------------
+
+RULESET = {"nftables": [{"table": {"family": "inet", "name": "t"}}]}
+RULES = [{"priority": 0, "src": "all", "table": "local"}, {"priority": 9, "src": "192.0.2.1", "table": "7"}]
+ROUTES = [{"dst": "2001:db8::/32", "dev": "eth0", "table": "254", "protocol": "static", "metric": 9}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def writer(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return path
+
+    return writer
+
+
+def test_a_state_from_files(write):
+    rules, routes = write("rules", RULES), write("routes", ROUTES)
+    found = desk_state(write("ruleset", RULESET), [str(rules)], [str(routes)])
+    assert [one.name for one in found.tables] == ["t"]
+    assert [(one.family, one.priority, one.table) for one in found.rules] == [(4, 0, 255), (4, 9, 7)]
+    assert [(one.family, one.destination, one.device) for one in found.routes] == [(6, "2001:db8::/32", "eth0")]
+    assert desk_state(None, [], []) == NetState()
+
+
+def test_the_family_of_a_file(write):
+    standard = write("rules", RULES[:1])
+    with pytest.raises(Failure, match="write 4:FILE or 6:FILE"):
+        desk_state(None, [str(standard)], [])
+    found = desk_state(None, [f"4:{standard}", f"6:{standard}"], [])
+    assert [one.family for one in found.rules] == [4, 6]
+
+
+@pytest.mark.parametrize("option", ["--ruleset", "--rules", "--routes"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b"[" * 100_000, b'{"nftables": [{"rule": 5}, {"chain": {}}]}', b"[5]", b'"x"', b'[{"dst": []}]', b'[{"a": "\\n"}]'],
+)  # fmt: skip
+def test_files_that_are_none(write, option, content):
+    path = write("file", content)
+    done = run("--to", "192.0.2.1", option, path)
+    assert (done.returncode, done.stdout) == (2, b"")
+    said = done.stderr.decode()
+    assert said.startswith(f"nftpolicy: {path}: ")
+    assert said.count("\n") == 1 and "Traceback" not in said and len(said) < 700
+
+
+def test_a_policy_among_the_rules_and_routes_of_a_machine(write):
+    """The machine's own default route, and a rule before ours, count together with what the policy compiles to."""
+    policy_file = write("p.toml", GOOD.encode())
+    routes = [{"dst": "default", "dev": "eth0", "gateway": "192.0.2.1", "table": "7", "protocol": "static"}]
+    routes += [{"dst": "default", "dev": "bat0", "gateway": "10.0.0.1", "table": "254", "protocol": "static"}]
+    standard = [{"priority": 0, "src": "all", "table": "255"}, {"priority": 32766, "src": "all", "table": "254"}]
+    early = [*standard[:1], {"priority": 5, "src": "all", "fwmark": "0x1", "table": "254"}, *standard[1:]]
+    words = ("--to", "198.51.100.1", "--dport", "10000", "--gid", "800", "--mark", "1")
+
+    def last(rules):
+        files = ("--rules", f"4:{write('rules', rules)}", "--routes", write("routes", routes))
+        return run(policy_file, "--compiled", *files, *words).stdout.decode().splitlines()[-1]
+
+    assert last(standard) == "=> leaves by eth0 with mark 0x1"
+    assert last(early) == "=> dropped by inet nftpolicy wan.stray: counter wan.stray"
+
+
+def test_an_earlier_policy_gives_way_to_the_compiled_one():
+    desired = compile_policy(policy()[0])
+    old = nft.Table("inet", "nftpolicy", (nft.Chain("old"),))
+    other = nft.Table("inet", "fw4")
+    others = NetState((old, other), (IpRule(4, 1), IpRule(4, 0, protocol=2)), (Route(4, 7), Route(4, 254, protocol=4)))
+    found = explain.joined(desired, others)
+    assert found.tables == (*desired.tables, other)
+    assert [one for one in found.rules if one not in desired.rules] == [IpRule(4, 0, protocol=2)]
+    assert [one.priority for one in found.rules if one.family == 4] == sorted(
+        [0, *(one.priority for one in desired.rules if one.family == 4)]
+    )
+    assert [one for one in found.routes if one not in desired.routes] == [Route(4, 254, protocol=4)]
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    done = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == f"nftpolicy: {tmp_path}/absent: can't be read: No such file or directory\n".encode()

@@ -1,0 +1,537 @@
+"""`verify` and the proof in `check`: what is judged, what is said of it, and with which exit status."""
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.cli import check, report, verify
+from nftpolicy.cli.asked import Asked
+from nftpolicy.cli.common import BAD_INPUT, NOT_HERE, REFUSED, UNKNOWN, Failure
+from nftpolicy.compiler import compile as compiler
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.model.packet import ICMP, TCP, Flow, Packet, number
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
+from nftpolicy.policy.mark import Mark
+from nftpolicy.proof.verdict import PROPERTIES, PROVED, REFUTED
+from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
+from nftpolicy.runtime import verify as runtime
+from tests.unit.test_faults import GOOD
+
+ROOT = Path(__file__).parents[2]
+MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
+GOLDEN = sorted((ROOT / "tests/golden").glob("*/policy.toml"))
+FIXTURES = ROOT / "tests/fixtures"
+WAN = runtime.Asked("wan", ("wan0",), Mark(1, 1))
+
+
+def run(*arguments, given=b"", command="verify"):
+    return subprocess.run(
+        [*MAIN, command, *map(str, arguments)], input=given, capture_output=True, timeout=60, check=False, cwd=ROOT
+    )
+
+
+def desk(name="default-router", families=(4, 6)):
+    """The options that name the files of a fixture."""
+    folder = FIXTURES / name
+    words = ["--ruleset", folder / "kernel.json"]
+    for family in families:
+        words += ["--rules", f"{family}:{folder}/ip{family}-rule.json"]
+        words += ["--routes", f"{family}:{folder}/ip{family}-route.json"]
+    return words
+
+
+ASKED = ["--uplink", "wan=wan0", "--mark", "1/1"]
+
+# A table that drops all that leaves wan0 without the mark, at both layers.
+CLOSED = """
+{"nftables": [
+ {"table": {"family": "inet", "name": "t"}},
+ {"chain": {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "postrouting", "prio": 0,
+            "policy": "accept"}},
+ {"rule": {"family": "inet", "table": "t", "chain": "c", "expr": [
+   {"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "wan0"}},
+   {"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 1]}, "right": 0}}, %s{"drop": null}]}},
+ {"table": {"family": "netdev", "name": "t"}},
+ {"chain": {"family": "netdev", "table": "t", "name": "c", "type": "filter", "hook": "egress", "dev": "wan0",
+            "prio": 0, "policy": "accept"}},
+ {"rule": {"family": "netdev", "table": "t", "chain": "c", "expr": [
+   {"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 1]}, "right": 0}}, %s{"drop": null}]}}
+]}
+"""
+DHCP = {"sport": 68, "dport": 67}
+UNREAD = '{"match": {"op": "==", "left": {"frobnicate": {"key": 7}}, "right": 3}}, '
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Options of a desk with such tables and the routes of a fixture."""
+
+    def write(inner=""):
+        (tmp_path / "tables.json").write_text(CLOSED % (inner, inner))
+        return ["--ruleset", tmp_path / "tables.json", *desk()[2:]]
+
+    return write
+
+
+# --- verdicts and exit statuses -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", [*RULESETS, *GOLDEN], ids=lambda file: file.parent.name + "/" + file.stem)
+def test_what_a_shipped_policy_compiles_to_is_proved(file):
+    policy, _ = load(file.read_bytes())
+    judged = runtime.of_policy(policy)
+    assert [one for one in judged.proof.findings if one.verdict != PROVED] == []
+    assert judged.proof.verdict == PROVED
+    assert judged.applied
+
+
+def test_proved_is_0():
+    done = run("rulesets/gluon-fastd.toml")
+    lines = done.stdout.decode().splitlines()
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert lines[0] == "proved: gluon-fastd: what it compiles to: P1 to P5 hold for all packets, IPv4 and IPv6"
+    assert [line.split()[:2] for line in lines[1:6]] == [["yes", name] for name in PROPERTIES]
+    assert "  wan: dhcpv4" in lines
+    assert "what this rests on:" in lines
+
+
+def test_refuted_is_1():
+    done = run(*desk(), *ASKED)
+    said = done.stdout.decode()
+    assert (done.returncode, done.stderr) == (REFUSED, b"")
+    assert said.startswith("REFUTED: the files: ")
+    assert "  NO   P1  no leak       refuted\n" in said
+    assert "P1 refuted: uplink wan: sockets: what leaves by wan0 without the mark" in said
+    assert "=> leaves by wan0 with mark 0x0" in said
+    assert "  next    no policy is in force here: " in said
+    assert "\x1b" not in said
+
+
+def test_a_state_that_drops_it_is_proved(tables):
+    done = run(*tables(), *ASKED)
+    assert done.stdout.decode().splitlines()[0] == "proved: the files: P1 holds for all packets, IPv4 and IPv6"
+    assert done.returncode == 0
+
+
+def test_unknown_is_3_and_says_what_was_not_understood(tables):
+    done = run(*tables(UNREAD), *ASKED)
+    said = done.stdout.decode()
+    assert done.returncode == UNKNOWN, said
+    assert said.startswith("unknown: the files: nothing refutes it, and it can't be proved\n")
+    assert "P1 unknown: uplink wan: sockets: what leaves by wan0 without the mark" in said
+    assert "  not understood" in said and "frobnicate" in said
+
+
+def test_an_unread_expression_where_nothing_depends_on_it(tables):
+    options = tables()
+    document = json.loads(Path(options[1]).read_text())
+    accepting = {"family": "inet", "table": "t", "chain": "c", "expr": [json.loads(UNREAD[:-2]), {"accept": None}]}
+    document["nftables"].append({"rule": accepting})  # behind the one that drops
+    Path(options[1]).write_text(json.dumps(document))
+    assert run(*options, *ASKED).returncode == 0
+
+
+def test_exemptions_are_tolerated_by_name(tables):
+    options = tables()
+    document = json.loads(Path(options[1]).read_text())
+    found = []
+    for one in document["nftables"]:
+        if "rule" in one:  # what drops; before it, DHCP is accepted
+            rule = one["rule"]
+            key, value = ("protocol", "ip") if rule["family"] == "netdev" else ("nfproto", "ipv4")
+            asked = [({"meta": {"key": key}}, value)]
+            asked += [({"payload": {"protocol": "udp", "field": of}}, port) for of, port in DHCP.items()]
+            asks = [{"match": {"op": "==", "left": left, "right": right}} for left, right in asked]
+            found.append({"rule": {**rule, "expr": [*asks, {"accept": None}]}})
+        found.append(one)
+    Path(options[1]).write_text(json.dumps({"nftables": found}))
+    assert run(*options, *ASKED).returncode == REFUSED
+    done = run(*options, *ASKED, "--exempt", "dhcpv4")
+    assert done.returncode == 0, done.stdout.decode()
+    assert "  wan: dhcpv4\n" in done.stdout.decode()
+
+
+def test_several_uplinks_and_devices():
+    found = verify._asked(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
+    assert found == [
+        runtime.Asked("wan", ("a", "b", "d"), Mark(1, 3)),
+        runtime.Asked("lte", ("c",), Mark(2, 3)),
+    ]
+    one_mark = verify._asked(["wan=a", "lte=b"], ["0x10"], [])
+    assert [one.mark for one in one_mark] == [Mark(16, 0xFFFFFFFF)] * 2
+    claim = runtime.asked_claim(found, ["arp"], {"b": ["port1"]})
+    assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
+    assert [hole.frames for one in claim.uplinks for hole in one.holes] == [(0x0806,), (0x0806,)]
+    assert not claim.whole
+
+
+def test_files_can_be_held_against_a_policy():
+    done = run("rulesets/gluon-fastd.toml", *desk("gluon-node"))
+    said = done.stdout.decode()
+    assert done.returncode == REFUSED
+    assert said.startswith("REFUTED: gluon-fastd: the files: ")
+    assert "  policy  rulesets/gluon-fastd.toml:8 uplink.wan" in said
+    assert "  next    the policy is not in force here: nftpolicy apply rulesets/gluon-fastd.toml" in said
+
+
+@pytest.mark.parametrize("families", [(4,), (6,), ()])
+def test_a_family_that_was_not_given_is_not_judged(families):
+    done = run(*desk(families=families), *ASKED, "--json")
+    told = json.loads(done.stdout)["unjudged"]
+    for family in (4, 6):
+        assert (f"how IPv{family} is routed: no ip rules and no routes of IPv{family} were given" in told) == (
+            family not in families
+        )
+
+
+def test_what_is_reported_does_not_decide(tables):
+    # Frames of other ethertypes get through, IP packets don't.
+    options = tables()
+    document = json.loads(Path(options[1]).read_text())
+    left = {"meta": {"key": "protocol"}}
+    rule = next(one["rule"] for one in document["nftables"] if one.get("rule", {}).get("family") == "netdev")
+    rule["expr"].insert(0, {"match": {"op": "==", "left": left, "right": {"set": ["ip", "ip6"]}}})
+    Path(options[1]).write_text(json.dumps(document))
+    done = run(*options, *ASKED, "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["verdict"]) == (0, PROVED)
+    aside = [one for one in found["findings"] if not one["decides"] and one["property"] == "P1"]
+    assert [one["verdict"] for one in aside] == [REFUTED]
+    assert found["properties"]["P2"]["decides"] is False
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+BAD = {
+    "nothing": ([], "name a policy, or with --live or --ruleset"),
+    "a policy that is not there": (["no-such-file.toml"], "no-such-file.toml: can't be read"),
+    "uplinks beside a policy": (["rulesets/gluon-fastd.toml", *ASKED], "--uplink: not with a policy"),
+    "a mark alone": (["--live", "--mark", "1"], "--mark is of an uplink that no policy describes"),
+    "an exemption of a policy": (["rulesets/gluon-fastd.toml", "--exempt", "arp"], "--exempt is of an uplink"),
+    "no mark": (["--live", "--uplink", "wan=eth0"], "--mark: missing"),
+    "too many marks": (["--live", "--uplink", "wan=eth0", "--mark", "1", "--mark", "2"], "--mark: 2 for 1 uplinks"),
+    "no mark at all": (["--live", "--uplink", "wan=eth0", "--mark", "0"], "--mark: 0 is worn by packets that nobody"),
+    "a mark in words": (["--live", "--uplink", "wan=eth0", "--mark", "red"], "--mark: expected a mark such as"),
+    "no device": (["--live", "--uplink", "wan", "--mark", "1"], "--uplink: expected NAME=DEVICE"),
+    "an empty device": (["--live", "--uplink", "wan=a,", "--mark", "1"], "--uplink: '' is no device name"),
+    "a pattern": (["--live", "--uplink", "wan=tun*", "--mark", "1"], "--uplink: 'tun*' is a pattern"),
+    "no name": (["--live", "--uplink", "=eth0", "--mark", "1"], "--uplink: '' is no name"),
+    "one device twice": (["--live", "--uplink", "a=b", "--uplink", "c=b", "--mark", "1"], "b is a device of a already"),
+    "lo": (["--live", "--uplink", "wan=lo", "--mark", "1"], "'lo' never leaves the machine"),
+    "an exemption": ([*desk(), *ASKED, "--exempt", "arpp"], "'arpp' is no exemption: arp, "),
+    "two states": (["--live", *desk()], "--live is this kernel; not with --ruleset"),
+    "no tables": ([*desk()[2:], *ASKED], "--ruleset is missing"),
+    "no uplink": (desk(), "name a policy, or with --live or --ruleset"),
+    "tables that are not there": (["--ruleset", "no-such-file", *ASKED], "no-such-file: can't be read"),
+    "tables that are routes": (
+        ["--ruleset", FIXTURES / "default-router/ip4-route.json", *ASKED],
+        "not what 'nft -j list ruleset' prints",
+    ),
+    "rules without a family": (
+        [*desk()[:2], "--rules", FIXTURES / "default-router/ip4-rule.json", *ASKED],
+        "write 4:FILE or 6:FILE",
+    ),
+    "two standard inputs": (["--ruleset", "-", "--rules", "4:-", *ASKED], "can be only one of the files"),
+    "two outputs": (["rulesets/gluon-fastd.toml", "--json", "--script", "-"], "standard output is taken by --json"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_2_and_one_line(bad):
+    words, told = BAD[bad]
+    done = run(*words)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (BAD_INPUT, b""), said
+    assert said.startswith("nftpolicy: ") and said.count("\n") == 1
+    assert told in said
+
+
+def test_tables_from_standard_input():
+    given = (FIXTURES / "default-router/kernel.json").read_bytes()
+    piped, read = run("--ruleset", "-", *desk()[2:], *ASKED, "--json", given=given), run(*desk(), *ASKED, "--json")
+    assert piped.stdout == read.stdout
+    assert piped.returncode == REFUSED
+
+
+def test_live_without_a_kernel_is_4(monkeypatch):
+    def none():
+        raise Failure("no root", NOT_HERE)
+
+    monkeypatch.setattr(verify, "this_kernel", none)
+    for uplink, mark in ((["wan=eth0"], ["1"]), ([], [])):
+        with pytest.raises(Failure) as failure:
+            verify.command(None, True, None, [], [], uplink, mark, [], False, None)
+        assert failure.value.status == NOT_HERE
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+FINDING = {
+    "property": str,
+    "uplink": str | None,
+    "subject": str,
+    "verdict": str,
+    "decides": bool,
+    "detail": str,
+    "doubts": list,
+    "key": list,
+    "policy": str | None,
+    "counterexamples": list,
+}
+EXAMPLE = {
+    "text": str,
+    "why": str,
+    "leaves_by": str | None,
+    "packet": dict,
+    "steps": list,
+    "outcome": str,
+    "device": str | None,
+    "mark": int,
+    "source": str | None,
+    "destination": str,
+    "dport": int,
+    "doubts": list,
+    "words": str,
+    "script": str | None,
+    "no_script": str | None,
+}
+
+
+def shaped(value, shape):
+    assert value.keys() == shape.keys()
+    for key, kind in shape.items():
+        assert isinstance(value[key], kind), key
+
+
+@pytest.mark.parametrize(
+    "words", [["rulesets/gluon-fastd.toml"], [*desk(), *ASKED], ["rulesets/gluon-fastd.toml", *desk("gluon-node")]]
+)
+def test_json(words):
+    found = json.loads(run(*words, "--json").stdout)
+    shaped(
+        found,
+        {
+            "judged": str,
+            "policy": str | None,
+            "applied": bool,
+            "verdict": str,
+            "properties": dict,
+            "findings": list,
+            "exemptions": list,
+            "assumptions": list,
+            "unjudged": list,
+        },
+    )
+    for name, one in found["properties"].items():
+        assert name in PROPERTIES
+        shaped(one, {"title": str, "verdict": str, "decides": bool})
+    for finding in found["findings"]:
+        shaped(finding, FINDING)
+        assert finding["verdict"] in (PROVED, REFUTED, NOT_KNOWN)
+        assert not (finding["verdict"] == PROVED and finding["counterexamples"])
+        for example in finding["counterexamples"]:
+            shaped(example, EXAMPLE)
+            assert example["script"] is None or example["script"].startswith("#!/bin/sh\n")
+    worst = {one["verdict"] for one in found["findings"] if one["decides"]}
+    assert found["verdict"] == next(one for one in (REFUTED, NOT_KNOWN, PROVED) if one in worst)
+
+
+# --- scripts --------------------------------------------------------------------------------------
+
+
+def test_the_first_counterexample_as_a_script(tmp_path):
+    file = tmp_path / "leak.sh"
+    done = run(*desk(), *ASKED, "--script", file)
+    assert done.returncode == REFUSED
+    assert done.stdout.startswith(b"REFUTED: ")
+    assert done.stderr.decode().startswith(f"nftpolicy: {file} shows it: ")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o755
+    text = file.read_text()
+    assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
+    subprocess.run(["sh", "-n", file], check=True, timeout=10)
+    printed = run(*desk(), *ASKED, "--script", "-")
+    assert (printed.returncode, printed.stdout.decode()) == (REFUSED, text)
+    assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
+
+
+def test_nothing_to_reproduce(tmp_path):
+    done = run("rulesets/gluon-fastd.toml", "--script", tmp_path / "leak.sh")
+    assert done.returncode == 0
+    assert b"there is no counterexample" in done.stderr
+    assert not (tmp_path / "leak.sh").exists()
+
+
+def test_a_script_that_can_not_be_written(tmp_path):
+    done = run(*desk(), *ASKED, "--script", tmp_path / "absent" / "leak.sh")
+    assert done.returncode == BAD_INPUT
+    assert (
+        done.stderr.decode() == f"nftpolicy: {tmp_path}/absent/leak.sh: can't be written: No such file or directory\n"
+    )
+
+
+def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
+    def refused(*_):
+        raise ValueError("no such name")
+
+    judged = runtime.of_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
+    monkeypatch.setattr("nftpolicy.proof.script.script", refused)
+    verify._write(judged, Path("-"))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "a counterexample can't be written as a script: no such name" in said.err
+    found = report.as_json(judged, lambda _: "")
+    told = {example["no_script"] for one in found["findings"] for example in one["counterexamples"]}
+    assert told == {"no such name"}
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+PACKETS = [
+    Packet(4, number("192.0.2.1"), fields={("ip", "ttl"): 64}),
+    Packet(
+        6, number("2001:db8::1"), number("2001:db8::2"), TCP, 1, 2, mark=16, uid=5, gid=6, cgroup="a/b", bound="eth0",
+        flow=Flow("established", "reply", 3), fields={("ip6", "hoplimit"): 2, ("tcp", "flags"): 4},
+    ),
+    Packet(
+        4, number("192.0.2.1"), number("192.0.2.2"), ICMP, origin="forward", iif="eth1",
+        fields={("ip", "ttl"): 1, ("icmp", "type"): 0},
+    ),
+    Packet(4, number("192.0.2.1"), None, origin="kernel", mark=1, fields={("ip", "ttl"): 64}),
+    Packet(
+        4, number("192.0.2.1"), number("192.0.2.9"), origin="frame", bound="eth0", uid=1, gid=2, ethertype=0x0800,
+        fields={("ip", "ttl"): 64},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: packet.origin)
+def test_explain_is_asked_for_the_same_packet(packet):
+    words = report.words(packet)
+    given, plain, at = {}, {}, 0
+    while at < len(words):
+        option, takes = words[at][2:].replace("-", "_"), words[at] not in ("--frame", "--kernel", "--reply")
+        value = words[at + 1] if takes else True
+        option = {"from": "source", "field": "fields"}.get(option, option)
+        given[option] = (*given.get("fields", ()), value) if option == "fields" else value
+        at += 1 + takes
+    plain = {key: int(given[key]) for key in ("dport", "sport")}
+    assert Asked(**{**given, **plain}).packet() == packet
+
+
+def test_a_packet_that_explain_has_no_words_for():
+    names = report.Names(None, (), ())
+    assert names.explain(PACKETS[0]) == (
+        "nftpolicy explain --to 192.0.2.1 --proto 17 --dport 9 --sport 40000 --uid 0 --gid 0 --field ip.ttl=64"
+    )
+    assert names.explain(evolve(PACKETS[-1], ethertype=0x88B5)) is None
+    assert names.explain(evolve(PACKETS[2], mark=1)) is None
+
+
+def test_colours_are_for_terminals():
+    policy, _ = load(GOOD.encode())
+    judged = runtime.of_policy(policy)
+    names = report.Names(None, (), ())
+    plain = list(report.lines(judged, lambda _: "", names))
+    painted = list(report.lines(judged, lambda _: "", names, coloured=True))
+    assert plain != painted
+    assert [line.removeprefix("\x1b[32m").removesuffix("\x1b[0m") for line in painted] == plain
+
+
+class Terminal:
+    """Standard error that is a terminal, or is not."""
+
+    def __init__(self, is_one):
+        self.is_one, self.text = is_one, ""
+
+    def isatty(self):
+        return self.is_one
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize(("terminal", "patience", "said"), [(True, -1, True), (True, 60, False), (False, -1, False)])
+def test_progress(monkeypatch, terminal, patience, said):
+    error = Terminal(terminal)
+    monkeypatch.setattr(sys, "stderr", error)
+    monkeypatch.setattr(verify, "_PATIENCE", patience)
+    monkeypatch.setenv("TERM", "xterm")
+    with verify._Progress() as progress:
+        progress("P1 wan")
+        assert ("proving P1 wan" in error.text) == said
+    assert error.text.endswith("\r\x1b[K") == said
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    (tmp_path / "policy.toml").write_text(GOOD)
+    return tmp_path / "policy.toml"
+
+
+def without(compiled, change):
+    """compile_policy, with its tables changed."""
+    return lambda *arguments: evolve(compiled(*arguments), tables=change(compiled(*arguments).tables))
+
+
+def emptied(tables):
+    """No rule anywhere, and no policy that drops."""
+    return tuple(
+        evolve(
+            table,
+            chains=tuple(
+                evolve(chain, rules=(), hook=chain.hook and evolve(chain.hook, policy="accept"))
+                for chain in table.chains
+            ),
+        )
+        for table in tables
+    )
+
+
+def blurred(tables):
+    """Every rule asks something that is not understood first."""
+    asks = nft.Match(nft.UnknownExpression('{"frobnicate":1}'), 1)
+    return tuple(
+        evolve(
+            table,
+            chains=tuple(
+                evolve(chain, rules=tuple(evolve(rule, statements=(asks, *rule.statements)) for rule in chain.rules))
+                for chain in table.chains
+            ),
+        )
+        for table in tables
+    )
+
+
+def test_a_good_policy_is_one_line(policy_file):
+    done = run(policy_file, command="check")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == f"{policy_file}: p: good: 2 uplinks, 3 services, proved\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "verdict"), [(emptied, REFUSED, "refuted"), (blurred, UNKNOWN, "unknown")]
+)
+def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, change, status, verdict):
+    monkeypatch.setattr(compiler, "compile_policy", without(compile_policy, change))
+    with pytest.raises(Failure) as failure:
+        check.command(policy_file)
+    assert failure.value.status == status
+    said = str(failure.value)
+    assert said.startswith(f"{policy_file}:4: P1 {verdict}: ")
+    assert f"'nftpolicy verify {policy_file}' shows the whole" in said
+    assert capsys.readouterr().out == ""
