@@ -66,18 +66,22 @@ class Linux:
         return table and self._whole(table)
 
     def _whole(self, table: nft.Table) -> nft.Table:
-        """The table with what a terse listing leaves out."""
-        sets = tuple(self._filled(table, one) for one in table.sets)
-        maps = tuple(self._filled_map(table, one) for one in table.maps)
-        table = evolve(table, sets=sets, maps=maps)
+        """The table with what a terse listing leaves out, the devices of its chains too."""
+        table = self._filled_all(table)
         if not any(chain.hook and chain.hook.hook in _OF_DEVICES for chain in table.chains):
             return table
         return json_in.with_devices(table, self._nft.listing(f"list table {table.family} {table.name}") or "")
 
+    def _filled_all(self, table: nft.Table) -> nft.Table:
+        sets = tuple(self._filled(table, one) for one in table.sets)
+        maps = tuple(self._filled_map(table, one) for one in table.maps)
+        return evolve(table, sets=sets, maps=maps)
+
     def everything(self) -> NetState:
         """All tables, ip rules, routes, devices and the sysctls that decide about packets, whosever they are."""
         listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
-        tables = tuple(self._whole(table) for table in json_in.ruleset(listed))
+        told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")
+        tables = tuple(self._filled_all(table) for table in told)
         versions = self.ip_families()
         rules = tuple(one for version in versions for one in self._links.rules(version))
         routes = tuple(one for version in versions for one in self._links.routes(version))

@@ -14,13 +14,17 @@ from attrs import frozen
 from ..netstate import nft, text
 from ..netstate.nft import FULL
 from . import bits, values
-from .box import Box, Ranges, complement, meet, only, ranges, without
+from .box import Box, Ranges, common, complement, meet, only, ranges, without
 from .packet import ETHERTYPES, WIDTH
 from .survey import Survey, which_mark
 
 NO_DEVICE = 0  # the index of "" among the devices
 MOST_BOXES = 4096  # alternatives of one match; beyond that it counts as not understood
 _ELEMENTS = 256  # of a concatenation that is negated: each multiplies the boxes
+
+# What a device's own hooks read in their own way; a field that is always 0; NFPROTO_NETDEV.
+_OTHERWISE = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
+_NOTHING, _NETDEV = "nothing", 5
 
 TRACKED = only(*(values.STATES[state] for state in ("new", "established", "related")))
 
@@ -49,6 +53,7 @@ class Space:
         width = WIDTH.get(family, 128)
         self.tops: dict[str, int] = {
             **values.TOPS,
+            _NOTHING: 0,
             "saddr": (1 << width) - 1,
             "daddr": (1 << width) - 1,
             "iif": len(self.devices) - 1,
@@ -60,6 +65,7 @@ class Space:
         self._sets: dict[tuple[str, str, str], nft.Set] = {}
         self._fields: dict[object, Field | None] = {}
         self._known: dict[tuple[object, ...], list[Box]] = {}
+        self._links: dict[tuple[str, str], str] = {}  # of tables of the family netdev: ingress, egress or both
 
     def base(self) -> Box:
         """What holds of every packet of the family."""
@@ -84,6 +90,9 @@ class Space:
         for table in tables:
             for one in table.sets:
                 self._sets[(*table.key, one.name)] = one
+            if table.family == "netdev":
+                hooks = {chain.hook.hook for chain in table.chains if chain.hook is not None}
+                self._links[table.key] = hooks.pop() if len(hooks) == 1 else "both"
 
     def doubt(self, what: str) -> str:
         """A new field that is 1 where something that is not understood holds."""
@@ -96,7 +105,8 @@ class Space:
 
     def match(self, table: nft.Table, match: nft.Match) -> list[Box]:
         """The boxes of packets that pass a match of a rule in `table`; they may overlap."""
-        key = short_key(match)
+        short = short_key(match)
+        key = None if short is None else (self._links.get(table.key), *short)
         if key is not None and key in self._known:
             return self._known[key]
         found = self._match(table, match)
@@ -120,14 +130,14 @@ class Space:
         else:
             return None
         if isinstance(left, nft.Concat):
-            return self._concat(left, elements, op)
+            return self._concat(table, left, elements, op)
         mark = self._mark(left, elements, op)
         if mark is not None:
             return mark
         flags = self._flags(left, elements, op)
         if flags is not None:
             return flags
-        field = self.field(left)
+        field = self.field(left, table)
         if field is None:
             return None
         wanted = self._wanted(field, elements, op)
@@ -177,7 +187,7 @@ class Space:
             pairs += parsed
         wanted, top = ranges(pairs), self.tops[field.name]
         if op in ("==", "in"):
-            return wanted
+            return common(wanted, ((0, top),))
         if op in ("!=", "!"):
             return complement(wanted, top)
         if len(wanted) != 1:
@@ -189,8 +199,10 @@ class Space:
         first, last = spans[op]
         return ((first, last),) if first <= last else ()
 
-    def _concat(self, left: nft.Concat, elements: frozenset[nft.Element], op: str) -> list[Box] | None:
-        fields = [self.field(part) for part in left.parts]
+    def _concat(
+        self, table: nft.Table, left: nft.Concat, elements: frozenset[nft.Element], op: str
+    ) -> list[Box] | None:
+        fields = [self.field(part, table) for part in left.parts]
         if op not in ("==", "in", "!=") or any(one is None for one in fields) or len(elements) > MOST_BOXES:
             return None
         known = [one for one in fields if one is not None]
@@ -208,7 +220,8 @@ class Space:
                 parsed = one.parse(value)
                 if parsed is None:
                     return None
-                box = None if box is None else meet(box, {one.name: parsed})
+                parsed = common(parsed, ((0, self.tops[one.name]),))
+                box = None if box is None or not parsed else meet(box, {one.name: parsed})
             if box is not None:
                 found.append(box)
         if op != "!=":
@@ -307,8 +320,11 @@ class Space:
 
     # --- what an expression reads ------------------------------------------------------
 
-    def field(self, expression: nft.Expression) -> Field | None:
-        """The field behind an expression, or None if it is not understood."""
+    def field(self, expression: nft.Expression, table: nft.Table | None = None) -> Field | None:
+        """The field behind an expression of a rule in `table`, or None if it is not understood."""
+        hook = self._links.get(table.key) if table is not None else None
+        if hook is not None and isinstance(expression, nft.Meta) and expression.key in _OTHERWISE:
+            return self._of_link(expression.key, hook)
         if expression not in self._fields:
             self._fields[expression] = self._field(expression)
         return self._fields[expression]
@@ -335,6 +351,14 @@ class Space:
             case nft.Fib(result, keys):
                 return self._opaque(f"fib {result} of {' '.join(keys)}", {})
         return None
+
+    def _of_link(self, key: str, hook: str) -> Field | None:
+        """A device's own hooks know no other device, call it the one of arrival, and name a family of their own."""
+        if key == "nfproto":
+            return Field(_NOTHING, lambda value: only(int(value != _NETDEV)), {})
+        if key.startswith("o"):
+            return Field(_NOTHING, self._device_value, {})
+        return None if hook == "both" else Field("oif" if hook == "egress" else "iif", self._device_value, {})
 
     def _device_value(self, value: nft.Value) -> Ranges | None:
         return self.device(value) if isinstance(value, str) else None

@@ -86,6 +86,8 @@ class Model:
             return None
         if routed.outcome != "local" and not routed.leaves:
             return "unreachable" if routed.outcome == "none" else routed.outcome
+        if routed.device == LOOPBACK and routed.leaves:
+            return "unreachable"
         return "unicast" if device is None and routed.leaves and answer in ("local", "anycast") else answer
 
     def forwards(self, family: int, iif: str) -> bool:
@@ -223,6 +225,9 @@ class _Run:
     def _leave(self, iif: str | None) -> Walk:
         """From postrouting to the wire, or back in by the loopback device."""
         device = self._way.device
+        if self._packet.family == 6 and device == LOOPBACK and not self._way.is_local:
+            self._say("route", "by lo, but not to this machine: IPv6 discards it", "drop")
+            return self._end(DROPPED)
         copied = self._is_copied()
         stop = self._stopped("postrouting", iif=iif, oif=device, copied=copied, after=self._masqueraded)
         if stop is not None:
@@ -241,7 +246,7 @@ class _Run:
         self._view.uid = self._view.gid = self._view.cgroup = None
         stop = self._stopped("ingress", iif=device, device=device)
         stop = stop or self._stopped("prerouting", iif=device, nat=False)
-        if stop is None and not self._way.is_local and (self._packet.family == 6 or self._view.origin == FORWARD):
+        if stop is None and not self._way.is_local and self._view.origin == FORWARD:
             self._say("route", "goes round lo until its hops are used up", "drop")
             return self._end(DROPPED)
         return stop or self._stopped("input", iif=device, nat=False) or self._end(DELIVERED)

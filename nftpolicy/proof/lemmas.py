@@ -54,8 +54,8 @@ def guard(
     return None
 
 
-def integrity(ground: Ground, family: int, uplink: UplinkClaim) -> list[Hit]:
-    """The rules that may give the uplink's mark to a packet that is not entitled to it.
+def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None = None) -> list[Hit]:
+    """The rules (of one hook, if it is told) that may give the uplink's mark to a packet that is not entitled to it.
 
     Induction over all writes: if no packet of a flow that only unmarked sockets and other devices than the
     uplink's have used wears the mark before a write, then none wears it after. The same for the mark of
@@ -67,6 +67,7 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim) -> list[Hit]:
     if not any(_may_give(ground, family, statement, uplink) for statement in ground.survey.writes):
         return []
     places = [place for place in ground.every(family) if passage.writes(place[0], place[1].name)]
+    places = [place for place in places if hook in (None, place[1].hook and place[1].hook.hook)]
     hits = list(_gives(ground, family, places, strict, uplink, "mark"))
     flows = list(_gives(ground, family, places, strict, uplink, "ctmark"))
     if flows and not hits:

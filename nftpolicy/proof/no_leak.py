@@ -38,7 +38,10 @@ def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]
     around = _round_the_hooks(ground)
     given = [hit for family in BOTH for hit in _dressed(ground, one, writes[family])]
     for origin, title in _EVERY_ORIGIN.items():
-        hits = [*around, *given] if origin != FRAME else []
+        # AF_PACKET frames meet the egress hook alone.
+        hits = [*around, *given] if origin != FRAME else [
+            hit for family in BOTH for hit in integrity(ground, family, one, "egress")
+        ]  # fmt: skip
         for family in BOTH:
             holes = headers(one, family)
             if origin == FRAME:
@@ -113,7 +116,8 @@ def _rerouted(ground: Ground, family: int) -> bool:
 def _other_frames(ground: Ground, claim: Claim, one: UplinkClaim, region: Region) -> Finding:
     allowed = [kind for exempt in one.holes for kind in exempt.frames]
     holes = [Region({"ethertype": only(*allowed)})] if allowed else []
-    hits = [hit for device in (*one.devices, *one.ports) if (hit := _frames(ground, 0, device, region, holes))]
+    hits = integrity(ground, 0, one, "egress")
+    hits += [hit for device in (*one.devices, *one.ports) if (hit := _frames(ground, 0, device, region, holes))]
     subject = f"frames of other ethertypes: what leaves by {', '.join(one.devices)} without the mark"
     return judged(ground, "P1", one, subject, hits, FRAME, (*one.devices, *one.ports), (0,), claim.whole)
 

@@ -15,6 +15,7 @@ from ..model import bits, values
 from ..model.box import Box, Ranges, common
 from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, WIDTH, Flow, Packet, interval, number
 from ..model.space import Space
+from ..model.walk import Walk
 from ..netstate.nft import FULL
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
@@ -213,10 +214,34 @@ def _others(ground: Ground, uplink: UplinkClaim, family: int) -> list[str]:
 
 
 def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
-    """Whether a packet begins with the uplink's mark, or arrived by the uplink."""
+    """Whether a packet begins with the uplink's mark, or arrived by the uplink, or its flow has the mark already."""
+    if packet.flow.mark & uplink.mask == uplink.value:
+        return True
     if packet.origin == FORWARD:
         return packet.iif in uplink.devices
     return packet.mark & uplink.mask == uplink.value
+
+
+def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
+    """Whether what leaves is what an exemption names."""
+    packet = walk.packet
+    if packet.origin == FRAME and packet.ethertype is not None:
+        return any(packet.ethertype in hole.frames for hole in uplink.holes)
+    fields = {
+        "protocol": packet.protocol,
+        "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
+        "saddr": walk.source or 0,
+        "daddr": walk.destination,
+        "sport": packet.sport,
+        "dport": walk.dport,
+        "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
+        "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
+    }
+    regions = (region for hole in uplink.holes for region in hole.headers.get(packet.family, ()))
+    return any(
+        all(any(low <= fields.get(name, -1) <= high for low, high in some) for name, some in region.fields.items())
+        for region in regions
+    )
 
 
 def search(
@@ -239,7 +264,7 @@ def search(
                 walk = ground.model.walk(packet)
                 if walk.outcome == "unknown" and walk.device in (device, None):
                     doubts += walk.doubts
-                if walk.outcome != "leaves" or walk.device != device:
+                if walk.outcome != "leaves" or walk.device != device or exempt(walk, uplink):
                     continue
                 why, key = _why(walk, packet)
                 found.setdefault((family, key), Counterexample(packet, walk, device, why))

@@ -37,6 +37,7 @@ TABLES = (100, 101)  # of the routes that a state may have, besides main
 MARKS = 8  # the marks below this one are written into the header on the way out, so that they can be seen
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 ECHO = {4: (ICMP, 8), 6: (ICMPV6, 128)}
+SYN, RESET = 0x02, 0x14  # flags of TCP; the kernel's RST acknowledges
 REPLY = {4: (ICMP, 0), 6: (ICMPV6, 129)}
 
 _FIRST, _LAST = 10000, 55000
@@ -58,7 +59,7 @@ _WIRE = "table netdev wire {{\n{}}}\n".format(
     )
 )
 
-Key = tuple[int, int, int]  # family, protocol (negative for an echo reply), source port or identity
+Key = tuple[int, int, int]  # family, protocol (negative for an answer), the port or identity of its own
 
 
 @frozen
@@ -74,10 +75,12 @@ class Seen:
 
 def key(packet: Packet) -> Key:
     """What tells a packet from all others."""
-    if packet.protocol not in (ICMP, ICMPV6):
-        return packet.family, packet.protocol, packet.sport
-    sign = -1 if packet.origin == KERNEL else 1
-    return packet.family, sign * packet.protocol, packet.fields.get(("icmp", "id"), 0)
+    is_answer = packet.origin == KERNEL
+    if packet.protocol in (ICMP, ICMPV6):
+        identity = packet.fields.get(("icmp", "id"), 0)
+    else:
+        identity = packet.dport if is_answer else packet.sport
+    return packet.family, -packet.protocol if is_answer else packet.protocol, identity
 
 
 class World:
@@ -228,8 +231,10 @@ def _ends(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
     for sign, kind in ((1, ECHO[family]), (-1, REPLY[family])):
         if (protocol, rest[0]) == kind:
             return (family, sign * protocol, int.from_bytes(rest[4:6], "big")), 0
-    if protocol == UDP or (protocol == TCP and rest[13] & 0x3F == 2):
-        sport, dport = struct.unpack("!HH", rest[:4])
+    sport, dport = struct.unpack("!HH", rest[:4])
+    if protocol == TCP and rest[13] == RESET:
+        return (family, -TCP, dport), dport
+    if protocol == UDP or (protocol == TCP and rest[13] & 0x3F == SYN):
         return (family, protocol, sport), dport
     return None
 
@@ -337,7 +342,7 @@ def _transport(packet: Packet) -> bytes:
     elif packet.protocol == UDP:
         body, place = struct.pack("!HHHH", packet.sport, packet.dport, 9, 0) + b"x", 6
     else:
-        body, place = struct.pack("!HHIIBBHHH", packet.sport, packet.dport, 1, 0, 0x50, 2, 8192, 0, 0), 16
+        body, place = struct.pack("!HHIIBBHHH", packet.sport, packet.dport, 1, 0, 0x50, SYN, 8192, 0, 0), 16
     if packet.protocol != ICMP:
         ends = _packed(packet.family, packet.source or 0) + _packed(packet.family, packet.destination)
         pseudo = ends + struct.pack("!II", len(body), packet.protocol)

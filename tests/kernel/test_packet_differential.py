@@ -12,14 +12,14 @@ import pytest
 from attrs import evolve, frozen
 
 from nftpolicy.model import hooks, walk
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, Flow, Packet, shown
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, UDP, Flow, Packet, shown
 from nftpolicy.model.routing import Routed, Router
 from nftpolicy.model.sending import Sending
 from nftpolicy.model.walk import Model, Walk
 from nftpolicy.netstate.state import NetState
 
 from .generated import Chance
-from .packets import FAMILIES, HERE, MARKS, REPLY, Key, Seen, World, key
+from .packets import FAMILIES, HERE, MARKS, REPLY, RESET, Key, Seen, World, key
 
 pytestmark = pytest.mark.kernel
 
@@ -67,32 +67,35 @@ def send(world: World, seed: int, state: NetState, packets: list[Packet]) -> Sam
 
 
 def walks(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Walk]:
-    """The walks of packets, and behind them those of the kernel's answers to pings."""
+    """The walks of packets, and behind them those of the kernel's answers."""
     model = Model(state)
     found = [model.walk(packet) for packet in packets]
     return found + [model.walk(answer) for one in found for answer in _answers(one, state)]
 
 
 def _answers(asked: Walk, state: NetState) -> list[Packet]:
+    """What the kernel itself answers to a ping, or to a SYN for a closed port, that has come to it from outside."""
     packet = asked.packet
-    is_ping = packet.origin == FORWARD and packet.protocol in (ICMP, ICMPV6)
-    if not is_ping or asked.outcome != "delivered" or asked.doubts or asked.destination != packet.destination:
+    if packet.origin != FORWARD or asked.outcome != "delivered" or asked.doubts or packet.protocol == UDP:
         return []
+    if (asked.destination, asked.dport) != (packet.destination, packet.dport):
+        return []  # its answer is translated back, which no walk shows
     reflects = f"net/ipv{packet.family}/fwmark_reflect"
     is_reflected = any((one.path, one.value) == (reflects, "1") for one in state.sysctls)
-    return [
-        evolve(
-            packet,
-            source=packet.destination,
-            destination=packet.source,
-            origin=KERNEL,
-            iif=None,
-            bound=packet.iif if packet.family == 6 else None,
-            mark=asked.mark if is_reflected else 0,
-            flow=Flow("established", "reply", asked.flow_mark),
-            fields={**packet.fields, ({4: "icmp", 6: "icmpv6"}[packet.family], "type"): REPLY[packet.family][1]},
-        )
-    ]
+    answer = evolve(
+        packet,
+        source=packet.destination,
+        destination=packet.source,
+        origin=KERNEL,
+        iif=None,
+        mark=asked.mark if is_reflected else 0,
+        flow=Flow("established", "reply", asked.flow_mark),
+    )
+    if packet.protocol == TCP:
+        fields = {**packet.fields, ("tcp", "flags"): RESET}
+        return [evolve(answer, sport=packet.dport, dport=packet.sport, fields=fields)]
+    fields = {**packet.fields, ({4: "icmp", 6: "icmpv6"}[packet.family], "type"): REPLY[packet.family][1]}
+    return [evolve(answer, bound=packet.iif if packet.family == 6 else None, fields=fields)]
 
 
 def disagreements(sample: Sample) -> list[Disagreement]:

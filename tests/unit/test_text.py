@@ -146,6 +146,76 @@ def test_no_value_smuggles_anything_into_a_ruleset(place, bad):
         place(bad)
 
 
+@pytest.mark.parametrize("bad", [one for one in INJECTIONS if one not in ("", "x,y")])
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda bad: text.statement(Match(Ct("state"), bad, "in")),
+        lambda bad: text.statement(Match(Ct("state"), bad, "==")),
+        lambda bad: text.statement(Match(Payload("tcp", "flags"), AnonymousSet(frozenset({bad})))),
+        lambda bad: text.statement(Match(Bitwise(Payload("tcp", "flags"), keep=f"syn,{bad}"), "syn")),
+        lambda bad: text.statement(Match(Meta("hour"), bad)),
+        lambda bad: text.statement(Match(Meta("iif"), bad)),
+        lambda bad: text.statement(Match(nft.Socket("cgroupv2"), bad)),
+        lambda bad: text.statement(Match(nft.Socket(bad), 1)),
+        lambda bad: text.statement(Match(nft.Rt(bad), 1)),
+        lambda bad: text.statement(Match(nft.Rt("mtu", bad), 1)),
+        lambda bad: text.statement(Match(nft.Option("tcp option", bad), 1)),
+        lambda bad: text.statement(Match(nft.Option("exthdr", "frag", bad), 1)),
+        lambda bad: text.statement(Match(nft.Option(bad, "x"), 1)),
+        lambda bad: text.statement(Match(nft.RawPayload(bad, 0, 8), 1)),
+        lambda bad: text.statement(Match(nft.Binary(bad, MARK, 1), 1)),
+        lambda bad: text.statement(Match(nft.Lookup(MARK, nft.MapRef(bad)), 1)),
+        lambda bad: text.statement(Mangle(MARK, bad)),
+        lambda bad: text.statement(Mangle(Ct("event"), bad)),
+        lambda bad: text.statement(Mangle(MARK, nft.Lookup(MARK, frozenset({(1, bad)})))),
+        lambda bad: text.statement(nft.VerdictMapRef(MARK, bad)),
+        lambda bad: text.statement(nft.ObjectRef("limit", bad)),
+        lambda bad: text.statement(nft.Snat("ip", bad)),
+        lambda bad: text.statement(nft.Snat(bad, "192.0.2.1")),
+        lambda bad: text.statement(nft.Masquerade(flags=frozenset({bad}))),
+        lambda bad: text.statement(nft.Reject("icmp", bad)),
+        lambda bad: text.statement(nft.Reject(bad, "no-route")),
+        lambda bad: text.statement(nft.Log((("level", bad),))),
+        lambda bad: text.statement(nft.Log((("flags", bad),))),
+        lambda bad: text.statement(nft.Queue(bad)),
+        lambda bad: text.statement(nft.Limit(1, bad)),
+        lambda bad: text.statement(nft.Limit(1, "second", unit=bad)),
+        lambda bad: text.statement(nft.Quota(1, bad)),
+        lambda bad: text.statement(nft.SetUpdate("add", bad, MARK)),
+        lambda bad: text.statement(nft.SetUpdate(bad, "s", MARK)),
+        lambda bad: text.statement(nft.FlowAdd(bad)),
+        lambda bad: text.statement(nft.Dup(bad)),
+        lambda bad: text.statement(nft.Dup("192.0.2.1", bad)),
+        lambda bad: text.statement(nft.Fwd(bad)),
+        lambda bad: text.statement(nft.Tproxy("ip", bad, 1)),
+        lambda bad: text.hook(Hook("filter", "egress", 0, devices=frozenset({"lo", bad}))),
+        lambda bad: text.table(Table("ip", "t", maps=(nft.Map(bad, ("mark",), ("mark",)),))),
+        lambda bad: text.table(Table("ip", "t", maps=(nft.Map("m", ("mark",), (bad,)),))),
+        lambda bad: text.table(Table("ip", "t", maps=(nft.Map("m", ("mark",), ("mark",), frozenset({(1, bad)})),))),
+        lambda bad: text.table(Table("ip", "t", flowtables=(nft.Flowtable("f", 0, frozenset({bad})),))),
+        lambda bad: text.table(Table("ip", "t", objects=(nft.Named(bad, nft.Quota(5)),))),
+        lambda bad: text.table(Table("ip", "t", objects=(nft.Named("h", nft.CtHelper(bad, "tcp")),))),
+        lambda bad: text.table(Table("ip", "t", objects=(nft.Named("h", nft.CtHelper("ftp", "tcp", bad)),))),
+    ],
+)
+def test_nothing_foreign_smuggles_anything_into_a_ruleset(place, bad):
+    with pytest.raises(ValueError, match="can not be written"):
+        place(bad)
+
+
+@pytest.mark.parametrize("bad", ['x"; flush ruleset', "x\\", "x\ny", "$x", "x" * 128, "x{"])
+def test_no_prefix_of_a_log_ends_its_quotes(bad):
+    with pytest.raises(ValueError, match="can not be written"):
+        text.statement(nft.Log((("prefix", bad),)))
+
+
+@pytest.mark.parametrize("table", [Table("ip", "t", unknown=("{}",)), Table("ip", "t", flags=frozenset({"unnamed"}))])
+def test_a_table_with_things_that_are_not_modelled_is_not_written(table):
+    with pytest.raises(ValueError, match="not modelled"):
+        text.table(table)
+
+
 @pytest.mark.parametrize("bad", ['"; flush ruleset; #', "a\nb", "a\\", "a;b", "x" * 121, "{"])
 def test_no_comment_ends_its_quotes(bad):
     with pytest.raises(ValueError, match="can not be written"):
