@@ -184,7 +184,7 @@ def test_the_options_of_the_program_itself() -> None:
 def test_exit_statuses() -> None:
     source = section(command_page(), "EXIT STATUS", "Sh")
     documented = [int(one) for one in re.findall(r"^\.It (\d+)$", source, re.MULTILINE)]
-    assert documented == [0, common.REFUSED, common.BAD_INPUT, common.NOT_HERE, 130]
+    assert documented == [0, common.REFUSED, common.BAD_INPUT, common.UNKNOWN, common.NOT_HERE, 130]
 
 
 def test_exit_statuses_as_they_happen(tmp_path: Path) -> None:

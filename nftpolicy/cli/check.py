@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from .common import REFUSED, UNKNOWN, Failure, read_policy, warn
+from .told import line, told
 
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..policy.objects import Policy
-    from ..proof.verdict import Proof
 
 
 def command(file: Path = typer.Argument(help="The policy, TOML. - reads standard input.")) -> None:
@@ -25,7 +25,7 @@ def command(file: Path = typer.Argument(help="The policy, TOML. - reads standard
     from ..policy.others import SIGNS
 
     for path, message in warnings(policy, frozenset(one for one in SIGNS if os.path.exists(one))):  # noqa: PTH110
-        warn(f"{_line(source, path)}: {shown(path)}: {message}")
+        warn(f"{line(source, path)}: {shown(path)}: {message}")
     _prove(file, policy, source)
     uplinks, services = len(policy.uplink), len(policy.service)
     print(f"{file}: {policy.name}: good: {_count(uplinks, 'uplink')}, {_count(services, 'service')}, proved")
@@ -40,26 +40,9 @@ def _prove(file: Path, policy: Policy, source: Source) -> None:
     proof = prove(compile_policy(policy), claim(policy))
     if proof.verdict == "proved":
         return
-    said = "\n".join(_told(proof, source))
+    said = "\n".join(told(proof, source))
     more = f"'nftpolicy verify {file}' shows the whole"
     raise Failure(f"{said}\nnftpolicy: {more}", UNKNOWN if proof.verdict == "unknown" else REFUSED)
-
-
-def _told(proof: Proof, source: Source) -> list[str]:
-    """What is not proved, the worst first."""
-    from ..proof.verdict import PROVED, REFUTED, described
-
-    found = [one for one in proof.findings if one.deciding and one.verdict != PROVED]
-    told = []
-    for one in sorted(found, key=lambda one: one.verdict != REFUTED):
-        packet = f"{described(one.examples[0].packet)}: " if one.examples else ""
-        told.append(f"{_line(source, one.origin)}: {one.property} {one.verdict}: {one.subject}: {packet}{one.detail}")
-    return told
-
-
-def _line(source: Source, path: tuple[str | int, ...]) -> str:
-    line = source.line(path) if path else None
-    return f"{source.name}{f':{line}' if line else ''}"
 
 
 def _count(number: int, word: str) -> str:

@@ -25,13 +25,20 @@ def main() -> None:
     # What a short command makes stays until its end; looking for garbage in it would cost a tenth of
     # the time. Commands that stay turn it on again.
     gc.disable()
-    from .common import Failure
+    from .common import NOT_HERE, Failure
 
     try:
         application(arguments)()
     except Failure as failure:
         print(f"nftpolicy: {failure}", file=sys.stderr)
         sys.exit(failure.status)
+    except Exception as error:
+        from ..kernel.interface import Unavailable
+
+        if not isinstance(error, Unavailable):
+            raise
+        print(f"nftpolicy: {error}", file=sys.stderr)
+        sys.exit(NOT_HERE)
     except KeyboardInterrupt:
         print("nftpolicy: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -60,7 +60,7 @@ class Passage:
         self,
         places: Sequence[Place],
         region: Box,
-        allowed: Sequence[Box],
+        allowed: Covers,
         covers: Sequence[Box] = (),
         volatile: tuple[str, ...] = (),
     ) -> Box | None:
@@ -70,14 +70,14 @@ class Passage:
         behind. `volatile` are fields that may differ from chain to chain whatever the rules say.
         """
         if not places:
-            return uncovered(region, [*covers, *allowed], self.space.tops)
+            return uncovered(region, [*covers, *allowed.meeting(region)], self.space.tops)
         place, rest = places[0], places[1:]
-        early = allowed if not (rest and volatile) else ()
+        early = allowed if not (rest and volatile) else Covers()
         for event in self.events(place, region):
             if event.kind != "accept":
                 continue
             decided = [*covers, *event.decided(event.box)]
-            left = uncovered(event.box, [*decided, *early], self.space.tops)
+            left = uncovered(event.box, [*decided, *early.meeting(event.box)], self.space.tops)
             if left is None:
                 continue
             if not rest:

@@ -105,9 +105,11 @@ class Sending:
         """The way of a packet that is there already.
 
         Its protocol and ports are read only if some rule that is not for this machine's own packets selects
-        by them (fib4_rules_early_flow_dissect).
+        by them (fib4_rules_early_flow_dissect); but ip6_route_input knows the protocol.
         """
-        read = (packet.protocol, view.sport, view.dport) if self._router.reads_ports(packet.family) else (0, 0, 0)
+        read = (packet.protocol, view.sport, view.dport)
+        if not self._router.reads_ports(packet.family):
+            read = (packet.protocol if packet.family == 6 and how.get("forwarded") else 0, 0, 0)
         routed = self._router.lookup(
             packet.family,
             view.destination,

@@ -107,10 +107,12 @@ class Space:
         """The boxes of packets that pass a match of a rule in `table`; they may overlap."""
         short = short_key(match)
         key = None if short is None else (self._links.get(table.key), *short)
+        if isinstance(match.right, nft.SetRef):  # which many rules may ask, and which may be long
+            key = (table.key, match.left, match.op, match.right)
         if key is not None and key in self._known:
             return self._known[key]
         found = self._match(table, match)
-        if found is None or len(found) > MOST_BOXES:
+        if found is None or (len(found) > MOST_BOXES and not isinstance(match.right, nft.SetRef)):
             found = [{self.doubt(f"{table.family} {table.name}: {text.shown(match)}"): only(1)}]
         elif key is not None:
             self._known[key] = found
@@ -203,7 +205,7 @@ class Space:
         self, table: nft.Table, left: nft.Concat, elements: frozenset[nft.Element], op: str
     ) -> list[Box] | None:
         fields = [self.field(part, table) for part in left.parts]
-        if op not in ("==", "in", "!=") or any(one is None for one in fields) or len(elements) > MOST_BOXES:
+        if op not in ("==", "in", "!=") or any(one is None for one in fields):
             return None
         known = [one for one in fields if one is not None]
         needs: Box | None = {}

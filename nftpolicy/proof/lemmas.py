@@ -14,6 +14,7 @@ from attrs import frozen
 
 from ..model import bits
 from ..model.box import Box, meet, uncovered
+from ..model.covers import Covers
 from ..model.marks import new_marks
 from ..model.passage import Event, Place
 from ..model.survey import which_mark
@@ -42,7 +43,7 @@ def guard(
     """
     passage = ground.passage(family)
     space = passage.space
-    holes = [box for one in allowed for box in one.boxes(space)]
+    holes = Covers((box for one in allowed for box in one.boxes(space)), space.tops)
     volatile = ("saddr", "daddr", "sport", "dport") if ground.translates else ()
     last = [place for place in places if not ground.rewritten_after(family, place)]
     for start in region.boxes(space):

@@ -138,10 +138,15 @@ def _worn(one: UplinkClaim, family: int) -> Iterator[Region]:
     """Packets that may wear the mark at the uplink."""
     for service in one.services:
         for region in service.regions.get(family, ()):
-            for owner in service.owners:
-                yield region.with_(**owner.fields)
+            if region.fields:
+                yield from (region.with_(**owner.fields) for owner in service.owners)
             if service.kernel:
                 yield from _udp_of_the_kernel(region)
+    free = [service for service in one.services if any(not region.fields for region in service.regions.get(family, ()))]
+    for key in ("gid", "uid"):
+        numbers = [owner.number for service in free for owner in service.owners if owner.key == key]
+        if numbers:
+            yield Region({"socket": only(1), key: only(*numbers)})
     # The rest of closed connections, but not of those that began at the uplink: of them only answers go back.
     closed = Region({"socket": only(0), "ct.state": _ESTABLISHED})
     yield closed.with_(ct_direction=only(0))

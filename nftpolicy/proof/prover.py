@@ -22,8 +22,11 @@ from .verdict import Finding, Proof
 Progress = Callable[[str], None]
 
 
-def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None) -> Proof:
-    """Everything about a claim. `progress` is told what is being looked at."""
+def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, use: bool = True) -> Proof:
+    """Everything about a claim. `progress` is told what is being looked at.
+
+    Not `use`: what must not happen alone (P1, P2, P5), not whether all words can be used (P3, P4).
+    """
     full, assumed = completed(state, claim)
     ground = Ground(full, claim.devices, claim.masks)
     findings: list[Finding] = []
@@ -37,6 +40,7 @@ def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None) ->
             findings += right_names(ground, claim, one)
     if claim.whole:
         findings += unnamed_devices(ground, claim)
+    if claim.whole and use:
         progress("P3, P4")
         used, skipped = used_words(ground, claim)
         findings += used

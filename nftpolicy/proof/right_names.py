@@ -26,6 +26,10 @@ def right_names(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Find
     names = one.names
     assert names is not None
     owners = [owner for service in one.services for owner in service.owners]
+    clients = [
+        {"socket": only(1), key: ranges((owner.number, owner.number) for owner in owners if owner.key == key)}
+        for key in sorted({owner.key for owner in owners})
+    ]
     asks = Region({"protocol": only(TCP, UDP), "fragment": only(0), "dport": only(DNS)})
     past, strangers, outside, elsewhere = [], [], [], []
     for family in BOTH:
@@ -37,8 +41,8 @@ def right_names(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Find
             for other in claim.uplinks
             for region in (*headers(other, family), *answers(other, family))
         ]
-        for owner in owners:
-            mine = asks.with_(**{**_of_no_other(claim, one), **owner.fields})
+        for client in clients:
+            mine = asks.with_(**{**_of_no_other(claim, one), **client})
             hit = guard(ground, family, post, mine, own)
             past += [hit] if hit else []
             elsewhere += _translated(ground, family, mine, names)

@@ -7,7 +7,9 @@ kernel is left as it was.
 
 from __future__ import annotations
 
-from attrs import evolve, frozen
+from collections.abc import Mapping, Sequence
+
+from attrs import Factory, evolve, frozen
 
 from ..compiler import names
 from ..compiler.compile import Machine, compile_policy
@@ -33,13 +35,15 @@ class NotHeld(Exception):
 class Prospect:
     """What is in the kernel, what should be, and the way there.
 
-    `unhooked` are uplink devices without a link guard, since this kernel can't hook one there now.
+    `unhooked` are uplink devices without a link guard, since this kernel can't hook one there now;
+    `ports` the bridges among the uplinks' devices with their ports.
     """
 
     observed: NetState
     desired: NetState
     plan: Plan
     unhooked: frozenset[str] = frozenset()
+    ports: Mapping[str, Sequence[str]] = Factory(dict)
 
 
 def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
@@ -49,13 +53,14 @@ def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     link_guard = observed.table("netdev", names.TABLE) is not None or kernel.takes_link_guard("lo")
     unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
-    desired = compile_policy(policy, Machine(kernel.bridge_ports(devices), link_guard, unhooked))
+    ports = kernel.bridge_ports(devices)
+    desired = compile_policy(policy, Machine(ports, link_guard, unhooked))
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set and this one does not care for go back to what they were.
     mine = {one.path for one in desired.sysctls}
     back = tuple(Sysctl(path, value) for path, value in before.items() if path not in mine)
     desired = evolve(desired, sysctls=(*desired.sysctls, *back))
-    return Prospect(observed, desired, plan(observed, desired), unhooked)
+    return Prospect(observed, desired, plan(observed, desired), unhooked, ports)
 
 
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:

@@ -21,6 +21,7 @@ from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
+    from .apply import Prospect
 
 Ports = Mapping[str, Sequence[str]]  # bridge -> its ports
 
@@ -96,6 +97,12 @@ def of_policy(policy: Policy, progress: Progress = _silent) -> Judged:
     """What a policy compiles to, on no machine in particular, so that the verdict is the same everywhere."""
     state, claim = compile_policy(policy), promised(policy)
     return Judged("what it compiles to", state, claim, prove(state, claim, progress), policy)
+
+
+def of_prospect(found: Prospect, policy: Policy, families: tuple[int, ...]) -> Proof:
+    """What is about to be applied: nothing can happen that must not. Whether all words can be used is for check."""
+    claim = evolve(promised(policy, found.ports), frames=not found.unhooked, families=families)
+    return prove(found.desired, claim, use=False)
 
 
 def of_kernel(kernel: Linux, wanted: Policy | Sequence[Asked], exempt: Iterable[str], progress: Progress) -> Judged:

@@ -299,3 +299,12 @@ def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> 
     refuted = [one for one in found["findings"] if one["decides"] and one["verdict"] == "refuted"]
     assert [one["subject"] for one in refuted] == [f"AF_PACKET sockets: what leaves by {BRIDGE} without the mark"]
     assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}
+
+
+def test_a_ruleset_that_kills_the_library_is_one_message():
+    with Namespace("abort") as space:
+        space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
+        done = space.run([*PROGRAM, "verify", "--live", "--uplink", "wan=eth0", "--mark", "1"], check=False)
+    assert done.returncode in (1, 4)
+    assert "Traceback" not in done.stderr
+    assert (done.returncode == 4) == ("libnftables itself ends" in done.stderr)

@@ -535,3 +535,24 @@ def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, cha
     assert said.startswith(f"{policy_file}:4: P1 {verdict}: ")
     assert f"'nftpolicy verify {policy_file}' shows the whole" in said
     assert capsys.readouterr().out == ""
+
+
+def test_apply_refuses_what_is_not_proved():
+    from nftpolicy.cli.apply import _prove
+    from nftpolicy.cli.common import Failure, read_policy
+    from nftpolicy.compiler.compile import compile_policy
+    from nftpolicy.planner.plan import Plan
+    from nftpolicy.runtime.apply import Prospect
+
+    policy, source = read_policy(Path("rulesets/gluon-fastd.toml"))
+    whole = compile_policy(policy)
+    _prove(Prospect(NetState(), whole, Plan(())), policy, source, (4, 6))
+    inet, netdev = whole.tables
+    open_guard = tuple(evolve(one, rules=one.rules[:-1]) if one.name == "wan.link" else one for one in netdev.chains)
+    open_guard = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in open_guard)
+    broken = evolve(whole, tables=(inet, evolve(netdev, chains=open_guard)))
+    with pytest.raises(Failure) as failed:
+        _prove(Prospect(NetState(), broken, Plan(())), policy, source, (4, 6))
+    assert failed.value.status == 1
+    assert "rulesets/gluon-fastd.toml:" in str(failed.value)
+    assert "nothing was changed" in str(failed.value)
