@@ -1,0 +1,99 @@
+"""The node of the lab as a state, and where the model lets its packets go."""
+
+from ipaddress import ip_interface, ip_network
+
+import pytest
+
+from nftpolicy.model.packet import Packet, number
+from nftpolicy.model.walk import Model, Walk
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.nft import Chain, Hook, Match, Meta, Rule, Table
+from nftpolicy.netstate.routing import IpRule, Route, Sysctl
+from nftpolicy.netstate.state import Device, NetState
+from tests.lab import addresses as at
+
+WAN, MESH, CLIENT = at.WAN, at.MESH, at.CLIENT
+NODE_WAN = {4: "192.0.2.2", 6: "2001:db8:1::2"}
+LOCAL, MAIN = 255, 254
+NOBODY, SERVICE = 65534, 800
+families = pytest.mark.parametrize("family", at.FAMILIES)
+
+OWNED = {
+    "lo": ("127.0.0.1/8", "::1/128"),
+    WAN: ("192.0.2.2/24", "2001:db8:1::2/64", "fe80::2/64"),
+    MESH: ("203.0.113.2/25", "2001:db8:3::2/64", "fe80::3/64"),
+    CLIENT: ("203.0.113.129/25", "2001:db8:4::1/64", "fe80::4/64"),
+}
+
+
+def addresses(address: str, device: str) -> list[Route]:
+    """The kernel's local routes of an address."""
+    one = ip_interface(address)
+    length = one.max_prefixlen
+    found = [Route(one.version, LOCAL, f"{one.ip}/{length}", "local", device=device)]
+    if one.version == 6:
+        return [*found, Route(6, LOCAL, "ff00::/8", "multicast", device=device)]
+    kind = "local" if device == "lo" else "broadcast"
+    where = str(one.network) if device == "lo" else f"{one.network.broadcast_address}/{length}"
+    return [*found, Route(4, LOCAL, where, kind, device=device)]
+
+
+def machine(
+    tables: tuple[Table, ...] = (),
+    rules: tuple[IpRule, ...] = (),
+    routes: tuple[Route, ...] = (),
+    sysctls: tuple[Sysctl, ...] = (),
+) -> NetState:
+    """The node of the lab, with no route but to itself and those given."""
+    local = tuple(route for device, owned in OWNED.items() for one in owned for route in addresses(one, device))
+    base = tuple(
+        IpRule(family, priority, table=table)
+        for family in at.FAMILIES
+        for priority, table in ((0, LOCAL), (32766, MAIN))
+    )
+    devices = tuple(Device(name, owned) for name, owned in OWNED.items())
+    return NetState(tables, (*base, *rules), (*local, *routes), sysctls, devices)
+
+
+def default(device: str, family: int, table: int = MAIN) -> Route:
+    return Route(family, table, device=device)
+
+
+def connected(device: str, family: int, table: int = MAIN) -> Route:
+    owned = next(one for one in OWNED[device] if ip_interface(one).version == family)
+    return Route(family, table, str(ip_network(owned, strict=False)), device=device)
+
+
+def packet(family: int, to: str | None = None, **others: object) -> Packet:
+    """An unmarked UDP packet of nobody to the server."""
+    destination = number(to or at.SERVER[family])
+    return Packet(family, destination, **{"uid": NOBODY, "gid": NOBODY, **others})
+
+
+def walk(state: NetState, sent: Packet) -> Walk:
+    return Model(state).walk(sent)
+
+
+def end(state: NetState, sent: Packet) -> str:
+    """The outcome, or the device that it leaves by."""
+    found = walk(state, sent)
+    return found.device if found.outcome == "leaves" else found.outcome
+
+
+def chain(
+    hook: str, *rules: tuple[nft.Statement, ...], kind: str = "filter", priority: int = 0, **others: str
+) -> Chain:
+    name = f"{kind}-{hook}-{priority}"
+    return Chain(name, tuple(Rule(one) for one in rules), Hook(kind, hook, priority, **others))
+
+
+def inet(*chains: Chain) -> Table:
+    return Table("inet", "foreign", chains)
+
+
+MARK = Meta("mark")
+DROP = nft.DROP
+
+
+def leaves_by(device: str) -> Match:
+    return Match(Meta("oifname"), device)
