@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from ..netstate.routing import TABLE_LOCAL, Nexthop
@@ -34,11 +35,13 @@ def is_strict6(address: int) -> bool:
     return is_link_local6(address) or is_multicast6(address) or address == 1
 
 
+@lru_cache(maxsize=1 << 12)
 def shown4(address: int | None) -> str | None:
     """An IPv4 address as people write it; None stays None."""
     return None if address is None else str(IPv4Address(address))
 
 
+@lru_cache(maxsize=1 << 12)
 def shown6(address: int | None) -> str | None:
     """An IPv6 address as people write it; None stays None."""
     return None if address is None else str(IPv6Address(address))

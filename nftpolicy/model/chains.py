@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from attrs import field, frozen, mutable
 
@@ -64,6 +65,7 @@ class Ruleset:
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = tuple(tables)
+        self.placed: dict[tuple[int, str, str | None], list[Any]] = {}  # what model/hooks.py works out, once
         self._hooked: dict[tuple[int, str, str | None], list[tuple[Table, Chain]]] = {}
         self._sets: dict[tuple[str, str], Tables] = {}
         self._prepared: dict[tuple[tuple[str, str], Place], _Prepared] = {}

@@ -109,12 +109,15 @@ class Hooks:
     def _order(self, hook: str, device: str | None) -> list[Placed]:
         """Chains by where they really are: all nat chains of a hook are asked at one place."""
         family = {0x0800: 4, 0x86DD: 6}.get(self.view.protocol_number, 0)
-        placed = [
-            (NAT.get(hook, at.priority) if at.type == "nat" else at.priority, table, chain, at)
-            for table, chain in self._ruleset.hooked(family, hook, device)
-            if (at := chain.hook) is not None
-        ]
-        return sorted(placed, key=lambda item: item[0])
+        known = self._ruleset.placed.get((family, hook, device))
+        if known is None:
+            placed = [
+                (NAT.get(hook, at.priority) if at.type == "nat" else at.priority, table, chain, at)
+                for table, chain in self._ruleset.hooked(family, hook, device)
+                if (at := chain.hook) is not None
+            ]
+            known = self._ruleset.placed[family, hook, device] = sorted(placed, key=lambda item: item[0])
+        return known
 
     def _nat_is_asked(self) -> bool:
         """NAT is settled by a flow's first packet; nobody is asked about flows that are not tracked.

@@ -71,6 +71,7 @@ def number(address: str) -> int:
     return int(ip_address(address))
 
 
+@lru_cache(maxsize=1 << 12)
 def shown(family: int, address: int) -> str:
     """An address as people write it."""
     return str(IPv4Address(address) if family == 4 else IPv6Address(address))

@@ -13,7 +13,7 @@ from attrs import evolve
 from ..netstate import iproute
 from ..netstate.state import NetState
 from .addresses import Addresses
-from .decision import Decision
+from .decision import Decision, Untold
 from .routing4 import Router4
 from .routing6 import Router6
 from .rules import LOOPBACK, Asked
@@ -65,7 +65,7 @@ class Router:
             return Routed(UNKNOWN, doubts=("a VRF",))
 
         def run(doubts: Doubts) -> tuple[Routed, Log]:
-            said: Log = []
+            said: Log = [] if log is not None else Untold()
             if forwarded:
                 found = self._4.input(asked, doubts, said) if family == 4 else self._6.input(asked, doubts, said, exact)
             elif family == 4:

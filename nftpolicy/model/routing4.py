@@ -96,7 +96,8 @@ class Router4(Searcher):
         """Loopback addresses stay on loopback."""
         if asked.source is None:
             return routed
-        routed = evolve(routed, source=addresses.shown4(asked.source))
+        own = addresses.shown4(asked.source)
+        routed = routed if routed.source == own else evolve(routed, source=own)
         if asked.source >> 24 != 127:
             return routed
         refusing = [one for one in routed.devices if one != LOOPBACK and not self._loops(one)]

@@ -12,7 +12,7 @@ from ..netstate import iproute
 from ..netstate.routing import TABLE_MAIN, IpRule, Nexthop, Route
 from ..netstate.state import NetState
 from .addresses import Addresses
-from .decision import Decision
+from .decision import Decision, Untold
 from .fib import ERRORS, Hit, Search, Table4, Table6
 from .rules import LOOPBACK, Asked, Rules
 from .unknown import Doubts
@@ -137,8 +137,15 @@ class Searcher:
         return doubts.ask(f"the group of {hop.device}") if device is None else device.group == group
 
 
+def _nothing(_: str) -> None:
+    pass
+
+
 def speaker(rule: IpRule, said: Log) -> Callable[[str], None]:
     """Says what comes of a rule."""
+
+    if isinstance(said, Untold):
+        return _nothing
 
     def say(effect: str) -> None:
         said.append(Decision("ip-rule", iproute.shown(rule), rule, rule.origin, effect))

@@ -50,7 +50,7 @@ class Sending:
         source = packet.source
         way = self._asked(packet, source, doubts, log)
         if source is not None:
-            return way and evolve(way, source=source)
+            return way if way is None or way.source == source else evolve(way, source=source)
         if way is None and packet.family == 6:
             source = self._sources.choose(6, packet.destination, None, doubts)  # of any device
             if source is None:

@@ -282,8 +282,9 @@ class Space:
     def _masked(self, of: str, mask: int, wanted: Sequence[int], op: str) -> list[Box] | None:
         if op != "!=":
             return [box for value in wanted for box in bits.equal(of, self.partition, mask, value)]
-        if len(wanted) == 1:
-            return bits.differs(of, self.partition, mask, wanted[0])
+        wanted = [value for value in wanted if not value & ~mask]
+        if len(wanted) < 2:
+            return bits.differs(of, self.partition, mask, wanted[0]) if wanted else [{}]
         inside = [group for group in self.partition if group & mask]
         if len(inside) != 1:
             return None
@@ -355,12 +356,11 @@ class Space:
         return None
 
     def _of_link(self, key: str, hook: str) -> Field | None:
-        """A device's own hooks know no other device, call it the one of arrival, and name a family of their own."""
+        """A device's own hooks know no other device, and name a family of their own."""
         if key == "nfproto":
             return Field(_NOTHING, lambda value: only(int(value != _NETDEV)), {})
-        if key.startswith("o"):
-            return Field(_NOTHING, self._device_value, {})
-        return None if hook == "both" else Field("oif" if hook == "egress" else "iif", self._device_value, {})
+        side, own = key[:3], {"ingress": "iif", "egress": "oif"}.get(hook)
+        return None if own is None else Field(own if side == own else _NOTHING, self._device_value, {})
 
     def _device_value(self, value: nft.Value) -> Ranges | None:
         return self.device(value) if isinstance(value, str) else None

@@ -37,7 +37,8 @@ class Walk:
 
     `device` is the one by which it leaves ("unknown": may leave). Mark, addresses and port are those at
     the end, after NAT; `source` is None if the kernel's choice is not known. `doubts` says what was not
-    understood, where. `flow_mark` is the mark of the connection (ct mark) at the end.
+    understood, where. `flow_mark` is the mark of the connection (ct mark) at the end. `agreed` is whether all
+    answers to the doubts come to this same end.
     """
 
     packet: Packet
@@ -50,6 +51,12 @@ class Walk:
     dport: int
     doubts: tuple[str, ...] = ()
     flow_mark: int = 0
+    agreed: bool = True
+
+    @property
+    def end(self) -> tuple[object, ...]:
+        """All that a walk comes to but for the source address."""
+        return self.outcome, self.device, self.mark, self.flow_mark, self.destination, self.dport
 
 
 class Model:
@@ -282,17 +289,20 @@ _FAR = (UNROUTABLE, DROPPED, DELIVERED)
 
 def _agreed(packet: Packet, forks: Forks[Walk]) -> Walk:
     """One walk out of all forks: what is known is what they agree on."""
+    if len(forks.results) == 1 and forks.complete and not forks.doubts:
+        return forks.results[0]
     leaving = [walk for walk in forks.results if walk.outcome == LEAVES]
     ends = {(walk.outcome, walk.device, walk.mark, walk.destination, walk.dport) for walk in leaving}
     known = forks.complete and not forks.noted
+    agreed = known and len({walk.end for walk in forks.results}) == 1
     if not leaving and known:
         best = max(forks.results, key=lambda walk: _FAR.index(walk.outcome))
-        return evolve(best, doubts=forks.doubts)
+        return evolve(best, doubts=forks.doubts, agreed=agreed)
     if leaving:
         first = leaving[0]
         sources = {walk.source for walk in leaving}
         source = first.source if len(sources) == 1 else None
         if known and len(ends) == 1 and len(leaving) == len(forks.results):
-            return evolve(first, source=source, doubts=forks.doubts)
-        return evolve(first, outcome=UNKNOWN, source=source, doubts=forks.doubts)
-    return evolve(forks.results[0], outcome=UNKNOWN, source=None, doubts=forks.doubts)
+            return evolve(first, source=source, doubts=forks.doubts, agreed=agreed)
+        return evolve(first, outcome=UNKNOWN, source=source, doubts=forks.doubts, agreed=agreed)
+    return evolve(forks.results[0], outcome=UNKNOWN, source=None, doubts=forks.doubts, agreed=agreed)
