@@ -45,7 +45,7 @@ def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, 
 
 def _tried(ground: Ground, word: Word) -> _Tried:
     walk = ground.model.walk(word.packet, told=False)
-    held = word.holds(walk)
+    held = word.holds(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
     if not held and word.borrowed and walk.outcome in ("unroutable", "dropped"):
         # No worse than without the mark that it came with.
         held = ground.model.walk(evolve(word.packet, mark=0), told=False).outcome == walk.outcome

@@ -93,7 +93,12 @@ class Ground:
 
     def rewritten_after(self, family: int, place: Place) -> bool:
         """Whether a chain behind this one may change the header of what it lets through."""
-        return any(_order(place) <= _order(other) and other[1] is not place[1] for other in self._rewriting(family))
+        return any(self.is_behind(other, place) and other[1] is not place[1] for other in self._rewriting(family))
+
+    @staticmethod
+    def is_behind(one: Place, other: Place) -> bool:
+        """Whether a packet may meet the one chain at or behind the other."""
+        return _order(other) <= _order(one)
 
     def _rewriting(self, family: int) -> list[Place]:
         if family not in self._rewriters:

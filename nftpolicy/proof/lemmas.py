@@ -19,7 +19,7 @@ from ..model.marks import new_marks
 from ..model.passage import Event, Place
 from ..model.survey import which_mark
 from ..netstate import nft, text
-from .claim import MarkTest, Region, UplinkClaim
+from .claim import BOTH, MarkTest, Region, UplinkClaim
 from .ground import Ground, understood
 
 
@@ -77,6 +77,27 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None
         if hits:
             hits = [*flows, *hits]
     return hits
+
+
+def round_the_hooks(ground: Ground) -> list[Hit]:
+    """Statements that may do anything, or send packets by another way than through postrouting."""
+    return [Hit(family, {}, where, (where,)) for where in ground.survey.unknown for family in BOTH]
+
+
+def settled(ground: Ground, family: int, places: Sequence[Place], uplink: UplinkClaim) -> list[Place]:
+    """Those of `places` behind whose tests nothing can put the uplink's mark on."""
+    writers = [
+        place
+        for place in ground.every(family)
+        if any(
+            isinstance(one, nft.Mangle) and _may_give(ground, family, one, uplink)
+            for chain in place[0].chains
+            for rule in chain.rules
+            for one in rule.statements
+        )
+        and ground.passage(family).writes(place[0], place[1].name)
+    ]
+    return [place for place in places if not any(ground.is_behind(one, place) for one in writers)]
 
 
 def _may_give(ground: Ground, family: int, statement: nft.Mangle, uplink: UplinkClaim) -> bool:

@@ -11,7 +11,7 @@ from ..model.values import STATES
 from .claim import BOTH, Claim, MarkTest, Region, UplinkClaim
 from .findings import by_mark, finding, judged
 from .ground import Ground
-from .lemmas import Hit, guard, integrity
+from .lemmas import Hit, guard, integrity, round_the_hooks
 from .verdict import Finding
 from .witness import seen
 from .words import DNS
@@ -35,7 +35,7 @@ def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]
         )
         for family in BOTH
     }
-    around = _round_the_hooks(ground)
+    around = round_the_hooks(ground)
     given = [hit for family in BOTH for hit in _dressed(ground, one, writes[family])]
     for origin, title in _EVERY_ORIGIN.items():
         # AF_PACKET frames meet the egress hook alone.
@@ -59,11 +59,6 @@ def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]
         yield _other_frames(ground, claim, one, unmarked)
     if claim.whole:
         yield from _owners(ground, one)
-
-
-def _round_the_hooks(ground: Ground) -> list[Hit]:
-    """Statements that may do anything, or send packets by another way than through postrouting."""
-    return [Hit(family, {}, where, (where,)) for where in ground.survey.unknown for family in BOTH]
 
 
 def _dressed(ground: Ground, one: UplinkClaim, hits: Sequence[Hit]) -> list[Hit]:

@@ -9,18 +9,19 @@ from . import ladder
 from .claim import BOTH, Claim, Region, UplinkClaim
 from .findings import by_mark, finding
 from .ground import Ground
-from .lemmas import Hit, guard
+from .lemmas import Hit, guard, round_the_hooks, settled
 from .promise import REPORTS, hole
 from .verdict import PROVED, REFUTED, Finding
 
 
 def no_stray(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:
     """P2 of one uplink: what wears its mark leaves by it, or by lo, or nowhere."""
-    hits: list[Hit] = []
+    hits: list[Hit] = round_the_hooks(ground)
     for family in BOTH:
         region = Region(marks=(one.marked,), not_out=(*one.devices, "lo"))
         reports = [box for word in REPORTS for box in hole(word).headers.get(family, ())]
-        hit = guard(ground, family, ground.at(family, "postrouting"), region, reports)
+        places = settled(ground, family, ground.at(family, "postrouting"), one)
+        hit = guard(ground, family, places, region, reports)
         hits += [hit] if hit else []
     subject = f"what wears the mark and leaves by another device than {', '.join(one.devices)}"
     examples, doubts = by_mark(ground, one, hits, stray=True)
