@@ -108,10 +108,12 @@ def gateways():
 @st.composite
 def resolvers(draw, index):
     """A resolver; `index` keeps those of several uplinks apart."""
-    port = draw(st.integers(1, 65535).filter(lambda number: number != 53))
+    port = draw(st.integers(1, 65535) | st.just(53))
     four = Listen(IPv4Address(f"127.0.{index}.1") if draw(st.booleans()) else IPv4Address(f"192.0.2.{index}"), port)
     six = Listen(IPv6Address("::1") if index == 0 and draw(st.booleans()) else IPv6Address(f"fd00::{index}"), port)
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
+    if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
+        listen = tuple(evolve(one, port=54) for one in listen)
     upstream = addresses().filter(lambda one: not one.is_multicast)
     servers = draw(
         st.lists(
@@ -137,7 +139,11 @@ def services(draw, uplinks):
     how = draw(st.sampled_from(("group", "group", "user", "kernel")))
     if how == "kernel":
         return Service(uplink, kernel=True)
-    to = tuple(draw(st.lists(networks(), max_size=4, unique=True)))
+    to = draw(st.lists(networks(), max_size=4, unique=True))
+    if to and draw(st.booleans()):  # one within another
+        wider = to[0].supernet(min(3, to[0].prefixlen))
+        to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
+    to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed)
 

@@ -1,0 +1,199 @@
+"""Whatever is taken away or turned round in a compiled state, a proof objects, or somebody has said why it need not.
+
+A sample of the mutants runs by default, always the same; NFTPOLICY_MUTANTS=all runs all of them.
+"""
+
+import os
+import re
+import zlib
+from collections import Counter as Tally
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+
+from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.model.walk import Model
+from nftpolicy.netstate import nft
+from nftpolicy.policy.load import load
+from nftpolicy.proof import verdict
+from nftpolicy.proof.promise import claim
+from nftpolicy.proof.prover import prove
+from nftpolicy.proof.surroundings import completed
+from tests import mutants, states_strategies
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*ROOT.glob("rulesets/*.toml"), *ROOT.glob("tests/golden/*/policy.toml")])
+ALL = os.environ.get("NFTPOLICY_MUTANTS") == "all"
+SAMPLE = 16  # one of so many
+PACKETS = 400  # beside those that name a word each
+# One policy is compiled for a machine whose uplink is a bridge, so that the chains of its ports are there.
+PORTS = {"gluon-fastd.toml": {"br-wan": ("eth0", "eth1")}}
+
+# Mutants that stay proved, and why that is right. First what has a second line behind it...
+SPARE = [
+    (r"policy turned: \S+ nftpolicy (guard|device-\S+): drop", "the last rule of the chain drops the rest"),
+    (
+        r"match gone: .*\b(restore|arrival|identity): .*\[ct direction (original|reply)\]",
+        "two of these tests say the same",
+    ),
+    (r"match gone: .*\barrival: .*\[meta mark (& \S+ )?!= 0\]", "it spares a write that changes nothing"),
+    (r"match gone: .*\barrival: .*\[ct mark (& \S+ )?!= \d+\]", "it spares a write that changes nothing"),
+    (r"match gone: .* dns-redirect: .*\[meta l4proto \{ tcp, udp \}\]", "nft wants it in front of a port to go to"),
+    (r"match gone: .* names: .*\[meta l4proto \{ tcp, udp \}\]", "no other transport asks for names at port 53"),
+    # ... then what is beyond the claim ...
+    (r"sysctl gone", "sysctls are compared, and no packet of the model depends on ours"),
+    (r"value 'anycast' gone: .* fib daddr", "no state here has an anycast address"),
+]
+# ... and what a policy has no use for.
+IDLE = {
+    "04-kernel-service": [
+        (r"(rule gone|verdict turned): .*identity: .*@wan.group-ports accept", "names are asked of the resolver alone"),
+        (r"element gone: .*@wan.group-ports", "names are asked of the resolver alone"),
+        (r"match gone: .*identity: .*\[th dport 53\]", "names are asked of the resolver alone"),
+        (r"type changed: .* restore: route", "of answers there is only ping, which has the mark of its cause"),
+    ],
+    "05-no-resolver": [
+        (r"nftpolicy (inside|eth.stray)(:|$)", "nothing is inside"),
+        (r"nftpolicy restore:", "of answers there is only TCP, whose sockets have the mark of their SYN"),
+        (r"arrival: (meta mark != 0 meta mark set 0x0|meta iifname \"lo\" accept)", "nobody inside could borrow the mark"),
+        (r"arrival: fib daddr", "there are no addresses of other devices"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
+        (r"element gone: .*@eth.users", "only a resolver asks who its clients are"),
+        (r"ip rule gone: IPv\d: 900", "there are no routes but the uplink's"),
+    ],
+    "06-gateways": [
+        (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
+        (r"type changed: .* restore: route", "there are no answers"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
+        (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
+        (r"ip rule gone: IPv4: 900", "IPv4 sends by the device that a socket is bound to, whatever rules say"),
+    ],
+    "03-two-uplinks": [(r"match gone: .* lte.identity: .*\[ct mark ", "there are no answers")],
+    "vpn-killswitch": [
+        (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
+        (r"type changed: .* restore: route", "there are no answers"),
+    ],
+}  # fmt: skip
+
+
+@frozen(slots=False)
+class Case:
+    """A policy of a file on a machine."""
+
+    path: Path
+
+    @property
+    def name(self):
+        return self.path.parent.name if self.path.name == "policy.toml" else self.path.stem
+
+    @cached_property
+    def policy(self):
+        return load(self.path.read_bytes(), str(self.path))[0]
+
+    @property
+    def ports(self):
+        return PORTS.get(self.path.name, {})
+
+    @cached_property
+    def claim(self):
+        return claim(self.policy, self.ports)
+
+    @cached_property
+    def state(self):
+        return compile_policy(self.policy, Machine(ports=self.ports))
+
+    @cached_property
+    def proof(self):
+        return prove(self.state, self.claim)
+
+    @cached_property
+    def packets(self):
+        return states_strategies.some_packets(self.policy, PACKETS, self.ports)
+
+    @cached_property
+    def counted(self):
+        return self.counts(self.state)
+
+    def counts(self, state):
+        """For each packet: what became of it, and the counters that saw it."""
+        model = Model(completed(state, self.claim)[0])
+        return [(walk.outcome, walk.device, counters(walk)) for walk in map(model.walk, self.packets)]
+
+    def judged(self, mutant):
+        """How a mutant is noticed, in a word; None if it is not."""
+        proof = prove(mutant.state, self.claim)
+        if proof.verdict != verdict.PROVED:
+            return min(one.property for one in proof.findings if one.deciding and one.verdict != verdict.PROVED)
+        if set(proof.assumptions) - set(self.proof.assumptions):
+            return "assumed"  # told to the reader
+        if any(re.search(pattern, str(mutant)) for pattern, _ in self.spare):
+            return "spare"
+        link_less = evolve(mutant.state, tables=tuple(one for one in mutant.state.tables if one.family != "netdev"))
+        if prove(link_less, evolve(self.claim, frames=False)).verdict != verdict.PROVED:
+            return "doubled"  # both guards stand in the way, and this one would be missed where there is no other
+        before_after = zip(self.counted, self.counts(mutant.state), strict=True)
+        changed = [(old, new) for old, new in before_after if old != new]
+        if any(old[:2] == new[:2] and Tally(new[2]) < Tally(old[2]) for old, new in changed):
+            return "uncounted" if all(old[:2] == new[:2] for old, new in changed) else None
+        return None
+
+    @property
+    def spare(self):
+        return [*SPARE, *self.idle]
+
+    @property
+    def idle(self):
+        return next((idle for name, idle in IDLE.items() if self.name.endswith(name)), [])
+
+
+def counters(walk):
+    """Names of the counters of the rules that a packet met."""
+    rules = (one.thing for one in walk.decisions if isinstance(one.thing, nft.Rule))
+    return tuple(one.name for rule in rules for one in rule.statements if isinstance(one, nft.CounterRef))
+
+
+def cases():
+    """A case for each different policy: some files of tests/golden say the same as those in rulesets."""
+    found = {}
+    for path in reversed(FILES):
+        case = Case(path)
+        found[repr(case.policy)] = case
+    return list(found.values())
+
+
+CASES = cases()
+
+
+def is_chosen(mutant):
+    """The guard and its hooks always; of the rest one in SAMPLE."""
+    whole = mutant.kind in ("table gone", "base chain gone", "rules gone")
+    return ALL or whole or zlib.crc32(str(mutant).encode()) % SAMPLE == 0
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_damage_is_noticed(case, capsys):
+    assert case.proof.verdict == verdict.PROVED
+    every = list(mutants.mutants(case.state))
+    chosen = [mutant for mutant in every if is_chosen(mutant)]
+    found = [(mutant, case.judged(mutant)) for mutant in chosen]
+    tally = Tally(how for _, how in found)
+    with capsys.disabled():
+        told = ", ".join(f"{how} {count}" for how, count in sorted(tally.items(), key=str))
+        print(f"\n{case.name}: {len(chosen)} of {len(every)} mutants: {told}")
+    unnoticed = [str(mutant) for mutant, how in found if how is None]
+    assert not unnoticed, "\n".join(unnoticed)
+    if ALL:
+        said = [str(mutant) for mutant, how in found if how == "spare"]
+        assert not [pattern for pattern, _ in case.idle if not any(re.search(pattern, one) for one in said)]
+
+
+@pytest.mark.parametrize("file", ["gluon-fastd.toml"])
+def test_a_proof_that_does_not_look_notices_nothing(monkeypatch, file):
+    """What the test above can see: a prover that says yes to everything leaves the guard's mutants unnoticed."""
+    case = next(one for one in CASES if one.path.name == file)
+    gone = next(one for one in mutants.mutants(case.state) if str(one) == "base chain gone: inet nftpolicy guard: ")
+    assert case.judged(gone) == "P1"
+    monkeypatch.setattr(f"{__name__}.prove", lambda state, wanted: case.proof)
+    assert case.judged(gone) is None
