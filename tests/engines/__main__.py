@@ -1,0 +1,60 @@
+"""`python -m tests.engines [N]`: N examples of each kind, and how often the engines knew how much."""
+
+import argparse
+import sys
+import time
+from collections import Counter
+
+from hypothesis import given, settings
+
+from tests import strategies  # noqa: F401 # the profiles
+from tests.engines import rulesets, toys
+from tests.engines.compare import disagreement, wrong_integrity, wrong_verdict
+
+KINDS = {
+    "rulesets": (rulesets.questions(), disagreement),
+    "rulesets that write marks": (rulesets.questions(writes=True), disagreement),
+    "rulesets with unknown things": (rulesets.questions(unknown=True, writes=True), disagreement),
+    "chains that write marks": (toys.toys(), wrong_integrity),
+    "machines": (toys.toys(), wrong_verdict),
+    "machines with unknown things": (toys.toys(unknown=True), wrong_verdict),
+}
+
+
+def run(title: str, examples: int) -> bool:
+    """Whether no example of a kind shows a fault. Prints the figures."""
+    strategy, wrong = KINDS[title]
+    tally: Counter[str] = Counter()
+    begun, count = time.monotonic(), 0
+
+    @settings(settings.get_profile("first"), max_examples=examples)
+    @given(strategy)
+    def search(example: object) -> None:
+        nonlocal count
+        count += 1
+        fault = wrong(example, tally)
+        if fault is not None:
+            raise AssertionError(f"{fault}\n{example}")
+
+    failure = None
+    try:
+        search()
+    except AssertionError as error:
+        failure = str(error)
+    print(f"{title}: {count} examples, {time.monotonic() - begun:.0f} s: {failure or 'no fault'}", flush=True)
+    for answer, number in sorted(tally.items()):
+        print(f"  {number:6} {answer}")
+    return failure is None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m tests.engines")
+    parser.add_argument("examples", nargs="?", type=int, default=1000, help="of each kind")
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this one")
+    asked = parser.parse_args()
+    held = [run(title, asked.examples) for title in asked.kind or KINDS]
+    return 0 if all(held) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

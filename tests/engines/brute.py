@@ -1,0 +1,119 @@
+"""Every packet of a small universe, asked one by one: slow, and as simple as a check can be."""
+
+from collections.abc import Callable, Sequence
+
+from attrs import evolve
+
+from nftpolicy.model import bits, values
+from nftpolicy.model.box import Box, Ranges
+from nftpolicy.model.chains import DROP, Ruleset, evaluate
+from nftpolicy.model.space import Space
+from nftpolicy.model.unknown import Doubts, explore
+from nftpolicy.model.view import View
+from nftpolicy.netstate.nft import Chain, Table
+from nftpolicy.proof.claim import Region
+
+from .rulesets import Question
+
+Place = tuple[Table, Chain]
+NO, YES, MAYBE = "no", "yes", "maybe"
+
+
+def passes(ruleset: Ruleset, view: View, places: Sequence[Place]) -> str:
+    """Whether a packet passes all these base chains, for sure or perhaps."""
+
+    def run(doubts: Doubts) -> str:
+        mine, answer = evolve(view), YES
+        for table, chain in places:
+            known = len(doubts.noted)
+            dropped = evaluate(ruleset, table, chain, mine, doubts) == DROP
+            if len(doubts.noted) > known:  # something that may have let the packet out of this chain
+                answer = MAYBE
+            elif dropped:
+                return NO
+        return answer
+
+    forks = explore(run)
+    found = set(forks.results)
+    return found.pop() if forks.complete and len(found) == 1 else MAYBE
+
+
+def through(question: Question) -> tuple[list[View], list[View]]:
+    """The packets of a question's region that pass and are not allowed to; and those that perhaps do."""
+    ruleset = Ruleset(question.tables)
+    places = ruleset.hooked(question.universe.family, question.hook, question.device)
+    found: dict[str, list[View]] = {NO: [], YES: [], MAYBE: []}
+    for view in question.universe.views():
+        if within(view, question.region) and not any(within(view, one) for one in question.allowed):
+            found[passes(ruleset, view, places)].append(view)
+    return found[YES], found[MAYBE]
+
+
+# --- a packet as the fields of a region -------------------------------------------------
+
+
+def within(view: View, region: Region) -> bool:
+    """Whether a packet is in a region."""
+    if not all(_has(wanted, FIELDS[name](view)) for name, wanted in region.fields.items()):
+        return False
+    out, came = view.oif or "", view.iif or ""
+    if (region.out is not None and out not in region.out) or out in region.not_out:
+        return False
+    if (region.arrived is not None and came not in region.arrived) or came in region.not_arrived:
+        return False
+    marks = {"mark": view.mark, "ctmark": view.ct_mark}
+    return all((marks[test.of] & test.mask == test.value) == test.equal for test in region.marks)
+
+
+def in_box(view: View, box: Box, space: Space) -> bool:
+    """Whether a packet is in a box of a space; fields for what is not understood do not count."""
+    return all(_has(wanted, _value(view, name, space)) for name, wanted in box.items() if name not in space.doubts)
+
+
+def _has(wanted: Ranges, value: int) -> bool:
+    return any(low <= value <= high for low, high in wanted)
+
+
+def _value(view: View, name: str, space: Space) -> int:
+    of, colon, group = name.partition(":")
+    if colon:
+        return bits.packed({"mark": view.mark, "ctmark": view.ct_mark}[of], int(group, 16))
+    if name in ("iif", "oif"):
+        device = view.iif if name == "iif" else view.oif
+        return values.device_ranges(space.devices, device)[0][0] if device else 0
+    if name not in FIELDS and not space.tops[name]:  # a field that is always the same
+        return 0
+    if name in space.opaque:
+        result, _, keys = name.removeprefix("fib ").partition(" of ")
+        return space.opaque[name].get(view.fib(result, tuple(keys.split()), view) if view.fib else None, 0)
+    return FIELDS[name](view)
+
+
+def _of_header(*names: tuple[str, str]) -> Callable[[View], int]:
+    return lambda view: next((view.fields[name] for name in names if name in view.fields), 0)
+
+
+def _flag(at: int) -> Callable[[View], int]:
+    return lambda view: view.fields.get(("tcp", "flags"), 0) >> at & 1
+
+
+FIELDS: dict[str, Callable[[View], int]] = {
+    "socket": lambda view: int(view.uid is not None),
+    "uid": lambda view: view.uid or 0,
+    "gid": lambda view: view.gid or 0,
+    "protocol": lambda view: view.protocol,
+    "saddr": lambda view: view.source,
+    "daddr": lambda view: view.destination,
+    "sport": lambda view: view.sport,
+    "dport": lambda view: view.dport,
+    "fragment": lambda view: int(bool(view.fields.get(("ip", "frag-off"), 0))),
+    "ethertype": lambda view: view.protocol_number,
+    "nfproto": lambda view: view.family,
+    "pkttype": lambda view: 0,
+    "ct.state": lambda view: values.STATES[view.ct_state],
+    "ct.direction": lambda view: values.DIRECTIONS[view.ct_direction],
+    "ttl": _of_header(("ip", "ttl"), ("ip6", "hoplimit")),
+    "icmp.type": _of_header(("icmp", "type")),
+    "icmpv6.type": _of_header(("icmpv6", "type")),
+    **{f"tcp.{name}": _flag(at) for at, name in enumerate(values.TCP_FLAGS)},
+}
