@@ -6,11 +6,13 @@ import tomllib
 from attrs import frozen
 from hypothesis import strategies as st
 
+from fuzz import dumps
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import json_in, json_out, text
 from nftpolicy.policy.errors import PolicyError, Source
 from nftpolicy.policy.load import load
 from tests import strategies
+from tests.properties import test_invariant
 
 
 @frozen
@@ -189,6 +191,11 @@ def layouts(draw):
     return "\n".join(draw(st.lists(pair | pair | header | st.sampled_from(("", "# a = 1")), max_size=8))).encode()
 
 
+def _body(test):
+    """What a property checks of one example."""
+    return test.hypothesis.inner_test
+
+
 TARGETS = (
     Target("policy-bytes", st.binary(max_size=300), policy),
     Target("policy-edited", edited(), policy),
@@ -198,4 +205,15 @@ TARGETS = (
     Target("lines-layout", layouts(), lines),
     Target("listing-json", _json(st.sampled_from(NFT_KEYS) | st.text(max_size=4)), listing),
     Target("listing-like", listings(), listing),
+    Target("ip-json", dumps.ip_documents(), dumps.ip_listing),
+    Target("desk", dumps.machines(), dumps.at_a_desk),
+    Target("judged", dumps.machines(), dumps.judged),
+    Target("odd", dumps.odd_rules(), dumps.odd),
+    Target(
+        "scenes",
+        test_invariant.scenes(),
+        _body(test_invariant.test_what_leaves_by_an_uplink_comes_from_a_marked_socket),
+    ),
+    Target("proofs", test_invariant.CROWDS, _body(test_invariant.test_proofs_and_walks_agree)),
+    Target("policies", strategies.policies(most_uplinks=5), _body(test_invariant.test_every_policy_is_proved)),
 )
