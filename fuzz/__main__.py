@@ -21,7 +21,7 @@ class Found(Exception):
     """A round that failed: how many examples it had run, and what to type to see it again."""
 
 
-def run(target, examples, number=0):
+def run(target, examples, number=0, shrink=True):
     """Run examples of a target, always the same ones for a number; how many there were. What it found is raised, as
     small as it can be made."""
     count = 0
@@ -33,7 +33,7 @@ def run(target, examples, number=0):
         derandomize=False,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
     @given(target.inputs)
     def one(value):

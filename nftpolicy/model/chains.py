@@ -25,11 +25,21 @@ _KNOWN_FLAGS = frozenset({"dormant", "owner", "persist"})
 
 @mutable
 class _Rule:
-    """A rule, ready to be carried out."""
+    """A rule, made ready to be carried out as far as a packet has come in it: of most rules the first match decides."""
 
     rule: nft.Rule
-    steps: list[Step]
+    _rest: Iterator[Step]
+    _steps: list[Step] = field(factory=list)
     _text: str | None = None
+
+    def step(self, at: int) -> Step | None:
+        """The step number `at`, or None behind the last."""
+        if at == len(self._steps):
+            made = next(self._rest, None)
+            if made is None:
+                return None
+            self._steps.append(made)
+        return self._steps[at]
 
     @property
     def text(self) -> str:
@@ -53,11 +63,14 @@ class _Prepared:
 
     def rules(self, name: str) -> list[_Rule]:
         if name not in self._rules:
-            self._rules[name] = [
-                _Rule(rule, [made for one in rule.statements if (made := step(one, self.sets, self.place)) is not None])
-                for rule in self._chains[name].rules
-            ]
+            self._rules[name] = [_Rule(rule, self._steps(rule)) for rule in self._chains[name].rules]
         return self._rules[name]
+
+    def _steps(self, rule: nft.Rule) -> Iterator[Step]:
+        for statement in rule.statements:
+            made = step(statement, self.sets, self.place)
+            if made is not None:
+                yield made
 
 
 class Ruleset:
@@ -183,10 +196,12 @@ def _carry_out(rule: _Rule, run: Run) -> nft.Verdict | None:
     """The verdict of a rule that has one and matches."""
     run.effects = []
     verdict = None
-    for one in rule.steps:
+    at = 0
+    while (one := rule.step(at)) is not None:
         verdict = one(run)
         if verdict is not None:
             break
+        at += 1
     broken = verdict is BREAK
     if run.log is not None and (not broken or run.effects):
         words = [] if verdict is None or broken else [_named(verdict)]

@@ -53,6 +53,7 @@ class Passage:
         space.use(tables)
         self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
         self._writers = survey.writers
+        self._rewritten = survey.rewritten
         self._writes: dict[tuple[str, str, str], bool] = {}
         self._shapes = survey.shapes
 
@@ -363,8 +364,8 @@ class Passage:
                         yield from self._writes_in(place, target, region, onward, mine, (*callers, chain.name))
                     if kind == "jump":
                         continue
-                # Decided, or gone from this chain: but only if no mark was asked for it.
-                if steady == narrow:
+                # Decided, or gone from this chain: but only if no mark was asked for it, and no header has changed.
+                if steady == narrow and not (narrow and table.key in self._rewritten):
                     mine.append({**prefix, **steady})
                     if not narrow:
                         return

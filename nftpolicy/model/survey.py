@@ -24,6 +24,7 @@ class Survey:
     masks: set[int] = Factory(set)
     writers: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
     writes: dict[nft.Mangle, None] = Factory(dict)  # each different one once
+    rewritten: set[tuple[str, str]] = Factory(set)  # tables with a rule that changes something else than a mark
     unknown: list[str] = Factory(list)  # statements that may do anything, or send packets round the hooks
     shapes: dict[int, Any] = Factory(dict)  # what model/passage.py works out of each rule, once
 
@@ -57,6 +58,8 @@ def survey(tables: Iterable[nft.Table]) -> Survey:
                         _write(statement, found)
                         found.writers.add((*table.key, chain.name))
                         found.writes[statement] = None
+                        if which_mark(statement.key) is None:
+                            found.rewritten.add(table.key)
                     elif kind is nft.VerdictMap:
                         _expression(statement.key, _keys(statement), found)
                     elif kind is nft.VerdictMapRef:

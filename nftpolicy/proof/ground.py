@@ -21,7 +21,6 @@ from ..netstate.nft import (
     Queue,
     Redirect,
     Snat,
-    Statement,
     Table,
     Tproxy,
     UnknownStatement,
@@ -30,6 +29,7 @@ from ..netstate.state import NetState
 
 _WAY = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
+_REWRITING = frozenset({Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, UnknownStatement})
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
 
 
@@ -102,12 +102,28 @@ class Ground:
 
     def _rewriting(self, family: int) -> list[Place]:
         if family not in self._rewriters:
-            self._rewriters[family] = [
-                place
-                for place in self.every(family)
-                if any(_rewrites(one) for chain in place[0].chains for rule in chain.rules for one in rule.statements)
-            ]
+            self._rewriters[family] = [place for place in self.every(family) if place[0].key in self._changes[0]]
         return self._rewriters[family]
+
+    def marks_written(self, table: Table) -> Iterable[Mangle]:
+        """Each different write of a mark in the rules of a table, once."""
+        return self._changes[1][table.key]
+
+    @cached_property
+    def _changes(self) -> tuple[set[tuple[str, str]], dict[tuple[str, str], dict[Mangle, None]]]:
+        """The tables that may rewrite headers, and what each writes into marks."""
+        rewriting: set[tuple[str, str]] = set()
+        marks: dict[tuple[str, str], dict[Mangle, None]] = {}
+        for table in self.ruleset.tables:
+            found = marks.setdefault(table.key, {})
+            for chain in table.chains:
+                for rule in chain.rules:
+                    for one in rule.statements:
+                        if type(one) is Mangle and which_mark(one.key) is not None:
+                            found[one] = None
+                        elif type(one) in _REWRITING:
+                            rewriting.add(table.key)
+        return rewriting, marks
 
     @cached_property
     def translates(self) -> bool:
@@ -132,12 +148,6 @@ def _order(place: Place) -> tuple[int, int]:
     hook = place[1].hook
     assert hook is not None
     return _WAY.get(hook.hook, 0), NAT.get(hook.hook, 0) if hook.type == "nat" else hook.priority
-
-
-def _rewrites(statement: Statement) -> bool:
-    if isinstance(statement, Mangle):
-        return which_mark(statement.key) is None
-    return isinstance(statement, Dnat | Snat | Masquerade | Redirect | Tproxy | Queue | UnknownStatement)
 
 
 def _likely(place: Place) -> tuple[bool, int]:

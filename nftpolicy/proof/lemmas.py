@@ -86,16 +86,14 @@ def round_the_hooks(ground: Ground) -> list[Hit]:
 
 def settled(ground: Ground, family: int, places: Sequence[Place], uplink: UplinkClaim) -> list[Place]:
     """Those of `places` behind whose tests nothing can put the uplink's mark on."""
+    giving = {
+        table.key
+        for table in ground.ruleset.tables
+        if any(_may_give(ground, family, one, uplink) for one in ground.marks_written(table))
+    }
+    passage = ground.passage(family)
     writers = [
-        place
-        for place in ground.every(family)
-        if any(
-            isinstance(one, nft.Mangle) and _may_give(ground, family, one, uplink)
-            for chain in place[0].chains
-            for rule in chain.rules
-            for one in rule.statements
-        )
-        and ground.passage(family).writes(place[0], place[1].name)
+        place for place in ground.every(family) if place[0].key in giving and passage.writes(place[0], place[1].name)
     ]
     return [place for place in places if not any(ground.is_behind(one, place) for one in writers)]
 

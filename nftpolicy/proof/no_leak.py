@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..model.box import only
+from ..model.box import Ranges, only
 from ..model.packet import FORWARD, FRAME, SOCKET, TCP, UDP
 from ..model.values import STATES
+from ..netstate import nft
 from .claim import BOTH, Claim, MarkTest, Region, UplinkClaim
 from .findings import by_mark, finding, judged
 from .ground import Ground
@@ -79,8 +80,13 @@ def _dressed(ground: Ground, one: UplinkClaim, hits: Sequence[Hit]) -> list[Hit]
 
 def _frames(ground: Ground, family: int, device: str, region: Region, holes: Sequence[Region]) -> Hit | None:
     places = ground.at(family, "egress", device)
-    # What a bridge passes on from another port is not of this machine, and does not read as "host".
-    return guard(ground, family, places, region.with_(out=(device,), pkttype=only(0)), holes)
+    return guard(ground, family, places, region.with_(out=(device,), **_of_this_machine(ground)), holes)
+
+
+def _of_this_machine(ground: Ground) -> dict[str, Ranges]:
+    """What a bridge passes on from another port does not read as "host"; unless a rule says what is what."""
+    written = any(statement.key == nft.Meta("pkttype") for statement in ground.survey.writes)
+    return {} if written else {"pkttype": only(0)}
 
 
 def _sent(
@@ -90,7 +96,7 @@ def _sent(
     found = []
     for device in one.devices:
         places = [*ground.at(family, "postrouting"), *ground.at(family, "egress", device)]
-        mine = region.with_(out=(device,), pkttype=only(0))
+        mine = region.with_(out=(device,), **_of_this_machine(ground))
         if origin == FORWARD:
             mine = mine.with_(socket=only(0))
             mine = Region(mine.fields, mine.marks, mine.out, not_arrived=("lo", *one.devices))

@@ -64,7 +64,8 @@ def _plain(chance: Random) -> Rule:
 def _at_uplink(chance: Random, forgets: bool) -> Rule:
     matches = (*_matches(chance), _OUT)
     if forgets:
-        return Rule((*matches, Counter(), nft.ACCEPT), FORGOTTEN)
+        server = Match(Payload("ip", "daddr"), "198.51.100.7"), Match(Meta("l4proto"), "udp")
+        return Rule((*server, _OUT, Match(Payload("th", "dport"), 4711), Counter(), nft.ACCEPT), FORGOTTEN)
     if chance.random() < 0.5:
         return Rule((*matches, Counter(), nft.DROP))
     return Rule((*matches, _WORN, Counter(), nft.ACCEPT))

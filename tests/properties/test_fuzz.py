@@ -84,7 +84,7 @@ def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
         monkeypatch.setattr(f"{module.__name__}.{name}", broken)
     for _ in range(2):
         with pytest.raises(Found, match=rf"script/fuzz --replay {target.name} 5"):
-            run(target, 200, 5)
+            run(target, 200, 5, shrink=False)
 
 
 def test_script_replays_a_round():

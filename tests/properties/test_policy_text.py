@@ -1,10 +1,15 @@
 """A policy and its file say the same."""
 
-from hypothesis import given
+from ipaddress import ip_network
+from itertools import combinations
+
+from attrs import evolve
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from nftpolicy.policy import mark
+from nftpolicy.policy import checks, mark, words
 from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Account, Service
 from tests import strategies
 
 
@@ -40,3 +45,59 @@ def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one,
 def test_marks_overlap_where_one_packet_can_wear_both(one, other, fwmark):
     both = one.put_on(other.put_on(fwmark))
     assert (one.worn_by(both) and other.worn_by(both)) == one.overlaps(other)
+
+
+FEATURES = {
+    "several uplinks": lambda one: len(one.uplink) > 2,
+    "an uplink of several devices": lambda one: any(len(up.devices) > 1 for up in one.uplink.values()),
+    "a device with a dot": lambda one: any("." in dev for up in one.uplink.values() for dev in up.devices),
+    "the highest bit of a mark": lambda one: any(up.mark.value >> 31 for up in one.uplink.values()),
+    "a mask with gaps": lambda one: any("10" in f"{up.mark.mask:b}".rstrip("0") for up in one.uplink.values()),
+    "nothing inside": lambda one: not one.inside,
+    "no resolver": lambda one: not any(up.resolver for up in one.uplink.values()),
+    "a resolver at port 53": lambda one: any(place.port == 53 for place in _places(one)),
+    "a resolver on an address of the machine": lambda one: any(not place.address.is_loopback for place in _places(one)),
+    "a service of the kernel": lambda one: any(service.kernel for service in one.service.values()),
+    "a service of a user": lambda one: any(service.user for service in one.service.values()),
+    "networks in networks": lambda one: any(_overlap(service.to) for service in one.service.values()),
+    "a range of ports": lambda one: any(port.low < port.high for service in one.service.values() for port in service.ports),
+    "link-local destinations": lambda one: any(net.is_link_local for service in one.service.values() for net in service.to),
+    **{
+        f"exemption {word}": lambda one, word=word: any(word in up.exempt for up in one.uplink.values())
+        for word in words.EXEMPTIONS
+    },
+    **{
+        f"answer {word}": lambda one, word=word: any(word == got.name for up in one.uplink.values() for got in up.answer)
+        for word in words.ANSWERS
+    },
+}  # fmt: skip
+
+
+def _places(policy):
+    return [place for up in policy.uplink.values() if up.resolver for place in up.resolver.listen]
+
+
+def _overlap(nets):
+    return any(a.version == b.version and a.overlaps(b) for a, b in combinations(nets, 2))
+
+
+def test_generated_policies_have_everything_that_a_policy_can_have():
+    """So that what holds of them says something; the other properties rest on this."""
+    seen = set()
+
+    @settings(max_examples=120, database=None, phases=[Phase.generate], derandomize=True)
+    @given(strategies.policies())
+    def one(policy):
+        seen.update(name for name, has in FEATURES.items() if name not in seen and has(policy))
+
+    one()
+    assert seen == FEATURES.keys()
+
+
+@given(strategies.policies(most_services=1), st.sampled_from(("127.0.0.0/8", "127.1.2.3/32", "::1/128", "0.0.0.0/32")))
+def test_a_destination_on_the_machine_itself_is_refused(policy, net):
+    """No word of a policy is dead from the start: what is sent there never leaves by an uplink."""
+    uplink = next(iter(policy.uplink))
+    spoiled = Service(uplink, group=Account("3000000", 3000000), to=(ip_network(net),))
+    found = [path for path, _ in checks.faults(evolve(policy, service={"spoiled": spoiled}))]
+    assert found == [("service", "spoiled", "to", 0)]
