@@ -10,7 +10,7 @@ from .space import short_key
 from .values import number
 
 # Statements that decide nothing about a packet and change nothing that a rule can read.
-HARMLESS = {"Counter", "CounterRef", "Log", "Notrack"}
+HARMLESS = {"Counter", "CounterRef", "Log"}
 TRANSLATIONS = {"Dnat", "Snat", "Masquerade", "Redirect"}
 SOMETIMES = {"Limit", "Quota", "Connections", "SetUpdate", "ObjectRef"}  # hold or not, for reasons of their own
 

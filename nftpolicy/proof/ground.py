@@ -28,6 +28,7 @@ from ..netstate.nft import (
 from ..netstate.state import NetState
 
 _WAY = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
+_TRACKING = -200
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
 _REWRITING = frozenset({Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, UnknownStatement})
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
@@ -141,6 +142,12 @@ def _surely(place: Place) -> bool:
     if hook is None or hook.type == "nat" or "unnamed" in table.flags:
         return False
     return hook.hook not in ("ingress", "egress") or bool(hook.device or hook.devices)
+
+
+def is_early(place: Place) -> bool:
+    """Whether a chain may be asked before connections are tracked (NF_IP_PRI_CONNTRACK)."""
+    hook = place[1].hook
+    return hook is not None and hook.hook in ("output", "prerouting") and hook.priority <= _TRACKING
 
 
 def _order(place: Place) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from ..model.passage import Event, Place
 from ..model.survey import which_mark
 from ..netstate import nft, text
 from .claim import BOTH, MarkTest, Region, UplinkClaim
-from .ground import Ground, understood
+from .ground import Ground, is_early, understood
 
 
 @frozen
@@ -38,13 +38,12 @@ def guard(
 ) -> Hit | None:
     """A part of `region` that all of `places` accept and that is in no region of `allowed`; None if there is none.
 
-    One chain can stand for all, if what it accepts is what leaves. Where chains have to be taken together, addresses
-    count as different in each if the state has NAT.
+    One chain can stand for all, if what it accepts is what leaves.
     """
     passage = ground.passage(family)
     space = passage.space
     holes = Covers((box for one in allowed for box in one.boxes(space)), space.tops)
-    volatile = ("saddr", "daddr", "sport", "dport") if ground.translates else ()
+    volatile = changing(ground, places)
     last = [place for place in places if not ground.rewritten_after(family, place)]
     for start in region.boxes(space):
         if any(passage.first_through((place,), start, holes) is None for place in last):
@@ -53,6 +52,13 @@ def guard(
         if found is not None:
             return Hit(family, found, "", understood(found, space))
     return None
+
+
+def changing(ground: Ground, places: Sequence[Place]) -> tuple[str, ...]:
+    """Fields that differ from chain to chain whatever the rules say: what NAT translates, and the connection, which
+    chains before connection tracking do not see."""
+    addresses = ("saddr", "daddr", "sport", "dport") if ground.translates else ()
+    return (*addresses, *(("ct.", "ctmark:") if any(map(is_early, places)) else ()))
 
 
 def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None = None) -> list[Hit]:
@@ -142,6 +148,8 @@ def _afterwards(ground: Ground, family: int, event: Event, uplink: UplinkClaim, 
     passage = ground.passage(family)
     space = passage.space
     statement = event.statement
+    if isinstance(statement, nft.Notrack):
+        return None  # it changes what is seen of the connection, and no mark
     if not isinstance(statement, nft.Mangle):
         return {**event.box, space.doubt(f"{_where(event)} may do anything"): ((1, 1),)}
     if which_mark(statement.key) != of or not _may_give(ground, family, statement, uplink):

@@ -10,7 +10,7 @@ from nftpolicy.model.passage import Place
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.ground import Ground, understood
-from nftpolicy.proof.lemmas import integrity
+from nftpolicy.proof.lemmas import changing, integrity
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, Finding
 
@@ -41,8 +41,9 @@ def disagreement(question: Question, tally: Counter[str] | None = None) -> str |
         return f"z3 says {solved}, and every single packet {(sure + maybe)[:1]}"
     if hit is None:
         return f"boxes miss {(sure + maybe)[0]}" if sure or maybe else None
-    # What a chain finds of a mark that was written in another one is not followed: there may be too many.
-    if not understood(hit, ground.space(family)) and not ground.survey.writers:
+    # What is written in one chain, or can't be seen in it, is not followed to the next: there may be too many.
+    followed = not ground.survey.writers and not changing(ground, ordered)
+    if followed and not understood(hit, ground.space(family)):
         inside = [view for view in question.universe.views() if brute.in_box(view, hit, ground.space(family))]
         wrong = [view for view in inside if view not in sure and view not in maybe]
         if not inside or wrong:
@@ -53,8 +54,9 @@ def disagreement(question: Question, tally: Counter[str] | None = None) -> str |
 def _first_through(ground: Ground, places: Sequence[Place], question: Question) -> Box | None:
     passage = ground.passage(question.universe.family)
     holes = [box for one in question.allowed for box in one.boxes(passage.space)]
+    volatile = changing(ground, places)
     found = (
-        passage.first_through(places, start, Covers(holes, passage.space.tops))
+        passage.first_through(places, start, Covers(holes, passage.space.tops), volatile=volatile)
         for start in question.region.boxes(passage.space)
     )
     return next((box for box in found if box is not None), None)

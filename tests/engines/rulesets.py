@@ -367,7 +367,7 @@ def _write(draw, style: Style):
 def _rule(draw, style: Style, targets: Sequence[str], named: dict):
     statements = list(draw(_matches(style, named)))
     if draw(st.integers(0, 4)) == 0:
-        statements.append(draw(st.sampled_from(_QUIET)))
+        statements.append(draw(st.sampled_from((*_QUIET, nft.Notrack()) if "flow" in style.groups else _QUIET)))
     if style.unknown and draw(st.integers(0, 9)) == 0:
         statements.append(draw(st.sampled_from(_UNKNOWN_STATEMENTS)))
     if style.writes and draw(st.booleans()):

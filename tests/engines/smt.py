@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from itertools import count
 
 import z3
-from attrs import field, frozen, mutable
+from attrs import evolve, field, frozen, mutable
 
 from nftpolicy.netstate import nft
 from nftpolicy.proof.claim import MarkTest, Region
@@ -55,12 +55,14 @@ class Changing:
 
     mark: Vector
     ctmark: Vector
+    notrack: Bool = FALSE
 
     def written(self, when: Bool, other: "Changing") -> "Changing":
         """`other` where the condition holds."""
         if other is self:
             return self
-        return Changing(_either(when, other.mark, self.mark), _either(when, other.ctmark, self.ctmark))
+        notrack = self.notrack if other.notrack is self.notrack else z3.If(when, other.notrack, self.notrack)
+        return Changing(_either(when, other.mark, self.mark), _either(when, other.ctmark, self.ctmark), notrack)
 
 
 def _either(when: Bool, yes: Vector, no: Vector) -> Vector:
@@ -239,10 +241,11 @@ class Reader:
 
     def _ct(self, key: str, now: Changing) -> Read | None:
         packet = self.packet
-        there = FALSE if self.untracked else packet.tracked
+        there = FALSE if self.untracked else z3.And(packet.tracked, z3.Not(now.notrack))
         match key:
             case "state":
                 seen = z3.BitVecVal(STATES["invalid"], 32) if self.untracked else packet.state
+                seen = z3.If(now.notrack, z3.BitVecVal(STATES["untracked"], 32), seen)
                 return Read(seen, TRUE, STATES, "flags")
             case "mark":
                 return Read(now.ctmark, there)
@@ -482,6 +485,9 @@ class Engine:
                     parts = key.parts if isinstance(key, nft.Concat) else (key,)
                     there = [one.there for part in parts if (one := reader.read(part, now)) is not None]
                     when = z3.And(when, *there, *(() if op == "delete" else (reader.doubt(),)))
+                case nft.Notrack():  # for packets that connection tracking has not seen
+                    if reader.untracked:
+                        now = evolve(now, notrack=z3.Or(now.notrack, when))
                 case _ if isinstance(statement, _QUIET):
                     pass
                 case _ if isinstance(statement, _SOMETIMES):
@@ -516,10 +522,10 @@ class Engine:
         new, there = self._value(reader, value, now)
         when = z3.And(when, there)
         if key == nft.Meta("mark"):
-            return when, Changing(_either(when, new, now.mark), now.ctmark)
+            return when, evolve(now, mark=_either(when, new, now.mark))
         if key == nft.Ct("mark"):  # without a connection there is nothing to write on
-            tracked = FALSE if reader.untracked else self.packet.tracked
-            return when, Changing(now.mark, _either(z3.And(when, tracked), new, now.ctmark))
+            tracked = FALSE if reader.untracked else z3.And(self.packet.tracked, z3.Not(now.notrack))
+            return when, evolve(now, ctmark=_either(z3.And(when, tracked), new, now.ctmark))
         return when, now
 
     def _value(self, reader: Reader, value: nft.Expression | nft.Value, now: Changing) -> tuple[Vector, Bool]:
