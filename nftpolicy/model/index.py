@@ -34,6 +34,7 @@ class Index:
         self.whole = True
         self._default: Any = None
         self._tables: dict[Shape, dict[Key, Any]] = {}
+        self._all: list[list[Interval]] = []
         for element, data in entries:
             if element == "*" and len(kinds) == 1:
                 self._default = data
@@ -50,6 +51,7 @@ class Index:
                     found.sort()
 
     def _add(self, parts: list[Interval], data: Any) -> None:
+        self._all.append(parts)
         shape = tuple(_shift(low, high) for low, high in parts)
         key = tuple(low >> shift for (low, _), shift in zip(parts, shape, strict=True) if shift != _RANGE)
         ranges = [part for part, shift in zip(parts, shape, strict=True) if shift == _RANGE]
@@ -58,6 +60,13 @@ class Index:
             table.setdefault(key, _Ranges()).add(ranges, data)
         else:
             table[key] = data
+
+    def may_find(self, values: list[int | None]) -> bool:
+        """Whether some element has these values, of which some are not known. Looks at all of them."""
+        return self._default is not None or any(
+            all(value is None or low <= value <= high for value, (low, high) in zip(values, parts, strict=True))
+            for parts in self._all
+        )
 
     def find(self, values: tuple[int, ...]) -> Any:
         """The data of the element that `values` are in, or None."""

@@ -103,16 +103,28 @@ def keys(expression: nft.Expression, place: Place) -> Keys:
     return read
 
 
+def known(expression: nft.Expression, place: Place) -> Callable[[View], list[int | None]]:
+    """The same, with None for what is not known."""
+    parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
+    reads = [reader(part, place) for part in parts]
+
+    def read(view: View) -> list[int | None]:
+        found = [one(view) for one in reads]
+        return [None if isinstance(one, Nothing) else one for one in found]
+
+    return read
+
+
 def match(item: nft.Match, tables: Tables, place: Place) -> Holds:
     """Whether the rule goes on."""
     about = About(item, tables.table)
     match item.right:
         case nft.SetRef(name):
             index = tables.named(name, item.left)
-            return _in_set(item, index, keys(item.left, place), about, tables, name)
+            return _in_set(item, index, place, about, tables, name)
         case nft.AnonymousSet(elements):
             index = Index(kinds(item.left), ((one, True) for one in elements))
-            return _in_set(item, index, keys(item.left, place), about, tables, None)
+            return _in_set(item, index, place, about, tables, None)
         case nft.UnknownExpression():
             return _asked(reader(item.left, place), about)
     if isinstance(item.left, nft.Socket):
@@ -161,8 +173,11 @@ def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
     return None
 
 
-def _in_set(item: nft.Match, index: Index | None, read: Keys, about: About, tables: Tables, name: str | None) -> Holds:
+def _in_set(
+    item: nft.Match, index: Index | None, place: Place, about: About, tables: Tables, name: str | None
+) -> Holds:
     wanted = item.op != "!="
+    read, some = keys(item.left, place), known(item.left, place)
     changing, growing = name in tables.changing, name in tables.growing
     if index is None or item.op not in ("==", "!=", "in"):
         return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
@@ -170,7 +185,11 @@ def _in_set(item: nft.Match, index: Index | None, read: Keys, about: About, tabl
     def holds(run: Run) -> bool:
         values = read(run.view)
         if isinstance(values, Nothing):
-            return values is not BREAKS and run.doubts.ask(str(about))
+            if values is BREAKS:
+                return False
+            if index.whole and not growing and not index.may_find(some(run.view)):
+                return not wanted  # whatever the rest is
+            return run.doubts.ask(str(about))
         found = index.find(values) is not None
         if changing if found else growing or not index.whole:
             return run.doubts.ask(str(about))
