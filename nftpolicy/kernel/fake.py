@@ -183,9 +183,6 @@ def _operation(table: Table, one: NftOperation) -> Table:
         case Set() as wanted if one.verb == "flush":
             held = _find(table.sets, wanted.name, wanted)
             return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
-        case Set() as wanted if one.verb == "flush":
-            held = _find(table.sets, wanted.name, wanted)
-            return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
         case Set() as wanted:
             return evolve(
                 table,

@@ -1,6 +1,7 @@
 """Three ways to answer the prover's questions, so that each can be held against the others.
 
-`rulesets` makes small rulesets, states and universes of packets by chance. `brute` asks every packet of a
-universe, by the walk. `smt` asks z3, with a reading of nft's values of its own. What belongs here: second
-opinions. What never does: code that the package uses.
+What belongs here: second opinions. What never does: code that the package uses.
+
+Modules, from the ground up: `universe` (packets, few and enough), `rulesets` (rulesets by chance), `brute` (every packet
+by the walk), `symbols` and `smt` (z3, with a reading of nft of its own), `toys` (machines by chance), `compare`.
 """

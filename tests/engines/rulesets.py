@@ -1,143 +1,16 @@
-"""Hypothesis strategies: small rulesets, and for each a universe of packets that misses none of its cases.
+"""Hypothesis strategies: small rulesets, and questions about them."""
 
-A ruleset tests only some groups of fields, and only against the few values below. Of every set of values
-that no such test tells apart the universe has one. So what no packet of the universe does, no packet does.
-"""
-
-from collections.abc import Iterator, Sequence
-from itertools import product
+from collections.abc import Sequence
 
 from attrs import frozen
 from hypothesis import strategies as st
 
-from nftpolicy.model.box import Ranges, ranges
 from nftpolicy.model.packet import number
-from nftpolicy.model.view import View
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import AnonymousSet, Bitwise, Chain, Concat, Ct, Hook, Mangle, Match, Meta, Payload, Rule
 from nftpolicy.proof.claim import MarkTest, Region
 
-DEVICES = ("wan", "lan0", "lan1", "lan2", "eth9")  # rules name the first three, and lan*
-HOSTS = {
-    4: ("10.0.0.1", "10.0.0.2", "10.0.0.7", "192.0.2.1"),
-    6: ("fd00::1", "fd00::2", "fd00::7", "2001:db8::1"),
-}
-_NETS = {4: "10.0.0.0/24", 6: "fd00::/64"}
-_PORTS, _PORT_CASES = (53, 80), (1, 53, 60, 80, 1000)
-_UIDS, _GID_CASES = (0, 1000), (0, 500, 1000, 2000)
-_UID_CASES = (0, 500, 501, 1000, 2000, 2001)  # rules may write the lowest bit into a mark
-MARKS = range(8)  # rules test the two low bits, and whole marks up to 3
-_IP = {4: "ip", 6: "ip6"}
-_STATES = ("new", "established", "related", "invalid", "untracked")
-_TCP_SYN, _TCP_ACK = 2, 16
-GROUPS = ("ports", "icmp", "flags", "flow", "saddr", "daddr", "skuid", "skgid", "oif", "iif", "fib")
-
-
-# --- universes -------------------------------------------------------------------------
-
-
-@frozen
-class _Says:
-    """What every fib expression answers."""
-
-    type: str
-
-    def __call__(self, result: str, keys: tuple[str, ...], view: View) -> str:
-        return self.type
-
-
-@frozen
-class Universe:
-    """Packets of one family as a hook sees them: all combinations of the cases of each group."""
-
-    family: int
-    groups: tuple[str, ...]
-    marks: range = MARKS
-    hook: str = "postrouting"
-
-    def views(self) -> Iterator[View]:
-        """Every packet, freshly made."""
-        for choice in product(*(self._cases(group) for group in ("mark", *self.groups))):
-            merged: dict = {}
-            fields: dict = {}
-            for one in choice:
-                fields |= one.get("fields", {})
-                merged |= one
-            yield self._view(merged | {"fields": fields})
-
-    def _view(self, changes: dict) -> View:
-        hosts, type_ = HOSTS[self.family], changes.pop("type", None)
-        view = View(self.family, number(hosts[0]), number(hosts[3]), 17, 40000, 9, uid=0, gid=0, oif="wan")
-        for name, value in changes.items():
-            setattr(view, name, value)
-        if view.uid is None:
-            view.gid = None
-        if type_ is not None:
-            view.fib = _Says(type_)
-        return view
-
-    def _cases(self, group: str) -> list[dict]:
-        hosts = [number(one) for one in HOSTS[self.family]]
-        icmp = 1 if self.family == 4 else 58
-        frag = {("ip", "frag-off"): 1}
-        match group:
-            case "mark":
-                return [{"mark": mark} for mark in self.marks]
-            case "ports":
-                found = [{"protocol": of, "dport": port} for of in (6, 17) for port in _PORT_CASES]
-                later = [{"protocol": of, "dport": 53, "fields": frag} for of in (6, 17)]
-                return [*found, *later, {"protocol": 132, "dport": 53}]
-            case "flow":
-                tracked = [
-                    {"ct_state": state, "ct_mark": mark, "ct_direction": way}
-                    for state in _STATES[:3]
-                    for mark in range(4)
-                    for way in ("original", "reply")
-                ]
-                return [*tracked, *({"ct_state": state} for state in _STATES[3:])]
-            case "saddr":
-                return [{"source": one} for one in hosts]
-            case "daddr":
-                return [{"destination": one} for one in hosts]
-            case "skuid":
-                return [*({"uid": uid} for uid in _UID_CASES), {"uid": None}]
-            case "skgid":
-                return [*({"gid": gid} for gid in _GID_CASES), {"uid": None}]
-            case "oif":  # a device's own hook is asked for that device
-                return [{"oif": name} for name in (("wan",) if self.hook == "egress" else (None, *DEVICES))]
-            case "iif":
-                return [{"iif": name} for name in (None, *(() if self.hook == "output" else DEVICES))]
-            case "icmp":
-                kinds = [
-                    {"protocol": icmp, "fields": {(_ICMP[self.family], "type"): kind}} for kind in (0, 5, 8, 128, 129)
-                ]
-                hops = ("ip", "ttl") if self.family == 4 else ("ip6", "hoplimit")
-                return [
-                    {**one, "fields": {**one.get("fields", {}), hops: ttl}}
-                    for one in (*kinds, {"protocol": 17})
-                    for ttl in (0, 1, 64, 255)
-                ]
-            case "flags":
-                values = (0, _TCP_SYN, _TCP_ACK, _TCP_SYN | _TCP_ACK)
-                return [*({"protocol": 6, "fields": {("tcp", "flags"): one}} for one in values), {"protocol": 17}]
-            case "fib":
-                return [{"type": one} for one in ("local", "unicast", "multicast")]
-        raise ValueError(group)
-
-    @property
-    def region(self) -> dict[str, Ranges]:
-        """The fields that rules need where they read others, as far as the universe has them."""
-        some = {"ports": (6, 17, 132), "icmp": (1 if self.family == 4 else 58, 17), "flags": (6, 17)}
-        found = {"protocol": ranges((one, one) for group in self.groups for one in some.get(group, ()))}
-        if not found["protocol"]:
-            del found["protocol"]
-        if "ports" not in self.groups:
-            found["fragment"] = ((0, 0),)
-        return found
-
-
-_ICMP = {4: "icmp", 6: "icmpv6"}
-
+from .universe import GROUPS, HOSTS, ICMP, IP, MARKS, NETS, PORTS, STATES, UIDS, Universe
 
 # --- matches ---------------------------------------------------------------------------
 
@@ -179,15 +52,15 @@ def _words(expression, words: Sequence, several: bool = True):
 
 def _address(family: int, name: str):
     hosts = HOSTS[family]
-    one = st.sampled_from((hosts[0], hosts[1], _NETS[family], f"{hosts[0]}-{hosts[1]}"))
+    one = st.sampled_from((hosts[0], hosts[1], NETS[family], f"{hosts[0]}-{hosts[1]}"))
     right = one | st.just(AnonymousSet(frozenset(hosts[:2])))
-    return st.builds(lambda value, op: Match(Payload(_IP[family], name), value, op), right, _equal)
+    return st.builds(lambda value, op: Match(Payload(IP[family], name), value, op), right, _equal)
 
 
 @st.composite
 def _port(draw):
     """nft writes the match of the protocol before th itself, and leaves it out before tcp."""
-    right, op = draw(_number(_PORTS))
+    right, op = draw(_number(PORTS))
     if draw(st.booleans()):
         return (Match(Payload(draw(st.sampled_from(("tcp", "udp"))), "dport"), right, op),)
     return Match(Meta("l4proto"), AnonymousSet(frozenset(("tcp", "udp")))), Match(Payload("th", "dport"), right, op)
@@ -197,10 +70,10 @@ def _port(draw):
 def _concat(draw, groups: Sequence[str], family: int):
     """Two fields looked up together."""
     parts = {
-        "ports": (Payload("udp", "dport"), _PORTS),
-        "daddr": (Payload(_IP[family], "daddr"), HOSTS[family][:2]),
+        "ports": (Payload("udp", "dport"), PORTS),
+        "daddr": (Payload(IP[family], "daddr"), HOSTS[family][:2]),
     }
-    parts |= {"skuid": (Meta("skuid"), _UIDS), "oif": (Meta("oifname"), ("wan", "lan*", "lan0"))}
+    parts |= {"skuid": (Meta("skuid"), UIDS), "oif": (Meta("oifname"), ("wan", "lan*", "lan0"))}
     columns = [parts[group] for group in groups if group in parts][:2]
     columns = columns if len(columns) == 2 else [*columns, (Meta("mark"), range(4))]
     if len(columns) < 2:
@@ -215,20 +88,20 @@ def _of_group(group: str, family: int):
     one = {
         "ports": lambda: _port() | _words(Meta("l4proto"), ("tcp", "udp")).map(_alone),
         "flow": lambda: st.one_of(
-            _words(Ct("state"), _STATES).map(_alone),
+            _words(Ct("state"), STATES).map(_alone),
             st.sampled_from(("original", "reply")).map(lambda way: (Match(Ct("direction"), way),)),
             _mark_match(Ct("mark")).map(_alone),
         ),
         "saddr": lambda: _address(family, "saddr").map(_alone),
         "daddr": lambda: _address(family, "daddr").map(_alone),
-        "skuid": lambda: _number(_UIDS).map(lambda told: (Match(Meta("skuid"), *told),)),
-        "skgid": lambda: _number(_UIDS).map(lambda told: (Match(Meta("skgid"), *told),)),
+        "skuid": lambda: _number(UIDS).map(lambda told: (Match(Meta("skuid"), *told),)),
+        "skgid": lambda: _number(UIDS).map(lambda told: (Match(Meta("skgid"), *told),)),
         "oif": lambda: _device("oif"),
         "iif": lambda: _device("iif"),
         "icmp": lambda: st.one_of(
-            _words(Payload(_ICMP[family], "type"), ("echo-request", "echo-reply")).map(_alone),
+            _words(Payload(ICMP[family], "type"), ("echo-request", "echo-reply")).map(_alone),
             _number((1, 255)).map(
-                lambda told: (Match(Payload(_IP[family], "ttl" if family == 4 else "hoplimit"), *told),)
+                lambda told: (Match(Payload(IP[family], "ttl" if family == 4 else "hoplimit"), *told),)
             ),
         ),
         "flags": lambda: st.sampled_from(
@@ -318,8 +191,8 @@ def _verdict_map(draw, style: Style, targets: Sequence[str], named: dict):
         "ports": (Meta("l4proto"), ("tcp", "udp")),
         "oif": (Meta("oifname"), ("wan", "lan*", "lan0")),
         "flow": (Ct("state"), ("new", "established", "invalid")),
-        "skuid": (Meta("skuid"), _UIDS),
-        "daddr": (Payload(_IP[style.family], "daddr"), (*HOSTS[style.family][:2], _NETS[style.family])),
+        "skuid": (Meta("skuid"), UIDS),
+        "daddr": (Payload(IP[style.family], "daddr"), (*HOSTS[style.family][:2], NETS[style.family])),
     }
     key, values = draw(st.sampled_from([keys[one] for one in ("mark", *style.groups) if one in keys]))
     some = draw(st.lists(st.sampled_from(_disjoint(draw, values)), min_size=1, max_size=2, unique=True))
@@ -407,7 +280,7 @@ def tables(draw, style: Style, hooks: Sequence[Hook], name: str = "own", family:
     parts = [chain(title, called[at + 1 :], None) for at, title in enumerate(called)]
     bases = [chain(f"{hook.hook}{at}", called, hook) for at, hook in enumerate(hooks)]
     return nft.Table(
-        family or draw(st.sampled_from(("inet", _IP[style.family]))),
+        family or draw(st.sampled_from(("inet", IP[style.family]))),
         name,
         (*bases, *parts),
         tuple(one for one in named.values() if isinstance(one, nft.Set)),

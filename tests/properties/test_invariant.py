@@ -195,9 +195,19 @@ def strays(policy, state, packets):
         for uplink in policy.uplink.values():
             worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.worn_by(packet.mark)
             astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
-            if worn and astray and not any(is_exempt(word, packet, walk) for word in ("mld", "igmp")):
+            report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
+            if worn and astray and not report and not goes_back(policy, packet, walk):
                 found.append((packet, walk))
     return found
+
+
+def goes_back(policy, packet, walk):
+    """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
+    return walk.outcome == "leaves" and any(
+        walk.device in one.devices and one.mark.worn_by(walk.mark) and one.mark.worn_by(packet.flow.mark)
+        and packet.flow.direction == "reply" and answers(one, packet)
+        for one in policy.uplink.values()
+    )  # fmt: skip
 
 
 @settings(max_examples=60)
