@@ -4,56 +4,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
-from .common import REFUSED, UNKNOWN, Failure, changing, done, dry, read_policy, this_kernel, warn
-from .told import told
-
-if TYPE_CHECKING:
-    from ..policy.errors import Source
-    from ..policy.objects import Policy
-    from ..runtime.apply import Prospect
+from . import changes
+from .common import changing, done, read_policy, this_kernel, warn
 
 
 def command(
     file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, and change nothing."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show every step and its proof, and change nothing."),
+    confirm: int = typer.Option(0, "--confirm", min=0, help="Go back after so many seconds, unless confirmed."),
+    wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
+    via_block: bool = typer.Option(False, "--via-block", help="Stop everything on the uplinks during the change."),
+    despite_others: bool = typer.Option(
+        False, "--despite-others", help="Apply although rules of others let out what must not leave."
+    ),
 ) -> None:
     """Make the kernel hold what the policy says. The second time changes nothing."""
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.apply import apply, prospect
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.change import Options, Wanted
 
-    memory = of_this_namespace()
+    wanted = Wanted(policy, (source.name, source.text.encode()))
     with changing(source):
+        changer = changes.changer(kernel, Options(wait, via_block, despite_others))
         if dry_run:
-            print(dry(prospect(kernel, policy, memory), f"{policy.name}: the kernel holds it already"))
+            print(changes.dry(changer.outlook(wanted), f"{policy.name}: the kernel holds it already"))
             return
-        with memory.alone():
-            found = prospect(kernel, policy, memory)
-            if found.plan.steps:
-                _prove(found, policy, source, kernel.ip_families())
-                apply(kernel, found, memory)
-    for device in sorted(found.unhooked):
+        with changer.alone():
+            outlook = changer.outlook(wanted)
+            changes.foretell(outlook)
+            carried = changer.carry_out(outlook, wanted)
+    for device in sorted(outlook.found.unhooked):
         warn(
             f"no chain can be hooked at the egress of {device} (an old kernel, or one that wants the device first): "
             "frames of AF_PACKET sockets are not guarded there"
         )
-    try:
-        memory.remember_policy(source.name, source.text.encode())
-    except OSError as error:
-        warn(f"{memory.folder} can't be written ({error.strerror}), so 'status' will want to be told the policy")
-    print(f"{policy.name}: {done(found, 'applied', 'the kernel holds it already')}")
-
-
-def _prove(found: Prospect, policy: Policy, source: Source, families: tuple[int, ...]) -> None:
-    """Failure if what would be applied lets out what the policy forbids, or if nobody can say."""
-    from ..runtime.verify import of_prospect
-
-    proof = of_prospect(found, policy, families)
-    if proof.verdict != "proved":
-        said = "\n".join(told(proof, source))
-        raise Failure(f"{said}\nnftpolicy: nothing was changed", UNKNOWN if proof.verdict == "unknown" else REFUSED)
+    changes.afterwards(carried)
+    print(f"{policy.name}: {done(outlook.found, 'applied', 'the kernel holds it already')}")
+    if confirm and outlook.steps:
+        print(f"going back in {confirm} s, unless you type: nftpolicy confirm")

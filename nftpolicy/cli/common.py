@@ -86,29 +86,33 @@ def done(found: Prospect, verb: str, nothing: str) -> str:
     return f"{verb} in {steps} step{'' if steps == 1 else 's'}" if steps else nothing
 
 
-def dry(found: Prospect, nothing: str) -> str:
-    """A plan as text, line by line, or `nothing`."""
-    from ..runtime.status import lines
-
-    return "\n".join(lines(found.plan)) if found.plan.steps else nothing
-
-
 @contextmanager
 def changing(source: Source | None) -> Iterator[None]:
     """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
     from ..kernel.interface import Refused
-    from ..runtime.apply import NotHeld
+    from ..runtime.apply import NotHeld, StillChanged
+    from ..runtime.change import NotProved
     from ..runtime.memory import Busy
+    from ..runtime.recover import NoWay
     from ..runtime.status import lines
+    from ..runtime.way import NotSafe
 
     try:
         yield
+    except (NotProved, NotSafe) as error:
+        from .told import unsafe
+
+        said, unknown = unsafe(error, source)
+        raise Failure("\n".join([*said, "nftpolicy: nothing was changed"]), UNKNOWN if unknown else REFUSED) from None
+    except StillChanged as error:
+        differences = "\n  ".join(lines(error.missing)[:20])
+        raise Failure(f"{error}; type 'nftpolicy recover'. It differs by:\n  {differences}") from None
     except Refused as error:
         raise Failure(f"{refused(error, source)}\nnftpolicy: the kernel is as it was before") from None
     except NotHeld as error:
         differences = "\n  ".join(lines(error.missing)[:20])
         raise Failure(f"{error}; everything was taken back. It differs by:\n  {differences}") from None
-    except Busy as error:
+    except (Busy, NoWay) as error:
         raise Failure(str(error)) from None
     except OSError as error:
         raise Failure(f"{error.filename or 'the state folder'}: {error.strerror}", REFUSED) from None

@@ -5,26 +5,27 @@ from pathlib import Path
 
 import typer
 
-from .common import changing, done, dry, read_policy, this_kernel
+from . import changes
+from .common import changing, done, read_policy, this_kernel
 
 
 def command(
     file: Path = typer.Argument(help="The policy that was applied."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would go, and change nothing."),
+    wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
 ) -> None:
     """Take every object of nftpolicy out of the kernel, the guard last. This opens the uplink."""
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.apply import carry_out, release_prospect
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.change import Options
 
-    memory = of_this_namespace()
     with changing(source):
+        changer = changes.changer(kernel, Options(wait))
         if dry_run:
-            print(dry(release_prospect(kernel, memory), "the kernel holds nothing of nftpolicy's"))
+            print(changes.dry(changer.outlook(None), "the kernel holds nothing of nftpolicy's"))
             return
-        with memory.alone():
-            found = release_prospect(kernel, memory)
-            carry_out(kernel, found.plan)
-            memory.forget()
-    print(f"{policy.name}: {done(found, 'released', 'there was nothing to release')}")
+        with changer.alone():
+            outlook = changer.outlook(None)
+            carried = changer.carry_out(outlook, None)
+    changes.afterwards(carried)
+    print(f"{policy.name}: {done(outlook.found, 'released', 'there was nothing to release')}")

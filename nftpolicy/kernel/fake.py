@@ -63,6 +63,9 @@ class Fake:
             tuple(Sysctl(path, self.sysctls[path]) for path in sysctls if path in self.sysctls),
         )
 
+    def everything(self) -> NetState:
+        return self.state
+
     def counters(self, table: str) -> Counters:
         return {
             (family, table, counter.name): self.counts.get((family, table, counter.name), Counts(0, 0))

@@ -32,6 +32,9 @@ class Kernel(Protocol):
         """Our own objects: tables of that name, rules and routes of that protocol, and the sysctls
         at those paths as far as they exist."""
 
+    def everything(self) -> NetState:
+        """All tables, ip rules, routes, devices and the sysctls that decide about packets, whosever they are."""
+
     def counters(self, table: str) -> Counters:
         """The named counters of our tables."""
 

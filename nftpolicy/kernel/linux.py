@@ -78,7 +78,6 @@ class Linux:
         return evolve(table, sets=sets, maps=maps)
 
     def everything(self) -> NetState:
-        """All tables, ip rules, routes, devices and the sysctls that decide about packets, whosever they are."""
         listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
         told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")
         tables = tuple(self._filled_all(table) for table in told)

@@ -44,7 +44,7 @@ def after(state: NetState, step: Step) -> NetState:
             tables = transaction({table.key: table for table in state.tables}, operations)
             return evolve(state, tables=tuple(tables.values()))
         case RuleChange(verb, rule):
-            rules = changed(state.rules, verb, rule, same_rule, MISSING)
+            rules = changed(state.rules, verb, rule, IpRule.__eq__, MISSING)
             return evolve(state, rules=tuple(sorted(rules, key=lambda one: (one.family, one.priority))))
         case RouteChange(verb, route):
             return evolve(state, routes=changed(state.routes, verb, route, same_route, NO_ROUTE))
@@ -85,11 +85,6 @@ def changed(held: tuple[T, ...], verb: str, item: T, same: Callable[[T, T], bool
         raise Impossible(missing, item)
     at = held.index(item)
     return (*held[:at], *held[at + 1 :])
-
-
-def same_rule(one: IpRule, other: IpRule) -> bool:
-    """The kernel does not look at who wrote a rule."""
-    return evolve(one, protocol=0) == evolve(other, protocol=0)
 
 
 def same_route(one: Route, other: Route) -> bool:

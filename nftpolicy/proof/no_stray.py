@@ -26,11 +26,14 @@ def no_stray(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding
     subject = f"what wears the mark and leaves by another device than {', '.join(one.devices)}"
     examples, doubts = by_mark(ground, one, hits, stray=True)
     yield finding("P2", one, subject, hits, examples, doubts, claim.whole)
-    if claim.whole and one.table is not None:
-        others = [other for other in claim.uplinks if other is not one]
-        for family in claim.families:
-            wrong = ladder.faults(ground.state, one, family, others)
-            yield Finding(
-                "P2", one.name, f"IPv{family} rules keep marked packets in table {one.table}",
-                REFUTED if wrong else PROVED, "; ".join(wrong), origin=(*one.origin, "table"),
-            )  # fmt: skip
+
+
+def kept_in_table(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:
+    """Whether the ip rules lead what wears the mark to the uplink's table, and no further."""
+    others = [other for other in claim.uplinks if other is not one]
+    for family in claim.families:
+        wrong = ladder.faults(ground.state, one, family, others)
+        yield Finding(
+            "P2", one.name, f"IPv{family} rules keep marked packets in table {one.table}",
+            REFUTED if wrong else PROVED, "; ".join(wrong), origin=(*one.origin, "table"),
+        )  # fmt: skip

@@ -14,7 +14,7 @@ from .claim import Claim
 from .dead_words import used_words
 from .ground import Ground
 from .no_leak import no_leak, unnamed_devices
-from .no_stray import no_stray
+from .no_stray import kept_in_table, no_stray
 from .right_names import right_names
 from .surroundings import completed
 from .verdict import Finding, Proof
@@ -35,6 +35,8 @@ def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, us
         findings += no_leak(ground, claim, one)
         progress(f"P2 {one.name}")
         findings += no_stray(ground, claim, one)
+        if claim.whole and one.table is not None:
+            findings += kept_in_table(ground, claim, one)
         if claim.whole and one.names is not None:
             progress(f"P5 {one.name}")
             findings += right_names(ground, claim, one)
@@ -45,6 +47,19 @@ def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, us
         used, skipped = used_words(ground, claim)
         findings += used
         assumed += skipped
+    return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
+
+
+def guards(state: NetState, claim: Claim) -> Proof:
+    """P1 and P2 as the guard alone holds them, whatever the ip rules and routes are: also half-way in a change."""
+    full, assumed = completed(state, claim)
+    ground = Ground(full, claim.devices, claim.masks)
+    findings: list[Finding] = []
+    for one in claim.uplinks:
+        findings += no_leak(ground, claim, one)
+        findings += no_stray(ground, claim, one)
+    if claim.whole:
+        findings += unnamed_devices(ground, claim)
     return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
 
 

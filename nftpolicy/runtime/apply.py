@@ -7,7 +7,8 @@ kernel is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from attrs import Factory, evolve, frozen
 
@@ -18,8 +19,9 @@ from ..kernel.interface import Kernel, Refused
 from ..netstate.changes import Step, SysctlChange
 from ..netstate.routing import PROTOCOL, Sysctl
 from ..netstate.state import NetState
-from ..planner.plan import Plan, plan
+from ..planner.plan import Plan, plan, writable
 from ..policy.objects import Policy
+from .journal import Unfinished
 from .memory import Memory
 
 
@@ -29,6 +31,18 @@ class NotHeld(Exception):
     def __init__(self, missing: Plan) -> None:
         self.missing = missing
         super().__init__("the kernel took every step, but reads back something else")
+
+
+class StillChanged(Unfinished):
+    """A step failed, and what was before could not be brought back. The guard stands: it is never taken apart."""
+
+    def __init__(self, missing: Plan) -> None:
+        self.missing = missing
+        super().__init__("a step failed, and what was there before could not be brought back whole")
+
+
+Done = Callable[[], None]
+_TRIES = 3  # to bring back what was there before
 
 
 @frozen
@@ -81,13 +95,18 @@ def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
     return evolve(state, rules=rules, routes=routes)
 
 
-def apply(kernel: Kernel, found: Prospect, memory: Memory) -> None:
-    """Carry out a prospect. Raises Refused or NotHeld, with the kernel as it was before."""
+def apply(kernel: Kernel, found: Prospect, memory: Memory, done: Done = lambda: None) -> None:
+    """Carry out a prospect; `done` is called after each step.
+
+    Raises:
+        Refused, NotHeld: with the kernel as it was before.
+        StillChanged: it could not be brought back; the guard stands.
+    """
     memory.remember_sysctls({step.new.path: step.old for step in found.plan.steps if isinstance(step, SysctlChange)})
-    carry_out(kernel, found.plan)
+    carry_out(kernel, found.plan, done, found.observed)
     missing = plan(observe(kernel, [one.path for one in found.desired.sysctls]), found.desired)
     if missing.steps:
-        undo(kernel, list(found.plan.steps))
+        undo(kernel, list(found.plan.steps), found.observed)
         raise NotHeld(missing)
 
 
@@ -99,25 +118,49 @@ def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
     return Prospect(observed, desired, plan(observed, desired))
 
 
-def carry_out(kernel: Kernel, todo: Plan) -> None:
-    """Every step in order; on a refusal or an interrupt, the steps done are taken back."""
-    done: list[Step] = []
+def carry_out(kernel: Kernel, todo: Plan, done: Done = lambda: None, observed: NetState | None = None) -> None:
+    """Every step in order; on a refusal or an interrupt, the steps done are taken back.
+
+    `observed` is what the kernel held before; with it, whether that is so again is looked at.
+    """
+    carried: list[Step] = []
     for step in todo.steps:
         try:
             kernel.carry_out(step)
         except Refused:
-            undo(kernel, done)
+            undo(kernel, carried, observed)
             raise
         except BaseException:
-            undo(kernel, [*done, step])  # interrupted: the kernel may have done it or not
+            undo(kernel, [*carried, step], observed)  # interrupted: the kernel may have done it or not
             raise
-        done.append(step)
+        carried.append(step)
+        done()
 
 
-def undo(kernel: Kernel, done: list[Step]) -> None:
-    """The inverses of `done`, last first. One that fails does not keep the others from being tried."""
-    for step in reversed(done):
-        try:
-            kernel.carry_out(step.inverse())
-        except Refused:
-            continue
+def undo(kernel: Kernel, carried: Sequence[Step], observed: NetState | None = None) -> None:
+    """The inverses of `carried`, last first. One that fails does not keep the others from being tried.
+
+    Then, where `observed` says what should be there again, whatever else is missing, by a plan of its own.
+
+    Raises:
+        StillChanged: that did not help either.
+    """
+    _try(kernel, [step.inverse() for step in reversed(carried)])
+    if observed is None:
+        return
+    paths = [one.path for one in observed.sysctls]
+    observed = evolve(observed, tables=tuple(writable(table) for table in observed.tables))
+    for _ in range(_TRIES):
+        rest = plan(observe(kernel, paths), observed)
+        if not rest.steps:
+            return
+        _try(kernel, rest.steps)
+    rest = plan(observe(kernel, paths), observed)
+    if rest.steps:
+        raise StillChanged(rest)
+
+
+def _try(kernel: Kernel, steps: Sequence[Step]) -> None:
+    for step in steps:
+        with suppress(Refused):
+            kernel.carry_out(step)

@@ -10,15 +10,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from attrs import frozen
 
 from ..kernel.namespace import namespace_cookie
+from .journal import Journal
 
 DEFAULT = "/run/nftpolicy"
+_LOOK_AGAIN = 0.05  # seconds, for a lock that another process holds
 
 
 class Busy(Exception):
@@ -69,20 +73,35 @@ class Memory:
         new.write_bytes(content)
         new.replace(self.folder / name)
 
+    @property
+    def journal(self) -> Journal:
+        """What is being done now, for this namespace."""
+        return Journal(self.folder / "journal")
+
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold off every other process that changes this namespace. Raises Busy."""
+    def alone(self, wait: float = 0) -> Iterator[None]:
+        """Hold off every other process that changes this namespace; wait up to `wait` seconds for one. Raises Busy."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise Busy(f"process {lock.read().strip() or 'unknown'} is at it; try again when it is done") from None
+            end = time.monotonic() + wait
+            while not _locked(lock):
+                if time.monotonic() >= end:
+                    lock.seek(0)
+                    who = lock.read().strip() or "unknown"
+                    raise Busy(f"process {who} is at it; try again when it is done, or wait for it (--wait)")
+                time.sleep(_LOOK_AGAIN)
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def of_this_namespace() -> Memory:

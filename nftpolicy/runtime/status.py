@@ -10,7 +10,16 @@ from attrs import frozen
 from ..compiler import names
 from ..kernel.interface import Kernel
 from ..netstate import nft, text
-from ..netstate.changes import Elements, NftTransaction, RouteChange, RouteReplacement, RuleChange, Rules, SysctlChange
+from ..netstate.changes import (
+    Elements,
+    NftTransaction,
+    RouteChange,
+    RouteReplacement,
+    RuleChange,
+    Rules,
+    Step,
+    SysctlChange,
+)
 from ..netstate.iproute import route, rule
 from ..netstate.routing import IpRule, Route, Sysctl
 from ..netstate.state import Counters
@@ -71,21 +80,23 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
 
 def lines(todo: Plan) -> list[str]:
     """A plan in the words of nft, ip and sysctl, a line each; long element lists are shortened."""
-    shown: list[str] = []
-    for step in todo.steps:
-        match step:
-            case NftTransaction(operations):
-                shown += ["nft transaction:"]
-                shown += [f"    {line[:240]}" for one in operations for line in text.operation(one).split("\n")]
-            case RuleChange(verb, item):
-                shown.append(f"ip -{item.family} rule {verb} {rule(item)}")
-            case RouteChange(verb, item):
-                shown.append(f"ip -{item.family} route {verb} {route(item)}")
-            case RouteReplacement(_, item):
-                shown.append(f"ip -{item.family} route replace {route(item)}")
-            case SysctlChange(old, new):
-                shown.append(f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})")
-    return shown
+    return [line for step in todo.steps for line in step_lines(step)]
+
+
+def step_lines(step: Step) -> list[str]:
+    """One step of a plan."""
+    match step:
+        case NftTransaction(operations):
+            shown = (line for one in operations for line in text.operation(one).split("\n"))
+            return ["nft transaction:", *(f"    {line[:240]}" for line in shown)]
+        case RuleChange(verb, item):
+            return [f"ip -{item.family} rule {verb} {rule(item)}"]
+        case RouteChange(verb, item):
+            return [f"ip -{item.family} route {verb} {route(item)}"]
+        case RouteReplacement(_, item):
+            return [f"ip -{item.family} route replace {route(item)}"]
+        case SysctlChange(old, new):
+            return [f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})"]
 
 
 def describe(item: object) -> str:

@@ -537,22 +537,31 @@ def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, cha
     assert capsys.readouterr().out == ""
 
 
-def test_apply_refuses_what_is_not_proved():
-    from nftpolicy.cli.apply import _prove
-    from nftpolicy.cli.common import Failure, read_policy
+def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
+    from nftpolicy.cli.common import Failure, changing, read_policy
     from nftpolicy.compiler.compile import compile_policy
-    from nftpolicy.planner.plan import Plan
-    from nftpolicy.runtime.apply import Prospect
+    from nftpolicy.kernel.fake import Fake
+    from nftpolicy.policy.load import load
+    from nftpolicy.runtime import apply
+    from nftpolicy.runtime.change import Changer, Wanted
+    from nftpolicy.runtime.memory import Memory
 
     policy, source = read_policy(Path("rulesets/gluon-fastd.toml"))
-    whole = compile_policy(policy)
-    _prove(Prospect(NetState(), whole, Plan(())), policy, source, (4, 6))
-    inet, netdev = whole.tables
-    open_guard = tuple(evolve(one, rules=one.rules[:-1]) if one.name == "wan.link" else one for one in netdev.chains)
-    open_guard = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in open_guard)
-    broken = evolve(whole, tables=(inet, evolve(netdev, chains=open_guard)))
-    with pytest.raises(Failure) as failed:
-        _prove(Prospect(NetState(), broken, Plan(())), policy, source, (4, 6))
+    wanted = Wanted(policy, (source.name, source.text.encode()))
+    kernel = Fake()
+    changer = Changer(kernel, Memory(tmp_path), lambda text: load(text[1], text[0])[0])
+    assert changer.outlook(wanted).way.verdict == "proved"
+
+    def forgetful(policy, machine):
+        inet, netdev = compile_policy(policy, machine).tables
+        chains = tuple(evolve(one, rules=one.rules[:-1]) if one.name == "wan.link" else one for one in netdev.chains)
+        chains = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in chains)
+        return evolve(compile_policy(policy, machine), tables=(inet, evolve(netdev, chains=chains)))
+
+    monkeypatch.setattr(apply, "compile_policy", forgetful)
+    with pytest.raises(Failure) as failed, changing(source):
+        changer.outlook(wanted)
     assert failed.value.status == 1
     assert "rulesets/gluon-fastd.toml:" in str(failed.value)
     assert "nothing was changed" in str(failed.value)
+    assert kernel.state == NetState()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the commands that change the kernel share: who makes the change, how it is told, what is kept of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .common import account, warn
+
+if TYPE_CHECKING:
+    from ..kernel.linux import Linux
+    from ..proof.stages import Stage
+    from ..runtime.change import Carried, Changer, Options, Outlook
+
+
+def changer(kernel: Linux, options: Options) -> Changer:
+    """Who makes changes in the network namespace of this process."""
+    from ..policy.load import load
+    from ..runtime.change import Changer
+    from ..runtime.memory import of_this_namespace
+
+    return Changer(kernel, of_this_namespace(), lambda text: load(text[1], text[0], account)[0], options)
+
+
+def foretell(outlook: Outlook) -> None:
+    """Say what a person should know before anything is done."""
+    from ..runtime.way import others_say
+
+    if outlook.interrupted is not None and outlook.steps:
+        warn(f"{outlook.interrupted}; going on from what the kernel holds")
+    if outlook.way is not None:
+        for line in others_say(outlook.way):
+            warn(f"with the rules of others: {line}")
+
+
+def dry(outlook: Outlook, nothing: str) -> str:
+    """Every step of a plan with the proof of the state behind it, or `nothing`."""
+    from ..runtime.status import step_lines
+    from ..runtime.way import others_say
+
+    if not outlook.steps or outlook.way is None:
+        return nothing
+    plan, (now, *behind) = outlook.way.plan, outlook.way.own
+    lines = [f"{_count(len(plan.steps), 'step')}, {plan.order}", f"  now: {_said(now)}"]
+    for number, (step, stage) in enumerate(zip(plan.steps, behind, strict=True), 1):
+        first, *rest = step_lines(step)
+        lines += [f"{number:3}. {first}  -> {_said(stage)}", *(f"     {line}" for line in rest)]
+    lines += [f"with the rules of others: {line}" for line in others_say(outlook.way)]
+    return "\n".join(lines)
+
+
+def _said(stage: Stage) -> str:
+    if stage.promise is None:
+        return "no guard, nothing is promised"
+    return f"P1, P2 {stage.verdict} ({stage.promise.name})"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def afterwards(carried: Carried) -> None:
+    """Say what came of it beside the change."""
+    for line in carried.warnings:
+        warn(line)
+    for line in carried.closed:
+        print(line)
