@@ -24,22 +24,22 @@ def changer(kernel: Linux, options: Options) -> Changer:
 
 def foretell(outlook: Outlook) -> None:
     """Say what a person should know before anything is done."""
-    from ..runtime.way import others_say
-
     if outlook.interrupted is not None and outlook.steps:
         warn(f"{outlook.interrupted}; going on from what the kernel holds")
     if outlook.way is not None:
+        from ..runtime.way import others_say
+
         for line in others_say(outlook.way):
             warn(f"with the rules of others: {line}")
 
 
 def dry(outlook: Outlook, nothing: str) -> str:
     """Every step of a plan with the proof of the state behind it, or `nothing`."""
+    if not outlook.steps or outlook.way is None:
+        return nothing
     from ..runtime.status import step_lines
     from ..runtime.way import others_say
 
-    if not outlook.steps or outlook.way is None:
-        return nothing
     plan, (now, *behind) = outlook.way.plan, outlook.way.own
     lines = [f"{_count(len(plan.steps), 'step')}, {plan.order}", f"  now: {_said(now)}"]
     for number, (step, stage) in enumerate(zip(plan.steps, behind, strict=True), 1):

@@ -91,11 +91,10 @@ def changing(source: Source | None) -> Iterator[None]:
     """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
     from ..kernel.interface import Refused
     from ..runtime.apply import NotHeld, StillChanged
-    from ..runtime.change import NotProved
     from ..runtime.memory import Busy
     from ..runtime.recover import NoWay
     from ..runtime.status import lines
-    from ..runtime.way import NotSafe
+    from ..runtime.unproved import NotProved, NotSafe
 
     try:
         yield

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..proof.verdict import Proof
-    from ..runtime.change import NotProved
-    from ..runtime.way import NotSafe
+    from ..runtime.unproved import NotProved, NotSafe
 
 
 _VIA_BLOCK = "with --via-block everything on the uplinks is stopped during the change"
@@ -32,7 +31,8 @@ def told(proof: Proof, source: Source | None) -> list[str]:
 def unsafe(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str], bool]:
     """Why nothing was changed, a line each; and whether that is only since something is unknown."""
     from ..proof.verdict import PROVED, UNKNOWN
-    from ..runtime.change import NotProved, failures
+    from ..runtime.change import failures
+    from ..runtime.unproved import NotProved
 
     if isinstance(error, NotProved):
         return told(error.proof, source), error.proof.verdict == UNKNOWN

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -24,13 +25,14 @@ from . import rtmessages as messages
 # include/uapi/linux/fib_rules.h
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _VERBS = {"add": "add", "delete": "del", "replace": "replace"}
-_GETLINK, _GETADDR, _GETROUTE, _GETRULE = 18, 22, 26, 34  # RTM_*
+_GETLINK, _GETADDR, _GETROUTE, GETNEIGH, _GETRULE = 18, 22, 26, 30, 34  # RTM_*
 _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # NLM_F_*
 _ERROR, _DONE = 2, 3
 _CLONED, _LOOKUP_TABLE, _FIB_MATCH = 0x200, 0x1000, 0x2000  # RTM_F_*
 _PROTOCOL_AT, _FLAGS_AT = 5, 8  # in struct rtmsg
 _MESSAGE = struct.Struct("=IHHII")
-_HEAD = {_GETLINK: 16, _GETADDR: 8, _GETROUTE: 12, _GETRULE: 12}  # sizes of ifinfomsg, ifaddrmsg, rtmsg, fib_rule_hdr
+# sizes of ifinfomsg, ifaddrmsg, rtmsg, ndmsg, fib_rule_hdr
+_HEAD = {_GETLINK: 16, _GETADDR: 8, _GETROUTE: 12, GETNEIGH: 12, _GETRULE: 12}
 
 Part = tuple[bytes, int, int]  # a buffer, and where a message's body is in it
 
@@ -141,10 +143,11 @@ def _raise(answer: bytes, at: int) -> None:
 class RtNetlink:
     """Rules, routes and links of the namespace that the calling thread is in."""
 
-    def __init__(self) -> None:
-        from pyroute2 import IPRoute  # slow to import
+    @cached_property
+    def _changes(self) -> Any:
+        from pyroute2 import IPRoute  # slow to import, and only a change needs it
 
-        self._changes = IPRoute()
+        return IPRoute()
 
     def rules(self, family: int) -> list[IpRule]:
         """All ip rules of a family, in order."""

@@ -6,21 +6,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from attrs import Factory, evolve, frozen
 
 from ..kernel.interface import Kernel
 from ..netstate.nft import Table
 from ..policy.objects import Policy
-from ..proof.stages import Stage
-from ..proof.verdict import PROVED, Proof
 from .apply import Prospect, apply, carry_out, prospect, release_prospect
 from .history import of_this_namespace as history
 from .journal import Interrupted, Text
 from .memory import Memory
-from .verify import of_prospect
-from .way import Way, find
+from .unproved import NotProved
 
+if TYPE_CHECKING:
+    from ..proof.stages import Stage
+    from .way import Way
+
+PROVED = "proved"
 Load = Callable[[Text], Policy]  # a policy from its text; raises PolicyError
 
 
@@ -68,14 +71,6 @@ class Carried:
     closed: tuple[str, ...] = ()
 
 
-class NotProved(Exception):
-    """What was wanted would let out what it forbids, or nobody can say. Nothing was done."""
-
-    def __init__(self, proof: Proof) -> None:
-        self.proof = proof
-        super().__init__(proof.verdict)
-
-
 @frozen
 class Changer:
     """Makes changes in one network namespace. `load` reads the text of a policy that was applied before."""
@@ -106,6 +101,9 @@ class Changer:
         )
         if not found.plan.steps:
             return Outlook(found, None, earlier[0] if earlier else None, interrupted)
+        # The model is a third of what is imported; the second apply does not need it.
+        from .verify import of_prospect
+
         if wanted is not None:
             proof = of_prospect(found, wanted.policy, self.kernel.ip_families())
             if proof.verdict != PROVED:
@@ -119,6 +117,8 @@ class Changer:
             from ..compiler.block import block
 
             tables = block([one for one in (*earlier, after) if one is not None])
+        from .way import find
+
         return find(self.kernel, found, earlier, after, tables, self.options.despite_others or after is None)
 
     def _earlier(self, interrupted: Interrupted | None) -> Iterator[Policy]:

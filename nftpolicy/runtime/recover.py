@@ -9,9 +9,9 @@ from attrs import frozen
 
 from ..kernel.interface import Refused
 from .apply import NotHeld
-from .change import Carried, Changer, NotProved, Outlook, Wanted
+from .change import Carried, Changer, Outlook, Wanted
 from .journal import APPLY, Interrupted, Text, Unfinished
-from .way import NotSafe
+from .unproved import NotProved, NotSafe
 
 _TRY_NEXT = (Refused, NotHeld, NotProved, NotSafe, ValueError)
 

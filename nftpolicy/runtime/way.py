@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from attrs import evolve, frozen
 
@@ -17,6 +17,7 @@ from ..proof.promise import claim
 from ..proof.stages import Promise, Stage, stages, verdict
 from ..proof.verdict import PROVED, REFUTED, UNKNOWN
 from .apply import Prospect
+from .unproved import NotSafe
 
 
 @frozen
@@ -36,14 +37,6 @@ class Way:
     def with_others(self) -> str:
         """Of the whole kernel. Refuted and unknown come from others if our own objects are proved."""
         return verdict(self.whole)
-
-
-class NotSafe(Exception):
-    """No order of the steps keeps every state on the way safe; `ways` are those that were tried."""
-
-    def __init__(self, ways: Sequence[Way]) -> None:
-        self.ways = tuple(ways)
-        super().__init__("no order of the steps is safe")
 
 
 def find(
