@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy status [FILE]"""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
 
 from ..policy.objects import Policy
-from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel
+from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel, warn
 
 if TYPE_CHECKING:
     from ..runtime.memory import Memory
@@ -35,8 +36,30 @@ def command(
         from .tables import show_status
 
         show_status(found)
+    for line in _notes(memory):
+        warn(line)
     if not found.as_expected:
         raise typer.Exit(REFUSED)
+
+
+def _notes(memory: "Memory") -> Iterator[str]:
+    """What was begun and not ended."""
+    from ..runtime.memory import Busy
+    from ..runtime.pending import Declined, pending
+
+    if not memory.folder.exists():
+        return
+    try:
+        with memory.alone():
+            interrupted = memory.journal.interrupted()
+        if interrupted is not None:
+            yield f"{interrupted}: nftpolicy recover"
+        trial = pending(memory)
+    except (Busy, Declined) as error:
+        yield str(error)
+        return
+    if trial is not None:
+        yield f"on trial until {trial.until}, then it goes back to {trial.goal}; 'nftpolicy confirm' keeps it"
 
 
 def _last(memory: "Memory") -> Policy:

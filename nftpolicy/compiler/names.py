@@ -5,6 +5,7 @@ from __future__ import annotations
 
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
+BLOCK_TABLE = "nftpolicy-block"  # what stops an uplink for a while, apart, so that neither touches the other
 UNKNOWN_DEVICE = "unknown-device"  # the counter of packets to devices that the policy does not name
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
@@ -13,6 +14,7 @@ ARRIVAL = -150
 RESTORE = -150
 REDIRECT = -100
 GUARD = 10000
+BLOCK = 20000  # behind the guard: whatever gets past that one
 
 # The ladder. Before l3mdev's 1000, mwan3's 1001 and netifd's 10000.
 LINK_LOCAL_TO_MAIN = 500

@@ -63,6 +63,9 @@ class Fake:
             tuple(Sysctl(path, self.sysctls[path]) for path in sysctls if path in self.sysctls),
         )
 
+    def table_names(self) -> set[Key]:
+        return set(self.tables)
+
     def everything(self) -> NetState:
         return self.state
 

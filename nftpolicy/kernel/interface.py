@@ -32,6 +32,9 @@ class Kernel(Protocol):
         """Our own objects: tables of that name, rules and routes of that protocol, and the sysctls
         at those paths as far as they exist."""
 
+    def table_names(self) -> set[tuple[str, str]]:
+        """Family and name of every nft table, whosever they are."""
+
     def everything(self) -> NetState:
         """All tables, ip rules, routes, devices and the sysctls that decide about packets, whosever they are."""
 

@@ -77,6 +77,10 @@ class Linux:
         maps = tuple(self._filled_map(table, one) for one in table.maps)
         return evolve(table, sets=sets, maps=maps)
 
+    def table_names(self) -> set[tuple[str, str]]:
+        listed = self._nft.json("list tables") or {"nftables": []}
+        return {(one["table"]["family"], one["table"]["name"]) for one in listed["nftables"] if "table" in one}
+
     def everything(self) -> NetState:
         listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
         told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")

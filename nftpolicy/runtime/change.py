@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from attrs import Factory, evolve, frozen
 
+from ..compiler import names
+from ..compiler.compile import Machine
 from ..kernel.interface import Kernel
+from ..netstate.changes import NftOperation, NftTransaction
 from ..netstate.nft import Table
 from ..policy.objects import Policy
 from .apply import Prospect, apply, carry_out, prospect, release_prospect
@@ -99,7 +102,7 @@ class Changer:
             if wanted is not None
             else release_prospect(self.kernel, self.memory)
         )
-        if not found.plan.steps:
+        if not found.plan.steps and not self._block():
             return Outlook(found, None, earlier[0] if earlier else None, interrupted)
         # The model is a third of what is imported; the second apply does not need it.
         from .verify import of_prospect
@@ -116,7 +119,9 @@ class Changer:
         if self.options.via_block:
             from ..compiler.block import block
 
-            tables = block([one for one in (*earlier, after) if one is not None])
+            hooks = any(table.family == "netdev" for table in found.desired.tables)
+            machine = Machine(found.ports, hooks, found.unhooked)
+            tables = block([one for one in (*earlier, after) if one is not None], machine)
         from .way import find
 
         return find(self.kernel, found, earlier, after, tables, self.options.despite_others or after is None)
@@ -144,6 +149,7 @@ class Changer:
         """
         begun = time.monotonic()
         if not outlook.steps:
+            self._unblock()
             self.memory.journal.clear()
             return Carried(tuple(self._kept(wanted, why, of, begun)))
         before = self.memory.policy()
@@ -154,8 +160,18 @@ class Changer:
                 carry_out(self.kernel, outlook.found.plan, writer.done, outlook.found.observed)
             else:
                 apply(self.kernel, outlook.found, self.memory, writer.done)
+            self._unblock()
             warnings = tuple(self._kept(wanted, why, of, begun))
         return Carried(warnings, _closed(outlook.before, wanted.policy if wanted else None))
+
+    def _unblock(self) -> None:
+        """Take away a block that somebody left: what is in force now was proved without it."""
+        if left := self._block():
+            away = tuple(NftOperation("delete", *table.key, table) for table in left)
+            self.kernel.carry_out(NftTransaction(away, ()))
+
+    def _block(self) -> list[Table]:
+        return [Table(*key) for key in sorted(self.kernel.table_names()) if key[1] == names.BLOCK_TABLE]
 
     def _kept(self, wanted: Wanted | None, why: str, of: int | None, begun: float) -> Iterator[str]:
         """Remember what is in force now; yields what could not be written."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import evolve, frozen
 
+from ..compiler import names
 from ..kernel.interface import Kernel
 from ..netstate.carried import Impossible
 from ..netstate.nft import Table
@@ -107,9 +108,10 @@ def _judged(plan: Plan, observed: NetState, everything: NetState, kept: Promise 
 
 
 def _with_mine(everything: NetState, observed: NetState) -> NetState:
-    """Everything, with our own objects as `observed` has them."""
+    """Everything, with our own objects as `observed` has them, and without a block: that will not stay."""
     mine, paths = {table.key for table in observed.tables}, {one.path for one in observed.sysctls}
-    tables = (*(one for one in everything.tables if one.key not in mine), *observed.tables)
+    others = (one for one in everything.tables if one.key not in mine and one.name != names.BLOCK_TABLE)
+    tables = (*others, *observed.tables)
     sysctls = (*(one for one in everything.sysctls if one.path not in paths), *observed.sysctls)
     return evolve(everything, tables=tables, sysctls=sysctls)
 
