@@ -53,6 +53,9 @@ class _Parts:
     guard: list[Step]
 
 
+_NOTHING = _Parts([], [], [], [])
+
+
 def plan(observed: NetState, desired: NetState) -> Plan:
     """From `observed` (our own objects in the kernel) to `desired`, in the first of its orders.
 
@@ -64,6 +67,8 @@ def plan(observed: NetState, desired: NetState) -> Plan:
 def orders(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
     """The same steps in every order that may be safe, the one that disturbs least first."""
     parts = _parts(observed, desired)
+    if parts == _NOTHING:
+        return (Plan(()),)
     if not desired.tables:
         names: tuple[str, ...] = (GUARD_LAST,)
     elif all(table.family != "inet" for table in observed.tables):
@@ -77,16 +82,15 @@ def blocked(observed: NetState, desired: NetState, block: tuple[Table, ...]) -> 
     """The same steps behind tables that stop everything, which come first and go last."""
     come = [one for table in block for one in table_changes(None, table)]
     go = [one for table in block for one in table_changes(table, None)]
-    inner = _in_order(GUARD_FIRST, _parts(observed, desired))
-    if not inner.steps:
-        return inner
+    parts = _parts(observed, desired)
+    if parts == _NOTHING:
+        return Plan(())
+    inner = _in_order(GUARD_FIRST, parts)
     first, last = NftTransaction(tuple(come), tuple(go)), NftTransaction(tuple(go), tuple(come))
     return Plan((first, *inner.steps, last), VIA_BLOCK, 1 + inner.switch)
 
 
 def _in_order(name: str, parts: _Parts) -> Plan:
-    if parts == _Parts([], [], [], []):
-        return Plan(())
     groups = {
         MAKE_BEFORE_BREAK: ([*parts.sysctls, *parts.adds], parts.ends),
         GUARD_FIRST: ([], [*parts.sysctls, *parts.adds, *parts.ends]),
