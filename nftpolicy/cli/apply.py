@@ -14,7 +14,9 @@ from .common import changing, done, read_policy, this_kernel, warn
 def command(
     file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show every step and its proof, and change nothing."),
-    confirm: int = typer.Option(0, "--confirm", min=0, help="Go back after so many seconds, unless confirmed."),
+    confirm: int = typer.Option(
+        0, "--confirm", min=0, max=86_400, help="Go back after so long, unless confirmed."
+    ),
     wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
     via_block: bool = typer.Option(False, "--via-block", help="Stop everything on the uplinks during the change."),
     despite_others: bool = typer.Option(
@@ -35,7 +37,8 @@ def command(
         with changer.alone():
             outlook = changer.outlook(wanted)
             changes.foretell(outlook)
-            carried = changer.carry_out(outlook, wanted)
+            with changes.on_trial(changer, outlook, confirm):
+                carried = changer.carry_out(outlook, wanted)
     for device in sorted(outlook.found.unhooked):
         warn(
             f"no chain can be hooked at the egress of {device} (an old kernel, or one that wants the device first): "
@@ -43,5 +46,3 @@ def command(
         )
     changes.afterwards(carried)
     print(f"{policy.name}: {done(outlook.found, 'applied', 'the kernel holds it already')}")
-    if confirm and outlook.steps:
-        print(f"going back in {confirm} s, unless you type: nftpolicy confirm")

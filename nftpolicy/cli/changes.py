@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .common import account, warn
@@ -65,3 +67,22 @@ def afterwards(carried: Carried) -> None:
         warn(line)
     for line in carried.closed:
         print(line)
+
+
+@contextmanager
+def on_trial(changer: Changer, outlook: Outlook, seconds: float = 0) -> Iterator[None]:
+    """A change that is taken back unless it is confirmed within so many seconds; without them, an ordinary one.
+
+    Either is refused while another one is on trial.
+    """
+    from ..runtime import deadman, history, pending
+    from .rollback import declining
+
+    with declining():
+        if seconds and outlook.steps:
+            kept = history.of_this_namespace(changer.memory)
+            with deadman.confirmed_within(changer.kernel, changer.memory, kept, seconds, warn):
+                yield
+        else:
+            with pending.unless_pending(changer.memory):
+                yield

@@ -11,7 +11,10 @@ from importlib import import_module
 from .. import __version__
 
 # Command -> its module here. Only the one that is asked for is imported, so that start-up is quick.
-COMMANDS = ("check", "compile", "verify", "apply", "recover", "status", "explain", "release", "resolver", "demo")
+COMMANDS = (
+    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "explain",
+    "guard", "install", "uninstall", "watch", "probe", "release", "resolver", "demo",
+)  # fmt: skip
 
 
 def main() -> None:

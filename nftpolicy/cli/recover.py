@@ -15,6 +15,7 @@ def command(
 ) -> None:
     """End a change that was interrupted: go on with an apply, take a release back. Never opens the uplink."""
     kernel = this_kernel()
+    from ..runtime import deadman
     from ..runtime.change import Options
     from ..runtime.recover import recover
 
@@ -22,6 +23,8 @@ def command(
         changer = changes.changer(kernel, Options(wait))
         with changer.alone():
             found = recover(changer, undo, warn)
+    if said := deadman.overdue(changer.memory):
+        warn(said)
     if found is None:
         print("nothing was interrupted")
         return

@@ -26,6 +26,7 @@ def command(
             return
         with changer.alone():
             outlook = changer.outlook(None)
-            carried = changer.carry_out(outlook, None)
+            with changes.on_trial(changer, outlook):
+                carried = changer.carry_out(outlook, None, "release")
     changes.afterwards(carried)
     print(f"{policy.name}: {done(outlook.found, 'released', 'there was nothing to release')}")

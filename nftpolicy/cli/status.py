@@ -44,8 +44,9 @@ def command(
 
 def _notes(memory: "Memory") -> Iterator[str]:
     """What was begun and not ended."""
+    from ..runtime.deadman import overdue
     from ..runtime.memory import Busy
-    from ..runtime.pending import Declined, pending
+    from ..runtime.pending import pending
 
     if not memory.folder.exists():
         return
@@ -54,11 +55,11 @@ def _notes(memory: "Memory") -> Iterator[str]:
             interrupted = memory.journal.interrupted()
         if interrupted is not None:
             yield f"{interrupted}: nftpolicy recover"
-        trial = pending(memory)
-    except (Busy, Declined) as error:
+    except Busy as error:
         yield str(error)
-        return
-    if trial is not None:
+    if said := overdue(memory):
+        yield said
+    elif (trial := pending(memory)) is not None:
         yield f"on trial until {trial.until}, then it goes back to {trial.goal}; 'nftpolicy confirm' keeps it"
 
 

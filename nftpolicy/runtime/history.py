@@ -88,14 +88,12 @@ class Shelf:
         """The newest entry of a policy with this text, or None."""
         return next((one for one in reversed(self.entries) if one.data == text), None)
 
-    def before(self, text: bytes | None) -> Entry | None:
-        """What was in force before the policy with this text (None: nothing is in force now), or None.
+    def before(self, text: bytes) -> Entry | None:
+        """What was in force before the policy with this text, or None.
 
         An entry that repeats an older one stands in the place of the older one, so that going back
         twice leads two steps back, and never forth to what was gone back from.
         """
-        if text is None:
-            return self.entries[-1] if self.entries else None
         present = self.of_text(text)
         place = self._first(present) if present else None
         older = [one for one in self.entries if place is None or one.number < place]

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""nftpolicy confirm"""
+
+from .common import NOT_HERE, Failure
+
+
+def command() -> None:
+    """Keep the policy that 'apply --confirm' put on trial."""
+    from ..runtime import pending
+    from ..runtime.memory import of_this_namespace
+
+    memory = of_this_namespace()
+    try:
+        found = pending.confirm(memory)
+    except pending.Declined as declined:
+        raise Failure(str(declined)) from None
+    except PermissionError:
+        raise Failure("this needs root: try again with sudo", NOT_HERE) from None
+    except OSError as error:
+        raise Failure(f"{error.filename or memory.folder}: {error.strerror}") from None
+    last = memory.policy()
+    print(
+        f"{last[0] if last else 'the policy'}: confirmed with {found.remaining():.0f} seconds left; it stays in force"
+    )
