@@ -11,8 +11,10 @@ from .common import account, warn
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
+    from ..policy.objects import Policy
     from ..proof.stages import Stage
     from ..runtime.change import Carried, Changer, Options, Outlook
+    from ..runtime.journal import Text
 
 
 def changer(kernel: Linux, options: Options) -> Changer:
@@ -21,7 +23,10 @@ def changer(kernel: Linux, options: Options) -> Changer:
     from ..runtime.change import Changer
     from ..runtime.memory import of_this_namespace
 
-    return Changer(kernel, of_this_namespace(), lambda text: load(text[1], text[0], account)[0], options)
+    def loaded(text: Text) -> Policy:
+        return load(text[1], text[0], account)[0]
+
+    return Changer(kernel, of_this_namespace(), loaded, options)
 
 
 def foretell(outlook: Outlook) -> None:

@@ -89,6 +89,9 @@ class Fake:
     def takes_link_guard(self, device: str) -> bool:
         return device not in self._unhooked
 
+    def running(self) -> None:
+        return None
+
     def carry_out(self, step: Step) -> None:
         number, self.asked = self.asked, self.asked + 1
         if number == self.refuse_at:

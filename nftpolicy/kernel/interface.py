@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..netstate.changes import Step
 from ..netstate.state import Counters, NetState
+
+if TYPE_CHECKING:
+    from .closing import Running
 
 
 class Refused(Exception):
@@ -55,3 +58,6 @@ class Kernel(Protocol):
 
     def takes_link_guard(self, device: str) -> bool:
         """Whether an nft chain can be hooked at the egress of the device, now."""
+
+    def running(self) -> Running | None:
+        """The sockets and flows that run on this kernel's decisions; None if there are none to be had."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import evolve
 
@@ -26,6 +27,9 @@ from . import elements
 from .interface import Refused, Unavailable
 from .libnft import Nft, refusal
 from .rtnetlink import RtNetlink
+
+if TYPE_CHECKING:
+    from .closing import Running
 
 PROC_SYS = Path("/proc/sys")
 _OF_DEVICES = ("ingress", "egress")  # hooks that name a device, in families netdev and inet
@@ -149,6 +153,11 @@ class Linux:
         wanted = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
         probe = "".join(f"{text.operation(one)}\n" for one in wanted)
         return self._nft.load(probe, check=True) is None
+
+    def running(self) -> Running:
+        from .closing import Running
+
+        return Running()
 
 
 def _named(number: int | None, commands: list[str], operations: tuple[NftOperation, ...]) -> object:

@@ -162,7 +162,17 @@ class Changer:
                 apply(self.kernel, outlook.found, self.memory, writer.done)
             self._unblock()
             warnings = tuple(self._kept(wanted, why, of, begun))
-        return Carried(warnings, _closed(outlook.before, wanted.policy if wanted else None))
+        return Carried(warnings, tuple(self._closed(outlook.before, wanted.policy if wanted else None)))
+
+    def _closed(self, before: Policy | None, after: Policy | None) -> list[str]:
+        """End what still runs on the old decision; what was ended and what not, in words."""
+        running = self.kernel.running()
+        if running is None:
+            return []
+        from .aftermath import close_stale
+
+        with running:
+            return close_stale(running, before, after).lines()
 
     def _unblock(self) -> None:
         """Take away a block that somebody left: what is in force now was proved without it."""
@@ -190,11 +200,6 @@ class Changer:
                 )
             except OSError as error:
                 yield f"the history can't be written ({error.strerror}), so 'rollback' won't find this policy"
-
-
-def _closed(before: Policy | None, after: Policy | None) -> tuple[str, ...]:
-    """End what still runs on the old decision; what was ended, and what could not be, in words."""
-    return ()
 
 
 def _planned(found: Prospect, way: Way) -> Prospect:
