@@ -1,0 +1,187 @@
+"""Packets without a pause, of many kinds at once, each known by its destination port; what was sent is counted.
+
+A window of a moment is found only by packets that are on their way at that moment, so the senders are processes of
+their own that never wait for anything; they count in memory that they share with whoever looks on.
+"""
+
+import errno
+import mmap
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from . import addresses as at
+from . import frames
+from .netns import Namespace, wait_until
+from .senders import Job, packet_of
+
+FIRST_PORT = 20_000  # the ports of the kinds begin here; nothing of the lab is near
+PAYLOAD = b"flooding without a pause"
+UDP, TCP, FRAME = "udp", "tcp", "frame"  # how it is sent: two kinds of sockets, and AF_PACKET
+_PROTOCOLS = {UDP: frames.UDP, TCP: frames.TCP, FRAME: frames.UDP}
+_DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
+_ETHERTYPE = {4: frames.ETH_IPV4, 6: frames.ETH_IPV6}
+_WORD = 8  # bytes of a shared number
+_MOST_PROCESSES = 8
+_EACH = 3  # numbers of a kind: taken, refused, and the errno of the last refusal
+_SOURCE = {4: at.NODE_MESH[4], 6: at.NODE_MESH[6]}  # of frames, which no routing gives a source
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One stream: how it is sent, to whom (`to`, by family), with which fwmark (0: none), bound to which device.
+
+    `role` is the caller's own word, as is `gid`, the group of the sender.
+    """
+
+    role: str
+    how: str
+    family: int
+    to: Mapping[int, str]
+    gid: int
+    mark: int = 0
+    device: str | None = None
+
+    def __str__(self) -> str:
+        by = f" by {self.device}" if self.device else ""
+        return f"{self.role} {self.how}{self.family} to {self.to[self.family]}{by}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Packets that the kernel took from the senders and that it refused, by kind (their place in the flood)."""
+
+    taken: tuple[int, ...]
+    refused: tuple[int, ...]
+
+    def __sub__(self, other: "Counts") -> "Counts":
+        return Counts(_minus(self.taken, other.taken), _minus(self.refused, other.refused))
+
+
+def _minus(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
+
+
+class Flood:
+    """Sends `kinds` from inside `space`, a process for each group of senders, from `resume` until `pause`.
+
+    It ends with the namespace. `rest` is the time in seconds that each process sleeps between two rounds.
+    """
+
+    def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002) -> None:
+        self.kinds = tuple(kinds)
+        self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared by whoever forks
+        self._numbers = memoryview(self._cells).cast("Q")
+        self._numbers[0] = 1
+        groups = sorted({kind.gid for kind in kinds})
+        assert len(groups) <= _MOST_PROCESSES, "a process for each group of senders"
+        for place, gid in enumerate(groups, 1):
+            mine = [(index, kind) for index, kind in enumerate(kinds) if kind.gid == gid]
+            space.spawn(_run, self._numbers, place, mine, rest, gid=gid, keep_caps=True)
+        self._processes = len(groups)
+        self.pause()
+
+    def wanted(self) -> dict[tuple[int, int, int], int]:
+        """For a Tally: the place of each kind by family, protocol and destination port."""
+        return {(kind.family, _PROTOCOLS[kind.how], _port(index)): index for index, kind in enumerate(self.kinds)}
+
+    def counts(self) -> Counts:
+        """So far. Can be asked from every process that was forked after this was made."""
+        numbers = self._numbers[1 + _MOST_PROCESSES :].tolist()
+        return Counts(tuple(numbers[::_EACH]), tuple(numbers[1::_EACH]))
+
+    def last_refusals(self) -> tuple[str, ...]:
+        """The name of the last error of each kind; empty if there was none."""
+        return tuple(errno.errorcode.get(one, "") for one in self._numbers[1 + _MOST_PROCESSES :].tolist()[2::_EACH])
+
+    def pause(self) -> None:
+        """Let no sender send, and wait until none does; TimeoutError if one does not answer, as when it has died."""
+        self._numbers[0] = 1
+        wait_until(lambda: all(self._numbers[1 : 1 + self._processes]), 10, "the end of a round of the flood")
+
+    def resume(self, rounds: int = 3) -> None:
+        """Let them send again; returns when every kind was sent (or refused) so many times. TimeoutError as above."""
+        before = self.counts()
+        self._numbers[0] = 0
+
+        def flows() -> bool:
+            now = self.counts() - before
+            return all(taken + refused >= rounds for taken, refused in zip(now.taken, now.refused, strict=True))
+
+        wait_until(flows, 10, "the flood")
+
+
+def ports() -> str:
+    """The ports of all floods, as nft writes a range."""
+    return f"{FIRST_PORT}-{FIRST_PORT + 999}"
+
+
+def _port(index: int) -> int:
+    return FIRST_PORT + index
+
+
+def _run(numbers: memoryview, place: int, kinds: Sequence[tuple[int, Kind]], rest: float) -> None:
+    senders = [(1 + _MOST_PROCESSES + _EACH * index, _sender(index, kind)) for index, kind in kinds]
+    sleep = time.sleep
+    while True:
+        if numbers[0]:
+            numbers[place] = 1
+            sleep(0.0005)
+            continue
+        numbers[place] = 0
+        for cell, send in senders:
+            try:
+                send()
+            except OSError as error:
+                numbers[cell + 1] += 1
+                numbers[cell + 2] = error.errno or 0
+            else:
+                numbers[cell] += 1
+        sleep(rest)
+
+
+def _sender(index: int, kind: Kind) -> Callable[[], object]:
+    return {UDP: _udp, TCP: _tcp, FRAME: _frame}[kind.how](kind, _port(index))
+
+
+def _socket(kind: Kind, how: int) -> socket.socket:
+    made = socket.socket(_DOMAIN[kind.family], how | socket.SOCK_NONBLOCK)
+    if kind.mark:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", kind.mark))
+    if kind.device:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, kind.device.encode())
+    return made
+
+
+def _udp(kind: Kind, port: int) -> Callable[[], object]:
+    made, place = _socket(kind, socket.SOCK_DGRAM), (kind.to[kind.family], port)  # not connected: each is routed anew
+    return lambda: made.sendto(PAYLOAD, place)
+
+
+def _tcp(kind: Kind, port: int) -> Callable[[], object]:
+    place = (kind.to[kind.family], port)
+
+    def send() -> None:
+        """One SYN, from a socket of its own that is closed before it could send a second."""
+        with _socket(kind, socket.SOCK_STREAM) as made:
+            made.bind(("", port))  # one port, so that connection tracking has one entry
+            try:
+                made.connect(place)
+            except BlockingIOError:
+                return  # under way
+
+    return send
+
+
+def _frame(kind: Kind, port: int) -> Callable[[], object]:
+    assert kind.device, "a frame needs a device"
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK)
+    if kind.mark:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", kind.mark))
+    header = struct.pack("!HHHH", port, port, 8 + len(PAYLOAD), 0)
+    packet = packet_of(Job(kind.family, PAYLOAD, 0, port, _SOURCE, kind.device), kind.to, frames.UDP, header)
+    macs = bytes.fromhex((at.HOME_MAC + at.NODE_WAN_MAC).replace(":", ""))
+    whole, place = macs + struct.pack("!H", _ETHERTYPE[kind.family]) + packet, (kind.device, _ETHERTYPE[kind.family])
+    return lambda: made.sendto(whole, place)
