@@ -6,10 +6,10 @@ import time
 
 from tests.lab import topology
 
-from . import apply, path, proof, start
+from . import apply, path, proof, start, window
 from .figures import Report
 
-_BENCHES = {"start": start.run, "apply": apply.run, "path": path.run, "proof": proof.run}
+_BENCHES = {"start": start.run, "apply": apply.run, "path": path.run, "proof": proof.run, "window": window.run}
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ from tests.strategies import to_toml
 from tests.transitions import (
     ALIEN,
     ASTRAY,
-    FOREIGN,
     FORBIDDEN,
+    FOREIGN,
     MARKED,
     MESH,
     ORDINARY,
