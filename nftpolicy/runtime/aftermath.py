@@ -18,6 +18,8 @@ from .stale import Addresses, Stale, StaleFlow, changed_marks, stale_flows, stal
 _SHOWN = 5  # of the sockets and flows with one reason
 _NO_DESTROY = "this kernel closes no sockets (CONFIG_INET_DIAG_DESTROY is missing)"
 _LISTENS = "it listens, and what it accepts wears the mark too: restart its program"
+# The kernel disconnects a UDP socket that it destroys, and the device goes with that (net/ipv4/udp.c, udp_abort).
+_BOUND = "it is bound to a device, which it would lose, and then send by another one: restart its program"
 _UDP = "UDP can't be closed from outside: the program got an error, and may go on with the same socket"
 
 
@@ -78,8 +80,8 @@ def _close_sockets(running: Running, before: Policy | None, after: Policy | None
     sockets, addresses = running.sockets(), running.addresses()
     groups = running.groups(whose_group(sockets, before, after))
     stale = stale_sockets(sockets, before, after, addresses, groups, running.leads)
-    left = [(one, _LISTENS) for one in stale if one.socket.state == "listen"]
-    todo = [one for one in stale if one.socket.state != "listen"]
+    left = [(one, reason) for one in stale if (reason := _stays(one.socket))]
+    todo = [one for one in stale if not _stays(one.socket)]
     closed, told, faults = [], [], []
     with _muffled(running, todo, before, after, addresses) as loud:
         if loud:
@@ -95,6 +97,13 @@ def _close_sockets(running: Running, before: Policy | None, after: Policy | None
             elif result == NOT_SUPPORTED:
                 left.append((one, _NO_DESTROY))
     return Aftermath(tuple(closed), tuple(told), left=tuple(left), faults=tuple(faults))
+
+
+def _stays(one: Listed) -> str | None:
+    """Why a socket is better left open."""
+    if one.state == "listen":
+        return _LISTENS
+    return _BOUND if one.bound and one.protocol != TCP else None
 
 
 def _muffled(

@@ -255,6 +255,18 @@ def _close(one: Listed, muffle: tuple[Any, ...] | None) -> tuple[str | None, str
         return loud, running.destroy(one)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_udp_socket_that_is_destroyed_loses_its_device(two_ways: Namespace, family: int) -> None:
+    """Why those that are bound to one are left open."""
+    with two_ways.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
+        made.connect((FAR["wan"][family], 9))
+        known = of(two_ways, made)
+        assert known.bound == "wan"
+        assert two_ways.call(destroy, known) == CLOSED
+        assert made.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b""
+
+
 MUFFLES = {
     "none": (None, True),
     "by mark": (([(1, 1)], [], ["wan"]), False),

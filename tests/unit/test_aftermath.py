@@ -368,6 +368,13 @@ def test_sockets_are_closed_without_a_sound_and_flows_are_forgotten():
     ]
 
 
+def test_a_udp_socket_that_is_bound_to_a_device_would_lose_it():
+    found = close_stale(Fake([listed(protocol=UDP, bound="bat0"), listed(protocol=UDP)]), POLICY, NO_WAN)
+    assert [one.socket.bound for one in found.told] == [None]
+    assert [one.socket.bound for one, _ in found.left] == ["bat0"]
+    assert found.lines()[-1].startswith("  it is bound to a device, which it would lose")
+
+
 def test_many_are_told_as_a_few():
     found = close_stale(Fake([listed(sport=port) for port in range(1, 9)]), POLICY, None)
     assert found.lines()[0].startswith("closed 8 connections: ")

@@ -1,0 +1,266 @@
+"""E5: an error or a kill -9 at every step of a long plan, under a flood. The guard holds; what was begun is ended or undone.
+
+Each step meets one error before it is done and one after, and every second one a kill, or each one in a change. With NFTPOLICY_CRASHES=all it meets every one.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from ipaddress import ip_address
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.policy.mark import Mark
+from nftpolicy.policy.objects import Policy
+from tests.faulty import ERRORS, KILL, LOST, Faulty
+from tests.guarded import SERVICE_GID
+from tests.lab import addresses as at
+from tests.strategies import to_toml
+from tests.transitions import MARK, STICK, Change, Field, scenes, take_guard_away, take_ladder_away
+
+FOLDER = "/run/lab/crash"
+LEAST = 30  # steps
+ALL = os.environ.get("NFTPOLICY_CRASHES") == "all"
+
+
+# --- policies: nothing of one routing is in the other -----------------------------------------------
+
+
+def policies() -> tuple[Policy, Policy]:
+    """Two uplinks in both; each with other tables, other masks of the marks, and other gateways."""
+    (scene,) = scenes(1, 1, passing=True)
+    (service,) = [one for one in scene.policy.service.values() if one.group and one.group.number == SERVICE_GID]
+    return tuple(_policy(scene.policy, service, bits) for bits in (0xF, 0xFF0))  # type: ignore[return-value]
+
+
+def _policy(like: Policy, service, bits: int) -> Policy:  # type: ignore[no-untyped-def]
+    one = next(iter(like.uplink.values()))
+    uplinks = {
+        name: evolve(
+            one,
+            devices=devices,
+            mark=Mark(value & bits, bits),
+            table=300 + bits + number,
+            gateways=tuple(map(ip_address, gateways)),
+            exempt=("arp", "ndp", "mld", "igmp"),
+            answer=(),
+            resolver=None,
+        )
+        for number, (name, devices, value, gateways) in enumerate(
+            (
+                ("wan", (at.WAN,), MARK, (at.HOME[4], at.HOME_LINK_LOCAL)),
+                ("stick", (STICK,), ~MARK, ("198.18.0.2", "2001:db8:99::2")),
+            )
+        )
+    }
+    return Policy("crash", (at.MESH, at.CLIENT), uplinks, {"vpn": evolve(service, uplink="wan")})
+
+
+# --- in the node ------------------------------------------------------------------------------------
+
+
+def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    from nftpolicy.kernel.linux import Linux
+    from nftpolicy.policy.load import load
+    from nftpolicy.runtime.change import Changer
+    from nftpolicy.runtime.memory import Memory
+
+    folder = Path(FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Changer(Faulty(Linux(), at_step, how, after), Memory(folder), lambda text: load(text[1], text[0])[0])
+
+
+def change(policy: Policy | None, *fault: object) -> int:
+    """Change to a policy, or release; the number of steps."""
+    from nftpolicy.runtime.change import Wanted
+
+    made = changer(*fault)
+    wanted = None if policy is None else Wanted(policy, (policy.name, to_toml(policy).encode()))
+    with made.alone():
+        outlook = made.outlook(wanted)
+        made.carry_out(outlook, wanted)
+    return outlook.steps
+
+
+def failing(policy: Policy | None, *fault: object) -> str:
+    """The same with an error in it; what was raised, in words."""
+    try:
+        change(policy, *fault)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def killed(policy: Policy | None, *fault: object) -> int:
+    """The same in a process that is killed by it; the signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            change(policy, *fault)
+        finally:
+            os._exit(1)
+    return -os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def held(policy: Policy | None) -> bool:
+    """Whether the kernel holds exactly that, and nothing is begun."""
+    from nftpolicy.runtime.apply import prospect, release_prospect
+
+    made = changer()
+    found = release_prospect(made.kernel, made.memory) if policy is None else prospect(made.kernel, policy, made.memory)
+    return not found.plan.steps and made.memory.journal.interrupted() is None
+
+
+def recovered() -> bool:
+    from nftpolicy.runtime.recover import recover
+
+    made = changer()
+    with made.alone():
+        return recover(made) is not None
+
+
+class Node:
+    """What the node is asked for. It keeps the last answer."""
+
+    def __init__(self) -> None:
+        self.changes = {
+            name: self._kept(work)
+            for name, work in {
+                "change": change,
+                "failing": failing,
+                "killed": killed,
+                "held": held,
+                "recovered": recovered,
+                "clear": self._clear,
+            }.items()
+        }
+
+    @staticmethod
+    def _kept(work):  # type: ignore[no-untyped-def]
+        def run(*args: object) -> None:
+            from pathlib import Path
+
+            Path("/run/lab/answer").write_text(repr(work(*args)))
+
+        return run
+
+    @staticmethod
+    def _clear() -> None:
+        import shutil
+
+        take_guard_away(), take_ladder_away()
+        shutil.rmtree(FOLDER, ignore_errors=True)
+
+
+class Stage:
+    """The lab under the flood. `strays` are added up over all changes."""
+
+    def __init__(self, field: Field) -> None:
+        self.field, self.strays, self.points = field, {}, 0
+
+    def do(self, name: str, *args: object, counted: bool = True):  # type: ignore[no-untyped-def]
+        seen: Change = self.field.around(name, *args)
+        if counted:
+            for where, number in self.field.strays(seen).items():
+                self.strays[where] = self.strays.get(where, 0) + number
+        return eval(self.field.lab.node.outside("/run/lab/answer").read_text())
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Field(Node().changes) as field:
+        yield Stage(field)
+        assert field.lost_frames() == 0, "inconclusive: the sniffers lost frames"
+
+
+OLD, NEW = policies()
+
+
+@pytest.fixture(autouse=True)
+def _from_nothing(stage: Stage) -> None:
+    stage.do("clear", counted=False)
+    stage.strays.clear()
+
+
+def test_without_the_guard_the_flood_is_seen(stage: Stage) -> None:
+    stage.do("held", None)
+    assert any(where.startswith("wan: plain") for where in stage.strays)
+    stage.do("change", OLD, counted=False)
+    stage.strays.clear()
+    stage.do("held", OLD)
+    assert stage.strays == {}
+
+
+def points_of(number: int) -> list[tuple[str, bool]]:
+    """Errors, and whether the step is done before they come."""
+    before, after = [(how, False) for how in ERRORS], [(how, True) for how in LOST]
+    return [*before, *after] if ALL else [before[number % len(before)], after[number % len(after)]]
+
+
+def test_an_error_at_every_step_is_undone(stage: Stage) -> None:
+    stage.do("change", OLD, counted=False)
+    stage.strays.clear()
+    steps = stage.do("change", NEW)
+    stage.do("change", OLD)
+    assert steps >= LEAST
+    points = 0
+    for number in range(steps):
+        for how, after in points_of(number):
+            assert stage.do("failing", NEW, number, how, after) == f"Refused: {how}"
+            assert stage.do("held", OLD), (number, how, after)
+            points += 1
+    print(f"{points} errors in a plan of {steps} steps")
+    assert stage.strays == {}
+
+
+@pytest.mark.parametrize("early", [False, True] if ALL else [False])
+def test_a_kill_at_every_step_is_mended(stage: Stage, early: bool) -> None:
+    stage.do("change", OLD, counted=False)
+    stage.strays.clear()
+    steps = stage.do("change", NEW)
+    stage.do("change", OLD)
+    assert steps >= LEAST
+    for number in range(steps):
+        after = (number // 2 % 2 == 0) != early
+        assert stage.do("killed", NEW, number, KILL, after) == signal.SIGKILL
+        if number % 2:
+            assert stage.do("recovered"), number
+        else:
+            stage.do("change", NEW)
+        assert stage.do("held", NEW), number
+        stage.do("change", OLD)
+    print(f"{steps} kills in a plan of {steps} steps")
+    assert stage.strays == {}
+
+
+def test_a_kill_at_every_step_of_a_release_leaves_the_guard(stage: Stage) -> None:
+    """Until the last one, which opens: a release that was wanted and could not be finished is taken back."""
+    stage.do("change", OLD, counted=False)
+    stage.do("change", None, counted=False)
+    steps = stage.do("change", OLD, counted=False)
+    assert steps >= LEAST * 2 / 3
+    stage.strays.clear()
+    for number in range(0, steps, 1 if ALL else 2):
+        assert stage.do("killed", None, number, KILL, False) == signal.SIGKILL
+        assert stage.do("recovered"), number
+        assert stage.do("held", OLD), number
+    print(f"{len(range(0, steps, 1 if ALL else 2))} kills in a release of {steps} steps")
+    assert stage.strays == {}
+
+
+def test_a_kill_at_every_step_of_the_first_apply(stage: Stage) -> None:
+    """From the first step on the guard stands; nothing was promised before."""
+    stage.do("change", OLD, counted=False)
+    stage.do("change", None, counted=False)
+    steps = stage.do("change", OLD, counted=False)
+    assert steps >= LEAST * 2 / 3
+    for number in range(1, steps, 1 if ALL else 2):
+        stage.do("change", None, counted=False)
+        assert stage.do("killed", OLD, number, KILL, False, counted=False) == signal.SIGKILL
+        assert stage.do("recovered"), number
+        assert stage.do("held", OLD), number
+    print(f"{len(range(1, steps, 1 if ALL else 2))} kills in a first apply of {steps} steps")
+    assert stage.strays == {}
