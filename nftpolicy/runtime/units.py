@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The systemd units, as text (systemd.unit(5), systemd.exec(5), systemd.special(7)).
+
+No unit has an ExecStop: whatever systemd stops, what is in the kernel stays there.
+
+The guard's unit has no condition on its file, since a unit whose condition fails is passed over in
+silence. It loads the block first and then the guard, in one unit and in this order: a unit of its own
+that starts when this one fails (OnFailure=) would start beside network-pre.target, not before it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from .boot import GUARD, block, link
+
+POLICY = "/etc/nftpolicy/policy.toml"
+UNITDIR = "/etc/systemd/system"
+
+_PROGRAM = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
+
+_GUARD = """\
+[Unit]
+Description=Guard of the uplinks, before the network is up
+Documentation=man:nftpolicy(1)
+DefaultDependencies=no
+RequiresMountsFor=/etc/nftpolicy {nft}
+Wants=network-pre.target
+Before=network-pre.target
+# Debian's begins with "flush ruleset".
+After=systemd-modules-load.service nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+# First nothing leaves; then what the policy lets leave. Where the second fails, the first stays.
+ExecStart=-{nft} -f {block}
+ExecStart={nft} -f {guard}
+# Some kernels take it only when the devices are there; "apply" brings it then.
+ExecStart=-{nft} -f {link}
+
+[Install]
+WantedBy=sysinit.target
+"""
+
+_APPLY = """\
+[Unit]
+Description=Policy of who may use the uplinks
+Documentation=man:nftpolicy(1) man:nftpolicy.toml(5)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy-guard.service
+After=nftpolicy-guard.service nftables.service nss-user-lookup.target network.target
+ReloadPropagatedFrom=nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={program} apply {policy}
+# The guard of the next start is this policy's too.
+ExecStartPost=-{program} guard --no-load {policy}
+ExecReload={program} apply {policy}
+ExecReload=-{program} guard --no-load {policy}
+ReadWritePaths=/etc/nftpolicy
+{hardening}
+[Install]
+WantedBy=multi-user.target
+"""
+
+_WATCH = """\
+[Unit]
+Description=Watch over the policy of who may use the uplinks
+Documentation=man:nftpolicy(1)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy.service
+After=nftpolicy.service nss-user-lookup.target
+ConditionPathExists={policy}
+# It never gives up.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} watch {policy}
+WatchdogSec=30
+Restart=always
+RestartSec=1
+{hardening}
+[Install]
+WantedBy=multi-user.target
+"""
+
+# ProtectKernelTunables= is off, since sysctls are written; PrivateNetwork= and ProtectControlGroups= are
+# about what it is there for.
+_HARDENING = """\
+# What sysctls were before the policy is kept in /run until the machine restarts.
+RuntimeDirectory=nftpolicy
+RuntimeDirectoryPreserve=yes
+StateDirectory=nftpolicy
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+# Not ProtectKernelTunables: sysctls are written.
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
+"""
+
+_UNITS = {"nftpolicy-guard.service": _GUARD, "nftpolicy.service": _APPLY, "nftpolicy-watch.service": _WATCH}
+NAMES = tuple(_UNITS)
+
+
+def units(program: str, nft: str) -> dict[str, str]:
+    """Name -> text of every unit, for these two programs.
+
+    Raises:
+        ValueError: a path that would mean something else in a unit.
+    """
+    for path in (program, nft):
+        if not _PROGRAM.match(path):
+            raise ValueError(
+                f"{path!r} can't stand in a unit: it takes an absolute path of letters, digits and _ . / + @ : -"
+            )
+    words = {
+        "program": program,
+        "nft": nft,
+        "policy": POLICY,
+        "guard": GUARD,
+        "link": link(GUARD),
+        "block": block(GUARD),
+        "hardening": _HARDENING,
+    }
+    return {name: content.format(**words) for name, content in _UNITS.items()}

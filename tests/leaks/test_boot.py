@@ -1,0 +1,80 @@
+"""E3, E4: the guard's files, loaded by nft alone before there is a network; what stops keeps them."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import POLICY, Guarded, guarded_lab, no_wan_routes_in_main, run_probes, wan_routes_in_main
+from tests.lab.topology import Lab
+
+GUARD, LINK, BLOCK = "/run/lab/guard.nft", "/run/lab/guard-link.nft", "/run/lab/guard-block.nft"
+
+
+@pytest.fixture(scope="module")
+def released() -> Iterator[Guarded]:
+    """The files of the shipped policy in a node where it is not in force."""
+    with guarded_lab() as made:
+        made.release()
+        made.nftpolicy("guard", "--no-load", "--to", GUARD, POLICY)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _nothing_in_force(released: Guarded) -> Iterator[None]:
+    yield
+    released.lab.node.nft("flush ruleset\n")
+
+
+def start(lab: Lab, *files: str) -> None:
+    """What happens when the machine starts: the files, and then the links, addresses and routes."""
+    lab.wan_down()
+    for file in files:
+        lab.node.run(["nft", "-f", file])
+    lab.wan_up()
+    wan_routes_in_main(lab)
+
+
+def test_without_the_files_the_first_packets_leave(released: Guarded) -> None:
+    start(released.lab)
+    assert run_probes(released.lab).unmarked()
+    no_wan_routes_in_main(released.lab)
+
+
+@pytest.mark.parametrize("files", [(BLOCK, GUARD, LINK), (GUARD, GUARD, LINK, LINK)], ids=["as at boot", "twice"])
+def test_with_them_nothing_leaves_that_may_not(released: Guarded, files: tuple[str, ...]) -> None:
+    start(released.lab, *files)
+    found = run_probes(released.lab)
+    assert (found.unmarked(), found.unexplained()) == ([], [])
+    assert any(sent.probe.marked for sent in found.wan), "the control: what may leave does"
+    no_wan_routes_in_main(released.lab)
+
+
+def test_without_the_link_layer_frames_leave_and_nothing_else(released: Guarded) -> None:
+    """Why there are two files, and what the manual says of them."""
+    start(released.lab, GUARD)
+    found = run_probes(released.lab).unmarked()
+    assert found
+    assert all(re.search("packet|frame", one) for one in found), found
+    no_wan_routes_in_main(released.lab)
+
+
+def test_the_block_stops_what_the_guard_would_not(released: Guarded) -> None:
+    start(released.lab, LINK)
+    released.lab.node.run(["nft", "-f", BLOCK])  # only now: it stops questions for routers too
+    assert not [sent for sent in run_probes(released.lab).wan if "packet" not in str(sent.probe)]
+    no_wan_routes_in_main(released.lab)
+
+
+def test_apply_goes_on_from_the_guard_and_loses_no_count(released: Guarded) -> None:
+    start(released.lab, GUARD, LINK)
+    run_probes(released.lab)
+    before = released.counters()
+    assert before["inet/wan.dropped"] > 0
+    released.apply()
+    after = released.counters()
+    assert all(after[name] >= count for name, count in before.items())
+    said = released.nftpolicy("guard", "--to", GUARD, POLICY).stdout
+    assert "is in the kernel already" in said
+    no_wan_routes_in_main(released.lab)
+    released.release()
