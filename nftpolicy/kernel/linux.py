@@ -24,6 +24,7 @@ from ..netstate.changes import (
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, NetState
 from . import elements
+from .generation import steady
 from .interface import Refused, Unavailable
 from .libnft import Nft, refusal
 from .rtnetlink import RtNetlink
@@ -57,7 +58,7 @@ class Linux:
         self._links = RtNetlink()
 
     def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
-        tables = tuple(found for family in families if (found := self._table(family, table)))
+        tables = steady(lambda: tuple(found for family in families if (found := self._table(family, table))))
         versions = self.ip_families()
         rules = tuple(one for version in versions for one in self._links.rules(version) if one.protocol == protocol)
         routes = tuple(one for version in versions for one in self._links.routes(version, protocol))
@@ -86,15 +87,18 @@ class Linux:
         return {(one["table"]["family"], one["table"]["name"]) for one in listed["nftables"] if "table" in one}
 
     def everything(self) -> NetState:
-        listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
-        told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")
-        tables = tuple(self._filled_all(table) for table in told)
+        tables = steady(self._everybodys)
         versions = self.ip_families()
         rules = tuple(one for version in versions for one in self._links.rules(version))
         routes = tuple(one for version in versions for one in self._links.routes(version))
         devices = tuple(self._links.devices())
         paths = (*_OF_ALL, *(one for device in ("all", *(each.name for each in devices)) for one in _of_device(device)))
         return NetState(tables, rules, routes, tuple(_read(paths)), devices)
+
+    def _everybodys(self) -> tuple[nft.Table, ...]:
+        listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
+        told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")
+        return tuple(self._filled_all(table) for table in told)
 
     def _filled(self, table: nft.Table, one: nft.Set) -> nft.Set:
         """The set with its elements."""

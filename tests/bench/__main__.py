@@ -6,10 +6,17 @@ import time
 
 from tests.lab import topology
 
-from . import apply, path, proof, start, window
+from . import apply, exposure, path, proof, start, window
 from .figures import Report
 
-_BENCHES = {"start": start.run, "apply": apply.run, "path": path.run, "proof": proof.run, "window": window.run}
+_BENCHES = {
+    "start": start.run,
+    "apply": apply.run,
+    "path": path.run,
+    "proof": proof.run,
+    "window": window.run,
+    "exposure": exposure.run,
+}
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ class Report:
 
     def text(self) -> str:
         """One table, then one line for each limit."""
-        heads = ("bench", "case", "min", "median", "unit", "against", "ratio")
+        heads = ("bench", "case", "min", "median", "max", "unit", "against", "ratio")
         rows = [heads, *map(_row, self.series)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [_line(row, widths) for row in rows]
@@ -84,7 +84,8 @@ class Report:
 def _row(one: Series) -> tuple[str, ...]:
     against = one.peer.case if one.peer else ""
     ratio = "" if one.ratio is None else f"{one.ratio:.3f}"
-    return one.bench, one.case, _number(min(one.values)), _number(median(one.values)), one.unit, against, ratio
+    numbers = (_number(which(one.values)) for which in (min, median, max))
+    return one.bench, one.case, *numbers, one.unit, against, ratio
 
 
 def _number(value: float) -> str:
@@ -92,7 +93,7 @@ def _number(value: float) -> str:
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    right = (2, 3, 6)
+    right = (2, 3, 4, 7)
     cells = (
         cell.rjust(width) if at in right else cell.ljust(width)
         for at, (cell, width) in enumerate(zip(row, widths, strict=True))

@@ -1,0 +1,23 @@
+"""How long and how wide a machine is open when somebody breaks the policy, under `nftpolicy watch` and a flood."""
+
+from tests.exposure import DAMAGES, Watched, hurt
+from tests.guarded import guarded_lab, wan_routes_in_main
+from tests.leaks.test_e_windows import FLOOD, flooding
+
+from .figures import Report, Series, say
+
+ROUNDS = 50
+
+
+def run(report: Report, rounds: int | None) -> None:
+    """Measure, and add to the report."""
+    with guarded_lab() as made:
+        wan_routes_in_main(made.lab)
+        with Watched(made) as watched, flooding(made.lab):
+            for name in DAMAGES:
+                say(f"exposure: {name}")
+                found = [hurt(watched, name, FLOOD) for _ in range(rounds or ROUNDS)]
+                report.series += [
+                    Series(f"exposure: {name}", "until it is back", "ms", [one.ms for one in found]),
+                    Series(f"exposure: {name}", "packets that left", "packets", [float(one.leaked) for one in found]),
+                ]

@@ -1,0 +1,167 @@
+"""E6-E9, E12: what others break under `nftpolicy watch`, and a flood: it is put back, and the exposure is counted."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.exposure import DAMAGES, Watched, hurt
+from tests.guarded import POLICY, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.lab import addresses as at
+from tests.lab.netns import wait_until
+from tests.leaks.test_e_windows import FLOOD, flooding
+
+ROUNDS = 3
+EVENTS = 10_000
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    with guarded_lab() as found:
+        wan_routes_in_main(found.lab)
+        yield found
+
+
+@pytest.fixture
+def watched(made: Guarded) -> Iterator[Watched]:
+    made.apply()
+    with Watched(made) as found:
+        yield found
+        found.wait_until_right()
+
+
+def seen(made: Guarded, seconds: float = 0.3) -> int:
+    made.lab.wan.drain()
+    time.sleep(seconds)
+    return sum(FLOOD in frame.payload for frame in made.lab.wan.frames())
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_what_is_broken_is_put_back(made: Guarded, watched: Watched, name: str) -> None:
+    exposures = []
+    with flooding(made.lab):
+        for _ in range(ROUNDS):
+            exposures.append(hurt(watched, name, FLOOD))
+        assert seen(made) == 0, "the flood goes on, and nothing of it leaves"
+    print(name, exposures)
+    assert all(one.ms < 1000 for one in exposures)
+    if not DAMAGES[name][1]:
+        assert [one.leaked for one in exposures] == [0] * ROUNDS, "where the guard stands, nothing leaves"
+    if name.startswith("nft") or name == "a rule before the guard's":
+        assert {one.by for one in exposures} == {"nft"}
+
+
+def test_without_the_watch_it_stays_broken_and_leaks(made: Guarded) -> None:
+    """The control of the test above."""
+    made.apply()
+    with flooding(made.lab):
+        made.lab.node.run(["nft", "flush", "ruleset"])
+        assert seen(made) > 100
+    assert made.nftpolicy("status", check=False).returncode == 1
+    made.apply()
+
+
+def test_links_that_flap_get_another_name_or_are_made_anew(made: Guarded, watched: Watched) -> None:
+    node = made.lab.node
+    with flooding(made.lab):
+        for words in (
+            [f"link set {at.WAN} down"],
+            [f"link set {at.WAN} up"],
+            [f"link set {at.WAN} down", f"link set {at.WAN} name other0", "link set other0 up"],
+            ["link set other0 down", f"link set other0 name {at.WAN}", f"link set {at.WAN} up"],
+            ["link add usb9 type veth peer name usb9-far", "link set usb9 up"],
+            ["link del usb9"],
+            [f"addr add 192.0.2.77/24 dev {at.WAN}", f"addr del 192.0.2.77/24 dev {at.WAN}"],
+        ):
+            made.lab.wan.drain()
+            node.ip(*words)
+            watched.wait_until_right()
+            assert seen(made) == 0, words
+    made.lab.wan_up()
+    wan_routes_in_main(made.lab)
+
+
+def test_what_others_add_is_proved_anew_and_blocked_until_it_is_gone(made: Guarded, watched: Watched) -> None:
+    node = made.lab.node
+    with flooding(made.lab):
+        node.nft(
+            "table inet other {\nchain out {\ntype filter hook postrouting priority 15000\n"
+            "meta mark set 0x1\n}\n}\n"
+            "table inet early {\nchain out {\ntype route hook output priority -160\nmeta mark set 0x1\n}\n}\n"
+        )
+        watched.wait_for("blocked")
+        assert "nftpolicy-block" in node.run(["nft", "list", "tables"]).stdout
+        assert seen(made) == 0
+        node.nft("delete table inet other\ndelete table inet early\n")
+        watched.wait_for("lifted")
+        wait_until(
+            lambda: "nftpolicy-block" not in node.run(["nft", "list", "tables"]).stdout, 5, "the end of the block"
+        )
+
+
+def test_another_policy_is_taken_over_and_a_release_is_respected(made: Guarded, watched: Watched) -> None:
+    other = made.file.read_text().replace("table   = 1", "table   = 9")
+    made.file.write_text(other)
+    assert "applied" in made.apply()
+    made.lab.node.run(["nft", "flush", "ruleset"])
+    watched.wait_until_right()
+    made.release()
+    time.sleep(0.5)
+    assert "nftpolicy" not in made.lab.node.run(["nft", "list", "tables"]).stdout
+    made.file.write_text(gluon(made.lab))
+    made.apply()
+    made.lab.node.run(["nft", "flush", "ruleset"])
+    watched.wait_until_right()
+
+
+def test_ten_thousand_events_cost_nothing_that_stays(made: Guarded, watched: Watched) -> None:
+    node = made.lab.node
+
+    def storm(count: int) -> None:
+        node.nft("table inet storm {\nset s {\ntype ipv4_addr\n}\n}\n")
+        lines = [f"add element inet storm s {{ 10.0.{number >> 8 & 255}.{number & 255} }}" for number in range(count)]
+        node.nft("\n".join(lines) + "\n")
+        node.ip(
+            *(f"route add unreachable 198.18.{number >> 8}.{number & 255}/32 table 77" for number in range(count // 10))
+        )
+        node.ip("route flush table 77")
+        node.nft("delete table inet storm\n")
+
+    storm(EVENTS // 5)
+    time.sleep(1)
+    before = watched.resources()
+    for _ in range(5):
+        storm(EVENTS // 5)
+    watched.wait_until_right()
+    time.sleep(1)
+    after = watched.resources()
+    print(before, after)
+    assert after.memory < before.memory + 8192  # KiB
+    assert after.files <= before.files + 1
+
+
+def test_it_sleeps_when_nothing_happens(watched: Watched) -> None:
+    time.sleep(1)
+    before = watched.resources()
+    time.sleep(2)
+    after = watched.resources()
+    assert after.cpu - before.cpu <= 0.03
+    assert after.switches - before.switches < 20
+
+
+def test_it_says_ready_and_ends_when_told(made: Guarded) -> None:
+    made.apply()
+    with Watched(made) as one:
+        lines = one.lines
+    assert one.process is not None
+    assert one.process.returncode == 0
+    assert json.loads(json.dumps(lines[0]))["event"] in ("start", "held", "adopted", "ready")
+
+
+def test_with_a_file_it_applies_that_first(made: Guarded) -> None:
+    made.release()
+    with Watched(made, POLICY) as one:
+        one.wait_until_right()
+    made.apply()
