@@ -19,6 +19,8 @@ def groups(masks: Iterable[int]) -> tuple[int, ...]:
 
 def packed(value: int, group: int) -> int:
     """The bits of `value` that are in `group`, pushed together."""
+    if not value & group:
+        return 0
     result = at = 0
     while group:
         low = group & -group
@@ -32,7 +34,7 @@ def packed(value: int, group: int) -> int:
 def spread(bits: int, group: int) -> int:
     """The opposite of packed."""
     result = 0
-    while group:
+    while bits:
         low = group & -group
         if bits & 1:
             result |= low

@@ -29,6 +29,8 @@ def ranges(values: Iterable[tuple[int, int]]) -> Ranges:
 
 def only(*values: int) -> Ranges:
     """These values and no other."""
+    if len(values) == 1:
+        return ((values[0], values[0]),)
     return ranges((value, value) for value in values)
 
 
@@ -36,7 +38,7 @@ def common(one: Ranges, other: Ranges) -> Ranges:
     """What both have."""
     if len(one) == 1 and len(other) == 1:
         (a, b), (c, d) = one[0], other[0]
-        low, high = max(a, c), min(b, d)
+        low, high = a if a > c else c, b if b < d else d
         return ((low, high),) if low <= high else ()
     found: list[tuple[int, int]] = []
     i = j = 0

@@ -10,8 +10,8 @@ from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
 from ..netstate.nft import Chain, Table
-from .decision import Decision
-from .effects import BREAK, Step, step
+from .decision import Decision, Untold
+from .effects import Step, step
 from .matching import Run, Tables
 from .reading import Place
 from .unknown import Doubts
@@ -21,6 +21,7 @@ ACCEPT, DROP = "accept", "drop"
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _KNOWN_FLAGS = frozenset({"dormant", "owner", "persist"})
+_END = nft.Verdict("return")  # what the end of a chain amounts to
 
 
 @mutable
@@ -29,17 +30,15 @@ class _Rule:
 
     rule: nft.Rule
     _rest: Iterator[Step]
-    _steps: list[Step] = field(factory=list)
+    ready: list[Step] = field(factory=list)
     _text: str | None = None
 
-    def step(self, at: int) -> Step | None:
-        """The step number `at`, or None behind the last."""
-        if at == len(self._steps):
-            made = next(self._rest, None)
-            if made is None:
-                return None
-            self._steps.append(made)
-        return self._steps[at]
+    def one_more(self) -> Step | None:
+        """The next step that was not ready yet, or None behind the last."""
+        made = next(self._rest, None)
+        if made is not None:
+            self.ready.append(made)
+        return made
 
     @property
     def text(self) -> str:
@@ -55,6 +54,7 @@ class _Prepared:
     table: Table
     sets: Tables
     place: Place
+    where: str  # for a person
     _chains: dict[str, Chain]
     _rules: dict[str, list[_Rule]] = field(factory=dict)
 
@@ -82,6 +82,7 @@ class Ruleset:
         self._hooked: dict[tuple[int, str, str | None], list[tuple[Table, Chain]]] = {}
         self._sets: dict[tuple[str, str], Tables] = {}
         self._prepared: dict[tuple[tuple[str, str], Place], _Prepared] = {}
+        self._of_chain: dict[tuple[str, str, str], _Prepared] = {}  # the same, by the base chain
 
     def hooked(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
         """The base chains that a packet meets at a hook, in order.
@@ -114,15 +115,22 @@ class Ruleset:
 
     def prepared(self, table: Table, chain: Chain) -> _Prepared:
         """The chains of a table as the base chain `chain` uses them."""
+        name = (table.family, table.name, chain.name)
+        found = self._of_chain.get(name)
+        if found is None:
+            found = self._of_chain[name] = self._at(table, chain)
+        return found
+
+    def _at(self, table: Table, chain: Chain) -> _Prepared:
         assert chain.hook is not None
         place = Place(table.family, chain.hook.hook, chain.hook.priority)
         key = (table.key, place)
         if key not in self._prepared:
             if table.key not in self._sets:
                 self._sets[table.key] = Tables.of(table)
-            self._prepared[key] = _Prepared(
-                table, self._sets[table.key], place, {one.name: one for one in table.chains}
-            )
+            where = f"table {table.family} {table.name}"
+            chains = {one.name: one for one in table.chains}
+            self._prepared[key] = _Prepared(table, self._sets[table.key], place, where, chains)
         return self._prepared[key]
 
 
@@ -140,8 +148,8 @@ def evaluate(
     if hook is None:
         raise ValueError(f"{chain.name} is no base chain")
     prepared = ruleset.prepared(table, chain)
-    run = Run(view, doubts, log)
-    where = f"table {table.family} {table.name}"
+    run = Run(view, doubts, log, Untold())
+    where = prepared.where
     if not table.flags <= _KNOWN_FLAGS and not doubts.ask(f"{where} is not dormant"):
         return ACCEPT
     if (
@@ -152,7 +160,7 @@ def evaluate(
         return ACCEPT
     if log is not None:
         log.append(Decision("chain", f"{where}, chain {chain.name}", chain, chain.origin))
-    verdict = _walk(prepared, chain, run, where)
+    verdict = _walk(prepared, chain, run)
     if verdict is not None:
         return verdict
     if log is not None:
@@ -160,15 +168,15 @@ def evaluate(
     return DROP if hook.policy == "drop" else ACCEPT
 
 
-def _walk(prepared: _Prepared, chain: Chain, run: Run, where: str) -> str | None:
+def _walk(prepared: _Prepared, chain: Chain, run: Run) -> str | None:
     """accept, drop, or None where the base chain's end was met."""
     stack: list[Iterator[_Rule]] = []
     rules = iter(prepared.rules(chain.name))
     while True:
-        verdict = nft.Verdict("return")  # what the end of a chain amounts to
+        verdict = _END
         for rule in rules:
-            found = _carry_out(rule, run)
-            if found is not None:
+            found = _carry_out(rule, run) if run.log is None else _told(rule, run, run.log)
+            if not isinstance(found, bool):
                 verdict = found
                 break
         match verdict.kind:
@@ -177,14 +185,14 @@ def _walk(prepared: _Prepared, chain: Chain, run: Run, where: str) -> str | None
             case "jump" | "goto":
                 target = None if verdict.target is None else prepared.chain(verdict.target)
                 if target is None:
-                    run.doubts.note(f"chain {verdict.target} of {where}, which the listing lacks")
+                    run.doubts.note(f"chain {verdict.target} of {prepared.where}, which the listing lacks")
                     continue
                 if verdict.kind == "jump":
                     stack.append(rules)
                 if len(stack) > _DEPTH:
                     return DROP
                 if run.log is not None:
-                    run.log.append(Decision("chain", f"{where}, chain {target.name}", target, target.origin))
+                    run.log.append(Decision("chain", f"{prepared.where}, chain {target.name}", target, target.origin))
                 rules = iter(prepared.rules(target.name))
             case _:
                 if not stack:
@@ -192,22 +200,28 @@ def _walk(prepared: _Prepared, chain: Chain, run: Run, where: str) -> str | None
                 rules = stack.pop()
 
 
-def _carry_out(rule: _Rule, run: Run) -> nft.Verdict | None:
-    """The verdict of a rule that has one and matches."""
+def _told(rule: _Rule, run: Run, log: list[Decision]) -> bool | nft.Verdict:
+    """The same with what the rule did, for a person."""
     run.effects = []
-    verdict = None
-    at = 0
-    while (one := rule.step(at)) is not None:
-        verdict = one(run)
-        if verdict is not None:
-            break
-        at += 1
-    broken = verdict is BREAK
-    if run.log is not None and (not broken or run.effects):
-        words = [] if verdict is None or broken else [_named(verdict)]
+    found = _carry_out(rule, run)
+    if found or run.effects:
+        words = [] if isinstance(found, bool) else [_named(found)]
         effect = ", ".join([*run.effects, *words]) or "goes on"
-        run.log.append(Decision("rule", rule.text, rule.rule, rule.rule.origin, effect))
-    return None if broken else verdict
+        log.append(Decision("rule", rule.text, rule.rule, rule.rule.origin, effect))
+    return found
+
+
+def _carry_out(rule: _Rule, run: Run) -> bool | nft.Verdict:
+    """The verdict of a rule that has one; of others, whether the rule matches."""
+    for one in rule.ready:
+        found = one(run)
+        if found is not True:
+            return found
+    while (more := rule.one_more()) is not None:
+        found = more(run)
+        if found is not True:
+            return found
+    return True
 
 
 def _named(verdict: nft.Verdict) -> str:

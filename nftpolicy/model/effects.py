@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from ..netstate import nft
 from .matching import LOOPBACK, About, Run, Tables, lookup, match
@@ -13,9 +13,8 @@ from .reading import BREAKS, UNKNOWN, Nothing, Place, is_untracked, reader
 from .view import View
 from .words import Kind, kind, parse
 
-# What a step gives back: None (the rule goes on), BREAK (it does not match after all), or a verdict.
-BREAK: Final = nft.Verdict("break")
-Step = Callable[[Run], nft.Verdict | None]
+# What a step gives back: whether the rule goes on (a match is such a step), or a verdict.
+Step = Callable[[Run], bool | nft.Verdict]
 
 # Writes that nothing here reads, and that send a packet nowhere else.
 _HARMLESS_META = frozenset({"nftrace", "priority", "secmark"})
@@ -30,8 +29,7 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
     match_ = statement
     match match_:
         case nft.Match():
-            holds = match(match_, tables, place)
-            return lambda run: None if holds(run) else BREAK
+            return match(match_, tables, place)
         case nft.Verdict("continue"):
             return None
         case nft.Verdict():
@@ -50,13 +48,13 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
         case nft.Notrack():
             return lambda run: _notrack(run, place)
         case nft.Limit() | nft.Quota() | nft.Connections():
-            return lambda run: None if run.doubts.ask(str(about)) else BREAK
+            return lambda run: run.doubts.ask(str(about))
         case nft.SetUpdate(op, _, key):
             return _set_update(reader_of(key, place), op, about)
         case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
             return None
         case nft.ObjectRef("limit" | "quota"):
-            return lambda run: None if run.doubts.ask(str(about)) else BREAK
+            return lambda run: run.doubts.ask(str(about))
         case nft.Queue():
             return lambda run: _queue(run, about)
         case nft.FlowAdd() if place.hook != "forward":
@@ -74,9 +72,10 @@ def reader_of(key: nft.Expression, place: Place) -> Callable[[View], bool]:
     return lambda view: all(read(view) is not BREAKS for read in reads)
 
 
-def _noted(run: Run, about: About) -> None:
+def _noted(run: Run, about: About) -> bool:
     run.doubts.note(str(about))
     run.effects.append("not understood")
+    return True
 
 
 def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
@@ -85,16 +84,18 @@ def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
 
 
 def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.Verdict, ...]) -> Step:
-    def follow(run: Run) -> nft.Verdict | None:
+    def follow(run: Run) -> bool | nft.Verdict:
         found = find(run.view)
         if found is BREAKS:
-            return BREAK
+            return False
         if found is UNKNOWN:
             # One of its verdicts, or none.
-            found = next((one for one in possible if run.doubts.ask(f"{about}: {one.kind}")), BREAK)
             if not possible:
                 _noted(run, about)
-        return None if found.kind == "continue" else found
+            found = next((one for one in possible if run.doubts.ask(f"{about}: {one.kind}")), None)
+            if found is None:
+                return False
+        return True if found.kind == "continue" else found
 
     return follow
 
@@ -103,13 +104,14 @@ def _reject(type_: str) -> Step:
     # nft brings the family along, where the answer is one of a family.
     family = {"icmp": 4, "icmpv6": 6}.get(type_)
     drop = nft.Verdict("drop")
-    return lambda run: BREAK if family is not None and run.view.family != family else drop
+    return lambda run: drop if family in (None, run.view.family) else False
 
 
-def _notrack(run: Run, place: Place) -> None:
+def _notrack(run: Run, place: Place) -> bool:
     if is_untracked(run.view, place):  # what tracking has refused to look at too
         run.view.notrack = True
         run.effects.append("not tracked")
+    return True
 
 
 def _queue(run: Run, about: About) -> nft.Verdict:
@@ -119,10 +121,8 @@ def _queue(run: Run, about: About) -> nft.Verdict:
 
 
 def _set_update(readable: Callable[[View], bool], op: str, about: About) -> Step:
-    def update(run: Run) -> nft.Verdict | None:
-        if not readable(run.view):
-            return BREAK
-        return None if op == "delete" or run.doubts.ask(f"room for {about}") else BREAK
+    def update(run: Run) -> bool:
+        return readable(run.view) and (op == "delete" or run.doubts.ask(f"room for {about}"))
 
     return update
 
@@ -165,7 +165,7 @@ def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> St
         case nft.Ct(name) if name in _HARMLESS_CT:
             return None
         case nft.Option():
-            return lambda run: BREAK if value(run.view) is BREAKS else None
+            return lambda run: value(run.view) is not BREAKS
         case nft.Payload(("ip" | "ip6"), ("saddr" | "daddr")) | nft.Payload(_, ("sport" | "dport")):
             pass
         case nft.Payload():
@@ -174,14 +174,14 @@ def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> St
             return lambda run: _noted(run, about)
     readable = reader(key, place) if isinstance(key, nft.Payload) else None
 
-    def write(run: Run) -> nft.Verdict | None:
+    def write(run: Run) -> bool:
         number = value(run.view)
         if number is BREAKS or (readable is not None and readable(run.view) is BREAKS):
-            return BREAK
+            return False
         if isinstance(number, Nothing):
             return _noted(run, about)
         _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, place)
-        return None
+        return True
 
     return write
 
@@ -211,13 +211,13 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
 def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step:
     """Another field of the header: what is read of it later is what was written, or not known."""
 
-    def write(run: Run) -> nft.Verdict | None:
+    def write(run: Run) -> bool:
         number = value(run.view)
         if number is BREAKS or read(run.view) is BREAKS:
-            return BREAK
+            return False
         fields = {name: old for name, old in run.view.fields.items() if name != (key.protocol, key.name)}
         run.view.fields = fields if isinstance(number, Nothing) else {**fields, (key.protocol, key.name): number}
-        return None
+        return True
 
     return write
 
@@ -235,13 +235,13 @@ def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -
     find = {version: _part(address, nft.Payload(of, "daddr"), tables, place) for version, of in ((4, "ip"), (6, "ip6"))}
     port = _part(statement.port, plain, tables, place)  # type: ignore[union-attr]
 
-    def translate(run: Run) -> nft.Verdict | None:
+    def translate(run: Run) -> bool | nft.Verdict:
         view = run.view
         if family is not None and view.family != family:
-            return BREAK
+            return False
         where, which = find[view.family](view), port(view)
         if BREAKS in (where, which):
-            return BREAK
+            return False
         if isinstance(where, tuple):  # a map may hold both
             where, which = where
         if UNKNOWN in (where, which) or "netmap" in statement.flags:  # type: ignore[union-attr]

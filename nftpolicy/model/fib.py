@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import IPv6Address
 
 from attrs import frozen
@@ -38,13 +39,18 @@ class Search:
     strict: bool = False
 
 
+@lru_cache(maxsize=1 << 12)
+def _number6(address: str) -> int:
+    return int(IPv6Address(address))
+
+
 def network(prefix: str, family: int) -> tuple[int, int]:
     """The first address and the length of ADDRESS/LENGTH or "default"."""
     if prefix == "default":
         return 0, 0
     address, _, length = prefix.partition("/")
     if family == 6:
-        return int(IPv6Address(address)), int(length or 128)
+        return _number6(address), int(length or 128)
     a, b, c, d = address.split(".")
     return int(a) << 24 | int(b) << 16 | int(c) << 8 | int(d), int(length or 32)
 

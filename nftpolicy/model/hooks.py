@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 
 import attrs
 
@@ -24,6 +25,7 @@ Compared = tuple[int, int, int]  # mark, source, destination
 _TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.Connections, nft.FlowAdd)
 _WORDS = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")  # of those in JSON
 _NAMES = {4: "ip", 6: "ip6"}
+_SEEN_AS = {0x0800: 4, 0x86DD: 6}  # by ethertype; all others are met by chains of a device alone
 
 
 def tracks(tables: Iterable[nft.Table], family: int) -> bool | None:
@@ -53,10 +55,15 @@ def _needs_tracking(value: object, family: str) -> bool | None:
         case _ if isinstance(value, _TRACKING):
             return True
         case _ if attrs.has(type(value)):
-            found = {_needs_tracking(getattr(value, one.name), family) for one in attrs.fields(type(value))}
+            found = {_needs_tracking(getattr(value, name), family) for name in _names(type(value))}
         case _:
             return False
     return True if True in found else None if None in found else False
+
+
+@cache
+def _names(of: type) -> tuple[str, ...]:
+    return tuple(one.name for one in attrs.fields(of))
 
 
 class Hooks:
@@ -68,6 +75,7 @@ class Hooks:
         self._ruleset, self._tracked = ruleset, tracked
         self.view, self._doubts, self._log = view, doubts, log
         self._told = None if isinstance(log, Untold) else log
+        self._family = _SEEN_AS.get(view.protocol_number, 0)
 
     def passes(
         self,
@@ -108,15 +116,15 @@ class Hooks:
 
     def _order(self, hook: str, device: str | None) -> list[Placed]:
         """Chains by where they really are: all nat chains of a hook are asked at one place."""
-        family = {0x0800: 4, 0x86DD: 6}.get(self.view.protocol_number, 0)
-        known = self._ruleset.placed.get((family, hook, device))
+        where = (self._family, hook, device)
+        known = self._ruleset.placed.get(where)
         if known is None:
             placed = [
                 (NAT.get(hook, at.priority) if at.type == "nat" else at.priority, table, chain, at)
-                for table, chain in self._ruleset.hooked(family, hook, device)
+                for table, chain in self._ruleset.hooked(*where)
                 if (at := chain.hook) is not None
             ]
-            known = self._ruleset.placed[family, hook, device] = sorted(placed, key=lambda item: item[0])
+            known = self._ruleset.placed[where] = sorted(placed, key=lambda item: item[0])
         return known
 
     def _nat_is_asked(self) -> bool:

@@ -49,6 +49,7 @@ class Index:
             for found in table.values():
                 if isinstance(found, _Ranges):
                     found.sort()
+        self._searched = [(shape if any(shape) else None, table) for shape, table in self._tables.items()]
 
     def _add(self, parts: list[Interval], data: Any) -> None:
         self._all.append(parts)
@@ -70,7 +71,12 @@ class Index:
 
     def find(self, values: tuple[int, ...]) -> Any:
         """The data of the element that `values` are in, or None."""
-        for shape, table in self._tables.items():
+        for shape, table in self._searched:
+            if shape is None:  # exact in all parts
+                found = table.get(values)
+                if found is not None:
+                    return found
+                continue
             key = tuple(value >> shift for value, shift in zip(values, shape, strict=True) if shift != _RANGE)
             found = table.get(key)
             if isinstance(found, _Ranges):

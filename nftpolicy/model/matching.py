@@ -27,7 +27,7 @@ class Run:
     view: View
     doubts: Doubts
     log: list[Decision] | None
-    effects: list[str] = field(factory=list)
+    effects: list[str]
 
 
 Holds = Callable[[Run], bool]
@@ -89,16 +89,25 @@ class Tables:
 
 def keys(expression: nft.Expression, place: Place) -> Keys:
     """All that a set is asked for, in order."""
-    parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
-    reads = [reader(part, place) for part in parts]
+    if not isinstance(expression, nft.Concat):
+        single = reader(expression, place)
+
+        def read_one(view: View) -> Values | Nothing:
+            value = single(view)
+            return value if isinstance(value, Nothing) else (value,)
+
+        return read_one
+    reads = [reader(part, place) for part in expression.parts]
 
     def read(view: View) -> Values | Nothing:
-        found = [one(view) for one in reads]
-        # Where one load fails the rule ends, whatever the others would have found.
-        for nothing in (BREAKS, UNKNOWN):
-            if nothing in found:
-                return nothing
-        return tuple(found)  # type: ignore[arg-type]
+        found, is_known = [], True
+        for one in reads:
+            value = one(view)
+            if value is BREAKS:  # where one load fails the rule ends, whatever the others would have found
+                return BREAKS
+            is_known = is_known and value is not UNKNOWN
+            found.append(value)
+        return tuple(found) if is_known else UNKNOWN  # type: ignore[arg-type]
 
     return read
 
@@ -137,11 +146,24 @@ def match(item: nft.Match, tables: Tables, place: Place) -> Holds:
         return _asked(read, about)
     if item.left == nft.Ct("status"):
         return _status(item, wanted, read, about)
-    return _compared(read, _test(item.op, wanted), about)
+    return _is(read, wanted, about) if item.op == "==" else _compared(read, _test(item.op, wanted), about)
 
 
 def _asked(read: Callable[[View], Found], about: About) -> Holds:
     return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
+
+
+def _is(read: Callable[[View], Found], wanted: Interval, about: About) -> Holds:
+    """What most matches are: one value, or one range."""
+    low, high = wanted
+
+    def holds(run: Run) -> bool:
+        value = read(run.view)
+        if isinstance(value, Nothing):
+            return value is not BREAKS and run.doubts.ask(str(about))
+        return low <= value <= high
+
+    return holds
 
 
 def _compared(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Holds:
@@ -157,8 +179,6 @@ def _compared(read: Callable[[View], Found], test: Callable[[int], bool] | None,
 def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
     low, high = wanted
     match op:
-        case "==":
-            return lambda value: low <= value <= high
         case "!=":
             return lambda value: not low <= value <= high
         case "in":

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from operator import attrgetter
+from typing import Any
 
-from attrs import Factory, frozen
+from attrs import Factory, fields, frozen
 
 WIDTH = {4: 32, 6: 128}
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
@@ -63,6 +65,15 @@ class Packet:
     def protocol_number(self) -> int:
         """What is on the wire behind the link header (IEEE 802 numbers)."""
         return self.ethertype if self.ethertype is not None else ETHERTYPES[self.family]
+
+
+_FIELDS = tuple(one.name for one in fields(Packet))
+_VALUES = attrgetter(*_FIELDS)
+
+
+def changed(packet: Packet, **changes: Any) -> Packet:
+    """What attrs.evolve gives, in a third of the time: proofs make hundreds of packets out of one another."""
+    return Packet(**(dict(zip(_FIELDS, _VALUES(packet), strict=True)) | changes))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -36,6 +36,7 @@ Read = Callable[[View], Found]
 
 _IP, _IP6 = ETHERTYPES[4], ETHERTYPES[6]
 _WITH_PORTS = {"tcp": TCP, "udp": UDP, "udplite": 136, "sctp": 132, "dccp": 33}
+_PORTED = frozenset(_WITH_PORTS.values())
 _TRANSPORT = {**_WITH_PORTS, "esp": 50, "ah": 51, "comp": 108, "gre": 47}
 # icmp, icmpv6 and igmp bring their family along (nft adds the match that the listing leaves out).
 _OF_FAMILY = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGMP, _IP)}
@@ -95,17 +96,19 @@ def _unknown(view: View) -> Found:
 
 
 def _is_ip(view: View) -> bool:
-    return view.protocol_number in (_IP, _IP6)
+    return view.ethertype is None or view.ethertype in (_IP, _IP6)
 
 
 def _is_later_fragment(view: View) -> bool:
     return bool(view.fields.get(("ip", "frag-off"), 0) & _FRAGMENT_OFFSET)
 
 
-def _device(view: View, place: Place, side: str) -> int:
-    # A device's own hooks know no other device.
-    known = not place.is_link or side == ("i" if place.hook == "ingress" else "o")
-    return name_number((view.iif if side == "i" else view.oif) or "") if known else 0
+def _device(place: Place, side: str) -> Read:
+    if place.is_link and side != ("i" if place.hook == "ingress" else "o"):
+        return lambda view: 0  # a device's own hooks know no other device
+    if side == "i":
+        return lambda view: name_number(view.iif or "")
+    return lambda view: name_number(view.oif or "")
 
 
 def _meta(key: str, place: Place) -> Read:
@@ -113,7 +116,7 @@ def _meta(key: str, place: Place) -> Read:
         case "mark":
             return lambda view: view.mark
         case "iifname" | "iif" | "oifname" | "oif":
-            return lambda view: _device(view, place, key[0])
+            return _device(place, key[0])
         case "skuid":
             return lambda view: BREAKS if view.uid is None else view.uid
         case "skgid":
@@ -201,7 +204,7 @@ def _payload(protocol: str, name: str, place: Place) -> Read:
         def transport(view: View) -> Found:
             if not _is_ip(view) or (wanted is not None and view.protocol != wanted) or _is_later_fragment(view):
                 return BREAKS
-            if name in ("sport", "dport") and view.protocol in _WITH_PORTS.values():
+            if name in ("sport", "dport") and view.protocol in _PORTED:
                 return view.sport if name == "sport" else view.dport
             return _field(view, protocol, name)
 

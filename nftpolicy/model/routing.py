@@ -14,6 +14,7 @@ from ..netstate import iproute
 from ..netstate.state import NetState
 from .addresses import Addresses
 from .decision import Decision, Untold
+from .packet import IGMP
 from .routing4 import Router4
 from .routing6 import Router6
 from .rules import LOOPBACK, Asked
@@ -31,6 +32,7 @@ class Router:
         self._vrfs = {one.name for one in state.devices if one.kind == "vrf"}
         known = Addresses(state)
         self._4, self._6 = Router4(state, known), Router6(state, known)
+        self._answers: dict[tuple[object, ...], Routed] = {}
 
     def lookup(
         self,
@@ -56,7 +58,17 @@ class Router:
         `any_source`: an IPv4 source that is not of this machine is not refused (IP_TRANSPARENT, IP_HDRINCL).
         `exact`: this one lookup and no more, as RTM_GETROUTE does it. Without it an IPv6 packet that has no
         source and finds no route is looked up again with an address of this machine, as for a socket.
+        Without a `log` an answer is given once for all packets that no rule and no route tells apart.
         """
+        if log is None:
+            reads = (self._4 if family == 4 else self._6).rules.reads
+            # IPv4 itself looks for IGMP; all else of a packet's header above IP is for rules alone.
+            key = (family, destination, source, mark & reads.mark, iif, oif, uid if reads.uid else 0, tos,
+                   protocol if reads.protocol or protocol == IGMP else 0, (sport, dport) if reads.ports else None,
+                   forwarded, any_source, exact)  # fmt: skip
+            known = self._answers.get(key)
+            if known is not None:
+                return known
         asked = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
         if forwarded:
             # Nobody owns a forwarded packet; rules take it for root's.
@@ -79,7 +91,9 @@ class Router:
         if doubts.asked:
             forks = explore(run)
             result = agreed([found for found, _ in forks.results], forks.doubts, forks.complete)
-        if log is not None:
+        if log is None:
+            self._answers[key] = result
+        else:
             log += said
             log.append(_decided(result))
         return result

@@ -55,12 +55,36 @@ def _selectors(rule: IpRule) -> tuple[object, ...]:
             rule.l3mdev)  # fmt: skip
 
 
+@frozen
+class Reads:
+    """What the rules of a family tell packets apart by, beside addresses, devices and the TOS.
+
+    `mark` is every bit of it that a rule tests.
+    """
+
+    mark: int
+    uid: bool
+    protocol: bool
+    ports: bool
+
+    @classmethod
+    def of(cls, rules: Iterable[IpRule]) -> Reads:
+        mark, uid, protocol, ports = 0, False, False, False
+        for one in rules:
+            mark |= one.mask
+            uid = uid or one.uids is not None
+            protocol = protocol or one.l4proto is not None
+            ports = ports or one.sports is not None or one.dports is not None
+        return cls(mark, uid, protocol, ports)
+
+
 class Rules:
     """The rules of one family, in order."""
 
     def __init__(self, family: int, rules: Iterable[IpRule], devices: Iterable[Device]) -> None:
         told = sorted((one for one in rules if one.family == family), key=lambda one: one.priority)
         self.rules = tuple(told) or defaults(family)
+        self.reads = Reads.of(self.rules)
         self.untouched = is_default(self.rules, family)
         self._tos = _TOS_MASK[family]
         width = 32 if family == 4 else 128

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
 from .addresses import is_multicast6
-from .decision import Decision, Untold
+from .decision import Decision, Untold, likewise
 from .packet import KERNEL, TCP, UDP, Packet, interval, number, shown
 from .routing import Routed, Router
 from .rules import LOOPBACK
@@ -75,7 +75,7 @@ class Sending:
         """
         if packet.origin == KERNEL or packet.protocol not in (TCP, UDP):
             return way
-        said: Log = []
+        said = likewise(log)
         other = self._asked(packet, way.source, doubts, said)
         if other is not None and (other.device, other.is_local) == (way.device, way.is_local):
             return way
@@ -179,6 +179,7 @@ class _Sources:
 
     def __init__(self, state: NetState) -> None:
         self._owned: dict[tuple[int, str], list[int]] = defaultdict(list)
+        self._found: dict[tuple[int, int, str | None], Sequence[int]] = {}
         for device in state.devices:
             for address in device.addresses:
                 own = address.partition("/")[0]
@@ -191,7 +192,10 @@ class _Sources:
 
     def choose(self, family: int, destination: int, device: str | None, doubts: Doubts) -> int | None:
         """One of them; a fork for each, None if there are none."""
-        found = self._of(family, device, destination)
+        asked = (family, destination, device)
+        found = self._found.get(asked)
+        if found is None:
+            found = self._found[asked] = self._of(family, device, destination)
         for address in found[:-1]:
             if doubts.ask(f"whether the address is {shown(family, address)}"):
                 return address

@@ -21,6 +21,7 @@ from .survey import Survey, which_mark
 NO_DEVICE = 0  # the index of "" among the devices
 MOST_BOXES = 4096  # alternatives of one match; beyond that it counts as not understood
 _ELEMENTS = 256  # of a concatenation that is negated: each multiplies the boxes
+_REMEMBERED = 4096  # matches whose boxes are kept: those of a policy, not of whoever has ten thousand rules
 
 # What a device's own hooks read in their own way; a field that is always 0; NFPROTO_NETDEV.
 _OTHERWISE = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
@@ -65,6 +66,8 @@ class Space:
         self._sets: dict[tuple[str, str, str], nft.Set] = {}
         self._fields: dict[object, Field | None] = {}
         self._known: dict[tuple[object, ...], list[Box]] = {}
+        self._of_match: dict[tuple[int, str | None], tuple[nft.Match, list[Box]]] = {}  # by what the match is itself
+        self._devices: dict[str, Ranges] = {}
         self._links: dict[tuple[str, str], str] = {}  # of tables of the family netdev: ingress, egress or both
 
     def base(self) -> Box:
@@ -75,7 +78,10 @@ class Space:
 
     def device(self, name: str) -> Ranges:
         """The classes of devices that a name, or a pattern ending in *, stands for."""
-        return values.device_ranges(self.devices, name)
+        found = self._devices.get(name)
+        if found is None:
+            found = self._devices[name] = values.device_ranges(self.devices, name)
+        return found
 
     def some_devices(self, names: Iterable[str]) -> Ranges:
         """All classes that any of the names stands for."""
@@ -105,17 +111,25 @@ class Space:
 
     def match(self, table: nft.Table, match: nft.Match) -> list[Box]:
         """The boxes of packets that pass a match of a rule in `table`; they may overlap."""
+        link = self._links.get(table.key)
+        here = (id(match), link)
+        seen = self._of_match.get(here)
+        if seen is not None and seen[0] is match:
+            return seen[1]
         short = short_key(match)
-        key = None if short is None else (self._links.get(table.key), *short)
+        key = None if short is None else (link, *short)
         if isinstance(match.right, nft.SetRef):  # which many rules may ask, and which may be long
             key = (table.key, match.left, match.op, match.right)
         if key is not None and key in self._known:
             return self._known[key]
+        doubts = len(self.doubts)
         found = self._match(table, match)
         if found is None or (len(found) > MOST_BOXES and not isinstance(match.right, nft.SetRef)):
             found = [{self.doubt(f"{table.family} {table.name}: {text.shown(match)}"): only(1)}]
         elif key is not None:
             self._known[key] = found
+        elif len(self.doubts) == doubts and len(self._of_match) < _REMEMBERED:  # a doubt is a new one each time
+            self._of_match[here] = (match, found)
         return found
 
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:

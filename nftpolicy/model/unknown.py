@@ -53,8 +53,9 @@ def explore(run: Callable[[Doubts], Result], cap: int = CAP) -> Forks[Result]:
     while script is not None and len(results) < cap:
         oracle = Doubts(script)
         results.append(run(oracle))
-        doubts |= dict.fromkeys((*oracle.asked, *oracle.noted))
-        noted |= dict.fromkeys(oracle.noted)
+        if oracle.asked or oracle.noted:
+            doubts |= dict.fromkeys((*oracle.asked, *oracle.noted))
+            noted |= dict.fromkeys(oracle.noted)
         script = _next(oracle.given)
     return Forks(tuple(results), script is None, tuple(doubts), tuple(noted))
 

@@ -62,9 +62,10 @@ class Walk:
 class Model:
     """Linux, as far as it decides where packets go, in one state."""
 
-    def __init__(self, state: NetState) -> None:
+    def __init__(self, state: NetState, ruleset: Ruleset | None = None) -> None:
+        """`ruleset`: that of the state, if it is ready already."""
         self.router = Router(state)
-        self.ruleset = Ruleset(state.tables)
+        self.ruleset = ruleset or Ruleset(state.tables)
         self.sending = Sending(self.router, state)
         self.kinds = Kinds(state)
         self._tracked: dict[int, bool | None] = {}
@@ -114,6 +115,7 @@ class _Run:
 
     def __init__(self, model: Model, packet: Packet, doubts: Doubts, told: bool) -> None:
         self._model, self._packet, self._doubts = model, packet, doubts
+        self._told = told
         self._log: list[Decision] = [] if told else Untold()
         self._source = packet.source
         self._sent_from = packet.source or 0
@@ -261,7 +263,8 @@ class _Run:
     # Parts
 
     def _say(self, kind: str, text: str, effect: str = "goes on") -> None:
-        self._log.append(Decision(kind, text, effect=effect))
+        if self._told:
+            self._log.append(Decision(kind, text, effect=effect))
 
     def _stopped(self, hook: str, **how: Any) -> Walk | None:
         outcome = self._hooks.passes(hook, **how)

@@ -7,6 +7,7 @@ Names of devices are numbers too, as in the kernel: sixteen bytes, and a wildcar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -115,6 +116,7 @@ def kinds(expression: nft.Expression) -> tuple[Kind, ...]:
     return (kind(expression),)
 
 
+@lru_cache(maxsize=1 << 12)
 def name_number(name: str) -> int:
     """The number of a device's name."""
     return int.from_bytes(name.encode(errors="replace")[:_NAME].ljust(_NAME, b"\0"), "big")

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import evolve, frozen
+from attrs import frozen
 
+from ..model.packet import changed
 from .claim import Claim
 from .ground import Ground
 from .surroundings import here
@@ -18,11 +19,14 @@ Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, word, origin
 
 @frozen
 class _Tried:
-    """A word, whether it holds, and the packet that shows it."""
+    """A word; where it does not hold, the packet that shows it."""
 
     word: Word
-    held: bool
-    shown: Counterexample
+    shown: Counterexample | None
+
+    @property
+    def held(self) -> bool:
+        return self.shown is None
 
 
 def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, ...]]:
@@ -33,7 +37,7 @@ def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, 
         if word.packet.family not in claim.families:
             continue
         tried = _tried(ground, word)
-        if not tried.held and ground.state.devices and tried.shown.walk.outcome == "unroutable":
+        if tried.shown is not None and ground.state.devices and tried.shown.walk.outcome == "unroutable":
             skipped[f"there is no route for it now: {word.word} (IPv{word.packet.family})"] = None
             continue
         families = told.setdefault((word.property, word.uplink, word.word, word.origin), {})
@@ -48,16 +52,17 @@ def _tried(ground: Ground, word: Word) -> _Tried:
     held = word.holds(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
     if not held and word.borrowed and walk.outcome in ("unroutable", "dropped"):
         # No worse than without the mark that it came with.
-        held = ground.model.walk(evolve(word.packet, mark=0), told=False).outcome == walk.outcome
-    if not held:
-        walk = ground.model.walk(word.packet)
+        held = ground.model.walk(changed(word.packet, mark=0), told=False).outcome == walk.outcome
+    if held:
+        return _Tried(word, None)
+    walk = ground.model.walk(word.packet)
     why = f"{walk.outcome}{f' by {walk.device}' if walk.device else ''}, mark {walk.mark:#x}"
-    return _Tried(word, held, Counterexample(word.packet, walk, word.device or "", why))
+    return _Tried(word, Counterexample(word.packet, walk, word.device or "", why))
 
 
 def _used(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:
     name, uplink, word, origin = title
-    failed = tuple(one.shown for some in families.values() for one in some if not one.held)
+    failed = tuple(one.shown for some in families.values() for one in some if one.shown is not None)
     doubts = tuple(doubt for one in failed for doubt in one.walk.doubts)
     verdict = PROVED if not failed else UNKNOWN if doubts else REFUTED
     return Finding(name, uplink, word, verdict, failed[0].why if failed else "", failed, doubts, origin=origin)

@@ -48,7 +48,7 @@ class Ground:
     @cached_property
     def model(self) -> Model:
         """The walk of single packets."""
-        return Model(self.state)
+        return Model(self.state, self.ruleset)
 
     def passage(self, family: int) -> Passage:
         """All packets of a family (4, 6, or 0 for other frames)."""

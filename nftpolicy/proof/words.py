@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count, islice, product
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ..model.box import Ranges, only, without
-from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, Flow, Packet, interval, number
+from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, Flow, Packet, changed, interval, number
 from ..model.walk import Walk
 from ..netstate.nft import Origin
 from ..netstate.state import NetState
@@ -116,20 +116,20 @@ def _services(ground: Ground, one: UplinkClaim) -> Iterator[Word]:
             continue
         for family, regions in service.regions.items():
             for region in (part for whole in regions for part in _parts(family, whole, ends=True)):
-                plain = evolve(_sample(ground, family, region, SOCKET), mark=one.value)
+                plain = changed(_sample(ground, family, region, SOCKET), mark=one.value)
                 if family == 6 and (plain.destination >> 118 == 0x3FA or plain.destination >> 120 == 0xFF):
-                    plain = evolve(plain, bound=device)  # such an address means nothing without a device
+                    plain = changed(plain, bound=device)  # such an address means nothing without a device
                 ports = without(region.fields.get("dport", ((1, 0xFFFF),)), only(DNS))
-                plain = evolve(plain, dport=pick(ports, plain.dport) if ports else DNS)
+                plain = changed(plain, dport=pick(ports, plain.dport) if ports else DNS)
                 # Of a service that asks for names alone the words about names tell.
                 for owner in service.owners if ports or one.names is None else ():
-                    mine = evolve(plain, **{owner.key: owner.number})
+                    mine = changed(plain, **{owner.key: owner.number})
                     yield Word("P3", one.name, title, service.origin, mine, "leaves", device, worn)
                 if service.kernel:
-                    own = evolve(plain, origin=KERNEL)
+                    own = changed(plain, origin=KERNEL)
                     if own.protocol == UDP:
                         yield Word("P3", one.name, title, service.origin, own, "leaves", device, worn)
-                closed = evolve(plain, origin=KERNEL, protocol=TCP, flow=Flow("established"), fields={})
+                closed = changed(plain, origin=KERNEL, protocol=TCP, flow=Flow("established"), fields={})
                 yield Word(
                     "P3", one.name, f"{title}: the rest of a closed connection", service.origin, closed, "leaves",
                     device, worn,
@@ -139,9 +139,9 @@ def _services(ground: Ground, one: UplinkClaim) -> Iterator[Word]:
 def _service_in_short(ground: Ground, one: UplinkClaim, service: Service) -> Iterator[Word]:
     """One packet for each family: of hundreds of services all are rows of the same sets."""
     for family, regions in service.regions.items():
-        plain = evolve(_sample(ground, family, regions[0], SOCKET), mark=one.value)
+        plain = changed(_sample(ground, family, regions[0], SOCKET), mark=one.value)
         if service.owners and plain.dport != DNS:
-            mine = evolve(plain, **{service.owners[0].key: service.owners[0].number})
+            mine = changed(plain, **{service.owners[0].key: service.owners[0].number})
             title, worn = f"service {service.name}", (one.value, one.mask)
             yield Word("P3", one.name, title, service.origin, mine, "leaves", one.devices[0], worn)
 
@@ -160,15 +160,15 @@ def _holes(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
                     if family == 6:
                         near = frame.source or _link_local(ground.state, device)
                         to = frame.destination if "daddr" in region.fields else _ALL_NODES
-                        frame = evolve(frame, source=near, destination=to)
+                        frame = changed(frame, source=near, destination=to)
                     if device in hooked:
                         yield Word("P3", one.name, title, hole.origin, frame, "leaves", device)
                     if device not in one.devices:
                         continue
-                    plain = evolve(frame, origin=KERNEL)
+                    plain = changed(frame, origin=KERNEL)
                     yield Word("P3", one.name, title, hole.origin, plain, "leaves", device)
                     if hole.report:
-                        worn = evolve(plain, mark=one.value)
+                        worn = changed(plain, mark=one.value)
                         yield Word("P3", one.name, f"{title}, marked by accident", hole.origin, worn, "leaves", device)
     yield from _strays(ground, one, claim)
 
@@ -181,8 +181,8 @@ def _strays(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
         for family, regions in hole(word, one.name).headers.items():
             device = inside_device(claim.inside[0])  # type: ignore[index]
             for region in _parts(family, regions[0]):
-                worn = evolve(_sample(ground, family, region, KERNEL, device), mark=one.value)
-                worn = evolve(worn, source=_link_local(ground.state, device) if family == 6 else worn.source)
+                worn = changed(_sample(ground, family, region, KERNEL, device), mark=one.value)
+                worn = changed(worn, source=_link_local(ground.state, device) if family == 6 else worn.source)
                 yield Word("P3", one.name, f"{word} inside", ("inside",), worn, "leaves", device)
 
 
@@ -191,13 +191,13 @@ def _replies(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
     flow = Flow("established", "reply", one.value)
     for reply in one.replies:
         for family, regions in reply.headers.items():
-            plain = evolve(_sample(ground, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000)
+            plain = changed(_sample(ground, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000)
             if plain.protocol == TCP:
-                plain = evolve(plain, fields={("tcp", "flags"): 16})
-            own = evolve(plain, origin=KERNEL, mark=one.value)
+                plain = changed(plain, fields={("tcp", "flags"): 16})
+            own = changed(plain, origin=KERNEL, mark=one.value)
             # Accepted sockets have the mark of their SYN (tcp_fwmark_accept). Others, and those that are older than
             # the policy, need some route before the flow's mark leads them back. Only the kernel answers pings.
-            sent = [evolve(plain, mark=one.value)] if plain.protocol == TCP else []
+            sent = [changed(plain, mark=one.value)] if plain.protocol == TCP else []
             sent += [plain] if plain.protocol in (TCP, UDP) and claim.inside else []
             for answer in (own, *sent):
                 yield Word("P3", one.name, f"answer {reply.name}", reply.origin, answer, "leaves", device, worn)
@@ -218,12 +218,12 @@ def _arrivals(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
             yield Word("P3", one.name, "what arrives is marked", origin, come, "delivered", None, worn, None, worn)
             inside = _inside_address(ground.state, family, claim)
             if inside is not None:
-                asked = evolve(come, destination=inside)
+                asked = changed(come, destination=inside)
                 yield Word("P2", one.name, "no word about addresses inside", origin, asked, "dropped")
             for everybody in _EVERYBODY[family]:
-                told = evolve(come, destination=number(everybody))
+                told = changed(come, destination=number(everybody))
                 yield Word("P3", one.name, "what arrives is marked", origin, told, "delivered", None, worn)
-            through = evolve(come, destination=REMOTE[family] + 1)
+            through = changed(come, destination=REMOTE[family] + 1)
             yield Word("P2", one.name, "nothing is passed on", origin, through, "dropped")
         for pattern in (claim.inside or ())[:1]:
             reply = Packet(family, REMOTE[family], None, UDP, 81, flow=Flow("established", "reply", one.value))
@@ -250,7 +250,7 @@ def _frames(one: UplinkClaim) -> Iterator[Word]:
                 "P3", one.name, f"marked frames by {device}", ("uplink", one.name, "mark"), frame, "leaves", device
             )
             if device in one.ports:
-                carried = evolve(frame, mark=0, fields={("meta", "pkttype"): _OTHER_HOST})
+                carried = changed(frame, mark=0, fields={("meta", "pkttype"): _OTHER_HOST})
                 where = ("uplink", one.name, "devices")
                 yield Word("P3", one.name, f"what the bridge carries to {device}", where, carried, "leaves", device)
 
@@ -261,13 +261,13 @@ def _names(one: UplinkClaim, claim: Claim) -> Iterator[Word]:
     for family in BOTH:
         for protocol in (UDP, TCP):
             ask = Packet(family, REMOTE[family], None, protocol, dport=DNS)
-            up = evolve(ask, uid=names.user, gid=nobody, mark=one.value)
+            up = changed(ask, uid=names.user, gid=nobody, mark=one.value)
             yield Word("P3", one.name, "the resolver asks", names.origin, up, "leaves", device, (one.value, one.mask))
             for service in one.services[:_MANY]:
                 for owner in service.owners:
                     # Without the mark a question to a server elsewhere needs some route before it is redirected.
                     for mark in (0, one.value) if claim.inside else (one.value,):
-                        mine = evolve(ask, mark=mark, **{"uid": nobody, "gid": nobody, owner.key: owner.number})
+                        mine = changed(ask, mark=mark, **{"uid": nobody, "gid": nobody, owner.key: owner.number})
                         places = names.at(family)
                         if places:
                             yield Word(
@@ -275,7 +275,7 @@ def _names(one: UplinkClaim, claim: Claim) -> Iterator[Word]:
                                 None, None, places[0],
                             )  # fmt: skip
                     for address, port in names.at(family):
-                        direct = evolve(ask, destination=address, dport=port, **{owner.key: owner.number})
+                        direct = changed(ask, destination=address, dport=port, **{owner.key: owner.number})
                         yield Word(
                             "P5", one.name, f"names for service {service.name}", names.origin, direct, "delivered"
                         )
@@ -291,7 +291,7 @@ def _everybody(claim: Claim, packet: Packet) -> Iterator[tuple[UplinkClaim, Serv
     for one in claim.uplinks:
         for service in one.services[:_MANY]:
             for owner in service.owners:
-                yield one, service, evolve(packet, **{owner.key: owner.number})
+                yield one, service, changed(packet, **{owner.key: owner.number})
 
 
 def _inside(claim: Claim) -> Iterator[Word]:
@@ -302,7 +302,7 @@ def _inside(claim: Claim) -> Iterator[Word]:
             device = inside_device(pattern)
             plain = Packet(family, here, None, UDP, uid=nobody, gid=nobody, bound=device if family == 4 else None)
             if family == 4 or pattern == (claim.inside or ())[0]:
-                asks = evolve(plain, dport=DNS)
+                asks = changed(plain, dport=DNS)
                 yield Word("P3", "", f"inside {pattern}", ("inside",), plain, "leaves", device)
                 yield Word("P3", "", f"names inside {pattern}", ("inside",), asks, "leaves", device)
                 for one, service, mine in _everybody(claim, plain):
@@ -312,12 +312,12 @@ def _inside(claim: Claim) -> Iterator[Word]:
         lo = {4: 0x7F000001, 6: 1}[family]
         plain = Packet(family, lo, lo, UDP, dport=free, uid=nobody, gid=nobody)
         yield Word("P3", "", "loopback", (), plain, "delivered")
-        yield Word("P3", "", "names on loopback", (), evolve(plain, dport=DNS), "delivered")
+        yield Word("P3", "", "names on loopback", (), changed(plain, dport=DNS), "delivered")
         for one, service, mine in _everybody(claim, plain):
             title = f"service {service.name} on loopback"
             yield Word("P3", one.name, title, service.origin, mine, "delivered", None, None, (lo, free))
         for one in claim.uplinks:
-            kept = evolve(plain, mark=one.value)
+            kept = changed(plain, mark=one.value)
             yield Word("P3", one.name, "loopback keeps marks", (), kept, "delivered", None, (one.value, one.mask))
 
 
