@@ -70,14 +70,18 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
     folder = Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["NFTPOLICY_LIB"] = f"{FOLDER}/lib"  # of this process in the node alone
     return Changer(Faulty(Linux(), at_step, how, after), Memory(folder), lambda text: load(text[1], text[0])[0])
 
 
 def change(policy: Policy | None, *fault: object) -> int:
     """Change to a policy, or release; the number of steps."""
+    return changed(changer(*fault), policy)
+
+
+def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
     from nftpolicy.runtime.change import Wanted
 
-    made = changer(*fault)
     wanted = None if policy is None else Wanted(policy, (policy.name, to_toml(policy).encode()))
     with made.alone():
         outlook = made.outlook(wanted)
