@@ -89,7 +89,10 @@ def file_page() -> str:
 def parameters(command: str) -> list:
     app = typer.Typer(add_completion=False)
     app.command(command)(import_module(f"nftpolicy.cli.{command}").command)
-    return [one for one in typer.main.get_command(app).params if one.name != "help"]
+    # A hidden one is how the program calls itself.
+    return [
+        one for one in typer.main.get_command(app).params if one.name != "help" and not getattr(one, "hidden", False)
+    ]
 
 
 def options_of(command: str) -> set[str]:
@@ -208,7 +211,7 @@ def test_places() -> None:
     assert f".It Pa {memory.DEFAULT}/UPLINK.dns" in page
     assert f"{memory.DEFAULT}/NAME.dns" in file_page()
     code = "".join(file.read_text() for file in (ROOT / "nftpolicy").rglob("*.py"))
-    read = set(re.findall(r"environ\.get\([\"'](\w+)", code))
+    read = set(re.findall(r"environ\.get\([\"'](\w+)", code)) | set(re.findall(r'envvar="(\w+)"', code))
     assert {*items(section(page, "ENVIRONMENT", "Sh"), "Ev")} == read
 
 
