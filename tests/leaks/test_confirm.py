@@ -1,0 +1,120 @@
+"""`apply --confirm`: it goes back by itself, whatever becomes of the process that applied, and of its terminal."""
+
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.lab.netns import wait_until
+from tests.leaks.test_e_windows import FLOOD, flooding
+
+OTHER = "/run/lab/other.toml"
+SECONDS = "2"
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    with guarded_lab() as found:
+        wan_routes_in_main(found.lab)
+        found.lab.node.outside(OTHER).write_text(gluon(found.lab).replace("table   = 1", "table   = 9"))
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _first_in_force(made: Guarded) -> Iterator[None]:
+    made.apply()
+    yield
+    wait_until(lambda: not pending(made), 20, "the end of the trial")
+
+
+def pending(made: Guarded) -> list[object]:
+    return list(made.lab.node.outside(STATE).glob("*/pending.json"))
+
+
+def in_force(made: Guarded) -> str:
+    first = "holds it already" in made.nftpolicy("apply", "--dry-run", POLICY).stdout
+    other = "holds it already" in made.nftpolicy("apply", "--dry-run", OTHER).stdout
+    assert first != other
+    return POLICY if first else OTHER
+
+
+def leaked(made: Guarded) -> int:
+    return sum(FLOOD in frame.payload for frame in made.lab.wan.frames())
+
+
+def test_without_a_word_it_goes_back_and_nothing_leaks(made: Guarded) -> None:
+    with flooding(made.lab):
+        made.lab.wan.drain()
+        said = made.nftpolicy("apply", "--confirm", SECONDS, OTHER)
+        assert "goes back to" in said.stderr
+        assert in_force(made) == OTHER
+        wait_until(lambda: not pending(made), 20, "the way back")
+        assert in_force(made) == POLICY
+        assert leaked(made) == 0
+    assert "confirm timed out" in made.nftpolicy("history").stdout
+
+
+def test_without_the_guard_the_flood_is_seen(made: Guarded) -> None:
+    """The control of the test above."""
+    with made.off(), flooding(made.lab):
+        made.lab.wan.drain()
+        wait_until(lambda: leaked(made), 5, "the flood")
+
+
+def test_confirmed_it_stays(made: Guarded) -> None:
+    made.nftpolicy("apply", "--confirm", "5", OTHER)
+    refused = made.nftpolicy("apply", POLICY, check=False)
+    assert (refused.returncode, "on trial" in refused.stderr) == (1, True)
+    made.nftpolicy("confirm")
+    assert not pending(made)
+    assert in_force(made) == OTHER
+    again = made.nftpolicy("confirm", check=False)
+    assert (again.returncode, "no policy is waiting" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("pause", [0.25, 0.4, 0.6])
+def test_the_applying_process_may_be_killed_at_any_time(made: Guarded, pause: float) -> None:
+    with flooding(made.lab):
+        made.lab.wan.drain()
+        process = made.lab.node.popen(
+            [PROGRAM, "apply", "--confirm", SECONDS, OTHER], env=ENVIRONMENT, stderr=subprocess.DEVNULL
+        )
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not pending(made), 20, "the way back")
+        made.nftpolicy("recover", "--undo")
+        assert in_force(made) == POLICY
+        assert leaked(made) == 0
+
+
+def test_the_end_of_the_terminal_ends_nothing(made: Guarded) -> None:
+    ours, theirs = pty.openpty()
+    process = made.lab.node.popen(
+        [PROGRAM, "apply", "--confirm", SECONDS, OTHER],
+        env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    assert process.wait(20) == 0
+    os.close(ours)  # hangs up
+    assert in_force(made) == OTHER
+    wait_until(lambda: not pending(made), 20, "the way back")
+    assert in_force(made) == POLICY
+
+
+def test_a_dead_man_that_is_killed_is_told(made: Guarded) -> None:
+    made.nftpolicy("apply", "--confirm", "60", OTHER)
+    (note,) = pending(made)
+    import json
+
+    pid = json.loads(note.read_text())["deadman"]["pid"]  # type: ignore[attr-defined]
+    made.lab.node.call(os.kill, pid, signal.SIGKILL)
+    wait_until(lambda: "has ended" in made.nftpolicy("status", check=False).stderr, 5, "a word of it")
+    made.nftpolicy("rollback")
+    assert in_force(made) == POLICY
+    assert not pending(made)
