@@ -14,9 +14,7 @@ from .common import changing, done, read_policy, this_kernel, warn
 def command(
     file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show every step and its proof, and change nothing."),
-    confirm: int = typer.Option(
-        0, "--confirm", min=0, max=86_400, help="Go back after so long, unless confirmed."
-    ),
+    confirm: int = typer.Option(0, "--confirm", min=0, max=86_400, help="Go back after so long, unless confirmed."),
     wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
     via_block: bool = typer.Option(False, "--via-block", help="Stop everything on the uplinks during the change."),
     despite_others: bool = typer.Option(
