@@ -53,7 +53,7 @@ def command(
         nft.load(f"add table inet {names.BLOCK_TABLE}\n", check=True)  # its socket has an address from now on
         world = World(
             changer, Linux, ears, nft.load, log.say, monitor.sent, monitor.counted, monitor.own_ports, Manager(),
-            block_unknown,
+            block_unknown, nft.load(f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n", check=True) is None,
         )  # fmt: skip
         Watch(world).run()
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
 BLOCK_TABLE = "nftpolicy-block"  # what stops an uplink for a while, apart, so that neither touches the other
+SECOND_TABLE = "nftpolicy-second"  # a copy of the guard that only its owner can change
+ASIDE = (BLOCK_TABLE, SECOND_TABLE)  # what stands beside the guard for a time, and proves nothing about it
 UNKNOWN_DEVICE = "unknown-device"  # the counter of packets to devices that the policy does not name
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100

@@ -23,7 +23,7 @@ from ..netstate.changes import (
 )
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, NetState
-from . import elements
+from . import elements, listing
 from .generation import steady
 from .interface import Refused, Unavailable
 from .libnft import Nft, refusal
@@ -65,9 +65,8 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read(sysctls)))
 
     def _table(self, family: str, name: str) -> nft.Table | None:
-        # Of all list commands of nft 1.0.6 this one alone leaves the elements of named sets in the kernel.
-        listed = self._nft.json(f"list ruleset {family}", terse=True)
-        table = next((one for one in json_in.ruleset(listed or {"nftables": []}) if one.name == name), None)
+        listed = json_in.ruleset(listing.table(self._nft, family, name))
+        table = next((one for one in listed if one.name == name), None)
         return table and self._whole(table)
 
     def _whole(self, table: nft.Table) -> nft.Table:
@@ -83,8 +82,9 @@ class Linux:
         return evolve(table, sets=sets, maps=maps)
 
     def table_names(self) -> set[tuple[str, str]]:
-        listed = self._nft.json("list tables") or {"nftables": []}
-        return {(one["table"]["family"], one["table"]["name"]) for one in listed["nftables"] if "table" in one}
+        # In text, since nft 1.0.6 can't write the flags of a table as JSON.
+        listed = (line.split() for line in (self._nft.listing("list tables") or "").splitlines())
+        return {(family, name) for _, family, name in listed}
 
     def everything(self) -> NetState:
         tables = steady(self._everybodys)
@@ -96,8 +96,8 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read(paths)), devices)
 
     def _everybodys(self) -> tuple[nft.Table, ...]:
-        listed = self._nft.json("list ruleset", terse=True) or {"nftables": []}
-        told = json_in.completed(json_in.ruleset(listed), self._nft.listing("list ruleset", terse=True) or "")
+        listed = json_in.ruleset(listing.ruleset(self._nft))
+        told = json_in.completed(listed, self._nft.listing("list ruleset", terse=True) or "")
         return tuple(self._filled_all(table) for table in told)
 
     def _filled(self, table: nft.Table, one: nft.Set) -> nft.Set:

@@ -22,6 +22,7 @@ from attrs import evolve, field, frozen
 from ..compiler import names
 from ..compiler.block import block
 from ..compiler.compile import Machine
+from ..compiler.second import second
 from ..kernel.interface import Kernel, Refused, Unavailable
 from ..kernel.monitor import UNKNOWN, Author, News
 from ..kernel.notify import Manager
@@ -73,7 +74,8 @@ class World:
 
     `fresh` makes a kernel that shares no socket with another, for children. `load` carries out nft text (or only
     asks whether it could), and returns what is wrong with it or None. `ports` are this process's netlink
-    sockets. `sent` counts packets that devices have sent, `counted` those of the named counters of our tables.
+    sockets. `owns`: the kernel knows tables with an owner, and `load` always has the same one. `sent` counts
+    packets that devices have sent, `counted` those of the named counters of our tables.
     """
 
     changer: Changer
@@ -86,6 +88,7 @@ class World:
     ports: Callable[[], frozenset[int]] = frozenset
     manager: Manager = field(factory=Manager)
     block_unknown: bool = False
+    owns: bool = False
     now: Callable[[], float] = time.monotonic
 
 
@@ -120,6 +123,7 @@ class Watch:
         self._author = UNKNOWN
         self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
         self._again: float | None = None  # when to try for the lock again
+        self._second: tuple[Table, ...] = ()  # the second guard, as it is loaded
         self._compare = self._alive = 0.0
         self._poll = select.poll()
 
@@ -318,6 +322,7 @@ class Watch:
         if self.held is None or self.held.desired != found.desired:
             self.held = Held(found.desired)
         self.world.ears.watch_sysctls(self.held.sysctls)
+        self._double(second(self.held.desired))
         self._warm()
         self.world.ears.leave_out(self.world.ports())
         self._proof.want()
@@ -342,6 +347,7 @@ class Watch:
             return
         self.text, self.policy, self.held, self._state, self.verdict = latest, None, None, None, ""
         if latest is None:
+            self._double(())
             self._lift("released")
             self.world.ears.watch_sysctls(())
             self.world.say("released", {"then": "nothing is held until a policy is applied"})
@@ -427,6 +433,18 @@ class Watch:
             self._alone(lambda: self._lift("the proof holds again"))
         self._status_now()
 
+    # --- the second guard ---
+
+    def _double(self, tables: tuple[Table, ...]) -> None:
+        """Put it in the place of what is loaded of it. The first guard stands whatever comes of that."""
+        if not self.world.owns or (not tables and not self._second):
+            return
+        text = "".join([*map(watching.away, self._second), *map(watching.owned, tables)])
+        if wrong := self.world.load(text, False):
+            self.world.say("failed", {"what": "the second guard", "why": wrong.strip().splitlines()[0]})
+        else:
+            self._second = tables
+
     # --- the block ---
 
     def _load_block(self) -> None:
@@ -467,12 +485,12 @@ class Watch:
 
 def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known: int | None) -> dict[str, Any]:
     """Whether the kernel differs from what the policy wants; and if not and it is asked for, the proof with the
-    tables of everybody, our block aside. A state that is `known` is not proved again. For JSON."""
+    tables of everybody, without what stands beside our guard. A state that is `known` is not proved again. For JSON."""
     found = prospect(kernel, policy, changer.memory)
     if found.plan.steps or not proves:
         return {"differs": bool(found.plan.steps)}
     state = kernel.everything()
-    state = evolve(state, tables=tuple(one for one in state.tables if one.name != names.BLOCK_TABLE))
+    state = evolve(state, tables=tuple(one for one in state.tables if one.name not in names.ASIDE))
     mark = hash(_decisive(state))
     if mark == known:
         return {"differs": False, "state": mark, "verdict": "", "failures": []}

@@ -80,6 +80,17 @@ def anew(table: nft.Table) -> str:
     return f"table {name}\ndelete table {name}\n{text.table(table)}\n"
 
 
+def owned(table: nft.Table) -> str:
+    """The table as one that belongs to whoever loads it, for as long as that lives."""
+    first, rest = text.table(table).split("\n", 1)
+    return f"{first}\n\tflags owner\n{rest}\n"
+
+
+def away(table: nft.Table) -> str:
+    """The end of a table."""
+    return f"delete table {table.family} {table.name}\n"
+
+
 def _chain(family: str, chain: nft.Chain) -> str:
     """The chain with its own rules alone. Counters and sets of the table stay as they are."""
 

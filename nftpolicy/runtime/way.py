@@ -108,9 +108,9 @@ def _judged(plan: Plan, observed: NetState, everything: NetState, kept: Promise 
 
 
 def _with_mine(everything: NetState, observed: NetState) -> NetState:
-    """Everything, with our own objects as `observed` has them, and without a block: that will not stay."""
+    """Everything, with our own objects as `observed` has them, and without what will not stay."""
     mine, paths = {table.key for table in observed.tables}, {one.path for one in observed.sysctls}
-    others = (one for one in everything.tables if one.key not in mine and one.name != names.BLOCK_TABLE)
+    others = (one for one in everything.tables if one.key not in mine and one.name not in names.ASIDE)
     tables = (*others, *observed.tables)
     sysctls = (*(one for one in everything.sysctls if one.path not in paths), *observed.sysctls)
     return evolve(everything, tables=tables, sysctls=sysctls)

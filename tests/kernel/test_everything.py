@@ -5,8 +5,10 @@ import random
 import subprocess
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.libnft import Nft
 from nftpolicy.kernel.linux import Linux
 from nftpolicy.kernel.rtnetlink import RtNetlink
 from nftpolicy.netstate import ip_json, iproute
@@ -201,4 +203,53 @@ def test_a_listing_that_kills_the_library_is_told(space):
             return str(error)
 
     found = space.call(look)
-    assert found == ["other"] or "libnftables itself ends" in found
+    assert found == ["other"] or "libnftables itself" in found
+
+
+OWNED = """
+table inet owned {
+	flags owner
+	counter hits { packets 0 bytes 0; }
+	set few { type ipv4_addr; flags timeout; elements = { 192.0.2.1 }; }
+	map where { type ipv4_addr : verdict; elements = { 192.0.2.1 : drop }; }
+	chain out { type filter hook postrouting priority 5; policy drop; ip daddr @few counter name "hits" accept; }
+	chain side { ip saddr vmap @where; }
+}
+table netdev owned {
+	flags owner
+	chain out { type filter hook egress device "a0" priority 5; policy accept; }
+}
+"""
+
+
+def look_at_owned():
+    """What is read while a table has an owner, and of the same table without one."""
+    found = []
+    for text in (OWNED, OWNED.replace("\tflags owner\n", "")):
+        holder = Nft()
+        assert holder.load(text) is None
+        linux = Linux()
+        found.append((linux.everything().tables, linux.table_names(), linux.observe("owned", ("inet",), 0, ()).tables))
+        holder.load("flush ruleset\n")
+    return found
+
+
+def test_a_table_with_an_owner_is_read_like_any_other(space):
+    """nft 1.0.6 breaks off when it lists one as JSON."""
+    owned, plain = space.call(look_at_owned)
+    assert [table.flags for table in owned[0]] == [{"owner"}, {"owner"}]
+    assert [evolve(table, flags=frozenset()) for table in owned[0]] == list(plain[0])
+    assert owned[1] == plain[1] == {("inet", "owned"), ("netdev", "owned")}
+    assert evolve(owned[2][0], flags=frozenset()) == plain[2][0]
+
+
+def look_beside():
+    holder = Nft()
+    assert holder.load(OWNED) is None
+    assert holder.load('table inet other { chain c { iifname { "w*", "x*" } accept; }; }\n') is None
+    return Linux().observe("owned", ("inet",), 0, ()).tables
+
+
+def test_a_listing_that_kills_the_library_hides_no_other_table(space):
+    (found,) = space.call(look_beside)
+    assert [chain.name for chain in found.chains] == ["out", "side"]

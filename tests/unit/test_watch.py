@@ -13,6 +13,7 @@ from attrs import evolve
 from nftpolicy.compiler import names
 from nftpolicy.compiler.block import block
 from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.second import second
 from nftpolicy.kernel.fake import Fake
 from nftpolicy.kernel.monitor import Author, News
 from nftpolicy.kernel.notify import Manager
@@ -214,6 +215,26 @@ def test_without_the_egress_hook_the_block_is_of_the_ip_layer() -> None:
     assert [one.name for one in tables[1].chains] == ["wan.passes"]
 
 
+# The second guard
+
+
+@pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
+def test_the_second_guard_alone_keeps_what_the_policy_promises(file: Path) -> None:
+    policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
+    copy = second(compile_policy(policy))
+    assert guards(NetState(copy), claim(policy)).verdict == "proved"
+    assert {table.name for table in copy} == {names.SECOND_TABLE}
+    assert all(chain.hook is None or chain.hook.policy == "drop" for table in copy for chain in table.chains)
+
+
+def test_the_second_guard_marks_nothing_and_turns_nothing_away() -> None:
+    """So that both together do what the first one does alone."""
+    told = "".join(text.table(table) for table in second(STATE))
+    assert "mark set" not in told
+    assert "redirect" not in told
+    assert "mark set" in text.table(STATE.tables[0])
+
+
 # The service manager
 
 
@@ -286,12 +307,13 @@ class Ears:
 class Stage:
     """A watch with everything in memory; `pass_time` lets it do what is due."""
 
-    def __init__(self, folder: Path, block_unknown: bool = False) -> None:
+    def __init__(self, folder: Path, block_unknown: bool = False, owns: bool = False) -> None:
         self.kernel = Fake(NetState(sysctls=STATE.sysctls))
         self.memory = Memory(folder)
         self.memory.folder.mkdir()
         self.ears, self.clock = Ears(self.kernel), 100.0
         self.said: list[tuple[str, dict[str, object]]] = []
+        self.owned: list[str] = []
         changer = Changer(self.kernel, self.memory, lambda one: load(one[1], one[0])[0])
         world = World(
             changer,
@@ -304,12 +326,16 @@ class Stage:
             manager=Manager({}),
             now=lambda: self.clock,
             block_unknown=block_unknown,
+            owns=owns,
         )
         self.watch = Watch(world)
 
     def load(self, told: str, check: bool) -> str | None:
         """Understands the few shapes of text that the watch loads."""
-        if not check:
+        if "flags owner" in told:
+            assert not check
+            self.owned.append(told)
+        elif not check:
             for wanted in (*STATE.tables, *block([POLICY])):
                 if watching.anew(wanted) in told:
                     self.kernel.tables[wanted.key] = wanted
@@ -515,6 +541,29 @@ def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> No
     holding.pass_time(3)
     assert holding.events() == []
     assert holding.watch._state == before
+
+
+def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "memory", owns=True)
+    stage.apply()
+    stage.watch.begin()
+    assert [watching.owned(table) in stage.owned[0] for table in second(STATE)] == [True, True]
+    assert "delete table" not in stage.owned[0], "nothing of it was there"
+    other = TOML.replace(b"800", b"801")
+    stage.apply(other, "other.toml")
+    stage.hear(files=True)
+    wanted = second(compile_policy(load(other)[0]))
+    assert stage.owned[1] == "".join([*map(watching.away, second(STATE)), *map(watching.owned, wanted)])
+    released = []
+    stage.watch.world = evolve(stage.watch.world, load=lambda told, check: released.append(told))
+    stage.kernel.tables.clear()
+    stage.memory.forget()
+    stage.hear(files=True)
+    assert released == ["".join(map(watching.away, wanted))]
+
+
+def test_where_the_kernel_knows_no_owner_there_is_no_second_guard(holding: Stage) -> None:
+    assert holding.owned == []
 
 
 # Messages as the kernel writes them
