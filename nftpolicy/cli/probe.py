@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..policy.objects import Policy
-    from ..runtime.probe import OnDevice, Report, Result
+    from ..runtime.probe_report import OnDevice, Report, Result
 
 _MOST = 6  # kinds that leak, of which one packet is printed
 _NOTHING = "name one, or its uplinks and their mark: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
@@ -52,7 +52,8 @@ def command(
     if policy is None and not asked:
         policy = _last()
     from ..kernel.rtnetlink import RtNetlink
-    from ..runtime.probe import HELD, LEAKS, probe
+    from ..runtime.probe import probe
+    from ..runtime.probe_report import HELD, LEAKS
 
     try:
         report = probe(kernel, RtNetlink().devices(), policy or asked)

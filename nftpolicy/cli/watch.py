@@ -38,7 +38,8 @@ def command(
     from ..kernel.notify import Manager
     from ..netstate.routing import PROTOCOL
     from ..runtime.change import Options, Wanted
-    from ..runtime.watch import Watch, World
+    from ..runtime.watch import Watch
+    from ..runtime.watch_world import World
 
     changer = changes.changer(kernel, Options(wait))
     with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as ears:

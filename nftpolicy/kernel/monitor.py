@@ -2,12 +2,11 @@
 """What the kernel tells of changes: nf_tables, links, addresses, routes, ip rules, sysctls.
 
 Read from raw messages: at 10,000 changes a second there are some microseconds for each. Numbers are those
-of include/uapi/linux: netfilter/nf_tables.h, netfilter/nfnetlink.h, rtnetlink.h, if_link.h, inotify(7).
+of include/uapi/linux: netfilter/nf_tables.h, netfilter/nfnetlink.h, rtnetlink.h, if_link.h.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
@@ -20,6 +19,7 @@ from attrs import Factory, define, frozen
 
 from ..netstate.routing import IpRule, Route
 from . import rtmessages as messages
+from .inotify import Files
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _RCVBUFFORCE = 270, 1, 33
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
@@ -39,12 +39,6 @@ _FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 _LINK = struct.Struct("=BxHiII")
 _LIVE = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
 _BRIDGE = 7  # AF_BRIDGE: the same links, told a second time
-
-_MODIFY, _MOVED_TO, _DELETED, _IGNORED, _OVERFLOW = 0x2, 0x80, 0x200, 0x8000, 0x4000
-_EVENT = struct.Struct("=iIII")
-_PROC_SYS = Path("/proc/sys")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @frozen
@@ -173,7 +167,8 @@ class Monitor:
             self._of_nft(raw, news)
         for raw in _datagrams(self._rt, news):
             self._of_routing(raw, news)
-        self._files.read(news)
+        files = self._files.read()
+        news.files, news.sysctls = files.folder, news.sysctls or files.sysctls
         if news.lost:
             self._touched = False
             self._list_links()
@@ -270,68 +265,6 @@ class Monitor:
                 self._link(*part, False, News())
 
 
-class Files:
-    """Writes to sysctls, and files that come and go, by inotify(7).
-
-    The kernel tells of a write only through the same mount of /proc; so whoever needs to be sure compares the
-    values now and then. The files are kept open: that makes comparing cheap, and keeps the kernel from making
-    new inodes for them, of whose writes nobody would be told.
-    """
-
-    def __init__(self) -> None:
-        self.descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._open: dict[str, tuple[int, int]] = {}  # path -> its watch and its file
-        self._folder = -1
-
-    def close(self) -> None:
-        self.watch_sysctls(())
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-    def watch_sysctls(self, paths: Iterable[str]) -> None:
-        for watch, file in self._open.values():
-            os.close(file)
-            _libc.inotify_rm_watch(self.descriptor, watch)
-        self._open.clear()
-        for path in dict.fromkeys(paths):
-            with suppress(OSError):
-                file = os.open(_PROC_SYS / path, os.O_RDONLY | os.O_CLOEXEC)
-                self._open[path] = (-1, file)
-                self._open[path] = (self._watch(_PROC_SYS / path, _MODIFY), file)
-
-    def watch_folder(self, folder: Path) -> None:
-        self._folder = self._watch(folder, _MOVED_TO | _DELETED)
-
-    def _watch(self, path: Path, mask: int) -> int:
-        return _checked(_libc.inotify_add_watch(self.descriptor, os.fsencode(path), ctypes.c_uint32(mask)))
-
-    def values(self) -> dict[str, str]:
-        found = {}
-        for path, (_, file) in self._open.items():
-            with suppress(OSError):  # the device has gone
-                found[path] = os.pread(file, 256, 0).decode(errors="replace").strip()
-        return found
-
-    def read(self, news: News) -> None:
-        with suppress(BlockingIOError):
-            while True:
-                raw = os.read(self.descriptor, 1 << 16)
-                for number, mask in _events(raw):
-                    if mask & _OVERFLOW or number == self._folder:
-                        news.files = True
-                    if mask & _OVERFLOW or (number != self._folder and mask & _MODIFY):
-                        news.sysctls = True
-
-
-def _events(raw: bytes) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at + _EVENT.size <= len(raw):
-        number, mask, _, length = _EVENT.unpack_from(raw, at)
-        yield number, mask
-        at += _EVENT.size + length
-
-
 def _datagrams(channel: socket.socket, news: News) -> Iterator[bytes]:
     """What is there to be read, up to a bound."""
     receive = channel.recv
@@ -403,10 +336,3 @@ def counted(table: str) -> dict[str, int]:
             packets = dict(messages.attributes(data, 0, len(data))).get(2, b"")  # NFTA_COUNTER_PACKETS
             found[name] = found.get(name, 0) + int.from_bytes(packets, "big")
     return found
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ..netstate import nft, text
 from ..netstate.nft import FULL
-from . import bits, values
+from . import bits, tcp_flags, values
 from .box import Box, Ranges, common, complement, meet, only, ranges, without
 from .packet import ETHERTYPES, WIDTH
 from .survey import Survey, which_mark
@@ -150,7 +150,7 @@ class Space:
         mark = self._mark(left, elements, op)
         if mark is not None:
             return mark
-        flags = self._flags(left, elements, op)
+        flags = tcp_flags.selected(left, elements, op, self._outside)
         if flags is not None:
             return flags
         field = self.field(left, table)
@@ -305,36 +305,6 @@ class Space:
         others = complement(only(*(bits.packed(value, inside[0]) for value in wanted)), bits.top(inside[0]))
         return [{bits.name(of, inside[0]): others}] if others else []
 
-    def _flags(self, left: nft.Expression, elements: frozenset[nft.Element], op: str) -> list[Box] | None:
-        """Tests of the TCP flags, bit by bit; None if it is none that is understood."""
-        asked = values.TCP_FLAGS
-        if isinstance(left, nft.Bitwise) and left.of == _TCP_FLAGS and not left.put:
-            masked = _flag_names(left.keep)
-            if masked is None or op not in ("==", "!="):
-                return None
-            left, asked = _TCP_FLAGS, masked
-        if left != _TCP_FLAGS:
-            return None
-        needs: Box = {"protocol": only(6), "fragment": only(0), "nfproto": only(4, 6)}
-        named = [_flag_names(one) for one in elements]
-        if None in named:
-            return None
-        sets = [one for one in named if one is not None]
-        together = {flag for one in sets for flag in one}
-        if op == "in":
-            return [{**needs, f"tcp.{flag}": only(1)} for flag in sorted(together)]
-        if op in ("&", "!"):
-            return [{**needs, **{f"tcp.{flag}": only(int(op == "&")) for flag in together}}]
-        exact = [
-            {**needs, **{f"tcp.{flag}": only(int(flag in one)) for flag in asked}}
-            for one in sets if set(one) <= set(asked)
-        ]  # fmt: skip
-        if op in ("==",):
-            return exact
-        if op == "!=":
-            return self._outside(needs, exact, [f"tcp.{flag}" for flag in asked])
-        return None
-
     # --- what an expression reads ------------------------------------------------------
 
     def field(self, expression: nft.Expression, table: nft.Table | None = None) -> Field | None:
@@ -388,17 +358,6 @@ class Space:
             return only(known.setdefault(value, len(known) + 1))
 
         return Field(name, parse, needs)
-
-
-_TCP_FLAGS = nft.Payload("tcp", "flags")
-
-
-def _flag_names(value: object) -> tuple[str, ...] | None:
-    """The flags that a value names: "ack,syn"."""
-    if not isinstance(value, str):
-        return () if value == 0 else None
-    words = tuple(word.strip() for word in value.split(","))
-    return words if all(word in values.TCP_FLAGS for word in words) else None
 
 
 def short_key(match: nft.Match) -> tuple[object, ...] | None:

@@ -8,156 +8,45 @@ What was changed afterwards is nothing; the kernel may remember for a while a fl
 from __future__ import annotations
 
 import os
-import select
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
-from attrs import Factory, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from ..kernel.emit import BARE, FRAMES, Outcome, Shot, fire
-from ..kernel.tap import Card, Tap, card, unresolved
+from ..kernel.tap import Card, card, unresolved
 from ..netstate.state import Device as Link
 from ..policy.objects import Policy, Service
-from .probes import DISCARD, DNS, Kind, Known, Maker, Places, Probe, Seen, Where, Who, nobody
+from .probe_report import (
+    BLOCKED,
+    ELSEWHERE,
+    LEAKED,
+    STOPPED,
+    TESTED,
+    UNTESTED,
+    Control,
+    Identity,
+    OnDevice,
+    Report,
+    Result,
+    Target,
+)  # fmt: skip
+from .probe_watch import Watch
+from .probes import DISCARD, DNS, Kind, Known, Maker, Places, Probe, Where, Who, nobody
 from .verify import Asked
 
 if TYPE_CHECKING:
     from ..kernel.interface import Kernel
     from ..kernel.rtnetlink import Lookups
 
-HELD, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
-
-# What became of one probe. LEAKED: it left by an uplink. BLOCKED: the kernel told its sender no. STOPPED: it was taken,
-# and left nowhere. ELSEWHERE: it left by a device that is no uplink. UNTESTED: nothing was learned.
-LEAKED, BLOCKED, STOPPED, ELSEWHERE, UNTESTED = "leaked", "blocked", "stopped", "elsewhere", "not tested"
-TESTED = frozenset({LEAKED, BLOCKED, STOPPED, ELSEWHERE})
-
-_PATIENCE = 0.6  # seconds for controls to be seen: a neighbour may have to be asked for first
-_BEST = 0.25  # seconds of these for the best of them
-_AFTER = 0.15  # seconds for what is late, behind the controls
 _LARGEST_MTU = 9000
 _ENTITLED = "entitled"  # the sender of a control
 
 _BY_ROUTE = Kind("control", "UDP", way="bound")
 _TO_GROUP = Kind("control-group", "UDP multicast", way="bound", to="group")
 _BY_FRAME = Kind("control-frame", "AF_PACKET frame", form="frame", foreign=True)
-
-
-@frozen
-class Identity:
-    """Somebody who may use an uplink, as far as a socket shows it, and the port to which."""
-
-    name: str
-    uid: int
-    gid: int
-    dport: int = DISCARD
-
-
-@frozen
-class Target:
-    """A device of an uplink, as it is now; `card` is None if it is not there."""
-
-    uplink: str
-    mark: int
-    device: str
-    card: Card | None
-    ports: tuple[str, ...] = ()
-    source: Mapping[int, str] = Factory(dict)
-    identity: Identity | None = None
-
-    @property
-    def why_not(self) -> str:
-        """Why nothing can be tested on it, in words; "" if it can."""
-        if self.card is None:
-            return f"there is no device {self.device} on this machine now"
-        if not self.card.up:
-            return f"{self.device} is down"
-        return "" if self.card.running else f"{self.device} has no carrier"
-
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """The device, and its ports if it is a bridge."""
-        return () if self.why_not else (self.device, *self.ports)
-
-
-@frozen
-class Control:
-    """A packet that may leave, and whether it did. `by` is who sent it."""
-
-    probe: Probe
-    by: str
-    seen: bool = False
-
-    @property
-    def key(self) -> tuple[str, int]:
-        """What it is a control of: a device, in a family."""
-        return self.probe.shot.device or "", self.probe.shot.family
-
-
-@frozen
-class Result:
-    """What became of a probe: one of the words above, why (an errno, a device, a sentence), where it was seen, and as
-    what it was seen first."""
-
-    probe: Probe
-    verdict: str
-    detail: str = ""
-    seen: tuple[str, ...] = ()
-    packet: Seen | None = None
-
-
-@frozen
-class OnDevice:
-    """All about one device of an uplink. `faults` say why silence would prove nothing."""
-
-    target: Target
-    results: tuple[Result, ...] = ()
-    controls: tuple[Control, ...] = ()
-    faults: tuple[str, ...] = ()
-    leaked: int = 0
-
-    @property
-    def verdict(self) -> str:
-        """HELD, LEAKS or INCONCLUSIVE."""
-        return LEAKS if self.leaked else INCONCLUSIVE if self.faults else HELD
-
-    def control(self, family: int, device: str | None = None) -> Control | None:
-        """The best control that was seen."""
-        wanted = (device or self.target.device, family)
-        return next((one for one in self.controls if one.seen and one.key == wanted), None)
-
-
-@frozen
-class Report:
-    """The whole. `routed` are the results of probes whose device the routes chose."""
-
-    devices: tuple[OnDevice, ...]
-    routed: tuple[Result, ...]
-    seconds: float = 0.0
-
-    @property
-    def results(self) -> list[Result]:
-        """All of them."""
-        return [*self.routed, *(one for device in self.devices for one in device.results)]
-
-    @property
-    def leaks(self) -> list[Result]:
-        """What left that may not."""
-        return [one for one in self.results if one.verdict == LEAKED]
-
-    @property
-    def faults(self) -> list[str]:
-        """Why there is no certainty, in sentences."""
-        found = (f"{one.target.uplink}: {fault}" for one in self.devices for fault in one.faults)
-        return list(dict.fromkeys(found))
-
-    @property
-    def verdict(self) -> str:
-        """LEAKS if anything left, else INCONCLUSIVE if anything is uncertain, else HELD."""
-        return LEAKS if self.leaks else INCONCLUSIVE if self.faults or not self.devices else HELD
 
 
 # --- the whole run ------------------------------------------------------------------------------------
@@ -299,78 +188,6 @@ def _has_way(lookups: Lookups, shot: Shot, by: Card) -> bool:
     """Whether a packet by this device has a next hop that can be there: its destination is nobody."""
     found = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
     return not isinstance(found, int) and (found.gateway is not None or by.kind in BARE)
-
-
-# --- watching -----------------------------------------------------------------------------------------
-
-
-class Watch:
-    """Watches some devices, and with less care all of them. A context manager.
-
-    `left` is by token what was seen on each of the devices, `order` by which devices at all, in order.
-    """
-
-    def __init__(self, devices: Iterable[str]) -> None:
-        self.devices = tuple(dict.fromkeys(devices))
-        self.known = Known(())
-        self.left: dict[bytes, dict[str, Seen]] = {}
-        self.order: dict[bytes, list[tuple[str, Seen]]] = {}
-
-    def __enter__(self) -> Watch:
-        with ExitStack() as stack:
-            self._taps = {device: stack.enter_context(Tap(device)) for device in self.devices}
-            self._all = stack.enter_context(Tap())
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def until(self, descriptor: int) -> None:
-        """Wait for a descriptor or for packets, and look at those."""
-        self._wait(1.0, [descriptor])
-
-    def for_controls(self, controls: Sequence[Control]) -> None:
-        """Wait until each control is seen, or until it makes no sense any more; and then for what is late."""
-        best: dict[tuple[str, int], bytes] = {}
-        some: dict[tuple[str, int], list[bytes]] = {}
-        for one in controls:
-            best.setdefault(one.key, one.probe.token)
-            some.setdefault(one.key, []).append(one.probe.token)
-        begun = time.monotonic()
-
-        def seen(key: tuple[str, int], token: bytes) -> bool:
-            return key[0] in self.left.get(token, {})
-
-        while (now := time.monotonic() - begun) < _PATIENCE:
-            if all(seen(key, token) for key, token in best.items()):
-                break
-            if now > _BEST and all(any(seen(key, one) for one in tokens) for key, tokens in some.items()):
-                break
-            self._wait(0.02)
-        end = time.monotonic() + _AFTER
-        while (now := time.monotonic()) < end:
-            self._wait(end - now)
-
-    def faults(self) -> dict[str, str]:
-        """For each watched device that was not seen whole, why."""
-        found = {}
-        for device, tap in self._taps.items():
-            if tap.lost:
-                found[device] = f"{device}: {tap.lost} packets left unseen, since it is too busy; try again"
-            elif tap.gone:
-                found[device] = f"{device} went down meanwhile"
-        return found
-
-    def _wait(self, seconds: float, more: Sequence[int] = ()) -> None:
-        select.select([*self._taps.values(), self._all, *more], [], [], seconds)
-        for device, tap in self._taps.items():
-            for one in tap.passed():
-                if found := self.known.find(one.ethertype, one.data):
-                    self.left.setdefault(found[0].token, {}).setdefault(device, found[1])
-        for one in self._all.passed():
-            if found := self.known.find(one.ethertype, one.data):
-                self.order.setdefault(found[0].token, []).append((one.device, found[1]))
 
 
 # --- judging ------------------------------------------------------------------------------------------

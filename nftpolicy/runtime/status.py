@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from attrs import frozen
@@ -61,6 +63,7 @@ class Status:
         }
 
 
+_SHOWN = 6  # things that a summary names
 LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
 
 
@@ -97,6 +100,20 @@ def step_lines(step: Step) -> list[str]:
             return [f"ip -{item.family} route replace {route(item)}"]
         case SysctlChange(old, new):
             return [f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})"]
+
+
+def summary(steps: Sequence[Step]) -> Iterator[str]:
+    """The first few things that steps do, and how many more there are."""
+    done = list(chain.from_iterable(map(_short, steps)))
+    yield from done[:_SHOWN]
+    if len(done) > _SHOWN:
+        yield f"and {len(done) - _SHOWN} more"
+
+
+def _short(step: Step) -> list[str]:
+    if not isinstance(step, NftTransaction):
+        return step_lines(step)
+    return [f"{one.verb} {describe(one.object)}" for one in step.operations]
 
 
 def describe(item: object) -> str:

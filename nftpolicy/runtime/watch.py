@@ -11,94 +11,38 @@ from __future__ import annotations
 import os
 import select
 import signal
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import chain
-from typing import Any, Protocol
-
-from attrs import evolve, field, frozen
+from typing import Any
 
 from ..compiler import names
-from ..compiler.block import block
 from ..compiler.compile import Machine
 from ..compiler.second import second
-from ..kernel.interface import Kernel, Refused, Unavailable
+from ..kernel.interface import Refused, Unavailable
 from ..kernel.monitor import UNKNOWN, Author, News
-from ..kernel.notify import Manager
-from ..netstate import text
-from ..netstate.changes import NftTransaction, RuleChange, Step
-from ..netstate.nft import Table
-from ..netstate.state import NetState
+from ..netstate.changes import NftTransaction, RuleChange
 from ..policy.errors import PolicyError
 from ..policy.objects import Policy
-from ..proof.promise import claim
-from ..proof.prover import prove
 from ..proof.verdict import PROVED
 from . import watching
 from .apply import NotHeld, Prospect, StillChanged, apply, prospect
-from .change import Changer
+from .aside import Aside
 from .errand import Errand
 from .journal import Text
+from .look import inspect
 from .memory import Busy
 from .recover import NoWay, recover
-from .status import describe, step_lines
+from .repairs import Repairs
+from .status import summary
 from .unproved import NotProved, NotSafe
-from .watching import Exposure, Fights, Held, Pace, Remedy, by, earliest
+from .watch_world import World
+from .watching import Held, Pace, Remedy, earliest
 
 _LOCKED = 0.02  # seconds until somebody else's lock is tried again
 _FAILED = 1.0  # and after a failure
 _COMPARE = 5.0  # seconds between two comparisons of the sysctls whose changes nobody may have told
 _LONGEST = 120.0  # seconds for a look at everything
-_SHOWN = 6  # steps named in a line
 _FAILURES = (Refused, NotHeld, StillChanged, NoWay, NotProved, NotSafe, Unavailable, OSError)
-
-Say = Callable[[str, dict[str, Any]], None]  # an event, and the facts about it
-
-
-class Ears(Protocol):
-    """What the watch wants of kernel.monitor.Monitor."""
-
-    @property
-    def descriptors(self) -> tuple[int, ...]: ...
-    def read(self) -> News: ...
-    def watch_sysctls(self, paths: Any) -> None: ...
-    def watch_folder(self, folder: Any) -> None: ...
-    def sysctls(self) -> dict[str, str]: ...
-    def leave_out(self, ports: Any) -> None: ...
-
-
-@frozen
-class World:
-    """What the watch works with.
-
-    `fresh` makes a kernel that shares no socket with another, for children. `load` carries out nft text (or only
-    asks whether it could), and returns what is wrong with it or None. `ports` are this process's netlink
-    sockets. `owns`: the kernel knows tables with an owner, and `load` always has the same one. `sent` counts
-    packets that devices have sent, `counted` those of the named counters of our tables.
-    """
-
-    changer: Changer
-    fresh: Callable[[], Kernel]
-    ears: Ears
-    load: Callable[[str, bool], str | None]
-    say: Say
-    sent: Callable[[Any], int]
-    counted: Callable[[str], dict[str, int]]
-    ports: Callable[[], frozenset[int]] = frozenset
-    manager: Manager = field(factory=Manager)
-    block_unknown: bool = False
-    owns: bool = False
-    now: Callable[[], float] = time.monotonic
-
-
-@frozen
-class _Since:
-    """When something went missing, and by then: packets that the uplinks had sent and that the guard had stopped."""
-
-    at: float
-    sent: int
-    stopped: int | None  # None: there was no time to ask, or nobody left to
 
 
 class Watch:
@@ -109,23 +53,24 @@ class Watch:
         self.text: Text | None = None
         self.policy: Policy | None = None
         self.held: Held | None = None
-        self.blocked = False
+        self._aside = Aside(world)
         self.verdict = ""
         self._machine = Machine()
-        self._look, self._proof, self._fights = Pace(0.02, 1.0), Pace(), Fights()
+        self._look, self._proof, self._repairs = Pace(0.02, 1.0), Pace(), Repairs(world)
         self._errand: Errand | None = None
         self._errand_proves = False
-        self._repairs = self._repairs_then = 0
+        self._repairs_then = 0
         self._state: int | None = None  # a hash of what the verdict is about
         self._failures: list[str] = []
         self._said: object = None
-        self._since: _Since | None = None
-        self._author = UNKNOWN
-        self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
         self._again: float | None = None  # when to try for the lock again
-        self._second: tuple[Table, ...] = ()  # the second guard, as it is loaded
         self._compare = self._alive = 0.0
         self._poll = select.poll()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the uplinks are stopped."""
+        return self._aside.blocked
 
     # --- the loop ---
 
@@ -162,7 +107,7 @@ class Watch:
         """Sleep until there is something to do; whether that is to end."""
         watchdog = self.world.manager.watchdog
         looks = () if self._errand else (self._look.due(), self._proof.due())
-        times = [*looks, self._again, self._fights.due()]
+        times = [*looks, self._again, self._repairs.due()]
         times += [self._compare] if self.held else []
         times += [self._alive + watchdog] if watchdog else []
         times += [self._errand.begun + _LONGEST] if self._errand else []
@@ -184,8 +129,7 @@ class Watch:
             self._compare = now + _COMPARE
             self._quick(self.held.remedy(News(), self.world.ears.sysctls()), UNKNOWN, now)
         self._look_if_due()
-        if number := self._fights.word(self.world.now()):
-            self._tell_of_a_fight(number)
+        self._repairs.tell()
         watchdog = self.world.manager.watchdog
         if watchdog and now >= self._alive + watchdog:
             self._alive = now
@@ -204,12 +148,12 @@ class Watch:
             self.world.ears.watch_sysctls(self.held.sysctls)
         values = self.world.ears.sysctls() if news.sysctls or news.links else {}
         if news.damage:
-            self._author = news.author
+            self._repairs.author = news.author
         if (news.damage and not news.sysctls) or news.links:
-            self._since = self._since or self._opened(now, bool(news.gone or news.chains))
+            self._repairs.begin(bool(news.gone or news.chains))
         self._quick(self.held.remedy(news, values), news.author, now)
-        if news.aside and self.blocked:
-            self._alone(self._load_block)
+        if news.aside and self._aside.blocked:
+            self._alone(self._block)
         if news.damage or news.links or news.addresses:
             self._look.want()
         if news.damage or news.foreign or news.ladder or news.links:
@@ -219,10 +163,9 @@ class Watch:
         """Put back what was seen to go, from what lies ready."""
         if not remedy:
             return
-        since = self._since or self._opened(now, bool(remedy.nft))
+        self._repairs.begin(bool(remedy.nft))
         if self._again is not None:
-            self._since = since  # it is not our turn, and everything is looked at when it is
-            return
+            return  # it is not our turn, and everything is looked at when it is
         done = False
 
         def put_back() -> None:
@@ -238,47 +181,11 @@ class Watch:
             done = True
 
         if self._alone(put_back) and done:
-            self._restored(list(remedy.what), author, since, bool(remedy.nft))
+            self._repairs.done(remedy.what, author, bool(remedy.nft))
         else:
-            self._since = since
             self._again = self._again or now
         self._look.want()
         self._proof.want()
-
-    def _opened(self, now: float, guard: bool) -> _Since:
-        """Something went missing; `guard`: of the guard itself, whose counters may be gone too."""
-        return _Since(now, self._sent(), None if guard else self._stopped())
-
-    def _sent(self) -> int:
-        if self.policy is None:
-            return 0
-        devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
-        return self.world.sent(devices | {port for ports in self._machine.ports.values() for port in ports})
-
-    def _stopped(self) -> int:
-        with suppress(OSError):
-            return watching.stopped(self.world.counted(names.TABLE))
-        return 0
-
-    def _restored(self, what: list[str], author: Author, since: _Since, guard: bool) -> None:
-        now = self.world.now()
-        exposure = Exposure(
-            now - since.at,
-            max(0, self._sent() - since.sent) if guard else None,
-            None if guard or since.stopped is None else max(0, self._stopped() - since.stopped),
-        )
-        self._since, self._author = None, author
-        self._repairs += 1
-        facts = exposure.facts()
-        if self._fights.repaired(now):
-            self.world.say("restored", {"what": what, **by(author), **facts})
-        else:
-            self._sums = {key: value + facts.get(key, 0) for key, value in self._sums.items()}
-
-    def _tell_of_a_fight(self, number: int) -> None:
-        sums = {**self._sums, "ms": round(self._sums["ms"], 1)}
-        self._sums = dict.fromkeys(self._sums, 0)
-        self.world.say("fight", {**by(self._author), "times": number, **sums})
 
     # --- alone, and in order ---
 
@@ -306,31 +213,38 @@ class Watch:
         self._adopt(self.memory.policy())
         if self.policy is None:
             return
+        self._repairs.devices = self._devices()
         found = prospect(self.kernel, self.policy, self.memory)
         if found.plan.steps:
-            since = self._since or self._opened(self.world.now(), False)
+            self._repairs.begin(False)
             apply(self.kernel, found, self.memory)
             guard = any(isinstance(step, NftTransaction) for step in found.plan.steps)
-            self._restored(list(_named(found.plan.steps)), self._author, since, guard)
-        self._since = None
+            self._repairs.done(list(summary(found.plan.steps)), self._repairs.author, guard)
+        self._repairs.nothing()
         self._hold(found)
 
     def _hold(self, found: Prospect) -> None:
         self._machine = Machine(
             found.ports, any(one.family == "netdev" for one in found.desired.tables), found.unhooked
         )
+        self._repairs.devices = self._devices()
         if self.held is None or self.held.desired != found.desired:
             self.held = Held(found.desired)
         self.world.ears.watch_sysctls(self.held.sysctls)
-        self._double(second(self.held.desired))
+        self._aside.double(second(self.held.desired))
         self._warm()
         self.world.ears.leave_out(self.world.ports())
         self._proof.want()
 
+    def _devices(self) -> frozenset[str]:
+        assert self.policy is not None
+        devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
+        return frozenset(devices | {port for ports in self._machine.ports.values() for port in ports})
+
     def _warm(self) -> None:
         """Do once what will be in a hurry: libraries are loaded at their first use, and sockets get an address."""
         assert self.held is not None
-        self._sent(), self._stopped()
+        self._repairs.warm()
         self.world.load(self.held.everything, True)
         for rule in self.held.desired.rules[:1]:
             with suppress(Refused):
@@ -347,7 +261,7 @@ class Watch:
             return
         self.text, self.policy, self.held, self._state, self.verdict = latest, None, None, None, ""
         if latest is None:
-            self._double(())
+            self._aside.double(())
             self._lift("released")
             self.world.ears.watch_sysctls(())
             self.world.say("released", {"then": "nothing is held until a policy is applied"})
@@ -358,8 +272,7 @@ class Watch:
                 self.world.say("failed", {"what": latest[0], "why": str(error), "then": "nothing is held"})
                 self._status_now()
                 return
-            self.blocked = bool(self._block_tables())
-            if self.blocked:
+            if self._aside.find():
                 self.world.say("blocked", {"policy": self.policy.name, "why": "it was found so"})
             self.world.say("holding", {"policy": self.policy.name, "file": latest[0]})
         self._status_now()
@@ -380,7 +293,7 @@ class Watch:
         self._look.begin()
         if self._errand_proves:
             self._proof.begin()
-        self._repairs_then = self._repairs
+        self._repairs_then = self._repairs.number
         policy, known = self.policy, self._state
         self._errand = Errand(
             lambda: inspect(self.world.fresh(), policy, self.world.changer, self._errand_proves, known)
@@ -412,8 +325,8 @@ class Watch:
             return
         if found["differs"]:
             self._in_order()
-        elif self._repairs == self._repairs_then:
-            self._since = None
+        elif self._repairs.number == self._repairs_then:
+            self._repairs.nothing()
             if self._errand_proves:
                 self._judge(found)
 
@@ -427,50 +340,21 @@ class Watch:
                 why = {"why": self._failures} if self._failures else {}
                 self.world.say("proof", {"verdict": self.verdict, **why})
         stops = watching.blocks(self.verdict, self.world.block_unknown)
-        if stops and not self.blocked and self._alone(self._load_block) and self.blocked:
+        if stops and not self.blocked and self._alone(self._block) and self.blocked:
             self.world.say("blocked", {"policy": self.policy.name if self.policy else "", "why": self._failures})
         if self.verdict == PROVED and self.blocked:
             self._alone(lambda: self._lift("the proof holds again"))
         self._status_now()
 
-    # --- the second guard ---
-
-    def _double(self, tables: tuple[Table, ...]) -> None:
-        """Put it in the place of what is loaded of it. The first guard stands whatever comes of that."""
-        if not self.world.owns or (not tables and not self._second):
-            return
-        text = "".join([*map(watching.away, self._second), *map(watching.owned, tables)])
-        if wrong := self.world.load(text, False):
-            self.world.say("failed", {"what": "the second guard", "why": wrong.strip().splitlines()[0]})
-        else:
-            self._second = tables
-
-    # --- the block ---
-
-    def _load_block(self) -> None:
-        if self.policy is None or self.memory.policy() != self.text:
-            return
-        tables = block([self.policy], self._machine)
-        wrong = self.world.load("".join(map(watching.anew, tables)), False)
-        self.blocked = wrong is None
-        if wrong is not None:
+    def _block(self) -> None:
+        ours = self.policy is not None and self.memory.policy() == self.text
+        if ours and not self._aside.block(self.policy, self._machine):
             self._state = None
-            self.world.say("failed", {"what": "the block", "why": wrong.strip().splitlines()[0]})
-
-    def _block_tables(self) -> tuple[Table, ...]:
-        return self.kernel.observe(names.BLOCK_TABLE, names.FAMILIES, 0, ()).tables
 
     def _lift(self, why: str) -> None:
-        there = self._block_tables() if self.blocked else ()
-        commands = [f"delete table {text.name(one.family)} {text.name(one.name)}\n" for one in there]
-        if commands and (wrong := self.world.load("".join(commands), False)):
-            self.world.say("failed", {"what": "the end of the block", "why": wrong.strip().splitlines()[0]})
+        if not self._aside.lift(why):
             self._proof.want()
             self._state = None
-            return
-        if self.blocked:
-            self.blocked = False
-            self.world.say("lifted", {"why": why})
 
     # --- the service manager ---
 
@@ -481,45 +365,6 @@ class Watch:
 
     def _status_now(self) -> None:
         self.world.manager.tell(STATUS=self._status())
-
-
-def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known: int | None) -> dict[str, Any]:
-    """Whether the kernel differs from what the policy wants; and if not and it is asked for, the proof with the
-    tables of everybody, without what stands beside our guard. A state that is `known` is not proved again. For JSON."""
-    found = prospect(kernel, policy, changer.memory)
-    if found.plan.steps or not proves:
-        return {"differs": bool(found.plan.steps)}
-    state = kernel.everything()
-    state = evolve(state, tables=tuple(one for one in state.tables if one.name not in names.ASIDE))
-    mark = hash(_decisive(state))
-    if mark == known:
-        return {"differs": False, "state": mark, "verdict": "", "failures": []}
-    asked = evolve(claim(policy, found.ports), frames=not found.unhooked, families=kernel.ip_families())
-    proof = prove(state, asked, use=False)
-    failures = [
-        " ".join(filter(None, (one.property, one.uplink, one.verdict, one.subject, one.detail, *one.doubts[:1])))
-        for one in proof.findings
-        if one.deciding and one.verdict != PROVED
-    ]
-    return {"differs": False, "state": mark, "verdict": proof.verdict, "failures": failures[:_SHOWN]}
-
-
-def _decisive(state: NetState) -> object:
-    return state.tables, state.rules, state.routes, state.sysctls, state.devices
-
-
-def _named(steps: Sequence[Step]) -> Iterator[str]:
-    """The first few things that steps do, and how many more there are."""
-    done = list(chain.from_iterable(map(_parts, steps)))
-    yield from done[:_SHOWN]
-    if len(done) > _SHOWN:
-        yield f"and {len(done) - _SHOWN} more"
-
-
-def _parts(step: Step) -> list[str]:
-    if not isinstance(step, NftTransaction):
-        return step_lines(step)
-    return [f"{one.verb} {describe(one.object)}" for one in step.operations]
 
 
 @contextmanager

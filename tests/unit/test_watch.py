@@ -29,7 +29,8 @@ from nftpolicy.runtime.apply import apply, prospect
 from nftpolicy.runtime.change import Changer
 from nftpolicy.runtime.errand import Errand
 from nftpolicy.runtime.memory import Memory
-from nftpolicy.runtime.watch import Watch, World
+from nftpolicy.runtime.watch import Watch
+from nftpolicy.runtime.watch_world import World
 from nftpolicy.runtime.watching import Exposure, Fights, Held, Pace
 
 RULESETS = sorted((Path(__file__).parents[2] / "rulesets").glob("*.toml"))
@@ -465,7 +466,7 @@ def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
 
 
 def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> None:
-    holding.watch._load_block()
+    holding.watch._block()
     assert ("inet", names.BLOCK_TABLE) in holding.kernel.tables
     for table in STATE.tables:
         del holding.kernel.tables[table.key]
@@ -555,7 +556,7 @@ def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) ->
     wanted = second(compile_policy(load(other)[0]))
     assert stage.owned[1] == "".join([*map(watching.away, second(STATE)), *map(watching.owned, wanted)])
     released = []
-    stage.watch.world = evolve(stage.watch.world, load=lambda told, check: released.append(told))
+    stage.watch._aside._world = evolve(stage.watch.world, load=lambda told, check: released.append(told))
     stage.kernel.tables.clear()
     stage.memory.forget()
     stage.hear(files=True)

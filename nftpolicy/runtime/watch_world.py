@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the watch works with: all that it does not decide itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from attrs import field, frozen
+
+from ..kernel.interface import Kernel
+from ..kernel.monitor import News
+from ..kernel.notify import Manager
+from .change import Changer
+
+Say = Callable[[str, dict[str, Any]], None]  # an event, and the facts about it
+
+
+class Ears(Protocol):
+    """What the watch wants of kernel.monitor.Monitor."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]: ...
+    def read(self) -> News: ...
+    def watch_sysctls(self, paths: Any) -> None: ...
+    def watch_folder(self, folder: Any) -> None: ...
+    def sysctls(self) -> dict[str, str]: ...
+    def leave_out(self, ports: Any) -> None: ...
+
+
+@frozen
+class World:
+    """What the watch works with.
+
+    `fresh` makes a kernel that shares no socket with another, for children. `load` carries out nft text (or only
+    asks whether it could), and returns what is wrong with it or None. `ports` are this process's netlink
+    sockets. `owns`: the kernel knows tables with an owner, and `load` always has the same one. `sent` counts
+    packets that devices have sent, `counted` those of the named counters of our tables.
+    """
+
+    changer: Changer
+    fresh: Callable[[], Kernel]
+    ears: Ears
+    load: Callable[[str, bool], str | None]
+    say: Say
+    sent: Callable[[Any], int]
+    counted: Callable[[str], dict[str, int]]
+    ports: Callable[[], frozenset[int]] = frozenset
+    manager: Manager = field(factory=Manager)
+    block_unknown: bool = False
+    owns: bool = False
+    now: Callable[[], float] = time.monotonic
