@@ -149,7 +149,7 @@ class _Judge:
         name, uplink = worn
         now = _wearer(self._after, one.mark or 0)
         if fate := _fate(name, uplink, now):
-            return None if self._after is None and self._still_leaves(one, uplink) else fate
+            return None if self._after is None and self._goes_on(one, uplink) else fate
         assert self._after is not None
         assert now is not None
         if not one.connected or one.state == "listen" or not one.inode:
@@ -163,9 +163,10 @@ class _Judge:
             return one.bound == "lo"
         return far == "::1" or far.startswith("127.") or (one.connected and far in self._own)
 
-    def _still_leaves(self, one: Listed, uplink: Uplink) -> bool:
-        """Without a policy: whether its packets go by the uplink as before."""
-        return self._leads is not None and one.connected and self._leads(one) in uplink.devices
+    def _goes_on(self, one: Listed, uplink: Uplink) -> bool:
+        """Without a policy: whether its packets go by the uplink as before. What has no other end is routed anew
+        for each packet, and its program would have to begin again for nothing."""
+        return not one.connected or (self._leads is not None and self._leads(one) in uplink.devices)
 
     def _dropped(self, one: Listed, before: str, after: str) -> str | None:
         """(b) A connection that the old policy allowed and the new one does not."""
