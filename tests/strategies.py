@@ -123,7 +123,9 @@ def resolvers(draw, index):
         )
     )
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
-    return Resolver(listen, tuple(servers), lease, draw(accounts()))
+    listed = st.lists(st.sampled_from([one for one in words.SOURCES if one != "auto"]), max_size=3, unique=True)
+    sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
 
 
 def answers():
@@ -256,6 +258,7 @@ def _resolver(resolver):
     return {
         "listen": _list(resolver.listen),
         "servers": _list(resolver.servers),
+        "sources": _list(resolver.sources),
         "user": str(resolver.user.number),
         **lease,
     }

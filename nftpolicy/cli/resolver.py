@@ -1,26 +1,46 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy resolver FILE"""
 
+from __future__ import annotations
+
 import gc
+import json as library
+import time
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
 from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
 
+if TYPE_CHECKING:
+    from ..policy.objects import Policy
+    from ..runtime.learner import Learner
+
+_PATIENCE = 2.0  # seconds that --show waits for a router's advertisement
+
 
 def command(
     file: Path = typer.Argument(help="The policy, TOML."),
     uplink: Optional[str] = typer.Option(None, help="The uplink, where more than one has a resolver."),  # noqa: UP045
+    show: bool = typer.Option(False, "--show", help="Print which DNS servers it would ask and who says so, and end."),
+    json: bool = typer.Option(False, "--json", help="Print JSON, with --show."),
 ) -> None:
     """Run an uplink's resolver in the foreground, for a service manager. Ends on SIGTERM."""
     policy, _ = read_policy(file)
     choices = [name for name, value in policy.uplink.items() if value.resolver]
+    if json and not show:
+        raise Failure("--json is for --show", BAD_INPUT)
+    if show and uplink is None and choices:
+        _show(policy, choices, json)
+        return
     name = uplink or (choices[0] if len(choices) == 1 else None)
     if name not in choices:
         asked = f"there is no resolver of an uplink {uplink!r}" if uplink else "choose an uplink with --uplink"
         raise Failure(f"{asked}; with a resolver: {', '.join(choices) or 'none'}", BAD_INPUT)
+    if show:
+        _show(policy, [name], json)
+        return
     kernel = this_kernel()
     from ..kernel.interface import Unavailable
     from ..runtime import resolver
@@ -44,3 +64,59 @@ def command(
         raise Failure(str(error)) from None
     except Unavailable as error:
         raise Failure(str(error), NOT_HERE) from None
+
+
+def _show(policy: Policy, uplinks: list[str], as_json: bool) -> None:
+    from ..runtime.dns_sources.reading import HEARD
+    from ..runtime.learner import Learner, Wanted
+
+    told = {}
+    for name in uplinks:
+        uplink = policy.uplink[name]
+        assert uplink.resolver is not None
+        try:
+            with Learner(Wanted(name, uplink, uplink.resolver), lambda _: None) as learner:
+                until = time.monotonic() + _PATIENCE
+                learner.look()
+                while HEARD in learner.sources and not learner.readings[HEARD].words and time.monotonic() < until:
+                    if learner.readings[HEARD].trouble:
+                        break
+                    time.sleep(0.05)
+                    learner.look()
+                told[name] = _facts(learner)
+        except OSError as error:
+            raise Failure(f"the kernel can't be asked for devices and addresses: {error.strerror}", NOT_HERE) from None
+    if as_json:
+        print(library.dumps(told, indent=1))
+        return
+    for name, facts in told.items():
+        servers = ", ".join(facts["servers"]) or "none: names are refused"
+        print(f"uplink {name}: {servers}")
+        for word, found in facts["sources"].items():
+            said = ", ".join(dict.fromkeys(found["words"])) or "nothing"
+            trouble = f" ({found['trouble']})" if found["trouble"] else ""
+            print(f"  {word:<15} {said}{trouble}")
+        for word, why in facts["left_out"].items():
+            print(f"  left out        {word}: {why}")
+
+
+def _facts(learner: Learner) -> dict[str, Any]:
+    choice = learner.choice
+    return {
+        "servers": list(map(str, choice.servers)),
+        "sources": {
+            word: {
+                "words": [one for _, one in found.words]
+                if (found := learner.readings.get(word))
+                else _written(learner),
+                "trouble": found.trouble if found else "",
+            }
+            for word in learner.sources
+        },
+        "left_out": dict(choice.refused),
+    }
+
+
+def _written(learner: Learner) -> list[str]:
+    """The servers of the policy itself."""
+    return list(map(str, learner.wanted.resolver.servers))

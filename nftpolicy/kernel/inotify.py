@@ -12,7 +12,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-_MODIFY, _MOVED_TO, _DELETED, _OVERFLOW = 0x2, 0x80, 0x200, 0x4000
+_MODIFY, _WRITTEN, _MOVED_FROM, _MOVED_TO, _CREATED, _DELETED = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
+_ITSELF_DELETED, _ITSELF_MOVED, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
+_COME_AND_GONE = _WRITTEN | _MOVED_FROM | _MOVED_TO | _CREATED | _DELETED | _ITSELF_DELETED | _ITSELF_MOVED
 _EVENT = struct.Struct("=iIII")
 _PROC_SYS = Path("/proc/sys")
 
@@ -79,6 +81,41 @@ class Files:
                     folder |= bool(mask & _OVERFLOW) or number == self._folder
                     sysctls |= bool(mask & _OVERFLOW) or (number != self._folder and bool(mask & _MODIFY))
         return Written(folder, sysctls)
+
+
+class Folders:
+    """Tells when a file in one of some folders is written, comes or goes. A folder that is not there is waited for.
+
+    A file that is written in place is told of when its writer closes it.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._folders = tuple(dict.fromkeys(folders))
+        self._watch()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _watch(self) -> None:
+        """Watch each folder, or what is there of the way to it. The kernel knows a folder that it watches already."""
+        for folder in self._folders:
+            for one in (folder, *folder.parents):
+                if _libc.inotify_add_watch(self.descriptor, os.fsencode(one), ctypes.c_uint32(_COME_AND_GONE)) >= 0:
+                    break
+
+    def read(self) -> bool:
+        """Whether something happened since the last look; never waits. May be true without a cause."""
+        told = False
+        with suppress(BlockingIOError):
+            while True:
+                raw = os.read(self.descriptor, 1 << 16)
+                told |= any(not mask & _IGNORED for _, mask in _events(raw))
+        if told:
+            self._watch()
+        return told
 
 
 def _events(raw: bytes) -> Iterator[tuple[int, int]]:

@@ -179,6 +179,14 @@ class RtNetlink:
             for index, master, device in links
         ]
 
+    @staticmethod
+    def indexes_and_addresses() -> tuple[dict[int, str], frozenset[str]]:
+        """The names of all devices by index, and all addresses of this machine, without their lengths."""
+        with Questions() as questions:
+            names = {index: device.name for index, _, device in _links(questions)}
+            dumped = questions.dump(_GETADDR, socket.AF_UNSPEC)
+        return names, frozenset(messages.address(*part)[1].partition("/")[0] for part in dumped)
+
     def change_rule(self, verb: str, rule: IpRule) -> None:
         """Add or delete; OSError with the kernel's errno."""
         self._acked(self._changes.rule, _VERBS[verb], _rule_keys(rule))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from .errors import Path, nearest
-from .objects import Account, Policy, Service
+from .objects import Account, Policy, Resolver, Service
 
 Fault = tuple[Path, str]
 MOST_UPLINKS = 32  # the ladder's priorities have room for 39 (compiler/names.py)
@@ -98,6 +98,7 @@ def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
         yield (*path, "gateways"), uplink.gateways
         if uplink.resolver:
             yield (*path, "resolver", "servers"), uplink.resolver.servers
+            yield (*path, "resolver", "sources"), uplink.resolver.sources
     for name, service in policy.service.items():
         yield ("service", name, "to"), service.to
         yield ("service", name, "ports"), service.ports
@@ -130,6 +131,15 @@ def _listening(policy: Policy) -> Iterator[Fault]:
             yield (*path, "user"), "root's sockets are too many to be the resolver's; choose a user of its own"
         if uplink.resolver.servers and uplink.resolver.lease:
             yield (*path, "lease"), "either 'servers' are written down or a lease names them, not both"
+        yield from _sources((*path, "sources"), uplink.resolver)
+
+
+def _sources(path: Path, resolver: Resolver) -> Iterator[Fault]:
+    if resolver.sources and (resolver.servers or resolver.lease):
+        other = "servers" if resolver.servers else "lease"
+        yield path, f"either {other!r} names the resolver's servers or 'sources' do, not both"
+    if "auto" in resolver.sources and len(resolver.sources) > 1:
+        yield (*path, resolver.sources.index("auto")), "'auto' is all sources at once; leave it or the others out"
 
 
 def _gateways(policy: Policy) -> Iterator[Fault]:

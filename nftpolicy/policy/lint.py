@@ -61,6 +61,12 @@ def _resolvers(policy: Policy) -> Warnings:
                 f"{uplink.resolver.lease} names the servers of the whole machine, not those of the uplink; "
                 "have the uplink's DHCP client write a file of its own",
             )
+        if "ra" in uplink.resolver.sources and "ndp" not in uplink.exempt:
+            yield (
+                (*path, "sources", uplink.resolver.sources.index("ra")),
+                "no router can be asked for its advertisement, since the uplink does not exempt 'ndp': servers are "
+                "not known until a router speaks of itself",
+            )
         for index, server in enumerate(uplink.resolver.servers):
             told = _server(policy, name, server)
             if told:

@@ -162,6 +162,9 @@ _SPECIAL: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Policy, "inside"): lambda item: _each(item, values.pattern),
     (objects.Uplink, "devices"): lambda item: _each(item, values.device),
     (objects.Uplink, "exempt"): lambda item: _each(item, lambda one: values.one_of(one, words.EXEMPTIONS, "exemption")),
+    (objects.Resolver, "sources"): lambda item: _each(
+        item, lambda one: values.one_of(one, words.SOURCES, "source of DNS servers")
+    ),
     (objects.Service, "marks"): lambda item: values.one_of(
         item, words.MARKS, "way to mark sockets that this version knows"
     ),

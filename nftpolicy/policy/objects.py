@@ -65,7 +65,7 @@ class Server:
 
 @frozen
 class Resolver:
-    """The DNS server behind an uplink. With no `servers` they are read from `lease`."""
+    """The DNS server behind an uplink. Which servers it asks: `servers`, or what `sources` say, or the file `lease`."""
 
     listen: tuple[Listen, ...] = (
         Listen(IPv4Address("127.0.0.1"), 54),
@@ -73,11 +73,12 @@ class Resolver:
     )
     servers: tuple[Server, ...] = ()
     lease: str | None = None
+    sources: tuple[str, ...] = ()
     user: Account = Account("65534", 65534)
 
 
 def lease_of(uplink: str, resolver: Resolver) -> str:
-    """The file that names the resolver's servers where the policy does not."""
+    """The file that names the resolver's servers where the policy has neither servers nor sources."""
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
 

@@ -26,6 +26,19 @@ ANSWERS = {
     "respondd": "udp/1001",
 }
 
+# Where a resolver learns the uplink's DNS servers. How each one is read: runtime/dns_sources/.
+SOURCES = {
+    "auto": "all of those below, as far as they are there",
+    "networkd": "systemd-networkd, what DHCP and its own configuration brought (/run/systemd/netif)",
+    "networkmanager": "NetworkManager, what DHCP brought (/run/NetworkManager/devices); the rest by D-Bus",
+    "resolved": "systemd-resolved, what somebody told it of the device (/run/systemd/resolve/netif)",
+    "dhclient": "ISC dhclient, its lease files (/var/lib/dhcp)",
+    "dhcpcd": "dhcpcd, its lease files (/var/lib/dhcpcd)",
+    "udhcpc": "udhcpc, a file that our hook writes (/run/nftpolicy/udhcpc)",
+    "netifd": "netifd of OpenWrt, by ubus; what peerdns 0 keeps from the machine's own resolver, too",
+    "ra": "router advertisements (RFC 8106), heard on the devices, for as long as they say",
+}
+
 # How the sockets of a service come by their mark.
 MARKS = {
     "itself": "the program sets SO_MARK (fastd's packet mark, WireGuard's FwMark, OpenVPN's --mark)",

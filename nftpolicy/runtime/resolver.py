@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,10 +26,12 @@ from ..kernel import accounts
 from ..kernel.cgroup import MarkedGroup, unmarked
 from ..kernel.interface import Unavailable
 from ..kernel.seccomp import MarkedCalls
-from ..policy.objects import Listen, Resolver, Server, Uplink, lease_of
-from . import leases
+from ..policy.objects import Listen, Resolver, Uplink
+from .learner import Learner, Wanted
+from .upstream import Upstream
 
-_EVERY = 1.0  # seconds between two looks at the lease, and at the sockets
+_EVERY = 1.0  # seconds between two looks at the sockets
+_APART = 0.1  # seconds between two changes of the servers, at least
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -48,11 +51,6 @@ class Job:
     say: Callable[[str], None]
 
     @property
-    def lease(self) -> Path:
-        """The file that names the servers, if the policy does not."""
-        return Path(lease_of(self.name, self.resolver))
-
-    @property
     def servers_file(self) -> Path:
         """The file by which dnsmasq knows its servers; it reads it again when it changes."""
         return self.folder / "servers"
@@ -69,12 +67,14 @@ def run(job: Job) -> None:
         _prepare(job.folder)
         stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
         marking = stack.enter_context(_marking(job))
-        current = _refresh(job, None)
-        command = [program, *arguments(job)]
+        learner = stack.enter_context(Learner(Wanted(job.name, job.uplink, job.resolver), job.say))
+        upstream = Upstream(job.servers_file)
+        _refresh(job, learner, upstream)
+        command = [program, *arguments(job), *_if_known(program, _QUICK_RETRY)]
         child = subprocess.Popen(command, preexec_fn=lambda: _before(marking), stdin=subprocess.DEVNULL)
         stack.callback(_end, child)
         marking.started()
-        _watch(job, child, current)
+        _watch(job, child, learner, upstream)
 
 
 def arguments(job: Job) -> list[str]:
@@ -97,7 +97,19 @@ def arguments(job: Job) -> list[str]:
         "--cache-size=0",
         "--proxy-dnssec",
         "--edns-packet-max=1232",
+        "--strict-order",
+        "--dns-forward-max=1000",
     ]
+
+
+# When a server does not answer, the next one is asked after half a second, without waiting for the client.
+_QUICK_RETRY = "--fast-dns-retry=500,5000"
+
+
+def _if_known(program: str, option: str) -> list[str]:
+    """The option, if this dnsmasq has it: that one came with 2.87."""
+    shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
+    return [option] if option.partition("=")[0] in shown else []
 
 
 def _present(job: Job) -> tuple[Listen, ...]:
@@ -156,48 +168,28 @@ def _before(marking: MarkedGroup | MarkedCalls) -> None:
     marking.before()
 
 
-def _refresh(job: Job, last: tuple[object, ...] | None) -> tuple[object, ...]:
-    """Write the servers if they changed; returns what to compare with the next time."""
-    if job.resolver.servers:
-        found, seen = list(job.resolver.servers), ("static",)
-    else:
-        seen = _stamp(job.lease)
-        if seen == last:
-            return seen
-        text = job.lease.read_text(errors="replace") if len(seen) > 1 else ""
-        found, refused = leases.servers(text, job.uplink.devices[0])
-        for word in refused:
-            job.say(f"{job.lease}: {word[:60]!r} is no address of a DNS server; left out")
-    if seen != last:
-        _write(job, found)
-    return seen
-
-
-def _stamp(file: Path) -> tuple[object, ...]:
+def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
+    """Have dnsmasq know the servers as they are now."""
+    servers = learner.look().servers
     try:
-        known = file.stat()
-    except OSError:
-        return ("absent",)
-    return known.st_ino, known.st_mtime_ns, known.st_size
+        changed = upstream.take(servers, learner.machine.own, time.monotonic())
+    except OSError as error:
+        raise Failed(
+            f"{job.servers_file}: {error.strerror}; stopped, as its servers would be those of before"
+        ) from None
+    if changed:
+        waited = ", ".join(learner.sources)
+        named = ", ".join(map(str, servers)) or f"none yet (waiting for {waited}); names are refused until then"
+        job.say(f"servers of uplink {job.name}: {named}")
 
 
-def _write(job: Job, found: list[Server]) -> None:
-    new = job.servers_file.with_suffix(".new")
-    new.write_text("".join(f"nameserver {server}\n" for server in found))
-    new.chmod(0o644)
-    new.replace(job.servers_file)
-    named = ", ".join(map(str, found)) or f"none yet (waiting for {job.lease}); names are refused until then"
-    job.say(f"servers of uplink {job.name}: {named}")
-
-
-def _watch(job: Job, child: subprocess.Popen[bytes], current: tuple[object, ...]) -> None:
+def _watch(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream: Upstream) -> None:
     ended, end = os.pipe()
     mark = (job.uplink.mark.value, job.uplink.mark.mask)
     previous = {number: signal.signal(number, lambda *_: os.write(end, b"!")) for number in _ENDING}
     try:
         ready = False
-        wait = 0.05
-        while not select.select([ended], [], [], wait)[0]:
+        while not _wait(ended, learner, upstream, _EVERY if ready else 0.05):
             status = child.poll()
             if status is not None:
                 raise Failed(f"dnsmasq ended with status {status}; its own words are above")
@@ -205,14 +197,24 @@ def _watch(job: Job, child: subprocess.Popen[bytes], current: tuple[object, ...]
             if bare:
                 raise Failed(f"a socket of dnsmasq does not wear the mark {job.uplink.mark}: {bare[0]}; stopped")
             if not ready and _listens(child.pid):
-                ready, wait = True, _EVERY
+                ready = True
                 job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
-            current = _refresh(job, current)
+            _refresh(job, learner, upstream)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         os.close(ended)
         os.close(end)
+
+
+def _wait(ended: int, learner: Learner, upstream: Upstream, most: float) -> bool:
+    """Until there is something to do, at most that long (seconds); whether that is to end."""
+    leaves = upstream.due()
+    until = min([learner.due(), *([leaves] if leaves is not None else [])])
+    wait = min(most, max(_APART, until - time.monotonic()))
+    if ended in select.select([ended, *learner.descriptors], [], [], wait)[0]:
+        return True
+    return bool(select.select([ended], [], [], _APART if wait > _APART else 0)[0])
 
 
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

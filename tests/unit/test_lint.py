@@ -23,6 +23,7 @@ CASES = [
     ('servers = ["192.0.2.53"]', 'servers = ["127.0.0.1"]', "uplink.wan.resolver.servers[0]", "this machine's own"),
     ('servers = ["192.0.2.53"]', 'servers = ["fe80::1%eth9"]', "uplink.wan.resolver.servers[0]", "no device of uplink"),
     ('lease = "/run/lte.dns"', 'lease = "/etc/resolv.conf"', "uplink.lte.resolver.lease", "of the whole machine"),
+    ('lease = "/run/lte.dns"', 'sources = ["dhclient", "ra"]', "uplink.lte.resolver.sources[1]", "no router can be asked"),
     ('uplink = "lte"\nuser = 900', 'uplink = "wan"\nuser = 900', "uplink.lte.resolver", "nobody may ask its resolver"),
     ('["bat0", "mesh*"]\n', "[]\n", None, None),
 ]  # fmt: skip
