@@ -101,22 +101,11 @@ def _show(policy: Policy, uplinks: list[str], as_json: bool) -> None:
 
 
 def _facts(learner: Learner) -> dict[str, Any]:
+    written = list(map(str, learner.wanted.resolver.servers))
+    sources = {}
+    for word in learner.sources:
+        found = learner.readings.get(word)
+        words = [one for _, one in found.words] if found else written
+        sources[word] = {"words": words, "trouble": found.trouble if found else ""}
     choice = learner.choice
-    return {
-        "servers": list(map(str, choice.servers)),
-        "sources": {
-            word: {
-                "words": [one for _, one in found.words]
-                if (found := learner.readings.get(word))
-                else _written(learner),
-                "trouble": found.trouble if found else "",
-            }
-            for word in learner.sources
-        },
-        "left_out": dict(choice.refused),
-    }
-
-
-def _written(learner: Learner) -> list[str]:
-    """The servers of the policy itself."""
-    return list(map(str, learner.wanted.resolver.servers))
+    return {"servers": list(map(str, choice.servers)), "sources": sources, "left_out": dict(choice.refused)}

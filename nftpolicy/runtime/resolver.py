@@ -178,7 +178,7 @@ def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
             f"{job.servers_file}: {error.strerror}; stopped, as its servers would be those of before"
         ) from None
     if changed:
-        waited = ", ".join(learner.sources)
+        waited = ", ".join(one.sign if one and word == "lease" else word for word, one in learner.sources.items())
         named = ", ".join(map(str, servers)) or f"none yet (waiting for {waited}); names are refused until then"
         job.say(f"servers of uplink {job.name}: {named}")
 
