@@ -1,0 +1,169 @@
+"""The resolver under load, while its servers change, one of them lies and the link goes: nothing leaks, nothing is lost."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import (
+    OTHER_GID,
+    SERVICE_GID,
+    Guarded,
+    guarded_lab,
+    no_wan_routes_in_main,
+    wan_routes_in_main,
+    watching,
+)
+from tests.lab import addresses as at
+from tests.lab import dns, slow_dns
+from tests.lab.asker import Asked, ask_often
+from tests.lab.netns import wait_until
+
+DOMAIN = "storm.example"
+TRUTH, LIE = "192.0.2.201", "192.0.2.222"
+RATE, SECONDS, CHANGES = 200, 12, 50
+SLOW = 0.06  # seconds that each server takes, so that a dozen queries are on their way at any time
+HONEST, LIARS = ("192.0.2.60", "2001:db8:1::60"), tuple(at.NEIGHBOUR.values())
+LISTS = (  # each differs from the next, and one begins with a server that is not there
+    (HONEST[0],),
+    (LIARS[0], HONEST[0]),
+    (HONEST[1],),
+    ("192.0.2.61", LIARS[1]),
+    (LIARS[0],),
+)
+
+
+@pytest.fixture(scope="module")
+def storm() -> Iterator[Guarded]:
+    """A home where one DNS server tells the truth and another one lies, about any name; both are slow."""
+    with guarded_lab(resolver=True) as made:
+        neighbour = made.lab.neighbour
+        neighbour.ip(f"addr add {HONEST[0]}/24 dev eth0", f"addr add {HONEST[1]}/64 dev eth0 nodad")
+        for servers, answer in ((HONEST, TRUTH), (LIARS, LIE)):
+            for one in servers:
+                neighbour.spawn(slow_dns.serve, one, answer, SLOW)
+        listed(made, LISTS[0])
+        wait_until(lambda: ask(made) == [TRUTH], 5, "an answer of the home")
+        yield made
+
+
+def ask(made: Guarded, gid: int = SERVICE_GID, port: int = 53) -> list[str] | str:
+    return made.lab.resolve(f"one.{DOMAIN}", 4, "127.0.0.1", gid=gid, port=port, seconds=0.5)
+
+
+def listed(made: Guarded, servers: tuple[str, ...]) -> None:
+    """As a DHCP client does: a new file in the old one's place."""
+    new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
+    new.write_text("".join(f"nameserver {one}\n" for one in servers))
+    new.replace(made.lab.node.outside(made.lab.wan_lease))
+
+
+def asked_of_the_machines_own(made: Guarded) -> int:
+    """Queries below DOMAIN that came to the node's primary resolver, on port 53."""
+    log = made.lab.node.outside("/run/lab/dnsmasq.log").read_text()
+    return sum(DOMAIN in line and " query[" in line for line in log.splitlines())
+
+
+class Askers(threading.Thread):
+    """The service, which asks port 53, and somebody else, who asks the resolver's own port; both in the node."""
+
+    def __init__(self, made: Guarded, seconds: float) -> None:
+        super().__init__()
+        self.made, self.seconds = made, seconds
+        self.service: list[Asked] = []
+        self.others: list[Asked] = []
+        self.start()
+
+    def run(self) -> None:
+        other = threading.Thread(target=self._others)
+        other.start()
+        self.service = self._ask(["127.0.0.1", "::1"], RATE, SERVICE_GID, 53)
+        other.join()
+
+    def _others(self) -> None:
+        self.others = self._ask(["127.0.0.1", "::1"], 20, OTHER_GID, 54)
+
+    def _ask(self, servers: list[str], rate: float, gid: int, port: int) -> list[Asked]:
+        args = (servers, DOMAIN, rate, self.seconds, 5.0, port)
+        answered: list[Asked] = self.made.lab.node.call(ask_often, *args, gid=gid, timeout=self.seconds + 20)
+        return answered
+
+
+def figures(asked: list[Asked]) -> str:
+    answers = Counter(one.answer if isinstance(one.answer, str) else " ".join(one.answer) for one in asked)
+    waits = sorted(one.answered - one.sent for one in asked if one.answered)
+    return f"{len(asked)} queries: {dict(answers)}; slowest {waits[-1] * 1000:.0f} ms" if waits else f"{dict(answers)}"
+
+
+def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+    storm.lab.wan.drain(), storm.lab.mesh_sniffer.drain()
+    primary, changes = asked_of_the_machines_own(storm), storm.resolver_log().count("servers of uplink")
+    with watching(storm.lab) as watch:
+        askers = Askers(storm, SECONDS)
+        for number in range(CHANGES):
+            time.sleep(SECONDS / (CHANGES + 2))
+            listed(storm, LISTS[(number + 1) % len(LISTS)])
+        askers.join()
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    told = storm.resolver_log().count("servers of uplink") - changes
+    with capsys.disabled():
+        print(f"\n{told} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
+    assert told >= CHANGES * 0.8  # the machine is loaded: two changes may be seen as one
+    assert len(askers.service) == RATE * SECONDS
+    lost = [one for one in askers.service if one.answer not in ([TRUTH], [LIE])]
+    assert lost == [], figures(askers.service)
+    assert {str(one.answer) for one in askers.service} == {f"['{TRUTH}']", f"['{LIE}']"}, "inconclusive: nobody lied"
+    assert not [one for one in askers.others if one.answered]
+    assert asked_of_the_machines_own(storm) == primary
+    queries = [frame for frame in storm.lab.wan.drain() if frame.dport == 53]
+    assert len(queries) >= RATE * SECONDS
+    assert [frame for frame in storm.lab.mesh_sniffer.drain() if frame.dport == 53] == []
+    assert storm.lab.wan.dropped == storm.lab.mesh_sniffer.dropped == 0
+
+
+def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+    primary, seconds = asked_of_the_machines_own(storm), 6
+    storm.lab.mesh_sniffer.drain()
+    downs: list[tuple[float, float]] = []
+    listed(storm, LISTS[1])
+    wait_until(lambda: ask(storm) == [LIE], 5, "the list")
+    with watching(storm.lab) as watch:
+        askers = Askers(storm, seconds)
+        for number in range(3):
+            time.sleep(0.8)
+            begin = time.monotonic()
+            storm.lab.wan_down()
+            listed(storm, LISTS[number])
+            time.sleep(0.2)
+            storm.lab.wan_up()  # DHCP brings the list of the home's router, which has no such name
+            listed(storm, LISTS[number])
+            downs.append((begin, time.monotonic()))
+        askers.join()
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    untouched = [one for one in askers.service if not any(begin - 0.6 < one.sent < end + 0.6 for begin, end in downs)]
+    with capsys.disabled():
+        print(f"\ndown {sum(end - begin for begin, end in downs):.1f} s; {figures(askers.service)}; "
+              f"of those that the link did not touch: {figures(untouched)}")  # fmt: skip
+    assert [one for one in untouched if one.answer not in ([TRUTH], [LIE])] == [], figures(untouched)
+    assert not [one for one in askers.others if one.answered]
+    assert asked_of_the_machines_own(storm) == primary
+    assert [frame for frame in storm.lab.mesh_sniffer.drain() if frame.dport == 53] == []
+    listed(storm, LISTS[0])
+    wait_until(lambda: ask(storm) == [TRUTH], 5, "answers after the storm")
+
+
+def test_the_counts_above_would_see_a_leak(storm: Guarded) -> None:
+    """The positive controls: a query that goes to the machine's own resolver, and one that leaves unmarked."""
+    primary = asked_of_the_machines_own(storm)
+    ask(storm, gid=OTHER_GID)
+    wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of somebody else")
+    with storm.off():
+        wan_routes_in_main(storm.lab)
+        try:
+            with watching(storm.lab) as watch:
+                assert storm.lab.node.call(dns.ask, HONEST[0], f"two.{DOMAIN}", 4, gid=SERVICE_GID) == [TRUTH]
+                assert watch.unmarked > 0
+        finally:
+            no_wan_routes_in_main(storm.lab)
