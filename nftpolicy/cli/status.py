@@ -22,21 +22,23 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply import prospect
     from ..runtime.memory import of_this_namespace
+    from ..runtime.resolver_files import found as places
     from ..runtime.status import status
 
     memory = of_this_namespace()
     with changing(None):
         policy = read_policy(file)[0] if file is not None else _last(memory)
         found = status(kernel, policy, prospect(kernel, policy, memory))
+    leaks = list(map(str, places(policy)))
     if json:
         import json as library
 
-        print(library.dumps(found.as_json(), indent=1))
+        print(library.dumps({**found.as_json(), "resolver_leaks": leaks}, indent=1))
     else:
         from .tables import show_status
 
         show_status(found)
-    for line in _notes(memory):
+    for line in (*_notes(memory), *leaks):
         warn(line)
     if not found.as_expected:
         raise typer.Exit(REFUSED)

@@ -38,6 +38,7 @@ def command(
     from ..kernel.notify import Manager
     from ..netstate.routing import PROTOCOL
     from ..runtime.change import Options, Wanted
+    from ..runtime.resolver_files import Watcher
     from ..runtime.watch import Watch
     from ..runtime.watch_world import World
 
@@ -55,6 +56,7 @@ def command(
         world = World(
             changer, Linux, ears, nft.load, log.say, monitor.sent, monitor.counted, monitor.own_ports, Manager(),
             block_unknown, nft.load(f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n", check=True) is None,
+            leaks=Watcher().look,
         )  # fmt: skip
         Watch(world).run()
 

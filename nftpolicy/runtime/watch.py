@@ -128,6 +128,8 @@ class Watch:
         if self.held and now >= self._compare:
             self._compare = now + _COMPARE
             self._quick(self.held.remedy(News(), self.world.ears.sysctls()), UNKNOWN, now)
+            for facts in self.world.leaks(self.policy):
+                self.world.say("resolver-leak", facts)
         self._look_if_due()
         self._repairs.tell()
         watchdog = self.world.manager.watchdog

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from attrs import field, frozen
@@ -12,6 +12,7 @@ from attrs import field, frozen
 from ..kernel.interface import Kernel
 from ..kernel.monitor import News
 from ..kernel.notify import Manager
+from ..policy.objects import Policy
 from .change import Changer
 
 Say = Callable[[str, dict[str, Any]], None]  # an event, and the facts about it
@@ -36,7 +37,8 @@ class World:
     `fresh` makes a kernel that shares no socket with another, for children. `load` carries out nft text (or only
     asks whether it could), and returns what is wrong with it or None. `ports` are this process's netlink
     sockets. `owns`: the kernel knows tables with an owner, and `load` always has the same one. `sent` counts
-    packets that devices have sent, `counted` those of the named counters of our tables.
+    packets that devices have sent, `counted` those of the named counters of our tables. `leaks` says what has
+    changed about the uplinks' DNS servers in the machine's own resolver.
     """
 
     changer: Changer
@@ -51,3 +53,4 @@ class World:
     block_unknown: bool = False
     owns: bool = False
     now: Callable[[], float] = time.monotonic
+    leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()

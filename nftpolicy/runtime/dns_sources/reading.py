@@ -93,25 +93,37 @@ def folders(source: Source) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(Path(pattern).parent for pattern in source.patterns))
 
 
-def read(source: Source, devices: Iterable[tuple[str, int | None]], now: float, root: Path = Path("/")) -> Reading:
-    """Ask a source of (device, index); the index is None where there is no such device now. `root` is for tests."""
+Devices = Iterable[tuple[str, int | None]]  # names and indexes; no index where there is no such device now
+
+
+def read(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
+    """Ask a source of devices: its files and its program. `now` in seconds since 1970; `root` is for tests."""
+    devices = list(devices)
+    found = read_files(source, devices, now, root)
+    if not source.program or not _below(root, source.sign).exists():
+        return found
+    words, troubles = list(found.words), [found.trouble]
+    answer, trouble = _ask(source.program)
+    troubles.append(trouble)
+    for device, _ in devices if answer else ():
+        try:
+            words += [(device, word) for word in source.parse_answer(answer, device)]
+        except (ValueError, RecursionError):
+            troubles.append(f"{source.program[0]} printed something that is not understood")
+    return Reading(tuple(words), "; ".join(filter(None, dict.fromkeys(troubles))))
+
+
+def read_files(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
+    """The same, of the files alone."""
     words, troubles = list[tuple[str, str]](), list[str]()
     if not _below(root, source.sign).exists():
         return Reading((), f"{source.sign} is not there")
-    answer, trouble = _ask(source.program) if source.program else ("", "")
-    troubles += [trouble] if trouble else []
     for device, index in devices:
-        for pattern in source.patterns:
-            for file in _files(root, pattern, device, index):
-                try:
-                    words += [(device, word) for word in source.parse(_load(file, now), device)]
-                except OSError as error:
-                    troubles.append(f"{file}: {error.strerror}")
-        if answer:
+        for file in [file for pattern in source.patterns for file in _files(root, pattern, device, index)]:
             try:
-                words += [(device, word) for word in source.parse_answer(answer, device)]
-            except (ValueError, RecursionError):
-                troubles.append(f"{source.program[0]} printed something that is not understood")
+                words += [(device, word) for word in source.parse(_load(file, now), device)]
+            except OSError as error:
+                troubles.append(f"{file}: {error.strerror}")
     return Reading(tuple(words), "; ".join(dict.fromkeys(troubles)))
 
 
