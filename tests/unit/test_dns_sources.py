@@ -1,0 +1,367 @@
+"""Who names the DNS servers of an uplink: the formats as the programs write them, and whatever else may come."""
+
+import struct
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nftpolicy.policy import words
+from nftpolicy.policy.load import load
+from nftpolicy.runtime.dns_sources import (
+    dhclient,
+    dhcpcd,
+    leasefile,
+    netifd,
+    networkd,
+    networkmanager,
+    ra,
+    reading,
+    resolved,
+)
+from nftpolicy.runtime.dns_sources.choice import MOST, Machine, chosen
+from nftpolicy.runtime.upstream import LEAVING, Upstream
+from tests.test_manual import MINIMAL
+
+FIXTURES = Path(__file__).parents[1] / "fixtures/dns"
+NOW = 1795719600.0  # 2026-11-26 19:00:00 UTC
+DEVICE = "br-wan"
+FOUR, SIX = ["192.0.2.1", "192.0.2.53"], ["2001:db8:1::1", "fe80::5eff:fe00:5301"]
+
+
+def fixture(name: str) -> bytes:
+    return (FIXTURES / name).read_bytes()
+
+
+def dhcp4(servers: bytes = bytes((192, 0, 2, 1, 192, 0, 2, 53)), life: int = 3600) -> bytes:
+    options = bytes((53, 1, 5, 0, 51, 4)) + life.to_bytes(4, "big") + bytes((6, len(servers))) + servers + b"\xff"
+    return b"\x02\x01\x06\x00" + bytes(232) + b"\x63\x82\x53\x63" + options + bytes(20)
+
+
+DHCP6 = (
+    b"\x07\xcd\x75\x16"
+    + struct.pack("!2H", 1, 3)
+    + b"abc"
+    + struct.pack("!2H", 23, 32)
+    + b"".join(ip_address(one).packed for one in SIX)
+)
+
+
+def advertisement(life: int = 600, servers: tuple[str, ...] = ("2001:db8:1::1", "fe80::1")) -> bytes:
+    option = struct.pack("!BBHI", 25, 1 + 2 * len(servers), 0, life) + b"".join(
+        ip_address(one).packed for one in servers
+    )
+    return struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + b"\x01\x01\x02\x00\x5e\x00\x53\x01" + option
+
+
+CASES = {
+    "networkd-link": (networkd.parse, (), ["192.0.2.1", "192.0.2.53:5353", "2001:db8:1::1#dns.example", "fe80::1%7",
+                                          "[fe80::2]:53%7", "192.0.2.1"]),
+    "networkd-lease": (networkd.parse, (), FOUR),
+    "resolved": (resolved.parse, (), ["192.0.2.1", "fe80::1%7#dns.example", "192.0.2.7:5353"]),
+    "networkmanager": (networkmanager.parse, (), FOUR + SIX),
+    "dhclient.leases": (dhclient.parse, (DEVICE, NOW), FOUR),
+    "dhclient6.leases": (dhclient.parse, (DEVICE, NOW), SIX),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_file_as_its_program_writes_it(name: str) -> None:
+    parse, more, expected = CASES[name]
+    assert list(parse(fixture(name), *more)) == expected
+
+
+def test_json_as_busctl_and_ubus_print_it() -> None:
+    found = list(networkmanager.parse_objects(fixture("networkmanager.json").decode(), DEVICE))
+    assert found == [*FOUR, *SIX, *FOUR, *SIX, "fe80::1"]
+    assert list(networkmanager.parse_objects(fixture("networkmanager.json").decode(), "eth9")) == []
+    found = list(netifd.parse(fixture("netifd.json").decode(), DEVICE))
+    assert found == [*FOUR, "fe80::1", "2001:db8:1::1", "2001:db8:1::53"]
+    for parse in (networkmanager.parse_objects, netifd.parse):
+        with pytest.raises(ValueError):
+            list(parse("Call failed", DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("expire 4 2026/11/26 19:26:08", "expire 4 2026/11/26 18:59:59", []),
+        ("expire 4 2026/11/26 19:26:08", "expire never", FOUR),
+        ("expire 4 2026/11/26 19:26:08", "expire epoch 1795719601; # Thu Nov 26", FOUR),
+        ("expire 4 2026/11/26 19:26:08", "expire epoch 1795719600", []),
+        ("expire 4 2026/11/26 19:26:08", "expire soon", []),
+        ("  renew 4", "  released;\n  renew 4", []),
+        ('interface "br-wan";\n  fixed-address 192.0.2.146', 'interface "br-wan2";\n  fixed-address 192.0.2.146', []),
+    ],
+)
+def test_the_last_lease_of_the_device_holds_as_long_as_it_says(old: str, new: str, expected: list[str]) -> None:
+    text = fixture("dhclient.leases").decode()
+    assert text.count(old) == 1
+    assert list(dhclient.parse(text.replace(old, new).encode(), DEVICE, NOW)) == expected
+
+
+def test_a_lease_of_dhcpv6_ends_with_its_last_address() -> None:
+    begun = 1795717569
+    assert list(dhclient.parse(fixture("dhclient6.leases"), DEVICE, begun + 3599.0)) == SIX
+    assert list(dhclient.parse(fixture("dhclient6.leases"), DEVICE, begun + 3600.0)) == []
+
+
+def test_dhcpcd_keeps_the_message_of_the_server() -> None:
+    assert list(dhcpcd.parse(dhcp4(), NOW, NOW + 3600)) == FOUR
+    assert list(dhcpcd.parse(dhcp4(), NOW, NOW + 3601)) == []
+    assert list(dhcpcd.parse(dhcp4(life=0xFFFFFFFF), 0.0, NOW)) == FOUR
+    assert list(dhcpcd.parse(dhcp4(servers=b"\xc0\x00\x02"), NOW, NOW)) == []
+    assert list(dhcpcd.parse(DHCP6, NOW, NOW)) == SIX
+    assert list(dhcpcd.parse(DHCP6[:-1], NOW, NOW)) == SIX[:1]
+
+
+# Router advertisements
+
+
+def test_servers_of_an_advertisement_live_as_long_as_it_says() -> None:
+    known = ra.Known()
+    known.hear(DEVICE, advertisement(600), 100.0)
+    assert known.servers(DEVICE, 699.9) == ("2001:db8:1::1", "fe80::1")
+    known.hear(DEVICE, advertisement(1200, ("fe80::1",)), 200.0)
+    assert known.next_end() == 700.0
+    assert known.servers(DEVICE, 700.0) == ("fe80::1",)
+    known.hear(DEVICE, advertisement(0, ("fe80::1",)), 300.0)
+    assert known.servers(DEVICE, 300.0) == ()
+    known.hear(DEVICE, advertisement(0xFFFFFFFF), 300.0)
+    assert known.next_end() is None
+    assert known.servers(DEVICE, 1e12) == ("2001:db8:1::1", "fe80::1")
+    assert known.servers("eth9", 300.0) == ()
+    known.forget(DEVICE)
+    assert known.servers(DEVICE, 300.0) == ()
+
+
+def test_a_neighbour_can_not_fill_the_memory() -> None:
+    known = ra.Known()
+    for number in range(50):
+        known.hear(DEVICE, advertisement(600, (f"2001:db8::{number:x}",)), 100.0)
+    assert len(known.servers(DEVICE, 100.0)) == ra.MOST
+
+
+@pytest.mark.parametrize("cut", range(len(advertisement())))
+def test_an_advertisement_that_is_cut_short(cut: int) -> None:
+    assert list(ra.parse(advertisement()[:cut])) == []
+
+
+# Choice
+
+
+@pytest.mark.parametrize(
+    ("word", "server"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1:53", "192.0.2.1"),
+        ("2001:db8::1#dns.example", "2001:db8::1"),
+        ("2001:DB8::1%7", "2001:db8::1"),
+        ("fe80::1", "fe80::1%br-wan"),
+        ("febf::1", "febf::1%br-wan"),
+        ("fe80::1%7", "fe80::1%br-wan"),
+        ("fe80::1%wwan0", "fe80::1%wwan0"),
+        ("[fe80::1]:53%7#name", "fe80::1%br-wan"),
+        ("fe80::1%8", None),
+        ("fe80::1%9", None),
+        ("fe80::1%bat0", None),
+        ("192.0.2.1:5353", None),
+        ("[2001:db8::1]:853", None),
+        ("127.0.0.53", None),
+        ("::1", None),
+        ("203.0.113.2", None),  # our own
+        ("0.0.0.0", None),
+        ("0.1.2.3", None),
+        ("255.255.255.255", None),
+        ("224.0.0.1", None),
+        ("::", None),
+        ("ff02::1", None),
+        ("::ffff:192.0.2.1", None),
+        ("dns.example", None),
+        ("", None),
+        ("192.0.2.1\n192.0.2.2", None),
+    ],
+)
+def test_a_word_is_a_server_of_the_uplink_or_is_left_out_with_a_reason(word: str, server: str | None) -> None:
+    machine = Machine(frozenset({ip_address("203.0.113.2")}), {7: DEVICE, 8: "bat0"})
+    choice = chosen([(DEVICE, word)], (DEVICE, "wwan0"), machine)
+    assert [str(one) for one in choice.servers] == ([server] if server else [])
+    assert [one for one, why in choice.refused if why] == ([] if server else [word])
+
+
+def test_each_server_once_and_not_too_many() -> None:
+    many = [(DEVICE, f"192.0.2.{number}") for number in range(1, 60)]
+    choice = chosen([*many[:3], *many], (DEVICE,), Machine())
+    assert [str(one) for one in choice.servers] == [word for _, word in many[:MOST]]
+    assert len(choice.refused) == 59 - MOST
+    two = chosen([("a", "fe80::1"), ("b", "fe80::1"), ("a", "fe80::1%a")], ("a", "b"), Machine())
+    assert [str(one) for one in two.servers] == ["fe80::1%a", "fe80::1%b"]
+
+
+# Whatever comes
+
+PARSERS = [
+    networkd.parse,
+    resolved.parse,
+    networkmanager.parse,
+    leasefile.parse,
+    lambda data: dhclient.parse(data, DEVICE, NOW),
+    lambda data: dhcpcd.parse(data, NOW, NOW),
+    lambda data: (server for one in ra.parse(data) for server in one.servers),
+]
+SEEDS = [*map(fixture, CASES), dhcp4(), DHCP6, advertisement()]
+
+
+@st.composite
+def broken(draw) -> bytes:
+    """A good file with pieces cut out, doubled and overwritten; or anything."""
+    data = bytearray(draw(st.sampled_from(SEEDS) | st.binary(max_size=300)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        piece = draw(st.binary(max_size=6) | st.sampled_from([b"{", b"}", b";", b'"', b"\xff" * 4, b"%", b"#", b"["]))
+        data[at : at + draw(st.integers(0, 8))] = piece
+    return bytes(data)
+
+
+@given(broken())
+def test_no_file_makes_a_parser_fail(data: bytes) -> None:
+    for parse in PARSERS:
+        found = [(DEVICE, word) for word in parse(data)]
+        for one in chosen(found, (DEVICE,), Machine()).servers:
+            assert not one.address.is_loopback
+            assert one.zone in (None, DEVICE)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(st.data())
+def test_no_json_makes_a_parser_fail(data: st.DataObject) -> None:
+    """A good document with some of its values replaced."""
+    import json
+
+    name, parse = data.draw(
+        st.sampled_from([("networkmanager.json", networkmanager.parse_objects), ("netifd.json", netifd.parse)])
+    )
+    document = json.loads(fixture(name))
+    for _ in range(data.draw(st.integers(0, 3))):
+        document = replaced(document, data.draw)
+    for word in parse(json.dumps(document), DEVICE):
+        chosen([(DEVICE, word)], (DEVICE,), Machine())
+
+
+def replaced(item, draw):
+    if isinstance(item, (dict, list)) and item and draw(st.integers(0, 6)):
+        keys = list(item) if isinstance(item, dict) else list(range(len(item)))
+        key = draw(st.sampled_from(keys))
+        item[key] = replaced(item[key], draw)
+        return item
+    return draw(JSON)
+
+
+# The table of sources
+
+
+def test_every_word_is_a_source() -> None:
+    assert {*reading.SOURCES, reading.HEARD, "auto"} == set(words.SOURCES)
+    for word in words.SOURCES:
+        written = MINIMAL.replace("[uplink.wan.resolver]\n", f'[uplink.wan.resolver]\nsources = ["{word}"]\n')
+        resolver = load(written.encode())[0].uplink["wan"].resolver
+        assert resolver is not None
+        assert resolver.sources == (word,)
+
+
+def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sbin").mkdir()
+    (tmp_path / "sbin/netifd").touch()
+    source = reading.SOURCES["netifd"]
+
+    def asked() -> reading.Reading:
+        return reading.read(source, [(DEVICE, 7)], NOW, tmp_path)
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert asked() == reading.Reading((), "the program ubus is missing")
+    ubus = tmp_path / "ubus"
+    for text, trouble in (
+        ("echo Not found >&2; exit 4", "ubus: Not found"),
+        ("exit 5", "ubus: exit status 5"),
+        ("echo hello", "ubus printed something that is not understood"),
+        ("exec /bin/sleep 9", "ubus did not answer within 0 s"),
+        (f"exec /bin/cat {FIXTURES}/netifd.json", ""),
+    ):
+        ubus.write_text(f"#!/bin/sh\n{text}\n")
+        ubus.chmod(0o755)
+        with monkeypatch.context() as patience:
+            patience.setattr(reading, "_PATIENCE", 0.3 if "sleep" in text else 10.0)
+            found = asked()
+        assert (found.trouble, len(found.words)) == (trouble, 0 if trouble else 5)
+
+
+def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
+    places = {
+        "run/systemd/netif/links/7": "networkd-link",
+        "run/systemd/netif/leases/8": "networkd-lease",
+        "run/NetworkManager/devices/7": "networkmanager",
+        "run/systemd/resolve/netif/7": "resolved",
+        "var/lib/dhcp/dhclient6.br-wan.leases": "dhclient6.leases",
+        "var/lib/dhcp/dhclient.leases": "dhclient.leases",
+    }
+    for place, name in places.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(fixture(name))
+    (tmp_path / "run/nftpolicy/udhcpc").mkdir(parents=True)
+    (tmp_path / "run/nftpolicy/udhcpc/br-wan").write_text("nameserver 192.0.2.1\n")
+    (tmp_path / "var/lib/dhcpcd").mkdir()
+    (tmp_path / "var/lib/dhcpcd/br-wan.lease").write_bytes(dhcp4())
+    (tmp_path / "var/lib/dhcpcd/br-wan2.lease").write_bytes(dhcp4(bytes(4)))
+    counts = {word: len(read(word, tmp_path, 7)) for word in reading.SOURCES}
+    assert counts == {
+        "networkd": 6, "networkmanager": 4, "resolved": 3, "dhclient": 4, "dhcpcd": 2, "udhcpc": 1, "netifd": 0,
+    }  # fmt: skip
+    assert [word for word in reading.SOURCES if read(word, tmp_path, None)] == ["dhclient", "dhcpcd", "udhcpc"]
+    assert reading.read_files(reading.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run").trouble.endswith(
+        "not there"
+    )
+
+
+def read(word: str, root: Path, index: int | None) -> tuple[tuple[str, str], ...]:
+    source = reading.SOURCES[word]
+    return reading.read_files(source, [(DEVICE, index)], NOW, root).words
+
+
+# What dnsmasq is told
+
+
+def test_a_server_that_leaves_stays_last_for_a_while(tmp_path: Path) -> None:
+    one, two = chosen([(DEVICE, "192.0.2.1"), (DEVICE, "192.0.2.2")], (DEVICE,), Machine()).servers
+    file = tmp_path / "servers"
+    upstream = Upstream(file)
+
+    def told() -> list[str]:
+        return [line.removeprefix("nameserver ") for line in file.read_text().splitlines()]
+
+    assert upstream.take((one,), (), 100.0)
+    before = file.stat()
+    assert not upstream.take((one,), (), 101.0)
+    assert file.stat().st_ino == before.st_ino
+    assert upstream.take((two,), (), 102.0)
+    assert told() == ["192.0.2.2", "192.0.2.1"]
+    assert int(file.stat().st_mtime) > int(before.st_mtime)
+    assert upstream.due() == 102.0 + LEAVING
+    assert not upstream.take((two,), (), 102.0 + LEAVING)
+    assert told() == ["192.0.2.2"]
+    assert upstream.take((one,), (), 110.0)
+    assert upstream.take((one, two), (), 111.0)
+    assert told() == ["192.0.2.1", "192.0.2.2"]
+    assert upstream.take((two,), {one.address}, 112.0)  # it has become our own address
+    assert told() == ["192.0.2.2"]
+    assert upstream.take((), (), 113.0)  # without a server names are refused, at once
+    assert told() == []
