@@ -97,8 +97,17 @@ def commands(device: str, mac: str, seen: Advertisement, table: str, metric: int
     return made + ([f"-6 rule add iif lo lookup {table} priority 90001"] if rules else [])
 
 
-def advertise(device: str, prefixes: Sequence[str] = (), routes: Sequence[str] = (), lifetime: int = 1800) -> None:
-    """Send one advertisement to all nodes, as any neighbour can: prefixes that are on-link, routes (RFC 4191).
+def advertise(
+    device: str,
+    prefixes: Sequence[str] = (),
+    routes: Sequence[str] = (),
+    lifetime: int = 1800,
+    servers: Sequence[str] = (),
+    servers_for: int = 600,
+    hops: int = 255,
+) -> None:
+    """Send one advertisement to all nodes, as any neighbour can: prefixes that are on-link, routes (RFC 4191), and
+    DNS servers with their lifetime in seconds (RFC 8106). Other `hops` than 255 make it one from afar.
 
     Runs in the calling process's namespace and needs CAP_NET_RAW. Sent from the device's first link-local address.
     """
@@ -110,8 +119,11 @@ def advertise(device: str, prefixes: Sequence[str] = (), routes: Sequence[str] =
     for route in map(ipaddress.IPv6Network, routes):
         message += struct.pack("!BBBBI", _ROUTE, 3, route.prefixlen, 0x08, 3600)  # preference high
         message += route.network_address.packed
+    if servers:
+        message += struct.pack("!BBHI", _RDNSS, 1 + 2 * len(servers), 0, servers_for)
+        message += b"".join(ipaddress.IPv6Address(one).packed for one in servers)
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as channel:
-        channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        channel.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
         channel.sendto(message, ("ff02::1", 0, 0, socket.if_nametoindex(device)))
 
 

@@ -207,10 +207,16 @@ def test_it_starts_without_a_lease_and_waits(lab: Guarded) -> None:
 
 
 def test_bad_words_in_a_lease_are_left_out_and_said(running: Guarded) -> None:
-    write_lease(running, f"nameserver 127.0.0.1\nnameserver no.address\nnameserver {at.HOME[4]}\n")
+    own = at.NODE_MESH[4]
+    words = ("127.0.0.1", "::1", own, "no.address", at.HOME[4])
+    write_lease(running, "".join(f"nameserver {word}\n" for word in words))
     wait_until(lambda: "'no.address'" in running.resolver_log(), 5, "the word")
-    assert "'127.0.0.1'" in running.resolver_log()
     assert ask(running) == [at.WHO_AT_HOME[4]]
+    write_lease(running, f"nameserver {own}\nnameserver no.address\n")  # the machine's own resolver is no server
+    wait_until(lambda: ask(running) == "refused", 5, "a refusal")
+    log = running.resolver_log()
+    assert [log.count(f"{word!r} left out: ") for word in words] == [1, 1, 1, 1, 0]
+    assert f"'{own}' left out: it is this machine itself" in log
 
 
 def test_a_second_one_is_refused_and_the_first_goes_on(running: Guarded) -> None:
