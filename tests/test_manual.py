@@ -280,7 +280,13 @@ def test_required_keys_are_required() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "table"), [("Exemptions", words.EXEMPTIONS), ("Answers", words.ANSWERS), ("Marks", words.MARKS)]
+    ("title", "table"),
+    [
+        ("Exemptions", words.EXEMPTIONS),
+        ("Answers", words.ANSWERS),
+        ("Sources", words.SOURCES),
+        ("Marks", words.MARKS),
+    ],
 )
 def test_every_word_is_in_the_page_with_its_reason(title: str, table: dict[str, str]) -> None:
     documented = items(section(file_page(), title), "Cm")
