@@ -13,7 +13,7 @@ from .others import clashing
 Warnings = Iterator[tuple[Path, str]]
 
 # Files that the machine's own resolver reads or writes: they name servers of all links.
-_SYSTEM = (
+SYSTEM = (
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/systemd/resolve/stub-resolv.conf",
@@ -55,7 +55,7 @@ def _resolvers(policy: Policy) -> Warnings:
         asked = [one for one in policy.service.values() if one.uplink == name and (one.group or one.user)]
         if not asked:
             yield path, "no service with a group or user uses this uplink, so nobody may ask its resolver"
-        if uplink.resolver.lease in _SYSTEM:
+        if uplink.resolver.lease in SYSTEM:
             yield (
                 (*path, "lease"),
                 f"{uplink.resolver.lease} names the servers of the whole machine, not those of the uplink; "

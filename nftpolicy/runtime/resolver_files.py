@@ -12,6 +12,7 @@ from typing import Any
 
 from attrs import define, field
 
+from ..policy.lint import SYSTEM
 from ..policy.objects import Address, Policy, lease_of
 from .dns_sources import reading
 from .dns_sources.choice import Machine, chosen
@@ -66,7 +67,8 @@ def _learned(policy: Policy, indexes: dict[str, int], root: Path) -> dict[Addres
     for name, uplink in policy.uplink.items():
         sources = [one for one in reading.SOURCES.values() if one.patterns]
         if uplink.resolver:
-            sources.append(reading.lease(lease_of(name, uplink.resolver)))
+            if (lease := lease_of(name, uplink.resolver)) not in SYSTEM:  # which is warned of already
+                sources.append(reading.lease(lease))
             known |= {one.address: name for one in uplink.resolver.servers}
         devices = [(device, indexes.get(device)) for device in uplink.devices]
         for source in sources:
