@@ -45,7 +45,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     if answers.resets(uplink):
         lines.append("  refuses other TCP ports that are closed, with a RST")
     if uplink.resolver:
-        servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {lease_of(name, uplink.resolver)}"
+        learned = ", ".join(uplink.resolver.sources) or lease_of(name, uplink.resolver)
+        servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
     lines.append("  all else is dropped and counted")

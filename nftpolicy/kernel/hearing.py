@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
-from .inotify import Folders
+from .inotify import Patterns
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUPS = (1, 5, 9)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
@@ -57,12 +57,12 @@ class Heard:
 class Hearing:
     """Waits for all of it in the network namespace of the thread that makes it. A context manager.
 
-    `folders` are those of the files. `routers`: listen to advertisements, which needs CAP_NET_RAW; a kernel without
-    IPv6 has none. Raises OSError if the kernel refuses.
+    `files` are patterns as of inotify.Patterns. `routers`: listen to advertisements, which needs CAP_NET_RAW; a
+    kernel without IPv6 has none. Raises OSError if the kernel refuses.
     """
 
-    def __init__(self, folders: Iterable[Path], routers: bool) -> None:
-        self._folders = Folders(folders)
+    def __init__(self, files: Iterable[Path], routers: bool) -> None:
+        self._files = Patterns(files)
         self._sockets: list[socket.socket] = []
         try:
             self._rt = self._made(socket.AF_NETLINK, socket.NETLINK_ROUTE)
@@ -103,16 +103,16 @@ class Hearing:
         """Can be called twice."""
         for one in self._sockets:
             one.close()
-        self._folders.close()
+        self._files.close()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What to wait on."""
-        return (self._folders.descriptor, *(one.fileno() for one in self._sockets))
+        return (self._files.descriptor, *(one.fileno() for one in self._sockets))
 
     def read(self) -> Heard:
         """All of it, up to a bound; never waits."""
-        heard = Heard(self._folders.read(), advertisements=self._advertised())
+        heard = Heard(self._files.read(), advertisements=self._advertised())
         with suppress(BlockingIOError):
             for _ in range(_MOST):
                 heard.links = self._told(heard.carriers) or heard.links

@@ -8,13 +8,14 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from attrs import frozen
 
 _MODIFY, _WRITTEN, _MOVED_FROM, _MOVED_TO, _CREATED, _DELETED = 0x2, 0x8, 0x40, 0x80, 0x100, 0x200
 _ITSELF_DELETED, _ITSELF_MOVED, _OVERFLOW, _IGNORED = 0x400, 0x800, 0x4000, 0x8000
-_COME_AND_GONE = _WRITTEN | _MOVED_FROM | _MOVED_TO | _CREATED | _DELETED | _ITSELF_DELETED | _ITSELF_MOVED
+_COME_AND_GONE = _MODIFY | _WRITTEN | _MOVED_FROM | _MOVED_TO | _CREATED | _DELETED | _ITSELF_DELETED | _ITSELF_MOVED
 _EVENT = struct.Struct("=iIII")
 _PROC_SYS = Path("/proc/sys")
 
@@ -83,15 +84,19 @@ class Files:
         return Written(folder, sysctls)
 
 
-class Folders:
-    """Tells when a file in one of some folders is written, comes or goes. A folder that is not there is waited for.
+class Patterns:
+    """Tells when a file is written, comes or goes that one of some patterns names: FOLDER/NAME, with * in the name.
 
-    A file that is written in place is told of when its writer closes it.
+    A folder that is not there is waited for. A write is told of when it happens, not when the file is closed: who
+    appends to a file may keep it open. So a reader may find half of what is being written, and is told again.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, patterns: Iterable[Path]) -> None:
         self.descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        self._folders = tuple(dict.fromkeys(folders))
+        self._names: dict[Path, list[str]] = {}
+        for one in patterns:
+            self._names.setdefault(one.parent, []).append(one.name)
+        self._watches: dict[int, list[str]] = {}
         self._watch()
 
     def close(self) -> None:
@@ -101,9 +106,14 @@ class Folders:
 
     def _watch(self) -> None:
         """Watch each folder, or what is there of the way to it. The kernel knows a folder that it watches already."""
-        for folder in self._folders:
+        self._watches = {}
+        for folder, names in self._names.items():
             for one in (folder, *folder.parents):
-                if _libc.inotify_add_watch(self.descriptor, os.fsencode(one), ctypes.c_uint32(_COME_AND_GONE)) >= 0:
+                mask = ctypes.c_uint32(_COME_AND_GONE)
+                number = _libc.inotify_add_watch(self.descriptor, os.fsencode(one), mask)
+                if number >= 0:
+                    wanted = names if one == folder else ["*"]
+                    self._watches[number] = [*self._watches.get(number, []), *wanted]
                     break
 
     def read(self) -> bool:
@@ -111,19 +121,26 @@ class Folders:
         told = False
         with suppress(BlockingIOError):
             while True:
-                raw = os.read(self.descriptor, 1 << 16)
-                told |= any(not mask & _IGNORED for _, mask in _events(raw))
+                for number, mask, name in _named_events(os.read(self.descriptor, 1 << 16)):
+                    wanted = self._watches.get(number, ["*"])
+                    told |= not mask & _IGNORED and any(fnmatchcase(name, one) for one in wanted)
+                    told |= bool(mask & (_ITSELF_DELETED | _ITSELF_MOVED | _OVERFLOW))
         if told:
             self._watch()
         return told
 
 
 def _events(raw: bytes) -> Iterator[tuple[int, int]]:
+    for number, mask, _ in _named_events(raw):
+        yield number, mask
+
+
+def _named_events(raw: bytes) -> Iterator[tuple[int, int, str]]:
     at = 0
     while at + _EVENT.size <= len(raw):
         number, mask, _, length = _EVENT.unpack_from(raw, at)
-        yield number, mask
         at += _EVENT.size + length
+        yield number, mask, os.fsdecode(raw[at - length : at].rstrip(b"\0"))
 
 
 def _checked(result: int) -> int:

@@ -94,13 +94,13 @@ class Learner:
 
     def _hear(self) -> tuple[Hearing, str]:
         asked = [one for one in self.sources.values() if one]
-        folders = [self._root / str(folder).lstrip("/") for one in asked for folder in reading.folders(one)]
+        files = [self._root / str(one).lstrip("/") for source in asked for one in reading.files(source, self._devices)]
         if HEARD in self.sources:
             try:
-                return Hearing(folders, True), ""
+                return Hearing(files, True), ""
             except PermissionError:
-                return Hearing(folders, False), "router advertisements can be heard by root only"
-        return Hearing(folders, False), ""
+                return Hearing(files, False), "router advertisements can be heard by root only"
+        return Hearing(files, False), ""
 
     def __enter__(self) -> Learner:
         return self

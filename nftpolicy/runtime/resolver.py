@@ -66,10 +66,10 @@ def run(job: Job) -> None:
         _alone(job, stack)
         _prepare(job.folder)
         stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
-        marking = stack.enter_context(_marking(job))
         learner = stack.enter_context(Learner(Wanted(job.name, job.uplink, job.resolver), job.say))
         upstream = Upstream(job.servers_file)
         _refresh(job, learner, upstream)
+        marking = stack.enter_context(_marking(job))
         command = [program, *arguments(job), *_if_known(program, _QUICK_RETRY)]
         child = subprocess.Popen(command, preexec_fn=lambda: _before(marking), stdin=subprocess.DEVNULL)
         stack.callback(_end, child)
@@ -170,13 +170,12 @@ def _before(marking: MarkedGroup | MarkedCalls) -> None:
 
 def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
     """Have dnsmasq know the servers as they are now."""
-    servers = learner.look().servers
     try:
+        servers = learner.look().servers
         changed = upstream.take(servers, learner.machine.own, time.monotonic())
-    except OSError as error:
-        raise Failed(
-            f"{job.servers_file}: {error.strerror}; stopped, as its servers would be those of before"
-        ) from None
+    except OSError as error:  # a full disk; the servers of before may be another network's
+        where = error.filename2 or error.filename or "the servers"
+        raise Failed(f"{where}: {error.strerror}; stopped, since it would ask the servers of before") from None
     if changed:
         waited = ", ".join(one.sign if one and word == "lease" else word for word, one in learner.sources.items())
         named = ", ".join(map(str, servers)) or f"none yet (waiting for {waited}); names are refused until then"

@@ -129,9 +129,9 @@ class Watcher:
         for name, uplink in policy.uplink.items():
             leases = [reading.lease(lease_of(name, uplink.resolver))] if uplink.resolver else []
             for source in (*reading.SOURCES.values(), *leases):
-                for folder in reading.folders(source):
-                    with suppress(OSError):
-                        files += sorted((self.root / str(folder).lstrip("/")).iterdir())
+                for pattern in reading.files(source, uplink.devices):
+                    with suppress(OSError, ValueError):
+                        files += sorted(self.root.glob(str(pattern).lstrip("/")))
         return [stamp for file in files[:_MOST] if (stamp := _stamp_of(file))], tuple(_indexes(policy).items())
 
 

@@ -25,8 +25,10 @@ def serve(address: str, answer: str, delay: float) -> None:
 
 
 def _reply(query: bytes, answer: str) -> bytes:
-    """The question as it came, and one A record for its name; other sections are left out."""
+    """The question as it came, and one A record for its name. Who asks for DNSSEC (DO) is told that it holds (AD)."""
     end = query.index(b"\0", 12) + 5
-    header = query[:2] + struct.pack("!5H", 0x8580, 1, 1, 0, 0)
+    options = query[end : end + 11]  # OPT, RFC 6891: root, type 41, size, extended code, version, flags, length
+    secure = len(options) == 11 and options[:3] == b"\0\0\x29" and options[7] & 0x80
+    header = query[:2] + struct.pack("!5H", 0x85A0 if secure else 0x8580, 1, 1, 0, 1 if secure else 0)
     record = struct.pack("!3HIH", 0xC00C, 1, 1, 0, 4) + ipaddress.IPv4Address(answer).packed
-    return header + query[12:end] + record
+    return header + query[12:end] + record + (struct.pack("!BHHBBHH", 0, 41, 1232, 0, 0, 0x8000, 0) if secure else b"")

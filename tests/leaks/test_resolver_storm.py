@@ -1,5 +1,7 @@
 """The resolver under load, while its servers change, one of them lies and the link goes: nothing leaks, nothing is lost."""
 
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -152,6 +154,30 @@ def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureF
     assert [frame for frame in storm.lab.mesh_sniffer.drain() if frame.dport == 53] == []
     listed(storm, LISTS[0])
     wait_until(lambda: ask(storm) == [TRUTH], 5, "answers after the storm")
+
+
+def flags(name: str, do: bool) -> tuple[bool, bool, int]:
+    """AD of the answer, DO of its OPT record, and its size field; asked of the resolver by the calling process."""
+    options = struct.pack("!BHHBBHH", 0, 41, 4096, 0, 0, 0x8000 if do else 0, 0)
+    query = dns.query(name, 4, 7)[:10] + b"\0\1" + dns.query(name, 4, 7)[12:] + options
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
+        channel.settimeout(2)
+        channel.connect(("127.0.0.1", 53))
+        channel.send(query)
+        answer = channel.recv(4096)
+    at = answer.rfind(b"\0\0\x29")
+    if at < 0:  # the server knows no EDNS, and nor does who asks it
+        return bool(answer[3] & 0x20), False, 512
+    size, _, _, bits = struct.unpack_from("!HBBH", answer, at + 3)
+    return bool(answer[3] & 0x20), bool(bits & 0x8000), size
+
+
+def test_dnssec_passes_through(storm: Guarded) -> None:
+    """The server says AD where it is asked for DNSSEC, and the resolver neither adds nor takes away."""
+    for do in (True, False):
+        found = storm.lab.node.call(flags, f"secure.{DOMAIN}", do, gid=SERVICE_GID)
+        assert found[:2] == (do, do)
+        assert 512 <= found[2] <= 1232  # larger answers would be fragments
 
 
 def test_the_counts_above_would_see_a_leak(storm: Guarded) -> None:

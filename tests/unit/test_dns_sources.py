@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftpolicy.kernel.inotify import Patterns
 from nftpolicy.policy import words
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.dns_sources import (
@@ -22,6 +23,8 @@ from nftpolicy.runtime.dns_sources import (
     resolved,
 )
 from nftpolicy.runtime.dns_sources.choice import MOST, Machine, chosen
+from nftpolicy.runtime.learner import Learner, Wanted
+from nftpolicy.runtime.resolver import Failed, Job, _refresh
 from nftpolicy.runtime.upstream import LEAVING, Upstream
 from tests.test_manual import MINIMAL
 
@@ -365,3 +368,45 @@ def test_a_server_that_leaves_stays_last_for_a_while(tmp_path: Path) -> None:
     assert told() == ["192.0.2.2"]
     assert upstream.take((), (), 113.0)  # without a server names are refused, at once
     assert told() == []
+
+
+def test_a_full_disk_ends_the_resolver_with_a_word(tmp_path: Path) -> None:
+    policy = load(MINIMAL.encode())[0].uplink["wan"]
+    assert policy.resolver is not None
+    said: list[str] = []
+    job = Job("wan", policy, policy.resolver, tmp_path / "gone", said.append)
+    with Learner(Wanted("wan", policy, policy.resolver), said.append, tmp_path) as learner:
+        with pytest.raises(Failed, match=r"gone/servers.*: No such file or directory; stopped"):
+            _refresh(job, learner, Upstream(job.servers_file))
+    assert said == []
+
+
+def test_a_file_is_told_of_when_it_is_written_comes_or_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "var/lib"
+    watched = Patterns([folder / "dhclient*.leases", tmp_path / "run/x"])
+    try:
+        assert not watched.read()
+        folder.mkdir(parents=True)  # it was not there
+        assert watched.read()
+        (folder / "dhclient.leases.tmp").touch()
+        (folder / "other").write_text("x")
+        assert not watched.read()
+        (folder / "dhclient.leases.tmp").replace(folder / "dhclient.leases")
+        assert watched.read()
+        with (folder / "dhclient.leases").open("a") as kept_open:
+            assert not watched.read()
+            kept_open.write("lease")
+            kept_open.flush()
+            assert watched.read()
+        assert watched.read()
+        (folder / "dhclient.leases").unlink()
+        assert watched.read()
+        folder.rename(tmp_path / "elsewhere")
+        assert watched.read()
+        folder.mkdir()
+        assert watched.read()
+        (folder / "dhclient.leases").touch()
+        assert watched.read()
+        assert not watched.read()
+    finally:
+        watched.close()

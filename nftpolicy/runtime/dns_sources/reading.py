@@ -13,7 +13,7 @@ from attrs import field, frozen
 from . import dhclient, dhcpcd, leasefile, netifd, networkd, networkmanager, resolved
 
 _LARGEST = 1 << 20  # bytes of a file that are read: no lease is as long, and dhclient's files are made anew at times
-_PATIENCE = 3.0  # seconds for a program
+_PATIENCE = 2.0  # seconds for a program
 
 
 @frozen
@@ -88,9 +88,10 @@ def lease(path: str) -> Source:
     return Source(path, (path,), _plain(leasefile.parse))
 
 
-def folders(source: Source) -> tuple[Path, ...]:
-    """The folders whose files tell, for who waits for a change."""
-    return tuple(dict.fromkeys(Path(pattern).parent for pattern in source.patterns))
+def files(source: Source, devices: Iterable[str]) -> tuple[Path, ...]:
+    """Patterns of the files that tell, for who waits for a change; a device's index is any number, as it may change."""
+    named = (pattern.format(device=one, index="*") for pattern in source.patterns for one in devices)
+    return tuple(Path(one) for one in dict.fromkeys(named))
 
 
 Devices = Iterable[tuple[str, int | None]]  # names and indexes; no index where there is no such device now
