@@ -13,6 +13,7 @@ from tests.lab import addresses as at
 from tests.lab import ra
 from tests.lab.daemons import tool
 from tests.lab.netns import Namespace, veth, wait_until
+from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
 
 DEVICE = "wan0"
@@ -158,10 +159,21 @@ def test_networkd(home: Home, use: str) -> None:
 def test_a_router_is_asked_and_heard_by_root_alone(home: Home) -> None:
     """The kernel takes no advertisements here (accept_ra 0), and they are heard all the same."""
     assert home.machine.run(["cat", f"/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"]).stdout == "0\n"
-    assert home.servers("ra") == SIX
+    with Sniffer(home.router, "lan") as seen:
+        assert home.servers("ra") == SIX
+        assert seen.wait_for(lambda frame: frame.icmp_type == 133, 5)
     needs_readers()
     done = home.machine.run([PROGRAM, "resolver", "--show", "/run/policy.toml"], env=ENVIRONMENT, uid=65534)
     assert "by root only" in done.stdout
+
+
+def test_no_router_is_asked_where_the_policy_lets_no_question_out(home: Home) -> None:
+    policy = POLICY.format(source="ra").replace('exempt = ["ndp", "dhcpv4", "dhcpv6"]', "exempt = []")
+    home.machine.outside("/run/policy.toml").write_text(policy)
+    with Sniffer(home.router, "lan") as seen:
+        home.machine.run([PROGRAM, "resolver", "--show", "/run/policy.toml"], env=ENVIRONMENT)
+        assert [frame for frame in seen.frames() if frame.icmp_type == 133] == []
+    assert "no router can be asked" in home.machine.run([PROGRAM, "check", "/run/policy.toml"], env=ENVIRONMENT).stderr
 
 
 def by_ra(lab: Lab) -> str:
