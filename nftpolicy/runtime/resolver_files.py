@@ -16,7 +16,7 @@ from ..policy.lint import SYSTEM
 from ..policy.objects import Address, Policy, lease_of
 from .dns_sources import reading
 from .dns_sources.choice import Machine, chosen
-from .resolver_leaks import Leak, Learned, leaks
+from .resolver_leaks import Leak, Learned, is_dnsmasq, leaks
 
 _LARGEST = 256 << 10  # bytes of a file that are read
 _MOST = 1000  # files
@@ -27,6 +27,7 @@ _PATTERNS = (
     "/run/resolvconf/interfaces/*",
     "/etc/dnsmasq.conf",
     "/etc/dnsmasq.d/*",
+    "/var/etc/dnsmasq.conf.*",
     *(
         f"{top}/systemd/network/{rest}"
         for top in ("/usr/lib", "/run", "/etc")
@@ -99,7 +100,7 @@ def _text(file: Path) -> str:
 
 
 def _named_by_dnsmasq(texts: dict[str, str]) -> list[str]:
-    lines = [line for path, text in texts.items() if path.startswith("/etc/dnsmasq") for line in text.split("\n")]
+    lines = [line for path, text in texts.items() if is_dnsmasq(path) for line in text.split("\n")]
     return [line.partition("=")[2].strip() for line in lines if line.strip().startswith("resolv-file=")]
 
 

@@ -106,8 +106,13 @@ def _resolvconf(texts: Texts, learned: Learned) -> Iterator[Leak]:
 # --- dnsmasq ---
 
 
+def is_dnsmasq(path: str) -> bool:
+    """Whether dnsmasq reads the file: /etc/dnsmasq.conf and .d in Debian, /var/etc/dnsmasq.conf.NAME in OpenWrt."""
+    return path == "/etc/dnsmasq.conf" or path.startswith(("/etc/dnsmasq.d/", "/var/etc/dnsmasq.conf."))
+
+
 def _dnsmasq(texts: Texts, learned: Learned) -> Iterator[Leak]:
-    files = [path for path in texts if path == "/etc/dnsmasq.conf" or path.startswith("/etc/dnsmasq.d/")]
+    files = [path for path in texts if is_dnsmasq(path)]
     options = [(path, number, key, value) for path in files for number, key, value in _dnsmasq_options(texts[path])]
     read = [value for _, _, key, value in options if key == "resolv-file"]
     for path, number, key, value in options:
@@ -157,7 +162,7 @@ def _networkd(texts: Texts, learned: Learned) -> Iterator[Leak]:
                 yield Leak(where, number, told, "name them in 'servers' of the policy, and take the line out")
         missing = [section for section in _USE_DNS if _asks(section, last) and not _off(section, last)]
         if missing:
-            told = f"systemd-resolved gets the DNS servers that {device} (uplink {uplink!r}) learns"
+            told = f"systemd-resolved, if it runs, gets the DNS servers that {device} (uplink {uplink!r}) learns"
             yield Leak(path, None, told, f"write UseDNS=no into {', '.join(f'[{one}]' for one in missing)}")
 
 

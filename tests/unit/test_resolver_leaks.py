@@ -52,6 +52,8 @@ CASES = {
     "dnsmasq reads resolv.conf": ({"/etc/dnsmasq.conf": "#no-resolv\n", "/etc/resolv.conf": "nameserver 192.0.2.1"},
                                   [("/etc/resolv.conf:1", "'wan'"), ("/etc/dnsmasq.conf", "no-resolv")]),
     "dnsmasq is kept from it": ({"/etc/dnsmasq.conf": "no-resolv # ours\nserver=203.0.113.1\n#server=192.0.2.1"}, []),
+    "dnsmasq of OpenWrt": ({"/var/etc/dnsmasq.conf.cfg01411c": "resolv-file=/tmp/auto", "/tmp/auto": "# Interface wan\nnameserver 192.0.2.1"},
+                           [("/var/etc/dnsmasq.conf.cfg01411c:1", "/tmp/auto:2 names")]),
     "networkd": ({NETWORK: OFF}, []),
     "networkd uses DHCPv4's": ({NETWORK: OFF.replace("UseDNS=no", "")}, [(NETWORK, "UseDNS=no into [DHCPv4]")]),
     "networkd uses RA's": ({NETWORK: "[Match]\nName=br-*\n[Network]\nAddress=192.0.2.5/24\n"}, [(NETWORK, "into [IPv6AcceptRA]")]),
