@@ -112,7 +112,7 @@ def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest
     told = storm.resolver_log().count("servers of uplink") - changes
     with capsys.disabled():
         print(f"\n{told} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
-    assert told >= CHANGES * 0.8  # the machine is loaded: two changes may be seen as one
+    assert told >= CHANGES / 2  # on a busy machine two changes may be seen as one
     assert len(askers.service) == RATE * SECONDS
     lost = [one for one in askers.service if one.answer not in ([TRUTH], [LIE])]
     assert lost == [], figures(askers.service)
@@ -126,7 +126,7 @@ def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest
 
 
 def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
-    primary, seconds = asked_of_the_machines_own(storm), 6
+    primary, seconds = asked_of_the_machines_own(storm), 7
     storm.lab.mesh_sniffer.drain()
     downs: list[tuple[float, float]] = []
     listed(storm, LISTS[1])
@@ -134,7 +134,7 @@ def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureF
     with watching(storm.lab) as watch:
         askers = Askers(storm, seconds)
         for number in range(3):
-            time.sleep(0.8)
+            time.sleep(0.9)
             begin = time.monotonic()
             storm.lab.wan_down()
             listed(storm, LISTS[number])
@@ -144,11 +144,13 @@ def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureF
             downs.append((begin, time.monotonic()))
         askers.join()
         assert (watch.unmarked, watch.stray) == (0, 0)
-    untouched = [one for one in askers.service if not any(begin - 0.6 < one.sent < end + 0.6 for begin, end in downs)]
+    untouched = [one for one in askers.service if not any(begin - 0.6 < one.sent < end + 1 for begin, end in downs)]
     with capsys.disabled():
         print(f"\ndown {sum(end - begin for begin, end in downs):.1f} s; {figures(askers.service)}; "
               f"of those that the link did not touch: {figures(untouched)}")  # fmt: skip
-    assert [one for one in untouched if one.answer not in ([TRUTH], [LIE])] == [], figures(untouched)
+    assert len(untouched) >= RATE / 2, "inconclusive"
+    # "nxdomain" is what the router says, who is on the list until `listed` is noticed.
+    assert [one for one in untouched if one.answer not in ([TRUTH], [LIE], "nxdomain")] == [], figures(untouched)
     assert not [one for one in askers.others if one.answered]
     assert asked_of_the_machines_own(storm) == primary
     assert [frame for frame in storm.lab.mesh_sniffer.drain() if frame.dport == 53] == []
