@@ -25,6 +25,7 @@ def command(
     block_unknown: bool = typer.Option(
         False, "--block-unknown", help="Block the uplinks too when the proof can't be led, not only when it fails."
     ),
+    leave_routes: bool = typer.Option(False, "--leave-routes", help="Leave routes over uplinks where they are."),
     wait: float = typer.Option(30, "--wait", min=0, help="Seconds to wait for another process before FILE is applied."),
 ) -> None:
     """Hold the policy: put back what goes missing, prove again what others change, block where that fails."""
@@ -35,6 +36,7 @@ def command(
     from ..kernel import monitor
     from ..kernel.libnft import Nft
     from ..kernel.linux import Linux
+    from ..kernel.moving import Routes
     from ..kernel.notify import Manager
     from ..netstate.routing import PROTOCOL
     from ..runtime.change import Options, Wanted
@@ -56,7 +58,7 @@ def command(
         world = World(
             changer, Linux, ears, nft.load, log.say, monitor.sent, monitor.counted, monitor.own_ports, Manager(),
             block_unknown, nft.load(f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n", check=True) is None,
-            leaks=Watcher().look,
+            None if leave_routes else Routes(), leaks=Watcher().look,
         )  # fmt: skip
         Watch(world).run()
 

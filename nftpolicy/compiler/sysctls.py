@@ -42,6 +42,14 @@ DEVICE = {
     "net/ipv4/conf/{device}/route_localnet": "0",
 }
 
+# For each device of an uplink that learns from router advertisements, in the place of those above. 2: also
+# where the machine forwards.
+BY_ROUTER = {
+    "net/ipv6/conf/{device}/accept_ra": "2",
+    "net/ipv6/conf/{device}/accept_ra_defrtr": "1",
+    "net/ipv6/conf/{device}/accept_ra_rt_info_max_plen": "64",
+}
+
 
 def sysctls(policy: Policy) -> tuple[Sysctl, ...]:
     """All of them, with the policy's devices filled in."""
@@ -51,6 +59,6 @@ def sysctls(policy: Policy) -> tuple[Sysctl, ...]:
         Sysctl(path.format(device=device), value, ("uplink", name, "devices"))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
-        for path, value in DEVICE.items()
+        for path, value in (DEVICE | BY_ROUTER if "ra" in uplink.learn else DEVICE).items()
     ]
     return (*machine, *devices)

@@ -31,6 +31,7 @@ _MOST = 4096  # datagrams that one look takes, so that a storm can't keep the ca
 
 _HEADER = struct.Struct("=IHHII")
 _BODY, _REPLACE = 16, 0x100
+_UNICAST, _LOCAL = 1, 255  # RTN_UNICAST, RT_TABLE_LOCAL
 _NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _NEWCHAIN, _DELTABLE, _NEWRULE, _DELRULE, _NEWGEN = (_NFT | one for one in (3, 2, 6, 8, 15))
 _NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
@@ -59,7 +60,7 @@ class News:
     `gone`: families of our tables that were deleted; `chains`: (family, name) of our chains whose rules or policy
     changed; `ours`: something in our tables changed; `aside`: in our tables beside them; `foreign`: how often
     something in others' tables did. `rules`, `routes`: of ours that were deleted. `ladder`: ip rules of others
-    changed. `replaced`: a route took another one's place. `links`: devices came, went, changed name, master or
+    changed. `replaced`: a route took another one's place. `routed`: a route came that leads out. `links`: devices came, went, changed name, master or
     state; `addresses` likewise. `sysctls`: one of those watched was written. `files`: in the folder watched.
     `lost`: the kernel had more to say than it could keep, so that all of this may be incomplete.
     """
@@ -73,6 +74,7 @@ class News:
     routes: list[Route] = Factory(list)
     ladder: bool = False
     replaced: bool = False
+    routed: bool = False
     links: bool = False
     addresses: bool = False
     sysctls: bool = False
@@ -214,7 +216,9 @@ class Monitor:
             length, kind, flags, _, port = unpack(raw, at)
             body, stop = at + _BODY, at + length
             if kind == _NEWROUTE:
-                news.replaced |= bool(flags & _REPLACE) and port not in mine
+                if port not in mine:
+                    news.replaced |= bool(flags & _REPLACE)
+                    news.routed |= raw[body + 7] == _UNICAST and raw[body + 4] != _LOCAL
             elif kind == _DELROUTE:
                 if raw[body + 5] == self._protocol and port not in mine:
                     news.routes.append(messages.route(raw, body, stop, self._names()))

@@ -7,10 +7,12 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # NLM_F_*
 _ERROR, _DONE = 2, 3
+_SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK
 _HEADER = struct.Struct("=IHHII")
 _CODE = struct.Struct("=i")
 _WHOLE = 1 << 18  # bytes; the kernel fills what it is given, up to its own limit
@@ -27,13 +29,23 @@ class Channel:
 
     def __init__(self, protocol: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        self._socket.bind((0, 0))  # an address of its own from now on, by which its changes are known
         self._number = 0
 
     def __enter__(self) -> Channel:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Can be called twice."""
         self._socket.close()
+
+    def strict(self) -> None:
+        """Let the kernel heed the filters of a dump (Linux 4.20 and later)."""
+        with suppress(OSError):
+            self._socket.setsockopt(_SOL_NETLINK, _STRICT, 1)
 
     def dump(self, kind: int, body: bytes) -> list[Part]:
         """All messages of the answer. OSError with the kernel's errno.
@@ -46,9 +58,9 @@ class Channel:
                 break
         return [one for one in found if one is not None]
 
-    def do(self, kind: int, body: bytes) -> int:
-        """Carry out one request; the errno of its ACK, 0 if it was done."""
-        self._send(kind, body, _ACK)
+    def do(self, kind: int, body: bytes, flags: int = 0) -> int:
+        """Carry out one request, with more flags of its kind; the errno of its ACK, 0 if it was done."""
+        self._send(kind, body, _ACK | flags)
         while True:
             answer = self._socket.recv(_WHOLE)
             _, got, _, number, _ = _HEADER.unpack_from(answer)

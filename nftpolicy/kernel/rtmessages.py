@@ -45,7 +45,8 @@ _FRA_IDLE = frozenset((_FRA_FLOW, _FRA_PAD))  # realms are for statistics
 
 (_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA,
  _RTA_PREF) = (1, 2, 4, 5, 6, 7, 9, 15, 18, 20)  # fmt: skip
-_RTA_NEXTHOP = 30
+_RTA_CACHEINFO, _RTA_NEXTHOP = 12, 30
+_EXPIRES_AT, _TICKS = 8, 100  # in struct rta_cacheinfo, in USER_HZ, which is 100 everywhere but on alpha
 _RTA_KNOWN = frozenset((1, 2, 4, 5, 6, 7, 9, 15, 18, 20))
 # Metrics, realms, ages, expiry, padding, the asked mark and uid, TTL propagation: nothing that decides.
 _RTA_IDLE = frozenset((3, 8, 11, 12, 16, 23, 24, 25, 26))
@@ -162,7 +163,13 @@ def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
         linkdown=bool(flags & _LINKDOWN),
         dead=bool(flags & _DEAD),
         unknown=tuple(unknown),
+        expires=_expires(found.get(_RTA_CACHEINFO, b"")),
     )
+
+
+def _expires(raw: bytes) -> int | None:
+    ticks = struct.unpack_from("=i", raw, _EXPIRES_AT)[0] if len(raw) >= _EXPIRES_AT + 4 else 0
+    return max(1, ticks // _TICKS) if ticks else None
 
 
 def _name(found: Mapping[int, bytes], names: Mapping[int, str]) -> str | None:

@@ -73,7 +73,8 @@ class Route:
     `source` is the prefix of a source-specific route (IPv6, `from`), `preference` the router's
     preference (IPv6). `dead` says that the kernel passes the route by: its device is down, or has
     no carrier (`linkdown`) where that counts. What the kernel fills in by itself (`scope`, flags)
-    and what nobody here understands (`unknown`) takes no part in a comparison.
+    and what nobody here understands (`unknown`) takes no part in a comparison, and neither does `expires`: the
+    seconds until the kernel takes it away (IPv6), None if it does not.
     """
 
     family: int
@@ -95,6 +96,7 @@ class Route:
     linkdown: bool = field(default=False, eq=False)
     dead: bool = field(default=False, eq=False)
     unknown: tuple[str, ...] = field(default=(), eq=False)
+    expires: int | None = field(default=None, eq=False, repr=False)
 
     @property
     def ways(self) -> tuple[Nexthop, ...]:

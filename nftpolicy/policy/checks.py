@@ -94,6 +94,7 @@ def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
     for name, uplink in policy.uplink.items():
         path: Path = ("uplink", name)
         yield (*path, "exempt"), uplink.exempt
+        yield (*path, "learn"), uplink.learn
         yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
         yield (*path, "gateways"), uplink.gateways
         if uplink.resolver:

@@ -92,6 +92,7 @@ class Uplink:
     exempt: tuple[str, ...] = ()
     answer: tuple[Answer, ...] = ()
     gateways: tuple[Address, ...] = ()
+    learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
 
 

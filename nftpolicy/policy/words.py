@@ -17,6 +17,11 @@ EXEMPTIONS = {
     "pppoe": "the uplink is a PPPoE session (RFC 2516)",
 }
 
+# What else the kernel itself takes from an uplink's network; compiler/sysctls.py.
+LEARNED = {
+    "ra": "the kernel takes default routes and others from router advertisements (RFC 4861, RFC 4191)",
+}
+
 # Inbound services by name; others are written as "tcp/PORT" or "udp/PORT".
 ANSWERS = {
     "ping": "ICMP and ICMPv6 echo",

@@ -29,6 +29,7 @@ from .apply import NotHeld, Prospect, StillChanged, apply, prospect
 from .aside import Aside
 from .errand import Errand
 from .journal import Text
+from .keeper import Keeper
 from .look import inspect
 from .memory import Busy
 from .recover import NoWay, recover
@@ -57,6 +58,7 @@ class Watch:
         self.verdict = ""
         self._machine = Machine()
         self._look, self._proof, self._repairs = Pace(0.02, 1.0), Pace(), Repairs(world)
+        self._keeper = Keeper(world)
         self._errand: Errand | None = None
         self._errand_proves = False
         self._repairs_then = 0
@@ -107,7 +109,7 @@ class Watch:
         """Sleep until there is something to do; whether that is to end."""
         watchdog = self.world.manager.watchdog
         looks = () if self._errand else (self._look.due(), self._proof.due())
-        times = [*looks, self._again, self._repairs.due()]
+        times = [*looks, self._again, self._repairs.due(), self._keeper.due()]
         times += [self._compare] if self.held else []
         times += [self._alive + watchdog] if watchdog else []
         times += [self._errand.begun + _LONGEST] if self._errand else []
@@ -118,7 +120,8 @@ class Watch:
     def turn(self) -> None:
         """Do all that is due now. Never waits for a message."""
         now = self.world.now()
-        self._react(self.world.ears.read(), now)
+        self._react(news := self.world.ears.read(), now)
+        self._keeper.turn(news)
         if self._errand and self._errand.ended():
             self._answered()
         elif self._errand and now > self._errand.begun + _LONGEST:
@@ -234,6 +237,7 @@ class Watch:
             self.held = Held(found.desired)
         self.world.ears.watch_sysctls(self.held.sysctls)
         self._aside.double(second(self.held.desired))
+        self._keeper.hold(self.policy)
         self._warm()
         self.world.ears.leave_out(self.world.ports())
         self._proof.want()
@@ -262,6 +266,7 @@ class Watch:
             self.world.say("remembered", {"policy": self.text[0], "why": "the file was gone, the guard was not"})
             return
         self.text, self.policy, self.held, self._state, self.verdict = latest, None, None, None, ""
+        self._keeper.hold(None)
         if latest is None:
             self._aside.double(())
             self._lift("released")

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol
 
 from attrs import field, frozen
 
 from ..kernel.interface import Kernel
 from ..kernel.monitor import News
+from ..kernel.moving import Held
 from ..kernel.notify import Manager
 from ..policy.objects import Policy
 from .change import Changer
@@ -30,6 +31,15 @@ class Ears(Protocol):
     def leave_out(self, ports: Any) -> None: ...
 
 
+class Routes(Protocol):
+    """What the keeper wants of kernel.moving.Routes."""
+
+    def by(self, devices: Collection[str]) -> list[Held]: ...
+    def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]: ...
+    def put(self, held: Held, table: int, protocol: int | None = None) -> int: ...
+    def take(self, held: Held) -> int: ...
+
+
 @frozen
 class World:
     """What the watch works with.
@@ -38,7 +48,8 @@ class World:
     asks whether it could), and returns what is wrong with it or None. `ports` are this process's netlink
     sockets. `owns`: the kernel knows tables with an owner, and `load` always has the same one. `sent` counts
     packets that devices have sent, `counted` those of the named counters of our tables. `leaks` says what has
-    changed about the uplinks' DNS servers in the machine's own resolver.
+    changed about the uplinks' DNS servers in the machine's own resolver. `routes`: to move those over uplinks;
+    None: they stay where they are.
     """
 
     changer: Changer
@@ -52,5 +63,6 @@ class World:
     manager: Manager = field(factory=Manager)
     block_unknown: bool = False
     owns: bool = False
+    routes: Routes | None = None
     now: Callable[[], float] = time.monotonic
     leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()
