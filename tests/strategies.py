@@ -164,9 +164,10 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         mine = tuple(owned[index :: len(wanted)])
         exempt = st.lists(st.sampled_from(tuple(words.EXEMPTIONS)), max_size=5, unique=True).map(tuple)
         answered = st.lists(answers(), max_size=3, unique_by=lambda one: one.port).map(tuple)
+        learn = draw(st.sampled_from(((), ("ra",))))
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
-            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), resolver
+            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), learn, resolver
         )
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
@@ -250,6 +251,7 @@ def _uplink(uplink):
         "exempt": _list(uplink.exempt),
         "answer": _list(answer.name for answer in uplink.answer),
         "gateways": _list(uplink.gateways),
+        "learn": _list(uplink.learn),
     }
 
 

@@ -41,6 +41,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         for service, value in members.services(name, policy).items()
     ]
     lines += [f"  exempt {word}: {words.EXEMPTIONS[word]}" for word in uplink.exempt]
+    lines += [f"  learns {word}: {words.LEARNED[word]}" for word in uplink.learn]
     lines += [f"  answers {answer.name}{f' ({answer.port})' if answer.port else ''}" for answer in uplink.answer]
     if answers.resets(uplink):
         lines.append("  refuses other TCP ports that are closed, with a RST")

@@ -165,7 +165,9 @@ _SPECIAL: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Resolver, "sources"): lambda item: _each(
         item, lambda one: values.one_of(one, words.SOURCES, "source of DNS servers")
     ),
-    (objects.Uplink, "learn"): lambda item: _each(item, lambda one: values.one_of(one, words.LEARNED, "source of routes")),
+    (objects.Uplink, "learn"): lambda item: _each(
+        item, lambda one: values.one_of(one, words.LEARNED, "source of routes")
+    ),
     (objects.Service, "marks"): lambda item: values.one_of(
         item, words.MARKS, "way to mark sockets that this version knows"
     ),

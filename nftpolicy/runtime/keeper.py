@@ -11,8 +11,8 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 
-from ..kernel.moving import Held
 from ..kernel.monitor import News
+from ..kernel.moving import Held
 from ..netstate.iproute import shown
 from ..netstate.routing import Route
 from ..policy.objects import Policy

@@ -62,6 +62,8 @@ BAD = [
     ("table = 7", "table = 7.5", "uplink.wan.table", "a decimal number ('7.5')"),
     ("table = 7", "table = true", "uplink.wan.table", "a boolean"),
     ("table = 7", "table = 1979-05-27", "uplink.wan.table", "a date ('1979-05-27')"),
+    ('exempt = ["arp"]', 'learn = ["rs"]', "uplink.wan.learn[0]", "'rs' is no source of routes: ra"),
+    ('exempt = ["arp"]', 'learn = ["ra", "ra"]', "uplink.wan.learn[1]", "is listed twice"),
     ('exempt = ["arp"]', "exempt = {}", "uplink.wan.exempt", "got a table"),
     ('exempt = ["arp"]', "exempt = [[]]", "uplink.wan.exempt[0]", "got a list"),
     ('answer = ["ssh"]', "answer = [22]", "uplink.wan.answer[0]", "expected a string"),
