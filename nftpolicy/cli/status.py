@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
+from attrs import evolve
 
 from ..policy.objects import Policy
 from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel, warn
@@ -28,7 +29,7 @@ def command(
     memory = of_this_namespace()
     with changing(None):
         policy = read_policy(file)[0] if file is not None else _last(memory)
-        found = status(kernel, policy, prospect(kernel, policy, memory))
+        found = evolve(status(kernel, policy, prospect(kernel, policy, memory)), strays=_strays(policy))
     leaks = list(map(str, places(policy)))
     if json:
         import json as library
@@ -38,10 +39,22 @@ def command(
         from .tables import show_status
 
         show_status(found)
-    for line in (*_notes(memory), *leaks):
+    strays = [f"not in its uplink's table, so that the guard drops what it draws: {route}" for route in found.strays]
+    for line in (*_notes(memory), *strays, *leaks):
         warn(line)
     if not found.as_expected:
         raise typer.Exit(REFUSED)
+
+
+def _strays(policy: Policy) -> tuple[str, ...]:
+    from ..kernel.moving import Routes
+    from ..runtime.keeper import strays
+
+    routes = Routes()
+    try:
+        return strays(routes, policy)
+    finally:
+        routes.close()
 
 
 def _notes(memory: "Memory") -> Iterator[str]:

@@ -61,8 +61,9 @@ class News:
     changed; `ours`: something in our tables changed; `aside`: in our tables beside them; `foreign`: how often
     something in others' tables did. `rules`, `routes`: of ours that were deleted. `ladder`: ip rules of others
     changed. `replaced`: a route took another one's place. `routed`: a route came that leads out. `links`: devices
-    came, went, changed name, master or state; `addresses` likewise. `sysctls`: one of those watched was written. `files`: in
-    the folder watched. `lost`: the kernel had more to say than it could keep, so that all of this may be incomplete.
+    came, went, changed name, master or state; `addresses` likewise. `sysctls`: one of those watched was written.
+    `files`: in the folder watched. `lost`: the kernel had more to say than it could keep, so that all of this may
+    be incomplete.
     """
 
     gone: set[str] = Factory(set)

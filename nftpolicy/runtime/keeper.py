@@ -21,7 +21,7 @@ from .keeping import Home, Stray
 from .watch_world import Routes, World
 from .watching import Fights, Pace, earliest
 
-SETTLE = 5.0  # seconds for which a connected route stays in main, so that gateways can be added by it
+SETTLE = 3.0  # seconds for which a connected route stays in main, so that gateways can be added by it
 _REST, _REST_IN_A_FIGHT = 0.02, 1.0  # seconds between two looks at least
 _AGAIN = 1.0  # until the next try, after a failure
 
@@ -124,3 +124,10 @@ class Keeper:
         if said not in self._failed:
             self._failed.add(said)
             self._say("failed", {"what": what, "why": said[1]})
+
+
+def strays(access: Routes, policy: Policy) -> tuple[str, ...]:
+    """The routes over uplinks that are not in their uplink's table, in the words of ip. Raises OSError."""
+    homes = keeping.homes(policy)
+    found = keeping.order(homes, [one.route for one in access.by(homes)], access.addresses(homes))
+    return tuple(shown(one) for one in (*(stray.route for stray in found.strays), *found.mixed))

@@ -42,8 +42,8 @@ class Stray:
     """A route that is not in its uplink's table.
 
     `there`: that table has the same already. `yields`: it has a route of ours in the place, which stays. `connected`:
-    the kernel made it of an address, so that whoever set the address may need it for some seconds, to add a
-    gateway (fib_check_nh in net/ipv4/fib_semantics.c). `protocol` is what it is to have in its new table.
+    it leads to the network of an address or to one neighbour, so that whoever made it may need it for some seconds,
+    to add a gateway (fib_check_nh in net/ipv4/fib_semantics.c). `protocol` is what it is to have in its new table.
     """
 
     route: Route
@@ -77,7 +77,7 @@ def order(homes: Mapping[str, Home], routes: Iterable[Route], addresses: Address
             mixed.append(route)
         elif route.table != home.table:
             strays.append(_stray(route, home, held, addresses))
-        elif _of_kernel(route) and not _is_of_address(route, addresses):
+        elif route.protocol == BY_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
     return Order(tuple(strays), tuple(stale), tuple(mixed))
 
@@ -90,9 +90,9 @@ def _kept(route: Route) -> bool:
 
 
 def _stray(route: Route, home: Home, held: list[Route], addresses: Addresses) -> Stray:
-    of_address = _of_kernel(route) and _is_of_address(route, addresses)
+    of_address = _is_on_link(route) and _is_of_address(route, addresses)
     # A prefix that a router calls on-link, without an address of ours in it, is told from those by its protocol.
-    protocol = BY_ROUTER if route.family == 6 and _of_kernel(route) and not of_address else None
+    protocol = BY_ROUTER if route.family == 6 and route.protocol == BY_KERNEL and not of_address else None
     beside = [one for one in held if one.table == home.table and _place(one) == _place(route)]
     return Stray(
         route,
@@ -100,7 +100,7 @@ def _stray(route: Route, home: Home, held: list[Route], addresses: Addresses) ->
         there=any(_leads_the_same_way(one, route) for one in beside),
         yields=any(one.protocol == PROTOCOL for one in beside),
         # What expires comes from a router, and needs no route to it but the link-local one.
-        connected=of_address and route.expires is None,
+        connected=(of_address or _is_of_host(route)) and route.expires is None,
         protocol=protocol,
     )
 
@@ -111,8 +111,13 @@ def network(route: Route):  # type: ignore[no-untyped-def]
     return ip_network(everything if route.destination == "default" else route.destination)
 
 
-def _of_kernel(route: Route) -> bool:
-    return route.protocol == BY_KERNEL and not any(way.gateway for way in route.ways)
+def _is_on_link(route: Route) -> bool:
+    return not any(way.gateway for way in route.ways)
+
+
+def _is_of_host(route: Route) -> bool:
+    """Whether it leads to one neighbour: a gateway outside the networks of the addresses, as on links between two."""
+    return _is_on_link(route) and network(route).num_addresses == 1
 
 
 def _is_of_address(route: Route, addresses: Addresses) -> bool:

@@ -32,12 +32,16 @@ from .apply import Prospect
 
 @frozen
 class Status:
-    """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected."""
+    """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected.
+
+    `strays` are routes of others over an uplink that are not in its table. They open nothing, and take no part in that.
+    """
 
     policy: Policy
     parts: dict[str, bool]
     missing: tuple[str, ...]
     counters: Counters
+    strays: tuple[str, ...] = ()
 
     @property
     def as_expected(self) -> bool:
@@ -51,6 +55,7 @@ class Status:
             "as_expected": self.as_expected,
             "parts": self.parts,
             "differences": list(self.missing),
+            "strays": list(self.strays),
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
                 for name, uplink in self.policy.uplink.items()
