@@ -14,13 +14,15 @@ from pathlib import Path
 from attrs import Factory, evolve, frozen
 
 MANIFEST = "/var/lib/nftpolicy/installed.json"
+_MODE = 0o644
 
 
 @contextmanager
-def put(files: Mapping[Path, bytes]) -> Iterator[None]:
+def put(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None = None) -> Iterator[None]:
     """Write every file beside its place; when the block ends well, all of them take their places.
 
-    They are on the disk before that. If anything fails, all is as it was, folders too.
+    A file that was there keeps its mode; others get that of `modes`, or 0o644. They are on the disk before that.
+    If anything fails, all is as it was, folders too.
 
     Raises:
         OSError: a file can't be written; its `filename` says which.
@@ -32,7 +34,7 @@ def put(files: Mapping[Path, bytes]) -> Iterator[None]:
             with _about(path):
                 _make(path.parent, made)
                 fresh[path] = path.with_name(f".{path.name}.new")
-                _write(fresh[path], content, _mode(path))
+                _write(fresh[path], content, _mode(path, (modes or {}).get(path, _MODE)))
         yield
         _take_places(fresh)
     except BaseException:
@@ -62,11 +64,11 @@ def _make(folder: Path, made: list[Path]) -> None:
         made.append(one)
 
 
-def _mode(path: Path) -> int:
+def _mode(path: Path, fresh: int = _MODE) -> int:
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return 0o644
+        return fresh
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,25 +73,39 @@ def install(root: Path, wanted: Wanted, force: bool = False) -> list[Path]:
     Raises:
         Conflict: other files are there, and not `force`. Damaged, OSError: see runtime.files.
     """
+    return place(root, wanted.files(), force, theirs=frozenset({POLICY}))
+
+
+def place(
+    root: Path,
+    files: Mapping[str, bytes],
+    force: bool = False,
+    theirs: Collection[str] = (),
+    modes: Mapping[str, int] | None = None,
+) -> list[Path]:
+    """Put files in place, all or nothing, and list them as installed. As `install`.
+
+    `theirs` are files that a person may have written: one that differs is a conflict even if it is on the list,
+    and one that is the same already does not get there. `modes` are those of new files, 0o644 where none is given.
+    """
     manifest = Manifest.of(root)
-    files = wanted.files()
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
-        place = below(root, path)
-        held = content_of(place)
+        there = below(root, path)
+        held = content_of(there)
         if held == content:
             continue
-        fresh[place] = content
-        if held is not None and (path == POLICY or not manifest.has(path, held)):
-            conflicts.append(place)
+        fresh[there] = content
+        if held is not None and (path in theirs or not manifest.has(path, held)):
+            conflicts.append(there)
     if conflicts and not force:
         raise Conflict(conflicts)
-    # A policy that was there is not ours to take away.
-    mine = {path: content for path, content in files.items() if path != POLICY or below(root, path) in fresh}
+    # What was there and a person's is not ours to take away.
+    mine = {path: content for path, content in files.items() if path not in theirs or below(root, path) in fresh}
     listed = manifest.with_(mine)
     if fresh or listed != manifest:
-        with put({**fresh, **listed.as_file()}):
+        with put({**fresh, **listed.as_file()}, {below(root, path): mode for path, mode in (modes or {}).items()}):
             pass
     return list(fresh)
 

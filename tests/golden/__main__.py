@@ -16,6 +16,7 @@ def main():
     for path, content in changed:
         print(f"{'wrote' if write else 'differs:'} {path.parent.name}/{path.name}")
         if write:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(content)
     return 1 if changed and not write else 0
 

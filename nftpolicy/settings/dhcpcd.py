@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""dhcpcd: dhcpcd-run-hooks(8). The first hook is read before those that write resolv.conf, the other one last."""
+
+from __future__ import annotations
+
+from ..policy.objects import Policy
+from .file import MOVE, SERVERS, File, choice, head
+
+_ENTER = """\
+{head}
+# The DNS servers of an uplink are not for resolv.conf.
+nftpolicy_enter() {{
+{choice}
+    skip_hooks="$skip_hooks resolv.conf"
+}}
+nftpolicy_enter
+"""
+# dhcpcd takes router advertisements in the place of the kernel, and tells of their servers as nd1_rdnss1_servers.
+_EXIT = """\
+{head}
+{move}
+{servers}
+nftpolicy_exit() {{
+{choice}
+    $if_up || return 0
+    # shellcheck disable=SC2086,SC2154 # words
+    [ -z "$new_domain_name_servers" ] || nftpolicy_servers "$servers" 4 $new_domain_name_servers
+    # shellcheck disable=SC2086,SC2154
+    set -- $new_dhcp6_name_servers $nd1_rdnss1_servers
+    [ $# = 0 ] || nftpolicy_servers "$servers" 6 "$@"
+    nftpolicy_move "$interface" "$table"
+}}
+nftpolicy_exit
+"""
+
+
+def files(policy: Policy) -> tuple[File, ...]:
+    """Both hooks."""
+    chosen = choice(policy, "interface", "return 0", "    ")
+    return (
+        File("/etc/dhcpcd.enter-hook", _ENTER.format(head=head(policy), choice=chosen)),
+        File(
+            "/etc/dhcpcd.exit-hook",
+            _EXIT.format(head=head(policy), move=MOVE, servers=SERVERS, choice=chosen),
+        ),
+    )

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A file of another program, and what several of them share."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from attrs import frozen
+
+from ..policy.objects import Policy, Uplink, lease_of
+
+HEAD = "# Written by 'nftpolicy settings' for the policy {policy}; nftpolicy(1)."
+PLAIN, SCRIPT = 0o644, 0o755  # modes
+
+
+@frozen
+class File:
+    """Where it belongs as the system knows it, its text, and its mode."""
+
+    path: str
+    text: str
+    mode: int = PLAIN
+
+
+def head(policy: Policy) -> str:
+    """The first line of every file."""
+    return HEAD.format(policy=policy.name)
+
+
+def devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
+    """(device, the uplink's name, the uplink), of each device of each uplink."""
+    for name, uplink in policy.uplink.items():
+        for device in uplink.devices:
+            yield device, name, uplink
+
+
+def servers_of(name: str, uplink: Uplink) -> str | None:
+    """The file that the DNS servers are to be written to; None if nobody asks for it, or if it is another program's."""
+    if uplink.resolver is None or uplink.resolver.servers:
+        return None
+    lease = lease_of(name, uplink.resolver)
+    return lease if lease.startswith("/run/nftpolicy/") else None
+
+
+def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
+    """Shell: sets `table` and `servers` by the device in a variable, or does something else."""
+    lines = [
+        f"    {device}) table={uplink.table} servers={shlex.quote(servers_of(name, uplink) or '')} ;;"
+        for device, name, uplink in devices(policy)
+    ]
+    lines = [f'case "${variable}" in', *lines, f"    *) {otherwise} ;;", "esac"]
+    return "\n".join(f"{indent}{line}" for line in lines)
+
+
+# Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look for them. With "onlink" no
+# order matters. What "ip route show" says of a route that "ip route add" does not take is cut off.
+MOVE = """\
+nftpolicy_move() { # device, table: bring the routes over the device into the table
+    for nftpolicy_family in 4 6; do
+        ip -$nftpolicy_family route show table main dev "$1" 2>/dev/null |
+            sed -e '/^fe80:/d' -e 's/ \\(linkdown\\|dead\\|onlink\\)//g' -e 's/\\(expires [0-9]*\\)sec/\\1/' |
+            while read -r nftpolicy_route; do
+                case "$nftpolicy_route" in
+                    *' via '*) nftpolicy_flag=onlink ;;
+                    *) nftpolicy_flag= ;;
+                esac
+                # shellcheck disable=SC2086 # words
+                ip -$nftpolicy_family route replace $nftpolicy_route dev "$1" table "$2" $nftpolicy_flag &&
+                    ip -$nftpolicy_family route del ${nftpolicy_route%% expires*} dev "$1" table main
+            done
+    done
+}
+"""
+SERVERS = """\
+nftpolicy_servers() { # file, family, addresses: tell the uplink's resolver of its servers
+    [ -n "$1" ] || return 0
+    nftpolicy_file=$1 nftpolicy_part=$1.$2
+    shift 2
+    mkdir -p "${nftpolicy_file%/*}"
+    for nftpolicy_server; do echo "nameserver $nftpolicy_server"; done >"$nftpolicy_part"
+    cat "$nftpolicy_file.4" "$nftpolicy_file.6" >"$nftpolicy_file.new" 2>/dev/null
+    mv "$nftpolicy_file.new" "$nftpolicy_file"
+}
+"""

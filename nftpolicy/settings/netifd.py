@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""netifd of OpenWrt: /etc/config/network, by a script of uci-defaults that runs once, at the next start."""
+
+from __future__ import annotations
+
+from ..policy.objects import Policy
+from .file import SCRIPT, File, devices, head
+
+_SCRIPT = """\
+#!/bin/sh
+{head}
+# The options of every logical interface on a device of an uplink: its routes go into the uplink's table, its DNS
+# servers not to the node's own resolver; and it has no routes by source addresses.
+set_up() {{ # device, table
+    for section in $(uci -q show network | sed -n "s/^network\\.\\([^.=]*\\)\\.\\(device\\|ifname\\)='$1'\\$/\\1/p"); do
+        uci -q batch <<EOF
+set network.$section.ip4table='$2'
+set network.$section.ip6table='$2'
+set network.$section.peerdns='0'
+set network.$section.sourcefilter='0'
+EOF
+    done
+}}
+{calls}
+uci commit network
+exit 0
+"""
+
+
+def files(policy: Policy) -> tuple[File, ...]:
+    """One script."""
+    calls = "\n".join(f"set_up {device} {uplink.table}" for device, _, uplink in devices(policy))
+    return (File("/etc/uci-defaults/90-nftpolicy-settings", _SCRIPT.format(head=head(policy), calls=calls), SCRIPT),)

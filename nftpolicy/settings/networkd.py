@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""systemd-networkd: systemd.network(5), networkd.conf(5)."""
+
+from __future__ import annotations
+
+from ..policy.objects import Policy
+from .file import File, devices, head
+
+_DAEMON = """\
+{head}
+[Network]
+# Without these, networkd deletes ip rules and routes that it did not make.
+ManageForeignRoutingPolicyRules=no
+ManageForeignRoutes=no
+"""
+_DEVICE = """\
+{head}
+# The first file that matches a device counts, in the order of their names. Where another file has more to say of
+# this device, such as an address, make this one a part of it: NAME.network.d/nftpolicy.conf.
+[Match]
+Name={device}
+
+[Network]
+DHCP=yes
+IPv6AcceptRA=yes
+LLMNR=no
+MulticastDNS=no
+DNSDefaultRoute=no
+
+[DHCPv4]
+RouteTable={table}
+UseGateway=yes
+UseRoutes=yes
+UseDNS=no
+UseDomains=no
+UseNTP=no
+
+[IPv6AcceptRA]
+RouteTable={table}
+UseDNS=no
+UseDomains=no
+
+[DHCPv6]
+UseDNS=no
+UseNTP=no
+"""
+
+
+def files(policy: Policy) -> tuple[File, ...]:
+    """One for the daemon, and one for each device."""
+    return (
+        File("/etc/systemd/networkd.conf.d/nftpolicy.conf", _DAEMON.format(head=head(policy))),
+        *(
+            File(
+                f"/etc/systemd/network/05-nftpolicy-{device}.network",
+                _DEVICE.format(head=head(policy), device=device, table=uplink.table),
+            )
+            for device, _, uplink in devices(policy)
+        ),
+    )

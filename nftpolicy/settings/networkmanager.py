@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""NetworkManager: NetworkManager.conf(5), nm-settings-keyfile(5), NetworkManager-dispatcher(8)."""
+
+from __future__ import annotations
+
+import uuid
+
+from ..policy.objects import Policy
+from .file import SCRIPT, SERVERS, File, choice, devices, head
+
+_DEFAULTS = """\
+{head}
+# For every profile that is used on a device of an uplink and says nothing else. That a profile leaves out DNS
+# servers can't be said here; for a profile of your own type
+#   nmcli connection modify NAME ipv4.ignore-auto-dns yes ipv6.ignore-auto-dns yes
+"""
+_SECTION = """
+[connection-nftpolicy-{device}]
+match-device=interface-name:={device}
+ipv4.route-table={table}
+ipv6.route-table={table}
+connection.mdns=0
+connection.llmnr=0
+"""
+_PROFILE = """\
+{head}
+# For a wired device; it has no effect on others.
+[connection]
+id=nftpolicy-{device}
+uuid={uuid}
+type=ethernet
+interface-name={device}
+autoconnect-priority=100
+
+[ipv4]
+method=auto
+route-table={table}
+ignore-auto-dns=true
+dns-priority=1000
+
+[ipv6]
+method=auto
+route-table={table}
+ignore-auto-dns=true
+dns-priority=1000
+"""
+_DISPATCHER = """\
+#!/bin/sh
+{head}
+# The DNS servers that DHCP brought, for the resolver of the uplink.
+{servers}
+{choice}
+case "$2" in
+    up | dhcp4-change | dhcp6-change | reapply) ;;
+    *) exit 0 ;;
+esac
+# shellcheck disable=SC2086 # words
+[ -z "$DHCP4_DOMAIN_NAME_SERVERS" ] || nftpolicy_servers "$servers" 4 $DHCP4_DOMAIN_NAME_SERVERS
+# shellcheck disable=SC2086
+[ -z "$DHCP6_DHCP6_NAME_SERVERS" ] || nftpolicy_servers "$servers" 6 $DHCP6_DHCP6_NAME_SERVERS
+"""
+_IDS = uuid.UUID("6f1b7a0e-5b0f-4b50-9a38-0c6a4a4d5a7e")  # made once, so that a profile has one name everywhere
+
+
+def files(policy: Policy) -> tuple[File, ...]:
+    """Defaults for the devices, a profile for each (which must not be readable by others), and a script for DNS."""
+    sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in devices(policy)]
+    profiles = [
+        File(
+            f"/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection",
+            _PROFILE.format(
+                head=head(policy), device=device, table=uplink.table, uuid=uuid.uuid5(_IDS, f"{policy.name}/{device}")
+            ),
+            0o600,
+        )
+        for device, _, uplink in devices(policy)
+    ]
+    script = _DISPATCHER.format(head=head(policy), servers=SERVERS, choice=choice(policy, "1", "exit 0"))
+    return (
+        File("/etc/NetworkManager/conf.d/nftpolicy.conf", _DEFAULTS.format(head=head(policy)) + "".join(sections)),
+        *profiles,
+        File("/etc/NetworkManager/dispatcher.d/50-nftpolicy", script, SCRIPT),
+    )
