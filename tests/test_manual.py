@@ -283,6 +283,7 @@ def test_required_keys_are_required() -> None:
     ("title", "table"),
     [
         ("Exemptions", words.EXEMPTIONS),
+        ("Learn", words.LEARNED),
         ("Answers", words.ANSWERS),
         ("Sources", words.SOURCES),
         ("Marks", words.MARKS),
@@ -371,7 +372,8 @@ def test_the_numbers_of_the_checks() -> None:
 def test_every_sysctl_is_in_the_page() -> None:
     documented = re.findall(r"^(net/\S+) = (\S+)$", section(file_page(), "sysctls"), re.MULTILINE)
     compiled = [*sysctls.MACHINE.items()]
-    compiled += [(path.format(device="DEVICE"), value) for path, value in sysctls.DEVICE.items()]
+    of_devices = [*sysctls.DEVICE.items(), *sysctls.BY_ROUTER.items()]
+    compiled += [(path.format(device="DEVICE"), value) for path, value in of_devices]
     assert documented == compiled
 
 

@@ -23,6 +23,8 @@ from .watching import Fights, Pace, earliest
 
 SETTLE = 3.0  # seconds for which a connected route stays in main, so that gateways can be added by it
 _REST, _REST_IN_A_FIGHT = 0.02, 1.0  # seconds between two looks at least
+_QUIET = 10.0  # without a move, until a fight is over
+_SHOWN = 6  # routes named in a line
 _AGAIN = 1.0  # until the next try, after a failure
 
 
@@ -36,6 +38,7 @@ class Keeper:
         self._since: dict[Route, float] = {}  # connected routes in main -> when they were seen there first
         self._later: float | None = None  # when one of them has been there for long enough, or a failure is past
         self._failed: set[tuple[str, str]] = set()  # what was told already
+        self._slow_until = 0.0
         self._moved = 0  # routes moved without a word, in a fight
 
     def hold(self, policy: Policy | None) -> None:
@@ -101,15 +104,17 @@ class Keeper:
             return
         fresh = [one for one in moved if not one.there]
         alone = self._fights.repaired(now)
-        self._pace.rest = _REST if alone else _REST_IN_A_FIGHT
+        if not alone or now < self._slow_until:
+            self._slow_until = now + _QUIET
+        self._pace.rest = _REST_IN_A_FIGHT if now < self._slow_until else _REST
         if not alone:
             self._moved += len(moved)
             return
         for table in sorted({one.home.table for one in fresh}):
             which = [shown(one.route) for one in fresh if one.home.table == table]
-            self._say("moved", {"routes": which, "to": table})
+            self._say("moved", {"routes": _some(which), "to": table})
         if gone:
-            self._say("withdrawn", {"routes": list(map(shown, gone)), "why": "their address has gone"})
+            self._say("withdrawn", {"routes": _some(list(map(shown, gone))), "why": "their address has gone"})
 
     def _checked(self, code: int, route: Route, now: float) -> int:
         if code:
@@ -124,6 +129,10 @@ class Keeper:
         if said not in self._failed:
             self._failed.add(said)
             self._say("failed", {"what": what, "why": said[1]})
+
+
+def _some(words: list[str]) -> list[str]:
+    return words if len(words) <= _SHOWN else [*words[:_SHOWN], f"and {len(words) - _SHOWN} more"]
 
 
 def strays(access: Routes, policy: Policy) -> tuple[str, ...]:

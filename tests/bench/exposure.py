@@ -16,7 +16,7 @@ def run(report: Report, rounds: int | None) -> None:
     """Measure, and add to the report."""
     with guarded_lab() as made:
         wan_routes_in_main(made.lab)
-        with Watched(made) as watched, flooding(made.lab):
+        with Watched(made, "--leave-routes") as watched, flooding(made.lab):
             for name in DAMAGES:
                 say(f"exposure: {name}")
                 found = [_once(watched, name) for _ in range(rounds or ROUNDS)]

@@ -208,15 +208,12 @@ def test_without_them_all_routes_are_in_main(node: Namespace, case: Case) -> Non
     check_that_it_is_here(case)
     before = resolv(node)
     prepared(node, case.program, settings=False, **plain(case.program))
-    node.ip(f"rule add {RULE}")
     case.start(node)
     settle(node, "254", 4, *HALVES, "default", at.HOME_NET[4])
     if case.six:
         settle(node, "254", 6, "default", at.HOME_NET[6])
     if case.writes:
         wait_until(lambda: resolv(node) != before, PATIENCE, "servers in resolv.conf")
-    else:  # networkd
-        assert "fwmark 0x1/0x1 lookup 77" not in node.run(["ip", "rule"]).stdout
 
 
 def test_a_static_address_of_ifupdown(node: Namespace) -> None:

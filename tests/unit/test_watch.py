@@ -632,6 +632,23 @@ def test_an_author_comes_also_with_a_later_datagram(deaf) -> None:  # type: igno
     assert (first.author.pid, second.author.pid) == (None, 4242)
 
 
+@pytest.mark.parametrize(
+    ("kind", "table", "port", "told"),
+    [
+        (1, 254, 9, True),
+        (1, 77, 0, True),
+        (1, 255, 0, False),
+        (2, 255, 0, False),
+        (7, 254, 9, False),
+        (1, 254, 5, False),
+    ],
+)
+def test_a_route_that_leads_out_is_news_unless_it_is_ours(deaf, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
+    news = News()
+    deaf._of_routing(message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), news)
+    assert news == News(routed=told)
+
+
 @pytest.mark.parametrize("cut", range(0, 60, 4))
 def test_a_message_that_is_cut_off_does_no_harm(deaf, cut: int) -> None:  # type: ignore[no-untyped-def]
     deaf._of_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], News())
