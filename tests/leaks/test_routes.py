@@ -142,13 +142,14 @@ def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched
 
 def test_an_address_brings_its_network_which_settles_in_the_table(made: Guarded, watched: Watched) -> None:
     """F3: the kernel's own route. It is in the table at once, and in main for as long as it takes to add a gateway."""
-    node, net = made.lab.node, "198.51.100.64/26"
+    node, net = made.lab.node, at.SERVER_NET[4]  # whom the probes are for
     with watching(made.lab) as watch, flooding(made.lab):
-        node.ip(f"addr add 198.51.100.77/26 dev {at.WAN}", f"route add 198.18.0.0/15 via 198.51.100.66 dev {at.WAN}")
+        node.ip(f"addr add 198.51.100.77/25 dev {at.WAN}", f"route add 198.18.0.0/15 via 198.51.100.66 dev {at.WAN}")
         wait_until(lambda: f"{net} -" in routes(made, 4).get(str(TABLE), ()), PATIENCE, "a copy")
         in_order(made, 4, net, "198.18.0.0/15")
         assert marked_to(made, "198.51.100.66") == "arp"
-        node.ip(f"addr del 198.51.100.77/26 dev {at.WAN}")
+        assert unmarked(made) == []
+        node.ip(f"addr del 198.51.100.77/25 dev {at.WAN}")
         wait_until(lambda: net not in str(routes(made, 4)), PATIENCE, "the end of the copy")
         assert watch.unmarked == 0
     node.ip(f"route del 198.18.0.0/15 table {TABLE}")

@@ -70,7 +70,7 @@ def test_nobody_else_changes_the_second_guard(made: Guarded, watched: Watched, c
 def test_the_second_guard_ends_with_the_watch(made: Guarded) -> None:
     """So that `release` opens, whatever became of the watch."""
     made.apply()
-    with Watched(made) as one:
+    with Watched(made, "--leave-routes") as one:
         assert ("nftpolicy-second" in made.lab.node.run(["nft", "list", "tables"]).stdout) == owns_tables(made)
         assert one.process is not None
         one.process.kill()
