@@ -37,7 +37,7 @@ def devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
 
 def servers_of(name: str, uplink: Uplink) -> str | None:
     """The file that the DNS servers are to be written to; None if nobody asks for it, or if it is another program's."""
-    if uplink.resolver is None or uplink.resolver.servers:
+    if uplink.resolver is None or uplink.resolver.servers or uplink.resolver.sources:
         return None
     lease = lease_of(name, uplink.resolver)
     return lease if lease.startswith("/run/nftpolicy/") else None

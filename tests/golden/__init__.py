@@ -12,8 +12,8 @@ from nftpolicy.policy.load import load
 from nftpolicy.settings.programs import PROGRAMS, settings, shown
 
 HERE = Path(__file__).parent
-# Bridges of the machine that the policies are compiled for.
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
+# Bridges of the machine that the policies are compiled for.
 MACHINE = Machine(ports={"br-wan": ("eth0", "eth1")})
 
 

@@ -126,6 +126,7 @@ def test_a_profile_of_networkmanager():
         ('[uplink.wan.resolver]\nlease = "/run/nftpolicy/it\'s.dns"\n', "servers='/run/nftpolicy/it'\"'\"'s.dns'"),
         ('[uplink.wan.resolver]\nlease = "/var/lib/dhcp/dhclient.leases"\n', "servers=''"),
         ('[uplink.wan.resolver]\nservers = ["192.0.2.1"]\n', "servers=''"),
+        ('[uplink.wan.resolver]\nsources = ["dhclient"]\n', "servers=''"),
     ],
 )
 def test_the_hooks_write_the_servers_where_the_resolver_reads_and_no_file_of_another_program(resolver, file):
