@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marking sockets by the cgroup that opens them: a sock_create program, assembled here.
+"""Cgroups of version 2 whose sockets wear a mark (kernel/bpf.py has the programs), and what sockets wear.
 
-The program sets the mark when the socket is made, before any route or source address is chosen,
-and needs nothing of the process: neither a library nor a capability (bpf(2), include/uapi/linux/bpf.h).
+A program that is attached here stays as long as the cgroup does, whoever attached it (cgroups(7), bpf(2)).
 """
 
 from __future__ import annotations
@@ -10,27 +9,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import signal
 import socket
-import struct
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from . import bpf
 from .interface import Unavailable
 
-_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "armv7l": 386, "i686": 357}
-# The new mount API has the same numbers everywhere (fsopen(2) and its kin).
+# The new mount API has the same numbers everywhere (fsopen(2) and its kin, Linux 5.2).
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _FSCONFIG_CMD_CREATE = 6
-_PROG_LOAD, _PROG_ATTACH = 5, 8
-_PROG_TYPE_CGROUP_SOCK, _CGROUP_INET_SOCK_CREATE = 9, 2
-_ALLOW_MULTI = 2  # programs of others on the same cgroup stay
-_MARK_OFFSET = 16  # struct bpf_sock: bound_dev_if, family, type, protocol, mark
+_PIDFD_GETFD = 438
 
 _YOUNG = 60  # seconds
+_TRIES = 5
 _PARENT = "nftpolicy"  # under the root of cgroup v2
+_MOUNTS = Path("/proc/self/mountinfo")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,61 +40,210 @@ def _call(number: int, *arguments: object) -> int:
     return int(result)
 
 
-def _instruction(opcode: int, target: int = 0, source: int = 0, offset: int = 0, value: int = 0) -> bytes:
-    return struct.pack("<BBhI", opcode, source << 4 | target, offset, value)
-
-
-def program(value: int, mask: int) -> bytes:
-    """BPF code: sk->mark = sk->mark & ~mask | value; allow the socket."""
-    return b"".join(
-        (
-            _instruction(0x61, target=2, source=1, offset=_MARK_OFFSET),  # r2 = ctx->mark
-            _instruction(0x54, target=2, value=~mask & 0xFFFFFFFF),  # w2 &= ~mask
-            _instruction(0x44, target=2, value=value),  # w2 |= value
-            _instruction(0x63, target=1, source=2, offset=_MARK_OFFSET),  # ctx->mark = r2
-            _instruction(0xB7, target=0, value=1),  # r0 = 1
-            _instruction(0x95),  # exit
-        )
-    )
-
-
-def _bpf(command: int, attributes: bytes) -> int:
-    number = _BPF.get(platform.machine())
-    if number is None:
-        raise Unavailable(f"marking by cgroup is not known on {platform.machine()}")
-    buffer = ctypes.create_string_buffer(attributes, max(len(attributes), 128))
-    return _call(number, command, buffer, len(buffer))
-
-
-def _load(code: bytes) -> int:
-    licence, instructions = ctypes.create_string_buffer(b"GPL"), ctypes.create_string_buffer(code, len(code))
-    attributes = struct.pack(
-        "<IIQQIIQII16sII",
-        _PROG_TYPE_CGROUP_SOCK,
-        len(code) // 8,
-        ctypes.addressof(instructions),
-        ctypes.addressof(licence),
-        0,
-        0,
-        0,
-        0,
-        0,
-        b"nftpolicy_mark",
-        0,
-        _CGROUP_INET_SOCK_CREATE,
-    )
-    return _bpf(_PROG_LOAD, attributes)
+# --- the tree -----------------------------------------------------------------------------
 
 
 def _hierarchy() -> int:
     """A descriptor of the root of cgroup v2. Mounted for ourselves alone, wherever others have it:
-    `ip netns exec` hides /sys/fs/cgroup, and hybrid systems have it elsewhere."""
-    context = _call(_FSOPEN, b"cgroup2", 1)
+    `ip netns exec` hides /sys/fs/cgroup, hybrid systems have it elsewhere, some have it nowhere."""
     try:
-        _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-        return _call(_FSMOUNT, context, 1, 0)
+        context = _call(_FSOPEN, b"cgroup2", 1)
+        try:
+            _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
+            return _call(_FSMOUNT, context, 1, 0)
+        finally:
+            os.close(context)
+    except OSError as error:
+        # Containers and kernels before 5.2 may still have it where others put it.
+        mounted = _mounted()
+        if mounted is None:
+            raise Unavailable(_NO_TREE.get(error.errno or 0, f"cgroup v2 can't be used ({error.strerror})")) from None
+        return os.open(mounted, os.O_RDONLY | os.O_DIRECTORY)
+
+
+_NO_TREE = dict.fromkeys(
+    (errno.ENODEV, errno.ENOSYS),
+    "sockets can't be marked by cgroup: cgroup v2 is neither mounted here nor can it be (fsopen(2))",
+) | {errno.EPERM: "sockets can't be marked by cgroup: cgroup v2 may not be mounted; this needs root (CAP_SYS_ADMIN)"}
+
+
+def _mounted() -> str | None:
+    """Where somebody mounted the root of cgroup v2 (proc_pid_mountinfo(5))."""
+    with suppress(OSError):
+        for line in _MOUNTS.read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            root, place = before.split()[3:5]
+            if after.split()[:1] == ["cgroup2"] and root == "/":
+                return place
+    return None
+
+
+@contextmanager
+def _opened(path: str, create: bool = False) -> Iterator[int]:
+    """A descriptor of the cgroup at `path` below the root of cgroup v2. OSError, or Unavailable."""
+    root = _hierarchy()
+    try:
+        if create:
+            parts = path.split("/")
+            for end in range(1, len(parts) + 1):
+                with suppress(FileExistsError):
+                    os.mkdir("/".join(parts[:end]), dir_fd=root)
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
     finally:
-        os.close(context)
+        os.close(root)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _join(folder: int) -> None:
+    """Move the calling process into the cgroup."""
+    entry = os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder)
+    try:
+        os.write(entry, b"0")
+    finally:
+        os.close(entry)
+
+
+def _sweep(parent: int) -> None:
+    """Remove the empty cgroups below one of ours, with the programs on them; one with members can't be removed.
+
+    A young one stays: its maker may be about to move into it.
+    """
+    for entry in list(os.scandir(parent)):
+        with suppress(OSError):
+            if time.time() - entry.stat().st_ctime > _YOUNG:
+                os.rmdir(entry.name, dir_fd=parent)
+
+
+# --- the cgroup of a service --------------------------------------------------------------
+
+
+def attach(path: str, value: int, mask: int, confine: Sequence[str] | None = None) -> bool:
+    """Have the sockets of a cgroup wear a mark from now on; sockets that are there already stay as they are.
+
+    `path` is below the root of cgroup v2, without a slash at its beginning. `confine` are the devices that the
+    cgroup's sockets may name; None lets them name any device and any mark. Of sockets of other network
+    namespaces than this one nothing is changed. Programs of others stay. What this function attached before
+    from this namespace is kept if it is the same, and replaced if not: the new one is there before the old one
+    goes. The programs stay as long as the cgroup does.
+
+    Returns whether anything was attached or taken off.
+
+    Raises:
+        Unavailable: there is no such cgroup, or it may not or can't be done here.
+    """
+    with _told(path), _opened(path) as folder:
+        return _attach(folder, value, mask, confine)
+
+
+def _attach(folder: int, value: int, mask: int, confine: Sequence[str] | None) -> bool:
+    programs = bpf.wanted(value, mask, confine)
+    changed = False
+    for kind in bpf.KINDS:
+        new = programs.get(kind)
+        if new is not None:
+            changed |= _put(folder, kind, new)
+        elif mine := _mine(folder, kind):
+            for one in mine:
+                bpf.detach(folder, one, kind)
+            changed = True
+    return changed
+
+
+def _put(folder: int, kind: bpf.Kind, code: bytes) -> bool:
+    """Have this program on a cgroup, once. Whether it was not there."""
+    loaded = _loaded(kind, code)
+    try:
+        wanted = bpf.describe(loaded)
+        new = not any(one.tag == wanted.tag for one in _mine(folder, kind)[-1:])
+        if new:
+            bpf.attach(folder, loaded, kind)
+    finally:
+        os.close(loaded)
+    # Of two that came at once, both keep the later one.
+    for one in _mine(folder, kind)[:-1]:
+        bpf.detach(folder, one, kind)
+    return new
+
+
+def _loaded(kind: bpf.Kind, code: bytes) -> int:
+    try:
+        return bpf.load(kind, code, bpf.own_name())
+    except OSError as error:
+        raise Unavailable(
+            f"the kernel takes no BPF program of kind {kind.word} ({error.strerror}): this needs root "
+            "(CAP_BPF, CAP_NET_ADMIN), and Linux 5.7 with CONFIG_CGROUP_BPF"
+        ) from None
+
+
+def _mine(folder: int, kind: bpf.Kind) -> list[bpf.Program]:
+    """The programs of this network namespace on a cgroup, the earliest first."""
+    name = bpf.own_name()
+    return sorted((one for one in bpf.attached(folder, kind) if one.name == name), key=lambda one: one.number)
+
+
+def detach(path: str) -> bool:
+    """Take off what `attach` attached from this network namespace; whether there was anything.
+
+    Raises Unavailable as `attach` does.
+    """
+    with _told(path), _opened(path) as folder:
+        found = [(one, kind) for kind in bpf.KINDS for one in _mine(folder, kind)]
+        for one, kind in found:
+            bpf.detach(folder, one, kind)
+        return bool(found)
+
+
+def enter(path: str, value: int, mask: int, confine: Sequence[str] | None = None) -> None:
+    """Make the cgroup if it is not there, attach as `attach` does, and move the calling process into it.
+
+    Raises Unavailable.
+    """
+    with _told(path):
+        if path.startswith(f"{_PARENT}/"):
+            with _opened(_PARENT, create=True) as parent:
+                _sweep(parent)
+        for left in reversed(range(_TRIES)):
+            try:
+                with _opened(path, create=True) as folder:
+                    _attach(folder, value, mask, confine)
+                    _join(folder)
+                return
+            except OSError as error:
+                # Somebody else removed it between two steps, empty as it was.
+                if error.errno not in (errno.ENODEV, errno.ENOENT) or not left:
+                    raise
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """What may be wrong with a cgroup, in words."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        raise Unavailable(f"cgroup {path}: {reason}") from None
+
+
+_REASONS = {
+    errno.ENOENT: "there is no such cgroup below the root of cgroup v2",
+    errno.ENOTDIR: "that is a file and no cgroup",
+    errno.EPERM: (
+        "it can't be used: this needs root, and on it and above it no program of others that tolerates none beside it "
+        "(bpftool cgroup tree)"
+    ),
+    errno.EACCES: "it may not be used: this needs root",
+    errno.EROFS: "the tree of cgroup v2 is read-only here",
+    errno.EBUSY: "no process can be in it, since it hands on controllers to cgroups below it (cgroup.subtree_control)",
+    errno.EOPNOTSUPP: "no process can be in it, since it is of the threaded kind or below one (cgroup.type)",
+    errno.E2BIG: "there are too many programs on it already",
+    errno.EAGAIN: "the limit of processes or of cgroups is reached (pids.max, cgroup.max.descendants)",
+}
+
+
+# --- a cgroup for one program -------------------------------------------------------------
 
 
 class MarkedGroup:
@@ -114,9 +260,9 @@ class MarkedGroup:
         try:
             self._root = _hierarchy()
             self._make()
-            loaded = _load(program(self.value, self.mask))
+            loaded = bpf.load(bpf.SOCK_CREATE, bpf.marks(self.value, self.mask), bpf.own_name())
             try:
-                _bpf(_PROG_ATTACH, struct.pack("<IIII", self._folder, loaded, _CGROUP_INET_SOCK_CREATE, _ALLOW_MULTI))
+                bpf.attach(self._folder, loaded, bpf.SOCK_CREATE)
             finally:
                 os.close(loaded)
         except OSError as error:
@@ -133,22 +279,12 @@ class MarkedGroup:
         parent = os.open(_PARENT, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
         os.close(self._root)
         self._root = parent
-        self._sweep()
+        _sweep(self._root)
         with suppress(FileNotFoundError):  # left over from a process that was killed
             self._end_members()
             os.rmdir(self.name, dir_fd=self._root)
         os.mkdir(self.name, dir_fd=self._root)
         self._folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
-
-    def _sweep(self) -> None:
-        """Remove what killed processes left; a cgroup with members can't be removed, and stays.
-
-        So does a young one: its maker may be about to move into it.
-        """
-        for entry in list(os.scandir(self._root)):
-            with suppress(OSError):
-                if time.time() - entry.stat().st_ctime > _YOUNG:
-                    os.rmdir(entry.name, dir_fd=self._root)
 
     def _end_members(self) -> None:
         """Kill what an earlier owner of the name left running."""
@@ -177,9 +313,7 @@ class MarkedGroup:
 
     def before(self) -> None:
         """Move the calling process into the cgroup; for the moment between fork and exec."""
-        entry = os.open("cgroup.procs", os.O_WRONLY, dir_fd=self._folder)
-        os.write(entry, b"0")
-        os.close(entry)
+        _join(self._folder)
 
     def tried(self) -> bool:
         """Whether sockets of both families that are opened inside really wear the mark."""
@@ -192,6 +326,9 @@ class MarkedGroup:
             finally:
                 os._exit(status)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --- what sockets wear --------------------------------------------------------------------
 
 
 def wears(one: socket.socket, mark: tuple[int, int]) -> bool:
@@ -226,7 +363,7 @@ def _borrowed(process: int, number: int, link: str) -> socket.socket | None:
     try:
         if not str(Path(link).readlink()).startswith("socket:"):
             return None
-        return socket.socket(fileno=_call(438, process, number, 0))
+        return socket.socket(fileno=_call(_PIDFD_GETFD, process, number, 0))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EBADF):
             return None

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import combinations
 
+from . import words
 from .errors import Path, nearest
-from .objects import Account, Policy, Resolver, Service
+from .objects import OURS, Account, Policy, Resolver, Service, cgroup_of
 
 Fault = tuple[Path, str]
 MOST_UPLINKS = 32  # the ladder's priorities have room for 39 (compiler/names.py)
@@ -181,6 +182,43 @@ def accounts(service: Service) -> list[tuple[str, Account]]:
     return [(key, account) for key, account in pairs if account is not None]
 
 
+def _marking(policy: Policy) -> Iterator[Fault]:
+    for name, service in policy.service.items():
+        path = ("service", name)
+        for key, way in words.MARKS_KEYS.items():
+            if getattr(service, key) and service.marks != way:
+                yield (*path, key), f'is for services with marks = "{way}", and this one has "{service.marks}"'
+        if service.kernel and service.marks != "itself":
+            yield (
+                (*path, "marks"),
+                f'the kernel\'s own sockets belong to no program that could be started with "{service.marks}"; '
+                'write "itself", and have their owner set the mark (FwMark of WireGuard)',
+            )
+
+
+def _cgroups(policy: Policy) -> Iterator[Fault]:
+    """A program on a cgroup works below it too, so that one in another would wear two marks."""
+    owners: dict[str, str] = {}  # cgroup -> its service
+    within: dict[str, str] = {}  # cgroup -> a service whose cgroup is below it
+    for name, service in policy.service.items():
+        if service.marks != "cgroup":
+            continue
+        mine = cgroup_of(name, service)
+        path: Path = ("service", name, "cgroup") if service.cgroup else ("service", name)
+        if mine == OURS:
+            yield path, f"{OURS!r} holds the cgroups of all services; name one of the service's own"
+        parts = mine.split("/")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts))]
+        other = within.get(mine) or next((owners[one] for one in (*above, mine) if one in owners), None)
+        if other:
+            yield (
+                path,
+                f"{mine} is that of service {other!r}, or one is inside the other; two services have two cgroups",
+            )
+        owners[mine] = name
+        within.update(dict.fromkeys(above, name))
+
+
 def _services_have_uplinks(policy: Policy) -> Iterator[Fault]:
     for name, service in policy.service.items():
         if service.uplink not in policy.uplink:
@@ -214,5 +252,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[Fault]], ...] = (
     _gateways,
     _services_have_uplinks,
     _selectors,
+    _marking,
+    _cgroups,
     _resolver_is_no_service,
 )

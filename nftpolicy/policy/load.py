@@ -171,6 +171,7 @@ _SPECIAL: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Service, "marks"): lambda item: values.one_of(
         item, words.MARKS, "way to mark sockets that this version knows"
     ),
+    (objects.Service, "cgroup"): values.cgroup,
 }
 
 

@@ -100,7 +100,8 @@ class Uplink:
 class Service:
     """Sockets that may use an uplink. Those of `group` or `user`, or the kernel's own (WireGuard).
 
-    `to` and `ports` narrow where they may send; empty is anywhere.
+    `marks` is a word of words.MARKS. `cgroup` (below the root of cgroup v2; None is the service's own) and `confine`
+    are for "cgroup". `to` and `ports` narrow where they may send; empty is anywhere.
     """
 
     uplink: str
@@ -108,8 +109,18 @@ class Service:
     user: Account | None = None
     kernel: bool = False
     marks: str = "itself"
+    cgroup: str | None = None
+    confine: bool = False
     to: tuple[Network, ...] = ()
     ports: tuple[Port, ...] = ()
+
+
+OURS = "nftpolicy"  # the cgroup that holds those of all services
+
+
+def cgroup_of(name: str, service: Service) -> str:
+    """The cgroup of a service with marks = "cgroup", below the root of cgroup v2."""
+    return service.cgroup or f"{OURS}/{name}"
 
 
 @frozen

@@ -18,6 +18,9 @@ from .objects import Address, Answer, Listen, Network, Port, Server
 _DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}\Z")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}\Z")
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})\Z")
+# What systemd calls its cgroups, systemd.unit(5). "cgroup." begins the kernel's own files.
+_CGROUP_PART = r"(?!\.{1,2}(?:/|\Z)|cgroup\.)[A-Za-z0-9_.:@\\-]{1,255}"
+_CGROUP = re.compile(rf"{_CGROUP_PART}(?:/{_CGROUP_PART}){{0,31}}\Z")
 _PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
 
 
@@ -165,6 +168,19 @@ def answer(item: object) -> Answer:
     except ValueError:
         known = f'{", ".join(words.ANSWERS)}, "tcp/PORT" or "udp/PORT"{nearest(text(item), words.ANSWERS)}'
         raise ValueError(f"{quoted(item)} is no service that an uplink can answer: {known}") from None
+
+
+def cgroup(item: object) -> str:
+    """The path of a cgroup below the root of cgroup v2."""
+    plain = text(item)
+    if plain.startswith("/"):
+        raise ValueError(f"{quoted(item)}: write the path below the root of cgroup v2, without a slash in front")
+    if not _CGROUP.match(plain):
+        raise ValueError(
+            f'expected the path of a cgroup such as "system.slice/openvpn.service", got {quoted(item)}; each part has '
+            "up to 255 letters, digits, '_', '-', '.', ':', '@' or '\\', and is neither '.' nor '..'"
+        )
+    return plain
 
 
 def one_of(item: object, table: dict[str, str], what: str) -> str:

@@ -47,4 +47,8 @@ SOURCES = {
 # How the sockets of a service come by their mark.
 MARKS = {
     "itself": "the program sets SO_MARK (fastd's packet mark, WireGuard's FwMark, OpenVPN's --mark)",
+    "cgroup": "a BPF program on the service's cgroup marks each socket when it is made, whatever program opens it",
 }
+
+# Keys of a service that say something of one way to mark sockets: key -> that way.
+MARKS_KEYS = {"cgroup": "cgroup", "confine": "cgroup"}

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from nftpolicy.kernel.cgroup import MarkedGroup, program, unmarked
+from nftpolicy.kernel.bpf import marks
+from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.kernel.seccomp import MarkedCalls
 
@@ -96,7 +97,7 @@ def test_a_program_that_does_not_mark_is_found_out() -> None:
 
 
 def test_the_program_keeps_foreign_bits() -> None:
-    """ctx->mark & ~mask | value, as six instructions."""
-    code = program(VALUE, MASK)
-    assert len(code) == 6 * 8
+    """ctx->mark & ~mask | value, as seven instructions."""
+    code = marks(VALUE, MASK)
+    assert len(code) == 7 * 8
     assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code

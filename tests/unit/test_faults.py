@@ -180,6 +180,34 @@ BAD = [
         ('["198.51.100.0/24"]', f'["198.51.100.0/24", "{net}"]', "service.vpn.to[1]", "never leaves the machine")
         for net in ("127.0.0.0/8", "127.0.0.1", "::1", "0.0.0.0", "::")
     ),
+    # how sockets are marked
+    ("kernel = true", 'kernel = true\nmarks = "cgroup"', "service.wg.marks", "the kernel's own sockets belong to no program"),
+    ("user = 900", 'user = 900\ncgroup = "a"', "service.dns.cgroup", 'is for services with marks = "cgroup", and this one has "itself"'),
+    ("user = 900", "user = 900\nconfine = true", "service.dns.confine", 'is for services with marks = "cgroup"'),
+    ('marks = "itself"', 'marks = "cgruop"', "service.vpn.marks", "(did you mean 'cgroup'?)"),
+    ('marks = "itself"', 'marks = "cgroup"\nconfine = "yes"', "service.vpn.confine", "expected true or false"),
+    ('marks = "itself"', 'marks = "cgroup"\ncgroup = 3', "service.vpn.cgroup", "expected a string"),
+    ('marks = "itself"', 'marks = "cgroup"\ncgroup = "nftpolicy"', "service.vpn.cgroup", "holds the cgroups of all services"),
+    *(
+        ('marks = "itself"', f'marks = "cgroup"\ncgroup = {bad!r}', "service.vpn.cgroup", words)
+        for bad, words in [
+            ("/system.slice", "without a slash in front"),
+            ("", "expected the path of a cgroup"),
+            ("a//b", "expected"),
+            ("a/", "expected"),
+            ("a/../b", "expected"),
+            ("./a", "expected"),
+            ("a/cgroup.procs", "expected"),
+            ("a b", "expected"),
+            ("a" * 256, "expected"),
+            ("/".join("a" * 40), "expected"),
+        ]
+    ),
+    *(
+        ("user = 900", f'user = 900\nmarks = "cgroup"\ncgroup = "{mine}"\n[service.x]\nuplink = "wan"\nuser = 901\n'
+         f'marks = "cgroup"\ncgroup = "{other}"', "service.x.cgroup", "that of service 'dns', or one is inside the other")
+        for mine, other in [("a", "a"), ("a", "a/b/c"), ("a/b/c", "a"), ("nftpolicy/x/y", "nftpolicy/x")]
+    ),
     ("kernel = true", "user = 900", "service.wg.user", "user '900' is service 'dns' already"),
     ("user = 900", "user = 77", "service.dns.user", "user '77' runs the resolver of uplink 'wan'"),
 ]  # fmt: skip
