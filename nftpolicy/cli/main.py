@@ -13,7 +13,7 @@ from .. import __version__
 # Command -> its module here. Only the one that is asked for is imported, so that start-up is quick.
 COMMANDS = (
     "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "explain",
-    "guard", "settings", "install", "uninstall", "watch", "probe", "release", "resolver", "demo",
+    "guard", "settings", "install", "uninstall", "watch", "probe", "release", "resolver", "run", "demo",
 )  # fmt: skip
 
 

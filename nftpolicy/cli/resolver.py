@@ -50,7 +50,7 @@ def command(
 
     memory = of_this_namespace()
     found = status(kernel, policy, prospect(kernel, policy, memory))
-    if not (found.parts["guard"] and found.parts["ladder"]):
+    if not found.guarded:
         raise Failure(
             f"{policy.name} is not in force, so queries could leave by any way: run 'nftpolicy apply {file}' first"
         )

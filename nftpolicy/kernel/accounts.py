@@ -4,7 +4,29 @@
 from __future__ import annotations
 
 import grp
+import os
 import pwd
+
+from attrs import frozen
+
+
+@frozen
+class Login:
+    """What the account of a user says: its numbers are the primary group's and those of all groups."""
+
+    name: str
+    group: int
+    groups: tuple[int, ...]
+    home: str
+
+
+def login(uid: int) -> Login | None:
+    """The account of that number, or None."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return None
+    return Login(user.pw_name, user.pw_gid, tuple(os.getgrouplist(user.pw_name, user.pw_gid)), user.pw_dir)
 
 
 def number(kind: str, name: str) -> int | None:

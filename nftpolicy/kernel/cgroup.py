@@ -322,7 +322,8 @@ class MarkedGroup:
             status = 1
             try:
                 self.before()
-                status = 0 if all(wears(one, (self.value, self.mask)) for one in _sockets()) else 1
+                worn = [mark for family in (socket.AF_INET, socket.AF_INET6) for mark in own_sockets(family).values()]
+                status = 0 if worn and all(mark & self.mask == self.value for mark in worn) else 1
             finally:
                 os._exit(status)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -336,9 +337,20 @@ def wears(one: socket.socket, mark: tuple[int, int]) -> bool:
     return one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & mark[1] == mark[0]
 
 
-def _sockets() -> list[socket.socket]:
-    families = (socket.AF_INET, socket.AF_INET6) if Path("/proc/sys/net/ipv6").exists() else (socket.AF_INET,)
-    return [socket.socket(family, kind) for family in families for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)]
+def own_sockets(family: int) -> dict[str, int]:
+    """The whole marks of sockets of a family (AF_INET, AF_INET6) that this process opens now, by kind.
+
+    Empty if the kernel has none of that family. OSError if no socket can be opened for another reason.
+    """
+    found = {}
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        try:
+            with socket.socket(family, kind) as one:
+                found[kind.name] = one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+        except OSError as error:
+            if error.errno != errno.EAFNOSUPPORT:
+                raise
+    return found
 
 
 def unmarked(pid: int, mark: tuple[int, int]) -> list[str]:

@@ -48,6 +48,11 @@ class Status:
         """Whether the kernel holds exactly what the policy wants."""
         return all(self.parts.values())
 
+    @property
+    def guarded(self) -> bool:
+        """Whether nothing can leave by another way than the policy's, whatever else is amiss."""
+        return self.parts["guard"] and self.parts["ladder"]
+
     def as_json(self) -> dict[str, Any]:
         """The same facts, for `status --json`."""
         return {
