@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, REFUSED, Failure, nearest, parse_policy, read_policy, this_kernel, warn
+from .common import (
+    BAD_INPUT,
+    NOT_HERE,
+    REFUSED,
+    Failure,
+    changing,
+    nearest,
+    parse_policy,
+    read_policy,
+    this_kernel,
+    warn,
+)
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
@@ -32,7 +43,7 @@ def command(
     from ..kernel.interface import Unavailable
     from ..runtime import run
 
-    given = run.handed_on()
+    given = run.descriptors()
     _consistent(program, check, detach)
     kernel = this_kernel()
     from ..runtime.memory import of_this_namespace
@@ -95,7 +106,9 @@ def _in_force(kernel: Linux, policy: Policy, memory: Memory, file: Path | None) 
     from ..runtime.apply import prospect
     from ..runtime.status import status
 
-    if not status(kernel, policy, prospect(kernel, policy, memory)).guarded:
+    with changing(None):
+        found = status(kernel, policy, prospect(kernel, policy, memory))
+    if not found.guarded:
         what = f"nftpolicy apply {file}" if file else "nftpolicy status"
         raise Failure(f"{policy.name} is not in force, so packets could leave by any way: run '{what}' first")
 

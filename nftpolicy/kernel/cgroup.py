@@ -72,10 +72,18 @@ def _mounted() -> str | None:
     with suppress(OSError):
         for line in _MOUNTS.read_text().splitlines():
             before, _, after = line.partition(" - ")
-            root, place = before.split()[3:5]
-            if after.split()[:1] == ["cgroup2"] and root == "/":
+            device, root, place = before.split()[2:5]
+            if after.split()[:1] == ["cgroup2"] and root == "/" and _shows(place, device):
                 return place
     return None
+
+
+def _shows(place: str, device: str) -> bool:
+    """Whether what is seen there is of that device, and not another mount above it."""
+    with suppress(OSError):
+        number = os.stat(place).st_dev  # noqa: PTH116
+        return device == f"{os.major(number)}:{os.minor(number)}"
+    return False
 
 
 @contextmanager

@@ -28,15 +28,29 @@ _KEPT = 256  # bytes of a packet that are kept, from its network header on
 _BUFFER = 64 << 20  # bytes that the kernel may keep until they are asked for
 _MOST = 20000  # packets that are read at once
 _GONE = frozenset({errno.ENETDOWN, errno.ENODEV, errno.ENXIO})
-# struct sock_filter: keep what goes out, cut to the first bytes; nothing else.
-_FILTER = b"".join(
-    struct.pack("=HBBI", *one)
-    for one in ((0x20, 0, 0, _PACKET_TYPE), (0x15, 0, 1, _PACKET_OUTGOING), (0x06, 0, 0, _KEPT), (0x06, 0, 0, 0))
-)
+_DEVICE = 0xFFFFF000 + 8  # SKF_AD_OFF + SKF_AD_IFINDEX
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8913, 0x8921, 0x8927, 0x8933
 _NDMSG, _NDA_DST = struct.Struct("=BxxxiHBB"), 1
 _UNRESOLVED = 0x01 | 0x20  # NUD_INCOMPLETE, NUD_FAILED
+
+
+def _keep(one: socket.socket, field: int, value: int, size: int) -> None:
+    """Let a socket receive packets of which `field` is `value`, cut to `size` bytes, and no others (socket(7))."""
+    load, equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    code = ((load, 0, 0, field), (equal, 0, 1, value), (answer, 0, 0, size), (answer, 0, 0, 0))
+    text = b"".join(struct.pack("=HBBI", *each) for each in code)
+    buffer = ctypes.create_string_buffer(text, len(text))
+    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(code), ctypes.addressof(buffer)))
+
+
+def only_from(one: socket.socket, device: str) -> None:
+    """Let a socket receive what comes in by `device` and nothing else; the routes of what it sends stay.
+
+    For "lo" that is what this machine itself sends. The address of the device, which IP_PKTINFO gives, says less:
+    it is that of the interface that holds the destination address.
+    """
+    _keep(one, _DEVICE, socket.if_nametoindex(device), 0xFFFF)
 
 
 @frozen
@@ -61,9 +75,7 @@ class Tap:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
         try:
             self._socket.setblocking(False)
-            code = ctypes.create_string_buffer(_FILTER, len(_FILTER))
-            program = struct.pack("HxxxxxxQ", len(_FILTER) // 8, ctypes.addressof(code))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            _keep(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _KEPT)  # what goes out
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             except PermissionError:  # in a user namespace; `lost` tells if what is allowed was enough

@@ -22,18 +22,19 @@ from attrs import frozen
 
 from ..kernel.cgroup import own_sockets
 from ..kernel.rtnetlink import Lookups, RtNetlink
+from ..kernel.tap import only_from
 from ..netstate.routing import Route
 from ..policy.objects import Service, Uplink
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Documentation addresses (RFC 5737, RFC 3849): nobody's, so that only a redirect brings an answer.
 SOMEWHERE = {4: "198.51.100.53", 6: "2001:db8:5:3::53"}
-_LEVELS = {4: (socket.IPPROTO_IP, 8), 6: (socket.IPPROTO_IPV6, 49)}  # IP_PKTINFO, IPV6_RECVPKTINFO
 _DNS = 53
 # version.bind, class CHAOS, type TXT: who answers it says what it is itself, and asks nobody.
 _QUESTION = struct.pack("!6H", 0x6E70, 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
 _TRIES, _PATIENCE = 3, 1.0  # questions, and seconds to wait for the answer to each
-_NO_FAMILY = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
+# The family, an address, or a route of it is not there.
+_NO_WAY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 @frozen
@@ -129,34 +130,24 @@ def _asked(family: int) -> tuple[str, bool | None]:
     """Ask a server that is nobody; what came of it, and whether somebody on this machine answered."""
     try:
         with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as one:
-            one.setsockopt(*_LEVELS[family], 1)
+            only_from(one, "lo")
             one.connect((SOMEWHERE[family], _DNS))
-            device = next(filter(None, (_answer(one) for _ in range(_TRIES))), None)
+            answered = any(_answer(one) for _ in range(_TRIES))
     except OSError as error:
-        if error.errno in (*_NO_FAMILY, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
-            return f"no route: {error.strerror}", None
+        if error.errno in _NO_WAY:
+            return f"it can't be sent: {error.strerror}", None
         if error.errno == errno.ECONNREFUSED:
             return "it does not run; start 'nftpolicy resolver'", False
         return error.strerror or str(error), False
-    if device is None:
-        return "no answer", False
-    return f"an answer came by {device}", device == "lo"
+    return ("it answers" if answered else "no answer of this machine"), answered
 
 
-def _answer(one: socket.socket) -> str | None:
-    """Send the question once; the device by which the answer came, or None."""
+def _answer(one: socket.socket) -> bool:
+    """Send the question once; whether an answer came."""
     one.send(_QUESTION)
     end = time.monotonic() + _PATIENCE
     while select.select([one], [], [], max(0.0, end - time.monotonic()))[0]:
-        message, ancillary, _, _ = one.recvmsg(4096, 256)
+        message = one.recv(4096)
         if message[:2] == _QUESTION[:2] and len(message) >= 12 and message[2] & 0x80:
-            return _arrived(ancillary)
-    return None
-
-
-def _arrived(ancillary: list[tuple[int, int, bytes]]) -> str:
-    """The device in struct in_pktinfo or struct in6_pktinfo."""
-    for level, _, data in ancillary:
-        index = struct.unpack_from("=i", data, {socket.IPPROTO_IP: 0, socket.IPPROTO_IPV6: 16}[level])[0]
-        return socket.if_indextoname(index)
-    return "an unknown device"
+            return True
+    return False

@@ -138,16 +138,17 @@ def become(job: Job) -> dict[str, str]:
     return {}
 
 
-def handed_on() -> set[int]:
-    """The descriptors that this process has: to be asked at its start, what it was given by who started it."""
-    return {int(name) for name in os.listdir("/proc/self/fd")}  # noqa: PTH208
+def descriptors() -> set[int]:
+    """The descriptors that this process has now; at its start, those that it was given by who started it."""
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+    return {number for number in listed if Path(f"/proc/self/fd/{number}").is_symlink()}  # without the folder's own
 
 
 def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str], keep: set[int]) -> None:
     """Become the program, with the descriptors `keep`. Returns only by raising Failed."""
     for number in _IGNORED_BY_PYTHON:  # or the program would ignore them, too
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in handed_on() - keep:  # libraries open some that exec would not close
+    for descriptor in descriptors() - keep:  # libraries open some that exec would not close
         with suppress(OSError):
             os.set_inheritable(descriptor, False)
     try:
