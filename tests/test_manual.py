@@ -29,6 +29,7 @@ from nftpolicy.policy import checks, objects, words
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import memory
+from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
 COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
@@ -187,7 +188,16 @@ def test_the_options_of_the_program_itself() -> None:
 def test_exit_statuses() -> None:
     source = section(command_page(), "EXIT STATUS", "Sh")
     documented = [int(one) for one in re.findall(r"^\.It (\d+)$", source, re.MULTILINE)]
-    assert documented == [0, common.REFUSED, common.BAD_INPUT, common.UNKNOWN, common.NOT_HERE, 130]
+    assert documented == [
+        0,
+        common.REFUSED,
+        common.BAD_INPUT,
+        common.UNKNOWN,
+        common.NOT_HERE,
+        NOT_EXECUTABLE,
+        NOT_FOUND,
+        130,
+    ]
 
 
 def test_exit_statuses_as_they_happen(tmp_path: Path) -> None:
@@ -410,7 +420,8 @@ def invocations(file: Path) -> list[str]:
 def test_commands_in_examples_exist(file: Path) -> None:
     for found in invocations(file):
         line = found if isinstance(found, str) else "".join(found)
-        command, *rest = re.split(r"[|>&;#]", line)[0].split()
+        ours = re.split(r"[|>&;#]", line)[0].partition(" -- ")[0]  # what follows is another program's
+        command, *rest = ours.split()
         if command.startswith("-"):
             assert command in ("--version", "-h", "--help"), line
             continue

@@ -53,6 +53,9 @@ def command(
     job = _job(found, service)
     try:
         if detach:
+            if job.service.marks != "cgroup":
+                marks = job.service.marks
+                raise Failure(f'--detach: service {service} has marks = "{marks}", and nothing on a cgroup', BAD_INPUT)
             gone = run.detach(job)
             print(f"{service}: {'taken off' if gone else 'nothing is on'} cgroup {job.cgroup}")
             return

@@ -201,7 +201,8 @@ def _socket_findings(job: Job) -> Iterator[Finding]:
 
 
 def detach(job: Job) -> bool:
-    """Take the program off the service's cgroup; whether one was there. Raises Unavailable."""
-    if job.service.marks != "cgroup":
-        raise Unavailable(f'service {job.name} has marks = "{job.service.marks}", and nothing on a cgroup')
+    """Take the programs off the cgroup of a service that is marked by cgroup; whether any were there.
+
+    Raises Unavailable.
+    """
     return _detach(job.cgroup)

@@ -12,6 +12,8 @@ from nftpolicy.kernel.bpf import marks
 from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.kernel.seccomp import MarkedCalls
+from nftpolicy.kernel.tap import only_from
+from tests.lab.netns import Namespace, veth
 
 VALUE, MASK, FOREIGN = 0x500, 0xFF00, 0x3
 
@@ -101,3 +103,31 @@ def test_the_program_keeps_foreign_bits() -> None:
     code = marks(VALUE, MASK)
     assert len(code) == 7 * 8
     assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code
+
+
+def test_a_socket_that_hears_this_machine_alone(node: Namespace, far: Namespace) -> None:
+    """What --check takes for an answer of this machine did not come in from outside, whatever its source address."""
+    veth(node, "out", far, "in")
+    node.ip("addr add 192.0.2.1/24 dev out")
+    far.ip("addr add 192.0.2.2/24 dev in")
+
+    def heard(filtered: bool) -> list[bytes]:
+        with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            if filtered:
+                only_from(one, "lo")
+            one.bind(("192.0.2.1", 4000))
+            one.settimeout(5)
+            far.call(_say, b"far")
+            node.call(_say, b"near")
+            found = [one.recv(10)]
+            while found[-1] != b"near":
+                found.append(one.recv(10))
+            return found
+
+    assert heard(False) == [b"far", b"near"], "the control"
+    assert heard(True) == [b"near"]
+
+
+def _say(word: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(word, ("192.0.2.1", 4000))

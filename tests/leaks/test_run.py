@@ -1,0 +1,565 @@
+"""`nftpolicy run`: whatever a program is made of, its sockets wear the mark; and it is not started if they would not."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.kernel import cgroup as groups
+from tests import native
+from tests.guarded import (
+    ENVIRONMENT,
+    OTHER_GID,
+    POLICY,
+    PROGRAM,
+    SERVICE_GID,
+    Guarded,
+    gluon,
+    guarded_lab,
+    needs_readers,
+    wan_routes_in_main,
+    watching,
+)
+from tests.kernel import bpf
+from tests.lab import addresses as at
+from tests.lab.netns import wait_until
+from tests.lab.senders import DISCARD
+from tests.lab.topology import Lab
+
+BOTH = (at.SERVER[4], at.SERVER[6])
+SERVICES = """
+marks   = "cgroup"
+cgroup  = "{tree}/fastd"
+confine = true
+
+[service.mail]
+uplink = "wan"
+user   = 8025
+marks  = "cgroup"
+cgroup = "{tree}/mail"
+
+[service.own]
+uplink = "wan"
+group  = 8026
+
+[service.wg]
+uplink = "wan"
+kernel = true
+"""
+
+
+@pytest.fixture(scope="module")
+def tree() -> Iterator[str]:
+    """A cgroup of this test run for those of the services."""
+    with bpf.cgroup() as path:
+        yield path.name
+        for folder in sorted(path.rglob("*/"), key=lambda one: -len(one.parts)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def policy(lab: Lab, tree: str) -> str:
+    return re.sub(r'marks  = "itself".*\n', SERVICES.format(tree=tree), gluon(lab))
+
+
+@pytest.fixture(scope="module")
+def made(tree: str) -> Iterator[Guarded]:
+    """The worst neighbour: the WAN's routes are in main too, and only the guard stops what is not marked."""
+    with guarded_lab(lambda lab: policy(lab, tree), resolver=True) as guarded:
+        wan_routes_in_main(guarded.lab)
+        yield guarded
+
+
+@pytest.fixture(scope="module")
+def opens(made: Guarded, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The program in C, as the node sees it; also as opens-root, which is setuid root."""
+    built = native.build(tmp_path_factory.mktemp("native"))
+    for name, mode in (("opens", 0o755), ("opens-root", 0o755 | stat.S_ISUID)):
+        file = made.lab.node.outside(f"/run/lab/{name}")
+        file.write_bytes(built.read_bytes())
+        file.chmod(mode)
+    return "/run/lab/opens"
+
+
+def run(made: Guarded, *words: str, service: str = "fastd", check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = made.nftpolicy("run", service, "--", *words, check=check)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def refused(made: Guarded, *words: str, uid: int | None = None) -> tuple[int, str]:
+    """Exit status and the one line that is said."""
+    done = made.nftpolicy("run", *words, check=False, uid=uid)
+    assert (done.stdout, done.stderr.count("\n"), "Traceback" in done.stderr) == ("", 1, False), done.stderr
+    return done.returncode, done.stderr
+
+
+# --- what it is made of -------------------------------------------------------------------
+
+# How the program is started, and whether it has no privileges.
+NO_CAPS = ("setpriv", "--reuid=65534", "--keep-groups", "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs")
+MADE_OF = {
+    "static": (("{opens}", "libc"), True),
+    "system calls": (("{opens}", "syscall"), True),
+    "io_uring": (("{opens}", "io_uring"), True),
+    "no capabilities": ((*NO_CAPS, "{opens}", "libc"), True),
+    "setuid root": (("setpriv", "--reuid=65534", "--keep-groups", "{opens}-root", "syscall"), True),
+    "children of a shell": (("sh", "-c", '(:; "$@") & wait', "sh", "sh", "-c", '"$@"', "sh", "{opens}", "libc"), True),
+}
+
+
+def command(which: str, opens: str, payload: str) -> list[str]:
+    return [word.format(opens=opens) for word in MADE_OF[which][0]] + [str(DISCARD), payload, *BOTH]
+
+
+def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str]]:
+    """The source addresses with which a payload came to the home, and with which it came to the mesh."""
+
+    def seen(sniffer) -> set[str]:  # type: ignore[no-untyped-def]
+        return {str(frame.saddr) for frame in sniffer.frames() if payload.encode() in frame.payload}
+
+    end = time.monotonic() + 2
+    while len(seen(made.lab.wan)) < wanted and time.monotonic() < end:
+        time.sleep(0.01)
+    return seen(made.lab.wan), seen(made.lab.mesh_sniffer)
+
+
+@pytest.mark.parametrize("which", MADE_OF)
+def test_B1_whatever_the_program_is_its_sockets_are_marked(made: Guarded, opens: str, which: str) -> None:
+    payload = uuid.uuid4().hex
+    said = run(made, *command(which, opens, payload)).stdout.splitlines()
+    if which == "io_uring" and {line.split()[1] for line in said} <= {"EPERM", "ENOSYS", "EINVAL"}:
+        pytest.skip(f"io_uring opens no socket here: {said} (kernel.io_uring_disabled, Linux 5.19)")
+    assert said == ["1 sent", "1 sent"]
+    own = {made.lab.wan_address(family) for family in (4, 6)}
+    assert arrived(made, payload, 2) == (own, set()), "by the WAN, with the WAN's addresses"
+
+
+@pytest.mark.parametrize("which", MADE_OF)
+def test_B1_the_same_program_outside_is_dropped(made: Guarded, opens: str, which: str) -> None:
+    """With the service's group, even: what is not marked does not leave."""
+    payload = uuid.uuid4().hex
+    done = made.lab.node.run(command(which, opens, payload), gid=SERVICE_GID)
+    assert done.stdout.splitlines() in (["0 EPERM", "0 EPERM"], ["no EPERM"] * 2)
+    assert arrived(made, payload, 0) == (set(), set())
+
+
+def test_the_control_without_the_guard_all_of_them_leave(made: Guarded, opens: str) -> None:
+    with made.off():
+        for which in MADE_OF:
+            payload = uuid.uuid4().hex
+            done = made.lab.node.run(command(which, opens, payload), gid=SERVICE_GID)
+            if "sent" in done.stdout:
+                assert len(arrived(made, payload, 2)[0]) == 2, which
+    made.stop_resolver()
+    made.start_resolver()
+
+
+def test_python_tcp_and_ping_sockets_leave_by_the_wan(made: Guarded) -> None:
+    text = (
+        "import socket\n"
+        f"for address in {BOTH!r}:\n"
+        "    with socket.create_connection((address, 7), 3) as one:\n"
+        "        print(one.getsockname()[0], one.getsockopt(1, 36))\n"
+    )
+    said = run(made, "python3", "-c", text).stdout.splitlines()
+    assert said == [f"{made.lab.wan_address(family)} 1" for family in (4, 6)]
+
+
+def test_names_are_those_of_the_home(made: Guarded) -> None:
+    text = f"import socket; print(sorted({{one[4][0] for one in socket.getaddrinfo({at.WHO!r}, 1)}}))"
+    outside = made.lab.node.run(["python3", "-c", text])
+    assert outside.stdout.strip() == str(sorted(at.WHO_IN_MESH.values())), "the control"
+    assert run(made, "python3", "-c", text).stdout.strip() == str(sorted(at.WHO_AT_HOME.values()))
+
+
+# --- identity -----------------------------------------------------------------------------
+
+
+def test_group_and_supplementary_groups(made: Guarded) -> None:
+    assert run(made, "id", "-u").stdout == "0\n"
+    assert run(made, "id", "-G").stdout == f"{SERVICE_GID}\n"
+
+
+def test_a_user_without_an_account(made: Guarded) -> None:
+    assert run(made, "sh", "-c", "id -u; id -G", service="mail").stdout == "8025\n65534\n"
+
+
+def test_a_user_with_an_account_gets_its_groups_and_home(made: Guarded, tree: str) -> None:
+    """daemon and www-data of Debian, or whoever is there, with a number that is no other service's."""
+    import pwd
+
+    user = next(one for one in pwd.getpwall() if one.pw_uid not in (0, 65534) and one.pw_gid)
+    text = policy(made.lab, tree).replace("user   = 8025", f"user   = {user.pw_uid}")
+    made.file.write_text(text)
+    made.apply()
+    try:
+        shown = run(made, "sh", "-c", "id -u; id -g; echo $HOME $USER", service="mail").stdout.split()
+        assert shown == [str(user.pw_uid), str(user.pw_gid), user.pw_dir, user.pw_name]
+    finally:
+        made.file.write_text(policy(made.lab, tree))
+        made.apply()
+
+
+def _sender(path: str | None, gid: int, payload: bytes, hand_to: int | None = None) -> list[str]:
+    """As a process in the cgroup `path`, or in none, with group `gid`: open a socket, send, perhaps through another."""
+    if path is not None:
+        groups.enter(path, 1, 1)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    said = []
+    for address in BOTH:
+        one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        mark = one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+        said.append(f"{mark} {_send(one, hand_to, payload, address)}")
+    return said
+
+
+def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> str:
+    """Send here, or in a process of another group that is handed the socket (SCM_RIGHTS)."""
+    if gid is None:
+        try:
+            one.sendto(payload, (address, DISCARD))
+        except OSError as error:
+            return str(error.errno)
+        return "sent"
+    here, there = socket.socketpair()
+    if not (child := os.fork()):
+        _, (got,), _, _ = socket.recv_fds(there, 1, 1)
+        one.close()
+        groups_file = bpf.tree() / "cgroup.procs"
+        os.setresgid(0, 0, 0)
+        groups_file.write_text("0")
+        os.setresgid(gid, gid, gid)
+        os.write(there.fileno(), _send(socket.socket(fileno=got), None, payload, address).encode())
+        os._exit(0)
+    socket.send_fds(here, [b"!"], [one.fileno()])
+    os.waitpid(child, 0)
+    return here.recv(100).decode()
+
+
+def test_B3_a_socket_that_is_handed_on_takes_its_right_with_it(made: Guarded, tree: str) -> None:
+    """Mark and group are those of who opened it: whoever holds the descriptor may use the uplink."""
+    payload = uuid.uuid4().hex
+    path = f"{tree}/fastd"
+    said = made.lab.node.call(_sender, path, SERVICE_GID, payload.encode(), OTHER_GID, keep_caps=True)
+    assert said == ["1 sent", "1 sent"]
+    assert len(arrived(made, payload, 2)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "gid", "said"),
+    [(True, SERVICE_GID, "1 sent"), (True, OTHER_GID, "1 1"), (False, SERVICE_GID, "0 1"), (False, OTHER_GID, "0 1")],
+    ids=["of the service", "a stranger's group inside", "the service's group outside", "a stranger outside"],
+)
+def test_B4_both_are_needed_the_cgroup_for_the_mark_and_the_group_for_the_right(
+    made: Guarded, tree: str, inside: bool, gid: int, said: str
+) -> None:
+    payload = uuid.uuid4().hex
+    before = made.counters()["inet/wan.unentitled"]
+    path = f"{tree}/fastd" if inside else None
+    with watching(made.lab) as watch:
+        assert made.lab.node.call(_sender, path, gid, payload.encode()) == [said, said]
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    assert len(arrived(made, payload, 2 if "sent" in said else 0)[0]) == (2 if "sent" in said else 0)
+    assert (made.counters()["inet/wan.unentitled"] > before) is (said == "1 1")
+
+
+# --- the process --------------------------------------------------------------------------
+
+
+def test_it_is_the_program_itself_in_the_cgroup(made: Guarded, tree: str) -> None:
+    process = made.lab.node.popen([PROGRAM, "run", "fastd", "--", "sleep", "60"], env=ENVIRONMENT)
+    try:
+        home = Path(f"/proc/{process.pid}")
+        wait_until(lambda: (home / "comm").read_text() == "sleep\n", 20, "the program")
+        assert f"/{tree}/fastd\n" in (home / "cgroup").read_text()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", -9), ("kill -INT $$", -2)]
+)
+def test_the_exit_status_is_the_programs(made: Guarded, words: str, status: int) -> None:
+    done = run(made, "sh", "-c", words, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
+
+
+def test_input_arguments_and_environment_come_through(made: Guarded) -> None:
+    argv = [PROGRAM, "run", "fastd", "--", "sh", "-c", 'cat; echo "$0/$1/$2/$WORD"', "--check", "a b", "--", "-x"]
+    done = made.lab.node.run(argv, input="given\n", env={**ENVIRONMENT, "WORD": "é"})
+    assert done.stdout == "given\n--check/a b/--/é\n"
+
+
+def test_no_descriptor_is_added_and_none_is_lost_and_no_signal_is_ignored(made: Guarded) -> None:
+    text = "import os; print(sorted(os.listdir('/proc/self/fd')), open('/proc/self/status').read())"
+    argv = ["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh", PROGRAM, "run", "fastd", "--", "python3", "-SEc", text]
+    done = made.lab.node.run(argv, env=ENVIRONMENT)
+    assert re.match(r"\['0', '1', '2', '3', '7'\]", done.stdout), "3 is the folder's own"
+    plain = made.lab.node.run(["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh", "python3", "-SEc", text])
+    for line in ("SigIgn", "SigBlk", "NoNewPrivs"):
+        (mine,), (usual,) = (re.findall(rf"^{line}:.*$", one.stdout, re.MULTILINE) for one in (done, plain))
+        assert mine == usual
+
+
+def test_a_socket_that_was_opened_before_is_told(made: Guarded) -> None:
+    text = (
+        "import os, socket\n"
+        "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "one.bind(('127.0.0.1', 4321)); one.set_inheritable(True)\n"
+        f"os.execv({PROGRAM!r}, [{PROGRAM!r}, 'run', 'fastd', '--', 'true'])\n"
+    )
+    done = made.lab.node.run(["python3", "-c", text], env=ENVIRONMENT)
+    assert "SOCK_DGRAM socket, port 4321, was opened before" in done.stderr
+    assert "does not wear the mark 0x1/0x1" in done.stderr
+
+
+def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str) -> None:
+    process = made.lab.node.popen([PROGRAM, "run", "fastd", "--", "cat"], env=ENVIRONMENT, stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", 20, "the program")
+        run(made, "true")
+        folder = os.open(bpf.tree() / tree / "fastd", os.O_RDONLY)
+        try:
+            for kind in groups.bpf.KINDS:
+                assert len(groups.bpf.attached(folder, kind)) == 1
+        finally:
+            os.close(folder)
+    finally:
+        process.communicate(timeout=5)
+    assert run(made, "echo", "again").stdout == "again\n"
+
+
+def test_a_service_that_marks_by_itself(made: Guarded) -> None:
+    text = (
+        "import os, socket\n"
+        "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "print(os.getgid(), one.getsockopt(1, 36))\n"
+        f"one.setsockopt(1, 36, 1); one.sendto(b'by itself', ({at.SERVER[4]!r}, 9))\n"
+    )
+    assert run(made, "python3", "-c", text, service="own").stdout == "8026 0\n"
+    assert arrived(made, "by itself", 1)[0] == {made.lab.wan_address(4)}
+
+
+def test_confined_even_as_root(made: Guarded) -> None:
+    text = (
+        "import socket, errno\n"
+        "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "for value in (b'bat0', b'br-wan'):\n"
+        "    try: one.setsockopt(1, 25, value); print('taken')\n"
+        "    except OSError as error: print(errno.errorcode[error.errno])\n"
+        "try: one.setsockopt(1, 36, 2); print('taken')\n"
+        "except OSError as error: print(errno.errorcode[error.errno])\n"
+    )
+    assert run(made, "python3", "-c", text).stdout.split() == ["EPERM", "taken", "EPERM"]
+    free = made.lab.node.run(["python3", "-c", text], gid=SERVICE_GID)
+    assert free.stdout.split()[:2] == ["taken", "taken"], "the control"
+
+
+# --- refusals -----------------------------------------------------------------------------
+
+
+def test_it_refuses_what_can_not_be_started(made: Guarded) -> None:
+    assert refused(made, "fasdt", "--", "true") == (
+        2,
+        "nftpolicy: gluon-fastd has no service 'fasdt' (did you mean 'fastd'?); known are fastd, mail, own, wg\n",
+    )
+    assert refused(made, "wg", "--", "true")[0] == 2
+    assert refused(made, "fastd")[0] == 2
+    assert refused(made, "fastd", "--", "no-such-program")[0] == 127
+    assert refused(made, "fastd", "--", "/run/lab/none")[0] == 127
+    assert refused(made, "fastd", "--", "")[0] == 127
+    assert refused(made, "fastd", "--", "/run")[0] == 126
+    assert refused(made, "fastd", "--", POLICY)[0] == 126
+    assert refused(made, "fastd", "--policy", "/run/lab/none", "--", "true")[0] == 2
+    assert refused(made, "fastd", "--detach", "--", "true")[0] == 2
+    for name, text, status in (("no-interpreter", "#!/none/sh\n", 127), ("nothing", "", 126), ("garbage", "\x01", 126)):
+        file = made.lab.node.outside(f"/run/lab/{name}")
+        file.write_text(text)
+        file.chmod(0o755)
+        assert refused(made, "fastd", "--", f"/run/lab/{name}")[0] == status, name
+
+
+def test_it_refuses_a_program_that_its_user_may_not_execute(made: Guarded) -> None:
+    file = made.lab.node.outside("/run/lab/roots-own")
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o700)
+    assert run(made, "/run/lab/roots-own").returncode == 0, "the control: of a group, it is root"
+    assert refused(made, "mail", "--", "/run/lab/roots-own")[0] == 126
+
+
+def test_it_refuses_without_root(made: Guarded) -> None:
+    needs_readers()
+    status, said = refused(made, "fastd", "--", "true", uid=65534)
+    assert (status, "root" in said) == (4, True)
+
+
+def test_it_refuses_without_cgroup_v2(made: Guarded) -> None:
+    """The kernel answers as one without it, and nobody has mounted it."""
+    from tests.kernel.test_service_cgroup import _FSOPEN, _forbid
+
+    def without() -> tuple[int, str]:
+        _forbid(_FSOPEN, 19)  # ENODEV
+        subprocess.run(["unshare", "--mount", "true"], check=True)
+        hidden = "mount -t tmpfs none /sys/fs/cgroup && exec " + " ".join([PROGRAM, "run", "fastd", "--", "echo", "on"])
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", hidden],
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = made.lab.node.call(without)
+    assert (status, "cgroup v2 is neither mounted here nor can it be" in said) == (4, True), said
+
+
+def test_it_refuses_where_the_guard_is_not_in_force(made: Guarded) -> None:
+    said = "is not in force, so packets could leave by any way: run 'nftpolicy status' first"
+    made.lab.node.ip("rule del priority 510")
+    try:
+        assert refused(made, "fastd", "--", "true") == (1, f"nftpolicy: gluon-fastd {said}\n")
+    finally:
+        made.apply()
+    made.lab.node.nft("insert rule inet nftpolicy wan.guard accept")
+    try:
+        assert refused(made, "fastd", "--", "true") == (1, f"nftpolicy: gluon-fastd {said}\n")
+    finally:
+        made.apply()
+
+
+@pytest.mark.parametrize("where", ["on it", "above it"])
+def test_it_refuses_where_others_take_the_mark_off(made: Guarded, tree: str, where: str) -> None:
+    """Their programs run after ours: on the same cgroup if they came later, above it always."""
+    path = bpf.tree() / tree / ("fastd" if where == "on it" else "")
+    run(made, "true")
+    with bpf.attached(path, bpf.SOCK_CREATE, bpf.mark_program(0x2)):
+        status, said = refused(made, "fastd", "--", "echo", "started")
+        assert (status, "has the mark 0x2, and not 0x1/0x1" in said) == (1, True), said
+    assert run(made, "echo", "started").stdout == "started\n"
+
+
+def test_it_refuses_where_others_allow_no_socket(made: Guarded, tree: str) -> None:
+    deny = bpf._instruction(0xB7, 0, value=0) + bpf._instruction(0x95)
+    with bpf.attached(bpf.tree() / tree, bpf.SOCK_CREATE, deny):
+        status, said = refused(made, "fastd", "--", "echo", "started")
+    assert (status, "no socket can be opened" in said) == (1, True), said
+
+
+def test_before_any_policy_is_applied(tree: str) -> None:
+    with Lab() as lab:
+        made = Guarded(lab, policy(lab, tree))
+        assert refused(made, "fastd", "--", "true")[0] == 2
+        status, said = refused(made, "fastd", "--policy", POLICY, "--", "true")
+        assert (status, f"run 'nftpolicy apply {POLICY}' first" in said) == (1, True)
+
+
+# --- --check and --detach -----------------------------------------------------------------
+
+
+def checked(made: Guarded, *more: str, service: str = "fastd") -> tuple[int, list[str]]:
+    done = made.nftpolicy("run", service, "--check", *more, check=False)
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("nftpolicy: ") for line in lines), done.stderr
+    return done.returncode, [line.removeprefix("nftpolicy: ") for line in lines] + done.stdout.splitlines()
+
+
+def test_check_tells_what_it_finds_and_then_starts_the_program(made: Guarded) -> None:
+    own = [made.lab.wan_address(family) for family in (4, 6)]
+    wanted = [
+        "ok: IPv4: a new socket has the mark 0x1",
+        "ok: IPv6: a new socket has the mark 0x1",
+        "ok: confined to br-wan: another device is refused",
+        f"ok: IPv4: routed by br-wan, from {own[0]}",
+        f"ok: IPv6: routed by br-wan, from {own[1]}",
+        "ok: IPv4: names: asked of the resolver of uplink wan (127.0.0.1:54)",
+        "ok: IPv6: names: asked of the resolver of uplink wan ([::1]:54)",
+    ]
+    assert checked(made) == (0, wanted)
+    assert checked(made, "--", "echo", "started") == (0, [*wanted, "started"])
+    assert checked(made, service="mail") == (0, [line for line in wanted if "confined" not in line])
+    status, lines = checked(made, service="own")
+    assert (status, lines[0]) == (0, "not tried: mark: the program puts it on by itself")
+    assert lines[1:] == wanted[3:]
+
+
+def test_nothing_of_a_check_leaves(made: Guarded) -> None:
+    with watching(made.lab) as watch:
+        made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
+        assert checked(made)[0] == 0
+        assert watch.unmarked == 0
+    for sniffer in (made.lab.wan, made.lab.mesh_sniffer):
+        assert [frame for frame in sniffer.frames() if b"version" in frame.payload] == []
+
+
+def test_check_fails_without_the_resolver(made: Guarded) -> None:
+    made.stop_resolver()
+    try:
+        status, lines = checked(made, "--", "echo", "started")
+        assert (status, lines[-2:]) == (
+            1,
+            [f"fault: IPv{family}: names: do not reach the resolver of uplink wan ({listen}): "
+             "it does not run; start 'nftpolicy resolver'" for family, listen in ((4, "127.0.0.1:54"), (6, "[::1]:54"))],
+        )  # fmt: skip
+    finally:
+        made.start_resolver()
+
+
+def test_check_fails_where_names_go_elsewhere(made: Guarded) -> None:
+    """Rules of others before ours: one keeps the redirect away, one redirects to the home's DNS, which would answer."""
+    made.lab.node.nft(
+        "table inet other {\n"
+        " chain raw { type filter hook output priority -300; ip6 daddr 2001:db8:5:3::53 notrack; }\n"
+        f" chain nat {{ type nat hook output priority -150; udp dport 53 dnat ip to {at.HOME[4]}; }}\n}}"
+    )
+    try:
+        status, lines = checked(made)
+    finally:
+        made.lab.node.nft("delete table inet other")
+    assert status == 1
+    faults = [line.partition(" (")[0] for line in lines if line.startswith("fault")]
+    assert faults == [f"fault: IPv{family}: names: do not reach the resolver of uplink wan" for family in (4, 6)]
+
+
+def test_check_fails_where_routes_lead_nowhere_or_elsewhere(made: Guarded) -> None:
+    made.lab.node.ip("-6 route flush table 1 proto static", f"-6 route del default dev {at.WAN} table 1")
+    made.lab.node.ip(f"route replace default via {at.GATEWAY[4]} dev {at.MESH} table 1 metric 10")
+    try:
+        status, lines = checked(made)
+        assert status == 1
+        assert "fault: IPv4: routed by bat0" in "\n".join(lines)
+        assert "fault: IPv6: no route to 2001:db8:5:3::53 with the mark" in "\n".join(lines)
+    finally:
+        made.lab.node.ip(f"route del default dev {at.MESH} table 1 metric 10")
+        made.lab.wan_up()
+
+
+def test_detach(made: Guarded, tree: str) -> None:
+    run(made, "true")
+    assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: taken off cgroup {tree}/fastd\n"
+    assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: nothing is on cgroup {tree}/fastd\n"
+    assert refused(made, "own", "--detach")[0] == 2
+    assert run(made, "echo", "again").stdout == "again\n"
+
+
+def test_the_cgroup_that_a_policy_does_not_name(tree: str) -> None:
+    """nftpolicy/SERVICE. Whatever other namespaces put on it, the sockets are this one's."""
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with guarded_lab(lambda lab: gluon(lab).replace("fastd]", f"{name}]").replace('"itself"', '"cgroup"')) as made:
+        try:
+            done = made.nftpolicy("run", name, "--", "sh", "-c", "cat /proc/self/cgroup")
+            assert f"/nftpolicy/{name}\n" in done.stdout
+        finally:
+            (bpf.tree() / "nftpolicy" / name).rmdir()
