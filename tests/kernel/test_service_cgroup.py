@@ -90,25 +90,25 @@ def test_a_second_time_changes_nothing_and_another_mark_takes_the_place(node: Na
     first = numbers(cgroup), numbers(cgroup, ours.SETSOCKOPT)
     assert node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES) is False
     assert (numbers(cgroup), numbers(cgroup, ours.SETSOCKOPT)) == first
-    assert node.call(groups.attach, cgroup.name, VALUE | 0x100, MASK) is True
-    assert node.call(marks_inside, cgroup) == {VALUE | 0x100}
+    assert node.call(groups.attach, cgroup.name, 0x900, MASK) is True
+    assert node.call(marks_inside, cgroup) == {0x900}
     assert (len(numbers(cgroup)), numbers(cgroup, ours.SETSOCKOPT)) == (1, []), "and it is confined no longer"
 
 
-def test_many_at_once_leave_one(node: Namespace, cgroup: Path) -> None:
-    def race() -> None:
-        children = []
-        for _ in range(8):
-            if not (child := os.fork()):
-                with contextlib.suppress(BaseException):
-                    groups.attach(cgroup.name, VALUE, MASK)
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
+def test_of_two_that_came_at_once_one_stays(node: Namespace, cgroup: Path) -> None:
+    """As if two processes had seen that nothing was there, and each had attached its own."""
 
-    node.call(race)
-    assert len(numbers(cgroup)) == 1
+    def twice() -> None:
+        folder = os.open(cgroup, os.O_RDONLY)
+        for value in (0x600, VALUE):
+            (code,) = ours.wanted(value, MASK, None).values()
+            ours.attach(folder, ours.load(ours.SOCK_CREATE, code, ours.own_name()), ours.SOCK_CREATE)
+
+    node.call(twice)
+    assert len(numbers(cgroup)) == 2, "the control"
+    later = numbers(cgroup)[-1]
+    assert node.call(groups.attach, cgroup.name, VALUE, MASK) is False
+    assert numbers(cgroup) == [later]
     assert node.call(marks_inside, cgroup) == {VALUE}
 
 
