@@ -182,7 +182,7 @@ def _loaded(kind: bpf.Kind, code: bytes) -> int:
     except OSError as error:
         raise Unavailable(
             f"the kernel takes no BPF program of kind {kind.word} ({error.strerror}): this needs root "
-            "(CAP_BPF, CAP_NET_ADMIN), and Linux 5.7 with CONFIG_CGROUP_BPF"
+            "(CAP_BPF, CAP_NET_ADMIN), and Linux 5.14 with CONFIG_CGROUP_BPF"
         ) from None
 
 

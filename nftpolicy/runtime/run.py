@@ -109,7 +109,7 @@ def program(command: str, environment: Mapping[str, str]) -> Path:
     else:
         path = environment.get("PATH", _PATH)
         found = shutil.which(command, path=path) or shutil.which(command, os.F_OK, path)
-    if not command or found is None or not os.path.lexists(found):
+    if not command or found is None or not os.path.exists(found):  # noqa: PTH110
         raise Failed(f"{command!r}: there is no such command", NOT_FOUND)
     if not Path(found).is_file() or not os.access(found, os.X_OK):
         raise Failed(f"{found}: is not executable", NOT_EXECUTABLE)

@@ -1,0 +1,47 @@
+"""Which file a command stands for, and the exit status where there is none: as a shell has it."""
+
+import pytest
+
+from nftpolicy.policy import words
+from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND, WAYS, Failed, program
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, mode in (("good", 0o755), ("plain", 0o644)):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "below").mkdir()
+    (tmp_path / "dangling").symlink_to("none")
+    return tmp_path
+
+
+def test_by_path_and_by_name(folder):
+    assert program(str(folder / "good"), {}) == folder / "good"
+    assert program("good", {"PATH": f"/none:{folder}"}) == folder / "good"
+    assert program("sh", {}).name == "sh", "without PATH, where programs usually are"
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("none", NOT_FOUND),
+        ("", NOT_FOUND),
+        ("./none", NOT_FOUND),
+        ("{}/none", NOT_FOUND),
+        ("{}/good/none", NOT_FOUND),
+        ("plain", NOT_EXECUTABLE),
+        ("{}/plain", NOT_EXECUTABLE),
+        ("{}/below", NOT_EXECUTABLE),
+        ("{}/dangling", NOT_FOUND),
+    ],
+)
+def test_what_can_not_be_started(folder, command, status):
+    with pytest.raises(Failed) as caught:
+        program(command.format(folder), {"PATH": str(folder)})
+    assert caught.value.status == status
+    assert "\n" not in str(caught.value)
+
+
+def test_every_word_has_its_way():
+    assert list(WAYS) == list(words.MARKS)
