@@ -279,6 +279,8 @@ def _service(service):
         **held,
         "kernel": str(service.kernel).lower(),
         "marks": _quoted(service.marks),
+        **({"cgroup": _quoted(service.cgroup)} if service.cgroup is not None else {}),
+        "confine": str(service.confine).lower(),
         "to": _list(service.to),
         "ports": _list(service.ports),
     }

@@ -310,3 +310,13 @@ def test_no_uplink():
 def test_the_table_of_bad_policies_is_toml_throughout():
     for good, bad, *_ in BAD:
         tomllib.loads(GOOD.replace(good, bad))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["a", "system.slice/openvpn.service", "system.slice/system-openvpn.slice/openvpn@a\\x2db.service", "a:b/..c"],
+)
+def test_cgroups_as_systemd_calls_them(path):
+    text = GOOD.replace('marks = "itself"', f"marks = \"cgroup\"\nconfine = true\ncgroup = '{path}'")
+    service = load(text.encode())[0].service["vpn"]
+    assert (service.marks, service.cgroup, service.confine) == ("cgroup", path, True)
