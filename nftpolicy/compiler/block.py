@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..netstate.nft import ACCEPT, Chain, CounterRef, Hook, Match, Meta, NamedCounter, Rule, Statement, Table, Verdict
+from ..netstate.nft import (
+    ACCEPT,
+    DROP,
+    Chain,
+    CounterRef,
+    Hook,
+    Match,
+    Meta,
+    NamedCounter,
+    Rule,
+    Statement,
+    Table,
+    Verdict,
+)
 from ..policy.objects import Policy, Uplink
 from . import answers, exemptions, names, phrases
 from .compile import Machine
@@ -29,6 +42,15 @@ def block(policies: Sequence[Policy], machine: Machine = Machine()) -> tuple[Tab
     if not machine.link_guard:
         return (ip,)
     return (ip, Table("netdev", names.BLOCK_TABLE, tuple(_link(uplinks, machine)), (), _counters(STOPPED)))
+
+
+def least(policy: Policy) -> Table:
+    """The least that nft can say: all stops but what goes to lo or a device inside. It takes the guard's place."""
+    rules = [Rule((Match(OUT, "lo"), ACCEPT))]
+    rules += [Rule((phrases.wears(uplink.mark), DROP)) for uplink in policy.uplink.values()]
+    rules += [Rule((Match(OUT, device), ACCEPT)) for device in policy.inside]
+    hook = Hook("filter", "postrouting", names.GUARD, "drop")
+    return Table("inet", names.TABLE, (Chain("block", tuple(rules), hook),))
 
 
 def _counters(*which: str) -> tuple[NamedCounter, ...]:

@@ -23,6 +23,7 @@ __all__ = [
     "hook",
     "name",
     "operation",
+    "replacing",
     "rule",
     "set_body",
     "shown",
@@ -147,6 +148,12 @@ def table(item: nft.Table) -> str:
         lines += [f"\t\t{rule(one)}" for one in chain.rules]
         lines.append("\t}")
     return "\n".join([*lines, "}", ""])
+
+
+def replacing(item: nft.Table) -> str:
+    """The table as a file that can be loaded over any other state of it: to delete a table it must be there."""
+    commands = [operation(NftOperation(verb, *item.key, nft.Table(*item.key))) for verb in ("add", "delete")]
+    return "\n".join([*commands, table(item)])
 
 
 def operation(item: NftOperation) -> str:

@@ -21,12 +21,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from ..compiler import names, phrases
+from ..compiler.block import least
 from ..compiler.compile import compile_policy
 from ..kernel.interface import Kernel
 from ..netstate import text
-from ..netstate.changes import NftOperation
-from ..netstate.nft import ACCEPT, DROP, Chain, Hook, Match, Rule, Table
+from ..netstate.nft import Table
 from ..netstate.state import NetState
 from ..planner.plan import plan
 from ..policy.objects import Policy
@@ -79,8 +78,7 @@ def block(where: Path) -> Path:
 
 def whole(table: Table, what: str) -> str:
     """A table as a file that can be loaded over any other state of it: to delete a table it must be there."""
-    commands = [text.operation(NftOperation(verb, *table.key, Table(*table.key))) for verb in ("add", "delete")]
-    return "\n".join([_HEAD.format(what=what) + commands[0], *commands[1:], text.table(table)])
+    return _HEAD.format(what=what) + text.replacing(table)
 
 
 def tables(policy: Policy) -> Tables:
@@ -90,7 +88,7 @@ def tables(policy: Policy) -> Tables:
         NotProved: one of the states that they can lead to does not hold P1 and P2.
     """
     guard, link = compile_policy(policy).tables
-    found = Tables(guard, link, _block(policy))
+    found = Tables(guard, link, least(policy))
     promised = claim(policy)
     # Without the link layer, AF_PACKET sockets are not judged: they are not held back then.
     for held, frames in (((found.block,), False), ((guard,), False), ((guard, link), True)):
@@ -98,14 +96,6 @@ def tables(policy: Policy) -> Tables:
         if proof.verdict != PROVED:
             raise NotProved(proof)
     return found
-
-
-def _block(policy: Policy) -> Table:
-    rules = [Rule((Match(phrases.OUT, "lo"), ACCEPT))]
-    rules += [Rule((phrases.wears(uplink.mark), DROP)) for uplink in policy.uplink.values()]
-    rules += [Rule((Match(phrases.OUT, device), ACCEPT)) for device in policy.inside]
-    hook = Hook("filter", "postrouting", names.GUARD, "drop")
-    return Table("inet", names.TABLE, (Chain("block", tuple(rules), hook),))
 
 
 @frozen

@@ -1,0 +1,68 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+# nftpolicy: the policy's part of /etc/config/network and dhcp. Runs once, before the network starts; a second
+# run comes to the same.
+
+names() { uci -q show "$1" | sed -n "s/^$1\.\([A-Za-z0-9_]*\)=$2\$/\1/p"; }
+
+# What an earlier policy left.
+for section in $(uci -q show network | sed -n 's/^network\.\(nftpolicy_[A-Za-z0-9_]*\)=.*/\1/p'); do
+	uci -q delete "network.$section"
+done
+
+uci -q batch <<'UCI'
+@BATCH@
+UCI
+
+# The routes of an interface go to its uplink's table, and its DNS servers to the uplink's resolver alone.
+attach() {
+	uci -q batch <<-UCI
+		set network.$1.ip4table=$2
+		set network.$1.ip6table=$2
+		set network.$1.peerdns=0
+		set network.$1.sourcefilter=0
+	UCI
+	served=
+	for section in $(uci -q show dhcp | sed -n "s/^dhcp\.\([^.]*\)\.interface='$1'\$/\1/p"); do
+		served=1
+		silence "$section"
+	done
+	if [ -z "$served" ]; then
+		uci -q set "dhcp.nftpolicy_$1=dhcp"
+		uci -q set "dhcp.nftpolicy_$1.interface=$1"
+		silence "nftpolicy_$1"
+	fi
+}
+
+# No DHCP server, no router advertisement and no relay by an uplink.
+silence() {
+	uci -q batch <<-UCI
+		set dhcp.$1.ignore=1
+		set dhcp.$1.ra=disabled
+		set dhcp.$1.dhcpv6=disabled
+		set dhcp.$1.ndp=disabled
+	UCI
+}
+
+# Argument: the device of an interface. Prints the table of its uplink.
+table_of() {
+	case $1 in
+	@TABLES@
+	esac
+}
+
+for interface in $(names network interface); do
+	device=$(uci -q get "network.$interface.device")
+	case $device in # an alias of another interface
+	@*) device=$(uci -q get "network.${device#@}.device") ;;
+	esac
+	proto=$(uci -q get "network.$interface.proto")
+	table=$(table_of "$device")
+	# PPP and its like make a device of their own, called after the interface.
+	[ -n "$table" ] || table=$(table_of "$proto-$interface")
+	[ -z "$table" ] || attach "$interface" "$table"
+done
+
+uci -q commit network
+uci -q commit dhcp
+exit 0

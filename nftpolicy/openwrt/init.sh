@@ -1,0 +1,60 @@
+#!/bin/sh /etc/rc.common
+# SPDX-License-Identifier: BSD-2-Clause
+# nftpolicy: the guard stands before firewall (19) and network (20) start. Nothing here takes it away:
+# "stop" ends the watch and the resolvers, and what is in the kernel stays there.
+
+# shellcheck disable=SC2034 # rc.common reads these
+START=18
+USE_PROCD=1
+PROG=/usr/sbin/nftpolicy
+STATE=/var/run/nftpolicy
+MARKS=/usr/lib/libpacketmark.so
+
+start_service() {
+	$PROG apply
+	procd_open_instance watch
+	procd_set_param command "$PROG" watch
+	procd_set_param respawn 60 5 0
+	procd_set_param stderr 1
+	procd_close_instance
+	# In this shell, not behind a pipe: procd's words are kept in its variables.
+	while read -r kind name mark uid port addresses; do
+		[ "$kind" != resolver ] || resolver
+	done </usr/share/nftpolicy/plan
+}
+
+# A dnsmasq of its own, whose sockets libpacketmark marks. It takes no other servers than those of the uplink.
+resolver() {
+	user=$(sed -n "s/^\([^:]*\):[^:]*:$uid:.*/\1/p" /etc/passwd | head -n 1)
+	if [ -z "$user" ] || [ ! -e "$MARKS" ]; then
+		echo "nftpolicy: resolver $name is not started: there is no user $uid, or no $MARKS" >&2
+		return
+	fi
+	mkdir -p "$STATE"
+	[ -e "$STATE/$name.servers" ] || : >"$STATE/$name.servers"
+	procd_open_instance "resolver-$name"
+	procd_set_param command /usr/sbin/dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts \
+		--pid-file="$STATE/resolver-$name.pid" --user="$user" --port="$port" --bind-interfaces \
+		--resolv-file="$STATE/$name.servers" --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
+		--enable-ubus="nftpolicy.$name" # so that it keeps CAP_NET_RAW, by which it may set marks (Linux 5.17)
+	for address in $addresses; do procd_append_param command "--listen-address=$address"; done
+	# In decimal: libpacketmark reads it by atoi(3).
+	procd_set_param env LD_PRELOAD="$MARKS" LIBPACKETMARK_MARK="$mark"
+	procd_set_param respawn 60 5 0
+	procd_set_param stderr 1
+	if [ -x /sbin/ujail ]; then
+		procd_add_jail "nftpolicy-$name" ubus log
+		procd_add_jail_mount "$MARKS" /etc/passwd /etc/group
+		procd_add_jail_mount_rw "$STATE"
+	fi
+	procd_close_instance
+}
+
+reload_service() {
+	$PROG heal
+}
+
+service_triggers() {
+	procd_add_reload_trigger network firewall
+	procd_add_raw_trigger "interface.*" 1000 "$PROG" heal
+}

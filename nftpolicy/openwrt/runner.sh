@@ -1,0 +1,450 @@
+#!/bin/sh
+# SPDX-License-Identifier: BSD-2-Clause
+# nftpolicy on a router: holds the kernel to the policy that was compiled for it. Needs nft, and the ip of
+# iproute2 (ip-tiny or ip-full); the words of the policy are in /usr/share/nftpolicy. Says what is wrong on
+# standard error, and in its exit status: 0 as wanted, 1 not so, 2 asked wrongly, 4 something is missing here.
+set -uf
+
+ROOT=${NFTPOLICY_ROOT:-}
+STATE=${NFTPOLICY_STATE:-/var/run/nftpolicy}
+SHARE=$ROOT/usr/share/nftpolicy
+PLAN=$SHARE/plan
+# fw4 loads it with its own tables in one transaction; it lies aside while it must not.
+INCLUDE=$ROOT/usr/share/nftables.d/ruleset-post/nftpolicy.nft
+ASIDE=$SHARE/guard.nft
+OURS="proto @PROTOCOL@"
+NL='
+'
+
+say() { echo "nftpolicy: $*" >&2; }
+
+fail() {
+	say "$2"
+	exit "$1"
+}
+
+# Lines of the plan that begin with this word, without it.
+lines() { sed -n "s/^$1 //p" "$PLAN"; }
+
+# Whether a line is among lines.
+has() {
+	case "$NL$1$NL" in *"$NL$2$NL"*) return 0 ;; esac
+	return 1
+}
+
+families() {
+	echo 4
+	[ ! -d /proc/sys/net/ipv6 ] || echo 6
+}
+
+# --- ip rules and routes ---------------------------------------------------------------------
+
+held_rules() { ip -N "-$1" rule show | sed 's/:[[:space:]]*/: /;s/[[:space:]]*$//'; }
+
+# Ours alone. What the kernel finds out by itself is not part of what is wanted.
+held_routes() {
+	ip -N "-$1" route show table all proto @PROTOCOL@ 2>/dev/null |
+		sed 's/ linkdown//;s/ dead//;s/ pref medium//;s/ error -*[0-9]*//;s/^7 /unreachable /;s/[[:space:]]*$//'
+}
+
+# What is wanted and not there. netifd's own rules count: they have no protocol.
+missing_rules() {
+	bare=$(held_rules "$1" | sed 's/ proto [0-9]*$//')
+	lines "rule$1" | while read -r line; do has "$bare" "$line" || echo "$line"; done
+}
+
+stale_rules() {
+	wanted=$(lines "rule$1")
+	held_rules "$1" | sed -n "s/ $OURS\$//p" | while read -r line; do has "$wanted" "$line" || echo "$line"; done
+}
+
+missing_routes() {
+	held=$(held_routes "$1")
+	lines "route$1" | while read -r line; do has "$held" "$line" || echo "$line"; done
+}
+
+stale_routes() {
+	wanted=$(lines "route$1")
+	held_routes "$1" | while read -r line; do has "$wanted" "$line" || echo "$line"; done
+}
+
+# Lines of `ip -N rule show` as words for `ip -batch`; 7 is what it calls unreachable.
+rule_words() {
+	sed -e "/ lookup [0-9]*\$/!s/ 7\$/ unreachable/" -e "s/^\([0-9]*\):\(.*\)/rule $1 priority \1\2 $OURS/"
+}
+
+# Reads lines; the second word is what to do with them.
+batch() {
+	todo=$(cat)
+	[ -z "$todo" ] || echo "$todo" | ip -force "-$1" -batch - 2>/dev/null
+}
+
+new_ways() {
+	for family in $(families); do
+		missing_routes "$family" | sed "s/.*/route replace & $OURS/" | batch "$family"
+		missing_rules "$family" | rule_words add | batch "$family"
+	done
+}
+
+no_old_ways() {
+	for family in $(families); do
+		stale_rules "$family" | rule_words del | batch "$family"
+		stale_routes "$family" | sed "s/.*/route del & $OURS/" | batch "$family"
+	done
+}
+
+# --- sysctls -----------------------------------------------------------------------------------
+
+# What is not as wanted, of those that this kernel has now: path and value.
+other_sysctls() {
+	lines sysctl | while read -r path value; do
+		[ ! -e "/proc/sys/$path" ] || [ "$(cat "/proc/sys/$path")" = "$value" ] || echo "$path $value"
+	done
+}
+
+# Values from before the policy are kept once, for release.
+write_sysctls() {
+	other_sysctls | while read -r path value; do
+		grep -qs "^$path " "$STATE/sysctls" || echo "$path $(cat "/proc/sys/$path")" >>"$STATE/sysctls" || break
+		echo "$value" >"/proc/sys/$path"
+	done
+	put_sysctls_back "$(lines sysctl | sed 's/ .*//')"
+}
+
+# To what they were, but for those that are in use.
+put_sysctls_back() {
+	[ -s "$STATE/sysctls" ] || return 0
+	kept=$(while read -r path value; do
+		if has "$1" "$path"; then
+			echo "$path $value"
+		elif [ -e "/proc/sys/$path" ]; then
+			echo "$value" >"/proc/sys/$path"
+		fi
+	done <"$STATE/sysctls")
+	echo "$kept" >"$STATE/sysctls.new" && mv "$STATE/sysctls.new" "$STATE/sysctls"
+}
+
+# --- the guard ---------------------------------------------------------------------------------
+
+guard_text() { cat "$INCLUDE" 2>/dev/null || cat "$ASIDE" 2>/dev/null; }
+
+present() { ip link show dev "$1" >/dev/null 2>&1; }
+
+ports() { ip -o link show master "$1" 2>/dev/null | sed 's/^[0-9]*: \([^:]*\): .*/\1/;s/@.*//'; }
+
+# One base chain at the egress of a device. "@" is no letter of an nft name, and no device has "/".
+hooked() {
+	case $1 in
+	*[!A-Za-z0-9_.@-]*) say "device $1 can't be written in a ruleset, so it has no link guard" ;;
+	*) printf '\tchain device-%s {\n\t\ttype filter hook egress device "%s" %s\n\t}\n' "$(echo "$1" | tr @ /)" "$1" "$2" ;;
+	esac
+}
+
+# The table of the link layer with a chain for each device, and for each port of one that is a bridge.
+# "present": only for devices that are there, since a kernel before Linux 6.18 or so takes no others.
+link_text() {
+	cat "$SHARE/link.nft" || return
+	echo "table netdev @TABLE@ {"
+	lines own | while read -r device body; do
+		[ "$1" != present ] || present "$device" || continue
+		hooked "$device" "$body"
+	done
+	lines port | while read -r device body; do
+		for port in $(ports "$device"); do hooked "$port" "$body"; done
+	done
+	echo "}"
+}
+
+takes() { echo "$1" | nft -c -f - 2>/dev/null; }
+
+# The link layer as this kernel takes it, nothing if it has no such hook. What it took once is not asked again.
+taken_link() {
+	[ -e "$SHARE/link.nft" ] || return 0
+	for which in all present; do
+		text=$(link_text "$which")
+		if [ "$text" = "$(cat "$STATE/link.taken" 2>/dev/null)" ] || takes "$text"; then
+			echo "$text" >"$STATE/link.taken"
+			echo "$text"
+			return 0
+		fi
+	done
+	return 0
+}
+
+listed() { nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d'; }
+
+# What a listing must say: the kernel is told the same under another name, in a table that is asleep, and
+# asked for it. So nothing depends on how this nft writes what it lists. Arguments: family, text.
+reference() {
+	key=$(echo "$2" | md5sum)
+	if [ "$key" != "$(cat "$STATE/$1.key" 2>/dev/null)" ]; then
+		{
+			echo "add table $1 @TABLE@-wanted"
+			echo "delete table $1 @TABLE@-wanted"
+			echo "$2" | sed -n "s/^table $1 @TABLE@ {\$/table $1 @TABLE@-wanted { flags dormant/;/^table .*-wanted/,\$p"
+		} | nft -f - 2>/dev/null || return
+		listed "$1" "@TABLE@-wanted" >"$STATE/$1.wanted" && echo "$key" >"$STATE/$1.key"
+		nft delete table "$1" "@TABLE@-wanted"
+	fi
+	cat "$STATE/$1.wanted"
+}
+
+# Whether the kernel holds just this. Arguments: family, text.
+holds() {
+	if [ -z "$2" ]; then
+		! nft list table "$1" @TABLE@ >/dev/null 2>&1
+		return
+	fi
+	wanted=$(reference "$1" "$2")
+	[ -n "$wanted" ] && [ "$wanted" = "$(listed "$1" @TABLE@)" ]
+}
+
+# Whether a guard of ours, whichever policy's, is at the end of the IP layer.
+stands() {
+	case "$(nft -s list table inet @TABLE@ 2>/dev/null)" in
+	*"hook postrouting "*"policy drop;"*) return 0 ;;
+	esac
+	return 1
+}
+
+# Put a guard into the kernel whole, or a block if it takes none.
+load_guard() {
+	guard=$(guard_text)
+	link=$(taken_link)
+	holds inet "$guard" || set -- "$@" inet
+	holds netdev "$link" || set -- "$@" netdev
+	case "$*" in
+	'') return 0 ;;
+	netdev) echo "${link:-delete table netdev @TABLE@}" | nft -f - 2>/dev/null || say "the kernel refused the link guard" ;;
+	*)
+		echo "$guard$NL$link" | nft -f - 2>/dev/null ||
+			echo "$guard" | nft -f - 2>/dev/null ||
+			block "the kernel refused the guard"
+		;;
+	esac
+}
+
+# Nothing leaves by an uplink. fw4 must not fail as a whole for a file that the kernel does not take.
+block() {
+	[ ! -e "$INCLUDE" ] || mv "$INCLUDE" "$ASIDE"
+	nft -f "$SHARE/block.nft" || fail 1 "$1, and the block too: THE UPLINKS ARE NOT GUARDED"
+	fail 1 "$1: everything on the uplinks is stopped (see: nft -c -f $ASIDE)"
+}
+
+# --- what the device is asked ------------------------------------------------------------------
+
+# What is not as wanted, a line each.
+differences() {
+	holds inet "$(guard_text)" || echo "guard: not as compiled"
+	holds netdev "$(taken_link)" || echo "link guard: not as compiled"
+	for family in $(families); do
+		missing_rules "$family" | sed "s/^/ladder, IPv$family: missing: /"
+		stale_rules "$family" | sed "s/^/ladder, IPv$family: left over: /"
+		missing_routes "$family" | sed "s/^/routes, IPv$family: missing: /"
+		stale_routes "$family" | sed "s/^/routes, IPv$family: left over: /"
+	done
+	other_sysctls | sed 's/^/sysctl, should be: /'
+}
+
+uncovered() {
+	if [ ! -e "$SHARE/link.nft" ]; then
+		echo "compiled without it: AF_PACKET sockets are not covered"
+	elif [ -z "$(taken_link)" ]; then
+		echo "this kernel has no netdev egress hook (kmod-nft-netdev, Linux 5.16): AF_PACKET sockets are not covered"
+	else
+		lines own | while read -r device _; do
+			nft list chain netdev @TABLE@ "device-$(echo "$device" | tr @ /)" >/dev/null 2>&1 ||
+				echo "not hooked at $device: AF_PACKET sockets are not covered there"
+		done
+	fi
+}
+
+# What can be known of a resolver's mark without asking its sockets: the library that puts it on is loaded,
+# with this mark, and the process may set marks (SO_MARK: CAP_NET_RAW since Linux 5.17, or CAP_NET_ADMIN).
+# A query without the mark does not leave: the guard drops it.
+resolver_fault() {
+	pid=$(cat "$STATE/resolver-$1.pid" 2>/dev/null)
+	if [ -z "$pid" ] || [ ! -d "/proc/$pid" ]; then
+		echo "does not run"
+	elif ! grep -q libpacketmark "/proc/$pid/maps"; then
+		echo "libpacketmark is not loaded, so its queries have no mark and are dropped"
+	elif ! tr '\0' '\n' <"/proc/$pid/environ" | grep -qx "LIBPACKETMARK_MARK=$2"; then
+		echo "LIBPACKETMARK_MARK is not $2, so its queries are dropped"
+	else
+		able=$(sed -n 's/^CapEff:[[:space:]]*//p' "/proc/$pid/status")
+		need=0x3000
+		case $(uname -r) in [0-4].* | 5.[0-9].* | 5.1[0-6].*) need=0x1000 ;; esac
+		[ $((0x$(echo "$able" | tail -c 9) & need)) != 0 ] ||
+			echo "it may not set marks (CapEff $able), so its queries are dropped"
+	fi
+}
+
+status() {
+	found=$(differences)
+	if [ -e "$STATE/released" ]; then
+		echo "policy @POLICY@: released; nothing is guarded"
+	elif [ -z "$found" ]; then
+		echo "policy @POLICY@: in force"
+	else
+		echo "policy @POLICY@: not as wanted; 'nftpolicy apply' makes it so$NL$found" | sed '2,$s/^/  /'
+	fi
+	[ "$(listed inet @TABLE@ | grep -c '^	chain block {')" = 0 ] || echo "blocked: nothing leaves by the uplinks"
+	uncovered | sed 's/^/link guard: /'
+	lines resolver | while read -r name mark _; do
+		fault=$(resolver_fault "$name" "$mark")
+		echo "resolver $name: ${fault:-runs, and may put on its mark}; servers: $(sed 's/nameserver //' "$STATE/$name.servers" 2>/dev/null | tr '\n' ' ')"
+	done
+	for family in inet netdev; do
+		nft list counters table "$family" @TABLE@ 2>/dev/null |
+			awk -v layer="$family" '$1 == "counter" { name = $2 } $1 == "packets" && $2 { print "count, " layer " " name ": " $2 }'
+	done
+	[ -z "$found" ]
+}
+
+# The DNS servers that netifd learned of each uplink. With peerdns 0 it keeps them as "inactive".
+servers() {
+	lines servers | while read -r name fixed devices; do
+		if [ "$fixed" = fixed ]; then
+			found=$(echo "$devices" | tr ' ' '\n')
+		else
+			found=$(for device in $devices; do learned "$device"; done)
+		fi
+		new=$(echo "$found" | sed -n '/^[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*\(%[A-Za-z0-9_.@-]*\)\{0,1\}$/s/^/nameserver /p' |
+			grep -v -e ' 127\.' -e ' ::1$' -e ' 0\.0\.0\.0$' -e ' ::$' | awk '!seen[$0]++')
+		[ -e "$STATE/$name.servers" ] && [ "$new" = "$(cat "$STATE/$name.servers")" ] && continue
+		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && mv "$STATE/$name.servers.new" "$STATE/$name.servers"
+	done
+}
+
+learned() {
+	dump=$(ubus call network.interface dump 2>/dev/null) || return
+	for interface in $(echo "$dump" | jsonfilter -e "@.interface[@.l3_device=\"$1\"].interface"); do
+		ubus call "network.interface.$interface" status |
+			jsonfilter -e '@.inactive["dns-server"][*]' -e '@["dns-server"][*]' 2>/dev/null |
+			sed "/^[Ff][Ee]80:[^%]*\$/s/\$/%$1/"
+	done
+}
+
+# --- what is done ------------------------------------------------------------------------------
+
+prepare() {
+	if ! mkdir -p "$STATE" || ! chmod 755 "$STATE" || ! [ -w "$STATE" ]; then fail 1 "$STATE can't be written"; fi
+}
+
+# Only one process at a time. A link, since it is made or refused at once; its target is the process.
+alone() {
+	prepare
+	tries=0
+	until ln -s "$$" "$STATE/lock" 2>/dev/null; do
+		holder=$(readlink "$STATE/lock") || {
+			[ -w "$STATE" ] || fail 1 "$STATE can't be written"
+			tries=$((tries + 1))
+			[ "$tries" -lt 50 ] || fail 1 "$STATE/lock can't be made"
+			continue
+		}
+		if ! tr '\0' ' ' 2>/dev/null <"/proc/$holder/cmdline" | grep -q nftpolicy; then
+			# Of a process that was killed. Moved first, so that a newer lock is not taken for it.
+			mv "$STATE/lock" "$STATE/lock.$$" 2>/dev/null && rm -f "$STATE/lock.$$"
+			continue
+		fi
+		tries=$((tries + 1))
+		[ "$tries" -lt 20 ] || fail 1 "another nftpolicy (process $holder) is at it"
+		sleep 1
+	done
+	trap 'rm -f "$STATE/lock"' EXIT
+}
+
+# New ways before the switch and old ones after it, where a guard stands; where none does, the guard first.
+apply() {
+	rm -f "$STATE/released"
+	if [ ! -e "$INCLUDE" ] && takes "$(guard_text)"; then mv "$ASIDE" "$INCLUDE"; fi
+	if stands; then
+		write_sysctls
+		new_ways
+		load_guard
+	else
+		load_guard
+		write_sysctls
+		new_ways
+	fi
+	no_old_ways
+	servers
+	holds inet "$(guard_text)" || block "the kernel reads back another guard"
+	found=$(differences)
+	[ -z "$found" ] || fail 1 "not everything is as wanted:$NL$found"
+}
+
+release() {
+	: >"$STATE/released" || fail 1 "$STATE can't be written; nothing was changed"
+	if [ -e "$INCLUDE" ] && ! mv "$INCLUDE" "$ASIDE"; then fail 1 "$INCLUDE can't be moved; nothing was changed"; fi
+	put_sysctls_back ''
+	for family in $(families); do
+		held_rules "$family" | sed -n "s/ $OURS\$//p" | rule_words del | batch "$family"
+		held_routes "$family" | sed "s/.*/route del & $OURS/" | batch "$family"
+	done
+	for family in netdev inet; do
+		! nft list table "$family" @TABLE@ >/dev/null 2>&1 || nft delete table "$family" @TABLE@
+	done
+	! stands || fail 1 "the guard is still there"
+}
+
+# Puts back what others take away, unless it was released. Quick where nothing is to be done.
+heal() {
+	[ ! -e "$STATE/released" ] || return 0
+	[ -n "$(differences)" ] || return 0
+	(alone && apply) && say "put back: $1"
+}
+
+# The kernel says what changes; every minute it is looked at anyway.
+watch() {
+	events=$STATE/events
+	rm -f "$events"
+	mkfifo "$events" || fail 1 "$events can't be made"
+	exec 3<>"$events"
+	trap 'kill $! $first 2>/dev/null; rm -f "$events"' EXIT
+	nft monitor >&3 2>/dev/null &
+	first=$!
+	ip -N monitor link rule route >&3 2>/dev/null &
+	heal "before watching" || say "trying again"
+	while kill -0 "$first" && kill -0 "$!"; do
+		what="a look"
+		# shellcheck disable=SC3045 # ash has it
+		if read -r -t 60 line <&3; then
+			case $line in
+			*@TABLE@-wanted* | '#'*) continue ;;
+			*@TABLE@* | *[0-9]:*from* | *"$OURS"* | [0-9]*": "*'<'*'>'* | Deleted*) what=$line ;;
+			*) continue ;;
+			esac
+		fi
+		heal "$what" || sleep 5 # what can't be done now is not tried without a pause
+		# What came meanwhile is looked at in one go, and not without an end.
+		count=0
+		# shellcheck disable=SC3045
+		while [ "$count" -lt 500 ] && read -r -t 0.05 line <&3; do count=$((count + 1)); done
+		[ "$count" = 0 ] || heal "$what" || sleep 5
+	done 2>/dev/null
+	fail 1 "nft monitor or ip monitor has ended"
+}
+
+usage="usage: nftpolicy apply | check | status | release | watch | heal | servers"
+
+[ "$#" = 1 ] || fail 2 "$usage"
+trap 'exit 130' INT
+trap 'exit 143' TERM
+[ -r "$PLAN" ] || fail 4 "$PLAN is missing: compile the policy again"
+for program in nft ip; do
+	command -v "$program" >/dev/null || fail 4 "the program $program is missing"
+done
+ip -N rule show >/dev/null 2>&1 || fail 4 "this ip can't show rules in numbers, or this is not root: opkg install ip-tiny"
+
+prepare
+case $1 in
+apply | release) alone && "$1" ;;
+servers | watch | status) "$1" ;;
+heal) heal "asked" ;;
+check)
+	found=$(differences)
+	[ -z "$found" ] || fail 1 "not as wanted:$NL$found"
+	;;
+*) fail 2 "$usage" ;;
+esac
