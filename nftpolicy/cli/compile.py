@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy compile FILE --to FORM"""
+"""nftpolicy compile FILE --to FORM [DIR]"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
@@ -12,6 +15,9 @@ from ..netstate import iproute, json_out, text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 from .common import BAD_INPUT, Failure, read_policy
+
+if TYPE_CHECKING:
+    from ..policy.errors import Source
 
 
 class Form(StrEnum):
@@ -22,6 +28,7 @@ class Form(StrEnum):
     ip4 = "ip4"
     ip6 = "ip6"
     summary = "summary"
+    openwrt = "openwrt"
 
 
 def _json(_: Policy, state: NetState) -> str:
@@ -47,12 +54,25 @@ _FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
 
 def command(
     file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
+    dir: Optional[Path] = typer.Argument(None, help="Where the files of --to openwrt go: an image's root."),  # noqa: UP045
     to: Form = typer.Option(Form.summary, help="The form to print."),
     ports: list[str] = typer.Option([], help="BRIDGE=PORT: a port of an uplink that is a bridge; may be repeated."),
     link_guard: bool = typer.Option(True, help="Write the table at netdev egress, which old kernels do not take."),
+    force: bool = typer.Option(False, "--force", help="Replace files in DIR that were changed, or are not of this."),
 ) -> None:
-    """Print what a policy compiles to. Needs no root and changes nothing."""
-    policy, _ = read_policy(file)
+    """Print what a policy compiles to, or write it as files for a router. Needs no root."""
+    policy, source = read_policy(file)
+    if to is Form.openwrt:
+        if dir is None:
+            raise Failure("--to openwrt writes files: say into which folder, as in --to openwrt DIR", BAD_INPUT)
+        if ports:
+            raise Failure(
+                "--ports is not for --to openwrt: the router finds the ports of its bridges itself", BAD_INPUT
+            )
+        _write(policy, source, dir, link_guard, force)
+        return
+    if dir is not None or force:
+        raise Failure(f"--to {to} prints: DIR and --force are for --to openwrt", BAD_INPUT)
     carried: dict[str, list[str]] = {}
     for item in ports:
         bridge, equals, port = item.partition("=")
@@ -60,3 +80,26 @@ def command(
             raise Failure(f"--ports takes BRIDGE=PORT, got {item!r}", BAD_INPUT)
         carried.setdefault(bridge, []).append(port)
     print(_FORMS[to](policy, compile_policy(policy, Machine(carried, link_guard))), end="")
+
+
+def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: bool) -> None:
+    """The tree of a router below `root`. Nothing is written of a policy that is not proved."""
+    from ..openwrt.tree import LIST, tree
+    from ..runtime.tree import lay
+    from .guard import proved
+    from .install import prove, told_in_words, warn_of_names
+
+    if root.exists() and not root.is_dir():
+        raise Failure(f"--to openwrt takes a folder, and {root} is none", BAD_INPUT)
+    prove(policy, source)
+    proved(policy, source)  # the guard alone, and the block
+    try:
+        found = tree(policy, link_guard)
+    except ValueError as error:
+        raise Failure(f"{source.name}: can't be said on OpenWrt: {error}", BAD_INPUT) from None
+    warn_of_names(policy)
+    executable = frozenset(path for path, one in found.items() if one.executable)
+    with told_in_words():
+        laid = lay(root, {path: one.text.encode() for path, one in found.items()}, executable, LIST, force)
+    lines = [*(f"wrote {path}" for path in laid.written), *(f"removed {path}" for path in laid.removed)]
+    print("\n".join(lines or ["everything is in place already"]))

@@ -92,9 +92,9 @@ def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nf
     if file is None and not there.exists():
         return Wanted(texts, unitdir)
     policy, source = read_policy(there if file is None else file)
-    _prove(policy, source)
+    prove(policy, source)
     if root != Path("/"):
-        _warn_of_names(policy)
+        warn_of_names(policy)
     content = None if file is None else source.text.encode()
     return Wanted(texts, unitdir, proved(policy, source), content)
 
@@ -117,7 +117,7 @@ def _nft(root: Path, nft: str | None) -> str:
     return found
 
 
-def _prove(policy: Policy, source: Source) -> None:
+def prove(policy: Policy, source: Source) -> None:
     """Failure if the policy as a whole is not proved, as `check` has it."""
     from ..runtime.verify import of_policy
 
@@ -127,7 +127,7 @@ def _prove(policy: Policy, source: Source) -> None:
         raise Failure(said, UNKNOWN if proof.verdict == "unknown" else REFUSED)
 
 
-def _warn_of_names(policy: Policy) -> None:
+def warn_of_names(policy: Policy) -> None:
     """Guards hold numbers; those of the machine that this is for may be others."""
     found = {account for service in policy.service.values() for account in (service.group, service.user) if account}
     found |= {uplink.resolver.user for uplink in policy.uplink.values() if uplink.resolver}

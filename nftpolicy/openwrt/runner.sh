@@ -121,7 +121,11 @@ put_sysctls_back() {
 			echo "$value" >"/proc/sys/$path"
 		fi
 	done <"$STATE/sysctls")
-	echo "$kept" >"$STATE/sysctls.new" && mv "$STATE/sysctls.new" "$STATE/sysctls"
+	if [ -z "$kept" ]; then
+		rm -f "$STATE/sysctls"
+	else
+		echo "$kept" >"$STATE/sysctls.new" && mv "$STATE/sysctls.new" "$STATE/sysctls"
+	fi
 }
 
 # --- the guard ---------------------------------------------------------------------------------
@@ -395,6 +399,11 @@ heal() {
 	(alone && apply) && say "put back: $1"
 }
 
+# The guard, from what lies ready; everything else is looked at then.
+at_once() {
+	[ -e "$STATE/released" ] || stands || cat "$INCLUDE" "$STATE/link.taken" 2>/dev/null | nft -f - 2>/dev/null
+}
+
 # The kernel says what changes; every minute it is looked at anyway.
 watch() {
 	events=$STATE/events
@@ -402,11 +411,12 @@ watch() {
 	mkfifo "$events" || fail 1 "$events can't be made"
 	exec 3<>"$events"
 	trap 'kill $! $first 2>/dev/null; rm -f "$events"' EXIT
-	nft monitor >&3 2>/dev/null &
+	# They only write, so that they end with whoever reads.
+	nft monitor >"$events" 2>/dev/null 3>&- &
 	first=$!
-	ip -N monitor link rule route >&3 2>/dev/null &
+	ip -N monitor link rule route >"$events" 2>/dev/null 3>&- &
 	heal "before watching" || say "trying again"
-	while kill -0 "$first" && kill -0 "$!"; do
+	while kill -0 "$first" 2>/dev/null && kill -0 "$!" 2>/dev/null; do
 		what="a look"
 		# shellcheck disable=SC3045 # ash has it
 		if read -r -t 60 line <&3; then
@@ -416,13 +426,14 @@ watch() {
 			*) continue ;;
 			esac
 		fi
+		at_once
 		heal "$what" || sleep 5 # what can't be done now is not tried without a pause
 		# What came meanwhile is looked at in one go, and not without an end.
 		count=0
 		# shellcheck disable=SC3045
 		while [ "$count" -lt 500 ] && read -r -t 0.05 line <&3; do count=$((count + 1)); done
 		[ "$count" = 0 ] || heal "$what" || sleep 5
-	done 2>/dev/null
+	done
 	fail 1 "nft monitor or ip monitor has ended"
 }
 
