@@ -97,9 +97,17 @@ no_old_ways() {
 
 # What is not as wanted, of those that this kernel has now: path and value.
 other_sysctls() {
-	lines sysctl | while read -r path value; do
-		[ ! -e "/proc/sys/$path" ] || [ "$(cat "/proc/sys/$path")" = "$value" ] || echo "$path $value"
-	done
+	there=$(lines sysctl | while read -r path value; do [ ! -e "/proc/sys/$path" ] || echo "$path $value"; done)
+	# All by one cat: ash reads byte by byte, and the kernel gives no more than the first one of a value.
+	# shellcheck disable=SC2046 # words without blanks
+	values=$(cat $(echo "$there" | sed 's,^,/proc/sys/,;s/ .*//'))
+	while read -r path value <&5 && read -r held <&6; do
+		[ "$held" = "$value" ] || echo "$path $value"
+	done 5<<-THERE 6<<-VALUES
+		$there
+	THERE
+		$values
+	VALUES
 }
 
 # Values from before the policy are kept once, for release.
@@ -219,13 +227,13 @@ load_guard() {
 	holds netdev "$link" || set -- "$@" netdev
 	case "$*" in
 	'') return 0 ;;
-	netdev) echo "${link:-delete table netdev @TABLE@}" | nft -f - 2>/dev/null || say "the kernel refused the link guard" ;;
-	*)
-		echo "$guard$NL$link" | nft -f - 2>/dev/null ||
-			echo "$guard" | nft -f - 2>/dev/null ||
-			block "the kernel refused the guard"
-		;;
+	netdev) text=${link:-delete table netdev @TABLE@} ;;
+	*) text="$guard$NL$link" ;;
 	esac
+	if ! echo "$text" | nft -f - 2>/dev/null; then
+		rm -f "$STATE/link.taken" # to be asked again
+		case "$*" in *inet*) echo "$guard" | nft -f - 2>/dev/null || block "the kernel refused the guard" ;; esac
+	fi
 }
 
 # Nothing leaves by an uplink. fw4 must not fail as a whole for a file that the kernel does not take.
@@ -332,12 +340,12 @@ learned() {
 # --- what is done ------------------------------------------------------------------------------
 
 prepare() {
-	if ! mkdir -p "$STATE" || ! chmod 755 "$STATE" || ! [ -w "$STATE" ]; then fail 1 "$STATE can't be written"; fi
+	[ "$(id -u)" = 0 ] || fail 4 "this needs root"
+	if ! mkdir -p "$STATE" || ! chmod 755 "$STATE" || ! : >"$STATE/alive"; then fail 1 "$STATE can't be written"; fi
 }
 
 # Only one process at a time. A link, since it is made or refused at once; its target is the process.
 alone() {
-	prepare
 	tries=0
 	until ln -s "$$" "$STATE/lock" 2>/dev/null; do
 		holder=$(readlink "$STATE/lock") || {
@@ -373,9 +381,12 @@ apply() {
 	fi
 	no_old_ways
 	servers
-	holds inet "$(guard_text)" || block "the kernel reads back another guard"
 	found=$(differences)
-	[ -z "$found" ] || fail 1 "not everything is as wanted:$NL$found"
+	case $found in
+	'') ;;
+	guard:*) block "the kernel reads back another guard" ;;
+	*) fail 1 "not everything is as wanted:$NL$found" ;;
+	esac
 }
 
 release() {
@@ -446,9 +457,9 @@ trap 'exit 143' TERM
 for program in nft ip; do
 	command -v "$program" >/dev/null || fail 4 "the program $program is missing"
 done
-ip -N rule show >/dev/null 2>&1 || fail 4 "this ip can't show rules in numbers, or this is not root: opkg install ip-tiny"
-
 prepare
+ip -N rule show >/dev/null 2>&1 || fail 4 "this ip can't show rules in numbers: install ip-tiny or ip-full"
+
 case $1 in
 apply | release) alone && "$1" ;;
 servers | watch | status) "$1" ;;

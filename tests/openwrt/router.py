@@ -1,0 +1,88 @@
+"""A namespace as a router: the compiled tree, busybox for everything but nft and ip, and fakes for the rest."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nftpolicy.openwrt import tree
+from nftpolicy.policy.objects import Policy
+from tests.lab.daemons import tool
+from tests.lab.netns import Namespace
+
+ROOT, STATE, BIN, CONFIG = "/run/router", "/run/state", "/run/bin", "/run/config"  # in the namespace
+FAKES = Path(__file__).with_name("fakes.py")
+APPLETS = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=False).stdout.split()
+
+
+class Router:
+    """`space` with a policy's tree in it."""
+
+    def __init__(self, space: Namespace, policy: Policy, link_guard: bool = True) -> None:
+        self.space = space
+        for folder in (ROOT, BIN, CONFIG):
+            space.outside(folder).mkdir(exist_ok=True)
+        for name in {"sh", "busybox", *APPLETS} - {"ip"}:
+            self._link(name, tool("busybox"))
+        for name in ("nft", "ip"):
+            self._link(name, tool(name))
+        for name in ("uci", "ubus", "jsonfilter"):
+            self.program(name, f'exec {sys.executable} {FAKES} {name} {CONFIG} "$@"')
+        for name, text in (("network.uci", ""), ("dhcp.uci", ""), ("ubus.json", "{}")):
+            space.outside(f"{CONFIG}/{name}").write_text(text)
+        self.write(policy, link_guard)
+
+    def _link(self, name: str, target: Any) -> None:
+        place = self.space.outside(f"{BIN}/{name}")
+        place.unlink(missing_ok=True)
+        place.symlink_to(str(target))
+
+    def program(self, name: str, body: str) -> None:
+        """Put a shell script in the place of a program."""
+        place = self.space.outside(f"{BIN}/{name}")
+        place.unlink(missing_ok=True)
+        place.write_text(f"#!/bin/busybox sh\n{body}\n")
+        place.chmod(0o755)
+
+    def real(self, name: str) -> None:
+        """Have the real program in its place again."""
+        self._link(name, tool(name))
+
+    def write(self, policy: Policy, link_guard: bool = True) -> None:
+        """Another policy's tree, as an upgrade of the package writes it."""
+        found = tree.tree(policy, link_guard)
+        # An upgrade puts the guard where fw4 looks, and does not know of one that lies aside.
+        for path in (tree.LINK, "usr/share/nftpolicy/guard.nft"):
+            self.file(path).unlink(missing_ok=True)
+        for path, one in found.items():
+            self.file(path).parent.mkdir(parents=True, exist_ok=True)
+            self.file(path).write_text(one.text)
+            self.file(path).chmod(0o755 if one.executable else 0o644)
+
+    def file(self, path: str) -> Path:
+        return self.space.outside(f"{ROOT}/{path}")
+
+    def state(self, name: str) -> Path:
+        return self.space.outside(f"{STATE}/{name}")
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {"PATH": BIN, "NFTPOLICY_ROOT": ROOT, "NFTPOLICY_STATE": STATE}
+
+    def nftpolicy(self, word: str, check: bool = True, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command of the runner under busybox's ash."""
+        return self.ash(f"{ROOT}/{tree.RUNNER}", word, check=check, uid=uid)
+
+    def ash(self, *words: str, check: bool = True, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
+        argv = ["/bin/busybox", "ash", *words]
+        return self.space.run(argv, check=check, env=self.environment, uid=uid, timeout=60)
+
+    def start(self, word: str, **options: Any) -> "subprocess.Popen[Any]":
+        """Start a command of the runner, and do not wait for it."""
+        return self.space.popen(["/bin/busybox", "ash", f"{ROOT}/{tree.RUNNER}", word], env=self.environment, **options)
+
+
+def right(router: Router) -> bool:
+    """Whether the router itself says that all is as wanted."""
+    return router.nftpolicy("check", check=False).returncode == 0

@@ -1,0 +1,280 @@
+"""The runner on a router comes to what `nftpolicy apply` comes to, and stays there."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.netstate.state import NetState
+from nftpolicy.openwrt import tree
+from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Policy
+from nftpolicy.runtime.apply import prospect
+from nftpolicy.runtime.memory import Memory
+from nftpolicy.runtime.status import lines
+from tests import strategies
+from tests.guarded import GLUON
+from tests.lab.daemons import tool
+from tests.unit.namespace import kernel, linux, normal, observe
+
+from .router import ROOT, STATE, Router, right
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+
+# With NFTPOLICY_POLICIES=200 it is 200 policies, in a few minutes.
+POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "10"))
+NFT = tool("nft")
+DEVICES = st.sampled_from(strategies.COMMON)
+
+
+def gluon() -> Policy:
+    return load(GLUON.read_bytes())[0]
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Router]:
+    with kernel() as space:
+        yield Router(space, gluon())
+
+
+@pytest.fixture
+def applied(router: Router) -> Iterator[Router]:
+    router.write(gluon())
+    router.nftpolicy("apply")
+    yield router
+
+
+def left_to_do(policy: Policy) -> list[str]:
+    """In the namespace: what the Python runtime would change."""
+    return lines(prospect(linux(), policy, Memory(Path("/run/memory"))).plan)
+
+
+def held(paths: list[str]) -> NetState:
+    return normal(observe(linux(), paths))
+
+
+@settings(max_examples=POLICIES, phases=(Phase.explicit, Phase.generate))
+@given(policy=strategies.policies(DEVICES))
+def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
+    """From whatever policy was there before; and apply has nothing to do then."""
+    router.write(policy)
+    router.nftpolicy("apply")
+    assert router.space.call(left_to_do, policy) == []
+    wanted = compile_policy(policy)
+    assert router.space.call(held, [one.path for one in wanted.sysctls]) == normal(wanted)
+    assert right(router)
+
+
+def test_the_end_of_other_policies_is_seen(applied: Router) -> None:
+    """The control of the test above."""
+    other = evolve(gluon(), inside=("bat0",))
+    assert applied.space.call(left_to_do, other) != []
+    applied.write(other)
+    assert not right(applied)
+
+
+def test_release_leaves_nothing_and_comes_back_only_when_asked(router: Router) -> None:
+    router.nftpolicy("release")
+    paths = [one.path for one in compile_policy(gluon()).sysctls]
+    before = router.space.call(held, paths)
+    router.write(gluon())
+    router.nftpolicy("apply")
+    assert router.space.call(held, paths) != before
+    router.nftpolicy("release")
+    assert router.space.call(held, paths) == before
+    router.nftpolicy("heal")  # what a hotplug event would do
+    assert router.space.call(held, paths) == before
+    assert not router.file(tree.GUARD).exists(), "fw4 would load it with the next reload"
+    assert "released" in router.nftpolicy("status", check=False).stdout
+    router.nftpolicy("apply")
+    assert router.file(tree.GUARD).exists()
+    assert right(router)
+    router.nftpolicy("release")
+
+
+DAMAGES = {
+    "guard": "nft delete table inet nftpolicy",
+    "link guard": "nft delete chain netdev nftpolicy device-br-wan",
+    "ladder, IPv4": "ip rule del priority 515",
+    "ladder, IPv6: left over": "ip -6 rule add priority 700 lookup 77 protocol 78",
+    "routes, IPv4": "ip route flush table 1",
+    "routes, IPv6: left over": "ip -6 route add 2001:db8::/32 dev br-wan table 77 proto 78",
+    "sysctl": "sh -c 'echo 0 >/proc/sys/net/ipv4/fwmark_reflect'",
+}
+
+
+@pytest.mark.parametrize("word", DAMAGES)
+def test_what_is_damaged_is_named_and_put_back(applied: Router, word: str) -> None:
+    applied.ash("-c", DAMAGES[word])
+    said = applied.nftpolicy("check", check=False)
+    assert said.returncode == 1
+    (named,) = said.stderr.splitlines()[1:]
+    assert named.startswith(word)
+    applied.nftpolicy("heal")
+    assert right(applied)
+
+
+def test_a_rule_before_the_guards_is_noticed(applied: Router) -> None:
+    applied.ash("-c", "nft insert rule inet nftpolicy guard accept")
+    assert "guard: not as compiled" in applied.nftpolicy("check", check=False).stderr
+    applied.nftpolicy("heal")
+    assert right(applied)
+
+
+def test_the_second_run_changes_nothing(applied: Router) -> None:
+    with applied.space.popen(["nft", "monitor"], stdout=subprocess.PIPE, text=True) as monitor:
+        applied.ash("-c", "nft add table inet canary; sleep 0.3; nft delete table inet canary")
+        applied.nftpolicy("apply")
+        applied.ash("-c", "nft add table inet canary2; sleep 0.3; nft delete table inet canary2")
+        monitor.terminate()
+        said = monitor.communicate(timeout=10)[0]
+    assert "canary2" in said, "inconclusive: the monitor did not hear the end"
+    assert "nftpolicy" not in said
+
+
+def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
+    """A ladder that is mended does not load the guard anew; a guard that is, counts from 0."""
+
+    def bump() -> None:  # a packet to a device that the policy does not name
+        applied.ash("-c", "ping -c 1 -W 1 -I eth1 198.51.100.1 || true")
+
+    def counted() -> str:
+        return applied.nftpolicy("status", check=False).stdout
+
+    applied.space.ip(
+        "addr replace 198.51.100.2/24 dev eth1", "neigh replace 198.51.100.1 lladdr 02:00:00:00:00:09 dev eth1"
+    )
+    bump()
+    assert "inet unknown-device: 1" in counted()
+    applied.ash("-c", "ip rule del priority 515")
+    applied.nftpolicy("heal")
+    assert "inet unknown-device: 1" in counted()
+    applied.ash("-c", f"nft -f {ROOT}/{tree.GUARD}")  # as fw4 does at each reload
+    assert "unknown-device" not in counted()
+
+
+def test_netifds_own_rules_count(applied: Router) -> None:
+    """netifd takes all rules away when it starts, and makes those of UCI again, which have no protocol."""
+    applied.space.ip("rule flush", "rule add priority 32766 lookup main", "rule add priority 510 fwmark 1/1 lookup 1")
+    applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 900 lookup main")
+    applied.space.ip("rule add priority 910 unreachable")
+    assert right(applied)
+    applied.ash("-c", "ip rule del priority 910")
+    applied.nftpolicy("heal")
+    assert "910:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout
+
+
+def test_a_kernel_without_the_egress_hook(router: Router) -> None:
+    """The IP layer is guarded all the same, and what is not covered is said."""
+    router.nftpolicy("release")
+    router.state("link.taken").unlink()
+    try:
+        router.program("nft", _without_egress())
+        router.write(gluon())
+        router.nftpolicy("apply")
+        said = router.nftpolicy("status").stdout
+        assert "no netdev egress hook" in said
+        assert "in force" in said
+        found = router.space.call(held, [])
+        assert [table.key for table in found.tables] == [("inet", "nftpolicy")]
+    finally:
+        router.real("nft")
+        router.nftpolicy("release")
+
+
+def _without_egress() -> str:
+    """An nft that takes no text with the word egress, whether it comes by a file or a pipe."""
+    return f"""case " $* " in
+*" -f - "*)
+	text=$(cat)
+	case $text in *"hook egress"*) exit 1 ;; esac
+	echo "$text" | {NFT} "$@"
+	;;
+*) exec {NFT} "$@" ;;
+esac"""
+
+
+def test_compiled_without_the_link_layer(router: Router) -> None:
+    router.write(gluon(), link_guard=False)
+    router.nftpolicy("apply")
+    assert "compiled without it" in router.nftpolicy("status").stdout
+    router.nftpolicy("release")
+    router.write(gluon())
+
+
+def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router) -> None:
+    """fw4 must not fail for it either: a file that can't be loaded is no longer where fw4 looks."""
+    router.write(gluon())
+    whole = router.file(tree.GUARD).read_text()
+    router.file(tree.GUARD).write_text(whole.replace("type gid", "type nonsense"))
+    done = router.nftpolicy("apply", check=False)
+    assert done.returncode == 1
+    assert "everything on the uplinks is stopped" in done.stderr
+    listed = router.space.run(["nft", "list", "table", "inet", "nftpolicy"]).stdout
+    assert "chain block" in listed
+    assert not router.file(tree.GUARD).exists()
+    assert "blocked" in router.nftpolicy("status", check=False).stdout
+    router.write(gluon())  # mended
+    router.nftpolicy("apply")
+    assert right(router)
+    router.nftpolicy("release")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "status", "said"),
+    [
+        ("", ("nonsense",), 2, "usage"),
+        ("", (), 2, "usage"),
+        ("", ("apply", "twice"), 2, "usage"),
+        (f"mv {ROOT}/{tree.PLAN} {ROOT}/gone", ("apply",), 4, "compile the policy again"),
+    ],
+)
+def test_asked_wrongly(router: Router, prepare: str, words: tuple[str, ...], status: int, said: str) -> None:
+    before = router.space.call(held, [])
+    router.ash("-c", prepare or "true")
+    try:
+        done = router.ash(f"{ROOT}/{tree.RUNNER}", *words, check=False)
+    finally:
+        router.ash("-c", f"[ ! -e {ROOT}/gone ] || mv {ROOT}/gone {ROOT}/{tree.PLAN}")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert said in done.stderr
+    assert router.space.call(held, []) == before
+
+
+def test_without_root_nothing_is_changed(router: Router) -> None:
+    done = router.nftpolicy("apply", check=False, uid=65534)
+    assert done.returncode in (1, 4)
+    assert done.stderr.startswith("nftpolicy: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_iproute2_it_says_what_to_install(router: Router) -> None:
+    router.program("ip", 'exec busybox ip "$@"')
+    try:
+        done = router.nftpolicy("apply", check=False)
+    finally:
+        router.real("ip")
+    assert done.returncode == 4
+    assert "ip-tiny" in done.stderr
+
+
+def test_two_at_once_come_one_after_the_other(router: Router) -> None:
+    router.write(gluon())
+    many = [router.start("apply") for _ in range(3)]
+    assert [one.wait(60) for one in many] == [0, 0, 0]
+    assert right(router)
+    assert not router.state("lock").is_symlink()
+    router.nftpolicy("release")
+
+
+def test_a_lock_of_a_process_that_is_gone_is_no_lock(router: Router) -> None:
+    router.ash("-c", f"mkdir -p {STATE}; ln -s 4194303 {STATE}/lock")
+    router.nftpolicy("apply")
+    assert right(router)
+    router.nftpolicy("release")
