@@ -213,7 +213,7 @@ holds() {
 
 # Whether a guard of ours, whichever policy's, is at the end of the IP layer.
 stands() {
-	case "$(nft -s list table inet @TABLE@ 2>/dev/null)" in
+	case "$(nft list chain inet @TABLE@ guard 2>/dev/null)" in
 	*"hook postrouting "*"policy drop;"*) return 0 ;;
 	esac
 	return 1
@@ -400,7 +400,7 @@ release() {
 	for family in netdev inet; do
 		! nft list table "$family" @TABLE@ >/dev/null 2>&1 || nft delete table "$family" @TABLE@
 	done
-	! stands || fail 1 "the guard is still there"
+	! nft list table inet @TABLE@ >/dev/null 2>&1 || fail 1 "the guard is still there"
 }
 
 # Puts back what others take away, unless it was released. Quick where nothing is to be done.
@@ -415,37 +415,55 @@ at_once() {
 	[ -e "$STATE/released" ] || stands || cat "$INCLUDE" "$STATE/link.taken" 2>/dev/null | nft -f - 2>/dev/null
 }
 
-# The kernel says what changes; every minute it is looked at anyway.
+# The kernel says what changes; every minute it is looked at anyway. The slow part is done by a child, so that
+# it does not stand between the next message and its repair.
 watch() {
 	events=$STATE/events
 	rm -f "$events"
 	mkfifo "$events" || fail 1 "$events can't be made"
 	exec 3<>"$events"
-	trap 'kill $! $first 2>/dev/null; rm -f "$events"' EXIT
+	trap 'kill $first $second 2>/dev/null; rm -f "$events"' EXIT
 	# They only write, so that they end with whoever reads.
 	nft monitor >"$events" 2>/dev/null 3>&- &
 	first=$!
 	ip -N monitor link rule route >"$events" 2>/dev/null 3>&- &
-	heal "before watching" || say "trying again"
-	while kill -0 "$first" 2>/dev/null && kill -0 "$!" 2>/dev/null; do
+	second=$!
+	look "before watching"
+	while kill -0 "$first" 2>/dev/null && kill -0 "$second" 2>/dev/null; do
 		what="a look"
 		# shellcheck disable=SC3045 # ash has it
 		if read -r -t 60 line <&3; then
 			case $line in
+			looked)
+				busy=
+				[ -z "$missed" ] || look "$missed"
+				continue
+				;;
 			*@TABLE@-wanted* | '#'*) continue ;;
-			*@TABLE@* | *[0-9]:*from* | *"$OURS"* | [0-9]*": "*'<'*'>'* | Deleted*) what=$line ;;
+			"delete table inet @TABLE@"*) at_once ;;
+			*@TABLE@* | *[0-9]:*from* | *"$OURS"* | [0-9]*": "*'<'*'>'* | Deleted*) ;;
 			*) continue ;;
 			esac
+			what=$line
 		fi
-		at_once
-		heal "$what" || sleep 5 # what can't be done now is not tried without a pause
-		# What came meanwhile is looked at in one go, and not without an end.
-		count=0
-		# shellcheck disable=SC3045
-		while [ "$count" -lt 500 ] && read -r -t 0.05 line <&3; do count=$((count + 1)); done
-		[ "$count" = 0 ] || heal "$what" || sleep 5
+		if [ -z "$busy" ]; then
+			at_once
+			look "$what"
+		else
+			missed=$what
+		fi
 	done
 	fail 1 "nft monitor or ip monitor has ended"
+}
+
+# Look at everything, and put it right. What can't be put right now is not tried again without a pause.
+look() {
+	busy=1
+	missed=
+	{
+		heal "$1" || sleep 2
+		echo looked >&3
+	} &
 }
 
 usage="usage: nftpolicy apply | check | status | release | watch | heal | servers"
