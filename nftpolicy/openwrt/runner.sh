@@ -195,8 +195,8 @@ reference() {
 			echo "delete table $1 @TABLE@-wanted"
 			echo "$2" | sed -n "s/^table $1 @TABLE@ {\$/table $1 @TABLE@-wanted { flags dormant/;/^table .*-wanted/,\$p"
 		} | nft -f - 2>/dev/null || return
-		listed "$1" "@TABLE@-wanted" >"$STATE/$1.wanted" && echo "$key" >"$STATE/$1.key"
-		nft delete table "$1" "@TABLE@-wanted"
+		listed "$1" "@TABLE@-wanted" >"$STATE/$1.wanted" && nft delete table "$1" "@TABLE@-wanted" &&
+			echo "$key" >"$STATE/$1.key"
 	fi
 	cat "$STATE/$1.wanted"
 }
@@ -223,8 +223,12 @@ stands() {
 load_guard() {
 	guard=$(guard_text)
 	link=$(taken_link)
-	holds inet "$guard" || set -- "$@" inet
-	holds netdev "$link" || set -- "$@" netdev
+	if stands; then
+		holds inet "$guard" || set -- inet
+		holds netdev "$link" || set -- "$@" netdev
+	else
+		set -- inet
+	fi
 	case "$*" in
 	'') return 0 ;;
 	netdev) text=${link:-delete table netdev @TABLE@} ;;

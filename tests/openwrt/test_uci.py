@@ -1,0 +1,255 @@
+"""What the policy's UCI becomes on a router, and whether netifd's rules leave the promise whole."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nftpolicy.openwrt import tree, uci
+from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Policy
+from tests.guarded import ENVIRONMENT, GLUON, PROGRAM
+from tests.lab.netns import Namespace
+
+from .fakes import Config, Uci, read_config, shown, write_config
+from .fw4 import FIXTURES, RENDERED, Fw4
+from .netifd import commands
+from .router import CONFIG, ROOT, Router
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+
+DHCP = """
+config dnsmasq
+
+config dhcp 'lan'
+	option interface 'client'
+	option ra 'server'
+
+config dhcp 'wan'
+	option interface 'wan'
+"""
+ADDRESSES = {"wan": {4: "192.0.2.2/24"}, "wan6": {6: "2001:db8:1::2/64"}}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Policy:
+    return load(GLUON.read_bytes())[0]
+
+
+@pytest.fixture
+def router(shipped: Policy) -> Iterator[Router]:
+    with Namespace("router") as space:
+        made = Router(space, shipped)
+        configure(made, (FIXTURES / "gluon-node/network.uci").read_text())
+        yield made
+
+
+def configure(router: Router, network: str, dhcp: str = DHCP) -> None:
+    router.space.outside(f"{CONFIG}/network.uci").write_text(network)
+    router.space.outside(f"{CONFIG}/dhcp.uci").write_text(dhcp)
+
+
+def configured(router: Router, name: str = "network") -> Config:
+    return Uci(router.space.outside(CONFIG)).config(name)
+
+
+def install(router: Router) -> None:
+    router.ash(f"{ROOT}/{tree.DEFAULTS}")
+
+
+def test_the_fake_reads_what_it_writes() -> None:
+    text = (FIXTURES / "gluon-node/network.uci").read_text()
+    assert read_config(write_config(read_config(text))) == read_config(text)
+    assert "network.wan6.ip6table='1'\n" in shown("network", read_config(text))
+
+
+def test_the_sections_are_those_of_the_policy_and_twice_is_once(router: Router, shipped: Policy) -> None:
+    before = configured(router)
+    install(router)
+    after = configured(router)
+    wanted = {one.name: (one.type, dict(one.options)) for one in uci.sections(shipped)}
+    assert {name: one for name, one in after.items() if name.startswith(uci.PREFIX)} == wanted
+    assert read_config(router.file(tree.SECTIONS).read_text()) == wanted
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {"wan", "wan6"}
+    for name in changed:
+        assert {"ip4table": "1", "ip6table": "1", "peerdns": "0", "sourcefilter": "0"}.items() <= after[name][1].items()
+    install(router)
+    assert configured(router) == after
+
+
+def test_nothing_is_served_by_an_uplink(router: Router) -> None:
+    install(router)
+    served = {
+        str(options["interface"]): options for kind, options in configured(router, "dhcp").values() if kind == "dhcp"
+    }
+    silent = {"ignore": "1", "ra": "disabled", "dhcpv6": "disabled", "ndp": "disabled"}
+    assert {name for name, options in served.items() if silent.items() <= options.items()} == {"wan", "wan6"}
+    assert served["client"] == {"interface": "client", "ra": "server"}
+
+
+def test_another_policy_takes_its_sections_away(router: Router, shipped: Policy) -> None:
+    install(router)
+    other = load(GLUON.read_text().replace("table   = 1", "table   = 7").encode())[0]
+    router.write(other)
+    install(router)
+    ours = {name for name in configured(router) if name.startswith(uci.PREFIX)}
+    assert ours == {one.name for one in uci.sections(other)}
+    assert ours != {one.name for one in uci.sections(shipped)}
+    assert configured(router)["wan"][1]["ip4table"] == "7"
+
+
+def test_aliases_and_devices_of_ppp(router: Router) -> None:
+    network = """
+config interface 'dsl'
+	option device 'eth1'
+	option proto 'pppoe'
+
+config interface 'up'
+	option device 'br-wan'
+	option proto 'dhcp'
+
+config interface 'up6'
+	option device '@up'
+	option proto 'dhcpv6'
+
+config interface 'lan'
+	option device 'br-lan'
+	option proto 'static'
+"""
+    configure(router, network, "")
+    router.write(load(GLUON.read_text().replace('["br-wan"]', '["br-wan", "pppoe-dsl"]').encode())[0])
+    install(router)
+    assert [name for name, (_, options) in configured(router).items() if "ip4table" in options] == ["dsl", "up", "up6"]
+
+
+# The state that netifd makes of it
+
+
+def network(router: Router, *more: str) -> None:
+    """The devices of the fixture, their addresses, and what netifd makes of the configuration as it is now."""
+    space = router.space
+    for device in ("br-wan", "br-client", "lan0", "mesh0"):
+        space.ip(f"link add {device} type veth peer name p-{device}", f"link set {device} up")
+    space.ip("addr add 192.0.2.2/24 dev br-wan noprefixroute", "-6 addr add 2001:db8:1::2/64 dev br-wan noprefixroute")
+    space.ip("addr add 10.0.0.1/24 dev br-client")
+    listed = json.loads(space.run(["ip", "-j", "link"]).stdout)
+    indexes = {one["ifname"]: one["ifindex"] for one in listed}
+    space.ip(*commands(configured(router), ADDRESSES, indexes))
+    tabled = {family: "table 1" if f"ip{family}table" in configured(router)[name][1] else ""
+              for name, family in (("wan", 4), ("wan6", 6))}  # fmt: skip
+    space.ip(f"route add 192.0.2.0/24 dev br-wan {tabled[4]}", f"route add default via 192.0.2.1 dev br-wan onlink {tabled[4]}",
+             f"-6 route add default via 2001:db8:1::1 dev br-wan onlink {tabled[6]}", *more)  # fmt: skip
+
+
+def verify(router: Router, *words: str) -> dict[str, Any]:
+    router.space.outside("/run/policy.toml").write_bytes(GLUON.read_bytes())
+    done = router.space.run(
+        [PROGRAM, "verify", "--json", "/run/policy.toml", *words], check=False, env=ENVIRONMENT, timeout=60
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def documents(router: Router) -> list[str]:
+    """What nft and ip print on the router, as it would be carried to another machine."""
+    said = {"ruleset": ["nft", "-j", "list", "ruleset"]}
+    for family in ("4", "6"):
+        said[f"rules{family}"] = ["ip", "-j", "-N", f"-{family}", "rule"]
+        said[f"routes{family}"] = ["ip", "-j", "-N", f"-{family}", "route", "show", "table", "all"]
+    for name, command in said.items():
+        router.space.outside(f"/run/{name}").write_text(router.space.run(command).stdout)
+    return ["--ruleset", "/run/ruleset", *(word for family in ("4", "6") for word in (
+        "--rules", f"{family}:/run/rules{family}", "--routes", f"{family}:/run/routes{family}"))]  # fmt: skip
+
+
+MESH = ("route add default via 10.0.0.254 dev br-client onlink", "-6 addr add fd00:db8::a/64 dev br-client",
+        "-6 route add default via fd00:db8::1 dev br-client onlink")  # fmt: skip
+
+
+def properties(said: dict[str, Any]) -> dict[str, str]:
+    return {name: one["verdict"] for name, one in said["properties"].items()}
+
+
+def failures(said: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(one["property"], one["verdict"], one["subject"]) for one in said["findings"] if one["verdict"] != "proved"}
+
+
+# fw4 rejects what comes in by the WAN and that nobody asked for: it does not come to be marked, nor answered.
+FW4_REJECTS = ("P3", "refuted", "what arrives is marked")
+
+
+def test_with_fw4_and_netifd_nothing_leaves_that_may_not(router: Router) -> None:
+    """With a stale `90000+N iif lo` of an interface that has no ip4table any more, too."""
+    install(router)
+    network(router, "rule add priority 90077 iif lo lookup 1", *MESH)
+    Fw4(router, RENDERED[1]).reload()
+    router.nftpolicy("apply")
+    said = verify(router, "--live")
+    assert failures(said) == {FW4_REJECTS}
+    assert {one: properties(said)[one] for one in ("P1", "P2", "P4", "P5")} == dict.fromkeys(
+        ("P1", "P2", "P4", "P5"), "proved"
+    )
+
+
+def test_by_documents_all_but_the_link_layer(router: Router) -> None:
+    """An nft of 1.0 does not say in JSON which device an egress chain is at."""
+    install(router)
+    network(router, *MESH)
+    Fw4(router, RENDERED[1]).reload()
+    router.nftpolicy("apply")
+    said = verify(router, *documents(router))
+    assert {one for one in failures(said) if one[1] == "refuted"} <= {FW4_REJECTS}
+    unknown = {subject for name, verdict, subject in failures(said) if (name, verdict) == ("P1", "unknown")}
+    assert {subject.partition(":")[0] for subject in unknown} == {"AF_PACKET sockets", "frames of other ethertypes"}
+    assert properties(said)["P2"] == "proved"
+
+
+def test_without_the_policy_it_is_refuted(router: Router) -> None:
+    """The control: the same node as Gluon configures it, where unmarked IPv4 goes by the WAN."""
+    network(router, *MESH[1:])
+    Fw4(router, RENDERED[1]).reload()
+    assert properties(verify(router, "--live"))["P1"] == "refuted"
+
+
+def test_what_netifd_makes_is_what_the_runner_wants(router: Router) -> None:
+    """The rules of UCI are the ladder: the runner adds none, and its own end of the table."""
+    install(router)
+    network(router)
+    router.nftpolicy("apply")
+    for family in ("-4", "-6"):
+        assert "proto 78" not in router.space.run(["ip", family, "rule"]).stdout
+        ends = router.space.run(["ip", family, "route", "show", "table", "1", "type", "unreachable"]).stdout
+        assert "metric 2147483647" in ends
+        assert "proto 78 metric 4294967294" in ends
+
+
+def test_ifdown_loopback_takes_the_ends_of_the_tables_and_marked_packets_still_go_nowhere(router: Router) -> None:
+    """Two things stand behind a mark: the end of its table, and a rule. As Gluon has it, there is one."""
+
+    def way(mark: str) -> str:
+        done = router.space.run(["ip", "route", "get", "9.9.9.9", "mark", mark], check=False)
+        return done.stdout + done.stderr
+
+    install(router)
+    network(router, "route add default via 10.0.0.254 dev br-client onlink metric 5")
+    router.nftpolicy("apply")
+    router.space.ip("route flush table 1", "-6 route flush table 1")
+    assert "br-client" in way("0")
+    assert "unreachable" in way("1")
+    router.space.ip("rule del priority 515")
+    assert "br-client" in way("1"), "the control: without that rule it goes by the mesh"
+
+
+def test_the_rendered_config_is_read_back(shipped: Policy) -> None:
+    found = read_config(uci.as_config(uci.sections(shipped)))
+    assert found == {one.name: (one.type, dict(one.options)) for one in uci.sections(shipped)}
+
+
+@pytest.mark.parametrize("bad", ["it's", "a\nb", "$(x)", 'a"b', "`x`"])
+def test_a_value_that_would_mean_more_is_refused(bad: str) -> None:
+    one = uci.Section("network", "rule", "nftpolicy_x", (("lookup", bad),))
+    for render in (uci.as_config, uci.as_batch):
+        with pytest.raises(ValueError, match="can't be written"):
+            render([one])
