@@ -1,0 +1,202 @@
+"""What else runs on the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.openwrt import tree
+from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Policy
+from tests.guarded import GLUON
+from tests.lab.daemons import tool
+from tests.lab.netns import Namespace
+
+from .router import CONFIG, ROOT, STATE, Router
+
+pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+
+
+def shipped(**changes: str) -> Policy:
+    text = GLUON.read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return load(text.encode())[0]
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    with Namespace("router") as space:
+        yield Router(space, shipped())
+
+
+def learned(router: Router, **servers: list[str]) -> str:
+    """What the runner makes of what netifd says, by interface."""
+    devices = {"lan": "br-lan"}
+    answers = {
+        f"network.interface.{name}": {"status": {"dns-server": [], "inactive": {"dns-server": found}}}
+        for name, found in servers.items()
+    }
+    answers["network.interface"] = {
+        "dump": {"interface": [{"interface": name, "l3_device": devices.get(name, "br-wan")} for name in servers]}
+    }
+    router.space.outside(f"{CONFIG}/ubus.json").write_text(json.dumps(answers))
+    router.nftpolicy("servers")
+    return router.state("wan.servers").read_text()
+
+
+def test_the_servers_are_those_of_the_uplinks_interfaces(router: Router) -> None:
+    said = learned(router, wan=["192.0.2.1", "192.0.2.1"], wan6=["fe80::1", "2001:db8::53"], lan=["10.0.0.1"])
+    assert said == "nameserver 192.0.2.1\nnameserver fe80::1%br-wan\nnameserver 2001:db8::53\n"
+
+
+def test_what_is_no_server_is_left_out(router: Router) -> None:
+    assert learned(router, wan=["127.0.0.1", "::1", "0.0.0.0", "nonsense", "1.2.3.4; reboot", "192.0.2.1"]) == (
+        "nameserver 192.0.2.1\n"
+    )
+
+
+def test_no_servers_is_an_empty_file_so_that_names_are_refused(router: Router) -> None:
+    assert learned(router, wan=["192.0.2.1"]) != ""
+    assert learned(router, wan=[]) == ""
+
+
+def test_the_file_is_written_only_when_it_changes(router: Router) -> None:
+    learned(router, wan=["192.0.2.1"])
+    before = router.state("wan.servers").stat()
+    learned(router, wan=["192.0.2.1"])
+    assert router.state("wan.servers").stat() == before
+    learned(router, wan=["192.0.2.2"])
+    assert router.state("wan.servers").stat().st_ino != before.st_ino
+
+
+def test_servers_of_the_policy_need_no_netifd(router: Router) -> None:
+    router.write(shipped(**{'lease  = "/run/nftpolicy/wan.dns"': 'servers = ["192.0.2.7", "fe80::7%br-wan"]'}))
+    assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.7\nnameserver fe80::7%br-wan\n"
+
+
+# The mark of the resolver
+
+
+def resolver(router: Router, preload: bool = True, mark: str = "1", nobody: bool = False) -> str:
+    """What status says of a process that stands for the resolver's dnsmasq."""
+    library = router.space.outside("/run/libpacketmark.so")
+    if not library.exists():  # any library will do: whether it is loaded is what is looked at
+        maps = Path("/proc/self/maps").read_text().split()
+        libc = Path(next(word for word in maps if "/libc" in word))
+        shutil.copy(libc.with_name("libm.so.6"), library)
+    environment = {"LIBPACKETMARK_MARK": mark} | ({"LD_PRELOAD": "/run/libpacketmark.so"} if preload else {})
+    process = router.space.popen([str(tool("sleep")), "60"], env=environment, uid=65534 if nobody else None,
+                                 gid=65534 if nobody else None)  # fmt: skip
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    number = next(
+        line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")
+    )  # as it is called inside
+    router.ash("-c", f"mkdir -p {STATE}; echo {number} >{STATE}/resolver-wan.pid")
+    said = router.nftpolicy("status", check=False).stdout
+    process.kill()
+    process.wait()
+    (line,) = [line for line in said.splitlines() if line.startswith("resolver wan: ")]
+    return line
+
+
+def test_a_resolver_that_may_put_on_its_mark(router: Router) -> None:
+    assert "runs, and may put on its mark" in resolver(router)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preload": False}, "libpacketmark is not loaded"),
+        ({"mark": "0x1"}, "LIBPACKETMARK_MARK is not 1"),
+        ({"nobody": True}, "it may not set marks"),
+    ],
+)
+def test_a_resolver_whose_mark_would_be_missing_is_told(router: Router, options: dict[str, bool], said: str) -> None:
+    assert said in resolver(router, **options)  # type: ignore[arg-type]
+
+
+def test_no_resolver(router: Router) -> None:
+    assert "resolver wan: does not run" in router.nftpolicy("status", check=False).stdout
+
+
+# The init script, with procd's functions that say what they were told
+
+PROCD = """
+procd_open_instance() { echo "instance $1"; }
+procd_set_param() { echo "$@"; }
+procd_append_param() { echo "more $@"; }
+procd_close_instance() { :; }
+procd_add_reload_trigger() { echo "trigger $@"; }
+procd_add_raw_trigger() { echo "trigger $@"; }
+procd_add_jail() { echo "jail $@"; }
+procd_add_jail_mount() { echo "mount $@"; }
+procd_add_jail_mount_rw() { echo "mount_rw $@"; }
+"""
+
+
+def started(router: Router, policy: Policy, call: str = "start_service") -> str:
+    router.write(policy)
+    router.space.outside("/run/libpacketmark.so").write_text("")
+    script = tree.tree(policy)["etc/init.d/nftpolicy"].text
+    script = script.replace("PROG=/usr/sbin/nftpolicy", f"PROG={ROOT}/usr/sbin/nftpolicy")
+    script = script.replace("/usr/share/nftpolicy", f"{ROOT}/usr/share/nftpolicy").replace("/usr/lib/", "/run/")
+    script = script.replace("STATE=/var/run/nftpolicy", f"STATE={STATE}")
+    router.space.outside("/run/init").write_text(PROCD + script + f"\n{call}\n")
+    return router.ash("/run/init").stdout
+
+
+def test_at_the_start_the_guard_comes_first_and_then_the_daemons(router: Router) -> None:
+    said = started(router, shipped())
+    assert "chain guard" in router.space.run(["nft", "list", "ruleset"]).stdout
+    instances = [line for line in said.splitlines() if line.startswith("instance")]
+    assert instances == ["instance watch", "instance resolver-wan"]
+    assert f"command {ROOT}/usr/sbin/nftpolicy watch" in said
+    assert "LD_PRELOAD=/run/libpacketmark.so LIBPACKETMARK_MARK=1" in said
+    assert "--user=nobody --port=54 " in said
+    assert [line for line in said.splitlines() if line.startswith("more")] == [
+        "more command --listen-address=127.0.0.1",
+        "more command --listen-address=::1",
+    ]
+
+
+def test_the_mark_is_decimal_since_libpacketmark_reads_it_by_atoi(router: Router) -> None:
+    said = started(router, shipped(**{'"0x1/0x1"': '"0x1f00/0xff00"'}))
+    assert "LIBPACKETMARK_MARK=7936" in said
+
+
+def test_without_a_resolver_there_is_none(router: Router) -> None:
+    text = GLUON.read_text()
+    begin, end = text.index("[uplink.wan.resolver]"), text.index("[service.fastd]")
+    assert "resolver" not in started(router, load((text[:begin] + text[end:]).encode())[0])
+
+
+def test_changes_of_interfaces_and_of_the_firewall_are_heard_of(router: Router) -> None:
+    said = started(router, shipped(), "service_triggers")
+    assert "trigger network firewall" in said
+    assert "trigger interface.* 1000" in said
+
+
+def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> None:
+    router.nftpolicy("apply")
+    script = tree.tree(shipped())["etc/hotplug.d/iface/30-nftpolicy"].text
+    router.space.outside("/run/hotplug").write_text(script.replace("/usr/sbin/", f"{ROOT}/usr/sbin/"))
+    for action, mended in (("other", False), ("ifup", True)):
+        router.space.ip("rule del priority 515")
+        router.space.run(["/bin/busybox", "ash", "/run/hotplug"], env={**router.environment, "ACTION": action})
+        there = "515:" in router.space.run(["ip", "rule"]).stdout
+        assert there == mended
+        if not there:
+            router.nftpolicy("heal")
+
+
+def test_what_sysctl_reads_at_the_start_is_what_the_runner_writes(router: Router) -> None:
+    router.space.ip("link add br-wan type veth peer name x")
+    router.space.outside("/run/sysctl.conf").write_text(tree.tree(shipped())["etc/sysctl.d/50-nftpolicy.conf"].text)
+    before = router.nftpolicy("check", check=False).stderr
+    assert "sysctl" in before
+    router.space.run(["/bin/busybox", "sysctl", "-p", "/run/sysctl.conf"])
+    assert "sysctl" not in router.nftpolicy("check", check=False).stderr
