@@ -25,6 +25,7 @@ from nftpolicy.compiler import names, sysctls
 from nftpolicy.compiler.compile import Machine, compile_policy
 from nftpolicy.netstate import text
 from nftpolicy.netstate.routing import PROTOCOL
+from nftpolicy.openwrt import tree, uci
 from nftpolicy.policy import checks, objects, words
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
@@ -33,6 +34,7 @@ from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
 COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
+OPENWRT_PAGE = ROOT / "man/nftpolicy-openwrt.7"
 PROSE = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 # Heading of the page -> the class whose keys stand below it.
@@ -387,6 +389,23 @@ def test_every_sysctl_is_in_the_page() -> None:
     assert documented == compiled
 
 
+# --- nftpolicy-openwrt(7) -----------------------------------------------------------------
+
+
+def test_every_file_of_a_router_is_in_the_page() -> None:
+    documented = items(section(OPENWRT_PAGE.read_text(), "FILES", "Sh"), "Pa")
+    assert {*documented} == {f"/{path}" for path in tree.tree(full_policy())}
+
+
+def test_every_command_of_a_router_is_in_the_page() -> None:
+    page = OPENWRT_PAGE.read_text()
+    script = tree.tree(full_policy())[tree.RUNNER].text
+    usage = re.search(r'^usage="usage: nftpolicy (.*)"$', script, re.MULTILINE)
+    assert usage
+    assert [*items(section(page, "COMMANDS OF THE ROUTER", "Sh"), "Cm")] == usage[1].split(" | ")
+    assert str(uci.LAST_METRIC) in section(page, "LIMITS", "Sh")
+
+
 # --- examples, everywhere -----------------------------------------------------------------
 
 
@@ -416,7 +435,7 @@ def invocations(file: Path) -> list[str]:
     return re.findall(r"^(?:[#$] )?(?:sudo )?(?:\.venv/bin/)?nftpolicy (\S.*)$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, *PROSE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, *PROSE], ids=lambda file: file.name)
 def test_commands_in_examples_exist(file: Path) -> None:
     for found in invocations(file):
         line = found if isinstance(found, str) else "".join(found)
@@ -453,7 +472,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed (apt-get install mandoc)")
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE], ids=lambda file: file.name)
 def test_mandoc_finds_no_fault(file: Path) -> None:
     found = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", file], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")
