@@ -175,7 +175,7 @@ taken_link() {
 	for which in all present; do
 		text=$(link_text "$which")
 		if [ "$text" = "$(cat "$STATE/link.taken" 2>/dev/null)" ] || takes "$text"; then
-			echo "$text" >"$STATE/link.taken"
+			keep link.taken "$text" || rm -f "$STATE/link.taken"
 			echo "$text"
 			return 0
 		fi
@@ -189,17 +189,23 @@ listed() { nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^
 # asked for it. So nothing depends on how this nft writes what it lists. Arguments: family, text.
 reference() {
 	key=$(echo "$2" | md5sum)
-	if [ "$key" != "$(cat "$STATE/$1.key" 2>/dev/null)" ]; then
-		{
-			echo "add table $1 @TABLE@-wanted"
-			echo "delete table $1 @TABLE@-wanted"
-			echo "$2" | sed -n "s/^table $1 @TABLE@ {\$/table $1 @TABLE@-wanted { flags dormant/;/^table .*-wanted/,\$p"
-		} | nft -f - 2>/dev/null || return
-		listed "$1" "@TABLE@-wanted" >"$STATE/$1.wanted" && nft delete table "$1" "@TABLE@-wanted" &&
-			echo "$key" >"$STATE/$1.key"
+	if [ "$key" = "$(cat "$STATE/$1.key" 2>/dev/null)" ]; then
+		cat "$STATE/$1.wanted"
+		return
 	fi
-	cat "$STATE/$1.wanted"
+	{
+		echo "add table $1 @TABLE@-wanted"
+		echo "delete table $1 @TABLE@-wanted"
+		echo "$2" | sed -n "s/^table $1 @TABLE@ {\$/table $1 @TABLE@-wanted { flags dormant/;/^table .*-wanted/,\$p"
+	} | nft -f - 2>/dev/null || return
+	asleep=$(listed "$1" "@TABLE@-wanted")
+	nft delete table "$1" "@TABLE@-wanted" 2>/dev/null
+	echo "$asleep"
+	keep "$1.wanted" "$asleep" && keep "$1.key" "$key"
 }
+
+# Nothing depends on it that something is kept: the folder may be full.
+keep() { echo "$2" 2>/dev/null >"$STATE/$1" && [ "$2" = "$(cat "$STATE/$1")" ]; }
 
 # Whether the kernel holds just this. Arguments: family, text.
 holds() {

@@ -264,6 +264,24 @@ def test_without_iproute2_it_says_what_to_install(router: Router) -> None:
     assert "ip-tiny" in done.stderr
 
 
+def test_a_full_folder_keeps_nothing_from_being_guarded(router: Router) -> None:
+    router.write(gluon())
+    router.nftpolicy("release")
+    router.ash(
+        "-c", f"mkdir -p {STATE}; mount -t tmpfs -o size=8k none {STATE}; cat /dev/zero >{STATE}/ballast || true"
+    )
+    try:
+        done = router.nftpolicy("apply", check=False)
+        assert [line for line in done.stderr.splitlines() if "guard" in line] == []
+        assert "chain guard" in router.space.run(["nft", "list", "table", "inet", "nftpolicy"]).stdout
+        assert "sysctl" in router.nftpolicy("check", check=False).stderr, "values from before could not be kept"
+    finally:
+        router.nftpolicy("release", check=False)
+        router.ash("-c", f"umount {STATE}")
+    router.nftpolicy("apply")
+    assert right(router)
+
+
 def test_two_at_once_come_one_after_the_other(router: Router) -> None:
     router.write(gluon())
     many = [router.start("apply") for _ in range(3)]
