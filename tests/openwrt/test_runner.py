@@ -21,6 +21,7 @@ from nftpolicy.runtime.status import lines
 from tests import strategies
 from tests.guarded import GLUON
 from tests.lab.daemons import tool
+from tests.lab.netns import Namespace
 from tests.unit.namespace import kernel, linux, normal, observe
 
 from .router import ROOT, STATE, Router, right
@@ -198,6 +199,23 @@ def _without_egress() -> str:
 	;;
 *) exec {NFT} "$@" ;;
 esac"""
+
+
+def test_the_ports_of_a_bridge_are_guarded_as_apply_guards_them() -> None:
+    with Namespace("bridge") as space:
+        router = Router(space, gluon())
+        router.nftpolicy("apply")  # before there is a device
+        space.ip(
+            "link add br-wan type bridge", "link add port0 type veth peer name peer0", "link set port0 master br-wan"
+        )
+        assert not right(router)
+        router.nftpolicy("heal")
+        assert "chain device-port0" in space.run(["nft", "list", "ruleset"]).stdout
+        assert space.call(left_to_do, gluon()) == []
+        space.ip("link del br-wan", "link del port0", "link add br-wan type veth peer name other")
+        router.nftpolicy("heal")
+        assert "port0" not in space.run(["nft", "list", "ruleset"]).stdout
+        assert right(router)
 
 
 def test_compiled_without_the_link_layer(router: Router) -> None:

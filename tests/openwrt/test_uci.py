@@ -29,6 +29,7 @@ config dhcp 'lan'
 config dhcp 'wan'
 	option interface 'wan'
 """
+OPTIONS = {"ip4table": "1", "ip6table": "1", "peerdns": "0", "sourcefilter": "0"}
 ADDRESSES = {"wan": {4: "192.0.2.2/24"}, "wan6": {6: "2001:db8:1::2/64"}}
 
 
@@ -74,7 +75,7 @@ def test_the_sections_are_those_of_the_policy_and_twice_is_once(router: Router, 
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"wan", "wan6"}
     for name in changed:
-        assert {"ip4table": "1", "ip6table": "1", "peerdns": "0", "sourcefilter": "0"}.items() <= after[name][1].items()
+        assert OPTIONS.items() <= after[name][1].items()
     install(router)
     assert configured(router) == after
 
@@ -122,6 +123,9 @@ config interface 'lan'
     router.write(load(GLUON.read_text().replace('["br-wan"]', '["br-wan", "pppoe-dsl"]').encode())[0])
     install(router)
     assert [name for name, (_, options) in configured(router).items() if "ip4table" in options] == ["dsl", "up", "up6"]
+    for name in ("dsl", "up", "up6"):
+        options = configured(router)[name][1]
+        assert {key: options.get(key) for key in OPTIONS} == OPTIONS
 
 
 # The state that netifd makes of it
