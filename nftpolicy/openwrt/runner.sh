@@ -23,9 +23,6 @@ fail() {
 	exit "$1"
 }
 
-# Lines of the plan that begin with this word, without it.
-lines() { sed -n "s/^$1 //p" "$PLAN"; }
-
 # Whether a line is among lines.
 has() {
 	case "$NL$1$NL" in *"$NL$2$NL"*) return 0 ;; esac
@@ -47,49 +44,65 @@ held_routes() {
 		sed 's/ linkdown//;s/ dead//;s/ pref medium//;s/ error -*[0-9]*//;s/^7 /unreachable /;s/[[:space:]]*$//'
 }
 
-# What is wanted and not there. netifd's own rules count: they have no protocol.
-missing_rules() {
-	bare=$(held_rules "$1" | sed 's/ proto [0-9]*$//')
-	lines "rule$1" | while read -r line; do has "$bare" "$line" || echo "$line"; done
+# What has to come (+) and to go (-) in a family, a line each. netifd's own rules count as there: they have no
+# protocol. Only what is ours goes.
+ways() {
+	rules=$(held_rules "$1")
+	routes=$(held_routes "$1")
+	there=
+	ours=
+	while read -r line; do
+		there="$there$NL${line%% proto [0-9]*}"
+		case $line in *" $OURS") ours="$ours${ours:+$NL}${line% "$OURS"}" ;; esac
+	done <<-RULES
+		$rules
+	RULES
+	wanted=
+	while read -r kind line; do
+		case $kind in
+		"rule$1") has "$there" "$line" || echo "+rule $line" ;;
+		"route$1") has "$routes" "$line" || echo "+route $line" ;;
+		*) continue ;;
+		esac
+		wanted="$wanted$NL$kind $line"
+	done <"$PLAN"
+	while read -r line; do
+		[ -z "$line" ] || has "$wanted" "rule$1 $line" || echo "-rule $line"
+	done <<-OURS
+		$ours
+	OURS
+	while read -r line; do
+		[ -z "$line" ] || has "$wanted" "route$1 $line" || echo "-route $line"
+	done <<-ROUTES
+		$routes
+	ROUTES
 }
 
-stale_rules() {
-	wanted=$(lines "rule$1")
-	held_rules "$1" | sed -n "s/ $OURS\$//p" | while read -r line; do has "$wanted" "$line" || echo "$line"; done
-}
-
-missing_routes() {
-	held=$(held_routes "$1")
-	lines "route$1" | while read -r line; do has "$held" "$line" || echo "$line"; done
-}
-
-stale_routes() {
-	wanted=$(lines "route$1")
-	held_routes "$1" | while read -r line; do has "$wanted" "$line" || echo "$line"; done
-}
-
-# Lines of `ip -N rule show` as words for `ip -batch`; 7 is what it calls unreachable.
-rule_words() {
-	sed -e "/ lookup [0-9]*\$/!s/ 7\$/ unreachable/" -e "s/^\([0-9]*\):\(.*\)/rule $1 priority \1\2 $OURS/"
-}
-
-# Reads lines; the second word is what to do with them.
-batch() {
-	todo=$(cat)
-	[ -z "$todo" ] || echo "$todo" | ip -force "-$1" -batch - 2>/dev/null
-}
-
-new_ways() {
-	for family in $(families); do
-		missing_routes "$family" | sed "s/.*/route replace & $OURS/" | batch "$family"
-		missing_rules "$family" | rule_words add | batch "$family"
+# Lines of `ways` as words for `ip -batch`. `ip -N` calls unreachable 7.
+words() {
+	while read -r kind line; do
+		case $line in
+		*" lookup "*) ;;
+		[0-9]*" 7") line="${line% 7} unreachable" ;;
+		esac
+		case $kind in
+		[+]rule) echo "rule add priority ${line%%: *} ${line#*: } $OURS" ;;
+		-rule) echo "rule del priority ${line%%: *} ${line#*: } $OURS" ;;
+		[+]route) echo "route replace $line $OURS" ;;
+		-route) echo "route del $line $OURS" ;;
+		esac
 	done
 }
 
-no_old_ways() {
-	for family in $(families); do
-		stale_rules "$family" | rule_words del | batch "$family"
-		stale_routes "$family" | sed "s/.*/route del & $OURS/" | batch "$family"
+# Carry out those of a kind. New routes come before the rules that lead to them, old ones go after them.
+# Arguments: family, lines of `ways`, kinds in order.
+go() {
+	family=$1
+	lines=$2
+	shift 2
+	for which; do
+		todo=$(echo "$lines" | while read -r kind line; do [ "$kind" != "$which" ] || echo "$kind $line"; done | words)
+		[ -z "$todo" ] || echo "$todo" | ip -force "-$family" -batch - 2>/dev/null
 	done
 }
 
@@ -97,10 +110,16 @@ no_old_ways() {
 
 # What is not as wanted, of those that this kernel has now: path and value.
 other_sysctls() {
-	there=$(lines sysctl | while read -r path value; do [ ! -e "/proc/sys/$path" ] || echo "$path $value"; done)
+	set --
+	there=
+	while read -r kind path value; do
+		if [ "$kind" != sysctl ] || [ ! -e "/proc/sys/$path" ]; then continue; fi
+		set -- "$@" "/proc/sys/$path"
+		there="$there${there:+$NL}$path $value"
+	done <"$PLAN"
+	[ "$#" != 0 ] || return
 	# All by one cat: ash reads byte by byte, and the kernel gives no more than the first one of a value.
-	# shellcheck disable=SC2046 # words without blanks
-	values=$(cat $(echo "$there" | sed 's,^,/proc/sys/,;s/ .*//'))
+	values=$(cat "$@")
 	while read -r path value <&5 && read -r held <&6; do
 		[ "$held" = "$value" ] || echo "$path $value"
 	done 5<<-THERE 6<<-VALUES
@@ -116,7 +135,8 @@ write_sysctls() {
 		grep -qs "^$path " "$STATE/sysctls" || echo "$path $(cat "/proc/sys/$path")" >>"$STATE/sysctls" || break
 		echo "$value" >"/proc/sys/$path"
 	done
-	put_sysctls_back "$(lines sysctl | sed 's/ .*//')"
+	mine=$(while read -r kind path _; do [ "$kind" != sysctl ] || echo "$path"; done <"$PLAN")
+	put_sysctls_back "$mine"
 }
 
 # To what they were, but for those that are in use.
@@ -131,7 +151,7 @@ put_sysctls_back() {
 	done <"$STATE/sysctls")
 	if [ -z "$kept" ]; then
 		rm -f "$STATE/sysctls"
-	else
+	elif [ "$kept" != "$(cat "$STATE/sysctls")" ]; then
 		echo "$kept" >"$STATE/sysctls.new" && mv "$STATE/sysctls.new" "$STATE/sysctls"
 	fi
 }
@@ -157,13 +177,12 @@ hooked() {
 link_text() {
 	cat "$SHARE/link.nft" || return
 	echo "table netdev @TABLE@ {"
-	lines own | while read -r device body; do
-		[ "$1" != present ] || present "$device" || continue
-		hooked "$device" "$body"
-	done
-	lines port | while read -r device body; do
-		for port in $(ports "$device"); do hooked "$port" "$body"; done
-	done
+	while read -r kind device body; do
+		case $kind in
+		own) if [ "$1" = all ] || present "$device"; then hooked "$device" "$body"; fi ;;
+		port) for port in $(ports "$device"); do hooked "$port" "$body"; done ;;
+		esac
+	done <"$PLAN"
 	echo "}"
 }
 
@@ -260,12 +279,16 @@ differences() {
 	holds inet "$(guard_text)" || echo "guard: not as compiled"
 	holds netdev "$(taken_link)" || echo "link guard: not as compiled"
 	for family in $(families); do
-		missing_rules "$family" | sed "s/^/ladder, IPv$family: missing: /"
-		stale_rules "$family" | sed "s/^/ladder, IPv$family: left over: /"
-		missing_routes "$family" | sed "s/^/routes, IPv$family: missing: /"
-		stale_routes "$family" | sed "s/^/routes, IPv$family: left over: /"
+		ways "$family" | while read -r kind line; do
+			case $kind in
+			[+]rule) echo "ladder, IPv$family: missing: $line" ;;
+			-rule) echo "ladder, IPv$family: left over: $line" ;;
+			[+]route) echo "routes, IPv$family: missing: $line" ;;
+			-route) echo "routes, IPv$family: left over: $line" ;;
+			esac
+		done
 	done
-	other_sysctls | sed 's/^/sysctl, should be: /'
+	other_sysctls | while read -r line; do echo "sysctl, should be: $line"; done
 }
 
 uncovered() {
@@ -274,10 +297,11 @@ uncovered() {
 	elif [ -z "$(taken_link)" ]; then
 		echo "this kernel has no netdev egress hook (kmod-nft-netdev, Linux 5.16): AF_PACKET sockets are not covered"
 	else
-		lines own | while read -r device _; do
+		while read -r kind device _; do
+			[ "$kind" = own ] || continue
 			nft list chain netdev @TABLE@ "device-$(echo "$device" | tr @ /)" >/dev/null 2>&1 ||
 				echo "not hooked at $device: AF_PACKET sockets are not covered there"
-		done
+		done <"$PLAN"
 	fi
 }
 
@@ -312,10 +336,11 @@ status() {
 	fi
 	[ "$(listed inet @TABLE@ | grep -c '^	chain block {')" = 0 ] || echo "blocked: nothing leaves by the uplinks"
 	uncovered | sed 's/^/link guard: /'
-	lines resolver | while read -r name mark _; do
+	while read -r kind name mark _; do
+		[ "$kind" = resolver ] || continue
 		fault=$(resolver_fault "$name" "$mark")
 		echo "resolver $name: ${fault:-runs, and may put on its mark}; servers: $(sed 's/nameserver //' "$STATE/$name.servers" 2>/dev/null | tr '\n' ' ')"
-	done
+	done <"$PLAN"
 	for family in inet netdev; do
 		nft list counters table "$family" @TABLE@ 2>/dev/null |
 			awk -v layer="$family" '$1 == "counter" { name = $2 } $1 == "packets" && $2 { print "count, " layer " " name ": " $2 }'
@@ -325,7 +350,8 @@ status() {
 
 # The DNS servers that netifd learned of each uplink. With peerdns 0 it keeps them as "inactive".
 servers() {
-	lines servers | while read -r name fixed devices; do
+	while read -r kind name fixed devices; do
+		[ "$kind" = servers ] || continue
 		if [ "$fixed" = fixed ]; then
 			found=$(echo "$devices" | tr ' ' '\n')
 		else
@@ -335,7 +361,7 @@ servers() {
 			grep -v -e ' 127\.' -e ' ::1$' -e ' 0\.0\.0\.0$' -e ' ::$' | awk '!seen[$0]++')
 		[ -e "$STATE/$name.servers" ] && [ "$new" = "$(cat "$STATE/$name.servers")" ] && continue
 		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && mv "$STATE/$name.servers.new" "$STATE/$name.servers"
-	done
+	done <"$PLAN"
 }
 
 learned() {
@@ -376,10 +402,18 @@ alone() {
 	trap 'rm -f "$STATE/lock"' EXIT
 }
 
+new_ways() {
+	go 4 "$ways4" +route +rule
+	go 6 "$ways6" +route +rule
+}
+
 # New ways before the switch and old ones after it, where a guard stands; where none does, the guard first.
 apply() {
 	rm -f "$STATE/released"
 	if [ ! -e "$INCLUDE" ] && takes "$(guard_text)"; then mv "$ASIDE" "$INCLUDE"; fi
+	ways4=$(ways 4)
+	ways6=
+	[ ! -d /proc/sys/net/ipv6 ] || ways6=$(ways 6)
 	if stands; then
 		write_sysctls
 		new_ways
@@ -389,7 +423,8 @@ apply() {
 		write_sysctls
 		new_ways
 	fi
-	no_old_ways
+	go 4 "$ways4" -rule -route
+	go 6 "$ways6" -rule -route
 	servers
 	found=$(differences)
 	case $found in
@@ -403,9 +438,9 @@ release() {
 	: >"$STATE/released" || fail 1 "$STATE can't be written; nothing was changed"
 	if [ -e "$INCLUDE" ] && ! mv "$INCLUDE" "$ASIDE"; then fail 1 "$INCLUDE can't be moved; nothing was changed"; fi
 	put_sysctls_back ''
-	for family in $(families); do
-		held_rules "$family" | sed -n "s/ $OURS\$//p" | rule_words del | batch "$family"
-		held_routes "$family" | sed "s/.*/route del & $OURS/" | batch "$family"
+	for one in $(families); do
+		go "$one" "$(held_rules "$one" | sed -n "s/^\(.*\) $OURS\$/-rule \1/p")" -rule
+		go "$one" "$(held_routes "$one" | sed 's/^/-route /')" -route
 	done
 	for family in netdev inet; do
 		! nft list table "$family" @TABLE@ >/dev/null 2>&1 || nft delete table "$family" @TABLE@

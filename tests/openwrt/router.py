@@ -28,7 +28,7 @@ class Router:
         for name in ("nft", "ip"):
             self._link(name, tool(name))
         for name in ("uci", "ubus", "jsonfilter"):
-            self.program(name, f'exec {sys.executable} {FAKES} {name} {CONFIG} "$@"')
+            self.program(name, f'exec {sys.executable} -I -S {FAKES} {name} {CONFIG} "$@"')
         for name, text in (("network.uci", ""), ("dhcp.uci", ""), ("ubus.json", "{}")):
             space.outside(f"{CONFIG}/{name}").write_text(text)
         self.write(policy, link_guard)

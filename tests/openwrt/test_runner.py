@@ -29,7 +29,7 @@ from .router import ROOT, STATE, Router, right
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
 # With NFTPOLICY_POLICIES=200 it is 200 policies, in a few minutes.
-POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "10"))
+POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "8"))
 NFT = tool("nft")
 DEVICES = st.sampled_from(strategies.COMMON)
 
