@@ -4,7 +4,6 @@ Odd steps are killed before they are done and even ones after; with NFTPOLICY_CR
 """
 
 import os
-
 from collections.abc import Iterator
 
 import pytest
