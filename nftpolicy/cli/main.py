@@ -7,13 +7,16 @@ import gc
 import signal
 import sys
 from importlib import import_module
+from keyword import iskeyword
 
 from .. import __version__
 
-# Command -> its module here. Only the one that is asked for is imported, so that start-up is quick.
+# Each is a module here, with _ behind a keyword of Python; one with a `group` has commands of its own. Only the
+# one that is asked for is imported, so that start-up is quick.
 COMMANDS = (
     "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "explain",
     "guard", "settings", "install", "uninstall", "watch", "probe", "release", "resolver", "run", "demo",
+    "import",
 )  # fmt: skip
 
 
@@ -71,6 +74,9 @@ def application(arguments: list[str]):  # type: ignore[no-untyped-def]
 
     asked = [word for word in arguments[:1] if word in COMMANDS]
     for command in asked or COMMANDS:
-        module = import_module(f".{command}", __package__)
-        app.command(command)(module.command)
+        module = import_module(f".{command}{'_' if iskeyword(command) else ''}", __package__)
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=command)
+        else:
+            app.command(command)(module.command)
     return lambda: app(prog_name="nftpolicy")

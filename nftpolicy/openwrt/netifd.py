@@ -118,9 +118,7 @@ def _configured(
         yield rule
 
 
-def _rule(
-    one: Section, family: int, number: int, found: Network, names: Mapping[str, int]
-) -> IpRule | None:
+def _rule(one: Section, family: int, number: int, found: Network, names: Mapping[str, int]) -> IpRule | None:
     value, mask = _mark(one)
     rule = IpRule(family, _number(one, "priority", number), mark=value, mask=mask, protocol=0, origin=origin(one),
                   invert=one.flag("invert"))  # fmt: skip
@@ -191,7 +189,9 @@ def _prefix(one: Section, option: str, family: int) -> str:
     except ValueError:
         raise _Dropped(f"{option} {text!r} is no network") from None
     if found.version != family:
-        raise _Dropped(f"{option} {text!r} is not IPv{family}; 'config rule{'6' if found.version == 6 else ''}' is for it")
+        raise _Dropped(
+            f"{option} {text!r} is not IPv{family}; 'config rule{'6' if found.version == 6 else ''}' is for it"
+        )
     return str(found.network)
 
 
@@ -223,10 +223,9 @@ def _of_rule(one: Section, rule: IpRule) -> Iterator[Trap]:
     """What is there, but perhaps not what was meant."""
     text = one.get("mark")
     first = text.partition("/")[0].strip()
-    where = one.place("mark")
+    where, cut = one.place("mark"), ", since of the value only 32 bits are kept" if _bits(first) > 32 else ""
     if text and not rule.mask:
-        yield Trap(where, f"{one.shown}: mark {text} is no condition: the rule takes in ALL packets"
-                          f"{', since of the value only 32 bits are kept' if _bits(first) > 32 else ''}", True)  # fmt: skip
+        yield Trap(where, f"{one.shown}: mark {text} is no condition: the rule takes in ALL packets{cut}", True)
     elif text and not rule.mark:
         yield Trap(where, f"{one.shown}: mark {text} means packets WITHOUT the mark: all that nobody marked", True)
     elif _bits(first) > 32:
@@ -242,11 +241,11 @@ def _of_rule(one: Section, rule: IpRule) -> Iterator[Trap]:
     if one.get("action") and one.get("lookup"):
         yield Trap(one.place("action"), f"{one.shown}: action {one.get('action')} goes before lookup, which is ignored")
     if not one.get("priority"):
-        yield Trap(one.place(), f"{one.shown}: no priority: it is {rule.priority} only as long as no {one.type} is put "
-                                "before it in the file")  # fmt: skip
+        said = f"it is {rule.priority} only as long as no {one.type} is put before it in the file"
+        yield Trap(one.place(), f"{one.shown}: no priority: {said}")
     elif rule.priority > 32766:
-        yield Trap(one.place("priority"), f"{one.shown}: priority {rule.priority} is behind table main (32766), which has "
-                                          "answered before if it has a default route")  # fmt: skip
+        said = "is behind table main (32766), which has answered before if it has a default route"
+        yield Trap(one.place("priority"), f"{one.shown}: priority {rule.priority} {said}")
 
 
 def _bits(text: str) -> int:
@@ -323,7 +322,9 @@ def _static_routes(
             traps.append(Trap(one.place(), f"{one.shown}: netifd leaves this route out without a word: {why}"))
             continue
         if route is None:
-            traps.append(Trap(one.place(), f"{one.shown}: its interface is not there or not up, so the route is missing"))
+            traps.append(
+                Trap(one.place(), f"{one.shown}: its interface is not there or not up, so the route is missing")
+            )
             continue
         if route.kind in _TYPED and one.get("interface"):
             traps.append(Trap(one.place("interface"), f"{one.shown}: this guard is away while interface "

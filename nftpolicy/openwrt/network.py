@@ -15,12 +15,15 @@ from attrs import Factory, evolve, field, frozen
 from .uci_in import Section
 
 # Protocols that bring a default route from the network behind the device.
-LEASED4 = frozenset({"dhcp", "pppoe", "pppoa", "pptp", "ppp", "3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "ipcp"})
+LEASED4 = frozenset(
+    {"dhcp", "pppoe", "pppoa", "pptp", "ppp", "3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "ipcp"}
+)
 LEASED6 = frozenset({"dhcpv6"})
 MODEMS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
 SESSIONS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
 # Protocols whose device leads through another network that is reached by an uplink.
-TUNNELS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4", "6rd",
+TUNNELS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
+                     "6rd",
                      "ipip", "ipip6", "vti", "vtiv6", "xfrm", "map", "dslite", "464xlat", "openconnect", "vpnc", "sstp",
                      "openvpn", "tunneldigger", "gluon_mesh", "batadv", "batadv_hardif", "batadv_vlan"})  # fmt: skip
 # The device of these is named after the protocol and the interface, as their handlers do.
@@ -67,7 +70,9 @@ class Network:
         return next((one for one in self.interfaces if one.name == name), None)
 
 
-def network(sections: Sequence[Section], wireless: Iterable[Section] = ()) -> tuple[Network, list[tuple[Section, str, str]]]:
+def network(
+    sections: Sequence[Section], wireless: Iterable[Section] = ()
+) -> tuple[Network, list[tuple[Section, str, str]]]:
     """What `network` says, and what netifd would drop of it: (section, option, what is wrong)."""
     faults: list[tuple[Section, str, str]] = []
     radio = _by_radio(wireless)
@@ -78,10 +83,16 @@ def network(sections: Sequence[Section], wireless: Iterable[Section] = ()) -> tu
     by_name = {one.name: one for one in found}
     found = [_aliased(one, by_name) for one in found]
     devices = [one for one in sections if one.type == "device"]
-    ports = {one.get("name"): (*one.words("ports"), *one.words("ifname")) for one in devices if one.get("type") == "bridge"}
+    ports = {
+        one.get("name"): (*one.words("ports"), *one.words("ifname")) for one in devices if one.get("type") == "bridge"
+    }
     ports |= {f"br-{one.name}": one.words("ifname") for one in sections
               if one.type == "interface" and one.get("type") == "bridge" and one.words("ifname")}  # fmt: skip
-    ordered = ["lo", *(port for listed in ports.values() for port in listed), *(one.device for one in found if one.device)]
+    ordered = [
+        "lo",
+        *(port for listed in ports.values() for port in listed),
+        *(one.device for one in found if one.device),
+    ]
     ifindex = {name: at for at, name in enumerate(dict.fromkeys(ordered), 1)}
     ipv6 = frozenset(one.get("name") for one in devices if one.get("ipv6") and one.flag("ipv6"))
     return Network(tuple(found), ipv6, ports, ifindex), faults
@@ -112,8 +123,8 @@ def _interface(section: Section, order: int, radio: Mapping[str, str], faults: l
         if section.get(option):
             number = table(section.get(option))
             if number is None:
-                faults.append((section, option, f"netifd knows no table {section.get(option)!r}, so it is as if this were "
-                                                "not there"))  # fmt: skip
+                said = f"netifd knows no table {section.get(option)!r}, so it is as if this were not there"
+                faults.append((section, option, said))
             else:
                 tables[family] = number
     addresses, gateways = _static(section, faults) if proto == "static" else ([], [])
@@ -182,13 +193,17 @@ def with_leases(found: Network) -> Network:
             base = int(IPv4Address("192.0.2.0")) + 16 * (count % 16)
             addresses.append(IPv4Interface((base + 2, 28)))
             gateways.append(IPv4Address(base + 1))
-            said.append(f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as a lease may bring them")
+            said.append(
+                f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as a lease may bring them"
+            )
         if one.up and one.device and one.proto in LEASED6:
             count += 1
             prefix = int(IPv6Address("2001:db8:1::")) + (count << 80)
             addresses.append(IPv6Interface((prefix + 2, 64)))
             gateways.append(IPv6Address("fe80::1"))
-            said.append(f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as the network may tell")
+            said.append(
+                f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as the network may tell"
+            )
         made.append(evolve(one, addresses=tuple(addresses), gateways=tuple(gateways), assumed=tuple(said)))
     return evolve(found, interfaces=tuple(made))
 
