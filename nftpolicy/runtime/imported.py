@@ -186,8 +186,9 @@ def _tries(proposal: Proposal, state: NetState, uplinks: dict[str, Role]) -> Ite
             if address.version == family and not address.ip.is_link_local:
                 bound = evolve(plain, source=int(address.ip))
                 yield "a program that binds to the uplink's address", now, bound
-                near = int(address.network.network_address) + 9
-                if address.network.num_addresses > 9:
+                first = int(address.network.network_address)
+                near = first + (10 if int(address.ip) == first + 9 else 9)
+                if address.network.num_addresses > 10:
                     yield "any program, to the owner's own network", now, evolve(plain, destination=near)
         yield "any program, while no other network has a default route", later, plain
         for device in uplinks:

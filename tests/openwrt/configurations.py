@@ -1,0 +1,241 @@
+"""Configurations of routers, as files of /etc/config, and what an import has to say of each."""
+
+from attrs import Factory, frozen
+
+LOOPBACK = """
+config interface 'loopback'
+	option device 'lo'
+	option proto 'static'
+	option ipaddr '127.0.0.1'
+	option netmask '255.0.0.0'
+"""
+LAN = """
+config interface 'lan'
+	option device 'br-lan'
+	option proto 'static'
+	option ipaddr '192.168.1.1/24'
+"""
+WAN = """
+config interface 'wan'
+	option device 'eth1'
+	option proto 'dhcp'
+
+config interface 'wan6'
+	option device '@wan'
+	option proto 'dhcpv6'
+"""
+ZONE = """
+config zone
+	option name 'wan'
+	list network 'wan'
+	list network 'wan6'
+	option masq '1'
+	option output 'ACCEPT'
+"""
+PLAIN = LOOPBACK + LAN + WAN
+
+
+@frozen
+class Case:
+    """`policy` are pieces of the policy, `said` of the report. `ways` are pieces of the ways out now."""
+
+    files: dict[str, str]
+    policy: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    ways: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    names: dict[str, str] = Factory(dict)  # other files of /etc
+
+
+CASES = {
+    "dhcp": Case(
+        {"network": PLAIN, "firewall": ZONE},
+        ('devices = ["eth1"]', '"dhcpv4", "dhcpv6"', 'mark = "0x1/0x1"  # chosen here'),
+        ("routes of IPv4 and IPv6 move from table main", "as a lease may bring them"),
+        ("any program, to any address: IPv4", "any program, to any address: IPv6"),
+    ),
+    "no firewall": Case({"network": PLAIN}, ('devices = ["eth1"]', 'inside = [\n  "br-lan"')),
+    "static": Case(
+        {"network": LOOPBACK + "config interface wan\n option device eth0.2\n option proto static\n option ipaddr 192.0.2.9\n"
+                    " option netmask 255.255.255.0\n option gateway 192.0.2.1\n option ip4table 7\n"},
+        ('devices = ["eth0.2"]', "table = 7", 'gateways = ["192.0.2.1"]'),
+        ways=("ip rule 10000, table 7", "ip rule 20000, table 7", "ip rule 90002, table 7"),
+    ),
+    "pppoe": Case(
+        {"network": LOOPBACK + "config interface wan\n option device eth0.7\n option proto pppoe\n option username me\n\n"
+                    "config interface wan6\n option device @wan\n option proto dhcpv6\n"},
+        ('devices = ["pppoe-wan", "eth0.7"]', '"pppoe"'),
+        ways=("leaves by pppoe-wan",),
+    ),
+    "lte": Case(
+        {"network": LOOPBACK + LAN + "config interface cellular\n option device /dev/cdc-wdm0\n option proto qmi\n"
+                    " option apn internet\n option peerdns 0\n option ip6table 1\n"},
+        ('[uplink.cellular]\ndevices = ["wwan0"]', "table = 1"),
+    ),
+    "two wans": Case(
+        {"network": PLAIN + "config interface wanb\n option device eth2\n option proto dhcp\n",
+         "firewall": ZONE.replace("'wan6'", "'wan6'\n\tlist network 'wanb'")},
+        ("[uplink.wan]", "[uplink.wanb]", 'mark = "0x1/0xff"', 'mark = "0x2/0xff"', "table = 2"),
+    ),
+    "wan by wlan": Case(
+        {"network": LOOPBACK + LAN + "config interface wwan\n option proto dhcp\n",
+         "wireless": "config wifi-iface sta\n option device radio1\n option mode sta\n option network wwan\n"},
+        ('devices = ["phy1-sta0"]',),
+    ),
+    "asked": Case(
+        {"network": LOOPBACK + "config interface hotel\n option device eth9\n option proto dhcp\n"},
+        ("[uplink.hotel]", 'devices = ["eth9"]'), options=("--uplink", "hotel"),
+    ),
+    "wireguard": Case(
+        {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n option fwmark 0x1\n\n"
+                    "config wireguard_wg0 peer\n option endpoint_host vpn.example\n option public_key y\n\n"
+                    "config wireguard_old\n option public_key z\n",
+         "firewall": ZONE.replace("'wan6'", "'wan6'\n\tlist network 'wg0'")},
+        ("[service.wireguard]", "kernel = true", '"wg0",  # network:'),
+        ("root looks up 'vpn.example'", "wireguard_old: it belongs to no WireGuard interface"),
+    ),
+    "wireguard without a mark": Case(
+        {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n"},
+        ("kernel = true",), ("WireGuard has to mark its packets: option fwmark '0x1' (it is missing)",),
+    ),
+    "fastd": Case(
+        {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option enabled 1\n option group gluon-mesh-vpn\n"
+                                    " option packet_mark 1\n\nconfig peer a\n option net mesh_vpn\n",
+         "gluon-wan-dnsmasq": "config static\n list server 192.0.2.53\n list server fe80::1\n"},
+        ('name = "gluon-node"', "[service.fastd]", "group = 800", 'servers = ["192.0.2.53"]', "[uplink.wan.resolver]"),
+        ("queries by TCP and to ::1 went to the mesh's resolver",),
+    ),
+    "fastd of root": Case(
+        {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option enabled 1\n"},
+        ("group = 801",), ("it runs with root's group", "fastd has to mark its packets"),
+    ),
+    "a group by its name": Case(
+        {"network": PLAIN, "fastd": "config fastd a\n option group tunnels\n option packet_mark 1\n"},
+        ("group = 4711",), names={"group": "root:x:0:\ntunnels:x:4711:\n"},
+    ),
+    "tunneldigger": Case(
+        {"network": PLAIN, "tunneldigger": "config broker\n list address a.example:8942\n option enabled 1\n"
+                                           " option group gluon-mesh-vpn\n option bind_interface eth1\n"},
+        ("[service.tunneldigger]", "group = 800"), ("puts no mark on it", "LIBPACKETMARK_MARK=1"),
+    ),
+    "pbr": Case(
+        {"network": PLAIN, "pbr": "config pbr config\n option enabled 1\n\nconfig policy\n option interface wan\n"},
+        ('mark = "0x1/0x1"',), ("pbr:1: pbr 'config': pbr is about which way other hosts", "pbr:4: policy:"),
+    ),
+    "mwan3": Case(
+        {"network": PLAIN + "config interface lte\n option device wwan0\n option proto dhcp\n", "firewall": ZONE,
+         "mwan3": "config globals globals\n option mmx_mask 0x3F00\n\nconfig interface lte\n option enabled 1\n\n"
+                  "config policy balanced\n list use_member wan_m1\n"},
+        ("[uplink.wan]", "[uplink.lte]"), ("mwan3:7: policy 'balanced': mwan3 spreads",),
+    ),
+    "answers": Case(
+        {"network": PLAIN, "firewall": ZONE + """
+config rule
+	option src 'wan'
+	option proto 'tcp'
+	option dest_port '22 443 8000-8010'
+	option target 'ACCEPT'
+
+config rule
+	option src wan
+	option proto gre
+	option target ACCEPT
+
+config redirect
+	option src wan
+	option src_dport 80
+
+config include
+	option type 'restore'
+	option path '/lib/x'
+
+config rule
+	option src wan
+	option enabled 0
+	option dest_port 9999
+	option target ACCEPT
+"""},
+        ('"ssh"', '"https"', '"tcp/8000-8010"'),
+        ("no answer for protocol gre", "this redirection ends", "renders NO ruleset at all"),
+    ),
+    "a DHCP server on the wan": Case(
+        {"network": PLAIN, "dhcp": "config dhcp wan\n option interface wan\n"},
+        said=("dhcp:1: dhcp 'wan': a DHCP server answers on an uplink",),
+    ),
+    "catch-all mark": Case(
+        {"network": PLAIN.replace("'dhcpv6'", "'dhcpv6'\n\toption ip6table '9'") +
+                    "config rule6\n option mark 0x0\n option lookup 9\n"},
+        ("table = 9",), ("mark 0x0 is no condition: the rule takes in ALL packets",),
+        ("any program, to any address: IPv6 UDP to 2001:db8:ffff::9 port 123 from a socket of user 0, group 0, "
+         "mark 0x0 leaves by eth1: ip rule 1, table 9",),
+    ),
+    "a mark of 33 bits": Case(
+        {"network": PLAIN + "config rule\n option mark 0x100000000\n option lookup 9\n"},
+        said=("takes in ALL packets, since of the value only 32 bits are kept",),
+    ),
+    "values that netifd can't read": Case(
+        {"network": PLAIN + """
+config rule
+	option mark '!0x1/0x1'
+	option lookup 1
+
+config rule
+	option mark '010'
+	option lookup 'nosuch'
+
+config rule
+	option uidrange root
+	option lookup 1
+
+config rule
+	option src 2001:db8::1
+	option lookup 1
+
+config rule good
+	option mark 010/0xff
+	option table 1
+
+config rule backwards
+	option goto 2
+	option priority 3
+
+config route
+	option target default
+	option interface wan
+
+config route
+	option target 198.51.100.0/24
+"""},
+        said=("no mark (VALUE or VALUE/MASK)", "there is no table 'nosuch'", "uidrange 'root' is no number",
+              "'config rule6' is for it", "mark 010 is octal, that is 0x8", "no option 'table'",
+              "rule 'good': neither lookup nor action nor goto", "it is 5 only as long as",
+              "goto 2 does not lead forward from 3", "target 'default' is no network", "it names no interface"),
+    ),
+    "names of tables": Case(
+        {"network": PLAIN + "config rule\n option mark 0x10/0xf0\n option lookup vpn\n"},
+        names={"iproute2/rt_tables": "100 vpn # mine\n"},
+    ),
+}  # fmt: skip
+
+# Configurations that no policy comes of: the files, and the one line that is said.
+BAD = {
+    "no network": ({"firewall": ZONE}, "/network: not there; this is the file that names a router's interfaces"),
+    "empty folder": ({}, "/network: not there"),
+    "no wan": ({"network": LOOPBACK + LAN}, "no interface leads to an uplink: no firewall zone"),
+    "empty": ({"network": ""}, "no interface leads to an uplink"),
+    "a quote": ({"network": PLAIN + "config rule\n\toption mark '0x1\n"}, "/network:21: the quote ' is not closed"),
+    "an unknown word": ({"network": "conifg interface wan\n"}, "/network:1: a line begins with 'package', 'config', "),
+    "no section": ({"network": "option device eth0\n"}, "/network:1: 'option' outside a section"),
+    "two values": ({"network": "config a b\n option device eth0 eth1\n"}, "/network:2: 'option' takes a name and one"),
+    "garbage": ({"network": b"\x7fELF\x02\x01\x01\x00\xff\xfe"}, "/network:1: not UTF-8 text"),
+    "NUL": ({"network": b"config a\0b\n"}, "/network:1: a NUL byte"),
+    "garbage beside": ({"network": PLAIN, "firewall": b"\xff"}, "/firewall:1: not UTF-8 text"),
+    "two types": (
+        {"network": "config rule x\nconfig route x\n"},
+        "/network:2: 'x' is a section of type 'rule' already",
+    ),
+    "a device": (
+        {"network": "config interface wan\n option device 'eth 0/1'\n option device 'a/b'\n"},
+        "no device name",
+    ),
+}

@@ -1,0 +1,220 @@
+"""import openwrt: what is read, the state that netifd makes of it, what leaks there, and the policy."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.netstate import ip_json
+from nftpolicy.openwrt.netifd import made
+from nftpolicy.openwrt.network import network, with_leases
+from nftpolicy.openwrt.uci_in import read
+from tests.openwrt.configurations import BAD, CASES, LOOPBACK, PLAIN
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
+
+
+def run(*arguments):
+    return subprocess.run([*MAIN, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def router(tmp_path):
+    """A folder with these files of /etc/config, and others of /etc."""
+
+    def write(files, names=()):
+        config = tmp_path / "router/etc/config"
+        config.mkdir(parents=True)
+        for name, text in files.items():
+            (config / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        for name, text in dict(names).items():
+            place = config.parent / name
+            place.parent.mkdir(exist_ok=True)
+            place.write_text(text)
+        return tmp_path / "router"
+
+    return write
+
+
+def of_fixture(name):
+    return {kind: (FIXTURES / name / f"{kind}.uci").read_text() for kind in ("network", "firewall")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_configuration(router, tmp_path, name):
+    case = CASES[name]
+    out = tmp_path / "policy.toml"
+    done = run("import", "openwrt", router(case.files, case.names), "--out", out, *case.options)
+    assert (done.returncode, done.stderr) == (0, "")
+    text = out.read_text()
+    for piece in case.policy:
+        assert piece in text
+    for piece in (*case.said, *case.ways):
+        assert piece in done.stdout
+    assert "the policy: proved" in done.stdout
+    checked = run("check", out)
+    assert (checked.returncode, checked.stdout.count("proved")) == (0, 1), checked.stderr
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_no_policy_comes_of_it(router, name):
+    files, said = BAD[name]
+    done = run("import", "openwrt", router(files))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.startswith("nftpolicy: ") and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["default-router", "default-with-include", "gluon-node"])
+@pytest.mark.parametrize("look", [False, True], ids=["assumed", "given"])
+def test_real_ones_leak_today_and_not_with_the_policy(router, tmp_path, name, look):
+    out = tmp_path / "policy.toml"
+    given = ["--ruleset", FIXTURES / name / "kernel.json"] if look else []
+    done = run("import", "openwrt", router(of_fixture(name)), "--out", out, "--json", *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "proved"
+    assert document["now"]["verdict"] == "refuted"
+    assert document["policy"] == out.read_text()
+    assert document["ways_out"]
+    assert any("assumed" in one or "lets out everything" in one for one in document["assumptions"]) is not look
+    assert run("check", out).returncode == 0
+
+
+def test_the_known_leaks_of_a_gluon_node_have_their_packets(router):
+    files = of_fixture("gluon-node")
+    # What netifd does of itself for a device that is told to have IPv6: its rule 90000 + ifindex.
+    files["network"] = files["network"].replace("\toption igmp_snooping '1'\n", "\toption ipv6 '1'\n", 1)
+    done = run("import", "openwrt", router(files), "--json")
+    ways = json.loads(done.stdout)["ways_out"]
+    told = {(one["packet"][:4], one["reason"].partition(",")[0], one["place"]) for one in ways}
+    assert ("IPv4", "ip rule 32766", "network:22") in told  # the default route, which is the WAN's
+    for rule in ("ip rule 10000", "ip rule 20000", "ip rule 90004"):
+        assert ("IPv6", rule, "network:32") in told
+    # The mark rule leads to the uplink what wears the mark, which is no leak.
+    assert not any("ip rule 1," in one["reason"] for one in ways)
+
+
+def test_the_fixture_as_it_is_has_no_rule_90000_for_ipv6(router):
+    document = json.loads(run("import", "openwrt", router(of_fixture("gluon-node")), "--json").stdout)
+    assert not any("ip rule 9000" in one["reason"] for one in document["ways_out"])
+
+
+def test_where_the_firewall_drops_there_is_no_way_out(router, tmp_path):
+    """The control: ways come from walks, and a ruleset that drops ends them."""
+    drop = {"nftables": [
+        {"table": {"family": "inet", "name": "x"}},
+        {"chain": {"family": "inet", "table": "x", "name": "c", "type": "filter", "hook": "postrouting",
+                   "prio": 0, "policy": "drop"}},
+    ]}  # fmt: skip
+    (tmp_path / "drop.json").write_text(json.dumps(drop))
+    done = run("import", "openwrt", router(of_fixture("gluon-node")), "--json", "--ruleset", tmp_path / "drop.json")
+    assert json.loads(done.stdout)["ways_out"] == []
+
+
+def test_what_was_seen_goes_before_what_is_assumed(router):
+    place = router(of_fixture("gluon-node"))
+    seen = FIXTURES / "gluon-node"
+    options = [word for family in (4, 6) for kind, option in (("rule", "--rules"), ("route", "--routes"))
+               for word in (option, f"{family}:{seen}/ip{family}-{kind}.json")]  # fmt: skip
+    guessed, looked = (json.loads(run("import", "openwrt", place, "--json", *more).stdout) for more in ([], options))
+
+    def rules(document):
+        return sorted((one["packet"][:4], one["reason"].partition(",")[0]) for one in document["ways_out"])
+
+    assert rules(guessed) == rules(looked)
+
+
+@pytest.mark.parametrize("name", ["default-router", "gluon-node", "ip4table"])
+def test_the_state_is_the_one_that_netifd_makes(name):
+    """The rules and routes of a real netifd with the same file, but for addresses that the kernel makes up."""
+    sections = read((FIXTURES / name / "network.uci").read_bytes(), "network", "network")
+    found, _ = network(sections)
+    state = made(sections, with_leases(found))
+    seen_rules, seen_routes = set(), set()
+    for family in (4, 6):
+        rules, routes = (
+            json.loads((FIXTURES / name / f"ip{family}-{kind}.json").read_text()) for kind in ("rule", "route")
+        )
+        seen_rules |= {_rule(one) for one in ip_json.rules(rules, family)}
+        seen_routes |= {_route(one) for one in ip_json.routes(routes, family)}
+    assert {_rule(one) for one in state.rules} == seen_rules
+    ours = {_route(one) for one in state.routes if one.table != 255}
+    theirs = {one for one in seen_routes if one[1] != 255 and not one[2].startswith("fd12:")}  # the ULA prefix
+    assert ours == theirs
+    assert {_route(one) for one in made(sections[:-1], with_leases(network(sections[:-1])[0])).routes} != ours
+
+
+def _rule(one):
+    import ipaddress
+
+    to = one.destination and str(ipaddress.ip_network(one.destination, strict=False))
+    return one.family, one.priority, one.action, one.table, one.mark, one.mask, one.source, to, one.iif
+
+
+def _route(one):
+    return one.family, one.table, one.destination, one.kind, one.gateway, one.device, one.metric
+
+
+def test_every_section_is_taken_in_or_told_of(router):
+    """A section of no known kind anywhere is in the report, by file and line."""
+    files = dict.fromkeys(("firewall", "dhcp", "fastd", "pbr", "mwan3"), "config nonsense 'x'\n\toption a b\n")
+    files["network"] = PLAIN + "\nconfig nonsense\n"
+    document = json.loads(run("import", "openwrt", router(files), "--json").stdout)
+    places = {one["place"].partition(":")[0] for one in document["not_mapped"]}
+    assert places == {*files}
+
+
+def test_the_second_time_is_the_same_and_other_files_stay(router, tmp_path):
+    place, out = router({"network": PLAIN}), tmp_path / "p.toml"
+    assert run("import", "openwrt", place, "--out", out).returncode == 0
+    first = out.read_text()
+    assert run("import", "openwrt", place, "--out", out).returncode == 0
+    assert out.read_text() == first
+    out.write_text("mine")
+    refused = run("import", "openwrt", place, "--out", out)
+    assert (refused.returncode, refused.stdout, out.read_text()) == (1, "", "mine")
+    assert "--force replaces it" in refused.stderr
+    assert run("import", "openwrt", place, "--out", out, "--force").returncode == 0
+    assert out.read_text() == first
+    gone = run("import", "openwrt", place, "--out", tmp_path / "no/such/p.toml")
+    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
+    full = run("import", "openwrt", place, "--out", "/dev/full", "--force")
+    assert (full.returncode, full.stderr) == (1, "nftpolicy: /dev/full: can't be written: No space left on device\n")
+
+
+def test_without_out_the_policy_alone_is_on_standard_output(router):
+    done = run("import", "openwrt", router({"network": PLAIN}))
+    assert done.returncode == 0
+    assert tomllib.loads(done.stdout)["uplink"]["wan"]["devices"] == ["eth1"]
+    assert "as it is now it leaks" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["import", "openwrt", "/nonexistent"], "/nonexistent: no folder"),
+        (["import", "openwrt", "{router}", "--uplink", "wann"], "there is no interface 'wann' (did you mean 'wan'?)"),
+        (["import", "openwrt", "{router}", "--uplink", "loopback"], "has no device that leads out"),
+        (["import", "openwrt", "{router}", "--ruleset", "/nonexistent"], "/nonexistent: can't be read"),
+        (["import", "openwrt", "{router}/etc/config/network"], "network: no folder"),
+    ],
+)
+def test_bad_options(router, arguments, said):
+    place = router({"network": LOOPBACK + PLAIN})
+    done = run(*(one.replace("{router}", str(place)) for one in arguments))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_a_folder_or_a_link_to_nothing(router):
+    place = router({})
+    (place / "etc/config/network").mkdir()
+    done = run("import", "openwrt", place)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "can't be read" in done.stderr
