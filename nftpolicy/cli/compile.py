@@ -14,7 +14,7 @@ from ..compiler.compile import Machine, compile_policy
 from ..netstate import iproute, json_out, text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
-from .common import BAD_INPUT, Failure, read_policy
+from .common import BAD_INPUT, Failure, read_policy, warn
 
 if TYPE_CHECKING:
     from ..policy.errors import Source
@@ -29,6 +29,7 @@ class Form(StrEnum):
     ip6 = "ip6"
     summary = "summary"
     openwrt = "openwrt"
+    openwisp = "openwisp"
 
 
 def _json(_: Policy, state: NetState) -> str:
@@ -73,6 +74,11 @@ def command(
         return
     if dir is not None or force:
         raise Failure(f"--to {to} prints: DIR and --force are for --to openwrt", BAD_INPUT)
+    if to is Form.openwisp:
+        if ports:
+            raise Failure("--ports is not for --to openwisp: the router finds the ports of its bridges", BAD_INPUT)
+        _template(policy, source, link_guard)
+        return
     carried: dict[str, list[str]] = {}
     for item in ports:
         bridge, equals, port = item.partition("=")
@@ -103,3 +109,42 @@ def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: 
         laid = lay(root, {path: one.text.encode() for path, one in found.items()}, executable, LIST, force)
     lines = [*(f"wrote {path}" for path in laid.written), *(f"removed {path}" for path in laid.removed)]
     print("\n".join(lines or ["everything is in place already"]))
+
+
+def _template(policy: Policy, source: Source, link_guard: bool) -> None:
+    """A template for OpenWISP on standard output. What it can't say is said on standard error."""
+    import json
+
+    from ..openwrt.openwisp import BESIDE, template
+    from .guard import proved
+    from .install import prove, warn_of_names
+
+    prove(policy, source)
+    proved(policy, source)
+    try:
+        found = template(policy, link_guard)
+    except ValueError as error:
+        raise Failure(f"{source.name}: can't be said in a template of OpenWISP: {error}", BAD_INPUT) from None
+    warn_of_names(policy)
+    _held_against_the_schema(found)
+    for why, command in BESIDE:
+        warn(f"not in the template: {why}; on each device: {command}")
+    print(json.dumps(found, indent=1))
+
+
+def _held_against_the_schema(found: dict[str, object]) -> None:
+    """Failure if netjsonconfig would refuse the template. Without netjsonconfig that is only said."""
+    try:
+        from netjsonconfig import OpenWrt
+        from netjsonconfig.exceptions import ValidationError
+    except ImportError:
+        warn(
+            "the template was not held against NetJSON's schema: netjsonconfig is missing (pip install nftpolicy[openwrt])"
+        )
+        return
+    from copy import deepcopy
+
+    try:
+        OpenWrt(deepcopy(found)).validate()
+    except ValidationError as error:
+        raise Failure(f"netjsonconfig refuses the template: {str(error).splitlines()[0]}") from None

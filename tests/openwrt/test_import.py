@@ -12,6 +12,7 @@ from nftpolicy.netstate import ip_json
 from nftpolicy.openwrt.netifd import made
 from nftpolicy.openwrt.network import network, with_leases
 from nftpolicy.openwrt.uci_in import read
+from nftpolicy.policy.load import load
 from tests.openwrt.configurations import BAD, CASES, LOOPBACK, PLAIN
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -56,8 +57,7 @@ def test_a_configuration(router, tmp_path, name):
     for piece in (*case.said, *case.ways):
         assert piece in done.stdout
     assert "the policy: proved" in done.stdout
-    checked = run("check", out)
-    assert (checked.returncode, checked.stdout.count("proved")) == (0, 1), checked.stderr
+    load(out.read_bytes(), "the policy")
 
 
 @pytest.mark.parametrize("name", BAD)
