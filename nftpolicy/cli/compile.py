@@ -138,9 +138,7 @@ def _held_against_the_schema(found: dict[str, object]) -> None:
         from netjsonconfig import OpenWrt
         from netjsonconfig.exceptions import ValidationError
     except ImportError:
-        warn(
-            "the template was not held against NetJSON's schema: netjsonconfig is missing (pip install nftpolicy[openwrt])"
-        )
+        warn("the template was not held against its schema: netjsonconfig is missing (pip install nftpolicy[openwrt])")
         return
     from copy import deepcopy
 
