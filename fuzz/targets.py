@@ -6,7 +6,7 @@ import tomllib
 from attrs import frozen
 from hypothesis import strategies as st
 
-from fuzz import dumps
+from fuzz import dumps, routers
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import json_in, json_out, text
 from nftpolicy.policy.errors import PolicyError, Source
@@ -209,6 +209,9 @@ TARGETS = (
     Target("desk", dumps.machines(), dumps.at_a_desk),
     Target("judged", dumps.machines(), dumps.judged),
     Target("odd", dumps.odd_rules(), dumps.odd),
+    Target("uci-bytes", routers.GARBAGE, routers.imported),
+    Target("uci-edited", routers.edited(), routers.imported),
+    Target("uci-made-up", routers.made_up(), routers.imported),
     Target(
         "scenes",
         test_invariant.scenes(),

@@ -1,0 +1,197 @@
+"""Configurations of routers: any bytes, and real ones of which parts were changed."""
+
+from hypothesis import strategies as st
+
+from nftpolicy.openwrt.proposal import propose
+from nftpolicy.openwrt.roles import NotUsable
+from nftpolicy.openwrt.uci_in import UciError, read
+from nftpolicy.policy.load import load
+from tests.openwrt.configurations import CASES
+
+PIECES = [
+    b"'",
+    b'"',
+    b"\\",
+    b"\n",
+    b"#",
+    b";",
+    b"\0",
+    b"\xff",
+    b"config ",
+    b"option ",
+    b"list ",
+    b"wan",
+    b"@wan",
+    b"lo",
+    b"eth0",
+    b"proto",
+    b"static",
+    b"pppoe",
+    b"0x0",
+    b"-1",
+    b"::/0",
+    b"999.1.1.1",
+    b"127.0.0.1",
+    b"table",
+    b"255",
+    b"a" * 70,
+    b"%",
+    b"gateway",
+    b"device",
+    b"ip4table",
+    b"mark",
+    b"lookup",
+    "\u00b2".encode(),
+    b"1/",
+    b"/33",
+    b"fe80::1%x",
+    b"group 0",
+]
+OPTIONS = st.sampled_from(
+    (
+        "device",
+        "proto",
+        "ipaddr",
+        "netmask",
+        "gateway",
+        "ip6addr",
+        "ip6gw",
+        "ip4table",
+        "ip6table",
+        "mark",
+        "lookup",
+        "action",
+        "goto",
+        "priority",
+        "src",
+        "dest",
+        "uidrange",
+        "target",
+        "table",
+        "metric",
+        "type",
+        "interface",
+        "name",
+        "network",
+        "masq",
+        "dest_port",
+        "icmp_type",
+        "group",
+        "packet_mark",
+        "server",
+        "enabled",
+        "ifname",
+        "fwmark",
+        "endpoint_host",
+        "in",
+        "tos",
+    )
+)
+VALUES = st.one_of(
+    st.sampled_from(
+        (
+            "wan",
+            "lan",
+            "@wan",
+            "eth0",
+            "br-lan",
+            "lo",
+            "dhcp",
+            "static",
+            "pppoe",
+            "qmi",
+            "wireguard",
+            "1",
+            "0",
+            "0x1/0x1",
+            "0x0",
+            "-1",
+            "010",
+            "254",
+            "192.0.2.1/24",
+            "192.0.2.1",
+            "255.255.0.255",
+            "::/0",
+            "2001:db8::1",
+            "127.0.0.1",
+            "224.0.0.1",
+            "22",
+            "ACCEPT",
+            "root",
+            "gluon-mesh-vpn",
+            "a/b",
+            "/dev/x",
+            "tcp",
+            "udp",
+            "*",
+        )
+    ),
+    st.text(st.characters(exclude_characters="'\0", exclude_categories=("Cs",)), max_size=20),
+    st.integers().map(str),
+)
+KINDS = st.sampled_from(
+    (
+        "interface",
+        "rule",
+        "rule6",
+        "route",
+        "route6",
+        "device",
+        "zone",
+        "forwarding",
+        "redirect",
+        "include",
+        "fastd",
+        "broker",
+        "static",
+        "dhcp",
+        "wireguard_wan",
+        "wifi-iface",
+        "wgpeerselector",
+    )
+)
+
+
+@st.composite
+def edited(draw):
+    """The files of a case with some bytes changed."""
+    files = {name: text.encode() for name, text in draw(st.sampled_from(sorted(CASES.items())))[1].files.items()}
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(sorted(files)))
+        data = files[name]
+        start = draw(st.integers(0, len(data)))
+        end = min(len(data), start + draw(st.integers(0, 12)))
+        piece = draw(st.binary(max_size=6) | st.sampled_from(PIECES) | st.just(data[start:end] * 2))
+        files[name] = data[:start] + piece + data[end:]
+    return files
+
+
+@st.composite
+def made_up(draw):
+    """Sections of known kinds with options that may have nothing to do with them."""
+    names = ("firewall", "fastd", "tunneldigger", "wireless", "gluon-wan-dnsmasq", "dhcp", "wgpeerselector", "mwan3")
+    files = {}
+    for name in ("network", *draw(st.lists(st.sampled_from(names), max_size=3, unique=True))):
+        lines = ["config interface wan\n option device eth1\n option proto dhcp"] if draw(st.booleans()) else []
+        for _ in range(draw(st.integers(0, 4))):
+            kind, called = draw(KINDS), draw(st.sampled_from(("", "wan", "lan", "x")))
+            lines.append(f"config {kind} {called}" if called else f"config {kind}")
+            lines += [
+                f" {draw(st.sampled_from(('option', 'list')))} {draw(OPTIONS)} '{draw(VALUES)}'"
+                for _ in range(draw(st.integers(0, 5)))
+            ]
+        files[name] = "\n".join(lines).encode()
+    return files
+
+
+GARBAGE = st.fixed_dictionaries({"network": st.binary(max_size=200)}, optional={"firewall": st.binary(max_size=100)})
+
+
+def imported(files):
+    """A policy comes of it that can be loaded, or there is one line about what is wrong."""
+    try:
+        found = propose({name: read(data, name, name) for name, data in files.items()})
+    except (UciError, NotUsable) as error:
+        assert "\n" not in str(error), error
+        return
+    load(found.text.encode(), "FILE")
