@@ -174,7 +174,12 @@ def made_up(draw):
     for name in ("network", *draw(st.lists(st.sampled_from(names), max_size=3, unique=True))):
         lines = ["config interface wan\n option device eth1\n option proto dhcp"] if draw(st.booleans()) else []
         for _ in range(draw(st.integers(0, 4))):
-            kind, called = draw(KINDS), draw(st.sampled_from(("", "wan", "lan", "x")))
+            kind = draw(KINDS)
+            called = (
+                draw(st.sampled_from(("", "wan", "lan")))
+                if kind == "interface"
+                else draw(st.just("") | st.just(f"x{len(lines)}"))
+            )
             lines.append(f"config {kind} {called}" if called else f"config {kind}")
             lines += [
                 f" {draw(st.sampled_from(('option', 'list')))} {draw(OPTIONS)} '{draw(VALUES)}'"

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from importlib import import_module
 from ipaddress import ip_address
+from keyword import iskeyword
 from pathlib import Path
 
 import attrs
@@ -90,12 +91,15 @@ def file_page() -> str:
 
 
 def parameters(command: str) -> list:
-    app = typer.Typer(add_completion=False)
-    app.command(command)(import_module(f"nftpolicy.cli.{command}").command)
+    module = import_module(f"nftpolicy.cli.{command}{'_' if iskeyword(command) else ''}")
+    if hasattr(module, "group"):
+        found = [one for each in typer.main.get_group(module.group).commands.values() for one in each.params]
+    else:
+        app = typer.Typer(add_completion=False)
+        app.command(command)(module.command)
+        found = typer.main.get_command(app).params
     # A hidden one is how the program calls itself.
-    return [
-        one for one in typer.main.get_command(app).params if one.name != "help" and not getattr(one, "hidden", False)
-    ]
+    return [one for one in found if one.name != "help" and not getattr(one, "hidden", False)]
 
 
 def options_of(command: str) -> set[str]:

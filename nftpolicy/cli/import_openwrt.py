@@ -12,6 +12,7 @@ import typer
 
 from .common import BAD_INPUT, REFUSED, Failure
 from .desk import ROUTES, RULES, RULESET, desk_state
+from .picture import printable
 
 if TYPE_CHECKING:
     from ..runtime.imported import Imported
@@ -109,7 +110,7 @@ def _listed(head: str, items: Iterable[str]) -> Iterator[str]:
     if listed:
         yield ""
         yield f"{head}:"
-        yield from (f"  {one}" for one in listed)
+        yield from (f"  {printable(one)}" for one in listed)
 
 
 def _print_json(found: Imported, looked: bool) -> None:

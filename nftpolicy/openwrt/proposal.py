@@ -158,7 +158,7 @@ def _toml(
         tables = [each.section.place(option) for each in one.interfaces for family, option in _TABLES
                   if each.tables.get(family) == one.table]  # fmt: skip
         yield f"table = {one.table}  # {_comment(', '.join(tables) or 'chosen here')}"
-        yield f"exempt = {_list(exempt[one.name])}  # what the protocols {', '.join(sorted(one.protos))} need"
+        yield f"exempt = {_list(exempt[one.name])}  # what the protocols {_comment(', '.join(sorted(one.protos)))} need"
         yield from _answers(lets)
         yield from _gateways(one)
         yield from _resolver(packages, one, first=one is uplinks[0])

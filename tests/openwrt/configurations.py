@@ -54,6 +54,11 @@ CASES = {
         ("routes of IPv4 and IPv6 move from table main", "as a lease may bring them"),
         ("any program, to any address: IPv4", "any program, to any address: IPv6"),
     ),
+    "line feeds and escapes in values": Case(
+        {"network": LOOPBACK + LAN.replace("'br-lan'", "'br-lan'\n\toption proto 'a\nb\x1b[31m'", 1)
+                    + WAN.replace("'dhcp'\n", "'dh\ncp\x01'\n")},
+        ("dh?cp?",),
+    ),
     "no firewall": Case({"network": PLAIN}, ('devices = ["eth1"]', 'inside = [\n  "br-lan"')),
     "static": Case(
         {"network": LOOPBACK + "config interface wan\n option device eth0.2\n option proto static\n option ipaddr 192.0.2.9\n"

@@ -83,6 +83,7 @@ def test_a_configuration(router, tmp_path, name):
     for piece in (*case.said, *case.ways):
         assert piece in done.stdout
     assert "the policy: proved" in done.stdout
+    assert all(line.isprintable() for line in done.stdout.splitlines())
     load(out.read_bytes(), "the policy")
 
 
