@@ -135,6 +135,7 @@ def _print_json(found: Imported, looked: bool) -> None:
                 "device": one.walk.device,
                 "reason": reason(one),
                 "place": one.place or None,
+                "script": one.script(),
             }
             for one in found.ways
         ],

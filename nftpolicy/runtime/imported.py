@@ -48,9 +48,19 @@ class Way:
     """A packet that leaves by an uplink now and may not. `place` is the line that its way comes from."""
 
     what: str
+    state: NetState
     walk: Walk
     uplink: str
     place: str
+
+    def script(self) -> str | None:
+        """The packet as a script for sh that sends it in namespaces of its own; None if it can't be written."""
+        from ..proof.script import script
+
+        try:
+            return script(self.state, self.walk.packet, str(self.walk.device), self.what)
+        except ValueError:
+            return None
 
 
 @frozen
@@ -158,7 +168,7 @@ def _ways(proposal: Proposal, state: NetState) -> Iterator[Way]:
     told: set[tuple[str, int, str]] = set()
     uplinks = {device: one for one in proposal.uplinks for device in one.devices}
     for what, scene, packet in _tries(proposal, state, uplinks):
-        walk = scene.walk(packet)
+        walk = scene.model.walk(packet)
         role = uplinks.get(walk.device or "")
         if walk.outcome != LEAVES or role is None or role.mark.worn_by(walk.mark):
             continue
@@ -166,18 +176,25 @@ def _ways(proposal: Proposal, state: NetState) -> Iterator[Way]:
         key = (role.name, packet.family, f"{what}{rule.priority if isinstance(rule, IpRule) else ''}")
         if key not in told:
             told.add(key)
-            yield Way(what, walk, role.name, _place(rule, route))
+            yield Way(what, scene.state, walk, role.name, _place(rule, route))
 
 
-_Try = tuple[str, Model, Packet]
+@frozen
+class _Scene:
+    state: NetState
+    model: Model
+
+
+_Try = tuple[str, _Scene, Packet]
 
 
 def _tries(proposal: Proposal, state: NetState, uplinks: dict[str, Role]) -> Iterator[_Try]:
-    now = Model(state)
+    now = _Scene(state, Model(state))
     # The mesh or the tunnel is down, or not up yet: no default route but those of the uplinks.
     alone = [one for one in state.routes if one.destination != "default" or one.kind != "unicast"
              or not one.device or one.device in uplinks]  # fmt: skip
-    later = Model(evolve(state, routes=tuple(alone)))
+    lonely = evolve(state, routes=tuple(alone))
+    later = _Scene(lonely, Model(lonely))
     own = [(one, address) for role in proposal.uplinks for one in role.interfaces for address in one.addresses]
     for family in (4, 6):
         plain = Packet(family, _FAR[family], None, UDP, 40000, 123, SOCKET, 0, 0, 0)
