@@ -47,6 +47,7 @@ SOURCES = {
 # How the sockets of a service come by their mark.
 MARKS = {
     "itself": "the program sets SO_MARK (fastd's packet mark, WireGuard's FwMark, OpenVPN's --mark)",
+    "preload": "a library loaded with the program sets it (LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=MARK)",
     "cgroup": "a BPF program on the service's cgroup marks each socket when it is made, whatever program opens it",
 }
 

@@ -104,6 +104,7 @@ BAD = [
     ('answer = ["ssh"]', 'answer = ["shs"]', "uplink.wan.answer[0]", "(did you mean 'ssh'?)"),
     ('answer = ["ssh"]', 'answer = ["tcp/0"]', "uplink.wan.answer[0]", "is no service"),
     ('marks = "itself"', 'marks = "self"', "service.vpn.marks", "(did you mean 'itself'?)"),
+    ('marks = "itself"', 'marks = "preloaded"', "service.vpn.marks", "(did you mean 'preload'?)"),
     ('["192.0.2.1"]', '["192.0.2.300"]', "uplink.wan.gateways[0]", "expected an IPv4 or IPv6 address"),
     ('["192.0.2.1"]', '["fe80::1%eth0"]', "uplink.wan.gateways[0]", "without '%' and a device"),
     ('["192.0.2.1"]', '["::ffff:192.0.2.1"]', "uplink.wan.gateways[0]", "write 192.0.2.1 as it is"),
