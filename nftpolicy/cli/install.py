@@ -85,7 +85,7 @@ def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nf
     from ..runtime.units import POLICY, units
 
     try:
-        texts = units(_program(root, program), _nft(root, nft))
+        texts = units(program_of(root, program), _nft(root, nft))
     except ValueError as error:
         raise Failure(str(error), BAD_INPUT) from None
     there = below(root, POLICY)
@@ -99,7 +99,8 @@ def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nf
     return Wanted(texts, unitdir, proved(policy, source), content)
 
 
-def _program(root: Path, program: str | None) -> str:
+def program_of(root: Path, program: str | None) -> str:
+    """This program as the units of that machine call it, or Failure."""
     from ..runtime.install import this_program
 
     found = program or (this_program() if root == Path("/") else "/usr/bin/nftpolicy")

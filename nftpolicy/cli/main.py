@@ -15,7 +15,7 @@ from .. import __version__
 # one that is asked for is imported, so that start-up is quick.
 COMMANDS = (
     "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "explain",
-    "guard", "settings", "install", "uninstall", "watch", "probe", "release", "resolver", "run", "demo",
+    "guard", "settings", "install", "uninstall", "units", "watch", "probe", "release", "resolver", "run", "demo",
     "import",
 )  # fmt: skip
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from attrs import evolve, frozen
 
@@ -50,6 +51,13 @@ def this_program() -> str | None:
     return str(Path(found).absolute()) if found else None
 
 
+class Files(Protocol):
+    """Something that is to be installed."""
+
+    def files(self) -> dict[str, bytes]:
+        """Path as the system knows it -> content, in the order of writing."""
+
+
 @frozen
 class Wanted:
     """Path as the system knows it -> content. `policy` is None if there is no file of it to be written."""
@@ -67,7 +75,7 @@ class Wanted:
         return found | {f"{self.unitdir.rstrip('/')}/{name}": text.encode() for name, text in self.units.items()}
 
 
-def install(root: Path, wanted: Wanted, force: bool = False) -> list[Path]:
+def install(root: Path, wanted: Files, force: bool = False) -> list[Path]:
     """Put everything in place, all or nothing; which files were written, none if all were there.
 
     Raises:
@@ -147,10 +155,10 @@ def uninstall(root: Path, purge: bool = False) -> Taken:
         if place.name in NAMES:
             _disable(place)
     _forget(evolve(manifest, files={path: manifest.files[path] for path in kept}))
-    for folder in {place.parent for place in removed.values() if place.parent.name == "nftpolicy"}:
+    for folder in {place.parent for place in removed.values() if place.parent.name.endswith(("nftpolicy", ".d"))}:
         with suppress(OSError):
             folder.rmdir()  # if nothing else is in it
-    if root == Path("/") and names:
+    if root == Path("/") and any(place.suffix in (".service", ".conf") for place in removed.values()):
         reload()
     return Taken(tuple(removed.values()), tuple(kept.values()))
 

@@ -125,10 +125,7 @@ def units(program: str, nft: str) -> dict[str, str]:
         ValueError: a path that would mean something else in a unit.
     """
     for path in (program, nft):
-        if not _PROGRAM.match(path):
-            raise ValueError(
-                f"{path!r} can't stand in a unit: it takes an absolute path of letters, digits and _ . / + @ : -"
-            )
+        checked(path)
     words = {
         "program": program,
         "nft": nft,
@@ -139,3 +136,12 @@ def units(program: str, nft: str) -> dict[str, str]:
         "hardening": _HARDENING,
     }
     return {name: content.format(**words) for name, content in _UNITS.items()}
+
+
+def checked(path: str) -> str:
+    """The same path. Raises ValueError for one that would mean something else in a unit."""
+    if not _PROGRAM.match(path):
+        raise ValueError(
+            f"{path!r} can't stand in a unit: it takes an absolute path of letters, digits and _ . / + @ : -"
+        )
+    return path

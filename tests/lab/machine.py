@@ -1,0 +1,157 @@
+"""A machine with systemd as its first process, made of this machine's programs.
+
+Its /usr is this machine's, read-only; all else is its own, in memory. It has namespaces of its own of every kind but
+users, and a cgroup. It ends with the process that made it, and nothing of it stays.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from . import syscalls
+from .netns import wait_until
+
+SYSTEMD = "/lib/systemd/systemd"
+_TREE = Path("/sys/fs/cgroup")
+_MAKE = """
+set -eu
+exec >"$OUT" 2>&1
+root=$(mktemp -d /run/nftpolicy-machine-XXXXXX)
+mount --make-rprivate /
+mount -t tmpfs -o mode=755,size=64m tmpfs "$root"
+cd "$root"
+for one in bin sbin lib lib32 lib64 libx32; do [ ! -L /$one ] || cp -a /$one $one; done
+mkdir -p usr etc/systemd/system var/lib var/log run tmp proc sys dev root var/tmp "./$SHARE" put
+mount --bind /usr usr
+mount -o remount,bind,ro usr
+mount --bind "$SHARE" "./$SHARE"
+for one in passwd group nsswitch.conf ld.so.cache; do [ ! -e /etc/$one ] || cp /etc/$one etc/; done
+echo 0123456789abcdef0123456789abcdef >etc/machine-id
+mount -t proc proc proc
+mount -t sysfs sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t tmpfs -o mode=755 tmpfs dev
+for one in null zero full random urandom tty; do touch dev/$one; mount --bind /dev/$one dev/$one; done
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+mount -t tmpfs -o mode=755 tmpfs run
+for one in systemd-udevd systemd-logind systemd-timesyncd getty@tty1 console-getty systemd-update-utmp; do
+    ln -s /dev/null etc/systemd/system/$one.service
+done
+ln -s /usr/lib/systemd/system/multi-user.target etc/systemd/system/default.target
+cp -a "$FILES/." .
+. "$FILES/prepare"
+pivot_root . put
+umount -l /put
+exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_LOG_TARGET=console SYSTEMD_LOG_LEVEL=notice \
+    /lib/systemd/systemd --show-status=no
+"""
+
+
+def missing() -> list[str]:
+    """What this machine lacks, in words; empty if nothing."""
+    lacks = [f"the program {name}" for name in ("unshare", "pivot_root", "systemctl") if not shutil.which(name)]
+    if not Path(SYSTEMD).exists():
+        lacks.append("systemd (apt-get install systemd)")
+    if os.geteuid():
+        lacks.append("root")
+    elif _tree() is None:
+        lacks.append("a tree of cgroup v2 that can be written to")
+    if not Path("/bin").is_symlink():
+        lacks.append("/bin as a part of /usr")
+    return lacks
+
+
+def _tree() -> Path | None:
+    """Where cgroup v2 is on this machine."""
+    for place in (_TREE, _TREE / "unified"):
+        if (place / "cgroup.procs").exists() and os.access(place, os.W_OK):
+            return place
+    return None
+
+
+class Machine:
+    """What the test sees of it: its root, and the words of its first process."""
+
+    def __init__(self, root: Path, out: Path) -> None:
+        self.root, self._out = root, out
+
+    def read(self, path: str) -> str | None:
+        """The text of a file of it, or None as long as there is none."""
+        with contextlib.suppress(OSError):
+            return (self.root / path.lstrip("/")).read_text()
+        return None
+
+    def words(self) -> str:
+        """What was said while it was made, and by systemd."""
+        return self._out.read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def booted(
+    folder: Path, share: Path, files: Mapping[str, str], prepare: str, until: str, seconds: float
+) -> Iterator[Machine]:
+    """Start one, and give it when the file `until` is there.
+
+    `folder` is for the files of the making; `share` is seen inside at the same path. `files` (path -> text) are put
+    into it; `prepare` is a part of a shell script that runs outside, in its root directory, before it starts.
+    Raises TimeoutError with what it said.
+    """
+    made = folder / "files"
+    for path, text in {**files, "prepare": prepare}.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_text(text)
+    out = folder / "out"
+    out.touch()
+    tree = _tree()
+    assert tree is not None
+    home = tree / f"nftpolicy-machine-{os.getpid()}"
+    home.mkdir()
+    parent = os.pidfd_open(os.getpid())
+
+    def inside() -> None:
+        syscalls.die_with(parent)
+        (home / "cgroup.procs").write_text("0")
+
+    command = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
+    env = {**os.environ, "OUT": str(out), "SHARE": str(share), "FILES": str(made), "PROGRAM_PATH": os.environ["PATH"]}
+    process = subprocess.Popen([*command, "sh", "-c", _MAKE], preexec_fn=inside, env=env, start_new_session=True)
+    try:
+        first = int(wait_until(lambda: _child(process.pid), seconds, "the first process"))
+        machine = Machine(Path(f"/proc/{first}/root"), out)
+        try:
+            wait_until(lambda: machine.read(until) is not None or process.poll() is not None, seconds, until)
+        except TimeoutError as error:
+            error.add_note(machine.words()[-4000:])
+            raise
+        assert process.poll() is None, machine.words()[-4000:]
+        yield machine
+    finally:
+        with contextlib.suppress(OSError, UnboundLocalError):
+            os.kill(first, signal.SIGKILL)
+        process.kill()
+        process.wait()
+        os.close(parent)
+        _remove(home)
+
+
+def _child(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip().partition(" ")[0]
+
+
+def _remove(cgroup: Path) -> None:
+    def gone() -> bool:
+        for one in sorted(cgroup.rglob("*"), reverse=True):
+            if one.is_dir():
+                with contextlib.suppress(OSError):
+                    one.rmdir()
+        with contextlib.suppress(OSError):
+            cgroup.rmdir()
+        return not cgroup.exists()
+
+    wait_until(gone, 10, f"the end of {cgroup}")
