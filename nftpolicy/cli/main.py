@@ -14,7 +14,7 @@ from .. import __version__
 # Each is a module here, with _ behind a keyword of Python; one with a `group` has commands of its own. Only the
 # one that is asked for is imported, so that start-up is quick.
 COMMANDS = (
-    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "explain",
+    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "wait", "explain",
     "guard", "settings", "install", "uninstall", "units", "watch", "probe", "release", "resolver", "run", "demo",
     "import",
 )  # fmt: skip

@@ -57,7 +57,7 @@ def command(
     value = policy.uplink[name]
     assert value.resolver is not None
     gc.enable()
-    job = resolver.Job(name, value, value.resolver, memory.folder / f"resolver-{name}", warn)
+    job = resolver.Job(name, value, value.resolver, resolver.folder_of(memory.folder, name), warn)
     try:
         resolver.run(job)
     except resolver.Failed as error:

@@ -47,7 +47,7 @@ class Ends:
 @frozen
 class Flow:
     """An entry of the table. `original` is the direction of its first packet; `key`, `number` and `zone`
-    are how the kernel knows it."""
+    are how the kernel knows it. `replied`: packets went both ways."""
 
     family: int
     protocol: int
@@ -57,6 +57,7 @@ class Flow:
     key: bytes
     number: bytes
     zone: bytes = b""
+    replied: bool = False
 
     def __str__(self) -> str:
         name = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmpv6"}.get(self.protocol, f"protocol {self.protocol}")
@@ -121,6 +122,7 @@ def flow(raw: bytes, start: int, end: int) -> Flow | None:
         key,
         found[_ID],
         found.get(_ZONE, b""),
+        bool(int.from_bytes(found.get(_STATUS, b""), "big") & _SEEN_REPLY),
     )
 
 

@@ -33,6 +33,7 @@ from .upstream import Upstream
 _EVERY = 1.0  # seconds between two looks at the sockets
 _APART = 0.1  # seconds between two changes of the servers, at least
 _PR_SET_PDEATHSIG = 1
+_SERVERS = "servers"
 _libc = ctypes.CDLL(None)
 
 
@@ -53,7 +54,17 @@ class Job:
     @property
     def servers_file(self) -> Path:
         """The file by which dnsmasq knows its servers; it reads it again when it changes."""
-        return self.folder / "servers"
+        return self.folder / _SERVERS
+
+
+def servers_file(state: Path, uplink: str) -> Path:
+    """That file, for the resolver of an uplink; `state` is the folder of the network namespace (runtime.memory)."""
+    return folder_of(state, uplink) / _SERVERS
+
+
+def folder_of(state: Path, uplink: str) -> Path:
+    """The folder for the files of an uplink's resolver."""
+    return state / f"resolver-{uplink}"
 
 
 def run(job: Job) -> None:

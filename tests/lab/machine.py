@@ -25,22 +25,23 @@ mount --make-rprivate /
 mount -t tmpfs -o mode=755,size=64m tmpfs "$root"
 cd "$root"
 for one in bin sbin lib lib32 lib64 libx32; do [ ! -L /$one ] || cp -a /$one $one; done
-mkdir -p usr etc/systemd/system var/lib var/log run tmp proc sys dev root var/tmp "./$SHARE" put
+mkdir -p usr etc/systemd/system var/lib var/log run tmp proc sys dev root var/tmp "./$SHARE" opt/share put
 mount --bind /usr usr
 mount -o remount,bind,ro usr
-mount --bind "$SHARE" "./$SHARE"
+for one in "./$SHARE" opt/share; do mount --bind "$SHARE" "$one"; mount -o remount,bind,ro "$one"; done
 for one in passwd group nsswitch.conf ld.so.cache; do [ ! -e /etc/$one ] || cp /etc/$one etc/; done
 echo 0123456789abcdef0123456789abcdef >etc/machine-id
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -t bpf bpf sys/fs/bpf
 mount -t tmpfs -o mode=755 tmpfs dev
 for one in null zero full random urandom tty; do touch dev/$one; mount --bind /dev/$one dev/$one; done
 mkdir dev/pts dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 mount -t tmpfs -o mode=755 tmpfs run
-for one in systemd-udevd systemd-logind systemd-timesyncd getty@tty1 console-getty systemd-update-utmp; do
+for one in systemd-udevd systemd-logind systemd-timesyncd systemd-tmpfiles-setup getty@tty1 console-getty systemd-update-utmp; do
     ln -s /dev/null etc/systemd/system/$one.service
 done
 ln -s /usr/lib/systemd/system/multi-user.target etc/systemd/system/default.target
@@ -98,7 +99,7 @@ def booted(
 ) -> Iterator[Machine]:
     """Start one, and give it when the file `until` is there.
 
-    `folder` is for the files of the making; `share` is seen inside at the same path. `files` (path -> text) are put
+    `folder` is for the files of the making; `share` is seen inside at the same path, and as /opt/share. `files` (path -> text) are put
     into it; `prepare` is a part of a shell script that runs outside, in its root directory, before it starts.
     Raises TimeoutError with what it said.
     """

@@ -42,6 +42,14 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/python3 /opt/probe.py {word}
 """
+# How the machine calls nftpolicy: its units hide /tmp and the homes, where a checkout may be.
+OURS = "/opt/nftpolicy"
+WRAPPER = """#!/bin/sh
+PYTHONPATH=/opt/share:$(echo /opt/share/.venv/lib/python3*/site-packages)
+PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH PYTHONDONTWRITEBYTECODE
+exec /usr/bin/python3 -m nftpolicy "$@"
+"""
 SEE = "/usr/sbin/nft list tables"
 # Says what is in the kernel before the guard, when the network begins, and when all is up.
 EARLY = f"""
@@ -109,13 +117,14 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         "broken": BROKEN.format(library=preload.LIBRARY), **{word: SERVICE.format(word=word) for word in WAYS},
     }  # fmt: skip
     files = {f"etc/systemd/system/{name}.service": text for name, text in units.items()}
-    files |= {"opt/probe.py": PROBE, "opt/late.sh": LATE_SCRIPT, "opt/policy.toml": POLICY}
+    files |= {"opt/probe.py": PROBE, "opt/late.sh": LATE_SCRIPT, "opt/policy.toml": POLICY, "opt/nftpolicy": WRAPPER}
     # systemd takes no group without a name, not even by its number.
     groups = "".join(f"name-{word}:x:{gid}:\n" for word, gid in GIDS.items())
     prepare = f"""
     printf '{groups}' >>etc/group
-    {PROGRAM} install --destdir "$root" --program {PROGRAM} --nft /usr/sbin/nft opt/policy.toml
-    {PROGRAM} units --destdir "$root" --program {PROGRAM} --to /etc/systemd/system opt/policy.toml
+    chmod 755 opt/nftpolicy
+    {PROGRAM} install --destdir "$root" --program {OURS} --nft /usr/sbin/nft opt/policy.toml
+    {PROGRAM} units --destdir "$root" --program {OURS} --to /etc/systemd/system opt/policy.toml
     systemctl --root="$root" enable nftpolicy-guard.service nftpolicy.service
     {enabled(*(f"{name}.service" for name in units))}
     """
