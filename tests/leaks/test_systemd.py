@@ -59,10 +59,12 @@ Before=nftpolicy-guard.service
 After=local-fs.target
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c 'mkdir -p /run/out; chmod 1777 /run/out; {SEE} >/run/out/early'
+ExecStart=/bin/sh -c 'mkdir -p /run/out; chmod 1777 /run/out; {SEE} >/run/out/early; sleep 1'
 """
+# Like systemd-networkd it waits for network-pre.target and for nothing else.
 NETWORK = f"""
 [Unit]
+DefaultDependencies=no
 After=network-pre.target
 Before=network.target
 Wants=network-pre.target
