@@ -50,7 +50,9 @@ def command(
         return parts["guard"] and parts["ladder"]
 
     with changing(None), Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as ears:
-        missing = wait(_look(World(policy, guarded, memory.folder), uplink, service), timeout, ears.descriptors, ears.read)
+        missing = wait(
+            _look(World(policy, guarded, memory.folder), uplink, service), timeout, ears.descriptors, ears.read
+        )
     if missing:
         raise Failure("\nnftpolicy: ".join(missing), REFUSED)
 
