@@ -29,15 +29,17 @@ _MOST_SCRIPTS = 5  # as many interpreters in a row as execve(2) takes
 _ENV_WITH_VALUE = frozenset({"-u", "-C", "-a"})
 
 
-def environment(mark: Mark, present: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int = 0) -> dict[str, str]:
     """What to set in the environment of a program so that its sockets wear the mark.
 
     `present` is the environment that this is added to, os.environ by default: libraries that it has preloaded
-    stay, behind ours.
+    stay, behind ours. `user` is the number of the one who runs the program.
 
     Raises:
-        Unavailable: this nftpolicy has no such library, or it is where no program can be told of it.
+        Unavailable: this nftpolicy has no such library, or it is where no program, or not this user, can have it.
     """
+    if user and not _readable(library()):
+        raise Unavailable(_unreadable(user))
     others = (os.environ if present is None else present).get("LD_PRELOAD", "")
     ours = str(library())
     words = [ours, *(word for word in others.replace(":", " ").split() if word != ours)]
@@ -64,7 +66,7 @@ def refusal(program: Path, user: int = 0) -> str | None:
     looked at. Raises Unavailable as `library` does.
     """
     if user and not _readable(library()):
-        return f"user {user} may not read {library()}, and ld.so would leave it out"
+        return _unreadable(user)
     at = program
     for _ in range(_MOST_SCRIPTS):
         try:
@@ -78,6 +80,10 @@ def refusal(program: Path, user: int = 0) -> str | None:
             return _told(program, at, "is no program that Linux starts")
         at = found
     return _told(program, at, "is a script of a script, too many times")
+
+
+def _unreadable(user: int) -> str:
+    return f"user {user} may not read {library()}, and ld.so would leave it out"
 
 
 def _readable(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """libpacketmark.so: what it marks, what it refuses, and which programs it can't reach."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import hatch_build
+from nftpolicy.kernel import capability
 from nftpolicy.kernel.cgroup import MarkedGroup
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.policy.mark import Mark
@@ -262,6 +264,19 @@ def test_a_mark_that_may_not_be_set_ends_the_program(folder: Path, client: Path,
     assert done.stderr.count("\n") == 1
 
 
+def test_another_user_may_mark_with_the_one_capability_for_it(folder: Path, client: Path) -> None:
+    def become(keeping: bool) -> None:
+        with capability.kept(capability.to_mark()) if keeping else contextlib.nullcontext():
+            os.setresuid(65534, 65534, 65534)
+
+    done = run(client, environment(folder, "1"), preexec_fn=lambda: become(True))
+    assert (done.stdout.split(), done.stderr) == (["1"] * FOUR, "")
+    assert run(client, environment(folder, "1"), preexec_fn=lambda: become(False)).returncode == NOPERM, "the control"
+    command = ["grep", "-h", "^Cap[PEA]", "/proc/self/status"]
+    held = subprocess.run(command, preexec_fn=lambda: become(True), capture_output=True, text=True, check=True).stdout
+    assert {line.split()[1] for line in held.splitlines()} == {f"{1 << capability.to_mark():016x}"}
+
+
 def test_the_old_way_goes_on_and_says_so_once(folder: Path, client: Path) -> None:
     done = run(client, environment(folder, "1", LIBPACKETMARK_OPTIONAL="1"), **NOBODY)
     assert (done.returncode, done.stdout.split()) == (0, ["0"] * FOUR)
@@ -412,6 +427,8 @@ def test_a_library_that_the_user_may_not_read_is_refused(
     shutil.copy(preload.LIBRARY, closed)
     monkeypatch.setattr(preload, "LIBRARY", closed / "libpacketmark.so")
     assert "may not read" in str(preload.refusal(client, 65534))
+    with pytest.raises(Unavailable, match="may not read"):
+        preload.environment(Mark(1, 1), {}, 65534)
     assert preload.refusal(client, 0) is None
     done = run(client, environment(closed, "1"), **NOBODY)
     assert done.stdout.split() == ["0"] * FOUR, "the control: ld.so leaves it out"
