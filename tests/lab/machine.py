@@ -20,7 +20,6 @@ _TREE = Path("/sys/fs/cgroup")
 _MAKE = """
 set -eu
 exec >"$OUT" 2>&1
-root=$(mktemp -d /run/nftpolicy-machine-XXXXXX)
 mount --make-rprivate /
 mount -t tmpfs -o mode=755,size=64m tmpfs "$root"
 cd "$root"
@@ -109,6 +108,8 @@ def booted(
         (made / path).write_text(text)
     out = folder / "out"
     out.touch()
+    root = folder / "root"
+    root.mkdir()
     tree = _tree()
     assert tree is not None
     home = tree / f"nftpolicy-machine-{os.getpid()}"
@@ -120,7 +121,14 @@ def booted(
         (home / "cgroup.procs").write_text("0")
 
     command = ["unshare", "--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child"]
-    env = {**os.environ, "OUT": str(out), "SHARE": str(share), "FILES": str(made), "PROGRAM_PATH": os.environ["PATH"]}
+    env = {
+        **os.environ,
+        "OUT": str(out),
+        "root": str(root),
+        "SHARE": str(share),
+        "FILES": str(made),
+        "PROGRAM_PATH": os.environ["PATH"],
+    }
     process = subprocess.Popen([*command, "sh", "-c", _MAKE], preexec_fn=inside, env=env, start_new_session=True)
     try:
         first = int(wait_until(lambda: _child(process.pid), seconds, "the first process"))
