@@ -12,17 +12,17 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from attrs import frozen
 
-from ..kernel import accounts
+from ..kernel import accounts, capability
 from ..kernel.cgroup import detach as _detach
 from ..kernel.cgroup import enter, unmarked
 from ..kernel.interface import Unavailable
 from ..policy.objects import Policy, Service, Uplink, cgroup_of
-from . import inside
+from . import inside, preload
 from .inside import Finding
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127  # what shells say of a command (POSIX, Shell Command Language 2.8.2)
@@ -79,6 +79,8 @@ class Way:
 
     `enter` runs as root, before anything else of this process is changed; it raises Failed or Unavailable.
     `environment` is what the program's environment gets. `refusal` says why a program can't be marked this way.
+    `keeps` gives the capability that a service of another user than root keeps for it.
+    `by` says who does it later than that.
     `at_once`: from `enter` on every new socket of this process wears the mark, and it is not started if one does not.
     """
 
@@ -86,6 +88,8 @@ class Way:
     environment: Callable[[Job], Mapping[str, str]] = lambda job: {}
     refusal: Callable[[Path], str | None] = lambda program: None
     at_once: bool = False
+    keeps: Callable[[], int] | None = None
+    by: str = "the program puts it on by itself"
 
 
 def _into_cgroup(job: Job) -> None:
@@ -93,8 +97,18 @@ def _into_cgroup(job: Job) -> None:
     enter(job.cgroup, *job.mark, devices)
 
 
+def _library(job: Job) -> Mapping[str, str]:
+    return preload.environment(job.uplink.mark, user=job.service.user.number if job.service.user else 0)
+
+
 WAYS: dict[str, Way] = {
     "itself": Way(),
+    "preload": Way(
+        environment=_library,
+        refusal=preload.refusal,
+        keeps=capability.to_mark,
+        by="a library in the program puts it on",
+    ),
     "cgroup": Way(enter=_into_cgroup, at_once=True),
 }
 
@@ -128,7 +142,9 @@ def become(job: Job) -> dict[str, str]:
             os.setgroups(login.groups if login else [])
             gid = login.group if login else _NOBODYS_GROUP
             os.setresgid(gid, gid, gid)
-            os.setresuid(user.number, user.number, user.number)
+            keeps = WAYS[job.service.marks].keeps
+            with capability.kept(keeps()) if keeps else nullcontext():
+                os.setresuid(user.number, user.number, user.number)
             return {"HOME": login.home, "USER": login.name, "LOGNAME": login.name} if login else {}
         if group is not None:
             os.setgroups([])
@@ -185,9 +201,10 @@ def enter_service(job: Job, say: Callable[[str], None]) -> dict[str, str]:
 
 def looked_at(job: Job) -> Iterator[Finding]:
     """What this process finds, once it is one of the service."""
-    at_once = WAYS[job.service.marks].at_once
+    way = WAYS[job.service.marks]
+    at_once = way.at_once
     if not at_once:
-        yield Finding("mark: the program puts it on by itself", None)
+        yield Finding(f"mark: {way.by}", None)
     yield from _socket_findings(job)
     yield from inside.routes(job.uplink, job.service, own=at_once)
     yield from inside.names(job.service.uplink, job.uplink)

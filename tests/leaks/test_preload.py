@@ -13,7 +13,7 @@ import pytest
 
 from nftpolicy.kernel.sockets import sockets_of
 from nftpolicy.runtime import preload
-from tests.compiled import CLIENT, build, public_folder
+from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.lab import syslog
@@ -21,6 +21,7 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
 NOPERM = 77
+USER = 61234  # of a service that is known by its user
 PORT = 5353  # of the dnsmasq that is the service
 GROUP = "gluon-mesh-vpn"
 
@@ -30,7 +31,7 @@ def policy(lab: Lab) -> str:
     text = re.sub(r"\n\[uplink.wan.resolver\]\n(.+\n)*", "\n", gluon(lab))
     text, count = re.subn(r'^marks\s*= "itself".*$', 'marks = "preload"', text, flags=re.MULTILINE)
     assert (count, "resolver]" in text) == (1, False)
-    return text
+    return f'{text}\n[service.other]\nuplink = "wan"\nuser = {USER}\nmarks = "preload"\n'
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,26 @@ def test_what_the_library_does_not_reach_does_not_leave(made: Guarded, folder: P
             assert leaves(program, 65534), "inconclusive: it would not leave without the guard"
     finally:
         no_wan_routes_in_main(made.lab)
+
+
+# By `nftpolicy run`
+
+
+@pytest.mark.parametrize("service", ["fastd", "other"])
+def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> None:
+    program = build(folder, CLIENT)
+    words = f"by run {service} {time.monotonic_ns()}"
+    arguments = [str(program), at.SERVER[4], at.SERVER[6], words]
+    if service == "other" and (why := preload.refusal(program, USER)):
+        pytest.skip(f"the checkout is where others can't read it: {why}")
+    made.lab.wan.drain()
+    assert made.nftpolicy("run", service, "--", *arguments).stdout.split() == ["1"] * FOUR
+    assert made.lab.wan.wait_for(lambda frame: words.encode() in frame.payload, 2)
+    said = made.nftpolicy("run", service, "--check", check=False).stderr
+    assert "not tried: mark: a library in the program puts it on" in said
+
+
+def test_run_refuses_what_the_library_does_not_reach(made: Guarded, folder: Path) -> None:
+    for make, why in ((static, "linked statically"), (setuid, "setuid")):
+        done = made.nftpolicy("run", "fastd", "--", str(make(folder)), check=False)
+        assert (done.returncode, done.stdout, why in done.stderr) == (1, "", True), done.stderr
