@@ -64,16 +64,18 @@ DUMPS = {path.parent.name: path for path in sorted((Path(__file__).parents[1] / 
 @pytest.mark.parametrize("name", DUMPS)
 def test_a_real_listing_loses_nothing(name):
     document = json.loads(DUMPS[name].read_text())
-    (table,) = json_in.ruleset(document)
+    tables = json_in.ruleset(document)
+    chains = [chain for table in tables for chain in table.chains]
     listed = Counter(kind for one in document["nftables"] for kind in one)
-    assert len(table.chains) == listed["chain"]
-    assert sum(len(chain.rules) for chain in table.chains) == listed["rule"]
-    kinds = (table.sets, table.counters, table.unknown, table.maps, table.flowtables, table.objects)
-    assert sum(map(len, kinds)) == sum(
+    assert len(tables) == listed["table"]
+    assert len(chains) == listed["chain"]
+    assert sum(len(chain.rules) for chain in chains) == listed["rule"]
+    kinds = ("sets", "counters", "unknown", "maps", "flowtables", "objects")
+    assert sum(len(getattr(table, kind)) for table in tables for kind in kinds) == sum(
         count for kind, count in listed.items() if kind not in ("metainfo", "table", "chain", "rule")
     )
     # Every statement of the listing is a statement here, known or not.
-    assert sum(len(rule.statements) for chain in table.chains for rule in chain.rules) == sum(
+    assert sum(len(rule.statements) for chain in chains for rule in chain.rules) == sum(
         len(one["rule"]["expr"]) for one in document["nftables"] if "rule" in one
     )
 
