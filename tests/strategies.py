@@ -140,7 +140,8 @@ def services(draw, uplinks):
     uplink = draw(st.sampled_from(uplinks))
     how = draw(st.sampled_from(("group", "group", "user", "kernel")))
     if how == "kernel":
-        return Service(uplink, kernel=True)
+        bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
+        return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
     if to and draw(st.booleans()):  # one within another
         wider = to[0].supernet(min(3, to[0].prefixlen))
@@ -278,6 +279,7 @@ def _service(service):
         "uplink": _quoted(service.uplink),
         **held,
         "kernel": str(service.kernel).lower(),
+        "sport": _list(service.sport),
         "marks": _quoted(service.marks),
         **({"cgroup": _quoted(service.cgroup)} if service.cgroup is not None else {}),
         "confine": str(service.confine).lower(),

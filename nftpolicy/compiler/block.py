@@ -76,18 +76,29 @@ def _ip(policies: Sequence[Policy], uplinks: Sequence[_Named]) -> Iterator[Chain
     to_inside = tuple(Rule((Match(OUT, device), ACCEPT)) for device in inside)
     drop = phrases.drop(STOPPED)
     yield Chain("inside", (*to_inside, drop))
-    for name, one in uplinks:
-        yield Chain(of(name, "passes"), (*_exempt(name, one, "inet"), *_replies(name, one)))
+    for policy, (name, one) in zip(_policies(policies), uplinks, strict=True):
+        yield Chain(of(name, "passes"), (*_exempt(name, one, "inet", _strays(policy, one)), *_replies(name, one)))
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
 
 
-def _exempt(name: str, uplink: Uplink, family: str) -> Iterator[Rule]:
-    """The exemptions, for packets without the mark; reports of the kernel may wear it by accident."""
+def _policies(policies: Sequence[Policy]) -> Iterator[Policy]:
+    """The policy of each uplink, in the order of `_uplinks`."""
+    return (policy for policy in policies for _ in policy.uplink)
+
+
+def _strays(policy: Policy, uplink: Uplink) -> list[Rule]:
+    """Drop what wears the mark of another uplink of the policy: no exemption of this one is for it."""
+    return [phrases.drop(STRAY, phrases.wears(one.mark)) for one in policy.uplink.values() if one is not uplink]
+
+
+def _exempt(name: str, uplink: Uplink, family: str, strays: Sequence[Rule] = ()) -> Iterator[Rule]:
+    """The exemptions, for packets without the mark; reports of the kernel may wear any by accident."""
     bare = Match(phrases.masked(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
-    for word in uplink.exempt:
-        first = () if word in exemptions.REPORTS else (bare,)
-        for rule in exemptions.rules(name, (word,), family):
-            yield Rule((*first, *_uncounted(rule).statements))
+    reports = exemptions.reports_of(uplink.exempt)
+    yield from map(_uncounted, exemptions.rules(name, reports, family))
+    yield from strays
+    for rule in exemptions.rules(name, tuple(word for word in uplink.exempt if word not in reports), family):
+        yield Rule((bare, *_uncounted(rule).statements))
 
 
 def _replies(name: str, uplink: Uplink, *first: Statement) -> list[Rule]:

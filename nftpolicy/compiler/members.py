@@ -47,11 +47,13 @@ class Shape:
 @frozen
 class Members:
     """The services of one uplink. `clients`: the groups ("group") and users ("user") that have it.
-    `rows`: the same with where they may send. `kernel`: the service of the kernel's own sockets."""
+    `rows`: the same with where they may send. `kernel`: the services of the kernel's own sockets on any port.
+    `sports`: the ports of those that say theirs."""
 
     clients: dict[str, set[int]] = Factory(dict)
     rows: dict[Shape, set[Element]] = Factory(dict)
     kernel: list[str] = Factory(list)
+    sports: list[Port] = Factory(list)
 
 
 def members(policy: Policy) -> dict[str, Members]:
@@ -59,8 +61,9 @@ def members(policy: Policy) -> dict[str, Members]:
     found = {name: Members() for name in policy.uplink}
     for name, service in policy.service.items():
         mine = found[service.uplink]
-        if service.kernel:
+        if service.kernel and not service.sport:
             mine.kernel.append(name)
+        mine.sports.extend(service.sport)
         for key, account in accounts(service):
             mine.clients.setdefault(key, set()).add(account.number)
             # A service that may send anywhere is a row of one column.
@@ -86,7 +89,15 @@ def sets(name: str, mine: Members) -> tuple[Set, ...]:
         )
         for shape in sorted(mine.rows, key=lambda one: one.set_name(name))
     ]
-    return (*clients, *rows)
+    return (*clients, *rows, *_sports(name, mine))
+
+
+def _sports(name: str, mine: Members) -> Iterator[Set]:
+    if mine.sports:
+        merged = _merged(tuple(mine.sports))
+        flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
+        numbers = frozenset(map(phrases.ports, merged))
+        yield Set(of(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
 
 
 def _client_set(uplink: str, key: str) -> str:
@@ -99,12 +110,14 @@ def is_client(name: str, mine: Members) -> list[Match]:
 
 
 def lookups(name: str, mine: Members) -> list[Match]:
-    """Tests for "a socket of a service that may send there"; the quick ones first."""
+    """Tests for "a socket of a service that may send there", and for the kernel's; the quick ones first."""
     found = []
     for shape in sorted(mine.rows, key=lambda one: (len(one.columns()), one.intervals, one.set_name(name))):
         parts = tuple(expression for expression, _ in shape.columns())
         found.append(Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(shape.set_name(name))))
-    return found
+    # A packet that the kernel has put into a tunnel still belongs to the socket that made what is inside (since Linux
+    # 4.19, net/core/skbuff.c: skb_scrub_packet), so that the port of the tunnel is all that tells whose it is.
+    return [*found, Match(Payload("udp", "sport"), SetRef(of(name, "kernel-ports")))] if mine.sports else found
 
 
 def services(uplink: str, policy: Policy) -> dict[str, Service]:

@@ -56,7 +56,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
 
 def _who(service: Service) -> str:
     if service.kernel:
-        return "UDP of the kernel's own sockets"
+        return "UDP of the kernel's own sockets" + (f" on {_some(service.sport)}" if service.sport else "")
     return " or ".join(f"sockets of {key} {account.name}" for key, account in accounts(service))
 
 

@@ -104,6 +104,7 @@ def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
     for name, service in policy.service.items():
         yield ("service", name, "to"), service.to
         yield ("service", name, "ports"), service.ports
+        yield ("service", name, "sport"), service.sport
 
 
 def _listening(policy: Policy) -> Iterator[Fault]:
@@ -174,6 +175,11 @@ def _selector(path: Path, service: Service) -> Iterator[Fault]:
             yield (*path, "to", index), f"what is sent to {net} never leaves the machine"
     if service.kernel and (service.to or service.ports):
         yield path, "the kernel's own sockets can not be narrowed with 'to' or 'ports'; write a group or user instead"
+    if service.sport and not service.kernel:
+        yield (*path, "sport"), "is of the kernel's own sockets; with a group or user, 'ports' says where it may send"
+    for index, port in enumerate(service.sport):
+        if port.protocol != "udp":
+            yield (*path, "sport", index), f"the kernel's own sockets are of UDP; write 'udp/{port.low}'"
 
 
 def accounts(service: Service) -> list[tuple[str, Account]]:

@@ -101,13 +101,15 @@ class Service:
     """Sockets that may use an uplink. Those of `group` or `user`, or the kernel's own (WireGuard).
 
     `marks` is a word of words.MARKS. `cgroup` (below the root of cgroup v2; None is the service's own) and `confine`
-    are for "cgroup". `to` and `ports` narrow where they may send; empty is anywhere.
+    are for "cgroup". `to` and `ports` narrow where they may send; empty is anywhere. `sport`: the UDP ports that the
+    kernel's own socket is bound to; what it sends from there passes, whoever made what is inside.
     """
 
     uplink: str
     group: Account | None = None
     user: Account | None = None
     kernel: bool = False
+    sport: tuple[Port, ...] = ()
     marks: str = "itself"
     cgroup: str | None = None
     confine: bool = False

@@ -85,7 +85,11 @@ class Owner:
 
 @frozen
 class Service:
-    """Who may wear the mark, and where to: `regions` are headers alone, in any of the families."""
+    """Who may wear the mark, and where to: `regions` are headers alone, in any of the families.
+
+    Those of `kernel` are UDP that no process owns, or UDP from the kernel's ports if the headers say them: packets in
+    a tunnel belong to the socket that made what is inside.
+    """
 
     name: str
     origin: Origin

@@ -142,7 +142,7 @@ def _worn(one: UplinkClaim, family: int) -> Iterator[Region]:
             if region.fields:
                 yield from (region.with_(**owner.fields) for owner in service.owners)
             if service.kernel:
-                yield from _udp_of_the_kernel(region)
+                yield region if region.fields else _udp_of_the_kernel()
     free = [service for service in one.services if any(not region.fields for region in service.regions.get(family, ()))]
     for key in ("gid", "uid"):
         numbers = [owner.number for service in free for owner in service.owners if owner.key == key]
@@ -171,8 +171,8 @@ def answers(one: UplinkClaim, family: int) -> Iterator[Region]:
         yield Region({"protocol": only(TCP), "fragment": only(0), "tcp.rst": only(1), **back.fields}, back.marks)
 
 
-def _udp_of_the_kernel(region: Region) -> Iterator[Region]:
-    yield Region({**region.fields, "socket": only(0), "protocol": only(UDP)})
+def _udp_of_the_kernel() -> Region:
+    return Region({"socket": only(0), "protocol": only(UDP)})
 
 
 def unnamed_devices(ground: Ground, claim: Claim) -> Iterator[Finding]:

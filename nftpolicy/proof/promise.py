@@ -73,7 +73,7 @@ def _owners(service: objects.Service) -> tuple[Owner, ...]:
 
 
 def _service(name: str, service: objects.Service) -> Service:
-    ports = _ports(service.ports) or (Region(),)
+    ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
     regions = {}
     for family in BOTH:
         nets = [net for net in service.to if net.version == family]

@@ -97,7 +97,7 @@ def _parts(family: int, region: Region, ends: bool = False) -> Iterator[Region]:
 def words(ground: Ground, claim: Claim) -> Iterator[Word]:
     """All words of a claim."""
     for one in claim.uplinks:
-        yield from _services(ground, one)
+        yield from _services(ground, one, claim)
         yield from _holes(ground, one, claim)
         yield from _replies(ground, one, claim)
         yield from _arrivals(ground, one, claim)
@@ -107,8 +107,8 @@ def words(ground: Ground, claim: Claim) -> Iterator[Word]:
     yield from _inside(claim)
 
 
-def _services(ground: Ground, one: UplinkClaim) -> Iterator[Word]:
-    worn, device = (one.value, one.mask), one.devices[0]
+def _services(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
+    worn, device, nobody = (one.value, one.mask), one.devices[0], _nobody(claim)
     for at, service in enumerate(one.services):
         title = f"service {service.name}"
         if at >= _MANY:
@@ -129,6 +129,10 @@ def _services(ground: Ground, one: UplinkClaim) -> Iterator[Word]:
                     own = changed(plain, origin=KERNEL)
                     if own.protocol == UDP:
                         yield Word("P3", one.name, title, service.origin, own, "leaves", device, worn)
+                if service.kernel and region.fields:
+                    wrapped = changed(plain, uid=nobody, gid=nobody)
+                    tunnel = f"{title}: what a process sends through it"
+                    yield Word("P3", one.name, tunnel, service.origin, wrapped, "leaves", device, worn)
                 closed = changed(plain, origin=KERNEL, protocol=TCP, flow=Flow("established"), fields={})
                 yield Word(
                     "P3", one.name, f"{title}: the rest of a closed connection", service.origin, closed, "leaves",

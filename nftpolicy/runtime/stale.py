@@ -232,6 +232,8 @@ def _may(policy: Policy, name: str, one: Listed, group: int | None) -> bool:
 
 
 def _lets(service: Service, one: Listed, group: int | None) -> bool:
+    if service.kernel and service.sport:
+        return one.protocol == UDP and any(port.low <= one.sport <= port.high for port in service.sport)
     if service.kernel:  # whose sockets no process holds
         return one.protocol == UDP and group is None
     if service.group and group not in (None, service.group.number):

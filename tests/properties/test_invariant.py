@@ -122,6 +122,10 @@ def entitled(policy, packet, walk):
         return None  # names come from the resolver
     if any(reaches(one, packet, walk) for one in clients):
         return "a service"
+    mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
+    whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
+    if whole and any(port.low <= packet.sport <= port.high for one in mine for port in one.sport):
+        return "a service of the kernel, by its port"
     if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
@@ -129,8 +133,7 @@ def entitled(policy, packet, walk):
     if packet.flow.direction == "reply" and uplink.mark.worn_by(packet.flow.mark):
         return "an answer" if answers(uplink, packet) else None
     if not packet.has_socket and packet.protocol == UDP:
-        kernel = any(one.kernel for one in policy.service.values() if one.uplink == name)
-        return "a service of the kernel" if kernel else rest(packet)
+        return "a service of the kernel" if any(not one.sport for one in mine) else rest(packet)
     return rest(packet)
 
 

@@ -177,6 +177,9 @@ BAD = [
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg", "can not be narrowed"),
+    ("kernel = true", "kernel = true\nsport = ['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "are of UDP; write 'udp/9'"),
+    ("kernel = true", "kernel = true\nsport = 51820", "service.wg.sport", "expected a list in [ ], got a number"),
+    ("group = 800", "group = 800\nsport = ['udp/1']", "service.vpn.sport", "with a group or user, 'ports' says where"),
     *(
         ('["198.51.100.0/24"]', f'["198.51.100.0/24", "{net}"]', "service.vpn.to[1]", "never leaves the machine")
         for net in ("127.0.0.0/8", "127.0.0.1", "::1", "0.0.0.0", "::")

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""OpenVPN behind the kill switch: with --mark it connects by the uplink and by nothing else, without it not at all."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import ROOT, Guarded, guarded_lab, no_wan_routes_in_main, replaced, wan_routes_in_main, watching
+from tests.lab import addresses as at
+from tests.lab import inbound
+from tests.lab.netns import wait_until
+from tests.lab.topology import Lab
+from tests.providers import OPENVPN, OpenVpn, echoes, of, wait_for_echoes
+
+MARK, GID, TABLE = 0x5100, 851, 51
+UP = "Initialization Sequence Completed"
+watched = f"{MARK:#x}/0xff00"
+
+
+def policy(lab: Lab) -> str:
+    """The shipped policy; the mesh is inside, so that there is another way to the server."""
+    return replaced(
+        ROOT / "rulesets" / "vpn-killswitch.toml",
+        {"inside": f'["tun*", "{at.MESH}"]', "devices": f'["{at.WAN}"]', "lease": f'"{lab.wan_lease}"'},
+    )
+
+
+@pytest.fixture(scope="module")
+def desktop() -> Iterator[Guarded]:
+    with guarded_lab(policy, resolver=True, table=TABLE) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def vpn(desktop: Guarded) -> Iterator[OpenVpn]:
+    made = OpenVpn(desktop.lab)
+    with made.server():
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("remote", "proto", "family"),
+    [(at.SERVER[4], "udp4", 4), (at.SERVER[6], "udp6", 6), (at.VPN, "udp4", 4), (at.VPN, "udp6", 6)],
+    ids=["ipv4", "ipv6", "name-ipv4", "name-ipv6"],
+)
+def test_it_connects_by_the_uplink_alone(desktop: Guarded, vpn: OpenVpn, remote: str, proto: str, family: int) -> None:
+    lab = desktop.lab
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    with watching(lab, watched) as watch, vpn.client(GID, MARK, remote, proto) as program:
+        program.says(UP)
+        wait_for_echoes(lab)
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    assert {frame.saddr for frame in of(lab.wan, OPENVPN)} == {lab.wan_address(family)}
+    assert of(lab.mesh_sniffer, OPENVPN) == []
+
+
+def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(desktop: Guarded, vpn: OpenVpn) -> None:
+    lab = desktop.lab
+    with vpn.client(GID, MARK, at.SERVER[4], "udp4") as program:
+        program.says(UP)
+        wait_for_echoes(lab)
+        lab.wan_down()
+        try:
+            with watching(lab, watched) as watch:
+                lab.mesh_sniffer.drain()
+                program.says("etwork unreachable", 5)  # it tries, and there is no way
+                assert not echoes(lab, 4, 0.2)
+                assert lab.node.call(inbound.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", "inconclusive: no mesh"
+                assert watch.stray == 0
+            assert of(lab.mesh_sniffer, OPENVPN) == []
+        finally:
+            lab.wan_up()
+        wait_for_echoes(lab, 20)
+
+
+def test_without_its_mark_it_is_dropped_and_says_so(desktop: Guarded, vpn: OpenVpn) -> None:
+    lab = desktop.lab
+    wan_routes_in_main(lab)
+    try:
+        before = desktop.counters()["inet/hotspot.dropped"]
+        lab.wan.drain()
+        with vpn.client(GID, 0, at.SERVER[4], "udp4") as program:
+            program.says("Operation not permitted")
+            assert desktop.counters()["inet/hotspot.dropped"] > before
+            assert of(lab.wan, OPENVPN) == []
+            assert UP not in program.log
+            with desktop.off():
+                program.says(UP)
+                assert of(lab.wan, OPENVPN), "inconclusive"
+    finally:
+        no_wan_routes_in_main(lab)
+
+
+def test_in_another_group_it_is_dropped_though_it_sets_the_mark(desktop: Guarded, vpn: OpenVpn) -> None:
+    lab = desktop.lab
+    before = desktop.counters()["inet/hotspot.unentitled"]
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    with vpn.client(GID + 1, MARK, at.SERVER[4], "udp4") as program:
+        program.says("Operation not permitted")
+        wait_until(lambda: desktop.counters()["inet/hotspot.unentitled"] > before, 5, "the counter")
+        assert of(lab.wan, OPENVPN) == of(lab.mesh_sniffer, OPENVPN) == []
