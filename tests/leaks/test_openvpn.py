@@ -63,7 +63,7 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(desktop: Guarded, 
         try:
             with watching(lab, watched) as watch:
                 lab.mesh_sniffer.drain()
-                program.says("etwork unreachable", 5)  # it tries, and there is no way
+                program.says("No route to host", 5)  # it tries, and the table of the uplink says no
                 assert not echoes(lab, 4, 0.2)
                 assert lab.node.call(inbound.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", "inconclusive: no mesh"
                 assert watch.stray == 0

@@ -164,7 +164,9 @@ def answers(uplink, packet):
     numbers = {"tcp": TCP, "udp": UDP}
     for answer in uplink.answer:
         if answer.port is None:
-            kind = packet.fields.get(("icmp" if packet.family == 4 else "icmpv6", "type"))
+            # Where a packet does not say its type, it is that of its flow: an answer, or an error about it.
+            natural = None if packet.flow.state == "related" else 0 if packet.family == 4 else 129
+            kind = packet.fields.get(("icmp" if packet.family == 4 else "icmpv6", "type"), natural)
             if packet.protocol in (1, 58) and kind in (0, 129):
                 return True
         elif numbers[answer.port.protocol] == packet.protocol and answer.port.low <= packet.sport <= answer.port.high:
