@@ -70,6 +70,8 @@ IDLE = {
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
         (r"ip rule gone: IPv4: 900", "IPv4 sends by the device that a socket is bound to, whatever rules say"),
     ],
+    "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800", "names are asked of the resolver alone")],
+    "dual-uplink": [(r"match gone: .* lte.identity: .*\[ct mark ", "there are no answers")],
     "server-egress": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@management.groups", "only a resolver asks who its clients are"),

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A server's management port: each service leaves to its one place, administrators come in, nothing else moves."""
+
+import re
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import OTHER_GID, ROOT, Guarded, guarded_lab, replaced, run_probes, watching
+from tests.lab import addresses as at
+from tests.lab import inbound
+from tests.lab.topology import Lab
+
+MARK, TABLE, BACKUP, LOG = 0x30, 102, 871, 872
+watched = f"{MARK:#x}/0xf0"
+families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
+
+
+def policy(lab: Lab) -> str:
+    """The shipped policy; the place for backups is a host of the lab, and the devices are the lab's."""
+    text = replaced(
+        ROOT / "rulesets" / "server-egress.toml",
+        {"inside": f'["{at.MESH}", "{at.CLIENT}"]', "devices": f'["{at.WAN}"]'},
+    )
+    # The lab's addresses come by DHCP; what the policy's own routes are for is shown below.
+    text = text.replace('exempt   = ["arp", "ndp"]', 'exempt   = ["arp", "ndp", "dhcpv4"]')
+    text, count = re.subn(r'\["192.0.2.20", "2001:db8:1::20"\]', f'["{at.NEIGHBOUR[4]}", "{at.NEIGHBOUR[6]}"]', text)
+    assert count == 1
+    return text
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Guarded]:
+    with guarded_lab(policy, table=TABLE) as made:
+        made.lab.neighbour.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
+        with inbound.listening(made.lab.neighbour, 22), inbound.listening(made.lab.neighbour, 2222):
+            yield made
+
+
+def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK) -> str:
+    """What comes back of a connection that socat marks as the comment in the policy says, or its last words."""
+    where = f"[{address}]" if ":" in address else address
+    option = f",setsockopt-listen=1:36:x{struct.pack('=I', mark).hex()}" if mark is not None else ""
+    done = lab.node.run(
+        ["socat", "-t1", "-", f"TCP:{where}:{port},connect-timeout=1{option}"], input="hello", gid=gid, check=False
+    )
+    return done.stdout or done.stderr.strip().rpartition(": ")[2]
+
+
+@families
+def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) -> None:
+    lab, place = server.lab, at.NEIGHBOUR[family]
+    lab.wan.drain()
+    with watching(lab, watched) as watch:
+        assert by_socat(lab, place, 22, BACKUP) == "hello"
+        before = server.counters()["inet/management.unentitled"]
+        assert by_socat(lab, place, 2222, BACKUP) != "hello"  # another port
+        assert by_socat(lab, at.SERVER[family], at.ECHO_PORT, BACKUP) != "hello"  # another place
+        assert by_socat(lab, place, 22, LOG) != "hello"  # another service
+        assert by_socat(lab, place, 22, OTHER_GID) != "hello"  # nobody
+        assert server.counters()["inet/management.unentitled"] >= before + 4
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    seen = {(frame.daddr, frame.dport) for frame in lab.wan.frames() if frame.saddr == lab.wan_address(family)}
+    assert {(where, port) for where, port in seen if port is not None} == {(place, 22)}
+
+
+@families
+def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
+    lab, place = server.lab, at.NEIGHBOUR[family]
+    lab.node.ip(f"-{family} route add {place} dev {at.WAN} metric 1")
+    try:
+        before = server.counters()["inet/management.dropped"]
+        assert by_socat(lab, place, 22, BACKUP, None) != "hello"
+        assert server.counters()["inet/management.dropped"] > before
+        with server.off():
+            assert by_socat(lab, place, 22, BACKUP, None) == "hello", "inconclusive"
+    finally:
+        lab.node.ip(f"-{family} route del {place} dev {at.WAN} metric 1")
+
+
+def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
+    lab = server.lab
+    with watching(lab, watched) as watch:
+        run = run_probes(lab, mark=MARK, gid=OTHER_GID)
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    # Frames of AF_PACKET are not asked for their owner, and those of the matrix that are marked pass.
+    assert {sent.probe.kind.partition("_")[0].partition("-")[0] for sent in run.wan} <= {"packet"}
+    with server.off():
+        opened = run_probes(lab, mark=MARK, gid=OTHER_GID)
+    assert {sent.probe.kind for sent in opened.wan} > {sent.probe.kind for sent in run.wan}, "inconclusive"
+
+
+@families
+def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) -> None:
+    lab, address = server.lab, server.lab.wan_address(family)
+    lab.node.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
+    with inbound.listening(lab.node, 22), inbound.listening(lab.node, 8080), watching(lab, watched) as watch:
+        assert lab.neighbour.call(inbound.tcp, address, 22) == b"hello"
+        assert lab.neighbour.call(inbound.ping, address)
+        for knock in (inbound.tcp, inbound.udp):
+            assert lab.neighbour.call(knock, address, 8080, b"", 0.2) == inbound.NO_ANSWER
+        assert lab.mesh.call(inbound.tcp, at.NODE_MESH[family], 8080) == b"hello"  # the public side is as open as ever
+        assert (watch.unmarked, watch.stray) == (0, 0)
+
+
+@families
+def test_the_routes_of_the_policy_lead_to_its_gateways(server: Guarded, family: int) -> None:
+    listed = server.lab.node.run(["ip", f"-{family}", "route", "show", "table", str(TABLE), "proto", "78"]).stdout
+    assert f"default via {at.HOME[family]} dev {at.WAN} metric 1024 onlink" in listed

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN or not at all.
+
+The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; its cgroup does.
+"""
+
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nftpolicy.kernel.cgroup import MarkedGroup
+from tests.guarded import (
+    OTHER_GID,
+    ROOT,
+    Guarded,
+    guarded_lab,
+    no_wan_routes_in_main,
+    replaced,
+    wan_routes_in_main,
+    watching,
+)
+from tests.lab import addresses as at
+from tests.lab.netns import search_path
+from tests.lab.topology import Lab
+
+GID, NTP = 801, 123
+_SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 5905 figure 4)
+
+
+def policy(lab: Lab) -> str:
+    """The shipped policy with the lab's lease."""
+    return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
+
+
+def server() -> None:
+    """Answer with the time (RFC 5905 7.3: leap 0, version 4, mode 4, stratum 1)."""
+    made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    made.bind(("::", NTP))
+    while True:
+        asked, peer = made.recvfrom(1024)
+        seconds, part = divmod(time.time(), 1)
+        now = struct.pack("!II", int(seconds) + _SINCE_1900, int(part * 2**32))
+        made.sendto(
+            struct.pack("!BBbb11x1s4s", 0x24, 1, 6, -20, b"", b"LAB\0")[:16] + now + asked[40:48] + now + now, peer
+        )
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Guarded]:
+    with guarded_lab(policy, resolver=True) as made:
+        made.lab.server.spawn(server)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def marked() -> Iterator[MarkedGroup]:
+    with MarkedGroup(f"time-test-{os.getpid()}", 1, 1) as made:
+        yield made
+
+
+def ask(name: str, group: MarkedGroup | None) -> tuple[int, str]:
+    """Ask an address or a name for the time; the exit status, and all that ntpdig says."""
+    environment = {**os.environ, "PATH": search_path()}
+    done = subprocess.run(
+        ["ntpdig", "-t", "1", name],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=group.before if group else None,
+        timeout=15,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
+def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, marked: MarkedGroup, name: str) -> None:
+    lab = node.lab
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    with watching(lab) as watch:
+        status, said = lab.node.call(ask, name, marked, gid=GID)
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    assert (status, "no-leap" in said) == (0, True), said
+    assert {frame.saddr for frame in lab.wan.frames() if frame.dport == NTP} <= {lab.wan_address(4), lab.wan_address(6)}
+    assert [frame for frame in lab.wan.frames() if frame.dport == NTP]
+    assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == NTP] == []
+
+
+@pytest.mark.parametrize("gid", [GID, OTHER_GID], ids=["its-group", "another"])
+def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> None:
+    lab = node.lab
+    wan_routes_in_main(lab)
+    try:
+        before = node.counters()["inet/wan.dropped"]
+        lab.wan.drain()
+        status, said = lab.node.call(ask, at.SERVER[4], None, gid=gid)
+        assert status != 0, said
+        assert [frame for frame in lab.wan.frames() if frame.dport == NTP] == []
+        assert node.counters()["inet/wan.dropped"] > before
+        with node.off():
+            status, said = lab.node.call(ask, at.SERVER[4], None, gid=gid)
+            assert status == 0, f"inconclusive: {said}"
+    finally:
+        no_wan_routes_in_main(lab)
+
+
+def test_the_mark_in_another_group_is_not_enough(node: Guarded, marked: MarkedGroup) -> None:
+    lab = node.lab
+    before = node.counters()["inet/wan.unentitled"]
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    status, said = lab.node.call(ask, at.SERVER[4], marked, gid=OTHER_GID)
+    assert status != 0, said
+    assert node.counters()["inet/wan.unentitled"] > before
+    for sniffer in (lab.wan, lab.mesh_sniffer):
+        assert [frame for frame in sniffer.frames() if frame.dport == NTP] == []
+
+
+def test_while_the_wan_is_down_it_asks_nobody(node: Guarded, marked: MarkedGroup) -> None:
+    lab = node.lab
+    lab.wan_down()
+    try:
+        lab.mesh_sniffer.drain()
+        status, said = lab.node.call(ask, at.SERVER[4], marked, gid=GID)
+        assert status != 0, said
+        assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == NTP] == []
+        status, said = lab.node.call(ask, at.SERVER[4], None, gid=GID)
+        assert status == 0, f"inconclusive: {said}"  # unmarked, it asks by the mesh
+    finally:
+        lab.wan_up()
