@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from . import addresses as at
 from .netns import search_path
@@ -58,13 +58,17 @@ def dnsmasq_home(extra: Sequence[str]) -> list[str]:
 
 def dnsmasq_mesh() -> list[str]:
     """DNS of the mesh: another answer for one name, none for the VPN server."""
+    return dnsmasq(at.GATEWAY.values(), {at.WHO: at.WHO_IN_MESH})
+
+
+def dnsmasq(listen: Iterable[str], records: Mapping[str, Mapping[int, str]]) -> list[str]:
+    """DNS on these addresses: name -> its address by family, and nothing else of `example`."""
     return [
         *_DNSMASQ,
-        f"--listen-address={at.GATEWAY[4]}",
-        f"--listen-address={at.GATEWAY[6]}",
+        *(f"--listen-address={address}" for address in listen),
         "--no-resolv",
         "--local=/example/",
-        _record(at.WHO, at.WHO_IN_MESH),
+        *(_record(name, where) for name, where in records.items()),
     ]
 
 

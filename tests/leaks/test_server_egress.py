@@ -38,12 +38,15 @@ def server() -> Iterator[Guarded]:
             yield made
 
 
-def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK) -> str:
+def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK, seconds: float = 3) -> str:
     """What comes back of a connection that socat marks as the comment in the policy says, or its last words."""
     where = f"[{address}]" if ":" in address else address
     option = f",setsockopt-listen=1:36:x{struct.pack('=I', mark).hex()}" if mark is not None else ""
     done = lab.node.run(
-        ["socat", "-t1", "-", f"TCP:{where}:{port},connect-timeout=1{option}"], input="hello", gid=gid, check=False
+        ["socat", "-t1", "-", f"TCP:{where}:{port},connect-timeout={seconds}{option}"],
+        input="hello",
+        gid=gid,
+        check=False,
     )
     return done.stdout or done.stderr.strip().rpartition(": ")[2]
 
@@ -55,10 +58,13 @@ def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) 
     with watching(lab, watched) as watch:
         assert by_socat(lab, place, 22, BACKUP) == "hello"
         before = server.counters()["inet/management.unentitled"]
-        assert by_socat(lab, place, 2222, BACKUP) != "hello"  # another port
-        assert by_socat(lab, at.SERVER[family], at.ECHO_PORT, BACKUP) != "hello"  # another place
-        assert by_socat(lab, place, 22, LOG) != "hello"  # another service
-        assert by_socat(lab, place, 22, OTHER_GID) != "hello"  # nobody
+        for gid, address, port in (
+            (BACKUP, place, 2222),  # another port
+            (BACKUP, at.SERVER[family], at.ECHO_PORT),  # another place
+            (LOG, place, 22),  # another service
+            (OTHER_GID, place, 22),  # nobody
+        ):
+            assert by_socat(lab, address, port, gid, seconds=0.2) != "hello"
         assert server.counters()["inet/management.unentitled"] >= before + 4
         assert (watch.unmarked, watch.stray) == (0, 0)
     seen = {(frame.daddr, frame.dport) for frame in lab.wan.frames() if frame.saddr == lab.wan_address(family)}
@@ -71,7 +77,7 @@ def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
     lab.node.ip(f"-{family} route add {place} dev {at.WAN} metric 1")
     try:
         before = server.counters()["inet/management.dropped"]
-        assert by_socat(lab, place, 22, BACKUP, None) != "hello"
+        assert by_socat(lab, place, 22, BACKUP, None, 0.2) != "hello"
         assert server.counters()["inet/management.dropped"] > before
         with server.off():
             assert by_socat(lab, place, 22, BACKUP, None) == "hello", "inconclusive"

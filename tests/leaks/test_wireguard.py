@@ -113,9 +113,8 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
         wait_for_echoes(lab, 20)
 
 
-@families
-def test_without_its_mark_it_is_dropped(node: Guarded, family: int) -> None:
-    lab = node.lab
+def test_without_its_mark_it_is_dropped(node: Guarded) -> None:
+    lab, family = node.lab, 6
     wan_routes_in_main(lab)
     try:
         before = node.counters()["inet/wan.dropped"]
@@ -208,9 +207,8 @@ def test_the_kernels_tunnel_carries_what_the_node_and_others_send(kernel: Guarde
         assert of(lab.mesh_sniffer, VXLAN) == []
 
 
-@families
-def test_from_another_port_or_without_the_mark_it_carries_nothing(kernel: Guarded, family: int) -> None:
-    before = kernel.counters()
+def test_from_another_port_or_without_the_mark_it_carries_nothing(kernel: Guarded) -> None:
+    before, family = kernel.counters(), 4
     with tunnelled(kernel, family, WIREGUARD + 1) as lab:
         lab.wan.drain()
         (_, there, _) = INNER[4]
