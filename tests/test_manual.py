@@ -36,6 +36,8 @@ from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND
 ROOT = Path(__file__).parents[1]
 COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
 OPENWRT_PAGE = ROOT / "man/nftpolicy-openwrt.7"
+PROVIDERS_PAGE = ROOT / "man/nftpolicy-providers.7"
+RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
 PROSE = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
 # Heading of the page -> the class whose keys stand below it.
@@ -410,6 +412,55 @@ def test_every_command_of_a_router_is_in_the_page() -> None:
     assert str(uci.LAST_METRIC) in section(page, "LIMITS", "Sh")
 
 
+# --- nftpolicy-providers(7) ---------------------------------------------------------------
+
+
+def policies_of_providers() -> dict[str, list[objects.Policy]]:
+    """Heading of a section -> the policies that it names."""
+    titles = re.findall(r"^\.Ss (.*)$", PROVIDERS_PAGE.read_text(), re.MULTILINE)
+    named = {
+        title: re.findall(r"^\.Pa (\S+\.toml)", section(PROVIDERS_PAGE.read_text(), title), re.M) for title in titles
+    }
+    return {title: [load((ROOT / "rulesets" / one).read_bytes())[0] for one in found] for title, found in named.items()}
+
+
+def test_every_ready_policy_is_in_the_page_and_in_the_readme() -> None:
+    files = [file.name for file in RULESETS]
+    named = {one.name + ".toml" for found in policies_of_providers().values() for one in found}
+    assert sorted(named) == files
+    rows = re.findall(r"^\| `([\w-]+\.toml)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == files
+
+
+@pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
+def test_a_ready_policy_is_called_after_its_file(file: Path) -> None:
+    assert load(file.read_bytes())[0].name == file.stem
+
+
+@pytest.mark.parametrize("title", policies_of_providers())
+def test_what_the_page_says_to_programs_is_what_the_policies_say(title: str) -> None:
+    policies = policies_of_providers()[title]
+    assert policies
+    said = section(PROVIDERS_PAGE.read_text(), title).replace("\\-", "-")
+    marks = {up.mark.value for policy in policies for up in policy.uplink.values()}
+    told = {int(number) for number in re.findall(r"\b(?:[Mm]ark|FwMark =) (\d+)\b", said)}
+    told |= {int.from_bytes(bytes.fromhex(number), "little") for number in re.findall(r"=1:36:x(\w{8})", said)}
+    assert (told == set(), told <= marks) == (title == "NTP", True)
+    services = [service for policy in policies for service in policy.service.values()]
+    ports = {port.low for service in services for port in service.sport}
+    assert {int(port) for port in re.findall(r"ListenPort = (\d+)", said)} == (ports if title == "WireGuard" else set())
+    groups = {service.group.number for service in services if service.group}
+    assert {int(number) for number in re.findall(r"(?:--regid|group) (\d+)", said)} <= groups
+
+
+def test_the_comments_of_the_policies_say_the_mark_too() -> None:
+    for file in RULESETS:
+        content = file.read_text()
+        marks = {up.mark.value for up in load(file.read_bytes())[0].uplink.values()}
+        told = {int(number) for number in re.findall(r"(?:[Mm]ark|_mark|FwMark is) (\d+)\b", content)}
+        assert told <= marks, file.name
+
+
 # --- examples, everywhere -----------------------------------------------------------------
 
 
@@ -439,7 +490,7 @@ def invocations(file: Path) -> list[str]:
     return re.findall(r"^(?:[#$] )?(?:sudo )?(?:\.venv/bin/)?nftpolicy (\S.*)$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, *PROSE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE, *PROSE], ids=lambda file: file.name)
 def test_commands_in_examples_exist(file: Path) -> None:
     for found in invocations(file):
         line = found if isinstance(found, str) else "".join(found)
@@ -476,7 +527,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed (apt-get install mandoc)")
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE], ids=lambda file: file.name)
 def test_mandoc_finds_no_fault(file: Path) -> None:
     found = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", file], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")

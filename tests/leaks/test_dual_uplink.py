@@ -43,14 +43,11 @@ def policy(lab: Lab) -> str:
     ):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    # DHCP and RA of the lab answer the wired line alone.
-    _lte(lab)
     return text
 
 
-def _lte(lab: Lab) -> None:
+def with_lte(lab: Lab, lte: Namespace) -> None:
     """A second uplink of the node, with static addresses, and a network behind it that leads to the server too."""
-    lte = lab._stack.enter_context(Namespace("lte"))
     veth(lte, "to-node", lab.node, LTE)
     veth(lte, "to-server", lab.server, "to-lte")
     lte.sysctl("net/ipv4/ip_forward", 1), lte.sysctl("net/ipv6/conf/all/forwarding", 1)
@@ -67,7 +64,6 @@ def _lte(lab: Lab) -> None:
         )
     lte.popen(daemons.dnsmasq(GATEWAY.values(), {at.WHO: WHO_BY_LTE, at.VPN: at.SERVER}))
     lab.node.outside(LEASE).write_text("".join(f"nameserver {one}\n" for one in GATEWAY.values()))
-    lab.lte = lab._stack.enter_context(Sniffer(lte, "to-node"))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -120,15 +116,21 @@ def sent(address: str, mark: int, device: str, word: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def both() -> Iterator[Both]:
-    with guarded_lab(policy, table=TABLES["wired"]) as made:
+    with Namespace("lte") as lte, contextlib.ExitStack() as stack:
+
+        def prepared(lab: Lab) -> str:
+            with_lte(lab, lte)
+            return policy(lab)
+
+        made = stack.enter_context(guarded_lab(prepared, table=TABLES["wired"]))
         for uplink in TABLES:
-            log = f"/run/lab/resolver-{uplink}.log"
-            with made.lab.node.outside(log).open("w") as said:
+            path = made.lab.node.outside(f"/run/lab/resolver-{uplink}.log")
+            with path.open("w") as said:
                 words = [PROGRAM, "resolver", "--uplink", uplink, POLICY]
                 made.lab.daemon(words, env=ENVIRONMENT, stdout=said, stderr=said)
-            path = made.lab.node.outside(log)
             wait_until(lambda path=path: "answers on" in path.read_text(), 10, f"the resolver of {uplink}")
-        yield Both(made, {"wired": made.lab.wan, "lte": made.lab.lte})  # type: ignore[attr-defined]
+        sniffer = stack.enter_context(Sniffer(lte, "to-node"))
+        yield Both(made, {"wired": made.lab.wan, "lte": sniffer})
 
 
 @contextlib.contextmanager

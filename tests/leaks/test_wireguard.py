@@ -7,6 +7,7 @@ socket that made what is inside, or to none, so that it is known by its port. VX
 """
 
 import contextlib
+import errno
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -241,6 +242,24 @@ def test_without_sport_only_what_nobody_owns_passes() -> None:
         before = made.counters()["inet/wan.unentitled"]
         assert lab.node.call(inbound.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
         assert made.counters()["inet/wan.unentitled"] > before
+
+
+def test_a_socket_of_the_kernel_keeps_its_port_to_itself(kernel: Guarded) -> None:
+    """So that nobody sends from the port of a tunnel that is up, but with headers that he writes himself."""
+
+    def taken(family: int, reuse: int) -> str:
+        with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
+            try:
+                made.bind(("", VXLAN))
+            except OSError as error:
+                return errno.errorcode[error.errno or 0]
+        return "bound"
+
+    with tunnelled(kernel, 4) as lab:
+        assert [lab.node.call(taken, 4, reuse) for reuse in (0, 1)] == ["EADDRINUSE"] * 2
+    assert lab.node.call(taken, 4, 0) == "bound", "inconclusive"
 
 
 def test_a_program_that_takes_the_port_needs_the_mark_too(kernel: Guarded) -> None:
