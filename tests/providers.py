@@ -93,6 +93,7 @@ class OpenVpn:
     @contextlib.contextmanager
     def server(self) -> Iterator[Program]:
         words = ["--dev", "ovpn", "--proto", "udp6", "--lport", str(OPENVPN), "--tls-server", "--dh", "none"]
+        words += ["--float"]  # one client after another, each from another port
         with running(self._lab.server, [*words_of("server", self._client), *words, *_ends(1)]) as made:
             yield made
 

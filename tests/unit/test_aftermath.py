@@ -170,6 +170,15 @@ def test_neither_answers_nor_the_resolver_nor_what_no_process_holds_are_a_servic
     assert len(whys([ssh], before, unanswered, {7: 800})) == 1
 
 
+def test_the_kernels_own_sockets_are_known_by_their_port():
+    kernel = evolve(POLICY, service={"wg": Service("wan", kernel=True, sport=(Port("udp", 51820, 51821),))})
+    mine, other = (listed(protocol=UDP, sport=port) for port in (51821, 51822))
+    for groups in (None, {7: 800}):  # whoever it belongs to
+        assert whys([mine], POLICY, kernel, groups) == []
+    assert len(whys([other], POLICY, kernel, {7: 800})) == 1
+    assert len(whys([listed(sport=51820)], POLICY, kernel, {7: 800})) == 1  # of TCP
+
+
 def test_the_kernels_own_sockets_are_nobodys():
     kernel = evolve(POLICY, service={"wg": Service("wan", kernel=True), "mail": Service("wan", group=MAIL)})
     one = listed(protocol=UDP)
