@@ -42,7 +42,7 @@ def _ip_table(policy: Policy) -> Table:
         chains.append(dns.redirect(policy, who))
     chains += guard.chains(policy)
     for name, uplink in policy.uplink.items():
-        chains += [identity.chain(name, uplink, who[name]), answers.chain(name, uplink)]
+        chains += [identity.chain(name, uplink, who[name], bool(dns.resolvers(policy))), answers.chain(name, uplink)]
     chains += dns.chains(policy, who)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:

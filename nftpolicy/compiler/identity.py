@@ -14,10 +14,12 @@ from .names import of
 from .phrases import OWNER, TCP_OR_UDP, TO_DNS, TRANSPORT
 
 
-def chain(name: str, uplink: Uplink, mine: Members) -> Chain:
-    """The chain "wan.identity": accept whose mark it is, drop the rest."""
+def chain(name: str, uplink: Uplink, mine: Members, names: bool) -> Chain:
+    """The chain "wan.identity": accept whose mark it is, drop the rest. `names`: some uplink has a resolver."""
     origin = ("uplink", name, "mark")
-    rules = [Rule((TO_DNS, Verdict("jump", "names")), origin=origin)] if uplink.resolver else []
+    # A port of the kernel's is anybody's, also that of a service whose names come from another uplink's resolver.
+    asks = uplink.resolver or (names and mine.sports)
+    rules = [Rule((TO_DNS, Verdict("jump", "names")), origin=origin)] if asks else []
     rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in lookups(name, mine)]
     if uplink.resolver:
         its_user = Match(OWNER, uplink.resolver.user.number)

@@ -15,6 +15,8 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
+from nftpolicy.proof.promise import claim
+from nftpolicy.proof.prover import prove
 from nftpolicy.runtime.apply import carry_out
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 
@@ -183,3 +185,28 @@ def test_what_others_put_into_our_table_is_a_difference():
 def test_a_key_without_end_is_refused_at_once():
     with pytest.raises(PolicyError, match="more than 64 parts"):
         load(b"name = 'x'\n" + b"a." * 500_000)
+
+
+def test_a_port_of_the_kernels_is_no_way_around_the_resolver_of_another_uplink():
+    """A service of one uplink could ask for names by the other, from the port of the kernel's tunnel there."""
+    policy, _ = load(b"""
+name = "p"
+inside = []
+[uplink.wan]
+devices = ["eth0"]
+mark = "0x10/0xf0"
+table = 100
+[uplink.wan.resolver]
+[uplink.lte]
+devices = ["wwan0"]
+mark = "0x20/0xf0"
+table = 101
+[service.vpn]
+uplink = "wan"
+group = 800
+[service.wireguard]
+uplink = "lte"
+kernel = true
+sport = ["udp/51820"]
+""")
+    assert [one for one in prove(compile_policy(policy), claim(policy)).findings if one.verdict != "proved"] == []
