@@ -490,7 +490,9 @@ def invocations(file: Path) -> list[str]:
     return re.findall(r"^(?:[#$] )?(?:sudo )?(?:\.venv/bin/)?nftpolicy (\S.*)$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE, *PROSE], ids=lambda file: file.name)
+@pytest.mark.parametrize(
+    "file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE, *PROSE], ids=lambda file: file.name
+)
 def test_commands_in_examples_exist(file: Path) -> None:
     for found in invocations(file):
         line = found if isinstance(found, str) else "".join(found)
