@@ -8,6 +8,7 @@ import contextlib
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests import tunneldigger
@@ -28,7 +29,7 @@ class Program:
     """A program that runs in a namespace until it is ended, and what it has said."""
 
     def __init__(self, space: Namespace, argv: Sequence[str], **options: Any) -> None:
-        self._log = space.outside(f"{FOLDER}/{argv[0]}.log")
+        self._log = space.outside(f"{FOLDER}/{Path(argv[0]).name}.log")
         with self._log.open("w") as said:
             self._process: subprocess.Popen[Any] = space.popen(argv, stdout=said, stderr=said, **options)
 

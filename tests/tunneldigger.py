@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A client and a broker in the way of tunneldigger: control messages and L2TP data are UDP of one socket.
 
-Both carry IP packets between a TUN device and that socket. They run in a process of their own, until it is ended.
+Both carry IP packets between a TUN device and that socket. They run in a process of their own, until it is ended;
+`python -m tests.tunneldigger DEVICE LOG REMOTE PORT` is a client that sets no mark.
 The kernel's L2TP, to which tunneldigger hands its socket for the data, is not used.
 """
 
@@ -11,6 +12,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +129,7 @@ def _log(path: str) -> _Say:
                 file.write(f"{words}\n")
 
     return say
+
+
+if __name__ == "__main__":
+    client(*sys.argv[1:4], int(sys.argv[4]), 0)

@@ -36,10 +36,12 @@ def server() -> Iterator[Guarded]:
         made.lab.neighbour.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
         with inbound.listening(made.lab.neighbour, 22), inbound.listening(made.lab.neighbour, 2222):
             yield made
+        for service in ("backup", "log"):
+            made.nftpolicy("run", service, "--detach")
 
 
 def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK, seconds: float = 3) -> str:
-    """What comes back of a connection that socat marks as the comment in the policy says, or its last words."""
+    """What comes back of a connection that socat marks itself, before it connects, or its last words."""
     where = f"[{address}]" if ":" in address else address
     option = f",setsockopt-listen=1:36:x{struct.pack('=I', mark).hex()}" if mark is not None else ""
     done = lab.node.run(
@@ -69,6 +71,18 @@ def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) 
         assert (watch.unmarked, watch.stray) == (0, 0)
     seen = {(frame.daddr, frame.dport) for frame in lab.wan.frames() if frame.saddr == lab.wan_address(family)}
     assert {(where, port) for where, port in seen if port is not None} == {(place, 22)}
+
+
+@families
+def test_a_program_that_sets_no_mark_is_run_as_the_service(server: Guarded, family: int) -> None:
+    place = at.NEIGHBOUR[family]
+    where = f"TCP:[{place}]:22" if family == 6 else f"TCP:{place}:22"
+    log = server.nftpolicy(
+        "run", "log", "--", "socat", "-u", "OPEN:/etc/hostname", f"{where},connect-timeout=0.2", check=False
+    )
+    assert log.returncode != 0  # not its place
+    words = ["run", "backup", "--", "socat", "-t1", "SYSTEM:echo hello; cat >&2", f"{where},connect-timeout=3"]
+    assert server.nftpolicy(*words).stderr == "hello\n"
 
 
 @families

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN or not at all.
 
-The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; its cgroup does.
+The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; `nftpolicy run` sees to that.
 """
 
-import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from nftpolicy.kernel.cgroup import MarkedGroup
 from tests.guarded import (
     OTHER_GID,
     ROOT,
@@ -25,10 +22,10 @@ from tests.guarded import (
     watching,
 )
 from tests.lab import addresses as at
-from tests.lab.netns import search_path
 from tests.lab.topology import Lab
 
 GID, NTP = 801, 123
+ASK = ("ntpdig", "-t", "1")
 _SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 5905 figure 4)
 
 
@@ -56,34 +53,31 @@ def node() -> Iterator[Guarded]:
     with guarded_lab(policy, resolver=True) as made:
         made.lab.server.spawn(server)
         yield made
+        made.nftpolicy("run", "time", "--detach")
 
 
-@pytest.fixture(scope="module")
-def marked() -> Iterator[MarkedGroup]:
-    with MarkedGroup(f"time-test-{os.getpid()}", 1, 1) as made:
-        yield made
+def by_run(node: Guarded, name: str) -> tuple[int, str]:
+    """Ask an address or a name for the time as the service; the exit status, and all that is said."""
+    done = node.nftpolicy("run", "time", "--", *ASK, name, check=False)
+    return done.returncode, done.stdout + done.stderr
 
 
-def ask(name: str, group: MarkedGroup | None) -> tuple[int, str]:
-    """Ask an address or a name for the time; the exit status, and all that ntpdig says."""
-    environment = {**os.environ, "PATH": search_path()}
-    done = subprocess.run(
-        ["ntpdig", "-t", "1", name],
-        env=environment,
-        capture_output=True,
-        text=True,
-        preexec_fn=group.before if group else None,
-        timeout=15,
-    )
+def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
+    """The same with a group alone; or with the mark too, from the service's cgroup."""
+    if mark:
+        words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
+        done = node.nftpolicy(*words, check=False)
+    else:
+        done = node.lab.node.run([*ASK, name], gid=gid, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
-def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, marked: MarkedGroup, name: str) -> None:
+def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch:
-        status, said = lab.node.call(ask, name, marked, gid=GID)
+        status, said = by_run(node, name)
         assert (watch.unmarked, watch.stray) == (0, 0)
     assert (status, "no-leap" in said) == (0, True), said
     assert {frame.saddr for frame in lab.wan.frames() if frame.dport == NTP} <= {lab.wan_address(4), lab.wan_address(6)}
@@ -98,37 +92,37 @@ def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> 
     try:
         before = node.counters()["inet/wan.dropped"]
         lab.wan.drain()
-        status, said = lab.node.call(ask, at.SERVER[4], None, gid=gid)
+        status, said = by_group(node, at.SERVER[4], gid)
         assert status != 0, said
         assert [frame for frame in lab.wan.frames() if frame.dport == NTP] == []
         assert node.counters()["inet/wan.dropped"] > before
         with node.off():
-            status, said = lab.node.call(ask, at.SERVER[4], None, gid=gid)
+            status, said = by_group(node, at.SERVER[4], gid)
             assert status == 0, f"inconclusive: {said}"
     finally:
         no_wan_routes_in_main(lab)
 
 
-def test_the_mark_in_another_group_is_not_enough(node: Guarded, marked: MarkedGroup) -> None:
+def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]
     lab.wan.drain(), lab.mesh_sniffer.drain()
-    status, said = lab.node.call(ask, at.SERVER[4], marked, gid=OTHER_GID)
+    status, said = by_group(node, at.SERVER[4], OTHER_GID, mark=True)
     assert status != 0, said
     assert node.counters()["inet/wan.unentitled"] > before
     for sniffer in (lab.wan, lab.mesh_sniffer):
         assert [frame for frame in sniffer.frames() if frame.dport == NTP] == []
 
 
-def test_while_the_wan_is_down_it_asks_nobody(node: Guarded, marked: MarkedGroup) -> None:
+def test_while_the_wan_is_down_it_asks_nobody(node: Guarded) -> None:
     lab = node.lab
     lab.wan_down()
     try:
         lab.mesh_sniffer.drain()
-        status, said = lab.node.call(ask, at.SERVER[4], marked, gid=GID)
+        status, said = by_run(node, at.SERVER[4])
         assert status != 0, said
         assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == NTP] == []
-        status, said = lab.node.call(ask, at.SERVER[4], None, gid=GID)
+        status, said = by_group(node, at.SERVER[4], GID)
         assert status == 0, f"inconclusive: {said}"  # unmarked, it asks by the mesh
     finally:
         lab.wan_up()

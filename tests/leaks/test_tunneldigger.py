@@ -2,12 +2,15 @@
 """Tunneldigger's way on a mesh node: control and data of one marked UDP socket reach the broker by the WAN alone."""
 
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.guarded import (
+    ENVIRONMENT,
     OTHER_GID,
+    PROGRAM,
     ROOT,
     SERVICE_GID,
     Guarded,
@@ -21,7 +24,7 @@ from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.providers import L2TP, broker, digger, echoes, of, wait_for_echoes
+from tests.providers import L2TP, addressed, broker, digger, echoes, of, running, wait_for_echoes
 
 
 def policy(lab: Lab) -> str:
@@ -47,6 +50,19 @@ def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
     assert seen
     assert seen <= own
     assert of(lab.mesh_sniffer, L2TP) == []
+
+
+def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None:
+    lab, log = node.lab, "/run/lab/run.log"
+    words = ["run", "tunneldigger", "--", sys.executable, "-m", "tests.tunneldigger", "l2tp1", log, at.VPN, str(L2TP)]
+    with running(lab.node, [PROGRAM, *words], env=ENVIRONMENT):
+        try:
+            wait_until(lambda: lab.node.outside("/sys/class/net/l2tp1").exists(), 15, "the device")
+            addressed(lab.node, "l2tp1")
+            wait_for_echoes(lab)
+        finally:
+            node.nftpolicy("run", "tunneldigger", "--detach")
+    assert of(lab.wan, L2TP)
 
 
 def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> None:
