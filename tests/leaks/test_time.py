@@ -43,9 +43,7 @@ def server() -> None:
         asked, peer = made.recvfrom(1024)
         seconds, part = divmod(time.time(), 1)
         now = struct.pack("!II", int(seconds) + _SINCE_1900, int(part * 2**32))
-        made.sendto(
-            struct.pack("!BBbb11x1s4s", 0x24, 1, 6, -20, b"", b"LAB\0")[:16] + now + asked[40:48] + now + now, peer
-        )
+        made.sendto(struct.pack("!BBbb8x4s", 0x24, 1, 6, -20, b"LAB") + now + asked[40:48] + now + now, peer)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +61,7 @@ def by_run(node: Guarded, name: str) -> tuple[int, str]:
 
 
 def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
-    """The same with a group alone; or with the mark too, from the service's cgroup."""
+    """The same with a group alone; with `mark`, from the service's cgroup, so that its sockets wear the mark."""
     if mark:
         words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
         done = node.nftpolicy(*words, check=False)
