@@ -5,13 +5,16 @@ One end is the lab's node, the other its server. Each tunnel has the addresses o
 """
 
 import contextlib
+import itertools
+import re
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests import tunneldigger
+from tests.kernel import bpf
 from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.daemons import FOLDER
@@ -61,6 +64,27 @@ def running(space: Namespace, argv: Sequence[str], **options: Any) -> Iterator[P
         yield made
     finally:
         made.end()
+
+
+@contextlib.contextmanager
+def cgroups() -> Iterator[Callable[[str], str]]:
+    """What puts the cgroups of a policy's services into a cgroup of this test, which goes when the context ends."""
+    with bpf.cgroup() as tree:
+        numbers = itertools.count()
+
+        def placed(text: str) -> str:
+            return re.sub(r'^marks *= "cgroup"', lambda found: f"{found[0]}\n{_place(tree, numbers)}", text, flags=re.M)
+
+        try:
+            yield placed
+        finally:
+            for folder in filter(Path.is_dir, tree.iterdir()):
+                wait_until(lambda folder=folder: not (folder / "cgroup.procs").read_text(), 10, "an empty cgroup")
+                folder.rmdir()
+
+
+def _place(tree: Path, numbers: Iterator[int]) -> str:
+    return f'cgroup = "{tree.name}/{next(numbers)}"'
 
 
 def echoes(lab: Lab, family: int, seconds: float = 1) -> bool:

@@ -186,6 +186,8 @@ def test_while_the_wired_line_is_down_its_services_fail_and_those_of_lte_go_on(b
         assert lab.resolve(at.WHO, family, "127.0.0.1", gid=GROUPS["wired"], seconds=0.5) in ("timeout", "refused")
     finally:
         lab.wan_up()
+        mine = {"server": "127.0.0.1", "gid": GROUPS["wired"], "seconds": 0.3}  # it has to read the new lease first
+        wait_until(lambda: lab.resolve(at.WHO, 4, **mine) == [at.WHO_AT_HOME[4]], 10, "names of the wired line")
     assert both.send(family, GROUPS["wired"], MARKS["wired"])[0].keys() == {"wired"}
 
 

@@ -11,6 +11,7 @@ from tests.guarded import OTHER_GID, ROOT, Guarded, guarded_lab, replaced, run_p
 from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.topology import Lab
+from tests.providers import cgroups
 
 MARK, TABLE, BACKUP, LOG = 0x30, 102, 871, 872
 watched = f"{MARK:#x}/0xf0"
@@ -32,12 +33,10 @@ def policy(lab: Lab) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Guarded]:
-    with guarded_lab(policy, table=TABLE) as made:
+    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), table=TABLE) as made:
         made.lab.neighbour.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
         with inbound.listening(made.lab.neighbour, 22), inbound.listening(made.lab.neighbour, 2222):
             yield made
-        for service in ("backup", "log"):
-            made.nftpolicy("run", service, "--detach")
 
 
 def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK, seconds: float = 3) -> str:

@@ -23,6 +23,7 @@ from tests.guarded import (
 )
 from tests.lab import addresses as at
 from tests.lab.topology import Lab
+from tests.providers import cgroups
 
 GID, NTP = 801, 123
 ASK = ("ntpdig", "-t", "1")
@@ -48,10 +49,9 @@ def server() -> None:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    with guarded_lab(policy, resolver=True) as made:
+    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), resolver=True) as made:
         made.lab.server.spawn(server)
         yield made
-        made.nftpolicy("run", "time", "--detach")
 
 
 def by_run(node: Guarded, name: str) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.providers import L2TP, addressed, broker, digger, echoes, of, running, wait_for_echoes
+from tests.providers import L2TP, addressed, broker, cgroups, digger, echoes, of, running, wait_for_echoes
 
 
 def policy(lab: Lab) -> str:
@@ -34,7 +34,7 @@ def policy(lab: Lab) -> str:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    with guarded_lab(policy, resolver=True) as made, broker(made.lab):
+    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), resolver=True) as made, broker(made.lab):
         yield made
 
 
@@ -56,12 +56,9 @@ def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None
     lab, log = node.lab, "/run/lab/run.log"
     words = ["run", "tunneldigger", "--", sys.executable, "-m", "tests.tunneldigger", "l2tp1", log, at.VPN, str(L2TP)]
     with running(lab.node, [PROGRAM, *words], env=ENVIRONMENT):
-        try:
-            wait_until(lambda: lab.node.outside("/sys/class/net/l2tp1").exists(), 15, "the device")
-            addressed(lab.node, "l2tp1")
-            wait_for_echoes(lab)
-        finally:
-            node.nftpolicy("run", "tunneldigger", "--detach")
+        wait_until(lambda: lab.node.outside("/sys/class/net/l2tp1").exists(), 15, "the device")
+        addressed(lab.node, "l2tp1")
+        wait_for_echoes(lab)
     assert of(lab.wan, L2TP)
 
 
