@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..policy.objects import Policy
 from ..runtime.status import LAYERS, Status
+
+_SOCKETS = 20  # rows
 
 
 def _table(*columns: str, numbers: int = 0) -> Table:
@@ -30,6 +33,7 @@ def show_status(found: Status) -> None:
     console.print(parts)
     console.print()
     console.print(_counters(found))
+    _show_sockets(console, found)
     if found.missing:
         console.print("\nwhat 'nftpolicy apply' would do:")
         for line in found.missing[:40]:
@@ -58,6 +62,29 @@ def _counters(found: Status) -> Table:
     for (family, _, name), counts in sorted(found.counters.items(), key=lambda item: (item[0][0], item[0][2])):
         table.add_row(name, LAYERS[family], str(counts.packets), str(counts.bytes))
     return table
+
+
+def _show_sockets(console: Console, found: Status) -> None:
+    """Sockets that have to do with an uplink, the wrong ones first, and what is wrong with them."""
+    console.print()
+    if found.sockets is None:
+        console.print(f"sockets: not known: {found.trouble}", markup=False)
+        return
+    if not found.sockets:
+        console.print("sockets: no service has one, and none wears an uplink's mark")
+        return
+    table = _table("socket of", "program", "socket", "mark", "verdict")
+    for one in found.sockets[:_SOCKETS]:
+        mark = "" if one.socket.mark is None else f"{one.socket.mark:#x}"
+        verdict = f"[red]{one.verdict}[/]" if one.wrong else f"[green]{one.verdict}[/]"
+        table.add_row(one.who or "nobody", escape(one.program), escape(str(one.socket)), mark, verdict)
+    console.print(table)
+    if len(found.sockets) > _SOCKETS:
+        wrong = sum(one.wrong for one in found.sockets[_SOCKETS:])
+        console.print(f"and {len(found.sockets) - _SOCKETS} more, {wrong} of them not right")
+    meanings = dict.fromkeys((one.verdict, one.meaning) for one in found.sockets if one.wrong)
+    for verdict, meaning in list(meanings)[:_SOCKETS]:
+        console.print(f"{verdict}: {meaning}", markup=False)
 
 
 def show_demo(report: Any) -> None:

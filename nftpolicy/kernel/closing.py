@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from .conntrack import Conntrack, Flow
+from .holders import Holder, holders
 from .interface import Unavailable
 from .libnft import Nft
 from .rtnetlink import Lookups, RtNetlink
@@ -75,7 +74,11 @@ class Running:
 
     def groups(self, inodes: Iterable[int]) -> dict[int, int]:
         """The group of who opened each socket, for those that a process holds which /proc shows here."""
-        return _groups(frozenset(inodes))
+        return {inode: one.gid for inode, one in holders(inodes).items()}
+
+    def holders(self, inodes: Iterable[int]) -> dict[int, Holder]:
+        """The process that holds each socket, for those that /proc shows here."""
+        return holders(inodes)
 
     def leads(self, one: Listed) -> str | None:
         """The device by which packets of a connected socket would leave now; None if by none."""
@@ -126,20 +129,3 @@ class Running:
             yield None
         finally:
             owner.load("delete table inet nftpolicy-closing\n")
-
-
-def _groups(inodes: frozenset[int]) -> dict[int, int]:
-    found: dict[int, int] = {}
-    if not inodes:
-        return found
-    for process in os.scandir("/proc"):
-        if not process.name.isdigit():
-            continue
-        with suppress(OSError):  # it has ended
-            for entry in os.scandir(f"/proc/{process.name}/fd"):
-                with suppress(OSError):
-                    known = entry.stat()
-                    # The numbers of sockets are one sequence for the whole machine, but other files have them too.
-                    if known.st_ino in inodes and stat.S_ISSOCK(known.st_mode):
-                        found[known.st_ino] = known.st_gid
-    return found

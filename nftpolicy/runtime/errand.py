@@ -28,6 +28,7 @@ class Errand:
         self._parts: list[bytes] = []
         self._child = os.fork()
         if not self._child:
+            os.close(self.descriptor)  # else a child whose parent is gone would wait for it to read
             _be_child(work, sender)
         os.close(sender)
 

@@ -8,7 +8,7 @@ as the old one did is never stale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
@@ -69,8 +69,8 @@ def stale_flows(flows: Iterable[Flow], before: Policy | None, after: Policy | No
         return []
     found = []
     for one in flows:
-        worn = _wearer(before, one.mark)
-        if worn and (why := _fate(*worn, _wearer(after, one.mark))):
+        worn = wearer(before, one.mark)
+        if worn and (why := _fate(*worn, wearer(after, one.mark))):
             found.append(StaleFlow(one, why))
     return found
 
@@ -86,7 +86,7 @@ def whose_group(sockets: Iterable[Listed], before: Policy | None, after: Policy 
     if after is None or before == after or not any(one.group for one in _services(before, after)):
         return set()
     if before is None:
-        return {one.inode for one in sockets if _asks_names(one)} if any(map(_has_resolver, _uplinks(after))) else set()
+        return {one.inode for one in sockets if asks_names(one)} if any(map(_has_resolver, _uplinks(after))) else set()
     pairs = {one.mark for one in _uplinks(before)} & {one.mark for one in _uplinks(after)}
     return {one.inode for one in sockets if one.connected and one.mark and any(m.worn_by(one.mark) for m in pairs)}
 
@@ -104,11 +104,12 @@ def _has_resolver(uplink: Uplink) -> bool:
     return uplink.resolver is not None
 
 
-def _asks_names(one: Listed) -> bool:
+def asks_names(one: Listed) -> bool:
+    """Whether it asks a DNS server."""
     return one.connected and one.dport == _DNS and one.protocol in (TCP, UDP)
 
 
-def _wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
+def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
     """The uplink whose mark a packet with this fwmark wears."""
     found = ((name, uplink) for name, uplink in (policy.uplink if policy else {}).items())
     return next(((name, uplink) for name, uplink in found if uplink.mark.worn_by(fwmark)), None)
@@ -143,11 +144,11 @@ class _Judge:
             return None
         if self._before is None:
             return self._first(one)
-        worn = _wearer(self._before, one.mark or 0)
+        worn = wearer(self._before, one.mark or 0)
         if worn is None:
             return None
         name, uplink = worn
-        now = _wearer(self._after, one.mark or 0)
+        now = wearer(self._after, one.mark or 0)
         if fate := _fate(name, uplink, now):
             return None if self._after is None and self._goes_on(one, uplink) else fate
         assert self._after is not None
@@ -157,11 +158,7 @@ class _Judge:
         return self._dropped(one, name, now[0])
 
     def _at_home(self, one: Listed) -> bool:
-        """Whether its packets stay on this machine."""
-        far = one.remote if one.connected else one.local
-        if one.bound == "lo" or far is None:
-            return one.bound == "lo"
-        return far == "::1" or far.startswith("127.") or (one.connected and far in self._own)
+        return at_home(one, self._own)
 
     def _goes_on(self, one: Listed, uplink: Uplink) -> bool:
         """Without a policy: whether its packets go by the uplink as before. What has no other end is routed anew
@@ -182,15 +179,15 @@ class _Judge:
         assert self._after is not None
         if not one.connected or one.state == "listen" or one.protocol not in (TCP, UDP, UDPLITE):
             return None
-        if _asks_names(one) and (name := self._client(one)):
+        if asks_names(one) and (name := self._client(one)):
             return f"names are asked by the resolver of uplink {name} now"
-        if _wearer(self._after, one.mark or 0):
+        if wearer(self._after, one.mark or 0):
             return None
         name = self._device.get(one.bound) if one.bound else self._address.get(one.local or "")
         if name is None:
             return None
         uplink = self._after.uplink[name]
-        if _answers(uplink, one) or _exempt(uplink, one):
+        if answers(uplink, one) or _exempt(uplink, one):
             return None
         return f"it is older than the policy, and has no mark of uplink {name}"
 
@@ -205,6 +202,14 @@ class _Judge:
             if mine and self._after.uplink[service.uplink].resolver:
                 return service.uplink
         return None
+
+
+def at_home(one: Listed, own: Container[str]) -> bool:
+    """Whether a socket's packets stay on this machine, whose addresses are `own`."""
+    far = one.remote if one.connected else one.local
+    if one.bound == "lo" or far is None:
+        return one.bound == "lo"
+    return far == "::1" or far.startswith("127.") or (one.connected and far in own)
 
 
 def uplink_addresses(addresses: Addresses, policy: Policy | None) -> dict[str, str]:
@@ -223,15 +228,16 @@ def uplink_addresses(addresses: Addresses, policy: Policy | None) -> dict[str, s
 def _may(policy: Policy, name: str, one: Listed, group: int | None) -> bool:
     """Whether the policy may let this connection use the uplink; where something is not known, it may."""
     uplink = policy.uplink[name]
-    if _answers(uplink, one):
+    if answers(uplink, one):
         return True
     resolver = uplink.resolver
-    if resolver and one.uid == resolver.user.number and _asks_names(one):
+    if resolver and one.uid == resolver.user.number and asks_names(one):
         return True
-    return any(_lets(service, one, group) for service in policy.service.values() if service.uplink == name)
+    return any(lets(service, one, group) for service in policy.service.values() if service.uplink == name)
 
 
-def _lets(service: Service, one: Listed, group: int | None) -> bool:
+def lets(service: Service, one: Listed, group: int | None) -> bool:
+    """Whether it may be a socket of the service, for where that may send; a group that is not known may be any."""
     if service.kernel and service.sport:
         return one.protocol == UDP and any(port.low <= one.sport <= port.high for port in service.sport)
     if service.kernel:  # whose sockets no process holds
@@ -247,7 +253,7 @@ def _lets(service: Service, one: Listed, group: int | None) -> bool:
     return not service.ports or any(p.protocol == protocol and p.low <= one.dport <= p.high for p in service.ports)
 
 
-def _answers(uplink: Uplink, one: Listed) -> bool:
+def answers(uplink: Uplink, one: Listed) -> bool:
     """Whether it may be a reply that the policy answers."""
     protocol = PROTOCOLS[one.protocol]
     ports = (answer.port for answer in uplink.answer if answer.port)

@@ -28,6 +28,8 @@ from ..netstate.state import Counters
 from ..planner.plan import Plan
 from ..policy.objects import Policy
 from .apply import Prospect
+from .socketwatch import asked
+from .whose import Judged
 
 
 @frozen
@@ -35,6 +37,9 @@ class Status:
     """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected.
 
     `strays` are routes of others over an uplink that are not in its table. They open nothing, and take no part in that.
+
+    `sockets` are those that have to do with an uplink, None where they can't be had, which `trouble` explains. They
+    do not count for `as_expected`: the guard holds whatever programs do.
     """
 
     policy: Policy
@@ -42,6 +47,8 @@ class Status:
     missing: tuple[str, ...]
     counters: Counters
     strays: tuple[str, ...] = ()
+    sockets: tuple[Judged, ...] | None = None
+    trouble: str = ""
 
     @property
     def as_expected(self) -> bool:
@@ -70,6 +77,7 @@ class Status:
                 {"layer": LAYERS[family], "counter": name, "packets": counts.packets, "bytes": counts.bytes}
                 for (family, _, name), counts in sorted(self.counters.items())
             ],
+            "sockets": None if self.sockets is None else [one.as_json() for one in self.sockets],
         }
 
 
@@ -88,7 +96,9 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
     }
-    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE))
+    sockets, trouble = asked(kernel, policy)
+    shown = None if sockets is None else tuple(sockets)
+    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE), shown, trouble)
 
 
 def lines(todo: Plan) -> list[str]:

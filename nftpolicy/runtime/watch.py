@@ -34,6 +34,7 @@ from .look import inspect
 from .memory import Busy
 from .recover import NoWay, recover
 from .repairs import Repairs
+from .socketwatch import SocketWatch
 from .status import summary
 from .unproved import NotProved, NotSafe
 from .watch_world import World
@@ -68,6 +69,7 @@ class Watch:
         self._again: float | None = None  # when to try for the lock again
         self._compare = self._alive = 0.0
         self._poll = select.poll()
+        self._sockets = SocketWatch(self.kernel, world, self._poll)
 
     @property
     def blocked(self) -> bool:
@@ -91,6 +93,7 @@ class Watch:
             finally:
                 if self._errand:
                     self._errand.cancel()
+                self._sockets.cancel()
                 self.world.manager.tell(STOPPING=1)
         facts: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
         self.world.say("end", {**facts, **({"blocked": "stays"} if self.blocked else {})})
@@ -109,7 +112,7 @@ class Watch:
         """Sleep until there is something to do; whether that is to end."""
         watchdog = self.world.manager.watchdog
         looks = () if self._errand else (self._look.due(), self._proof.due())
-        times = [*looks, self._again, self._repairs.due(), self._keeper.due()]
+        times = [*looks, self._again, self._repairs.due(), self._keeper.due(), self._sockets.due(self.policy)]
         times += [self._compare] if self.held else []
         times += [self._alive + watchdog] if watchdog else []
         times += [self._errand.begun + _LONGEST] if self._errand else []
@@ -134,6 +137,7 @@ class Watch:
             for facts in self.world.leaks(self.policy):
                 self.world.say("resolver-leak", facts)
         self._look_if_due()
+        self._sockets.turn(self.policy)
         self._repairs.tell()
         watchdog = self.world.manager.watchdog
         if watchdog and now >= self._alive + watchdog:

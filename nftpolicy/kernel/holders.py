@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The processes that hold sockets, and the groups that opened them, from /proc.
+
+sock_diag(7) tells neither. The group of an inode under /proc/PID/fd is the one of who opened the socket
+(sock_alloc in net/socket.c), as nft's skgid is.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen
+class Holder:
+    """A process that holds a socket, the one with the lowest number if there are several; `gid` is the group of
+    who opened the socket, whatever group the process has by now. `name` is "" for one that has just ended."""
+
+    pid: int
+    name: str
+    gid: int
+
+
+def holders(inodes: Iterable[int]) -> dict[int, Holder]:
+    """Who holds each of these sockets, by inode. One that no process of this /proc holds is left out."""
+    wanted = frozenset(inodes)
+    found: dict[int, Holder] = {}
+    if not wanted:
+        return found
+    for pid in sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
+        with suppress(OSError):  # it has ended
+            mine = _sockets(pid, wanted)
+            name = _name(pid) if mine else ""
+            for inode, gid in mine.items():
+                found.setdefault(inode, Holder(pid, name, gid))
+    return found
+
+
+def _sockets(pid: int, wanted: frozenset[int]) -> dict[int, int]:
+    found = {}
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(OSError):
+            known = entry.stat()
+            # The numbers of sockets are one sequence for the whole machine, but other files have them too.
+            if known.st_ino in wanted and stat.S_ISSOCK(known.st_mode):
+                found[known.st_ino] = known.st_gid
+    return found
+
+
+def _name(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return ""

@@ -1,0 +1,281 @@
+"""Whose a socket is, and what a person is told of it."""
+
+import select
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.holders import Holder
+from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, Listed
+from nftpolicy.netstate.nft import NamedCounter
+from nftpolicy.policy.load import load
+from nftpolicy.runtime import socketwatch, whose
+from nftpolicy.runtime.whose import ASTRAY, ELSEWHERE, FORGED, RIGHT, UNANSWERED, UNKNOWN, UNMARKED, judge, needed
+
+POLICY = load(
+    b"""
+name   = "p"
+inside = ["bat0", "mesh*"]
+[uplink.wan]
+devices = ["eth0", "eth1"]
+mark    = "0x1/0xff"
+table   = 1
+answer  = ["ssh"]
+[uplink.wan.resolver]
+user    = 700
+[uplink.lte]
+devices = ["wwan0"]
+mark    = "0x2/0xff"
+table   = 2
+[service.vpn]
+uplink  = "wan"
+group   = 800
+[service.mail]
+uplink  = "wan"
+user    = 900
+ports   = ["tcp/25"]
+to      = ["198.51.100.0/24"]
+[service.wg]
+uplink  = "lte"
+kernel  = true
+"""
+)[0]
+ADDRESSES = {"lo": ("127.0.0.1", "::1"), "eth0": ("192.0.2.2",), "bat0": ("203.0.113.2",)}
+VPN, NOBODY = 800, 4711
+
+
+def listed(**changes):
+    fields = {
+        "family": 4, "protocol": UDP, "state": "established", "local": "192.0.2.2", "sport": 40000,
+        "remote": "198.51.100.10", "dport": 443, "mark": 1, "uid": 1000, "inode": 7, "cookie": 9,
+    }  # fmt: skip
+    return Listed(**(fields | changes))
+
+
+UNCONNECTED = {"state": "close", "local": None, "remote": None, "dport": 0}
+
+
+def see(gid=VPN, others=(), **changes):
+    """Verdict, who, counter; None if it is not listed."""
+    one = listed(**changes)
+    held = {} if gid is None else {7: Holder(42, "program", gid)}
+    found = [each for each in judge([one, *others], POLICY, ADDRESSES, held) if each.socket is one]
+    return (found[0].verdict, found[0].who, found[0].counter) if found else None
+
+
+LISTENER = listed(protocol=TCP, sport=8080, inode=8, mark=0, **(UNCONNECTED | {"state": "listen"}))
+CASES = {
+    "the service's, marked": ({}, (RIGHT, "vpn", "")),
+    "in IPv6": ({"family": 6, "local": "2001:db8::2", "remote": "2001:db8::1"}, (RIGHT, "vpn", "")),
+    "of another protocol": ({"protocol": UDPLITE}, (RIGHT, "vpn", "")),
+    "marked, with bits of others": ({"mark": 0x501}, (RIGHT, "vpn", "")),
+    "not connected": (UNCONNECTED, (RIGHT, "vpn", "")),
+    "bound to the uplink's second device": ({"bound": "eth1"}, (RIGHT, "vpn", "")),
+    "the program forgot": ({"mark": 0}, (UNMARKED, "vpn", "wan.dropped")),
+    "it forgot, and has sent nothing": ({"mark": 0, **UNCONNECTED}, (UNMARKED, "vpn", "wan.dropped")),
+    "it has only other bits": ({"mark": 0x500}, (UNMARKED, "vpn", "wan.dropped")),
+    "bits beside the mark": ({"mark": 3}, (UNMARKED, "vpn", "wan.dropped")),
+    "its question for a name": ({"mark": 0, "dport": 53}, (RIGHT, "vpn", "")),
+    "the mark of another uplink": ({"mark": 2}, (FORGED, "", "lte.unentitled")),
+    "nobody's mark": ({"gid": NOBODY}, (FORGED, "", "wan.unentitled")),
+    "root's mark": ({"gid": 0, "uid": 0}, (FORGED, "", "wan.unentitled")),
+    "nobody's, without": ({"gid": NOBODY, "mark": 0}, None),
+    "bound to a device inside": ({"bound": "mesh7"}, (ASTRAY, "vpn", "wan.stray")),
+    "bound to another uplink": ({"bound": "wwan0"}, (ASTRAY, "vpn", "wan.stray")),
+    "bound to a device that nobody named": ({"bound": "usb0"}, (ASTRAY, "vpn", "unknown-device")),
+    "bound to lo": ({"bound": "lo"}, None),
+    "to this machine": ({"remote": "127.0.0.1", "mark": 0}, None),
+    "to an address of this machine": ({"remote": "203.0.113.2", "mark": 0}, None),
+    "bound to a loopback address": ({**UNCONNECTED, "local": "::1", "mark": 0}, None),
+    "of a user": ({"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 25}, (RIGHT, "mail", "")),
+    "to another port": (
+        {"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 26}, (ELSEWHERE, "mail", "wan.unentitled")),
+    "over another protocol": ({"uid": 900, "gid": NOBODY, "dport": 25}, (ELSEWHERE, "mail", "wan.unentitled")),
+    "to another network": (
+        {"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 25, "remote": "192.0.2.9"},
+        (ELSEWHERE, "mail", "wan.unentitled")),
+    "where the group may, but not the user": ({"uid": 900}, (RIGHT, "vpn", "")),
+    "of a user, to nobody yet": ({"uid": 900, "gid": NOBODY, **UNCONNECTED}, (RIGHT, "mail", "")),
+    "a user's question for a name": ({"uid": 900, "gid": None, "dport": 53}, (RIGHT, "mail", "")),
+    "the resolver's question": ({"uid": 700, "gid": 700, "dport": 53}, (RIGHT, "resolver", "")),
+    "the resolver before it asks": ({"uid": 700, "gid": 700, **UNCONNECTED}, (RIGHT, "resolver", "")),
+    "another thing of the resolver": ({"uid": 700, "gid": 700}, (FORGED, "", "wan.unentitled")),
+    "an answer": ({"gid": 0, "protocol": TCP, "sport": 22}, (RIGHT, "answer", "")),
+    "a reply that is no answer": (
+        {"gid": 0, "protocol": TCP, "sport": 8080, "others": [LISTENER]}, (UNANSWERED, "", "wan.unanswered")),
+    "a marked listener": ({"gid": 0, "protocol": TCP, **UNCONNECTED, "state": "listen"}, None),
+    "the service's listener": (
+        {"mark": 0, "protocol": TCP, **UNCONNECTED, "state": "listen"}, (RIGHT, "vpn", "")),
+    "WireGuard": ({"mark": 2, "gid": None, "uid": 0, **UNCONNECTED}, (RIGHT, "wg", "")),
+    "the kernel over TCP": ({"mark": 2, "gid": None, "protocol": TCP}, (UNKNOWN, "", "")),
+    "of a process that can't be seen": ({"gid": None}, (UNKNOWN, "", "")),
+    "closed by its program": ({"inode": 0}, None),
+    "half open": ({"state": "syn-recv"}, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_verdicts(name):
+    changes, expected = CASES[name]
+    assert see(**changes) == expected
+
+
+def test_a_service_that_listens_for_the_mesh_is_right():
+    one = listed(protocol=TCP, sport=8080, mark=0)
+    listener = evolve(LISTENER, inode=7)
+    found = judge([one, listener], POLICY, ADDRESSES, {7: Holder(1, "d", VPN)})
+    assert [each.verdict for each in found] == [RIGHT, RIGHT]
+
+
+def test_the_wrong_ones_come_first():
+    sockets = [listed(cookie=1), listed(cookie=2, mark=0), listed(cookie=3, inode=9)]
+    held = {7: Holder(1, "vpn", VPN), 9: Holder(2, "bad", NOBODY)}
+    found = judge(sockets, POLICY, ADDRESSES, held)
+    assert [one.verdict for one in found] == [FORGED, UNMARKED, RIGHT]
+
+
+def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
+    (table, _) = compile_policy(POLICY).tables
+    counters = {one.name for one in table.counters if isinstance(one, NamedCounter)}
+    for _, expected in CASES.values():
+        if expected and expected[2]:
+            assert expected[2] in counters
+    assert {expected[0] for _, expected in CASES.values() if expected} == {RIGHT, *whose.MEANINGS}
+
+
+def test_a_meaning_says_it_in_plain_words():
+    (one,) = judge([listed()], POLICY, ADDRESSES, {7: Holder(1, "x", NOBODY)})
+    assert one.meaning == (
+        "it wears the mark 0x1/0xff and is no socket of the services of uplink wan; "
+        "what it sends by that is dropped, and counted as wan.unentitled"
+    )
+    assert one.program == "x/1"
+    assert one.as_json()["gid"] == NOBODY
+
+
+def test_only_holders_that_decide_are_looked_for():
+    sockets = [listed(inode=1), listed(inode=2, mark=0), listed(inode=3, remote="127.0.0.1"), listed(inode=0)]
+    assert needed(sockets, POLICY, ADDRESSES) == {1, 2}
+    users = evolve(POLICY, service={"mail": POLICY.service["mail"]})
+    assert needed([*sockets, listed(inode=4, mark=0, uid=900)], users, ADDRESSES) == {1, 4}
+
+
+# --- the watch ------------------------------------------------------------------------------------
+
+
+class Running:
+    """Sockets in memory."""
+
+    def __init__(self, world):
+        self._world = world
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def sockets(self):
+        if self._world.trouble:
+            raise OSError(self._world.trouble)
+        return self._world.sockets
+
+    def addresses(self):
+        return ADDRESSES
+
+    def holders(self, inodes):
+        return {inode: Holder(inode, "program", NOBODY) for inode in inodes}
+
+
+class Stage:
+    """The watch of sockets, with a clock that the test turns; a child is waited for."""
+
+    def __init__(self):
+        self.sockets, self.trouble, self.said, self.clock, self.looks = [], "", [], 100.0, 0
+        self.watch = socketwatch.SocketWatch(self, self, select.poll())
+
+    def running(self):
+        return Running(self)
+
+    def fresh(self):
+        return self
+
+    def say(self, event, facts):
+        self.said.append((event, facts))
+
+    def now(self):
+        return self.clock
+
+    def turn(self, policy=POLICY, seconds=11.0):
+        """Let the time pass, and do what is due."""
+        self.said.clear()
+        self.clock += seconds
+        self.watch.turn(policy)
+        self.looks += self.watch._errand is not None
+        while errand := self.watch._errand:
+            assert select.select([errand.descriptor], [], [], 10)[0]
+            self.watch.turn(policy)
+        assert {event for event, _ in self.said} <= {"socket", "failed"}
+        return [facts for _, facts in self.said]
+
+
+def forged(number):
+    return listed(inode=number, cookie=number)
+
+
+def test_a_wrong_socket_is_told_once_and_its_end_once():
+    stage = Stage()
+    stage.sockets = [forged(1)]
+    (told,) = stage.turn()
+    assert (told["verdict"], told["program"], told["pid"], told["counter"]) == (FORGED, "program", 1, "wan.unentitled")
+    assert stage.turn() == []
+    stage.sockets = [forged(2)]
+    new, gone = stage.turn()
+    assert (new["pid"], gone["pid"], gone["verdict"], gone["was"]) == (2, 1, "gone", FORGED)
+    stage.sockets = []
+    assert [one["verdict"] for one in stage.turn()] == ["gone"]
+    assert stage.turn() == []
+
+
+def test_a_thousand_are_a_few_lines():
+    stage = Stage()
+    stage.sockets = [forged(number) for number in range(1, 5000)]
+    told = stage.turn()
+    assert len(told) == socketwatch.MOST + 1
+    assert told[-1] == {"verdict": FORGED, "more": 1000 - socketwatch.MOST}
+    assert stage.turn() == []
+
+
+def test_it_looks_seldom_and_only_while_a_policy_is_held():
+    stage = Stage()
+    assert stage.watch.due(None) is None
+    assert stage.turn(None) == []
+    assert stage.looks == 0
+    stage.turn()
+    assert (stage.looks, stage.watch.due(POLICY)) == (1, stage.clock + socketwatch.EVERY)
+    stage.turn(seconds=1)
+    assert stage.looks == 1
+    stage.turn(seconds=socketwatch.EVERY)
+    assert stage.looks == 2
+    stage.turn(evolve(POLICY, name="other"), seconds=1)
+    assert stage.looks == 3, "another policy is another judgement"
+
+
+def test_a_failure_is_told_once():
+    stage = Stage()
+    stage.trouble = "no sockets today"
+    (told,) = stage.turn()
+    assert "no sockets today" in told["why"]
+    assert stage.turn() == []
+    stage.trouble = ""
+    stage.sockets = [forged(1)]
+    assert [one["verdict"] for one in stage.turn()] == [FORGED]
+
+
+def test_the_end_leaves_no_child():
+    stage = Stage()
+    stage.watch.turn(POLICY)
+    assert stage.watch._errand is not None
+    stage.watch.cancel()
+    assert stage.watch._errand is None
