@@ -37,7 +37,6 @@ class Status:
     """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected.
 
     `strays` are routes of others over an uplink that are not in its table. They open nothing, and take no part in that.
-
     `sockets` are those that have to do with an uplink, None where they can't be had, which `trouble` explains. They
     do not count for `as_expected`: the guard holds whatever programs do.
     """
@@ -98,7 +97,7 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
     }
     sockets, trouble = asked(kernel, policy)
     shown = None if sockets is None else tuple(sockets)
-    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE), shown, trouble)
+    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE), (), shown, trouble)
 
 
 def lines(todo: Plan) -> list[str]:
