@@ -148,12 +148,13 @@ def services(draw, uplinks):
         to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
-    return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings()))
+    return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 
-def markings():
-    """How a service's sockets are marked."""
-    way = st.sampled_from(tuple(words.MARKS)).map(lambda word: {"marks": word})
+def markings(how):
+    """How a service's sockets are marked; `how` it is known."""
+    words_ = tuple(word for word in words.MARKS if word != "uid-rule" or how == "user")
+    way = st.sampled_from(words_).map(lambda word: {"marks": word})
     return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
 
 

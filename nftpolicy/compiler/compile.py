@@ -40,7 +40,7 @@ def _ip_table(policy: Policy) -> Table:
     chains = [*answers.arrival(policy), answers.restore(policy)]
     if dns.resolvers(policy):
         chains.append(dns.redirect(policy, who))
-    chains += guard.chains(policy)
+    chains += guard.chains(policy, who)
     for name, uplink in policy.uplink.items():
         chains += [identity.chain(name, uplink, who[name], bool(dns.resolvers(policy))), answers.chain(name, uplink)]
     chains += dns.chains(policy, who)

@@ -8,11 +8,12 @@ where AF_PACKET frames pass too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
 from . import dns, exemptions, names, phrases
+from .members import Members, is_unmarked
 from .names import of
 from .phrases import OUT, TO_DNS
 
@@ -22,7 +23,7 @@ def inside_set(policy: Policy) -> Set:
     return Set("inside", ("ifname",), frozenset(policy.inside), frozenset({"interval"}), origin=("inside",))
 
 
-def chains(policy: Policy) -> tuple[Chain, ...]:
+def chains(policy: Policy, who: Mapping[str, Members]) -> tuple[Chain, ...]:
     """The IP layer. Order of the tests: uplinks by name, lo, devices inside, all others dropped."""
     devices = [
         (device, Verdict("goto", of(name, "guard")))
@@ -35,8 +36,8 @@ def chains(policy: Policy) -> tuple[Chain, ...]:
     rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
     strays = (_stray_chain(name) for name in policy.uplink)
-    uplinks = (_uplink(name, uplink, policy) for name, uplink in policy.uplink.items())
-    return (base, _loopback(policy), _inside(policy), *strays, *uplinks)
+    uplinks = (_uplink(name, uplink, policy, who[name]) for name, uplink in policy.uplink.items())
+    return (base, _loopback(policy), _inside(policy, who), *strays, *uplinks)
 
 
 def _names(policy: Policy) -> tuple[Rule, ...]:
@@ -56,12 +57,18 @@ def _strays(policy: Policy, but: str) -> tuple[Rule, ...]:
     )
 
 
-def _inside(policy: Policy) -> Chain:
+def _inside(policy: Policy, who: Mapping[str, Members]) -> Chain:
     strays = tuple(
         Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "stray"))), origin=("uplink", name, "mark"))
         for name, uplink in policy.uplink.items()
     )
-    return Chain("inside", (*strays, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+    # Who needs no mark has no mark to be known by: all that such a user sends is the uplink's.
+    users = tuple(
+        phrases.drop(of(name, "stray"), match, origin=("uplink", name))
+        for name, mine in who.items()
+        for match in is_unmarked(name, mine)
+    )
+    return Chain("inside", (*users, *strays, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
 
 
 def _stray_chain(name: str) -> Chain:
@@ -71,7 +78,15 @@ def _stray_chain(name: str) -> Chain:
     return Chain(of(name, "stray"), (*reports, phrases.drop(of(name, "stray"), origin=origin)), origin=origin)
 
 
-def _uplink(name: str, uplink: Uplink, policy: Policy) -> Chain:
+def _dressed(name: str, uplink: Uplink, mine: Members) -> Iterator[Rule]:
+    """Packets of users without marks get the uplink's here, where no route is chosen any more, for the link guard;
+    where they may send is asked as of all others."""
+    for match in is_unmarked(name, mine):
+        put_on, judged = phrases.put_on(uplink.mark), Verdict("goto", of(name, "identity"))
+        yield Rule((match, put_on, judged), origin=("uplink", name))
+
+
+def _uplink(name: str, uplink: Uplink, policy: Policy, mine: Members) -> Chain:
     marked = Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "identity"))), origin=("uplink", name, "mark"))
     reports = exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
     others = tuple(word for word in uplink.exempt if word not in exemptions.REPORTS)
@@ -82,6 +97,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> Chain:
             *reports,
             *_strays(policy, name),
             *exemptions.rules(name, others, "inet"),
+            *_dressed(name, uplink, mine),
             phrases.drop(of(name, "dropped"), origin=("uplink", name)),
         ),
         origin=("uplink", name),

@@ -9,7 +9,8 @@ from . import names
 
 
 def rules(policy: Policy) -> tuple[IpRule, ...]:
-    """Link-local to main; each mark to its table and no further; the rest to main and no further."""
+    """Link-local to main; each mark, and each user without one, to its table and no further; the rest to main and no
+    further."""
     return tuple(rule for family in (4, 6) for rule in _of_family(policy, family))
 
 
@@ -24,6 +25,12 @@ def _of_family(policy: Policy, family: int) -> list[IpRule]:
         selector = {"mark": uplink.mark.value, "mask": uplink.mark.mask, "origin": ("uplink", name, "mark")}
         found.append(IpRule(family, priority, table=uplink.table, **selector))
         found.append(IpRule(family, priority + names.MARK_UNREACHABLE, action="unreachable", **selector))
+    users = [(name, one, one.user.number) for name, one in policy.service.items() if one.unmarked and one.user]
+    for name, service, user in users:
+        selector = {"uids": (user, user), "origin": ("service", name, "marks")}
+        table = policy.uplink[service.uplink].table
+        found.append(IpRule(family, names.USER_TO_TABLE, table=table, **selector))
+        found.append(IpRule(family, names.USER_UNREACHABLE, action="unreachable", **selector))
     found.append(IpRule(family, names.ALL_TO_MAIN, table=TABLE_MAIN))
     found.append(IpRule(family, names.ALL_UNREACHABLE, action="unreachable"))
     return found

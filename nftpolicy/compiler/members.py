@@ -48,9 +48,10 @@ class Shape:
 class Members:
     """The services of one uplink. `clients`: the groups ("group") and users ("user") that have it.
     `rows`: the same with where they may send. `kernel`: the services of the kernel's own sockets on any port.
-    `sports`: the ports of those that say theirs."""
+    `sports`: the ports of those that say theirs. `unmarked`: the users whose sockets wear no mark."""
 
     clients: dict[str, set[int]] = Factory(dict)
+    unmarked: set[int] = Factory(set)
     rows: dict[Shape, set[Element]] = Factory(dict)
     kernel: list[str] = Factory(list)
     sports: list[Port] = Factory(list)
@@ -64,6 +65,8 @@ def members(policy: Policy) -> dict[str, Members]:
         if service.kernel and not service.sport:
             mine.kernel.append(name)
         mine.sports.extend(service.sport)
+        if service.unmarked and service.user:
+            mine.unmarked.add(service.user.number)
         for key, account in accounts(service):
             mine.clients.setdefault(key, set()).add(account.number)
             # A service that may send anywhere is a row of one column.
@@ -89,7 +92,8 @@ def sets(name: str, mine: Members) -> tuple[Set, ...]:
         )
         for shape in sorted(mine.rows, key=lambda one: one.set_name(name))
     ]
-    return (*clients, *rows, *_sports(name, mine))
+    unmarked = Set(unmarked_set(name), (KEYS["user"][1],), frozenset(mine.unmarked), origin=origin)
+    return (*clients, *([unmarked] if mine.unmarked else []), *rows, *_sports(name, mine))
 
 
 def _sports(name: str, mine: Members) -> Iterator[Set]:
@@ -102,6 +106,16 @@ def _sports(name: str, mine: Members) -> Iterator[Set]:
 
 def _client_set(uplink: str, key: str) -> str:
     return of(uplink, f"{key}s")
+
+
+def unmarked_set(uplink: str) -> str:
+    """The set of users without marks: "wan.unmarked"."""
+    return of(uplink, "unmarked")
+
+
+def is_unmarked(name: str, mine: Members) -> list[Match]:
+    """The test for "a socket of a service whose sockets wear no mark", if there are any."""
+    return [Match(OWNER, SetRef(unmarked_set(name)))] if mine.unmarked else []
 
 
 def is_client(name: str, mine: Members) -> list[Match]:

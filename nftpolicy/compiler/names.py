@@ -23,6 +23,9 @@ LINK_LOCAL_TO_MAIN = 500
 FIRST_MARK = 510
 MARK_STEP = 10
 MARK_UNREACHABLE = 5  # behind each mark's own rule
+# Behind the marks of all uplinks, so that a mark decides before a user does.
+USER_TO_TABLE = 850
+USER_UNREACHABLE = 855
 ALL_TO_MAIN = 900
 ALL_UNREACHABLE = 910
 

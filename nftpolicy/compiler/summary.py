@@ -37,7 +37,7 @@ def _same(one, other) -> bool:  # type: ignore[no-untyped-def]
 def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
     lines += [
-        f"  service {service}: {_who(value)} with the mark may send {_where(value)}"
+        f"  service {service}: {_who(value)}{'' if value.unmarked else ' with the mark'} may send {_where(value)}"
         for service, value in members.services(name, policy).items()
     ]
     lines += [f"  exempt {word}: {words.EXEMPTIONS[word]}" for word in uplink.exempt]

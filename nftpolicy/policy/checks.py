@@ -170,6 +170,8 @@ def _selector(path: Path, service: Service) -> Iterator[Fault]:
     chosen = len(accounts(service)) + service.kernel
     if chosen != 1:
         yield path, "a service is known by exactly one of 'group', 'user' and 'kernel = true'"
+    if service.unmarked and service.user is None:
+        yield (*path, "marks"), "an ip rule knows users alone: write 'user' instead, or let the program set the mark"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
             yield (*path, "to", index), f"what is sent to {net} never leaves the machine"

@@ -116,6 +116,11 @@ class Service:
     to: tuple[Network, ...] = ()
     ports: tuple[Port, ...] = ()
 
+    @property
+    def unmarked(self) -> bool:
+        """Whether its sockets wear no mark: a rule for its user leads them to the uplink."""
+        return self.marks == "uid-rule"
+
 
 OURS = "nftpolicy"  # the cgroup that holds those of all services
 

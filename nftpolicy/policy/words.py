@@ -49,6 +49,7 @@ MARKS = {
     "itself": "the program sets SO_MARK (fastd's packet mark, WireGuard's FwMark, OpenVPN's --mark)",
     "preload": "a library loaded with the program sets it (LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=MARK)",
     "cgroup": "a BPF program on the service's cgroup marks each socket when it is made, whatever program opens it",
+    "uid-rule": "nobody does: an ip rule for its user leads to the uplink, and the guard knows the user",
 }
 
 # Keys of a service that say something of one way to mark sockets: key -> that way.

@@ -96,6 +96,7 @@ class Service:
     owners: tuple[Owner, ...]
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
+    unmarked: bool = False  # it may send without the mark, and by the uplink alone
 
 
 @frozen
@@ -147,6 +148,11 @@ class UplinkClaim:
     resets: bool = False
     names: Names | None = None
     origin: Origin = ()
+
+    @property
+    def users(self) -> tuple[int, ...]:
+        """Users whose sockets may send without the mark."""
+        return tuple(owner.number for one in self.services if one.unmarked for owner in one.owners)
 
     @property
     def marked(self) -> MarkTest:

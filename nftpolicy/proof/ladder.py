@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from attrs import evolve
+
 from ..netstate.routing import TABLE_MAIN, IpRule
 from ..netstate.state import NetState
 from .claim import UplinkClaim
@@ -81,13 +83,40 @@ def faults(state: NetState, one: UplinkClaim, family: int, others: Sequence[Upli
     plain = list(_looked_up(rules, one, False))
     tables = {TABLE_LOCAL, TABLE_MAIN, *(other.table for other in others)}
     for rule in plain:
-        if rule.action == "lookup" and rule.table not in tables:
+        if rule.action == "lookup" and rule.table not in tables and not _is_for(rule, one):
             found.append(f"packets without the mark may be looked up in table {rule.table} (ip rule {rule.priority})")
     if not plain or plain[-1].action not in _ENDS:
         found.append("packets without a route are not ended by an unreachable rule")
+    for user in one.users:
+        found += _of_user(rules, one, user, {other.table for other in others})
     if family == 6 and not any(_neighbours(rule) for rule in marked):
         found.append("packets with the mark do not reach link-local neighbours on the device that they name")
     return found
+
+
+def _is_for(rule: IpRule, one: UplinkClaim) -> bool:
+    """Whether the rule is for users that the uplink's services are known by."""
+    return (
+        rule.table == one.table
+        and rule.uids is not None
+        and not rule.invert
+        and rule.uids[0] == rule.uids[1]
+        and (rule.uids[0] in one.users)
+    )
+
+
+def _of_user(rules: Sequence[IpRule], one: UplinkClaim, user: int, others: set[int | None]) -> Iterator[str]:
+    """What is wrong with how the unmarked packets of a user are looked up."""
+    mine = [evolve(rule, uids=None) for rule in rules if rule.uids is None or rule.uids[0] <= user <= rule.uids[1]]
+    asked = list(_looked_up(mine, one, False))
+    for rule in asked:
+        fine = _fine(rule, one) or (rule.mask and rule.table in others)
+        if rule.action == "lookup" and not fine:
+            yield f"packets of user {user} may be looked up in table {rule.table} (ip rule {rule.priority})"
+    if not any(rule.action == "lookup" and rule.table == one.table and _must(rule, one, False) for rule in asked):
+        yield f"no ip rule sends what user {user} sends to table {one.table}"
+    if not asked or asked[-1].action not in _ENDS:
+        yield f"if table {one.table} is emptied, packets of user {user} go on to the next rule"
 
 
 def _neighbours(rule: IpRule) -> bool:

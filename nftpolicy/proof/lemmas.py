@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..model import bits
-from ..model.box import Box, meet, uncovered
+from ..model.box import Box, meet, only, uncovered
 from ..model.covers import Covers
 from ..model.marks import new_marks
 from ..model.passage import Event, Place
@@ -66,7 +66,7 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None
 
     Induction over all writes: if no packet of a flow that only unmarked sockets and other devices than the
     uplink's have used wears the mark before a write, then none wears it after. The same for the mark of
-    the flow, where a rule reads that.
+    the flow, where a rule reads that. Entitled are also the users that the claim lets send without a mark.
     """
     fair = Region(marks=(uplink.unmarked,), not_arrived=uplink.devices)
     strict = Region(marks=(uplink.unmarked, _flow_unmarked(uplink)), not_arrived=uplink.devices)
@@ -75,11 +75,14 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None
         return []
     places = [place for place in ground.every(family) if passage.writes(place[0], place[1].name)]
     places = [place for place in places if hook in (None, place[1].hook and place[1].hook.hook)]
-    hits = list(_gives(ground, family, places, strict, uplink, "mark"))
-    flows = list(_gives(ground, family, places, strict, uplink, "ctmark"))
+    # Users that need no mark may get it; but who writes it into the flow would hand it on.
+    users = Region({"socket": only(1), "uid": only(*uplink.users)}) if uplink.users and hook is None else None
+    lent = [evolve(users, marks=(_flow_unmarked(uplink),), not_arrived=uplink.devices)] if users else []
+    hits = list(_gives(ground, family, places, [strict], uplink, "mark", users))
+    flows = list(_gives(ground, family, places, [strict, *lent], uplink, "ctmark"))
     if flows and not hits:
         # A flow may wear the mark: that is a leak if a packet can get it back from there.
-        hits = list(_gives(ground, family, places, fair, uplink, "mark"))
+        hits = list(_gives(ground, family, places, [fair], uplink, "mark", users))
         if hits:
             hits = [*flows, *hits]
     return hits
@@ -91,7 +94,7 @@ def round_the_hooks(ground: Ground) -> list[Hit]:
 
 
 def settled(ground: Ground, family: int, places: Sequence[Place], uplink: UplinkClaim) -> list[Place]:
-    """Those of `places` behind whose tests nothing can put the uplink's mark on."""
+    """Those of `places` behind whose tests nothing can put the uplink's mark on what leaves by another device."""
     giving = {
         table.key
         for table in ground.ruleset.tables
@@ -101,7 +104,11 @@ def settled(ground: Ground, family: int, places: Sequence[Place], uplink: Uplink
     writers = [
         place for place in ground.every(family) if place[0].key in giving and passage.writes(place[0], place[1].name)
     ]
-    return [place for place in places if not any(ground.is_behind(one, place) for one in writers)]
+    elsewhere = Region(not_out=(*uplink.devices, "lo"))
+    giving_elsewhere = [
+        one for one in writers if next(_gives(ground, family, [one], [elsewhere], uplink, "mark"), None) is not None
+    ]
+    return [place for place in places if not any(ground.is_behind(one, place) for one in giving_elsewhere)]
 
 
 def _may_give(ground: Ground, family: int, statement: nft.Mangle, uplink: UplinkClaim) -> bool:
@@ -128,17 +135,25 @@ def _flow_unmarked(uplink: UplinkClaim) -> MarkTest:
 
 
 def _gives(
-    ground: Ground, family: int, places: Sequence[Place], region: Region, uplink: UplinkClaim, of: str
+    ground: Ground,
+    family: int,
+    places: Sequence[Place],
+    regions: Sequence[Region],
+    uplink: UplinkClaim,
+    of: str,
+    but: Region | None = None,
 ) -> Iterator[Hit]:
+    """Where the mark is given to packets of `regions`, those of `but` left out."""
     passage = ground.passage(family)
     space = passage.space
+    spared = but.boxes(space) if but is not None else []
     for place in places:
-        for start in region.boxes(space):
+        for start in (box for region in regions for box in region.boxes(space)):
             for event in passage.mark_writes(place, start):
                 box = _afterwards(ground, family, event, uplink, of)
                 if box is None:
                     continue
-                left = uncovered(box, event.decided(box), space.tops)
+                left = uncovered(box, [*event.decided(box), *spared], space.tops)
                 if left is not None:
                     yield Hit(family, left, _where(event), understood(left, space))
 

@@ -6,19 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..model.box import Ranges, only
-from ..model.packet import FORWARD, FRAME, SOCKET, TCP, UDP
-from ..model.values import STATES
+from ..model.packet import FORWARD, FRAME, SOCKET
 from ..netstate import nft
-from .claim import BOTH, Claim, MarkTest, Region, UplinkClaim
+from .claim import BOTH, Claim, Region, UplinkClaim
 from .findings import by_mark, finding, judged
 from .ground import Ground
 from .lemmas import Hit, guard, integrity, round_the_hooks
 from .verdict import Finding
 from .witness import seen
-from .words import DNS
+from .worn import of_users, worn
 
 _EVERY_ORIGIN = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
-_ESTABLISHED = only(STATES["established"])
 
 
 def headers(one: UplinkClaim, family: int) -> list[Region]:
@@ -32,7 +30,11 @@ def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]
     unmarked = Region(marks=(one.unmarked,))
     blind = {
         family: guard(
-            ground, family, ground.at(family, "postrouting"), unmarked.with_(out=one.devices), headers(one, family)
+            ground,
+            family,
+            ground.at(family, "postrouting"),
+            unmarked.with_(out=one.devices),
+            [*headers(one, family), *of_users(one, family)],
         )
         for family in BOTH
     }
@@ -44,7 +46,7 @@ def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]
             hit for family in BOTH for hit in integrity(ground, family, one, "egress")
         ]  # fmt: skip
         for family in BOTH:
-            holes = headers(one, family)
+            holes = [*headers(one, family), *(of_users(one, family) if origin == SOCKET else ())]
             if origin == FRAME:
                 for device in (*one.devices, *one.ports):
                     if not claim.frames:
@@ -128,51 +130,11 @@ def _owners(ground: Ground, one: UplinkClaim) -> Iterator[Finding]:
     hits = []
     for family in BOTH:
         region = Region(marks=(one.marked,), out=one.devices)
-        hit = guard(ground, family, ground.at(family, "postrouting"), region, list(_worn(one, family)))
+        hit = guard(ground, family, ground.at(family, "postrouting"), region, list(worn(one, family)))
         hits += [hit] if hit else []
     subject = f"sockets that are no service's: what leaves by {', '.join(one.devices)} with the mark"
     examples, doubts = by_mark(ground, one, hits)
     yield finding("P1", one, subject, hits, examples, doubts)
-
-
-def _worn(one: UplinkClaim, family: int) -> Iterator[Region]:
-    """Packets that may wear the mark at the uplink."""
-    for service in one.services:
-        for region in service.regions.get(family, ()):
-            if region.fields:
-                yield from (region.with_(**owner.fields) for owner in service.owners)
-            if service.kernel:
-                yield region if region.fields else _udp_of_the_kernel()
-    free = [service for service in one.services if any(not region.fields for region in service.regions.get(family, ()))]
-    for key in ("gid", "uid"):
-        numbers = [owner.number for service in free for owner in service.owners if owner.key == key]
-        if numbers:
-            yield Region({"socket": only(1), key: only(*numbers)})
-    # The rest of closed connections, but not of those that began at the uplink: of them only answers go back.
-    closed = Region({"socket": only(0), "ct.state": _ESTABLISHED})
-    yield closed.with_(ct_direction=only(0))
-    yield closed.with_(MarkTest(one.value, one.mask, equal=False, of="ctmark"))
-    if one.names is not None:
-        asks = Region({"protocol": only(TCP, UDP), "fragment": only(0), "dport": only(DNS)})
-        yield asks.with_(socket=only(1), uid=only(one.names.user))
-    yield from answers(one, family)
-    for exempt in one.holes:
-        if exempt.report:
-            yield from exempt.headers.get(family, ())
-
-
-def answers(one: UplinkClaim, family: int) -> Iterator[Region]:
-    """Replies to whoever asked by the uplink."""
-    back = Region({"ct.direction": only(1)}, (one.flow_marked,))
-    for reply in one.replies:
-        for region in reply.headers.get(family, ()):
-            yield Region({**region.fields, **back.fields}, back.marks)
-    if one.resets:
-        yield Region({"protocol": only(TCP), "fragment": only(0), "tcp.rst": only(1), **back.fields}, back.marks)
-
-
-def _udp_of_the_kernel() -> Region:
-    return Region({"socket": only(0), "protocol": only(UDP)})
 
 
 def unnamed_devices(ground: Ground, claim: Claim) -> Iterator[Finding]:

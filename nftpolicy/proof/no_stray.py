@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..model.box import only
 from . import ladder
 from .claim import BOTH, Claim, Region, UplinkClaim
 from .findings import by_mark, finding
@@ -12,6 +13,7 @@ from .ground import Ground
 from .lemmas import Hit, guard, round_the_hooks, settled
 from .promise import REPORTS, hole
 from .verdict import PROVED, REFUTED, Finding
+from .witness import seen
 
 
 def no_stray(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:
@@ -26,6 +28,18 @@ def no_stray(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding
     subject = f"what wears the mark and leaves by another device than {', '.join(one.devices)}"
     examples, doubts = by_mark(ground, one, hits, stray=True)
     yield finding("P2", one, subject, hits, examples, doubts, claim.whole)
+    if one.users:
+        yield _of_users(ground, claim, one)
+
+
+def _of_users(ground: Ground, claim: Claim, one: UplinkClaim) -> Finding:
+    """Who needs no mark is the uplink's with all that it sends; other uplinks ask for marks of their own."""
+    known = (*(device for each in claim.uplinks for device in each.devices), "lo")
+    region = Region({"socket": only(1), "uid": only(*one.users)}, not_out=known)
+    found = (guard(ground, family, ground.at(family, "postrouting"), region) for family in BOTH)
+    hits = [hit for hit in found if hit]
+    subject = "what users without marks send by devices inside"
+    return finding("P2", one, subject, hits, *seen(ground, hits, "leaves"))
 
 
 def kept_in_table(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:

@@ -84,7 +84,7 @@ def _service(name: str, service: objects.Service) -> Service:
             first_last = ((int(net.network_address), int(net.broadcast_address)) for net in nets)
             where = Region({"daddr": ranges(first_last)})
         regions[family] = tuple(Region({**one.fields, **(where.fields if where else {})}) for one in ports)
-    return Service(name, ("service", name), _owners(service), service.kernel, regions)
+    return Service(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
 
 
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:

@@ -13,10 +13,10 @@ from .claim import BOTH, Claim, Names, Region, UplinkClaim
 from .findings import finding
 from .ground import Ground
 from .lemmas import Hit, guard
-from .no_leak import answers, headers
+from .no_leak import headers
 from .verdict import Finding
 from .witness import seen
-from .words import DNS
+from .worn import DNS, answers
 
 _ESTABLISHED = only(STATES["established"])
 

@@ -23,6 +23,7 @@ from .claim import UplinkClaim
 from .ground import Ground
 from .lemmas import Hit
 from .verdict import Counterexample
+from .worn import of_users
 
 # Addresses for documentation (RFC 5737, RFC 3849), where nothing else decides.
 REMOTE = {4: number("198.51.100.9"), 6: number("2001:db8:9::9")}
@@ -223,7 +224,7 @@ def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
 
 
 def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
-    """Whether what leaves is what an exemption names."""
+    """Whether what leaves is what an exemption names, or of a user that needs no mark."""
     packet = walk.packet
     if packet.origin == FRAME and packet.ethertype is not None:
         return any(packet.ethertype in hole.frames for hole in uplink.holes)
@@ -236,8 +237,13 @@ def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
         "dport": walk.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
+        "socket": int(packet.has_socket),
+        "uid": packet.uid,
+        "gid": packet.gid,
     }
-    regions = (region for hole in uplink.holes for region in hole.headers.get(packet.family, ()))
+    regions = [region for hole in uplink.holes for region in hole.headers.get(packet.family, ())]
+    # Those that ask for the mark of a flow are none: see `entitled`.
+    regions += [one for one in of_users(uplink, packet.family) if packet.origin == SOCKET and not one.marks]
     return any(
         all(any(low <= fields.get(name, -1) <= high for low, high in some) for name, some in region.fields.items())
         for region in regions

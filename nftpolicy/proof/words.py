@@ -17,10 +17,11 @@ from .claim import BOTH, Claim, Region, Service, UplinkClaim
 from .ground import Ground
 from .surroundings import TABLE_LOCAL, inside_device
 from .witness import REMOTE, hosts, packet_of, pick
+from .worn import DNS
 
 _RST = {("tcp", "flags"): 4}
 _ALL_NODES = number("ff02::1")  # RFC 4291 2.7.1
-DNS = 53
+
 _OTHER_HOST = 3  # PACKET_OTHERHOST, include/uapi/linux/if_packet.h
 _MOST_PARTS = 64
 _MANY = 64  # services of an uplink that are tried with every kind of packet
@@ -123,7 +124,7 @@ def _services(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
                 plain = changed(plain, dport=pick(ports, plain.dport) if ports else DNS)
                 # Of a service that asks for names alone the words about names tell.
                 for owner in service.owners if ports or one.names is None else ():
-                    mine = changed(plain, **{owner.key: owner.number})
+                    mine = changed(plain, mark=_sent_with(one, service), **{owner.key: owner.number})
                     yield Word("P3", one.name, title, service.origin, mine, "leaves", device, worn)
                 if service.kernel:
                     own = changed(plain, origin=KERNEL)
@@ -140,12 +141,18 @@ def _services(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
                 )  # fmt: skip
 
 
+def _sent_with(one: UplinkClaim, service: Service) -> int:
+    """The mark of a service's sockets."""
+    return 0 if service.unmarked else one.value
+
+
 def _service_in_short(ground: Ground, one: UplinkClaim, service: Service) -> Iterator[Word]:
     """One packet for each family: of hundreds of services all are rows of the same sets."""
     for family, regions in service.regions.items():
         plain = changed(_sample(ground, family, regions[0], SOCKET), mark=one.value)
         if service.owners and plain.dport != DNS:
-            mine = changed(plain, **{service.owners[0].key: service.owners[0].number})
+            first = service.owners[0]
+            mine = changed(plain, mark=_sent_with(one, service), **{first.key: first.number})
             title, worn = f"service {service.name}", (one.value, one.mask)
             yield Word("P3", one.name, title, service.origin, mine, "leaves", one.devices[0], worn)
 
@@ -312,6 +319,9 @@ def _inside(claim: Claim) -> Iterator[Word]:
                 for one, service, mine in _everybody(claim, plain):
                     where = (here, mine.dport)
                     title = f"service {service.name} inside"
+                    if service.unmarked:
+                        yield Word("P2", one.name, title, service.origin, mine, "dropped", refused=device)
+                        continue
                     yield Word("P3", one.name, title, service.origin, mine, "leaves", device, None, where)
         lo = {4: 0x7F000001, 6: 1}[family]
         plain = Packet(family, lo, lo, UDP, dport=free, uid=nobody, gid=nobody)
