@@ -25,8 +25,8 @@ def _of_family(policy: Policy, family: int) -> list[IpRule]:
         selector = {"mark": uplink.mark.value, "mask": uplink.mark.mask, "origin": ("uplink", name, "mark")}
         found.append(IpRule(family, priority, table=uplink.table, **selector))
         found.append(IpRule(family, priority + names.MARK_UNREACHABLE, action="unreachable", **selector))
-    users = [(name, one, one.user.number) for name, one in policy.service.items() if one.unmarked and one.user]
-    for name, service, user in users:
+    users = ((one.user.number, name, one) for name, one in policy.service.items() if one.unmarked and one.user)
+    for user, name, service in sorted(users, key=lambda one: one[0]):
         selector = {"uids": (user, user), "origin": ("service", name, "marks")}
         table = policy.uplink[service.uplink].table
         found.append(IpRule(family, names.USER_TO_TABLE, table=table, **selector))

@@ -38,7 +38,7 @@ Part = tuple[bytes, int, int]  # a buffer, and where a message's body is in it
 
 
 def _rule_keys(rule: IpRule) -> dict[str, Any]:
-    unsupported = (rule.iif, rule.oif, rule.uids, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
+    unsupported = (rule.iif, rule.oif, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
     narrowed = (rule.suppress_prefix, rule.suppress_group, *unsupported)
     if any(one is not None for one in narrowed) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"the compiler writes no such rule: {rule}")
@@ -55,6 +55,8 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
     if rule.destination:
         address, length = rule.destination.split("/")
         keys |= {"dst": address, "dst_len": int(length)}
+    if rule.uids:
+        keys["uid_range"] = f"{rule.uids[0]}:{rule.uids[1]}"
     return keys
 
 

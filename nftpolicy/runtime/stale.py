@@ -142,6 +142,8 @@ class _Judge:
     def why(self, one: Listed) -> str | None:
         if self._at_home(one):
             return None
+        if users := self._led(one):
+            return users
         if self._before is None:
             return self._first(one)
         worn = wearer(self._before, one.mark or 0)
@@ -159,6 +161,20 @@ class _Judge:
 
     def _at_home(self, one: Listed) -> bool:
         return at_home(one, self._own)
+
+    def _led(self, one: Listed) -> str | None:
+        """Connections of users who need no mark: where they lead is a matter of the policy alone."""
+        if not one.connected or one.state == "listen" or not one.inode:
+            return None
+        was, now = _user_of(self._before, one), _user_of(self._after, one)
+        if now and self._address.get(one.local or "") != now[0]:
+            return None if was and was[0] == now[0] else f"user {one.uid} is led to uplink {now[0]} now"
+        if was is None or (now and lets(now[1], one, None)):
+            return None
+        assert self._before is not None
+        if self._after is None and self._goes_on(one, self._before.uplink[was[0]]):
+            return None
+        return f"user {one.uid} is led to uplink {was[0]} no more, or may not send there"
 
     def _goes_on(self, one: Listed, uplink: Uplink) -> bool:
         """Without a policy: whether its packets go by the uplink as before. What has no other end is routed anew
@@ -187,7 +203,8 @@ class _Judge:
         if name is None:
             return None
         uplink = self._after.uplink[name]
-        if answers(uplink, one) or _exempt(uplink, one):
+        user = _user_of(self._after, one)
+        if answers(uplink, one) or _exempt(uplink, one) or (user and user[0] == name and lets(user[1], one, None)):
             return None
         return f"it is older than the policy, and has no mark of uplink {name}"
 
@@ -202,6 +219,14 @@ class _Judge:
             if mine and self._after.uplink[service.uplink].resolver:
                 return service.uplink
         return None
+
+
+def _user_of(policy: Policy | None, one: Listed) -> tuple[str, Service] | None:
+    """Uplink and service of a socket without a mark, if its user needs none."""
+    if policy is None or wearer(policy, one.mark or 0):
+        return None
+    users = ((each.uplink, each) for each in policy.service.values() if each.unmarked and each.user)
+    return next(((name, each) for name, each in users if each.user and each.user.number == one.uid), None)
 
 
 def at_home(one: Listed, own: Container[str]) -> bool:

@@ -30,7 +30,7 @@ MEANINGS = {
     FORGED: "it wears the mark {mark} and is no socket of the services of uplink {uplink}; "
     "what it sends by that is dropped, and counted as {counter}",
     ASTRAY: "it is bound to {bound}, which is no device of uplink {uplink}; "
-    "what it sends with the mark {mark} is dropped, and counted as {counter}",
+    "what it sends there is dropped, and counted as {counter}",
     ELSEWHERE: "service {who} may not send there; "
     "what it sends by uplink {uplink} is dropped, and counted as {counter}",
     UNANSWERED: "it came in by uplink {uplink}, and the policy does not answer there; "
@@ -149,7 +149,7 @@ class _Eyes:
         if worn is not None:
             return self._marked(one, *worn, mine, holder)
         for name, service in mine.items():
-            verdict, counter = self._unmarked(one, service)
+            verdict, counter = self._unmarked(one, service, holder)
             mark = str(self._policy.uplink[service.uplink].mark)
             return Judged(one, service.uplink, mark, name, verdict, counter, holder)
         return None
@@ -182,9 +182,8 @@ class _Eyes:
         bound = seen.socket.bound
         if bound is None or bound in uplink.devices:
             return seen
-        others = any(bound in other.devices for other in self._policy.uplink.values())
-        named = others or covered(bound, self._policy.inside) is not None
-        return evolve(seen, verdict=ASTRAY, counter=names.of(seen.uplink, "stray") if named else names.UNKNOWN_DEVICE)
+        other = names.of(seen.uplink, "stray") if self._uplink_by(bound) else None
+        return evolve(seen, verdict=ASTRAY, counter=other or self._inside_counter(bound, seen.uplink))
 
     def _nobodys(self, seen: Judged) -> Judged | None:
         one = seen.socket
@@ -199,13 +198,28 @@ class _Eyes:
             return evolve(seen, verdict=UNANSWERED, counter=names.of(seen.uplink, "unanswered"))
         return evolve(seen, verdict=FORGED, counter=names.of(seen.uplink, "unentitled"))
 
-    def _unmarked(self, one: Listed, service: Service) -> tuple[str, str]:
+    def _unmarked(self, one: Listed, service: Service, holder: Holder | None) -> tuple[str, str]:
         """Verdict and counter for a service's socket without a mark."""
-        names_go_home = asks_names(one) and self._policy.uplink[service.uplink].resolver is not None
+        uplink = self._policy.uplink[service.uplink]
+        names_go_home = asks_names(one) and uplink.resolver is not None
         came_in = one.protocol == TCP and one.sport in self._listening  # the listener itself, too
         if names_go_home or came_in:
             return RIGHT, ""
-        return UNMARKED, names.of(service.uplink, "dropped")
+        if not service.unmarked:
+            return UNMARKED, names.of(service.uplink, "dropped")
+        if one.bound and one.bound not in uplink.devices:
+            other = self._uplink_by(one.bound)  # for which it lacks the mark, whosever it is
+            return ASTRAY, names.of(other, "dropped") if other else self._inside_counter(one.bound, service.uplink)
+        if not self._may(service, uplink, one, holder):
+            return ELSEWHERE, names.of(service.uplink, "unentitled")
+        return RIGHT, ""
+
+    def _uplink_by(self, device: str) -> str | None:
+        return next((name for name, uplink in self._policy.uplink.items() if device in uplink.devices), None)
+
+    def _inside_counter(self, device: str, name: str) -> str:
+        """What counts the packets of uplink `name` on their way to a device that is no uplink's."""
+        return names.of(name, "stray") if covered(device, self._policy.inside) else names.UNKNOWN_DEVICE
 
 
 def _is(service: Service, one: Listed, holder: Holder | None) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import Machine, compile_policy
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, UDP
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate import text
 from nftpolicy.proof.promise import HOLES, claim
@@ -30,6 +30,11 @@ def excuse(policy, packet, walk):
     flow = packet.flow
     if flow.direction == "reply" and flow.state != "new" and uplink.mark.worn_by(flow.mark):
         return "a reply in a flow that began at the uplink"
+    if packet.origin == SOCKET and any(
+        one.unmarked and policy.uplink[one.uplink] is uplink and one.user.number == packet.uid
+        for one in policy.service.values()
+    ):
+        return entitled(policy, packet, walk)  # who needs no mark may do what he may with it
     return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
 
 
@@ -193,8 +198,10 @@ def test_nobody_but_its_owners_leaves_with_a_mark(scene):
 
 
 def strays(policy, state, packets):
-    """Packets that began with an uplink's mark and leave by a device that is not its."""
+    """Packets that began with an uplink's mark, or of a user who needs none, and leave by a device that is not its."""
     model, found = Model(state), []
+    users = {one.user.number for one in policy.service.values() if one.unmarked}
+    uplinks = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
         walk = model.walk(packet)
         for uplink in policy.uplink.values():
@@ -203,6 +210,8 @@ def strays(policy, state, packets):
             report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
             if worn and astray and not report and not goes_back(policy, packet, walk):
                 found.append((packet, walk))
+        if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
+            found.append((packet, walk))
     return found
 
 

@@ -277,6 +277,39 @@ def scenes(draw, *policies):
     return draw(st.lists(sockets(*policies), max_size=20)), addresses, known
 
 
+# --- users who need no mark ------------------------------------------------------------------------
+
+NEWS = Service("wan", user=Account("news", 901), marks="uid-rule")
+LED = evolve(POLICY, service={**POLICY.service, "news": NEWS})
+OF_NEWS = {"uid": 901, "mark": 0}
+MESH = "203.0.113.2"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changes", "why"),
+    [
+        (None, LED, {}, None),
+        (None, LED, {"local": MESH}, "user 901 is led to uplink wan now"),
+        (POLICY, LED, {"local": MESH}, "user 901 is led to uplink wan now"),
+        (POLICY, LED, {"local": MESH, "uid": 902}, None),
+        (LED, POLICY, {}, "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, POLICY, {"uid": 902}, None),
+        (LED, evolve(LED, name="same"), {}, None),
+        (LED, evolve(LED, name="same"), {"local": MESH}, None),
+        (LED, evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 25, 25),))}), {},
+         "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 443, 443),))}), {}, None),
+        (LED, evolve(LED, service={"news": evolve(NEWS, uplink="lte")}), {}, "user 901 is led to uplink lte now"),
+        (LED, POLICY, {"remote": None, "dport": 0}, None),
+        (LED, POLICY, {"inode": 0}, None),
+        (LED, None, {}, "user 901 is led to uplink wan no more, or may not send there"),
+    ],
+)  # fmt: skip
+def test_connections_of_users_who_need_no_mark(before, after, changes, why):
+    found = whys([listed(**(OF_NEWS | changes))], before, after)
+    assert found == ([why] if why else [])
+
+
 @given(st.data(), strategies.policies())
 def test_the_same_policy_makes_nothing_stale(data, policy):
     found, addresses, groups = data.draw(scenes(policy))
@@ -289,7 +322,8 @@ def test_the_same_policy_makes_nothing_stale(data, policy):
 def test_more_of_anything_makes_nothing_stale(data, policy):
     less = evolve(
         policy,
-        service={name: one for name, one in policy.service.items() if data.draw(st.booleans())},
+        # Who needs no mark is led elsewhere by more.
+        service={name: one for name, one in policy.service.items() if one.unmarked or data.draw(st.booleans())},
         uplink={
             name: evolve(one, exempt=one.exempt[1:], answer=one.answer[1:], gateways=one.gateways[1:])
             for name, one in policy.uplink.items()
@@ -305,10 +339,11 @@ def test_what_no_old_mark_and_no_first_policy_is_about_is_never_stale(data, pair
     before, after = pair
     found, addresses, groups = data.draw(scenes(before, after))
     worn = [up.mark for up in before.uplink.values()]
+    users = {one.user.number for each in pair for one in each.service.values() if one.unmarked}
     for one in stale_sockets(found, before, after, addresses, groups):
-        assert any(mark.worn_by(one.socket.mark) for mark in worn)
+        assert any(mark.worn_by(one.socket.mark) for mark in worn) or one.socket.uid in users
     for one in stale_sockets(found, before, None, addresses, groups):
-        assert any(mark.worn_by(one.socket.mark) for mark in worn)
+        assert any(mark.worn_by(one.socket.mark) for mark in worn) or one.socket.uid in users
     for one in stale_sockets(found, None, after, addresses, groups):
         assert one.socket.remote not in (None, "127.0.0.1")
 

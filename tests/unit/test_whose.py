@@ -36,6 +36,11 @@ uplink  = "wan"
 user    = 900
 ports   = ["tcp/25"]
 to      = ["198.51.100.0/24"]
+[service.news]
+uplink = "wan"
+user   = 901
+marks  = "uid-rule"
+ports  = ["tcp/119"]
 [service.wg]
 uplink  = "lte"
 kernel  = true
@@ -110,6 +115,16 @@ CASES = {
     "WireGuard": ({"mark": 2, "gid": None, "uid": 0, **UNCONNECTED}, (RIGHT, "wg", "")),
     "the kernel over TCP": ({"mark": 2, "gid": None, "protocol": TCP}, (UNKNOWN, "", "")),
     "of a process that can't be seen": ({"gid": None}, (UNKNOWN, "", "")),
+    "of a user who needs no mark": (
+        {"uid": 901, "gid": NOBODY, "mark": 0, "protocol": TCP, "dport": 119}, (RIGHT, "news", "")),
+    "of such a user, elsewhere": ({"uid": 901, "gid": NOBODY, "mark": 0}, (ELSEWHERE, "news", "wan.unentitled")),
+    "of such a user, bound inside": (
+        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "bat0"}, (ASTRAY, "news", "wan.stray")),
+    "of such a user, bound to another uplink": (
+        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "wwan0"}, (ASTRAY, "news", "lte.dropped")),
+    "of such a user, to nobody yet": ({"uid": 901, "gid": NOBODY, "mark": 0, **UNCONNECTED}, (RIGHT, "news", "")),
+    "of such a user, marked": (
+        {"uid": 901, "gid": NOBODY, "protocol": TCP, "dport": 119}, (RIGHT, "news", "")),
     "closed by its program": ({"inode": 0}, None),
     "half open": ({"state": "syn-recv"}, None),
 }  # fmt: skip

@@ -1,0 +1,235 @@
+"""marks = "uid-rule": a program that sets no mark uses the uplink by who runs it, and nobody else does."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded import (
+    OTHER_GID,
+    SERVICE_GID,
+    Guarded,
+    gluon,
+    guarded_lab,
+    no_wan_routes_in_main,
+    wan_routes_in_main,
+    watching,
+)
+from tests.lab import addresses as at
+from tests.lab import inbound
+from tests.lab.netns import wait_until
+from tests.lab.topology import Lab
+
+ANYWHERE, NARROW, NOBODY = 901, 902, 4711
+DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
+families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
+
+
+def policy(lab: Lab) -> str:
+    """The shipped one, with users that set no mark."""
+    services = f"""
+[service.updates]
+uplink = "wan"
+user   = {ANYWHERE}
+marks  = "uid-rule"
+
+[service.narrow]
+uplink = "wan"
+user   = {NARROW}
+marks  = "uid-rule"
+ports  = ["tcp/{at.ECHO_PORT}", "udp/{at.ECHO_PORT}"]
+"""
+    return gluon(lab) + services
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    """The WAN is a bridge, so that packets pass the link guard of its port too."""
+    with guarded_lab(policy, resolver=True, bridge=True) as found:
+        yield found
+
+
+def talk(family: int, tcp: bool, port: int) -> str:
+    """Inside the node: ask the server to answer; the source address that the kernel chose, or the error."""
+    with socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as made:
+        made.settimeout(0.5)
+        try:
+            made.connect((at.SERVER[family], port))
+            made.sendall(b"by its user")
+            assert made.recv(99) == b"by its user"
+        except OSError as error:
+            return type(error).__name__
+        return str(made.getsockname()[0])
+
+
+@families
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+def test_the_user_reaches_the_server_by_the_wan_and_another_does_not(made: Guarded, family: int, tcp: bool) -> None:
+    lab, wan = made.lab, made.lab.wan_address(family)
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    with watching(lab) as watch:
+        for user in (ANYWHERE, NARROW):
+            assert lab.node.call(talk, family, tcp, at.ECHO_PORT, uid=user, gid=OTHER_GID) == wan
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark, for the link guard"
+    assert any(b"by its user" in frame.payload and frame.saddr == wan for frame in lab.wan.frames())
+    assert [frame for frame in lab.mesh_sniffer.frames() if b"by its user" in frame.payload] == []
+    lab.wan.drain()
+    assert lab.node.call(talk, family, tcp, at.ECHO_PORT, uid=NOBODY, gid=OTHER_GID) == at.NODE_MESH[family]
+    assert [frame for frame in lab.wan.frames() if b"by its user" in frame.payload] == []
+
+
+@families
+def test_without_the_rule_or_the_policy_it_goes_by_the_mesh(made: Guarded, family: int) -> None:
+    """The control: what leads it to the WAN is the rule, and what keeps it from the mesh is the guard."""
+    lab = made.lab
+    with made.off():
+        assert lab.node.call(talk, family, True, at.ECHO_PORT, uid=ANYWHERE, gid=OTHER_GID) == at.NODE_MESH[family]
+    rule = f"uidrange {ANYWHERE}-{ANYWHERE}"
+    lab.node.ip(f"-{family} rule del {rule} priority 850", f"-{family} rule del {rule} priority 855")
+    before = made.counters()["inet/wan.stray"]
+    lab.mesh_sniffer.drain()
+    assert lab.node.call(talk, family, True, at.ECHO_PORT, uid=ANYWHERE, gid=OTHER_GID) == "TimeoutError"
+    assert made.counters()["inet/wan.stray"] > before
+    assert made.nftpolicy("status", check=False).returncode == 1
+    made.apply()
+    assert lab.node.call(talk, family, True, at.ECHO_PORT, uid=ANYWHERE, gid=OTHER_GID) == lab.wan_address(family)
+
+
+@families
+def test_it_may_send_no_further_than_the_policy_says(made: Guarded, family: int) -> None:
+    made.lab.wan.drain()
+    before = made.counters()["inet/wan.unentitled"]
+    made.lab.node.call(send, family, 4711, b"elsewhere", "", uid=NARROW, gid=OTHER_GID)
+    made.lab.node.call(send, family, 4711, b"anywhere", "", uid=ANYWHERE, gid=OTHER_GID)
+    assert made.lab.wan.wait_for(lambda frame: b"anywhere" in frame.payload, 1), "inconclusive"
+    assert [frame for frame in made.lab.wan.frames() if b"elsewhere" in frame.payload] == []
+    assert made.counters()["inet/wan.unentitled"] == before + 1
+
+
+def send(family: int, port: int, word: bytes, device: str) -> None:
+    with socket.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
+        if device:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        with contextlib.suppress(OSError):
+            made.sendto(word, (at.SERVER[family], port))
+
+
+@families
+def test_nothing_of_the_user_goes_by_the_mesh(made: Guarded, family: int) -> None:
+    """Neither when it names the device, nor while the WAN is down."""
+    lab = made.lab
+    lab.mesh_sniffer.drain()
+    lab.node.call(send, family, 4711, b"<bound by nobody>", at.MESH, uid=NOBODY, gid=OTHER_GID)
+    lab.node.call(send, family, 4711, b"<bound by the user>", at.MESH, uid=ANYWHERE, gid=OTHER_GID)
+    lab.wan_down()
+    try:
+        lab.node.call(send, family, 4711, b"<the user, wan down>", "", uid=ANYWHERE, gid=OTHER_GID)
+        lab.node.call(send, family, 4711, b"<nobody, wan down>", "", uid=NOBODY, gid=OTHER_GID)
+        assert lab.mesh_sniffer.wait_for(lambda frame: b"<nobody, wan down>" in frame.payload, 1), "inconclusive"
+    finally:
+        lab.wan_up()
+    heard = {word for word in (b"<bound by nobody>", b"<bound by the user>", b"<the user, wan down>")
+             if any(word in frame.payload for frame in lab.mesh_sniffer.frames())}  # fmt: skip
+    assert heard == {b"<bound by nobody>"}
+
+
+@families
+def test_another_user_is_stopped_on_the_uplink(made: Guarded, family: int) -> None:
+    """By routes that lead there, and by the device."""
+    wan_routes_in_main(made.lab)
+    try:
+        made.lab.wan.drain()
+        before = made.counters()["inet/wan.dropped"]
+        for device in ("", at.WAN):
+            made.lab.node.call(send, family, 4711, b"<of nobody>", device, uid=NOBODY, gid=OTHER_GID)
+            made.lab.node.call(send, family, 4711, b"<of the user>", device, uid=ANYWHERE, gid=OTHER_GID)
+        assert made.lab.wan.wait_for(lambda frame: b"<of the user>" in frame.payload, 1), "inconclusive"
+        assert [frame for frame in made.lab.wan.frames() if b"<of nobody>" in frame.payload] == []
+        assert made.counters()["inet/wan.dropped"] == before + 2
+    finally:
+        no_wan_routes_in_main(made.lab)
+
+
+@families
+def test_its_names_come_from_the_resolver_of_the_wan(made: Guarded, family: int) -> None:
+    for tcp in (False, True):
+        answer = made.lab.resolve(at.WHO, family, at.GATEWAY[family], tcp, gid=OTHER_GID, uid=ANYWHERE)
+        assert answer == [at.WHO_AT_HOME[family]]
+        answer = made.lab.resolve(at.WHO, family, at.GATEWAY[family], tcp, gid=OTHER_GID, uid=NOBODY)
+        assert answer == [at.WHO_IN_MESH[family]]
+
+
+def upload(family: int, port: int, mark: int, gid: int) -> int:
+    """Inside the node: send until nothing more is taken, and close at once; how much was taken."""
+    os.setegid(gid)
+    made = socket.socket(DOMAIN[family], socket.SOCK_STREAM)
+    if mark:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    made.settimeout(5)
+    made.connect((at.SERVER[family], port))
+    made.setblocking(False)
+    taken = 0
+    with contextlib.suppress(BlockingIOError):
+        while taken < 1 << 22:
+            taken += made.send(bytes(1 << 16))
+    made.close()
+    return taken
+
+
+def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int, int]:
+    """How much a program sent before it closed its socket, and how much of it the server got."""
+    with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
+        listener.bind((at.SERVER[family], 0))
+        listener.listen()
+        listener.settimeout(5)
+        port = listener.getsockname()[1]
+        taken = made.lab.node.call(upload, family, port, mark, ids.pop("gid"), **ids, keep_caps=True)
+        with listener.accept()[0] as peer:
+            peer.settimeout(2)
+            got = 0
+            with contextlib.suppress(TimeoutError):
+                while part := peer.recv(1 << 20):
+                    got += len(part)
+            return taken, got
+
+
+@families
+def test_what_a_closed_socket_still_had_to_send_is_lost(made: Guarded, family: int) -> None:
+    """The kernel sends it for nobody: neither the mark nor the user says whose it is. With a mark nothing is lost."""
+    taken, got = arrives(made, family, mark=1, uid=0, gid=SERVICE_GID)
+    assert got == taken, "inconclusive"
+    before = made.counters()["inet/wan.dropped"]
+    taken, got = arrives(made, family, uid=ANYWHERE, gid=OTHER_GID)
+    assert 0 < got < taken
+    assert made.counters()["inet/wan.dropped"] > before
+
+
+@families
+def test_what_the_kernel_answers_for_a_closed_socket_leaves(made: Guarded, family: int) -> None:
+    """It reflects the mark of what arrives: here a reset, for data that came after the end."""
+    with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
+        listener.bind((at.SERVER[family], 0))
+        listener.listen()
+        listener.settimeout(5)
+        made.lab.node.call(briefly, family, listener.getsockname()[1], uid=ANYWHERE, gid=OTHER_GID)
+        with listener.accept()[0] as peer:
+            peer.settimeout(5)
+            assert peer.recv(9) == b""
+            peer.sendall(b"too late")
+            wait_until(lambda: peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), 5, "the reset")
+
+
+def briefly(family: int, port: int) -> None:
+    made = socket.socket(DOMAIN[family], socket.SOCK_STREAM)
+    made.settimeout(5)
+    made.connect((at.SERVER[family], port))
+    made.close()
+
+
+@families
+def test_the_others_of_the_policy_are_as_before(made: Guarded, family: int) -> None:
+    address = made.lab.wan_address(family)
+    with inbound.listening(made.lab.node, 22, uid=0, gid=OTHER_GID):
+        assert made.lab.neighbour.call(inbound.tcp, address, 22, b"hello") == b"hello"
