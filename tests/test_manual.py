@@ -365,7 +365,8 @@ def test_every_counter_is_in_the_page() -> None:
 def test_the_numbers_of_ladder_and_routes() -> None:
     step = names.MARK_STEP
     first = [names.LINK_LOCAL_TO_MAIN, names.FIRST_MARK, names.FIRST_MARK + names.MARK_UNREACHABLE]
-    wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}", names.ALL_TO_MAIN, names.ALL_UNREACHABLE]
+    wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}"]
+    wanted += [names.USER_TO_TABLE, names.USER_UNREACHABLE, names.ALL_TO_MAIN, names.ALL_UNREACHABLE]
     source = section(file_page(), "ip rules")
     assert re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE) == [*map(str, wanted)]
     assert f"above {names.ALL_UNREACHABLE} are" in plain(source)
