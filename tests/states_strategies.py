@@ -127,6 +127,10 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
                 yield evolve(one, bound=device)
                 yield evolve(one, bound=device, origin=FRAME)
             yield Packet(family, FAR[family] + 1, FAR[family], origin=FORWARD, iif=device)
+        for service in policy.service.values():
+            for device in aim.devices if service.unmarked else ():
+                assert service.user is not None
+                yield evolve(anyone, uid=service.user.number, bound=device)
         for device in aim.inner:
             yield Packet(family, FAR[family], FAR[family] + 1, origin=FORWARD, iif=device)
         for uplink in policy.uplink.values():

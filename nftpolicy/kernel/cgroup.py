@@ -87,7 +87,7 @@ def _shows(place: str, device: str) -> bool:
 
 
 @contextmanager
-def _opened(path: str, create: bool = False) -> Iterator[int]:
+def opened(path: str, create: bool = False) -> Iterator[int]:
     """A descriptor of the cgroup at `path` below the root of cgroup v2. OSError, or Unavailable."""
     root = _hierarchy()
     try:
@@ -142,7 +142,7 @@ def attach(path: str, value: int, mask: int, confine: Sequence[str] | None = Non
     Raises:
         Unavailable: there is no such cgroup, or it may not or can't be done here.
     """
-    with _told(path), _opened(path) as folder:
+    with _told(path), opened(path) as folder:
         return _attach(folder, value, mask, confine)
 
 
@@ -197,7 +197,7 @@ def detach(path: str) -> bool:
 
     Raises Unavailable as `attach` does.
     """
-    with _told(path), _opened(path) as folder:
+    with _told(path), opened(path) as folder:
         found = [(one, kind) for kind in bpf.KINDS for one in _mine(folder, kind)]
         for one, kind in found:
             bpf.detach(folder, one, kind)
@@ -211,11 +211,11 @@ def enter(path: str, value: int, mask: int, confine: Sequence[str] | None = None
     """
     with _told(path):
         if path.startswith(f"{_PARENT}/"):
-            with _opened(_PARENT, create=True) as parent:
+            with opened(_PARENT, create=True) as parent:
                 _sweep(parent)
         for left in reversed(range(_TRIES)):
             try:
-                with _opened(path, create=True) as folder:
+                with opened(path, create=True) as folder:
                     _attach(folder, value, mask, confine)
                     _join(folder)
                 return

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from .conntrack import Conntrack, Flow
-from .holders import Holder, holders
+from .holders import Holder, cgroups, holders
 from .interface import Unavailable
 from .libnft import Nft
 from .rtnetlink import Lookups, RtNetlink
@@ -79,6 +79,10 @@ class Running:
     def holders(self, inodes: Iterable[int]) -> dict[int, Holder]:
         """The process that holds each socket, for those that /proc shows here."""
         return holders(inodes)
+
+    def cgroups(self, paths: Iterable[str]) -> dict[str, set[int]]:
+        """The numbers of cgroups with those below them, by path."""
+        return cgroups(paths)
 
     def leads(self, one: Listed) -> str | None:
         """The device by which packets of a connected socket would leave now; None if by none."""

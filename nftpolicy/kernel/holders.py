@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The processes that hold sockets, and the groups that opened them, from /proc.
 
-sock_diag(7) tells neither. The group of an inode under /proc/PID/fd is the one of who opened the socket
-(sock_alloc in net/socket.c), as nft's skgid is.
+sock_diag(7) tells neither; it tells cgroups by their numbers. The group of an inode under /proc/PID/fd is the one of
+who opened the socket (sock_alloc in net/socket.c), as nft's skgid is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from .interface import Unavailable
+
 
 @frozen
 class Holder:
@@ -24,6 +26,21 @@ class Holder:
     pid: int
     name: str
     gid: int
+
+
+def cgroups(paths: Iterable[str]) -> dict[str, set[int]]:
+    """The numbers of cgroups of version 2 and of all below them, as sock_diag(7) tells them, by path: none of one that
+    is not there. Nothing at all where there is no cgroup v2."""
+    from .cgroup import opened
+
+    found: dict[str, set[int]] = {}
+    with suppress(Unavailable):
+        for path in paths:
+            mine = found.setdefault(path, set())
+            with suppress(FileNotFoundError), opened(path) as folder:
+                for _, _, _, each in os.fwalk(".", dir_fd=folder):
+                    mine.add(os.fstat(each).st_ino)  # kernfs gives a folder the cgroup's number (fs/kernfs/inode.c)
+    return found
 
 
 def holders(inodes: Iterable[int]) -> dict[int, Holder]:

@@ -170,8 +170,6 @@ def _selector(path: Path, service: Service) -> Iterator[Fault]:
     chosen = len(accounts(service)) + service.kernel
     if chosen != 1:
         yield path, "a service is known by exactly one of 'group', 'user' and 'kernel = true'"
-    if service.unmarked and service.user is None:
-        yield (*path, "marks"), "an ip rule knows users alone: write 'user' instead, or let the program set the mark"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
             yield (*path, "to", index), f"what is sent to {net} never leaves the machine"
@@ -202,6 +200,8 @@ def _marking(policy: Policy) -> Iterator[Fault]:
                 f'the kernel\'s own sockets belong to no program that could be started with "{service.marks}"; '
                 'write "itself", and have their owner set the mark (FwMark of WireGuard)',
             )
+        elif service.unmarked and service.user is None:
+            yield (*path, "marks"), "an ip rule knows users alone: write 'user' instead, or another way to mark"
 
 
 def _cgroups(policy: Policy) -> Iterator[Fault]:

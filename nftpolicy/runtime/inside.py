@@ -84,8 +84,8 @@ def confined(uplink: Uplink) -> Iterator[Finding]:
 def routes(uplink: Uplink, service: Service, own: bool) -> Iterator[Finding]:
     """For each family in which the uplink has an address, where the kernel sends what is marked.
 
-    With `own` the mark is that of a socket of this process, else the policy's. If the uplink has no address at all,
-    nothing can leave, and that is a fault.
+    With `own` the mark is that of a socket of this process (which may need none), else the policy's. If the uplink
+    has no address at all, nothing can leave, and that is a fault.
     """
     devices = [one for one in RtNetlink().devices() if one.name in uplink.devices]
     held = {ip_address(text.partition("/")[0]) for one in devices for text in one.addresses}

@@ -110,6 +110,7 @@ WAYS: dict[str, Way] = {
         by="a library in the program puts it on",
     ),
     "cgroup": Way(enter=_into_cgroup, at_once=True),
+    "uid-rule": Way(by="none, an ip rule leads its user"),
 }
 
 
@@ -206,7 +207,7 @@ def looked_at(job: Job) -> Iterator[Finding]:
     if not at_once:
         yield Finding(f"mark: {way.by}", None)
     yield from _socket_findings(job)
-    yield from inside.routes(job.uplink, job.service, own=at_once)
+    yield from inside.routes(job.uplink, job.service, own=at_once or job.service.unmarked)
     yield from inside.names(job.service.uplink, job.uplink)
 
 

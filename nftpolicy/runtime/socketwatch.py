@@ -13,7 +13,7 @@ from typing import Any
 
 from ..kernel.closing import Running
 from ..kernel.interface import Kernel, Unavailable
-from ..policy.objects import Policy
+from ..policy.objects import Policy, cgroup_of
 from .errand import Errand
 from .watch_world import World
 from .whose import Judged, judge, needed
@@ -28,7 +28,10 @@ _LONGEST = 60.0  # seconds
 def look(running: Running, policy: Policy) -> list[Judged]:
     """The sockets of this network namespace that have to do with an uplink. Raises Unavailable."""
     sockets, addresses = running.sockets(), running.addresses()
-    return judge(sockets, policy, addresses, running.holders(needed(sockets, policy, addresses)))
+    paths = {name: cgroup_of(name, one) for name, one in policy.service.items() if one.marks == "cgroup"}
+    numbers = running.cgroups(paths.values())
+    cgroups = {name: numbers[path] for name, path in paths.items() if path in numbers}
+    return judge(sockets, policy, addresses, running.holders(needed(sockets, policy, addresses)), cgroups)
 
 
 def facts(one: Judged) -> dict[str, Any]:

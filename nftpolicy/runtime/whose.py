@@ -19,8 +19,8 @@ from ..policy.checks import covered
 from ..policy.objects import Policy, Service, Uplink
 from .stale import Addresses, answers, asks_names, at_home, lets, wearer
 
-RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, UNANSWERED, UNKNOWN = (
-    "right", "unmarked", "forged", "astray", "elsewhere", "unanswered", "unknown",
+RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, OUTSIDE, UNANSWERED, UNKNOWN = (
+    "right", "unmarked", "forged", "astray", "elsewhere", "outside", "unanswered", "unknown",
 )  # fmt: skip
 
 # What each verdict but "right" means for what the socket sends. nftpolicy(1) prints this table.
@@ -33,6 +33,8 @@ MEANINGS = {
     "what it sends there is dropped, and counted as {counter}",
     ELSEWHERE: "service {who} may not send there; "
     "what it sends by uplink {uplink} is dropped, and counted as {counter}",
+    OUTSIDE: "it wears the mark {mark} and was not opened in the cgroup of service {who}, whose group or user has it; "
+    "the guard lets it use uplink {uplink}",
     UNANSWERED: "it came in by uplink {uplink}, and the policy does not answer there; "
     "what it sends back is dropped, and counted as {counter}",
     UNKNOWN: "it wears the mark {mark} of uplink {uplink}, and no process that can be seen from here holds it",
@@ -98,15 +100,20 @@ class Judged:
 
 
 def judge(
-    sockets: Iterable[Listed], policy: Policy, addresses: Addresses, holders: Mapping[int, Holder]
+    sockets: Iterable[Listed],
+    policy: Policy,
+    addresses: Addresses,
+    holders: Mapping[int, Holder],
+    cgroups: Mapping[str, set[int]] | None = None,
 ) -> list[Judged]:
     """The sockets of services, and all that wear an uplink's mark, each with a verdict; the wrong ones first.
 
-    `addresses` are those of all devices, `holders` who holds each socket, by inode. What stays on this machine is left
+    `addresses` are those of all devices, `holders` who holds each socket, by inode, `cgroups` the
+    numbers of the services' cgroups, by service. What stays on this machine is left
     out, and so is what no program has opened or a program has closed: the kernel ends that by itself.
     """
     found = list(sockets)
-    eyes = _Eyes(found, policy, addresses, holders)
+    eyes = _Eyes(found, policy, addresses, holders, cgroups or {})
     judged = [one for each in found if (one := eyes.see(each)) is not None]
     return sorted(judged, key=lambda one: (not one.wrong, one.uplink, one.who, one.socket.cookie))
 
@@ -135,8 +142,14 @@ class _Eyes:
     """Judges one socket after the other, with what is the same for all worked out once."""
 
     def __init__(
-        self, sockets: list[Listed], policy: Policy, addresses: Addresses, holders: Mapping[int, Holder]
+        self,
+        sockets: list[Listed],
+        policy: Policy,
+        addresses: Addresses,
+        holders: Mapping[int, Holder],
+        cgroups: Mapping[str, set[int]],
     ) -> None:
+        self._cgroups = cgroups
         self._policy, self._holders, self._own = policy, holders, _own(addresses)
         self._listening = {one.sport for one in sockets if one.protocol == TCP and one.state == "listen"}
 
@@ -179,9 +192,10 @@ class _Eyes:
         return lets(service, one, holder.gid if holder else None)
 
     def _at_its_device(self, seen: Judged, uplink: Uplink) -> Judged:
-        bound = seen.socket.bound
+        bound, cgroup = seen.socket.bound, seen.socket.cgroup
         if bound is None or bound in uplink.devices:
-            return seen
+            outside = cgroup is not None and cgroup not in self._cgroups.get(seen.who, {cgroup})
+            return evolve(seen, verdict=OUTSIDE) if outside else seen
         other = names.of(seen.uplink, "stray") if self._uplink_by(bound) else None
         return evolve(seen, verdict=ASTRAY, counter=other or self._inside_counter(bound, seen.uplink))
 

@@ -2,15 +2,20 @@
 
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from nftpolicy.kernel.holders import cgroups
+from nftpolicy.kernel.sock_diag import SockDiag
 from tests.exposure import Watched
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, guarded_lab
+from tests.kernel import bpf
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 
@@ -128,3 +133,32 @@ def test_watch_says_it_once_and_says_when_it_is_over(made: Guarded) -> None:
         gone = wait_until(lambda: watched.events("socket")[1:], 40, "the end of the socket")
         assert [(one["verdict"], one["was"]) for one in gone] == [("gone", "forged")]
         assert watched.stop() == 0
+
+
+def test_the_cgroup_of_a_socket_is_known_by_its_number(made: Guarded) -> None:
+    """As the kernel tells it of a socket: one that is opened below a cgroup is in it, another is not."""
+    with bpf.cgroup() as path:
+        below = path / "below"
+        below.mkdir()
+        try:
+            inside = made.lab.node.call(bpf.joined, below, partial(numbers_of_a_socket, path.name))
+            outside = made.lab.node.call(numbers_of_a_socket, path.name)
+        finally:
+            below.rmdir()
+    (number, known), (other, _) = inside, outside
+    assert number in known
+    assert other not in known
+
+
+def numbers_of_a_socket(name: str) -> tuple[int | None, set[int]]:
+    """Inside the node: the cgroup of a new socket, and the numbers of a cgroup."""
+    with udp_to_the_server() as one, SockDiag() as diag:
+        inode = os.fstat(one.fileno()).st_ino
+        found = next(each for each in diag.sockets() if each.inode == inode)
+        return found.cgroup, cgroups([name])[name]
+
+
+def udp_to_the_server() -> socket.socket:
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.connect((at.SERVER[4], PORT))
+    return one

@@ -76,6 +76,11 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@management.groups", "only a resolver asks who its clients are"),
     ],
+    "07-uid-rule": [
+        (r"verdict turned: .* lte.guard: meta skuid @lte.unmarked ", "this user may send anywhere"),
+        (r"match gone: .* lte.identity: .*\[ct mark ", "there are no answers"),
+        (r"element gone: .*@lte.users", "only a resolver asks who its clients are"),
+    ],
     "03-two-uplinks": [(r"match gone: .* lte.identity: .*\[ct mark ", "there are no answers")],
     "vpn-killswitch": [
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),

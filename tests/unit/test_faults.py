@@ -106,7 +106,7 @@ BAD = [
     ('marks = "itself"', 'marks = "self"', "service.vpn.marks", "(did you mean 'itself'?)"),
     ('marks = "itself"', 'marks = "preloaded"', "service.vpn.marks", "(did you mean 'preload'?)"),
     ('marks = "itself"', 'marks = "uid-rule"', "service.vpn.marks", "an ip rule knows users alone: write 'user'"),
-    ("kernel = true", 'kernel = true\nmarks = "uid-rule"', "service.wg.marks", "an ip rule knows users alone"),
+    ("kernel = true", 'kernel = true\nmarks = "uid-rule"', "service.wg.marks", "belong to no program"),
     ('["192.0.2.1"]', '["192.0.2.300"]', "uplink.wan.gateways[0]", "expected an IPv4 or IPv6 address"),
     ('["192.0.2.1"]', '["fe80::1%eth0"]', "uplink.wan.gateways[0]", "without '%' and a device"),
     ('["192.0.2.1"]', '["::ffff:192.0.2.1"]', "uplink.wan.gateways[0]", "write 192.0.2.1 as it is"),

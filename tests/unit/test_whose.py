@@ -11,7 +11,18 @@ from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, Listed
 from nftpolicy.netstate.nft import NamedCounter
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import socketwatch, whose
-from nftpolicy.runtime.whose import ASTRAY, ELSEWHERE, FORGED, RIGHT, UNANSWERED, UNKNOWN, UNMARKED, judge, needed
+from nftpolicy.runtime.whose import (
+    ASTRAY,
+    ELSEWHERE,
+    FORGED,
+    OUTSIDE,
+    RIGHT,
+    UNANSWERED,
+    UNKNOWN,
+    UNMARKED,
+    judge,
+    needed,
+)
 
 POLICY = load(
     b"""
@@ -143,6 +154,12 @@ def test_a_service_that_listens_for_the_mesh_is_right():
     assert [each.verdict for each in found] == [RIGHT, RIGHT]
 
 
+@pytest.mark.parametrize(("cgroup", "verdict"), [(5, RIGHT), (6, RIGHT), (7, OUTSIDE), (None, RIGHT)])
+def test_a_service_that_is_marked_by_its_cgroup(cgroup, verdict):
+    found = judge([listed(cgroup=cgroup)], POLICY, ADDRESSES, {7: Holder(1, "d", VPN)}, {"vpn": {5, 6}})
+    assert [one.verdict for one in found] == [verdict]
+
+
 def test_the_wrong_ones_come_first():
     sockets = [listed(cookie=1), listed(cookie=2, mark=0), listed(cookie=3, inode=9)]
     held = {7: Holder(1, "vpn", VPN), 9: Holder(2, "bad", NOBODY)}
@@ -156,7 +173,7 @@ def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
     for _, expected in CASES.values():
         if expected and expected[2]:
             assert expected[2] in counters
-    assert {expected[0] for _, expected in CASES.values() if expected} == {RIGHT, *whose.MEANINGS}
+    assert {expected[0] for _, expected in CASES.values() if expected} | {OUTSIDE} == {RIGHT, *whose.MEANINGS}
 
 
 def test_a_meaning_says_it_in_plain_words():
@@ -198,6 +215,9 @@ class Running:
 
     def addresses(self):
         return ADDRESSES
+
+    def cgroups(self, paths):
+        return {path: set() for path in paths}
 
     def holders(self, inodes):
         return {inode: Holder(inode, "program", NOBODY) for inode in inodes}
