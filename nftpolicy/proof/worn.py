@@ -56,7 +56,6 @@ def _udp_of_the_kernel() -> Region:
     return Region({"socket": only(0), "protocol": only(UDP)})
 
 
-
 def of_users(one: UplinkClaim, family: int) -> Iterator[Region]:
     """What sockets of users without marks may send: what anybody may with the mark, they may without."""
     mine = {"socket": only(1), "uid": only(*one.users)}

@@ -76,7 +76,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@management.groups", "only a resolver asks who its clients are"),
     ],
-    "07-uid-rule": [
+    "11-uid-rule": [
         (r"verdict turned: .* lte.guard: meta skuid @lte.unmarked ", "this user may send anywhere"),
         (r"match gone: .* lte.identity: .*\[ct mark ", "there are no answers"),
         (r"element gone: .*@lte.users", "only a resolver asks who its clients are"),

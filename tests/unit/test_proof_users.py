@@ -26,7 +26,7 @@ from nftpolicy.proof.promise import claim
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
 
-POLICY = load((Path(__file__).parents[1] / "golden" / "07-uid-rule" / "policy.toml").read_bytes())[0]
+POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
 STATE, CLAIM = compile_policy(POLICY), claim(POLICY)
 USER, OTHER = 901, 4711
 MARK = 0x10
