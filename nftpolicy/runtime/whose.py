@@ -19,8 +19,8 @@ from ..policy.checks import covered
 from ..policy.objects import Policy, Service, Uplink
 from .stale import Addresses, answers, asks_names, at_home, lets, wearer
 
-RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, OUTSIDE, UNANSWERED, UNKNOWN = (
-    "right", "unmarked", "forged", "astray", "elsewhere", "outside", "unanswered", "unknown",
+RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, OUTSIDE, BORROWED, UNANSWERED, UNKNOWN = (
+    "right", "unmarked", "forged", "astray", "elsewhere", "outside", "borrowed", "unanswered", "unknown",
 )  # fmt: skip
 
 # What each verdict but "right" means for what the socket sends. nftpolicy(1) prints this table.
@@ -34,6 +34,8 @@ MEANINGS = {
     ELSEWHERE: "service {who} may not send there; "
     "what it sends by uplink {uplink} is dropped, and counted as {counter}",
     OUTSIDE: "it wears the mark {mark} and was not opened in the cgroup of service {who}, whose group or user has it; "
+    "the guard lets it use uplink {uplink}",
+    BORROWED: "it wears the mark {mark} and sends from a port of service {who}, which is the kernel's; "
     "the guard lets it use uplink {uplink}",
     UNANSWERED: "it came in by uplink {uplink}, and the policy does not answer there; "
     "what it sends back is dropped, and counted as {counter}",
@@ -180,9 +182,18 @@ class _Eyes:
             who = "answer"
         if who is not None:
             return self._at_its_device(evolve(seen, who=who), uplink)
+        if lender := self._kernel_port(one, name):
+            return evolve(seen, who=lender, verdict=BORROWED if holder else RIGHT)
         if entitled:
             return evolve(seen, who=entitled[0], verdict=ELSEWHERE, counter=names.of(name, "unentitled"))
         return self._nobodys(seen)
+
+    def _kernel_port(self, one: Listed, name: str) -> str | None:
+        """The service of the kernel's sockets whose port this is: nobody asks for the owner there."""
+        for who, service in self._policy.service.items():
+            if service.uplink == name and service.sport and lets(service, one, None):
+                return who
+        return None
 
     @staticmethod
     def _may(service: Service, uplink: Uplink, one: Listed, holder: Holder | None) -> bool:

@@ -12,7 +12,7 @@ from nftpolicy.model.walk import Model
 from nftpolicy.netstate.nft import CounterRef, Rule
 from nftpolicy.proof.promise import claim
 from nftpolicy.proof.surroundings import completed
-from nftpolicy.runtime.whose import ELSEWHERE, FORGED, RIGHT, UNMARKED, judge
+from nftpolicy.runtime.whose import BORROWED, ELSEWHERE, FORGED, RIGHT, UNMARKED, judge
 from tests import strategies
 from tests.properties.test_invariant import goes_red
 
@@ -35,7 +35,8 @@ def scenes(draw):
         str(net[0])
         for one in services
         for net in one.to
-        if net.version == family and not (net[0].is_multicast or net[0].is_unspecified)
+        # What is link-local needs a device, which the socket has not.
+        if net.version == family and not (net[0].is_multicast or net[0].is_unspecified or net[0].is_link_local)
     ]
     uids = [1234, *(one.user.number for one in services if one.user)]
     gids = [1234, *(one.group.number for one in services if one.group)]
@@ -85,7 +86,7 @@ def verdict_holds(scene):
         return
     (seen,) = found
     devices = policy.uplink[seen.uplink].devices
-    if seen.verdict == RIGHT:
+    if seen.verdict in (RIGHT, BORROWED):
         assert sent(policy, one, gid)[0].device in devices
     elif seen.verdict in (FORGED, ELSEWHERE):
         walk, counters = sent(policy, one, gid)

@@ -10,9 +10,11 @@ from nftpolicy.kernel.holders import Holder
 from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, Listed
 from nftpolicy.netstate.nft import NamedCounter
 from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Port, Service
 from nftpolicy.runtime import socketwatch, whose
 from nftpolicy.runtime.whose import (
     ASTRAY,
+    BORROWED,
     ELSEWHERE,
     FORGED,
     OUTSIDE,
@@ -173,7 +175,17 @@ def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
     for _, expected in CASES.values():
         if expected and expected[2]:
             assert expected[2] in counters
-    assert {expected[0] for _, expected in CASES.values() if expected} | {OUTSIDE} == {RIGHT, *whose.MEANINGS}
+    assert {expected[0] for _, expected in CASES.values() if expected} | {OUTSIDE, BORROWED} == {RIGHT, *whose.MEANINGS}
+
+
+def test_a_port_of_the_kernels_may_be_used_by_anybody_and_that_is_said():
+    ports = (Port("udp", 51820, 51820),)
+    lent = evolve(POLICY, service={**POLICY.service, "wg": Service("wan", kernel=True, sport=ports)})
+    cases = ((51820, UDP, BORROWED, "wg"), (51821, UDP, FORGED, ""), (51820, TCP, FORGED, ""))
+    for sport, protocol, verdict, who in cases:
+        one = listed(sport=sport, protocol=protocol)
+        (seen,) = judge([one], lent, ADDRESSES, {7: Holder(1, "x", NOBODY)})
+        assert (seen.verdict, seen.who, bool(seen.counter)) == (verdict, who, verdict == FORGED)
 
 
 def test_a_meaning_says_it_in_plain_words():
