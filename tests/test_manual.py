@@ -30,8 +30,8 @@ from nftpolicy.openwrt import tree, uci
 from nftpolicy.policy import checks, objects, words
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
-from nftpolicy.runtime import memory
-from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND
+from nftpolicy.runtime.changes import memory
+from nftpolicy.runtime.service.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
 COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"

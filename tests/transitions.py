@@ -350,7 +350,7 @@ class Ours:
 
     def apply(self, policy: Policy) -> None:
         """Prospect and apply."""
-        from nftpolicy.runtime.apply import apply, prospect
+        from nftpolicy.runtime.changes.apply import apply, prospect
 
         kernel, memory = self._ready()
         apply(kernel, prospect(kernel, policy, memory), memory)  # type: ignore[arg-type]
@@ -364,7 +364,7 @@ class Ours:
     def _ready(self) -> tuple[object, object]:
         if self._parts is None:
             from nftpolicy.kernel.linux import Linux
-            from nftpolicy.runtime.memory import Memory
+            from nftpolicy.runtime.changes.memory import Memory
 
             folder = Path("/run/lab/transitions")
             folder.mkdir(parents=True, exist_ok=True)

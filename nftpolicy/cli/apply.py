@@ -24,7 +24,7 @@ def command(
     """Make the kernel hold what the policy says. The second time changes nothing."""
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.change import Options, Wanted
+    from ..runtime.changes.change import Options, Wanted
 
     wanted = Wanted(policy, (source.name, source.text.encode()))
     with changing(source):

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from ..kernel.linux import Linux
     from ..policy.objects import Policy
     from ..proof.stages import Stage
-    from ..runtime.change import Carried, Changer, Options, Outlook
-    from ..runtime.journal import Text
+    from ..runtime.changes.change import Carried, Changer, Options, Outlook
+    from ..runtime.changes.journal import Text
 
 
 def changer(kernel: Linux, options: Options) -> Changer:
     """Who makes changes in the network namespace of this process."""
     from ..policy.load import load
-    from ..runtime.change import Changer
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.change import Changer
+    from ..runtime.changes.memory import of_this_namespace
 
     def loaded(text: Text) -> Policy:
         return load(text[1], text[0], account)[0]
@@ -34,7 +34,7 @@ def foretell(outlook: Outlook) -> None:
     if outlook.interrupted is not None and outlook.steps:
         warn(f"{outlook.interrupted}; going on from what the kernel holds")
     if outlook.way is not None:
-        from ..runtime.way import others_say
+        from ..runtime.changes.way import others_say
 
         for line in others_say(outlook.way):
             warn(f"with the rules of others: {line}")
@@ -44,8 +44,8 @@ def dry(outlook: Outlook, nothing: str) -> str:
     """Every step of a plan with the proof of the state behind it, or `nothing`."""
     if not outlook.steps or outlook.way is None:
         return nothing
+    from ..runtime.changes.way import others_say
     from ..runtime.status import step_lines
-    from ..runtime.way import others_say
 
     plan, (now, *behind) = outlook.way.plan, outlook.way.own
     lines = [f"{_count(len(plan.steps), 'step')}, {plan.order}", f"  now: {_said(now)}"]
@@ -80,7 +80,7 @@ def on_trial(changer: Changer, outlook: Outlook, seconds: float = 0) -> Iterator
 
     Either is refused while another one is on trial.
     """
-    from ..runtime import deadman, history, pending
+    from ..runtime.changes import deadman, history, pending
     from .rollback import declining
 
     with declining():

@@ -26,7 +26,7 @@ def command(file: Path = typer.Argument(help="The policy, TOML. - reads standard
 
     for path, message in warnings(policy, frozenset(one for one in SIGNS if os.path.exists(one))):  # noqa: PTH110
         warn(f"{line(source, path)}: {shown(path)}: {message}")
-    from ..runtime.resolver_files import found
+    from ..runtime.resolver.leak_files import found
 
     for leak in found(policy):
         warn(str(leak))

@@ -15,7 +15,7 @@ from ..policy.objects import Account, Policy
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
-    from ..runtime.apply import Prospect
+    from ..runtime.changes.apply import Prospect
 
 # The exit codes of every command, documented in nftpolicy(1).
 REFUSED, BAD_INPUT, UNKNOWN, NOT_HERE = 1, 2, 3, 4
@@ -90,11 +90,11 @@ def done(found: Prospect, verb: str, nothing: str) -> str:
 def changing(source: Source | None) -> Iterator[None]:
     """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
     from ..kernel.interface import Refused
-    from ..runtime.apply import NotHeld, StillChanged
-    from ..runtime.memory import Busy
-    from ..runtime.recover import NoWay
+    from ..runtime.changes.apply import NotHeld, StillChanged
+    from ..runtime.changes.memory import Busy
+    from ..runtime.changes.recover import NoWay
+    from ..runtime.changes.unproved import NotProved, NotSafe
     from ..runtime.status import lines
-    from ..runtime.unproved import NotProved, NotSafe
 
     try:
         yield

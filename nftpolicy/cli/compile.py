@@ -91,7 +91,7 @@ def command(
 def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: bool) -> None:
     """The tree of a router below `root`. Nothing is written of a policy that is not proved."""
     from ..openwrt.tree import LIST, tree
-    from ..runtime.tree import lay
+    from ..runtime.place.tree import lay
     from .guard import proved
     from .install import prove, told_in_words, warn_of_names
 

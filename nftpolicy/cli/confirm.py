@@ -6,8 +6,8 @@ from .common import NOT_HERE, Failure
 
 def command() -> None:
     """Keep the policy that 'apply --confirm' put on trial."""
-    from ..runtime import pending
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes import pending
+    from ..runtime.changes.memory import of_this_namespace
 
     memory = of_this_namespace()
     try:

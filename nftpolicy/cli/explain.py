@@ -228,7 +228,7 @@ def _from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None)
 
 
 def _last() -> tuple[Policy, Source] | None:
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.memory import of_this_namespace
 
     last = of_this_namespace().policy()
     try:

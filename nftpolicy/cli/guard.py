@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..policy.errors import Source
     from ..policy.objects import Policy
-    from ..runtime.boot import Loaded, Tables
+    from ..runtime.place.boot import Loaded, Tables
 
 _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
@@ -36,8 +36,8 @@ def command(
     if to.exists() and not to.is_file():
         raise Failure(f"--to takes the name of a file, and {to} is none", BAD_INPUT)
     kernel = None if no_load else this_kernel()
-    from ..runtime.boot import load
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.place.boot import load
 
     fresh = _fresh(tables, to.absolute())
     loaded = None
@@ -54,8 +54,8 @@ def command(
 
 def proved(policy: Policy, source: Source) -> Tables:
     """The tables of the files, or Failure if they do not hold what the policy promises."""
-    from ..runtime.boot import tables
-    from ..runtime.unproved import NotProved
+    from ..runtime.changes.unproved import NotProved
+    from ..runtime.place.boot import tables
 
     try:
         return tables(policy)
@@ -66,7 +66,7 @@ def proved(policy: Policy, source: Source) -> Tables:
 
 def _fresh(tables: Tables, to: Path) -> dict[Path, bytes]:
     """The files that are not there with this content yet."""
-    from ..runtime.files import content_of
+    from ..runtime.place.files import content_of
 
     with changing(None):
         return {path: content for path, content in tables.files(to).items() if content_of(path) != content}
@@ -74,7 +74,7 @@ def _fresh(tables: Tables, to: Path) -> dict[Path, bytes]:
 
 def _written(fresh: dict[Path, bytes]) -> AbstractContextManager[None]:
     """Files, and the list of what was installed if they are in it."""
-    from ..runtime.files import Damaged, Manifest, put
+    from ..runtime.place.files import Damaged, Manifest, put
 
     if not fresh:
         return nullcontext()

@@ -11,14 +11,14 @@ import typer
 from .common import NOT_HERE, Failure, warn
 
 if TYPE_CHECKING:
-    from ..runtime.history import History, Shelf
-    from ..runtime.pending import Pending
+    from ..runtime.changes.history import History, Shelf
+    from ..runtime.changes.pending import Pending
 
 
 def command(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
     """List the policies that were applied here, and which one is in force."""
-    from ..runtime import deadman, history, pending
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes import deadman, history, pending
+    from ..runtime.changes.memory import of_this_namespace
 
     memory = of_this_namespace()
     kept = history.of_this_namespace(memory)
@@ -77,7 +77,7 @@ def _show(shelf: Shelf, present: int | None, trial: Pending | None) -> None:
 
 def _state(trial: Pending | None) -> str:
     """What is said of the entry that is in force."""
-    from ..runtime.pending import WAITING
+    from ..runtime.changes.pending import WAITING
 
     if trial is None:
         return "in force"

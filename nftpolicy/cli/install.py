@@ -17,7 +17,7 @@ from .told import told
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..policy.objects import Policy
-    from ..runtime.install import Wanted
+    from ..runtime.place.install import Wanted
 
 
 def command(
@@ -30,8 +30,8 @@ def command(
     enable: bool = typer.Option(False, "--enable", help="Enable and start the units. This closes the uplinks."),
 ) -> None:
     """Put systemd units, the policy and its guard in place, so that the uplinks are guarded from the start."""
-    from ..runtime.install import BOOTED, CommandFailed, install, systemctl
-    from ..runtime.units import NAMES
+    from ..runtime.place.install import BOOTED, CommandFailed, install, systemctl
+    from ..runtime.place.units import NAMES
 
     root = root_of(destdir)
     if not unitdir.is_absolute():
@@ -59,7 +59,7 @@ def command(
 
 
 def _say_next(wanted: Wanted, root: Path, commands: list[tuple[str, ...]]) -> None:
-    from ..runtime.units import NAMES, POLICY
+    from ..runtime.place.units import NAMES, POLICY
 
     if root != Path("/"):
         print(f"next, when the image is made: systemctl --root={root} enable {' '.join(NAMES)}")
@@ -80,9 +80,9 @@ def root_of(destdir: Path | None) -> Path:
 
 def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nft: str | None) -> Wanted:
     """What is to be where, or Failure."""
-    from ..runtime.files import below
-    from ..runtime.install import Wanted
-    from ..runtime.units import POLICY, units
+    from ..runtime.place.files import below
+    from ..runtime.place.install import Wanted
+    from ..runtime.place.units import POLICY, units
 
     try:
         texts = units(program_of(root, program), _nft(root, nft))
@@ -101,7 +101,7 @@ def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nf
 
 def program_of(root: Path, program: str | None) -> str:
     """This program as the units of that machine call it, or Failure."""
-    from ..runtime.install import this_program
+    from ..runtime.place.install import this_program
 
     found = program or (this_program() if root == Path("/") else "/usr/bin/nftpolicy")
     if found is None:
@@ -110,7 +110,7 @@ def program_of(root: Path, program: str | None) -> str:
 
 
 def _nft(root: Path, nft: str | None) -> str:
-    from ..runtime.install import found_program
+    from ..runtime.place.install import found_program
 
     found = nft or (found_program("nft") if root == Path("/") else "/usr/sbin/nft")
     if found is None:
@@ -140,8 +140,8 @@ def warn_of_names(policy: Policy) -> None:
 @contextmanager
 def told_in_words() -> Iterator[None]:
     """Turn what can go wrong with files into Failures."""
-    from ..runtime.files import Damaged
-    from ..runtime.install import CommandFailed, Conflict
+    from ..runtime.place.files import Damaged
+    from ..runtime.place.install import CommandFailed, Conflict
 
     try:
         yield

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..policy.objects import Policy
-    from ..runtime.probe_report import OnDevice, Report, Result
+    from ..runtime.probe.report import OnDevice, Report, Result
 
 _MOST = 6  # kinds that leak, of which one packet is printed
 _NOTHING = "name one, or its uplinks and their mark: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
@@ -52,8 +52,8 @@ def command(
     if policy is None and not asked:
         policy = _last()
     from ..kernel.rtnetlink import RtNetlink
-    from ..runtime.probe import probe
-    from ..runtime.probe_report import HELD, LEAKS
+    from ..runtime.probe.report import HELD, LEAKS
+    from ..runtime.probe.run import probe
 
     try:
         report = probe(kernel, RtNetlink().devices(), policy or asked)
@@ -70,7 +70,7 @@ def command(
 
 
 def _last() -> Policy:
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.memory import of_this_namespace
 
     last = of_this_namespace().policy()
     if last is None:
@@ -97,7 +97,7 @@ def headline(report: Report, policy: Policy | None) -> str:
 
 def explain(one: Result, file: Path | None) -> str | None:
     """The command that shows the way of a probe, or None if `explain` has no words for it."""
-    from ..runtime.probes import packet
+    from ..runtime.probe.kinds import packet
     from .report import words
 
     found = packet(one.probe, one.packet)
@@ -173,7 +173,7 @@ def _word(one: Result) -> str:
 
 
 def _controls(devices: Iterable[OnDevice]) -> Table:
-    from ..runtime.probes import BOTH
+    from ..runtime.probe.kinds import BOTH
     from .tables import _table
 
     table = _table("what may leave, as a control", "IPv4", "IPv6")

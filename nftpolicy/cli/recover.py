@@ -15,9 +15,9 @@ def command(
 ) -> None:
     """End a change that was interrupted: go on with an apply, take a release back. Never opens the uplink."""
     kernel = this_kernel()
-    from ..runtime import deadman
-    from ..runtime.change import Options
-    from ..runtime.recover import recover
+    from ..runtime.changes import deadman
+    from ..runtime.changes.change import Options
+    from ..runtime.changes.recover import recover
 
     with changing(None):
         changer = changes.changer(kernel, Options(wait))

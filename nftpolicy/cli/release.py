@@ -17,7 +17,7 @@ def command(
     """Take every object of nftpolicy out of the kernel, the guard last. This opens the uplink."""
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.change import Options
+    from ..runtime.changes.change import Options
 
     with changing(source):
         changer = changes.changer(kernel, Options(wait))

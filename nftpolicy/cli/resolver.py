@@ -15,7 +15,7 @@ from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.learner import Learner
+    from ..runtime.resolver.learner import Learner
 
 _PATIENCE = 2.0  # seconds that --show waits for a router's advertisement
 
@@ -43,9 +43,9 @@ def command(
         return
     kernel = this_kernel()
     from ..kernel.interface import Unavailable
-    from ..runtime import resolver
-    from ..runtime.apply import prospect
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.apply import prospect
+    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.resolver import engine as resolver
     from ..runtime.status import status
 
     memory = of_this_namespace()
@@ -67,8 +67,8 @@ def command(
 
 
 def _show(policy: Policy, uplinks: list[str], as_json: bool) -> None:
-    from ..runtime.dns_sources.reading import HEARD
-    from ..runtime.learner import Learner, Wanted
+    from ..runtime.resolver.learner import Learner, Wanted
+    from ..runtime.resolver.sources.reading import HEARD
 
     told = {}
     for name in uplinks:

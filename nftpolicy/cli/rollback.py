@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..policy.objects import Policy
-    from ..runtime.change import Changer, Outlook, Wanted
-    from ..runtime.deadman import Around
-    from ..runtime.history import History
-    from ..runtime.memory import Memory
-    from ..runtime.pending import Back, Pending
+    from ..runtime.changes.change import Changer, Outlook, Wanted
+    from ..runtime.changes.deadman import Around
+    from ..runtime.changes.history import History
+    from ..runtime.changes.memory import Memory
+    from ..runtime.changes.pending import Back, Pending
 
 
 def command(
@@ -35,8 +35,8 @@ def command(
         _at_deadline()
         return
     kernel = this_kernel()
-    from ..runtime import history, pending
-    from ..runtime.change import Options
+    from ..runtime.changes import history, pending
+    from ..runtime.changes.change import Options
 
     changer = changes.changer(kernel, Options())
     memory = changer.memory
@@ -62,7 +62,7 @@ def command(
 
 def _trial(memory: Memory, number: int | None) -> Pending | None:
     """The policy on trial; a damaged note of one is in the way, unless it is said what shall be in force."""
-    from ..runtime import pending
+    from ..runtime.changes import pending
 
     try:
         return pending.pending(memory)
@@ -75,7 +75,7 @@ def _trial(memory: Memory, number: int | None) -> Pending | None:
 
 def _chosen(kept: History, memory: Memory, number: int | None, trial: Pending | None) -> Back | None:
     """What to go back to; None: release. Raises Failure."""
-    from ..runtime.pending import Back
+    from ..runtime.changes.pending import Back
 
     if number is None and trial is not None:
         return trial.back
@@ -108,7 +108,7 @@ def _loaded(back: Back) -> tuple[Policy, Source]:
 @contextmanager
 def declining() -> Iterator[None]:
     """What a policy on trial does not allow, as Failure."""
-    from ..runtime import pending
+    from ..runtime.changes import pending
 
     try:
         yield
@@ -128,7 +128,7 @@ def _ending(words: str) -> Iterator[None]:
 
 
 def _wanted(policy: Policy | None, back: Back | None) -> Wanted | None:
-    from ..runtime.change import Wanted
+    from ..runtime.changes.change import Wanted
 
     return None if policy is None or back is None else Wanted(policy, (back.file, back.text.encode()))
 
@@ -145,9 +145,9 @@ def _go(changer: Changer, wanted: Wanted | None, back: Back | None, why: str, ar
 
 def _at_deadline() -> None:
     """The process that 'apply --confirm' starts: waits, and goes back unless somebody confirms."""
-    from ..runtime import deadman, way  # noqa: F401 - all that is needed then is there now
-    from ..runtime.change import Options
-    from ..runtime.memory import Busy
+    from ..runtime.changes import deadman, way  # noqa: F401 - all that is needed then is there now
+    from ..runtime.changes.change import Options
+    from ..runtime.changes.memory import Busy
 
     gc.enable()
     try:

@@ -26,8 +26,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
     from ..policy.objects import Policy
-    from ..runtime.memory import Memory
-    from ..runtime.run import Job
+    from ..runtime.changes.memory import Memory
+    from ..runtime.service.run import Job
 
 _WORDS = {True: "ok", False: "fault", None: "not tried"}
 
@@ -41,12 +41,12 @@ def command(
 ) -> None:
     """Start a program as a service: in its cgroup, with its group, user and mark. Its exit status is the program's."""
     from ..kernel.interface import Unavailable
-    from ..runtime import run
+    from ..runtime.service import run
 
     given = run.descriptors()
     _consistent(program, check, detach)
     kernel = this_kernel()
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.memory import of_this_namespace
 
     memory = of_this_namespace()
     found = _policy(policy, memory)
@@ -92,7 +92,7 @@ def _policy(file: Path | None, memory: Memory) -> Policy:
 
 
 def _job(policy: Policy, name: str) -> Job:
-    from ..runtime.run import Job
+    from ..runtime.service.run import Job
 
     if name not in policy.service:
         known = ", ".join(policy.service) or "none"
@@ -106,7 +106,7 @@ def _job(policy: Policy, name: str) -> Job:
 
 
 def _in_force(kernel: Linux, policy: Policy, memory: Memory, file: Path | None) -> None:
-    from ..runtime.apply import prospect
+    from ..runtime.changes.apply import prospect
     from ..runtime.status import status
 
     with changing(None):
@@ -117,7 +117,7 @@ def _in_force(kernel: Linux, policy: Policy, memory: Memory, file: Path | None) 
 
 
 def _check(job: Job) -> None:
-    from ..runtime.run import looked_at
+    from ..runtime.service.run import looked_at
 
     findings = list(looked_at(job))
     for one in findings:

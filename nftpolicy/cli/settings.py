@@ -31,7 +31,7 @@ def command(
         return
     if to.exists() and not to.is_dir():
         raise Failure(f"--to takes a folder, and {to} is none", BAD_INPUT)
-    from ..runtime.install import place
+    from ..runtime.place.install import place
     from .install import told_in_words
 
     with told_in_words():

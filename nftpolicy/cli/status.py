@@ -12,7 +12,7 @@ from ..policy.objects import Policy
 from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel, warn
 
 if TYPE_CHECKING:
-    from ..runtime.memory import Memory
+    from ..runtime.changes.memory import Memory
 
 
 def command(
@@ -21,9 +21,9 @@ def command(
 ) -> None:
     """Show uplinks, counters, and whether guard, ladder, routes and sysctls are as wanted (else exit 1)."""
     kernel = this_kernel()
-    from ..runtime.apply import prospect
-    from ..runtime.memory import of_this_namespace
-    from ..runtime.resolver_files import found as places
+    from ..runtime.changes.apply import prospect
+    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.resolver.leak_files import found as places
     from ..runtime.status import status
 
     memory = of_this_namespace()
@@ -48,7 +48,7 @@ def command(
 
 def _strays(policy: Policy) -> tuple[str, ...]:
     from ..kernel.moving import Routes
-    from ..runtime.keeper import strays
+    from ..runtime.watch.keeper import strays
 
     routes = Routes()
     try:
@@ -59,9 +59,9 @@ def _strays(policy: Policy) -> tuple[str, ...]:
 
 def _notes(memory: "Memory") -> Iterator[str]:
     """What was begun and not ended."""
-    from ..runtime.deadman import overdue
-    from ..runtime.memory import Busy
-    from ..runtime.pending import pending
+    from ..runtime.changes.deadman import overdue
+    from ..runtime.changes.memory import Busy
+    from ..runtime.changes.pending import pending
 
     if not memory.folder.exists():
         return

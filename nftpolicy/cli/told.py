@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..proof.verdict import Proof
-    from ..runtime.unproved import NotProved, NotSafe
+    from ..runtime.changes.unproved import NotProved, NotSafe
 
 
 _VIA_BLOCK = "with --via-block everything on the uplinks is stopped during the change"
@@ -31,8 +31,8 @@ def told(proof: Proof, source: Source | None) -> list[str]:
 def unsafe(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str], bool]:
     """Why nothing was changed, a line each; and whether that is only since something is unknown."""
     from ..proof.verdict import PROVED, UNKNOWN
-    from ..runtime.change import failures
-    from ..runtime.unproved import NotProved
+    from ..runtime.changes.change import failures
+    from ..runtime.changes.unproved import NotProved
 
     if isinstance(error, NotProved):
         return told(error.proof, source), error.proof.verdict == UNKNOWN

@@ -15,8 +15,8 @@ def command(
     purge: bool = typer.Option(False, "--purge", help="Remove the policy, too."),
 ) -> None:
     """Take away what install wrote. The guard stays in the kernel until release opens the uplinks."""
-    from ..runtime.install import uninstall
-    from ..runtime.units import POLICY
+    from ..runtime.place.install import uninstall
+    from ..runtime.place.units import POLICY
 
     root = root_of(destdir)
     with told_in_words():

@@ -14,7 +14,7 @@ from .install import program_of, root_of, told_in_words
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.dropins import DropIns
+    from ..runtime.place.dropins import DropIns
 
 
 def command(
@@ -40,7 +40,7 @@ def command(
     if to is None:
         print("\n".join(f"# {path}\n{text}" for path, text in found.texts.items()), end="")
         return
-    from ..runtime.install import install
+    from ..runtime.place.install import install
 
     with told_in_words():
         stale = _stale(root, to, found)
@@ -54,7 +54,7 @@ def command(
 
 def _attach(policy: Policy, name: str) -> None:
     from ..kernel.interface import Unavailable
-    from ..runtime.dropins import NoDropIn, attach
+    from ..runtime.place.dropins import NoDropIn, attach
 
     if name not in policy.service or policy.service[name].marks != "cgroup":
         raise Failure(f'{policy.name} has no service {name!r} with marks = "cgroup"', BAD_INPUT)
@@ -88,8 +88,8 @@ def _named(policy: Policy, words: list[str]) -> dict[str, str]:
 
 def _found(policy: Policy, units: dict[str, str], folder: str, root: Path, program: str | None) -> DropIns:
     from ..kernel.interface import Unavailable
-    from ..runtime.dropins import Machine, NoDropIn, of_policy
-    from ..runtime.units import POLICY, checked
+    from ..runtime.place.dropins import Machine, NoDropIn, of_policy
+    from ..runtime.place.units import POLICY, checked
 
     try:
         machine = Machine(root, checked(program_of(root, program)), POLICY)
@@ -102,8 +102,8 @@ def _found(policy: Policy, units: dict[str, str], folder: str, root: Path, progr
 
 def _stale(root: Path, folder: Path, found: DropIns) -> list[Path]:
     """Drop-ins that were installed there for services which are gone."""
-    from ..runtime.dropins import NAME
-    from ..runtime.files import Manifest, below
+    from ..runtime.place.dropins import NAME
+    from ..runtime.place.files import Manifest, below
 
     mine = [Path(path) for path in Manifest.of(root).files if path.endswith(f".service.d/{NAME}")]
     return [

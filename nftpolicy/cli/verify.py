@@ -159,7 +159,7 @@ def _once(devices: dict[str, list[str]]) -> None:
 
 
 def _last() -> tuple[Policy, Source]:
-    from ..runtime.memory import of_this_namespace
+    from ..runtime.changes.memory import of_this_namespace
 
     last = of_this_namespace().policy()
     if last is None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..policy.objects import Policy
-    from ..runtime.memory import Memory
-    from ..runtime.ready import World
+    from ..runtime.changes.memory import Memory
+    from ..runtime.service.ready import World
 
 
 def command(
@@ -35,9 +35,9 @@ def command(
     from ..compiler import names
     from ..kernel.monitor import Monitor
     from ..netstate.routing import PROTOCOL
-    from ..runtime.apply import prospect
-    from ..runtime.memory import of_this_namespace
-    from ..runtime.ready import World, wait
+    from ..runtime.changes.apply import prospect
+    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.service.ready import World, wait
     from ..runtime.status import status
 
     memory = of_this_namespace()

@@ -39,10 +39,10 @@ def command(
     from ..kernel.moving import Routes
     from ..kernel.notify import Manager
     from ..netstate.routing import PROTOCOL
-    from ..runtime.change import Options, Wanted
-    from ..runtime.resolver_files import Watcher
-    from ..runtime.watch import Watch
-    from ..runtime.watch_world import World
+    from ..runtime.changes.change import Options, Wanted
+    from ..runtime.resolver.leak_files import Watcher
+    from ..runtime.watch.loop import Watch
+    from ..runtime.watch.world import World
 
     changer = changes.changer(kernel, Options(wait))
     with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as ears:
@@ -71,7 +71,7 @@ class Log:
 
     def say(self, event: str, facts: Mapping[str, Any]) -> None:
         """Write a line. A reader that has gone does not end the watch."""
-        from ..runtime.watching import line
+        from ..runtime.watch.decisions import line
 
         told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
         try:

@@ -4,7 +4,7 @@
 nft is atomic, rtnetlink is not. One transaction is the switch from the old guard to the new one, and
 each of them keeps its promise whatever is routed (proof/lemmas.py). Around it, tables are filled before
 a rule leads to them, new rules are there before old ones go, and a guard that is to go at all goes last.
-Whether every state on the way keeps its promise is not believed here: runtime/proved.py proves it.
+Whether every state on the way keeps its promise is not believed here: runtime/changes/way.py has it proved.
 """
 
 from __future__ import annotations

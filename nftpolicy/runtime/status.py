@@ -27,9 +27,9 @@ from ..netstate.routing import IpRule, Route, Sysctl
 from ..netstate.state import Counters
 from ..planner.plan import Plan
 from ..policy.objects import Policy
-from .apply import Prospect
-from .socketwatch import asked
-from .whose import Judged
+from .changes.apply import Prospect
+from .service.whose import Judged
+from .watch.sockets import asked
 
 
 @frozen

@@ -21,7 +21,7 @@ from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
-    from .apply import Prospect
+    from .changes.apply import Prospect
 
 Ports = Mapping[str, Sequence[str]]  # bridge -> its ports
 

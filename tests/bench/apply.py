@@ -10,7 +10,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate import iproute, text
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from nftpolicy.runtime.apply import apply, prospect
+from nftpolicy.runtime.changes.apply import apply, prospect
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth
 

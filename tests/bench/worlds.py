@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nftpolicy.kernel.linux import Linux
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.apply import apply, prospect
-from nftpolicy.runtime.memory import Memory
+from nftpolicy.runtime.changes.apply import apply, prospect
+from nftpolicy.runtime.changes.memory import Memory
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.topology import Lab

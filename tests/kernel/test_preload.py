@@ -14,7 +14,7 @@ from nftpolicy.kernel import capability
 from nftpolicy.kernel.cgroup import MarkedGroup
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.policy.mark import Mark
-from nftpolicy.runtime import preload
+from nftpolicy.runtime.service import preload
 from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.lab import syslog
 from tests.lab.netns import Namespace, wait_until

@@ -65,8 +65,8 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
     from nftpolicy.kernel.linux import Linux
     from nftpolicy.policy.load import load
-    from nftpolicy.runtime.change import Changer
-    from nftpolicy.runtime.memory import Memory
+    from nftpolicy.runtime.changes.change import Changer
+    from nftpolicy.runtime.changes.memory import Memory
 
     folder = Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def change(policy: Policy | None, *fault: object) -> int:
 
 
 def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
-    from nftpolicy.runtime.change import Wanted
+    from nftpolicy.runtime.changes.change import Wanted
 
     wanted = None if policy is None else Wanted(policy, (policy.name, to_toml(policy).encode()))
     with made.alone():
@@ -111,7 +111,7 @@ def killed(policy: Policy | None, *fault: object) -> int:
 
 def held(policy: Policy | None) -> bool:
     """Whether the kernel holds exactly that, and nothing is begun."""
-    from nftpolicy.runtime.apply import prospect, release_prospect
+    from nftpolicy.runtime.changes.apply import prospect, release_prospect
 
     made = changer()
     found = release_prospect(made.kernel, made.memory) if policy is None else prospect(made.kernel, policy, made.memory)
@@ -119,7 +119,7 @@ def held(policy: Policy | None) -> bool:
 
 
 def recovered() -> bool:
-    from nftpolicy.runtime.recover import recover
+    from nftpolicy.runtime.changes.recover import recover
 
     made = changer()
     with made.alone():

@@ -59,7 +59,7 @@ def killed(file: str, number: int, after: bool) -> int:
     from nftpolicy.cli import changes
     from nftpolicy.cli.common import read_policy
     from nftpolicy.kernel.linux import Linux
-    from nftpolicy.runtime.change import Options, Wanted
+    from nftpolicy.runtime.changes.change import Options, Wanted
 
     _environment()
     child = os.fork()
@@ -83,8 +83,8 @@ def promise(name: str) -> tuple[str, bool]:
     from nftpolicy.kernel.linux import Linux
     from nftpolicy.proof.promise import claim
     from nftpolicy.proof.prover import guards
-    from nftpolicy.runtime.apply import observe
-    from nftpolicy.runtime.memory import of_this_namespace
+    from nftpolicy.runtime.changes.apply import observe
+    from nftpolicy.runtime.changes.memory import of_this_namespace
 
     _environment()
     kernel = Linux()

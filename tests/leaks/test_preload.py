@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nftpolicy.kernel.sockets import sockets_of
-from nftpolicy.runtime import preload
+from nftpolicy.runtime.service import preload
 from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main
 from tests.lab import addresses as at

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from nftpolicy.policy.words import MARKS
-from nftpolicy.runtime import preload
+from nftpolicy.runtime.service import preload
 from tests.guarded import PROGRAM, ROOT
 from tests.lab import machine
 from tests.lab.machine import Machine

@@ -15,8 +15,8 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from nftpolicy.runtime.apply import prospect
-from nftpolicy.runtime.memory import Memory
+from nftpolicy.runtime.changes.apply import prospect
+from nftpolicy.runtime.changes.memory import Memory
 from nftpolicy.runtime.status import lines
 from tests import strategies
 from tests.guarded import GLUON

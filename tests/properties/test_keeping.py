@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.netstate.routing import PROTOCOL, TABLE_LOCAL, Nexthop, Route
-from nftpolicy.runtime import keeping
-from nftpolicy.runtime.keeping import Home
+from nftpolicy.runtime.watch import keeping
+from nftpolicy.runtime.watch.keeping import Home
 
 HOMES = {"wan0": Home("wan", 1), "wan1": Home("wan", 1), "lte0": Home("lte", 2)}
 DEVICES = (*HOMES, "bat0", "lo")

@@ -10,7 +10,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import json_out, text
 from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
-from nftpolicy.runtime.apply import carry_out, undo
+from nftpolicy.runtime.changes.apply import carry_out, undo
 from tests import strategies
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 

@@ -10,7 +10,7 @@ from nftpolicy.kernel.interface import Refused
 from nftpolicy.netstate.routing import Sysctl
 from nftpolicy.netstate.state import Counts, NetState
 from nftpolicy.planner.plan import Plan, plan
-from nftpolicy.runtime.apply import carry_out
+from nftpolicy.runtime.changes.apply import carry_out
 from tests import strategies
 from tests.unit.namespace import normal, observe
 

@@ -12,7 +12,7 @@ from nftpolicy.model.walk import Model
 from nftpolicy.netstate.nft import CounterRef, Rule
 from nftpolicy.proof.promise import claim
 from nftpolicy.proof.surroundings import completed
-from nftpolicy.runtime.whose import BORROWED, ELSEWHERE, FORGED, RIGHT, UNMARKED, judge
+from nftpolicy.runtime.service.whose import BORROWED, ELSEWHERE, FORGED, RIGHT, UNMARKED, judge
 from tests import strategies
 from tests.properties.test_invariant import goes_red
 

@@ -14,8 +14,8 @@ from nftpolicy.kernel.sock_diag import CLOSED, GONE, NOT_SUPPORTED, TCP, UDP, Li
 from nftpolicy.policy import values
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Account, Policy, Port, Resolver, Service, Uplink
-from nftpolicy.runtime.aftermath import close_stale
-from nftpolicy.runtime.stale import stale_flows, stale_sockets, whose_group
+from nftpolicy.runtime.changes.aftermath import close_stale
+from nftpolicy.runtime.changes.stale import stale_flows, stale_sockets, whose_group
 from tests import strategies
 
 WAN = Uplink(("eth0",), Mark(1, 1), 1, answer=(values.answer("ssh"),))

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from nftpolicy.kernel.inotify import Patterns
 from nftpolicy.policy import words
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.dns_sources import (
+from nftpolicy.runtime.resolver.engine import Failed, Job, _refresh
+from nftpolicy.runtime.resolver.learner import Learner, Wanted
+from nftpolicy.runtime.resolver.sources import (
     dhclient,
     dhcpcd,
     leasefile,
@@ -22,10 +24,8 @@ from nftpolicy.runtime.dns_sources import (
     reading,
     resolved,
 )
-from nftpolicy.runtime.dns_sources.choice import MOST, Machine, chosen
-from nftpolicy.runtime.learner import Learner, Wanted
-from nftpolicy.runtime.resolver import Failed, Job, _refresh
-from nftpolicy.runtime.upstream import LEAVING, Upstream
+from nftpolicy.runtime.resolver.sources.choice import MOST, Machine, chosen
+from nftpolicy.runtime.resolver.upstream import LEAVING, Upstream
 from tests.test_manual import MINIMAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/dns"

@@ -10,8 +10,9 @@ from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli import units as command
 from nftpolicy.cli.common import Failure
 from nftpolicy.kernel.interface import Unavailable
-from nftpolicy.runtime import dropins, files, preload
-from nftpolicy.runtime.units import units as our_units
+from nftpolicy.runtime.place import dropins, files
+from nftpolicy.runtime.place.units import units as our_units
+from nftpolicy.runtime.service import preload
 from tests.unit.test_install import install, installed
 
 POLICY = """

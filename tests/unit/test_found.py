@@ -17,7 +17,7 @@ from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.proof.promise import claim
 from nftpolicy.proof.prover import prove
-from nftpolicy.runtime.apply import carry_out
+from nftpolicy.runtime.changes.apply import carry_out
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 
 POLICY = b"""

@@ -15,10 +15,10 @@ from nftpolicy.cli import history as listed
 from nftpolicy.cli.common import BAD_INPUT, REFUSED, Failure
 from nftpolicy.kernel.fake import Fake
 from nftpolicy.kernel.interface import Refused
-from nftpolicy.runtime import history, pending
-from nftpolicy.runtime.change import Options, Wanted
-from nftpolicy.runtime.history import History, Shelf
-from nftpolicy.runtime.memory import Memory, of_this_namespace
+from nftpolicy.runtime.changes import history, pending
+from nftpolicy.runtime.changes.change import Options, Wanted
+from nftpolicy.runtime.changes.history import History, Shelf
+from nftpolicy.runtime.changes.memory import Memory, of_this_namespace
 from tests.unit.namespace import normal
 from tests.unit.test_faults import GOOD
 

@@ -8,7 +8,7 @@ import pytest
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import Device
 from nftpolicy.policy.load import load
-from nftpolicy.runtime import inside
+from nftpolicy.runtime.service import inside
 from tests.unit.test_faults import GOOD
 
 POLICY, _ = load(GOOD.encode())

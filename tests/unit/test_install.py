@@ -13,8 +13,8 @@ from nftpolicy.cli import install as install_command
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.runtime import boot, files, units
-from nftpolicy.runtime.unproved import NotProved
+from nftpolicy.runtime.changes.unproved import NotProved
+from nftpolicy.runtime.place import boot, files, units
 from tests.guarded import ROOT
 
 POLICIES = sorted((ROOT / "rulesets").glob("*.toml"))

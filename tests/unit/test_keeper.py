@@ -11,7 +11,7 @@ from nftpolicy.kernel import rtmessages as messages
 from nftpolicy.kernel.monitor import News
 from nftpolicy.kernel.moving import Held
 from nftpolicy.netstate.routing import Route
-from nftpolicy.runtime.keeper import SETTLE, Keeper, strays
+from nftpolicy.runtime.watch.keeper import SETTLE, Keeper, strays
 from tests.unit.test_watch import POLICY
 
 DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)

@@ -11,7 +11,7 @@ from nftpolicy.kernel.sock_diag import Listed
 from nftpolicy.netstate.routing import Nexthop, Route
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Account, Policy, Service, Uplink
-from nftpolicy.runtime import ready
+from nftpolicy.runtime.service import ready
 
 WAN = Uplink(("eth0", "eth1"), Mark(0x500, 0xFF00), 7)
 UP = Link("eth0", True, True, (ip_address("192.0.2.2"), ip_address("2001:db8::2")))

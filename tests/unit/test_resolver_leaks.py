@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.resolver_files import Watcher, found
-from nftpolicy.runtime.resolver_leaks import Learned, leaks
+from nftpolicy.runtime.resolver.leak_files import Watcher, found
+from nftpolicy.runtime.resolver.leaks import Learned, leaks
 from tests.test_manual import MINIMAL
 
 LEARNED = Learned({"br-wan": "wan", "wwan0": "lte"}, {"br-wan": 7}, {ip_address("192.0.2.1"): "wan"})

@@ -3,7 +3,7 @@
 import pytest
 
 from nftpolicy.policy import words
-from nftpolicy.runtime.run import NOT_EXECUTABLE, NOT_FOUND, WAYS, Failed, program
+from nftpolicy.runtime.service.run import NOT_EXECUTABLE, NOT_FOUND, WAYS, Failed, program
 
 
 @pytest.fixture

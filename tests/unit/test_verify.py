@@ -542,9 +542,9 @@ def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
     from nftpolicy.compiler.compile import compile_policy
     from nftpolicy.kernel.fake import Fake
     from nftpolicy.policy.load import load
-    from nftpolicy.runtime import apply
-    from nftpolicy.runtime.change import Changer, Wanted
-    from nftpolicy.runtime.memory import Memory
+    from nftpolicy.runtime.changes import apply
+    from nftpolicy.runtime.changes.change import Changer, Wanted
+    from nftpolicy.runtime.changes.memory import Memory
 
     policy, source = read_policy(Path("rulesets/gluon-fastd.toml"))
     wanted = Wanted(policy, (source.name, source.text.encode()))

@@ -24,14 +24,14 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.promise import claim
 from nftpolicy.proof.prover import guards
-from nftpolicy.runtime import watching
-from nftpolicy.runtime.apply import apply, prospect
-from nftpolicy.runtime.change import Changer
-from nftpolicy.runtime.errand import Errand
-from nftpolicy.runtime.memory import Memory
-from nftpolicy.runtime.watch import Watch
-from nftpolicy.runtime.watch_world import World
-from nftpolicy.runtime.watching import Exposure, Fights, Held, Pace
+from nftpolicy.runtime.changes.apply import apply, prospect
+from nftpolicy.runtime.changes.change import Changer
+from nftpolicy.runtime.changes.memory import Memory
+from nftpolicy.runtime.watch import decisions as watching
+from nftpolicy.runtime.watch.decisions import Exposure, Fights, Held, Pace
+from nftpolicy.runtime.watch.errand import Errand
+from nftpolicy.runtime.watch.loop import Watch
+from nftpolicy.runtime.watch.world import World
 
 RULESETS = sorted((Path(__file__).parents[2] / "rulesets").glob("*.toml"))
 TOML = b"""

@@ -11,8 +11,8 @@ from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, Listed
 from nftpolicy.netstate.nft import NamedCounter
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Port, Service
-from nftpolicy.runtime import socketwatch, whose
-from nftpolicy.runtime.whose import (
+from nftpolicy.runtime.service import whose
+from nftpolicy.runtime.service.whose import (
     ASTRAY,
     BORROWED,
     ELSEWHERE,
@@ -25,6 +25,7 @@ from nftpolicy.runtime.whose import (
     judge,
     needed,
 )
+from nftpolicy.runtime.watch import sockets as socketwatch
 
 POLICY = load(
     b"""
