@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from ..model.packet import changed
+from ..model.walk import Walk
+from ..netstate.nft import CounterRef, Rule
 from .claim import Claim
 from .ground import Ground
 from .surroundings import here
@@ -56,8 +58,23 @@ def _tried(ground: Ground, word: Word) -> _Tried:
     if held:
         return _Tried(word, None)
     walk = ground.model.walk(word.packet)
+    if word.firewalled and walk.agreed and word.wears(walk) and _others_drop(walk, word.uplink):
+        return _Tried(word, None)
     why = f"{walk.outcome}{f' by {walk.device}' if walk.device else ''}, mark {walk.mark:#x}"
     return _Tried(word, Counterexample(word.packet, walk, word.device or "", why))
+
+
+def _others_drop(walk: Walk, uplink: str) -> bool:
+    """Whether it was dropped, and not by what the policy compiles to: that counts what it drops, by the uplink."""
+    by = walk.decisions[-2:]
+    counted = {
+        statement.name
+        for one in by
+        if isinstance(one.thing, Rule)
+        for statement in one.thing.statements
+        if isinstance(statement, CounterRef)
+    }
+    return walk.outcome == "dropped" and not any(name.startswith(f"{uplink}.") for name in counted)
 
 
 def _used(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:

@@ -61,6 +61,7 @@ class Word:
     flow_mark: tuple[int, int] | None = None
     borrowed: bool = False  # no worse than the same packet without its mark is enough
     refused: str | None = None  # an outcome that is not "leaves" by this device is enough
+    firewalled: bool = False  # dropped by a rule of others, once it wears the mark, is enough
 
     def holds(self, walk: Walk) -> bool:
         """Whether the walk is as the word wants."""
@@ -68,11 +69,12 @@ class Word:
             return not (walk.outcome in ("leaves", "unknown") and walk.device in (self.refused, None))
         if walk.outcome != self.outcome or (self.device is not None and walk.device != self.device):
             return False
-        if self.mark is not None and walk.mark & self.mark[1] != self.mark[0]:
-            return False
-        if self.flow_mark is not None and walk.flow_mark & self.flow_mark[1] != self.flow_mark[0]:
-            return False
-        return self.to is None or (walk.destination, walk.dport) == self.to
+        return self.wears(walk) and (self.to is None or (walk.destination, walk.dport) == self.to)
+
+    def wears(self, walk: Walk) -> bool:
+        """Whether packet and flow have the marks at the end of the walk that the word wants."""
+        wanted = ((self.mark, walk.mark), (self.flow_mark, walk.flow_mark))
+        return all(mark is None or worn & mark[1] == mark[0] for mark, worn in wanted)
 
 
 def _sample(ground: Ground, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
@@ -226,14 +228,17 @@ def _arrivals(ground: Ground, one: UplinkClaim, claim: Claim) -> Iterator[Word]:
             if mine is None:
                 continue
             come = Packet(family, mine, REMOTE[family], UDP, 40000, 40001, FORWARD, iif=device)
-            yield Word("P3", one.name, "what arrives is marked", origin, come, "delivered", None, worn, None, worn)
+            yield Word("P3", one.name, "what arrives is marked", origin, come, "delivered", None, worn, None, worn,
+                       firewalled=True)  # fmt: skip
             inside = _inside_address(ground.state, family, claim)
             if inside is not None:
                 asked = changed(come, destination=inside)
                 yield Word("P2", one.name, "no word about addresses inside", origin, asked, "dropped")
             for everybody in _EVERYBODY[family]:
                 told = changed(come, destination=number(everybody))
-                yield Word("P3", one.name, "what arrives is marked", origin, told, "delivered", None, worn)
+                yield Word(
+                    "P3", one.name, "what arrives is marked", origin, told, "delivered", None, worn, firewalled=True
+                )
             through = changed(come, destination=REMOTE[family] + 1)
             yield Word("P2", one.name, "nothing is passed on", origin, through, "dropped")
         for pattern in (claim.inside or ())[:1]:

@@ -1,0 +1,47 @@
+"""A policy beside a firewall of somebody else that lets nothing in."""
+
+from pathlib import Path
+
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.netstate.nft import ACCEPT, DROP, Chain, Hook, Match, Meta, Rule, Table
+from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
+from nftpolicy.proof.promise import claim
+from nftpolicy.proof.prover import prove
+from nftpolicy.proof.verdict import PROVED
+
+POLICY = load((Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml").read_bytes())[0]
+
+
+def beside(hook: str, priority: int) -> NetState:
+    rules = (Rule((Match(Meta("iifname"), "lo"), ACCEPT)), Rule((DROP,)))
+    state = compile_policy(POLICY)
+    others = Table("inet", "fw4", (Chain("in", rules, Hook("filter", hook, priority)),))
+    return evolve(state, tables=(*state.tables, others))
+
+
+def test_it_makes_no_word_dead() -> None:
+    """The mark is on by then, so that nothing of it strays."""
+    assert prove(beside("input", 0), claim(POLICY)).verdict == PROVED
+
+
+def test_one_that_drops_before_the_mark_is_found() -> None:
+    proof = prove(beside("prerouting", -300), claim(POLICY))
+    found = {(one.property, one.subject) for one in proof.findings if one.verdict != PROVED}
+    assert found == {("P3", "what arrives is marked")}
+
+
+def test_a_drop_of_the_policys_own_is_no_firewall() -> None:
+    """Where `not-mine` drops everything, nothing is answered any more."""
+    state = compile_policy(POLICY)
+    table = state.tables[0]
+    chains = tuple(
+        evolve(one, rules=tuple(evolve(rule, statements=rule.statements[-2:]) for rule in one.rules[:1]))
+        if one.name == "wan.arrival"
+        else one
+        for one in table.chains
+    )
+    broken = evolve(state, tables=(evolve(table, chains=chains), *state.tables[1:]))
+    assert prove(broken, claim(POLICY)).verdict != PROVED
