@@ -95,8 +95,10 @@ def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> 
         assert [frame for frame in lab.wan.frames() if frame.dport == NTP] == []
         assert node.counters()["inet/wan.dropped"] > before
         with node.off():
-            status, said = by_group(node, at.SERVER[4], gid)
-            assert status == 0, f"inconclusive: {said}"
+            tries = [by_group(node, at.SERVER[4], gid)]
+            while tries[-1][0] != 0 and len(tries) < 5:  # a client that gives up soon, on a busy machine
+                tries.append(by_group(node, at.SERVER[4], gid))
+            assert tries[-1][0] == 0, f"inconclusive: {tries}"
     finally:
         no_wan_routes_in_main(lab)
 
