@@ -19,7 +19,7 @@ _DROPPING = frozenset({"postrouting", "input", "egress"})
 
 
 def second(state: NetState) -> tuple[Table, ...]:
-    """The tables of a compiled state once more, without the chains that mark or redirect."""
+    """The tables of a compiled state once more, without the chains that mark before a route is chosen, or redirect."""
     return tuple(
         evolve(table, name=names.SECOND_TABLE, chains=_kept(table))
         for table in state.tables
