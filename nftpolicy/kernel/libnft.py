@@ -6,12 +6,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from .interface import Unavailable
 
 _PLACE = re.compile(r"^(?:[^:\n]*:(\d+):\d+-\d+: )?Error: (?:Could not process rule: )?(.*)$", re.MULTILINE)
+_REFUSED = 2  # how the child that lists ends where there is no such object
 
 
 class Unreadable(Unavailable):
@@ -50,7 +50,7 @@ class Nft:
 
     def listing(self, command: str, terse: bool = False) -> str | None:
         """What a list command prints as text; None if there is no such object. `terse`: no elements."""
-        return self._listed([command], False, terse)[0]
+        return self._listed(command, False, terse)
 
     def json(self, command: str, terse: bool = False) -> Any:
         """What a list command prints, parsed; None if there is no such object. `terse`: no elements.
@@ -58,18 +58,15 @@ class Nft:
         Raises:
             Unreadable: libnftables can't write it as JSON.
         """
-        return self.jsons([command], terse)[0]
-
-    def jsons(self, commands: Sequence[str], terse: bool = False) -> list[Any]:
-        """The same of several commands."""
+        output = self._listed(command, True, terse)
         try:
-            return [json.loads(output) if output else None for output in self._listed(commands, True, terse)]
+            return json.loads(output) if output else None
         except json.JSONDecodeError:
             raise Unreadable(
                 "libnftables breaks off when it is to list this kernel's ruleset; a newer one may not"
             ) from None
 
-    def _listed(self, commands: Sequence[str], as_json: bool, terse: bool) -> list[str | None]:
+    def _listed(self, command: str, as_json: bool, terse: bool) -> str | None:
         """Listed in a child process, since nft 1.0.6 aborts on some rulesets of others: on an anonymous
         set with neighbouring wildcards, for one. That must not end this process in the middle of a plan."""
         reader, writer = os.pipe()
@@ -79,23 +76,22 @@ class Nft:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what an abort says helps nobody
                 self._context.set_json_output(as_json)
                 self._context.set_terse_output(terse)
+                refused, output, _ = self._context.cmd(command)
                 with os.fdopen(writer, "wb") as pipe:
-                    for number, command in enumerate(commands):
-                        refused, output, _ = self._context.cmd(command)
-                        pipe.write((b"\0" if number else b"") + (b"" if refused else b"+" + output.encode()))
-                os._exit(0)
+                    pipe.write(b"" if refused else output.encode())
+                os._exit(_REFUSED if refused else 0)
             finally:
                 os._exit(1)  # the binding can't decode what nft 1.0.6 prints of wildcards
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             printed = pipe.read()
         _, ended = os.waitpid(child, 0)
-        if ended:
+        if ended and os.waitstatus_to_exitcode(ended) != _REFUSED:
             how = f"ends (signal {os.WTERMSIG(ended)})" if os.WIFSIGNALED(ended) else "prints what is no text"
             raise Unreadable(
                 f"libnftables itself {how} when it is to list this kernel's ruleset; a newer nft may be able to"
             )
-        return [one[1:].decode() if one else None for one in printed.split(b"\0")]
+        return None if ended else printed.decode()
 
 
 def refusal(error: str) -> tuple[str, int | None]:
