@@ -35,8 +35,10 @@ def names():
 
 
 def devices():
-    """Names of network devices."""
-    rare = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True).filter(str.isascii)
+    """Names of network devices that can be uplinks."""
+    rare = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True).filter(
+        lambda name: name.isascii() and name not in ("lo", "all", "default")
+    )
     return st.one_of(st.sampled_from(COMMON), st.sampled_from(COMMON), rare)
 
 

@@ -170,7 +170,7 @@ def _services(policy: Policy, wan: str, random_: random.Random, passing: bool) -
     kept = {
         name: one
         for name, one in policy.service.items()
-        if not one.group or one.group.number not in (SERVICE_GID, OTHER_GID)
+        if (not one.group or one.group.number not in (SERVICE_GID, OTHER_GID)) and not _lends(one)
     }
     how = random_.choice(("anywhere", "anywhere", "there", "there", "elsewhere", "not"))
     if passing and how in ("elsewhere", "not"):
@@ -186,6 +186,12 @@ def _services(policy: Policy, wan: str, random_: random.Random, passing: bool) -
     name = "the-vpn" if random_.random() < 0.5 else "vpn-of-another-name"
     mine = Service(wan, group=Account(str(SERVICE_GID), SERVICE_GID), to=to, ports=ports)
     return {**kept, name: mine}, how != "elsewhere"
+
+
+def _lends(service: Service) -> bool:
+    """Whether its source ports are some of the flood's: who has such a port and the mark may leave, whatever its group."""
+    low, high = _flooded()
+    return any(port.low <= high and low <= port.high for port in service.sport)
 
 
 def _flooded() -> tuple[int, int]:

@@ -157,6 +157,7 @@ def _socket(kind: Kind, how: int) -> socket.socket:
 
 def _udp(kind: Kind, port: int) -> Callable[[], object]:
     made, place = _socket(kind, socket.SOCK_DGRAM), (kind.to[kind.family], port)  # not connected: each is routed anew
+    made.bind(("", port))  # known, since a policy may let a source port pass whoever has it (`sport`)
     return lambda: made.sendto(PAYLOAD, place)
 
 
