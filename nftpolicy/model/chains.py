@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
 from ..netstate.nft import Chain, Table
-from .decision import Decision, Untold
+from .decision import Decision
 from .effects import Step, step
 from .matching import Run, Tables
 from .reading import Place
@@ -18,13 +17,15 @@ from .unknown import Doubts
 from .view import View
 
 ACCEPT, DROP = "accept", "drop"
+# Where nat chains are asked, whatever their priority says (include/uapi/linux/netfilter_ipv4.h).
+NAT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _KNOWN_FLAGS = frozenset({"dormant", "owner", "persist"})
 _END = nft.Verdict("return")  # what the end of a chain amounts to
 
 
-@mutable
+@mutable(eq=False)
 class _Rule:
     """A rule, made ready to be carried out as far as a packet has come in it: of most rules the first match decides."""
 
@@ -33,12 +34,14 @@ class _Rule:
     ready: list[Step] = field(factory=list)
     _text: str | None = None
 
-    def one_more(self) -> Step | None:
-        """The next step that was not ready yet, or None behind the last."""
-        made = next(self._rest, None)
-        if made is not None:
+    def goes_on(self, run: Run) -> bool | nft.Verdict:
+        """Carry out what was not ready yet; what comes of the rule."""
+        for made in self._rest:
             self.ready.append(made)
-        return made
+            found = made(run)
+            if found is not True:
+                return found
+        return True
 
     @property
     def text(self) -> str:
@@ -47,7 +50,7 @@ class _Rule:
         return self._text
 
 
-@frozen
+@frozen(eq=False)
 class _Prepared:
     """The chains of one table as they are at one place, prepared when first entered."""
 
@@ -62,9 +65,10 @@ class _Prepared:
         return self._chains.get(name)
 
     def rules(self, name: str) -> list[_Rule]:
-        if name not in self._rules:
-            self._rules[name] = [_Rule(rule, self._steps(rule)) for rule in self._chains[name].rules]
-        return self._rules[name]
+        found = self._rules.get(name)
+        if found is None:
+            found = self._rules[name] = [_Rule(rule, self._steps(rule)) for rule in self._chains[name].rules]
+        return found
 
     def _steps(self, rule: nft.Rule) -> Iterator[Step]:
         for statement in rule.statements:
@@ -73,16 +77,51 @@ class _Prepared:
                 yield made
 
 
+@frozen(eq=False)
+class Base:
+    """A base chain as packets meet it. `doubts`: what it takes for it to be met at all, where that is not known."""
+
+    chain: Chain
+    hook: nft.Hook
+    prepared: _Prepared
+    place: int  # in the order in which chains are asked
+    doubts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, chain: Chain, hook: nft.Hook, prepared: _Prepared) -> Base:
+        place = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
+        doubts = [] if prepared.table.flags <= _KNOWN_FLAGS else [f"{prepared.where} is not dormant"]
+        if hook.hook in ("ingress", "egress") and not (hook.device or hook.devices):
+            doubts.append(f"chain {chain.name} of {prepared.where} is on this device")
+        return cls(chain, hook, prepared, place, tuple(doubts))
+
+    def evaluate(self, run: Run) -> str:
+        """ "accept" (this chain's word only) or "drop" (final). What the rules write is changed in the run's view."""
+        for doubt in self.doubts:
+            if not run.doubts.ask(doubt):
+                return ACCEPT
+        log, chain = run.log, self.chain
+        if log is not None:
+            log.append(Decision("chain", f"{self.prepared.where}, chain {chain.name}", chain, chain.origin))
+        verdict = _walk(self.prepared, chain.name, run)
+        if verdict is not None:
+            return verdict
+        policy = self.hook.policy
+        if log is not None:
+            log.append(Decision("chain", f"policy {policy} of chain {chain.name}", chain, chain.origin, policy))
+        return DROP if policy == DROP else ACCEPT
+
+
 class Ruleset:
     """All tables of a kernel, indexed once."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = tuple(tables)
-        self.placed: dict[tuple[int, str, str | None], list[Any]] = {}  # what model/hooks.py works out, once
+        self._met: dict[tuple[int, str, str | None], list[Base]] = {}
+        self._bases: dict[tuple[str, str, str], Base] = {}
         self._hooked: dict[tuple[int, str, str | None], list[tuple[Table, Chain]]] = {}
         self._sets: dict[tuple[str, str], Tables] = {}
         self._prepared: dict[tuple[tuple[str, str], Place], _Prepared] = {}
-        self._of_chain: dict[tuple[str, str, str], _Prepared] = {}  # the same, by the base chain
 
     def hooked(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
         """The base chains that a packet meets at a hook, in order.
@@ -113,17 +152,28 @@ class Ruleset:
                 elif device is None and table.family in _FAMILIES.get(family, ()):
                     yield table, chain
 
-    def prepared(self, table: Table, chain: Chain) -> _Prepared:
-        """The chains of a table as the base chain `chain` uses them."""
-        name = (table.family, table.name, chain.name)
-        found = self._of_chain.get(name)
+    def met(self, family: int, hook: str, device: str | None = None) -> Sequence[Base]:
+        """The same in the order in which they are asked: all nat chains of a hook have one place."""
+        key = (family, hook, device)
+        found = self._met.get(key)
         if found is None:
-            found = self._of_chain[name] = self._at(table, chain)
+            met = [self.base(table, chain) for table, chain in self.hooked(*key)]
+            found = self._met[key] = sorted(met, key=lambda one: one.place)
         return found
 
-    def _at(self, table: Table, chain: Chain) -> _Prepared:
-        assert chain.hook is not None
-        place = Place(table.family, chain.hook.hook, chain.hook.priority)
+    def base(self, table: Table, chain: Chain) -> Base:
+        """A base chain made ready. ValueError if it is none."""
+        name = (table.family, table.name, chain.name)
+        found = self._bases.get(name)
+        if found is None:
+            if chain.hook is None:
+                raise ValueError(f"{chain.name} is no base chain")
+            found = self._bases[name] = Base.of(chain, chain.hook, self._at(table, chain.hook))
+        return found
+
+    def _at(self, table: Table, hook: nft.Hook) -> _Prepared:
+        """The chains of a table as its base chains at a place use them."""
+        place = Place(table.family, hook.hook, hook.priority)
         key = (table.key, place)
         if key not in self._prepared:
             if table.key not in self._sets:
@@ -143,67 +193,54 @@ def _is_for(hook: nft.Hook, device: str) -> bool:
 def evaluate(
     ruleset: Ruleset, table: Table, chain: Chain, view: View, doubts: Doubts, log: list[Decision] | None = None
 ) -> str:
-    """ "accept" (this chain's word only) or "drop" (final). What the rules write is changed in `view`."""
-    hook = chain.hook
-    if hook is None:
-        raise ValueError(f"{chain.name} is no base chain")
-    prepared = ruleset.prepared(table, chain)
-    run = Run(view, doubts, log, Untold())
-    where = prepared.where
-    if not table.flags <= _KNOWN_FLAGS and not doubts.ask(f"{where} is not dormant"):
-        return ACCEPT
-    if (
-        hook.hook in ("ingress", "egress")
-        and not (hook.device or hook.devices)
-        and not doubts.ask(f"chain {chain.name} of {where} is on this device")
-    ):
-        return ACCEPT
-    if log is not None:
-        log.append(Decision("chain", f"{where}, chain {chain.name}", chain, chain.origin))
-    verdict = _walk(prepared, chain, run)
-    if verdict is not None:
-        return verdict
-    if log is not None:
-        log.append(Decision("chain", f"policy {hook.policy} of chain {chain.name}", chain, chain.origin, hook.policy))
-    return DROP if hook.policy == "drop" else ACCEPT
+    """What one base chain says of a packet: see Base.evaluate. ValueError if it is none."""
+    return ruleset.base(table, chain).evaluate(Run(view, doubts, log))
 
 
-def _walk(prepared: _Prepared, chain: Chain, run: Run) -> str | None:
+def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
     """accept, drop, or None where the base chain's end was met."""
     stack: list[Iterator[_Rule]] = []
-    rules = iter(prepared.rules(chain.name))
+    rules, log = iter(prepared.rules(name)), run.log
     while True:
         verdict = _END
         for rule in rules:
-            found = _carry_out(rule, run) if run.log is None else _told(rule, run, run.log)
-            if not isinstance(found, bool):
+            if log is not None:
+                found = _told(rule, run, log)
+            else:  # what _carried_out does, spelled out: proofs come here for every rule of every packet
+                for one in rule.ready:
+                    found = one(run)
+                    if found is not True:
+                        break
+                else:
+                    found = rule.goes_on(run)
+            if found is not True and found is not False:
                 verdict = found
                 break
-        match verdict.kind:
-            case "accept" | "drop":
-                return verdict.kind
-            case "jump" | "goto":
-                target = None if verdict.target is None else prepared.chain(verdict.target)
-                if target is None:
-                    run.doubts.note(f"chain {verdict.target} of {prepared.where}, which the listing lacks")
-                    continue
-                if verdict.kind == "jump":
-                    stack.append(rules)
-                if len(stack) > _DEPTH:
-                    return DROP
-                if run.log is not None:
-                    run.log.append(Decision("chain", f"{prepared.where}, chain {target.name}", target, target.origin))
-                rules = iter(prepared.rules(target.name))
-            case _:
-                if not stack:
-                    return None
-                rules = stack.pop()
+        kind = verdict.kind
+        if kind in (ACCEPT, DROP):
+            return kind
+        if kind in ("jump", "goto"):
+            target = None if verdict.target is None else prepared.chain(verdict.target)
+            if target is None:
+                run.doubts.note(f"chain {verdict.target} of {prepared.where}, which the listing lacks")
+                continue
+            if kind == "jump":
+                stack.append(rules)
+            if len(stack) > _DEPTH:
+                return DROP
+            if log is not None:
+                log.append(Decision("chain", f"{prepared.where}, chain {target.name}", target, target.origin))
+            rules = iter(prepared.rules(target.name))
+        else:
+            if not stack:
+                return None
+            rules = stack.pop()
 
 
 def _told(rule: _Rule, run: Run, log: list[Decision]) -> bool | nft.Verdict:
     """The same with what the rule did, for a person."""
     run.effects = []
-    found = _carry_out(rule, run)
+    found = _carried_out(rule, run)
     if found or run.effects:
         words = [] if isinstance(found, bool) else [_named(found)]
         effect = ", ".join([*run.effects, *words]) or "goes on"
@@ -211,21 +248,17 @@ def _told(rule: _Rule, run: Run, log: list[Decision]) -> bool | nft.Verdict:
     return found
 
 
-def _carry_out(rule: _Rule, run: Run) -> bool | nft.Verdict:
+def _carried_out(rule: _Rule, run: Run) -> bool | nft.Verdict:
     """The verdict of a rule that has one; of others, whether the rule matches."""
     for one in rule.ready:
         found = one(run)
         if found is not True:
             return found
-    while (more := rule.one_more()) is not None:
-        found = more(run)
-        if found is not True:
-            return found
-    return True
+    return rule.goes_on(run)
 
 
 def _named(verdict: nft.Verdict) -> str:
     return verdict.kind if verdict.target is None else f"{verdict.kind} {verdict.target}"
 
 
-__all__ = ["ACCEPT", "DROP", "Ruleset", "View", "evaluate"]
+__all__ = ["ACCEPT", "DROP", "NAT", "Base", "Ruleset", "View", "evaluate"]

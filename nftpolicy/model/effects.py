@@ -25,6 +25,8 @@ _QUIET = (nft.Counter, nft.CounterRef, nft.Log)
 
 def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
     """What carries the statement out; None if there is nothing to do."""
+    if isinstance(statement, _QUIET):
+        return None
     about = About(statement, tables.table)
     match_ = statement
     match match_:
@@ -59,8 +61,6 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
             return lambda run: _queue(run, about)
         case nft.FlowAdd() if place.hook != "forward":
             return None
-    if isinstance(match_, _QUIET):
-        return None
     # A copy, another device, a connection taken over, something unheard of: nobody here can say what follows.
     return lambda run: _noted(run, about)
 

@@ -9,16 +9,14 @@ from functools import cache
 import attrs
 
 from ..netstate import nft
-from .chains import DROP, Ruleset, evaluate
+from .chains import DROP, Base, Ruleset
 from .decision import Decision, Untold
+from .matching import Run
 from .unknown import Doubts
 from .view import View
 
-# Where nat chains are asked, whatever their priority says (include/uapi/linux/netfilter_ipv4.h).
-NAT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
 DROPPED = "dropped"
 
-Placed = tuple[int, nft.Table, nft.Chain, nft.Hook]
 Compared = tuple[int, int, int]  # mark, source, destination
 
 
@@ -48,17 +46,23 @@ def _needs_tracking(value: object, family: str) -> bool | None:
             return True if any(word in raw for word in _WORDS) else None
         case nft.Dnat(of) | nft.Snat(of) if of in (None, family):  # in an inet table too: not of the other family
             return True
-        case tuple() | frozenset():
-            found = {_needs_tracking(one, family) for one in value}
-        case str():
+        case str() | int() | None:
             return False
+        case tuple() | frozenset():
+            parts: Iterable[object] = value
         case _ if isinstance(value, _TRACKING):
             return True
         case _ if attrs.has(type(value)):
-            found = {_needs_tracking(getattr(value, name), family) for name in _names(type(value))}
+            parts = (getattr(value, name) for name in _names(type(value)))
         case _:
             return False
-    return True if True in found else None if None in found else False
+    answer: bool | None = False
+    for one in parts:
+        found = _needs_tracking(one, family)
+        if found:
+            return True
+        answer = None if found is None else answer
+    return answer
 
 
 @cache
@@ -74,7 +78,8 @@ class Hooks:
     ) -> None:
         self._ruleset, self._tracked = ruleset, tracked
         self.view, self._doubts, self._log = view, doubts, log
-        self._told = None if isinstance(log, Untold) else log
+        self._told = not isinstance(log, Untold)
+        self._run = Run(view, doubts, log if self._told else None)
         self._family = _SEEN_AS.get(view.protocol_number, 0)
 
     def passes(
@@ -96,36 +101,25 @@ class Hooks:
         """
         view = self.view
         view.iif, view.oif = iif, oif
-        ordered = self._order(hook, device)
-        if ordered and self._told is not None:
+        met = self._ruleset.met(self._family, hook, device)
+        if met and self._told:
             self._log.append(Decision("hook", _title(hook, iif, oif, device)))
         settled = False
-        for _, table, chain, at in ordered:
-            if at.type == "nat" and (settled or not nat or not self._nat_is_asked()):
+        for base in met:
+            of_nat = base.hook.type == "nat"
+            if of_nat and (settled or not nat or not self._nat_is_asked()):
                 continue
-            before = compared(view)
-            by_copy = copied and at.type == "nat" and self._settled_by_copy(table, chain, at)
-            if not by_copy and self._evaluate(table, chain, at) == DROP:
+            before = compared(view) if after is not None else None
+            by_copy = copied and of_nat and self._settled_by_copy(base)
+            if not by_copy and self._evaluate(base) == DROP:
                 return DROPPED
-            if at.type == "nat":
+            if of_nat:
                 settled = view.dnat if hook in ("prerouting", "output") else view.snat
-            ended = after(at, before) if after is not None else None
-            if ended is not None:
-                return ended
+            if after is not None and before is not None:
+                ended = after(base.hook, before)
+                if ended is not None:
+                    return ended
         return None
-
-    def _order(self, hook: str, device: str | None) -> list[Placed]:
-        """Chains by where they really are: all nat chains of a hook are asked at one place."""
-        where = (self._family, hook, device)
-        known = self._ruleset.placed.get(where)
-        if known is None:
-            placed = [
-                (NAT.get(hook, at.priority) if at.type == "nat" else at.priority, table, chain, at)
-                for table, chain in self._ruleset.hooked(*where)
-                if (at := chain.hook) is not None
-            ]
-            known = self._ruleset.placed[where] = sorted(placed, key=lambda item: item[0])
-        return known
 
     def _nat_is_asked(self) -> bool:
         """NAT is settled by a flow's first packet; nobody is asked about flows that are not tracked.
@@ -138,28 +132,26 @@ class Hooks:
         tracked = self._tracked()
         return self._doubts.ask("whether connections are tracked at all") if tracked is None else tracked
 
-    def _settled_by_copy(self, table: nft.Table, chain: nft.Chain, at: nft.Hook) -> bool:
+    def _settled_by_copy(self, base: Base) -> bool:
         view = self.view
-        if not self._doubts.ask(f"whether a copy for this machine has passed {chain.name} before"):
+        if not self._doubts.ask(f"whether a copy for this machine has passed {base.chain.name} before"):
             return False
         kept = view.uid, view.gid, view.cgroup, view.mark
         view.uid = view.gid = view.cgroup = None
-        verdict = self._evaluate(table, chain, at)
+        verdict = self._evaluate(base)
         view.uid, view.gid, view.cgroup, view.mark = kept
         return verdict != DROP
 
-    def _evaluate(self, table: nft.Table, chain: nft.Chain, at: nft.Hook) -> str:
+    def _evaluate(self, base: Base) -> str:
         view = self.view
-        follows = at.type == "nat" and view.ct_state == "established"
-        if follows:
-            view.ct_state = "new"
+        if base.hook.type != "nat" or view.ct_state != "established":
+            return base.evaluate(self._run)
+        view.ct_state = "new"
         try:
-            verdict = evaluate(self._ruleset, table, chain, view, self._doubts, self._told)
+            base.evaluate(self._run)
         finally:
-            if follows:
-                view.ct_state = "established"
-        # What a nat chain would drop now was not dropped when the flow began.
-        return "accept" if follows and verdict == DROP else verdict
+            view.ct_state = "established"
+        return "accept"  # what a nat chain would drop now was not dropped when the flow began
 
 
 def compared(view: View) -> Compared:

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
-from .decision import Decision
+from .decision import Decision, Untold
 from .index import Index
 from .reading import BREAKS, UNKNOWN, Found, Nothing, Place, reader, status_known
 from .unknown import Doubts
@@ -20,14 +20,14 @@ from .words import Interval, kind, kinds, parse
 LOOPBACK = {4: 0x7F000001, 6: 1}
 
 
-@mutable
+@mutable(eq=False)
 class Run:
-    """One packet in one base chain: what is asked, and what the rule at hand has done."""
+    """One packet in base chains: what is asked, and, for a `log`, what the rule at hand has done."""
 
     view: View
     doubts: Doubts
     log: list[Decision] | None
-    effects: list[str]
+    effects: list[str] = field(factory=Untold)
 
 
 Holds = Callable[[Run], bool]
@@ -112,16 +112,11 @@ def keys(expression: nft.Expression, place: Place) -> Keys:
     return read
 
 
-def known(expression: nft.Expression, place: Place) -> Callable[[View], list[int | None]]:
-    """The same, with None for what is not known."""
+def known(expression: nft.Expression, place: Place, view: View) -> list[int | None]:
+    """What a set is asked for by one packet, with None for what is not known."""
     parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
-    reads = [reader(part, place) for part in parts]
-
-    def read(view: View) -> list[int | None]:
-        found = [one(view) for one in reads]
-        return [None if isinstance(one, Nothing) else one for one in found]
-
-    return read
+    found = [reader(part, place)(view) for part in parts]
+    return [None if isinstance(one, Nothing) else one for one in found]
 
 
 def match(item: nft.Match, tables: Tables, place: Place) -> Holds:
@@ -197,7 +192,7 @@ def _in_set(
     item: nft.Match, index: Index | None, place: Place, about: About, tables: Tables, name: str | None
 ) -> Holds:
     wanted = item.op != "!="
-    read, some = keys(item.left, place), known(item.left, place)
+    read = keys(item.left, place)
     changing, growing = name in tables.changing, name in tables.growing
     if index is None or item.op not in ("==", "!=", "in"):
         return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
@@ -207,7 +202,7 @@ def _in_set(
         if isinstance(values, Nothing):
             if values is BREAKS:
                 return False
-            if index.whole and not growing and not index.may_find(some(run.view)):
+            if index.whole and not growing and not index.may_find(known(item.left, place, run.view)):
                 return not wanted  # whatever the rest is
             return run.doubts.ask(str(about))
         found = index.find(values) is not None

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
@@ -37,6 +37,10 @@ class Way:
     is_local: bool = False
     is_broadcast: bool = False
 
+    def sent_from(self, source: int | None) -> Way:
+        """The same with another source."""
+        return self if source == self.source else Way(self.device, source, self.is_local, self.is_broadcast)
+
 
 class Sending:
     """Routes for what this machine sends and what arrives at it."""
@@ -50,21 +54,23 @@ class Sending:
         source = packet.source
         way = self._asked(packet, source, doubts, log)
         if source is not None:
-            return way if way is None or way.source == source else evolve(way, source=source)
+            return way and way.sent_from(source)
         if way is None and packet.family == 6:
             source = self._sources.choose(6, packet.destination, None, doubts)  # of any device
             if source is None:
                 return None
-            log.append(Decision("source", f"no way without a source address; once more from {shown(6, source)}"))
+            if not isinstance(log, Untold):
+                log.append(Decision("source", f"no way without a source address; once more from {shown(6, source)}"))
             way = self._asked(packet, source, doubts, log)
-            way = way and evolve(way, source=source)
+            way = way and way.sent_from(source)
         if way is None:
             return None
         if way.source is None:
-            way = evolve(way, source=self._sources.choose(packet.family, packet.destination, way.device, doubts))
+            way = way.sent_from(self._sources.choose(packet.family, packet.destination, way.device, doubts))
         if way.source is None:
             return way
-        log.append(Decision("source", f"the source address is {shown(packet.family, way.source)}"))
+        if not isinstance(log, Untold):
+            log.append(Decision("source", f"the source address is {shown(packet.family, way.source)}"))
         return self._connected(packet, way, doubts, log)
 
     def _connected(self, packet: Packet, way: Way, doubts: Doubts, log: Log) -> Way | None:
@@ -84,7 +90,7 @@ class Sending:
             return way
         log.append(Decision("reroute", "the connected socket is looked up again with its source address"))
         log += said
-        return other and evolve(other, source=way.source)
+        return other and other.sent_from(way.source)
 
     def again(self, packet: Packet, view: View, old: str, doubts: Doubts, log: Log) -> Way | None:
         """The way after a chain of the output hook has changed the packet, which had left by device `old`.
@@ -119,7 +125,7 @@ class Sending:
             protocol=read[0],
             sport=read[1],
             dport=read[2],
-            log=log,
+            log=None if isinstance(log, Untold) else log,
             **how,
         )
         if routed.outcome == "multicast" and how.get("forwarded"):  # nobody routes it here: for this machine, if at all

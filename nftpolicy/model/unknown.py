@@ -46,10 +46,14 @@ class Forks(Generic[Result]):
 
 def explore(run: Callable[[Doubts], Result], cap: int = CAP) -> Forks[Result]:
     """Run under all answers, depth first, the first run with yes to everything."""
-    script: tuple[bool, ...] | None = ()
-    results: list[Result] = []
-    doubts: dict[str, None] = {}
-    noted: dict[str, None] = {}
+    first = Doubts()
+    result = run(first)
+    if not first.given and not first.noted:  # as nearly always
+        return Forks((result,), True, (), ())
+    script: tuple[bool, ...] | None = _next(first.given)
+    results = [result]
+    doubts = dict.fromkeys((*first.asked, *first.noted))
+    noted = dict.fromkeys(first.noted)
     while script is not None and len(results) < cap:
         oracle = Doubts(script)
         results.append(run(oracle))

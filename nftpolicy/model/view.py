@@ -63,25 +63,26 @@ class View:
     @classmethod
     def of(cls, packet: Packet, source: int, iif: str | None = None, oif: str | None = None) -> View:
         """The packet as its first hook sees it; `source` is the address that the kernel chose if it had none."""
+        flow, owned = packet.flow, packet.has_socket
         return cls(
-            family=packet.family,
-            source=source,
-            destination=packet.destination,
-            protocol=packet.protocol,
-            sport=packet.sport,
-            dport=packet.dport,
-            mark=packet.mark,
-            ct_mark=packet.flow.mark,
-            ct_state=packet.flow.state,
-            ct_direction=packet.flow.direction,
-            iif=iif,
-            oif=oif,
-            uid=packet.uid if packet.has_socket else None,
-            gid=packet.gid if packet.has_socket else None,
-            cgroup=packet.cgroup if packet.has_socket else None,
-            ethertype=packet.ethertype,
-            fields=packet.fields,
-            origin=packet.origin,
+            packet.family,
+            source,
+            packet.destination,
+            packet.protocol,
+            packet.sport,
+            packet.dport,
+            packet.mark,
+            flow.mark,
+            flow.state,
+            flow.direction,
+            iif,
+            oif,
+            packet.uid if owned else None,
+            packet.gid if owned else None,
+            packet.cgroup if owned else None,
+            packet.ethertype,
+            packet.fields,
+            packet.origin,
         )
 
     def header(self, protocol: str, name: str) -> int | None:

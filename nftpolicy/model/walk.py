@@ -73,7 +73,8 @@ class Model:
 
     def walk(self, packet: Packet, told: bool = True) -> Walk:
         """The way of a packet. "unknown" means that it may leave. Not `told`: no decisions, which is quicker."""
-        return _agreed(packet, explore(lambda doubts: _Run(self, packet, doubts, told).walk()))
+        forks = explore(lambda doubts: _Run(self, packet, doubts, told).walk())
+        return _agreed(packet, forks) if forks.doubts else forks.results[0]
 
     def tracked(self, family: int) -> bool | None:
         """Whether there is connection tracking; None if that is not known."""
@@ -148,11 +149,8 @@ class _Run:
 
     def _sent(self) -> Walk:
         packet = self._packet
-        if packet.origin == KERNEL:
-            self._say("reflect", f"the kernel itself sends, mark {packet.mark:#x}")
-        else:
-            bound = f", bound to {packet.bound}" if packet.bound else ""
-            self._say("source", f"a socket of user {packet.uid}, group {packet.gid}, mark {packet.mark:#x}{bound}")
+        if self._told:
+            self._log.append(_sender(packet))
         way = self._model.sending.first(packet, self._doubts, self._log)
         if way is None:
             return self._end(UNROUTABLE)
@@ -272,7 +270,8 @@ class _Run:
 
     def _end(self, outcome: str, device: str | None = None) -> Walk:
         view = self._view
-        self._say("end", outcome + (f" by {device}" if device else ""), outcome)
+        if self._told:
+            self._say("end", outcome + (f" by {device}" if device else ""), outcome)
         return Walk(
             self._packet,
             tuple(self._log),
@@ -286,14 +285,19 @@ class _Run:
         )
 
 
+def _sender(packet: Packet) -> Decision:
+    if packet.origin == KERNEL:
+        return Decision("reflect", f"the kernel itself sends, mark {packet.mark:#x}")
+    bound = f", bound to {packet.bound}" if packet.bound else ""
+    return Decision("source", f"a socket of user {packet.uid}, group {packet.gid}, mark {packet.mark:#x}{bound}")
+
+
 # How far a packet came, by outcome: where forks differ and none leaves, the farthest is told.
 _FAR = (UNROUTABLE, DROPPED, DELIVERED)
 
 
 def _agreed(packet: Packet, forks: Forks[Walk]) -> Walk:
     """One walk out of all forks: what is known is what they agree on."""
-    if len(forks.results) == 1 and forks.complete and not forks.doubts:
-        return forks.results[0]
     leaving = [walk for walk in forks.results if walk.outcome == LEAVES]
     ends = {(walk.outcome, walk.device, walk.mark, walk.destination, walk.dport) for walk in leaving}
     known = forks.complete and not forks.noted

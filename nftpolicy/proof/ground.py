@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from ..model.box import Box
-from ..model.chains import Ruleset
-from ..model.hooks import NAT
+from ..model.chains import NAT, Ruleset
 from ..model.passage import Passage, Place
 from ..model.space import Space
 from ..model.survey import survey, which_mark

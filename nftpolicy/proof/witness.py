@@ -55,7 +55,6 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
         frame_type = pick(box.get("ethertype"), 0x88B5)
     source = box.get("saddr")
     protocol = pick(box.get("protocol"), UDP, TCP)
-    flags = sum(1 << at for at, flag in enumerate(values.TCP_FLAGS) if pick(box.get(f"tcp.{flag}"), int(flag == "syn")))
     fields: dict[tuple[str, str], int] = {}
     if "ttl" in box:
         fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = pick(box["ttl"], 64)
@@ -64,7 +63,8 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
             first, _, second = name.partition(".")
             fields[first, second] = pick(box[name], 8 if first == "icmp" else 128)
     if protocol == TCP:
-        fields["tcp", "flags"] = flags
+        set_ = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << at for at, flag in enumerate(values.TCP_FLAGS))
+        fields["tcp", "flags"] = sum(set_)
     arrived = pick(box.get("iif"), 0)
     return Packet(
         family,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nftpolicy.model import hooks, walk
+from nftpolicy.model import chains, walk
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
 from nftpolicy.model.routing import Routed, Router
 from nftpolicy.model.sending import Sending
@@ -101,7 +101,7 @@ def _no_second_look_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def _nat_by_priority(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(hooks, "NAT", {})
+    patch.setattr(chains, "NAT", {})
 
 
 def _always_tracked(patch: pytest.MonkeyPatch) -> None:
