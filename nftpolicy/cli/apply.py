@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 import typer
 
 from . import changes
-from .common import changing, done, read_policy, this_kernel, warn
+from .common import FILE, changing, done, read_policy, this_kernel, warn
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
+    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
     dry_run: bool = typer.Option(False, "--dry-run", help="Show every step and its proof, and change nothing."),
     confirm: int = typer.Option(0, "--confirm", min=0, max=86_400, help="Go back after so long, unless confirmed."),
     wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from .common import REFUSED, UNKNOWN, Failure, read_policy, warn
+from .common import FILE, REFUSED, UNKNOWN, Failure, policy_file, read_policy, warn
 from .told import line, told
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from ..policy.objects import Policy
 
 
-def command(file: Path = typer.Argument(help="The policy, TOML. - reads standard input.")) -> None:
+def command(file: Optional[Path] = typer.Argument(None, help=FILE)) -> None:  # noqa: UP045
     """Read a policy, say what is wrong with it, and prove what it compiles to. Needs no root and changes nothing."""
+    file = policy_file(file)
     policy, source = read_policy(file)
     from ..policy.errors import shown
     from ..policy.lint import warnings

@@ -29,8 +29,37 @@ class Failure(Exception):
         super().__init__(message)
 
 
-def read_policy(file: Path) -> tuple[Policy, Source]:
-    """The policy in `file`, or Failure."""
+# The help of an argument that is a policy.
+FILE = "The policy, TOML; without it, the one in /etc/nftpolicy. - reads standard input."
+FOLDER, INSTALLED = "/etc/nftpolicy", "policy.toml"  # where policies are, and how `install` calls one
+
+
+def policy_file(file: Path | None, root: Path = Path("/")) -> Path:
+    """The policy that is meant: `file`, or without it the only one in /etc/nftpolicy, or the installed one; or Failure.
+
+    `root` is the folder that is the root of the machine that is meant.
+    """
+    if file is not None:
+        return file
+    found = policies(root)
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise Failure(f"no policy is named, and there is none in {FOLDER}: write {FOLDER}/{INSTALLED}", BAD_INPUT)
+    for one in found:
+        if one.name == INSTALLED:
+            return one
+    raise Failure(f"which policy? {FOLDER} has {', '.join(one.name for one in found)}: name one", BAD_INPUT)
+
+
+def policies(root: Path = Path("/")) -> list[Path]:
+    """The policies in /etc/nftpolicy of a machine."""
+    return sorted((root / FOLDER.lstrip("/")).glob("*.toml"))
+
+
+def read_policy(file: Path | None) -> tuple[Policy, Source]:
+    """The policy in `file`, or in that of `policy_file`; or Failure."""
+    file = policy_file(file)
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:

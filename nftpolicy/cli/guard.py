@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from .common import BAD_INPUT, REFUSED, UNKNOWN, Failure, changing, done, read_policy, this_kernel, warn
+from .common import BAD_INPUT, FILE, REFUSED, UNKNOWN, Failure, changing, done, read_policy, this_kernel, warn
 from .told import told
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
+    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
     to: Path = typer.Option(_DEFAULT, help="The file to write; - prints it and loads nothing."),
     no_load: bool = typer.Option(False, "--no-load", help="Write the files and leave the kernel alone."),
 ) -> None:

@@ -5,67 +5,96 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, REFUSED, UNKNOWN, Failure, read_policy, warn
+from .common import (
+    BAD_INPUT,
+    FOLDER,
+    INSTALLED,
+    NOT_HERE,
+    REFUSED,
+    UNKNOWN,
+    Failure,
+    policies,
+    policy_file,
+    read_policy,
+    warn,
+)
 from .guard import proved
 from .told import told
 
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..policy.objects import Policy
+    from ..runtime.place.inits import Init
     from ..runtime.place.install import Wanted
+
+INIT = "What starts things on that machine, if it is not to be found out."
+StartedBy = StrEnum("StartedBy", ["systemd", "procd"])  # runtime/place/inits.py
 
 
 def command(
     file: Optional[Path] = typer.Argument(None, help="The policy, TOML; without it, the one that is installed."),  # noqa: UP045
     destdir: Optional[Path] = typer.Option(None, envvar="DESTDIR", help="Below this folder, for an image."),  # noqa: UP045
-    unitdir: Path = typer.Option(Path("/etc/systemd/system"), help="Where the units go."),
+    unitdir: Optional[Path] = typer.Option(None, help="Where systemd's units go."),  # noqa: UP045
     program: Optional[str] = typer.Option(None, help="This program, as the units call it."),  # noqa: UP045
     nft: Optional[str] = typer.Option(None, help="The program nft, as the units call it."),  # noqa: UP045
     force: bool = typer.Option(False, "--force", help="Replace another policy, and files that were changed."),
     enable: bool = typer.Option(False, "--enable", help="Enable and start the units. This closes the uplinks."),
+    init: Optional[StartedBy] = typer.Option(None, help=INIT),  # noqa: UP045
 ) -> None:
-    """Put systemd units, the policy and its guard in place, so that the uplinks are guarded from the start."""
-    from ..runtime.place.install import BOOTED, CommandFailed, install, systemctl
-    from ..runtime.place.units import NAMES
+    """Put units or init scripts, the policy and its guard in place, so that the uplinks are guarded from the start."""
+    from ..runtime.place.install import CommandFailed, install, link, order
 
     root = root_of(destdir)
-    if not unitdir.is_absolute():
-        raise Failure(f"--unitdir takes an absolute path, got {str(unitdir)!r}", BAD_INPUT)
-    if enable and root != Path("/"):
+    by = init_named(init, root)
+    if unitdir is not None and (by.links or not unitdir.is_absolute()):
+        said = f"is for systemd, and this is {by.name}" if by.links else f"takes an absolute path, got {str(unitdir)!r}"
+        raise Failure(f"--unitdir {said}", BAD_INPUT)
+    here = root == Path("/")
+    if enable and not here and not by.links:
         raise Failure("--enable is for this machine, not for one below --destdir", BAD_INPUT)
-    if enable and not BOOTED.exists():
-        raise Failure("--enable needs systemd, which does not run this machine", NOT_HERE)
-    wanted = _wanted(file, root, str(unitdir), program, nft)
+    if enable and here and not by.running.exists():
+        raise Failure(f"--enable needs {by.name}, which does not run this machine", NOT_HERE)
+    wanted = _wanted(file, root, by, str(unitdir or by.folder), (program, nft))
     if enable and wanted.tables is None:
         raise Failure("--enable needs a policy: nftpolicy install --enable FILE", BAD_INPUT)
     with told_in_words():
         written = install(root, wanted, force)
+        written += link(root, by) if enable and not here else []
     print("\n".join([f"wrote {path}" for path in written] or ["everything is in place already"]))
-    commands = [("daemon-reload",), ("enable", "--now", *NAMES)]
-    if enable:
+    if enable and here:
         try:
-            for words in commands:
-                systemctl(*words)
+            order(by.enable(by.names))
         except CommandFailed as error:
             raise Failure(f"the files are in place, but {error}") from None
-        print(f"enabled and started {', '.join(NAMES)}")
-    else:
-        _say_next(wanted, root, commands)
+        print(f"enabled and started {', '.join(by.names)}")
+    elif not enable:
+        _say_next(wanted, root)
 
 
-def _say_next(wanted: Wanted, root: Path, commands: list[tuple[str, ...]]) -> None:
-    from ..runtime.place.units import NAMES, POLICY
+def init_named(init: StartedBy | None, root: Path) -> Init:
+    """What starts things on that machine: the one that was named, or the one that is found."""
+    from ..runtime.place.inits import INITS, init_of
 
+    return INITS[init.value] if init is not None else init_of(root)
+
+
+def _say_next(wanted: Wanted, root: Path) -> None:
+    init = wanted.init
     if root != Path("/"):
-        print(f"next, when the image is made: systemctl --root={root} enable {' '.join(NAMES)}")
+        print(
+            f"next, when the image is made: systemctl --root={root} enable {' '.join(init.names)}"
+            if not init.links
+            else "next: an image builder of OpenWrt enables the scripts by itself; elsewhere 'install --enable' does"
+        )
         return
-    first = [] if wanted.tables is not None else [f"nftpolicy install FILE   # there is no {POLICY} yet"]
-    lines = [*first, *(f"systemctl {' '.join(words)}" for words in commands)]
+    first = [] if wanted.tables is not None else [f"nftpolicy install FILE   # there is no {wanted.file} yet"]
+    lines = [*first, *(" ".join(words) for words in init.enable(init.names))]
     print("\n  ".join(["next (this closes the uplinks to all but the policy's services):", *lines]))
 
 
@@ -78,25 +107,35 @@ def root_of(destdir: Path | None) -> Path:
     return destdir.absolute()
 
 
-def _wanted(file: Path | None, root: Path, unitdir: str, program: str | None, nft: str | None) -> Wanted:
+def _wanted(file: Path | None, root: Path, init: Init, folder: str, programs: tuple[str | None, str | None]) -> Wanted:
     """What is to be where, or Failure."""
-    from ..runtime.place.files import below
     from ..runtime.place.install import Wanted
-    from ..runtime.place.units import POLICY, units
 
+    there = policy_file(None, root) if file is None and policies(root) else file
+    named = place_of(there, root)
+    program, nft = programs
     try:
-        texts = units(program_of(root, program), _nft(root, nft))
+        texts = init.texts(program_of(root, program), _nft(root, nft), named)
     except ValueError as error:
         raise Failure(str(error), BAD_INPUT) from None
-    there = below(root, POLICY)
-    if file is None and not there.exists():
-        return Wanted(texts, unitdir)
-    policy, source = read_policy(there if file is None else file)
+    units = {f"{folder.rstrip('/')}/{name}": text for name, text in texts.items()}
+    if there is None:
+        return Wanted(init, units, file=named)
+    policy, source = read_policy(there)
     prove(policy, source)
     if root != Path("/"):
         warn_of_names(policy)
-    content = None if file is None else source.text.encode()
-    return Wanted(texts, unitdir, proved(policy, source), content)
+    content = None if _is_policy_of(there, root) else source.text.encode()
+    return Wanted(init, units, proved(policy, source), content, named)
+
+
+def place_of(file: Path | None, root: Path) -> str:
+    """Where a machine is to have this policy, as it calls it: where it is, if there already, or where it is put."""
+    return f"{FOLDER}/{file.name if file is not None and _is_policy_of(file, root) else INSTALLED}"
+
+
+def _is_policy_of(file: Path, root: Path) -> bool:
+    return file.resolve() in [one.resolve() for one in policies(root)]
 
 
 def program_of(root: Path, program: str | None) -> str:

@@ -2,6 +2,7 @@
 """nftpolicy release FILE"""
 
 from pathlib import Path
+from typing import Optional
 
 import typer
 
@@ -10,7 +11,7 @@ from .common import changing, done, read_policy, this_kernel
 
 
 def command(
-    file: Path = typer.Argument(help="The policy that was applied."),
+    file: Optional[Path] = typer.Argument(None, help="The policy that was applied, or the one in /etc/nftpolicy."),  # noqa: UP045
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would go, and change nothing."),
     wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
+from .common import BAD_INPUT, FILE, NOT_HERE, Failure, read_policy, this_kernel, warn
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -21,16 +21,20 @@ _PATIENCE = 2.0  # seconds that --show waits for a router's advertisement
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML."),
+    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
     uplink: Optional[str] = typer.Option(None, help="The uplink, where more than one has a resolver."),  # noqa: UP045
+    list_: bool = typer.Option(False, "--list", help="Print the names of the uplinks that have one, and end."),
     show: bool = typer.Option(False, "--show", help="Print which DNS servers it would ask and who says so, and end."),
     json: bool = typer.Option(False, "--json", help="Print JSON, with --show."),
 ) -> None:
     """Run an uplink's resolver in the foreground, for a service manager. Ends on SIGTERM."""
-    policy, _ = read_policy(file)
+    policy, source = read_policy(file)
     choices = [name for name, value in policy.uplink.items() if value.resolver]
     if json and not show:
         raise Failure("--json is for --show", BAD_INPUT)
+    if list_:
+        print("".join(f"{one}\n" for one in choices), end="")
+        return
     if show and uplink is None and choices:
         _show(policy, choices, json)
         return
@@ -52,7 +56,8 @@ def command(
     found = status(kernel, policy, prospect(kernel, policy, memory))
     if not found.guarded:
         raise Failure(
-            f"{policy.name} is not in force, so queries could leave by any way: run 'nftpolicy apply {file}' first"
+            f"{policy.name} is not in force, so queries could leave by any way: "
+            f"run 'nftpolicy apply {source.name}' first"
         )
     value = policy.uplink[name]
     assert value.resolver is not None

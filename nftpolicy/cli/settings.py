@@ -10,13 +10,13 @@ from typing import Optional
 import typer
 
 from ..settings.programs import PROGRAMS, settings, shown
-from .common import BAD_INPUT, Failure, read_policy
+from .common import BAD_INPUT, FILE, Failure, read_policy
 
 Program = StrEnum("Program", list(PROGRAMS))  # type: ignore[misc]
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
+    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
     program: Program = typer.Option(..., "--for", help="The program that configures the uplink's devices."),
     to: Optional[Path] = typer.Option(  # noqa: UP045
         None, help="Write the files below this folder: / for this machine. Without it, they are printed."

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Optional
 import typer
 
 from ..policy.errors import nearest
-from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, warn
-from .install import program_of, root_of, told_in_words
+from .common import BAD_INPUT, FILE, NOT_HERE, Failure, policies, read_policy, warn
+from .install import place_of, program_of, root_of, told_in_words
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
+    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
     to: Optional[Path] = typer.Option(None, help="Write them below this folder, such as /etc/systemd/system."),  # noqa: UP045
     unit: list[str] = typer.Option([], help="The unit of a service, SERVICE=UNIT, where it is not SERVICE.service."),
     destdir: Optional[Path] = typer.Option(None, envvar="DESTDIR", help="Below this folder, for an image."),  # noqa: UP045
@@ -34,17 +34,19 @@ def command(
     root = root_of(destdir)
     if to is not None and not to.is_absolute():
         raise Failure(f"--to takes an absolute path, got {str(to)!r}", BAD_INPUT)
-    found = _found(policy, _named(policy, unit), str(to or "/etc/systemd/system"), root, program)
+    there = policies(root)
+    machine = (root, program, place_of(there[0] if len(there) == 1 else file, root))
+    found = _found(policy, _named(policy, unit), str(to or "/etc/systemd/system"), *machine)
     for name, why in found.without.items():
         warn(f"service {name} has no unit: {why}")
     if to is None:
         print("\n".join(f"# {path}\n{text}" for path, text in found.texts.items()), end="")
         return
-    from ..runtime.place.install import install
+    from ..runtime.place.install import place
 
     with told_in_words():
         stale = _stale(root, to, found)
-        written = install(root, found, force)
+        written = place(root, found.files(), force)
     print("\n".join([f"wrote {path}" for path in written] or ["everything is in place already"]))
     for path in stale:
         warn(f"{path} is of no service of this policy any more: remove it")
@@ -86,13 +88,13 @@ def _named(policy: Policy, words: list[str]) -> dict[str, str]:
     return found
 
 
-def _found(policy: Policy, units: dict[str, str], folder: str, root: Path, program: str | None) -> DropIns:
+def _found(policy: Policy, units: dict[str, str], folder: str, root: Path, program: str | None, place: str) -> DropIns:
     from ..kernel.interface import Unavailable
     from ..runtime.place.dropins import Machine, NoDropIn, of_policy
-    from ..runtime.place.units import POLICY, checked
+    from ..runtime.place.units import checked
 
     try:
-        machine = Machine(root, checked(program_of(root, program)), POLICY)
+        machine = Machine(root, checked(program_of(root, program)), place)
         return of_policy(policy, units, folder, machine)
     except (NoDropIn, ValueError) as error:
         raise Failure(str(error), BAD_INPUT) from None

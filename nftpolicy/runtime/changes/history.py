@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The policies that were applied and proved, numbered, the newest last: what `rollback` goes back to.
 
-Kept in /var/lib/nftpolicy, where a restart leaves them; $NFTPOLICY_LIB moves it. A network namespace
-that is not the machine's own keeps its history beside its memory, since both end with it.
+Kept where a restart leaves them (place/files.py); $NFTPOLICY_LIB moves it. A network namespace that is not the
+machine's own keeps its history beside its memory, since both end with it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 from attrs import asdict, field, fields, frozen, validators
 
+from ..place.files import kept
 from .memory import Memory
 
-DEFAULT = "/var/lib/nftpolicy"
 KEEP = 50  # entries
 KEEP_BYTES = 64 << 20  # of all entries together; the newest two stay, however large
 _LARGEST = 160 << 20  # bytes of an entry: a policy of 64 MiB, with its line feeds written as two characters
@@ -250,7 +250,7 @@ def of_this_namespace(memory: Memory) -> History:
         return History(Path(moved))
     if "NFTPOLICY_STATE" in os.environ or not _of_first_process():
         return History(memory.folder / "history")
-    return History(Path(DEFAULT))
+    return History(Path(kept()))
 
 
 def who() -> str:

@@ -13,8 +13,15 @@ from pathlib import Path
 
 from attrs import Factory, evolve, frozen
 
-MANIFEST = "/var/lib/nftpolicy/installed.json"
+KEPT, KEPT_ON_OPENWRT = "/var/lib/nftpolicy", "/etc/nftpolicy/kept"
+_MANIFEST = "installed.json"
+_OPENWRT = ("/etc/openwrt_release", f"{KEPT_ON_OPENWRT}/{_MANIFEST}")  # of the system, and of an image that is made
 _MODE = 0o644
+
+
+def kept(root: Path = Path("/")) -> str:
+    """The folder, as the system knows it, of what outlasts a restart. OpenWrt's /var is a link to /tmp (base-files)."""
+    return KEPT_ON_OPENWRT if any(below(root, sign).exists() for sign in _OPENWRT) else KEPT
 
 
 @contextmanager
@@ -121,29 +128,30 @@ class Damaged(Exception):
 
 @frozen
 class Manifest:
-    """What was installed below `root`: path as the system knows it -> digest of its content."""
+    """What was installed below `root`: path as the system knows it -> digest of its content. Kept in `folder`."""
 
     root: Path
+    folder: str = KEPT
     files: Mapping[str, str] = Factory(dict)
 
     @classmethod
-    def of(cls, root: Path) -> Manifest:
+    def of(cls, root: Path, folder: str | None = None) -> Manifest:
         """The one of a system; empty if there is none. Raises Damaged, OSError."""
-        place = below(root, MANIFEST)
+        none = cls(root, folder or kept(root))
         try:
-            found = json.loads(place.read_bytes())
+            found = json.loads(none.place.read_bytes())
         except FileNotFoundError:
-            return cls(root)
+            return none
         except ValueError:
             found = None
         if not (isinstance(found, dict) and all(_is_entry(*one) for one in found.items())):
-            raise Damaged(f"{place} is damaged: it is no list of files; take it away, and the files by hand")
-        return cls(root, found)
+            raise Damaged(f"{none.place} is damaged: it is no list of files; take it away, and the files by hand")
+        return evolve(none, files=found)
 
     @property
     def place(self) -> Path:
         """Where it is kept."""
-        return below(self.root, MANIFEST)
+        return below(self.root, f"{self.folder}/{_MANIFEST}")
 
     def with_(self, files: Mapping[str, bytes]) -> Manifest:
         """The same with these too."""

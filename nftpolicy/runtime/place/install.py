@@ -11,18 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from attrs import evolve, frozen
 
 from .boot import GUARD, Tables
 from .files import Manifest, below, content_of, put
-from .units import NAMES, POLICY
+from .inits import Init, Order, init_of
+from .units import POLICY
 
-BOOTED = Path("/run/systemd/system")  # is there when systemd runs the machine: sd_booted(3)
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -35,7 +34,7 @@ class Conflict(Exception):
 
 
 class CommandFailed(Exception):
-    """A command of systemd failed; the words say which and how."""
+    """An order to what starts things failed; the words say which and how."""
 
 
 def found_program(name: str) -> str | None:
@@ -51,37 +50,35 @@ def this_program() -> str | None:
     return str(Path(found).absolute()) if found else None
 
 
-class Files(Protocol):
-    """Something that is to be installed."""
-
-    def files(self) -> dict[str, bytes]:
-        """Path as the system knows it -> content, in the order of writing."""
-
-
 @frozen
 class Wanted:
-    """Path as the system knows it -> content. `policy` is None if there is no file of it to be written."""
+    """What is to be installed: files of `init` (path as the system knows it -> text), the guard's, and the policy.
 
+    `file` is where the policy is; `policy` its content, None if there is none of it to be written.
+    """
+
+    init: Init
     units: Mapping[str, str]
-    unitdir: str
     tables: Tables | None = None
     policy: bytes | None = None
+    file: str = POLICY
 
     def files(self) -> dict[str, bytes]:
         """All of them; the units last, so that what they name is there."""
-        found = {POLICY: self.policy} if self.policy is not None else {}
+        found = {self.file: self.policy} if self.policy is not None else {}
         if self.tables is not None:
             found |= {str(path): content for path, content in self.tables.files(GUARD).items()}
-        return found | {f"{self.unitdir.rstrip('/')}/{name}": text.encode() for name, text in self.units.items()}
+        return found | {path: text.encode() for path, text in {**self.init.beside, **self.units}.items()}
 
 
-def install(root: Path, wanted: Files, force: bool = False) -> list[Path]:
+def install(root: Path, wanted: Wanted, force: bool = False) -> list[Path]:
     """Put everything in place, all or nothing; which files were written, none if all were there.
 
     Raises:
         Conflict: other files are there, and not `force`. Damaged, OSError: see runtime.files.
     """
-    return place(root, wanted.files(), force, theirs=frozenset({POLICY}))
+    modes = dict.fromkeys(wanted.units, wanted.init.mode)
+    return place(root, wanted.files(), force, {wanted.file}, modes, wanted.init.kept)
 
 
 def place(
@@ -90,13 +87,15 @@ def place(
     force: bool = False,
     theirs: Collection[str] = (),
     modes: Mapping[str, int] | None = None,
+    folder: str | None = None,
 ) -> list[Path]:
     """Put files in place, all or nothing, and list them as installed. As `install`.
 
     `theirs` are files that a person may have written: one that differs is a conflict even if it is on the list,
     and one that is the same already does not get there. `modes` are those of new files, 0o644 where none is given.
+    `folder` is that of the list, where it is not the system's own (files.kept).
     """
-    manifest = Manifest.of(root)
+    manifest = Manifest.of(root, folder)
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
@@ -126,15 +125,16 @@ class Taken:
     kept: tuple[Path, ...] = ()
 
 
-def uninstall(root: Path, purge: bool = False) -> Taken:
+def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Taken:
     """Remove what was installed and is as it was then; the policy only with `purge`, for `release` needs it.
 
-    On the running machine (root "/") the units are stopped and disabled first. The guard stays in the kernel.
+    On the running machine (root "/") what was started is stopped and disabled first. The guard stays in the kernel.
 
     Raises:
         CommandFailed, Damaged, OSError: nothing was removed, or a second run goes on.
     """
-    manifest = Manifest.of(root)
+    init = init or init_of(root)
+    manifest = Manifest.of(root, init.kept)
     removed: dict[str, Path] = {}
     kept: dict[str, Path] = {}
     for path in manifest.files:
@@ -146,20 +146,21 @@ def uninstall(root: Path, purge: bool = False) -> Taken:
     for folder in {place.parent for place in removed.values()}:
         if not os.access(folder, os.W_OK):
             raise OSError(errno.EACCES, "it can't be written, so nothing was removed", str(folder))
-    names = [place.name for place in removed.values() if place.name in NAMES]
-    if root == Path("/") and names and BOOTED.exists():
-        systemctl("disable", "--now", *names)
-    # The units first: one without its files could not guard anything.
-    for place in sorted(removed.values(), key=lambda one: one.name not in NAMES):
+    runs = root == Path("/") and init.running.exists()
+    names = [place.name for path, place in removed.items() if init.starts(path)]
+    if names and runs:
+        order(init.disable(names))
+    # Those that start something first: one without its files could not guard anything.
+    for path, place in sorted(removed.items(), key=lambda one: not init.starts(one[0])):
         place.unlink(missing_ok=True)
-        if place.name in NAMES:
-            _disable(place)
+        if init.starts(path):
+            _disable(place, init)
     _forget(evolve(manifest, files={path: manifest.files[path] for path in kept}))
     for folder in {place.parent for place in removed.values() if place.parent.name.endswith(("nftpolicy", ".d"))}:
         with suppress(OSError):
             folder.rmdir()  # if nothing else is in it
-    if root == Path("/") and any(place.suffix in (".service", ".conf") for place in removed.values()):
-        reload()
+    if runs and any(place.suffix in (".service", ".conf") for place in removed.values()):
+        order(init.forget)
     return Taken(tuple(removed.values()), tuple(kept.values()))
 
 
@@ -174,27 +175,35 @@ def _forget(rest: Manifest) -> None:
             rest.place.parent.rmdir()
 
 
-def _disable(unit: Path) -> None:
+def link(root: Path, init: Init) -> list[Path]:
+    """Make the links by which `init` starts what was installed, without it; those that were made. Raises OSError."""
+    made = []
+    for path, target in init.links.items():
+        place = below(root, path)
+        if not (place.is_symlink() and str(place.readlink()) == target):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.unlink(missing_ok=True)
+            place.symlink_to(target)
+            made.append(place)
+    return made
+
+
+def _disable(unit: Path, init: Init) -> None:
     """Take away the links by which a unit was enabled; they lead nowhere now."""
-    for one in unit.parent.glob(f"*.wants/{unit.name}"):
+    for one in unit.parent.glob(init.enabled.format(name=unit.name)):
         if one.is_symlink():
             one.unlink()
             with suppress(OSError):
                 one.parent.rmdir()
 
 
-def systemctl(*words: str) -> None:
-    """Ask systemd for something. Raises CommandFailed."""
-    program = found_program("systemctl")
-    if program is None or not BOOTED.exists():
-        raise CommandFailed("systemd does not run this machine")
-    done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = done.stderr.strip() or f"exit status {done.returncode}"
-        raise CommandFailed(f"systemctl {' '.join(words)}: {said}")
-
-
-def reload() -> None:
-    """Let systemd read its units again, if it runs this machine."""
-    if BOOTED.exists():
-        systemctl("daemon-reload")
+def order(orders: Iterable[Order]) -> None:
+    """Carry out orders, one after the other. Raises CommandFailed."""
+    for name, *words in orders:
+        program = found_program(name)
+        if program is None:
+            raise CommandFailed(f"the program {name} is missing")
+        done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip() or f"exit status {done.returncode}"
+            raise CommandFailed(f"{' '.join((name, *words))}: {said}")

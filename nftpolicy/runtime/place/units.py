@@ -118,18 +118,18 @@ _UNITS = {"nftpolicy-guard.service": _GUARD, "nftpolicy.service": _APPLY, "nftpo
 NAMES = tuple(_UNITS)
 
 
-def units(program: str, nft: str) -> dict[str, str]:
+def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
     """Name -> text of every unit, for these two programs.
 
     Raises:
         ValueError: a path that would mean something else in a unit.
     """
-    for path in (program, nft):
+    for path in (program, nft, policy):
         checked(path)
     words = {
         "program": program,
         "nft": nft,
-        "policy": POLICY,
+        "policy": policy,
         "guard": GUARD,
         "link": link(GUARD),
         "block": block(GUARD),
@@ -139,9 +139,10 @@ def units(program: str, nft: str) -> dict[str, str]:
 
 
 def checked(path: str) -> str:
-    """The same path. Raises ValueError for one that would mean something else in a unit."""
+    """The same path. Raises ValueError for one that would mean something else in a unit or a script of sh."""
     if not _PROGRAM.match(path):
         raise ValueError(
-            f"{path!r} can't stand in a unit: it takes an absolute path of letters, digits and _ . / + @ : -"
+            f"{path!r} can't stand in a unit or an init script: "
+            "it takes an absolute path of letters, digits and _ . / + @ : -"
         )
     return path
