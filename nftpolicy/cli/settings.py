@@ -31,6 +31,7 @@ def command(
         return
     if to.exists() and not to.is_dir():
         raise Failure(f"--to takes a folder, and {to} is none", BAD_INPUT)
+    from ..runtime.place.files import KEPT_ON_OPENWRT
     from ..runtime.place.install import place
     from .install import told_in_words
 
@@ -40,6 +41,7 @@ def command(
             {one.path: one.text.encode() for one in files},
             force,
             modes={one.path: one.mode for one in files},
+            folder=KEPT_ON_OPENWRT if program.value == "netifd" else None,
         )
     print("\n".join([f"wrote {path}" for path in written] or ["everything is in place already"]))
     if written:

@@ -86,7 +86,7 @@ def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: 
     units(policy, root)
     assert installed(root) == first
     assert capsys.readouterr().out == "everything is in place already\n"
-    uninstall_command.command(root, False)
+    uninstall_command.command(root, False, None)
     assert installed(root) == {}
     assert not (root / FASTD).parent.exists()
 
@@ -96,7 +96,7 @@ def test_beside_what_install_wrote(policy: Path, root: Path) -> None:
     before = set(installed(root))
     units(policy, root)
     assert set(installed(root)) == before | {FASTD, DNS}
-    uninstall_command.command(root, True)
+    uninstall_command.command(root, True, None)
     assert installed(root) == {}
 
 

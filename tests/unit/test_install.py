@@ -24,7 +24,7 @@ NFT = "/usr/sbin/nft"
 
 
 def install(root, policy=GLUON, program="/usr/bin/nftpolicy", force=False):
-    install_command.command(policy, root, UNITDIR, program, NFT, force, False)
+    install_command.command(policy, root, UNITDIR, program, NFT, force, False, None)
 
 
 def installed(root):
@@ -157,12 +157,12 @@ def test_install_twice_and_uninstall(root, capsys):
     install(root)
     assert installed(root) == first
     assert "everything is in place already" in capsys.readouterr().out
-    uninstall_command.command(root, False)
+    uninstall_command.command(root, False, None)
     assert set(installed(root)) == {"etc/nftpolicy/policy.toml", "var/lib/nftpolicy/installed.json"}
-    uninstall_command.command(root, True)
+    uninstall_command.command(root, True, None)
     assert installed(root) == {}
     capsys.readouterr()
-    uninstall_command.command(root, False)
+    uninstall_command.command(root, False, None)
     assert capsys.readouterr().out == "there is nothing to remove\n"
 
 
@@ -174,7 +174,7 @@ def test_what_the_admin_changed_is_neither_replaced_nor_removed(root, capsys):
     with pytest.raises(Failure, match="nothing was written"):
         install(root, program="/opt/nftpolicy")
     assert installed(root) == before
-    uninstall_command.command(root, True)
+    uninstall_command.command(root, True, None)
     assert unit.read_text() == "mine\n"
     assert f"kept {unit}: it was changed" in capsys.readouterr().err
 
@@ -207,4 +207,4 @@ def test_a_damaged_list_is_told(root):
     install(root)
     (root / "var/lib/nftpolicy/installed.json").write_text("{")
     with pytest.raises(Failure, match="is damaged"):
-        uninstall_command.command(root, False)
+        uninstall_command.command(root, False, None)
