@@ -6,13 +6,12 @@ Its programs are this machine's, and its shell and small programs are busybox's.
 
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from tests.guarded import PROGRAM
 from tests.guarded import ROOT as CHECKOUT
@@ -31,6 +30,8 @@ _LENGTH = {4: 24, 6: 64}
 _NETS = {4: "192.0.2.0/24", 6: "2001:db8::/64"}
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 NUMBER = 9  # the port of the probes
+MARK = 0x500
+STRANGER, SERVICE = ({f"{word} {family}" for family in OURS} for word in ("stranger", "service"))
 
 _MAKE = f"""
 set -eu
@@ -61,10 +62,10 @@ _NETWORK = "\n".join([
     "ip $family rule flush; ip $family rule add priority 32766 lookup main; done",
     "ip rule add priority 32767 lookup default",
     "ip link set lo up",
-    f"ip link set {PORT} name {WAN}",
+    f"[ ! -e /sys/class/net/{PORT} ] || ip link set {PORT} name {WAN}",
     f"ip link set {WAN} up",
-    *(f"ip -{f} address add {OURS[f]}/{_LENGTH[f]} dev {WAN} {'nodad' if f == 6 else ''}" for f in OURS),
-    *(f"ip -{family} route add {net} dev {WAN} table 7" for family, net in _NETS.items()),
+    *(f"ip -{f} address replace {OURS[f]}/{_LENGTH[f]} dev {WAN} {'nodad' if f == 6 else ''}" for f in OURS),
+    *(f"ip -{family} route replace {net} dev {WAN} table 7" for family, net in _NETS.items()),
 ])  # fmt: skip
 
 
@@ -89,7 +90,7 @@ class Device:
         for name, start, body in (("boot", 10, _BOOT), ("firewall", 19, _FIREWALL), ("network", 20, _NETWORK)):
             self.script(name, start, body)
         self.servers()
-        self._sockets = {family: self._receiver(family, NUMBER) for family in OURS}
+        self._sockets = [self._receiver(family) for family in OURS]
 
     def file(self, path: str) -> Path:
         """A file of the device, from outside."""
@@ -112,21 +113,15 @@ class Device:
     def servers(self, *found: str) -> None:
         """What DNS servers netifd has of its interface wan."""
         one = {"interface": "wan", "l3_device": WAN, "dns-server": [], "inactive": {"dns-server": list(found)}}
-        self.file("config/ubus.json").write_text(
-            json.dumps({"network.interface": {"dump": {"interface": [one]}}})
-        )
+        self.file("config/ubus.json").write_text(json.dumps({"network.interface": {"dump": {"interface": [one]}}}))
 
     # Running
 
-    def run(self, *words: str, check: bool = True, **options: Any) -> "subprocess.CompletedProcess[str]":
+    def run(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Run a program of the device."""
         argv = [str(tool("chroot")), ROOT, *words]
-        path = "/opt/bin:/bin:/usr/sbin:/usr/bin:/sbin"
-        # Nothing of this machine's environment is meant for it.
-        clean = dict.fromkeys(("NFTPOLICY_STATE", "NFTPOLICY_LIB", "DESTDIR"), "")
-        env = {k: v for k, v in {**os.environ, **clean}.items() if k not in clean}
-        assert not clean.keys() & os.environ.keys(), "the environment moves the state"
-        return self.space.run(argv, check=check, env={**env, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}, timeout=90, **options)
+        env = {"PATH": "/opt/bin:/bin:/usr/sbin:/usr/bin:/sbin", "PYTHONDONTWRITEBYTECODE": "1"}
+        return self.space.run(argv, check=check, env=env, timeout=90)
 
     def nftpolicy(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         return self.run("/opt/bin/nftpolicy", *words, check=check)
@@ -144,14 +139,12 @@ class Device:
 
     def power_off(self) -> None:
         """All that does not outlast a restart is gone: processes, what the kernel holds, and /tmp."""
-        for name in ("nftpolicy",):
-            if self.file(f"etc/init.d/{name}").exists():
-                self.service(name, "stop")
         self.run("procd", "delete", "nftpolicy")
         self.space.nft("flush ruleset\n")
         for family in (4, 6):
             self.space.ip(f"-{family} rule flush", f"-{family} rule add priority 32766 lookup main")
-        self.space.run(["sh", "-c", f"ip link set {WAN} down && ip address flush dev {WAN}; ip link set {WAN} name {PORT}"], check=False)
+        if "br-wan" in self.space.run(["ip", "-br", "link"]).stdout:
+            self.space.ip(f"link set {WAN} down", f"address flush dev {WAN}", f"link set {WAN} name {PORT}")
         self.run("sh", "-c", "rm -rf /tmp/* /tmp/.[a-z]*")
 
     def instances(self) -> dict[str, int]:
@@ -164,53 +157,64 @@ class Device:
         place = self.file("tmp/procd.log")
         return place.read_text() if place.exists() else ""
 
+    def settle(self) -> None:
+        """Wait until watch and resolver have begun."""
+        wait_until(lambda: "event=holding" in self.log() and "answers on" in self.log(), 20, "the instances' begin")
+
     # Probes
 
-    def _receiver(self, family: int, port: int) -> socket.socket:
+    def _receiver(self, family: int) -> socket.socket:
         made = self.home.socket(_FAMILY[family], socket.SOCK_DGRAM)
-        made.bind((THEIRS[family], port))
-        made.settimeout(0.3)
+        made.bind((THEIRS[family], NUMBER))
+        made.setblocking(False)
         return made
 
-    def arrived(self) -> list[str]:
+    def arrived(self) -> set[str]:
         """What came by the uplink since the last look: the words of probes."""
-        found = []
-        for one in self._sockets.values():
-            with contextlib.suppress(TimeoutError):
+        found = set()
+        for one in self._sockets:
+            with contextlib.suppress(BlockingIOError):
                 while True:
-                    found.append(one.recv(100).decode())
+                    found.add(one.recv(100).decode())
         return found
 
-    def probe(self, mark: int = 0) -> set[str]:
-        """Send a packet of each family, as the service if it wears a mark; which arrived."""
+    def probe(self, mark: int = MARK) -> set[str]:
+        """Packets of both families, first of a stranger who wears no mark, then of the service, who wears this one.
+
+        All by the device of the uplink, whatever routes say. Those that arrived; without the service's nothing is known.
+        """
         self.arrived()
-        for family in OURS:
-            self.space.call(send, family, mark, gid=800 if mark else 4711, uid=0 if mark else 65534, keep_caps=True)
-        return set(self.arrived())
+        self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
+        self.space.call(send, "service", mark, gid=800, keep_caps=True)
+        found = set[str]()
+
+        def came() -> bool:
+            found.update(self.arrived())
+            return found >= SERVICE
+
+        with contextlib.suppress(TimeoutError):
+            wait_until(came, 3, "the service's packets")
+        return found
 
     def close(self) -> None:
-        for one in self._sockets.values():
+        for one in self._sockets:
             one.close()
         self.run("procd", "delete", "nftpolicy", check=False)
 
 
-def send(family: int, mark: int, word: str = "") -> None:
-    """Inside: one packet, by the device of the uplink, whatever routes say, if it wears no mark."""
-    with socket.socket(_FAMILY[family], socket.SOCK_DGRAM) as one, contextlib.suppress(OSError):
-        if mark:
+def send(word: str, mark: int) -> None:
+    """Inside: a packet of each family."""
+    for family in OURS:
+        with socket.socket(_FAMILY[family], socket.SOCK_DGRAM) as one, contextlib.suppress(OSError):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        else:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
-        one.sendto((word or f"IPv{family} {mark:#x}").encode(), (THEIRS[family], NUMBER))
+            one.sendto(f"{word} {family}".encode(), (THEIRS[family], NUMBER))
 
 
 def flood() -> None:
-    """Inside: packets of both families without a mark, until it is killed."""
-    import time
-
+    """Inside: packets of a stranger until it is killed."""
     while True:
-        for family in OURS:
-            send(family, 0, "flood")
+        send("stranger", 0)
         time.sleep(0.002)
 
 
@@ -225,6 +229,3 @@ def device() -> Iterator[Device]:
             yield made
         finally:
             made.close()
-
-
-__all__ = ["NUMBER", "OURS", "THEIRS", "WAN", "Device", "device", "flood", "wait_until"]

@@ -121,11 +121,13 @@ def keep(place: Path, wanted: dict[str, list[str]]) -> None:
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0), os.dup2(log, 1), os.dup2(log, 2)
     while True:
-        process = subprocess.Popen(wanted["command"])
-        fresh = place.with_name(f".{place.name}")
-        fresh.write_text(f"{os.getpid()} {process.pid}")
-        fresh.replace(place)
-        process.wait()
+        place.write_text(f"{os.getpid()} 0")
+        with contextlib.suppress(OSError):  # no such program
+            process = subprocess.Popen(wanted["command"])
+            fresh = place.with_name(f".{place.name}")
+            fresh.write_text(f"{os.getpid()} {process.pid}")
+            fresh.replace(place)
+            process.wait()
         place.write_text(f"{os.getpid()} 0")
         time.sleep(float(wanted["respawn"][1]))
 

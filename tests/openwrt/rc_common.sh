@@ -5,7 +5,8 @@
 initscript=$1
 action=$2
 shift 2
-name=${initscript##*/}
+name=$(readlink "$initscript") || name=$initscript
+name=${name##*/}
 
 start() { :; }
 stop() { :; }
