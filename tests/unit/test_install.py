@@ -2,29 +2,33 @@
 
 import re
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
+from nftpolicy.cli import check as check_command
+from nftpolicy.cli import common
 from nftpolicy.cli import guard as guard_command
 from nftpolicy.cli import install as install_command
+from nftpolicy.cli import resolver as resolver_command
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.runtime.changes.unproved import NotProved
-from nftpolicy.runtime.place import boot, files, units
+from nftpolicy.runtime.place import boot, files, procd, units
 from tests.guarded import ROOT
 
 POLICIES = sorted((ROOT / "rulesets").glob("*.toml"))
 GLUON = ROOT / "rulesets" / "gluon-fastd.toml"
-UNITDIR = Path("/etc/systemd/system")
 NFT = "/usr/sbin/nft"
 
 
-def install(root, policy=GLUON, program="/usr/bin/nftpolicy", force=False):
-    install_command.command(policy, root, UNITDIR, program, NFT, force, False, None)
+def install(root, policy=GLUON, program="/usr/bin/nftpolicy", force=False, unitdir=None, enable=False, init=None):
+    chosen = install_command.StartedBy(init) if init else None
+    install_command.command(policy, root, unitdir, program, NFT, force, enable, chosen)
 
 
 def installed(root):
@@ -208,3 +212,215 @@ def test_a_damaged_list_is_told(root):
     (root / "var/lib/nftpolicy/installed.json").write_text("{")
     with pytest.raises(Failure, match="is damaged"):
         uninstall_command.command(root, False, None)
+
+
+# --- on OpenWrt ------------------------------------------------------------------------------
+
+SCRIPTS = {f"etc/init.d/{name}" for name in procd.NAMES}
+GUARD_FILES = {f"etc/nftpolicy/{name}.nft" for name in ("guard", "guard-link", "guard-block")}
+KEPT = "etc/nftpolicy/kept/installed.json"  # /var is a link to memory there
+
+
+def links(root):
+    return {str(path.relative_to(root)): str(path.readlink()) for path in root.rglob("*") if path.is_symlink()}
+
+
+@pytest.fixture
+def router(root):
+    """The root of a device."""
+    (root / "etc").mkdir()
+    (root / "etc/openwrt_release").write_text("DISTRIB_ID='OpenWrt'\n")
+    return root
+
+
+def test_a_device_with_openwrt_gets_init_scripts(router, capsys):
+    install(router)
+    first = installed(router)
+    assert set(first) == {
+        "etc/openwrt_release",
+        "etc/nftpolicy/policy.toml",
+        "lib/upgrade/keep.d/nftpolicy",
+        KEPT,
+        *GUARD_FILES,
+        *SCRIPTS,
+    }
+    assert all(stat.S_IMODE((router / one).stat().st_mode) == 0o755 for one in SCRIPTS)
+    assert "an image builder of OpenWrt enables the scripts by itself" in capsys.readouterr().out
+    install(router)
+    assert installed(router) == first
+    assert links(router) == {}
+    uninstall_command.command(router, True, None)
+    assert set(installed(router)) == {"etc/openwrt_release"}
+
+
+def test_on_a_desk_it_is_chosen_and_known_again(root):
+    install(root, init="procd", enable=True)
+    assert set(installed(root)) >= SCRIPTS | {KEPT}
+    assert links(root) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+    install(root, enable=True)
+    assert not (root / "var").exists()
+    assert links(root) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+    uninstall_command.command(root, True, None)
+    assert installed(root) == links(root) == {}
+
+
+def test_a_machine_with_systemd_is_chosen_too(router):
+    install(router, init="systemd")
+    assert set(installed(router)) & SCRIPTS == set()
+    assert (router / "etc/systemd/system/nftpolicy.service").exists()
+    uninstall_command.command(router, True, install_command.StartedBy.systemd)
+    assert set(installed(router)) == {"etc/openwrt_release"}
+
+
+def test_the_guard_starts_before_firewall_and_network_and_the_rest_after():
+    starts = {name: int(re.search(r"^START=(\d+)$", text, re.MULTILINE)[1]) for name, text in scripts().items()}
+    assert starts["nftpolicy-guard"] < 19 < 20 < starts["nftpolicy"]
+    assert [f"S{starts[name]}{name}" for name in procd.NAMES] == [Path(link).name for link in procd.LINKS]
+
+
+def test_no_script_opens_anything_when_it_stops_and_the_guard_needs_no_python():
+    for name, text in scripts().items():
+        code = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+        assert not re.search(r"release|stop|delete|flush", code.replace("was not released", "")), name
+    guard = scripts()["nftpolicy-guard"]
+    assert "nftpolicy apply" not in guard and "/usr/bin/nftpolicy" not in guard
+    assert re.findall(r"nft -f \S+/(\S+)\.nft", guard) == ["guard-block", "guard", "guard-link"]
+
+
+def scripts():
+    return procd.scripts("/usr/bin/nftpolicy", NFT)
+
+
+@pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a;b", "/a\nb", "/$HOME", "/`id`"])
+def test_a_path_that_means_something_else_in_a_script_is_refused(path, router):
+    with pytest.raises(Failure, match="can't stand in a unit or an init script"):
+        install(router, program=path)
+    assert set(installed(router)) == {"etc/openwrt_release"}
+
+
+def test_what_sysupgrade_takes_along_is_there(router):
+    install(router, enable=True)
+    kept = (router / "lib/upgrade/keep.d/nftpolicy").read_text().splitlines()
+    assert len(kept) == 3
+    assert all((router / one.lstrip("/")).exists() for one in kept)
+
+
+def test_the_scripts_of_a_compiled_tree_are_not_overwritten(router):
+    script = router / "etc/init.d/nftpolicy"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh /etc/rc.common\n")
+    before = installed(router)
+    with pytest.raises(Failure, match=r"init\.d/nftpolicy: not as nftpolicy would write it.*nothing was written"):
+        install(router)
+    assert installed(router) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"unitdir": Path("/etc/init.d")}, "--unitdir is for systemd, and this is procd"),
+        ({"init": "systemd", "enable": True}, "--enable is for this machine"),
+        ({"init": "systemd", "unitdir": Path("here")}, "--unitdir takes an absolute path, got 'here'"),
+    ],
+)
+def test_options_that_do_not_fit_change_nothing(router, options, said):
+    with pytest.raises(Failure, match=said):
+        install(router, **options)
+    assert set(installed(router)) == {"etc/openwrt_release"}
+
+
+def test_a_machine_without_procd_can_not_start_it():
+    with pytest.raises(Failure, match="--enable needs procd, which does not run this machine"):
+        install(None, init="procd", enable=True)
+
+
+def test_links_are_made_anew_where_they_lead_elsewhere(router):
+    install(router, enable=True)
+    for path in procd.LINKS:
+        (router / path.lstrip("/")).unlink()
+        (router / path.lstrip("/")).symlink_to("nowhere")
+    install(router, enable=True)
+    assert links(router) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+
+
+# --- policies in /etc/nftpolicy ---------------------------------------------------------------
+
+
+def policies(root, *names):
+    folder = root / "etc/nftpolicy"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).write_bytes(GLUON.read_bytes())
+    return [folder / name for name in names]
+
+
+def test_the_only_policy_is_meant(root):
+    (only,) = policies(root, "wan.toml")
+    assert common.policy_file(None, root) == only
+    assert common.policy_file(GLUON, root) == GLUON
+    (root / "etc/nftpolicy/guard.nft").write_text("")
+    assert common.policy_file(None, root) == only
+
+
+def test_of_several_the_installed_one_is_meant(root):
+    policies(root, "draft.toml", "policy.toml")
+    assert common.policy_file(None, root).name == "policy.toml"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "no policy is named, and there is none in /etc/nftpolicy: write /etc/nftpolicy/policy.toml"),
+        (["b.toml", "a.toml"], r"which policy\? /etc/nftpolicy has a\.toml, b\.toml: name one"),
+    ],
+)
+def test_where_none_is_meant_the_message_says_so(root, names, said):
+    policies(root, *names)
+    with pytest.raises(Failure, match=said) as found:
+        common.policy_file(None, root)
+    assert found.value.status == common.BAD_INPUT
+
+
+def test_a_command_without_a_file_takes_it(root, monkeypatch, capsys):
+    (only,) = policies(root, "wan.toml")
+    monkeypatch.setattr(common, "FOLDER", str(root / "etc/nftpolicy"))
+    check_command.command(None)
+    assert capsys.readouterr().out == f"{only}: gluon-fastd: good: 1 uplink, 1 service, proved\n"
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("init", ["systemd", "procd"])
+def test_a_policy_that_is_there_stays_where_it_is(root, named, init):
+    (only,) = policies(root, "wan.toml")
+    before = only.stat()
+    install(root, only if named else None, init=init)
+    found = installed(root)
+    assert "etc/nftpolicy/policy.toml" not in found
+    name = {"systemd": "etc/systemd/system/nftpolicy.service", "procd": "etc/init.d/nftpolicy"}[init]
+    assert b"/etc/nftpolicy/wan.toml" in found[name]
+    assert b"/policy.toml" not in found[name]
+    install(root, init=init)
+    uninstall_command.command(root, True, None)
+    assert set(installed(root)) == {"etc/nftpolicy/wan.toml"}, "a person's"
+    assert only.stat() == before
+
+
+def test_several_policies_install_nothing(root):
+    policies(root, "a.toml", "b.toml")
+    before = installed(root)
+    with pytest.raises(Failure, match=r"a\.toml, b\.toml"):
+        install(root, None)
+    assert installed(root) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("rulesets/gluon-fastd.toml", "wan\n"),
+        ("tests/golden/03-two-uplinks/policy.toml", "wired\nlte\n"),
+        ("rulesets/server-egress.toml", ""),
+    ],
+)
+def test_uplinks_with_a_resolver_are_listed(file, said, capsys):
+    resolver_command.command(ROOT / file, None, True, False, False)
+    assert capsys.readouterr().out == said
