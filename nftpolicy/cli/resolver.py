@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
-from .common import BAD_INPUT, FILE, NOT_HERE, Failure, read_policy, this_kernel, warn
+from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -21,7 +21,7 @@ _PATIENCE = 2.0  # seconds that --show waits for a router's advertisement
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
+    file: Optional[Path] = typer.Argument(None, help="The policy, TOML; without it, the one in /etc/nftpolicy."),  # noqa: UP045
     uplink: Optional[str] = typer.Option(None, help="The uplink, where more than one has a resolver."),  # noqa: UP045
     list_: bool = typer.Option(False, "--list", help="Print the names of the uplinks that have one, and end."),
     show: bool = typer.Option(False, "--show", help="Print which DNS servers it would ask and who says so, and end."),

@@ -137,9 +137,12 @@ def test_then_the_policy_its_watch_and_its_resolver_and_a_stop_keeps_the_guard(r
     assert router.probe() == SERVICE
     router.service("nftpolicy-guard", "restart")
     assert router.probe() == SERVICE
-    router.service("nftpolicy", "start")
+    router.power_off()
+    assert router.boot() == ""
     assert router.nftpolicy("status").returncode == 0
     assert sorted(router.instances()) == ["resolver-wan", "watch"]
+    # The history outlasts it, and has the same policy once.
+    assert re.findall(r"^ +(\d+) ", router.nftpolicy("history").stdout, re.MULTILINE) == ["1"]
 
 
 # --- changes ----------------------------------------------------------------------------------
