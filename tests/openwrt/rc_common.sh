@@ -44,7 +44,10 @@ if [ -n "${USE_PROCD:-}" ]; then
 		rc_procd start_service "$@"
 		if type service_started >/dev/null 2>&1; then service_started; fi
 	}
-	stop() { procd delete "$name"; }
+	stop() {
+		if type stop_service >/dev/null 2>&1; then stop_service "$@"; fi
+		procd delete "$name"
+	}
 	reload() { if type reload_service >/dev/null 2>&1; then reload_service "$@"; else start "$@"; fi; }
 fi
 

@@ -182,6 +182,7 @@ def test_a_policy_that_is_refused_changes_nothing(router: Device) -> None:
     router.power_off()
     assert not list(router.file("tmp").iterdir())
     assert "nonsense" in router.boot()
+    assert router.service("nftpolicy", "start", check=False).returncode != 0
     assert str(router.file("run").readlink()) == "/var/run"
     assert router.probe() == SERVICE
     assert router.probe(0x600) == set()
