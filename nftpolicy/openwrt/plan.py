@@ -24,7 +24,7 @@ _PORT = "/"  # stands for a port of a bridge; no device is called so
 def plan(policy: Policy, link_guard: bool = True) -> str:
     """The whole file."""
     lines = [f"policy {policy.name}"]
-    lines += [f"rule{rule.family} {_rule(rule)}" for rule in ladder.rules(policy)]
+    lines += [f"rule{rule.family} {_rule(rule)}" for rule in map(whole, ladder.rules(policy))]
     lines += [f"route{route.family} {_route(route)}" for route in ladder.routes(policy)]
     lines += [f"sysctl {one.path} {one.value}" for one in sysctls(policy)]
     if link_guard:
@@ -33,10 +33,23 @@ def plan(policy: Policy, link_guard: bool = True) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def whole(rule: IpRule) -> IpRule:
+    """The rule. ValueError if it selects by something that lines and sections of a router do not say here: a rule
+    without one of its selectors would be for more packets than it should."""
+    said = IpRule(
+        rule.family, rule.priority, rule.action, rule.table, rule.mark, rule.mask, destination=rule.destination,
+        uids=rule.uids,
+    )  # fmt: skip
+    if said != rule or rule.unknown:
+        raise ValueError(f"an ip rule that can't be written for a router: {rule}")
+    return rule
+
+
 def _rule(rule: IpRule) -> str:
     parts = [f"{rule.priority}: from all"]
     parts += [f"to {rule.destination}"] if rule.destination else []
     parts += [f"fwmark {rule.mark:#x}" + (f"/{rule.mask:#x}" if rule.mask != FULL else "")] if rule.mask else []
+    parts += [f"uidrange {rule.uids[0]}-{rule.uids[1]}"] if rule.uids else []
     return " ".join([*parts, f"lookup {rule.table}" if rule.action == "lookup" else str(_NUMBERS[rule.action])])
 
 

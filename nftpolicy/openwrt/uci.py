@@ -16,6 +16,7 @@ from attrs import frozen
 from ..compiler import ladder
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
+from .plan import whole
 
 PREFIX = "nftpolicy_"  # the names of all sections of ours begin with it
 # netifd reads numbers by strtol(3): on a machine with 32 bits, this is the largest one that it can read.
@@ -50,7 +51,10 @@ def sections(policy: Policy) -> tuple[Section, ...]:
     The routes have no `interface`, since netifd takes such a route away with the interface; and gateways are
     not among them, since a route with one needs it.
     """
-    return (*map(_rule, ladder.rules(policy)), *(_end(one) for one in ladder.routes(policy) if one.gateway is None))
+    return (
+        *map(_rule, map(whole, ladder.rules(policy))),
+        *(_end(one) for one in ladder.routes(policy) if one.gateway is None),
+    )
 
 
 def attachments(policy: Policy) -> tuple[Attachment, ...]:
@@ -61,11 +65,13 @@ def attachments(policy: Policy) -> tuple[Attachment, ...]:
 def _rule(rule: IpRule) -> Section:
     mark = (("mark", f"{rule.mark:#x}/{rule.mask:#x}"),) if rule.mask else ()
     to = (("dest", rule.destination),) if rule.destination else ()
+    users = (("uidrange", f"{rule.uids[0]}-{rule.uids[1]}"),) if rule.uids else ()
     table = "main" if rule.table == TABLE_MAIN else str(rule.table)
     end = ("lookup", table) if rule.action == "lookup" else ("action", rule.action)
-    name = f"{PREFIX}{rule.priority}_{rule.family}"
+    # All users have one priority.
+    name = f"{PREFIX}{rule.priority}_{rule.family}" + (f"_{rule.uids[0]}" if rule.uids else "")
     return Section("network", "rule6" if rule.family == 6 else "rule", name,
-                   (("priority", str(rule.priority)), *mark, *to, end))  # fmt: skip
+                   (("priority", str(rule.priority)), *mark, *to, *users, end))  # fmt: skip
 
 
 def _end(route: Route) -> Section:

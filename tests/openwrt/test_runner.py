@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import compile_policy
@@ -38,6 +38,13 @@ def gluon() -> Policy:
     return load(GLUON.read_bytes())[0]
 
 
+def users() -> Policy:
+    """Two users without marks, whose rules have one priority."""
+    service = '[service.{0}]\nuplink = "wan"\nuser = {1}\nmarks = "uid-rule"\n'
+    more = "".join(service.format(f"user{number}", number) for number in (1301, 1302))
+    return load(f"{GLUON.read_text()}\n{more}".encode())[0]
+
+
 @pytest.fixture(scope="module")
 def router() -> Iterator[Router]:
     with kernel() as space:
@@ -62,6 +69,7 @@ def held(paths: list[str]) -> NetState:
 
 @settings(max_examples=POLICIES, phases=(Phase.explicit, Phase.generate))
 @given(policy=strategies.policies(DEVICES))
+@example(policy=users())
 def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
     """From whatever policy was there before; and apply has nothing to do then."""
     router.write(policy)

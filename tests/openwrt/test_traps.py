@@ -1,9 +1,14 @@
 """What netifd and fw4 leave out or misread without a word, each by name. The control: what is right has no fault."""
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 
-from nftpolicy.openwrt import traps, tree, uci
+from nftpolicy.compiler import ladder
+from nftpolicy.netstate.routing import PROTOCOL, IpRule
+from nftpolicy.openwrt import netifd, traps, tree, uci, uci_in
+from nftpolicy.openwrt.network import network
+from nftpolicy.openwrt.plan import whole
 from nftpolicy.openwrt.uci import Section
 from nftpolicy.policy.load import load
 from tests import strategies
@@ -81,6 +86,24 @@ def test_no_policy_compiles_to_a_trap(policy) -> None:  # type: ignore[no-untype
         assert list(traps.faults(section)) == []
     assert all(not one.name[len(uci.PREFIX) :].startswith("_") for one in uci.sections(policy))
     assert len({one.name for one in uci.sections(policy)}) == len(uci.sections(policy))
+
+
+@given(strategies.policies())
+def test_netifd_makes_the_ladder_of_any_policy(policy) -> None:  # type: ignore[no-untyped-def]
+    """With all that a rule selects by: one that lost it would lead everybody's packets to the uplink."""
+    sections = uci_in.read(uci.as_config(uci.sections(policy)).encode(), "network", "network")
+    made = netifd.made(sections, network(sections)[0])
+    assert made.traps == ()
+    rules = {evolve(one, protocol=PROTOCOL) for one in made.rules if one.protocol == 0}
+    assert rules == set(ladder.rules(policy))
+
+
+@pytest.mark.parametrize("more", [{"source": "192.0.2.1"}, {"iif": "eth0"}, {"invert": True}, {"unknown": ("x",)}])
+def test_a_rule_that_can_not_be_said_whole_is_not_said(more) -> None:  # type: ignore[no-untyped-def]
+    rule = IpRule(4, 510, table=1, mark=1, mask=1, uids=(5, 5))
+    assert whole(rule) is rule
+    with pytest.raises(ValueError, match="can't be written for a router"):
+        whole(evolve(rule, **more))
 
 
 def test_a_trap_stops_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
