@@ -93,7 +93,7 @@ def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: 
     from ..openwrt.tree import LIST, tree
     from ..runtime.place.tree import lay
     from .guard import proved
-    from .install import prove, told_in_words, warn_of_names
+    from .install import prove, told_in_words
 
     if root.exists() and not root.is_dir():
         raise Failure(f"--to openwrt takes a folder, and {root} is none", BAD_INPUT)
@@ -103,10 +103,10 @@ def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: 
         found = tree(policy, link_guard)
     except ValueError as error:
         raise Failure(f"{source.name}: can't be said on OpenWrt: {error}", BAD_INPUT) from None
-    warn_of_names(policy)
     executable = frozenset(path for path, one in found.items() if one.executable)
     with told_in_words():
         laid = lay(root, {path: one.text.encode() for path, one in found.items()}, executable, LIST, force)
+    _warn(policy, source)
     lines = [*(f"wrote {path}" for path in laid.written), *(f"removed {path}" for path in laid.removed)]
     print("\n".join(lines or ["everything is in place already"]))
 
@@ -117,7 +117,7 @@ def _template(policy: Policy, source: Source, link_guard: bool) -> None:
 
     from ..openwrt.openwisp import BESIDE, template
     from .guard import proved
-    from .install import prove, warn_of_names
+    from .install import prove
 
     prove(policy, source)
     proved(policy, source)
@@ -125,11 +125,23 @@ def _template(policy: Policy, source: Source, link_guard: bool) -> None:
         found = template(policy, link_guard)
     except ValueError as error:
         raise Failure(f"{source.name}: can't be said in a template of OpenWISP: {error}", BAD_INPUT) from None
-    warn_of_names(policy)
+    _warn(policy, source)
     _held_against_the_schema(found)
     for why, command in BESIDE:
         warn(f"not in the template: {why}; on each device: {command}")
     print(json.dumps(found, indent=1))
+
+
+def _warn(policy: Policy, source: Source) -> None:
+    """Say what is of this machine, and what a router does not do."""
+    from ..openwrt.undone import undone
+    from ..policy.errors import shown
+    from .install import warn_of_names
+    from .told import line
+
+    warn_of_names(policy)
+    for path, message in undone(policy):
+        warn(f"{line(source, path)}: {shown(path)}: {message}")
 
 
 def _held_against_the_schema(found: dict[str, object]) -> None:
