@@ -12,7 +12,7 @@ from ..policy import values
 from .answers_in import Let, let_in
 from .netifd import Made, Trap, made
 from .network import MODEMS, NAMED_TABLES, Network, network, with_leases
-from .programs import Program, programs
+from .programs import Program, programs, unserved
 from .roles import NotUsable, Packages, Role, roles, wan_zones
 from .uci_in import Section
 
@@ -167,7 +167,9 @@ def _toml(
         yield f"[service.{service.name}]  # {_comment(service.why)}"
         yield f'uplink = "{service.uplink}"'
         yield f"{service.selector[0]} = {service.selector[1]}"
-        yield 'marks = "itself"'
+        if service.sport:
+            yield f"sport = {_list(service.sport)}"
+        yield f'marks = "{service.marks}"'
         for place, said in service.doing:
             yield f"# TO DO, {_comment(place)}: {_comment(said)}"
     yield ""
@@ -263,6 +265,7 @@ def _changes(packages: Packages, found: Network, uplinks: Sequence[Role]) -> Ite
         if missing:
             said = _MOVED.format(name=role.name, families=" and ".join(missing), table=role.table)
             yield Note(role.interfaces[0].section.place(), said)
+    yield from (Note(place, said) for place, said in unserved(found, uplinks))
     if "gluon-wan-dnsmasq" in packages:
         yield Note("gluon-wan-dnsmasq", _REDIRECT)
     yield Note("", "what the policy does not name is dropped at the uplink and counted, whatever the routes say")

@@ -37,7 +37,8 @@ PLAIN = LOOPBACK + LAN + WAN
 
 @frozen
 class Case:
-    """`policy` are pieces of the policy, `said` of the report. `ways` are pieces of the ways out now."""
+    """`policy` are pieces of the policy, `said` of the report, `unsaid` of neither. `ways` are pieces of the ways out
+    now."""
 
     files: dict[str, str]
     policy: tuple[str, ...] = ()
@@ -45,6 +46,7 @@ class Case:
     ways: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     names: dict[str, str] = Factory(dict)  # other files of /etc
+    unsaid: tuple[str, ...] = ()
 
 
 CASES = {
@@ -92,22 +94,52 @@ CASES = {
         ("[uplink.hotel]", 'devices = ["eth9"]'), options=("--uplink", "hotel"),
     ),
     "wireguard": Case(
-        {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n option fwmark 0x1\n\n"
+        {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n option fwmark 0x1\n"
+                    " option listen_port 51820\n\n"
                     "config wireguard_wg0 peer\n option endpoint_host vpn.example\n option public_key y\n\n"
                     "config wireguard_old\n option public_key z\n",
          "firewall": ZONE.replace("'wan6'", "'wan6'\n\tlist network 'wg0'")},
-        ("[service.wireguard]", "kernel = true", '"wg0",  # network:'),
+        ("[service.wireguard]", 'kernel = true\nsport = ["udp/51820"]\nmarks = "itself"\n', '"wg0",  # network:'),
         ("root looks up 'vpn.example'", "wireguard_old: it belongs to no WireGuard interface"),
+        unsaid=("option listen_port", "[service.wireguard-2]"),
     ),
-    "wireguard without a mark": Case(
+    "wireguard without a mark and a port": Case(
         {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n"},
-        ("kernel = true",), ("WireGuard has to mark its packets: option fwmark '0x1' (it is missing)",),
+        ('kernel = true\nmarks = "itself"\n',),
+        ("WireGuard has to mark its packets: option fwmark '0x1' (it is missing)",
+         "interface 'wg0': option listen_port is missing: set one, such as '51820'"),
+        unsaid=("\nsport",),
+    ),
+    "wireguard with and without ports": Case(
+        {"network": PLAIN + "".join(f"config interface {name}\n option proto wireguard\n option fwmark 1\n{more}"
+                                    for name, more in {"wg_none": "", "wg_a": " option listen_port 1194\n",
+                                                       "wg_b": " option listen_port 51820\n",
+                                                       "wg_same": " option listen_port '1194'\n",
+                                                       "wg_zero": " option listen_port 0\n",
+                                                       "wg_range": " option listen_port 5-9\n",
+                                                       "wg_large": " option listen_port 65536\n",
+                                                       "wg_down": " option auto 0\n"}.items())},
+        ('kernel = true\nsport = ["udp/1194", "udp/51820"]\n', "[service.wireguard-2]",
+         'kernel = true\nmarks = "itself"\n# TO DO, network:20: interface \'wg_none\': option listen_port is missing'),
+        ("'wg_zero': option listen_port is '0', which is no port", "is '5-9', which", "is '65536', which"),
+        unsaid=("'wg_a': option", "'wg_same': option", "'wg_down': option"),
+    ),
+    "tunnels of the kernel and of programs": Case(
+        {"network": PLAIN + "".join(f"config interface t{at}\n option proto {proto}\n\n" for at, proto in enumerate(
+            ("gre", "vxlan", "6in4", "ipip", "xfrm", "l2tp", "openconnect")))
+            + "config interface tin\n option proto gre\n option tunlink lan\n\n"
+              "config interface tout\n option proto gre\n option tunlink wan6\n\n"
+              "config interface toff\n option proto gre\n option disabled 1\n"},
+        said=("interface 't0': the packets of a tunnel of proto 'gre' are the kernel's", "proto 'vxlan'", "proto '6in4'",
+              "proto 'ipip'", "interface 't4': ESP is neither TCP nor UDP", "interface 't5': xl2tpd runs as root",
+              "interface 't6': openconnect runs as root and marks nothing", "interface 'tout'"),
+        unsaid=("'tin': the", "'toff': the"),
     ),
     "fastd": Case(
         {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option enabled 1\n option group gluon-mesh-vpn\n"
                                     " option packet_mark 1\n\nconfig peer a\n option net mesh_vpn\n",
          "gluon-wan-dnsmasq": "config static\n list server 192.0.2.53\n list server fe80::1\n"},
-        ('name = "gluon-node"', "[service.fastd]", "group = 800", 'servers = ["192.0.2.53"]', "[uplink.wan.resolver]"),
+        ('name = "gluon-node"', "[service.fastd]", 'group = 800\nmarks = "itself"\n', 'servers = ["192.0.2.53"]', "[uplink.wan.resolver]"),
         ("queries by TCP and to ::1 went to the mesh's resolver",),
     ),
     "fastd of root": Case(
@@ -121,7 +153,14 @@ CASES = {
     "tunneldigger": Case(
         {"network": PLAIN, "tunneldigger": "config broker\n list address a.example:8942\n option enabled 1\n"
                                            " option group gluon-mesh-vpn\n option bind_interface eth1\n"},
-        ("[service.tunneldigger]", "group = 800"), ("puts no mark on it", "LIBPACKETMARK_MARK=1"),
+        ("[service.tunneldigger]", 'group = 800\nmarks = "preload"\n'),
+        ("puts no mark on it", "LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1"),
+    ),
+    "who marks and who does not in one group": Case(
+        {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option group gluon-mesh-vpn\n option packet_mark 1\n",
+         "wgpeerselector": "config wgpeerselector mesh_vpn\n option enabled 1\n option unix_group gluon-mesh-vpn\n"},
+        ("[service.fastd]", 'group = 800\nmarks = "preload"\n'), ("the ntpd that it calls marks nothing",),
+        unsaid=("[service.wgpeerselector]", "fastd has to mark"),
     ),
     "pbr": Case(
         {"network": PLAIN, "pbr": "config pbr config\n option enabled 1\n\nconfig policy\n option interface wan\n"},

@@ -82,6 +82,8 @@ def test_a_configuration(router, tmp_path, name):
         assert piece in text
     for piece in (*case.said, *case.ways):
         assert piece in done.stdout
+    for piece in case.unsaid:
+        assert piece not in text + done.stdout
     assert "the policy: proved" in done.stdout
     assert all(line.isprintable() for line in done.stdout.splitlines())
     load(out.read_bytes(), "the policy")
