@@ -98,4 +98,14 @@ def _mesh(policy: Policy) -> Warnings:
                 )
 
 
-_CHECKS: tuple[Callable[[Policy], Warnings], ...] = (_resolvers, _mesh)
+def _kernels(policy: Policy) -> Warnings:
+    for name, service in policy.service.items():
+        if service.kernel and not service.sport:
+            yield (
+                ("service", name, "kernel"),
+                "what this machine's own programs send through the tunnel is dropped, since its packets belong to "
+                'them; name the port of the kernel\'s socket, such as sport = ["udp/51820"] (ListenPort of WireGuard)',
+            )
+
+
+_CHECKS: tuple[Callable[[Policy], Warnings], ...] = (_resolvers, _mesh, _kernels)

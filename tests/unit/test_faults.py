@@ -47,6 +47,7 @@ user = 900
 [service.wg]
 uplink = "lte"
 kernel = true
+sport = ["udp/51820"]
 """
 
 # What the good policy says -> what a bad one says instead, the key, and words of the message.
@@ -179,8 +180,8 @@ BAD = [
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg", "can not be narrowed"),
-    ("kernel = true", "kernel = true\nsport = ['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "are of UDP; write 'udp/9'"),
-    ("kernel = true", "kernel = true\nsport = 51820", "service.wg.sport", "expected a list in [ ], got a number"),
+    ('["udp/51820"]', "['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "are of UDP; write 'udp/9'"),
+    ('["udp/51820"]', "51820", "service.wg.sport", "expected a list in [ ], got a number"),
     ("group = 800", "group = 800\nsport = ['udp/1']", "service.vpn.sport", "with a group or user, 'ports' says where"),
     *(
         ('["198.51.100.0/24"]', f'["198.51.100.0/24", "{net}"]', "service.vpn.to[1]", "never leaves the machine")
@@ -214,7 +215,7 @@ BAD = [
          f'marks = "cgroup"\ncgroup = "{other}"', "service.x.cgroup", "that of service 'dns', or one is inside the other")
         for mine, other in [("a", "a"), ("a", "a/b/c"), ("a/b/c", "a"), ("nftpolicy/x/y", "nftpolicy/x")]
     ),
-    ("kernel = true", "user = 900", "service.wg.user", "user '900' is service 'dns' already"),
+    ('kernel = true\nsport = ["udp/51820"]', "user = 900", "service.wg.user", "user '900' is service 'dns' already"),
     ("user = 900", "user = 77", "service.dns.user", "user '77' runs the resolver of uplink 'wan'"),
 ]  # fmt: skip
 

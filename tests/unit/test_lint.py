@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 GLUON = (ROOT / "rulesets/gluon-fastd.toml").read_text()
 GOOD_ONES = [*sorted((ROOT / "rulesets").glob("*.toml")), *sorted((ROOT / "tests/golden").glob("*/policy.toml"))]
+TOLD = {"04-kernel-service": ["service.wireguard.kernel"]}  # this one is about a kernel's socket on any port
 
 # What the good policy says -> what another says instead, the key, and words of the warning.
 CASES = [
@@ -26,6 +27,9 @@ CASES = [
     ('lease = "/run/lte.dns"', 'sources = ["dhclient", "ra"]', "uplink.lte.resolver.sources[1]", "no router can be asked"),
     ('uplink = "lte"\nuser = 900', 'uplink = "wan"\nuser = 900', "uplink.lte.resolver", "nobody may ask its resolver"),
     ('["bat0", "mesh*"]\n', "[]\n", None, None),
+    ('sport = ["udp/51820"]\n', "", "service.wg.kernel", "what this machine's own programs send through the tunnel is"),
+    ('sport = ["udp/51820"]\n', "sport = []\n", "service.wg.kernel", 'such as sport = ["udp/51820"]'),
+    ('kernel = true\nsport = ["udp/51820"]\n', "kernel = false\nuser = 901\n", None, None),
 ]  # fmt: skip
 
 
@@ -36,7 +40,8 @@ def found(text, here=frozenset()):
 
 @pytest.mark.parametrize("file", GOOD_ONES, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_no_false_alarm(file):
-    assert found(file.read_text()) == []
+    told = found(file.read_text())
+    assert [key for key, _ in told] == TOLD.get(file.parent.name, [])
 
 
 def test_the_good_policy_is_good():
