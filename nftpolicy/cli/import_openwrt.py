@@ -12,7 +12,6 @@ import typer
 
 from .common import BAD_INPUT, REFUSED, Failure
 from .desk import ROUTES, RULES, RULESET, desk_state
-from .picture import printable
 
 if TYPE_CHECKING:
     from ..runtime.imported import Imported
@@ -68,17 +67,18 @@ def lines(found: Imported, looked: bool) -> Iterator[str]:
     """The report for a person. `looked`: the ruleset was given."""
     from ..proof.verdict import REFUTED
     from ..runtime.imported import reason
+    from .report import listed
 
     proposal, verdict = found.proposal, found.now.proof.verdict
     uplinks = ", ".join(f"{one.name} ({' '.join(one.devices)})" for one in proposal.uplinks)
     word = "leaks" if verdict == REFUTED else "does not leak" if verdict == "proved" else "may leak"
     yield f"{found.folder}: as it is now it {word}: uplinks {uplinks}: {verdict}"
-    yield from _listed("what leaves now without the uplink's mark", _shown_ways(found, reason))
-    yield from _listed("what does not do what it says", (f"{one.place}: {one.text}" for one in proposal.traps))
-    yield from _listed("what the policy changes", (_at(one.place, one.text) for one in proposal.changes))
-    yield from _listed("what is to be done before it is applied", (_at(one.place, one.text) for one in proposal.doing))
-    yield from _listed("what no part of the policy comes of", (_at(one.place, one.text) for one in proposal.unmapped))
-    yield from _listed("what this rests on", _assumed(found, looked))
+    yield from listed("what leaves now without the uplink's mark", _shown_ways(found, reason))
+    yield from listed("what does not do what it says", (f"{one.place}: {one.text}" for one in proposal.traps))
+    yield from listed("what the policy changes", (_at(one.place, one.text) for one in proposal.changes))
+    yield from listed("what is to be done before it is applied", (_at(one.place, one.text) for one in proposal.doing))
+    yield from listed("what no part of the policy comes of", (_at(one.place, one.text) for one in proposal.unmapped))
+    yield from listed("what this rests on", _assumed(found, looked))
     yield ""
     yield f"the policy: {found.proof.verdict}; next: nftpolicy check FILE, nftpolicy compile FILE --to openwrt FOLDER"
 
@@ -103,14 +103,6 @@ def _shown_ways(found: Imported, reason: Any) -> Iterator[str]:
 
 def _at(place: str, text: str) -> str:
     return f"{place}: {text}" if place else text
-
-
-def _listed(head: str, items: Iterable[str]) -> Iterator[str]:
-    listed = list(items)
-    if listed:
-        yield ""
-        yield f"{head}:"
-        yield from (f"  {printable(one)}" for one in listed)
 
 
 def _print_json(found: Imported, looked: bool) -> None:

@@ -106,9 +106,9 @@ def lines(judged: Judged, place: Place, names: Names, coloured: bool = False) ->
         yield ""
         yield from _unknown(one, place)
     yield from _more(unclear)
-    yield from _listed("what may leave without a mark (exemptions)", proof.exemptions)
-    yield from _listed("not judged", judged.unjudged)
-    yield from _listed("what this rests on", proof.assumptions)
+    yield from listed("what may leave without a mark (exemptions)", proof.exemptions)
+    yield from listed("not judged", judged.unjudged)
+    yield from listed("what this rests on", proof.assumptions)
 
 
 def headline(judged: Judged) -> str:
@@ -193,12 +193,13 @@ def _more(findings: Iterable[Finding]) -> Iterator[str]:
         yield f"and {rest} more: --json"
 
 
-def _listed(head: str, items: Iterable[str]) -> Iterator[str]:
-    listed = list(items)
-    if listed:
+def listed(head: str, items: Iterable[str]) -> Iterator[str]:
+    """A part of a report: nothing, if there are no items."""
+    found = list(items)
+    if found:
         yield ""
         yield f"{head}:"
-        yield from (f"  {one}" for one in listed)
+        yield from (f"  {picture.printable(one)}" for one in found)
 
 
 # --- JSON -------------------------------------------------------------------------------------

@@ -11,14 +11,12 @@ what optlen means to the kernel is in kernel/bpf/cgroup.c, __cgroup_bpf_run_filt
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
 import socket
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from attrs import frozen
 
@@ -26,7 +24,7 @@ from .interface import Unavailable
 from .namespace import namespace_cookie
 
 _BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "armv7l": 386, "i686": 357}
-_PROG_LOAD, _OBJ_PIN, _OBJ_GET, _PROG_ATTACH, _PROG_DETACH = 5, 6, 7, 8, 9
+_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH = 5, 8, 9
 _GET_FD_BY_ID, _GET_INFO, _PROG_QUERY = 13, 15, 16
 _ALLOW_MULTI = 2  # programs of others on the same cgroup stay
 _MOST = 64  # programs of one type on a cgroup, BPF_CGROUP_MAX_PROGS
@@ -323,64 +321,3 @@ def wanted(value: int, mask: int, confine: Sequence[str] | None) -> dict[Kind, b
     cookie = namespace_cookie()
     found = {SOCK_CREATE: marks(value, mask, cookie)}
     return found if confine is None else {**found, SETSOCKOPT: confines(value, mask, confine, cookie)}
-
-
-def pinned(path: str | Path, value: int, mask: int, confine: Sequence[str] | None = None) -> dict[str, Path]:
-    """Keep the programs as files of a bpf file system, for systemd's BPFProgram= or `bpftool`.
-
-    `path` is the file of sock_create's program; that of setsockopt (`confine`) has "-setsockopt" behind its name.
-    The bpf file system takes no dots in names.
-    A file that holds the same program stays; another is replaced in one step (rename(2)).
-    Returns systemd's word for the hook -> file. A file of setsockopt that is not wanted any more is removed.
-
-    Raises:
-        Unavailable: the kernel takes no such program, or `path` is not on a bpf file system.
-    """
-    first = Path(path)
-    files = {kind: first if kind is SOCK_CREATE else first.with_name(f"{first.name}-{kind.word}") for kind in KINDS}
-    programs = wanted(value, mask, confine)
-    for kind, file in files.items():
-        if kind in programs:
-            try:
-                _pin(kind, programs[kind], file)
-            except OSError as error:
-                raise Unavailable(f"{file}: {_no_pin(error)}") from None
-        else:
-            file.unlink(missing_ok=True)
-    return {kind.word: files[kind] for kind in programs}
-
-
-def _pin(kind: Kind, code: bytes, file: Path) -> None:
-    loaded = load(kind, code, own_name())
-    try:
-        if _tag_of(file) == describe(loaded).tag:
-            return
-        fresh = file.with_name(f"{file.name}-new{os.getpid()}")
-        name = ctypes.create_string_buffer(os.fsencode(fresh))
-        _bpf(_OBJ_PIN, struct.pack("=QII", ctypes.addressof(name), loaded, 0))
-        fresh.replace(file)
-    finally:
-        os.close(loaded)
-
-
-def _tag_of(file: Path) -> bytes | None:
-    name = ctypes.create_string_buffer(os.fsencode(file))
-    try:
-        descriptor = _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0))[0]
-    except FileNotFoundError:
-        return None
-    try:
-        return describe(descriptor).tag
-    finally:
-        os.close(descriptor)
-
-
-def _no_pin(error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        return "the folder is not there"
-    if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTDIR):
-        return (
-            f"a BPF program can't be kept there ({error.strerror}): this needs root and a name without dots in a bpf "
-            "file system, such as /sys/fs/bpf/NAME ('mount -t bpf bpf /sys/fs/bpf')"
-        )
-    return error.strerror or str(error)

@@ -17,8 +17,8 @@ from pathlib import Path
 from attrs import Factory, define, frozen
 
 from .inotify import Patterns
+from .listener import Listener, join
 
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUPS = (1, 5, 9)  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=B3xiI4x")  # struct ifinfomsg: family, index, flags
@@ -54,8 +54,8 @@ class Heard:
         return self.files or self.links or bool(self.advertisements)
 
 
-class Hearing:
-    """Waits for all of it in the network namespace of the thread that makes it. A context manager.
+class Hearing(Listener):
+    """Waits for all of it in the network namespace of the thread that makes it.
 
     `files` are patterns as of inotify.Patterns. `routers`: listen to advertisements, which needs CAP_NET_RAW; a
     kernel without IPv6 has none. Raises OSError if the kernel refuses.
@@ -63,26 +63,18 @@ class Hearing:
 
     def __init__(self, files: Iterable[Path], routers: bool) -> None:
         self._files = Patterns(files)
-        self._sockets: list[socket.socket] = []
+        super().__init__(self._files)
         try:
-            self._rt = self._made(socket.AF_NETLINK, socket.NETLINK_ROUTE)
-            self._rt.bind((0, 0))
-            for group in _GROUPS:
-                with suppress(FileNotFoundError):  # a kernel without IPv6
-                    self._rt.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            self._rt = self._open(socket.AF_NETLINK, socket.NETLINK_ROUTE)
+            join(self._rt, _GROUPS)
             self._routers = self._listener() if routers else None
         except BaseException:
             self.close()
             raise
 
-    def _made(self, family: int, protocol: int) -> socket.socket:
-        made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-        self._sockets.append(made)
-        return made
-
     def _listener(self) -> socket.socket | None:
         try:
-            made = self._made(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+            made = self._open(socket.AF_INET6, socket.IPPROTO_ICMPV6)
         except OSError as error:
             if error.errno == errno.EAFNOSUPPORT:
                 return None
@@ -92,23 +84,6 @@ class Hearing:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         return made
-
-    def __enter__(self) -> Hearing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Can be called twice."""
-        for one in self._sockets:
-            one.close()
-        self._files.close()
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """What to wait on."""
-        return (self._files.descriptor, *(one.fileno() for one in self._sockets))
 
     def read(self) -> Heard:
         """All of it, up to a bound; never waits."""

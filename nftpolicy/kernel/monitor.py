@@ -20,8 +20,9 @@ from attrs import Factory, define, frozen
 from ..netstate.routing import IpRule, Route
 from . import rtmessages as messages
 from .inotify import Files
+from .listener import Listener, join
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _RCVBUFFORCE = 270, 1, 33
+_RCVBUFFORCE = 33
 _NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 _NFTABLES = 7  # NFNLGRP_NFTABLES
 # RTNLGRP_*: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF
@@ -93,11 +94,11 @@ class News:
         return any(parts)
 
 
-class Monitor:
-    """The kernel's own words about one network namespace: that of the thread that makes it. A context manager.
+class Monitor(Listener):
+    """The kernel's own words about one network namespace: that of the thread that makes it.
 
     `table` is the name of our tables, `aside` of those beside them, `protocol` marks our rules and routes.
-    Wait on `descriptors`, then `read`. Raises OSError if the kernel refuses.
+    Raises OSError if the kernel refuses.
     """
 
     def __init__(self, table: str, aside: str, protocol: int) -> None:
@@ -107,45 +108,21 @@ class Monitor:
         self._links: dict[int, tuple[str, int, int]] = {}
         self._touched = False  # our tables, in a transaction whose end was not read yet
         self._files = Files()
-        self._sockets: list[socket.socket] = []
+        super().__init__(self._files)
         try:
-            self._nft = self._open(_NETLINK_NETFILTER, (_NFTABLES,))
-            self._rt = self._open(_NETLINK_ROUTE, _ROUTING)
+            self._nft = self._told(_NETLINK_NETFILTER, (_NFTABLES,))
+            self._rt = self._told(_NETLINK_ROUTE, _ROUTING)
             self._list_links()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, protocol: int, groups: Iterable[int]) -> socket.socket:
-        made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-        self._sockets.append(made)
+    def _told(self, protocol: int, groups: Iterable[int]) -> socket.socket:
+        made = self._open(socket.AF_NETLINK, protocol)
         with suppress(OSError):  # without CAP_NET_ADMIN of the first user namespace the default has to do
             made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
-        made.bind((0, 0))
-        for group in groups:
-            try:
-                made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # a kernel without IPv6
-                    raise
+        join(made, groups)
         return made
-
-    def __enter__(self) -> Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Can be called twice."""
-        for one in self._sockets:
-            one.close()
-        self._files.close()
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """What to wait on."""
-        return (*(one.fileno() for one in self._sockets), self._files.descriptor)
 
     def leave_out(self, ports: Collection[int]) -> None:
         """Changes made through these netlink sockets are not told: they are this process's own."""
