@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from ..compiler import names
 from ..compiler.compile import Machine, compile_policy
@@ -39,6 +39,11 @@ class Question:
     protocol: int
     sport: int
     dport: int
+
+    @property
+    def by(self) -> dict[str, Any]:
+        """What a route is chosen by beside the addresses, as the model's look-up and the kernel's both name it."""
+        return asdict(self, filter=lambda key, _: key.name not in ("family", "destination", "source"))
 
 
 @frozen
@@ -132,13 +137,7 @@ class Explainer:
             asked.family,
             asked.destination,
             source=asked.source,
-            mark=asked.mark,
-            iif=asked.iif,
-            oif=asked.oif,
-            uid=asked.uid,
-            protocol=asked.protocol,
-            sport=asked.sport,
-            dport=asked.dport,
+            **asked.by,
             forwarded=asked.iif is not None,
             exact=True,
         )
@@ -213,13 +212,7 @@ def asking(links: Set[str]) -> Ask:
             asked.family,
             shown(asked.family, asked.destination),
             None if asked.source is None else shown(asked.family, asked.source),
-            mark=asked.mark,
-            iif=asked.iif,
-            oif=asked.oif,
-            uid=asked.uid,
-            protocol=asked.protocol,
-            sport=asked.sport,
-            dport=asked.dport,
+            **asked.by,
         )
         if isinstance(found, int):
             return Answer(_REFUSALS.get(found, "none"))
