@@ -45,7 +45,7 @@ def dry(outlook: Outlook, nothing: str) -> str:
     if not outlook.steps or outlook.way is None:
         return nothing
     from ..runtime.changes.way import others_say
-    from ..runtime.status import step_lines
+    from ..runtime.changes.wording import step_lines
 
     plan, (now, *behind) = outlook.way.plan, outlook.way.own
     lines = [f"{_count(len(plan.steps), 'step')}, {plan.order}", f"  now: {_said(now)}"]
@@ -80,11 +80,13 @@ def on_trial(changer: Changer, outlook: Outlook, seconds: float = 0) -> Iterator
 
     Either is refused while another one is on trial.
     """
-    from ..runtime.changes import deadman, history, pending
+    from ..runtime.changes import history, pending
     from .rollback import declining
 
     with declining():
         if seconds and outlook.steps:
+            from ..runtime.changes import deadman
+
             kept = history.of_this_namespace(changer.memory)
             with deadman.confirmed_within(changer.kernel, changer.memory, kept, seconds, warn):
                 yield

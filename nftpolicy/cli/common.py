@@ -123,7 +123,7 @@ def changing(source: Source | None) -> Iterator[None]:
     from ..runtime.changes.memory import Busy
     from ..runtime.changes.recover import NoWay
     from ..runtime.changes.unproved import NotProved, NotSafe
-    from ..runtime.status import lines
+    from ..runtime.changes.wording import lines
 
     try:
         yield
@@ -150,7 +150,7 @@ def refused(error, source: Source | None) -> str:  # type: ignore[no-untyped-def
     """Which object of which policy line the kernel refused, and why."""
     from ..netstate.changes import NftTransaction
     from ..planner.plan import Plan
-    from ..runtime.status import describe, lines
+    from ..runtime.changes.wording import describe, lines
 
     item = error.object or getattr(error.step, "rule", None) or getattr(error.step, "route", None)
     item = item or getattr(error.step, "new", None)

@@ -17,7 +17,7 @@ from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
 from nftpolicy.runtime.changes.apply import prospect
 from nftpolicy.runtime.changes.memory import Memory
-from nftpolicy.runtime.status import lines
+from nftpolicy.runtime.changes.wording import lines
 from tests import strategies
 from tests.guarded import GLUON
 from tests.lab.daemons import tool

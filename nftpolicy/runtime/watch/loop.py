@@ -29,7 +29,7 @@ from ..changes.journal import Text
 from ..changes.memory import Busy
 from ..changes.recover import NoWay, recover
 from ..changes.unproved import NotProved, NotSafe
-from ..status import summary
+from ..changes.wording import summary
 from . import decisions as watching
 from .aside import Aside
 from .decisions import Held, Pace, Remedy, earliest
