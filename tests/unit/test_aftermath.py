@@ -281,6 +281,7 @@ def scenes(draw, *policies):
 
 NEWS = Service("wan", user=Account("news", 901), marks="uid-rule")
 LED = evolve(POLICY, service={**POLICY.service, "news": NEWS})
+TO_MAIL = evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 25, 25),))})
 OF_NEWS = {"uid": 901, "mark": 0}
 MESH = "203.0.113.2"
 
@@ -296,8 +297,8 @@ MESH = "203.0.113.2"
         (LED, POLICY, {"uid": 902}, None),
         (LED, evolve(LED, name="same"), {}, None),
         (LED, evolve(LED, name="same"), {"local": MESH}, None),
-        (LED, evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 25, 25),))}), {},
-         "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, TO_MAIL, {}, "user 901 is led to uplink wan no more, or may not send there"),
+        (TO_MAIL, evolve(TO_MAIL, name="same"), {}, None),  # which was dropped before, too
         (LED, evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 443, 443),))}), {}, None),
         (LED, evolve(LED, service={"news": evolve(NEWS, uplink="lte")}), {}, "user 901 is led to uplink lte now"),
         (LED, POLICY, {"remote": None, "dport": 0}, None),

@@ -169,8 +169,8 @@ class _Judge:
         was, now = _user_of(self._before, one), _user_of(self._after, one)
         if now and self._address.get(one.local or "") != now[0]:
             return None if was and was[0] == now[0] else f"user {one.uid} is led to uplink {now[0]} now"
-        if was is None or (now and lets(now[1], one, None)):
-            return None
+        if was is None or (now and (lets(now[1], one, None) or not lets(was[1], one, None))):
+            return None  # it may send, or might not before either
         assert self._before is not None
         if self._after is None and self._goes_on(one, self._before.uplink[was[0]]):
             return None
