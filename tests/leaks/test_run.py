@@ -51,9 +51,15 @@ cgroup = "{tree}/mail"
 uplink = "wan"
 group  = 8026
 
+[service.led]
+uplink = "wan"
+user   = 8027
+marks  = "uid-rule"
+
 [service.wg]
 uplink = "wan"
 kernel = true
+sport  = ["udp/51820"]
 """
 
 
@@ -375,6 +381,49 @@ def test_a_service_that_marks_by_itself(made: Guarded) -> None:
     assert arrived(made, "by itself", 1)[0] == {made.lab.wan_address(4)}
 
 
+def test_a_service_whose_user_is_led_needs_no_mark(made: Guarded) -> None:
+    """What it sends leaves by the WAN, with the WAN's address; what another user sends in the same way does not."""
+    own = [made.lab.wan_address(family) for family in (4, 6)]
+
+    def sends(payload: str) -> list[str]:
+        text = (
+            "import os, socket\n"
+            f"for address in {BOTH!r}:\n"
+            "    one = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET, socket.SOCK_DGRAM)\n"
+            f"    one.connect((address, {DISCARD}))\n"
+            "    print(os.getuid(), one.getsockopt(1, 36), one.getsockname()[0])\n"
+            f"    try: one.send({payload.encode()!r})\n"
+            "    except PermissionError: print('refused')\n"
+        )
+        return ["/usr/bin/python3", "-c", text]  # which an ordinary user may run
+
+    led, another, without = (uuid.uuid4().hex for _ in range(3))
+    with watching(made.lab) as watch:
+        said = run(made, *sends(led), service="led").stdout.splitlines()
+        assert said == [f"8027 0 {address}" for address in own]
+        assert arrived(made, led, 2) == (set(own), set())
+        dropped = made.counters()["inet/wan.dropped"]
+        made.lab.node.run(sends(another), uid=8028)
+        assert made.counters()["inet/wan.dropped"] == dropped + 2
+        assert arrived(made, another, 0) == (set(), set())
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark"
+    with made.off():
+        made.lab.node.run(sends(without), uid=8028)
+        assert arrived(made, without, 2)[0] == set(own), "the control: without the guard the other user's is seen"
+    made.stop_resolver()
+    made.start_resolver()
+
+
+def test_a_service_whose_user_is_led_is_not_started_without_its_rule(made: Guarded) -> None:
+    made.lab.node.ip("rule del priority 850")
+    try:
+        status, said = refused(made, "led", "--", "echo", "started")
+        assert (status, "is not in force" in said) == (1, True), said
+    finally:
+        made.apply()
+    assert run(made, "echo", "started", service="led").stdout == "started\n"
+
+
 def test_confined_even_as_root(made: Guarded) -> None:
     text = (
         "import socket, errno\n"
@@ -396,7 +445,7 @@ def test_confined_even_as_root(made: Guarded) -> None:
 def test_it_refuses_what_can_not_be_started(made: Guarded) -> None:
     assert refused(made, "fasdt", "--", "true") == (
         2,
-        "nftpolicy: gluon-fastd has no service 'fasdt' (did you mean 'fastd'?); known are fastd, mail, own, wg\n",
+        "nftpolicy: gluon-fastd has no service 'fasdt' (did you mean 'fastd'?); known are fastd, mail, own, led, wg\n",
     )
     assert refused(made, "wg", "--", "true")[0] == 2
     assert refused(made, "fastd")[0] == 2
@@ -518,6 +567,9 @@ def test_check_tells_what_it_finds_and_then_starts_the_program(made: Guarded) ->
     assert checked(made, service="mail") == (0, [line for line in wanted if "confined" not in line])
     status, lines = checked(made, service="own")
     assert (status, lines[0]) == (0, "not tried: mark: the program puts it on by itself")
+    assert lines[1:] == wanted[3:]
+    status, lines = checked(made, service="led")
+    assert (status, lines[0]) == (0, "not tried: mark: none, an ip rule leads its user")
     assert lines[1:] == wanted[3:]
 
 
