@@ -128,8 +128,7 @@ def entitled(policy, packet, walk):
     if any(reaches(one, packet, walk) for one in clients):
         return "a service"
     mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
-    whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
-    if whole and any(port.low <= packet.sport <= port.high for one in mine for port in one.sport):
+    if any(lent(one, packet) for one in mine):
         return "a service of the kernel, by its port"
     if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
         return "the resolver"
@@ -149,6 +148,12 @@ def rest(packet):
 def owns(service, packet):
     ids = ((service.user, packet.uid), (service.group, packet.gid))
     return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
+
+
+def lent(service, packet):
+    """Whether it comes from a port of the kernel's that the service names: whose it is, nobody asks."""
+    whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
+    return whole and any(port.low <= packet.sport <= port.high for port in service.sport)
 
 
 def reaches(service, packet, walk):

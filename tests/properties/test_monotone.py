@@ -15,7 +15,7 @@ from nftpolicy.proof.surroundings import completed
 from nftpolicy.proof.verdict import PROVED
 from tests import states_strategies as states
 from tests import strategies
-from tests.properties.test_invariant import goes_red, owns
+from tests.properties.test_invariant import goes_red, lent, owns
 
 PACKETS = 12
 SETTINGS = settings(max_examples=60)
@@ -52,7 +52,8 @@ def additions(draw):
 def is_for(added, policy, packet):
     """Whether the added service is what lets this packet out, by what it says."""
     mark = policy.uplink[added.uplink].mark
-    mine = owns(added, packet) or (added.kernel and packet.origin == KERNEL and packet.protocol == UDP)
+    kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
+    mine = owns(added, packet) or lent(added, packet) or kernels
     return mine and mark.worn_by(packet.mark)
 
 
