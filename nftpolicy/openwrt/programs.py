@@ -11,6 +11,7 @@ from ..policy import values
 from .network import Network, unsigned
 from .roles import Packages, Role
 from .uci_in import Section
+from .undone import library
 
 # Gluon's group of VPN programs (its package gluon-mesh-vpn-core), so by this number on every node.
 GLUON = {"gluon-mesh-vpn": 800}
@@ -122,7 +123,7 @@ def _tunneldigger(one: Section, uplink: Role, groups: Mapping[str, int]) -> Prog
 
 def _preload(uplink: Role) -> str:
     """What a router has to do for a program that marks nothing: the cgroups of `nftpolicy run` are not there."""
-    return f"start it with LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={uplink.mark.value}"
+    return f"start it with {library(uplink.mark.value)}"
 
 
 def _wireguard(network: Sequence[Section], tunnels: Sequence[Section], uplink: Role) -> Program:

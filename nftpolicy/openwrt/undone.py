@@ -21,11 +21,17 @@ def undone(policy: Policy) -> Iterator[tuple[Path, str]]:
         yield from ((("uplink", name, *key), words) for key, words in _of_uplink(uplink))
 
 
+def library(mark: int) -> str:
+    """How a program is started on a router so that libpacketmark marks its sockets."""
+    return f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"  # in decimal, as it is read there (atoi(3))
+
+
 def _of_service(service: Service, mark: int) -> Iterator[tuple[str, str]]:
     if service.marks in ("cgroup", "preload"):
-        # In decimal, as libpacketmark reads it (atoi(3)).
-        loaded = f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"
-        yield "marks", f"nothing on the router marks its sockets, so they are dropped; start it there with {loaded}"
+        yield (
+            "marks",
+            f"nothing on the router marks its sockets, so they are dropped; start it there with {library(mark)}",
+        )
     if service.confine:
         yield (
             "confine",
