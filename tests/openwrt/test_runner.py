@@ -1,5 +1,6 @@
 """The runner on a router comes to what `nftpolicy apply` comes to, and stays there."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def users() -> Policy:
 @pytest.fixture(scope="module")
 def router() -> Iterator[Router]:
     with kernel() as space:
-        yield Router(space, gluon())
+        made = Router(space, gluon())
+        for name, body in LOGGED.items():
+            made.program(name, body.replace("REAL", str(tool(name))))
+        yield made
 
 
 @pytest.fixture
@@ -58,9 +62,59 @@ def applied(router: Router) -> Iterator[Router]:
     yield router
 
 
+# What changes the kernel is written down on its way to it.
+DONE = "/run/done"
+LOGGED = {
+    "ip": f"""case " $* " in
+*" -batch "*) sed "s/^/ip $2 /" | tee -a {DONE} | sed "s/^ip $2 //" | REAL "$@" ;;
+*) exec REAL "$@" ;;
+esac""",
+    # A table that is asleep is only there to be read.
+    "nft": f"""[ "$1 $2" = "-f -" ] || exec REAL "$@"
+text=$(cat)
+case $text in *-wanted*) ;; *) echo nft >>{DONE} ;; esac
+echo "$text" | REAL "$@\"""",
+}
+
+
 def left_to_do(policy: Policy) -> list[str]:
     """In the namespace: what the Python runtime would change."""
     return lines(prospect(linux(), policy, Memory(Path("/run/memory"))).plan)
+
+
+def done(router: Router) -> list[str]:
+    """What the runner has changed since this was asked last."""
+    log = router.space.outside(DONE)
+    text = log.read_text() if log.exists() else ""
+    log.unlink(missing_ok=True)
+    return text.splitlines()
+
+
+SAME = {
+    "protocol": "proto",
+    "delete": "del",
+    "replace": "add",
+    "nft transaction:": "nft",
+    "lookup main": "lookup 254",
+    "/0xffffffff": "",
+}
+
+
+def ways(steps: list[str], family: int) -> list[list[str]]:
+    """The steps that rtnetlink takes one by one, and where the one of nft is among them, in the words of the runner.
+
+    Those of one kind that follow each other are in any order. A route takes the place of the one with its table and
+    metric, so the end of that one is no step.
+    """
+    found = []
+    for step in steps:
+        for word, same in SAME.items():
+            step = step.replace(word, same)
+        if step.startswith((f"ip -{family} ", "nft")):
+            found.append(step)
+    replaced = {step[step.index(" table ") :] for step in found if "route add" in step}
+    found = [step for step in found if "route del" not in step or step[step.index(" table ") :] not in replaced]
+    return [sorted(some) for _, some in itertools.groupby(found, key=lambda step: step.split()[:4])]
 
 
 def held(paths: list[str]) -> NetState:
@@ -71,9 +125,14 @@ def held(paths: list[str]) -> NetState:
 @given(policy=strategies.policies(DEVICES))
 @example(policy=users())
 def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
-    """From whatever policy was there before; and apply has nothing to do then."""
+    """From whatever policy was there before, by the same steps in the same order; and apply has nothing to do then."""
     router.write(policy)
+    done(router)
+    wanted_steps = router.space.call(left_to_do, policy)
     router.nftpolicy("apply")
+    steps = done(router)
+    for family in (4, 6):
+        assert ways(steps, family) == ways(wanted_steps, family)
     assert router.space.call(left_to_do, policy) == []
     wanted = compile_policy(policy)
     assert router.space.call(held, [one.path for one in wanted.sysctls]) == normal(wanted)
