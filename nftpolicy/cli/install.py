@@ -48,7 +48,7 @@ def command(
     init: Optional[StartedBy] = typer.Option(None, help=INIT),  # noqa: UP045
 ) -> None:
     """Put units or init scripts, the policy and its guard in place, so that the uplinks are guarded from the start."""
-    from ..runtime.place.install import CommandFailed, install, link, order
+    from ..runtime.place.install import CommandFailed, install, link, start
 
     root = root_of(destdir)
     by = init_named(init, root)
@@ -69,10 +69,12 @@ def command(
     print("\n".join([f"wrote {path}" for path in written] or ["everything is in place already"]))
     if enable and here:
         try:
-            order(by.enable(by.names))
+            gone = start(wanted, bool(written))
         except CommandFailed as error:
             raise Failure(f"the files are in place, but {error}") from None
-        print(f"enabled and started {', '.join(by.names)}")
+        print(f"enabled and started {', '.join(wanted.started)}")
+        if gone:
+            print(f"stopped and disabled {', '.join(gone)}: the policy has no such resolver any more")
     elif not enable:
         _say_next(wanted, root)
 
@@ -85,16 +87,20 @@ def init_named(init: StartedBy | None, root: Path) -> Init:
 
 
 def _say_next(wanted: Wanted, root: Path) -> None:
-    init = wanted.init
+    from ..runtime.place.install import left_over
+
+    init, gone = wanted.init, left_over(root, wanted)
     if root != Path("/"):
+        also = f" && systemctl --root={root} disable {' '.join(gone)}" if gone else ""
         print(
-            f"next, when the image is made: systemctl --root={root} enable {' '.join(init.names)}"
+            f"next, when the image is made: systemctl --root={root} enable {' '.join(wanted.started)}{also}"
             if not init.links
             else "next: an image builder of OpenWrt enables the scripts by itself; elsewhere 'install --enable' does"
         )
         return
     first = [] if wanted.tables is not None else [f"nftpolicy install FILE   # there is no {wanted.file} yet"]
-    lines = [*first, *(" ".join(words) for words in init.enable(init.names))]
+    orders = [*(init.disable(gone) if gone else ()), *init.enable(wanted.started)]
+    lines = [*first, *(" ".join(words) for words in orders)]
     print("\n  ".join(["next (this closes the uplinks to all but the policy's services):", *lines]))
 
 
@@ -126,7 +132,8 @@ def _wanted(file: Path | None, root: Path, init: Init, folder: str, programs: tu
     if root != Path("/"):
         warn_of_names(policy)
     content = None if _is_policy_of(there, root) else source.text.encode()
-    return Wanted(init, units, proved(policy, source), content, named)
+    resolvers = tuple(name for name, uplink in policy.uplink.items() if uplink.resolver)
+    return Wanted(init, units, proved(policy, source), content, named, resolvers)
 
 
 def place_of(file: Path | None, root: Path) -> str:

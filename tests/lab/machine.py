@@ -5,6 +5,7 @@ users, and a cgroup. It ends with the process that made it, and nothing of it st
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from .netns import wait_until
 
 SYSTEMD = "/lib/systemd/systemd"
 _TREE = Path("/sys/fs/cgroup")
+_NUMBERS = itertools.count()
 _MAKE = """
 set -eu
 exec >"$OUT" 2>&1
@@ -112,7 +114,7 @@ def booted(
     root.mkdir()
     tree = _tree()
     assert tree is not None
-    home = tree / f"nftpolicy-machine-{os.getpid()}"
+    home = tree / f"nftpolicy-machine-{os.getpid()}-{next(_NUMBERS)}"
     home.mkdir()
     parent = os.pidfd_open(os.getpid())
 

@@ -1,6 +1,8 @@
-"""Real systemd starts a machine: the guard before the network, services in their group and marked, stops that keep it."""
+"""Real systemd starts a machine: the guard before the network, services in their group and marked, stops that keep it,
+and the resolvers of the uplinks."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -164,3 +166,210 @@ def test_a_stop_keeps_the_guard(started: Machine) -> None:
 def test_a_program_that_may_not_mark_ends_and_systemd_says_so(started: Machine) -> None:
     assert out(started, "broken").strip() == "77"
     assert "libpacketmark" in out(started, "journal")
+
+
+# --- the resolvers ---------------------------------------------------------------------------
+
+WHO = "who.example"
+HOMES = {"192.0.2.1": "198.51.100.1", "192.0.2.9": "198.51.100.9"}  # a server of the uplink -> how it answers
+FIRST, SECOND = HOMES
+WITH_RESOLVER = f"""
+name = "names"
+inside = ["mesh*"]
+[uplink.wan]
+devices = ["br-wan"]
+mark = "0x500/0xff00"
+table = 7
+exempt = ["arp"]
+[uplink.wan.resolver]
+servers = ["{FIRST}"]
+[service.vpn]
+uplink = "wan"
+group = 4001
+"""
+# "-" in the name of an instance of systemd is what "/" becomes when a path is escaped.
+TWO = f"""{WITH_RESOLVER}
+[uplink.my-lte]
+devices = ["lte0"]
+mark = "0x600/0xff00"
+table = 8
+[uplink.my-lte.resolver]
+servers = ["{FIRST}"]
+listen = ["127.0.0.1:55"]
+[service.other]
+uplink = "my-lte"
+group = 4002
+"""
+WAN_AT_HOME = """
+[Unit]
+DefaultDependencies=no
+After=network-pre.target
+Before=network.target
+Wants=network-pre.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -ec 'mkdir -p /run/out; chmod 1777 /run/out; ip netns add home; ip link set lo up; \
+    ip link add br-wan type veth peer name far netns home; ip addr add 192.0.2.2/24 dev br-wan; ip link set br-wan up; \
+    ip -n home addr add 192.0.2.1/24 dev far; ip -n home addr add 192.0.2.9/24 dev far; ip -n home link set far up; \
+    ip route add default via 192.0.2.1 dev br-wan table 7'
+"""
+HOME = """
+[Unit]
+Requires=network.service
+After=network.service
+[Service]
+ExecStart=/bin/ip netns exec home /usr/sbin/dnsmasq -k --conf-file=/dev/null --pid-file --user=root --no-resolv --no-hosts \
+    --bind-interfaces --listen-address={server} --host-record={who},{answer} --log-queries --log-facility=/run/out/at-{server}
+"""
+# Arguments: group, server. Its answer, or an error word.
+ASK = f"""
+import os, sys
+sys.path.insert(0, "/opt/share")
+from tests.lab.dns import ask
+os.setgroups([])
+os.setgid(int(sys.argv[1]))
+print(ask(sys.argv[2], "{WHO}", 4, seconds=1))
+"""
+LATE_NAMES = f"""
+cd /run/out
+wan=nftpolicy-resolver@wan.service
+lte=nftpolicy-resolver@my-lte.service
+asked() {{ /usr/bin/python3 -B /opt/ask.py "$@"; }}
+shows() {{ systemctl show -p "$1" --value "$2"; }}
+# Arguments: seconds, command.
+until_ok() {{ tries=$(($1 * 5)); shift; until "$@"; do tries=$((tries - 1)); [ $tries -gt 0 ] || return; sleep 0.2; done; }}
+answers() {{ asked 4001 127.0.0.1 | grep -qF "$1"; }}
+again() {{ [ "$(shows NRestarts $wan)" = "$1" ] && [ "$(shows ActiveState $wan)" = active ]; }}
+state() {{ echo "$(systemctl is-active $1) $(systemctl is-enabled $1)"; }}
+dnsmasqs() {{ pgrep -f resolv-file=; }}
+other() {{ [ "$(shows MainPID $wan)" != $1 ] && [ "$(shows ActiveState $wan)" = active ]; }}
+
+{{ state $wan; shows StatusText $wan; }} >boot
+until_ok 10 answers {HOMES[FIRST]}
+asked 4001 127.0.0.1 >served
+asked 0 127.0.0.1 >nobody
+ss -Hanup -e 'sport = 54' >sockets
+systemctl show -p Before,After $wan >order
+
+dnsmasqs >killed-before
+systemctl kill --kill-who=main -s KILL $wan
+until_ok 20 again 1
+dnsmasqs >killed-after
+asked 4001 127.0.0.1 >killed
+
+pid=$(shows MainPID $wan)
+sed 's/{FIRST}/{SECOND}/' /opt/policy.toml >/etc/nftpolicy/policy.toml
+systemctl reload nftpolicy.service
+until_ok 20 other $pid
+asked 4001 127.0.0.1 >reloaded
+pid=$(shows MainPID $wan)
+echo nonsense >/etc/nftpolicy/policy.toml
+systemctl reload nftpolicy.service 2>/dev/null; echo $? >refused
+sleep 1
+[ "$(shows MainPID $wan)" = $pid ] && asked 4001 127.0.0.1 >>refused
+
+ip link add lte0 type dummy
+cp /opt/two.toml /etc/nftpolicy/policy.toml
+/opt/nftpolicy install --enable --program /opt/nftpolicy --nft /usr/sbin/nft >two 2>&1
+{{ state $wan; state $lte; }} >>two
+cat /proc/$(shows MainPID $lte)/cmdline | tr '\\0' ' ' >lte
+until_ok 10 answers {HOMES[FIRST]}
+pid=$(shows MainPID $wan)
+/opt/nftpolicy install --enable --program /opt/nftpolicy --nft /usr/sbin/nft >twice 2>&1
+[ "$(shows MainPID $wan)" = $pid ] && echo same >>twice
+cp /opt/policy.toml /etc/nftpolicy/policy.toml
+/opt/nftpolicy install --enable --program /opt/nftpolicy --nft /usr/sbin/nft >one 2>&1
+{{ state $wan; state $lte; }} >>one 2>&1
+
+until_ok 10 answers {HOMES[FIRST]}
+systemctl stop nftpolicy.service
+state $wan >stopped
+systemctl start nftpolicy.service
+until_ok 10 answers {HOMES[FIRST]}
+state $wan >>stopped
+
+/opt/nftpolicy uninstall >uninstalled 2>&1
+systemctl is-active $wan >gone
+dnsmasqs >>gone
+find /etc/systemd /run/systemd/system -name 'nftpolicy*' >>gone
+asked 4001 127.0.0.1 >unanswered
+# The watch, which would move this route, has ended.
+ip route replace 192.0.2.0/24 dev br-wan
+asked 0 {FIRST} >guarded
+/opt/nftpolicy release /opt/policy.toml >released 2>&1
+asked 0 {FIRST} >open
+journalctl -b --no-pager >journal 2>&1
+touch done
+"""
+
+
+@pytest.fixture(scope="module")
+def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    if lacks := machine.missing():
+        pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
+    homes = {f"home-{server}": HOME.format(server=server, who=WHO, answer=answer) for server, answer in HOMES.items()}
+    late = f"[Unit]\nAfter=nftpolicy-resolver@wan.service {' '.join(f'{one}.service' for one in homes)}\n"
+    late += "[Service]\nType=oneshot\nExecStart=/bin/sh /opt/late.sh\n"
+    units = {"network": WAN_AT_HOME, "late": late, **homes}
+    files = {f"etc/systemd/system/{name}.service": text for name, text in units.items()}
+    files |= {"opt/policy.toml": WITH_RESOLVER, "opt/two.toml": TWO, "opt/nftpolicy": WRAPPER}
+    files |= {"opt/ask.py": ASK, "opt/late.sh": LATE_NAMES}
+    # The image is made with the order that "install" names.
+    prepare = f"""
+    chmod 755 opt/nftpolicy
+    {PROGRAM} install --destdir "$root" --program {OURS} --nft /usr/sbin/nft opt/policy.toml >said
+    eval "$(sed -n 's/^next, when the image is made: //p' said)"
+    {enabled(*(f"{name}.service" for name in units))}
+    """
+    with machine.booted(tmp_path_factory.mktemp("machine"), ROOT, files, prepare, "/run/out/done", 120) as made:
+        yield made
+
+
+def test_a_resolver_serves_from_the_start_and_its_questions_are_marked(resolving: Machine) -> None:
+    assert out(resolving, "boot").split("\n")[:2] == ["active enabled", f"servers: {FIRST}"]
+    assert out(resolving, "served").strip() == f"['{HOMES[FIRST]}']"
+    assert f"query[A] {WHO} from 192.0.2.2" in out(resolving, f"at-{FIRST}"), "it went by the uplink"
+    sockets = out(resolving, "sockets").strip().splitlines()
+    assert sockets and all("fwmark:0x500" in one for one in sockets), sockets
+    assert "nss-lookup.target" in re.search("^Before=(.*)", out(resolving, "order"), re.MULTILINE)[1].split()
+
+
+def test_what_has_no_mark_does_not_get_there_as_long_as_the_guard_stands(resolving: Machine) -> None:
+    assert out(resolving, "guarded").strip() == "EPERM"
+    assert out(resolving, "open").strip() == f"['{HOMES[FIRST]}']", "the control: it gets there without the guard"
+    assert out(resolving, "nobody").strip() == "ECONNREFUSED"
+
+
+def test_a_resolver_that_was_killed_comes_back(resolving: Machine) -> None:
+    before, after = (out(resolving, f"killed-{when}").split() for when in ("before", "after"))
+    assert len(before) == len(after) == 1
+    assert before != after, "the dnsmasq of before is gone"
+    assert out(resolving, "killed").strip() == f"['{HOMES[FIRST]}']"
+
+
+def test_a_reload_of_the_policy_is_the_resolvers_too(resolving: Machine) -> None:
+    assert out(resolving, "reloaded").strip() == f"['{HOMES[SECOND]}']"
+    assert out(resolving, "refused").split("\n")[:2] == ["1", f"['{HOMES[SECOND]}']"], (
+        "one that is refused changes nothing"
+    )
+
+
+def test_resolvers_come_and_go_with_the_policy(resolving: Machine) -> None:
+    assert out(resolving, "two").splitlines()[-2:] == ["active enabled"] * 2
+    assert "resolver --uplink my-lte /etc/nftpolicy/policy.toml" in out(resolving, "lte")
+    twice = out(resolving, "twice").splitlines()
+    assert (twice[0], twice[-1]) == ("everything is in place already", "same")
+    one = out(resolving, "one").splitlines()
+    assert "stopped and disabled nftpolicy-resolver@my-lte.service: the policy has no such resolver any more" in one
+    assert one[-2:] == ["active enabled", "inactive disabled"]
+
+
+def test_stop_and_start_of_the_policy_are_the_resolvers_too(resolving: Machine) -> None:
+    assert out(resolving, "stopped").splitlines() == ["inactive enabled", "active enabled"]
+
+
+def test_uninstall_ends_the_resolver(resolving: Machine) -> None:
+    assert out(resolving, "gone").split() == ["inactive"]
+    assert out(resolving, "unanswered").strip() == "ECONNREFUSED"
+    assert "removed /etc/systemd/system/nftpolicy-resolver@.service" in out(resolving, "uninstalled")

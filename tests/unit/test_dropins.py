@@ -61,6 +61,13 @@ def units(policy, root=None, to=TO, unit=(), program="/usr/bin/nftpolicy", force
     command.command(policy, to, list(unit), root, program, attach, force)
 
 
+def test_a_service_starts_behind_the_resolver_of_its_uplink(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy.write_text(POLICY.replace("[service.fastd]", "[uplink.wan.resolver]\n[service.fastd]"))
+    units(policy, to=None)
+    after = "\nAfter=nftpolicy-guard.service nftpolicy.service nftpolicy-resolver@wan.service\n"
+    assert capsys.readouterr().out.count(after) == 2
+
+
 def test_what_is_in_them(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, to=None)
     out, err = capsys.readouterr()

@@ -18,7 +18,8 @@ from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.runtime.changes.unproved import NotProved
-from nftpolicy.runtime.place import boot, files, procd, units
+from nftpolicy.runtime.place import boot, files, inits, procd, units
+from nftpolicy.runtime.place import install as place
 from tests.guarded import ROOT
 
 POLICIES = sorted((ROOT / "rulesets").glob("*.toml"))
@@ -138,6 +139,23 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
     assert "nftpolicy.service" in done.stderr, "the control: a fault is told"
 
 
+def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
+    text = units.units("/usr/bin/nftpolicy", NFT)[units.RESOLVER]
+    for line in ("Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Before=nss-lookup.target"):
+        assert f"\n{line}\n" in text
+    assert "\nExecStart=/usr/bin/nftpolicy resolver --uplink %i /etc/nftpolicy/policy.toml\n" in text
+    assert "nftpolicy.service" in re.search("^After=(.*)$", text, re.MULTILINE)[1].split()
+    assert "CAP_SYS_ADMIN" not in text
+    assert "Wants=nss-lookup.target" not in text, "it is not the machine's own"
+
+
+@pytest.mark.parametrize("uplink", ["wan", "my-lte", "A_1"])
+def test_an_uplink_is_named_in_its_unit_as_it_is(uplink):
+    assert units.resolver(uplink) == f"nftpolicy-resolver@{uplink}.service"
+    assert units.started([uplink])[-1] == units.resolver(uplink)
+    assert units.RESOLVER not in units.started([uplink])
+
+
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a%b", "/a\nb", "/$HOME"])
 def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
     with pytest.raises(ValueError, match="can't stand in a unit"):
@@ -212,6 +230,109 @@ def test_a_damaged_list_is_told(root):
     (root / "var/lib/nftpolicy/installed.json").write_text("{")
     with pytest.raises(Failure, match="is damaged"):
         uninstall_command.command(root, False, None)
+
+
+# --- instances of resolvers ------------------------------------------------------------------
+
+WANTS = "etc/systemd/system/nftpolicy.service.wants"
+FIXED = " ".join(name for name in units.NAMES if name != units.RESOLVER)
+
+
+def policy_of(tmp_path, *uplinks):
+    """A policy with these uplinks, each with a resolver, and one without."""
+    text = 'name = "names"\ninside = []\n'
+    for number, name in enumerate(("bare", *uplinks), 1):
+        text += f'[uplink.{name}]\ndevices = ["eth{number}"]\nmark = "{number}/0xff"\ntable = {number}\n'
+        text += f'[service.s{number}]\nuplink = "{name}"\ngroup = {4000 + number}\n'
+        if name != "bare":
+            text += f'[uplink.{name}.resolver]\nlisten = ["127.0.0.1:{5000 + number}"]\n'
+    file = tmp_path / "names.toml"
+    file.write_text(text)
+    return file
+
+
+def enable(root, *uplinks):
+    """As systemctl --root does it."""
+    (root / WANTS).mkdir(parents=True, exist_ok=True)
+    for name in uplinks:
+        (root / WANTS / units.resolver(name)).symlink_to(f"/etc/systemd/system/{units.RESOLVER}")
+
+
+def said_next(capsys):
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next, ")]
+    return line.partition(": ")[2]
+
+
+def test_an_image_is_told_which_resolvers_to_enable_and_disable(root, tmp_path, capsys):
+    order = f"systemctl --root={root} enable {FIXED}"
+    install(root, policy_of(tmp_path, "wan", "my-lte"))
+    assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service nftpolicy-resolver@my-lte.service"
+    enable(root, "wan", "my-lte")
+    install(root, policy_of(tmp_path, "wan"), force=True)
+    gone = f"systemctl --root={root} disable nftpolicy-resolver@my-lte.service"
+    assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service && {gone}"
+
+
+def test_without_a_resolver_the_template_is_there_and_no_instance(root, tmp_path, capsys):
+    install(root, policy_of(tmp_path))
+    assert (root / "etc/systemd/system" / units.RESOLVER).exists()
+    assert said_next(capsys) == f"systemctl --root={root} enable {FIXED}"
+
+
+def test_uninstall_of_an_image_takes_the_links_of_instances_away(root, tmp_path):
+    install(root, policy_of(tmp_path, "wan", "my-lte"))
+    enable(root, "wan", "my-lte")
+    (root / WANTS / "other@wan.service").symlink_to("/etc/systemd/system/other@.service")
+    uninstall_command.command(root, True, None)
+    assert links(root) == {f"{WANTS}/other@wan.service": "/etc/systemd/system/other@.service"}
+
+
+def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
+    install(root, policy_of(tmp_path, "wan"))
+    enable(root, "wan")
+    before = installed(root), links(root)
+    bad = policy_of(tmp_path, "wan")
+    bad.write_text(bad.read_text().replace("5002", "none"))
+    with pytest.raises(Failure, match=r"names\.toml:\d+"):
+        install(root, bad, force=True)
+    assert (installed(root), links(root)) == before
+
+
+@pytest.mark.parametrize(
+    ("fresh", "gone", "orders"),
+    [
+        (False, [], ["daemon-reload", "enable --now A nftpolicy-resolver@wan.service"]),
+        (
+            True,
+            ["nftpolicy-resolver@old.service"],
+            [
+                "daemon-reload",
+                "try-reload-or-restart nftpolicy.service",
+                "stop nftpolicy-resolver@old.service",
+                "disable nftpolicy-resolver@old.service",
+                "daemon-reload",
+                "enable --now A nftpolicy-resolver@wan.service",
+            ],
+        ),
+    ],
+)
+def test_what_systemd_is_told(monkeypatch, fresh, gone, orders):
+    told = []
+    monkeypatch.setattr(place, "order", told.extend)
+    monkeypatch.setattr(place, "left_over", lambda root, wanted: gone)
+    wanted = place.Wanted(inits.SYSTEMD, {}, resolvers=("wan",))
+    assert place.start(wanted, fresh) == gone
+    assert [" ".join(one).replace(FIXED, "A") for one in told] == [f"systemctl {one}" for one in orders]
+
+
+def test_systemd_stops_and_disables_all_instances_of_a_template():
+    stop, disable = inits.SYSTEMD.disable([units.RESOLVER, "nftpolicy.service"])
+    assert stop == ("systemctl", "stop", "nftpolicy-resolver@?*.service", "nftpolicy.service")
+    assert disable == ("systemctl", "disable", units.RESOLVER, "nftpolicy.service")
+
+
+def test_with_procd_the_script_asks_for_the_resolvers_itself():
+    assert place.Wanted(inits.PROCD, {}, resolvers=("wan",)).started == procd.NAMES
 
 
 # --- on OpenWrt ------------------------------------------------------------------------------

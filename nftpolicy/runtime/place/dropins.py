@@ -19,7 +19,7 @@ from ...kernel.interface import Unavailable
 from ...policy.objects import Policy, Service, Uplink
 from ..service import preload
 from .files import below
-from .units import UNITDIR, checked
+from .units import UNITDIR, checked, resolver
 
 NAME = "nftpolicy.conf"
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service\Z")
@@ -41,10 +41,11 @@ _TEXT = """\
 # It does not start where the guard could not be loaded.
 Requires=nftpolicy-guard.service
 Wants=nftpolicy.service
-After=nftpolicy-guard.service nftpolicy.service
+After={after}
 
 [Service]
 {lines}"""
+_AFTER = ("nftpolicy-guard.service", "nftpolicy.service")
 
 
 class NoDropIn(Exception):
@@ -93,8 +94,10 @@ def of_policy(policy: Policy, units: Mapping[str, str], folder: str, machine: Ma
             raise NoDropIn(f"{unit} is the unit of two services, and a process has one group: name another with --unit")
         if service.marks == "preload":
             _may_be_loaded(name, unit, service, machine.root)
-        lines = [*_identity(service), *_WAYS[service.marks](name, policy.uplink[service.uplink], machine)]
-        texts[path] = _TEXT.format(name=name, policy=policy.name, lines="".join(f"{line}\n" for line in lines))
+        uplink = policy.uplink[service.uplink]
+        lines = "".join(f"{line}\n" for line in (*_identity(service), *_WAYS[service.marks](name, uplink, machine)))
+        after = " ".join([*_AFTER, *([resolver(service.uplink)] if uplink.resolver else [])])
+        texts[path] = _TEXT.format(name=name, policy=policy.name, after=after, lines=lines)
     return DropIns(texts, without)
 
 

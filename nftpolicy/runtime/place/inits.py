@@ -19,20 +19,23 @@ class Init:
     """One of them.
 
     `texts` makes name -> text of its files from (this program, nft, the policy), as the machine knows them, for
-    `folder`; `beside` are files elsewhere. `enabled` is a pattern of the links by which a file of that name is
-    enabled, from `folder`; `links` are those links where they can be made without it (path -> where it leads).
+    `folder`; `beside` are files elsewhere. `started` makes what is to be started out of the uplinks with a resolver:
+    the files, or of a template ("@.") instances. `enabled` is a pattern of the links by which something of that name
+    is enabled, from `folder`; `links` are those links where they can be made without it (path -> where it leads).
     """
 
     name: str
     folder: str
     texts: Callable[[str, str, str], Mapping[str, str]]
     names: tuple[str, ...]
+    started: Callable[[Iterable[str]], tuple[str, ...]]
     mode: int
     kept: str  # the folder of what outlasts a restart
     running: Path  # is there while it runs the machine
     enabled: str
     enable: Callable[[Iterable[str]], list[Order]]  # names -> orders that enable and start them
     disable: Callable[[Iterable[str]], list[Order]]
+    renew: tuple[Order, ...] = ()  # when files were written, for what runs already
     forget: tuple[Order, ...] = ()  # when files were taken away
     links: Mapping[str, str] = Factory(dict)
     beside: Mapping[str, str] = Factory(dict)
@@ -42,6 +45,11 @@ class Init:
         return Path(path).name in self.names and path not in self.beside
 
 
+def instances(name: str) -> str:
+    """A pattern of the instances, if that is the name of a template of systemd; else the name."""
+    return name.replace("@.", "@?*.")
+
+
 _RELOAD = ("systemctl", "daemon-reload")
 
 SYSTEMD = Init(
@@ -49,12 +57,15 @@ SYSTEMD = Init(
     folder=units.UNITDIR,
     texts=units.units,
     names=units.NAMES,
+    started=units.started,
     mode=0o644,
     kept=KEPT,
     running=Path("/run/systemd/system"),  # sd_booted(3)
     enabled="*.wants/{name}",
     enable=lambda names: [_RELOAD, ("systemctl", "enable", "--now", *names)],
-    disable=lambda names: [("systemctl", "disable", "--now", *names)],
+    # "stop" takes a pattern for the instances of a template, "disable" its name.
+    disable=lambda names: [("systemctl", "stop", *map(instances, names)), ("systemctl", "disable", *names)],
+    renew=(_RELOAD, ("systemctl", "try-reload-or-restart", "nftpolicy.service")),
     forget=(_RELOAD,),
 )
 PROCD = Init(
@@ -62,6 +73,7 @@ PROCD = Init(
     folder=procd.FOLDER,
     texts=procd.scripts,
     names=procd.NAMES,
+    started=lambda uplinks: procd.NAMES,  # the script asks for the resolvers itself
     mode=0o755,
     kept=KEPT_ON_OPENWRT,
     running=Path("/var/run/ubus/ubus.sock"),  # its bus

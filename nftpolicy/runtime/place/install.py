@@ -19,7 +19,7 @@ from attrs import evolve, frozen
 
 from .boot import GUARD, Tables
 from .files import Manifest, below, content_of, put
-from .inits import Init, Order, init_of
+from .inits import Init, Order, init_of, instances
 from .units import POLICY
 
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -54,7 +54,8 @@ def this_program() -> str | None:
 class Wanted:
     """What is to be installed: files of `init` (path as the system knows it -> text), the guard's, and the policy.
 
-    `file` is where the policy is; `policy` its content, None if there is none of it to be written.
+    `file` is where the policy is; `policy` its content, None if there is none of it to be written; `resolvers` its
+    uplinks that have one.
     """
 
     init: Init
@@ -62,6 +63,12 @@ class Wanted:
     tables: Tables | None = None
     policy: bytes | None = None
     file: str = POLICY
+    resolvers: tuple[str, ...] = ()
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """The names of what is to be enabled and started."""
+        return self.init.started(self.resolvers)
 
     def files(self) -> dict[str, bytes]:
         """All of them; the units last, so that what they name is there."""
@@ -190,11 +197,31 @@ def link(root: Path, init: Init) -> list[Path]:
 
 def _disable(unit: Path, init: Init) -> None:
     """Take away the links by which a unit was enabled; they lead nowhere now."""
-    for one in unit.parent.glob(init.enabled.format(name=unit.name)):
+    for one in unit.parent.glob(init.enabled.format(name=instances(unit.name))):
         if one.is_symlink():
             one.unlink()
             with suppress(OSError):
                 one.parent.rmdir()
+
+
+def left_over(root: Path, wanted: Wanted) -> list[str]:
+    """The names of instances that are enabled there and not to be started any more."""
+    init = wanted.init
+    folder = below(root, init.folder)
+    templates = [pattern for name in init.names if (pattern := instances(name)) != name]
+    links = {link.name for pattern in templates for link in folder.glob(init.enabled.format(name=pattern))}
+    return sorted(links - set(wanted.started))
+
+
+def start(wanted: Wanted, fresh: bool) -> list[str]:
+    """Have this machine start what was installed, now and always; `fresh`: files were written.
+
+    Instances that are left over are stopped and disabled; their names. Raises CommandFailed.
+    """
+    init = wanted.init
+    gone = left_over(Path("/"), wanted)
+    order([*(init.renew if fresh else ()), *(init.disable(gone) if gone else ()), *init.enable(wanted.started)])
+    return gone
 
 
 def order(orders: Iterable[Order]) -> None:

@@ -11,6 +11,7 @@ that starts when this one fails (OnFailure=) would start beside network-pre.targ
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from .boot import GUARD, block, link
 
@@ -60,6 +61,8 @@ ExecStart={program} apply {policy}
 ExecStartPost=-{program} guard --no-load {policy}
 ExecReload={program} apply {policy}
 ExecReload=-{program} guard --no-load {policy}
+# A resolver reads the policy when it starts. Where the policy is refused, this is not reached, and they go on.
+ExecReload=-systemctl --no-block try-restart {resolvers}
 ReadWritePaths=/etc/nftpolicy
 {hardening}
 [Install]
@@ -88,8 +91,44 @@ RestartSec=1
 WantedBy=multi-user.target
 """
 
+# The name of an uplink is an instance as it is: %i, and not %I, where each "-" would be a "/".
+_RESOLVER = """\
+[Unit]
+Description=Resolver of uplink %i
+Documentation=man:nftpolicy(1) man:dnsmasq(8)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy.service
+After=nftpolicy-guard.service nftpolicy.service nss-user-lookup.target
+# For the services that it is for. It is not the machine's own and does not pull that target in.
+Before=nss-lookup.target
+# "stop" and "restart" of the policy are the resolver's, too.
+PartOf=nftpolicy.service
+ConditionPathExists={policy}
+# It never gives up.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} resolver --uplink %i {policy}
+Restart=always
+RestartSec=2
+# It ends its dnsmasq itself, which is in a cgroup of its own. What was left by a kill, the next start ends.
+KillMode=mixed
+{hardening}\
+# The program that marks; dnsmasq's user, and its end; the marks of its sockets; leases of others.
+CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
+# A lease may be anywhere.
+PrivateTmp=no
+ProtectHome=read-only
+# It writes none.
+ProtectKernelTunables=yes
+
+[Install]
+WantedBy=nftpolicy.service
+"""
+
 # ProtectKernelTunables= is off, since sysctls are written; PrivateNetwork= and ProtectControlGroups= are
-# about what it is there for.
+# about what it is there for. What a unit sets after this is added (capabilities), or counts instead.
 _HARDENING = """\
 # What sysctls were before the policy is kept in /run until the machine restarts.
 RuntimeDirectory=nftpolicy
@@ -114,8 +153,24 @@ SystemCallArchitectures=native
 RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
 """
 
-_UNITS = {"nftpolicy-guard.service": _GUARD, "nftpolicy.service": _APPLY, "nftpolicy-watch.service": _WATCH}
+RESOLVER = "nftpolicy-resolver@.service"
+_UNITS = {
+    "nftpolicy-guard.service": _GUARD,
+    "nftpolicy.service": _APPLY,
+    "nftpolicy-watch.service": _WATCH,
+    RESOLVER: _RESOLVER,
+}
 NAMES = tuple(_UNITS)
+
+
+def resolver(uplink: str) -> str:
+    """The unit of an uplink's resolver."""
+    return RESOLVER.replace("@", f"@{uplink}")
+
+
+def started(uplinks: Iterable[str]) -> tuple[str, ...]:
+    """What is enabled and started where these uplinks have a resolver."""
+    return (*(name for name in NAMES if name != RESOLVER), *map(resolver, uplinks))
 
 
 def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
@@ -134,6 +189,7 @@ def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
         "link": link(GUARD),
         "block": block(GUARD),
         "hardening": _HARDENING,
+        "resolvers": resolver("*"),
     }
     return {name: content.format(**words) for name, content in _UNITS.items()}
 

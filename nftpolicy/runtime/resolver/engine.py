@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedGroup, unmarked
 from ...kernel.interface import Unavailable
+from ...kernel.notify import Manager
 from ...kernel.seccomp import MarkedCalls
 from ...policy.objects import Listen, Resolver, Uplink
 from .learner import Learner, Wanted
@@ -50,6 +51,7 @@ class Job:
     resolver: Resolver
     folder: Path
     say: Callable[[str], None]
+    manager: Manager = field(factory=Manager)
 
     @property
     def servers_file(self) -> Path:
@@ -191,6 +193,7 @@ def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
         waited = ", ".join(one.sign if one and word == "lease" else word for word, one in learner.sources.items())
         named = ", ".join(map(str, servers)) or f"none yet (waiting for {waited}); names are refused until then"
         job.say(f"servers of uplink {job.name}: {named}")
+        job.manager.tell(STATUS=f"servers: {named}")
 
 
 def _watch(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream: Upstream) -> None:
@@ -209,6 +212,7 @@ def _watch(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream:
             if not ready and _listens(child.pid):
                 ready = True
                 job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
+                job.manager.tell(READY=1)
             _refresh(job, learner, upstream)
     finally:
         for number, handler in previous.items():
