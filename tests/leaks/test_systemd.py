@@ -269,7 +269,6 @@ systemctl reload nftpolicy.service 2>/dev/null; echo $? >refused
 sleep 1
 [ "$(shows MainPID $wan)" = $pid ] && asked 4001 127.0.0.1 >>refused
 
-ip link add lte0 type dummy
 cp /opt/two.toml /etc/nftpolicy/policy.toml
 /opt/nftpolicy install --enable --program /opt/nftpolicy --nft /usr/sbin/nft >two 2>&1
 {{ state $wan; state $lte; }} >>two

@@ -301,7 +301,7 @@ def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
 @pytest.mark.parametrize(
     ("fresh", "gone", "orders"),
     [
-        (False, [], ["daemon-reload", "enable --now A nftpolicy-resolver@wan.service"]),
+        (False, [], ["daemon-reload", "enable --quiet --now A nftpolicy-resolver@wan.service"]),
         (
             True,
             ["nftpolicy-resolver@old.service"],
@@ -311,7 +311,7 @@ def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
                 "stop nftpolicy-resolver@old.service",
                 "disable nftpolicy-resolver@old.service",
                 "daemon-reload",
-                "enable --now A nftpolicy-resolver@wan.service",
+                "enable --quiet --now A nftpolicy-resolver@wan.service",
             ],
         ),
     ],

@@ -62,7 +62,7 @@ SYSTEMD = Init(
     kept=KEPT,
     running=Path("/run/systemd/system"),  # sd_booted(3)
     enabled="*.wants/{name}",
-    enable=lambda names: [_RELOAD, ("systemctl", "enable", "--now", *names)],
+    enable=lambda names: [_RELOAD, ("systemctl", "enable", "--quiet", "--now", *names)],
     # "stop" takes a pattern for the instances of a template, "disable" its name.
     disable=lambda names: [("systemctl", "stop", *map(instances, names)), ("systemctl", "disable", *names)],
     renew=(_RELOAD, ("systemctl", "try-reload-or-restart", "nftpolicy.service")),
