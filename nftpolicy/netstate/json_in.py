@@ -41,6 +41,16 @@ def _flags(body: dict[str, Any]) -> frozenset[str]:
     return frozenset((listed,) if isinstance(listed, str) else listed)
 
 
+def _table_flags(body: dict[str, Any]) -> frozenset[str]:
+    """A dormant table hooks nowhere. What nft 1.0.6 puts in the flag's place is what lies in its memory behind the
+    words that it knows: another word, or any part of what it is about to print."""
+    listed = body.get("flags", ())
+    words = [listed] if isinstance(listed, str) else listed
+    if isinstance(words, list | tuple) and all(isinstance(one, str) and one in _TABLE_FLAGS for one in words):
+        return frozenset(words)
+    return frozenset({"unnamed"})
+
+
 class _Builder:
     """Collects the flat list of objects that nft prints into one table."""
 
@@ -153,9 +163,7 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
             owner = (body["family"], body["name"] if kind == "table" else body["table"])
             builder = builders.setdefault(owner, _Builder(*owner))
             if kind == "table":
-                # A dormant table hooks nowhere. nft 1.0.6 puts another word in the flag's place.
-                flags = _flags(body)
-                builder.flags = flags if flags <= _TABLE_FLAGS else frozenset({"unnamed"})
+                builder.flags = _table_flags(body)
                 continue
             known = {
                 "chain": builder.chain,

@@ -400,6 +400,10 @@ def test_a_listing_in_text_completes_what_json_lacks():
     assert elsewhere == tables[3]
 
 
-def test_a_flag_that_nft_names_wrongly_is_not_taken_for_one():
-    (table,) = json_in.ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": "ip"}}]})
+@pytest.mark.parametrize(
+    "flags", ["ip", ["owner", "ip"], [{"meta": {"key": "mark"}}], {"chain": {}}, [["owner"]], 7, None]
+)
+def test_a_flag_that_nft_names_wrongly_is_not_taken_for_one(flags):
+    """As nft 1.0.6 prints the flag "owner": from memory that is not its own."""
+    (table,) = json_in.ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": flags}}]})
     assert table.flags == {"unnamed"}
