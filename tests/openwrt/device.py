@@ -145,9 +145,12 @@ class Device:
             self.space.ip(f"-{family} rule flush", f"-{family} rule add priority 32766 lookup main")
         if "br-wan" in self.space.run(["ip", "-br", "link"]).stdout:
             self.space.ip(f"link set {WAN} down", f"address flush dev {WAN}", f"link set {WAN} name {PORT}")
-        # The checkout is no part of the device, also where it lies below /tmp.
+        self.run("rm", "-rf", *self.remembered())
+
+    def remembered(self) -> list[str]:
+        """What is in /tmp. The checkout is no part of the device, also where it lies there."""
         inside = [f"/tmp/{one.name}" for one in self.file("tmp").iterdir()]
-        self.run("rm", "-rf", *(one for one in inside if not CHECKOUT.is_relative_to(one)))
+        return [one for one in inside if not CHECKOUT.is_relative_to(one)]
 
     def instances(self) -> dict[str, int]:
         """What procd runs, with process ids inside."""
