@@ -282,7 +282,7 @@ def test_nothing_survives_the_lab(how: signal.Signals) -> None:
         assert len(inhabitants(inside)) >= 12  # six holders, three dnsmasq, two fastd, the DHCP client
         os.kill(holder.pid, how)
         holder.wait(10)
-    wait_until(lambda: not inhabitants(inside), 5, "the end of every process of the lab")
+    wait_until(lambda: not inhabitants(inside), 20, "the end of every process of the lab")
     if lsns := shutil.which("lsns"):
         listing = subprocess.run([lsns, "-n", "-o", "NS"], capture_output=True, text=True, check=True).stdout
         assert inside.isdisjoint(map(int, listing.split()))

@@ -264,7 +264,8 @@ class Field:
         known = {
             at.WAN: (*at.HOME.values(), at.HOME_LINK_LOCAL, *at.NEIGHBOUR.values(), *at.SERVER.values()),
             STICK: (*STICK_FAR.values(), *at.SERVER.values()),
-            at.MESH: at.GATEWAY.values(),
+            # (Without a route a bound IPv4 socket takes everybody for a neighbour; asked for, they fill its buffer.)
+            at.MESH: (*at.GATEWAY.values(), *at.SERVER.values()),
         }
         node.ip(
             *(

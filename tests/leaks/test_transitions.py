@@ -108,9 +108,11 @@ def controls(field: Field) -> None:
 
     assert seen("nothing") == {}
     guardless = {f"{wire}: {kind}" for role in (PLAIN, FOREIGN, STOLEN) for wire, kind in led(field, role)}
-    assert not missing(guardless, "no guard"), "inconclusive: without the guard not all of it leaves"
+    left = missing(guardless, "no guard")
+    assert not left, f"inconclusive: without the guard not all of it leaves: {sorted(left)}"
     astray = {f"{MESH}: {kind}" for kind in field.kinds if kind.role in (STOLEN, MARKED, ASTRAY)}
-    assert not missing(astray, "no ladder"), "inconclusive: without the ladder not all of it strays"
+    left = missing(astray, "no ladder")
+    assert not left, f"inconclusive: without the ladder not all of it strays: {sorted(left)}"
     field.around("apply", last.policy)
     assert seen("nothing") == {}
 
