@@ -58,8 +58,10 @@ class Router:
         `any_source`: an IPv4 source that is not of this machine is not refused (IP_TRANSPARENT, IP_HDRINCL).
         `exact`: this one lookup and no more, as RTM_GETROUTE does it. Without it an IPv6 packet that has no
         source and finds no route is looked up again with an address of this machine, as for a socket.
-        Without a `log` an answer is given once for all packets that no rule and no route tells apart.
+        Without a `log`, or with one for nobody, an answer is given once for all packets that no rule and no route
+        tells apart.
         """
+        log = None if isinstance(log, Untold) else log
         if log is None:
             reads = (self._4 if family == 4 else self._6).rules.reads
             # IPv4 itself looks for IGMP; all else of a packet's header above IP is for rules alone.

@@ -125,7 +125,7 @@ class Sending:
             protocol=read[0],
             sport=read[1],
             dport=read[2],
-            log=None if isinstance(log, Untold) else log,
+            log=log,
             **how,
         )
         if routed.outcome == "multicast" and how.get("forwarded"):  # nobody routes it here: for this machine, if at all
@@ -156,7 +156,7 @@ class Sending:
             any_source=packet.origin == KERNEL or packet.protocol not in (TCP, UDP),
             # What the kernel answers prefers the device that it came by; a bound socket has no choice.
             exact=source is None or packet.origin == KERNEL,
-            log=None if isinstance(log, Untold) else log,
+            log=log,
         )
         return self._way(routed, packet.family, doubts)
 
