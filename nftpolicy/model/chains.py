@@ -34,8 +34,12 @@ class _Rule:
     ready: list[Step] = field(factory=list)
     _text: str | None = None
 
-    def goes_on(self, run: Run) -> bool | nft.Verdict:
-        """Carry out what was not ready yet; what comes of the rule."""
+    def carried_out(self, run: Run) -> bool | nft.Verdict:
+        """The verdict of a rule that has one; of others, whether the rule matches."""
+        for one in self.ready:
+            found = one(run)
+            if found is not True:
+                return found
         for made in self._rest:
             self.ready.append(made)
             found = made(run)
@@ -204,15 +208,7 @@ def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
     while True:
         verdict = _END
         for rule in rules:
-            if log is not None:
-                found = _told(rule, run, log)
-            else:  # what _carried_out does, spelled out: proofs come here for every rule of every packet
-                for one in rule.ready:
-                    found = one(run)
-                    if found is not True:
-                        break
-                else:
-                    found = rule.goes_on(run)
+            found = rule.carried_out(run) if log is None else _told(rule, run, log)
             if found is not True and found is not False:
                 verdict = found
                 break
@@ -240,21 +236,12 @@ def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
 def _told(rule: _Rule, run: Run, log: list[Decision]) -> bool | nft.Verdict:
     """The same with what the rule did, for a person."""
     run.effects = []
-    found = _carried_out(rule, run)
+    found = rule.carried_out(run)
     if found or run.effects:
         words = [] if isinstance(found, bool) else [_named(found)]
         effect = ", ".join([*run.effects, *words]) or "goes on"
         log.append(Decision("rule", rule.text, rule.rule, rule.rule.origin, effect))
     return found
-
-
-def _carried_out(rule: _Rule, run: Run) -> bool | nft.Verdict:
-    """The verdict of a rule that has one; of others, whether the rule matches."""
-    for one in rule.ready:
-        found = one(run)
-        if found is not True:
-            return found
-    return rule.goes_on(run)
 
 
 def _named(verdict: nft.Verdict) -> str:
