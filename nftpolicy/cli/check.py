@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Optional
 import typer
 
 from .common import FILE, REFUSED, UNKNOWN, Failure, policy_file, read_policy, warn
-from .told import line, told
+from .told import noted, told
 
 if TYPE_CHECKING:
     from ..policy.errors import Source
@@ -21,12 +21,12 @@ def command(file: Optional[Path] = typer.Argument(None, help=FILE)) -> None:  # 
     """Read a policy, say what is wrong with it, and prove what it compiles to. Needs no root and changes nothing."""
     file = policy_file(file)
     policy, source = read_policy(file)
-    from ..policy.errors import shown
     from ..policy.lint import warnings
     from ..policy.others import SIGNS
 
-    for path, message in warnings(policy, frozenset(one for one in SIGNS if os.path.exists(one))):  # noqa: PTH110
-        warn(f"{line(source, path)}: {shown(path)}: {message}")
+    here = frozenset(one for one in SIGNS if os.path.exists(one))  # noqa: PTH110
+    for note in noted(source, warnings(policy, here)):
+        warn(note)
     from ..runtime.resolver.leak_files import found
 
     for leak in found(policy):

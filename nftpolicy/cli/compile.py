@@ -135,13 +135,12 @@ def _template(policy: Policy, source: Source, link_guard: bool) -> None:
 def _warn(policy: Policy, source: Source) -> None:
     """Say what is of this machine, and what a router does not do."""
     from ..openwrt.undone import undone
-    from ..policy.errors import shown
     from .install import warn_of_names
-    from .told import line
+    from .told import noted
 
     warn_of_names(policy)
-    for path, message in undone(policy):
-        warn(f"{line(source, path)}: {shown(path)}: {message}")
+    for note in noted(source, undone(policy)):
+        warn(note)
 
 
 def _held_against_the_schema(found: dict[str, object]) -> None:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is not proved, a line each, for the commands that only need to say that."""
+"""What is not proved, or deserves a word, a line each with its place in the policy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..policy.errors import Source
+    from ..policy.errors import Path, Source
     from ..proof.verdict import Proof
     from ..runtime.changes.unproved import NotProved, NotSafe
 
@@ -49,7 +50,15 @@ def unsafe(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str]
     return [*lines, *hints], verdicts == {UNKNOWN}
 
 
-def line(source: Source, path: tuple[str | int, ...]) -> str:
+def noted(source: Source, notes: Iterable[tuple[Path, str]]) -> Iterator[str]:
+    """What deserves a word about keys of a policy, a line each with its place."""
+    from ..policy.errors import shown
+
+    for path, message in notes:
+        yield f"{line(source, path)}: {shown(path)}: {message}"
+
+
+def line(source: Source, path: Path) -> str:
     """FILE:LINE of a key."""
     at = source.line(path) if path else None
     return f"{source.name}{f':{at}' if at else ''}"
