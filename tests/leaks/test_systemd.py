@@ -64,7 +64,7 @@ Type=oneshot
 ExecStart=/bin/sh -c 'mkdir -p /run/out; chmod 1777 /run/out; {SEE} >/run/out/early; sleep 1'
 """
 # Like systemd-networkd it waits for network-pre.target and for nothing else.
-NETWORK = f"""
+NETWORKD = """
 [Unit]
 DefaultDependencies=no
 After=network-pre.target
@@ -73,6 +73,8 @@ Wants=network-pre.target
 [Service]
 Type=oneshot
 RemainAfterExit=yes
+"""
+NETWORK = f"""{NETWORKD}
 ExecStart=/bin/sh -c '{SEE} >/run/out/network; ip link add br-wan type veth peer name far; ip link set br-wan up; ip link set far up'
 """
 NAMED = " ".join(f"{word}.service" for word in WAYS)
@@ -200,15 +202,7 @@ listen = ["127.0.0.1:55"]
 uplink = "my-lte"
 group = 4002
 """
-WAN_AT_HOME = """
-[Unit]
-DefaultDependencies=no
-After=network-pre.target
-Before=network.target
-Wants=network-pre.target
-[Service]
-Type=oneshot
-RemainAfterExit=yes
+WAN_AT_HOME = f"""{NETWORKD}
 ExecStart=/bin/sh -ec 'mkdir -p /run/out; chmod 1777 /run/out; ip netns add home; ip link set lo up; \
     ip link add br-wan type veth peer name far netns home; ip addr add 192.0.2.2/24 dev br-wan; ip link set br-wan up; \
     ip -n home addr add 192.0.2.1/24 dev far; ip -n home addr add 192.0.2.9/24 dev far; ip -n home link set far up; \
