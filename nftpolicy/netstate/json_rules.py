@@ -50,6 +50,10 @@ def _value(item: Any) -> nft.Value | None:
         match item:
             case {"prefix": {"addr": str(address), "len": int(length)}}:
                 return f"{address}/{length}"
+            # nft writes a range of a 32-bit number as a prefix where it is one (DTYPE_F_PREFIX: mark, realm, devgroup).
+            case {"prefix": {"addr": int(low), "len": int(length)}} if 0 <= low < 1 << 32 and 0 <= length <= 32:
+                size = 1 << 32 - length
+                return f"{low}-{low + size - 1}" if low % size == 0 else None
             case {"range": [int() | str() as low, int() | str() as high]}:
                 return f"{low}-{high}"
             case {"elem": {"val": inner}}:

@@ -132,9 +132,16 @@ class Probe:
             oif=out if hook in ("output", "postrouting", "egress", "forward") else None,
             uid=self.uid if is_home else None,
             gid=self.gid if is_home else None,
-            fields={**dict(self.fields), dscp: self.tos >> 2},
+            fields={**dict(self.fields), **self._first_words(), dscp: self.tos >> 2},
             notrack=self.dport == UNTRACKED and not (first and priority < -350),
         )
+
+    def _first_words(self) -> dict[tuple[str, str], int]:
+        """The two 16-bit words that `th sport` and `th dport` read where the protocol has no ports."""
+        if self.protocol not in (ICMP, ICMPV6, GRE):
+            return {}
+        sport, dport = struct.unpack_from("!HH", _content(self))
+        return {("th", "sport"): sport, ("th", "dport"): dport}
 
     def __str__(self) -> str:
         who = "" if self.is_far else f" of {self.uid}:{self.gid} with mark {self.mark:#x}"
@@ -235,8 +242,11 @@ def _content(probe: Probe) -> bytes:
     fields = {name: value for (_, name), value in probe.fields}
     if "type" in fields:
         head = fields["type"] << 8 | fields["code"]
-        total = head + 2  # what the rest amounts to: identifier 1, sequence 1
-        checksum = 0xFFFF - total % 0xFFFF  # an IPv6 socket puts its own there
+        total = head + 2  # identifier 1, sequence 1
+        if probe.family == 6:  # RFC 8200 8.1; the kernel puts the same there
+            pseudo = b"".join(socket.inet_pton(socket.AF_INET6, address) for address in probe.addresses)
+            total += sum(struct.unpack("!16H", pseudo)) + 8 + ICMPV6
+        checksum = 0xFFFF - (total % 0xFFFF or 0xFFFF)
         return struct.pack("!HHHH", head, checksum, 1, 1)
     if probe.protocol in (SCTP, UDPLITE):
         return struct.pack("!HHHH", probe.sport, probe.dport, 0, 0) + bytes(24)

@@ -40,5 +40,5 @@ def test_the_model_decides_as_the_kernel_does(egress) -> None:
         compared, doubted, refused = node.call(run, timeout=60 + 2 * EXAMPLES)
     print(f"{compared} packets compared; left out: {doubted} that the model has doubts about, {len(refused)} rulesets")
     assert compared > 15 * EXAMPLES
-    assert len(refused) < EXAMPLES / 5, refused
-    assert doubted < compared / 10
+    assert not refused
+    assert doubted < compared / 100

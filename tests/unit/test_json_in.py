@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.netstate import json_in, json_out, text
+from nftpolicy.netstate import json_in, json_out, json_rules, text
 from nftpolicy.netstate.nft import (
     Binary,
     Bitwise,
@@ -156,6 +156,15 @@ def test_an_unknown_expression_is_kept_whole(strange):
 def test_an_unknown_right_side_is_kept_whole():
     listed = {"match": {"op": "==", "left": {"ct": {"key": "mark"}}, "right": {"fib": 1}}}
     assert json_in.statement(listed) == Match(Ct("mark"), UnknownExpression('{"fib":1}'))
+
+
+@pytest.mark.parametrize(
+    ("addr", "length", "value"),
+    [(16, 31, "16-17"), (0, 1, "0-2147483647"), (7, 32, "7-7"), (17, 31, None), (1 << 32, 31, None), (16, 33, None)],
+)
+def test_prefix_of_a_number_is_a_range(addr, length, value):
+    listed = {"prefix": {"addr": addr, "len": length}}  # nft 1.0.6: meta mark { 0x10-0x11 }
+    assert json_rules.element(listed) == value
 
 
 @pytest.mark.parametrize(
