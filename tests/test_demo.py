@@ -12,6 +12,7 @@ import pytest
 
 from tests.lab import topology, verdict
 from tests.lab.frames import Frame
+from tests.lab.limits import limit
 
 COMMAND = [sys.executable, "-m", "nftpolicy", "demo"]
 needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs {', '.join(topology.missing())}")
@@ -30,7 +31,7 @@ def left_behind() -> tuple[list[str], set[str]]:
 def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
     before = left_behind()
     done = subprocess.run(
-        [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=limit(60), check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -59,7 +60,7 @@ def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
     while "connects" not in process.stderr.readline():  # in the middle: the resolver runs
         assert process.poll() is None
     process.send_signal(which)
-    assert process.wait(20) != 0
+    assert process.wait(limit(20)) != 0
     process.stderr.close()
     deadline = time.monotonic() + 5
     while _running(process.pid) and time.monotonic() < deadline:

@@ -15,6 +15,7 @@ from nftpolicy.netstate.routing import IpRule, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.proof.script import INCONCLUSIVE, REFUTED, SHOWN, script
 from tests import states
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 
 WAN = "wan0"
@@ -286,7 +287,7 @@ def test_an_interrupted_script_leaves_nothing(space):
     wait_until(lambda: len(left_over(space)) == 2, 2, "the namespaces of the script")
     process.terminate()
     try:
-        assert process.wait(2) == INCONCLUSIVE
+        assert process.wait(limit(2)) == INCONCLUSIVE
     except subprocess.TimeoutExpired:
         pytest.fail("the script does not end")
     assert not left_over(space)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from . import addresses as at
 from . import senders
 from .frames import TCP, Frame
+from .limits import brief
 from .senders import Job
 from .sniffer import Sniffer
 from .topology import Lab
@@ -166,7 +167,7 @@ def seen(sniffer: Sniffer, sent: Sent) -> bool:
 
 def sightings(sniffer: Sniffer, sents: Sequence[Sent], seconds: float = 0.5) -> set[Sent]:
     """Those that arrive at a sniffer within some time; returns early only if all have."""
-    end, found, done = time.monotonic() + seconds, set[Sent](), 0
+    end, found, done = time.monotonic() + brief(seconds), set[Sent](), 0
     while True:
         frames = sniffer.frames()
         for frame in frames[done:]:

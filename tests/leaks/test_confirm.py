@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.leaks.test_e_windows import FLOOD, flooding
 
@@ -105,7 +106,7 @@ def test_the_end_of_the_terminal_ends_nothing(made: Guarded) -> None:
         env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    assert process.wait(20) == 0
+    assert process.wait(limit(20)) == 0
     os.close(ours)  # hangs up
     assert holds(made, OTHER)
     wait_until(lambda: not pending(made), 20, "the way back")

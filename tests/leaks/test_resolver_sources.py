@@ -12,6 +12,7 @@ from tests.guarded import ENVIRONMENT, PROGRAM, ROOT, SERVICE_GID, Guarded, gluo
 from tests.lab import addresses as at
 from tests.lab import ra
 from tests.lab.daemons import tool
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
@@ -255,7 +256,7 @@ def test_the_watch_tells_of_the_uplinks_servers_in_resolv_conf(hearing: Guarded)
     finally:
         resolv.write_text(good)
         watch.send_signal(signal.SIGTERM)
-        watch.wait(10)
+        watch.wait(limit(10))
 
 
 def leaks(log: str) -> list[str]:

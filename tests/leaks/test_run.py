@@ -31,6 +31,7 @@ from tests.guarded import (
 )
 from tests.kernel import bpf
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.senders import DISCARD
 from tests.lab.topology import Lab
@@ -311,7 +312,7 @@ def test_it_is_the_program_itself_in_the_cgroup(made: Guarded, tree: str) -> Non
         wait_until(lambda: (home / "comm").read_text() == "sleep\n", 20, "the program")
         assert f"/{tree}/fastd\n" in (home / "cgroup").read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(limit(5)) == -signal.SIGTERM
     finally:
         process.kill()
 
@@ -366,7 +367,7 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
         finally:
             os.close(folder)
     finally:
-        process.communicate(timeout=5)
+        process.communicate(timeout=limit(5))
     assert run(made, "echo", "again").stdout == "again\n"
 
 

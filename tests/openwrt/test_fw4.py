@@ -13,6 +13,7 @@ from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
 from tests.guarded import gluon, wan_routes_in_main
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab, missing
 from tests.leaks.test_e_windows import FLOOD, flooding
@@ -190,7 +191,7 @@ def test_after_a_flush_the_watch_has_the_guard_back(
         wait_until(lambda: right(router), 20, "all as wanted")
         assert leaked(lab) == 0
     watch.terminate()
-    assert watch.wait(10) == 143
+    assert watch.wait(limit(10)) == 143
     with capsys.disabled():
         times, counts = sorted(one for one, _ in exposures), sorted(count for _, count in exposures)
         print(f"\nafter `fw4 flush`: guard back in {times[0]:.0f} to {times[-1]:.0f} ms (median {times[len(times) // 2]:.0f}),"
@@ -216,7 +217,7 @@ def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Rout
         wait_until(lambda: right(router), 20, "the ladder")
         assert leaked(lab) == 0
     watch.terminate()
-    watch.wait(10)
+    watch.wait(limit(10))
     wait_until(lambda: not _monitors(lab), 5, "the end of the monitors")
 
 

@@ -22,6 +22,7 @@ from nftpolicy.runtime.changes.wording import lines
 from tests import strategies
 from tests.guarded import GLUON
 from tests.lab.daemons import tool
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 from tests.unit.namespace import kernel, linux, normal, observe
 
@@ -201,7 +202,7 @@ def test_the_second_run_changes_nothing(applied: Router) -> None:
         applied.nftpolicy("apply")
         applied.ash("-c", "nft add table inet canary2; sleep 0.3; nft delete table inet canary2")
         monitor.terminate()
-        said = monitor.communicate(timeout=10)[0]
+        said = monitor.communicate(timeout=limit(10))[0]
     assert "canary2" in said, "inconclusive: the monitor did not hear the end"
     assert "nftpolicy" not in said
 
@@ -370,7 +371,7 @@ def test_a_full_folder_keeps_nothing_from_being_guarded(router: Router) -> None:
 def test_two_at_once_come_one_after_the_other(router: Router) -> None:
     router.write(gluon())
     many = [router.start("apply") for _ in range(3)]
-    assert [one.wait(60) for one in many] == [0, 0, 0]
+    assert [one.wait(limit(60)) for one in many] == [0, 0, 0]
     assert right(router)
     assert not router.state("lock").is_symlink()
     router.nftpolicy("release")
