@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from tests.lab import topology, verdict
 from tests.lab.frames import Frame
 from tests.lab.limits import limit
+from tests.lab.netns import wait_until
 
 COMMAND = [sys.executable, "-m", "nftpolicy", "demo"]
 needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs {', '.join(topology.missing())}")
@@ -62,10 +62,7 @@ def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
     process.send_signal(which)
     assert process.wait(limit(20)) != 0
     process.stderr.close()
-    deadline = time.monotonic() + 5
-    while _running(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _running(process.pid)
+    wait_until(lambda: not _running(process.pid), 5, "the end of the demo's processes")
     links, groups = left_behind()
     assert links == before[0]
     if which != signal.SIGKILL:  # an empty cgroup outlives a killed owner; the next resolver sweeps it

@@ -246,6 +246,9 @@ class Namespace:
         here = Path.cwd()
 
         def inside() -> None:
+            # nohup, and a shell that runs the tests in its background, have these ignored, which programs inherit.
+            for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(ignored, signal.SIG_DFL)
             restore()
             self._enter(here)
             syscalls.become(*ids)

@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,9 +133,7 @@ def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str
     def seen(sniffer) -> set[str]:  # type: ignore[no-untyped-def]
         return {str(frame.saddr) for frame in sniffer.frames() if payload.encode() in frame.payload}
 
-    end = time.monotonic() + 2
-    while len(seen(made.lab.wan)) < wanted and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: len(seen(made.lab.wan)) >= wanted, 2, f"{wanted} datagrams")
     return seen(made.lab.wan), seen(made.lab.mesh_sniffer)
 
 

@@ -6,6 +6,7 @@ Its programs are this machine's, and its shell and small programs are busybox's.
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import busybox
 from tests.guarded import PROGRAM
 from tests.guarded import ROOT as CHECKOUT
 from tests.lab.daemons import tool
 from tests.lab.netns import Namespace, veth, wait_until
 
 from .fw4 import FIXTURES
-from .router import APPLETS
 
 HERE = Path(__file__).parent
 ROOT = "/run/device"
@@ -75,8 +76,9 @@ class Device:
     def __init__(self, space: Namespace, home: Namespace) -> None:
         self.space, self.home = space, home
         space.run(["sh", "-c", _MAKE])
-        for name in {"sh", "busybox", *APPLETS} - {"ip"}:
-            self.file(f"bin/{name}").symlink_to("/usr/bin/busybox")
+        shutil.copy(str(busybox.path()), self.file("bin/busybox"))
+        for name in {"sh", *busybox.applets()} - {"ip", "busybox"}:
+            self.file(f"bin/{name}").symlink_to("busybox")
         self.program("procd", f'exec {sys.executable} -I -S /opt/procd.py /tmp/procd "$@"')
         # fakes.py wants no options.
         self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fakes.py ubus /config "$@"')

@@ -20,7 +20,7 @@ from tests.leaks.test_e_windows import FLOOD, flooding
 from tests.unit.namespace import kernel, linux, normal, observe
 
 from .fw4 import RENDERED, Fw4
-from .router import Router, right
+from .router import Router, right, wait_for_monitors
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
@@ -168,7 +168,7 @@ def test_after_a_flush_the_watch_has_the_guard_back(
     fw4 = Fw4(router, RENDERED[1])
     exposures: list[tuple[float, int]] = []
     watch = router.start("watch")
-    lab.wan.wait_for(lambda _: False, 1)  # until it listens
+    wait_for_monitors(lab.node)
 
     def flush() -> None:
         lab.wan.drain()
@@ -208,7 +208,7 @@ def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Rout
     lab, router = field
     router.nftpolicy("apply")
     watch = router.start("watch")
-    lab.wan.wait_for(lambda _: False, 1)
+    wait_for_monitors(lab.node)
     with flooding(lab):
         settled(lab)
         for family in ("-4", "-6"):
