@@ -39,8 +39,9 @@ set -eu
 mkdir {ROOT}
 mount -t tmpfs -o mode=755,size=16m tmpfs {ROOT}
 cd {ROOT}
-mkdir -p usr bin sbin lib dev proc sys tmp root opt config etc/init.d etc/rc.d etc/nftpolicy ./{CHECKOUT}
+mkdir -p usr bin sbin lib dev proc sys tmp root opt config etc/init.d etc/rc.d etc/nftpolicy
 ln -s tmp var
+mkdir -p ./{CHECKOUT}
 mount --bind /usr usr
 mount -o remount,bind,ro usr
 mount --bind {CHECKOUT} ./{CHECKOUT}
@@ -151,8 +152,9 @@ class Device:
 
     def remembered(self) -> list[str]:
         """What is in /tmp. The checkout is no part of the device, also where it lies there."""
+        checkout = Path("/tmp", *CHECKOUT.parts[2:]) if CHECKOUT.is_relative_to("/var") else CHECKOUT
         inside = [f"/tmp/{one.name}" for one in self.file("tmp").iterdir()]
-        return [one for one in inside if not CHECKOUT.is_relative_to(one)]
+        return [one for one in inside if not checkout.is_relative_to(one)]
 
     def instances(self) -> dict[str, int]:
         """What procd runs, with process ids inside."""
