@@ -26,6 +26,7 @@ def left_behind() -> tuple[list[str], set[str]]:
     return [line.split(":")[1] for line in links], groups
 
 
+@pytest.mark.alone  # counts cgroups of the whole machine
 @pytest.mark.kernel
 @needs_lab
 def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
@@ -43,6 +44,7 @@ def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
     assert links == before[0] and groups <= before[1]
 
 
+@pytest.mark.alone  # counts cgroups of the whole machine
 @pytest.mark.kernel
 @needs_lab
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -14,6 +14,8 @@ from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.leaks.test_e_windows import FLOOD, flooding
 
+pytestmark = pytest.mark.slow
+
 OTHER = "/run/lab/other.toml"
 SECONDS = "2"
 LONGER = "4"  # where somebody looks at the kernel meanwhile, on a slow machine, too

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,6 +31,8 @@ from tests.lab.sniffer import Sniffer
 from tests.leaks.test_crash import NEW, OLD
 from tests.strategies import to_toml
 from tests.transitions import STICK
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("NFTPOLICY_MACHINE", "12"))
 STEPS = 9

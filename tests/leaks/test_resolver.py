@@ -16,6 +16,8 @@ from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Guarded]:

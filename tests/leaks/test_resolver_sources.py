@@ -17,6 +17,8 @@ from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
 
+pytestmark = pytest.mark.slow
+
 DEVICE = "wan0"
 FOUR, SIX = ["192.0.2.1", "192.0.2.53"], ["2001:db8:1::1", "2001:db8:1::53"]
 POLICY = """

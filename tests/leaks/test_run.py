@@ -35,6 +35,8 @@ from tests.lab.netns import wait_until
 from tests.lab.senders import DISCARD
 from tests.lab.topology import Lab
 
+pytestmark = pytest.mark.slow
+
 BOTH = (at.SERVER[4], at.SERVER[6])
 SERVICES = """
 marks   = "cgroup"

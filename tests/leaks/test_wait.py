@@ -17,6 +17,8 @@ from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
+pytestmark = pytest.mark.slow
+
 SAID = "/run/lab/wait.err"
 
 

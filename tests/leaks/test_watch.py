@@ -12,6 +12,8 @@ from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 from tests.leaks.test_e_windows import FLOOD, flooding
 
+pytestmark = pytest.mark.slow
+
 ROUNDS = 3
 EVENTS = 10_000
 

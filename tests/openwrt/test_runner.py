@@ -27,7 +27,7 @@ from tests.unit.namespace import kernel, linux, normal, observe
 
 from .router import NFTABLES, ROOT, STATE, Router, right, subscribed
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
 # With NFTPOLICY_POLICIES=200 it is 200 policies, in a few minutes.
 POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "8"))
