@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     profiles.load(config.getoption("--hypothesis-profile"))
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep each module on one worker of pytest-xdist, start the slow modules first, and select by --alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
