@@ -1,12 +1,8 @@
 """Options, markers and order of all tests; see tests/README.md."""
 
-from pathlib import Path
-
 import pytest
 
 from tests import profiles
-
-HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,15 +18,10 @@ def pytest_configure(config: pytest.Config) -> None:
     profiles.load(config.getoption("--hypothesis-profile"))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep each module on one worker of pytest-xdist, start the slow modules first, and select by --alone."""
+    """Start the slow modules first, so that parallel processes end at about the same time; select by --alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)  # stable: the order inside a module stays
-    for item in items:
-        # Fixtures of a module, such as a lab, are then built once.
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.relative_to(HERE).as_posix()))
     wanted = config.getoption("--alone")
     if wanted == "yes":
         return
