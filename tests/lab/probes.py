@@ -20,7 +20,7 @@ NOTHING, DEFAULT_IN_MAIN, CONNECTED_IN_MAIN = "nothing", "wan-default-in-main", 
 NOBODY = 65534
 MARK = 1
 _UNSUPPORTED = {"EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "EAFNOSUPPORT", "ENOPROTOOPT"}
-_ports = itertools.cycle(random.sample(range(10240, 32000), 20000))  # below the ephemeral ones, above fastd's
+_ports = itertools.cycle(random.Random(0).sample(range(10240, 32000), 20000))  # below the ephemeral ones, above fastd's
 
 
 @dataclass(frozen=True)
