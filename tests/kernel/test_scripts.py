@@ -285,7 +285,7 @@ def test_words_from_elsewhere_are_no_commands(space):
 
 
 def test_an_interrupted_script_leaves_nothing(space):
-    text = script(router(4), Packet(4, number(FAR[4])), WAN, "a test").replace("status=0", "sleep 5 & wait")
+    text = script(router(4), Packet(4, number(FAR[4])), WAN, "a test").replace("status=0", "sleep 600 & wait")
     process = space.popen(["sh", "-c", text])
     wait_until(lambda: len(left_over(space)) == 2, 2, "the namespaces of the script")
     process.terminate()
