@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.guarded import ENVIRONMENT, PROGRAM, Guarded
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 
 LOG = "/run/lab/watch.log"
@@ -41,7 +42,7 @@ class Watched:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(limit(PATIENCE))
 
     @property
     def lines(self) -> list[dict[str, Any]]:

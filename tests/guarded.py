@@ -16,6 +16,7 @@ import pytest
 from tests.lab import addresses as at
 from tests.lab import probes
 from tests.lab.frames import Frame, classify
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
@@ -117,7 +118,7 @@ class Guarded:
         if self._resolver is None:
             return None
         self._resolver.send_signal(signal.SIGTERM)
-        status, self._resolver = self._resolver.wait(10), None
+        status, self._resolver = self._resolver.wait(limit(10)), None
         return status
 
     def resolver_log(self) -> str:

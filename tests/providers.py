@@ -19,6 +19,7 @@ from tests.lab import addresses as at
 from tests.lab import inbound
 from tests.lab.daemons import FOLDER
 from tests.lab.frames import Frame
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
@@ -50,7 +51,7 @@ class Program:
     def end(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(5)
+            self._process.wait(limit(5))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

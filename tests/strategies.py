@@ -1,27 +1,16 @@
-"""Hypothesis strategies for what a person writes, and the profiles that every property runs under."""
+"""Hypothesis strategies for what a person writes."""
 
 import json
-import os
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from attrs import evolve
-from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from nftpolicy.policy import checks, values, words
 from nftpolicy.policy.mark import FULL, Mark
 from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
-
-settings.register_profile(
-    "quick", deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
-settings.register_profile("ci", settings.get_profile("quick"), derandomize=True, print_blob=True)
-# Says only that something is wrong, at once: for tests of the tests.
-settings.register_profile(
-    "first", settings.get_profile("quick"), phases=[Phase.explicit, Phase.generate], database=None
-)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "quick"))
 
 # Words that mean something to nft, which names must survive.
 KEYWORDS = ("ip", "ip6", "meta", "ct", "set", "drop", "accept", "jump", "counter", "tcp", "last", "inet", "limit", "th")

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.lab import topology, verdict
 from tests.lab.frames import Frame
+from tests.lab.limits import limit
+from tests.lab.netns import wait_until
 
 COMMAND = [sys.executable, "-m", "nftpolicy", "demo"]
 needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs {', '.join(topology.missing())}")
@@ -25,12 +26,13 @@ def left_behind() -> tuple[list[str], set[str]]:
     return [line.split(":")[1] for line in links], groups
 
 
+@pytest.mark.alone  # counts cgroups of the whole machine
 @pytest.mark.kernel
 @needs_lab
 def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
     before = left_behind()
     done = subprocess.run(
-        [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=60, check=False
+        [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=limit(60), check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
@@ -42,6 +44,7 @@ def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
     assert links == before[0] and groups <= before[1]
 
 
+@pytest.mark.alone  # counts cgroups of the whole machine
 @pytest.mark.kernel
 @needs_lab
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -59,12 +62,9 @@ def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
     while "connects" not in process.stderr.readline():  # in the middle: the resolver runs
         assert process.poll() is None
     process.send_signal(which)
-    assert process.wait(20) != 0
+    assert process.wait(limit(20)) != 0
     process.stderr.close()
-    deadline = time.monotonic() + 5
-    while _running(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _running(process.pid)
+    wait_until(lambda: not _running(process.pid), 5, "the end of the demo's processes")
     links, groups = left_behind()
     assert links == before[0]
     if which != signal.SIGKILL:  # an empty cgroup outlives a killed owner; the next resolver sweeps it

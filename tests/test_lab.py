@@ -16,6 +16,7 @@ import pytest
 from tests.lab import addresses as at
 from tests.lab import dns, frames, probes, ra
 from tests.lab.frames import classify
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 from tests.lab.topology import Lab, missing
 
@@ -281,7 +282,7 @@ def test_nothing_survives_the_lab(how: signal.Signals) -> None:
         assert len(inside) == 12
         assert len(inhabitants(inside)) >= 12  # six holders, three dnsmasq, two fastd, the DHCP client
         os.kill(holder.pid, how)
-        holder.wait(10)
+        holder.wait(limit(10))
     wait_until(lambda: not inhabitants(inside), 20, "the end of every process of the lab")
     if lsns := shutil.which("lsns"):
         listing = subprocess.run([lsns, "-n", "-o", "NS"], capture_output=True, text=True, check=True).stdout

@@ -7,12 +7,13 @@ import os
 import platform
 import struct
 import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.lab.netns import wait_until
 
 SOCK_CREATE, SETSOCKOPT = (9, 2), (25, 22)  # program type and attach type of BPF_CGROUP_*
 
@@ -115,13 +116,13 @@ def cgroup() -> Iterator[Path]:
     try:
         yield path
     finally:
-        for _ in range(100):  # a process that has ended leaves its cgroup a moment later
-            with contextlib.suppress(OSError):
-                path.rmdir()
-                break
-            time.sleep(0.01)
-        else:
-            path.rmdir()
+        wait_until(lambda: _removed(path), 10, f"the end of {path}")  # processes leave it a moment after they end
+
+
+def _removed(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    return not path.exists()
 
 
 def joined(path: Path, work: Callable[[], object]) -> object:

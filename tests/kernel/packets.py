@@ -22,6 +22,7 @@ from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET,
 from nftpolicy.netstate import iproute, text
 from nftpolicy.netstate.routing import PROTOCOL
 from nftpolicy.netstate.state import NetState
+from tests.lab.limits import brief
 from tests.lab.netns import Namespace, veth
 
 FAMILIES = (4, 6)
@@ -151,7 +152,7 @@ class World:
     def seen(self, expected: int) -> dict[Key, list[Seen]]:
         """Where packets have come out since they were sent; it waits for so many of them."""
         found: dict[Key, list[Seen]] = {}
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + brief(_PATIENCE)
         while True:
             time.sleep(_QUIET)
             new = self._listen()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.lab import addresses as at
+from tests.lab.limits import brief
 from tests.lab.netns import Namespace, veth
 from tests.lab.senders import Job
 from tests.lab.sniffer import Sniffer
@@ -110,7 +111,7 @@ class Rig:
                 if any(payload in frame.payload for frame in sniffer.frames())
             }
 
-        end = time.monotonic() + patience
+        end = time.monotonic() + brief(patience)
         while not seen() and time.monotonic() < end:
             time.sleep(0.005)
         time.sleep(_SURPLUS)

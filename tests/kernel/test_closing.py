@@ -195,6 +195,7 @@ def _ten_thousand() -> tuple[int, float]:
             return len(found), time.perf_counter() - start
 
 
+@pytest.mark.alone  # measures time
 def test_ten_thousand_sockets_are_listed_in_less_than_a_second(node: Namespace) -> None:
     count, seconds = node.call(_ten_thousand)
     assert count >= 10000

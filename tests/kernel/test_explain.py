@@ -18,6 +18,7 @@ from nftpolicy.kernel import sockets
 from nftpolicy.kernel.interface import Unavailable
 from tests.lab import addresses as at
 from tests.lab import child, senders, syscalls
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
 from .rig import MESH, WAN, Rig, counted, default
@@ -348,7 +349,7 @@ def outside(node: Node, *words: object) -> str:
         text=True,
         env=environment,
         check=False,
-        timeout=20,
+        timeout=limit(20),
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     return done.stdout

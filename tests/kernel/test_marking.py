@@ -13,6 +13,7 @@ from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.kernel.seccomp import MarkedCalls
 from nftpolicy.kernel.tap import only_from
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth
 
 VALUE, MASK, FOREIGN = 0x500, 0xFF00, 0x3
@@ -43,7 +44,7 @@ def run(marking: MarkedGroup | MarkedCalls, text: str) -> list[str]:
         [sys.executable, "-c", text], preexec_fn=marking.before, stdout=subprocess.PIPE, text=True
     )
     marking.started()
-    output, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=limit(20))
     assert process.returncode == 0
     return output.splitlines()
 

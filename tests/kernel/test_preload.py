@@ -17,6 +17,7 @@ from nftpolicy.policy.mark import Mark
 from nftpolicy.runtime.service import preload
 from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.lab import syslog
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 
 from .rig import counters
@@ -139,7 +140,7 @@ def environment(folder: Path, mark: str | None, **more: str) -> dict[str, str]:
 
 
 def run(program: Path, env: dict[str, str], **options) -> subprocess.CompletedProcess:  # type: ignore[no-untyped-def,type-arg]
-    return subprocess.run([program], env=env, capture_output=True, text=True, timeout=20, check=False, **options)
+    return subprocess.run([program], env=env, capture_output=True, text=True, timeout=limit(20), check=False, **options)
 
 
 @pytest.fixture

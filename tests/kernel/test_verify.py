@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
 from .rig import MESH, WAN, Rig, default
@@ -122,7 +123,7 @@ def at_a_desk(printed: list[str], device: str | None, *words: str) -> subprocess
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=limit(60),
         cwd=ROOT,
     )
     assert done.stderr == ""
@@ -181,7 +182,7 @@ def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
     done = held.run("verify", "--live", POLICY, "--script", "/run/leak.sh", check=False)
     assert done.returncode == 1
     file = held.space.outside("/run/leak.sh")
-    assert subprocess.run(["sh", file], capture_output=True, text=True, check=False, timeout=60).returncode == 0
+    assert subprocess.run(["sh", file], capture_output=True, text=True, check=False, timeout=limit(60)).returncode == 0
 
 
 def test_a_hole_in_one_layer_is_none_in_both(held: Node) -> None:
@@ -287,7 +288,7 @@ def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: N
     shell = shutil.which("sh")
     assert shell
     for text in scripts:
-        done = subprocess.run([shell], input=text, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run([shell], input=text, capture_output=True, text=True, check=False, timeout=limit(60))
         assert done.returncode == 0, (done.stdout, done.stderr, text)
 
 

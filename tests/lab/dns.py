@@ -6,6 +6,8 @@ import os
 import socket
 import struct
 
+from .limits import brief
+
 TYPES = {4: 1, 6: 28}  # A, AAAA
 _RCODES = {2: "servfail", 3: "nxdomain", 5: "refused"}
 
@@ -53,7 +55,7 @@ def ask(
     message = query(name, family, identity)
     kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET6 if ":" in server else socket.AF_INET, kind) as channel:
-        channel.settimeout(seconds)
+        channel.settimeout(brief(seconds))
         try:
             channel.connect((server, port))
             if tcp:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from . import echo, frames
+from .limits import brief
 from .netns import Namespace, wait_until
 
 NO_ANSWER = "no answer"
@@ -65,7 +66,7 @@ def ping(address: str, seconds: float = 0.6, data: bytes = b"") -> bool:
         if family == socket.AF_INET:
             message = struct.pack("!BBH", request, 0, _checksum(message)) + body
         made.sendto(message, (address, 0))
-        end = time.monotonic() + seconds
+        end = time.monotonic() + brief(seconds)
         while (left := end - time.monotonic()) > 0:
             made.settimeout(left)
             try:
@@ -84,7 +85,7 @@ def _domain(address: str) -> int:
 
 def _try(kind: int, address: str, seconds: float, talk: Callable[[socket.socket], bytes]) -> bytes | str:
     with socket.socket(_domain(address), kind) as made:
-        made.settimeout(seconds)
+        made.settimeout(brief(seconds))
         try:
             return talk(made)
         except TimeoutError:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import child, holder, syscalls
+from .limits import limit
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 QUIET = {  # nothing waits for duplicate address detection, nothing configures itself
@@ -98,14 +99,14 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside and return its output as text.
 
-        `timeout` is in seconds. Raises subprocess.CalledProcessError (with the command's stderr as a note) if `check`
-        and it failed, subprocess.TimeoutExpired if it took too long.
+        `timeout` is in seconds; `limit` extends it. Raises subprocess.CalledProcessError (with the command's stderr as a
+        note) if `check` and it failed, subprocess.TimeoutExpired if it took too long.
         """
         stdin = subprocess.DEVNULL if input is None else subprocess.PIPE
         pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with self._start(argv, (uid, gid, groups), env, text=True, **pipes) as process:
             try:
-                out, err = process.communicate(input, timeout=timeout)
+                out, err = process.communicate(input, timeout=limit(timeout))
             except BaseException:
                 process.kill()
                 raise
@@ -163,19 +164,19 @@ class Namespace:
         gid: int | None = None,
         groups: list[int] | None = None,
         keep_caps: bool = False,
-        timeout: float = 20,
+        timeout: float = 30,
     ) -> Any:
         """Run a function in a forked child inside, with these ids, and return its (pickled) result.
 
-        What the function raises is raised here. Raises TimeoutError after `timeout` seconds, ChildProcessError if the
-        child was killed.
+        What the function raises is raised here. Raises TimeoutError after `limit(timeout)` seconds,
+        ChildProcessError if the child was killed.
         """
         receiver, sender = os.pipe()
         ids = (uid, gid, groups, keep_caps)
         process = self._fork(lambda: child.answer(sender, lambda: function(*args)), ids)
         os.close(sender)
         try:
-            pickled = child.read(receiver, timeout)
+            pickled = child.read(receiver, limit(timeout))
         finally:
             os.close(receiver)
             os.kill(process, signal.SIGKILL)  # harmless if it has ended: it is not reaped yet
@@ -245,6 +246,9 @@ class Namespace:
         here = Path.cwd()
 
         def inside() -> None:
+            # nohup, and a shell that runs the tests in its background, have these ignored, which programs inherit.
+            for ignored in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+                signal.signal(ignored, signal.SIG_DFL)
             restore()
             self._enter(here)
             syscalls.become(*ids)
@@ -279,11 +283,15 @@ def veth(
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Poll until `condition` returns something true, and return that; TimeoutError that names `what` otherwise."""
-    end = time.monotonic() + seconds
+    """Poll until `condition` returns a true value, and return that value.
+
+    Raises TimeoutError that names `what` after `limit(seconds)`.
+    """
+    allowed = limit(seconds)
+    end = time.monotonic() + allowed
     while not (value := condition()):
         if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not happen within {seconds} s")
+            raise TimeoutError(f"{what} did not happen within {allowed:g} s")
         time.sleep(0.01)
     return value
 

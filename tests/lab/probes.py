@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from . import addresses as at
 from . import senders
 from .frames import TCP, Frame
+from .limits import brief
 from .senders import Job
 from .sniffer import Sniffer
 from .topology import Lab
@@ -19,7 +20,7 @@ NOTHING, DEFAULT_IN_MAIN, CONNECTED_IN_MAIN = "nothing", "wan-default-in-main", 
 NOBODY = 65534
 MARK = 1
 _UNSUPPORTED = {"EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "EAFNOSUPPORT", "ENOPROTOOPT"}
-_ports = itertools.cycle(random.sample(range(10240, 32000), 20000))  # below the ephemeral ones, above fastd's
+_ports = itertools.cycle(random.Random(0).sample(range(10240, 32000), 20000))  # below the ephemeral ones, above fastd's
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def seen(sniffer: Sniffer, sent: Sent) -> bool:
 
 def sightings(sniffer: Sniffer, sents: Sequence[Sent], seconds: float = 0.5) -> set[Sent]:
     """Those that arrive at a sniffer within some time; returns early only if all have."""
-    end, found, done = time.monotonic() + seconds, set[Sent](), 0
+    end, found, done = time.monotonic() + brief(seconds), set[Sent](), 0
     while True:
         frames = sniffer.frames()
         for frame in frames[done:]:

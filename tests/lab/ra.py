@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .limits import limit
+
 _SOLICITATION, _ADVERTISEMENT = 133, 134
 _ALL_ROUTERS = "ff02::2"
 _ICMP6_FILTER = 1
@@ -65,7 +67,7 @@ def solicit(device: str, seconds: float = 5.0) -> Advertisement:
         channel.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVHOPLIMIT, 1)
         channel.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, _only(_ADVERTISEMENT))
         target = (_ALL_ROUTERS, 0, 0, socket.if_nametoindex(device))
-        end = time.monotonic() + seconds
+        end = time.monotonic() + limit(seconds)
         while time.monotonic() < end:
             _try_send(channel, bytes([_SOLICITATION]) + bytes(7), target)
             channel.settimeout(0.5)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from . import frames
 from .frames import Frame
+from .limits import limit
 from .netns import Namespace
 
 _SOL_PACKET, _PACKET_AUXDATA, _PACKET_STATISTICS = 263, 8, 6
@@ -56,8 +57,8 @@ class Sniffer:
         return frames_
 
     def wait_for(self, predicate: Callable[[Frame], bool], seconds: float) -> Frame | None:
-        """The first frame, old or new, for which `predicate` is true; None if none came within `seconds`."""
-        end, done = time.monotonic() + seconds, 0
+        """Return the first frame, old or new, for which `predicate` is true; None if none came in `limit(seconds)`."""
+        end, done = time.monotonic() + limit(seconds), 0
         while True:
             self._collect()
             for frame in self._frames[done:]:

@@ -20,6 +20,7 @@ from typing import Any
 from . import addresses as at
 from . import daemons, dns, echo, ra, wiring
 from .daemons import LEASE, PARTS
+from .limits import limit
 from .netns import Namespace, wait_until
 from .sniffer import Sniffer
 
@@ -151,7 +152,7 @@ class Lab:
     ) -> list[str] | str:
         """Ask a DNS server for a name from inside the node, with these ids; see `dns.ask` for the answer."""
         answer: list[str] | str = self.node.call(
-            dns.ask, server, name, family, port, tcp, seconds, uid=uid, gid=gid, timeout=seconds + 5
+            dns.ask, server, name, family, port, tcp, seconds, uid=uid, gid=gid, timeout=max(30, seconds + 5)
         )
         return answer
 
@@ -246,7 +247,7 @@ class Lab:
 def _end(process: "subprocess.Popen[Any]") -> None:
     process.terminate()
     try:
-        process.wait(5)
+        process.wait(limit(5))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.lab.limits import brief, limit
 from tests.lab.netns import wait_until
 from tests.leaks.test_e_windows import FLOOD, flooding
 
+pytestmark = pytest.mark.slow
+
 OTHER = "/run/lab/other.toml"
 SECONDS = "2"
-LONGER = "4"  # where somebody looks at the kernel meanwhile, on a slow machine, too
+LONGER = f"{brief(4):.0f}"  # where somebody looks at the kernel meanwhile, on a slow machine, too
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_without_the_guard_the_flood_is_seen(made: Guarded) -> None:
 
 
 def test_confirmed_it_stays(made: Guarded) -> None:
-    made.nftpolicy("apply", "--confirm", "5", OTHER)
+    made.nftpolicy("apply", "--confirm", "60", OTHER)
     refused = made.nftpolicy("apply", POLICY, check=False)
     assert (refused.returncode, "on trial" in refused.stderr) == (1, True)
     made.nftpolicy("confirm")
@@ -105,7 +108,7 @@ def test_the_end_of_the_terminal_ends_nothing(made: Guarded) -> None:
         env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    assert process.wait(20) == 0
+    assert process.wait(limit(20)) == 0
     os.close(ours)  # hangs up
     assert holds(made, OTHER)
     wait_until(lambda: not pending(made), 20, "the way back")

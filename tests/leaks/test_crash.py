@@ -19,6 +19,8 @@ from tests.lab import addresses as at
 from tests.strategies import to_toml
 from tests.transitions import MARK, STICK, Change, Field, scenes, take_guard_away, take_ladder_away
 
+pytestmark = pytest.mark.slow
+
 FOLDER = "/run/lab/crash"
 LEAST = 30  # steps
 ALL = os.environ.get("NFTPOLICY_CRASHES") == "all"

@@ -13,6 +13,8 @@ from tests.lab.netns import Namespace, veth
 from tests.leaks.test_crash import FOLDER, NEW, OLD, changed, changer, held
 from tests.transitions import STICK
 
+pytestmark = pytest.mark.slow
+
 APPLIES = int(os.environ.get("NFTPOLICY_APPLIES", "130"))
 WARM = 50  # applies until all is loaded and every cache is full
 HISTORY = 50  # entries that are kept

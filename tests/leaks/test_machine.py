@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,6 +31,8 @@ from tests.lab.sniffer import Sniffer
 from tests.leaks.test_crash import NEW, OLD
 from tests.strategies import to_toml
 from tests.transitions import STICK
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("NFTPOLICY_MACHINE", "12"))
 STEPS = 9
@@ -160,7 +163,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: not self.broken and not self.crashed)
     def apply_on_trial(self, name: str, kept: bool) -> None:
         before = self.promised
-        done = self._nftpolicy("apply", "--confirm", str(DEADLINE), f"/run/{name}.toml")
+        # What is to be kept has time for `confirm` on a slow machine.
+        deadline = str(60 if kept else DEADLINE)
+        done = self._nftpolicy("apply", "--confirm", deadline, f"/run/{name}.toml")
         if "holds it already" in done.stdout:
             self._applied(name)
             return

@@ -13,6 +13,8 @@ from tests.lab.frames import classify
 from tests.lab.inbound import NO_ANSWER
 from tests.lab.netns import Namespace
 
+pytestmark = pytest.mark.slow
+
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 transports = pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 

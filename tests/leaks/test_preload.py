@@ -17,6 +17,7 @@ from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.lab import syslog
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
@@ -107,7 +108,7 @@ def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
     with dnsmasq(made, "nobody", environment(folder)) as process:
         assert log() == "", "it starts, since root opens its first sockets"
         assert ask(made) != [at.WHO_AT_HOME[4]]
-        assert process.wait(5) == NOPERM
+        assert process.wait(limit(5)) == NOPERM
     wait_until(lambda: "libpacketmark: dnsmasq: the kernel does not let it mark its sockets" in log(), 5, "the log")
     assert "CAP_NET_RAW" in log()
     assert questions(made.lab.wan) == questions(made.lab.mesh_sniffer) == []

@@ -10,6 +10,8 @@ import pytest
 from tests.guarded import POLICY, Guarded, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
 
+pytestmark = pytest.mark.slow
+
 HELD, LEAKS, BAD_INPUT, INCONCLUSIVE, NOT_HERE = 0, 1, 2, 3, 4
 BY_HAND = ("--uplink", f"wan={at.WAN}", "--mark", "0x1/0x1")
 

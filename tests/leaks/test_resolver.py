@@ -12,8 +12,11 @@ import pytest
 
 from tests.guarded import POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, needs_readers, watching
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +235,7 @@ def test_it_can_start_again_after_it_was_killed(lab: Guarded) -> None:
     lab.start_resolver()
     assert lab._resolver is not None
     lab._resolver.send_signal(signal.SIGKILL)
-    lab._resolver.wait(5)
+    lab._resolver.wait(limit(5))
     try:
         lab.start_resolver()
         assert ask(lab) == [at.WHO_AT_HOME[4]]
@@ -249,7 +252,7 @@ def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
     assert lab._resolver is not None
     (child,) = lab.lab.node.call(dnsmasqs)
     lab.lab.node.call(os.kill, child, signal.SIGKILL)
-    assert lab._resolver.wait(5) == 1
+    assert lab._resolver.wait(limit(5)) == 1
     assert "dnsmasq ended" in lab.resolver_log()
     lab.stop_resolver()
     assert leftovers(lab) == []

@@ -12,9 +12,12 @@ from tests.guarded import ENVIRONMENT, PROGRAM, ROOT, SERVICE_GID, Guarded, gluo
 from tests.lab import addresses as at
 from tests.lab import ra
 from tests.lab.daemons import tool
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.slow
 
 DEVICE = "wan0"
 FOUR, SIX = ["192.0.2.1", "192.0.2.53"], ["2001:db8:1::1", "2001:db8:1::53"]
@@ -255,7 +258,7 @@ def test_the_watch_tells_of_the_uplinks_servers_in_resolv_conf(hearing: Guarded)
     finally:
         resolv.write_text(good)
         watch.send_signal(signal.SIGTERM)
-        watch.wait(10)
+        watch.wait(limit(10))
 
 
 def leaks(log: str) -> list[str]:

@@ -23,6 +23,8 @@ from tests.lab import dns, slow_dns
 from tests.lab.asker import Asked, ask_often
 from tests.lab.netns import wait_until
 
+pytestmark = pytest.mark.slow
+
 DOMAIN = "storm.example"
 TRUTH, LIE = "192.0.2.201", "192.0.2.222"
 RATE, SECONDS, CHANGES = 200, 12, 50

@@ -17,6 +17,8 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 from tests.leaks.test_e_windows import flooding
 
+pytestmark = pytest.mark.slow
+
 TUNNEL_VISION = f"--dhcp-option=121,0.0.0.0/1,{at.HOME[4]},128.0.0.0/1,{at.HOME[4]}"
 HALVES = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
 TABLE = 1

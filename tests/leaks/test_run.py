@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,9 +30,12 @@ from tests.guarded import (
 )
 from tests.kernel import bpf
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.senders import DISCARD
 from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.slow
 
 BOTH = (at.SERVER[4], at.SERVER[6])
 SERVICES = """
@@ -133,9 +135,7 @@ def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str
     def seen(sniffer) -> set[str]:  # type: ignore[no-untyped-def]
         return {str(frame.saddr) for frame in sniffer.frames() if payload.encode() in frame.payload}
 
-    end = time.monotonic() + 2
-    while len(seen(made.lab.wan)) < wanted and time.monotonic() < end:
-        time.sleep(0.01)
+    wait_until(lambda: len(seen(made.lab.wan)) >= wanted, 2, f"{wanted} datagrams")
     return seen(made.lab.wan), seen(made.lab.mesh_sniffer)
 
 
@@ -311,7 +311,7 @@ def test_it_is_the_program_itself_in_the_cgroup(made: Guarded, tree: str) -> Non
         wait_until(lambda: (home / "comm").read_text() == "sleep\n", 20, "the program")
         assert f"/{tree}/fastd\n" in (home / "cgroup").read_text()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == -signal.SIGTERM
+        assert process.wait(limit(5)) == -signal.SIGTERM
     finally:
         process.kill()
 
@@ -366,7 +366,7 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
         finally:
             os.close(folder)
     finally:
-        process.communicate(timeout=5)
+        process.communicate(timeout=limit(5))
     assert run(made, "echo", "again").stdout == "again\n"
 
 

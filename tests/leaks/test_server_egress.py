@@ -13,6 +13,8 @@ from tests.lab import inbound
 from tests.lab.topology import Lab
 from tests.providers import cgroups
 
+pytestmark = pytest.mark.slow
+
 MARK, TABLE, BACKUP, LOG = 0x30, 102, 871, 872
 watched = f"{MARK:#x}/0xf0"
 families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])

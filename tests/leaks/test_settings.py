@@ -17,6 +17,8 @@ from tests.lab import addresses as at
 from tests.lab import daemons
 from tests.lab.netns import Namespace, veth, wait_until
 
+pytestmark = pytest.mark.slow
+
 POLICY = f"""
 name   = "settings"
 inside = ["bat0"]

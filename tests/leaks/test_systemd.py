@@ -13,6 +13,8 @@ from tests.guarded import PROGRAM, ROOT
 from tests.lab import machine
 from tests.lab.machine import Machine
 
+pytestmark = pytest.mark.slow
+
 VALUE, MASK = 0x500, 0xFF00
 GIDS = {"itself": 4001, "preload": 4002, "cgroup": 4003}
 WAYS = [word for word in GIDS if word in MARKS]

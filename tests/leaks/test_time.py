@@ -25,6 +25,8 @@ from tests.lab import addresses as at
 from tests.lab.topology import Lab
 from tests.providers import cgroups
 
+pytestmark = pytest.mark.slow
+
 GID, NTP = 801, 123
 ASK = ("ntpdig", "-t", "1")
 _SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 5905 figure 4)

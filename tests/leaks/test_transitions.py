@@ -31,6 +31,8 @@ from tests.transitions import (
     words,
 )
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("NFTPOLICY_TRANSITIONS", "200"))
 SEED = int(os.environ.get("NFTPOLICY_SEED", "1"))
 LOOKS = 10

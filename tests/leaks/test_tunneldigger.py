@@ -26,6 +26,8 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 from tests.providers import L2TP, addressed, broker, cgroups, digger, echoes, of, running, wait_for_echoes
 
+pytestmark = pytest.mark.slow
+
 
 def policy(lab: Lab) -> str:
     """The shipped policy with the lab's lease."""

@@ -22,6 +22,8 @@ from tests.lab import inbound
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
+pytestmark = pytest.mark.slow
+
 ANYWHERE, NARROW, NOBODY = 901, 902, 4711
 DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
 families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])

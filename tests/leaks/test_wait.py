@@ -13,8 +13,11 @@ import pytest
 
 from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, SERVICE_GID, Guarded, gluon, guarded_lab, needs_readers
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
+
+pytestmark = pytest.mark.slow
 
 SAID = "/run/lab/wait.err"
 
@@ -65,7 +68,7 @@ def test_it_waits_for_the_link_its_address_and_its_route(made: Guarded) -> None:
             wait_until(lambda: "table 1 has no default route" in now(made)[1], 5, "a link without routes")
             assert process.poll() is None
             made.lab.wan_up()
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
     finally:
         made.lab.wan_up()
     assert now(made)[0] == 0
@@ -78,7 +81,7 @@ def test_it_waits_for_a_carrier(made: Guarded) -> None:
         with waiting(made) as process:
             made.lab.home.ip("link set lan-node up")
             made.lab.wan_up()
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
     finally:
         made.lab.home.ip("link set lan-node up")
         made.lab.wan_up()
@@ -104,7 +107,7 @@ def test_it_waits_for_the_policy(made: Guarded) -> None:
         assert (status, "no policy was applied here" in said) == (2, True), said
         with waiting(made, POLICY) as process:
             made.apply()
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
     finally:
         made.apply()
     made.lab.node.ip("rule del priority 510")
@@ -121,7 +124,7 @@ def test_it_waits_for_the_resolver_and_its_servers(made: Guarded) -> None:
         assert (status, "does not answer on 127.0.0.1:54 and [::1]:54" in said) == (1, True), said
         with waiting(made) as process:
             made.start_resolver()
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
     finally:
         made.stop_resolver()
         made.start_resolver()
@@ -155,7 +158,7 @@ def test_it_waits_until_the_vpn_has_an_answer(made: Guarded) -> None:
         with waiting(made, "--service", "fastd") as process:
             made.lab.start_fastd_client(SERVICE_GID)
             made.lab.wait_for_fastd()
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
         assert now(made, "--service", "fastd") == (0, "")
     finally:
         end_fastd(made)
@@ -210,7 +213,7 @@ def test_it_waits_for_an_answer_to_the_kernel() -> None:
             lab.server.ip("link set vx0 up")
             for _ in range(3):
                 lab.node.run(["busybox", "ping", "-c", "1", "-W", "1", "10.9.9.2"], check=False)
-            assert process.wait(10) == 0
+            assert process.wait(limit(10)) == 0
 
 
 # What is asked wrongly, and the end
@@ -237,7 +240,7 @@ def test_it_needs_root(made: Guarded) -> None:
 def test_an_interrupt_ends_it(made: Guarded) -> None:
     with waiting(made, "--service", "fastd") as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 130
+        assert process.wait(limit(5)) == 130
         assert "Traceback" not in made.lab.node.outside(SAID).read_text()
 
 

@@ -3,6 +3,7 @@ import subprocess
 
 import pytest
 
+from tests import busybox
 from tests.lab.daemons import tool
 from tests.lab.netns import Namespace
 
@@ -10,9 +11,10 @@ from tests.lab.netns import Namespace
 @pytest.fixture(scope="session")
 def able() -> None:
     """Skips where there can be no router."""
-    lacking = [name for name in ("busybox", "nft", "ip") if tool(name) is None]
-    if os.geteuid() or lacking:
-        pytest.skip(f"a router needs root, and {', '.join(lacking) or 'a kernel'}")
+    lacking = [f"the program {name}" for name in ("nft", "ip") if tool(name) is None]
+    lacking += filter(None, ["root" if os.geteuid() else "", busybox.missing()])
+    if lacking:
+        pytest.skip(f"a router needs {', '.join(lacking)}")
     try:
         with Namespace("able") as space:
             space.nft("table inet able {\n}\n")

@@ -6,6 +6,7 @@ Its programs are this machine's, and its shell and small programs are busybox's.
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,13 +14,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import busybox
 from tests.guarded import PROGRAM
 from tests.guarded import ROOT as CHECKOUT
 from tests.lab.daemons import tool
+from tests.lab.limits import brief
 from tests.lab.netns import Namespace, veth, wait_until
 
 from .fw4 import FIXTURES
-from .router import APPLETS
 
 HERE = Path(__file__).parent
 ROOT = "/run/device"
@@ -38,8 +40,9 @@ set -eu
 mkdir {ROOT}
 mount -t tmpfs -o mode=755,size=16m tmpfs {ROOT}
 cd {ROOT}
-mkdir -p usr bin sbin lib dev proc sys tmp root opt config etc/init.d etc/rc.d etc/nftpolicy ./{CHECKOUT}
+mkdir -p usr bin sbin lib dev proc sys tmp root opt config etc/init.d etc/rc.d etc/nftpolicy
 ln -s tmp var
+mkdir -p ./{CHECKOUT}
 mount --bind /usr usr
 mount -o remount,bind,ro usr
 mount --bind {CHECKOUT} ./{CHECKOUT}
@@ -75,8 +78,9 @@ class Device:
     def __init__(self, space: Namespace, home: Namespace) -> None:
         self.space, self.home = space, home
         space.run(["sh", "-c", _MAKE])
-        for name in {"sh", "busybox", *APPLETS} - {"ip"}:
-            self.file(f"bin/{name}").symlink_to("/usr/bin/busybox")
+        shutil.copy(str(busybox.path()), self.file("bin/busybox"))
+        for name in {"sh", *busybox.applets()} - {"ip", "busybox"}:
+            self.file(f"bin/{name}").symlink_to("busybox")
         self.program("procd", f'exec {sys.executable} -I -S /opt/procd.py /tmp/procd "$@"')
         # fakes.py wants no options.
         self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fakes.py ubus /config "$@"')
@@ -149,8 +153,9 @@ class Device:
 
     def remembered(self) -> list[str]:
         """What is in /tmp. The checkout is no part of the device, also where it lies there."""
+        checkout = Path("/tmp", *CHECKOUT.parts[2:]) if CHECKOUT.is_relative_to("/var") else CHECKOUT
         inside = [f"/tmp/{one.name}" for one in self.file("tmp").iterdir()]
-        return [one for one in inside if not CHECKOUT.is_relative_to(one)]
+        return [one for one in inside if not checkout.is_relative_to(one)]
 
     def instances(self) -> dict[str, int]:
         """What procd runs, with process ids inside."""
@@ -191,14 +196,10 @@ class Device:
         self.arrived()
         self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
         self.space.call(send, "service", mark, gid=800, keep_caps=True)
-        found = set[str]()
-
-        def came() -> bool:
+        found, end = set[str](), time.monotonic() + brief(3)
+        while not found >= SERVICE and time.monotonic() < end:
             found.update(self.arrived())
-            return found >= SERVICE
-
-        with contextlib.suppress(TimeoutError):
-            wait_until(came, 3, "the service's packets")
+            time.sleep(0.01)
         return found
 
     def close(self) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 from nftpolicy.openwrt import tree
 from nftpolicy.policy.objects import Policy
+from tests import busybox
 from tests.lab.daemons import tool
-from tests.lab.netns import Namespace
+from tests.lab.netns import Namespace, wait_until
 
 ROOT, STATE, BIN, CONFIG = "/run/router", "/run/state", "/run/bin", "/run/config"  # in the namespace
 FAKES = Path(__file__).with_name("fakes.py")
-APPLETS = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=False).stdout.split()
 
 
 class Router:
@@ -23,8 +23,8 @@ class Router:
         self.space = space
         for folder in (ROOT, BIN, CONFIG):
             space.outside(folder).mkdir(exist_ok=True)
-        for name in {"sh", "busybox", *APPLETS} - {"ip"}:
-            self._link(name, tool("busybox"))
+        for name in {"sh", "busybox", *busybox.applets()} - {"ip"}:
+            self._link(name, busybox.path())
         for name in ("nft", "ip"):
             self._link(name, tool(name))
         for name in ("uci", "ubus", "jsonfilter"):
@@ -42,7 +42,7 @@ class Router:
         """Put a shell script in the place of a program."""
         place = self.space.outside(f"{BIN}/{name}")
         place.unlink(missing_ok=True)
-        place.write_text(f"#!/bin/busybox sh\n{body}\n")
+        place.write_text(f"#!{busybox.path()} sh\n{body}\n")
         place.chmod(0o755)
 
     def real(self, name: str) -> None:
@@ -75,12 +75,27 @@ class Router:
         return self.ash(f"{ROOT}/{tree.RUNNER}", word, check=check, uid=uid)
 
     def ash(self, *words: str, check: bool = True, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
-        argv = ["/bin/busybox", "ash", *words]
+        argv = [str(busybox.path()), "ash", *words]
         return self.space.run(argv, check=check, env=self.environment, uid=uid, timeout=60)
 
     def start(self, word: str, **options: Any) -> "subprocess.Popen[Any]":
         """Start a command of the runner, and do not wait for it."""
-        return self.space.popen(["/bin/busybox", "ash", f"{ROOT}/{tree.RUNNER}", word], env=self.environment, **options)
+        argv = [str(busybox.path()), "ash", f"{ROOT}/{tree.RUNNER}", word]
+        return self.space.popen(argv, env=self.environment, **options)
+
+
+NFTABLES, IP_RULES = (12, 7), (0, 8)  # NETLINK_NETFILTER, NFNLGRP_NFTABLES; NETLINK_ROUTE, RTNLGRP_IPV4_RULE
+
+
+def subscribed(space: Namespace, protocol: int, group: int) -> bool:
+    """Return True if a socket of the namespace receives this group of netlink notifications (/proc/net/netlink)."""
+    sockets = [line.split() for line in Path(f"/proc/{space.pid}/net/netlink").read_text().splitlines()[1:]]
+    return any(int(fields[1]) == protocol and int(fields[3], 16) >> group - 1 & 1 for fields in sockets)
+
+
+def wait_for_monitors(space: Namespace) -> None:
+    """Wait until `nft monitor` and `ip monitor rule` receive notifications."""
+    wait_until(lambda: subscribed(space, *NFTABLES) and subscribed(space, *IP_RULES), 5, "the monitors")
 
 
 def right(router: Router) -> bool:

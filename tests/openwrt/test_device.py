@@ -10,6 +10,7 @@ import pytest
 from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
+from tests import busybox
 from tests.guarded import GLUON
 from tests.lab.daemons import tool
 from tests.lab.netns import Namespace
@@ -186,7 +187,7 @@ def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> N
     router.space.outside("/run/hotplug").write_text(script.replace("/usr/sbin/", f"{ROOT}/usr/sbin/"))
     for action, mended in (("other", False), ("ifup", True)):
         router.space.ip("rule del priority 515")
-        router.space.run(["/bin/busybox", "ash", "/run/hotplug"], env={**router.environment, "ACTION": action})
+        router.space.run([str(busybox.path()), "ash", "/run/hotplug"], env={**router.environment, "ACTION": action})
         there = "515:" in router.space.run(["ip", "rule"]).stdout
         assert there == mended
         if not there:
@@ -198,5 +199,5 @@ def test_what_sysctl_reads_at_the_start_is_what_the_runner_writes(router: Router
     router.space.outside("/run/sysctl.conf").write_text(tree.tree(shipped())["etc/sysctl.d/50-nftpolicy.conf"].text)
     before = router.nftpolicy("check", check=False).stderr
     assert "sysctl" in before
-    router.space.run(["/bin/busybox", "sysctl", "-p", "/run/sysctl.conf"])
+    router.space.run([str(busybox.path()), "sysctl", "-p", "/run/sysctl.conf"])
     assert "sysctl" not in router.nftpolicy("check", check=False).stderr

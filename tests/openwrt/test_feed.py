@@ -12,6 +12,7 @@ import pytest
 from nftpolicy.openwrt.tree import tree
 from nftpolicy.policy.load import load
 from tests.lab.daemons import tool
+from tests.lab.limits import limit
 
 ROOT = Path(__file__).parents[2]
 FEED = ROOT / "openwrt/feed"
@@ -53,7 +54,7 @@ def build(tmp_path):
                  "DESTDIR": tmp_path / "root", "CONFIG_NFTPOLICY_POLICY": '"policy.toml"',
                  "CONFIG_NFTPOLICY_PROGRAM": f'"{sys.executable} -m nftpolicy"', **variables}  # fmt: skip
         done = subprocess.run([need("make"), "-s", "-C", FEED / "nftpolicy", target, *(f"{k}={v}" for k, v in words.items())],
-                              capture_output=True, text=True, timeout=120, check=False,
+                              capture_output=True, text=True, timeout=limit(120), check=False,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
         return done, tmp_path / "root"
 

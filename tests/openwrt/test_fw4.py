@@ -13,13 +13,14 @@ from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
 from tests.guarded import gluon, wan_routes_in_main
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab, missing
 from tests.leaks.test_e_windows import FLOOD, flooding
 from tests.unit.namespace import kernel, linux, normal, observe
 
 from .fw4 import RENDERED, Fw4
-from .router import Router, right
+from .router import Router, right, wait_for_monitors
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
@@ -167,7 +168,7 @@ def test_after_a_flush_the_watch_has_the_guard_back(
     fw4 = Fw4(router, RENDERED[1])
     exposures: list[tuple[float, int]] = []
     watch = router.start("watch")
-    lab.wan.wait_for(lambda _: False, 1)  # until it listens
+    wait_for_monitors(lab.node)
 
     def flush() -> None:
         lab.wan.drain()
@@ -190,7 +191,7 @@ def test_after_a_flush_the_watch_has_the_guard_back(
         wait_until(lambda: right(router), 20, "all as wanted")
         assert leaked(lab) == 0
     watch.terminate()
-    assert watch.wait(10) == 143
+    assert watch.wait(limit(10)) == 143
     with capsys.disabled():
         times, counts = sorted(one for one, _ in exposures), sorted(count for _, count in exposures)
         print(f"\nafter `fw4 flush`: guard back in {times[0]:.0f} to {times[-1]:.0f} ms (median {times[len(times) // 2]:.0f}),"
@@ -207,7 +208,7 @@ def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Rout
     lab, router = field
     router.nftpolicy("apply")
     watch = router.start("watch")
-    lab.wan.wait_for(lambda _: False, 1)
+    wait_for_monitors(lab.node)
     with flooding(lab):
         settled(lab)
         for family in ("-4", "-6"):
@@ -216,7 +217,7 @@ def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Rout
         wait_until(lambda: right(router), 20, "the ladder")
         assert leaked(lab) == 0
     watch.terminate()
-    watch.wait(10)
+    watch.wait(limit(10))
     wait_until(lambda: not _monitors(lab), 5, "the end of the monitors")
 
 

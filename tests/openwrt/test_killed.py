@@ -18,6 +18,7 @@ from tests.leaks.test_e_windows import FLOOD, flooding
 from .router import STATE, Router, right
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.kernel,
     pytest.mark.usefixtures("able"),
     pytest.mark.skipif(bool(missing()), reason=f"a lab needs {', '.join(missing())}"),

@@ -18,7 +18,7 @@ from tests.lab.netns import wait_until
 
 from .device import MARK, SERVICE, STRANGER, WAN, Device, device, flood
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
 POLICY = """\
 name = "router"

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +21,13 @@ from nftpolicy.runtime.changes.wording import lines
 from tests import strategies
 from tests.guarded import GLUON
 from tests.lab.daemons import tool
-from tests.lab.netns import Namespace
+from tests.lab.limits import limit
+from tests.lab.netns import Namespace, wait_until
 from tests.unit.namespace import kernel, linux, normal, observe
 
-from .router import ROOT, STATE, Router, right
+from .router import NFTABLES, ROOT, STATE, Router, right, subscribed
 
-pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
+pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
 # With NFTPOLICY_POLICIES=200 it is 200 policies, in a few minutes.
 POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "8"))
@@ -196,14 +196,16 @@ def test_a_rule_before_the_guards_is_noticed(applied: Router) -> None:
 
 
 def test_the_second_run_changes_nothing(applied: Router) -> None:
-    with applied.space.popen(["nft", "monitor"], stdout=subprocess.PIPE, text=True) as monitor:
-        applied.ash("-c", "nft add table inet canary; sleep 0.3; nft delete table inet canary")
-        applied.nftpolicy("apply")
-        applied.ash("-c", "nft add table inet canary2; sleep 0.3; nft delete table inet canary2")
-        monitor.terminate()
-        said = monitor.communicate(timeout=10)[0]
-    assert "canary2" in said, "inconclusive: the monitor did not hear the end"
-    assert "nftpolicy" not in said
+    log = applied.space.outside("/run/monitor")
+    with log.open("w") as said:
+        monitor = applied.space.popen(["nft", "monitor"], stdout=said)
+    wait_until(lambda: subscribed(applied.space, *NFTABLES), 5, "the monitor")
+    applied.nftpolicy("apply")
+    # Notifications come in order, so that with this one all of the command above have come.
+    applied.ash("-c", "nft add table inet canary; nft delete table inet canary")
+    wait_until(lambda: "delete table inet canary" in log.read_text(), 5, "the control: the last notification")
+    monitor.kill()
+    assert "nftpolicy" not in log.read_text()
 
 
 def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
@@ -370,7 +372,7 @@ def test_a_full_folder_keeps_nothing_from_being_guarded(router: Router) -> None:
 def test_two_at_once_come_one_after_the_other(router: Router) -> None:
     router.write(gluon())
     many = [router.start("apply") for _ in range(3)]
-    assert [one.wait(60) for one in many] == [0, 0, 0]
+    assert [one.wait(limit(60)) for one in many] == [0, 0, 0]
     assert right(router)
     assert not router.state("lock").is_symlink()
     router.nftpolicy("release")

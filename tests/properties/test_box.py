@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from nftpolicy.model import bits
 from nftpolicy.model.box import common, complement, meet, only, outside, ranges, size, uncovered, without
 from nftpolicy.model.covers import Covers
-from tests import strategies  # noqa: F401 # the profiles
 
 TOPS = {"a": 5, "b": 3, "c": 1}
 HIGH = 9

@@ -15,7 +15,7 @@ from nftpolicy.netstate.nft import Bitwise, Mangle, Match, Meta
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof import lemmas, no_leak
 from nftpolicy.proof.claim import MarkTest, Region
-from tests import states, strategies  # noqa: F401 # the profiles
+from tests import states
 from tests.engines import rulesets, smt, toys
 from tests.engines.compare import disagreement, wrong_integrity, wrong_verdict
 

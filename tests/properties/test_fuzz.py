@@ -12,6 +12,8 @@ from fuzz import dumps
 from fuzz.__main__ import Found, run
 from fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 30
 # For each target, something that would be a fault: where, and what is put there.
 FAULTS = {

@@ -16,6 +16,8 @@ from nftpolicy.proof.verdict import PROVED, REFUTED, worst
 from tests import mutants, strategies, tables_strategies
 from tests import states_strategies as states
 
+pytestmark = pytest.mark.slow
+
 PACKETS = 12  # of each policy
 FEW = strategies.policies(most_uplinks=2, most_services=2)
 DNS = 53

@@ -23,6 +23,8 @@ from nftpolicy.proof.prover import prove
 from nftpolicy.proof.surroundings import completed
 from tests import mutants, states_strategies
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("rulesets/*.toml"), *ROOT.glob("tests/golden/*/policy.toml")])
 ALL = os.environ.get("NFTPOLICY_MUTANTS") == "all"
