@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the statements of rules do to a packet. Made once per rule, done per packet."""
+"""Apply the statements of rules to a packet. Compiled once per rule, executed per packet."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .reading import BREAKS, UNKNOWN, Nothing, Place, is_untracked, reader
 from .view import View
 from .words import Kind, kind, parse
 
-# What a step gives back: whether the rule goes on (a match is such a step), or a verdict.
+# Returns True if the rule continues (as a match does), False if it ends, or a verdict.
 Step = Callable[[Run], bool | nft.Verdict]
 
-# Writes that nothing here reads, and that send a packet nowhere else.
+# Writes that no modelled expression reads, and that do not redirect a packet.
 _HARMLESS_META = frozenset({"nftrace", "priority", "secmark"})
 _HARMLESS_CT = frozenset({"event", "label", "helper", "timeout", "secmark"})
 _TRACED_OBJECTS = frozenset({"ct helper", "ct timeout", "ct expectation", "secmark"})
@@ -24,7 +24,7 @@ _QUIET = (nft.Counter, nft.CounterRef, nft.Log)
 
 
 def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
-    """What carries the statement out; None if there is nothing to do."""
+    """Compile a statement; None if it has no effect."""
     if isinstance(statement, _QUIET):
         return None
     about = About(statement, tables.table)
@@ -39,7 +39,7 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
         case nft.VerdictMap(key, entries):
             return _verdict_map(lookup(key, entries, tables, place), about, _targets(entries))
         case nft.VerdictMapRef(key, name):
-            found = next((one.elements for one in tables.table.maps if one.name == name), frozenset())
+            found = next((named.elements for named in tables.table.maps if named.name == name), frozenset())
             return _verdict_map(lookup(key, name, tables, place), about, _targets(found))
         case nft.Mangle(key, value):
             return _mangle(key, _value(value, key, tables, place), about, place)
@@ -52,7 +52,7 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
         case nft.Limit() | nft.Quota() | nft.Connections():
             return lambda run: run.doubts.ask(str(about))
         case nft.SetUpdate(op, _, key):
-            return _set_update(reader_of(key, place), op, about)
+            return _set_update(_readability(key, place), op, about)
         case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
             return None
         case nft.ObjectRef("limit" | "quota"):
@@ -61,12 +61,12 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
             return lambda run: _queue(run, about)
         case nft.FlowAdd() if place.hook != "forward":
             return None
-    # A copy, another device, a connection taken over, something unheard of: nobody here can say what follows.
+    # A copy, another device, a connection taken over, an unknown statement: outcome not modelled.
     return lambda run: _noted(run, about)
 
 
-def reader_of(key: nft.Expression, place: Place) -> Callable[[View], bool]:
-    """Whether all that a key needs can be read."""
+def _readability(key: nft.Expression, place: Place) -> Callable[[View], bool]:
+    """Return a predicate: True if all parts of a key can be loaded."""
     parts = key.parts if isinstance(key, nft.Concat) else (key,)
     reads = [reader(part, place) for part in parts]
     return lambda view: all(read(view) is not BREAKS for read in reads)
@@ -74,12 +74,12 @@ def reader_of(key: nft.Expression, place: Place) -> Callable[[View], bool]:
 
 def _noted(run: Run, about: About) -> bool:
     run.doubts.note(str(about))
-    run.effects.append("not understood")
+    run.effects.append("unsupported")
     return True
 
 
 def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
-    """The verdicts that a map can give, in a fixed order."""
+    """Return the verdicts of a map, in a fixed order."""
     return tuple(sorted({verdict for _, verdict in entries}, key=repr))
 
 
@@ -92,7 +92,7 @@ def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.
             # One of its verdicts, or none.
             if not possible:
                 _noted(run, about)
-            found = next((one for one in possible if run.doubts.ask(f"{about}: {one.kind}")), None)
+            found = next((each for each in possible if run.doubts.ask(f"{about}: {each.kind}")), None)
             if found is None:
                 return False
         return True if found.kind == "continue" else found
@@ -101,21 +101,21 @@ def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.
 
 
 def _reject(type_: str) -> Step:
-    # nft brings the family along, where the answer is one of a family.
+    # nft adds a match on the family if the reply is of one family.
     family = {"icmp": 4, "icmpv6": 6}.get(type_)
     drop = nft.Verdict("drop")
     return lambda run: drop if family in (None, run.view.family) else False
 
 
 def _notrack(run: Run, place: Place) -> bool:
-    if is_untracked(run.view, place):  # what tracking has refused to look at too
+    if is_untracked(run.view, place):  # also a packet that conntrack ignored
         run.view.notrack = True
         run.effects.append("not tracked")
     return True
 
 
 def _queue(run: Run, about: About) -> nft.Verdict:
-    """A program gets the packet, and may change it."""
+    """Pass the packet to a program, which may change it."""
     _noted(run, about)
     return nft.ACCEPT if run.doubts.ask(f"{about}: accepted") else nft.DROP
 
@@ -129,34 +129,34 @@ def _set_update(readable: Callable[[View], bool], op: str, about: About) -> Step
 
 # --- values that are written -----------------------------------------------------------
 
-Value = Callable[[View], Any]  # an int, BREAKS or UNKNOWN
+_ValueReader = Callable[[View], Any]  # an int, NFT_BREAK or NOT_MODELLED
 
 
-def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, place: Place) -> Value:
+def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, place: Place) -> _ValueReader:
     if isinstance(item, int | str):
         number = _single(kind(key), item)
         return lambda view: UNKNOWN if number is None else number
     if isinstance(item, nft.Lookup):
         data = item.data if isinstance(item.data, frozenset) else item.data.name
-        find, of = lookup(item.key, data, tables, place), kind(key)
+        find, datatype = lookup(item.key, data, tables, place), kind(key)
 
         def held(view: View) -> Any:
             found = find(view)
             if isinstance(found, Nothing):
                 return found
-            number = None if isinstance(found, tuple) else _single(of, found)
+            number = None if isinstance(found, tuple) else _single(datatype, found)
             return UNKNOWN if number is None else number
 
         return held
     return reader(item, place)
 
 
-def _single(of: Kind, item: nft.Value) -> int | None:
-    found = parse(of, item)
+def _single(datatype: Kind, item: nft.Value) -> int | None:
+    found = parse(datatype, item)
     return found[0] if found is not None and found[0] == found[1] else None
 
 
-def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> Step | None:
+def _mangle(key: nft.Expression, value: _ValueReader, about: About, place: Place) -> Step | None:
     match key:
         case nft.Meta("mark") | nft.Ct("mark", None):
             pass
@@ -193,7 +193,7 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
             view.mark = number
             run.effects.append(f"mark {number:#x}")
         case nft.Ct():
-            if reader(nft.Ct("mark"), place)(view) is not BREAKS:  # there is no flow to mark otherwise
+            if reader(nft.Ct("mark"), place)(view) is not BREAKS:  # without a connection there is nothing to mark
                 view.ct_mark = number
                 run.effects.append(f"flow mark {number:#x}")
         case nft.Payload(_, "saddr"):
@@ -208,8 +208,8 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
             view.dport = number
 
 
-def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step:
-    """Another field of the header: what is read of it later is what was written, or not known."""
+def _header(key: nft.Payload, value: _ValueReader, read: Callable[[View], Any]) -> Step:
+    """Return the write of another header field; if the value is not known, the field becomes unknown."""
 
     def write(run: Run) -> bool:
         number = value(run.view)
@@ -226,33 +226,35 @@ def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step
 
 
 def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -> Step:
-    """Addresses and ports are changed; with that the chain is done."""
+    """Return a NAT statement: it changes addresses and ports, and ends the chain with accept."""
     is_source = isinstance(statement, nft.Snat | nft.Masquerade)
     family = {"ip": 4, "ip6": 6, None: None}[getattr(statement, "family", None)]
     address: Any = getattr(statement, "address", None)
     plain = nft.Payload("th", "dport")
-    # The family of an address is the packet's: the chain sees no others.
-    find = {version: _part(address, nft.Payload(of, "daddr"), tables, place) for version, of in ((4, "ip"), (6, "ip6"))}
+    # The family of an address is the packet's: the chain gets no other packets.
+    find = {version: _part(address, nft.Payload(ip, "daddr"), tables, place) for version, ip in ((4, "ip"), (6, "ip6"))}
     port = _part(statement.port, plain, tables, place)  # type: ignore[union-attr]
 
     def translate(run: Run) -> bool | nft.Verdict:
         view = run.view
         if family is not None and view.family != family:
             return False
-        where, which = find[view.family](view), port(view)
-        if BREAKS in (where, which):
+        new_address, new_port = find[view.family](view), port(view)
+        if BREAKS in (new_address, new_port):
             return False
-        if isinstance(where, tuple):  # a map may hold both
-            where, which = where
-        if UNKNOWN in (where, which) or "netmap" in statement.flags:  # type: ignore[union-attr]
+        if isinstance(new_address, tuple):  # a map may contain both
+            new_address, new_port = new_address
+        if UNKNOWN in (new_address, new_port) or "netmap" in statement.flags:  # type: ignore[union-attr]
             run.doubts.note(str(about))
-        _translated(run, is_source, statement, *(None if one is UNKNOWN else one for one in (where, which)), place)
+        new_address = None if new_address is UNKNOWN else new_address
+        new_port = None if new_port is UNKNOWN else new_port
+        _translate(run, is_source, statement, new_address, new_port, place)
         return nft.ACCEPT
 
     return translate
 
 
-def _part(item: Any, of: nft.Payload, tables: Tables, place: Place) -> Value:
+def _part(item: Any, key: nft.Payload, tables: Tables, place: Place) -> _ValueReader:
     if item is None:
         return lambda view: None
     if isinstance(item, nft.Lookup):
@@ -262,16 +264,16 @@ def _part(item: Any, of: nft.Payload, tables: Tables, place: Place) -> Value:
         def held(view: View) -> Any:
             found = find(view)
             if isinstance(found, tuple):
-                parts = [_single(kind(of), found[0]), _single(kind(nft.Payload("th", "dport")), found[1])]
+                parts = [_single(kind(key), found[0]), _single(kind(nft.Payload("th", "dport")), found[1])]
                 return UNKNOWN if len(found) != 2 or None in parts else tuple(parts)
-            number = None if isinstance(found, Nothing) else _single(kind(of), found)
+            number = None if isinstance(found, Nothing) else _single(kind(key), found)
             return found if isinstance(found, Nothing) else UNKNOWN if number is None else number
 
         return held
-    return _value(item, of, tables, place)
+    return _value(item, key, tables, place)
 
 
-def _translated(
+def _translate(
     run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, place: Place
 ) -> None:
     view = run.view
@@ -290,5 +292,7 @@ def _translated(
         view.destination = view.destination if address is None else address
         view.dport = view.dport if port is None else port
     view.status = view.status | {"snat" if is_source else "dnat"}
-    to = "" if address is None else f" {shown(view.family, address)}"
-    run.effects.append(f"{'source' if is_source else 'destination'}{to}{'' if port is None else f' port {port}'}")
+    side = "source" if is_source else "destination"
+    to_address = "" if address is None else f" {shown(view.family, address)}"
+    to_port = "" if port is None else f" port {port}"
+    run.effects.append(f"{side}{to_address}{to_port}")
