@@ -625,7 +625,7 @@ def test_large_sets_are_not_scanned():
             at = view(destination=number(f"10.39.{low}.7"), dport=port)
             hits += evaluate(ruleset, made, made.chains[0], at, Doubts()) == "drop"
             assert hits == low + 1, (low, port, hit)
-    (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._made.values())
+    (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._indices.values())
     assert all(
         len(ranges._boxes) == 1
         for shapes in index._tables.values()
