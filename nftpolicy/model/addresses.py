@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Addresses of this machine by device, and the source address that the kernel selects (RFC 6724)."""
+"""Addresses of this machine by device, and source address selection (RFC 6724)."""
 
 from __future__ import annotations
 
@@ -79,11 +79,7 @@ class Addresses:
                 key = (route.family, route.device)
                 if length == width and key not in listed and route.device not in self._devices:
                     self._by_device[key].append((first, length))
-        self._owners = {
-            (family, own): name
-            for (family, name), owned in self._by_device.items()
-            for own, _ in owned
-        }
+        self._owners = {(family, own): name for (family, name), owned in self._by_device.items() for own, _ in owned}
 
     def device(self, family: int, address: int) -> str | None:
         """Return the device that has exactly this address, or None."""
@@ -101,15 +97,14 @@ class Addresses:
         return device in self._devices and self._devices[device].up
 
     def chosen4(self, device: str, gateway: int | None, loops: bool) -> int | None:
-        """Return the device's source address (inet_select_addr), or None if there is none or it is ambiguous.
+        """Return the device's source address (inet_select_addr); None: no address, or ambiguous.
 
-        An address of the gateway's network is preferred, then the device's first. A device without an
-        address borrows the first of another device. `loops`: 127.0.0.0/8 counts like other addresses.
+        An address of the gateway's network is preferred, then the device's first. A device without
+        an address borrows the first of another device. `loops`: 127.0.0.0/8 counts like other
+        addresses.
         """
         owned = [
-            (own, length)
-            for own, length in self._by_device.get((4, device), [])
-            if loops or not is_loopback4(own)
+            (own, length) for own, length in self._by_device.get((4, device), []) if loops or not is_loopback4(own)
         ]
         for own, length in owned:
             if gateway is not None and own >> 32 - length == gateway >> 32 - length:
@@ -147,7 +142,10 @@ class Addresses:
         return shown6(owned[0]) if len(owned) == 1 else None
 
     def candidates6(self, oif: str | None) -> list[int]:
-        """Return the global addresses that a packet without a source may get; `oif` None: of any device."""
+        """Return the global addresses that a packet without a source may get.
+
+        `oif` None: of any device.
+        """
         return [
             own
             for (family, device), owned in self._by_device.items()

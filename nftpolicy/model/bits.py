@@ -10,7 +10,10 @@ from .box import Box, Ranges, complement, only
 
 
 def groups(masks: Iterable[int]) -> tuple[int, ...]:
-    """Return the coarsest partition of 32 bits of which every mask is a union; each group as a mask."""
+    """Return the coarsest partition of 32 bits of which every mask is a union.
+
+    A group is given as a mask.
+    """
     partition = [FULL]
     for mask in set(masks):
         partition = [part for group in partition for part in (group & mask, group & ~mask) if part]
@@ -61,7 +64,10 @@ def equal(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Bo
 
 
 def differs(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
-    """Return the boxes of `mark` & mask != value, disjoint: each has another first differing group."""
+    """Return the boxes of `mark` & mask != value.
+
+    They are disjoint: each has another first differing group.
+    """
     if value & ~mask:
         return [{}]
     boxes: list[Box] = []

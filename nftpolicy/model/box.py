@@ -95,10 +95,11 @@ def meet(left: Mapping[str, Ranges], right: Mapping[str, Ranges]) -> Box | None:
     return result
 
 
-def outside(
-    box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], limit: int
-) -> list[Box] | None:
-    """Return the parts of `box` in no box of `removed`, as boxes; None if there are more than `limit`."""
+def outside(box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], limit: int) -> list[Box] | None:
+    """Return the parts of `box` in no box of `removed`, as boxes.
+
+    None if there are more than `limit`.
+    """
     pieces = [box]
     for cover in removed:
         left: list[Box] = []
@@ -122,9 +123,9 @@ def outside(
 def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[str, int]) -> Box | None:
     """Return a part of `box` that is in no cover, or None if the covers contain the whole box.
 
-    Exact. Splits on the cover that contains most of the remaining part, so that big parts are closed
-    first: of the orders that were measured, this one stays fast when a thousand small boxes cover
-    one. `tops` gives the highest value of each field.
+    Exact. Splits on the cover that contains most of the remaining part, so that big parts are
+    closed first: of the orders that were measured, this one stays fast when a thousand small boxes
+    cover one. `tops` gives the highest value of each field.
     """
     pending = [(box, covers)]
     while pending:

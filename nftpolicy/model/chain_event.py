@@ -20,9 +20,9 @@ class Event:
     """The effect of a base chain on part of a region; dropped packets are not an event.
 
     `kind` is "accept", "write" or "nat". The part is `box` without the boxes of `excluded`, which
-    earlier rules decided (a superset of the ones that overlap `box`). `rule` is None where the policy
-    of the chain decided; `statement` is the one that writes or translates, `marks` are the marks at
-    that point.
+    earlier rules decided (a superset of the ones that overlap `box`). `rule` is None where the
+    policy of the chain decided; `statement` is the one that writes or translates, `marks` are the
+    marks at that point.
     """
 
     kind: str

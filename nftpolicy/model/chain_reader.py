@@ -20,9 +20,7 @@ class ChainReader:
     def __init__(self, space: Space, tables: Sequence[nft.Table]) -> None:
         self.space = space
         space.use(tables)
-        self._chains = {
-            (*table.key, chain.name): chain for table in tables for chain in table.chains
-        }
+        self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
 
     def chain(self, table: nft.Table, verdict: nft.Statement) -> nft.Chain | None:
         """Return the target of a jump or goto, None if the table does not have it."""
@@ -33,9 +31,7 @@ class ChainReader:
         """Return True if a NAT or reject statement applies only to packets of the other family."""
         return family_of(statement) not in (None, self.space.family)
 
-    def looked_up(
-        self, table: nft.Table, statement: VerdictMapping
-    ) -> Iterator[tuple[list[Box], nft.Statement]]:
+    def looked_up(self, table: nft.Table, statement: VerdictMapping) -> Iterator[tuple[list[Box], nft.Statement]]:
         """Yield each verdict of a verdict map with the packets that find it."""
         entries = self._entries(table, statement)
         if entries is None:
@@ -50,20 +46,17 @@ class ChainReader:
             yield self.space.match(table, default), verdict
 
     @staticmethod
-    def _entries(
-        table: nft.Table, statement: VerdictMapping
-    ) -> list[tuple[nft.Element, nft.Verdict]] | None:
-        """Return the entries of a verdict map; None if they are not known or packets may change them."""
+    def _entries(table: nft.Table, statement: VerdictMapping) -> list[tuple[nft.Element, nft.Verdict]] | None:
+        """Return the entries of a verdict map.
+
+        None if they are not known or packets may change them.
+        """
         if isinstance(statement, nft.VerdictMap):
             return list(statement.entries)
         named = next((each for each in table.maps if each.name == statement.name), None)
         if named is None or named.flags & _VOLATILE_FLAGS:
             return None
-        entries = [
-            (element, content)
-            for element, content in named.elements
-            if isinstance(content, nft.Verdict)
-        ]
+        entries = [(element, content) for element, content in named.elements if isinstance(content, nft.Verdict)]
         return entries if len(entries) == len(named.elements) else None
 
     @staticmethod
@@ -103,6 +96,10 @@ class ChainReader:
                 reached = self.narrowed(reached, region, self.space.match(table, statement))
                 if not reached:
                     return
+            elif isinstance(statement, nft.Verdict):
+                if statement.kind != "continue":
+                    for narrow in reached:
+                        yield narrow, statement
             elif isinstance(statement, _VERDICT_MAPS):
                 continuing: list[Box] = []
                 for boxes, verdict in self.looked_up(table, statement):
@@ -124,7 +121,7 @@ class ChainReader:
                 reached = [{**narrow, **condition} for narrow in reached]
             elif self.of_other_family(statement):
                 return  # "dnat ip to ..." in an inet table applies only to IPv4 packets
-            elif not isinstance(statement, HARMLESS) and kind_of(statement) != "continue":
+            elif not isinstance(statement, HARMLESS):
                 for narrow in reached:
                     yield narrow, statement
 

@@ -84,7 +84,10 @@ class _Prepared:
 
 @frozen(eq=False)
 class Base:
-    """A base chain ready for evaluation. `conditions`: open questions; the chain is hooked if all are true."""
+    """A base chain ready for evaluation.
+
+    `conditions`: open questions; the chain is hooked if all are true.
+    """
 
     chain: Chain
     hook: nft.Hook
@@ -104,7 +107,10 @@ class Base:
         return cls(chain, hook, prepared, place, tuple(doubts))
 
     def evaluate(self, run: Run) -> str:
-        """Return "accept" (for this chain only) or "drop" (final). Rules write into the context's view."""
+        """Return "accept" (for this chain only) or "drop" (final).
+
+        Rules write into the context's view.
+        """
         for doubt in self.doubts:
             if not run.doubts.ask(doubt):
                 return ACCEPT
@@ -135,8 +141,8 @@ class Ruleset:
     def hooked(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
         """Return the base chains at a hook in the order of their priorities.
 
-        `family` is 4 or 6 (0: neither; only netdev chains get such frames), `device` that of an ingress
-        or egress hook. The chains of a dormant table are not hooked.
+        `family` is 4 or 6 (0: neither; only netdev chains get such frames), `device` that of an
+        ingress or egress hook. The chains of a dormant table are not hooked.
         """
         key = (family, hook, device)
         if key not in self._hooked:
@@ -166,7 +172,10 @@ class Ruleset:
                     yield chain.hook, table, chain
 
     def met(self, family: int, hook: str, device: str | None = None) -> Sequence[Base]:
-        """Return the base chains at a hook in evaluation order: all nat chains of a hook have one priority."""
+        """Return the base chains at a hook in evaluation order.
+
+        All nat chains of a hook have one priority.
+        """
         key = (family, hook, device)
         chains = self._met.get(key)
         if chains is None:
@@ -204,9 +213,7 @@ class Ruleset:
 def _is_for(hook: nft.Hook, device: str) -> bool:
     names = hook.devices or ({hook.device} if hook.device else set())
     # A chain whose listing omits the device may be on any. A trailing asterisk is a wildcard.
-    return not names or any(
-        device == name or (name.endswith("*") and device.startswith(name[:-1])) for name in names
-    )
+    return not names or any(device == name or (name.endswith("*") and device.startswith(name[:-1])) for name in names)
 
 
 def evaluate(

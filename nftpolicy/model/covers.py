@@ -43,7 +43,7 @@ class Covers:
         self._deferred.append(make)
 
     def meeting(self, box: Box, until: int | None = None) -> list[Box]:
-        """Return the boxes, of the first `until`, that may overlap `box` (a superset of the ones that do)."""
+        """Return a superset of the boxes, of the first `until`, that overlap `box`."""
         if self._deferred:
             for make in self._deferred:
                 self.boxes.extend(make())

@@ -27,9 +27,9 @@ class Decision:
     """A line of text about what decided, and the effect of it.
 
     `kind` is "source", "ip-rule", "route", "hook", "chain", "rule", "reroute", "reflect", "end" and
-    the like. `subject` is the value that decided (an IpRule, a Route, an nft Rule or Chain) or None,
-    `origin` the policy key that it comes from (empty for a foreign one), `effect` such as "goes on",
-    "accept", "drop" or "mark 0x1".
+    the like. `subject` is the value that decided (an IpRule, a Route, an nft Rule or Chain) or
+    None, `origin` the policy key that it comes from (empty for a foreign one), `effect` such as
+    "goes on", "accept", "drop" or "mark 0x1".
     """
 
     kind: str

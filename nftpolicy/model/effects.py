@@ -193,7 +193,8 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
             view.mark = number
             run.effects.append(f"mark {number:#x}")
         case nft.Ct():
-            if reader(nft.Ct("mark"), place)(view) is not BREAKS:  # without a connection there is nothing to mark
+            # Without a connection there is nothing to mark.
+            if reader(nft.Ct("mark"), place)(view) is not BREAKS:
                 view.ct_mark = number
                 run.effects.append(f"flow mark {number:#x}")
         case nft.Payload(_, "saddr"):
@@ -209,7 +210,10 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
 
 
 def _header(key: nft.Payload, value: _ValueReader, read: Callable[[View], Any]) -> Step:
-    """Return the write of another header field; if the value is not known, the field becomes unknown."""
+    """Return the write of another header field.
+
+    If the value is not known, the field becomes unknown.
+    """
 
     def write(run: Run) -> bool:
         number = value(run.view)

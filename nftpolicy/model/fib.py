@@ -14,7 +14,8 @@ from .unknown import Doubts
 
 # A route of such a type ends the lookup with this error. "throw" ends it without a result.
 ERRORS = {"unreachable": "EHOSTUNREACH", "prohibit": "EACCES", "blackhole": "EINVAL", "nat": "EINVAL"}
-_TOS_MASK = 0x1C  # IPv4 compares only these bits of the field (IPTOS_RT_MASK); the others are DSCP and ECN
+# IPv4 compares only these bits of the field (IPTOS_RT_MASK); the others are DSCP and ECN
+_TOS_MASK = 0x1C
 _PREFERENCE = {"low": 1, "medium": 2, "high": 3}
 _DEFAULT_ROUTE_BITS = 32  # host bits of an IPv4 default route
 
@@ -31,7 +32,10 @@ class Hit:
 
 @frozen
 class Search:
-    """A query to a routing table. Addresses are integers; `strict`: only routes by `oif` count (IPv6)."""
+    """A query to a routing table.
+
+    Addresses are integers; `strict`: only routes by `oif` count (IPv6).
+    """
 
     destination: int
     source: int = 0
@@ -77,7 +81,8 @@ def _tree(routes: Iterable[Route], family: int) -> list[tuple[int, dict[int, lis
 class Table4:
     """An IPv4 table, or the merged local and main tables: of one prefix, local routes come first.
 
-    Of several routes in one table the one with a TOS comes first, then the one with the lowest metric.
+    Of several routes in one table the one with a TOS comes first, then the one with the lowest
+    metric.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -126,8 +131,7 @@ def _equal_default_hops(routes: list[Route], chosen: Route) -> tuple[Nexthop, ..
     equals = [
         route
         for route in routes
-        if (route.tos, route.metric, route.kind) == (chosen.tos, chosen.metric, "unicast")
-        and route.ways[0].gateway
+        if (route.tos, route.metric, route.kind) == (chosen.tos, chosen.metric, "unicast") and route.ways[0].gateway
     ]
     if chosen not in equals:
         return ()
@@ -145,7 +149,10 @@ class Table6:
                     same.sort(key=lambda route: route.metric)
 
     def find(self, query: Search, doubts: Doubts) -> Hit | None:
-        """Return the match, or None. A "throw" is a match too: the caller continues with the next rule."""
+        """Return the match, or None.
+
+        A "throw" is a match too: the caller continues with the next rule.
+        """
         for length, routes in self._nodes(query, doubts):
             selected = _select(routes, query)
             if selected:

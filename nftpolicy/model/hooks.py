@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Netfilter hooks of one packet: the base chains of all tables in order, and NAT at its own priority."""
+"""Netfilter hooks of one packet: base chains of all tables in order, NAT at its own priority."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ DROPPED = "dropped"
 Compared = tuple[int, int, int]  # mark, source, destination
 
 _TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.Connections, nft.FlowAdd)
-_TRACKING_JSON = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")  # substrings of their JSON
+# Substrings in the JSON of unsupported statements that need tracking.
+_TRACKING_JSON = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")
 _NAMES = {4: "ip", 6: "ip6"}
 _FAMILIES = {0x0800: 4, 0x86DD: 6}  # by ethertype; only chains of a device get other frames
 
 
 def tracks(tables: Iterable[nft.Table], family: int) -> bool | None:
-    """Return True if a rule needs connection tracking; None: only unsupported constructs may need it."""
+    """Return True if a rule needs connection tracking.
+
+    None: only unsupported constructs may need it.
+    """
     is_unknown = False
     for table in tables:
         if table.family not in (_NAMES[family], "inet", "bridge"):
@@ -42,7 +46,8 @@ def _needs_tracking(value: object, family: str) -> bool | None:
     match value:
         case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
             return True if any(word in raw for word in _TRACKING_JSON) else None
-        case nft.Dnat(nat_family) | nft.Snat(nat_family) if nat_family in (None, family):  # not of the other family
+        # A statement of the other family needs no tracking of this one.
+        case nft.Dnat(nat_family) | nft.Snat(nat_family) if nat_family in (None, family):
             return True
         case str() | int() | None:
             return False
@@ -103,11 +108,11 @@ class Hooks:
         copied: bool = False,
         after: Callable[[nft.Hook, Compared], str | None] | None = None,
     ) -> str | None:
-        """Evaluate the chains at one hook; return the outcome if the trace ends here, "dropped" for one.
+        """Evaluate the chains at one hook; return the outcome if the trace ends here, else None.
 
-        `after_chain` is called after each chain with the packet's key before it; it may end the trace
-        too. `nat`: nat chains are evaluated at this traversal. `has_local_copy`: a copy for this
-        machine, which has no socket, may have passed the nat chains before.
+        `after_chain` is called after each chain with the packet's key before it; it may end the
+        trace too. `nat`: nat chains are evaluated at this traversal. `has_local_copy`: a copy for
+        this machine, which has no socket, may have passed the nat chains before.
         """
         view = self.view
         view.iif, view.oif = iif, oif
@@ -164,7 +169,8 @@ class Hooks:
             base.evaluate(self._run)
         finally:
             view.ct_state = "established"
-        return "accept"  # a packet that a nat chain would drop now was accepted at the start of the connection
+        # A packet that a nat chain would drop now was accepted at the start of the connection
+        return "accept"
 
 
 def compared(view: View) -> Compared:

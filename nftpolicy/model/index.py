@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Sets and maps with constant-time lookup, as in the kernel: a packet must not scan ten thousand elements.
+"""Sets and maps with constant-time lookup: a packet must not scan ten thousand elements.
 
-An element is an interval in each of its parts. Elements of one shape (exact in one part, a prefix of
-N bits in another, some other range elsewhere) share a hash table. nft does not allow overlapping
+An element is an interval in each of its parts. Elements of one shape (exact in one part, a prefix
+of N bits in another, some other range elsewhere) share a hash table. nft does not allow overlapping
 elements in a set, so ranges behind one key are disjoint and a binary search finds them.
 """
 
@@ -22,7 +22,7 @@ _ElementKey = tuple[int, ...]
 
 
 def _shift(low: int, high: int) -> int:
-    """Return the number of low bits that the interval leaves open, or _RANGE if it is not a prefix."""
+    """Return the number of host bits of the interval, or _RANGE if it is not a prefix."""
     size = high - low + 1
     is_prefix = size > 0 and not size & size - 1 and not low & size - 1
     return size.bit_length() - 1 if is_prefix else _RANGE
@@ -65,12 +65,12 @@ class Index:
             table[key] = data
 
     def may_find(self, values: list[int | None]) -> bool:
-        """Return True if some element matches the values, of which None is any value. Scans all elements."""
+        """Return True if some element matches the values, of which None is any value.
+
+        The cost is linear in the number of elements.
+        """
         return self._default is not None or any(
-            all(
-                value is None or low <= value <= high
-                for value, (low, high) in zip(values, parts, strict=True)
-            )
+            all(value is None or low <= value <= high for value, (low, high) in zip(values, parts, strict=True))
             for parts in self._elements
         )
 
@@ -82,14 +82,10 @@ class Index:
                 if data is not None:
                     return data
                 continue
-            key = tuple(
-                value >> shift for value, shift in zip(values, shape, strict=True) if shift != _RANGE
-            )
+            key = tuple(value >> shift for value, shift in zip(values, shape, strict=True) if shift != _RANGE)
             data = table.get(key)
             if isinstance(data, _Ranges):
-                data = data.find(
-                    [value for value, shift in zip(values, shape, strict=True) if shift == _RANGE]
-                )
+                data = data.find([value for value, shift in zip(values, shape, strict=True) if shift == _RANGE])
             if data is not None:
                 return data
         return self._default

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Evaluate the matches and maps of rules for a packet. Compiled once per rule, evaluated per packet."""
+"""Evaluate the matches and maps of rules for a packet.
+
+Compiled once per rule, evaluated per packet.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ LOOPBACK = {4: 0x7F000001, 6: 1}
 
 @mutable(eq=False)
 class Run:
-    """The evaluation of one packet in base chains; with a `log`, `effects` are those of the current rule."""
+    """The evaluation of one packet in base chains.
+
+    With a `log`, `effects` are those of the current rule.
+    """
 
     view: View
     doubts: Doubts

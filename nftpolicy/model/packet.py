@@ -73,7 +73,7 @@ _VALUES = attrgetter(*_FIELDS)
 
 
 def changed(packet: Packet, **changes: Any) -> Packet:
-    """Return a copy with changes, as attrs.evolve does in three times the time: proofs make hundreds."""
+    """Return a copy with changes; three times as fast as attrs.evolve, since proofs make hundreds."""
     return Packet(**(dict(zip(_FIELDS, _VALUES(packet), strict=True)) | changes))
 
 

@@ -25,7 +25,8 @@ from .survey import Survey
 __all__ = ["Event", "Passage", "Place"]
 
 _MARKS = ("mark:", "ctmark:")
-_WRITABLE = (*_MARKS, "pkttype", "ttl", "saddr", "daddr", "sport", "dport")  # fields that rules can rewrite
+# Fields that rules can rewrite.
+_WRITABLE = (*_MARKS, "pkttype", "ttl", "saddr", "daddr", "sport", "dport")
 _MAX_PATHS = 512  # through chains that write marks
 _MAX_PIECES = 256  # of a decided part, without the packets that had left its chain before
 
@@ -48,17 +49,17 @@ class Passage(ChainReader):
         covers: Sequence[Box] = (),
         volatile: tuple[str, ...] = (),
     ) -> Box | None:
-        """Return a part of `region` that all base chains accept and that is in no box of `allowed`, or None.
+        """Return a part of `region`, outside `allowed`, that all base chains accept; or None.
 
-        Exact for chains that write nothing; after a chain that writes, the written fields may have any
-        value in the chains that follow. `covers` are excluded parts of the region. `unstable_fields`
-        may change from chain to chain whatever the rules do.
+        Exact for chains that write nothing; after a chain that writes, the written fields may have
+        any value in the chains that follow. `covers` are excluded parts of the region.
+        `unstable_fields` may change from chain to chain whatever the rules do.
         """
         if not places:
             excluded = [*covers, *allowed.meeting(region)]
             return uncovered(region, excluded, self.space.tops)
         place, following = places[0], places[1:]
-        # Boxes of unstable fields apply to the packets after the last chain only.
+        # With unstable fields, `allowed` applies to the packets after the last chain only.
         early = Covers() if following and volatile else allowed
         for event in self.events(place, region):
             if event.kind != "accept":
@@ -74,9 +75,7 @@ class Passage(ChainReader):
             box, still_decided = event.box, decided
             if lost:
                 box = _without_fields(event.box, lost)
-                still_decided = [
-                    each for each in decided if not any(name.startswith(lost) for name in each)
-                ]
+                still_decided = [each for each in decided if not any(name.startswith(lost) for name in each)]
             accepted = self.first_through(following, box, allowed, still_decided, volatile)
             if accepted is not None:
                 return accepted
@@ -142,7 +141,7 @@ class Passage(ChainReader):
         narrow: Box,
         statement: nft.Statement,
     ) -> Iterator[Event]:
-        """Yield the events of one effect on the part `narrow` of the region, and update the state."""
+        """Yield the events of one effect on the part `narrow` of the region; update the state."""
         effect = kind_of(statement)
         box = {**state.region, **narrow} if narrow else state.region
         if effect in ("jump", "goto"):
@@ -214,21 +213,15 @@ class Passage(ChainReader):
     def _kept(self, returned: Sequence[Covers], counts: Sequence[int], box: Box) -> list[Box]:
         """Return `box` without the packets that had left their chain before, as boxes.
 
-        `counts` is the number of boxes that had returned from each chain. Empty if there are too many
-        pieces: the packets then count as not decided, which is safe.
+        `counts` is the number of boxes that had returned from each chain. Empty if there are too
+        many pieces: the packets then count as not decided, which is safe.
         """
-        before = [
-            part
-            for index, count in zip(returned, counts, strict=True)
-            for part in index.meeting(box, count)
-        ]
+        before = [part for index, count in zip(returned, counts, strict=True) for part in index.meeting(box, count)]
         if not before:
             return [box]
         return outside(box, before, self.space.tops, _MAX_PIECES) or []
 
-    def _reached(
-        self, start: list[Box], region: Box, table: nft.Table, matches: Sequence[nft.Statement]
-    ) -> list[Box]:
+    def _reached(self, start: list[Box], region: Box, table: nft.Table, matches: Sequence[nft.Statement]) -> list[Box]:
         """Return the parts of the region that pass the matches."""
         reached = start
         for match in matches:
@@ -251,8 +244,8 @@ class Passage(ChainReader):
     def mark_writes(self, place: Place, region: Box) -> Iterator[Event]:
         """Yield every write that a packet of `region` may reach in a base chain.
 
-        The caller checks each write by itself, and `region` must hold for the marks before and after
-        it. So marks are not followed, and a part that a mark decided is not excluded later.
+        The caller checks each write by itself, and `region` must hold for the marks before and
+        after it. So marks are not followed, and a part that a mark decided is not excluded later.
         """
         if self.writes(place[0], place[1].name):
             yield from self._writes_in(place, place[1], region, {}, (), ())
@@ -284,8 +277,8 @@ class Passage(ChainReader):
                         yield from self._writes_in(place, target, region, onward, decided, within)
                     if effect == "jump":
                         continue
-                # Decided, or gone from this chain. It counts only if no mark was tested and no header may
-                # have changed before.
+                # Decided, or returned from this chain: excluded later if no mark was tested and no
+                # header may have changed before.
                 may_have_changed = narrow and table.key in self._header_writing_tables
                 if stable == narrow and not may_have_changed:
                     decided.append({**prefix, **stable})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Paths through chains that write marks: each path of a region by itself, with the marks at each point."""
+"""Paths through chains that write marks, each with its part of a region and its marks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Position:
 
 @frozen
 class PathState:
-    """One path of a region: its position in each chain (innermost last), decided parts and marks."""
+    """One path of a region: its position in each chain (innermost last), decided parts, marks."""
 
     stack: tuple[Position, ...]
     region: Box
@@ -69,7 +69,7 @@ class Paths:
         yield from self._follow(PathState((Position(self._place[1]),), region, (), {}))
 
     def _follow(self, path: PathState) -> Iterator[Event]:
-        """Yield the events of a path, and of the paths that branch off it, up to the end of the chain."""
+        """Yield the events of a path and of its branches, up to the end of the chain."""
         table, chain = self._place
         assert chain.hook is not None
         self._remaining -= 1
@@ -164,9 +164,7 @@ class Paths:
     ) -> Event:
         return Event(kind, self._place, rule, path.region, path.decided, statement, path.marks)
 
-    def _unsupported_event(
-        self, rule: nft.Rule, part: PathState, statement: nft.Statement
-    ) -> Event:
+    def _unsupported_event(self, rule: nft.Rule, part: PathState, statement: nft.Statement) -> Event:
         """Return an accept event under the condition of a new artificial field."""
         description = f"{self._place[0].name}: {text.shown(statement)}"
         condition = {self._reader.space.doubt(description): only(1)}
@@ -189,7 +187,10 @@ class Paths:
 
 
 def now(box: Box, marks: Marks) -> Box | None:
-    """Translate a condition on the current marks into one on the original marks; None: impossible."""
+    """Translate a condition on the current marks into one on the original marks.
+
+    None: impossible.
+    """
     if not marks:
         return box
     original: Box = {}

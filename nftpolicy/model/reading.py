@@ -62,10 +62,14 @@ class Place:
         return self.hook in ("ingress", "egress")
 
     def is_before_tracking(self, view: View) -> bool:
-        """Return True if conntrack has not seen the packet yet. Packets that return by lo were seen before."""
+        """Return True if conntrack has not seen the packet yet.
+
+        Packets that return by lo were seen before.
+        """
         if self.hook == "ingress":
             return True
-        # (A frame that an AF_PACKET socket sends by lo was not: it arrives there for the first time.)
+        # (A frame that an AF_PACKET socket sends by lo was not: it arrives there for the first
+        # time.)
         returns = view.iif == "lo" and view.origin != FORWARD
         first = self.hook == "output" or (self.hook == "prerouting" and not returns)
         return first and self.priority < _CONNTRACK_PRIORITY
@@ -73,7 +77,10 @@ class Place:
 
 @lru_cache(maxsize=1024)
 def reader(expression: nft.Expression, place: Place) -> Read:
-    """Return the reader of an expression at a hook point; concatenations and maps are not supported."""
+    """Return the reader of an expression at a hook point.
+
+    Concatenations and maps are not supported.
+    """
     match expression:
         case nft.Meta(key):
             return _meta(key, place)

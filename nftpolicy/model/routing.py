@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Routing decisions of Linux: ip rules, routing tables, and the IPv4 and IPv6 specifics besides them.
+"""Routing decisions of Linux: ip rules, routing tables, IPv4 and IPv6 specifics.
 
 Models ip_route_output_key, ip_route_input (net/ipv4/route.c) and ip6_route_output
-(net/ipv6/route.c). VRFs and gateways that do not answer are not modelled: with a VRF the result of a
-lookup is "unknown", and all gateways are assumed to answer.
+(net/ipv6/route.c). VRFs and gateways that do not answer are not modelled: with a VRF the result of
+a lookup is "unknown", and all gateways are assumed to answer.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class Router:
     ) -> Routed:
         """Route one packet.
 
-        `forwarded`: it arrived by `iif`; else this machine sends it, bound to the device `oif` if given.
-        `any_source`: an IPv4 source that is not of this machine is accepted (IP_TRANSPARENT,
-        IP_HDRINCL). `exact`: exactly one lookup, as RTM_GETROUTE does. Without it an IPv6 packet without
-        source and route is looked up again with an address of this machine, as for a socket. Without a
-        `log`, or with a null log, results are cached for all packets that no rule and no route
-        distinguishes.
+        `forwarded`: it arrived by `iif`; else this machine sends it, bound to the device `oif` if
+        given. `any_source`: an IPv4 source that is not of this machine is accepted (IP_TRANSPARENT,
+        IP_HDRINCL). `exact`: exactly one lookup, as RTM_GETROUTE does. Without it an IPv6 packet
+        without source and route is looked up again with an address of this machine, as for a
+        socket. Without a `log`, or with a null log, results are cached for all packets that no rule
+        and no route distinguishes.
         """
         log = None if isinstance(log, Untold) else log
         if log is None:
@@ -105,7 +105,7 @@ class Router:
         return result
 
     def reads_ports(self, family: int) -> bool:
-        """Return True if the kernel dissects protocol and ports of an existing packet to look it up."""
+        """Return True if the kernel dissects protocol and ports of a packet for a lookup."""
         return self._router(family).rules.reads_ports
 
     def _router(self, family: int) -> Searcher:

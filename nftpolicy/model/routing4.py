@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""IPv4 routing besides rules and tables (net/ipv4/route.c): source checks, bound devices, multicast, input.
+"""IPv4 routing besides rules and tables (net/ipv4/route.c): source checks, devices, multicast.
 
 The methods follow the kernel's own functions, which their docstrings name.
 """
@@ -35,9 +35,7 @@ class Router4(Searcher):
         local_table = self.tables.get(TABLE_LOCAL)
         self._local_table = local_table if isinstance(local_table, Table4) else None
         self._has_custom_local_routes = any(
-            route.kind == "local" and route.protocol != _KERNEL
-            for routes in self.routes.values()
-            for route in routes
+            route.kind == "local" and route.protocol != _KERNEL for routes in self.routes.values() for route in routes
         )
 
     # --- output ------------------------------------------------------------------------
@@ -61,7 +59,8 @@ class Router4(Searcher):
         if error is None:
             return self._output_by_route(asked, result)
         if error.outcome != UNKNOWN and oif is not None:
-            # "Apparently, routing tables are wrong. Assume, that the destination is on link." (route.c)
+            # "Apparently, routing tables are wrong. Assume, that the destination is on link."
+            # (route.c)
             log.append(_assumed_on_link(error, oif))
             return self._output_on_link(asked, oif)
         return error
@@ -140,11 +139,7 @@ class Router4(Searcher):
             routed = evolve(routed, source=source)
         if not is_loopback4(asked.source):
             return routed
-        refusing = [
-            device
-            for device in routed.devices
-            if device != LOOPBACK and not self._routes_loopback(device)
-        ]
+        refusing = [device for device in routed.devices if device != LOOPBACK and not self._routes_loopback(device)]
         if not refusing:
             return routed
         if len(refusing) < len(routed.devices):
@@ -153,7 +148,7 @@ class Router4(Searcher):
         return Routed("none", error="EINVAL")
 
     def _device_of_source(self, address: int, doubts: Doubts) -> str | None:
-        """Return the device of a local address, or of the local route that contains it (__ip_dev_find)."""
+        """Return the device of a local address, or of its local route (__ip_dev_find)."""
         device = self.addresses.device(4, address)
         if device:
             return device
@@ -220,7 +215,10 @@ class Router4(Searcher):
         return self._validated(asked, by(result, "unicast", lambda hop: None), doubts)
 
     def _validated(self, asked: Asked, routed: Routed, doubts: Doubts) -> Routed:
-        """Apply the reverse-path filter for each output device; it refuses own source addresses too."""
+        """Apply the reverse-path filter, which also refuses own source addresses.
+
+        Each possible output device is tested; a difference between them is an open question.
+        """
         devices = routed.devices or (LOOPBACK,)
         passes = {oif: self._validate_source(asked, oif, doubts) for oif in devices}
         if None in passes.values():
@@ -231,7 +229,7 @@ class Router4(Searcher):
         return routed if passes[devices[0]] else Routed("none", error="EINVAL")
 
     def _validate_source(self, asked: Asked, oif: str, doubts: Doubts) -> bool | None:
-        """Return True if the source may arrive by `asked.iif` and leave by `oif` (fib_validate_source).
+        """Return True if a packet of the source may arrive and leave by `oif` (fib_validate_source).
 
         None: not known.
         """
@@ -243,7 +241,8 @@ class Router4(Searcher):
         passes = self._validate_reverse(asked, oif, strictness, accepts_local, doubts)
         if passes is None or not is_quick or not self.rules.untouched or self._has_custom_local_routes:
             return passes
-        # Until the first ip rule is added, the kernel only checks that the source is not a local address.
+        # Until the first ip rule is added, the kernel only checks that the source is not a local
+        # address.
         is_foreign = self.addresses.device(4, asked.source or 0) is None
         return is_foreign if is_foreign == passes or doubts.ask(NEVER_A_RULE) else passes
 
@@ -259,9 +258,7 @@ class Router4(Searcher):
         protocol, sport, dport = 0, 0, 0
         if self.rules.reads_ports:
             protocol, sport, dport = asked.protocol, asked.dport, asked.sport
-        reverse = Asked(
-            4, source, asked.destination or None, mark, oif, None, 0, asked.tos, protocol, sport, dport
-        )
+        reverse = Asked(4, source, asked.destination or None, mark, oif, None, 0, asked.tos, protocol, sport, dport)
         match = self._lookup(reverse, Search(source, 0, None, asked.tos), doubts, []).hit
         if match is None or match.route.kind in ERRORS:
             return not strictness
@@ -277,16 +274,17 @@ class Router4(Searcher):
     # --- settings ----------------------------------------------------------------------
 
     def _routes_loopback(self, device: str) -> bool:
-        """Return True if loopback addresses are routed like others by the device (route_localnet)."""
+        """Return True if the device routes loopback addresses like others (route_localnet)."""
         return bool(self._sysctl("route_localnet", device))
 
     def _sysctl(self, name: str, device: str, missing: int = 0) -> int:
-        """Return the higher IPv4 setting of a device and of "all"; `missing` if neither is known."""
+        """Return the higher IPv4 setting of a device and of "all"; "forwarding" counts by device only.
+
+        `missing`: the value if neither is known.
+        """
         scopes = (device,) if name == "forwarding" else ("all", device)
         values = [self.value(f"net/ipv4/conf/{scope}/{name}") for scope in scopes]
-        numbers = [
-            int(value) if value.isdigit() else missing for value in values if value is not None
-        ]
+        numbers = [int(value) if value.isdigit() else missing for value in values if value is not None]
         return max(numbers, default=missing)
 
 

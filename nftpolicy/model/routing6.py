@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""IPv6 routing besides rules and tables (net/ipv6/route.c): strict devices, late source selection."""
+"""IPv6 routing besides rules and tables (net/ipv6/route.c): strict devices, source selection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Router6(Searcher):
 
     def output(self, asked: Asked, doubts: Doubts, log: TraceLog, exact: bool) -> Routed:
         """Route a packet that this machine sends (ip6_route_output, ip6_dst_lookup_tail)."""
-        # A bound socket leaves by its device only; for RTM_GETROUTE with a source it is a preference.
+        # A bound socket leaves by its device only; for RTM_GETROUTE with a source it is a
+        # preference.
         is_bound = asked.oif is not None
         routed = self._output_once(asked, doubts, log, is_bound and (asked.source is None or not exact))
         if exact or asked.source is not None or routed.outcome in (*LEAVING, "local", UNKNOWN):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Policy-routing rules as the kernel evaluates them (fib_rules_lookup): the matching rules in order."""
+"""Policy-routing rules as the kernel evaluates them (fib_rules_lookup)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,7 @@ def defaults(family: int) -> tuple[IpRule, ...]:
     tables = {0: TABLE_LOCAL, _MAIN_PRIORITY: TABLE_MAIN}
     if family == 4:
         tables[_DEFAULT_PRIORITY] = TABLE_DEFAULT
-    return tuple(
-        IpRule(family, priority, table=table, protocol=_RTPROT_KERNEL)
-        for priority, table in tables.items()
-    )
+    return tuple(IpRule(family, priority, table=table, protocol=_RTPROT_KERNEL) for priority, table in tables.items())
 
 
 def is_default(rules: Iterable[IpRule], family: int) -> bool:
@@ -102,8 +99,7 @@ class Rules:
         self._tos = _TOS_MASK[family]
         width = 32 if family == 4 else 128
         self._prefixes = [
-            (_bits(rule.source, width, family), _bits(rule.destination, width, family))
-            for rule in self.rules
+            (_bits(rule.source, width, family), _bits(rule.destination, width, family)) for rule in self.rules
         ]
         # Only such rules make the kernel dissect received packets (fib_rule_requires_fldissect).
         self.reads_ports = any(
@@ -159,7 +155,10 @@ class Rules:
         return _contains(rule.sports, asked.sport) and _contains(rule.dports, asked.dport)
 
     def _is_in_vrf(self, rule: IpRule, doubts: Doubts) -> bool:
-        """Return True if an "l3mdev" rule matches; VRF membership is not modelled, only their absence."""
+        """Return True if an "l3mdev" rule matches.
+
+        VRF membership is not modelled, only their absence.
+        """
         if not rule.l3mdev or self.has_vrf is False:
             return not rule.l3mdev
         return doubts.ask(f"ip rule: {iproute.shown(rule)}")

@@ -29,12 +29,13 @@ class Routed:
     """The result of a lookup.
 
     `outcome` is "unicast", "broadcast" or "multicast" (the packet leaves by `device`), "local" (it
-    stays on this machine), "unreachable", "prohibit", "blackhole", "none" (no route, or the packet is
-    refused; `error` has the errno) or "unknown". `devices` are all devices by which it may leave:
-    several if the nexthops of a route differ in the device, none for "unknown" if any is possible.
-    `gateway` is None if the destination is on the link, or if the nexthops differ in it. `source` is
-    the address that the kernel selects for a packet without one, None if it is not known.
-    `unsupported` has the open questions and unsupported constructs that the result depends on.
+    stays on this machine), "unreachable", "prohibit", "blackhole", "none" (no route, or the packet
+    is refused; `error` has the errno) or "unknown". `devices` are all devices by which it may
+    leave: several if the nexthops of a route differ in the device, none for "unknown" if any is
+    possible. `gateway` is None if the destination is on the link, or if the nexthops differ in it.
+    `source` is the address that the kernel selects for a packet without one, None if it is not
+    known. `unsupported` has the open questions and unsupported constructs that the result depends
+    on.
     """
 
     outcome: str
@@ -119,9 +120,10 @@ class Searcher:
         return Found(None)
 
     def _unsuppressed(self, rule: IpRule, match: Hit, doubts: Doubts) -> Hit | None:
-        """Return the match without suppressed nexthops, or None (fib4_rule_suppress, fib6_rule_suppress).
+        """Return the match without suppressed nexthops, or None.
 
-        IPv4 tests the first nexthop of a route, IPv6 the one that it selected.
+        Models fib4_rule_suppress and fib6_rule_suppress: IPv4 tests the first nexthop of a route,
+        IPv6 the selected one.
         """
         route = match.route
         if route.kind in ERRORS:
@@ -133,9 +135,7 @@ class Searcher:
         if route.family == 4:
             is_suppressed = self._is_in_group(route.ways[0], rule.suppress_group, doubts)
             return None if is_suppressed else match
-        hops = tuple(
-            hop for hop in match.hops if not self._is_in_group(hop, rule.suppress_group, doubts)
-        )
+        hops = tuple(hop for hop in match.hops if not self._is_in_group(hop, rule.suppress_group, doubts))
         if len(hops) == len(match.hops):
             return match
         if not hops or doubts.ask(f"which nexthop {iproute.shown(route)} uses"):
@@ -178,7 +178,10 @@ def local(result: Found, source: str | None) -> Routed:
 
 
 def refusal(result: Found) -> Routed | None:
-    """Return the result without a route, with an error, or with an unsupported route; None: a usable route."""
+    """Return the result of a lookup without a route or with an unusable one.
+
+    None: the route is usable. An unsupported route gives the outcome "unknown".
+    """
     match, rule, table = result.hit, result.rule, result.table
     if rule is None:
         return Routed("none", error=NO_ROUTE)
@@ -221,8 +224,7 @@ def agreed(results: Iterable[Routed], doubts: tuple[str, ...], complete: bool) -
     first = branches[0]
     devices = tuple(dict.fromkeys(device for each in branches for device in each.devices))
     has_one_end = all(
-        (each.outcome, each.device, each.error) == (first.outcome, first.device, first.error)
-        for each in branches
+        (each.outcome, each.device, each.error) == (first.outcome, first.device, first.error) for each in branches
     )
     if devices and not has_one_end:
         return Routed(UNKNOWN, devices=devices, doubts=doubts)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Output route selection: the FIB lookups of a packet in their order, and its source address.
 
-The routing tables decide one lookup. A packet may need several: IPv6 looks up again with a source if
-there was no route without one (ip6_dst_lookup_tail), a connected socket when its source is selected
-(ip_route_connect), and a packet that the output hook changed is rerouted (ip_route_me_harder,
-ip6_route_me_harder).
+The routing tables decide one lookup. A packet may need several: IPv6 looks up again with a source
+if there was no route without one (ip6_dst_lookup_tail), a connected socket when its source is
+selected (ip_route_connect), and a packet that the output hook changed is rerouted
+(ip_route_me_harder, ip6_route_me_harder).
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ class Sending:
         return self._connect(packet, route, doubts, log)
 
     def _connect(self, packet: Packet, route: Way, doubts: Doubts, log: TraceLog) -> Way | None:
-        """Look up the route of a connected socket again with its source address; rules may then differ.
+        """Look up the route of a connected socket again with its source address.
 
-        IPv4 does so when a socket connects, IPv6 when the cached route of the socket has become stale.
-        Only TCP sockets are certainly connected.
+        IPv4 does so when a socket connects, IPv6 when the cached route of the socket has become
+        stale. Only TCP sockets are certainly connected.
         """
         if packet.origin == KERNEL or packet.protocol not in (TCP, UDP):
             return route
@@ -98,7 +98,7 @@ class Sending:
         return new and new.sent_from(route.source)
 
     def again(self, packet: Packet, view: View, old: str, doubts: Doubts, log: TraceLog) -> Way | None:
-        """Return the route after a chain of the output hook changed the packet (ip_route_me_harder).
+        """Return the route after the output hook changed the packet (ip_route_me_harder).
 
         `old` is the output device so far. IPv4 looks up as user 0, whatever the sender.
         """
@@ -114,13 +114,12 @@ class Sending:
         """Return the route of a packet that arrived by a device; None: it is refused."""
         return self._lookup_existing(packet, view, doubts, log, iif=iif, forwarded=True)
 
-    def _lookup_existing(
-        self, packet: Packet, view: View, doubts: Doubts, log: TraceLog, **how: Any
-    ) -> Way | None:
+    def _lookup_existing(self, packet: Packet, view: View, doubts: Doubts, log: TraceLog, **how: Any) -> Way | None:
         """Return the route of an existing packet.
 
-        The kernel dissects protocol and ports only if a rule that is not for this machine's own packets
-        selects by them (fib4_rules_early_flow_dissect); ip6_route_input always knows the protocol.
+        The kernel dissects protocol and ports only if a rule that is not for this machine's own
+        packets selects by them (fib4_rules_early_flow_dissect); ip6_route_input always knows the
+        protocol.
         """
         is_input = how.get("forwarded")
         protocol, sport, dport = packet.protocol, view.sport, view.dport
@@ -145,12 +144,10 @@ class Sending:
         return self._to_route(routed, packet.family, doubts)
 
     def own_address(self, view: View, device: str, doubts: Doubts) -> int | None:
-        """Return the device's address for masquerade or redirect, toward the packet's destination."""
+        """Return the device's address for masquerade or redirect."""
         return self._sources.choose(view.family, view.destination, device, doubts)
 
-    def _lookup_sent(
-        self, packet: Packet, source: int | None, doubts: Doubts, log: TraceLog
-    ) -> Way | None:
+    def _lookup_sent(self, packet: Packet, source: int | None, doubts: Doubts, log: TraceLog) -> Way | None:
         """Look up the packet once as its sender sent it."""
         oif = packet.bound
         if packet.origin == KERNEL and packet.family == 6 and oif and is_multicast6(packet.destination):
@@ -168,7 +165,8 @@ class Sending:
             sport=packet.sport,
             dport=packet.dport,
             any_source=packet.origin == KERNEL or packet.protocol not in (TCP, UDP),
-            # A reply of the kernel prefers the device of the request; a bound socket uses its device only.
+            # A reply of the kernel prefers the device of the request; a bound socket uses its
+            # device only.
             exact=source is None or packet.origin == KERNEL,
             log=log,
         )
@@ -232,13 +230,10 @@ class _SourceAddresses:
         near = every if device is None else self._owned.get((family, device), [])
         if family == 4:
             return [address for address in near if not is_loopback4(address)] or every
-        # An address of the destination's scope is preferred, then one of the device (RFC 6724, rules 2 and 5).
+        # An address of the destination's scope is preferred, then one of the device (RFC 6724,
+        # rules 2 and 5).
         narrow = [address for address in near if is_link_local6(address) or address == _LOOPBACK6]
-        if (
-            is_link_local6(destination)
-            or destination == _LOOPBACK6
-            or is_link_multicast6(destination)
-        ):
+        if is_link_local6(destination) or destination == _LOOPBACK6 or is_link_multicast6(destination):
             return narrow
         if destination in every:  # rule 1
             return [destination]

@@ -17,6 +17,8 @@ TRANSLATIONS = (nft.Dnat, nft.Snat, nft.Masquerade, nft.Redirect)
 SOMETIMES = (nft.Limit, nft.Quota, nft.Connections, nft.SetUpdate, nft.ObjectRef)
 VerdictMapping: TypeAlias = nft.VerdictMap | nft.VerdictMapRef
 
+_WITH_FAMILY = (nft.Dnat, nft.Snat)
+_SINGLE_VALUE = (str, int)
 _FAMILIES = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 _EFFECTS: dict[type, str] = {
     nft.Reject: "drop",
@@ -32,7 +34,7 @@ def plain(value: nft.Expression | nft.Value) -> nft.Expression | nft.Value:
 
 
 def kind_of(statement: nft.Statement) -> str:
-    """Return the effect: accept, drop, return, continue, jump, goto, nat, write, or "unsupported"."""
+    """Return accept, drop, return, continue, jump, goto, nat, write, or "unsupported"."""
     if isinstance(statement, nft.Verdict):
         return statement.kind
     return _EFFECTS.get(type(statement), "unsupported")
@@ -45,14 +47,17 @@ def family_of(statement: nft.Statement) -> int | None:
     """
     if isinstance(statement, nft.Reject):
         return _FAMILIES.get(statement.type)
-    if isinstance(statement, nft.Dnat | nft.Snat):
+    if isinstance(statement, _WITH_FAMILY):
         return _FAMILIES.get(str(statement.family))
     return None
 
 
 @frozen
 class Shape:
-    """A rule in the order of evaluation. `only_drops`: the rule only drops the packets that match."""
+    """A rule in the order of evaluation.
+
+    `only_drops`: the rule only drops the packets that match.
+    """
 
     rule: nft.Rule
     quick: tuple[nft.Match, ...]
@@ -89,7 +94,7 @@ def shape_of(rule: nft.Rule) -> Shape:
 def short_key(match: nft.Match) -> tuple[object, ...] | None:
     """Return a cache key for a match that rules repeat (device, mark, owner), or None."""
     left, right = match.left, match.right
-    if not isinstance(right, str | int):
+    if not isinstance(right, _SINGLE_VALUE):
         return None
     if isinstance(left, nft.Meta):
         return left.key, match.op, right

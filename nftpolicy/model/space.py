@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The header space of all packets of one family, and the packets that an nft match selects, as boxes.
+"""The header space of one family, and the packets that an nft match selects, as boxes.
 
-Exact for supported expressions. An unsupported match becomes an artificial field that is 1 where the
-match holds: so it never covers packets for a drop, and never hides packets from an accept.
+Exact for supported expressions. An unsupported match becomes an artificial field that is 1 where
+the match holds: so it never covers packets for a drop, and never hides packets from an accept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TRACKED = only(*(values.STATES[state] for state in ("new", "established", "rela
 
 @frozen
 class Field:
-    """The field of an expression, the parser of its values, and the packets in which it is readable."""
+    """The field of an expression, its value parser, and the packets in which it is readable."""
 
     name: str
     parse: Callable[[nft.Value], Ranges | None]
@@ -47,8 +47,8 @@ class Field:
 class Space:
     """Fields of the packets of `family` (4, 6, or 0 for frames that are neither).
 
-    `max_values` has the highest value of each field, `unsupported` the description of each artificial
-    field.
+    `max_values` has the highest value of each field, `unsupported` the description of each
+    artificial field.
     """
 
     def __init__(
@@ -180,14 +180,14 @@ class Space:
         return [] if box is None else [box]
 
     def writable(self, table: nft.Table, statement: nft.Mangle) -> list[Box]:
-        """Return the packets for which a write is executed: it can read its operands. For others the rule ends."""
-        needs: Box | None = self._readable(statement.value)
-        if isinstance(statement.key, nft.Payload):
-            key = self._readable(statement.key)
-            if needs is None or key is None:
-                needs = None
-            else:
-                needs = meet(needs, key) or {"fragment": ()}
+        """Return the packets for which a write is executed: it can read its operands.
+
+        For others the rule ends.
+        """
+        needs = self._readable(statement.value)
+        if needs is not None and isinstance(statement.key, nft.Payload):
+            key_needs = self._readable(statement.key)
+            needs = None if key_needs is None else meet(needs, key_needs) or {"fragment": ()}
         if needs is None:
             return [{self.doubt(f"{table.family} {table.name}: {text.shown(statement)}"): only(1)}]
         return [needs] if all(needs.values()) else []
@@ -323,9 +323,7 @@ class Space:
         others = complement(only(*(bits.packed(value, group) for value in wanted)), bits.top(group))
         return [{bits.name(mark, group): others}] if others else []
 
-    def _mark_ranges(
-        self, mark: str, pairs: Sequence[tuple[int, int]], op: str
-    ) -> list[Box] | None:
+    def _mark_ranges(self, mark: str, pairs: Sequence[tuple[int, int]], op: str) -> list[Box] | None:
         """Return the box of a test of the whole mark for ranges; None: unsupported."""
         field = Field(bits.name(mark, FULL), values.number, {})
         packed = ((bits.packed(low, FULL), bits.packed(high, FULL)) for low, high in pairs)
@@ -370,7 +368,7 @@ class Space:
         return None
 
     def _link_field(self, key: str, hook: str) -> Field | None:
-        """Return the field at a device's own hook, which has no other device and a family of its own."""
+        """Return the field at a device's own hook: no other device, and a family of its own."""
         if key == "nfproto":
             return Field(_NOTHING, lambda value: only(int(value != _NETDEV)), {})
         side, own = key[:3], {"ingress": "iif", "egress": "oif"}.get(hook)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One pass over all tables for what the header space depends on: devices, masks, writers of marks."""
+"""One pass over all tables for the inputs of the header space: devices, masks, writers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Survey:
     masks: set[int] = Factory(set)
     writers: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
     writes: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
-    rewritten: set[tuple[str, str]] = Factory(set)  # tables with a rule that changes something else than a mark
+    # Tables with a rule that changes something else than a mark
+    rewritten: set[tuple[str, str]] = Factory(set)
     unknown: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
     shapes: IdentityCache[nft.Rule, Shape] = Factory(IdentityCache)  # filled by ChainTransfer
 
@@ -64,9 +65,7 @@ def _scan_set(named_set: nft.Set, scan: Survey) -> None:
         scan.devices.update(str(parts[index]) for index in columns if index < len(parts))
 
 
-def _scan_statement(
-    table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: Survey
-) -> None:
+def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: Survey) -> None:
     if isinstance(statement, nft.Match):
         _scan_match(statement.left, statement.right, scan)
     elif isinstance(statement, nft.Mangle):
@@ -106,11 +105,7 @@ def _column(right: object, index: int) -> nft.AnonymousSet | None:
     if not isinstance(right, nft.AnonymousSet):
         return None
     return nft.AnonymousSet(
-        frozenset(
-            element[index]
-            for element in right.elements
-            if isinstance(element, tuple) and index < len(element)
-        )
+        frozenset(element[index] for element in right.elements if isinstance(element, tuple) and index < len(element))
     )
 
 

@@ -14,9 +14,7 @@ _FLAGS = nft.Payload("tcp", "flags")
 Subtract = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
 
 
-def selected(
-    left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract
-) -> list[Box] | None:
+def selected(left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract) -> list[Box] | None:
     """Return the boxes of packets that pass the test; None: not a supported test of TCP flags."""
     tested: tuple[str, ...] = TCP_FLAGS
     if isinstance(left, nft.Bitwise) and left.of == _FLAGS and not left.put:

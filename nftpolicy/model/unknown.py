@@ -33,7 +33,7 @@ class Doubts:
         return answer
 
     def note(self, what: str) -> None:
-        """Record an effect on the packet that is not modelled: the outcome of this branch is unknown."""
+        """Record an effect that is not modelled: the outcome of this branch is unknown."""
         self.noted.append(what)
 
 
@@ -43,7 +43,8 @@ class Forks(Generic[Result]):
 
     results: tuple[Result, ...]
     complete: bool
-    doubts: tuple[str, ...]  # questions and unsupported constructs of all branches, without duplicates, in order
+    # Questions and unsupported constructs of all branches, without duplicates, in order
+    doubts: tuple[str, ...]
     noted: tuple[str, ...]  # those of them that leave even a single branch without a known outcome
 
 
@@ -68,7 +69,7 @@ def explore(run: Callable[[Doubts], Result], cap: int = CAP) -> Forks[Result]:
 
 
 def _next(answers: list[bool]) -> tuple[bool, ...] | None:
-    """Return the script of the branch after the one with these answers: its last yes becomes a no."""
+    """Return the script of the next branch: the last yes becomes a no; None: no branch is left."""
     for index in range(len(answers) - 1, -1, -1):
         if answers[index]:
             return (*answers[:index], False)

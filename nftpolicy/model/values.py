@@ -124,21 +124,20 @@ PAYLOAD: dict[tuple[str, str], tuple[str, Parse, Box]] = {
 def device_classes(names: Iterable[str]) -> list[str]:
     """Return one name for each class of devices that no name or pattern distinguishes.
 
-    Index 0 is "no device". A name that ends in "~" is a device that only a pattern matches; "~" alone
-    is every other device.
+    Index 0 is "no device". A name that ends in "~" is a device that only a pattern matches; "~"
+    alone is every other device.
     """
     classes = {f"{name[:-1]}~" if name.endswith("*") else name for name in names if name}
     return ["", *sorted(classes - {"~"}), "~"]
 
 
 def device_ranges(classes: list[str], name: str) -> Ranges:
-    """Return the classes of a name or a pattern; a name without its own class is in the longest pattern's."""
+    """Return the classes of a name or a pattern.
+
+    A name without its own class is in the longest pattern's.
+    """
     if name.endswith("*"):
-        matching = (
-            index
-            for index, device_class in enumerate(classes)
-            if index and device_class.startswith(name[:-1])
-        )
+        matching = (index for index, device_class in enumerate(classes) if index and device_class.startswith(name[:-1]))
         return ranges((index, index) for index in matching)
     if name in classes:
         return only(classes.index(name))

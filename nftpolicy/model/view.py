@@ -20,7 +20,8 @@ _COMMON = {
 }
 
 
-# By protocol: its name, and the types of an echo request, an echo reply and "destination unreachable".
+# By protocol: its name, and the types of an echo request, an echo reply and "destination
+# unreachable".
 _ICMP_TYPES = {ICMP: ("icmp", 8, 0, 3), ICMPV6: ("icmpv6", 128, 129, 1)}
 
 
@@ -29,7 +30,8 @@ class View:
     """The packet data that rules read and write. Addresses are integers.
 
     A trace makes one per packet and changes `iif` and `oif` from hook to hook. `uid` and `gid` are
-    None for a packet without a socket. `status` holds the names of `ct status` ("dnat", "snat", ...).
+    None for a packet without a socket. `status` holds the names of `ct status` ("dnat", "snat",
+    ...).
     """
 
     family: int
@@ -58,12 +60,16 @@ class View:
     new_source: int | None = None
     redirected: bool = False
     notrack: bool = False
-    # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not known.
+    # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not
+    # known.
     fib: Callable[[str, tuple[str, ...], View], str | None] | None = None
 
     @classmethod
     def of(cls, packet: Packet, source: int, iif: str | None = None, oif: str | None = None) -> View:
-        """Return the packet as its first hook sees it; `source` is the address that the kernel selected."""
+        """Return the packet as its first hook sees it.
+
+        `source` is the address that the kernel selected.
+        """
         flow, has_socket = packet.flow, packet.has_socket
         return cls(
             packet.family,
@@ -91,7 +97,10 @@ class View:
         self.uid = self.gid = self.cgroup = None
 
     def header(self, protocol: str, name: str) -> int | None:
-        """Return a header field, with the common value if the packet leaves it open; None: not known."""
+        """Return a header field, with the common value if the packet leaves it open.
+
+        None: not known.
+        """
         value = self.fields.get((protocol, name), _COMMON.get((protocol, name)))
         if value is not None:
             # The kernel decrements the hop limit of a forwarded packet before its hooks.

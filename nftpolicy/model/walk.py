@@ -37,8 +37,8 @@ class Walk:
 
     `device` is the output device ("unknown": the packet may leave by it). Mark, addresses and port
     are those at the end, after NAT; `source` is None if the kernel's choice is not known.
-    `unsupported` has the open questions and unsupported constructs on the path. `ct_mark` is the mark
-    of the connection at the end. `unanimous`: all branches end in the same state.
+    `unsupported` has the open questions and unsupported constructs on the path. `ct_mark` is the
+    mark of the connection at the end. `unanimous`: all branches end in the same state.
     """
 
     packet: Packet
@@ -72,7 +72,10 @@ class Model:
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
 
     def walk(self, packet: Packet, told: bool = True) -> Walk:
-        """Trace a packet. "unknown": it may leave. `record` False: without steps, which is faster."""
+        """Trace a packet.
+
+        "unknown": it may leave. `record` False: without steps, which is faster.
+        """
         branches = explore(lambda doubts: _Run(self, packet, doubts, told).trace())
         return _merge(packet, branches) if branches.doubts else branches.results[0]
 
@@ -99,9 +102,7 @@ class Model:
         elif "oif" in keys:
             device = view.oif
         oif = (device or view.oif or view.iif) if is_link_local6(address) else None
-        routed = self.router.lookup(
-            6, address, source=other, oif=oif, protocol=view.protocol, exact=True
-        )
+        routed = self.router.lookup(6, address, source=other, oif=oif, protocol=view.protocol, exact=True)
         if routed.outcome == UNKNOWN:
             return None
         if routed.outcome != "local" and not routed.leaves:
@@ -113,7 +114,10 @@ class Model:
         return address_type
 
     def forwards(self, family: int, iif: str) -> bool:
-        """Return True if packets that arrive by a device are forwarded; unknown sysctls count as on."""
+        """Return True if packets that arrive by a device are forwarded.
+
+        Unknown sysctls count as on.
+        """
         value: str | None
         if family == 4:
             default = self._sysctls.get("net/ipv4/ip_forward", "1")
@@ -213,7 +217,10 @@ class _Run:
     # After a chain
 
     def _routed_again(self, hook: nft.Hook, before: Compared) -> str | None:
-        """Reroute the packet if a chain of the output hook changed it; the hook keeps the old device."""
+        """Reroute the packet if a chain of the output hook changed it.
+
+        The hook keeps the old device.
+        """
         now = compared(self._view)
         if now == before or hook.type not in ("route", "nat"):
             return None
@@ -329,7 +336,8 @@ def _sender_step(packet: Packet) -> Decision:
     return Decision("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
-# Outcomes by length of the path: if branches differ and none leaves, the longest path is the result.
+# Outcomes by length of the path: if branches differ and none leaves, the longest path is the
+# result.
 _BY_LENGTH = (UNROUTABLE, DROPPED, DELIVERED)
 
 
@@ -346,10 +354,7 @@ def _merge(packet: Packet, branches: Forks[Walk]) -> Walk:
     else:
         first = leaving[0]
         source = first.source if len({trace.source for trace in leaving}) == 1 else None
-        ends = {
-            (trace.outcome, trace.device, trace.mark, trace.destination, trace.dport)
-            for trace in leaving
-        }
+        ends = {(trace.outcome, trace.device, trace.mark, trace.destination, trace.dport) for trace in leaving}
         has_outcome = is_known and len(ends) == 1 and len(leaving) == len(branches.results)
     return evolve(
         first,

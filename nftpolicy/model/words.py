@@ -45,7 +45,10 @@ _ECN = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
 
 @frozen(eq=False)
 class Kind:
-    """The data type of an expression's values. `is_bitmask`: its symbols are bits that can be combined."""
+    """The data type of an expression's values.
+
+    `is_bitmask`: its symbols are bits that can be combined.
+    """
 
     name: str
     bits: int = 32
