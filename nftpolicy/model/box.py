@@ -164,8 +164,8 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
                         continue
                     clipped[field] = wanted = both
                     whole = size(present)
-                kept = wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else size(wanted)
-                shrink += log2(whole / kept)
+                overlap = wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else size(wanted)
+                shrink += log2(whole / overlap)
             else:
                 if not clipped:
                     closed = True

@@ -103,11 +103,11 @@ class ChainReader:
             elif isinstance(statement, _VERDICT_MAPS):
                 continuing: list[Box] = []
                 for boxes, verdict in self.looked_up(table, statement):
-                    found = self.narrowed(reached, region, boxes)
+                    matching = self.narrowed(reached, region, boxes)
                     if kind_of(verdict) == "continue":
-                        continuing += found
+                        continuing += matching
                         continue
-                    for narrow in found:
+                    for narrow in matching:
                         yield narrow, verdict
                 reached = continuing  # without an entry the rule does not match
                 if not reached:

@@ -60,7 +60,7 @@ class _Prepared:
 
     table: Table
     sets: Tables
-    place: Place
+    point: Place
     title: str
     _chains: dict[str, Chain]
     _rules: dict[str, list[_Rule]] = field(factory=dict)
@@ -77,7 +77,7 @@ class _Prepared:
 
     def _steps(self, rule: nft.Rule) -> Iterator[Step]:
         for statement in rule.statements:
-            compiled = step(statement, self.sets, self.place)
+            compiled = step(statement, self.sets, self.point)
             if compiled is not None:
                 yield compiled
 
@@ -98,21 +98,21 @@ class Base:
     @classmethod
     def of(cls, chain: Chain, hook: nft.Hook, prepared: _Prepared) -> Base:
         """Prepare a base chain of a table."""
-        place = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
-        doubts: list[str] = []
+        priority = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
+        conditions: list[str] = []
         if not prepared.table.flags <= _KNOWN_FLAGS:
-            doubts.append(f"{prepared.title} is not dormant")
+            conditions.append(f"{prepared.title} is not dormant")
         if hook.hook in ("ingress", "egress") and not (hook.device or hook.devices):
-            doubts.append(f"chain {chain.name} of {prepared.title} is on this device")
-        return cls(chain, hook, prepared, place, tuple(doubts))
+            conditions.append(f"chain {chain.name} of {prepared.title} is on this device")
+        return cls(chain, hook, prepared, priority, tuple(conditions))
 
     def evaluate(self, run: Run) -> str:
         """Return "accept" (for this chain only) or "drop" (final).
 
         Rules write into the context's view.
         """
-        for doubt in self.doubts:
-            if not run.doubts.ask(doubt):
+        for condition in self.doubts:
+            if not run.doubts.ask(condition):
                 return ACCEPT
         log, chain = run.log, self.chain
         if log is not None:
@@ -199,14 +199,14 @@ class Ruleset:
 
     def _prepare_table(self, table: Table, hook: nft.Hook) -> _Prepared:
         """Return the chains of a table as its base chains at a hook point use them."""
-        place = Place(table.family, hook.hook, hook.priority)
-        key = (table.key, place)
+        point = Place(table.family, hook.hook, hook.priority)
+        key = (table.key, point)
         if key not in self._prepared:
             if table.key not in self._sets:
                 self._sets[table.key] = Tables.of(table)
             title = f"table {table.family} {table.name}"
             chains = {chain.name: chain for chain in table.chains}
-            self._prepared[key] = _Prepared(table, self._sets[table.key], place, title, chains)
+            self._prepared[key] = _Prepared(table, self._sets[table.key], point, title, chains)
         return self._prepared[key]
 
 
@@ -221,14 +221,14 @@ def evaluate(
     table: Table,
     chain: Chain,
     view: View,
-    doubts: Doubts,
+    choices: Doubts,
     log: TraceLog | None = None,
 ) -> str:
     """Evaluate one base chain for a packet; see PreparedBaseChain.evaluate.
 
     Raises: ValueError for a chain without hook.
     """
-    return ruleset.base(table, chain).evaluate(Run(view, doubts, log))
+    return ruleset.base(table, chain).evaluate(Run(view, choices, log))
 
 
 def _evaluate_rules(prepared: _Prepared, name: str, run: Run) -> str | None:

@@ -23,7 +23,7 @@ _TRACED_OBJECTS = frozenset({"ct helper", "ct timeout", "ct expectation", "secma
 _QUIET = (nft.Counter, nft.CounterRef, nft.Log)
 
 
-def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
+def step(statement: nft.Statement, tables: Tables, point: Place) -> Step | None:
     """Compile a statement; None if it has no effect."""
     if isinstance(statement, _QUIET):
         return None
@@ -31,44 +31,44 @@ def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
     match_ = statement
     match match_:
         case nft.Match():
-            return match(match_, tables, place)
+            return match(match_, tables, point)
         case nft.Verdict("continue"):
             return None
         case nft.Verdict():
             return lambda run: match_
         case nft.VerdictMap(key, entries):
-            return _verdict_map(lookup(key, entries, tables, place), about, _targets(entries))
+            return _verdict_map(lookup(key, entries, tables, point), about, _targets(entries))
         case nft.VerdictMapRef(key, name):
-            found = next((named.elements for named in tables.table.maps if named.name == name), frozenset())
-            return _verdict_map(lookup(key, name, tables, place), about, _targets(found))
+            content = next((named.elements for named in tables.table.maps if named.name == name), frozenset())
+            return _verdict_map(lookup(key, name, tables, point), about, _targets(content))
         case nft.Mangle(key, value):
-            return _mangle(key, _value(value, key, tables, place), about, place)
+            return _mangle(key, _value(value, key, tables, point), about, point)
         case nft.Dnat() | nft.Snat() | nft.Masquerade() | nft.Redirect():
-            return _nat(match_, tables, place, about)
+            return _nat(match_, tables, point, about)
         case nft.Reject(type_):
             return _reject(type_)
         case nft.Notrack():
-            return lambda run: _notrack(run, place)
+            return lambda run: _notrack(run, point)
         case nft.Limit() | nft.Quota() | nft.Connections():
             return lambda run: run.doubts.ask(str(about))
         case nft.SetUpdate(op, _, key):
-            return _set_update(_readability(key, place), op, about)
+            return _set_update(_readability(key, point), op, about)
         case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
             return None
         case nft.ObjectRef("limit" | "quota"):
             return lambda run: run.doubts.ask(str(about))
         case nft.Queue():
             return lambda run: _queue(run, about)
-        case nft.FlowAdd() if place.hook != "forward":
+        case nft.FlowAdd() if point.hook != "forward":
             return None
     # A copy, another device, a connection taken over, an unknown statement: outcome not modelled.
     return lambda run: _noted(run, about)
 
 
-def _readability(key: nft.Expression, place: Place) -> Callable[[View], bool]:
+def _readability(key: nft.Expression, point: Place) -> Callable[[View], bool]:
     """Return a predicate: True if all parts of a key can be loaded."""
     parts = key.parts if isinstance(key, nft.Concat) else (key,)
-    reads = [reader(part, place) for part in parts]
+    reads = [reader(part, point) for part in parts]
     return lambda view: all(read(view) is not BREAKS for read in reads)
 
 
@@ -85,17 +85,17 @@ def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
 
 def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.Verdict, ...]) -> Step:
     def follow(run: Run) -> bool | nft.Verdict:
-        found = find(run.view)
-        if found is BREAKS:
+        content = find(run.view)
+        if content is BREAKS:
             return False
-        if found is UNKNOWN:
+        if content is UNKNOWN:
             # One of its verdicts, or none.
             if not possible:
                 _noted(run, about)
-            found = next((each for each in possible if run.doubts.ask(f"{about}: {each.kind}")), None)
-            if found is None:
+            content = next((each for each in possible if run.doubts.ask(f"{about}: {each.kind}")), None)
+            if content is None:
                 return False
-        return True if found.kind == "continue" else found
+        return True if content.kind == "continue" else content
 
     return follow
 
@@ -107,8 +107,8 @@ def _reject(type_: str) -> Step:
     return lambda run: drop if family in (None, run.view.family) else False
 
 
-def _notrack(run: Run, place: Place) -> bool:
-    if is_untracked(run.view, place):  # also a packet that conntrack ignored
+def _notrack(run: Run, point: Place) -> bool:
+    if is_untracked(run.view, point):  # also a packet that conntrack ignored
         run.view.notrack = True
         run.effects.append("not tracked")
     return True
@@ -132,31 +132,31 @@ def _set_update(readable: Callable[[View], bool], op: str, about: About) -> Step
 _ValueReader = Callable[[View], Any]  # an int, NFT_BREAK or NOT_MODELLED
 
 
-def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, place: Place) -> _ValueReader:
+def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, point: Place) -> _ValueReader:
     if isinstance(item, int | str):
         number = _single(kind(key), item)
         return lambda view: UNKNOWN if number is None else number
     if isinstance(item, nft.Lookup):
         data = item.data if isinstance(item.data, frozenset) else item.data.name
-        find, datatype = lookup(item.key, data, tables, place), kind(key)
+        find, datatype = lookup(item.key, data, tables, point), kind(key)
 
-        def held(view: View) -> Any:
-            found = find(view)
-            if isinstance(found, Nothing):
-                return found
-            number = None if isinstance(found, tuple) else _single(datatype, found)
+        def read_map(view: View) -> Any:
+            content = find(view)
+            if isinstance(content, Nothing):
+                return content
+            number = None if isinstance(content, tuple) else _single(datatype, content)
             return UNKNOWN if number is None else number
 
-        return held
-    return reader(item, place)
+        return read_map
+    return reader(item, point)
 
 
 def _single(datatype: Kind, item: nft.Value) -> int | None:
-    found = parse(datatype, item)
-    return found[0] if found is not None and found[0] == found[1] else None
+    content = parse(datatype, item)
+    return content[0] if content is not None and content[0] == content[1] else None
 
 
-def _mangle(key: nft.Expression, value: _ValueReader, about: About, place: Place) -> Step | None:
+def _mangle(key: nft.Expression, value: _ValueReader, about: About, point: Place) -> Step | None:
     match key:
         case nft.Meta("mark") | nft.Ct("mark", None):
             pass
@@ -169,10 +169,10 @@ def _mangle(key: nft.Expression, value: _ValueReader, about: About, place: Place
         case nft.Payload(("ip" | "ip6"), ("saddr" | "daddr")) | nft.Payload(_, ("sport" | "dport")):
             pass
         case nft.Payload():
-            return _header(key, value, reader(key, place))
+            return _header(key, value, reader(key, point))
         case _:
             return lambda run: _noted(run, about)
-    readable = reader(key, place) if isinstance(key, nft.Payload) else None
+    readable = reader(key, point) if isinstance(key, nft.Payload) else None
 
     def write(run: Run) -> bool:
         number = value(run.view)
@@ -180,13 +180,13 @@ def _mangle(key: nft.Expression, value: _ValueReader, about: About, place: Place
             return False
         if isinstance(number, Nothing):
             return _noted(run, about)
-        _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, place)
+        _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, point)
         return True
 
     return write
 
 
-def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
+def _write(run: Run, key: nft.Expression, number: int, point: Place) -> None:
     view = run.view
     match key:
         case nft.Meta():
@@ -194,7 +194,7 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
             run.effects.append(f"mark {number:#x}")
         case nft.Ct():
             # Without a connection there is nothing to mark.
-            if reader(nft.Ct("mark"), place)(view) is not BREAKS:
+            if reader(nft.Ct("mark"), point)(view) is not BREAKS:
                 view.ct_mark = number
                 run.effects.append(f"flow mark {number:#x}")
         case nft.Payload(_, "saddr"):
@@ -229,15 +229,15 @@ def _header(key: nft.Payload, value: _ValueReader, read: Callable[[View], Any]) 
 # --- address translation ---------------------------------------------------------------
 
 
-def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -> Step:
+def _nat(statement: nft.Statement, tables: Tables, point: Place, about: About) -> Step:
     """Return a NAT statement: it changes addresses and ports, and ends the chain with accept."""
     is_source = isinstance(statement, nft.Snat | nft.Masquerade)
     family = {"ip": 4, "ip6": 6, None: None}[getattr(statement, "family", None)]
     address: Any = getattr(statement, "address", None)
     plain = nft.Payload("th", "dport")
     # The family of an address is the packet's: the chain gets no other packets.
-    find = {version: _part(address, nft.Payload(ip, "daddr"), tables, place) for version, ip in ((4, "ip"), (6, "ip6"))}
-    port = _part(statement.port, plain, tables, place)  # type: ignore[union-attr]
+    find = {version: _part(address, nft.Payload(ip, "daddr"), tables, point) for version, ip in ((4, "ip"), (6, "ip6"))}
+    port = _part(statement.port, plain, tables, point)  # type: ignore[union-attr]
 
     def translate(run: Run) -> bool | nft.Verdict:
         view = run.view
@@ -252,37 +252,37 @@ def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -
             run.doubts.note(str(about))
         new_address = None if new_address is UNKNOWN else new_address
         new_port = None if new_port is UNKNOWN else new_port
-        _translate(run, is_source, statement, new_address, new_port, place)
+        _translate(run, is_source, statement, new_address, new_port, point)
         return nft.ACCEPT
 
     return translate
 
 
-def _part(item: Any, key: nft.Payload, tables: Tables, place: Place) -> _ValueReader:
+def _part(item: Any, key: nft.Payload, tables: Tables, point: Place) -> _ValueReader:
     if item is None:
         return lambda view: None
     if isinstance(item, nft.Lookup):
         data = item.data if isinstance(item.data, frozenset) else item.data.name
-        find = lookup(item.key, data, tables, place)
+        find = lookup(item.key, data, tables, point)
 
-        def held(view: View) -> Any:
-            found = find(view)
-            if isinstance(found, tuple):
-                parts = [_single(kind(key), found[0]), _single(kind(nft.Payload("th", "dport")), found[1])]
-                return UNKNOWN if len(found) != 2 or None in parts else tuple(parts)
-            number = None if isinstance(found, Nothing) else _single(kind(key), found)
-            return found if isinstance(found, Nothing) else UNKNOWN if number is None else number
+        def read_map(view: View) -> Any:
+            content = find(view)
+            if isinstance(content, tuple):
+                parts = [_single(kind(key), content[0]), _single(kind(nft.Payload("th", "dport")), content[1])]
+                return UNKNOWN if len(content) != 2 or None in parts else tuple(parts)
+            number = None if isinstance(content, Nothing) else _single(kind(key), content)
+            return content if isinstance(content, Nothing) else UNKNOWN if number is None else number
 
-        return held
-    return _value(item, key, tables, place)
+        return read_map
+    return _value(item, key, tables, point)
 
 
 def _translate(
-    run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, place: Place
+    run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, point: Place
 ) -> None:
     view = run.view
     if isinstance(statement, nft.Redirect):
-        if place.hook == "output":
+        if point.hook == "output":
             address = LOOPBACK[view.family]
         else:
             view.redirected = True

@@ -92,7 +92,7 @@ class Table4:
                 if len(same) > 1:
                     same.sort(key=lambda route: (-route.table, -route.tos, route.metric))
 
-    def find(self, query: Search, doubts: Doubts) -> Hit | None:
+    def find(self, query: Search, choices: Doubts) -> Hit | None:
         """Return the match, or None if there is no route or a "throw" (fib_table_lookup)."""
         for host_bits, level in self._levels:
             routes = level.get(query.destination >> host_bits)
@@ -148,19 +148,19 @@ class Table6:
                 if len(same) > 1:
                     same.sort(key=lambda route: route.metric)
 
-    def find(self, query: Search, doubts: Doubts) -> Hit | None:
+    def find(self, query: Search, choices: Doubts) -> Hit | None:
         """Return the match, or None.
 
         A "throw" is a match too: the caller continues with the next rule.
         """
-        for length, routes in self._nodes(query, doubts):
+        for length, routes in self._nodes(query, choices):
             selected = _select(routes, query)
             if selected:
                 route, hops = selected
                 return Hit(route, hops, length, not route.unknown)
         return None
 
-    def _nodes(self, query: Search, doubts: Doubts) -> Iterator[tuple[int, list[Route]]]:
+    def _nodes(self, query: Search, choices: Doubts) -> Iterator[tuple[int, list[Route]]]:
         """Yield the routes of each prefix that contains the destination, in the kernel's order."""
         has_started = False
         for host_bits, level in self._levels:
@@ -178,7 +178,7 @@ class Table6:
                 # Linux (at least up to 6.18) skips the plain routes too, except for default routes.
                 if plain and not has_started and length:
                     skipped = f"a route to {plain[0].destination} for any source"
-                    if doubts.ask(skipped):
+                    if choices.ask(skipped):
                         continue
             if plain:
                 has_started = True

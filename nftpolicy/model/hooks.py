@@ -88,13 +88,13 @@ class Hooks:
         ruleset: Ruleset,
         tracked: Callable[[], bool | None],
         view: View,
-        doubts: Doubts,
+        choices: Doubts,
         log: TraceLog,
     ) -> None:
         self._ruleset, self._has_conntrack = ruleset, tracked
-        self.view, self._doubts, self._log = view, doubts, log
+        self.view, self._doubts, self._log = view, choices, log
         self._records = not isinstance(log, Untold)
-        self._run = Run(view, doubts, log if self._records else None)
+        self._run = Run(view, choices, log if self._records else None)
         self._family = _FAMILIES.get(view.protocol_number, 0)
 
     def passes(

@@ -95,17 +95,17 @@ class Tables:
         return None
 
 
-def keys(expression: nft.Expression, place: Place) -> Keys:
+def keys(expression: nft.Expression, point: Place) -> Keys:
     """Return a reader of all parts of a set key, in order."""
     if not isinstance(expression, nft.Concat):
-        single = reader(expression, place)
+        single = reader(expression, point)
 
         def read_one(view: View) -> Values | Nothing:
             value = single(view)
             return value if isinstance(value, Nothing) else (value,)
 
         return read_one
-    reads = [reader(part, place) for part in expression.parts]
+    reads = [reader(part, point) for part in expression.parts]
 
     def read(view: View) -> Values | Nothing:
         values: list[int] = []
@@ -123,31 +123,31 @@ def keys(expression: nft.Expression, place: Place) -> Keys:
     return read
 
 
-def known(expression: nft.Expression, place: Place, view: View) -> list[int | None]:
+def known(expression: nft.Expression, point: Place, view: View) -> list[int | None]:
     """Return the parts of a set key for one packet, with None for a part that is not known."""
     parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
-    values = [reader(part, place)(view) for part in parts]
+    values = [reader(part, point)(view) for part in parts]
     return [None if isinstance(value, Nothing) else value for value in values]
 
 
-def match(item: nft.Match, tables: Tables, place: Place) -> Holds:
+def match(item: nft.Match, tables: Tables, point: Place) -> Holds:
     """Return a predicate: True if the rule continues after the match."""
     about = About(item, tables.table)
     match item.right:
         case nft.SetRef(name):
             index = tables.named(name, item.left)
-            return _in_set(item, index, place, about, tables, name)
+            return _in_set(item, index, point, about, tables, name)
         case nft.AnonymousSet(elements):
             index = Index(kinds(item.left), ((element, True) for element in elements))
-            return _in_set(item, index, place, about, tables, None)
+            return _in_set(item, index, point, about, tables, None)
         case nft.UnknownExpression():
-            return _undecided(reader(item.left, place), about)
+            return _undecided(reader(item.left, point), about)
     if isinstance(item.left, nft.Socket):
         return _socket(item, about)
     if isinstance(item.left, nft.Fib | nft.Option) and item.right in ("exists", "missing"):
-        return _exists(item, reader(item.left, place), about)
+        return _exists(item, reader(item.left, point), about)
     wanted = parse(kind(item.left), item.right)
-    read = reader(item.left, place)
+    read = reader(item.left, point)
     if wanted is None:
         return _undecided(read, about)
     if item.left == nft.Ct("status"):
@@ -203,10 +203,10 @@ def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
 
 
 def _in_set(
-    item: nft.Match, index: Index | None, place: Place, about: About, tables: Tables, name: str | None
+    item: nft.Match, index: Index | None, point: Place, about: About, tables: Tables, name: str | None
 ) -> Holds:
     wanted = item.op != "!="
-    read = keys(item.left, place)
+    read = keys(item.left, point)
     changing, growing = name in tables.changing, name in tables.growing
     if index is None or item.op not in ("==", "!=", "in"):
         return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
@@ -216,7 +216,7 @@ def _in_set(
         if isinstance(values, Nothing):
             if values is BREAKS:
                 return False
-            if index.whole and not growing and not index.may_find(known(item.left, place, run.view)):
+            if index.whole and not growing and not index.may_find(known(item.left, point, run.view)):
                 return not wanted  # whatever the unknown parts are
             return run.doubts.ask(str(about))
         is_element = index.find(values) is not None
@@ -271,11 +271,11 @@ def _socket(item: nft.Match, about: About) -> Holds:
 # --- maps ------------------------------------------------------------------------------
 
 
-def lookup(key: nft.Expression, data: Any, tables: Tables, place: Place) -> Callable[[View], Any]:
+def lookup(key: nft.Expression, data: Any, tables: Tables, point: Place) -> Callable[[View], Any]:
     """Return a lookup in a map: its data, NFT_BREAK without an element, or NOT_MODELLED."""
     name: str | None = None if isinstance(data, frozenset) else data
     index = tables.named(name, key) if name is not None else Index(kinds(key), data)
-    read = keys(key, place)
+    read = keys(key, point)
     changing, growing = name in tables.changing, name in tables.growing
 
     def find(view: View) -> Any:

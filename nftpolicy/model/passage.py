@@ -43,7 +43,7 @@ class Passage(ChainReader):
 
     def first_through(
         self,
-        places: Sequence[Place],
+        base_chains: Sequence[Place],
         region: Box,
         allowed: Covers,
         covers: Sequence[Box] = (),
@@ -55,13 +55,13 @@ class Passage(ChainReader):
         any value in the chains that follow. `covers` are excluded parts of the region.
         `unstable_fields` may change from chain to chain whatever the rules do.
         """
-        if not places:
+        if not base_chains:
             excluded = [*covers, *allowed.meeting(region)]
             return uncovered(region, excluded, self.space.tops)
-        place, following = places[0], places[1:]
+        base_chain, following = base_chains[0], base_chains[1:]
         # With unstable fields, `allowed` applies to the packets after the last chain only.
         early = Covers() if following and volatile else allowed
-        for event in self.events(place, region):
+        for event in self.events(base_chain, region):
             if event.kind != "accept":
                 continue
             decided = [*covers, *event.excluded]
@@ -81,36 +81,36 @@ class Passage(ChainReader):
                 return accepted
         return None
 
-    def events(self, place: Place, region: Box) -> Iterator[Event]:
+    def events(self, base_chain: Place, region: Box) -> Iterator[Event]:
         """Yield what one base chain does with the packets of `region`, in order."""
-        table, chain = place
+        table, chain = base_chain
         assert chain.hook is not None
         if self.writes(table, chain.name):
-            yield from Paths(self, place, _MAX_PATHS).events(region)
+            yield from Paths(self, base_chain, _MAX_PATHS).events(region)
             return
         tops = self.space.tops
         state = ChainState(region, {}, Covers((), tops), (Covers((), tops),))
-        yield from self._chain_events(place, chain, state)
+        yield from self._chain_events(base_chain, chain, state)
         if not state.is_empty and chain.hook.policy != "drop":
             decided = list(state.decided.meeting(region))
-            yield Event("accept", place, None, region, decided)
+            yield Event("accept", base_chain, None, region, decided)
 
-    def writes(self, table: nft.Table, name: str, seen: frozenset[str] = frozenset()) -> bool:
+    def writes(self, table: nft.Table, name: str, visited: frozenset[str] = frozenset()) -> bool:
         """Return True if a chain, or one that it calls, changes a mark or a header."""
         key = (*table.key, name)
         if key not in self._writes_marks:
             chain = self._chains.get(key)
-            called = calls(table, chain) - seen if chain else set()
+            called = calls(table, chain) - visited if chain else set()
             self._writes_marks[key] = key in self._writing_chains or any(
-                self.writes(table, target, seen | {name}) for target in called
+                self.writes(table, target, visited | {name}) for target in called
             )
         return self._writes_marks[key]
 
     # --- chains without writes: each rule once -----------------------------------------
 
-    def _chain_events(self, place: Place, chain: nft.Chain, state: ChainState) -> Iterator[Event]:
+    def _chain_events(self, base_chain: Place, chain: nft.Chain, state: ChainState) -> Iterator[Event]:
         """Yield the events of a chain for the region of `state`, and update the state."""
-        table = place[0]
+        table = base_chain[0]
         starts: dict[tuple[object, ...], list[Box]] = {}  # by cache key of the cheap matches
         for rule in chain.rules:
             prepared = self._prepare(rule)
@@ -128,13 +128,13 @@ class Passage(ChainReader):
                 state.decided.defer(drops)
                 continue
             for narrow, statement in self.effects(table, prepared.rest, state.region, start):
-                yield from self._effect_events(place, chain, rule, state, narrow, statement)
+                yield from self._effect_events(base_chain, chain, rule, state, narrow, statement)
                 if state.is_exhausted:
                     return
 
     def _effect_events(
         self,
-        place: Place,
+        base_chain: Place,
         chain: nft.Chain,
         rule: nft.Rule,
         state: ChainState,
@@ -145,23 +145,23 @@ class Passage(ChainReader):
         effect = kind_of(statement)
         box = {**state.region, **narrow} if narrow else state.region
         if effect in ("jump", "goto"):
-            yield from self._call_events(place, chain, rule, state, narrow, statement)
+            yield from self._call_events(base_chain, chain, rule, state, narrow, statement)
         elif effect == "return":
             state.leave(narrow)
         elif effect == "unsupported":  # the statement may accept the packet
-            yield self._unsupported_event(place, rule, box, state, statement)
+            yield self._unsupported_event(base_chain, rule, box, state, statement)
         elif effect == "drop":
             self._decide(state, narrow)
         else:
             excluded = state.excluded(box)
             if effect == "nat":
-                yield Event("nat", place, rule, box, excluded, statement)
-            yield Event("accept", place, rule, box, excluded, statement)
+                yield Event("nat", base_chain, rule, box, excluded, statement)
+            yield Event("accept", base_chain, rule, box, excluded, statement)
             self._decide(state, narrow)
 
     def _call_events(
         self,
-        place: Place,
+        base_chain: Place,
         chain: nft.Chain,
         rule: nft.Rule,
         state: ChainState,
@@ -169,14 +169,14 @@ class Passage(ChainReader):
         statement: nft.Statement,
     ) -> Iterator[Event]:
         """Yield the events of a jump or goto, and update the state of the caller."""
-        target = self.chain(place[0], statement)
+        target = self.chain(base_chain[0], statement)
         is_decided = False
         if target is None or target.name in state.callers:
             box = {**state.region, **narrow}
-            yield self._unsupported_event(place, rule, box, state, statement)
+            yield self._unsupported_event(base_chain, rule, box, state, statement)
         else:
             called = state.call(chain.name, narrow, self.space.tops)
-            yield from self._chain_events(place, target, called)
+            yield from self._chain_events(base_chain, target, called)
             is_decided = called.is_empty
         if is_decided:
             self._decide(state, narrow)
@@ -184,13 +184,13 @@ class Passage(ChainReader):
             state.leave(narrow)
 
     def _unsupported_event(
-        self, place: Place, rule: nft.Rule, box: Box, state: ChainState, statement: nft.Statement
+        self, base_chain: Place, rule: nft.Rule, box: Box, state: ChainState, statement: nft.Statement
     ) -> Event:
         """Return an accept event under the condition of a new artificial field."""
-        table, chain = place
+        table, chain = base_chain
         description = f"{table.family} {table.name} {chain.name}: {text.shown(statement)}"
         condition = {self.space.doubt(description): only(1)}
-        return Event("accept", place, rule, {**box, **condition}, state.excluded(box), statement)
+        return Event("accept", base_chain, rule, {**box, **condition}, state.excluded(box), statement)
 
     def _decide(self, state: ChainState, narrow: Box) -> None:
         """Record that the part `narrow` of the region is accepted or dropped."""
@@ -241,18 +241,18 @@ class Passage(ChainReader):
 
     # --- all writes, for the lemma of mark confinement ---------------------------------
 
-    def mark_writes(self, place: Place, region: Box) -> Iterator[Event]:
+    def mark_writes(self, base_chain: Place, region: Box) -> Iterator[Event]:
         """Yield every write that a packet of `region` may reach in a base chain.
 
         The caller checks each write by itself, and `region` must hold for the marks before and
         after it. So marks are not followed, and a part that a mark decided is not excluded later.
         """
-        if self.writes(place[0], place[1].name):
-            yield from self._writes_in(place, place[1], region, {}, (), ())
+        if self.writes(base_chain[0], base_chain[1].name):
+            yield from self._writes_in(base_chain, base_chain[1], region, {}, (), ())
 
     def _writes_in(
         self,
-        place: Place,
+        base_chain: Place,
         chain: nft.Chain,
         region: Box,
         prefix: Box,
@@ -260,7 +260,7 @@ class Passage(ChainReader):
         callers: tuple[str, ...],
     ) -> Iterator[Event]:
         """Yield the writes of a chain; `prefix` is what the calls up to it add to `region`."""
-        table = place[0]
+        table = base_chain[0]
         entering = {**region, **prefix}
         decided = list(excluded)
         for rule in chain.rules:
@@ -268,13 +268,13 @@ class Passage(ChainReader):
                 effect, stable = kind_of(statement), _without_fields(narrow, _MARKS)
                 if effect in ("write", "unsupported"):
                     box = {**entering, **narrow}
-                    yield Event("write", place, rule, box, tuple(decided), statement)
+                    yield Event("write", base_chain, rule, box, tuple(decided), statement)
                     continue
                 if effect in ("jump", "goto"):
                     target = self.chain(table, statement)
                     if target is not None and target.name not in callers:
                         onward, within = {**prefix, **stable}, (*callers, chain.name)
-                        yield from self._writes_in(place, target, region, onward, decided, within)
+                        yield from self._writes_in(base_chain, target, region, onward, decided, within)
                     if effect == "jump":
                         continue
                 # Decided, or returned from this chain: excluded later if no mark was tested and no

@@ -61,8 +61,8 @@ class PathState:
 class Paths:
     """The paths through one base chain, at most `limit` of them; further paths are unsupported."""
 
-    def __init__(self, reader: ChainReader, place: Place, limit: int) -> None:
-        self._reader, self._place, self._remaining = reader, place, limit
+    def __init__(self, reader: ChainReader, base_chain: Place, limit: int) -> None:
+        self._reader, self._place, self._remaining = reader, base_chain, limit
 
     def events(self, region: Box) -> Iterator[Event]:
         """Yield what the chain does with the packets of `region`."""

@@ -76,28 +76,28 @@ class Place:
 
 
 @lru_cache(maxsize=1024)
-def reader(expression: nft.Expression, place: Place) -> Read:
+def reader(expression: nft.Expression, point: Place) -> Read:
     """Return the reader of an expression at a hook point.
 
     Concatenations and maps are not supported.
     """
     match expression:
         case nft.Meta(key):
-            return _meta(key, place)
+            return _meta(key, point)
         case nft.Ct(key, direction):
-            return _ct(key, direction, place)
+            return _ct(key, direction, point)
         case nft.Payload(protocol, name):
-            return _payload(protocol, name, place)
+            return _payload(protocol, name, point)
         case nft.RawPayload("th", _, _):
             return _raw_transport
         case nft.Fib(result, keys):
             return _fib(result, keys)
         case nft.Bitwise(operand, keep, put):
             datatype = kind(operand)
-            return _bitwise(reader(operand, place), parse(datatype, keep), parse(datatype, put))
+            return _bitwise(reader(operand, point), parse(datatype, keep), parse(datatype, put))
         case nft.Binary(op, left, right):
             highest = (1 << kind(left).bits) - 1
-            return _binary(op, reader(left, place), _constant_or(right, place), highest)
+            return _binary(op, reader(left, point), _constant_or(right, point), highest)
         case nft.Option("tcp option", _, _):
             return lambda view: UNKNOWN if view.protocol == TCP and _is_ip(view) else BREAKS
     return _unsupported
@@ -119,20 +119,20 @@ def _is_later_fragment(view: View) -> bool:
     return bool(view.fields.get(("ip", "frag-off"), 0) & _FRAGMENT_OFFSET)
 
 
-def _device(place: Place, side: str) -> Read:
-    if place.is_link and side != ("i" if place.hook == "ingress" else "o"):
+def _device(point: Place, side: str) -> Read:
+    if point.is_link and side != ("i" if point.hook == "ingress" else "o"):
         return lambda view: 0  # a device's own hook has no other device
     if side == "i":
         return lambda view: name_number(view.iif or "")
     return lambda view: name_number(view.oif or "")
 
 
-def _meta(key: str, place: Place) -> Read:
+def _meta(key: str, point: Place) -> Read:
     match key:
         case "mark":
             return lambda view: view.mark
         case "iifname" | "iif" | "oifname" | "oif":
-            return _device(place, key[0])
+            return _device(point, key[0])
         case "skuid":
             return lambda view: BREAKS if view.uid is None else view.uid
         case "skgid":
@@ -141,7 +141,7 @@ def _meta(key: str, place: Place) -> Read:
             return lambda view: view.protocol if _is_ip(view) else BREAKS
         case "protocol":
             return lambda view: view.protocol_number
-        case "nfproto" if place.family == "netdev":
+        case "nfproto" if point.family == "netdev":
             return lambda view: NFPROTO_NETDEV
         case "nfproto":
             return lambda view: _NFPROTOS[view.family]
@@ -156,12 +156,12 @@ def _meta(key: str, place: Place) -> Read:
     return _unsupported
 
 
-def _ct(key: str, direction: str | None, place: Place) -> Read:
+def _ct(key: str, direction: str | None, point: Place) -> Read:
     def state(view: View) -> Found:
         is_exempt = view.ct_state == "untracked" or _has_untracked_type(view)
-        if view.notrack or (is_exempt and not place.is_before_tracking(view)):
+        if view.notrack or (is_exempt and not point.is_before_tracking(view)):
             return STATES["untracked"]
-        return STATES["invalid"] if is_untracked(view, place) else STATES[view.ct_state]
+        return STATES["invalid"] if is_untracked(view, point) else STATES[view.ct_state]
 
     if key == "state":
         return state
@@ -185,7 +185,7 @@ def _ct(key: str, direction: str | None, place: Place) -> Read:
         read = _original_tuple(key, original[key])
     else:
         read = _unsupported
-    return lambda view: BREAKS if is_untracked(view, place) else read(view)
+    return lambda view: BREAKS if is_untracked(view, point) else read(view)
 
 
 def _original_tuple(key: str, read_packet: Read) -> Read:
@@ -202,9 +202,9 @@ def _original_tuple(key: str, read_packet: Read) -> Read:
     return read
 
 
-def is_untracked(view: View, place: Place) -> bool:
+def is_untracked(view: View, point: Place) -> bool:
     """Return True if the packet has no connection at this hook point."""
-    if place.is_before_tracking(view) or view.notrack or view.origin == FRAME:
+    if point.is_before_tracking(view) or view.notrack or view.origin == FRAME:
         return True
     return view.ct_state in ("untracked", "invalid") or _has_untracked_type(view)
 
@@ -220,7 +220,7 @@ def status_known() -> int:
     return STATUS["snat"] | STATUS["dnat"]
 
 
-def _payload(protocol: str, name: str, place: Place) -> Read:
+def _payload(protocol: str, name: str, point: Place) -> Read:
     field = (protocol, name)
     if protocol in ("ip", "ip6"):
         return _header(protocol, name)
@@ -250,7 +250,7 @@ def _payload(protocol: str, name: str, place: Place) -> Read:
     if protocol in ("ether", "vlan"):
         # A sent packet has no link header before it reaches its device.
         def link(view: View) -> Found:
-            if not view.iif and not place.is_link:
+            if not view.iif and not point.is_link:
                 return BREAKS
             return view.fields.get(field, UNKNOWN)
 
@@ -307,10 +307,10 @@ def _bitwise(read: Read, keep: tuple[int, int] | None, put: tuple[int, int] | No
     return masked
 
 
-def _constant_or(item: nft.Expression | nft.Value, place: Place) -> Read:
+def _constant_or(item: nft.Expression | nft.Value, point: Place) -> Read:
     if isinstance(item, int):
         return lambda view: item
-    return _unsupported if isinstance(item, str) else reader(item, place)
+    return _unsupported if isinstance(item, str) else reader(item, point)
 
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {

@@ -30,8 +30,8 @@ class Router:
     def __init__(self, state: NetState) -> None:
         self._masters = {device.name: device.master for device in state.devices}
         self._vrfs = {device.name for device in state.devices if device.kind == "vrf"}
-        known = Addresses(state)
-        self._ipv4, self._ipv6 = Router4(state, known), Router6(state, known)
+        local_addresses = Addresses(state)
+        self._ipv4, self._ipv6 = Router4(state, local_addresses), Router6(state, local_addresses)
         self._cache: dict[tuple[object, ...], Routed] = {}
 
     def lookup(
@@ -72,28 +72,28 @@ class Router:
             cached = self._cache.get(key)
             if cached is not None:
                 return cached
-        asked = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
+        flow_key = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
         if forwarded:
             # A forwarded packet has no owner; rules treat it as root's.
-            asked = evolve(asked, iif=iif or LOOPBACK, oif=None, uid=0)
-        if self._vrfs and self._in_vrf(asked):
+            flow_key = evolve(flow_key, iif=iif or LOOPBACK, oif=None, uid=0)
+        if self._vrfs and self._in_vrf(flow_key):
             return Routed(UNKNOWN, doubts=("a VRF",))
 
-        def run(doubts: Doubts) -> tuple[Routed, TraceLog]:
+        def run(choices: Doubts) -> tuple[Routed, TraceLog]:
             steps: TraceLog = [] if log is not None else Untold()
             if forwarded and family == 4:
-                routed = self._ipv4.input(asked, doubts, steps)
+                routed = self._ipv4.input(flow_key, choices, steps)
             elif forwarded:
-                routed = self._ipv6.input(asked, doubts, steps, exact)
+                routed = self._ipv6.input(flow_key, choices, steps, exact)
             elif family == 4:
-                routed = self._ipv4.output(asked, doubts, steps, any_source)
+                routed = self._ipv4.output(flow_key, choices, steps, any_source)
             else:
-                routed = self._ipv6.output(asked, doubts, steps, exact)
+                routed = self._ipv6.output(flow_key, choices, steps, exact)
             return routed, steps
 
-        doubts = Doubts()
-        result, steps = run(doubts)
-        if doubts.asked:
+        choices = Doubts()
+        result, steps = run(choices)
+        if choices.asked:
             branches = explore(run)
             results = [routed for routed, _ in branches.results]
             result = agreed(results, branches.doubts, branches.complete)
@@ -111,8 +111,8 @@ class Router:
     def _router(self, family: int) -> Searcher:
         return self._ipv4 if family == 4 else self._ipv6
 
-    def _in_vrf(self, asked: Asked) -> bool:
-        devices = (asked.iif, asked.oif)
+    def _in_vrf(self, flow_key: Asked) -> bool:
+        devices = (flow_key.iif, flow_key.oif)
         return any({device, self._masters.get(device or "")} & self._vrfs for device in devices)
 
 

@@ -27,8 +27,8 @@ _DEFAULT_GATEWAY_BITS = 4  # __mkroute_output: multicast by a shorter prefix has
 class Router4(Searcher):
     """Lookups of IPv4 packets."""
 
-    def __init__(self, state: NetState, known: Addresses) -> None:
-        super().__init__(state, 4, known)
+    def __init__(self, state: NetState, local_addresses: Addresses) -> None:
+        super().__init__(state, 4, local_addresses)
         # Until the first ip rule is added, IPv4 looks up the local and the main table as one.
         both = (*self.routes.get(TABLE_LOCAL, ()), *self.routes.get(TABLE_MAIN, ()))
         self._merged = Table4(both) if self.rules.untouched else None
@@ -40,68 +40,68 @@ class Router4(Searcher):
 
     # --- output ------------------------------------------------------------------------
 
-    def output(self, asked: Asked, doubts: Doubts, log: TraceLog, any_source: bool) -> Routed:
+    def output(self, flow_key: Asked, choices: Doubts, log: TraceLog, any_source: bool) -> Routed:
         """Route a packet that this machine sends (ip_route_output_key_hash_rcu)."""
-        routed = self._output_by_source(asked, doubts, any_source)
+        routed = self._output_by_source(flow_key, choices, any_source)
         if routed is None:
-            routed = self._output_by_device(asked)
+            routed = self._output_by_device(flow_key)
         if routed is not None:
             return routed
-        destination, oif = asked.destination, asked.oif
+        destination, oif = flow_key.destination, flow_key.oif
         to_multicast = is_multicast4(destination)
-        if oif is not None and asked.source is None and (to_multicast or not destination):
+        if oif is not None and flow_key.source is None and (to_multicast or not destination):
             source = self.addresses.chosen4(oif, None, loops=not to_multicast)
-            asked = evolve(asked, source=source)
+            flow_key = evolve(flow_key, source=source)
         if not destination:
-            return self._make_output(asked, Routed("local", LOOPBACK, source=shown4(asked.source)))
-        result = self._lookup(asked, Search(destination, 0, oif, asked.tos), doubts, log)
+            return self._make_output(flow_key, Routed("local", LOOPBACK, source=shown4(flow_key.source)))
+        result = self._lookup(flow_key, Search(destination, 0, oif, flow_key.tos), choices, log)
         error = refusal(result)
         if error is None:
-            return self._output_by_route(asked, result)
+            return self._output_by_route(flow_key, result)
         if error.outcome != UNKNOWN and oif is not None:
             # "Apparently, routing tables are wrong. Assume, that the destination is on link."
             # (route.c)
             log.append(_assumed_on_link(error, oif))
-            return self._output_on_link(asked, oif)
+            return self._output_on_link(flow_key, oif)
         return error
 
-    def _output_by_source(self, asked: Asked, doubts: Doubts, any_source: bool) -> Routed | None:
+    def _output_by_source(self, flow_key: Asked, choices: Doubts, any_source: bool) -> Routed | None:
         """Check the source address; return the result if it already decides, else None."""
-        source, destination = asked.source, asked.destination
+        source, destination = flow_key.source, flow_key.destination
         if source is None:
             return None
         if is_multicast4(source) or source == BROADCAST:
             return Routed("none", error="EINVAL")
-        if asked.oif is None and (is_multicast4(destination) or destination == BROADCAST):
+        if flow_key.oif is None and (is_multicast4(destination) or destination == BROADCAST):
             # As if the socket were bound to the device that has the source address.
-            device = self._device_of_source(source, doubts)
+            device = self._device_of_source(source, choices)
             if not device:
                 return Routed("none", error=NO_ROUTE)
-            return self._output_on_link(asked, device)
+            return self._output_on_link(flow_key, device)
         must_be_ours = not any_source and self.addresses.are_told
-        if must_be_ours and self._device_of_source(source, doubts) is None:
+        if must_be_ours and self._device_of_source(source, choices) is None:
             return Routed("none", error=NO_ROUTE)
         return None
 
-    def _output_by_device(self, asked: Asked) -> Routed | None:
+    def _output_by_device(self, flow_key: Asked) -> Routed | None:
         """Handle a bound device; return the result if no lookup is needed, else None."""
-        oif, destination = asked.oif, asked.destination
+        oif, destination = flow_key.oif, flow_key.destination
         if oif is None:
             return None
         if not self.addresses.is_up(oif):
             return Routed("none", error=NO_ROUTE)
         to_link = destination >> 8 == LOCAL_MULTICAST or destination == BROADCAST
-        if to_link or asked.protocol == IGMP:
-            return self._output_on_link(asked, oif)
+        if to_link or flow_key.protocol == IGMP:
+            return self._output_on_link(flow_key, oif)
         return None
 
-    def _output_by_route(self, asked: Asked, result: Found) -> Routed:
+    def _output_by_route(self, flow_key: Asked, result: Found) -> Routed:
         """Return the result of a lookup that found a usable route."""
         match = result.hit
         assert match is not None
-        route, destination = match.route, asked.destination
+        route, destination = match.route, flow_key.destination
         if route.kind == "local":
-            return self._make_output(asked, local(result, route.prefsrc or shown4(destination)))
+            return self._make_output(flow_key, local(result, route.prefsrc or shown4(destination)))
         if destination == BROADCAST:
             kind = "broadcast"
         elif is_multicast4(destination):
@@ -118,26 +118,26 @@ class Router4(Searcher):
         is_by_default = kind == "multicast" and match.length < _DEFAULT_GATEWAY_BITS
         if kind == "broadcast" or is_by_default:
             routed = evolve(routed, gateway=None)
-        return self._make_output(asked, routed)
+        return self._make_output(flow_key, routed)
 
-    def _output_on_link(self, asked: Asked, device: str) -> Routed:
+    def _output_on_link(self, flow_key: Asked, device: str) -> Routed:
         """Return a result by the device, without a route."""
         kind = "unicast"
-        if asked.destination == BROADCAST:
+        if flow_key.destination == BROADCAST:
             kind = "broadcast"
-        elif is_multicast4(asked.destination):
+        elif is_multicast4(flow_key.destination):
             kind = "multicast"
         source = self.addresses.chosen4(device, None, self._routes_loopback(device))
-        return self._make_output(asked, Routed(kind, device, source=shown4(source), devices=(device,)))
+        return self._make_output(flow_key, Routed(kind, device, source=shown4(source), devices=(device,)))
 
-    def _make_output(self, asked: Asked, routed: Routed) -> Routed:
+    def _make_output(self, flow_key: Asked, routed: Routed) -> Routed:
         """Keep loopback source addresses on loopback (__mkroute_output)."""
-        if asked.source is None:
+        if flow_key.source is None:
             return routed
-        source = shown4(asked.source)
+        source = shown4(flow_key.source)
         if routed.source != source:
             routed = evolve(routed, source=source)
-        if not is_loopback4(asked.source):
+        if not is_loopback4(flow_key.source):
             return routed
         refusing = [device for device in routed.devices if device != LOOPBACK and not self._routes_loopback(device)]
         if not refusing:
@@ -147,34 +147,34 @@ class Router4(Searcher):
             return evolve(routed, doubts=(*routed.doubts, question))
         return Routed("none", error="EINVAL")
 
-    def _device_of_source(self, address: int, doubts: Doubts) -> str | None:
+    def _device_of_source(self, address: int, choices: Doubts) -> str | None:
         """Return the device of a local address, or of its local route (__ip_dev_find)."""
         device = self.addresses.device(4, address)
         if device:
             return device
-        device = _local_device(self._local_table, address, doubts)
+        device = _local_device(self._local_table, address, choices)
         if self._merged is None:
             return device
-        merged = _local_device(self._merged, address, doubts)
-        return merged if merged != device and doubts.ask(NEVER_A_RULE) else device
+        merged = _local_device(self._merged, address, choices)
+        return merged if merged != device and choices.ask(NEVER_A_RULE) else device
 
     # --- lookup ------------------------------------------------------------------------
 
-    def _lookup(self, asked: Asked, query: Search, doubts: Doubts, log: TraceLog) -> Found:
+    def _lookup(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Found:
         """Look up the rules and tables (fib_lookup).
 
         As long as no ip rule was ever added, the longest prefix of the merged tables wins.
         """
-        result = self.search(asked, query, doubts, log)
+        result = self.search(flow_key, query, choices, log)
         if self._merged is None:
             return result
-        match = self._merged.find(query, doubts)
+        match = self._merged.find(query, choices)
         last = self.tables.get(TABLE_DEFAULT)
         if last and (match is None or match.route.kind in ERRORS):
-            match = last.find(query, doubts) or match
+            match = last.find(query, choices) or match
         route = match.route if match else None
         is_same = route is (result.hit.route if result.hit else None)
-        if is_same or not doubts.ask(NEVER_A_RULE):
+        if is_same or not choices.ask(NEVER_A_RULE):
             return result
         in_table = (rule for rule in self.rules.rules if route and rule.table == route.table)
         rule = next(in_table, None)
@@ -182,9 +182,9 @@ class Router4(Searcher):
 
     # --- input -------------------------------------------------------------------------
 
-    def input(self, asked: Asked, doubts: Doubts, log: TraceLog) -> Routed:
+    def input(self, flow_key: Asked, choices: Doubts, log: TraceLog) -> Routed:
         """Route a received packet (ip_route_input_rcu, ip_route_input_slow)."""
-        source, destination, device = asked.source or 0, asked.destination, asked.iif
+        source, destination, device = flow_key.source or 0, flow_key.destination, flow_key.iif
         if is_multicast4(destination):
             return Routed("multicast", source=shown4(source), error=None)
         if is_multicast4(source) or source == BROADCAST:
@@ -193,18 +193,18 @@ class Router4(Searcher):
             broadcast = Routed("local", LOOPBACK)
             if not source:
                 return broadcast
-            return self._validated(evolve(asked, destination=0), broadcast, doubts)
+            return self._validated(evolve(flow_key, destination=0), broadcast, choices)
         # lo too: packets that return by it are not routed again, so only foreign ones arrive here.
         is_loopback = is_loopback4(source) or is_loopback4(destination)
         if not source or not destination or (is_loopback and not self._routes_loopback(device)):
             return Routed("none", error="EINVAL")
-        result = self._lookup(asked, Search(destination, 0, None, asked.tos), doubts, log)
+        result = self._lookup(flow_key, Search(destination, 0, None, flow_key.tos), choices, log)
         error = refusal(result)
         kind = result.hit.route.kind if result.hit else None
         if error is None and kind in ("local", "broadcast"):
             if kind == "broadcast":
-                asked = evolve(asked, destination=0)
-            return self._validated(asked, local(result, None), doubts)
+                flow_key = evolve(flow_key, destination=0)
+            return self._validated(flow_key, local(result, None), choices)
         is_unknown = error is not None and error.outcome == UNKNOWN
         if not self._sysctl("forwarding", device, missing=1) and not is_unknown:
             return Routed("none", error="EHOSTUNREACH")
@@ -212,15 +212,15 @@ class Router4(Searcher):
             return error
         if kind != "unicast":
             return Routed("none", error="EINVAL")
-        return self._validated(asked, by(result, "unicast", lambda hop: None), doubts)
+        return self._validated(flow_key, by(result, "unicast", lambda hop: None), choices)
 
-    def _validated(self, asked: Asked, routed: Routed, doubts: Doubts) -> Routed:
+    def _validated(self, flow_key: Asked, routed: Routed, choices: Doubts) -> Routed:
         """Apply the reverse-path filter, which also refuses own source addresses.
 
         Each possible output device is tested; a difference between them is an open question.
         """
         devices = routed.devices or (LOOPBACK,)
-        passes = {oif: self._validate_source(asked, oif, doubts) for oif in devices}
+        passes = {oif: self._validate_source(flow_key, oif, choices) for oif in devices}
         if None in passes.values():
             return Routed(UNKNOWN, doubts=(*routed.doubts, "the reverse route"))
         if len(set(passes.values())) > 1:
@@ -228,38 +228,40 @@ class Router4(Searcher):
             return evolve(routed, doubts=(*routed.doubts, question))
         return routed if passes[devices[0]] else Routed("none", error="EINVAL")
 
-    def _validate_source(self, asked: Asked, oif: str, doubts: Doubts) -> bool | None:
+    def _validate_source(self, flow_key: Asked, oif: str, choices: Doubts) -> bool | None:
         """Return True if a packet of the source may arrive and leave by `oif` (fib_validate_source).
 
         None: not known.
         """
-        strictness = self._sysctl("rp_filter", asked.iif)
-        accepts_local = bool(self._sysctl("accept_local", asked.iif))
-        is_quick = not strictness and oif != asked.iif
+        strictness = self._sysctl("rp_filter", flow_key.iif)
+        accepts_local = bool(self._sysctl("accept_local", flow_key.iif))
+        is_quick = not strictness and oif != flow_key.iif
         if is_quick and accepts_local:
             return True
-        passes = self._validate_reverse(asked, oif, strictness, accepts_local, doubts)
+        passes = self._validate_reverse(flow_key, oif, strictness, accepts_local, choices)
         if passes is None or not is_quick or not self.rules.untouched or self._has_custom_local_routes:
             return passes
         # Until the first ip rule is added, the kernel only checks that the source is not a local
         # address.
-        is_foreign = self.addresses.device(4, asked.source or 0) is None
-        return is_foreign if is_foreign == passes or doubts.ask(NEVER_A_RULE) else passes
+        is_foreign = self.addresses.device(4, flow_key.source or 0) is None
+        return is_foreign if is_foreign == passes or choices.ask(NEVER_A_RULE) else passes
 
     def _validate_reverse(
-        self, asked: Asked, oif: str, strictness: int, accepts_local: bool, doubts: Doubts
+        self, flow_key: Asked, oif: str, strictness: int, accepts_local: bool, choices: Doubts
     ) -> bool | None:
         """Return True if the reverse packet leaves by the input device (__fib_validate_source).
 
         None: not known.
         """
-        device, source = asked.iif, asked.source or 0
-        mark = asked.mark if self._sysctl("src_valid_mark", device) else 0
+        device, source = flow_key.iif, flow_key.source or 0
+        mark = flow_key.mark if self._sysctl("src_valid_mark", device) else 0
         protocol, sport, dport = 0, 0, 0
         if self.rules.reads_ports:
-            protocol, sport, dport = asked.protocol, asked.dport, asked.sport
-        reverse = Asked(4, source, asked.destination or None, mark, oif, None, 0, asked.tos, protocol, sport, dport)
-        match = self._lookup(reverse, Search(source, 0, None, asked.tos), doubts, []).hit
+            protocol, sport, dport = flow_key.protocol, flow_key.dport, flow_key.sport
+        reverse = Asked(
+            4, source, flow_key.destination or None, mark, oif, None, 0, flow_key.tos, protocol, sport, dport
+        )
+        match = self._lookup(reverse, Search(source, 0, None, flow_key.tos), choices, []).hit
         if match is None or match.route.kind in ERRORS:
             return not strictness
         if not match.is_known:
@@ -288,9 +290,9 @@ class Router4(Searcher):
         return max(numbers, default=missing)
 
 
-def _local_device(table: Table4 | None, address: int, doubts: Doubts) -> str | None:
+def _local_device(table: Table4 | None, address: int, choices: Doubts) -> str | None:
     """Return the device of the local route to an address, or None."""
-    match = table.find(Search(address), doubts) if table else None
+    match = table.find(Search(address), choices) if table else None
     return match.route.device if match and match.route.kind == "local" else None
 
 

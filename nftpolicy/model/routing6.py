@@ -22,50 +22,50 @@ _LOOPBACK6 = 1  # ::1
 class Router6(Searcher):
     """Lookups of IPv6 packets."""
 
-    def __init__(self, state: NetState, known: Addresses) -> None:
-        super().__init__(state, 6, known)
+    def __init__(self, state: NetState, local_addresses: Addresses) -> None:
+        super().__init__(state, 6, local_addresses)
 
-    def output(self, asked: Asked, doubts: Doubts, log: TraceLog, exact: bool) -> Routed:
+    def output(self, flow_key: Asked, choices: Doubts, log: TraceLog, exact: bool) -> Routed:
         """Route a packet that this machine sends (ip6_route_output, ip6_dst_lookup_tail)."""
         # A bound socket leaves by its device only; for RTM_GETROUTE with a source it is a
         # preference.
-        is_bound = asked.oif is not None
-        routed = self._output_once(asked, doubts, log, is_bound and (asked.source is None or not exact))
-        if exact or asked.source is not None or routed.outcome in (*LEAVING, "local", UNKNOWN):
+        is_bound = flow_key.oif is not None
+        routed = self._output_once(flow_key, choices, log, is_bound and (flow_key.source is None or not exact))
+        if exact or flow_key.source is not None or routed.outcome in (*LEAVING, "local", UNKNOWN):
             return routed
         # ip6_dst_lookup_tail: without a route, the kernel selects a source and retries with it.
         retries = [
-            self._output_once(evolve(asked, source=own), doubts, [], is_bound)
-            for own in self.addresses.candidates6(asked.oif)
+            self._output_once(evolve(flow_key, source=own), choices, [], is_bound)
+            for own in self.addresses.candidates6(flow_key.oif)
         ]
         return agreed(retries, (), True) if retries else routed
 
-    def _output_once(self, asked: Asked, doubts: Doubts, log: TraceLog, strict: bool) -> Routed:
-        is_strict = strict or addresses.is_strict6(asked.destination)
-        query = Search(asked.destination, asked.source or 0, asked.oif, asked.tos, is_strict)
-        return self._lookup(asked, query, doubts, log)
+    def _output_once(self, flow_key: Asked, choices: Doubts, log: TraceLog, strict: bool) -> Routed:
+        is_strict = strict or addresses.is_strict6(flow_key.destination)
+        query = Search(flow_key.destination, flow_key.source or 0, flow_key.oif, flow_key.tos, is_strict)
+        return self._lookup(flow_key, query, choices, log)
 
-    def input(self, asked: Asked, doubts: Doubts, log: TraceLog, exact: bool) -> Routed:
+    def input(self, flow_key: Asked, choices: Doubts, log: TraceLog, exact: bool) -> Routed:
         """Route a received packet (ip6_route_input)."""
         # The device of arrival is also preferred as output device.
-        is_strict = addresses.is_strict6(asked.destination)
-        query = Search(asked.destination, asked.source or 0, asked.iif, asked.tos, is_strict)
-        routed = self._lookup(asked, query, doubts, log)
+        is_strict = addresses.is_strict6(flow_key.destination)
+        query = Search(flow_key.destination, flow_key.source or 0, flow_key.iif, flow_key.tos, is_strict)
+        routed = self._lookup(flow_key, query, choices, log)
         is_off = self.value("net/ipv6/conf/all/forwarding") == "0"
         if not exact and routed.outcome != "local" and is_off:
             return Routed("none", error="EHOSTUNREACH")
         return routed
 
-    def _lookup(self, asked: Asked, query: Search, doubts: Doubts, log: TraceLog) -> Routed:
-        result = self.search(asked, query, doubts, log)
+    def _lookup(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Routed:
+        result = self.search(flow_key, query, choices, log)
         error = refusal(result)
         if error:
             return error
         match = result.hit
         assert match is not None
-        route, destination = match.route, asked.destination
+        route, destination = match.route, flow_key.destination
         # An anycast address added by a user is local for received packets only.
-        is_anycast = route.kind == "anycast" and (asked.iif != LOOPBACK or _is_by_kernel(route))
+        is_anycast = route.kind == "anycast" and (flow_key.iif != LOOPBACK or _is_by_kernel(route))
         if route.kind == "local" or is_anycast:
             has_owner = self.addresses.device(6, destination) is not None
             own = None
@@ -78,9 +78,9 @@ class Router6(Searcher):
 
         kind = "multicast" if addresses.is_multicast6(destination) else "unicast"
         routed = by(result, kind, source)
-        if asked.source is None:
+        if flow_key.source is None:
             return routed
-        return evolve(routed, source=addresses.shown6(asked.source))
+        return evolve(routed, source=addresses.shown6(flow_key.source))
 
 
 def _is_by_kernel(route: Route) -> bool:

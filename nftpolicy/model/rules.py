@@ -113,55 +113,55 @@ class Rules:
         if listed_devices:
             self.has_vrf = any(device.kind == "vrf" for device in listed_devices)
 
-    def matching(self, asked: Asked, doubts: Doubts) -> Iterator[IpRule]:
+    def matching(self, flow_key: Asked, choices: Doubts) -> Iterator[IpRule]:
         """Yield the matching rules in order; after a "goto", continue at its target."""
         index = 0
         while index < len(self.rules):
             rule = self.rules[index]
-            if not self._matches(index, asked, doubts):
+            if not self._matches(index, flow_key, choices):
                 index += 1
                 continue
             yield rule
             target = self._first.get(rule.goto or 0) if rule.action == "goto" else None
             index = target if target is not None and target > index else index + 1
 
-    def _matches(self, index: int, asked: Asked, doubts: Doubts) -> bool:
+    def _matches(self, index: int, flow_key: Asked, choices: Doubts) -> bool:
         rule = self.rules[index]
-        matches = self._selects(index, asked) and self._is_in_vrf(rule, doubts)
+        matches = self._selects(index, flow_key) and self._is_in_vrf(rule, choices)
         if matches and rule.unknown:
-            matches = doubts.ask(f"ip rule: {iproute.shown(rule)}")
+            matches = choices.ask(f"ip rule: {iproute.shown(rule)}")
         return matches != rule.invert
 
-    def _selects(self, index: int, asked: Asked) -> bool:
+    def _selects(self, index: int, flow_key: Asked) -> bool:
         rule = self.rules[index]
-        if (rule.mark ^ asked.mark) & rule.mask:
+        if (rule.mark ^ flow_key.mark) & rule.mask:
             return False
-        if rule.iif not in (None, asked.iif) or (rule.oif is not None and rule.oif != asked.oif):
+        if rule.iif not in (None, flow_key.iif) or (rule.oif is not None and rule.oif != flow_key.oif):
             return False
-        if rule.uids and not rule.uids[0] <= asked.uid <= rule.uids[1]:
+        if rule.uids and not rule.uids[0] <= flow_key.uid <= rule.uids[1]:
             return False
         source, destination = self._prefixes[index]
-        if destination and asked.destination >> destination[1] != destination[0]:
+        if destination and flow_key.destination >> destination[1] != destination[0]:
             return False
         if source:
-            if asked.source is None and asked.family == 6:
+            if flow_key.source is None and flow_key.family == 6:
                 return False
-            if (asked.source or 0) >> source[1] != source[0]:
+            if (flow_key.source or 0) >> source[1] != source[0]:
                 return False
-        if rule.tos and rule.tos != asked.tos & self._tos:
+        if rule.tos and rule.tos != flow_key.tos & self._tos:
             return False
-        if rule.l4proto and rule.l4proto != asked.protocol:
+        if rule.l4proto and rule.l4proto != flow_key.protocol:
             return False
-        return _contains(rule.sports, asked.sport) and _contains(rule.dports, asked.dport)
+        return _contains(rule.sports, flow_key.sport) and _contains(rule.dports, flow_key.dport)
 
-    def _is_in_vrf(self, rule: IpRule, doubts: Doubts) -> bool:
+    def _is_in_vrf(self, rule: IpRule, choices: Doubts) -> bool:
         """Return True if an "l3mdev" rule matches.
 
         VRF membership is not modelled, only their absence.
         """
         if not rule.l3mdev or self.has_vrf is False:
             return not rule.l3mdev
-        return doubts.ask(f"ip rule: {iproute.shown(rule)}")
+        return choices.ask(f"ip rule: {iproute.shown(rule)}")
 
 
 def _contains(ports: tuple[int, int] | None, port: int) -> bool:

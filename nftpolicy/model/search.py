@@ -84,9 +84,9 @@ class Searcher:
         """Return the value of a sysctl, None if the state does not contain it."""
         return self._values.get(path)
 
-    def search(self, asked: Asked, query: Search, doubts: Doubts, log: TraceLog) -> Found:
+    def search(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Found:
         """Return the result of the first rule that has one; without a rule there is no route."""
-        for rule in self.rules.matching(asked, doubts):
+        for rule in self.rules.matching(flow_key, choices):
             log_effect = speaker(rule, log)
             if rule.action == "goto":
                 log_effect(f"goes to {rule.goto}")
@@ -100,18 +100,18 @@ class Searcher:
             if rule.action != "lookup" or (rule.l3mdev and self.rules.has_vrf is not False):
                 # An unsupported action may have any effect.
                 log_effect(UNKNOWN)
-                return Found(rule, None, Hit(Route(asked.family, 0), (), 0, is_known=False))
+                return Found(rule, None, Hit(Route(flow_key.family, 0), (), 0, is_known=False))
             # "not l3mdev" matches packets in no VRF, and has no table then: the kernel uses main.
             number = TABLE_MAIN if rule.l3mdev else rule.table
             table = self.tables.get(number)
-            match = table.find(query, doubts) if table else None
+            match = table.find(query, choices) if table else None
             if match is None:
                 log_effect(f"no route in table {number}, goes on")
                 continue
             if match.route.kind == "throw":
                 log_effect("throw, goes on")
                 continue
-            kept = self._unsuppressed(rule, match, doubts)
+            kept = self._unsuppressed(rule, match, choices)
             if kept is None:
                 log_effect(f"suppresses {iproute.shown(match.route)}, goes on")
                 continue
@@ -119,7 +119,7 @@ class Searcher:
             return Found(rule, number, kept)
         return Found(None)
 
-    def _unsuppressed(self, rule: IpRule, match: Hit, doubts: Doubts) -> Hit | None:
+    def _unsuppressed(self, rule: IpRule, match: Hit, choices: Doubts) -> Hit | None:
         """Return the match without suppressed nexthops, or None.
 
         Models fib4_rule_suppress and fib6_rule_suppress: IPv4 tests the first nexthop of a route,
@@ -133,19 +133,19 @@ class Searcher:
         if rule.suppress_group is None or not match.hops:
             return match
         if route.family == 4:
-            is_suppressed = self._is_in_group(route.ways[0], rule.suppress_group, doubts)
+            is_suppressed = self._is_in_group(route.ways[0], rule.suppress_group, choices)
             return None if is_suppressed else match
-        hops = tuple(hop for hop in match.hops if not self._is_in_group(hop, rule.suppress_group, doubts))
+        hops = tuple(hop for hop in match.hops if not self._is_in_group(hop, rule.suppress_group, choices))
         if len(hops) == len(match.hops):
             return match
-        if not hops or doubts.ask(f"which nexthop {iproute.shown(route)} uses"):
+        if not hops or choices.ask(f"which nexthop {iproute.shown(route)} uses"):
             return None
         return evolve(match, hops=hops)
 
-    def _is_in_group(self, hop: Nexthop, group: int, doubts: Doubts) -> bool:
+    def _is_in_group(self, hop: Nexthop, group: int, choices: Doubts) -> bool:
         device = self._devices.get(hop.device or "")
         if device is None:
-            return doubts.ask(f"the group of {hop.device}")
+            return choices.ask(f"the group of {hop.device}")
         return device.group == group
 
 
@@ -216,18 +216,18 @@ def by(result: Found, kind: str, source: Callable[[Nexthop], str | None]) -> Rou
     return Routed(kind, device, gateway, own, table, rule, route, devices)
 
 
-def agreed(results: Iterable[Routed], doubts: tuple[str, ...], complete: bool) -> Routed:
+def agreed(results: Iterable[Routed], unsupported: tuple[str, ...], complete: bool) -> Routed:
     """Merge the results of all branches: only what they agree on is known."""
     branches = list(results)
     if not complete or any(each.outcome == UNKNOWN and not each.devices for each in branches):
-        return Routed(UNKNOWN, doubts=doubts)
+        return Routed(UNKNOWN, doubts=unsupported)
     first = branches[0]
     devices = tuple(dict.fromkeys(device for each in branches for device in each.devices))
     has_one_end = all(
         (each.outcome, each.device, each.error) == (first.outcome, first.device, first.error) for each in branches
     )
     if devices and not has_one_end:
-        return Routed(UNKNOWN, devices=devices, doubts=doubts)
+        return Routed(UNKNOWN, devices=devices, doubts=unsupported)
     # The packet leaves in no branch, or by this one device in all, whatever else differs.
     return evolve(
         first,
@@ -237,5 +237,5 @@ def agreed(results: Iterable[Routed], doubts: tuple[str, ...], complete: bool) -
         rule=first.rule if all(each.rule == first.rule for each in branches) else None,
         route=first.route if all(each.route == first.route for each in branches) else None,
         devices=devices,
-        doubts=(*first.doubts, *doubts),
+        doubts=(*first.doubts, *unsupported),
     )

@@ -51,34 +51,34 @@ class Sending:
         self._router = router
         self._sources = _SourceAddresses(state)
 
-    def first(self, packet: Packet, doubts: Doubts, log: TraceLog) -> Way | None:
+    def first(self, packet: Packet, choices: Doubts, log: TraceLog) -> Way | None:
         """Return the route of a packet before its first hook; None: the sender gets an error."""
         source = packet.source
-        route = self._lookup_sent(packet, source, doubts, log)
+        route = self._lookup_sent(packet, source, choices, log)
         if source is not None:
             return route and route.sent_from(source)
         if route is None and packet.family == 6:
-            source = self._sources.choose(6, packet.destination, None, doubts)  # of any device
+            source = self._sources.choose(6, packet.destination, None, choices)  # of any device
             if source is None:
                 return None
             if not isinstance(log, Untold):
                 text = f"no route without a source address; looked up again from {shown(6, source)}"
                 log.append(Decision("source", text))
-            route = self._lookup_sent(packet, source, doubts, log)
+            route = self._lookup_sent(packet, source, choices, log)
             route = route and route.sent_from(source)
         if route is None:
             return None
         if route.source is None:
-            source = self._sources.choose(packet.family, packet.destination, route.device, doubts)
+            source = self._sources.choose(packet.family, packet.destination, route.device, choices)
             route = route.sent_from(source)
         if route.source is None:
             return route
         if not isinstance(log, Untold):
             text = f"the source address is {shown(packet.family, route.source)}"
             log.append(Decision("source", text))
-        return self._connect(packet, route, doubts, log)
+        return self._connect(packet, route, choices, log)
 
-    def _connect(self, packet: Packet, route: Way, doubts: Doubts, log: TraceLog) -> Way | None:
+    def _connect(self, packet: Packet, route: Way, choices: Doubts, log: TraceLog) -> Way | None:
         """Look up the route of a connected socket again with its source address.
 
         IPv4 does so when a socket connects, IPv6 when the cached route of the socket has become
@@ -87,17 +87,17 @@ class Sending:
         if packet.origin == KERNEL or packet.protocol not in (TCP, UDP):
             return route
         steps = likewise(log)
-        new = self._lookup_sent(packet, route.source, doubts, steps)
+        new = self._lookup_sent(packet, route.source, choices, steps)
         if new is not None and (new.device, new.is_local) == (route.device, route.is_local):
             return route
         connects = packet.protocol == TCP and packet.family == 4
-        if not connects and not doubts.ask("whether the socket is looked up again with its source address"):
+        if not connects and not choices.ask("whether the socket is looked up again with its source address"):
             return route
         log.append(Decision("reroute", "the connected socket is looked up again with its source address"))
         log += steps
         return new and new.sent_from(route.source)
 
-    def again(self, packet: Packet, view: View, old: str, doubts: Doubts, log: TraceLog) -> Way | None:
+    def again(self, packet: Packet, view: View, old: str, choices: Doubts, log: TraceLog) -> Way | None:
         """Return the route after the output hook changed the packet (ip_route_me_harder).
 
         `old` is the output device so far. IPv4 looks up as user 0, whatever the sender.
@@ -108,20 +108,22 @@ class Sending:
             if is_link_local6(destination) or is_multicast6(destination):
                 oif = old
         uid = packet.uid if packet.has_socket and packet.family == 6 else 0
-        return self._lookup_existing(packet, view, doubts, log, oif=oif, uid=uid, any_source=True)
+        return self._lookup_existing(packet, view, choices, log, oif=oif, uid=uid, any_source=True)
 
-    def arrived(self, packet: Packet, view: View, iif: str, doubts: Doubts, log: TraceLog) -> Way | None:
+    def arrived(self, packet: Packet, view: View, iif: str, choices: Doubts, log: TraceLog) -> Way | None:
         """Return the route of a packet that arrived by a device; None: it is refused."""
-        return self._lookup_existing(packet, view, doubts, log, iif=iif, forwarded=True)
+        return self._lookup_existing(packet, view, choices, log, iif=iif, forwarded=True)
 
-    def _lookup_existing(self, packet: Packet, view: View, doubts: Doubts, log: TraceLog, **how: Any) -> Way | None:
+    def _lookup_existing(
+        self, packet: Packet, view: View, choices: Doubts, log: TraceLog, **options: Any
+    ) -> Way | None:
         """Return the route of an existing packet.
 
         The kernel dissects protocol and ports only if a rule that is not for this machine's own
         packets selects by them (fib4_rules_early_flow_dissect); ip6_route_input always knows the
         protocol.
         """
-        is_input = how.get("forwarded")
+        is_input = options.get("forwarded")
         protocol, sport, dport = packet.protocol, view.sport, view.dport
         if not self._router.reads_ports(packet.family):
             protocol = packet.protocol if packet.family == 6 and is_input else 0
@@ -136,18 +138,18 @@ class Sending:
             sport=sport,
             dport=dport,
             log=log,
-            **how,
+            **options,
         )
         if routed.outcome == "multicast" and is_input:
             # Multicast routing is not modelled: at most this machine receives the packet.
             return Way(LOOPBACK, is_local=True)
-        return self._to_route(routed, packet.family, doubts)
+        return self._to_route(routed, packet.family, choices)
 
-    def own_address(self, view: View, device: str, doubts: Doubts) -> int | None:
+    def own_address(self, view: View, device: str, choices: Doubts) -> int | None:
         """Return the device's address for masquerade or redirect."""
-        return self._sources.choose(view.family, view.destination, device, doubts)
+        return self._sources.choose(view.family, view.destination, device, choices)
 
-    def _lookup_sent(self, packet: Packet, source: int | None, doubts: Doubts, log: TraceLog) -> Way | None:
+    def _lookup_sent(self, packet: Packet, source: int | None, choices: Doubts, log: TraceLog) -> Way | None:
         """Look up the packet once as its sender sent it."""
         oif = packet.bound
         if packet.origin == KERNEL and packet.family == 6 and oif and is_multicast6(packet.destination):
@@ -170,9 +172,9 @@ class Sending:
             exact=source is None or packet.origin == KERNEL,
             log=log,
         )
-        return self._to_route(routed, packet.family, doubts)
+        return self._to_route(routed, packet.family, choices)
 
-    def _to_route(self, routed: Routed, family: int, doubts: Doubts) -> Way | None:
+    def _to_route(self, routed: Routed, family: int, choices: Doubts) -> Way | None:
         """Return the output route of a lookup result; branch for each possible device."""
         prefsrc = routed.source
         if family == 6 and routed.outcome != "local":  # the scope of the destination decides too
@@ -186,10 +188,10 @@ class Sending:
             return None
         reasons = ", ".join(routed.doubts) or "several nexthops of equal cost"
         for device in routed.devices:
-            if doubts.ask(f"whether it is routed by {device} ({reasons})"):
+            if choices.ask(f"whether it is routed by {device} ({reasons})"):
                 return Way(device, source)
         if not routed.devices:
-            doubts.note(f"the route ({reasons})")
+            choices.note(f"the route ({reasons})")
         return None
 
 
@@ -200,23 +202,23 @@ class _SourceAddresses:
         self._owned: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._cache: dict[tuple[int, int, str | None], Sequence[int]] = {}
         for device in state.devices:
-            for address in device.addresses:
-                own = address.partition("/")[0]
-                self._owned[6 if ":" in own else 4, device.name].append(number(own))
+            for prefix in device.addresses:
+                address = address.partition("/")[0]
+                self._owned[6 if ":" in address else 4, device.name].append(number(address))
         for route in () if state.devices else state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
                 low, high = interval(route.destination, route.family)
                 if low == high:
                     self._owned[route.family, route.device].append(low)
 
-    def choose(self, family: int, destination: int, device: str | None, doubts: Doubts) -> int | None:
+    def choose(self, family: int, destination: int, device: str | None, choices: Doubts) -> int | None:
         """Return one of the candidates, a branch for each; None if there is no candidate."""
         key = (family, destination, device)
         candidates = self._cache.get(key)
         if candidates is None:
             candidates = self._cache[key] = self._candidates(family, device, destination)
         for address in candidates[:-1]:
-            if doubts.ask(f"whether the address is {shown(family, address)}"):
+            if choices.ask(f"whether the address is {shown(family, address)}"):
                 return address
         return candidates[-1] if candidates else None
 

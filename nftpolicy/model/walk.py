@@ -76,7 +76,7 @@ class Model:
 
         "unknown": it may leave. `record` False: without steps, which is faster.
         """
-        branches = explore(lambda doubts: _Run(self, packet, doubts, told).trace())
+        branches = explore(lambda choices: _Run(self, packet, choices, told).trace())
         return _merge(packet, branches) if branches.doubts else branches.results[0]
 
     def tracked(self, family: int) -> bool | None:
@@ -132,8 +132,8 @@ class Model:
 class _Run:
     """The trace of one packet in one branch."""
 
-    def __init__(self, model: Model, packet: Packet, doubts: Doubts, records: bool) -> None:
-        self._model, self._packet, self._doubts = model, packet, doubts
+    def __init__(self, model: Model, packet: Packet, choices: Doubts, records: bool) -> None:
+        self._model, self._packet, self._doubts = model, packet, choices
         self._records = records
         self._log: TraceLog = [] if records else Untold()
         self._source = packet.source
@@ -142,7 +142,7 @@ class _Run:
         self._view = View.of(packet, packet.source or 0)
         self._view.fib = model.fib
         has_conntrack = partial(model.tracked, packet.family)
-        self._hooks = Hooks(model.ruleset, has_conntrack, self._view, doubts, self._log)
+        self._hooks = Hooks(model.ruleset, has_conntrack, self._view, choices, self._log)
 
     def trace(self) -> Walk:
         """Trace the packet from its origin."""
@@ -306,9 +306,9 @@ class _Run:
         if self._records:
             self._log.append(Decision(kind, text, effect=effect))
 
-    def _traverse(self, hook: str, **how: Any) -> Walk | None:
+    def _traverse(self, hook: str, **options: Any) -> Walk | None:
         """Pass a hook; return the trace if it ends there, else None."""
-        outcome = self._hooks.passes(hook, **how)
+        outcome = self._hooks.passes(hook, **options)
         return None if outcome is None else self._end(outcome)
 
     def _end(self, outcome: str, device: str | None = None) -> Walk:
