@@ -203,7 +203,7 @@ class _SourceAddresses:
         self._cache: dict[tuple[int, int, str | None], Sequence[int]] = {}
         for device in state.devices:
             for prefix in device.addresses:
-                address = address.partition("/")[0]
+                address = prefix.partition("/")[0]
                 self._owned[6 if ":" in address else 4, device.name].append(number(address))
         for route in () if state.devices else state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
