@@ -15,8 +15,8 @@ class ChainState:
 
     `region` is the box of the packets that enter the chain, `prefix` is what the calls up to this
     chain add to the region of the base chain. All boxes in `decided` and `returned` are relative to
-    the region of the base chain. Both only grow, so the numbers of their boxes at one moment
-    identify their content at that moment.
+    the region of the base chain. `returned` only grows, so the numbers of its boxes at one moment
+    (`returned_counts`) identify its content at that moment.
 
     `decided` has the parts that any chain accepted or dropped so far; all chains of one base chain
     share it. `returned` has the parts that left a chain early and continue in its caller: for each
