@@ -36,9 +36,9 @@ class Run:
     effects: list[str] = field(factory=Untold)
 
 
-Holds = Callable[[Run], bool]
-Values = tuple[int, ...]
-Keys = Callable[[View], Values | Nothing]
+Predicate = Callable[[Run], bool]
+KeyValues = tuple[int, ...]
+KeyReader = Callable[[View], KeyValues | Nothing]
 
 _ORDER = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
@@ -95,19 +95,19 @@ class Tables:
         return None
 
 
-def keys(expression: nft.Expression, point: Place) -> Keys:
+def keys(expression: nft.Expression, point: Place) -> KeyReader:
     """Return a reader of all parts of a set key, in order."""
     if not isinstance(expression, nft.Concat):
         single = reader(expression, point)
 
-        def read_one(view: View) -> Values | Nothing:
+        def read_one(view: View) -> KeyValues | Nothing:
             value = single(view)
             return value if isinstance(value, Nothing) else (value,)
 
         return read_one
     reads = [reader(part, point) for part in expression.parts]
 
-    def read(view: View) -> Values | Nothing:
+    def read(view: View) -> KeyValues | Nothing:
         values: list[int] = []
         is_known = True
         for read_part in reads:
@@ -130,7 +130,7 @@ def known(expression: nft.Expression, point: Place, view: View) -> list[int | No
     return [None if isinstance(value, Nothing) else value for value in values]
 
 
-def match(item: nft.Match, tables: Tables, point: Place) -> Holds:
+def match(item: nft.Match, tables: Tables, point: Place) -> Predicate:
     """Return a predicate: True if the rule continues after the match."""
     about = About(item, tables.table)
     match item.right:
@@ -157,12 +157,12 @@ def match(item: nft.Match, tables: Tables, point: Place) -> Holds:
     return _compare(read, _test(item.op, wanted), about)
 
 
-def _undecided(read: Callable[[View], Found], about: About) -> Holds:
+def _undecided(read: Callable[[View], Found], about: About) -> Predicate:
     """Return a predicate that branches: both results are possible."""
     return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
 
 
-def _is_in_interval(read: Callable[[View], Found], wanted: Interval, about: About) -> Holds:
+def _is_in_interval(read: Callable[[View], Found], wanted: Interval, about: About) -> Predicate:
     """Return the usual predicate: one value, or one range."""
     low, high = wanted
 
@@ -175,7 +175,7 @@ def _is_in_interval(read: Callable[[View], Found], wanted: Interval, about: Abou
     return holds
 
 
-def _compare(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Holds:
+def _compare(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Predicate:
     def holds(run: Run) -> bool:
         value = read(run.view)
         if isinstance(value, Nothing) or test is None:
@@ -204,7 +204,7 @@ def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
 
 def _in_set(
     item: nft.Match, index: Index | None, point: Place, about: About, tables: Tables, name: str | None
-) -> Holds:
+) -> Predicate:
     wanted = item.op != "!="
     read = keys(item.left, point)
     changing, growing = name in tables.changing, name in tables.growing
@@ -227,7 +227,7 @@ def _in_set(
     return holds
 
 
-def _exists(item: nft.Match, read: Callable[[View], Found], about: About) -> Holds:
+def _exists(item: nft.Match, read: Callable[[View], Found], about: About) -> Predicate:
     def holds(run: Run) -> bool:
         value = read(run.view)
         if isinstance(value, Nothing):
@@ -237,7 +237,7 @@ def _exists(item: nft.Match, read: Callable[[View], Found], about: About) -> Hol
     return holds if item.op == "==" else _undecided(read, about)
 
 
-def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], about: About) -> Holds:
+def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], about: About) -> Predicate:
     """Return a predicate for `ct status`, of which a trace determines only "snat" and "dnat"."""
     test = _test(item.op, wanted)
 
@@ -253,7 +253,7 @@ def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], ab
     return holds
 
 
-def _socket(item: nft.Match, about: About) -> Holds:
+def _socket(item: nft.Match, about: About) -> Predicate:
     """Return a predicate for the cgroup of the sending socket; other socket matches branch."""
 
     def holds(run: Run) -> bool:
