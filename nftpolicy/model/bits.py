@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marks are bits, not numbers: the groups of bits that a state never tells apart."""
+"""Partition of the 32 mark bits into groups that no rule or mask distinguishes."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from .box import Box, Ranges, complement, only
 
 
 def groups(masks: Iterable[int]) -> tuple[int, ...]:
-    """The coarsest split of 32 bits of which every mask is a union; each group as a mask."""
-    found = [FULL]
+    """Return the coarsest partition of 32 bits of which every mask is a union.
+
+    A group is given as a mask.
+    """
+    partition = [FULL]
     for mask in set(masks):
-        found = [part for group in found for part in (group & mask, group & ~mask) if part]
-    return tuple(sorted(found))
+        partition = [part for group in partition for part in (group & mask, group & ~mask) if part]
+    return tuple(sorted(partition))
 
 
 def packed(value: int, group: int) -> int:
-    """The bits of `value` that are in `group`, pushed together."""
+    """Return the bits of `value` that are in `group`, moved together."""
     if not value & group:
         return 0
-    result = at = 0
+    result = position = 0
     while group:
         low = group & -group
         if value & low:
-            result |= 1 << at
-        at += 1
+            result |= 1 << position
+        position += 1
         group ^= low
     return result
 
 
 def spread(bits: int, group: int) -> int:
-    """The opposite of packed."""
+    """Return the mark bits whose packed value is `bits`: the inverse of `pack_bits`."""
     result = 0
     while bits:
         low = group & -group
@@ -43,35 +46,38 @@ def spread(bits: int, group: int) -> int:
     return result
 
 
-def name(of: str, group: int) -> str:
-    """The field of a group: of is "mark" or "ctmark"."""
-    return f"{of}:{group:#x}"
+def name(mark: str, group: int) -> str:
+    """Return the name of the field of a group; `mark` is "mark" or "ctmark"."""
+    return f"{mark}:{group:#x}"
 
 
 def top(group: int) -> int:
-    """The highest value of a group's field."""
+    """Return the highest value of a group's field."""
     return (1 << group.bit_count()) - 1
 
 
-def equal(of: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
-    """The boxes of `of` & mask == value: one, or none if no value is so."""
+def equal(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
+    """Return the boxes of `mark` & mask == value: one, or none if no mark satisfies it."""
     if value & ~mask:
         return []
-    return [{name(of, group): only(packed(value, group)) for group in partition if group & mask}]
+    return [{name(mark, group): only(packed(value, group)) for group in partition if group & mask}]
 
 
-def differs(of: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
-    """The boxes of `of` & mask != value, disjoint: the first group that differs is another in each."""
+def differs(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
+    """Return the boxes of `mark` & mask != value.
+
+    They are disjoint: each has another first differing group.
+    """
     if value & ~mask:
         return [{}]
-    found: list[Box] = []
+    boxes: list[Box] = []
     same: Box = {}
     for group in partition:
         if not group & mask:
             continue
-        field, wanted = name(of, group), only(packed(value, group))
+        field, wanted = name(mark, group), only(packed(value, group))
         other: Ranges = complement(wanted, top(group))
         if other:
-            found.append({**same, field: other})
+            boxes.append({**same, field: other})
         same = {**same, field: wanted}
-    return found
+    return boxes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Sets of packets as boxes, and the one question of every proof: is this box covered by those?
+"""Sets of packets as boxes, and the basic query of a proof: do these boxes cover that box?
 
 A box maps fields to ranges: a sorted tuple of disjoint, not adjacent (first, last) pairs. A field
-that it does not name may have any value. So a box is a product of sets of integers, and what a rule
-matches is nearly always one box.
+that a box does not name may have any value. A box is a product of sets of integers, and the packets
+that a rule matches are nearly always one box.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Box = dict[str, Ranges]
 
 
 def ranges(values: Iterable[tuple[int, int]]) -> Ranges:
-    """Intervals in any order, put in the form that boxes use."""
+    """Merge intervals, in any order, into the form that boxes use."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(values):
         if merged and low <= merged[-1][1] + 1:
@@ -28,62 +28,62 @@ def ranges(values: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def only(*values: int) -> Ranges:
-    """These values and no other."""
+    """Return the ranges of exactly these values."""
     if len(values) == 1:
         return ((values[0], values[0]),)
     return ranges((value, value) for value in values)
 
 
-def common(one: Ranges, other: Ranges) -> Ranges:
-    """What both have."""
-    if len(one) == 1 and len(other) == 1:
-        (a, b), (c, d) = one[0], other[0]
+def common(left: Ranges, right: Ranges) -> Ranges:
+    """Return the values that are in both."""
+    if len(left) == 1 and len(right) == 1:
+        (a, b), (c, d) = left[0], right[0]
         low, high = a if a > c else c, b if b < d else d
         return ((low, high),) if low <= high else ()
-    found: list[tuple[int, int]] = []
+    both: list[tuple[int, int]] = []
     i = j = 0
-    while i < len(one) and j < len(other):
-        low, high = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
+    while i < len(left) and j < len(right):
+        low, high = max(left[i][0], right[j][0]), min(left[i][1], right[j][1])
         if low <= high:
-            found.append((low, high))
-        if one[i][1] < other[j][1]:
+            both.append((low, high))
+        if left[i][1] < right[j][1]:
             i += 1
         else:
             j += 1
-    return tuple(found)
+    return tuple(both)
 
 
-def without(one: Ranges, other: Ranges) -> Ranges:
-    """What `one` has and `other` has not."""
-    found: list[tuple[int, int]] = []
-    for low, high in one:
-        for a, b in other:
+def without(ranges_: Ranges, removed: Ranges) -> Ranges:
+    """Return the values of `ranges_` that are not in `removed`."""
+    left: list[tuple[int, int]] = []
+    for low, high in ranges_:
+        for a, b in removed:
             if b < low:
                 continue
             if a > high:
                 break
             if a > low:
-                found.append((low, a - 1))
+                left.append((low, a - 1))
             low = b + 1
         if low <= high:
-            found.append((low, high))
-    return tuple(found)
+            left.append((low, high))
+    return tuple(left)
 
 
-def complement(one: Ranges, top: int) -> Ranges:
-    """All values from 0 to `top` that `one` has not."""
-    return without(((0, top),), one)
+def complement(ranges_: Ranges, top: int) -> Ranges:
+    """Return the values from 0 to `top` that are not in `ranges_`."""
+    return without(((0, top),), ranges_)
 
 
-def size(one: Ranges) -> int:
-    """The number of values."""
-    return sum(high - low + 1 for low, high in one)
+def size(ranges_: Ranges) -> int:
+    """Return the number of values."""
+    return sum(high - low + 1 for low, high in ranges_)
 
 
-def meet(one: Mapping[str, Ranges], other: Mapping[str, Ranges]) -> Box | None:
-    """The packets in both boxes, or None if there are none."""
-    result = dict(one)
-    for field, wanted in other.items():
+def meet(left: Mapping[str, Ranges], right: Mapping[str, Ranges]) -> Box | None:
+    """Return the intersection of two boxes, or None if it is empty."""
+    result = dict(left)
+    for field, wanted in right.items():
         present = result.get(field)
         if present is None or present == wanted:
             result[field] = wanted
@@ -95,43 +95,46 @@ def meet(one: Mapping[str, Ranges], other: Mapping[str, Ranges]) -> Box | None:
     return result
 
 
-def outside(box: Box, others: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], most: int) -> list[Box] | None:
-    """The parts of `box` that are in none of `others`, as boxes; None if there are more of them than `most`."""
+def outside(box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], limit: int) -> list[Box] | None:
+    """Return the parts of `box` in no box of `removed`, as boxes.
+
+    None if there are more than `limit`.
+    """
     pieces = [box]
-    for other in others:
+    for cover in removed:
         left: list[Box] = []
         for piece in pieces:
-            if meet(piece, other) is None:
+            if meet(piece, cover) is None:
                 left.append(piece)
                 continue
             inner = dict(piece)
-            for field, wanted in other.items():
+            for field, wanted in cover.items():
                 present = inner.get(field) or ((0, tops[field]),)
-                rest = without(present, wanted)
-                if rest:
-                    left.append({**inner, field: rest})
+                remaining = without(present, wanted)
+                if remaining:
+                    left.append({**inner, field: remaining})
                 inner[field] = common(present, wanted)
         pieces = left
-        if len(pieces) > most:
+        if len(pieces) > limit:
             return None
     return pieces
 
 
 def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[str, int]) -> Box | None:
-    """A part of `box` that no cover has, or None if the covers have all of it.
+    """Return a part of `box` that is in no cover, or None if the covers contain the whole box.
 
-    Exact. Splits on the cover that has most of what is left, so that big parts are closed first:
-    of the orders that were measured the one that stays quick when a thousand small boxes cover one.
-    `tops` gives the highest value of each field.
+    Exact. Splits on the cover that contains most of the remaining part, so that big parts are
+    closed first: of the orders that were measured, this one stays fast when a thousand small boxes
+    cover one. `tops` gives the highest value of each field.
     """
     pending = [(box, covers)]
     while pending:
-        rest, candidates = pending.pop()
+        part, candidates = pending.pop()
         relevant: list[Box] = []
         best: Box = {}
         least = float("inf")
         closed = False
-        find = rest.get
+        find = part.get
         for cover in candidates:
             clipped: Box = {}
             shrink = 0.0
@@ -142,7 +145,7 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
                     whole = tops[field] + 1
                 elif present == wanted:
                     continue
-                elif len(present) == 1 and len(wanted) == 1:  # nearly always; spelled out, since all depends on it
+                elif len(present) == 1 and len(wanted) == 1:  # the usual case, inlined for speed
                     (low, high), (first, last) = present[0], wanted[0]
                     if first > high or last < low:
                         break
@@ -161,7 +164,8 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
                         continue
                     clipped[field] = wanted = both
                     whole = size(present)
-                shrink += log2(whole / (wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else size(wanted)))
+                overlap = wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else size(wanted)
+                shrink += log2(whole / overlap)
             else:
                 if not clipped:
                     closed = True
@@ -172,14 +176,14 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
         if closed:
             continue
         if not relevant:
-            return rest
-        inner = dict(rest)
+            return part
+        inner = dict(part)
         for field, wanted in best.items():
             present = inner.get(field) or ((0, tops[field]),)
-            outside = without(present, wanted)
-            if outside:
+            remaining = without(present, wanted)
+            if remaining:
                 piece = dict(inner)
-                piece[field] = outside
+                piece[field] = remaining
                 pending.append((piece, relevant))
             inner[field] = wanted
         # `inner` is within `best`, so it is covered.

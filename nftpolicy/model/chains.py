@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a base chain of nftables does with one packet: rules in order, as nft_do_chain() walks them."""
+"""Evaluation of nftables base chains for one packet: rules in order, as nft_do_chain() does it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
 from ..netstate.nft import Chain, Table
-from .decision import Decision
+from .decision import Decision, TraceLog
 from .effects import Step, step
 from .matching import Run, Tables
 from .reading import Place
@@ -17,34 +17,34 @@ from .unknown import Doubts
 from .view import View
 
 ACCEPT, DROP = "accept", "drop"
-# Where nat chains are asked, whatever their priority says (include/uapi/linux/netfilter_ipv4.h).
+# Priorities at which nat chains run, whatever their own (include/uapi/linux/netfilter_ipv4.h).
 NAT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _KNOWN_FLAGS = frozenset({"dormant", "owner", "persist"})
-_END = nft.Verdict("return")  # what the end of a chain amounts to
+_END = nft.Verdict("return")  # the end of a chain has the same effect
 
 
 @mutable(eq=False)
 class _Rule:
-    """A rule, made ready to be carried out as far as a packet has come in it: of most rules the first match decides."""
+    """A rule, compiled as far as a packet has come in it: in most rules the first match decides."""
 
     rule: nft.Rule
-    _rest: Iterator[Step]
-    ready: list[Step] = field(factory=list)
+    _remaining: Iterator[Step]
+    _compiled: list[Step] = field(factory=list)
     _text: str | None = None
 
-    def carried_out(self, run: Run) -> bool | nft.Verdict:
-        """The verdict of a rule that has one; of others, whether the rule matches."""
-        for one in self.ready:
-            found = one(run)
-            if found is not True:
-                return found
-        for made in self._rest:
-            self.ready.append(made)
-            found = made(run)
-            if found is not True:
-                return found
+    def evaluate(self, run: Run) -> bool | nft.Verdict:
+        """Return the verdict of the rule, or True if it matches without one, or False."""
+        for execute in self._compiled:
+            result = execute(run)
+            if result is not True:
+                return result
+        for execute in self._remaining:
+            self._compiled.append(execute)
+            result = execute(run)
+            if result is not True:
+                return result
         return True
 
     @property
@@ -56,12 +56,12 @@ class _Rule:
 
 @frozen(eq=False)
 class _Prepared:
-    """The chains of one table as they are at one place, prepared when first entered."""
+    """The chains of one table at one hook point, compiled at their first use."""
 
     table: Table
     sets: Tables
-    place: Place
-    where: str  # for a person
+    point: Place
+    title: str
     _chains: dict[str, Chain]
     _rules: dict[str, list[_Rule]] = field(factory=dict)
 
@@ -69,50 +69,61 @@ class _Prepared:
         return self._chains.get(name)
 
     def rules(self, name: str) -> list[_Rule]:
-        found = self._rules.get(name)
-        if found is None:
-            found = self._rules[name] = [_Rule(rule, self._steps(rule)) for rule in self._chains[name].rules]
-        return found
+        rules = self._rules.get(name)
+        if rules is None:
+            rules = [_Rule(rule, self._steps(rule)) for rule in self._chains[name].rules]
+            self._rules[name] = rules
+        return rules
 
     def _steps(self, rule: nft.Rule) -> Iterator[Step]:
         for statement in rule.statements:
-            made = step(statement, self.sets, self.place)
-            if made is not None:
-                yield made
+            compiled = step(statement, self.sets, self.point)
+            if compiled is not None:
+                yield compiled
 
 
 @frozen(eq=False)
 class Base:
-    """A base chain as packets meet it. `doubts`: what it takes for it to be met at all, where that is not known."""
+    """A base chain ready for evaluation.
+
+    `conditions`: open questions; the chain is hooked if all are true.
+    """
 
     chain: Chain
     hook: nft.Hook
     prepared: _Prepared
-    place: int  # in the order in which chains are asked
+    place: int  # the priority that determines the order of evaluation
     doubts: tuple[str, ...]
 
     @classmethod
     def of(cls, chain: Chain, hook: nft.Hook, prepared: _Prepared) -> Base:
-        place = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
-        doubts = [] if prepared.table.flags <= _KNOWN_FLAGS else [f"{prepared.where} is not dormant"]
+        """Prepare a base chain of a table."""
+        priority = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
+        conditions: list[str] = []
+        if not prepared.table.flags <= _KNOWN_FLAGS:
+            conditions.append(f"{prepared.title} is not dormant")
         if hook.hook in ("ingress", "egress") and not (hook.device or hook.devices):
-            doubts.append(f"chain {chain.name} of {prepared.where} is on this device")
-        return cls(chain, hook, prepared, place, tuple(doubts))
+            conditions.append(f"chain {chain.name} of {prepared.title} is on this device")
+        return cls(chain, hook, prepared, priority, tuple(conditions))
 
     def evaluate(self, run: Run) -> str:
-        """ "accept" (this chain's word only) or "drop" (final). What the rules write is changed in the run's view."""
-        for doubt in self.doubts:
-            if not run.doubts.ask(doubt):
+        """Return "accept" (for this chain only) or "drop" (final).
+
+        Rules write into the context's view.
+        """
+        for condition in self.doubts:
+            if not run.doubts.ask(condition):
                 return ACCEPT
         log, chain = run.log, self.chain
         if log is not None:
-            log.append(Decision("chain", f"{self.prepared.where}, chain {chain.name}", chain, chain.origin))
-        verdict = _walk(self.prepared, chain.name, run)
+            log.append(_chain_step(self.prepared, chain))
+        verdict = _evaluate_rules(self.prepared, chain.name, run)
         if verdict is not None:
             return verdict
         policy = self.hook.policy
         if log is not None:
-            log.append(Decision("chain", f"policy {policy} of chain {chain.name}", chain, chain.origin, policy))
+            text = f"policy {policy} of chain {chain.name}"
+            log.append(Decision("chain", text, chain, chain.origin, policy))
         return DROP if policy == DROP else ACCEPT
 
 
@@ -128,21 +139,25 @@ class Ruleset:
         self._prepared: dict[tuple[tuple[str, str], Place], _Prepared] = {}
 
     def hooked(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
-        """The base chains that a packet meets at a hook, in order.
+        """Return the base chains at a hook in the order of their priorities.
 
-        `family` is 4 or 6 (0: neither; only netdev chains see such frames), `device` that of an
-        ingress or egress hook. A dormant table hooks nowhere.
+        `family` is 4 or 6 (0: neither; only netdev chains get such frames), `device` that of an
+        ingress or egress hook. The chains of a dormant table are not hooked.
         """
         key = (family, hook, device)
         if key not in self._hooked:
-            found = [(table, chain) for table, chain in self._all(family, device) if chain.hook.hook == hook]  # type: ignore[union-attr]
-            # Of chains with one priority the kernel asks the youngest first.
-            found.reverse()
-            found.sort(key=lambda item: item[1].hook.priority)  # type: ignore[union-attr]
-            self._hooked[key] = found
+            chains = [
+                (own.priority, table, chain)
+                for own, table, chain in self._candidates(family, device)
+                if own.hook == hook
+            ]
+            # Of chains with the same priority the kernel evaluates the newest first.
+            chains.reverse()
+            chains.sort(key=lambda item: item[0])
+            self._hooked[key] = [(table, chain) for _, table, chain in chains]
         return list(self._hooked[key])
 
-    def _all(self, family: int, device: str | None) -> Iterator[tuple[Table, Chain]]:
+    def _candidates(self, family: int, device: str | None) -> Iterator[tuple[nft.Hook, Table, Chain]]:
         for table in self.tables:
             if "dormant" in table.flags:
                 continue
@@ -150,67 +165,82 @@ class Ruleset:
                 if chain.hook is None:
                     continue
                 if chain.hook.hook in ("ingress", "egress"):
-                    of_family = table.family in ("netdev", "inet")
-                    if of_family and device is not None and _is_for(chain.hook, device):
-                        yield table, chain
+                    is_hooked = table.family in ("netdev", "inet")
+                    if is_hooked and device is not None and _is_for(chain.hook, device):
+                        yield chain.hook, table, chain
                 elif device is None and table.family in _FAMILIES.get(family, ()):
-                    yield table, chain
+                    yield chain.hook, table, chain
 
     def met(self, family: int, hook: str, device: str | None = None) -> Sequence[Base]:
-        """The same in the order in which they are asked: all nat chains of a hook have one place."""
+        """Return the base chains at a hook in evaluation order.
+
+        All nat chains of a hook have one priority.
+        """
         key = (family, hook, device)
-        found = self._met.get(key)
-        if found is None:
-            met = [self.base(table, chain) for table, chain in self.hooked(*key)]
-            found = self._met[key] = sorted(met, key=lambda one: one.place)
-        return found
+        chains = self._met.get(key)
+        if chains is None:
+            prepared = [self.base(table, chain) for table, chain in self.hooked(*key)]
+            chains = self._met[key] = sorted(prepared, key=lambda base: base.place)
+        return chains
 
     def base(self, table: Table, chain: Chain) -> Base:
-        """A base chain made ready. ValueError if it is none."""
-        name = (table.family, table.name, chain.name)
-        found = self._bases.get(name)
-        if found is None:
-            if chain.hook is None:
-                raise ValueError(f"{chain.name} is no base chain")
-            found = self._bases[name] = Base.of(chain, chain.hook, self._at(table, chain.hook))
-        return found
+        """Return a base chain ready for evaluation.
 
-    def _at(self, table: Table, hook: nft.Hook) -> _Prepared:
-        """The chains of a table as its base chains at a place use them."""
-        place = Place(table.family, hook.hook, hook.priority)
-        key = (table.key, place)
+        Raises: ValueError for a chain without hook.
+        """
+        name = (table.family, table.name, chain.name)
+        base = self._bases.get(name)
+        if base is None:
+            if chain.hook is None:
+                raise ValueError(f"{chain.name} is not a base chain")
+            base = Base.of(chain, chain.hook, self._prepare_table(table, chain.hook))
+            self._bases[name] = base
+        return base
+
+    def _prepare_table(self, table: Table, hook: nft.Hook) -> _Prepared:
+        """Return the chains of a table as its base chains at a hook point use them."""
+        point = Place(table.family, hook.hook, hook.priority)
+        key = (table.key, point)
         if key not in self._prepared:
             if table.key not in self._sets:
                 self._sets[table.key] = Tables.of(table)
-            where = f"table {table.family} {table.name}"
-            chains = {one.name: one for one in table.chains}
-            self._prepared[key] = _Prepared(table, self._sets[table.key], place, where, chains)
+            title = f"table {table.family} {table.name}"
+            chains = {chain.name: chain for chain in table.chains}
+            self._prepared[key] = _Prepared(table, self._sets[table.key], point, title, chains)
         return self._prepared[key]
 
 
 def _is_for(hook: nft.Hook, device: str) -> bool:
     names = hook.devices or ({hook.device} if hook.device else set())
-    # A chain whose device the listing does not tell may be on any. An asterisk at the end stands for the rest.
-    return not names or any(device == one or (one.endswith("*") and device.startswith(one[:-1])) for one in names)
+    # A chain whose listing omits the device may be on any. A trailing asterisk is a wildcard.
+    return not names or any(device == name or (name.endswith("*") and device.startswith(name[:-1])) for name in names)
 
 
 def evaluate(
-    ruleset: Ruleset, table: Table, chain: Chain, view: View, doubts: Doubts, log: list[Decision] | None = None
+    ruleset: Ruleset,
+    table: Table,
+    chain: Chain,
+    view: View,
+    choices: Doubts,
+    log: TraceLog | None = None,
 ) -> str:
-    """What one base chain says of a packet: see Base.evaluate. ValueError if it is none."""
-    return ruleset.base(table, chain).evaluate(Run(view, doubts, log))
+    """Evaluate one base chain for a packet; see PreparedBaseChain.evaluate.
+
+    Raises: ValueError for a chain without hook.
+    """
+    return ruleset.base(table, chain).evaluate(Run(view, choices, log))
 
 
-def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
-    """accept, drop, or None where the base chain's end was met."""
+def _evaluate_rules(prepared: _Prepared, name: str, run: Run) -> str | None:
+    """Return accept, drop, or None at the end of the base chain."""
     stack: list[Iterator[_Rule]] = []
     rules, log = iter(prepared.rules(name)), run.log
     while True:
         verdict = _END
         for rule in rules:
-            found = rule.carried_out(run) if log is None else _told(rule, run, log)
-            if found is not True and found is not False:
-                verdict = found
+            result = rule.evaluate(run) if log is None else _evaluate_logged(rule, run, log)
+            if result is not True and result is not False:
+                verdict = result
                 break
         kind = verdict.kind
         if kind in (ACCEPT, DROP):
@@ -218,14 +248,14 @@ def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
         if kind in ("jump", "goto"):
             target = None if verdict.target is None else prepared.chain(verdict.target)
             if target is None:
-                run.doubts.note(f"chain {verdict.target} of {prepared.where}, which the listing lacks")
+                run.doubts.note(f"chain {verdict.target} of {prepared.title}, which the ruleset does not contain")
                 continue
             if kind == "jump":
                 stack.append(rules)
             if len(stack) > _DEPTH:
                 return DROP
             if log is not None:
-                log.append(Decision("chain", f"{prepared.where}, chain {target.name}", target, target.origin))
+                log.append(_chain_step(prepared, target))
             rules = iter(prepared.rules(target.name))
         else:
             if not stack:
@@ -233,18 +263,22 @@ def _walk(prepared: _Prepared, name: str, run: Run) -> str | None:
             rules = stack.pop()
 
 
-def _told(rule: _Rule, run: Run, log: list[Decision]) -> bool | nft.Verdict:
-    """The same with what the rule did, for a person."""
+def _evaluate_logged(rule: _Rule, run: Run, log: TraceLog) -> bool | nft.Verdict:
+    """Evaluate a rule and log its effects."""
     run.effects = []
-    found = rule.carried_out(run)
-    if found or run.effects:
-        words = [] if isinstance(found, bool) else [_named(found)]
-        effect = ", ".join([*run.effects, *words]) or "goes on"
+    result = rule.evaluate(run)
+    if result or run.effects:
+        verdict = [] if isinstance(result, bool) else [_verdict_text(result)]
+        effect = ", ".join([*run.effects, *verdict]) or "goes on"
         log.append(Decision("rule", rule.text, rule.rule, rule.rule.origin, effect))
-    return found
+    return result
 
 
-def _named(verdict: nft.Verdict) -> str:
+def _chain_step(prepared: _Prepared, chain: Chain) -> Decision:
+    return Decision("chain", f"{prepared.title}, chain {chain.name}", chain, chain.origin)
+
+
+def _verdict_text(verdict: nft.Verdict) -> str:
     return verdict.kind if verdict.target is None else f"{verdict.kind} {verdict.target}"
 
 

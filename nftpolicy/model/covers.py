@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Many boxes, and quickly those of them that meet a given one.
+"""Index of many boxes that quickly finds the ones that overlap a given box.
 
-Each field has its boxes sorted into a few hundred buckets, as bits of integers; boxes that leave a
-field open, or span many buckets, count in all of them. So a question costs an AND for each field.
+Each field sorts the boxes into about a thousand buckets, as bits of integers; a box that leaves a
+field open, or spans many buckets, counts in all of them. A query costs one AND for each field.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable
 from .box import Box, Ranges
 
 _BUCKETS = 10  # bits
-_SPAN = 32  # a box in more buckets than that counts as open
-_FEW = 24  # below that an index is not worth its making
+_SPAN = 32  # a box in more buckets counts as open
+_FEW = 24  # with fewer boxes an index does not pay
 
 
 class Covers:
-    """Boxes that are decided. `defer` takes boxes that are only worked out if somebody asks."""
+    """Collection of boxes. `add_lazy` takes boxes that are computed at the next query."""
 
     def __init__(self, boxes: Iterable[Box] = (), tops: dict[str, int] | None = None) -> None:
         self.boxes = list(boxes)
@@ -31,19 +31,19 @@ class Covers:
         return len(self.boxes)
 
     def append(self, box: Box) -> None:
-        """One more."""
+        """Add a box."""
         self.boxes.append(box)
 
     def extend(self, boxes: Iterable[Box]) -> None:
-        """Some more."""
+        """Add boxes."""
         self.boxes.extend(boxes)
 
     def defer(self, make: Callable[[], Iterable[Box]]) -> None:
-        """More, later."""
+        """Add the boxes of `make`, which is called at the next query."""
         self._deferred.append(make)
 
     def meeting(self, box: Box, until: int | None = None) -> list[Box]:
-        """Those, of the first so many, that may have something in common with a box."""
+        """Return a superset of the boxes, of the first `until`, that overlap `box`."""
         if self._deferred:
             for make in self._deferred:
                 self.boxes.extend(make())
@@ -51,21 +51,21 @@ class Covers:
         if len(self.boxes) < _FEW:
             return self.boxes if until is None else self.boxes[:until]
         self._index()
-        found = (1 << (len(self.boxes) if until is None else until)) - 1
+        candidates = (1 << (len(self.boxes) if until is None else until)) - 1
         for field, buckets in self._buckets.items():
             wanted = box.get(field)
             keys = None if wanted is None else self._keys(field, wanted)
             if keys is None:
                 continue
-            some = self._open[field]
+            overlapping = self._open[field]
             for key in keys:
-                some |= buckets.get(key, 0)
-            found &= some
-        return [self.boxes[at] for at in _bits(found)]
+                overlapping |= buckets.get(key, 0)
+            candidates &= overlapping
+        return [self.boxes[index] for index in _set_bits(candidates)]
 
     def _index(self) -> None:
-        for at in range(self._indexed, len(self.boxes)):
-            bit, box = 1 << at, self.boxes[at]
+        for index in range(self._indexed, len(self.boxes)):
+            bit, box = 1 << index, self.boxes[index]
             for field in box:
                 if field not in self._buckets:
                     self._buckets[field], self._open[field] = {}, bit - 1
@@ -80,29 +80,29 @@ class Covers:
         self._indexed = len(self.boxes)
 
     def _keys(self, field: str, wanted: Ranges) -> Iterable[int] | None:
-        """The buckets of some values; None if there are too many."""
+        """Return the buckets of the values; None if there are too many."""
         shift = max(self._tops.get(field, 0).bit_length() - _BUCKETS, 0)
         if len(wanted) == 1:
             low, high = wanted[0][0] >> shift, wanted[0][1] >> shift
             return range(low, high + 1) if high - low < _SPAN else None
-        found: set[int] = set()
+        keys: set[int] = set()
         for first, last in wanted:
             low, high = first >> shift, last >> shift
-            if high - low + len(found) >= _SPAN:
+            if high - low + len(keys) >= _SPAN:
                 return None
-            found.update(range(low, high + 1))
-        return found
+            keys.update(range(low, high + 1))
+        return keys
 
 
-def _bits(number: int) -> list[int]:
-    """The places of the bits that are set."""
-    found, base = [], 0
+def _set_bits(number: int) -> list[int]:
+    """Return the positions of the bits that are set."""
+    positions, base = [], 0
     while number:
         word = number & 0xFFFFFFFFFFFFFFFF
         while word:
             low = word & -word
-            found.append(base + low.bit_length() - 1)
+            positions.append(base + low.bit_length() - 1)
             word ^= low
         number >>= 64
         base += 64
-    return found
+    return positions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One step on the way of a packet, with its reason."""
+"""One step of a packet trace, with its reason."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ..netstate.nft import Origin
 
 
 class Untold(list[Any]):
-    """A log for nobody: what is not asked for is not written."""
+    """Null log: discards all steps."""
 
     def append(self, _: object) -> None:
-        """Forget it."""
+        """Discard the step."""
 
 
-def likewise(log: list[Decision]) -> list[Decision]:
-    """An empty log, for nobody if this one is."""
+def likewise(log: TraceLog) -> TraceLog:
+    """Return an empty log; a null log if `log` is one."""
     return Untold() if isinstance(log, Untold) else []
 
 
 @frozen
 class Decision:
-    """What decided, in one line for a person, and what came of it.
+    """A line of text about what decided, and the effect of it.
 
-    `kind` is "source", "ip-rule", "route", "hook", "chain", "rule", "reroute", "reflect", "end" and the
-    like. `thing` is the value that decided (an IpRule, a Route, an nft Rule or Chain) if there is one,
-    `origin` the policy key that it comes from (empty if it is not ours), `effect` such as "goes on",
-    "accept", "drop" or "mark 0x1".
+    `kind` is "source", "ip-rule", "route", "hook", "chain", "rule", "reroute", "reflect", "end" and
+    the like. `subject` is the value that decided (an IpRule, a Route, an nft Rule or Chain) or
+    None, `origin` the policy key that it comes from (empty for a foreign one), `effect` such as
+    "goes on", "accept", "drop" or "mark 0x1".
     """
 
     kind: str
@@ -37,3 +37,6 @@ class Decision:
     thing: object = None
     origin: Origin = ()
     effect: str = "goes on"
+
+
+TraceLog = list[Decision]

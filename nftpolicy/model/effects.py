@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the statements of rules do to a packet. Made once per rule, done per packet."""
+"""Apply the statements of rules to a packet. Compiled once per rule, executed per packet."""
 
 from __future__ import annotations
 
@@ -13,109 +13,109 @@ from .reading import BREAKS, UNKNOWN, Nothing, Place, is_untracked, reader
 from .view import View
 from .words import Kind, kind, parse
 
-# What a step gives back: whether the rule goes on (a match is such a step), or a verdict.
+# Returns True if the rule continues (as a match does), False if it ends, or a verdict.
 Step = Callable[[Run], bool | nft.Verdict]
 
-# Writes that nothing here reads, and that send a packet nowhere else.
+# Writes that no modelled expression reads, and that do not redirect a packet.
 _HARMLESS_META = frozenset({"nftrace", "priority", "secmark"})
 _HARMLESS_CT = frozenset({"event", "label", "helper", "timeout", "secmark"})
 _TRACED_OBJECTS = frozenset({"ct helper", "ct timeout", "ct expectation", "secmark"})
 _QUIET = (nft.Counter, nft.CounterRef, nft.Log)
 
 
-def step(statement: nft.Statement, tables: Tables, place: Place) -> Step | None:
-    """What carries the statement out; None if there is nothing to do."""
+def step(statement: nft.Statement, tables: Tables, point: Place) -> Step | None:
+    """Compile a statement; None if it has no effect."""
     if isinstance(statement, _QUIET):
         return None
     about = About(statement, tables.table)
     match_ = statement
     match match_:
         case nft.Match():
-            return match(match_, tables, place)
+            return match(match_, tables, point)
         case nft.Verdict("continue"):
             return None
         case nft.Verdict():
             return lambda run: match_
         case nft.VerdictMap(key, entries):
-            return _verdict_map(lookup(key, entries, tables, place), about, _targets(entries))
+            return _verdict_map(lookup(key, entries, tables, point), about, _targets(entries))
         case nft.VerdictMapRef(key, name):
-            found = next((one.elements for one in tables.table.maps if one.name == name), frozenset())
-            return _verdict_map(lookup(key, name, tables, place), about, _targets(found))
+            content = next((named.elements for named in tables.table.maps if named.name == name), frozenset())
+            return _verdict_map(lookup(key, name, tables, point), about, _targets(content))
         case nft.Mangle(key, value):
-            return _mangle(key, _value(value, key, tables, place), about, place)
+            return _mangle(key, _value(value, key, tables, point), about, point)
         case nft.Dnat() | nft.Snat() | nft.Masquerade() | nft.Redirect():
-            return _nat(match_, tables, place, about)
+            return _nat(match_, tables, point, about)
         case nft.Reject(type_):
             return _reject(type_)
         case nft.Notrack():
-            return lambda run: _notrack(run, place)
+            return lambda run: _notrack(run, point)
         case nft.Limit() | nft.Quota() | nft.Connections():
             return lambda run: run.doubts.ask(str(about))
         case nft.SetUpdate(op, _, key):
-            return _set_update(reader_of(key, place), op, about)
+            return _set_update(_readability(key, point), op, about)
         case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
             return None
         case nft.ObjectRef("limit" | "quota"):
             return lambda run: run.doubts.ask(str(about))
         case nft.Queue():
             return lambda run: _queue(run, about)
-        case nft.FlowAdd() if place.hook != "forward":
+        case nft.FlowAdd() if point.hook != "forward":
             return None
-    # A copy, another device, a connection taken over, something unheard of: nobody here can say what follows.
+    # A copy, another device, a connection taken over, an unknown statement: outcome not modelled.
     return lambda run: _noted(run, about)
 
 
-def reader_of(key: nft.Expression, place: Place) -> Callable[[View], bool]:
-    """Whether all that a key needs can be read."""
+def _readability(key: nft.Expression, point: Place) -> Callable[[View], bool]:
+    """Return a predicate: True if all parts of a key can be loaded."""
     parts = key.parts if isinstance(key, nft.Concat) else (key,)
-    reads = [reader(part, place) for part in parts]
+    reads = [reader(part, point) for part in parts]
     return lambda view: all(read(view) is not BREAKS for read in reads)
 
 
 def _noted(run: Run, about: About) -> bool:
     run.doubts.note(str(about))
-    run.effects.append("not understood")
+    run.effects.append("unsupported")
     return True
 
 
 def _targets(entries: Any) -> tuple[nft.Verdict, ...]:
-    """The verdicts that a map can give, in a fixed order."""
+    """Return the verdicts of a map, in a fixed order."""
     return tuple(sorted({verdict for _, verdict in entries}, key=repr))
 
 
 def _verdict_map(find: Callable[[View], Any], about: About, possible: tuple[nft.Verdict, ...]) -> Step:
     def follow(run: Run) -> bool | nft.Verdict:
-        found = find(run.view)
-        if found is BREAKS:
+        content = find(run.view)
+        if content is BREAKS:
             return False
-        if found is UNKNOWN:
+        if content is UNKNOWN:
             # One of its verdicts, or none.
             if not possible:
                 _noted(run, about)
-            found = next((one for one in possible if run.doubts.ask(f"{about}: {one.kind}")), None)
-            if found is None:
+            content = next((each for each in possible if run.doubts.ask(f"{about}: {each.kind}")), None)
+            if content is None:
                 return False
-        return True if found.kind == "continue" else found
+        return True if content.kind == "continue" else content
 
     return follow
 
 
 def _reject(type_: str) -> Step:
-    # nft brings the family along, where the answer is one of a family.
+    # nft adds a match on the family if the reply is of one family.
     family = {"icmp": 4, "icmpv6": 6}.get(type_)
     drop = nft.Verdict("drop")
     return lambda run: drop if family in (None, run.view.family) else False
 
 
-def _notrack(run: Run, place: Place) -> bool:
-    if is_untracked(run.view, place):  # what tracking has refused to look at too
+def _notrack(run: Run, point: Place) -> bool:
+    if is_untracked(run.view, point):  # also a packet that conntrack ignored
         run.view.notrack = True
         run.effects.append("not tracked")
     return True
 
 
 def _queue(run: Run, about: About) -> nft.Verdict:
-    """A program gets the packet, and may change it."""
+    """Pass the packet to a program, which may change it."""
     _noted(run, about)
     return nft.ACCEPT if run.doubts.ask(f"{about}: accepted") else nft.DROP
 
@@ -129,34 +129,34 @@ def _set_update(readable: Callable[[View], bool], op: str, about: About) -> Step
 
 # --- values that are written -----------------------------------------------------------
 
-Value = Callable[[View], Any]  # an int, BREAKS or UNKNOWN
+_ValueReader = Callable[[View], Any]  # an int, NFT_BREAK or NOT_MODELLED
 
 
-def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, place: Place) -> Value:
+def _value(item: nft.Expression | nft.Value, key: nft.Expression, tables: Tables, point: Place) -> _ValueReader:
     if isinstance(item, int | str):
         number = _single(kind(key), item)
         return lambda view: UNKNOWN if number is None else number
     if isinstance(item, nft.Lookup):
         data = item.data if isinstance(item.data, frozenset) else item.data.name
-        find, of = lookup(item.key, data, tables, place), kind(key)
+        find, datatype = lookup(item.key, data, tables, point), kind(key)
 
-        def held(view: View) -> Any:
-            found = find(view)
-            if isinstance(found, Nothing):
-                return found
-            number = None if isinstance(found, tuple) else _single(of, found)
+        def read_map(view: View) -> Any:
+            content = find(view)
+            if isinstance(content, Nothing):
+                return content
+            number = None if isinstance(content, tuple) else _single(datatype, content)
             return UNKNOWN if number is None else number
 
-        return held
-    return reader(item, place)
+        return read_map
+    return reader(item, point)
 
 
-def _single(of: Kind, item: nft.Value) -> int | None:
-    found = parse(of, item)
-    return found[0] if found is not None and found[0] == found[1] else None
+def _single(datatype: Kind, item: nft.Value) -> int | None:
+    content = parse(datatype, item)
+    return content[0] if content is not None and content[0] == content[1] else None
 
 
-def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> Step | None:
+def _mangle(key: nft.Expression, value: _ValueReader, about: About, point: Place) -> Step | None:
     match key:
         case nft.Meta("mark") | nft.Ct("mark", None):
             pass
@@ -169,10 +169,10 @@ def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> St
         case nft.Payload(("ip" | "ip6"), ("saddr" | "daddr")) | nft.Payload(_, ("sport" | "dport")):
             pass
         case nft.Payload():
-            return _header(key, value, reader(key, place))
+            return _header(key, value, reader(key, point))
         case _:
             return lambda run: _noted(run, about)
-    readable = reader(key, place) if isinstance(key, nft.Payload) else None
+    readable = reader(key, point) if isinstance(key, nft.Payload) else None
 
     def write(run: Run) -> bool:
         number = value(run.view)
@@ -180,20 +180,21 @@ def _mangle(key: nft.Expression, value: Value, about: About, place: Place) -> St
             return False
         if isinstance(number, Nothing):
             return _noted(run, about)
-        _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, place)
+        _write(run, key, number & nft.FULL if isinstance(key, nft.Meta | nft.Ct) else number, point)
         return True
 
     return write
 
 
-def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
+def _write(run: Run, key: nft.Expression, number: int, point: Place) -> None:
     view = run.view
     match key:
         case nft.Meta():
             view.mark = number
             run.effects.append(f"mark {number:#x}")
         case nft.Ct():
-            if reader(nft.Ct("mark"), place)(view) is not BREAKS:  # there is no flow to mark otherwise
+            # Without a connection there is nothing to mark.
+            if reader(nft.Ct("mark"), point)(view) is not BREAKS:
                 view.ct_mark = number
                 run.effects.append(f"flow mark {number:#x}")
         case nft.Payload(_, "saddr"):
@@ -208,8 +209,11 @@ def _write(run: Run, key: nft.Expression, number: int, place: Place) -> None:
             view.dport = number
 
 
-def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step:
-    """Another field of the header: what is read of it later is what was written, or not known."""
+def _header(key: nft.Payload, value: _ValueReader, read: Callable[[View], Any]) -> Step:
+    """Return the write of another header field.
+
+    If the value is not known, the field becomes unknown.
+    """
 
     def write(run: Run) -> bool:
         number = value(run.view)
@@ -225,58 +229,60 @@ def _header(key: nft.Payload, value: Value, read: Callable[[View], Any]) -> Step
 # --- address translation ---------------------------------------------------------------
 
 
-def _nat(statement: nft.Statement, tables: Tables, place: Place, about: About) -> Step:
-    """Addresses and ports are changed; with that the chain is done."""
+def _nat(statement: nft.Statement, tables: Tables, point: Place, about: About) -> Step:
+    """Return a NAT statement: it changes addresses and ports, and ends the chain with accept."""
     is_source = isinstance(statement, nft.Snat | nft.Masquerade)
     family = {"ip": 4, "ip6": 6, None: None}[getattr(statement, "family", None)]
     address: Any = getattr(statement, "address", None)
     plain = nft.Payload("th", "dport")
-    # The family of an address is the packet's: the chain sees no others.
-    find = {version: _part(address, nft.Payload(of, "daddr"), tables, place) for version, of in ((4, "ip"), (6, "ip6"))}
-    port = _part(statement.port, plain, tables, place)  # type: ignore[union-attr]
+    # The family of an address is the packet's: the chain gets no other packets.
+    find = {version: _part(address, nft.Payload(ip, "daddr"), tables, point) for version, ip in ((4, "ip"), (6, "ip6"))}
+    port = _part(statement.port, plain, tables, point)  # type: ignore[union-attr]
 
     def translate(run: Run) -> bool | nft.Verdict:
         view = run.view
         if family is not None and view.family != family:
             return False
-        where, which = find[view.family](view), port(view)
-        if BREAKS in (where, which):
+        new_address, new_port = find[view.family](view), port(view)
+        if BREAKS in (new_address, new_port):
             return False
-        if isinstance(where, tuple):  # a map may hold both
-            where, which = where
-        if UNKNOWN in (where, which) or "netmap" in statement.flags:  # type: ignore[union-attr]
+        if isinstance(new_address, tuple):  # a map may contain both
+            new_address, new_port = new_address
+        if UNKNOWN in (new_address, new_port) or "netmap" in statement.flags:  # type: ignore[union-attr]
             run.doubts.note(str(about))
-        _translated(run, is_source, statement, *(None if one is UNKNOWN else one for one in (where, which)), place)
+        new_address = None if new_address is UNKNOWN else new_address
+        new_port = None if new_port is UNKNOWN else new_port
+        _translate(run, is_source, statement, new_address, new_port, point)
         return nft.ACCEPT
 
     return translate
 
 
-def _part(item: Any, of: nft.Payload, tables: Tables, place: Place) -> Value:
+def _part(item: Any, key: nft.Payload, tables: Tables, point: Place) -> _ValueReader:
     if item is None:
         return lambda view: None
     if isinstance(item, nft.Lookup):
         data = item.data if isinstance(item.data, frozenset) else item.data.name
-        find = lookup(item.key, data, tables, place)
+        find = lookup(item.key, data, tables, point)
 
-        def held(view: View) -> Any:
-            found = find(view)
-            if isinstance(found, tuple):
-                parts = [_single(kind(of), found[0]), _single(kind(nft.Payload("th", "dport")), found[1])]
-                return UNKNOWN if len(found) != 2 or None in parts else tuple(parts)
-            number = None if isinstance(found, Nothing) else _single(kind(of), found)
-            return found if isinstance(found, Nothing) else UNKNOWN if number is None else number
+        def read_map(view: View) -> Any:
+            content = find(view)
+            if isinstance(content, tuple):
+                parts = [_single(kind(key), content[0]), _single(kind(nft.Payload("th", "dport")), content[1])]
+                return UNKNOWN if len(content) != 2 or None in parts else tuple(parts)
+            number = None if isinstance(content, Nothing) else _single(kind(key), content)
+            return content if isinstance(content, Nothing) else UNKNOWN if number is None else number
 
-        return held
-    return _value(item, of, tables, place)
+        return read_map
+    return _value(item, key, tables, point)
 
 
-def _translated(
-    run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, place: Place
+def _translate(
+    run: Run, is_source: bool, statement: nft.Statement, address: int | None, port: int | None, point: Place
 ) -> None:
     view = run.view
     if isinstance(statement, nft.Redirect):
-        if place.hook == "output":
+        if point.hook == "output":
             address = LOOPBACK[view.family]
         else:
             view.redirected = True
@@ -290,5 +296,7 @@ def _translated(
         view.destination = view.destination if address is None else address
         view.dport = view.dport if port is None else port
     view.status = view.status | {"snat" if is_source else "dnat"}
-    to = "" if address is None else f" {shown(view.family, address)}"
-    run.effects.append(f"{'source' if is_source else 'destination'}{to}{'' if port is None else f' port {port}'}")
+    side = "source" if is_source else "destination"
+    to_address = "" if address is None else f" {shown(view.family, address)}"
+    to_port = "" if port is None else f" port {port}"
+    run.effects.append(f"{side}{to_address}{to_port}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Routing tables as the kernel searches them: IPv4 and IPv6 differ in nearly everything but the longest prefix."""
+"""Longest-prefix lookup in routing tables as the kernel does it, for IPv4 and IPv6."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from attrs import frozen
 from ..netstate.routing import Nexthop, Route
 from .unknown import Doubts
 
-# A route of such a type ends the search in its table. "throw" ends it without a result.
+# A route of such a type ends the lookup with this error. "throw" ends it without a result.
 ERRORS = {"unreachable": "EHOSTUNREACH", "prohibit": "EACCES", "blackhole": "EINVAL", "nat": "EINVAL"}
-_TOS_MASK = 0x1C  # IPv4 compares these bits of the field only, the others are DSCP's and ECN's
+# IPv4 compares only these bits of the field (IPTOS_RT_MASK); the others are DSCP and ECN
+_TOS_MASK = 0x1C
 _PREFERENCE = {"low": 1, "medium": 2, "high": 3}
+_DEFAULT_ROUTE_BITS = 32  # host bits of an IPv4 default route
 
 
 @frozen
 class Hit:
-    """The route that was found, and the ways out of it that are open."""
+    """The route that a lookup selected, with its usable nexthops."""
 
     route: Route
     hops: tuple[Nexthop, ...] = ()
-    length: int = 0  # of its prefix
+    length: int = 0  # of its prefix, in bits
     is_known: bool = True
 
 
 @frozen
 class Search:
-    """What a table is asked. Addresses are integers; `strict`: only routes by `oif` count (IPv6)."""
+    """A query to a routing table.
+
+    Addresses are integers; `strict`: only routes by `oif` count (IPv6).
+    """
 
     destination: int
     source: int = 0
@@ -45,7 +50,7 @@ def _number6(address: str) -> int:
 
 
 def network(prefix: str, family: int) -> tuple[int, int]:
-    """The first address and the length of ADDRESS/LENGTH or "default"."""
+    """Return the first address and the length of ADDRESS/LENGTH or "default"."""
     if prefix == "default":
         return 0, 0
     address, _, length = prefix.partition("/")
@@ -56,27 +61,28 @@ def network(prefix: str, family: int) -> tuple[int, int]:
 
 
 def _tree(routes: Iterable[Route], family: int) -> list[tuple[int, dict[int, list[Route]]]]:
-    """Pairs, longest prefix first, of the bits behind a prefix and the routes by the bits of the prefix."""
+    """Return pairs of host bits and routes by the bits of their prefix, longest prefix first."""
     width = 32 if family == 4 else 128
-    by_rest: dict[int, dict[int, list[Route]]] = {}
+    levels: dict[int, dict[int, list[Route]]] = {}
     for route in routes:
         first, length = network(route.destination, family)
-        rest = width - length
-        level = by_rest.get(rest)
+        host_bits = width - length
+        level = levels.get(host_bits)
         if level is None:
-            level = by_rest[rest] = {}
-        key = first >> rest
+            level = levels[host_bits] = {}
+        key = first >> host_bits
         if key in level:
             level[key].append(route)
         else:
             level[key] = [route]
-    return sorted(by_rest.items())
+    return sorted(levels.items())
 
 
 class Table4:
-    """An IPv4 table, or two in one: the local table's routes to a prefix come before those of main.
+    """An IPv4 table, or the merged local and main tables: of one prefix, local routes come first.
 
-    Of several in one table the one with a TOS comes first, then the one with the least metric.
+    Of several routes in one table the one with a TOS comes first, then the one with the lowest
+    metric.
     """
 
     def __init__(self, routes: Iterable[Route]) -> None:
@@ -84,130 +90,143 @@ class Table4:
         for _, level in self._levels:
             for same in level.values():
                 if len(same) > 1:
-                    same.sort(key=lambda one: (-one.table, -one.tos, one.metric))
+                    same.sort(key=lambda route: (-route.table, -route.tos, route.metric))
 
-    def find(self, what: Search, doubts: Doubts) -> Hit | None:
-        """The route, or None if there is none (or a "throw")."""
-        for rest, level in self._levels:
-            routes = level.get(what.destination >> rest)
+    def find(self, query: Search, choices: Doubts) -> Hit | None:
+        """Return the match, or None if there is no route or a "throw" (fib_table_lookup)."""
+        for host_bits, level in self._levels:
+            routes = level.get(query.destination >> host_bits)
             for route in routes or ():
-                if route.tos and route.tos != what.tos & _TOS_MASK:
+                if route.tos and route.tos != query.tos & _TOS_MASK:
                     continue
                 if route.kind == "throw":
                     return None
                 if route.kind in ERRORS:
-                    return Hit(route, (), 32 - rest)
+                    return Hit(route, (), 32 - host_bits)
                 if route.unknown:
-                    return Hit(route, (), 32 - rest, is_known=False)
-                hops = _open(route, what.oif)
+                    return Hit(route, (), 32 - host_bits, is_known=False)
+                hops = _usable_hops(route, query.oif)
                 if not hops:
                     continue
-                if rest == 32 and not what.oif:
-                    hops = _by_turns(routes or [], route, what) or hops
-                return Hit(route, hops, 32 - rest)
+                if host_bits == _DEFAULT_ROUTE_BITS and not query.oif:
+                    hops = _equal_default_hops(routes or [], route) or hops
+                return Hit(route, hops, 32 - host_bits)
         return None
 
 
-def _open(route: Route, oif: str | None) -> tuple[Nexthop, ...]:
+def _usable_hops(route: Route, oif: str | None) -> tuple[Nexthop, ...]:
     if route.dead:
         return ()
     hops = tuple(hop for hop in route.ways if not hop.dead and oif in (None, hop.device))
     return hops[:1] if oif else hops
 
 
-def _by_turns(routes: list[Route], chosen: Route, what: Search) -> tuple[Nexthop, ...]:
-    """The ways of all default routes that Linux takes to be as good, as long as their gateways answer."""
+def _equal_default_hops(routes: list[Route], chosen: Route) -> tuple[Nexthop, ...]:
+    """Return the nexthops of all default routes equal to `chosen` (fib_select_default).
+
+    Linux uses any of them whose gateway answers.
+    """
     if chosen.kind != "unicast" or len(chosen.ways) > 1:
         return ()
     equals = [
-        one
-        for one in routes
-        if (one.tos, one.metric, one.kind) == (chosen.tos, chosen.metric, "unicast") and one.ways[0].gateway
+        route
+        for route in routes
+        if (route.tos, route.metric, route.kind) == (chosen.tos, chosen.metric, "unicast") and route.ways[0].gateway
     ]
-    return tuple(hop for one in equals for hop in _open(one, None)) if chosen in equals else ()
+    if chosen not in equals:
+        return ()
+    return tuple(hop for route in equals for hop in _usable_hops(route, None))
 
 
 class Table6:
-    """An IPv6 table; routes to one destination may be for some sources only."""
+    """An IPv6 table; a route may be limited to some source addresses."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self._levels = _tree(routes, 6)
         for _, level in self._levels:
             for same in level.values():
                 if len(same) > 1:
-                    same.sort(key=lambda one: one.metric)
+                    same.sort(key=lambda route: route.metric)
 
-    def find(self, what: Search, doubts: Doubts) -> Hit | None:
-        """The route, or None. A "throw" is found as a route: it is the caller who goes on."""
-        for length, routes in self._nodes(what, doubts):
-            found = _select(routes, what)
-            if found:
-                route, hops = found
+    def find(self, query: Search, choices: Doubts) -> Hit | None:
+        """Return the match, or None.
+
+        A "throw" is a match too: the caller continues with the next rule.
+        """
+        for length, routes in self._nodes(query, choices):
+            selected = _select(routes, query)
+            if selected:
+                route, hops = selected
                 return Hit(route, hops, length, not route.unknown)
         return None
 
-    def _nodes(self, what: Search, doubts: Doubts) -> Iterator[tuple[int, list[Route]]]:
-        """The routes to each prefix that holds the destination, in the order in which Linux looks at them."""
-        began = False
-        for rest, level in self._levels:
-            routes = level.get(what.destination >> rest)
+    def _nodes(self, query: Search, choices: Doubts) -> Iterator[tuple[int, list[Route]]]:
+        """Yield the routes of each prefix that contains the destination, in the kernel's order."""
+        has_started = False
+        for host_bits, level in self._levels:
+            routes = level.get(query.destination >> host_bits)
             if not routes:
                 continue
-            length = 128 - rest
-            plain = [one for one in routes if one.source is None]
+            length = 128 - host_bits
+            plain = [route for route in routes if route.source is None]
             if len(plain) != len(routes):
-                special = list(_by_source([one for one in routes if one.source is not None], what.source))
+                limited = [route for route in routes if route.source is not None]
+                special = list(_by_source(limited, query.source))
                 for same in special:
                     yield length, same
-                began = began or bool(special)
-                # Linux up to 6.18 at least passes the plain routes by as well, but for the default routes.
-                if plain and not began and length and doubts.ask(f"a route to {plain[0].destination} for any source"):
-                    continue
+                has_started = has_started or bool(special)
+                # Linux (at least up to 6.18) skips the plain routes too, except for default routes.
+                if plain and not has_started and length:
+                    skipped = f"a route to {plain[0].destination} for any source"
+                    if choices.ask(skipped):
+                        continue
             if plain:
-                began = True
+                has_started = True
                 yield length, plain
 
 
 def _by_source(routes: list[Route], source: int) -> Iterator[list[Route]]:
-    """Routes of one destination, by the sources that they are for, the longest prefix first."""
+    """Yield routes of one destination grouped by source prefix, the longest prefix first."""
     by_prefix: dict[str, list[Route]] = {}
     for route in routes:
         by_prefix.setdefault(route.source or "default", []).append(route)
-    networks = sorted(((network(prefix, 6), same) for prefix, same in by_prefix.items()), key=lambda one: -one[0][1])
+    groups = ((network(prefix, 6), same) for prefix, same in by_prefix.items())
+    networks = sorted(groups, key=lambda group: -group[0][1])
     for (first, length), same in networks:
         if first >> 128 - length == source >> 128 - length:
             yield same
 
 
-def _select(routes: list[Route], what: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
-    """The best route of a node (rt6_select): of the least metric that has any, by the score of its ways.
+def _select(routes: list[Route], query: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
+    """Return the best route of a node (rt6_select) with its nexthops, by the score of the nexthops.
 
-    If the least metric has none, all the others compete with each other whatever their metric.
+    The routes of the lowest metric come first. If none of them is usable, all other routes compete
+    whatever their metric.
     """
-    least = [one for one in routes if one.metric == routes[0].metric]
-    return _best(least, what) or _best(routes[len(least) :], what)
+    lowest = [route for route in routes if route.metric == routes[0].metric]
+    return _best(lowest, query) or _best(routes[len(lowest) :], query)
 
 
-def _best(routes: list[Route], what: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
-    found: tuple[Route, Nexthop] | None = None
-    best = -1
+def _best(routes: list[Route], query: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
+    best: tuple[Route, Nexthop] | None = None
+    highest = -1
     for route in routes:
         for hop in () if route.dead else route.ways:
-            score = _score(route, hop, what)
-            if score is not None and score > best:
-                best, found = score, (route, hop)
-    if found is None:
+            score = _score(route, hop, query)
+            if score is not None and score > highest:
+                highest, best = score, (route, hop)
+    if best is None:
         return None
-    route, hop = found
+    route, hop = best
     if len(route.ways) == 1:
         return route, (hop,)
-    # Of a list any way is taken, by a hash, even with a device that is only preferred.
-    return route, tuple(one for one in route.ways if _score(route, one, what) is not None)
+    # A multipath route uses any nexthop, by a hash, even if `oif` is only preferred.
+    return route, tuple(each for each in route.ways if _score(route, each, query) is not None)
 
 
-def _score(route: Route, hop: Nexthop, what: Search) -> int | None:
-    """None: not this way."""
-    is_by = what.oif in (None, hop.device)
-    if hop.dead or (what.strict and not is_by):
+def _score(route: Route, hop: Nexthop, query: Search) -> int | None:
+    """Return the score of a nexthop (rt6_score_route); None: not usable."""
+    is_preferred = query.oif in (None, hop.device)
+    if hop.dead or (query.strict and not is_preferred):
         return None
-    return 2 * is_by | _PREFERENCE.get(route.preference, 2) << 2
+    return 2 * is_preferred | _PREFERENCE.get(route.preference, 2) << 2

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The hooks that one packet passes: base chains of all tables in order, and NAT at its own place."""
+"""Netfilter hooks of one packet: base chains of all tables in order, NAT at its own priority."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 
 import attrs
 
 from ..netstate import nft
 from .chains import DROP, Base, Ruleset
-from .decision import Decision, Untold
+from .decision import Decision, TraceLog, Untold
 from .matching import Run
 from .unknown import Doubts
 from .view import View
@@ -19,32 +18,36 @@ DROPPED = "dropped"
 
 Compared = tuple[int, int, int]  # mark, source, destination
 
-
 _TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.Connections, nft.FlowAdd)
-_WORDS = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")  # of those in JSON
+# Substrings in the JSON of unsupported statements that need tracking.
+_TRACKING_JSON = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")
 _NAMES = {4: "ip", 6: "ip6"}
-_SEEN_AS = {0x0800: 4, 0x86DD: 6}  # by ethertype; all others are met by chains of a device alone
+_FAMILIES = {0x0800: 4, 0x86DD: 6}  # by ethertype; only chains of a device get other frames
 
 
 def tracks(tables: Iterable[nft.Table], family: int) -> bool | None:
-    """Whether connections are tracked, which takes a rule that needs it; None: something unknown may need it."""
-    unknown = False
+    """Return True if a rule needs connection tracking.
+
+    None: only unsupported constructs may need it.
+    """
+    is_unknown = False
     for table in tables:
         if table.family not in (_NAMES[family], "inet", "bridge"):
             continue
         for part in (*table.chains, *table.objects, *map(nft.UnknownStatement, table.unknown)):
-            found = _needs_tracking(part, _NAMES[family])
-            if found:
+            needs = _needs_tracking(part, _NAMES[family])
+            if needs:
                 return True
-            unknown = unknown or found is None
-    return None if unknown else False
+            is_unknown = is_unknown or needs is None
+    return None if is_unknown else False
 
 
 def _needs_tracking(value: object, family: str) -> bool | None:
     match value:
         case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
-            return True if any(word in raw for word in _WORDS) else None
-        case nft.Dnat(of) | nft.Snat(of) if of in (None, family):  # in an inet table too: not of the other family
+            return True if any(word in raw for word in _TRACKING_JSON) else None
+        # A statement of the other family needs no tracking of this one.
+        case nft.Dnat(nat_family) | nft.Snat(nat_family) if nat_family in (None, family):
             return True
         case str() | int() | None:
             return False
@@ -53,34 +56,46 @@ def _needs_tracking(value: object, family: str) -> bool | None:
         case _ if isinstance(value, _TRACKING):
             return True
         case _ if attrs.has(type(value)):
-            parts = (getattr(value, name) for name in _names(type(value)))
+            parts = (getattr(value, name) for name in _field_names(type(value)))
         case _:
             return False
-    answer: bool | None = False
-    for one in parts:
-        found = _needs_tracking(one, family)
-        if found:
+    result: bool | None = False
+    for part in parts:
+        needs = _needs_tracking(part, family)
+        if needs:
             return True
-        answer = None if found is None else answer
-    return answer
+        if needs is None:
+            result = None
+    return result
 
 
-@cache
-def _names(of: type) -> tuple[str, ...]:
-    return tuple(one.name for one in attrs.fields(of))
+_FIELD_NAMES: dict[type, tuple[str, ...]] = {}  # by attrs class
+
+
+def _field_names(attrs_class: type) -> tuple[str, ...]:
+    names = _FIELD_NAMES.get(attrs_class)
+    if names is None:
+        names = tuple(attribute.name for attribute in attrs.fields(attrs_class))
+        _FIELD_NAMES[attrs_class] = names
+    return names
 
 
 class Hooks:
-    """One packet's passage through hooks. What chains write stays in `view`."""
+    """The traversal of hooks by one packet. `view` keeps what chains write."""
 
     def __init__(
-        self, ruleset: Ruleset, tracked: Callable[[], bool | None], view: View, doubts: Doubts, log: list[Decision]
+        self,
+        ruleset: Ruleset,
+        tracked: Callable[[], bool | None],
+        view: View,
+        choices: Doubts,
+        log: TraceLog,
     ) -> None:
-        self._ruleset, self._tracked = ruleset, tracked
-        self.view, self._doubts, self._log = view, doubts, log
-        self._told = not isinstance(log, Untold)
-        self._run = Run(view, doubts, log if self._told else None)
-        self._family = _SEEN_AS.get(view.protocol_number, 0)
+        self._ruleset, self._has_conntrack = ruleset, tracked
+        self.view, self._doubts, self._log = view, choices, log
+        self._records = not isinstance(log, Untold)
+        self._run = Run(view, choices, log if self._records else None)
+        self._family = _FAMILIES.get(view.protocol_number, 0)
 
     def passes(
         self,
@@ -93,53 +108,56 @@ class Hooks:
         copied: bool = False,
         after: Callable[[nft.Hook, Compared], str | None] | None = None,
     ) -> str | None:
-        """Let the packet pass the chains at one hook; the outcome if its way ends here, "dropped" for one.
+        """Evaluate the chains at one hook; return the outcome if the trace ends here, else None.
 
-        `after` is called behind each chain with what the packet was before it; it may end the way too.
-        `nat` is whether this is where the addresses of a flow are settled, `copied` whether a copy for
-        this machine, which has no socket, may have settled them before.
+        `after_chain` is called after each chain with the packet's key before it; it may end the
+        trace too. `nat`: nat chains are evaluated at this traversal. `has_local_copy`: a copy for
+        this machine, which has no socket, may have passed the nat chains before.
         """
         view = self.view
         view.iif, view.oif = iif, oif
-        met = self._ruleset.met(self._family, hook, device)
-        if met and self._told:
+        chains = self._ruleset.met(self._family, hook, device)
+        if chains and self._records:
             self._log.append(Decision("hook", _title(hook, iif, oif, device)))
-        settled = False
-        for base in met:
-            of_nat = base.hook.type == "nat"
-            if of_nat and (settled or not nat or not self._nat_is_asked()):
+        is_translated = False
+        for base in chains:
+            is_nat = base.hook.type == "nat"
+            if is_nat and (is_translated or not nat or not self._uses_nat()):
                 continue
             before = compared(view) if after is not None else None
-            by_copy = copied and of_nat and self._settled_by_copy(base)
-            if not by_copy and self._evaluate(base) == DROP:
+            is_done = copied and is_nat and self._is_translated_by_copy(base)
+            if not is_done and self._evaluate(base) == DROP:
                 return DROPPED
-            if of_nat:
-                settled = view.dnat if hook in ("prerouting", "output") else view.snat
+            if is_nat:
+                is_translated = view.dnat if hook in ("prerouting", "output") else view.snat
             if after is not None and before is not None:
                 ended = after(base.hook, before)
                 if ended is not None:
                     return ended
         return None
 
-    def _nat_is_asked(self) -> bool:
-        """NAT is settled by a flow's first packet; nobody is asked about flows that are not tracked.
+    def _uses_nat(self) -> bool:
+        """Return True if nat chains apply: to tracked connections in the original direction.
 
-        The packets that follow in the same direction are treated alike, so they are asked here too.
+        The kernel evaluates them for the first packet only and translates later ones alike, so the
+        model evaluates them for every packet.
         """
         view = self.view
         if view.notrack or view.ct_direction != "original" or view.ct_state not in ("new", "established"):
             return False
-        tracked = self._tracked()
-        return self._doubts.ask("whether connections are tracked at all") if tracked is None else tracked
+        has_conntrack = self._has_conntrack()
+        if has_conntrack is None:
+            return self._doubts.ask("whether connections are tracked")
+        return has_conntrack
 
-    def _settled_by_copy(self, base: Base) -> bool:
+    def _is_translated_by_copy(self, base: Base) -> bool:
         view = self.view
         if not self._doubts.ask(f"whether a copy for this machine has passed {base.chain.name} before"):
             return False
-        kept = view.uid, view.gid, view.cgroup, view.mark
-        view.uid = view.gid = view.cgroup = None
+        saved = view.uid, view.gid, view.cgroup, view.mark
+        view.drop_socket()
         verdict = self._evaluate(base)
-        view.uid, view.gid, view.cgroup, view.mark = kept
+        view.uid, view.gid, view.cgroup, view.mark = saved
         return verdict != DROP
 
     def _evaluate(self, base: Base) -> str:
@@ -151,11 +169,12 @@ class Hooks:
             base.evaluate(self._run)
         finally:
             view.ct_state = "established"
-        return "accept"  # what a nat chain would drop now was not dropped when the flow began
+        # A packet that a nat chain would drop now was accepted at the start of the connection
+        return "accept"
 
 
 def compared(view: View) -> Compared:
-    """What the kernel compares to know whether a packet has to be routed again."""
+    """Return the values that the kernel compares to decide if a packet is rerouted."""
     return view.mark, view.source, view.destination
 
 

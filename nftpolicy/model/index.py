@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Sets and maps, looked up as quickly as the kernel does: a packet must not scan ten thousand elements.
+"""Sets and maps with constant-time lookup: a packet must not scan ten thousand elements.
 
-An element is an interval in each of its parts. Elements of one shape (exact here, a prefix of so many
-bits there, some other range elsewhere) share a hash table; nft does not let elements of a set overlap, so
-ranges behind one key are disjoint and can be searched by halves.
+An element is an interval in each of its parts. Elements of one shape (exact in one part, a prefix
+of N bits in another, some other range elsewhere) share a hash table. nft does not allow overlapping
+elements in a set, so ranges behind one key are disjoint and a binary search finds them.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from .words import Interval, Kind, parse
 
 _RANGE = -1  # in a shape: neither exact nor a prefix
 
-Shape = tuple[int, ...]
-Key = tuple[int, ...]
+_ElementShape = tuple[int, ...]
+_ElementKey = tuple[int, ...]
 
 
 def _shift(low: int, high: int) -> int:
-    """How many low bits the interval leaves open, if it is a prefix."""
+    """Return the number of host bits of the interval, or _RANGE if it is not a prefix."""
     size = high - low + 1
-    return size.bit_length() - 1 if size > 0 and not size & size - 1 and not low & size - 1 else _RANGE
+    is_prefix = size > 0 and not size & size - 1 and not low & size - 1
+    return size.bit_length() - 1 if is_prefix else _RANGE
 
 
 class Index:
-    """What `entries` say about keys. `whole`: all of them were understood."""
+    """The data of `entries` by key. `is_complete`: all entries are supported."""
 
     def __init__(self, kinds: tuple[Kind, ...], entries: Iterable[tuple[Element, Any]]) -> None:
         self.whole = True
         self._default: Any = None
-        self._tables: dict[Shape, dict[Key, Any]] = {}
-        self._all: list[list[Interval]] = []
+        self._tables: dict[_ElementShape, dict[_ElementKey, Any]] = {}
+        self._elements: list[list[Interval]] = []
         for element, data in entries:
             if element == "*" and len(kinds) == 1:
                 self._default = data
@@ -46,16 +47,17 @@ class Index:
                 continue
             self._add([part for part in parts if part is not None], data)
         for table in self._tables.values():
-            for found in table.values():
-                if isinstance(found, _Ranges):
-                    found.sort()
-        self._searched = [(shape if any(shape) else None, table) for shape, table in self._tables.items()]
+            for content in table.values():
+                if isinstance(content, _Ranges):
+                    content.sort()
+        self._lookups = [(shape if any(shape) else None, table) for shape, table in self._tables.items()]
 
     def _add(self, parts: list[Interval], data: Any) -> None:
-        self._all.append(parts)
+        self._elements.append(parts)
         shape = tuple(_shift(low, high) for low, high in parts)
-        key = tuple(low >> shift for (low, _), shift in zip(parts, shape, strict=True) if shift != _RANGE)
-        ranges = [part for part, shift in zip(parts, shape, strict=True) if shift == _RANGE]
+        pairs = list(zip(parts, shape, strict=True))
+        key = tuple(low >> shift for (low, _), shift in pairs if shift != _RANGE)
+        ranges = [part for part, shift in pairs if shift == _RANGE]
         table = self._tables.setdefault(shape, {})
         if ranges:
             table.setdefault(key, _Ranges()).add(ranges, data)
@@ -63,31 +65,34 @@ class Index:
             table[key] = data
 
     def may_find(self, values: list[int | None]) -> bool:
-        """Whether some element has these values, of which some are not known. Looks at all of them."""
+        """Return True if some element matches the values, of which None is any value.
+
+        The cost is linear in the number of elements.
+        """
         return self._default is not None or any(
             all(value is None or low <= value <= high for value, (low, high) in zip(values, parts, strict=True))
-            for parts in self._all
+            for parts in self._elements
         )
 
     def find(self, values: tuple[int, ...]) -> Any:
-        """The data of the element that `values` are in, or None."""
-        for shape, table in self._searched:
+        """Return the data of the element that contains `values`, or None."""
+        for shape, table in self._lookups:
             if shape is None:  # exact in all parts
-                found = table.get(values)
-                if found is not None:
-                    return found
+                data = table.get(values)
+                if data is not None:
+                    return data
                 continue
             key = tuple(value >> shift for value, shift in zip(values, shape, strict=True) if shift != _RANGE)
-            found = table.get(key)
-            if isinstance(found, _Ranges):
-                found = found.find([value for value, shift in zip(values, shape, strict=True) if shift == _RANGE])
-            if found is not None:
-                return found
+            data = table.get(key)
+            if isinstance(data, _Ranges):
+                data = data.find([value for value, shift in zip(values, shape, strict=True) if shift == _RANGE])
+            if data is not None:
+                return data
         return self._default
 
 
 class _Ranges:
-    """Boxes of one or more dimensions, disjoint if there is but one."""
+    """Boxes of one or more dimensions; boxes of one dimension are disjoint."""
 
     def __init__(self) -> None:
         self._boxes: list[tuple[list[Interval], Any]] = []
@@ -101,8 +106,8 @@ class _Ranges:
         self._lows = [box[0][0] for box, _ in self._boxes]
 
     def find(self, values: list[int]) -> Any:
-        at = bisect_right(self._lows, values[0])
-        candidates = self._boxes[max(at - 1, 0) : at] if len(values) == 1 else self._boxes[:at]
+        end = bisect_right(self._lows, values[0])
+        candidates = self._boxes[max(end - 1, 0) : end] if len(values) == 1 else self._boxes[:end]
         for box, data in candidates:
             if all(low <= value <= high for value, (low, high) in zip(values, box, strict=True)):
                 return data

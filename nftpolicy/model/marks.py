@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a write leaves in the mark of a packet or of its flow, group of bits by group of bits."""
+"""The mark of a packet or its connection after a write, by groups of bits."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from .survey import which_mark
 
 
 def new_marks(space: Space, statement: nft.Mangle, marks: dict[str, int | str]) -> dict[str, int | str]:
-    """What the groups of the mark that `statement` writes are afterwards: a number, the field whose value
-    they have, or a made-up field, because the value is not understood."""
-    of = which_mark(statement.key)
-    if of is None:  # a header, or a property that is no mark: from here on it may be anything
+    """Return the groups of the mark after a write.
+
+    A group is a number, the name of the field whose value it has, or an artificial field for a
+    value that is not supported.
+    """
+    mark = which_mark(statement.key)
+    if mark is None:  # a header, or a property that is not a mark: any value is possible afterwards
         field = space.field(statement.key)
         if field is None:
             return dict(marks)
-        doubt = space.doubt(f"what {text.shown(statement)} leaves")
-        space.tops[doubt] = space.tops[field.name]
-        return {**marks, field.name: doubt}
+        unknown = space.doubt(f"the result of {text.shown(statement)}")
+        space.tops[unknown] = space.tops[field.name]
+        return {**marks, field.name: unknown}
     value, result = plain(statement.value), dict(marks)
     source, keep, put = which_mark(value), nft.FULL, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.keep, int) and isinstance(value.put, int):
         source, keep, put = which_mark(value.of), value.keep, value.put
     for group in space.partition:
-        name = bits.name(of, group)
+        name = bits.name(mark, group)
         if isinstance(value, int):
             result[name] = bits.packed(value, group)
         elif source is not None and put & group == group:
@@ -39,7 +42,7 @@ def new_marks(space: Space, statement: nft.Mangle, marks: dict[str, int | str]) 
         elif source is not None and not keep & group:
             result[name] = bits.packed(put, group)
         else:
-            doubt = space.doubt(f"the value of {text.shown(statement)}")
-            space.tops[doubt] = bits.top(group)
-            result[name] = doubt
+            unknown = space.doubt(f"the value of {text.shown(statement)}")
+            space.tops[unknown] = bits.top(group)
+            result[name] = unknown
     return result

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether the matches of rules hold for a packet, and what its maps say. Made once per rule, asked per packet."""
+"""Evaluate the matches and maps of rules for a packet.
+
+Compiled once per rule, evaluated per packet.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ LOOPBACK = {4: 0x7F000001, 6: 1}
 
 @mutable(eq=False)
 class Run:
-    """One packet in base chains: what is asked, and, for a `log`, what the rule at hand has done."""
+    """The evaluation of one packet in base chains.
+
+    With a `log`, `effects` are those of the current rule.
+    """
 
     view: View
     doubts: Doubts
@@ -30,17 +36,16 @@ class Run:
     effects: list[str] = field(factory=Untold)
 
 
-Holds = Callable[[Run], bool]
-Values = tuple[int, ...]
-Keys = Callable[[View], Values | Nothing]
+Predicate = Callable[[Run], bool]
+KeyValues = tuple[int, ...]
+KeyReader = Callable[[View], KeyValues | Nothing]
 
-_FALSE: Holds = lambda run: False  # noqa: E731
 _ORDER = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
 
 @frozen
 class About:
-    """What a doubt is about, put into words only if there is one."""
+    """Description of a statement, formatted only when needed."""
 
     statement: nft.Statement
     table: nft.Table
@@ -51,105 +56,114 @@ class About:
 
 @frozen
 class Tables:
-    """Where named sets and maps of one table are found, indexed when first asked for."""
+    """Named sets and maps of one table, indexed at their first use."""
 
     table: nft.Table
-    changing: frozenset[str]  # names of the sets and maps that packets or time change
-    growing: frozenset[str]  # those that packets add to
-    _made: dict[tuple[str, str], Index | None] = field(factory=dict, eq=False)
+    changing: frozenset[str]  # names of the sets and maps that packets or timeouts change
+    growing: frozenset[str]  # names of the ones to which packets add elements
+    _indices: dict[tuple[str, str], Index | None] = field(factory=dict, eq=False)
 
     @classmethod
     def of(cls, table: nft.Table) -> Tables:
-        growing = frozenset(
-            one.name
+        """Return the sets and maps of a table."""
+        updated = frozenset(
+            statement.name
             for chain in table.chains
             for rule in chain.rules
-            for one in rule.statements
-            if isinstance(one, nft.SetUpdate)
-        ) | {one.name for one in (*table.sets, *table.maps) if "dynamic" in one.flags}
-        passing = {one.name for one in (*table.sets, *table.maps) if "timeout" in one.flags or one.timeout}
-        return cls(table, growing | passing, growing)
+            for statement in rule.statements
+            if isinstance(statement, nft.SetUpdate)
+        )
+        containers: tuple[nft.Set | nft.Map, ...] = (*table.sets, *table.maps)
+        growing = updated | {each.name for each in containers if "dynamic" in each.flags}
+        expiring = {each.name for each in containers if "timeout" in each.flags or each.timeout}
+        return cls(table, growing | expiring, growing)
 
     def named(self, name: str, key: nft.Expression) -> Index | None:
-        """The set or map; None if the table has none that is understood."""
-        place = (name, type(key).__name__)
-        if place not in self._made:
-            self._made[place] = self._make(name, key)
-        return self._made[place]
+        """Return the set or map, indexed for `key`; None if the table does not have it."""
+        cache_key = (name, type(key).__name__)
+        if cache_key not in self._indices:
+            self._indices[cache_key] = self._index(name, key)
+        return self._indices[cache_key]
 
-    def _make(self, name: str, key: nft.Expression) -> Index | None:
-        for one in self.table.sets:
-            if one.name == name:
-                return Index(kinds(key), ((element, True) for element in one.elements))
-        for one in self.table.maps:
-            if one.name == name:
-                return Index(kinds(key), one.elements)
+    def _index(self, name: str, key: nft.Expression) -> Index | None:
+        for named_set in self.table.sets:
+            if named_set.name == name:
+                return Index(kinds(key), ((element, True) for element in named_set.elements))
+        for named_map in self.table.maps:
+            if named_map.name == name:
+                return Index(kinds(key), named_map.elements)
         return None
 
 
-def keys(expression: nft.Expression, place: Place) -> Keys:
-    """All that a set is asked for, in order."""
+def keys(expression: nft.Expression, point: Place) -> KeyReader:
+    """Return a reader of all parts of a set key, in order."""
     if not isinstance(expression, nft.Concat):
-        single = reader(expression, place)
+        single = reader(expression, point)
 
-        def read_one(view: View) -> Values | Nothing:
+        def read_one(view: View) -> KeyValues | Nothing:
             value = single(view)
             return value if isinstance(value, Nothing) else (value,)
 
         return read_one
-    reads = [reader(part, place) for part in expression.parts]
+    reads = [reader(part, point) for part in expression.parts]
 
-    def read(view: View) -> Values | Nothing:
-        found, is_known = [], True
-        for one in reads:
-            value = one(view)
-            if value is BREAKS:  # where one load fails the rule ends, whatever the others would have found
+    def read(view: View) -> KeyValues | Nothing:
+        values: list[int] = []
+        is_known = True
+        for read_part in reads:
+            value = read_part(view)
+            if value is BREAKS:  # the rule ends at the first part that cannot be loaded
                 return BREAKS
-            is_known = is_known and value is not UNKNOWN
-            found.append(value)
-        return tuple(found) if is_known else UNKNOWN  # type: ignore[arg-type]
+            if isinstance(value, Nothing):
+                is_known = False
+            else:
+                values.append(value)
+        return tuple(values) if is_known else UNKNOWN
 
     return read
 
 
-def known(expression: nft.Expression, place: Place, view: View) -> list[int | None]:
-    """What a set is asked for by one packet, with None for what is not known."""
+def known(expression: nft.Expression, point: Place, view: View) -> list[int | None]:
+    """Return the parts of a set key for one packet, with None for a part that is not known."""
     parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
-    found = [reader(part, place)(view) for part in parts]
-    return [None if isinstance(one, Nothing) else one for one in found]
+    values = [reader(part, point)(view) for part in parts]
+    return [None if isinstance(value, Nothing) else value for value in values]
 
 
-def match(item: nft.Match, tables: Tables, place: Place) -> Holds:
-    """Whether the rule goes on."""
+def match(item: nft.Match, tables: Tables, point: Place) -> Predicate:
+    """Return a predicate: True if the rule continues after the match."""
     about = About(item, tables.table)
     match item.right:
         case nft.SetRef(name):
             index = tables.named(name, item.left)
-            return _in_set(item, index, place, about, tables, name)
+            return _in_set(item, index, point, about, tables, name)
         case nft.AnonymousSet(elements):
-            index = Index(kinds(item.left), ((one, True) for one in elements))
-            return _in_set(item, index, place, about, tables, None)
+            index = Index(kinds(item.left), ((element, True) for element in elements))
+            return _in_set(item, index, point, about, tables, None)
         case nft.UnknownExpression():
-            return _asked(reader(item.left, place), about)
+            return _undecided(reader(item.left, point), about)
     if isinstance(item.left, nft.Socket):
         return _socket(item, about)
     if isinstance(item.left, nft.Fib | nft.Option) and item.right in ("exists", "missing"):
-        return _is_there(item, reader(item.left, place), about)
+        return _exists(item, reader(item.left, point), about)
     wanted = parse(kind(item.left), item.right)
-    read = reader(item.left, place)
+    read = reader(item.left, point)
     if wanted is None:
-        return _asked(read, about)
+        return _undecided(read, about)
     if item.left == nft.Ct("status"):
         return _status(item, wanted, read, about)
-    return _is(read, wanted, about) if item.op == "==" else _compared(read, _test(item.op, wanted), about)
+    if item.op == "==":
+        return _is_in_interval(read, wanted, about)
+    return _compare(read, _test(item.op, wanted), about)
 
 
-def _asked(read: Callable[[View], Found], about: About) -> Holds:
+def _undecided(read: Callable[[View], Found], about: About) -> Predicate:
+    """Return a predicate that branches: both results are possible."""
     return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
 
 
-def _is(read: Callable[[View], Found], wanted: Interval, about: About) -> Holds:
-    """What most matches are: one value, or one range."""
+def _is_in_interval(read: Callable[[View], Found], wanted: Interval, about: About) -> Predicate:
+    """Return the usual predicate: one value, or one range."""
     low, high = wanted
 
     def holds(run: Run) -> bool:
@@ -161,7 +175,7 @@ def _is(read: Callable[[View], Found], wanted: Interval, about: About) -> Holds:
     return holds
 
 
-def _compared(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Holds:
+def _compare(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Predicate:
     def holds(run: Run) -> bool:
         value = read(run.view)
         if isinstance(value, Nothing) or test is None:
@@ -189,10 +203,10 @@ def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
 
 
 def _in_set(
-    item: nft.Match, index: Index | None, place: Place, about: About, tables: Tables, name: str | None
-) -> Holds:
+    item: nft.Match, index: Index | None, point: Place, about: About, tables: Tables, name: str | None
+) -> Predicate:
     wanted = item.op != "!="
-    read = keys(item.left, place)
+    read = keys(item.left, point)
     changing, growing = name in tables.changing, name in tables.growing
     if index is None or item.op not in ("==", "!=", "in"):
         return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
@@ -202,29 +216,29 @@ def _in_set(
         if isinstance(values, Nothing):
             if values is BREAKS:
                 return False
-            if index.whole and not growing and not index.may_find(known(item.left, place, run.view)):
-                return not wanted  # whatever the rest is
+            if index.whole and not growing and not index.may_find(known(item.left, point, run.view)):
+                return not wanted  # whatever the unknown parts are
             return run.doubts.ask(str(about))
-        found = index.find(values) is not None
-        if changing if found else growing or not index.whole:
+        is_element = index.find(values) is not None
+        if changing if is_element else growing or not index.whole:
             return run.doubts.ask(str(about))
-        return found == wanted
+        return is_element == wanted
 
     return holds
 
 
-def _is_there(item: nft.Match, read: Callable[[View], Found], about: About) -> Holds:
+def _exists(item: nft.Match, read: Callable[[View], Found], about: About) -> Predicate:
     def holds(run: Run) -> bool:
         value = read(run.view)
         if isinstance(value, Nothing):
             return value is not BREAKS and run.doubts.ask(str(about))
         return bool(value) == (item.right == "exists")
 
-    return holds if item.op == "==" else _asked(read, about)
+    return holds if item.op == "==" else _undecided(read, about)
 
 
-def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], about: About) -> Holds:
-    """`ct status`, of which a walk knows whether addresses are translated, and no more."""
+def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], about: About) -> Predicate:
+    """Return a predicate for `ct status`, of which a trace determines only "snat" and "dnat"."""
     test = _test(item.op, wanted)
 
     def holds(run: Run) -> bool:
@@ -239,17 +253,17 @@ def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], ab
     return holds
 
 
-def _socket(item: nft.Match, about: About) -> Holds:
-    """The cgroup of the socket that sends; all else about sockets is a question."""
+def _socket(item: nft.Match, about: About) -> Predicate:
+    """Return a predicate for the cgroup of the sending socket; other socket matches branch."""
 
     def holds(run: Run) -> bool:
         group = run.view.cgroup
         wanted = item.right
         if item.left != nft.Socket("cgroupv2") or not isinstance(wanted, str) or wanted.isdigit() or group is None:
             return run.doubts.ask(str(about))
-        # nft lists as many components of the path as the level that the rule asks for.
-        inside = f"{group.strip('/')}/".startswith(f"{wanted.strip('/')}/")
-        return inside == (item.op == "==")
+        # nft lists as many components of the path as the level of the match.
+        is_inside = f"{group.strip('/')}/".startswith(f"{wanted.strip('/')}/")
+        return is_inside == (item.op == "==")
 
     return holds
 
@@ -257,14 +271,11 @@ def _socket(item: nft.Match, about: About) -> Holds:
 # --- maps ------------------------------------------------------------------------------
 
 
-def lookup(key: nft.Expression, data: Any, tables: Tables, place: Place) -> Callable[[View], Any]:
-    """What a map holds for a packet: the data, BREAKS if there is none, UNKNOWN if that can't be told."""
-    if isinstance(data, frozenset):
-        index, name = Index(kinds(key), data), None
-    else:
-        name = data
-        index = tables.named(data, key)
-    read = keys(key, place)
+def lookup(key: nft.Expression, data: Any, tables: Tables, point: Place) -> Callable[[View], Any]:
+    """Return a lookup in a map: its data, NFT_BREAK without an element, or NOT_MODELLED."""
+    name: str | None = None if isinstance(data, frozenset) else data
+    index = tables.named(name, key) if name is not None else Index(kinds(key), data)
+    read = keys(key, point)
     changing, growing = name in tables.changing, name in tables.growing
 
     def find(view: View) -> Any:
@@ -273,9 +284,9 @@ def lookup(key: nft.Expression, data: Any, tables: Tables, place: Place) -> Call
             return values
         if index is None:
             return UNKNOWN
-        found = index.find(values)
-        if found is None:
+        content = index.find(values)
+        if content is None:
             return UNKNOWN if growing or not index.whole else BREAKS
-        return UNKNOWN if changing else found
+        return UNKNOWN if changing else content
 
     return find

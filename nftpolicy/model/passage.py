@@ -1,371 +1,291 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What chains do with all packets of a region at once: which they accept, which they drop, what is written.
+"""Transfer function of chains: which packets of a region they accept, drop or rewrite.
 
-A region is a box. Going through a chain keeps two things: the part of the region that is looked at
-(`narrow`, what the rule adds to the region) and the parts that have been decided already (`covers`).
-A packet is accepted by a rule if it is in the rule's box and in no cover.
+A region is a box. The evaluation of a chain keeps two things (ChainState): the part of the region
+that is considered (`narrow`, what the matches add to the region) and the parts that are decided
+already. A rule accepts a packet that is in the rule's box and in no decided part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
-from attrs import frozen
-
 from ..netstate import nft, text
-from .box import Box, common, only, outside, uncovered
+from .box import Box, only, outside, uncovered
+from .chain_event import Event, Place
+from .chain_reader import ChainReader
+from .chain_state import ChainState
 from .covers import Covers
-from .shapes import HARMLESS, SOMETIMES, Shape, calls, family_of, kind_of, shape_of
+from .paths import Paths
+from .shapes import Shape, calls, kind_of, shape_of
 from .space import Space
 from .survey import Survey
 
-Place = tuple[nft.Table, nft.Chain]
+__all__ = ["Event", "Passage", "Place"]
 
-_LOST = ("mark:", "ctmark:", "pkttype", "ttl", "saddr", "daddr", "sport", "dport")  # what a rule can rewrite
-_FORKS = 512  # of paths through chains that write marks
-_PIECES = 256  # of what a rule decides, where packets have left its chain before
-
-
-@frozen
-class Event:
-    """What becomes of part of a region: kind is "accept", "write" or "nat"; what is dropped is no event.
-
-    `box` is the part, without the boxes that `decided` gives: what earlier rules decided and that meets a box.
-    It must be asked before the next event. `rule` is None where a chain's policy decided; `statement` is what
-    writes or translates, `marks` what the marks are by then.
-    """
-
-    kind: str
-    place: Place
-    rule: nft.Rule | None
-    box: Box
-    decided: Callable[[Box], list[Box]]
-    statement: nft.Statement | None = None
-    marks: dict[str, int | str] | None = None
+_MARKS = ("mark:", "ctmark:")
+# Fields that rules can rewrite.
+_WRITABLE = (*_MARKS, "pkttype", "ttl", "saddr", "daddr", "sport", "dport")
+_MAX_PATHS = 512  # through chains that write marks
+_MAX_PIECES = 256  # of a decided part, without the packets that had left its chain before
 
 
-class Passage:
-    """Chains of `tables` over the packets of a space."""
+class Passage(ChainReader):
+    """The transfer function of the chains of `tables` over a header space."""
 
     def __init__(self, space: Space, tables: Sequence[nft.Table], survey: Survey) -> None:
-        self.space = space
-        space.use(tables)
-        self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
-        self._writers = survey.writers
-        self._rewritten = survey.rewritten
-        self._writes: dict[tuple[str, str, str], bool] = {}
-        self._shapes = survey.shapes
+        super().__init__(space, tables)
+        self._writing_chains = survey.writers
+        self._header_writing_tables = survey.rewritten
+        self._writes_marks: dict[tuple[str, str, str], bool] = {}
+        self._prepared_rules = survey.shapes
 
     def first_through(
         self,
-        places: Sequence[Place],
+        base_chains: Sequence[Place],
         region: Box,
         allowed: Covers,
         covers: Sequence[Box] = (),
         volatile: tuple[str, ...] = (),
     ) -> Box | None:
-        """A part of `region` that all the base chains accept and that is in no box of `allowed`; None: there is none.
+        """Return a part of `region`, outside `allowed`, that all base chains accept; or None.
 
-        Exact for chains that write nothing; for those that do, what is written may be anything in the chains
-        behind. `volatile` are fields that may differ from chain to chain whatever the rules say.
+        Exact for chains that write nothing; after a chain that writes, the written fields may have
+        any value in the chains that follow. `covers` are excluded parts of the region.
+        `unstable_fields` may change from chain to chain whatever the rules do.
         """
-        if not places:
-            return uncovered(region, [*covers, *allowed.meeting(region)], self.space.tops)
-        place, rest = places[0], places[1:]
-        early = allowed if not (rest and volatile) else Covers()
-        for event in self.events(place, region):
+        if not base_chains:
+            excluded = [*covers, *allowed.meeting(region)]
+            return uncovered(region, excluded, self.space.tops)
+        base_chain, following = base_chains[0], base_chains[1:]
+        # With unstable fields, `allowed` applies to the packets after the last chain only.
+        early = Covers() if following and volatile else allowed
+        for event in self.events(base_chain, region):
             if event.kind != "accept":
                 continue
-            decided = [*covers, *event.decided(event.box)]
-            left = uncovered(event.box, [*decided, *early.meeting(event.box)], self.space.tops)
-            if left is None:
+            decided = [*covers, *event.excluded]
+            excluded = [*decided, *early.meeting(event.box)]
+            accepted = uncovered(event.box, excluded, self.space.tops)
+            if accepted is None:
                 continue
-            if not rest:
-                return left
-            lost = (*volatile, *_LOST) if event.marks else volatile
-            box = self._forget(event.box, lost)
-            later = [one for one in decided if not any(name.startswith(lost) for name in one)] if lost else decided
-            found = self.first_through(rest, box, allowed, later, volatile)
-            if found is not None:
-                return found
+            if not following:
+                return accepted
+            lost = (*volatile, *_WRITABLE) if event.marks else volatile
+            box, still_decided = event.box, decided
+            if lost:
+                box = _without_fields(event.box, lost)
+                still_decided = [each for each in decided if not any(name.startswith(lost) for name in each)]
+            accepted = self.first_through(following, box, allowed, still_decided, volatile)
+            if accepted is not None:
+                return accepted
         return None
 
-    @staticmethod
-    def _forget(box: Box, lost: tuple[str, ...] = ("mark:", "ctmark:")) -> Box:
-        return {name: wanted for name, wanted in box.items() if not name.startswith(lost)} if lost else box
-
-    def events(self, place: Place, region: Box) -> Iterator[Event]:
-        """What one base chain does with the packets of `region`, in order."""
-        table, chain = place
+    def events(self, base_chain: Place, region: Box) -> Iterator[Event]:
+        """Yield what one base chain does with the packets of `region`, in order."""
+        table, chain = base_chain
         assert chain.hook is not None
         if self.writes(table, chain.name):
-            yield from self._paths(place, region)
+            yield from Paths(self, base_chain, _MAX_PATHS).events(region)
             return
-        covers = Covers((), self.space.tops)
-        ended = yield from self._chain(place, chain, region, {}, covers, (), ())
-        if not ended and chain.hook.policy != "drop":
-            yield Event("accept", place, None, region, covers.meeting)
+        tops = self.space.tops
+        state = ChainState(region, {}, Covers((), tops), (Covers((), tops),))
+        yield from self._chain_events(base_chain, chain, state)
+        if not state.is_empty and chain.hook.policy != "drop":
+            decided = list(state.decided.meeting(region))
+            yield Event("accept", base_chain, None, region, decided)
 
-    def writes(self, table: nft.Table, name: str, seen: frozenset[str] = frozenset()) -> bool:
-        """Whether a chain, or one that it calls, changes a mark."""
+    def writes(self, table: nft.Table, name: str, visited: frozenset[str] = frozenset()) -> bool:
+        """Return True if a chain, or one that it calls, changes a mark or a header."""
         key = (*table.key, name)
-        if key not in self._writes:
+        if key not in self._writes_marks:
             chain = self._chains.get(key)
-            called = calls(table, chain) - seen if chain else set()
-            self._writes[key] = key in self._writers or any(
-                self.writes(table, one, seen | {name}) for one in called
-            )  # fmt: skip
-        return self._writes[key]
+            called = calls(table, chain) - visited if chain else set()
+            self._writes_marks[key] = key in self._writing_chains or any(
+                self.writes(table, target, visited | {name}) for target in called
+            )
+        return self._writes_marks[key]
 
-    def chain(self, table: nft.Table, verdict: nft.Statement) -> nft.Chain | None:
-        """The chain that a jump or goto leads to."""
-        return self._chains.get((*table.key, str(getattr(verdict, "target", None))))
+    # --- chains without writes: each rule once -----------------------------------------
 
-    # --- one chain without writes: every rule once -------------------------------------
-
-    def _chain(
-        self,
-        place: Place,
-        chain: nft.Chain,
-        region: Box,
-        prefix: Box,
-        covers: Covers,
-        outer: tuple[Covers, ...],
-        callers: tuple[str, ...],
-    ) -> Iterator[Event]:
-        """Events of the chain for `region`, which is the root region narrowed by `prefix`. What it decides for
-        good is added to `covers`; `outer` is what had gone back to one of its callers before it was called.
-        Returns whether nothing of the region came out at its end."""
-        table = place[0]
-        returned = Covers((), self.space.tops)  # decided as far as this chain goes
-        gone = (*outer, returned)
-        known: dict[tuple[object, ...], list[Box]] = {}
-
-        def decided(box: Box) -> list[Box]:
-            return [*covers.meeting(box), *(one for some in gone for one in some.meeting(box))]
-
-        def close(box: Box) -> None:
-            covers.extend(self._kept(gone, [len(some) for some in gone], box))
-
+    def _chain_events(self, base_chain: Place, chain: nft.Chain, state: ChainState) -> Iterator[Event]:
+        """Yield the events of a chain for the region of `state`, and update the state."""
+        table = base_chain[0]
+        starts: dict[tuple[object, ...], list[Box]] = {}  # by cache key of the cheap matches
         for rule in chain.rules:
-            shape = self._shape(rule)
-            # Rules that ask for the same device, mark and owner come out the same here.
-            start = known.get(shape.key) if shape.key else None
+            prepared = self._prepare(rule)
+            start = starts.get(prepared.key) if prepared.key else None
             if start is None:
-                start = self._reached([{}], region, table, shape.quick)
-                if shape.key:
-                    known[shape.key] = start
+                start = self._reached([{}], state.region, table, prepared.quick)
+                if prepared.key:
+                    starts[prepared.key] = start
             if not start:
                 continue
-            if shape.drops and shape.rest:
-                told = [len(some) for some in gone]
-                covers.defer(partial(self._late, start, region, prefix, table, shape.rest, gone, told))
+            if prepared.drops and prepared.rest:
+                # Most rules of a long chain only drop: evaluate them when a decided part is needed.
+                counts = state.returned_counts()
+                drops = partial(self._late, start, state, table, prepared.rest, counts)
+                state.decided.defer(drops)
                 continue
-            for narrow, statement in self._effects(table, shape.rest, region, start):
-                closed = {**prefix, **narrow}
-                box = {**region, **narrow} if narrow else region
-                kind = kind_of(statement)
-                if kind in ("jump", "goto"):
-                    target = self.chain(table, statement)
-                    ended = False
-                    if target is None or target.name in callers:
-                        yield self._doubted(place, rule, box, decided, statement)
-                    else:
-                        within = (*callers, chain.name)
-                        ended = yield from self._chain(place, target, box, closed, covers, gone, within)
-                    if ended:
-                        close(closed)
-                    elif kind == "goto":
-                        returned.append(closed)
-                    else:
-                        continue
-                elif kind == "return":
-                    returned.append(closed)
-                elif kind == "doubt":  # not understood, or for somebody else to decide: it may let the packet out
-                    yield self._doubted(place, rule, box, decided, statement)
-                    continue
-                else:
-                    if kind == "nat":
-                        yield Event("nat", place, rule, box, decided, statement)
-                    if kind != "drop":
-                        yield Event("accept", place, rule, box, decided, statement)
-                    close(closed)
-                if not narrow:
-                    return not len(returned)
-        return False
+            for narrow, statement in self.effects(table, prepared.rest, state.region, start):
+                yield from self._effect_events(base_chain, chain, rule, state, narrow, statement)
+                if state.is_exhausted:
+                    return
+
+    def _effect_events(
+        self,
+        base_chain: Place,
+        chain: nft.Chain,
+        rule: nft.Rule,
+        state: ChainState,
+        narrow: Box,
+        statement: nft.Statement,
+    ) -> Iterator[Event]:
+        """Yield the events of one effect on the part `narrow` of the region; update the state."""
+        effect = kind_of(statement)
+        box = {**state.region, **narrow} if narrow else state.region
+        if effect in ("jump", "goto"):
+            yield from self._call_events(base_chain, chain, rule, state, narrow, statement)
+        elif effect == "return":
+            state.leave(narrow)
+        elif effect == "unsupported":  # the statement may accept the packet
+            yield self._unsupported_event(base_chain, rule, box, state, statement)
+        elif effect == "drop":
+            self._decide(state, narrow)
+        else:
+            excluded = state.excluded(box)
+            if effect == "nat":
+                yield Event("nat", base_chain, rule, box, excluded, statement)
+            yield Event("accept", base_chain, rule, box, excluded, statement)
+            self._decide(state, narrow)
+
+    def _call_events(
+        self,
+        base_chain: Place,
+        chain: nft.Chain,
+        rule: nft.Rule,
+        state: ChainState,
+        narrow: Box,
+        statement: nft.Statement,
+    ) -> Iterator[Event]:
+        """Yield the events of a jump or goto, and update the state of the caller."""
+        target = self.chain(base_chain[0], statement)
+        is_decided = False
+        if target is None or target.name in state.callers:
+            box = {**state.region, **narrow}
+            yield self._unsupported_event(base_chain, rule, box, state, statement)
+        else:
+            called = state.call(chain.name, narrow, self.space.tops)
+            yield from self._chain_events(base_chain, target, called)
+            is_decided = called.is_empty
+        if is_decided:
+            self._decide(state, narrow)
+        elif kind_of(statement) == "goto":
+            state.leave(narrow)
+
+    def _unsupported_event(
+        self, base_chain: Place, rule: nft.Rule, box: Box, state: ChainState, statement: nft.Statement
+    ) -> Event:
+        """Return an accept event under the condition of a new artificial field."""
+        table, chain = base_chain
+        description = f"{table.family} {table.name} {chain.name}: {text.shown(statement)}"
+        condition = {self.space.doubt(description): only(1)}
+        return Event("accept", base_chain, rule, {**box, **condition}, state.excluded(box), statement)
+
+    def _decide(self, state: ChainState, narrow: Box) -> None:
+        """Record that the part `narrow` of the region is accepted or dropped."""
+        box = {**state.prefix, **narrow}
+        state.decided.extend(self._kept(state.returned, state.returned_counts(), box))
+        state.remove(narrow)
 
     def _late(
         self,
         start: list[Box],
-        region: Box,
-        prefix: Box,
+        state: ChainState,
         table: nft.Table,
         matches: Sequence[nft.Statement],
-        gone: Sequence[Covers],
-        told: Sequence[int],
+        counts: Sequence[int],
     ) -> Iterator[Box]:
-        """What a rule drops, worked out when somebody asks."""
-        for narrow in self._reached(start, region, table, matches):
-            yield from self._kept(gone, told, {**prefix, **narrow})
+        """Yield the parts that a rule drops; `counts` is from the moment of its evaluation."""
+        for narrow in self._reached(start, state.region, table, matches):
+            yield from self._kept(state.returned, counts, {**state.prefix, **narrow})
 
-    def _kept(self, gone: Sequence[Covers], told: Sequence[int], box: Box) -> list[Box]:
-        """A box without what had left its chain: of each of `gone`, as many as `told` says. Nothing where that
-        comes in too many pieces, so that they count as not decided."""
-        before = [one for some, until in zip(gone, told, strict=True) for one in some.meeting(box, until)]
-        return outside(box, before, self.space.tops, _PIECES) or [] if before else [box]
+    def _kept(self, returned: Sequence[Covers], counts: Sequence[int], box: Box) -> list[Box]:
+        """Return `box` without the packets that had left their chain before, as boxes.
+
+        `counts` is the number of boxes that had returned from each chain. Empty if there are too
+        many pieces: the packets then count as not decided, which is safe.
+        """
+        before = [part for index, count in zip(returned, counts, strict=True) for part in index.meeting(box, count)]
+        if not before:
+            return [box]
+        return outside(box, before, self.space.tops, _MAX_PIECES) or []
 
     def _reached(self, start: list[Box], region: Box, table: nft.Table, matches: Sequence[nft.Statement]) -> list[Box]:
+        """Return the parts of the region that pass the matches."""
+        reached = start
         for match in matches:
-            start = self.narrowed(start, region, self.space.match(table, match))  # type: ignore[arg-type]
-            if not start:
+            assert isinstance(match, nft.Match)
+            reached = self.narrowed(reached, region, self.space.match(table, match))
+            if not reached:
                 break
-        return start
+        return reached
 
-    def _shape(self, rule: nft.Rule) -> Shape:
-        """How a rule is gone through: matches that are quick to read, then the rest; worked out once."""
-        known = self._shapes.get(id(rule))
-        if known is None or known.rule is not rule:
-            known = self._shapes[id(rule)] = shape_of(rule)
-        return known
+    def _prepare(self, rule: nft.Rule) -> Shape:
+        """Return the prepared rule, from the cache if it was prepared before."""
+        prepared = self._prepared_rules.get(rule)
+        if prepared is None:
+            prepared = shape_of(rule)
+            self._prepared_rules.set(rule, prepared)
+        return prepared
 
-    def _doubted(
-        self,
-        place: Place,
-        rule: nft.Rule,
-        box: Box,
-        decided: Callable[[Box], list[Box]],
-        statement: nft.Statement,
-    ) -> Event:
-        table, chain = place
-        doubt = {self.space.doubt(f"{table.family} {table.name} {chain.name}: {text.shown(statement)}"): only(1)}
-        return Event("accept", place, rule, {**box, **doubt}, decided, statement)
+    # --- all writes, for the lemma of mark confinement ---------------------------------
 
-    def _effects(
-        self, table: nft.Table, statements: Sequence[nft.Statement], region: Box, reached: list[Box]
-    ) -> Iterator[tuple[Box, nft.Statement]]:
-        """Each thing that statements do, with what it takes to get there: narrowed from `region`."""
-        for statement in statements:
-            kind = type(statement)
-            if kind is nft.Match:
-                reached = self.narrowed(reached, region, self.space.match(table, statement))
-                if not reached:
-                    return
-            elif kind in (nft.VerdictMap, nft.VerdictMapRef):
-                onward: list[Box] = []
-                for boxes, verdict in self.looked_up(table, statement):
-                    found = self.narrowed(reached, region, boxes)
-                    if kind_of(verdict) == "continue":
-                        onward += found
-                        continue
-                    for one in found:
-                        yield one, verdict
-                reached = onward  # without an entry the rule does not match
-                if not reached:
-                    return
-            elif kind is nft.Mangle:
-                reached = self.narrowed(reached, region, self.space.writable(table, statement))
-                for one in reached:
-                    yield one, statement
-            elif kind.__name__ in SOMETIMES:
-                doubt = {self.space.doubt(f"{table.family} {table.name}: {text.shown(statement)}"): only(1)}
-                reached = [{**one, **doubt} for one in reached]
-            elif self.of_other_family(statement):
-                return  # "dnat ip to ..." in a table of both families is for IPv4 packets alone
-            elif kind.__name__ not in HARMLESS and not (kind is nft.Verdict and statement.kind == "continue"):
-                for one in reached:
-                    yield one, statement
+    def mark_writes(self, base_chain: Place, region: Box) -> Iterator[Event]:
+        """Yield every write that a packet of `region` may reach in a base chain.
 
-    def of_other_family(self, statement: nft.Statement) -> bool:
-        """Whether a translation or a rejection is for packets of the other family alone."""
-        return family_of(statement) not in (None, self.space.family)
-
-    def looked_up(self, table: nft.Table, statement: nft.Statement) -> Iterator[tuple[list[Box], nft.Statement]]:
-        """Each verdict of a verdict map, with the packets that find it."""
-        assert isinstance(statement, nft.VerdictMap | nft.VerdictMapRef)
-        entries = self._entries(table, statement)
-        if entries is None:
-            yield [{}], nft.UnknownStatement(repr(statement))
-            return
-        for element, verdict in sorted(entries, key=repr):
-            if element != "*":
-                yield self.space.key(table, statement.key, element), verdict
-        for _, verdict in (one for one in entries if one[0] == "*"):
-            named = frozenset(element for element, _ in entries if element != "*")
-            yield self.space.match(table, nft.Match(statement.key, nft.AnonymousSet(named), "!=")), verdict
-
-    def _entries(self, table: nft.Table, statement: nft.Statement) -> frozenset[tuple[nft.Element, nft.Verdict]] | None:
-        if isinstance(statement, nft.VerdictMap):
-            return statement.entries
-        name = getattr(statement, "name", "")
-        held = next((one for one in table.maps if one.name == name), None)
-        if held is None or held.flags & {"dynamic", "timeout"}:
-            return None
-        if not all(isinstance(verdict, nft.Verdict) for _, verdict in held.elements):
-            return None
-        return held.elements  # type: ignore[return-value]
-
-    @staticmethod
-    def narrowed(reached: list[Box], region: Box, boxes: list[Box]) -> list[Box]:
-        """For each box reached and each of `boxes`: what both together add to the region."""
-        found: list[Box] = []
-        for one in reached:
-            for box in boxes:
-                added = dict(one)
-                for field, wanted in box.items():
-                    present = added.get(field) or region.get(field)
-                    if present is None:
-                        added[field] = wanted
-                    elif present != wanted:
-                        both = common(present, wanted)
-                        if not both:
-                            break
-                        if both != present:
-                            added[field] = both
-                else:
-                    found.append(added)
-        return found
-
-    # --- chains that write marks: every path by itself ---------------------------------
-
-    def _paths(self, place: Place, region: Box) -> Iterator[Event]:
-        """The same for a chain that writes marks: paths part at each write and each call."""
-        from .paths import Paths
-
-        yield from Paths(self, place, _FORKS).events(region)
-
-    # --- all writes, for the lemma that no packet gets a mark it may not have ----------
-
-    def mark_writes(self, place: Place, region: Box) -> Iterator[Event]:
-        """Every write of a packet's or a flow's mark that a packet of `region` may meet in a base chain.
-
-        `region` must hold of the marks before and after each write (it is checked write by write);
-        so marks are not followed, and what was decided by a mark counts for nothing later.
+        The caller checks each write by itself, and `region` must hold for the marks before and
+        after it. So marks are not followed, and a part that a mark decided is not excluded later.
         """
-        if self.writes(place[0], place[1].name):
-            yield from self._writes_in(place, place[1], region, {}, [], ())
+        if self.writes(base_chain[0], base_chain[1].name):
+            yield from self._writes_in(base_chain, base_chain[1], region, {}, (), ())
 
     def _writes_in(
-        self, place: Place, chain: nft.Chain, region: Box, prefix: Box, covers: list[Box], callers: tuple[str, ...]
+        self,
+        base_chain: Place,
+        chain: nft.Chain,
+        region: Box,
+        prefix: Box,
+        excluded: Sequence[Box],
+        callers: tuple[str, ...],
     ) -> Iterator[Event]:
-        table = place[0]
-        start = {**region, **prefix}
-        mine = list(covers)
+        """Yield the writes of a chain; `prefix` is what the calls up to it add to `region`."""
+        table = base_chain[0]
+        entering = {**region, **prefix}
+        decided = list(excluded)
         for rule in chain.rules:
-            for narrow, statement in self._effects(table, rule.statements, start, [{}]):
-                kind, steady = kind_of(statement), self._forget(narrow)
-                if kind in ("write", "doubt"):
-                    yield Event("write", place, rule, {**start, **narrow}, lambda _: list(mine), statement)
+            for narrow, statement in self.effects(table, rule.statements, entering, [{}]):
+                effect, stable = kind_of(statement), _without_fields(narrow, _MARKS)
+                if effect in ("write", "unsupported"):
+                    box = {**entering, **narrow}
+                    yield Event("write", base_chain, rule, box, tuple(decided), statement)
                     continue
-                if kind in ("jump", "goto"):
+                if effect in ("jump", "goto"):
                     target = self.chain(table, statement)
                     if target is not None and target.name not in callers:
-                        onward = {**prefix, **steady}
-                        yield from self._writes_in(place, target, region, onward, mine, (*callers, chain.name))
-                    if kind == "jump":
+                        onward, within = {**prefix, **stable}, (*callers, chain.name)
+                        yield from self._writes_in(base_chain, target, region, onward, decided, within)
+                    if effect == "jump":
                         continue
-                # Decided, or gone from this chain: but only if no mark was asked for it, and no header has changed.
-                if steady == narrow and not (narrow and table.key in self._rewritten):
-                    mine.append({**prefix, **steady})
+                # Decided, or returned from this chain: excluded later if no mark was tested and no
+                # header may have changed before.
+                may_have_changed = narrow and table.key in self._header_writing_tables
+                if stable == narrow and not may_have_changed:
+                    decided.append({**prefix, **stable})
                     if not narrow:
                         return
+
+
+def _without_fields(box: Box, prefixes: tuple[str, ...]) -> Box:
+    """Return the box without conditions on fields whose names start with one of the prefixes."""
+    return {name: wanted for name, wanted in box.items() if not name.startswith(prefixes)}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the expressions of rules read from a packet.
+"""Readers: evaluate the expressions of rules for a packet.
 
-A reader gives a number, or BREAKS where the kernel finds nothing to read (the rule then does not
-match, negated or not), or UNKNOWN.
+A reader returns a number, or NFT_BREAK where the kernel cannot read a value (the rule then does not
+match, negated or not), or NOT_MODELLED.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from attrs import frozen
 from ..netstate import nft
 from .packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
 from .view import View
-from .words import NFPROTO_NETDEV, STATES, STATUS, kind, name_number, parse
+from .words import NFPROTO, NFPROTO_NETDEV, STATES, STATUS, kind, name_number, parse
 
 
 class Nothing:
-    """A value that is not one."""
+    """Sentinel for "no value" and "not modelled"."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,16 +38,19 @@ _IP, _IP6 = ETHERTYPES[4], ETHERTYPES[6]
 _WITH_PORTS = {"tcp": TCP, "udp": UDP, "udplite": 136, "sctp": 132, "dccp": 33}
 _PORTED = frozenset(_WITH_PORTS.values())
 _TRANSPORT = {**_WITH_PORTS, "esp": 50, "ah": 51, "comp": 108, "gre": 47}
-# icmp, icmpv6 and igmp bring their family along (nft adds the match that the listing leaves out).
-_OF_FAMILY = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGMP, _IP)}
-_FRAGMENT_OFFSET = 0x1FFF
-# Multicast listeners, routers and neighbours: what tracking leaves alone (nf_conntrack_proto_icmpv6.c).
-_NEIGHBOURLY = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
+# icmp, icmpv6 and igmp imply their family (nft adds a match that its listing omits).
+_FAMILY_PROTOCOLS = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGMP, _IP)}
+_FRAGMENT_OFFSET = 0x1FFF  # IP_OFFSET
+_ARP = 0x0806
+_NFPROTOS = {4: NFPROTO["ipv4"], 6: NFPROTO["ipv6"]}
+_CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
+# Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
+_UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 
 
 @frozen
 class Place:
-    """Where an expression stands: the family of the table, and the hook and priority of the base chain."""
+    """The hook point of an expression: family of the table, hook and priority of the base chain."""
 
     family: str
     hook: str
@@ -55,44 +58,57 @@ class Place:
 
     @property
     def is_link(self) -> bool:
-        """Whether this is a device's own hook, ingress or egress."""
+        """Return True for a device's own hook, ingress or egress."""
         return self.hook in ("ingress", "egress")
 
     def is_before_tracking(self, view: View) -> bool:
-        """Whether connection tracking comes later. What lo brings back has been seen already."""
+        """Return True if conntrack has not seen the packet yet.
+
+        Packets that return by lo were seen before.
+        """
         if self.hook == "ingress":
             return True
-        # (What a packet socket puts on lo has not: it arrives there for the first time.)
+        # (A frame that an AF_PACKET socket sends by lo was not: it arrives there for the first
+        # time.)
         returns = view.iif == "lo" and view.origin != FORWARD
         first = self.hook == "output" or (self.hook == "prerouting" and not returns)
-        return first and self.priority < -200
+        return first and self.priority < _CONNTRACK_PRIORITY
 
 
 @lru_cache(maxsize=1024)
-def reader(expression: nft.Expression, place: Place) -> Read:
-    """What reads the expression at a place. Concatenations and maps are not for here."""
+def reader(expression: nft.Expression, point: Place) -> Read:
+    """Return the reader of an expression at a hook point.
+
+    Concatenations and maps are not supported.
+    """
     match expression:
         case nft.Meta(key):
-            return _meta(key, place)
+            return _meta(key, point)
         case nft.Ct(key, direction):
-            return _ct(key, direction, place)
+            return _ct(key, direction, point)
         case nft.Payload(protocol, name):
-            return _payload(protocol, name, place)
+            return _payload(protocol, name, point)
         case nft.RawPayload("th", _, _):
-            return lambda view: UNKNOWN if _is_ip(view) and not _is_later_fragment(view) else BREAKS
+            return _raw_transport
         case nft.Fib(result, keys):
             return _fib(result, keys)
-        case nft.Bitwise(of, keep, put):
-            return _bitwise(reader(of, place), parse(kind(of), keep), parse(kind(of), put))
+        case nft.Bitwise(operand, keep, put):
+            datatype = kind(operand)
+            return _bitwise(reader(operand, point), parse(datatype, keep), parse(datatype, put))
         case nft.Binary(op, left, right):
-            return _binary(op, reader(left, place), _constant_or(right, place), (1 << kind(left).bits) - 1)
+            highest = (1 << kind(left).bits) - 1
+            return _binary(op, reader(left, point), _constant_or(right, point), highest)
         case nft.Option("tcp option", _, _):
             return lambda view: UNKNOWN if view.protocol == TCP and _is_ip(view) else BREAKS
-    return _unknown
+    return _unsupported
 
 
-def _unknown(view: View) -> Found:
+def _unsupported(view: View) -> Found:
     return UNKNOWN
+
+
+def _raw_transport(view: View) -> Found:
+    return UNKNOWN if _is_ip(view) and not _is_later_fragment(view) else BREAKS
 
 
 def _is_ip(view: View) -> bool:
@@ -103,20 +119,20 @@ def _is_later_fragment(view: View) -> bool:
     return bool(view.fields.get(("ip", "frag-off"), 0) & _FRAGMENT_OFFSET)
 
 
-def _device(place: Place, side: str) -> Read:
-    if place.is_link and side != ("i" if place.hook == "ingress" else "o"):
-        return lambda view: 0  # a device's own hooks know no other device
+def _device(point: Place, side: str) -> Read:
+    if point.is_link and side != ("i" if point.hook == "ingress" else "o"):
+        return lambda view: 0  # a device's own hook has no other device
     if side == "i":
         return lambda view: name_number(view.iif or "")
     return lambda view: name_number(view.oif or "")
 
 
-def _meta(key: str, place: Place) -> Read:
+def _meta(key: str, point: Place) -> Read:
     match key:
         case "mark":
             return lambda view: view.mark
         case "iifname" | "iif" | "oifname" | "oif":
-            return _device(place, key[0])
+            return _device(point, key[0])
         case "skuid":
             return lambda view: BREAKS if view.uid is None else view.uid
         case "skgid":
@@ -125,10 +141,10 @@ def _meta(key: str, place: Place) -> Read:
             return lambda view: view.protocol if _is_ip(view) else BREAKS
         case "protocol":
             return lambda view: view.protocol_number
-        case "nfproto" if place.family == "netdev":
+        case "nfproto" if point.family == "netdev":
             return lambda view: NFPROTO_NETDEV
         case "nfproto":
-            return lambda view: {4: 2, 6: 10}[view.family]
+            return lambda view: _NFPROTOS[view.family]
         case "pkttype":
             return lambda view: view.fields.get(("meta", "pkttype"), UNKNOWN if view.iif else 0)
         case "cgroup":
@@ -137,22 +153,22 @@ def _meta(key: str, place: Place) -> Read:
             return lambda view: 0
         case "length":
             return lambda view: view.fields.get(("meta", "length"), UNKNOWN)
-    return _unknown
+    return _unsupported
 
 
-def _ct(key: str, direction: str | None, place: Place) -> Read:
+def _ct(key: str, direction: str | None, point: Place) -> Read:
     def state(view: View) -> Found:
-        left_out = view.ct_state == "untracked" or _is_neighbourly(view)
-        if view.notrack or (left_out and not place.is_before_tracking(view)):
+        is_exempt = view.ct_state == "untracked" or _has_untracked_type(view)
+        if view.notrack or (is_exempt and not point.is_before_tracking(view)):
             return STATES["untracked"]
-        return STATES["invalid"] if is_untracked(view, place) else STATES[view.ct_state]
+        return STATES["invalid"] if is_untracked(view, point) else STATES[view.ct_state]
 
     if key == "state":
         return state
     values: dict[str, Read] = {
         "mark": lambda view: view.ct_mark,
         "direction": lambda view: int(view.ct_direction == "reply"),
-        "l3proto": lambda view: {4: 2, 6: 10}[view.family],
+        "l3proto": lambda view: _NFPROTOS[view.family],
         "protocol": lambda view: view.protocol,
     }
     original: dict[str, Read] = {
@@ -166,35 +182,45 @@ def _ct(key: str, direction: str | None, place: Place) -> Read:
     if key in values and direction is None:
         read = values[key]
     elif key in original and direction == "original":
-        # As long as nothing was translated the packet shows what its flow began with.
-        known = original[key]
-
-        def read(view: View) -> Found:
-            clean = view.ct_state == "new" and view.ct_direction == "original" and not (view.dnat or view.snat)
-            of = {"ip": 4, "ip6": 6}.get(key.split()[0], view.family)
-            return BREAKS if of != view.family else known(view) if clean else UNKNOWN
+        read = _original_tuple(key, original[key])
     else:
-        read = _unknown
-    return lambda view: BREAKS if is_untracked(view, place) else read(view)
+        read = _unsupported
+    return lambda view: BREAKS if is_untracked(view, point) else read(view)
 
 
-def is_untracked(view: View, place: Place) -> bool:
-    """Whether no connection belongs to the packet here."""
-    if place.is_before_tracking(view) or view.notrack or view.origin == FRAME:
+def _original_tuple(key: str, read_packet: Read) -> Read:
+    """Return a reader of the original tuple; until NAT, the first packet contains its values."""
+
+    def read(view: View) -> Found:
+        family = {"ip": 4, "ip6": 6}.get(key.split()[0], view.family)
+        if family != view.family:
+            return BREAKS
+        is_translated = view.dnat or view.snat
+        is_first = view.ct_state == "new" and view.ct_direction == "original"
+        return read_packet(view) if is_first and not is_translated else UNKNOWN
+
+    return read
+
+
+def is_untracked(view: View, point: Place) -> bool:
+    """Return True if the packet has no connection at this hook point."""
+    if point.is_before_tracking(view) or view.notrack or view.origin == FRAME:
         return True
-    return view.ct_state in ("untracked", "invalid") or _is_neighbourly(view)
+    return view.ct_state in ("untracked", "invalid") or _has_untracked_type(view)
 
 
-def _is_neighbourly(view: View) -> bool:
-    return view.protocol == ICMPV6 and view.family == 6 and view.header("icmpv6", "type") in _NEIGHBOURLY
+def _has_untracked_type(view: View) -> bool:
+    if view.protocol != ICMPV6 or view.family != 6:
+        return False
+    return view.header("icmpv6", "type") in _UNTRACKED_TYPES
 
 
 def status_known() -> int:
-    """The bits of `ct status` that a walk knows."""
+    """Return the bits of `ct status` that a trace determines."""
     return STATUS["snat"] | STATUS["dnat"]
 
 
-def _payload(protocol: str, name: str, place: Place) -> Read:
+def _payload(protocol: str, name: str, point: Place) -> Read:
     field = (protocol, name)
     if protocol in ("ip", "ip6"):
         return _header(protocol, name)
@@ -202,15 +228,17 @@ def _payload(protocol: str, name: str, place: Place) -> Read:
         wanted = _TRANSPORT.get(protocol)
 
         def transport(view: View) -> Found:
-            if not _is_ip(view) or (wanted is not None and view.protocol != wanted) or _is_later_fragment(view):
+            if not _is_ip(view) or _is_later_fragment(view):
+                return BREAKS
+            if wanted is not None and view.protocol != wanted:
                 return BREAKS
             if name in ("sport", "dport") and view.protocol in _PORTED:
                 return view.sport if name == "sport" else view.dport
             return _field(view, protocol, name)
 
         return transport
-    if protocol in _OF_FAMILY:
-        number, ethertype = _OF_FAMILY[protocol]
+    if protocol in _FAMILY_PROTOCOLS:
+        number, ethertype = _FAMILY_PROTOCOLS[protocol]
 
         def control(view: View) -> Found:
             is_other = view.protocol != number or view.protocol_number != ethertype
@@ -218,11 +246,16 @@ def _payload(protocol: str, name: str, place: Place) -> Read:
 
         return control
     if protocol == "arp":
-        return lambda view: view.fields.get(field, UNKNOWN) if view.protocol_number == 0x0806 else BREAKS
+        return lambda view: view.fields.get(field, UNKNOWN) if view.protocol_number == _ARP else BREAKS
     if protocol in ("ether", "vlan"):
-        # What this machine sends has no link header before it comes to its device.
-        return lambda view: BREAKS if not view.iif and not place.is_link else view.fields.get(field, UNKNOWN)
-    return _unknown
+        # A sent packet has no link header before it reaches its device.
+        def link(view: View) -> Found:
+            if not view.iif and not point.is_link:
+                return BREAKS
+            return view.fields.get(field, UNKNOWN)
+
+        return link
+    return _unsupported
 
 
 def _field(view: View, protocol: str, name: str) -> Found:
@@ -239,23 +272,27 @@ def _header(protocol: str, name: str) -> Read:
         "version": lambda view: view.family,
         "nexthdr": lambda view: view.fields.get(("ip6", "nexthdr"), view.protocol),
     }
-    read = own.get(name, lambda view: _field(view, protocol, name))
+
+    def other(view: View) -> Found:
+        return _field(view, protocol, name)
+
+    read = own.get(name, other)
     return lambda view: read(view) if view.protocol_number == ethertype else BREAKS
 
 
 def _fib(result: str, keys: tuple[str, ...]) -> Read:
     def read(view: View) -> Found:
-        answer = view.fib(result, keys, view) if view.fib is not None else None
-        return UNKNOWN if answer is None else name_number(answer)
+        name = view.fib(result, keys, view) if view.fib is not None else None
+        return UNKNOWN if name is None else name_number(name)
 
     return read
 
 
 def _bitwise(read: Read, keep: tuple[int, int] | None, put: tuple[int, int] | None) -> Read:
     if keep is None or put is None or keep[0] != keep[1] or put[0] != put[1]:
-        return _unknown
+        return _unsupported
     mask, bits = keep[0], put[0]
-    if mask == nft.FULL:  # all bits of whatever is read
+    if mask == nft.FULL:  # all bits of the value
 
         def filled(view: View) -> Found:
             value = read(view)
@@ -270,10 +307,10 @@ def _bitwise(read: Read, keep: tuple[int, int] | None, put: tuple[int, int] | No
     return masked
 
 
-def _constant_or(item: nft.Expression | nft.Value, place: Place) -> Read:
+def _constant_or(item: nft.Expression | nft.Value, point: Place) -> Read:
     if isinstance(item, int):
         return lambda view: item
-    return _unknown if isinstance(item, str) else reader(item, place)
+    return _unsupported if isinstance(item, str) else reader(item, point)
 
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
@@ -285,14 +322,14 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def _binary(op: str, left: Read, right: Read, top: int) -> Read:
+def _binary(op: str, left: Read, right: Read, highest: int) -> Read:
     combine = _OPERATIONS[op]
 
     def read(view: View) -> Found:
-        one, other = left(view), right(view)
-        if isinstance(one, Nothing):
-            return one
-        return other if isinstance(other, Nothing) else combine(one, other) & top
+        first, second = left(view), right(view)
+        if isinstance(first, Nothing):
+            return first
+        return second if isinstance(second, Nothing) else combine(first, second) & highest
 
     return read
 

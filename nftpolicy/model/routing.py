@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where Linux sends a packet: ip rules, routing tables, and what IPv4 and IPv6 do beside them.
+"""Routing decisions of Linux: ip rules, routing tables, IPv4 and IPv6 specifics.
 
-This is what ip_route_output_key, ip_route_input (net/ipv4/route.c) and ip6_route_output
-(net/ipv6/route.c) decide. VRFs and gateways that do not answer are not modelled: with the first
-a lookup is "unknown", of the second it is assumed that all answer.
+Models ip_route_output_key, ip_route_input (net/ipv4/route.c) and ip6_route_output
+(net/ipv6/route.c). VRFs and gateways that do not answer are not modelled: with a VRF the result of
+a lookup is "unknown", and all gateways are assumed to answer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from attrs import evolve
 from ..netstate import iproute
 from ..netstate.state import NetState
 from .addresses import Addresses
-from .decision import Decision, Untold
+from .decision import Decision, TraceLog, Untold
 from .packet import IGMP
 from .routing4 import Router4
 from .routing6 import Router6
 from .rules import LOOPBACK, Asked
-from .search import UNKNOWN, Log, Routed, agreed
+from .search import UNKNOWN, Routed, Searcher, agreed
 from .unknown import Doubts, explore
 
 __all__ = ["Routed", "Router"]
@@ -28,11 +28,11 @@ class Router:
     """The rules and routes of a state, indexed once."""
 
     def __init__(self, state: NetState) -> None:
-        self._masters = {one.name: one.master for one in state.devices}
-        self._vrfs = {one.name for one in state.devices if one.kind == "vrf"}
-        known = Addresses(state)
-        self._4, self._6 = Router4(state, known), Router6(state, known)
-        self._answers: dict[tuple[object, ...], Routed] = {}
+        self._masters = {device.name: device.master for device in state.devices}
+        self._vrfs = {device.name for device in state.devices if device.kind == "vrf"}
+        local_addresses = Addresses(state)
+        self._ipv4, self._ipv6 = Router4(state, local_addresses), Router6(state, local_addresses)
+        self._cache: dict[tuple[object, ...], Routed] = {}
 
     def lookup(
         self,
@@ -51,67 +51,76 @@ class Router:
         forwarded: bool = False,
         any_source: bool = False,
         exact: bool = False,
-        log: Log | None = None,
+        log: TraceLog | None = None,
     ) -> Routed:
-        """Route one packet. `forwarded`: it came in by `iif`; else this machine sends it, with `oif` if it is bound.
+        """Route one packet.
 
-        `any_source`: an IPv4 source that is not of this machine is not refused (IP_TRANSPARENT, IP_HDRINCL).
-        `exact`: this one lookup and no more, as RTM_GETROUTE does it. Without it an IPv6 packet that has no
-        source and finds no route is looked up again with an address of this machine, as for a socket.
-        Without a `log`, or with one for nobody, an answer is given once for all packets that no rule and no route
-        tells apart.
+        `forwarded`: it arrived by `iif`; else this machine sends it, bound to the device `oif` if
+        given. `any_source`: an IPv4 source that is not of this machine is accepted (IP_TRANSPARENT,
+        IP_HDRINCL). `exact`: exactly one lookup, as RTM_GETROUTE does. Without it an IPv6 packet
+        without source and route is looked up again with an address of this machine, as for a
+        socket. Without a `log`, or with a null log, results are cached for all packets that no rule
+        and no route distinguishes.
         """
         log = None if isinstance(log, Untold) else log
         if log is None:
-            reads = (self._4 if family == 4 else self._6).rules.reads
-            # IPv4 itself looks for IGMP; all else of a packet's header above IP is for rules alone.
+            reads = self._router(family).rules.reads
+            # IPv4 itself tests for IGMP; only rules read other fields of the transport header.
             key = (family, destination, source, mark & reads.mark, iif, oif, uid if reads.uid else 0, tos,
                    protocol if reads.protocol or protocol == IGMP else 0, (sport, dport) if reads.ports else None,
                    forwarded, any_source, exact)  # fmt: skip
-            known = self._answers.get(key)
-            if known is not None:
-                return known
-        asked = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
+            cached = self._cache.get(key)
+            if cached is not None:
+                return cached
+        flow_key = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
         if forwarded:
-            # Nobody owns a forwarded packet; rules take it for root's.
-            asked = evolve(asked, iif=iif or LOOPBACK, oif=None, uid=0)
-        if self._vrfs and self._in_vrf(asked):
+            # A forwarded packet has no owner; rules treat it as root's.
+            flow_key = evolve(flow_key, iif=iif or LOOPBACK, oif=None, uid=0)
+        if self._vrfs and self._in_vrf(flow_key):
             return Routed(UNKNOWN, doubts=("a VRF",))
 
-        def run(doubts: Doubts) -> tuple[Routed, Log]:
-            said: Log = [] if log is not None else Untold()
-            if forwarded:
-                found = self._4.input(asked, doubts, said) if family == 4 else self._6.input(asked, doubts, said, exact)
+        def run(choices: Doubts) -> tuple[Routed, TraceLog]:
+            steps: TraceLog = [] if log is not None else Untold()
+            if forwarded and family == 4:
+                routed = self._ipv4.input(flow_key, choices, steps)
+            elif forwarded:
+                routed = self._ipv6.input(flow_key, choices, steps, exact)
             elif family == 4:
-                found = self._4.output(asked, doubts, said, any_source)
+                routed = self._ipv4.output(flow_key, choices, steps, any_source)
             else:
-                found = self._6.output(asked, doubts, said, exact)
-            return found, said
+                routed = self._ipv6.output(flow_key, choices, steps, exact)
+            return routed, steps
 
-        doubts = Doubts()
-        result, said = run(doubts)
-        if doubts.asked:
-            forks = explore(run)
-            result = agreed([found for found, _ in forks.results], forks.doubts, forks.complete)
+        choices = Doubts()
+        result, steps = run(choices)
+        if choices.asked:
+            branches = explore(run)
+            results = [routed for routed, _ in branches.results]
+            result = agreed(results, branches.doubts, branches.complete)
         if log is None:
-            self._answers[key] = result
+            self._cache[key] = result
         else:
-            log += said
-            log.append(_decided(result))
+            log += steps
+            log.append(_result_step(result))
         return result
 
     def reads_ports(self, family: int) -> bool:
-        """Whether the kernel reads protocol and ports from a packet that is there already, to look it up."""
-        return (self._4 if family == 4 else self._6).rules.reads_ports
+        """Return True if the kernel dissects protocol and ports of a packet for a lookup."""
+        return self._router(family).rules.reads_ports
 
-    def _in_vrf(self, asked: Asked) -> bool:
-        return any({one, self._masters.get(one or "")} & self._vrfs for one in (asked.iif, asked.oif))
+    def _router(self, family: int) -> Searcher:
+        return self._ipv4 if family == 4 else self._ipv6
+
+    def _in_vrf(self, flow_key: Asked) -> bool:
+        devices = (flow_key.iif, flow_key.oif)
+        return any({device, self._masters.get(device or "")} & self._vrfs for device in devices)
 
 
-def _decided(routed: Routed) -> Decision:
+def _result_step(routed: Routed) -> Decision:
     route = routed.route
     text = iproute.shown(route) if route else "no route"
     effect = routed.outcome
     if routed.devices:
-        effect = f"{'leaves' if routed.leaves else 'may leave'} by {' or '.join(routed.devices)}"
+        verb = "leaves" if routed.leaves else "may leave"
+        effect = f"{verb} by {' or '.join(routed.devices)}"
     return Decision("route", text, route, route.origin if route else (), effect)

@@ -1,212 +1,302 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How IPv4 routes beside its rules and tables (net/ipv4/route.c): what is bound, what is a group, what came in."""
+"""IPv4 routing besides rules and tables (net/ipv4/route.c): source checks, devices, multicast.
+
+The methods follow the kernel's own functions, which their docstrings name.
+"""
 
 from __future__ import annotations
 
 from attrs import evolve
 
-from ..netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN
+from ..netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, Nexthop
 from ..netstate.state import NetState
-from . import addresses
-from .addresses import Addresses
-from .decision import Decision
+from .addresses import BROADCAST, LOCAL_MULTICAST, Addresses, is_loopback4, is_multicast4, shown4
+from .decision import Decision, TraceLog
 from .fib import ERRORS, Search, Table4
 from .packet import IGMP
 from .rules import LOOPBACK, Asked
-from .search import NO_ROUTE, UNKNOWN, Found, Log, Routed, Searcher, by, kind_of, local, refusal
+from .search import NO_ROUTE, UNKNOWN, Found, Routed, Searcher, by, kind_of, local, refusal
 from .unknown import Doubts
 
-NEVER_A_RULE = "whether nobody ever added an ip rule"
+NEVER_A_RULE = "whether no ip rule was ever added"
 _KERNEL = 2  # RTPROT_KERNEL
+_STRICT = 1  # rp_filter: the source must be reachable by the device of arrival
+_DEFAULT_GATEWAY_BITS = 4  # __mkroute_output: multicast by a shorter prefix has no gateway
 
 
 class Router4(Searcher):
     """Lookups of IPv4 packets."""
 
-    def __init__(self, state: NetState, known: Addresses) -> None:
-        super().__init__(state, 4, known)
-        # As long as nobody has added a rule, IPv4 searches the local and the main table as one.
+    def __init__(self, state: NetState, local_addresses: Addresses) -> None:
+        super().__init__(state, 4, local_addresses)
+        # Until the first ip rule is added, IPv4 looks up the local and the main table as one.
         both = (*self.routes.get(TABLE_LOCAL, ()), *self.routes.get(TABLE_MAIN, ()))
-        self.local = self.tables.get(TABLE_LOCAL)
-        every = (one for routes in self.routes.values() for one in routes)
-        self._plain_local = all(one.protocol == _KERNEL for one in every if one.kind == "local")
         self._merged = Table4(both) if self.rules.untouched else None
-
-    def output(self, asked: Asked, doubts: Doubts, said: Log, any_source: bool) -> Routed:
-        source, destination, oif = asked.source, asked.destination, asked.oif
-        to_group, to_all = addresses.is_multicast4(destination), destination == addresses.BROADCAST
-        if source is not None:
-            if addresses.is_multicast4(source) or source == addresses.BROADCAST:
-                return Routed("none", error="EINVAL")
-            if oif is None and (to_group or to_all):
-                # As if the socket were bound to the device that has the source.
-                device = self._owner(source, doubts)
-                return self._on_link4(asked, device) if device else Routed("none", error=NO_ROUTE)
-            if not any_source and self.addresses.are_told and self._owner(source, doubts) is None:
-                return Routed("none", error=NO_ROUTE)
-        if oif is not None:
-            if not self.addresses.is_up(oif):
-                return Routed("none", error=NO_ROUTE)
-            if destination >> 8 == addresses.LOCAL_MULTICAST or to_all or asked.protocol == IGMP:
-                return self._on_link4(asked, oif)
-            if source is None and (to_group or not destination):
-                asked = evolve(asked, source=self.addresses.chosen4(oif, None, loops=not to_group))
-        if not destination:
-            return self._checked4(asked, Routed("local", LOOPBACK, source=addresses.shown4(source)))
-        what = Search(destination, 0, oif, asked.tos)
-        found = self._found(asked, what, doubts, said)
-        refused = refusal(found)
-        if refused and refused.outcome != UNKNOWN and oif is not None:
-            # "Apparently, routing tables are wrong. Assume, that the destination is on link." (route.c)
-            said.append(_kept(refused, oif))
-            return self._on_link4(asked, oif)
-        if refused:
-            return refused
-        hit = found.hit
-        assert hit is not None
-        if hit.route.kind == "local":
-            own = hit.route.prefsrc or addresses.shown4(destination)
-            return self._checked4(asked, local(found, own))
-        kind = "broadcast" if to_all else "multicast" if to_group else kind_of(hit.route)
-        routed = by(
-            found, kind, lambda hop: hit.route.prefsrc or self.addresses.source4(hop, self._loops(hop.device or ""))
+        local_table = self.tables.get(TABLE_LOCAL)
+        self._local_table = local_table if isinstance(local_table, Table4) else None
+        self._has_custom_local_routes = any(
+            route.kind == "local" and route.protocol != _KERNEL for routes in self.routes.values() for route in routes
         )
+
+    # --- output ------------------------------------------------------------------------
+
+    def output(self, flow_key: Asked, choices: Doubts, log: TraceLog, any_source: bool) -> Routed:
+        """Route a packet that this machine sends (ip_route_output_key_hash_rcu)."""
+        routed = self._output_by_source(flow_key, choices, any_source)
+        if routed is None:
+            routed = self._output_by_device(flow_key)
+        if routed is not None:
+            return routed
+        destination, oif = flow_key.destination, flow_key.oif
+        to_multicast = is_multicast4(destination)
+        if oif is not None and flow_key.source is None and (to_multicast or not destination):
+            source = self.addresses.chosen4(oif, None, loops=not to_multicast)
+            flow_key = evolve(flow_key, source=source)
+        if not destination:
+            return self._make_output(flow_key, Routed("local", LOOPBACK, source=shown4(flow_key.source)))
+        result = self._lookup(flow_key, Search(destination, 0, oif, flow_key.tos), choices, log)
+        error = refusal(result)
+        if error is None:
+            return self._output_by_route(flow_key, result)
+        if error.outcome != UNKNOWN and oif is not None:
+            # "Apparently, routing tables are wrong. Assume, that the destination is on link."
+            # (route.c)
+            log.append(_assumed_on_link(error, oif))
+            return self._output_on_link(flow_key, oif)
+        return error
+
+    def _output_by_source(self, flow_key: Asked, choices: Doubts, any_source: bool) -> Routed | None:
+        """Check the source address; return the result if it already decides, else None."""
+        source, destination = flow_key.source, flow_key.destination
+        if source is None:
+            return None
+        if is_multicast4(source) or source == BROADCAST:
+            return Routed("none", error="EINVAL")
+        if flow_key.oif is None and (is_multicast4(destination) or destination == BROADCAST):
+            # As if the socket were bound to the device that has the source address.
+            device = self._device_of_source(source, choices)
+            if not device:
+                return Routed("none", error=NO_ROUTE)
+            return self._output_on_link(flow_key, device)
+        must_be_ours = not any_source and self.addresses.are_told
+        if must_be_ours and self._device_of_source(source, choices) is None:
+            return Routed("none", error=NO_ROUTE)
+        return None
+
+    def _output_by_device(self, flow_key: Asked) -> Routed | None:
+        """Handle a bound device; return the result if no lookup is needed, else None."""
+        oif, destination = flow_key.oif, flow_key.destination
+        if oif is None:
+            return None
+        if not self.addresses.is_up(oif):
+            return Routed("none", error=NO_ROUTE)
+        to_link = destination >> 8 == LOCAL_MULTICAST or destination == BROADCAST
+        if to_link or flow_key.protocol == IGMP:
+            return self._output_on_link(flow_key, oif)
+        return None
+
+    def _output_by_route(self, flow_key: Asked, result: Found) -> Routed:
+        """Return the result of a lookup that found a usable route."""
+        match = result.hit
+        assert match is not None
+        route, destination = match.route, flow_key.destination
+        if route.kind == "local":
+            return self._make_output(flow_key, local(result, route.prefsrc or shown4(destination)))
+        if destination == BROADCAST:
+            kind = "broadcast"
+        elif is_multicast4(destination):
+            kind = "multicast"
+        else:
+            kind = kind_of(route)
+
+        def source(hop: Nexthop) -> str | None:
+            allows_loopback = self._routes_loopback(hop.device or "")
+            return route.prefsrc or self.addresses.source4(hop, allows_loopback)
+
+        routed = by(result, kind, source)
         # A default route shows a multicast packet the device, not the gateway.
-        bare = kind == "broadcast" or (kind == "multicast" and hit.length < 4)
-        return self._checked4(asked, evolve(routed, gateway=None) if bare else routed)
+        is_by_default = kind == "multicast" and match.length < _DEFAULT_GATEWAY_BITS
+        if kind == "broadcast" or is_by_default:
+            routed = evolve(routed, gateway=None)
+        return self._make_output(flow_key, routed)
 
-    def _owner(self, address: int, doubts: Doubts) -> str | None:
-        """The device that has an address of this machine, or of the local route that makes it one (__ip_dev_find)."""
-        known = self.addresses.device(4, address)
-        if known:
-            return known
-        owner = _local_by(self.local, address, doubts)
-        merged = _local_by(self._merged, address, doubts) if self._merged else owner
-        return merged if merged != owner and doubts.ask(NEVER_A_RULE) else owner
+    def _output_on_link(self, flow_key: Asked, device: str) -> Routed:
+        """Return a result by the device, without a route."""
+        kind = "unicast"
+        if flow_key.destination == BROADCAST:
+            kind = "broadcast"
+        elif is_multicast4(flow_key.destination):
+            kind = "multicast"
+        source = self.addresses.chosen4(device, None, self._routes_loopback(device))
+        return self._make_output(flow_key, Routed(kind, device, source=shown4(source), devices=(device,)))
 
-    def _on_link4(self, asked: Asked, device: str) -> Routed:
-        """Out by the device, without a route."""
-        destination = asked.destination
-        kind = "multicast" if addresses.is_multicast4(destination) else "unicast"
-        kind = "broadcast" if destination == addresses.BROADCAST else kind
-        source = addresses.shown4(self.addresses.chosen4(device, None, self._loops(device)))
-        return self._checked4(asked, Routed(kind, device, source=source, devices=(device,)))
-
-    def _checked4(self, asked: Asked, routed: Routed) -> Routed:
-        """Loopback addresses stay on loopback."""
-        if asked.source is None:
+    def _make_output(self, flow_key: Asked, routed: Routed) -> Routed:
+        """Keep loopback source addresses on loopback (__mkroute_output)."""
+        if flow_key.source is None:
             return routed
-        own = addresses.shown4(asked.source)
-        routed = routed if routed.source == own else evolve(routed, source=own)
-        if asked.source >> 24 != 127:
+        source = shown4(flow_key.source)
+        if routed.source != source:
+            routed = evolve(routed, source=source)
+        if not is_loopback4(flow_key.source):
             return routed
-        refusing = [one for one in routed.devices if one != LOOPBACK and not self._loops(one)]
+        refusing = [device for device in routed.devices if device != LOOPBACK and not self._routes_loopback(device)]
         if not refusing:
             return routed
         if len(refusing) < len(routed.devices):
-            return evolve(routed, doubts=(*routed.doubts, f"a loopback address by {' or '.join(refusing)}"))
+            question = f"a loopback address by {' or '.join(refusing)}"
+            return evolve(routed, doubts=(*routed.doubts, question))
         return Routed("none", error="EINVAL")
 
-    def _loops(self, device: str) -> bool:
-        """Whether loopback addresses are like any other there."""
-        return bool(self._sysctl("route_localnet", device))
-
-    def _found(self, asked: Asked, what: Search, doubts: Doubts, said: Log) -> Found:
-        """What the rules lead to; where nobody ever added one, the longest prefix of both tables counts."""
-        found = self.search(asked, what, doubts, said)
+    def _device_of_source(self, address: int, choices: Doubts) -> str | None:
+        """Return the device of a local address, or of its local route (__ip_dev_find)."""
+        device = self.addresses.device(4, address)
+        if device:
+            return device
+        device = _local_device(self._local_table, address, choices)
         if self._merged is None:
-            return found
-        hit = self._merged.find(what, doubts)
-        last = self.tables.get(TABLE_DEFAULT)
-        if last and (hit is None or hit.route.kind in ERRORS):
-            hit = last.find(what, doubts) or hit
-        if (hit and hit.route) is (found.hit and found.hit.route) or not doubts.ask(NEVER_A_RULE):
-            return found
-        rule = next((one for one in self.rules.rules if hit and one.table == hit.route.table), None)
-        return Found(rule, rule and rule.table, hit)
+            return device
+        merged = _local_device(self._merged, address, choices)
+        return merged if merged != device and choices.ask(NEVER_A_RULE) else device
 
-    def input(self, asked: Asked, doubts: Doubts, said: Log) -> Routed:
-        source, destination, device = asked.source or 0, asked.destination, asked.iif
-        if addresses.is_multicast4(destination):
-            return Routed("multicast", source=addresses.shown4(source), error=None)
-        if addresses.is_multicast4(source) or source == addresses.BROADCAST:
+    # --- lookup ------------------------------------------------------------------------
+
+    def _lookup(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Found:
+        """Look up the rules and tables (fib_lookup).
+
+        As long as no ip rule was ever added, the longest prefix of the merged tables wins.
+        """
+        result = self.search(flow_key, query, choices, log)
+        if self._merged is None:
+            return result
+        match = self._merged.find(query, choices)
+        last = self.tables.get(TABLE_DEFAULT)
+        if last and (match is None or match.route.kind in ERRORS):
+            match = last.find(query, choices) or match
+        route = match.route if match else None
+        is_same = route is (result.hit.route if result.hit else None)
+        if is_same or not choices.ask(NEVER_A_RULE):
+            return result
+        in_table = (rule for rule in self.rules.rules if route and rule.table == route.table)
+        rule = next(in_table, None)
+        return Found(rule, rule.table if rule else None, match)
+
+    # --- input -------------------------------------------------------------------------
+
+    def input(self, flow_key: Asked, choices: Doubts, log: TraceLog) -> Routed:
+        """Route a received packet (ip_route_input_rcu, ip_route_input_slow)."""
+        source, destination, device = flow_key.source or 0, flow_key.destination, flow_key.iif
+        if is_multicast4(destination):
+            return Routed("multicast", source=shown4(source), error=None)
+        if is_multicast4(source) or source == BROADCAST:
             return Routed("none", error="EINVAL")
-        if destination == addresses.BROADCAST or (not destination and not source):
-            here = Routed("local", LOOPBACK)
-            return self._validated(evolve(asked, destination=0), here, doubts) if source else here
-        loops = source >> 24 == 127 or destination >> 24 == 127  # lo included: what its own packets bring is not asked
-        if not source or not destination or (loops and not self._loops(device)):
+        if destination == BROADCAST or (not destination and not source):
+            broadcast = Routed("local", LOOPBACK)
+            if not source:
+                return broadcast
+            return self._validated(evolve(flow_key, destination=0), broadcast, choices)
+        # lo too: packets that return by it are not routed again, so only foreign ones arrive here.
+        is_loopback = is_loopback4(source) or is_loopback4(destination)
+        if not source or not destination or (is_loopback and not self._routes_loopback(device)):
             return Routed("none", error="EINVAL")
-        what = Search(destination, 0, None, asked.tos)
-        found = self._found(asked, what, doubts, said)
-        refused = refusal(found)
-        kind = found.hit.route.kind if found.hit else None
-        if not refused and kind in ("local", "broadcast"):
-            asked = evolve(asked, destination=0) if kind == "broadcast" else asked
-            return self._validated(asked, local(found, None), doubts)
-        if not self._sysctl("forwarding", device, missing=1) and not (refused and refused.outcome == UNKNOWN):
+        result = self._lookup(flow_key, Search(destination, 0, None, flow_key.tos), choices, log)
+        error = refusal(result)
+        kind = result.hit.route.kind if result.hit else None
+        if error is None and kind in ("local", "broadcast"):
+            if kind == "broadcast":
+                flow_key = evolve(flow_key, destination=0)
+            return self._validated(flow_key, local(result, None), choices)
+        is_unknown = error is not None and error.outcome == UNKNOWN
+        if not self._sysctl("forwarding", device, missing=1) and not is_unknown:
             return Routed("none", error="EHOSTUNREACH")
-        if refused:
-            return refused
+        if error is not None:
+            return error
         if kind != "unicast":
             return Routed("none", error="EINVAL")
-        return self._validated(asked, by(found, "unicast", lambda hop: None), doubts)
+        return self._validated(flow_key, by(result, "unicast", lambda hop: None), choices)
 
-    def _validated(self, asked: Asked, routed: Routed, doubts: Doubts) -> Routed:
-        """The reverse path filter (fib_validate_source), which also refuses our own addresses from outside."""
-        device = asked.iif
-        strictness = self._sysctl("rp_filter", device, worst=True)
-        accepts_ours = bool(self._sysctl("accept_local", device))
-        ways = routed.devices or (LOOPBACK,)
-        found = {by: self._passes(asked, by, strictness, accepts_ours, doubts) for by in ways}
-        if None in found.values():
-            return Routed(UNKNOWN, doubts=(*routed.doubts, "the route back"))
-        if len(set(found.values())) > 1:
-            return evolve(routed, doubts=(*routed.doubts, "the route back, which is not the same for all ways"))
-        return routed if found[ways[0]] else Routed("none", error="EINVAL")
+    def _validated(self, flow_key: Asked, routed: Routed, choices: Doubts) -> Routed:
+        """Apply the reverse-path filter, which also refuses own source addresses.
 
-    def _passes(self, asked: Asked, by: str, strictness: int, accepts_ours: bool, doubts: Doubts) -> bool | None:
-        """Whether the source is one that may come in by this device and leave by that. None: not known."""
-        if not strictness and accepts_ours and by != asked.iif:
+        Each possible output device is tested; a difference between them is an open question.
+        """
+        devices = routed.devices or (LOOPBACK,)
+        passes = {oif: self._validate_source(flow_key, oif, choices) for oif in devices}
+        if None in passes.values():
+            return Routed(UNKNOWN, doubts=(*routed.doubts, "the reverse route"))
+        if len(set(passes.values())) > 1:
+            question = "the reverse route, which differs between the output devices"
+            return evolve(routed, doubts=(*routed.doubts, question))
+        return routed if passes[devices[0]] else Routed("none", error="EINVAL")
+
+    def _validate_source(self, flow_key: Asked, oif: str, choices: Doubts) -> bool | None:
+        """Return True if a packet of the source may arrive and leave by `oif` (fib_validate_source).
+
+        None: not known.
+        """
+        strictness = self._sysctl("rp_filter", flow_key.iif)
+        accepts_local = bool(self._sysctl("accept_local", flow_key.iif))
+        is_quick = not strictness and oif != flow_key.iif
+        if is_quick and accepts_local:
             return True
-        passes = self._passes_back(asked, by, strictness, accepts_ours, doubts)
-        if passes is not None and not strictness and by != asked.iif and self.rules.untouched and self._plain_local:
-            # Where nobody ever added a rule, one look at the addresses is enough.
-            is_quick = self.addresses.device(4, asked.source or 0) is None
-            return is_quick if is_quick == passes or doubts.ask(NEVER_A_RULE) else passes
-        return passes
+        passes = self._validate_reverse(flow_key, oif, strictness, accepts_local, choices)
+        if passes is None or not is_quick or not self.rules.untouched or self._has_custom_local_routes:
+            return passes
+        # Until the first ip rule is added, the kernel only checks that the source is not a local
+        # address.
+        is_foreign = self.addresses.device(4, flow_key.source or 0) is None
+        return is_foreign if is_foreign == passes or choices.ask(NEVER_A_RULE) else passes
 
-    def _passes_back(self, asked: Asked, by: str, strictness: int, accepts_ours: bool, doubts: Doubts) -> bool | None:
-        """Whether a packet the other way round would leave by the device that this one came by. None: not known."""
-        device, source = asked.iif, asked.source or 0
-        mark = asked.mark if self._sysctl("src_valid_mark", device) else 0
-        read = (asked.protocol, asked.dport, asked.sport) if self.rules.reads_ports else (0, 0, 0)
-        back = Asked(4, source, asked.destination or None, mark, by, None, 0, asked.tos, *read)
-        hit = self._found(back, Search(source, 0, None, asked.tos), doubts, []).hit
-        if hit is None or hit.route.kind in ERRORS:
+    def _validate_reverse(
+        self, flow_key: Asked, oif: str, strictness: int, accepts_local: bool, choices: Doubts
+    ) -> bool | None:
+        """Return True if the reverse packet leaves by the input device (__fib_validate_source).
+
+        None: not known.
+        """
+        device, source = flow_key.iif, flow_key.source or 0
+        mark = flow_key.mark if self._sysctl("src_valid_mark", device) else 0
+        protocol, sport, dport = 0, 0, 0
+        if self.rules.reads_ports:
+            protocol, sport, dport = flow_key.protocol, flow_key.dport, flow_key.sport
+        reverse = Asked(
+            4, source, flow_key.destination or None, mark, oif, None, 0, flow_key.tos, protocol, sport, dport
+        )
+        match = self._lookup(reverse, Search(source, 0, None, flow_key.tos), choices, []).hit
+        if match is None or match.route.kind in ERRORS:
             return not strictness
-        if not hit.is_known:
+        if not match.is_known:
             return None
-        kind = hit.route.kind
-        if kind != "unicast" and not (kind == "local" and accepts_ours):
+        kind = match.route.kind
+        if kind != "unicast" and not (kind == "local" and accepts_local):
             return False
-        is_ours = kind == "local" and device == LOOPBACK
-        return strictness != 1 or is_ours or any(hop.device == device for hop in hit.route.ways)
+        if strictness != _STRICT or (kind == "local" and device == LOOPBACK):
+            return True
+        return any(hop.device == device for hop in match.route.ways)
 
-    def _sysctl(self, name: str, device: str, missing: int = 0, worst: bool = False) -> int:
-        """An IPv4 setting of a device: the one for all counts too, for `worst` as far as it is higher."""
-        values = [self.value(f"net/ipv4/conf/{one}/{name}") for one in ("all", device)]
-        if name == "forwarding":
-            values = values[1:]
-        numbers = [int(one) if (one or "").isdigit() else missing for one in values if one is not None]
-        return max(numbers, default=missing) if worst or numbers else missing
+    # --- settings ----------------------------------------------------------------------
+
+    def _routes_loopback(self, device: str) -> bool:
+        """Return True if the device routes loopback addresses like others (route_localnet)."""
+        return bool(self._sysctl("route_localnet", device))
+
+    def _sysctl(self, name: str, device: str, missing: int = 0) -> int:
+        """Return the higher IPv4 setting of a device and of "all"; "forwarding" counts by device only.
+
+        `missing`: the value if neither is known.
+        """
+        scopes = (device,) if name == "forwarding" else ("all", device)
+        values = [self.value(f"net/ipv4/conf/{scope}/{name}") for scope in scopes]
+        numbers = [int(value) if value.isdigit() else missing for value in values if value is not None]
+        return max(numbers, default=missing)
 
 
-def _local_by(table: Table4 | None, address: int, doubts: Doubts) -> str | None:
-    hit = table.find(Search(address), doubts) if table else None
-    return hit.route.device if hit and hit.route.kind == "local" else None
+def _local_device(table: Table4 | None, address: int, choices: Doubts) -> str | None:
+    """Return the device of the local route to an address, or None."""
+    match = table.find(Search(address), choices) if table else None
+    return match.route.device if match and match.route.kind == "local" else None
 
 
-def _kept(refused: Routed, oif: str) -> Decision:
-    text = f"bound to {oif}: leaves there although there is no route ({refused.outcome})"
-    return Decision("route", text, refused.route, refused.route.origin if refused.route else (), f"leaves by {oif}")
+def _assumed_on_link(error: Routed, oif: str) -> Decision:
+    text = f"bound to {oif}: leaves there although there is no route ({error.outcome})"
+    origin = error.route.origin if error.route else ()
+    return Decision("route", text, error.route, origin, f"leaves by {oif}")

@@ -1,76 +1,88 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How IPv6 routes beside its rules and tables (net/ipv6/route.c): what needs its device, and sources that come late."""
+"""IPv6 routing besides rules and tables (net/ipv6/route.c): strict devices, source selection."""
 
 from __future__ import annotations
 
 from attrs import evolve
 
-from ..netstate.routing import Route
+from ..netstate.routing import Nexthop, Route
 from ..netstate.state import NetState
 from . import addresses
 from .addresses import Addresses
+from .decision import TraceLog
 from .fib import Search
 from .rules import LOOPBACK, Asked
-from .search import LEAVING, UNKNOWN, Log, Routed, Searcher, agreed, by, local, refusal
+from .search import LEAVING, UNKNOWN, Routed, Searcher, agreed, by, local, refusal
 from .unknown import Doubts
+
+_KERNEL = 2  # RTPROT_KERNEL
+_LOOPBACK6 = 1  # ::1
 
 
 class Router6(Searcher):
     """Lookups of IPv6 packets."""
 
-    def __init__(self, state: NetState, known: Addresses) -> None:
-        super().__init__(state, 6, known)
+    def __init__(self, state: NetState, local_addresses: Addresses) -> None:
+        super().__init__(state, 6, local_addresses)
 
-    def output(self, asked: Asked, doubts: Doubts, said: Log, exact: bool) -> Routed:
-        # A socket that is bound to a device leaves by no other; for RTM_GETROUTE with a source it is a mere wish.
-        routed = self._once6(asked, doubts, said, asked.oif is not None and (asked.source is None or not exact))
-        if exact or asked.source is not None or routed.outcome in (*LEAVING, "local", UNKNOWN):
+    def output(self, flow_key: Asked, choices: Doubts, log: TraceLog, exact: bool) -> Routed:
+        """Route a packet that this machine sends (ip6_route_output, ip6_dst_lookup_tail)."""
+        # A bound socket leaves by its device only; for RTM_GETROUTE with a source it is a
+        # preference.
+        is_bound = flow_key.oif is not None
+        routed = self._output_once(flow_key, choices, log, is_bound and (flow_key.source is None or not exact))
+        if exact or flow_key.source is not None or routed.outcome in (*LEAVING, "local", UNKNOWN):
             return routed
-        # ip6_dst_lookup_tail: a source is chosen although nothing was found, and tried.
-        tries = [
-            self._once6(evolve(asked, source=own), doubts, [], asked.oif is not None)
-            for own in self.addresses.candidates6(asked.oif)
+        # ip6_dst_lookup_tail: without a route, the kernel selects a source and retries with it.
+        retries = [
+            self._output_once(evolve(flow_key, source=own), choices, [], is_bound)
+            for own in self.addresses.candidates6(flow_key.oif)
         ]
-        return agreed(tries, (), True) if tries else routed
+        return agreed(retries, (), True) if retries else routed
 
-    def _once6(self, asked: Asked, doubts: Doubts, said: Log, strict: bool) -> Routed:
-        what = Search(
-            asked.destination,
-            asked.source or 0,
-            asked.oif,
-            asked.tos,
-            strict or addresses.is_strict6(asked.destination),
-        )
-        return self._answer6(asked, what, doubts, said)
+    def _output_once(self, flow_key: Asked, choices: Doubts, log: TraceLog, strict: bool) -> Routed:
+        is_strict = strict or addresses.is_strict6(flow_key.destination)
+        query = Search(flow_key.destination, flow_key.source or 0, flow_key.oif, flow_key.tos, is_strict)
+        return self._lookup(flow_key, query, choices, log)
 
-    def input(self, asked: Asked, doubts: Doubts, said: Log, exact: bool) -> Routed:
-        # The device of arrival is preferred for leaving as well.
-        strict = addresses.is_strict6(asked.destination)
-        what = Search(asked.destination, asked.source or 0, asked.iif, asked.tos, strict)
-        routed = self._answer6(asked, what, doubts, said)
-        if not exact and routed.outcome != "local" and self.value("net/ipv6/conf/all/forwarding") == "0":
+    def input(self, flow_key: Asked, choices: Doubts, log: TraceLog, exact: bool) -> Routed:
+        """Route a received packet (ip6_route_input)."""
+        # The device of arrival is also preferred as output device.
+        is_strict = addresses.is_strict6(flow_key.destination)
+        query = Search(flow_key.destination, flow_key.source or 0, flow_key.iif, flow_key.tos, is_strict)
+        routed = self._lookup(flow_key, query, choices, log)
+        is_off = self.value("net/ipv6/conf/all/forwarding") == "0"
+        if not exact and routed.outcome != "local" and is_off:
             return Routed("none", error="EHOSTUNREACH")
         return routed
 
-    def _answer6(self, asked: Asked, what: Search, doubts: Doubts, said: Log) -> Routed:
-        found = self.search(asked, what, doubts, said)
-        refused = refusal(found)
-        if refused:
-            return refused
-        hit = found.hit
-        assert hit is not None
-        # An anycast address of a user's own making stays here if it comes in only.
-        if hit.route.kind == "local" or (
-            hit.route.kind == "anycast" and (asked.iif != LOOPBACK or _is_made(hit.route))
-        ):
-            is_own = self.addresses.device(6, asked.destination) is not None and asked.destination != 1
-            own = addresses.shown6(asked.destination) if is_own else None
-            return local(found, hit.route.prefsrc or own)
-        kind = "multicast" if addresses.is_multicast6(asked.destination) else "unicast"
-        routed = by(found, kind, lambda hop: hit.route.prefsrc or self.addresses.source6(hop, asked.destination))
-        return evolve(routed, source=addresses.shown6(asked.source)) if asked.source is not None else routed
+    def _lookup(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Routed:
+        result = self.search(flow_key, query, choices, log)
+        error = refusal(result)
+        if error:
+            return error
+        match = result.hit
+        assert match is not None
+        route, destination = match.route, flow_key.destination
+        # An anycast address added by a user is local for received packets only.
+        is_anycast = route.kind == "anycast" and (flow_key.iif != LOOPBACK or _is_by_kernel(route))
+        if route.kind == "local" or is_anycast:
+            has_owner = self.addresses.device(6, destination) is not None
+            own = None
+            if has_owner and destination != _LOOPBACK6:
+                own = addresses.shown6(destination)
+            return local(result, route.prefsrc or own)
+
+        def source(hop: Nexthop) -> str | None:
+            return route.prefsrc or self.addresses.source6(hop, destination)
+
+        kind = "multicast" if addresses.is_multicast6(destination) else "unicast"
+        routed = by(result, kind, source)
+        if flow_key.source is None:
+            return routed
+        return evolve(routed, source=addresses.shown6(flow_key.source))
 
 
-def _is_made(route: Route) -> bool:
-    """Whether the kernel made it, for an address of its own."""
-    return route.protocol == 2
+def _is_by_kernel(route: Route) -> bool:
+    """Return True if the kernel added the route, for an address of this machine."""
+    return route.protocol == _KERNEL

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ip rules as the kernel walks them (fib_rules_lookup): which one matches, and where it leads."""
+"""Policy-routing rules as the kernel evaluates them (fib_rules_lookup)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from ..netstate.state import Device
 from .fib import network
 from .unknown import Doubts
 
-LOOPBACK = "lo"  # the iif of what this machine sends
+LOOPBACK = "lo"  # the iif of packets that this machine sends
 _TOS_MASK = {4: 0x1C, 6: 0xFC}
+_MAIN_PRIORITY, _DEFAULT_PRIORITY = 32766, 32767
+_RTPROT_KERNEL = 2
 
 
 @frozen
 class Asked:
-    """What rules select on. `source` None is not chosen yet; `iif` is "lo" for what this machine sends."""
+    """The selectors of a lookup (struct flowi).
+
+    `source` None: not selected yet. `iif` is "lo" for packets that this machine sends.
+    """
 
     family: int
     destination: int
@@ -35,18 +40,21 @@ class Asked:
 
 
 def defaults(family: int) -> tuple[IpRule, ...]:
-    """The rules that a kernel starts with."""
-    tables = {0: TABLE_LOCAL, 32766: TABLE_MAIN} | ({32767: TABLE_DEFAULT} if family == 4 else {})
-    return tuple(IpRule(family, priority, table=table, protocol=2) for priority, table in tables.items())
+    """Return the rules that a kernel starts with."""
+    tables = {0: TABLE_LOCAL, _MAIN_PRIORITY: TABLE_MAIN}
+    if family == 4:
+        tables[_DEFAULT_PRIORITY] = TABLE_DEFAULT
+    return tuple(IpRule(family, priority, table=table, protocol=_RTPROT_KERNEL) for priority, table in tables.items())
 
 
 def is_default(rules: Iterable[IpRule], family: int) -> bool:
-    """Whether these are the rules that a kernel starts with, whoever they say made them."""
-    found = [(one.priority, one.table, one) for one in rules]
-    plain = IpRule(family, 0)
-    return [(priority, table) for priority, table, _ in found] == [
-        (one.priority, one.table) for one in defaults(family)
-    ] and all(_selectors(one) == _selectors(plain) and not one.unknown for _, _, one in found)
+    """Return True if these are the rules that a kernel starts with, whatever their protocol."""
+    listed = list(rules)
+    positions = [(rule.priority, rule.table) for rule in listed]
+    if positions != [(rule.priority, rule.table) for rule in defaults(family)]:
+        return False
+    plain = _selectors(IpRule(family, 0))
+    return all(_selectors(rule) == plain and not rule.unknown for rule in listed)
 
 
 def _selectors(rule: IpRule) -> tuple[object, ...]:
@@ -57,9 +65,9 @@ def _selectors(rule: IpRule) -> tuple[object, ...]:
 
 @frozen
 class Reads:
-    """What the rules of a family tell packets apart by, beside addresses, devices and the TOS.
+    """The selectors that the rules of a family use, besides addresses, devices and the TOS.
 
-    `mark` is every bit of it that a rule tests.
+    `mark` has every bit of the mark that a rule tests.
     """
 
     mark: int
@@ -69,92 +77,101 @@ class Reads:
 
     @classmethod
     def of(cls, rules: Iterable[IpRule]) -> Reads:
+        """Return the selectors that any of the rules uses."""
         mark, uid, protocol, ports = 0, False, False, False
-        for one in rules:
-            mark |= one.mask
-            uid = uid or one.uids is not None
-            protocol = protocol or one.l4proto is not None
-            ports = ports or one.sports is not None or one.dports is not None
+        for rule in rules:
+            mark |= rule.mask
+            uid = uid or rule.uids is not None
+            protocol = protocol or rule.l4proto is not None
+            ports = ports or rule.sports is not None or rule.dports is not None
         return cls(mark, uid, protocol, ports)
 
 
 class Rules:
-    """The rules of one family, in order."""
+    """The policy-routing rules of one family, in order."""
 
     def __init__(self, family: int, rules: Iterable[IpRule], devices: Iterable[Device]) -> None:
-        told = sorted((one for one in rules if one.family == family), key=lambda one: one.priority)
-        self.rules = tuple(told) or defaults(family)
+        of_family = (rule for rule in rules if rule.family == family)
+        listed = sorted(of_family, key=lambda rule: rule.priority)
+        self.rules = tuple(listed) or defaults(family)
         self.reads = Reads.of(self.rules)
         self.untouched = is_default(self.rules, family)
         self._tos = _TOS_MASK[family]
         width = 32 if family == 4 else 128
         self._prefixes = [
-            (_bits(one.source, width, family), _bits(one.destination, width, family)) for one in self.rules
+            (_bits(rule.source, width, family), _bits(rule.destination, width, family)) for rule in self.rules
         ]
-        # Only then the kernel reads the protocol and ports of what comes in (fib_rule_requires_fldissect).
-        self.reads_ports = any(one.iif != LOOPBACK and (one.l4proto or one.sports or one.dports) for one in self.rules)
+        # Only such rules make the kernel dissect received packets (fib_rule_requires_fldissect).
+        self.reads_ports = any(
+            rule.iif != LOOPBACK and (rule.l4proto or rule.sports or rule.dports) for rule in self.rules
+        )
         self._first: dict[int, int] = {}
         for index, rule in enumerate(self.rules):
             self._first.setdefault(rule.priority, index)
-        known = tuple(devices)
-        self.has_vrf = any(one.kind == "vrf" for one in known) if known else None
+        listed_devices = tuple(devices)
+        self.has_vrf: bool | None = None  # None: the devices are not known
+        if listed_devices:
+            self.has_vrf = any(device.kind == "vrf" for device in listed_devices)
 
-    def matching(self, asked: Asked, doubts: Doubts) -> Iterator[IpRule]:
-        """The rules that match, one after the other; after a "goto" from its target on."""
+    def matching(self, flow_key: Asked, choices: Doubts) -> Iterator[IpRule]:
+        """Yield the matching rules in order; after a "goto", continue at its target."""
         index = 0
         while index < len(self.rules):
             rule = self.rules[index]
-            if not self._matches(index, asked, doubts):
+            if not self._matches(index, flow_key, choices):
                 index += 1
                 continue
             yield rule
             target = self._first.get(rule.goto or 0) if rule.action == "goto" else None
             index = target if target is not None and target > index else index + 1
 
-    def _matches(self, index: int, asked: Asked, doubts: Doubts) -> bool:
+    def _matches(self, index: int, flow_key: Asked, choices: Doubts) -> bool:
         rule = self.rules[index]
-        found = self._selects(index, asked) and self._is_in_vrf(rule, doubts)
-        if found and rule.unknown:
-            found = doubts.ask(f"ip rule: {iproute.shown(rule)}")
-        return found != rule.invert
+        matches = self._selects(index, flow_key) and self._is_in_vrf(rule, choices)
+        if matches and rule.unknown:
+            matches = choices.ask(f"ip rule: {iproute.shown(rule)}")
+        return matches != rule.invert
 
-    def _selects(self, index: int, asked: Asked) -> bool:
+    def _selects(self, index: int, flow_key: Asked) -> bool:
         rule = self.rules[index]
-        if (rule.mark ^ asked.mark) & rule.mask:
+        if (rule.mark ^ flow_key.mark) & rule.mask:
             return False
-        if rule.iif not in (None, asked.iif) or (rule.oif is not None and rule.oif != asked.oif):
+        if rule.iif not in (None, flow_key.iif) or (rule.oif is not None and rule.oif != flow_key.oif):
             return False
-        if rule.uids and not rule.uids[0] <= asked.uid <= rule.uids[1]:
+        if rule.uids and not rule.uids[0] <= flow_key.uid <= rule.uids[1]:
             return False
         source, destination = self._prefixes[index]
-        if destination and asked.destination >> destination[1] != destination[0]:
+        if destination and flow_key.destination >> destination[1] != destination[0]:
             return False
         if source:
-            if asked.source is None and asked.family == 6:
+            if flow_key.source is None and flow_key.family == 6:
                 return False
-            if (asked.source or 0) >> source[1] != source[0]:
+            if (flow_key.source or 0) >> source[1] != source[0]:
                 return False
-        if rule.tos and rule.tos != asked.tos & self._tos:
+        if rule.tos and rule.tos != flow_key.tos & self._tos:
             return False
-        if rule.l4proto and rule.l4proto != asked.protocol:
+        if rule.l4proto and rule.l4proto != flow_key.protocol:
             return False
-        return _holds(rule.sports, asked.sport) and _holds(rule.dports, asked.dport)
+        return _contains(rule.sports, flow_key.sport) and _contains(rule.dports, flow_key.dport)
 
-    def _is_in_vrf(self, rule: IpRule, doubts: Doubts) -> bool:
-        """For "l3mdev": whether the packet belongs to a VRF, of which we can at best say that there is none."""
+    def _is_in_vrf(self, rule: IpRule, choices: Doubts) -> bool:
+        """Return True if an "l3mdev" rule matches.
+
+        VRF membership is not modelled, only their absence.
+        """
         if not rule.l3mdev or self.has_vrf is False:
             return not rule.l3mdev
-        return doubts.ask(f"ip rule: {iproute.shown(rule)}")
+        return choices.ask(f"ip rule: {iproute.shown(rule)}")
 
 
-def _holds(ports: tuple[int, int] | None, port: int) -> bool:
+def _contains(ports: tuple[int, int] | None, port: int) -> bool:
     return ports is None or ports[0] <= port <= ports[1]
 
 
 def _bits(prefix: str | None, width: int, family: int) -> tuple[int, int] | None:
-    """The bits of the prefix, and how many bits of an address are behind them."""
+    """Return the bits of the prefix and the number of host bits; None: any address."""
     if prefix is None:
         return None
     first, length = network(prefix, family)
-    rest = width - length
-    return (first >> rest, rest) if length else None
+    host_bits = width - length
+    return (first >> host_bits, host_bits) if length else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What ip rules and routing tables answer, whichever the family, and what comes of a lookup."""
+"""FIB lookup through rules and tables, for both families, and the result of a lookup."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from ..netstate import iproute
 from ..netstate.routing import TABLE_MAIN, IpRule, Nexthop, Route
 from ..netstate.state import NetState
 from .addresses import Addresses
-from .decision import Decision, Untold
+from .decision import Decision, TraceLog, Untold
 from .fib import ERRORS, Hit, Search, Table4, Table6
 from .rules import LOOPBACK, Asked, Rules
 from .unknown import Doubts
 
 UNKNOWN = "unknown"
-# What an ip rule itself can answer, with the error that a sender gets.
+# Actions of an ip rule that end the lookup, with the error for the sender (fib_rules_lookup).
 REFUSALS = {"unreachable": "ENETUNREACH", "prohibit": "EACCES", "blackhole": "EINVAL"}
 NO_ROUTE = "ENETUNREACH"
 LEAVING = ("unicast", "broadcast", "multicast")
 
-Log = list[Decision]
-
 
 @frozen
 class Routed:
-    """What came of a lookup.
+    """The result of a lookup.
 
-    `outcome` is "unicast", "broadcast" or "multicast" (it leaves by `device`), "local" (it stays
-    here), "unreachable", "prohibit", "blackhole", "none" (no route, or the packet is refused; `error`
-    says with which errno) or "unknown". `devices` are all by which it may leave: more than one if the
-    ways of a route differ in it, none at all for "unknown" if it may be any. `gateway` is None if
-    the destination is on the link, or if the ways differ in it. `source` is the address that the
-    kernel gives a packet without one, as far as it is known.
+    `outcome` is "unicast", "broadcast" or "multicast" (the packet leaves by `device`), "local" (it
+    stays on this machine), "unreachable", "prohibit", "blackhole", "none" (no route, or the packet
+    is refused; `error` has the errno) or "unknown". `devices` are all devices by which it may
+    leave: several if the nexthops of a route differ in the device, none for "unknown" if any is
+    possible. `gateway` is None if the destination is on the link, or if the nexthops differ in it.
+    `source` is the address that the kernel selects for a packet without one, None if it is not
+    known. `unsupported` has the open questions and unsupported constructs that the result depends
+    on.
     """
 
     outcome: str
@@ -51,13 +51,13 @@ class Routed:
 
     @property
     def leaves(self) -> bool:
-        """Whether it is sure that it leaves."""
+        """Return True if the packet certainly leaves."""
         return self.outcome in LEAVING
 
 
 @frozen
 class Found:
-    """What the rules lead to: a rule that refuses, or a rule, its table and a route in it."""
+    """The decision of the rules: a rule that refuses, or a rule, its table and a match in it."""
 
     rule: IpRule | None
     table: int | None = None
@@ -65,145 +65,177 @@ class Found:
 
 
 class Searcher:
-    """The rules and tables of one family, the addresses and the settings, indexed once."""
+    """The rules, tables, addresses and settings of one family, indexed once."""
 
     def __init__(self, state: NetState, family: int, addresses: Addresses) -> None:
         self.addresses = addresses
-        self._devices = {one.name: one for one in state.devices}
-        self._values = {one.path: one.value for one in state.sysctls}
+        self._devices = {device.name: device for device in state.devices}
+        self._values = {sysctl.path: sysctl.value for sysctl in state.sysctls}
         self.rules = Rules(family, state.rules, state.devices)
-        tables: dict[int, list[Route]] = defaultdict(list)
+        routes: dict[int, list[Route]] = defaultdict(list)
         for route in state.routes:
             if route.family == family:
-                tables[route.table].append(route)
-        self.routes = tables
-        self.tables = {key: (Table4 if family == 4 else Table6)(routes) for key, routes in tables.items()}
+                routes[route.table].append(route)
+        self.routes = routes
+        table_class: type[Table4] | type[Table6] = Table4 if family == 4 else Table6
+        self.tables = {number: table_class(listed) for number, listed in routes.items()}
 
     def value(self, path: str) -> str | None:
-        """A sysctl, None if it is not told."""
+        """Return the value of a sysctl, None if the state does not contain it."""
         return self._values.get(path)
 
-    def search(self, asked: Asked, what: Search, doubts: Doubts, said: Log) -> Found:
-        """The first rule that has an answer, and the answer. No rule: no route."""
-        for rule in self.rules.matching(asked, doubts):
-            say = speaker(rule, said)
+    def search(self, flow_key: Asked, query: Search, choices: Doubts, log: TraceLog) -> Found:
+        """Return the result of the first rule that has one; without a rule there is no route."""
+        for rule in self.rules.matching(flow_key, choices):
+            log_effect = speaker(rule, log)
             if rule.action == "goto":
-                say(f"goes to {rule.goto}")
+                log_effect(f"goes to {rule.goto}")
                 continue
             if rule.action == "nop":
-                say("goes on")
+                log_effect("goes on")
                 continue
             if rule.action in REFUSALS:
-                say(rule.action)
+                log_effect(rule.action)
                 return Found(rule)
             if rule.action != "lookup" or (rule.l3mdev and self.rules.has_vrf is not False):
-                # An action that nobody here knows may do anything.
-                say(UNKNOWN)
-                return Found(rule, None, Hit(Route(asked.family, 0), (), 0, is_known=False))
-            # "not l3mdev" matches what is in no VRF, and has no table then; the kernel takes that for main.
+                # An unsupported action may have any effect.
+                log_effect(UNKNOWN)
+                return Found(rule, None, Hit(Route(flow_key.family, 0), (), 0, is_known=False))
+            # "not l3mdev" matches packets in no VRF, and has no table then: the kernel uses main.
             number = TABLE_MAIN if rule.l3mdev else rule.table
             table = self.tables.get(number)
-            hit = table.find(what, doubts) if table else None
-            if hit is None or hit.route.kind == "throw":
-                say(f"no route in table {number}, goes on" if hit is None else "throw, goes on")
+            match = table.find(query, choices) if table else None
+            if match is None:
+                log_effect(f"no route in table {number}, goes on")
                 continue
-            left = self._unsuppressed(rule, hit, doubts)
-            if left is None:
-                say(f"suppresses {iproute.shown(hit.route)}, goes on")
+            if match.route.kind == "throw":
+                log_effect("throw, goes on")
                 continue
-            say(f"found in table {number}")
-            return Found(rule, number, left)
+            kept = self._unsuppressed(rule, match, choices)
+            if kept is None:
+                log_effect(f"suppresses {iproute.shown(match.route)}, goes on")
+                continue
+            log_effect(f"found in table {number}")
+            return Found(rule, number, kept)
         return Found(None)
 
-    def _unsuppressed(self, rule: IpRule, hit: Hit, doubts: Doubts) -> Hit | None:
-        """What the rule lets through of a route. IPv4 goes by the first way of a list, IPv6 by the one it took."""
-        if hit.route.kind in ERRORS:
-            return hit
-        if rule.suppress_prefix is not None and hit.length <= rule.suppress_prefix:
-            return None
-        if rule.suppress_group is None or not hit.hops:
-            return hit
-        if hit.route.family == 4:
-            return None if self._is_in(hit.route.ways[0], rule.suppress_group, doubts) else hit
-        left = tuple(hop for hop in hit.hops if not self._is_in(hop, rule.suppress_group, doubts))
-        if len(left) == len(hit.hops):
-            return hit
-        if not left or doubts.ask(f"which way {iproute.shown(hit.route)} takes"):
-            return None
-        return evolve(hit, hops=left)
+    def _unsuppressed(self, rule: IpRule, match: Hit, choices: Doubts) -> Hit | None:
+        """Return the match without suppressed nexthops, or None.
 
-    def _is_in(self, hop: Nexthop, group: int, doubts: Doubts) -> bool:
+        Models fib4_rule_suppress and fib6_rule_suppress: IPv4 tests the first nexthop of a route,
+        IPv6 the selected one.
+        """
+        route = match.route
+        if route.kind in ERRORS:
+            return match
+        if rule.suppress_prefix is not None and match.length <= rule.suppress_prefix:
+            return None
+        if rule.suppress_group is None or not match.hops:
+            return match
+        if route.family == 4:
+            is_suppressed = self._is_in_group(route.ways[0], rule.suppress_group, choices)
+            return None if is_suppressed else match
+        hops = tuple(hop for hop in match.hops if not self._is_in_group(hop, rule.suppress_group, choices))
+        if len(hops) == len(match.hops):
+            return match
+        if not hops or choices.ask(f"which nexthop {iproute.shown(route)} uses"):
+            return None
+        return evolve(match, hops=hops)
+
+    def _is_in_group(self, hop: Nexthop, group: int, choices: Doubts) -> bool:
         device = self._devices.get(hop.device or "")
-        return doubts.ask(f"the group of {hop.device}") if device is None else device.group == group
+        if device is None:
+            return choices.ask(f"the group of {hop.device}")
+        return device.group == group
 
 
-def _nothing(_: str) -> None:
+def _discard(_: str) -> None:
     pass
 
 
-def speaker(rule: IpRule, said: Log) -> Callable[[str], None]:
-    """Says what comes of a rule."""
+def speaker(rule: IpRule, log: TraceLog) -> Callable[[str], None]:
+    """Return a function that logs an effect of the rule."""
 
-    if isinstance(said, Untold):
-        return _nothing
+    if isinstance(log, Untold):
+        return _discard
 
-    def say(effect: str) -> None:
-        said.append(Decision("ip-rule", iproute.shown(rule), rule, rule.origin, effect))
+    def log_effect(effect: str) -> None:
+        log.append(Decision("ip-rule", iproute.shown(rule), rule, rule.origin, effect))
 
-    return say
+    return log_effect
 
 
 def kind_of(route: Route) -> str:
-    """What a packet by this route is."""
+    """Return the outcome for a packet that leaves by this route."""
     return route.kind if route.kind in LEAVING else "unicast"
 
 
-def local(found: Found, source: str | None) -> Routed:
-    """It stays here."""
-    assert found.hit is not None
-    return Routed("local", LOOPBACK, None, source, found.table, found.rule, found.hit.route)
+def local(result: Found, source: str | None) -> Routed:
+    """Return the result for a packet that stays on this machine."""
+    match = result.hit
+    assert match is not None
+    return Routed("local", LOOPBACK, None, source, result.table, result.rule, match.route)
 
 
-def refusal(found: Found) -> Routed | None:
-    """No route, a rule or a route that refuses, or one that nobody here understands."""
-    hit, rule = found.hit, found.rule
+def refusal(result: Found) -> Routed | None:
+    """Return the result of a lookup without a route or with an unusable one.
+
+    None: the route is usable. An unsupported route gives the outcome "unknown".
+    """
+    match, rule, table = result.hit, result.rule, result.table
     if rule is None:
         return Routed("none", error=NO_ROUTE)
-    if hit is None:
+    if match is None:
         return Routed(rule.action, rule=rule, error=REFUSALS[rule.action])
-    if not hit.is_known:
-        what = iproute.shown(hit.route) if found.table is not None else iproute.shown(rule)
-        return Routed(UNKNOWN, None, None, None, found.table, rule, hit.route, doubts=(what,))
-    if hit.route.kind in ERRORS:
-        kind = hit.route.kind if hit.route.kind != "nat" else "blackhole"
-        return Routed(kind, None, None, None, found.table, rule, hit.route, error=ERRORS[hit.route.kind])
+    route = match.route
+    if not match.is_known:
+        text = iproute.shown(route) if table is not None else iproute.shown(rule)
+        return Routed(UNKNOWN, None, None, None, table, rule, route, doubts=(text,))
+    if route.kind in ERRORS:
+        kind = route.kind if route.kind != "nat" else "blackhole"
+        return Routed(kind, None, None, None, table, rule, route, error=ERRORS[route.kind])
     return None
 
 
-def by(found: Found, kind: str, source: Callable[[Nexthop], str | None]) -> Routed:
-    """It leaves by a way of the route; it is not known by which if their devices differ."""
-    hit = found.hit
-    assert hit is not None
-    devices = tuple(dict.fromkeys(hop.device for hop in hit.hops if hop.device))
-    gateways = {hop.gateway for hop in hit.hops}
-    gateway = hit.hops[0].gateway if len(gateways) == 1 else None
-    sources = {source(hop) for hop in hit.hops}
+def by(result: Found, kind: str, source: Callable[[Nexthop], str | None]) -> Routed:
+    """Return the result for a packet that leaves by a nexthop of the route.
+
+    The outcome is "unknown" if the nexthops differ in the device.
+    """
+    match = result.hit
+    assert match is not None
+    devices = tuple(dict.fromkeys(hop.device for hop in match.hops if hop.device))
+    gateways = {hop.gateway for hop in match.hops}
+    gateway = match.hops[0].gateway if len(gateways) == 1 else None
+    sources = {source(hop) for hop in match.hops}
     own = sources.pop() if len(sources) == 1 else None
+    table, rule, route = result.table, result.rule, match.route
     if len(devices) > 1:
-        return Routed(UNKNOWN, None, gateway, own, found.table, found.rule, hit.route, devices)
-    return Routed(kind, devices[0] if devices else None, gateway, own, found.table, found.rule, hit.route, devices)
+        return Routed(UNKNOWN, None, gateway, own, table, rule, route, devices)
+    device = devices[0] if devices else None
+    return Routed(kind, device, gateway, own, table, rule, route, devices)
 
 
-def agreed(results: Iterable[Routed], doubts: tuple[str, ...], complete: bool) -> Routed:
-    """What all forks have in common."""
-    found = list(results)
-    if not complete or any(one.outcome == UNKNOWN and not one.devices for one in found):
-        return Routed(UNKNOWN, doubts=doubts)
-    devices = tuple(dict.fromkeys(device for one in found for device in one.devices))
-    differing = {one for one in ("outcome", "device", "error") if len({getattr(each, one) for each in found}) > 1}
-    if devices and differing:
-        return Routed(UNKNOWN, devices=devices, doubts=doubts)
-    # It does not leave, in whichever way; or it leaves by this device, whatever else differs.
-    others = ("gateway", "source", "table", "rule", "route")
-    nothing = {one: None for one in others if len({getattr(each, one) for each in found}) > 1}
-    return evolve(found[0], devices=devices, doubts=(*found[0].doubts, *doubts), **nothing)
+def agreed(results: Iterable[Routed], unsupported: tuple[str, ...], complete: bool) -> Routed:
+    """Merge the results of all branches: only what they agree on is known."""
+    branches = list(results)
+    if not complete or any(each.outcome == UNKNOWN and not each.devices for each in branches):
+        return Routed(UNKNOWN, doubts=unsupported)
+    first = branches[0]
+    devices = tuple(dict.fromkeys(device for each in branches for device in each.devices))
+    has_one_end = all(
+        (each.outcome, each.device, each.error) == (first.outcome, first.device, first.error) for each in branches
+    )
+    if devices and not has_one_end:
+        return Routed(UNKNOWN, devices=devices, doubts=unsupported)
+    # The packet leaves in no branch, or by this one device in all, whatever else differs.
+    return evolve(
+        first,
+        gateway=first.gateway if all(each.gateway == first.gateway for each in branches) else None,
+        source=first.source if all(each.source == first.source for each in branches) else None,
+        table=first.table if all(each.table == first.table for each in branches) else None,
+        rule=first.rule if all(each.rule == first.rule for each in branches) else None,
+        route=first.route if all(each.route == first.route for each in branches) else None,
+        devices=devices,
+        doubts=(*first.doubts, *unsupported),
+    )

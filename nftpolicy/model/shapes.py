@@ -1,93 +1,126 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What statements do to packets, as far as regions care, and the order in which a rule is gone through."""
+"""Effects of statements on regions, and rules prepared for evaluation: cheap matches first."""
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 from attrs import frozen
 
 from ..netstate import nft
-from .space import short_key
 from .values import number
 
-# Statements that decide nothing about a packet and change nothing that a rule can read.
-HARMLESS = {"Counter", "CounterRef", "Log"}
-TRANSLATIONS = {"Dnat", "Snat", "Masquerade", "Redirect"}
-SOMETIMES = {"Limit", "Quota", "Connections", "SetUpdate", "ObjectRef"}  # hold or not, for reasons of their own
+# Statements that neither decide about a packet nor change what a rule can read.
+HARMLESS = (nft.Counter, nft.CounterRef, nft.Log)
+TRANSLATIONS = (nft.Dnat, nft.Snat, nft.Masquerade, nft.Redirect)
+# Statements that hold or not for reasons that are not modelled.
+SOMETIMES = (nft.Limit, nft.Quota, nft.Connections, nft.SetUpdate, nft.ObjectRef)
+VerdictMapping: TypeAlias = nft.VerdictMap | nft.VerdictMapRef
+
+_WITH_FAMILY = (nft.Dnat, nft.Snat)
+_SINGLE_VALUE = (str, int)
+_FAMILIES = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
+_EFFECTS: dict[type, str] = {
+    nft.Reject: "drop",
+    nft.Mangle: "write",
+    **dict.fromkeys(TRANSLATIONS, "nat"),
+}
 
 
 def plain(value: nft.Expression | nft.Value) -> nft.Expression | nft.Value:
-    """A written value; a number as one."""
+    """Return a written value; a numeral as a number."""
     parsed = number(value) if isinstance(value, str) else None
     return parsed[0][0] if parsed and parsed[0][0] == parsed[-1][1] else value
 
 
 def kind_of(statement: nft.Statement) -> str:
-    """accept, drop, return, jump, goto, nat, write, or "doubt" for what is not understood."""
-    name = type(statement).__name__
+    """Return accept, drop, return, continue, jump, goto, nat, write, or "unsupported"."""
     if isinstance(statement, nft.Verdict):
         return statement.kind
-    return _KINDS.get(name, "doubt")
-
-
-_FAMILIES = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
-_KINDS = {"Reject": "drop", "Mangle": "write", **dict.fromkeys(TRANSLATIONS, "nat")}
+    return _EFFECTS.get(type(statement), "unsupported")
 
 
 def family_of(statement: nft.Statement) -> int | None:
-    """The family whose packets alone a translation or a rejection is for: nft adds that match, and does not list it."""
-    word = statement.type if isinstance(statement, nft.Reject) else getattr(statement, "family", None)
-    is_one = isinstance(statement, nft.Reject) or type(statement).__name__ in TRANSLATIONS
-    return _FAMILIES.get(str(word)) if is_one else None
+    """Return the only family that a NAT or reject statement applies to; None: any.
+
+    nft adds a match on that family and omits it in its listing.
+    """
+    if isinstance(statement, nft.Reject):
+        return _FAMILIES.get(statement.type)
+    if isinstance(statement, _WITH_FAMILY):
+        return _FAMILIES.get(str(statement.family))
+    return None
 
 
 @frozen
 class Shape:
-    """A rule in the order in which it is gone through. `drops`: all that it does is to drop what matches."""
+    """A rule in the order of evaluation.
+
+    `only_drops`: the rule only drops the packets that match.
+    """
 
     rule: nft.Rule
     quick: tuple[nft.Match, ...]
     rest: tuple[nft.Statement, ...]
     drops: bool
-    key: tuple[object, ...] = ()  # the same for rules with the same quick part; () if there is none
+    key: tuple[object, ...] = ()  # equal for rules with the same cheap matches; () if there is none
 
 
-_QUICK = frozenset({"mark", "oifname", "iifname", "oif", "iif", "nfproto"})
+_CHEAP_KEYS = frozenset({"mark", "oifname", "iifname", "oif", "iif", "nfproto"})
 
 
 def shape_of(rule: nft.Rule) -> Shape:
-    """Where nothing but matches comes before the rule's end, marks and devices are asked first."""
-    statements = [one for one in rule.statements if type(one).__name__ not in HARMLESS]
-    if len(statements) < 2 or any(type(one) is not nft.Match for one in statements[:-1]):
+    """Prepare a rule: if only matches precede its end, matches of marks and devices come first."""
+    statements = [each for each in rule.statements if not isinstance(each, HARMLESS)]
+    matches = [each for each in statements[:-1] if isinstance(each, nft.Match)]
+    if len(statements) < 2 or len(matches) < len(statements) - 1:
         return Shape(rule, (), tuple(statements), False)
-    end = statements.pop()
-    quick: list[nft.Match] = []
+    end = statements[-1]
+    cheap: list[nft.Match] = []
     slow: list[nft.Statement] = []
     key: tuple[object, ...] | None = ()
-    for match in statements:
-        left = match.left  # type: ignore[union-attr]
-        if type(left) is nft.Bitwise:
-            left = left.of
-        if type(left) is nft.Meta and left.key in _QUICK:
-            quick.append(match)  # type: ignore[arg-type]
-            short = short_key(match)  # type: ignore[arg-type]
-            key = None if key is None or short is None else (*key, short)
+    for match in matches:
+        left = match.left.of if isinstance(match.left, nft.Bitwise) else match.left
+        if isinstance(left, nft.Meta) and left.key in _CHEAP_KEYS:
+            cheap.append(match)
+            match_key = short_key(match)
+            key = None if key is None or match_key is None else (*key, match_key)
         else:
             slow.append(match)
     drops = bool(slow) and kind_of(end) == "drop" and family_of(end) is None
-    return Shape(rule, tuple(quick), tuple(slow if drops else [*slow, end]), drops, key or ())
+    return Shape(rule, tuple(cheap), tuple(slow if drops else [*slow, end]), drops, key or ())
+
+
+def short_key(match: nft.Match) -> tuple[object, ...] | None:
+    """Return a cache key for a match that rules repeat (device, mark, owner), or None."""
+    left, right = match.left, match.right
+    if not isinstance(right, _SINGLE_VALUE):
+        return None
+    if isinstance(left, nft.Meta):
+        return left.key, match.op, right
+    if isinstance(left, nft.Bitwise) and isinstance(left.of, nft.Meta):
+        return left.of.key, left.keep, left.put, match.op, right
+    return None
 
 
 def calls(table: nft.Table, chain: nft.Chain) -> set[str]:
-    """The names of the chains that a chain calls."""
-    found: set[str] = set()
+    """Return the names of the chains that a chain calls."""
+    names: set[str] = set()
     for rule in chain.rules:
         for statement in rule.statements:
-            if isinstance(statement, nft.Verdict) and statement.target:
-                found.add(statement.target)
-            elif isinstance(statement, nft.VerdictMap):
-                found.update(verdict.target for _, verdict in statement.entries if verdict.target)
-            elif isinstance(statement, nft.VerdictMapRef):
-                held = (one for one in table.maps if one.name == statement.name)
-                verdicts = (verdict for one in held for _, verdict in one.elements)
-                found.update(one.target for one in verdicts if isinstance(one, nft.Verdict) and one.target)
-    return found
+            for verdict in _verdicts(table, statement):
+                if verdict.target:
+                    names.add(verdict.target)
+    return names
+
+
+def _verdicts(table: nft.Table, statement: nft.Statement) -> list[nft.Verdict]:
+    if isinstance(statement, nft.Verdict):
+        return [statement]
+    if isinstance(statement, nft.VerdictMap):
+        return [verdict for _, verdict in statement.entries]
+    if isinstance(statement, nft.VerdictMapRef):
+        named = (each for each in table.maps if each.name == statement.name)
+        contents = (content for each in named for _, content in each.elements)
+        return [content for content in contents if isinstance(content, nft.Verdict)]
+    return []

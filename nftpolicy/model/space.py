@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The space of all packets of one family, and what a match of nft selects in it, as boxes.
+"""The header space of one family, and the packets that an nft match selects, as boxes.
 
-Exact where an expression is known. What is not known becomes a field of its own, that is 1 where the
-match holds: so it never covers anything for a drop, and never hides anything for an accept.
+Exact for supported expressions. An unsupported match becomes an artificial field that is 1 where
+the match holds: so it never covers packets for a drop, and never hides packets from an accept.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 from attrs import frozen
@@ -15,24 +16,28 @@ from ..netstate import nft, text
 from ..netstate.nft import FULL
 from . import bits, tcp_flags, values
 from .box import Box, Ranges, common, complement, meet, only, ranges, without
+from .identity_cache import IdentityCache
 from .packet import ETHERTYPES, WIDTH
+from .shapes import short_key
 from .survey import Survey, which_mark
 
-NO_DEVICE = 0  # the index of "" among the devices
-MOST_BOXES = 4096  # alternatives of one match; beyond that it counts as not understood
-_ELEMENTS = 256  # of a concatenation that is negated: each multiplies the boxes
-_REMEMBERED = 4096  # matches whose boxes are kept: those of a policy, not of whoever has ten thousand rules
+_MAX_BOXES = 4096  # alternatives of one match; a match with more is unsupported
+_MAX_ELEMENTS = 256  # of a negated concatenation: each multiplies the boxes
+_MAX_CACHED = 4096  # matches whose boxes are cached: enough for a policy, limited for huge rulesets
 
-# What a device's own hooks read in their own way; a field that is always 0; NFPROTO_NETDEV.
-_OTHERWISE = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
+# Meta keys with another meaning at a device's own hook; a field that is always 0; NFPROTO_NETDEV.
+_LINK_KEYS = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
 _NOTHING, _NETDEV = "nothing", 5
+_VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets whose elements packets or time change
+_EQUAL = ("==", "in")
+_ORDER = ("<", "<=", ">", ">=")
 
-TRACKED = only(*(values.STATES[state] for state in ("new", "established", "related")))
+_TRACKED = only(*(values.STATES[state] for state in ("new", "established", "related")))
 
 
 @frozen
 class Field:
-    """What an expression reads: a field, what must hold for it to be readable at all, and how values are written."""
+    """The field of an expression, its value parser, and the packets in which it is readable."""
 
     name: str
     parse: Callable[[nft.Value], Ranges | None]
@@ -42,10 +47,17 @@ class Field:
 class Space:
     """Fields of the packets of `family` (4, 6, or 0 for frames that are neither).
 
-    `tops` has the highest value of every field, `doubts` says of each made-up field what it stands for.
+    `max_values` has the highest value of each field, `unsupported` the description of each
+    artificial field.
     """
 
-    def __init__(self, family: int, survey: Survey, devices: Iterable[str] = (), masks: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        family: int,
+        survey: Survey,
+        devices: Iterable[str] = (),
+        masks: Iterable[int] = (),
+    ) -> None:
         self.family = family
         self.partition = bits.groups({*survey.masks, *masks})
         self.devices = values.device_classes({*survey.devices, *devices})
@@ -60,83 +72,86 @@ class Space:
             "iif": len(self.devices) - 1,
             "oif": len(self.devices) - 1,
         }
-        for of in ("mark", "ctmark"):
+        for mark in ("mark", "ctmark"):
             for group in self.partition:
-                self.tops[bits.name(of, group)] = bits.top(group)
+                self.tops[bits.name(mark, group)] = bits.top(group)
         self._sets: dict[tuple[str, str, str], nft.Set] = {}
         self._fields: dict[object, Field | None] = {}
-        self._known: dict[tuple[object, ...], list[Box]] = {}
-        self._of_match: dict[tuple[int, str | None], tuple[nft.Match, list[Box]]] = {}  # by what the match is itself
-        self._devices: dict[str, Ranges] = {}
-        self._links: dict[tuple[str, str], str] = {}  # of tables of the family netdev: ingress, egress or both
+        self._by_key: dict[tuple[object, ...], list[Box]] = {}
+        self._by_match: dict[str | None, IdentityCache[nft.Match, list[Box]]] = defaultdict(IdentityCache)
+        self._device_ranges: dict[str, Ranges] = {}
+        self._links: dict[tuple[str, str], str] = {}  # of netdev tables: ingress, egress or both
 
     def base(self) -> Box:
-        """What holds of every packet of the family."""
+        """Return the box of all packets of the family."""
         if not self.family:
-            return {"ethertype": complement(only(*ETHERTYPES.values()), 0xFFFF), "nfproto": only(0)}
+            others = complement(only(*ETHERTYPES.values()), values.TOPS["ethertype"])
+            return {"ethertype": others, "nfproto": only(0)}
         return {"ethertype": only(ETHERTYPES[self.family]), "nfproto": only(self.family)}
 
     def device(self, name: str) -> Ranges:
-        """The classes of devices that a name, or a pattern ending in *, stands for."""
-        found = self._devices.get(name)
-        if found is None:
-            found = self._devices[name] = values.device_ranges(self.devices, name)
-        return found
+        """Return the device classes of a name, or of a pattern that ends in *."""
+        classes = self._device_ranges.get(name)
+        if classes is None:
+            classes = self._device_ranges[name] = values.device_ranges(self.devices, name)
+        return classes
 
     def some_devices(self, names: Iterable[str]) -> Ranges:
-        """All classes that any of the names stands for."""
+        """Return the device classes of any of the names."""
         return ranges(pair for name in names for pair in self.device(name))
 
     def all_but(self, names: Iterable[str]) -> Ranges:
-        """All classes of devices, none at all included, that no name stands for."""
+        """Return the device classes of no name, which include "no device"."""
         return complement(self.some_devices(names), len(self.devices) - 1)
 
     def use(self, tables: Sequence[nft.Table]) -> None:
-        """Know the named sets of these tables."""
+        """Add the named sets of these tables."""
         for table in tables:
-            for one in table.sets:
-                self._sets[(*table.key, one.name)] = one
+            for named_set in table.sets:
+                self._sets[(*table.key, named_set.name)] = named_set
             if table.family == "netdev":
                 hooks = {chain.hook.hook for chain in table.chains if chain.hook is not None}
                 self._links[table.key] = hooks.pop() if len(hooks) == 1 else "both"
 
-    def doubt(self, what: str) -> str:
-        """A new field that is 1 where something that is not understood holds."""
+    def doubt(self, description: str) -> str:
+        """Add an artificial field, 1 where an unsupported construct holds, and return its name."""
         name = f"?{len(self.doubts)}"
-        self.doubts[name] = what
+        self.doubts[name] = description
         self.tops[name] = 1
         return name
 
-    # --- what a match selects ----------------------------------------------------------
+    # --- matches -----------------------------------------------------------------------
 
     def match(self, table: nft.Table, match: nft.Match) -> list[Box]:
-        """The boxes of packets that pass a match of a rule in `table`; they may overlap."""
+        """Return the boxes of packets that pass a match of a rule in `table`; they may overlap."""
         link = self._links.get(table.key)
-        here = (id(match), link)
-        seen = self._of_match.get(here)
-        if seen is not None and seen[0] is match:
-            return seen[1]
-        short = short_key(match)
-        key = None if short is None else (link, *short)
-        if isinstance(match.right, nft.SetRef):  # which many rules may ask, and which may be long
+        by_match = self._by_match[link]
+        cached = by_match.get(match)
+        if cached is not None:
+            return cached
+        is_named_set = isinstance(match.right, nft.SetRef)
+        match_key = short_key(match)
+        key = None if match_key is None else (link, *match_key)
+        if is_named_set:  # many rules may refer to it, and it may be long
             key = (table.key, match.left, match.op, match.right)
-        if key is not None and key in self._known:
-            return self._known[key]
-        doubts = len(self.doubts)
-        found = self._match(table, match)
-        if found is None or (len(found) > MOST_BOXES and not isinstance(match.right, nft.SetRef)):
-            found = [{self.doubt(f"{table.family} {table.name}: {text.shown(match)}"): only(1)}]
+        if key is not None and key in self._by_key:
+            return self._by_key[key]
+        unsupported_before = len(self.doubts)
+        boxes = self._match(table, match)
+        if boxes is None or (len(boxes) > _MAX_BOXES and not is_named_set):
+            boxes = [{self.doubt(f"{table.family} {table.name}: {text.shown(match)}"): only(1)}]
         elif key is not None:
-            self._known[key] = found
-        elif len(self.doubts) == doubts and len(self._of_match) < _REMEMBERED:  # a doubt is a new one each time
-            self._of_match[here] = (match, found)
-        return found
+            self._by_key[key] = boxes
+        elif len(self.doubts) == unsupported_before and len(by_match) < _MAX_CACHED:
+            # Not with an artificial field: each evaluation must have its own.
+            by_match.set(match, boxes)
+        return boxes
 
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
         left, right, op = match.left, match.right, match.op
         if isinstance(right, nft.SetRef):
             listed = self._sets.get((*table.key, right.name))
-            if listed is None or listed.flags & {"dynamic", "timeout"}:
+            if listed is None or listed.flags & _VOLATILE_FLAGS:
                 return None
             elements: frozenset[nft.Element] = listed.elements
         elif isinstance(right, nft.AnonymousSet):
@@ -150,7 +165,7 @@ class Space:
         mark = self._mark(left, elements, op)
         if mark is not None:
             return mark
-        flags = tcp_flags.selected(left, elements, op, self._outside)
+        flags = tcp_flags.selected(left, elements, op, self._subtract)
         if flags is not None:
             return flags
         field = self.field(left, table)
@@ -165,22 +180,25 @@ class Space:
         return [] if box is None else [box]
 
     def writable(self, table: nft.Table, statement: nft.Mangle) -> list[Box]:
-        """The packets for which a write is carried out: all that it reads is there. For others the rule ends."""
-        needs: Box | None = self._readable(statement.value)
-        if isinstance(statement.key, nft.Payload):
-            key = self._readable(statement.key)
-            needs = None if needs is None or key is None else meet(needs, key) or {"fragment": ()}
+        """Return the packets for which a write is executed: it can read its operands.
+
+        For others the rule ends.
+        """
+        needs = self._readable(statement.value)
+        if needs is not None and isinstance(statement.key, nft.Payload):
+            key_needs = self._readable(statement.key)
+            needs = None if key_needs is None else meet(needs, key_needs) or {"fragment": ()}
         if needs is None:
             return [{self.doubt(f"{table.family} {table.name}: {text.shown(statement)}"): only(1)}]
         return [needs] if all(needs.values()) else []
 
     def _readable(self, value: nft.Expression | nft.Value) -> Box | None:
-        """What must hold for an expression to have a value; None if that is not understood."""
+        """Return the packets for which an expression has a value; None if it is unsupported."""
         if isinstance(value, int | str):
             return {}
         mark = which_mark(value)
         if mark is not None:
-            return {"ct.state": TRACKED} if mark == "ctmark" else {}
+            return {"ct.state": _TRACKED} if mark == "ctmark" else {}
         if isinstance(value, nft.Bitwise):
             return self._readable(value.of)
         if isinstance(value, nft.Binary):
@@ -190,7 +208,7 @@ class Space:
         return None if field is None else field.needs
 
     def key(self, table: nft.Table, expression: nft.Expression, element: nft.Element) -> list[Box]:
-        """The packets for which a look-up of `expression` finds `element`."""
+        """Return the packets for which a lookup of `expression` finds `element`."""
         right = nft.AnonymousSet(frozenset({element}))
         return self.match(table, nft.Match(expression, right))
 
@@ -202,7 +220,7 @@ class Space:
                 return None
             pairs += parsed
         wanted, top = ranges(pairs), self.tops[field.name]
-        if op in ("==", "in"):
+        if op in _EQUAL:
             return common(wanted, ((0, top),))
         if op in ("!=", "!"):
             return complement(wanted, top)
@@ -218,58 +236,61 @@ class Space:
     def _concat(
         self, table: nft.Table, left: nft.Concat, elements: frozenset[nft.Element], op: str
     ) -> list[Box] | None:
-        fields = [self.field(part, table) for part in left.parts]
-        if op not in ("==", "in", "!=") or any(one is None for one in fields):
+        parts = [self.field(part, table) for part in left.parts]
+        fields = [field for field in parts if field is not None]
+        if op not in (*_EQUAL, "!=") or len(fields) < len(parts):
             return None
-        known = [one for one in fields if one is not None]
         needs: Box | None = {}
-        for one in known:
-            needs = None if needs is None else meet(needs, one.needs)
+        for field in fields:
+            needs = None if needs is None else meet(needs, field.needs)
         if needs is None:
             return []
-        found: list[Box] = []
+        boxes: list[Box] = []
         for element in elements:
-            if not isinstance(element, tuple) or len(element) != len(known):
+            if not isinstance(element, tuple) or len(element) != len(fields):
                 return None
             box: Box | None = dict(needs)
-            for one, value in zip(known, element, strict=True):
-                parsed = one.parse(value)
+            for field, value in zip(fields, element, strict=True):
+                parsed = field.parse(value)
                 if parsed is None:
                     return None
-                parsed = common(parsed, ((0, self.tops[one.name]),))
-                box = None if box is None or not parsed else meet(box, {one.name: parsed})
+                parsed = common(parsed, ((0, self.tops[field.name]),))
+                box = None if box is None or not parsed else meet(box, {field.name: parsed})
             if box is not None:
-                found.append(box)
+                boxes.append(box)
         if op != "!=":
-            return found
-        if len(found) > _ELEMENTS:
+            return boxes
+        if len(boxes) > _MAX_ELEMENTS:
             return None
-        return self._outside(needs, found, [one.name for one in known])
+        return self._subtract(needs, boxes, [field.name for field in fields])
 
-    def _outside(self, needs: Box, found: Sequence[Box], names: Sequence[str]) -> list[Box] | None:
-        """`needs` without all of `found`."""
-        rest = [needs]
-        for box in found:
-            pieces: list[Box] = []
-            for one in rest:
-                inner = dict(one)
+    def _subtract(self, box: Box, removed: Sequence[Box], names: Sequence[str]) -> list[Box] | None:
+        """Return `box` without all of `removed`, which differ from it in the fields `names`.
+
+        None: too many pieces.
+        """
+        pieces = [box]
+        for other in removed:
+            left: list[Box] = []
+            for piece in pieces:
+                inner = dict(piece)
                 for name in names:
                     present = inner.get(name) or ((0, self.tops[name]),)
-                    outside = without(present, box[name])
-                    if outside:
-                        pieces.append({**inner, name: outside})
-                    inner[name] = box[name]
-            rest = pieces
-            if len(rest) > MOST_BOXES:
+                    remaining = without(present, other[name])
+                    if remaining:
+                        left.append({**inner, name: remaining})
+                    inner[name] = other[name]
+            pieces = left
+            if len(pieces) > _MAX_BOXES:
                 return None
-        return rest
+        return pieces
 
     def _mark(self, left: nft.Expression, elements: frozenset[nft.Element], op: str) -> list[Box] | None:
-        """A test of a packet's or a flow's mark under a mask; None if it is none that is understood."""
-        of, mask = which_mark(left), FULL
-        if isinstance(left, nft.Bitwise) and not left.put and isinstance(left.keep, int) and which_mark(left.of):
-            of, mask = which_mark(left.of), left.keep
-        if of is None:
+        """Return the boxes of a test of the packet's or connection's mark; None: another test."""
+        mark, mask = which_mark(left), FULL
+        if isinstance(left, nft.Bitwise) and not left.put and isinstance(left.keep, int):
+            mark, mask = which_mark(left.of), left.keep
+        if mark is None:
             return None
         pairs: list[tuple[int, int]] = []
         for element in elements:
@@ -277,41 +298,48 @@ class Space:
             if parsed is None:
                 return None
             pairs += parsed
-        found: list[Box] | None
-        if op in ("==", "in", "!=") and all(low == high for low, high in pairs):
-            found = self._masked(of, mask, [low for low, _ in pairs], op)
-        elif op in ("==", "in", "!=", "<", "<=", ">", ">=") and mask in self.partition:
-            field = Field(bits.name(of, mask), values.number, {})
-            spans = [(bits.packed(low, mask), bits.packed(high, mask)) for low, high in pairs]
-            texts = frozenset(f"{low}-{high}" for low, high in spans) if mask == FULL else None
-            wanted = self._wanted(field, texts, op) if texts else None
-            found = None if wanted is None else [{field.name: wanted}] if wanted else []
-        else:
-            found = None
-        if found is None:
-            return [{self.doubt(f"a test of the {of}: {text.shown(left)} {op} {sorted(map(str, elements))}"): only(1)}]
-        needs: Box = {"ct.state": TRACKED} if of == "ctmark" else {}
-        return [{**box, **needs} for box in found]
+        boxes: list[Box] | None = None
+        if op in (*_EQUAL, "!=") and all(low == high for low, high in pairs):
+            boxes = self._mark_values(mark, mask, [low for low, _ in pairs], op)
+        elif op in (*_EQUAL, "!=", *_ORDER) and mask == FULL and mask in self.partition:
+            boxes = self._mark_ranges(mark, pairs, op)
+        if boxes is None:
+            test = f"{text.shown(left)} {op} {sorted(map(str, elements))}"
+            return [{self.doubt(f"a test of the {mark}: {test}"): only(1)}]
+        needs: Box = {"ct.state": _TRACKED} if mark == "ctmark" else {}
+        return [{**box, **needs} for box in boxes]
 
-    def _masked(self, of: str, mask: int, wanted: Sequence[int], op: str) -> list[Box] | None:
+    def _mark_values(self, mark: str, mask: int, wanted: Sequence[int], op: str) -> list[Box] | None:
+        """Return the boxes of a test for single values under a mask; None: unsupported."""
         if op != "!=":
-            return [box for value in wanted for box in bits.equal(of, self.partition, mask, value)]
+            return [box for value in wanted for box in bits.equal(mark, self.partition, mask, value)]
         wanted = [value for value in wanted if not value & ~mask]
         if len(wanted) < 2:
-            return bits.differs(of, self.partition, mask, wanted[0]) if wanted else [{}]
-        inside = [group for group in self.partition if group & mask]
-        if len(inside) != 1:
+            return bits.differs(mark, self.partition, mask, wanted[0]) if wanted else [{}]
+        groups = [group for group in self.partition if group & mask]
+        if len(groups) != 1:
             return None
-        others = complement(only(*(bits.packed(value, inside[0]) for value in wanted)), bits.top(inside[0]))
-        return [{bits.name(of, inside[0]): others}] if others else []
+        (group,) = groups
+        others = complement(only(*(bits.packed(value, group) for value in wanted)), bits.top(group))
+        return [{bits.name(mark, group): others}] if others else []
 
-    # --- what an expression reads ------------------------------------------------------
+    def _mark_ranges(self, mark: str, pairs: Sequence[tuple[int, int]], op: str) -> list[Box] | None:
+        """Return the box of a test of the whole mark for ranges; None: unsupported."""
+        field = Field(bits.name(mark, FULL), values.number, {})
+        packed = ((bits.packed(low, FULL), bits.packed(high, FULL)) for low, high in pairs)
+        texts = frozenset(f"{low}-{high}" for low, high in packed)
+        wanted = self._wanted(field, texts, op) if texts else None
+        if wanted is None:
+            return None
+        return [{field.name: wanted}] if wanted else []
+
+    # --- fields ------------------------------------------------------------------------
 
     def field(self, expression: nft.Expression, table: nft.Table | None = None) -> Field | None:
-        """The field behind an expression of a rule in `table`, or None if it is not understood."""
+        """Return the field of an expression of a rule in `table`, or None if it is unsupported."""
         hook = self._links.get(table.key) if table is not None else None
-        if hook is not None and isinstance(expression, nft.Meta) and expression.key in _OTHERWISE:
-            return self._of_link(expression.key, hook)
+        if hook is not None and isinstance(expression, nft.Meta) and expression.key in _LINK_KEYS:
+            return self._link_field(expression.key, hook)
         if expression not in self._fields:
             self._fields[expression] = self._field(expression)
         return self._fields[expression]
@@ -328,45 +356,35 @@ class Space:
             case nft.Ct("state", None):
                 return Field("ct.state", values.states, {})
             case nft.Ct("direction", None):
-                return Field("ct.direction", values.directions, {"ct.state": TRACKED})
+                return Field("ct.direction", values.directions, {"ct.state": _TRACKED})
             case nft.Payload("ip" | "ip6" as protocol, "saddr" | "daddr" as name):
-                of = 4 if protocol == "ip" else 6
-                return Field(name, values.addresses(of), {"nfproto": only(of)})
+                family = 4 if protocol == "ip" else 6
+                return Field(name, values.addresses(family), {"nfproto": only(family)})
             case nft.Payload(protocol, name) if (protocol, name) in values.PAYLOAD:
                 field, parse, needs = values.PAYLOAD[protocol, name]
                 return Field(field, parse, dict(needs))
             case nft.Fib(result, keys):
-                return self._opaque(f"fib {result} of {' '.join(keys)}", {})
+                return self._opaque_field(f"fib {result} of {' '.join(keys)}", {})
         return None
 
-    def _of_link(self, key: str, hook: str) -> Field | None:
-        """A device's own hooks know no other device, and name a family of their own."""
+    def _link_field(self, key: str, hook: str) -> Field | None:
+        """Return the field at a device's own hook: no other device, and a family of its own."""
         if key == "nfproto":
             return Field(_NOTHING, lambda value: only(int(value != _NETDEV)), {})
         side, own = key[:3], {"ingress": "iif", "egress": "oif"}.get(hook)
-        return None if own is None else Field(own if side == own else _NOTHING, self._device_value, {})
+        if own is None:
+            return None
+        return Field(own if side == own else _NOTHING, self._device_value, {})
 
     def _device_value(self, value: nft.Value) -> Ranges | None:
         return self.device(value) if isinstance(value, str) else None
 
-    def _opaque(self, name: str, needs: Box) -> Field:
-        """A field whose values mean nothing to us but are the same wherever they are read."""
-        known = self.opaque.setdefault(name, {})
+    def _opaque_field(self, name: str, needs: Box) -> Field:
+        """Return a field whose values are not interpreted but equal in all rules."""
+        numbers = self.opaque.setdefault(name, {})
         self.tops[name] = 0xFFFF
 
         def parse(value: nft.Value) -> Ranges | None:
-            return only(known.setdefault(value, len(known) + 1))
+            return only(numbers.setdefault(value, len(numbers) + 1))
 
         return Field(name, parse, needs)
-
-
-def short_key(match: nft.Match) -> tuple[object, ...] | None:
-    """A key for matches that rules repeat: a device, a mark, an owner."""
-    left, right = match.left, match.right
-    if type(right) is not str and type(right) is not int:
-        return None
-    if type(left) is nft.Meta:
-        return left.key, match.op, right
-    if type(left) is nft.Bitwise and type(left.of) is nft.Meta:
-        return left.of.key, left.keep, left.put, match.op, right
-    return None

@@ -1,36 +1,41 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One look through all tables for what the space of packets depends on: device names, masks, writers of marks."""
+"""One pass over all tables for the inputs of the header space: devices, masks, writers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from attrs import Factory, define
 
 from ..netstate import nft, text
 from ..netstate.nft import FULL
+from .identity_cache import IdentityCache
+from .shapes import Shape
 
 DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
-_ANYTHING = (nft.FlowAdd, nft.Fwd, nft.Dup, nft.Queue, nft.Tproxy, nft.UnknownStatement)
+_DEVICE_TYPES = ("ifname", "iface_index")
+_UNSUPPORTED = (nft.FlowAdd, nft.Fwd, nft.Dup, nft.Queue, nft.Tproxy, nft.UnknownStatement)
 
 
 @define
 class Survey:
-    """`devices` and patterns that rules name, `masks` of marks that are tested or written, and `writers`:
-    the chains with a rule that changes a mark or a header."""
+    """Names and patterns of `devices`, `masks` of marks, and the rules that write.
+
+    `writing_chains` are the chains with a rule that changes a mark or a header.
+    """
 
     devices: set[str] = Factory(set)
     masks: set[int] = Factory(set)
     writers: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
-    writes: dict[nft.Mangle, None] = Factory(dict)  # each different one once
-    rewritten: set[tuple[str, str]] = Factory(set)  # tables with a rule that changes something else than a mark
-    unknown: list[str] = Factory(list)  # statements that may do anything, or send packets round the hooks
-    shapes: dict[int, Any] = Factory(dict)  # what model/passage.py works out of each rule, once
+    writes: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
+    # Tables with a rule that changes something else than a mark
+    rewritten: set[tuple[str, str]] = Factory(set)
+    unknown: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
+    shapes: IdentityCache[nft.Rule, Shape] = Factory(IdentityCache)  # filled by ChainTransfer
 
 
 def which_mark(expression: object) -> str | None:
-    """ "mark" or "ctmark" if the expression reads that alone."""
+    """Return "mark" or "ctmark" if the expression reads only that mark, else None."""
     if isinstance(expression, nft.Meta):
         return "mark" if expression.key == "mark" else None
     if isinstance(expression, nft.Ct):
@@ -39,74 +44,80 @@ def which_mark(expression: object) -> str | None:
 
 
 def survey(tables: Iterable[nft.Table]) -> Survey:
-    """Look through everything once."""
-    found = Survey()
+    """Scan all tables once."""
+    scan = Survey()
     for table in tables:
-        for one in table.sets:
-            if "ifname" in one.type or "iface_index" in one.type:
-                columns = [at for at, kind in enumerate(one.type) if kind in ("ifname", "iface_index")]
-                for element in one.elements:
-                    parts = element if isinstance(element, tuple) else (element,)
-                    found.devices.update(str(parts[at]) for at in columns if at < len(parts))
+        for named_set in table.sets:
+            _scan_set(named_set, scan)
         for chain in table.chains:
             for rule in chain.rules:
                 for statement in rule.statements:
-                    kind = type(statement)
-                    if kind is nft.Match:
-                        _expression(statement.left, statement.right, found)
-                    elif kind is nft.Mangle:
-                        _write(statement, found)
-                        found.writers.add((*table.key, chain.name))
-                        found.writes[statement] = None
-                        if which_mark(statement.key) is None:
-                            found.rewritten.add(table.key)
-                    elif kind is nft.VerdictMap:
-                        _expression(statement.key, _keys(statement), found)
-                    elif kind is nft.VerdictMapRef:
-                        _expression(statement.key, _held(table, statement.name), found)
-                    elif kind in _ANYTHING:
-                        found.unknown.append(_where(table, chain, statement))
-    return found
+                    _scan_statement(table, chain, statement, scan)
+    return scan
 
 
-def _where(table: nft.Table, chain: nft.Chain, statement: nft.Statement) -> str:
-    return f"{table.family} {table.name} {chain.name}: {text.shown(statement)}"
+def _scan_set(named_set: nft.Set, scan: Survey) -> None:
+    columns = [index for index, name in enumerate(named_set.type) if name in _DEVICE_TYPES]
+    if not columns:
+        return
+    for element in named_set.elements:
+        parts = element if isinstance(element, tuple) else (element,)
+        scan.devices.update(str(parts[index]) for index in columns if index < len(parts))
 
 
-def _held(table: nft.Table, name: str) -> nft.AnonymousSet | None:
-    found = next((one for one in table.maps if one.name == name), None)
-    return nft.AnonymousSet(frozenset(key for key, _ in found.elements)) if found else None
+def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: Survey) -> None:
+    if isinstance(statement, nft.Match):
+        _scan_match(statement.left, statement.right, scan)
+    elif isinstance(statement, nft.Mangle):
+        _scan_write(statement, scan)
+        scan.writers.add((*table.key, chain.name))
+        scan.writes[statement] = None
+        if which_mark(statement.key) is None:
+            scan.rewritten.add(table.key)
+    elif isinstance(statement, nft.VerdictMap):
+        keys = nft.AnonymousSet(frozenset(key for key, _ in statement.entries))
+        _scan_match(statement.key, keys, scan)
+    elif isinstance(statement, nft.VerdictMapRef):
+        _scan_match(statement.key, _map_keys(table, statement.name), scan)
+    elif isinstance(statement, _UNSUPPORTED):
+        scan.unknown.append(f"{table.family} {table.name} {chain.name}: {text.shown(statement)}")
 
 
-def _keys(statement: nft.VerdictMap) -> nft.AnonymousSet:
-    return nft.AnonymousSet(frozenset(key for key, _ in statement.entries))
+def _map_keys(table: nft.Table, name: str) -> nft.AnonymousSet | None:
+    named = next((each for each in table.maps if each.name == name), None)
+    return nft.AnonymousSet(frozenset(key for key, _ in named.elements)) if named else None
 
 
-def _expression(left: object, right: object, found: Survey) -> None:
-    kind = type(left)
-    if kind is nft.Meta:
-        if left.key in DEVICE_KEYS:  # type: ignore[attr-defined]
-            found.devices.update(_names(right))
-    elif kind is nft.Bitwise:
-        if which_mark(left.of) and isinstance(left.keep, int):  # type: ignore[attr-defined]
-            found.masks.add(left.keep)  # type: ignore[attr-defined]
-    elif kind is nft.Concat:
-        for at, part in enumerate(left.parts):  # type: ignore[attr-defined]
-            column = nft.AnonymousSet(
-                frozenset(one[at] for one in right.elements if isinstance(one, tuple) and at < len(one))
-            ) if isinstance(right, nft.AnonymousSet) else None  # fmt: skip
-            _expression(part, column, found)
+def _scan_match(left: nft.Expression, right: object, scan: Survey) -> None:
+    if isinstance(left, nft.Meta):
+        if left.key in DEVICE_KEYS:
+            scan.devices.update(_names(right))
+    elif isinstance(left, nft.Bitwise):
+        if which_mark(left.of) and isinstance(left.keep, int):
+            scan.masks.add(left.keep)
+    elif isinstance(left, nft.Concat):
+        for index, part in enumerate(left.parts):
+            _scan_match(part, _column(right, index), scan)
+
+
+def _column(right: object, index: int) -> nft.AnonymousSet | None:
+    """Return one part of each element of a set of concatenations."""
+    if not isinstance(right, nft.AnonymousSet):
+        return None
+    return nft.AnonymousSet(
+        frozenset(element[index] for element in right.elements if isinstance(element, tuple) and index < len(element))
+    )
 
 
 def _names(right: object) -> Iterable[str]:
     if isinstance(right, str):
         return (right,)
     if isinstance(right, nft.AnonymousSet):
-        return (str(one) for one in right.elements if not isinstance(one, tuple))
+        return (str(element) for element in right.elements if not isinstance(element, tuple))
     return ()
 
 
-def _write(statement: nft.Mangle, found: Survey) -> None:
+def _scan_write(statement: nft.Mangle, scan: Survey) -> None:
     value = statement.value
     if isinstance(value, nft.Bitwise) and isinstance(value.keep, int) and isinstance(value.put, int):
-        found.masks.update({value.keep & FULL, value.put & FULL} - {0, FULL})
+        scan.masks.update({value.keep & FULL, value.put & FULL} - {0, FULL})

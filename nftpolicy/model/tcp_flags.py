@@ -6,46 +6,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ..netstate import nft
-from . import values
 from .box import Box, only
+from .symbols import TCP_FLAGS
 
 _FLAGS = nft.Payload("tcp", "flags")
-# The first box without all of the others, which differ from it in the fields named.
-Outside = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
+# Returns the first box without all of the others, which differ from it in the named fields.
+Subtract = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
 
 
-def selected(left: nft.Expression, elements: Iterable[nft.Element], op: str, outside: Outside) -> list[Box] | None:
-    """The boxes of packets that pass the test; None if it is none of TCP flags that is understood."""
-    asked = values.TCP_FLAGS
+def selected(left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract) -> list[Box] | None:
+    """Return the boxes of packets that pass the test; None: not a supported test of TCP flags."""
+    tested: tuple[str, ...] = TCP_FLAGS
     if isinstance(left, nft.Bitwise) and left.of == _FLAGS and not left.put:
-        masked = _names(left.keep)
+        masked = _flag_names(left.keep)
         if masked is None or op not in ("==", "!="):
             return None
-        left, asked = _FLAGS, masked
+        left, tested = _FLAGS, masked
     if left != _FLAGS:
         return None
     needs: Box = {"protocol": only(6), "fragment": only(0), "nfproto": only(4, 6)}
-    named = [_names(one) for one in elements]
-    if None in named:
+    parsed = [_flag_names(element) for element in elements]
+    values = [flags for flags in parsed if flags is not None]
+    if len(values) < len(parsed):
         return None
-    sets = [one for one in named if one is not None]
-    together = {flag for one in sets for flag in one}
+    union = {flag for flags in values for flag in flags}
     if op == "in":
-        return [{**needs, f"tcp.{flag}": only(1)} for flag in sorted(together)]
+        return [{**needs, f"tcp.{flag}": only(1)} for flag in sorted(union)]
     if op in ("&", "!"):
-        return [{**needs, **{f"tcp.{flag}": only(int(op == "&")) for flag in together}}]
+        bit = only(int(op == "&"))
+        return [{**needs, **{f"tcp.{flag}": bit for flag in union}}]
     exact = [
-        {**needs, **{f"tcp.{flag}": only(int(flag in one)) for flag in asked}}
-        for one in sets if set(one) <= set(asked)
-    ]  # fmt: skip
+        {**needs, **{f"tcp.{flag}": only(int(flag in flags)) for flag in tested}}
+        for flags in values
+        if set(flags) <= set(tested)
+    ]
     if op == "==":
         return exact
-    return outside(needs, exact, [f"tcp.{flag}" for flag in asked]) if op == "!=" else None
+    return subtract(needs, exact, [f"tcp.{flag}" for flag in tested]) if op == "!=" else None
 
 
-def _names(value: object) -> tuple[str, ...] | None:
-    """The flags that a value names: "ack,syn"."""
+def _flag_names(value: object) -> tuple[str, ...] | None:
+    """Return the flags that a value like "ack,syn" names; None: unsupported."""
     if not isinstance(value, str):
         return () if value == 0 else None
-    words = tuple(word.strip() for word in value.split(","))
-    return words if all(word in values.TCP_FLAGS for word in words) else None
+    names = tuple(name.strip() for name in value.split(","))
+    return names if all(name in TCP_FLAGS for name in names) else None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is not understood: every question about it forks the walk, and only what all forks agree on is known."""
+"""Nondeterministic choices: each unsupported construct branches the trace.
+
+Only what all branches agree on is known.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ Result = TypeVar("Result")
 
 @mutable
 class Doubts:
-    """The answers of one run. Questions beyond `script` are answered with yes."""
+    """The choices of one branch. Questions beyond `script` are answered with yes."""
 
     script: tuple[bool, ...] = ()
     given: list[bool] = field(factory=list, init=False)
@@ -23,50 +26,51 @@ class Doubts:
     noted: list[str] = field(factory=list, init=False)
 
     def ask(self, what: str) -> bool:
-        """Does this thing, which nobody here understands, match?"""
+        """Return this branch's answer to an open question, for example whether a match holds."""
         answer = self.script[len(self.given)] if len(self.given) < len(self.script) else True
         self.given.append(answer)
         self.asked.append(what)
         return answer
 
     def note(self, what: str) -> None:
-        """Something happens to the packet here that has no two answers: this run's outcome is not known."""
+        """Record an effect that is not modelled: the outcome of this branch is unknown."""
         self.noted.append(what)
 
 
 @frozen
 class Forks(Generic[Result]):
-    """The results of all runs; not `complete` if there would have been more of them than the cap allows."""
+    """The results of all branches; `complete` is False if the limit cut some of them off."""
 
     results: tuple[Result, ...]
     complete: bool
-    doubts: tuple[str, ...]  # what was asked or noted in any run, once each, in order
-    noted: tuple[str, ...]  # the part of it that leaves even a single run without a known outcome
+    # Questions and unsupported constructs of all branches, without duplicates, in order
+    doubts: tuple[str, ...]
+    noted: tuple[str, ...]  # those of them that leave even a single branch without a known outcome
 
 
 def explore(run: Callable[[Doubts], Result], cap: int = CAP) -> Forks[Result]:
-    """Run under all answers, depth first, the first run with yes to everything."""
+    """Run under all answers, depth first; the first branch answers every question with yes."""
     first = Doubts()
     result = run(first)
-    if not first.given and not first.noted:  # as nearly always
+    if not first.given and not first.noted:  # the usual case
         return Forks((result,), True, (), ())
     script: tuple[bool, ...] | None = _next(first.given)
     results = [result]
     doubts = dict.fromkeys((*first.asked, *first.noted))
     noted = dict.fromkeys(first.noted)
     while script is not None and len(results) < cap:
-        oracle = Doubts(script)
-        results.append(run(oracle))
-        if oracle.asked or oracle.noted:
-            doubts |= dict.fromkeys((*oracle.asked, *oracle.noted))
-            noted |= dict.fromkeys(oracle.noted)
-        script = _next(oracle.given)
+        choices = Doubts(script)
+        results.append(run(choices))
+        if choices.asked or choices.noted:
+            doubts |= dict.fromkeys((*choices.asked, *choices.noted))
+            noted |= dict.fromkeys(choices.noted)
+        script = _next(choices.given)
     return Forks(tuple(results), script is None, tuple(doubts), tuple(noted))
 
 
-def _next(given: list[bool]) -> tuple[bool, ...] | None:
-    """The script after the run that gave these answers: the last yes becomes a no."""
-    for at in range(len(given) - 1, -1, -1):
-        if given[at]:
-            return (*given[:at], False)
+def _next(answers: list[bool]) -> tuple[bool, ...] | None:
+    """Return the script of the next branch: the last yes becomes a no; None: no branch is left."""
+    for index in range(len(answers) - 1, -1, -1):
+        if answers[index]:
+            return (*answers[:index], False)
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A packet as nft sees it at one hook."""
+"""A packet as nft sees it at one hook (struct nft_pktinfo)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from attrs import Factory, mutable
 from .packet import ETHERTYPES, ICMP, ICMPV6, Packet
 
 SYN, ACK = 2, 16
+# Header fields that a packet leaves open, as they commonly are.
 _COMMON = {
     ("ip", "ttl"): 64,
     ("ip6", "hoplimit"): 64,
@@ -19,16 +20,18 @@ _COMMON = {
 }
 
 
-# Types by protocol: of a question, of an answer, and of an error.
-_OF_ICMP = {ICMP: ("icmp", 8, 0, 3), ICMPV6: ("icmpv6", 128, 129, 1)}
+# By protocol: its name, and the types of an echo request, an echo reply and "destination
+# unreachable".
+_ICMP_TYPES = {ICMP: ("icmp", 8, 0, 3), ICMPV6: ("icmpv6", 128, 129, 1)}
 
 
 @mutable
 class View:
-    """What rules read of a packet, and what they have written. Addresses are integers.
+    """The packet data that rules read and write. Addresses are integers.
 
-    The walk makes one per packet and changes `iif` and `oif` from hook to hook. `uid` and `gid` are None for
-    a packet without a socket. `status` holds the names of `ct status` ("dnat", "snat", ...).
+    A trace makes one per packet and changes `iif` and `oif` from hook to hook. `uid` and `gid` are
+    None for a packet without a socket. `status` holds the names of `ct status` ("dnat", "snat",
+    ...).
     """
 
     family: int
@@ -46,24 +49,28 @@ class View:
     uid: int | None = None
     gid: int | None = None
     cgroup: str | None = None
-    ethertype: int | None = None  # None: that of the family
+    ethertype: int | None = None  # None: the ethertype of the family
     fields: Mapping[tuple[str, str], int] = Factory(dict)
     origin: str = "socket"
     status: frozenset[str] = frozenset()
-    # Written by rules. `new_source` is None for an address that only the walk can know (masquerade), and so is the
-    # destination of what was redirected as it arrived.
+    # Written by rules. `new_source` is None for an address that only the trace can determine
+    # (masquerade), and so is the destination of a packet that a prerouting chain redirected.
     dnat: bool = False
     snat: bool = False
     new_source: int | None = None
     redirected: bool = False
     notrack: bool = False
-    # Answers fib expressions: (result, keys, view) -> a type's or a device's name, None if it is not known.
+    # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not
+    # known.
     fib: Callable[[str, tuple[str, ...], View], str | None] | None = None
 
     @classmethod
     def of(cls, packet: Packet, source: int, iif: str | None = None, oif: str | None = None) -> View:
-        """The packet as its first hook sees it; `source` is the address that the kernel chose if it had none."""
-        flow, owned = packet.flow, packet.has_socket
+        """Return the packet as its first hook sees it.
+
+        `source` is the address that the kernel selected.
+        """
+        flow, has_socket = packet.flow, packet.has_socket
         return cls(
             packet.family,
             source,
@@ -77,31 +84,42 @@ class View:
             flow.direction,
             iif,
             oif,
-            packet.uid if owned else None,
-            packet.gid if owned else None,
-            packet.cgroup if owned else None,
+            packet.uid if has_socket else None,
+            packet.gid if has_socket else None,
+            packet.cgroup if has_socket else None,
             packet.ethertype,
             packet.fields,
             packet.origin,
         )
 
+    def drop_socket(self) -> None:
+        """Remove the socket's data, as the loopback device does (skb_orphan)."""
+        self.uid = self.gid = self.cgroup = None
+
     def header(self, protocol: str, name: str) -> int | None:
-        """A header field. What the packet leaves open is as it commonly is; None: that can't be said."""
+        """Return a header field, with the common value if the packet leaves it open.
+
+        None: not known.
+        """
         value = self.fields.get((protocol, name), _COMMON.get((protocol, name)))
         if value is not None:
-            # What is passed on has lost one hop before its hooks.
-            passed_on = self.iif is not None and self.oif is not None and name in ("ttl", "hoplimit")
-            return value - 1 if passed_on else value
+            # The kernel decrements the hop limit of a forwarded packet before its hooks.
+            is_forwarded = self.iif is not None and self.oif is not None
+            return value - 1 if is_forwarded and name in ("ttl", "hoplimit") else value
         if (protocol, name) == ("tcp", "flags"):
             return SYN if (self.ct_state, self.ct_direction) == ("new", "original") else ACK
-        if name in ("type", "code") and self.protocol in _OF_ICMP:
-            of, question, answer, error = _OF_ICMP[self.protocol]
-            if of == protocol:
-                of_flow = answer if self.ct_direction == "reply" else question
-                return 0 if name == "code" else error if self.ct_state == "related" else of_flow
+        if name in ("type", "code") and self.protocol in _ICMP_TYPES:
+            own_protocol, request, reply, error = _ICMP_TYPES[self.protocol]
+            if own_protocol != protocol:
+                return None
+            if name == "code":
+                return 0
+            if self.ct_state == "related":
+                return error
+            return reply if self.ct_direction == "reply" else request
         return None
 
     @property
     def protocol_number(self) -> int:
-        """The ethertype."""
+        """Return the ethertype."""
         return self.ethertype if self.ethertype is not None else ETHERTYPES[self.family]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The way of one packet through Linux, with every decision: what the other proofs are held against.
+"""The trace of one packet through Linux, with every decision; the proofs are checked against it.
 
-The way may be longer in the model than in the kernel, never shorter: what can only drop a packet (hop limits,
-its size, a few strange addresses, neighbours that do not answer) is left out. Fragments are too, and bridges:
-what leaves by a bridge counts as gone.
+The path may be longer in the model than in the kernel, never shorter: checks that only drop packets
+(hop limits, packet size, a few special addresses, neighbours that do not answer) are omitted.
+Fragments and bridges are not modelled: a packet that leaves by a bridge counts as sent.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from attrs import evolve, frozen
 
 from ..netstate import nft
 from ..netstate.state import NetState
+from .addresses import is_link_local6, is_multicast4
 from .chains import Ruleset
-from .decision import Decision, Untold
-from .hooks import DROPPED, Compared, Hooks, compared, tracks
+from .decision import Decision, TraceLog, Untold
+from .hooks import DROPPED as DROPPED  # an outcome of traces too
+from .hooks import Compared, Hooks, compared, tracks
 from .kinds import Kinds
 from .packet import FORWARD, FRAME, KERNEL, Packet
 from .routing import Router
@@ -26,19 +28,18 @@ from .sending import Sending, Way
 from .unknown import Doubts, Forks, explore
 from .view import View
 
-LOOPBACK6, LINK_LOCAL6 = 1, 0x3FA  # ::1; the first ten bits of fe80::/10
-MULTICAST4 = 0xE  # the first four bits of 224.0.0.0/4
+LOOPBACK6 = 1  # ::1
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
 
 @frozen
 class Walk:
-    """What became of a packet.
+    """The trace of a packet and its outcome.
 
-    `device` is the one by which it leaves ("unknown": may leave). Mark, addresses and port are those at
-    the end, after NAT; `source` is None if the kernel's choice is not known. `doubts` says what was not
-    understood, where. `flow_mark` is the mark of the connection (ct mark) at the end. `agreed` is whether all
-    answers to the doubts come to this same end.
+    `device` is the output device ("unknown": the packet may leave by it). Mark, addresses and port
+    are those at the end, after NAT; `source` is None if the kernel's choice is not known.
+    `unsupported` has the open questions and unsupported constructs on the path. `ct_mark` is the
+    mark of the connection at the end. `unanimous`: all branches end in the same state.
     """
 
     packet: Packet
@@ -55,156 +56,187 @@ class Walk:
 
     @property
     def end(self) -> tuple[object, ...]:
-        """All that a walk comes to but for the source address."""
+        """Return the final state except for the source address."""
         return self.outcome, self.device, self.mark, self.flow_mark, self.destination, self.dport
 
 
 class Model:
-    """Linux, as far as it decides where packets go, in one state."""
+    """The packet path of Linux in one state."""
 
     def __init__(self, state: NetState, ruleset: Ruleset | None = None) -> None:
-        """`ruleset`: that of the state, if it is ready already."""
+        """Index the state; `ruleset` is its ruleset if it is prepared already."""
         self.router = Router(state)
         self.ruleset = ruleset or Ruleset(state.tables)
         self.sending = Sending(self.router, state)
         self.kinds = Kinds(state)
-        self._tracked: dict[int, bool | None] = {}
+        self._has_conntrack: dict[int, bool | None] = {}
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
 
     def walk(self, packet: Packet, told: bool = True) -> Walk:
-        """The way of a packet. "unknown" means that it may leave. Not `told`: no decisions, which is quicker."""
-        forks = explore(lambda doubts: _Run(self, packet, doubts, told).walk())
-        return _agreed(packet, forks) if forks.doubts else forks.results[0]
+        """Trace a packet.
+
+        "unknown": it may leave. `record` False: without steps, which is faster.
+        """
+        branches = explore(lambda choices: _Run(self, packet, choices, told).trace())
+        return _merge(packet, branches) if branches.doubts else branches.results[0]
 
     def tracked(self, family: int) -> bool | None:
-        """Whether there is connection tracking; None if that is not known."""
-        if family not in self._tracked:
-            self._tracked[family] = tracks(self.ruleset.tables, family)
-        return self._tracked[family]
+        """Return True if connections are tracked; None if that is not known."""
+        if family not in self._has_conntrack:
+            self._has_conntrack[family] = tracks(self.ruleset.tables, family)
+        return self._has_conntrack[family]
 
     def fib(self, result: str, keys: tuple[str, ...], view: View) -> str | None:
-        """The answer to a fib expression. For IPv6 it takes a look-up, and what refuses that is the answer."""
-        answer = self.kinds.fib(result, keys, view)
-        if answer is None or view.family == 4:
-            return answer
-        ends = (view.destination, view.source) if "daddr" in keys else (view.source, view.destination)
-        device = view.iif if "iif" in keys else view.oif if "oif" in keys else None
-        oif = (device or view.oif or view.iif) if ends[0] >> 118 == LINK_LOCAL6 else None
-        routed = self.router.lookup(6, ends[0], source=ends[1], oif=oif, protocol=view.protocol, exact=True)
+        """Return the value of a fib expression, None if not known.
+
+        IPv6 also does a route lookup; if it fails, its error is the value (nft_fib6_eval_type).
+        """
+        address_type = self.kinds.fib(result, keys, view)
+        if address_type is None or view.family == 4:
+            return address_type
+        address, other = view.source, view.destination
+        if "daddr" in keys:
+            address, other = other, address
+        device = None
+        if "iif" in keys:
+            device = view.iif
+        elif "oif" in keys:
+            device = view.oif
+        oif = (device or view.oif or view.iif) if is_link_local6(address) else None
+        routed = self.router.lookup(6, address, source=other, oif=oif, protocol=view.protocol, exact=True)
         if routed.outcome == UNKNOWN:
             return None
         if routed.outcome != "local" and not routed.leaves:
             return "unreachable" if routed.outcome == "none" else routed.outcome
         if routed.device == LOOPBACK and routed.leaves:
             return "unreachable"
-        return "unicast" if device is None and routed.leaves and answer in ("local", "anycast") else answer
+        if device is None and routed.leaves and address_type in ("local", "anycast"):
+            return "unicast"
+        return address_type
 
     def forwards(self, family: int, iif: str) -> bool:
-        """Whether packets that arrive by a device are passed on, unless a sysctl in the state says no."""
-        read = self._sysctls.get
+        """Return True if packets that arrive by a device are forwarded.
+
+        Unknown sysctls count as on.
+        """
+        value: str | None
         if family == 4:
-            value = read(f"net/ipv4/conf/{iif}/forwarding", read("net/ipv4/ip_forward", "1"))
+            default = self._sysctls.get("net/ipv4/ip_forward", "1")
+            value = self._sysctls.get(f"net/ipv4/conf/{iif}/forwarding", default)
         else:
-            value = read("net/ipv6/conf/all/forwarding", "1")
+            value = self._sysctls.get("net/ipv6/conf/all/forwarding", "1")
             if value == "0":
-                value = read(f"net/ipv6/conf/{iif}/force_forwarding", "0")
+                value = self._sysctls.get(f"net/ipv6/conf/{iif}/force_forwarding", "0")
         return value != "0"
 
 
 class _Run:
-    """One packet under one set of answers."""
+    """The trace of one packet in one branch."""
 
-    def __init__(self, model: Model, packet: Packet, doubts: Doubts, told: bool) -> None:
-        self._model, self._packet, self._doubts = model, packet, doubts
-        self._told = told
-        self._log: list[Decision] = [] if told else Untold()
+    def __init__(self, model: Model, packet: Packet, choices: Doubts, records: bool) -> None:
+        self._model, self._packet, self._doubts = model, packet, choices
+        self._records = records
+        self._log: TraceLog = [] if records else Untold()
         self._source = packet.source
-        self._sent_from = packet.source or 0
+        self._original_source = packet.source or 0
         self._way: Way
         self._view = View.of(packet, packet.source or 0)
         self._view.fib = model.fib
-        self._hooks = Hooks(model.ruleset, partial(model.tracked, packet.family), self._view, doubts, self._log)
+        has_conntrack = partial(model.tracked, packet.family)
+        self._hooks = Hooks(model.ruleset, has_conntrack, self._view, choices, self._log)
 
-    def walk(self) -> Walk:
+    def trace(self) -> Walk:
+        """Trace the packet from its origin."""
         if self._packet.origin == FRAME:
-            return self._frame()
+            return self._send_frame()
         if self._packet.origin == FORWARD:
-            return self._forwarded()
-        return self._sent()
+            return self._receive()
+        return self._send()
 
-    # The ways to begin
+    # Origins
 
-    def _frame(self) -> Walk:
+    def _send_frame(self) -> Walk:
         device = self._packet.bound
         if device is None:
             raise ValueError("a frame is sent by a device: Packet.bound")
-        self._say("source", f"a packet socket on {device}, mark {self._packet.mark:#x}: no route and no inet hook")
+        text = f"a packet socket on {device}, mark {self._packet.mark:#x}: no route and no inet hook"
+        self._record("source", text)
         if device != LOOPBACK:
-            return self._out_by(device)
-        # What is put on lo arrives there, like a packet of another host.
-        stop = self._stopped("egress", oif=device, device=device)
-        self._view.uid = self._view.gid = self._view.cgroup = None
+            return self._transmit(device)
+        # A frame that is sent by lo arrives there, like a packet of another host.
+        stop = self._traverse("egress", oif=device, device=device)
+        self._view.drop_socket()
         self._view.origin = FORWARD
-        return stop or self._arrived(device)
+        return stop or self._input(device)
 
-    def _sent(self) -> Walk:
+    def _send(self) -> Walk:
         packet = self._packet
-        if self._told:
-            self._log.append(_sender(packet))
-        way = self._model.sending.first(packet, self._doubts, self._log)
-        if way is None:
+        if self._records:
+            self._log.append(_sender_step(packet))
+        route = self._model.sending.first(packet, self._doubts, self._log)
+        if route is None:
             return self._end(UNROUTABLE)
-        self._way = way
-        self._source = packet.source if way.source is None else way.source
-        self._view.source = self._sent_from = self._source or 0
-        return self._stopped("output", oif=way.device, after=self._routed_again) or self._leave(None)
+        self._way = route
+        self._source = packet.source if route.source is None else route.source
+        self._view.source = self._original_source = self._source or 0
+        stop = self._traverse("output", oif=route.device, after=self._routed_again)
+        return stop or self._output(None)
 
-    def _forwarded(self) -> Walk:
+    def _receive(self) -> Walk:
         packet, iif = self._packet, self._packet.iif
         if iif is None:
             raise ValueError("a forwarded packet arrives by a device: Packet.iif")
-        self._say("source", f"arrives by {iif}")
-        if packet.family == 6 and LOOPBACK6 in (packet.source, packet.destination) and iif != LOOPBACK:
-            self._say("route", "the address of lo, and from another device: not taken in", "drop")
+        self._record("source", f"arrives by {iif}")
+        has_loopback = LOOPBACK6 in (packet.source, packet.destination)
+        if packet.family == 6 and has_loopback and iif != LOOPBACK:
+            # ip6_rcv_core drops ::1 from any other device than lo.
+            self._record("route", "address ::1 received from another device than lo", "drop")
             return self._end(DROPPED)
-        return self._arrived(iif)
+        return self._input(iif)
 
-    def _arrived(self, iif: str) -> Walk:
+    def _input(self, iif: str) -> Walk:
         packet, view = self._packet, self._view
-        stop = self._stopped("ingress", iif=iif, device=iif)
-        stop = stop or self._stopped("prerouting", iif=iif, after=self._redirected)
+        stop = self._traverse("ingress", iif=iif, device=iif)
+        stop = stop or self._traverse("prerouting", iif=iif, after=self._resolve_redirect)
         if stop is not None:
             return stop
-        way = self._model.sending.arrived(packet, view, iif, self._doubts, self._log)
-        if way is None:
+        route = self._model.sending.arrived(packet, view, iif, self._doubts, self._log)
+        if route is None:
             return self._end(UNROUTABLE)
-        self._way = way
-        if way.is_local:
-            return self._stopped("input", iif=iif) or self._end(DELIVERED)
+        self._way = route
+        if route.is_local:
+            return self._traverse("input", iif=iif) or self._end(DELIVERED)
         if not self._model.forwards(packet.family, iif):
-            self._say("route", f"not passed on: forwarding is off for {iif}", "drop")
+            self._record("route", f"not forwarded: forwarding is off for {iif}", "drop")
             return self._end(DROPPED)
-        if packet.family == 6 and view.source >> 118 == LINK_LOCAL6 and way.device != iif:
-            self._say("route", f"not passed on: its source means something by {iif} only", "drop")
+        if packet.family == 6 and is_link_local6(view.source) and route.device != iif:
+            self._record("route", f"not forwarded: its source address is valid on {iif} only", "drop")
             return self._end(DROPPED)
-        return self._stopped("forward", iif=iif, oif=way.device) or self._leave(iif)
+        stop = self._traverse("forward", iif=iif, oif=route.device)
+        return stop or self._output(iif)
 
-    # The ways on
+    # After a chain
 
-    def _routed_again(self, at: nft.Hook, before: Compared) -> str | None:
-        """What a chain in the output hook changed may lead elsewhere; the hook goes on with the old device."""
+    def _routed_again(self, hook: nft.Hook, before: Compared) -> str | None:
+        """Reroute the packet if a chain of the output hook changed it.
+
+        The hook keeps the old device.
+        """
         now = compared(self._view)
-        if now == before or (at.type == "nat" and now[2] == before[2]) or at.type not in ("route", "nat"):
+        if now == before or hook.type not in ("route", "nat"):
             return None
-        self._say("reroute", "what decides on the way was changed, so it is routed again")
-        way = self._model.sending.again(self._packet, self._view, self._way.device, self._doubts, self._log)
-        if way is None:
+        if hook.type == "nat" and now[2] == before[2]:
+            return None
+        self._record("reroute", "mark or addresses were changed, so the packet is routed again")
+        device = self._way.device
+        route = self._model.sending.again(self._packet, self._view, device, self._doubts, self._log)
+        if route is None:
             return UNROUTABLE
-        self._way = way
+        self._way = route
         return None
 
-    def _redirected(self, at: nft.Hook, before: Compared) -> str | None:
-        """To an address of the device of arrival."""
+    def _resolve_redirect(self, hook: nft.Hook, before: Compared) -> str | None:
+        """Set the destination of a redirected packet to an address of the input device."""
         view = self._view
         if view.redirected and view.iif is not None:
             own = self._model.sending.own_address(view, view.iif, self._doubts)
@@ -213,8 +245,8 @@ class _Run:
             view.destination, view.redirected = own, False
         return None
 
-    def _masqueraded(self, at: nft.Hook, before: Compared) -> str | None:
-        """From an address of the device by which it leaves."""
+    def _resolve_masquerade(self, hook: nft.Hook, before: Compared) -> str | None:
+        """Set the source of a masqueraded packet to an address of the output device."""
         view = self._view
         if view.snat and view.new_source is None:
             view.new_source = self._model.sending.own_address(view, self._way.device, self._doubts)
@@ -223,55 +255,67 @@ class _Run:
             view.source = view.new_source
         return None
 
-    def _is_copied(self) -> bool:
-        """Whether IPv4 sends a copy to this machine first, which may be the first packet of the flow."""
+    # Output
+
+    def _has_local_copy(self) -> bool:
+        """Return True if IPv4 sends a copy to this machine first (ip_mc_output).
+
+        That copy may be the first packet of the connection.
+        """
         if self._packet.family == 6 or self._view.origin == FORWARD:
             return False
-        return self._way.is_broadcast or self._view.destination >> 28 == MULTICAST4
+        return self._way.is_broadcast or is_multicast4(self._view.destination)
 
-    def _leave(self, iif: str | None) -> Walk:
-        """From postrouting to the wire, or back in by the loopback device."""
+    def _output(self, iif: str | None) -> Walk:
+        """Trace from postrouting to the wire, or back to input by the loopback device."""
         device = self._way.device
         if self._packet.family == 6 and device == LOOPBACK and not self._way.is_local:
-            self._say("route", "by lo, but not to this machine: IPv6 discards it", "drop")
+            self._record("route", "by lo, but not to this machine: IPv6 discards it", "drop")
             return self._end(DROPPED)
-        copied = self._is_copied()
-        stop = self._stopped("postrouting", iif=iif, oif=device, copied=copied, after=self._masqueraded)
+        stop = self._traverse(
+            "postrouting",
+            iif=iif,
+            oif=device,
+            copied=self._has_local_copy(),
+            after=self._resolve_masquerade,
+        )
         if stop is not None:
             return stop
-        if self._view.source != self._sent_from:
+        if self._view.source != self._original_source:
             self._source = self._view.source
-        return self._out_by(device)
+        return self._transmit(device)
 
-    def _out_by(self, device: str) -> Walk:
-        stop = self._stopped("egress", oif=device, device=device)
+    def _transmit(self, device: str) -> Walk:
+        stop = self._traverse("egress", oif=device, device=device)
         if stop is not None:
             return stop
         if device != LOOPBACK:
             return self._end(LEAVES, device)
-        # The socket is forgotten on the way; connection and route are not, so nothing is translated or routed again.
-        self._view.uid = self._view.gid = self._view.cgroup = None
-        stop = self._stopped("ingress", iif=device, device=device)
-        stop = stop or self._stopped("prerouting", iif=device, nat=False)
+        # lo removes the socket but keeps connection and route: no second NAT, no second routing.
+        self._view.drop_socket()
+        stop = self._traverse("ingress", iif=device, device=device)
+        stop = stop or self._traverse("prerouting", iif=device, nat=False)
         if stop is None and not self._way.is_local and self._view.origin == FORWARD:
-            self._say("route", "goes round lo until its hops are used up", "drop")
+            self._record("route", "loops by lo until its hop limit is exhausted", "drop")
             return self._end(DROPPED)
-        return stop or self._stopped("input", iif=device, nat=False) or self._end(DELIVERED)
+        stop = stop or self._traverse("input", iif=device, nat=False)
+        return stop or self._end(DELIVERED)
 
-    # Parts
+    # Helpers
 
-    def _say(self, kind: str, text: str, effect: str = "goes on") -> None:
-        if self._told:
+    def _record(self, kind: str, text: str, effect: str = "goes on") -> None:
+        if self._records:
             self._log.append(Decision(kind, text, effect=effect))
 
-    def _stopped(self, hook: str, **how: Any) -> Walk | None:
-        outcome = self._hooks.passes(hook, **how)
+    def _traverse(self, hook: str, **options: Any) -> Walk | None:
+        """Pass a hook; return the trace if it ends there, else None."""
+        outcome = self._hooks.passes(hook, **options)
         return None if outcome is None else self._end(outcome)
 
     def _end(self, outcome: str, device: str | None = None) -> Walk:
         view = self._view
-        if self._told:
-            self._say("end", outcome + (f" by {device}" if device else ""), outcome)
+        if self._records:
+            self._record("end", outcome + (f" by {device}" if device else ""), outcome)
         return Walk(
             self._packet,
             tuple(self._log),
@@ -285,31 +329,38 @@ class _Run:
         )
 
 
-def _sender(packet: Packet) -> Decision:
+def _sender_step(packet: Packet) -> Decision:
     if packet.origin == KERNEL:
-        return Decision("reflect", f"the kernel itself sends, mark {packet.mark:#x}")
+        return Decision("reflect", f"sent by the kernel, mark {packet.mark:#x}")
     bound = f", bound to {packet.bound}" if packet.bound else ""
-    return Decision("source", f"a socket of user {packet.uid}, group {packet.gid}, mark {packet.mark:#x}{bound}")
+    owner = f"user {packet.uid}, group {packet.gid}"
+    return Decision("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
-# How far a packet came, by outcome: where forks differ and none leaves, the farthest is told.
-_FAR = (UNROUTABLE, DROPPED, DELIVERED)
+# Outcomes by length of the path: if branches differ and none leaves, the longest path is the
+# result.
+_BY_LENGTH = (UNROUTABLE, DROPPED, DELIVERED)
 
 
-def _agreed(packet: Packet, forks: Forks[Walk]) -> Walk:
-    """One walk out of all forks: what is known is what they agree on."""
-    leaving = [walk for walk in forks.results if walk.outcome == LEAVES]
-    ends = {(walk.outcome, walk.device, walk.mark, walk.destination, walk.dport) for walk in leaving}
-    known = forks.complete and not forks.noted
-    agreed = known and len({walk.end for walk in forks.results}) == 1
-    if not leaving and known:
-        best = max(forks.results, key=lambda walk: _FAR.index(walk.outcome))
-        return evolve(best, doubts=forks.doubts, agreed=agreed)
-    if leaving:
+def _merge(packet: Packet, branches: Forks[Walk]) -> Walk:
+    """Merge all branches into one trace: only what they agree on is known."""
+    leaving = [trace for trace in branches.results if trace.outcome == LEAVES]
+    is_known = branches.complete and not branches.noted
+    is_unanimous = is_known and len({trace.end for trace in branches.results}) == 1
+    if not leaving and is_known:
+        longest = max(branches.results, key=lambda trace: _BY_LENGTH.index(trace.outcome))
+        return evolve(longest, doubts=branches.doubts, agreed=is_unanimous)
+    if not leaving:
+        first, source, has_outcome = branches.results[0], None, False
+    else:
         first = leaving[0]
-        sources = {walk.source for walk in leaving}
-        source = first.source if len(sources) == 1 else None
-        if known and len(ends) == 1 and len(leaving) == len(forks.results):
-            return evolve(first, source=source, doubts=forks.doubts, agreed=agreed)
-        return evolve(first, outcome=UNKNOWN, source=source, doubts=forks.doubts, agreed=agreed)
-    return evolve(forks.results[0], outcome=UNKNOWN, source=None, doubts=forks.doubts, agreed=agreed)
+        source = first.source if len({trace.source for trace in leaving}) == 1 else None
+        ends = {(trace.outcome, trace.device, trace.mark, trace.destination, trace.dport) for trace in leaving}
+        has_outcome = is_known and len(ends) == 1 and len(leaving) == len(branches.results)
+    return evolve(
+        first,
+        outcome=first.outcome if has_outcome else UNKNOWN,
+        source=source,
+        doubts=branches.doubts,
+        agreed=is_unanimous,
+    )

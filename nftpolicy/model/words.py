@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nft's words for values, by what an expression reads, as the numbers that the kernel compares.
+"""nft data types: the symbols of an expression's values, as the numbers that the kernel compares.
 
-Names of devices are numbers too, as in the kernel: sixteen bytes, and a wildcard is a range of them.
+Device names are numbers too, as in the kernel: sixteen bytes, and a wildcard is a range of them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from attrs import frozen
 
 from ..netstate import nft
 from .packet import interval
-from .values import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NAMES, TCP_FLAGS
+from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NAMES, TCP_FLAGS
 
 Interval = tuple[int, int]
 
-# As `ct state` has them: a bit each (include/uapi/linux/netfilter/nf_conntrack_common.h).
+# Bits of `ct state` (include/uapi/linux/netfilter/nf_conntrack_common.h).
 STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 STATUS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
 NFPROTO = {"ipv4": 2, "ipv6": 10}
 NFPROTO_NETDEV = 5
-_NAME = 16  # IFNAMSIZ
+_IFNAMSIZ = 16
 
 _ICMP_CODES = {
     "net-unreachable": 0, "host-unreachable": 1, "prot-unreachable": 2, "port-unreachable": 3, "frag-needed": 4,
@@ -40,11 +40,15 @@ _DSCP = {
     **{f"cs{number}": number * 8 for number in range(8)}, "df": 0, "be": 0, "ef": 46, "lephb": 1, "va": 44,
     **{f"af{high}{low}": high * 8 + low * 2 for high in range(1, 5) for low in range(1, 4)},
 }  # fmt: skip
+_ECN = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
 
 
 @frozen(eq=False)
 class Kind:
-    """What values of an expression look like. `flags`: its words are bits that can be combined."""
+    """The data type of an expression's values.
+
+    `is_bitmask`: its symbols are bits that can be combined.
+    """
 
     name: str
     bits: int = 32
@@ -53,7 +57,7 @@ class Kind:
 
 
 _NUMBER, _PORT = Kind("number"), Kind("port", 16)
-DEVICE, ADDRESS = Kind("device", 8 * _NAME), {4: Kind("address4", 32), 6: Kind("address6", 128)}
+DEVICE, ADDRESS = Kind("device", 8 * _IFNAMSIZ), {4: Kind("address4", 32), 6: Kind("address6", 128)}
 _META = {
     "l4proto": Kind("protocol", 8, PROTOCOL_NAMES),
     "nfproto": Kind("family", 8, NFPROTO),
@@ -73,7 +77,7 @@ _CT = {
     **{f"ip6 {name}": ADDRESS[6] for name in ("saddr", "daddr")},
 }
 _PAYLOAD = {
-    ("tcp", "flags"): Kind("flags", 8, {name: 1 << at for at, name in enumerate(TCP_FLAGS)}, flags=True),
+    ("tcp", "flags"): Kind("flags", 8, {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}, flags=True),
     ("icmp", "type"): Kind("type", 8, ICMP_TYPES),
     ("icmp", "code"): Kind("code", 8, _ICMP_CODES),
     ("icmpv6", "type"): Kind("type", 8, ICMPV6_TYPES),
@@ -84,82 +88,86 @@ _PAYLOAD = {
     ("ip", "protocol"): _META["l4proto"],
     ("ip6", "nexthdr"): _META["l4proto"],
     ("arp", "operation"): Kind("operation", 16, {"request": 1, "reply": 2}),
-    **{(of, name): ADDRESS[4 if of == "ip" else 6] for of in ("ip", "ip6") for name in ("saddr", "daddr")},
-    **{(of, "dscp"): Kind("dscp", 6, _DSCP) for of in ("ip", "ip6")},
-    **{(of, "ecn"): Kind("ecn", 2, {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}) for of in ("ip", "ip6")},
+    **{("ip", name): ADDRESS[4] for name in ("saddr", "daddr")},
+    **{("ip6", name): ADDRESS[6] for name in ("saddr", "daddr")},
+    **{(ip, "dscp"): Kind("dscp", 6, _DSCP) for ip in ("ip", "ip6")},
+    **{(ip, "ecn"): Kind("ecn", 2, _ECN) for ip in ("ip", "ip6")},
 }
 
 
 def kind(expression: nft.Expression) -> Kind:
-    """What the values of one expression (not a concatenation) look like."""
+    """Return the data type of one expression (not a concatenation)."""
     match expression:
         case nft.Meta(key):
             return _META.get(key, _NUMBER)
         case nft.Ct(key):
             return _CT.get(key, _NUMBER)
         case nft.Payload(protocol, name):
-            known = _PAYLOAD.get((protocol, name))
-            return known or (_PORT if name in ("sport", "dport") else _NUMBER)
+            default = _PORT if name in ("sport", "dport") else _NUMBER
+            return _PAYLOAD.get((protocol, name), default)
         case nft.Fib():
-            return DEVICE  # names of types are compared as those of devices are
+            return DEVICE  # type names are compared like device names
         case nft.RawPayload(_, _, length):
             return Kind("raw", length)
-        case nft.Bitwise(of) | nft.Binary(_, of):
-            return kind(of)
+        case nft.Bitwise(operand) | nft.Binary(_, operand):
+            return kind(operand)
     return _NUMBER
 
 
 def kinds(expression: nft.Expression) -> tuple[Kind, ...]:
-    """The same for each part."""
+    """Return the data type of each part of a concatenation."""
     if isinstance(expression, nft.Concat):
-        return tuple(one for part in expression.parts for one in kinds(part))
+        return tuple(each for part in expression.parts for each in kinds(part))
     return (kind(expression),)
 
 
 @lru_cache(maxsize=1 << 12)
 def name_number(name: str) -> int:
-    """The number of a device's name."""
-    return int.from_bytes(name.encode(errors="replace")[:_NAME].ljust(_NAME, b"\0"), "big")
+    """Return the number of a device name."""
+    encoded = name.encode(errors="replace")[:_IFNAMSIZ]
+    return int.from_bytes(encoded.ljust(_IFNAMSIZ, b"\0"), "big")
 
 
-def _names(pattern: str) -> Interval:
+def _name_interval(pattern: str) -> Interval:
     if pattern.endswith("\\*"):
         pattern = pattern[:-2] + "*"
     elif pattern.endswith("*"):
-        prefix = pattern[:-1].encode(errors="replace")[:_NAME]
-        return int.from_bytes(prefix.ljust(_NAME, b"\0"), "big"), int.from_bytes(prefix.ljust(_NAME, b"\xff"), "big")
+        prefix = pattern[:-1].encode(errors="replace")[:_IFNAMSIZ]
+        low = int.from_bytes(prefix.ljust(_IFNAMSIZ, b"\0"), "big")
+        high = int.from_bytes(prefix.ljust(_IFNAMSIZ, b"\xff"), "big")
+        return low, high
     return name_number(pattern), name_number(pattern)
 
 
-def parse(of: Kind, value: nft.Value) -> Interval | None:
-    """The numbers that a value stands for, or None if it is not understood."""
+def parse(datatype: Kind, value: nft.Value) -> Interval | None:
+    """Return the numbers of a value of a data type, or None if its syntax is unsupported."""
     if isinstance(value, int):
         return value, value
-    if of is DEVICE:
-        return _names(value)
-    if of is ADDRESS[4] or of is ADDRESS[6]:
+    if datatype is DEVICE:
+        return _name_interval(value)
+    if datatype is ADDRESS[4] or datatype is ADDRESS[6]:
         try:
-            return interval(value, 4 if of is ADDRESS[4] else 6)
+            return interval(value, 4 if datatype is ADDRESS[4] else 6)
         except ValueError:
             return None
-    whole = _number(of, value)
-    if whole is not None:
-        return whole, whole
-    # Words have dashes of their own, so each dash may be the one between the ends.
-    for at in (at for at, sign in enumerate(value) if sign == "-"):
-        low, high = _number(of, value[:at]), _number(of, value[at + 1 :])
+    number = _number(datatype, value)
+    if number is not None:
+        return number, number
+    # Symbols contain dashes too, so each dash may be the one of a range.
+    for dash in (index for index, sign in enumerate(value) if sign == "-"):
+        low, high = _number(datatype, value[:dash]), _number(datatype, value[dash + 1 :])
         if low is not None and high is not None:
             return low, high
     return None
 
 
-def _number(of: Kind, word: str) -> int | None:
-    if word in of.words:
-        return of.words[word]
-    if of.flags and "," in word:
-        bits = [of.words.get(one) for one in word.split(",")]
-        return None if None in bits else sum({one for one in bits if one is not None})
+def _number(datatype: Kind, symbol: str) -> int | None:
+    if symbol in datatype.words:
+        return datatype.words[symbol]
+    if datatype.flags and "," in symbol:
+        bits = [datatype.words.get(flag) for flag in symbol.split(",")]
+        return None if None in bits else sum({bit for bit in bits if bit is not None})
     try:
-        return int(word, 0)
+        return int(symbol, 0)
     except ValueError:
         return None

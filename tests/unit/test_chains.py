@@ -333,7 +333,7 @@ def test_a_device_that_a_listing_does_not_tell_is_a_doubt():
 
 def test_only_base_chains_are_evaluated():
     made = table(Chain("plain"))
-    with pytest.raises(ValueError, match="no base chain"):
+    with pytest.raises(ValueError, match="not a base chain"):
         run(made, view())
 
 
@@ -625,7 +625,7 @@ def test_large_sets_are_not_scanned():
             at = view(destination=number(f"10.39.{low}.7"), dport=port)
             hits += evaluate(ruleset, made, made.chains[0], at, Doubts()) == "drop"
             assert hits == low + 1, (low, port, hit)
-    (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._made.values())
+    (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._indices.values())
     assert all(
         len(ranges._boxes) == 1
         for shapes in index._tables.values()
@@ -675,7 +675,7 @@ def test_what_matched_is_told():
 def test_what_is_not_understood_is_told_in_its_own_words():
     log = []
     run(table(base(Rule((UnknownStatement('{"weird":1}'), DROP)))), view(), None, log)
-    assert (log[1].text, log[1].effect) == ('<{"weird":1}> drop', "not understood, drop")
+    assert (log[1].text, log[1].effect) == ('<{"weird":1}> drop', "unsupported, drop")
 
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"

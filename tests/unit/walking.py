@@ -1,4 +1,4 @@
-"""The node of the lab as a state, and where the model lets its packets go."""
+"""The lab node as a state, and the outcome of the model for its packets."""
 
 from ipaddress import ip_interface, ip_network
 
@@ -27,15 +27,15 @@ OWNED = {
 
 
 def addresses(address: str, device: str) -> list[Route]:
-    """The kernel's local routes of an address."""
-    one = ip_interface(address)
-    length = one.max_prefixlen
-    found = [Route(one.version, LOCAL, f"{one.ip}/{length}", "local", device=device)]
-    if one.version == 6:
-        return [*found, Route(6, LOCAL, "ff00::/8", "multicast", device=device)]
+    """Return the local routes that the kernel adds for an address."""
+    own = ip_interface(address)
+    length = own.max_prefixlen
+    routes = [Route(own.version, LOCAL, f"{own.ip}/{length}", "local", device=device)]
+    if own.version == 6:
+        return [*routes, Route(6, LOCAL, "ff00::/8", "multicast", device=device)]
     kind = "local" if device == "lo" else "broadcast"
-    where = str(one.network) if device == "lo" else f"{one.network.broadcast_address}/{length}"
-    return [*found, Route(4, LOCAL, where, kind, device=device)]
+    destination = str(own.network) if device == "lo" else f"{own.network.broadcast_address}/{length}"
+    return [*routes, Route(4, LOCAL, destination, kind, device=device)]
 
 
 def machine(
@@ -44,8 +44,8 @@ def machine(
     routes: tuple[Route, ...] = (),
     sysctls: tuple[Sysctl, ...] = (),
 ) -> NetState:
-    """The node of the lab, with no route but to itself and those given."""
-    local = tuple(route for device, owned in OWNED.items() for one in owned for route in addresses(one, device))
+    """Return the state of the lab node: routes to itself, and the given ones."""
+    local = tuple(route for device, owned in OWNED.items() for address in owned for route in addresses(address, device))
     base = tuple(
         IpRule(family, priority, table=table)
         for family in at.FAMILIES
@@ -60,12 +60,12 @@ def default(device: str, family: int, table: int = MAIN) -> Route:
 
 
 def connected(device: str, family: int, table: int = MAIN) -> Route:
-    owned = next(one for one in OWNED[device] if ip_interface(one).version == family)
-    return Route(family, table, str(ip_network(owned, strict=False)), device=device)
+    own = next(address for address in OWNED[device] if ip_interface(address).version == family)
+    return Route(family, table, str(ip_network(own, strict=False)), device=device)
 
 
 def packet(family: int, to: str | None = None, **others: object) -> Packet:
-    """An unmarked UDP packet of nobody to the server."""
+    """Return an unmarked UDP packet of user nobody to the server."""
     destination = number(to or at.SERVER[family])
     return Packet(family, destination, **{"uid": NOBODY, "gid": NOBODY, **others})
 
@@ -75,16 +75,16 @@ def walk(state: NetState, sent: Packet) -> Walk:
 
 
 def end(state: NetState, sent: Packet) -> str:
-    """The outcome, or the device that it leaves by."""
-    found = walk(state, sent)
-    return found.device if found.outcome == "leaves" else found.outcome
+    """Return the output device of a packet that leaves, else the outcome."""
+    trace = walk(state, sent)
+    return trace.device if trace.outcome == "leaves" else trace.outcome
 
 
 def chain(
     hook: str, *rules: tuple[nft.Statement, ...], kind: str = "filter", priority: int = 0, **others: str
 ) -> Chain:
     name = f"{kind}-{hook}-{priority}"
-    return Chain(name, tuple(Rule(one) for one in rules), Hook(kind, hook, priority, **others))
+    return Chain(name, tuple(Rule(statements) for statements in rules), Hook(kind, hook, priority, **others))
 
 
 def inet(*chains: Chain) -> Table:
