@@ -134,9 +134,9 @@ class Notrack:
 
 @frozen
 class Queue:
-    """Queue to a userspace program; `number` is a queue number or "LOW-HIGH"."""
+    """Queue to a userspace program; `number` is a queue number, "LOW-HIGH" or an expression."""
 
-    number: Value | None = None
+    number: Value | Expression | None = None
     flags: frozenset[str] = frozenset()
 
 
@@ -210,7 +210,7 @@ class Tproxy:
 
     family: str | None = None
     address: str | None = None
-    port: Value | None = None
+    port: Value | Expression | None = None
 
 
 @frozen
