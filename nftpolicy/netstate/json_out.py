@@ -13,7 +13,7 @@ from typing import Any
 
 from . import nft
 from .nft import Element, Expression, Statement
-from .text_values import unsupported
+from .text_values import unsupported_error
 
 _INTERVAL = re.compile(r"([0-9]+)-([0-9]+)\Z")
 _ADDRESSES = re.compile(r"([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)-([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)\Z")
@@ -96,7 +96,7 @@ def expression(item: Expression) -> Any:
             return {"map": {"key": expression(key), "data": {"set": _pairs(entries, _data_types(key))}}}
         case nft.Concat(parts):
             return {"concat": [expression(part) for part in parts]}
-    raise unsupported(item)
+    raise unsupported_error(item)
 
 
 def _sorted(elements: frozenset[Element]) -> list[Element]:
@@ -132,7 +132,7 @@ def _right(item: nft.Match) -> Any:
         case nft.AnonymousSet(elements):
             return {"set": [element(member, types) for member in _sorted(elements)]}
         case nft.UnknownExpression():
-            raise unsupported(item)
+            raise unsupported_error(item)
         case constant:
             return value(constant, types[0])
 
@@ -238,7 +238,7 @@ def _other_statement(item: Statement) -> Any:
             return {"fwd": _present(dev=device, family=family, addr=address)}
         case nft.Tproxy(family, address, port):
             return {"tproxy": _present(family=family, addr=address, port=port)}
-    raise unsupported(item)
+    raise unsupported_error(item)
 
 
 def _log_flags(flags: nft.Value) -> Any:

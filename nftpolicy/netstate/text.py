@@ -24,7 +24,7 @@ from .text_values import (
     one_of,
     quoted,
     types_of,
-    unsupported,
+    unsupported_error,
     value,
     word,
 )
@@ -145,7 +145,7 @@ def table(item: nft.Table) -> str:
     """
     lines = [f"table {name(item.family)} {name(item.name)} {{"]
     if item.unknown or "unnamed" in item.flags:
-        raise unsupported(item.unknown or item.flags)
+        raise unsupported_error(item.unknown or item.flags)
     if "dormant" in item.flags:
         lines.append("\tflags dormant")
     lines += [f"\tcounter {name(counter.name)} {{ }}" for counter in item.counters]

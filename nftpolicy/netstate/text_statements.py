@@ -18,7 +18,7 @@ from .text_values import (
     quoted,
     typed,
     types_of,
-    unsupported,
+    unsupported_error,
 )
 from .text_values import gate as _gate
 from .text_values import value as _value
@@ -60,7 +60,7 @@ def _match(item: nft.Match) -> str:
         case nft.AnonymousSet(elements):
             right = entries(element(item, types) for item in elements)
         case nft.UnknownExpression():
-            raise unsupported(item)
+            raise unsupported_error(item)
         case plain if types[0] in FLAGS and item.op in ("in", "!") and isinstance(plain, str):
             right = ",".join(map(_word, plain.split(",")))
         case plain if types[0] in FLAGS and isinstance(plain, str) and item.op != "&":
@@ -126,7 +126,7 @@ def _nat(kind: str, item: nft.Dnat | nft.Snat) -> str:
     family = "" if item.family is None else f" {_word(item.family)}"
     types = "".join(f" {flag}" for flag in ("prefix", "interval") if flag in item.flags)
     if types and not family:
-        raise unsupported(item)
+        raise unsupported_error(item)
     target = _nat_target(item.address, item.port)
     return f"{kind}{family}{types}{target}{_flags(item.flags - _NAT_TYPE_FLAGS)}"
 
@@ -137,7 +137,7 @@ def _reject(item: nft.Reject) -> str:
     if item.type == "tcp reset":
         return "reject with tcp reset"
     if item.code is None:
-        raise unsupported(item)
+        raise unsupported_error(item)
     return f"reject with {one_of(_REJECTS, item.type)} type {_value(item.code)}"
 
 
@@ -154,7 +154,7 @@ def _log(item: nft.Log) -> str:
             case "group" | "snaplen" | "queue-threshold", int():
                 parts.append(f"{key} {value}")
             case _:
-                raise unsupported(item)
+                raise unsupported_error(item)
     return " ".join(parts)
 
 
@@ -192,7 +192,7 @@ def _other_destination(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
         case nft.Tproxy(family, address, port):
             family_text = "" if family is None else f" {_word(family)}"
             return f"tproxy{family_text}{_nat_target(address, port)}"
-    raise unsupported(item)
+    raise unsupported_error(item)
 
 
 def _queue(item: nft.Queue) -> str:
@@ -249,4 +249,4 @@ def statement(item: Statement) -> str:
             return f"flow add @{name(target)}"
         case nft.Dup() | nft.Fwd() | nft.Tproxy():
             return _other_destination(item)
-    raise unsupported(item)
+    raise unsupported_error(item)

@@ -150,10 +150,10 @@ def expression(item: Expression) -> str:
             types = types_of(key)
             texts = (f"{element(entry, types)} : {element(data, _UNTYPED_PAIR)}" for entry, data in pairs)
             return f"{expression(key)} map {entries(texts)}"
-    raise unsupported(item)
+    raise unsupported_error(item)
 
 
-def unsupported(item: object) -> ValueError:
+def unsupported_error(item: object) -> ValueError:
     """Return the error for an expression or statement that has no nft text here."""
     return ValueError(f"unsupported, so it cannot be written: {item}")
 
