@@ -68,7 +68,7 @@ def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
 
 
 def restore(policy: Policy) -> Chain:
-    """Return the chain that marks replies whose socket has no mark (UDP, sockets older than the policy).
+    """Return the chain that marks replies of sockets without a mark (UDP, older than the policy).
 
     The chain is of type route: the kernel routes the packet again. Its source address is already
     right, since a reply has the destination address of the request as its source.

@@ -2,7 +2,7 @@
 """Block: separate tables that drop the uplinks' packets while the guard is not proved.
 
 They accept only packets that no mark and no foreign rule can widen: the exemptions, and the
-replies that the policy allows, so that an administrator can still reach the machine.
+replies that the policy allows, so that an administrator can still reach the host.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _HOOK = Hook("filter", "postrouting", names.BLOCK, "drop")
 _NamedUplink = tuple[str, Uplink]  # prefix of the chains' names, and the uplink
 
 
-def block(policies: Sequence[Policy], machine: Machine = Machine()) -> tuple[Table, ...]:
+def block(policies: Sequence[Policy], host: Machine = Machine()) -> tuple[Table, ...]:
     """Return the tables that block the uplinks of the policies.
 
     A device is blocked if at least one policy has it as an uplink device.
@@ -43,9 +43,9 @@ def block(policies: Sequence[Policy], machine: Machine = Machine()) -> tuple[Tab
     uplinks = tuple(_uplinks(policies))
     ip_chains = tuple(_ip_chains(policies, uplinks))
     ip = Table("inet", names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED, _STRAY))
-    if not machine.link_guard:
+    if not host.link_guard:
         return (ip,)
-    link_chains = tuple(_link_chains(uplinks, machine))
+    link_chains = tuple(_link_chains(uplinks, host))
     return (ip, Table("netdev", names.BLOCK_TABLE, link_chains, (), _counters(STOPPED)))
 
 
@@ -128,8 +128,8 @@ def _uncounted(rule: Rule) -> Rule:
     return Rule(tuple(item for item in rule.statements if not isinstance(item, CounterRef)))
 
 
-def _link_chains(uplinks: Sequence[_NamedUplink], machine: Machine) -> Iterator[Chain]:
-    # Packets that a bridge forwards are not sent by this machine; see the guard's link layer.
+def _link_chains(uplinks: Sequence[_NamedUplink], host: Machine) -> Iterator[Chain]:
+    # Packets that a bridge forwards are not sent by this host; see the guard's link layer.
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT))
     drop = phrases.drop(STOPPED)
     jumps: dict[str, list[Rule]] = {}
@@ -140,12 +140,12 @@ def _link_chains(uplinks: Sequence[_NamedUplink], machine: Machine) -> Iterator[
         replies = _replies(name, uplink, phrases.wears(uplink.mark))
         yield Chain(of(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
         for device in uplink.devices:
-            ports = machine.ports.get(device, ())
+            ports = host.ports.get(device, ())
             bridge_ports |= set(ports)
             for hooked in (device, *ports):
                 jumps.setdefault(hooked, []).append(Rule((Verdict("jump", of(name, "passes")),)))
     for device, rules in jumps.items():
-        if device not in machine.unhooked:
+        if device not in host.unhooked:
             first = (bridged,) if device in bridge_ports else ()
             hook = Hook("filter", "egress", names.BLOCK, "drop", device)
             yield Chain("device-" + device.replace("@", "/"), (*first, *rules, drop), hook)

@@ -29,11 +29,11 @@ class Machine:
     unhooked: frozenset[str] = frozenset()
 
 
-def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:
+def compile_policy(policy: Policy, host: Machine = Machine()) -> NetState:
     """Return the state of the kernel that implements the policy."""
     tables = [_ip_table(policy)]
-    if machine.link_guard:
-        tables.append(_link_table(policy, machine))
+    if host.link_guard:
+        tables.append(_link_table(policy, host))
     return NetState(tuple(tables), ladder.rules(policy), ladder.routes(policy), sysctls(policy))
 
 
@@ -69,11 +69,11 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
     ]
 
 
-def _link_table(policy: Policy, machine: Machine) -> Table:
+def _link_table(policy: Policy, host: Machine) -> Table:
     counters = tuple(
         NamedCounter(counter, ("uplink", name))
         for name, uplink in policy.uplink.items()
         for counter in (of(name, "dropped"), *exemptions.counters(name, uplink.exempt, "netdev"))
     )
-    chains = guard.link_chains(policy, machine.ports, machine.unhooked)
+    chains = guard.link_chains(policy, host.ports, host.unhooked)
     return Table("netdev", names.TABLE, chains, (), counters)

@@ -27,7 +27,7 @@ class ExemptionMatches:
     """Matches of one exemption.
 
     `packets`: alternatives; all matches of an alternative have to match. `family`: "ip" if the
-    matches alone do not imply IPv4. `frames`: ethertypes whose frames all pass.
+    matches alone do not imply IPv4. `frames`: ethertypes; all of their frames pass.
     """
 
     packets: tuple[tuple[Match, ...], ...] = ()
@@ -86,12 +86,12 @@ def rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]
 
 
 # Membership reports of the kernel can have any mark: skb->mark shares its memory with
-# reserved_tailroom (include/linux/skbuff.h), whose value depends on the device's MTU.
+# reserved_tailroom (include/linux/skbuff.h), which depends on the device's MTU.
 REPORTS = ("mld", "igmp")
 
 
 def reports_of(exempt: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the exemptions whose packets may have a mark that no rule or socket set."""
+    """Return the exemptions of packets that may have a mark which no rule or socket set."""
     return tuple(word for word in exempt if word in REPORTS)
 
 

@@ -64,8 +64,8 @@ def _inside(policy: Policy, services: Mapping[str, Members]) -> Chain:
         Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "stray"))), origin=("uplink", name, "mark"))
         for name, uplink in policy.uplink.items()
     )
-    # Users of services without marks cannot be told apart by mark: all of their packets belong to
-    # the uplink.
+    # Packets of users without marks cannot be identified by a mark: all of them belong to the
+    # uplink.
     users = tuple(
         phrases.drop(of(name, "stray"), match, origin=("uplink", name))
         for name, uplink_services in services.items()

@@ -22,7 +22,7 @@ def chain(name: str, uplink: Uplink, services: Members, any_resolver: bool) -> C
     origin = ("uplink", name, "mark")
     rules = []
     # Any process may send from a port of a kernel socket, including the processes of a service
-    # whose DNS goes to another uplink's resolver.
+    # of another uplink, which has its own resolver.
     if uplink.resolver or (any_resolver and services.sports):
         rules.append(Rule((TO_DNS, Verdict("jump", "names")), origin=origin))
     rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in lookups(name, services)]
@@ -35,7 +35,7 @@ def chain(name: str, uplink: Uplink, services: Members, any_resolver: bool) -> C
     rules += exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
     rules.append(phrases.drop(of(name, "unentitled"), phrases.HAS_OWNER, origin=origin))
     # Remaining packets have no socket owner: they are of the kernel's own sockets, or of sockets
-    # that a process has closed, whose earlier packets passed above.
+    # that a process has closed; the earlier packets of these passed above.
     if services.kernel:
         origin_key = ("service", services.kernel[0], "kernel")
         rules.append(Rule((Match(TRANSPORT, "udp"), ACCEPT), origin=origin_key))

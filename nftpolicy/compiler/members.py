@@ -54,8 +54,8 @@ class SetSchema:
 class Members:
     """Set contents of the services of one uplink.
 
-    `clients`: groups ("group") and users ("user") of the services. `unmarked`: users whose sockets
-    carry no mark. `rows`: elements with destinations, by schema. `kernel`: services of the kernel's
+    `clients`: groups ("group") and users ("user") of the services. `unmarked`: users with sockets
+    that carry no mark. `rows`: elements with destinations, by schema. `kernel`: services of the kernel's
     own sockets on any port. `sports`: ports of the kernel's sockets that the policy names.
     """
 

@@ -20,7 +20,7 @@ def summary(policy: Policy, state: NetState) -> str:
     for name, uplink in policy.uplink.items():
         lines += ["", *_uplink(name, uplink, policy)]
     lines += ["", "ip rules (IPv4 and IPv6 unless noted)"]
-    for rule in sorted(state.rules, key=lambda one: (one.priority, one.family)):
+    for rule in sorted(state.rules, key=lambda rule: (rule.priority, rule.family)):
         text = iproute.rule(rule)
         in_both = any(other.family != rule.family and iproute.rule(other) == text for other in state.rules)
         if not in_both:

@@ -255,10 +255,12 @@ def _flags(item: _JsonObject, unknown: list[str]) -> frozenset[str]:
 
 def _route(item: _JsonObject, family: int) -> Route:
     if item.get("encap") in ("ip", "ip6"):
-        raise ValueError("the route has a tunnel encapsulation, whose destination ip -j prints instead of the route's")
+        raise ValueError(
+            "the route has a tunnel encapsulation: ip -j prints the tunnel's destination instead of the route's"
+        )
     unknown = _unsupported(item, _ROUTE_KEYS)
     if "nhid" in item and not ("dev" in item or "nexthops" in item):
-        # A nexthop object whose device and gateway the kernel does not list
+        # A nexthop object; the kernel does not list its device and gateway
         # (net.ipv4.nexthop_compat_mode).
         unknown.append(f"nhid {item['nhid']}")
     kind = str(item.get("type", "unicast"))

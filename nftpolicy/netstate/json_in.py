@@ -81,13 +81,16 @@ class _TableBuilder:
         self.unknown: list[str] = []
 
     def chain(self, body: dict[str, Any]) -> None:
+        """Add a chain."""
         self.hooks[body["name"]] = _hook(body)
 
     def rule(self, body: dict[str, Any]) -> None:
+        """Add a rule to its chain."""
         statements = tuple(map(statement, body.get("expr", ())))
         self.rules.setdefault(body["chain"], []).append(nft.Rule(statements, body.get("comment")))
 
     def set(self, body: dict[str, Any]) -> None:
+        """Add a set."""
         kind = body["type"]
         elements = [element(item) for item in body.get("elem", ())]
         supported = [item for item in elements if item is not None]
@@ -102,6 +105,7 @@ class _TableBuilder:
         self.sets.append(nft.Set(body["name"], types, contents, _flags(body), timeout=timeout))
 
     def map(self, body: dict[str, Any]) -> None:
+        """Add a map."""
         kind, data = body.get("type"), body.get("map")
         types = (kind,) if isinstance(kind, str) else tuple(kind or ())
         # nft 1.0.6 prints a concatenation of data types as one word.
@@ -118,11 +122,13 @@ class _TableBuilder:
         self.maps.append(nft.Map(body["name"], types, data_types, contents, _flags(body), body.get("timeout")))
 
     def flowtable(self, body: dict[str, Any]) -> None:
+        """Add a flowtable."""
         devices = body.get("dev", [])
         devices = [devices] if isinstance(devices, str) else devices
         self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), frozenset(devices), body["hook"]))
 
     def object(self, kind: str, body: dict[str, Any]) -> None:
+        """Add a named limit, quota or ct helper."""
         content = {key: value for key, value in body.items() if key not in _OBJECT_KEYS}
         stateful: nft.Limit | nft.Quota | nft.CtHelper
         try:
@@ -138,12 +144,15 @@ class _TableBuilder:
         self.objects.append(nft.Named(body["name"], stateful))
 
     def counter(self, body: dict[str, Any]) -> None:
+        """Add a named counter."""
         self.counters.append(nft.NamedCounter(body["name"]))
 
     def unsupported(self, kind: str, body: dict[str, Any]) -> None:
+        """Add an object as JSON text."""
         self.unknown.append(raw({kind: body}))
 
     def build(self) -> nft.Table:
+        """Return the table."""
         chains = tuple(nft.Chain(name, tuple(self.rules.get(name, ())), hook) for name, hook in self.hooks.items())
         return nft.Table(
             self.family,

@@ -82,12 +82,12 @@ def expression(item: Expression) -> Any:
             return {"rt": {"key": key, **({"family": family} if family else {})}}
         case nft.Option(kind, name, field):
             return {kind: {"name": name, **({"field": field} if field else {})}}
-        case nft.Bitwise(of, keep, put):
-            (data_type,) = _data_types(of)
-            masked = expression(of)
-            if keep != nft.FULL:
-                masked = {"&": [masked, value(keep, data_type)]}
-            return {"|": [masked, value(put, data_type)]} if put else masked
+        case nft.Bitwise(operand, mask, bits):
+            (data_type,) = _data_types(operand)
+            masked = expression(operand)
+            if mask != nft.FULL:
+                masked = {"&": [masked, value(mask, data_type)]}
+            return {"|": [masked, value(bits, data_type)]} if bits else masked
         case nft.Binary(op, left, right):
             return {op: [expression(left), right if isinstance(right, int | str) else expression(right)]}
         case nft.Lookup(key, nft.MapRef(target)):

@@ -16,7 +16,7 @@ from .nft import Element, Expression
 _MARK_BITS = 32
 _VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
 _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
-# Fields of flags, whose values nft prints as lists of names.
+# Fields of flags; nft prints their values as lists of names.
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))
 
 
@@ -81,7 +81,7 @@ _Data = TypeVar("_Data")
 
 
 def entries(items: list[Any], decode: Callable[[Any], _Data | None]) -> frozenset[tuple[Element, _Data]] | None:
-    """Return the entries of a map whose data `decode` returns, or None if one is unsupported."""
+    """Return the entries of a map with data decoded by `decode`; None if one is unsupported."""
     pairs = []
     for item in items:
         if not (isinstance(item, list) and len(item) == 2):

@@ -103,11 +103,11 @@ def types_of(expression: Expression) -> tuple[str, ...]:
     return (_TYPES.get(expression, "value"),)
 
 
-def constant(item: nft.Value, of: Expression) -> str:
-    """Return the text of a constant operand of a bit operation on `of`."""
+def constant(item: nft.Value, operand: Expression) -> str:
+    """Return the text of a constant operand of a bit operation on `operand`."""
     if isinstance(item, int):
         return f"{item:#x}"
-    (kind,) = types_of(of)
+    (kind,) = types_of(operand)
     return f"({typed(item, kind)})" if "," in item else typed(item, kind)
 
 
@@ -136,9 +136,11 @@ def expression(item: Expression) -> str:
             return f"rt {word(key)}" if family is None else f"rt {word(family)} {word(key)}"
         case nft.Option():
             return _option(item)
-        case nft.Bitwise(of, keep, put):
-            masked = inner(of) if keep == nft.FULL else f"{inner(of)} & {constant(keep, of)}"
-            return f"{masked} | {constant(put, of)}" if put else masked
+        case nft.Bitwise(operand, mask, bits):
+            masked = inner(operand)
+            if mask != nft.FULL:
+                masked = f"{masked} & {constant(mask, operand)}"
+            return f"{masked} | {constant(bits, operand)}" if bits else masked
         case nft.Binary(op, left, right):
             other = constant(right, left) if isinstance(right, int | str) else inner(right)
             return f"{inner(left)} {one_of(_OPERATORS, op)} {other}"

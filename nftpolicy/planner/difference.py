@@ -62,7 +62,7 @@ class _Changes:
     """Objects of the old table that do not stay as they are.
 
     `deleted_*`: deleted, and added again if the new table has one of the name. `flushed`: chains
-    whose rules differ, or refer to a deleted object.
+    with other rules in the new table, or with references to a deleted object.
     """
 
     deleted_chains: tuple[Chain, ...]

@@ -136,8 +136,7 @@ def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
         if uplink.resolver.user.number == 0:
             yield (
                 (*path, "user"),
-                "the resolver cannot run as root, whose sockets include those of other programs; "
-                "choose a user of its own",
+                "the resolver cannot run as root: other programs of root have sockets too; choose a user of its own",
             )
         if uplink.resolver.servers and uplink.resolver.lease:
             yield (*path, "lease"), "excludes 'servers'; remove one of them"
@@ -305,7 +304,7 @@ def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
             yield (
                 ("service", name, "user"),
                 f"user {service.user.name!r} runs the resolver of uplink "
-                f"{resolvers[service.user.number]!r}, whose queries would be redirected to itself; "
+                f"{resolvers[service.user.number]!r}, and its queries would be redirected to itself; "
                 "choose another",
             )
 

@@ -16,7 +16,7 @@ _MAX_DECIMAL_BITS = 128  # str() refuses integers of thousands of digits
 
 
 class PolicyError(Exception):
-    """An error in a policy file: source, line, key path, and a message with what to do."""
+    """Error in a policy file: source, line, key path, and a message with what to do."""
 
     def __init__(self, message: str, path: Path = (), source: str = "policy", line: int | None = None) -> None:
         self.message, self.path, self.source, self.line = message, path, source, line

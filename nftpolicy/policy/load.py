@@ -147,7 +147,7 @@ def _decode_table(converter: Converter, item: object, kind: Any) -> dict[str, An
 
 
 class _ErrorAt(ValueError):
-    """An error at `path` below the value being decoded."""
+    """Error at `path` below the value being decoded."""
 
     def __init__(self, path: Path, message: str) -> None:
         self.path = path

@@ -16,7 +16,7 @@ _SYNTAX = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?\Z")
 
 @frozen
 class Mark:
-    """A mark of 32 bits. A packet carries it if fwmark & `mask` == `value`; `value` is within `mask`."""
+    """Mark of 32 bits. A packet carries it if fwmark & `mask` == `value`; `value` is within `mask`."""
 
     value: int
     mask: int

@@ -48,7 +48,7 @@ class Port:
 
 @frozen
 class Answer:
-    """Inbound service whose replies may leave: `name` as in the policy, `port` None for ping."""
+    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping."""
 
     name: str
     port: Port | None

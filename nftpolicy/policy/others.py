@@ -13,7 +13,7 @@ _MANY_BITS = 16  # a match on this many bits is not a coincidence
 
 @frozen
 class Other:
-    """A program that uses marks.
+    """Program that uses marks.
 
     `marks` are its marks; a value of 0 stands for any value within the mask. `signs` are files that
     it installs, `source` is where its marks are documented.
@@ -88,7 +88,7 @@ OTHERS = (
 
 
 def clashing(mark: Mark, present: frozenset[str] = frozenset()) -> list[tuple[Other, bool]]:
-    """Return the programs whose marks conflict with `mark`, each with True if it is installed.
+    """Return the programs with marks that conflict with `mark`, each with True if it is installed.
 
     `present` are the files of MARK_USER_FILES that exist on this machine.
     """
