@@ -1,5 +1,5 @@
-"""Readers of what others write, and what judges it, under arbitrary input: nothing but their own errors may come out.
+"""Fuzz targets: decoders of foreign input and the prover; only their documented errors are allowed.
 
-`targets.py` holds them. tests/properties/test_fuzz.py runs a few examples of each, script/fuzz as
-many as there is time for.
+`targets.py` lists them. tests/properties/test_fuzz_targets.py runs a few examples of each,
+script/fuzz as many as the given time allows.
 """

@@ -1,6 +1,6 @@
-"""python -m fuzz [--minutes N] [TARGET...]: run the targets in turn until the time is over.
+"""python -m fuzz [--minutes N] [TARGET...]: run the targets in turn until the time is up.
 
-A round that fails is told as "TARGET SEED"; python -m fuzz --replay TARGET SEED runs just that round again.
+A failed round is reported as "TARGET SEED"; python -m fuzz --replay TARGET SEED repeats that round.
 """
 
 import argparse
@@ -14,16 +14,19 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from fuzz.targets import TARGETS
 
-ROUND = 100  # examples of one target before the next has its turn
+ROUND = 100  # examples of one target before the next target runs
 
 
 class Found(Exception):
-    """A round that failed: how many examples it had run, and what to type to see it again."""
+    """Failed round: number of examples that it ran, and the command that repeats it."""
 
 
 def run(target, examples, number=0, shrink=True):
-    """Run examples of a target, always the same ones for a number; how many there were. What it found is raised, as
-    small as it can be made."""
+    """Run the examples of a seed and return their number.
+
+    Raises:
+        RoundFailed: an example failed; hypothesis has minimized it.
+    """
     count = 0
 
     @seed(number)
@@ -36,15 +39,15 @@ def run(target, examples, number=0, shrink=True):
         phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
     )
     @given(target.inputs)
-    def one(value):
+    def check_example(value):
         nonlocal count
         count += 1
         target.check(value)
 
     try:
-        one()
+        check_example()
     except Exception as error:
-        raise Found(f"after {count} examples; to see it again: script/fuzz --replay {target.name} {number}") from error
+        raise Found(f"after {count} examples; to repeat: script/fuzz --replay {target.name} {number}") from error
     return count
 
 
@@ -52,29 +55,30 @@ def main():
     names = [target.name for target in TARGETS]
     parser = argparse.ArgumentParser(prog="script/fuzz", description="Feed arbitrary input to nftpolicy.")
     parser.add_argument("--minutes", type=float, default=1.0, help="how long to run (default: 1)")
-    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "SEED"), help="run one round again, as it was")
+    parser.add_argument("--replay", nargs=2, metavar=("TARGET", "SEED"), help="repeat one round")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(names)} (default: all)")
-    asked = parser.parse_args()
-    wanted = [asked.replay[0]] if asked.replay else asked.targets
-    if unknown := set(wanted) - set(names):
-        parser.error(f"there is no target {', '.join(sorted(unknown))}; known are {', '.join(names)}")
-    chosen = [target for target in TARGETS if not wanted or target.name in wanted]
-    if asked.replay:
-        print(f"{chosen[0].name}: {run(chosen[0], ROUND, int(asked.replay[1]))} examples, nothing found")
+    options = parser.parse_args()
+    requested = [options.replay[0]] if options.replay else options.targets
+    if unknown := set(requested) - set(names):
+        parser.error(f"unknown target {', '.join(sorted(unknown))}; known are {', '.join(names)}")
+    selected = [target for target in TARGETS if not requested or target.name in requested]
+    if options.replay:
+        count = run(selected[0], ROUND, int(options.replay[1]))
+        print(f"{selected[0].name}: {count} examples, nothing found")
         return
-    ran = dict.fromkeys((target.name for target in chosen), 0)
-    end = time.monotonic() + 60 * asked.minutes
+    counts = dict.fromkeys((target.name for target in selected), 0)
+    end = time.monotonic() + 60 * options.minutes
     try:
-        for target in itertools.cycle(chosen):
+        for target in itertools.cycle(selected):
             if time.monotonic() > end:
                 break
-            ran[target.name] += run(target, ROUND, random.getrandbits(32))
+            counts[target.name] += run(target, ROUND, random.getrandbits(32))
     except KeyboardInterrupt:
         pass
     finally:
-        for name, count in ran.items():
+        for name, count in counts.items():
             print(f"{name}: {count} examples")
-    print(f"{sum(ran.values())} examples, nothing found")
+    print(f"{sum(counts.values())} examples, nothing found")
 
 
 if __name__ == "__main__":

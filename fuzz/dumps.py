@@ -1,4 +1,4 @@
-"""Targets on what `nft` and `ip` print: real listings of which parts were replaced, read, judged and walked through."""
+"""Fuzz targets for the output of `nft` and `ip`: mutated real listings are decoded, proved and traced."""
 
 import json
 import tempfile
@@ -115,8 +115,8 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(IP_KEYS), inner, max_size=3),
     max_leaves=8,
 )
-ODD = ({"frobnicate": {"key": "mark"}}, {"xt": {"type": "target", "name": "MARK"}})
-ODD_MATCH = {"match": {"op": "==", "left": {"frobnicate": {"key": "mark"}}, "right": 5}}
+UNSUPPORTED = ({"frobnicate": {"key": "mark"}}, {"xt": {"type": "target", "name": "MARK"}})
+UNSUPPORTED_MATCH = {"match": {"op": "==", "left": {"frobnicate": {"key": "mark"}}, "right": 5}}
 
 
 @cache
@@ -126,14 +126,14 @@ def dump(file):
 
 @st.composite
 def replaced(draw, document, values=VALUES, times=2):
-    """A document of which some parts are another thing, are gone, or are there twice."""
+    """Draw a document with some parts replaced, deleted or doubled."""
     for _ in range(draw(st.integers(1, times))):
         document = _replaced(draw, document, values, 0)
     return document
 
 
 def seldom(draw, times):
-    """True once in so many times."""
+    """Draw True once in `times` draws."""
     return draw(st.sampled_from(range(times))) == times - 1
 
 
@@ -146,42 +146,43 @@ def _replaced(draw, item, values, depth):
         return draw(values)
     keys = sorted(item) if isinstance(item, dict) else list(range(len(item)))
     chosen = draw(st.sampled_from(keys))
-    what = draw(st.sampled_from(range(10))) if depth else 9
+    action = draw(st.sampled_from(range(10))) if depth else 9
     if isinstance(item, dict):
-        if what == 0:
+        if action == 0:
             return {key: value for key, value in item.items() if key != chosen}
-        if what == 1:
+        if action == 1:
             return {**item, draw(st.sampled_from(IP_KEYS) | st.text(max_size=5)): draw(values)}
         return {**item, chosen: _replaced(draw, item[chosen], values, depth + 1)}
-    if what == 0:
+    if action == 0:
         return [*item[:chosen], *item[chosen + 1 :]]
-    if what == 1:
+    if action == 1:
         return [*item[: chosen + 1], *item[chosen:]]
     return [*item[:chosen], _replaced(draw, item[chosen], values, depth + 1), *item[chosen + 1 :]]
 
 
-def _ip_files(what):
-    return sorted(str(path.relative_to(FIXTURES)) for path in FIXTURES.glob(f"*/ip?-{what}.json"))
+def _ip_files(command):
+    return sorted(str(path.relative_to(FIXTURES)) for path in FIXTURES.glob(f"*/ip?-{command}.json"))
 
 
 def ip_documents():
-    """(what, document): rules or routes as ip prints them, changed; or anything."""
-    things = st.lists(st.dictionaries(st.sampled_from(IP_KEYS), VALUES, max_size=6), max_size=3) | VALUES
-    loose = st.tuples(st.sampled_from(("rule", "route")), things)
-    files = [(what, file) for what in ("rule", "route") for file in _ip_files(what)]
+    """Return a strategy of ("rule" or "route", document): mutated output of ip, or arbitrary JSON."""
+    documents = st.lists(st.dictionaries(st.sampled_from(IP_KEYS), VALUES, max_size=6), max_size=3) | VALUES
+    loose = st.tuples(st.sampled_from(("rule", "route")), documents)
+    files = [(command, file) for command in ("rule", "route") for file in _ip_files(command)]
     real = st.sampled_from(files).flatmap(lambda pair: st.tuples(st.just(pair[0]), replaced(dump(pair[1]))))
     return st.one_of(loose, real, real)
 
 
 def ip_listing(pair):
-    """Rules and routes are read, or they are none."""
-    what, document = pair
+    """Check that rules or routes are decoded, or refused by ValueError."""
+    command, document = pair
+    decode = {"rule": ip_json.rules, "route": ip_json.routes}[command]
     for family in (None, 4, 6):
         try:
-            found = {"rule": ip_json.rules, "route": ip_json.routes}[what](document, family)
+            items = decode(document, family)
         except ValueError:
             continue
-        assert all(one.family in (4, 6) for one in found)
+        assert all(item.family in (4, 6) for item in items)
 
 
 # --- states --------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def ip_listing(pair):
 
 @st.composite
 def machines(draw):
-    """A whole machine's listings, of which some parts are changed: nft's, ip's rules, ip's routes."""
+    """Draw the listings of a host, some mutated: (nft ruleset, {"ip4-rule": rules, ...})."""
     name = draw(st.sampled_from(("default-router", "gluon-node", "ip4table")))
     listing = dump(f"{name}/kernel.json") if (FIXTURES / name / "kernel.json").exists() else {"nftables": []}
     if draw(st.booleans()):
@@ -197,7 +198,9 @@ def machines(draw):
     if draw(st.booleans()):
         listing = draw(replaced(listing, times=4))
     parts = {
-        f"ip{family}-{what}": dump(f"{name}/ip{family}-{what}.json") for family in (4, 6) for what in ("rule", "route")
+        f"ip{family}-{command}": dump(f"{name}/ip{family}-{command}.json")
+        for family in (4, 6)
+        for command in ("rule", "route")
     }
     for key, document in parts.items():
         if seldom(draw, 6):
@@ -211,8 +214,9 @@ def compiled(path):
 
 @cache
 def listed(path):
-    """A compiled policy as the objects that nft lists."""
-    return [one["add"] for one in json_out.ruleset(compiled(path).tables)["nftables"] if "add" in one]
+    """Return a compiled policy as the objects that nft lists."""
+    commands = json_out.ruleset(compiled(path).tables)["nftables"]
+    return [command["add"] for command in commands if "add" in command]
 
 
 @cache
@@ -221,13 +225,13 @@ def policy_of(path):
 
 
 def state_of(listings):
-    """The state that the listings tell of; None if they are none."""
+    """Return the state that the listings describe; None if they are invalid."""
     listing, parts = listings
     try:
         return NetState(
             json_in.ruleset(listing),
-            tuple(one for family in (4, 6) for one in ip_json.rules(parts[f"ip{family}-rule"], family)),
-            tuple(one for family in (4, 6) for one in ip_json.routes(parts[f"ip{family}-route"], family)),
+            tuple(rule for family in (4, 6) for rule in ip_json.rules(parts[f"ip{family}-rule"], family)),
+            tuple(route for family in (4, 6) for route in ip_json.routes(parts[f"ip{family}-route"], family)),
         )
     except ValueError:
         return None
@@ -245,33 +249,36 @@ def packets():
 
 
 def judged(listings):
-    """Whatever a kernel lists is judged without a traceback, and what walks out unmarked is not said to stay."""
+    """Check that a state is proved without a traceback, and that no traced leak contradicts the proof."""
     state = state_of(listings)
     if state is None:
         return
     uplinks = tuple(UplinkClaim(name, (name,), 1, 1) for name in ("br-wan", "wan0"))
-    for wanted in (Claim(uplinks), claim(policy_of(POLICIES[0]))):
-        proof = prove(state, wanted)
+    for spec in (Claim(uplinks), claim(policy_of(POLICIES[0]))):
+        proof = prove(state, spec)
         model = Model(state)
         for packet in packets():
-            walk = model.walk(packet)
-            if packet.mark or packet.iif in ("br-wan", "wan0") or walk.outcome != "leaves":
+            trace = model.walk(packet)
+            if packet.mark or packet.iif in ("br-wan", "wan0") or trace.outcome != "leaves":
                 continue
-            named = [one for one in wanted.uplinks if walk.device in one.devices and not one.holes]
-            for one in named:
-                verdicts = [
-                    found.verdict for found in proof.findings if (found.property, found.uplink) == ("P1", one.name)
-                ]
-                assert set(verdicts) != {PROVED}, (packet, walk)
+            for uplink in spec.uplinks:
+                if trace.device not in uplink.devices or uplink.holes:
+                    continue
+                verdicts = {
+                    finding.verdict
+                    for finding in proof.findings
+                    if (finding.property, finding.uplink) == ("P1", uplink.name)
+                }
+                assert verdicts != {PROVED}, (packet, trace)
 
 
 def at_a_desk(listings):
-    """The same from files: a state, or one line about what is wrong."""
+    """Check that a state is decoded from files, or refused by an error of one line."""
     listing, parts = listings
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         files = {}
         for key, document in {"nft": listing, **parts}.items():
-            files[key] = Path(folder) / key
+            files[key] = Path(directory) / key
             files[key].write_text(json.dumps(document))
         try:
             desk_state(
@@ -283,42 +290,44 @@ def at_a_desk(listings):
             assert "\n" not in str(error), error
 
 
-# --- what is not understood ------------------------------------------------------------------
+# --- unsupported constructs ----------------------------------------------------------------
 
 
 @st.composite
 def odd_rules(draw):
-    """Part of a rule of a compiled policy is what nobody knows: (file, the rule's place, the part's place, what)."""
+    """Draw (policy, index of a rule, index of its statement, unsupported replacement)."""
     path = draw(st.sampled_from(POLICIES))
     listing = listed(path)
-    places = [
-        (at, which)
-        for at, one in enumerate(listing)
-        if "rule" in one
-        for which in range(len(one["rule"]["expr"]))
-    ]  # fmt: skip
-    at, which = draw(st.sampled_from(places))
-    is_match = "match" in listing[at]["rule"]["expr"][which]
-    return path, at, which, draw(st.sampled_from([*ODD, *([ODD_MATCH] * 2 if is_match else [])]))
+    positions = [
+        (index, position)
+        for index, item in enumerate(listing)
+        if "rule" in item
+        for position in range(len(item["rule"]["expr"]))
+    ]
+    index, position = draw(st.sampled_from(positions))
+    is_match = "match" in listing[index]["rule"]["expr"][position]
+    return path, index, position, draw(st.sampled_from([*UNSUPPORTED, *([UNSUPPORTED_MATCH] * 2 if is_match else [])]))
 
 
 def odd(case):
-    """A proof does not rest on what it doesn't understand."""
-    path, at, which, what = case
+    """Check that no proof relies on an unsupported construct."""
+    path, index, position, replacement = case
     policy, state = policy_of(path), compiled(path)
     listing = listed(path)
-    expr = listing[at]["rule"]["expr"]
+    expr = listing[index]["rule"]["expr"]
 
-    def verdict(*instead):
-        rule = {**listing[at]["rule"], "expr": [*expr[:which], *instead, *expr[which + 1 :]]}
-        changed = [*listing[:at], {"rule": rule}, *listing[at + 1 :]]
-        tables = json_in.ruleset({"nftables": changed})
+    def verdict(objects):
+        tables = json_in.ruleset({"nftables": objects})
         return prove(evolve(state, tables=tables), claim(policy)).verdict
 
-    said = verdict(what)
-    if what in ODD:
-        assert said != PROVED, (expr, which)
-    elif said == PROVED:  # then it must not matter whether it matches
-        assert verdict() == PROVED, (expr, which)
-        tables = json_in.ruleset({"nftables": [*listing[:at], *listing[at + 1 :]]})
-        assert prove(evolve(state, tables=tables), claim(policy)).verdict == PROVED, (expr, which)
+    def verdict_with(*statements):
+        changed_expr = [*expr[:position], *statements, *expr[position + 1 :]]
+        rule = {**listing[index]["rule"], "expr": changed_expr}
+        return verdict([*listing[:index], {"rule": rule}, *listing[index + 1 :]])
+
+    result = verdict_with(replacement)
+    if replacement in UNSUPPORTED:
+        assert result != PROVED, (expr, position)
+    elif result == PROVED:  # then the state is safe whether or not the match matches
+        assert verdict_with() == PROVED, (expr, position)
+        assert verdict([*listing[:index], *listing[index + 1 :]]) == PROVED, (expr, position)

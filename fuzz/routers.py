@@ -1,4 +1,4 @@
-"""Configurations of routers: any bytes, and real ones of which parts were changed."""
+"""UCI configurations of routers: arbitrary bytes, and mutated real ones."""
 
 from hypothesis import strategies as st
 
@@ -154,7 +154,7 @@ KINDS = st.sampled_from(
 
 @st.composite
 def edited(draw):
-    """The files of a case with some bytes changed."""
+    """Draw the files of a case with some bytes changed."""
     files = {name: text.encode() for name, text in draw(st.sampled_from(sorted(CASES.items())))[1].files.items()}
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(files)))
@@ -168,7 +168,7 @@ def edited(draw):
 
 @st.composite
 def made_up(draw):
-    """Sections of known kinds with options that may have nothing to do with them."""
+    """Draw sections of known types with arbitrary options."""
     names = ("firewall", "fastd", "tunneldigger", "wireless", "gluon-wan-dnsmasq", "dhcp", "wgpeerselector", "mwan3")
     files = {}
     for name in ("network", *draw(st.lists(st.sampled_from(names), max_size=3, unique=True))):
@@ -193,10 +193,10 @@ GARBAGE = st.fixed_dictionaries({"network": st.binary(max_size=200)}, optional={
 
 
 def imported(files):
-    """A policy comes of it that can be loaded, or there is one line about what is wrong."""
+    """Check that the importer returns a valid policy, or raises an error of one line."""
     try:
-        found = propose({name: read(data, name, name) for name, data in files.items()})
+        draft = propose({name: read(data, name, name) for name, data in files.items()})
     except (UciError, NotUsable) as error:
         assert "\n" not in str(error), error
         return
-    load(found.text.encode(), "FILE")
+    load(draft.text.encode(), "FILE")

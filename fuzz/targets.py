@@ -1,4 +1,4 @@
-"""The targets: a strategy for the input, and what must hold for each input."""
+"""Fuzz targets: a strategy for the input, and a check of each input."""
 
 import json
 import tomllib
@@ -17,7 +17,7 @@ from tests.properties import test_invariant
 
 @frozen
 class Target:
-    """A named target."""
+    """Named fuzz target: a strategy and a check that raises on failure."""
 
     name: str
     inputs: st.SearchStrategy
@@ -25,43 +25,43 @@ class Target:
 
 
 def policy(data):
-    """A policy is loaded and can be compiled and written, or there is one line about what is wrong."""
+    """Check that a policy compiles and can be written, or is refused by an error of one line."""
     try:
-        found, _ = load(data, "FILE")
+        loaded, _ = load(data, "FILE")
     except PolicyError as error:
-        said = str(error)
-        assert said.startswith("FILE"), said
-        assert "\n" not in said, said
+        message = str(error)
+        assert message.startswith("FILE"), message
+        assert "\n" not in message, message
         assert error.line is None or 1 <= error.line <= data.count(b"\n") + 1
         return
-    for table in compile_policy(found).tables:
+    for table in compile_policy(loaded).tables:
         text.table(table)
 
 
 def listing(document):
-    """A listing is read, or it is none."""
+    """Check that an nft listing is decoded, or refused by ValueError."""
     try:
         tables = json_in.ruleset(document)
     except ValueError:
         return
     for table in tables:
         try:
-            text.table(table)  # the gate's errors are ValueErrors too
+            text.table(table)  # unsupported values raise ValueError too
         except (ValueError, TypeError):
             continue
 
 
 def lines(data):
-    """Lines are found in any text that is TOML, for every key that is in it."""
+    """Check that every key of a TOML text has a line."""
     source = data.decode(errors="replace")
-    found = Source("FILE", source)
+    positions = Source("FILE", source)
     try:
         document = tomllib.loads(source)
     except (ValueError, RecursionError):
-        found.line(("name",))
+        positions.line(("name",))
         return
     for path in _paths(document):
-        line = found.line(path)
+        line = positions.line(path)
         assert line is not None and 1 <= line <= source.count("\n") + 1, path
 
 
@@ -74,7 +74,7 @@ def _paths(item, path=()):
 
 @st.composite
 def edited(draw):
-    """A good policy with some bytes changed, left out, doubled or put in."""
+    """Draw a valid policy with some bytes changed, deleted, doubled or inserted."""
     data = draw(strategies.toml()).encode()
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
@@ -143,35 +143,36 @@ BODY = {
 
 @st.composite
 def listings(draw):
-    """What looks like a listing: real objects of which parts were replaced, or anything at all."""
+    """Draw something like a listing: mutated real objects, or arbitrary JSON."""
     values = _json(st.sampled_from(NFT_KEYS))
     kinds = st.sampled_from(("table", "chain", "rule", "set", "counter", "map", "metainfo"))
     loose = {key: draw(values) for key in draw(st.lists(st.sampled_from(NFT_KEYS), max_size=5))}
     body = st.fixed_dictionaries(BODY, optional={"expr": st.lists(values), "elem": st.lists(values), "type": values})
-    found = draw(st.lists(st.dictionaries(kinds, body.map(lambda one: {**one, **loose}), max_size=2), max_size=4))
+    entry = st.dictionaries(kinds, body.map(lambda fields: {**fields, **loose}), max_size=2)
+    entries = draw(st.lists(entry, max_size=4))
     if draw(st.booleans()):
         tables = compile_policy(draw(strategies.policies(most_uplinks=1, most_services=1))).tables
-        real = [one["add"] for one in json_out.ruleset(tables)["nftables"] if "add" in one]
-        found += real
-        place = draw(st.integers(0, len(found) - 1))
-        found[place] = _replaced(draw, found[place], draw(values))
-    return {"nftables": found}
+        commands = json_out.ruleset(tables)["nftables"]
+        entries += [command["add"] for command in commands if "add" in command]
+        index = draw(st.integers(0, len(entries) - 1))
+        entries[index] = _mutate(draw, entries[index], draw(values))
+    return {"nftables": entries}
 
 
-def _replaced(draw, item, value):
-    """`item` with something inside it replaced by `value`."""
+def _mutate(draw, item, value):
+    """Return `item` with a random part replaced by `value`."""
     if not item or not isinstance(item, dict | list) or draw(st.integers(0, 4)) == 0:
         return value
     keys = sorted(item) if isinstance(item, dict) else range(len(item))
     chosen = draw(st.sampled_from(list(keys)))
     copy = dict(item) if isinstance(item, dict) else list(item)
-    copy[chosen] = _replaced(draw, item[chosen], value)
+    copy[chosen] = _mutate(draw, item[chosen], value)
     return copy
 
 
 @st.composite
 def layouts(draw):
-    """TOML in unusual shapes: dotted and quoted keys, inline tables, lists over several lines."""
+    """Draw TOML in unusual layouts: dotted and quoted keys, inline tables, multi-line lists."""
     blank = st.sampled_from(("", " ", "\t"))
     bare = st.sampled_from(TOML_KEYS).map(lambda key: key if key.isalpha() else json.dumps(key))
     key = st.lists(bare, min_size=1, max_size=3).map(".".join)
@@ -179,20 +180,22 @@ def layouts(draw):
     value = st.recursive(
         st.sampled_from(("1", "true", '"a#b"', "'[x]'", '"""\n[x]\na=1"""', "'''\n'''", "2020-01-01", "0x1f", "inf")),
         lambda inner: st.one_of(
-            st.lists(st.tuples(between, inner, between).map("".join), max_size=3).map(lambda one: f"[{','.join(one)}]"),
+            st.lists(st.tuples(between, inner, between).map("".join), max_size=3).map(
+                lambda items: f"[{','.join(items)}]"
+            ),
             st.lists(st.tuples(key, blank, st.just("="), inner).map("".join), max_size=2).map(
-                lambda one: f"{{{','.join(one)}}}"
+                lambda pairs: f"{{{','.join(pairs)}}}"
             ),
         ),
         max_leaves=6,
     )
     pair = st.tuples(blank, key, blank, st.just("="), blank, value).map("".join)
-    header = key.map(lambda one: f"[ {one} ] # x") | key.map(lambda one: f"[[{one}]]")
+    header = key.map(lambda name: f"[ {name} ] # x") | key.map(lambda name: f"[[{name}]]")
     return "\n".join(draw(st.lists(pair | pair | header | st.sampled_from(("", "# a = 1")), max_size=8))).encode()
 
 
 def _body(test):
-    """What a property checks of one example."""
+    """Return the function that a hypothesis test runs per example."""
     return test.hypothesis.inner_test
 
 

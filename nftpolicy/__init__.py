@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy: who may use the uplink, compiled to nftables, ip rules and routes.
+"""nftpolicy: policies for the use of uplinks, compiled to nftables, ip rules and routes.
 
-A policy file (`policy`) compiles (`compiler`) to a desired state of the kernel
-(`netstate`); the difference to the observed state becomes a plan (`planner`)
-that `runtime` carries out through `kernel`. `cli` prints.
+`compiler` compiles a policy file (`policy`) to a desired network state (`netstate`). `planner`
+turns the difference to the observed state into a plan, and `runtime` applies it through `kernel`.
+`model` simulates Linux, `proof` proves states, `cli` prints.
 """
 
 __version__ = "0.1.0"

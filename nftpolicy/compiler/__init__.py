@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A policy to the state of the kernel that carries it out: guard, identity, ladder, dns, answers.
+"""Compiler: policy to the desired network state (nft tables, ip rules, routes, sysctls).
 
-Pure: no root, no kernel, any operating system. `compile.py` puts the parts together.
-Never here: anything about what the kernel holds now.
+Pure: no root, no kernel, any operating system. `compile.py` combines the parts.
+Never here: reads of the kernel's current state.
 """

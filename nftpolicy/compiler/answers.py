@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Answers: what arrives by an uplink is marked on arrival, so that its replies find their way back.
+"""Replies: mark packets that arrive by an uplink, so that their replies leave by the same uplink.
 
-Every packet from an uplink wears its mark, and so does its flow; `fwmark_reflect`,
-`tcp_fwmark_accept` and the restore chain carry the mark over to whatever replies. The replies
-that the policy does not answer are dropped at the uplink and counted, rather than sent into the mesh.
+Each packet from an uplink gets its mark, and so does its flow; `fwmark_reflect`,
+`tcp_fwmark_accept` and the restore chain copy the mark to the replies. Replies that the policy
+does not allow are counted and dropped at the uplink instead of being sent inside.
 """
 
 from __future__ import annotations
@@ -30,46 +30,48 @@ from . import names, phrases
 from .names import of
 from .phrases import FLOW_MARK, IN, PACKET_MARK
 
-_MINE = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
+_LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 
 
 def arrival(policy: Policy) -> tuple[Chain, ...]:
-    """Mark what comes from uplinks; take our marks off what comes from anywhere else."""
+    """Return the chains that mark packets from uplinks, and clear these marks on all other packets."""
     entries = [
         (device, Verdict("goto", of(name, "arrival")))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    bits = 0
+    mark_bits = 0
     for uplink in policy.uplink.values():
-        bits |= uplink.mark.mask
-    worn = Match(phrases.masked(PACKET_MARK, bits), 0, "!=")
-    clean = 0 if bits == FULL else Bitwise(PACKET_MARK, keep=~bits & FULL)
+        mark_bits |= uplink.mark.mask
+    is_marked = Match(phrases.masked(PACKET_MARK, mark_bits), 0, "!=")
+    cleared = 0 if mark_bits == FULL else Bitwise(PACKET_MARK, keep=~mark_bits & FULL)
     rules = (
         *phrases.by_device(IN, [*entries, ("lo", ACCEPT)]),
-        Rule((worn, Mangle(PACKET_MARK, clean))),
+        Rule((is_marked, Mangle(PACKET_MARK, cleared))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", names.ARRIVAL))
-    return (base, *(_from(name, uplink) for name, uplink in policy.uplink.items()))
+    return (base, *(_uplink_arrival(name, uplink) for name, uplink in policy.uplink.items()))
 
 
-def _from(name: str, uplink: Uplink) -> Chain:
+def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
     origin = ("uplink", name, "answer")
     unmarked = Match(phrases.masked(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    is_original = Match(Ct("direction"), "original")
     rules = (
-        # What is for an address of another device must not even be told that it is here (CVE-2019-14899).
-        phrases.drop(of(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _MINE, "!="), origin=origin),
+        # Packets to an address of another device get no reply, so that the address is not revealed
+        # (CVE-2019-14899).
+        phrases.drop(of(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin),
         Rule((phrases.put_on(uplink.mark),), origin=origin),
-        Rule((Match(Ct("direction"), "original"), unmarked, phrases.put_on(uplink.mark, FLOW_MARK)), origin=origin),
+        Rule((is_original, unmarked, phrases.put_on(uplink.mark, FLOW_MARK)), origin=origin),
     )
     return Chain(of(name, "arrival"), rules, origin=origin)
 
 
 def restore(policy: Policy) -> Chain:
-    """Replies whose socket does not carry the mark (UDP, sockets older than the policy) get it back.
+    """Return the chain that marks replies of sockets without a mark (UDP, older than the policy).
 
-    The chain is of type route: the kernel routes the packet again. Its source address is right
-    already, since a reply carries the address that was asked.
+    The chain is of type route: the kernel routes the packet again. Its source address is already
+    right, since a reply has the destination address of the request as its source.
     """
     rules = tuple(
         Rule(
@@ -81,7 +83,7 @@ def restore(policy: Policy) -> Chain:
     return Chain("restore", rules, Hook("route", "output", names.RESTORE))
 
 
-def _replies(answer: Answer) -> list[tuple[Statement, ...]]:
+def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:
     if answer.port is None:
         return [
             (Match(Payload("icmp", "type"), "echo-reply"),),
@@ -91,28 +93,28 @@ def _replies(answer: Answer) -> list[tuple[Statement, ...]]:
 
 
 def counter(uplink: str, answer: Answer) -> str:
-    """The counter of one answer: "wan.answer.ssh", "wan.answer.tcp-8080"."""
+    """Return the counter name of an answer: "wan.answer.ssh", "wan.answer.tcp-8080"."""
     return of(uplink, "answer", answer.name.replace("/", "-"))
 
 
 def resets(uplink: Uplink) -> bool:
-    """Whether closed TCP ports are refused: yes where any TCP port is answered."""
-    return any(answer.port and answer.port.protocol == "tcp" for answer in uplink.answer)
+    """Return True if RSTs of closed TCP ports may leave: the uplink answers at least one TCP port."""
+    return any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer)
 
 
 def counters(name: str, uplink: Uplink) -> tuple[str, ...]:
-    """All counters of an uplink's answers."""
+    """Return the counter names of an uplink's answers."""
     reset = (of(name, "answer", "reset"),) if resets(uplink) else ()
     return (*(counter(name, answer) for answer in uplink.answer), *reset)
 
 
 def chain(name: str, uplink: Uplink) -> Chain:
-    """The chain "wan.answers": replies that may leave."""
+    """Return the chain "wan.answers": accept the replies that the policy allows, drop all others."""
     origin = ("uplink", name, "answer")
     rules = [
         Rule((*matches, CounterRef(counter(name, answer)), ACCEPT), origin=origin)
         for answer in uplink.answer
-        for matches in _replies(answer)
+        for matches in _reply_matches(answer)
     ]
     if resets(uplink):
         reset = Match(Payload("tcp", "flags"), "rst", "&")

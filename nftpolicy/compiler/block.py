@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The block: tables of their own that stop the uplinks, for as long as nobody can vouch for the guard.
+"""Block: separate tables that drop the uplinks' packets while the guard is not proved.
 
-They let pass what no mark and no rule of others can widen: the exemptions, and replies that the policy
-answers, so that whoever has to repair the machine can still reach it.
+They accept only packets that no mark and no foreign rule can widen: the exemptions, and the
+replies that the policy allows, so that an administrator can still reach the host.
 """
 
 from __future__ import annotations
@@ -29,23 +29,28 @@ from .compile import Machine
 from .names import of
 from .phrases import FLOW_MARK, IS_REPLY, OUT, PACKET_MARK
 
-STOPPED, STRAY = "stopped", "stray"  # the counters
+STOPPED, _STRAY = "stopped", "stray"  # counters
 _HOOK = Hook("filter", "postrouting", names.BLOCK, "drop")
 
-_Named = tuple[str, Uplink]  # what its chains are called after, and the uplink
+_NamedUplink = tuple[str, Uplink]  # prefix of the chains' names, and the uplink
 
 
-def block(policies: Sequence[Policy], machine: Machine = Machine()) -> tuple[Table, ...]:
-    """The tables that stop the uplinks of all these policies. A device that one of them calls an uplink is one."""
+def block(policies: Sequence[Policy], host: Machine = Machine()) -> tuple[Table, ...]:
+    """Return the tables that block the uplinks of the policies.
+
+    A device is blocked if at least one policy has it as an uplink device.
+    """
     uplinks = tuple(_uplinks(policies))
-    ip = Table("inet", names.BLOCK_TABLE, tuple(_ip(policies, uplinks)), (), _counters(STOPPED, STRAY))
-    if not machine.link_guard:
+    ip_chains = tuple(_ip_chains(policies, uplinks))
+    ip = Table("inet", names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED, _STRAY))
+    if not host.link_guard:
         return (ip,)
-    return (ip, Table("netdev", names.BLOCK_TABLE, tuple(_link(uplinks, machine)), (), _counters(STOPPED)))
+    link_chains = tuple(_link_chains(uplinks, host))
+    return (ip, Table("netdev", names.BLOCK_TABLE, link_chains, (), _counters(STOPPED)))
 
 
 def least(policy: Policy) -> Table:
-    """The least that nft can say: all stops but what goes to lo or a device inside. It takes the guard's place."""
+    """Return a minimal table that replaces the guard: it accepts only packets to lo and devices inside."""
     rules = [Rule((Match(OUT, "lo"), ACCEPT))]
     rules += [Rule((phrases.wears(uplink.mark), DROP)) for uplink in policy.uplink.values()]
     rules += [Rule((Match(OUT, device), ACCEPT)) for device in policy.inside]
@@ -53,82 +58,94 @@ def least(policy: Policy) -> Table:
     return Table("inet", names.TABLE, (Chain("block", tuple(rules), hook),))
 
 
-def _counters(*which: str) -> tuple[NamedCounter, ...]:
-    return tuple(NamedCounter(one) for one in which)
+def _counters(*counter_names: str) -> tuple[NamedCounter, ...]:
+    return tuple(NamedCounter(name) for name in counter_names)
 
 
-def _uplinks(policies: Sequence[Policy]) -> Iterator[_Named]:
+def _uplinks(policies: Sequence[Policy]) -> Iterator[_NamedUplink]:
     for number, policy in enumerate(policies):
         for name, uplink in policy.uplink.items():
-            yield (name if not number else f"{name}.{number}"), uplink
+            prefix = f"{name}.{number}" if number else name
+            yield prefix, uplink
 
 
-def _ip(policies: Sequence[Policy], uplinks: Sequence[_Named]) -> Iterator[Chain]:
+def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> Iterator[Chain]:
     rules = [Rule((Match(OUT, "lo"), ACCEPT))]
-    named = [(name, device) for name, one in uplinks for device in one.devices]
-    rules += [Rule((Match(OUT, device), Verdict("jump", of(name, "passes")))) for name, device in named]
-    rules += [phrases.drop(STOPPED, Match(OUT, device)) for device in dict.fromkeys(device for _, device in named)]
-    # Reports of the kernel wear marks by accident, and may go inside.
+    devices = [(name, device) for name, uplink in uplinks for device in uplink.devices]
+    for name, device in devices:
+        rules.append(Rule((Match(OUT, device), Verdict("jump", of(name, "passes")))))
+    for device in dict.fromkeys(device for _, device in devices):
+        rules.append(phrases.drop(STOPPED, Match(OUT, device)))
+    # The kernel's membership reports can have arbitrary marks, and may go inside.
     rules += [Rule((*matches, Verdict("goto", "inside"))) for matches in exemptions.reports()]
-    marks = dict.fromkeys(one.mark for _, one in uplinks)
-    rules += [phrases.drop(STRAY, phrases.wears(mark)) for mark in marks]
+    marks = dict.fromkeys(uplink.mark for _, uplink in uplinks)
+    rules += [phrases.drop(_STRAY, phrases.wears(mark)) for mark in marks]
     inside = dict.fromkeys(device for policy in policies for device in policy.inside)
     to_inside = tuple(Rule((Match(OUT, device), ACCEPT)) for device in inside)
     drop = phrases.drop(STOPPED)
     yield Chain("inside", (*to_inside, drop))
-    for policy, (name, one) in zip(_policies(policies), uplinks, strict=True):
-        yield Chain(of(name, "passes"), (*_exempt(name, one, "inet", _strays(policy, one)), *_replies(name, one)))
+    for policy, (name, uplink) in zip(_policy_of_each_uplink(policies), uplinks, strict=True):
+        exempt = _exempt(name, uplink, "inet", _stray_drops(policy, uplink))
+        yield Chain(of(name, "passes"), (*exempt, *_replies(name, uplink)))
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
 
 
-def _policies(policies: Sequence[Policy]) -> Iterator[Policy]:
-    """The policy of each uplink, in the order of `_uplinks`."""
+def _policy_of_each_uplink(policies: Sequence[Policy]) -> Iterator[Policy]:
+    """Yield the policy of each uplink, in the order of `_uplinks`."""
     return (policy for policy in policies for _ in policy.uplink)
 
 
-def _strays(policy: Policy, uplink: Uplink) -> list[Rule]:
-    """Drop what wears the mark of another uplink of the policy: no exemption of this one is for it."""
-    return [phrases.drop(STRAY, phrases.wears(one.mark)) for one in policy.uplink.values() if one is not uplink]
+def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
+    """Return rules that drop packets with the mark of another uplink: exemptions are not for them."""
+    others = (other for other in policy.uplink.values() if other is not uplink)
+    return [phrases.drop(_STRAY, phrases.wears(other.mark)) for other in others]
 
 
-def _exempt(name: str, uplink: Uplink, family: str, strays: Sequence[Rule] = ()) -> Iterator[Rule]:
-    """The exemptions, for packets without the mark; reports of the kernel may wear any by accident."""
-    bare = Match(phrases.masked(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
+    """Yield the exemptions for packets without the mark; membership reports may have any mark."""
+    is_unmarked = Match(phrases.masked(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
     reports = exemptions.reports_of(uplink.exempt)
     yield from map(_uncounted, exemptions.rules(name, reports, family))
-    yield from strays
-    for rule in exemptions.rules(name, tuple(word for word in uplink.exempt if word not in reports), family):
-        yield Rule((bare, *_uncounted(rule).statements))
+    yield from stray_drops
+    others = tuple(word for word in uplink.exempt if word not in reports)
+    for rule in exemptions.rules(name, others, family):
+        yield Rule((is_unmarked, *_uncounted(rule).statements))
 
 
-def _replies(name: str, uplink: Uplink, *first: Statement) -> list[Rule]:
-    """What `first` matches and the policy answers; without `first`, in connections that came in by the uplink."""
-    first = first or (IS_REPLY, phrases.wears(uplink.mark), phrases.wears(uplink.mark, FLOW_MARK))
-    answered = (rule for rule in answers.chain(name, uplink).rules if ACCEPT in rule.statements)
-    return [Rule((*first, *_uncounted(rule).statements)) for rule in answered]
+def _replies(name: str, uplink: Uplink, *conditions: Statement) -> list[Rule]:
+    """Return rules that accept the replies that the policy allows and all `conditions` match.
+
+    Default conditions: replies of connections that came in by the uplink.
+    """
+    if not conditions:
+        has_flow_mark = phrases.wears(uplink.mark, FLOW_MARK)
+        conditions = (IS_REPLY, phrases.wears(uplink.mark), has_flow_mark)
+    allowed = (rule for rule in answers.chain(name, uplink).rules if ACCEPT in rule.statements)
+    return [Rule((*conditions, *_uncounted(rule).statements)) for rule in allowed]
 
 
 def _uncounted(rule: Rule) -> Rule:
-    return Rule(tuple(one for one in rule.statements if not isinstance(one, CounterRef)))
+    return Rule(tuple(item for item in rule.statements if not isinstance(item, CounterRef)))
 
 
-def _link(uplinks: Sequence[_Named], machine: Machine) -> Iterator[Chain]:
-    # What a bridge passes on is not of this machine; see the guard's link layer.
+def _link_chains(uplinks: Sequence[_NamedUplink], host: Machine) -> Iterator[Chain]:
+    # Packets that a bridge forwards are not sent by this host; see the guard's link layer.
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT))
     drop = phrases.drop(STOPPED)
     jumps: dict[str, list[Rule]] = {}
-    ports: set[str] = set()
-    for name, one in uplinks:
-        # There are no connections at this hook, so that the mark stands for them: the chain above knows them.
-        passes = (*_exempt(name, one, "netdev"), *_replies(name, one, phrases.wears(one.mark)))
-        yield Chain(of(name, "passes"), passes)
-        for device in one.devices:
-            carried = machine.ports.get(device, ())
-            ports |= set(carried)
-            for each in (device, *carried):
-                jumps.setdefault(each, []).append(Rule((Verdict("jump", of(name, "passes")),)))
+    bridge_ports: set[str] = set()
+    for name, uplink in uplinks:
+        # There is no conntrack at this hook, so the mark stands for the connection, which the IP
+        # layer checks.
+        replies = _replies(name, uplink, phrases.wears(uplink.mark))
+        yield Chain(of(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
+        for device in uplink.devices:
+            ports = host.ports.get(device, ())
+            bridge_ports |= set(ports)
+            for hooked in (device, *ports):
+                jumps.setdefault(hooked, []).append(Rule((Verdict("jump", of(name, "passes")),)))
     for device, rules in jumps.items():
-        if device not in machine.unhooked:
-            first = (bridged,) if device in ports else ()
+        if device not in host.unhooked:
+            first = (bridged,) if device in bridge_ports else ()
             hook = Hook("filter", "egress", names.BLOCK, "drop", device)
             yield Chain("device-" + device.replace("@", "/"), (*first, *rules, drop), hook)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The whole of a policy as one desired state."""
+"""Compilation of a policy to one desired state."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .sysctls import sysctls
 
 @frozen
 class Machine:
-    """What the compiled state depends on beside the policy.
+    """Facts about the host that the compiled state depends on, beside the policy.
 
-    `ports`: bridge -> its ports. `link_guard`: whether the kernel has the netdev egress hook;
-    without it AF_PACKET sockets are not covered. `unhooked`: devices that are not there, on a kernel
-    that can't hook a chain at such a device.
+    `ports`: bridge -> its ports. `link_guard`: True if the kernel has the netdev egress hook;
+    without it AF_PACKET sockets are not covered. `unhooked`: absent devices, on a kernel that
+    cannot hook a chain at an absent device.
     """
 
     ports: Mapping[str, Sequence[str]] = Factory(dict)
@@ -29,24 +29,28 @@ class Machine:
     unhooked: frozenset[str] = frozenset()
 
 
-def compile_policy(policy: Policy, machine: Machine = Machine()) -> NetState:
-    """The state of the kernel that carries out the policy."""
-    tables = (_ip_table(policy), *((_link_table(policy, machine),) if machine.link_guard else ()))
-    return NetState(tables, ladder.rules(policy), ladder.routes(policy), sysctls(policy))
+def compile_policy(policy: Policy, host: Machine = Machine()) -> NetState:
+    """Return the state of the kernel that implements the policy."""
+    tables = [_ip_table(policy)]
+    if host.link_guard:
+        tables.append(_link_table(policy, host))
+    return NetState(tuple(tables), ladder.rules(policy), ladder.routes(policy), sysctls(policy))
 
 
 def _ip_table(policy: Policy) -> Table:
-    who = members.members(policy)
+    services = members.members(policy)
+    has_resolver = bool(dns.resolvers(policy))
     chains = [*answers.arrival(policy), answers.restore(policy)]
-    if dns.resolvers(policy):
-        chains.append(dns.redirect(policy, who))
-    chains += guard.chains(policy, who)
+    if has_resolver:
+        chains.append(dns.redirect(policy, services))
+    chains += guard.chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains += [identity.chain(name, uplink, who[name], bool(dns.resolvers(policy))), answers.chain(name, uplink)]
-    chains += dns.chains(policy, who)
+        chains.append(identity.chain(name, uplink, services[name], has_resolver))
+        chains.append(answers.chain(name, uplink))
+    chains += dns.chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:
-        sets += members.sets(name, who[name])
+        sets += members.sets(name, services[name])
     sets += dns.sets(policy)
     counters = [NamedCounter(names.UNKNOWN_DEVICE)]
     for name, uplink in policy.uplink.items():
@@ -56,7 +60,8 @@ def _ip_table(policy: Policy) -> Table:
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
     reasons = ["dropped", "stray", "unentitled", "unanswered", "not-mine"]
-    reasons += ["resolver-refused", "dns-blocked"] if uplink.resolver else []
+    if uplink.resolver:
+        reasons += ["resolver-refused", "dns-blocked"]
     return [
         *(of(name, reason) for reason in reasons),
         *exemptions.counters(name, uplink.exempt, "inet"),
@@ -64,10 +69,11 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
     ]
 
 
-def _link_table(policy: Policy, machine: Machine) -> Table:
+def _link_table(policy: Policy, host: Machine) -> Table:
     counters = tuple(
         NamedCounter(counter, ("uplink", name))
         for name, uplink in policy.uplink.items()
         for counter in (of(name, "dropped"), *exemptions.counters(name, uplink.exempt, "netdev"))
     )
-    return Table("netdev", names.TABLE, guard.link_chains(policy, machine.ports, machine.unhooked), (), counters)
+    chains = guard.link_chains(policy, host.ports, host.unhooked)
+    return Table("netdev", names.TABLE, chains, (), counters)

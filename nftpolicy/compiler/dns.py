@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Names: a service's DNS goes to its uplink's resolver and to no other, nobody else's goes there.
+"""DNS isolation: a service's DNS goes only to its uplink's resolver, and no other process reaches it.
 
-Redirection is NAT in the output hook, keyed by the socket's group or user, for UDP and TCP in
-both families and whatever server was asked. What NAT did not catch is dropped later.
+The redirection is NAT in the output hook, keyed by the socket's group or user, for UDP and TCP in
+both families and any server address. DNS packets that NAT does not redirect are dropped later.
 """
 
 from __future__ import annotations
@@ -20,74 +20,83 @@ _FAMILY = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
 def resolvers(policy: Policy) -> dict[str, tuple[Uplink, Resolver]]:
-    """The uplinks that have a resolver."""
+    """Return the uplinks that have a resolver."""
     return {name: (uplink, uplink.resolver) for name, uplink in policy.uplink.items() if uplink.resolver}
 
 
-def _listening(resolver: Resolver, family: int) -> list[Listen]:
-    return [one for one in resolver.listen if one.address.version == family]
+def _listen_addresses(resolver: Resolver, family: int) -> list[Listen]:
+    return [listen for listen in resolver.listen if listen.address.version == family]
 
 
-def place_set(name: str, family: int) -> str:
-    """The set of an uplink's resolver addresses: "wan.resolver4"."""
+def _listen_set(name: str, family: int) -> str:
+    """Return the name of the set of an uplink's resolver addresses: "wan.resolver4"."""
     return of(name, f"resolver{family}")
 
 
 def sets(policy: Policy) -> tuple[Set, ...]:
-    """Where the resolvers listen."""
+    """Return the sets of the addresses and ports on which the resolvers listen."""
     return tuple(
         Set(
-            place_set(name, family),
+            _listen_set(name, family),
             ("inet_proto", kind, "inet_service"),
-            frozenset((proto, str(one.address), one.port) for one in found for proto in ("tcp", "udp")),
+            frozenset(
+                (protocol, str(listen.address), listen.port) for listen in listening for protocol in ("tcp", "udp")
+            ),
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in resolvers(policy).items()
         for family, (_, kind) in _FAMILY.items()
-        if (found := _listening(resolver, family))
+        if (listening := _listen_addresses(resolver, family))
     )
 
 
-def redirect(policy: Policy, who: Mapping[str, Members]) -> Chain:
-    """The NAT chain; only the first packet of a flow passes it."""
+def redirect(policy: Policy, services: Mapping[str, Members]) -> Chain:
+    """Return the NAT chain; only the first packet of a flow passes it."""
     rules = [
         Rule(
-            (client, TO_DNS, TCP_OR_UDP, Dnat(family, str(found[0].address), found[0].port)),
+            (client, TO_DNS, TCP_OR_UDP, Dnat(family, str(listening[0].address), listening[0].port)),
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in resolvers(policy).items()
-        for client in is_client(name, who[name])
+        for client in is_client(name, services[name])
         for version, (family, _) in _FAMILY.items()
-        if (found := _listening(resolver, version))
+        if (listening := _listen_addresses(resolver, version))
     ]
     return Chain("dns-redirect", tuple(rules), Hook("nat", "output", names.REDIRECT))
 
 
 def to_resolvers(policy: Policy) -> Iterator[Rule]:
-    """Rules that send packets for a resolver to the chain that asks who they are from."""
+    """Yield rules that send packets for a resolver to the chain that checks their sender."""
     for name, (_, resolver) in resolvers(policy).items():
         for family in _FAMILY:
-            if _listening(resolver, family):
-                reached = Match(phrases.destination(family), SetRef(place_set(name, family)))
-                yield Rule((reached, Verdict("goto", of(name, "resolver"))), origin=("uplink", name, "resolver"))
+            if _listen_addresses(resolver, family):
+                is_addressed = Match(phrases.destination(family), SetRef(_listen_set(name, family)))
+                yield Rule(
+                    (is_addressed, Verdict("goto", of(name, "resolver"))),
+                    origin=("uplink", name, "resolver"),
+                )
 
 
-def chains(policy: Policy, who: Mapping[str, Members]) -> tuple[Chain, ...]:
-    """Who may reach each resolver; DNS of services that went round the redirection; the door from outside."""
+def chains(policy: Policy, services: Mapping[str, Members]) -> tuple[Chain, ...]:
+    """Return the chains that protect the resolvers.
+
+    They are: access to each resolver; the drop of DNS packets of services that were not redirected;
+    and the drop of packets for a resolver that arrive from a device.
+    """
     if not resolvers(policy):
         return ()
-    doors = tuple(_door(name, who) for name in resolvers(policy))
-    stray = tuple(
+    access = tuple(_resolver_chain(name, services) for name in resolvers(policy))
+    not_redirected = tuple(
         phrases.drop(of(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver"))
         for name in resolvers(policy)
-        for client in is_client(name, who[name])
+        for client in is_client(name, services[name])
     )
-    return (*doors, Chain("names", stray), *_from_outside(policy))
+    return (*access, Chain("names", not_redirected), *_from_outside(policy))
 
 
-def _door(name: str, who: Mapping[str, Members]) -> Chain:
+def _resolver_chain(name: str, services: Mapping[str, Members]) -> Chain:
     origin = ("uplink", name, "resolver")
-    rules = [Rule((client, ACCEPT), origin=origin) for client in is_client(name, who[name])]
+    rules = [Rule((client, ACCEPT), origin=origin) for client in is_client(name, services[name])]
     rules.append(phrases.drop(of(name, "resolver-refused"), phrases.HAS_OWNER, origin=origin))
     rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(phrases.drop(of(name, "resolver-refused"), origin=origin))
@@ -95,7 +104,7 @@ def _door(name: str, who: Mapping[str, Members]) -> Chain:
 
 
 def _from_outside(policy: Policy) -> tuple[Chain, ...]:
-    """A resolver on an address of another device than lo must not be reached from there.
+    """Return the chain that drops packets from other devices for resolvers on non-loopback addresses.
 
     The kernel itself drops what arrives for a loopback address (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
     """
@@ -103,11 +112,13 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
         phrases.drop(
             of(name, "resolver-refused"),
             Match(IN, "lo", "!="),
-            Match(phrases.destination(family), SetRef(place_set(name, family))),
+            Match(phrases.destination(family), SetRef(_listen_set(name, family))),
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in resolvers(policy).items()
         for family in _FAMILY
-        if any(not one.address.is_loopback for one in _listening(resolver, family))
+        if any(not listen.address.is_loopback for listen in _listen_addresses(resolver, family))
     ]
-    return (Chain("from-outside", tuple(rules), Hook("filter", "input", names.GUARD)),) if rules else ()
+    if not rules:
+        return ()
+    return (Chain("from-outside", tuple(rules), Hook("filter", "input", names.GUARD)),)

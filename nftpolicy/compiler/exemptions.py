@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What each exemption of a policy matches, at the IP layer and at the link layer.
+"""Matches of each exemption of a policy, at the IP layer and at the link layer.
 
-The words and their reasons are policy/words.py's; a test holds the two tables together.
+The keywords and their reasons are in policy/vocabulary.py; a test keeps both tables consistent.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ def _any(*values: int | str) -> AnonymousSet:
 
 
 @frozen
-class Exemption:
-    """`packets`: alternatives, each a list of matches that all hold. `family` says which IP they are
-    of where the matches alone do not. `frames`: ethertypes that pass whole."""
+class ExemptionMatches:
+    """Matches of one exemption.
+
+    `packets`: alternatives; all matches of an alternative have to match. `family`: "ip" if the
+    matches alone do not imply IPv4. `frames`: ethertypes; all of their frames pass.
+    """
 
     packets: tuple[tuple[Match, ...], ...] = ()
     family: str | None = None
@@ -35,13 +38,13 @@ class Exemption:
 _FROM_LINK_LOCAL = _is("ip6", "saddr", LINK_LOCAL)
 _TO_NEIGHBOURS = _is("ip6", "daddr", _any(LINK_LOCAL, LINK_LOCAL_GROUPS))
 
-# Fields of one header are in the order of their offsets: so the kernel lists them.
-EXEMPTIONS: dict[str, Exemption] = {
-    "arp": Exemption(frames=("arp",)),
-    "dhcpv4": Exemption(((_is("udp", "sport", 68), _is("udp", "dport", 67)),), family="ip"),
-    "dhcpv6": Exemption(((_FROM_LINK_LOCAL, _is("udp", "sport", 546), _is("udp", "dport", 547)),)),
+# Fields of one header are in the order of their offsets, as the kernel lists them.
+EXEMPTIONS: dict[str, ExemptionMatches] = {
+    "arp": ExemptionMatches(frames=("arp",)),
+    "dhcpv4": ExemptionMatches(((_is("udp", "sport", 68), _is("udp", "dport", 67)),), family="ip"),
+    "dhcpv6": ExemptionMatches(((_FROM_LINK_LOCAL, _is("udp", "sport", 546), _is("udp", "dport", 547)),)),
     # Solicitations and neighbour advertisements; neither router advertisements nor redirects.
-    "ndp": Exemption(
+    "ndp": ExemptionMatches(
         (
             (
                 _is("ip6", "hoplimit", 255),
@@ -49,7 +52,7 @@ EXEMPTIONS: dict[str, Exemption] = {
             ),
         )
     ),
-    "mld": Exemption(
+    "mld": ExemptionMatches(
         (
             (
                 _is("ip6", "hoplimit", 1),
@@ -58,21 +61,23 @@ EXEMPTIONS: dict[str, Exemption] = {
             ),
         )
     ),
-    "igmp": Exemption(((_is("ip", "ttl", 1), _is("ip", "protocol", "igmp"), _is("ip", "daddr", "224.0.0.0/4")),)),
-    "vxlan-mesh": Exemption(((_FROM_LINK_LOCAL, _TO_NEIGHBOURS, _is("udp", "dport", 4789)),)),
-    "respondd": Exemption(
+    "igmp": ExemptionMatches(
+        ((_is("ip", "ttl", 1), _is("ip", "protocol", "igmp"), _is("ip", "daddr", "224.0.0.0/4")),)
+    ),
+    "vxlan-mesh": ExemptionMatches(((_FROM_LINK_LOCAL, _TO_NEIGHBOURS, _is("udp", "dport", 4789)),)),
+    "respondd": ExemptionMatches(
         tuple((_FROM_LINK_LOCAL, _TO_NEIGHBOURS, _is("udp", end, 1001)) for end in ("sport", "dport")),
     ),
-    "eapol": Exemption(frames=(0x888E,)),
-    "pppoe": Exemption(frames=(0x8863, 0x8864)),
+    "eapol": ExemptionMatches(frames=(0x888E,)),
+    "pppoe": ExemptionMatches(frames=(0x8863, 0x8864)),
 }
 
-# How each table's family says "this is an IPv4 packet".
+# Match for IPv4 packets in tables of each family.
 _IPV4 = {"inet": Match(Meta("nfproto"), "ipv4"), "netdev": Match(Meta("protocol"), "ip")}
 
 
 def rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]:
-    """The rules of an uplink's exemptions in a table of `family` ("inet" or "netdev")."""
+    """Return the rules of an uplink's exemptions in a table of `family` ("inet" or "netdev")."""
     return tuple(
         Rule((*matches, CounterRef(of(uplink, "exempt", word)), ACCEPT), origin=("uplink", uplink, "exempt"))
         for word in exempt
@@ -80,30 +85,31 @@ def rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]
     )
 
 
-# Kernel-made reports can wear any mark by accident: their skb->mark shares its place with
-# reserved_tailroom (include/linux/skbuff.h), whose value depends on the device's MTU.
+# Membership reports of the kernel can have any mark: skb->mark shares its memory with
+# reserved_tailroom (include/linux/skbuff.h), which depends on the device's MTU.
 REPORTS = ("mld", "igmp")
 
 
 def reports_of(exempt: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of an uplink's exemptions whose packets may wear a mark that nobody put on."""
+    """Return the exemptions of packets that may have a mark which no rule or socket set."""
     return tuple(word for word in exempt if word in REPORTS)
 
 
 def reports() -> list[tuple[Match, ...]]:
-    """What matches such packets, whatever the policy exempts."""
+    """Return the matches of membership reports, independent of the policy's exemptions."""
     return [matches for word in REPORTS for matches in EXEMPTIONS[word].packets]
 
 
-def _matches(exemption: Exemption, family: str) -> list[tuple[Match, ...]]:
+def _matches(exemption: ExemptionMatches, family: str) -> list[tuple[Match, ...]]:
     first = (_IPV4[family],) if exemption.family == "ip" else ()
-    found = [(*first, *matches) for matches in exemption.packets]
+    alternatives = [(*first, *matches) for matches in exemption.packets]
     if exemption.frames and family == "netdev":
-        right: Right = exemption.frames[0] if len(exemption.frames) == 1 else _any(*exemption.frames)
-        found.append((Match(Meta("protocol"), right),))
-    return found
+        frames = exemption.frames
+        right: Right = frames[0] if len(frames) == 1 else _any(*frames)
+        alternatives.append((Match(Meta("protocol"), right),))
+    return alternatives
 
 
 def counters(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[str, ...]:
-    """The counters that those rules count with."""
+    """Return the counter names of an uplink's exemption rules."""
     return tuple(of(uplink, "exempt", word) for word in exempt if _matches(EXEMPTIONS[word], family))

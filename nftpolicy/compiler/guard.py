@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The guard: the last word on what leaves, at the IP layer and at the link layer.
+"""Guard: the last filter of leaving packets, at the IP layer and at the link layer.
 
-IP layer: postrouting, the only hook that shows the device by which a packet really leaves
-(in the output hook a re-routed packet still shows the old one). Link layer: netdev egress,
-where AF_PACKET frames pass too.
+IP layer: postrouting, the only hook with the final output device (in the output hook a rerouted
+packet still has the old one). Link layer: netdev egress, which AF_PACKET frames pass too.
 """
 
 from __future__ import annotations
@@ -19,12 +18,15 @@ from .phrases import OUT, TO_DNS
 
 
 def inside_set(policy: Policy) -> Set:
-    """The devices that are not uplinks, wildcards and all."""
+    """Return the set of devices and device patterns of `inside`."""
     return Set("inside", ("ifname",), frozenset(policy.inside), frozenset({"interval"}), origin=("inside",))
 
 
-def chains(policy: Policy, who: Mapping[str, Members]) -> tuple[Chain, ...]:
-    """The IP layer. Order of the tests: uplinks by name, lo, devices inside, all others dropped."""
+def chains(policy: Policy, services: Mapping[str, Members]) -> tuple[Chain, ...]:
+    """Return the chains of the IP layer.
+
+    Order of the tests: uplink devices, lo, devices inside; packets to other devices are dropped.
+    """
     devices = [
         (device, Verdict("goto", of(name, "guard")))
         for name, uplink in policy.uplink.items()
@@ -35,59 +37,63 @@ def chains(policy: Policy, who: Mapping[str, Members]) -> tuple[Chain, ...]:
         rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
     rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
-    strays = (_stray_chain(name) for name in policy.uplink)
-    uplinks = (_uplink(name, uplink, policy, who[name]) for name, uplink in policy.uplink.items())
-    return (base, _loopback(policy), _inside(policy, who), *strays, *uplinks)
+    stray_chains = (_stray_chain(name) for name in policy.uplink)
+    uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
+    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks)
 
 
-def _names(policy: Policy) -> tuple[Rule, ...]:
+def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
     return (Rule((TO_DNS, Verdict("jump", "names"))),) if dns.resolvers(policy) else ()
 
 
 def _loopback(policy: Policy) -> Chain:
-    return Chain("loopback", (*dns.to_resolvers(policy), *_names(policy), Rule((ACCEPT,))))
+    return Chain("loopback", (*dns.to_resolvers(policy), *_dns_jump(policy), Rule((ACCEPT,))))
 
 
-def _strays(policy: Policy, but: str) -> tuple[Rule, ...]:
-    """Drop packets that wear the mark of an uplink other than `but`."""
+def _stray_drops(policy: Policy, own: str) -> tuple[Rule, ...]:
+    """Return rules that drop packets with the mark of an uplink other than `own`."""
     return tuple(
         phrases.drop(of(name, "stray"), phrases.wears(uplink.mark), origin=("uplink", name, "mark"))
         for name, uplink in policy.uplink.items()
-        if name != but
+        if name != own
     )
 
 
-def _inside(policy: Policy, who: Mapping[str, Members]) -> Chain:
+def _inside(policy: Policy, services: Mapping[str, Members]) -> Chain:
     strays = tuple(
         Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "stray"))), origin=("uplink", name, "mark"))
         for name, uplink in policy.uplink.items()
     )
-    # Who needs no mark has no mark to be known by: all that such a user sends is the uplink's.
+    # Packets of users without marks cannot be identified by a mark: all of them belong to the
+    # uplink.
     users = tuple(
         phrases.drop(of(name, "stray"), match, origin=("uplink", name))
-        for name, mine in who.items()
-        for match in is_unmarked(name, mine)
+        for name, uplink_services in services.items()
+        for match in is_unmarked(name, uplink_services)
     )
-    return Chain("inside", (*users, *strays, *_names(policy), Rule((ACCEPT,))), origin=("inside",))
+    return Chain("inside", (*users, *strays, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
 
 
 def _stray_chain(name: str) -> Chain:
-    """What wears the mark and is on its way to a device inside. Reports of the kernel may go there."""
+    """Return the chain for marked packets to devices inside: only membership reports may pass."""
     origin = ("uplink", name, "mark")
     reports = tuple(Rule((*matches, ACCEPT), origin=origin) for matches in exemptions.reports())
     return Chain(of(name, "stray"), (*reports, phrases.drop(of(name, "stray"), origin=origin)), origin=origin)
 
 
-def _dressed(name: str, uplink: Uplink, mine: Members) -> Iterator[Rule]:
-    """Packets of users without marks get the uplink's here, where no route is chosen any more, for the link guard;
-    where they may send is asked as of all others."""
-    for match in is_unmarked(name, mine):
-        put_on, judged = phrases.put_on(uplink.mark), Verdict("goto", of(name, "identity"))
-        yield Rule((match, put_on, judged), origin=("uplink", name))
+def _mark_unmarked_users(name: str, uplink: Uplink, services: Members) -> Iterator[Rule]:
+    """Yield rules that mark packets of users without marks, for the link guard.
+
+    No route is chosen after this hook. The chain of mark owners then checks their destinations.
+    """
+    for match in is_unmarked(name, services):
+        check = Verdict("goto", of(name, "identity"))
+        yield Rule((match, phrases.put_on(uplink.mark), check), origin=("uplink", name))
 
 
-def _uplink(name: str, uplink: Uplink, policy: Policy, mine: Members) -> Chain:
-    marked = Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "identity"))), origin=("uplink", name, "mark"))
+def _uplink(name: str, uplink: Uplink, policy: Policy, services: Members) -> Chain:
+    check = Verdict("goto", of(name, "identity"))
+    marked = Rule((phrases.wears(uplink.mark), check), origin=("uplink", name, "mark"))
     reports = exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
     others = tuple(word for word in uplink.exempt if word not in exemptions.REPORTS)
     return Chain(
@@ -95,9 +101,9 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, mine: Members) -> Chain:
         (
             marked,
             *reports,
-            *_strays(policy, name),
+            *_stray_drops(policy, name),
             *exemptions.rules(name, others, "inet"),
-            *_dressed(name, uplink, mine),
+            *_mark_unmarked_users(name, uplink, services),
             phrases.drop(of(name, "dropped"), origin=("uplink", name)),
         ),
         origin=("uplink", name),
@@ -107,7 +113,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, mine: Members) -> Chain:
 def link_chains(
     policy: Policy, ports: Mapping[str, Sequence[str]], unhooked: frozenset[str] = frozenset()
 ) -> tuple[Chain, ...]:
-    """The link layer: a base chain for each uplink device and for each port of one that is a bridge."""
+    """Return the chains of the link layer: a base chain per uplink device and per port of a bridge."""
     chains = (chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
     return tuple(chain for chain in chains if not (chain.hook and chain.hook.device in unhooked))
 
@@ -116,21 +122,19 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
     origin = ("uplink", name, "devices")
     marked = Rule((phrases.wears(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
     exempt = exemptions.rules(name, uplink.exempt, "netdev")
-    shared = Chain(
-        of(name, "link"), (*exempt, phrases.drop(of(name, "dropped"), origin=("uplink", name))), origin=origin
-    )
+    drop = phrases.drop(of(name, "dropped"), origin=("uplink", name))
+    shared = Chain(of(name, "link"), (*exempt, drop), origin=origin)
     onward = Rule((Verdict("goto", of(name, "link")),), origin=origin)
-    # What a bridge passes on keeps the type that it was received with; what this machine sends has
-    # none, which reads as "host". (meta iif does not tell: it is 0 for both at this hook.)
+    # A packet that a bridge forwards keeps the pkttype of its arrival; a packet that this machine
+    # sends has none, which reads as "host". (meta iif is 0 for both at this hook.)
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT), origin=origin)
     own = [_base(device, (marked, onward), origin) for device in uplink.devices]
-    carried = [
-        _base(port, (marked, bridged, onward), origin) for device in uplink.devices for port in ports.get(device, ())
-    ]
-    return [shared, *own, *carried]
+    bridge_ports = [port for device in uplink.devices for port in ports.get(device, ())]
+    of_ports = [_base(port, (marked, bridged, onward), origin) for port in bridge_ports]
+    return [shared, *own, *of_ports]
 
 
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
-    # "@", which a device's name can have, is no letter of an nft name; "/" is, and no device has it.
+    # "@" can be in a device name but not in an nft name; "/" can be in an nft name only.
     name = "device-" + device.replace("@", "/")
     return Chain(name, rules, Hook("filter", "egress", names.GUARD, "drop", device), origin=origin)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Who may wear an uplink's mark: the chain that packets pass which are about to leave with it.
+"""Mark owners: the chain that checks which packets may leave with an uplink's mark.
 
-It runs in postrouting behind the guard's test of the mark, so the device is the real one.
+It runs in postrouting after the guard's test of the mark, so the output device is final.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ from .names import of
 from .phrases import OWNER, TCP_OR_UDP, TO_DNS, TRANSPORT
 
 
-def chain(name: str, uplink: Uplink, mine: Members, names: bool) -> Chain:
-    """The chain "wan.identity": accept whose mark it is, drop the rest. `names`: some uplink has a resolver."""
+def chain(name: str, uplink: Uplink, services: Members, any_resolver: bool) -> Chain:
+    """Return the chain "wan.identity": accept packets entitled to the mark, drop all others.
+
+    `any_resolver`: at least one uplink of the policy has a resolver.
+    """
     origin = ("uplink", name, "mark")
-    # A port of the kernel's is anybody's, also that of a service whose names come from another uplink's resolver.
-    asks = uplink.resolver or (names and mine.sports)
-    rules = [Rule((TO_DNS, Verdict("jump", "names")), origin=origin)] if asks else []
-    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in lookups(name, mine)]
+    rules = []
+    # Any process may send from a port of a kernel socket, including the processes of a service
+    # of another uplink, which has its own resolver.
+    if uplink.resolver or (any_resolver and services.sports):
+        rules.append(Rule((TO_DNS, Verdict("jump", "names")), origin=origin))
+    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in lookups(name, services)]
     if uplink.resolver:
-        its_user = Match(OWNER, uplink.resolver.user.number)
-        rules.append(Rule((its_user, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))
-    rules.append(
-        Rule(
-            (phrases.IS_REPLY, phrases.wears(uplink.mark, phrases.FLOW_MARK), Verdict("goto", of(name, "answers"))),
-            origin=origin,
-        )
-    )
+        is_resolver = Match(OWNER, uplink.resolver.user.number)
+        rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))
+    has_flow_mark = phrases.wears(uplink.mark, phrases.FLOW_MARK)
+    to_replies = Verdict("goto", of(name, "answers"))
+    rules.append(Rule((phrases.IS_REPLY, has_flow_mark, to_replies), origin=origin))
     rules += exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
     rules.append(phrases.drop(of(name, "unentitled"), phrases.HAS_OWNER, origin=origin))
-    # From here on: packets without an owner, of the kernel's own sockets or of sockets that a
-    # process has closed, whose earlier packets passed above.
-    if mine.kernel:
-        rules.append(Rule((Match(TRANSPORT, "udp"), ACCEPT), origin=("service", mine.kernel[0], "kernel")))
+    # Remaining packets have no socket owner: they are of the kernel's own sockets, or of sockets
+    # that a process has closed; the earlier packets of these passed above.
+    if services.kernel:
+        origin_key = ("service", services.kernel[0], "kernel")
+        rules.append(Rule((Match(TRANSPORT, "udp"), ACCEPT), origin=origin_key))
     rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(phrases.drop(of(name, "unentitled"), origin=origin))
     return Chain(of(name, "identity"), tuple(rules), origin=origin)

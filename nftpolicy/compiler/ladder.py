@@ -1,68 +1,90 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The ladder: which packet is routed by which table, in both families alike."""
+"""Policy-routing rules, equal in both families, and the routes of the uplinks' tables."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypedDict
+
+from ..netstate.nft import Origin
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
 from . import names
 
 
+class _Selector(TypedDict, total=False):
+    """Selector fields of IpRule that a lookup rule and its unreachable rule share."""
+
+    mark: int
+    mask: int
+    uids: tuple[int, int]
+    origin: Origin
+
+
 def rules(policy: Policy) -> tuple[IpRule, ...]:
-    """Link-local to main; each mark, and each user without one, to its table and no further; the rest to main and no
-    further."""
-    return tuple(rule for family in (4, 6) for rule in _of_family(policy, family))
+    """Return the ip rules of both families.
+
+    Order: IPv6 link-local to main; each mark, then each user without a mark, to its uplink's table
+    and unreachable; everything else to main and unreachable.
+    """
+    return tuple(rule for family in (4, 6) for rule in _family_rules(policy, family))
 
 
-def _of_family(policy: Policy, family: int) -> list[IpRule]:
-    found = []
+def _family_rules(policy: Policy, family: int) -> Iterator[IpRule]:
     if family == 6:
-        # Without this a marked packet to fe80::/10 would ask the uplink's table, which has no such
-        # route for the other devices.
-        found.append(IpRule(6, names.LINK_LOCAL_TO_MAIN, table=TABLE_MAIN, destination="fe80::/10"))
+        # Without this rule a marked packet to fe80::/10 would be looked up in the uplink's table,
+        # which has no such route for the other devices.
+        yield IpRule(6, names.LINK_LOCAL_TO_MAIN, table=TABLE_MAIN, destination="fe80::/10")
     for index, (name, uplink) in enumerate(policy.uplink.items()):
         priority = names.FIRST_MARK + index * names.MARK_STEP
-        selector = {"mark": uplink.mark.value, "mask": uplink.mark.mask, "origin": ("uplink", name, "mark")}
-        found.append(IpRule(family, priority, table=uplink.table, **selector))
-        found.append(IpRule(family, priority + names.MARK_UNREACHABLE, action="unreachable", **selector))
-    users = ((one.user.number, name, one) for name, one in policy.service.items() if one.unmarked and one.user)
-    for user, name, service in sorted(users, key=lambda one: one[0]):
-        selector = {"uids": (user, user), "origin": ("service", name, "marks")}
-        table = policy.uplink[service.uplink].table
-        found.append(IpRule(family, names.USER_TO_TABLE, table=table, **selector))
-        found.append(IpRule(family, names.USER_UNREACHABLE, action="unreachable", **selector))
-    found.append(IpRule(family, names.ALL_TO_MAIN, table=TABLE_MAIN))
-    found.append(IpRule(family, names.ALL_UNREACHABLE, action="unreachable"))
-    return found
+        selector: _Selector = {
+            "mark": uplink.mark.value,
+            "mask": uplink.mark.mask,
+            "origin": ("uplink", name, "mark"),
+        }
+        yield IpRule(family, priority, table=uplink.table, **selector)
+        yield IpRule(family, priority + names.MARK_UNREACHABLE, action="unreachable", **selector)
+    users = [
+        (service.user.number, name, service.uplink)
+        for name, service in policy.service.items()
+        if service.unmarked and service.user
+    ]
+    for uid, name, uplink_name in sorted(users, key=lambda user: user[0]):
+        table = policy.uplink[uplink_name].table
+        user_selector: _Selector = {"uids": (uid, uid), "origin": ("service", name, "marks")}
+        yield IpRule(family, names.USER_TO_TABLE, table=table, **user_selector)
+        yield IpRule(family, names.USER_UNREACHABLE, action="unreachable", **user_selector)
+    yield IpRule(family, names.ALL_TO_MAIN, table=TABLE_MAIN)
+    yield IpRule(family, names.ALL_UNREACHABLE, action="unreachable")
 
 
 def routes(policy: Policy) -> tuple[Route, ...]:
-    """What each uplink's table holds of ours: its gateways, and an end that never falls through."""
-    found = []
+    """Return the routes in each uplink's table: its gateways, and an unreachable default route."""
+    table_routes: list[Route] = []
     for name, uplink in policy.uplink.items():
         for gateway in uplink.gateways:
-            same = [one for one in uplink.gateways if one.version == gateway.version]
-            found.append(
+            same = [other for other in uplink.gateways if other.version == gateway.version]
+            table_routes.append(
                 Route(
                     gateway.version,
                     uplink.table,
                     gateway=str(gateway),
                     device=uplink.devices[0],
-                    metric=names.FIRST_METRIC + same.index(gateway),  # the first one is preferred
+                    metric=names.FIRST_METRIC + same.index(gateway),  # the first is preferred
                     onlink=True,
                     origin=("uplink", name, "gateways"),
                 )
             )
         for family in (4, 6):
-            found.append(
+            table_routes.append(
                 Route(
                     family,
                     uplink.table,
                     kind="unreachable",
-                    # The kernel itself hangs IPv6 routes without a device on lo.
+                    # The kernel attaches IPv6 routes without a device to lo.
                     device="lo" if family == 6 else None,
                     metric=names.LAST_METRIC,
                     origin=("uplink", name, "table"),
                 )
             )
-    return tuple(found)
+    return tuple(table_routes)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Who may use each uplink, as the rows of its sets: any number of services is a fixed number of rules."""
+"""Nft sets of the services of each uplink: any number of services needs a fixed number of rules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from ipaddress import collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
 
 from attrs import Factory, frozen
@@ -17,160 +17,200 @@ from . import phrases
 from .names import of
 from .phrases import GROUP, OWNER, TO_PORT, TRANSPORT
 
-# How a service is known -> what nft reads, and its data type.
-KEYS: dict[str, tuple[Expression, str]] = {"group": (GROUP, "gid"), "user": (OWNER, "uid")}
+# Selector of a service -> nft expression, and its data type.
+_ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (GROUP, "gid"), "user": (OWNER, "uid")}
 _ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"), "ipv6_addr")}
 _PORTS = ((TRANSPORT, "inet_proto"), (TO_PORT, "inet_service"))
 
 
 @frozen(eq=False)
-class Shape:
-    """One kind of row: what is looked up together. Each shape that a policy needs is one set."""
+class SetSchema:
+    """Columns of a set: the fields that are looked up together. Each schema in use is one set."""
 
     key: str
-    family: int | None  # of the address, if there is one
+    family: int | None  # of the address column, None without one
     ports: bool
-    intervals: bool  # prefixes or port ranges; exact rows stay in a hash, which is quicker
+    intervals: bool  # prefixes or port ranges; exact elements stay in a hash, which is faster
 
     def columns(self) -> tuple[tuple[Expression, str], ...]:
-        """What is read, and the data type of each."""
+        """Return the expression and the data type of each column."""
         address = (_ADDRESS[self.family],) if self.family else ()
-        return (KEYS[self.key], *address, *(_PORTS if self.ports else ()))
+        return (_ACCOUNT_KEYS[self.key], *address, *(_PORTS if self.ports else ()))
 
     def set_name(self, uplink: str) -> str:
-        """For example "wan.group-anywhere", "wan.group-to4-ports"."""
-        narrowed = [f"to{self.family}" if self.family else "", "ports" if self.ports else ""]
-        words = [word for word in narrowed if word] or ["anywhere"]
-        return of(uplink, "-".join([self.key, *words, *(["ranges"] if self.intervals else [])]))
+        """Return the name of the set, for example "wan.group-anywhere", "wan.group-to4-ports"."""
+        parts = []
+        if self.family:
+            parts.append(f"to{self.family}")
+        if self.ports:
+            parts.append("ports")
+        parts = parts or ["anywhere"]
+        if self.intervals:
+            parts.append("ranges")
+        return of(uplink, "-".join([self.key, *parts]))
 
 
 @frozen
 class Members:
-    """The services of one uplink. `clients`: the groups ("group") and users ("user") that have it.
-    `rows`: the same with where they may send. `kernel`: the services of the kernel's own sockets on any port.
-    `sports`: the ports of those that say theirs. `unmarked`: the users whose sockets wear no mark."""
+    """Set contents of the services of one uplink.
+
+    `clients`: groups ("group") and users ("user") of the services. `unmarked`: users with sockets
+    that carry no mark. `rows`: elements with destinations, by schema. `kernel`: services of the kernel's
+    own sockets on any port. `sports`: ports of the kernel's sockets that the policy names.
+    """
 
     clients: dict[str, set[int]] = Factory(dict)
     unmarked: set[int] = Factory(set)
-    rows: dict[Shape, set[Element]] = Factory(dict)
+    rows: dict[SetSchema, set[Element]] = Factory(dict)
     kernel: list[str] = Factory(list)
     sports: list[Port] = Factory(list)
 
 
 def members(policy: Policy) -> dict[str, Members]:
-    """The members of every uplink, in one pass over the services."""
-    found = {name: Members() for name in policy.uplink}
+    """Return the set contents of every uplink, in one pass over the services."""
+    by_uplink = {name: Members() for name in policy.uplink}
     for name, service in policy.service.items():
-        mine = found[service.uplink]
+        contents = by_uplink[service.uplink]
         if service.kernel and not service.sport:
-            mine.kernel.append(name)
-        mine.sports.extend(service.sport)
+            contents.kernel.append(name)
+        contents.sports.extend(service.sport)
         if service.unmarked and service.user:
-            mine.unmarked.add(service.user.number)
+            contents.unmarked.add(service.user.number)
         for key, account in accounts(service):
-            mine.clients.setdefault(key, set()).add(account.number)
-            # A service that may send anywhere is a row of one column.
-            for shape, rest in _destinations(key, service):
-                mine.rows.setdefault(shape, set()).add((account.number, *rest) if rest else account.number)
-    return found
+            contents.clients.setdefault(key, set()).add(account.number)
+            for schema, destination in _destinations(key, service):
+                # A service that may send anywhere is an element with one column.
+                row = (account.number, *destination) if destination else account.number
+                contents.rows.setdefault(schema, set()).add(row)
+    return by_uplink
 
 
-def sets(name: str, mine: Members) -> tuple[Set, ...]:
-    """The sets of uplink `name`, those that would be empty left out."""
+def sets(name: str, contents: Members) -> tuple[Set, ...]:
+    """Return the sets of uplink `name`, without those that would be empty."""
     origin = ("uplink", name)
-    clients = [
-        Set(_client_set(name, key), (KEYS[key][1],), frozenset(numbers), origin=origin)
-        for key, numbers in mine.clients.items()
+    result = [
+        Set(_client_set(name, key), (_ACCOUNT_KEYS[key][1],), frozenset(numbers), origin=origin)
+        for key, numbers in contents.clients.items()
     ]
-    rows = [
-        Set(
-            shape.set_name(name),
-            tuple(kind for _, kind in shape.columns()),
-            frozenset(mine.rows[shape]),
-            frozenset({"interval"}) if shape.intervals else frozenset(),
-            origin=origin,
+    if contents.unmarked:
+        types = (_ACCOUNT_KEYS["user"][1],)
+        result.append(Set(_unmarked_set(name), types, frozenset(contents.unmarked), origin=origin))
+    for schema in sorted(contents.rows, key=lambda schema: schema.set_name(name)):
+        result.append(
+            Set(
+                schema.set_name(name),
+                tuple(data_type for _, data_type in schema.columns()),
+                frozenset(contents.rows[schema]),
+                frozenset({"interval"}) if schema.intervals else frozenset(),
+                origin=origin,
+            )
         )
-        for shape in sorted(mine.rows, key=lambda one: one.set_name(name))
-    ]
-    unmarked = Set(unmarked_set(name), (KEYS["user"][1],), frozenset(mine.unmarked), origin=origin)
-    return (*clients, *([unmarked] if mine.unmarked else []), *rows, *_sports(name, mine))
+    if contents.sports:
+        result.append(_kernel_ports_set(name, contents.sports))
+    return tuple(result)
 
 
-def _sports(name: str, mine: Members) -> Iterator[Set]:
-    if mine.sports:
-        merged = _merged(tuple(mine.sports))
-        flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
-        numbers = frozenset(map(phrases.ports, merged))
-        yield Set(of(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
+def _kernel_ports_set(name: str, sports: list[Port]) -> Set:
+    merged = _merge_ranges(tuple(sports))
+    flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
+    numbers = frozenset(map(phrases.ports, merged))
+    return Set(of(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
 
 
 def _client_set(uplink: str, key: str) -> str:
     return of(uplink, f"{key}s")
 
 
-def unmarked_set(uplink: str) -> str:
-    """The set of users without marks: "wan.unmarked"."""
+def _unmarked_set(uplink: str) -> str:
+    """Return the name of the set of users without marks: "wan.unmarked"."""
     return of(uplink, "unmarked")
 
 
-def is_unmarked(name: str, mine: Members) -> list[Match]:
-    """The test for "a socket of a service whose sockets wear no mark", if there are any."""
-    return [Match(OWNER, SetRef(unmarked_set(name)))] if mine.unmarked else []
+def is_unmarked(name: str, contents: Members) -> list[Match]:
+    """Return the match for sockets of users without marks; [] if no service has such a user."""
+    return [Match(OWNER, SetRef(_unmarked_set(name)))] if contents.unmarked else []
 
 
-def is_client(name: str, mine: Members) -> list[Match]:
-    """Tests for "a socket of a service of this uplink"; any of them suffices."""
-    return [Match(KEYS[key][0], SetRef(_client_set(name, key))) for key in KEYS if key in mine.clients]
+def is_client(name: str, contents: Members) -> list[Match]:
+    """Return matches for sockets of the uplink's services; any of them suffices."""
+    return [
+        Match(expression, SetRef(_client_set(name, key)))
+        for key, (expression, _) in _ACCOUNT_KEYS.items()
+        if key in contents.clients
+    ]
 
 
-def lookups(name: str, mine: Members) -> list[Match]:
-    """Tests for "a socket of a service that may send there", and for the kernel's; the quick ones first."""
-    found = []
-    for shape in sorted(mine.rows, key=lambda one: (len(one.columns()), one.intervals, one.set_name(name))):
-        parts = tuple(expression for expression, _ in shape.columns())
-        found.append(Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(shape.set_name(name))))
-    # A packet that the kernel has put into a tunnel still belongs to the socket that made what is inside (since Linux
-    # 4.19, net/core/skbuff.c: skb_scrub_packet), so that the port of the tunnel is all that tells whose it is.
-    return [*found, Match(Payload("udp", "sport"), SetRef(of(name, "kernel-ports")))] if mine.sports else found
+def lookups(name: str, contents: Members) -> list[Match]:
+    """Return matches for sockets that may send to the packet's destination; any of them suffices.
+
+    The fast ones are first, the kernel's own sockets last.
+    """
+    matches = []
+    for schema in sorted(
+        contents.rows,
+        key=lambda schema: (len(schema.columns()), schema.intervals, schema.set_name(name)),
+    ):
+        parts = tuple(expression for expression, _ in schema.columns())
+        key = parts[0] if len(parts) == 1 else Concat(parts)
+        matches.append(Match(key, SetRef(schema.set_name(name))))
+    if contents.sports:
+        # A packet that the kernel has encapsulated keeps the socket of the inner packet (since Linux
+        # 4.19, net/core/skbuff.c: skb_scrub_packet), so only the tunnel's port identifies it.
+        matches.append(Match(Payload("udp", "sport"), SetRef(of(name, "kernel-ports"))))
+    return matches
 
 
 def services(uplink: str, policy: Policy) -> dict[str, Service]:
-    """The services of an uplink."""
+    """Return the services of an uplink."""
     return {name: service for name, service in policy.service.items() if service.uplink == uplink}
 
 
-def _destinations(key: str, service: Service) -> Iterator[tuple[Shape, tuple[int | str, ...]]]:
-    """The rest of each row of a service, with the shape of the row."""
-    addresses = [_address(network) for network in _networks(service)] or [(None, False, ())]
-    ports = [(True, _is_range(one), (one.protocol, phrases.ports(one))) for one in _merged(service.ports)]
-    for (family, wide, address), (narrow, ranged, port) in product(addresses, ports or [(False, False, ())]):
-        yield _shape(key, family, narrow, wide or ranged), (*address, *port)
+_Columns = tuple[int | str, ...]
 
 
-def _address(network: Network) -> tuple[int, bool, tuple[str]]:
-    """Family, whether it is more than one address, and how nft writes it."""
-    wide = network.prefixlen != network.max_prefixlen
-    return network.version, wide, (str(network) if wide else str(network.network_address),)
+def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Columns]]:
+    """Yield schema and destination columns of each element of a service."""
+    for (family, wide, address), (has_port, ranged, port) in product(_address_columns(service), _port_columns(service)):
+        yield _schema(key, family, has_port, wide or ranged), (*address, *port)
+
+
+def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
+    """Return (family, True for a prefix of several addresses, column); one without column for any."""
+    columns: list[tuple[int | None, bool, _Columns]] = []
+    for network in _merge_networks(service):
+        wide = network.prefixlen != network.max_prefixlen
+        text = str(network) if wide else str(network.network_address)
+        columns.append((network.version, wide, (text,)))
+    return columns or [(None, False, ())]
+
+
+def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
+    """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
+    columns: list[tuple[bool, bool, _Columns]] = []
+    for port in _merge_ranges(service.ports):
+        columns.append((True, _is_range(port), (port.protocol, phrases.ports(port))))
+    return columns or [(False, False, ())]
 
 
 @cache
-def _shape(key: str, family: int | None, ports: bool, intervals: bool) -> Shape:
-    """One object for each shape: to build and compare them by value would cost as much as the rows."""
-    return Shape(key, family, ports, intervals)
+def _schema(key: str, family: int | None, ports: bool, intervals: bool) -> SetSchema:
+    """Return the only object of a schema: comparison by value would cost as much as the elements."""
+    return SetSchema(key, family, ports, intervals)
 
 
-def _networks(service: Service) -> list[Network]:
-    """`to` without overlaps, which a set of intervals does not take."""
+def _merge_networks(service: Service) -> list[Network]:
+    """Return `to` without overlaps, which a set of intervals does not accept."""
     if all(network.prefixlen == network.max_prefixlen for network in service.to):
         return list(service.to)
-    versions = ([net for net in service.to if net.version == version] for version in (4, 6))
-    return [network for same in versions for network in collapse_addresses(same)]
+    ipv4 = [network for network in service.to if isinstance(network, IPv4Network)]
+    ipv6 = [network for network in service.to if isinstance(network, IPv6Network)]
+    return [*collapse_addresses(ipv4), *collapse_addresses(ipv6)]
 
 
-def _merged(ports: tuple[Port, ...]) -> list[Port]:
-    """Port ranges without overlaps."""
+def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
+    """Return port ranges without overlaps."""
     merged: list[Port] = []
-    for port in sorted(ports, key=lambda one: (one.protocol, one.low)):
+    for port in sorted(ports, key=lambda port: (port.protocol, port.low)):
         last = merged[-1] if merged else None
         if last and last.protocol == port.protocol and port.low <= last.high:
             merged[-1] = Port(port.protocol, last.low, max(last.high, port.high))

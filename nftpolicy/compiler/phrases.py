@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Small pieces that several chains are written with."""
+"""Helpers to build the matches and statements that several chains share."""
 
 from __future__ import annotations
 
@@ -32,47 +32,50 @@ TO_PORT = Payload("th", "dport")
 TCP_OR_UDP = Match(TRANSPORT, AnonymousSet(frozenset({"tcp", "udp"})))
 TO_DNS = Match(TO_PORT, 53)
 IS_REPLY = Match(Ct("direction"), "reply")
-_FEW = 4  # devices
-# True for packets of a socket that a process holds; the test does not match (rather than fail)
-# where there is none, as for a RST of the kernel.
+_MAX_COMPARISONS = 4  # devices
+# Matches packets of a socket that a process holds. Without a socket, as for a RST of the kernel,
+# the expression breaks the rule, so it does not match.
 HAS_OWNER = Match(OWNER, "0-4294967294")
 IS_ESTABLISHED = Match(Ct("state"), "established", "in")
 
 
 def by_device(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule, ...]:
-    """A verdict for each device. A few comparisons are quicker than a verdict map, many are not."""
-    if len(entries) > _FEW:
+    """Return rules that apply a verdict per device.
+
+    A few comparisons are faster than a verdict map, many are slower.
+    """
+    if len(entries) > _MAX_COMPARISONS:
         return (Rule((VerdictMap(key, frozenset(entries)),)),)
     return tuple(Rule((Match(key, device), verdict)) for device, verdict in entries)
 
 
 def masked(key: Expression, mask: int) -> Expression:
-    """The bits of `mask`, in the shape in which the kernel lists them."""
+    """Return `key` & `mask`, in the form in which the kernel lists it."""
     return key if mask == FULL else Bitwise(key, keep=mask)
 
 
 def wears(mark: Mark, key: Expression = PACKET_MARK) -> Match:
-    """The packet (or its flow) wears the mark."""
+    """Return a match for packets that carry the mark (or whose flow does, for FLOW_MARK)."""
     return Match(masked(key, mark.mask), mark.value)
 
 
 def put_on(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
-    """Put the mark on and keep foreign bits, in the shape in which the kernel lists it."""
+    """Return a statement that sets the mark and keeps the other bits, as the kernel lists it."""
     if mark.mask == FULL:
         return Mangle(key, mark.value)
     return Mangle(key, Bitwise(key, keep=(~mark.mask | mark.value) & FULL, put=mark.value))
 
 
 def drop(counter: str, *matches: Statement, origin: Origin = ()) -> Rule:
-    """Count and drop."""
+    """Return a rule that counts and drops the packets that all `matches` match."""
     return Rule((*matches, CounterRef(counter), DROP), origin=origin)
 
 
 def ports(port: Port) -> int | str:
-    """A port or an interval of ports as nft writes them."""
+    """Return a port, or an interval of ports in nft syntax."""
     return port.low if port.low == port.high else f"{port.low}-{port.high}"
 
 
 def destination(family: int) -> Concat:
-    """Transport, address and port that a packet is for."""
+    """Return the concatenation of transport protocol, destination address and port."""
     return Concat((TRANSPORT, Payload("ip" if family == 4 else "ip6", "daddr"), TO_PORT))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The second guard: a copy of the chains that drop, in tables that one process owns while it lives.
+"""Shadow guard: a copy of the chains that drop, in tables that one process owns while it runs.
 
-A table with an owner (Linux 5.12) can be changed by nobody else, and `nft flush ruleset` passes it by. So
-what others do to the first guard opens nothing until it is put back. Both guards have to accept a packet.
+Only its owner can change a table with an owner (Linux 5.12), and `nft flush ruleset` skips it. So
+a foreign change to the guard opens nothing until the guard is restored. Both guards have to accept
+a packet.
 """
 
 from __future__ import annotations
@@ -15,31 +16,34 @@ from ..netstate.nft import Chain, Table, Verdict, VerdictMap
 from ..netstate.state import NetState
 from . import names
 
-_DROPPING = frozenset({"postrouting", "input", "egress"})
+_DROPPING_HOOKS = frozenset({"postrouting", "input", "egress"})
 
 
 def second(state: NetState) -> tuple[Table, ...]:
-    """The tables of a compiled state once more, without the chains that mark before a route is chosen, or redirect."""
+    """Return copies of the guard's tables without the chains that mark, restore or redirect."""
     return tuple(
-        evolve(table, name=names.SECOND_TABLE, chains=_kept(table))
+        evolve(table, name=names.SECOND_TABLE, chains=_dropping_chains(table))
         for table in state.tables
         if table.name == names.TABLE
     )
 
 
-def _kept(table: Table) -> tuple[Chain, ...]:
-    """The base chains that drop, and what they lead to."""
-    led_to = {chain.name: set(_targets(chain)) for chain in table.chains}
-    kept: set[str] = set()
-    ahead = {chain.name for chain in table.chains if chain.hook and chain.hook.hook in _DROPPING}
-    while ahead:
-        kept |= ahead
-        ahead = set().union(*(led_to[name] for name in ahead)) - kept
-    return tuple(chain for chain in table.chains if chain.name in kept)
+def _dropping_chains(table: Table) -> tuple[Chain, ...]:
+    """Return the base chains at the hooks that drop, and the chains reachable from them."""
+    targets = {chain.name: set(_targets(chain)) for chain in table.chains}
+    reachable: set[str] = set()
+    pending = {chain.name for chain in table.chains if chain.hook and chain.hook.hook in _DROPPING_HOOKS}
+    while pending:
+        reachable |= pending
+        pending = set().union(*(targets[name] for name in pending)) - reachable
+    return tuple(chain for chain in table.chains if chain.name in reachable)
 
 
 def _targets(chain: Chain) -> Iterator[str]:
+    """Yield the chains that the rules of a chain jump or go to."""
     for rule in chain.rules:
-        for one in rule.statements:
-            verdicts = [verdict for _, verdict in one.entries] if isinstance(one, VerdictMap) else [one]
-            yield from (each.target for each in verdicts if isinstance(each, Verdict) and each.target)
+        for statement in rule.statements:
+            if isinstance(statement, VerdictMap):
+                yield from (verdict.target for _, verdict in statement.entries if verdict.target)
+            elif isinstance(statement, Verdict) and statement.target:
+                yield statement.target

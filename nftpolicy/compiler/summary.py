@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A compiled policy in sentences: what may leave, and by what right."""
+"""Description of a compiled policy as text: permitted traffic and the policy keys that permit it."""
 
 from __future__ import annotations
 
@@ -10,61 +10,68 @@ from ..policy.checks import accounts
 from ..policy.objects import Policy, Service, Uplink, lease_of
 from . import answers, members
 
+_MAX_ITEMS = 4  # of a list
+
 
 def summary(policy: Policy, state: NetState) -> str:
-    """Several lines for a person."""
+    """Return the description, several lines."""
     inside = ", ".join(("lo", *policy.inside))
     lines = [f"policy {policy.name}", f"inside: {inside}; every other device counts as an uplink"]
     for name, uplink in policy.uplink.items():
         lines += ["", *_uplink(name, uplink, policy)]
-    lines += ["", "ladder (both families unless said)"]
-    for rule in sorted(state.rules, key=lambda one: (one.priority, one.family)):
-        twin = any(other.family != rule.family and _same(other, rule) for other in state.rules)
-        if rule.family == 6 and twin:
-            continue
-        lines.append(f"  {iproute.rule(rule)}{'' if twin else '  (IPv6)' if rule.family == 6 else '  (IPv4)'}")
+    lines += ["", "ip rules (IPv4 and IPv6 unless noted)"]
+    for rule in sorted(state.rules, key=lambda rule: (rule.priority, rule.family)):
+        text = iproute.rule(rule)
+        in_both = any(other.family != rule.family and iproute.rule(other) == text for other in state.rules)
+        if not in_both:
+            lines.append(f"  {text}  (IPv{rule.family})")
+        elif rule.family == 4:
+            lines.append(f"  {text}")
     rules = sum(len(chain.rules) for table in state.tables for chain in table.chains)
-    elements = sum(len(one.elements) for table in state.tables for one in table.sets)
-    lines += ["", f"size: {rules} nft rules, {elements} set elements, {len(state.rules)} ip rules, "
-              f"{len(state.routes)} routes, {len(state.sysctls)} sysctls"]  # fmt: skip
+    elements = sum(len(nft_set.elements) for table in state.tables for nft_set in table.sets)
+    lines.append("")
+    lines.append(
+        f"size: {rules} nft rules, {elements} set elements, {len(state.rules)} ip rules, "
+        f"{len(state.routes)} routes, {len(state.sysctls)} sysctls"
+    )
     return "\n".join(lines) + "\n"
-
-
-def _same(one, other) -> bool:  # type: ignore[no-untyped-def]
-    return iproute.rule(one) == iproute.rule(other)
 
 
 def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
-    lines += [
-        f"  service {service}: {_who(value)}{'' if value.unmarked else ' with the mark'} may send {_where(value)}"
-        for service, value in members.services(name, policy).items()
-    ]
+    for service_name, service in members.services(name, policy).items():
+        marked = "" if service.unmarked else " with the mark"
+        lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
     lines += [f"  exempt {word}: {words.EXEMPTIONS[word]}" for word in uplink.exempt]
     lines += [f"  learns {word}: {words.LEARNED[word]}" for word in uplink.learn]
-    lines += [f"  answers {answer.name}{f' ({answer.port})' if answer.port else ''}" for answer in uplink.answer]
+    for answer in uplink.answer:
+        port = f" ({answer.port})" if answer.port else ""
+        lines.append(f"  answers {answer.name}{port}")
     if answers.resets(uplink):
-        lines.append("  refuses other TCP ports that are closed, with a RST")
+        lines.append("  refuses closed TCP ports with a RST")
     if uplink.resolver:
         learned = ", ".join(uplink.resolver.sources) or lease_of(name, uplink.resolver)
         servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
-    lines.append("  all else is dropped and counted")
+    lines.append("  all other packets are counted and dropped")
     return lines
 
 
-def _who(service: Service) -> str:
+def _senders(service: Service) -> str:
     if service.kernel:
-        return "UDP of the kernel's own sockets" + (f" on {_some(service.sport)}" if service.sport else "")
+        ports = f" on {_shorten(service.sport)}" if service.sport else ""
+        return f"UDP of the kernel's own sockets{ports}"
     return " or ".join(f"sockets of {key} {account.name}" for key, account in accounts(service))
 
 
-def _where(service: Service) -> str:
-    to = f"to {_some(service.to)}" if service.to else "anywhere"
-    return f"{to} on {_some(service.ports)}" if service.ports else to
+def _destinations(service: Service) -> str:
+    to = f"to {_shorten(service.to)}" if service.to else "anywhere"
+    return f"{to} on {_shorten(service.ports)}" if service.ports else to
 
 
-def _some(items: tuple[object, ...]) -> str:
-    shown = ", ".join(map(str, items[:4]))
-    return f"{shown} and {len(items) - 4} more" if len(items) > 4 else shown
+def _shorten(items: tuple[object, ...]) -> str:
+    """Return the first items as text, and the number of the others."""
+    text = ", ".join(map(str, items[:_MAX_ITEMS]))
+    more = len(items) - _MAX_ITEMS
+    return f"{text} and {more} more" if more > 0 else text

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The sysctls that the compiled state rests on (kernel: Documentation/networking/ip-sysctl.rst)."""
+"""Sysctls that the compiled state requires (kernel: Documentation/networking/ip-sysctl.rst)."""
 
 from __future__ import annotations
 
 from ..netstate.routing import Sysctl
 from ..policy.objects import Policy
 
-# Replies of the kernel and accepted sockets carry the mark of what they answer, and the reverse
-# path check asks the table that the mark leads to.
+# The kernel's replies and accepted sockets get the mark of the packet that they answer, and the
+# reverse path check uses the table that the mark selects.
 MACHINE = {
     "net/ipv4/fwmark_reflect": "1",
     "net/ipv6/fwmark_reflect": "1",
     "net/ipv4/tcp_fwmark_accept": "1",
     "net/ipv4/conf/all/src_valid_mark": "1",
-    # The kernel takes "all" or the device's own value for these, so that "all" must not be on.
+    # The kernel combines "all" and the device's value of these by OR, so "all" must be off.
     "net/ipv4/conf/all/accept_redirects": "0",
     "net/ipv4/conf/all/secure_redirects": "0",
     "net/ipv4/conf/all/send_redirects": "0",
 }
 
-# For each uplink device.
+# Of each uplink device.
 DEVICE = {
-    # No route and no redirect that a neighbour sends changes where anything goes.
+    # Routes and redirects that a neighbour sends do not change any route.
     "net/ipv4/conf/{device}/accept_redirects": "0",
     "net/ipv4/conf/{device}/secure_redirects": "0",
     "net/ipv4/conf/{device}/accept_source_route": "0",
@@ -29,21 +29,21 @@ DEVICE = {
     "net/ipv6/conf/{device}/accept_source_route": "-1",
     "net/ipv6/conf/{device}/accept_ra_defrtr": "0",
     "net/ipv6/conf/{device}/accept_ra_rt_info_max_plen": "0",
-    # Nothing is said of the addresses of other devices, nor of routes.
+    # No ARP or ND reply reveals addresses of other devices, and no redirect reveals routes.
     "net/ipv4/conf/{device}/arp_ignore": "2",
     "net/ipv4/conf/{device}/arp_announce": "2",
     "net/ipv4/conf/{device}/proxy_arp": "0",
     "net/ipv6/conf/{device}/proxy_ndp": "0",
     "net/ipv4/conf/{device}/send_redirects": "0",
-    # ARP questions carry no mark, so that the reverse path check would look for their senders in the
-    # main table. It is the guard that keeps the uplink's packets apart.
+    # ARP requests carry no mark, so the reverse path check would look up their senders in the main
+    # table. The guard separates the uplink's packets instead.
     "net/ipv4/conf/{device}/rp_filter": "0",
-    # 127.0.0.0/8 stays at home.
+    # Packets of 127.0.0.0/8 do not use the device.
     "net/ipv4/conf/{device}/route_localnet": "0",
 }
 
-# For each device of an uplink that learns from router advertisements, in the place of those above. 2: also
-# where the machine forwards.
+# Of each device of an uplink that learns from router advertisements; they replace the values above.
+# accept_ra 2: even if forwarding is on.
 BY_ROUTER = {
     "net/ipv6/conf/{device}/accept_ra": "2",
     "net/ipv6/conf/{device}/accept_ra_defrtr": "1",
@@ -52,13 +52,13 @@ BY_ROUTER = {
 
 
 def sysctls(policy: Policy) -> tuple[Sysctl, ...]:
-    """All of them, with the policy's devices filled in."""
-    machine = [Sysctl(path, value) for path, value in MACHINE.items()]
-    devices = [
-        # A dot in a device's name is no separator: the path is the one under /proc/sys.
-        Sysctl(path.format(device=device), value, ("uplink", name, "devices"))
-        for name, uplink in policy.uplink.items()
-        for device in uplink.devices
-        for path, value in (DEVICE | BY_ROUTER if "ra" in uplink.learn else DEVICE).items()
-    ]
-    return (*machine, *devices)
+    """Return the required sysctls of the host and of each uplink device."""
+    host = [Sysctl(path, value) for path, value in MACHINE.items()]
+    devices = []
+    for name, uplink in policy.uplink.items():
+        settings = DEVICE | BY_ROUTER if "ra" in uplink.learn else DEVICE
+        origin = ("uplink", name, "devices")
+        for device in uplink.devices:
+            # Paths under /proc/sys: a dot in a device name is not a separator.
+            devices += [Sysctl(path.format(device=device), value, origin) for path, value in settings.items()]
+    return (*host, *devices)

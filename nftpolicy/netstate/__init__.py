@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a kernel holds: nft tables, ip rules, routes and sysctls, as values.
+"""State of one network namespace as values: nft tables, ip rules, routes and sysctls.
 
-One vocabulary for compiler, model, planner and kernel, with its spellings
-(libnftables JSON and nft text, `ip -batch` lines) in and out. Everything here
-is pure. Never here: what a policy means, and how a kernel is reached.
+Compiler, model, planner and kernel share these classes. `formats` decodes and encodes them
+(libnftables JSON, nft text, `ip -j`, `ip -batch`). Everything here is pure.
+Never here: the meaning of a policy, and access to a kernel.
 """

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a state is after a step: the same steps as Linux takes, refused with the same words."""
+"""Transition function: the state after a step. Refuses the steps that Linux refuses.
+
+The planner, the proof of intermediate states and the fake kernel share it. Errors have the text of
+strerror(3) for the error number that Linux returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 from attrs import evolve
 
@@ -19,18 +23,27 @@ from .changes import (
     Step,
     SysctlChange,
 )
-from .nft import Chain, CounterRef, Match, NamedCounter, Rule, Set, SetRef, Table, Verdict, VerdictMap
+from .nft import Chain, CounterRef, Hook, Match, NamedCounter, Rule, Set, SetRef, Table, Verdict, VerdictMap
 from .routing import IpRule, Route
 from .state import NetState
 
 MISSING, EXISTS, BUSY = "No such file or directory", "File exists", "Device or resource busy"
 NO_ROUTE, OTHER_HOOK = "No such process", "Operation not supported"
 
-T = TypeVar("T")
+_Reference = tuple[type, str]  # class and name of a table's object
+
+
+class _HasName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_Item = TypeVar("_Item")
+_Named = TypeVar("_Named", bound=_HasName)
 
 
 class Impossible(Exception):
-    """A step can't be done: why, and the object that it was about."""
+    """Step that Linux would refuse: the error text, and the object that it refers to."""
 
     def __init__(self, reason: str, item: object = None) -> None:
         self.reason, self.item = reason, item
@@ -38,159 +51,195 @@ class Impossible(Exception):
 
 
 def after(state: NetState, step: Step) -> NetState:
-    """The state when the step is done. Raises Impossible where Linux would refuse it."""
+    """Return the state after a step.
+
+    Raises:
+        StepRejected: Linux would refuse the step.
+    """
     match step:
         case NftTransaction(operations):
-            tables = transaction({table.key: table for table in state.tables}, operations)
+            tables = _apply_transaction({table.key: table for table in state.tables}, operations)
             return evolve(state, tables=tuple(tables.values()))
         case RuleChange(verb, rule):
-            rules = changed(state.rules, verb, rule, IpRule.__eq__, MISSING)
-            return evolve(state, rules=tuple(sorted(rules, key=lambda one: (one.family, one.priority))))
+            rules = _add_or_delete(state.rules, verb, rule, IpRule.__eq__, MISSING)
+            ordered = sorted(rules, key=lambda rule: (rule.family, rule.priority))
+            return evolve(state, rules=tuple(ordered))
         case RouteChange(verb, route):
-            return evolve(state, routes=changed(state.routes, verb, route, same_route, NO_ROUTE))
+            routes = _add_or_delete(state.routes, verb, route, _is_same_route, NO_ROUTE)
+            return evolve(state, routes=routes)
         case RouteReplacement(_, route):
-            return evolve(state, routes=(*(one for one in state.routes if not same_route(one, route)), route))
+            others = (other for other in state.routes if not _is_same_route(other, route))
+            return evolve(state, routes=(*others, route))
         case SysctlChange(_, new):
-            if all(one.path != new.path for one in state.sysctls):
+            if all(sysctl.path != new.path for sysctl in state.sysctls):
                 raise Impossible(MISSING)
-            return evolve(state, sysctls=tuple(new if one.path == new.path else one for one in state.sysctls))
+            sysctls = (new if old.path == new.path else old for old in state.sysctls)
+            return evolve(state, sysctls=tuple(sysctls))
 
 
-def transaction(
-    tables: dict[tuple[str, str], Table], operations: tuple[NftOperation, ...]
+def _apply_transaction(
+    tables: dict[tuple[str, str], Table], operations: Iterable[NftOperation]
 ) -> dict[tuple[str, str], Table]:
-    """The tables, by key, after a transaction. Raises Impossible."""
+    """Return the tables, by key, after the operations. Raises StepRejected."""
     tables = dict(tables)
-    for one in operations:
-        key = (one.family, one.table)
-        if isinstance(one.object, Table):
-            if one.verb == "add":
+    for operation in operations:
+        key = (operation.family, operation.table)
+        if isinstance(operation.object, Table):
+            if operation.verb == "add":
                 tables.setdefault(key, Table(*key))
             elif tables.pop(key, None) is None:
-                raise Impossible(MISSING, one.object)
+                raise Impossible(MISSING, operation.object)
         elif key not in tables:
-            raise Impossible(MISSING, one.object)
+            raise Impossible(MISSING, operation.object)
         else:
-            tables[key] = _operation(tables[key], one)
+            tables[key] = _apply_operation(tables[key], operation)
     return tables
 
 
-def changed(held: tuple[T, ...], verb: str, item: T, same: Callable[[T, T], bool], missing: str) -> tuple[T, ...]:
-    """`held` with the item added or taken out. Raises Impossible."""
+def _add_or_delete(
+    items: tuple[_Item, ...],
+    verb: str,
+    item: _Item,
+    conflicts: Callable[[_Item, _Item], bool],
+    missing: str,
+) -> tuple[_Item, ...]:
+    """Return `items` with `item` added or deleted. Raises StepRejected."""
     if verb == "add":
-        if any(same(item, one) for one in held):
+        if any(conflicts(item, other) for other in items):
             raise Impossible(EXISTS, item)
-        return (*held, item)
-    if item not in held:
+        return (*items, item)
+    if item not in items:
         raise Impossible(missing, item)
-    at = held.index(item)
-    return (*held[:at], *held[at + 1 :])
+    index = items.index(item)
+    return (*items[:index], *items[index + 1 :])
 
 
-def same_route(one: Route, other: Route) -> bool:
-    """A table has one route of a metric to a destination."""
-    places = [(route.family, route.table, route.destination, route.metric) for route in (one, other)]
-    return places[0] == places[1]
+def _is_same_route(route: Route, other: Route) -> bool:
+    """Return True if a table cannot have both routes: one per destination and metric."""
+    return _route_key(route) == _route_key(other)
 
 
-def _operation(table: Table, one: NftOperation) -> Table:
-    """The table after an operation on something in it. Raises Impossible."""
-    add = one.verb == "add"
-    match one.object:
+def _route_key(route: Route) -> tuple[int, int, str, int]:
+    return route.family, route.table, route.destination, route.metric
+
+
+def _apply_operation(table: Table, operation: NftOperation) -> Table:
+    """Return the table after an operation on one of its objects. Raises StepRejected."""
+    is_add = operation.verb == "add"
+    match operation.object:
         case NamedCounter() as counter:
-            return evolve(table, counters=_objects(table, table.counters, counter, add, lambda _: True))
-        case Set() as wanted if one.verb == "flush":
-            held = _find(table.sets, wanted.name, wanted)
-            return evolve(table, sets=_put(table.sets, evolve(held, elements=frozenset())))
-        case Set() as wanted:
-            return evolve(
-                table,
-                sets=_objects(
-                    table,
-                    table.sets,
-                    evolve(wanted, elements=frozenset()),
-                    add,
-                    lambda held: (held.type, held.flags) == (wanted.type, wanted.flags),
-                ),
+            counters = _change_objects(table, table.counters, counter, is_add, lambda _: True)
+            return evolve(table, counters=counters)
+        case Set() as nft_set if operation.verb == "flush":
+            present = _find(table.sets, nft_set.name, nft_set)
+            return evolve(table, sets=_replace(table.sets, evolve(present, elements=frozenset())))
+        case Set() as nft_set:
+            empty = evolve(nft_set, elements=frozenset())
+            kind = (nft_set.type, nft_set.flags)
+            sets = _change_objects(
+                table, table.sets, empty, is_add, lambda present: (present.type, present.flags) == kind
             )
-        case Elements(of, which):
-            held = _find(table.sets, of.name, one.object)
-            if not add and which - held.elements:
-                raise Impossible(MISSING, one.object)
-            return evolve(
-                table,
-                sets=_put(table.sets, evolve(held, elements=held.elements | which if add else held.elements - which)),
-            )
-        case Rules(chain, rules):
-            held_chain = _find(table.chains, chain.name, one.object)
+            return evolve(table, sets=sets)
+        case Elements() as change:
+            return evolve(table, sets=_change_elements(table, change, is_add))
+        case Rules(chain, rules) as change:
+            present_chain = _find(table.chains, chain.name, change)
+            available = _object_references(table)
             for rule in rules:
-                if not all(map(_names(table).__contains__, _uses(rule))):
+                if not _references(rule) <= available:
                     raise Impossible(MISSING, rule)
-            return evolve(table, chains=_put(table.chains, evolve(held_chain, rules=held_chain.rules + rules)))
+            longer = evolve(present_chain, rules=present_chain.rules + rules)
+            return evolve(table, chains=_replace(table.chains, longer))
         case Chain() as chain:
-            return evolve(table, chains=_chain(table, chain, one.verb))
-    raise TypeError(one.object)
+            return evolve(table, chains=_change_chain(table, chain, operation.verb))
+    raise TypeError(operation.object)
 
 
-def _chain(table: Table, chain: Chain, verb: str) -> tuple[Chain, ...]:
-    held = next((other for other in table.chains if other.name == chain.name), None)
-    if verb == "flush" or (verb == "delete" and held and held.rules):
-        # Deleting a chain deletes its rules, which hold on to nothing any more.
-        emptied = _put(table.chains, evolve(_find(table.chains, chain.name, chain), rules=()))
+def _change_elements(table: Table, change: Elements, is_add: bool) -> tuple[Set, ...]:
+    present = _find(table.sets, change.of.name, change)
+    if is_add:
+        return _replace(table.sets, evolve(present, elements=present.elements | change.elements))
+    if change.elements - present.elements:
+        raise Impossible(MISSING, change)
+    return _replace(table.sets, evolve(present, elements=present.elements - change.elements))
+
+
+def _change_chain(table: Table, chain: Chain, verb: str) -> tuple[Chain, ...]:
+    present = next((other for other in table.chains if other.name == chain.name), None)
+    if verb == "flush" or (verb == "delete" and present and present.rules):
+        # The deletion of a chain deletes its rules first, and with them their references.
+        emptied = _replace(table.chains, evolve(_find(table.chains, chain.name, chain), rules=()))
         if verb == "flush":
             return emptied
         table = evolve(table, chains=emptied)
-    if verb == "add" and held and held.hook and chain.hook:
-        if _place(held) != _place(chain):
+    if verb == "add" and present and present.hook and chain.hook:
+        if _hook_point(present.hook) != _hook_point(chain.hook):
             raise Impossible(OTHER_HOOK, chain)
-        return _put(table.chains, evolve(held, hook=chain.hook))  # its policy may change
-    return _objects(table, table.chains, evolve(chain, rules=()), verb == "add", lambda _: chain.hook is None)
+        return _replace(table.chains, evolve(present, hook=chain.hook))  # its policy may change
+    empty = evolve(chain, rules=())
+    return _change_objects(table, table.chains, empty, verb == "add", lambda _: chain.hook is None)
 
 
-def _place(chain: Chain) -> object:
-    return chain.hook and evolve(chain.hook, policy="")
+def _hook_point(hook: Hook) -> Hook:
+    """Return the hook without the part that can change in place."""
+    return evolve(hook, policy="")
 
 
-def _objects(table: Table, held: tuple, item, add: bool, same: Callable) -> tuple:  # type: ignore[no-untyped-def, type-arg]
-    """`held` with the object, or without it."""
-    found = next((one for one in held if one.name == item.name), None)
-    if add:
-        if found is not None and not same(found):
+def _change_objects(
+    table: Table,
+    objects: tuple[_Named, ...],
+    item: _Named,
+    is_add: bool,
+    is_compatible: Callable[[_Named], bool],
+) -> tuple[_Named, ...]:
+    """Return `objects` with `item` added or deleted. Raises StepRejected.
+
+    `is_compatible`: return True if the addition of `item` over the object of this name is no error.
+    """
+    present = next((other for other in objects if other.name == item.name), None)
+    if is_add:
+        if present is None:
+            return (*objects, item)
+        if not is_compatible(present):
             raise Impossible(EXISTS, item)
-        return held if found is not None else (*held, item)
-    if found is None:
+        return objects
+    if present is None:
         raise Impossible(MISSING, item)
-    if any((type(item), item.name) in _uses(rule) for chain in table.chains for rule in chain.rules):
+    reference = (type(item), item.name)
+    if any(reference in _references(rule) for chain in table.chains for rule in chain.rules):
         raise Impossible(BUSY, item)
-    return tuple(one for one in held if one is not found)
+    return tuple(other for other in objects if other is not present)
 
 
-def _find(held: tuple, name: str, item: object):  # type: ignore[no-untyped-def, type-arg]
-    found = next((one for one in held if one.name == name), None)
-    if found is None:
-        raise Impossible(MISSING, item)
-    return found
+def _find(objects: tuple[_Named, ...], name: str, item: object) -> _Named:
+    """Return the object of a name. Raises StepRejected for `item` if it does not exist."""
+    for candidate in objects:
+        if candidate.name == name:
+            return candidate
+    raise Impossible(MISSING, item)
 
 
-def _put(held: tuple, item) -> tuple:  # type: ignore[no-untyped-def, type-arg]
-    return tuple(item if one.name == item.name else one for one in held)
+def _replace(objects: tuple[_Named, ...], item: _Named) -> tuple[_Named, ...]:
+    """Return `objects` with `item` instead of the object of its name."""
+    return tuple(item if other.name == item.name else other for other in objects)
 
 
-def _names(table: Table) -> set[tuple[type, str]]:
-    return {(type(one), one.name) for group in (table.chains, table.sets, table.counters) for one in group}
+def _object_references(table: Table) -> set[_Reference]:
+    objects: tuple[_HasName, ...] = (*table.chains, *table.sets, *table.counters)
+    return {(type(item), item.name) for item in objects}
 
 
-def _uses(rule: Rule) -> set[tuple[type, str]]:
-    """What a rule holds on to, by kind and name."""
-    used: set[tuple[type, str]] = set()
-    for one in rule.statements:
-        match one:
+def _references(rule: Rule) -> set[_Reference]:
+    """Return the chains, sets and counters that a rule refers to."""
+    references: set[_Reference] = set()
+    for statement in rule.statements:
+        match statement:
             case Match(_, SetRef(name)):
-                used.add((Set, name))
+                references.add((Set, name))
             case Verdict(_, str(name)):
-                used.add((Chain, name))
+                references.add((Chain, name))
             case CounterRef(name):
-                used.add((NamedCounter, name))
+                references.add((NamedCounter, name))
             case VerdictMap(_, entries):
-                used |= {(Chain, to.target) for _, to in entries if to.target}
-    return used
+                references |= {(Chain, verdict.target) for _, verdict in entries if verdict.target}
+    return references

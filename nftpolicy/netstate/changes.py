@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What can be done to a kernel's state: nft operations, and the steps that a plan is made of."""
+"""Operations on a network state: nft operations, and the steps of a plan."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .routing import IpRule, Route, Sysctl
 
 @frozen
 class Elements:
-    """Some elements of an existing set (its type travels along, to write them)."""
+    """Elements of an existing set; `nft_set` has the set's data types, which their text needs."""
 
     of: Set
     elements: frozenset[Element]
@@ -19,7 +19,7 @@ class Elements:
 
 @frozen
 class Rules:
-    """Rules at the end of an existing chain."""
+    """Rules to append to an existing chain."""
 
     chain: Chain
     rules: tuple[Rule, ...]
@@ -27,9 +27,9 @@ class Rules:
 
 @frozen
 class NftOperation:
-    """One operation of a transaction: `verb` is add, delete or flush (chains and sets).
+    """Operation of a transaction: `verb` is add, delete or flush (chains and sets).
 
-    Adding a chain or set adds it without rules or elements; those are operations of their own.
+    The addition of a chain or set adds no rules or elements; these are separate operations.
     """
 
     verb: str
@@ -40,61 +40,61 @@ class NftOperation:
 
 @frozen
 class NftTransaction:
-    """Operations that the kernel carries out as one, and those that take them back."""
+    """Operations that the kernel applies atomically, and the operations that undo them."""
 
     operations: tuple[NftOperation, ...]
     undo: tuple[NftOperation, ...]
 
     def inverse(self) -> NftTransaction:
-        """The step that takes this one back."""
+        """Return the step that undoes this one."""
         return NftTransaction(self.undo, self.operations)
 
 
 @frozen
 class RuleChange:
-    """Add or delete one ip rule."""
+    """Addition or deletion of one ip rule."""
 
     verb: str
     rule: IpRule
 
     def inverse(self) -> RuleChange:
-        """The step that takes this one back."""
+        """Return the step that undoes this one."""
         return evolve(self, verb=_OPPOSITE[self.verb])
 
 
 @frozen
 class RouteChange:
-    """Add or delete one route."""
+    """Addition or deletion of one route."""
 
     verb: str
     route: Route
 
     def inverse(self) -> RouteChange:
-        """The step that takes this one back."""
+        """Return the step that undoes this one."""
         return evolve(self, verb=_OPPOSITE[self.verb])
 
 
 @frozen
 class RouteReplacement:
-    """Put a route in the place of another one to the same destination, with the same metric."""
+    """Replacement of a route (`old`) by another one to the same destination with the same metric."""
 
     old: Route
     route: Route
 
     def inverse(self) -> RouteReplacement:
-        """The step that takes this one back."""
+        """Return the step that undoes this one."""
         return RouteReplacement(self.route, self.old)
 
 
 @frozen
 class SysctlChange:
-    """Write one sysctl; `old` is the value before."""
+    """Write of one sysctl; `old` is the value before."""
 
     old: str
     new: Sysctl
 
     def inverse(self) -> SysctlChange:
-        """The step that takes this one back."""
+        """Return the step that undoes this one."""
         return SysctlChange(self.new.value, evolve(self.new, value=self.old))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a rule reads, and what it compares that with. To be imported from nft."""
+"""Expressions of rules, and the right-hand sides of matches. Import them from netstate.nft."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from attrs import frozen
 
 FULL = 0xFFFFFFFF
 
-# IP protocols by number (RFC 5237's registry). nft names them only where /etc/protocols exists.
+# IP protocols by number (registry of RFC 5237). nft needs /etc/protocols to print their names.
 PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
-# An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH",
-# intervals "LOW-HIGH", combined flags "ack,syn" (sorted), interface names may end in "*", and "*"
-# alone is the element that takes what no other one takes. Whether a thing is there at all is
-# "exists" or "missing".
+# An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH", intervals
+# "LOW-HIGH", combined flags "ack,syn" (sorted), and device names may end in "*". "*" alone is the
+# catchall element. Tests for existence compare with "exists" or "missing".
 Value = int | str
 Element = Value | tuple[Value, ...]
 
 
-# --- expressions: what a rule reads ----------------------------------------------------
-
-
 @frozen
 class Meta:
-    """A property of the packet or its socket: mark, oifname, iifname, skuid, skgid, l4proto, ..."""
+    """Property of the packet or its socket: mark, oifname, iifname, skuid, skgid, l4proto, ..."""
 
     key: str
 
 
 @frozen
 class Ct:
-    """A property of the packet's connection; `direction` is "original", "reply" or None."""
+    """Property of the packet's conntrack entry; `direction` is "original", "reply" or None."""
 
     key: str
     direction: str | None = None
@@ -37,7 +33,7 @@ class Ct:
 
 @frozen
 class Payload:
-    """A header field, by nft's names: Payload("ip", "daddr"), Payload("th", "dport")."""
+    """Header field by nft's names: Payload("ip", "daddr"), Payload("th", "dport")."""
 
     protocol: str
     name: str
@@ -45,7 +41,7 @@ class Payload:
 
 @frozen
 class Fib:
-    """What the routing tables say: Fib("type", ("daddr", "iif")) is the type of the destination on the device."""
+    """FIB lookup: Fib("type", ("daddr", "iif")) is the address type of the destination on the device."""
 
     result: str
     keys: tuple[str, ...]
@@ -53,7 +49,7 @@ class Fib:
 
 @frozen
 class RawPayload:
-    """Bits of the packet by their place: `base` is "ll", "nh", "th" or "ih", the rest is in bits."""
+    """Bits of the packet: `base` is "ll", "nh", "th" or "ih"; `offset` and `length` are in bits."""
 
     base: str
     offset: int
@@ -62,14 +58,14 @@ class RawPayload:
 
 @frozen
 class Socket:
-    """A property of the socket that the packet belongs to: transparent, mark, wildcard, cgroupv2."""
+    """Property of the socket that the packet belongs to: transparent, mark, wildcard, cgroupv2."""
 
     key: str
 
 
 @frozen
 class Rt:
-    """A property of the packet's route: mtu, nexthop, classid."""
+    """Property of the packet's route: mtu, nexthop, classid."""
 
     key: str
     family: str | None = None
@@ -77,7 +73,10 @@ class Rt:
 
 @frozen
 class Option:
-    """A field of an optional header; `kind` is "tcp option", "ip option" or "exthdr". No `field`: is it there?"""
+    """Field of a TCP or IP option or an extension header; `field` None tests for existence.
+
+    `kind` is "tcp option", "ip option" or "exthdr".
+    """
 
     kind: str
     name: str
@@ -86,7 +85,10 @@ class Option:
 
 @frozen
 class Bitwise:
-    """(`of` & `keep`) | `put`, the bit arithmetic that nft lists in one shape. FULL keeps all bits of any width."""
+    """Bit operation (`operand` & `and_mask`) | `or_bits`, the form in which nft lists it.
+
+    FULL_MASK keeps all bits of any width.
+    """
 
     of: Expression
     keep: Value = FULL
@@ -95,7 +97,7 @@ class Bitwise:
 
 @frozen
 class Binary:
-    """What bit arithmetic there is besides: `op` is ^, << or >>, or & and | between two expressions."""
+    """Other bit operations: `op` is ^, << or >>, or & and | of two expressions."""
 
     op: str
     left: Expression
@@ -104,14 +106,14 @@ class Binary:
 
 @frozen
 class Concat:
-    """Several expressions looked up together: `meta skgid . ip daddr`."""
+    """Concatenation of expressions: `meta skgid . ip daddr`."""
 
     parts: tuple[Expression, ...]
 
 
 @frozen
 class Lookup:
-    """What a map holds for `key`: a map of the same table by name, or entries written in the rule."""
+    """Map lookup of `key` in a map of the same table, or in the entries of an anonymous map."""
 
     key: Expression
     data: MapRef | frozenset[tuple[Element, Element]]
@@ -119,14 +121,14 @@ class Lookup:
 
 @frozen
 class MapRef:
-    """The named map of the same table."""
+    """Named map of the same table."""
 
     name: str
 
 
 @frozen
 class UnknownExpression:
-    """An expression that this version does not model; `raw` is its canonical JSON."""
+    """Unsupported expression; `raw` is its canonical JSON."""
 
     raw: str
 
@@ -150,14 +152,14 @@ Expression = (
 
 @frozen
 class SetRef:
-    """The named set of the same table on the right of a match."""
+    """Named set of the same table, on the right of a match."""
 
     name: str
 
 
 @frozen
 class AnonymousSet:
-    """Values written in the rule itself."""
+    """Anonymous set: values in the rule itself."""
 
     elements: frozenset[Element]
 

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""libnftables JSON, as `nft -j list ruleset` prints it, back into values.
+"""Decoder of libnftables JSON, as `nft -j list ruleset` prints it: the entry point.
 
-Whatever this version does not know becomes an Unknown value that carries the JSON; it is
-never left out, so that a proof over the result can say what it did not understand.
+Unsupported JSON becomes an Unknown value with the JSON text, and is never dropped, so that a proof
+can report it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve
 
 from . import nft
-from .json_rules import Strange, element, entries, expression, named, raw
+from .json_rules import Strange, element, entries, expression, named, raw, verdict
 from .json_statements import limit, quota, statement
 from .state import Counters, Counts
 
@@ -28,12 +28,14 @@ def _hook(item: dict[str, Any]) -> nft.Hook | None:
         return None
     listed = item.get("dev")
     devices = frozenset([listed] if isinstance(listed, str) else listed or ())
-    made = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
-    return _on(made, devices)
+    hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
+    return _with_devices(hook, devices)
 
 
-def _on(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
-    return evolve(hook, device=next(iter(devices))) if len(devices) == 1 else evolve(hook, devices=devices)
+def _with_devices(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
+    if len(devices) == 1:
+        return evolve(hook, device=next(iter(devices)))
+    return evolve(hook, devices=devices)
 
 
 def _flags(body: dict[str, Any]) -> frozenset[str]:
@@ -42,17 +44,29 @@ def _flags(body: dict[str, Any]) -> frozenset[str]:
 
 
 def _table_flags(body: dict[str, Any]) -> frozenset[str]:
-    """A dormant table hooks nowhere. What nft 1.0.6 puts in the flag's place is what lies in its memory behind the
-    words that it knows: another word, or any part of what it is about to print."""
+    """Return the flags of a table, {"unnamed"} for invalid ones.
+
+    nft 1.0.6 has no name for the flag "owner": it prints the memory after its table of names, which
+    is another word or a part of its own output.
+    """
     listed = body.get("flags", ())
-    words = [listed] if isinstance(listed, str) else listed
-    if isinstance(words, list | tuple) and all(isinstance(one, str) and one in _TABLE_FLAGS for one in words):
-        return frozenset(words)
+    flags = [listed] if isinstance(listed, str) else listed
+    if isinstance(flags, list | tuple) and all(isinstance(flag, str) and flag in _TABLE_FLAGS for flag in flags):
+        return frozenset(flags)
     return frozenset({"unnamed"})
 
 
-class _Builder:
-    """Collects the flat list of objects that nft prints into one table."""
+_MapEntries = frozenset[tuple[nft.Element, nft.Element | nft.Verdict]]
+
+
+def _map_entries(items: list[Any], is_verdict_map: bool) -> _MapEntries | None:
+    if is_verdict_map:
+        return entries(items, verdict)
+    return entries(items, element)
+
+
+class _TableBuilder:
+    """Builder of one table from the flat list of objects that nft prints."""
 
     def __init__(self, family: str, name: str) -> None:
         self.family, self.name = family, name
@@ -67,64 +81,78 @@ class _Builder:
         self.unknown: list[str] = []
 
     def chain(self, body: dict[str, Any]) -> None:
+        """Add a chain."""
         self.hooks[body["name"]] = _hook(body)
 
     def rule(self, body: dict[str, Any]) -> None:
-        statements = tuple(statement(one) for one in body.get("expr", ()))
+        """Add a rule to its chain."""
+        statements = tuple(map(statement, body.get("expr", ())))
         self.rules.setdefault(body["chain"], []).append(nft.Rule(statements, body.get("comment")))
 
     def set(self, body: dict[str, Any]) -> None:
+        """Add a set."""
         kind = body["type"]
-        elements = [element(one) for one in body.get("elem", ())]
-        if not isinstance(kind, str | list) or None in elements:
-            return self.other("set", body)
+        elements = [element(item) for item in body.get("elem", ())]
+        supported = [item for item in elements if item is not None]
+        if not isinstance(kind, str | list) or len(supported) < len(elements):
+            self.unsupported("set", body)
+            return
         types = (kind,) if isinstance(kind, str) else tuple(kind)
-        protocols = tuple(one == "inet_proto" for one in types)
+        protocols = tuple(data_type == "inet_proto" for data_type in types)
         if any(protocols):
-            elements = [named(one, protocols) for one in elements if one is not None]
-        content = frozenset(elements)
-        self.sets.append(nft.Set(body["name"], types, content, _flags(body), timeout=body.get("timeout")))  # type: ignore[arg-type]
-        return None
+            supported = [named(item, protocols) for item in supported]
+        contents, timeout = frozenset(supported), body.get("timeout")
+        self.sets.append(nft.Set(body["name"], types, contents, _flags(body), timeout=timeout))
 
     def map(self, body: dict[str, Any]) -> None:
+        """Add a map."""
         kind, data = body.get("type"), body.get("map")
         types = (kind,) if isinstance(kind, str) else tuple(kind or ())
-        # nft 1.0.6 writes a concatenation of data types as one word.
-        held = tuple(data.split(" . ")) if isinstance(data, str) else tuple(data or ())
-        content = entries(body.get("elem", []), held == ("verdict",)) if types and held else None
-        if content is None or held[0] in _OBJECT_MAPS:
-            return self.other("map", body)
-        protocols = tuple(one == "inet_proto" for one in types)
-        content = frozenset((named(key, protocols), to) for key, to in content)
-        self.maps.append(nft.Map(body["name"], types, held, content, _flags(body), body.get("timeout")))
-        return None
+        # nft 1.0.6 prints a concatenation of data types as one word.
+        data_types = tuple(data.split(" . ")) if isinstance(data, str) else tuple(data or ())
+        if not types or not data_types or data_types[0] in _OBJECT_MAPS:
+            self.unsupported("map", body)
+            return
+        contents = _map_entries(body.get("elem", []), data_types == ("verdict",))
+        if contents is None:
+            self.unsupported("map", body)
+            return
+        protocols = tuple(data_type == "inet_proto" for data_type in types)
+        contents = frozenset((named(key, protocols), value) for key, value in contents)
+        self.maps.append(nft.Map(body["name"], types, data_types, contents, _flags(body), body.get("timeout")))
 
     def flowtable(self, body: dict[str, Any]) -> None:
+        """Add a flowtable."""
         devices = body.get("dev", [])
         devices = [devices] if isinstance(devices, str) else devices
         self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), frozenset(devices), body["hook"]))
 
     def object(self, kind: str, body: dict[str, Any]) -> None:
-        plain = {key: value for key, value in body.items() if key not in ("family", "table", "name", "handle")}
+        """Add a named limit, quota or ct helper."""
+        content = {key: value for key, value in body.items() if key not in _OBJECT_KEYS}
+        stateful: nft.Limit | nft.Quota | nft.CtHelper
         try:
             if kind == "limit":
-                made: Any = limit(plain)
+                stateful = limit(content)
             elif kind == "quota":
-                made = quota({"val": plain["bytes"], "inv": plain.get("inv", False)})
+                stateful = quota({"val": content["bytes"], "inv": content.get("inv", False)})
             else:
-                made = nft.CtHelper(plain["type"], plain["protocol"], plain.get("l3proto"))
+                stateful = nft.CtHelper(content["type"], content["protocol"], content.get("l3proto"))
         except Strange:
-            return self.other(kind, body)
-        self.objects.append(nft.Named(body["name"], made))
-        return None
+            self.unsupported(kind, body)
+            return
+        self.objects.append(nft.Named(body["name"], stateful))
 
     def counter(self, body: dict[str, Any]) -> None:
+        """Add a named counter."""
         self.counters.append(nft.NamedCounter(body["name"]))
 
-    def other(self, kind: str, body: dict[str, Any]) -> None:
+    def unsupported(self, kind: str, body: dict[str, Any]) -> None:
+        """Add an object as JSON text."""
         self.unknown.append(raw({kind: body}))
 
     def build(self) -> nft.Table:
+        """Return the table."""
         chains = tuple(nft.Chain(name, tuple(self.rules.get(name, ())), hook) for name, hook in self.hooks.items())
         return nft.Table(
             self.family,
@@ -140,6 +168,7 @@ class _Builder:
         )
 
 
+_OBJECT_KEYS = frozenset({"family", "table", "name", "handle"})
 _OBJECT_MAPS = frozenset({"counter", "quota", "limit", "ct helper", "ct timeout", "synproxy", "secmark"})
 
 
@@ -147,25 +176,30 @@ def _objects(document: Any) -> list[tuple[str, dict[str, Any]]]:
     listed = document.get("nftables") if isinstance(document, dict) else None
     if not isinstance(listed, list):
         raise ValueError('expected the JSON of "nft -j list ruleset": an object with a list "nftables"')
-    found = [(kind, body) for one in listed if isinstance(one, dict) for kind, body in one.items()]
-    return [(kind, body) for kind, body in found if isinstance(body, dict) and kind != "metainfo"]
+    return [
+        (kind, body)
+        for item in listed
+        if isinstance(item, dict)
+        for kind, body in item.items()
+        if isinstance(body, dict) and kind != "metainfo"
+    ]
 
 
 def ruleset(document: Any) -> tuple[nft.Table, ...]:
-    """The tables of a parsed `nft -j list ruleset`.
+    """Return the tables of a parsed `nft -j list ruleset`.
 
     Raises:
-        ValueError: it is not such a document.
+        ValueError: not such a document.
     """
-    builders: dict[tuple[str, str], _Builder] = {}
+    builders: dict[tuple[str, str], _TableBuilder] = {}
     try:
         for kind, body in _objects(document):
             owner = (body["family"], body["name"] if kind == "table" else body["table"])
-            builder = builders.setdefault(owner, _Builder(*owner))
+            builder = builders.setdefault(owner, _TableBuilder(*owner))
             if kind == "table":
                 builder.flags = _table_flags(body)
                 continue
-            known = {
+            methods = {
                 "chain": builder.chain,
                 "rule": builder.rule,
                 "set": builder.set,
@@ -173,12 +207,12 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
                 "counter": builder.counter,
                 "flowtable": builder.flowtable,
             }
-            if kind in known:
-                known[kind](body)
+            if kind in methods:
+                methods[kind](body)
             elif kind in ("limit", "quota", "ct helper"):
                 builder.object(kind, body)
             else:
-                builder.other(kind, body)
+                builder.unsupported(kind, body)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error
     return tuple(builder.build() for builder in builders.values())
@@ -186,59 +220,68 @@ def ruleset(document: Any) -> tuple[nft.Table, ...]:
 
 _DEVICE = re.compile(r'\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ device "([^"]+)"')
 _DEVICES = re.compile(r"\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ devices = \{ ([^}]+) \}")
+_TABLE_FLAGS_LINE = re.compile(r"\A(?:\tcomment .*\n)?\tflags (\S+)$", re.MULTILINE)
 _SET_FLAGS = re.compile(r"\n\t(?:set|map) (\S+) \{\n(?:\t\t(?!flags|elements).*\n)*\t\tflags (\S+)")
 
 
 def with_devices(table: nft.Table, listing: str) -> nft.Table:
-    """The table with the devices of its base chains, which nft 1.0.6 prints in text only.
+    """Return the table with the devices of its base chains, which nft 1.0.6 prints in text only.
 
     `listing` is what `nft list table FAMILY NAME` prints.
     """
     devices = {name: frozenset({device}) for name, device in _DEVICE.findall(listing)}
-    for name, several in _DEVICES.findall(listing):
-        devices[name] = frozenset(one.strip().strip('"') for one in several.split(","))
-    chains = tuple(
-        evolve(chain, hook=_on(chain.hook, devices[chain.name]))
-        if chain.hook and not chain.hook.device and not chain.hook.devices and chain.name in devices
-        else chain
-        for chain in table.chains
-    )
-    return evolve(table, chains=chains)
+    for name, names in _DEVICES.findall(listing):
+        devices[name] = frozenset(device.strip().strip('"') for device in names.split(","))
+
+    def complete(chain: nft.Chain) -> nft.Chain:
+        hook = chain.hook
+        if hook is None or hook.device or hook.devices or chain.name not in devices:
+            return chain
+        return evolve(chain, hook=_with_devices(hook, devices[chain.name]))
+
+    return evolve(table, chains=tuple(map(complete, table.chains)))
+
+
+_SetOrMap = TypeVar("_SetOrMap", nft.Set, nft.Map)
 
 
 def _with_flags(table: nft.Table, listing: str) -> nft.Table:
-    """The table with its flags, and with those of its sets that nft 1.0.6 leaves out of its JSON ("dynamic")."""
-    found = re.search(r"\A(?:\tcomment .*\n)?\tflags (\S+)$", listing.partition("\n")[2], re.MULTILINE)
-    flags = {name: frozenset(words.split(",")) for name, words in _SET_FLAGS.findall(listing)}
+    """Return the table with the flags of it and of its sets that nft 1.0.6 omits from its JSON ("dynamic")."""
+    table_flags = _TABLE_FLAGS_LINE.search(listing.partition("\n")[2])
+    set_flags = {name: frozenset(flags.split(",")) for name, flags in _SET_FLAGS.findall(listing)}
 
-    def more(one: Any) -> Any:
-        return evolve(one, flags=one.flags | flags[one.name]) if one.name in flags else one
+    def complete(item: _SetOrMap) -> _SetOrMap:
+        return evolve(item, flags=item.flags | set_flags.get(item.name, frozenset()))
 
     return evolve(
         table,
-        flags=frozenset(found[1].split(",")) if found else table.flags,
-        sets=tuple(map(more, table.sets)),
-        maps=tuple(map(more, table.maps)),
+        flags=frozenset(table_flags[1].split(",")) if table_flags else table.flags,
+        sets=tuple(map(complete, table.sets)),
+        maps=tuple(map(complete, table.maps)),
     )
 
 
 def completed(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...]:
-    """The tables with what nft 1.0.6 prints in text only: devices of hooks, flags of tables and sets.
+    """Return the tables with details that nft 1.0.6 prints in text only.
 
-    `listing` is what `nft list ruleset` prints; elements may be left out.
+    They are: devices of hooks, flags of tables and of sets. `listing` is what `nft list ruleset`
+    prints, with or without elements.
     """
-    parts: dict[tuple[str, str], str] = {}
+    listings: dict[tuple[str, str], str] = {}
     for text in re.split(r"^(?=table )", listing, flags=re.MULTILINE):
         words = text.split(maxsplit=3)
         if len(words) == 4:
-            parts[words[1], words[2]] = text
-    return tuple(
-        _with_flags(with_devices(one, parts[one.key]), parts[one.key]) if one.key in parts else one for one in tables
-    )
+            listings[words[1], words[2]] = text
+
+    def complete(table: nft.Table) -> nft.Table:
+        text = listings.get(table.key)
+        return table if text is None else _with_flags(with_devices(table, text), text)
+
+    return tuple(map(complete, tables))
 
 
 def counters(document: Any) -> Counters:
-    """The named counters of a listing, with their numbers."""
+    """Return the values of the named counters of a listing. Raises ValueError."""
     try:
         return {
             (body["family"], body["table"], body["name"]): Counts(body["packets"], body["bytes"])

@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Values, expressions and matches of libnftables JSON, back into values. What is not known is kept as it is."""
+"""Decoder of libnftables JSON: values, expressions, matches and verdicts.
+
+Unsupported JSON is kept as text in UnknownExpression.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from . import nft
 from .nft import Element, Expression
 
+_MARK_BITS = 32
 _VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
 _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
-# Fields that are sets of flags, whose values nft writes as lists of names.
+# Fields of flags; nft prints their values as lists of names.
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))
 
 
 class Strange(Exception):
-    """Something that this version does not know."""
+    """JSON that this version does not support."""
 
 
 def raw(item: Any) -> str:
-    """The canonical JSON of something."""
+    """Return canonical JSON text."""
     return json.dumps(item, sort_keys=True, separators=(",", ":"))
 
 
@@ -29,7 +33,7 @@ def raw(item: Any) -> str:
 
 
 def _flags(item: Any) -> list[str]:
-    """The names in a|b|c or [a, b, c]."""
+    """Return the names in a|b|c or [a, b, c]. Raises UnsupportedJson."""
     match item:
         case str():
             return [item]
@@ -41,7 +45,7 @@ def _flags(item: Any) -> list[str]:
 
 
 def _value(item: Any) -> nft.Value | None:
-    """A scalar, or None if it is not one that we know."""
+    """Return a scalar, or None if it is unsupported."""
     if isinstance(item, bool) or item is None:
         return None
     if isinstance(item, int | str):
@@ -67,37 +71,42 @@ def _value(item: Any) -> nft.Value | None:
 
 
 def element(item: Any) -> Element | None:
-    """A set element, or None if it is not one that we know."""
+    """Return a set element, or None if it is unsupported."""
     if isinstance(item, dict) and "elem" in item:
         return element(item["elem"].get("val"))
     if isinstance(item, dict) and "concat" in item:
-        parts = tuple(_value(part) for part in item["concat"])
-        return None if None in parts else parts  # type: ignore[return-value]
+        parts = [_value(part) for part in item["concat"]]
+        supported = tuple(part for part in parts if part is not None)
+        return supported if len(supported) == len(parts) else None
     return _value(item)
 
 
-def _pairs(items: list[Any], data: Callable[[Any], Any]) -> frozenset[tuple[Any, Any]] | None:
-    """Entries of a map, or None."""
-    found = [(element(one[0]), data(one[1])) for one in items if isinstance(one, list) and len(one) == 2]
-    known = len(found) == len(items) and all(key is not None and value is not None for key, value in found)
-    return frozenset(found) if known else None
+_Data = TypeVar("_Data")
 
 
-def entries(items: list[Any], verdicts: bool) -> frozenset[tuple[Any, Any]] | None:
-    """Entries of a map or a verdict map, or None if there is one that we don't know."""
-    return _pairs(items, verdict if verdicts else element)
+def entries(items: list[Any], decode: Callable[[Any], _Data | None]) -> frozenset[tuple[Element, _Data]] | None:
+    """Return the entries of a map with data decoded by `decode`; None if one is unsupported."""
+    pairs = []
+    for item in items:
+        if not (isinstance(item, list) and len(item) == 2):
+            return None
+        key, data = element(item[0]), decode(item[1])
+        if key is None or data is None:
+            return None
+        pairs.append((key, data))
+    return frozenset(pairs)
 
 
 # --- expressions -----------------------------------------------------------------------
 
 
 def expression(item: Any) -> Expression:
-    """An expression; unknown ones are kept as such."""
+    """Return an expression, UnknownExpression if it is unsupported."""
     try:
-        found = _expression(item)
+        decoded = _expression(item)
     except Strange:
-        found = None
-    return nft.UnknownExpression(raw(item)) if found is None else found
+        decoded = None
+    return nft.UnknownExpression(raw(item)) if decoded is None else decoded
 
 
 def _expression(item: Any) -> Expression | None:
@@ -105,7 +114,7 @@ def _expression(item: Any) -> Expression | None:
         case {"meta": {"key": str(key), **rest}} if not rest:
             return nft.Meta(key)
         case {"ct": {"key": str(key), **rest}} if not rest.keys() - {"dir"}:
-            return nft.Ct(key, rest.get("dir"))
+            return nft.Ct(key, _text_or_none(rest.get("dir")))
         case {"payload": {"protocol": str(protocol), "field": str(field), **rest}} if not rest:
             return nft.Payload(protocol, field)
         case {"payload": {"base": str(base), "offset": int(offset), "len": int(length), **rest}} if not rest:
@@ -119,7 +128,7 @@ def _expression(item: Any) -> Expression | None:
         case {"socket": {"key": str(key), **rest}} if not rest:
             return nft.Socket(key)
         case {"rt": {"key": str(key), **rest}} if not rest.keys() - {"family"}:
-            return nft.Rt(key, rest.get("family"))
+            return nft.Rt(key, _text_or_none(rest.get("family")))
         case {"concat": [*parts]}:
             return nft.Concat(tuple(map(expression, parts)))
         case {"map": {"key": key, "data": data, **rest}} if not rest:
@@ -128,10 +137,17 @@ def _expression(item: Any) -> Expression | None:
         ((kind, body),) = item.items()
         match kind, body:
             case "tcp option" | "ip option" | "exthdr", {"name": str(name), **rest} if not rest.keys() - {"field"}:
-                return nft.Option(kind, name, rest.get("field"))
+                return nft.Option(kind, name, _text_or_none(rest.get("field")))
             case _, [left, right]:
                 return _arithmetic(kind, left, right)
     return None
+
+
+def _text_or_none(item: object) -> str | None:
+    """Return an optional string. Raises UnsupportedJson for other types."""
+    if item is None or isinstance(item, str):
+        return item
+    raise Strange
 
 
 def _lookup(key: Any, data: Any) -> Expression | None:
@@ -139,73 +155,77 @@ def _lookup(key: Any, data: Any) -> Expression | None:
         case str() if data.startswith("@"):
             return nft.Lookup(expression(key), nft.MapRef(data[1:]))
         case {"set": [*items]}:
-            known = entries(items, False)
-            return None if known is None else nft.Lookup(expression(key), known)
+            pairs: frozenset[tuple[Element, Element]] | None = entries(items, element)
+            return None if pairs is None else nft.Lookup(expression(key), pairs)
     return None
 
 
 def _arithmetic(op: str, left: Any, right: Any) -> Expression | None:
-    of = expression(left)
+    operand = expression(left)
     number = right if isinstance(right, int) and not isinstance(right, bool) else None
     if op == "&":
-        mask = _mask(of, right) if number is None else number
+        mask = _mask(operand, right) if number is None else number
         if mask is not None:
-            return nft.Bitwise(of, keep=mask)
+            return nft.Bitwise(operand, keep=mask)
     if op == "|":
-        put = number if number is not None or not _is_wide(of, right) else right
-        if put is not None:
-            plain = isinstance(of, nft.Bitwise) and not of.put
-            return nft.Bitwise(of.of, of.keep, put) if plain else nft.Bitwise(of, put=put)
+        bits = _address(operand, right) if number is None else number
+        if bits is not None:
+            if isinstance(operand, nft.Bitwise) and not operand.put:
+                return nft.Bitwise(operand.of, operand.keep, bits)
+            return nft.Bitwise(operand, put=bits)
     if op in ("^", "<<", ">>", "&", "|"):
-        other = right if number is not None or _is_wide(of, right) else _expression(right)
-        return None if other is None else nft.Binary(op, of, other)
+        constant_operand = _address(operand, right) if number is None else number
+        other = _expression(right) if constant_operand is None else constant_operand
+        return None if other is None else nft.Binary(op, operand, other)
     return None
 
 
-def _is_wide(of: Expression, item: Any) -> bool:
-    """Whether a constant is an address of a kind that `of` reads."""
-    while isinstance(of, nft.Bitwise):
-        of = of.of
-    is_address = isinstance(of, nft.Payload) and of.name in ("saddr", "daddr")
-    return is_address and isinstance(item, str) and ("." in item or ":" in item)
+def _address(operand: Expression, item: Any) -> str | None:
+    """Return the item if it is a constant address and `operand` an address field, else None."""
+    while isinstance(operand, nft.Bitwise):
+        operand = operand.of
+    is_address_field = isinstance(operand, nft.Payload) and operand.name in ("saddr", "daddr")
+    if is_address_field and isinstance(item, str) and ("." in item or ":" in item):
+        return item
+    return None
 
 
-def _mask(of: Expression, item: Any) -> nft.Value | None:
-    if of in _FLAGS:
+def _mask(operand: Expression, item: Any) -> nft.Value | None:
+    if operand in _FLAGS:
         return ",".join(sorted(_flags(item)))
-    return item if _is_wide(of, item) else None
+    return _address(operand, item)
 
 
 # --- matches ---------------------------------------------------------------------------
 
 
-def _right(item: Any, of: Expression) -> nft.Right:
+def _right(item: Any, operand: Expression) -> nft.Right:
     if isinstance(item, bool):
         return "exists" if item else "missing"
     if isinstance(item, str) and item.startswith("@"):
         return nft.SetRef(item[1:])
     if isinstance(item, dict) and isinstance(item.get("set"), list):
-        elements = [element(one) for one in item["set"]]
+        elements = [element(member) for member in item["set"]]
+        supported = frozenset(member for member in elements if member is not None)
         if None not in elements:
-            return nft.AnonymousSet(frozenset(elements))  # type: ignore[arg-type]
-    if isinstance(item, list) and of in _FLAGS:
+            return nft.AnonymousSet(supported)
+    if isinstance(item, list) and operand in _FLAGS:
         return ",".join(sorted(_flags(item)))
-    plain = _value(item)
-    return nft.UnknownExpression(raw(item)) if plain is None else plain
+    value = _value(item)
+    return nft.UnknownExpression(raw(item)) if value is None else value
 
 
-def _are_protocols(expression: Expression) -> tuple[bool, ...]:
-    """For each value that the expression reads: whether it is an IP protocol."""
-    if isinstance(expression, nft.Concat):
-        return tuple(one for part in expression.parts for one in _are_protocols(part))
-    named = expression == nft.Meta("l4proto") or (
-        isinstance(expression, nft.Payload) and (expression.protocol, expression.name) in _PROTOCOL_FIELDS
-    )
-    return (named,)
+def _protocol_columns(item: Expression) -> tuple[bool, ...]:
+    """Return for each value of an expression True if it is an IP protocol."""
+    if isinstance(item, nft.Concat):
+        return tuple(flag for part in item.parts for flag in _protocol_columns(part))
+    if isinstance(item, nft.Payload):
+        return ((item.protocol, item.name) in _PROTOCOL_FIELDS,)
+    return (item == nft.Meta("l4proto"),)
 
 
 def named(item: Element, protocols: tuple[bool, ...]) -> Element:
-    """The element with its protocols by name, whether or not this machine has /etc/protocols."""
+    """Return the element with protocol names: nft prints numbers on a machine without /etc/protocols."""
     if isinstance(item, tuple):
         return tuple(
             nft.PROTOCOLS.get(part, part) if is_protocol and isinstance(part, int) else part
@@ -215,29 +235,39 @@ def named(item: Element, protocols: tuple[bool, ...]) -> Element:
 
 
 def match(body: dict[str, Any]) -> nft.Match:
-    """A match; what is unknown of it is kept as such."""
+    """Return a match; an unsupported side is an UnknownExpression."""
     match body:
-        case {"op": str(op), "left": left, "right": {"prefix": {"addr": int(put), "len": int(length)}}}:
-            # How nft writes a mask whose bits are the high ones.
-            return nft.Match(nft.Bitwise(expression(left), keep=nft.FULL << (32 - length) & nft.FULL), put, op)
+        case {
+            "op": str(op),
+            "left": left_json,
+            "right": {"prefix": {"addr": int(value), "len": int(length)}},
+        }:
+            # nft prints a mask of high bits as a prefix.
+            mask = nft.FULL << (_MARK_BITS - length) & nft.FULL
+            return nft.Match(nft.Bitwise(expression(left_json), keep=mask), value, op)
     left, op = expression(body["left"]), body["op"]
-    of = left.of if isinstance(left, nft.Bitwise) else left
+    operand = left.of if isinstance(left, nft.Bitwise) else left
     try:
-        right = _right(body["right"], of)
+        right = _right(body["right"], operand)
     except Strange:
         right = nft.UnknownExpression(raw(body["right"]))
-    if op == "==" and left == nft.Bitwise(nft.Payload("tcp", "flags"), keep=right) and "," not in str(right):
-        return nft.Match(of, right, "&")  # `tcp flags & rst == rst`
-    protocols = _are_protocols(left)
+    if (
+        op == "=="
+        and isinstance(right, int | str)
+        and left == nft.Bitwise(nft.Payload("tcp", "flags"), keep=right)
+        and "," not in str(right)
+    ):
+        return nft.Match(operand, right, "&")  # `tcp flags & rst == rst`
+    protocols = _protocol_columns(left)
     if any(protocols) and isinstance(right, nft.AnonymousSet):
-        right = nft.AnonymousSet(frozenset(named(one, protocols) for one in right.elements))
+        right = nft.AnonymousSet(frozenset(named(member, protocols) for member in right.elements))
     elif any(protocols) and isinstance(right, int):
         right = nft.PROTOCOLS.get(right, right)
     return nft.Match(left, right, op)
 
 
 def verdict(item: Any) -> nft.Verdict | None:
-    """A verdict, or None if it is none."""
+    """Return a verdict, or None if the JSON is not a verdict."""
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
         if kind in _VERDICTS:
@@ -245,15 +275,18 @@ def verdict(item: Any) -> nft.Verdict | None:
     return None
 
 
-def constant(item: Any, of: Expression) -> Expression | nft.Value:
-    """What is written into `of`: a plain value or something to be computed."""
-    if isinstance(item, list) or (isinstance(item, dict) and isinstance(item.get("|"), list) and _names(item)):
+def constant(item: Any) -> Expression | nft.Value:
+    """Return the operand of a statement: a constant or an expression."""
+    if isinstance(item, list) or _is_flag_list(item):
         return ",".join(sorted(_flags(item)))
-    plain = _value(item)
-    return expression(item) if plain is None else plain
+    value = _value(item)
+    return expression(item) if value is None else value
 
 
-def _names(item: Any) -> bool:
+def _is_flag_list(item: Any) -> bool:
+    """Return True for {"|": [names]}."""
+    if not (isinstance(item, dict) and isinstance(item.get("|"), list)):
+        return False
     try:
         return bool(_flags(item))
     except Strange:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Statements of libnftables JSON, back into values. What is not known is kept as it is."""
+"""Decoder of libnftables JSON: statements.
+
+Unsupported JSON is kept as text in UnknownStatement.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from typing import Any
 
 from . import nft
 from .json_rules import Strange, constant, entries, expression, match, raw, verdict
-from .nft import Statement
+from .nft import Expression, Statement
 
 _OBJECTS = frozenset({"limit", "quota", "ct helper", "ct timeout", "ct expectation", "synproxy", "secmark"})
 
 
-def _only(body: dict[str, Any], *keys: str) -> None:
-    """Refuse what has more to it than we know."""
+def _require_only(body: dict[Any, Any], *keys: str) -> None:
+    """Raise UnsupportedJson if the body has other keys."""
     if body.keys() - set(keys):
         raise Strange
 
@@ -23,26 +26,28 @@ def _flags(body: dict[str, Any]) -> frozenset[str]:
     return frozenset((listed,) if isinstance(listed, str) else listed)
 
 
-def _part(body: dict[str, Any], key: str) -> Any:
-    """An address or a port: a value, something to be computed, or None."""
+def _operand(body: dict[str, Any], key: str) -> Expression | nft.Value | None:
+    """Return an address or a port: a constant, an expression, or None. Raises UnsupportedJson."""
     if body.get(key) is None:
         return None
-    found = constant(body[key], nft.Meta("mark"))
-    if isinstance(found, nft.UnknownExpression):
+    decoded = constant(body[key])
+    if isinstance(decoded, nft.UnknownExpression):
         raise Strange
-    return found
+    return decoded
 
 
 def _nat(kind: str, body: dict[str, Any]) -> Statement:
-    _only(body, "family", "addr", "port", "flags", "type_flags")
-    flags = _flags(body) | {one for one in [body.get("type_flags")] if one}
-    make = nft.Dnat if kind == "dnat" else nft.Snat
-    return make(body.get("family"), _part(body, "addr"), _part(body, "port"), flags)
+    _require_only(body, "family", "addr", "port", "flags", "type_flags")
+    flags = _flags(body)
+    if body.get("type_flags"):
+        flags |= {body["type_flags"]}
+    nat = nft.Dnat if kind == "dnat" else nft.Snat
+    return nat(body.get("family"), _operand(body, "addr"), _operand(body, "port"), flags)
 
 
 def limit(body: dict[str, Any]) -> nft.Limit:
-    """A limit, of a rule or an object of its own."""
-    _only(body, "rate", "per", "burst", "inv", "rate_unit", "burst_unit")
+    """Return a limit, of a rule or a named object. Raises UnsupportedJson."""
+    _require_only(body, "rate", "per", "burst", "inv", "rate_unit", "burst_unit")
     return nft.Limit(
         int(body["rate"]),
         str(body["per"]),
@@ -54,20 +59,20 @@ def limit(body: dict[str, Any]) -> nft.Limit:
 
 
 def quota(body: dict[str, Any]) -> nft.Quota:
-    """A quota of a rule."""
-    _only(body, "val", "val_unit", "used", "used_unit", "inv")
+    """Return a quota of a rule. Raises UnsupportedJson."""
+    _require_only(body, "val", "val_unit", "used", "used_unit", "inv")
     return nft.Quota(int(body["val"]), str(body.get("val_unit", "bytes")), bool(body.get("inv", False)))
 
 
 def _set_update(body: dict[str, Any]) -> Statement:
-    _only(body, "op", "elem", "set", "stmt")
+    _require_only(body, "op", "elem", "set", "stmt")
     key, timeout = body["elem"], None
     if isinstance(key, dict) and "elem" in key:
-        _only(key["elem"], "val", "timeout")
+        _require_only(key["elem"], "val", "timeout")
         key, timeout = key["elem"]["val"], key["elem"].get("timeout")
     if not (isinstance(body["set"], str) and body["set"].startswith("@")):
         raise Strange
-    statements = tuple(statement(one) for one in body.get("stmt", ()))
+    statements = tuple(map(statement, body.get("stmt", ())))
     return nft.SetUpdate(str(body["op"]), body["set"][1:], expression(key), timeout, statements)
 
 
@@ -83,22 +88,22 @@ def _log(body: dict[str, Any] | None) -> Statement:
 
 def _queue(body: dict[str, Any] | None) -> Statement:
     body = body or {}
-    _only(body, "num", "flags")
-    return nft.Queue(_part(body, "num"), _flags(body))
+    _require_only(body, "num", "flags")
+    return nft.Queue(_operand(body, "num"), _flags(body))
 
 
 def statement(item: Any) -> Statement:
-    """A statement; unknown ones are kept as such."""
-    known = verdict(item)
-    if known is not None:
-        return known
+    """Return a statement, UnknownStatement if it is unsupported."""
+    decoded_verdict = verdict(item)
+    if decoded_verdict is not None:
+        return decoded_verdict
     match item:
         case {"match": {"op": str(), "left": _, "right": _}}:
             return match(item["match"])
         case {"vmap": {"key": key, "data": {"set": [*pairs]}}}:
-            found = entries(pairs, True)
-            if found is not None:
-                return nft.VerdictMap(expression(key), found)
+            verdicts = entries(pairs, verdict)
+            if verdicts is not None:
+                return nft.VerdictMap(expression(key), verdicts)
         case {"vmap": {"key": key, "data": str(target)}} if target.startswith("@"):
             return nft.VerdictMapRef(expression(key), target[1:])
         case {"counter": str(name)}:
@@ -106,13 +111,13 @@ def statement(item: Any) -> Statement:
         case {"counter": {"packets": _, "bytes": _}} | {"counter": None}:
             return nft.Counter()
     try:
-        made = _other(item)
+        decoded = _other_statement(item)
     except Strange:
-        made = None
-    return nft.UnknownStatement(raw(item)) if made is None else made
+        decoded = None
+    return nft.UnknownStatement(raw(item)) if decoded is None else decoded
 
 
-def _other(item: Any) -> Statement | None:
+def _other_statement(item: Any) -> Statement | None:
     if not (isinstance(item, dict) and len(item) == 1):
         return None
     ((kind, body),) = item.items()
@@ -125,18 +130,17 @@ def _other(item: Any) -> Statement | None:
 def _effect(kind: str, body: Any) -> Statement | None:
     match kind, body:
         case "mangle", {"key": key, "value": new}:
-            of = expression(key)
-            return nft.Mangle(of, constant(new, of))
+            return nft.Mangle(expression(key), constant(new))
         case "dnat" | "snat", dict():
             return _nat(kind, body)
         case "masquerade" | "redirect", dict() | None:
             body = body or {}
-            _only(body, "port", "flags")
-            make = nft.Masquerade if kind == "masquerade" else nft.Redirect
-            return make(_part(body, "port"), _flags(body))
+            _require_only(body, "port", "flags")
+            nat = nft.Masquerade if kind == "masquerade" else nft.Redirect
+            return nat(_operand(body, "port"), _flags(body))
         case "reject", dict() | None:
             body = body or {"type": "icmpx", "expr": "port-unreachable"}
-            _only(body, "type", "expr")
+            _require_only(body, "type", "expr")
             return nft.Reject(body["type"], body.get("expr"))
         case "log", dict() | None:
             return _log(body)
@@ -151,19 +155,19 @@ def _effect(kind: str, body: Any) -> Statement | None:
         case "quota", dict():
             return quota(body)
         case "ct count", {"val": int(count), **rest}:
-            _only(rest, "inv")
+            _require_only(rest, "inv")
             return nft.Connections(count, bool(rest.get("inv", False)))
         case "set", dict():
             return _set_update(body)
         case "flow", {"op": "add", "flowtable": str(name), **rest} if not rest:
             return nft.FlowAdd(name.removeprefix("@"))
-        case "dup", {"addr": str(address), **rest}:
-            _only(rest, "dev")
-            return nft.Dup(address, rest.get("dev"))
-        case "fwd", {"dev": str(device), **rest}:
-            _only(rest, "family", "addr")
-            return nft.Fwd(device, rest.get("family"), rest.get("addr"))
+        case "dup", {"addr": str(address)}:
+            _require_only(body, "addr", "dev")
+            return nft.Dup(address, body.get("dev"))
+        case "fwd", {"dev": str(device)}:
+            _require_only(body, "dev", "family", "addr")
+            return nft.Fwd(device, body.get("family"), body.get("addr"))
         case "tproxy", dict():
-            _only(body, "family", "addr", "port")
-            return nft.Tproxy(body.get("family"), body.get("addr"), _part(body, "port"))
+            _require_only(body, "family", "addr", "port")
+            return nft.Tproxy(body.get("family"), body.get("addr"), _operand(body, "port"))
     return None

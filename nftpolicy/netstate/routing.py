@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Values for policy routing (ip-rule(8), ip-route(8)) and sysctls."""
+"""Policy-routing rules (ip-rule(8)), routes (ip-route(8)) and sysctls as values."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .nft import Origin
 
 # Kernel numbers, from include/uapi/linux/rtnetlink.h.
 TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255
-# The owner that we write on our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
+# Routing protocol number of our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
 # iproute2's etc/iproute2/rt_protos; 78 is "N".
 PROTOCOL = 78
-# Route types by RTN_*; those from "unreachable" on end a lookup without a device.
+# Route types by RTN_* number; lookups that end in "blackhole" or a later type have no device.
 KINDS = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
          8: "prohibit", 9: "throw", 10: "nat"}  # fmt: skip
 SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}  # RT_SCOPE_*
@@ -20,11 +20,11 @@ SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}  #
 
 @frozen
 class IpRule:
-    """One ip rule. Ports and uids are inclusive pairs, marks unsigned 32 bit values.
+    """Policy-routing rule. Ports and uids are inclusive pairs, marks unsigned 32 bit values.
 
     `action` is "lookup" (with `table`), "goto" (with `goto`), "unreachable", "prohibit",
-    "blackhole" or "nop". `unknown` holds, one text each, the selectors that nobody here
-    understands; like `origin` it takes no part in a comparison.
+    "blackhole" or "nop". `unknown` has one text per unsupported selector; comparisons ignore
+    `unknown` and `origin`.
     """
 
     family: int
@@ -54,27 +54,27 @@ class IpRule:
 
 @frozen
 class Nexthop:
-    """One of several ways of a route. The gateway may be of the other family (`via inet6`)."""
+    """Nexthop of a multipath route. The gateway may be of the other family (`via inet6`)."""
 
     device: str | None = None
     gateway: str | None = None
     weight: int = 1
     onlink: bool = False
-    # What the kernel finds out by itself is not part of what is wanted.
+    # State of the kernel, not configuration.
     linkdown: bool = field(default=False, eq=False)
     dead: bool = field(default=False, eq=False)
 
 
 @frozen
 class Route:
-    """One route. `destination` is "default" or ADDRESS/LENGTH; `kind` is the route type's name.
+    """Route. `destination` is "default" or ADDRESS/LENGTH; `kind` is the name of the route type.
 
     With `nexthops` there is neither `device` nor `gateway`. A gateway may be of the other family.
-    `source` is the prefix of a source-specific route (IPv6, `from`), `preference` the router's
-    preference (IPv6). `dead` says that the kernel passes the route by: its device is down, or has
-    no carrier (`linkdown`) where that counts. What the kernel fills in by itself (`scope`, flags)
-    and what nobody here understands (`unknown`) takes no part in a comparison, and neither does `expires`: the
-    seconds until the kernel takes it away (IPv6), None if it does not.
+    `source` is the prefix of a source-specific route (IPv6, `from`), `preference` the router
+    preference (IPv6). `dead`: the kernel ignores the route, since its device is down, or has no
+    carrier (`linkdown`) where that matters. `expires`: seconds until the kernel deletes it (IPv6),
+    or None. Comparisons ignore `origin`, `expires`, values that the kernel fills in (`scope`,
+    flags) and unsupported attributes (`unknown`).
     """
 
     family: int
@@ -100,13 +100,13 @@ class Route:
 
     @property
     def ways(self) -> tuple[Nexthop, ...]:
-        """The nexthops, of which there is one if the route has no list of them."""
+        """Return the nexthops; a route without a list of them has one."""
         return self.nexthops or (Nexthop(self.device, self.gateway, 1, self.onlink, self.linkdown, self.dead),)
 
 
 @frozen
 class Sysctl:
-    """A value under /proc/sys, by its path there: "net/ipv4/fwmark_reflect"."""
+    """Sysctl value by its path under /proc/sys: "net/ipv4/fwmark_reflect"."""
 
     path: str
     value: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A whole state of a kernel, as far as packets care."""
+"""Network state of one namespace."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .routing import IpRule, Route, Sysctl
 
 @frozen
 class Device:
-    """A network device, as far as routing asks for it. `addresses` are ADDRESS/LENGTH, in the kernel's order.
+    """Network device with the properties that routing uses.
 
-    `group` is its interface group, `master` the device that it is a port of, `kind` the driver's name
-    for it ("bridge", "vrf", "" if it has none).
+    `addresses` are ADDRESS/LENGTH, in the kernel's order. `group` is its device group, `master` the
+    device that it is a port of, `kind` the type of a virtual device ("bridge", "vrf"; "": none).
     """
 
     name: str
@@ -31,7 +31,7 @@ class Device:
 class NetState:
     """Tables, ip rules in order, routes, sysctls and devices of one network namespace.
 
-    No rules of a family stand for the kernel's own; no `devices`: nothing is known about them.
+    Without rules of a family, its rules are the kernel's defaults. Empty `devices`: unknown.
     """
 
     tables: tuple[Table, ...] = ()
@@ -41,13 +41,13 @@ class NetState:
     devices: tuple[Device, ...] = ()
 
     def table(self, family: str, name: str) -> Table | None:
-        """The table of that family and name, or None."""
+        """Return the table of a family and name, or None."""
         return next((table for table in self.tables if table.key == (family, name)), None)
 
 
 @frozen
 class Counts:
-    """Packets and bytes of one counter."""
+    """Packet and byte count of one counter."""
 
     packets: int
     bytes: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a rule does. To be imported from nft."""
+"""Statements of rules. Import them from netstate.nft."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .expressions import Element, Expression, Right, Value
 
 @frozen
 class Match:
-    """Go on with the rule only if `left` `op` `right`.
+    """Match: the rule continues only if `left` `op` `right` is true.
 
-    `op` is ==, !=, <, >, <=, >=, or one of flags: "in": one of those on the right is set, "!": none
-    is, "&": all are.
+    `op` is ==, !=, <, >, <=, >=, or a test of flags: "in": at least one of the flags on the right is
+    set, "!": none is set, "&": all are set.
     """
 
     left: Expression
@@ -23,7 +23,7 @@ class Match:
 
 @frozen
 class Verdict:
-    """accept, drop, return, continue, or jump/goto with the name of a chain as `target`."""
+    """Verdict: accept, drop, return, continue, or jump/goto with the name of a chain as `target`."""
 
     kind: str
     target: str | None = None
@@ -31,7 +31,7 @@ class Verdict:
 
 @frozen
 class VerdictMap:
-    """Look `key` up among `entries` and follow the verdict found; no entry: next statement."""
+    """Verdict of the entry of `key`; without an entry the next statement follows."""
 
     key: Expression
     entries: frozenset[tuple[Element, Verdict]]
@@ -39,7 +39,7 @@ class VerdictMap:
 
 @frozen
 class VerdictMapRef:
-    """Look `key` up in the named verdict map of the same table."""
+    """Verdict of the entry of `key` in a named verdict map of the same table."""
 
     key: Expression
     name: str
@@ -47,19 +47,19 @@ class VerdictMapRef:
 
 @frozen
 class Counter:
-    """A counter of the rule's own; its numbers are not part of the state."""
+    """Anonymous counter; its values are not part of the state."""
 
 
 @frozen
 class CounterRef:
-    """The named counter of the same table."""
+    """Named counter of the same table."""
 
     name: str
 
 
 @frozen
 class ObjectRef:
-    """Apply the named object of the same table; `kind` is "limit", "quota", "ct helper" and the like."""
+    """Named object of the same table; `kind` is "limit", "quota", "ct helper" and the like."""
 
     kind: str
     name: str
@@ -67,7 +67,7 @@ class ObjectRef:
 
 @frozen
 class Mangle:
-    """Set `key` (meta mark, ct mark, a header field, ...) to `value`."""
+    """Assignment of `value` to `key` (meta mark, ct mark, a header field, ...)."""
 
     key: Expression
     value: Expression | Value
@@ -75,7 +75,10 @@ class Mangle:
 
 @frozen
 class Dnat:
-    """Change the destination; `family` is "ip", "ip6" or, where the table says it, None. Ranges are "LOW-HIGH"."""
+    """Destination NAT; ranges are "LOW-HIGH".
+
+    `family` is "ip" or "ip6", or None where the table implies it.
+    """
 
     family: str | None
     address: Value | Expression | None
@@ -85,7 +88,7 @@ class Dnat:
 
 @frozen
 class Snat:
-    """Change the source, as Dnat does the destination."""
+    """Source NAT; fields as of Dnat."""
 
     family: str | None
     address: Value | Expression | None
@@ -95,7 +98,7 @@ class Snat:
 
 @frozen
 class Masquerade:
-    """Change the source to an address of the device."""
+    """Source NAT to an address of the output device."""
 
     port: Value | Expression | None = None
     flags: frozenset[str] = frozenset()
@@ -103,7 +106,7 @@ class Masquerade:
 
 @frozen
 class Redirect:
-    """Change the destination to this machine."""
+    """Destination NAT to this machine."""
 
     port: Value | Expression | None = None
     flags: frozenset[str] = frozenset()
@@ -111,7 +114,7 @@ class Redirect:
 
 @frozen
 class Reject:
-    """Drop and say so; `type` is "icmp", "icmpv6", "icmpx" or "tcp reset", `code` a code's name."""
+    """Drop with an error packet; `type` is "icmp", "icmpv6", "icmpx" or "tcp reset", `code` its name."""
 
     type: str = "icmpx"
     code: Value | None = "port-unreachable"
@@ -119,27 +122,27 @@ class Reject:
 
 @frozen
 class Log:
-    """Log the packet; `options` are those of nft, such as ("prefix", "dropped: ")."""
+    """Log statement; `options` are nft's, such as ("prefix", "dropped: ")."""
 
     options: tuple[tuple[str, Value], ...] = ()
 
 
 @frozen
 class Notrack:
-    """No connection tracking for this packet."""
+    """Exemption of the packet from connection tracking."""
 
 
 @frozen
 class Queue:
-    """Let a program decide; `number` is one or "LOW-HIGH"."""
+    """Queue to a userspace program; `number` is a queue number, "LOW-HIGH" or an expression."""
 
-    number: Value | None = None
+    number: Value | Expression | None = None
     flags: frozenset[str] = frozenset()
 
 
 @frozen
 class Limit:
-    """Hold up to a rate, or (`over`) above it. Units are "packets" or of bytes."""
+    """Match up to a rate, or (`over`) above it. Units are "packets" or units of bytes."""
 
     rate: int
     per: str
@@ -151,7 +154,7 @@ class Limit:
 
 @frozen
 class Quota:
-    """Hold until so much has passed, or (`over`) after that."""
+    """Match until `amount` is used up, or (`over`) after that."""
 
     amount: int
     unit: str = "bytes"
@@ -160,7 +163,7 @@ class Quota:
 
 @frozen
 class Connections:
-    """`ct count`: hold while there are that few connections, or (`over`) more."""
+    """`ct count`: match up to `count` connections, or (`over`) above it."""
 
     count: int
     over: bool = False
@@ -168,7 +171,7 @@ class Connections:
 
 @frozen
 class SetUpdate:
-    """Add, update or delete an element of a set, made of what `key` reads. `statements` go with the element."""
+    """Addition, update or deletion (`op`) of a set element with the value of `key` and `statements`."""
 
     op: str
     name: str
@@ -179,14 +182,14 @@ class SetUpdate:
 
 @frozen
 class FlowAdd:
-    """Let a flowtable take over the connection."""
+    """`flow add`: offload of the connection to a flowtable."""
 
     flowtable: str
 
 
 @frozen
 class Dup:
-    """Send a copy to an address, or (netdev) by a device."""
+    """Copy of the packet to an address, or (netdev) to a device."""
 
     address: Value | None
     device: str | None = None
@@ -194,7 +197,7 @@ class Dup:
 
 @frozen
 class Fwd:
-    """Send by another device instead."""
+    """Forwarding of the packet to another device (netdev)."""
 
     device: str
     family: str | None = None
@@ -203,16 +206,16 @@ class Fwd:
 
 @frozen
 class Tproxy:
-    """Hand over to a local socket."""
+    """Redirection to a local socket (transparent proxy)."""
 
     family: str | None = None
     address: str | None = None
-    port: Value | None = None
+    port: Value | Expression | None = None
 
 
 @frozen
 class UnknownStatement:
-    """A statement that this version does not model; `raw` is its canonical JSON."""
+    """Unsupported statement; `raw` is its canonical JSON."""
 
     raw: str
 

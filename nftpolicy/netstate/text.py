@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nft values as text for `nft -f`: the one gate through which words reach libnftables.
+"""Encoder of rulesets as text for `nft -f`, the only path by which text reaches libnftables.
 
-Every name and value is checked against what nft's grammar can carry, so that no policy
-can smuggle a statement of its own into the ruleset.
+Every name and value is validated against nft's grammar, so that no policy can inject a statement
+into the ruleset.
 """
 
 from __future__ import annotations
@@ -14,7 +14,20 @@ from . import nft
 from .changes import Elements, NftOperation, Rules
 from .nft import Element, Expression, Statement
 from .text_statements import limit, quota, statement, verdict
-from .text_values import QUOTED, element, entries, expression, gate, name, one_of, quoted, types_of, value, word
+from .text_values import (
+    QUOTED,
+    element,
+    entries,
+    expression,
+    gate,
+    name,
+    one_of,
+    quoted,
+    types_of,
+    unsupported_error,
+    value,
+    word,
+)
 
 __all__ = [
     "element",
@@ -41,59 +54,61 @@ _ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 
 
 def rule(item: nft.Rule) -> str:
-    """A rule on one line."""
-    parts = [statement(one) for one in item.statements]
+    """Return a rule on one line. Raises ValueError."""
+    parts = list(map(statement, item.statements))
     if item.comment:
         parts.append(f'comment "{gate(_COMMENT, item.comment)}"')
     return " ".join(parts)
 
 
 def hook(item: nft.Hook) -> str:
-    """The hook clause of a base chain."""
+    """Return the hook clause of a base chain."""
     device = f" device {quoted(item.device)}" if item.device else ""
     if item.devices:
         device = f" devices = {{ {', '.join(map(quoted, sorted(item.devices)))} }}"
-    words = gate(_LETTERS, item.type), gate(_LETTERS, item.hook), gate(_LETTERS, item.policy)
-    return f"type {words[0]} hook {words[1]}{device} priority {int(item.priority)}; policy {words[2]};"
+    hook_type, hook_name = gate(_LETTERS, item.type), gate(_LETTERS, item.hook)
+    policy = gate(_LETTERS, item.policy)
+    return f"type {hook_type} hook {hook_name}{device} priority {int(item.priority)}; policy {policy};"
 
 
-def elements(item: nft.Set, which: Iterable[Element]) -> str:
-    """The braces with the elements `which` of set `item`, sorted, so that the text is stable."""
+def elements(item: nft.Set, members: Iterable[Element]) -> str:
+    """Return `members` of set `item` in braces, sorted, so that the text is stable."""
     if len(item.type) == 1 or not QUOTED.isdisjoint(item.type):
-        return "{ " + ", ".join(sorted(element(one, item.type) for one in which)) + " }"
-    # Sets of concatenations can be large, so the gate is asked once for all of them.
+        return "{ " + ", ".join(sorted(element(member, item.type) for member in members)) + " }"
+    # Sets of concatenations can be large, so one check validates all elements.
     row = " . ".join(["%s"] * len(item.type))
-    rows = sorted([row % one for one in which])
+    rows = sorted([row % member for member in members])
     joined = ", ".join(rows)
-    blanks = len(rows) * (2 * len(item.type) - 1) - 1
-    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != blanks):
-        raise ValueError(f"an element of set {item.name} can not be written in an nft ruleset")
+    spaces = len(rows) * (2 * len(item.type) - 1) - 1
+    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != spaces):
+        raise ValueError(f"an element of set {item.name} cannot be written in an nft ruleset")
     return f"{{ {joined} }}"
 
 
 def set_body(item: nft.Set) -> str:
-    """Type and flags of a set."""
-    return f"type {' . '.join(map(name, item.type))};{_set_more(item)}"
+    """Return type, flags and timeout of a set."""
+    return f"type {' . '.join(map(name, item.type))};{_set_options(item)}"
 
 
-def _set_more(item: nft.Set | nft.Map) -> str:
+def _set_options(item: nft.Set | nft.Map) -> str:
     flags = f" flags {', '.join(sorted(map(name, item.flags)))};" if item.flags else ""
     return flags + ("" if item.timeout is None else f" timeout {int(item.timeout)}s;")
 
 
 def _map(item: nft.Map) -> list[str]:
-    kinds = f"type {' . '.join(map(name, item.type))} : {' . '.join(map(name, item.data))};{_set_more(item)}"
+    kinds = f"type {' . '.join(map(name, item.type))} : {' . '.join(map(name, item.data))};{_set_options(item)}"
     lines = ["", f"\tmap {name(item.name)} {{", *(f"\t\t{part.strip()}" for part in kinds.split(";") if part)]
     if item.elements:
-        listed = (
-            f"{element(key, item.type)} : {verdict(to) if isinstance(to, nft.Verdict) else element(to, item.data)}"
-            for key, to in item.elements
-        )
-        lines.append(f"\t\telements = {entries(listed)}")
+        pairs = (f"{element(key, item.type)} : {_map_data(data, item.data)}" for key, data in item.elements)
+        lines.append(f"\t\telements = {entries(pairs)}")
     return [*lines, "\t}"]
 
 
-def _named(item: nft.Named) -> list[str]:
+def _map_data(data: Element | nft.Verdict, types: tuple[str, ...]) -> str:
+    return verdict(data) if isinstance(data, nft.Verdict) else element(data, types)
+
+
+def _named_object(item: nft.Named) -> list[str]:
     match item.body:
         case nft.Limit():
             return ["", f"\tlimit {name(item.name)} {{", f"\t\t{limit(item.body)}", "\t}"]
@@ -105,86 +120,94 @@ def _named(item: nft.Named) -> list[str]:
         f"\tct helper {name(item.name)} {{",
         f"\t\ttype {quoted(helper.type)} protocol {word(helper.protocol)}",
     ]
-    return [*lines, *([f"\t\tl3proto {word(helper.family)}"] if helper.family else []), "\t}"]
+    if helper.family:
+        lines.append(f"\t\tl3proto {word(helper.family)}")
+    return [*lines, "\t}"]
 
 
 def _flowtable(item: nft.Flowtable) -> list[str]:
     devices = ", ".join(map(quoted, sorted(item.devices)))
     lines = ["", f"\tflowtable {name(item.name)} {{"]
     lines.append(f"\t\thook {gate(_LETTERS, item.hook)} priority {int(item.priority)}")
-    return [*lines, *([f"\t\tdevices = {{ {devices} }}"] if devices else []), "\t}"]
+    if devices:
+        lines.append(f"\t\tdevices = {{ {devices} }}")
+    return [*lines, "\t}"]
 
 
 def table(item: nft.Table) -> str:
-    """A whole table as a file for `nft -f`, one object a paragraph.
+    """Return a table as a file for `nft -f`, one object per paragraph.
 
-    Without the flags "owner" and "persist": such a table is gone when the program that loads it ends.
+    The flags "owner" and "persist" are left out: the kernel deletes a table with an owner when the
+    process that loaded it exits.
+
+    Raises:
+        ValueError: the table has unsupported objects or flags.
     """
     lines = [f"table {name(item.family)} {name(item.name)} {{"]
     if item.unknown or "unnamed" in item.flags:
-        raise ValueError(f"not modelled, so it can not be written: {item.unknown or item.flags}")
+        raise unsupported_error(item.unknown or item.flags)
     if "dormant" in item.flags:
         lines.append("\tflags dormant")
     lines += [f"\tcounter {name(counter.name)} {{ }}" for counter in item.counters]
-    for one in item.sets:
-        lines += [
-            "",
-            f"\tset {name(one.name)} {{",
-            *(f"\t\t{part.strip()}" for part in set_body(one).split(";") if part),
-        ]
-        if one.elements:
-            lines.append(f"\t\telements = {elements(one, one.elements)}")
+    for nft_set in item.sets:
+        lines += ["", f"\tset {name(nft_set.name)} {{"]
+        lines += [f"\t\t{part.strip()}" for part in set_body(nft_set).split(";") if part]
+        if nft_set.elements:
+            lines.append(f"\t\telements = {elements(nft_set, nft_set.elements)}")
         lines.append("\t}")
     for named in item.objects:
-        lines += _named(named)
+        lines += _named_object(named)
     for flowtable in item.flowtables:
         lines += _flowtable(flowtable)
-    for one_map in item.maps:
-        lines += _map(one_map)
+    for nft_map in item.maps:
+        lines += _map(nft_map)
     for chain in item.chains:
         lines += ["", f"\tchain {name(chain.name)} {{"]
         if chain.hook:
             lines.append(f"\t\t{hook(chain.hook)}")
-        lines += [f"\t\t{rule(one)}" for one in chain.rules]
+        lines += [f"\t\t{rule(item)}" for item in chain.rules]
         lines.append("\t}")
     return "\n".join([*lines, "}", ""])
 
 
 def replacing(item: nft.Table) -> str:
-    """The table as a file that can be loaded over any other state of it: to delete a table it must be there."""
+    """Return a file for `nft -f` that replaces the table, whether or not it exists.
+
+    The file adds the table before it deletes it, since nft refuses to delete an absent table.
+    """
     commands = [operation(NftOperation(verb, *item.key, nft.Table(*item.key))) for verb in ("add", "delete")]
     return "\n".join([*commands, table(item)])
 
 
 def operation(item: NftOperation) -> str:
-    """One operation of a transaction as one command for `nft -f`."""
-    where = f"{name(item.family)} {name(item.table)}"
+    """Return an operation of a transaction as a command for `nft -f`. Raises ValueError."""
+    table_name = f"{name(item.family)} {name(item.table)}"
     one_of(_VERBS, item.verb)
     match item.object:
         case nft.Table():
-            return f"{item.verb} table {where}"
+            return f"{item.verb} table {table_name}"
         case nft.NamedCounter(target):
-            return f"{item.verb} counter {where} {name(target)}"
+            return f"{item.verb} counter {table_name} {name(target)}"
         case nft.Set(target):
             body = f" {{ {set_body(item.object)} }}" if item.verb == "add" else ""
-            return f"{item.verb} set {where} {name(target)}{body}"
-        case Elements(of, which):
-            return f"{item.verb} element {where} {name(of.name)} {elements(of, which)}"
+            return f"{item.verb} set {table_name} {name(target)}{body}"
+        case Elements(nft_set, members):
+            text = elements(nft_set, members)
+            return f"{item.verb} element {table_name} {name(nft_set.name)} {text}"
         case nft.Chain(target):
             body = f" {{ {hook(item.object.hook)} }}" if item.verb == "add" and item.object.hook else ""
-            return f"{item.verb} chain {where} {name(target)}{body}"
+            return f"{item.verb} chain {table_name} {name(target)}{body}"
         case Rules(chain, rules):
-            return "\n".join(f"add rule {where} {name(chain.name)} {rule(one)}" for one in rules)
+            prefix = f"add rule {table_name} {name(chain.name)}"
+            return "\n".join(f"{prefix} {rule(item)}" for item in rules)
     raise TypeError(item.object)
 
 
 def shown(item: nft.Rule | Statement | Expression) -> str:
-    """The same for a person: what can't be written stands as JSON between <>, a comment is left out."""
+    """Return nft syntax for display: unsupported parts as JSON in <>, without comments."""
     if isinstance(item, nft.Rule):
-        return " ".join(map(shown, item.statements)) or "(an empty rule)"
-    for write in (statement, expression):
-        try:
-            return write(item)  # type: ignore[operator, arg-type]
-        except ValueError:
-            continue
-    return f"<{getattr(item, 'raw', item)}>"
+        return " ".join(map(shown, item.statements)) or "(empty rule)"
+    try:
+        return statement(item) if isinstance(item, Statement) else expression(item)
+    except ValueError:
+        return f"<{getattr(item, 'raw', item)}>"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Statements of nft text."""
+"""Encoder of nft text: statements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import re
 
 from . import nft
 from .nft import Expression, Statement
-from .text_values import FLAGS, constant, element, entries, expression, name, one_of, quoted, typed, types_of
+from .text_values import (
+    FLAGS,
+    constant,
+    element,
+    entries,
+    expression,
+    name,
+    one_of,
+    quoted,
+    typed,
+    types_of,
+    unsupported_error,
+)
 from .text_values import gate as _gate
 from .text_values import value as _value
 from .text_values import word as _word
@@ -18,8 +30,9 @@ _LETTERS = re.compile(r"[a-z]+\Z")
 _SENTENCE = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]=<>!?~|-]{0,127}\Z")
 _LOG_FLAGS = frozenset({"all", "skuid", "ether", "tcp sequence", "tcp options", "ip options"})
 _UPDATES = frozenset({"add", "update", "delete"})
+_NAT_TYPE_FLAGS = frozenset({"prefix", "interval", "netmap", "concat"})
 _REJECTS = frozenset({"icmp", "icmpv6", "icmpx"})
-# How rules apply the objects of their table.
+# Statements that apply named objects of the table.
 _OBJECTS = {
     "limit": "limit name",
     "quota": "quota name",
@@ -30,28 +43,24 @@ _OBJECTS = {
 }
 
 
-def _unmodelled(item: object) -> ValueError:
-    return ValueError(f"not modelled, so it can not be written: {item}")
-
-
 def verdict(item: nft.Verdict) -> str:
-    """accept, drop, goto CHAIN, ..."""
+    """Return a verdict: accept, drop, goto CHAIN, ..."""
     kind = one_of(_VERDICTS, item.kind)
     return kind if item.target is None else f"{kind} {name(item.target)}"
 
 
 def _match(item: nft.Match) -> str:
     types = types_of(item.left)
-    left, masked = expression(item.left), isinstance(item.left, nft.Bitwise | nft.Binary)
-    # A masked comparison needs its operator, and one of flags for all of them.
-    explicit = item.op not in ("==", "in") or masked
+    left, is_masked = expression(item.left), isinstance(item.left, nft.Bitwise | nft.Binary)
+    # "==" can be omitted, except in a masked comparison and in a test of all flags.
+    explicit = item.op not in ("==", "in") or is_masked
     match item.right:
         case nft.SetRef(target):
             right = f"@{name(target)}"
         case nft.AnonymousSet(elements):
-            right = entries(element(one, types) for one in elements)
+            right = entries(element(item, types) for item in elements)
         case nft.UnknownExpression():
-            raise _unmodelled(item)
+            raise unsupported_error(item)
         case plain if types[0] in FLAGS and item.op in ("in", "!") and isinstance(plain, str):
             right = ",".join(map(_word, plain.split(",")))
         case plain if types[0] in FLAGS and isinstance(plain, str) and item.op != "&":
@@ -66,12 +75,11 @@ def _match(item: nft.Match) -> str:
         left = f"{left} level {right.strip('/').count('/') + 1}"
         right = f'"{right}"'
     one_of(_OPERATORS, item.op)
-    return f"{left} {item.op + ' ' if explicit else ''}{right}"
+    return f"{left} {item.op} {right}" if explicit else f"{left} {right}"
 
 
-def _computed(item: Expression | nft.Value | None) -> str:
-    """A value, or what it is computed from."""
-    return _value(item) if isinstance(item, int | str) else expression(item)  # type: ignore[arg-type]
+def _value_or_expression(item: Expression | nft.Value) -> str:
+    return _value(item) if isinstance(item, int | str) else expression(item)
 
 
 def _mangle(item: nft.Mangle) -> str:
@@ -80,45 +88,47 @@ def _mangle(item: nft.Mangle) -> str:
         return f"{key} set {item.value:#x}"
     if isinstance(item.value, str) and item.key == nft.Ct("event"):
         return f"{key} set {','.join(map(_word, item.value.split(',')))}"
-    return f"{key} set {_computed(item.value)}"
+    return f"{key} set {_value_or_expression(item.value)}"
 
 
 def _vmap(item: nft.VerdictMap) -> str:
     types = types_of(item.key)
-    return (
-        f"{expression(item.key)} vmap {entries(f'{element(key, types)} : {verdict(to)}' for key, to in item.entries)}"
-    )
+    pairs = (f"{element(key, types)} : {verdict(target)}" for key, target in item.entries)
+    return f"{expression(item.key)} vmap {entries(pairs)}"
 
 
 def _flags(flags: frozenset[str]) -> str:
-    return "".join(f" {','.join(sorted(map(_word, flags)))}" if flags else "")
+    return f" {','.join(sorted(map(_word, flags)))}" if flags else ""
 
 
-def _place(address: object, port: object) -> str:
-    """ADDRESS, ADDRESS:PORT or :PORT, with brackets where an address has colons and a port."""
+_NatOperand = Expression | nft.Value | None  # an address or a port
+
+
+def _nat_target(address: _NatOperand, port: _NatOperand) -> str:
+    """Return " to ADDRESS", " to ADDRESS:PORT" or " to :PORT", with brackets around IPv6 addresses."""
     if address is None and port is None:
         return ""
-    written = "" if address is None else _computed(address)  # type: ignore[arg-type]
+    address_text = "" if address is None else _value_or_expression(address)
     if port is None:
-        return f" to {written}"
+        return f" to {address_text}"
     if isinstance(address, str) and ":" in address:
-        written = "-".join(f"[{one}]" for one in written.split("-"))
-    # Text would do for a port, but numbers can smuggle nothing.
-    last = _computed(port) if not isinstance(port, int | str) else _ports(port)
-    return f" to {written}:{last}"
+        address_text = "-".join(f"[{end}]" for end in address_text.split("-"))
+    # int() guarantees that the port cannot inject nft syntax.
+    port_text = _port_range(port) if isinstance(port, int | str) else expression(port)
+    return f" to {address_text}:{port_text}"
 
 
-def _ports(port: int | str) -> str:
-    return "-".join(str(int(one)) for one in str(port).split("-"))
+def _port_range(port: int | str) -> str:
+    return "-".join(str(int(end)) for end in str(port).split("-"))
 
 
 def _nat(kind: str, item: nft.Dnat | nft.Snat) -> str:
     family = "" if item.family is None else f" {_word(item.family)}"
-    kinds = "".join(f" {one}" for one in ("prefix", "interval") if one in item.flags)
-    if kinds and not family:
-        raise _unmodelled(item)
-    place = _place(item.address, item.port)
-    return f"{kind}{family}{kinds}{place}{_flags(item.flags - {'prefix', 'interval', 'netmap', 'concat'})}"
+    types = "".join(f" {flag}" for flag in ("prefix", "interval") if flag in item.flags)
+    if types and not family:
+        raise unsupported_error(item)
+    target = _nat_target(item.address, item.port)
+    return f"{kind}{family}{types}{target}{_flags(item.flags - _NAT_TYPE_FLAGS)}"
 
 
 def _reject(item: nft.Reject) -> str:
@@ -127,7 +137,7 @@ def _reject(item: nft.Reject) -> str:
     if item.type == "tcp reset":
         return "reject with tcp reset"
     if item.code is None:
-        raise _unmodelled(item)
+        raise unsupported_error(item)
     return f"reject with {one_of(_REJECTS, item.type)} type {_value(item.code)}"
 
 
@@ -144,12 +154,12 @@ def _log(item: nft.Log) -> str:
             case "group" | "snaplen" | "queue-threshold", int():
                 parts.append(f"{key} {value}")
             case _:
-                raise _unmodelled(item)
+                raise unsupported_error(item)
     return " ".join(parts)
 
 
 def limit(item: nft.Limit) -> str:
-    """The words of a limit, of a rule or an object."""
+    """Return the arguments of a limit, of a rule or an object."""
     over = "over " if item.over else ""
     if item.unit == "packets":
         return f"rate {over}{int(item.rate)}/{_word(item.per)} burst {int(item.burst)} packets"
@@ -158,38 +168,42 @@ def limit(item: nft.Limit) -> str:
 
 
 def quota(item: nft.Quota) -> str:
-    """The words of a quota, of a rule or an object."""
+    """Return the arguments of a quota, of a rule or an object."""
     return f"{'over ' if item.over else ''}{int(item.amount)} {_word(item.unit)}"
 
 
 def _set_update(item: nft.SetUpdate) -> str:
     timeout = "" if item.timeout is None else f" timeout {int(item.timeout)}s"
-    more = "".join(f" {statement(one)}" for one in item.statements)
-    return f"{one_of(_UPDATES, item.op)} @{name(item.name)} {{ {expression(item.key)}{timeout}{more} }}"
+    statements = "".join(f" {statement(inner)}" for inner in item.statements)
+    contents = f"{expression(item.key)}{timeout}{statements}"
+    return f"{one_of(_UPDATES, item.op)} @{name(item.name)} {{ {contents} }}"
 
 
-def _elsewhere(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
+def _other_destination(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
     match item:
         case nft.Dup(address, device):
-            # To a device alone (netdev) it stands in the address' place.
-            return f"dup to {_value(address or '')}" + ("" if device is None else f" device {quoted(device)}")
+            # Without an IP address (netdev), `address` is a device.
+            device_text = "" if device is None else f" device {quoted(device)}"
+            return f"dup to {_value(address or '')}{device_text}"
         case nft.Fwd(device, None, _):
             return f"fwd to {quoted(device)}"
-        case nft.Fwd(device, family, address):
+        case nft.Fwd(device, str(family), address):
             return f"fwd {_word(family)} to {_value(address or '')} device {quoted(device)}"
-    family = "" if item.family is None else f" {_word(item.family)}"
-    return f"tproxy{family}{_place(item.address, item.port)}"
+        case nft.Tproxy(family, address, port):
+            family_text = "" if family is None else f" {_word(family)}"
+            return f"tproxy{family_text}{_nat_target(address, port)}"
+    raise unsupported_error(item)
 
 
 def _queue(item: nft.Queue) -> str:
     if item.number is None:
         return "queue"
     flags = f" flags{_flags(item.flags)}" if item.flags else ""
-    return f"queue{flags} to {_value(item.number)}"
+    return f"queue{flags} to {_value_or_expression(item.number)}"
 
 
 def statement(item: Statement) -> str:
-    """A statement as nft reads it."""
+    """Return a statement in nft syntax. Raises ValueError."""
     match item:
         case nft.Match():
             return _match(item)
@@ -212,9 +226,9 @@ def statement(item: Statement) -> str:
         case nft.Snat():
             return _nat("snat", item)
         case nft.Masquerade(port, flags):
-            return f"masquerade{_place(None, port)}{_flags(flags)}"
+            return f"masquerade{_nat_target(None, port)}{_flags(flags)}"
         case nft.Redirect(port, flags):
-            return f"redirect{_place(None, port)}{_flags(flags)}"
+            return f"redirect{_nat_target(None, port)}{_flags(flags)}"
         case nft.Reject():
             return _reject(item)
         case nft.Log():
@@ -234,5 +248,5 @@ def statement(item: Statement) -> str:
         case nft.FlowAdd(target):
             return f"flow add @{name(target)}"
         case nft.Dup() | nft.Fwd() | nft.Tproxy():
-            return _elsewhere(item)
-    raise _unmodelled(item)
+            return _other_destination(item)
+    raise unsupported_error(item)

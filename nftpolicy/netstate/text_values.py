@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Words, values and expressions of nft text, each through the gate."""
+"""Encoder of nft text: identifiers, values and expressions, each validated against nft's grammar."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
 _QUOTED_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+(\\\*)?\Z")
 _CT_KEYS = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
 _OPERATORS = frozenset({"^", "<<", ">>", "&", "|"})
-_MOMENT = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
-# Types whose values are names, which the grammar wants quoted; of flags, which can be combined; of time.
-QUOTED, FLAGS, TIMES = frozenset({"ifname", "iface_index"}), frozenset({"tcp_flag", "ct_state", "ct_status"}), "time"
+_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
+# Data types of names, which nft's grammar requires in quotes; of flags, which can be combined; of time.
+QUOTED = frozenset({"ifname", "iface_index"})
+FLAGS = frozenset({"tcp_flag", "ct_state", "ct_status"})
+_TIME_TYPE = "time"
+_UNTYPED_PAIR = ("value", "value")
+_OPTION_KINDS = frozenset({"tcp option", "ip option"})
 _TYPES: dict[Expression, str] = {
     **dict.fromkeys((nft.Meta("iifname"), nft.Meta("oifname")), "ifname"),
     **dict.fromkeys((nft.Meta("iif"), nft.Meta("oif")), "iface_index"),
-    **dict.fromkeys((nft.Meta("time"), nft.Meta("hour"), nft.Meta("day")), TIMES),
+    **dict.fromkeys((nft.Meta("time"), nft.Meta("hour"), nft.Meta("day")), _TIME_TYPE),
     nft.Payload("tcp", "flags"): "tcp_flag",
     nft.Ct("state"): "ct_state",
     nft.Ct("status"): "ct_status",
@@ -28,66 +32,70 @@ _TYPES: dict[Expression, str] = {
 
 
 def gate(pattern: re.Pattern[str], text: str) -> str:
-    """The text if it is of the pattern, or ValueError."""
+    """Return the text if it matches the pattern. Raises ValueError."""
     if not pattern.match(text):
-        raise ValueError(f"{text!r} can not be written in an nft ruleset")
+        raise _invalid(text)
     return text
 
 
+def _invalid(text: str) -> ValueError:
+    return ValueError(f"{text!r} cannot be written in an nft ruleset")
+
+
 def one_of(words: frozenset[str], text: str) -> str:
-    """The text if it is one of the words, or ValueError."""
+    """Return the text if it is one of `words`. Raises ValueError."""
     if text not in words:
-        raise ValueError(f"{text!r} can not be written in an nft ruleset")
+        raise _invalid(text)
     return text
 
 
 def name(text: str) -> str:
-    """An nft identifier, or ValueError."""
+    """Return an nft identifier. Raises ValueError."""
     return gate(_NAME, text)
 
 
 def word(text: str) -> str:
-    """A word of nft's grammar, or ValueError."""
+    """Return a word of nft's grammar. Raises ValueError."""
     return gate(_WORD, text)
 
 
 def quoted(text: str) -> str:
-    """A name in quotes."""
+    """Return a name in quotes. Raises ValueError."""
     return f'"{gate(_QUOTED_WORD, text)}"'
 
 
 def value(item: nft.Value, quoted: bool = False) -> str:
-    """One value of a match or an element."""
+    """Return the text of one value of a match or an element."""
     if isinstance(item, int):
         return str(item)
     return f'"{gate(_QUOTED_WORD, item)}"' if quoted else gate(_WORD, item)
 
 
 def typed(item: nft.Value, kind: str) -> str:
-    """One value of a type."""
+    """Return the text of one value of a data type."""
     if kind == "iface_index":
         return value(item, not str(item).isdigit())
     if kind in QUOTED:
         return "*" if item == "*" else value(item, True)
     if isinstance(item, str) and kind in FLAGS:
         return " | ".join(map(word, item.split(",")))
-    if isinstance(item, str) and kind == TIMES:
-        moments = [found[0] for found in _MOMENT.finditer(item)]
-        if "-".join(moments) != item:
-            raise ValueError(f"{item!r} can not be written in an nft ruleset")
-        return "-".join(f'"{moment}"' for moment in moments)
+    if isinstance(item, str) and kind == _TIME_TYPE:
+        times = [match[0] for match in _TIME.finditer(item)]
+        if "-".join(times) != item:
+            raise _invalid(item)
+        return "-".join(f'"{time}"' for time in times)
     return value(item)
 
 
 def element(item: Element, types: tuple[str, ...]) -> str:
-    """One set element, its parts joined as nft joins them."""
+    """Return the text of one set element; concatenated values are joined by " . "."""
     if isinstance(item, tuple):
         return " . ".join(typed(part, kind) for part, kind in zip(item, types, strict=True))
     return typed(item, types[0])
 
 
 def types_of(expression: Expression) -> tuple[str, ...]:
-    """nft's data types as far as rendering needs them: "ifname" for names, else "value"."""
+    """Return nft's data types of the values of an expression, "value" for types without a special text."""
     if isinstance(expression, nft.Concat):
         return tuple(kind for part in expression.parts for kind in types_of(part))
     while isinstance(expression, nft.Bitwise):
@@ -95,21 +103,21 @@ def types_of(expression: Expression) -> tuple[str, ...]:
     return (_TYPES.get(expression, "value"),)
 
 
-def constant(item: nft.Value, of: Expression) -> str:
-    """A mask, or bits to put in."""
+def constant(item: nft.Value, operand: Expression) -> str:
+    """Return the text of a constant operand of a bit operation on `operand`."""
     if isinstance(item, int):
         return f"{item:#x}"
-    (kind,) = types_of(of)
+    (kind,) = types_of(operand)
     return f"({typed(item, kind)})" if "," in item else typed(item, kind)
 
 
 def entries(pairs: Iterable[str]) -> str:
-    """Entries between braces."""
+    """Return sorted entries in braces."""
     return "{ " + ", ".join(sorted(pairs)) + " }"
 
 
 def expression(item: Expression) -> str:
-    """An expression as nft reads it."""
+    """Return an expression in nft syntax. Raises ValueError."""
     match item:
         case nft.Meta(key):
             return f"meta {word(key)}"
@@ -128,9 +136,11 @@ def expression(item: Expression) -> str:
             return f"rt {word(key)}" if family is None else f"rt {word(family)} {word(key)}"
         case nft.Option():
             return _option(item)
-        case nft.Bitwise(of, keep, put):
-            kept = inner(of) if keep == nft.FULL else f"{inner(of)} & {constant(keep, of)}"
-            return f"{kept} | {constant(put, of)}" if put else kept
+        case nft.Bitwise(operand, mask, bits):
+            masked = inner(operand)
+            if mask != nft.FULL:
+                masked = f"{masked} & {constant(mask, operand)}"
+            return f"{masked} | {constant(bits, operand)}" if bits else masked
         case nft.Binary(op, left, right):
             other = constant(right, left) if isinstance(right, int | str) else inner(right)
             return f"{inner(left)} {one_of(_OPERATORS, op)} {other}"
@@ -138,15 +148,20 @@ def expression(item: Expression) -> str:
             return " . ".join(map(expression, parts))
         case nft.Lookup(key, nft.MapRef(target)):
             return f"{expression(key)} map @{name(target)}"
-        case nft.Lookup(key, pairs):
+        case nft.Lookup(key, frozenset() as pairs):
             types = types_of(key)
-            listed = (f"{element(one, types)} : {element(to, ('value', 'value'))}" for one, to in pairs)
-            return f"{expression(key)} map {entries(listed)}"
-    raise ValueError(f"not modelled, so it can not be written: {item}")
+            texts = (f"{element(entry, types)} : {element(data, _UNTYPED_PAIR)}" for entry, data in pairs)
+            return f"{expression(key)} map {entries(texts)}"
+    raise unsupported_error(item)
+
+
+def unsupported_error(item: object) -> ValueError:
+    """Return the error for an expression or statement that has no nft text here."""
+    return ValueError(f"unsupported, so it cannot be written: {item}")
 
 
 def inner(item: Expression) -> str:
-    """An expression inside another one."""
+    """Return an expression as an operand, in parentheses if needed."""
     return f"({expression(item)})" if isinstance(item, nft.Binary | nft.Bitwise) else expression(item)
 
 
@@ -154,4 +169,4 @@ def _option(item: nft.Option) -> str:
     field = "" if item.field is None else f" {word(item.field)}"
     if item.kind == "exthdr":
         return f"{word(item.name)}{field}" if field else f"exthdr {word(item.name)}"
-    return f"{one_of(frozenset({'tcp option', 'ip option'}), item.kind)} {word(item.name)}{field}"
+    return f"{one_of(_OPTION_KINDS, item.kind)} {word(item.name)}{field}"

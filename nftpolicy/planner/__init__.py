@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From one state to another: the difference, and the steps in an order that never opens the uplink.
+"""Planner: the difference of two states, as steps in an order that never opens an uplink.
 
-Pure. Never here: how a step is carried out, and what a policy means.
+Pure. Never here: execution of steps, and the meaning of a policy.
 """

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The steps from an observed state to a desired one, in an order in which the guard always stands.
+"""Steps from an observed state to a desired one, in an order in which a guard is always in place.
 
-nft is atomic, rtnetlink is not. One transaction is the switch from the old guard to the new one, and
-each of them keeps its promise whatever is routed (proof/lemmas.py). Around it, tables are filled before
-a rule leads to them, new rules are there before old ones go, and a guard that is to go at all goes last.
-Whether every state on the way keeps its promise is not believed here: runtime/changes/way.py has it proved.
+nft is atomic, rtnetlink is not. One transaction switches from the old guard to the new one, and
+each guard satisfies its specification for any routes (proof/lemmas.py). Around it, tables are
+filled before a rule selects them, new rules are added before old ones are deleted, and a guard
+that is removed without a successor is removed last. The safety of every intermediate state is not
+assumed here: runtime/apply/step_order.py has it proved.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ VIA_BLOCK = "via block"
 
 @frozen
 class Plan:
-    """Steps in order. No steps: the kernel holds what is wanted.
+    """Steps in order; no steps if the observed state is the desired one.
 
-    `order` is the name of their order, and `switch` the number of steps after which the desired guard
-    stands instead of the observed one.
+    `order` is the name of the step order, `switch` the number of steps after which the desired
+    guard has replaced the observed one.
     """
 
     steps: tuple[Step, ...]
@@ -36,38 +37,45 @@ class Plan:
     switch: int = 0
 
     def states(self, observed: NetState) -> list[NetState]:
-        """The state before the first step, and that after each one. Raises Impossible (netstate/carried.py)."""
-        found = [observed]
+        """Return the state before the first step, and the state after each step.
+
+        Raises:
+            StepRejected: Linux would refuse a step (netstate/transition.py).
+        """
+        sequence = [observed]
         for step in self.steps:
-            found.append(after(found[-1], step))
-        return found
+            sequence.append(after(sequence[-1], step))
+        return sequence
 
 
 @frozen
-class _Parts:
-    """The steps by what they are: `adds` come before `ends`, so that a mark always leads somewhere."""
+class _StepGroups:
+    """Steps by purpose: `make` comes before `break_`, so that a mark always selects a route.
+
+    `make` adds ip rules and routes, `break_` deletes the old ones, `guard` is the nft transaction.
+    """
 
     sysctls: list[Step]
-    adds: list[Step]
-    ends: list[Step]
+    make: list[Step]
+    break_: list[Step]
     guard: list[Step]
 
 
-_NOTHING = _Parts([], [], [], [])
+_NO_STEPS = _StepGroups([], [], [], [])
 
 
 def plan(observed: NetState, desired: NetState) -> Plan:
-    """From `observed` (our own objects in the kernel) to `desired`, in the first of its orders.
+    """Return the plan from `observed` (our own objects in the kernel) to `desired`, in the first order.
 
-    A sysctl that `observed` does not have belongs to a device that is not there; it is left out.
+    Sysctls that `observed` does not have are of absent devices, and are left out.
     """
     return orders(observed, desired)[0]
 
 
 def orders(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
-    """The same steps in every order that may be safe, the one that disturbs least first."""
-    parts = _parts(observed, desired)
-    if parts == _NOTHING:
+    """Return the same steps in every order that may be safe, the least disruptive one first."""
+    groups = _step_groups(observed, desired)
+    if groups == _NO_STEPS:
         return (Plan(()),)
     if not desired.tables:
         names: tuple[str, ...] = (GUARD_LAST,)
@@ -75,57 +83,59 @@ def orders(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
         names = (GUARD_FIRST,)
     else:
         names = (MAKE_BEFORE_BREAK, GUARD_FIRST)
-    return tuple(_in_order(name, parts) for name in names)
+    return tuple(_in_order(name, groups) for name in names)
 
 
 def blocked(observed: NetState, desired: NetState, block: tuple[Table, ...]) -> Plan:
-    """The same steps behind tables that stop everything, which come first and go last."""
-    come = [one for table in block for one in table_changes(None, table)]
-    go = [one for table in block for one in table_changes(table, None)]
-    parts = _parts(observed, desired)
-    if parts == _NOTHING:
+    """Return the same steps behind the tables of `block`, which are added first and deleted last."""
+    add = tuple(item for table in block for item in table_changes(None, table))
+    delete = tuple(item for table in block for item in table_changes(table, None))
+    groups = _step_groups(observed, desired)
+    if groups == _NO_STEPS:
         return Plan(())
-    inner = _in_order(GUARD_FIRST, parts)
-    first, last = NftTransaction(tuple(come), tuple(go)), NftTransaction(tuple(go), tuple(come))
+    inner = _in_order(GUARD_FIRST, groups)
+    first, last = NftTransaction(add, delete), NftTransaction(delete, add)
     return Plan((first, *inner.steps, last), VIA_BLOCK, 1 + inner.switch)
 
 
-def _in_order(name: str, parts: _Parts) -> Plan:
-    groups = {
-        MAKE_BEFORE_BREAK: ([*parts.sysctls, *parts.adds], parts.ends),
-        GUARD_FIRST: ([], [*parts.sysctls, *parts.adds, *parts.ends]),
-        GUARD_LAST: ([*parts.sysctls, *parts.adds, *parts.ends], []),
+def _in_order(name: str, groups: _StepGroups) -> Plan:
+    orders = {
+        MAKE_BEFORE_BREAK: ([*groups.sysctls, *groups.make], groups.break_),
+        GUARD_FIRST: ([], [*groups.sysctls, *groups.make, *groups.break_]),
+        GUARD_LAST: ([*groups.sysctls, *groups.make, *groups.break_], []),
     }
-    before, behind = groups[name]
-    return Plan((*before, *parts.guard, *behind), name, len(before) + len(parts.guard))
+    before, behind = orders[name]
+    return Plan((*before, *groups.guard, *behind), name, len(before) + len(groups.guard))
 
 
-def _parts(observed: NetState, desired: NetState) -> _Parts:
-    held, wanted = set(observed.rules), set(desired.rules)
-    held_routes, wanted_routes = set(observed.routes), set(desired.routes)
-    values = {one.path: one.value for one in observed.sysctls}
-    sysctls: list[Step] = [
-        SysctlChange(values[one.path], one) for one in desired.sysctls if values.get(one.path, one.value) != one.value
-    ]
-    adds: list[Step] = []
-    outworn = {_place(route): route for route in observed.routes if route not in wanted_routes}
+def _step_groups(observed: NetState, desired: NetState) -> _StepGroups:
+    observed_values = {sysctl.path: sysctl.value for sysctl in observed.sysctls}
+    sysctls: list[Step] = []
+    for sysctl in desired.sysctls:
+        value = observed_values.get(sysctl.path, sysctl.value)
+        if value != sysctl.value:
+            sysctls.append(SysctlChange(value, sysctl))
+    observed_routes, desired_routes = set(observed.routes), set(desired.routes)
+    obsolete = {_route_key(route): route for route in observed.routes if route not in desired_routes}
+    make: list[Step] = []
     for route in desired.routes:
-        if route not in held_routes:
-            old = outworn.pop(_place(route), None)
-            adds.append(RouteReplacement(old, route) if old else RouteChange("add", route))
-    adds += [RuleChange("add", rule) for rule in desired.rules if rule not in held]
-    ends: list[Step] = [RuleChange("delete", rule) for rule in observed.rules if rule not in wanted]
-    ends += [RouteChange("delete", route) for route in outworn.values()]
-    return _Parts(sysctls, adds, ends, list(_transaction(observed, desired)))
+        if route not in observed_routes:
+            replaced = obsolete.pop(_route_key(route), None)
+            make.append(RouteReplacement(replaced, route) if replaced else RouteChange("add", route))
+    observed_rules, desired_rules = set(observed.rules), set(desired.rules)
+    make += [RuleChange("add", rule) for rule in desired.rules if rule not in observed_rules]
+    break_: list[Step] = [RuleChange("delete", rule) for rule in observed.rules if rule not in desired_rules]
+    break_ += [RouteChange("delete", route) for route in obsolete.values()]
+    return _StepGroups(sysctls, make, break_, list(_guard_transaction(observed, desired)))
 
 
 def writable(table: Table) -> Table:
-    """The table as far as it can be written again: without what others put into it that we do not know."""
-    chains = tuple(evolve(chain, rules=tuple(filter(_can_be_written, chain.rules))) for chain in table.chains)
+    """Return the table without the foreign objects and rules that this version cannot write."""
+    chains = tuple(evolve(chain, rules=tuple(filter(_is_writable, chain.rules))) for chain in table.chains)
     return evolve(table, chains=chains, unknown=())
 
 
-def _can_be_written(rule: Rule) -> bool:
+def _is_writable(rule: Rule) -> bool:
     try:
         text.rule(rule)
     except ValueError:
@@ -133,16 +143,17 @@ def _can_be_written(rule: Rule) -> bool:
     return True
 
 
-def _place(route: Route) -> tuple[int, int, str, int]:
-    """A table holds one route to a destination with a metric."""
+def _route_key(route: Route) -> tuple[int, int, str, int]:
+    """Return the key of a route: a table has one route per destination and metric."""
     return route.family, route.table, route.destination, route.metric
 
 
-def _transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:
-    keys = {table.key: None for table in (*desired.tables, *observed.tables)}
-    forth = [one for key in keys for one in table_changes(observed.table(*key), desired.table(*key))]
-    earlier = {table.key: writable(table) for table in observed.tables}
-    back = [one for key in keys for one in table_changes(desired.table(*key), earlier.get(key))]
-    if not forth:
+def _guard_transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:
+    """Return the nft transaction from `observed` to `desired`, () if the tables are equal."""
+    keys = dict.fromkeys(table.key for table in (*desired.tables, *observed.tables))
+    operations = tuple(item for key in keys for item in table_changes(observed.table(*key), desired.table(*key)))
+    if not operations:
         return ()
-    return (NftTransaction(tuple(forth), tuple(back)),)
+    previous = {table.key: writable(table) for table in observed.tables}
+    undo = tuple(item for key in keys for item in table_changes(desired.table(*key), previous.get(key)))
+    return (NftTransaction(operations, undo),)

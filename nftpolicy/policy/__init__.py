@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a person writes: the classes of a policy, TOML in, and the checks that need no kernel.
+"""Policy files: the classes of a policy, the TOML decoder, validation and warnings that need no kernel.
 
-Never here: what a policy compiles to, and anything that asks the machine.
+Never here: compilation of a policy, and reads from the system.
 """

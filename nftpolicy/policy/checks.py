@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Faults that only the whole policy shows. Each check yields (path of the key, what to do)."""
+"""Validation across the fields of a policy. Each check yields (key path, what to do)."""
 
 from __future__ import annotations
 
@@ -7,87 +7,106 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from . import words
-from .errors import Path, nearest
+from .errors import nearest
+from .lines import Path
 from .objects import OURS, Account, Policy, Resolver, Service, cgroup_of
 
-Fault = tuple[Path, str]
-MOST_UPLINKS = 32  # the ladder's priorities have room for 39 (compiler/names.py)
-# Tables with a meaning of their own, include/uapi/linux/rtnetlink.h.
+PolicyFault = tuple[Path, str]
+MOST_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
+MAX_TABLE = 2**32 - 1
+# Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
+_DNS_PORT = 53
 
 
-def faults(policy: Policy) -> Iterator[Fault]:
-    """All faults of the policy, in the order of the checks."""
+def faults(policy: Policy) -> Iterator[PolicyFault]:
+    """Yield all faults of the policy, in the order of the checks."""
     for check in _CHECKS:
         yield from check(policy)
 
 
 def covered(device: str, inside: tuple[str, ...]) -> str | None:
-    """The pattern of `inside` that names the device, or None."""
-    return next((one for one in inside if device == one or (one[-1] == "*" and device.startswith(one[:-1]))), None)
+    """Return the first pattern of `inside` that matches the device, or None."""
+    for pattern in inside:
+        if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
+            return pattern
+    return None
 
 
-def _uplinks_are_there(policy: Policy) -> Iterator[Fault]:
+def _uplink_count(policy: Policy) -> Iterator[PolicyFault]:
     if not policy.uplink:
-        yield ("uplink",), "a policy guards at least one uplink: add [uplink.wan]"
+        yield ("uplink",), "a policy needs at least one uplink: add [uplink.wan]"
     if len(policy.uplink) > MOST_UPLINKS:
-        yield ("uplink",), f"{len(policy.uplink)} uplinks are more than the {MOST_UPLINKS} that a policy can have"
+        yield (
+            ("uplink",),
+            f"{len(policy.uplink)} uplinks are more than the {MOST_UPLINKS} that a policy can have",
+        )
     for name, uplink in policy.uplink.items():
         if not uplink.devices:
-            yield ("uplink", name, "devices"), "an uplink has at least one device"
+            yield ("uplink", name, "devices"), "an uplink needs at least one device"
 
 
-def _tables(policy: Policy) -> Iterator[Fault]:
+def _tables(policy: Policy) -> Iterator[PolicyFault]:
     for name, uplink in policy.uplink.items():
         if uplink.table in RESERVED_TABLES:
             yield (
                 ("uplink", name, "table"),
-                f"table {uplink.table} is the kernel's own (0, 253 default, 254 main, 255 local); choose another",
+                f"table {uplink.table} is reserved by the kernel (0, 253 default, 254 main, 255 local); choose another",
             )
-        elif not 1 <= uplink.table <= 2**32 - 1:
-            yield ("uplink", name, "table"), "a table is a number from 1 to 4294967295"
+        elif not 1 <= uplink.table <= MAX_TABLE:
+            yield ("uplink", name, "table"), f"a table is a number from 1 to {MAX_TABLE}"
     for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
         if a.table == b.table:
-            yield ("uplink", second, "table"), f"table {b.table} is uplink {first!r}'s already; each uplink has its own"
+            yield (
+                ("uplink", second, "table"),
+                f"uplink {first!r} already uses table {b.table}; each uplink needs its own",
+            )
 
 
-def _devices(policy: Policy) -> Iterator[Fault]:
+def _devices(policy: Policy) -> Iterator[PolicyFault]:
     owners: dict[str, str] = {}
     for name, uplink in policy.uplink.items():
         for index, device in enumerate(uplink.devices):
             path = ("uplink", name, "devices", index)
             pattern = covered(device, policy.inside)
             if device == "lo":
-                yield path, "'lo' never leaves the machine and can be no uplink"
+                yield path, "'lo' cannot be an uplink: its packets stay on this machine"
             elif device in ("all", "default"):
-                yield path, f"{device!r} is no device: under /proc/sys/net the kernel calls the settings of all so"
+                yield (
+                    path,
+                    f"{device!r} cannot be a device name: /proc/sys/net uses it for the settings of all devices",
+                )
             elif pattern:
-                yield path, f"{device!r} is inside by {pattern!r}; a device is inside or an uplink, not both"
+                yield (
+                    path,
+                    f"{device!r} matches {pattern!r} of 'inside'; a device is inside or an uplink, not both",
+                )
             elif device in owners:
-                yield path, f"{device!r} is a device of uplink {owners[device]!r} already; one device, one uplink"
+                yield (
+                    path,
+                    f"{device!r} is already a device of uplink {owners[device]!r}; a device belongs to one uplink",
+                )
             owners[device] = name
 
 
-def _marks(policy: Policy) -> Iterator[Fault]:
+def _marks(policy: Policy) -> Iterator[PolicyFault]:
     for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
         if a.mark.overlaps(b.mark):
             both = a.mark.value | b.mark.value
             yield (
                 ("uplink", second, "mark"),
-                (
-                    f"overlaps with uplink {first!r}: the mark {both:#x} would be {a.mark} and {b.mark} at once; "
-                    "give both one mask and different values"
-                ),
+                f"overlaps with the mark of uplink {first!r}: fwmark {both:#x} matches both "
+                f"{a.mark} and {b.mark}; use one mask and different values",
             )
 
 
-def _words_once(policy: Policy) -> Iterator[Fault]:
-    for path, listed in _lists(policy):
-        seen: set[object] = set()
-        for index, item in enumerate(listed):
-            if item in seen:
+def _duplicates(policy: Policy) -> Iterator[PolicyFault]:
+    for path, items in _lists(policy):
+        known: set[object] = set()
+        for index, item in enumerate(items):
+            if item in known:
                 yield (*path, index), "is listed twice"
-            seen.add(item)
+            known.add(item)
 
 
 def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
@@ -107,160 +126,200 @@ def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
         yield ("service", name, "sport"), service.sport
 
 
-def _listening(policy: Policy) -> Iterator[Fault]:
-    taken: dict[tuple[str, int], str] = {}
+def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
+    owners: dict[tuple[str, int], str] = {}
     for name, uplink in policy.uplink.items():
         if uplink.resolver is None:
             continue
         path: Path = ("uplink", name, "resolver")
-        if not uplink.resolver.listen:
-            yield (*path, "listen"), "a resolver listens somewhere; leave the key out for 127.0.0.1:54 and [::1]:54"
-        if len({listen.port for listen in uplink.resolver.listen}) > 1:
-            yield (*path, "listen"), "a resolver has one port on all its addresses"
-        for index, listen in enumerate(uplink.resolver.listen):
-            place = (str(listen.address), listen.port)
-            if place in taken:
-                yield (*path, "listen", index), f"{listen} is taken by the resolver of uplink {taken[place]!r}"
-            if listen.port == 53 and listen.address.is_loopback:
-                yield (
-                    (*path, "listen", index),
-                    f"{listen} is where the machine's own resolver is asked; choose another port, such as 54",
-                )
-            same = [one for one in uplink.resolver.listen if one.address.version == listen.address.version]
-            if same.index(listen):
-                yield (*path, "listen", index), f"a resolver has one address of each family, and {same[0]} is it"
-            taken[place] = name
+        yield from _listen_addresses((*path, "listen"), name, uplink.resolver, owners)
         if uplink.resolver.user.number == 0:
-            yield (*path, "user"), "root's sockets are too many to be the resolver's; choose a user of its own"
+            yield (
+                (*path, "user"),
+                "the resolver cannot run as root: other programs of root have sockets too; choose a user of its own",
+            )
         if uplink.resolver.servers and uplink.resolver.lease:
-            yield (*path, "lease"), "either 'servers' are written down or a lease names them, not both"
+            yield (*path, "lease"), "excludes 'servers'; remove one of them"
         yield from _sources((*path, "sources"), uplink.resolver)
 
 
-def _sources(path: Path, resolver: Resolver) -> Iterator[Fault]:
+def _listen_addresses(
+    path: Path, name: str, resolver: Resolver, owners: dict[tuple[str, int], str]
+) -> Iterator[PolicyFault]:
+    """Check `listen` of one resolver; `owners` maps (address, port) to an uplink and is updated."""
+    if not resolver.listen:
+        yield path, "a resolver needs an address; omit the key for 127.0.0.1:54 and [::1]:54"
+    if len({listen.port for listen in resolver.listen}) > 1:
+        yield path, "a resolver uses the same port on all its addresses"
+    for index, listen in enumerate(resolver.listen):
+        key = (str(listen.address), listen.port)
+        if key in owners:
+            yield (*path, index), f"{listen} is already used by the resolver of uplink {owners[key]!r}"
+        if listen.port == _DNS_PORT and listen.address.is_loopback:
+            yield (
+                (*path, index),
+                f"{listen} is the address of the system resolver; choose another port, such as 54",
+            )
+        version = listen.address.version
+        same = [other for other in resolver.listen if other.address.version == version]
+        if same.index(listen):
+            yield (
+                (*path, index),
+                f"a resolver has one address per family, and {same[0]} is already listed",
+            )
+        owners[key] = name
+
+
+def _sources(path: Path, resolver: Resolver) -> Iterator[PolicyFault]:
     if resolver.sources and (resolver.servers or resolver.lease):
         other = "servers" if resolver.servers else "lease"
-        yield path, f"either {other!r} names the resolver's servers or 'sources' do, not both"
+        yield path, f"excludes {other!r}; remove one of them"
     if "auto" in resolver.sources and len(resolver.sources) > 1:
-        yield (*path, resolver.sources.index("auto")), "'auto' is all sources at once; leave it or the others out"
+        yield (
+            (*path, resolver.sources.index("auto")),
+            "'auto' includes every source; remove it or the other sources",
+        )
 
 
-def _gateways(policy: Policy) -> Iterator[Fault]:
+def _gateways(policy: Policy) -> Iterator[PolicyFault]:
     for name, uplink in policy.uplink.items():
         for index, gateway in enumerate(uplink.gateways):
             if gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified:
-                yield ("uplink", name, "gateways", index), f"{gateway} can be no gateway"
+                yield ("uplink", name, "gateways", index), f"{gateway} cannot be a gateway"
 
 
-def _selectors(policy: Policy) -> Iterator[Fault]:
-    taken: dict[tuple[str, int], str] = {}
+def _selectors(policy: Policy) -> Iterator[PolicyFault]:
+    owners: dict[tuple[str, int], str] = {}
     for name, service in policy.service.items():
         path = ("service", name)
         yield from _selector(path, service)
         for key, account in accounts(service):
             if account.number == 0:
-                yield (*path, key), f"every process of root has {key} 0; give the service a {key} of its own"
-            if (key, account.number) in taken:
-                owner = taken[key, account.number]
-                yield (*path, key), f"{key} {account.name!r} is service {owner!r} already; two services have two {key}s"
-            taken[key, account.number] = name
+                yield (
+                    (*path, key),
+                    f"{key} 0 matches every process of root; give the service a {key} of its own",
+                )
+            if (key, account.number) in owners:
+                owner = owners[key, account.number]
+                yield (
+                    (*path, key),
+                    f"service {owner!r} already uses {key} {account.name!r}; each service needs a {key} of its own",
+                )
+            owners[key, account.number] = name
 
 
-def _selector(path: Path, service: Service) -> Iterator[Fault]:
-    chosen = len(accounts(service)) + service.kernel
-    if chosen != 1:
-        yield path, "a service is known by exactly one of 'group', 'user' and 'kernel = true'"
+def _selector(path: Path, service: Service) -> Iterator[PolicyFault]:
+    count = len(accounts(service)) + service.kernel
+    if count != 1:
+        yield path, "a service needs exactly one of 'group', 'user' and 'kernel = true'"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
-            yield (*path, "to", index), f"what is sent to {net} never leaves the machine"
+            yield (*path, "to", index), f"packets to {net} never leave the machine; remove it"
     if service.kernel and (service.to or service.ports):
-        yield path, "the kernel's own sockets can not be narrowed with 'to' or 'ports'; write a group or user instead"
+        yield (
+            path,
+            "'to' and 'ports' cannot restrict the kernel's own sockets; use a group or user instead",
+        )
     if service.sport and not service.kernel:
-        yield (*path, "sport"), "is of the kernel's own sockets; with a group or user, 'ports' says where it may send"
+        yield (
+            (*path, "sport"),
+            "is only valid with 'kernel = true'; with a group or user, 'ports' restricts the destination ports",
+        )
     for index, port in enumerate(service.sport):
         if port.protocol != "udp":
-            yield (*path, "sport", index), f"the kernel's own sockets are of UDP; write 'udp/{port.low}'"
+            yield (
+                (*path, "sport", index),
+                f"the kernel's own sockets use UDP; write 'udp/{port.low}'",
+            )
 
 
 def accounts(service: Service) -> list[tuple[str, Account]]:
-    """The accounts that a service is known by: [("group", ...)] or [("user", ...)]."""
+    """Return the accounts that select the sockets of a service: [("group", ...)] or [("user", ...)]."""
     pairs = [("group", service.group), ("user", service.user)]
     return [(key, account) for key, account in pairs if account is not None]
 
 
-def _marking(policy: Policy) -> Iterator[Fault]:
+def _marking(policy: Policy) -> Iterator[PolicyFault]:
     for name, service in policy.service.items():
         path = ("service", name)
-        for key, way in words.MARKS_KEYS.items():
-            if getattr(service, key) and service.marks != way:
-                yield (*path, key), f'is for services with marks = "{way}", and this one has "{service.marks}"'
+        for key, method in words.MARKS_KEYS.items():
+            if getattr(service, key) and service.marks != method:
+                yield (
+                    (*path, key),
+                    f'needs marks = "{method}", but this service has "{service.marks}"',
+                )
         if service.kernel and service.marks != "itself":
             yield (
                 (*path, "marks"),
-                f'the kernel\'s own sockets belong to no program that could be started with "{service.marks}"; '
-                'write "itself", and have their owner set the mark (FwMark of WireGuard)',
+                f'no program opens the kernel\'s own sockets, so "{service.marks}" cannot mark them; '
+                'write "itself", and configure the mark where the socket is configured '
+                "(FwMark of WireGuard)",
             )
         elif service.unmarked and service.user is None:
-            yield (*path, "marks"), "an ip rule knows users alone: write 'user' instead, or another way to mark"
+            yield (
+                (*path, "marks"),
+                "ip rules match users, not groups; use 'user' instead, or another marking method",
+            )
 
 
-def _cgroups(policy: Policy) -> Iterator[Fault]:
-    """A program on a cgroup works below it too, so that one in another would wear two marks."""
+def _cgroups(policy: Policy) -> Iterator[PolicyFault]:
+    """Check that no cgroup is below another: its sockets would get the marks of both services."""
     owners: dict[str, str] = {}  # cgroup -> its service
-    within: dict[str, str] = {}  # cgroup -> a service whose cgroup is below it
+    parents: dict[str, str] = {}  # cgroup -> a service that has a cgroup below it
     for name, service in policy.service.items():
         if service.marks != "cgroup":
             continue
-        mine = cgroup_of(name, service)
+        cgroup = cgroup_of(name, service)
         path: Path = ("service", name, "cgroup") if service.cgroup else ("service", name)
-        if mine == OURS:
-            yield path, f"{OURS!r} holds the cgroups of all services; name one of the service's own"
-        parts = mine.split("/")
+        if cgroup == OURS:
+            yield path, f"{OURS!r} is the parent of the cgroups of all services; choose another"
+        parts = cgroup.split("/")
         above = ["/".join(parts[:end]) for end in range(1, len(parts))]
-        other = within.get(mine) or next((owners[one] for one in (*above, mine) if one in owners), None)
-        if other:
+        conflicts = [parents.get(cgroup), *(owners.get(other) for other in (*above, cgroup))]
+        other_service = next(filter(None, conflicts), None)
+        if other_service:
             yield (
                 path,
-                f"{mine} is that of service {other!r}, or one is inside the other; two services have two cgroups",
+                f"{cgroup} is the same as, above or below the cgroup of service {other_service!r}; "
+                "each service needs a separate cgroup",
             )
-        owners[mine] = name
-        within.update(dict.fromkeys(above, name))
+        owners[cgroup] = name
+        parents.update(dict.fromkeys(above, name))
 
 
-def _services_have_uplinks(policy: Policy) -> Iterator[Fault]:
+def _service_uplinks(policy: Policy) -> Iterator[PolicyFault]:
     for name, service in policy.service.items():
         if service.uplink not in policy.uplink:
-            known = ", ".join(policy.uplink)
             yield (
                 ("service", name, "uplink"),
-                f"there is no uplink {service.uplink!r}{nearest(service.uplink, policy.uplink)}; known are {known}",
+                f"unknown uplink {service.uplink!r}{nearest(service.uplink, policy.uplink)}; "
+                f"known are {', '.join(policy.uplink)}",
             )
 
 
-def _resolver_is_no_service(policy: Policy) -> Iterator[Fault]:
-    resolvers = {up.resolver.user.number: name for name, up in policy.uplink.items() if up.resolver}
+def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
+    resolvers = {uplink.resolver.user.number: name for name, uplink in policy.uplink.items() if uplink.resolver}
     for name, service in policy.service.items():
         if service.user and service.user.number in resolvers:
             yield (
                 ("service", name, "user"),
-                (
-                    f"user {service.user.name!r} runs the resolver of uplink {resolvers[service.user.number]!r}, "
-                    "whose own queries would come back to it; choose another"
-                ),
+                f"user {service.user.name!r} runs the resolver of uplink "
+                f"{resolvers[service.user.number]!r}, and its queries would be redirected to itself; "
+                "choose another",
             )
 
 
-_CHECKS: tuple[Callable[[Policy], Iterator[Fault]], ...] = (
-    _uplinks_are_there,
+_CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
+    _uplink_count,
     _tables,
     _devices,
     _marks,
-    _words_once,
-    _listening,
+    _duplicates,
+    _resolvers,
     _gateways,
-    _services_have_uplinks,
+    _service_uplinks,
     _selectors,
     _marking,
     _cgroups,
-    _resolver_is_no_service,
+    _resolver_users,
 )

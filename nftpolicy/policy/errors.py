@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is said of a policy that can't be used."""
+"""Errors of policy files: source line, key path and message."""
 
 from __future__ import annotations
 
@@ -10,60 +10,69 @@ from attrs import frozen
 
 from .lines import Path, positions
 
-_BARE = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
-_LONGEST = 60  # characters of what a file says that a message repeats
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
+_MAX_EXCERPT = 60  # characters of the file that a message repeats
+_MAX_DECIMAL_BITS = 128  # str() refuses integers of thousands of digits
 
 
 class PolicyError(Exception):
-    """One fault of a policy: where (source, line, key) and what to do about it."""
+    """Error in a policy file: source, line, key path, and a message with what to do."""
 
     def __init__(self, message: str, path: Path = (), source: str = "policy", line: int | None = None) -> None:
         self.message, self.path, self.source, self.line = message, path, source, line
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        where = self.source if self.line is None else f"{self.source}:{self.line}"
+        location = self.source if self.line is None else f"{self.source}:{self.line}"
         key = f" {shown(self.path)}:" if self.path else ""
-        return f"{where}:{key} {self.message}"
+        return f"{location}:{key} {self.message}"
 
 
 def shown(path: Path) -> str:
-    """A key path as a person writes it: uplink.wan.devices[0]."""
+    """Return a key path in dotted form: uplink.wan.devices[0]."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if text else _key(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif text:
+            text += f".{_format_key(part)}"
+        else:
+            text = _format_key(part)
     return text
 
 
-def _key(part: str) -> str:
-    """A key, quoted where it is no bare one, and cut where it is long: an error has one line."""
-    return part if _BARE.match(part) else quoted(part)
+def _format_key(part: str) -> str:
+    """Return a key, quoted if it is not a bare TOML key, truncated if it is long."""
+    return part if _BARE_KEY.match(part) else quoted(part)
 
 
 def quoted(item: object) -> str:
-    """What the file says, as Python would quote it, cut where it is long."""
-    if isinstance(item, int) and item.bit_length() > 128:
-        return f"{item:#x}"[:_LONGEST] + "..."  # str() refuses numbers of thousands of digits
+    """Return a value of the file as a quoted Python string, truncated to 60 characters."""
+    if isinstance(item, int) and item.bit_length() > _MAX_DECIMAL_BITS:
+        return f"{item:#x}"[:_MAX_EXCERPT] + "..."
     text = item if isinstance(item, str) else str(item)
-    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+    return repr(text if len(text) <= _MAX_EXCERPT else text[:_MAX_EXCERPT] + "...")
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """ " (did you mean X?)" for the nearest of `words`, or nothing."""
-    from difflib import get_close_matches  # slow to import, and only bad input needs it
+    """Return the suffix " (did you mean 'WORD'?)" for the entry of `words` closest to `word`, or ""."""
+    from difflib import get_close_matches  # slow to import, and only needed for errors
 
-    found = get_close_matches(word[:_LONGEST], list(words), n=1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    matches = get_close_matches(word[:_MAX_EXCERPT], list(words), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 @frozen
 class Source:
-    """The text that a policy came from, to find the line of a key when something must be said."""
+    """Text of a policy file with its name, used to find the line of a key."""
 
     name: str
     text: str
 
     def line(self, path: Path) -> int | None:
-        """The 1-based line of the key or list item at `path`, of the nearest one above it, or None."""
+        """Return the line (from 1) of a key or list item, or of its nearest known parent; None if none is known."""
         lines = positions(self.text)
-        return next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)
+        for length in range(len(path), 0, -1):
+            if path[:length] in lines:
+                return lines[path[:length]]
+        return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where in a TOML text each key and each item of a list stands. For texts that tomllib has taken."""
+"""Line numbers of keys and list items in a TOML text that tomllib accepts (tomllib reports none)."""
 
 from __future__ import annotations
 
@@ -20,34 +20,39 @@ _STRING = re.compile(
 )
 _SCALAR = re.compile(r"[^,\]}#\n]+")
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|(.))")
-_LETTERS = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r"}
+_ESCAPED_LETTERS = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r"}
+
+
+class _NotToml(Exception):
+    """Input that the scanner cannot parse."""
 
 
 def positions(text: str) -> dict[Path, int]:
-    """Path of a key, table or list item -> the line on which it is first said, counted from 1."""
-    scan = _Scan(text)
-    # Not TOML after all, or nested too deeply: what was found until there is right.
-    with suppress(IndexError, TypeError, AttributeError, RecursionError):
-        scan.document()
-    return scan.lines()
+    """Return the line (from 1) on which each key, table and list item first appears."""
+    scanner = _Scanner(text)
+    # Not TOML, or nested too deeply: positions up to the error are right.
+    with suppress(_NotToml, IndexError, RecursionError):
+        scanner.document()
+    return scanner.lines()
 
 
-class _Scan:
+class _Scanner:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self.found: dict[Path, int] = {}  # path -> offset
+        self.offsets: dict[Path, int] = {}
 
     def lines(self) -> dict[Path, int]:
-        """Offsets to line numbers; what was found is in the order of the text."""
+        """Return the line numbers of the recorded offsets, which are in ascending order."""
         line, last, lines = 1, 0, {}
-        for path, offset in self.found.items():
+        for path, offset in self.offsets.items():
             line += self.text.count("\n", last, offset)
             lines[path], last = line, offset
         return lines
 
     def document(self) -> None:
+        """Scan the whole text."""
         table: Path = ()
-        repeated: dict[Path, int] = {}
+        repeated: dict[Path, int] = {}  # [[table]] -> index of the last one
         while self.skip(_BLANK):
             if self.text[self.at] != "[":
                 self.pair(table)
@@ -59,41 +64,51 @@ class _Scan:
             if double:
                 repeated[table] = repeated.get(table, -1) + 1
                 table = (*table, repeated[table])
-            self.note(table, start)
+            self.record(table, start)
             self.at += 1 + double
 
+    def take(self, pattern: re.Pattern[str]) -> str:
+        """Consume and return a match of `pattern` at the current offset."""
+        match = pattern.match(self.text, self.at)
+        if match is None:
+            raise _NotToml
+        self.at = match.end()
+        return match[0]
+
     def skip(self, pattern: re.Pattern[str]) -> bool:
-        """Go on behind `pattern`; whether there is more."""
-        self.at = pattern.match(self.text, self.at).end()  # type: ignore[union-attr]
+        """Consume a match of `pattern`; return True if text remains."""
+        self.take(pattern)
         return self.at < len(self.text)
 
-    def note(self, path: Path, start: int) -> None:
+    def record(self, path: Path, start: int) -> None:
+        """Record the offset of a path and of its parents, unless they are known."""
         for length in range(1, len(path) + 1):
-            self.found.setdefault(path[:length], start)
+            self.offsets.setdefault(path[:length], start)
 
     def key(self) -> Path:
-        """A key with its dots, and the blanks around it."""
+        """Consume a dotted key and the space around it."""
         parts = []
         while True:
             self.skip(_SPACE)
-            quoted = self.text[self.at] in "\"'"
-            one = (_STRING if quoted else _BARE).match(self.text, self.at)
-            parts.append(_unquoted(one[0]) if quoted else one[0])  # type: ignore[index]
-            self.at = one.end()  # type: ignore[union-attr]
+            is_quoted = self.text[self.at] in "\"'"
+            part = self.take(_STRING if is_quoted else _BARE)
+            parts.append(_unquote(part) if is_quoted else part)
             self.skip(_SPACE)
             if self.text[self.at] != ".":
                 return tuple(parts)
             self.at += 1
 
     def pair(self, table: Path) -> None:
+        """Consume a key/value pair of `table`."""
         start = self.at
         path = (*table, *self.key())
-        self.note(path, start)
+        self.record(path, start)
         self.at += 1  # "="
         self.skip(_SPACE)
         self.value(path)
 
     def value(self, path: Path) -> None:
+        """Consume the value at `path`."""
         opening = self.text[self.at]
         if opening == "[":
             self.members(path, "]")
@@ -103,14 +118,14 @@ class _Scan:
             self.skip(_STRING if opening in "\"'" else _SCALAR)
 
     def members(self, path: Path, closing: str) -> None:
-        """The items of a list or the pairs of an inline table."""
+        """Consume the items of a list or the pairs of an inline table."""
         self.at += 1
         index = 0
         while self.skip(_BLANK) and self.text[self.at] != closing:
             if self.text[self.at] == ",":
                 self.at += 1
             elif closing == "]":
-                self.note((*path, index), self.at)
+                self.record((*path, index), self.at)
                 self.value((*path, index))
                 index += 1
             else:
@@ -118,10 +133,10 @@ class _Scan:
         self.at += 1
 
 
-def _unquoted(key: str) -> str:
-    return key[1:-1] if key[0] == "'" else _ESCAPE.sub(_letter, key[1:-1])
+def _unquote(key: str) -> str:
+    return key[1:-1] if key[0] == "'" else _ESCAPE.sub(_unescape, key[1:-1])
 
 
-def _letter(found: re.Match[str]) -> str:
-    digits = found[1] or found[2]
-    return chr(int(digits, 16)) if digits else _LETTERS.get(found[3], found[3])
+def _unescape(match: re.Match[str]) -> str:
+    digits = match[1] or match[2]
+    return chr(int(digits, 16)) if digits else _ESCAPED_LETTERS.get(match[3], match[3])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marks (fwmark value and mask) and their arithmetic, written once."""
+"""Packet marks (fwmark value and mask) and their arithmetic."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from attrs import frozen
 from .errors import quoted
 
 FULL = 0xFFFFFFFF
-_SYNTAX = re.compile(r"(0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0)(?:/(0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0))?\Z")
+_NUMBER = r"0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0"
+_SYNTAX = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?\Z")
 
 
 @frozen
 class Mark:
-    """A packet wears the mark if its fwmark and `mask` is `value` (32 bits, `value` within `mask`)."""
+    """Mark of 32 bits. A packet carries it if fwmark & `mask` == `value`; `value` is within `mask`."""
 
     value: int
     mask: int
@@ -24,32 +25,32 @@ class Mark:
         return f"{self.value:#x}/{self.mask:#x}"
 
     def worn_by(self, fwmark: int) -> bool:
-        """Whether a packet with this fwmark wears the mark."""
+        """Return True if a packet with this fwmark carries the mark."""
         return fwmark & self.mask == self.value
 
     def put_on(self, fwmark: int) -> int:
-        """The fwmark with this mark put on; foreign bits stay."""
+        """Return the fwmark with this mark set; bits outside the mask stay."""
         return fwmark & ~self.mask & FULL | self.value
 
     def overlaps(self, other: Mark) -> bool:
-        """Whether one fwmark can wear both."""
+        """Return True if one fwmark can carry both marks."""
         return (self.value ^ other.value) & self.mask & other.mask == 0
 
 
 def parse(text: object) -> Mark:
-    """A mark from "VALUE/MASK" or "VALUE" (hexadecimal with 0x, or decimal).
+    """Return the mark for "VALUE/MASK" or "VALUE" (hexadecimal with 0x, or decimal).
 
     Raises:
-        ValueError: with a sentence that says what to write instead.
+        ValueError: the text is not a valid mark; the message says what to write instead.
     """
-    found = _SYNTAX.match(text) if isinstance(text, str) else None
-    if not found:
+    parts = _SYNTAX.match(text) if isinstance(text, str) else None
+    if not parts:
         raise ValueError(f'expected a mark such as "0x1/0x1", got {quoted(text)}')
-    value, mask = (int(part, 0) if part else FULL for part in found.groups())
+    value, mask = (int(part, 0) if part else FULL for part in parts.groups())
     if value > FULL or mask > FULL:
         raise ValueError(f"a mark has 32 bits, {text} has more")
     if value & ~mask:
         raise ValueError(f'{text} has bits outside its mask; write "{value & mask:#x}/{mask:#x}" or widen the mask')
     if value == 0:
-        raise ValueError(f"{text} is worn by packets that nobody marked; a mark needs at least one bit")
+        raise ValueError(f"{text} matches unmarked packets; set at least one bit")
     return Mark(value, mask)

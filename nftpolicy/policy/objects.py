@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The classes of a policy. They are the Python API; nftpolicy.toml(5) documents the same keys."""
+"""Classes of a policy. They are the Python API; nftpolicy.toml(5) documents the same keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Network = IPv4Network | IPv6Network
 
 @frozen
 class Account:
-    """A user or group of this machine: how the policy writes it, and its number."""
+    """User or group of this machine: its text in the policy, and its number."""
 
     name: str
     number: int
@@ -23,7 +23,7 @@ class Account:
 
 @frozen
 class Listen:
-    """Where a resolver listens, on UDP and TCP."""
+    """Address and port on which a resolver listens, on UDP and TCP."""
 
     address: Address
     port: int
@@ -41,12 +41,14 @@ class Port:
     high: int
 
     def __str__(self) -> str:
-        return f"{self.protocol}/{self.low}" + (f"-{self.high}" if self.high != self.low else "")
+        if self.high == self.low:
+            return f"{self.protocol}/{self.low}"
+        return f"{self.protocol}/{self.low}-{self.high}"
 
 
 @frozen
 class Answer:
-    """An inbound service whose replies may go back: `name` as written, `port` None for ping."""
+    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping."""
 
     name: str
     port: Port | None
@@ -54,7 +56,7 @@ class Answer:
 
 @frozen
 class Server:
-    """An upstream DNS server; `zone` is the device of a link-local address."""
+    """Upstream DNS server; `zone` is the device of a link-local address."""
 
     address: Address
     zone: str | None = None
@@ -65,7 +67,10 @@ class Server:
 
 @frozen
 class Resolver:
-    """The DNS server behind an uplink. Which servers it asks: `servers`, or what `sources` say, or the file `lease`."""
+    """DNS forwarder of an uplink.
+
+    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`.
+    """
 
     listen: tuple[Listen, ...] = (
         Listen(IPv4Address("127.0.0.1"), 54),
@@ -78,13 +83,13 @@ class Resolver:
 
 
 def lease_of(uplink: str, resolver: Resolver) -> str:
-    """The file that names the resolver's servers where the policy has neither servers nor sources."""
+    """Return the file with the resolver's servers, used if the policy has neither servers nor sources."""
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
 
 @frozen
 class Uplink:
-    """A way out through somebody else's network."""
+    """Uplink: devices of a foreign network, with the mark and routing table of its traffic."""
 
     devices: tuple[str, ...]
     mark: Mark
@@ -98,11 +103,12 @@ class Uplink:
 
 @frozen
 class Service:
-    """Sockets that may use an uplink. Those of `group` or `user`, or the kernel's own (WireGuard).
+    """Sockets that may use an uplink: those of `group` or `user`, or the kernel's own (WireGuard).
 
-    `marks` is a word of words.MARKS. `cgroup` (below the root of cgroup v2; None is the service's own) and `confine`
-    are for "cgroup". `to` and `ports` narrow where they may send; empty is anywhere. `sport`: the UDP ports that the
-    kernel's own socket is bound to; what it sends from there passes, whoever made what is inside.
+    `marks` is a key of vocabulary.MARKS_VALUES. `cgroup` (below the root of cgroup v2; None: the
+    default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
+    destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
+    packets from these ports pass, whichever process sent the encapsulated packet.
     """
 
     uplink: str
@@ -118,21 +124,21 @@ class Service:
 
     @property
     def unmarked(self) -> bool:
-        """Whether its sockets wear no mark: a rule for its user leads them to the uplink."""
+        """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
 
 
-OURS = "nftpolicy"  # the cgroup that holds those of all services
+OURS = "nftpolicy"  # parent of the cgroups of all services
 
 
 def cgroup_of(name: str, service: Service) -> str:
-    """The cgroup of a service with marks = "cgroup", below the root of cgroup v2."""
+    """Return the cgroup of a service with marks = "cgroup", below the root of cgroup v2."""
     return service.cgroup or f"{OURS}/{name}"
 
 
 @frozen
 class Policy:
-    """A whole policy. Devices that `inside` does not name count as uplinks."""
+    """Policy. Devices that `inside` does not match count as uplinks."""
 
     name: str
     inside: tuple[str, ...]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marks that other software on Linux uses, each with where that is written."""
+"""Registry of packet marks that other Linux software uses, each with its source."""
 
 from __future__ import annotations
 
@@ -7,31 +7,38 @@ from attrs import frozen
 
 from .mark import FULL, Mark
 
-_NARROW = 8  # bits of a mask that is somebody's in particular
-_TELLING = 16  # bits that are not alike by accident
+_FEW_BITS = 8  # a mask of at most this many bits is specific to one program
+_MANY_BITS = 16  # a match on this many bits is not a coincidence
 
 
 @frozen
 class Other:
-    """`marks` are what it uses: a value of 0 stands for any within the mask. `signs` are files that it installs."""
+    """Program that uses marks.
+
+    `marks` are its marks; a value of 0 stands for any value within the mask. `signs` are files that
+    it installs, `source` is where its marks are documented.
+    """
 
     name: str
     marks: tuple[Mark, ...]
     source: str
     signs: tuple[str, ...] = ()
 
-    def clashes(self, mark: Mark, here: bool) -> bool:
-        """Whether a packet of one may be taken for one of the other's. `here`: it is on this machine."""
-        return any(_clashes(mark, one, here) for one in self.marks)
+    def clashes(self, mark: Mark, installed: bool) -> bool:
+        """Return True if a packet of the program may carry `mark`, or lose it.
+
+        `installed`: the program is on this machine.
+        """
+        return any(_conflict(mark, used, installed) for used in self.marks)
 
 
-def _clashes(mark: Mark, theirs: Mark, here: bool) -> bool:
-    if theirs.mask == FULL:
-        worn = mark.worn_by(theirs.value)
-        return worn and (here or mark.mask.bit_count() >= _TELLING)
-    if here:
-        return bool(mark.mask & theirs.mask)
-    return theirs.mask.bit_count() <= _NARROW and mark.mask & ~theirs.mask == 0
+def _conflict(mark: Mark, used: Mark, installed: bool) -> bool:
+    if used.mask == FULL:
+        is_match = mark.worn_by(used.value)
+        return is_match and (installed or mark.mask.bit_count() >= _MANY_BITS)
+    if installed:
+        return bool(mark.mask & used.mask)
+    return used.mask.bit_count() <= _FEW_BITS and mark.mask & ~used.mask == 0
 
 
 OTHERS = (
@@ -50,20 +57,43 @@ OTHERS = (
         ("/usr/bin/kubelet", "/usr/local/bin/k3s"),
     ),
     Other("Calico", (Mark(0, 0xFFFF0000),), "Felix: IptablesMarkMask", ("/opt/cni/bin/calico",)),
-    Other("Cilium", (Mark(0, 0xFFFF1FFF),), "pkg/datapath/linux/linux_defaults", ("/opt/cni/bin/cilium-cni",)),
-    Other("Amazon's CNI for Kubernetes", (Mark(0x80, 0x80),), "AWS_VPC_K8S_CNI_CONNMARK", ("/opt/cni/bin/aws-cni",)),
-    Other("Weave Net", (Mark(0x20000, 0x20000), Mark(0x40000, 0x40000)), "weave-npc", ("/opt/cni/bin/weave-net",)),
+    Other(
+        "Cilium",
+        (Mark(0, 0xFFFF1FFF),),
+        "pkg/datapath/linux/linux_defaults",
+        ("/opt/cni/bin/cilium-cni",),
+    ),
+    Other(
+        "Amazon's CNI for Kubernetes",
+        (Mark(0x80, 0x80),),
+        "AWS_VPC_K8S_CNI_CONNMARK",
+        ("/opt/cni/bin/aws-cni",),
+    ),
+    Other(
+        "Weave Net",
+        (Mark(0x20000, 0x20000), Mark(0x40000, 0x40000)),
+        "weave-npc",
+        ("/opt/cni/bin/weave-net",),
+    ),
     Other("wg-quick", (Mark(51820, FULL),), "wg-quick/linux.bash: add_default()"),
-    Other("Mullvad VPN", (Mark(0x6D6F6C65, FULL),), "talpid: TUNNEL_FW_MARK", ("/usr/bin/mullvad-daemon",)),
+    Other(
+        "Mullvad VPN",
+        (Mark(0x6D6F6C65, FULL),),
+        "talpid: TUNNEL_FW_MARK",
+        ("/usr/bin/mullvad-daemon",),
+    ),
     Other("NordVPN", (Mark(0xE1F1, FULL),), "its setting fwmark, by default", ("/usr/sbin/nordvpnd",)),
     Other("NetBird", (Mark(0x1BD00, FULL),), "its ip rules", ("/usr/bin/netbird",)),
 )
 
 
-def clashing(mark: Mark, here: frozenset[str] = frozenset()) -> list[tuple[Other, bool]]:
-    """Whose marks clash with this one, and whether they are on this machine; `here` are files that are there."""
-    found = ((other, bool(here.intersection(other.signs))) for other in OTHERS)
-    return [(other, there) for other, there in found if other.clashes(mark, there)]
+def clashing(mark: Mark, present: frozenset[str] = frozenset()) -> list[tuple[Other, bool]]:
+    """Return the programs with marks that conflict with `mark`, each with True if it is installed.
+
+    `present` are the files of MARK_USER_FILES that exist on this machine.
+    """
+    users = ((user, bool(present.intersection(user.signs))) for user in OTHERS)
+    return [(user, installed) for user, installed in users if user.clashes(mark, installed)]
 
 
-SIGNS = tuple(sign for other in OTHERS for sign in other.signs)
+SIGNS = tuple(sign for user in OTHERS for sign in user.signs)

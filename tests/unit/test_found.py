@@ -91,7 +91,7 @@ def test_a_dormant_table_is_not_taken_for_one_that_works():
     ],
 )
 def test_no_word_of_the_grammar_smuggles_anything(write):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         write("accept; flush ruleset")
 
 

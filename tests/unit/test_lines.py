@@ -1,4 +1,4 @@
-"""The line of a key, however a person lays the file out."""
+"""Lines of keys in TOML files of every layout."""
 
 import pytest
 
@@ -80,7 +80,7 @@ def test_lines_are_found(path, line, end):
     assert Source("FILE", TEXT.replace("\n", end)).line(path) == line
 
 
-def test_the_text_is_toml():
+def test_sample_is_valid_toml():
     import tomllib
 
     assert tomllib.loads(TEXT)["uplink"]["lte"]["resolver"] == {"user": "a#b"}
@@ -93,7 +93,7 @@ def test_only_line_feeds_end_lines():
 @pytest.mark.parametrize(
     "text", ["[", "a", "a = ", "a = [", 'a = "', "= 1", "a = {b", "[[a]", "]", "a = [1,,", "a = [}", "a = {]", "\x00"]
 )
-def test_what_is_no_toml_has_no_lines_and_no_errors(text):
+def test_invalid_toml_raises_no_error(text):
     Source("FILE", text).line(("b",))
 
 
@@ -107,5 +107,5 @@ def test_what_is_no_toml_has_no_lines_and_no_errors(text):
         (("k" * 99,), "'" + "k" * 60 + "...'"),
     ],
 )
-def test_keys_are_shown_on_one_line(path, key):
+def test_key_paths_are_formatted_on_one_line(path, key):
     assert shown(path) == key

@@ -114,7 +114,7 @@ BAD_NAMES = [*INJECTIONS, "1x", "-x", ".x", "@x", "x*", "x:"]
     ],
 )
 def test_no_name_smuggles_anything_into_a_ruleset(place, bad):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
 
@@ -142,7 +142,7 @@ def test_no_name_smuggles_anything_into_a_ruleset(place, bad):
     ],
 )
 def test_no_value_smuggles_anything_into_a_ruleset(place, bad):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
 
@@ -200,25 +200,25 @@ def test_no_value_smuggles_anything_into_a_ruleset(place, bad):
     ],
 )
 def test_nothing_foreign_smuggles_anything_into_a_ruleset(place, bad):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
 
 @pytest.mark.parametrize("bad", ['x"; flush ruleset', "x\\", "x\ny", "$x", "x" * 128, "x{"])
 def test_no_prefix_of_a_log_ends_its_quotes(bad):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         text.statement(nft.Log((("prefix", bad),)))
 
 
 @pytest.mark.parametrize("table", [Table("ip", "t", unknown=("{}",)), Table("ip", "t", flags=frozenset({"unnamed"}))])
 def test_a_table_with_things_that_are_not_modelled_is_not_written(table):
-    with pytest.raises(ValueError, match="not modelled"):
+    with pytest.raises(ValueError, match="unsupported"):
         text.table(table)
 
 
 @pytest.mark.parametrize("bad", ['"; flush ruleset; #', "a\nb", "a\\", "a;b", "x" * 121, "{"])
 def test_no_comment_ends_its_quotes(bad):
-    with pytest.raises(ValueError, match="can not be written"):
+    with pytest.raises(ValueError, match="cannot be written"):
         text.rule(Rule((ACCEPT,), bad))
 
 
@@ -233,7 +233,7 @@ def test_no_comment_ends_its_quotes(bad):
     ],
 )
 def test_what_is_not_modelled_is_not_written(unknown):
-    with pytest.raises(ValueError, match="not modelled"):
+    with pytest.raises(ValueError, match="unsupported"):
         text.statement(unknown)
 
 

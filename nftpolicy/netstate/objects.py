@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Objects of an nft ruleset: tables, chains, rules, sets, maps, counters and flowtables."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from .expressions import Element
+from .statements import Limit, Quota, Statement, Verdict
+
+Origin = tuple[str, ...]  # path of a policy key
+
+
+@frozen
+class Rule:
+    """Rule: statements in order. The kernel stores `comment`, but not `origin`."""
+
+    statements: tuple[Statement, ...]
+    comment: str | None = None
+    origin: Origin = field(default=(), eq=False, repr=False)
+
+
+@frozen
+class Hook:
+    """Hook of a base chain. `device` is for ingress and egress; `devices` if there is more than one."""
+
+    type: str
+    hook: str
+    priority: int
+    policy: str = "accept"
+    device: str | None = None
+    devices: frozenset[str] = frozenset()
+
+
+@frozen
+class Chain:
+    """Chain; `hook` is None for a regular chain, which only jumps reach."""
+
+    name: str
+    rules: tuple[Rule, ...] = ()
+    hook: Hook | None = None
+    origin: Origin = field(default=(), eq=False, repr=False)
+
+
+@frozen
+class Set:
+    """Named set. `type` lists nft's data types, more than one for a concatenation.
+
+    `timeout` (seconds) is the default timeout of its elements.
+    """
+
+    name: str
+    type: tuple[str, ...]
+    elements: frozenset[Element] = frozenset()
+    flags: frozenset[str] = frozenset()
+    origin: Origin = field(default=(), eq=False, repr=False)
+    timeout: int | None = None
+
+
+@frozen
+class Map:
+    """Named map; `data` lists the data types of its values, ("verdict",) for a verdict map."""
+
+    name: str
+    type: tuple[str, ...]
+    data: tuple[str, ...]
+    elements: frozenset[tuple[Element, Element | Verdict]] = frozenset()
+    flags: frozenset[str] = frozenset()
+    timeout: int | None = None
+
+
+@frozen
+class Flowtable:
+    """Flowtable: fast path for forwarded connections between devices."""
+
+    name: str
+    priority: int
+    devices: frozenset[str]
+    hook: str = "ingress"
+
+
+@frozen
+class Named:
+    """Named stateful object that rules refer to by ObjectRef: a limit, a quota or a ct helper."""
+
+    name: str
+    body: Limit | Quota | CtHelper
+
+
+@frozen
+class CtHelper:
+    """Conntrack helper: tracks the related connections of a protocol."""
+
+    type: str
+    protocol: str
+    family: str | None = None
+
+
+@frozen
+class NamedCounter:
+    """Named counter; it keeps its values when rules change."""
+
+    name: str
+    origin: Origin = field(default=(), eq=False, repr=False)
+
+
+@frozen
+class Table:
+    """Table. The order of chains, sets and counters has no meaning.
+
+    `unknown` holds unsupported objects as JSON. `flags` are nft's; "unnamed" stands for a flag that
+    the listing does not contain (see nft_json_decode.add_text_only_details).
+    """
+
+    family: str
+    name: str
+    chains: tuple[Chain, ...] = ()
+    sets: tuple[Set, ...] = ()
+    counters: tuple[NamedCounter, ...] = ()
+    unknown: tuple[str, ...] = ()
+    maps: tuple[Map, ...] = ()
+    flowtables: tuple[Flowtable, ...] = ()
+    objects: tuple[Named, ...] = ()
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Return (family, name), which is unique in a ruleset."""
+        return self.family, self.name
+
+    @property
+    def is_foreign(self) -> bool:
+        """Return True if the table has objects or flags that no compiled table has."""
+        return bool(self.unknown or self.maps or self.flowtables or self.objects or self.flags)
