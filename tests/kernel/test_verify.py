@@ -266,7 +266,7 @@ def test_what_is_not_understood_where_it_matters(held: Node) -> None:
     held.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
     told = held.verify(POLICY, status=3)
     assert told.startswith("unknown: gluon-fastd: this kernel: ")
-    assert "P1 unknown: uplink wan: sockets that are no service's" in told
+    assert "P1 unknown: uplink wan: sockets of no service: " in told
     assert "  not understood" in told and "numgen" in told
 
 
