@@ -145,7 +145,7 @@ def _other_ethertypes(ground: Ground, claim: Claim, uplink: UplinkClaim, region:
         hit = _frame_violation(ground, 0, device, region, exempt)
         if hit is not None:
             hits.append(hit)
-    subject = f"frames of other ethertypes without the mark that leave by {', '.join(uplink.devices)}"
+    subject = f"frames of other ethertypes: frames without the mark that leave by {', '.join(uplink.devices)}"
     return judged(ground, "P1", uplink, subject, hits, FRAME, devices, (0,), claim.whole)
 
 
