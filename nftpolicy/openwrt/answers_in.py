@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Inbound packets that a router's firewall accepts from its uplinks, as `answer` entries of a policy."""
+"""Inbound packets that a router's firewall accepts from its uplinks, as `answer` entries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Let:
     section: Section
     answers: tuple[str, ...] = ()
     why: str = ""
-    done: bool = False  # the policy covers the section in another way, or needs nothing for it
+    done: bool = False  # covered by the policy in another way, or not relevant
 
 
 def let_in(firewall: Iterable[Section]) -> Iterator[Let]:
@@ -96,7 +96,7 @@ _OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a poli
 
 
 def _answer(protocol: str, port_text: str) -> str:
-    """Return the `answer` entry for a port; "" if an exemption covers the port or it is not valid."""
+    """Return the `answer` entry for a port; "" for exempted or invalid ports."""
     parts = _RANGE.match(port_text)
     if (protocol, port_text) in _EXEMPTED or not parts:
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Model of netifd: the ip rules and routes that it makes of UCI's `network`, including unintended ones.
+"""Model of netifd: the ip rules and routes that it makes of UCI's `network`, even unintended ones.
 
 Observed on netifd of 2024-12 and 2026-07, and read in its sources (iprule.c, interface-ip.c). netifd
 silently ignores sections that it cannot parse; each one is a UciWarning here. The origin of an
@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 
 from ..netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from .network import LEASED6, NAMED_TABLES, Interface, Network, table, unsigned
+from .rule_warnings import UciWarning, rule_warnings
 from .uci_in import Section
 
 KERNEL, BOOT, STATIC = 2, 3, 4  # RTPROT_*, include/uapi/linux/rtnetlink.h
@@ -29,15 +30,6 @@ _RULE_OPTIONS = frozenset({"in", "out", "invert", "src", "dest", "priority", "to
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
 
-@frozen
-class Trap:
-    """Part of the configuration that does not have its apparent effect. `severe`: it matches all packets."""
-
-    place: str
-    text: str
-    severe: bool = False
-
-
 class _Dropped(Exception):
     """netifd ignores the section; the text is the reason."""
 
@@ -48,12 +40,12 @@ class Made:
 
     rules: tuple[IpRule, ...]
     routes: tuple[Route, ...]
-    traps: tuple[Trap, ...]
+    traps: tuple[UciWarning, ...]
 
 
 def made(sections: Sequence[Section], network: Network, names: Mapping[str, int] = NAMED_TABLES) -> Made:
     """Return all ip rules and routes of netifd, with every interface up."""
-    warnings: list[Trap] = []
+    warnings: list[UciWarning] = []
     rules = [*_kernel_rules(), *_interface_rules(network), *_configured_rules(sections, network, names, warnings)]
     routes = [*_connected_routes(network), *_static_routes(sections, network, names, warnings)]
     rules.sort(key=lambda rule: (rule.family, rule.priority))
@@ -96,7 +88,7 @@ def _interface_rules(network: Network) -> Iterator[IpRule]:
 
 
 def _configured_rules(
-    sections: Sequence[Section], network: Network, names: Mapping[str, int], warnings: list[Trap]
+    sections: Sequence[Section], network: Network, names: Mapping[str, int], warnings: list[UciWarning]
 ) -> Iterator[IpRule]:
     count = {4: 0, 6: 0}
     for section in sections:
@@ -107,19 +99,21 @@ def _configured_rules(
         for option in section.options:
             if option not in _RULE_OPTIONS:
                 warnings.append(
-                    Trap(section.place(option), f"{section.shown}: netifd ignores the unknown option {option!r}")
+                    UciWarning(section.place(option), f"{section.shown}: netifd ignores the unknown option {option!r}")
                 )
         try:
             rule = _rule(section, family, count[family], network, names)
         except _Dropped as fault:
-            warnings.append(Trap(section.place(), f"{section.shown}: netifd silently ignores this rule: {fault}"))
+            warnings.append(UciWarning(section.place(), f"{section.shown}: netifd silently ignores this rule: {fault}"))
             continue
         if rule is None:
             warnings.append(
-                Trap(section.place(), f"{section.shown}: its interface is not up, so netifd does not add the rule")
+                UciWarning(
+                    section.place(), f"{section.shown}: its interface is not up, so netifd does not add the rule"
+                )
             )
             continue
-        warnings += _rule_warnings(section, rule)
+        warnings += rule_warnings(section, rule)
         yield rule
 
 
@@ -158,7 +152,7 @@ def _rule(section: Section, family: int, number: int, network: Network, names: M
 
 
 def _with_action(section: Section, rule: IpRule, names: Mapping[str, int]) -> IpRule:
-    """Return the rule with its action; an action has priority over a table, as in netifd's system_iprule."""
+    """Return the rule with its action, which precedes a table as in netifd's system_iprule."""
     lookup = None
     if section.get("lookup"):
         lookup = table(section.get("lookup"), names)
@@ -184,7 +178,7 @@ def _mark(section: Section) -> tuple[int, int]:
     value, mask = unsigned(value_text), unsigned(mask_text) if slash else None
     if value is None or (slash and mask is None):
         raise _Dropped(f"{text!r} is not a mark (VALUE or VALUE/MASK)")
-    if mask is None:  # without a mask the kernel compares all bits; the value 0 is no condition
+    if mask is None:  # without a mask the kernel compares all bits; the value 0 matches every packet
         mask = 0xFFFFFFFF if value else 0
     return value, mask
 
@@ -238,52 +232,6 @@ def _port_range(section: Section, option: str) -> tuple[int, int] | None:
     if not parts:
         raise _Dropped(f"{option} {text!r} is not a port")
     return int(parts[1]), int(parts[2] or parts[1])
-
-
-def _rule_warnings(section: Section, rule: IpRule) -> Iterator[Trap]:
-    """Yield the effects of a rule that its author may not have intended."""
-    text = section.get("mark")
-    value_text = text.partition("/")[0].strip()
-    mark_place = section.place("mark")
-    truncation = ", since netifd keeps only 32 bits of the value" if _bit_length(value_text) > 32 else ""
-    if text and not rule.mask:
-        yield Trap(
-            mark_place,
-            f"{section.shown}: mark {text} is not a condition: the rule matches ALL packets{truncation}",
-            True,
-        )
-    elif text and not rule.mark:
-        yield Trap(
-            mark_place, f"{section.shown}: mark {text} matches packets WITHOUT a mark: all unmarked packets", True
-        )
-    elif _bit_length(value_text) > 32:
-        yield Trap(mark_place, f"{section.shown}: netifd keeps only the lower 32 bits of mark {text}: {rule.mark:#x}")
-    elif re.match(r"0[0-7]+\Z", value_text):
-        yield Trap(mark_place, f"{section.shown}: mark {value_text} is octal and equals {rule.mark:#x}")
-    elif value_text.startswith("-"):
-        yield Trap(mark_place, f"{section.shown}: mark {value_text} wraps to {rule.mark:#x}")
-    if rule.mask and rule.mark & ~rule.mask:
-        yield Trap(mark_place, f"{section.shown}: mark {text} has bits outside its mask, so no packet matches it")
-    if rule.action == "nop":
-        yield Trap(section.place(), f"{section.shown}: neither lookup, action nor goto: the rule has no effect")
-    if section.get("action") and section.get("lookup"):
-        yield Trap(
-            section.place("action"),
-            f"{section.shown}: action {section.get('action')} has priority over lookup, which netifd ignores",
-        )
-    if not section.get("priority"):
-        fact = f"it is {rule.priority} only while no other {section.type} precedes it in the file"
-        yield Trap(section.place(), f"{section.shown}: no priority: {fact}")
-    elif rule.priority > 32766:
-        fact = "is after table main (32766), whose default route matches first if there is one"
-        yield Trap(section.place("priority"), f"{section.shown}: priority {rule.priority} {fact}")
-
-
-def _bit_length(text: str) -> int:
-    try:
-        return int(text, 0).bit_length() if len(text) < 40 and not text.startswith("-") else 0
-    except ValueError:
-        return 0
 
 
 # --- routes -----------------------------------------------------------------------------------
@@ -355,7 +303,7 @@ def _metric(family: int, metric: int, is_moved: bool) -> int:
 
 
 def _static_routes(
-    sections: Sequence[Section], network_config: Network, names: Mapping[str, int], warnings: list[Trap]
+    sections: Sequence[Section], network_config: Network, names: Mapping[str, int], warnings: list[UciWarning]
 ) -> Iterator[Route]:
     for section in sections:
         if section.type not in ("route", "route6") or section.flag("disabled"):
@@ -363,11 +311,13 @@ def _static_routes(
         try:
             route = _route(section, _KINDS[section.type], network_config, names)
         except _Dropped as fault:
-            warnings.append(Trap(section.place(), f"{section.shown}: netifd silently ignores this route: {fault}"))
+            warnings.append(
+                UciWarning(section.place(), f"{section.shown}: netifd silently ignores this route: {fault}")
+            )
             continue
         if route is None:
             warnings.append(
-                Trap(
+                UciWarning(
                     section.place(),
                     f"{section.shown}: its interface does not exist or is down, so netifd does not add the route",
                 )
@@ -375,7 +325,7 @@ def _static_routes(
             continue
         if route.kind in _TERMINAL_TYPES and section.get("interface"):
             fact = f"netifd removes this route while interface '{section.get('interface')}' is down"
-            warnings.append(Trap(section.place("interface"), f"{section.shown}: {fact}"))
+            warnings.append(UciWarning(section.place("interface"), f"{section.shown}: {fact}"))
         yield route
 
 

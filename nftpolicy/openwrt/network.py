@@ -25,7 +25,7 @@ LEASED4 = frozenset(
 LEASED6 = frozenset({"dhcpv6"})
 MODEMS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
 SESSIONS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
-# Protocols of tunnels, whose packets use another network that is reached by an uplink.
+# Protocols of tunnels: their packets use another network that is reached by an uplink.
 TUNNELS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
                      "6rd",
                      "ipip", "ipip6", "vti", "vtiv6", "xfrm", "map", "dslite", "464xlat", "openconnect", "vpnc", "sstp",
@@ -40,7 +40,7 @@ _NAMED = {"l2tp": "l2tp-", "6in4": "6in4-", "6to4": "6to4-", "6rd": "6rd-", "gre
 class Interface:
     """Logical interface. `device` sends its packets, `below` is the device below a session.
 
-    `order` counts the interfaces of the file from 0. A family without a configured table is not in `tables`.
+    `order` counts the interfaces of the file from 0. `tables` has no entry for a family without one.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Interface:
 
 @frozen
 class Network:
-    """All interfaces. `ifindex` is the assumed index of each device: lo is 1, the others follow in file order."""
+    """Interfaces and devices. `ifindex` is assumed: lo is 1, the other devices in file order."""
 
     interfaces: tuple[Interface, ...]
     ipv6_devices: frozenset[str]
@@ -156,7 +156,7 @@ def _device(section: Section, name: str, proto: str, radio_devices: Mapping[str,
 
 
 def _resolve_alias(interface: Interface, by_name: Mapping[str, Interface]) -> Interface:
-    """Return the interface with the device of another one, if its device is an alias such as @wan."""
+    """Return the interface, with the device that an alias such as @wan refers to."""
     followed: set[str] = set()
     device = interface.device
     while device.startswith("@") and device not in followed:
@@ -227,9 +227,10 @@ def table(text: str, names: Mapping[str, int] = NAMED_TABLES) -> int | None:
 
 
 def unsigned(text: str) -> int | None:
-    """Return the `unsigned int` that strtoul(3) with base 0 parses from a text; None if it has other characters.
+    """Return the number that strtoul(3) with base 0 parses, as `unsigned int`.
 
-    After a 0 the number is octal, a minus sign wraps, and only the lower 32 bits are kept.
+    None if the text has other characters. After a 0 the number is octal, a minus sign wraps, and only
+    the lower 32 bits are kept.
     """
     plain = text.strip(" \t\n\r\v\f") if text[:1].isspace() else text
     sign, digits = (-1, plain[1:]) if plain[:1] == "-" else (1, plain.removeprefix("+"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Router plan: the target state for the script on the router, in lines that a shell can read and compare.
+"""Router plan: the target state for the script on the router, in lines that a shell can compare.
 
 Rules and routes have the form of `ip -N rule show` and `ip -N route show table all proto 78`, so that
 the target and the kernel's state can be compared as text. `ip -N` prints numbers instead of names,
@@ -37,7 +37,7 @@ def whole(rule: IpRule) -> IpRule:
     """Return the rule, if plan lines and UCI sections can express it.
 
     Raises:
-        ValueError: the rule has another selector; without it, the rule would match too many packets.
+        ValueError: the rule has another selector; without it, it would match too many packets.
     """
     expressible = IpRule(
         rule.family, rule.priority, rule.action, rule.table, rule.mark, rule.mask, destination=rule.destination,
@@ -76,7 +76,7 @@ def _route(route: Route) -> str:
 
 
 def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[str]:
-    """Yield the egress chain of each device, for itself (own) and for its ports if it is a bridge (port)."""
+    """Yield the egress chain of each device: own, and port if the device is a bridge."""
     for device in uplink.devices:
         for chain in guard.link_chains(policy, {device: (_PORT,)}):
             if chain.hook and chain.hook.device in (device, _PORT):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Services of a router that use its uplinks by their configuration: fastd, WireGuard, tunneldigger, ..."""
+"""Services of a router that use its uplinks: fastd, WireGuard, tunneldigger, ..."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FREE = 801  # the proposed group of a program that has none
 class Program:
     """Proposed service: `selector` is its key and value in TOML, `doing` are manual steps.
 
-    `marks` is a word of vocabulary.MARKS. `sport` are the kernel's own ports, as a policy writes them.
+    `marks` is a word of vocabulary.MARKS. `sport` are the kernel's own ports, in a policy's form.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Program:
     sport: tuple[str, ...] = ()
 
     def beside(self, other: Program) -> Program:
-        """Return both as one service. A library that marks does not disturb a program that marks its own sockets."""
+        """Return both as one service. A preloaded library does not disturb a program that marks."""
         return evolve(
             self,
             why=f"{self.why}; {other.why}",
@@ -132,7 +132,7 @@ def _tunneldigger(section: Section, uplink: Role, groups: Mapping[str, int]) -> 
 
 
 def _preload(uplink: Role) -> str:
-    """Return the manual step for a program that sets no mark; a router has no cgroups of `nftpolicy run`."""
+    """Return the step for a program that sets no mark; a router has no `nftpolicy run`."""
     return f"start it with {library(uplink.mark.value)}"
 
 
@@ -153,7 +153,10 @@ def _wireguard(network: Sequence[Section], tunnels: Sequence[Section], uplink: R
 
 
 def _port(tunnel: Section) -> str:
-    """Return the port of WireGuard's own socket as a policy writes it; "" where the kernel chooses one (also for 0)."""
+    """Return the port of WireGuard's own socket in a policy's form.
+
+    "" if the kernel chooses one (also for 0).
+    """
     port = tunnel.get("listen_port")
     try:
         return str(values.port(f"udp/{port}")) if "-" not in port else ""

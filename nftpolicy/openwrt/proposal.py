@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Draft policy for a router, from its configuration: TOML in which each line has its source as a comment."""
+"""Draft policy for a router, from its configuration.
+
+The draft is TOML, with the source of each line as a comment.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from attrs import frozen
 
 from ..policy import values
 from .answers_in import Let, let_in
-from .netifd import Made, Trap, made
+from .netifd import Made, made
 from .network import MODEMS, NAMED_TABLES, Network, network, with_leases
 from .programs import Program, programs, unserved
 from .roles import NotUsable, Packages, Role, roles, wan_zones
+from .rule_warnings import UciWarning
 from .uci_in import Section
 
 _NOT_REACHED = "its ip rules come after those of a policy (priority 910), so they never match while one is in force"
@@ -25,7 +29,7 @@ _NOT_MAPPED = {
 
 @frozen
 class Note:
-    """One sentence of the report, with its place in the configuration."""
+    """Sentence of the report, with its place in the configuration."""
 
     place: str
     text: str
@@ -33,7 +37,10 @@ class Note:
 
 @frozen
 class Proposal:
-    """Draft policy of a configuration, with the report. `made` is the state that the configuration makes now."""
+    """Draft policy of a configuration, with the report.
+
+    `made` is the state that the configuration makes now.
+    """
 
     text: str
     uplinks: tuple[Role, ...]
@@ -41,22 +48,22 @@ class Proposal:
     network: Network
     made: Made
     assumed: tuple[str, ...]
-    traps: tuple[Trap, ...]
+    traps: tuple[UciWarning, ...]
     changes: tuple[Note, ...]
     doing: tuple[Note, ...]
     unmapped: tuple[Note, ...]
-    forwards: tuple[str, ...]  # devices whose hosts may send by an uplink, as the firewall allows
+    forwards: tuple[str, ...]  # devices with hosts that the firewall allows to send by an uplink
 
 
 def propose(
     packages: Packages,
-    asked: Sequence[str] = (),
+    interface_names: Sequence[str] = (),
     groups: Mapping[str, int] | None = None,
     tables: Mapping[str, int] | None = None,
 ) -> Proposal:
     """Return the draft for a router.
 
-    `asked` are uplink interfaces given by the user, `groups` the numbers of the router's groups, and
+    `interface_names` are uplink interfaces given by the user, `groups` the numbers of the router's groups, and
     `tables` the names of its routing tables.
 
     Raises:
@@ -66,7 +73,7 @@ def propose(
     sections = packages["network"]
     configured, faults = network(sections, packages.get("wireless", ()))
     network_config = with_leases(configured)
-    uplinks = roles(packages, network_config, asked)
+    uplinks = roles(packages, network_config, interface_names)
     for uplink in uplinks:
         for device in uplink.devices:
             _require_valid_device(device, uplink.interfaces[0].section)
@@ -75,7 +82,7 @@ def propose(
     state = made(sections, network_config, names)
     inside, unnamed = _inside(network_config, uplinks)
     exempt = {uplink.name: _exempt(uplink, network_config) for uplink in uplinks}
-    traps = [Trap(section.place(option), f"{section.shown}: {fault}") for section, option, fault in faults]
+    traps = [UciWarning(section.place(option), f"{section.shown}: {fault}") for section, option, fault in faults]
     traps += state.traps
     traps += _dhcp_on_uplinks(packages, uplinks)
     return Proposal(
@@ -101,7 +108,7 @@ def _require_valid_device(device: str, section: Section) -> None:
 
 
 def _inside(network_config: Network, uplinks: Iterable[Role]) -> tuple[dict[str, str], list[Note]]:
-    """Return the devices of no uplink with their places, and notes on devices that a policy cannot name."""
+    """Return the devices of no uplink with their places, and notes on devices without a name."""
     uplink_devices = {device for uplink in uplinks for device in uplink.devices} | {"lo"}
     uplink_devices |= {port for device in uplink_devices for port in network_config.ports.get(device, ())}
     inside: dict[str, str] = {}
@@ -201,7 +208,7 @@ def _answers(inbound: Iterable[Let]) -> Iterator[str]:
 
 
 def _gateways(role: Role) -> Iterator[str]:
-    """Yield the static gateways of interfaces whose routes netifd does not put into the uplink's table."""
+    """Yield the static gateways; netifd does not put their routes into the uplink's table."""
     gateways = {str(gateway): interface.section.place("gateway" if gateway.version == 4 else "ip6gw")
              for interface in role.interfaces if interface.proto == "static" for gateway in interface.gateways
              if not (gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified)}  # fmt: skip
@@ -299,11 +306,13 @@ _REDIRECT = (
 )
 
 
-def _dhcp_on_uplinks(packages: Packages, uplinks: Sequence[Role]) -> Iterator[Trap]:
+def _dhcp_on_uplinks(packages: Packages, uplinks: Sequence[Role]) -> Iterator[UciWarning]:
     uplink_interfaces = {interface.name for role in uplinks for interface in role.interfaces}
     for section in packages.get("dhcp", ()):
         if section.type == "dhcp" and section.get("interface") in uplink_interfaces and not section.flag("ignore"):
-            yield Trap(section.place(), f"{section.shown}: a DHCP server answers on an uplink; set option ignore '1'")
+            yield UciWarning(
+                section.place(), f"{section.shown}: a DHCP server answers on an uplink; set option ignore '1'"
+            )
 
 
 def _assumed(network_config: Network) -> Iterator[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Interfaces of a router that lead to an uplink, with the mark and table that each uplink has or gets."""
+"""Interfaces of a router that lead to an uplink, with the mark and table of each uplink."""
 
 from __future__ import annotations
 
@@ -52,10 +52,12 @@ def wan_zones(firewall: Iterable[Section]) -> tuple[Section, ...]:
 
 
 def roles(packages: Packages, network: Network, names: Sequence[str] = ()) -> tuple[Role, ...]:
-    """Return the uplinks in the order of their interfaces; `names` are interfaces given by the user.
+    """Return the uplinks in the order of their interfaces.
+
+    `names` are interfaces given by the user; without any, the uplinks are detected.
 
     Raises:
-        NotUsable: there is no uplink, or a given interface does not exist.
+        NotUsable: no uplink was found, or a given interface does not exist.
     """
     chosen = _named_interfaces(network, names) if names else _detected_interfaces(packages, network)
     if not chosen:
@@ -163,7 +165,7 @@ def _configured_table(interfaces: Iterable[Interface]) -> int:
 
 
 def _mark(network: Iterable[Section], number: int) -> tuple[Mark | None, tuple[Section, ...]]:
-    """Return the mark whose ip rules use a table, with its section; (None, ()) if there is none."""
+    """Return the mark of the ip rules that use a table, and its section; or (None, ())."""
     for section in network:
         if section.type not in ("rule", "rule6") or section.flag("disabled") or not number:
             continue
@@ -180,12 +182,12 @@ def _free(used_numbers: set[int]) -> int:
     return next(number for number in range(1, 1000) if number not in used_numbers and number not in _RESERVED)
 
 
-def _name(wanted: str, taken: set[str]) -> str:
-    """Return a policy name similar to the interface's, and add it to `taken`."""
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", wanted)[:20]
+def _name(interface_name: str, used_names: set[str]) -> str:
+    """Return a policy name similar to the interface's, and add it to `used_names`."""
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", interface_name)[:20]
     stem = stem if stem[:1].isalpha() else f"u{stem}"
     name = next(
-        candidate for candidate in (stem, *(f"{stem}-{index}" for index in range(2, 99))) if candidate not in taken
+        candidate for candidate in (stem, *(f"{stem}-{index}" for index in range(2, 99))) if candidate not in used_names
     )
-    taken.add(name)
+    used_names.add(name)
     return values.name(name)

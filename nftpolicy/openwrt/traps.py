@@ -29,7 +29,7 @@ _POSITIONS = tuple(f"{where}-{side}" for where in ("ruleset", "table", "chain") 
 
 
 def faults(section: Section) -> Iterator[str]:
-    """Yield the effects of the section that its author cannot have intended, one sentence each."""
+    """Yield the effects of the section that its author cannot have intended, as sentences."""
     option_tests = _OPTION_TESTS.get((section.config, section.type))
     if option_tests is None:
         return

@@ -41,7 +41,7 @@ class Trap(ValueError):
 
 @frozen
 class File:
-    """One file of the tree."""
+    """Text and permission of one file."""
 
     text: str
     executable: bool = False
@@ -85,7 +85,10 @@ def tree(policy: Policy, link_guard: bool = True) -> dict[str, File]:
 
 
 def listing(files_by_path: dict[str, File]) -> str:
-    """Return the checksum list, for `sha256sum -c` on the router and to recognise generated files."""
+    """Return the checksum list, for `sha256sum -c` on the router.
+
+    The list also identifies files that nftpolicy generated.
+    """
     digests = {path: hashlib.sha256(file.text.encode()).hexdigest() for path, file in files_by_path.items()}
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
 
@@ -102,7 +105,7 @@ def _fill_template(name: str, placeholders: dict[str, str]) -> str:
 
 
 def _case_line(attachment: uci.Attachment) -> str:
-    """Return a line of a `case`. Device names consist of characters that the shell does not interpret."""
+    """Return a line of a `case`. The shell interprets no character of a device name."""
     return f"{' | '.join(attachment.devices)}) echo {attachment.table} ;;"
 
 

@@ -19,8 +19,8 @@ from ..policy.objects import Policy
 from .plan import whole
 
 PREFIX = "nftpolicy_"  # of the names of all generated sections
-# netifd parses numbers by strtol(3): the largest value on a 32-bit machine. The route of the nftpolicy script has a
-# larger metric, so it comes after this one.
+# netifd parses numbers by strtol(3): the largest value on a 32-bit machine. The route of the
+# nftpolicy script has a larger metric, so it comes after this one.
 LAST_METRIC = 2**31 - 1
 
 _NAME = re.compile(r"[A-Za-z0-9_]+\Z")
@@ -29,7 +29,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_./:@%+ -]*\Z")
 
 @frozen
 class Section:
-    """One section of a file in /etc/config. A tuple as value is a list."""
+    """Section of a file in /etc/config. A tuple as value is a list."""
 
     config: str
     type: str
@@ -39,7 +39,10 @@ class Section:
 
 @frozen
 class Attachment:
-    """Options of every interface on one of `devices`: routes go to `table`, DNS servers only to the resolver."""
+    """Options of every interface on one of `devices`.
+
+    Its routes go to `table`, and only the resolver uses its DNS servers.
+    """
 
     devices: tuple[str, ...]
     table: int

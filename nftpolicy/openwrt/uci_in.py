@@ -31,7 +31,7 @@ class UciError(Exception):
 
 @frozen
 class Value:
-    """One value of an option, and the line where it starts."""
+    """Value of an option, and the line where it starts."""
 
     text: str
     line: int
@@ -39,7 +39,7 @@ class Value:
 
 @frozen
 class Section:
-    """Section of a package. `name` is None for an anonymous one. A list option has several values."""
+    """Section of a package. `name` is None if anonymous. A list option has several values."""
 
     package: str
     type: str
@@ -59,7 +59,7 @@ class Section:
         return tuple(word for value in self.options.get(option, ()) for word in value.text.split())
 
     def flag(self, option: str, default: bool = False) -> bool:
-        """Return a boolean as libubox parses it: 1, true, on, yes, enabled; other values are false."""
+        """Return a boolean as libubox parses it: true for 1, true, on, yes, enabled."""
         text = self.get(option)
         return text in ("1", "true", "on", "yes", "enabled") if text else default
 
@@ -79,7 +79,7 @@ class Section:
 
 
 def read(data: bytes, file: str, package: str = "") -> tuple[Section, ...]:
-    """Return the sections of a file in file order. `package` is their package until the text names one.
+    """Return the sections of a file in file order. `package` applies until the text names one.
 
     Raises:
         UciError: the first syntax error.
@@ -224,7 +224,7 @@ def _word(text: str, position: int, line: int, file: str) -> tuple[str, int, int
 
 
 def _quote(text: str, position: int, line: int, first_line: int, file: str) -> tuple[str, int, int]:
-    """Return the content of the quotes that start at `position`, the position after them, and the line there."""
+    """Return the text of the quotes at `position`, the position after them, and the line there."""
     parts: list[str] = []
     quote = text[position]
     open_line, position = line, position + 1

@@ -13,7 +13,7 @@ from ..policy.objects import Policy, Resolver, Service, Uplink
 
 
 def undone(policy: Policy) -> Iterator[tuple[Path, str]]:
-    """Yield (path of the key, consequence and replacement) for each unsupported feature of the policy."""
+    """Yield (path of the key, consequence and replacement) for each unsupported feature."""
     for name, service in policy.service.items():
         mark = policy.uplink[service.uplink].mark.value
         yield from ((("service", name, key), text) for key, text in _service_features(service, mark))

@@ -17,7 +17,10 @@ BOTH = (4, 6)
 
 @frozen
 class MarkTest:
-    """Test of a mark: field `of` ("mark" or "ctmark") & `mask` equals `value`, or differs if not `equal`."""
+    """Test of a mark: field `of` ("mark" or "ctmark") & `mask` equals `value`.
+
+    If not `equal`, it must differ.
+    """
 
     value: int
     mask: int
@@ -46,7 +49,7 @@ class Region:
     not_arrived: tuple[str, ...] = ()
 
     def with_(self, *marks: MarkTest, out: tuple[str, ...] | None = None, **fields: Ranges) -> Region:
-        """Return the region with further conditions. In keyword names, _ stands for the dot of a field."""
+        """Return the region with more conditions. In keywords, _ stands for the dot of a field."""
         named_fields = {name.replace("_", ".", 1): ranges for name, ranges in fields.items()}
         return Region(
             {**self.fields, **named_fields},
@@ -74,7 +77,7 @@ class Region:
 
 
 def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
-    return [box for left in first for right in second if (box := meet(left, right)) is not None]
+    return [both for box in first for condition in second if (both := meet(box, condition)) is not None]
 
 
 @frozen
@@ -129,7 +132,7 @@ class Reply:
 
 @frozen
 class Names:
-    """Resolver of an uplink: listening endpoints (family, address, port), and the UID of its upstream queries."""
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
 
     listen: tuple[tuple[int, int, int], ...]
     user: int
@@ -159,7 +162,7 @@ class UplinkClaim:
 
     @property
     def users(self) -> tuple[int, ...]:
-        """Return the UIDs whose sockets may send without the mark."""
+        """Return the UIDs of unmarked users: their sockets may send without the mark."""
         return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
 
     @property
@@ -194,7 +197,7 @@ class Claim:
 
     @property
     def whole(self) -> bool:
-        """Return True if a policy names the services that may use the marks, and the inside devices."""
+        """Return True if a policy names the users of the marks, and the inside devices."""
         return self.inside is not None
 
     @property

@@ -13,8 +13,9 @@ from ..netstate.nft import CounterRef, Rule
 from .claim import Claim
 from .ground import Ground
 from .surroundings import here
+from .usability_case import UsabilityCase
 from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
-from .words import Word, words
+from .words import words
 
 _Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry, origin
 
@@ -23,7 +24,7 @@ _Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry
 class _CaseResult:
     """Result of one case; `counterexample` is None if the case is met."""
 
-    case: Word
+    case: UsabilityCase
     counterexample: Counterexample | None
 
     @property
@@ -45,28 +46,28 @@ def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, 
         result = _try(ground, case)
         failure = result.counterexample
         if failure is not None and ground.state.devices and failure.walk.outcome == "unroutable":
-            skipped[f"no route exists now for: {case.word} (IPv{family})"] = None
+            skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
-        by_family = results.setdefault((case.property, case.uplink, case.word, case.origin), {})
+        by_family = results.setdefault((case.property, case.uplink, case.entry, case.origin), {})
         by_family.setdefault(family, []).append(result)
     findings = [_usable(title, by_family) for title, by_family in results.items()]
     findings += [_parity(title, by_family) for title, by_family in results.items() if len(by_family) == 2]
     return findings, tuple(skipped)
 
 
-def _try(ground: Ground, case: Word) -> _CaseResult:
+def _try(ground: Ground, case: UsabilityCase) -> _CaseResult:
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet = case.packet
     walk = ground.model.walk(packet, told=False)
-    is_met = case.holds(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
-    if not is_met and case.borrowed and walk.outcome in ("unroutable", "dropped"):
+    is_met = case.is_met(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
+    if not is_met and case.may_equal_unmarked and walk.outcome in ("unroutable", "dropped"):
         # The outcome may equal that of the same packet without its mark.
         unmarked = ground.model.walk(changed(packet, mark=0), told=False)
         is_met = unmarked.outcome == walk.outcome
     if is_met:
         return _CaseResult(case, None)
     walk = ground.model.walk(packet)
-    if case.firewalled and walk.agreed and case.wears(walk) and _dropped_by_firewall(walk, case.uplink):
+    if case.may_be_firewalled and walk.agreed and case.has_marks(walk) and _dropped_by_firewall(walk, case.uplink):
         return _CaseResult(case, None)
     device = f" by {walk.device}" if walk.device else ""
     reason = f"{walk.outcome}{device}, mark {walk.mark:#x}"

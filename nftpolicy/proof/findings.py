@@ -23,7 +23,7 @@ def judged(
     families: Sequence[int] = BOTH,
     deciding: bool = True,
 ) -> Finding:
-    """Return proved without violations; else judge by a search for packets that are not entitled."""
+    """Return proved without violations; else judge by a search for unentitled packets."""
     if not hits:
         return Finding(name, uplink.name, subject, PROVED, deciding=deciding)
     examples, unsupported = search(ground, uplink, origin, families, devices, hits)

@@ -50,9 +50,9 @@ def is_made(packet: Packet) -> bool:
 
 def helpers(packet: Packet) -> str:
     """Return the functions that the flow needs."""
-    at, size = (26, 4) if packet.family == 4 else (22, 16)
+    offset, size = (26, 4) if packet.family == 4 else (22, 16)
     af, ethertype = wire.AF[packet.family], packet.protocol_number
-    return _ANSWER.format(af=af, size=size, at=at, protocol=packet.protocol, ethertype=ethertype)
+    return _ANSWER.format(af=af, size=size, at=offset, protocol=packet.protocol, ethertype=ethertype)
 
 
 def flow(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:

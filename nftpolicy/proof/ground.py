@@ -33,7 +33,7 @@ _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
 
 
 class Ground:
-    """Everything that the lemmas share about `state`. `devices` and `masks` are those of the specification."""
+    """Data about `state` that the lemmas share; `devices` and `masks` are of the specification."""
 
     def __init__(self, state: NetState, devices: Iterable[str] = (), masks: Iterable[int] = ()) -> None:
         self.state = state
@@ -60,7 +60,7 @@ class Ground:
         return self.passage(family).space
 
     def at(self, family: int, hook: str, device: str | None = None) -> list[Place]:
-        """Return the base chains that every packet passes at a hook, those that probably drop first.
+        """Return the base chains that every packet passes at a hook, probable drops first.
 
         The order has no meaning here. Chains of type nat are left out, since only the first packet of a
         tracked flow passes them.
@@ -120,7 +120,7 @@ class Ground:
 
     @cached_property
     def _writes_by_table(self) -> tuple[set[tuple[str, str]], dict[tuple[str, str], dict[Mangle, None]]]:
-        """Return the keys of tables that may rewrite headers, and the mark writes of each table."""
+        """Return the tables that may rewrite headers, and the mark writes of each table."""
         rewriting: set[tuple[str, str]] = set()
         marks: dict[tuple[str, str], dict[Mangle, None]] = {}
         for table in self.ruleset.tables:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Check of the policy-routing rules: the tables for packets with, and without, an uplink's mark.
 
-This is no part of P1, since the guard drops misrouted packets. It keeps the marked packets of an
+P1 does not depend on it, since the guard drops misrouted packets. It keeps the marked packets of an
 uplink that is down from being sent elsewhere (P2), and covers the lookups of unmarked packets.
 """
 
@@ -20,13 +20,13 @@ _TERMINAL_ACTIONS = ("unreachable", "prohibit", "blackhole")
 _LINK_LOCAL = "fe80::/10"
 
 
-def faults(state: NetState, uplink: UplinkClaim, family: int, others: Sequence[UplinkClaim]) -> list[str]:
-    """Return the faults in the ip rules of an uplink in one family, as text; empty if there are none.
+def faults(state: NetState, uplink: UplinkClaim, family: int, other_uplinks: Sequence[UplinkClaim]) -> list[str]:
+    """Return the faults in the ip rules of an uplink in one family, as text.
 
-    `others` are the other uplinks of the specification.
+    `other_uplinks` are the other uplinks of the specification.
     """
     rules = [rule for rule in state.rules if rule.family == family]
-    other_tables = {other.table for other in others}
+    other_tables = {other.table for other in other_uplinks}
     faults = [
         *_faults_of_marked(rules, uplink),
         *_faults_of_table(state, uplink, family),
@@ -120,7 +120,7 @@ def _must_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
 
 
 def _mark_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> str:
-    """Return how the fwmark of a rule matches packets with (or without) the mark: always, never, maybe."""
+    """Return how a rule's fwmark matches packets with (or without) the mark: always, never, maybe."""
     if not rule.mask:
         return "always"
     if marked and rule.mask & ~uplink.mask == 0:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The two lemmas of a proof without any model of routing.
+"""Two lemmas that make a proof without any model of routing.
 
-Integrity: no rule gives an uplink's mark to a packet whose socket did not set it and that did not
-arrive by the uplink. Guard: whatever happened before, packets about to leave by the uplink without
-its mark are dropped, except the exemptions. Together: packets that leave were sent with the mark.
+Integrity: if a packet's socket did not set an uplink's mark, and the packet did not arrive by the
+uplink, no rule gives it the mark. Guard: whatever happened before, packets about to leave by the
+uplink without its mark are dropped, except the exemptions. Together: packets that leave were sent
+with the mark.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from .ground import Ground, is_early, understood
 
 @frozen
 class Hit:
-    """Violation of a lemma: part of the region, the base chain or rule, and the unsupported constructs used."""
+    """Violation of a lemma: part of the region, and the base chain or rule that causes it.
+
+    `doubts` are the unsupported constructs that the result depends on.
+    """
 
     family: int
     box: Box
@@ -36,9 +40,10 @@ class Hit:
 def guard(
     ground: Ground, family: int, chains: Sequence[Place], region: Region, allowed: Sequence[Region] = ()
 ) -> Hit | None:
-    """Return a part of `region` that all base chains accept and no region of `allowed` holds; None if none.
+    """Return a part of `region` that all base chains accept and no region of `allowed` holds.
 
-    One chain alone can suffice for the proof if no later chain changes the header of what it accepts.
+    None if there is none. One chain alone can suffice for the proof if no later chain changes the
+    header of what it accepts.
     """
     passage = ground.passage(family)
     space = passage.space
@@ -66,12 +71,12 @@ def changing(ground: Ground, chains: Sequence[Place]) -> tuple[str, ...]:
 
 
 def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None = None) -> list[Hit]:
-    """Return the rules (of one hook, if given) that may give the uplink's mark to a packet not entitled to it.
+    """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
-    Induction over all writes: if no packet of a flow that only unmarked sockets and other devices than
-    the uplink's have used carries the mark before a write, then none carries it after. The same holds
-    for the mark of the flow, where a rule reads it. Users that the specification allows to send without
-    a mark are entitled too.
+    With `hook`, only rules of that hook. Induction over all writes: if no packet of a flow that only
+    unmarked sockets and other devices than the uplink's have used carries the mark before a write, then
+    none carries it after. The same holds for the mark of the flow, where a rule reads it. Users that
+    the specification allows to send without a mark are entitled too.
     """
     unmarked_packets = Region(marks=(uplink.unmarked,), not_arrived=uplink.devices)
     unmarked_flows = Region(marks=(uplink.unmarked, _flow_unmarked(uplink)), not_arrived=uplink.devices)
@@ -103,7 +108,10 @@ def round_the_hooks(ground: Ground) -> list[Hit]:
 
 
 def settled(ground: Ground, family: int, chains: Sequence[Place], uplink: UplinkClaim) -> list[Place]:
-    """Return the chains after which no rule can set the uplink's mark on packets that leave by other devices."""
+    """Return the chains after which no rule can set the mark on packets that leave elsewhere.
+
+    Elsewhere: by another device than the uplink's or lo.
+    """
     writing_tables = {
         table.key
         for table in ground.ruleset.tables
@@ -129,7 +137,7 @@ def settled(ground: Ground, family: int, chains: Sequence[Place], uplink: Uplink
 
 
 def _may_set_mark(ground: Ground, family: int, statement: nft.Mangle, uplink: UplinkClaim) -> bool:
-    """Return True if the write can change a bit of the uplink's mark to its value, for any packet."""
+    """Return True if the write can set a bit of the uplink's mark, for any packet."""
     if which_mark(statement.key) is None:
         return False
     passage = ground.passage(family)
@@ -176,7 +184,7 @@ def _mark_assignments(
 
 
 def _marked_after(ground: Ground, family: int, event: Event, uplink: UplinkClaim, kind: str) -> Box | None:
-    """Return the packets of a write that carry the uplink's mark after it; None if there are none."""
+    """Return the packets that carry the uplink's mark after a write; None if there are none."""
     passage = ground.passage(family)
     space = passage.space
     statement = event.statement

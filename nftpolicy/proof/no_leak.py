@@ -61,7 +61,7 @@ def no_leak(ground: Ground, claim: Claim, uplink: UplinkClaim) -> Iterator[Findi
 
 
 def _marked_by_rule(ground: Ground, uplink: UplinkClaim, hits: Sequence[Hit]) -> list[Hit]:
-    """Return violations of integrity, first the parts that the guard then accepts as marked packets."""
+    """Return violations of integrity, first the parts that the guard accepts as marked packets."""
     accepted = []
     for hit in hits:
         fields = _without_fields(hit.box, ("mark:", "ctmark:", "?"))
@@ -109,7 +109,7 @@ def _from_this_machine(ground: Ground) -> dict[str, Ranges]:
 
 
 def _ip_violations(ground: Ground, family: int, uplink: UplinkClaim, origin: str, region: Region) -> list[Hit]:
-    """Return packets of the IP layer that all hooks accept, where postrouting alone does not suffice."""
+    """Return packets of the IP layer that all hooks accept, if postrouting alone is not enough."""
     exempt = headers(uplink, family)
     if origin == SOCKET:
         exempt += of_users(uplink, family)
@@ -150,7 +150,7 @@ def _other_ethertypes(ground: Ground, claim: Claim, uplink: UplinkClaim, region:
 
 
 def _mark_entitlement(ground: Ground, uplink: UplinkClaim) -> Finding:
-    """Return the finding about packets with the mark that no service, reply or resolver may send."""
+    """Return the finding about marked packets that no service, reply or resolver may send."""
     hits = []
     for family in BOTH:
         marked = Region(marks=(uplink.marked,), out=uplink.devices)

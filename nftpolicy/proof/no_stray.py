@@ -51,9 +51,9 @@ def _unmarked_users(ground: Ground, claim: Claim, uplink: UplinkClaim) -> Findin
 
 def kept_in_table(ground: Ground, claim: Claim, uplink: UplinkClaim) -> Iterator[Finding]:
     """Yield the findings about ip rules, which must keep marked packets in the uplink's table."""
-    others = [other for other in claim.uplinks if other is not uplink]
+    other_uplinks = [other for other in claim.uplinks if other is not uplink]
     for family in claim.families:
-        faults = ladder.faults(ground.state, uplink, family, others)
+        faults = ladder.faults(ground.state, uplink, family, other_uplinks)
         subject = f"IPv{family} rules keep marked packets in table {uplink.table}"
         verdict = REFUTED if faults else PROVED
         yield Finding("P2", uplink.name, subject, verdict, "; ".join(faults), origin=(*uplink.origin, "table"))

@@ -136,7 +136,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
 
 
 def claim(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None) -> Claim:
-    """Return the specification of a policy. `ports`: bridge -> its ports, for the uplinks' devices."""
+    """Return the specification of a policy. `ports`: bridge of an uplink -> its ports."""
     bridge_ports = ports or {}
     uplinks = tuple(
         _uplink(name, uplink, policy, [port for device in uplink.devices for port in bridge_ports.get(device, ())])

@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 
 
 def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, use: bool = True) -> Proof:
-    """Return the proof of all properties; `progress` is called with the name of each part before it.
+    """Return the proof of all properties; `progress` is called before each part, with its name.
 
     Without `use` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """

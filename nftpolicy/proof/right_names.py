@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P5, DNS isolation: a service's DNS queries reach only its uplink's resolver; no other queries reach it."""
+"""P5, DNS isolation: only a service's DNS queries reach its uplink's resolver, and no other one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def right_names(ground: Ground, claim: Claim, uplink: UplinkClaim) -> Iterator[F
 def _bypasses(
     ground: Ground, claim: Claim, uplink: UplinkClaim, resolver: Names, owners: Sequence[Owner], family: int
 ) -> Iterator[Hit]:
-    """Yield violations: queries of the uplink's services that postrouting accepts for another server."""
+    """Yield violations: queries of services that postrouting accepts for another server."""
     allowed = [_to_endpoint(endpoint).with_(out=("lo",)) for endpoint in resolver.at(family)]
     # A packet of an exemption, or a reply, is not a query, whatever its port.
     for other in claim.uplinks:
@@ -66,7 +66,7 @@ def _bypasses(
 
 
 def _foreign_clients(ground: Ground, resolver: Names, owners: Sequence[Owner], family: int) -> Iterator[Hit]:
-    """Yield violations: packets to the resolver over lo from sockets that no service of the uplink owns."""
+    """Yield violations: packets to the resolver over lo from sockets of no service of the uplink."""
     chains = ground.at(family, "postrouting")
     for endpoint in resolver.at(family):
         to_resolver = _to_endpoint(endpoint).with_(out=("lo",))
@@ -83,7 +83,7 @@ def _foreign_clients(ground: Ground, resolver: Names, owners: Sequence[Owner], f
 
 
 def _arriving_queries(ground: Ground, resolver: Names, family: int) -> Iterator[Hit]:
-    """Yield violations: packets from other devices than lo that the input hook accepts for the resolver."""
+    """Yield violations: packets to the resolver that the input hook accepts from other devices."""
     for endpoint in resolver.at(family):
         address, _ = endpoint
         if _is_loopback(family, address):
@@ -95,7 +95,7 @@ def _arriving_queries(ground: Ground, resolver: Names, family: int) -> Iterator[
 
 
 def _wrong_redirects(ground: Ground, family: int, queries: Region, resolver: Names) -> Iterator[Hit]:
-    """Yield violations: NAT rules that send a service's queries to another address than its resolver."""
+    """Yield violations: NAT rules that redirect a service's queries elsewhere."""
     transfer = ground.passage(family)
     for base_chain in ground.translating(family, "output"):
         table, chain = base_chain
@@ -117,7 +117,7 @@ def _service_queries(claim: Claim, uplink: UplinkClaim, owners: Sequence[Owner])
     A socket can match two services, by its group and by its user; the first uplink takes it, so
     owners of other uplinks' services are left out.
     """
-    others = [
+    other_owners = [
         owner
         for other in claim.uplinks
         if other is not uplink
@@ -126,7 +126,7 @@ def _service_queries(claim: Claim, uplink: UplinkClaim, owners: Sequence[Owner])
     ]
     for key in sorted({owner.key for owner in owners}):
         numbers = ranges((owner.number, owner.number) for owner in owners if owner.key == key)
-        fields: dict[str, Ranges] = {**_no_owner_of(others), "socket": only(1), key: numbers}
+        fields: dict[str, Ranges] = {**_no_owner_of(other_owners), "socket": only(1), key: numbers}
         yield Region({**_QUERIES.fields, **fields})
 
 

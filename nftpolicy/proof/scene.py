@@ -25,7 +25,7 @@ class Unsendable(Exception):
 
 @frozen
 class Link:
-    """Device in the namespace: link-layer address, group, and administrative state as in the NetState."""
+    """Device in the namespace: link-layer address, group, and whether it is up."""
 
     name: str
     mac: str
@@ -35,7 +35,7 @@ class Link:
 
 @frozen
 class Scene:
-    """Devices by name, addresses as (address, prefix length, device), and the routing of one family.
+    """Devices by name, addresses as (address, prefix length, device), and routing of one family.
 
     `exact`: the state lists the routes of its own addresses, so the script removes those of the kernel.
     """
@@ -67,7 +67,9 @@ class Scene:
 
 
 def scene(state: NetState, packet: Packet, device: str) -> Scene:
-    """Return the parts of `state` that `packet` needs to leave by `device`: one family, all named devices.
+    """Return the parts of `state` that `packet` needs to leave by `device`.
+
+    These are the routing of one family, and all devices that it or the tables name.
 
     Raises:
         ValueError: the name of a device cannot be written in a script.
@@ -183,7 +185,7 @@ def _prefix_length(routes: tuple[Route, ...], device: str, address: int, width: 
 def _assumed_addresses(
     packet: Packet, device: str, links: dict[str, Link], routes: tuple[Route, ...]
 ) -> Iterator[tuple[str, int, str]]:
-    """Yield the packet's source, the preferred sources of the routes, and an address for every device."""
+    """Yield the packet's source, preferred sources of routes, and an address for every device."""
     width = WIDTH[packet.family]
     for route in routes:
         if route.prefsrc and route.ways[0].device:

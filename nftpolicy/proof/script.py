@@ -160,13 +160,13 @@ def describe(packet: Packet) -> str:
     return ", ".join([" ".join(parts[:2]), *parts[2:], f"mark {packet.mark:#x}", f"flow {packet.flow.state}"])
 
 
-def _line(words: str) -> str:
+def _line(message: str) -> str:
     """Return the text on one line, so that no part of it becomes a command."""
-    return " ".join(words.split())
+    return " ".join(message.split())
 
 
-def _quoted(words: str) -> str:
-    return "'" + words.replace("'", "'\\''") + "'"
+def _quoted(argument: str) -> str:
+    return "'" + argument.replace("'", "'\\''") + "'"
 
 
 def _setup(topology: Scene, packet: Packet) -> str:
@@ -208,7 +208,10 @@ def _routing(topology: Scene, left_out: list[str]) -> str:
 
 
 def _route_order(route: Route) -> tuple[bool, bool, int]:
-    """Return the sort key that adds own addresses first, then their networks: a route may prefer one as source."""
+    """Return a sort key: own addresses first, then their networks.
+
+    A route may prefer an own address as source, so the address must exist before.
+    """
     low, high = interval(route.destination, route.family)
     return route.table != TABLE_LOCAL, route.kind != "local", high - low if route.table == TABLE_LOCAL else 0
 
@@ -241,7 +244,7 @@ def _without_ports(device: Device) -> str:
 
 
 def _tables(state: NetState, packet: Packet, left_out: list[str]) -> str:
-    """Return the tables of this family as text; parts that cannot be written are added to `left_out`."""
+    """Return the tables of this family as text; adds parts that cannot be written to `left_out`."""
     written = []
     for table in state.tables:
         if table.family in _OTHER_FAMILY[packet.family]:

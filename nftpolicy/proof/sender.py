@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The program inside a reproduction: Python text that sends one packet and watches where it leaves.
+"""Program inside a reproduction: Python text that sends one packet and watches where it leaves.
 
 It is generated for the packet at hand, so that a reader sees only what happens. It needs only
 Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for an error.
@@ -39,7 +39,7 @@ def link(device, ethertype):
     return sock
 
 def watch(is_packet, seconds, device=None):
-    """Return the first frame that left and passes the test, and its device; no frame if that was another device."""
+    """Return the first frame that passes the test, and its device; no frame for another device."""
     end, by = time.monotonic() + seconds, None
     while select.select([outside], [], [], max(0, end - time.monotonic()))[0]:
         frame, address = outside.recvfrom(65535)
@@ -151,8 +151,8 @@ def _ends(packet: Packet) -> str:
 
 def is_tcp(packet: Packet) -> str:
     """Return the test for a frame without payload: the only TCP frame in the namespace."""
-    at = wire.PROTOCOL_AT[packet.family]
-    return f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{at}] == {TCP}"
+    offset = wire.PROTOCOL_AT[packet.family]
+    return f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{offset}] == {TCP}"
 
 
 # How a packet is sent: lines that prepare it, lines that send it, and the test for its frame.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Proof of a transition: P1 and P2 in each intermediate state, for the old or the new specification."""
+"""Proof of a transition: P1 and P2 in each intermediate state, for the old or new policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Promise:
 
 @frozen
 class Stage:
-    """P1 and P2 in one state of a transition; both fields are None where no tables of nftpolicy exist."""
+    """P1 and P2 in one state of a transition; None where no tables of nftpolicy exist."""
 
     promise: Promise | None
     proof: Proof | None
@@ -66,7 +66,7 @@ def stages(states: Sequence[NetState], promises: Sequence[Promise | None]) -> tu
 def _proof_of_equal_state(
     proved: Sequence[tuple[NetState, Promise, Proof]], state: NetState, promise: Promise
 ) -> Proof | None:
-    """Return the proof of a state with the same tables, devices and specification; None if there is none."""
+    """Return the proof of a state with equal tables, devices and specification, or None."""
     for proved_state, proved_promise, proof in proved:
         is_equal = proved_state.devices == state.devices and proved_state.tables == state.tables
         if proved_promise is promise and is_equal:

@@ -37,13 +37,13 @@ def inside_device(pattern: str) -> str:
 
 
 def own_address(family: int, index: int) -> int:
-    """Return the address that this machine is assumed to have on its device number `index`."""
+    """Return the assumed address of this machine on its device number `index`."""
     net, length = _NETS[family]
     return number(net) + (index << (24 if family == 6 else 8)) * (length == 64) + (2 if family == 6 else 16 * index + 2)
 
 
 def link_local(index: int) -> int:
-    """Return the link-local address that this machine is assumed to have on its device number `index`."""
+    """Return the assumed link-local address of this machine on its device number `index`."""
     return number("fe80::a00:27ff:fe00:2") + index
 
 
@@ -79,7 +79,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def completed(state: NetState, claim: Claim) -> tuple[NetState, tuple[str, ...]]:
-    """Return the state with everything that it lacks for packets to be sent, and the assumptions made."""
+    """Return the state with all parts that sending packets needs, and the assumptions made."""
     assumptions: list[str] = []
     local_families = {route.family for route in state.routes if route.table == TABLE_LOCAL}
     rules = _with_kernel_rules(state, local_families)
@@ -98,7 +98,7 @@ def completed(state: NetState, claim: Claim) -> tuple[NetState, tuple[str, ...]]
 
 
 def _with_kernel_rules(state: NetState, local_families: set[int]) -> tuple[IpRule, ...]:
-    """Return the rules, with the kernel's own ones for each family that has no lookup in table local."""
+    """Return the rules, with the kernel's own for each family without a lookup in table local."""
     looked_up = {(rule.family, rule.table) for rule in state.rules if rule.action == "lookup" and not rule.mask}
     kernel_rules = [
         IpRule(family, priority, "lookup", table, protocol=KERNEL)

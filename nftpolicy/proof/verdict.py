@@ -51,7 +51,7 @@ class Finding:
 
 @frozen
 class Proof:
-    """All findings, with the assumptions and exemptions that they rest on."""
+    """Findings, with the assumptions and exemptions that they rest on."""
 
     findings: tuple[Finding, ...]
     assumptions: tuple[str, ...] = ()

@@ -80,7 +80,7 @@ def message(packet: Packet) -> tuple[int, int]:
 
 
 def body(packet: Packet) -> tuple[str, int | None]:
-    """Return the transport header with payload, and the offset of its checksum (None without one)."""
+    """Return the transport header with payload, and the offset of its checksum or None."""
     if packet.protocol == UDP:
         return udp(packet.sport, packet.dport), 6
     if packet.protocol == TCP:

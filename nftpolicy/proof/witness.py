@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Counterexample search: from the violation of a lemma to a packet, each traced before it is reported.
+"""Counterexample search: from the violation of a lemma to a packet, each traced before its report.
 
 Candidates take the required headers and sockets from the violation, and the path to the uplink
-from the ip rules and routes. Only packets whose trace leaves count.
+from the ip rules and routes. A candidate counts only if its trace leaves the machine.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def pick(ranges: Ranges | None, *preferred: int) -> int:
 
 
 def packet_of(space: Space, box: Box, origin: str, device: str | None = None) -> Packet:
-    """Return a packet of a box, with common values where the box leaves a choice; bound to `device`."""
+    """Return a packet of a box, bound to `device`.
+
+    Where the box leaves a choice, fields get common values.
+    """
     family = space.family or 4
     frame_type = None
     if not space.family:
@@ -136,7 +139,10 @@ def _routes_to_device(state: NetState, family: int, device: str) -> Iterator[tup
 
 
 def _local_address(state: NetState, family: int, prefix: str | None) -> int | None:
-    """Return an address of this machine within the prefix; the first address of the prefix if it has none."""
+    """Return an address of this machine within the prefix.
+
+    If it has none, the first address of the prefix; None without a prefix.
+    """
     low, high = interval(prefix, family) if prefix else (0, (1 << WIDTH[family]) - 1)
     for route in state.routes:
         if route.family == family and route.kind == "local":
@@ -147,7 +153,7 @@ def _local_address(state: NetState, family: int, prefix: str | None) -> int | No
 
 
 def _steer_to_route(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
-    """Return the packet with the fields that make the rule match and the lookup select the route."""
+    """Return the packet with fields that make the rule match and the lookup select the route."""
     family = packet.family
     low, high = interval(route.destination, family)
     changes: dict[str, object] = {}
@@ -219,7 +225,10 @@ def _arrival_devices(ground: Ground, uplink: UplinkClaim, family: int) -> list[s
 
 
 def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
-    """Return True if the packet starts with the uplink's mark, arrived by the uplink, or its flow has the mark."""
+    """Return True if the packet has the uplink's mark at the start.
+
+    Also if it arrived by the uplink, or its flow has the mark.
+    """
     if packet.flow.mark & uplink.mask == uplink.value:
         return True
     if packet.origin == FORWARD:
@@ -328,7 +337,7 @@ def search_marked(
 
 
 def seen(ground: Ground, hits: Sequence[Hit], outcome: str) -> tuple[list[Counterexample], list[str]]:
-    """Return packets of the violation regions, whatever their marks, whose trace has an outcome.
+    """Return packets of the violation regions that have an outcome, whatever their marks.
 
     `outcome` is "leaves", by the device of the region (for lo: "delivered" there), or "delivered".
     """

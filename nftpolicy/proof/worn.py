@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Packets entitled to an uplink's mark on egress, and packets of unmarked users, which count as entitled."""
+"""Packets entitled to an uplink's mark on egress.
+
+Packets of unmarked users count as entitled.
+"""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from ..policy.objects import Policy
 from .file import MOVE, SERVERS, File, choice, head
 
-# dhclient renews a lease from a socket without a device, which is routed by table main. If that fails it broadcasts,
-# which is exempted (dhcpv4).
+# dhclient renews a lease from a socket without a device, which is routed by table main. If that
+# fails it broadcasts, which is exempted (dhcpv4).
 _ENTER = """\
 {head}
 # Only the resolver of the uplink uses these DNS servers, no other program on this machine.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dhcpcd: dhcpcd-run-hooks(8). The first hook runs before those that write resolv.conf, the other one last."""
+"""dhcpcd: dhcpcd-run-hooks(8).
+
+The first hook runs before those that write resolv.conf, the other one last.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ nftpolicy_enter() {{
 }}
 nftpolicy_enter
 """
-# dhcpcd processes router advertisements instead of the kernel; their servers are in nd1_rdnss1_servers.
+# dhcpcd processes router advertisements instead of the kernel; their servers: nd1_rdnss1_servers.
 _EXIT = """\
 {head}
 {move}

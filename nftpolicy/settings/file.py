@@ -48,7 +48,10 @@ def servers_of(name: str, uplink: Uplink) -> str | None:
 
 
 def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
-    """Return a shell `case` that sets `table` and `servers` for the device in a variable; else it runs `otherwise`."""
+    """Return a shell `case` that sets `table` and `servers` for the device in a variable.
+
+    For other devices it runs `otherwise`.
+    """
     lines = [
         f"    {device}) table={uplink.table} servers={shlex.quote(servers_of(name, uplink) or '')} ;;"
         for device, name, uplink in devices(policy)
@@ -57,8 +60,9 @@ def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> s
     return "\n".join(f"{indent}{line}" for line in lines)
 
 
-# Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look them up. With "onlink", the order
-# of the routes does not matter. Words of "ip route show" that "ip route add" does not accept are removed.
+# Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look them up. With
+# "onlink", the order of the routes does not matter. Words of "ip route show" that "ip route add" does
+# not accept are removed.
 MOVE = """\
 nftpolicy_move() { # device, table: move the routes over the device to the table
     for nftpolicy_family in 4 6; do

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ifupdown of Debian: interfaces(5). A script for all methods, including static, and dhclient's hooks for DHCP."""
+"""ifupdown of Debian: interfaces(5). A script for all methods, and dhclient's hooks for DHCP."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""netifd of OpenWrt: /etc/config/network, by a uci-defaults script that runs once, at the next boot."""
+"""netifd of OpenWrt: /etc/config/network, by a uci-defaults script that runs once, at boot."""
 
 from __future__ import annotations
 

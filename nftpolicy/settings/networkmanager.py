@@ -66,7 +66,7 @@ _UUID_NAMESPACE = uuid.UUID(
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """Return defaults for the devices, a profile for each device, and a dispatcher script for DNS."""
+    """Return defaults for the devices, a profile for each device, and a script for DNS servers."""
     sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in devices(policy)]
     profiles = [
         File(
