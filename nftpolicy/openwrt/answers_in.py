@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the firewall of a router lets in from its uplinks, in the words of a policy; and what has no word there."""
+"""Inbound packets that a router's firewall accepts from its uplinks, as `answer` entries."""
 
 from __future__ import annotations
 
@@ -13,91 +13,96 @@ from .roles import wan_zones
 from .uci_in import Section
 
 _RANGE = re.compile(r"([0-9]{1,5})(?:[-:]([0-9]{1,5}))?\Z")
-_NAMED = {port: word for word, port in words.ANSWERS.items()}
-# What exemptions or the kernel see to; by protocol and destination port.
-_CARRIED = {("udp", "68"): "dhcpv4", ("udp", "546"): "dhcpv6", ("udp", "4789"): "vxlan-mesh"}
+_ANSWER_NAMES = {port: word for word, port in words.ANSWERS.items()}
+# Handled by exemptions or the kernel; by protocol and destination port.
+_EXEMPTED = {("udp", "68"): "dhcpv4", ("udp", "546"): "dhcpv6", ("udp", "4789"): "vxlan-mesh"}
 _ICMP = frozenset({"icmp", "icmpv6", "ipv6-icmp", "1", "58"})
 
 
 @frozen
 class Let:
-    """A section of the firewall: the `answer` words that it comes to, or why it comes to none (`why`)."""
+    """Firewall section with its `answer` entries, or the reason (`why`) that it has none."""
 
     section: Section
     answers: tuple[str, ...] = ()
     why: str = ""
-    done: bool = False  # the policy sees to it otherwise
+    done: bool = False  # covered by the policy in another way, or not relevant
 
 
 def let_in(firewall: Iterable[Section]) -> Iterator[Let]:
-    """Each section that lets something in, or that has no counterpart in a policy."""
+    """Yield each section that accepts inbound packets, or that has no counterpart in a policy."""
     sections = tuple(firewall)
-    zones = {one.get("name") for one in wan_zones(sections)}
-    for one in sections:
-        if one.type == "rule":
-            yield _rule(one, zones)
-        elif one.type in _OTHERS:
-            yield Let(one, (), _OTHERS[one.type])
-        elif one.type == "include":
-            yield Let(one, (), _include(one))
-        elif one.type not in ("defaults", "zone", "forwarding"):
-            yield Let(one, (), "firewall4 knows no such section, or it has nothing to do with who may use an uplink")
+    zones = {section.get("name") for section in wan_zones(sections)}
+    for section in sections:
+        if section.type == "rule":
+            yield _rule(section, zones)
+        elif section.type in _UNMAPPED_TYPES:
+            yield Let(section, (), _UNMAPPED_TYPES[section.type])
+        elif section.type == "include":
+            yield Let(section, (), _include(section))
+        elif section.type not in ("defaults", "zone", "forwarding"):
+            yield Let(section, (), "firewall4 does not know this section, or it does not concern the use of an uplink")
 
 
-_OTHERS = {
-    "redirect": "a policy forwards nothing between an uplink and other devices, so this redirection ends",
-    "nat": "translation of addresses is not part of a policy; the guard comes behind it",
-    "ipset": "sets of the firewall stay with the firewall",
+_UNMAPPED_TYPES = {
+    "redirect": "a policy forwards no packets between an uplink and other devices, so this redirection ends",
+    "nat": "NAT is not part of a policy; the guard runs after it",
+    "ipset": "sets of the firewall are not part of a policy",
 }
 
 
-def _include(one: Section) -> str:
-    if one.get("type", "script") not in ("nftables", "script"):
-        return (f"firewall4 knows no include of type {one.get('type')!r} and then renders NO ruleset at all; "
-                "it is for firewall3")  # fmt: skip
-    return "what it includes was not read; give the whole with --ruleset (nft -j list ruleset)"
+def _include(section: Section) -> str:
+    if section.get("type", "script") not in ("nftables", "script"):
+        return (
+            f"firewall4 does not support includes of type {section.get('type')!r} (for firewall3) and then renders NO "
+            "ruleset at all"
+        )
+    return "the included file was not read; pass the whole ruleset with --ruleset (nft -j list ruleset)"
 
 
-def _rule(one: Section, zones: set[str]) -> Let:
-    if not one.flag("enabled", True):
-        return Let(one, done=True)
-    if one.get("src") not in zones and one.get("src") != "*":
-        return Let(one, done=True) if one.get("dest") not in zones else Let(one, (), _OUT)
-    if one.get("dest"):
-        return Let(one, (), "it forwards from an uplink, which a policy does not")
-    if one.get("target").upper() != "ACCEPT":
-        return Let(one, done=True)  # the firewall still refuses what comes in
-    protocols = [word.lower() for word in one.words("proto")] or ["tcp", "udp"]
+def _rule(section: Section, zones: set[str]) -> Let:
+    if not section.flag("enabled", True):
+        return Let(section, done=True)
+    if section.get("src") not in zones and section.get("src") != "*":
+        return Let(section, done=True) if section.get("dest") not in zones else Let(section, (), _OUTBOUND)
+    if section.get("dest"):
+        return Let(section, (), "it forwards packets from an uplink; a policy forwards none")
+    if section.get("target").upper() != "ACCEPT":
+        return Let(section, done=True)  # the firewall still rejects these packets
+    protocols = [word.lower() for word in section.words("proto")] or ["tcp", "udp"]
     protocols = ["tcp", "udp"] if protocols in (["tcpudp"], ["all"], ["any"], ["*"]) else protocols
-    found: list[str] = []
+    answers: list[str] = []
     for protocol in protocols:
         if protocol in _ICMP:
-            kinds = one.words("icmp_type")
-            found += ["ping"] if not kinds or "echo-request" in kinds else []
+            icmp_types = section.words("icmp_type")
+            if not icmp_types or "echo-request" in icmp_types:
+                answers.append("ping")
         elif protocol in ("tcp", "udp"):
-            if one.get("src_port") and protocol == "udp":
+            if section.get("src_port") and protocol == "udp":
                 return Let(
-                    one, (), "it lets in replies to what this machine asks; what is asked by an uplink is a service"
+                    section,
+                    (),
+                    "it accepts replies to queries of this machine; a policy needs a service for queries by an uplink",
                 )
-            if not one.words("dest_port"):
-                return Let(one, (), f"it lets in all of {protocol}; a policy names the ports that it answers")
-            found += [word for text in one.words("dest_port") if (word := _answer(protocol, text))]
+            if not section.words("dest_port"):
+                return Let(section, (), f"it accepts all ports of {protocol}; a policy names the ports that it answers")
+            answers += [word for port in section.words("dest_port") if (word := _answer(protocol, port))]
         elif protocol != "igmp":
-            return Let(one, (), f"a policy has no answer for protocol {protocol}")
-    return Let(one, tuple(dict.fromkeys(found)), done=True)
+            return Let(section, (), f"a policy has no answer entry for protocol {protocol}")
+    return Let(section, tuple(dict.fromkeys(answers)), done=True)
 
 
-_OUT = "it is about what other hosts send by the uplink; a policy forwards nothing there"
+_OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a policy forwards none"
 
 
-def _answer(protocol: str, text: str) -> str:
-    """The word for a port, "" for one that exemptions are for."""
-    parts = _RANGE.match(text)
-    if (protocol, text) in _CARRIED or not parts:
+def _answer(protocol: str, port_text: str) -> str:
+    """Return the `answer` entry for a port; "" for exempted or invalid ports."""
+    parts = _RANGE.match(port_text)
+    if (protocol, port_text) in _EXEMPTED or not parts:
         return ""
     port = f"{protocol}/{parts[1]}{f'-{parts[2]}' if parts[2] else ''}"
     try:
         values.port(port)
     except ValueError:
         return ""
-    return _NAMED.get(port, port)
+    return _ANSWER_NAMES.get(port, port)

@@ -1,11 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: the policy's part of /etc/config/network and dhcp. Runs once, before the network starts; a second
-# run comes to the same.
+# nftpolicy: adds the sections of the policy to /etc/config/network and dhcp. Runs once, before the network starts;
+# a second run changes nothing.
 
 names() { uci -q show "$1" | sed -n "s/^$1\.\([A-Za-z0-9_]*\)=$2\$/\1/p"; }
 
-# What an earlier policy left.
+# Delete the sections of an earlier policy.
 for section in $(uci -q show network | sed -n 's/^network\.\(nftpolicy_[A-Za-z0-9_]*\)=.*/\1/p'); do
 	uci -q delete "network.$section"
 done
@@ -14,7 +14,7 @@ uci -q batch <<'UCI'
 @BATCH@
 UCI
 
-# The routes of an interface go to its uplink's table, and its DNS servers to the uplink's resolver alone.
+# Put the routes of an interface into its uplink's table. Only the uplink's resolver uses its DNS servers.
 attach() {
 	uci -q batch <<-UCI
 		set network.$1.ip4table=$2
@@ -34,7 +34,7 @@ attach() {
 	fi
 }
 
-# No DHCP server, no router advertisement and no relay by an uplink.
+# Disable DHCP server, router advertisements and relay on an uplink.
 silence() {
 	uci -q batch <<-UCI
 		set dhcp.$1.ignore=1
@@ -44,7 +44,7 @@ silence() {
 	UCI
 }
 
-# Argument: the device of an interface. Prints the table of its uplink.
+# Print the table of the uplink of a device.
 table_of() {
 	case $1 in
 	@TABLES@
@@ -58,7 +58,7 @@ for interface in $(names network interface); do
 	esac
 	proto=$(uci -q get "network.$interface.proto")
 	table=$(table_of "$device")
-	# PPP and its like make a device of their own, called after the interface.
+	# PPP and similar protocols create their own device, named after the interface.
 	[ -n "$table" ] || table=$(table_of "$proto-$interface")
 	[ -z "$table" ] || attach "$interface" "$table"
 done

@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: an interface came, went or changed: its routes, and the DNS servers that it brought.
+# nftpolicy: on interface events, update the DNS servers of the uplinks and reconcile routes and rules.
 
 case ${ACTION:-} in
 ifup | ifdown | ifupdate)
 	{
-		/usr/sbin/nftpolicy servers
-		/usr/sbin/nftpolicy heal
+		/usr/sbin/nftpolicy update-servers
+		/usr/sbin/nftpolicy reconcile
 	} 2>&1 | logger -t nftpolicy
 	;;
 esac

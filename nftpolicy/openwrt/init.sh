@@ -1,7 +1,7 @@
 #!/bin/sh /etc/rc.common
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: the guard stands before firewall (19) and network (20) start. Nothing here takes it away:
-# "stop" ends the watch and the resolvers, and what is in the kernel stays there.
+# nftpolicy: loads the guard before firewall (19) and network (20) start. "stop" ends the watch and the
+# resolvers; the rules, routes and guard in the kernel stay.
 
 # shellcheck disable=SC2034 # rc.common reads these
 START=18
@@ -17,17 +17,17 @@ start_service() {
 	procd_set_param respawn 60 5 0
 	procd_set_param stderr 1
 	procd_close_instance
-	# In this shell, not behind a pipe: procd's words are kept in its variables.
+	# No pipe here: procd keeps the instance in variables of this shell.
 	while read -r kind name mark uid port addresses; do
 		[ "$kind" != resolver ] || resolver
 	done </usr/share/nftpolicy/plan
 }
 
-# A dnsmasq of its own, whose sockets libpacketmark marks. It takes no other servers than those of the uplink.
+# A separate dnsmasq, whose sockets libpacketmark marks. It uses only the servers of the uplink.
 resolver() {
 	user=$(sed -n "s/^\([^:]*\):[^:]*:$uid:.*/\1/p" /etc/passwd | head -n 1)
 	if [ -z "$user" ] || [ ! -e "$MARKS" ]; then
-		echo "nftpolicy: resolver $name is not started: there is no user $uid, or no $MARKS" >&2
+		echo "nftpolicy: resolver $name not started: user $uid or $MARKS is missing" >&2
 		return
 	fi
 	mkdir -p "$STATE"
@@ -36,9 +36,9 @@ resolver() {
 	procd_set_param command /usr/sbin/dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts \
 		--pid-file="$STATE/resolver-$name.pid" --user="$user" --port="$port" --bind-interfaces \
 		--resolv-file="$STATE/$name.servers" --strict-order --dns-forward-max=1000 --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
-		--enable-ubus="nftpolicy.$name" # so that it keeps CAP_NET_RAW, by which it may set marks (Linux 5.17)
+		--enable-ubus="nftpolicy.$name" # with ubus it keeps CAP_NET_RAW, which allows it to set marks (Linux 5.17)
 	for address in $addresses; do procd_append_param command "--listen-address=$address"; done
-	# In decimal: libpacketmark reads it by atoi(3).
+	# In decimal: libpacketmark parses it by atoi(3).
 	procd_set_param env LD_PRELOAD="$MARKS" LIBPACKETMARK_MARK="$mark"
 	procd_set_param respawn 60 5 0
 	procd_set_param stderr 1
@@ -51,10 +51,10 @@ resolver() {
 }
 
 reload_service() {
-	$PROG heal
+	$PROG reconcile
 }
 
 service_triggers() {
 	procd_add_reload_trigger network firewall
-	procd_add_raw_trigger "interface.*" 1000 "$PROG" heal
+	procd_add_raw_trigger "interface.*" 1000 "$PROG" reconcile
 }

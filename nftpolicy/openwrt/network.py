@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The interfaces of UCI's `network`: which device each one is, its addresses and its routing tables.
+"""Interfaces of UCI's `network`: the device, addresses and routing tables of each.
 
-Addresses that DHCP or a modem would bring are assumed: documentation addresses (RFC 5737, RFC 3849), so that
-nobody takes them for real ones. `Interface.assumed` says so.
+Addresses from DHCP or a modem are assumed: documentation addresses (RFC 5737, RFC 3849), so that
+they cannot be confused with real ones. `Interface.assumptions` lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, NetmaskValueError
 
 from attrs import Factory, evolve, field, frozen
 
 from .uci_in import Section
+
+Faults = list[tuple[Section, str, str]]  # section, option, fault
+_Address = IPv4Interface | IPv6Interface
+_Gateway = IPv4Address | IPv6Address
 
 # Protocols that bring a default route from the network behind the device.
 LEASED4 = frozenset(
@@ -21,12 +25,12 @@ LEASED4 = frozenset(
 LEASED6 = frozenset({"dhcpv6"})
 MODEMS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
 SESSIONS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
-# Protocols whose device leads through another network that is reached by an uplink.
+# Protocols of tunnels: their packets use another network that is reached by an uplink.
 TUNNELS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
                      "6rd",
                      "ipip", "ipip6", "vti", "vtiv6", "xfrm", "map", "dslite", "464xlat", "openconnect", "vpnc", "sstp",
                      "openvpn", "tunneldigger", "gluon_mesh", "batadv", "batadv_hardif", "batadv_vlan"})  # fmt: skip
-# The device of these is named after the protocol and the interface, as their handlers do.
+# Prefixes of device names that the handlers of these protocols form with the interface name.
 _NAMED = {"l2tp": "l2tp-", "6in4": "6in4-", "6to4": "6to4-", "6rd": "6rd-", "gre": "gre4-", "gretap": "gre4t-",
           "grev6": "gre6-", "grev6tap": "gre6t-", "ipip": "ipip-", "dslite": "ds-", "vti": "", "map": "map-",
           "openconnect": "vpn-", "vpnc": "vpn-", "464xlat": "464-", "sstp": "sstp-"}  # fmt: skip
@@ -34,9 +38,9 @@ _NAMED = {"l2tp": "l2tp-", "6in4": "6in4-", "6to4": "6to4-", "6rd": "6rd-", "gre
 
 @frozen
 class Interface:
-    """A logical interface. `devices` are those that packets leave by, `below` is the one a session runs over.
+    """Logical interface. `device` sends its packets, `below` is the device below a session.
 
-    `order` counts the interfaces of the file from 0. Routing tables are 0 where the configuration names none.
+    `order` counts the interfaces of the file from 0. `tables` has no entry for a family without one.
     """
 
     name: str
@@ -45,20 +49,20 @@ class Interface:
     device: str = ""
     below: str = ""
     order: int = 0
-    addresses: tuple[IPv4Interface | IPv6Interface, ...] = ()
-    gateways: tuple[IPv4Address | IPv6Address, ...] = ()
+    addresses: tuple[_Address, ...] = ()
+    gateways: tuple[_Gateway, ...] = ()
     tables: Mapping[int, int] = Factory(dict)
     up: bool = True
     assumed: tuple[str, ...] = field(default=())
 
-    def address(self, family: int) -> IPv4Interface | IPv6Interface | None:
-        """Its first address of a family."""
-        return next((one for one in self.addresses if one.version == family), None)
+    def address(self, family: int) -> _Address | None:
+        """Return its first address of a family; None if it has none."""
+        return next((address for address in self.addresses if address.version == family), None)
 
 
 @frozen
 class Network:
-    """All of it. `ifindex` is each device's number as it is assumed: 1 is lo, the others in their order."""
+    """Interfaces and devices. `ifindex` is assumed: lo is 1, the other devices in file order."""
 
     interfaces: tuple[Interface, ...]
     ipv6_devices: frozenset[str]
@@ -66,75 +70,76 @@ class Network:
     ifindex: Mapping[str, int]
 
     def named(self, name: str) -> Interface | None:
-        """The interface of that name."""
-        return next((one for one in self.interfaces if one.name == name), None)
+        """Return the interface of that name; None if there is none."""
+        return next((interface for interface in self.interfaces if interface.name == name), None)
 
 
-def network(
-    sections: Sequence[Section], wireless: Iterable[Section] = ()
-) -> tuple[Network, list[tuple[Section, str, str]]]:
-    """What `network` says, and what netifd would drop of it: (section, option, what is wrong)."""
-    faults: list[tuple[Section, str, str]] = []
-    radio = _by_radio(wireless)
-    found: list[Interface] = []
-    for order, section in enumerate(one for one in sections if one.type == "interface" and one.name):
-        one = _interface(section, order, radio, faults)
-        found.append(one)
-    by_name = {one.name: one for one in found}
-    found = [_aliased(one, by_name) for one in found]
-    devices = [one for one in sections if one.type == "device"]
+def network(sections: Sequence[Section], wireless: Iterable[Section] = ()) -> tuple[Network, Faults]:
+    """Return the interfaces, and the options that netifd would ignore: (section, option, fault)."""
+    faults: Faults = []
+    radio_devices = _radio_devices(wireless)
+    interfaces: list[Interface] = []
+    named_sections = [section for section in sections if section.type == "interface" and section.name]
+    for order, section in enumerate(named_sections):
+        interfaces.append(_interface(section, order, radio_devices, faults))
+    by_name = {interface.name: interface for interface in interfaces}
+    interfaces = [_resolve_alias(interface, by_name) for interface in interfaces]
+    devices = [section for section in sections if section.type == "device"]
     ports = {
-        one.get("name"): (*one.words("ports"), *one.words("ifname")) for one in devices if one.get("type") == "bridge"
+        section.get("name"): (*section.words("ports"), *section.words("ifname"))
+        for section in devices
+        if section.get("type") == "bridge"
     }
-    ports |= {f"br-{one.name}": one.words("ifname") for one in sections
-              if one.type == "interface" and one.get("type") == "bridge" and one.words("ifname")}  # fmt: skip
+    for section in sections:
+        if section.type == "interface" and section.get("type") == "bridge" and section.words("ifname"):
+            ports[f"br-{section.name}"] = section.words("ifname")
     ordered = [
         "lo",
-        *(port for listed in ports.values() for port in listed),
-        *(one.device for one in found if one.device),
+        *(port for bridge_ports in ports.values() for port in bridge_ports),
+        *(interface.device for interface in interfaces if interface.device),
     ]
-    ifindex = {name: at for at, name in enumerate(dict.fromkeys(ordered), 1)}
-    ipv6 = frozenset(one.get("name") for one in devices if one.get("ipv6") and one.flag("ipv6"))
-    return Network(tuple(found), ipv6, ports, ifindex), faults
+    ifindex = {name: index for index, name in enumerate(dict.fromkeys(ordered), 1)}
+    ipv6 = frozenset(section.get("name") for section in devices if section.get("ipv6") and section.flag("ipv6"))
+    return Network(tuple(interfaces), ipv6, ports, ifindex), faults
 
 
-def _by_radio(wireless: Iterable[Section]) -> dict[str, str]:
-    """Interface -> the device that a radio brings it, where UCI tells or OpenWrt's naming (phyN-MODEM) does."""
-    found: dict[str, str] = {}
+def _radio_devices(wireless: Iterable[Section]) -> dict[str, str]:
+    """Return interface -> device of its radio, from UCI or from OpenWrt's naming (phyN-MODE)."""
+    devices: dict[str, str] = {}
     counts: dict[tuple[str, str], int] = {}
     modes = {"ap": "ap", "sta": "sta", "mesh": "mesh", "adhoc": "ibss", "monitor": "mon"}
-    for one in wireless:
-        if one.type != "wifi-iface" or one.flag("disabled"):
+    for section in wireless:
+        if section.type != "wifi-iface" or section.flag("disabled"):
             continue
-        radio, mode = one.get("device"), modes.get(one.get("mode"), "ap")
+        radio, mode = section.get("device"), modes.get(section.get("mode"), "ap")
         number = counts.get((radio, mode), 0)
         counts[radio, mode] = number + 1
-        name = one.get("ifname") or f"phy{radio.removeprefix('radio') or '0'}-{mode}{number}"
-        for interface in one.words("network"):
-            found.setdefault(interface, name)
-    return found
+        name = section.get("ifname") or f"phy{radio.removeprefix('radio') or '0'}-{mode}{number}"
+        for interface in section.words("network"):
+            devices.setdefault(interface, name)
+    return devices
 
 
-def _interface(section: Section, order: int, radio: Mapping[str, str], faults: list) -> Interface:  # type: ignore[type-arg]
+def _interface(section: Section, order: int, radio_devices: Mapping[str, str], faults: Faults) -> Interface:
     name, proto = section.name or "", section.get("proto", "none")
-    device, below = _device(section, name, proto, radio)
+    device, lower_device = _device(section, name, proto, radio_devices)
     tables = {}
     for family, option in ((4, "ip4table"), (6, "ip6table")):
         if section.get(option):
             number = table(section.get(option))
             if number is None:
-                said = f"netifd knows no table {section.get(option)!r}, so it is as if this were not there"
-                faults.append((section, option, said))
+                fault = f"netifd does not know table {section.get(option)!r} and ignores the option"
+                faults.append((section, option, fault))
             else:
                 tables[family] = number
-    addresses, gateways = _static(section, faults) if proto == "static" else ([], [])
+    addresses, gateways = _static_addresses(section, faults) if proto == "static" else ([], [])
     up = section.flag("auto", True) and not section.flag("disabled")
-    return Interface(name, section, proto, device, below, order, tuple(addresses), tuple(gateways), tables, up)
+    return Interface(name, section, proto, device, lower_device, order, tuple(addresses), tuple(gateways), tables, up)
 
 
-def _device(section: Section, name: str, proto: str, radio: Mapping[str, str]) -> tuple[str, str]:
-    named = section.words("device") or section.words("ifname")
-    first = named[0] if named else radio.get(name, "")
+def _device(section: Section, name: str, proto: str, radio_devices: Mapping[str, str]) -> tuple[str, str]:
+    devices = section.words("device") or section.words("ifname")
+    first = devices[0] if devices else radio_devices.get(name, "")
     if proto in SESSIONS:
         return f"{proto}-{name}"[:15], "" if first.startswith("/dev/") else first
     if proto == "wireguard":
@@ -143,76 +148,78 @@ def _device(section: Section, name: str, proto: str, radio: Mapping[str, str]) -
         return f"{_NAMED[proto]}{name}"[:15], first
     if section.get("type") == "bridge":
         return f"br-{name}"[:15], ""
-    if first.startswith("/"):  # a modem's control device; its network device is the first of its kind
+    if first.startswith("/"):  # control device of a modem; the network device is assumed
         return "wwan0", ""
     if not first and proto in ("batadv", "vxlan", "vxlan6", "gluon_mesh"):
         return name, ""
     return first, ""
 
 
-def _aliased(one: Interface, by_name: Mapping[str, Interface]) -> Interface:
-    """`@wan` is the device of interface wan."""
-    seen: set[str] = set()
-    device = one.device
-    while device.startswith("@") and device not in seen:
-        seen.add(device)
+def _resolve_alias(interface: Interface, by_name: Mapping[str, Interface]) -> Interface:
+    """Return the interface, with the device that an alias such as @wan refers to."""
+    followed: set[str] = set()
+    device = interface.device
+    while device.startswith("@") and device not in followed:
+        followed.add(device)
         other = by_name.get(device[1:])
         device = other.device if other else ""
-    return evolve(one, device="" if device.startswith("@") else device)
+    return evolve(interface, device="" if device.startswith("@") else device)
 
 
-def _static(section: Section, faults: list) -> tuple[list, list]:  # type: ignore[type-arg]
-    addresses: list[IPv4Interface | IPv6Interface] = []
-    gateways: list[IPv4Address | IPv6Address] = []
+def _static_addresses(section: Section, faults: Faults) -> tuple[list[_Address], list[_Gateway]]:
+    addresses: list[_Address] = []
+    gateways: list[_Gateway] = []
     mask = section.get("netmask")
-    for option, make in (("ipaddr", IPv4Interface), ("ip6addr", IPv6Interface)):
-        for text in section.words(option):
-            whole = f"{text}/{mask}" if option == "ipaddr" and "/" not in text and mask else text
+    for option, parse_prefix in (("ipaddr", IPv4Interface), ("ip6addr", IPv6Interface)):
+        for address in section.words(option):
+            prefix = f"{address}/{mask}" if option == "ipaddr" and "/" not in address and mask else address
             try:
-                addresses.append(make(whole))
+                addresses.append(parse_prefix(prefix))
             except (AddressValueError, NetmaskValueError, ValueError):
-                faults.append((section, option, f"netifd can't read {whole!r} and leaves the address out"))
-    for option, take in (("gateway", IPv4Address), ("ip6gw", IPv6Address)):
-        for text in section.words(option)[:1]:
+                faults.append((section, option, f"netifd cannot parse {prefix!r} and ignores the address"))
+    for option, parse_address in (("gateway", IPv4Address), ("ip6gw", IPv6Address)):
+        for address in section.words(option)[:1]:
             try:
-                gateways.append(take(text))
+                gateways.append(parse_address(address))
             except (AddressValueError, ValueError):
-                faults.append((section, option, f"netifd can't read {text!r}, so there is no default route"))
+                faults.append((section, option, f"netifd cannot parse {address!r}, so there is no default route"))
     return addresses, gateways
 
 
-def with_leases(found: Network) -> Network:
-    """The same with addresses where a lease would bring them."""
-    made = []
+def with_leases(network_config: Network) -> Network:
+    """Return the network with assumed addresses where a lease would bring them."""
+    interfaces = []
     count = 0
-    for one in found.interfaces:
-        said: list[str] = []
-        addresses, gateways = list(one.addresses), list(one.gateways)
-        if one.up and one.device and one.proto in LEASED4:
+    for interface in network_config.interfaces:
+        assumptions: list[str] = []
+        addresses, gateways = list(interface.addresses), list(interface.gateways)
+        if interface.up and interface.device and interface.proto in LEASED4:
             count += 1
             base = int(IPv4Address("192.0.2.0")) + 16 * (count % 16)
             addresses.append(IPv4Interface((base + 2, 28)))
             gateways.append(IPv4Address(base + 1))
-            said.append(
-                f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as a lease may bring them"
+            assumptions.append(
+                f"{interface.name}: address {addresses[-1]} and router {gateways[-1]}, as a lease may bring them"
             )
-        if one.up and one.device and one.proto in LEASED6:
+        if interface.up and interface.device and interface.proto in LEASED6:
             count += 1
             prefix = int(IPv6Address("2001:db8:1::")) + (count << 80)
             addresses.append(IPv6Interface((prefix + 2, 64)))
             gateways.append(IPv6Address("fe80::1"))
-            said.append(
-                f"{one.name}: the address {addresses[-1]} and the router {gateways[-1]}, as the network may tell"
+            assumptions.append(
+                f"{interface.name}: address {addresses[-1]} and router {gateways[-1]}, as the network may advertise"
             )
-        made.append(evolve(one, addresses=tuple(addresses), gateways=tuple(gateways), assumed=tuple(said)))
-    return evolve(found, interfaces=tuple(made))
+        interfaces.append(
+            evolve(interface, addresses=tuple(addresses), gateways=tuple(gateways), assumed=tuple(assumptions))
+        )
+    return evolve(network_config, interfaces=tuple(interfaces))
 
 
 NAMED_TABLES = {"main": 254, "local": 255, "default": 253, "prelocal": 128}  # OpenWrt's /etc/iproute2/rt_tables
 
 
 def table(text: str, names: Mapping[str, int] = NAMED_TABLES) -> int | None:
-    """The number of a routing table, or None where netifd knows none (0 is none either)."""
+    """Return the number of a routing table; None if netifd does not know it (0 is unknown, too)."""
     if text in names:
         return names[text]
     number = unsigned(text)
@@ -220,9 +227,10 @@ def table(text: str, names: Mapping[str, int] = NAMED_TABLES) -> int | None:
 
 
 def unsigned(text: str) -> int | None:
-    """What strtoul(3) with base 0 and `unsigned int` make of a text that must be a number to its end.
+    """Return the number that strtoul(3) with base 0 parses, as `unsigned int`.
 
-    Octal behind a 0, a minus sign wraps, and of more than 32 bits the lower ones stay.
+    None if the text has other characters. After a 0 the number is octal, a minus sign wraps, and only
+    the lower 32 bits are kept.
     """
     plain = text.strip(" \t\n\r\v\f") if text[:1].isspace() else text
     sign, digits = (-1, plain[1:]) if plain[:1] == "-" else (1, plain.removeprefix("+"))
@@ -235,8 +243,3 @@ def unsigned(text: str) -> int | None:
     except ValueError:
         return None
     return sign * min(value, 2**64 - 1) & 0xFFFFFFFF
-
-
-def local_names(found: Network) -> Iterator[str]:
-    """Every device of an interface but lo, once."""
-    yield from dict.fromkeys(one.device for one in found.interfaces if one.device and one.device != "lo")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A policy as a template for OpenWISP: NetJSON's DeviceConfiguration, as netjsonconfig takes it.
+"""OpenWISP template of a policy: NetJSON DeviceConfiguration, as netjsonconfig accepts it.
 
-The sections of `network` are given as they are, by package, type and name: the schema's own words for rules have no
-place for IPv6's rules (rule6). Everything else of the tree goes as files.
+The sections of `network` are given directly by package, type and name, since the schema cannot
+express IPv6 rules (rule6). All other parts of the tree are files.
 """
 
 from __future__ import annotations
@@ -13,34 +13,38 @@ from ..policy.objects import Policy
 from . import uci
 from .tree import DEFAULTS, tree
 
-# What a template has no words for, each with what is to be done on the device.
+# Parts that a template cannot express, each with the command to run on the device.
 BESIDE = (
-    ("the name of each uplink's interface is the device's", f"sh /{DEFAULTS}"),
-    ("a file can't be made a link, by which a service starts at boot", "/etc/init.d/nftpolicy enable"),
-    ("files alone put nothing in force", "/etc/init.d/nftpolicy start"),
+    ("the interface names of the uplinks depend on the device", f"sh /{DEFAULTS}"),
+    ("a template cannot create the symlink that starts a service at boot", "/etc/init.d/nftpolicy enable"),
+    ("the files take effect only when the service starts", "/etc/init.d/nftpolicy start"),
 )
 
 
 def template(policy: Policy, link_guard: bool = True) -> dict[str, Any]:
-    """The template, ready for json.dumps.
+    """Return the template, ready for json.dumps.
 
     Raises:
-        ValueError: as `tree`; or a file has what would be taken for a variable.
+        ValueError: as `tree`; or a file contains the syntax of a template variable.
     """
     files = []
-    for path, one in tree(policy, link_guard).items():
-        if "{{" in one.text:
-            raise ValueError(f"{path} has '{{{{', which OpenWISP takes for a variable")
-        files.append({"path": f"/{path}", "mode": "0755" if one.executable else "0644", "contents": one.text})
+    for path, file in tree(policy, link_guard).items():
+        if "{{" in file.text:
+            raise ValueError(f"{path} contains '{{{{', which OpenWISP interprets as a variable")
+        files.append({"path": f"/{path}", "mode": "0755" if file.executable else "0644", "contents": file.text})
     return {
         "type": "DeviceConfiguration",
         "network": [
-            {"config_name": one.type, "config_value": one.name, **{key: _held(value) for key, value in one.options}}
-            for one in uci.sections(policy)
+            {
+                "config_name": section.type,
+                "config_value": section.name,
+                **{key: _json_value(value) for key, value in section.options},
+            }
+            for section in uci.sections(policy)
         ],
         "files": files,
     }
 
 
-def _held(value: str | tuple[str, ...]) -> str | list[str]:
+def _json_value(value: str | tuple[str, ...]) -> str | list[str]:
     return value if isinstance(value, str) else list(value)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The plan: what the runner on the router holds the kernel to, in lines that a shell can read and compare.
+"""Router plan: the target state for the script on the router, in lines that a shell can compare.
 
-Rules and routes are in the words of `ip -N rule show` and `ip -N route show table all proto 78`, so that what
-is wanted and what is there can be held against each other as text. `ip -N` writes numbers for names, since a
-router may have names of its own for tables.
+Rules and routes have the form of `ip -N rule show` and `ip -N route show table all proto 78`, so that
+the target and the kernel's state can be compared as text. `ip -N` prints numbers instead of names,
+since a router may have its own table names.
 """
 
 from __future__ import annotations
@@ -17,70 +17,85 @@ from ..netstate.nft import FULL, Chain
 from ..netstate.routing import KINDS, IpRule, Route
 from ..policy.objects import Policy, Uplink
 
-_NUMBERS = {name: number for number, name in KINDS.items()}
-_PORT = "/"  # stands for a port of a bridge; no device is called so
+_ROUTE_TYPES = {name: number for number, name in KINDS.items()}
+_PORT = "/"  # placeholder for a bridge port; not valid in a device name
 
 
 def plan(policy: Policy, link_guard: bool = True) -> str:
-    """The whole file."""
+    """Return the text of the plan file."""
     lines = [f"policy {policy.name}"]
     lines += [f"rule{rule.family} {_rule(rule)}" for rule in map(whole, ladder.rules(policy))]
     lines += [f"route{route.family} {_route(route)}" for route in ladder.routes(policy)]
-    lines += [f"sysctl {one.path} {one.value}" for one in sysctls(policy)]
+    lines += [f"sysctl {sysctl.path} {sysctl.value}" for sysctl in sysctls(policy)]
     if link_guard:
-        lines += [line for uplink in policy.uplink.values() for line in _hooked(policy, uplink)]
+        lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
     return "".join(f"{line}\n" for line in lines)
 
 
 def whole(rule: IpRule) -> IpRule:
-    """The rule. ValueError if it selects by something that lines and sections of a router do not say here: a rule
-    without one of its selectors would be for more packets than it should."""
-    said = IpRule(
+    """Return the rule, if plan lines and UCI sections can express it.
+
+    Raises:
+        ValueError: the rule has another selector; without it, it would match too many packets.
+    """
+    expressible = IpRule(
         rule.family, rule.priority, rule.action, rule.table, rule.mark, rule.mask, destination=rule.destination,
         uids=rule.uids,
     )  # fmt: skip
-    if said != rule or rule.unknown:
-        raise ValueError(f"an ip rule that can't be written for a router: {rule}")
+    if expressible != rule or rule.unknown:
+        raise ValueError(f"ip rule with a selector that the router plan does not support: {rule}")
     return rule
 
 
 def _rule(rule: IpRule) -> str:
     parts = [f"{rule.priority}: from all"]
-    parts += [f"to {rule.destination}"] if rule.destination else []
-    parts += [f"fwmark {rule.mark:#x}" + (f"/{rule.mask:#x}" if rule.mask != FULL else "")] if rule.mask else []
-    parts += [f"uidrange {rule.uids[0]}-{rule.uids[1]}"] if rule.uids else []
-    return " ".join([*parts, f"lookup {rule.table}" if rule.action == "lookup" else str(_NUMBERS[rule.action])])
-
-
-def _route(route: Route) -> str:
-    parts = [route.kind] if route.kind != "unicast" else []
-    parts += [route.destination, *([f"via {route.gateway}"] if route.gateway else [])]
-    parts += [f"dev {route.device}"] if route.device else []
-    parts += [f"table {route.table}", f"metric {route.metric}", *(["onlink"] if route.onlink else [])]
+    if rule.destination:
+        parts.append(f"to {rule.destination}")
+    if rule.mask:
+        mask = f"/{rule.mask:#x}" if rule.mask != FULL else ""
+        parts.append(f"fwmark {rule.mark:#x}{mask}")
+    if rule.uids:
+        parts.append(f"uidrange {rule.uids[0]}-{rule.uids[1]}")
+    parts.append(f"lookup {rule.table}" if rule.action == "lookup" else str(_ROUTE_TYPES[rule.action]))
     return " ".join(parts)
 
 
-def _hooked(policy: Policy, uplink: Uplink) -> Iterator[str]:
-    """For each device, how its chain at the egress goes on, for itself and for its ports if it is a bridge."""
+def _route(route: Route) -> str:
+    parts = [route.destination]
+    if route.kind != "unicast":
+        parts.insert(0, route.kind)
+    if route.gateway:
+        parts.append(f"via {route.gateway}")
+    if route.device:
+        parts.append(f"dev {route.device}")
+    parts += [f"table {route.table}", f"metric {route.metric}"]
+    if route.onlink:
+        parts.append("onlink")
+    return " ".join(parts)
+
+
+def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[str]:
+    """Yield the egress chain of each device: own, and port if the device is a bridge."""
     for device in uplink.devices:
         for chain in guard.link_chains(policy, {device: (_PORT,)}):
             if chain.hook and chain.hook.device in (device, _PORT):
-                yield f"{'own' if chain.hook.device == device else 'port'} {device} {_body(chain)}"
+                keyword = "own" if chain.hook.device == device else "port"
+                yield f"{keyword} {device} {_chain_body(chain)}"
 
 
-def _body(chain: Chain) -> str:
+def _chain_body(chain: Chain) -> str:
     assert chain.hook
     hook = f"priority {int(chain.hook.priority)}; policy {chain.hook.policy};"
     return " ".join([hook, "; ".join(map(text.rule, chain.rules))])
 
 
 def _resolver(name: str, uplink: Uplink) -> Iterator[str]:
-    """How its dnsmasq is started, and where its servers come from."""
+    """Yield how the dnsmasq of an uplink is started, and the source of its servers."""
     resolver = uplink.resolver
     if resolver is None:
         return
-    addresses = " ".join(str(one.address) for one in resolver.listen)
+    addresses = " ".join(str(endpoint.address) for endpoint in resolver.listen)
     yield f"resolver {name} {uplink.mark.value} {resolver.user.number} {resolver.listen[0].port} {addresses}"
     fixed = " ".join(map(str, resolver.servers))
     yield f"servers {name} fixed {fixed}" if fixed else f"servers {name} learned {' '.join(uplink.devices)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The programs of a router that use its uplinks by their configuration: fastd, WireGuard, tunneldigger, ..."""
+"""Services of a router that use its uplinks: fastd, WireGuard, tunneldigger, ..."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .roles import Packages, Role
 from .uci_in import Section
 from .undone import library
 
-# Gluon's group of VPN programs (its package gluon-mesh-vpn-core), so by this number on every node.
+# Gluon's group of VPN programs (package gluon-mesh-vpn-core), with the same number on every node.
 GLUON = {"gluon-mesh-vpn": 800}
-_FREE = 801  # the group that is proposed where a program has none
+_FREE = 801  # the proposed group of a program that has none
 
 
 @frozen
 class Program:
-    """A service to be: `selector` is its key and value in TOML. `doing` are things that somebody has to do.
+    """Proposed service: `selector` is its key and value in TOML, `doing` are manual steps.
 
-    `marks` is a word of policy.words.MARKS. `sport` are the kernel's own ports, as a policy writes them.
+    `marks` is a word of vocabulary.MARKS. `sport` are the kernel's own ports, in a policy's form.
     """
 
     name: str
@@ -30,12 +30,12 @@ class Program:
     selector: tuple[str, str]
     why: str
     sections: tuple[Section, ...]
-    doing: tuple[tuple[str, str], ...] = ()  # (place, what)
+    doing: tuple[tuple[str, str], ...] = ()  # (location, step)
     marks: str = "itself"
     sport: tuple[str, ...] = ()
 
     def beside(self, other: Program) -> Program:
-        """Both as one service. A library that marks does not disturb a program that marks its sockets itself."""
+        """Return both as one service. A preloaded library does not disturb a program that marks."""
         return evolve(
             self,
             why=f"{self.why}; {other.why}",
@@ -46,118 +46,133 @@ class Program:
 
 
 def programs(
-    packages: Packages, found: Network, uplinks: Sequence[Role], groups: Mapping[str, int]
+    packages: Packages, network_config: Network, uplinks: Sequence[Role], groups: Mapping[str, int]
 ) -> tuple[Program, ...]:
-    """All of them; those that share a group are one service."""
+    """Return all proposed services; programs that share a group are one service."""
     uplink = uplinks[0]
-    made: dict[object, Program] = {}
-    for one in _all(packages, found, uplink, {**GLUON, **groups}):
-        key = (one.selector, bool(one.sport))
-        made[key] = made[key].beside(one) if key in made else one
+    by_key: dict[tuple[tuple[str, str], bool], Program] = {}
+    for candidate in _candidates(packages, network_config, uplink, {**GLUON, **groups}):
+        key = (candidate.selector, bool(candidate.sport))
+        by_key[key] = by_key[key].beside(candidate) if key in by_key else candidate
     names: dict[str, int] = {}
-    for key, one in made.items():
-        names[one.name] = names.get(one.name, 0) + 1
-        if names[one.name] > 1:
-            made[key] = evolve(one, name=f"{one.name}-{names[one.name]}")
-    return tuple(made.values())
+    for key, candidate in by_key.items():
+        names[candidate.name] = names.get(candidate.name, 0) + 1
+        if names[candidate.name] > 1:
+            by_key[key] = evolve(candidate, name=f"{candidate.name}-{names[candidate.name]}")
+    return tuple(by_key.values())
 
 
-def _all(packages: Packages, found: Network, uplink: Role, groups: Mapping[str, int]) -> Iterator[Program]:
-    for one in packages.get("fastd", ()):
-        if one.type == "fastd" and one.flag("enabled", True) and one.name != "sample_config":
-            yield _fastd(one, packages["fastd"], uplink, groups)
-    for one in packages.get("tunneldigger", ()):
-        if one.type == "broker" and one.flag("enabled", True):
-            yield _tunneldigger(one, uplink, groups)
-    for one in packages.get("wgpeerselector", ()):
-        if one.type == "wgpeerselector" and one.flag("enabled", True):
-            selector, doing = _group(one, "unix_group", groups)
-            why = f"{one.place()} looks up WireGuard's peers, and the time"
-            told = f"{one.shown}: the ntpd that it calls marks nothing: {_preload(uplink)}"
-            todo = (*doing, (one.place(), told))
-            yield Program("wgpeerselector", uplink.name, selector, why, (one,), todo, "preload")
-    tunnels = [one.section for one in found.interfaces if one.proto == "wireguard" and one.up]
-    for with_port in (True, False):  # two services: one that names its ports has these alone
-        listed = [one for one in tunnels if bool(_port(one)) is with_port]
-        if listed:
-            yield _wireguard(packages["network"], listed, uplink)
+def _candidates(
+    packages: Packages, network_config: Network, uplink: Role, groups: Mapping[str, int]
+) -> Iterator[Program]:
+    for section in packages.get("fastd", ()):
+        if section.type == "fastd" and section.flag("enabled", True) and section.name != "sample_config":
+            yield _fastd(section, packages["fastd"], uplink, groups)
+    for section in packages.get("tunneldigger", ()):
+        if section.type == "broker" and section.flag("enabled", True):
+            yield _tunneldigger(section, uplink, groups)
+    for section in packages.get("wgpeerselector", ()):
+        if section.type == "wgpeerselector" and section.flag("enabled", True):
+            selector, group_steps = _group(section, "unix_group", groups)
+            why = f"{section.place()} looks up WireGuard's peers, and the time"
+            step = f"{section.shown}: the ntpd that it calls sets no mark: {_preload(uplink)}"
+            steps = (*group_steps, (section.place(), step))
+            yield Program("wgpeerselector", uplink.name, selector, why, (section,), steps, "preload")
+    tunnels = [
+        interface.section for interface in network_config.interfaces if interface.proto == "wireguard" and interface.up
+    ]
+    for with_port in (True, False):  # two services: one with source ports has only these
+        sections = [section for section in tunnels if bool(_port(section)) is with_port]
+        if sections:
+            yield _wireguard(packages["network"], sections, uplink)
 
 
-def _group(one: Section, option: str, groups: Mapping[str, int]) -> tuple[tuple[str, str], tuple[tuple[str, str], ...]]:
-    """The selector of a program, and what is to be done for it."""
-    name = one.get(option)
+def _group(
+    section: Section, option: str, groups: Mapping[str, int]
+) -> tuple[tuple[str, str], tuple[tuple[str, str], ...]]:
+    """Return the selector of a program, and its manual steps."""
+    name = section.get(option)
     number = groups.get(name, int(name) if name.isascii() and name.isdigit() and len(name) < 9 else 0)
     if number:
         return ("group", str(number)), ()
     if name not in ("", "root", "0"):
-        told = f"{one.shown}: the number of group {name!r} is not known here; the policy assumes {_FREE}"
+        step = f"{section.shown}: the number of group {name!r} is unknown; the policy assumes {_FREE}"
     else:
-        told = (f"{one.shown}: it runs with root's group, which every process has; give it one of its own "
+        step = (f"{section.shown}: it runs with root's group, as other processes do; give it one of its own "
                 f"(option {option}, number {_FREE})")  # fmt: skip
-    return ("group", str(_FREE)), ((one.place(option), told),)
+    return ("group", str(_FREE)), ((section.place(option), step),)
 
 
-def _marked(one: Section, option: str, uplink: Role, program: str) -> tuple[tuple[str, str], ...]:
-    worn = unsigned(one.get(option)) if one.get(option) else 0
-    if worn is not None and uplink.mark.worn_by(worn):
+def _mark_steps(section: Section, option: str, uplink: Role, program: str) -> tuple[tuple[str, str], ...]:
+    mark = unsigned(section.get(option)) if section.get(option) else 0
+    if mark is not None and uplink.mark.worn_by(mark):
         return ()
-    said = f"it is {one.get(option)!r}" if one.get(option) else "it is missing"
-    return ((one.place(option), f"{one.shown}: {program} has to mark its packets: option {option} "
-                                f"'{uplink.mark.value:#x}' ({said})"),)  # fmt: skip
+    current = f"it is {section.get(option)!r}" if section.get(option) else "it is missing"
+    step = f"{section.shown}: {program} must mark its packets: set option {option} '{uplink.mark.value:#x}' ({current})"
+    return ((section.place(option), step),)
 
 
-def _fastd(one: Section, sections: Sequence[Section], uplink: Role, groups: Mapping[str, int]) -> Program:
-    selector, doing = _group(one, "group", groups)
-    peers = tuple(each for each in sections if each.type in ("peer", "peer_group"))
-    return Program("fastd", uplink.name, selector, f"{one.place()} {one.shown}", (one, *peers),
-                   (*doing, *_marked(one, "packet_mark", uplink, "fastd")))  # fmt: skip
+def _fastd(section: Section, sections: Sequence[Section], uplink: Role, groups: Mapping[str, int]) -> Program:
+    selector, steps = _group(section, "group", groups)
+    peers = tuple(other for other in sections if other.type in ("peer", "peer_group"))
+    source = f"{section.place()} {section.shown}"
+    steps = (*steps, *_mark_steps(section, "packet_mark", uplink, "fastd"))
+    return Program("fastd", uplink.name, selector, source, (section, *peers), steps)
 
 
-def _tunneldigger(one: Section, uplink: Role, groups: Mapping[str, int]) -> Program:
-    selector, doing = _group(one, "group", groups)
-    told = (f"{one.shown}: tunneldigger binds its socket to a device and puts no mark on it, so the guard drops it: "
-            f"{_preload(uplink)}")  # fmt: skip
-    return Program("tunneldigger", uplink.name, selector, f"{one.place()} {one.shown}", (one,),
-                   (*doing, (one.place("bind_interface"), told)), "preload")  # fmt: skip
+def _tunneldigger(section: Section, uplink: Role, groups: Mapping[str, int]) -> Program:
+    selector, steps = _group(section, "group", groups)
+    step = (
+        f"{section.shown}: tunneldigger binds its socket to a device and sets no mark, so the guard drops its "
+        f"packets: {_preload(uplink)}"
+    )
+    source = f"{section.place()} {section.shown}"
+    steps = (*steps, (section.place("bind_interface"), step))
+    return Program("tunneldigger", uplink.name, selector, source, (section,), steps, "preload")
 
 
 def _preload(uplink: Role) -> str:
-    """What a router has to do for a program that marks nothing: the cgroups of `nftpolicy run` are not there."""
+    """Return the step for a program that sets no mark; a router has no `nftpolicy run`."""
     return f"start it with {library(uplink.mark.value)}"
 
 
 def _wireguard(network: Sequence[Section], tunnels: Sequence[Section], uplink: Role) -> Program:
-    peers = tuple(one for one in network if one.type in {f"wireguard_{tunnel.name}" for tunnel in tunnels})
-    doing = [one for tunnel in tunnels for one in _marked(tunnel, "fwmark", uplink, "WireGuard")]
-    doing += [(one.place("listen_port"), _portless(one)) for one in tunnels if not _port(one)]
-    doing += [
-        (one.place("endpoint_host"), f"{one.shown}: root looks up {one.get('endpoint_host')!r}, {_BY_ROOT}")
-        for one in peers
-        if one.get("endpoint_host") and not _numeric(one.get("endpoint_host"))
+    peers = tuple(section for section in network if section.type in {f"wireguard_{tunnel.name}" for tunnel in tunnels})
+    steps = [section for tunnel in tunnels for section in _mark_steps(tunnel, "fwmark", uplink, "WireGuard")]
+    steps += [(section.place("listen_port"), _port_step(section)) for section in tunnels if not _port(section)]
+    steps += [
+        (section.place("endpoint_host"), f"{section.shown}: root resolves {section.get('endpoint_host')!r}, {_BY_ROOT}")
+        for section in peers
+        if section.get("endpoint_host") and not _numeric(section.get("endpoint_host"))
     ]
-    listed = ", ".join(f"{one.place()} {one.shown}" for one in tunnels)
+    locations = ", ".join(f"{section.place()} {section.shown}" for section in tunnels)
     sport = tuple(dict.fromkeys(filter(None, map(_port, tunnels))))
-    return Program("wireguard", uplink.name, ("kernel", "true"), listed, (*tunnels, *peers), tuple(doing), sport=sport)
+    return Program(
+        "wireguard", uplink.name, ("kernel", "true"), locations, (*tunnels, *peers), tuple(steps), sport=sport
+    )
 
 
 def _port(tunnel: Section) -> str:
-    """The port of WireGuard's own socket as a policy writes it, "" where the kernel chooses one (that is 0, too)."""
-    given = tunnel.get("listen_port")
+    """Return the port of WireGuard's own socket in a policy's form.
+
+    "" if the kernel chooses one (also for 0).
+    """
+    port = tunnel.get("listen_port")
     try:
-        return str(values.port(f"udp/{given}")) if "-" not in given else ""
+        return str(values.port(f"udp/{port}")) if "-" not in port else ""
     except ValueError:
         return ""
 
 
-def _portless(tunnel: Section) -> str:
-    given = tunnel.get("listen_port")
-    said = f"is {given!r}, which is no port" if given else "is missing"
-    return (f"{tunnel.shown}: option listen_port {said}: set one, such as '51820', and write it into the policy, "
-            'sport = ["udp/51820"]; until then what the router\'s own programs send through this tunnel is '
-            "dropped")  # fmt: skip
+def _port_step(tunnel: Section) -> str:
+    port = tunnel.get("listen_port")
+    fault = f"is {port!r}, which is not a port" if port else "is missing"
+    return (f"{tunnel.shown}: option listen_port {fault}: set one, such as '51820', and add it to the policy: "
+            'sport = ["udp/51820"]; until then packets that the router\'s own programs send through this tunnel '
+            "are dropped")  # fmt: skip
 
 
-_BY_ROOT = "and may not use the uplink for that; write an address, or let a program with a group of its own look it up"
+_BY_ROOT = "and may not use the uplink; use an address, or let a program with its own group resolve the name"
 
 
 def _numeric(text: str) -> bool:
@@ -172,8 +187,9 @@ def _numeric(text: str) -> bool:
 
 # --- tunnels that a policy has no service for -------------------------------------------------
 
-# What sends for the tunnels of a protocol of netifd. The kernel: include/net/ip_tunnels.h and drivers/net/vxlan leave
-# the mark of the packet inside on the outer one (skb_scrub_packet), and a tunnel's own `fwmark` is for its route alone.
+# Senders of the outer packets of netifd's tunnel protocols. In the kernel, include/net/ip_tunnels.h and
+# drivers/net/vxlan copy the mark of the inner packet to the outer one (skb_scrub_packet); a tunnel's own
+# `fwmark` only selects its route.
 _BY_KERNEL = frozenset(
     {"gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "6in4", "6to4", "6rd", "ipip", "ipip6", "dslite", "map",
      "464xlat"}
@@ -181,24 +197,28 @@ _BY_KERNEL = frozenset(
 _BY_PROGRAM = {"l2tp": "xl2tpd", "openconnect": "openconnect", "vpnc": "vpnc", "sstp": "sstpc", "openvpn": "openvpn"}
 _IPSEC = frozenset({"vti", "vtiv6", "xfrm"})
 
-_NO_SERVICE = "what such a tunnel sends by an uplink is dropped; WireGuard or fastd can carry it"
+_NO_SERVICE = "packets of such a tunnel are dropped at an uplink; run it inside WireGuard or fastd"
 
 
-def unserved(found: Network, uplinks: Sequence[Role]) -> Iterator[tuple[str, str]]:
-    """(place, what is so) of tunnels that may go by an uplink, and that no service of the policy is for."""
-    ours = {one.name for role in uplinks for one in role.interfaces}
-    for one in found.interfaces:
-        below = one.section.get("tunlink")
-        if not one.up or (below and below not in ours):
+def unserved(network_config: Network, uplinks: Sequence[Role]) -> Iterator[tuple[str, str]]:
+    """Yield (location, fact) of tunnels that may use an uplink without a service in the policy."""
+    uplink_interfaces = {interface.name for role in uplinks for interface in role.interfaces}
+    for interface in network_config.interfaces:
+        tunlink = interface.section.get("tunlink")
+        if not interface.up or (tunlink and tunlink not in uplink_interfaces):
             continue
-        if one.proto in _BY_KERNEL:
-            told = (f"the packets of a tunnel of proto '{one.proto}' are the kernel's and wear the mark of what is "
-                    f"inside, never an uplink's; 'kernel' and 'sport' don't help: {_NO_SERVICE}")  # fmt: skip
-        elif one.proto in _IPSEC:
-            told = f"ESP is neither TCP nor UDP, and no service has it: {_NO_SERVICE}"
-        elif one.proto in _BY_PROGRAM:
-            told = (f"{_BY_PROGRAM[one.proto]} runs as root and marks nothing, so it is dropped; write a service for "
-                    f"it, with marks = \"preload\" and a group of its own, and {_preload(uplinks[0])}")  # fmt: skip
+        if interface.proto in _BY_KERNEL:
+            fact = (
+                f"the kernel sends the packets of a tunnel of proto '{interface.proto}' with the mark of the inner "
+                f"packet, never an uplink's; 'kernel' and 'sport' do not help: {_NO_SERVICE}"
+            )
+        elif interface.proto in _IPSEC:
+            fact = f"ESP is neither TCP nor UDP, so no service can allow it: {_NO_SERVICE}"
+        elif interface.proto in _BY_PROGRAM:
+            fact = (
+                f"{_BY_PROGRAM[interface.proto]} runs as root and sets no mark, so its packets are dropped; add a "
+                f'service for it, with marks = "preload" and a group of its own, and {_preload(uplinks[0])}'
+            )
         else:
             continue
-        yield one.section.place("proto"), f"{one.section.shown}: {told}"
+        yield interface.section.place("proto"), f"{interface.section.shown}: {fact}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which interfaces of a router lead to an uplink, and which mark and table each uplink has or gets."""
+"""Interfaces of a router that lead to an uplink, with the mark and table of each uplink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..policy.mark import FULL, Mark
 from .network import TUNNELS, Interface, Network, table, unsigned
 from .uci_in import Section
 
-Packages = Mapping[str, tuple[Section, ...]]  # name of the file in /etc/config -> its sections
+Packages = Mapping[str, tuple[Section, ...]]  # file name in /etc/config -> its sections
 
 _NAMES = re.compile(r"(wan|wwan|cellular|lte|umts|modem)([0-9a-z_]*)\Z")
 _TUNNEL_DEVICE = re.compile(r"(tun|tap|wg|mesh-vpn|l2tp)")
@@ -21,14 +21,14 @@ _RESERVED = frozenset({0, 128, 253, 254, 255})
 
 
 class NotUsable(Exception):
-    """What was read makes no policy. The text says where and what to do."""
+    """Configuration that cannot become a policy; the text names the place and the fix."""
 
 
 @frozen
 class Role:
-    """An uplink: its interfaces, its devices (that of a session and the one below it), its mark and table.
+    """Uplink: its interfaces, its devices (of a session and the one below it), its mark and table.
 
-    `given` are the sections that mark and table come from; without any they were chosen here.
+    `given` are the sections that define mark and table; without any, the importer chose them.
     """
 
     name: str
@@ -40,120 +40,154 @@ class Role:
 
     @property
     def protos(self) -> frozenset[str]:
-        """The protocols of its interfaces."""
-        return frozenset(one.proto for one in self.interfaces)
+        """Return the protocols of its interfaces."""
+        return frozenset(interface.proto for interface in self.interfaces)
 
 
 def wan_zones(firewall: Iterable[Section]) -> tuple[Section, ...]:
-    """The zones that lead to uplinks: those named wan, and those that masquerade."""
-    zones = [one for one in firewall if one.type == "zone"]
-    named = tuple(one for one in zones if one.get("name").startswith("wan"))
-    return named or tuple(one for one in zones if one.flag("masq"))
+    """Return the zones of uplinks: those named wan*, else those that masquerade."""
+    zones = [zone for zone in firewall if zone.type == "zone"]
+    wan_named = tuple(zone for zone in zones if zone.get("name").startswith("wan"))
+    return wan_named or tuple(zone for zone in zones if zone.flag("masq"))
 
 
-def roles(packages: Packages, found: Network, asked: Sequence[str] = ()) -> tuple[Role, ...]:
-    """The uplinks, in the order of their interfaces.
+def roles(packages: Packages, network: Network, names: Sequence[str] = ()) -> tuple[Role, ...]:
+    """Return the uplinks in the order of their interfaces.
+
+    `names` are interfaces given by the user; without any, the uplinks are detected.
 
     Raises:
-        NotUsable: there is none, or one that was asked for is not there.
+        NotUsable: no uplink was found, or a given interface does not exist.
     """
-    chosen = _asked(found, asked) if asked else _found(packages, found)
+    chosen = _named_interfaces(network, names) if names else _detected_interfaces(packages, network)
     if not chosen:
         raise NotUsable(
-            "no interface leads to an uplink: no firewall zone is named 'wan' or masquerades, and no interface is "
+            "no uplink found: no firewall zone is named 'wan' or masquerades, and no interface is "
             "named wan, wwan, cellular or the like; name the interfaces with --uplink"
         )
     groups: dict[str, list[Interface]] = {}
-    for one in chosen:
-        if one.proto in TUNNELS:
+    for interface in chosen:
+        if interface.proto in TUNNELS:
             continue
-        groups.setdefault(one.device, []).append(one)
+        groups.setdefault(interface.device, []).append(interface)
     if not groups:
-        raise NotUsable(f"interface {chosen[0].name!r} is a tunnel, which leads through an uplink and is none; "
-                        "name another with --uplink")  # fmt: skip
-    return tuple(_numbered(packages, groups))
+        raise NotUsable(
+            f"interface {chosen[0].name!r} is a tunnel, which uses an uplink but is not one; name another with --uplink"
+        )
+    return tuple(_with_marks_and_tables(packages, groups))
 
 
-def _asked(found: Network, asked: Sequence[str]) -> list[Interface]:
+def _named_interfaces(network: Network, names: Sequence[str]) -> list[Interface]:
     from ..policy.errors import nearest
 
     chosen = []
-    for name in asked:
-        one = found.named(name)
-        if one is None:
-            known = [other.name for other in found.interfaces]
-            raise NotUsable(f"--uplink: there is no interface {name!r}{nearest(name, known)}; "
-                            f"there are {', '.join(known) or 'none'}")  # fmt: skip
-        if not one.device or one.device == "lo":
-            raise NotUsable(f"--uplink: interface {name!r} ({one.section.place()}) has no device that leads out")
-        chosen.append(one)
-    return _with_siblings(found, chosen)
+    for name in names:
+        interface = network.named(name)
+        if interface is None:
+            known = [other.name for other in network.interfaces]
+            raise NotUsable(
+                f"--uplink: there is no interface {name!r}{nearest(name, known)}; "
+                f"there are {', '.join(known) or 'none'}"
+            )
+        if not interface.device or interface.device == "lo":
+            raise NotUsable(
+                f"--uplink: interface {name!r} ({interface.section.place()}) has no device for outgoing packets"
+            )
+        chosen.append(interface)
+    return _with_siblings(network, chosen)
 
 
-def _found(packages: Packages, found: Network) -> list[Interface]:
+def _detected_interfaces(packages: Packages, network: Network) -> list[Interface]:
     zones = wan_zones(packages.get("firewall", ()))
     names = {name for zone in zones for name in zone.words("network")}
-    names |= {one.name or "" for one in packages.get("mwan3", ()) if one.type == "interface" and one.flag("enabled")}
+    names |= {
+        interface.name or ""
+        for interface in packages.get("mwan3", ())
+        if interface.type == "interface" and interface.flag("enabled")
+    }
     if not zones:
-        names |= {one.name for one in found.interfaces if _NAMES.match(one.name)}
-    chosen = [one for one in found.interfaces if one.name in names and one.device and not _tunnel(one)]
-    return _with_siblings(found, chosen)
+        names |= {interface.name for interface in network.interfaces if _NAMES.match(interface.name)}
+    chosen = [
+        interface
+        for interface in network.interfaces
+        if interface.name in names and interface.device and not _is_tunnel(interface)
+    ]
+    return _with_siblings(network, chosen)
 
 
-def _tunnel(one: Interface) -> bool:
-    return one.device == "lo" or one.proto in TUNNELS or bool(_TUNNEL_DEVICE.match(one.device))
+def _is_tunnel(interface: Interface) -> bool:
+    return interface.device == "lo" or interface.proto in TUNNELS or bool(_TUNNEL_DEVICE.match(interface.device))
 
 
-def _with_siblings(found: Network, chosen: Sequence[Interface]) -> list[Interface]:
-    """With all interfaces on the same devices, such as wan6 beside wan."""
-    devices = {one.device for one in chosen}
-    return [one for one in found.interfaces if one.device in devices and (one in chosen or one.proto not in TUNNELS)]
+def _with_siblings(network: Network, chosen: Sequence[Interface]) -> list[Interface]:
+    """Return the interfaces with all others on the same devices, such as wan6 beside wan."""
+    devices = {interface.device for interface in chosen}
+    return [
+        interface
+        for interface in network.interfaces
+        if interface.device in devices and (interface in chosen or interface.proto not in TUNNELS)
+    ]
 
 
-def _numbered(packages: Packages, groups: Mapping[str, Sequence[Interface]]) -> Iterator[Role]:
+def _with_marks_and_tables(packages: Packages, groups: Mapping[str, Sequence[Interface]]) -> Iterator[Role]:
     network = packages["network"]
-    has = {device: next((number for one in listed for number in (one.tables.get(6), one.tables.get(4)) if number), 0)
-           for device, listed in groups.items()}  # fmt: skip
-    used = {unsigned(one.get(key)) or 0 for one in network for key in ("lookup", "table", "ip4table", "ip6table")}
+    configured = {device: _configured_table(interfaces) for device, interfaces in groups.items()}
+    used_numbers = {
+        unsigned(item.get(key)) or 0 for item in network for key in ("lookup", "table", "ip4table", "ip6table")
+    }
     tables: dict[str, int] = {}
-    for device, number in has.items():
-        taken = number in _RESERVED or number in tables.values()
-        tables[device] = number if not taken else _free({*used, *has.values(), *tables.values()})
-    marks = {device: _mark(network, has[device]) for device in groups}
-    kept = [mark for mark, _ in marks.values() if mark]
-    keep = len(kept) == len(groups) and not any(a.overlaps(b) for at, a in enumerate(kept) for b in kept[:at])
+    for device, number in configured.items():
+        is_taken = number in _RESERVED or number in tables.values()
+        tables[device] = number if not is_taken else _free({*used_numbers, *configured.values(), *tables.values()})
+    marks = {device: _mark(network, configured[device]) for device in groups}
+    found_marks = [mark for mark, _ in marks.values() if mark]
+    keep_marks = len(found_marks) == len(groups) and not any(
+        a.overlaps(b) for index, a in enumerate(found_marks) for b in found_marks[:index]
+    )
     names: set[str] = set()
-    for at, (device, listed) in enumerate(groups.items()):
-        mark, given = marks[device]
-        if mark is None or not keep:
-            mark, given = (Mark(1, 1), ()) if len(groups) == 1 else (Mark(at + 1, 0xFF), ())
-        below = [one.below for one in listed if one.below and one.below not in groups]
+    for index, (device, interfaces) in enumerate(groups.items()):
+        mark, sections = marks[device]
+        if mark is None or not keep_marks:
+            mark, sections = (Mark(1, 1), ()) if len(groups) == 1 else (Mark(index + 1, 0xFF), ())
+        below = [item.below for item in interfaces if item.below and item.below not in groups]
         devices = tuple(dict.fromkeys([device, *below]))
-        yield Role(_name(listed[0].name, names), tuple(listed), devices, mark, tables[device], given)
+        yield Role(_name(interfaces[0].name, names), tuple(interfaces), devices, mark, tables[device], sections)
+
+
+def _configured_table(interfaces: Iterable[Interface]) -> int:
+    """Return the first table of the interfaces, IPv6 before IPv4; 0 if there is none."""
+    for interface in interfaces:
+        for family in (6, 4):
+            number = interface.tables.get(family)
+            if number:
+                return number
+    return 0
 
 
 def _mark(network: Iterable[Section], number: int) -> tuple[Mark | None, tuple[Section, ...]]:
-    """The mark by which rules lead to a table."""
-    for one in network:
-        if one.type not in ("rule", "rule6") or one.flag("disabled") or not number:
+    """Return the mark of the ip rules that use a table, and its section; or (None, ())."""
+    for section in network:
+        if section.type not in ("rule", "rule6") or section.flag("disabled") or not number:
             continue
-        if table(one.get("lookup")) != number or not one.get("mark") or one.flag("invert"):
+        if table(section.get("lookup")) != number or not section.get("mark") or section.flag("invert"):
             continue
-        value, slash, mask = one.get("mark").partition("/")
-        first, second = unsigned(value), unsigned(mask) if slash else FULL
-        if first and second and first & ~second == 0:
-            return Mark(first, second), (one,)
+        value, slash, mask = section.get("mark").partition("/")
+        mark_value, mark_mask = unsigned(value), unsigned(mask) if slash else FULL
+        if mark_value and mark_mask and mark_value & ~mark_mask == 0:
+            return Mark(mark_value, mark_mask), (section,)
     return None, ()
 
 
-def _free(used: set[int]) -> int:
-    return next(number for number in range(1, 1000) if number not in used and number not in _RESERVED)
+def _free(used_numbers: set[int]) -> int:
+    return next(number for number in range(1, 1000) if number not in used_numbers and number not in _RESERVED)
 
 
-def _name(wanted: str, taken: set[str]) -> str:
-    """A name of a policy that is like the interface's."""
-    stem = re.sub(r"[^A-Za-z0-9_-]", "-", wanted)[:20]
+def _name(interface_name: str, used_names: set[str]) -> str:
+    """Return a policy name similar to the interface's, and add it to `used_names`."""
+    stem = re.sub(r"[^A-Za-z0-9_-]", "-", interface_name)[:20]
     stem = stem if stem[:1].isalpha() else f"u{stem}"
-    name = next(one for one in (stem, *(f"{stem}-{at}" for at in range(2, 99))) if one not in taken)
-    taken.add(name)
+    name = next(
+        candidate for candidate in (stem, *(f"{stem}-{index}" for index in range(2, 99))) if candidate not in used_names
+    )
+    used_names.add(name)
     return values.name(name)

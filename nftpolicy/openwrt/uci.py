@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What netifd is to know of a policy, as UCI sections: plain data, rendered by `as_config` and `as_batch`.
+"""UCI sections of a policy for netifd: plain data, rendered by `render_config` and `render_batch`.
 
-netifd takes away all ip rules that are not its own when it starts, and puts its own back by itself; so the
-ladder is in UCI as well, with explicit priorities, since it numbers rules without one from 1 in the order of the
-file. Everything that it would leave out without a word is refused here first (traps.py).
+netifd deletes all ip rules of other programs when it starts, and restores its own. So the ip rules
+are in UCI as well, with explicit priorities, since netifd numbers rules without one from 1 in file
+order. Sections that netifd would silently ignore are rejected here first (uci_lint.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
 from .plan import whole
 
-PREFIX = "nftpolicy_"  # the names of all sections of ours begin with it
-# netifd reads numbers by strtol(3): on a machine with 32 bits, this is the largest one that it can read.
-# The route of the runner, with a metric that is larger still, stands behind.
+PREFIX = "nftpolicy_"  # of the names of all generated sections
+# netifd parses numbers by strtol(3): the largest value on a 32-bit machine. The route of the
+# nftpolicy script has a larger metric, so it comes after this one.
 LAST_METRIC = 2**31 - 1
 
 _NAME = re.compile(r"[A-Za-z0-9_]+\Z")
@@ -29,7 +29,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_./:@%+ -]*\Z")
 
 @frozen
 class Section:
-    """One section of a file in /etc/config. A value that is a tuple is a list."""
+    """Section of a file in /etc/config. A tuple as value is a list."""
 
     config: str
     type: str
@@ -39,78 +39,84 @@ class Section:
 
 @frozen
 class Attachment:
-    """What every interface on one of `devices` gets: its routes go to `table`, its DNS servers nowhere else."""
+    """Options of every interface on one of `devices`.
+
+    Its routes go to `table`, and only the resolver uses its DNS servers.
+    """
 
     devices: tuple[str, ...]
     table: int
 
 
 def sections(policy: Policy) -> tuple[Section, ...]:
-    """The ladder, and the end of each uplink's table.
+    """Return the ip rules as sections, and the terminal route of each uplink's table.
 
-    The routes have no `interface`, since netifd takes such a route away with the interface; and gateways are
-    not among them, since a route with one needs it.
+    The routes have no `interface`, since netifd removes a route together with its interface. Gateway
+    routes are left out, since a route with a gateway needs an interface.
     """
     return (
         *map(_rule, map(whole, ladder.rules(policy))),
-        *(_end(one) for one in ladder.routes(policy) if one.gateway is None),
+        *(_terminal_route(route) for route in ladder.routes(policy) if route.gateway is None),
     )
 
 
 def attachments(policy: Policy) -> tuple[Attachment, ...]:
-    """One for each uplink."""
+    """Return one attachment for each uplink."""
     return tuple(Attachment(uplink.devices, uplink.table) for uplink in policy.uplink.values())
 
 
 def _rule(rule: IpRule) -> Section:
     mark = (("mark", f"{rule.mark:#x}/{rule.mask:#x}"),) if rule.mask else ()
-    to = (("dest", rule.destination),) if rule.destination else ()
+    destination = (("dest", rule.destination),) if rule.destination else ()
     users = (("uidrange", f"{rule.uids[0]}-{rule.uids[1]}"),) if rule.uids else ()
     table = "main" if rule.table == TABLE_MAIN else str(rule.table)
-    end = ("lookup", table) if rule.action == "lookup" else ("action", rule.action)
-    # All users have one priority.
+    action = ("lookup", table) if rule.action == "lookup" else ("action", rule.action)
+    # The rules of all users have the same priority.
     name = f"{PREFIX}{rule.priority}_{rule.family}" + (f"_{rule.uids[0]}" if rule.uids else "")
     return Section("network", "rule6" if rule.family == 6 else "rule", name,
-                   (("priority", str(rule.priority)), *mark, *to, *users, end))  # fmt: skip
+                   (("priority", str(rule.priority)), *mark, *destination, *users, action))  # fmt: skip
 
 
-def _end(route: Route) -> Section:
+def _terminal_route(route: Route) -> Section:
     target = "::/0" if route.family == 6 else "0.0.0.0/0"
     options = ("type", route.kind), ("target", target), ("table", str(route.table)), ("metric", str(LAST_METRIC))
     name = f"{PREFIX}table{route.table}_{route.family}"
     return Section("network", "route6" if route.family == 6 else "route", name, options)
 
 
-def as_config(found: Iterable[Section]) -> str:
-    """The sections as they stand in a file of /etc/config."""
+def as_config(sections: Iterable[Section]) -> str:
+    """Return the sections in the form of a file of /etc/config."""
     lines = []
-    for one in found:
-        lines += ["", f"config {_word(one.type)} '{_word(one.name)}'"]
-        for key, held in one.options:
-            lines += [f"\t{'option' if isinstance(held, str) else 'list'} {_word(key)} '{each}'" for each in _all(held)]
+    for section in sections:
+        lines += ["", f"config {_require_name(section.type)} '{_require_name(section.name)}'"]
+        for key, value in section.options:
+            lines += [
+                f"\t{'option' if isinstance(value, str) else 'list'} {_require_name(key)} '{item}'"
+                for item in _values(value)
+            ]
     return "\n".join([*lines[1:], ""])
 
 
-def as_batch(found: Iterable[Section]) -> str:
-    """The sections as commands for `uci batch`."""
+def as_batch(sections: Iterable[Section]) -> str:
+    """Return the sections as commands for `uci batch`."""
     lines = []
-    for one in found:
-        place = f"{_word(one.config)}.{_word(one.name)}"
-        lines.append(f"set {place}={_word(one.type)}")
-        for key, held in one.options:
-            verb = "set" if isinstance(held, str) else "add_list"
-            lines += [f"{verb} {place}.{_word(key)}='{each}'" for each in _all(held)]
+    for section in sections:
+        section_path = f"{_require_name(section.config)}.{_require_name(section.name)}"
+        lines.append(f"set {section_path}={_require_name(section.type)}")
+        for key, value in section.options:
+            verb = "set" if isinstance(value, str) else "add_list"
+            lines += [f"{verb} {section_path}.{_require_name(key)}='{item}'" for item in _values(value)]
     return "\n".join(lines)
 
 
-def _word(item: str) -> str:
-    if not _NAME.match(item):
-        raise ValueError(f"{item!r} is no name in UCI: letters, digits and _")
-    return item
+def _require_name(name: str) -> str:
+    if not _NAME.match(name):
+        raise ValueError(f"{name!r} is not a valid UCI name: use letters, digits and _")
+    return name
 
 
-def _all(held: str | tuple[str, ...]) -> Iterator[str]:
-    for one in (held,) if isinstance(held, str) else held:
-        if not _VALUE.match(one):
-            raise ValueError(f"{one!r} can't be written as a value in UCI")
-        yield one
+def _values(value: str | tuple[str, ...]) -> Iterator[str]:
+    for item in (value,) if isinstance(value, str) else value:
+        if not _VALUE.match(item):
+            raise ValueError(f"{item!r} cannot be written as a UCI value")
+        yield item

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""UCI's text, as in /etc/config and as `uci export` prints it, read strictly: nothing is dropped without a word.
+"""Strict parser of UCI text, as in /etc/config and from `uci export`: ignores nothing silently.
 
-The grammar is libuci's (file.c): words, 'quoted' without escapes, "quoted" and bare with a backslash before the
-next character, `#` outside quotes begins a comment, `;` ends a statement as a new line does.
+The grammar is libuci's (file.c): words, 'quoted' without escapes, "quoted" and bare with a backslash
+before the next character, `#` outside quotes starts a comment, `;` ends a statement like a newline.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from attrs import Factory, frozen
 _NAME = re.compile(r"[A-Za-z0-9_]+\Z")  # of sections; uci_validate_name
 _OPTION = re.compile(r"[A-Za-z0-9_-]+\Z")
 _TYPE = re.compile(r"[\x21-\x7e]+\Z")
-# libuci takes the first letter for the word.
-_WORDS = {"p": "package", "c": "config", "o": "option", "l": "list"}
-_WORDS |= {word: word for word in _WORDS.values()}
-_LONGEST = 60
+# libuci accepts the first letter of a keyword.
+_KEYWORDS = {"p": "package", "c": "config", "o": "option", "l": "list"}
+_KEYWORDS |= {word: word for word in _KEYWORDS.values()}
+_MAX_QUOTED = 60
 
 
 class UciError(Exception):
-    """A fault of a file: `file`, `line` (from 1), and what was expected."""
+    """Syntax error in a UCI file: `file`, `line` (from 1), and the expected syntax."""
 
     def __init__(self, file: str, line: int, message: str) -> None:
         self.file, self.line, self.message = file, line, message
@@ -31,7 +31,7 @@ class UciError(Exception):
 
 @frozen
 class Value:
-    """One value of an option, and the line where it begins."""
+    """Value of an option, and the line where it starts."""
 
     text: str
     line: int
@@ -39,7 +39,7 @@ class Value:
 
 @frozen
 class Section:
-    """A section of a package. `name` is None for an anonymous one. Options of several lines have several values."""
+    """Section of a package. `name` is None if anonymous. A list option has several values."""
 
     package: str
     type: str
@@ -50,58 +50,58 @@ class Section:
     lists: frozenset[str] = frozenset()
 
     def get(self, option: str, default: str = "") -> str:
-        """The option's value, the last one of a list; `default` if it is not there."""
-        found = self.options.get(option)
-        return found[-1].text if found else default
+        """Return the option's value, the last one of a list; `default` if the option is absent."""
+        values = self.options.get(option)
+        return values[-1].text if values else default
 
     def words(self, option: str) -> tuple[str, ...]:
-        """The words of an option: the entries of a list, or a value that is split at white space."""
-        return tuple(word for one in self.options.get(option, ()) for word in one.text.split())
+        """Return the words of an option: list entries and values are split at white space."""
+        return tuple(word for value in self.options.get(option, ()) for word in value.text.split())
 
     def flag(self, option: str, default: bool = False) -> bool:
-        """A boolean, as libubox reads it: 1, true, on, yes, enabled; anything else that is there is false."""
+        """Return a boolean as libubox parses it: true for 1, true, on, yes, enabled."""
         text = self.get(option)
         return text in ("1", "true", "on", "yes", "enabled") if text else default
 
     def line_of(self, option: str) -> int:
-        """The line of the option, or of the section if it has no such option."""
-        found = self.options.get(option)
-        return found[-1].line if found else self.line
+        """Return the line of the option, or of the section if it has no such option."""
+        values = self.options.get(option)
+        return values[-1].line if values else self.line
 
     @property
     def shown(self) -> str:
-        """The section as a person names it: interface 'wan'."""
+        """Return the section as text for messages: interface 'wan'."""
         return f"{self.type} '{self.name}'" if self.name else self.type
 
     def place(self, option: str = "") -> str:
-        """FILE:LINE of the section, or of one of its options."""
+        """Return FILE:LINE of the section, or of one of its options."""
         return f"{self.file}:{self.line_of(option) if option else self.line}"
 
 
 def read(data: bytes, file: str, package: str = "") -> tuple[Section, ...]:
-    """The sections of a file in their order. `package` is their package until the text names one.
+    """Return the sections of a file in file order. `package` applies until the text names one.
 
     Raises:
-        UciError: at the first thing that is no UCI.
+        UciError: the first syntax error.
     """
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise UciError(file, data.count(b"\n", 0, error.start) + 1, "not UTF-8 text, so no UCI") from None
-    found = _Found(file, package)
+        raise UciError(file, data.count(b"\n", 0, error.start) + 1, "not UTF-8 text, so not valid UCI") from None
+    builder = _SectionBuilder(file, package)
     for words in _statements(text, file):
-        found.statement(words)
-    return found.sections
+        builder.statement(words)
+    return builder.sections
 
 
-class _Found:
-    """The sections so far."""
+class _SectionBuilder:
+    """Sections of the statements read so far."""
 
     def __init__(self, file: str, package: str) -> None:
         self._file, self._package = file, package
         self._order: list[tuple[str, str, str | None, int, dict[str, list[Value]], set[str]]] = []
         self._named: dict[tuple[str, str], int] = {}
-        self._at: int | None = None
+        self._current: int | None = None
 
     @property
     def sections(self) -> tuple[Section, ...]:
@@ -113,52 +113,52 @@ class _Found:
 
     def statement(self, words: list[Value]) -> None:
         first = words[0]
-        kind = _WORDS.get(first.text)
+        kind = _KEYWORDS.get(first.text)
         if kind is None:
             from ..policy.errors import nearest
 
-            known = f"'package', 'config', 'option' or 'list'{nearest(first.text, _WORDS)}"
-            raise self._error(first, f"a line begins with {known}, not with {_quoted(first.text)}")
+            known = f"'package', 'config', 'option' or 'list'{nearest(first.text, _KEYWORDS)}"
+            raise self._error(first, f"expected {known} at the start of a line, not {_quoted(first.text)}")
         if kind == "package":
-            self._set_package(words)
+            self._package_statement(words)
         elif kind == "config":
-            self._begin(words)
+            self._config_statement(words)
         else:
-            self._option(kind, words)
+            self._option_statement(kind, words)
 
-    def _set_package(self, words: list[Value]) -> None:
+    def _package_statement(self, words: list[Value]) -> None:
         if len(words) != 2 or not _OPTION.match(words[1].text):
             raise self._error(words[0], "'package' takes one name")
-        self._package, self._at = words[1].text, None
+        self._package, self._current = words[1].text, None
 
-    def _begin(self, words: list[Value]) -> None:
+    def _config_statement(self, words: list[Value]) -> None:
         if len(words) not in (2, 3):
-            raise self._error(words[0], f"'config' takes a type and perhaps a name, not {len(words) - 1} words")
+            raise self._error(words[0], f"'config' takes a type and an optional name, not {len(words) - 1} words")
         kind, name = words[1].text, words[2].text if len(words) == 3 else None
         if not _TYPE.match(kind):
-            raise self._error(words[1], f"{_quoted(kind)} is no type of a section")
+            raise self._error(words[1], f"{_quoted(kind)} is not a valid section type")
         if name is not None and not _NAME.match(name):
-            raise self._error(words[2], f"{_quoted(name)} is no name of a section (letters, digits and '_')")
+            raise self._error(words[2], f"{_quoted(name)} is not a valid section name (letters, digits and '_')")
         key = (self._package, name or "")
         if name is not None and key in self._named:
-            self._at = self._named[key]
-            other = self._order[self._at][1]
+            self._current = self._named[key]
+            other = self._order[self._current][1]
             if other != kind:
-                raise self._error(words[2], f"{_quoted(name)} is a section of type {_quoted(other)} already")
+                raise self._error(words[2], f"section {_quoted(name)} exists already with type {_quoted(other)}")
             return
-        self._at = len(self._order)
+        self._current = len(self._order)
         self._order.append((self._package, kind, name, words[0].line, {}, set()))
         if name is not None:
-            self._named[key] = self._at
+            self._named[key] = self._current
 
-    def _option(self, kind: str, words: list[Value]) -> None:
-        if self._at is None:
-            raise self._error(words[0], f"'{kind}' outside a section; a line 'config TYPE' comes first")
+    def _option_statement(self, kind: str, words: list[Value]) -> None:
+        if self._current is None:
+            raise self._error(words[0], f"'{kind}' outside a section; add a line 'config TYPE' before it")
         if len(words) != 3:
             raise self._error(words[0], f"'{kind}' takes a name and one value, not {len(words) - 1} words; quote it")
         if not _OPTION.match(words[1].text):
-            raise self._error(words[1], f"{_quoted(words[1].text)} is no name of an option")
-        options, lists = self._order[self._at][4:]
+            raise self._error(words[1], f"{_quoted(words[1].text)} is not a valid option name")
+        options, lists = self._order[self._current][4:]
         name, value = words[1].text, Value(words[2].text, words[0].line)
         if kind == "list":
             options.setdefault(name, []).append(value)
@@ -167,81 +167,84 @@ class _Found:
             options[name] = [value]
             lists.discard(name)
 
-    def _error(self, at: Value, message: str) -> UciError:
-        return UciError(self._file, at.line, message)
+    def _error(self, value: Value, message: str) -> UciError:
+        return UciError(self._file, value.line, message)
 
 
-_BLANK, _ENDS = " \t\r\v\f", "\n;"
+_BLANKS, _TERMINATORS = " \t\r\v\f", "\n;"
 
 
 def _statements(text: str, file: str) -> Iterator[list[Value]]:
-    """The statements of a text, each a list of words with the lines where they begin."""
-    at, line, words = 0, 1, []
-    while at < len(text):
-        sign = text[at]
-        if sign in _BLANK:
-            at += 1
-        elif sign in _ENDS:
+    """Yield the statements of a text, each a list of words with the lines where they start."""
+    words: list[Value] = []
+    position, line = 0, 1
+    while position < len(text):
+        char = text[position]
+        if char in _BLANKS:
+            position += 1
+        elif char in _TERMINATORS:
             if words:
                 yield words
-            at, line, words = at + 1, line + (sign == "\n"), []
-        elif sign == "#":
-            end = text.find("\n", at)
-            at = len(text) if end < 0 else end
+            position, line, words = position + 1, line + (char == "\n"), []
+        elif char == "#":
+            end = text.find("\n", position)
+            position = len(text) if end < 0 else end
         else:
-            word, at, after = _word(text, at, line, file)
+            word, position, next_line = _word(text, position, line, file)
             words.append(Value(word, line))
-            line = after
+            line = next_line
     if words:
         yield words
 
 
-def _word(text: str, at: int, line: int, file: str) -> tuple[str, int, int]:
-    """The word that begins at `at`, where it ends, and the line there."""
-    began, parts = line, []
-    while at < len(text):
-        sign = text[at]
-        if sign in _BLANK or sign in _ENDS or sign == "#":
+def _word(text: str, position: int, line: int, file: str) -> tuple[str, int, int]:
+    """Return the word that starts at `position`, the position after it, and the line there."""
+    parts: list[str] = []
+    first_line = line
+    while position < len(text):
+        char = text[position]
+        if char in _BLANKS or char in _TERMINATORS or char == "#":
             break
-        if sign == "\0":
-            raise UciError(file, line, "a NUL byte, so no UCI")
-        if sign in "'\"":
-            piece, at, line = _quote(text, at, line, began, file)
+        if char == "\0":
+            raise UciError(file, line, "NUL byte, so not valid UCI")
+        if char in "'\"":
+            piece, position, line = _quote(text, position, line, first_line, file)
             parts.append(piece)
             continue
-        if sign == "\\":
-            at += 1
-            if at == len(text):
-                raise UciError(file, line, "the file ends behind a backslash")
-            if text[at] == "\n":  # a line that goes on
-                at, line = at + 1, line + 1
+        if char == "\\":
+            position += 1
+            if position == len(text):
+                raise UciError(file, line, "the file ends after a backslash")
+            if text[position] == "\n":  # line continuation
+                position, line = position + 1, line + 1
                 continue
-        parts.append(text[at])
-        at += 1
-    return "".join(parts), at, line
+        parts.append(text[position])
+        position += 1
+    return "".join(parts), position, line
 
 
-def _quote(text: str, at: int, line: int, began: int, file: str) -> tuple[str, int, int]:
-    """What stands in the quotes that begin at `at`, where they end, and the line there."""
-    quote, parts = text[at], []
-    opened, at = line, at + 1
-    while at < len(text):
-        sign = text[at]
-        if sign == quote:
-            return "".join(parts), at + 1, line
-        if sign == "\0":
-            raise UciError(file, line, "a NUL byte, so no UCI")
-        if sign == "\\" and quote == '"' and at + 1 < len(text):
-            at, sign = at + 1, text[at + 1]
-            if sign == "\n":
-                at, line = at + 1, line + 1
+def _quote(text: str, position: int, line: int, first_line: int, file: str) -> tuple[str, int, int]:
+    """Return the text of the quotes at `position`, the position after them, and the line there."""
+    parts: list[str] = []
+    quote = text[position]
+    open_line, position = line, position + 1
+    while position < len(text):
+        char = text[position]
+        if char == quote:
+            return "".join(parts), position + 1, line
+        if char == "\0":
+            raise UciError(file, line, "NUL byte, so not valid UCI")
+        if char == "\\" and quote == '"' and position + 1 < len(text):
+            position, char = position + 1, text[position + 1]
+            if char == "\n":
+                position, line = position + 1, line + 1
                 continue
-        line += sign == "\n"
-        parts.append(sign)
-        at += 1
-    where = "" if opened == began else f" of the value that begins in line {began}"
-    raise UciError(file, opened, f"the quote {quote}{where} is not closed")
+        line += char == "\n"
+        parts.append(char)
+        position += 1
+    where = "" if open_line == first_line else f" of the value that starts in line {first_line}"
+    raise UciError(file, open_line, f"the quote {quote}{where} is not closed")
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+    return repr(text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "...")

@@ -1,55 +1,55 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What of a policy nobody carries out on a router without Python, and what to do instead.
+"""Policy features that the OpenWrt export does not support, with the replacement for each.
 
-None of it is a leak. The guard is the same, so what lacks its mark is dropped.
+None of them is a leak: the guard is the same, so packets without a mark are dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..policy.errors import Path
+from ..policy.lines import Path
 from ..policy.objects import Policy, Resolver, Service, Uplink
 
 
 def undone(policy: Policy) -> Iterator[tuple[Path, str]]:
-    """Each as (path of the key, what does not happen and what to do)."""
+    """Yield (path of the key, consequence and replacement) for each unsupported feature."""
     for name, service in policy.service.items():
         mark = policy.uplink[service.uplink].mark.value
-        yield from ((("service", name, key), words) for key, words in _of_service(service, mark))
+        yield from ((("service", name, key), text) for key, text in _service_features(service, mark))
     for name, uplink in policy.uplink.items():
-        yield from ((("uplink", name, *key), words) for key, words in _of_uplink(uplink))
+        yield from ((("uplink", name, *key), text) for key, text in _uplink_features(uplink))
 
 
 def library(mark: int) -> str:
-    """How a program is started on a router so that libpacketmark marks its sockets."""
-    return f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"  # in decimal, as it is read there (atoi(3))
+    """Return the environment that makes libpacketmark mark a program's sockets on a router."""
+    return f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"  # in decimal, since it is parsed by atoi(3)
 
 
-def _of_service(service: Service, mark: int) -> Iterator[tuple[str, str]]:
+def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
     if service.marks in ("cgroup", "preload"):
         yield (
             "marks",
-            f"nothing on the router marks its sockets, so they are dropped; start it there with {library(mark)}",
+            f"no program on the router marks its sockets, so they are dropped; start it with {library(mark)}",
         )
     if service.confine:
         yield (
             "confine",
-            "nothing on the router keeps it from other marks and devices; the guard still asks whose a mark is",
+            "no program on the router confines it to its mark and devices; the guard still checks the owner of a mark",
         )
 
 
-def _of_uplink(uplink: Uplink) -> Iterator[tuple[Path, str]]:
+def _uplink_features(uplink: Uplink) -> Iterator[tuple[Path, str]]:
     if "ra" in uplink.learn:
         yield (
             ("learn",),
-            "nothing on the router moves routes into the uplink's table but netifd, which learns them itself",
+            "only netifd moves routes to the uplink's table on the router, and it learns them itself",
         )
     if uplink.resolver is not None:
-        yield from ((("resolver", key), words) for key, words in _of_resolver(uplink.resolver))
+        yield from ((("resolver", key), text) for key, text in _resolver_features(uplink.resolver))
 
 
-def _of_resolver(resolver: Resolver) -> Iterator[tuple[str, str]]:
-    told = {"lease": resolver.lease is not None, "sources": bool(set(resolver.sources) - {"auto", "netifd"})}
-    for key in (key for key, is_told in told.items() if is_told):
-        yield key, "is not read on the router, where netifd names the servers that the uplink's interfaces learned"
+def _resolver_features(resolver: Resolver) -> Iterator[tuple[str, str]]:
+    is_set = {"lease": resolver.lease is not None, "sources": bool(set(resolver.sources) - {"auto", "netifd"})}
+    for key in (key for key, value in is_set.items() if value):
+        yield key, "is not read on the router, where netifd provides the servers that the uplink's interfaces learned"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is claimed of a state, in terms of packets: no policy, no compiled rule is in these values."""
+"""Specification of a state in terms of packets; contains no policy object and no compiled rule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from attrs import Factory, evolve, frozen
+from attrs import Factory, frozen
 
 from ..model import bits
 from ..model.box import Box, Ranges, meet, only
@@ -17,7 +17,10 @@ BOTH = (4, 6)
 
 @frozen
 class MarkTest:
-    """`of` ("mark" or "ctmark") & `mask` is `value`, or is not."""
+    """Test of a mark: field `of` ("mark" or "ctmark") & `mask` equals `value`.
+
+    If not `equal`, it must differ.
+    """
 
     value: int
     mask: int
@@ -25,14 +28,18 @@ class MarkTest:
     of: str = "mark"
 
     def boxes(self, space: Space) -> list[Box]:
-        """The packets for which it holds."""
+        """Return the packets of a header space that pass the test."""
         test = bits.equal if self.equal else bits.differs
         return test(self.of, space.partition, self.mask, self.value)
 
 
 @frozen
 class Region:
-    """Packets by the fields of model/values.py, by marks, and by device names: all that is named holds."""
+    """Set of packets: the conjunction of all given conditions.
+
+    `fields` are the fields of symbolic/field_values.py; the other conditions are marks and device
+    names (None: any device).
+    """
 
     fields: Mapping[str, Ranges] = Factory(dict)
     marks: tuple[MarkTest, ...] = ()
@@ -42,53 +49,57 @@ class Region:
     not_arrived: tuple[str, ...] = ()
 
     def with_(self, *marks: MarkTest, out: tuple[str, ...] | None = None, **fields: Ranges) -> Region:
-        """The same, narrowed. Fields are written with _ for the dot."""
-        more = {name.replace("_", ".", 1): wanted for name, wanted in fields.items()}
-        return evolve(
-            self,
-            fields={**self.fields, **more},
-            marks=(*self.marks, *marks),
-            out=self.out if out is None else out,
+        """Return the region with more conditions. In keywords, _ stands for the dot of a field."""
+        named_fields = {name.replace("_", ".", 1): ranges for name, ranges in fields.items()}
+        return Region(
+            {**self.fields, **named_fields},
+            (*self.marks, *marks),
+            self.out if out is None else out,
+            self.not_out,
+            self.arrived,
+            self.not_arrived,
         )
 
     def boxes(self, space: Space) -> list[Box]:
-        """The same packets as boxes of `space`; none if its family has no such packets."""
+        """Return the region as boxes of `space`; empty if the family has no such packets."""
         start = meet(space.base(), self.fields)
-        found = [] if start is None else [start]
-        for field, named, barred in (("oif", self.out, self.not_out), ("iif", self.arrived, self.not_arrived)):
-            if named is not None:
-                found = _met(found, [{field: space.some_devices(named)}])
-            if barred:
-                rest = space.all_but(barred)
-                found = _met(found, [{field: rest}]) if rest else []
+        boxes = [] if start is None else [start]
+        conditions = (("oif", self.out, self.not_out), ("iif", self.arrived, self.not_arrived))
+        for field, included, excluded in conditions:
+            if included is not None:
+                boxes = _intersections(boxes, [{field: space.some_devices(included)}])
+            if excluded:
+                remaining = space.all_but(excluded)
+                boxes = _intersections(boxes, [{field: remaining}]) if remaining else []
         for test in self.marks:
-            found = _met(found, test.boxes(space))
-        return found
+            boxes = _intersections(boxes, test.boxes(space))
+        return boxes
 
 
-def _met(some: Iterable[Box], others: list[Box]) -> list[Box]:
-    return [both for one in some for other in others if (both := meet(one, other)) is not None]
+def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
+    return [both for box in first for condition in second if (both := meet(box, condition)) is not None]
 
 
 @frozen
 class Owner:
-    """Sockets by their group or user."""
+    """Owner of sockets: a group or a user."""
 
     key: str  # "gid" or "uid"
     number: int
 
     @property
     def fields(self) -> dict[str, Ranges]:
-        """The fields of a socket that this is true of."""
+        """Return the field ranges that match sockets of this owner."""
         return {"socket": only(1), self.key: only(self.number)}
 
 
 @frozen
 class Service:
-    """Who may wear the mark, and where to: `regions` are headers alone, in any of the families.
+    """Service that may use the uplink's mark: its socket owners and destinations.
 
-    Those of `kernel` are UDP that no process owns, or UDP from the kernel's ports if the headers say them: packets in
-    a tunnel belong to the socket that made what is inside.
+    `regions` hold header conditions only, by family; a family without an entry is not allowed.
+    `kernel` services are UDP without an owning process, or UDP from the kernel's ports if the headers
+    name them: packets in a tunnel belong to the socket that created the inner packet.
     """
 
     name: str
@@ -96,23 +107,23 @@ class Service:
     owners: tuple[Owner, ...]
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
-    unmarked: bool = False  # it may send without the mark, and by the uplink alone
+    unmarked: bool = False  # its sockets may send without the mark, and only by the uplink
 
 
 @frozen
 class Hole:
-    """An exemption: `headers` of unmarked packets by family, and `frames` of other ethertypes."""
+    """Exemption: `headers` of unmarked packets by family, and `frames`, other ethertypes."""
 
     name: str
     origin: Origin
     headers: Mapping[int, tuple[Region, ...]]
     frames: tuple[int, ...] = ()
-    report: bool = False  # kernel-made membership reports, which may wear a mark that nobody put on
+    report: bool = False  # membership reports of the kernel, which may carry a mark by accident
 
 
 @frozen
 class Reply:
-    """An answer: the headers of packets that go back to who asked by the uplink, by family."""
+    """Replies allowed by an `answer`: header conditions by family, sent back by the uplink."""
 
     name: str
     origin: Origin
@@ -121,20 +132,20 @@ class Reply:
 
 @frozen
 class Names:
-    """The resolver of an uplink: where it listens (family, address, port), and the user that asks upstream."""
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
 
     listen: tuple[tuple[int, int, int], ...]
     user: int
     origin: Origin
 
     def at(self, family: int) -> tuple[tuple[int, int], ...]:
-        """Addresses and ports of a family."""
+        """Return the (address, port) pairs of one family."""
         return tuple((address, port) for version, address, port in self.listen if version == family)
 
 
 @frozen
 class UplinkClaim:
-    """What may use one uplink. `ports` are the ports of bridges among its devices."""
+    """Specification of one uplink. `ports` are the ports of bridges among its devices."""
 
     name: str
     devices: tuple[str, ...]
@@ -151,31 +162,32 @@ class UplinkClaim:
 
     @property
     def users(self) -> tuple[int, ...]:
-        """Users whose sockets may send without the mark."""
-        return tuple(owner.number for one in self.services if one.unmarked for owner in one.owners)
+        """Return the UIDs of unmarked users: their sockets may send without the mark."""
+        return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
 
     @property
     def marked(self) -> MarkTest:
-        """Wears the uplink's mark."""
+        """Return the test for packets with the uplink's mark."""
         return MarkTest(self.value, self.mask)
 
     @property
     def unmarked(self) -> MarkTest:
-        """Does not."""
+        """Return the test for packets without the uplink's mark."""
         return MarkTest(self.value, self.mask, equal=False)
 
     @property
     def flow_marked(self) -> MarkTest:
-        """The flow wears it."""
+        """Return the test for packets of flows with the uplink's mark."""
         return MarkTest(self.value, self.mask, of="ctmark")
 
 
 @frozen
 class Claim:
-    """The whole. Without a policy (`inside` is None) only the uplinks' devices and marks are known.
+    """Specification of all uplinks of a machine.
 
-    `frames`: AF_PACKET sockets are judged too; not so for a kernel without the egress hook, where that
-    becomes an assumption. `families` are those that the machine has.
+    Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
+    `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
+    become an assumption instead. `families` are the IP families of the machine.
     """
 
     uplinks: tuple[UplinkClaim, ...]
@@ -185,16 +197,16 @@ class Claim:
 
     @property
     def whole(self) -> bool:
-        """Whether a policy says who may wear the marks, and which devices are not uplinks."""
+        """Return True if a policy names the users of the marks, and the inside devices."""
         return self.inside is not None
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Every device or pattern that the claim names."""
-        named = [name for one in self.uplinks for name in (*one.devices, *one.ports)]
-        return (*named, "lo", *(self.inside or ()))
+        """Return every device name or pattern of the specification."""
+        names = [name for uplink in self.uplinks for name in (*uplink.devices, *uplink.ports)]
+        return (*names, "lo", *(self.inside or ()))
 
     @property
     def masks(self) -> tuple[int, ...]:
-        """Every mask that the claim tests."""
-        return (*(one.mask for one in self.uplinks), FULL)
+        """Return every mask that the specification tests."""
+        return (*(uplink.mask for uplink in self.uplinks), FULL)

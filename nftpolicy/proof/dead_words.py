@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P3: every word of the policy can be used. P4: in both families alike."""
+"""P3, usable: a packet can use every policy entry. P4, parity: in IPv4 and IPv6 alike."""
 
 from __future__ import annotations
 
@@ -13,83 +13,100 @@ from ..netstate.nft import CounterRef, Rule
 from .claim import Claim
 from .ground import Ground
 from .surroundings import here
+from .usability_case import UsabilityCase
 from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
-from .words import Word, words
+from .words import words
 
-Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, word, origin
+_Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry, origin
 
 
 @frozen
-class _Tried:
-    """A word; where it does not hold, the packet that shows it."""
+class _CaseResult:
+    """Result of one case; `counterexample` is None if the case is met."""
 
-    word: Word
-    shown: Counterexample | None
+    case: UsabilityCase
+    counterexample: Counterexample | None
 
     @property
-    def held(self) -> bool:
-        return self.shown is None
+    def is_met(self) -> bool:
+        return self.counterexample is None
 
 
 def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, ...]]:
-    """P3: each word by the walk of a packet. P4: both families alike. And what could not be tried on this machine."""
-    mine, skipped = here(ground.state, claim)
-    told: dict[Title, dict[int, list[_Tried]]] = {}
-    for word in words(ground, mine):
-        if word.packet.family not in claim.families:
+    """Return the findings of P3 and P4, and the cases that this machine cannot try now, as text.
+
+    P3 traces one packet for each case of a policy entry; P4 compares the results of both families.
+    """
+    present, skipped = here(ground.state, claim)
+    results: dict[_Title, dict[int, list[_CaseResult]]] = {}
+    for case in words(ground, present):
+        family = case.packet.family
+        if family not in claim.families:
             continue
-        tried = _tried(ground, word)
-        if tried.shown is not None and ground.state.devices and tried.shown.walk.outcome == "unroutable":
-            skipped[f"there is no route for it now: {word.word} (IPv{word.packet.family})"] = None
+        result = _try(ground, case)
+        failure = result.counterexample
+        if failure is not None and ground.state.devices and failure.walk.outcome == "unroutable":
+            skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
-        families = told.setdefault((word.property, word.uplink, word.word, word.origin), {})
-        families.setdefault(word.packet.family, []).append(tried)
-    found = [_used(title, families) for title, families in told.items()]
-    found += [_alike(title, families) for title, families in told.items() if len(families) == 2]
-    return found, tuple(skipped)
+        by_family = results.setdefault((case.property, case.uplink, case.entry, case.origin), {})
+        by_family.setdefault(family, []).append(result)
+    findings = [_usable(title, by_family) for title, by_family in results.items()]
+    findings += [_parity(title, by_family) for title, by_family in results.items() if len(by_family) == 2]
+    return findings, tuple(skipped)
 
 
-def _tried(ground: Ground, word: Word) -> _Tried:
-    walk = ground.model.walk(word.packet, told=False)
-    held = word.holds(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
-    if not held and word.borrowed and walk.outcome in ("unroutable", "dropped"):
-        # No worse than without the mark that it came with.
-        held = ground.model.walk(changed(word.packet, mark=0), told=False).outcome == walk.outcome
-    if held:
-        return _Tried(word, None)
-    walk = ground.model.walk(word.packet)
-    if word.firewalled and walk.agreed and word.wears(walk) and _others_drop(walk, word.uplink):
-        return _Tried(word, None)
-    why = f"{walk.outcome}{f' by {walk.device}' if walk.device else ''}, mark {walk.mark:#x}"
-    return _Tried(word, Counterexample(word.packet, walk, word.device or "", why))
+def _try(ground: Ground, case: UsabilityCase) -> _CaseResult:
+    """Trace the packet of a case; first without a log, which suffices if the case is met."""
+    packet = case.packet
+    walk = ground.model.walk(packet, told=False)
+    is_met = case.is_met(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
+    if not is_met and case.may_equal_unmarked and walk.outcome in ("unroutable", "dropped"):
+        # The outcome may equal that of the same packet without its mark.
+        unmarked = ground.model.walk(changed(packet, mark=0), told=False)
+        is_met = unmarked.outcome == walk.outcome
+    if is_met:
+        return _CaseResult(case, None)
+    walk = ground.model.walk(packet)
+    if case.may_be_firewalled and walk.agreed and case.has_marks(walk) and _dropped_by_firewall(walk, case.uplink):
+        return _CaseResult(case, None)
+    device = f" by {walk.device}" if walk.device else ""
+    reason = f"{walk.outcome}{device}, mark {walk.mark:#x}"
+    return _CaseResult(case, Counterexample(packet, walk, case.device or "", reason))
 
 
-def _others_drop(walk: Walk, uplink: str) -> bool:
-    """Whether it was dropped, and not by what the policy compiles to: that counts what it drops, by the uplink."""
-    by = walk.decisions[-2:]
-    counted = {
-        statement.name
-        for one in by
-        if isinstance(one.thing, Rule)
-        for statement in one.thing.statements
-        if isinstance(statement, CounterRef)
+def _dropped_by_firewall(walk: Walk, uplink: str) -> bool:
+    """Return True if a foreign rule dropped the packet.
+
+    Compiled rules count the packets that they drop, in a counter named after the uplink.
+    """
+    last_rules = [step.thing for step in walk.decisions[-2:] if isinstance(step.thing, Rule)]
+    counters = {
+        statement.name for rule in last_rules for statement in rule.statements if isinstance(statement, CounterRef)
     }
-    return walk.outcome == "dropped" and not any(name.startswith(f"{uplink}.") for name in counted)
+    return walk.outcome == "dropped" and not any(name.startswith(f"{uplink}.") for name in counters)
 
 
-def _used(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:
-    name, uplink, word, origin = title
-    failed = tuple(one.shown for some in families.values() for one in some if one.shown is not None)
-    doubts = tuple(doubt for one in failed for doubt in one.walk.doubts)
-    verdict = PROVED if not failed else UNKNOWN if doubts else REFUTED
-    return Finding(name, uplink, word, verdict, failed[0].why if failed else "", failed, doubts, origin=origin)
+def _usable(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Finding:
+    name, uplink, entry, origin = title
+    results = [result for listed in by_family.values() for result in listed]
+    failures = tuple(result.counterexample for result in results if result.counterexample is not None)
+    unsupported = tuple(text for failure in failures for text in failure.walk.doubts)
+    verdict = PROVED
+    if failures:
+        verdict = UNKNOWN if unsupported else REFUTED
+    detail = failures[0].why if failures else ""
+    return Finding(name, uplink, entry, verdict, detail, failures, unsupported, origin=origin)
 
 
-def _alike(title: Title, families: Mapping[int, list[_Tried]]) -> Finding:
-    _, uplink, word, origin = title
-    four, six = ([one.held for one in families[family]] for family in (4, 6))
-    same = all(four) == all(six) and any(four) == any(six)
-    detail = (
-        "" if same else f"IPv4 {'can' if all(four) else 'can not'} be used, IPv6 {'can' if all(six) else 'can not'}"
-    )
-    return Finding("P4", uplink, word, PROVED if same else REFUTED, detail, origin=origin)
+def _parity(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Finding:
+    _, uplink, entry, origin = title
+    ipv4, ipv6 = ([result.is_met for result in by_family[family]] for family in (4, 6))
+    equal = all(ipv4) == all(ipv6) and any(ipv4) == any(ipv6)
+    detail = ""
+    if not equal:
+        detail = f"IPv4 {_can(ipv4)} be used, IPv6 {_can(ipv6)}"
+    return Finding("P4", uplink, entry, PROVED if equal else REFUTED, detail, origin=origin)
+
+
+def _can(results: list[bool]) -> str:
+    return "can" if all(results) else "cannot"

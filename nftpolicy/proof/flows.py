@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A flow that a packet belongs to, made before the tables are loaded: Python text, as in sender.py.
+"""Flow of a packet, established before the tables are loaded: Python text, as in program.py.
 
-Somebody sends first, and is answered, past any rule; so connection tracking calls what follows established. That a
-flow outlives the rules that would not let it begin is how machines are: rules change, and flows go on.
+The script sends the first packet and its reply before any rule exists, so connection tracking calls
+later packets established. Real flows outlive the rules that would not let them begin, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from . import wire
 from .scene import Scene
 
 TRACKING = '''\
-# Connection tracking, and a flow that began before the tables are loaded.
+# Connection tracking, and a flow that starts before the tables are loaded.
 subprocess.run(["nft", """
 table inet reproduction {{
     chain from_here {{ type filter hook output priority -190; ct mark set {mark:#x}; }}
@@ -23,13 +23,13 @@ table inet reproduction {{
 UNTRACK = 'subprocess.run(["nft", "delete table inet reproduction"], check=True)\n'
 
 _ANSWER = '''\
-def begun(mine):
-    """The first packet of the flow, and the device by which it left."""
-    frame, device = seen(mine, 1)
-    return (frame, device) if frame else sys.exit("the flow can not begin")
+def first_packet(is_first):
+    """Return the first packet of the flow, and the device by which it left."""
+    frame, device = watch(is_first, 1)
+    return (frame, device) if frame else sys.exit("the flow cannot be established")
 
 def answer(frame, device, body, place):
-    """To the sender of `frame` comes, by the way that it went, a packet back."""
+    """Send a packet back to the sender of `frame`, by the device that it left by."""
     source, destination = (socket.inet_ntop({af}, frame[at:at + {size}]) for at in ({at} + {size}, {at}))
     back = whole(source, destination, {protocol}, body, place)
     outside.sendto(frame[6:12] + bytes(6) + frame[12:14] + back, (device, {ethertype:#06x}))
@@ -39,7 +39,7 @@ _SYN_ACK = "struct.unpack_from('!I', frame, {at})[0] + 1"
 
 
 def is_made(packet: Packet) -> bool:
-    """Whether the flow of this packet can be made; if not, the packet stands for itself."""
+    """Return True if the script can establish the flow of this packet."""
     if packet.flow.state != "established" or packet.origin not in (SOCKET, FORWARD):
         return False
     if packet.protocol in (ICMP, ICMPV6):
@@ -49,23 +49,26 @@ def is_made(packet: Packet) -> bool:
 
 
 def helpers(packet: Packet) -> str:
-    """Functions that the flow needs."""
-    at, size = (26, 4) if packet.family == 4 else (22, 16)
+    """Return the functions that the flow needs."""
+    offset, size = (26, 4) if packet.family == 4 else (22, 16)
     af, ethertype = wire.AF[packet.family], packet.protocol_number
-    return _ANSWER.format(af=af, size=size, at=at, protocol=packet.protocol, ethertype=ethertype)
+    return _ANSWER.format(af=af, size=size, at=offset, protocol=packet.protocol, ethertype=ethertype)
 
 
 def flow(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
-    """The lines that make the flow (the socket `sock` is there, for a packet of this machine), and those that send."""
+    """Return the lines that establish the flow, and the lines that send the packet.
+
+    The socket `sock` of a packet of this machine exists before these lines.
+    """
     if packet.origin == FORWARD:
         return _forwarded(packet, device, scene)
     if packet.flow.direction == "reply":
-        return _answering(packet, device, scene)
-    return _asking(packet)
+        return _local_server(packet, device, scene)
+    return _local_client(packet)
 
 
-def _answers(packet: Packet, sport: int, dport: int) -> str:
-    """The arguments of `answer` for the second packet of the flow, sent from `sport`."""
+def _reply_arguments(packet: Packet, sport: int, dport: int) -> str:
+    """Return the arguments of `answer` for the second packet of the flow, sent from `sport`."""
     if packet.protocol == UDP:
         return f"{wire.udp(sport, dport, 'TOKEN[:0]')}, 6"
     if packet.protocol == TCP:
@@ -74,8 +77,8 @@ def _answers(packet: Packet, sport: int, dport: int) -> str:
     return f"{wire.icmp(wire.echoes(packet)[1], payload='FIRST')}, 2"
 
 
-def _first(packet: Packet) -> str:
-    """Which frame is the first packet of the flow."""
+def _first_frame_test(packet: Packet) -> str:
+    """Return the test for the first frame of the flow."""
     if packet.protocol != TCP:
         return "lambda frame: FIRST in frame"
     return (
@@ -83,72 +86,74 @@ def _first(packet: Packet) -> str:
     )
 
 
-def _asking(packet: Packet) -> tuple[list[str], list[str]]:
-    """A socket of this machine sends first."""
-    to, port = shown(packet.family, packet.destination), packet.dport
+def _local_client(packet: Packet) -> tuple[list[str], list[str]]:
+    """Let a socket of this machine send first."""
+    destination, port = shown(packet.family, packet.destination), packet.dport
     if packet.protocol == TCP:
-        begin, send = ["sock.setblocking(False)", f"sock.connect_ex(({to!r}, {port}))"], ["sock.send(TOKEN)"]
+        setup = ["sock.setblocking(False)", f"sock.connect_ex(({destination!r}, {port}))"]
+        send = ["sock.send(TOKEN)"]
     elif packet.protocol == UDP:
-        begin, send = [f"sock.sendto(FIRST, ({to!r}, {port}))"], [f"sock.sendto(TOKEN, ({to!r}, {port}))"]
+        setup = [f"sock.sendto(FIRST, ({destination!r}, {port}))"]
+        send = [f"sock.sendto(TOKEN, ({destination!r}, {port}))"]
     else:
         echo = wire.echoes(packet)[0]
-        begin = [f"sock.sendto({wire.icmp(echo, payload='FIRST')}, ({to!r}, 0))"]
-        send = [f"sock.sendto({wire.icmp(echo)}, ({to!r}, 0))"]
-    begin += [
-        f"frame, device = begun({_first(packet)})",
-        f"answer(frame, device, {_answers(packet, packet.dport, packet.sport)})",
+        setup = [f"sock.sendto({wire.icmp(echo, payload='FIRST')}, ({destination!r}, 0))"]
+        send = [f"sock.sendto({wire.icmp(echo)}, ({destination!r}, 0))"]
+    setup += [
+        f"frame, device = first_packet({_first_frame_test(packet)})",
+        f"answer(frame, device, {_reply_arguments(packet, packet.dport, packet.sport)})",
     ]
-    return begin, send
+    return setup, send
 
 
-def _answering(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
-    """Somebody outside sends first, to a socket of this machine."""
+def _local_server(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
+    """Let an outside host send first, to a socket of this machine."""
     arrival = packet.iif or packet.bound or device
-    far, own = shown(packet.family, packet.destination), wire.source_of(packet, arrival, scene)
+    remote, local = shown(packet.family, packet.destination), wire.source_of(packet, arrival, scene)
 
     def arrives(inner: str, place: int) -> str:
-        return wire.from_outside(packet, scene, arrival, wire.whole(far, own, packet.protocol, (inner, place)))
+        return wire.from_outside(packet, scene, arrival, wire.whole(remote, local, packet.protocol, (inner, place)))
 
     if packet.protocol == UDP:
-        begin = ["sock.settimeout(1)", arrives(wire.udp(packet.dport, packet.sport, "FIRST"), 6), "sock.recv(100)"]
-        return begin, [f"sock.sendto(TOKEN, ({far!r}, {packet.dport}))"]
+        setup = ["sock.settimeout(1)", arrives(wire.udp(packet.dport, packet.sport, "FIRST"), 6), "sock.recv(100)"]
+        return setup, [f"sock.sendto(TOKEN, ({remote!r}, {packet.dport}))"]
     expected = _SYN_ACK.format(at=wire.TRANSPORT_AT[packet.family] + 4)
-    begin = [
+    setup = [
         "sock.settimeout(1)",
         "sock.listen()",
         arrives(wire.tcp(packet.dport, packet.sport, wire.SYN, payload=""), 16),
-        f"frame, device = begun({_first(packet)})",
+        f"frame, device = first_packet({_first_frame_test(packet)})",
         arrives(wire.tcp(packet.dport, packet.sport, wire.ACK, f"2, {expected}", ""), 16),
         "sock, _ = sock.accept()",
     ]
-    return begin, ["sock.send(TOKEN)"]
+    return setup, ["sock.send(TOKEN)"]
 
 
 def _forwarded(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
-    """Both ends are outside."""
+    """Let both ends be outside hosts."""
     assert packet.iif
     original = packet.flow.direction == "original"
-    near = wire.source_of(packet, device, scene), packet.sport
-    far = shown(packet.family, packet.destination), packet.dport
-    (one, sport), (other, dport) = (near, far) if original else (far, near)
+    near_end = wire.source_of(packet, device, scene), packet.sport
+    far_end = shown(packet.family, packet.destination), packet.dport
+    (client, sport), (server, dport) = (near_end, far_end) if original else (far_end, near_end)
     arrival = packet.iif if original else device
 
     def arrives(inner: str, place: int) -> str:
-        return wire.from_outside(packet, scene, arrival, wire.whole(one, other, packet.protocol, (inner, place)))
+        return wire.from_outside(packet, scene, arrival, wire.whole(client, server, packet.protocol, (inner, place)))
 
     if packet.protocol == TCP:
-        begin = [arrives(wire.tcp(sport, dport, wire.SYN, payload=""), 16)]
+        setup = [arrives(wire.tcp(sport, dport, wire.SYN, payload=""), 16)]
     elif packet.protocol == UDP:
-        begin = [arrives(wire.udp(sport, dport, "FIRST"), 6)]
+        setup = [arrives(wire.udp(sport, dport, "FIRST"), 6)]
     else:
-        begin = [arrives(wire.icmp(wire.echoes(packet)[0], payload="FIRST"), 2)]
-    begin += [
-        f"frame, device = begun({_first(packet)})",
-        f"answer(frame, device, {_answers(packet, dport, sport)})",
+        setup = [arrives(wire.icmp(wire.echoes(packet)[0], payload="FIRST"), 2)]
+    setup += [
+        f"frame, device = first_packet({_first_frame_test(packet)})",
+        f"answer(frame, device, {_reply_arguments(packet, dport, sport)})",
     ]
     inner: tuple[str, int | None] = wire.body(packet)
     if packet.protocol == TCP:
-        begin += [arrives(wire.tcp(sport, dport, wire.ACK, "2, 2", ""), 16), "time.sleep(0.05)"]
+        setup += [arrives(wire.tcp(sport, dport, wire.ACK, "2, 2", ""), 16), "time.sleep(0.05)"]
         inner = wire.tcp(packet.sport, packet.dport, packet.fields.get(("tcp", "flags"), wire.ACK), "2, 2"), 16
-    whole = wire.whole(near[0], far[0], packet.protocol, inner)
-    return begin, [wire.from_outside(packet, scene, packet.iif, whole)]
+    whole = wire.whole(near_end[0], far_end[0], packet.protocol, inner)
+    return setup, [wire.from_outside(packet, scene, packet.iif, whole)]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A state made ready for questions about all of its packets, family by family, and about single ones."""
+"""Shared proof context: the ruleset in hook order and a header space for each packet family."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 
 from ..model.box import Box
@@ -26,53 +26,57 @@ from ..netstate.nft import (
 )
 from ..netstate.state import NetState
 
-_WAY = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
-_TRACKING = -200
-HOOKS = ("prerouting", "input", "forward", "output", "postrouting")
-_REWRITING = frozenset({Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, UnknownStatement})
+_HOOK_ORDER = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
+_CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h
+_REWRITING_TYPES = (Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, UnknownStatement)
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
 
 
 class Ground:
-    """Everything about `state` that the lemmas share. `devices` and `masks` are those of the claim."""
+    """Data about `state` that the lemmas share; `devices` and `masks` are of the specification."""
 
     def __init__(self, state: NetState, devices: Iterable[str] = (), masks: Iterable[int] = ()) -> None:
         self.state = state
         self.ruleset = Ruleset(state.tables)
         self.survey = survey(self.ruleset.tables)
         self._devices, self._masks = tuple(devices), tuple(masks)
-        self._passages: dict[int, Passage] = {}
-        self._rewriters: dict[int, list[Place]] = {}
+        self._transfers: dict[int, Passage] = {}
+        self._rewriting_chains: dict[int, list[Place]] = {}
 
     @cached_property
     def model(self) -> Model:
-        """The walk of single packets."""
+        """Return the model that traces single packets."""
         return Model(self.state, self.ruleset)
 
     def passage(self, family: int) -> Passage:
-        """All packets of a family (4, 6, or 0 for other frames)."""
-        if family not in self._passages:
+        """Return the chain transfer function of a family (4, 6, or 0 for other frames)."""
+        if family not in self._transfers:
             space = Space(family, self.survey, self._devices, self._masks)
-            self._passages[family] = Passage(space, self.ruleset.tables, self.survey)
-        return self._passages[family]
+            self._transfers[family] = Passage(space, self.ruleset.tables, self.survey)
+        return self._transfers[family]
 
     def space(self, family: int) -> Space:
-        """The fields of the packets of a family."""
+        """Return the header space of a family."""
         return self.passage(family).space
 
     def at(self, family: int, hook: str, device: str | None = None) -> list[Place]:
-        """The base chains that every packet passes at a hook, the likeliest to drop first: order means nothing here.
+        """Return the base chains that every packet passes at a hook, probable drops first.
 
-        Chains of type nat are none of them: only the first packet of a tracked flow meets those.
+        The order has no meaning here. Chains of type nat are left out, since only the first packet of a
+        tracked flow passes them.
         """
-        return sorted(filter(_surely, self.ruleset.hooked(family, hook, device)), key=_likely)
+        return sorted(filter(_certainly_hooked, self.ruleset.hooked(family, hook, device)), key=_drop_likelihood)
 
     def translating(self, family: int, hook: str) -> list[Place]:
-        """The chains of type nat at a hook."""
-        return [place for place in self.ruleset.hooked(family, hook) if place[1].hook and place[1].hook.type == "nat"]
+        """Return the chains of type nat at a hook."""
+        return [
+            base_chain
+            for base_chain in self.ruleset.hooked(family, hook)
+            if base_chain[1].hook and base_chain[1].hook.type == "nat"
+        ]
 
     def every(self, family: int) -> list[Place]:
-        """All base chains that packets of the family can meet anywhere."""
+        """Return all base chains that packets of the family can pass at any hook."""
         return [
             (table, chain)
             for table in self.ruleset.tables
@@ -82,7 +86,7 @@ class Ground:
         ]
 
     def hooked_devices(self) -> set[str]:
-        """The devices that have a chain at netdev egress."""
+        """Return the devices with a chain at the egress hook of netdev."""
         return {
             device
             for table in self.ruleset.tables
@@ -91,82 +95,82 @@ class Ground:
             for device in (*chain.hook.devices, *((chain.hook.device,) if chain.hook.device else ()))
         }
 
-    def rewritten_after(self, family: int, place: Place) -> bool:
-        """Whether a chain behind this one may change the header of what it lets through."""
-        return any(self.is_behind(other, place) and other[1] is not place[1] for other in self._rewriting(family))
+    def rewritten_after(self, family: int, base_chain: Place) -> bool:
+        """Return True if a later chain may change the header of a packet that this one accepts."""
+        return any(
+            self.is_behind(other, base_chain) and other[1] is not base_chain[1]
+            for other in self._chains_that_rewrite(family)
+        )
 
     @staticmethod
-    def is_behind(one: Place, other: Place) -> bool:
-        """Whether a packet may meet the one chain at or behind the other."""
-        return _order(other) <= _order(one)
+    def is_behind(base_chain: Place, other: Place) -> bool:
+        """Return True if a packet may pass `base_chain` at or after chain `other`."""
+        return _order(other) <= _order(base_chain)
 
-    def _rewriting(self, family: int) -> list[Place]:
-        if family not in self._rewriters:
-            self._rewriters[family] = [place for place in self.every(family) if place[0].key in self._changes[0]]
-        return self._rewriters[family]
+    def _chains_that_rewrite(self, family: int) -> list[Place]:
+        if family not in self._rewriting_chains:
+            self._rewriting_chains[family] = [
+                base_chain for base_chain in self.every(family) if base_chain[0].key in self._writes_by_table[0]
+            ]
+        return self._rewriting_chains[family]
 
     def marks_written(self, table: Table) -> Iterable[Mangle]:
-        """Each different write of a mark in the rules of a table, once."""
-        return self._changes[1][table.key]
+        """Return each distinct statement that writes a mark in the rules of a table."""
+        return self._writes_by_table[1][table.key]
 
     @cached_property
-    def _changes(self) -> tuple[set[tuple[str, str]], dict[tuple[str, str], dict[Mangle, None]]]:
-        """The tables that may rewrite headers, and what each writes into marks."""
+    def _writes_by_table(self) -> tuple[set[tuple[str, str]], dict[tuple[str, str], dict[Mangle, None]]]:
+        """Return the tables that may rewrite headers, and the mark writes of each table."""
         rewriting: set[tuple[str, str]] = set()
         marks: dict[tuple[str, str], dict[Mangle, None]] = {}
         for table in self.ruleset.tables:
-            found = marks.setdefault(table.key, {})
+            table_marks = marks.setdefault(table.key, {})
             for chain in table.chains:
                 for rule in chain.rules:
-                    for one in rule.statements:
-                        if type(one) is Mangle and which_mark(one.key) is not None:
-                            found[one] = None
-                        elif type(one) in _REWRITING:
+                    for statement in rule.statements:
+                        if isinstance(statement, Mangle) and which_mark(statement.key) is not None:
+                            table_marks[statement] = None
+                        elif isinstance(statement, _REWRITING_TYPES):
                             rewriting.add(table.key)
         return rewriting, marks
 
     @cached_property
     def translates(self) -> bool:
-        """Whether any chain may translate addresses, so that they differ from hook to hook."""
-        return any(chain.hook is not None and chain.hook.type == "nat" for _, chain in self._base())
+        """Return True if a chain may translate addresses, so that they differ between hooks."""
+        return any(chain.hook is not None and chain.hook.type == "nat" for _, chain in self._chains())
 
-    def _base(self) -> Iterable[tuple[Table, Chain]]:
+    def _chains(self) -> Iterable[tuple[Table, Chain]]:
         return ((table, chain) for table in self.ruleset.tables for chain in table.chains)
 
 
-def _surely(place: Place) -> bool:
-    """Whether the chain is really there, and for these packets, as far as a listing tells."""
-    table, chain = place
+def _certainly_hooked(base_chain: Place) -> bool:
+    """Return True if a listing shows that the chain exists and applies to these packets."""
+    table, chain = base_chain
     hook = chain.hook
     if hook is None or hook.type == "nat" or "unnamed" in table.flags:
         return False
     return hook.hook not in ("ingress", "egress") or bool(hook.device or hook.devices)
 
 
-def is_early(place: Place) -> bool:
-    """Whether a chain may be asked before connections are tracked (NF_IP_PRI_CONNTRACK)."""
-    hook = place[1].hook
-    return hook is not None and hook.hook in ("output", "prerouting") and hook.priority <= _TRACKING
+def is_early(base_chain: Place) -> bool:
+    """Return True if the chain may run before connection tracking (NF_IP_PRI_CONNTRACK)."""
+    hook = base_chain[1].hook
+    return hook is not None and hook.hook in ("output", "prerouting") and hook.priority <= _CONNTRACK_PRIORITY
 
 
-def _order(place: Place) -> tuple[int, int]:
-    """Where the chain is on the way out; NAT has a place of its own."""
-    hook = place[1].hook
+def _order(base_chain: Place) -> tuple[int, int]:
+    """Return the position of a chain on the way through the hooks; NAT has its own priority."""
+    hook = base_chain[1].hook
     assert hook is not None
-    return _WAY.get(hook.hook, 0), NAT.get(hook.hook, 0) if hook.type == "nat" else hook.priority
+    return _HOOK_ORDER.get(hook.hook, 0), NAT.get(hook.hook, 0) if hook.type == "nat" else hook.priority
 
 
-def _likely(place: Place) -> tuple[bool, int]:
-    hook = place[1].hook
+def _drop_likelihood(base_chain: Place) -> tuple[bool, int]:
+    hook = base_chain[1].hook
     assert hook is not None
     return hook.policy != "drop", -hook.priority
 
 
 def understood(box: Box, space: Space) -> tuple[str, ...]:
-    """What a box rests on that was not understood; nothing if it is a box of packets alone."""
+    """Return the unsupported constructs that a box depends on; empty if it depends on none."""
     return tuple(space.doubts[name] for name in box if name in space.doubts)
-
-
-def names_of(places: Sequence[Place]) -> str:
-    """Base chains in words."""
-    return ", ".join(f"{table.family} {table.name} {chain.name}" for table, chain in places)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which tables packets with an uplink's mark, and packets without, may be looked up in.
+"""Check of the policy-routing rules: the tables for packets with, and without, an uplink's mark.
 
-No part of P1: the guard drops what is routed wrongly. It is what keeps the marked packets of a dead
-uplink from being sent elsewhere (P2), and what an unmarked packet meets.
+P1 does not depend on it, since the guard drops misrouted packets. It keeps the marked packets of an
+uplink that is down from being sent elsewhere (P2), and covers the lookups of unmarked packets.
 """
 
 from __future__ import annotations
@@ -16,119 +16,150 @@ from ..netstate.state import NetState
 from .claim import UplinkClaim
 from .surroundings import TABLE_LOCAL
 
-_ENDS = ("unreachable", "prohibit", "blackhole")
+_TERMINAL_ACTIONS = ("unreachable", "prohibit", "blackhole")
 _LINK_LOCAL = "fe80::/10"
 
 
-def _selective(rule: IpRule) -> bool:
-    """Whether the rule asks for anything but a mark."""
-    asked = (rule.source, rule.destination, rule.iif, rule.oif, rule.uids, rule.l4proto, rule.sports, rule.dports)
-    return any(one is not None for one in asked) or bool(rule.tos) or rule.l3mdev or bool(_unread(rule))
+def faults(state: NetState, uplink: UplinkClaim, family: int, other_uplinks: Sequence[UplinkClaim]) -> list[str]:
+    """Return the faults in the ip rules of an uplink in one family, as text.
+
+    `other_uplinks` are the other uplinks of the specification.
+    """
+    rules = [rule for rule in state.rules if rule.family == family]
+    other_tables = {other.table for other in other_uplinks}
+    faults = [
+        *_faults_of_marked(rules, uplink),
+        *_faults_of_table(state, uplink, family),
+        *_faults_of_unmarked(rules, uplink, other_tables),
+    ]
+    for uid in uplink.users:
+        faults += _faults_of_user(rules, uplink, uid, other_tables)
+    if family == 6 and not any(_reaches_neighbours(rule) for rule in _deciding_rules(rules, uplink, True)):
+        faults.append("packets with the mark do not reach link-local neighbours on the device that they name")
+    return faults
 
 
-def _unread(rule: IpRule) -> tuple[str, ...]:
-    return tuple(getattr(rule, "unknown", ()))
+def _faults_of_marked(rules: Sequence[IpRule], uplink: UplinkClaim) -> Iterator[str]:
+    """Yield the faults in the lookups of packets with the mark."""
+    deciding = list(_deciding_rules(rules, uplink, True))
+    for rule in deciding:
+        if rule.action == "lookup":
+            if not _is_allowed_lookup(rule, uplink):
+                yield f"packets with the mark may be looked up in table {rule.table} (ip rule {rule.priority})"
+        elif rule.action not in (*_TERMINAL_ACTIONS, "nop"):
+            yield f"ip rule {rule.priority} ({rule.action}) is not supported by this check"
+    if not any(_sends_all_to_table(rule, uplink, True) for rule in deciding):
+        yield f"no ip rule sends all packets with the mark to table {uplink.table}"
+    if not _ends_terminally(deciding):
+        yield f"if table {uplink.table} is emptied, packets with the mark continue at the next rule"
 
 
-def _mark_fits(rule: IpRule, one: UplinkClaim, marked: bool) -> str:
-    """Whether the mark of the packets in question fits the rule: "always", "never" or "maybe"."""
+def _faults_of_table(state: NetState, uplink: UplinkClaim, family: int) -> Iterator[str]:
+    """Yield the fault of a table without a terminal default route."""
+    has_terminal_route = any(
+        route.family == family
+        and route.table == uplink.table
+        and route.destination == "default"
+        and route.kind in _TERMINAL_ACTIONS
+        for route in state.routes
+    )
+    if not has_terminal_route:
+        yield f"table {uplink.table} does not end in an unreachable route"
+
+
+def _faults_of_unmarked(rules: Sequence[IpRule], uplink: UplinkClaim, other_tables: set[int | None]) -> Iterator[str]:
+    """Yield the faults in the lookups of packets without the mark."""
+    deciding = list(_deciding_rules(rules, uplink, False))
+    allowed = {TABLE_LOCAL, TABLE_MAIN, *other_tables}
+    for rule in deciding:
+        if rule.action == "lookup" and rule.table not in allowed and not _is_uid_rule(rule, uplink):
+            yield f"packets without the mark may be looked up in table {rule.table} (ip rule {rule.priority})"
+    if not _ends_terminally(deciding):
+        yield "no unreachable rule ends the lookups of packets without a route"
+
+
+def _faults_of_user(
+    rules: Sequence[IpRule], uplink: UplinkClaim, uid: int, other_tables: set[int | None]
+) -> Iterator[str]:
+    """Yield the faults in the lookups of unmarked packets of one user."""
+    user_rules = [evolve(rule, uids=None) for rule in rules if rule.uids is None or rule.uids[0] <= uid <= rule.uids[1]]
+    deciding = list(_deciding_rules(user_rules, uplink, False))
+    for rule in deciding:
+        is_allowed = _is_allowed_lookup(rule, uplink) or (rule.mask and rule.table in other_tables)
+        if rule.action == "lookup" and not is_allowed:
+            yield f"packets of user {uid} may be looked up in table {rule.table} (ip rule {rule.priority})"
+    if not any(_sends_all_to_table(rule, uplink, False) for rule in deciding):
+        yield f"no ip rule sends the packets of user {uid} to table {uplink.table}"
+    if not _ends_terminally(deciding):
+        yield f"if table {uplink.table} is emptied, packets of user {uid} continue at the next rule"
+
+
+# --- single rules ---------------------------------------------------------------------------
+
+
+def _deciding_rules(rules: Sequence[IpRule], uplink: UplinkClaim, marked: bool) -> Iterator[IpRule]:
+    """Yield the rules that may match, in order, up to one that ends all of these lookups."""
+    for rule in rules:
+        if _may_match(rule, uplink, marked):
+            yield rule
+            if rule.action in _TERMINAL_ACTIONS and _must_match(rule, uplink, marked):
+                return
+
+
+def _may_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+    mark_match = _mark_match(rule, uplink, marked)
+    if rule.invert:
+        return _has_other_selectors(rule) or mark_match != "always"
+    return mark_match != "never"
+
+
+def _must_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+    if _has_other_selectors(rule):
+        return False
+    return _mark_match(rule, uplink, marked) == ("never" if rule.invert else "always")
+
+
+def _mark_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> str:
+    """Return how a rule's fwmark matches packets with (or without) the mark: always, never, maybe."""
     if not rule.mask:
         return "always"
-    if marked and rule.mask & ~one.mask == 0:
-        return "always" if one.value & rule.mask == rule.mark else "never"
-    if not marked and rule.mask == one.mask and rule.mark == one.value:
+    if marked and rule.mask & ~uplink.mask == 0:
+        return "always" if uplink.value & rule.mask == rule.mark else "never"
+    if not marked and rule.mask == uplink.mask and rule.mark == uplink.value:
         return "never"
     return "maybe"
 
 
-def _may(rule: IpRule, one: UplinkClaim, marked: bool) -> bool:
-    fits = _mark_fits(rule, one, marked)
-    if rule.invert:
-        return _selective(rule) or fits != "always"
-    return fits != "never"
+def _has_other_selectors(rule: IpRule) -> bool:
+    """Return True if the rule has a selector other than a mark, or an unsupported one."""
+    selectors = (
+        rule.source, rule.destination, rule.iif, rule.oif, rule.uids, rule.l4proto, rule.sports, rule.dports,
+    )  # fmt: skip
+    return any(selector is not None for selector in selectors) or bool(rule.tos or rule.l3mdev or rule.unknown)
 
 
-def _must(rule: IpRule, one: UplinkClaim, marked: bool) -> bool:
-    fits = _mark_fits(rule, one, marked)
-    if _selective(rule):
-        return False
-    return fits == ("never" if rule.invert else "always")
+def _sends_all_to_table(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+    return rule.action == "lookup" and rule.table == uplink.table and _must_match(rule, uplink, marked)
 
 
-def _looked_up(rules: Sequence[IpRule], one: UplinkClaim, marked: bool) -> Iterator[IpRule]:
-    """The rules that may decide, in order, up to one that decides for all of these packets."""
-    for rule in rules:
-        if _may(rule, one, marked):
-            yield rule
-            if rule.action in _ENDS and _must(rule, one, marked):
-                return
+def _ends_terminally(deciding: Sequence[IpRule]) -> bool:
+    return bool(deciding) and deciding[-1].action in _TERMINAL_ACTIONS
 
 
-def faults(state: NetState, one: UplinkClaim, family: int, others: Sequence[UplinkClaim]) -> list[str]:
-    """What is wrong with the ladder of an uplink in a family, in words; nothing if it is as it should be."""
-    rules = [rule for rule in state.rules if rule.family == family]
-    found: list[str] = []
-    marked = list(_looked_up(rules, one, True))
-    for rule in marked:
-        if rule.action == "lookup" and not _fine(rule, one):
-            found.append(f"packets with the mark may be looked up in table {rule.table} (ip rule {rule.priority})")
-        elif rule.action not in ("lookup", *_ENDS, "nop"):
-            found.append(f"ip rule {rule.priority} ({rule.action}) is not understood here")
-    if not any(rule.action == "lookup" and rule.table == one.table and _must(rule, one, True) for rule in marked):
-        found.append(f"no ip rule sends all packets with the mark to table {one.table}")
-    if not marked or marked[-1].action not in _ENDS:
-        found.append(f"if table {one.table} is emptied, packets with the mark go on to the next rule")
-    if not _closed(state, one, family):
-        found.append(f"table {one.table} does not end in an unreachable route")
-    plain = list(_looked_up(rules, one, False))
-    tables = {TABLE_LOCAL, TABLE_MAIN, *(other.table for other in others)}
-    for rule in plain:
-        if rule.action == "lookup" and rule.table not in tables and not _is_for(rule, one):
-            found.append(f"packets without the mark may be looked up in table {rule.table} (ip rule {rule.priority})")
-    if not plain or plain[-1].action not in _ENDS:
-        found.append("packets without a route are not ended by an unreachable rule")
-    for user in one.users:
-        found += _of_user(rules, one, user, {other.table for other in others})
-    if family == 6 and not any(_neighbours(rule) for rule in marked):
-        found.append("packets with the mark do not reach link-local neighbours on the device that they name")
-    return found
-
-
-def _is_for(rule: IpRule, one: UplinkClaim) -> bool:
-    """Whether the rule is for users that the uplink's services are known by."""
+def _is_uid_rule(rule: IpRule, uplink: UplinkClaim) -> bool:
+    """Return True if the rule is for one unmarked user of the uplink's services."""
     return (
-        rule.table == one.table
+        rule.table == uplink.table
         and rule.uids is not None
         and not rule.invert
         and rule.uids[0] == rule.uids[1]
-        and (rule.uids[0] in one.users)
+        and rule.uids[0] in uplink.users
     )
 
 
-def _of_user(rules: Sequence[IpRule], one: UplinkClaim, user: int, others: set[int | None]) -> Iterator[str]:
-    """What is wrong with how the unmarked packets of a user are looked up."""
-    mine = [evolve(rule, uids=None) for rule in rules if rule.uids is None or rule.uids[0] <= user <= rule.uids[1]]
-    asked = list(_looked_up(mine, one, False))
-    for rule in asked:
-        fine = _fine(rule, one) or (rule.mask and rule.table in others)
-        if rule.action == "lookup" and not fine:
-            yield f"packets of user {user} may be looked up in table {rule.table} (ip rule {rule.priority})"
-    if not any(rule.action == "lookup" and rule.table == one.table and _must(rule, one, False) for rule in asked):
-        yield f"no ip rule sends what user {user} sends to table {one.table}"
-    if not asked or asked[-1].action not in _ENDS:
-        yield f"if table {one.table} is emptied, packets of user {user} go on to the next rule"
-
-
-def _neighbours(rule: IpRule) -> bool:
+def _reaches_neighbours(rule: IpRule) -> bool:
     return rule.action == "lookup" and rule.table == TABLE_MAIN and rule.destination == _LINK_LOCAL
 
 
-def _fine(rule: IpRule, one: UplinkClaim) -> bool:
-    return rule.table in (TABLE_LOCAL, one.table) or _neighbours(rule)
-
-
-def _closed(state: NetState, one: UplinkClaim, family: int) -> bool:
-    return any(
-        route.family == family and route.table == one.table and route.destination == "default" and route.kind in _ENDS
-        for route in state.routes
-    )
+def _is_allowed_lookup(rule: IpRule, uplink: UplinkClaim) -> bool:
+    return rule.table in (TABLE_LOCAL, uplink.table) or _reaches_neighbours(rule)

@@ -1,148 +1,175 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P1: what leaves by an uplink was sent with its mark, or matches an exemption that the policy names."""
+"""P1, no leak: a packet that leaves by an uplink was sent with its mark or matches an exemption."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ..model.box import Ranges, only
 from ..model.packet import FORWARD, FRAME, SOCKET
 from ..netstate import nft
 from .claim import BOTH, Claim, Region, UplinkClaim
-from .findings import by_mark, finding, judged
+from .findings import finding, judged
 from .ground import Ground
 from .lemmas import Hit, guard, integrity, round_the_hooks
 from .verdict import Finding
-from .witness import seen
+from .witness import search_marked, seen
 from .worn import of_users, worn
 
-_EVERY_ORIGIN = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
+_SENDERS = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
+_PACKET_HOST = 0  # include/uapi/linux/if_packet.h
 
 
-def headers(one: UplinkClaim, family: int) -> list[Region]:
-    """The headers of an uplink's exemptions in a family."""
-    return [region for exempt in one.holes for region in exempt.headers.get(family, ())]
+def headers(uplink: UplinkClaim, family: int) -> list[Region]:
+    """Return the headers of an uplink's exemptions in one family."""
+    return [region for exemption in uplink.holes for region in exemption.headers.get(family, ())]
 
 
-def no_leak(ground: Ground, claim: Claim, one: UplinkClaim) -> Iterator[Finding]:
-    """P1 of one uplink."""
-    writes = {family: integrity(ground, family, one) for family in BOTH}
-    unmarked = Region(marks=(one.unmarked,))
-    blind = {
+def no_leak(ground: Ground, claim: Claim, uplink: UplinkClaim) -> Iterator[Finding]:
+    """Yield the findings of P1 for one uplink."""
+    unmarked = Region(marks=(uplink.unmarked,))
+    writes = {family: integrity(ground, family, uplink) for family in BOTH}
+    # Postrouting alone proves all packets of the IP layer, if it accepts none of these.
+    postrouting = {
         family: guard(
             ground,
             family,
             ground.at(family, "postrouting"),
-            unmarked.with_(out=one.devices),
-            [*headers(one, family), *of_users(one, family)],
+            unmarked.with_(out=uplink.devices),
+            [*headers(uplink, family), *of_users(uplink, family)],
         )
         for family in BOTH
     }
-    around = round_the_hooks(ground)
-    given = [hit for family in BOTH for hit in _dressed(ground, one, writes[family])]
-    for origin, title in _EVERY_ORIGIN.items():
-        # AF_PACKET frames meet the egress hook alone.
-        hits = [*around, *given] if origin != FRAME else [
-            hit for family in BOTH for hit in integrity(ground, family, one, "egress")
-        ]  # fmt: skip
-        for family in BOTH:
-            holes = [*headers(one, family), *(of_users(one, family) if origin == SOCKET else ())]
-            if origin == FRAME:
-                for device in (*one.devices, *one.ports):
-                    if not claim.frames:
-                        continue  # stated among the assumptions
-                    hit = _frames(ground, family, device, unmarked, holes)
-                    hits += [hit] if hit else []
-            elif blind[family] is not None:
-                hits += _sent(ground, family, one, origin, unmarked, holes)
-        subject = f"{title}: what leaves by {', '.join(one.devices)} without the mark"
-        devices = (*one.devices, *one.ports) if origin == FRAME else one.devices
-        yield judged(ground, "P1", one, subject, hits, origin, devices)
+    bypasses = round_the_hooks(ground)
+    marked_by_rule = [hit for family in BOTH for hit in _marked_by_rule(ground, uplink, writes[family])]
+    for origin, sender in _SENDERS.items():
+        if origin == FRAME:
+            hits = _frame_violations(ground, claim, uplink, unmarked)
+            devices = (*uplink.devices, *uplink.ports)
+        else:
+            hits = [*bypasses, *marked_by_rule]
+            for family in BOTH:
+                if postrouting[family] is not None:
+                    hits += _ip_violations(ground, family, uplink, origin, unmarked)
+            devices = uplink.devices
+        subject = f"{sender}: packets without the mark that leave by {', '.join(uplink.devices)}"
+        yield judged(ground, "P1", uplink, subject, hits, origin, devices)
     if claim.frames:
-        yield _other_frames(ground, claim, one, unmarked)
+        yield _other_ethertypes(ground, claim, uplink, unmarked)
     if claim.whole:
-        yield from _owners(ground, one)
+        yield _mark_entitlement(ground, uplink)
 
 
-def _dressed(ground: Ground, one: UplinkClaim, hits: Sequence[Hit]) -> list[Hit]:
-    """Of packets that are given the mark: those that the guard then takes for a service's."""
-    found = []
+def _marked_by_rule(ground: Ground, uplink: UplinkClaim, hits: Sequence[Hit]) -> list[Hit]:
+    """Return violations of integrity, first the parts that the guard accepts as marked packets."""
+    accepted = []
     for hit in hits:
-        fields = {name: wanted for name, wanted in hit.box.items() if not name.startswith(("mark:", "ctmark:", "?"))}
-        fields = {name: wanted for name, wanted in fields.items() if name not in ("iif", "oif")}
-        for device in one.devices:
-            places = [*ground.at(hit.family, "postrouting"), *ground.at(hit.family, "egress", device)]
-            past = guard(ground, hit.family, places, Region(fields, (one.marked,), (device,)))
-            if past is not None:
-                box = {name: wanted for name, wanted in past.box.items() if not name.startswith(("mark:", "oif"))}
-                begun = {name: wanted for name, wanted in hit.box.items() if name.startswith("mark:")}
-                found.append(Hit(hit.family, {**box, **begun}, hit.where, hit.doubts))
-    return [*found, *hits]
+        fields = _without_fields(hit.box, ("mark:", "ctmark:", "?"))
+        fields = {name: ranges for name, ranges in fields.items() if name not in ("iif", "oif")}
+        for device in uplink.devices:
+            chains = [*ground.at(hit.family, "postrouting"), *ground.at(hit.family, "egress", device)]
+            past_guard = guard(ground, hit.family, chains, Region(fields, (uplink.marked,), (device,)))
+            if past_guard is not None:
+                box = _without_fields(past_guard.box, ("mark:", "oif"))
+                mark_before = {name: ranges for name, ranges in hit.box.items() if name.startswith("mark:")}
+                accepted.append(Hit(hit.family, {**box, **mark_before}, hit.where, hit.doubts))
+    return [*accepted, *hits]
 
 
-def _frames(ground: Ground, family: int, device: str, region: Region, holes: Sequence[Region]) -> Hit | None:
-    places = ground.at(family, "egress", device)
-    return guard(ground, family, places, region.with_(out=(device,), **_of_this_machine(ground)), holes)
+def _without_fields(box: Mapping[str, Ranges], prefixes: tuple[str, ...]) -> dict[str, Ranges]:
+    return {name: ranges for name, ranges in box.items() if not name.startswith(prefixes)}
 
 
-def _of_this_machine(ground: Ground) -> dict[str, Ranges]:
-    """What a bridge passes on from another port does not read as "host"; unless a rule says what is what."""
-    written = any(statement.key == nft.Meta("pkttype") for statement in ground.survey.writes)
-    return {} if written else {"pkttype": only(0)}
+def _frame_violations(ground: Ground, claim: Claim, uplink: UplinkClaim, region: Region) -> list[Hit]:
+    """Return the violations for IP frames of AF_PACKET sockets, which pass only the egress hook."""
+    hits = [hit for family in BOTH for hit in integrity(ground, family, uplink, "egress")]
+    if not claim.frames:
+        return hits  # an assumption instead
+    for family in BOTH:
+        exempt = headers(uplink, family)
+        for device in (*uplink.devices, *uplink.ports):
+            hit = _frame_violation(ground, family, device, region, exempt)
+            if hit is not None:
+                hits.append(hit)
+    return hits
 
 
-def _sent(
-    ground: Ground, family: int, one: UplinkClaim, origin: str, region: Region, holes: Sequence[Region]
-) -> list[Hit]:
-    """Where packets of the IP layer get through, if postrouting alone does not stop them."""
-    found = []
-    for device in one.devices:
-        places = [*ground.at(family, "postrouting"), *ground.at(family, "egress", device)]
-        mine = region.with_(out=(device,), **_of_this_machine(ground))
+def _frame_violation(ground: Ground, family: int, device: str, region: Region, exempt: Sequence[Region]) -> Hit | None:
+    frames = region.with_(out=(device,), **_from_this_machine(ground))
+    return guard(ground, family, ground.at(family, "egress", device), frames, exempt)
+
+
+def _from_this_machine(ground: Ground) -> dict[str, Ranges]:
+    """Return the packet type of packets of this machine; empty if a rule writes packet types.
+
+    A frame that a bridge forwards from another port does not have the type "host".
+    """
+    is_written = any(statement.key == nft.Meta("pkttype") for statement in ground.survey.writes)
+    return {} if is_written else {"pkttype": only(_PACKET_HOST)}
+
+
+def _ip_violations(ground: Ground, family: int, uplink: UplinkClaim, origin: str, region: Region) -> list[Hit]:
+    """Return packets of the IP layer that all hooks accept, if postrouting alone is not enough."""
+    exempt = headers(uplink, family)
+    if origin == SOCKET:
+        exempt += of_users(uplink, family)
+    hits = []
+    for device in uplink.devices:
+        chains = [*ground.at(family, "postrouting"), *ground.at(family, "egress", device)]
+        packets = region.with_(out=(device,), **_from_this_machine(ground))
         if origin == FORWARD:
-            mine = mine.with_(socket=only(0))
-            mine = Region(mine.fields, mine.marks, mine.out, not_arrived=("lo", *one.devices))
-            places += ground.at(family, "forward")
-        elif not _rerouted(ground, family):
-            places += ground.at(family, "output")
-        hit = guard(ground, family, places, mine, holes)
-        found += [hit] if hit else []
-    return found
+            packets = packets.with_(socket=only(0))
+            packets = Region(packets.fields, packets.marks, packets.out, not_arrived=("lo", *uplink.devices))
+            chains += ground.at(family, "forward")
+        elif not _may_be_rerouted(ground, family):
+            chains += ground.at(family, "output")
+        hit = guard(ground, family, chains, packets, exempt)
+        if hit is not None:
+            hits.append(hit)
+    return hits
 
 
-def _rerouted(ground: Ground, family: int) -> bool:
-    """Whether the device that the output hook shows may not be the last word."""
+def _may_be_rerouted(ground: Ground, family: int) -> bool:
+    """Return True if a later reroute may change the output device that the output hook sees."""
     hooks = (chain.hook for _, chain in ground.ruleset.hooked(family, "output"))
     return any(hook is not None and hook.type in ("route", "nat") for hook in hooks)
 
 
-def _other_frames(ground: Ground, claim: Claim, one: UplinkClaim, region: Region) -> Finding:
-    allowed = [kind for exempt in one.holes for kind in exempt.frames]
-    holes = [Region({"ethertype": only(*allowed)})] if allowed else []
-    hits = integrity(ground, 0, one, "egress")
-    hits += [hit for device in (*one.devices, *one.ports) if (hit := _frames(ground, 0, device, region, holes))]
-    subject = f"frames of other ethertypes: what leaves by {', '.join(one.devices)} without the mark"
-    return judged(ground, "P1", one, subject, hits, FRAME, (*one.devices, *one.ports), (0,), claim.whole)
+def _other_ethertypes(ground: Ground, claim: Claim, uplink: UplinkClaim, region: Region) -> Finding:
+    """Return the finding about frames that are neither IPv4 nor IPv6."""
+    ethertypes = [ethertype for exemption in uplink.holes for ethertype in exemption.frames]
+    exempt = [Region({"ethertype": only(*ethertypes)})] if ethertypes else []
+    devices = (*uplink.devices, *uplink.ports)
+    hits = integrity(ground, 0, uplink, "egress")
+    for device in devices:
+        hit = _frame_violation(ground, 0, device, region, exempt)
+        if hit is not None:
+            hits.append(hit)
+    subject = f"frames of other ethertypes: frames without the mark that leave by {', '.join(uplink.devices)}"
+    return judged(ground, "P1", uplink, subject, hits, FRAME, devices, (0,), claim.whole)
 
 
-def _owners(ground: Ground, one: UplinkClaim) -> Iterator[Finding]:
-    """Who may wear the mark."""
+def _mark_entitlement(ground: Ground, uplink: UplinkClaim) -> Finding:
+    """Return the finding about marked packets that no service, reply or resolver may send."""
     hits = []
     for family in BOTH:
-        region = Region(marks=(one.marked,), out=one.devices)
-        hit = guard(ground, family, ground.at(family, "postrouting"), region, list(worn(one, family)))
-        hits += [hit] if hit else []
-    subject = f"sockets that are no service's: what leaves by {', '.join(one.devices)} with the mark"
-    examples, doubts = by_mark(ground, one, hits)
-    yield finding("P1", one, subject, hits, examples, doubts)
+        marked = Region(marks=(uplink.marked,), out=uplink.devices)
+        hit = guard(ground, family, ground.at(family, "postrouting"), marked, list(worn(uplink, family)))
+        if hit is not None:
+            hits.append(hit)
+    subject = f"sockets of no service: packets with the mark that leave by {', '.join(uplink.devices)}"
+    examples, unsupported = search_marked(ground, uplink, hits, False)
+    return finding("P1", uplink, subject, hits, examples, unsupported)
 
 
 def unnamed_devices(ground: Ground, claim: Claim) -> Iterator[Finding]:
-    """A device that nobody named is an uplink that nobody may use."""
-    known = (*(device for one in claim.uplinks for device in one.devices), "lo", *(claim.inside or ()))
+    """Yield the finding that no packet leaves by a device that the policy does not name."""
+    named = (*(device for uplink in claim.uplinks for device in uplink.devices), "lo", *(claim.inside or ()))
     hits = []
     for family in BOTH:
-        hit = guard(ground, family, ground.at(family, "postrouting"), Region(not_out=known))
-        hits += [hit] if hit else []
-    examples, doubts = seen(ground, hits, "leaves")
-    yield finding("P1", None, "devices that the policy does not name: what leaves by them", hits, examples, doubts)
+        hit = guard(ground, family, ground.at(family, "postrouting"), Region(not_out=named))
+        if hit is not None:
+            hits.append(hit)
+    subject = "packets that leave by a device that the policy does not name"
+    examples, unsupported = seen(ground, hits, "leaves")
+    yield finding("P1", None, subject, hits, examples, unsupported)

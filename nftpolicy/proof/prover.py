@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P1 to P5 of a claim, for all packets, on a state: proved, refuted with packets, or unknown.
+"""Proof of P1 to P5 of a specification, for all packets: proved, refuted with packets, or unknown.
 
-"Proved" comes from the lemmas alone, "refuted" from walks of single packets alone. What neither of
-them shows is unknown.
+Only the lemmas yield "proved", and only traces of single packets yield "refuted". Everything else
+is unknown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
 from .claim import Claim
@@ -23,64 +23,68 @@ Progress = Callable[[str], None]
 
 
 def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, use: bool = True) -> Proof:
-    """Everything about a claim. `progress` is told what is being looked at.
+    """Return the proof of all properties; `progress` is called before each part, with its name.
 
-    Not `use`: what must not happen alone (P1, P2, P5), not whether all words can be used (P3, P4).
+    Without `use` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """
-    full, assumed = completed(state, claim)
-    ground = Ground(full, claim.devices, claim.masks)
+    full_state, assumed = completed(state, claim)
+    ground = Ground(full_state, claim.devices, claim.masks)
     findings: list[Finding] = []
-    for one in claim.uplinks:
-        progress(f"P1 {one.name}")
-        findings += no_leak(ground, claim, one)
-        progress(f"P2 {one.name}")
-        findings += no_stray(ground, claim, one)
-        if claim.whole and one.table is not None:
-            findings += kept_in_table(ground, claim, one)
-        if claim.whole and one.names is not None:
-            progress(f"P5 {one.name}")
-            findings += right_names(ground, claim, one)
+    for uplink in claim.uplinks:
+        progress(f"P1 {uplink.name}")
+        findings += no_leak(ground, claim, uplink)
+        progress(f"P2 {uplink.name}")
+        findings += no_stray(ground, claim, uplink)
+        if claim.whole and uplink.table is not None:
+            findings += kept_in_table(ground, claim, uplink)
+        if claim.whole and uplink.names is not None:
+            progress(f"P5 {uplink.name}")
+            findings += right_names(ground, claim, uplink)
     if claim.whole:
         findings += unnamed_devices(ground, claim)
     if claim.whole and use:
         progress("P3, P4")
-        used, skipped = used_words(ground, claim)
-        findings += used
+        usability, skipped = used_words(ground, claim)
+        findings += usability
         assumed += skipped
     return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
 
 
 def guards(state: NetState, claim: Claim) -> Proof:
-    """P1 and P2 as the guard alone holds them, whatever the ip rules and routes are: also half-way in a change."""
-    full, assumed = completed(state, claim)
-    ground = Ground(full, claim.devices, claim.masks)
+    """Return the proof of P1 and P2 for the guard alone, for all ip rules and routes.
+
+    It also holds in the intermediate states of a change.
+    """
+    full_state, assumed = completed(state, claim)
+    ground = Ground(full_state, claim.devices, claim.masks)
     findings: list[Finding] = []
-    for one in claim.uplinks:
-        findings += no_leak(ground, claim, one)
-        findings += no_stray(ground, claim, one)
+    for uplink in claim.uplinks:
+        findings += no_leak(ground, claim, uplink)
+        findings += no_stray(ground, claim, uplink)
     if claim.whole:
         findings += unnamed_devices(ground, claim)
     return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
 
 
 def exemptions(claim: Claim) -> tuple[str, ...]:
-    """What may leave without a mark, in words."""
-    return tuple(f"{one.name}: {exempt.name}" for one in claim.uplinks for exempt in one.holes)
+    """Return the exemptions, which may leave without a mark, as "uplink: exemption"."""
+    return tuple(f"{uplink.name}: {exemption.name}" for uplink in claim.uplinks for exemption in uplink.holes)
 
 
 def assumptions(claim: Claim) -> tuple[str, ...]:
-    """What every verdict rests on."""
-    found = [
-        "the kernel carries out nftables, ip rules and routes as the model does",
-        "no tc, XDP or cgroup program, no flowtable and no other network namespace puts marks on packets or sends them",
-        "who may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) sets it as the policy says",
-    ]
-    found += [
-        f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
-        for one in claim.uplinks
-        for device in (*one.devices, *one.ports)
-        if not claim.frames
-    ]
+    """Return the assumptions of every verdict, as text."""
+    return tuple(_assumptions(claim))
+
+
+def _assumptions(claim: Claim) -> Iterator[str]:
+    yield "the kernel applies nftables, ip rules and routes as the model does"
+    yield "no tc, XDP or cgroup program, no flowtable and no other network namespace marks or sends packets"
+    yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
+    if not claim.frames:
+        for uplink in claim.uplinks:
+            for device in (*uplink.devices, *uplink.ports):
+                yield (
+                    f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
+                )
     if claim.whole and claim.frames:
-        found.append("a frame of an AF_PACKET socket that set the mark itself counts as marked, whoever sent it")
-    return tuple(found)
+        yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a network namespace needs to stand in for a state: its devices, and the addresses on them."""
+"""Network namespace that stands in for a state: its devices, and the addresses on them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
 
 LOOPBACK = "lo"
-# For devices of which the state tells no address. Documentation ranges (RFC 5737, RFC 3849).
+# For devices without an address in the state. Documentation ranges (RFC 5737, RFC 3849).
 _ADDRESS = {4: "203.0.113.{}", 6: "2001:db8:cafe::{:x}"}
 _DEVICE = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
 
 
 class Unsendable(Exception):
-    """Nothing that a script can do makes this packet; the text says why."""
+    """No script can produce this packet; the text is the reason."""
 
 
 @frozen
 class Link:
-    """A device in the namespace, with its link layer address and its group; `up` is as the state has it."""
+    """Device in the namespace: link-layer address, group, and whether it is up."""
 
     name: str
     mac: str
@@ -35,9 +35,9 @@ class Link:
 
 @frozen
 class Scene:
-    """Devices by name, the addresses as (address, length, device), and what of the state takes part.
+    """Devices by name, addresses as (address, prefix length, device), and routing of one family.
 
-    `exact`: the state lists the routes to its own addresses, so those that the kernel makes have to go.
+    `exact`: the state lists the routes of its own addresses, so the script removes those of the kernel.
     """
 
     family: int
@@ -48,116 +48,131 @@ class Scene:
     exact: bool
 
     def owns(self, address: int) -> bool:
-        """Whether the machine has this address."""
-        return any(number(one) == address for one, _, _ in self.addresses)
+        """Return True if the machine has this address."""
+        return any(number(own_address) == address for own_address, _, _ in self.addresses)
 
     def address_of(self, device: str) -> str | None:
-        """The first address on that device."""
+        """Return the first address on the device; None if it has none."""
         return next((address for address, _, name in self.addresses if name == device), None)
 
     def link(self, name: str) -> Link:
-        """The device of that name, or Unsendable."""
+        """Return the device of that name.
+
+        Raises:
+            Unsendable: the namespace has no such device.
+        """
         if name not in self.devices:
-            raise Unsendable(f"{name} can not be made here")
+            raise Unsendable(f"device {name} cannot be created in the namespace")
         return self.devices[name]
 
 
 def scene(state: NetState, packet: Packet, device: str) -> Scene:
-    """What `packet` needs of `state` to leave by `device`: one family, and every device that is named.
+    """Return the parts of `state` that `packet` needs to leave by `device`.
+
+    These are the routing of one family, and all devices that it or the tables name.
 
     Raises:
-        ValueError: a device's name can't be written in a script.
+        ValueError: the name of a device cannot be written in a script.
     """
     family = packet.family
-    rules = tuple(one for one in state.rules if one.family == family)
-    routes = tuple(one for one in state.routes if one.family == family and not one.dead)
-    names = [device, packet.bound, packet.iif, *_named(rules, routes), *_loaded(state.tables)]
-    known = {one.name: one for one in state.devices}
-    links = {}
+    rules = tuple(rule for rule in state.rules if rule.family == family)
+    routes = tuple(route for route in state.routes if route.family == family and not route.dead)
+    names = [device, packet.bound, packet.iif, *_routing_devices(rules, routes), *_table_devices(state.tables)]
+    state_devices = {item.name: item for item in state.devices}
+    links: dict[str, Link] = {}
     for name in dict.fromkeys(name for name in names if name and name != LOOPBACK):
         if not _DEVICE.match(name):
-            raise ValueError(f"{name!r} can not be the name of a device")
-        serial, seen = len(links) + 1, known.get(name, Device(name))
-        links[name] = Link(name, f"02:00:00:00:{serial >> 8:02x}:{serial & 255:02x}", seen.group, seen.up)
+            raise ValueError(f"{name!r} is not a valid device name")
+        serial, state_device = len(links) + 1, state_devices.get(name, Device(name))
+        links[name] = Link(
+            name, f"02:00:00:00:{serial >> 8:02x}:{serial & 255:02x}", state_device.group, state_device.up
+        )
     exact = any(route.table == TABLE_LOCAL for route in routes)
-    if any(one.addresses for one in state.devices):
-        found = list(_told(state.devices, family, links))
+    if any(item.addresses for item in state.devices):
+        addresses = list(_state_addresses(state.devices, family, links))
     else:
-        found = list(_listed(routes)) if exact else []
-    if not found and not exact:
-        found = list(_invented(packet, device, links, routes))
-    return Scene(family, links, tuple(dict.fromkeys(found)), rules, routes, exact)
+        addresses = list(_local_table_addresses(routes)) if exact else []
+    if not addresses and not exact:
+        addresses = list(_assumed_addresses(packet, device, links, routes))
+    return Scene(family, links, tuple(dict.fromkeys(addresses)), rules, routes, exact)
 
 
-def _named(rules: Iterable[IpRule], routes: Iterable[Route]) -> Iterator[str | None]:
+def _routing_devices(rules: Iterable[IpRule], routes: Iterable[Route]) -> Iterator[str | None]:
     for rule in rules:
         yield from (rule.iif, rule.oif)
     for route in routes:
-        yield from (way.device for way in route.ways)
+        yield from (nexthop.device for nexthop in route.ways)
 
 
-def _loaded(tables: Iterable[nft.Table]) -> Iterator[str]:
-    """Devices that have to be there when the tables are loaded."""
+def _table_devices(tables: Iterable[nft.Table]) -> Iterator[str]:
+    """Yield the devices that must exist when the tables are loaded."""
     for table in tables:
         for flowtable in table.flowtables:
             yield from sorted(flowtable.devices)
-        for one in table.sets:
-            yield from _indexed(one.type, one.elements)
-        for one in table.maps:
-            yield from _indexed(one.type, (key for key, _ in one.elements))
+        for nft_set in table.sets:
+            yield from _devices_by_index(nft_set.type, nft_set.elements)
+        for nft_map in table.maps:
+            yield from _devices_by_index(nft_map.type, (key for key, _ in nft_map.elements))
         for chain in table.chains:
             yield from chain.hook.device.split(",") if chain.hook and chain.hook.device else ()
             for statement in (statement for rule in chain.rules for statement in rule.statements):
-                yield from _of_statement(statement)
+                yield from _statement_devices(statement)
 
 
-def _of_statement(statement: nft.Statement) -> Iterator[str]:
+def _statement_devices(statement: nft.Statement) -> Iterator[str]:
     match statement:
         case nft.Match(left, nft.AnonymousSet(elements)):
-            yield from _indexed(_types(left), elements)
+            yield from _devices_by_index(_key_types(left), elements)
         case nft.Match(left, str(name)):
-            yield from _indexed(_types(left), [name])
+            yield from _devices_by_index(_key_types(left), [name])
         case nft.VerdictMap(key, entries):
-            yield from _indexed(_types(key), (one for one, _ in entries))
+            yield from _devices_by_index(_key_types(key), (element for element, _ in entries))
         case nft.Dup(_, str(name)) | nft.Fwd(str(name)):
             yield name
 
 
-def _types(expression: nft.Expression) -> tuple[str, ...]:
-    """ "iface_index" where an expression reads the index of a device, which nft writes as a name."""
+def _key_types(expression: nft.Expression) -> tuple[str, ...]:
+    """Return the key types of an expression.
+
+    "iface_index" stands for a device index, which nft writes as a name.
+    """
     if isinstance(expression, nft.Concat):
-        return tuple(one for part in expression.parts for one in _types(part))
+        return tuple(part_type for part in expression.parts for part_type in _key_types(part))
     by_index = isinstance(expression, nft.Meta) and expression.key in ("iif", "oif")
     return ("iface_index" if by_index else "",)
 
 
-def _indexed(types: tuple[str, ...], elements: Iterable[nft.Element]) -> Iterator[str]:
+def _devices_by_index(types: tuple[str, ...], elements: Iterable[nft.Element]) -> Iterator[str]:
     if "iface_index" in types:
-        rows = [one if isinstance(one, tuple) else (one,) for one in elements]
-        named = (part for row in rows for part, kind in zip(row, types, strict=False) if kind == "iface_index")
-        yield from sorted(part for part in named if isinstance(part, str))
+        rows = [element if isinstance(element, tuple) else (element,) for element in elements]
+        parts = (
+            part for row in rows for part, part_type in zip(row, types, strict=False) if part_type == "iface_index"
+        )
+        yield from sorted(part for part in parts if isinstance(part, str))
 
 
-def _told(devices: Iterable[Device], family: int, links: dict[str, Link]) -> Iterator[tuple[str, int, str]]:
-    """The addresses that the state gives with its devices."""
-    for one in devices:
-        for address, _, length in (text.partition("/") for text in one.addresses):
-            loopback = one.name == LOOPBACK and address in ("127.0.0.1", "::1")
-            if (":" in address) == (family == 6) and not loopback and (one.name in links or one.name == LOOPBACK):
-                yield address, int(length or WIDTH[family]), one.name
+def _state_addresses(devices: Iterable[Device], family: int, links: dict[str, Link]) -> Iterator[tuple[str, int, str]]:
+    """Yield the addresses that the state gives for its devices."""
+    for device in devices:
+        if device.name not in links and device.name != LOOPBACK:
+            continue
+        for address, _, length in (prefix.partition("/") for prefix in device.addresses):
+            is_loopback = device.name == LOOPBACK and address in ("127.0.0.1", "::1")
+            if (":" in address) == (family == 6) and not is_loopback:
+                yield address, int(length or WIDTH[family]), device.name
 
 
-def _listed(routes: tuple[Route, ...]) -> Iterator[tuple[str, int, str]]:
-    """The addresses that table local knows, each as wide as the network that it lies in."""
+def _local_table_addresses(routes: tuple[Route, ...]) -> Iterator[tuple[str, int, str]]:
+    """Yield the addresses of table local, each with the prefix length of its network."""
     for route in routes:
         width = WIDTH[route.family]
         low, high = interval(route.destination, route.family)
-        loopback = low == 1 if route.family == 6 else low >> 24 == 127
-        if route.table == TABLE_LOCAL and route.kind == "local" and route.device and low == high and not loopback:
-            yield shown(route.family, low), _length(routes, route.device, low, width), route.device
+        is_loopback = low == 1 if route.family == 6 else low >> 24 == 127
+        if route.table == TABLE_LOCAL and route.kind == "local" and route.device and low == high and not is_loopback:
+            yield shown(route.family, low), _prefix_length(routes, route.device, low, width), route.device
 
 
-def _length(routes: tuple[Route, ...], device: str, address: int, width: int) -> int:
+def _prefix_length(routes: tuple[Route, ...], device: str, address: int, width: int) -> int:
     networks = (
         interval(route.destination, route.family)
         for route in routes
@@ -167,10 +182,10 @@ def _length(routes: tuple[Route, ...], device: str, address: int, width: int) ->
     return width - (min(spans).bit_length() if spans else 0)
 
 
-def _invented(
+def _assumed_addresses(
     packet: Packet, device: str, links: dict[str, Link], routes: tuple[Route, ...]
 ) -> Iterator[tuple[str, int, str]]:
-    """The packet's source, what the routes prefer as one, and an address for every device."""
+    """Yield the packet's source, preferred sources of routes, and an address for every device."""
     width = WIDTH[packet.family]
     for route in routes:
         if route.prefsrc and route.ways[0].device:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A counterexample as a shell script that anybody can run: the state, the packet, and what comes of it.
+"""Counterexample as a shell script that anyone can run: the state, the packet, and the result.
 
-The script makes two network namespaces of its own. The first gets the state, with a veth device for every device
-that the state names; the second has their other ends, where it watches.
+The script creates two network namespaces. The first gets the state, with a veth device for every
+device that the state names; the second has the other ends, where the script watches.
 """
 
 from __future__ import annotations
 
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, KERNEL, Packet, interval, shown
+from nftpolicy.model.packet import FORWARD, KERNEL, TCP, UDP, Packet, interval, shown
 from nftpolicy.netstate import iproute, nft, text
 from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
@@ -19,7 +19,6 @@ from .sender import NOT_SEEN, SEEN, cautions, program
 
 SHOWN, REFUTED, INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
 
-_PROTOCOLS = nft.PROTOCOLS
 _OTHER_FAMILY = {4: ("ip6", "arp", "bridge"), 6: ("ip", "arp", "bridge")}
 
 _HEAD = """\
@@ -28,7 +27,7 @@ _HEAD = """\
 #
 # Shows, in network namespaces of its own, whether this packet leaves by {device}:
 #     {packet}
-# Needs root, ip, nft and python3. Exit status: 0 it left, 1 it did not, 3 nothing can be said.
+# Needs root, ip, nft and python3. Exit status: 0 it left, 1 it did not leave, 3 inconclusive.
 {cautions}"""
 
 _SETUP = """\
@@ -42,17 +41,17 @@ finish() {{
     [ "$verdict" -ne 3 ] || echo "inconclusive"
     exit "$verdict"
 }}
-[ ! -e "/var/run/netns/$here" ] || exit "$verdict"  # somebody else's
+[ ! -e "/var/run/netns/$here" ] || exit "$verdict"  # of another process
 trap finish EXIT
 trap 'exit' INT TERM
 ip netns add "$here"
 ip netns add "$there"
 
-# The namespace does not take over what the machine has set; nothing is filtered by source.
+# The namespace does not inherit the sysctls of the machine; rp_filter is off.
 set_here() {{ ip netns exec "$here" sh -c 'echo "$2" > "/proc/sys/$1"' sh "$@"; }}
 {baseline}
 
-# The devices, and their other ends. Without neighbour resolution, frames leave at once.
+# The devices and their other ends. Without neighbour resolution, frames leave at once.
 ip -n "$here" -batch - <<END
 link set lo up
 {links}
@@ -66,9 +65,9 @@ END
 """
 
 _ROUTING = """
-# Routes and rules: those of the state, in place of the kernel's own.
+# Routes and rules of the state replace those of the kernel.
 for table in {tables}; do
-    ip -n "$here" -{family} route flush table "$table" 2>/dev/null || :  # it may not be there yet
+    ip -n "$here" -{family} route flush table "$table" 2>/dev/null || :  # the table may not exist yet
 done
 {no_rules}ip -n "$here" -{family} -batch - <<'END'
 {lines}
@@ -98,51 +97,56 @@ case $status in
 esac
 """
 
-_CANT = """\
+_NOT_REPRODUCIBLE = """\
 echo {reason}
 exit 3
 """
 
 
 def script(state: NetState, packet: Packet, device: str, title: str) -> str:
-    """A script for sh that shows whether `packet` leaves by `device` under `state`.
+    """Return an sh script that shows whether `packet` leaves by `device` under `state`.
 
-    Its exit status: SHOWN, REFUTED, or INCONCLUSIVE when the packet or the whole state can't be made to happen
-    there; what is missing is said, and so is what was seen without it.
+    Its exit status is SHOWN, REFUTED, or INCONCLUSIVE if the packet or the whole state cannot be
+    reproduced; the script then prints what is missing, and the result without it.
 
     Raises:
-        ValueError: the state has names that can't be written in a script.
+        ValueError: the state has names that cannot be written in a script.
     """
-    stage = scene(state, packet, device)
+    topology = scene(state, packet, device)
     left_out: list[str] = []
-    tables, routing = _tables(state, packet, left_out), _routing(stage, left_out)
-    missing = [_line(one) for one in (*left_out, *cautions(packet))]
-    remarks = [_plain(one) for one in state.devices if one.name in stage.devices and one.kind in ("bridge", "vrf")]
+    tables, routing = _tables(state, packet, left_out), _routing(topology, left_out)
+    missing = [_line(item) for item in (*left_out, *cautions(packet))]
+    remarks = [
+        _without_ports(item)
+        for item in state.devices
+        if item.name in topology.devices and item.kind in ("bridge", "vrf")
+    ]
     head = _HEAD.format(
         title=_line(title),
         device=device,
         packet=describe(packet),
-        cautions="".join(f"# Caution: {one}.\n" for one in (*missing, *remarks)),
+        cautions="".join(f"# Caution: {item}.\n" for item in (*missing, *remarks)),
     )
     try:
-        inner = program(packet, device, stage)
+        sender = program(packet, device, topology)
     except Unsendable as error:
-        return head + _CANT.format(reason=_quoted(f"this packet can't be made to happen: {error}"))
-    parts = [head, _setup(stage, packet), routing, _sysctls(state, packet.family)]
-    parts.append(_RUN.format(program=inner, tables=tables))
-    parts += [f"echo {_quoted('caution: ' + one)}\n" for one in (*missing, *remarks)]
-    # Where something is missing, neither outcome says what the whole state would do.
-    parts += [] if missing else [_VERDICT.format(seen=SEEN, not_seen=NOT_SEEN)]
+        return head + _NOT_REPRODUCIBLE.format(reason=_quoted(f"no script can produce this packet: {error}"))
+    parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
+    parts.append(_RUN.format(program=sender, tables=tables))
+    parts += [f"echo {_quoted('caution: ' + item)}\n" for item in (*missing, *remarks)]
+    # With parts missing, neither outcome shows the behaviour of the whole state.
+    if not missing:
+        parts.append(_VERDICT.format(seen=SEEN, not_seen=NOT_SEEN))
     return "".join(parts)
 
 
 def describe(packet: Packet) -> str:
-    """The packet in one line for a person."""
-    protocol = _PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
-    ports = packet.protocol in (6, 17)
+    """Return the packet as one line of text."""
+    protocol = nft.PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+    has_ports = packet.protocol in (TCP, UDP)
     source = shown(packet.family, packet.source) if packet.source is not None else "the address that the kernel takes"
-    parts = [f"{protocol} from {source}" + (f" port {packet.sport}" if ports else "")]
-    parts += [f"to {shown(packet.family, packet.destination)}" + (f" port {packet.dport}" if ports else "")]
+    parts = [f"{protocol} from {source}" + (f" port {packet.sport}" if has_ports else "")]
+    parts += [f"to {shown(packet.family, packet.destination)}" + (f" port {packet.dport}" if has_ports else "")]
     if packet.origin == FORWARD:
         parts.append(f"arriving by {packet.iif}")
     elif packet.origin == KERNEL:
@@ -150,118 +154,126 @@ def describe(packet: Packet) -> str:
     else:
         parts.append(f"by a {'socket' if packet.origin == 'socket' else 'packet socket'} of user {packet.uid}")
         parts.append(f"group {packet.gid}")
-        parts += [f"bound to {packet.bound}"] if packet.bound else []
+        if packet.bound:
+            parts.append(f"bound to {packet.bound}")
     parts += [f"{' '.join(name)} {value}" for name, value in packet.fields.items()]
     return ", ".join([" ".join(parts[:2]), *parts[2:], f"mark {packet.mark:#x}", f"flow {packet.flow.state}"])
 
 
-def _line(words: str) -> str:
-    """On one line, so that nothing of it becomes a command."""
-    return " ".join(words.split())
+def _line(message: str) -> str:
+    """Return the text on one line, so that no part of it becomes a command."""
+    return " ".join(message.split())
 
 
-def _quoted(words: str) -> str:
-    return "'" + words.replace("'", "'\\''") + "'"
+def _quoted(argument: str) -> str:
+    return "'" + argument.replace("'", "'\\''") + "'"
 
 
-def _setup(stage: Scene, packet: Packet) -> str:
+def _setup(topology: Scene, packet: Packet) -> str:
     baseline = [("net/ipv4/conf/all/rp_filter", 0), ("net/ipv4/conf/default/rp_filter", 0)]
     if packet.family == 6:
-        baseline += [(f"net/ipv6/conf/{which}/disable_ipv6", 0) for which in ("all", "default")]
+        baseline += [(f"net/ipv6/conf/{scope}/disable_ipv6", 0) for scope in ("all", "default")]
     if packet.origin == FORWARD:
         baseline.append(("net/ipv4/ip_forward" if packet.family == 4 else "net/ipv6/conf/all/forwarding", 1))
     links = []
-    for one in stage.devices.values():
-        links.append(f"link add {one.name} address {one.mac} type veth peer name {one.name} netns $there")
-        group = f" group {one.group}" if one.group else ""
-        links.append(f"link set {one.name} arp off addrgenmode none{group} {'up' if one.up else 'down'}")
+    for veth in topology.devices.values():
+        links.append(f"link add {veth.name} address {veth.mac} type veth peer name {veth.name} netns $there")
+        group = f" group {veth.group}" if veth.group else ""
+        links.append(f"link set {veth.name} arp off addrgenmode none{group} {'up' if veth.up else 'down'}")
     nodad = " nodad" if packet.family == 6 else ""
     addresses = [
-        f"addr add {address}/{length} dev {device} noprefixroute{nodad}" for address, length, device in stage.addresses
+        f"addr add {address}/{length} dev {device} noprefixroute{nodad}"
+        for address, length, device in topology.addresses
     ]
     return _SETUP.format(
         baseline="\n".join(f"set_here {path} {value}" for path, value in baseline),
         links="\n".join(links),
-        peers=" ".join(stage.devices),
+        peers=" ".join(topology.devices),
         family=packet.family,
         addresses="\n".join(addresses),
     )
 
 
-def _routing(stage: Scene, left_out: list[str]) -> str:
+def _routing(topology: Scene, left_out: list[str]) -> str:
     lines = []
-    for one in (*sorted(stage.routes, key=_place), *stage.rules):
+    items: tuple[Route | IpRule, ...] = (*sorted(topology.routes, key=_route_order), *topology.rules)
+    for item in items:
         try:
-            lines.append(_added(one))
+            lines.append(_add_command(item))
         except ValueError as error:
-            left_out.append(f"{type(one).__name__} {one} is left out: {error}")
-    tables = "local main default" if stage.exact else "main default"
-    no_rules = _NO_RULES.format(family=stage.family) if stage.rules else ""
-    return _ROUTING.format(tables=tables, family=stage.family, no_rules=no_rules, lines="\n".join(lines))
+            left_out.append(f"{type(item).__name__} {item} is left out: {error}")
+    tables = "local main default" if topology.exact else "main default"
+    no_rules = _NO_RULES.format(family=topology.family) if topology.rules else ""
+    return _ROUTING.format(tables=tables, family=topology.family, no_rules=no_rules, lines="\n".join(lines))
 
 
-def _place(one: Route) -> tuple[bool, bool, int]:
-    """The machine's own addresses first, and those before their networks: a route may prefer one as source."""
-    low, high = interval(one.destination, one.family)
-    return one.table != TABLE_LOCAL, one.kind != "local", high - low if one.table == TABLE_LOCAL else 0
+def _route_order(route: Route) -> tuple[bool, bool, int]:
+    """Return a sort key: own addresses first, then their networks.
+
+    A route may prefer an own address as source, so the address must exist before.
+    """
+    low, high = interval(route.destination, route.family)
+    return route.table != TABLE_LOCAL, route.kind != "local", high - low if route.table == TABLE_LOCAL else 0
 
 
-def _added(one: Route | IpRule) -> str:
-    if isinstance(one, IpRule):
-        return f"rule add {iproute.rule(one)}"
-    # A gateway may be known only by a route or rule that comes later, so it is taken as it is.
-    alive = tuple(evolve(way, onlink=bool(way.gateway and way.device)) for way in one.ways if not way.dead)
-    sure = evolve(one, nexthops=alive) if one.nexthops else evolve(one, onlink=alive[0].onlink)
-    # Several routes of one destination are told from one another by their order.
-    return f"route append {iproute.route(sure)}"
+def _add_command(item: Route | IpRule) -> str:
+    if isinstance(item, IpRule):
+        return f"rule add {iproute.rule(item)}"
+    # The route to a gateway may be added only later, so gateways are added with onlink.
+    nexthops = tuple(
+        evolve(nexthop, onlink=bool(nexthop.gateway and nexthop.device)) for nexthop in item.ways if not nexthop.dead
+    )
+    with_onlink = evolve(item, nexthops=nexthops) if item.nexthops else evolve(item, onlink=nexthops[0].onlink)
+    # The order distinguishes several routes to one destination.
+    return f"route append {iproute.route(with_onlink)}"
 
 
 def _sysctls(state: NetState, family: int) -> str:
-    wanted = [
-        one
-        for one in state.sysctls
-        if one.path.startswith("net/") and not (family == 4 and one.path.startswith("net/ipv6/"))
+    sysctls = [
+        sysctl
+        for sysctl in state.sysctls
+        if sysctl.path.startswith("net/") and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
     ]
-    if not wanted:
+    if not sysctls:
         return ""
-    return "\n" + "".join(f"set_here {_quoted(one.path)} {_quoted(one.value)}\n" for one in wanted)
+    return "\n" + "".join(f"set_here {_quoted(sysctl.path)} {_quoted(sysctl.value)}\n" for sysctl in sysctls)
 
 
-def _plain(one: Device) -> str:
-    return f"{one.name}, a {one.kind}, is here a device without ports"
+def _without_ports(device: Device) -> str:
+    return f"{device.name}, a {device.kind}, is here a device without ports"
 
 
 def _tables(state: NetState, packet: Packet, left_out: list[str]) -> str:
-    """The tables that this family meets, as text."""
+    """Return the tables of this family as text; adds parts that cannot be written to `left_out`."""
     written = []
     for table in state.tables:
         if table.family in _OTHER_FAMILY[packet.family]:
             continue
         name = f"table {table.family} {table.name}"
-        left_out += [f"{name} is here without {one}" for one in table.unknown]
+        left_out += [f"{name} is here without {construct}" for construct in table.unknown]
         try:
-            written.append(text.table(_writable(table, name, left_out)))
+            written.append(text.table(_writable_table(table, name, left_out)))
         except ValueError as error:
             left_out.append(f"{name} is left out: {error}")
     return "\n".join(written)
 
 
-def _writable(table: nft.Table, name: str, left_out: list[str]) -> nft.Table:
-    """The table without the rules that can't be written."""
+def _writable_table(table: nft.Table, name: str, left_out: list[str]) -> nft.Table:
+    """Return the table without the rules that cannot be written."""
     chains = []
     for chain in table.chains:
         rules = []
         for rule in chain.rules:
             try:
-                rules.append(_written(rule))
+                rules.append(_writable_rule(rule))
             except ValueError as error:
                 left_out.append(f"{name}, chain {chain.name}, is here without a rule: {error}")
         chains.append(evolve(chain, rules=tuple(rules)))
     return evolve(table, chains=tuple(chains))
 
 
-def _written(rule: nft.Rule) -> nft.Rule:
-    """The rule, without its comment if that is what can't be written."""
+def _writable_rule(rule: nft.Rule) -> nft.Rule:
+    """Return the rule, without its comment if the comment cannot be written."""
     try:
         text.rule(rule)
     except ValueError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The program inside a reproduction: Python text that sends exactly one packet, and watches where it comes out.
+"""Program inside a reproduction: Python text that sends one packet and watches where it leaves.
 
-It is put together for the packet at hand, so that a person reads no more than what happens. It needs nothing
-but Python's own library, and says by its exit status what it saw: SEEN, NOT_SEEN, or anything else for trouble.
+It is generated for the packet at hand, so that a reader sees only what happens. It needs only
+Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for an error.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UD
 from . import flows, wire
 from .scene import Scene, Unsendable
 
-SEEN, NOT_SEEN = 0, 4  # 1 is what an uncaught exception gives
+SEEN, NOT_SEEN = 0, 4  # 1 is the status of an uncaught exception
 
-_RAW_IP = 255  # a socket of this protocol sends packets with their headers
+_LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
+_MAX_ID = 0xFFFFFFFF  # (uid_t)-1, never a process's
+_RAW_IP = 255  # sockets of this protocol send packets with their headers
 _KNOWN = {("icmp", "type"), ("icmp", "code"), ("icmpv6", "type"), ("icmpv6", "code"), ("tcp", "flags")}
 _TRANSPARENT = {4: 19, 6: 75}  # IP_TRANSPARENT, IPV6_TRANSPARENT
 
@@ -25,39 +27,39 @@ HERE, THERE = sys.argv[1:]
 TOKEN = os.urandom(16).hex().encode()  # the payload to look for
 {first}
 def enter(namespace):
-    """The sockets that are made after this belong to that namespace."""
+    """Move to a network namespace: sockets opened later belong to it."""
     with open("/var/run/netns/" + namespace) as file:
         if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0x40000000):
             raise OSError(ctypes.get_errno(), "setns")
 
 def link(device, ethertype):
-    """A socket for frames by a device."""
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    made.bind((device, ethertype))
-    return made
+    """Return a socket for frames by a device."""
+    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.bind((device, ethertype))
+    return sock
 
-def seen(mine, seconds, device=None):
-    """The first frame that came out and of which `mine` is true, and its device; no frame if it was another one."""
+def watch(is_packet, seconds, device=None):
+    """Return the first frame that passes the test, and its device; no frame for another device."""
     end, by = time.monotonic() + seconds, None
     while select.select([outside], [], [], max(0, end - time.monotonic()))[0]:
         frame, address = outside.recvfrom(65535)
-        if address[2] != socket.PACKET_OUTGOING and mine(frame):
+        if address[2] != socket.PACKET_OUTGOING and is_packet(frame):
             by = address[0]
             if device in (None, by):
                 return frame, by
     return None, by
 '''
-_FIRST = "FIRST = os.urandom(8).hex().encode()  # and that of the packets before\n"
+_FIRST = "FIRST = os.urandom(8).hex().encode()  # and the payload of earlier packets\n"
 
 _CONTROL = """
 enter(THERE)
 outside = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))  # all frames of all devices
 enter(HERE)
 
-# The control: a frame that goes past all rules has to be seen, or the rest says nothing.
+# Control: this frame passes no rule and must be seen, or the result would mean nothing.
 link({device!r}, 0x88B5).send(b"\\xff" * 6 + bytes(6) + b"\\x88\\xb5" + TOKEN)
-if not seen(lambda frame: TOKEN in frame, 1, {device!r})[0]:
-    sys.exit("the watcher does not see what leaves")
+if not watch(lambda frame: TOKEN in frame, 1, {device!r})[0]:
+    sys.exit("the watcher does not see outgoing frames")
 
 """
 
@@ -71,7 +73,7 @@ try:
 {send}
 except OSError as error:
     refused = ": " + error.strerror
-frame, device = seen({mine}, 0.1 if refused else 0.3, {device!r})
+frame, device = watch({is_packet}, 0.1 if refused else 0.3, {device!r})
 if frame:
     print("the packet left by {device}: " + {ends})
     sys.exit({SEEN})
@@ -84,22 +86,22 @@ _HAS_TOKEN = "lambda frame: TOKEN in frame"
 
 
 def cautions(packet: Packet) -> list[str]:
-    """What of the packet the program does not set up, one line each."""
-    known = _KNOWN | {wire.TTL[packet.family], wire.DSCP[packet.family]}
-    lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in known]
+    """Return the fields of the packet that the program does not set up, one line each."""
+    supported = _KNOWN | {wire.TTL[packet.family], wire.DSCP[packet.family]}
+    lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in supported]
     if not flows.is_made(packet) and packet.flow.state not in ("new", _natural(packet)):
-        lines.append(f"nothing makes its flow {packet.flow.state}")
+        lines.append(f"the script does not make its flow {packet.flow.state}")
     elif not flows.is_made(packet) and packet.flow.mark:
         lines.append(f"the mark of its flow ({packet.flow.mark:#x}) is not set")
     if packet.cgroup:
         lines.append(f"it is not sent from the cgroup {packet.cgroup}")
     if packet.mark and packet.origin in (KERNEL, FORWARD):
-        lines.append(f"its mark ({packet.mark:#x}) has to come from the rules themselves")
+        lines.append(f"its mark ({packet.mark:#x}) must be set by the rules")
     return lines
 
 
 def _natural(packet: Packet) -> str:
-    """The state of the flow of what the kernel answers, made or not."""
+    """Return the flow state of a packet that the kernel sends as a reply, without further setup."""
     if packet.origin != KERNEL:
         return "new"
     is_error = packet.protocol in (ICMP, ICMPV6) and wire.message(packet)[0] != wire.echoes(packet)[1]
@@ -107,31 +109,31 @@ def _natural(packet: Packet) -> str:
 
 
 def program(packet: Packet, device: str, scene: Scene) -> str:
-    """The program that sends `packet` in the namespace HERE and watches from THERE.
+    """Return the program that sends `packet` in the namespace HERE and watches from THERE.
 
     Raises:
-        Unsendable: the packet can't be made to happen.
+        Unsendable: no script can produce the packet.
     """
     scene.link(device)
-    if max(packet.uid, packet.gid) >= 0xFFFFFFFF:
-        raise Unsendable("no process can be this user or group")
-    way = {FRAME: _frame, FORWARD: _forward, KERNEL: _provoked}.get(packet.origin, _by_socket)
-    prepare, send, mine = way(packet, device, scene)
+    if max(packet.uid, packet.gid) >= _MAX_ID:
+        raise Unsendable("this user or group ID is not valid for a process")
+    sender = {FRAME: _frame, FORWARD: _forward, KERNEL: _by_kernel}.get(packet.origin, _by_socket)
+    prepare, send, is_packet = sender(packet, device, scene)
     middle = "".join(f"{line}\n" for line in prepare)
     helpers = ""
     if flows.is_made(packet):
-        begin, send = flows.flow(packet, device, scene)
-        mine = _HAS_TOKEN
+        setup, send = flows.flow(packet, device, scene)
+        is_packet = _HAS_TOKEN
         helpers = wire.makers(packet) + "\n" + flows.helpers(packet)
-        begun = "".join(f"{line}\n" for line in begin)
-        middle = flows.TRACKING.format(mark=packet.flow.mark) + middle + begun + _LOAD + flows.UNTRACK
+        setup_lines = "".join(f"{line}\n" for line in setup)
+        middle = flows.TRACKING.format(mark=packet.flow.mark) + middle + setup_lines + _LOAD + flows.UNTRACK
     else:
         helpers = wire.makers(packet) if any("whole(" in line for line in send) else ""
         middle = _LOAD + middle
     head = _HEAD.format(first=_FIRST if flows.is_made(packet) else "")
     end = _END.format(
         send="\n".join(f"    {line}" for line in send),
-        mine=mine,
+        is_packet=is_packet,
         device=device,
         ends=_ends(packet),
         SEEN=SEEN,
@@ -148,44 +150,44 @@ def _ends(packet: Packet) -> str:
 
 
 def is_tcp(packet: Packet) -> str:
-    """Which frame is the packet, if it has no payload: nothing else speaks TCP there."""
-    at = wire.PROTOCOL_AT[packet.family]
-    return f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{at}] == {TCP}"
+    """Return the test for a frame without payload: the only TCP frame in the namespace."""
+    offset = wire.PROTOCOL_AT[packet.family]
+    return f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{offset}] == {TCP}"
 
 
-# What sends a packet: lines to prepare it, lines that send it, and which frame it is.
-_Way = tuple[list[str], list[str], str]
+# How a packet is sent: lines that prepare it, lines that send it, and the test for its frame.
+_Sender = tuple[list[str], list[str], str]
 
 
-def _by_socket(packet: Packet, device: str, scene: Scene) -> _Way:
+def _by_socket(packet: Packet, device: str, scene: Scene) -> _Sender:
     flags = packet.fields.get(("tcp", "flags"), wire.SYN)
     has_ports = bool(packet.sport and packet.dport)
-    mine = _HAS_TOKEN
+    is_packet = _HAS_TOKEN
     if packet.protocol == UDP and has_ports:
-        kind, send = "socket.SOCK_DGRAM", [f"sock.sendto(TOKEN, {_address(packet, packet.dport)})"]
+        kind, send = "socket.SOCK_DGRAM", [f"sock.sendto(TOKEN, {_destination(packet, packet.dport)})"]
     elif packet.protocol == TCP and has_ports and (flags == wire.SYN or flows.is_made(packet)):
-        kind, mine = "socket.SOCK_STREAM", is_tcp(packet)
+        kind, is_packet = "socket.SOCK_STREAM", is_tcp(packet)
         send = [
             "sock.setblocking(False)",
-            f"result = sock.connect_ex({_address(packet, packet.dport)})",
+            f"result = sock.connect_ex({_destination(packet, packet.dport)})",
             "if result not in (0, errno.EINPROGRESS):",
             "    raise OSError(result, os.strerror(result))",
         ]
     elif packet.protocol in (0, _RAW_IP):
         kind = f"socket.SOCK_RAW, {_RAW_IP}"
-        send = [f"sock.sendto({_packed(packet, device, scene)}, {_address(packet, 0)})"]
+        send = [f"sock.sendto({_packet_text(packet, device, scene)}, {_destination(packet, 0)})"]
     else:
         kind = f"socket.SOCK_RAW, {packet.protocol}"
-        send = [f"sock.sendto({wire.body(packet)[0]}, {_address(packet, 0)})"]
+        send = [f"sock.sendto({wire.body(packet)[0]}, {_destination(packet, 0)})"]
     prepare = [*_owner(packet), f"sock = socket.socket({wire.AF[packet.family]}, {kind})"]
-    return [*prepare, *_options(packet, kind), *_bound(packet, kind, scene)], send, mine
+    return [*prepare, *_options(packet, kind), *_bound(packet, kind, scene)], send, is_packet
 
 
 def _is_link_local(packet: Packet, address: int) -> bool:
-    return packet.family == 6 and address >> 118 == 0x3FA  # fe80::/10
+    return packet.family == 6 and address >> 118 == _LINK_LOCAL_BITS
 
 
-def _address(packet: Packet, port: int) -> str:
+def _destination(packet: Packet, port: int) -> str:
     text = f"{shown(packet.family, packet.destination)!r}, {port}"
     if _is_link_local(packet, packet.destination) and packet.bound:
         text += f", 0, socket.if_nametoindex({packet.bound!r})"
@@ -194,8 +196,10 @@ def _address(packet: Packet, port: int) -> str:
 
 def _owner(packet: Packet) -> list[str]:
     names = ((packet.gid, "setfsgid"), (packet.uid, "setfsuid"))
-    lines = [f"ctypes.CDLL(None).{name}({one})" for one, name in names if one]
-    return ["# Whose socket it is; that of root may be marked, and so may this one.", *lines] if lines else []
+    lines = [f"ctypes.CDLL(None).{name}({number})" for number, name in names if number]
+    if not lines:
+        return []
+    return ["# Owner of the socket. A process of root may set marks, and keeps that right here.", *lines]
 
 
 def _options(packet: Packet, kind: str) -> list[str]:
@@ -216,7 +220,7 @@ def _options(packet: Packet, kind: str) -> list[str]:
 
 
 def _bound(packet: Packet, kind: str, scene: Scene) -> list[str]:
-    """The socket's own address and port."""
+    """Return the lines that bind the socket to its address and port."""
     port = 0 if "RAW" in kind else packet.sport
     if not packet.source:
         return [f"sock.bind(({'' if packet.family == 4 else '::'!r}, {port}))"] if port else []
@@ -226,55 +230,55 @@ def _bound(packet: Packet, kind: str, scene: Scene) -> list[str]:
         remark = "# TRANSPARENT: the source is not an address of this machine"
         lines.append(f"sock.setsockopt({level}, {_TRANSPARENT[packet.family]}, 1)  {remark}")
     if _is_link_local(packet, packet.source):
-        owner = next((name for one, _, name in scene.addresses if one == source), packet.bound)
+        owner = next((name for address, _, name in scene.addresses if address == source), packet.bound)
         scope = f", 0, socket.if_nametoindex({owner!r})" if owner else ""
     return [*lines, f"sock.bind(({source!r}, {port}{scope}))"]
 
 
-def _frame(packet: Packet, device: str, scene: Scene) -> _Way:
-    by = packet.bound or device
-    prepare = [*_owner(packet), f"sock = link({by!r}, {packet.protocol_number:#06x})"]
+def _frame(packet: Packet, device: str, scene: Scene) -> _Sender:
+    sending_device = packet.bound or device
+    prepare = [*_owner(packet), f"sock = link({sending_device!r}, {packet.protocol_number:#06x})"]
     if packet.mark:
         prepare.append(f"sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, {packet.mark:#x})")
-    own = wire.mac(scene.link(by).mac)
+    own_mac = wire.mac(scene.link(sending_device).mac)
     if packet.ethertype == wire.ARP:
         sender, target = wire.source_of(packet, device, scene), shown(4, packet.destination)
-        ends = f"{own} + socket.inet_aton({sender!r}) + bytes(6) + socket.inet_aton({target!r})"
+        ends = f"{own_mac} + socket.inet_aton({sender!r}) + bytes(6) + socket.inet_aton({target!r})"
         inner = f'struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + {ends} + TOKEN'
     elif packet.ethertype not in (None, 0x0800, 0x86DD):
         inner = "TOKEN"
     else:
-        inner = _packed(packet, device, scene)
-    return prepare, [f'sock.send(b"\\xff" * 6 + {own} + {wire.ethertype(packet)} + {inner})'], _HAS_TOKEN
+        inner = _packet_text(packet, device, scene)
+    return prepare, [f'sock.send(b"\\xff" * 6 + {own_mac} + {wire.ethertype(packet)} + {inner})'], _HAS_TOKEN
 
 
-def _forward(packet: Packet, device: str, scene: Scene) -> _Way:
+def _forward(packet: Packet, device: str, scene: Scene) -> _Sender:
     if packet.iif is None:
-        raise Unsendable("it does not say by which device it arrives")
-    return [], [wire.from_outside(packet, scene, packet.iif, _packed(packet, device, scene))], _HAS_TOKEN
+        raise Unsendable("its arrival device is not known")
+    return [], [wire.from_outside(packet, scene, packet.iif, _packet_text(packet, device, scene))], _HAS_TOKEN
 
 
-def _provoked(packet: Packet, device: str, scene: Scene) -> _Way:
-    """Something from outside that makes the kernel send this."""
+def _by_kernel(packet: Packet, device: str, scene: Scene) -> _Sender:
+    """Return the lines of an outside packet that makes the kernel send this one."""
     is_icmp = packet.protocol in (ICMP, ICMPV6)
-    mine = _HAS_TOKEN
+    is_packet = _HAS_TOKEN
     request, reply = wire.echoes(packet)
     if is_icmp and wire.message(packet)[0] == reply:
         cause, protocol = (wire.icmp(request), 2), packet.protocol
     elif is_icmp and wire.message(packet)[0] == (3 if packet.family == 4 else 1):
-        cause, protocol = (wire.udp(9, 9), 6), UDP  # nobody listens on the port
+        cause, protocol = (wire.udp(9, 9), 6), UDP  # no socket listens on this port
     elif packet.protocol == TCP and packet.fields.get(("tcp", "flags"), wire.RST) & wire.RST:
-        cause, protocol, mine = (wire.tcp(packet.dport, packet.sport, wire.SYN), 16), TCP, is_tcp(packet)
+        cause, protocol, is_packet = (wire.tcp(packet.dport, packet.sport, wire.SYN), 16), TCP, is_tcp(packet)
     else:
-        raise Unsendable("the kernel sends this of its own accord, and the script does not know how to make it")
+        raise Unsendable("the kernel sends this packet on its own, and the script has no trigger for it")
     arrival = packet.iif or device
-    own = shown(packet.family, packet.source) if packet.source else scene.address_of(arrival)
-    if own is None:
-        raise Unsendable("the machine has no address that it could answer from")
-    whole = wire.whole(shown(packet.family, packet.destination), own, protocol, cause)
-    return [], [wire.from_outside(packet, scene, arrival, whole)], mine
+    own_address = shown(packet.family, packet.source) if packet.source else scene.address_of(arrival)
+    if own_address is None:
+        raise Unsendable("the machine has no address to reply from")
+    whole = wire.whole(shown(packet.family, packet.destination), own_address, protocol, cause)
+    return [], [wire.from_outside(packet, scene, arrival, whole)], is_packet
 
 
-def _packed(packet: Packet, device: str, scene: Scene) -> str:
+def _packet_text(packet: Packet, device: str, scene: Scene) -> str:
     source = wire.source_of(packet, device, scene)
     return wire.whole(source, shown(packet.family, packet.destination), packet.protocol, wire.body(packet))

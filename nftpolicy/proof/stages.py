@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A way from one state to another: what each state on it keeps of what was promised before, or will be after."""
+"""Proof of a transition: P1 and P2 in each intermediate state, for the old or new policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .verdict import PROVED, Finding, Proof, worst
 
 @frozen
 class Promise:
-    """A claim and whose it is, in words: "gluon-fastd, as it is"."""
+    """Specification with a title of its policy, such as "gluon-fastd, as it is"."""
 
     name: str
     claim: Claim
@@ -23,50 +23,57 @@ class Promise:
 
 @frozen
 class Stage:
-    """One state of a way, and P1 and P2 in it; no promise: nothing of ours was there to keep one."""
+    """P1 and P2 in one state of a transition; None where no tables of nftpolicy exist."""
 
     promise: Promise | None
     proof: Proof | None
 
     @property
     def verdict(self) -> str:
-        """Proved, refuted or unknown; "" where there is nothing to prove."""
+        """Return proved, refuted or unknown; "" where there is nothing to prove."""
         return self.proof.verdict if self.proof is not None else ""
 
     def failures(self) -> Iterator[Finding]:
-        """What is not proved."""
-        for one in self.proof.findings if self.proof is not None else ():
-            if one.deciding and one.verdict != PROVED:
-                yield one
+        """Yield the deciding findings that are not proved."""
+        if self.proof is None:
+            return
+        for finding in self.proof.findings:
+            if finding.deciding and finding.verdict != PROVED:
+                yield finding
 
 
 def stages(states: Sequence[NetState], promises: Sequence[Promise | None]) -> tuple[Stage, ...]:
-    """Every state held against its promise.
+    """Return the proof of each state against its specification.
 
-    The guard's proof reads tables and devices, and ip rules and routes only to find a packet where it fails:
-    so a state that differs from a proved one in those alone is proved too.
+    The proof of the guard reads tables and devices; it reads ip rules and routes only to search for
+    a packet where it fails. So a state that differs from a proved one only in those is proved too.
     """
-    found: list[Stage] = []
-    known: list[tuple[NetState, Promise, Proof]] = []
+    results: list[Stage] = []
+    proved: list[tuple[NetState, Promise, Proof]] = []
     for state, promise in zip(states, promises, strict=True):
-        proof = None
-        if promise is not None:
-            proof = next(
-                (
-                    one
-                    for like, same, one in known
-                    if same is promise and like.devices == state.devices and like.tables == state.tables
-                ),
-                None,
-            )
-            if proof is None:
-                proof = guards(state, promise.claim)
-                if proof.verdict == PROVED:
-                    known.append((state, promise, proof))
-        found.append(Stage(promise, proof))
-    return tuple(found)
+        if promise is None:
+            results.append(Stage(None, None))
+            continue
+        proof = _proof_of_equal_state(proved, state, promise)
+        if proof is None:
+            proof = guards(state, promise.claim)
+            if proof.verdict == PROVED:
+                proved.append((state, promise, proof))
+        results.append(Stage(promise, proof))
+    return tuple(results)
 
 
-def verdict(found: Sequence[Stage]) -> str:
-    """The worst of all."""
-    return worst(one.verdict for one in found if one.verdict)
+def _proof_of_equal_state(
+    proved: Sequence[tuple[NetState, Promise, Proof]], state: NetState, promise: Promise
+) -> Proof | None:
+    """Return the proof of a state with equal tables, devices and specification, or None."""
+    for proved_state, proved_promise, proof in proved:
+        is_equal = proved_state.devices == state.devices and proved_state.tables == state.tables
+        if proved_promise is promise and is_equal:
+            return proof
+    return None
+
+
+def verdict(results: Sequence[Stage]) -> str:
+    """Return the worst verdict of all states."""
+    return worst(result.verdict for result in results if result.verdict)

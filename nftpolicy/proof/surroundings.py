@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a machine has beside a compiled state: the kernel's own rules, addresses, learned routes. Assumed, and said.
+"""Assumed environment of a compiled state: the kernel's own rules, addresses and learned routes.
 
-A compiled state says nothing of DHCP's routes or of addresses; words of a policy can be used only where
-there are some. What the guard drops does not depend on any of it.
+A compiled state names neither routes from DHCP nor addresses, and policy entries can be used only
+with some. Packets that the guard drops do not depend on any of these. Each assumption is reported.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 from attrs import evolve
 
@@ -13,103 +15,146 @@ from ..model.packet import WIDTH, number, shown
 from ..model.values import representative
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
-from .claim import Claim
+from .claim import BOTH, Claim, UplinkClaim
 
 TABLE_LOCAL, TABLE_DEFAULT = 255, 253
 KERNEL = 2  # RTPROT_KERNEL, include/uapi/linux/rtnetlink.h
 BOOT = 3  # RTPROT_BOOT
 _NETS = {4: ("192.0.2.0", 24), 6: ("2001:db8:77::", 64)}  # RFC 5737, RFC 3849
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
-_PRIORITIES = ((0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT))
+# Priority and table of the kernel's own rules; IPv6 has no rule for table default.
+_KERNEL_RULES = {
+    4: ((0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)),
+    6: ((0, TABLE_LOCAL), (32766, TABLE_MAIN)),
+}
+_KERNEL_METRIC = 256  # of the routes that the kernel adds for IPv6: IP6_RT_PRIO_ADDRCONF
+_ASSUMED_METRIC = 512
 
 
 def inside_device(pattern: str) -> str:
-    """A device that a pattern of `inside` matches."""
+    """Return a device name that a pattern of `inside` matches."""
     return representative(pattern.replace("*", "~"))
 
 
-def own_address(family: int, at: int) -> int:
-    """The address that this machine is assumed to have on its device number `at`."""
+def own_address(family: int, index: int) -> int:
+    """Return the assumed address of this machine on its device number `index`."""
     net, length = _NETS[family]
-    return number(net) + (at << (24 if family == 6 else 8)) * (length == 64) + (2 if family == 6 else 16 * at + 2)
+    return number(net) + (index << (24 if family == 6 else 8)) * (length == 64) + (2 if family == 6 else 16 * index + 2)
 
 
-def link_local(at: int) -> int:
-    """The link-local address that this machine is assumed to have on its device number `at`."""
-    return number("fe80::a00:27ff:fe00:2") + at
+def link_local(index: int) -> int:
+    """Return the assumed link-local address of this machine on its device number `index`."""
+    return number("fe80::a00:27ff:fe00:2") + index
 
 
 def here(state: NetState, claim: Claim) -> tuple[Claim, dict[str, None]]:
-    """The claim with the devices that the machine has now, by their names, and what is left out for want of one."""
+    """Return the specification restricted to devices that are up, and notes of the parts left out.
+
+    A state without devices, such as a compiled one, restricts nothing.
+    """
     if not state.devices:
         return claim, {}
-    up = [one.name for one in state.devices if one.up]
-    absent: dict[str, None] = {}
-    uplinks, inside = [], []
-    for one in claim.uplinks:
-        there = tuple(device for device in one.devices if device in up)
-        if there:
-            uplinks.append(evolve(one, devices=there, ports=tuple(port for port in one.ports if port in up)))
-        for device in one.devices:
+    up = [device.name for device in state.devices if device.up]
+    notes: dict[str, None] = {}
+    uplinks = []
+    for uplink in claim.uplinks:
+        present = tuple(device for device in uplink.devices if device in up)
+        if present:
+            ports = tuple(port for port in uplink.ports if port in up)
+            uplinks.append(evolve(uplink, devices=present, ports=ports))
+        for device in uplink.devices:
             if device not in up:
-                absent[f"no packet was tried by {device}: it is not there, or not up"] = None
+                notes[f"no packet was tried by {device}: the device does not exist or is down"] = None
+    inside = []
     for pattern in claim.inside or ():
-        found = [name for name in up if name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))]
-        inside += found[:1]
-        if not found:
-            absent[f"no packet was tried by {pattern}: there is no such device up"] = None
-    return evolve(claim, uplinks=tuple(uplinks), inside=tuple(inside)), absent
+        matching = [name for name in up if _matches(pattern, name)]
+        inside += matching[:1]
+        if not matching:
+            notes[f"no packet was tried by {pattern}: no such device is up"] = None
+    return evolve(claim, uplinks=tuple(uplinks), inside=tuple(inside)), notes
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
 
 
 def completed(state: NetState, claim: Claim) -> tuple[NetState, tuple[str, ...]]:
-    """The state with what it lacks for packets to be sent at all, and the assumptions made."""
-    rules, routes, said = list(state.rules), list(state.routes), []
-    known = {(rule.family, rule.table) for rule in rules if rule.action == "lookup" and not rule.mask}
-    local = {route.family for route in routes if route.table == TABLE_LOCAL}
-    for family in (4, 6):
-        if (family, TABLE_LOCAL) not in known and family not in local:
-            last = len(_PRIORITIES) if family == 4 else 2
-            rules += [
-                IpRule(family, priority, "lookup", table, protocol=KERNEL) for priority, table in _PRIORITIES[:last]
-            ]
-    devices = [device for one in claim.uplinks for device in one.devices]
-    devices += [inside_device(pattern) for pattern in claim.inside or ()]
-    if not local:
-        said.append("addresses on each device, and routes inside, as a machine has them (the state names none)")
-        for family in (4, 6):
-            routes.append(Route(family, TABLE_LOCAL, _LOOPBACK[family], "local", device="lo", protocol=KERNEL))
-            for at, device in enumerate(devices):
-                own = f"{shown(family, own_address(family, at))}/{WIDTH[family]}"
-                routes.append(Route(family, TABLE_LOCAL, own, "local", device=device, protocol=KERNEL))
-                if family == 6:  # what the kernel adds to every device that has IPv6
-                    link = f"{shown(6, link_local(at))}/128"
-                    routes += [
-                        Route(6, TABLE_LOCAL, link, "local", device=device, protocol=KERNEL),
-                        Route(6, TABLE_LOCAL, "ff00::/8", "multicast", device=device, metric=256, protocol=KERNEL),
-                        Route(6, TABLE_MAIN, "fe80::/64", device=device, metric=256, protocol=KERNEL),
-                    ]
-            routes += [
-                Route(family, TABLE_LOCAL, f"{shown(family, address)}/{WIDTH[family]}", "local", device="lo",
-                      protocol=KERNEL)
-                for one in claim.uplinks if one.names is not None
-                for address, _ in one.names.at(family) if (family, address >> 24) != (4, 127) and address != 1
-            ]  # fmt: skip
-            inside = [inside_device(pattern) for pattern in claim.inside or ()]
-            if inside:
-                routes.append(Route(family, TABLE_MAIN, "default", device=inside[0], metric=512, protocol=BOOT))
-    for one in claim.uplinks:
-        for family in (4, 6):
-            there = any(
-                route.family == family and route.table == one.table and route.kind == "unicast"
-                and route.destination == "default" for route in routes
-            )  # fmt: skip
-            if one.table is not None and not there:
-                routes += [
-                    Route(family, one.table, "default", device=device, metric=512 + at, protocol=BOOT)
-                    for at, device in enumerate(one.devices)
-                ]
-                family_said = f"a default route by {one.devices[0]} in table {one.table} (it has none now)"
-                said.append(family_said)
-    if len(rules) > len(state.rules):
-        rules.sort(key=lambda rule: (rule.family, rule.priority))
-    return evolve(state, rules=tuple(rules), routes=tuple(routes)), tuple(dict.fromkeys(said))
+    """Return the state with all parts that sending packets needs, and the assumptions made."""
+    assumptions: list[str] = []
+    local_families = {route.family for route in state.routes if route.table == TABLE_LOCAL}
+    rules = _with_kernel_rules(state, local_families)
+    routes = list(state.routes)
+    if not local_families:
+        assumptions.append("addresses on each device, and routes inside, as a machine has them (the state names none)")
+        for family in BOTH:
+            routes += _assumed_routes(claim, family)
+    for uplink in claim.uplinks:
+        for family in BOTH:
+            if uplink.table is not None and not _has_default_route(routes, uplink.table, family):
+                routes += _uplink_routes(uplink, uplink.table, family)
+                device = uplink.devices[0]
+                assumptions.append(f"a default route by {device} in table {uplink.table} (it has none now)")
+    return evolve(state, rules=rules, routes=tuple(routes)), tuple(dict.fromkeys(assumptions))
+
+
+def _with_kernel_rules(state: NetState, local_families: set[int]) -> tuple[IpRule, ...]:
+    """Return the rules, with the kernel's own for each family without a lookup in table local."""
+    looked_up = {(rule.family, rule.table) for rule in state.rules if rule.action == "lookup" and not rule.mask}
+    kernel_rules = [
+        IpRule(family, priority, "lookup", table, protocol=KERNEL)
+        for family in BOTH
+        if (family, TABLE_LOCAL) not in looked_up and family not in local_families
+        for priority, table in _KERNEL_RULES[family]
+    ]
+    if not kernel_rules:
+        return state.rules
+    return tuple(sorted([*state.rules, *kernel_rules], key=lambda rule: (rule.family, rule.priority)))
+
+
+def _assumed_routes(claim: Claim, family: int) -> Iterator[Route]:
+    """Yield the routes of assumed addresses in one family, and a default route inside."""
+    inside = [inside_device(pattern) for pattern in claim.inside or ()]
+    devices = [device for uplink in claim.uplinks for device in uplink.devices] + inside
+    yield Route(family, TABLE_LOCAL, _LOOPBACK[family], "local", device="lo", protocol=KERNEL)
+    for index, device in enumerate(devices):
+        yield _local_route(family, own_address(family, index), device)
+        if family == 6:
+            yield from _ipv6_kernel_routes(index, device)
+    for uplink in claim.uplinks:
+        yield from _resolver_routes(uplink, family)
+    if inside:
+        yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=BOOT)
+
+
+def _local_route(family: int, address: int, device: str) -> Route:
+    prefix = f"{shown(family, address)}/{WIDTH[family]}"
+    return Route(family, TABLE_LOCAL, prefix, "local", device=device, protocol=KERNEL)
+
+
+def _ipv6_kernel_routes(index: int, device: str) -> Iterator[Route]:
+    """Yield the routes that the kernel adds to every device with IPv6."""
+    yield _local_route(6, link_local(index), device)
+    yield Route(6, TABLE_LOCAL, "ff00::/8", "multicast", device=device, metric=_KERNEL_METRIC, protocol=KERNEL)
+    yield Route(6, TABLE_MAIN, "fe80::/64", device=device, metric=_KERNEL_METRIC, protocol=KERNEL)
+
+
+def _resolver_routes(uplink: UplinkClaim, family: int) -> Iterator[Route]:
+    """Yield routes on lo for the resolver's addresses outside 127.0.0.0/8 and ::1."""
+    if uplink.names is None:
+        return
+    for address, _ in uplink.names.at(family):
+        is_loopback = (family, address >> 24) == (4, 127) or address == 1
+        if not is_loopback:
+            yield _local_route(family, address, "lo")
+
+
+def _has_default_route(routes: Sequence[Route], table: int, family: int) -> bool:
+    return any(
+        route.family == family and route.table == table and route.kind == "unicast" and route.destination == "default"
+        for route in routes
+    )
+
+
+def _uplink_routes(uplink: UplinkClaim, table: int, family: int) -> Iterator[Route]:
+    for index, device in enumerate(uplink.devices):
+        yield Route(family, table, "default", device=device, metric=_ASSUMED_METRIC + index, protocol=BOOT)

@@ -1,30 +1,32 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What came of a proof: proved, refuted with packets, or unknown with what was not understood."""
+"""Result of a proof: proved, refuted with packets, or unknown with the unsupported constructs."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 from attrs import frozen
 
-from ..model.packet import Packet, shown
+from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, Packet, shown
 from ..model.walk import Walk
 
 PROVED, REFUTED, UNKNOWN = "proved", "refuted", "unknown"
 _RANK = {PROVED: 0, UNKNOWN: 1, REFUTED: 2}
 
+_PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6", IGMP: "IGMP"}
+
 PROPERTIES = {
     "P1": "no leak",
-    "P2": "no stray",
-    "P3": "no dead word",
-    "P4": "parity",
-    "P5": "names",
+    "P2": "mark confinement",
+    "P3": "usable",
+    "P4": "IPv4/IPv6 parity",
+    "P5": "DNS isolation",
 }
 
 
 @frozen
 class Counterexample:
-    """A packet that shows the opposite of what is claimed, with its way; `device` is the one that it leaves by."""
+    """Packet that violates a property, with its trace; `device` is the device that it leaves by."""
 
     packet: Packet
     walk: Walk
@@ -34,7 +36,7 @@ class Counterexample:
 
 @frozen
 class Finding:
-    """One part of a property. `deciding` is false for what is only reported."""
+    """Verdict on one part of a property. If not `deciding`, it is only reported."""
 
     property: str
     uplink: str
@@ -49,7 +51,7 @@ class Finding:
 
 @frozen
 class Proof:
-    """All findings, and what they rest on."""
+    """Findings, with the assumptions and exemptions that they rest on."""
 
     findings: tuple[Finding, ...]
     assumptions: tuple[str, ...] = ()
@@ -57,27 +59,27 @@ class Proof:
 
     @property
     def verdict(self) -> str:
-        """The worst of the findings that decide."""
-        return worst(one.verdict for one in self.findings if one.deciding)
+        """Return the worst verdict of the deciding findings."""
+        return worst(finding.verdict for finding in self.findings if finding.deciding)
 
     def of(self, name: str) -> str:
-        """The verdict on one property."""
-        return worst(one.verdict for one in self.findings if one.property == name)
+        """Return the verdict on one property (P1 to P5)."""
+        return worst(finding.verdict for finding in self.findings if finding.property == name)
 
 
-def worst(verdicts: Any) -> str:
-    """The worst of some verdicts; proved if there are none."""
+def worst(verdicts: Iterable[str]) -> str:
+    """Return the worst of the verdicts; proved if there are none."""
     return max(verdicts, key=_RANK.__getitem__, default=PROVED)
 
 
 def described(packet: Packet) -> str:
-    """A packet in a line."""
-    to = shown(packet.family, packet.destination)
+    """Return a packet as one line of text."""
+    destination = shown(packet.family, packet.destination)
     if packet.origin == "frame" and packet.ethertype is not None:
         return f"a frame of ethertype {packet.ethertype:#06x} that an AF_PACKET socket sends by {packet.bound}"
-    name = {6: "TCP", 17: "UDP", 1: "ICMP", 58: "ICMPv6", 2: "IGMP"}.get(packet.protocol, f"protocol {packet.protocol}")
-    port = f" port {packet.dport}" if packet.protocol in (6, 17) else ""
-    who = {
+    protocol = _PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
+    port = f" port {packet.dport}" if packet.protocol in (TCP, UDP) else ""
+    sender = {
         "socket": f"a socket of user {packet.uid}, group {packet.gid}, mark {packet.mark:#x}",
         "frame": f"an AF_PACKET socket with mark {packet.mark:#x}",
         "kernel": f"the kernel, mark {packet.mark:#x}",
@@ -86,4 +88,4 @@ def described(packet: Packet) -> str:
     source = f", source {shown(packet.family, packet.source)}" if packet.source is not None else ""
     bound = f", bound to {packet.bound}" if packet.bound else ""
     flow = "" if packet.flow.state == "new" else f", of an {packet.flow.state} flow ({packet.flow.direction})"
-    return f"IPv{packet.family} {name} to {to}{port} from {who}{source}{bound}{flow}"
+    return f"IPv{packet.family} {protocol} to {destination}{port} from {sender}{source}{bound}{flow}"

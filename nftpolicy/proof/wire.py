@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Python expressions, as text, for what is on the wire: headers, bodies, whole frames."""
+"""Python expressions, as text, that build packets on the wire: headers, payloads, whole frames."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ AF = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
 SYN, RST, ACK = 0x02, 0x04, 0x10
 ARP = 0x0806
 TTL, DSCP = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}, {4: ("ip", "dscp"), 6: ("ip6", "dscp")}
-# The source of a packet that came from elsewhere, where the packet does not say.
-_ELSEWHERE = {4: "198.51.100.77", 6: "2001:db8:77::77"}
-TRANSPORT_AT, PROTOCOL_AT = {4: 34, 6: 54}, {4: 23, 6: 20}  # in a frame
+# Source of a packet from another host, if the packet has none.
+_REMOTE_SOURCE = {4: "198.51.100.77", 6: "2001:db8:77::77"}
+TRANSPORT_AT, PROTOCOL_AT = {4: 34, 6: 54}, {4: 23, 6: 20}  # offsets in a frame
 
 _WHOLE = '''
 def checksum(data):
-    """RFC 1071."""
+    """Return the Internet checksum (RFC 1071)."""
     total = sum(struct.unpack(f"!{{len(data) // 2}}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 
 def whole(source, destination, protocol, body, place=None):
-    """The packet with its header; `place` is where its body has a checksum."""
-    source, destination = (socket.inet_pton({af}, one) for one in (source, destination))
+    """Return the packet with its header; `place` is the offset of the checksum in the body."""
+    source, destination = (socket.inet_pton({af}, address) for address in (source, destination))
     if place:
         pseudo = {pseudo}
         body = body[:place] + struct.pack("!H", checksum(pseudo + body)) + body[place + 2:]
@@ -44,7 +44,7 @@ _HEADER = {
 
 
 def makers(packet: Packet) -> str:
-    """The functions that `whole` calls need."""
+    """Return the functions that the calls of `whole` need."""
     tos = packet.fields.get(DSCP[packet.family], 0) << 2
     ttl = packet.fields.get(TTL[packet.family], 64)
     header = _HEADER[packet.family].format(tos=tos, ttl=ttl)
@@ -52,35 +52,35 @@ def makers(packet: Packet) -> str:
 
 
 def udp(sport: int, dport: int, payload: str = "TOKEN") -> str:
-    """A datagram."""
+    """Return a UDP datagram."""
     return f'struct.pack("!HHHH", {sport}, {dport}, 8 + len({payload}), 0) + {payload}'
 
 
 def tcp(sport: int, dport: int, flags: int, sequence: str = "1, 0", payload: str = "TOKEN") -> str:
-    """A segment; `sequence` is the number of what it sends, and of what it expects."""
+    """Return a TCP segment; `sequence` is "sequence number, acknowledgement number"."""
     head = f'struct.pack("!HHIIBBHI", {sport}, {dport}, {sequence}, 0x50, {flags:#04x}, 0xFFFF, 0)'
     return f"{head} + {payload}" if payload else head
 
 
 def icmp(kind: int, code: int = 0, payload: str = "TOKEN") -> str:
-    """A message; an echo has the identifier 1."""
+    """Return an ICMP message; an echo has the identifier 1."""
     return f'struct.pack("!BBHHH", {kind}, {code}, 0, 1, 1) + {payload}'
 
 
 def echoes(packet: Packet) -> tuple[int, int]:
-    """The types of an echo request and its reply."""
+    """Return the types of an echo request and of its reply."""
     return (8, 0) if packet.family == 4 else (128, 129)
 
 
 def message(packet: Packet) -> tuple[int, int]:
-    """Type and code of an ICMP packet; an echo request if it does not say."""
+    """Return type and code of an ICMP packet; by default those of an echo request."""
     name = "icmp" if packet.protocol == ICMP else "icmpv6"
-    usual = 8 if packet.protocol == ICMP else 128
-    return packet.fields.get((name, "type"), usual), packet.fields.get((name, "code"), 0)
+    echo_request = 8 if packet.protocol == ICMP else 128
+    return packet.fields.get((name, "type"), echo_request), packet.fields.get((name, "code"), 0)
 
 
 def body(packet: Packet) -> tuple[str, int | None]:
-    """What is behind the IP header, and where in it the checksum is."""
+    """Return the transport header with payload, and the offset of its checksum or None."""
     if packet.protocol == UDP:
         return udp(packet.sport, packet.dport), 6
     if packet.protocol == TCP:
@@ -91,30 +91,30 @@ def body(packet: Packet) -> tuple[str, int | None]:
 
 
 def source_of(packet: Packet, device: str, scene: Scene) -> str:
-    """The packet's source, or one that would do."""
+    """Return the source of the packet, or a suitable address."""
     if packet.source is not None:
         return shown(packet.family, packet.source)
     own = None if packet.origin == FORWARD else scene.address_of(packet.bound or device)
-    return own or _ELSEWHERE[packet.family]
+    return own or _REMOTE_SOURCE[packet.family]
 
 
 def whole(source: str, destination: str, protocol: int, inner: tuple[str, int | None]) -> str:
-    """The call that makes a packet with its headers."""
+    """Return the call that builds a packet with its headers."""
     text, place = inner
     return f"whole({source!r}, {destination!r}, {protocol}, {text}{f', {place}' if place else ''})"
 
 
 def ethertype(packet: Packet) -> str:
-    """The two bytes of a frame's type."""
+    """Return the two bytes of the ethertype."""
     return repr(packet.protocol_number.to_bytes(2, "big"))
 
 
 def mac(text: str) -> str:
-    """The six bytes of an address."""
+    """Return the six bytes of a link-layer address."""
     return repr(bytes.fromhex(text.replace(":", "")))
 
 
 def from_outside(packet: Packet, scene: Scene, arrival: str, inner: str) -> str:
-    """The line that lets a packet arrive by a device."""
+    """Return the line that makes a packet arrive by a device."""
     head = f"{mac(scene.link(arrival).mac)} + bytes(6) + {ethertype(packet)}"
     return f"outside.sendto({head} + {inner}, ({arrival!r}, {packet.protocol_number:#06x}))"

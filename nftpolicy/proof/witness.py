@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From the failure of a lemma to a packet: candidates, each walked before it is shown.
+"""Counterexample search: from the violation of a lemma to a packet, each traced before its report.
 
-Candidates take from the lemma what headers and sockets they need, and from the ip rules and routes
-what leads to the uplink. Only a packet that the walk shows leaving counts.
+Candidates take the required headers and sockets from the violation, and the path to the uplink
+from the ip rules and routes. A candidate counts only if its trace leaves the machine.
 """
 
 from __future__ import annotations
@@ -25,30 +25,35 @@ from .lemmas import Hit
 from .verdict import Counterexample
 from .worn import of_users
 
-# Addresses for documentation (RFC 5737, RFC 3849), where nothing else decides.
+# Documentation addresses (RFC 5737, RFC 3849), the default destination.
 REMOTE = {4: number("198.51.100.9"), 6: number("2001:db8:9::9")}
-# Neither "this host", loopback, groups (RFC 6890), nor anything else that is not a host elsewhere.
-_USUAL = {
-    4: tuple(interval(one, 4) for one in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
+# Addresses of other hosts: without "this host", loopback, groups (RFC 6890) and the like.
+_HOSTS = {
+    4: tuple(interval(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
     6: (interval("2000::/3", 6),),
 }
-_ROUTES_EACH = 3
+_MAX_ROUTES = 3  # per ip rule
+_MAX_EXAMPLES = 4
+_ABSENT = -1  # in no range
 _STATES = {index: name for name, index in values.STATES.items()}
 _DIRECTIONS = {index: name for name, index in values.DIRECTIONS.items()}
 
 
-def pick(wanted: Ranges | None, *liked: int) -> int:
-    """One value: the first liked one that is in the ranges, else their lowest."""
-    if wanted is None:
-        return liked[0]
-    for value in liked:
-        if any(low <= value <= high for low, high in wanted):
+def pick(ranges: Ranges | None, *preferred: int) -> int:
+    """Return the first preferred value that the ranges hold, else their lowest value."""
+    if ranges is None:
+        return preferred[0]
+    for value in preferred:
+        if any(low <= value <= high for low, high in ranges):
             return value
-    return wanted[0][0]
+    return ranges[0][0]
 
 
 def packet_of(space: Space, box: Box, origin: str, device: str | None = None) -> Packet:
-    """A packet of a box, with plain values where the box leaves a choice; bound to `device`."""
+    """Return a packet of a box, bound to `device`.
+
+    Where the box leaves a choice, fields get common values.
+    """
     family = space.family or 4
     frame_type = None
     if not space.family:
@@ -63,9 +68,9 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
             first, _, second = name.partition(".")
             fields[first, second] = pick(box[name], 8 if first == "icmp" else 128)
     if protocol == TCP:
-        set_ = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << at for at, flag in enumerate(values.TCP_FLAGS))
-        fields["tcp", "flags"] = sum(set_)
-    arrived = pick(box.get("iif"), 0)
+        flags = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(values.TCP_FLAGS))
+        fields["tcp", "flags"] = sum(flags)
+    arrival = pick(box.get("iif"), 0)
     return Packet(
         family,
         _destination(family, box.get("daddr")),
@@ -79,7 +84,7 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
         pick(box.get("gid"), 65534),
         None,
         device if origin != FORWARD else None,
-        values.representative(space.devices[arrived]) if origin == FORWARD and arrived else None,
+        values.representative(space.devices[arrival]) if origin == FORWARD and arrival else None,
         Flow(
             _STATES[pick(box.get("ct.state"), 0, 1)],
             _DIRECTIONS[pick(box.get("ct.direction"), 0)],
@@ -90,51 +95,54 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
     )
 
 
-def _destination(family: int, wanted: Ranges | None) -> int:
-    """An address of another host, if there is one in the ranges."""
-    if wanted is None:
+def _destination(family: int, ranges: Ranges | None) -> int:
+    """Return an address of another host, if the ranges hold one."""
+    if ranges is None:
         return REMOTE[family]
-    usual = hosts(family, wanted)
-    low, high = usual[0]
-    return pick(usual, REMOTE[family], min(low + 9, high))
+    spans = hosts(family, ranges)
+    low, high = spans[0]
+    return pick(spans, REMOTE[family], min(low + 9, high))
 
 
-def hosts(family: int, wanted: Ranges) -> Ranges:
-    """Those of some addresses that hosts have; if there are none, all of them."""
-    return common(wanted, _USUAL[family]) or wanted
+def hosts(family: int, ranges: Ranges) -> Ranges:
+    """Return the part of `ranges` that holds host addresses; if there is none, all of them."""
+    return common(ranges, _HOSTS[family]) or ranges
 
 
-def _mark(space: Space, box: Box, of: str) -> int:
-    return sum(bits.spread(pick(box.get(bits.name(of, group)), 0), group) for group in space.partition)
+def _mark(space: Space, box: Box, kind: str) -> int:
+    return sum(bits.spread(pick(box.get(bits.name(kind, group)), 0), group) for group in space.partition)
 
 
-# --- where routing alone leads ----------------------------------------------------------
+# --- routes to a device -----------------------------------------------------------------
 
 
 def _rules(state: NetState, family: int) -> list[IpRule]:
     return [rule for rule in state.rules if rule.family == family]
 
 
-def _devices_of(route: Route) -> set[str]:
-    hops = {hop.device for hop in getattr(route, "nexthops", ()) if hop.device}
+def _output_devices_of(route: Route) -> set[str]:
+    hops = {nexthop.device for nexthop in route.nexthops if nexthop.device}
     return hops | ({route.device} if route.device else set())
 
 
-def _ways(state: NetState, family: int, device: str) -> Iterator[tuple[IpRule | None, Route]]:
-    """Each ip rule with a few routes of its table that lead to the device."""
+def _routes_to_device(state: NetState, family: int, device: str) -> Iterator[tuple[IpRule, Route]]:
+    """Yield each ip rule with up to three routes of its table that use the device."""
     by_table: dict[int, list[Route]] = {}
     for route in state.routes:
-        if route.family == family and route.kind == "unicast" and device in _devices_of(route):
-            found = by_table.setdefault(route.table, [])
-            if len(found) < _ROUTES_EACH or route.destination == "default":
-                found.append(route)
+        if route.family == family and route.kind == "unicast" and device in _output_devices_of(route):
+            routes = by_table.setdefault(route.table, [])
+            if len(routes) < _MAX_ROUTES or route.destination == "default":
+                routes.append(route)
     for rule in _rules(state, family):
-        for route in by_table.get(rule.table, ())[-_ROUTES_EACH:] if rule.action == "lookup" else ():
+        for route in by_table.get(rule.table, ())[-_MAX_ROUTES:] if rule.action == "lookup" else ():
             yield rule, route
 
 
-def _locals(state: NetState, family: int, prefix: str | None) -> int | None:
-    """An address of this machine, within the prefix."""
+def _local_address(state: NetState, family: int, prefix: str | None) -> int | None:
+    """Return an address of this machine within the prefix.
+
+    If it has none, the first address of the prefix; None without a prefix.
+    """
     low, high = interval(prefix, family) if prefix else (0, (1 << WIDTH[family]) - 1)
     for route in state.routes:
         if route.family == family and route.kind == "local":
@@ -144,8 +152,8 @@ def _locals(state: NetState, family: int, prefix: str | None) -> int | None:
     return low + 1 if prefix and "/" in prefix and high > low else (low if prefix else None)
 
 
-def _led(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
-    """The packet with what it takes for the rule to match and the route to be the one."""
+def _steer_to_route(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
+    """Return the packet with fields that make the rule match and the lookup select the route."""
     family = packet.family
     low, high = interval(route.destination, family)
     changes: dict[str, object] = {}
@@ -155,8 +163,8 @@ def _led(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
         first, last = interval(rule.destination, family)
         changes["destination"] = min(max(first, low) + 9, last, high)
     if rule.source and not rule.invert:
-        changes["source"] = _locals(state, family, rule.source)
-    if rule.mask and not rule.invert and packet.origin != FORWARD:  # what arrives wears no mark
+        changes["source"] = _local_address(state, family, rule.source)
+    if rule.mask and not rule.invert and packet.origin != FORWARD:  # an arriving packet has no mark
         changes["mark"] = packet.mark & ~rule.mask & FULL | rule.mark
     if rule.uids:
         changes["uid"] = rule.uids[0]
@@ -179,43 +187,48 @@ def _led(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
 def candidates(
     ground: Ground, uplink: UplinkClaim, origin: str, family: int, device: str, hits: Sequence[Hit]
 ) -> Iterator[Packet]:
-    """Packets that may leave by the device without being entitled to, the plainest first."""
+    """Yield packets that may leave by the device without being entitled, the simplest first."""
     state = ground.state
     space = ground.space(family)
-    own = family or 4
-    starts = [packet_of(space, hit.box, origin) for hit in hits if hit.family == family and not hit.doubts]
-    starts += [packet_of(space, hit.box, origin) for hit in hits if hit.family == family and hit.doubts]
-    starts = starts or [packet_of(space, {}, origin)]
+    address_family = family or 4
+    family_hits = [hit for hit in hits if hit.family == family]
+    supported_first = sorted(family_hits, key=lambda hit: bool(hit.doubts))
+    starts = [packet_of(space, hit.box, origin) for hit in supported_first] or [packet_of(space, {}, origin)]
     if origin == FRAME:
-        yield from (evolve(one, bound=device, source=one.source or _locals(state, own, None)) for one in starts)
+        yield from (
+            evolve(packet, bound=device, source=packet.source or _local_address(state, address_family, None))
+            for packet in starts
+        )
         return
     if origin == FORWARD:
-        others = _others(ground, uplink, family)
+        arrivals = _arrival_devices(ground, uplink, family)
         starts = [
-            evolve(one, iif=one.iif or other, source=one.source or REMOTE[family] + 1)
-            for one in starts
-            for other in others
+            evolve(packet, iif=packet.iif or arrival, source=packet.source or REMOTE[family] + 1)
+            for packet in starts
+            for arrival in arrivals
         ]
-    for one in starts:
-        for rule, route in _ways(state, family, device):
-            if rule is not None:
-                yield _led(state, one, rule, route)
-        yield one
+    for packet in starts:
+        for rule, route in _routes_to_device(state, family, device):
+            yield _steer_to_route(state, packet, rule, route)
+        yield packet
         if origin == SOCKET:
-            yield evolve(one, bound=device)
-            yield evolve(one, bound=device, uid=0, gid=0)
+            yield evolve(packet, bound=device)
+            yield evolve(packet, bound=device, uid=0, gid=0)
 
 
-def _others(ground: Ground, uplink: UplinkClaim, family: int) -> list[str]:
-    """Devices by which other hosts' packets may arrive."""
-    known = {route.device for route in ground.state.routes if route.device and route.family == family}
-    named = {values.representative(one) for one in ground.space(family).devices[1:]}
-    found = sorted(known - {"lo", *uplink.devices}) or sorted(named - {"lo", *uplink.devices})
-    return found[:3]
+def _arrival_devices(ground: Ground, uplink: UplinkClaim, family: int) -> list[str]:
+    """Return up to three devices by which packets of other hosts may arrive."""
+    routed = {route.device for route in ground.state.routes if route.device and route.family == family}
+    named = {values.representative(pattern) for pattern in ground.space(family).devices[1:]}
+    devices = sorted(routed - {"lo", *uplink.devices}) or sorted(named - {"lo", *uplink.devices})
+    return devices[:3]
 
 
 def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
-    """Whether a packet begins with the uplink's mark, or arrived by the uplink, or its flow has the mark already."""
+    """Return True if the packet has the uplink's mark at the start.
+
+    Also if it arrived by the uplink, or its flow has the mark.
+    """
     if packet.flow.mark & uplink.mask == uplink.value:
         return True
     if packet.origin == FORWARD:
@@ -224,10 +237,10 @@ def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
 
 
 def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
-    """Whether what leaves is what an exemption names, or of a user that needs no mark."""
+    """Return True if the packet that leaves matches an exemption, or its user needs no mark."""
     packet = walk.packet
     if packet.origin == FRAME and packet.ethertype is not None:
-        return any(packet.ethertype in hole.frames for hole in uplink.holes)
+        return any(packet.ethertype in exemption.frames for exemption in uplink.holes)
     fields = {
         "protocol": packet.protocol,
         "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
@@ -241,11 +254,14 @@ def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
         "uid": packet.uid,
         "gid": packet.gid,
     }
-    regions = [region for hole in uplink.holes for region in hole.headers.get(packet.family, ())]
-    # Those that ask for the mark of a flow are none: see `entitled`.
-    regions += [one for one in of_users(uplink, packet.family) if packet.origin == SOCKET and not one.marks]
+    regions = [region for exemption in uplink.holes for region in exemption.headers.get(packet.family, ())]
+    # Without those that require a flow's mark: see `entitled`.
+    regions += [region for region in of_users(uplink, packet.family) if packet.origin == SOCKET and not region.marks]
     return any(
-        all(any(low <= fields.get(name, -1) <= high for low, high in some) for name, some in region.fields.items())
+        all(
+            any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges)
+            for name, ranges in region.fields.items()
+        )
         for region in regions
     )
 
@@ -257,11 +273,14 @@ def search(
     families: Iterable[int],
     devices: Iterable[str],
     hits: Sequence[Hit],
-    most: int = 4,
+    most: int = _MAX_EXAMPLES,
 ) -> tuple[list[Counterexample], list[str]]:
-    """Packets that leave by the uplink and may not, one for each way; and doubts of those that only may leave."""
-    found: dict[object, Counterexample] = {}
-    doubts: list[str] = []
+    """Return packets that leave by the uplink and must not, one for each leak path.
+
+    The second result are the unsupported constructs in traces of packets that may leave.
+    """
+    examples: dict[object, Counterexample] = {}
+    unsupported: list[str] = []
     for family in families:
         for device in devices:
             for packet in candidates(ground, uplink, origin, family, device, hits):
@@ -269,84 +288,91 @@ def search(
                     continue
                 walk = ground.model.walk(packet)
                 if walk.outcome == "unknown" and walk.device in (device, None):
-                    doubts += walk.doubts
+                    unsupported += walk.doubts
                 if walk.outcome != "leaves" or walk.device != device or exempt(walk, uplink):
                     continue
-                why, key = _why(walk, packet)
-                found.setdefault((family, key), Counterexample(packet, walk, device, why))
-                if len(found) >= most:
-                    return list(found.values()), doubts
-    return list(found.values()), list(dict.fromkeys(doubts))
+                reason, path = _leak_path(walk, packet)
+                examples.setdefault((family, path), Counterexample(packet, walk, device, reason))
+                if len(examples) >= most:
+                    return list(examples.values()), unsupported
+    return list(examples.values()), list(dict.fromkeys(unsupported))
 
 
-def _why(walk, packet: Packet) -> tuple[str, object]:  # type: ignore[no-untyped-def]
-    """What led the packet there, in words, and a key that tells different ways apart."""
-    marked = [one for one in walk.decisions if one.effect.startswith("mark")]
-    rules = [one for one in walk.decisions if one.kind == "ip-rule" and isinstance(one.thing, IpRule)]
+def _leak_path(walk: Walk, packet: Packet) -> tuple[str, object]:
+    """Return the cause of a leak as text, and a key that distinguishes leak paths."""
+    mark_steps = [step for step in walk.decisions if step.effect.startswith("mark")]
+    rule_steps = [step for step in walk.decisions if step.kind == "ip-rule" and isinstance(step.thing, IpRule)]
     if packet.origin == FRAME:
-        return "AF_PACKET frames pass no hook but netdev egress", FRAME
-    if marked:
-        return f"marked on the way: {marked[-1].text}", ("marked", marked[-1].text)
+        return "AF_PACKET frames pass only the netdev egress hook", FRAME
+    if mark_steps:
+        return f"marked by a rule: {mark_steps[-1].text}", ("marked", mark_steps[-1].text)
     if packet.bound:
         return f"the socket is bound to {packet.bound}", "bound"
-    if rules:
-        return f"routed: {rules[-1].text}", rules[-1].text
+    if rule_steps:
+        return f"routed: {rule_steps[-1].text}", rule_steps[-1].text
     return "routed", "routed"
 
 
 def search_marked(
     ground: Ground, uplink: UplinkClaim, hits: Sequence[Hit], stray: bool
 ) -> tuple[list[Counterexample], list[str]]:
-    """Packets that wear the mark and leave where they may not: by another device (`stray`), or without a service."""
-    found: list[Counterexample] = []
-    doubts: list[str] = []
+    """Return packets with the mark that leave by another device (`stray`), or without a service."""
+    examples: list[Counterexample] = []
+    unsupported: list[str] = []
     for hit in hits:
         space = ground.space(hit.family)
-        for device in _outs(ground, space, hit, uplink, stray):
+        for device in _output_devices(ground, space, hit, uplink, stray):
             for origin in (KERNEL,) if pick(hit.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
                 packet = evolve(packet_of(space, hit.box, origin, device), iif=None)
                 walk = ground.model.walk(packet)
                 if walk.outcome == "unknown":
-                    doubts += walk.doubts
+                    unsupported += walk.doubts
                 elif walk.outcome == "leaves" and walk.device == device and walk.mark & uplink.mask == uplink.value:
-                    why = "it wears the mark" + (f" and is routed or bound to {device}" if stray else "")
-                    found.append(Counterexample(packet, walk, device, why))
+                    reason = "it carries the mark"
+                    if stray:
+                        reason += f" and is routed or bound to {device}"
+                    examples.append(Counterexample(packet, walk, device, reason))
                     break
-    return found[:4], list(dict.fromkeys(doubts))
+    return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
 def seen(ground: Ground, hits: Sequence[Hit], outcome: str) -> tuple[list[Counterexample], list[str]]:
-    """Packets of the parts of regions, whatever their marks, with that outcome: "leaves" by the device of the part
-    (for lo: "delivered" there), or "delivered"."""
-    found: list[Counterexample] = []
-    doubts: list[str] = []
+    """Return packets of the violation regions that have an outcome, whatever their marks.
+
+    `outcome` is "leaves", by the device of the region (for lo: "delivered" there), or "delivered".
+    """
+    examples: list[Counterexample] = []
+    unsupported: list[str] = []
     for hit in hits:
         space = ground.space(hit.family)
-        outs, comes = hit.box.get("oif"), hit.box.get("iif")
-        devices = [values.representative(space.devices[low]) for low, _ in outs or () if low]
-        arrived = pick(comes, 0) if comes else 0
-        for device in devices[:2] or [None]:
-            origins = (KERNEL,) if pick(hit.box.get("socket"), 1) == 0 else (SOCKET,)
-            bound = None if device == "lo" else device
-            packet = packet_of(space, hit.box, FORWARD if arrived else origins[0], bound)
+        out_ranges, in_ranges = hit.box.get("oif"), hit.box.get("iif")
+        out_devices = [values.representative(space.devices[low]) for low, _ in out_ranges or () if low]
+        arrival = pick(in_ranges, 0) if in_ranges else 0
+        local_origin = KERNEL if pick(hit.box.get("socket"), 1) == 0 else SOCKET
+        origin = FORWARD if arrival else local_origin
+        devices: Sequence[str | None] = out_devices[:2] or [None]
+        for device in devices:
+            packet = packet_of(space, hit.box, origin, None if device == "lo" else device)
             walk = ground.model.walk(packet)
             if walk.outcome == "unknown":
-                doubts += walk.doubts
+                unsupported += walk.doubts
             elif walk.outcome == outcome and device in (None, walk.device, "lo"):
-                found.append(Counterexample(packet, walk, walk.device or "", f"it is {walk.outcome}"
-                                            if outcome == "delivered" else f"it leaves by {walk.device}"))  # fmt: skip
-    return found[:4], list(dict.fromkeys(doubts))
+                reason = "it is delivered" if outcome == "delivered" else f"it leaves by {walk.device}"
+                examples.append(Counterexample(packet, walk, walk.device or "", reason))
+    return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
-def _outs(ground: Ground, space: Space, hit: Hit, uplink: UplinkClaim, stray: bool) -> list[str]:
-    """Devices that a part of a region leaves by."""
-    wanted = hit.box.get("oif")
-    classes = space.devices[1:] if wanted is None else [
-        space.devices[at] for low, high in wanted for at in range(low, high + 1) if at
-    ]  # fmt: skip
-    names = [values.representative(one) for one in classes]
+def _output_devices(ground: Ground, space: Space, hit: Hit, uplink: UplinkClaim, stray: bool) -> list[str]:
+    """Return up to two devices by which packets of a violation leave."""
+    out_ranges = hit.box.get("oif")
+    if out_ranges is None:
+        patterns = list(space.devices[1:])
+    else:
+        indexes = [index for low, high in out_ranges for index in range(low, high + 1)]
+        patterns = [space.devices[index] for index in indexes if index]
+    names = [values.representative(pattern) for pattern in patterns]
     if not stray:
-        return [one for one in names if one in uplink.devices][:2]
-    real = {route.device for route in ground.state.routes if route.device}
-    known = [one for one in names if one in real and one not in uplink.devices]
-    return (known or [one for one in names if one != "lo"])[:2]
+        return [name for name in names if name in uplink.devices][:2]
+    routed = {route.device for route in ground.state.routes if route.device}
+    with_routes = [name for name in names if name in routed and name not in uplink.devices]
+    return (with_routes or [name for name in names if name != "lo"])[:2]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Text for the programs that configure the network, so that they put an uplink's routes into its table.
+"""Configuration files for the programs that manage the network, for routes in an uplink's table.
 
-One file per program: a function from a policy to files. Pure; knows the policy alone. Never here: anything for
-the kernel (compiler), nor writing a file (runtime).
+One module per program: a function from a policy to files. Pure; knows only the policy. Never here:
+data for the kernel (compiler), or writing a file (runtime).
 """

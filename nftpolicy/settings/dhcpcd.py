@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dhcpcd: dhcpcd-run-hooks(8). The first hook is read before those that write resolv.conf, the other one last."""
+"""dhcpcd: dhcpcd-run-hooks(8).
+
+The first hook runs before those that write resolv.conf, the other one last.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from .file import MOVE, SERVERS, File, choice, head
 
 _ENTER = """\
 {head}
-# The DNS servers of an uplink are not for resolv.conf.
+# The DNS servers of an uplink do not go to resolv.conf.
 nftpolicy_enter() {{
 {choice}
     skip_hooks="$skip_hooks resolv.conf"
 }}
 nftpolicy_enter
 """
-# dhcpcd takes router advertisements in the place of the kernel, and tells of their servers as nd1_rdnss1_servers.
+# dhcpcd processes router advertisements instead of the kernel; their servers: nd1_rdnss1_servers.
 _EXIT = """\
 {head}
 {move}
@@ -35,12 +38,12 @@ nftpolicy_exit
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """Both hooks."""
-    chosen = choice(policy, "interface", "return 0", "    ")
+    """Return the enter hook and the exit hook."""
+    device_case = choice(policy, "interface", "return 0", "    ")
     return (
-        File("/etc/dhcpcd.enter-hook", _ENTER.format(head=head(policy), choice=chosen)),
+        File("/etc/dhcpcd.enter-hook", _ENTER.format(head=head(policy), choice=device_case)),
         File(
             "/etc/dhcpcd.exit-hook",
-            _EXIT.format(head=head(policy), move=MOVE, servers=SERVERS, choice=chosen),
+            _EXIT.format(head=head(policy), move=MOVE, servers=SERVERS, choice=device_case),
         ),
     )

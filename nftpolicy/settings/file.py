@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A file of another program, and what several of them share."""
+"""Generated configuration file, and helpers shared by the generators."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from attrs import frozen
 
 from ..policy.objects import Policy, Uplink, lease_of
 
-HEAD = "# Written by 'nftpolicy settings' for the policy {policy}; nftpolicy(1)."
-PLAIN, SCRIPT = 0o644, 0o755  # modes
+HEAD = "# Written by 'nftpolicy netconfig' for the policy {policy}; nftpolicy(1)."
+PLAIN, SCRIPT = 0o644, 0o755  # file modes
 
 
 @frozen
 class File:
-    """Where it belongs as the system knows it, its text, and its mode."""
+    """Generated file: absolute path, text, and mode."""
 
     path: str
     text: str
@@ -24,19 +24,23 @@ class File:
 
 
 def head(policy: Policy) -> str:
-    """The first line of every file."""
+    """Return the first line of every file."""
     return HEAD.format(policy=policy.name)
 
 
 def devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
-    """(device, the uplink's name, the uplink), of each device of each uplink."""
+    """Yield (device, uplink name, uplink) for each device of each uplink."""
     for name, uplink in policy.uplink.items():
         for device in uplink.devices:
             yield device, name, uplink
 
 
 def servers_of(name: str, uplink: Uplink) -> str | None:
-    """The file that the DNS servers are to be written to; None if nobody asks for it, or if it is another program's."""
+    """Return the file for the DNS servers of an uplink.
+
+    None if the uplink has no resolver, or if the resolver takes its servers from the policy or from
+    another program.
+    """
     if uplink.resolver is None or uplink.resolver.servers or uplink.resolver.sources:
         return None
     lease = lease_of(name, uplink.resolver)
@@ -44,7 +48,10 @@ def servers_of(name: str, uplink: Uplink) -> str | None:
 
 
 def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
-    """Shell: sets `table` and `servers` by the device in a variable, or does something else."""
+    """Return a shell `case` that sets `table` and `servers` for the device in a variable.
+
+    For other devices it runs `otherwise`.
+    """
     lines = [
         f"    {device}) table={uplink.table} servers={shlex.quote(servers_of(name, uplink) or '')} ;;"
         for device, name, uplink in devices(policy)
@@ -53,10 +60,11 @@ def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> s
     return "\n".join(f"{indent}{line}" for line in lines)
 
 
-# Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look for them. With "onlink" no
-# order matters. What "ip route show" says of a route that "ip route add" does not take is cut off.
+# Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look them up. With
+# "onlink", the order of the routes does not matter. Words of "ip route show" that "ip route add" does
+# not accept are removed.
 MOVE = """\
-nftpolicy_move() { # device, table: bring the routes over the device into the table
+nftpolicy_move() { # device, table: move the routes over the device to the table
     for nftpolicy_family in 4 6; do
         ip -$nftpolicy_family route show table main dev "$1" 2>/dev/null |
             sed -e '/^fe80:/d' -e 's/ \\(linkdown\\|dead\\|onlink\\)//g' -e 's/\\(expires [0-9]*\\)sec/\\1/' |
@@ -73,7 +81,7 @@ nftpolicy_move() { # device, table: bring the routes over the device into the ta
 }
 """
 SERVERS = """\
-nftpolicy_servers() { # file, family, addresses: tell the uplink's resolver of its servers
+nftpolicy_servers() { # file, family, addresses: write the servers of the uplink's resolver
     [ -n "$1" ] || return 0
     nftpolicy_file=$1 nftpolicy_part=$1.$2
     shift 2

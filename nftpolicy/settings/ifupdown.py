@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ifupdown of Debian: interfaces(5). A script for all methods, static ones too, and dhclient's hooks for DHCP."""
+"""ifupdown of Debian: interfaces(5). A script for all methods, and dhclient's hooks for DHCP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .file import MOVE, SCRIPT, File, choice, head
 _UP = """\
 #!/bin/sh
 {head}
-# Whatever the method of the device in interfaces(5) is, its routes go into the uplink's table.
+# The routes of the device go to the uplink's table, whatever its method in interfaces(5) is.
 # IPv6 by router advertisements (inet6 auto) needs learn = ["ra"] in the policy, and "nftpolicy watch".
 {move}
 {choice}
@@ -20,6 +20,6 @@ exit 0
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """What ifup runs, and what its DHCP client runs."""
+    """Return the script that ifup runs, and the hooks that its DHCP client runs."""
     script = _UP.format(head=head(policy), move=MOVE, choice=choice(policy, "IFACE", "exit 0"))
     return (File("/etc/network/if-up.d/nftpolicy", script, SCRIPT), *dhclient.files(policy))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""netifd of OpenWrt: /etc/config/network, by a script of uci-defaults that runs once, at the next start."""
+"""netifd of OpenWrt: /etc/config/network, by a uci-defaults script that runs once, at boot."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .file import SCRIPT, File, devices, head
 _SCRIPT = """\
 #!/bin/sh
 {head}
-# The options of every logical interface on a device of an uplink: its routes go into the uplink's table, its DNS
-# servers not to the node's own resolver; and it has no routes by source addresses.
+# Options of every logical interface on a device of an uplink: its routes go to the uplink's table, its DNS servers do
+# not go to the router's own resolver, and it gets no source-specific routes.
 set_up() {{ # device, table
     for section in $(uci -q show network | sed -n "s/^network\\.\\([^.=]*\\)\\.\\(device\\|ifname\\)='$1'\\$/\\1/p"); do
         uci -q batch <<EOF
@@ -28,6 +28,6 @@ exit 0
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """One script."""
+    """Return the uci-defaults script."""
     calls = "\n".join(f"set_up {device} {uplink.table}" for device, _, uplink in devices(policy))
     return (File("/etc/uci-defaults/90-nftpolicy-settings", _SCRIPT.format(head=head(policy), calls=calls), SCRIPT),)

@@ -9,14 +9,14 @@ from .file import File, devices, head
 _DAEMON = """\
 {head}
 [Network]
-# Without these, networkd deletes ip rules and routes that it did not make.
+# Without these, networkd deletes ip rules and routes of other programs.
 ManageForeignRoutingPolicyRules=no
 ManageForeignRoutes=no
 """
 _DEVICE = """\
 {head}
-# The first file that matches a device counts, in the order of their names. Where another file has more to say of
-# this device, such as an address, make this one a part of it: NAME.network.d/nftpolicy.conf.
+# networkd uses only the first file that matches a device, in the order of their names. If another file configures
+# this device, such as its address, make this file a drop-in of it: NAME.network.d/nftpolicy.conf.
 [Match]
 Name={device}
 
@@ -47,7 +47,7 @@ UseNTP=no
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """One for the daemon, and one for each device."""
+    """Return a file for the daemon, and one for each device."""
     return (
         File("/etc/systemd/networkd.conf.d/nftpolicy.conf", _DAEMON.format(head=head(policy))),
         *(

@@ -10,8 +10,8 @@ from .file import SCRIPT, SERVERS, File, choice, devices, head
 
 _DEFAULTS = """\
 {head}
-# For every profile that is used on a device of an uplink and says nothing else. That a profile leaves out DNS
-# servers can't be said here; for a profile of your own type
+# Defaults for every profile on a device of an uplink that does not set these keys. DNS servers cannot be ignored by
+# a default; for a profile of your own, run
 #   nmcli connection modify NAME ipv4.ignore-auto-dns yes ipv6.ignore-auto-dns yes
 """
 _SECTION = """
@@ -24,7 +24,7 @@ connection.llmnr=0
 """
 _PROFILE = """\
 {head}
-# For a wired device; it has no effect on others.
+# For a wired device; it has no effect on other types.
 [connection]
 id=nftpolicy-{device}
 uuid={uuid}
@@ -47,7 +47,7 @@ dns-priority=1000
 _DISPATCHER = """\
 #!/bin/sh
 {head}
-# The DNS servers that DHCP brought, for the resolver of the uplink.
+# DNS servers from DHCP, for the resolver of the uplink.
 {servers}
 {choice}
 case "$2" in
@@ -59,19 +59,25 @@ esac
 # shellcheck disable=SC2086
 [ -z "$DHCP6_DHCP6_NAME_SERVERS" ] || nftpolicy_servers "$servers" 6 $DHCP6_DHCP6_NAME_SERVERS
 """
-_IDS = uuid.UUID("6f1b7a0e-5b0f-4b50-9a38-0c6a4a4d5a7e")  # made once, so that a profile has one name everywhere
+_PRIVATE = 0o600  # file mode: profiles can hold secrets
+_UUID_NAMESPACE = uuid.UUID(
+    "6f1b7a0e-5b0f-4b50-9a38-0c6a4a4d5a7e"
+)  # random, so that a profile has the same UUID on every machine
 
 
 def files(policy: Policy) -> tuple[File, ...]:
-    """Defaults for the devices, a profile for each (which must not be readable by others), and a script for DNS."""
+    """Return defaults for the devices, a profile for each device, and a script for DNS servers."""
     sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in devices(policy)]
     profiles = [
         File(
             f"/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection",
             _PROFILE.format(
-                head=head(policy), device=device, table=uplink.table, uuid=uuid.uuid5(_IDS, f"{policy.name}/{device}")
+                head=head(policy),
+                device=device,
+                table=uplink.table,
+                uuid=uuid.uuid5(_UUID_NAMESPACE, f"{policy.name}/{device}"),
             ),
-            0o600,
+            _PRIVATE,
         )
         for device, _, uplink in devices(policy)
     ]

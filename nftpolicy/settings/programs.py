@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The programs that there are settings for, by name."""
+"""Programs that nftpolicy generates configuration files for, by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..policy.objects import Policy
 from . import dhclient, dhcpcd, ifupdown, netifd, networkd, networkmanager
 from .file import PLAIN, File
 
-# Name -> what makes the files, and what to do when they are in place.
+# Name -> generator of the files, and the command or step that puts them into effect.
 PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[File, ...]], str]] = {
     "networkd": (networkd.files, "networkctl reload"),
     "networkmanager": (networkmanager.files, "nmcli general reload, then nmcli connection reload"),
@@ -21,11 +21,15 @@ PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[File, ...]], str]] = {
 
 
 def settings(policy: Policy, program: str) -> tuple[File, ...]:
-    """The files for a program. KeyError for an unknown one."""
+    """Return the files for a program.
+
+    Raises:
+        KeyError: the program is not in PROGRAMS.
+    """
     return PROGRAMS[program][0](policy)
 
 
 def shown(files: tuple[File, ...]) -> str:
-    """All of them one below the other, for a person."""
-    modes = ["" if one.mode == PLAIN else f", mode {one.mode:o}" for one in files]
-    return "\n".join(f"# --- {one.path}{mode}\n{one.text}" for one, mode in zip(files, modes, strict=True))
+    """Return all files as one text for display."""
+    modes = ["" if file.mode == PLAIN else f", mode {file.mode:o}" for file in files]
+    return "\n".join(f"# --- {file.path}{mode}\n{file.text}" for file, mode in zip(files, modes, strict=True))

@@ -176,7 +176,7 @@ def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
         "insert rule netdev nftpolicy wan.link udp dport 9 accept\n"
     )
     told = held.verify(POLICY, status=1)
-    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark" in told
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}" in told
     assert "port 9 from a socket of user" in told
     # What it says would leave does leave.
     done = held.run("verify", "--live", POLICY, "--script", "/run/leak.sh", check=False)
@@ -212,8 +212,8 @@ table inet foreign {{
 def test_somebody_else_puts_our_mark_on(held: Node) -> None:
     held.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="meta mark set 1"))
     told = held.verify(POLICY, status=1)
-    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark\n" in told
-    assert "why     marked on the way: " in told and "meta mark set 0x1" in told
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in told
+    assert "why     marked by a rule: " in told and "meta mark set 0x1" in told
 
 
 BY_HAND = f"""
@@ -237,8 +237,8 @@ def test_a_guard_by_hand(bare: Node, egress: None) -> None:
     assert bare.verify(*ASKED).startswith("proved: this kernel: ")
     bare.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="udp dport 9 meta mark set 1"))
     told = bare.verify(*ASKED, status=1)
-    assert f"P1 refuted: uplink wan: sockets: what leaves by {WAN} without the mark\n" in told
-    assert "why     marked on the way: " in told
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in told
+    assert "why     marked by a rule: " in told
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_is_not_understood_where_it_matters(held: Node) -> None:
     held.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
     told = held.verify(POLICY, status=3)
     assert told.startswith("unknown: gluon-fastd: this kernel: ")
-    assert "P1 unknown: uplink wan: sockets that are no service's" in told
+    assert "P1 unknown: uplink wan: sockets of no service: " in told
     assert "  not understood" in told and "numgen" in told
 
 
@@ -298,7 +298,7 @@ def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> 
     done = bare.run("verify", "--live", "--uplink", f"up={BRIDGE}", "--mark", "0x1/0x1", "--json", check=False)
     found = json.loads(done.stdout)
     refuted = [one for one in found["findings"] if one["decides"] and one["verdict"] == "refuted"]
-    assert [one["subject"] for one in refuted] == [f"AF_PACKET sockets: what leaves by {BRIDGE} without the mark"]
+    assert [one["subject"] for one in refuted] == [f"AF_PACKET sockets: packets without the mark that leave by {BRIDGE}"]
     assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}
 
 

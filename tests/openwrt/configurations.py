@@ -100,13 +100,13 @@ CASES = {
                     "config wireguard_old\n option public_key z\n",
          "firewall": ZONE.replace("'wan6'", "'wan6'\n\tlist network 'wg0'")},
         ("[service.wireguard]", 'kernel = true\nsport = ["udp/51820"]\nmarks = "itself"\n', '"wg0",  # network:'),
-        ("root looks up 'vpn.example'", "wireguard_old: it belongs to no WireGuard interface"),
+        ("root resolves 'vpn.example'", "wireguard_old: no WireGuard interface that is up uses it"),
         unsaid=("option listen_port", "[service.wireguard-2]"),
     ),
     "wireguard without a mark and a port": Case(
         {"network": PLAIN + "config interface wg0\n option proto wireguard\n option private_key x\n"},
         ('kernel = true\nmarks = "itself"\n',),
-        ("WireGuard has to mark its packets: option fwmark '0x1' (it is missing)",
+        ("WireGuard must mark its packets: set option fwmark '0x1' (it is missing)",
          "interface 'wg0': option listen_port is missing: set one, such as '51820'"),
         unsaid=("\nsport",),
     ),
@@ -121,7 +121,7 @@ CASES = {
                                                        "wg_down": " option auto 0\n"}.items())},
         ('kernel = true\nsport = ["udp/1194", "udp/51820"]\n', "[service.wireguard-2]",
          'kernel = true\nmarks = "itself"\n# TO DO, network:20: interface \'wg_none\': option listen_port is missing'),
-        ("'wg_zero': option listen_port is '0', which is no port", "is '5-9', which", "is '65536', which"),
+        ("'wg_zero': option listen_port is '0', which is not a port", "is '5-9', which", "is '65536', which"),
         unsaid=("'wg_a': option", "'wg_same': option", "'wg_down': option"),
     ),
     "tunnels of the kernel and of programs": Case(
@@ -130,9 +130,9 @@ CASES = {
             + "config interface tin\n option proto gre\n option tunlink lan\n\n"
               "config interface tout\n option proto gre\n option tunlink wan6\n\n"
               "config interface toff\n option proto gre\n option disabled 1\n"},
-        said=("interface 't0': the packets of a tunnel of proto 'gre' are the kernel's", "proto 'vxlan'", "proto '6in4'",
+        said=("interface 't0': the kernel sends the packets of a tunnel of proto 'gre'", "proto 'vxlan'", "proto '6in4'",
               "proto 'ipip'", "interface 't4': ESP is neither TCP nor UDP", "interface 't5': xl2tpd runs as root",
-              "interface 't6': openconnect runs as root and marks nothing", "interface 'tout'"),
+              "interface 't6': openconnect runs as root and sets no mark", "interface 'tout'"),
         unsaid=("'tin': the", "'toff': the"),
     ),
     "fastd": Case(
@@ -140,11 +140,11 @@ CASES = {
                                     " option packet_mark 1\n\nconfig peer a\n option net mesh_vpn\n",
          "gluon-wan-dnsmasq": "config static\n list server 192.0.2.53\n list server fe80::1\n"},
         ('name = "gluon-node"', "[service.fastd]", 'group = 800\nmarks = "itself"\n', 'servers = ["192.0.2.53"]', "[uplink.wan.resolver]"),
-        ("queries by TCP and to ::1 went to the mesh's resolver",),
+        ("queries over TCP or to ::1 go to the mesh's resolver",),
     ),
     "fastd of root": Case(
         {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option enabled 1\n"},
-        ("group = 801",), ("it runs with root's group", "fastd has to mark its packets"),
+        ("group = 801",), ("it runs with root's group", "fastd must mark its packets"),
     ),
     "a group by its name": Case(
         {"network": PLAIN, "fastd": "config fastd a\n option group tunnels\n option packet_mark 1\n"},
@@ -154,23 +154,23 @@ CASES = {
         {"network": PLAIN, "tunneldigger": "config broker\n list address a.example:8942\n option enabled 1\n"
                                            " option group gluon-mesh-vpn\n option bind_interface eth1\n"},
         ("[service.tunneldigger]", 'group = 800\nmarks = "preload"\n'),
-        ("puts no mark on it", "LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1"),
+        ("sets no mark, so the guard drops its packets", "LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1"),
     ),
     "who marks and who does not in one group": Case(
         {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option group gluon-mesh-vpn\n option packet_mark 1\n",
          "wgpeerselector": "config wgpeerselector mesh_vpn\n option enabled 1\n option unix_group gluon-mesh-vpn\n"},
-        ("[service.fastd]", 'group = 800\nmarks = "preload"\n'), ("the ntpd that it calls marks nothing",),
-        unsaid=("[service.wgpeerselector]", "fastd has to mark"),
+        ("[service.fastd]", 'group = 800\nmarks = "preload"\n'), ("the ntpd that it calls sets no mark",),
+        unsaid=("[service.wgpeerselector]", "fastd must mark"),
     ),
     "pbr": Case(
         {"network": PLAIN, "pbr": "config pbr config\n option enabled 1\n\nconfig policy\n option interface wan\n"},
-        ('mark = "0x1/0x1"',), ("pbr:1: pbr 'config': pbr is about which way other hosts", "pbr:4: policy:"),
+        ('mark = "0x1/0x1"',), ("pbr:1: pbr 'config': pbr routes packets of other hosts", "pbr:4: policy:"),
     ),
     "mwan3": Case(
         {"network": PLAIN + "config interface lte\n option device wwan0\n option proto dhcp\n", "firewall": ZONE,
          "mwan3": "config globals globals\n option mmx_mask 0x3F00\n\nconfig interface lte\n option enabled 1\n\n"
                   "config policy balanced\n list use_member wan_m1\n"},
-        ("[uplink.wan]", "[uplink.lte]"), ("mwan3:7: policy 'balanced': mwan3 spreads",),
+        ("[uplink.wan]", "[uplink.lte]"), ("mwan3:7: policy 'balanced': mwan3 balances",),
     ),
     "answers": Case(
         {"network": PLAIN, "firewall": ZONE + """
@@ -200,7 +200,7 @@ config rule
 	option target ACCEPT
 """},
         ('"ssh"', '"https"', '"tcp/8000-8010"'),
-        ("no answer for protocol gre", "this redirection ends", "renders NO ruleset at all"),
+        ("no answer entry for protocol gre", "this redirection ends", "renders NO ruleset at all"),
     ),
     "a DHCP server on the wan": Case(
         {"network": PLAIN, "dhcp": "config dhcp wan\n option interface wan\n"},
@@ -209,13 +209,13 @@ config rule
     "catch-all mark": Case(
         {"network": PLAIN.replace("'dhcpv6'", "'dhcpv6'\n\toption ip6table '9'") +
                     "config rule6\n option mark 0x0\n option lookup 9\n"},
-        ("table = 9",), ("mark 0x0 is no condition: the rule takes in ALL packets",),
+        ("table = 9",), ("mark 0x0 is not a condition: the rule matches ALL packets",),
         ("any program, to any address: IPv6 UDP to 2001:db8:ffff::9 port 123 from a socket of user 0, group 0, "
          "mark 0x0 leaves by eth1: ip rule 1, table 9",),
     ),
     "a mark of 33 bits": Case(
         {"network": PLAIN + "config rule\n option mark 0x100000000\n option lookup 9\n"},
-        said=("takes in ALL packets, since of the value only 32 bits are kept",),
+        said=("matches ALL packets, since netifd keeps only 32 bits of the value",),
     ),
     "values that netifd can't read": Case(
         {"network": PLAIN + """
@@ -250,10 +250,10 @@ config route
 config route
 	option target 198.51.100.0/24
 """},
-        said=("no mark (VALUE or VALUE/MASK)", "there is no table 'nosuch'", "uidrange 'root' is no number",
-              "'config rule6' is for it", "mark 010 is octal, that is 0x8", "no option 'table'",
-              "rule 'good': neither lookup nor action nor goto", "it is 5 only as long as",
-              "goto 2 does not lead forward from 3", "target 'default' is no network", "it names no interface"),
+        said=("not a mark (VALUE or VALUE/MASK)", "there is no table 'nosuch'", "uidrange 'root' is not a number",
+              "use 'config rule6'", "mark 010 is octal and equals 0x8", "netifd ignores the unknown option 'table'",
+              "rule 'good': neither lookup, action nor goto", "it is 5 only while",
+              "goto 2 is not after priority 3", "target 'default' is not a network", "may omit the interface"),
     ),
     "names of tables": Case(
         {"network": PLAIN + "config rule\n option mark 0x10/0xf0\n option lookup vpn\n"},
@@ -265,18 +265,18 @@ config route
 BAD = {
     "no network": ({"firewall": ZONE}, "/network: not there; this is the file that names a router's interfaces"),
     "empty folder": ({}, "/network: not there"),
-    "no wan": ({"network": LOOPBACK + LAN}, "no interface leads to an uplink: no firewall zone"),
-    "empty": ({"network": ""}, "no interface leads to an uplink"),
+    "no wan": ({"network": LOOPBACK + LAN}, "no uplink found: no firewall zone"),
+    "empty": ({"network": ""}, "no uplink found"),
     "a quote": ({"network": PLAIN + "config rule\n\toption mark '0x1\n"}, "/network:21: the quote ' is not closed"),
-    "an unknown word": ({"network": "conifg interface wan\n"}, "/network:1: a line begins with 'package', 'config', "),
+    "an unknown word": ({"network": "conifg interface wan\n"}, "/network:1: expected 'package', 'config', "),
     "no section": ({"network": "option device eth0\n"}, "/network:1: 'option' outside a section"),
     "two values": ({"network": "config a b\n option device eth0 eth1\n"}, "/network:2: 'option' takes a name and one"),
     "garbage": ({"network": b"\x7fELF\x02\x01\x01\x00\xff\xfe"}, "/network:1: not UTF-8 text"),
-    "NUL": ({"network": b"config a\0b\n"}, "/network:1: a NUL byte"),
+    "NUL": ({"network": b"config a\0b\n"}, "/network:1: NUL byte"),
     "garbage beside": ({"network": PLAIN, "firewall": b"\xff"}, "/firewall:1: not UTF-8 text"),
     "two types": (
         {"network": "config rule x\nconfig route x\n"},
-        "/network:2: 'x' is a section of type 'rule' already",
+        "/network:2: section 'x' exists already with type 'rule'",
     ),
     "a device": (
         {"network": "config interface wan\n option device 'eth 0/1'\n option device 'a/b'\n"},

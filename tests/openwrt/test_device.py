@@ -45,7 +45,7 @@ def learned(router: Router, **servers: list[str]) -> str:
         "dump": {"interface": [{"interface": name, "l3_device": devices.get(name, "br-wan")} for name in servers]}
     }
     router.space.outside(f"{CONFIG}/ubus.json").write_text(json.dumps(answers))
-    router.nftpolicy("servers")
+    router.nftpolicy("update-servers")
     return router.state("wan.servers").read_text()
 
 
@@ -105,7 +105,7 @@ def resolver(router: Router, preload: bool = True, mark: str = "1", nobody: bool
 
 
 def test_a_resolver_that_may_put_on_its_mark(router: Router) -> None:
-    assert "runs, and may put on its mark" in resolver(router)
+    assert "running, may set its mark" in resolver(router)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_resolver_that_may_put_on_its_mark(router: Router) -> None:
     [
         ({"preload": False}, "libpacketmark is not loaded"),
         ({"mark": "0x1"}, "LIBPACKETMARK_MARK is not 1"),
-        ({"nobody": True}, "it may not set marks"),
+        ({"nobody": True}, "it has no capability to set marks"),
     ],
 )
 def test_a_resolver_whose_mark_would_be_missing_is_told(router: Router, options: dict[str, bool], said: str) -> None:
@@ -121,7 +121,7 @@ def test_a_resolver_whose_mark_would_be_missing_is_told(router: Router, options:
 
 
 def test_no_resolver(router: Router) -> None:
-    assert "resolver wan: does not run" in router.nftpolicy("status", check=False).stdout
+    assert "resolver wan: is not running" in router.nftpolicy("status", check=False).stdout
 
 
 # The init script, with procd's functions that say what they were told
@@ -191,7 +191,7 @@ def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> N
         there = "515:" in router.space.run(["ip", "rule"]).stdout
         assert there == mended
         if not there:
-            router.nftpolicy("heal")
+            router.nftpolicy("reconcile")
 
 
 def test_what_sysctl_reads_at_the_start_is_what_the_runner_writes(router: Router) -> None:

@@ -104,7 +104,7 @@ def test_an_include_that_can_not_be_loaded_leaves_all_as_it_was_and_is_noticed(r
     router.file(tree.GUARD).write_text(router.file(tree.GUARD).read_text().replace("type gid", "type nonsense"))
     assert router.space.nft(Fw4(router, RENDERED[0]).whole(), check=False).returncode != 0
     assert router.space.call(held) == guards(compile_policy(shipped).tables)
-    assert "guard: not as compiled" in router.nftpolicy("check", check=False).stderr
+    assert "guard: differs from the policy" in router.nftpolicy("check", check=False).stderr
     router.write(shipped)
     assert right(router)
     router.nftpolicy("release")
@@ -149,7 +149,7 @@ def test_nothing_leaves_while_fw4_comes_and_goes(field: tuple[Lab, Router], name
         for order in itertools.permutations((fw4.reload, fw4.restart, fw4.stop)):
             for step in order:
                 step()
-        router.nftpolicy("heal")
+        router.nftpolicy("reconcile")
         assert leaked(lab) == 0
         router.nftpolicy("release")
         fw4.stop()

@@ -229,7 +229,7 @@ def test_without_out_the_policy_alone_is_on_standard_output(router):
     [
         (["import", "openwrt", "/nonexistent"], "/nonexistent: no folder"),
         (["import", "openwrt", "{router}", "--uplink", "wann"], "there is no interface 'wann' (did you mean 'wan'?)"),
-        (["import", "openwrt", "{router}", "--uplink", "loopback"], "has no device that leads out"),
+        (["import", "openwrt", "{router}", "--uplink", "loopback"], "has no device for outgoing packets"),
         (["import", "openwrt", "{router}", "--ruleset", "/nonexistent"], "/nonexistent: can't be read"),
         (["import", "openwrt", "{router}/etc/config/network"], "network: no folder"),
     ],

@@ -156,7 +156,7 @@ def test_release_leaves_nothing_and_comes_back_only_when_asked(router: Router) -
     assert router.space.call(held, paths) != before
     router.nftpolicy("release")
     assert router.space.call(held, paths) == before
-    router.nftpolicy("heal")  # what a hotplug event would do
+    router.nftpolicy("reconcile")  # what a hotplug event would do
     assert router.space.call(held, paths) == before
     assert not router.file(tree.GUARD).exists(), "fw4 would load it with the next reload"
     assert "released" in router.nftpolicy("status", check=False).stdout
@@ -169,10 +169,10 @@ def test_release_leaves_nothing_and_comes_back_only_when_asked(router: Router) -
 DAMAGES = {
     "guard": "nft delete table inet nftpolicy",
     "link guard": "nft delete chain netdev nftpolicy device-br-wan",
-    "ladder, IPv4": "ip rule del priority 515",
-    "ladder, IPv6: left over": "ip -6 rule add priority 700 lookup 77 protocol 78",
+    "ip rules, IPv4": "ip rule del priority 515",
+    "ip rules, IPv6: obsolete": "ip -6 rule add priority 700 lookup 77 protocol 78",
     "routes, IPv4": "ip route flush table 1",
-    "routes, IPv6: left over": "ip -6 route add 2001:db8::/32 dev br-wan table 77 proto 78",
+    "routes, IPv6: obsolete": "ip -6 route add 2001:db8::/32 dev br-wan table 77 proto 78",
     "sysctl": "sh -c 'echo 0 >/proc/sys/net/ipv4/fwmark_reflect'",
 }
 
@@ -184,14 +184,14 @@ def test_what_is_damaged_is_named_and_put_back(applied: Router, word: str) -> No
     assert said.returncode == 1
     (named,) = said.stderr.splitlines()[1:]
     assert named.startswith(word)
-    applied.nftpolicy("heal")
+    applied.nftpolicy("reconcile")
     assert right(applied)
 
 
 def test_a_rule_before_the_guards_is_noticed(applied: Router) -> None:
     applied.ash("-c", "nft insert rule inet nftpolicy guard accept")
-    assert "guard: not as compiled" in applied.nftpolicy("check", check=False).stderr
-    applied.nftpolicy("heal")
+    assert "guard: differs from the policy" in applied.nftpolicy("check", check=False).stderr
+    applied.nftpolicy("reconcile")
     assert right(applied)
 
 
@@ -223,7 +223,7 @@ def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
     bump()
     assert "inet unknown-device: 1" in counted()
     applied.ash("-c", "ip rule del priority 515")
-    applied.nftpolicy("heal")
+    applied.nftpolicy("reconcile")
     assert "inet unknown-device: 1" in counted()
     applied.ash("-c", f"nft -f {ROOT}/{tree.GUARD}")  # as fw4 does at each reload
     assert "unknown-device" not in counted()
@@ -236,7 +236,7 @@ def test_netifds_own_rules_count(applied: Router) -> None:
     applied.space.ip("rule add priority 910 unreachable")
     assert right(applied)
     applied.ash("-c", "ip rule del priority 910")
-    applied.nftpolicy("heal")
+    applied.nftpolicy("reconcile")
     assert "910:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout
 
 
@@ -278,11 +278,11 @@ def test_the_ports_of_a_bridge_are_guarded_as_apply_guards_them() -> None:
             "link add br-wan type bridge", "link add port0 type veth peer name peer0", "link set port0 master br-wan"
         )
         assert not right(router)
-        router.nftpolicy("heal")
+        router.nftpolicy("reconcile")
         assert "chain device-port0" in space.run(["nft", "list", "ruleset"]).stdout
         assert space.call(left_to_do, gluon()) == []
         space.ip("link del br-wan", "link del port0", "link add br-wan type veth peer name other")
-        router.nftpolicy("heal")
+        router.nftpolicy("reconcile")
         assert "port0" not in space.run(["nft", "list", "ruleset"]).stdout
         assert right(router)
 
@@ -302,7 +302,7 @@ def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router
     router.file(tree.GUARD).write_text(whole.replace("type gid", "type nonsense"))
     done = router.nftpolicy("apply", check=False)
     assert done.returncode == 1
-    assert "everything on the uplinks is stopped" in done.stderr
+    assert "all packets to the uplinks are dropped" in done.stderr
     listed = router.space.run(["nft", "list", "table", "inet", "nftpolicy"]).stdout
     assert "chain block" in listed
     assert not router.file(tree.GUARD).exists()

@@ -40,36 +40,36 @@ def test_what_is_right_has_no_fault(kind: str) -> None:
 TRAPS: dict[str, tuple[str, dict[str, str | None], str]] = {
     "mark 0 matches every packet": ("rule", {"mark": "0x0"}, "matches every packet"),
     "so does mask 0": ("rule", {"mark": "0x0/0x0"}, "matches every packet"),
-    "a mark above 32 bits": ("rule", {"mark": "0x100000000"}, "reads as another number"),
-    "a mask above 32 bits": ("rule", {"mark": "1/0x1ffffffff"}, "reads as another number"),
+    "a mark above 32 bits": ("rule", {"mark": "0x100000000"}, "netifd reads another number"),
+    "a mask above 32 bits": ("rule", {"mark": "1/0x1ffffffff"}, "netifd reads another number"),
     "octal": ("rule", {"mark": "010"}, "is octal to netifd: 8"),
-    "negative": ("rule", {"mark": "-1"}, "is no number"),
-    "a word as mark": ("rule", {"mark": "abc"}, "is no number"),
-    "the mark inverted in fw3's way": ("rule", {"mark": "!0x1/0x1"}, "is no number"),
+    "negative": ("rule", {"mark": "-1"}, "is not a number"),
+    "a word as mark": ("rule", {"mark": "abc"}, "is not a number"),
+    "the mark inverted in fw3's way": ("rule", {"mark": "!0x1/0x1"}, "is not a number"),
     "a mark outside its mask": ("rule", {"mark": "2/1"}, "no packet matches"),
-    "no priority: others renumber it": ("rule", {"priority": None}, "counts such rules from 1"),
+    "no priority: others renumber it": ("rule", {"priority": None}, "numbers such rules from 1"),
     "a priority behind netifd's own": ("rule", {"priority": "10000"}, "after netifd's own"),
     "priority 0": ("rule", {"priority": "0"}, "table of local addresses"),
-    "a table that has no number": ("rule", {"lookup": "nosuch"}, "is no number"),
-    "table 0": ("rule", {"lookup": "0"}, "is no table"),
+    "a table that has no number": ("rule", {"lookup": "nosuch"}, "is not a number"),
+    "table 0": ("rule", {"lookup": "0"}, "is not a table"),
     "table is an option of routes": ("rule", {"lookup": None, "table": "1"}, "option table is not known"),
-    "a rule that does nothing": ("rule", {"lookup": None}, "does nothing"),
+    "a rule that does nothing": ("rule", {"lookup": None}, "has no effect"),
     "an action of iptables": ("rule", {"lookup": None, "action": "local"}, "is not one of"),
     "the action wins": ("rule", {"action": "unreachable"}, "the action wins"),
     "enabled is no option of rules": ("rule", {"enabled": "0"}, "is ignored"),
     "preference is no option": ("rule", {"preference": "1"}, "is ignored"),
-    "a user by name": ("rule", {"uidrange": "root"}, "is no number"),
+    "a user by name": ("rule", {"uidrange": "root"}, "is not a number"),
     "users the wrong way round": ("rule", {"uidrange": "1999-1000"}, "ends before it begins"),
     "a source without a length": ("rule", {"src": "10.1.2.3"}, "matches everything"),
-    "IPv6 in a rule of IPv4": ("rule", {"dest": "fe80::/10"}, "is no IPv4"),
-    "IPv4 in a rule of IPv6": ("rule6", {"dest": "10.0.0.0/8"}, "is no IPv6"),
+    "IPv6 in a rule of IPv4": ("rule", {"dest": "fe80::/10"}, "is not an IPv4"),
+    "IPv4 in a rule of IPv6": ("rule6", {"dest": "10.0.0.0/8"}, "is not an IPv6"),
     "default is no target": ("route", {"target": "default"}, "is left out"),
     "a route with neither type nor interface": ("route", {"type": None}, "neither an interface nor a type"),
-    "a guard route of an interface": ("route", {"interface": "wan"}, "goes away with its interface"),
-    "a metric above 31 bits": ("route", {"metric": "4294967294"}, "reads as another number"),
+    "a guard route of an interface": ("route", {"interface": "wan"}, "is removed with its interface"),
+    "a metric above 31 bits": ("route", {"metric": "4294967294"}, "netifd reads another number"),
     "an include of fw3": ("include", {"type": "restore"}, "is not one of nftables, script"),
     "a position that fw4 does not know": ("include", {"position": "table-after"}, "is not one of"),
-    "an include that is there twice": ("include", {"path": "/usr/share/nftables.d/ruleset-post/x.nft"}, "there twice"),
+    "an include that is there twice": ("include", {"path": "/usr/share/nftables.d/ruleset-post/x.nft"}, "loaded twice"),
 }
 
 
@@ -102,7 +102,7 @@ def test_netifd_makes_the_ladder_of_any_policy(policy) -> None:  # type: ignore[
 def test_a_rule_that_can_not_be_said_whole_is_not_said(more) -> None:  # type: ignore[no-untyped-def]
     rule = IpRule(4, 510, table=1, mark=1, mask=1, uids=(5, 5))
     assert whole(rule) is rule
-    with pytest.raises(ValueError, match="can't be written for a router"):
+    with pytest.raises(ValueError, match="the router plan does not support"):
         whole(evolve(rule, **more))
 
 

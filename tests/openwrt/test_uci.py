@@ -249,5 +249,5 @@ def test_the_rendered_config_is_read_back(shipped: Policy) -> None:
 def test_a_value_that_would_mean_more_is_refused(bad: str) -> None:
     one = uci.Section("network", "rule", "nftpolicy_x", (("lookup", bad),))
     for render in (uci.as_config, uci.as_batch):
-        with pytest.raises(ValueError, match="can't be written"):
+        with pytest.raises(ValueError, match="cannot be written"):
             render([one])

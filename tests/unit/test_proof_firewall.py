@@ -30,7 +30,7 @@ def test_it_makes_no_word_dead() -> None:
 def test_one_that_drops_before_the_mark_is_found() -> None:
     proof = prove(beside("prerouting", -300), claim(POLICY))
     found = {(one.property, one.subject) for one in proof.findings if one.verdict != PROVED}
-    assert found == {("P3", "what arrives is marked")}
+    assert found == {("P3", "arriving packets are marked")}
 
 
 def test_a_drop_of_the_policys_own_is_no_firewall() -> None:

@@ -131,7 +131,7 @@ def test_without_the_rule_that_puts_the_mark_on_the_word_is_dead():
 
 LADDERS = {
     "no way to the table": (lambda rules: [one for one in rules if not (one.uids and one.action == "lookup")],
-                            "no ip rule sends what user"),
+                            "no ip rule sends the packets of user"),
     "no end behind it": (lambda rules: [one for one in rules if one.priority != USER_UNREACHABLE],
                          "packets of user 901 may be looked up in table 254"),
     "another way before it": (

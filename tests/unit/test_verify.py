@@ -110,7 +110,7 @@ def test_refuted_is_1():
     assert (done.returncode, done.stderr) == (REFUSED, b"")
     assert said.startswith("REFUTED: the files: ")
     assert "  NO   P1  no leak       refuted\n" in said
-    assert "P1 refuted: uplink wan: sockets: what leaves by wan0 without the mark" in said
+    assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in said
     assert "=> leaves by wan0 with mark 0x0" in said
     assert "  next    no policy is in force here: " in said
     assert "\x1b" not in said
@@ -127,7 +127,7 @@ def test_unknown_is_3_and_says_what_was_not_understood(tables):
     said = done.stdout.decode()
     assert done.returncode == UNKNOWN, said
     assert said.startswith("unknown: the files: nothing refutes it, and it can't be proved\n")
-    assert "P1 unknown: uplink wan: sockets: what leaves by wan0 without the mark" in said
+    assert "P1 unknown: uplink wan: sockets: packets without the mark that leave by wan0" in said
     assert "  not understood" in said and "frobnicate" in said
 
 

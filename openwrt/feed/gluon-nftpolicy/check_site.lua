@@ -1,3 +1,3 @@
 -- SPDX-License-Identifier: BSD-2-Clause
--- nftpolicy = { enabled = true }: false leaves a node as Gluon makes it.
+-- nftpolicy = { enabled = true }: with false, Gluon configures the node without nftpolicy.
 need_boolean(in_site({'nftpolicy', 'enabled'}), false)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Case of P3 or P4, and helpers that choose its packets and addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice, product
+
+from attrs import frozen
+
+from ..model.box import Ranges, only
+from ..model.packet import Packet, interval
+from ..model.walk import Walk
+from ..netstate.nft import Origin
+from ..netstate.state import NetState
+from .claim import Claim, Region
+from .ground import Ground
+from .surroundings import TABLE_LOCAL
+from .witness import hosts, packet_of
+
+_LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
+_GROUP_BITS = 0xFF  # the upper 8 bits of ff00::/8
+_MAX_PARTS = 64  # of one region
+
+
+@frozen
+class UsabilityCase:
+    """Packet and its required result: `packet` must have `outcome`, by `device` if that is given.
+
+    `entry` is the policy entry as text. `mark` and `flow_mark` are (value, mask) at the end of the
+    trace, `endpoint` is the destination address and port there; None requires nothing.
+    """
+
+    property: str
+    uplink: str
+    entry: str
+    origin: Origin
+    packet: Packet
+    outcome: str
+    device: str | None = None
+    mark: tuple[int, int] | None = None
+    endpoint: tuple[int, int] | None = None
+    flow_mark: tuple[int, int] | None = None
+    may_equal_unmarked: bool = False  # the outcome of the same packet without its mark suffices, too
+    must_not_leave_by: str | None = None  # any outcome but "leaves" by this device suffices
+    may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
+
+    def is_met(self, walk: Walk) -> bool:
+        """Return True if the trace has the required result."""
+        if self.must_not_leave_by is not None:
+            return not (walk.outcome in ("leaves", "unknown") and walk.device in (self.must_not_leave_by, None))
+        if walk.outcome != self.outcome or (self.device is not None and walk.device != self.device):
+            return False
+        return self.has_marks(walk) and (self.endpoint is None or (walk.destination, walk.dport) == self.endpoint)
+
+    def has_marks(self, walk: Walk) -> bool:
+        """Return True if packet and flow have the required marks at the end of the trace."""
+        marks = ((self.mark, walk.mark), (self.flow_mark, walk.flow_mark))
+        return all(required is None or actual & required[1] == required[0] for required, actual in marks)
+
+
+def sample_packet(ground: Ground, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
+    """Return a packet of the region; of any headers if the family has none in it."""
+    boxes = region.boxes(ground.space(family))
+    return packet_of(ground.space(family), boxes[0] if boxes else {}, origin, bound)
+
+
+def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterator[Region]:
+    """Return the region in parts: by each range of its fields, and each ICMP type.
+
+    A rule or a set has one row for each part. With `with_ends`, the last value of each range is a part too,
+    since two rows can be adjacent.
+    """
+    parts: dict[str, list[Ranges]] = {}
+    for name, ranges in region.fields.items():
+        spans = hosts(family, ranges) if name == "daddr" else ranges
+        parts[name] = [((low, high),) for low, high in spans]
+        if name.endswith(".type"):
+            parts[name] = [only(value) for low, high in ranges for value in range(low, high + 1)]
+        elif with_ends:
+            parts[name] += [only(high) for low, high in spans if high > low]
+    for combination in islice(product(*parts.values()), _MAX_PARTS):
+        yield Region(dict(zip(parts, combination, strict=True)), region.marks)
+
+
+def needs_device(address: int) -> bool:
+    """Return True if an IPv6 address is link-local or a group, which a socket uses by a device."""
+    return address >> 118 == _LINK_LOCAL_BITS or address >> 120 == _GROUP_BITS
+
+
+def link_local_address(state: NetState, device: str) -> int:
+    """Return the link-local address of a device; fe80::2 if the state has none."""
+    low, high = interval("fe80::/10", 6)
+    for route in state.routes:
+        if (route.family, route.table, route.kind, route.device) == (6, TABLE_LOCAL, "local", device):
+            address, _ = interval(route.destination, 6)
+            if low <= address <= high:
+                return address
+    return low + 2
+
+
+def device_address(state: NetState, family: int, device: str) -> int | None:
+    """Return an address of the machine on a device, not link-local; None if it has none."""
+    for route in state.routes:
+        if (route.family, route.table, route.kind, route.device) == (family, TABLE_LOCAL, "local", device):
+            low, _ = interval(route.destination, family)
+            if family == 4 or low >> 118 != _LINK_LOCAL_BITS:
+                return low
+    return None
+
+
+def inside_address(state: NetState, family: int, claim: Claim) -> int | None:
+    """Return an address of a device that is neither an uplink nor lo; None if there is none."""
+    uplinks = {device for uplink in claim.uplinks for device in uplink.devices}
+    for route in state.routes:
+        is_local = (route.family, route.table, route.kind) == (family, TABLE_LOCAL, "local")
+        if is_local and route.device and route.device not in (*uplinks, "lo"):
+            return device_address(state, family, route.device)
+    return None
