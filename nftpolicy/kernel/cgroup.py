@@ -143,7 +143,7 @@ _REASONS = {
     errno.ENOENT: "there is no such cgroup below the root of cgroup v2",
     errno.ENOTDIR: "that is a file, not a cgroup",
     errno.EPERM: (
-        "no permission: this needs root, and no foreign program on it or above it that excludes others "
+        "no permission: this needs root, and all programs on it and above it attached with BPF_F_ALLOW_MULTI "
         "(see 'bpftool cgroup tree')"
     ),
     errno.EACCES: "no permission: this needs root",

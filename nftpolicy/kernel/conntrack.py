@@ -129,7 +129,7 @@ class Conntrack:
                 f"this kernel does not list its flows ({error.strerror}): this needs root and CONFIG_NF_CT_NETLINK"
             ) from None
         # Some kernels ignore the filter, so the marks are compared once more.
-        entries = (flow(*message) for message in messages)
+        entries = (decode_entry(*message) for message in messages)
         return [entry for entry in entries if entry is not None and entry.mark & mask == value]
 
     def forget(self, entry: Flow) -> bool:
@@ -146,7 +146,7 @@ class Conntrack:
         return not code
 
 
-def flow(raw: bytes, start: int, end: int) -> Flow | None:
+def decode_entry(raw: bytes, start: int, end: int) -> Flow | None:
     """Return the entry of the message whose struct nfgenmsg begins at `start`; None unless it is IP."""
     family = _VERSIONS.get(raw[start])
     found = dict(attributes(raw, start + NFGENMSG.size, end))

@@ -56,9 +56,9 @@ PORTS = frozenset({"udp", "tcp", "header", *FRAMES})  # forms that have ports
 
 @frozen
 class Shot:
-    """One packet to send: form and path (see `_SOCKETS`, `_PATHS`), family (0: not IP), and sender.
+    """One packet to send: form and method (see `_SOCKETS`, `_METHODS`), family (0: not IP), and sender.
 
-    `device` and `source` are for the paths and forms that need them. `lent`: the socket is opened by `uid` and
+    `device` and `source` are for the methods and forms that need them. `lent`: the socket is opened by `uid` and
     `gid`, but marked and used with the rights of root.
     """
 
@@ -155,7 +155,7 @@ def _send(shot: Shot, opened: list[socket.socket]) -> Outcome:
             send = _frame(sender, shot)
         else:
             _limit_hops(sender, shot)
-            _PATHS[shot.way](sender, shot)
+            _METHODS[shot.way](sender, shot)
             send = _packet(sender, shot)
     except OSError as error:
         return Outcome("open", _errno_name(error))
@@ -246,7 +246,7 @@ def _do_nothing(sender: socket.socket, shot: Shot) -> None:
 
 
 # `_packet` handles "pktinfo", "zone" and "mapped".
-_PATHS: dict[str, Callable[[socket.socket, Shot], None]] = {
+_METHODS: dict[str, Callable[[socket.socket, Shot], None]] = {
     "": _do_nothing,
     "mapped": _do_nothing,
     "options": _set_options,

@@ -27,14 +27,14 @@ _PROC_SYS = Path("/proc/sys")
 
 
 @frozen
-class Written:
+class WatchChanges:
     """Changes of files in the watched directory, and of sysctls. Both are True if the kernel lost events."""
 
-    folder: bool
+    directory: bool
     sysctls: bool
 
 
-class Files:
+class SysctlWatch:
     """Watch of sysctls, and of one directory.
 
     The kernel reports only writes through the same mount of /proc, so a caller that must be sure
@@ -45,7 +45,7 @@ class Files:
     def __init__(self) -> None:
         self.descriptor = _new_instance()
         self._open: dict[str, tuple[int, int]] = {}  # path -> watch, file descriptor
-        self._folder = -1
+        self._directory = -1
 
     def close(self) -> None:
         """Close all descriptors. Can be called twice."""
@@ -67,9 +67,9 @@ class Files:
                 self._open[path] = (-1, file)
                 self._open[path] = (_add_watch(self.descriptor, _PROC_SYS / path, _IN_MODIFY), file)
 
-    def watch_folder(self, folder: Path) -> None:
+    def watch_directory(self, directory: Path) -> None:
         """Watch a directory for files that are moved into it or deleted from it. Raises OSError."""
-        self._folder = _add_watch(self.descriptor, folder, _IN_MOVED_TO | _IN_DELETE)
+        self._directory = _add_watch(self.descriptor, directory, _IN_MOVED_TO | _IN_DELETE)
 
     def values(self) -> dict[str, str]:
         """Return the values of the watched sysctls by path."""
@@ -79,16 +79,16 @@ class Files:
                 values[path] = os.pread(file, _SYSCTL_SIZE, 0).decode(errors="replace").strip()
         return values
 
-    def read(self) -> Written:
+    def read(self) -> WatchChanges:
         """Return the changes since the last read. Never blocks."""
-        folder = sysctls = False
+        directory = sysctls = False
         with suppress(BlockingIOError):
             while True:
                 for watch, mask, _ in _events(os.read(self.descriptor, _READ_SIZE)):
                     overflow = bool(mask & _IN_Q_OVERFLOW)
-                    folder |= overflow or watch == self._folder
-                    sysctls |= overflow or (watch != self._folder and bool(mask & _IN_MODIFY))
-        return Written(folder, sysctls)
+                    directory |= overflow or watch == self._directory
+                    sysctls |= overflow or (watch != self._directory and bool(mask & _IN_MODIFY))
+        return WatchChanges(directory, sysctls)
 
 
 class Patterns:

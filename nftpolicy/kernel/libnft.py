@@ -98,9 +98,9 @@ class Nft:
         return None if printed == _NO_SUCH_OBJECT else printed[len(_LISTED) :].decode()
 
 
-def refusal(error: str) -> tuple[str, int | None]:
+def parse_error(text: str) -> tuple[str, int | None]:
     """Return the first reason in libnftables' error text, and the line number that it names, or None."""
-    match = _ERROR.search(error)
+    match = _ERROR.search(text)
     if match:
         return match[2], int(match[1]) if match[1] else None
-    return error.strip(), None
+    return text.strip(), None

@@ -26,7 +26,7 @@ from ..netstate.state import Counters, NetState
 from . import elements, listing
 from .errors import Refused, Unavailable
 from .generation import read_consistent
-from .libnft import Nft, refusal
+from .libnft import Nft, parse_error
 from .rtnetlink import RtNetlink
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Linux:
         commands = [text.operation(operation) for operation in step.operations]
         error = self._nft.load("".join(f"{command}\n" for command in commands))
         if error is not None:
-            reason, line = refusal(error)
+            reason, line = parse_error(error)
             raise Refused(step, reason, _object_at(line, commands, step.operations))
 
     def ip_families(self) -> tuple[int, ...]:

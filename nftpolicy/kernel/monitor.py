@@ -18,7 +18,7 @@ from attrs import Factory, define, frozen
 
 from ..netstate.routing import IpRule, Route
 from . import rtmessages as messages
-from .inotify import Files
+from .inotify import SysctlWatch
 from .listener import PollGroup
 from .netlink import constants as nl
 from .netlink.attributes import (
@@ -152,7 +152,7 @@ class Monitor(PollGroup):
         self._mine: frozenset[int] = frozenset()
         self._links: dict[int, tuple[str, int, int]] = {}
         self._touched = False  # our tables changed in a transaction whose end has not been read yet
-        self._files = Files()
+        self._files = SysctlWatch()
         super().__init__(self._files)
         try:
             self._nft = self._subscribe(nl.NETLINK_NETFILTER, (nl.NFNLGRP_NFTABLES,))
@@ -179,7 +179,7 @@ class Monitor(PollGroup):
 
     def watch_folder(self, folder: Path) -> None:
         """Report files that are moved into the directory or deleted from it."""
-        self._files.watch_folder(folder)
+        self._files.watch_directory(folder)
 
     def sysctls(self) -> dict[str, str]:
         """Return the values of the watched sysctls by path. A sysctl that has gone is left out."""
@@ -199,7 +199,7 @@ class Monitor(PollGroup):
             else:
                 self._of_routing(raw, news)
         files = self._files.read()
-        news.files, news.sysctls = files.folder, news.sysctls or files.sysctls
+        news.files, news.sysctls = files.directory, news.sysctls or files.sysctls
         if news.lost:
             self._touched = False
             self._list_links()

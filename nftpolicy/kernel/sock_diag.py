@@ -144,7 +144,7 @@ class SockDiag:
                 return
             raise Unavailable(f"this kernel does not list its sockets ({error.strerror})") from None
         for message in messages:
-            yield listed(protocol, *message, device)
+            yield decode_socket(protocol, *message, device)
 
     def destroy(self, entry: Listed) -> str:
         """Destroy a socket; return CLOSED, GONE (also if another one has taken its place) or NOT_SUPPORTED.
@@ -169,7 +169,7 @@ class SockDiag:
         raise OSError(code, f"cannot close {entry}: {errno.errorcode.get(code, code)}")
 
 
-def listed(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> Listed:
+def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> Listed:
     """Return the socket of the struct inet_diag_msg that begins at `start`.
 
     `device` returns the name of a device by its index.
