@@ -26,10 +26,10 @@ def to_mark() -> int:
 
 @contextmanager
 def kept(capability: int) -> Iterator[None]:
-    """Keep this capability, and drop all others, when this process changes its user within the context.
+    """Keep only this capability when this process changes its user within the context.
 
-    Programs that it starts afterwards have the capability too. It is an ambient one, so that ld.so does
-    not treat the program as privileged and still honours LD_PRELOAD. Raises OSError.
+    Programs that it starts afterwards have the capability too. It is an ambient one, so that ld.so
+    does not treat the program as privileged and still honours LD_PRELOAD. Raises OSError.
     """
     libc.call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
     yield

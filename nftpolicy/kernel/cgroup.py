@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Cgroups (version 2) that set a mark on their sockets, by the programs of kernel/bpf; and marks of sockets.
 
-A program that is attached here stays as long as the cgroup does, whichever process attached it (cgroups(7), bpf(2)).
+A program that is attached here stays as long as the cgroup does, whichever process attached it
+(cgroups(7), bpf(2)).
 """
 
 from __future__ import annotations
@@ -26,17 +27,18 @@ _KILL_ROUNDS, _KILL_PAUSE = 100, 0.01  # seconds between two rounds
 _PARENT = "nftpolicy"  # below the root of cgroup v2
 
 
-# --- the cgroup of a service --------------------------------------------------------------
+# --- the cgroup of a service --------------------------------------------------------
 
 
 def attach(path: str, value: int, mask: int, confine: Sequence[str] | None = None) -> bool:
-    """Set a mark on the sockets that are opened in a cgroup from now on. Return True if anything changed.
+    """Set a mark on the sockets that are opened in a cgroup from now on.
 
-    `path` is below the root of cgroup v2, without a leading slash. `confine` are the devices that the
-    sockets of the cgroup may name; None allows each device and each mark. Sockets of other network
-    namespaces stay as they are. Foreign programs stay. A program that this function attached before from this
-    namespace stays if it is the same; else the new one is attached before the old one is detached. The
-    programs stay as long as the cgroup does.
+    Return True if anything changed. `path` is below the root of cgroup v2, without a leading slash.
+    `confine` are the devices that the sockets of the cgroup may name; None allows each device and
+    each mark. Sockets of other network namespaces stay as they are. Foreign programs stay. A
+    program that this function attached before from this namespace stays if it is the same; else the
+    new one is attached before the old one is detached. The programs stay as long as the cgroup
+    does.
 
     Raises:
         Unavailable: there is no such cgroup, or no permission or support for it.
@@ -93,7 +95,9 @@ def _own_programs(directory: int, attach_type: syscall.AttachType) -> list[sysca
 
 
 def detach(path: str) -> bool:
-    """Detach the programs that `attach` attached from this network namespace. Return True if there were any.
+    """Detach the programs that `attach` attached from this network namespace.
+
+    Return True if there were any.
 
     Raises Unavailable as `attach` does.
     """
@@ -157,13 +161,14 @@ _REASONS = {
 }
 
 
-# --- a cgroup for one program -------------------------------------------------------------
+# --- a cgroup for one program -------------------------------------------------------
 
 
 class MarkedGroup:
     """A cgroup that sets a mark on its sockets. A context manager; leaving it removes the cgroup.
 
-    The caller makes sure that no other process uses the name: processes that are found in it are killed.
+    The caller makes sure that no other process uses the name: processes that are found in it are
+    killed.
     """
 
     def __init__(self, name: str, value: int, mask: int) -> None:
@@ -245,7 +250,7 @@ class MarkedGroup:
             return False
 
 
-# --- marks of sockets ---------------------------------------------------------------------
+# --- marks of sockets ---------------------------------------------------------------
 
 
 def has_mark(opened: socket.socket, mark: tuple[int, int]) -> bool:
@@ -257,7 +262,8 @@ def has_mark(opened: socket.socket, mark: tuple[int, int]) -> bool:
 def own_sockets(family: int) -> dict[str, int]:
     """Return the whole marks of sockets of a family (AF_INET, AF_INET6) that this process opens now, by type.
 
-    Empty if the kernel does not have the family. Raises OSError if a socket cannot be opened for another reason.
+    Empty if the kernel does not have the family. Raises OSError if a socket cannot be opened for
+    another reason.
     """
     marks = {}
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):

@@ -71,8 +71,9 @@ def _is_visible(mount_point: str, device: str) -> bool:
 
 @contextmanager
 def open_cgroup(path: str, create: bool = False) -> Iterator[int]:
-    """Open the directory of the cgroup at `path` below the root of cgroup v2. Raises OSError, or Unavailable.
+    """Open the directory of the cgroup at `path` below the root of cgroup v2.
 
+    Raises OSError, or Unavailable.
     `create`: create it, and the cgroups above it, if they do not exist.
     """
     root = open_hierarchy()

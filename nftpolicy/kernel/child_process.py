@@ -24,8 +24,9 @@ class ChildProcess:
     """A forked process that runs `work`. A context manager; leaving it kills the process.
 
     `descriptor` becomes readable when a part of the result arrives, and at the end of the process:
-    wait for it with others, then call `read_available`. `seconds` limits the life of the process (0: no
-    limit); the kernel then ends it by SIGALRM (alarm(2)). `nice` lowers its priority.
+    wait for it together with other descriptors, then call `read_available`. `seconds` limits the
+    life of the process (0: no limit); the kernel then ends it by SIGALRM (alarm(2)). `nice` lowers
+    its priority.
     """
 
     def __init__(self, work: Callable[[], bytes], seconds: int = 0, nice: int = 0) -> None:

@@ -13,7 +13,8 @@ from .libnft import Nft
 from .rtnetlink import Lookups, RtNetlink
 from .sock_diag import TCP, UDP, Listed, SockDiag
 
-# The kernel deletes a table with an owner when the socket of the owner closes, however the process ends.
+# The kernel deletes a table with an owner when the socket of the owner closes, however the process
+# ends.
 _RESET_TABLE = """table inet nftpolicy-closing {{
     flags owner
     chain resets {{
@@ -55,7 +56,7 @@ class Running:
         return self._diag
 
     def flows(self, value: int, mask: int) -> list[Flow]:
-        """Return the flows whose conntrack mark & mask is `value`."""
+        """Return the flows with `value` as conntrack mark & mask."""
         return self._connection_tracking().flows(value, mask)
 
     def forget(self, entry: Flow) -> bool:
@@ -75,11 +76,17 @@ class Running:
         }
 
     def groups(self, inodes: Iterable[int]) -> dict[int, int]:
-        """Return the group that opened each socket, by inode. Skip sockets that /proc does not show."""
+        """Return the group that opened each socket, by inode.
+
+        Skip sockets that /proc does not show.
+        """
         return {inode: process.gid for inode, process in holders(inodes).items()}
 
     def holders(self, inodes: Iterable[int]) -> dict[int, Holder]:
-        """Return the owning process of each socket, by inode. Skip sockets that /proc does not show."""
+        """Return the owning process of each socket, by inode.
+
+        Skip sockets that /proc does not show.
+        """
         return holders(inodes)
 
     def cgroups(self, paths: Iterable[str]) -> dict[str, set[int]]:
@@ -116,9 +123,9 @@ class Running:
     ) -> Iterator[str | None]:
         """Drop TCP resets that carry one of the marks (value, mask), within this context.
 
-        Drop those from one of `addresses` as well, unless they leave by one of `devices`. The kernel
-        sends a reset for each connection that is destroyed, by the routes of that moment. Yield None, or
-        the reason why resets cannot be dropped.
+        Drop those from one of `addresses` as well, unless they leave by one of `devices`. The
+        kernel sends a reset for each connection that is destroyed, by the routes of that moment.
+        Yield None, or the reason why resets cannot be dropped.
         """
         rules = [
             f'oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop' for value, mask in marks

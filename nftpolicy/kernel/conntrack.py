@@ -13,36 +13,12 @@ import struct
 from attrs import frozen
 
 from .errors import DumpInterrupted, Unavailable
+from .netlink import constants as nl
 from .netlink.attributes import attribute, attributes, ip_text, netfilter_header, network_integer
-from .netlink.constants import (
-    ADDRESS_FAMILY,
-    CTA_ID,
-    CTA_IP_V4_DST,
-    CTA_IP_V4_SRC,
-    CTA_IP_V6_DST,
-    CTA_IP_V6_SRC,
-    CTA_MARK,
-    CTA_MARK_MASK,
-    CTA_PROTO_DST_PORT,
-    CTA_PROTO_NUM,
-    CTA_PROTO_SRC_PORT,
-    CTA_STATUS,
-    CTA_TUPLE_IP,
-    CTA_TUPLE_ORIG,
-    CTA_TUPLE_PROTO,
-    CTA_TUPLE_REPLY,
-    CTA_ZONE,
-    IPCTNL_MSG_CT_DELETE,
-    IPCTNL_MSG_CT_GET,
-    IPS_SEEN_REPLY,
-    NETLINK_NETFILTER,
-    NFGENMSG,
-    NLA_F_NESTED,
-)
 from .netlink.socket import NetlinkSocket
 
 _VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
-_SOURCE_AND_DESTINATION = {4: (CTA_IP_V4_SRC, CTA_IP_V4_DST), 6: (CTA_IP_V6_SRC, CTA_IP_V6_DST)}
+_SOURCE_AND_DESTINATION = {4: (nl.CTA_IP_V4_SRC, nl.CTA_IP_V4_DST), 6: (nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST)}
 _PROTOCOL_NAMES = {
     socket.IPPROTO_TCP: "tcp",
     socket.IPPROTO_UDP: "udp",
@@ -57,8 +33,8 @@ _MARK = struct.Struct("!I")
 class Tracked:
     """State of the flow of one packet.
 
-    `state` is "new" until there was a reply, then "established". `direction` ("original", "reply") is the
-    one of the packet. `mark` is the conntrack mark.
+    `state` is "new" until there was a reply, then "established". `direction` ("original", "reply")
+    is the one of the packet. `mark` is the conntrack mark.
     """
 
     state: str
@@ -68,7 +44,10 @@ class Tracked:
 
 @frozen
 class Ends:
-    """Source and destination of the packets of one direction. Ports are 0 in protocols without ports."""
+    """Source and destination of the packets of one direction.
+
+    Ports are 0 in protocols without ports.
+    """
 
     source: str
     sport: int
@@ -80,8 +59,8 @@ class Ends:
 class Flow:
     """A conntrack entry.
 
-    `original` is the direction of its first packet. `key`, `number` and `zone` identify it to the kernel.
-    `replied`: packets were seen in both directions.
+    `original` is the direction of its first packet. `key`, `number` and `zone` identify it to the
+    kernel. `replied`: packets were seen in both directions.
     """
 
     family: int
@@ -100,14 +79,16 @@ class Flow:
 
 
 class Conntrack:
-    """Access to connection tracking, in the network namespace of the calling thread. A context manager.
+    """Access to connection tracking, in the network namespace of the calling thread.
+
+    A context manager.
 
     Raises Unavailable if the kernel has no connection tracking.
     """
 
     def __init__(self) -> None:
         try:
-            self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+            self._netlink = NetlinkSocket(nl.NETLINK_NETFILTER)
         except OSError as error:
             raise Unavailable(f"this kernel lists no flows ({error.strerror})") from None
 
@@ -118,10 +99,13 @@ class Conntrack:
         self._netlink.close()
 
     def flows(self, value: int, mask: int) -> list[Flow]:
-        """Return the flows of both families whose conntrack mark & mask is `value`. Raises Unavailable."""
-        mark_filter = attribute(CTA_MARK, _MARK.pack(value)) + attribute(CTA_MARK_MASK, _MARK.pack(mask))
+        """Return the flows of both families with `value` as conntrack mark & mask.
+
+        Raises Unavailable.
+        """
+        mark_filter = attribute(nl.CTA_MARK, _MARK.pack(value)) + attribute(nl.CTA_MARK_MASK, _MARK.pack(mask))
         try:
-            messages = self._netlink.dump(IPCTNL_MSG_CT_GET, netfilter_header() + mark_filter)
+            messages = self._netlink.dump(nl.IPCTNL_MSG_CT_GET, netfilter_header() + mark_filter)
         except DumpInterrupted:
             raise
         except OSError as error:
@@ -136,76 +120,78 @@ class Conntrack:
         """Delete one entry; return False if it has gone or has been replaced. Raises OSError."""
         if not entry.key or not entry.number:
             raise ValueError("a flow to delete needs key and number: without the key the kernel deletes all of them")
-        identity = attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, entry.key) + attribute(CTA_ID, entry.number)
+        identity = attribute(nl.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, entry.key) + attribute(nl.CTA_ID, entry.number)
         if entry.zone:
-            identity += attribute(CTA_ZONE, entry.zone)
-        header = netfilter_header(ADDRESS_FAMILY[entry.family])
-        code = self._netlink.change(IPCTNL_MSG_CT_DELETE, header + identity)
+            identity += attribute(nl.CTA_ZONE, entry.zone)
+        header = netfilter_header(nl.ADDRESS_FAMILY[entry.family])
+        code = self._netlink.change(nl.IPCTNL_MSG_CT_DELETE, header + identity)
         if code not in (0, errno.ENOENT):
             raise OSError(code, f"cannot delete the conntrack entry {entry}: {errno.errorcode.get(code, code)}")
         return not code
 
 
 def decode_entry(raw: bytes, start: int, end: int) -> Flow | None:
-    """Return the entry of the message whose struct nfgenmsg begins at `start`; None unless it is IP."""
+    """Return the entry of a message with its struct nfgenmsg at `start`; None unless it is IP."""
     family = _VERSIONS.get(raw[start])
-    found = dict(attributes(raw, start + NFGENMSG.size, end))
-    key = found.get(CTA_TUPLE_ORIG, b"")
-    if family is None or not key or CTA_ID not in found:
+    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+    key = found.get(nl.CTA_TUPLE_ORIG, b"")
+    if family is None or not key or nl.CTA_ID not in found:
         return None
     return Flow(
         family,
-        _flattened(key).get((CTA_TUPLE_PROTO, CTA_PROTO_NUM), b"\0")[0],
+        _flattened(key).get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_NUM), b"\0")[0],
         _decode_tuple(family, key),
-        _decode_tuple(family, found.get(CTA_TUPLE_REPLY, b"")),
-        network_integer(found.get(CTA_MARK)),
+        _decode_tuple(family, found.get(nl.CTA_TUPLE_REPLY, b"")),
+        network_integer(found.get(nl.CTA_MARK)),
         key,
-        found[CTA_ID],
-        found.get(CTA_ZONE, b""),
-        bool(network_integer(found.get(CTA_STATUS)) & IPS_SEEN_REPLY),
+        found[nl.CTA_ID],
+        found.get(nl.CTA_ZONE, b""),
+        bool(network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY),
     )
 
 
 def _decode_tuple(family: int, raw: bytes) -> Ends:
     parts = _flattened(raw)
     source, destination = (
-        ip_text(parts[CTA_TUPLE_IP, kind]) if (CTA_TUPLE_IP, kind) in parts else ""
+        ip_text(parts[nl.CTA_TUPLE_IP, kind]) if (nl.CTA_TUPLE_IP, kind) in parts else ""
         for kind in _SOURCE_AND_DESTINATION[family]
     )
-    sport = network_integer(parts.get((CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT)))
-    dport = network_integer(parts.get((CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT)))
+    sport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_SRC_PORT)))
+    dport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_DST_PORT)))
     return Ends(source, sport, destination, dport)
 
 
 def tracked(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> Tracked | None:
     """Return the state of the flow of packets with these addresses and ports.
 
-    The network namespace is that of the calling thread. None if there is no such flow, or the kernel has
-    no connection tracking.
+    The network namespace is that of the calling thread. None if there is no such flow, or the
+    kernel has no connection tracking.
     """
     wanted = _encode_tuple(family, protocol, source, sport, destination, dport)
-    body = netfilter_header(ADDRESS_FAMILY[family]) + attribute(CTA_TUPLE_ORIG | NLA_F_NESTED, wanted)
+    body = netfilter_header(nl.ADDRESS_FAMILY[family]) + attribute(nl.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, wanted)
     try:
-        with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-            raw, start, end = netlink.query(IPCTNL_MSG_CT_GET, body)
+        with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+            raw, start, end = netlink.query(nl.IPCTNL_MSG_CT_GET, body)
     except OSError:
         return None
-    found = dict(attributes(raw, start + NFGENMSG.size, end))
+    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
     # The kernel finds an entry by the addresses of either direction.
-    is_original = _flattened(found.get(CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
-    replied = network_integer(found.get(CTA_STATUS)) & IPS_SEEN_REPLY
+    is_original = _flattened(found.get(nl.CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
+    replied = network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY
     state = "established" if replied or not is_original else "new"
-    return Tracked(state, "original" if is_original else "reply", network_integer(found.get(CTA_MARK)))
+    return Tracked(state, "original" if is_original else "reply", network_integer(found.get(nl.CTA_MARK)))
 
 
 def _encode_tuple(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
     addresses = b"".join(
-        attribute(kind, socket.inet_pton(ADDRESS_FAMILY[family], address))
+        attribute(kind, socket.inet_pton(nl.ADDRESS_FAMILY[family], address))
         for kind, address in zip(_SOURCE_AND_DESTINATION[family], (source, destination), strict=True)
     )
-    numbers = attribute(CTA_PROTO_NUM, bytes((protocol,)))
-    numbers += attribute(CTA_PROTO_SRC_PORT, _PORT.pack(sport)) + attribute(CTA_PROTO_DST_PORT, _PORT.pack(dport))
-    return attribute(CTA_TUPLE_IP | NLA_F_NESTED, addresses) + attribute(CTA_TUPLE_PROTO | NLA_F_NESTED, numbers)
+    numbers = attribute(nl.CTA_PROTO_NUM, bytes((protocol,)))
+    numbers += attribute(nl.CTA_PROTO_SRC_PORT, _PORT.pack(sport))
+    numbers += attribute(nl.CTA_PROTO_DST_PORT, _PORT.pack(dport))
+    encoded = attribute(nl.CTA_TUPLE_IP | nl.NLA_F_NESTED, addresses)
+    return encoded + attribute(nl.CTA_TUPLE_PROTO | nl.NLA_F_NESTED, numbers)
 
 
 def _flattened(raw: bytes) -> dict[tuple[int, int], bytes]:
@@ -213,6 +199,6 @@ def _flattened(raw: bytes) -> dict[tuple[int, int], bytes]:
     return {
         (outer, inner): value
         for outer, part in attributes(raw, 0, len(raw))
-        if outer in (CTA_TUPLE_IP, CTA_TUPLE_PROTO)
+        if outer in (nl.CTA_TUPLE_IP, nl.CTA_TUPLE_PROTO)
         for inner, value in attributes(part, 0, len(part))
     }

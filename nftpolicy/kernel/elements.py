@@ -14,19 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..netstate.nft import PROTOCOLS, Element, Value
+from .netlink import constants as nl
 from .netlink.attributes import attribute, attribute_spans, netfilter_header, nul_terminated
-from .netlink.constants import (
-    NETLINK_NETFILTER,
-    NFGENMSG,
-    NFPROTO,
-    NFT_MSG_GETSETELEM,
-    NFTA_SET_ELEM_KEY,
-    NFTA_SET_ELEM_LIST_ELEMENTS,
-    NFTA_SET_ELEM_LIST_SET,
-    NFTA_SET_ELEM_LIST_TABLE,
-    NLA_TYPE_MASK,
-    NLATTR,
-)
 from .netlink.socket import NetlinkSocket, repeat_until_consistent
 
 FAMILIES = frozenset(("inet", "ip", "netdev", "ip6"))
@@ -56,7 +45,7 @@ def read_elements(family: str, table: str, name: str, types: tuple[str, ...]) ->
         DumpInterrupted: the set changed during each of several dumps.
         OSError: the kernel refused, for instance ENOENT; with its errno.
     """
-    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
         keys = repeat_until_consistent(
             lambda: _dump_keys(netlink, family, table, name), f"elements of set {family} {table} {name}"
         )
@@ -65,22 +54,25 @@ def read_elements(family: str, table: str, name: str, types: tuple[str, ...]) ->
 
 def _dump_keys(netlink: NetlinkSocket, family: str, table: str, name: str) -> list[bytes] | None:
     """Return the keys of all elements, or None if the dump is inconsistent."""
-    body = netfilter_header(NFPROTO[family])
-    body += attribute(NFTA_SET_ELEM_LIST_TABLE, nul_terminated(table))
-    body += attribute(NFTA_SET_ELEM_LIST_SET, nul_terminated(name))
-    messages = netlink.dump_once(NFT_MSG_GETSETELEM, body)
+    body = netfilter_header(nl.NFPROTO[family])
+    body += attribute(nl.NFTA_SET_ELEM_LIST_TABLE, nul_terminated(table))
+    body += attribute(nl.NFTA_SET_ELEM_LIST_SET, nul_terminated(name))
+    messages = netlink.dump_once(nl.NFT_MSG_GETSETELEM, body)
     if messages is None:
         return None
     keys: list[bytes] = []
     for raw, start, end in messages:
-        keys += _message_keys(raw, start + NFGENMSG.size, end)
+        keys += _message_keys(raw, start + nl.NFGENMSG.size, end)
     # Right after a set was filled the kernel may still be growing its hash table. A dump then lists
-    # some elements twice and others not at all (measured on Linux 6.18).
+    # some elements twice and misses some (measured on Linux 6.18).
     return keys if len(set(keys)) == len(keys) else None
 
 
 def _decode_keys(keys: list[bytes], types: tuple[str, ...]) -> frozenset[Element]:
-    """Return the elements of these keys. Parts of a concatenation begin at multiples of four bytes."""
+    """Return the elements of these keys.
+
+    Parts of a concatenation begin at multiples of four bytes.
+    """
     codes = [code + padding for code, padding, _ in map(_DATA_TYPES.__getitem__, types)]
     layout = struct.Struct("=" + "".join(codes))
     columns = list(zip(*layout.iter_unpack(b"".join(keys)), strict=True))
@@ -93,12 +85,12 @@ def _decode_keys(keys: list[bytes], types: tuple[str, ...]) -> frozenset[Element
 
 def _message_keys(raw: bytes, start: int, end: int) -> Iterator[bytes]:
     for kind, begin, stop in attribute_spans(raw, start, end):
-        if kind == NFTA_SET_ELEM_LIST_ELEMENTS:
+        if kind == nl.NFTA_SET_ELEM_LIST_ELEMENTS:
             yield from _uniform_keys(raw, begin, stop) or _single_keys(raw, begin, stop)
 
 
 def _uniform_keys(raw: bytes, begin: int, stop: int) -> list[bytes] | None:
-    """Return the keys of a list whose elements have one size and only a key; None for another list.
+    """Return the keys of a list of elements of one size with only a key; None for another list.
 
     This is the usual case, and faster than to decode each element.
     """
@@ -106,9 +98,9 @@ def _uniform_keys(raw: bytes, begin: int, stop: int) -> list[bytes] | None:
         return None
     size, _, key_length, key_type, _, _ = _ELEMENT_HEADERS.unpack_from(raw, begin)
     headers = raw[begin : begin + _ELEMENT_HEADERS.size]
-    if (stop - begin) % size or key_type & NLA_TYPE_MASK != NFTA_SET_ELEM_KEY:
+    if (stop - begin) % size or key_type & nl.NLA_TYPE_MASK != nl.NFTA_SET_ELEM_KEY:
         return None
-    if key_length != size - NLATTR.size:
+    if key_length != size - nl.NLATTR.size:
         return None
     offsets = range(begin, stop, size)
     if any(raw[offset : offset + _ELEMENT_HEADERS.size] != headers for offset in offsets):
@@ -119,6 +111,6 @@ def _uniform_keys(raw: bytes, begin: int, stop: int) -> list[bytes] | None:
 def _single_keys(raw: bytes, begin: int, stop: int) -> Iterator[bytes]:
     for _, element, element_end in attribute_spans(raw, begin, stop):
         for kind, key, key_end in attribute_spans(raw, element, element_end):
-            if kind == NFTA_SET_ELEM_KEY:
-                yield raw[key + NLATTR.size : key_end]  # behind the header of NFTA_DATA_VALUE
+            if kind == nl.NFTA_SET_ELEM_KEY:
+                yield raw[key + nl.NLATTR.size : key_end]  # behind the header of NFTA_DATA_VALUE
                 break

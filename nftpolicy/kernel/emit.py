@@ -26,8 +26,8 @@ ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 PROTOCOL = 253  # for experiments, RFC 3692
 ETHERTYPES = {0: 0x88B5, 4: 0x0800, 6: 0x86DD}  # 0: local experiments, IEEE 802
 DOCUMENTATION_MAC = bytes.fromhex("00005e005301")  # RFC 9542: no machine has it
-ARPHRD_ETHER = 1  # devices whose frames have a header
-BARE = (512, 519, 776, 65534)  # PPP, raw IP, sit, none: devices whose frames are IP packets
+ARPHRD_ETHER = 1  # devices with a header in their frames
+BARE = (512, 519, 776, 65534)  # PPP, raw IP, sit, none: devices with IP packets as frames
 
 _HOP_LIMIT = 1  # the first router drops the packet
 _IP_OPTIONS, _IP_PKTINFO, _IP_MULTICAST_IF, _IP_MULTICAST_TTL, _IP_MULTICAST_LOOP = 4, 8, 32, 33, 34
@@ -39,7 +39,7 @@ _NO_OPERATION = b"\1\1\1\1"  # four IPv4 options without effect, RFC 791
 _PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # a hop-by-hop header without effect, RFC 8200
 _ECHO_REQUESTS = {4: 8, 6: 128}  # ICMP and ICMPv6 types
 _TIME_LIMIT = 3  # seconds that a process may take
-_NO_PORTS = frozenset({"ping", "echo", "raw", "header"})  # forms whose destination has no port
+_NO_PORTS = frozenset({"ping", "echo", "raw", "header"})  # forms without a destination port
 
 # The socket of each form of packet; "frame" and "raw-frame" use AF_PACKET.
 _SOCKETS = {
@@ -56,10 +56,10 @@ PORTS = frozenset({"udp", "tcp", "header", *FRAMES})  # forms that have ports
 
 @frozen
 class Shot:
-    """One packet to send: form and method (see `_SOCKETS`, `_METHODS`), family (0: not IP), and sender.
+    """A packet to send: form and method (see `_SOCKETS`, `_METHODS`), family (0: not IP), and sender.
 
-    `device` and `source` are for the methods and forms that need them. `lent`: the socket is opened by `uid` and
-    `gid`, but marked and used with the rights of root.
+    `device` and `source` are for the methods and forms that need them. `lent`: the socket is opened
+    by `uid` and `gid`, but marked and used with the rights of root.
     """
 
     form: str
@@ -81,8 +81,8 @@ class Shot:
 class Outcome:
     """Local result of a shot.
 
-    `refused` is the name of the errno, or None. `at` is the refused step: opening the socket ("open") or
-    sending the packet ("send").
+    `refused` is the name of the errno, or None. `at` is the refused step: opening the socket
+    ("open") or sending the packet ("send").
     """
 
     at: str = "send"
@@ -90,8 +90,9 @@ class Outcome:
 
 
 def fire(shots: Sequence[Shot], meanwhile: Callable[[int], None]) -> list[Outcome]:
-    """Send all packets, in processes with user and group of their senders. Return their outcomes in order.
+    """Send all packets, in processes with user and group of their senders.
 
+    Return their outcomes in order.
     `meanwhile` is called to wait for a file descriptor, and may return earlier.
     """
 
@@ -162,7 +163,8 @@ def _send(shot: Shot, opened: list[socket.socket]) -> Outcome:
     try:
         send()
     except BlockingIOError as error:
-        # A connection attempt is enough. A new socket has room in its buffer, so EAGAIN is a refusal.
+        # A connection attempt is enough. A new socket has room in its buffer, so EAGAIN is a
+        # refusal.
         return Outcome() if error.errno == errno.EINPROGRESS else Outcome("send", _errno_name(error))
     except OSError as error:
         return Outcome("send", _errno_name(error))
@@ -176,7 +178,8 @@ def _open(shot: Shot) -> socket.socket:
     domain = socket.AF_INET6 if shot.way == "mapped" else ADDRESS_FAMILY[shot.family]
     if not shot.lent:
         return socket.socket(domain, kind, protocols[shot.family])
-    # The kernel takes the owner of a socket from the effective ids. The real ids stay root, so that they can return.
+    # The kernel takes the owner of a socket from the effective ids. The real ids stay root, so that
+    # they can return.
     os.setegid(shot.gid)
     os.seteuid(shot.uid)
     try:
@@ -201,7 +204,7 @@ def _limit_hops(sender: socket.socket, shot: Shot) -> None:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_LOOP, 0)
 
 
-# --- ways in which a socket selects its device, or gets one ----------------------------------------
+# --- ways in which a socket selects its device, or gets one -------------------------
 
 
 def _device_index(shot: Shot) -> int:
@@ -260,7 +263,7 @@ _METHODS: dict[str, Callable[[socket.socket, Shot], None]] = {
 }
 
 
-# --- the packets -----------------------------------------------------------------------------------
+# --- the packets --------------------------------------------------------------------
 
 
 def _packet(sender: socket.socket, shot: Shot) -> Callable[[], object]:

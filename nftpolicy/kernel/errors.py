@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Refused(Exception):
     """The kernel refused a step; nothing of that step was done.
 
-    `reason` is the message of the kernel or of libnftables; `object` the value it is about, if known.
+    `reason` is the message of the kernel or of libnftables; `object` the value it is about, if
+    known.
     """
 
     def __init__(self, step: Step, reason: str, item: object = None) -> None:

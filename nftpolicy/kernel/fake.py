@@ -25,9 +25,9 @@ Key = tuple[str, str]
 class Fake:
     """See interface.Kernel. `state` is its present state; `generation` grows with every change.
 
-    `devices` are the existing devices; None means all names. `ports` are the ports of each bridge. `unhooked`
-    are the devices without an egress hook. `refuse_at` is the number of the step, counted from 0, that
-    is refused in any case.
+    `devices` are the existing devices; None means all names. `ports` are the ports of each bridge.
+    `unhooked` are the devices without an egress hook. `refuse_at` is the number of the step,
+    counted from 0, that is refused in any case.
     """
 
     def __init__(

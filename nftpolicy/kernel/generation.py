@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Consistent reads of the ruleset over several requests, by the nft generation number.
 
-Every transaction creates a new generation (include/uapi/linux/netfilter/nf_tables.h, NFT_MSG_GETGEN).
+Every transaction creates a new generation (include/uapi/linux/netfilter/nf_tables.h,
+NFT_MSG_GETGEN).
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .errors import RulesetChanging
+from .netlink import constants as nl
 from .netlink.attributes import attributes, netfilter_header, network_integer
-from .netlink.constants import NETLINK_NETFILTER, NFGENMSG, NFT_MSG_GETGEN, NFTA_GEN_ID
 from .netlink.socket import NetlinkSocket
 
 _TRIES = 20
@@ -21,9 +22,9 @@ Result = TypeVar("Result")
 
 def generation() -> int:
     """Return the number of the ruleset in the network namespace of this thread. Raises OSError."""
-    with NetlinkSocket(NETLINK_NETFILTER) as netlink:
-        raw, start, end = netlink.query(NFT_MSG_GETGEN, netfilter_header())
-    return network_integer(dict(attributes(raw, start + NFGENMSG.size, end))[NFTA_GEN_ID])
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        raw, start, end = netlink.query(nl.NFT_MSG_GETGEN, netfilter_header())
+    return network_integer(dict(attributes(raw, start + nl.NFGENMSG.size, end))[nl.NFTA_GEN_ID])
 
 
 def read_consistent(read: Callable[[], Result]) -> Result:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Events that a resolver waits for: files that name servers, links, addresses, router advertisements.
 
-A raw ICMPv6 socket receives the advertisements. The kernel reports their DNS servers as RTM_NEWNDUSEROPT only
-if it processes advertisements itself (accept_ra). With networkd, dhcpcd, odhcp6c or NetworkManager it does not.
+A raw ICMPv6 socket receives the advertisements. The kernel reports their DNS servers as
+RTM_NEWNDUSEROPT only if it processes advertisements itself (accept_ra). With networkd, dhcpcd,
+odhcp6c or NetworkManager it does not.
 """
 
 from __future__ import annotations
@@ -18,17 +19,7 @@ from attrs import Factory, define, frozen
 
 from .inotify import Patterns
 from .listener import PollGroup
-from .netlink.constants import (
-    AF_BRIDGE,
-    IFF_RUNNING,
-    IFINFOMSG,
-    NETLINK_ROUTE,
-    RTM_DELLINK,
-    RTM_NEWLINK,
-    RTNLGRP_IPV4_IFADDR,
-    RTNLGRP_IPV6_IFADDR,
-    RTNLGRP_LINK,
-)
+from .netlink import constants as nl
 from .netlink.socket import pending_notifications, split_messages, subscribe
 
 _ICMP6_FILTER = 1
@@ -54,8 +45,8 @@ class Advertisement:
 class Heard:
     """Events since the last read.
 
-    `files`: a watched file changed. `links`: devices or addresses may have changed. `carriers`: the reported
-    carrier states by device index.
+    `files`: a watched file changed. `links`: devices or addresses may have changed. `carriers`: the
+    reported carrier states by device index.
     """
 
     files: bool = False
@@ -70,16 +61,16 @@ class Heard:
 class Hearing(PollGroup):
     """Wait for files, links, addresses and advertisements, in the network namespace of the calling thread.
 
-    `files` are patterns as in inotify.FilePatternWatch. `routers`: receive advertisements, which needs
-    CAP_NET_RAW; a kernel without IPv6 has none. Raises OSError if the kernel refuses.
+    `files` are patterns as in inotify.FilePatternWatch. `routers`: receive advertisements, which
+    needs CAP_NET_RAW; a kernel without IPv6 has none. Raises OSError if the kernel refuses.
     """
 
     def __init__(self, files: Iterable[Path], routers: bool) -> None:
         self._files = Patterns(files)
         super().__init__(self._files)
         try:
-            self._rtnetlink = self._open(socket.AF_NETLINK, NETLINK_ROUTE)
-            subscribe(self._rtnetlink, (RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR))
+            self._rtnetlink = self._open(socket.AF_NETLINK, nl.NETLINK_ROUTE)
+            subscribe(self._rtnetlink, (nl.RTNLGRP_LINK, nl.RTNLGRP_IPV4_IFADDR, nl.RTNLGRP_IPV6_IFADDR))
             self._icmpv6 = self._open_icmpv6() if routers else None
         except BaseException:
             self.close()
@@ -135,10 +126,10 @@ class Hearing(PollGroup):
 def _read_carriers(raw: bytes, carriers: dict[int, bool]) -> None:
     """Note the carrier of each device in the messages of a datagram."""
     for kind, _, _, start, end in split_messages(raw):
-        if kind in (RTM_NEWLINK, RTM_DELLINK) and start + IFINFOMSG.size <= min(end, len(raw)):
-            family, _, index, flags, _ = IFINFOMSG.unpack_from(raw, start)
-            if family != AF_BRIDGE:  # repeats a link that was reported already
-                carriers[index] = kind == RTM_NEWLINK and bool(flags & IFF_RUNNING)
+        if kind in (nl.RTM_NEWLINK, nl.RTM_DELLINK) and start + nl.IFINFOMSG.size <= min(end, len(raw)):
+            family, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
+            if family != nl.AF_BRIDGE:  # repeats a link that was reported already
+                carriers[index] = kind == nl.RTM_NEWLINK and bool(flags & nl.IFF_RUNNING)
 
 
 def _icmp6_filter(kind: int) -> bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Owning processes of sockets, and the groups that opened them, from /proc.
 
-sock_diag(7) reports neither; it reports cgroups by number. The group of an inode under /proc/PID/fd is the group
-that opened the socket (sock_alloc in net/socket.c), as in nft's `meta skgid`.
+sock_diag(7) reports neither; it reports cgroups by number. The group of an inode under /proc/PID/fd
+is the group that opened the socket (sock_alloc in net/socket.c), as in nft's `meta skgid`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .errors import Unavailable
 class Holder:
     """Owning process of a socket, the one with the lowest PID if there are several.
 
-    `gid` is the group that opened the socket, which the process may have left since. `name` is "" for a
-    process that has just ended.
+    `gid` is the group that opened the socket, which the process may have left since. `name` is ""
+    for a process that has just ended.
     """
 
     pid: int
@@ -50,7 +50,10 @@ def cgroups(paths: Iterable[str]) -> dict[str, set[int]]:
 
 
 def holders(inodes: Iterable[int]) -> dict[int, Holder]:
-    """Return the owning process of each of these sockets, by inode. Skip sockets without one in /proc."""
+    """Return the owning process of each of these sockets, by inode.
+
+    Skip sockets without one in /proc.
+    """
     wanted = frozenset(inodes)
     found: dict[int, Holder] = {}
     if not wanted:
@@ -70,7 +73,8 @@ def _socket_groups(pid: int, wanted: frozenset[int]) -> dict[int, int]:
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with suppress(OSError):
             status = entry.stat()
-            # The inodes of sockets are one sequence of this machine, but files of other kinds have the same numbers.
+            # The inodes of sockets are one sequence of this machine, but files of other kinds have
+            # the same numbers.
             if status.st_ino in wanted and stat.S_ISSOCK(status.st_mode):
                 groups[status.st_ino] = status.st_gid
     return groups

@@ -28,7 +28,10 @@ _PROC_SYS = Path("/proc/sys")
 
 @frozen
 class WatchChanges:
-    """Changes of files in the watched directory, and of sysctls. Both are True if the kernel lost events."""
+    """Changes of files in the watched directory, and of sysctls.
+
+    Both are True if the kernel lost events.
+    """
 
     directory: bool
     sysctls: bool
@@ -38,8 +41,8 @@ class SysctlWatch:
     """Watch of sysctls, and of one directory.
 
     The kernel reports only writes through the same mount of /proc, so a caller that must be sure
-    compares the values at intervals. The files stay open: that makes the comparison cheap, and prevents
-    the kernel from creating new inodes for them, which would not be watched.
+    compares the values at intervals. The files stay open: that makes the comparison cheap, and
+    prevents the kernel from creating new inodes for them, which would not be watched.
     """
 
     def __init__(self) -> None:
@@ -55,7 +58,7 @@ class SysctlWatch:
             self.descriptor = -1
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
-        """Watch these sysctls, and no others. Skip those that do not exist."""
+        """Watch these sysctls instead of the ones before. Skip those that do not exist."""
         for watch, file in self._open.values():
             os.close(file)
             with suppress(OSError):
@@ -95,8 +98,8 @@ class Patterns:
     """Watch of the files that match one of some patterns: DIRECTORY/NAME, with * in the name.
 
     The directory may be created later. An event comes with each write, not when the file is closed,
-    because a program that appends may keep it open. So a reader may see half of a change, and then gets
-    another event.
+    because a program that appends may keep it open. So a reader may see half of a change, and then
+    gets another event.
     """
 
     def __init__(self, patterns: Iterable[Path]) -> None:
@@ -114,7 +117,10 @@ class Patterns:
             self.descriptor = -1
 
     def _watch(self) -> None:
-        """Watch each directory, or its nearest parent that exists. The kernel reuses an existing watch."""
+        """Watch each directory, or its nearest parent that exists.
+
+        The kernel reuses an existing watch.
+        """
         self._watches = {}
         for directory, names in self._names.items():
             for existing in (directory, *directory.parents):
@@ -125,7 +131,10 @@ class Patterns:
                     break
 
     def read(self) -> bool:
-        """Return True if a file may have changed since the last read. Never blocks. May be a false alarm."""
+        """Return True if a file may have changed since the last read.
+
+        Never blocks. May be a false alarm.
+        """
         changed = False
         with suppress(BlockingIOError):
             while True:

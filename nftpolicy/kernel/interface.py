@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class Kernel(Protocol):
-    """One network namespace of a kernel."""
+    """A network namespace of a kernel."""
 
     def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
         """Return the objects of nftpolicy.
 
-        These are the tables named `table` of those families, the ip rules and routes of that routing
-        protocol, and the sysctls at those paths below /proc/sys, as far as they exist.
+        These are the tables named `table` of those families, the ip rules and routes of that
+        routing protocol, and the sysctls at those paths below /proc/sys, as far as they exist.
         """
 
     def table_names(self) -> set[tuple[str, str]]:

@@ -10,7 +10,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call(function: str, *arguments: object) -> int:
-    """Call a function of the C library by its name. Raises OSError if it returns a negative number."""
+    """Call a function of the C library by its name.
+
+    Raises OSError if it returns a negative number.
+    """
     result = getattr(_LIBC, function)(*arguments)
     if result < 0:
         code = ctypes.get_errno()
@@ -24,7 +27,10 @@ def system_call(number: int, *arguments: object) -> int:
 
 
 def pidfd_getfd(pidfd: int, descriptor: int) -> int:
-    """Duplicate a file descriptor of another process (pidfd_getfd(2), Linux 5.6). Raises OSError."""
+    """Duplicate a file descriptor of another process (pidfd_getfd(2), Linux 5.6).
+
+    Raises OSError.
+    """
     return system_call(_PIDFD_GETFD, pidfd, descriptor, 0)
 
 
@@ -34,7 +40,10 @@ def set_thread_user(user: int) -> None:
 
 
 def set_thread_group(group: int) -> None:
-    """Set the file system group of this thread (setfsgid(2)). The call does not report a failure."""
+    """Set the file system group of this thread (setfsgid(2)).
+
+    The call does not report a failure.
+    """
     _LIBC.setfsgid(group)
 
 

@@ -18,7 +18,7 @@ _STDERR = 2
 
 
 class Nft:
-    """One libnftables context. Each command is one transaction."""
+    """A libnftables context. Each command is one transaction."""
 
     def __init__(self) -> None:
         try:
@@ -76,8 +76,8 @@ class Nft:
     def _list(self, command: str, as_json: bool, terse: bool) -> str | None:
         """Run a list command in a child process.
 
-        nft 1.0.6 aborts on some foreign rulesets, for instance on an anonymous set with neighbouring wildcards.
-        That must not end this process in the middle of a plan.
+        nft 1.0.6 aborts on some foreign rulesets, for instance on an anonymous set with
+        neighbouring wildcards. That must not end this process in the middle of a plan.
         """
 
         def run() -> bytes:
@@ -90,7 +90,8 @@ class Nft:
         try:
             printed = run_in_child(run)
         except ChildFailed as failure:
-            # Without a signal the binding could not decode the output: nft 1.0.6 prints wildcards as bytes.
+            # Without a signal the binding could not decode the output: nft 1.0.6 prints wildcards
+            # as bytes.
             how = f"aborts (signal {failure.signal})" if failure.signal else "prints bytes that are no text"
             raise RulesetUnreadable(
                 f"libnftables itself {how} when it lists this kernel's ruleset; install a newer nftables"

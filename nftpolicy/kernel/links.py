@@ -9,23 +9,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from attrs import evolve, frozen
 
 from . import rtmessages as messages
+from .netlink import constants as nl
 from .netlink.attributes import attributes, native_integer, text
-from .netlink.constants import (
-    IFA_F_DADFAILED,
-    IFA_F_TENTATIVE,
-    IFA_FLAGS,
-    IFADDRMSG,
-    IFADDRMSG_FLAGS_OFFSET,
-    IFF_RUNNING,
-    IFF_UP,
-    IFINFOMSG,
-    IFLA_IFNAME,
-    RTM_GETADDR,
-    RTM_GETLINK,
-)
 from .rtnetlink import dump_objects, open_rtnetlink
 
-_NOT_USABLE = IFA_F_TENTATIVE | IFA_F_DADFAILED  # the kernel does not send from such an address
+_NOT_USABLE = nl.IFA_F_TENTATIVE | nl.IFA_F_DADFAILED  # the kernel does not send from such an address
 
 
 @frozen
@@ -48,17 +36,18 @@ def links(names: Collection[str]) -> dict[str, Link]:
     """
     by_index: dict[int, Link] = {}
     with open_rtnetlink() as netlink:
-        for raw, start, end in dump_objects(netlink, RTM_GETLINK):
-            _, _, index, flags, _ = IFINFOMSG.unpack_from(raw, start)
-            name = text(dict(attributes(raw, start + IFINFOMSG.size, end)).get(IFLA_IFNAME))
+        for raw, start, end in dump_objects(netlink, nl.RTM_GETLINK):
+            _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
+            name = text(dict(attributes(raw, start + nl.IFINFOMSG.size, end)).get(nl.IFLA_IFNAME))
             if name in names:
-                by_index[index] = Link(name, bool(flags & IFF_UP), bool(flags & IFF_UP and flags & IFF_RUNNING))
-        for raw, start, end in dump_objects(netlink, RTM_GETADDR):
+                is_up = bool(flags & nl.IFF_UP)
+                by_index[index] = Link(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))
+        for raw, start, end in dump_objects(netlink, nl.RTM_GETADDR):
             index, address_text = messages.address(raw, start, end)
-            found = dict(attributes(raw, start + IFADDRMSG.size, end))
-            flags = raw[start + IFADDRMSG_FLAGS_OFFSET]
-            if IFA_FLAGS in found:
-                flags = native_integer(found[IFA_FLAGS])
+            found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+            flags = raw[start + nl.IFADDRMSG_FLAGS_OFFSET]
+            if nl.IFA_FLAGS in found:
+                flags = native_integer(found[nl.IFA_FLAGS])
             address = ip_address(address_text.partition("/")[0])
             if index in by_index and not flags & _NOT_USABLE and not address.is_link_local:
                 link = by_index[index]

@@ -21,7 +21,9 @@ EMPTY: Any = {"nftables": []}
 
 
 def list_ruleset(nft: Nft) -> Any:
-    """Return a document like `nft -j -t list ruleset`. An object that nft cannot list is "unreadable" in it.
+    """Return a document like `nft -j -t list ruleset`.
+
+    An object that nft cannot list is "unreadable" in it.
 
     Raises:
         RulesetUnreadable: nft cannot list the ruleset in text either.
@@ -30,11 +32,14 @@ def list_ruleset(nft: Nft) -> Any:
 
 
 def list_table(nft: Nft, family: str, name: str) -> Any:
-    """Return a document like `list_ruleset` that has at least this table. Empty without such a table.
+    """Return a document like `list_ruleset` that has at least this table.
+
+    Empty without such a table.
 
     Raises RulesetUnreadable.
     """
-    # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named sets.
+    # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named
+    # sets.
     try:
         return nft.json(f"list ruleset {family}", terse=True) or EMPTY
     except RulesetUnreadable:

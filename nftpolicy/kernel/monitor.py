@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Notifications about changes: nf_tables, links, addresses, routes, ip rules, sysctls.
 
-The messages are decoded here without intermediate objects: at 10,000 changes a second there are some
-microseconds for each.
+The messages are decoded here without intermediate objects: at 10,000 changes a second there are
+some microseconds for each.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class News:
     """Changes since the last read, without those of this process. True if there are any.
 
     `gone`: families of our tables that were deleted.
-    `chains`: (family, name) of our chains whose rules or policy changed.
+    `chains`: (family, name) of our chains with a change of their rules or policy.
     `ours`: something in our tables changed, or an ip rule of ours was added.
     `aside`: something in our auxiliary tables changed.
     `foreign`: the number of changes in foreign tables.
@@ -142,8 +142,8 @@ class News:
 class Monitor(PollGroup):
     """Netlink and inotify notifications of one network namespace: that of the thread that creates it.
 
-    `table` is the name of our tables, `aside` the name of the auxiliary tables, `protocol` the routing
-    protocol of our rules and routes. Raises OSError if the kernel refuses.
+    `table` is the name of our tables, `aside` the name of the auxiliary tables, `protocol` the
+    routing protocol of our rules and routes. Raises OSError if the kernel refuses.
     """
 
     def __init__(self, table: str, aside: str, protocol: int) -> None:
@@ -151,7 +151,7 @@ class Monitor(PollGroup):
         self._protocol = protocol
         self._mine: frozenset[int] = frozenset()
         self._links: dict[int, tuple[str, int, int]] = {}
-        self._touched = False  # our tables changed in a transaction whose end has not been read yet
+        self._touched = False  # our tables changed in a transaction that has not ended yet
         self._files = SysctlWatch()
         super().__init__(self._files)
         try:
@@ -174,7 +174,10 @@ class Monitor(PollGroup):
         self._mine = frozenset(ports)
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
-        """Report writes to these sysctls from now on, and to no others. Skip those that do not exist."""
+        """Report writes to these sysctls from now on instead of the ones before.
+
+        Skip those that do not exist.
+        """
         self._files.watch_sysctls(paths)
 
     def watch_folder(self, folder: Path) -> None:

@@ -17,36 +17,11 @@ from attrs import field, frozen
 
 from ..netstate.routing import Route
 from . import rtmessages as messages
+from .netlink import constants as nl
 from .netlink.attributes import attribute, attributes, ip_text
-from .netlink.constants import (
-    ADDRESS_FAMILY,
-    IFA_ADDRESS,
-    IFA_LOCAL,
-    IFADDRMSG,
-    NETLINK_ROUTE,
-    NLM_F_CREATE,
-    NLM_F_REPLACE,
-    RTA_CACHEINFO,
-    RTA_EXPIRES,
-    RTA_GATEWAY,
-    RTA_MULTIPATH,
-    RTA_NH_ID,
-    RTA_OIF,
-    RTA_TABLE,
-    RTA_VIA,
-    RTM_DELROUTE,
-    RTM_F_CLONED,
-    RTM_GETADDR,
-    RTM_GETROUTE,
-    RTM_NEWROUTE,
-    RTMSG,
-    RTMSG_FLAGS_OFFSET,
-    RTNEXTHOP,
-    RTNH_F_ONLINK,
-)
 from .netlink.socket import Message, NetlinkSocket
 
-_GATEWAYS = frozenset((RTA_GATEWAY, RTA_VIA))
+_GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
 _U32 = struct.Struct("=I")
 
 
@@ -62,24 +37,24 @@ class Held:
 
         `protocol` replaces its routing protocol; `expires` is its lifetime in seconds.
         """
-        family, dst_length, src_length, tos, _, owner, scope, kind, flags = RTMSG.unpack_from(self._message)
-        found = list(attributes(self._message, RTMSG.size, len(self._message)))
-        # RTA_CACHEINFO is output only; the others are written below.
-        dropped = {RTA_CACHEINFO, RTA_TABLE, RTA_EXPIRES}
-        if any(number == RTA_NH_ID for number, _ in found):
-            dropped |= {RTA_OIF, RTA_GATEWAY, RTA_VIA, RTA_MULTIPATH}  # the nexthop object holds these
+        family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self._message)
+        found = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
+        # RTA_CACHEINFO is output only; RTA_TABLE and RTA_EXPIRES are written below.
+        dropped = {nl.RTA_CACHEINFO, nl.RTA_TABLE, nl.RTA_EXPIRES}
+        if any(number == nl.RTA_NH_ID for number, _ in found):
+            dropped |= {nl.RTA_OIF, nl.RTA_GATEWAY, nl.RTA_VIA, nl.RTA_MULTIPATH}  # the nexthop object holds these
         parts = [
-            (number, _onlink_nexthops(raw) if number == RTA_MULTIPATH else raw)
+            (number, _onlink_nexthops(raw) if number == nl.RTA_MULTIPATH else raw)
             for number, raw in found
             if number not in dropped
         ]
         # A gateway that was reached by a route of its old table may have none in the new one.
-        flags = RTNH_F_ONLINK if any(number in _GATEWAYS for number, _ in parts) else flags & RTNH_F_ONLINK
-        parts.append((RTA_TABLE, _U32.pack(table)))
+        flags = nl.RTNH_F_ONLINK if any(number in _GATEWAYS for number, _ in parts) else flags & nl.RTNH_F_ONLINK
+        parts.append((nl.RTA_TABLE, _U32.pack(table)))
         if expires:
-            parts.append((RTA_EXPIRES, _U32.pack(expires)))
+            parts.append((nl.RTA_EXPIRES, _U32.pack(expires)))
         protocol = owner if protocol is None else protocol
-        header = RTMSG.pack(family, dst_length, src_length, tos, 0, protocol, scope, kind, flags)
+        header = nl.RTMSG.pack(family, dst_length, src_length, tos, 0, protocol, scope, kind, flags)
         return header + b"".join(attribute(*part) for part in parts)
 
 
@@ -87,21 +62,24 @@ def _onlink_nexthops(raw: bytes) -> bytes:
     """Return the nexthops of a route with their gateways onlink, and none of them dead."""
     nexthops: list[bytes] = []
     offset = 0
-    while offset + RTNEXTHOP.size <= len(raw):
-        length, flags, hops, index = RTNEXTHOP.unpack_from(raw, offset)
-        parts = raw[offset + RTNEXTHOP.size : offset + length]
+    while offset + nl.RTNEXTHOP.size <= len(raw):
+        length, flags, hops, index = nl.RTNEXTHOP.unpack_from(raw, offset)
+        parts = raw[offset + nl.RTNEXTHOP.size : offset + length]
         has_gateway = any(number in _GATEWAYS for number, _ in attributes(parts, 0, len(parts)))
-        flags = RTNH_F_ONLINK if has_gateway else flags & RTNH_F_ONLINK
-        nexthops += [RTNEXTHOP.pack(length, flags, hops, index) + parts, bytes(-length % 4)]
-        offset += max(length, RTNEXTHOP.size) + 3 & ~3
+        flags = nl.RTNH_F_ONLINK if has_gateway else flags & nl.RTNH_F_ONLINK
+        nexthops += [nl.RTNEXTHOP.pack(length, flags, hops, index) + parts, bytes(-length % 4)]
+        offset += max(length, nl.RTNEXTHOP.size) + 3 & ~3
     return b"".join(nexthops)
 
 
 class Routes:
-    """Routes of the network namespace of the thread that creates it. Raises OSError if the kernel refuses."""
+    """Routes of the network namespace of the thread that creates it.
+
+    Raises OSError if the kernel refuses.
+    """
 
     def __init__(self) -> None:
-        self._netlink = NetlinkSocket(NETLINK_ROUTE)
+        self._netlink = NetlinkSocket(nl.NETLINK_ROUTE)
         self._netlink.enable_strict_checks()
 
     def close(self) -> None:
@@ -115,12 +93,12 @@ class Routes:
         """
         routes: dict[bytes, Held] = {}
         for name, index in _indexes(devices):
-            for family in ADDRESS_FAMILY.values():
+            for family in nl.ADDRESS_FAMILY.values():
                 # Kernels before 4.20 ignore the filter and return all routes.
-                body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_OIF, _U32.pack(index))
+                body = nl.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(nl.RTA_OIF, _U32.pack(index))
                 with suppress(_NoFamily):
-                    for raw, start, end in self._dump(RTM_GETROUTE, body):
-                        if _U32.unpack_from(raw, start + RTMSG_FLAGS_OFFSET)[0] & RTM_F_CLONED:
+                    for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                        if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
                         route = messages.route(raw, start, end, _DeviceNames())
                         if any(way.device == name for way in route.ways):
@@ -128,22 +106,28 @@ class Routes:
         return list(routes.values())
 
     def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Return ADDRESS/LENGTH of the addresses of each device, and of their peers. Raises OSError."""
+        """Return ADDRESS/LENGTH of the addresses of each device, and of their peers.
+
+        Raises OSError.
+        """
         found: dict[str, tuple[str, ...]] = {}
         for name, index in _indexes(devices):
             entries: list[str] = []
-            for raw, start, end in self._dump(RTM_GETADDR, IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
-                _, length, _, _, device = IFADDRMSG.unpack_from(raw, start)
-                parts = dict(attributes(raw, start + IFADDRMSG.size, end))
+            for raw, start, end in self._dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
+                _, length, _, _, device = nl.IFADDRMSG.unpack_from(raw, start)
+                parts = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
                 if device == index:
                     entries += [
-                        f"{ip_text(parts[kind])}/{length}" for kind in (IFA_ADDRESS, IFA_LOCAL) if kind in parts
+                        f"{ip_text(parts[kind])}/{length}" for kind in (nl.IFA_ADDRESS, nl.IFA_LOCAL) if kind in parts
                     ]
             found[name] = tuple(dict.fromkeys(entries))
         return found
 
     def _dump(self, message_type: int, body: bytes) -> list[Message]:
-        """Return a dump; empty if the device has just gone or no table has a route. Raises _NoFamily."""
+        """Return a dump; empty if the device has just gone or no table has a route.
+
+        Raises _NoFamily.
+        """
         try:
             return self._netlink.dump(message_type, body)
         except OSError as error:
@@ -156,16 +140,16 @@ class Routes:
     def put(self, held: Held, table: int, protocol: int | None = None) -> int:
         """Install the route in another table as well; return the errno, 0 if it is there now.
 
-        An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route is added
-        beside it; the same route gets a new expiry.
+        An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
+        is added beside it; the same route gets a new expiry.
         """
-        flags = NLM_F_CREATE | (NLM_F_REPLACE if held.route.family == 4 else 0)
-        code = self._netlink.change(RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
+        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if held.route.family == 4 else 0)
+        code = self._netlink.change(nl.RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
         return 0 if code == errno.EEXIST else code
 
     def take(self, held: Held) -> int:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
-        code = self._netlink.change(RTM_DELROUTE, held.request(held.route.table))
+        code = self._netlink.change(nl.RTM_DELROUTE, held.request(held.route.table))
         return 0 if code == errno.ESRCH else code
 
 

@@ -102,7 +102,10 @@ def _prefix(raw: bytes | None, length: int) -> str | None:
 def _unsupported(
     found: Mapping[int, bytes], supported: frozenset[int], names: Mapping[int, str], what: str
 ) -> list[str]:
-    """Return name and value of each attribute that is not supported. `what` names one without a name."""
+    """Return name and value of each attribute that is not supported.
+
+    `what` names one without a name.
+    """
     return [
         f"{names.get(kind, f'{what} {kind}')} {native_integer(raw[:8])}"
         for kind, raw in found.items()
@@ -111,7 +114,7 @@ def _unsupported(
 
 
 def rule(raw: bytes, start: int, end: int) -> IpRule:
-    """Return the rule of the RTM_NEWRULE whose struct fib_rule_hdr begins at `start`."""
+    """Return the rule of a RTM_NEWRULE with its struct fib_rule_hdr at `start`."""
     family, dst_length, src_length, tos, table, _, _, number, flags = nl.FIB_RULE_HDR.unpack_from(raw, start)
     found = dict(attributes(raw, start + nl.FIB_RULE_HDR.size, end))
     action = _FR_ACT.get(number, f"action-{number}")
@@ -150,7 +153,7 @@ def rule(raw: bytes, start: int, end: int) -> IpRule:
 
 
 def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
-    """Return the route of the RTM_NEWROUTE whose struct rtmsg begins at `start`.
+    """Return the route of a RTM_NEWROUTE with its struct rtmsg at `start`.
 
     `names` are the names of the devices by index.
     """
@@ -163,7 +166,8 @@ def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
     if nl.RTA_MULTIPATH in found:
         hops = tuple(_nexthops(found[nl.RTA_MULTIPATH], names, unknown))
     if nl.RTA_NH_ID in found and (hops or nl.RTA_OIF in found):
-        # The kernel shows the nexthops of the nexthop object, unless net.ipv4.nexthop_compat_mode is off.
+        # The kernel shows the nexthops of the nexthop object, unless net.ipv4.nexthop_compat_mode
+        # is off.
         unknown = [entry for entry in unknown if not entry.startswith("nhid ")]
     if flags & nl.RTNH_F_UNRESOLVED:
         unknown.append("flag unresolved")

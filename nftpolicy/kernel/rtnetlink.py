@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """ip rules, routes, devices and route lookups by rtnetlink(7).
 
-pyroute2 writes rules and routes; rtmessages decodes what is read. pyroute2 ignores keys that it does not
-know, which would silently widen a rule. So only the keys that are listed here are passed, and the
-caller reads back the result.
+pyroute2 writes rules and routes; rtmessages decodes what is read. pyroute2 ignores keys that it
+does not know, which would silently widen a rule. So only the keys that are listed here are passed,
+and the caller reads back the result.
 """
 
 from __future__ import annotations
@@ -20,46 +20,19 @@ from attrs import evolve
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import Device
 from . import rtmessages as messages
+from .netlink import constants as nl
 from .netlink.attributes import attribute
-from .netlink.constants import (
-    ADDRESS_FAMILY,
-    FIB_RULE_HDR,
-    IFADDRMSG,
-    IFINFOMSG,
-    NDMSG,
-    NETLINK_ROUTE,
-    RTA_DPORT,
-    RTA_DST,
-    RTA_IIF,
-    RTA_IP_PROTO,
-    RTA_MARK,
-    RTA_OIF,
-    RTA_SPORT,
-    RTA_SRC,
-    RTA_UID,
-    RTM_F_CLONED,
-    RTM_F_FIB_MATCH,
-    RTM_F_LOOKUP_TABLE,
-    RTM_GETADDR,
-    RTM_GETLINK,
-    RTM_GETNEIGH,
-    RTM_GETROUTE,
-    RTM_GETRULE,
-    RTMSG,
-    RTMSG_FLAGS_OFFSET,
-    RTMSG_PROTOCOL_OFFSET,
-)
 from .netlink.socket import Message, NetlinkSocket
 
 # include/uapi/linux/fib_rules.h
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _VERBS = {"add": "add", "delete": "del", "replace": "replace"}
 _HEADER_SIZES = {
-    RTM_GETLINK: IFINFOMSG.size,
-    RTM_GETADDR: IFADDRMSG.size,
-    RTM_GETROUTE: RTMSG.size,
-    RTM_GETNEIGH: NDMSG.size,
-    RTM_GETRULE: FIB_RULE_HDR.size,
+    nl.RTM_GETLINK: nl.IFINFOMSG.size,
+    nl.RTM_GETADDR: nl.IFADDRMSG.size,
+    nl.RTM_GETROUTE: nl.RTMSG.size,
+    nl.RTM_GETNEIGH: nl.NDMSG.size,
+    nl.RTM_GETRULE: nl.FIB_RULE_HDR.size,
 }
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct("!H")
@@ -67,22 +40,28 @@ _PORT = struct.Struct("!H")
 
 def open_rtnetlink() -> NetlinkSocket:
     """Return a socket for requests to rtnetlink, in the network namespace of the calling thread."""
-    return NetlinkSocket(NETLINK_ROUTE)
+    return NetlinkSocket(nl.NETLINK_ROUTE)
 
 
 def dump_objects(netlink: NetlinkSocket, message_type: int, family: int = socket.AF_UNSPEC) -> list[Message]:
-    """Return all objects of a kind (RTM_GETLINK, ...). Raises DumpInterrupted, or OSError with the errno."""
+    """Return all objects of a kind (RTM_GETLINK, ...).
+
+    Raises DumpInterrupted, or OSError with the errno.
+    """
     return netlink.dump(message_type, bytes((family,)) + bytes(_HEADER_SIZES[message_type] - 1))
 
 
 def _rule_keys(rule: IpRule) -> dict[str, Any]:
-    """Return the arguments of pyroute2 for a rule. Raises ValueError for a selector that is not listed here."""
+    """Return the arguments of pyroute2 for a rule.
+
+    Raises ValueError for a selector that is not listed here.
+    """
     unsupported = (rule.iif, rule.oif, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
     suppressors = (rule.suppress_prefix, rule.suppress_group)
     if any(value is not None for value in (*unsupported, *suppressors)) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"unsupported selector in a rule to write: {rule}")
     keys: dict[str, Any] = {
-        "family": ADDRESS_FAMILY[rule.family],
+        "family": nl.ADDRESS_FAMILY[rule.family],
         "priority": rule.priority,
         "action": _ACTIONS[rule.action],
         "protocol": rule.protocol,
@@ -100,12 +79,15 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
 
 def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
-    """Return the arguments of pyroute2 for a route. Raises ValueError for an attribute that is not listed here."""
+    """Return the arguments of pyroute2 for a route.
+
+    Raises ValueError for an attribute that is not listed here.
+    """
     if route.nexthops or route.source or route.tos or route.prefsrc or route.preference != "medium":
         raise ValueError(f"unsupported attribute in a route to write: {route}")
     default = {4: "0.0.0.0/0", 6: "::/0"}[route.family]
     keys: dict[str, Any] = {
-        "family": ADDRESS_FAMILY[route.family],
+        "family": nl.ADDRESS_FAMILY[route.family],
         "dst": default if route.destination == "default" else route.destination,
         "table": route.table,
         "type": route.kind,
@@ -138,7 +120,7 @@ class RtNetlink:
     def rules(self, family: int) -> list[IpRule]:
         """Return all ip rules of a family, in order."""
         with open_rtnetlink() as netlink:
-            return [messages.rule(*part) for part in dump_objects(netlink, RTM_GETRULE, ADDRESS_FAMILY[family])]
+            return [messages.rule(*part) for part in dump_objects(netlink, nl.RTM_GETRULE, nl.ADDRESS_FAMILY[family])]
 
     def routes(self, family: int, protocol: int | None = None) -> list[Route]:
         """Return the routes of a family in all tables, of one routing protocol if it is given.
@@ -149,9 +131,9 @@ class RtNetlink:
             names = {index: device.name for index, _, device in _links(netlink)}
             return [
                 messages.route(raw, start, end, names)
-                for raw, start, end in dump_objects(netlink, RTM_GETROUTE, ADDRESS_FAMILY[family])
-                if protocol in (None, raw[start + RTMSG_PROTOCOL_OFFSET])
-                and not RTM_F_CLONED & _U32.unpack_from(raw, start + RTMSG_FLAGS_OFFSET)[0]
+                for raw, start, end in dump_objects(netlink, nl.RTM_GETROUTE, nl.ADDRESS_FAMILY[family])
+                if protocol in (None, raw[start + nl.RTMSG_PROTOCOL_OFFSET])
+                and not nl.RTM_F_CLONED & _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0]
             ]
 
     def devices(self) -> list[Device]:
@@ -159,7 +141,7 @@ class RtNetlink:
         with open_rtnetlink() as netlink:
             links = _links(netlink)
             addresses: dict[int, list[str]] = {}
-            for part in dump_objects(netlink, RTM_GETADDR):
+            for part in dump_objects(netlink, nl.RTM_GETADDR):
                 index, address = messages.address(*part)
                 addresses.setdefault(index, []).append(address)
         names = {index: device.name for index, _, device in links}
@@ -173,7 +155,7 @@ class RtNetlink:
         """Return the names of all devices by index, and all addresses of this machine without prefix length."""
         with open_rtnetlink() as netlink:
             names = {index: device.name for index, _, device in _links(netlink)}
-            parts = dump_objects(netlink, RTM_GETADDR)
+            parts = dump_objects(netlink, nl.RTM_GETADDR)
         return names, frozenset(messages.address(*part)[1].partition("/")[0] for part in parts)
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
@@ -217,11 +199,14 @@ class RtNetlink:
 
 def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:
     """Return index, index of the master, and device of all links."""
-    return [messages.link(*part) for part in dump_objects(netlink, RTM_GETLINK)]
+    return [messages.link(*part) for part in dump_objects(netlink, nl.RTM_GETLINK)]
 
 
 class Lookups:
-    """Route lookups like `ip route get`, in the network namespace of the calling thread. A context manager."""
+    """Route lookups like `ip route get`, in the network namespace of the calling thread.
+
+    A context manager.
+    """
 
     def __init__(self) -> None:
         self._netlink = open_rtnetlink()
@@ -251,32 +236,32 @@ class Lookups:
     ) -> Route | int:
         """Return the route of a packet, or the errno of the refusal.
 
-        With `iif` the packet arrives by that device; it has no owner. `match`: return the route as it
-        stands in its table. Raises KeyError if there is no device `iif` or `oif`.
+        With `iif` the packet arrives by that device; it has no owner. `match`: return the route as
+        it stands in its table. Raises KeyError if there is no device `iif` or `oif`.
         """
-        address_family = ADDRESS_FAMILY[family]
-        body = attribute(RTA_DST, socket.inet_pton(address_family, destination))
+        address_family = nl.ADDRESS_FAMILY[family]
+        body = attribute(nl.RTA_DST, socket.inet_pton(address_family, destination))
         if source:
-            body += attribute(RTA_SRC, socket.inet_pton(address_family, source))
+            body += attribute(nl.RTA_SRC, socket.inet_pton(address_family, source))
         if iif:
-            body += attribute(RTA_IIF, _U32.pack(self._indexes[iif]))
+            body += attribute(nl.RTA_IIF, _U32.pack(self._indexes[iif]))
         if oif:
-            body += attribute(RTA_OIF, _U32.pack(self._indexes[oif]))
+            body += attribute(nl.RTA_OIF, _U32.pack(self._indexes[oif]))
         if mark:
-            body += attribute(RTA_MARK, _U32.pack(mark))
+            body += attribute(nl.RTA_MARK, _U32.pack(mark))
         if uid is not None:
-            body += attribute(RTA_UID, _U32.pack(uid))
+            body += attribute(nl.RTA_UID, _U32.pack(uid))
         if protocol:
-            body += attribute(RTA_IP_PROTO, bytes((protocol,)))
+            body += attribute(nl.RTA_IP_PROTO, bytes((protocol,)))
         if sport:
-            body += attribute(RTA_SPORT, _PORT.pack(sport))
+            body += attribute(nl.RTA_SPORT, _PORT.pack(sport))
         if dport:
-            body += attribute(RTA_DPORT, _PORT.pack(dport))
+            body += attribute(nl.RTA_DPORT, _PORT.pack(dport))
         width = 32 if family == 4 else 128
-        flags = RTM_F_LOOKUP_TABLE | (RTM_F_FIB_MATCH if match else 0)
-        header = RTMSG.pack(address_family, width, width if source else 0, tos, 0, 0, 0, 0, flags)
+        flags = nl.RTM_F_LOOKUP_TABLE | (nl.RTM_F_FIB_MATCH if match else 0)
+        header = nl.RTMSG.pack(address_family, width, width if source else 0, tos, 0, 0, 0, 0, flags)
         try:
-            answer = self._netlink.query(RTM_GETROUTE, header + body)
+            answer = self._netlink.query(nl.RTM_GETROUTE, header + body)
         except OSError as error:
             return error.errno or errno.EIO
         return messages.route(*answer, self._names)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Mark sockets by seccomp user notification, where cgroup programs cannot be loaded (user namespaces, containers).
 
-The kernel notifies this process of each socket(2) of the program, and this process passes it a marked
-socket: seccomp_unotify(2), Linux 5.14. Like a cgroup program it needs no support in the program itself, and the
-mark is set before a packet can be sent.
+The kernel notifies this process of each socket(2) of the program, and this process passes it a
+marked socket: seccomp_unotify(2), Linux 5.14. Like a cgroup program it needs no support in the
+program itself, and the mark is set before a packet can be sent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
 _SECCOMP_RET_ALLOW, _SECCOMP_RET_ERRNO, _SECCOMP_RET_USER_NOTIF = 0x7FFF0000, 0x00050000, 0x7FC00000
 _DATA_NR, _DATA_ARCH = 0, 4  # offsets in struct seccomp_data
-# include/uapi/linux/seccomp.h: struct seccomp_notif, seccomp_notif_resp, seccomp_notif_addfd, and their ioctls
+# include/uapi/linux/seccomp.h: struct seccomp_notif, seccomp_notif_resp, seccomp_notif_addfd, and
+# their ioctls
 _NOTIFICATION, _RESPONSE, _ADD_FD = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
 _IOCTL_RECV, _IOCTL_SEND, _IOCTL_ADDFD = 0xC0502100, 0xC0182101, 0x40182103
 _USER_NOTIF_FLAG_CONTINUE, _ADDFD_FLAG_SEND = 1, 2

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """IP sockets of this network namespace: list and destroy them (sock_diag(7)).
 
-The kernel lists the sockets that can receive: connected, listening, or bound to a port. A socket that has done
-nothing yet is not listed. Numbers are those of include/uapi/linux: sock_diag.h, inet_diag.h.
+The kernel lists the sockets that can receive: connected, listening, or bound to a port. A socket
+that has done nothing yet is not listed. Numbers are those of include/uapi/linux: sock_diag.h,
+inet_diag.h.
 """
 
 from __future__ import annotations
@@ -17,20 +18,15 @@ from functools import cache
 from attrs import frozen
 
 from .errors import DumpInterrupted, Unavailable
+from .netlink import constants as nl
 from .netlink.attributes import attributes, ip_text, native_integer
-from .netlink.constants import (
-    INET_DIAG_CGROUP_ID,
-    INET_DIAG_MARK,
-    NETLINK_SOCK_DIAG,
-    SOCK_DESTROY,
-    SOCK_DIAG_BY_FAMILY,
-)
 from .netlink.socket import NetlinkSocket
 
 TCP, UDP, UDPLITE, RAW = 6, 17, 136, 255  # RAW stands for raw sockets of all protocols
 PROTOCOLS = {TCP: "tcp", UDP: "udp", UDPLITE: "udplite", RAW: "raw"}
-# include/net/tcp_states.h. Left out are time-wait (6), where only the kernel sends, to answer the other
-# end, and 13, a TCP socket that only has a port: the kernel lists it, and does not find it to destroy it.
+# include/net/tcp_states.h. Left out are time-wait (6), where only the kernel sends, to answer the
+# other end, and 13, a TCP socket that only has a port: the kernel lists it, and does not find it to
+# destroy it.
 _STATES = {
     1: "established",
     2: "syn-sent",
@@ -61,12 +57,13 @@ CLOSED, GONE, NOT_SUPPORTED = "closed", "gone", "not supported"
 
 @frozen
 class Listed:
-    """One IP socket.
+    """An IP socket.
 
     `family` is 4 or 6, and 4 for an IPv6 socket that uses IPv4. `local` and `remote` are None if
-    unset. `mark` is None if the kernel hides it (no CAP_NET_ADMIN). `uid` is the user that opened it. `inode` is 0
-    if no process holds it any more. `bound` is the device it is bound to; `cgroup` the number of the
-    cgroup that it was opened in, or None. `identity` is the struct inet_diag_sockid of the kernel.
+    unset. `mark` is None if the kernel hides it (no CAP_NET_ADMIN). `uid` is the user that opened
+    it. `inode` is 0 if no process holds it any more. `bound` is the device it is bound to; `cgroup`
+    the number of the cgroup that it was opened in, or None. `identity` is the struct
+    inet_diag_sockid of the kernel.
     """
 
     family: int
@@ -110,7 +107,7 @@ class SockDiag:
 
     def __init__(self) -> None:
         try:
-            self._netlink = NetlinkSocket(NETLINK_SOCK_DIAG)
+            self._netlink = NetlinkSocket(nl.NETLINK_SOCK_DIAG)
         except OSError as error:
             raise Unavailable(f"this kernel lists no sockets ({error.strerror}): CONFIG_INET_DIAG is missing") from None
 
@@ -136,7 +133,7 @@ class SockDiag:
     def _sockets_of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[Listed]:
         request = _REQUEST.pack(domain, protocol, 0, 0, _LISTED_STATES) + bytes(_SOCKET_ID_SIZE)
         try:
-            messages = self._netlink.dump(SOCK_DIAG_BY_FAMILY, request)
+            messages = self._netlink.dump(nl.SOCK_DIAG_BY_FAMILY, request)
         except DumpInterrupted:
             raise
         except OSError as error:
@@ -157,7 +154,7 @@ class SockDiag:
         # The port of a raw socket holds its protocol.
         raw_protocol = entry.sport & 0xFF if entry.protocol == RAW else 0
         request = _REQUEST.pack(entry.domain, entry.protocol, 0, raw_protocol, _ALL_STATES) + entry.identity
-        code = self._netlink.change(SOCK_DESTROY, request)
+        code = self._netlink.change(nl.SOCK_DESTROY, request)
         if code in (errno.EPERM, errno.EACCES):
             raise Unavailable("cannot close sockets: this needs root (CAP_NET_ADMIN)")
         if not code:
@@ -189,12 +186,12 @@ def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Calla
         sport,
         _address(remote[address]),
         dport,
-        native_integer(found[INET_DIAG_MARK]) if INET_DIAG_MARK in found else None,
+        native_integer(found[nl.INET_DIAG_MARK]) if nl.INET_DIAG_MARK in found else None,
         uid,
         inode,
         cookie,
         device(index) if index else None,
-        native_integer(found[INET_DIAG_CGROUP_ID]) if INET_DIAG_CGROUP_ID in found else None,
+        native_integer(found[nl.INET_DIAG_CGROUP_ID]) if nl.INET_DIAG_CGROUP_ID in found else None,
         domain,
         identity,
     )

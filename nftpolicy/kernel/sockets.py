@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Sockets of a running process, with the properties that decide about the packets they send.
 
-Each socket is duplicated (pidfd_getfd(2)) and queried itself. sock_diag(7) lists neither a socket that has
-not sent yet, nor a raw one if the kernel lacks the module, nor the mark of an AF_PACKET socket.
+Each socket is duplicated (pidfd_getfd(2)) and queried itself. sock_diag(7) lists neither a socket
+that has not sent yet, nor a raw one if the kernel lacks the module, nor the mark of an AF_PACKET
+socket.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _UNSPECIFIED = ("0.0.0.0", "::")
 
 @frozen
 class Socket:
-    """One IP or AF_PACKET socket.
+    """An IP or AF_PACKET socket.
 
-    `family` is 4 or 6, and 0 for AF_PACKET, whose `protocol` is an ethertype. `local` and `remote` are
-    None if unset. `both`: an IPv6 socket that may send IPv4 too. `bound` is the device
-    of SO_BINDTODEVICE (or of an AF_PACKET socket); `out` the one of IP_UNICAST_IF.
-    `uid` and `gid` opened the socket, numbered as nft sees them in the network namespace of the process.
+    `family` is 4 or 6, and 0 for AF_PACKET (`protocol` is an ethertype then). `local` and `remote`
+    are None if unset. `both`: an IPv6 socket that may send IPv4 too. `bound` is the device of
+    SO_BINDTODEVICE (or of an AF_PACKET socket); `out` the one of IP_UNICAST_IF. `uid` and `gid`
+    opened the socket, numbered as nft sees them in the network namespace of the process.
     """
 
     fd: int
@@ -92,7 +93,10 @@ def enter_network_of(pid: int) -> bool:
 
 
 def sockets_of(pid: int) -> Process:
-    """Return a process and its sockets that can send IP packets or frames. Raises as `enter_network_of` does."""
+    """Return a process and its sockets that can send IP packets or frames.
+
+    Raises as `enter_network_of` does.
+    """
     directory = Path(f"/proc/{pid}")
     try:
         process = os.pidfd_open(pid)
@@ -178,7 +182,8 @@ def _describe(opened: socket.socket, descriptor: int, status: os.stat_result, ow
         _TYPES.get(opened.type, "other"),
         opened.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL),
         opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
-        # The kernel copies both ids of the opening process (sock_alloc), to the inode and to what nft reads.
+        # The kernel copies both ids of the opening process (sock_alloc), to the inode and to what
+        # nft reads.
         owners.translate("uid", status.st_uid),
         owners.translate("gid", status.st_gid),
         elsewhere=socket_cookie(opened) != _thread_cookie(),
@@ -234,7 +239,7 @@ def _bound_device(opened: socket.socket) -> str | None:
 
 
 def _unicast_device(opened: socket.socket, family: int) -> str | None:
-    """Return the device of IP_UNICAST_IF or IPV6_UNICAST_IF, whose value is in network byte order."""
+    """Return the device of IP_UNICAST_IF or IPV6_UNICAST_IF, a number in network byte order."""
     index = socket.ntohl(opened.getsockopt(*_UNICAST_IF[family]) & 0xFFFFFFFF)
     with suppress(OSError):
         return socket.if_indextoname(index) if index else None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Capture of the packets that this machine sends by a device, by an AF_PACKET socket (packet(7)).
 
-Such a socket gets its copy just before the driver (dev_hard_start_xmit, net/core/dev.c): behind the netdev
-egress hook, traffic control and the queue. So none of them has dropped a captured packet. Packets that
-bypass that place are not captured: AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP.
+Such a socket gets its copy just before the driver (dev_hard_start_xmit, net/core/dev.c): behind the
+netdev egress hook, traffic control and the queue. So none of them has dropped a captured packet.
+Packets that bypass that place are not captured: AF_PACKET sockets with PACKET_QDISC_BYPASS, and
+AF_XDP.
 """
 
 from __future__ import annotations
@@ -18,17 +19,8 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
+from .netlink import constants as nl
 from .netlink.attributes import attributes, ip_text
-from .netlink.constants import (
-    ADDRESS_FAMILY,
-    IFF_RUNNING,
-    IFF_UP,
-    NDA_DST,
-    NDMSG,
-    NUD_FAILED,
-    NUD_INCOMPLETE,
-    RTM_GETNEIGH,
-)
 from .rtnetlink import dump_objects, open_rtnetlink
 
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING, _ETH_P_ALL = 263, 6, 4, 3
@@ -44,11 +36,11 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8913, 0x8921, 0x89
 _IFREQ = struct.Struct("16s24x")  # struct ifreq: the name, and a union
 _IFREQ_UNION = 16  # offset
 _MAC_SIZE = 6
-_UNRESOLVED = NUD_INCOMPLETE | NUD_FAILED
+_UNRESOLVED = nl.NUD_INCOMPLETE | nl.NUD_FAILED
 
 
 def _attach_filter(receiver: socket.socket, field: int, value: int, size: int) -> None:
-    """Let a socket receive only packets whose `field` is `value`, cut to `size` bytes (socket(7))."""
+    """Let a socket receive only packets with `value` in `field`, cut to `size` bytes (socket(7))."""
     code = ClassicFilter(
         ((LOAD_WORD, 0, 0, field), (JUMP_IF_EQUAL, 0, 1, value), (RETURN, 0, 0, size), (RETURN, 0, 0, 0))
     )
@@ -58,8 +50,8 @@ def _attach_filter(receiver: socket.socket, field: int, value: int, size: int) -
 def only_from(receiver: socket.socket, device: str) -> None:
     """Let a socket receive only packets that arrive by `device`. The routes of what it sends stay.
 
-    For "lo" these are the packets of this machine itself. IP_PKTINFO would not do: it gives the device
-    that holds the destination address.
+    For "lo" these are the packets of this machine itself. IP_PKTINFO would not do: it gives the
+    device that holds the destination address.
     """
     _attach_filter(receiver, _INPUT_DEVICE, socket.if_nametoindex(device), _WHOLE_PACKET)
 
@@ -74,16 +66,17 @@ class Passed:
 
 
 class Tap:
-    """Capture of the packets that leave by `device`, or by all devices if it is None. A context manager.
+    """Capture of the packets that leave by `device`, or by all devices if it is None.
 
+    A context manager.
     It begins at once. `gone` is True if the device has gone since. Raises PermissionError without
     CAP_NET_RAW, OSError (ENODEV) if there is no such device.
     """
 
     def __init__(self, device: str | None = None) -> None:
         self._lost, self.gone = 0, False
-        # With a protocol the socket receives from all devices at once, before it has its filter; without one,
-        # only after it is bound.
+        # With a protocol the socket receives from all devices at once, before it has its filter;
+        # without one, only after it is bound.
         protocol = 0 if device else socket.htons(_ETH_P_ALL)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
         try:
@@ -163,7 +156,7 @@ def card(device: str) -> Card | None:
                 return None
             raise
     kind = struct.unpack_from("=H", address)[0]
-    return Card(index, bool(flags & IFF_UP), bool(flags & IFF_RUNNING), mtu, kind, address[2 : 2 + _MAC_SIZE])
+    return Card(index, bool(flags & nl.IFF_UP), bool(flags & nl.IFF_RUNNING), mtu, kind, address[2 : 2 + _MAC_SIZE])
 
 
 def unresolved(family: int) -> frozenset[tuple[str, str]]:
@@ -173,10 +166,10 @@ def unresolved(family: int) -> frozenset[tuple[str, str]]:
     """
     neighbours = set()
     with open_rtnetlink() as netlink:
-        for raw, start, end in dump_objects(netlink, RTM_GETNEIGH, ADDRESS_FAMILY[family]):
-            address_family, index, state, _, _ = NDMSG.unpack_from(raw, start)
-            address = dict(attributes(raw, start + NDMSG.size, end)).get(NDA_DST)
-            if address_family == ADDRESS_FAMILY[family] and address and state & _UNRESOLVED:
+        for raw, start, end in dump_objects(netlink, nl.RTM_GETNEIGH, nl.ADDRESS_FAMILY[family]):
+            address_family, index, state, _, _ = nl.NDMSG.unpack_from(raw, start)
+            address = dict(attributes(raw, start + nl.NDMSG.size, end)).get(nl.NDA_DST)
+            if address_family == nl.ADDRESS_FAMILY[family] and address and state & _UNRESOLVED:
                 with contextlib.suppress(OSError):  # the device has gone
                     neighbours.add((socket.if_indextoname(index), ip_text(address)))
     return frozenset(neighbours)

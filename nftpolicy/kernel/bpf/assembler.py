@@ -44,7 +44,10 @@ _U32 = 0xFFFFFFFF
 
 @frozen
 class Op:
-    """One instruction. A jump goes to `label`. LOAD_IMMEDIATE64 has a `value` of 64 bits and takes two slots."""
+    """An instruction.
+
+    A jump goes to `label`. LOAD_IMMEDIATE64 has a `value` of 64 bits and takes two slots.
+    """
 
     code: int
     target: int = 0

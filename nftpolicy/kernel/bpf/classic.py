@@ -15,7 +15,10 @@ Instruction = tuple[int, int, int, int]
 
 
 class ClassicFilter:
-    """A filter in memory. `program` is its struct sock_fprog, valid as long as this object exists."""
+    """A filter in memory.
+
+    `program` is its struct sock_fprog, valid as long as this object exists.
+    """
 
     def __init__(self, instructions: Sequence[Instruction]) -> None:
         code = b"".join(_SOCK_FILTER.pack(*instruction) for instruction in instructions)

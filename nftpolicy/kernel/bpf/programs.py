@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The two BPF programs of a cgroup: one marks sockets, one confines a service to its mark and devices.
 
-A sock_create program runs in socket(2) of each process of the cgroup, before a route or source address
-is chosen, and needs neither a library nor a capability in the process. A setsockopt program runs for
-sockets that were created in the cgroup. Layouts are those of include/uapi/linux/bpf.h; the meaning of
-optlen is in kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_setsockopt().
+A sock_create program runs in socket(2) of each process of the cgroup, before a route or source
+address is chosen, and needs neither a library nor a capability in the process. A setsockopt program
+runs for sockets that were created in the cgroup. Layouts are those of include/uapi/linux/bpf.h; the
+meaning of optlen is in kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_setsockopt().
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from . import assembler as asm
 from .assembler import Op, assemble
 from .syscall import SETSOCKOPT, SOCK_CREATE, AttachType
 
-# struct bpf_sock: bound_dev_if, family, type, protocol, mark. struct bpf_sockopt: sk, optval, optval_end, ...
+# struct bpf_sock: bound_dev_if, family, type, protocol, mark. struct bpf_sockopt: sk, optval,
+# optval_end, ...
 _SOCK_MARK = 16
 _SOCKOPT_OPTVAL, _SOCKOPT_OPTVAL_END, _SOCKOPT_LEVEL, _SOCKOPT_OPTNAME, _SOCKOPT_OPTLEN = 8, 16, 24, 28, 32
 _BPF_FUNC_GET_NETNS_COOKIE = 122  # for both types of program, Linux 5.7
 _SO_BINDTOIFINDEX, _IP_UNICAST_IF, _IPV6_UNICAST_IF = 62, 50, 76
-# The kernel shows a program at most one page of an option. Of a longer option it takes the value that the program
-# leaves only if optlen is 0: "unchanged" (before Linux 6.4 it refused the call).
+# The kernel shows a program at most one page of an option. Of a longer option it takes the value
+# that the program leaves only if optlen is 0: "unchanged" (before Linux 6.4 it refused the call).
 _PAGE = 4096  # bytes
 _LONGEST_OPTION = 64  # bytes; a mark and the name of a device are shorter
 _IFNAMSIZ = 16
@@ -74,8 +75,8 @@ _OPTIONS = (
 def confine_program(value: int, mask: int, devices: Sequence[str], cookie: int | None = None) -> bytes:
     """Return the code of a SETSOCKOPT program: EPERM for another mark, and for a device not in `devices`.
 
-    It refuses each device index: another device may have that index tomorrow. `cookie` limits it to one
-    network namespace.
+    It refuses each device index: another device may have that index tomorrow. `cookie` limits it to
+    one network namespace.
     """
     parts: list[Op | str] = [
         *_skip_other_namespaces(cookie, "pass"),
@@ -121,8 +122,8 @@ def confine_program(value: int, mask: int, devices: Sequence[str], cookie: int |
 def _load_option(size: int) -> list[Op]:
     """Point r4 at the value of the option, of which `size` bytes can be read; else go to "no".
 
-    optlen stays, so that the kernel takes the bytes that the program has checked, and not those that another
-    thread has written since. It cannot do so for more than a page.
+    optlen stays, so that the kernel takes the bytes that the program has checked, and not those
+    that another thread has written since. It cannot do so for more than a page.
     """
     return [
         Op(asm.LOAD32, 2, 6, _SOCKOPT_OPTLEN),
@@ -162,7 +163,8 @@ def program_name() -> str:
 def service_programs(value: int, mask: int, confine: Sequence[str] | None) -> dict[AttachType, bytes]:
     """Return the programs of a service of this network namespace.
 
-    `value` and `mask` are its mark. `confine` are the devices that it may name; None allows all devices.
+    `value` and `mask` are its mark. `confine` are the devices that it may name; None allows all
+    devices.
     """
     cookie = namespace_cookie()
     programs = {SOCK_CREATE: mark_program(value, mask, cookie)}

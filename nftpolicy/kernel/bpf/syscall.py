@@ -25,8 +25,8 @@ _INFO = struct.Struct("=II8s")  # begin of struct bpf_prog_info: type, id, tag
 _INFO_NAME, _INFO_SIZE = 64, 232  # offset of the name in struct bpf_prog_info, and its size
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 _QUERY_COUNT = 24  # offset of prog_cnt in the attributes of BPF_PROG_QUERY
-# prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, name, ifindex,
-# expected_attach_type
+# prog_type, insn_cnt, insns, license, log_level, log_size, log_buf, kern_version, prog_flags, name,
+# ifindex, expected_attach_type
 _LOAD = struct.Struct("=IIQQIIQII16sII")
 _ATTACH = struct.Struct("=IIII")  # target_fd, attach_bpf_fd, attach_type, attach_flags
 _QUERY = struct.Struct("=IIIIQII")  # target_fd, attach_type, two flags, prog_ids, prog_cnt, padding
@@ -47,7 +47,10 @@ ATTACH_TYPES = (SOCK_CREATE, SETSOCKOPT)
 
 @frozen
 class LoadedProgram:
-    """A program in the kernel. `tag` is a checksum of its code; a later program has a larger `number`."""
+    """A program in the kernel.
+
+    `tag` is a checksum of its code; a later program has a larger `number`.
+    """
 
     number: int
     tag: bytes
@@ -55,7 +58,10 @@ class LoadedProgram:
 
 
 def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
-    """Return the result of bpf(2), and the attributes as the kernel left them. Raises OSError, or Unavailable."""
+    """Return the result of bpf(2), and the attributes as the kernel left them.
+
+    Raises OSError, or Unavailable.
+    """
     number = _SYSTEM_CALLS.get(platform.machine())
     if number is None:
         raise Unavailable(f"marking by cgroup is not supported on {platform.machine()}")
@@ -94,7 +100,10 @@ def describe(descriptor: int) -> LoadedProgram:
 
 
 def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
-    """Attach a program to the cgroup whose directory is open as `directory`. Foreign programs stay."""
+    """Attach a program to the cgroup with the open directory `directory`.
+
+    Foreign programs stay.
+    """
     _bpf(_BPF_PROG_ATTACH, _ATTACH.pack(directory, descriptor, attach_type.number, _BPF_F_ALLOW_MULTI))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Numbers and fixed structures of the netlink protocols, named as in the kernel's headers.
 
-Sources in include/uapi/linux: netlink.h, rtnetlink.h, fib_rules.h, if_link.h, if_addr.h, neighbour.h,
-icmpv6.h, inet_diag.h, sock_diag.h, netfilter/nfnetlink.h, netfilter/nf_tables.h,
+Sources in include/uapi/linux: netlink.h, rtnetlink.h, fib_rules.h, if_link.h, if_addr.h,
+neighbour.h, icmpv6.h, inet_diag.h, sock_diag.h, netfilter/nfnetlink.h, netfilter/nf_tables.h,
 netfilter/nfnetlink_conntrack.h, netfilter/nf_conntrack_common.h.
 """
 

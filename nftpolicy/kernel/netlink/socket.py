@@ -98,7 +98,10 @@ class NetlinkSocket:
                 messages.append((buffer, start, end))
 
     def query(self, message_type: int, body: bytes) -> Message:
-        """Return the only message that answers a request. Raises OSError with the kernel's errno."""
+        """Return the only message that answers a request.
+
+        Raises OSError with the kernel's errno.
+        """
         self._send(message_type, body, 0)
         while True:
             buffer = self._socket.recv(_RECEIVE_SIZE)
@@ -156,7 +159,10 @@ def split_messages(buffer: bytes) -> Iterator[tuple[int, int, int, int, int]]:
 
 
 def subscribe(notifications: socket.socket, groups: Iterable[int]) -> None:
-    """Bind a netlink socket and add it to multicast groups. Skip those of IPv6 if the kernel lacks it."""
+    """Bind a netlink socket and add it to multicast groups.
+
+    Skip those of IPv6 if the kernel lacks it.
+    """
     notifications.bind((0, 0))
     for group in groups:
         with suppress(FileNotFoundError):  # a kernel without IPv6
@@ -166,8 +172,8 @@ def subscribe(notifications: socket.socket, groups: Iterable[int]) -> None:
 def pending_notifications(notifications: socket.socket, limit: int) -> Iterator[bytes | None]:
     """Yield up to `limit` datagrams that wait on a non-blocking socket.
 
-    None stands for an overflow of the receive buffer (ENOBUFS): the kernel has dropped notifications.
-    Raises OSError.
+    None stands for an overflow of the receive buffer (ENOBUFS): the kernel has dropped
+    notifications. Raises OSError.
     """
     receive = notifications.recv
     for _ in range(limit):
