@@ -18,6 +18,7 @@ from attrs import Factory, define, frozen
 
 from ..netstate.routing import IpRule, Route
 from . import rtmessages as messages
+from .errors import DumpInterrupted
 from .inotify import SysctlWatch
 from .listener import PollGroup
 from .netlink import constants as nl
@@ -151,6 +152,7 @@ class Monitor(PollGroup):
         self._protocol = protocol
         self._mine: frozenset[int] = frozenset()
         self._links: dict[int, tuple[str, int, int]] = {}
+        self._outdated = False  # `_links`, since notifications are missing
         self._touched = False  # our tables changed in a transaction that has not ended yet
         self._files = SysctlWatch()
         super().__init__(self._files)
@@ -205,8 +207,11 @@ class Monitor(PollGroup):
         news.files, news.sysctls = files.directory, news.sysctls or files.sysctls
         if news.lost:
             self._touched = False
-            self._list_links()
+            self._outdated = True
+        if self._outdated:
             news.links = True
+            with suppress(DumpInterrupted):  # by a storm of changes, each of which leads to another read
+                self._list_links()
         return news
 
     # --- nf_tables ---
@@ -297,10 +302,12 @@ class Monitor(PollGroup):
     def _list_links(self) -> None:
         from .rtnetlink import dump_objects, open_rtnetlink
 
-        self._links.clear()
         with open_rtnetlink() as netlink:
-            for part in dump_objects(netlink, nl.RTM_GETLINK):
-                self._link(*part, False, News())
+            parts = dump_objects(netlink, nl.RTM_GETLINK)
+        self._links.clear()
+        for part in parts:
+            self._link(*part, False, News())
+        self._outdated = False
 
 
 def _table(name: str) -> bytes:

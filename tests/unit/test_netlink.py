@@ -6,8 +6,10 @@ import struct
 
 import pytest
 
-from nftpolicy.kernel import elements
+from nftpolicy.kernel import elements, rtnetlink
 from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
+from nftpolicy.kernel.inotify import WatchChanges
+from nftpolicy.kernel.monitor import Monitor
 from nftpolicy.kernel.netlink import socket as netlink_socket
 from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, ip_text, text
 from nftpolicy.kernel.netlink.constants import (
@@ -187,6 +189,39 @@ def test_an_overflow_is_reported_and_reading_goes_on() -> None:
             return answer
 
     assert list(pending_notifications(Overflowing(), 9)) == [b"first", None, b"second"]  # type: ignore[arg-type]
+
+
+def test_a_monitor_lists_the_links_again_after_an_overflow_and_an_interrupted_dump(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Watch:
+        def read(self) -> WatchChanges:
+            return WatchChanges(False, False)
+
+    class Datagrams:
+        def __init__(self, *answers: OSError) -> None:
+            self.answers = list(answers)
+
+        def recv(self, size: int) -> bytes:
+            raise self.answers.pop(0) if self.answers else BlockingIOError()
+
+    dumps: list[object] = [DumpInterrupted("links", 20), [], DumpInterrupted("never", 20)]
+
+    def dump_objects(*_: object) -> object:
+        answer = dumps.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(rtnetlink, "dump_objects", dump_objects)
+    made = Monitor.__new__(Monitor)
+    made._files, made._links, made._touched, made._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
+    made._nft, made._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
+    first = made.read()
+    assert (first.lost, first.links, made._links) == (True, True, {7: ("old", 0, 0)})
+    second = made.read()
+    assert (second.lost, second.links, made._links) == (False, True, {})
+    assert not made.read()
 
 
 def test_no_more_datagrams_are_read_than_the_limit() -> None:
