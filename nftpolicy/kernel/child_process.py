@@ -8,7 +8,6 @@ with the parent. What it allocates, and each change of its user, goes with it.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -62,8 +61,9 @@ class ChildProcess:
         Raises:
             ChildFailed: `work` raised an exception, or the process ended early.
         """
-        while not self.read_available():
-            select.select([self.descriptor], [], [])
+        os.set_blocking(self.descriptor, True)
+        while part := os.read(self.descriptor, _READ_SIZE):
+            self._parts.append(part)
         output = b"".join(self._parts)
         status = self._reap()
         if status == _DONE:

@@ -80,6 +80,7 @@ class Routes:
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(nl.NETLINK_ROUTE)
+        self._netlink.bind()
         self._netlink.enable_strict_checks()
 
     def close(self) -> None:

@@ -32,8 +32,7 @@ from .constants import (
 )
 
 DUMP_TRIES = 20
-# Seconds before each repetition: 1 ms, doubled up to 64 ms. Together about 0.9 s.
-_PAUSES = tuple(min(0.001 * 2**number, 0.064) for number in range(DUMP_TRIES - 1))
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.064  # seconds; doubled with each try, together about 0.9 s
 _RECEIVE_SIZE = 1 << 18  # bytes; the kernel fills at most 32 KiB of it unless one object is larger
 _NOTIFICATION_SIZE = 1 << 17  # bytes
 _ERROR_CODE = struct.Struct("=i")
@@ -45,8 +44,7 @@ Result = TypeVar("Result")
 class NetlinkSocket:
     """A socket for requests to one netlink protocol, in the network namespace of the calling thread.
 
-    A context manager. The socket is bound at once, so that `own_netlink_ports` of the monitor knows
-    its port before the first change.
+    A context manager.
 
     Raises:
         OSError: the kernel has no such protocol.
@@ -54,7 +52,6 @@ class NetlinkSocket:
 
     def __init__(self, protocol: int) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        self._socket.bind((0, 0))
         self._sequence = 0
 
     def __enter__(self) -> NetlinkSocket:
@@ -66,6 +63,10 @@ class NetlinkSocket:
     def close(self) -> None:
         """Close the socket. Can be called twice."""
         self._socket.close()
+
+    def bind(self) -> None:
+        """Get a port number now, not with the first request, so that a monitor can ignore its changes."""
+        self._socket.bind((0, 0))
 
     def enable_strict_checks(self) -> None:
         """Let the kernel apply the filters of a dump request (Linux 4.20 and later)."""
@@ -138,12 +139,12 @@ def repeat_until_consistent(read: Callable[[], Result | None], subject: str) -> 
     Raises:
         DumpInterrupted: `read` returned None DUMP_TRIES times, with short pauses between.
     """
-    for pause in (*_PAUSES, None):
+    for number in range(DUMP_TRIES):
+        if number:
+            time.sleep(min(_FIRST_PAUSE * 2 ** (number - 1), _LONGEST_PAUSE))
         result = read()
         if result is not None:
             return result
-        if pause is not None:
-            time.sleep(pause)
     raise DumpInterrupted(subject, DUMP_TRIES)
 
 
