@@ -60,7 +60,7 @@ class Flow:
     """A conntrack entry.
 
     `original` is the direction of its first packet. `key`, `number` and `zone` identify it to the
-    kernel. `replied`: packets were seen in both directions.
+    kernel. `has_reply`: packets were seen in both directions.
     """
 
     family: int

@@ -58,8 +58,8 @@ PORTS = frozenset({"udp", "tcp", "header", *FRAMES})  # forms that have ports
 class Shot:
     """A packet to send: form and method (see `_SOCKETS`, `_METHODS`), family (0: not IP), and sender.
 
-    `device` and `source` are for the methods and forms that need them. `lent`: the socket is opened
-    by `uid` and `gid`, but marked and used with the rights of root.
+    `device` and `source` are for the methods and forms that need them. `open_as_user`: the socket
+    is opened by `uid` and `gid`, but marked and used with the rights of root.
     """
 
     form: str
@@ -79,9 +79,9 @@ class Shot:
 
 @frozen
 class Outcome:
-    """Local result of a shot.
+    """Local result of sending a packet.
 
-    `refused` is the name of the errno, or None. `at` is the refused step: opening the socket
+    `error` is the name of the errno, or None. `stage` is the refused step: opening the socket
     ("open") or sending the packet ("send").
     """
 
@@ -93,7 +93,7 @@ def fire(shots: Sequence[Shot], meanwhile: Callable[[int], None]) -> list[Outcom
     """Send all packets, in processes with user and group of their senders.
 
     Return their outcomes in order.
-    `meanwhile` is called to wait for a file descriptor, and may return earlier.
+    `wait` is called to wait for a file descriptor, and may return earlier.
     """
 
     def sender(index: int) -> tuple[bool, int, int]:

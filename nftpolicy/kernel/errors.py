@@ -2,7 +2,7 @@
 """Exceptions of this package.
 
 Exception
-  Refused            the kernel refused one step of a plan
+  StepRefused        the kernel refused one step of a plan
   Unavailable        the kernel, a right or a library is missing
     RulesetChanging    the ruleset changed during each read
     RulesetUnreadable  libnftables cannot list the ruleset

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A kernel in memory for tests: it takes the same steps as Linux and refuses them with the same messages.
+"""A kernel in memory for tests: it takes and refuses the same steps as Linux.
 
 It does not model route lookups, overlaps inside interval sets, and changes by other netlink users.
 
-    kernel = Fake(NetState(), devices=("wan",), refuse_at=2)
+    kernel = FakeKernel(NetState(), devices=("wan",), refuse_at=2)
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ Key = tuple[str, str]
 
 
 class Fake:
-    """See interface.Kernel. `state` is its present state; `generation` grows with every change.
+    """Kernel in memory: see interface.Kernel.
+
+    `state` is its present state; `generation` grows with every change.
 
     `devices` are the existing devices; None means all names. `ports` are the ports of each bridge.
-    `unhooked` are the devices without an egress hook. `refuse_at` is the number of the step,
-    counted from 0, that is refused in any case.
+    `without_egress_hook` are the devices without an egress hook. `refuse_at` is the number of the
+    step, counted from 0, that is refused in any case.
     """
 
     def __init__(

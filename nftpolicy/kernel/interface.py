@@ -3,7 +3,7 @@
 
 An example, with the real kernel and with the one in memory:
 
-    kernel: Kernel = Linux()    # or Fake(NetState(...)) in a test
+    kernel: Kernel = Linux()    # or FakeKernel(NetState(...)) in a test
     state = kernel.read_own("nftpolicy", ("inet",), PROTOCOL, ("net/ipv4/ip_forward",))
     kernel.apply_step(NftTransaction(operations))
 """
@@ -42,7 +42,7 @@ class Kernel(Protocol):
         """Return the named counters of the tables named `table`, of all families."""
 
     def carry_out(self, step: Step) -> None:
-        """Apply one step. Raises Refused."""
+        """Apply one step. Raises StepRefused."""
 
     def ip_families(self) -> tuple[int, ...]:
         """Return the address families of this kernel: (4, 6) or (4,)."""

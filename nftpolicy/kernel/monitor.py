@@ -97,20 +97,20 @@ UNKNOWN = Author()
 class News:
     """Changes since the last read, without those of this process. True if there are any.
 
-    `gone`: families of our tables that were deleted.
-    `chains`: (family, name) of our chains with a change of their rules or policy.
-    `ours`: something in our tables changed, or an ip rule of ours was added.
-    `aside`: something in our auxiliary tables changed.
-    `foreign`: the number of changes in foreign tables.
-    `rules`, `routes`: our ip rules and routes that were deleted.
-    `ladder`: foreign ip rules changed.
-    `replaced`: a route replaced another one.
-    `routed`: a unicast route was added outside table local.
+    `deleted_families`: families of our tables that were deleted.
+    `changed_chains`: (family, name) of our chains with a change of their rules or policy.
+    `ours_changed`: something in our tables changed, or an ip rule of ours was added.
+    `auxiliary_changed`: something in our auxiliary tables changed.
+    `foreign_changes`: the number of changes in foreign tables.
+    `deleted_rules`, `deleted_routes`: our ip rules and routes that were deleted.
+    `foreign_rules_changed`: foreign ip rules changed.
+    `route_replaced`: a route replaced another one.
+    `route_added`: a unicast route was added outside table local.
     `links`: a device was added or deleted, or its name, master or state changed.
     `addresses`: an address was added or deleted.
     `sysctls`: a watched sysctl was written.
     `files`: a file was moved into the watched directory, or deleted.
-    `lost`: the receive buffer overflowed, so that notifications are missing.
+    `overflowed`: the receive buffer overflowed, so that notifications are missing.
     """
 
     gone: set[str] = Factory(set)
@@ -143,7 +143,7 @@ class News:
 class Monitor(PollGroup):
     """Netlink and inotify notifications of one network namespace: that of the thread that creates it.
 
-    `table` is the name of our tables, `aside` the name of the auxiliary tables, `protocol` the
+    `table` is the name of our tables, `auxiliary` the name of the auxiliary tables, `protocol` the
     routing protocol of our rules and routes. Raises OSError if the kernel refuses.
     """
 

@@ -74,7 +74,7 @@ def _system_call_filter(architecture: _Architecture) -> ClassicFilter:
 class MarkedCalls:
     """Pass marked sockets to one program and its children. A context manager.
 
-    Call `before` in the child between fork and exec, `started` in the parent afterwards.
+    Call `before_exec` in the child between fork and exec, `after_start` in the parent afterwards.
     """
 
     def __init__(self, value: int, mask: int) -> None:

@@ -79,7 +79,7 @@ def enter_network_of(pid: int) -> bool:
     """Move this thread to the network namespace of a process; return False if it is there already.
 
     Raises:
-        Gone: there is no such process.
+        NoSuchProcess: there is no such process.
         Unavailable: no permission.
     """
     try:
@@ -95,7 +95,7 @@ def enter_network_of(pid: int) -> bool:
 def sockets_of(pid: int) -> Process:
     """Return a process and its sockets that can send IP packets or frames.
 
-    Raises as `enter_network_of` does.
+    Raises as `enter_netns_of` does.
     """
     directory = Path(f"/proc/{pid}")
     try:

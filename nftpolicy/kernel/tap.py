@@ -68,9 +68,8 @@ class Passed:
 class Tap:
     """Capture of the packets that leave by `device`, or by all devices if it is None.
 
-    A context manager.
-    It begins at once. `gone` is True if the device has gone since. Raises PermissionError without
-    CAP_NET_RAW, OSError (ENODEV) if there is no such device.
+    A context manager. It begins at once. `device_gone` is True if the device has gone since. Raises
+    PermissionError without CAP_NET_RAW, OSError (ENODEV) if there is no such device.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -84,7 +83,7 @@ class Tap:
             _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-            except PermissionError:  # in a user namespace; `lost` shows if the permitted size was too small
+            except PermissionError:  # in a user namespace; `lost_packets` shows if the permitted size was too small
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             if device:
                 self._socket.bind((device, _ETH_P_ALL))
