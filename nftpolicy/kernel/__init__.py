@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The only code that talks to Linux: libnftables, rtnetlink, sysctls, cgroups, accounts.
+"""The only code that talks to Linux: nftables, netlink, BPF, sysctls, cgroups, sockets, accounts.
 
-`interface.py` says what the rest may ask of a kernel; `linux.py` is the real one, `fake.py` keeps
-the same state in memory, and the same tests hold both to it. Never here: any decision.
+`interface.py` lists the operations of a kernel; `linux.py` implements them, `fake.py` implements
+them in memory for tests, and the same tests check both. `errors.py` has all exceptions. Decisions
+belong elsewhere.
 """

@@ -12,7 +12,7 @@ from attrs import frozen
 
 @frozen
 class Login:
-    """What the account of a user says: its numbers are the primary group's and those of all groups."""
+    """Account of a user: name, primary group, all groups, home directory."""
 
     name: str
     group: int
@@ -21,7 +21,7 @@ class Login:
 
 
 def login(uid: int) -> Login | None:
-    """The account of that number, or None."""
+    """Return the account of a user by its number, or None."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
@@ -30,7 +30,7 @@ def login(uid: int) -> Login | None:
 
 
 def number(kind: str, name: str) -> int | None:
-    """The number of the user or group (`kind`) of that name, or None."""
+    """Return the number of the user or group (`kind`) of that name, or None."""
     try:
         return grp.getgrnam(name).gr_gid if kind == "group" else pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -38,12 +38,14 @@ def number(kind: str, name: str) -> int | None:
 
 
 def names(kind: str) -> list[str]:
-    """All users or groups."""
-    return [one.gr_name for one in grp.getgrall()] if kind == "group" else [one.pw_name for one in pwd.getpwall()]
+    """Return the names of all users or groups (`kind`)."""
+    if kind == "group":
+        return [group.gr_name for group in grp.getgrall()]
+    return [user.pw_name for user in pwd.getpwall()]
 
 
 def user_and_group(uid: int) -> tuple[str, str] | None:
-    """The names of the user of that number and of its group, or None."""
+    """Return the names of a user and of its primary group, or None."""
     try:
         user = pwd.getpwuid(uid)
         return user.pw_name, grp.getgrgid(user.pw_gid).gr_name

@@ -1,44 +1,39 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Keeping one capability through a change of user, for the programs that are started then (capabilities(7))."""
+"""Keep one capability through a change of user, for the programs started afterwards (capabilities(7))."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NET_ADMIN, _NET_RAW = 12, 13  # include/uapi/linux/capability.h
-_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
-_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _RAISE = 8, 47, 2
+from . import libc
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13  # include/uapi/linux/capability.h
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2
 
 
 def to_mark() -> int:
-    """The capability that SO_MARK takes: CAP_NET_RAW since Linux 5.17 (net/core/sock.c), CAP_NET_ADMIN before."""
-    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    return _NET_RAW if found and (int(found[1]), int(found[2])) >= (5, 17) else _NET_ADMIN
+    """Return the capability for SO_MARK: CAP_NET_RAW since Linux 5.17 (net/core/sock.c), CAP_NET_ADMIN before."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    if release and (int(release[1]), int(release[2])) >= (5, 17):
+        return _CAP_NET_RAW
+    return _CAP_NET_ADMIN
 
 
 @contextmanager
 def kept(capability: int) -> Iterator[None]:
-    """What becomes another user within this keeps this capability and no other one, and so do programs that it starts.
+    """Keep only this capability when this process changes its user within the context.
 
-    An ambient capability does not make a program a privileged one for ld.so, which goes on to take LD_PRELOAD.
-    Raises OSError.
+    Programs that it starts afterwards have the capability too. It is an ambient one, so that ld.so
+    does not treat the program as privileged and still honours LD_PRELOAD. Raises OSError.
     """
-    _checked(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+    libc.call("prctl", _PR_SET_KEEPCAPS, 1, 0, 0, 0)
     yield
     bit = 1 << capability
-    sets = struct.pack("=6I", bit, bit, bit, 0, 0, 0)  # effective, permitted, inheritable; 32 bits and 32 more
-    _checked(_libc.capset(struct.pack("=Ii", _VERSION, 0), sets))
-    _checked(_libc.prctl(_PR_CAP_AMBIENT, _RAISE, capability, 0, 0))
-
-
-def _checked(result: int) -> None:
-    if result:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    sets = struct.pack("=6I", bit, bit, bit, 0, 0, 0)  # effective, permitted, inheritable: low and high 32 bits
+    libc.call("capset", struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0), sets)
+    libc.call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)

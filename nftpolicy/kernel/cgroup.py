@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Cgroups of version 2 whose sockets wear a mark (kernel/bpf.py has the programs), and what sockets wear.
+"""Cgroups (version 2) that set a mark on their sockets, by the programs of kernel/bpf; and marks of sockets.
 
-A program that is attached here stays as long as the cgroup does, whoever attached it (cgroups(7), bpf(2)).
+A program that is attached here stays as long as the cgroup does, whichever process attached it
+(cgroups(7), bpf(2)).
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import signal
@@ -16,218 +16,126 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from . import bpf
-from .interface import Unavailable
+from . import libc
+from .bpf import programs, syscall
+from .cgroup_tree import DIRECTORY, join_cgroup, open_cgroup, open_hierarchy, remove_empty
+from .child_process import run_in_child
+from .errors import ChildFailed, Unavailable
 
-# The new mount API has the same numbers everywhere (fsopen(2) and its kin, Linux 5.2).
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
-_FSCONFIG_CMD_CREATE = 6
-_PIDFD_GETFD = 438
-
-_YOUNG = 60  # seconds
 _TRIES = 5
-_PARENT = "nftpolicy"  # under the root of cgroup v2
-_MOUNTS = Path("/proc/self/mountinfo")
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_KILL_ROUNDS, _KILL_PAUSE = 100, 0.01  # seconds between two rounds
+_PARENT = "nftpolicy"  # below the root of cgroup v2
 
 
-def _call(number: int, *arguments: object) -> int:
-    result = _libc.syscall(number, *arguments)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
-
-
-# --- the tree -----------------------------------------------------------------------------
-
-
-def _hierarchy() -> int:
-    """A descriptor of the root of cgroup v2. Mounted for ourselves alone, wherever others have it:
-    `ip netns exec` hides /sys/fs/cgroup, hybrid systems have it elsewhere, some have it nowhere."""
-    try:
-        context = _call(_FSOPEN, b"cgroup2", 1)
-        try:
-            _call(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0)
-            return _call(_FSMOUNT, context, 1, 0)
-        finally:
-            os.close(context)
-    except OSError as error:
-        # Containers and kernels before 5.2 may still have it where others put it.
-        mounted = _mounted()
-        if mounted is None:
-            raise Unavailable(_NO_TREE.get(error.errno or 0, f"cgroup v2 can't be used ({error.strerror})")) from None
-        return os.open(mounted, os.O_RDONLY | os.O_DIRECTORY)
-
-
-_NO_TREE = dict.fromkeys(
-    (errno.ENODEV, errno.ENOSYS),
-    "sockets can't be marked by cgroup: cgroup v2 is neither mounted here nor can it be (fsopen(2))",
-) | {errno.EPERM: "sockets can't be marked by cgroup: cgroup v2 may not be mounted; this needs root (CAP_SYS_ADMIN)"}
-
-
-def _mounted() -> str | None:
-    """Where somebody mounted the root of cgroup v2 (proc_pid_mountinfo(5))."""
-    with suppress(OSError):
-        for line in _MOUNTS.read_text().splitlines():
-            before, _, after = line.partition(" - ")
-            device, root, place = before.split()[2:5]
-            if after.split()[:1] == ["cgroup2"] and root == "/" and _shows(place, device):
-                return place
-    return None
-
-
-def _shows(place: str, device: str) -> bool:
-    """Whether what is seen there is of that device, and not another mount above it."""
-    with suppress(OSError):
-        number = os.stat(place).st_dev  # noqa: PTH116
-        return device == f"{os.major(number)}:{os.minor(number)}"
-    return False
-
-
-@contextmanager
-def opened(path: str, create: bool = False) -> Iterator[int]:
-    """A descriptor of the cgroup at `path` below the root of cgroup v2. OSError, or Unavailable."""
-    root = _hierarchy()
-    try:
-        if create:
-            parts = path.split("/")
-            for end in range(1, len(parts) + 1):
-                with suppress(FileExistsError):
-                    os.mkdir("/".join(parts[:end]), dir_fd=root)
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=root)
-    finally:
-        os.close(root)
-    try:
-        yield folder
-    finally:
-        os.close(folder)
-
-
-def _join(folder: int) -> None:
-    """Move the calling process into the cgroup."""
-    entry = os.open("cgroup.procs", os.O_WRONLY, dir_fd=folder)
-    try:
-        os.write(entry, b"0")
-    finally:
-        os.close(entry)
-
-
-def _sweep(parent: int) -> None:
-    """Remove the empty cgroups below one of ours, with the programs on them; one with members can't be removed.
-
-    A young one stays: its maker may be about to move into it.
-    """
-    for entry in list(os.scandir(parent)):
-        with suppress(OSError):
-            if time.time() - entry.stat().st_ctime > _YOUNG:
-                os.rmdir(entry.name, dir_fd=parent)
-
-
-# --- the cgroup of a service --------------------------------------------------------------
+# --- the cgroup of a service --------------------------------------------------------
 
 
 def attach(path: str, value: int, mask: int, confine: Sequence[str] | None = None) -> bool:
-    """Have the sockets of a cgroup wear a mark from now on; sockets that are there already stay as they are.
+    """Set a mark on the sockets that are opened in a cgroup from now on.
 
-    `path` is below the root of cgroup v2, without a slash at its beginning. `confine` are the devices that the
-    cgroup's sockets may name; None lets them name any device and any mark. Of sockets of other network
-    namespaces than this one nothing is changed. Programs of others stay. What this function attached before
-    from this namespace is kept if it is the same, and replaced if not: the new one is there before the old one
-    goes. The programs stay as long as the cgroup does.
-
-    Returns whether anything was attached or taken off.
+    Return True if anything changed. `path` is below the root of cgroup v2, without a leading slash.
+    `confine` are the devices that the sockets of the cgroup may name; None allows each device and
+    each mark. Sockets of other network namespaces stay as they are. Foreign programs stay. A
+    program that this function attached before from this namespace stays if it is the same; else the
+    new one is attached before the old one is detached. The programs stay as long as the cgroup
+    does.
 
     Raises:
-        Unavailable: there is no such cgroup, or it may not or can't be done here.
+        Unavailable: there is no such cgroup, or no permission or support for it.
     """
-    with _told(path), opened(path) as folder:
-        return _attach(folder, value, mask, confine)
+    with _reasons(path), open_cgroup(path) as directory:
+        return _attach(directory, value, mask, confine)
 
 
-def _attach(folder: int, value: int, mask: int, confine: Sequence[str] | None) -> bool:
-    programs = bpf.wanted(value, mask, confine)
+def _attach(directory: int, value: int, mask: int, confine: Sequence[str] | None) -> bool:
+    wanted = programs.service_programs(value, mask, confine)
     changed = False
-    for kind in bpf.KINDS:
-        new = programs.get(kind)
-        if new is not None:
-            changed |= _put(folder, kind, new)
-        elif mine := _mine(folder, kind):
-            for one in mine:
-                bpf.detach(folder, one, kind)
-            changed = True
+    for attach_type in syscall.ATTACH_TYPES:
+        code = wanted.get(attach_type)
+        if code is not None:
+            changed |= _ensure(directory, attach_type, code)
+        else:
+            for program in _own_programs(directory, attach_type):
+                syscall.detach(directory, program, attach_type)
+                changed = True
     return changed
 
 
-def _put(folder: int, kind: bpf.Kind, code: bytes) -> bool:
-    """Have this program on a cgroup, once. Whether it was not there."""
-    loaded = _loaded(kind, code)
+def _ensure(directory: int, attach_type: syscall.AttachType, code: bytes) -> bool:
+    """Have this program on a cgroup once. Return True if it was not there."""
+    descriptor = _load(attach_type, code)
     try:
-        wanted = bpf.describe(loaded)
-        new = not any(one.tag == wanted.tag for one in _mine(folder, kind)[-1:])
-        if new:
-            bpf.attach(folder, loaded, kind)
+        tag = syscall.describe(descriptor).tag
+        is_new = not any(program.tag == tag for program in _own_programs(directory, attach_type)[-1:])
+        if is_new:
+            syscall.attach(directory, descriptor, attach_type)
     finally:
-        os.close(loaded)
-    # Of two that came at once, both keep the later one.
-    for one in _mine(folder, kind)[:-1]:
-        bpf.detach(folder, one, kind)
-    return new
+        os.close(descriptor)
+    # If two processes came at once, both keep the later program.
+    for program in _own_programs(directory, attach_type)[:-1]:
+        syscall.detach(directory, program, attach_type)
+    return is_new
 
 
-def _loaded(kind: bpf.Kind, code: bytes) -> int:
+def _load(attach_type: syscall.AttachType, code: bytes) -> int:
     try:
-        return bpf.load(kind, code, bpf.own_name())
+        return syscall.load(attach_type, code, programs.program_name())
     except OSError as error:
         raise Unavailable(
-            f"the kernel takes no BPF program of kind {kind.word} ({error.strerror}): this needs root "
+            f"the kernel refuses a BPF program of type {attach_type.name} ({error.strerror}): this needs root "
             "(CAP_BPF, CAP_NET_ADMIN), and Linux 5.14 with CONFIG_CGROUP_BPF"
         ) from None
 
 
-def _mine(folder: int, kind: bpf.Kind) -> list[bpf.Program]:
-    """The programs of this network namespace on a cgroup, the earliest first."""
-    name = bpf.own_name()
-    return sorted((one for one in bpf.attached(folder, kind) if one.name == name), key=lambda one: one.number)
+def _own_programs(directory: int, attach_type: syscall.AttachType) -> list[syscall.LoadedProgram]:
+    """Return the programs of this network namespace on a cgroup, the earliest first."""
+    name = programs.program_name()
+    own = (program for program in syscall.attached(directory, attach_type) if program.name == name)
+    return sorted(own, key=lambda program: program.number)
 
 
 def detach(path: str) -> bool:
-    """Take off what `attach` attached from this network namespace; whether there was anything.
+    """Detach the programs that `attach` attached from this network namespace.
+
+    Return True if there were any.
 
     Raises Unavailable as `attach` does.
     """
-    with _told(path), opened(path) as folder:
-        found = [(one, kind) for kind in bpf.KINDS for one in _mine(folder, kind)]
-        for one, kind in found:
-            bpf.detach(folder, one, kind)
-        return bool(found)
+    with _reasons(path), open_cgroup(path) as directory:
+        own = [
+            (program, attach_type)
+            for attach_type in syscall.ATTACH_TYPES
+            for program in _own_programs(directory, attach_type)
+        ]
+        for program, attach_type in own:
+            syscall.detach(directory, program, attach_type)
+        return bool(own)
 
 
 def enter(path: str, value: int, mask: int, confine: Sequence[str] | None = None) -> None:
-    """Make the cgroup if it is not there, attach as `attach` does, and move the calling process into it.
+    """Create the cgroup if necessary, attach as `attach` does, and move the calling process into it.
 
     Raises Unavailable.
     """
-    with _told(path):
+    with _reasons(path):
         if path.startswith(f"{_PARENT}/"):
-            with opened(_PARENT, create=True) as parent:
-                _sweep(parent)
-        for left in reversed(range(_TRIES)):
+            with open_cgroup(_PARENT, create=True) as parent:
+                remove_empty(parent)
+        for tries_left in reversed(range(_TRIES)):
             try:
-                with opened(path, create=True) as folder:
-                    _attach(folder, value, mask, confine)
-                    _join(folder)
+                with open_cgroup(path, create=True) as directory:
+                    _attach(directory, value, mask, confine)
+                    join_cgroup(directory)
                 return
             except OSError as error:
-                # Somebody else removed it between two steps, empty as it was.
-                if error.errno not in (errno.ENODEV, errno.ENOENT) or not left:
+                # Another process removed the empty cgroup between two steps.
+                if error.errno not in (errno.ENODEV, errno.ENOENT) or not tries_left:
                     raise
 
 
 @contextmanager
-def _told(path: str) -> Iterator[None]:
-    """What may be wrong with a cgroup, in words."""
+def _reasons(path: str) -> Iterator[None]:
+    """Raise Unavailable with an explanation for an OSError about a cgroup."""
     try:
         yield
     except OSError as error:
@@ -237,153 +145,163 @@ def _told(path: str) -> Iterator[None]:
 
 _REASONS = {
     errno.ENOENT: "there is no such cgroup below the root of cgroup v2",
-    errno.ENOTDIR: "that is a file and no cgroup",
+    errno.ENOTDIR: "that is a file, not a cgroup",
     errno.EPERM: (
-        "it can't be used: this needs root, and on it and above it no program of others that tolerates none beside it "
-        "(bpftool cgroup tree)"
+        "no permission: this needs root, and all programs on it and above it attached with BPF_F_ALLOW_MULTI "
+        "(see 'bpftool cgroup tree')"
     ),
-    errno.EACCES: "it may not be used: this needs root",
-    errno.EROFS: "the tree of cgroup v2 is read-only here",
-    errno.EBUSY: "no process can be in it, since it hands on controllers to cgroups below it (cgroup.subtree_control)",
-    errno.EOPNOTSUPP: "no process can be in it, since it is of the threaded kind or below one (cgroup.type)",
+    errno.EACCES: "no permission: this needs root",
+    errno.EROFS: "cgroup v2 is mounted read-only here",
+    errno.EBUSY: (
+        "no process can be in it, because it delegates controllers to the cgroups below it (cgroup.subtree_control)"
+    ),
+    errno.EOPNOTSUPP: "no process can be in it, because it is threaded or below a threaded one (cgroup.type)",
     errno.E2BIG: "there are too many programs on it already",
     errno.EAGAIN: "the limit of processes or of cgroups is reached (pids.max, cgroup.max.descendants)",
 }
 
 
-# --- a cgroup for one program -------------------------------------------------------------
+# --- a cgroup for one program -------------------------------------------------------
 
 
 class MarkedGroup:
-    """A cgroup whose sockets wear a mark. A context manager; leaving it removes the cgroup.
+    """A cgroup that sets a mark on its sockets. A context manager; leaving it removes the cgroup.
 
-    The caller sees to it that nobody else uses the name: processes that are found in it are killed.
+    The caller makes sure that no other process uses the name: processes that are found in it are
+    killed.
     """
 
     def __init__(self, name: str, value: int, mask: int) -> None:
         self.name, self.value, self.mask = name, value, mask
-        self._root = self._folder = -1
+        self._parent = self._directory = -1
 
     def __enter__(self) -> MarkedGroup:
         try:
-            self._root = _hierarchy()
-            self._make()
-            loaded = bpf.load(bpf.SOCK_CREATE, bpf.marks(self.value, self.mask), bpf.own_name())
+            self._create()
+            code = programs.mark_program(self.value, self.mask)
+            descriptor = syscall.load(syscall.SOCK_CREATE, code, programs.program_name())
             try:
-                bpf.attach(self._folder, loaded, bpf.SOCK_CREATE)
+                syscall.attach(self._directory, descriptor, syscall.SOCK_CREATE)
             finally:
-                os.close(loaded)
+                os.close(descriptor)
         except OSError as error:
             self.__exit__()
             raise Unavailable(
-                f"sockets can't be marked by cgroup ({error.strerror}): this needs root, "
+                f"cannot mark sockets by cgroup ({error.strerror}): this needs root, "
                 "cgroup v2 and a kernel with CONFIG_CGROUP_BPF"
             ) from None
         return self
 
-    def _make(self) -> None:
-        with suppress(FileExistsError):
-            os.mkdir(_PARENT, dir_fd=self._root)
-        parent = os.open(_PARENT, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
-        os.close(self._root)
-        self._root = parent
-        _sweep(self._root)
-        with suppress(FileNotFoundError):  # left over from a process that was killed
-            self._end_members()
-            os.rmdir(self.name, dir_fd=self._root)
-        os.mkdir(self.name, dir_fd=self._root)
-        self._folder = os.open(self.name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
+    def _create(self) -> None:
+        root = open_hierarchy()
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(_PARENT, dir_fd=root)
+            self._parent = os.open(_PARENT, DIRECTORY, dir_fd=root)
+        finally:
+            os.close(root)
+        remove_empty(self._parent)
+        with suppress(FileNotFoundError):  # left by a process that was killed
+            self._kill_members()
+            os.rmdir(self.name, dir_fd=self._parent)
+        os.mkdir(self.name, dir_fd=self._parent)
+        self._directory = os.open(self.name, DIRECTORY, dir_fd=self._parent)
 
-    def _end_members(self) -> None:
-        """Kill what an earlier owner of the name left running."""
-        for _ in range(100):
-            entry = os.open(f"{self.name}/cgroup.procs", os.O_RDONLY, dir_fd=self._root)
-            with os.fdopen(entry) as members:
+    def _kill_members(self) -> None:
+        """Kill the processes that an earlier owner of the name left running."""
+        for _ in range(_KILL_ROUNDS):
+            descriptor = os.open(f"{self.name}/cgroup.procs", os.O_RDONLY, dir_fd=self._parent)
+            with os.fdopen(descriptor) as members:
                 pids = [int(line) for line in members]
             if not pids:
                 return
             for pid in filter(None, pids):  # 0 stands for a process of another PID namespace
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.01)
+            time.sleep(_KILL_PAUSE)
 
     def __exit__(self, *_: object) -> None:
-        if self._folder >= 0:
-            os.close(self._folder)
-            with suppress(OSError):  # a process of it may still end; the next start removes it
-                os.rmdir(self.name, dir_fd=self._root)
-        if self._root >= 0:
-            os.close(self._root)
-        self._folder = self._root = -1
+        if self._directory >= 0:
+            os.close(self._directory)
+            with suppress(OSError):  # a process of it may still be ending; the next start removes it
+                os.rmdir(self.name, dir_fd=self._parent)
+        if self._parent >= 0:
+            os.close(self._parent)
+        self._parent = self._directory = -1
 
     def started(self) -> None:
-        """Nothing is left to do once the program runs."""
+        """Do nothing; the counterpart of the seccomp method needs this step after exec."""
 
     def before(self) -> None:
-        """Move the calling process into the cgroup; for the moment between fork and exec."""
-        _join(self._folder)
+        """Move the calling process into the cgroup; to be called between fork and exec."""
+        join_cgroup(self._directory)
 
     def tried(self) -> bool:
-        """Whether sockets of both families that are opened inside really wear the mark."""
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                self.before()
-                worn = [mark for family in (socket.AF_INET, socket.AF_INET6) for mark in own_sockets(family).values()]
-                status = 0 if worn and all(mark & self.mask == self.value for mark in worn) else 1
-            finally:
-                os._exit(status)
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        """Return True if sockets of both families that a process opens inside have the mark."""
+
+        def has_mark() -> bytes:
+            self.before()
+            marks = [mark for family in (socket.AF_INET, socket.AF_INET6) for mark in own_sockets(family).values()]
+            return b"1" if marks and all(mark & self.mask == self.value for mark in marks) else b""
+
+        try:
+            return bool(run_in_child(has_mark))
+        except ChildFailed:
+            return False
 
 
-# --- what sockets wear --------------------------------------------------------------------
+# --- marks of sockets ---------------------------------------------------------------
 
 
-def wears(one: socket.socket, mark: tuple[int, int]) -> bool:
-    """Whether a socket wears the mark (value, mask)."""
-    return one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & mark[1] == mark[0]
+def has_mark(opened: socket.socket, mark: tuple[int, int]) -> bool:
+    """Return True if a socket has the mark (value, mask)."""
+    value, mask = mark
+    return opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & mask == value
 
 
 def own_sockets(family: int) -> dict[str, int]:
-    """The whole marks of sockets of a family (AF_INET, AF_INET6) that this process opens now, by kind.
+    """Return the whole marks of sockets of a family (AF_INET, AF_INET6) that this process opens now, by type.
 
-    Empty if the kernel has none of that family. OSError if no socket can be opened for another reason.
+    Empty if the kernel does not have the family. Raises OSError if a socket cannot be opened for
+    another reason.
     """
-    found = {}
+    marks = {}
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         try:
-            with socket.socket(family, kind) as one:
-                found[kind.name] = one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+            with socket.socket(family, kind) as opened:
+                marks[kind.name] = opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
         except OSError as error:
             if error.errno != errno.EAFNOSUPPORT:
                 raise
-    return found
+    return marks
 
 
 def unmarked(pid: int, mark: tuple[int, int]) -> list[str]:
-    """The IP sockets of process `pid` that do not wear the mark (value, mask), as "SOCK_DGRAM socket, port 54"."""
-    found = []
+    """Return the IP sockets of a process without the mark (value, mask), as "SOCK_DGRAM socket, port 54".
+
+    Raises OSError.
+    """
+    descriptions = []
     process = os.pidfd_open(pid)
     try:
         for entry in os.scandir(f"/proc/{pid}/fd"):
-            one = _borrowed(process, int(entry.name), entry.path)
-            if one is None:
+            duplicate = _duplicate_socket(process, int(entry.name), entry.path)
+            if duplicate is None:
                 continue
-            with one:
-                if one.family in (socket.AF_INET, socket.AF_INET6) and not wears(one, mark):
-                    found.append(f"{one.type.name} socket, port {one.getsockname()[1]}")
+            with duplicate:
+                if duplicate.family in (socket.AF_INET, socket.AF_INET6) and not has_mark(duplicate, mark):
+                    descriptions.append(f"{duplicate.type.name} socket, port {duplicate.getsockname()[1]}")
     finally:
         os.close(process)
-    return found
+    return descriptions
 
 
-def _borrowed(process: int, number: int, link: str) -> socket.socket | None:
-    """Another process's socket by pidfd_getfd(2), or None if it is no socket or is gone."""
+def _duplicate_socket(process: int, descriptor: int, link: str) -> socket.socket | None:
+    """Return a duplicate of another process's socket; None for another kind of file, or one that has gone."""
     try:
         if not str(Path(link).readlink()).startswith("socket:"):
             return None
-        return socket.socket(fileno=_call(_PIDFD_GETFD, process, number, 0))
+        return socket.socket(fileno=libc.pidfd_getfd(process, descriptor))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EBADF):
             return None

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What runs in this network namespace, as far as it can be ended from outside: sockets and flows."""
+"""Sockets and conntrack entries of this network namespace: list and destroy them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
 
 from .conntrack import Conntrack, Flow
+from .errors import Unavailable
 from .holders import Holder, cgroups, holders
-from .interface import Unavailable
 from .libnft import Nft
 from .rtnetlink import Lookups, RtNetlink
 from .sock_diag import TCP, UDP, Listed, SockDiag
 
-# The kernel deletes a table with an owner when the owner's socket closes, whatever ends the process.
-_MUFFLE = """table inet nftpolicy-closing {{
+# The kernel deletes a table with an owner when the socket of the owner closes, however the process
+# ends.
+_RESET_TABLE = """table inet nftpolicy-closing {{
     flags owner
     chain resets {{
         type filter hook postrouting priority 9000; policy accept
@@ -25,9 +25,9 @@ _MUFFLE = """table inet nftpolicy-closing {{
 
 
 class Running:
-    """Sockets and flows in the network namespace of the thread that makes it. A context manager.
+    """Sockets and flows in the network namespace of the thread that creates it. A context manager.
 
-    Each method raises Unavailable where the kernel, or a right, is missing.
+    Each method raises Unavailable if the kernel lacks support, or the process a capability.
     """
 
     def __init__(self) -> None:
@@ -39,90 +39,108 @@ class Running:
     def __enter__(self) -> Running:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def sockets(self) -> list[Listed]:
-        """All IP sockets that sock_diag lists."""
-        if self._diag is None:
-            self._diag = self._stack.enter_context(SockDiag())
-        return self._diag.sockets()
+        """Return all IP sockets that sock_diag lists."""
+        return self._sock_diag().sockets()
 
-    def destroy(self, one: Listed) -> str:
-        """End a socket that `sockets` listed: see SockDiag.destroy."""
+    def destroy(self, entry: Listed) -> str:
+        """Destroy a socket from `sockets`: see SockDiag.destroy."""
+        return self._sock_diag().destroy(entry)
+
+    def _sock_diag(self) -> SockDiag:
         if self._diag is None:
             self._diag = self._stack.enter_context(SockDiag())
-        return self._diag.destroy(one)
+        return self._diag
 
     def flows(self, value: int, mask: int) -> list[Flow]:
-        """The flows whose mark and `mask` is `value`."""
-        if self._conntrack is None:
-            self._conntrack = self._stack.enter_context(Conntrack())
-        return self._conntrack.flows(value, mask)
+        """Return the flows with `value` as conntrack mark & mask."""
+        return self._connection_tracking().flows(value, mask)
 
-    def forget(self, one: Flow) -> bool:
-        """Delete one flow that `flows` listed; False if it is gone."""
+    def forget(self, entry: Flow) -> bool:
+        """Delete a flow from `flows`; return False if it has gone."""
+        return self._connection_tracking().forget(entry)
+
+    def _connection_tracking(self) -> Conntrack:
         if self._conntrack is None:
             self._conntrack = self._stack.enter_context(Conntrack())
-        return self._conntrack.forget(one)
+        return self._conntrack
 
     def addresses(self) -> dict[str, tuple[str, ...]]:
-        """The addresses of each device, without their lengths."""
+        """Return the addresses of each device, without prefix length."""
         return {
-            device.name: tuple(one.partition("/")[0] for one in device.addresses) for device in RtNetlink().devices()
+            device.name: tuple(address.partition("/")[0] for address in device.addresses)
+            for device in RtNetlink().devices()
         }
 
     def groups(self, inodes: Iterable[int]) -> dict[int, int]:
-        """The group of who opened each socket, for those that a process holds which /proc shows here."""
-        return {inode: one.gid for inode, one in holders(inodes).items()}
+        """Return the group that opened each socket, by inode.
+
+        Skip sockets that /proc does not show.
+        """
+        return {inode: process.gid for inode, process in holders(inodes).items()}
 
     def holders(self, inodes: Iterable[int]) -> dict[int, Holder]:
-        """The process that holds each socket, for those that /proc shows here."""
+        """Return the owning process of each socket, by inode.
+
+        Skip sockets that /proc does not show.
+        """
         return holders(inodes)
 
     def cgroups(self, paths: Iterable[str]) -> dict[str, set[int]]:
-        """The numbers of cgroups with those below them, by path."""
+        """Return the numbers of cgroups and of the cgroups below them, by path."""
         return cgroups(paths)
 
-    def leads(self, one: Listed) -> str | None:
-        """The device by which packets of a connected socket would leave now; None if by none."""
+    def leads(self, entry: Listed) -> str | None:
+        """Return the output device of a connected socket by the routes of now; None if there is no route."""
         if self._lookups is None:
             self._lookups = self._stack.enter_context(Lookups())
-        if one.remote is None:
+        if entry.remote is None:
             return None
-        protocol = one.protocol if one.protocol in (TCP, UDP) else 0
+        has_ports = entry.protocol in (TCP, UDP)
         try:
-            found = self._lookups.getroute(
-                one.family, one.remote, one.local, one.mark or 0, None, one.bound, one.uid, protocol,
-                one.sport if protocol else 0, one.dport if protocol else 0,
-            )  # fmt: skip
-        except KeyError:  # the device that it is bound to is gone
+            route = self._lookups.getroute(
+                entry.family,
+                entry.remote,
+                entry.local,
+                entry.mark or 0,
+                None,
+                entry.bound,
+                entry.uid,
+                entry.protocol if has_ports else 0,
+                entry.sport if has_ports else 0,
+                entry.dport if has_ports else 0,
+            )
+        except KeyError:  # the device that it is bound to has gone
             return None
-        return None if isinstance(found, int) else found.device
+        return None if isinstance(route, int) else route.device
 
     @contextmanager
     def muffled(
         self, marks: Iterable[tuple[int, int]], addresses: Iterable[str], devices: Iterable[str]
     ) -> Iterator[str | None]:
-        """Within this, no TCP reset leaves that wears one of the marks (value, mask), nor one from these
-        addresses by other devices than `devices`.
+        """Drop TCP resets that carry one of the marks (value, mask), within this context.
 
-        The kernel sends a reset for each connection that is destroyed, by the routes as they are then.
-        Gives None, or why it can't be.
+        Drop those from one of `addresses` as well, unless they leave by one of `devices`. The
+        kernel sends a reset for each connection that is destroyed, by the routes of that moment.
+        Yield None, or the reason why resets cannot be dropped.
         """
         rules = [
             f'oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop' for value, mask in marks
         ]
-        ways = ", ".join(f'"{one}"' for one in (*sorted(set(devices)), "lo"))
-        for family, known in (("ip", "."), ("ip6", ":")):
-            mine = ", ".join(sorted({one for one in addresses if known in one}))
-            rules += [f"oifname != {{ {ways} }} {family} saddr {{ {mine} }} tcp flags & rst != 0 drop"] if mine else []
+        names = ", ".join(f'"{device}"' for device in (*sorted(set(devices)), "lo"))
+        for family, separator in (("ip", "."), ("ip6", ":")):
+            sources = ", ".join(sorted({address for address in addresses if separator in address}))
+            if sources:
+                rules.append(f"oifname != {{ {names} }} {family} saddr {{ {sources} }} tcp flags & rst != 0 drop")
         if not rules:
             yield None
             return
         try:
             owner = Nft()
-            error = owner.load(_MUFFLE.format(rules="".join(f"        {one}\n" for one in rules)))
+            error = owner.load(_RESET_TABLE.format(rules="".join(f"        {rule}\n" for rule in rules)))
         except Unavailable as unavailable:
             yield str(unavailable)
             return

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What connection tracking knows of flows, and how it forgets one (linux/netfilter/nfnetlink_conntrack.h)."""
+"""Entries of connection tracking: list, look up and delete them (conntrack(8)).
+
+The messages are those of include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,30 @@ import struct
 
 from attrs import frozen
 
-from .interface import Unavailable
-from .netlink import Channel
-from .rtmessages import AF, attribute, attributes
+from .errors import DumpInterrupted, Unavailable
+from .netlink import constants as nl
+from .netlink.attributes import attribute, attributes, ip_text, netfilter_header, network_integer
+from .netlink.socket import NetlinkSocket
 
-_NETLINK_NETFILTER = 12
-_GET = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
-_DELETE = 1 << 8 | 2
-_REQUEST, _ERROR = 0x1, 2
-_NESTED = 0x8000
-_ORIGINAL, _REPLY, _STATUS, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 3, 8, 12, 18, 21  # CTA_*
-_IP, _PROTOCOL = 1, 2  # CTA_TUPLE_*
-_SEEN_REPLY = 0x2  # IPS_SEEN_REPLY
-_HEADER = struct.Struct("=IHHII")
-_NUMBER = struct.Struct("!I")
+_VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_SOURCE_AND_DESTINATION = {4: (nl.CTA_IP_V4_SRC, nl.CTA_IP_V4_DST), 6: (nl.CTA_IP_V6_SRC, nl.CTA_IP_V6_DST)}
+_PROTOCOL_NAMES = {
+    socket.IPPROTO_TCP: "tcp",
+    socket.IPPROTO_UDP: "udp",
+    socket.IPPROTO_ICMP: "icmp",
+    socket.IPPROTO_ICMPV6: "icmpv6",
+}
+_PORT = struct.Struct("!H")
+_MARK = struct.Struct("!I")
 
 
 @frozen
 class Tracked:
-    """A flow: its `state` ("new" until there was a reply), the direction of the packets asked about, its mark."""
+    """State of the flow of one packet.
+
+    `state` is "new" until there was a reply, then "established". `direction` ("original", "reply")
+    is the one of the packet. `mark` is the conntrack mark.
+    """
 
     state: str
     direction: str
@@ -36,7 +44,10 @@ class Tracked:
 
 @frozen
 class Ends:
-    """Where the packets of one direction come from and go to. The ports are 0 where there are none."""
+    """Source and destination of the packets of one direction.
+
+    Ports are 0 in protocols without ports.
+    """
 
     source: str
     sport: int
@@ -46,8 +57,11 @@ class Ends:
 
 @frozen
 class Flow:
-    """An entry of the table. `original` is the direction of its first packet; `key`, `number` and `zone`
-    are how the kernel knows it. `replied`: packets went both ways."""
+    """A conntrack entry.
+
+    `original` is the direction of its first packet. `key`, `number` and `zone` identify it to the
+    kernel. `has_reply`: packets were seen in both directions.
+    """
 
     family: int
     protocol: int
@@ -60,121 +74,131 @@ class Flow:
     replied: bool = False
 
     def __str__(self) -> str:
-        name = {6: "tcp", 17: "udp", 1: "icmp", 58: "icmpv6"}.get(self.protocol, f"protocol {self.protocol}")
+        name = _PROTOCOL_NAMES.get(self.protocol, f"protocol {self.protocol}")
         return f"{name} {self.original.source} to {self.original.destination}, port {self.original.dport}"
 
 
 class Conntrack:
-    """A channel to connection tracking, in the network namespace of the thread that makes it. A context manager.
+    """Access to connection tracking, in the network namespace of the calling thread.
 
-    Raises Unavailable where the kernel has none.
+    A context manager.
+
+    Raises Unavailable if the kernel has no connection tracking.
     """
 
     def __init__(self) -> None:
         try:
-            self._channel = Channel(_NETLINK_NETFILTER)
+            self._netlink = NetlinkSocket(nl.NETLINK_NETFILTER)
         except OSError as error:
             raise Unavailable(f"this kernel lists no flows ({error.strerror})") from None
 
     def __enter__(self) -> Conntrack:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._channel.__exit__(None, None, None)
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
 
     def flows(self, value: int, mask: int) -> list[Flow]:
-        """The flows of both families whose mark and `mask` is `value`. Raises Unavailable."""
-        wanted = attribute(_MARK, _NUMBER.pack(value)) + attribute(_MARK_MASK, _NUMBER.pack(mask))
+        """Return the flows of both families with `value` as conntrack mark & mask.
+
+        Raises Unavailable.
+        """
+        mark_filter = attribute(nl.CTA_MARK, _MARK.pack(value)) + attribute(nl.CTA_MARK_MASK, _MARK.pack(mask))
         try:
-            parts = self._channel.dump(_GET, bytes(4) + wanted)
+            messages = self._netlink.dump(nl.IPCTNL_MSG_CT_GET, netfilter_header() + mark_filter)
+        except DumpInterrupted:
+            raise
         except OSError as error:
             raise Unavailable(
                 f"this kernel does not list its flows ({error.strerror}): this needs root and CONFIG_NF_CT_NETLINK"
             ) from None
-        # Kernels differ in what they filter by, so it is done here once more.
-        return [one for part in parts if (one := flow(*part)) and one.mark & mask == value]
+        # Some kernels ignore the filter, so the marks are compared once more.
+        entries = (decode_entry(*message) for message in messages)
+        return [entry for entry in entries if entry is not None and entry.mark & mask == value]
 
-    def forget(self, one: Flow) -> bool:
-        """Delete one entry; False if it is gone, or is another one by now. OSError with the kernel's errno."""
-        if not one.key or not one.number:
-            raise ValueError("a flow needs its ends and its number: without the first the kernel deletes all of them")
-        zone = attribute(_ZONE, one.zone) if one.zone else b""
-        named = attribute(_ORIGINAL | _NESTED, one.key) + attribute(_ID, one.number) + zone
-        code = self._channel.do(_DELETE, struct.pack("=BBH", AF[one.family], 0, 0) + named)
+    def forget(self, entry: Flow) -> bool:
+        """Delete one entry; return False if it has gone or has been replaced. Raises OSError."""
+        if not entry.key or not entry.number:
+            raise ValueError("a flow to delete needs key and number: without the key the kernel deletes all of them")
+        identity = attribute(nl.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, entry.key) + attribute(nl.CTA_ID, entry.number)
+        if entry.zone:
+            identity += attribute(nl.CTA_ZONE, entry.zone)
+        header = netfilter_header(nl.ADDRESS_FAMILY[entry.family])
+        code = self._netlink.change(nl.IPCTNL_MSG_CT_DELETE, header + identity)
         if code not in (0, errno.ENOENT):
-            raise OSError(code, f"{one} can't be forgotten: {errno.errorcode.get(code, code)}")
+            raise OSError(code, f"cannot delete the conntrack entry {entry}: {errno.errorcode.get(code, code)}")
         return not code
 
 
-def flow(raw: bytes, start: int, end: int) -> Flow | None:
-    """The value of the message whose struct nfgenmsg begins at `start`; None if it is of another family than IP."""
-    family = {socket.AF_INET: 4, socket.AF_INET6: 6}.get(raw[start])
-    found = dict(attributes(raw, start + 4, end))
-    key = found.get(_ORIGINAL, b"")
-    if family is None or not key or _ID not in found:
+def decode_entry(raw: bytes, start: int, end: int) -> Flow | None:
+    """Return the entry of a message with its struct nfgenmsg at `start`; None unless it is IP."""
+    family = _VERSIONS.get(raw[start])
+    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+    key = found.get(nl.CTA_TUPLE_ORIG, b"")
+    if family is None or not key or nl.CTA_ID not in found:
         return None
     return Flow(
         family,
-        _flat(key).get((_PROTOCOL, 1), b"\0")[0],
-        _ends(family, key),
-        _ends(family, found.get(_REPLY, b"")),
-        int.from_bytes(found.get(_MARK, b""), "big"),
+        _flattened(key).get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_NUM), b"\0")[0],
+        _decode_tuple(family, key),
+        _decode_tuple(family, found.get(nl.CTA_TUPLE_REPLY, b"")),
+        network_integer(found.get(nl.CTA_MARK)),
         key,
-        found[_ID],
-        found.get(_ZONE, b""),
-        bool(int.from_bytes(found.get(_STATUS, b""), "big") & _SEEN_REPLY),
+        found[nl.CTA_ID],
+        found.get(nl.CTA_ZONE, b""),
+        bool(network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY),
     )
 
 
-def _ends(family: int, raw: bytes) -> Ends:
-    known = _flat(raw)
-    first = 1 if family == 4 else 3
+def _decode_tuple(family: int, raw: bytes) -> Ends:
+    parts = _flattened(raw)
     source, destination = (
-        socket.inet_ntop(AF[family], known[_IP, kind]) if (_IP, kind) in known else "" for kind in (first, first + 1)
+        ip_text(parts[nl.CTA_TUPLE_IP, kind]) if (nl.CTA_TUPLE_IP, kind) in parts else ""
+        for kind in _SOURCE_AND_DESTINATION[family]
     )
-    sport, dport = (int.from_bytes(known.get((_PROTOCOL, kind), b""), "big") for kind in (2, 3))
+    sport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_SRC_PORT)))
+    dport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_DST_PORT)))
     return Ends(source, sport, destination, dport)
 
 
 def tracked(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> Tracked | None:
-    """The flow of packets with these ends, in the namespace of this thread; None if there is none, or none is known."""
+    """Return the state of the flow of packets with these addresses and ports.
+
+    The network namespace is that of the calling thread. None if there is no such flow, or the
+    kernel has no connection tracking.
+    """
+    wanted = _encode_tuple(family, protocol, source, sport, destination, dport)
+    body = netfilter_header(nl.ADDRESS_FAMILY[family]) + attribute(nl.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, wanted)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as channel:
-            mine = _tuple(family, protocol, source, sport, destination, dport)
-            body = struct.pack("=BBH", AF[family], 0, 0) + attribute(_ORIGINAL | _NESTED, mine)
-            channel.send(_HEADER.pack(_HEADER.size + len(body), _GET, _REQUEST, 1, 0) + body)
-            answer = channel.recv(1 << 16)
+        with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+            raw, start, end = netlink.query(nl.IPCTNL_MSG_CT_GET, body)
     except OSError:
-        return None  # a kernel without it
-    length, kind, _, _, _ = _HEADER.unpack_from(answer)
-    if kind == _ERROR:
         return None
-    found = dict(attributes(answer, _HEADER.size + 4, length))
-    # The kernel finds a flow by the addresses of either direction.
-    original = _same(found.get(_ORIGINAL, b""), mine)
-    replied = int.from_bytes(found.get(_STATUS, b""), "big") & _SEEN_REPLY
-    state = "established" if replied or not original else "new"
-    return Tracked(state, "original" if original else "reply", int.from_bytes(found.get(_MARK, b""), "big"))
+    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+    # The kernel finds an entry by the addresses of either direction.
+    is_original = _flattened(found.get(nl.CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
+    replied = network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY
+    state = "established" if replied or not is_original else "new"
+    return Tracked(state, "original" if is_original else "reply", network_integer(found.get(nl.CTA_MARK)))
 
 
-def _tuple(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
-    first = 1 if family == 4 else 3  # CTA_IP_V4_SRC, CTA_IP_V6_SRC; the destination's is the next
-    ends = b"".join(
-        attribute(first + index, socket.inet_pton(AF[family], end)) for index, end in enumerate((source, destination))
+def _encode_tuple(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:
+    addresses = b"".join(
+        attribute(kind, socket.inet_pton(nl.ADDRESS_FAMILY[family], address))
+        for kind, address in zip(_SOURCE_AND_DESTINATION[family], (source, destination), strict=True)
     )
-    ports = attribute(2, struct.pack("!H", sport)) + attribute(3, struct.pack("!H", dport))
-    return attribute(_IP | _NESTED, ends) + attribute(_PROTOCOL | _NESTED, attribute(1, bytes((protocol,))) + ports)
+    numbers = attribute(nl.CTA_PROTO_NUM, bytes((protocol,)))
+    numbers += attribute(nl.CTA_PROTO_SRC_PORT, _PORT.pack(sport))
+    numbers += attribute(nl.CTA_PROTO_DST_PORT, _PORT.pack(dport))
+    encoded = attribute(nl.CTA_TUPLE_IP | nl.NLA_F_NESTED, addresses)
+    return encoded + attribute(nl.CTA_TUPLE_PROTO | nl.NLA_F_NESTED, numbers)
 
 
-def _same(one: bytes, other: bytes) -> bool:
-    """Whether two tuples have the same addresses and ports; zones and the like are not compared."""
-    return _flat(one) == _flat(other)
-
-
-def _flat(raw: bytes) -> dict[tuple[int, int], bytes]:
+def _flattened(raw: bytes) -> dict[tuple[int, int], bytes]:
+    """Return addresses and ports of a tuple by (outer type, inner type). Zones are left out."""
     return {
         (outer, inner): value
-        for outer, nested in attributes(raw, 0, len(raw))
-        if outer in (_IP, _PROTOCOL)
-        for inner, value in attributes(nested, 0, len(nested))
+        for outer, part in attributes(raw, 0, len(raw))
+        if outer in (nl.CTA_TUPLE_IP, nl.CTA_TUPLE_PROTO)
+        for inner, value in attributes(part, 0, len(part))
     }

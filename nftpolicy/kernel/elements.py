@@ -1,35 +1,29 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The elements of a set, straight from nf_tables' netlink dump.
+"""Elements of an nft set, read from nf_tables by a netlink dump.
 
-A listing by libnftables makes JSON of every element, which for 100,000 of them takes longer than to
-load them. Only sets without intervals are read here, and only of types whose form is fixed
+libnftables writes JSON of every element, which for 100,000 of them takes longer than to load them.
+Only sets without intervals are read here, and only of data types with a fixed layout
 (include/uapi/linux/netfilter/nf_tables.h).
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..netstate.nft import PROTOCOLS, Element, Value
+from .netlink import constants as nl
+from .netlink.attributes import attribute, attribute_spans, netfilter_header, nul_terminated
+from .netlink.socket import NetlinkSocket, repeat_until_consistent
 
-_NETLINK_NETFILTER = 12
-_GETSETELEM, _NEWSETELEM = 10 << 8 | 13, 10 << 8 | 12
-_REQUEST_DUMP, _INTERRUPTED = 0x301, 0x10
-_ERROR, _DONE = 2, 3
-_TABLE, _SET, _ELEMENTS, _KEY = 1, 2, 3, 1  # NFTA_SET_ELEM_LIST_*, NFTA_SET_ELEM_KEY
-FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
-_HEADER, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=HH")
-_HEADS = 12  # the headers of an element, its key, and the key's value
-_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+FAMILIES = frozenset(("inet", "ip", "netdev", "ip6"))
+_ELEMENT_HEADERS = struct.Struct("=HHHHHH")  # length and type of the element, of its key, of the key's value
 
-# nft's data type -> (struct's code for it, what fills it up to a multiple of four, what makes a value
-# of it). Owners are in the machine's byte order.
-_READ: dict[str, tuple[str, str, Callable[[Any], Value] | None]] = {
+# nft data type -> (struct code, padding to a multiple of four bytes, conversion to a value).
+# Users and groups are in the byte order of this machine.
+_DATA_TYPES: dict[str, tuple[str, str, Callable[[Any], Value] | None]] = {
     "uid": ("I", "", None),
     "gid": ("I", "", None),
     "ipv4_addr": ("4s", "", lambda raw: socket.inet_ntop(socket.AF_INET, raw)),
@@ -39,93 +33,84 @@ _READ: dict[str, tuple[str, str, Callable[[Any], Value] | None]] = {
 }
 
 
-def readable(types: tuple[str, ...], flags: frozenset[str]) -> bool:
-    """Whether the elements of such a set can be read here."""
-    return not flags and all(kind in _READ for kind in types)
+def is_readable(types: tuple[str, ...], flags: frozenset[str]) -> bool:
+    """Return True if `read_elements` supports a set of these data types and flags."""
+    return not flags and all(kind in _DATA_TYPES for kind in types)
 
 
-def read(family: str, table: str, name: str, types: tuple[str, ...]) -> frozenset[Element]:
-    """All elements. Raises OSError with the kernel's errno, such as ENOENT."""
-    while True:
-        keys = _dump(family, table, name)
-        # Right after a set was filled the kernel may still be growing its hash table; a dump then has some
-        # elements twice and others not at all (seen on Linux 6.18).
-        if keys is not None and len(set(keys)) == len(keys):
-            return _elements(keys, types)
-        time.sleep(0.001)
+def read_elements(family: str, table: str, name: str, types: tuple[str, ...]) -> frozenset[Element]:
+    """Return all elements of a set.
+
+    Raises:
+        DumpInterrupted: the set changed during each of several dumps.
+        OSError: the kernel refused, for instance ENOENT; with its errno.
+    """
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        keys = repeat_until_consistent(
+            lambda: _dump_keys(netlink, family, table, name), f"elements of set {family} {table} {name}"
+        )
+    return _decode_keys(keys, types)
 
 
-def _elements(keys: list[bytes], types: tuple[str, ...]) -> frozenset[Element]:
-    """The elements that keys stand for. Parts of a concatenation begin at multiples of four."""
-    codes = [code + fill for code, fill, _ in map(_READ.__getitem__, types)]
-    whole = struct.Struct("=" + "".join(codes))
-    columns = list(zip(*whole.iter_unpack(b"".join(keys)), strict=True))
-    converters = [_READ[kind][2] for kind in types]
+def _dump_keys(netlink: NetlinkSocket, family: str, table: str, name: str) -> list[bytes] | None:
+    """Return the keys of all elements, or None if the dump is inconsistent."""
+    body = netfilter_header(nl.NFPROTO[family])
+    body += attribute(nl.NFTA_SET_ELEM_LIST_TABLE, nul_terminated(table))
+    body += attribute(nl.NFTA_SET_ELEM_LIST_SET, nul_terminated(name))
+    messages = netlink.dump_once(nl.NFT_MSG_GETSETELEM, body)
+    if messages is None:
+        return None
+    keys: list[bytes] = []
+    for raw, start, end in messages:
+        keys += _message_keys(raw, start + nl.NFGENMSG.size, end)
+    # Right after a set was filled the kernel may still be growing its hash table. A dump then lists
+    # some elements twice and misses some (measured on Linux 6.18).
+    return keys if len(set(keys)) == len(keys) else None
+
+
+def _decode_keys(keys: list[bytes], types: tuple[str, ...]) -> frozenset[Element]:
+    """Return the elements of these keys.
+
+    Parts of a concatenation begin at multiples of four bytes.
+    """
+    codes = [code + padding for code, padding, _ in map(_DATA_TYPES.__getitem__, types)]
+    layout = struct.Struct("=" + "".join(codes))
+    columns = list(zip(*layout.iter_unpack(b"".join(keys)), strict=True))
+    converters = [_DATA_TYPES[kind][2] for kind in types]
     values = [map(convert, column) if convert else column for convert, column in zip(converters, columns, strict=False)]
-    return frozenset(zip(*values, strict=True) if len(types) > 1 else values[0] if values else ())
+    if len(types) > 1:
+        return frozenset(zip(*values, strict=True))
+    return frozenset(values[0] if values else ())
 
 
-def _dump(family: str, table: str, name: str) -> list[bytes] | None:
-    """The keys of all elements, or None if the set changed meanwhile."""
-    body = struct.pack("=BBH", FAMILIES[family], 0, 0) + _text(_TABLE, table) + _text(_SET, name)
-    request = _HEADER.pack(_HEADER.size + len(body), _GETSETELEM, _REQUEST_DUMP, 1, 0) + body
-    found: list[bytes] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as channel:
-        channel.send(request)
-        while True:
-            answer = channel.recv(1 << 18)
-            at = 0
-            while at < len(answer):
-                length, kind, flags, _, _ = _HEADER.unpack_from(answer, at)
-                if flags & _INTERRUPTED:
-                    return None
-                if kind in (_ERROR, _DONE):
-                    code = -struct.unpack_from("=i", answer, at + _HEADER.size)[0] if kind == _ERROR else 0
-                    if code:
-                        raise OSError(code, os.strerror(code))
-                    return found
-                if kind == _NEWSETELEM:
-                    found += _keys(answer, at + _HEADER.size + 4, at + length)
-                at += length + 3 & ~3
+def _message_keys(raw: bytes, start: int, end: int) -> Iterator[bytes]:
+    for kind, begin, stop in attribute_spans(raw, start, end):
+        if kind == nl.NFTA_SET_ELEM_LIST_ELEMENTS:
+            yield from _uniform_keys(raw, begin, stop) or _single_keys(raw, begin, stop)
 
 
-def _text(kind: int, value: str) -> bytes:
-    raw = value.encode() + b"\0"
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(raw), kind) + raw + bytes(-len(raw) % 4)
+def _uniform_keys(raw: bytes, begin: int, stop: int) -> list[bytes] | None:
+    """Return the keys of a list of elements of one size with only a key; None for another list.
 
-
-def _attributes(raw: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(type, start, end) of each attribute between two offsets."""
-    unpack = _ATTRIBUTE.unpack_from
-    while at < end:
-        length, kind = unpack(raw, at)
-        yield kind & _TYPE_MASK, at + 4, at + length
-        at += length + 3 & ~3
-
-
-def _keys(raw: bytes, start: int, end: int) -> Iterator[bytes]:
-    for outer, begin, stop in _attributes(raw, start, end):
-        if outer == _ELEMENTS:
-            yield from _alike(raw, begin, stop) or _one_by_one(raw, begin, stop)
-
-
-def _alike(raw: bytes, begin: int, stop: int) -> list[bytes] | None:
-    """The keys of a list whose elements have one size and nothing but a key, which is the usual case; else None."""
-    size = struct.unpack_from("=H", raw, begin)[0]
-    head = raw[begin : begin + _HEADS]
-    if (stop - begin) % size or struct.unpack_from("=HHHHHH", head)[3] & _TYPE_MASK != _KEY:
+    This is the usual case, and faster than to decode each element.
+    """
+    if stop - begin < _ELEMENT_HEADERS.size:
         return None
-    if struct.unpack_from("=HHH", head)[2] != size - _ATTRIBUTE.size:
+    size, _, key_length, key_type, _, _ = _ELEMENT_HEADERS.unpack_from(raw, begin)
+    headers = raw[begin : begin + _ELEMENT_HEADERS.size]
+    if (stop - begin) % size or key_type & nl.NLA_TYPE_MASK != nl.NFTA_SET_ELEM_KEY:
         return None
-    places = range(begin, stop, size)
-    if any(raw[at : at + _HEADS] != head for at in places):
+    if key_length != size - nl.NLATTR.size:
         return None
-    return [raw[at + _HEADS : at + size] for at in places]
+    offsets = range(begin, stop, size)
+    if any(raw[offset : offset + _ELEMENT_HEADERS.size] != headers for offset in offsets):
+        return None
+    return [raw[offset + _ELEMENT_HEADERS.size : offset + size] for offset in offsets]
 
 
-def _one_by_one(raw: bytes, begin: int, stop: int) -> Iterator[bytes]:
-    for _, element, element_end in _attributes(raw, begin, stop):
-        for kind, key, key_end in _attributes(raw, element, element_end):
-            if kind == _KEY:
-                yield raw[key + _ATTRIBUTE.size : key_end]  # behind the header of NFTA_DATA_VALUE
+def _single_keys(raw: bytes, begin: int, stop: int) -> Iterator[bytes]:
+    for _, element, element_end in attribute_spans(raw, begin, stop):
+        for kind, key, key_end in attribute_spans(raw, element, element_end):
+            if kind == nl.NFTA_SET_ELEM_KEY:
+                yield raw[key + nl.NLATTR.size : key_end]  # behind the header of NFTA_DATA_VALUE
                 break

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A kernel in memory: it takes the same steps as Linux and refuses them with the same words.
+"""A kernel in memory for tests: it takes and refuses the same steps as Linux.
 
-What it does not know: routing itself, overlaps inside interval sets, and netlink's other users.
+It does not model route lookups, overlaps inside interval sets, and changes by other netlink users.
+
+    kernel = FakeKernel(NetState(), devices=("wan",), refuse_at=2)
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, St
 from ..netstate.nft import Chain, NamedCounter, Table
 from ..netstate.routing import Sysctl
 from ..netstate.state import Counters, Counts, NetState
-from .interface import Refused
+from .errors import Refused
 
 INJECTED = "Operation not permitted"
 
@@ -21,10 +23,13 @@ Key = tuple[str, str]
 
 
 class Fake:
-    """See interface.Kernel. `state` is what it holds, `generation` grows with every change.
+    """Kernel in memory: see interface.Kernel.
 
-    `devices`: those that exist; None means all. `unhooked`: those at whose egress no chain can be
-    hooked. `refuse_at`: the number of the step, counted from 0, that is refused whatever it is.
+    `state` is its present state; `generation` grows with every change.
+
+    `devices` are the existing devices; None means all names. `ports` are the ports of each bridge.
+    `without_egress_hook` are the devices without an egress hook. `refuse_at` is the number of the
+    step, counted from 0, that is refused in any case.
     """
 
     def __init__(
@@ -38,7 +43,7 @@ class Fake:
     ) -> None:
         self.tables: dict[Key, Table] = {table.key: table for table in state.tables}
         self.rules, self.routes = list(state.rules), list(state.routes)
-        self.sysctls = {one.path: one.value for one in state.sysctls}
+        self.sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
         self.counts: dict[tuple[str, str, str], Counts] = {}
         self.devices = None if devices is None else {"lo", *devices}
         self.refuse_at, self.asked, self.generation = refuse_at, 0, 0
@@ -46,20 +51,20 @@ class Fake:
 
     @property
     def state(self) -> NetState:
-        """All that is held, as a value: tables by key, rules and routes in the order of the kernel."""
+        """Return the present state: tables by key, rules and routes in the order of the kernel."""
         return NetState(
             tuple(self.tables[key] for key in sorted(self.tables)),
-            tuple(sorted(self.rules, key=lambda one: (one.family, one.priority))),
+            tuple(sorted(self.rules, key=lambda rule: (rule.family, rule.priority))),
             tuple(self.routes),
             tuple(Sysctl(path, value) for path, value in sorted(self.sysctls.items())),
         )
 
     def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
-        held = self.state
+        state = self.state
         return NetState(
             tuple(self.tables[family, table] for family in families if (family, table) in self.tables),
-            tuple(one for one in held.rules if one.protocol == protocol),
-            tuple(one for one in held.routes if one.protocol == protocol),
+            tuple(rule for rule in state.rules if rule.protocol == protocol),
+            tuple(route for route in state.routes if route.protocol == protocol),
             tuple(Sysctl(path, self.sysctls[path]) for path in sysctls if path in self.sysctls),
         )
 
@@ -72,9 +77,9 @@ class Fake:
     def counters(self, table: str) -> Counters:
         return {
             (family, table, counter.name): self.counts.get((family, table, counter.name), Counts(0, 0))
-            for (family, name), held in self.tables.items()
+            for (family, name), content in self.tables.items()
             if name == table
-            for counter in held.counters
+            for counter in content.counters
         }
 
     def ip_families(self) -> tuple[int, ...]:
@@ -98,34 +103,36 @@ class Fake:
             raise Refused(step, INJECTED)
         try:
             self._refuse_absent(step)
-            held = after(self.state, step)
+            state = after(self.state, step)
         except Impossible as error:
             raise Refused(step, error.reason, error.item) from None
-        self.tables = {table.key: table for table in held.tables}
-        self.rules, self.routes = list(held.rules), list(held.routes)
-        self.sysctls = {one.path: one.value for one in held.sysctls}
+        self.tables = {table.key: table for table in state.tables}
+        self.rules, self.routes = list(state.rules), list(state.routes)
+        self.sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
         if isinstance(step, NftTransaction):
-            self._forget_counts(step)
+            self._drop_counts(step)
         self.generation += 1
 
     def _refuse_absent(self, step: Step) -> None:
-        """Raises Impossible for what needs a device that is not there."""
+        """Raise Impossible if the step needs a device, or an egress hook, that does not exist."""
         match step:
             case NftTransaction(operations):
-                for one in operations:
-                    if isinstance(one.object, Chain) and one.object.hook and one.object.hook.device in self._unhooked:
-                        raise Impossible(MISSING, one.object)
+                for operation in operations:
+                    chain = operation.object
+                    if isinstance(chain, Chain) and chain.hook and chain.hook.device in self._unhooked:
+                        raise Impossible(MISSING, chain)
             case RouteChange(_, route) | RouteReplacement(_, route):
-                known = self.devices is None or route.kind != "unicast" or route.device in {None, *self.devices}
-                if not known:
+                if self.devices is None or route.kind != "unicast":
+                    return
+                if route.device is not None and route.device not in self.devices:
                     raise Impossible(f"there is no device {route.device}", route)
 
-    def _forget_counts(self, step: NftTransaction) -> None:
-        """A counter that goes takes its numbers along, also when it comes back in the same transaction."""
-        gone: set[tuple[str, str, str]] = set()
-        for one in step.operations:
-            if one.verb == "delete" and isinstance(one.object, NamedCounter):
-                gone.add((one.family, one.table, one.object.name))
-            elif one.verb == "delete" and isinstance(one.object, Table):
-                gone |= {place for place in self.counts if place[:2] == (one.family, one.table)}
-        self.counts = {place: found for place, found in self.counts.items() if place not in gone}
+    def _drop_counts(self, step: NftTransaction) -> None:
+        """Drop the values of each deleted counter, also if the same transaction adds it again."""
+        deleted: set[tuple[str, str, str]] = set()
+        for operation in step.operations:
+            if operation.verb == "delete" and isinstance(operation.object, NamedCounter):
+                deleted.add((operation.family, operation.table, operation.object.name))
+            elif operation.verb == "delete" and isinstance(operation.object, Table):
+                deleted |= {key for key in self.counts if key[:2] == (operation.family, operation.table)}
+        self.counts = {key: counts for key, counts in self.counts.items() if key not in deleted}

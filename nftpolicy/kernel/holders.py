@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The processes that hold sockets, and the groups that opened them, from /proc.
+"""Owning processes of sockets, and the groups that opened them, from /proc.
 
-sock_diag(7) tells neither; it tells cgroups by their numbers. The group of an inode under /proc/PID/fd is the one of
-who opened the socket (sock_alloc in net/socket.c), as nft's skgid is.
+sock_diag(7) reports neither; it reports cgroups by number. The group of an inode under /proc/PID/fd
+is the group that opened the socket (sock_alloc in net/socket.c), as in nft's `meta skgid`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .interface import Unavailable
+from .errors import Unavailable
 
 
 @frozen
 class Holder:
-    """A process that holds a socket, the one with the lowest number if there are several; `gid` is the group of
-    who opened the socket, whatever group the process has by now. `name` is "" for one that has just ended."""
+    """Owning process of a socket, the one with the lowest PID if there are several.
+
+    `gid` is the group that opened the socket, which the process may have left since. `name` is ""
+    for a process that has just ended.
+    """
 
     pid: int
     name: str
@@ -29,47 +32,55 @@ class Holder:
 
 
 def cgroups(paths: Iterable[str]) -> dict[str, set[int]]:
-    """The numbers of cgroups of version 2 and of all below them, as sock_diag(7) tells them, by path: none of one that
-    is not there. Nothing at all where there is no cgroup v2."""
-    from .cgroup import opened
+    """Return the numbers of cgroups (version 2) and of all cgroups below them, by path, as in sock_diag(7).
+
+    The set is empty for a cgroup that does not exist. The result is empty without cgroup v2.
+    """
+    from .cgroup_tree import open_cgroup
 
     found: dict[str, set[int]] = {}
     with suppress(Unavailable):
         for path in paths:
-            mine = found.setdefault(path, set())
-            with suppress(FileNotFoundError), opened(path) as folder:
-                for _, _, _, each in os.fwalk(".", dir_fd=folder):
-                    mine.add(os.fstat(each).st_ino)  # kernfs gives a folder the cgroup's number (fs/kernfs/inode.c)
+            numbers = found.setdefault(path, set())
+            with suppress(FileNotFoundError), open_cgroup(path) as directory:
+                for _, _, _, descriptor in os.fwalk(".", dir_fd=directory):
+                    # The inode of its directory is the number of the cgroup (fs/kernfs/inode.c).
+                    numbers.add(os.fstat(descriptor).st_ino)
     return found
 
 
 def holders(inodes: Iterable[int]) -> dict[int, Holder]:
-    """Who holds each of these sockets, by inode. One that no process of this /proc holds is left out."""
+    """Return the owning process of each of these sockets, by inode.
+
+    Skip sockets without one in /proc.
+    """
     wanted = frozenset(inodes)
     found: dict[int, Holder] = {}
     if not wanted:
         return found
     for pid in sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
         with suppress(OSError):  # it has ended
-            mine = _sockets(pid, wanted)
-            name = _name(pid) if mine else ""
-            for inode, gid in mine.items():
+            groups = _socket_groups(pid, wanted)
+            name = _process_name(pid) if groups else ""
+            for inode, gid in groups.items():
                 found.setdefault(inode, Holder(pid, name, gid))
     return found
 
 
-def _sockets(pid: int, wanted: frozenset[int]) -> dict[int, int]:
-    found = {}
+def _socket_groups(pid: int, wanted: frozenset[int]) -> dict[int, int]:
+    """Return the group of each of the wanted sockets that the process has open, by inode."""
+    groups = {}
     for entry in os.scandir(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            known = entry.stat()
-            # The numbers of sockets are one sequence for the whole machine, but other files have them too.
-            if known.st_ino in wanted and stat.S_ISSOCK(known.st_mode):
-                found[known.st_ino] = known.st_gid
-    return found
+            status = entry.stat()
+            # The inodes of sockets are one sequence of this machine, but files of other kinds have
+            # the same numbers.
+            if status.st_ino in wanted and stat.S_ISSOCK(status.st_mode):
+                groups[status.st_ino] = status.st_gid
+    return groups
 
 
-def _name(pid: int) -> str:
+def _process_name(pid: int) -> str:
     with suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""

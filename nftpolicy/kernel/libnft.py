@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""libnftables, by the distribution's bindings: text in, JSON out."""
+"""libnftables, by the bindings of the distribution: text in, JSON out."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import os
 import re
 from typing import Any
 
-from .interface import Unavailable
+from .child_process import run_in_child
+from .errors import ChildFailed, RulesetUnreadable, Unavailable
 
-_PLACE = re.compile(r"^(?:[^:\n]*:(\d+):\d+-\d+: )?Error: (?:Could not process rule: )?(.*)$", re.MULTILINE)
-_REFUSED = 2  # how the child that lists ends where there is no such object
-
-
-class Unreadable(Unavailable):
-    """This libnftables can't list what the kernel holds."""
+_ERROR = re.compile(r"^(?:[^:\n]*:(\d+):\d+-\d+: )?Error: (?:Could not process rule: )?(.*)$", re.MULTILINE)
+# The first byte of what the listing process sends: an output follows, or there is no such object.
+_LISTED, _NO_SUCH_OBJECT = b"+", b"-"
+_STDERR = 2
 
 
 class Nft:
-    """One libnftables context. Every command is one transaction."""
+    """A libnftables context. Each command is one transaction."""
 
     def __init__(self) -> None:
         try:
-            import nftables
+            import nftables  # type: ignore[import-untyped]
         except ImportError:
             raise Unavailable(
                 "the nftables bindings are missing: apt-get install python3-nftables, "
@@ -32,13 +31,16 @@ class Nft:
         try:
             self._context = nftables.Nftables()
         except OSError as error:
-            raise Unavailable(f"libnftables can't be loaded: {error}") from None
+            raise Unavailable(f"cannot load libnftables: {error}") from None
 
     def load(self, text: str, check: bool = False) -> str | None:
-        """Carry out `text`; None if the kernel took it, else what it said. `check` only asks."""
+        """Apply commands in nft's syntax; return None, or libnftables' error text.
+
+        `check`: the kernel validates the transaction without committing it.
+        """
         self._context.set_json_output(False)
         self._context.set_dry_run(check)
-        # From a file, since only then an error names its line. The file is in memory.
+        # From a file, because only then an error names its line. The file is in memory.
         with os.fdopen(os.memfd_create("nftpolicy"), "w") as file:
             file.write(text)
             file.flush()
@@ -49,54 +51,57 @@ class Nft:
         return None if status == 0 else (error or "refused without a reason")
 
     def listing(self, command: str, terse: bool = False) -> str | None:
-        """What a list command prints as text; None if there is no such object. `terse`: no elements."""
-        return self._listed(command, False, terse)
+        """Return the text that a list command prints; None if there is no such object.
+
+        `terse`: without set elements. Raises RulesetUnreadable.
+        """
+        return self._list(command, False, terse)
 
     def json(self, command: str, terse: bool = False) -> Any:
-        """What a list command prints, parsed; None if there is no such object. `terse`: no elements.
+        """Return the parsed JSON that a list command prints; None if there is no such object.
+
+        `terse`: without set elements.
 
         Raises:
-            Unreadable: libnftables can't write it as JSON.
+            RulesetUnreadable: libnftables cannot write it as JSON.
         """
-        output = self._listed(command, True, terse)
+        output = self._list(command, True, terse)
         try:
             return json.loads(output) if output else None
         except json.JSONDecodeError:
-            raise Unreadable(
-                "libnftables breaks off when it is to list this kernel's ruleset; a newer one may not"
+            raise RulesetUnreadable(
+                "libnftables writes incomplete JSON for this kernel's ruleset; install a newer nftables"
             ) from None
 
-    def _listed(self, command: str, as_json: bool, terse: bool) -> str | None:
-        """Listed in a child process, since nft 1.0.6 aborts on some rulesets of others: on an anonymous
-        set with neighbouring wildcards, for one. That must not end this process in the middle of a plan."""
-        reader, writer = os.pipe()
-        child = os.fork()
-        if child == 0:
-            try:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what an abort says helps nobody
-                self._context.set_json_output(as_json)
-                self._context.set_terse_output(terse)
-                refused, output, _ = self._context.cmd(command)
-                with os.fdopen(writer, "wb") as pipe:
-                    pipe.write(b"" if refused else output.encode())
-                os._exit(_REFUSED if refused else 0)
-            finally:
-                os._exit(1)  # the binding can't decode what nft 1.0.6 prints of wildcards
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            printed = pipe.read()
-        _, ended = os.waitpid(child, 0)
-        if ended and os.waitstatus_to_exitcode(ended) != _REFUSED:
-            how = f"ends (signal {os.WTERMSIG(ended)})" if os.WIFSIGNALED(ended) else "prints what is no text"
-            raise Unreadable(
-                f"libnftables itself {how} when it is to list this kernel's ruleset; a newer nft may be able to"
-            )
-        return None if ended else printed.decode()
+    def _list(self, command: str, as_json: bool, terse: bool) -> str | None:
+        """Run a list command in a child process.
+
+        nft 1.0.6 aborts on some foreign rulesets, for instance on an anonymous set with
+        neighbouring wildcards. That must not end this process in the middle of a plan.
+        """
+
+        def run() -> bytes:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # hides the message of an abort
+            self._context.set_json_output(as_json)
+            self._context.set_terse_output(terse)
+            status, output, _ = self._context.cmd(command)
+            return _NO_SUCH_OBJECT if status else _LISTED + output.encode()
+
+        try:
+            printed = run_in_child(run)
+        except ChildFailed as failure:
+            # Without a signal the binding could not decode the output: nft 1.0.6 prints wildcards
+            # as bytes.
+            how = f"aborts (signal {failure.signal})" if failure.signal else "prints bytes that are no text"
+            raise RulesetUnreadable(
+                f"libnftables itself {how} when it lists this kernel's ruleset; install a newer nftables"
+            ) from None
+        return None if printed == _NO_SUCH_OBJECT else printed[len(_LISTED) :].decode()
 
 
-def refusal(error: str) -> tuple[str, int | None]:
-    """The first reason in libnftables' error text, and the number of the line that it is about."""
-    found = _PLACE.search(error)
-    if found:
-        return found[2], int(found[1]) if found[1] else None
-    return error.strip(), None
+def parse_error(text: str) -> tuple[str, int | None]:
+    """Return the first reason in libnftables' error text, and the line number that it names, or None."""
+    match = _ERROR.search(text)
+    if match:
+        return match[2], int(match[1]) if match[1] else None
+    return text.strip(), None

@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether network devices can be used now: state, carrier, addresses (rtnetlink(7))."""
+"""State of network devices that a service waits for: up, carrier, usable addresses (rtnetlink(7))."""
 
 from __future__ import annotations
 
-import socket
-import struct
-import sys
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from attrs import evolve, frozen
 
 from . import rtmessages as messages
-from .rtnetlink import Questions
+from .netlink import constants as nl
+from .netlink.attributes import attributes, native_integer, text
+from .rtnetlink import dump_objects, open_rtnetlink
 
-_GETLINK, _GETADDR = 18, 22  # RTM_*
-_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
-_UP, _RUNNING = 0x1, 0x40  # IFF_UP, IFF_RUNNING
-_IFNAME, _IFA_FLAGS = 3, 8
-_NOT_YET = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED: nothing is sent from them
+_NOT_USABLE = nl.IFA_F_TENTATIVE | nl.IFA_F_DADFAILED  # the kernel does not send from such an address
 
 
 @frozen
 class Link:
-    """A device: whether it is set up, whether it has a carrier, and its addresses that can be sent from, without those
-    of the link alone."""
+    """A device: set up or not, carrier or not, and the addresses that it can send from.
+
+    Link-local addresses are left out.
+    """
 
     name: str
     up: bool
@@ -33,20 +30,26 @@ class Link:
 
 
 def links(names: Collection[str]) -> dict[str, Link]:
-    """Those of these devices that are there, in the network namespace of this thread. OSError with its errno."""
-    found: dict[int, Link] = {}
-    with Questions() as questions:
-        for raw, start, end in questions.dump(_GETLINK, socket.AF_UNSPEC):
-            _, _, index, flags, _ = _LINK.unpack_from(raw, start)
-            known = dict(messages.attributes(raw, start + _LINK.size, end))
-            name = known.get(_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
+    """Return the devices of these names that exist in the network namespace of this thread.
+
+    Raises OSError with the kernel's errno.
+    """
+    by_index: dict[int, Link] = {}
+    with open_rtnetlink() as netlink:
+        for raw, start, end in dump_objects(netlink, nl.RTM_GETLINK):
+            _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
+            name = text(dict(attributes(raw, start + nl.IFINFOMSG.size, end)).get(nl.IFLA_IFNAME))
             if name in names:
-                found[index] = Link(name, bool(flags & _UP), bool(flags & _UP and flags & _RUNNING))
-        for raw, start, end in questions.dump(_GETADDR, socket.AF_UNSPEC):
-            index, text = messages.address(raw, start, end)
-            known = dict(messages.attributes(raw, start + 8, end))
-            flags = int.from_bytes(known[_IFA_FLAGS], sys.byteorder) if _IFA_FLAGS in known else raw[start + 2]
-            address = ip_address(text.partition("/")[0])
-            if index in found and not flags & _NOT_YET and not address.is_link_local:
-                found[index] = evolve(found[index], addresses=(*found[index].addresses, address))
-    return {link.name: link for link in found.values()}
+                is_up = bool(flags & nl.IFF_UP)
+                by_index[index] = Link(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))
+        for raw, start, end in dump_objects(netlink, nl.RTM_GETADDR):
+            index, address_text = messages.address(raw, start, end)
+            found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+            flags = raw[start + nl.IFADDRMSG_FLAGS_OFFSET]
+            if nl.IFA_FLAGS in found:
+                flags = native_integer(found[nl.IFA_FLAGS])
+            address = ip_address(address_text.partition("/")[0])
+            if index in by_index and not flags & _NOT_USABLE and not address.is_link_local:
+                link = by_index[index]
+                by_index[index] = evolve(link, addresses=(*link.addresses, address))
+    return {link.name: link for link in by_index.values()}

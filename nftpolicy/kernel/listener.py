@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is waited on together: sockets, and a watch of files."""
+"""A group of sockets and one inotify watch, to be waited for together."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
-from contextlib import suppress
 from typing import Self
 
-from .inotify import Files, Patterns
-
-_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+from .inotify import Patterns, SysctlWatch
 
 
-class Listener:
-    """Sockets that never wait, in the network namespace of the thread that opens them. A context manager.
+class PollGroup:
+    """Non-blocking sockets in the network namespace of the thread that opens them, and an inotify watch.
 
-    Wait on `descriptors`, then read.
+    A context manager. Wait for `descriptors` with select(2) or poll(2), then read.
     """
 
-    def __init__(self, files: Files | Patterns) -> None:
-        self._watched = files
+    def __init__(self, watch: SysctlWatch | Patterns) -> None:
+        self._watch = watch
         self._sockets: list[socket.socket] = []
 
     def _open(self, family: int, protocol: int) -> socket.socket:
-        made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-        self._sockets.append(made)
-        return made
+        flags = socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        opened = socket.socket(family, socket.SOCK_RAW | flags, protocol)
+        self._sockets.append(opened)
+        return opened
 
     def __enter__(self) -> Self:
         return self
@@ -35,20 +32,12 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Can be called twice."""
-        for one in self._sockets:
-            one.close()
-        self._watched.close()
+        """Close all descriptors. Can be called twice."""
+        for opened in self._sockets:
+            opened.close()
+        self._watch.close()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What to wait on."""
-        return (self._watched.descriptor, *(one.fileno() for one in self._sockets))
-
-
-def join(channel: socket.socket, groups: Iterable[int]) -> None:
-    """Have a netlink socket told what the kernel tells these groups; those of IPv6 where the kernel has it."""
-    channel.bind((0, 0))
-    for group in groups:
-        with suppress(FileNotFoundError):  # a kernel without IPv6
-            channel.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        """Return the file descriptors that become readable at an event."""
+        return (self._watch.descriptor, *(opened.fileno() for opened in self._sockets))

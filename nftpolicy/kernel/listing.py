@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The ruleset as nft lists it in JSON, piece by piece where nft 1.0.6 fails on the whole.
+"""The ruleset as nft lists it in JSON, object by object where nft 1.0.6 fails on the whole.
 
-It breaks off at a table with an owner, since it prints its flags from memory that is not its own, and it
+nft 1.0.6 stops at a table with an owner, because it prints its flags from foreign memory, and it
 aborts on an anonymous set with neighbouring wildcards. In text it lists both.
 """
 
@@ -11,57 +11,67 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .libnft import Nft, Unreadable
+from .errors import RulesetUnreadable
+from .libnft import Nft
 
 _TABLE = re.compile(r"^table (\S+) (\S+) \{")
 _FLAGS = re.compile(r"^\tflags (\S+)$")
-NOTHING: Any = {"nftables": []}
 _OBJECT = re.compile(r"^\t((?:ct )?[a-z]+) (\S+) \{$")
+EMPTY: Any = {"nftables": []}
 
 
-def ruleset(nft: Nft) -> Any:
-    """A document as of `nft -j -t list ruleset`. What can't be listed is an object "unreadable" in it.
+def list_ruleset(nft: Nft) -> Any:
+    """Return a document like `nft -j -t list ruleset`.
+
+    An object that nft cannot list is "unreadable" in it.
 
     Raises:
-        Unreadable: not even the text says what there is.
+        RulesetUnreadable: nft cannot list the ruleset in text either.
     """
-    return _listed(nft, "list ruleset")
+    return _list(nft, "list ruleset")
 
 
-def table(nft: Nft, family: str, name: str) -> Any:
-    """The same of at least one table, whatever else there is. Empty if there is no such table."""
-    # Of all list commands of nft 1.0.6 this one alone leaves the elements of named sets in the kernel.
+def list_table(nft: Nft, family: str, name: str) -> Any:
+    """Return a document like `list_ruleset` that has at least this table.
+
+    Empty without such a table.
+
+    Raises RulesetUnreadable.
+    """
+    # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named
+    # sets.
     try:
-        return nft.json(f"list ruleset {family}", terse=True) or NOTHING
-    except Unreadable:
-        return _listed(nft, f"list table {family} {name}")
+        return nft.json(f"list ruleset {family}", terse=True) or EMPTY
+    except RulesetUnreadable:
+        return _list(nft, f"list table {family} {name}")
 
 
-def _listed(nft: Nft, command: str) -> Any:
+def _list(nft: Nft, command: str) -> Any:
     try:
-        return nft.json(command, terse=True) or NOTHING
-    except Unreadable:
-        return {"nftables": list(_pieces(nft, nft.listing(command, terse=True) or ""))}
+        return nft.json(command, terse=True) or EMPTY
+    except RulesetUnreadable:
+        return {"nftables": list(_objects(nft, nft.listing(command, terse=True) or ""))}
 
 
-def _pieces(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:
+def _objects(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON of each table and each object in a text listing."""
     family = name = ""
     for line in listing.splitlines():
-        if begun := _TABLE.match(line):
-            family, name = begun.groups()
+        if table := _TABLE.match(line):
+            family, name = table.groups()
             yield {"table": {"family": family, "name": name}}
         elif flags := _FLAGS.match(line):
             yield {"table": {"family": family, "name": name, "flags": flags[1].split(",")}}
-        elif found := _OBJECT.match(line):
-            yield from _piece(nft, found[1], family, name, found[2])
+        elif match := _OBJECT.match(line):
+            yield from _object(nft, match[1], family, name, match[2])
 
 
-def _piece(nft: Nft, kind: str, family: str, table: str, name: str) -> Iterator[dict[str, Any]]:
+def _object(nft: Nft, kind: str, family: str, table: str, name: str) -> Iterator[dict[str, Any]]:
     try:
-        listed = nft.json(f"list {kind} {family} {table} {name}", terse=True)
-    except Unreadable:
-        listed = None
-    if listed is None:
+        document = nft.json(f"list {kind} {family} {table} {name}", terse=True)
+    except RulesetUnreadable:
+        document = None
+    if document is None:
         yield {"unreadable": {"kind": kind, "family": family, "table": table, "name": name}}
     else:
-        yield from (one for one in listed["nftables"] if "table" not in one and "metainfo" not in one)
+        yield from (entry for entry in document["nftables"] if "table" not in entry and "metainfo" not in entry)

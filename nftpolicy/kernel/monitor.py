@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the kernel tells of changes: nf_tables, links, addresses, routes, ip rules, sysctls.
+"""Notifications about changes: nf_tables, links, addresses, routes, ip rules, sysctls.
 
-Read from raw messages: at 10,000 changes a second there are some microseconds for each. Numbers are those
-of include/uapi/linux: netfilter/nf_tables.h, netfilter/nfnetlink.h, rtnetlink.h, if_link.h.
+The messages are decoded here without intermediate objects: at 10,000 changes a second there are
+some microseconds for each.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,33 +18,73 @@ from attrs import Factory, define, frozen
 
 from ..netstate.routing import IpRule, Route
 from . import rtmessages as messages
-from .inotify import Files
-from .listener import Listener, join
+from .errors import DumpInterrupted
+from .inotify import SysctlWatch
+from .listener import PollGroup
+from .netlink import constants as nl
+from .netlink.attributes import (
+    attribute,
+    attributes,
+    native_integer,
+    nested,
+    netfilter_header,
+    network_integer,
+    nul_terminated,
+    text,
+)
+from .netlink.constants import (
+    NFT_MSG_DELRULE,
+    NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWGEN,
+    NFT_MSG_NEWRULE,
+    NLM_F_REPLACE,
+    NLMSGHDR,
+    RT_TABLE_LOCAL,
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELNETCONF,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWNETCONF,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    RTMSG_PROTOCOL_OFFSET,
+    RTMSG_TABLE_OFFSET,
+    RTMSG_TYPE_OFFSET,
+    RTN_UNICAST,
+)
+from .netlink.socket import NetlinkSocket, pending_notifications, subscribe
 
-_RCVBUFFORCE = 33
-_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
-_NFTABLES = 7  # NFNLGRP_NFTABLES
-# RTNLGRP_*: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF
-_ROUTING = (1, 5, 7, 8, 9, 11, 19, 24, 25)
-_BUFFER = 8 << 20  # bytes that the kernel keeps for each of the two sockets, at most
-_MOST = 4096  # datagrams that one look takes, so that a storm can't keep the caller from acting
+_SO_RCVBUFFORCE = 33
+_ROUTING_GROUPS = (
+    nl.RTNLGRP_LINK,
+    nl.RTNLGRP_IPV4_IFADDR,
+    nl.RTNLGRP_IPV4_ROUTE,
+    nl.RTNLGRP_IPV4_RULE,
+    nl.RTNLGRP_IPV6_IFADDR,
+    nl.RTNLGRP_IPV6_ROUTE,
+    nl.RTNLGRP_IPV6_RULE,
+    nl.RTNLGRP_IPV4_NETCONF,
+    nl.RTNLGRP_IPV6_NETCONF,
+)
+_RECEIVE_BUFFER = 8 << 20  # bytes that the kernel keeps for each of the two sockets
+_MAX_DATAGRAMS = 4096  # that one read takes from a socket, so that a storm cannot starve the caller
 
-_HEADER = struct.Struct("=IHHII")
-_BODY, _REPLACE = 16, 0x100
-_UNICAST, _LOCAL = 1, 255  # RTN_UNICAST, RT_TABLE_LOCAL
-_NFT = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_NEWCHAIN, _DELTABLE, _NEWRULE, _DELRULE, _NEWGEN = (_NFT | one for one in (3, 2, 6, 8, 15))
-_NEWLINK, _DELLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 17, 20, 21, 24, 25
-_NEWRULE_IP, _DELRULE_IP, _NEWNETCONF, _DELNETCONF = 32, 33, 80, 81
-_FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
-_LINK = struct.Struct("=BxHiII")
-_LIVE = 0x1 | 0x40  # IFF_UP, IFF_RUNNING
-_BRIDGE = 7  # AF_BRIDGE: the same links, told a second time
+_BODY = NLMSGHDR.size
+_NFT_BODY = NLMSGHDR.size + nl.NFGENMSG.size
+_FAMILIES = {number: name for name, number in nl.NFPROTO.items()}
+_LIVE = nl.IFF_UP | nl.IFF_RUNNING
 
 
 @frozen
 class Author:
-    """Who made a change, as the kernel knows it: a process id (of the machine, not of a container) and a name."""
+    """Process that made a change, from NFTA_GEN_PROC_*: its name (comm) and PID.
+
+    The PID is that of the initial PID namespace, not of a container.
+    """
 
     name: str = "unknown"
     pid: int | None = None
@@ -56,15 +95,22 @@ UNKNOWN = Author()
 
 @define
 class News:
-    """What has changed since the last look, by others than this process. `bool()` says whether there is anything.
+    """Changes since the last read, without those of this process. True if there are any.
 
-    `gone`: families of our tables that were deleted; `chains`: (family, name) of our chains whose rules or policy
-    changed; `ours`: something in our tables changed; `aside`: in our tables beside them; `foreign`: how often
-    something in others' tables did. `rules`, `routes`: of ours that were deleted. `ladder`: ip rules of others
-    changed. `replaced`: a route took another one's place. `routed`: a route came that leads out. `links`: devices
-    came, went, changed name, master or state; `addresses` likewise. `sysctls`: one of those watched was written.
-    `files`: in the folder watched. `lost`: the kernel had more to say than it could keep, so that all of this may
-    be incomplete.
+    `deleted_families`: families of our tables that were deleted.
+    `changed_chains`: (family, name) of our chains with a change of their rules or policy.
+    `ours_changed`: something in our tables changed, or an ip rule of ours was added.
+    `auxiliary_changed`: something in our auxiliary tables changed.
+    `foreign_changes`: the number of changes in foreign tables.
+    `deleted_rules`, `deleted_routes`: our ip rules and routes that were deleted.
+    `foreign_rules_changed`: foreign ip rules changed.
+    `route_replaced`: a route replaced another one.
+    `route_added`: a unicast route was added outside table local.
+    `links`: a device was added or deleted, or its name, master or state changed.
+    `addresses`: an address was added or deleted.
+    `sysctls`: a watched sysctl was written.
+    `files`: a file was moved into the watched directory, or deleted.
+    `overflowed`: the receive buffer overflowed, so that notifications are missing.
     """
 
     gone: set[str] = Factory(set)
@@ -89,16 +135,16 @@ class News:
 
     @property
     def damage(self) -> bool:
-        """Whether something of ours may be missing."""
+        """Return True if something of nftpolicy may be missing."""
         parts = (self.gone, self.ours, self.aside, self.rules, self.routes, self.replaced, self.sysctls, self.lost)
         return any(parts)
 
 
-class Monitor(Listener):
-    """The kernel's own words about one network namespace: that of the thread that makes it.
+class Monitor(PollGroup):
+    """Netlink and inotify notifications of one network namespace: that of the thread that creates it.
 
-    `table` is the name of our tables, `aside` of those beside them, `protocol` marks our rules and routes.
-    Raises OSError if the kernel refuses.
+    `table` is the name of our tables, `auxiliary` the name of the auxiliary tables, `protocol` the
+    routing protocol of our rules and routes. Raises OSError if the kernel refuses.
     """
 
     def __init__(self, table: str, aside: str, protocol: int) -> None:
@@ -106,113 +152,128 @@ class Monitor(Listener):
         self._protocol = protocol
         self._mine: frozenset[int] = frozenset()
         self._links: dict[int, tuple[str, int, int]] = {}
-        self._touched = False  # our tables, in a transaction whose end was not read yet
-        self._files = Files()
+        self._outdated = False  # `_links`, since notifications are missing
+        self._touched = False  # our tables changed in a transaction that has not ended yet
+        self._files = SysctlWatch()
         super().__init__(self._files)
         try:
-            self._nft = self._told(_NETLINK_NETFILTER, (_NFTABLES,))
-            self._rt = self._told(_NETLINK_ROUTE, _ROUTING)
+            self._nft = self._subscribe(nl.NETLINK_NETFILTER, (nl.NFNLGRP_NFTABLES,))
+            self._rtnetlink = self._subscribe(nl.NETLINK_ROUTE, _ROUTING_GROUPS)
             self._list_links()
         except BaseException:
             self.close()
             raise
 
-    def _told(self, protocol: int, groups: Iterable[int]) -> socket.socket:
-        made = self._open(socket.AF_NETLINK, protocol)
-        with suppress(OSError):  # without CAP_NET_ADMIN of the first user namespace the default has to do
-            made.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
-        join(made, groups)
-        return made
+    def _subscribe(self, protocol: int, groups: Iterable[int]) -> socket.socket:
+        notifications = self._open(socket.AF_NETLINK, protocol)
+        with suppress(OSError):  # needs CAP_NET_ADMIN in the initial user namespace; else the default size stays
+            notifications.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        subscribe(notifications, groups)
+        return notifications
 
     def leave_out(self, ports: Collection[int]) -> None:
-        """Changes made through these netlink sockets are not told: they are this process's own."""
+        """Ignore changes made through these netlink ports: those of this process."""
         self._mine = frozenset(ports)
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
-        """Tell of writes to these sysctls from now on, and of no others. Those that are not there are left out."""
+        """Report writes to these sysctls from now on instead of the ones before.
+
+        Skip those that do not exist.
+        """
         self._files.watch_sysctls(paths)
 
     def watch_folder(self, folder: Path) -> None:
-        """Tell when a file is put into the folder or taken out of it."""
-        self._files.watch_folder(folder)
+        """Report files that are moved into the directory or deleted from it."""
+        self._files.watch_directory(folder)
 
     def sysctls(self) -> dict[str, str]:
-        """The values of those watched, by path; of those that are there."""
+        """Return the values of the watched sysctls by path. A sysctl that has gone is left out."""
         return self._files.values()
 
     def read(self) -> News:
-        """All that was told meanwhile; never waits."""
+        """Return the changes since the last read. Never blocks. Raises OSError."""
         news = News()
-        for raw in _datagrams(self._nft, news):
-            self._of_nft(raw, news)
-        for raw in _datagrams(self._rt, news):
-            self._of_routing(raw, news)
+        for raw in pending_notifications(self._nft, _MAX_DATAGRAMS):
+            if raw is None:
+                news.lost = True
+            else:
+                self._of_nft(raw, news)
+        for raw in pending_notifications(self._rtnetlink, _MAX_DATAGRAMS):
+            if raw is None:
+                news.lost = True
+            else:
+                self._of_routing(raw, news)
         files = self._files.read()
-        news.files, news.sysctls = files.folder, news.sysctls or files.sysctls
+        news.files, news.sysctls = files.directory, news.sysctls or files.sysctls
         if news.lost:
             self._touched = False
-            self._list_links()
+            self._outdated = True
+        if self._outdated:
             news.links = True
+            with suppress(DumpInterrupted):  # by a storm of changes, each of which leads to another read
+                self._list_links()
         return news
 
     # --- nf_tables ---
 
     def _of_nft(self, raw: bytes, news: News) -> None:
-        at, end, ours, aside, mine = 0, len(raw), self._ours, self._aside, self._mine
-        unpack = _HEADER.unpack_from
-        while at + _BODY <= end:
-            length, kind, _, _, port = unpack(raw, at)
-            if kind == _NEWGEN:
+        offset, size, ours, auxiliary, own_ports = 0, len(raw), self._ours, self._aside, self._mine
+        unpack = NLMSGHDR.unpack_from
+        while offset + _BODY <= size:
+            length, kind, _, _, port = unpack(raw, offset)
+            if kind == NFT_MSG_NEWGEN:
                 if self._touched:
                     self._touched = False
-                    news.author = _author(raw, at + _BODY + 4, min(at + length, end))
-            elif port not in mine:
-                if raw.startswith(ours, at + _BODY + 4):
-                    self._of_ours(raw, at, min(at + length, end), kind, news)
-                elif raw.startswith(aside, at + _BODY + 4):
+                    news.author = _author(raw, offset + _NFT_BODY, min(offset + length, size))
+            elif port not in own_ports:
+                if raw.startswith(ours, offset + _NFT_BODY):
+                    self._our_object(raw, offset, min(offset + length, size), kind, news)
+                elif raw.startswith(auxiliary, offset + _NFT_BODY):
                     self._touched = news.aside = True
                 else:
                     news.foreign += 1
-            at += length + 3 & ~3
+            offset += length + 3 & ~3
 
-    def _of_ours(self, raw: bytes, at: int, end: int, kind: int, news: News) -> None:
+    def _our_object(self, raw: bytes, offset: int, end: int, kind: int, news: News) -> None:
+        """Note a change of an object in our tables."""
         self._touched = news.ours = True
-        family = _FAMILIES.get(raw[at + _BODY], "")
-        if kind == _DELTABLE:
+        family = _FAMILIES.get(raw[offset + _BODY], "")
+        if kind == NFT_MSG_DELTABLE:
             news.gone.add(family)
-        elif kind in (_NEWRULE, _DELRULE, _NEWCHAIN):
-            found = dict(messages.attributes(raw, at + _BODY + 4, end))
-            name = found.get(3 if kind == _NEWCHAIN else 2, b"")  # NFTA_CHAIN_NAME, NFTA_RULE_CHAIN
-            news.chains.add((family, name.rstrip(b"\0").decode(errors="replace")))
+        elif kind in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN):
+            found = dict(attributes(raw, offset + _NFT_BODY, end))
+            chain = found.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
+            news.chains.add((family, text(chain, "replace")))
 
     # --- rtnetlink ---
 
     def _of_routing(self, raw: bytes, news: News) -> None:
-        at, end, mine = 0, len(raw), self._mine
-        unpack = _HEADER.unpack_from
-        while at + _BODY <= end:
-            length, kind, flags, _, port = unpack(raw, at)
-            body, stop = at + _BODY, at + length
-            if kind == _NEWROUTE:
-                if port not in mine:
-                    news.replaced |= bool(flags & _REPLACE)
-                    news.routed |= raw[body + 7] == _UNICAST and raw[body + 4] != _LOCAL
-            elif kind == _DELROUTE:
-                if raw[body + 5] == self._protocol and port not in mine:
-                    news.routes.append(messages.route(raw, body, stop, self._names()))
-            elif kind in (_NEWLINK, _DELLINK):
-                self._link(raw, body, stop, kind == _DELLINK, news)
-            elif kind in (_NEWADDR, _DELADDR):
+        offset, size, own_ports = 0, len(raw), self._mine
+        unpack = NLMSGHDR.unpack_from
+        while offset + _BODY <= size:
+            length, kind, flags, _, port = unpack(raw, offset)
+            body, end = offset + _BODY, offset + length
+            if kind == RTM_NEWROUTE:
+                if port not in own_ports:
+                    news.replaced |= bool(flags & NLM_F_REPLACE)
+                    is_unicast = raw[body + RTMSG_TYPE_OFFSET] == RTN_UNICAST
+                    news.routed |= is_unicast and raw[body + RTMSG_TABLE_OFFSET] != RT_TABLE_LOCAL
+            elif kind == RTM_DELROUTE:
+                if raw[body + RTMSG_PROTOCOL_OFFSET] == self._protocol and port not in own_ports:
+                    news.routes.append(messages.route(raw, body, end, self._device_names()))
+            elif kind in (RTM_NEWLINK, RTM_DELLINK):
+                self._link(raw, body, end, kind == RTM_DELLINK, news)
+            elif kind in (RTM_NEWADDR, RTM_DELADDR):
                 news.addresses = True
-            elif kind in (_NEWRULE_IP, _DELRULE_IP):
-                self._rule(raw, body, stop, kind == _DELRULE_IP, port in mine, news)
-            elif kind in (_NEWNETCONF, _DELNETCONF):
+            elif kind in (RTM_NEWRULE, RTM_DELRULE):
+                if port not in own_ports:
+                    self._rule(raw, body, end, kind == RTM_DELRULE, news)
+            elif kind in (RTM_NEWNETCONF, RTM_DELNETCONF):
                 news.sysctls = True
-            at += length + 3 & ~3
+            offset += length + 3 & ~3
 
-    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, mine: bool, news: News) -> None:
-        if mine:
-            return
+    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, news: News) -> None:
+        """Note a change of an ip rule by another process."""
         rule = messages.rule(raw, start, end)
         if rule.protocol != self._protocol:
             news.ladder = True
@@ -221,79 +282,67 @@ class Monitor(Listener):
         else:
             news.ours = True
 
-    def _names(self) -> dict[int, str]:
+    def _device_names(self) -> dict[int, str]:
         return {index: name for index, (name, _, _) in self._links.items()}
 
-    def _link(self, raw: bytes, start: int, end: int, gone: bool, news: News) -> None:
-        family, _, index, flags, _ = _LINK.unpack_from(raw, start)
-        if family == _BRIDGE:
+    def _link(self, raw: bytes, start: int, end: int, deleted: bool, news: News) -> None:
+        """Note a change of name, master or state of a device."""
+        family, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
+        if family == nl.AF_BRIDGE:  # repeats a link that was reported already
             return
-        if gone:
+        if deleted:
             news.links |= self._links.pop(index, None) is not None
             return
-        found = dict(messages.attributes(raw, start + _LINK.size, end))
-        name = found.get(3, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")  # IFLA_IFNAME, IFLA_MASTER
-        known = (name, int.from_bytes(found.get(10, b""), "little"), flags & _LIVE)
-        if self._links.get(index) != known:
-            self._links[index] = known
+        found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
+        state = (text(found.get(nl.IFLA_IFNAME)), native_integer(found.get(nl.IFLA_MASTER)), flags & _LIVE)
+        if self._links.get(index) != state:
+            self._links[index] = state
             news.links = True
 
     def _list_links(self) -> None:
-        from .rtnetlink import Questions
+        from .rtnetlink import dump_objects, open_rtnetlink
 
+        with open_rtnetlink() as netlink:
+            parts = dump_objects(netlink, nl.RTM_GETLINK)
         self._links.clear()
-        with Questions() as questions:
-            for part in questions.dump(18, socket.AF_UNSPEC):  # RTM_GETLINK
-                self._link(*part, False, News())
-
-
-def _datagrams(channel: socket.socket, news: News) -> Iterator[bytes]:
-    """What is there to be read, up to a bound."""
-    receive = channel.recv
-    for _ in range(_MOST):
-        try:
-            yield receive(1 << 17)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            news.lost = True
+        for part in parts:
+            self._link(*part, False, News())
+        self._outdated = False
 
 
 def _table(name: str) -> bytes:
-    """How messages about something in the tables of that name go on behind struct nfgenmsg: NFTA_*_TABLE is 1."""
-    raw = name.encode() + b"\0"
-    return struct.pack("=HH", 4 + len(raw), 1) + raw
+    """Return the bytes behind struct nfgenmsg in messages about objects of tables of that name."""
+    raw = nul_terminated(name)
+    return nl.NLATTR.pack(nl.NLATTR.size + len(raw), nl.NFTA_TABLE) + raw
 
 
 def _author(raw: bytes, start: int, end: int) -> Author:
-    found = dict(messages.attributes(raw, start, end))  # NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME
-    if 2 not in found:
+    found = dict(attributes(raw, start, end))
+    if nl.NFTA_GEN_PROC_PID not in found:
         return UNKNOWN
-    name = found.get(3, b"").rstrip(b"\0").decode(errors="replace")
-    return Author(name or UNKNOWN.name, int.from_bytes(found[2], "big"))
+    name = text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
+    return Author(name or UNKNOWN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
 
 
 def own_ports() -> frozenset[int]:
-    """The addresses of all netlink sockets of this process, whoever opened them."""
-    found = set()
+    """Return the ports of all netlink sockets of this process, those of libraries too."""
+    ports: set[int] = set()
     for entry in list(Path("/proc/self/fd").iterdir()):
         with suppress(OSError):
-            number = os.dup(int(entry.name))
+            descriptor = os.dup(int(entry.name))
             try:
-                one = socket.socket(fileno=number)
+                duplicate = socket.socket(fileno=descriptor)
             except OSError:
-                os.close(number)
+                os.close(descriptor)
                 raise
-            with one:
-                if one.family == socket.AF_NETLINK:
-                    found.add(one.getsockname()[0])
-    return frozenset(found - {0})
+            with duplicate:
+                if duplicate.family == socket.AF_NETLINK:
+                    ports.add(duplicate.getsockname()[0])
+    return frozenset(ports - {0})
 
 
 def sent(devices: Collection[str]) -> int:
-    """Packets that these devices have sent so far, of those that are there (proc_pid_net(5))."""
+    """Return the number of packets that these devices have sent, of those that exist (proc_pid_net(5))."""
     total = 0
     with open("/proc/thread-self/net/dev", "rb") as file:  # noqa: PTH123 - a third quicker
         for line in file:
@@ -304,17 +353,17 @@ def sent(devices: Collection[str]) -> int:
 
 
 def counted(table: str) -> dict[str, int]:
-    """Packets of the named counters in the tables of that name, of all families together. OSError with its errno."""
-    from .netlink import Channel
+    """Return the packets of each named counter in the tables of that name, summed over all families.
 
-    found: dict[str, int] = {}
-    body = struct.pack("=BBH", 0, 0, 0) + messages.attribute(1, table.encode() + b"\0")
-    body += messages.attribute(3, struct.pack("!I", 1))  # NFTA_OBJ_TYPE: NFT_OBJECT_COUNTER
-    with Channel(_NETLINK_NETFILTER) as channel:
-        for raw, start, end in channel.dump(_NFT | 19, body):  # NFT_MSG_GETOBJ
-            parts = dict(messages.attributes(raw, start + 4, end))
-            data = parts.get(4, b"")
-            name = parts.get(2, b"").rstrip(b"\0").decode(errors="replace")
-            packets = dict(messages.attributes(data, 0, len(data))).get(2, b"")  # NFTA_COUNTER_PACKETS
-            found[name] = found.get(name, 0) + int.from_bytes(packets, "big")
-    return found
+    Raises OSError with the kernel's errno.
+    """
+    packets: dict[str, int] = {}
+    body = netfilter_header() + attribute(nl.NFTA_OBJ_TABLE, nul_terminated(table))
+    body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
+            found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+            name = text(found.get(nl.NFTA_OBJ_NAME), "replace")
+            data = nested(found.get(nl.NFTA_OBJ_DATA))
+            packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
+    return packets

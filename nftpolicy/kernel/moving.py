@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Routes of a few devices, read and brought into another table with all that the kernel said of them.
+"""Move routes of a few devices to another table, keeping all their attributes.
 
-What is written is the kernel's own message with another table in it, so that metrics, preferences, sources and
-what nobody here understands stay as they are. Numbers are those of include/uapi/linux/rtnetlink.h.
+A request carries the message of the kernel with another table in it, so that metrics, preferences,
+sources and unsupported attributes stay (include/uapi/linux/rtnetlink.h).
 """
 
 from __future__ import annotations
@@ -17,143 +17,158 @@ from attrs import field, frozen
 
 from ..netstate.routing import Route
 from . import rtmessages as messages
-from .netlink import Channel
+from .netlink import constants as nl
+from .netlink.attributes import attribute, attributes, ip_text
+from .netlink.socket import Message, NetlinkSocket
 
-_ROUTE = 0  # NETLINK_ROUTE
-_GETADDR, _NEWROUTE, _DELROUTE, _GETROUTE = 22, 24, 25, 26
-_REPLACE, _CREATE = 0x100, 0x400  # NLM_F_*
-_HEAD = struct.Struct("=BBBBBBBBI")  # struct rtmsg
-_HOP = struct.Struct("=HBBi")  # struct rtnexthop
-_CLONED, _ONLINK = 0x200, 0x4  # RTM_F_CLONED, RTNH_F_ONLINK
-_OIF, _GATEWAY, _MULTIPATH, _CACHEINFO, _TABLE, _VIA, _EXPIRES, _NEXTHOP = 4, 5, 9, 12, 15, 18, 23, 30  # RTA_*
-_HOPS = frozenset((_GATEWAY, _VIA))
+_GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
+_U32 = struct.Struct("=I")
 
 
 @frozen
 class Held:
-    """A route that the kernel holds, and the body of the message that told of it."""
+    """A route of the kernel, with the body of the message that described it."""
 
     route: Route
     _message: bytes = field(repr=False, eq=False)
 
     def request(self, table: int, protocol: int | None = None, expires: int | None = None) -> bytes:
-        """The body of a request about this route in a table, by another protocol if one is given."""
-        af, to, of, tos, _, owner, scope, kind, flags = _HEAD.unpack_from(self._message)
-        found = list(messages.attributes(self._message, _HEAD.size, len(self._message)))
-        # What the kernel says of itself, and what is written anew below.
-        gone = {_CACHEINFO, _TABLE, _EXPIRES}
-        if any(one == _NEXTHOP for one, _ in found):
-            gone |= {_OIF, _GATEWAY, _VIA, _MULTIPATH}  # the nexthop object says all that
-        kept = [(one, _onlink_hops(raw) if one == _MULTIPATH else raw) for one, raw in found if one not in gone]
+        """Return the body of a request about this route in a table.
+
+        `protocol` replaces its routing protocol; `expires` is its lifetime in seconds.
+        """
+        family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self._message)
+        found = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
+        # RTA_CACHEINFO is output only; RTA_TABLE and RTA_EXPIRES are written below.
+        dropped = {nl.RTA_CACHEINFO, nl.RTA_TABLE, nl.RTA_EXPIRES}
+        if any(number == nl.RTA_NH_ID for number, _ in found):
+            dropped |= {nl.RTA_OIF, nl.RTA_GATEWAY, nl.RTA_VIA, nl.RTA_MULTIPATH}  # the nexthop object holds these
+        parts = [
+            (number, _onlink_nexthops(raw) if number == nl.RTA_MULTIPATH else raw)
+            for number, raw in found
+            if number not in dropped
+        ]
         # A gateway that was reached by a route of its old table may have none in the new one.
-        flags = _ONLINK if any(one in _HOPS for one, _ in kept) else flags & _ONLINK
-        kept += [(_TABLE, struct.pack("=I", table))]
-        kept += [(_EXPIRES, struct.pack("=I", expires))] if expires else []
-        head = _HEAD.pack(af, to, of, tos, 0, owner if protocol is None else protocol, scope, kind, flags)
-        return head + b"".join(messages.attribute(*one) for one in kept)
+        flags = nl.RTNH_F_ONLINK if any(number in _GATEWAYS for number, _ in parts) else flags & nl.RTNH_F_ONLINK
+        parts.append((nl.RTA_TABLE, _U32.pack(table)))
+        if expires:
+            parts.append((nl.RTA_EXPIRES, _U32.pack(expires)))
+        protocol = owner if protocol is None else protocol
+        header = nl.RTMSG.pack(family, dst_length, src_length, tos, 0, protocol, scope, kind, flags)
+        return header + b"".join(attribute(*part) for part in parts)
 
 
-def _onlink_hops(raw: bytes) -> bytes:
-    """The ways of a route, none of them dead and their gateways on the link."""
-    made, at = [], 0
-    while at + _HOP.size <= len(raw):
-        length, flags, weight, index = _HOP.unpack_from(raw, at)
-        parts = raw[at + _HOP.size : at + length]
-        gateway = any(one in _HOPS for one, _ in messages.attributes(parts, 0, len(parts)))
-        made.append(_HOP.pack(length, _ONLINK if gateway else flags & _ONLINK, weight, index) + parts)
-        made.append(bytes(-length % 4))
-        at += max(length, _HOP.size) + 3 & ~3
-    return b"".join(made)
+def _onlink_nexthops(raw: bytes) -> bytes:
+    """Return the nexthops of a route with their gateways onlink, and none of them dead."""
+    nexthops: list[bytes] = []
+    offset = 0
+    while offset + nl.RTNEXTHOP.size <= len(raw):
+        length, flags, hops, index = nl.RTNEXTHOP.unpack_from(raw, offset)
+        parts = raw[offset + nl.RTNEXTHOP.size : offset + length]
+        has_gateway = any(number in _GATEWAYS for number, _ in attributes(parts, 0, len(parts)))
+        flags = nl.RTNH_F_ONLINK if has_gateway else flags & nl.RTNH_F_ONLINK
+        nexthops += [nl.RTNEXTHOP.pack(length, flags, hops, index) + parts, bytes(-length % 4)]
+        offset += max(length, nl.RTNEXTHOP.size) + 3 & ~3
+    return b"".join(nexthops)
 
 
 class Routes:
-    """The routes of the network namespace of the thread that makes it. OSError if the kernel refuses that."""
+    """Routes of the network namespace of the thread that creates it.
+
+    Raises OSError if the kernel refuses.
+    """
 
     def __init__(self) -> None:
-        self._channel = Channel(_ROUTE)
-        self._channel.strict()
+        self._netlink = NetlinkSocket(nl.NETLINK_ROUTE)
+        self._netlink.bind()
+        self._netlink.enable_strict_checks()
 
     def close(self) -> None:
-        """Can be called twice."""
-        self._channel.close()
+        """Close the socket. Can be called twice."""
+        self._netlink.close()
 
     def by(self, devices: Collection[str]) -> list[Held]:
-        """All routes that lead over one of the devices, in whatever table; of the devices that are there.
+        """Return all routes, of all tables, that leave by one of the devices. Skip missing devices.
 
         Raises OSError.
         """
-        found: dict[bytes, Held] = {}
+        routes: dict[bytes, Held] = {}
         for name, index in _indexes(devices):
-            for family in messages.AF.values():
-                # Kernels before 4.20 do not look at the filter, and tell of all.
-                wanted = _HEAD.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-                wanted += messages.attribute(_OIF, struct.pack("=I", index))
+            for family in nl.ADDRESS_FAMILY.values():
+                # Kernels before 4.20 ignore the filter and return all routes.
+                body = nl.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(nl.RTA_OIF, _U32.pack(index))
                 with suppress(_NoFamily):
-                    for raw, start, end in self._dump(_GETROUTE, wanted):
-                        if _HEAD.unpack_from(raw, start)[-1] & _CLONED:
+                    for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                        if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
-                        route = messages.route(raw, start, end, _Names())
+                        route = messages.route(raw, start, end, _DeviceNames())
                         if any(way.device == name for way in route.ways):
-                            found.setdefault(raw[start:end], Held(route, raw[start:end]))
-        return list(found.values())
+                            routes.setdefault(raw[start:end], Held(route, raw[start:end]))
+        return list(routes.values())
 
     def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Device -> ADDRESS/LENGTH of its addresses, and of their peers where they have one. Raises OSError."""
+        """Return ADDRESS/LENGTH of the addresses of each device, and of their peers.
+
+        Raises OSError.
+        """
         found: dict[str, tuple[str, ...]] = {}
         for name, index in _indexes(devices):
-            told: list[str] = []
-            for raw, start, end in self._dump(_GETADDR, struct.pack("=BBBBI", socket.AF_UNSPEC, 0, 0, 0, index)):
-                _, length, _, _, of = struct.unpack_from("=BBBBI", raw, start)
-                parts = dict(messages.attributes(raw, start + 8, end))
-                if of == index:  # IFA_ADDRESS, IFA_LOCAL
-                    told += [f"{_text(parts[one])}/{length}" for one in (1, 2) if one in parts]
-            found[name] = tuple(dict.fromkeys(told))
+            entries: list[str] = []
+            for raw, start, end in self._dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
+                _, length, _, _, device = nl.IFADDRMSG.unpack_from(raw, start)
+                parts = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+                if device == index:
+                    entries += [
+                        f"{ip_text(parts[kind])}/{length}" for kind in (nl.IFA_ADDRESS, nl.IFA_LOCAL) if kind in parts
+                    ]
+            found[name] = tuple(dict.fromkeys(entries))
         return found
 
-    def _dump(self, kind: int, body: bytes) -> list[tuple[bytes, int, int]]:
+    def _dump(self, message_type: int, body: bytes) -> list[Message]:
+        """Return a dump; empty if the device has just gone or no table has a route.
+
+        Raises _NoFamily.
+        """
         try:
-            return self._channel.dump(kind, body)
+            return self._netlink.dump(message_type, body)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                 raise _NoFamily from None
             if error.errno in (errno.ENODEV, errno.ENOENT):
-                return []  # the device has just gone, or no table has a route
+                return []
             raise
 
     def put(self, held: Held, table: int, protocol: int | None = None) -> int:
-        """Put the route into a table as well; the errno, 0 if it is there now.
+        """Install the route in another table as well; return the errno, 0 if it is there now.
 
-        An IPv4 route takes the place of another one of its metric, as with `ip route replace`; an IPv6 route stands
-        beside it, or gives it a new expiry if it is the same.
+        An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
+        is added beside it; the same route gets a new expiry.
         """
-        flags = _CREATE | (_REPLACE if held.route.family == 4 else 0)
-        code = self._channel.do(_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
+        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if held.route.family == 4 else 0)
+        code = self._netlink.change(nl.RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
         return 0 if code == errno.EEXIST else code
 
     def take(self, held: Held) -> int:
-        """Take the route out of its own table; the errno, 0 if it is not there any more."""
-        code = self._channel.do(_DELROUTE, held.request(held.route.table))
+        """Delete the route from its own table; return the errno, 0 if it is not there any more."""
+        code = self._netlink.change(nl.RTM_DELROUTE, held.request(held.route.table))
         return 0 if code == errno.ESRCH else code
 
 
 class _NoFamily(Exception):
-    """A kernel without this address family."""
+    """The kernel does not have this address family."""
 
 
 def _indexes(devices: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Yield name and index of the devices that exist, in the order of their names."""
     for name in sorted(devices):
         with suppress(OSError):
             yield name, socket.if_nametoindex(name)
 
 
-class _Names(dict[int, str]):
-    """Index -> name, asked of the kernel when it is needed."""
+class _DeviceNames(dict[int, str]):
+    """Names of devices by index, each looked up when it is needed."""
 
     def get(self, index: int, default: str = "") -> str:  # type: ignore[override]
         with suppress(OSError):
             return socket.if_indextoname(index)
         return default
-
-
-def _text(raw: bytes) -> str:
-    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Words to the service manager: datagrams to $NOTIFY_SOCKET (sd_notify(3))."""
+"""Notifications to the service manager by $NOTIFY_SOCKET (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from contextlib import suppress
 
 
 class Manager:
-    """The service manager that started this process; one that never answers if there is none."""
+    """Service manager that started this process. Without one, notifications are dropped."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
-        where = environment.get("NOTIFY_SOCKET", "")
-        self._address = "\0" + where[1:] if where.startswith("@") else where
-        self._every = _watchdog(environment)
+        address = environment.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._watchdog_period = _watchdog_period(environment)
 
     @property
     def watchdog(self) -> float | None:
-        """Seconds between two signs of life, half of what the manager allows; None if it wants none."""
-        return self._every
+        """Return the seconds between two WATCHDOG=1, half of WATCHDOG_USEC; None if none are expected."""
+        return self._watchdog_period
 
-    def tell(self, **words: str | int) -> None:
-        """Send lines such as READY=1, STATUS=... A manager that has gone is no error."""
+    def tell(self, **fields: str | int) -> None:
+        """Send lines such as READY=1 or STATUS=... Ignore a manager that has gone."""
         if not self._address:
             return
-        lines = "\n".join(f"{name}={' '.join(str(value).split())}" for name, value in words.items())
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.sendto(lines.encode(), self._address)
+        lines = "\n".join(f"{name}={' '.join(str(value).split())}" for name, value in fields.items())
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as datagrams:
+            datagrams.sendto(lines.encode(), self._address)
 
 
-def _watchdog(environment: Mapping[str, str]) -> float | None:
+def _watchdog_period(environment: Mapping[str, str]) -> float | None:
+    """Return half of WATCHDOG_USEC in seconds; None if it is unset or meant for another process."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     try:
-        every = int(environment.get("WATCHDOG_USEC", "0")) / 2e6
+        period = int(environment.get("WATCHDOG_USEC", "0")) / 2e6
     except ValueError:
         return None
-    return every or None
+    return period or None

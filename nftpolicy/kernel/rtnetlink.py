@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""ip rules and routes by rtnetlink: written by pyroute2 behind a typed adapter, read by rtmessages.
+"""ip rules, routes, devices and route lookups by rtnetlink(7).
 
-pyroute2 ignores keys that it does not know, which would silently widen a rule; so only the
-keys that are written here are ever passed, and what was written is read back by the caller.
+pyroute2 writes rules and routes; rtmessages decodes what is read. pyroute2 ignores keys that it
+does not know, which would silently widen a rule. So only the keys that are listed here are passed,
+and the caller reads back the result.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 from attrs import evolve
@@ -21,29 +20,48 @@ from attrs import evolve
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import Device
 from . import rtmessages as messages
+from .netlink import constants as nl
+from .netlink.attributes import attribute
+from .netlink.socket import Message, NetlinkSocket
 
 # include/uapi/linux/fib_rules.h
 _ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _VERBS = {"add": "add", "delete": "del", "replace": "replace"}
-_GETLINK, _GETADDR, _GETROUTE, GETNEIGH, _GETRULE = 18, 22, 26, 30, 34  # RTM_*
-_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # NLM_F_*
-_ERROR, _DONE = 2, 3
-_CLONED, _LOOKUP_TABLE, _FIB_MATCH = 0x200, 0x1000, 0x2000  # RTM_F_*
-_PROTOCOL_AT, _FLAGS_AT = 5, 8  # in struct rtmsg
-_MESSAGE = struct.Struct("=IHHII")
-# sizes of ifinfomsg, ifaddrmsg, rtmsg, ndmsg, fib_rule_hdr
-_HEAD = {_GETLINK: 16, _GETADDR: 8, _GETROUTE: 12, GETNEIGH: 12, _GETRULE: 12}
+_HEADER_SIZES = {
+    nl.RTM_GETLINK: nl.IFINFOMSG.size,
+    nl.RTM_GETADDR: nl.IFADDRMSG.size,
+    nl.RTM_GETROUTE: nl.RTMSG.size,
+    nl.RTM_GETNEIGH: nl.NDMSG.size,
+    nl.RTM_GETRULE: nl.FIB_RULE_HDR.size,
+}
+_U32 = struct.Struct("=I")
+_PORT = struct.Struct("!H")
 
-Part = tuple[bytes, int, int]  # a buffer, and where a message's body is in it
+
+def open_rtnetlink() -> NetlinkSocket:
+    """Return a socket for requests to rtnetlink, in the network namespace of the calling thread."""
+    return NetlinkSocket(nl.NETLINK_ROUTE)
+
+
+def dump_objects(netlink: NetlinkSocket, message_type: int, family: int = socket.AF_UNSPEC) -> list[Message]:
+    """Return all objects of a kind (RTM_GETLINK, ...).
+
+    Raises DumpInterrupted, or OSError with the errno.
+    """
+    return netlink.dump(message_type, bytes((family,)) + bytes(_HEADER_SIZES[message_type] - 1))
 
 
 def _rule_keys(rule: IpRule) -> dict[str, Any]:
+    """Return the arguments of pyroute2 for a rule.
+
+    Raises ValueError for a selector that is not listed here.
+    """
     unsupported = (rule.iif, rule.oif, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
-    narrowed = (rule.suppress_prefix, rule.suppress_group, *unsupported)
-    if any(one is not None for one in narrowed) or rule.tos or rule.invert or rule.l3mdev:
-        raise ValueError(f"the compiler writes no such rule: {rule}")
+    suppressors = (rule.suppress_prefix, rule.suppress_group)
+    if any(value is not None for value in (*unsupported, *suppressors)) or rule.tos or rule.invert or rule.l3mdev:
+        raise ValueError(f"unsupported selector in a rule to write: {rule}")
     keys: dict[str, Any] = {
-        "family": messages.AF[rule.family],
+        "family": nl.ADDRESS_FAMILY[rule.family],
         "priority": rule.priority,
         "action": _ACTIONS[rule.action],
         "protocol": rule.protocol,
@@ -61,11 +79,15 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
 
 def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
+    """Return the arguments of pyroute2 for a route.
+
+    Raises ValueError for an attribute that is not listed here.
+    """
     if route.nexthops or route.source or route.tos or route.prefsrc or route.preference != "medium":
-        raise ValueError(f"the compiler writes no such route: {route}")
+        raise ValueError(f"unsupported attribute in a route to write: {route}")
     default = {4: "0.0.0.0/0", 6: "::/0"}[route.family]
     keys: dict[str, Any] = {
-        "family": messages.AF[route.family],
+        "family": nl.ADDRESS_FAMILY[route.family],
         "dst": default if route.destination == "default" else route.destination,
         "table": route.table,
         "type": route.kind,
@@ -83,96 +105,43 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
     return keys
 
 
-class Questions:
-    """A socket for questions, in the network namespace of the thread that makes it. A context manager."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        self._number = 0
-
-    def __enter__(self) -> Questions:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._socket.close()
-
-    def dump(self, kind: int, family: int) -> list[Part]:
-        """All objects of a kind. OSError with the kernel's errno."""
-        while True:
-            found = list(self._parts(kind, bytes((family,)) + bytes(_HEAD[kind] - 1), _DUMP))
-            if None not in found:
-                return [one for one in found if one is not None]
-            # Something changed meanwhile; the kernel says that the list may have holes.
-
-    def ask(self, kind: int, body: bytes) -> Part:
-        """The answer to one question. OSError with the kernel's errno."""
-        self._send(kind, body, 0)
-        answer = self._socket.recv(1 << 16)
-        length, got, _, _, _ = _MESSAGE.unpack_from(answer)
-        if got == _ERROR:
-            _raise(answer, 0)
-        return answer, _MESSAGE.size, length
-
-    def _send(self, kind: int, body: bytes, flags: int) -> None:
-        self._number += 1
-        size = _MESSAGE.size + len(body)
-        self._socket.send(_MESSAGE.pack(size, kind, _REQUEST | flags, self._number, 0) + body)
-
-    def _parts(self, kind: int, body: bytes, flags: int) -> Iterator[Part | None]:
-        self._send(kind, body, flags)
-        while True:
-            answer = self._socket.recv(1 << 18)
-            at = 0
-            while at < len(answer):
-                length, got, marks, number, _ = _MESSAGE.unpack_from(answer, at)
-                if number == self._number:
-                    if marks & _INTERRUPTED:
-                        yield None
-                    if got in (_ERROR, _DONE):
-                        if got == _ERROR:
-                            _raise(answer, at)
-                        return
-                    yield answer, at + _MESSAGE.size, at + length
-                at += length + 3 & ~3
-
-
-def _raise(answer: bytes, at: int) -> None:
-    code = -struct.unpack_from("=i", answer, at + _MESSAGE.size)[0]
-    if code:
-        raise OSError(code, os.strerror(code))
-
-
 class RtNetlink:
-    """Rules, routes and links of the namespace that the calling thread is in."""
+    """Rules, routes and devices of the network namespace of the calling thread.
+
+    The methods that read raise OSError, or DumpInterrupted.
+    """
 
     @cached_property
-    def _changes(self) -> Any:
-        from pyroute2 import IPRoute  # slow to import, and only a change needs it
+    def _writer(self) -> Any:
+        from pyroute2 import IPRoute  # type: ignore[import-untyped]  # slow to import, and only needed to write
 
         return IPRoute()
 
     def rules(self, family: int) -> list[IpRule]:
-        """All ip rules of a family, in order."""
-        with Questions() as questions:
-            return [messages.rule(*part) for part in questions.dump(_GETRULE, messages.AF[family])]
+        """Return all ip rules of a family, in order."""
+        with open_rtnetlink() as netlink:
+            return [messages.rule(*part) for part in dump_objects(netlink, nl.RTM_GETRULE, nl.ADDRESS_FAMILY[family])]
 
     def routes(self, family: int, protocol: int | None = None) -> list[Route]:
-        """The routes of a family over all tables; of one protocol, or all."""
-        with Questions() as questions:
-            names = {index: device.name for index, _, device in _links(questions)}
+        """Return the routes of a family in all tables, of one routing protocol if it is given.
+
+        Cloned routes (the route cache of IPv6) are left out.
+        """
+        with open_rtnetlink() as netlink:
+            names = {index: device.name for index, _, device in _links(netlink)}
             return [
                 messages.route(raw, start, end, names)
-                for raw, start, end in questions.dump(_GETROUTE, messages.AF[family])
-                if protocol in (None, raw[start + _PROTOCOL_AT])
-                and not _CLONED & struct.unpack_from("=I", raw, start + _FLAGS_AT)[0]
+                for raw, start, end in dump_objects(netlink, nl.RTM_GETROUTE, nl.ADDRESS_FAMILY[family])
+                if protocol in (None, raw[start + nl.RTMSG_PROTOCOL_OFFSET])
+                and not nl.RTM_F_CLONED & _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0]
             ]
 
     def devices(self) -> list[Device]:
-        """All devices with their addresses."""
-        with Questions() as questions:
-            links = _links(questions)
+        """Return all devices with their addresses."""
+        with open_rtnetlink() as netlink:
+            links = _links(netlink)
             addresses: dict[int, list[str]] = {}
-            for part in questions.dump(_GETADDR, socket.AF_UNSPEC):
+            for part in dump_objects(netlink, nl.RTM_GETADDR):
                 index, address = messages.address(*part)
                 addresses.setdefault(index, []).append(address)
         names = {index: device.name for index, _, device in links}
@@ -183,29 +152,29 @@ class RtNetlink:
 
     @staticmethod
     def indexes_and_addresses() -> tuple[dict[int, str], frozenset[str]]:
-        """The names of all devices by index, and all addresses of this machine, without their lengths."""
-        with Questions() as questions:
-            names = {index: device.name for index, _, device in _links(questions)}
-            dumped = questions.dump(_GETADDR, socket.AF_UNSPEC)
-        return names, frozenset(messages.address(*part)[1].partition("/")[0] for part in dumped)
+        """Return the names of all devices by index, and all addresses of this machine without prefix length."""
+        with open_rtnetlink() as netlink:
+            names = {index: device.name for index, _, device in _links(netlink)}
+            parts = dump_objects(netlink, nl.RTM_GETADDR)
+        return names, frozenset(messages.address(*part)[1].partition("/")[0] for part in parts)
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
-        """Add or delete; OSError with the kernel's errno."""
-        self._acked(self._changes.rule, _VERBS[verb], _rule_keys(rule))
+        """Add or delete a rule. Raises OSError with the kernel's errno."""
+        self._write(self._writer.rule, _VERBS[verb], _rule_keys(rule))
 
     def change_route(self, verb: str, route: Route) -> None:
-        """Add, delete or replace; OSError with the kernel's errno."""
+        """Add, delete or replace a route. Raises OSError with the kernel's errno."""
         devices = self._indexes() if route.device and route.kind == "unicast" else {}
-        self._acked(self._changes.route, _VERBS[verb], _route_keys(route, devices))
+        self._write(self._writer.route, _VERBS[verb], _route_keys(route, devices))
 
     def names(self) -> set[str]:
-        """The names of all network devices."""
+        """Return the names of all network devices."""
         return set(self._indexes())
 
     def bridge_ports(self, devices: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Bridge -> ports, for those of `devices` that are bridges."""
-        with Questions() as questions:
-            links = _links(questions)
+        """Return the ports of each of `devices` that is a bridge."""
+        with open_rtnetlink() as netlink:
+            links = _links(netlink)
         bridges = {device.name: index for index, _, device in links if device.kind == "bridge"}
         return {
             name: tuple(sorted(port.name for _, master, port in links if master == bridges[name]))
@@ -215,12 +184,12 @@ class RtNetlink:
 
     @staticmethod
     def _indexes() -> dict[str, int]:
-        with Questions() as questions:
-            return {device.name: index for index, _, device in _links(questions)}
+        with open_rtnetlink() as netlink:
+            return {device.name: index for index, _, device in _links(netlink)}
 
     @staticmethod
-    def _acked(function: Any, verb: str, keys: dict[str, Any]) -> None:
-        from pyroute2.netlink.exceptions import NetlinkError
+    def _write(function: Any, verb: str, keys: dict[str, Any]) -> None:
+        from pyroute2.netlink.exceptions import NetlinkError  # type: ignore[import-untyped]
 
         try:
             function(verb, **keys)
@@ -228,23 +197,27 @@ class RtNetlink:
             raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from None
 
 
-def _links(questions: Questions) -> list[tuple[int, int | None, Device]]:
-    return [messages.link(*part) for part in questions.dump(_GETLINK, socket.AF_UNSPEC)]
+def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:
+    """Return index, index of the master, and device of all links."""
+    return [messages.link(*part) for part in dump_objects(netlink, nl.RTM_GETLINK)]
 
 
 class Lookups:
-    """RTM_GETROUTE, as `ip route get` does it, in the namespace of the thread that makes it. A context manager."""
+    """Route lookups like `ip route get`, in the network namespace of the calling thread.
+
+    A context manager.
+    """
 
     def __init__(self) -> None:
-        self._questions = Questions()
-        self._names = {index: device.name for index, _, device in _links(self._questions)}
+        self._netlink = open_rtnetlink()
+        self._names = {index: device.name for index, _, device in _links(self._netlink)}
         self._indexes = {name: index for index, name in self._names.items()}
 
     def __enter__(self) -> Lookups:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._questions.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
 
     def getroute(
         self,
@@ -261,23 +234,34 @@ class Lookups:
         tos: int = 0,
         match: bool = False,
     ) -> Route | int:
-        """The route of a packet, or the errno of its refusal. `match`: the route as it stands in its table.
+        """Return the route of a packet, or the errno of the refusal.
 
-        With `iif` it is a packet that comes in there; it has no owner.
+        With `iif` the packet arrives by that device; it has no owner. `match`: return the route as
+        it stands in its table. Raises KeyError if there is no device `iif` or `oif`.
         """
-        af = messages.AF[family]
-        parts: list[tuple[int, bytes]] = [(1, socket.inet_pton(af, destination))]
-        parts += [(2, socket.inet_pton(af, source))] if source else []
-        parts += [(kind, struct.pack("=I", self._indexes[name])) for kind, name in ((3, iif), (4, oif)) if name]
-        parts += [(16, struct.pack("=I", mark))] if mark else []
-        parts += [(25, struct.pack("=I", uid))] if uid is not None else []
-        parts += [(27, bytes((protocol,)))] if protocol else []
-        parts += [(kind, struct.pack("!H", port)) for kind, port in ((28, sport), (29, dport)) if port]
+        address_family = nl.ADDRESS_FAMILY[family]
+        body = attribute(nl.RTA_DST, socket.inet_pton(address_family, destination))
+        if source:
+            body += attribute(nl.RTA_SRC, socket.inet_pton(address_family, source))
+        if iif:
+            body += attribute(nl.RTA_IIF, _U32.pack(self._indexes[iif]))
+        if oif:
+            body += attribute(nl.RTA_OIF, _U32.pack(self._indexes[oif]))
+        if mark:
+            body += attribute(nl.RTA_MARK, _U32.pack(mark))
+        if uid is not None:
+            body += attribute(nl.RTA_UID, _U32.pack(uid))
+        if protocol:
+            body += attribute(nl.RTA_IP_PROTO, bytes((protocol,)))
+        if sport:
+            body += attribute(nl.RTA_SPORT, _PORT.pack(sport))
+        if dport:
+            body += attribute(nl.RTA_DPORT, _PORT.pack(dport))
         width = 32 if family == 4 else 128
-        flags = _LOOKUP_TABLE | (_FIB_MATCH if match else 0)
-        head = struct.pack("=BBBBBBBBI", af, width, width if source else 0, tos, 0, 0, 0, 0, flags)
+        flags = nl.RTM_F_LOOKUP_TABLE | (nl.RTM_F_FIB_MATCH if match else 0)
+        header = nl.RTMSG.pack(address_family, width, width if source else 0, tos, 0, 0, 0, 0, flags)
         try:
-            answer = self._questions.ask(_GETROUTE, head + b"".join(messages.attribute(*one) for one in parts))
+            answer = self._netlink.query(nl.RTM_GETROUTE, header + body)
         except OSError as error:
             return error.errno or errno.EIO
         return messages.route(*answer, self._names)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marking sockets where cgroup programs may not be loaded (user namespaces, containers): the
-kernel asks us for every socket(2) of the program, and we hand it one that wears the mark.
+"""Mark sockets by seccomp user notification, where cgroup programs cannot be loaded (user namespaces, containers).
 
-seccomp user notification, seccomp_unotify(2), Linux 5.14. Like a cgroup program it needs nothing
-of the program itself, and the mark is there before anything can be sent.
+The kernel notifies this process of each socket(2) of the program, and this process passes it a
+marked socket: seccomp_unotify(2), Linux 5.14. Like a cgroup program it needs no support in the
+program itself, and the mark is set before a packet can be sent.
 """
 
 from __future__ import annotations
 
 import array
-import ctypes
+import errno
 import fcntl
 import os
 import platform
@@ -20,57 +20,70 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from .interface import Unavailable
+from attrs import frozen
 
-# machine -> (AUDIT_ARCH_*, number of seccomp(2), of socket(2), of io_uring_setup(2))
-_MACHINES = {
-    "x86_64": (0xC000003E, 317, 41, 425),
-    "aarch64": (0xC00000B7, 277, 198, 425),
-    "riscv64": (0xC00000F3, 277, 198, 425),
+from . import libc
+from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
+from .errors import Unavailable
+
+
+@frozen
+class _Architecture:
+    """AUDIT_ARCH_* and the numbers of seccomp(2), socket(2) and io_uring_setup(2)."""
+
+    audit: int
+    seccomp: int
+    socket: int
+    io_uring_setup: int
+
+
+_ARCHITECTURES = {
+    "x86_64": _Architecture(0xC000003E, 317, 41, 425),
+    "aarch64": _Architecture(0xC00000B7, 277, 198, 425),
+    "riscv64": _Architecture(0xC00000F3, 277, 198, 425),
 }
-_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
+_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
 _PR_SET_NO_NEW_PRIVS = 38
-_ALLOW, _ERRNO, _ASK = 0x7FFF0000, 0x00050000, 0x7FC00000  # SECCOMP_RET_*
-_EPERM, _ENOSYS = 1, 38
-# include/uapi/linux/seccomp.h: struct seccomp_notif, _resp and _addfd, and their ioctls
-_NOTICE, _ANSWER, _HAND_OVER = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
-_RECEIVE, _SEND, _ADD_DESCRIPTOR = 0xC0502100, 0xC0182101, 0x40182103
-_CONTINUE, _AND_ANSWER = 1, 2
+_SECCOMP_RET_ALLOW, _SECCOMP_RET_ERRNO, _SECCOMP_RET_USER_NOTIF = 0x7FFF0000, 0x00050000, 0x7FC00000
+_DATA_NR, _DATA_ARCH = 0, 4  # offsets in struct seccomp_data
+# include/uapi/linux/seccomp.h: struct seccomp_notif, seccomp_notif_resp, seccomp_notif_addfd, and
+# their ioctls
+_NOTIFICATION, _RESPONSE, _ADD_FD = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
+_IOCTL_RECV, _IOCTL_SEND, _IOCTL_ADDFD = 0xC0502100, 0xC0182101, 0x40182103
+_USER_NOTIF_FLAG_CONTINUE, _ADDFD_FLAG_SEND = 1, 2
+_POLL_TIMEOUT = 200  # milliseconds between two looks at the stop flag
 
-_libc = ctypes.CDLL(None, use_errno=True)
 
-
-def _filter(machine: str) -> bytes:
-    """Classic BPF: ask about socket(2), allow the rest; no foreign system call tables, no io_uring."""
-    arch, _, asked, ring = _MACHINES[machine]
-    load, equal, answer = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
-    code = (
-        (load, 0, 0, 4),  # seccomp_data.arch
-        (equal, 1, 0, arch),
-        (answer, 0, 0, _ERRNO | _EPERM),
-        (load, 0, 0, 0),  # seccomp_data.nr
-        (equal, 0, 1, asked),
-        (answer, 0, 0, _ASK),
-        (equal, 0, 1, ring),
-        (answer, 0, 0, _ERRNO | _ENOSYS),
-        (answer, 0, 0, _ALLOW),
+def _system_call_filter(architecture: _Architecture) -> ClassicFilter:
+    """Return a filter that notifies of socket(2), and denies io_uring and the calls of other architectures."""
+    return ClassicFilter(
+        (
+            (LOAD_WORD, 0, 0, _DATA_ARCH),
+            (JUMP_IF_EQUAL, 1, 0, architecture.audit),
+            (RETURN, 0, 0, _SECCOMP_RET_ERRNO | errno.EPERM),
+            (LOAD_WORD, 0, 0, _DATA_NR),
+            (JUMP_IF_EQUAL, 0, 1, architecture.socket),
+            (RETURN, 0, 0, _SECCOMP_RET_USER_NOTIF),
+            (JUMP_IF_EQUAL, 0, 1, architecture.io_uring_setup),
+            (RETURN, 0, 0, _SECCOMP_RET_ERRNO | errno.ENOSYS),
+            (RETURN, 0, 0, _SECCOMP_RET_ALLOW),
+        )
     )
-    return b"".join(struct.pack("=HBBI", *one) for one in code)
 
 
 class MarkedCalls:
-    """Gives one program, and its children, sockets that wear a mark. A context manager.
+    """Pass marked sockets to one program and its children. A context manager.
 
-    `before` runs in the child between fork and exec, `started` in the parent after it.
+    Call `before_exec` in the child between fork and exec, `after_start` in the parent afterwards.
     """
 
     def __init__(self, value: int, mask: int) -> None:
         self.value, self.mask = value, mask
 
     def __enter__(self) -> MarkedCalls:
-        if platform.machine() not in _MACHINES:
-            raise Unavailable(f"marking by seccomp is not known on {platform.machine()}")
-        self._ours, self._theirs = socket.socketpair()
+        if platform.machine() not in _ARCHITECTURES:
+            raise Unavailable(f"marking by seccomp is not supported on {platform.machine()}")
+        self._parent_end, self._child_end = socket.socketpair()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         return self
@@ -79,24 +92,22 @@ class MarkedCalls:
         self._stop.set()
         if self._thread:
             self._thread.join()
-        self._ours.close()
-        self._theirs.close()
+        self._parent_end.close()
+        self._child_end.close()
 
     def before(self) -> None:
-        """Install the filter and send its listener to the parent."""
-        machine = platform.machine()
-        code = ctypes.create_string_buffer(_filter(machine))
-        program = struct.pack("HxxxxxxQ", (len(code) - 1) // 8, ctypes.addressof(code))
-        if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
-        listener = _libc.syscall(_MACHINES[machine][1], _SET_MODE_FILTER, _NEW_LISTENER, program)
-        if listener < 0:
-            raise OSError(ctypes.get_errno(), "seccomp(2) with a listener")
-        socket.send_fds(self._theirs, [b"!"], [listener])
+        """Install the filter and send its listener to the parent. Raises OSError."""
+        architecture = _ARCHITECTURES[platform.machine()]
+        code = _system_call_filter(architecture)
+        libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        listener = libc.system_call(
+            architecture.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, code.program
+        )
+        socket.send_fds(self._child_end, [b"!"], [listener])
 
     def started(self) -> None:
-        """Answer the program's questions from now on."""
-        _, (listener,), _, _ = socket.recv_fds(self._ours, 1, 1)
+        """Answer the notifications of the program from now on, in a thread."""
+        _, (listener,), _, _ = socket.recv_fds(self._parent_end, 1, 1)
         self._thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
         self._thread.start()
 
@@ -104,54 +115,55 @@ class MarkedCalls:
         poll = select.poll()
         poll.register(listener, select.POLLIN)
         while not self._stop.is_set():
-            for _, event in poll.poll(200):
-                if event & select.POLLHUP:  # the last process of the filter has gone
+            for _, event in poll.poll(_POLL_TIMEOUT):
+                if event & select.POLLHUP:  # the last process with the filter has ended
                     os.close(listener)
                     return
-                with suppress(OSError):  # the process that asked was killed meanwhile
+                with suppress(OSError):  # the calling process was killed meanwhile
                     self._answer(listener)
         os.close(listener)
 
     def _answer(self, listener: int) -> None:
-        notice = array.array("B", bytes(_NOTICE.size))
-        fcntl.ioctl(listener, _RECEIVE, notice)
-        number, pid, _, _, _, _, family, kind, protocol, *_ = _NOTICE.unpack(notice)
+        """Receive one notification and answer it."""
+        notification = array.array("B", bytes(_NOTIFICATION.size))
+        fcntl.ioctl(listener, _IOCTL_RECV, notification)
+        number, pid, _, _, _, _, family, kind, protocol, *_ = _NOTIFICATION.unpack(notification)
         if family not in (socket.AF_INET, socket.AF_INET6):
-            fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, 0, _CONTINUE))
+            fcntl.ioctl(listener, _IOCTL_SEND, _RESPONSE.pack(number, 0, 0, _USER_NOTIF_FLAG_CONTINUE))
             return
         try:
-            made = self._socket(pid, family, kind, protocol)
+            marked = self._open_marked(pid, family, kind, protocol)
         except OSError as error:
-            fcntl.ioctl(listener, _SEND, _ANSWER.pack(number, 0, -(error.errno or _EPERM), 0))
+            fcntl.ioctl(listener, _IOCTL_SEND, _RESPONSE.pack(number, 0, -(error.errno or errno.EPERM), 0))
             return
-        with made:
+        with marked:
             flags = os.O_CLOEXEC if kind & socket.SOCK_CLOEXEC else 0
-            fcntl.ioctl(listener, _ADD_DESCRIPTOR, _HAND_OVER.pack(number, _AND_ANSWER, made.fileno(), 0, flags))
+            request = _ADD_FD.pack(number, _ADDFD_FLAG_SEND, marked.fileno(), 0, flags)
+            fcntl.ioctl(listener, _IOCTL_ADDFD, request)
 
-    def _socket(self, pid: int, family: int, kind: int, protocol: int) -> socket.socket:
-        """The socket that was asked for, owned by who asked, and marked."""
-        user, group = _file_ids(pid)
-        # Of this thread alone; the kernel takes a socket's owner from them.
-        _libc.setfsgid(group)
-        _libc.setfsuid(user)
+    def _open_marked(self, pid: int, family: int, kind: int, protocol: int) -> socket.socket:
+        """Return the requested socket with the mark, owned by user and group of the calling process."""
+        user, group = _filesystem_ids(pid)
+        # These ids belong to this thread alone; the kernel takes the owner of a socket from them.
+        libc.set_thread_group(group)
+        libc.set_thread_user(user)
         try:
-            made = socket.socket(family, kind, protocol)
+            marked = socket.socket(family, kind, protocol)
         finally:
-            _libc.setfsuid(os.geteuid())
-            _libc.setfsgid(os.getegid())
+            libc.set_thread_user(os.geteuid())
+            libc.set_thread_group(os.getegid())
         try:
-            old = made.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
-            made.setsockopt(
-                socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", old & ~self.mask & 0xFFFFFFFF | self.value)
-            )
+            mark = marked.getsockopt(socket.SOL_SOCKET, socket.SO_MARK)
+            mark = mark & ~self.mask & 0xFFFFFFFF | self.value
+            marked.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
         except OSError:
-            made.close()
+            marked.close()
             raise
-        return made
+        return marked
 
 
-def _file_ids(pid: int) -> tuple[int, int]:
-    """The file system user and group of a process, proc_pid_status(5)."""
+def _filesystem_ids(pid: int) -> tuple[int, int]:
+    """Return file system user and group of a process (proc_pid_status(5))."""
     lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     found = {words[0]: int(words[4]) for words in lines if words and words[0] in ("Uid:", "Gid:")}
     return found["Uid:"], found["Gid:"]

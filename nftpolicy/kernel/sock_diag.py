@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The IP sockets of this network namespace, and their end from outside (sock_diag(7)).
+"""IP sockets of this network namespace: list and destroy them (sock_diag(7)).
 
-It lists what can receive: sockets that are connected, listen, or have a port. A socket that has done
-nothing yet is not listed. Numbers are those of include/uapi/linux: sock_diag.h, inet_diag.h.
+The kernel lists the sockets that can receive: connected, listening, or bound to a port. A socket
+that has done nothing yet is not listed. Numbers are those of include/uapi/linux: sock_diag.h,
+inet_diag.h.
 """
 
 from __future__ import annotations
@@ -10,48 +11,59 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 
 from attrs import frozen
 
-from .interface import Unavailable
-from .netlink import Channel
-from .rtmessages import attributes
+from .errors import DumpInterrupted, Unavailable
+from .netlink import constants as nl
+from .netlink.attributes import attributes, ip_text, native_integer
+from .netlink.socket import NetlinkSocket
 
-_NETLINK_SOCK_DIAG = 4
-_BY_FAMILY, _DESTROY = 20, 21
-_MARK, _CGROUP_ID = 15, 21  # INET_DIAG_*
 TCP, UDP, UDPLITE, RAW = 6, 17, 136, 255  # RAW stands for raw sockets of all protocols
 PROTOCOLS = {TCP: "tcp", UDP: "udp", UDPLITE: "udplite", RAW: "raw"}
+# include/net/tcp_states.h. Left out are time-wait (6), where only the kernel sends, to answer the
+# other end, and 13, a TCP socket that only has a port: the kernel lists it, and does not find it to
+# destroy it.
 _STATES = {
-    1: "established", 2: "syn-sent", 3: "syn-recv", 4: "fin-wait-1", 5: "fin-wait-2", 7: "close", 8: "close-wait",
-    9: "last-ack", 10: "listen", 11: "closing", 12: "syn-recv",
-}  # fmt: skip
-# Time-wait (6) is left out: nothing sends by it but the kernel, which answers the other end. So is 13, a TCP
-# socket that has a port and nothing else: the kernel lists it, and finds none to close.
-_WANTED = sum(1 << number for number in _STATES)
-_REQUEST = struct.Struct("=BBBBI")
-_MESSAGE = struct.Struct("=BBBB48s5I")  # struct inet_diag_msg
-_NAME = struct.Struct("!HH16s16s")  # of struct inet_diag_sockid: ports and addresses
-_REST = struct.Struct("=IQ")  # and then the device and the cookie
-_MAPPED = bytes(10) + b"\xff\xff"
-_GONE = frozenset({errno.ENOENT, errno.ESTALE})
-_NO_DESTROY = frozenset({errno.EOPNOTSUPP, errno.EINVAL})  # the second one before Linux 4.5
+    1: "established",
+    2: "syn-sent",
+    3: "syn-recv",
+    4: "fin-wait-1",
+    5: "fin-wait-2",
+    7: "close",
+    8: "close-wait",
+    9: "last-ack",
+    10: "listen",
+    11: "closing",
+    12: "syn-recv",
+}
+_LISTED_STATES = sum(1 << number for number in _STATES)
+_ALL_STATES = 0xFFFFFFFF
+_REQUEST = struct.Struct("=BBBBI")  # struct inet_diag_req_v2: family, protocol, extensions, raw protocol, states
+_SOCKET_ID_SIZE = 48  # bytes of struct inet_diag_sockid
+# struct inet_diag_msg: family, state, timer, retransmits, id; expires, two queues, uid, inode
+_MESSAGE = struct.Struct("=BBBB48s5I")
+_PORTS_AND_ADDRESSES = struct.Struct("!HH16s16s")  # begin of struct inet_diag_sockid
+_DEVICE_AND_COOKIE = struct.Struct("=IQ")  # end of it
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # of IPv4-mapped IPv6 addresses
+_NOT_FOUND = frozenset({errno.ENOENT, errno.ESTALE})
+_NO_DESTROY = frozenset({errno.EOPNOTSUPP, errno.EINVAL})  # EINVAL before Linux 4.5
 
 CLOSED, GONE, NOT_SUPPORTED = "closed", "gone", "not supported"
 
 
 @frozen
 class Listed:
-    """One IP socket.
+    """An IP socket.
 
-    `family` is 4 or 6, and 4 for an IPv6 socket that speaks IPv4. `local` and `remote` are None where
-    it has none. `mark` is None where the kernel does not tell it (no CAP_NET_ADMIN). `uid` is the user who
-    opened it; `inode` is 0 where no process holds it any more. `bound` is a device; `cgroup` the number
-    of the cgroup that it was opened in, if the kernel says so. `identity` is how the kernel knows it.
+    `family` is 4 or 6, and 4 for an IPv6 socket that uses IPv4. `local` and `remote` are None if
+    unset. `mark` is None if the kernel hides it (no CAP_NET_ADMIN). `uid` is the user that opened
+    it. `inode` is 0 if no process holds it any more. `bound` is the device it is bound to; `cgroup`
+    the number of the cgroup that it was opened in, or None. `identity` is the struct
+    inet_diag_sockid of the kernel.
     """
 
     family: int
@@ -72,118 +84,124 @@ class Listed:
 
     @property
     def connected(self) -> bool:
-        """Whether it has another end, or is about to."""
+        """Return True if the socket is connected, or is about to be."""
         return self.remote is not None
 
     def __str__(self) -> str:
-        ends = f"{_end(self.local, self.sport)} to {_end(self.remote, self.dport)}"
-        return f"{PROTOCOLS[self.protocol]} {ends if self.connected else _end(self.local, self.sport)}"
+        local = _endpoint(self.local, self.sport)
+        ends = f"{local} to {_endpoint(self.remote, self.dport)}" if self.connected else local
+        return f"{PROTOCOLS[self.protocol]} {ends}"
 
 
-def _end(address: str | None, port: int) -> str:
-    host = "*" if address is None else f"[{address}]" if ":" in address else address
-    return f"{host}:{port}"
+def _endpoint(address: str | None, port: int) -> str:
+    if address is None:
+        return f"*:{port}"
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 class SockDiag:
-    """A channel to sock_diag, in the network namespace of the thread that makes it. A context manager.
+    """Access to sock_diag, in the network namespace of the calling thread. A context manager.
 
-    Raises Unavailable where the kernel has none.
+    Raises Unavailable if the kernel has no sock_diag.
     """
 
     def __init__(self) -> None:
         try:
-            self._channel = Channel(_NETLINK_SOCK_DIAG)
+            self._netlink = NetlinkSocket(nl.NETLINK_SOCK_DIAG)
         except OSError as error:
             raise Unavailable(f"this kernel lists no sockets ({error.strerror}): CONFIG_INET_DIAG is missing") from None
 
     def __enter__(self) -> SockDiag:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._channel.__exit__(None, None, None)
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
 
     def sockets(self) -> list[Listed]:
-        """All sockets of TCP, UDP, UDP-Lite and, with CONFIG_INET_RAW_DIAG, raw ones. A protocol that the
-        kernel can't list is left out."""
-        device = cache(_device)
+        """Return all sockets of TCP, UDP, UDP-Lite and, with CONFIG_INET_RAW_DIAG, raw ones.
+
+        Skip a protocol that the kernel cannot list. Raises Unavailable.
+        """
+        device = cache(_device_name)
         return [
-            one
+            entry
             for protocol in PROTOCOLS
             for domain in (socket.AF_INET, socket.AF_INET6)
-            for one in self._of(protocol, domain, device)
+            for entry in self._sockets_of(protocol, domain, device)
         ]
 
-    def _of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[Listed]:
+    def _sockets_of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[Listed]:
+        request = _REQUEST.pack(domain, protocol, 0, 0, _LISTED_STATES) + bytes(_SOCKET_ID_SIZE)
         try:
-            parts = self._channel.dump(_BY_FAMILY, _REQUEST.pack(domain, protocol, 0, 0, _WANTED) + bytes(48))
+            messages = self._netlink.dump(nl.SOCK_DIAG_BY_FAMILY, request)
+        except DumpInterrupted:
+            raise
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
                 return
             raise Unavailable(f"this kernel does not list its sockets ({error.strerror})") from None
-        for part in parts:
-            yield listed(protocol, *part, device)
+        for message in messages:
+            yield decode_socket(protocol, *message, device)
 
-    def destroy(self, one: Listed) -> str:
-        """End a socket: CLOSED, GONE (or another by now), or NOT_SUPPORTED. Its program's next call
-        fails with ECONNABORTED. TCP resets the connection; UDP loses its other end, and can be used again.
+    def destroy(self, entry: Listed) -> str:
+        """Destroy a socket; return CLOSED, GONE (also if another one has taken its place) or NOT_SUPPORTED.
 
-        Raises Unavailable without CAP_NET_ADMIN.
+        The next call of its process fails with ECONNABORTED. The kernel resets a TCP connection; it
+        disconnects a UDP socket, which can be used again.
+
+        Raises Unavailable without CAP_NET_ADMIN, OSError for another refusal.
         """
-        # A raw socket's protocol stands where its port would.
-        raw = one.sport & 0xFF if one.protocol == RAW else 0
-        request = _REQUEST.pack(one.domain, one.protocol, 0, raw, 0xFFFFFFFF) + one.identity
-        code = self._channel.do(_DESTROY, request)
+        # The port of a raw socket holds its protocol.
+        raw_protocol = entry.sport & 0xFF if entry.protocol == RAW else 0
+        request = _REQUEST.pack(entry.domain, entry.protocol, 0, raw_protocol, _ALL_STATES) + entry.identity
+        code = self._netlink.change(nl.SOCK_DESTROY, request)
         if code in (errno.EPERM, errno.EACCES):
-            raise Unavailable("sockets can't be closed: this needs root (CAP_NET_ADMIN)")
+            raise Unavailable("cannot close sockets: this needs root (CAP_NET_ADMIN)")
         if not code:
             return CLOSED
-        if code in _GONE:
+        if code in _NOT_FOUND:
             return GONE
         if code in _NO_DESTROY:
             return NOT_SUPPORTED
-        raise OSError(code, f"{one} can't be closed: {errno.errorcode.get(code, code)}")
+        raise OSError(code, f"cannot close {entry}: {errno.errorcode.get(code, code)}")
 
 
-def listed(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> Listed:
-    """The value of the struct inet_diag_msg that begins at `start`; `device` names a device by its number."""
+def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> Listed:
+    """Return the socket of the struct inet_diag_msg that begins at `start`.
+
+    `device` returns the name of a device by its index.
+    """
     domain, state, _, _, identity, _, _, _, uid, inode = _MESSAGE.unpack_from(raw, start)
-    sport, dport, local, remote = _NAME.unpack_from(identity)
-    index, cookie = _REST.unpack_from(identity, _NAME.size)
+    sport, dport, local, remote = _PORTS_AND_ADDRESSES.unpack_from(identity)
+    index, cookie = _DEVICE_AND_COOKIE.unpack_from(identity, _PORTS_AND_ADDRESSES.size)
     found = dict(attributes(raw, start + _MESSAGE.size, end))
-    mapped = domain == socket.AF_INET6 and _MAPPED in (local[:12], remote[:12])
-    version = 4 if domain == socket.AF_INET or mapped else 6
-    part = slice(12, 16) if mapped else slice(0, 4 if version == 4 else 16)
+    is_mapped = domain == socket.AF_INET6 and _MAPPED_PREFIX in (local[:12], remote[:12])
+    family = 4 if domain == socket.AF_INET or is_mapped else 6
+    address = slice(12, 16) if is_mapped else slice(0, 4 if family == 4 else 16)
     return Listed(
-        version,
+        family,
         protocol,
         _STATES.get(state, str(state)),
-        _address(local[part]),
+        _address(local[address]),
         sport,
-        _address(remote[part]),
+        _address(remote[address]),
         dport,
-        _number(found[_MARK]) if _MARK in found else None,
+        native_integer(found[nl.INET_DIAG_MARK]) if nl.INET_DIAG_MARK in found else None,
         uid,
         inode,
         cookie,
         device(index) if index else None,
-        _number(found[_CGROUP_ID]) if _CGROUP_ID in found else None,
+        native_integer(found[nl.INET_DIAG_CGROUP_ID]) if nl.INET_DIAG_CGROUP_ID in found else None,
         domain,
         identity,
     )
 
 
 def _address(raw: bytes) -> str | None:
-    if not any(raw):
-        return None
-    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+    return ip_text(raw) if any(raw) else None
 
 
-def _number(raw: bytes) -> int:
-    return int.from_bytes(raw, sys.byteorder)
-
-
-def _device(index: int) -> str | None:
+def _device_name(index: int) -> str | None:
     with suppress(OSError):
         return socket.if_indextoname(index)
     return f"device number {index}"

@@ -1,48 +1,50 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The sockets of a running process, with all that Linux decides on when they send.
+"""Sockets of a running process, with the properties that decide about the packets they send.
 
-Each socket is borrowed (pidfd_getfd(2)) and asked itself. sock_diag(7) lists neither a socket that has
-not sent yet, nor a raw one where the kernel lacks the module, nor the mark of an AF_PACKET one.
+Each socket is duplicated (pidfd_getfd(2)) and queried itself. sock_diag(7) lists neither a socket
+that has not sent yet, nor a raw one if the kernel lacks the module, nor the mark of an AF_PACKET
+socket.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from .interface import Unavailable
+from . import libc
+from .errors import Gone as Gone
+from .errors import Unavailable
+from .namespace import socket_cookie
 
-_PIDFD_GETFD = 438  # the same number everywhere
-_SO_PROTOCOL, _SO_DOMAIN, _SO_NETNS_COOKIE = 38, 39, 71  # asm-generic/socket.h
+_SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h
 _TCP_LISTEN = 10  # include/net/tcp_states.h
 _IPV6_V6ONLY, _IPV6_UNICAST_IF, _IP_UNICAST_IF = 26, 76, 50
+_UNICAST_IF = {4: (socket.IPPROTO_IP, _IP_UNICAST_IF), 6: (socket.IPPROTO_IPV6, _IPV6_UNICAST_IF)}
+_IFNAMSIZ = 16
 _CLONE_NEWNET = 0x40000000
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
-_OVERFLOW = 65534  # what the kernel calls users that a namespace has no number for
-_IP = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_OVERFLOW_ID = 65534  # users and groups without a number in a user namespace (user_namespaces(7))
+_FAMILIES: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_TYPES: dict[int, str] = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "dgram", socket.SOCK_RAW: "raw"}
 _MAPPED = "::ffff:"
-_DUAL = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})  # raw and ping sockets stay in their family
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_DUAL_STACK = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})  # raw and ping sockets stay in their family
+_UNSPECIFIED = ("0.0.0.0", "::")
 
 
 @frozen
 class Socket:
-    """One IP or AF_PACKET socket.
+    """An IP or AF_PACKET socket.
 
-    `family` is 4 or 6, and 0 for AF_PACKET, whose `protocol` is an ethertype. `local` and `remote` are
-    None where the socket has none. `both`: an IPv6 socket that may send IPv4 too. `bound` is the device
-    of SO_BINDTODEVICE (or of an AF_PACKET socket); `out` the one of IP_UNICAST_IF.
-    `uid` and `gid` are those of the one who opened the socket, as nft counts them in the process's network
-    namespace.
+    `family` is 4 or 6, and 0 for AF_PACKET (`protocol` is an ethertype then). `local` and `remote`
+    are None if unset. `both`: an IPv6 socket that may send IPv4 too. `bound` is the device of
+    SO_BINDTODEVICE (or of an AF_PACKET socket); `out` the one of IP_UNICAST_IF. `uid` and `gid`
+    opened the socket, numbered as nft sees them in the network namespace of the process.
     """
 
     fd: int
@@ -60,12 +62,12 @@ class Socket:
     out: str | None = None
     both: bool = False
     listens: bool = False
-    elsewhere: bool = False  # of another network namespace than this process
+    elsewhere: bool = False  # in another network namespace than this process
 
 
 @frozen
 class Process:
-    """A running program: its name, its cgroup at present, and its sockets."""
+    """A running process: name, present cgroup, sockets."""
 
     pid: int
     name: str
@@ -73,53 +75,53 @@ class Process:
     sockets: tuple[Socket, ...]
 
 
-class Gone(Exception):
-    """There is no such process."""
-
-
 def enter_network_of(pid: int) -> bool:
-    """Move this thread to the network namespace of a process; False if it is there already.
+    """Move this thread to the network namespace of a process; return False if it is there already.
 
     Raises:
-        Gone: there is no such process.
-        Unavailable: it may not be done.
+        NoSuchProcess: there is no such process.
+        Unavailable: no permission.
     """
     try:
-        with Path(f"/proc/{pid}/ns/net").open("rb") as there, Path("/proc/thread-self/ns/net").open("rb") as here:
-            if os.path.sameopenfile(there.fileno(), here.fileno()):
+        with Path(f"/proc/{pid}/ns/net").open("rb") as wanted, Path("/proc/thread-self/ns/net").open("rb") as present:
+            if os.path.sameopenfile(wanted.fileno(), present.fileno()):
                 return False
-            if _libc.setns(there.fileno(), _CLONE_NEWNET):
-                raise _error()
+            libc.call("setns", wanted.fileno(), _CLONE_NEWNET)
     except OSError as error:
-        raise _gone(pid, error, "its network namespace can't be entered") from None
+        raise _process_error(pid, error, "cannot enter its network namespace") from None
     return True
 
 
 def sockets_of(pid: int) -> Process:
-    """A process and its sockets that can send IP or frames. Raises as `enter_network_of` does."""
-    home = Path(f"/proc/{pid}")
+    """Return a process and its sockets that can send IP packets or frames.
+
+    Raises as `enter_netns_of` does.
+    """
+    directory = Path(f"/proc/{pid}")
     try:
         process = os.pidfd_open(pid)
     except OSError as error:
-        raise _gone(pid, error, "it can't be looked at") from None
+        raise _process_error(pid, error, "cannot inspect it") from None
     try:
-        owners = _Owners(pid)
-        # By number, so that two runs show the same order.
-        numbers = sorted(int(entry.name) for entry in os.scandir(home / "fd"))
-        found = {}
-        for number in numbers:
-            if one := _of(process, home / "fd" / str(number), number, owners):
-                found.setdefault(*one)
-        name = (home / "comm").read_text(errors="replace").strip()
-        return Process(pid, name, _cgroup(home), tuple(found.values()))
+        owners = _IdMap(pid)
+        # By number, so that two runs have the same order.
+        descriptors = sorted(int(entry.name) for entry in os.scandir(directory / "fd"))
+        by_inode: dict[int, Socket] = {}
+        for descriptor in descriptors:
+            found = _read_socket(process, directory / "fd" / str(descriptor), descriptor, owners)
+            if found is not None:
+                inode, description = found
+                by_inode.setdefault(inode, description)
+        name = (directory / "comm").read_text(errors="replace").strip()
+        return Process(pid, name, _cgroup(directory), tuple(by_inode.values()))
     except OSError as error:
-        raise _gone(pid, error, "its sockets can't be looked at") from None
+        raise _process_error(pid, error, "cannot inspect its sockets") from None
     finally:
         os.close(process)
 
 
-class _Owners:
-    """Users and groups as the network namespace of a process counts them: by the user namespace that owns it."""
+class _IdMap:
+    """Users and groups as numbered in the user namespace that owns the network namespace of a process."""
 
     def __init__(self, pid: int) -> None:
         self._maps: dict[str, list[tuple[int, ...]]] | None = None
@@ -127,15 +129,15 @@ class _Owners:
             try:
                 owner = fcntl.ioctl(network, _NS_GET_USERNS)
             except PermissionError:
-                return  # one that this process is inside of: it has no other numbers here
+                return  # this process is inside that namespace: the numbers are the same
             try:
                 ours = Path("/proc/self/ns/user").stat()
                 if os.path.samestat(os.fstat(owner), ours):
                     return
                 if not os.path.sameopenfile(owner, user.fileno()):
                     raise Unavailable(
-                        f"process {pid}: its network namespace belongs to a user namespace that it is not in itself, "
-                        "so who its users are for nft is not known"
+                        f"process {pid}: its network namespace belongs to another user namespace than its own, "
+                        "so the users that nft sees are unknown"
                     )
             finally:
                 os.close(owner)
@@ -144,135 +146,128 @@ class _Owners:
             for kind in ("uid", "gid")
         }
 
-    def of(self, kind: str, number: int) -> int:
-        """The number there of a user ("uid") or group ("gid") of ours."""
+    def translate(self, kind: str, number: int) -> int:
+        """Return the number there of a user ("uid") or group ("gid") of this user namespace."""
         if self._maps is None:
             return number
         for inside, outside, length in self._maps[kind]:
             if outside <= number < outside + length:
                 return inside + number - outside
-        return _OVERFLOW
+        return _OVERFLOW_ID
 
 
-def _of(process: int, link: Path, number: int, owners: _Owners) -> tuple[int, Socket] | None:
-    """The inode and the socket behind a descriptor; None if it is another thing, or gone by now."""
+def _read_socket(process: int, link: Path, descriptor: int, owners: _IdMap) -> tuple[int, Socket] | None:
+    """Return inode and description of the socket behind a descriptor; None for another file, or one that has gone."""
     try:
         if not str(link.readlink()).startswith("socket:"):
             return None
-        known = link.stat()
-        borrowed = _libc.syscall(_PIDFD_GETFD, process, number, 0)
-        if borrowed < 0:
-            raise _error()
+        status = link.stat()
+        duplicate = libc.pidfd_getfd(process, descriptor)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.EBADF):
             return None
         raise
-    with socket.socket(fileno=borrowed) as one:
-        described = _described(one, number, known, owners)
-    return (known.st_ino, described) if described else None
+    with socket.socket(fileno=duplicate) as opened:
+        description = _describe(opened, descriptor, status, owners)
+    return (status.st_ino, description) if description else None
 
 
-def _described(one: socket.socket, number: int, known: os.stat_result, owners: _Owners) -> Socket | None:
-    domain = one.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
-    if domain not in (*_IP, socket.AF_PACKET):
+def _describe(opened: socket.socket, descriptor: int, status: os.stat_result, owners: _IdMap) -> Socket | None:
+    domain = opened.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
+    if domain not in (*_FAMILIES, socket.AF_PACKET):
         return None
-    kind = {socket.SOCK_STREAM: "stream", socket.SOCK_DGRAM: "dgram", socket.SOCK_RAW: "raw"}.get(one.type, "other")
-    found = Socket(
-        number,
-        _IP.get(domain, 0),
-        kind,
-        one.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL),
-        one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
-        # The kernel copies both from who opens a socket (sock_alloc), to its inode and to what nft reads.
-        owners.of("uid", known.st_uid),
-        owners.of("gid", known.st_gid),
-        elsewhere=_cookie(one) != _cookie(None),
+    description = Socket(
+        descriptor,
+        _FAMILIES.get(domain, 0),
+        _TYPES.get(opened.type, "other"),
+        opened.getsockopt(socket.SOL_SOCKET, _SO_PROTOCOL),
+        opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF,
+        # The kernel copies both ids of the opening process (sock_alloc), to the inode and to what
+        # nft reads.
+        owners.translate("uid", status.st_uid),
+        owners.translate("gid", status.st_gid),
+        elsewhere=socket_cookie(opened) != _thread_cookie(),
     )
-    return _frames(one, found) if domain == socket.AF_PACKET else _addresses(one, found)
+    return _with_frames(opened, description) if domain == socket.AF_PACKET else _with_addresses(opened, description)
 
 
-def _frames(one: socket.socket, found: Socket) -> Socket:
-    # The library says "eth0" or "", the protocol as an ethertype.
-    device, ethertype = one.getsockname()[:2]
-    return evolve(found, protocol=ethertype, bound=device or None)
+def _with_frames(opened: socket.socket, description: Socket) -> Socket:
+    # Python returns "eth0" or "", and the protocol as an ethertype.
+    device, ethertype = opened.getsockname()[:2]
+    return evolve(description, protocol=ethertype, bound=device or None)
 
 
-def _addresses(one: socket.socket, found: Socket) -> Socket:
-    local, sport = _end(one.getsockname())
+def _with_addresses(opened: socket.socket, description: Socket) -> Socket:
+    local, sport = _endpoint(opened.getsockname())
     remote: str | None = None
     dport = 0
     with suppress(OSError):  # ENOTCONN
-        remote, dport = _end(one.getpeername())
-    family = found.family
-    both = family == 6 and not one.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY)
-    mapped = [end for end in (local, remote) if end and end.startswith(_MAPPED)]
-    if mapped:  # an IPv6 socket that speaks IPv4
-        family, both = 4, False
-        local, remote = _without_map(local), _without_map(remote)
-    raw = found.kind == "raw"  # whose port is its protocol
+        remote, dport = _endpoint(opened.getpeername())
+    family = description.family
+    is_dual = family == 6 and not opened.getsockopt(socket.IPPROTO_IPV6, _IPV6_V6ONLY)
+    if any(address and address.startswith(_MAPPED) for address in (local, remote)):  # IPv6 socket that uses IPv4
+        family, is_dual = 4, False
+        local, remote = _without_mapped_prefix(local), _without_mapped_prefix(remote)
+    is_raw = description.kind == "raw"  # the port of a raw socket is its protocol
     return evolve(
-        found,
+        description,
         family=family,
-        both=both and local is None and remote is None and found.protocol in _DUAL,
+        both=is_dual and local is None and remote is None and description.protocol in _DUAL_STACK,
         local=local,
-        sport=0 if raw else sport,
+        sport=0 if is_raw else sport,
         remote=remote,
-        dport=0 if raw else dport,
-        bound=_bound(one),
-        out=_out(one, found.family),
-        listens=found.kind == "stream" and _state(one) == _TCP_LISTEN,
+        dport=0 if is_raw else dport,
+        bound=_bound_device(opened),
+        out=_unicast_device(opened, description.family),
+        listens=description.kind == "stream" and _tcp_state(opened) == _TCP_LISTEN,
     )
 
 
-def _end(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str | None, int]:
+def _endpoint(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[str | None, int]:
+    """Return address and port of a socket name, without the scope of the address; None for the unspecified one."""
     address = name[0].partition("%")[0]
-    return (None if address in ("0.0.0.0", "::") else address), name[1]
+    return (None if address in _UNSPECIFIED else address), name[1]
 
 
-def _without_map(address: str | None) -> str | None:
+def _without_mapped_prefix(address: str | None) -> str | None:
     return address.removeprefix(_MAPPED) if address else None
 
 
-def _bound(one: socket.socket) -> str | None:
-    device = one.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+def _bound_device(opened: socket.socket) -> str | None:
+    device = opened.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, _IFNAMSIZ)
     return device.rstrip(b"\0").decode(errors="replace") or None
 
 
-def _out(one: socket.socket, family: int) -> str | None:
-    level, option = (socket.IPPROTO_IP, _IP_UNICAST_IF) if family == 4 else (socket.IPPROTO_IPV6, _IPV6_UNICAST_IF)
-    index = socket.ntohl(one.getsockopt(level, option) & 0xFFFFFFFF)
+def _unicast_device(opened: socket.socket, family: int) -> str | None:
+    """Return the device of IP_UNICAST_IF or IPV6_UNICAST_IF, a number in network byte order."""
+    index = socket.ntohl(opened.getsockopt(*_UNICAST_IF[family]) & 0xFFFFFFFF)
     with suppress(OSError):
         return socket.if_indextoname(index) if index else None
     return f"device number {index}"
 
 
-def _state(one: socket.socket) -> int:
+def _tcp_state(opened: socket.socket) -> int:
+    """Return the state of a TCP socket, 0 for another stream socket."""
     with suppress(OSError):
-        return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        return opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     return 0
 
 
-def _cookie(one: socket.socket | None) -> int:
-    """The network namespace of a socket, or of this thread; 0 before Linux 5.14, which does not tell."""
-    if one is None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as made:
-            return _cookie(made)
-    with suppress(OSError):
-        return int.from_bytes(one.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
-    return 0
+def _thread_cookie() -> int:
+    """Return the number of the network namespace of this thread; 0 before Linux 5.14."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as opened:
+        return socket_cookie(opened)
 
 
-def _cgroup(home: Path) -> str | None:
-    lines = [line for line in (home / "cgroup").read_text(errors="replace").splitlines() if line.startswith("0::/")]
-    return lines[0].removeprefix("0::/") or None if lines else None
+def _cgroup(directory: Path) -> str | None:
+    """Return the path of the cgroup (version 2) of a process, below the root; None for the root."""
+    lines = (directory / "cgroup").read_text(errors="replace").splitlines()
+    paths = [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]
+    return paths[0] or None if paths else None
 
 
-def _error() -> OSError:
-    code = ctypes.get_errno()
-    return OSError(code, os.strerror(code))
-
-
-def _gone(pid: int, error: OSError, what: str) -> Gone | Unavailable:
+def _process_error(pid: int, error: OSError, what: str) -> Gone | Unavailable:
+    """Return the exception for an OSError about a process; `what` failed."""
     if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
         return Gone(f"there is no process {pid}, or it is a thread of another one")
     return Unavailable(f"process {pid}: {what} ({error.strerror}); this needs root (CAP_SYS_PTRACE)")

@@ -2,15 +2,15 @@
 /*
  * libpacketmark.so: LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1 CMD
  *
- * Every IP socket that CMD makes by socket(2) of the C library wears the mark before CMD gets it. The
- * promise is that no IP socket without the mark is handed out: where the kernel refuses the mark, the
- * program ends at once and says why. LIBPACKETMARK_OPTIONAL=1 has it go on without the mark instead.
+ * Each IP socket that CMD opens by socket(2) of the C library has the mark before CMD gets it. CMD never
+ * gets an IP socket without the mark: if the kernel refuses the mark, the program ends at once and reports
+ * the reason. With LIBPACKETMARK_OPTIONAL=1 it continues without the mark instead.
  *
- * The mark is VALUE or VALUE/MASK, each decimal or hexadecimal with 0x. Bits outside the mask keep what
- * others, such as a program on the cgroup, have put there. Sockets of other families are left alone, and
- * so are socketpair(2), which makes no IP sockets, and accept(2), whose sockets wear the listener's mark.
+ * The mark is VALUE or VALUE/MASK, each decimal or hexadecimal with 0x. Bits outside the mask keep the values
+ * that, for instance, a program on the cgroup has set. Sockets of other families stay unmarked, as do those of
+ * socketpair(2), which opens no IP sockets. Sockets of accept(2) inherit the mark of the listener.
  *
- * Nothing is allocated, and the only thing that threads share is read again where two of them come first.
+ * Nothing is allocated. Threads share only `own`; two threads that initialize it at once write the same values.
  */
 #define _GNU_SOURCE /* RTLD_NEXT, program_invocation_short_name */
 #include <dlfcn.h>
@@ -23,26 +23,26 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* sysexits.h; a service manager shows them by these names. */
+/* Exit statuses of sysexits.h; a service manager shows their names. */
 enum { NOPERM = 77, CONFIG = 78 };
 
 #define NEEDS "a mark is VALUE or VALUE/MASK, such as 0x1/0x1: the value is not 0 and lies within the mask"
 
 static struct {
-	int ready, told, optional;
+	int ready, reported, optional;
 	uint32_t value, mask;
 	int (*make)(int, int, int);
 } own;
 
-static size_t append(char *line, size_t at, size_t size, const char *words)
+static size_t append(char *line, size_t at, size_t size, const char *text)
 {
-	while (*words && at < size - 1)
-		line[at++] = *words++;
+	while (*text && at < size - 1)
+		line[at++] = *text++;
 	return at;
 }
 
-/* For the system's log (RFC 3164: daemon, error), since daemons send their standard error to /dev/null. */
-static void log_too(const char *line, size_t length)
+/* Write to the system log (RFC 3164: daemon, error): many daemons redirect their standard error to /dev/null. */
+static void write_log(const char *line, size_t length)
 {
 	struct sockaddr_un log = {.sun_family = AF_UNIX, .sun_path = "/dev/log"};
 	struct iovec parts[] = {{"<27>", 4}, {(void *)line, length}};
@@ -55,8 +55,8 @@ static void log_too(const char *line, size_t length)
 	close(fd);
 }
 
-/* One line on standard error, by one write(2), and in the log. */
-static void say(const char *first, const char *second, const char *third)
+/* Report one line on standard error, by one write(2), and in the log. */
+static void report(const char *first, const char *second, const char *third)
 {
 	char line[400];
 	size_t at = append(line, 0, sizeof(line), "libpacketmark: ");
@@ -66,14 +66,14 @@ static void say(const char *first, const char *second, const char *third)
 	at = append(line, at, sizeof(line), first);
 	at = append(line, at, sizeof(line), second);
 	at = append(line, at, sizeof(line), third);
-	log_too(line, at);
+	write_log(line, at);
 	line[at++] = '\n';
 	while (write(STDERR_FILENO, line, at) < 0 && errno == EINTR)
 		;
 }
 
-/* The number that the text begins with, and where it ends; NULL if there is none of 32 bits. */
-static const char *number(const char *text, uint32_t *found)
+/* Read the number at the begin of the text; return its end, or NULL if it is no number of 32 bits. */
+static const char *number(const char *text, uint32_t *result)
 {
 	int hex = text[0] == '0' && text[1] == 'x';
 	uint64_t sum = 0;
@@ -90,10 +90,10 @@ static const char *number(const char *text, uint32_t *found)
 		if (sum > UINT32_MAX)
 			return NULL;
 	}
-	/* 010 is ten to some and eight to others. */
+	/* 010 is ambiguous: decimal 10, or octal 8. */
 	if (text == start || (!hex && *start == '0' && text != start + 1))
 		return NULL;
-	*found = (uint32_t)sum;
+	*result = (uint32_t)sum;
 	return text;
 }
 
@@ -106,24 +106,24 @@ static int read_mark(const char *text, uint32_t *value, uint32_t *mask)
 	return text && !*text && *value && !(*value & ~*mask);
 }
 
-/* Read the environment. Two threads that come here at once write the same. */
+/* Read the environment. Two threads that do so at once write the same values. */
 static void prepare(void)
 {
 	int before = errno;
 	const char *mark = getenv("LIBPACKETMARK_MARK"), *optional = getenv("LIBPACKETMARK_OPTIONAL");
 	void *next = dlsym(RTLD_NEXT, "socket");
 
-	memcpy(&own.make, &next, sizeof(next)); /* ISO C has no cast from one to the other */
+	memcpy(&own.make, &next, sizeof(next)); /* ISO C cannot cast an object pointer to a function pointer */
 	if (!mark || !read_mark(mark, &own.value, &own.mask)) {
-		say("LIBPACKETMARK_MARK is ", mark ? mark : "missing", "; " NEEDS);
+		report("LIBPACKETMARK_MARK is ", mark ? mark : "missing", "; " NEEDS);
 		_exit(CONFIG);
 	}
 	if (optional && *optional && strcmp(optional, "0") && strcmp(optional, "1")) {
-		say("LIBPACKETMARK_OPTIONAL is ", optional, "; it is 0 or 1");
+		report("LIBPACKETMARK_OPTIONAL is ", optional, "; it is 0 or 1");
 		_exit(CONFIG);
 	}
 	if (!next) {
-		say("there is no socket() of the C library to be found", "", "");
+		report("there is no socket() of the C library to be found", "", "");
 		_exit(CONFIG);
 	}
 	own.optional = optional && *optional == '1';
@@ -136,7 +136,7 @@ __attribute__((constructor)) static void start(void)
 	prepare();
 }
 
-static int put_on(int fd)
+static int set_mark(int fd)
 {
 	uint32_t mark = 0;
 	socklen_t size = sizeof(mark);
@@ -147,7 +147,7 @@ static int put_on(int fd)
 	return setsockopt(fd, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
 }
 
-static void refused(int fd)
+static void handle_refusal(int fd)
 {
 	const char *why = errno == EPERM ? "the kernel does not let it mark its sockets: that takes CAP_NET_RAW, or "
 					   "CAP_NET_ADMIN before Linux 5.17"
@@ -155,26 +155,26 @@ static void refused(int fd)
 
 	if (!own.optional) {
 		close(fd);
-		say(why, "", "; ended, since nothing may leave without the mark");
+		report(why, "", "; ended, since nothing may leave without the mark");
 		_exit(NOPERM);
 	}
-	if (!__atomic_exchange_n(&own.told, 1, __ATOMIC_RELAXED))
-		say(why, "", "; it goes on without the mark (LIBPACKETMARK_OPTIONAL=1)");
+	if (!__atomic_exchange_n(&own.reported, 1, __ATOMIC_RELAXED))
+		report(why, "", "; it goes on without the mark (LIBPACKETMARK_OPTIONAL=1)");
 }
 
 __attribute__((visibility("default"))) int socket(int domain, int type, int protocol)
 {
 	int fd, before;
 
-	/* Constructors of other libraries may come before ours. */
+	/* Constructors of other libraries may run before the one here. */
 	if (!__atomic_load_n(&own.ready, __ATOMIC_ACQUIRE))
 		prepare();
 	fd = own.make(domain, type, protocol);
 	if (fd < 0 || (domain != AF_INET && domain != AF_INET6))
 		return fd;
 	before = errno;
-	if (put_on(fd))
-		refused(fd);
+	if (set_mark(fd))
+		handle_refusal(fd);
 	errno = before;
 	return fd;
 }

@@ -31,7 +31,7 @@ def compared() -> list[str]:
     error = nft.load(f"table inet t {{\n{body}}}\n")
     assert error is None, error
     (table,) = json_in.ruleset(nft.json("list table inet t"))
-    read = {one.name: elements.read("inet", "t", one.name, one.type) for one in table.sets}
+    read = {one.name: elements.read_elements("inet", "t", one.name, one.type) for one in table.sets}
     return [one.name for one in table.sets if read[one.name] != one.elements]
 
 
@@ -46,7 +46,7 @@ def many() -> tuple[int, bool]:
     rows = ", ".join(f"{number} . {address}" for number, address in wanted)
     error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
     assert error is None, error
-    return len(wanted), elements.read("inet", "t", "s", ("gid", "ipv4_addr")) == wanted
+    return len(wanted), elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr")) == wanted
 
 
 def test_more_than_one_message() -> None:
@@ -55,7 +55,7 @@ def test_more_than_one_message() -> None:
 
 
 def missing() -> None:
-    elements.read("inet", "t", "s", ("gid",))
+    elements.read_elements("inet", "t", "s", ("gid",))
 
 
 def test_no_such_set() -> None:
@@ -73,4 +73,4 @@ def with_comments() -> object:
     rows = '1 . 192.0.2.1 comment "a", 2 . 192.0.2.2'
     error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
     assert error is None, error
-    return elements.read("inet", "t", "s", ("gid", "ipv4_addr"))
+    return elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr"))

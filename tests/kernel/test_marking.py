@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from nftpolicy.kernel.bpf import marks
+from nftpolicy.kernel.bpf.programs import mark_program
 from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
 from nftpolicy.kernel.interface import Unavailable
 from nftpolicy.kernel.seccomp import MarkedCalls
@@ -101,7 +101,7 @@ def test_a_program_that_does_not_mark_is_found_out() -> None:
 
 def test_the_program_keeps_foreign_bits() -> None:
     """ctx->mark & ~mask | value, as seven instructions."""
-    code = marks(VALUE, MASK)
+    code = mark_program(VALUE, MASK)
     assert len(code) == 7 * 8
     assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code
 

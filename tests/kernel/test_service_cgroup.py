@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.kernel import bpf as ours
 from nftpolicy.kernel import cgroup as groups
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.bpf import programs, syscall
+from nftpolicy.kernel.errors import Unavailable
 from tests.lab import syscalls
 from tests.lab.netns import Namespace
 
@@ -51,11 +51,11 @@ def marks_inside(path: Path, uid: int | None = NOBODY) -> set[int]:
     return found
 
 
-def numbers(path: Path, kind: ours.Kind = ours.SOCK_CREATE) -> list[int]:
-    """The programs on a cgroup, whosever they are."""
+def numbers(path: Path, attach_type: syscall.AttachType = syscall.SOCK_CREATE) -> list[int]:
+    """Return the numbers of all programs on a cgroup, foreign ones included."""
     folder = os.open(path, os.O_RDONLY)
     try:
-        return [one.number for one in ours.attached(folder, kind)]
+        return [program.number for program in syscall.attached(folder, attach_type)]
     finally:
         os.close(folder)
 
@@ -87,12 +87,12 @@ def test_bits_and_programs_of_others_stay(node: Namespace, cgroup: Path) -> None
 
 def test_a_second_time_changes_nothing_and_another_mark_takes_the_place(node: Namespace, cgroup: Path) -> None:
     node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES)
-    first = numbers(cgroup), numbers(cgroup, ours.SETSOCKOPT)
+    first = numbers(cgroup), numbers(cgroup, syscall.SETSOCKOPT)
     assert node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES) is False
-    assert (numbers(cgroup), numbers(cgroup, ours.SETSOCKOPT)) == first
+    assert (numbers(cgroup), numbers(cgroup, syscall.SETSOCKOPT)) == first
     assert node.call(groups.attach, cgroup.name, 0x900, MASK) is True
     assert node.call(marks_inside, cgroup) == {0x900}
-    assert (len(numbers(cgroup)), numbers(cgroup, ours.SETSOCKOPT)) == (1, []), "and it is confined no longer"
+    assert (len(numbers(cgroup)), numbers(cgroup, syscall.SETSOCKOPT)) == (1, []), "and it is confined no longer"
 
 
 def test_of_two_that_came_at_once_one_stays(node: Namespace, cgroup: Path) -> None:
@@ -101,8 +101,9 @@ def test_of_two_that_came_at_once_one_stays(node: Namespace, cgroup: Path) -> No
     def twice() -> None:
         folder = os.open(cgroup, os.O_RDONLY)
         for value in (0x600, VALUE):
-            (code,) = ours.wanted(value, MASK, None).values()
-            ours.attach(folder, ours.load(ours.SOCK_CREATE, code, ours.own_name()), ours.SOCK_CREATE)
+            (code,) = programs.service_programs(value, MASK, None).values()
+            descriptor = syscall.load(syscall.SOCK_CREATE, code, programs.program_name())
+            syscall.attach(folder, descriptor, syscall.SOCK_CREATE)
 
     node.call(twice)
     assert len(numbers(cgroup)) == 2, "the control"
@@ -287,7 +288,7 @@ def test_a_program_that_tolerates_none_beside_it(
     monkeypatch.setattr(bpf, "_ALLOW_MULTI", 0)
     with bpf.attached(cgroup, bpf.SOCK_CREATE, bpf.mark_program(7)):
         theirs = numbers(cgroup)
-        assert "tolerates none beside it" in refusal(node, cgroup.name, VALUE, MASK)
+        assert "BPF_F_ALLOW_MULTI" in refusal(node, cgroup.name, VALUE, MASK)
         assert numbers(cgroup) == theirs
 
 

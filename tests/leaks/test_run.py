@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.kernel import cgroup as groups
+from nftpolicy.kernel.bpf import syscall
 from tests import native
 from tests.guarded import (
     ENVIRONMENT,
@@ -361,8 +362,8 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
         run(made, "true")
         folder = os.open(bpf.tree() / tree / "fastd", os.O_RDONLY)
         try:
-            for kind in groups.bpf.KINDS:
-                assert len(groups.bpf.attached(folder, kind)) == 1
+            for attach_type in syscall.ATTACH_TYPES:
+                assert len(syscall.attached(folder, attach_type)) == 1
         finally:
             os.close(folder)
     finally:

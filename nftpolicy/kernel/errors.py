@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Exceptions of this package.
+
+Exception
+  StepRefused        the kernel refused one step of a plan
+  Unavailable        the kernel, a right or a library is missing
+    RulesetChanging    the ruleset changed during each read
+    RulesetUnreadable  libnftables cannot list the ruleset
+    DumpInterrupted    changes interrupted each netlink dump (an OSError as well)
+  NoSuchProcess      the process has ended
+  ChildFailed        a forked process ended without a result
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..netstate.changes import Step
+
+
+class Refused(Exception):
+    """The kernel refused a step; nothing of that step was done.
+
+    `reason` is the message of the kernel or of libnftables; `object` the value it is about, if
+    known.
+    """
+
+    def __init__(self, step: Step, reason: str, item: object = None) -> None:
+        self.step, self.reason, self.object = step, reason, item
+        super().__init__(reason)
+
+
+class Unavailable(Exception):
+    """The kernel, or the library to reach it by, cannot be used. The message names the remedy."""
+
+
+class RulesetChanging(Unavailable):
+    """The nftables ruleset changed during each of several reads."""
+
+
+class RulesetUnreadable(Unavailable):
+    """This libnftables cannot list the ruleset of the kernel."""
+
+
+class DumpInterrupted(Unavailable, OSError):
+    """Changes interrupted each of several netlink dumps, so that there is no complete list.
+
+    An OSError with EINTR, as libmnl reports NLM_F_DUMP_INTR.
+    """
+
+    def __init__(self, subject: str, tries: int) -> None:
+        super().__init__(
+            errno.EINTR,
+            f"changes interrupted the netlink dump ({subject}) {tries} times in a row; "
+            "try again when the system is quieter",
+        )
+
+    def __str__(self) -> str:
+        return self.strerror or ""
+
+
+class Gone(Exception):
+    """There is no such process."""
+
+
+class ChildFailed(Exception):
+    """A forked process ended without a result. The message says how it ended.
+
+    `signal` is the number of the signal that ended it, or None.
+    """
+
+    def __init__(self, reason: str, signal: int | None = None) -> None:
+        self.signal = signal
+        super().__init__(reason)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Numbers and fixed structures of the netlink protocols, named as in the kernel's headers.
+
+Sources in include/uapi/linux: netlink.h, rtnetlink.h, fib_rules.h, if_link.h, if_addr.h,
+neighbour.h, icmpv6.h, inet_diag.h, sock_diag.h, netfilter/nfnetlink.h, netfilter/nf_tables.h,
+netfilter/nfnetlink_conntrack.h, netfilter/nf_conntrack_common.h.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+ADDRESS_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+AF_BRIDGE = 7
+
+# --- netlink.h ---
+
+NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 0, 4, 12
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
+NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_GET_STRICT_CHK = 270, 1, 12
+NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port of the sender
+NLATTR = struct.Struct("=HH")  # length, type
+
+# --- rtnetlink.h ---
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_GETNEIGH = 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+RTM_NEWNETCONF, RTM_DELNETCONF = 80, 81
+
+RTNLGRP_LINK = 1
+RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_RULE, RTNLGRP_IPV4_NETCONF = 5, 7, 8, 24
+RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV6_NETCONF = 9, 11, 19, 25
+
+RT_TABLE_DEFAULT, RT_TABLE_MAIN, RT_TABLE_LOCAL = 253, 254, 255
+RTN_UNICAST = 1
+RTM_F_CLONED, RTM_F_LOOKUP_TABLE, RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
+RTNH_F_DEAD, RTNH_F_ONLINK, RTNH_F_LINKDOWN, RTNH_F_UNRESOLVED = 0x1, 0x4, 0x10, 0x20
+
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC = 1, 2, 3, 4, 5, 6, 7
+RTA_METRICS, RTA_MULTIPATH, RTA_FLOW, RTA_CACHEINFO, RTA_TABLE, RTA_MARK = 8, 9, 11, 12, 15, 16
+RTA_VIA, RTA_NEWDST, RTA_PREF, RTA_ENCAP_TYPE, RTA_ENCAP, RTA_EXPIRES = 18, 19, 20, 21, 22, 23
+RTA_PAD, RTA_UID, RTA_TTL_PROPAGATE, RTA_IP_PROTO, RTA_SPORT, RTA_DPORT = 24, 25, 26, 27, 28, 29
+RTA_NH_ID = 30
+CACHEINFO_EXPIRES_OFFSET = 8  # rta_expires in struct rta_cacheinfo
+
+# family, destination length, source length, TOS, table, protocol, scope, type, flags
+RTMSG = struct.Struct("=BBBBBBBBI")
+RTMSG_TABLE_OFFSET, RTMSG_PROTOCOL_OFFSET, RTMSG_TYPE_OFFSET, RTMSG_FLAGS_OFFSET = 4, 5, 7, 8
+RTNEXTHOP = struct.Struct("=HBBi")  # length, flags, hops, device index
+
+# --- fib_rules.h ---
+
+FIB_RULE_PERMANENT, FIB_RULE_INVERT, FIB_RULE_UNRESOLVED = 0x1, 0x2, 0x4
+FIB_RULE_IIF_DETACHED, FIB_RULE_OIF_DETACHED = 0x8, 0x10
+FRA_DST, FRA_SRC, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY = 1, 2, 3, 4, 6
+FRA_FWMARK, FRA_FLOW, FRA_TUN_ID = 10, 11, 12
+FRA_SUPPRESS_IFGROUP, FRA_SUPPRESS_PREFIXLEN, FRA_TABLE, FRA_FWMASK, FRA_OIFNAME = 13, 14, 15, 16, 17
+FRA_PAD, FRA_L3MDEV, FRA_UID_RANGE, FRA_PROTOCOL, FRA_IP_PROTO = 18, 19, 20, 21, 22
+FRA_SPORT_RANGE, FRA_DPORT_RANGE, FRA_DSCP, FRA_FLOWLABEL, FRA_FLOWLABEL_MASK = 23, 24, 25, 26, 27
+FRA_SPORT_MASK, FRA_DPORT_MASK, FRA_DSCP_MASK = 28, 29, 30
+# family, destination length, source length, TOS, table, two reserved bytes, action, flags
+FIB_RULE_HDR = struct.Struct("=BBBBBBBBI")
+
+# --- if.h, if_link.h, if_addr.h, neighbour.h ---
+
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_GROUP, IFLA_INFO_KIND = 3, 10, 18, 27, 1
+IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
+NDA_DST = 1
+NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
+IFINFOMSG = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
+IFADDRMSG = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, device index
+IFADDRMSG_FLAGS_OFFSET = 2
+NDMSG = struct.Struct("=BxxxiHBB")  # family, device index, state, flags, type
+
+# --- sock_diag.h, inet_diag.h ---
+
+SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
+INET_DIAG_MARK, INET_DIAG_CGROUP_ID = 15, 21
+
+# --- netfilter/nfnetlink.h ---
+
+NFNLGRP_NFTABLES = 7
+NFNL_SUBSYS_CTNETLINK, NFNL_SUBSYS_NFTABLES = 1 << 8, 10 << 8  # shifted to their place in a message type
+NFGENMSG = struct.Struct("=BBH")  # family, version, resource
+NFPROTO = {"inet": 1, "ip": 2, "arp": 3, "netdev": 5, "bridge": 7, "ip6": 10}
+
+# --- netfilter/nf_tables.h ---
+
+NFT_MSG_DELTABLE, NFT_MSG_NEWCHAIN = NFNL_SUBSYS_NFTABLES | 2, NFNL_SUBSYS_NFTABLES | 3
+NFT_MSG_NEWRULE, NFT_MSG_DELRULE = NFNL_SUBSYS_NFTABLES | 6, NFNL_SUBSYS_NFTABLES | 8
+NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM = NFNL_SUBSYS_NFTABLES | 12, NFNL_SUBSYS_NFTABLES | 13
+NFT_MSG_NEWGEN, NFT_MSG_GETGEN = NFNL_SUBSYS_NFTABLES | 15, NFNL_SUBSYS_NFTABLES | 16
+NFT_MSG_GETOBJ = NFNL_SUBSYS_NFTABLES | 19
+NFTA_TABLE = 1  # the name of the table: number 1 in messages about chains, rules, sets, elements, objects
+NFTA_CHAIN_NAME, NFTA_RULE_CHAIN = 3, 2
+NFTA_GEN_ID, NFTA_GEN_PROC_PID, NFTA_GEN_PROC_NAME = 1, 2, 3
+NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
+NFTA_SET_ELEM_KEY = 1
+NFTA_OBJ_TABLE, NFTA_OBJ_NAME, NFTA_OBJ_TYPE, NFTA_OBJ_DATA = 1, 2, 3, 4
+NFTA_COUNTER_PACKETS = 2
+NFT_OBJECT_COUNTER = 1
+
+# --- netfilter/nfnetlink_conntrack.h, netfilter/nf_conntrack_common.h ---
+
+IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = NFNL_SUBSYS_CTNETLINK | 1, NFNL_SUBSYS_CTNETLINK | 2
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_STATUS, CTA_MARK, CTA_ID, CTA_ZONE = 1, 2, 3, 8, 12, 18
+CTA_MARK_MASK = 21
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
+CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
+IPS_SEEN_REPLY = 0x2

@@ -1,0 +1,88 @@
+"""Functions that run in a forked process."""
+
+import os
+import select
+import signal
+import time
+
+import pytest
+
+from nftpolicy.kernel.child_process import ChildProcess, run_in_child
+from nftpolicy.kernel.errors import ChildFailed
+
+
+def test_the_result_comes_whole() -> None:
+    assert run_in_child(lambda: b"") == b""
+    assert run_in_child(lambda: b"x" * 300_000) == b"x" * 300_000
+
+
+def test_the_work_is_done_elsewhere() -> None:
+    assert int(run_in_child(lambda: str(os.getppid()).encode())) == os.getpid()
+
+
+def test_an_exception_is_reported() -> None:
+    def work() -> bytes:
+        raise ValueError("seven")
+
+    with pytest.raises(ChildFailed, match=r"^ValueError: seven$") as raised:
+        run_in_child(work)
+    assert raised.value.signal is None
+
+
+def test_the_end_by_a_signal_is_reported() -> None:
+    def work() -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b"never"
+
+    with pytest.raises(ChildFailed, match=r"^ended by signal 9$") as raised:
+        run_in_child(work)
+    assert raised.value.signal == signal.SIGKILL
+
+
+def test_an_early_exit_is_reported() -> None:
+    def work() -> bytes:
+        os._exit(3)
+
+    with pytest.raises(ChildFailed, match=r"^exited with status 3$"):
+        run_in_child(work)
+
+
+def test_a_process_that_takes_too_long_is_ended() -> None:
+    def work() -> bytes:
+        time.sleep(60)
+        return b""
+
+    started = time.monotonic()
+    with pytest.raises(ChildFailed, match=r"^no result within 1 s$"):
+        run_in_child(work, seconds=1)
+    assert time.monotonic() - started < 10
+
+
+def test_a_result_can_be_waited_for_with_other_descriptors() -> None:
+    reader, writer = os.pipe()
+
+    def work() -> bytes:
+        return os.read(reader, 1)
+
+    with ChildProcess(work, nice=1) as child:
+        assert not child.read_available()
+        os.write(writer, b"!")
+        while not child.read_available():
+            assert select.select([child.descriptor], [], [], 10)[0]
+        assert child.result() == b"!"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_process_that_is_not_needed_any_more_is_killed_and_reaped() -> None:
+    with ChildProcess(lambda: bytes(time.sleep(60) is None)) as child:
+        child.cancel()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_signals_have_their_default_effect() -> None:
+    def work() -> bytes:
+        return str([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]).encode()
+
+    assert run_in_child(work).count(b"SIG_DFL") == 2

@@ -1,0 +1,252 @@
+"""Netlink sockets: requests, interrupted dumps, overflows; attributes."""
+
+import errno
+import socket
+import struct
+
+import pytest
+
+from nftpolicy.kernel import elements, rtnetlink
+from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
+from nftpolicy.kernel.inotify import WatchChanges
+from nftpolicy.kernel.monitor import Monitor
+from nftpolicy.kernel.netlink import socket as netlink_socket
+from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, ip_text, text
+from nftpolicy.kernel.netlink.constants import (
+    NFGENMSG,
+    NFT_MSG_NEWSETELEM,
+    NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    NLM_F_DUMP_INTR,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    NLMSGHDR,
+)
+from nftpolicy.kernel.netlink.socket import (
+    DUMP_TRIES,
+    NetlinkSocket,
+    pending_notifications,
+    repeat_until_consistent,
+    split_messages,
+)
+
+KIND = 7
+CLEAN, INTERRUPTED = 0, NLM_F_DUMP_INTR
+
+
+def message(kind: int, body: bytes, flags: int = 0, sequence: int = 1) -> bytes:
+    size = NLMSGHDR.size + len(body)
+    return NLMSGHDR.pack(size, kind, flags, sequence, 0) + body + bytes(-size % 4)
+
+
+def code(number: int) -> bytes:
+    return struct.pack("=i", -number)
+
+
+class FakeSocket:
+    """Answers the dumps one after the other; the last answer repeats."""
+
+    def __init__(self, *answers: list[tuple[int, bytes, int]]) -> None:
+        self.answers = list(answers)
+        self.requests = 0
+        self._pending: list[bytes] = []
+
+    def send(self, request: bytes) -> None:
+        _, _, _, sequence, _ = NLMSGHDR.unpack_from(request)
+        answer = self.answers[min(self.requests, len(self.answers) - 1)]
+        self.requests += 1
+        # One datagram a message, with a message of an earlier request before the last.
+        self._pending = [message(kind, body, flags, sequence) for kind, body, flags in answer]
+        self._pending.insert(-1, message(KIND, b"old!", 0, sequence - 1))
+
+    def recv(self, size: int) -> bytes:
+        return self._pending.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """No waiting; the pauses instead."""
+    slept: list[float] = []
+    monkeypatch.setattr(netlink_socket.time, "sleep", slept.append)
+    return slept
+
+
+def netlink(*answers: list[tuple[int, bytes, int]]) -> tuple[NetlinkSocket, FakeSocket]:
+    made, fake = NetlinkSocket.__new__(NetlinkSocket), FakeSocket(*answers)
+    made._socket, made._sequence = fake, 0  # type: ignore[assignment]
+    return made, fake
+
+
+def dump(flags: int, *bodies: bytes, done: int = 0) -> list[tuple[int, bytes, int]]:
+    return [*((KIND, body, flags) for body in bodies), (NLMSG_DONE, code(done), 0)]
+
+
+def bodies(messages: list[netlink_socket.Message]) -> list[bytes]:
+    return [raw[start:end] for raw, start, end in messages]
+
+
+def test_a_dump_has_all_messages_of_its_request() -> None:
+    made, fake = netlink(dump(CLEAN, b"one!", b"two!"))
+    assert bodies(made.dump(KIND, b"")) == [b"one!", b"two!"]
+    assert fake.requests == 1
+
+
+def test_an_interrupted_dump_is_repeated() -> None:
+    made, fake = netlink(dump(INTERRUPTED, b"part"), dump(INTERRUPTED, b"part"), dump(CLEAN, b"all1", b"all2"))
+    assert bodies(made.dump(KIND, b"")) == [b"all1", b"all2"]
+    assert fake.requests == 3
+
+
+def test_a_dump_that_is_always_interrupted_is_an_error(pauses: list[float]) -> None:
+    made, fake = netlink(dump(INTERRUPTED, b"part"))
+    with pytest.raises(DumpInterrupted) as raised:
+        made.dump(KIND, b"")
+    assert fake.requests == DUMP_TRIES
+    assert str(raised.value) == (
+        "changes interrupted the netlink dump (message type 7) 20 times in a row; try again when the system is quieter"
+    )
+    assert pauses[:3] == [0.001, 0.002, 0.004]
+    assert 0.5 < sum(pauses) < 1.5
+
+
+def test_an_interruption_counts_wherever_the_kernel_marks_it() -> None:
+    made, _ = netlink([(KIND, b"part", CLEAN), (NLMSG_DONE, code(0), INTERRUPTED)])
+    with pytest.raises(DumpInterrupted):
+        made.dump(KIND, b"")
+
+
+def test_dump_interrupted_is_handled_like_both_its_bases() -> None:
+    error = DumpInterrupted("message type 7", 20)
+    assert isinstance(error, Unavailable) and isinstance(error, OSError)
+    assert error.errno == errno.EINTR
+
+
+@pytest.mark.parametrize("last", [NLMSG_ERROR, NLMSG_DONE])
+def test_an_error_of_a_dump_is_raised(last: int) -> None:
+    made, _ = netlink([(KIND, b"part", CLEAN), (last, code(errno.ENOENT), CLEAN)])
+    with pytest.raises(FileNotFoundError):
+        made.dump(KIND, b"")
+
+
+def test_a_query_returns_its_answer_or_raises() -> None:
+    made, _ = netlink([(KIND, b"answer!!", 0)], [(NLMSG_ERROR, code(errno.EPERM), 0)])
+    assert bodies([made.query(KIND, b"")]) == [b"answer!!"]
+    with pytest.raises(PermissionError):
+        made.query(KIND, b"")
+
+
+@pytest.mark.parametrize("number", [0, errno.EEXIST])
+def test_a_change_returns_the_errno_of_its_acknowledgement(number: int) -> None:
+    made, _ = netlink([(KIND, b"echo", 0), (NLMSG_ERROR, code(number), 0)])
+    assert made.change(KIND, b"") == number
+
+
+def test_the_number_of_tries_is_bounded_for_other_readers_too() -> None:
+    results = [None, None, "done"]
+    assert repeat_until_consistent(lambda: results.pop(0), "test") == "done"
+    with pytest.raises(DumpInterrupted, match="elements"):
+        repeat_until_consistent(lambda: None, "elements")
+
+
+def element(key: bytes) -> bytes:
+    return attribute(1, attribute(NFTA_SET_ELEM_KEY, attribute(1, key)))
+
+
+def elements_dump(*keys: bytes, flags: int = 0) -> list[tuple[int, bytes, int]]:
+    body = NFGENMSG.pack(1, 0, 0) + attribute(NFTA_SET_ELEM_LIST_ELEMENTS, b"".join(element(key) for key in keys))
+    return [(NFT_MSG_NEWSETELEM, body, flags), (NLMSG_DONE, code(0), 0)]
+
+
+def test_elements_that_a_dump_lists_twice_make_it_inconsistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = struct.pack("=I", 800), struct.pack("=I", 801)
+    made, fake = netlink(
+        elements_dump(first, first), elements_dump(first, flags=INTERRUPTED), elements_dump(first, second)
+    )
+    monkeypatch.setattr(elements, "NetlinkSocket", lambda protocol: made)
+    assert elements.read_elements("inet", "t", "s", ("gid",)) == frozenset({800, 801})
+    assert fake.requests == 3
+
+
+def test_elements_that_never_hold_still_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = struct.pack("=I", 800)
+    made, _ = netlink(elements_dump(key, key))
+    monkeypatch.setattr(elements, "NetlinkSocket", lambda protocol: made)
+    with pytest.raises(DumpInterrupted, match="elements of set inet t s"):
+        elements.read_elements("inet", "t", "s", ("gid",))
+
+
+def test_an_overflow_is_reported_and_reading_goes_on() -> None:
+    answers = [b"first", OSError(errno.ENOBUFS, "overflow"), b"second", BlockingIOError()]
+
+    class Overflowing:
+        def recv(self, size: int) -> bytes:
+            answer = answers.pop(0)
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+    assert list(pending_notifications(Overflowing(), 9)) == [b"first", None, b"second"]  # type: ignore[arg-type]
+
+
+def test_a_monitor_lists_the_links_again_after_an_overflow_and_an_interrupted_dump(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Watch:
+        def read(self) -> WatchChanges:
+            return WatchChanges(False, False)
+
+    class Datagrams:
+        def __init__(self, *answers: OSError) -> None:
+            self.answers = list(answers)
+
+        def recv(self, size: int) -> bytes:
+            raise self.answers.pop(0) if self.answers else BlockingIOError()
+
+    dumps: list[object] = [DumpInterrupted("links", 20), [], DumpInterrupted("never", 20)]
+
+    def dump_objects(*_: object) -> object:
+        answer = dumps.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(rtnetlink, "dump_objects", dump_objects)
+    made = Monitor.__new__(Monitor)
+    made._files, made._links, made._touched, made._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
+    made._nft, made._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
+    first = made.read()
+    assert (first.lost, first.links, made._links) == (True, True, {7: ("old", 0, 0)})
+    second = made.read()
+    assert (second.lost, second.links, made._links) == (False, True, {})
+    assert not made.read()
+
+
+def test_no_more_datagrams_are_read_than_the_limit() -> None:
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return b"more"
+
+    assert len(list(pending_notifications(Endless(), 5))) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cut", range(0, 40, 3))
+def test_cut_messages_and_attributes_end_the_loop(cut: int) -> None:
+    raw = message(KIND, attribute(1, b"abc") + attribute(2, b""))[:cut]
+    assert len(list(split_messages(raw))) <= 1
+    assert len(list(attributes(raw, 16, len(raw)))) <= 2
+    assert len(list(attribute_spans(raw, 16, len(raw)))) <= 2
+
+
+def test_attributes_are_decoded_as_they_were_encoded() -> None:
+    raw = attribute(1, b"abc\0") + attribute(0x8000 | 2, b"x")
+    assert list(attributes(raw, 0, len(raw))) == [(1, b"abc\0"), (2, b"x")]
+    assert [(kind, raw[start:end]) for kind, start, end in attribute_spans(raw, 0, len(raw))] == [
+        (1, b"abc\0"),
+        (2, b"x"),
+    ]
+    assert list(attributes(struct.pack("=HH", 0, 1), 0, 4)) == []
+    assert (text(b"abc\0"), text(None)) == ("abc", "")
+    assert (ip_text(socket.inet_aton("192.0.2.1")), ip_text(bytes(15) + b"\1")) == ("192.0.2.1", "::1")
