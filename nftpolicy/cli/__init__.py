@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The command line: one thin file for each command. It reads words and prints; the rest computes."""
+"""The command line: one file for each command, which reads options and prints; other packages compute."""
