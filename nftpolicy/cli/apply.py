@@ -34,7 +34,8 @@ def command(
         bool,
         typer.Option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
     ] = False,
-    despite_others: Annotated[bool, typer.Option("--despite-others", hidden=True)] = False,  # the name before 0.2
+    # The name of --ignore-foreign before 0.2.
+    despite_others: Annotated[bool, typer.Option("--despite-others", hidden=True)] = False,
 ) -> None:
     """Apply a policy to the kernel, after proving every step.
 
@@ -57,7 +58,8 @@ def command(
                 report = applier.carry_out(outlook, wanted)
     for device in sorted(outlook.found.unhooked):
         warn(
-            f"{device}: no nft chain can be hooked at its egress (kernel too old, or the device does not exist yet): "
+            f"{device}: no nft chain can be hooked at its egress "
+            "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
     print_report(report)

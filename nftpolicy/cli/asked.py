@@ -122,7 +122,7 @@ class PacketOptions:
         )
 
     def require_destination_only(self) -> None:
-        """Check that only --to, --proto, --dport and --sport are given; a socket determines the rest.
+        """Check that no option but --to, --proto, --dport and --sport is given.
 
         Raises:
             Failure: another option is given.
@@ -160,7 +160,7 @@ class PacketOptions:
         if option == "--forward" and (parse_number("--mark", self.mark) or self.dev):
             raise option_failure(
                 "--forward",
-                "excludes --mark and --dev, which are a socket's; --ct-mark is the connection's mark",
+                "excludes --mark and --dev, which are a socket's; use --ct-mark",
             )
         return {"--forward": FORWARD, "--kernel": KERNEL, "--frame": FRAME}[option]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Helpers of the commands that change the kernel: create the applier, announce, report, wait for a confirmation."""
+"""Helpers of the commands that change the kernel: applier, announcement, report, confirmation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def changer(kernel: Kernel, options: Options) -> Changer:
 
 
 def announce(outlook: Outlook) -> None:
-    """Warn before a change: of an interrupted change, and of foreign rules that are not proved safe."""
+    """Warn of an interrupted change, and of foreign rules that are not proved safe."""
     if outlook.interrupted is not None and outlook.steps:
         warn(f"{outlook.interrupted}; continuing from the state of the kernel")
     for line in _foreign_lines(outlook):
@@ -39,7 +39,7 @@ def announce(outlook: Outlook) -> None:
 
 
 def dry_run_text(outlook: Outlook, unchanged: str) -> str:
-    """Return every step of a plan with the proof of the state after it, or `unchanged` without steps."""
+    """Return each step of a plan with the proof of the state after it; else `unchanged`."""
     if not outlook.steps or outlook.way is None:
         return unchanged
     from ..runtime.changes.wording import step_lines

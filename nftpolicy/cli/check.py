@@ -22,7 +22,7 @@ def command(file: PolicyFile = None) -> None:
     from ..policy.lint import warnings
     from ..policy.others import SIGNS
 
-    present = frozenset(sign for sign in SIGNS if os.path.exists(sign))  # noqa: PTH110 - text in, text out
+    present = frozenset(sign for sign in SIGNS if os.path.exists(sign))  # noqa: PTH110
     for line in warning_lines(source, warnings(policy, present)):
         warn(line)
     from ..runtime.resolver.leak_files import found as resolver_leaks

@@ -44,7 +44,7 @@ class Failure(Exception):
 
 
 def policy_file(file: Path | None, root: Path = Path("/")) -> Path:
-    """Return `file`, or without it the only policy in /etc/nftpolicy, or policy.toml if there are several.
+    """Return `file`, else the only policy in /etc/nftpolicy, else policy.toml there.
 
     `root` is the root directory of the target system.
 
@@ -132,7 +132,7 @@ def resolve_account(kind: str, item: object) -> Account:
     """Return a user or group of this machine, by name or number.
 
     Raises:
-        ValueError: it does not exist; the text says what to do.
+        ValueError: it does not exist; the message names the correction.
     """
     if not isinstance(item, str):
         return numbers_only(kind, item)
@@ -151,7 +151,9 @@ def resolve_account(kind: str, item: object) -> Account:
 
 
 def require_known(kind: str, name: str | None, known: Iterable[str], option: str = "", owner: str = "") -> None:
-    """Check the name of an uplink or service; `option` begins the message, `owner` is the policy's name in it.
+    """Check that the policy has an uplink or service of this name.
+
+    `option` is a prefix of the message, `owner` the policy's name in it.
 
     Raises:
         Failure: the policy has none of that name.
@@ -261,7 +263,7 @@ def _object_of(error: Refused) -> object:
 
 
 def _origin_of(item: object) -> KeyPath:
-    """Return the policy key of an object, or of the set that elements belong to; () if it has none."""
+    """Return the policy key of an object, or of the set of elements; () if it has none."""
     for owner in (item, getattr(item, "of", None)):
         origin = getattr(owner, "origin", None)
         if origin:

@@ -60,14 +60,14 @@ def _print_progress(title: str) -> None:
 
 # Root in a new user namespace, with subordinate IDs for the groups of the lab.
 _UNSHARE = [
-    "unshare", "--user", "--map-root-user", "--map-auto", "--mount-proc", "--pid", "--net", "--cgroup", "--fork",
-    "--kill-child",
+    "unshare", "--user", "--map-root-user", "--map-auto", "--mount-proc", "--pid", "--net",
+    "--cgroup", "--fork", "--kill-child",
 ]  # fmt: skip
 _SUBORDINATE_IDS = 65536
 
 
 def _restart_in_user_namespace() -> None:
-    """Execute this command again as root of a new user namespace; return if that is not possible."""
+    """Execute this command again as root of a new user namespace, if that is possible."""
     user = os.environ.get("USER", "")
     ids = min(_count_subordinate_ids(Path(file), user) for file in ("/etc/subuid", "/etc/subgid"))
     has_tun = os.access("/dev/net/tun", os.R_OK | os.W_OK)

@@ -20,7 +20,8 @@ _MOST_CHARACTERS = 300  # of a message of a decoder
 def desk_state(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
     """Return the state in these files; without a file that part is empty.
 
-    A file of rules or routes has one family: its prefix ("4:FILE", "6:FILE"), or that of the addresses in it.
+    A file of rules or routes has one family: that of its prefix ("4:FILE", "6:FILE"), or of
+    its addresses.
 
     Raises:
         Failure: a file cannot be read, or is not the output of the command.

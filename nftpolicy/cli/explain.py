@@ -81,8 +81,8 @@ def command(
     from .asked import PacketOptions
 
     options = PacketOptions(
-        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state, reply, ct_mark,
-        tuple(field or ()),
+        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
+        reply, ct_mark, tuple(field or ()),
     )  # fmt: skip
     has_state_files = bool(ruleset or rules or routes)
     if pid is not None:
@@ -108,7 +108,7 @@ def command(
 
 @frozen
 class JudgedState:
-    """Network state for an explanation: its explainer, its name, its assumptions, and its devices if known."""
+    """Network state for an explanation: explainer, name, assumptions, and devices if known."""
 
     explainer: Explainer
     locate: SourceLocator
@@ -125,7 +125,7 @@ class JudgedState:
 
 @frozen
 class ExplainResult:
-    """Explanation of one packet, of a socket or of the options; `note` says why there is none."""
+    """Explanation of one packet; `note` is the reason if there is none."""
 
     socket: Socket | None
     explained: Explained | None
@@ -184,7 +184,7 @@ class ExplainResults:
             print(f"{head}: {item.note}" if head else item.note)
             return
         confirmed = [route.kernel for route in item.explained.agreements if route.agrees]
-        # A second lookup, from the chosen source address, mostly returns the same route: print it once.
+        # A second lookup, from the chosen source address, mostly returns the same route.
         different = {(route.kind, route.device, route.gateway): route for route in reversed(confirmed)}
         notes = [f"the kernel's own route: {route}" for route in reversed(different.values())]
         print_trace(item.explained.walk, self.judged.locate, head, notes)
@@ -250,7 +250,7 @@ def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> Exp
 
 
 def _state_from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None) -> JudgedState:
-    """Return the state of this network namespace, with the lines of FILE or of the applied policy."""
+    """Return the state of this namespace, with the lines of FILE or of the applied policy."""
     if file is not None and policy is None:
         policy = read_policy(file)
     try:
@@ -276,7 +276,7 @@ def _applied_policy_if_valid() -> tuple[Policy, Source] | None:
     try:
         return applied_policy()
     except Failure as failure:  # an account was removed; only the policy lines are lost
-        warn(f"the policy that was applied last is no longer valid, so no policy lines are shown: {failure}")
+        warn(f"no policy lines are shown: the policy that was applied last is invalid: {failure}")
         return None
 
 

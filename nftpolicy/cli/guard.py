@@ -53,7 +53,7 @@ def command(
     changed = _changed_files(tables, to.absolute())
     loaded = None
     with change_errors_as_failure(source), _replace_files(changed):
-        # The new files are on the disk, and not renamed yet: a ruleset that the kernel refuses never takes effect.
+        # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
         if kernel is not None:
             memory = of_this_namespace()
             with memory.alone():
@@ -65,7 +65,7 @@ def command(
 
 
 def _changed_files(tables: Tables, to: Path) -> dict[Path, bytes]:
-    """Return the files whose content on the disk differs."""
+    """Return the files that differ from those on the disk."""
     from ..runtime.place.files import content_of
 
     with change_errors_as_failure(None):
@@ -73,7 +73,7 @@ def _changed_files(tables: Tables, to: Path) -> dict[Path, bytes]:
 
 
 def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
-    """Return a context that replaces the files at its end, and the manifest if install listed them."""
+    """Return a context that replaces the files at its end, with their entries in the manifest."""
     from ..runtime.place.files import Damaged, Manifest, put
 
     if not changed:
@@ -87,7 +87,8 @@ def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
 
 
 def _print_loaded(policy: Policy, loaded: Loaded) -> None:
-    print(f"{policy.name}: the guard is {describe_result(loaded.found, 'loaded', 'in the kernel already')}")
+    result = describe_result(loaded.found, "loaded", "in the kernel already")
+    print(f"{policy.name}: the guard is {result}")
     for device in sorted(loaded.found.unhooked):
         warn(
             f"{device}: no nft chain can be hooked at its egress now: frames of AF_PACKET sockets are not guarded there"

@@ -12,7 +12,7 @@ group = typer.Typer(help="Draft a policy from an existing configuration.", no_ar
 def _describe_group() -> None:
     """Draft a policy from an existing configuration.
 
-    The report says what leaks now.
+    The report lists what leaks now.
     """
 
 

@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Draft a policy from a router's UCI files.
 
-    The report says what leaks now. Needs no root and changes nothing in DIR.
+    The report lists what leaks now. Needs no root and changes nothing in DIR.
     """
     state = desk_state(ruleset, rules or (), routes or ())
     from ..openwrt.roles import NotUsable
@@ -92,7 +92,8 @@ def _report_lines(result: Imported, has_ruleset: bool) -> Iterator[str]:
     yield from section_lines("configuration not carried over into the policy", unmapped)
     yield from section_lines("assumptions", _assumptions(result, has_ruleset))
     yield ""
-    yield f"the policy: {result.proof.verdict}; next: nftpolicy check FILE, nftpolicy compile FILE --to openwrt DIR"
+    commands = "nftpolicy check FILE, nftpolicy compile FILE --to openwrt DIR"
+    yield f"the policy: {result.proof.verdict}; next: {commands}"
 
 
 def _assumptions(result: Imported, has_ruleset: bool) -> Iterable[str]:

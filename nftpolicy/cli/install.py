@@ -79,7 +79,8 @@ def command(
             raise Failure(f"the files are installed, but {error}") from None
         print(f"enabled and started {', '.join(wanted.started)}")
         if stopped:
-            print(f"stopped and disabled {', '.join(stopped)}: the policy no longer has these resolvers")
+            names = ", ".join(stopped)
+            print(f"stopped and disabled {names}: the policy no longer has these resolvers")
     elif not enable:
         _print_next_commands(wanted, root)
 
@@ -90,7 +91,7 @@ def _print_next_commands(wanted: Wanted, root: Path) -> None:
     init, obsolete = wanted.init, left_over(root, wanted)
     if root != Path("/"):
         if init.links:
-            print("next: an image builder of OpenWrt enables the scripts; without one use 'install --enable'")
+            print("next: an image builder of OpenWrt enables the scripts; else use 'install --enable'")
             return
         line = f"systemctl --root={root} enable {' '.join(wanted.started)}"
         if obsolete:

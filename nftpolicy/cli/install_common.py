@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Helpers of the commands that write files for the system: target root, paths in units, errors as messages."""
+"""Helpers of the commands that write system files: target root, paths in units, errors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def require_directory(option: str, path: Path) -> None:
 
 
 def installed_path(file: Path | None, root: Path) -> str:
-    """Return the path of this policy on the target system: its own in /etc/nftpolicy, or policy.toml there."""
+    """Return the path of this policy in /etc/nftpolicy of the target system."""
     name = file.name if file is not None and is_installed(file, root) else INSTALLED_NAME
     return f"{POLICY_DIRECTORY}/{name}"
 

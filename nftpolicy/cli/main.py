@@ -12,12 +12,12 @@ from keyword import iskeyword
 
 from .. import __version__
 
-# Each command is a module of this package; a Python keyword has "_" appended. A module with `group` has
-# subcommands. Only the module of the given command is imported, so that start-up is quick.
+# Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
+# has subcommands. Only the module of the given command is imported, so that start-up is quick.
 COMMANDS = (
-    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "wait", "explain",
-    "guard", "netconfig", "install", "uninstall", "units", "watch", "probe", "release", "resolver", "run", "demo",
-    "import",
+    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status",
+    "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
+    "release", "resolver", "run", "demo", "import",
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
 _SIGTERM_EXIT = 128 + signal.SIGTERM
@@ -30,7 +30,7 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"nftpolicy {__version__}")
         return
-    # An exception unwinds the stack, so that context managers undo a change and remove temporary files.
+    # An exception unwinds the stack: context managers undo a change and remove temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT))
     # Objects of a short command live until its end; collecting them would cost a tenth of its time.
     # Long-running commands turn the garbage collector on again.

@@ -29,7 +29,7 @@ def command(
         typer.Option("--force", help="Replace files that nftpolicy did not write, or that were changed."),
     ] = False,
 ) -> None:
-    """Make networkd and others use the uplink's routing table.
+    """Make the network manager use an uplink's routing table.
 
     Prints or writes configuration for the program that configures the network.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Trace of a packet as text: the packet, each decision with its result and policy line, the outcome.
+"""Trace of a packet as text: the packet, each step with its effect and policy line, the outcome.
 
 Plain text if standard output is not a terminal, else coloured by rich.
 """
@@ -38,7 +38,7 @@ _WIDEST = 76  # columns of a step's text; a longer one moves its result to the r
 
 @frozen
 class ShownStep:
-    """One line of a trace: stage, indentation depth, text and effect of a step, and its policy key and location."""
+    """One line of a trace: a step below its stage, its effect, and its policy key and location."""
 
     stage: str
     depth: int
@@ -60,7 +60,7 @@ def no_source(_: Origin) -> str:
 
 
 def source_locator(name: str, line: Callable[[Origin], int | None]) -> SourceLocator:
-    """Return the locator of a policy that was read from the file `name`; `line` finds the line of a key."""
+    """Return the locator of a policy in the file `name`; `line` returns the line of a key."""
     from ..policy.errors import shown as shown_key
 
     def locate(key: Origin) -> str:
@@ -179,7 +179,7 @@ def _missing_route(walk: Walk) -> str:
 
 
 def shown_steps(walk: Walk, locate: SourceLocator = no_source) -> list[ShownStep]:
-    """Return the steps of a trace in order, each with its stage. The header shows the origin of the packet."""
+    """Return the steps of a trace in order, each with its stage, without the packet's origin."""
     stage, hook = STAGE_ORIGIN, ""
     lines: list[ShownStep] = []
     for step in walk.decisions:
@@ -326,7 +326,7 @@ def _print_in_colours(walk: Walk, steps: list[ShownStep], heads: list[str], note
 
 
 def _coloured_step(step: ShownStep) -> Text:
-    """Return a step in one line: its text, its effect unless the text ends with it, the policy line."""
+    """Return a step in one line: text, effect unless the text ends with it, policy line."""
     from rich.text import Text
 
     left = _left_column(step)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _MOST_LEAKS = 6  # kinds of leaking probes of which one packet is printed
 _USAGE = "nftpolicy probe FILE, or its uplinks: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
 _NOT_TESTED = (
-    "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: a packet capture on this machine does not see them",
+    "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
     "forwarded packets, and packets of the kernel itself: use 'nftpolicy verify --live'",
 )
 # Verdict of a probe -> its word and colour in the table.
@@ -91,7 +91,7 @@ def _headline(report: Report, policy: Policy | None) -> str:
 
 
 def _explain_command(result: Result, file: Path | None) -> str | None:
-    """Return the command that prints the trace of a probe; None if its options cannot describe it."""
+    """Return the command that traces a probe; None if its options cannot describe it."""
     from ..runtime.probe.kinds import packet
     from .report import explain_options
 
@@ -148,7 +148,7 @@ def _kind_table(title: str, results: Sequence[Result]) -> Table:
 
 
 def _cell(results: Sequence[Result]) -> str:
-    """Return the verdicts of one kind in one family; the sender is named only if the verdicts differ."""
+    """Return the verdicts of one kind in one family, by sender if they differ."""
     verdicts = {f"{result.probe.shot.uid}": _verdict_text(result) for result in results}
     if len(set(verdicts.values())) < 2:
         return next(iter(verdicts.values()), "-")

@@ -28,4 +28,5 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
             with confirm_guard(applier, outlook):
                 report = applier.carry_out(outlook, None, "release")
     print_report(report)
-    print(f"{policy.name}: {describe_result(outlook.found, 'released', 'there was nothing to release')}")
+    result = describe_result(outlook.found, "released", "there was nothing to release")
+    print(f"{policy.name}: {result}")

@@ -22,7 +22,7 @@ _STYLES = {PROVED: "green", REFUTED: "red", UNKNOWN: "yellow"}
 _HEADLINES = {
     PROVED: "proved: {subject}: {properties} for all packets, IPv4 and IPv6",
     REFUTED: "REFUTED: {subject}: {refuted} of {all} statements are false",
-    UNKNOWN: "unknown: {subject}: no counterexample found, but not provable; see 'unsupported' below",
+    UNKNOWN: ("unknown: {subject}: no counterexample found, but not provable; see 'unsupported' below"),
 }
 _MOST = 12  # findings of one verdict that are printed whole
 _ROUTING_STEPS = (
@@ -48,7 +48,7 @@ class SuggestedCommands:
     verify: tuple[str, ...]
 
     def explain(self, packet: Packet) -> str | None:
-        """Return the command that prints the trace of the packet; None if its options cannot describe it."""
+        """Return the command that traces the packet; None if its options cannot describe it."""
         known = packet.ethertype in (None, ETHERTYPES[packet.family])
         if not known or (packet.origin == FORWARD and packet.mark):
             return None
@@ -177,9 +177,9 @@ def _refuted_lines(
         yield f"  why     {example.why}"
         for index, step in enumerate(_short_trace(example.walk, locate)):
             yield f"  {'' if index else 'trace':<6}  {step}"
-        others = len(finding.examples) - 1
-        if others:
-            yield f"          {and_more(others, 'packet')} by other paths: --json"
+        more = len(finding.examples) - 1
+        if more:
+            yield f"          {and_more(more, 'packet')} by other paths: --json"
     elif finding.detail:
         yield f"  why     {finding.detail}"
     location = locate(finding.origin)

@@ -108,7 +108,7 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
 
 
 def _await_advertisement(discovery: Learner) -> None:
-    """Refresh until a router advertisement has named servers, if that is a source; at most _RA_TIMEOUT seconds."""
+    """Wait up to _RA_TIMEOUT seconds for servers in a router advertisement, if that is a source."""
     from ..runtime.resolver.sources.reading import HEARD
 
     deadline = time.monotonic() + _RA_TIMEOUT

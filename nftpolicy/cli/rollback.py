@@ -43,7 +43,8 @@ def command(
 ) -> None:
     """Apply an earlier policy from the history.
 
-    The same proof as for apply comes first. While a policy is on trial, the default is the policy before it.
+    The same proof as for apply comes first. While a policy is on trial, the default is the policy
+    before it.
     """
     if at_deadline:
         _run_confirm_worker()
@@ -84,7 +85,7 @@ def command(
 
 
 def _policy_on_trial(memory: Memory, number: int | None) -> Pending | None:
-    """Return the policy on trial. With `number`, a damaged record of it is removed instead of an error."""
+    """Return the policy on trial. With `number`, a damaged record of it is removed."""
     from ..runtime.changes import pending
 
     try:
@@ -110,10 +111,10 @@ def _rollback_target(snapshots: History, memory: Memory, number: int | None, tri
     if number is None:
         last = memory.policy()
         if last is None:
-            raise Failure("no policy is in force; 'nftpolicy rollback N' applies number N of 'nftpolicy history'")
+            raise Failure("no policy is in force; 'nftpolicy rollback N' applies entry N of the history")
         entry = snapshot.before(last[1])
         if entry is None:
-            raise Failure("there is no policy before this one in the history: type 'nftpolicy history' to list it")
+            raise Failure("there is no policy before this one: type 'nftpolicy history' to list all")
     else:
         entry = snapshot.entry(number)
         path = snapshots.path(number)
@@ -164,7 +165,8 @@ def _apply_target(applier: Changer, wanted: Wanted | None, target: Back | None, 
 
 def _run_confirm_worker() -> None:
     """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
-    from ..runtime.changes import deadman, way  # noqa: F401 - imported now, so that the rollback cannot fail on it
+    # `way` is imported now, so that the import cannot fail at the deadline.
+    from ..runtime.changes import deadman, way  # noqa: F401
     from ..runtime.changes.change import Options
     from ..runtime.changes.memory import Busy
 

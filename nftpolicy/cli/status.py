@@ -83,4 +83,5 @@ def _pending_lines(memory: Memory) -> Iterator[str]:
     if problem := overdue(memory):
         yield problem
     elif (trial := pending(memory)) is not None:
-        yield f"on trial until {trial.until}, then rolled back to {trial.goal}; 'nftpolicy confirm' keeps it"
+        target = f"then rolled back to {trial.goal}"
+        yield f"on trial until {trial.until}, {target}; 'nftpolicy confirm' keeps it"

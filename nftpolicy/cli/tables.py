@@ -66,7 +66,7 @@ def _counter_table(state: Status) -> Table:
 
 
 def _print_sockets(console: Console, state: Status) -> None:
-    """Print the sockets that concern an uplink, the wrong ones first, with the meaning of each verdict."""
+    """Print the sockets that concern an uplink, and the meanings of their verdicts."""
     if state.sockets is None:
         console.print(f"sockets: not known: {state.trouble}", markup=False)
         return

@@ -28,7 +28,8 @@ def finding_lines(proof: Proof, source: Source | None) -> list[str]:
     for finding in sorted(failed, key=lambda finding: finding.verdict != REFUTED):
         packet = f"{described(finding.examples[0].packet)}: " if finding.examples else ""
         location = f"{key_location(source, finding.origin)}: " if source is not None else ""
-        lines.append(f"{location}{finding.property} {finding.verdict}: {finding.subject}: {packet}{finding.detail}")
+        head = f"{location}{finding.property} {finding.verdict}: {finding.subject}"
+        lines.append(f"{head}: {packet}{finding.detail}")
     return lines
 
 

@@ -39,7 +39,7 @@ def command(
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="SERVICE=UNIT, for a service whose unit is not SERVICE.service."),
+        typer.Option(help="SERVICE=UNIT, if the unit of the service is not SERVICE.service."),
     ] = None,
     destdir: DestDir = None,
     program: ProgramPath = None,
@@ -135,7 +135,7 @@ def _drop_ins(
 
 
 def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
-    """Return installed drop-ins in this directory whose service is no longer in the policy."""
+    """Return installed drop-ins in this directory for services that the policy no longer has."""
     from ..runtime.place.dropins import NAME
     from ..runtime.place.files import Manifest, below
 

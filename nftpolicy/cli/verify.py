@@ -109,7 +109,7 @@ def command(
     as_json: PrintJson = False,
     script: Annotated[
         Path | None,
-        typer.Option(help="Write the first counterexample to this file as a sh script; - prints only the script."),
+        typer.Option(help="Write the first counterexample as a sh script to this file; - prints it alone."),
     ] = None,
 ) -> None:
     """Prove that no packet leaks, or show one that does.

@@ -70,8 +70,9 @@ def command(
         shadow_table = f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n"
         supports_owner = nft.load(shadow_table, check=True) is None
         environment = World(
-            applier, Linux, events, nft.load, log.write, monitor.sent, monitor.counted, monitor.own_ports, Manager(),
-            block_unknown, supports_owner, None if leave_routes else Routes(), leaks=Watcher().look,
+            applier, Linux, events, nft.load, log.write, monitor.sent, monitor.counted,
+            monitor.own_ports, Manager(), block_unknown, supports_owner,
+            None if leave_routes else Routes(), leaks=Watcher().look,
         )  # fmt: skip
         Watch(environment).run()
 

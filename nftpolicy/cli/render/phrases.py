@@ -19,5 +19,5 @@ def _inflect(number: int, noun: str) -> str:
 
 
 def printable_text(text: str) -> str:
-    """Return `text` with "?" for each character that a terminal could interpret as a control sequence."""
+    """Return `text` with "?" for each character that could control a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -26,7 +26,7 @@ def make_console(soft_wrap: bool = False) -> Console:
 
 
 def make_table(*columns: str, right: Collection[str] = (), no_wrap: Collection[str] = ()) -> Table:
-    """Return an empty table; columns named in `right` are right-aligned, those in `no_wrap` keep one line."""
+    """Return an empty table; `right` are right-aligned columns, `no_wrap` keep one line."""
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
