@@ -39,10 +39,28 @@ def _read_family(file: str, decode: Callable[[Any, int | None], Decoded], comman
     family, colon, name = file.partition(":")
     if colon and family in ("4", "6"):
         return _read(name, lambda document: decode(document, int(family)), command)
-    return _read(file, lambda document: decode(document, None), command, "; write 4:FILE or 6:FILE")
+
+    def decode_by_addresses(document: Any) -> Decoded:
+        try:
+            return decode(document, None)
+        except ValueError as error:
+            if not _is_valid(document, decode):
+                raise
+            raise ValueError(f"{error}; write 4:FILE or 6:FILE") from None
+
+    return _read(file, decode_by_addresses, command)
 
 
-def _read(file: str, decode: Callable[[Any], Decoded], command: str, family_hint: str = "") -> Decoded:
+def _is_valid(document: Any, decode: Callable[[Any, int | None], Decoded]) -> bool:
+    """Return True if the document can be decoded once its family is known."""
+    try:
+        decode(document, 4)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     name = "standard input" if file == "-" else file
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
@@ -51,12 +69,13 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str, family_hint
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
-        raise Failure(f"{name}: not the JSON that '{command}' prints: {_shorten(error)}", BAD_INPUT) from None
+        message = f"not the JSON that '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", BAD_INPUT) from None
     try:
         return decode(document)
     except ValueError as error:
-        hint = family_hint if "IPv4 or IPv6" in str(error) else ""
-        raise Failure(f"{name}: not what '{command}' prints: {_shorten(error)}{hint}", BAD_INPUT) from None
+        message = f"not what '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", BAD_INPUT) from None
 
 
 def _shorten(error: Exception) -> str:

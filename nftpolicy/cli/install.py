@@ -10,7 +10,7 @@ import typer
 
 from .common import BAD_INPUT, NOT_HERE, Failure, installed_policies, policy_file, read_policy
 from .install_common import (
-    InitSystem,
+    InitOption,
     install_errors_as_failure,
     installed_path,
     is_installed,
@@ -42,7 +42,7 @@ def command(
     enable: Annotated[
         bool, typer.Option("--enable", help="Enable and start the units. This closes the uplinks.")
     ] = False,
-    init: InitSystem = None,
+    init: InitOption = None,
 ) -> None:
     """Install units, policy and guard, for enforcement from boot.
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..runtime.place.inits import Init
 
 StartedBy = StrEnum("StartedBy", ["systemd", "procd"])  # runtime/install/init_systems.py
-InitSystem = Annotated[
+InitOption = Annotated[
     StartedBy | None,
     typer.Option(help="Init system of the target system; default: the one found there."),
 ]

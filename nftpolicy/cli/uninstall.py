@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 from .common import INSTALLED_NAME, installed_policies, warn
-from .install_common import InitSystem, install_errors_as_failure, select_init, target_root
+from .install_common import InitOption, install_errors_as_failure, select_init, target_root
 from .options import DestDir
 
 
 def command(
     destdir: DestDir = None,
     purge: Annotated[bool, typer.Option("--purge", help="Remove the policy too.")] = False,
-    init: InitSystem = None,
+    init: InitOption = None,
 ) -> None:
     """Remove the files that install wrote.
 

@@ -329,7 +329,7 @@ def test_a_program_with_a_marked_socket(held: Node) -> None:
         assert f"process {pid} " in told and "2 IP or packet sockets" in told
         assert f"=> leaves by {WAN} with mark 0x1" in told
         assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
-        assert re.search(r"udp by IPv6 and IPv4.*on br-wan: not connected: name a destination with --to", told)
+        assert re.search(r"udp over IPv6 and IPv4.*bound to br-wan: not connected: name a destination with --to", told)
         assert "=> dropped by inet nftpolicy wan.guard: counter wan.dropped" in outside(
             held, "--pid", pid, "--to", at.NEIGHBOUR[6]
         )

@@ -198,8 +198,8 @@ def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt"), "say into which folder"),
-        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "README.md"), "README.md is none"),
+        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt"), "name the directory"),
+        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "README.md"), "README.md is not a directory"),
         (("compile", "rulesets/gluon-fastd.toml", "--to", "nft", "somewhere"), "are for --to openwrt"),
         (("compile", "rulesets/gluon-fastd.toml", "--force"), "are for --to openwrt"),
         (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "x", "--ports", "a=b"), "finds the ports"),
