@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The command line: one file for each command, for options and output; other packages compute."""
+"""Command line: one file for each command, for options and output; other packages compute."""

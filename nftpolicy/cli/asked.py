@@ -68,7 +68,7 @@ def parse_number(option: str, text: str, largest: int = _U32_MAX) -> int:
 
 @frozen
 class PacketOptions:
-    """Options that describe a packet, as they were given."""
+    """Options that describe a packet, as they were typed."""
 
     to: str | None
     source: str | None = None
@@ -143,12 +143,12 @@ class PacketOptions:
 
     def _origin(self, source: int | None) -> str:
         chosen = {"--forward": self.forward, "--kernel": self.kernel, "--frame": self.frame}
-        given = [option for option, value in chosen.items() if value]
-        if len(given) > 1:
-            raise option_failure(given[0], f"excludes {given[1]}: a packet has one origin")
-        if not given:
+        options = [option for option, value in chosen.items() if value]
+        if len(options) > 1:
+            raise option_failure(options[0], f"excludes {options[1]}: a packet has one origin")
+        if not options:
             return SOCKET
-        (option,) = given
+        (option,) = options
         of_socket = {"--uid": self.uid, "--gid": self.gid, "--cgroup": self.cgroup}
         for socket_option, value in of_socket.items():
             if value is not None and option != "--frame":

@@ -71,8 +71,8 @@ def application(arguments: list[str]) -> Callable[[], None]:
 
     app.callback()(print_version)
     known = [*COMMANDS, *_OLD_NAMES]
-    given = [word for word in arguments[:1] if word in known]
-    for command in given or known:
+    named = [word for word in arguments[:1] if word in known]
+    for command in named or known:
         name = _OLD_NAMES.get(command, command)
         module = import_module(f".{name}{'_' if iskeyword(name) else ''}", __package__)
         if hasattr(module, "group"):

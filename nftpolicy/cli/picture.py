@@ -38,7 +38,7 @@ _WIDEST = 76  # columns of a step's text; a longer one moves its result to the r
 
 @frozen
 class ShownStep:
-    """One line of a trace: a step below its stage, its effect, and its policy key and location."""
+    """Line of a trace: a step below its stage, its effect, and its policy key and location."""
 
     stage: str
     depth: int

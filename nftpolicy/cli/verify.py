@@ -40,7 +40,7 @@ _NO_INPUT = f"name a policy, or with --live or --ruleset the uplinks and their m
 
 @frozen
 class VerifyInput:
-    """Options of `verify` that choose the state and the uplinks, as they were given."""
+    """Options of `verify` that choose the state and the uplinks, as they were typed."""
 
     file: Path | None
     live: bool
@@ -116,11 +116,11 @@ def command(
 
     The proof covers all packets of IPv4 and IPv6.
     """
-    given = VerifyInput(file, live, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ())
-    given.check()
+    inputs = VerifyInput(file, live, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ())
+    inputs.check()
     if as_json and script is not None and str(script) == "-":
         raise Failure("--script -: standard output is taken by --json", BAD_INPUT)
-    uplinks = uplinks_from_options(given.uplinks, given.marks, given.exempt)
+    uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
     require_no_policy(bool(uplinks), file is not None)
     policy = read_policy(file) if file is not None else None
     if policy is None and not uplinks:
@@ -128,7 +128,7 @@ def command(
             raise Failure(_NO_INPUT, BAD_INPUT)
         this_kernel()  # first, so that a missing root privilege is the message
         policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
-    judged = _prove(given, policy, uplinks)
+    judged = _prove(inputs, policy, uplinks)
     from .report import print_proof, verdict_headline
 
     if script is not None:
@@ -138,22 +138,22 @@ def command(
     elif str(script) == "-":
         warn(verdict_headline(judged))
     else:
-        print_proof(judged, _source_locator(policy), given.suggested_commands())
+        print_proof(judged, _source_locator(policy), inputs.suggested_commands())
     status = {"proved": 0, "refuted": REFUSED, "unknown": UNKNOWN}[judged.proof.verdict]
     if status:
         raise typer.Exit(status)
 
 
-def _prove(given: VerifyInput, policy: tuple[Policy, Source] | None, uplinks: Sequence[Asked]) -> Judged:
+def _prove(inputs: VerifyInput, policy: tuple[Policy, Source] | None, uplinks: Sequence[Asked]) -> Judged:
     from ..runtime import verify
 
     subject = policy[0] if policy else uplinks
     with _Progress() as progress:
-        if given.has_state_files:
-            state = desk_state(given.ruleset, given.rules, given.routes)
-            return verify.of_files(state, subject, given.exempt, progress)
-        if given.live:
-            return verify.of_kernel(this_kernel(), subject, given.exempt, progress)
+        if inputs.has_state_files:
+            state = desk_state(inputs.ruleset, inputs.rules, inputs.routes)
+            return verify.of_files(state, subject, inputs.exempt, progress)
+        if inputs.live:
+            return verify.of_kernel(this_kernel(), subject, inputs.exempt, progress)
         assert policy is not None
         return verify.of_policy(policy[0], progress)
 
