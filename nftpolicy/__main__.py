@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""`python -m nftpolicy` is `nftpolicy`."""
+"""Entry point of `python -m nftpolicy`, the same as `nftpolicy`."""
 
 from .cli.main import main
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The command line: one thin file for each command. It reads words and prints; the rest computes."""
+"""Command line: one file for each command, for options and output; other packages compute."""

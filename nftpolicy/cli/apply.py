@@ -3,45 +3,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Optional
+from typing import Annotated
 
 import typer
 
-from . import changes
-from .common import FILE, changing, done, read_policy, this_kernel, warn
+from .changes import announce, changer, confirm_guard, dry_run_text, print_report
+from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
+from .options import DryRun, PolicyFile, WaitSeconds
+
+_UNCHANGED = "in force already, nothing to change"
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show every step and its proof, and change nothing."),
-    confirm: int = typer.Option(0, "--confirm", min=0, max=86_400, help="Go back after so long, unless confirmed."),
-    wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
-    via_block: bool = typer.Option(False, "--via-block", help="Stop everything on the uplinks during the change."),
-    despite_others: bool = typer.Option(
-        False, "--despite-others", help="Apply although rules of others let out what must not leave."
-    ),
+    file: PolicyFile = None,
+    dry_run: DryRun = False,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            "--confirm",
+            min=0,
+            max=86_400,
+            help="Seconds until rollback, unless 'nftpolicy confirm'.",
+        ),
+    ] = 0,
+    wait: WaitSeconds = 0,
+    via_block: Annotated[
+        bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
+    ] = False,
+    ignore_foreign: Annotated[
+        bool,
+        typer.Option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
+    ] = False,
+    # The name of --ignore-foreign before 0.2.
+    despite_others: Annotated[bool, typer.Option("--despite-others", hidden=True)] = False,
 ) -> None:
-    """Make the kernel hold what the policy says. The second time changes nothing."""
+    """Apply a policy to the kernel, after proving every step.
+
+    A second run changes nothing.
+    """
     policy, source = read_policy(file)
     kernel = this_kernel()
     from ..runtime.changes.change import Options, Wanted
 
     wanted = Wanted(policy, (source.name, source.text.encode()))
-    with changing(source):
-        changer = changes.changer(kernel, Options(wait, via_block, despite_others))
+    with change_errors_as_failure(source):
+        applier = changer(kernel, Options(wait, via_block, ignore_foreign or despite_others))
         if dry_run:
-            print(changes.dry(changer.outlook(wanted), f"{policy.name}: the kernel holds it already"))
+            print(dry_run_text(applier.outlook(wanted), f"{policy.name}: {_UNCHANGED}"))
             return
-        with changer.alone():
-            outlook = changer.outlook(wanted)
-            changes.foretell(outlook)
-            with changes.on_trial(changer, outlook, confirm):
-                carried = changer.carry_out(outlook, wanted)
+        with applier.alone():
+            outlook = applier.outlook(wanted)
+            announce(outlook)
+            with confirm_guard(applier, outlook, confirm):
+                report = applier.carry_out(outlook, wanted)
     for device in sorted(outlook.found.unhooked):
         warn(
-            f"no chain can be hooked at the egress of {device} (an old kernel, or one that wants the device first): "
+            f"{device}: no nft chain can be hooked at its egress "
+            "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
-    changes.afterwards(carried)
-    print(f"{policy.name}: {done(outlook.found, 'applied', 'the kernel holds it already')}")
+    print_report(report)
+    print(f"{policy.name}: {describe_result(outlook.found, 'applied', _UNCHANGED)}")

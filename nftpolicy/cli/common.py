@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What several commands share: exit codes, loading a policy, saying what went wrong."""
+"""Helpers of several commands: exit codes, loading a policy, errors of a change as messages."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,71 +12,128 @@ from typing import TYPE_CHECKING
 from ..policy.errors import PolicyError, Source, nearest, shown
 from ..policy.load import load, numbers_only
 from ..policy.objects import Account, Policy
+from .render.phrases import quantity
 
 if TYPE_CHECKING:
+    from ..kernel.interface import Refused
     from ..kernel.linux import Linux
+    from ..planner.plan import Plan
+    from ..policy.lines import Path as KeyPath
     from ..runtime.changes.apply import Prospect
+    from ..runtime.changes.memory import Memory
 
 # The exit codes of every command, documented in nftpolicy(1).
 REFUSED, BAD_INPUT, UNKNOWN, NOT_HERE = 1, 2, 3, 4
 
+POLICY_DIRECTORY, INSTALLED_NAME = (
+    "/etc/nftpolicy",
+    "policy.toml",
+)  # `install` writes the policy by that name
+_MOST_DIFFERENCES = 20  # lines of a message
+
 
 class Failure(Exception):
-    """A command failed: its last words, and its exit status."""
+    """Failure of a command: the message for standard error, and the exit code."""
 
     def __init__(self, message: str, status: int = REFUSED) -> None:
         self.status = status
         super().__init__(message)
 
 
-# The help of an argument that is a policy.
-FILE = "The policy, TOML; without it, the one in /etc/nftpolicy. - reads standard input."
-FOLDER, INSTALLED = "/etc/nftpolicy", "policy.toml"  # where policies are, and how `install` calls one
+# --- policies -------------------------------------------------------------------------------
 
 
 def policy_file(file: Path | None, root: Path = Path("/")) -> Path:
-    """The policy that is meant: `file`, or without it the only one in /etc/nftpolicy, or the installed one; or Failure.
+    """Return `file`, else the only policy in /etc/nftpolicy, else policy.toml there.
 
-    `root` is the folder that is the root of the machine that is meant.
+    `root` is the root directory of the target system.
+
+    Raises:
+        Failure: no file is given, and /etc/nftpolicy has none, or several without a policy.toml.
     """
     if file is not None:
         return file
-    found = policies(root)
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise Failure(f"no policy is named, and there is none in {FOLDER}: write {FOLDER}/{INSTALLED}", BAD_INPUT)
-    for one in found:
-        if one.name == INSTALLED:
-            return one
-    raise Failure(f"which policy? {FOLDER} has {', '.join(one.name for one in found)}: name one", BAD_INPUT)
+    files = installed_policies(root)
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise Failure(
+            f"no policy file is given, and {POLICY_DIRECTORY} has none: write {POLICY_DIRECTORY}/{INSTALLED_NAME}",
+            BAD_INPUT,
+        )
+    for path in files:
+        if path.name == INSTALLED_NAME:
+            return path
+    names = ", ".join(path.name for path in files)
+    raise Failure(
+        f"{POLICY_DIRECTORY} has several policies ({names}): name one on the command line",
+        BAD_INPUT,
+    )
 
 
-def policies(root: Path = Path("/")) -> list[Path]:
-    """The policies in /etc/nftpolicy of a machine."""
-    return sorted((root / FOLDER.lstrip("/")).glob("*.toml"))
+def installed_policies(root: Path = Path("/")) -> list[Path]:
+    """Return the policy files in /etc/nftpolicy below `root`."""
+    return sorted((root / POLICY_DIRECTORY.lstrip("/")).glob("*.toml"))
 
 
 def read_policy(file: Path | None) -> tuple[Policy, Source]:
-    """The policy in `file`, or in that of `policy_file`; or Failure."""
+    """Return the policy in the file that `policy_file` chooses; "-" is standard input.
+
+    Raises:
+        Failure: the file cannot be read, or is not a valid policy.
+    """
     file = policy_file(file)
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise Failure(f"{file}: can't be read: {error.strerror}", BAD_INPUT) from None
+        raise Failure(f"{file}: cannot be read: {error.strerror}", BAD_INPUT) from None
     return parse_policy(data, "standard input" if str(file) == "-" else str(file))
 
 
 def parse_policy(data: bytes, name: str) -> tuple[Policy, Source]:
-    """The policy in `data`, or Failure."""
+    """Return the policy in `data`; `name` is the file name for messages.
+
+    Raises:
+        Failure: `data` is not a valid policy.
+    """
     try:
-        return load(data, name, account)
+        return load(data, name, resolve_account)
     except PolicyError as error:
         raise Failure(str(error), BAD_INPUT) from None
 
 
-def account(kind: str, item: object) -> Account:
-    """A user or group of this machine, by name or number; ValueError says what to do."""
+def applied_policy(memory: Memory | None = None) -> tuple[Policy, Source] | None:
+    """Return the policy that was applied last in this network namespace; None if there was none.
+
+    Raises:
+        Failure: it is no longer valid, for example since an account was removed.
+    """
+    if memory is None:
+        from ..runtime.changes.memory import of_this_namespace
+
+        memory = of_this_namespace()
+    last = memory.policy()
+    return parse_policy(last[1], last[0]) if last is not None else None
+
+
+def last_policy(usage: str, memory: Memory | None = None) -> tuple[Policy, Source]:
+    """Return the policy that was applied last; `usage` is the command that names a policy instead.
+
+    Raises:
+        Failure: no policy was applied in this network namespace, or it is no longer valid.
+    """
+    policy = applied_policy(memory)
+    if policy is None:
+        raise Failure(f"no policy was applied here; name one: {usage}", BAD_INPUT)
+    return policy
+
+
+def resolve_account(kind: str, item: object) -> Account:
+    """Return a user or group of this machine, by name or number.
+
+    Raises:
+        ValueError: it does not exist; the message names the correction.
+    """
     if not isinstance(item, str):
         return numbers_only(kind, item)
     if item.isdigit():
@@ -93,8 +150,30 @@ def account(kind: str, item: object) -> Account:
     return Account(item, number)
 
 
+def require_known(kind: str, name: str | None, known: Iterable[str], option: str = "", owner: str = "") -> None:
+    """Check that the policy has an uplink or service of this name.
+
+    `option` is a prefix of the message, `owner` the policy's name in it.
+
+    Raises:
+        Failure: the policy has none of that name.
+    """
+    names = list(known)
+    if name is not None and name not in names:
+        subject = f"{owner} has no {kind}" if owner else f"there is no {kind}"
+        hint = f"{nearest(name, names)}; known are {', '.join(names) or 'none'}"
+        raise Failure(f"{option}{subject} {name[:60]!r}{hint}", BAD_INPUT)
+
+
+# --- the kernel -----------------------------------------------------------------------------
+
+
 def this_kernel() -> Linux:
-    """The kernel of this machine, or Failure."""
+    """Return the kernel of this machine.
+
+    Raises:
+        Failure: it cannot be used: not root, or a library is missing.
+    """
     from ..kernel.interface import Unavailable
     from ..kernel.linux import ready
 
@@ -105,61 +184,88 @@ def this_kernel() -> Linux:
 
 
 def warn(message: str) -> None:
-    """A line for a person that is no result."""
+    """Print one line on standard error."""
     print(f"nftpolicy: {message}", file=sys.stderr, flush=True)
 
 
-def done(found: Prospect, verb: str, nothing: str) -> str:
-    """What became of a plan, in words."""
-    steps = len(found.plan.steps)
-    return f"{verb} in {steps} step{'' if steps == 1 else 's'}" if steps else nothing
+def describe_result(change: Prospect, verb: str, unchanged: str) -> str:
+    """Return "VERB in N steps", or `unchanged` if the plan has no steps."""
+    steps = len(change.plan.steps)
+    return f"{verb} in {quantity(steps, 'step')}" if steps else unchanged
 
 
 @contextmanager
-def changing(source: Source | None) -> Iterator[None]:
-    """Turn what can go wrong while the kernel is changed into Failures that name the policy's line."""
+def change_errors_as_failure(source: Source | None) -> Iterator[None]:
+    """Turn the errors of a change of the kernel into Failures that name the policy's line."""
     from ..kernel.interface import Refused
     from ..runtime.changes.apply import NotHeld, StillChanged
     from ..runtime.changes.memory import Busy
     from ..runtime.changes.recover import NoWay
     from ..runtime.changes.unproved import NotProved, NotSafe
-    from ..runtime.changes.wording import lines
 
     try:
         yield
     except (NotProved, NotSafe) as error:
-        from .told import unsafe
+        from .told import refusal_lines
 
-        said, unknown = unsafe(error, source)
-        raise Failure("\n".join([*said, "nftpolicy: nothing was changed"]), UNKNOWN if unknown else REFUSED) from None
+        lines, unknown = refusal_lines(error, source)
+        status = UNKNOWN if unknown else REFUSED
+        raise Failure("\n".join([*lines, "nftpolicy: nothing was changed"]), status) from None
     except StillChanged as error:
-        differences = "\n  ".join(lines(error.missing)[:20])
-        raise Failure(f"{error}; type 'nftpolicy recover'. It differs by:\n  {differences}") from None
+        raise Failure(f"{error}; type 'nftpolicy recover'. Differences:\n  {_differences(error.missing)}") from None
     except Refused as error:
-        raise Failure(f"{refused(error, source)}\nnftpolicy: the kernel is as it was before") from None
+        raise Failure(f"{describe_refusal(error, source)}\nnftpolicy: the kernel's state is as it was before") from None
     except NotHeld as error:
-        differences = "\n  ".join(lines(error.missing)[:20])
-        raise Failure(f"{error}; everything was taken back. It differs by:\n  {differences}") from None
+        raise Failure(f"{error}; the change was undone. Differences:\n  {_differences(error.missing)}") from None
     except (Busy, NoWay) as error:
         raise Failure(str(error)) from None
     except OSError as error:
-        raise Failure(f"{error.filename or 'the state folder'}: {error.strerror}", REFUSED) from None
+        raise Failure(f"{error.filename or 'the state directory'}: {error.strerror}", REFUSED) from None
 
 
-def refused(error, source: Source | None) -> str:  # type: ignore[no-untyped-def]
-    """Which object of which policy line the kernel refused, and why."""
+def _differences(plan: Plan) -> str:
+    from ..runtime.changes.wording import lines
+
+    return "\n  ".join(lines(plan)[:_MOST_DIFFERENCES])
+
+
+def describe_refusal(error: Refused, source: Source | None) -> str:
+    """Return which object of which policy line the kernel refused, and why."""
     from ..netstate.changes import NftTransaction
     from ..planner.plan import Plan
     from ..runtime.changes.wording import describe, lines
 
-    item = error.object or getattr(error.step, "rule", None) or getattr(error.step, "route", None)
-    item = item or getattr(error.step, "new", None)
-    what = describe(item) if item is not None else ""
-    if not what and not isinstance(error.step, NftTransaction):
-        what = lines(Plan((error.step,)))[0]
-    origin = tuple(getattr(item, "origin", None) or getattr(getattr(item, "of", None), "origin", None) or ())
-    where = ""
+    item = error.object or _object_of(error)
+    text = describe(item) if item is not None else ""
+    if not text and not isinstance(error.step, NftTransaction):
+        text = lines(Plan((error.step,)))[0]
+    origin = _origin_of(item)
+    location = ""
     if source is not None:
         line = source.line(origin) if origin else None
-        where = f"{source.name}{f':{line}' if line else ''}: {f'{shown(origin)}: ' if origin else ''}"
-    return f"{where}the kernel refused {what or 'the ruleset'}: {error.reason}"
+        file = source.name if line is None else f"{source.name}:{line}"
+        location = f"{file}: {shown(origin)}: " if origin else f"{file}: "
+    return f"{location}the kernel refused {text or 'the ruleset'}: {error.reason}"
+
+
+def _object_of(error: Refused) -> object:
+    """Return the ip rule, route or sysctl of the refused step; None for an nft transaction."""
+    from ..netstate.changes import RouteChange, RouteReplacement, RuleChange, SysctlChange
+
+    match error.step:
+        case RuleChange(rule=item):
+            return item
+        case RouteChange(route=item) | RouteReplacement(route=item):
+            return item
+        case SysctlChange(new=item):
+            return item
+    return None
+
+
+def _origin_of(item: object) -> KeyPath:
+    """Return the policy key of an object, or of the set of elements; () if it has none."""
+    for owner in (item, getattr(item, "of", None)):
+        origin = getattr(owner, "origin", None)
+        if origin:
+            return tuple(origin)
+    return ()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Form(StrEnum):
-    """What a compiled policy can be written as."""
+    """Output formats of a compiled policy."""
 
     json = "json"
     nft = "nft"
@@ -32,128 +32,155 @@ class Form(StrEnum):
     openwisp = "openwisp"
 
 
-def _json(_: Policy, state: NetState) -> str:
+def _json_text(_: Policy, state: NetState) -> str:
     import json
 
     return json.dumps(json_out.ruleset(state.tables), indent=1) + "\n"
 
 
-def _summary(policy: Policy, state: NetState) -> str:
+def _summary_text(policy: Policy, state: NetState) -> str:
     from ..compiler.summary import summary
 
     return summary(policy, state)
 
 
-_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
-    Form.json: _json,
+_PRINTED_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
+    Form.json: _json_text,
     Form.nft: lambda _, state: "\n".join(map(text.table, state.tables)),
     Form.ip4: lambda _, state: iproute.batch(state.rules, state.routes, 4),
     Form.ip6: lambda _, state: iproute.batch(state.rules, state.routes, 6),
-    Form.summary: _summary,
+    Form.summary: _summary_text,
 }
 
 
 def command(
-    file: Path = typer.Argument(help="The policy, TOML. - reads standard input."),
-    dir: Optional[Path] = typer.Argument(None, help="Where the files of --to openwrt go: an image's root."),  # noqa: UP045
-    to: Form = typer.Option(Form.summary, help="The form to print."),
-    ports: list[str] = typer.Option([], help="BRIDGE=PORT: a port of an uplink that is a bridge; may be repeated."),
-    link_guard: bool = typer.Option(True, help="Write the table at netdev egress, which old kernels do not take."),
-    force: bool = typer.Option(False, "--force", help="Replace files in DIR that were changed, or are not of this."),
+    file: Annotated[Path, typer.Argument(help="Policy file (TOML). - reads standard input.")],
+    dir: Annotated[
+        Path | None,
+        typer.Argument(help="Directory for the files of --to openwrt: the root of an image."),
+    ] = None,
+    to: Annotated[Form, typer.Option(help="Output format.")] = Form.summary,
+    ports: Annotated[
+        list[str] | None,
+        typer.Option(help="BRIDGE=PORT: a port of an uplink that is a bridge; may be repeated."),
+    ] = None,
+    link_guard: Annotated[
+        bool,
+        typer.Option(help="Include the table at netdev egress, which old kernels do not support."),
+    ] = True,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Replace files in DIR that were changed, or that nftpolicy did not write.",
+        ),
+    ] = False,
 ) -> None:
-    """Print what a policy compiles to, or write it as files for a router. Needs no root."""
+    """Print what a policy compiles to, or write it for a router.
+
+    Needs no root.
+    """
     policy, source = read_policy(file)
+    if to in (Form.openwrt, Form.openwisp) and ports:
+        raise Failure(
+            f"--ports cannot be used with --to {to}: the router finds the ports of its bridges",
+            BAD_INPUT,
+        )
     if to is Form.openwrt:
         if dir is None:
-            raise Failure("--to openwrt writes files: say into which folder, as in --to openwrt DIR", BAD_INPUT)
-        if ports:
-            raise Failure(
-                "--ports is not for --to openwrt: the router finds the ports of its bridges itself", BAD_INPUT
-            )
-        _write(policy, source, dir, link_guard, force)
+            raise Failure("--to openwrt writes files: name the directory, as in --to openwrt DIR", BAD_INPUT)
+        _write_tree(policy, source, dir, link_guard, force)
         return
     if dir is not None or force:
         raise Failure(f"--to {to} prints: DIR and --force are for --to openwrt", BAD_INPUT)
     if to is Form.openwisp:
-        if ports:
-            raise Failure("--ports is not for --to openwisp: the router finds the ports of its bridges", BAD_INPUT)
-        _template(policy, source, link_guard)
+        _print_template(policy, source, link_guard)
         return
-    carried: dict[str, list[str]] = {}
-    for item in ports:
+    bridge_ports: dict[str, list[str]] = {}
+    for item in ports or []:
         bridge, equals, port = item.partition("=")
         if not equals or not port:
             raise Failure(f"--ports takes BRIDGE=PORT, got {item!r}", BAD_INPUT)
-        carried.setdefault(bridge, []).append(port)
-    print(_FORMS[to](policy, compile_policy(policy, Machine(carried, link_guard))), end="")
+        bridge_ports.setdefault(bridge, []).append(port)
+    print(
+        _PRINTED_FORMS[to](policy, compile_policy(policy, Machine(bridge_ports, link_guard))),
+        end="",
+    )
 
 
-def _write(policy: Policy, source: Source, root: Path, link_guard: bool, force: bool) -> None:
-    """The tree of a router below `root`. Nothing is written of a policy that is not proved."""
+def _write_tree(policy: Policy, source: Source, root: Path, link_guard: bool, force: bool) -> None:
+    """Write the files of a router below `root`, if the policy is proved."""
     from ..openwrt.tree import LIST, tree
     from ..runtime.place.tree import lay
-    from .guard import proved
-    from .install import prove, told_in_words
+    from .install_common import install_errors_as_failure, print_written, require_directory
 
-    if root.exists() and not root.is_dir():
-        raise Failure(f"--to openwrt takes a folder, and {root} is none", BAD_INPUT)
-    prove(policy, source)
-    proved(policy, source)  # the guard alone, and the block
+    require_directory("--to openwrt", root)
+    _require_proofs(policy, source)
     try:
-        found = tree(policy, link_guard)
+        files = tree(policy, link_guard)
     except ValueError as error:
-        raise Failure(f"{source.name}: can't be said on OpenWrt: {error}", BAD_INPUT) from None
-    executable = frozenset(path for path, one in found.items() if one.executable)
-    with told_in_words():
-        laid = lay(root, {path: one.text.encode() for path, one in found.items()}, executable, LIST, force)
-    _warn(policy, source)
-    lines = [*(f"wrote {path}" for path in laid.written), *(f"removed {path}" for path in laid.removed)]
-    print("\n".join(lines or ["everything is in place already"]))
+        raise Failure(f"{source.name}: cannot be expressed on OpenWrt: {error}", BAD_INPUT) from None
+    executable = frozenset(path for path, file in files.items() if file.executable)
+    contents = {path: file.text.encode() for path, file in files.items()}
+    with install_errors_as_failure():
+        installed = lay(root, contents, executable, LIST, force)
+    _warn_of_limits(policy, source)
+    written = [f"wrote {path}" for path in installed.written]
+    print_written([*written, *(f"removed {path}" for path in installed.removed)])
 
 
-def _template(policy: Policy, source: Source, link_guard: bool) -> None:
-    """A template for OpenWISP on standard output. What it can't say is said on standard error."""
+def _print_template(policy: Policy, source: Source, link_guard: bool) -> None:
+    """Print a template for OpenWISP, with warnings for what it cannot express."""
     import json
 
     from ..openwrt.openwisp import BESIDE, template
-    from .guard import proved
-    from .install import prove
 
-    prove(policy, source)
-    proved(policy, source)
+    _require_proofs(policy, source)
     try:
-        found = template(policy, link_guard)
+        document = template(policy, link_guard)
     except ValueError as error:
-        raise Failure(f"{source.name}: can't be said in a template of OpenWISP: {error}", BAD_INPUT) from None
-    _warn(policy, source)
-    _held_against_the_schema(found)
-    for why, command in BESIDE:
-        warn(f"not in the template: {why}; on each device: {command}")
-    print(json.dumps(found, indent=1))
+        raise Failure(f"{source.name}: cannot be expressed in an OpenWISP template: {error}", BAD_INPUT) from None
+    _warn_of_limits(policy, source)
+    _validate_template(document)
+    for reason, command in BESIDE:
+        warn(f"not in the template: {reason}; run on each device: {command}")
+    print(json.dumps(document, indent=1))
 
 
-def _warn(policy: Policy, source: Source) -> None:
-    """Say what is of this machine, and what a router does not do."""
+def _require_proofs(policy: Policy, source: Source) -> None:
+    """Check that the policy is proved, and the guard alone, which a router loads at boot."""
+    from .proving import proved_boot_tables, require_proof
+
+    require_proof(policy, source)
+    proved_boot_tables(policy, source)
+
+
+def _warn_of_limits(policy: Policy, source: Source) -> None:
+    """Warn of numeric IDs of this host, and of policy features that a router does not support."""
     from ..openwrt.undone import undone
-    from .install import warn_of_names
-    from .told import noted
+    from .install_common import warn_of_numeric_ids
+    from .told import warning_lines
 
-    warn_of_names(policy)
-    for note in noted(source, undone(policy)):
-        warn(note)
+    warn_of_numeric_ids(policy)
+    for line in warning_lines(source, undone(policy)):
+        warn(line)
 
 
-def _held_against_the_schema(found: dict[str, object]) -> None:
-    """Failure if netjsonconfig would refuse the template. Without netjsonconfig that is only said."""
+def _validate_template(document: dict[str, object]) -> None:
+    """Validate the template by netjsonconfig; warn if that is not installed.
+
+    Raises:
+        Failure: netjsonconfig rejects it.
+    """
     try:
-        from netjsonconfig import OpenWrt
-        from netjsonconfig.exceptions import ValidationError
+        from netjsonconfig import OpenWrt  # type: ignore[import-untyped]
+        from netjsonconfig.exceptions import ValidationError  # type: ignore[import-untyped]
     except ImportError:
-        warn("the template was not held against its schema: netjsonconfig is missing (pip install nftpolicy[openwrt])")
+        warn("template not validated against its schema: install netjsonconfig (pip install nftpolicy[openwrt])")
         return
     from copy import deepcopy
 
     try:
-        OpenWrt(deepcopy(found)).validate()
+        OpenWrt(deepcopy(document)).validate()
     except ValidationError as error:
-        raise Failure(f"netjsonconfig refuses the template: {str(error).splitlines()[0]}") from None
+        raise Failure(f"netjsonconfig rejects the template: {str(error).splitlines()[0]}") from None

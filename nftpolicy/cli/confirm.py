@@ -11,14 +11,13 @@ def command() -> None:
 
     memory = of_this_namespace()
     try:
-        found = pending.confirm(memory)
-    except pending.Declined as declined:
-        raise Failure(str(declined)) from None
+        trial = pending.confirm(memory)
+    except pending.Declined as error:
+        raise Failure(str(error)) from None
     except PermissionError:
         raise Failure("this needs root: try again with sudo", NOT_HERE) from None
     except OSError as error:
         raise Failure(f"{error.filename or memory.folder}: {error.strerror}") from None
     last = memory.policy()
-    print(
-        f"{last[0] if last else 'the policy'}: confirmed with {found.remaining():.0f} seconds left; it stays in force"
-    )
+    name = last[0] if last else "the policy"
+    print(f"{name}: confirmed with {trial.remaining():.0f} seconds left; it stays in force")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy demo"""
 
-import json as library
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
@@ -9,94 +10,95 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated
 
 import typer
 
 from .common import NOT_HERE, REFUSED, Failure
+from .options import PrintJson
+
+_POLICY = "gluon-fastd.toml"
 
 
 def command(
-    json: bool = typer.Option(False, "--json", help="Print what was found as JSON."),
-    rounds: int = typer.Option(5, min=1, max=50, help="How often every probe is sent under the policy."),
+    as_json: PrintJson = False,
+    rounds: Annotated[int, typer.Option(min=1, max=50, help="Number of times to send each probe.")] = 5,
 ) -> None:
-    """Show the main job in network namespaces of its own: what leaks without a policy, and what is left with it."""
-    if os.geteuid():
-        _as_root_of_a_user_namespace()
-    lab = _lab()
-    lacks = import_module(f"{lab.__name__}.topology").missing()
-    if lacks:
-        raise Failure(f"the demo needs {', '.join(lacks)}: run 'sudo nftpolicy demo' or script/demo as root", NOT_HERE)
-    try:
-        report = import_module(f"{lab.__name__}.story").tell(_policy(lab), _progress, rounds)
-    except (OSError, TimeoutError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or ""
-        raise Failure("\n".join([f"the demo could not go on: {error}", *said.splitlines()[-3:]])) from None
-    if json:
-        print(library.dumps(report.as_json(), indent=1))
-    else:
-        from .tables import show_demo
+    """Show leaks without and with a policy, in network namespaces.
 
-        show_demo(report)
+    Nothing outside the namespaces is touched.
+    """
+    if os.geteuid():
+        _restart_in_user_namespace()
+    lab = _import_lab()
+    missing = import_module(f"{lab.__name__}.topology").missing()
+    if missing:
+        raise Failure(
+            f"the demo needs {', '.join(missing)}: run 'sudo nftpolicy demo' or script/demo as root",
+            NOT_HERE,
+        )
+    try:
+        report = import_module(f"{lab.__name__}.story").tell(_policy_text(lab), _print_progress, rounds)
+    except (OSError, TimeoutError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or ""
+        raise Failure("\n".join([f"the demo failed: {error}", *output.splitlines()[-3:]])) from None
+    if as_json:
+        import json
+
+        print(json.dumps(report.as_json(), indent=1))
+    else:
+        from .tables import print_demo
+
+        print_demo(report)
     if report.faults():
         raise typer.Exit(REFUSED)
 
 
-def _progress(title: str) -> None:
+def _print_progress(title: str) -> None:
     print(f"-- {title}", file=sys.stderr, flush=True)
 
 
-# What an ordinary user needs to be root in a user namespace of his own, with room for the groups of the lab.
+# Root in a new user namespace, with subordinate IDs for the groups of the lab.
 _UNSHARE = [
-    "unshare",
-    *[
-        "--user",
-        "--map-root-user",
-        "--map-auto",
-        "--mount-proc",
-        "--pid",
-        "--net",
-        "--cgroup",
-        "--fork",
-        "--kill-child",
-    ],
-]
-_GROUPS = 65536
+    "unshare", "--user", "--map-root-user", "--map-auto", "--mount-proc", "--pid", "--net",
+    "--cgroup", "--fork", "--kill-child",
+]  # fmt: skip
+_SUBORDINATE_IDS = 65536
 
 
-def _as_root_of_a_user_namespace() -> None:
-    """Start again as root of a new user namespace; returns if that can't be done."""
+def _restart_in_user_namespace() -> None:
+    """Execute this command again as root of a new user namespace, if that is possible."""
     user = os.environ.get("USER", "")
-    ids = [_subordinate(Path(file), user) for file in ("/etc/subuid", "/etc/subgid")]
-    possible = shutil.which("newuidmap") and min(ids) >= _GROUPS and os.access("/dev/net/tun", os.R_OK | os.W_OK)
+    ids = min(_count_subordinate_ids(Path(file), user) for file in ("/etc/subuid", "/etc/subgid"))
+    has_tun = os.access("/dev/net/tun", os.R_OK | os.W_OK)
+    possible = shutil.which("newuidmap") and ids >= _SUBORDINATE_IDS and has_tun
     if possible and "NFTPOLICY_DEMO" not in os.environ:
         os.environ["NFTPOLICY_DEMO"] = "in a user namespace"
         os.execvp(_UNSHARE[0], [*_UNSHARE, "--", sys.executable, "-m", "nftpolicy", *sys.argv[1:]])
 
 
-def _subordinate(file: Path, user: str) -> int:
-    """How many subordinate ids the user has (subuid(5))."""
+def _count_subordinate_ids(file: Path, user: str) -> int:
+    """Return the largest number of subordinate IDs in one line of the user (subuid(5))."""
     names = {user, str(os.getuid())}
     try:
         lines = [line.split(":") for line in file.read_text().splitlines()]
     except OSError:
         return 0
-    return max(
-        (int(count) for name, _, count in (line for line in lines if len(line) == 3) if name in names), default=0
-    )
+    return max((int(line[2]) for line in lines if len(line) == 3 and line[0] in names), default=0)
 
 
-def _lab() -> ModuleType:
-    # A checkout has the lab where its tests are; installed packages carry it as nftpolicy_lab.
+def _import_lab() -> ModuleType:
+    # A checkout has the lab below tests; an installed package has it as nftpolicy_lab.
     checkout = (Path(__file__).parents[2] / "tests/lab/topology.py").exists()
     try:
         return import_module("tests.lab" if checkout else "nftpolicy_lab")
     except ModuleNotFoundError:
-        raise Failure("the lab is not installed with this nftpolicy; run script/demo of a checkout", NOT_HERE) from None
+        raise Failure("the lab is not installed: run script/demo of a checkout", NOT_HERE) from None
 
 
-def _policy(lab: ModuleType) -> str:
-    folder = Path(str(lab.__file__)).parent
-    for place in (folder / "rulesets", folder.parent.parent / "rulesets"):
-        if (place / "gluon-fastd.toml").exists():
-            return (place / "gluon-fastd.toml").read_text()
-    raise Failure("rulesets/gluon-fastd.toml is not beside the lab", NOT_HERE)
+def _policy_text(lab: ModuleType) -> str:
+    directory = Path(str(lab.__file__)).parent
+    for rulesets in (directory / "rulesets", directory.parent.parent / "rulesets"):
+        if (rulesets / _POLICY).exists():
+            return (rulesets / _POLICY).read_text()
+    raise Failure(f"rulesets/{_POLICY} is missing beside the lab: install nftpolicy again", NOT_HERE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A kernel's state from files: what nft and ip printed on some machine, to be judged at a desk."""
+"""Network state from files: saved output of nft and ip, so that no kernel is needed."""
 
 from __future__ import annotations
 
@@ -13,54 +13,72 @@ from ..netstate import ip_json, json_in
 from ..netstate.state import NetState
 from .common import BAD_INPUT, Failure
 
-Found = TypeVar("Found")
-_LONGEST = 300  # characters of a message
-
-RULESET = "Tables as 'nft -j list ruleset' prints them, instead of this kernel's."
-RULES = "ip rules as 'ip -j -N -4 rule' (-6) prints them; may be repeated."
-ROUTES = "Routes as 'ip -j -N -4 route show table all' (-6) prints them; may be repeated."
+Decoded = TypeVar("Decoded")
+_MOST_CHARACTERS = 300  # of a message of a decoder
 
 
 def desk_state(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
-    """The state that these files tell of, or Failure. What is not given is empty.
+    """Return the state in these files; without a file that part is empty.
 
-    A file of rules or routes is of one family: the one before it ("4:FILE", "6:FILE"), or the one of
-    the addresses in it.
+    A file of rules or routes has one family: that of its prefix ("4:FILE", "6:FILE"), or of
+    its addresses.
+
+    Raises:
+        Failure: a file cannot be read, or is not the output of the command.
     """
     return NetState(
         tables=_read(str(ruleset), json_in.ruleset, "nft -j list ruleset") if ruleset else (),
-        rules=tuple(one for file in rules for one in _of_family(file, ip_json.rules, "ip -j -N rule")),
+        rules=tuple(rule for file in rules for rule in _read_family(file, ip_json.rules, "ip -j -N rule")),
         routes=tuple(
-            one for file in routes for one in _of_family(file, ip_json.routes, "ip -j -N route show table all")
+            route for file in routes for route in _read_family(file, ip_json.routes, "ip -j -N route show table all")
         ),
     )
 
 
-def _of_family(file: str, reader: Callable[[Any, int | None], Found], command: str) -> Found:
+def _read_family(file: str, decode: Callable[[Any, int | None], Decoded], command: str) -> Decoded:
     family, colon, name = file.partition(":")
     if colon and family in ("4", "6"):
-        return _read(name, lambda document: reader(document, int(family)), command)
-    return _read(file, lambda document: reader(document, None), command, "; write 4:FILE or 6:FILE")
+        return _read(name, lambda document: decode(document, int(family)), command)
+
+    def decode_by_addresses(document: Any) -> Decoded:
+        try:
+            return decode(document, None)
+        except ValueError as error:
+            if not _is_valid(document, decode):
+                raise
+            raise ValueError(f"{error}; write 4:FILE or 6:FILE") from None
+
+    return _read(file, decode_by_addresses, command)
 
 
-def _read(file: str, reader: Callable[[Any], Found], command: str, hint: str = "") -> Found:
+def _is_valid(document: Any, decode: Callable[[Any, int | None], Decoded]) -> bool:
+    """Return True if the document can be decoded once its family is known."""
+    try:
+        decode(document, 4)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     name = "standard input" if file == "-" else file
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise Failure(f"{name}: can't be read: {error.strerror}", BAD_INPUT) from None
+        raise Failure(f"{name}: cannot be read: {error.strerror}", BAD_INPUT) from None
     try:
         document = json.loads(data)
-    except (ValueError, RecursionError) as error:  # UTF-8's too
-        raise Failure(f"{name}: not the JSON that '{command}' prints: {_short(error)}", BAD_INPUT) from None
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 too
+        message = f"not the JSON that '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", BAD_INPUT) from None
     try:
-        return reader(document)
+        return decode(document)
     except ValueError as error:
-        told = hint if "IPv4 or IPv6" in str(error) else ""
-        raise Failure(f"{name}: not what '{command}' prints: {_short(error)}{told}", BAD_INPUT) from None
+        message = f"not what '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", BAD_INPUT) from None
 
 
-def _short(error: Exception) -> str:
-    """One line of it: these messages repeat pieces of the file."""
-    said = str(error).replace("\n", " ")
-    return said if len(said) < _LONGEST else said[:_LONGEST] + "..."
+def _shorten(error: Exception) -> str:
+    """Return the message in one line; decoders quote parts of the file."""
+    message = str(error).replace("\n", " ")
+    return message if len(message) < _MOST_CHARACTERS else message[:_MOST_CHARACTERS] + "..."

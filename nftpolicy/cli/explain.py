@@ -3,92 +3,129 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from attrs import frozen
 
-from .common import BAD_INPUT, NOT_HERE, REFUSED, Failure, parse_policy, read_policy, this_kernel, warn
-from .desk import ROUTES, RULES, RULESET, desk_state
+from .common import (
+    BAD_INPUT,
+    NOT_HERE,
+    REFUSED,
+    Failure,
+    applied_policy,
+    read_policy,
+    this_kernel,
+    warn,
+)
+from .desk import desk_state
+from .options import AppliedPolicyFile, PrintJson, RouteFiles, RuleFiles, RulesetFile
 
 if TYPE_CHECKING:
     from ..kernel.sockets import Socket
+    from ..model.packet import Packet
     from ..policy.errors import Source
     from ..policy.objects import Policy
     from ..runtime.explain import Explained, Explainer
-    from .picture import Place
+    from .asked import PacketOptions
+    from .picture import SourceLocator
+
+_COMPILED = "what FILE compiles to"
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy; without it, the one that was applied last."),  # noqa: UP045
-    to: Optional[str] = typer.Option(None, help="Where the packet goes: an IPv4 or IPv6 address."),  # noqa: UP045
-    from_: Optional[str] = typer.Option(None, "--from", help="Its source address; else the kernel chooses."),  # noqa: UP045
-    proto: str = typer.Option("udp", help="udp, tcp, icmp, ipv6-icmp, or the number of an IP protocol."),
-    dport: int = typer.Option(9, min=0, max=65535, help="Destination port."),
-    sport: int = typer.Option(40000, min=0, max=65535, help="Source port."),
-    uid: Optional[str] = typer.Option(None, help="Who opened the socket, by name or number; else root."),  # noqa: UP045
-    gid: Optional[str] = typer.Option(None, help="In which group; else the user's own."),  # noqa: UP045
-    mark: str = typer.Option("0", help="The socket's mark (SO_MARK), decimal or 0x..."),
-    cgroup: Optional[str] = typer.Option(None, help="The socket's cgroup, below the root of cgroup v2."),  # noqa: UP045
-    dev: Optional[str] = typer.Option(None, help="The device that the socket is bound to."),  # noqa: UP045
-    frame: bool = typer.Option(False, "--frame", help="Sent by an AF_PACKET socket on --dev."),
-    kernel: bool = typer.Option(False, "--kernel", help="Made by the kernel itself, without a socket."),
-    forward: Optional[str] = typer.Option(None, help="From another host: the device that it arrived by."),  # noqa: UP045
-    state: str = typer.Option("new", help="Its connection: new, established, related, invalid or untracked."),
-    reply: bool = typer.Option(False, "--reply", help="It goes in the direction of replies."),
-    ct_mark: str = typer.Option("0", help="The mark of its connection."),
-    field: list[str] = typer.Option([], help="HEADER.NAME=NUMBER, by nft's names; may be repeated."),
-    pid: Optional[int] = typer.Option(None, min=1, help="The sockets of this process, instead of one described."),  # noqa: UP045
-    compiled: bool = typer.Option(False, "--compiled", help="Judge what FILE compiles to, not this kernel."),
-    ruleset: Optional[Path] = typer.Option(None, help=RULESET),  # noqa: UP045
-    rules: list[str] = typer.Option([], help=RULES),
-    routes: list[str] = typer.Option([], help=ROUTES),
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
+    file: AppliedPolicyFile = None,
+    to: Annotated[str | None, typer.Option(help="Destination: an IPv4 or IPv6 address.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
+    proto: Annotated[str, typer.Option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
+    dport: Annotated[int, typer.Option(min=0, max=65535, help="Destination port.")] = 9,
+    sport: Annotated[int, typer.Option(min=0, max=65535, help="Source port.")] = 40000,
+    uid: Annotated[str | None, typer.Option(help="User of the socket, by name or number; default: root.")] = None,
+    gid: Annotated[str | None, typer.Option(help="Group of the socket; default: the user's primary group.")] = None,
+    mark: Annotated[str, typer.Option(help="Mark of the socket (SO_MARK), in decimal or 0x...")] = "0",
+    cgroup: Annotated[str | None, typer.Option(help="Cgroup of the socket, relative to the root of cgroup v2.")] = None,
+    dev: Annotated[str | None, typer.Option(help="Device that the socket is bound to.")] = None,
+    frame: Annotated[bool, typer.Option("--frame", help="Sent by an AF_PACKET socket on --dev.")] = False,
+    kernel: Annotated[bool, typer.Option("--kernel", help="Sent by the kernel, without a socket.")] = False,
+    forward: Annotated[
+        str | None, typer.Option(help="Forwarded from another host: the device where it arrives.")
+    ] = None,
+    state: Annotated[
+        str, typer.Option(help="Conntrack state: new, established, related, invalid or untracked.")
+    ] = "new",
+    reply: Annotated[bool, typer.Option("--reply", help="Conntrack direction reply, not original.")] = False,
+    ct_mark: Annotated[str, typer.Option(help="Mark of the connection (ct mark).")] = "0",
+    field: Annotated[
+        list[str] | None,
+        typer.Option(help="HEADER.NAME=NUMBER, a header field by nft's names; may be repeated."),
+    ] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option(min=1, help="Explain the sockets of this process, not the packet of the options."),
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compiled", help="Explain in what FILE compiles to, not in this kernel's state."),
+    ] = False,
+    ruleset: RulesetFile = None,
+    rules: RuleFiles = None,
+    routes: RouteFiles = None,
+    as_json: PrintJson = False,
 ) -> None:
-    """Show what Linux does with one packet, decision by decision, and which policy line is behind it."""
-    from .asked import Asked
+    """Trace one packet: each decision, and its policy line.
 
-    asked = Asked(
-        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state, reply, ct_mark,
-        tuple(field),
+    The model of Linux is compared with the routes that the kernel itself chooses.
+    """
+    from .asked import PacketOptions
+
+    options = PacketOptions(
+        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
+        reply, ct_mark, tuple(field or ()),
     )  # fmt: skip
-    desk = bool(ruleset or rules or routes)
+    has_state_files = bool(ruleset or rules or routes)
     if pid is not None:
-        asked.only_a_destination()
-        if desk or compiled:
-            raise Failure("--pid asks this kernel; not with --compiled, --ruleset, --rules or --routes", BAD_INPUT)
-        found = _of_process(file, pid, asked)
+        options.require_destination_only()
+        if has_state_files or compiled:
+            raise Failure(
+                "--pid reads this kernel: it excludes --compiled, --ruleset, --rules and --routes",
+                BAD_INPUT,
+            )
+        results = _explain_process(file, pid, options)
     else:
-        packet = asked.packet()  # before anything is looked at: bad input is told first
-        judged = _from_files(file, compiled, ruleset, rules, routes) if desk or compiled else _from_kernel(file)
-        judged.tell_absent(packet.bound, packet.iif)
-        found = Answers(judged, (Answer(None, _explained(judged, packet)),))
-    found.print(json)
-    if found.faults:
+        packet = options.packet()  # before any state is read, so that bad input is the first message
+        if has_state_files or compiled:
+            judged = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
+        else:
+            judged = _state_from_kernel(file)
+        judged.warn_of_absent(packet.bound, packet.iif)
+        results = ExplainResults(judged, (ExplainResult(None, _explain_packet(judged, packet)),))
+    results.print(as_json)
+    if results.faults:
         raise typer.Exit(REFUSED)
 
 
 @frozen
-class Judged:
-    """The state that is judged: its explainer, its name, and what was taken for granted."""
+class JudgedState:
+    """Network state for an explanation: explainer, name, assumptions, and devices if known."""
 
     explainer: Explainer
-    place: Place
+    locate: SourceLocator
     name: str
-    assumed: tuple[str, ...] = ()
-    links: frozenset[str] | None = None
+    assumptions: tuple[str, ...] = ()
+    devices: frozenset[str] | None = None
 
-    def tell_absent(self, *devices: str | None) -> None:
+    def warn_of_absent(self, *devices: str | None) -> None:
         """Warn of devices that this machine does not have now."""
         for device in devices:
-            if device and self.links is not None and device not in self.links:
+            if device and self.devices is not None and device not in self.devices:
                 warn(f"there is no device {device} on this machine now")
 
 
 @frozen
-class Answer:
-    """One socket of a program, or the one that was described; `note` where there is nothing to explain."""
+class ExplainResult:
+    """Explanation of one packet; `note` is the reason if there is none."""
 
     socket: Socket | None
     explained: Explained | None
@@ -96,61 +133,66 @@ class Answer:
 
 
 @frozen
-class Answers:
-    """All that was asked."""
+class ExplainResults:
+    """Explanations of all packets in one state, and the process that owns the sockets."""
 
-    judged: Judged
-    items: tuple[Answer, ...]
+    judged: JudgedState
+    items: tuple[ExplainResult, ...]
     process: dict[str, Any] | None = None
 
     @property
     def faults(self) -> list[str]:
-        """Where the kernel says something else than the model, in words."""
+        """Return a line for each route on which model and kernel disagree."""
         return [
-            f"a fault of the model: {one.what}: the model finds '{one.model}', the kernel '{one.kernel}'"
+            f"model/kernel mismatch (bug): {route.what}: the model finds '{route.model}', the kernel '{route.kernel}'"
             for item in self.items
             if item.explained
-            for one in item.explained.faults
+            for route in item.explained.faults
         ]
 
     def print(self, as_json: bool) -> None:
-        """The picture, or JSON."""
+        """Print the traces, or JSON."""
         if as_json:
             import json
 
             print(json.dumps(self._as_json(), indent=1))
             return
-        from .asked import describe
-        from .picture import draw, printable
-
-        for line in self.judged.assumed:
-            print(f"assumed: {line}")
+        for line in self.judged.assumptions:
+            print(f"assumption: {line}")
         if self.process:
-            where = " (in another network namespace)" if self.process["entered"] else ""
-            count = len(self.items)
-            print(
-                f"process {self.process['pid']} {printable(self.process['name'])}{where}: "
-                f"{count or 'no'} IP or packet socket{'' if count == 1 else 's'}"
-            )
+            self._print_process(self.process)
         for index, item in enumerate(self.items):
             if index or self.process:
                 print()
-            head = describe(item.socket) if item.socket else None
-            if item.explained is None:
-                print(f"{head}: {item.note}" if head else item.note)
-                continue
-            agreed = [one.kernel for one in item.explained.agreements if one.agrees]
-            # Asked again from its source address, the kernel mostly says the same.
-            different = {(one.kind, one.device, one.gateway): one for one in reversed(agreed)}
-            notes = [f"the kernel itself says: {one}" for one in reversed(different.values())]
-            draw(item.explained.walk, self.judged.place, head, notes)
+            self._print_item(item)
         for fault in self.faults:
             print(fault)
+
+    def _print_process(self, process: dict[str, Any]) -> None:
+        from .render.phrases import printable_text, quantity
+
+        namespace = " (in another network namespace)" if process["entered"] else ""
+        count = quantity(len(self.items), "IP or packet socket") if self.items else "no IP or packet sockets"
+        print(f"process {process['pid']} {printable_text(process['name'])}{namespace}: {count}")
+
+    def _print_item(self, item: ExplainResult) -> None:
+        from .asked import describe_socket
+        from .picture import print_trace
+
+        head = describe_socket(item.socket) if item.socket else None
+        if item.explained is None:
+            print(f"{head}: {item.note}" if head else item.note)
+            return
+        confirmed = [route.kernel for route in item.explained.agreements if route.agrees]
+        # A second lookup, from the chosen source address, mostly returns the same route.
+        different = {(route.kind, route.device, route.gateway): route for route in reversed(confirmed)}
+        notes = [f"the kernel's own route: {route}" for route in reversed(different.values())]
+        print_trace(item.explained.walk, self.judged.locate, head, notes)
 
     def _as_json(self) -> dict[str, Any]:
         from attrs import asdict
 
-        from .picture import as_json
+        from .picture import trace_json
 
         packets = []
         for item in self.items:
@@ -158,33 +200,33 @@ class Answers:
             if item.explained is None:
                 facts["note"] = item.note
             else:
-                facts |= as_json(item.explained.walk, self.judged.place)
-                facts["kernel"] = [asdict(one) for one in item.explained.agreements]
+                facts |= trace_json(item.explained.walk, self.judged.locate)
+                facts["kernel"] = [asdict(route) for route in item.explained.agreements]
             packets.append(facts)
         return {
             "judged": self.judged.name,
-            "assumed": list(self.judged.assumed),
+            "assumed": list(self.judged.assumptions),
             **({"process": self.process} if self.process else {}),
             "packets": packets,
             "faults": self.faults,
         }
 
 
-def _explained(judged: Judged, packet: Any) -> Explained:
+def _explain_packet(judged: JudgedState, packet: Packet) -> Explained:
     try:
         return judged.explainer.explain(packet)
     except ValueError as error:
-        raise Failure(f"no such packet can be: {error}", BAD_INPUT) from None
+        raise Failure(f"such a packet cannot exist: {error}", BAD_INPUT) from None
 
 
-def _of_process(file: Path | None, pid: int, asked: Any) -> Answers:
-    this_kernel()  # without root, that is what is told
+def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> ExplainResults:
+    this_kernel()  # first, so that a missing root privilege is the message
     from ..kernel.conntrack import tracked
     from ..kernel.interface import Unavailable
     from ..kernel.sockets import Gone, enter_network_of, sockets_of
-    from .asked import packet_of
+    from .asked import socket_packet
 
-    policy = read_policy(file) if file else None  # before the way to it may be another
+    policy = read_policy(file) if file else None  # before entering a namespace where the path may differ
     try:
         entered = enter_network_of(pid)
         process = sockets_of(pid)
@@ -192,20 +234,23 @@ def _of_process(file: Path | None, pid: int, asked: Any) -> Answers:
         raise Failure(f"--pid: {error}", BAD_INPUT) from None
     except Unavailable as error:
         raise Failure(str(error), NOT_HERE) from None
-    judged = _from_kernel(file, policy)
+    judged = _state_from_kernel(file, policy)
     items = []
-    for one in process.sockets:
-        packet = packet_of(one, process, asked, tracked)
+    for socket in process.sockets:
+        packet = socket_packet(socket, process, options, tracked)
         if isinstance(packet, str):
-            items.append(Answer(one, None, packet))
+            items.append(ExplainResult(socket, None, packet))
         else:
-            items.append(Answer(one, _explained(judged, packet)))
-    about = {"pid": pid, "name": process.name, "cgroup": process.cgroup, "entered": entered}
-    return Answers(judged, tuple(items), about)
+            items.append(ExplainResult(socket, _explain_packet(judged, packet)))
+    facts = {"pid": pid, "name": process.name, "cgroup": process.cgroup, "entered": entered}
+    return ExplainResults(judged, tuple(items), facts)
 
 
-def _from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None) -> Judged:
-    """The kernel of this network namespace, with the lines of FILE or of the policy that was applied last."""
+# --- the state --------------------------------------------------------------------------------
+
+
+def _state_from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None) -> JudgedState:
+    """Return the state of this namespace, with the lines of FILE or of the applied policy."""
     if file is not None and policy is None:
         policy = read_policy(file)
     try:
@@ -213,57 +258,63 @@ def _from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None)
     except Failure as failure:
         if policy is None:
             raise
-        warn(f"{failure}; so this is what {file} compiles to")
-        return _of_policy(*policy)
+        warn(f"{failure}; explaining in what {file} compiles to instead")
+        return _state_from_policy(*policy)
     from ..runtime import explain
 
-    policy = policy or _last()
+    policy = policy or _applied_policy_if_valid()
     state = kernel.everything()
     if policy is not None:
         devices = [device for uplink in policy[0].uplink.values() for device in uplink.devices]
         state = explain.with_origins(state, explain.compiled(policy[0], kernel.bridge_ports(devices)))
-    links = frozenset(kernel.links())
-    explainer = explain.Explainer(state, policy[0] if policy else None, explain.asking(links))
-    return Judged(explainer, _place(policy), "this kernel", links=links)
+    devices_here = frozenset(kernel.links())
+    explainer = explain.Explainer(state, policy[0] if policy else None, explain.asking(devices_here))
+    return JudgedState(explainer, _source_locator(policy), "this kernel", devices=devices_here)
 
 
-def _last() -> tuple[Policy, Source] | None:
-    from ..runtime.changes.memory import of_this_namespace
-
-    last = of_this_namespace().policy()
+def _applied_policy_if_valid() -> tuple[Policy, Source] | None:
     try:
-        return parse_policy(last[1], last[0]) if last else None
-    except Failure as failure:  # an account is gone; only the names of lines are lost
-        warn(f"the policy that was applied last can't be read any more: {failure}")
+        return applied_policy()
+    except Failure as failure:  # an account was removed; only the policy lines are lost
+        warn(f"no policy lines are shown: the policy that was applied last is invalid: {failure}")
         return None
 
 
-def _from_files(file: Path | None, compiled: bool, ruleset: Path | None, rules: list[str], routes: list[str]) -> Judged:
+def _state_from_files(
+    file: Path | None,
+    compiled: bool,
+    ruleset: Path | None,
+    rules: Sequence[str],
+    routes: Sequence[str],
+) -> JudgedState:
+    """Return the state in files, joined with what FILE compiles to if `compiled`."""
     policy = read_policy(file) if file is not None else None
     if compiled and policy is None:
-        raise Failure("--compiled judges what FILE compiles to: name a policy", BAD_INPUT)
-    if compiled and not (ruleset or rules or routes):
-        return _of_policy(*policy)  # type: ignore[misc]
+        raise Failure("--compiled needs a policy: name FILE", BAD_INPUT)
+    if policy is not None and compiled and not (ruleset or rules or routes):
+        return _state_from_policy(*policy)
     from ..runtime import explain
 
     state = desk_state(ruleset, rules, routes)
     if policy is not None:
         desired = explain.compiled(policy[0])
         state = explain.joined(desired, state) if compiled else explain.with_origins(state, desired)
-    name = "what FILE compiles to, among files" if compiled else "files"
+    name = f"{_COMPILED}, among files" if compiled else "files"
     explainer = explain.Explainer(state, policy[0] if policy else None)
-    return Judged(explainer, _place(policy), name)
+    return JudgedState(explainer, _source_locator(policy), name)
 
 
-def _of_policy(policy: Policy, source: Source) -> Judged:
+def _state_from_policy(policy: Policy, source: Source) -> JudgedState:
+    """Return what the policy compiles to, with an assumed environment."""
     from ..runtime import explain
 
-    others, said = explain.assumed(policy)
-    state = explain.joined(explain.compiled(policy), others)
-    return Judged(explain.Explainer(state, policy), _place((policy, source)), "what FILE compiles to", said)
+    environment, assumptions = explain.assumed(policy)
+    state = explain.joined(explain.compiled(policy), environment)
+    explainer = explain.Explainer(state, policy)
+    return JudgedState(explainer, _source_locator((policy, source)), _COMPILED, assumptions)
 
 
-def _place(policy: tuple[Policy, Source] | None) -> Place:
-    from .picture import nowhere, of_source
+def _source_locator(policy: tuple[Policy, Source] | None) -> SourceLocator:
+    from .picture import no_source, source_locator
 
-    return of_source(policy[1].name, policy[1].line) if policy else nowhere
+    return source_locator(policy[1].name, policy[1].line) if policy else no_source

@@ -6,77 +6,73 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from .common import NOT_HERE, Failure, warn
+from .options import PrintJson
+from .render.terminal import make_console, make_table
 
 if TYPE_CHECKING:
     from ..runtime.changes.history import History, Shelf
     from ..runtime.changes.pending import Pending
 
 
-def command(json: bool = typer.Option(False, "--json", help="Print JSON.")) -> None:
-    """List the policies that were applied here, and which one is in force."""
+def command(as_json: PrintJson = False) -> None:
+    """List the policies that were applied on this machine."""
     from ..runtime.changes import deadman, history, pending
     from ..runtime.changes.memory import of_this_namespace
 
     memory = of_this_namespace()
-    kept = history.of_this_namespace(memory)
+    stored = history.of_this_namespace(memory)
     try:
-        shelf, last = kept.read(), memory.policy()
+        snapshot, last = stored.read(), memory.policy()
     except PermissionError:
         raise Failure("this needs root: try again with sudo", NOT_HERE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or kept.folder}: {error.strerror}") from None
+        raise Failure(f"{error.filename or stored.folder}: {error.strerror}") from None
     trial = None
-    with suppress(pending.Declined):  # overdue says it
+    with suppress(pending.Declined):  # the warning of the confirm timer below covers it
         trial = pending.pending(memory)
-    present = shelf.of_text(last[1]) if last else None
-    number = present.number if present else None
-    if json:
-        import json as library
+    entry = snapshot.of_text(last[1]) if last else None
+    number = entry.number if entry else None
+    if as_json:
+        import json
 
-        print(library.dumps(_facts(kept, shelf, number, trial), indent=1))
+        print(json.dumps(_history_json(stored, snapshot, number, trial), indent=1))
     else:
-        _show(shelf, number, trial)
-        for one in shelf.damaged:
-            warn(f"{one.path}: damaged, and left out: {one.reason}")
-        if last is not None and present is None:
+        _print_history(snapshot, number, trial)
+        for file in snapshot.damaged:
+            warn(f"{file.path}: damaged, so it is not listed: {file.reason}")
+        if last is not None and entry is None:
             warn(f"the policy in force ({last[0]}) is not in the history")
-    if said := deadman.overdue(memory):
-        warn(said)
+    if problem := deadman.overdue(memory):
+        warn(problem)
 
 
-def _facts(kept: History, shelf: Shelf, present: int | None, trial: Pending | None) -> dict[str, Any]:
+def _history_json(stored: History, snapshot: Shelf, in_force: int | None, trial: Pending | None) -> dict[str, Any]:
     return {
-        "in_force": present,
+        "in_force": in_force,
         "pending": trial and trial.facts(),
-        "entries": [{**one.facts(), "path": str(kept.path(one.number))} for one in shelf.entries],
-        "damaged": [{"path": str(one.path), "reason": one.reason} for one in shelf.damaged],
+        "entries": [{**entry.facts(), "path": str(stored.path(entry.number))} for entry in snapshot.entries],
+        "damaged": [{"path": str(file.path), "reason": file.reason} for file in snapshot.damaged],
     }
 
 
-def _show(shelf: Shelf, present: int | None, trial: Pending | None) -> None:
-    if not shelf.entries:
+def _print_history(snapshot: Shelf, in_force: int | None, trial: Pending | None) -> None:
+    if not snapshot.entries:
         print("no policy was applied here yet")
         return
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("number", "time (UTC)", "policy", "why", "state"):
-        justify: Any = "right" if column == "number" else "left"
-        table.add_column(column, justify=justify, no_wrap=column == "time (UTC)", overflow="fold")
-    for one in shelf.entries:
-        state = _state(trial) if one.number == present else ""
-        cells = (str(one.number), one.time.replace("T", " ").rstrip("Z"), one.policy, one.why, state)
-        table.add_row(*map(Text, cells))
-    Console(highlight=False).print(table)
+    columns = ("number", "time (UTC)", "policy", "why", "state")
+    table = make_table(*columns, right=("number",), no_wrap=("time (UTC)",))
+    for entry in snapshot.entries:
+        state = _state_in_force(trial) if entry.number == in_force else ""
+        time = entry.time.replace("T", " ").rstrip("Z")
+        table.add_row(*map(Text, (str(entry.number), time, entry.policy, entry.why, state)))
+    make_console().print(table)
 
 
-def _state(trial: Pending | None) -> str:
-    """What is said of the entry that is in force."""
+def _state_in_force(trial: Pending | None) -> str:
+    """Return the state column of the policy in force."""
     from ..runtime.changes.pending import WAITING
 
     if trial is None:

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy import SOURCE ...: one command for each kind of configuration that a policy can be made of."""
+"""nftpolicy import SOURCE ...: one subcommand for each kind of configuration."""
 
 import typer
 
-from .import_openwrt import command as openwrt
+from .import_openwrt import command as import_openwrt
 
-group = typer.Typer(help="Make a policy of what a machine has now.", no_args_is_help=True)
+group = typer.Typer(help="Draft a policy from an existing configuration.", no_args_is_help=True)
 
 
 @group.callback()
-def _group() -> None:
-    """Make a policy of what a machine has now, and say what leaks there."""
+def _describe_group() -> None:
+    """Draft a policy from an existing configuration.
+
+    The report lists what leaks now.
+    """
 
 
-group.command("openwrt")(openwrt)
+group.command("openwrt")(import_openwrt)

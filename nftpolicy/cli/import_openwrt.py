@@ -4,136 +4,152 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .common import BAD_INPUT, REFUSED, Failure
-from .desk import ROUTES, RULES, RULESET, desk_state
+from .desk import desk_state
+from .options import RouteFiles, RuleFiles, RulesetFile
 
 if TYPE_CHECKING:
-    from ..runtime.imported import Imported
+    from ..runtime.imported import Imported, Way
 
 
 def command(
-    dir: Path = typer.Argument(help="A router's /etc/config, or a folder with etc/config in it."),
-    out: Optional[Path] = typer.Option(None, help="Write the policy there, not to standard output."),  # noqa: UP045
-    force: bool = typer.Option(False, "--force", help="Replace a file that is there and says something else."),
-    uplink: list[str] = typer.Option([], help="An interface that leads to an uplink; may be repeated."),
-    ruleset: Optional[Path] = typer.Option(None, help=RULESET),  # noqa: UP045
-    rules: list[str] = typer.Option([], help=RULES),
-    routes: list[str] = typer.Option([], help=ROUTES),
-    json: bool = typer.Option(False, "--json", help="Print JSON: the policy, and the whole report."),
+    dir: Annotated[Path, typer.Argument(help="A router's /etc/config, or a directory with etc/config in it.")],
+    out: Annotated[Path | None, typer.Option(help="Write the policy to this file, not to standard output.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it differs.")] = False,
+    uplink: Annotated[
+        list[str] | None,
+        typer.Option(help="UCI interface that leads to an uplink; may be repeated."),
+    ] = None,
+    ruleset: RulesetFile = None,
+    rules: RuleFiles = None,
+    routes: RouteFiles = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the policy and the whole report as JSON.")] = False,
 ) -> None:
-    """Make a policy of a router's UCI files, and say what leaks there now. Needs no root and changes nothing there."""
-    given = desk_state(ruleset, rules, routes)
+    """Draft a policy from a router's UCI files.
+
+    The report lists what leaks now. Needs no root and changes nothing in DIR.
+    """
+    state = desk_state(ruleset, rules or (), routes or ())
     from ..openwrt.roles import NotUsable
     from ..runtime.imported import NoConfiguration, folder, imported
 
     try:
-        read = folder(dir)
+        configuration = folder(dir)
     except NoConfiguration as error:
         raise Failure(str(error), BAD_INPUT) from None
     try:
-        found = imported(read, uplink, given)
+        result = imported(configuration, uplink or [], state)
     except NotUsable as error:
-        raise Failure(f"{read.root}: {error}", BAD_INPUT) from None
+        raise Failure(f"{configuration.root}: {error}", BAD_INPUT) from None
     if out is not None:
-        _write(found, out, force)
-    if json:
-        _print_json(found, bool(ruleset))
+        _write_policy(result, out, force)
+    if as_json:
+        _print_json(result, bool(ruleset))
         return
-    report = "\n".join(lines(found, bool(ruleset)))
+    report = "\n".join(_report_lines(result, bool(ruleset)))
     if out is None:
-        print(found.proposal.text, end="")
+        print(result.proposal.text, end="")
         print(report, file=sys.stderr)
     else:
         print(report)
 
 
-def _write(found: Imported, out: Path, force: bool) -> None:
-    text = found.proposal.text
+def _write_policy(result: Imported, out: Path, force: bool) -> None:
+    text = result.proposal.text
     try:
         if out.exists() and not force and out.read_text(errors="replace") != text:
-            raise Failure(f"{out}: there is another file; --force replaces it", REFUSED)
+            raise Failure(f"{out}: the file exists and differs; --force replaces it", REFUSED)
         out.write_text(text)
     except OSError as error:
-        raise Failure(f"{out}: can't be written: {error.strerror}", REFUSED) from None
+        raise Failure(f"{out}: cannot be written: {error.strerror}", REFUSED) from None
 
 
-def lines(found: Imported, looked: bool) -> Iterator[str]:
-    """The report for a person. `looked`: the ruleset was given."""
+def _report_lines(result: Imported, has_ruleset: bool) -> Iterator[str]:
+    """Yield the report; `has_ruleset` is True if --ruleset was given."""
     from ..proof.verdict import REFUTED
     from ..runtime.imported import reason
-    from .report import listed
+    from .report import section_lines
 
-    proposal, verdict = found.proposal, found.now.proof.verdict
-    uplinks = ", ".join(f"{one.name} ({' '.join(one.devices)})" for one in proposal.uplinks)
-    word = "leaks" if verdict == REFUTED else "does not leak" if verdict == "proved" else "may leak"
-    yield f"{found.folder}: as it is now it {word}: uplinks {uplinks}: {verdict}"
-    yield from listed("what leaves now without the uplink's mark", _shown_ways(found, reason))
-    yield from listed("what does not do what it says", (f"{one.place}: {one.text}" for one in proposal.traps))
-    yield from listed("what the policy changes", (_at(one.place, one.text) for one in proposal.changes))
-    yield from listed("what is to be done before it is applied", (_at(one.place, one.text) for one in proposal.doing))
-    yield from listed("what no part of the policy comes of", (_at(one.place, one.text) for one in proposal.unmapped))
-    yield from listed("what this rests on", _assumed(found, looked))
+    draft, verdict = result.proposal, result.now.proof.verdict
+    uplinks = ", ".join(f"{uplink.name} ({' '.join(uplink.devices)})" for uplink in draft.uplinks)
+    word = {REFUTED: "leaks", "proved": "does not leak"}.get(verdict, "may leak")
+    changes = [_with_location(note.place, note.text) for note in draft.changes]
+    manual_steps = [_with_location(note.place, note.text) for note in draft.doing]
+    unmapped = [_with_location(note.place, note.text) for note in draft.unmapped]
+    yield f"{result.folder}: the present configuration {word}: uplinks {uplinks}: {verdict}"
+    yield from section_lines("packets that leave now without the uplink's mark", _leak_lines(result, reason))
+    yield from section_lines(
+        "settings that netifd or fw4 ignore", (f"{trap.place}: {trap.text}" for trap in draft.traps)
+    )
+    yield from section_lines("changes that the policy makes", changes)
+    yield from section_lines("manual steps before the policy is applied", manual_steps)
+    yield from section_lines("configuration not carried over into the policy", unmapped)
+    yield from section_lines("assumptions", _assumptions(result, has_ruleset))
     yield ""
-    yield f"the policy: {found.proof.verdict}; next: nftpolicy check FILE, nftpolicy compile FILE --to openwrt FOLDER"
+    commands = "nftpolicy check FILE, nftpolicy compile FILE --to openwrt DIR"
+    yield f"the policy: {result.proof.verdict}; next: {commands}"
 
 
-def _assumed(found: Imported, looked: bool) -> Iterable[str]:
-    firewall = [] if looked else ["the firewall lets out everything (fw4's default); --ruleset gives the real one"]
-    return [*found.proposal.assumed, *firewall]
+def _assumptions(result: Imported, has_ruleset: bool) -> Iterable[str]:
+    if has_ruleset:
+        return result.proposal.assumed
+    return [
+        *result.proposal.assumed,
+        "the firewall accepts all output (fw4's default); use --ruleset for the real one",
+    ]
 
 
-def _shown_ways(found: Imported, reason: Any) -> Iterator[str]:
-    from ..proof.verdict import described
+def _leak_lines(result: Imported, reason: Callable[[Way], str]) -> Iterator[str]:
+    from ..proof.verdict import REFUTED, described
 
-    for way in found.ways:
-        yield _at(way.place, f"{way.what}: {described(way.walk.packet)} leaves by {way.walk.device}: {reason(way)}")
-    if not found.ways:
-        from ..proof.verdict import REFUTED
-
-        for one in found.now.proof.findings:
-            if one.verdict == REFUTED and one.examples:
-                yield described(one.examples[0].packet)
-
-
-def _at(place: str, text: str) -> str:
-    return f"{place}: {text}" if place else text
+    for path in result.ways:
+        packet = described(path.walk.packet)
+        yield _with_location(path.place, f"{path.what}: {packet} leaves by {path.walk.device}: {reason(path)}")
+    if not result.ways:
+        for finding in result.now.proof.findings:
+            if finding.verdict == REFUTED and finding.examples:
+                yield described(finding.examples[0].packet)
 
 
-def _print_json(found: Imported, looked: bool) -> None:
+def _with_location(location: str, text: str) -> str:
+    return f"{location}: {text}" if location else text
+
+
+def _print_json(result: Imported, has_ruleset: bool) -> None:
     import json
 
     from ..proof.verdict import described
     from ..runtime.imported import reason
-    from .picture import nowhere
-    from .report import as_json
+    from .picture import no_source
+    from .report import proof_json
 
-    proposal = found.proposal
-    notes = {"changes": proposal.changes, "to_do": proposal.doing, "not_mapped": proposal.unmapped}
-    document = {
-        "policy": proposal.text,
-        "verdict": found.proof.verdict,
-        "uplinks": {one.name: list(one.devices) for one in proposal.uplinks},
+    draft = result.proposal
+    notes = {"changes": draft.changes, "to_do": draft.doing, "not_mapped": draft.unmapped}
+    document: dict[str, Any] = {
+        "policy": draft.text,
+        "verdict": result.proof.verdict,
+        "uplinks": {uplink.name: list(uplink.devices) for uplink in draft.uplinks},
         "ways_out": [
             {
-                "what": one.what,
-                "packet": described(one.walk.packet),
-                "uplink": one.uplink,
-                "device": one.walk.device,
-                "reason": reason(one),
-                "place": one.place or None,
-                "script": one.script(),
+                "what": path.what,
+                "packet": described(path.walk.packet),
+                "uplink": path.uplink,
+                "device": path.walk.device,
+                "reason": reason(path),
+                "place": path.place or None,
+                "script": path.script(),
             }
-            for one in found.ways
+            for path in result.ways
         ],
-        "traps": [{"place": one.place, "text": one.text, "all_packets": one.severe} for one in proposal.traps],
-        **{key: [{"place": one.place or None, "text": one.text} for one in listed] for key, listed in notes.items()},
-        "assumptions": list(_assumed(found, looked)),
-        "now": as_json(found.now, nowhere),
+        "traps": [{"place": trap.place, "text": trap.text, "all_packets": trap.severe} for trap in draft.traps],
+        **{key: [{"place": note.place or None, "text": note.text} for note in listed] for key, listed in notes.items()},
+        "assumptions": list(_assumptions(result, has_ruleset)),
+        "now": proof_json(result.now, no_source),
     }
     print(json.dumps(document, indent=1))

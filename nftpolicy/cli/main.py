@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The entry point: finds the command, imports that one alone, and turns errors into exit codes."""
+"""Entry point: finds the command, imports only its module, and turns errors into exit codes."""
 
 from __future__ import annotations
 
 import gc
 import signal
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from keyword import iskeyword
 
 from .. import __version__
 
-# Each is a module here, with _ behind a keyword of Python; one with a `group` has commands of its own. Only the
-# one that is asked for is imported, so that start-up is quick.
+# Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
+# has subcommands. Only the module of the given command is imported, so that start-up is quick.
 COMMANDS = (
-    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status", "wait", "explain",
-    "guard", "settings", "install", "uninstall", "units", "watch", "probe", "release", "resolver", "run", "demo",
-    "import",
+    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status",
+    "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
+    "release", "resolver", "run", "demo", "import",
 )  # fmt: skip
+_OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
+_SIGTERM_EXIT = 128 + signal.SIGTERM
+_SIGINT_EXIT = 128 + signal.SIGINT
 
 
 def main() -> None:
@@ -26,10 +30,10 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"nftpolicy {__version__}")
         return
-    # So that whatever runs is ended in order: what was begun is taken back, what was made is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # What a short command makes stays until its end; looking for garbage in it would cost a tenth of
-    # the time. Commands that stay turn it on again.
+    # An exception unwinds the stack: context managers undo a change and remove temporary files.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT))
+    # Objects of a short command live until its end; collecting them would cost a tenth of its time.
+    # Long-running commands turn the garbage collector on again.
     gc.disable()
     from .common import NOT_HERE, Failure
 
@@ -47,12 +51,14 @@ def main() -> None:
         sys.exit(NOT_HERE)
     except KeyboardInterrupt:
         print("nftpolicy: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_SIGINT_EXIT)
 
 
-def application(arguments: list[str]):  # type: ignore[no-untyped-def]
-    """The typer application, with the command that `arguments` name or with all of them."""
+def application(arguments: list[str]) -> Callable[[], None]:
+    """Return the typer application with the command in `arguments`, or with all commands."""
     import typer
+
+    from .options import print_version
 
     app = typer.Typer(
         name="nftpolicy",
@@ -63,20 +69,18 @@ def application(arguments: list[str]):  # type: ignore[no-untyped-def]
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    @app.callback()
-    def options(
-        version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-    ) -> None:
-        """Who may use the uplink: compiled to nftables, ip rules and routes, and held there."""
-        if version:
-            print(f"nftpolicy {__version__}")
-            raise typer.Exit
-
-    asked = [word for word in arguments[:1] if word in COMMANDS]
-    for command in asked or COMMANDS:
-        module = import_module(f".{command}{'_' if iskeyword(command) else ''}", __package__)
+    app.callback()(print_version)
+    known = [*COMMANDS, *_OLD_NAMES]
+    named = [word for word in arguments[:1] if word in known]
+    for command in named or known:
+        name = _OLD_NAMES.get(command, command)
+        module = import_module(f".{name}{'_' if iskeyword(name) else ''}", __package__)
         if hasattr(module, "group"):
             app.add_typer(module.group, name=command)
         else:
-            app.command(command)(module.command)
-    return lambda: app(prog_name="nftpolicy")
+            app.command(command, hidden=command in _OLD_NAMES)(module.command)
+
+    def run_application() -> None:
+        app(prog_name="nftpolicy")
+
+    return run_application

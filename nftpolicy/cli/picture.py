@@ -1,206 +1,220 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A walk as a picture: the packet, each decision with its reason and the policy line behind it, the outcome.
+"""Trace of a packet as text: the packet, each step with its effect and policy line, the outcome.
 
-Plain text where a program reads it; colours, by rich, on a terminal that wants them.
+Plain text if standard output is not a terminal, else coloured by rich.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import fields, frozen
 
 from ..model.decision import Decision
+from ..model.hooks import DROPPED
 from ..model.packet import FORWARD, FRAME, KERNEL, Packet, shown
-from ..model.walk import DELIVERED, DROPPED, LEAVES, UNKNOWN, UNROUTABLE, Walk
+from ..model.walk import DELIVERED, LEAVES, UNKNOWN, UNROUTABLE, Walk
 from ..netstate.nft import PROTOCOLS, Chain, CounterRef, Origin, Rule
+from .render.phrases import printable_text
+from .render.terminal import make_console, use_colour
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-# A policy key -> "FILE:LINE key", or "" if it is none.
-Place = Callable[[Origin], str]
+# A policy key -> "FILE:LINE key", or "" if it has none.
+SourceLocator = Callable[[Origin], str]
 
-_PORTS = frozenset({6, 17, 33, 132, 136})
+_PROTOCOLS_WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
+_IP_ETHERTYPES = (None, 0x0800, 0x86DD)
 _CHAIN = re.compile(r"^table (\S+ \S+), chain ")
-_WORDS = {"ip-rule": "rule ", "route": "route "}
-_STOPS = ("drop", "unreachable", "prohibit", "blackhole")
-BEGINNING, AGAIN = "beginning", "routed again"
-_WIDEST = 76  # columns of a step's text, before what follows is pushed to the right
+_PREFIXES = {"ip-rule": "rule ", "route": "route "}
+_STOPPING = ("drop", "unreachable", "prohibit", "blackhole")
+_CONTINUES = str(fields(Decision).effect.default)  # the effect of a step that decides nothing
+STAGE_ORIGIN, STAGE_REROUTED = "beginning", "routed again"
+_WIDEST = 76  # columns of a step's text; a longer one moves its result to the right
 
 
 @frozen
-class Step:
-    """One decision as it is shown: below which stage, how deep, and the policy line behind it."""
+class ShownStep:
+    """Line of a trace: a step below its stage, its effect, and its policy key and location."""
 
     stage: str
     depth: int
     kind: str
     text: str
     effect: str
-    place: str
+    location: str
     key: Origin
 
+    @property
+    def decides(self) -> bool:
+        """Return True if the step has an effect on the packet, or on its route."""
+        return self.effect != _CONTINUES
 
-def nowhere(_: Origin) -> str:
-    """The Place of a state without a policy."""
+
+def no_source(_: Origin) -> str:
+    """Return "": the locator of a state without a policy."""
     return ""
 
 
-def of_source(name: str, line: Callable[[Origin], int | None]) -> Place:
-    """The Place of a policy that was read from `name`."""
+def source_locator(name: str, line: Callable[[Origin], int | None]) -> SourceLocator:
+    """Return the locator of a policy in the file `name`; `line` returns the line of a key."""
     from ..policy.errors import shown as shown_key
 
-    def place(key: Origin) -> str:
+    def locate(key: Origin) -> str:
         if not key:
             return ""
         number = line(key)
-        return f"{name}{f':{number}' if number else ''} {shown_key(key)}"
+        file = f"{name}:{number}" if number else name
+        return f"{file} {shown_key(key)}"
 
-    return place
-
-
-# --- words ----------------------------------------------------------------------------------
+    return locate
 
 
-def protocol(number: int) -> str:
-    """An IP protocol by name."""
-    return PROTOCOLS.get(number, f"protocol {number}")
+# --- phrases --------------------------------------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """A name that others chose, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def _end(family: int, address: int | None, port: int, ports: bool) -> str:
+def _endpoint(family: int, address: int | None, port: int, ports: bool) -> str:
     if address is None:
         return f"(any):{port}" if ports and port else "(any)"
     text = shown(family, address)
-    return (f"[{text}]:{port}" if family == 6 else f"{text}:{port}") if ports else text
+    if not ports:
+        return text
+    return f"[{text}]:{port}" if family == 6 else f"{text}:{port}"
 
 
-def title(packet: Packet) -> str:
-    """The packet's header."""
-    if packet.origin == FRAME and packet.ethertype not in (None, 0x0800, 0x86DD):
+def packet_title(packet: Packet) -> str:
+    """Return protocol, addresses, ports and header fields of the packet."""
+    if packet.origin == FRAME and packet.ethertype not in _IP_ETHERTYPES:
         return f"frame of ethertype {packet.ethertype:#06x}"
-    ports = packet.protocol in _PORTS
-    source = _end(packet.family, packet.source, packet.sport, ports)
-    fields = "".join(f", {of} {name} {value}" for (of, name), value in packet.fields.items())
-    destination = _end(packet.family, packet.destination, packet.dport, ports)
-    return f"{protocol(packet.protocol)} {source} -> {destination}{fields}"
+    ports = packet.protocol in _PROTOCOLS_WITH_PORTS
+    protocol = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+    source = _endpoint(packet.family, packet.source, packet.sport, ports)
+    header_fields = "".join(f", {header} {name} {value}" for (header, name), value in packet.fields.items())
+    destination = _endpoint(packet.family, packet.destination, packet.dport, ports)
+    return f"{protocol} {source} -> {destination}{header_fields}"
 
 
-def sender(packet: Packet) -> str:
-    """Its socket, or where it came from."""
+def packet_sender(packet: Packet) -> str:
+    """Return the socket of the packet, or the other origin, and its connection."""
     flow = packet.flow
-    words = {
-        FORWARD: f"from another host, arrives by {packet.iif}",
-        KERNEL: f"made by the kernel, without a socket; mark {packet.mark:#x}",
-    }.get(packet.origin)
-    if words is None:
-        what = "AF_PACKET socket" if packet.origin == FRAME else "socket"
-        words = f"{what} of user {packet.uid}, group {packet.gid}; mark {packet.mark:#x}"
-        words += f"; on {packet.bound}" if packet.bound else ""
-        words += "; no route, and no hook but egress" if packet.origin == FRAME else ""
-        words += f"; cgroup {printable(packet.cgroup)}" if packet.cgroup else ""
+    if packet.origin == FORWARD:
+        text = f"from another host, arrives by {packet.iif}"
+    elif packet.origin == KERNEL:
+        text = f"sent by the kernel, without a socket; mark {packet.mark:#x}"
+    else:
+        socket = "AF_PACKET socket" if packet.origin == FRAME else "socket"
+        text = f"{socket} of user {packet.uid}, group {packet.gid}; mark {packet.mark:#x}"
+        if packet.bound:
+            text += f"; bound to {packet.bound}"
+        if packet.origin == FRAME:
+            text += "; not routed, passes only the egress hook"
+        if packet.cgroup:
+            text += f"; cgroup {printable_text(packet.cgroup)}"
     if (flow.state, flow.direction, flow.mark) != ("new", "original", 0):
-        words += f"; connection {flow.state}, {flow.direction} direction, mark {flow.mark:#x}"
-    return words
+        text += f"; connection {flow.state}, {flow.direction} direction, mark {flow.mark:#x}"
+    return text
 
 
-def outcome(walk: Walk) -> str:
-    """What became of the packet, in one line."""
+def outcome_text(walk: Walk) -> str:
+    """Return the outcome of a trace in one line."""
     packet, mark = walk.packet, f"mark {walk.mark:#x}"
-    changed = walk.destination != packet.destination or walk.dport != packet.dport
-    to = f", to {_end(packet.family, walk.destination, walk.dport, packet.protocol in _PORTS)}" if changed else ""
+    to = ""
+    if walk.destination != packet.destination or walk.dport != packet.dport:
+        ports = packet.protocol in _PROTOCOLS_WITH_PORTS
+        to = f", to {_endpoint(packet.family, walk.destination, walk.dport, ports)}"
     if walk.outcome == LEAVES:
         return f"leaves by {walk.device} with {mark}{to}"
     if walk.outcome == DELIVERED:
-        return f"stays on this machine with {mark}{to}"
+        return f"delivered locally with {mark}{to}"
     if walk.outcome == DROPPED:
-        return f"dropped by {_last(walk)}"
+        return f"dropped by {_dropping_step(walk)}"
     if walk.outcome == UNROUTABLE:
-        return f"goes nowhere: {_no_route(walk)}"
-    why = "; ".join(map(printable, walk.doubts)) or "more ways than were looked at"
-    return f"may leave{f' by {walk.device}' if walk.device else ''}: not understood: {why}"
+        return f"unroutable: {_missing_route(walk)}"
+    reason = "; ".join(map(printable_text, walk.doubts)) or "too many branches to follow all"
+    device = f" by {walk.device}" if walk.device else ""
+    return f"may leave{device}: unsupported: {reason}"
 
 
-def indifferent(walk: Walk) -> list[str]:
-    """What was not understood and yet leaves one outcome."""
-    return [printable(one) for one in walk.doubts] if walk.outcome != UNKNOWN else []
+def _irrelevant_unsupported(walk: Walk) -> list[str]:
+    """Return the unsupported constructs on a trace that has one outcome all the same."""
+    return [printable_text(construct) for construct in walk.doubts] if walk.outcome != UNKNOWN else []
 
 
-def _last(walk: Walk) -> str:
-    """Where it ended, and the counter that counted it."""
+def _dropping_step(walk: Walk) -> str:
+    """Return the chain or step that ended the trace, with the counter that counts it."""
     where, what = "", ""
-    for one in walk.decisions:
-        if _is_policy(one):
-            what = f"policy {one.effect}"
-        elif isinstance(one.thing, Chain):
-            where = _chain(one.text)
-        elif isinstance(one.thing, Rule):
-            counters = [part.name for part in one.thing.statements if isinstance(part, CounterRef)]
-            what = f"counter {counters[0]}" if counters else one.text
-        elif one.kind != "end":
-            where, what = one.text, ""
+    for step in walk.decisions:
+        if _is_chain_policy(step):
+            what = f"policy {step.effect}"
+        elif isinstance(step.thing, Chain):
+            where = _shorten_chain(step.text)
+        elif isinstance(step.thing, Rule):
+            counters = [part.name for part in step.thing.statements if isinstance(part, CounterRef)]
+            what = f"counter {counters[0]}" if counters else step.text
+        elif step.kind != "end":
+            where, what = step.text, ""
     return f"{where}: {what}" if what else where
 
 
-def _is_policy(one: Decision) -> bool:
-    """Whether a base chain came to its end."""
-    return isinstance(one.thing, Chain) and one.text.startswith("policy ")
+def _is_chain_policy(step: Decision) -> bool:
+    """Return True if a base chain ended, and its policy decides."""
+    return isinstance(step.thing, Chain) and step.text.startswith("policy ")
 
 
-def _chain(text: str) -> str:
+def _shorten_chain(text: str) -> str:
     return _CHAIN.sub(r"\1 ", text)
 
 
-def _no_route(walk: Walk) -> str:
-    """The last decision that refused, which is more than that there is no route."""
-    found = [one for one in walk.decisions if one.kind in ("ip-rule", "route")]
-    said = [one for one in found if one.thing is not None and one.effect.startswith(_STOPS)]
-    return f"{_left_of(said[-1])}: {said[-1].effect}" if said else "no route"
+def _missing_route(walk: Walk) -> str:
+    """Return the last ip rule or route that rejects the packet, or "no route"."""
+    lookups = [step for step in walk.decisions if step.kind in ("ip-rule", "route")]
+    rejecting = [step for step in lookups if step.thing is not None and step.effect.startswith(_STOPPING)]
+    if not rejecting:
+        return "no route"
+    last = rejecting[-1]
+    return f"{_PREFIXES[last.kind]}{last.text}: {last.effect}"
 
 
-def _left_of(one: Decision) -> str:
-    return f"{_WORDS.get(one.kind, '')}{one.text}"
-
-
-def steps(walk: Walk, place: Place = nowhere) -> list[Step]:
-    """The decisions in order, each below its stage. How the packet begins is in the header."""
-    stage, hook, found = BEGINNING, "", []
-    for one in walk.decisions:
-        stage, hook = _stage(one, stage, hook)
-        if one.kind in ("hook", "end") or stage == BEGINNING:
+def shown_steps(walk: Walk, locate: SourceLocator = no_source) -> list[ShownStep]:
+    """Return the steps of a trace in order, each with its stage, without the packet's origin."""
+    stage, hook = STAGE_ORIGIN, ""
+    lines: list[ShownStep] = []
+    for step in walk.decisions:
+        stage, hook = _next_stage(step, stage, hook)
+        if step.kind in ("hook", "end") or stage == STAGE_ORIGIN:
             continue
-        if one.kind == "route" and one.thing is None and found and found[-1].effect == one.effect:
-            continue  # the step before said how it goes without a route
-        depth = 1 if one.kind == "rule" or _is_policy(one) else 0
-        text = f"policy {one.effect}" if _is_policy(one) else _chain(one.text) if one.kind == "chain" else one.text
-        found.append(Step(stage, depth, one.kind, printable(text), one.effect, place(one.origin), one.origin))
-    return found
+        if step.kind == "route" and step.thing is None and lines and lines[-1].effect == step.effect:
+            continue  # the step before has the same result already
+        depth, text = 0, step.text
+        if _is_chain_policy(step):
+            depth, text = 1, f"policy {step.effect}"
+        elif step.kind == "chain":
+            text = _shorten_chain(step.text)
+        elif step.kind == "rule":
+            depth = 1
+        location = locate(step.origin)
+        lines.append(ShownStep(stage, depth, step.kind, printable_text(text), step.effect, location, step.origin))
+    return lines
 
 
-def _stage(one: Decision, stage: str, hook: str) -> tuple[str, str]:
-    """The stage that a decision belongs to, and the hook that the packet is in."""
-    if one.kind == "hook":
-        return one.text, one.text
-    if one.kind in ("chain", "rule"):
+def _next_stage(step: Decision, stage: str, hook: str) -> tuple[str, str]:
+    """Return the stage of a step, and the hook that the packet is in."""
+    if step.kind == "hook":
+        return step.text, step.text
+    if step.kind in ("chain", "rule"):
         return hook or stage, hook
-    if one.kind == "reroute":
-        return AGAIN, hook
-    if stage == AGAIN or (stage == BEGINNING and one.kind in ("source", "reflect")):
+    if step.kind == "reroute":
+        return STAGE_REROUTED, hook
+    if stage == STAGE_REROUTED or (stage == STAGE_ORIGIN and step.kind in ("source", "reflect")):
         return stage, hook
     return "routing", hook
 
 
-def as_json(walk: Walk, place: Place = nowhere) -> dict[str, Any]:
-    """The same facts for a program."""
+def trace_json(walk: Walk, locate: SourceLocator = no_source) -> dict[str, Any]:
+    """Return a trace as JSON; nftpolicy(1) documents the keys."""
     packet = walk.packet
     return {
         "packet": {
@@ -223,18 +237,18 @@ def as_json(walk: Walk, place: Place = nowhere) -> dict[str, Any]:
                 "direction": packet.flow.direction,
                 "mark": packet.flow.mark,
             },
-            "fields": {f"{of}.{name}": value for (of, name), value in packet.fields.items()},
+            "fields": {f"{header}.{name}": value for (header, name), value in packet.fields.items()},
         },
         "steps": [
             {
-                "stage": one.stage,
-                "kind": one.kind,
-                "text": one.text,
-                "effect": one.effect,
-                "key": list(one.key),
-                "policy": one.place or None,
+                "stage": step.stage,
+                "kind": step.kind,
+                "text": step.text,
+                "effect": step.effect,
+                "key": list(step.key),
+                "policy": step.location or None,
             }
-            for one in steps(walk, place)
+            for step in shown_steps(walk, locate)
         ],
         "outcome": walk.outcome,
         "device": walk.device,
@@ -243,88 +257,99 @@ def as_json(walk: Walk, place: Place = nowhere) -> dict[str, Any]:
         "destination": shown(packet.family, walk.destination),
         "dport": walk.dport,
         "doubts": list(walk.doubts),
-        "words": outcome(walk),
+        "words": outcome_text(walk),
     }
 
 
-# --- pictures -----------------------------------------------------------------------------------
+# --- printing -------------------------------------------------------------------------------
 
 
-def draw(walk: Walk, place: Place = nowhere, above: str | None = None, notes: Iterable[str] = ()) -> None:
-    """Print a walk. `above` is a line of its own before it, `notes` are lines before the outcome."""
-    head, shown_steps = [above] if above else [], steps(walk, place)
-    notes = [*(f"not understood, and of no consequence: {one}" for one in indifferent(walk)), *notes]
-    if coloured():
-        _draw_in_colours(walk, shown_steps, head, notes)
+def print_trace(
+    walk: Walk,
+    locate: SourceLocator = no_source,
+    head: str | None = None,
+    notes: Iterable[str] = (),
+) -> None:
+    """Print a trace, with the line `head` before it and the lines `notes` before the outcome."""
+    heads, steps = [head] if head else [], shown_steps(walk, locate)
+    unsupported = [
+        f"unsupported, but does not change the outcome: {construct}" for construct in _irrelevant_unsupported(walk)
+    ]
+    all_notes = [*unsupported, *notes]
+    if use_colour():
+        _print_in_colours(walk, steps, heads, all_notes)
     else:
-        print("\n".join(lines(walk, shown_steps, head, notes)))
+        print("\n".join(trace_lines(walk, steps, heads, all_notes)))
 
 
-def coloured() -> bool:
-    """Whether standard output is a terminal that wants colours."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-
-
-def lines(walk: Walk, shown_steps: Iterable[Step], head: Iterable[str] = (), notes: Iterable[str] = ()) -> list[str]:
-    """The picture as plain text."""
-    text = [*head, title(walk.packet), sender(walk.packet)]
-    listed = list(shown_steps)
-    lefts = [f"{'    ' if one.depth else '  '}{_left(one)}" for one in listed]
+def trace_lines(
+    walk: Walk, steps: Iterable[ShownStep], heads: Iterable[str] = (), notes: Iterable[str] = ()
+) -> list[str]:
+    """Return a trace as plain text, in columns."""
+    text = [*heads, packet_title(walk.packet), packet_sender(walk.packet)]
+    listed = list(steps)
+    lefts = [f"{'    ' if step.depth else '  '}{_left_column(step)}" for step in listed]
     width = min(max(map(len, lefts), default=0), _WIDEST)
-    effects = [one.effect if one.effect != "goes on" else "" for one in listed]
-    wide = max(map(len, effects), default=0)
+    effects = [step.effect if step.decides else "" for step in listed]
+    effect_width = max(map(len, effects), default=0)
     stage = ""
-    for one, left, effect in zip(listed, lefts, effects, strict=True):
-        if one.stage != stage:
-            stage = one.stage
+    for step, left, effect in zip(listed, lefts, effects, strict=True):
+        if step.stage != stage:
+            stage = step.stage
             text.append(stage)
-        text.append(f"{left:<{width}}  {effect:<{wide}}  {one.place}".rstrip())
-    return [*text, *notes, f"=> {outcome(walk)}"]
+        text.append(f"{left:<{width}}  {effect:<{effect_width}}  {step.location}".rstrip())
+    return [*text, *notes, f"=> {outcome_text(walk)}"]
 
 
-def _left(one: Step) -> str:
-    return f"{_WORDS.get(one.kind, '')}{one.text}"
+def _left_column(step: ShownStep) -> str:
+    return f"{_PREFIXES.get(step.kind, '')}{step.text}"
 
 
-def _draw_in_colours(walk: Walk, shown_steps: list[Step], head: list[str], notes: list[str]) -> None:
-    from rich.console import Console
+def _print_in_colours(walk: Walk, steps: list[ShownStep], heads: list[str], notes: list[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
-    for line in head:
+    console = make_console()
+    for line in heads:
         console.print(Text(line, "dim"))
-    console.print(Text(title(walk.packet), "bold"))
-    console.print(Text(sender(walk.packet)))
+    console.print(Text(packet_title(walk.packet), "bold"))
+    console.print(Text(packet_sender(walk.packet)))
     stage = ""
-    for one in shown_steps:
-        if one.stage != stage:
-            stage = one.stage
+    for step in steps:
+        if step.stage != stage:
+            stage = step.stage
             console.print(Text(stage, "bold cyan"))
-        console.print(Padding(_in_colours(one), (0, 0, 0, 4 if one.depth else 2)))
+        console.print(Padding(_coloured_step(step), (0, 0, 0, 4 if step.depth else 2)))
     for line in notes:
         console.print(Text(line, "dim"))
-    console.print(Text(f"=> {outcome(walk)}", _OUTCOMES.get(walk.outcome, "bold yellow")))
+    console.print(Text(f"=> {outcome_text(walk)}", _OUTCOME_STYLES.get(walk.outcome, "bold yellow")))
 
 
-def _in_colours(one: Step) -> Text:
-    """A step on one line: what decided, what came of it unless the text says so itself, the policy line."""
+def _coloured_step(step: ShownStep) -> Text:
+    """Return a step in one line: text, effect unless the text ends with it, policy line."""
     from rich.text import Text
 
-    style = "" if one.effect == "goes on" else _style(one.effect)
-    said = one.effect == "goes on" or _left(one).endswith(one.effect)
-    parts = [(_left(one), (style or "dim") if said else "")]
-    parts += [] if said else [(f" -> {one.effect}", style)]
-    parts += [(f"  {one.place}", "magenta")] if one.place else []
+    left = _left_column(step)
+    style = _effect_style(step.effect) if step.decides else ""
+    parts = [(left, style or "dim")]
+    if step.decides and not left.endswith(step.effect):
+        parts = [(left, ""), (f" -> {step.effect}", style)]
+    if step.location:
+        parts.append((f"  {step.location}", "magenta"))
     return Text.assemble(*parts)
 
 
-_OUTCOMES = {LEAVES: "bold green", DELIVERED: "bold green", DROPPED: "bold red", UNROUTABLE: "bold red"}
+_OUTCOME_STYLES = {
+    LEAVES: "bold green",
+    DELIVERED: "bold green",
+    DROPPED: "bold red",
+    UNROUTABLE: "bold red",
+}
 
 
-def _style(effect: str) -> str:
-    if effect.endswith("goes on"):
+def _effect_style(effect: str) -> str:
+    if effect.endswith(_CONTINUES):
         return "dim"
-    if effect.startswith(_STOPS):
+    if effect.startswith(_STOPPING):
         return "red"
     return "green" if effect.endswith("accept") else "yellow"

@@ -6,11 +6,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, REFUSED, UNKNOWN, Failure, parse_policy, read_policy, this_kernel
+from .common import NOT_HERE, REFUSED, UNKNOWN, Failure, last_policy, read_policy, this_kernel
+from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
+from .render.phrases import and_more
+from .render.terminal import make_console, make_table
+from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,14 +22,14 @@ if TYPE_CHECKING:
     from ..policy.objects import Policy
     from ..runtime.probe.report import OnDevice, Report, Result
 
-_MOST = 6  # kinds that leak, of which one packet is printed
-_NOTHING = "name one, or its uplinks and their mark: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
-_UNSEEN = (
-    "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no sniffer on this machine sees them",
-    "packets that are forwarded, and those of the kernel itself: 'nftpolicy verify --live' judges them",
+_MOST_LEAKS = 6  # kinds of leaking probes of which one packet is printed
+_USAGE = "nftpolicy probe FILE, or its uplinks: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
+_NOT_TESTED = (
+    "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
+    "forwarded packets, and packets of the kernel itself: use 'nftpolicy verify --live'",
 )
-# What became of probes, in the words and colours of the table.
-_WORDS = {
+# Verdict of a probe -> its word and colour in the table.
+_VERDICTS = {
     "leaked": ("LEAKED", "red"),
     "blocked": ("blocked", "green"),
     "stopped": ("stopped", "green"),
@@ -36,198 +40,185 @@ _FAMILIES = {4: "IPv4", 6: "IPv6", 0: "not IP"}
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy; without it, the one that was applied last."),  # noqa: UP045
-    uplink: list[str] = typer.Option([], help="NAME=DEVICE[,DEVICE]: an uplink, without a policy; may be repeated."),
-    mark: list[str] = typer.Option([], help="VALUE/MASK: the mark of the uplinks, or one for each in order."),
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
+    file: AppliedPolicyFile = None,
+    uplink: UplinkDevices = None,
+    mark: UplinkMarks = None,
+    as_json: PrintJson = False,
 ) -> None:
-    """Try to leak: send harmless packets of all kinds, and watch what of them leaves by an uplink (then exit 1)."""
-    from .verify import _asked
+    """Send harmless probes and capture any that leak.
 
-    asked = _asked(uplink, mark, ())
-    if asked and file is not None:
-        raise Failure("--uplink: not with a policy, which names the uplinks itself", BAD_INPUT)
+    Exits with 1 if one leaves by an uplink that must not.
+    """
+    uplinks = uplinks_from_options(uplink or (), mark or (), ())
+    require_no_policy(bool(uplinks), file is not None)
     policy = read_policy(file)[0] if file is not None else None
     kernel = this_kernel()
-    if policy is None and not asked:
-        policy = _last()
+    if policy is None and not uplinks:
+        policy, _ = last_policy(_USAGE)
     from ..kernel.rtnetlink import RtNetlink
     from ..runtime.probe.report import HELD, LEAKS
     from ..runtime.probe.run import probe
 
     try:
-        report = probe(kernel, RtNetlink().devices(), policy or asked)
+        report = probe(kernel, RtNetlink().devices(), policy or uplinks)
     except PermissionError:
         raise Failure("this needs root (CAP_NET_RAW): try again with sudo", NOT_HERE) from None
-    if json:
-        import json as library
+    if as_json:
+        import json
 
-        print(library.dumps(as_json(report, policy, file), indent=1))
+        print(json.dumps(_report_json(report, policy, file), indent=1))
     else:
-        show(report, policy, file)
+        _print_report(report, policy, file)
     if report.verdict != HELD:
         raise typer.Exit(REFUSED if report.verdict == LEAKS else UNKNOWN)
 
 
-def _last() -> Policy:
-    from ..runtime.changes.memory import of_this_namespace
-
-    last = of_this_namespace().policy()
-    if last is None:
-        raise Failure(f"no policy was applied here; {_NOTHING}", BAD_INPUT)
-    return parse_policy(last[1], last[0])[0]
+# --- phrases ----------------------------------------------------------------------------------
 
 
-# --- words ------------------------------------------------------------------------------------
-
-
-def headline(report: Report, policy: Policy | None) -> str:
-    """The verdict in a sentence."""
+def _headline(report: Report, policy: Policy | None) -> str:
+    """Return the verdict in one sentence."""
     results = report.results
-    kinds = len({one.probe.kind.name for one in results})
-    what = f"{policy.name}: " if policy else ""
-    where = ", ".join(f"{one.target.uplink} ({one.target.device})" for one in report.devices)
+    kinds = len({result.probe.kind.name for result in results})
+    name = f"{policy.name}: " if policy else ""
+    devices = ", ".join(f"{device.target.uplink} ({device.target.device})" for device in report.devices)
     size = f"{len(results)} probes of {kinds} kinds, {report.seconds} s"
     if report.leaks:
-        return f"LEAKS: {what}{len(report.leaks)} of {size}"
+        return f"LEAKS: {name}{len(report.leaks)} of {size}"
     if report.verdict == "inconclusive":
-        return f"inconclusive: {what}nothing was seen to leave that may not, but that is not certain ({size})"
-    return f"held: {what}nothing left by {where} that may not ({size})"
+        return f"inconclusive: {name}no leak was seen, but the capture is not reliable ({size})"
+    return f"held: {name}no forbidden packet left by {devices} ({size})"
 
 
-def explain(one: Result, file: Path | None) -> str | None:
-    """The command that shows the way of a probe, or None if `explain` has no words for it."""
+def _explain_command(result: Result, file: Path | None) -> str | None:
+    """Return the command that traces a probe; None if its options cannot describe it."""
     from ..runtime.probe.kinds import packet
-    from .report import words
+    from .report import explain_options
 
-    found = packet(one.probe, one.packet)
-    if found is None:
+    described = packet(result.probe, result.packet)
+    if described is None:
         return None
-    given = [str(file)] if file and str(file) != "-" else []
-    return shlex.join(["nftpolicy", "explain", *given, *words(found)])
+    policy = [str(file)] if file and str(file) != "-" else []
+    return shlex.join(["nftpolicy", "explain", *policy, *explain_options(described)])
 
 
-def sender(one: Result) -> str:
-    """Who sent a probe."""
-    shot = one.probe.shot
+def _sender(result: Result) -> str:
+    shot = result.probe.shot
     return f"user {shot.uid}, group {shot.gid}" + (f", mark {shot.mark:#x}" if shot.mark else "")
 
 
 # --- text -------------------------------------------------------------------------------------
 
 
-def show(report: Report, policy: Policy | None, file: Path | None) -> None:
-    """Print the report: the verdict, a table of kinds for each device, controls, leaks."""
-    from rich.console import Console
+def _print_report(report: Report, policy: Policy | None, file: Path | None) -> None:
+    """Print the verdict, a table of kinds for each device, the controls, and the leaks."""
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = make_console(soft_wrap=True)
     colour = {"held": "green", "leaks": "red"}.get(report.verdict, "yellow")
-    console.print(Text(headline(report, policy), style=colour))
+    console.print(Text(_headline(report, policy), style=colour))
     for fault in report.faults:
         console.print(Text(f"  uncertain  {fault}", style="yellow"))
-    for title, results in _groups(report):
+    for title, results in _result_groups(report):
         console.print()
-        console.print(_kinds(title, results))
-    if any(one.controls for one in report.devices):
+        console.print(_kind_table(title, results))
+    if any(device.controls for device in report.devices):
         console.print()
-        console.print(_controls(report.devices))
-    lines = [*_leaks(report, file), "", "not tried:", *(f"  {one}" for one in _UNSEEN)]
+        console.print(_control_table(report.devices))
+    lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _NOT_TESTED)]
     console.print("\n".join(lines), markup=False)
 
 
-def _groups(report: Report) -> Iterator[tuple[str, Sequence[Result]]]:
-    yield "where the routes lead", report.routed
-    for one in report.devices:
-        for device in one.target.watched:
-            yield f"by {device}", [result for result in one.results if result.probe.device == device]
+def _result_groups(report: Report) -> Iterator[tuple[str, Sequence[Result]]]:
+    """Yield a title and results: routed probes first, then those bound to each device."""
+    yield "routed normally", report.routed
+    for device in report.devices:
+        for name in device.target.watched:
+            yield f"by {name}", [result for result in device.results if result.probe.device == name]
 
 
-def _kinds(title: str, results: Sequence[Result]) -> Table:
-    from .tables import _table
-
-    table = _table(title, *_FAMILIES.values()) if _has_frames(results) else _table(title, "IPv4", "IPv6")
-    columns = list(_FAMILIES) if _has_frames(results) else [4, 6]
-    for kind in dict.fromkeys(one.probe.kind for one in results):
-        cells = [[one for one in results if one.probe.kind == kind and one.probe.shot.family == at] for at in columns]
+def _kind_table(title: str, results: Sequence[Result]) -> Table:
+    families = list(_FAMILIES) if any(not result.probe.shot.family for result in results) else [4, 6]
+    table = make_table(title, *(_FAMILIES[family] for family in families))
+    for kind in dict.fromkeys(result.probe.kind for result in results):
+        of_kind = [result for result in results if result.probe.kind == kind]
+        cells = [[result for result in of_kind if result.probe.shot.family == family] for family in families]
         table.add_row(kind.title, *map(_cell, cells))
     return table
 
 
-def _has_frames(results: Iterable[Result]) -> bool:
-    return any(not one.probe.shot.family for one in results)
-
-
 def _cell(results: Sequence[Result]) -> str:
-    """What became of a kind in a family; who sent it is only said where that makes a difference."""
-    words = {f"{one.probe.shot.uid}": _word(one) for one in results}
-    if len(set(words.values())) < 2:
-        return next(iter(words.values()), "-")
-    return "; ".join(f"user {uid}: {word}" for uid, word in words.items())
+    """Return the verdicts of one kind in one family, by sender if they differ."""
+    verdicts = {f"{result.probe.shot.uid}": _verdict_text(result) for result in results}
+    if len(set(verdicts.values())) < 2:
+        return next(iter(verdicts.values()), "-")
+    return "; ".join(f"user {uid}: {verdict}" for uid, verdict in verdicts.items())
 
 
-def _word(one: Result) -> str:
-    word, colour = _WORDS[one.verdict]
-    more = ", ".join(one.seen) if one.verdict == "leaked" else one.detail
-    return f"[{colour}]{word}[/]{f' {more}' if more else ''}"
+def _verdict_text(result: Result) -> str:
+    word, colour = _VERDICTS[result.verdict]
+    detail = ", ".join(result.seen) if result.verdict == "leaked" else result.detail
+    return f"[{colour}]{word}[/] {detail}" if detail else f"[{colour}]{word}[/]"
 
 
-def _controls(devices: Iterable[OnDevice]) -> Table:
+def _control_table(devices: Iterable[OnDevice]) -> Table:
     from ..runtime.probe.kinds import BOTH
-    from .tables import _table
 
-    table = _table("what may leave, as a control", "IPv4", "IPv6")
-    for one in devices:
-        for device in one.target.watched:
-            cells = []
-            for family in BOTH:
-                seen = one.control(family, device)
-                sent = any(control.key == (device, family) for control in one.controls)
-                how = f"{seen.probe.kind.title} with the mark, {seen.by}" if seen else ""
-                cells.append(f"[green]seen[/]: {how}" if seen else "[yellow]not seen[/]" if sent else "-")
-            table.add_row(f"by {device}", *cells)
+    table = make_table("control: packets that may leave", "IPv4", "IPv6")
+    for device in devices:
+        for name in device.target.watched:
+            table.add_row(f"by {name}", *(_control_cell(device, name, family) for family in BOTH))
     return table
 
 
-def _leaks(report: Report, file: Path | None) -> Iterator[str]:
+def _control_cell(device: OnDevice, name: str, family: int) -> str:
+    control = device.control(family, name)
+    if control:
+        return f"[green]seen[/]: {control.probe.kind.title} with the mark, {control.by}"
+    sent = any(control.key == (name, family) for control in device.controls)
+    return "[yellow]not seen[/]" if sent else "-"
+
+
+def _leak_lines(report: Report, file: Path | None) -> Iterator[str]:
     kinds: dict[tuple[str, str | None], list[Result]] = {}
-    for one in report.leaks:
-        kinds.setdefault((one.probe.kind.name, one.probe.device), []).append(one)
-    for same in list(kinds.values())[:_MOST]:
-        one = same[0]
-        count = f", and {len(same) - 1} more" if len(same) > 1 else ""
+    for result in report.leaks:
+        kinds.setdefault((result.probe.kind.name, result.probe.device), []).append(result)
+    for results in list(kinds.values())[:_MOST_LEAKS]:
+        first = results[0]
+        count = f", {and_more(len(results) - 1)}" if len(results) > 1 else ""
+        detail = f" ({first.detail})" if first.detail else ""
         yield ""
-        yield f"LEAKED by {', '.join(one.seen)}{f' ({one.detail})' if one.detail else ''}: {one.probe.kind.title}"
-        yield f"  packet  {one.packet}, from {sender(one)}{count}"
-        yield f"  next    {explain(one, file) or 'nft list ruleset'}"
-    if len(kinds) > _MOST:
-        yield f"\nand {len(kinds) - _MOST} more kinds: --json"
+        yield f"LEAKED by {', '.join(first.seen)}{detail}: {first.probe.kind.title}"
+        yield f"  packet  {first.packet}, from {_sender(first)}{count}"
+        yield f"  next    {_explain_command(first, file) or 'nft list ruleset'}"
+    if len(kinds) > _MOST_LEAKS:
+        yield f"\n{and_more(len(kinds) - _MOST_LEAKS, 'kind')}: --json"
 
 
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def as_json(report: Report, policy: Policy | None, file: Path | None) -> dict[str, Any]:
-    """The whole for a program; nftpolicy(1) names the keys."""
+def _report_json(report: Report, policy: Policy | None, file: Path | None) -> dict[str, Any]:
+    """Return the report as JSON; nftpolicy(1) documents the keys."""
     return {
         "policy": policy.name if policy else None,
         "verdict": report.verdict,
         "seconds": report.seconds,
         "uncertain": report.faults,
-        "devices": [_device(one, file) for one in report.devices],
-        "routed": [_result(one, file) for one in report.routed],
-        "not_tried": list(_UNSEEN),
+        "devices": [_device_json(device, file) for device in report.devices],
+        "routed": [_result_json(result, file) for result in report.routed],
+        "not_tried": list(_NOT_TESTED),
     }
 
 
-def _device(one: OnDevice, file: Path | None) -> dict[str, Any]:
+def _device_json(device: OnDevice, file: Path | None) -> dict[str, Any]:
     return {
-        "uplink": one.target.uplink,
-        "device": one.target.device,
-        "mark": one.target.mark,
-        "watched": list(one.target.watched),
-        "verdict": one.verdict,
-        "uncertain": list(one.faults),
+        "uplink": device.target.uplink,
+        "device": device.target.device,
+        "mark": device.target.mark,
+        "watched": list(device.target.watched),
+        "verdict": device.verdict,
+        "uncertain": list(device.faults),
         "controls": [
             {
                 "device": control.key[0],
@@ -237,26 +228,26 @@ def _device(one: OnDevice, file: Path | None) -> dict[str, Any]:
                 "destination": control.probe.shot.destination,
                 "seen": control.seen,
             }
-            for control in one.controls
+            for control in device.controls
         ],
-        "probes": [_result(result, file) for result in one.results],
+        "probes": [_result_json(result, file) for result in device.results],
     }
 
 
-def _result(one: Result, file: Path | None) -> dict[str, Any]:
-    shot = one.probe.shot
+def _result_json(result: Result, file: Path | None) -> dict[str, Any]:
+    shot = result.probe.shot
     return {
-        "kind": one.probe.kind.name,
-        "title": one.probe.kind.title,
+        "kind": result.probe.kind.name,
+        "title": result.probe.kind.title,
         "family": shot.family or None,
         "device": shot.device,
         "uid": shot.uid,
         "gid": shot.gid,
         "mark": shot.mark,
         "destination": shot.destination if shot.family else None,
-        "result": one.verdict,
-        "detail": one.detail,
-        "seen": list(one.seen),
-        "packet": str(one.packet) if one.packet else None,
-        "explain": explain(one, file) if one.verdict == "leaked" else None,
+        "result": result.verdict,
+        "detail": result.detail,
+        "seen": list(result.seen),
+        "packet": str(result.packet) if result.packet else None,
+        "explain": _explain_command(result, file) if result.verdict == "leaked" else None,
     }

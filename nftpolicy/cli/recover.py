@@ -3,30 +3,40 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from . import changes
-from .common import changing, done, this_kernel, warn
+from .changes import changer, print_report
+from .common import change_errors_as_failure, describe_result, this_kernel, warn
+from .options import WaitSeconds
 
 
 def command(
-    undo: bool = typer.Option(False, "--undo", help="Go back to what was in force before, rather than on."),
-    wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
+    undo: Annotated[
+        bool,
+        typer.Option("--undo", help="Go back to the policy before, instead of completing the change."),
+    ] = False,
+    wait: WaitSeconds = 0,
 ) -> None:
-    """End a change that was interrupted: go on with an apply, take a release back. Never opens the uplink."""
+    """Complete or undo an interrupted change.
+
+    An apply is completed, a release is undone; the uplinks are never opened.
+    """
     kernel = this_kernel()
     from ..runtime.changes import deadman
     from ..runtime.changes.change import Options
     from ..runtime.changes.recover import recover
 
-    with changing(None):
-        changer = changes.changer(kernel, Options(wait))
-        with changer.alone():
-            found = recover(changer, undo, warn)
-    if said := deadman.overdue(changer.memory):
-        warn(said)
-    if found is None:
-        print("nothing was interrupted")
+    with change_errors_as_failure(None):
+        applier = changer(kernel, Options(wait))
+        with applier.alone():
+            recovered = recover(applier, undo, warn)
+    if problem := deadman.overdue(applier.memory):
+        warn(problem)
+    if recovered is None:
+        print("no change was interrupted")
         return
-    changes.afterwards(found.carried)
-    print(f"{found.wanted.policy.name}: {done(found.outlook.found, 'recovered', 'the kernel holds it already')}")
+    print_report(recovered.carried)
+    result = describe_result(recovered.outlook.found, "recovered", "in force already, nothing to change")
+    print(f"{recovered.wanted.policy.name}: {result}")

@@ -1,33 +1,32 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy release FILE"""
 
-from pathlib import Path
-from typing import Optional
+from __future__ import annotations
 
-import typer
-
-from . import changes
-from .common import changing, done, read_policy, this_kernel
+from .changes import announce, changer, confirm_guard, dry_run_text, print_report
+from .common import change_errors_as_failure, describe_result, read_policy, this_kernel
+from .options import DryRun, PolicyFile, WaitSeconds
 
 
-def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy that was applied, or the one in /etc/nftpolicy."),  # noqa: UP045
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would go, and change nothing."),
-    wait: float = typer.Option(0, "--wait", min=0, help="Seconds to wait for another process that changes things."),
-) -> None:
-    """Take every object of nftpolicy out of the kernel, the guard last. This opens the uplink."""
+def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = 0) -> None:
+    """Remove all of nftpolicy from the kernel: opens the uplinks.
+
+    The guard is removed last.
+    """
     policy, source = read_policy(file)
     kernel = this_kernel()
     from ..runtime.changes.change import Options
 
-    with changing(source):
-        changer = changes.changer(kernel, Options(wait))
+    with change_errors_as_failure(source):
+        applier = changer(kernel, Options(wait))
         if dry_run:
-            print(changes.dry(changer.outlook(None), "the kernel holds nothing of nftpolicy's"))
+            print(dry_run_text(applier.outlook(None), "the kernel has no objects of nftpolicy"))
             return
-        with changer.alone():
-            outlook = changer.outlook(None)
-            with changes.on_trial(changer, outlook):
-                carried = changer.carry_out(outlook, None, "release")
-    changes.afterwards(carried)
-    print(f"{policy.name}: {done(outlook.found, 'released', 'there was nothing to release')}")
+        with applier.alone():
+            outlook = applier.outlook(None)
+            announce(outlook)
+            with confirm_guard(applier, outlook):
+                report = applier.carry_out(outlook, None, "release")
+    print_report(report)
+    result = describe_result(outlook.found, "released", "there was nothing to release")
+    print(f"{policy.name}: {result}")

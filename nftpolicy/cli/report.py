@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A proof for a person, and for a program."""
+"""Report of a proof, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,25 +13,34 @@ from ..model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Flow, Packet, sho
 from ..model.walk import Walk
 from ..proof.verdict import PROPERTIES, PROVED, REFUTED, UNKNOWN, Counterexample, Finding, described
 from ..runtime.verify import Judged
-from . import picture
-from .picture import Place
+from .picture import SourceLocator, outcome_text, shown_steps, trace_json
+from .render.phrases import and_more, printable_text
+from .render.terminal import print_styled
 
 _SIGNS = {PROVED: "yes", REFUTED: "NO ", UNKNOWN: "?  "}
-_COLOURS = {PROVED: "32", REFUTED: "31", UNKNOWN: "33"}
+_STYLES = {PROVED: "green", REFUTED: "red", UNKNOWN: "yellow"}
 _HEADLINES = {
-    PROVED: "proved: {what}: {properties} for all packets, IPv4 and IPv6",
-    REFUTED: "REFUTED: {what}: {refuted} of {all} statements are not true",
-    UNKNOWN: "unknown: {what}: nothing refutes it, and it can't be proved",
+    PROVED: "proved: {subject}: {properties} for all packets, IPv4 and IPv6",
+    REFUTED: "REFUTED: {subject}: {refuted} of {all} statements are false",
+    UNKNOWN: ("unknown: {subject}: no counterexample found, but not provable; see 'unsupported' below"),
 }
-_MOST = 12  # findings of one kind that are printed whole
-_DECIDING = ("source", "reroute", "reflect", "route")  # steps that are always part of a short walk
+_MOST = 12  # findings of one verdict that are printed whole
+_ROUTING_STEPS = (
+    "source",
+    "reroute",
+    "reflect",
+    "route",
+)  # kinds that are always part of a short trace
+_DECISIVE_EFFECTS = ("mark", "ct mark", "drop", "reject", "dnat", "snat")
+_NOT_DECIDING = "(reported; does not decide)"
+_TITLE_WIDTH = 16  # columns of the longest title, "IPv4/IPv6 parity"
 
 
 @frozen
-class Names:
-    """How the commands that a report advises name what was judged.
+class SuggestedCommands:
+    """Commands that a report suggests, with the options that choose the same state.
 
-    `policy` is the file, `state` the options that choose the state for verify and explain alike.
+    `policy` is the policy file, `state` the options for explain, `verify` those for verify.
     """
 
     policy: str | None
@@ -39,174 +48,207 @@ class Names:
     verify: tuple[str, ...]
 
     def explain(self, packet: Packet) -> str | None:
-        """The command that shows the whole way of a packet, if `explain` has words for such a one."""
+        """Return the command that traces the packet; None if its options cannot describe it."""
         known = packet.ethertype in (None, ETHERTYPES[packet.family])
         if not known or (packet.origin == FORWARD and packet.mark):
             return None
-        return shlex.join(["nftpolicy", "explain", *self.state, *words(packet)])
+        return shlex.join(["nftpolicy", "explain", *self.state, *explain_options(packet)])
 
     @property
     def script(self) -> str:
-        """The command that writes the reproduction."""
+        """Return the command that writes the reproduction script."""
         return shlex.join(["nftpolicy", "verify", *self.verify, "--script", "leak.sh"])
 
 
-def words(packet: Packet) -> list[str]:
-    """The options of `explain` that describe the packet."""
-    found = ["--to", shown(packet.family, packet.destination)]
+def explain_options(packet: Packet) -> list[str]:
+    """Return the options of `explain` that describe the packet."""
+    options = ["--to", shown(packet.family, packet.destination)]
     if packet.source is not None:
-        found += ["--from", shown(packet.family, packet.source)]
+        options += ["--from", shown(packet.family, packet.source)]
     elif packet.origin in (FORWARD, FRAME):
-        found += ["--from", "0.0.0.0" if packet.family == 4 else "::"]
-    found += ["--proto", str(packet.protocol), "--dport", str(packet.dport), "--sport", str(packet.sport)]
+        options += ["--from", "0.0.0.0" if packet.family == 4 else "::"]
+    options += [
+        "--proto",
+        str(packet.protocol),
+        "--dport",
+        str(packet.dport),
+        "--sport",
+        str(packet.sport),
+    ]
     if packet.has_socket:
-        found += ["--uid", str(packet.uid), "--gid", str(packet.gid)]
+        options += ["--uid", str(packet.uid), "--gid", str(packet.gid)]
     if packet.mark:
-        found += ["--mark", f"{packet.mark:#x}"]
-    found += ["--cgroup", packet.cgroup] if packet.cgroup else []
-    found += ["--dev", packet.bound] if packet.bound else []
-    found += ["--forward", str(packet.iif)] if packet.origin == FORWARD else []
-    found += ["--frame"] if packet.origin == FRAME else []
-    found += ["--kernel"] if packet.origin == KERNEL else []
-    plain = Flow()
-    found += ["--state", packet.flow.state] if packet.flow.state != plain.state else []
-    found += ["--reply"] if packet.flow.direction != plain.direction else []
-    found += ["--ct-mark", f"{packet.flow.mark:#x}"] if packet.flow.mark else []
+        options += ["--mark", f"{packet.mark:#x}"]
+    if packet.cgroup:
+        options += ["--cgroup", packet.cgroup]
+    if packet.bound:
+        options += ["--dev", packet.bound]
+    if packet.origin == FORWARD:
+        options += ["--forward", str(packet.iif)]
+    if packet.origin == FRAME:
+        options.append("--frame")
+    if packet.origin == KERNEL:
+        options.append("--kernel")
+    default, flow = Flow(), packet.flow
+    if flow.state != default.state:
+        options += ["--state", flow.state]
+    if flow.direction != default.direction:
+        options.append("--reply")
+    if flow.mark:
+        options += ["--ct-mark", f"{flow.mark:#x}"]
     for (header, name), value in packet.fields.items():
-        found += ["--field", f"{header}.{name}={value}"]
-    return found
+        options += ["--field", f"{header}.{name}={value}"]
+    return options
 
 
 # --- text -------------------------------------------------------------------------------------
 
 
-def draw(judged: Judged, place: Place, names: Names) -> None:
-    """Print the report."""
-    print("\n".join(lines(judged, place, names, picture.coloured())))
+def print_proof(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> None:
+    """Print the report, with colours on a terminal."""
+    print_styled(report_lines(judged, locate, commands))
 
 
-def lines(judged: Judged, place: Place, names: Names, coloured: bool = False) -> Iterator[str]:
-    """The report, line by line."""
+def report_lines(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[tuple[str, str]]:
+    """Yield the report as lines of (text, rich style)."""
     proof = judged.proof
-    yield _painted(headline(judged), proof.verdict, coloured)
+    yield verdict_headline(judged), _STYLES[proof.verdict]
     for name, title in PROPERTIES.items():
-        if any(one.property == name for one in proof.findings):
+        if any(finding.property == name for finding in proof.findings):
             verdict = proof.of(name)
-            said = verdict if name in judged.decides else f"{verdict} (reported; does not decide)"
-            yield _painted(f"  {_SIGNS[verdict]}  {name}  {title:<12}  {said}", verdict, coloured)
+            note = verdict if name in judged.decides else f"{verdict} {_NOT_DECIDING}"
+            yield f"  {_SIGNS[verdict]}  {name}  {title:<{_TITLE_WIDTH}}  {note}", _STYLES[verdict]
+    for text in _detail_lines(judged, locate, commands):
+        yield text, ""
+
+
+def _detail_lines(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[str]:
+    proof = judged.proof
     refuted = sorted(
-        (one for one in proof.findings if one.verdict == REFUTED), key=lambda one: (not one.deciding, one.property)
+        (finding for finding in proof.findings if finding.verdict == REFUTED),
+        key=lambda finding: (not finding.deciding, finding.property),
     )
-    for index, one in enumerate(refuted[:_MOST]):
+    for index, finding in enumerate(refuted[:_MOST]):
         yield ""
-        yield from _refuted(judged, one, place, names, first=not index)
-    yield from _more(refuted)
-    unclear = [one for one in proof.findings if one.verdict == UNKNOWN]
-    for one in unclear[:_MOST]:
+        yield from _refuted_lines(judged, finding, locate, commands, first=not index)
+    yield from _omitted_lines(refuted)
+    unknown = [finding for finding in proof.findings if finding.verdict == UNKNOWN]
+    for finding in unknown[:_MOST]:
         yield ""
-        yield from _unknown(one, place)
-    yield from _more(unclear)
-    yield from listed("what may leave without a mark (exemptions)", proof.exemptions)
-    yield from listed("not judged", judged.unjudged)
-    yield from listed("what this rests on", proof.assumptions)
+        yield from _unknown_lines(finding, locate)
+    yield from _omitted_lines(unknown)
+    yield from section_lines("exemptions (packets that may leave without a mark)", proof.exemptions)
+    yield from section_lines("not checked", judged.unjudged)
+    yield from section_lines("assumptions", proof.assumptions)
 
 
-def headline(judged: Judged) -> str:
-    """The verdict in words."""
-    what = f"{judged.policy.name}: {judged.name}" if judged.policy else judged.name
-    held = judged.decides
-    deciding = [one for one in judged.proof.findings if one.deciding]
-    refuted = sum(one.verdict == REFUTED for one in deciding)
-    properties = f"{held[0]} to {held[-1]} hold" if len(held) > 1 else f"{held[0]} holds" if held else "nothing claimed"
-    return _HEADLINES[judged.proof.verdict].format(what=what, properties=properties, refuted=refuted, all=len(deciding))
+def verdict_headline(judged: Judged) -> str:
+    """Return the verdict in one sentence."""
+    subject = f"{judged.policy.name}: {judged.name}" if judged.policy else judged.name
+    names = judged.decides
+    deciding = [finding for finding in judged.proof.findings if finding.deciding]
+    refuted = sum(finding.verdict == REFUTED for finding in deciding)
+    properties = "there is nothing to prove"
+    if len(names) == 1:
+        properties = f"{names[0]} holds"
+    elif names:
+        properties = f"{names[0]} to {names[-1]} hold"
+    template = _HEADLINES[judged.proof.verdict]
+    return template.format(subject=subject, properties=properties, refuted=refuted, all=len(deciding))
 
 
-def _painted(text: str, verdict: str, coloured: bool) -> str:
-    return f"\x1b[{_COLOURS[verdict]}m{text}\x1b[0m" if coloured else text
+def _finding_title(finding: Finding) -> str:
+    uplink = f" uplink {finding.uplink}:" if finding.uplink else ""
+    note = "" if finding.deciding else f" {_NOT_DECIDING}"
+    return f"{finding.property} {finding.verdict}:{uplink} {finding.subject}{note}"
 
 
-def title(one: Finding) -> str:
-    """A finding in a line."""
-    uplink = f" uplink {one.uplink}:" if one.uplink else ""
-    aside = "" if one.deciding else " (reported; does not decide)"
-    return f"{one.property} {one.verdict}:{uplink} {one.subject}{aside}"
-
-
-def _refuted(judged: Judged, one: Finding, place: Place, names: Names, first: bool) -> Iterator[str]:
-    yield title(one)
-    if one.examples:
-        example = one.examples[0]
+def _refuted_lines(
+    judged: Judged,
+    finding: Finding,
+    locate: SourceLocator,
+    commands: SuggestedCommands,
+    first: bool,
+) -> Iterator[str]:
+    yield _finding_title(finding)
+    if finding.examples:
+        example = finding.examples[0]
         yield f"  packet  {described(example.packet)}"
         yield f"  why     {example.why}"
-        for index, step in enumerate(short(example.walk, place)):
-            yield f"  {'walk' if not index else '':<6}  {step}"
-        others = len(one.examples) - 1
-        if others:
-            yield f"          and {others} more packet{'s' if others > 1 else ''} by other ways: --json"
-    elif one.detail:
-        yield f"  why     {one.detail}"
-    where = place(one.origin)
-    if where:
-        yield f"  policy  {where}"
-    advice = [_apply(judged, names)] if first and not judged.applied else []
-    if one.examples:
-        advice += [f"{names.script} && sh leak.sh"] if first else []
-        advice += [said] if (said := names.explain(one.examples[0].packet)) else []
-    for index, said in enumerate(advice):
-        yield f"  {'next' if not index else '':<6}  {said}"
+        for index, step in enumerate(_short_trace(example.walk, locate)):
+            yield f"  {'' if index else 'trace':<6}  {step}"
+        more = len(finding.examples) - 1
+        if more:
+            yield f"          {and_more(more, 'packet')} by other paths: --json"
+    elif finding.detail:
+        yield f"  why     {finding.detail}"
+    location = locate(finding.origin)
+    if location:
+        yield f"  policy  {location}"
+    for index, command in enumerate(_next_commands(judged, finding, commands, first)):
+        yield f"  {'' if index else 'next':<6}  {command}"
 
 
-def _apply(judged: Judged, names: Names) -> str:
-    if judged.policy is None or names.policy is None:
+def _next_commands(judged: Judged, finding: Finding, commands: SuggestedCommands, first: bool) -> Iterator[str]:
+    if first and not judged.applied:
+        yield _apply_advice(judged, commands)
+    if finding.examples:
+        if first:
+            yield f"{commands.script} && sh leak.sh"
+        explain = commands.explain(finding.examples[0].packet)
+        if explain is not None:
+            yield explain
+
+
+def _apply_advice(judged: Judged, commands: SuggestedCommands) -> str:
+    if judged.policy is None or commands.policy is None:
         return "no policy is in force here: write one (nftpolicy.toml(5)), then nftpolicy apply FILE"
-    return f"the policy is not in force here: {shlex.join(['nftpolicy', 'apply', names.policy])}"
+    return f"the policy is not in force here: {shlex.join(['nftpolicy', 'apply', commands.policy])}"
 
 
-def _unknown(one: Finding, place: Place) -> Iterator[str]:
-    yield title(one)
-    yield f"  why     {one.detail}"
-    doubts = list(dict.fromkeys(one.doubts))
-    for index, doubt in enumerate(doubts[:_MOST]):
-        yield f"  {'not understood' if not index else '':<14}  {doubt}"
-    if len(doubts) > _MOST:
-        yield f"  {'':<14}  and {len(doubts) - _MOST} more: --json"
-    where = place(one.origin)
-    if where:
-        yield f"  policy  {where}"
+def _unknown_lines(finding: Finding, locate: SourceLocator) -> Iterator[str]:
+    yield _finding_title(finding)
+    yield f"  why          {finding.detail}"
+    constructs = list(dict.fromkeys(finding.doubts))
+    for index, construct in enumerate(constructs[:_MOST]):
+        yield f"  {'' if index else 'unsupported':<11}  {construct}"
+    if len(constructs) > _MOST:
+        yield f"  {'':<11}  {and_more(len(constructs) - _MOST)}: --json"
+    location = locate(finding.origin)
+    if location:
+        yield f"  policy       {location}"
 
 
-def short(walk: Walk, place: Place) -> list[str]:
-    """The decisions of a walk that mattered, each in a line, and its end."""
-    kept = [
-        one
-        for one in picture.steps(walk, place)
-        if one.kind in _DECIDING or one.effect.startswith(("mark", "ct mark", "drop", "reject", "dnat", "snat"))
-    ]
-    told = [f"{one.text}{'' if one.effect == 'goes on' else f': {one.effect}'}" for one in kept]
-    return [*dict.fromkeys(told), f"=> {picture.outcome(walk)}"]
+def _short_trace(walk: Walk, locate: SourceLocator) -> list[str]:
+    """Return the decisive steps of a trace, a line each, and its outcome."""
+    lines = []
+    for step in shown_steps(walk, locate):
+        if step.kind in _ROUTING_STEPS or step.effect.startswith(_DECISIVE_EFFECTS):
+            lines.append(f"{step.text}: {step.effect}" if step.decides else step.text)
+    return [*dict.fromkeys(lines), f"=> {outcome_text(walk)}"]
 
 
-def _more(findings: Iterable[Finding]) -> Iterator[str]:
-    rest = len(list(findings)) - _MOST
-    if rest > 0:
+def _omitted_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    omitted = len(list(findings)) - _MOST
+    if omitted > 0:
         yield ""
-        yield f"and {rest} more: --json"
+        yield f"{and_more(omitted)}: --json"
 
 
-def listed(head: str, items: Iterable[str]) -> Iterator[str]:
-    """A part of a report: nothing, if there are no items."""
-    found = list(items)
-    if found:
+def section_lines(head: str, items: Iterable[str]) -> Iterator[str]:
+    """Yield a section of a report; nothing if there are no items."""
+    listed = list(items)
+    if listed:
         yield ""
         yield f"{head}:"
-        yield from (f"  {picture.printable(one)}" for one in found)
+        yield from (f"  {printable_text(item)}" for item in listed)
 
 
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def as_json(judged: Judged, place: Place) -> dict[str, Any]:
-    """The whole for a program; nftpolicy(1) names the keys."""
+def proof_json(judged: Judged, locate: SourceLocator) -> dict[str, Any]:
+    """Return the report as JSON; nftpolicy(1) documents the keys."""
     proof = judged.proof
     return {
         "judged": judged.name,
@@ -216,22 +258,22 @@ def as_json(judged: Judged, place: Place) -> dict[str, Any]:
         "properties": {
             name: {"title": title, "verdict": proof.of(name), "decides": name in judged.decides}
             for name, title in PROPERTIES.items()
-            if any(one.property == name for one in proof.findings)
+            if any(finding.property == name for finding in proof.findings)
         },
         "findings": [
             {
-                "property": one.property,
-                "uplink": one.uplink or None,
-                "subject": one.subject,
-                "verdict": one.verdict,
-                "decides": one.deciding,
-                "detail": one.detail,
-                "doubts": list(dict.fromkeys(one.doubts)),
-                "key": list(one.origin),
-                "policy": place(one.origin) or None,
-                "counterexamples": [_example(judged, one, example, place) for example in one.examples],
+                "property": finding.property,
+                "uplink": finding.uplink or None,
+                "subject": finding.subject,
+                "verdict": finding.verdict,
+                "decides": finding.deciding,
+                "detail": finding.detail,
+                "doubts": list(dict.fromkeys(finding.doubts)),
+                "key": list(finding.origin),
+                "policy": locate(finding.origin) or None,
+                "counterexamples": [_example_json(judged, finding, example, locate) for example in finding.examples],
             }
-            for one in proof.findings
+            for finding in proof.findings
         ],
         "exemptions": list(proof.exemptions),
         "assumptions": list(proof.assumptions),
@@ -239,16 +281,16 @@ def as_json(judged: Judged, place: Place) -> dict[str, Any]:
     }
 
 
-def _example(judged: Judged, finding: Finding, example: Counterexample, place: Place) -> dict[str, Any]:
+def _example_json(judged: Judged, finding: Finding, example: Counterexample, locate: SourceLocator) -> dict[str, Any]:
     try:
-        script, why_not = judged.script(finding, example), None
+        script, reason = judged.script(finding, example), None
     except ValueError as error:
-        script, why_not = None, str(error)
+        script, reason = None, str(error)
     return {
         "text": described(example.packet),
         "why": example.why,
         "leaves_by": example.device or None,
-        **picture.as_json(example.walk, place),
+        **trace_json(example.walk, locate),
         "script": script,
-        "no_script": why_not,
+        "no_script": reason,
     }

@@ -6,13 +6,21 @@ from __future__ import annotations
 import gc
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..policy.errors import Source
-from . import changes
-from .common import BAD_INPUT, Failure, changing, done, parse_policy, this_kernel
+from .changes import announce, changer, confirm_errors_as_failure, dry_run_text, print_report
+from .common import (
+    BAD_INPUT,
+    Failure,
+    change_errors_as_failure,
+    describe_result,
+    parse_policy,
+    this_kernel,
+)
+from .options import DryRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,42 +34,58 @@ if TYPE_CHECKING:
 
 
 def command(
-    number: Optional[int] = typer.Argument(None, metavar="[N]", help="Its number; without it, the one before."),  # noqa: UP045
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, and change nothing."),
-    at_deadline: bool = typer.Option(False, "--at-deadline", hidden=True),
+    number: Annotated[
+        int | None,
+        typer.Argument(metavar="[N]", help="Number in the history; default: the previous policy."),
+    ] = None,
+    dry_run: DryRun = False,
+    at_deadline: Annotated[bool, typer.Option("--at-deadline", hidden=True)] = False,
 ) -> None:
-    """Apply a policy of the history again, after the same proof as apply."""
+    """Apply an earlier policy from the history.
+
+    The same proof as for apply comes first. While a policy is on trial, the default is the policy
+    before it.
+    """
     if at_deadline:
-        _at_deadline()
+        _run_confirm_worker()
         return
     kernel = this_kernel()
     from ..runtime.changes import history, pending
     from ..runtime.changes.change import Options
 
-    changer = changes.changer(kernel, Options())
-    memory = changer.memory
-    kept = history.of_this_namespace(memory)
-    with declining(), changing(None):
-        trial = _trial(memory, number)
-        back = _chosen(kept, memory, number, trial)
-    around: Around = partial(pending.claimed, memory, trial.token) if trial else partial(pending.unless_pending, memory)
-    what = "release" if back is None else f"rollback to {back.number}" if back.number else f"rollback to {back.file}"
-    with _ending("nothing was changed"):
-        policy, source = _loaded(back) if back else (None, None)
-    wanted = _wanted(policy, back)
-    with declining(), changing(source):
+    applier = changer(kernel, Options())
+    memory = applier.memory
+    snapshots = history.of_this_namespace(memory)
+    with confirm_errors_as_failure(), change_errors_as_failure(None):
+        trial = _policy_on_trial(memory, number)
+        target = _rollback_target(snapshots, memory, number, trial)
+    around: Around = partial(pending.unless_pending, memory)
+    if trial is not None:
+        around = partial(pending.claimed, memory, trial.token)
+    reason = "release"
+    if target is not None:
+        reason = f"rollback to {target.number or target.file}"
+    with _append_to_failure("nothing was changed"):
+        policy, source = _parse_target(target) if target else (None, None)
+    wanted = _wanted_policy(policy, target)
+    with confirm_errors_as_failure(), change_errors_as_failure(source):
         if dry_run:
-            print(changes.dry(changer.outlook(wanted), "the kernel holds it already"))
+            print(dry_run_text(applier.outlook(wanted), "the kernel is in this state already"))
             return
-        outlook = _go(changer, wanted, back, what, around)
+        outlook = _apply_target(applier, wanted, target, reason, around)
     if policy is None:
-        print(done(outlook.found, "released", "there was nothing to release"))
+        print(describe_result(outlook.found, "released", "there was nothing to release"))
     else:
-        print(f"{policy.name}: {done(outlook.found, f'rolled back to {back}', f'the kernel holds {back} already')}")
+        result = describe_result(
+            outlook.found,
+            f"rolled back to {target}",
+            f"{target} is in force already, nothing to change",
+        )
+        print(f"{policy.name}: {result}")
 
 
-def _trial(memory: Memory, number: int | None) -> Pending | None:
-    """The policy on trial; a damaged note of one is in the way, unless it is said what shall be in force."""
+def _policy_on_trial(memory: Memory, number: int | None) -> Pending | None:
+    """Return the policy on trial. With `number`, a damaged record of it is removed."""
     from ..runtime.changes import pending
 
     try:
@@ -73,79 +97,76 @@ def _trial(memory: Memory, number: int | None) -> Pending | None:
         return None
 
 
-def _chosen(kept: History, memory: Memory, number: int | None, trial: Pending | None) -> Back | None:
-    """What to go back to; None: release. Raises Failure."""
+def _rollback_target(snapshots: History, memory: Memory, number: int | None, trial: Pending | None) -> Back | None:
+    """Return the policy to roll back to; None means release.
+
+    Raises:
+        Failure: the history has no such policy, or it is damaged.
+    """
     from ..runtime.changes.pending import Back
 
     if number is None and trial is not None:
         return trial.back
-    shelf = kept.read()
+    snapshot = snapshots.read()
     if number is None:
         last = memory.policy()
         if last is None:
-            raise Failure("no policy is in force; 'nftpolicy rollback N' applies number N of 'nftpolicy history'")
-        entry = shelf.before(last[1])
+            raise Failure("no policy is in force; 'nftpolicy rollback N' applies entry N of the history")
+        entry = snapshot.before(last[1])
         if entry is None:
-            raise Failure("there is no policy before this one in the history: 'nftpolicy history' lists what there is")
+            raise Failure("there is no policy before this one: type 'nftpolicy history' to list all")
     else:
-        entry = shelf.entry(number)
-        damaged = next((one for one in shelf.damaged if one.path == kept.path(number)), None)
+        entry = snapshot.entry(number)
+        path = snapshots.path(number)
+        damaged = next((file for file in snapshot.damaged if file.path == path), None)
         if damaged:
-            raise Failure(f"{damaged.path}: damaged, so it can't be used: {damaged.reason}")
+            raise Failure(f"{damaged.path}: damaged, so it cannot be used: {damaged.reason}")
         if entry is None:
             raise Failure(
-                f"there is no number {number} in the history: 'nftpolicy history' lists what there is", BAD_INPUT
+                f"there is no number {number} in the history: type 'nftpolicy history' to list it",
+                BAD_INPUT,
             )
     return Back(entry.number, entry.file, entry.text)
 
 
-def _loaded(back: Back) -> tuple[Policy, Source]:
-    """The policy, by today's users and groups; its source is named so that nobody looks into today's file."""
-    name = f"{back.file} (number {back.number})" if back.number else back.file
-    return parse_policy(back.text.encode(), name)
+def _parse_target(target: Back) -> tuple[Policy, Source]:
+    """Return the stored policy, with the users and groups of today.
+
+    Its source name has the number, so that an error is not looked up in the present file.
+    """
+    name = f"{target.file} (number {target.number})" if target.number else target.file
+    return parse_policy(target.text.encode(), name)
 
 
 @contextmanager
-def declining() -> Iterator[None]:
-    """What a policy on trial does not allow, as Failure."""
-    from ..runtime.changes import pending
-
-    try:
-        yield
-    except pending.Declined as declined:
-        raise Failure(str(declined)) from None
-    except pending.Gone:
-        raise Failure("the policy on trial was confirmed or taken back just now: look at 'nftpolicy history'") from None
-
-
-@contextmanager
-def _ending(words: str) -> Iterator[None]:
-    """Say more after what a Failure says."""
+def _append_to_failure(note: str) -> Iterator[None]:
+    """Append a line to the message of a Failure."""
     try:
         yield
     except Failure as failure:
-        raise Failure(f"{failure}\nnftpolicy: {words}", failure.status) from None
+        raise Failure(f"{failure}\nnftpolicy: {note}", failure.status) from None
 
 
-def _wanted(policy: Policy | None, back: Back | None) -> Wanted | None:
+def _wanted_policy(policy: Policy | None, target: Back | None) -> Wanted | None:
     from ..runtime.changes.change import Wanted
 
-    return None if policy is None or back is None else Wanted(policy, (back.file, back.text.encode()))
+    return None if policy is None or target is None else Wanted(policy, (target.file, target.text.encode()))
 
 
-def _go(changer: Changer, wanted: Wanted | None, back: Back | None, why: str, around: Around) -> Outlook:
-    """Apply, or release. The kernel is as it was if this raises."""
-    with changer.alone(), around():
-        outlook = changer.outlook(wanted)
-        changes.foretell(outlook)
-        carried = changer.carry_out(outlook, wanted, why, back.number if back else None)
-    changes.afterwards(carried)
+def _apply_target(applier: Changer, wanted: Wanted | None, target: Back | None, why: str, around: Around) -> Outlook:
+    """Apply, or release. If this raises, the kernel's state is as it was before."""
+    with applier.alone(), around():
+        outlook = applier.outlook(wanted)
+        announce(outlook)
+        report = applier.carry_out(outlook, wanted, why, target.number if target else None)
+    print_report(report)
     return outlook
 
 
-def _at_deadline() -> None:
-    """The process that 'apply --confirm' starts: waits, and goes back unless somebody confirms."""
-    from ..runtime.changes import deadman, way  # noqa: F401 - all that is needed then is there now
+def _run_confirm_worker() -> None:
+    """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
+    # `way` is imported now, so that the import cannot fail at the deadline.
+    from ..runtime.changes import deadman, way  # noqa: F401
     from ..runtime.changes.change import Options
     from ..runtime.changes.memory import Busy
 
@@ -153,25 +174,25 @@ def _at_deadline() -> None:
     try:
         order = deadman.take_order()
     except (ValueError, TypeError, KeyError):
-        raise Failure("--at-deadline is what 'apply --confirm' starts, and nobody else", BAD_INPUT) from None
+        raise Failure("--at-deadline is internal: only 'apply --confirm' starts it", BAD_INPUT) from None
     kernel = this_kernel()
-    changer = changes.changer(kernel, Options())
-    # Read now: by the deadline its users and groups may have other names, or none.
-    policy, source = _loaded(order.back) if order.back else (None, None)
-    wanted = _wanted(policy, order.back)
-    with changing(source):
-        changer.outlook(wanted)  # shows that it can be planned
-    back = f"back to {order.back.number or order.back.file}" if order.back else "release"
+    applier = changer(kernel, Options())
+    # Parsed now: at the deadline its users and groups may have other names, or none.
+    policy, source = _parse_target(order.back) if order.back else (None, None)
+    wanted = _wanted_policy(policy, order.back)
+    with change_errors_as_failure(source):
+        applier.outlook(wanted)  # shows that it can be planned
+    goal = f"back to {order.back.number or order.back.file}" if order.back else "release"
 
-    def go_back(around: Around) -> None:
-        busy = None
-        with changing(source):
+    def roll_back(around: Around) -> None:
+        locked = None
+        with change_errors_as_failure(source):
             try:
-                _go(changer, wanted, order.back, f"confirm timed out, {back}", around)
+                _apply_target(applier, wanted, order.back, f"confirm timed out, {goal}", around)
             except Busy as error:
-                busy = error
-        if busy:
-            raise busy
+                locked = error
+        if locked:
+            raise locked
 
-    with declining(), changing(source):
-        deadman.stand(changer.memory, order, go_back, deadman.say_ready)
+    with confirm_errors_as_failure(), change_errors_as_failure(source):
+        deadman.stand(applier.memory, order, roll_back, deadman.say_ready)

@@ -1,52 +1,60 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy status [FILE]"""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 import typer
 from attrs import evolve
 
 from ..policy.objects import Policy
-from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel, warn
+from .common import REFUSED, change_errors_as_failure, last_policy, read_policy, this_kernel, warn
+from .options import AppliedPolicyFile, PrintJson
 
 if TYPE_CHECKING:
     from ..runtime.changes.memory import Memory
 
 
-def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy; without it, the one that was applied last."),  # noqa: UP045
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
-) -> None:
-    """Show uplinks, counters, and whether guard, ladder, routes and sysctls are as wanted (else exit 1)."""
+def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
+    """Show if the policy is in force, with counters and sockets.
+
+    Exits with 1 if guard, ip rules, routes or sysctls differ from the policy.
+    """
     kernel = this_kernel()
     from ..runtime.changes.apply import prospect
     from ..runtime.changes.memory import of_this_namespace
-    from ..runtime.resolver.leak_files import found as places
+    from ..runtime.resolver.leak_files import found as resolver_leaks
     from ..runtime.status import status
 
     memory = of_this_namespace()
-    with changing(None):
-        policy = read_policy(file)[0] if file is not None else _last(memory)
-        found = evolve(status(kernel, policy, prospect(kernel, policy, memory)), strays=_strays(policy))
-    leaks = list(map(str, places(policy)))
-    if json:
-        import json as library
+    with change_errors_as_failure(None):
+        policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy status FILE", memory)
+        state = evolve(
+            status(kernel, policy, prospect(kernel, policy, memory)),
+            strays=_misplaced_routes(policy),
+        )
+    leaks = [str(leak) for leak in resolver_leaks(policy)]
+    if as_json:
+        import json
 
-        print(library.dumps({**found.as_json(), "resolver_leaks": leaks}, indent=1))
+        print(json.dumps({**state.as_json(), "resolver_leaks": leaks}, indent=1))
     else:
-        from .tables import show_status
+        from .tables import print_status
 
-        show_status(found)
-    strays = [f"not in its uplink's table, so that the guard drops what it draws: {route}" for route in found.strays]
-    for line in (*_notes(memory), *strays, *leaks):
+        print_status(state)
+    for line in _pending_lines(memory):
         warn(line)
-    if not found.as_expected:
+    for route in state.strays:
+        warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
+    for line in leaks:
+        warn(line)
+    if not state.as_expected:
         raise typer.Exit(REFUSED)
 
 
-def _strays(policy: Policy) -> tuple[str, ...]:
+def _misplaced_routes(policy: Policy) -> tuple[str, ...]:
     from ..kernel.moving import Routes
     from ..runtime.watch.keeper import strays
 
@@ -57,8 +65,8 @@ def _strays(policy: Policy) -> tuple[str, ...]:
         routes.close()
 
 
-def _notes(memory: "Memory") -> Iterator[str]:
-    """What was begun and not ended."""
+def _pending_lines(memory: Memory) -> Iterator[str]:
+    """Yield a line for an interrupted change, and for a policy on trial."""
     from ..runtime.changes.deadman import overdue
     from ..runtime.changes.memory import Busy
     from ..runtime.changes.pending import pending
@@ -69,17 +77,11 @@ def _notes(memory: "Memory") -> Iterator[str]:
         with memory.alone():
             interrupted = memory.journal.interrupted()
         if interrupted is not None:
-            yield f"{interrupted}: nftpolicy recover"
+            yield f"{interrupted}; type 'nftpolicy recover'"
     except Busy as error:
         yield str(error)
-    if said := overdue(memory):
-        yield said
+    if problem := overdue(memory):
+        yield problem
     elif (trial := pending(memory)) is not None:
-        yield f"on trial until {trial.until}, then it goes back to {trial.goal}; 'nftpolicy confirm' keeps it"
-
-
-def _last(memory: "Memory") -> Policy:
-    last = memory.policy()
-    if last is None:
-        raise Failure("no policy was applied here; name one: nftpolicy status FILE", BAD_INPUT)
-    return parse_policy(last[1], last[0])[0]
+        target = f"then rolled back to {trial.goal}"
+        yield f"on trial until {trial.until}, {target}; 'nftpolicy confirm' keeps it"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tables for a person. Imports rich, so only commands that print one import this."""
+"""Tables of `status` and `demo`. Imports rich, so only commands that print a table import this."""
 
 from __future__ import annotations
 
@@ -11,86 +11,94 @@ from rich.table import Table
 
 from ..policy.objects import Policy
 from ..runtime.status import LAYERS, Status
+from .render.phrases import and_more
+from .render.terminal import make_console, make_table
 
-_SOCKETS = 20  # rows
-
-
-def _table(*columns: str, numbers: int = 0) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index >= len(columns) - numbers else "left", overflow="fold")
-    return table
+_MOST_SOCKETS = 20  # rows
+_MOST_SERVICES = 5  # names in a cell
+_MOST_DIFFERENCES = 40  # lines
 
 
-def show_status(found: Status) -> None:
-    """The whole of `nftpolicy status`."""
-    console = Console(highlight=False, soft_wrap=False)
-    console.print(_uplinks(found.policy))
+def print_status(state: Status) -> None:
+    """Print uplinks, parts, counters, sockets and differences."""
+    console = make_console()
+    console.print(_uplink_table(state.policy))
     console.print()
-    parts = _table("part", "state")
-    for part, good in found.parts.items():
+    parts = make_table("part", "state")
+    for part, good in state.parts.items():
         parts.add_row(part, "[green]as expected[/]" if good else "[red]NOT as expected[/]")
     console.print(parts)
     console.print()
-    console.print(_counters(found))
-    _show_sockets(console, found)
-    if found.missing:
-        console.print("\nwhat 'nftpolicy apply' would do:")
-        for line in found.missing[:40]:
+    console.print(_counter_table(state))
+    console.print()
+    _print_sockets(console, state)
+    if state.missing:
+        console.print("\nchanges that 'nftpolicy apply' would make:")
+        for line in state.missing[:_MOST_DIFFERENCES]:
             console.print(f"  {line}", markup=False)
+        if len(state.missing) > _MOST_DIFFERENCES:
+            console.print(f"  {and_more(len(state.missing) - _MOST_DIFFERENCES)}: nftpolicy apply --dry-run")
 
 
-def _uplinks(policy: Policy) -> Table:
-    table = _table("uplink", "devices", "mark", "table", "services", "exempt", "answers")
+def _uplink_table(policy: Policy) -> Table:
+    table = make_table("uplink", "devices", "mark", "table", "services", "exempt", "answers")
     for name, uplink in policy.uplink.items():
         services = [service for service, value in policy.service.items() if value.uplink == name]
-        shown = services if len(services) < 6 else [*services[:5], f"and {len(services) - 5} more"]
+        if len(services) > _MOST_SERVICES:
+            services = [*services[:_MOST_SERVICES], and_more(len(services) - _MOST_SERVICES)]
         table.add_row(
             name,
             " ".join(uplink.devices),
             str(uplink.mark),
             str(uplink.table),
-            " ".join(shown),
+            " ".join(services),
             " ".join(uplink.exempt),
             " ".join(answer.name for answer in uplink.answer),
         )
     return table
 
 
-def _counters(found: Status) -> Table:
-    table = _table("counter", "layer", "packets", "bytes", numbers=2)
-    for (family, _, name), counts in sorted(found.counters.items(), key=lambda item: (item[0][0], item[0][2])):
+def _counter_table(state: Status) -> Table:
+    table = make_table("counter", "layer", "packets", "bytes", right=("packets", "bytes"))
+    for (family, _, name), counts in sorted(state.counters.items(), key=lambda item: (item[0][0], item[0][2])):
         table.add_row(name, LAYERS[family], str(counts.packets), str(counts.bytes))
     return table
 
 
-def _show_sockets(console: Console, found: Status) -> None:
-    """Sockets that have to do with an uplink, the wrong ones first, and what is wrong with them."""
-    console.print()
-    if found.sockets is None:
-        console.print(f"sockets: not known: {found.trouble}", markup=False)
+def _print_sockets(console: Console, state: Status) -> None:
+    """Print the sockets that concern an uplink, and the meanings of their verdicts."""
+    if state.sockets is None:
+        console.print(f"sockets: not known: {state.trouble}", markup=False)
         return
-    if not found.sockets:
-        console.print("sockets: no service has one, and none wears an uplink's mark")
+    if not state.sockets:
+        console.print("sockets: no service has one, and none has an uplink's mark")
         return
-    table = _table("socket of", "program", "socket", "mark", "verdict")
-    for one in found.sockets[:_SOCKETS]:
-        mark = "" if one.socket.mark is None else f"{one.socket.mark:#x}"
-        verdict = f"[red]{one.verdict}[/]" if one.wrong else f"[green]{one.verdict}[/]"
-        table.add_row(one.who or "nobody", escape(one.program), escape(str(one.socket)), mark, verdict)
+    table = make_table("socket of", "program", "socket", "mark", "verdict")
+    for judged in state.sockets[:_MOST_SOCKETS]:
+        mark = "" if judged.socket.mark is None else f"{judged.socket.mark:#x}"
+        colour = "red" if judged.wrong else "green"
+        table.add_row(
+            judged.who or "no service",
+            escape(judged.program),
+            escape(str(judged.socket)),
+            mark,
+            f"[{colour}]{judged.verdict}[/]",
+        )
     console.print(table)
-    if len(found.sockets) > _SOCKETS:
-        wrong = sum(one.wrong for one in found.sockets[_SOCKETS:])
-        console.print(f"and {len(found.sockets) - _SOCKETS} more, {wrong} of them not right")
-    meanings = dict.fromkeys((one.verdict, one.meaning) for one in found.sockets if one.wrong)
-    for verdict, meaning in list(meanings)[:_SOCKETS]:
+    omitted = state.sockets[_MOST_SOCKETS:]
+    if omitted:
+        wrong = sum(judged.wrong for judged in omitted)
+        console.print(f"{and_more(len(omitted))}, {wrong} of them not right: --json")
+    meanings = dict.fromkeys((judged.verdict, judged.meaning) for judged in state.sockets if judged.wrong)
+    for verdict, meaning in list(meanings)[:_MOST_SOCKETS]:
         console.print(f"{verdict}: {meaning}", markup=False)
 
 
-def show_demo(report: Any) -> None:
-    """What the demo found: one table for packets, one for names, the facts, and the verdict in one line."""
-    console = Console(highlight=False)
-    packets = _table("state", "probes", "kinds", "unmarked by WAN", "marked by WAN", "marked by mesh", numbers=5)
+def print_demo(report: Any) -> None:
+    """Print the result of the demo: packets, DNS queries, facts, and the verdict."""
+    console = make_console()
+    frames = ("probes", "kinds", "unmarked by WAN", "marked by WAN", "marked by mesh")
+    packets = make_table("state", *frames, right=frames)
     for state in report.states:
         packets.add_row(
             state.name,
@@ -102,17 +110,18 @@ def show_demo(report: Any) -> None:
         )
     console.print(packets)
     console.print()
-    names = _table("state", "who asks for names", "questions", "WAN answers", "mesh answers", "no answer", numbers=4)
-    for asked in report.names:
-        numbers = (asked.questions, asked.by_wan, asked.by_mesh, asked.unanswered)
-        names.add_row(asked.state, asked.who, *map(str, numbers))
-    console.print(names)
+    answers = ("queries", "WAN answers", "mesh answers", "no answer")
+    queries = make_table("state", "DNS client", *answers, right=answers)
+    for client in report.names:
+        counts = (client.questions, client.by_wan, client.by_mesh, client.unanswered)
+        queries.add_row(client.state, client.who, *map(str, counts))
+    console.print(queries)
     console.print()
     for fact, true in report.facts.items():
         console.print(f"{'yes' if true else 'NO '}  {fact}", markup=False)
     for fault in report.faults():
         console.print(f"FAULT: {fault}", markup=False, style="red")
-    guarded = report.states[1:]  # the first one is without a policy
+    guarded = report.states[1:]  # the first state has no policy
     probes = sum(state.probes for state in guarded)
     kinds = max((state.kinds for state in guarded), default=0)
     leaked = sum(state.unmarked_on_wan for state in guarded)

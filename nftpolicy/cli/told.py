@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is not proved, or deserves a word, a line each with its place in the policy."""
+"""Findings of a proof and warnings as lines, each with its location in the policy."""
 
 from __future__ import annotations
 
@@ -7,58 +7,65 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..policy.errors import Path, Source
+    from ..policy.errors import Source
+    from ..policy.lines import Path
     from ..proof.verdict import Proof
     from ..runtime.changes.unproved import NotProved, NotSafe
 
+_HINT_BLOCK = "add --via-block: it stops all traffic on the uplinks during the change"
+_HINT_FOREIGN = (
+    "remove the foreign rules that let these packets out, or add --ignore-foreign: "
+    "it applies the policy, and these packets still leak"
+)
 
-_VIA_BLOCK = "with --via-block everything on the uplinks is stopped during the change"
-_DESPITE = "take away what others do there, or add --despite-others: then it is applied, and they go on leaking"
 
-
-def told(proof: Proof, source: Source | None) -> list[str]:
-    """What is not proved, the worst first."""
+def finding_lines(proof: Proof, source: Source | None) -> list[str]:
+    """Return a line for each deciding finding that is not proved, the refuted ones first."""
     from ..proof.verdict import PROVED, REFUTED, described
 
-    found = [one for one in proof.findings if one.deciding and one.verdict != PROVED]
+    failed = [finding for finding in proof.findings if finding.deciding and finding.verdict != PROVED]
     lines = []
-    for one in sorted(found, key=lambda one: one.verdict != REFUTED):
-        packet = f"{described(one.examples[0].packet)}: " if one.examples else ""
-        where = f"{line(source, one.origin)}: " if source is not None else ""
-        lines.append(f"{where}{one.property} {one.verdict}: {one.subject}: {packet}{one.detail}")
+    for finding in sorted(failed, key=lambda finding: finding.verdict != REFUTED):
+        packet = f"{described(finding.examples[0].packet)}: " if finding.examples else ""
+        location = f"{key_location(source, finding.origin)}: " if source is not None else ""
+        head = f"{location}{finding.property} {finding.verdict}: {finding.subject}"
+        lines.append(f"{head}: {packet}{finding.detail}")
     return lines
 
 
-def unsafe(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str], bool]:
-    """Why nothing was changed, a line each; and whether that is only since something is unknown."""
+def refusal_lines(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str], bool]:
+    """Return why a change was refused, and True if only unknown verdicts are the reason."""
     from ..proof.verdict import PROVED, UNKNOWN
     from ..runtime.changes.change import failures
     from ..runtime.changes.unproved import NotProved
 
     if isinstance(error, NotProved):
-        return told(error.proof, source), error.proof.verdict == UNKNOWN
-    lines, verdicts, hints = [], set(), {}
-    for way, number, stage in failures(error.ways):
-        own = way.verdict != PROVED
-        verdicts.add(stage.verdict)
-        hints[_VIA_BLOCK if own else _DESPITE] = None
-        step = f"after step {number} of {len(way.plan.steps)}" if number else "as things are"
-        lines.append(f"{way.plan.order}: {step}, {'' if own else 'with the rules of others, '}this is not safe:")
-        if stage.proof is not None:
-            said = [f"  {one}" for one in told(stage.proof, source)]
-            lines += said if said[0] not in lines else ["  for the same reason"]
+        return finding_lines(error.proof, source), error.proof.verdict == UNKNOWN
+    lines: list[str] = []
+    verdicts: set[str] = set()
+    hints: dict[str, None] = {}  # a set that keeps its order
+    for order, number, state in failures(error.ways):
+        foreign = order.verdict == PROVED
+        verdicts.add(state.verdict)
+        hints[_HINT_FOREIGN if foreign else _HINT_BLOCK] = None
+        step = f"after step {number} of {len(order.plan.steps)}" if number else "before the first step"
+        rules = "with the foreign rules of this machine, " if foreign else ""
+        lines.append(f"{order.plan.order}: {step}, {rules}this is not safe:")
+        if state.proof is not None:
+            reasons = [f"  {line}" for line in finding_lines(state.proof, source)]
+            lines += ["  for the same reason"] if reasons[0] in lines else reasons
     return [*lines, *hints], verdicts == {UNKNOWN}
 
 
-def noted(source: Source, notes: Iterable[tuple[Path, str]]) -> Iterator[str]:
-    """What deserves a word about keys of a policy, a line each with its place."""
+def warning_lines(source: Source, notes: Iterable[tuple[Path, str]]) -> Iterator[str]:
+    """Yield a line for each note about a key of the policy, with its location."""
     from ..policy.errors import shown
 
     for path, message in notes:
-        yield f"{line(source, path)}: {shown(path)}: {message}"
+        yield f"{key_location(source, path)}: {shown(path)}: {message}"
 
 
-def line(source: Source, path: Path) -> str:
-    """FILE:LINE of a key."""
-    at = source.line(path) if path else None
-    return f"{source.name}{f':{at}' if at else ''}"
+def key_location(source: Source, path: Path) -> str:
+    """Return FILE:LINE of a key, or FILE if it has no line."""
+    line = source.line(path) if path else None
+    return f"{source.name}:{line}" if line else source.name

@@ -1,33 +1,40 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy uninstall"""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Optional
+from typing import Annotated
 
 import typer
 
-from .common import INSTALLED, policies, warn
-from .install import INIT, StartedBy, init_named, root_of, told_in_words
+from .common import INSTALLED_NAME, installed_policies, warn
+from .install_common import InitOption, install_errors_as_failure, select_init, target_root
+from .options import DestDir
 
 
 def command(
-    destdir: Optional[Path] = typer.Option(None, envvar="DESTDIR", help="Below this folder, for an image."),  # noqa: UP045
-    purge: bool = typer.Option(False, "--purge", help="Remove the policy, too."),
-    init: Optional[StartedBy] = typer.Option(None, help=INIT),  # noqa: UP045
+    destdir: DestDir = None,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove the policy too.")] = False,
+    init: InitOption = None,
 ) -> None:
-    """Take away what install wrote. The guard stays in the kernel until release opens the uplinks."""
+    """Remove the files that install wrote.
+
+    The guard stays in the kernel until 'nftpolicy release' opens the uplinks.
+    """
     from ..runtime.place.install import uninstall
 
-    root = root_of(destdir)
-    with told_in_words():
-        taken = uninstall(root, purge, init_named(init, root))
-    for path in taken.removed:
+    root = target_root(destdir)
+    with install_errors_as_failure():
+        result = uninstall(root, purge, select_init(init, root))
+    for path in result.removed:
         print(f"removed {path}")
-    for path in taken.kept:
-        why = "'release' needs it, --purge removes it" if path.name == INSTALLED and not purge else "it was changed"
-        warn(f"kept {path}: {why}")
-    if not taken.removed:
+    for path in result.kept:
+        is_policy = path.name == INSTALLED_NAME and not purge
+        reason = "'release' needs it, --purge removes it" if is_policy else "it was changed"
+        warn(f"kept {path}: {reason}")
+    if not result.removed:
         print("there is nothing to remove")
     elif root == Path("/"):
-        file = "" if len(policies(root)) == 1 else " FILE"
-        print(f"What is in force stays in force: 'nftpolicy release{file}' opens the uplinks.")
+        file = "" if len(installed_policies(root)) == 1 else " FILE"
+        print(f"the policy in the kernel stays in force: 'nftpolicy release{file}' opens the uplinks")

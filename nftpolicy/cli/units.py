@@ -4,13 +4,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..policy.errors import nearest
-from .common import BAD_INPUT, FILE, NOT_HERE, Failure, policies, read_policy, warn
-from .install import place_of, program_of, root_of, told_in_words
+from .common import (
+    BAD_INPUT,
+    NOT_HERE,
+    Failure,
+    installed_policies,
+    read_policy,
+    require_known,
+    warn,
+)
+from .install_common import (
+    install_errors_as_failure,
+    installed_path,
+    print_written,
+    program_path,
+    target_root,
+)
+from .options import DestDir, PolicyFile, ProgramPath
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -18,43 +32,54 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help=FILE),  # noqa: UP045
-    to: Optional[Path] = typer.Option(None, help="Write them below this folder, such as /etc/systemd/system."),  # noqa: UP045
-    unit: list[str] = typer.Option([], help="The unit of a service, SERVICE=UNIT, where it is not SERVICE.service."),
-    destdir: Optional[Path] = typer.Option(None, envvar="DESTDIR", help="Below this folder, for an image."),  # noqa: UP045
-    program: Optional[str] = typer.Option(None, help="This program, as the units call it."),  # noqa: UP045
-    attach: Optional[str] = typer.Option(None, hidden=True),  # noqa: UP045 - how a unit calls it
-    force: bool = typer.Option(False, "--force", help="Replace files that were changed."),
+    file: PolicyFile = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Write them below this directory, such as /etc/systemd/system."),
+    ] = None,
+    unit: Annotated[
+        list[str] | None,
+        typer.Option(help="SERVICE=UNIT, if the unit of the service is not SERVICE.service."),
+    ] = None,
+    destdir: DestDir = None,
+    program: ProgramPath = None,
+    attach: Annotated[str | None, typer.Option(hidden=True)] = None,  # the call in the drop-in of a cgroup service
+    force: Annotated[bool, typer.Option("--force", help="Replace files that were changed.")] = False,
 ) -> None:
-    """Print drop-ins for the systemd units of the policy's services: group, order and mark. --to writes them."""
+    """Print or write systemd drop-ins for the services.
+
+    They set the group, the order of start and the mark. --to writes them.
+    """
     policy, _ = read_policy(file)
     if attach is not None:
-        _attach(policy, attach)
+        _attach_programs(policy, attach)
         return
-    root = root_of(destdir)
+    root = target_root(destdir)
     if to is not None and not to.is_absolute():
         raise Failure(f"--to takes an absolute path, got {str(to)!r}", BAD_INPUT)
-    there = policies(root)
-    machine = (root, program, place_of(there[0] if len(there) == 1 else file, root))
-    found = _found(policy, _named(policy, unit), str(to or "/etc/systemd/system"), *machine)
-    for name, why in found.without.items():
-        warn(f"service {name} has no unit: {why}")
+    installed = installed_policies(root)
+    policy_path = installed_path(installed[0] if len(installed) == 1 else file, root)
+    unit_names = _parse_unit_names(policy, unit or [])
+    drop_ins = _drop_ins(policy, unit_names, str(to or "/etc/systemd/system"), root, program, policy_path)
+    for name, reason in drop_ins.without.items():
+        warn(f"service {name} has no unit: {reason}")
     if to is None:
-        print("\n".join(f"# {path}\n{text}" for path, text in found.texts.items()), end="")
+        print("\n".join(f"# {path}\n{text}" for path, text in drop_ins.texts.items()), end="")
         return
     from ..runtime.place.install import place
 
-    with told_in_words():
-        stale = _stale(root, to, found)
-        written = place(root, found.files(), force)
-    print("\n".join([f"wrote {path}" for path in written] or ["everything is in place already"]))
-    for path in stale:
-        warn(f"{path} is of no service of this policy any more: remove it")
+    with install_errors_as_failure():
+        obsolete = _obsolete_drop_ins(root, to, drop_ins)
+        written = place(root, drop_ins.files(), force)
+    print_written([f"wrote {path}" for path in written])
+    for path in obsolete:
+        warn(f"{path}: no service of this policy uses it any more: remove it")
     if written and root == Path("/"):
         print("next: systemctl daemon-reload, and restart these services")
 
 
-def _attach(policy: Policy, name: str) -> None:
+def _attach_programs(policy: Policy, name: str) -> None:
+    """Attach the BPF programs of a service to the cgroup of this process."""
     from ..kernel.interface import Unavailable
     from ..runtime.place.dropins import NoDropIn, attach
 
@@ -68,48 +93,55 @@ def _attach(policy: Policy, name: str) -> None:
         raise Failure(str(error), NOT_HERE) from None
 
 
-def _named(policy: Policy, words: list[str]) -> dict[str, str]:
-    """Service -> unit, or Failure."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, unit = word.partition("=")
+def _parse_unit_names(policy: Policy, options: list[str]) -> dict[str, str]:
+    """Return the unit of each service that --unit names.
+
+    Raises:
+        Failure: an option is malformed, or its service does not exist or has no unit.
+    """
+    units: dict[str, str] = {}
+    for option in options:
+        name, equals, unit = option.partition("=")
         if not (name and equals and unit):
-            raise Failure(f"--unit takes SERVICE=UNIT, got {word!r}", BAD_INPUT)
-        if name not in policy.service:
-            known = ", ".join(policy.service) or "none"
-            raise Failure(
-                f"--unit: there is no service {name!r}{nearest(name, policy.service)}; known are {known}", BAD_INPUT
-            )
+            raise Failure(f"--unit takes SERVICE=UNIT, got {option!r}", BAD_INPUT)
+        require_known("service", name, policy.service, option="--unit: ")
         if policy.service[name].kernel:
             raise Failure(f"--unit: service {name} has no unit, since its sockets are the kernel's", BAD_INPUT)
-        if name in found:
+        if name in units:
             raise Failure(f"--unit names service {name} twice", BAD_INPUT)
-        found[name] = unit
-    return found
+        units[name] = unit
+    return units
 
 
-def _found(policy: Policy, units: dict[str, str], folder: str, root: Path, program: str | None, place: str) -> DropIns:
+def _drop_ins(
+    policy: Policy,
+    units: dict[str, str],
+    directory: str,
+    root: Path,
+    program: str | None,
+    policy_path: str,
+) -> DropIns:
     from ..kernel.interface import Unavailable
     from ..runtime.place.dropins import Machine, NoDropIn, of_policy
     from ..runtime.place.units import checked
 
     try:
-        machine = Machine(root, checked(program_of(root, program)), place)
-        return of_policy(policy, units, folder, machine)
+        machine = Machine(root, checked(program_path(root, program)), policy_path)
+        return of_policy(policy, units, directory, machine)
     except (NoDropIn, ValueError) as error:
         raise Failure(str(error), BAD_INPUT) from None
     except Unavailable as error:
         raise Failure(str(error), NOT_HERE) from None
 
 
-def _stale(root: Path, folder: Path, found: DropIns) -> list[Path]:
-    """Drop-ins that were installed there for services which are gone."""
+def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
+    """Return installed drop-ins in this directory for services that the policy no longer has."""
     from ..runtime.place.dropins import NAME
     from ..runtime.place.files import Manifest, below
 
-    mine = [Path(path) for path in Manifest.of(root).files if path.endswith(f".service.d/{NAME}")]
+    installed = [Path(path) for path in Manifest.of(root).files if path.endswith(f".service.d/{NAME}")]
     return [
         below(root, str(path))
-        for path in mine
-        if path.parents[1] == folder and str(path) not in found.texts and below(root, str(path)).exists()
+        for path in installed
+        if path.parents[1] == directory and str(path) not in drop_ins.texts and below(root, str(path)).exists()
     ]

@@ -8,213 +8,180 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from attrs import frozen
 
-from .common import BAD_INPUT, REFUSED, UNKNOWN, Failure, parse_policy, read_policy, this_kernel, warn
-from .desk import ROUTES, RULES, RULESET, desk_state
+from .common import (
+    BAD_INPUT,
+    REFUSED,
+    UNKNOWN,
+    Failure,
+    last_policy,
+    read_policy,
+    this_kernel,
+    warn,
+)
+from .desk import desk_state
+from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, UplinkDevices, UplinkMarks
+from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
     from ..policy.errors import Source
     from ..policy.objects import Policy
     from ..runtime.verify import Asked, Judged
-    from .report import Names
+    from .report import SuggestedCommands
 
-_PATIENCE = 1.0  # seconds without a word
+_QUIET_SECONDS = 1.0  # without progress output
+_USAGE = "nftpolicy verify --live --uplink wan=eth0 --mark 0x1/0x1"
+_NO_INPUT = f"name a policy, or with --live or --ruleset the uplinks and their mark: {_USAGE}"
+
+
+@frozen
+class VerifyInput:
+    """Options of `verify` that choose the state and the uplinks, as they were typed."""
+
+    file: Path | None
+    live: bool
+    ruleset: Path | None
+    rules: Sequence[str]
+    routes: Sequence[str]
+    uplinks: Sequence[str]
+    marks: Sequence[str]
+    exempt: Sequence[str]
+
+    @property
+    def has_state_files(self) -> bool:
+        """Return True if the state comes from files."""
+        return bool(self.ruleset or self.rules or self.routes)
+
+    def check(self) -> None:
+        """Check that the options of the state fit together.
+
+        Raises:
+            Failure: they do not.
+        """
+        if self.has_state_files and self.live:
+            raise Failure("--live is this kernel: it excludes --ruleset, --rules and --routes", BAD_INPUT)
+        if self.has_state_files and self.ruleset is None:
+            raise Failure(
+                "--ruleset is missing, and only tables can drop: save them with 'nft -j list ruleset > FILE'",
+                BAD_INPUT,
+            )
+        files = [str(file) for file in (self.file, self.ruleset, *self.rules, *self.routes) if file]
+        if [file.removeprefix("4:").removeprefix("6:") for file in files].count("-") > 1:
+            raise Failure("standard input (-) can be only one of the files", BAD_INPUT)
+
+    def suggested_commands(self) -> SuggestedCommands:
+        """Return the commands that the report suggests."""
+        from .report import SuggestedCommands
+
+        file = [str(self.file)] if self.file else []
+        state = ["--ruleset", str(self.ruleset)] if self.ruleset else []
+        state += _repeat_option("--rules", self.rules) + _repeat_option("--routes", self.routes)
+        uplinks = _repeat_option("--uplink", self.uplinks) + _repeat_option("--mark", self.marks)
+        uplinks += _repeat_option("--exempt", self.exempt)
+        explain = state if self.live or state else ["--compiled"]
+        live = ["--live"] if self.live else []
+        return SuggestedCommands(file[0] if file else None, (*explain, *file), (*file, *live, *state, *uplinks))
+
+
+def _repeat_option(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy, TOML. - reads standard input."),  # noqa: UP045
-    live: bool = typer.Option(False, "--live", help="Judge this kernel, not what FILE compiles to."),
-    ruleset: Optional[Path] = typer.Option(None, help=RULESET),  # noqa: UP045
-    rules: list[str] = typer.Option([], help=RULES),
-    routes: list[str] = typer.Option([], help=ROUTES),
-    uplink: list[str] = typer.Option([], help="NAME=DEVICE[,DEVICE]: an uplink, without a policy; may be repeated."),
-    mark: list[str] = typer.Option([], help="VALUE/MASK: the mark of the uplinks, or one for each in order."),
-    exempt: list[str] = typer.Option([], help="What may leave without the mark, by a policy's word; may be repeated."),
-    json: bool = typer.Option(False, "--json", help="Print JSON."),
-    script: Optional[Path] = typer.Option(  # noqa: UP045
-        None, help="Write the first counterexample there as a script for sh; - prints it, and nothing else."
-    ),
+    file: Annotated[Path | None, typer.Argument(help="Policy file (TOML). - reads standard input.")] = None,
+    live: Annotated[
+        bool,
+        typer.Option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
+    ] = False,
+    ruleset: RulesetFile = None,
+    rules: RuleFiles = None,
+    routes: RouteFiles = None,
+    uplink: UplinkDevices = None,
+    mark: UplinkMarks = None,
+    exempt: Annotated[
+        list[str] | None,
+        typer.Option(help="Exemption of a policy: packets without the mark; may be repeated."),
+    ] = None,
+    as_json: PrintJson = False,
+    script: Annotated[
+        Path | None,
+        typer.Option(help="Write the first counterexample as a sh script to this file; - prints it alone."),
+    ] = None,
 ) -> None:
-    """Prove for all packets that nothing leaves an uplink that may not, or show a packet that does."""
-    desk = _state_options(file, live, ruleset, rules, routes)
-    if json and script is not None and str(script) == "-":
-        raise Failure("--script -: standard output is taken by --json", BAD_INPUT)
-    asked = _asked(uplink, mark, exempt)
-    if asked and file is not None:
-        raise Failure("--uplink: not with a policy, which names the uplinks itself", BAD_INPUT)
-    policy = read_policy(file) if file is not None else None
-    if policy is None and not asked:
-        if not live:
-            raise Failure(_NOTHING, BAD_INPUT)
-        this_kernel()  # without root, that is what is told
-        policy = _last()
-    from ..runtime import verify
-    from .report import draw, headline
+    """Prove that no packet leaks, or show one that does.
 
-    with _Progress() as progress:
-        wanted = policy[0] if policy else asked
-        if desk:
-            judged = verify.of_files(desk_state(ruleset, rules, routes), wanted, exempt, progress)
-        elif live:
-            judged = verify.of_kernel(this_kernel(), wanted, exempt, progress)
-        else:
-            assert policy is not None
-            judged = verify.of_policy(policy[0], progress)
+    The proof covers all packets of IPv4 and IPv6.
+    """
+    inputs = VerifyInput(file, live, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ())
+    inputs.check()
+    if as_json and script is not None and str(script) == "-":
+        raise Failure("--script -: standard output is taken by --json", BAD_INPUT)
+    uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
+    require_no_policy(bool(uplinks), file is not None)
+    policy = read_policy(file) if file is not None else None
+    if policy is None and not uplinks:
+        if not live:
+            raise Failure(_NO_INPUT, BAD_INPUT)
+        this_kernel()  # first, so that a missing root privilege is the message
+        policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
+    judged = _prove(inputs, policy, uplinks)
+    from .report import print_proof, verdict_headline
+
     if script is not None:
-        _write(judged, script)
-    if json:
+        _write_script(judged, script)
+    if as_json:
         _print_json(judged, policy)
     elif str(script) == "-":
-        warn(headline(judged))
+        warn(verdict_headline(judged))
     else:
-        draw(judged, _place(policy), _names(file, live, ruleset, rules, routes, uplink, mark, exempt))
+        print_proof(judged, _source_locator(policy), inputs.suggested_commands())
     status = {"proved": 0, "refuted": REFUSED, "unknown": UNKNOWN}[judged.proof.verdict]
     if status:
         raise typer.Exit(status)
 
 
-_NOTHING = (
-    "name a policy, or with --live or --ruleset the uplinks and their mark: "
-    "nftpolicy verify --live --uplink wan=eth0 --mark 0x1/0x1"
-)
+def _prove(inputs: VerifyInput, policy: tuple[Policy, Source] | None, uplinks: Sequence[Asked]) -> Judged:
+    from ..runtime import verify
 
-
-def _state_options(
-    file: Path | None, live: bool, ruleset: Path | None, rules: Sequence[str], routes: Sequence[str]
-) -> bool:
-    """Whether the state comes from files; Failure if the options contradict each other."""
-    desk = bool(ruleset or rules or routes)
-    if desk and live:
-        raise Failure("--live is this kernel; not with --ruleset, --rules or --routes", BAD_INPUT)
-    if desk and ruleset is None:
-        raise Failure(
-            "--ruleset is missing: what drops is in the tables. Save them with 'nft -j list ruleset > FILE'", BAD_INPUT
-        )
-    inputs = [str(one).removeprefix("4:").removeprefix("6:") for one in (file, ruleset, *rules, *routes) if one]
-    if inputs.count("-") > 1:
-        raise Failure("standard input (-) can be only one of the files", BAD_INPUT)
-    return desk
-
-
-# --- uplinks without a policy -----------------------------------------------------------------
-
-
-def _asked(uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]) -> list[Asked]:
-    """The uplinks of the options, each with its mark, or Failure."""
-    devices: dict[str, list[str]] = {}
-    for text in uplinks:
-        name, equals, named = text.partition("=")
-        if not equals or not named:
-            raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", BAD_INPUT)
-        devices.setdefault(_valid("--uplink", name, "name"), []).extend(
-            _valid("--uplink", one, "device") for one in named.split(",")
-        )
-    if not devices:
-        for option, given in (("--mark", marks), ("--exempt", exempt)):
-            if given:
-                raise Failure(f"{option} is of an uplink that no policy describes: name it with --uplink", BAD_INPUT)
-        return []
-    _once(devices)
-    if len(marks) not in (1, len(devices)):
-        count = f"{len(marks)} for {len(devices)} uplinks" if marks else "missing"
-        raise Failure(f"--mark: {count}; give one mark for all, or one for each in their order", BAD_INPUT)
-    from ..policy.errors import nearest
-    from ..policy.mark import parse
-    from ..policy.words import EXEMPTIONS
-    from ..runtime.verify import Asked
-
-    for word in exempt:
-        if word not in EXEMPTIONS:
-            known = f"{', '.join(EXEMPTIONS)}{nearest(word, EXEMPTIONS)}"
-            raise Failure(f"--exempt: {word!r} is no exemption: {known}", BAD_INPUT)
-    try:
-        found = [parse(text) for text in marks]
-    except ValueError as error:
-        raise Failure(f"--mark: {error}", BAD_INPUT) from None
-    found = found * len(devices) if len(found) == 1 else found
-    return [Asked(name, tuple(of), mark) for (name, of), mark in zip(devices.items(), found, strict=True)]
-
-
-def _valid(option: str, text: str, what: str) -> str:
-    from ..policy import values
-
-    try:
-        return {"name": values.name, "device": values.device}[what](text)
-    except ValueError as error:
-        raise Failure(f"{option}: {error}", BAD_INPUT) from None
-
-
-def _once(devices: dict[str, list[str]]) -> None:
-    owners: dict[str, str] = {}
-    for name, listed in devices.items():
-        for device in listed:
-            if device == "lo":
-                raise Failure("--uplink: 'lo' never leaves the machine and can be no uplink", BAD_INPUT)
-            if device in owners:
-                raise Failure(f"--uplink: {device} is a device of {owners[device]} already", BAD_INPUT)
-            owners[device] = name
-
-
-def _last() -> tuple[Policy, Source]:
-    from ..runtime.changes.memory import of_this_namespace
-
-    last = of_this_namespace().policy()
-    if last is None:
-        raise Failure(f"no policy was applied here; {_NOTHING}", BAD_INPUT)
-    return parse_policy(last[1], last[0])
+    subject = policy[0] if policy else uplinks
+    with _Progress() as progress:
+        if inputs.has_state_files:
+            state = desk_state(inputs.ruleset, inputs.rules, inputs.routes)
+            return verify.of_files(state, subject, inputs.exempt, progress)
+        if inputs.live:
+            return verify.of_kernel(this_kernel(), subject, inputs.exempt, progress)
+        assert policy is not None
+        return verify.of_policy(policy[0], progress)
 
 
 # --- output -----------------------------------------------------------------------------------
 
 
-def _place(policy: tuple[Policy, Source] | None) -> Callable[[tuple[str, ...]], str]:
-    from .picture import nowhere, of_source
+def _source_locator(policy: tuple[Policy, Source] | None) -> Callable[[tuple[str, ...]], str]:
+    from .picture import no_source, source_locator
 
-    return of_source(policy[1].name, policy[1].line) if policy else nowhere
-
-
-def _names(
-    file: Path | None,
-    live: bool,
-    ruleset: Path | None,
-    rules: Sequence[str],
-    routes: Sequence[str],
-    uplinks: Sequence[str],
-    marks: Sequence[str],
-    exempt: Sequence[str],
-) -> Names:
-    """The words of the commands that come next."""
-    from .report import Names
-
-    given = [str(file)] if file else []
-    desk = ["--ruleset", str(ruleset)] if ruleset else []
-    desk += [word for option, files in (("--rules", rules), ("--routes", routes)) for one in files
-             for word in (option, one)]  # fmt: skip
-    claimed = [word for option, texts in (("--uplink", uplinks), ("--mark", marks), ("--exempt", exempt))
-               for one in texts for word in (option, one)]  # fmt: skip
-    of_explain = [*([] if live or desk else ["--compiled"]), *desk, *given]
-    of_verify = [*given, *(["--live"] if live else []), *desk, *claimed]
-    return Names(str(file) if file else None, tuple(of_explain), tuple(of_verify))
+    return source_locator(policy[1].name, policy[1].line) if policy else no_source
 
 
 def _print_json(judged: Judged, policy: tuple[Policy, Source] | None) -> None:
     import json
 
-    from .report import as_json
+    from .report import proof_json
 
-    print(json.dumps(as_json(judged, _place(policy)), indent=1))
+    print(json.dumps(proof_json(judged, _source_locator(policy)), indent=1))
 
 
-def _write(judged: Judged, file: Path) -> None:
-    """The first counterexample that can be reproduced, as a script."""
+def _write_script(judged: Judged, file: Path) -> None:
+    """Write the first counterexample that can be reproduced as a script."""
     for finding, example in judged.refutations():
         try:
             text = judged.script(finding, example)
         except ValueError as error:
-            warn(f"a counterexample can't be written as a script: {error}")
+            warn(f"a counterexample cannot be written as a script: {error}")
             continue
         if text is None:
             continue
@@ -225,27 +192,27 @@ def _write(judged: Judged, file: Path) -> None:
             file.write_text(text)
             file.chmod(0o755)
         except OSError as error:
-            raise Failure(f"{file}: can't be written: {error.strerror}", BAD_INPUT) from None
-        warn(f"{file} shows it: run it as root, it makes network namespaces of its own")
+            raise Failure(f"{file}: cannot be written: {error.strerror}", BAD_INPUT) from None
+        warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
         return
-    warn("--script: nothing is written, since there is no counterexample")
+    warn("--script: nothing was written, since there is no counterexample")
 
 
 class _Progress:
-    """What is being looked at, on a terminal, if it takes long."""
+    """Progress of a long proof, on standard error if that is a terminal."""
 
     def __init__(self) -> None:
-        self._begun, self._shown = time.monotonic(), False
-        self._wanted = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._begin, self._shown = time.monotonic(), False
+        self._enabled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Callable[[str], None]:
-        return self._say
+        return self._print
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def _say(self, what: str) -> None:
-        if self._wanted and time.monotonic() - self._begun > _PATIENCE:
+    def _print(self, subject: str) -> None:
+        if self._enabled and time.monotonic() - self._begin > _QUIET_SECONDS:
             self._shown = True
-            print(f"\r\x1b[Kproving {what}", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[Kproving {subject}", end="", file=sys.stderr, flush=True)

@@ -5,31 +5,40 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..policy.errors import nearest
-from .common import BAD_INPUT, REFUSED, Failure, changing, parse_policy, read_policy, this_kernel
+from .common import (
+    BAD_INPUT,
+    REFUSED,
+    Failure,
+    change_errors_as_failure,
+    last_policy,
+    read_policy,
+    require_known,
+    this_kernel,
+)
+from .options import AppliedPolicyFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from ..policy.objects import Policy
-    from ..runtime.changes.memory import Memory
     from ..runtime.service.ready import World
 
 
 def command(
-    file: Optional[Path] = typer.Argument(None, help="The policy; without it, the one that was applied last."),  # noqa: UP045
-    uplink: Optional[str] = typer.Option(None, help="Wait until this uplink can be used; without it, until all can."),  # noqa: UP045
-    service: Optional[str] = typer.Option(None, help="Wait until this service has had an answer by its uplink."),  # noqa: UP045
-    timeout: float = typer.Option(60, min=0, help="Seconds; 0 looks once."),
+    file: AppliedPolicyFile = None,
+    uplink: Annotated[str | None, typer.Option(help="Wait until this uplink is ready; default: all uplinks.")] = None,
+    service: Annotated[
+        str | None, typer.Option(help="Wait until this service has received a reply by its uplink.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds; 0 checks once.")] = 60,
 ) -> None:
-    """Wait until the uplinks can be used, or a service is in touch with its far end (else exit 1)."""
+    """Wait until uplinks are ready or a service gets a reply.
+
+    Exits with 1 after the timeout.
+    """
     if uplink is not None and service is not None:
-        raise Failure("--uplink and --service: wait for one of them", BAD_INPUT)
+        raise Failure("--uplink and --service exclude each other: give one of them", BAD_INPUT)
     gc.enable()
     kernel = this_kernel()
     from ..compiler import names
@@ -41,38 +50,30 @@ def command(
     from ..runtime.status import status
 
     memory = of_this_namespace()
-    policy = read_policy(file)[0] if file is not None else _last(memory)
-    _known("uplink", uplink, policy.uplink)
-    _known("service", service, policy.service)
+    policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy wait FILE", memory)
+    require_known("uplink", uplink, policy.uplink)
+    require_known("service", service, policy.service)
 
-    def guarded() -> bool:
-        parts = status(kernel, policy, prospect(kernel, policy, memory)).parts
-        return parts["guard"] and parts["ladder"]
+    def is_guarded() -> bool:
+        return status(kernel, policy, prospect(kernel, policy, memory)).guarded
 
-    with changing(None), Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as ears:
+    with (
+        change_errors_as_failure(None),
+        Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as monitor,
+    ):
         missing = wait(
-            _look(World(policy, guarded, memory.folder), uplink, service), timeout, ears.descriptors, ears.read
+            _missing_parts(World(policy, is_guarded, memory.folder), uplink, service),
+            timeout,
+            monitor.descriptors,
+            monitor.read,
         )
     if missing:
         raise Failure("\nnftpolicy: ".join(missing), REFUSED)
 
 
-def _look(world: World, uplink: str | None, service: str | None) -> Callable[[], list[str]]:
+def _missing_parts(readiness: World, uplink: str | None, service: str | None) -> Callable[[], list[str]]:
+    """Return a function that returns what is not ready yet, a line each."""
     if service is not None:
-        return lambda: world.of_service(service)
-    wanted = list(world.policy.uplink) if uplink is None else [uplink]
-    return lambda: [fault for name in wanted for fault in world.of_uplink(name)]
-
-
-def _known(kind: str, name: str | None, known: Mapping[str, object]) -> None:
-    if name is not None and name not in known:
-        raise Failure(
-            f"there is no {kind} {name[:60]!r}{nearest(name, known)}; known are {', '.join(known) or 'none'}", BAD_INPUT
-        )
-
-
-def _last(memory: Memory) -> Policy:
-    last = memory.policy()
-    if last is None:
-        raise Failure("no policy was applied here; name one: nftpolicy wait FILE", BAD_INPUT)
-    return parse_policy(last[1], last[0])[0]
+        return lambda: readiness.of_service(service)
+    uplinks = list(readiness.policy.uplink) if uplink is None else [uplink]
+    return lambda: [fault for name in uplinks for fault in readiness.of_uplink(name)]

@@ -4,31 +4,42 @@
 from __future__ import annotations
 
 import gc
-import json as library
+import json
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Annotated, Any
 
 import typer
 
-from . import changes
-from .common import changing, read_policy, this_kernel
+from .changes import announce, changer, print_report
+from .common import change_errors_as_failure, read_policy, this_kernel
+from .options import WaitSeconds
 
 
 def command(
-    file: Optional[Path] = typer.Argument(  # noqa: UP045
-        None, help="A policy to apply first; without it, what was applied last is held."
-    ),
-    json: bool = typer.Option(False, "--json", help="Log JSON, an object a line."),
-    block_unknown: bool = typer.Option(
-        False, "--block-unknown", help="Block the uplinks too when the proof can't be led, not only when it fails."
-    ),
-    leave_routes: bool = typer.Option(False, "--leave-routes", help="Leave routes over uplinks where they are."),
-    wait: float = typer.Option(30, "--wait", min=0, help="Seconds to wait for another process before FILE is applied."),
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Policy file (TOML) to apply first; default: the policy that was applied last."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Log JSON, one object a line.")] = False,
+    block_unknown: Annotated[
+        bool,
+        typer.Option(
+            "--block-unknown",
+            help="Block the uplinks also when the proof is inconclusive (unknown).",
+        ),
+    ] = False,
+    leave_routes: Annotated[
+        bool, typer.Option("--leave-routes", help="Do not move routes into the uplinks' tables.")
+    ] = False,
+    wait: WaitSeconds = 30,
 ) -> None:
-    """Hold the policy: put back what goes missing, prove again what others change, block where that fails."""
+    """Enforce the policy: repair damage, re-prove foreign changes.
+
+    Blocks the uplinks where the proof fails. Runs in the foreground until SIGTERM.
+    """
     gc.enable()
     named = read_policy(file) if file is not None else None
     kernel = this_kernel()
@@ -44,37 +55,44 @@ def command(
     from ..runtime.watch.loop import Watch
     from ..runtime.watch.world import World
 
-    changer = changes.changer(kernel, Options(wait))
-    with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as ears:
+    applier = changer(kernel, Options(wait))
+    with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as events:
         if named is not None:
             policy, source = named
             wanted = Wanted(policy, (source.name, source.text.encode()))
-            with changing(source), changer.alone():
-                outlook = changer.outlook(wanted)
-                changes.foretell(outlook)
-                changes.afterwards(changer.carry_out(outlook, wanted, why="watch"))
-        log, nft = Log(json), Nft()
-        nft.load(f"add table inet {names.BLOCK_TABLE}\n", check=True)  # its socket has an address from now on
-        world = World(
-            changer, Linux, ears, nft.load, log.say, monitor.sent, monitor.counted, monitor.own_ports, Manager(),
-            block_unknown, nft.load(f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n", check=True) is None,
+            with change_errors_as_failure(source), applier.alone():
+                outlook = applier.outlook(wanted)
+                announce(outlook)
+                print_report(applier.carry_out(outlook, wanted, why="watch"))
+        log, nft = EventLog(as_json), Nft()
+        nft.load(f"add table inet {names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
+        # A table with an owner (kernel 5.12) is removed with the socket that made it.
+        shadow_table = f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n"
+        supports_owner = nft.load(shadow_table, check=True) is None
+        environment = World(
+            applier, Linux, events, nft.load, log.write, monitor.sent, monitor.counted,
+            monitor.own_ports, Manager(), block_unknown, supports_owner,
             None if leave_routes else Routes(), leaks=Watcher().look,
         )  # fmt: skip
-        Watch(world).run()
+        Watch(environment).run()
 
 
-class Log:
-    """Lines on standard error, one an event: key=value, or JSON."""
+class EventLog:
+    """Log on standard error, one event a line: key=value, or JSON."""
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
 
-    def say(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Write a line. A reader that has gone does not end the watch."""
+    def write(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Write one event. An error of standard error is ignored, so that the watch continues."""
         from ..runtime.watch.decisions import line
 
-        told = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **facts}
+        record = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "event": event,
+            **facts,
+        }
         try:
-            print(library.dumps(told) if self._as_json else line(told), file=sys.stderr, flush=True)
+            print(json.dumps(record) if self._as_json else line(record), file=sys.stderr, flush=True)
         except OSError:
             return

@@ -85,7 +85,7 @@ def test_a_bound_socket_without_a_route(held: Node) -> None:
     bound = ("--uid", 65534, "--dev", WAN)
     assert held.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
     told = held.words("--to", FAR[6], *bound)
-    assert re.fullmatch(r"goes nowhere: rule priority 910 from all unreachable .*: unreachable", told)
+    assert re.fullmatch(r"unroutable: rule priority 910 from all unreachable .*: unreachable", told)
 
     def send(job: senders.Job) -> None:
         made = job.udp()
@@ -118,7 +118,7 @@ def test_a_stranger_with_the_mark(held: Node) -> None:
 @pytest.mark.parametrize(("family", "resolver"), [(4, "127.0.0.1:54"), (6, "[::1]:54")])
 def test_a_services_question_for_a_name(held: Node, family: int, resolver: str) -> None:
     words = ("--to", FAR[family], "--gid", SERVICE, "--mark", 1, "--dport", 53)
-    assert held.words(*words) == f"stays on this machine with mark 0x1, to {resolver}"
+    assert held.words(*words) == f"delivered locally with mark 0x1, to {resolver}"
     assert f"{POLICY}:{line('listen')} uplink.wan.resolver.listen" in held.explain(*words)
 
 
@@ -166,7 +166,7 @@ def test_an_exemption(held: Node) -> None:
 
 def test_the_kernel_is_asked_too(held: Node) -> None:
     told = held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE)
-    assert re.search(rf"^the kernel itself says: unicast dev {WAN}", told, re.MULTILINE)
+    assert re.search(rf"^the kernel's own route: unicast dev {WAN}", told, re.MULTILINE)
     found = json.loads(held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE, "--json"))
     (packet,) = found["packets"]
     assert packet["kernel"][0]["agrees"] is True
@@ -199,7 +199,7 @@ def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
 
     status, said = held.space.call(lied)
     assert status == (0 if agrees else 1)
-    faults = [one for one in said.splitlines() if one.startswith("a fault of the model: the route: ")]
+    faults = [one for one in said.splitlines() if one.startswith("model/kernel mismatch (bug): the route: ")]
     assert bool(faults) != agrees
     if answer.get("device"):
         assert f"dev {WAN}" in faults[0] and f"dev {MESH}" in faults[0]
@@ -238,7 +238,7 @@ def test_without_root_what_the_policy_compiles_to_is_judged(held: Node) -> None:
     done = held.run("explain", POLICY, "--to", FAR[4], "--mark", "1", "--gid", str(SERVICE), uid=65534)
     assert done.stderr.startswith("nftpolicy: this needs root")
     assert done.stdout.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
-    assert f"assumed: table 1 has a default route by {WAN}" in done.stdout
+    assert f"assumption: table 1 has a default route by {WAN}" in done.stdout
     assert held.run("explain", "--to", FAR[4], check=False, uid=65534).returncode == 4
 
 
@@ -253,7 +253,9 @@ def test_the_same_from_files(held: Node) -> None:
     files = ("--ruleset", "/run/ruleset", "--rules", "4:/run/rules", "--routes", "/run/routes")
     for words in (("--mark", 1, "--gid", SERVICE), ("--dev", WAN), ("--mark", 1)):
         there = [
-            one for one in held.explain("--to", FAR[4], *words).splitlines() if not one.startswith("the kernel itself")
+            one
+            for one in held.explain("--to", FAR[4], *words).splitlines()
+            if not one.startswith("the kernel's own route")
         ]
         assert held.explain(POLICY, *files, "--to", FAR[4], *words).splitlines()[-1] == there[-1]
     told = held.explain(POLICY, *files, "--to", FAR[4], "--mark", 1, "--gid", SERVICE)
@@ -328,7 +330,7 @@ def test_a_program_with_a_marked_socket(held: Node) -> None:
         assert f"process {pid} " in told and "2 IP or packet sockets" in told
         assert f"=> leaves by {WAN} with mark 0x1" in told
         assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
-        assert re.search(r"udp by IPv6 and IPv4.*on br-wan: not connected: name a destination with --to", told)
+        assert re.search(r"udp over IPv6 and IPv4.*bound to br-wan: not connected: name a destination with --to", told)
         assert "=> dropped by inet nftpolicy wan.guard: counter wan.dropped" in outside(
             held, "--pid", pid, "--to", at.NEIGHBOUR[6]
         )
@@ -486,7 +488,7 @@ def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node,
     finally:
         held.rig.far.end(client)
         held.space.ip(f"addr del {near}/{length} dev {WAN}", f"link set {WAN} arp off")
-    assert "listens, and sends nothing by itself" in told
+    assert "listens, and sends nothing itself" in told
     assert re.search(rf"^tcp \[?{re.escape(near)}\]?:22 -> \[?{re.escape(at.HOME[family])}\]?:", told, re.MULTILINE)
     assert "connection established, reply direction, mark 0x1" in told
     assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
@@ -498,7 +500,7 @@ def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
     with borrowed, program(held.space, marked, passed=borrowed.fileno()) as pid:
         found = look(held.space, pid)
         assert sorted((one.elsewhere, one.remote) for one in found) == [(False, FAR[4]), (True, None)]
-        assert "of another network namespace than the program's: not judged here" in outside(held, "--pid", pid)
+        assert "in another network namespace than the process: not explained" in outside(held, "--pid", pid)
 
 
 def test_a_process_that_is_gone(held: Node) -> None:

@@ -158,7 +158,7 @@ def test_a_policy_that_was_never_applied(bare: Node) -> None:
     assert f"  next    the policy is not in force here: nftpolicy apply {POLICY}\n" in told
     none = bare.run("verify", "--live", check=False)
     assert none.returncode == 2
-    assert "no policy was applied here; name a policy" in none.stderr
+    assert "no policy was applied here; name one" in none.stderr
 
 
 def test_a_rule_of_a_service_is_missing(held: Node) -> None:
@@ -166,7 +166,7 @@ def test_a_rule_of_a_service_is_missing(held: Node) -> None:
     told = held.verify(POLICY, status=1)
     assert "P3 refuted: uplink wan: service fastd\n" in told
     assert f"  policy  {POLICY}:{line('[service.fastd]')} service.fastd\n" in told
-    assert "P1  no leak       proved" in told
+    assert "P1  no leak           proved" in told
     assert "  next    nftpolicy verify" in told
 
 
@@ -268,7 +268,7 @@ def test_what_is_not_understood_where_it_matters(held: Node) -> None:
     told = held.verify(POLICY, status=3)
     assert told.startswith("unknown: gluon-fastd: this kernel: ")
     assert "P1 unknown: uplink wan: sockets of no service: " in told
-    assert "  not understood" in told and "numgen" in told
+    assert "  unsupported" in told and "numgen" in told
 
 
 # --- the way out ---------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def tell(policy: str, progress: Progress, rounds: int = 5) -> Report:
 def _apply(lab: Lab, report: Report, _: int) -> None:
     lab.node.run([*_COMMAND, "apply", _POLICY])
     again = lab.node.run([*_COMMAND, "apply", _POLICY]).stdout
-    report.facts["the second apply of the same policy changes nothing"] = "holds it already" in again
+    report.facts["the second apply of the same policy changes nothing"] = "nothing to change" in again
     lab.daemon([*_COMMAND, "resolver", _POLICY])
     wait_until(lambda: _ask(lab, SERVICE, "127.0.0.1", False) == "wan", 10, "the WAN resolver")
 

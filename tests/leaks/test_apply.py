@@ -145,7 +145,7 @@ def test_the_second_apply_sends_nothing(fresh: Guarded) -> None:
         ear.heard()
         before, now, counted = everything(fresh), generation(fresh), fresh.counters()
         assert sum(counted.values()) > 0, "inconclusive"
-        assert "holds it already" in fresh.apply()
+        assert "nothing to change" in fresh.apply()
         assert (ear.heard(), generation(fresh)) == (0, now)
         assert everything(fresh) == before
         after = fresh.counters()
@@ -209,7 +209,7 @@ def test_a_dry_run_changes_nothing(fresh: Guarded) -> None:
         fresh.apply()
         applied = everything(fresh)
         ear.heard()
-        assert "holds it already" in fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
+        assert "nothing to change" in fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
         assert "rule delete" in fresh.nftpolicy("release", "--dry-run", POLICY).stdout
         assert (ear.heard(), everything(fresh)) == (0, applied)
 
@@ -224,7 +224,7 @@ def test_a_step_that_the_kernel_refuses_is_undone(fresh: Guarded, family: int) -
         assert (done.returncode, done.stdout) == (1, "")
         said = rf"{POLICY}:{line_of(fresh, 'table')}: uplink\.wan\.table: .*-{family} route.*File exists"
         assert re.search(said, done.stderr), done.stderr
-        assert "the kernel is as it was before" in done.stderr
+        assert "the kernel's state is as it was before" in done.stderr
         assert everything(fresh) == before
     finally:
         fresh.lab.node.ip(foreign.replace(" add ", " del "))

@@ -41,7 +41,7 @@ def pending(made: Guarded) -> list[object]:
 
 
 def holds(made: Guarded, file: str) -> bool:
-    return "holds it already" in made.nftpolicy("apply", "--dry-run", file).stdout
+    return "nothing to change" in made.nftpolicy("apply", "--dry-run", file).stdout
 
 
 def in_force(made: Guarded) -> str:

@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
     def apply(self, name: str) -> None:
         self._nftpolicy("apply", f"/run/{name}.toml")
         self._applied(name)
-        assert "holds it already" in self._nftpolicy("apply", f"/run/{name}.toml").stdout
+        assert "nothing to change" in self._nftpolicy("apply", f"/run/{name}.toml").stdout
 
     @rule(name=st.sampled_from(sorted(POLICIES)), kept=st.booleans())
     @precondition(lambda self: not self.broken and not self.crashed)
@@ -166,7 +166,7 @@ class Machine(RuleBasedStateMachine):
         # What is to be kept has time for `confirm` on a slow machine.
         deadline = str(60 if kept else DEADLINE)
         done = self._nftpolicy("apply", "--confirm", deadline, f"/run/{name}.toml")
-        if "holds it already" in done.stdout:
+        if "nothing to change" in done.stdout:
             self._applied(name)
             return
         if kept:
@@ -212,7 +212,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.crashed)
     def recover(self, undo: bool) -> None:
         self._nftpolicy("recover", *(["--undo"] if undo else []))
-        held = [name for name in POLICIES if "holds it already" in self._nftpolicy("apply", "--dry-run", f"/run/{name}.toml").stdout]  # fmt: skip
+        held = [name for name in POLICIES if "nothing to change" in self._nftpolicy("apply", "--dry-run", f"/run/{name}.toml").stdout]  # fmt: skip
         assert len(held) == 1
         assert held[0] in self.crash_of
         self._applied(held[0])

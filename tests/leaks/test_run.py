@@ -494,7 +494,7 @@ def test_it_refuses_without_cgroup_v2(made: Guarded) -> None:
 
 
 def test_it_refuses_where_the_guard_is_not_in_force(made: Guarded) -> None:
-    said = "is not in force, so packets could leave by any way: run 'nftpolicy status' first"
+    said = "is not in force, so packets could leave by any uplink: run 'nftpolicy status' first"
     made.lab.node.ip("rule del priority 510")
     try:
         assert refused(made, "fastd", "--", "true") == (1, f"nftpolicy: gluon-fastd {said}\n")
@@ -627,7 +627,9 @@ def test_check_fails_where_routes_lead_nowhere_or_elsewhere(made: Guarded) -> No
 
 def test_detach(made: Guarded, tree: str) -> None:
     run(made, "true")
-    assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: taken off cgroup {tree}/fastd\n"
-    assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: nothing is on cgroup {tree}/fastd\n"
+    assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: detached from cgroup {tree}/fastd\n"
+    assert (
+        made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: no program is attached to cgroup {tree}/fastd\n"
+    )
     assert refused(made, "own", "--detach")[0] == 2
     assert run(made, "echo", "again").stdout == "again\n"

@@ -1,6 +1,6 @@
 """D10, F1, F2: the machine's own programs, with the settings that we write for them, against a hostile home.
 
-Each real program in a namespace of its own; its /etc is an overlay, in which `nftpolicy settings --to` has written.
+Each real program in a namespace of its own; its /etc is an overlay, in which `nftpolicy netconfig --to` has written.
 """
 
 import json
@@ -64,9 +64,9 @@ def node(home: Namespace) -> Iterator[Namespace]:
 def prepared(node: Namespace, program: str, settings: bool = True, **files: str) -> None:
     """Write the settings, and more files of /etc; then lay them over /etc."""
     if settings:
-        words = ["settings", "/run/policy.toml", "--for", program, "--to", ROOT]
+        words = ["netconfig", "/run/policy.toml", "--for", program, "--to", ROOT]
         assert f"{ROOT}/etc" in node.run([PROGRAM, *words]).stdout
-        assert node.run([PROGRAM, *words]).stdout == "everything is in place already\n"
+        assert node.run([PROGRAM, *words]).stdout == "all files are up to date already\n"
     for name, text in files.items():
         path = node.outside(f"{ROOT}/etc/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +239,7 @@ def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
             '[ "$*" != "-q batch" ] || cat\n'
         )
         uci.chmod(0o755)
-        node.run([PROGRAM, "settings", "/run/policy.toml", "--for", "netifd", "--to", ROOT])
+        node.run([PROGRAM, "netconfig", "/run/policy.toml", "--for", "netifd", "--to", ROOT])
         done = node.run(["env", "PATH=/run/bin:/usr/bin:/bin", "sh", f"{ROOT}/etc/uci-defaults/90-nftpolicy-settings"])
     options = (("ip4table", 77), ("ip6table", 77), ("peerdns", 0), ("sourcefilter", 0))
     assert done.stdout.splitlines() == [
@@ -251,7 +251,7 @@ def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
 def test_scripts_are_sound(program: str, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
-    subprocess.run([PROGRAM, "settings", policy, "--for", program, "--to", tmp_path / "root"], check=True)
+    subprocess.run([PROGRAM, "netconfig", policy, "--for", program, "--to", tmp_path / "root"], check=True)
     for path in (one for one in (tmp_path / "root/etc").rglob("*") if one.is_file()):
         if path.suffix not in (".conf", ".network"):
             subprocess.run(["sh", "-n", path], check=True)

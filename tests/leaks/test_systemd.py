@@ -354,9 +354,9 @@ def test_resolvers_come_and_go_with_the_policy(resolving: Machine) -> None:
     assert out(resolving, "two").splitlines()[-2:] == ["active enabled"] * 2
     assert "resolver --uplink my-lte /etc/nftpolicy/policy.toml" in out(resolving, "lte")
     twice = out(resolving, "twice").splitlines()
-    assert (twice[0], twice[-1]) == ("everything is in place already", "same")
+    assert (twice[0], twice[-1]) == ("all files are up to date already", "same")
     one = out(resolving, "one").splitlines()
-    assert "stopped and disabled nftpolicy-resolver@my-lte.service: the policy has no such resolver any more" in one
+    assert "stopped and disabled nftpolicy-resolver@my-lte.service: the policy no longer has these resolvers" in one
     assert one[-2:] == ["active enabled", "inactive disabled"]
 
 

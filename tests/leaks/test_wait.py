@@ -223,8 +223,8 @@ def test_unknown_names_are_told(made: Guarded) -> None:
     for words, said in (
         (("--uplink", "wam"), "there is no uplink 'wam' (did you mean 'wan'?); known are wan"),
         (("--service", "fast"), "there is no service 'fast' (did you mean 'fastd'?); known are fastd"),
-        (("--uplink", "wan", "--service", "fastd"), "wait for one of them"),
-        (("/nonexistent.toml",), "can't be read"),
+        (("--uplink", "wan", "--service", "fastd"), "give one of them"),
+        (("/nonexistent.toml",), "cannot be read"),
     ):
         status, told = now(made, *words)
         assert (status, said in told) == (2, True), told

@@ -76,7 +76,7 @@ def test_the_package_is_the_tree_of_the_policy(build):
 
 def test_a_policy_that_is_none_ends_the_build(build):
     done, root = build("all", CONFIG_NFTPOLICY_POLICY='"nosuch.toml"')
-    assert done.returncode and "nosuch.toml: can't be read" in done.stderr
+    assert done.returncode and "nosuch.toml: cannot be read" in done.stderr
     assert not root.exists()
 
 

@@ -67,7 +67,7 @@ def test_the_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "netjsonconfig", None)
     without = run("compile", file, "--to", "openwisp")
     assert (without.returncode, without.stdout) == (0, done.stdout)
-    assert "netjsonconfig is missing (pip install nftpolicy[openwrt])" in without.stderr
+    assert "install netjsonconfig (pip install nftpolicy[openwrt])" in without.stderr
 
 
 def test_a_template_that_the_schema_refuses_is_not_printed(tmp_path, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_template_that_the_schema_refuses_is_not_printed(tmp_path, monkeypatch
     monkeypatch.setattr("nftpolicy.openwrt.openwisp.template", lambda *_: {"files": [{}]})
     done = run("compile", file, "--to", "openwisp")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "netjsonconfig refuses the template" in done.stderr
+    assert "netjsonconfig rejects the template" in done.stderr
 
 
 def test_why_netjsonconfig_does_not_read_what_is_imported():

@@ -152,7 +152,7 @@ def test_it_is_written_once_and_programs_can_be_run(tmp_path: Path) -> None:
         str(tmp_path / "image" / path) for path in found
     }
     done = compiled(tmp_path / "image")
-    assert (done.returncode, done.stdout) == (0, "everything is in place already\n")
+    assert (done.returncode, done.stdout) == (0, "all files are up to date already\n")
     assert snapshot(tmp_path / "image") == first
 
 
@@ -163,7 +163,7 @@ def test_files_of_others_stay_and_ours_that_were_changed_too(tmp_path: Path) -> 
     (tmp_path / "etc/banner").write_text("hello\n")
     done = compiled(tmp_path)
     assert done.returncode == 1
-    assert f"{foreign}: not as nftpolicy would write it" in done.stderr
+    assert f"{foreign}: not written by nftpolicy, or changed since" in done.stderr
     assert set(snapshot(tmp_path)) == {"etc/init.d/nftpolicy", "etc/banner"}
     assert compiled(tmp_path, "--force").returncode == 0
     assert (tmp_path / "etc/banner").read_text() == "hello\n"
@@ -198,8 +198,8 @@ def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt"), "say into which folder"),
-        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "README.md"), "README.md is none"),
+        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt"), "name the directory"),
+        (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "README.md"), "README.md is not a directory"),
         (("compile", "rulesets/gluon-fastd.toml", "--to", "nft", "somewhere"), "are for --to openwrt"),
         (("compile", "rulesets/gluon-fastd.toml", "--force"), "are for --to openwrt"),
         (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "x", "--ports", "a=b"), "finds the ports"),

@@ -1,10 +1,16 @@
 """What commands do with bad input: one line on stderr, status 2, nothing on stdout, and never a traceback."""
 
+import inspect
+import os
 import subprocess
 import sys
+from importlib import import_module
+from keyword import iskeyword
 
 import pytest
+import typer
 
+from nftpolicy.cli.main import COMMANDS
 from tests.unit.test_faults import GOOD
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -65,7 +71,7 @@ def test_a_file_that_is_none(tmp_path, what):
     done = run("check", tmp_path if what == "directory" else tmp_path / "absent.toml")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.count(b"\n") == 1
-    assert b"can't be read" in done.stderr
+    assert b"cannot be read" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -99,3 +105,89 @@ def test_a_good_policy_is_good(file):
     done = run("check", file(GOOD))
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+WIDTH = 80  # columns of a terminal
+MOST = 60  # characters of a command's first line, so that --help does not cut it
+
+
+def modules():
+    """Name and module of each command; a group counts as its commands."""
+    for name in COMMANDS:
+        yield name, import_module(f"nftpolicy.cli.{name}{'_' if iskeyword(name) else ''}")
+
+
+def help_of(*command):
+    done = subprocess.run(
+        [*MAIN, *command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env={**os.environ, "COLUMNS": str(WIDTH)},
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [(), ("import",)], ids=["nftpolicy", "import"])
+def test_help_lists_each_command_with_its_whole_first_line(command):
+    listed = help_of(*command).partition("Commands:\n")[2]
+    assert listed and "..." not in listed
+    if not command:
+        lines = dict(line.split(maxsplit=1) for line in listed.splitlines())
+        assert list(lines) == list(COMMANDS)
+        for name, module in modules():
+            if hasattr(module, "command"):
+                assert lines[name] == inspect.getdoc(module.command).splitlines()[0], name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_line_of_a_command_is_short(name):
+    module = dict(modules())[name]
+    if hasattr(module, "group"):
+        found = [one.callback for one in module.group.registered_commands]
+        first_lines = [module.group.info.help, *(inspect.getdoc(one).splitlines()[0] for one in found)]
+    else:
+        first_lines = [inspect.getdoc(module.command).splitlines()[0]]
+    for line in first_lines:
+        assert len(line) <= MOST, line
+        assert line.endswith("."), line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_its_whole_help(name):
+    module = dict(modules())[name]
+    app = typer.Typer(add_completion=False)
+    if hasattr(module, "group"):
+        commands = typer.main.get_group(module.group).commands.values()
+    else:
+        app.command(name)(module.command)
+        commands = [typer.main.get_command(app)]
+    for command in commands:
+        words = (name, command.name) if hasattr(module, "group") else (name,)
+        shown = " ".join(help_of(*words).split())
+        for one in command.params:
+            if one.name == "help" or getattr(one, "hidden", False):
+                continue
+            assert one.help and one.help.endswith((".", "..")), one.name
+            assert " ".join(one.help.split()) in shown, one.name
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["settings", "POLICY", "--for", "networkd"], ["netconfig", "POLICY", "--for", "networkd"]),
+        (["apply", "--despite-others", "--help"], ["apply", "--ignore-foreign", "--help"]),
+    ],
+    ids=["settings", "--despite-others"],
+)
+def test_a_former_name_is_accepted_and_not_listed(file, old, new):
+    path = str(file(GOOD))
+    old, new = ([path if word == "POLICY" else word for word in words] for words in (old, new))
+    one, other = run(*old), run(*new)
+    assert (one.returncode, one.stdout) == (0, other.stdout)
+    assert one.stdout
+    assert "settings" not in help_of().partition("Commands:\n")[2]
+    assert "--despite-others" not in help_of("apply")

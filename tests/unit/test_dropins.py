@@ -92,7 +92,7 @@ def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: 
     capsys.readouterr()
     units(policy, root)
     assert installed(root) == first
-    assert capsys.readouterr().out == "everything is in place already\n"
+    assert capsys.readouterr().out == "all files are up to date already\n"
     uninstall_command.command(root, False, None)
     assert installed(root) == {}
     assert not (root / FASTD).parent.exists()
@@ -135,9 +135,9 @@ def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatc
 def test_a_service_that_is_gone_is_named(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, root)
     units(policy, root, unit=["fastd=vpn"])
-    assert f"{root}/{FASTD} is of no service of this policy any more" in capsys.readouterr().err
+    assert f"{root}/{FASTD}: no service of this policy uses it any more" in capsys.readouterr().err
     units(policy, root)
-    assert "vpn.service.d/nftpolicy.conf is of no service" in capsys.readouterr().err
+    assert "vpn.service.d/nftpolicy.conf: no service" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import picture
-from nftpolicy.cli.asked import Asked, describe, packet_of
+from nftpolicy.cli.asked import PacketOptions, describe_socket, socket_packet
 from nftpolicy.cli.common import Failure
 from nftpolicy.cli.desk import desk_state
 from nftpolicy.compiler.compile import compile_policy
@@ -39,12 +39,12 @@ def run(*arguments, given=b"", env=None):
 
 
 def test_what_is_left_out_is_a_udp_packet_of_root():
-    packet = Asked("192.0.2.1").packet()
+    packet = PacketOptions("192.0.2.1").packet()
     assert packet == Packet(4, number("192.0.2.1"), fields={("ip", "ttl"): 64})
 
 
 def test_every_option_is_in_the_packet():
-    packet = Asked(
+    packet = PacketOptions(
         "2001:db8::1",
         "2001:db8::2",
         "tcp",
@@ -78,15 +78,15 @@ def test_every_option_is_in_the_packet():
 
 
 def test_where_a_packet_begins():
-    assert Asked("192.0.2.1", kernel=True, mark="1").packet().origin == KERNEL
-    forwarded = Asked("192.0.2.1", "192.0.2.2", forward="eth1").packet()
+    assert PacketOptions("192.0.2.1", kernel=True, mark="1").packet().origin == KERNEL
+    forwarded = PacketOptions("192.0.2.1", "192.0.2.2", forward="eth1").packet()
     assert (forwarded.origin, forwarded.iif, forwarded.has_socket) == (FORWARD, "eth1", False)
-    frame = Asked("2001:db8::1", "::", frame=True, dev="eth0").packet()
+    frame = PacketOptions("2001:db8::1", "::", frame=True, dev="eth0").packet()
     assert (frame.origin, frame.bound, frame.ethertype) == (FRAME, "eth0", 0x86DD)
 
 
 def test_a_zone_is_the_device():
-    assert Asked("fe80::1%eth3").packet().bound == "eth3"
+    assert PacketOptions("fe80::1%eth3").packet().bound == "eth3"
 
 
 @pytest.mark.parametrize(
@@ -102,16 +102,16 @@ def test_a_zone_is_the_device():
     ],
 )
 def test_the_header_is_as_linux_sends_it(to, proto, fields):
-    assert Asked(to, proto=proto).packet().fields == fields
+    assert PacketOptions(to, proto=proto).packet().fields == fields
 
 
 def test_the_group_is_the_users_own():
     import pwd
 
     other = next(one for one in pwd.getpwall() if one.pw_gid not in (0, one.pw_uid))
-    packet = Asked("192.0.2.1", uid=other.pw_name).packet()
+    packet = PacketOptions("192.0.2.1", uid=other.pw_name).packet()
     assert (packet.uid, packet.gid) == (other.pw_uid, other.pw_gid)
-    assert Asked("192.0.2.1", uid=other.pw_name, gid="0").packet().gid == 0
+    assert PacketOptions("192.0.2.1", uid=other.pw_name, gid="0").packet().gid == 0
 
 
 BAD = {
@@ -227,16 +227,16 @@ def test_what_a_policy_compiles_to_needs_no_kernel(tmp_path):
 
 UDP = Socket(3, 4, "dgram", 17, 0x1, 5, 800)
 PROGRAM = Process(7, "fastd", "system.slice/fastd", (UDP,))
-NOT_TOLD = Asked(None)
+NOT_TOLD = PacketOptions(None)
 
 
 def packet(one, asked=NOT_TOLD):
-    return packet_of(one, PROGRAM, asked)
+    return socket_packet(one, PROGRAM, asked)
 
 
 def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
     one = evolve(UDP, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
-    found = packet(one, Asked("198.51.100.1", dport=30))
+    found = packet(one, PacketOptions("198.51.100.1", dport=30))
     assert found == Packet(
         4,
         number("192.0.2.1"),
@@ -254,24 +254,24 @@ def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
 
 def test_a_socket_that_is_not_connected_sends_where_it_is_asked_to():
     assert "--to" in packet(UDP)
-    found = packet(evolve(UDP, bound="eth0"), Asked("198.51.100.1", dport=30))
+    found = packet(evolve(UDP, bound="eth0"), PacketOptions("198.51.100.1", dport=30))
     assert (found.destination, found.source, found.dport, found.bound) == (number("198.51.100.1"), None, 30, "eth0")
-    assert packet(evolve(UDP, out="eth7"), Asked("198.51.100.1")).bound == "eth7"
+    assert packet(evolve(UDP, out="eth7"), PacketOptions("198.51.100.1")).bound == "eth7"
 
 
 def test_families_of_a_socket():
     six = evolve(UDP, family=6)
-    assert "IPv6 only" in packet(six, Asked("198.51.100.1"))
-    assert packet(evolve(six, both=True), Asked("198.51.100.1")).family == 4
-    assert packet(six, Asked("2001:db8::1")).family == 6
-    assert "IPv4 only" in packet(UDP, Asked("2001:db8::1"))
+    assert "IPv6 only" in packet(six, PacketOptions("198.51.100.1"))
+    assert packet(evolve(six, both=True), PacketOptions("198.51.100.1")).family == 4
+    assert packet(six, PacketOptions("2001:db8::1")).family == 6
+    assert "IPv4 only" in packet(UDP, PacketOptions("2001:db8::1"))
 
 
 def test_a_tcp_connection_is_established():
     one = evolve(UDP, kind="stream", protocol=6, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
     assert packet(one).flow == Flow("established")
     assert packet(one).fields["tcp", "flags"] == 16
-    assert "listens" in packet(evolve(one, remote=None, listens=True), Asked("192.0.2.1"))
+    assert "listens" in packet(evolve(one, remote=None, listens=True), PacketOptions("192.0.2.1"))
 
 
 def test_what_connection_tracking_knows_of_a_connection():
@@ -282,46 +282,46 @@ def test_what_connection_tracking_knows_of_a_connection():
         assert asked == ends
         return Tracked("established", "reply", 5)
 
-    assert packet_of(one, PROGRAM, NOT_TOLD, known).flow == Flow("established", "reply", 5)
+    assert socket_packet(one, PROGRAM, NOT_TOLD, known).flow == Flow("established", "reply", 5)
     assert packet(one).flow == Flow("new")
 
 
 def test_sockets_that_show_nothing():
-    assert "another network namespace" in packet(evolve(UDP, elsewhere=True), Asked("192.0.2.1"))
+    assert "another network namespace" in packet(evolve(UDP, elsewhere=True), PacketOptions("192.0.2.1"))
     every = Socket(3, 0, "raw", 3, 0, 0, 0, bound="eth0")
     assert "--to" in packet(every)
-    assert "no device" in packet(evolve(every, bound=None), Asked("192.0.2.1"))
+    assert "no device" in packet(evolve(every, bound=None), PacketOptions("192.0.2.1"))
 
 
 def test_frames():
     arp = packet(Socket(3, 0, "raw", 0x0806, 7, 0, 0, bound="eth0"))
     assert (arp.origin, arp.ethertype, arp.bound, arp.mark) == (FRAME, 0x0806, "eth0", 7)
-    ip = packet(Socket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), Asked("2001:db8::1", proto="tcp"))
+    ip = packet(Socket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), PacketOptions("2001:db8::1", proto="tcp"))
     assert (ip.origin, ip.ethertype, ip.family, ip.protocol) == (FRAME, 0x86DD, 6, TCP)
 
 
 @pytest.mark.parametrize(
     ("one", "words"),
     [
-        (UDP, "descriptor 3: udp by IPv4, mark 0x1, user 5, group 800"),
+        (UDP, "descriptor 3: udp over IPv4, mark 0x1, user 5, group 800"),
         (
             evolve(UDP, family=6, both=True, sport=53, bound="lo"),
-            "udp by IPv6 and IPv4 *:53, mark 0x1, user 5, group 800, on lo",
+            "udp over IPv6 and IPv4 *:53, mark 0x1, user 5, group 800, bound to lo",
         ),
-        (evolve(UDP, kind="raw", protocol=1), "raw icmp by IPv4"),
-        (evolve(UDP, kind="raw", protocol=255), "raw by IPv4"),
+        (evolve(UDP, kind="raw", protocol=1), "raw icmp over IPv4"),
+        (evolve(UDP, kind="raw", protocol=255), "raw over IPv4"),
         (
             Socket(4, 0, "raw", 0x806, 0, 0, 0, bound="lo"),
-            "AF_PACKET raw, protocol 0x0806, mark 0x0, user 0, group 0, on lo",
+            "AF_PACKET raw, protocol 0x0806, mark 0x0, user 0, group 0, bound to lo",
         ),
         (
             evolve(UDP, family=6, local="fe80::1", sport=1, remote="fe80::2", dport=2),
-            "udp by IPv6 [fe80::1]:1 -> [fe80::2]:2,",
+            "udp over IPv6 [fe80::1]:1 -> [fe80::2]:2,",
         ),
     ],
 )
 def test_a_socket_in_words(one, words):
-    assert words in describe(one)
+    assert words in describe_socket(one)
 
 
 # --- policy lines -------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_equal_rules_of_a_chain_keep_their_own_keys():
 
 def test_the_lines_of_a_file():
     _, source = policy()
-    place = picture.of_source(source.name, source.line)
+    place = picture.source_locator(source.name, source.line)
     assert place(()) == ""
     line = GOOD.splitlines().index('mark = "0x1/0xff"') + 1
     assert place(("uplink", "wan", "mark")) == f"p.toml:{line} uplink.wan.mark"
@@ -423,7 +423,7 @@ WALK = Walk(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
 
 
 def test_each_decision_stands_below_its_stage():
-    assert [(one.stage, one.depth, one.text) for one in picture.steps(WALK)] == [
+    assert [(one.stage, one.depth, one.text) for one in picture.shown_steps(WALK)] == [
         ("routing", 0, "priority 900 from all lookup main"),
         ("routing", 0, "default dev eth0"),
         ("output to eth0", 0, "inet nftpolicy restore"),
@@ -445,7 +445,7 @@ def test_what_arrives_is_routed_behind_its_first_hook():
         Decision("hook", "forward from eth1 to eth0"),
         Decision("chain", "table inet t, chain d", nft.Chain("d")),
     )
-    stages = [one.stage for one in picture.steps(evolve(WALK, decisions=arrived))]
+    stages = [one.stage for one in picture.shown_steps(evolve(WALK, decisions=arrived))]
     assert stages == ["prerouting from eth1", "routing", "forward from eth1 to eth0"]
 
 
@@ -454,12 +454,12 @@ def test_how_it_goes_without_a_route_is_said_once():
         Decision("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
         Decision("route", "no route", None, (), "leaves by eth0"),
     )
-    assert [one.text for one in picture.steps(evolve(WALK, decisions=routes))] == [routes[0].text]
+    assert [one.text for one in picture.shown_steps(evolve(WALK, decisions=routes))] == [routes[0].text]
 
 
 def test_the_picture_as_text():
-    place = picture.of_source("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
-    shown = picture.lines(WALK, picture.steps(WALK, place), ["above"], ["a note"])
+    place = picture.source_locator("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
+    shown = picture.trace_lines(WALK, picture.shown_steps(WALK, place), ["above"], ["a note"])
     assert shown[:3] == [
         "above",
         "udp (any):40000 -> 192.0.2.1:9",
@@ -478,23 +478,23 @@ def test_the_picture_as_text():
         ({"outcome": "leaves", "device": "br-wan"}, "leaves by br-wan with mark 0x1"),
         (
             {"outcome": "delivered", "destination": number("127.0.0.1"), "dport": 54},
-            "stays on this machine with mark 0x1, to 127.0.0.1:54",
+            "delivered locally with mark 0x1, to 127.0.0.1:54",
         ),
         ({"outcome": "dropped"}, "dropped by inet nftpolicy wan.guard: counter wan.dropped"),
-        ({"outcome": "unroutable", "decisions": STEPS[:2]}, "goes nowhere: no route"),
+        ({"outcome": "unroutable", "decisions": STEPS[:2]}, "unroutable: no route"),
         (
             {"outcome": "unroutable", "decisions": (*STEPS[:1], REFUSES, NO_ROUTE)},
-            "goes nowhere: rule priority 515: unreachable",
+            "unroutable: rule priority 515: unreachable",
         ),
         (
             {"outcome": "unknown", "device": "eth0", "doubts": ("a socket match",)},
-            "may leave by eth0: not understood: a socket match",
+            "may leave by eth0: unsupported: a socket match",
         ),
-        ({"outcome": "unknown"}, "may leave: not understood: more ways than were looked at"),
+        ({"outcome": "unknown"}, "may leave: unsupported: too many branches to follow all"),
     ],
 )
 def test_the_outcome_in_words(changes, words):
-    assert picture.outcome(evolve(WALK, **changes)) == words
+    assert picture.outcome_text(evolve(WALK, **changes)) == words
 
 
 def test_a_chains_policy_drops():
@@ -503,7 +503,7 @@ def test_a_chains_policy_drops():
         Decision("chain", "table inet t, chain c", chain),
         Decision("chain", "policy drop of chain c", chain, (), "drop"),
     )
-    assert picture.outcome(evolve(WALK, decisions=steps)) == "dropped by inet t c: policy drop"
+    assert picture.outcome_text(evolve(WALK, decisions=steps)) == "dropped by inet t c: policy drop"
 
 
 @pytest.mark.parametrize(
@@ -517,12 +517,12 @@ def test_a_chains_policy_drops():
         (
             Packet(4, 1, protocol=1, origin=KERNEL, mark=2, fields={("icmp", "type"): 0}),
             "icmp (any) -> 0.0.0.1, icmp type 0",
-            "made by the kernel, without a socket; mark 0x2",
+            "sent by the kernel, without a socket; mark 0x2",
         ),
         (
             Packet(4, 0, 0, origin=FRAME, bound="eth0", ethertype=0x806),
             "frame of ethertype 0x0806",
-            "AF_PACKET socket of user 0, group 0; mark 0x0; on eth0; no route, and no hook but egress",
+            "AF_PACKET socket of user 0, group 0; mark 0x0; bound to eth0; not routed, passes only the egress hook",
         ),
         (
             Packet(4, 1, 2, 253, flow=Flow("established", "reply", 5), cgroup="a/b"),
@@ -532,26 +532,28 @@ def test_a_chains_policy_drops():
     ],
 )
 def test_the_header_of_a_picture(packet, title, sender):
-    assert (picture.title(packet), picture.sender(packet)) == (title, sender)
+    assert (picture.packet_title(packet), picture.packet_sender(packet)) == (title, sender)
 
 
 def test_what_a_terminal_would_obey_is_not_shown():
-    shown = picture.lines(WALK, picture.steps(evolve(WALK, decisions=(*STEPS[:1], Decision("route", "a\x1b[31mb\r")))))
+    shown = picture.trace_lines(
+        WALK, picture.shown_steps(evolve(WALK, decisions=(*STEPS[:1], Decision("route", "a\x1b[31mb\r"))))
+    )
     assert "  route a?[31mb?" in shown
-    assert "cgroup a?b" in picture.sender(evolve(SENT, cgroup="a\nb"))
+    assert "cgroup a?b" in picture.packet_sender(evolve(SENT, cgroup="a\nb"))
 
 
 def test_what_was_not_understood_is_told_even_where_it_changes_nothing(capsys):
-    picture.draw(evolve(WALK, doubts=("a socket match",)))
-    assert "not understood, and of no consequence: a socket match" in capsys.readouterr().out
-    picture.draw(evolve(WALK, outcome="unknown", doubts=("a socket match",)))
-    assert capsys.readouterr().out.count("not understood") == 1
+    picture.print_trace(evolve(WALK, doubts=("a socket match",)))
+    assert "unsupported, but does not change the outcome: a socket match" in capsys.readouterr().out
+    picture.print_trace(evolve(WALK, outcome="unknown", doubts=("a socket match",)))
+    assert capsys.readouterr().out.count("unsupported") == 1
 
 
 def test_json_has_the_same_facts():
-    found = json.loads(json.dumps(picture.as_json(WALK, lambda key: "x" if key else "")))
-    assert found["words"] == picture.outcome(WALK)
-    assert [one["text"] for one in found["steps"]] == [one.text for one in picture.steps(WALK)]
+    found = json.loads(json.dumps(picture.trace_json(WALK, lambda key: "x" if key else "")))
+    assert found["words"] == picture.outcome_text(WALK)
+    assert [one["text"] for one in found["steps"]] == [one.text for one in picture.shown_steps(WALK)]
     assert found["steps"][-1] == {
         "stage": "postrouting to eth0",
         "kind": "rule",
@@ -566,10 +568,10 @@ def test_json_has_the_same_facts():
 def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert not picture.coloured()
+    assert not picture.use_colour()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert picture.coloured()
-    picture.draw(WALK, lambda key: "p.toml:1 [x]" if key else "", "above", ["note [y]"])
+    assert picture.use_colour()
+    picture.print_trace(WALK, lambda key: "p.toml:1 [x]" if key else "", "above", ["note [y]"])
     shown = " ".join(capsys.readouterr().out.split())
     for words in (
         "above",
@@ -581,10 +583,10 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
     ):
         assert words in shown
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not picture.coloured()
+    assert not picture.use_colour()
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not picture.coloured()
+    assert not picture.use_colour()
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -669,4 +671,4 @@ def test_an_earlier_policy_gives_way_to_the_compiled_one():
 def test_a_file_that_is_not_there(tmp_path):
     done = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == f"nftpolicy: {tmp_path}/absent: can't be read: No such file or directory\n".encode()
+    assert done.stderr == f"nftpolicy: {tmp_path}/absent: cannot be read: No such file or directory\n".encode()

@@ -268,7 +268,7 @@ class Machine:
         around = lambda: pending.unless_pending(self.memory)  # noqa: E731
         wanted = Wanted(policy, ("/etc/p.toml", source.text.encode()))
         changer = changes.changer(self.kernel, Options())
-        rollback._go(changer, wanted, None, why, around)
+        rollback._apply_target(changer, wanted, None, why, around)
 
     def rollback(self, number=None, dry_run=False):
         rollback.command(number, dry_run, False)
@@ -371,18 +371,18 @@ def test_a_full_disk_does_not_keep_from_going_back(machine, monkeypatch, capsys)
 
 
 def test_the_history_as_a_table_and_as_json(machine, capsys):
-    listed.command(json=False)
+    listed.command(as_json=False)
     assert capsys.readouterr().out == "no policy was applied here yet\n"
     machine.apply(GOOD), machine.apply(OTHER), machine.apply(LAST)
     machine.kept.path(2).write_text("{}")
     capsys.readouterr()
-    listed.command(json=False)
+    listed.command(as_json=False)
     said = capsys.readouterr()
     rows = said.out.splitlines()
     assert [row.split()[0] for row in rows] == ["number", "1", "3"]
     assert [row.rstrip().endswith("in force") for row in rows] == [False, False, True]
     assert "000002.json: damaged" in said.err
-    listed.command(json=True)
+    listed.command(as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert (found["in_force"], found["pending"]) == (3, None)
     assert [one["number"] for one in found["entries"]] == [1, 3]
@@ -393,7 +393,7 @@ def test_the_history_as_a_table_and_as_json(machine, capsys):
 def test_what_is_in_force_and_not_in_the_history_is_said(machine, capsys):
     machine.apply(GOOD)
     machine.memory.remember_policy("/etc/other.toml", b"else")
-    listed.command(json=False)
+    listed.command(as_json=False)
     said = capsys.readouterr()
     assert "in force" not in said.out
     assert "(/etc/other.toml) is not in the history" in said.err

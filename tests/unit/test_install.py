@@ -16,6 +16,7 @@ from nftpolicy.cli import install as install_command
 from nftpolicy.cli import resolver as resolver_command
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
+from nftpolicy.cli.install_common import StartedBy
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.runtime.changes.unproved import NotProved
 from nftpolicy.runtime.place import boot, files, inits, procd, units
@@ -28,7 +29,7 @@ NFT = "/usr/sbin/nft"
 
 
 def install(root, policy=GLUON, program="/usr/bin/nftpolicy", force=False, unitdir=None, enable=False, init=None):
-    chosen = install_command.StartedBy(init) if init else None
+    chosen = StartedBy(init) if init else None
     install_command.command(policy, root, unitdir, program, NFT, force, enable, chosen)
 
 
@@ -81,7 +82,7 @@ def test_a_guard_that_is_not_proved_is_not_written(monkeypatch, tmp_path):
 def test_the_guard_is_written_once(tmp_path, capsys):
     for _ in range(2):
         guard_command.command(GLUON, tmp_path / "guard.nft", True)
-    assert capsys.readouterr().out.splitlines()[-1] == f"gluon-fastd: {tmp_path}/guard.nft is as it should be"
+    assert capsys.readouterr().out.splitlines()[-1] == f"gluon-fastd: {tmp_path}/guard.nft is up to date already"
     assert {path.name for path in tmp_path.iterdir()} == {"guard.nft", "guard-link.nft", "guard-block.nft"}
 
 
@@ -178,7 +179,7 @@ def test_install_twice_and_uninstall(root, capsys):
     }
     install(root)
     assert installed(root) == first
-    assert "everything is in place already" in capsys.readouterr().out
+    assert "all files are up to date already" in capsys.readouterr().out
     uninstall_command.command(root, False, None)
     assert set(installed(root)) == {"etc/nftpolicy/policy.toml", "var/lib/nftpolicy/installed.json"}
     uninstall_command.command(root, True, None)
@@ -366,7 +367,7 @@ def test_a_device_with_openwrt_gets_init_scripts(router, capsys):
         *SCRIPTS,
     }
     assert all(stat.S_IMODE((router / one).stat().st_mode) == 0o755 for one in SCRIPTS)
-    assert "an image builder of OpenWrt enables the scripts by itself" in capsys.readouterr().out
+    assert "an image builder of OpenWrt enables the scripts" in capsys.readouterr().out
     install(router)
     assert installed(router) == first
     assert links(router) == {}
@@ -389,7 +390,7 @@ def test_a_machine_with_systemd_is_chosen_too(router):
     install(router, init="systemd")
     assert set(installed(router)) & SCRIPTS == set()
     assert (router / "etc/systemd/system/nftpolicy.service").exists()
-    uninstall_command.command(router, True, install_command.StartedBy.systemd)
+    uninstall_command.command(router, True, StartedBy.systemd)
     assert set(installed(router)) == {"etc/openwrt_release"}
 
 
@@ -431,7 +432,9 @@ def test_the_scripts_of_a_compiled_tree_are_not_overwritten(router):
     script.parent.mkdir()
     script.write_text("#!/bin/sh /etc/rc.common\n")
     before = installed(router)
-    with pytest.raises(Failure, match=r"init\.d/nftpolicy: not as nftpolicy would write it.*nothing was written"):
+    with pytest.raises(
+        Failure, match=r"init\.d/nftpolicy: not written by nftpolicy, or changed since; nothing was written"
+    ):
         install(router)
     assert installed(router) == before
 
@@ -439,8 +442,8 @@ def test_the_scripts_of_a_compiled_tree_are_not_overwritten(router):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"unitdir": Path("/etc/init.d")}, "--unitdir is for systemd, and this is procd"),
-        ({"init": "systemd", "enable": True}, "--enable is for this machine"),
+        ({"unitdir": Path("/etc/init.d")}, "--unitdir is for systemd; the init system of this system is procd"),
+        ({"init": "systemd", "enable": True}, "--enable cannot be used with --destdir"),
         ({"init": "systemd", "unitdir": Path("here")}, "--unitdir takes an absolute path, got 'here'"),
     ],
 )
@@ -451,7 +454,7 @@ def test_options_that_do_not_fit_change_nothing(router, options, said):
 
 
 def test_a_machine_without_procd_can_not_start_it():
-    with pytest.raises(Failure, match="--enable needs procd, which does not run this machine"):
+    with pytest.raises(Failure, match="--enable needs procd, which does not run on this machine"):
         install(None, init="procd", enable=True)
 
 
@@ -491,8 +494,8 @@ def test_of_several_the_installed_one_is_meant(root):
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ([], "no policy is named, and there is none in /etc/nftpolicy: write /etc/nftpolicy/policy.toml"),
-        (["b.toml", "a.toml"], r"which policy\? /etc/nftpolicy has a\.toml, b\.toml: name one"),
+        ([], "no policy file is given, and /etc/nftpolicy has none: write /etc/nftpolicy/policy.toml"),
+        (["b.toml", "a.toml"], r"/etc/nftpolicy has several policies \(a\.toml, b\.toml\): name one"),
     ],
 )
 def test_where_none_is_meant_the_message_says_so(root, names, said):
@@ -504,7 +507,7 @@ def test_where_none_is_meant_the_message_says_so(root, names, said):
 
 def test_a_command_without_a_file_takes_it(root, monkeypatch, capsys):
     (only,) = policies(root, "wan.toml")
-    monkeypatch.setattr(common, "FOLDER", str(root / "etc/nftpolicy"))
+    monkeypatch.setattr(common, "POLICY_DIRECTORY", str(root / "etc/nftpolicy"))
     check_command.command(None)
     assert capsys.readouterr().out == f"{only}: gluon-fastd: good: 1 uplink, 1 service, proved\n"
 

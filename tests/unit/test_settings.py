@@ -1,4 +1,4 @@
-"""`nftpolicy settings`: what is written where, second runs, and what is refused. Into folders of the test alone."""
+"""`nftpolicy netconfig`: what is written where, second runs, and what is refused. Into folders of the test alone."""
 
 import configparser
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.cli import settings as command
+from nftpolicy.cli import netconfig as command
 from nftpolicy.cli import uninstall
 from nftpolicy.cli.common import Failure
 from nftpolicy.policy.load import load
@@ -25,7 +25,7 @@ def policy(file=TWO):
 
 
 def write(to, program="networkd", file=GLUON, force=False):
-    command.command(file, command.Program(program), to, force)
+    command.command(command.Program(program), file, to, force)
 
 
 def written(root):
@@ -45,7 +45,7 @@ def test_every_device_and_its_table_are_named(program):
 def test_the_second_time_nothing_is_written_and_uninstall_takes_it_away(program, tmp_path, capsys):
     for _ in range(2):
         write(tmp_path, program)
-    assert capsys.readouterr().out.splitlines()[-1] == "everything is in place already"
+    assert capsys.readouterr().out.splitlines()[-1] == "all files are up to date already"
     files = written(tmp_path)
     for one in settings(policy(GLUON), program):
         path = files.pop(one.path.lstrip("/"))
@@ -62,7 +62,9 @@ def test_a_file_of_somebody_else_is_left_alone_and_nothing_is_written(tmp_path):
     theirs = tmp_path / "etc/systemd/networkd.conf.d/nftpolicy.conf"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("[Network]\n")
-    with pytest.raises(Failure, match=r"nftpolicy\.conf: not as nftpolicy would write it.*nothing was written"):
+    with pytest.raises(
+        Failure, match=r"nftpolicy\.conf: not written by nftpolicy, or changed since; nothing was written"
+    ):
         write(tmp_path)
     assert list(written(tmp_path).values()) == [theirs]
     write(tmp_path, force=True)
@@ -80,11 +82,11 @@ def test_a_file_that_was_changed_since_is_left_alone_and_an_old_one_of_ours_is_r
 
 def test_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Failure, match="--to takes a folder"):
+    with pytest.raises(Failure, match="is not a directory"):
         write(tmp_path / "file")
-    with pytest.raises(Failure, match="can't be read"):
+    with pytest.raises(Failure, match="cannot be read"):
         write(tmp_path, file=tmp_path / "absent.toml")
-    run = [sys.executable, "-m", "nftpolicy", "settings", GLUON]
+    run = [sys.executable, "-m", "nftpolicy", "netconfig", GLUON]
     for words in ([], ["--for", "nothing"]):
         done = subprocess.run([*run, *words], capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 2

@@ -10,8 +10,9 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import check, report, verify
-from nftpolicy.cli.asked import Asked
+from nftpolicy.cli.asked import PacketOptions
 from nftpolicy.cli.common import BAD_INPUT, NOT_HERE, REFUSED, UNKNOWN, Failure
+from nftpolicy.cli.uplink_options import uplinks_from_options
 from nftpolicy.compiler import compile as compiler
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.packet import ICMP, TCP, Flow, Packet, number
@@ -101,7 +102,7 @@ def test_proved_is_0():
     assert lines[0] == "proved: gluon-fastd: what it compiles to: P1 to P5 hold for all packets, IPv4 and IPv6"
     assert [line.split()[:2] for line in lines[1:6]] == [["yes", name] for name in PROPERTIES]
     assert "  wan: dhcpv4" in lines
-    assert "what this rests on:" in lines
+    assert "assumptions:" in lines
 
 
 def test_refuted_is_1():
@@ -109,7 +110,7 @@ def test_refuted_is_1():
     said = done.stdout.decode()
     assert (done.returncode, done.stderr) == (REFUSED, b"")
     assert said.startswith("REFUTED: the files: ")
-    assert "  NO   P1  no leak       refuted\n" in said
+    assert "  NO   P1  no leak           refuted\n" in said
     assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in said
     assert "=> leaves by wan0 with mark 0x0" in said
     assert "  next    no policy is in force here: " in said
@@ -126,9 +127,9 @@ def test_unknown_is_3_and_says_what_was_not_understood(tables):
     done = run(*tables(UNREAD), *ASKED)
     said = done.stdout.decode()
     assert done.returncode == UNKNOWN, said
-    assert said.startswith("unknown: the files: nothing refutes it, and it can't be proved\n")
+    assert said.startswith("unknown: the files: no counterexample found, but not provable; see 'unsupported' below\n")
     assert "P1 unknown: uplink wan: sockets: packets without the mark that leave by wan0" in said
-    assert "  not understood" in said and "frobnicate" in said
+    assert "  unsupported" in said and "frobnicate" in said
 
 
 def test_an_unread_expression_where_nothing_depends_on_it(tables):
@@ -161,12 +162,12 @@ def test_exemptions_are_tolerated_by_name(tables):
 
 
 def test_several_uplinks_and_devices():
-    found = verify._asked(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
+    found = uplinks_from_options(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
     assert found == [
         runtime.Asked("wan", ("a", "b", "d"), Mark(1, 3)),
         runtime.Asked("lte", ("c",), Mark(2, 3)),
     ]
-    one_mark = verify._asked(["wan=a", "lte=b"], ["0x10"], [])
+    one_mark = uplinks_from_options(["wan=a", "lte=b"], ["0x10"], [])
     assert [one.mark for one in one_mark] == [Mark(16, 0xFFFFFFFF)] * 2
     claim = runtime.asked_claim(found, ["arp"], {"b": ["port1"]})
     assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
@@ -213,10 +214,10 @@ def test_what_is_reported_does_not_decide(tables):
 
 BAD = {
     "nothing": ([], "name a policy, or with --live or --ruleset"),
-    "a policy that is not there": (["no-such-file.toml"], "no-such-file.toml: can't be read"),
-    "uplinks beside a policy": (["rulesets/gluon-fastd.toml", *ASKED], "--uplink: not with a policy"),
-    "a mark alone": (["--live", "--mark", "1"], "--mark is of an uplink that no policy describes"),
-    "an exemption of a policy": (["rulesets/gluon-fastd.toml", "--exempt", "arp"], "--exempt is of an uplink"),
+    "a policy that is not there": (["no-such-file.toml"], "no-such-file.toml: cannot be read"),
+    "uplinks beside a policy": (["rulesets/gluon-fastd.toml", *ASKED], "--uplink: cannot be used with a policy"),
+    "a mark alone": (["--live", "--mark", "1"], "--mark: is for an uplink that no policy describes"),
+    "an exemption of a policy": (["rulesets/gluon-fastd.toml", "--exempt", "arp"], "--exempt: is for an uplink"),
     "no mark": (["--live", "--uplink", "wan=eth0"], "--mark: missing"),
     "too many marks": (["--live", "--uplink", "wan=eth0", "--mark", "1", "--mark", "2"], "--mark: 2 for 1 uplinks"),
     "no mark at all": (["--live", "--uplink", "wan=eth0", "--mark", "0"], "--mark: 0 is worn by packets that nobody"),
@@ -225,13 +226,13 @@ BAD = {
     "an empty device": (["--live", "--uplink", "wan=a,", "--mark", "1"], "--uplink: '' is no device name"),
     "a pattern": (["--live", "--uplink", "wan=tun*", "--mark", "1"], "--uplink: 'tun*' is a pattern"),
     "no name": (["--live", "--uplink", "=eth0", "--mark", "1"], "--uplink: '' is no name"),
-    "one device twice": (["--live", "--uplink", "a=b", "--uplink", "c=b", "--mark", "1"], "b is a device of a already"),
-    "lo": (["--live", "--uplink", "wan=lo", "--mark", "1"], "'lo' never leaves the machine"),
-    "an exemption": ([*desk(), *ASKED, "--exempt", "arpp"], "'arpp' is no exemption: arp, "),
-    "two states": (["--live", *desk()], "--live is this kernel; not with --ruleset"),
+    "one device twice": (["--live", "--uplink", "a=b", "--uplink", "c=b", "--mark", "1"], "b is already a device of a"),
+    "lo": (["--live", "--uplink", "wan=lo", "--mark", "1"], "packets to 'lo' never leave this machine"),
+    "an exemption": ([*desk(), *ASKED, "--exempt", "arpp"], "'arpp' is not an exemption; known are arp, "),
+    "two states": (["--live", *desk()], "--live is this kernel: it excludes --ruleset"),
     "no tables": ([*desk()[2:], *ASKED], "--ruleset is missing"),
     "no uplink": (desk(), "name a policy, or with --live or --ruleset"),
-    "tables that are not there": (["--ruleset", "no-such-file", *ASKED], "no-such-file: can't be read"),
+    "tables that are not there": (["--ruleset", "no-such-file", *ASKED], "no-such-file: cannot be read"),
     "tables that are routes": (
         ["--ruleset", FIXTURES / "default-router/ip4-route.json", *ASKED],
         "not what 'nft -j list ruleset' prints",
@@ -353,7 +354,7 @@ def test_the_first_counterexample_as_a_script(tmp_path):
     done = run(*desk(), *ASKED, "--script", file)
     assert done.returncode == REFUSED
     assert done.stdout.startswith(b"REFUTED: ")
-    assert done.stderr.decode().startswith(f"nftpolicy: {file} shows it: ")
+    assert done.stderr.decode().startswith(f"nftpolicy: {file} reproduces it: ")
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
     text = file.read_text()
     assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
@@ -374,7 +375,7 @@ def test_a_script_that_can_not_be_written(tmp_path):
     done = run(*desk(), *ASKED, "--script", tmp_path / "absent" / "leak.sh")
     assert done.returncode == BAD_INPUT
     assert (
-        done.stderr.decode() == f"nftpolicy: {tmp_path}/absent/leak.sh: can't be written: No such file or directory\n"
+        done.stderr.decode() == f"nftpolicy: {tmp_path}/absent/leak.sh: cannot be written: No such file or directory\n"
     )
 
 
@@ -384,11 +385,11 @@ def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
 
     judged = runtime.of_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
     monkeypatch.setattr("nftpolicy.proof.script.script", refused)
-    verify._write(judged, Path("-"))
+    verify._write_script(judged, Path("-"))
     said = capsys.readouterr()
     assert said.out == ""
-    assert "a counterexample can't be written as a script: no such name" in said.err
-    found = report.as_json(judged, lambda _: "")
+    assert "a counterexample cannot be written as a script: no such name" in said.err
+    found = report.proof_json(judged, lambda _: "")
     told = {example["no_script"] for one in found["findings"] for example in one["counterexamples"]}
     assert told == {"no such name"}
 
@@ -415,7 +416,7 @@ PACKETS = [
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: packet.origin)
 def test_explain_is_asked_for_the_same_packet(packet):
-    words = report.words(packet)
+    words = report.explain_options(packet)
     given, plain, at = {}, {}, 0
     while at < len(words):
         option, takes = words[at][2:].replace("-", "_"), words[at] not in ("--frame", "--kernel", "--reply")
@@ -424,11 +425,11 @@ def test_explain_is_asked_for_the_same_packet(packet):
         given[option] = (*given.get("fields", ()), value) if option == "fields" else value
         at += 1 + takes
     plain = {key: int(given[key]) for key in ("dport", "sport")}
-    assert Asked(**{**given, **plain}).packet() == packet
+    assert PacketOptions(**{**given, **plain}).packet() == packet
 
 
 def test_a_packet_that_explain_has_no_words_for():
-    names = report.Names(None, (), ())
+    names = report.SuggestedCommands(None, (), ())
     assert names.explain(PACKETS[0]) == (
         "nftpolicy explain --to 192.0.2.1 --proto 17 --dport 9 --sport 40000 --uid 0 --gid 0 --field ip.ttl=64"
     )
@@ -436,14 +437,19 @@ def test_a_packet_that_explain_has_no_words_for():
     assert names.explain(evolve(PACKETS[2], mark=1)) is None
 
 
-def test_colours_are_for_terminals():
+def test_colours_are_for_terminals(monkeypatch, capsys):
     policy, _ = load(GOOD.encode())
     judged = runtime.of_policy(policy)
-    names = report.Names(None, (), ())
-    plain = list(report.lines(judged, lambda _: "", names))
-    painted = list(report.lines(judged, lambda _: "", names, coloured=True))
-    assert plain != painted
-    assert [line.removeprefix("\x1b[32m").removesuffix("\x1b[0m") for line in painted] == plain
+    names = report.SuggestedCommands(None, (), ())
+    report.print_proof(judged, lambda _: "", names)
+    plain = capsys.readouterr().out
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    report.print_proof(judged, lambda _: "", names)
+    painted = capsys.readouterr().out
+    assert "\x1b" not in plain and "\x1b[32mproved: p: " in painted
+    assert painted.replace("\x1b[32m", "").replace("\x1b[0m", "") == plain
 
 
 class Terminal:
@@ -466,7 +472,7 @@ class Terminal:
 def test_progress(monkeypatch, terminal, patience, said):
     error = Terminal(terminal)
     monkeypatch.setattr(sys, "stderr", error)
-    monkeypatch.setattr(verify, "_PATIENCE", patience)
+    monkeypatch.setattr(verify, "_QUIET_SECONDS", patience)
     monkeypatch.setenv("TERM", "xterm")
     with verify._Progress() as progress:
         progress("P1 wan")
@@ -533,12 +539,12 @@ def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, cha
     assert failure.value.status == status
     said = str(failure.value)
     assert said.startswith(f"{policy_file}:4: P1 {verdict}: ")
-    assert f"'nftpolicy verify {policy_file}' shows the whole" in said
+    assert f"type 'nftpolicy verify {policy_file}' for the whole report" in said
     assert capsys.readouterr().out == ""
 
 
 def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
-    from nftpolicy.cli.common import Failure, changing, read_policy
+    from nftpolicy.cli.common import Failure, change_errors_as_failure, read_policy
     from nftpolicy.compiler.compile import compile_policy
     from nftpolicy.kernel.fake import Fake
     from nftpolicy.policy.load import load
@@ -559,7 +565,7 @@ def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
         return evolve(compile_policy(policy, machine), tables=(inet, evolve(netdev, chains=chains)))
 
     monkeypatch.setattr(apply, "compile_policy", forgetful)
-    with pytest.raises(Failure) as failed, changing(source):
+    with pytest.raises(Failure) as failed, change_errors_as_failure(source):
         changer.outlook(wanted)
     assert failed.value.status == 1
     assert "rulesets/gluon-fastd.toml:" in str(failed.value)

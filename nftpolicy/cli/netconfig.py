@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""nftpolicy netconfig FILE --for PROGRAM"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..settings.programs import PROGRAMS, settings, shown
+from .common import read_policy
+from .install_common import install_errors_as_failure, print_written, require_directory
+from .options import PolicyFile
+
+Program = StrEnum("Program", list(PROGRAMS))  # type: ignore[misc]
+
+
+def command(
+    program: Annotated[Program, typer.Option("--for", help="The program that configures the uplink's devices.")],
+    file: PolicyFile = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Write the files below this root directory (/: this machine), not to stdout."),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace files that nftpolicy did not write, or that were changed."),
+    ] = False,
+) -> None:
+    """Make the network manager use an uplink's routing table.
+
+    Prints or writes configuration for the program that configures the network.
+    """
+    policy, _ = read_policy(file)
+    files = settings(policy, program.value)
+    if to is None:
+        print(shown(files), end="")
+        return
+    require_directory("--to", to)
+    from ..runtime.place.files import KEPT_ON_OPENWRT
+    from ..runtime.place.install import place
+
+    with install_errors_as_failure():
+        written = place(
+            to.absolute(),
+            {item.path: item.text.encode() for item in files},
+            force,
+            modes={item.path: item.mode for item in files},
+            folder=KEPT_ON_OPENWRT if program.value == "netifd" else None,
+        )
+    print_written([f"wrote {path}" for path in written])
+    if written:
+        print(f"next: {PROGRAMS[program.value][1]}")

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Arguments and options that several commands share, as annotations for typer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+
+PolicyFile = Annotated[
+    Path | None,
+    typer.Argument(help="Policy file (TOML); default: the one in /etc/nftpolicy. - reads standard input."),
+]
+AppliedPolicyFile = Annotated[
+    Path | None,
+    typer.Argument(help="Policy file (TOML); default: the policy that was applied last."),
+]
+
+PrintJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every step and its proof; change nothing.")]
+WaitSeconds = Annotated[
+    float,
+    typer.Option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),
+]
+DestDir = Annotated[
+    Path | None,
+    typer.Option(envvar="DESTDIR", help="Root directory of the target system, such as an image."),
+]
+ProgramPath = Annotated[str | None, typer.Option(help="Path of nftpolicy in the units.")]
+
+# Saved state: what nft(8) and ip(8) printed on some machine.
+RulesetFile = Annotated[
+    Path | None,
+    typer.Option(help="Read tables from this output of 'nft -j list ruleset', not from this kernel."),
+]
+RuleFiles = Annotated[list[str] | None, typer.Option(help="Output of 'ip -j -N -4 rule' (or -6); may be repeated.")]
+RouteFiles = Annotated[
+    list[str] | None,
+    typer.Option(help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
+]
+
+# Uplinks that no policy describes.
+UplinkDevices = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=DEVICE[,DEVICE]: an uplink, instead of a policy; may be repeated."),
+]
+UplinkMarks = Annotated[
+    list[str] | None,
+    typer.Option(help="VALUE/MASK: one mark for all uplinks, or one for each in their order."),
+]
+
+
+def print_version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Control which services may use an uplink, and prove it.
+
+    A policy is compiled to one nftables ruleset, ip rules and routes.
+    """
+    if version:
+        print(f"nftpolicy {__version__}")
+        raise typer.Exit

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Uplinks from the options --uplink, --mark and --exempt, where no policy describes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from .common import BAD_INPUT, Failure
+
+if TYPE_CHECKING:
+    from ..runtime.verify import Asked
+
+
+def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]) -> list[Asked]:
+    """Return the uplinks, each with its devices and mark; [] if no option is given.
+
+    Raises:
+        Failure: an option is malformed, or the options contradict each other.
+    """
+    devices = _devices_by_uplink(uplinks)
+    if not devices:
+        for option, values in (("--mark", marks), ("--exempt", exempt)):
+            if values:
+                raise Failure(
+                    f"{option}: is for an uplink that no policy describes; name it with --uplink",
+                    BAD_INPUT,
+                )
+        return []
+    _check_devices(devices)
+    if len(marks) not in (1, len(devices)):
+        problem = f"{len(marks)} for {len(devices)} uplinks" if marks else "missing"
+        raise Failure(f"--mark: {problem}; give one mark for all, or one for each in their order", BAD_INPUT)
+    from ..policy.errors import nearest
+    from ..policy.mark import parse
+    from ..policy.words import EXEMPTIONS
+    from ..runtime.verify import Asked
+
+    for word in exempt:
+        if word not in EXEMPTIONS:
+            known = f"{', '.join(EXEMPTIONS)}{nearest(word, EXEMPTIONS)}"
+            raise Failure(f"--exempt: {word!r} is not an exemption; known are {known}", BAD_INPUT)
+    try:
+        parsed = [parse(text) for text in marks]
+    except ValueError as error:
+        raise Failure(f"--mark: {error}", BAD_INPUT) from None
+    if len(parsed) == 1:
+        parsed *= len(devices)
+    return [Asked(name, tuple(owned), mark) for (name, owned), mark in zip(devices.items(), parsed, strict=True)]
+
+
+def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
+    """Check that --uplink is not combined with a policy file.
+
+    Raises:
+        Failure: both are given.
+    """
+    if has_uplinks and has_file:
+        raise Failure("--uplink: cannot be used with a policy, which names the uplinks itself", BAD_INPUT)
+
+
+def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
+    from ..policy import values
+
+    devices: dict[str, list[str]] = {}
+    for text in uplinks:
+        name, equals, listed = text.partition("=")
+        if not equals or not listed:
+            raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", BAD_INPUT)
+        try:
+            devices.setdefault(values.name(name), []).extend(values.device(device) for device in listed.split(","))
+        except ValueError as error:
+            raise Failure(f"--uplink: {error}", BAD_INPUT) from None
+    return devices
+
+
+def _check_devices(devices: Mapping[str, Sequence[str]]) -> None:
+    owners: dict[str, str] = {}
+    for name, listed in devices.items():
+        for device in listed:
+            if device == "lo":
+                raise Failure(
+                    "--uplink: packets to 'lo' never leave this machine: it cannot be an uplink",
+                    BAD_INPUT,
+                )
+            if device in owners:
+                raise Failure(f"--uplink: {device} is already a device of {owners[device]}", BAD_INPUT)
+            owners[device] = name
