@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Paths of the boot guard's three nft files: the guard, and beside it the link-layer guard and the block."""
+"""Paths of the boot guard's nft files: the guard, the link-layer guard and the block."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ GUARD_PATH = "/etc/nftpolicy/guard.nft"
 
 
 def link_guard_path(guard: str) -> str:
-    """Return the path of the link-layer guard that belongs to a guard: guard.nft -> guard-link.nft."""
+    """Return the path of a guard's link-layer guard: guard.nft -> guard-link.nft."""
     stem, suffix = splitext(guard)
     return f"{stem}-link{suffix}"
 
 
 def block_path(guard: str) -> str:
-    """Return the path of the block that belongs to a guard: guard.nft -> guard-block.nft."""
+    """Return the path of a guard's block: guard.nft -> guard-block.nft."""
     stem, suffix = splitext(guard)
     return f"{stem}-block{suffix}"

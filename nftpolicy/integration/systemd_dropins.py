@@ -101,7 +101,7 @@ def _itself(unit: ServiceUnit) -> list[str]:
 def _preload(unit: ServiceUnit) -> list[str]:
     return [
         *(f"Environment={name}={value}" for name, value in unit.preload.items()),
-        "# For SO_MARK (before Linux 5.17 CAP_NET_ADMIN). LD_PRELOAD works with ambient capabilities.",
+        "# For SO_MARK (CAP_NET_ADMIN before Linux 5.17). It does not disable LD_PRELOAD.",
         "AmbientCapabilities=CAP_NET_RAW",
         "# Exit status of the library if it gets no mark; a restart would not help.",
         f"RestartPreventExitStatus={_NO_MARK_STATUS}",
@@ -111,8 +111,8 @@ def _preload(unit: ServiceUnit) -> list[str]:
 def _cgroup(unit: ServiceUnit) -> list[str]:
     # Not BPFProgram=: without its file, systemd starts the service without the program.
     return [
-        "# The BPF programs stay attached as long as the unit's cgroup exists. If this fails, the service",
-        "# does not start.",
+        "# The BPF programs stay attached as long as the unit's cgroup exists. If this command fails,",
+        "# the service does not start.",
         f"ExecStartPre=+{unit.program} units --attach {unit.name} {unit.policy_path}",
     ]
 

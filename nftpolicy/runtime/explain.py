@@ -72,7 +72,7 @@ Ask = Callable[[Question], Answer | None]
 
 @frozen
 class Agreement:
-    """One route lookup by the model and by the kernel; `what` names the lookup."""
+    """One route lookup by the model and by the kernel; `name` names the lookup."""
 
     what: str
     model: Answer
@@ -97,7 +97,8 @@ class Explained:
 class Explainer:
     """Explains packets in one state.
 
-    `policy` gives the names of services; `ask` queries the kernel, None skips the cross-check.
+    `policy` gives the names of services; `query_route` queries the kernel, None skips the
+    cross-check.
     """
 
     state: NetState
@@ -117,7 +118,7 @@ class Explainer:
         return Explained(trace, tuple(self._compare_routes(trace)))
 
     def _name_service(self, step: Decision, packet: Packet) -> Decision:
-        """Return the step with the service as origin, not its uplink, if the rule matches its owner."""
+        """Return the step; if its rule matches a service's owner, the service is the origin."""
         assert self.policy is not None
         if not isinstance(step.thing, Rule) or not _matches_owner(step.thing):
             return step
@@ -331,16 +332,16 @@ def assumed(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     return NetState(rules=tuple(rules), routes=tuple(routes)), tuple(descriptions)
 
 
-def joined(ours: NetState, others: NetState) -> NetState:
-    """Return both states together, without the objects of nftpolicy in `others`."""
-    foreign_tables = tuple(table for table in others.tables if table.name != names.TABLE)
-    foreign_rules = [rule for rule in others.rules if rule.protocol != PROTOCOL]
-    foreign_routes = [route for route in others.routes if route.protocol != PROTOCOL]
+def joined(ours: NetState, environment: NetState) -> NetState:
+    """Return both states together, without the objects of nftpolicy in `environment`."""
+    foreign_tables = tuple(table for table in environment.tables if table.name != names.TABLE)
+    foreign_rules = [rule for rule in environment.rules if rule.protocol != PROTOCOL]
+    foreign_routes = [route for route in environment.routes if route.protocol != PROTOCOL]
     rules = sorted((*ours.rules, *foreign_rules), key=lambda rule: (rule.family, rule.priority))
     return NetState(
         (*ours.tables, *foreign_tables),
         tuple(rules),
         (*ours.routes, *foreign_routes),
-        (*ours.sysctls, *others.sysctls),
-        others.devices,
+        (*ours.sysctls, *environment.sysctls),
+        environment.devices,
     )

@@ -47,7 +47,7 @@ class NoConfiguration(Exception):
 
 @frozen
 class Folder:
-    """A configuration: the parsed files of /etc/config, and the names of groups and routing tables."""
+    """A configuration: parsed files of /etc/config, and names of groups and routing tables."""
 
     root: Path
     packages: Packages
@@ -59,7 +59,8 @@ class Folder:
 class Way:
     """An unmarked packet that leaves by an uplink now.
 
-    `what` describes its sender; `place` is FILE:LINE of the rule or route that leads it there.
+    `sender` describes its sender; `source_line` is FILE:LINE of the rule or route that leads it
+    there.
     """
 
     what: str
@@ -85,8 +86,8 @@ class Way:
 class Imported:
     """Result of an import.
 
-    `proposal`: the draft policy with its remarks; `now`: the verification of the present
-    configuration; `ways`: the packets that leak now; `proof`: the proof of the draft policy.
+    `proposal`: the draft policy with its remarks; `present`: the verification of the present
+    configuration; `leaks`: the packets that leak now; `proof`: the proof of the draft policy.
     """
 
     folder: Path
@@ -100,7 +101,7 @@ def folder(root: Path) -> Folder:
     """Read the configuration in `root`/etc/config, or in `root` itself.
 
     Raises:
-        NoConfiguration: there is no file `network`, or a file cannot be read.
+        RouterConfigError: there is no file `network`, or a file cannot be read.
     """
     if not root.is_dir():
         raise NoConfiguration(
@@ -134,7 +135,7 @@ def folder(root: Path) -> Folder:
 
 
 def _content(file: Path) -> bytes | None:
-    """Return the content of a file, or None without one. Raises NoConfiguration."""
+    """Return the content of a file, or None without one. Raises RouterConfigError."""
     try:
         if file.stat().st_size > _LARGEST_FILE:
             raise NoConfiguration(f"{file}: not a configuration of a router: larger than {_LARGEST_FILE >> 20} MiB")
@@ -158,20 +159,20 @@ def _is_number(text: str) -> bool:
 
 
 def imported(
-    found: Folder,
-    asked: Sequence[str],
+    config: Folder,
+    requested: Sequence[str],
     given: NetState,
     progress: Progress = lambda _: None,
 ) -> Imported:
     """Write and prove a draft policy, and verify the present configuration.
 
-    `asked`: the uplinks that the user named; `given`: the output of nft and ip on the router, if it
-    is available.
+    `requested`: the uplinks that the user named; `given`: the output of nft and ip on the router,
+    if it is available.
 
     Raises:
         NotUsable: no policy can be written.
     """
-    proposal = propose(found.packages, asked, found.groups, found.tables)
+    proposal = propose(config.packages, requested, config.groups, config.tables)
     state = _present_state(proposal, given)
     uplinks = [Asked(uplink.name, uplink.devices, uplink.mark) for uplink in proposal.uplinks]
     spec = asked_claim(uplinks, proposal.exempt)
@@ -181,7 +182,7 @@ def imported(
     leaks = tuple(_leaks(proposal, complete_state))
     policy, _ = load(proposal.text.encode(), "the policy")
     proof = prove(compile_policy(policy), promised(policy), progress)
-    return Imported(found.root, proposal, now, leaks, proof)
+    return Imported(config.root, proposal, now, leaks, proof)
 
 
 def _present_state(proposal: Proposal, given: NetState) -> NetState:
@@ -197,7 +198,7 @@ def _present_state(proposal: Proposal, given: NetState) -> NetState:
 
 # Destinations outside all networks of the router (TEST-NET-3, RFC 5737; RFC 3849).
 _FAR = {4: number("203.0.113.9"), 6: number("2001:db8:ffff::9")}
-_NEAR_OFFSET = 9  # of a destination in the network of an uplink's address; 10 if that is the address
+_NEAR_OFFSET = 9  # of a destination in an uplink's network; 10 if 9 is the uplink's address
 _SPORT, _NTP_PORT = 40000, 123
 
 
@@ -254,7 +255,7 @@ def _candidates(
 
 
 def _without_other_defaults(state: NetState, uplinks: dict[str, Role]) -> _Scenario:
-    """Return the scenario in which the mesh or the tunnel is down: only uplinks have default routes."""
+    """Return the scenario without mesh or tunnel: only uplinks have default routes."""
     routes = tuple(
         route
         for route in state.routes

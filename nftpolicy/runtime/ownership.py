@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Predicates that relate a socket to the uplinks and services of a policy.
 
-Shared by the cleanup after a change of policy and by the socket classifier. Pure: sockets are values
-(inet_diag, kernel/sock_diag.py).
+Shared by the cleanup after a change of policy and by the socket classifier. Pure: sockets are
+values (inet_diag, kernel/sock_diag.py).
 """
 
 from __future__ import annotations

@@ -28,11 +28,11 @@ from .watch.sockets import asked
 class Status:
     """Result of the comparison.
 
-    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `missing`: the steps
-    to the policy, as text. `strays`: foreign routes over an uplink outside its table; they open no
-    path and do not count for `as_expected`. `sockets`: the sockets related to an uplink, None if they
-    cannot be read, for the reason in `trouble`; they do not count for `as_expected`, since the guard
-    drops packets of wrong sockets.
+    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `differences`: the
+    steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
+    table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
+    an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
+    `as_expected`, since the guard drops packets of wrong sockets.
     """
 
     policy: Policy
@@ -77,13 +77,13 @@ class Status:
 LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
 
 
-def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
+def status(kernel: Kernel, policy: Policy, planned: Prospect) -> Status:
     """Compare the kernel with a policy. Changes nothing."""
-    steps = found.plan.steps
+    steps = planned.plan.steps
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not found.unhooked and "netdev" not in changed,
+        "link guard": not planned.unhooked and "netdev" not in changed,
         "ip rules": not any(isinstance(step, RuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -92,7 +92,7 @@ def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
     return Status(
         policy,
         parts,
-        missing=tuple(lines(found.plan)),
+        missing=tuple(lines(planned.plan)),
         counters=kernel.counters(names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         trouble=trouble,

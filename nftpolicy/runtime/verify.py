@@ -51,7 +51,7 @@ class Has:
 
 @frozen
 class Judged:
-    """A proof with its subject. `unjudged`: what was not verified, since it was not given."""
+    """A proof with its subject. `not_verified`: what was not verified, since it was not given."""
 
     name: str
     state: NetState
@@ -104,39 +104,39 @@ def of_policy(policy: Policy, progress: Progress = _no_progress) -> Judged:
 
 def of_kernel(
     kernel: Linux,
-    wanted: Policy | Sequence[Asked],
+    subject: Policy | Sequence[Asked],
     exempt: Iterable[str],
     progress: Progress,
 ) -> Judged:
     """Verify this kernel, with all tables, rules and routes."""
-    devices = _devices(wanted)
+    devices = _devices(subject)
     ports = kernel.bridge_ports(devices)
     state = kernel.everything()
-    if isinstance(wanted, Policy):
-        state = _with_policy_keys(state, wanted, ports)
+    if isinstance(subject, Policy):
+        state = _with_policy_keys(state, subject, ports)
     absent = sorted(set(devices) - kernel.links())
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
     features = Has(kernel.takes_link_guard("lo"), kernel.ip_families())
-    return _verify("this kernel", state, wanted, ports, exempt, unjudged, progress, features)
+    return _verify("this kernel", state, subject, ports, exempt, unjudged, progress, features)
 
 
 def of_files(
     state: NetState,
-    wanted: Policy | Sequence[Asked],
+    subject: Policy | Sequence[Asked],
     exempt: Iterable[str],
     progress: Progress,
 ) -> Judged:
     """Verify a state that was read from files, which do not have the ports of bridges."""
-    if isinstance(wanted, Policy):
-        state = _with_policy_keys(state, wanted, {})
+    if isinstance(subject, Policy):
+        state = _with_policy_keys(state, subject, {})
     unjudged = tuple(_missing_parts(state))
-    return _verify("the files", state, wanted, {}, exempt, unjudged, progress, Has())
+    return _verify("the files", state, subject, {}, exempt, unjudged, progress, Has())
 
 
 def _verify(
     name: str,
     state: NetState,
-    wanted: Policy | Sequence[Asked],
+    subject: Policy | Sequence[Asked],
     ports: Ports,
     exempt: Iterable[str],
     unjudged: tuple[str, ...],
@@ -144,12 +144,12 @@ def _verify(
     features: Has,
 ) -> Judged:
     policy = None
-    if isinstance(wanted, Policy):
-        policy = wanted
+    if isinstance(subject, Policy):
+        policy = subject
         spec = promised(policy, ports)
         spec = evolve(spec, frames=features.egress, families=features.families)
     else:
-        spec = asked_claim(wanted, exempt, ports)
+        spec = asked_claim(subject, exempt, ports)
     return Judged(name, state, spec, prove(state, spec, progress), policy, unjudged)
 
 
@@ -175,10 +175,10 @@ def _uplink_spec(uplink: Asked, exempt: Sequence[str], ports: Ports) -> UplinkCl
     )
 
 
-def _devices(wanted: Policy | Sequence[Asked]) -> list[str]:
-    if isinstance(wanted, Policy):
-        return [device for uplink in wanted.uplink.values() for device in uplink.devices]
-    return [device for uplink in wanted for device in uplink.devices]
+def _devices(subject: Policy | Sequence[Asked]) -> list[str]:
+    if isinstance(subject, Policy):
+        return [device for uplink in subject.uplink.values() for device in uplink.devices]
+    return [device for uplink in subject for device in uplink.devices]
 
 
 def _with_policy_keys(state: NetState, policy: Policy, ports: Ports) -> NetState:

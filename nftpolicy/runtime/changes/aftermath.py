@@ -27,7 +27,7 @@ from .stale import (
 _MOST_SHOWN = 5  # sockets or flows with the same reason
 _NO_DESTROY = "this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is missing)"
 _LISTENS = "listening socket: accepted connections inherit its mark; restart its program"
-# The kernel disconnects a UDP socket that it destroys, which unbinds it (net/ipv4/udp.c, udp_abort).
+# The kernel disconnects, and so unbinds, a UDP socket that it destroys (net/ipv4/udp.c, udp_abort).
 _BOUND = (
     "bound to a device: destroying it would unbind it, and its packets would leave by another "
     "device; restart its program"
@@ -39,9 +39,9 @@ _UDP = "a UDP socket cannot be closed from outside: its program got an error, an
 class Aftermath:
     """Report of a cleanup.
 
-    `closed`: destroyed sockets; `told`: UDP sockets whose programs got an error; `flows`: deleted
-    conntrack entries; `left`: stale sockets that stay, each with the reason; `faults`: messages
-    about operations that failed.
+    `closed`: destroyed sockets; `udp_aborted`: UDP sockets whose programs got an error;
+    `deleted_flows`: deleted conntrack entries; `left_open`: stale sockets that stay, each with the
+    reason; `errors`: messages about operations that failed.
     """
 
     closed: tuple[Stale, ...] = ()
@@ -89,7 +89,7 @@ def _plural(noun: str) -> str:
 def close_stale(running: Running, before: Policy | None, after: Policy | None) -> Aftermath:
     """Close the sockets and flows that follow `before`, now that `after` is in force.
 
-    None is no policy. Failures of the kernel are in the report's `faults`, never raised.
+    None is no policy. Failures of the kernel are in the report's `errors`, never raised.
     """
     if before == after:
         return Aftermath()
@@ -150,9 +150,9 @@ def _suppress_resets(
     after: Policy | None,
     addresses: Addresses,
 ) -> AbstractContextManager[str | None]:
-    """Keep TCP resets of the closed sockets from leaving by another device (Running.muffled).
+    """Keep TCP resets of the closed sockets from leaving by another device.
 
-    Yields the reason if that is not possible.
+    Yields the reason if that is not possible (LiveSockets.suppress_resets).
     """
     if not any(item.socket.protocol == TCP for item in closable):
         return nullcontext()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Execution of a plan: run the steps, undo them after a failure, read the result back.
 
-If the kernel refuses a step, the inverses of the steps before it are run, so that the kernel is left
-as it was.
+If the kernel refuses a step, the inverses of the steps before it are run, so that the kernel is
+left as it was.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ _RESTORE_ATTEMPTS = 3
 class Prospect:
     """A planned change: the observed state, the desired state, and the plan between them.
 
-    `unhooked` are uplink devices without a link guard, since this kernel cannot hook a chain there
-    now; `ports` maps the bridges among the uplinks' devices to their ports.
+    `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
+    hook a chain there now; `bridge_ports` maps the bridges among the uplinks' devices to their
+    ports.
     """
 
     observed: NetState
@@ -102,20 +103,20 @@ def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
     return evolve(state, rules=rules, routes=routes)
 
 
-def apply(kernel: Kernel, found: Prospect, memory: Memory, done: Done = lambda: None) -> None:
-    """Execute a planned change; `done` is called after each step.
+def apply(kernel: Kernel, planned: Prospect, memory: Memory, on_step: Done = lambda: None) -> None:
+    """Execute a planned change; `on_step` is called after each step.
 
     Raises:
-        Refused, NotHeld: the kernel is as it was before.
-        StillChanged: the previous state could not be restored; the guard stays in force.
+        Refused, ReadBackMismatch: the kernel is as it was before.
+        RollbackFailed: the previous state could not be restored; the guard stays in force.
     """
-    set_sysctls = [step for step in found.plan.steps if isinstance(step, SysctlChange)]
+    set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
     memory.remember_sysctls({step.new.path: step.old for step in set_sysctls})
-    carry_out(kernel, found.plan, done, found.observed)
-    read_back = observe(kernel, [sysctl.path for sysctl in found.desired.sysctls])
-    missing = plan(read_back, found.desired)
+    carry_out(kernel, planned.plan, on_step, planned.observed)
+    read_back = observe(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
+    missing = plan(read_back, planned.desired)
     if missing.steps:
-        undo(kernel, list(found.plan.steps), found.observed)
+        undo(kernel, list(planned.plan.steps), planned.observed)
         raise NotHeld(missing)
 
 
@@ -129,8 +130,8 @@ def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
 
 def carry_out(
     kernel: Kernel,
-    todo: Plan,
-    done: Done = lambda: None,
+    planned: Plan,
+    on_step: Done = lambda: None,
     observed: NetState | None = None,
 ) -> None:
     """Run the steps in order; after a refusal or an interrupt, undo the steps that were run.
@@ -139,10 +140,10 @@ def carry_out(
 
     Raises:
         Refused: the steps were undone.
-        StillChanged: as `undo`.
+        RollbackFailed: as `roll_back`.
     """
     completed: list[Step] = []
-    for step in todo.steps:
+    for step in planned.steps:
         try:
             kernel.carry_out(step)
         except Refused:
@@ -153,18 +154,18 @@ def carry_out(
             undo(kernel, [*completed, step], observed)
             raise
         completed.append(step)
-        done()
+        on_step()
 
 
-def undo(kernel: Kernel, carried: Sequence[Step], observed: NetState | None = None) -> None:
-    """Run the inverses of `carried`, last first; an inverse that is refused is skipped.
+def undo(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:
+    """Run the inverses of `completed`, last first; an inverse that is refused is skipped.
 
     `observed` is the state to restore: differences that remain are planned and repaired.
 
     Raises:
-        StillChanged: differences remain after that.
+        RollbackFailed: differences remain after that.
     """
-    _run_ignoring_refusals(kernel, [step.inverse() for step in reversed(carried)])
+    _run_ignoring_refusals(kernel, [step.inverse() for step in reversed(completed)])
     if observed is None:
         return
     paths = [sysctl.path for sysctl in observed.sysctls]

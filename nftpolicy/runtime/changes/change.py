@@ -43,7 +43,7 @@ class Options:
     """Options of a change.
 
     `wait`: seconds to wait for another process that holds the lock. `via_block`: block the uplinks
-    during the change. `despite_others`: apply also if a foreign ruleset lets packets leak.
+    during the change. `ignore_foreign`: apply also if a foreign ruleset lets packets leak.
     """
 
     wait: float = 0
@@ -55,8 +55,8 @@ class Options:
 class Outlook:
     """A planned change with its proof.
 
-    `way` is None if nothing has to be done; `before` is the policy that is most likely in force;
-    `interrupted` is an earlier change that was not completed.
+    `order` is None if nothing has to be done; `previous` is the policy that is most likely in
+    force; `interrupted` is an earlier change that was not completed.
     """
 
     found: Prospect
@@ -92,51 +92,51 @@ class Changer:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the lock of the network namespace in the block. Raises Busy."""
+        """Hold the lock of the network namespace in the block. Raises Locked."""
         with self.memory.alone(self.options.wait):
             yield
 
-    def outlook(self, wanted: Wanted | None) -> Outlook:
+    def outlook(self, target: Wanted | None) -> Outlook:
         """Plan and prove a change; None is a release. Changes nothing, and needs no lock.
 
         Raises:
-            NotProved: the new policy is not safe.
-            NotSafe: it is, but no order of the steps is.
+            PolicyNotProved: the new policy is not safe.
+            NoSafeOrder: it is, but no order of the steps is.
         """
         interrupted = self.memory.journal.interrupted()
         earlier = list(self._earlier_policies(interrupted))
         before = earlier[0] if earlier else None
-        if wanted is not None:
-            found = prospect(self.kernel, wanted.policy, self.memory)
+        if target is not None:
+            planned = prospect(self.kernel, target.policy, self.memory)
         else:
-            found = release_prospect(self.kernel, self.memory)
-        if not found.plan.steps and not self._block_tables():
-            return Outlook(found, None, before, interrupted)
+            planned = release_prospect(self.kernel, self.memory)
+        if not planned.plan.steps and not self._block_tables():
+            return Outlook(planned, None, before, interrupted)
         # The model is a third of all imports; an apply without steps does not need it.
         from .way import prove_desired
 
         after = None
-        if wanted is not None:
-            after = wanted.policy
-            proof = prove_desired(found, after, self.kernel.ip_families())
+        if target is not None:
+            after = target.policy
+            proof = prove_desired(planned, after, self.kernel.ip_families())
             if proof.verdict != PROVED:
                 raise NotProved(proof)
-        order = self._safe_order(found, earlier, after)
-        return Outlook(evolve(found, plan=order.plan), order, before, interrupted)
+        order = self._safe_order(planned, earlier, after)
+        return Outlook(evolve(planned, plan=order.plan), order, before, interrupted)
 
-    def _safe_order(self, found: Prospect, earlier: list[Policy], after: Policy | None) -> Way:
+    def _safe_order(self, planned: Prospect, earlier: list[Policy], after: Policy | None) -> Way:
         tables: tuple[Table, ...] = ()
         if self.options.via_block:
             from ...compiler.block import block
 
-            hooks = any(table.family == "netdev" for table in found.desired.tables)
-            machine = Machine(found.ports, hooks, found.unhooked)
+            hooks = any(table.family == "netdev" for table in planned.desired.tables)
+            machine = Machine(planned.ports, hooks, planned.unhooked)
             policies = [policy for policy in (*earlier, after) if policy is not None]
             tables = block(policies, machine)
         from .way import find
 
         ignore_foreign = self.options.despite_others or after is None
-        return find(self.kernel, found, earlier, after, tables, ignore_foreign)
+        return find(self.kernel, planned, earlier, after, tables, ignore_foreign)
 
     def _earlier_policies(self, interrupted: Interrupted | None) -> Iterator[Policy]:
         """Yield the policies that may be in force, the likeliest first."""
@@ -152,37 +152,37 @@ class Changer:
 
     def carry_out(
         self,
-        outlook: Outlook,
-        wanted: Wanted | None,
+        checked: Outlook,
+        target: Wanted | None,
         why: str = "apply",
-        of: int | None = None,
+        repeats: int | None = None,
     ) -> Carried:
         """Execute a checked change and add it to the history. The caller holds the lock.
 
-        `why` is the reason in the history, `of` the number of the entry that is applied again.
+        `why` is the reason in the history, `repeats` the number of the entry that is applied again.
 
         Raises:
-            Refused, NotHeld: the kernel is as it was.
-            StillChanged: the kernel holds neither the old nor the new state.
+            Refused, ReadBackMismatch: the kernel is as it was.
+            RollbackFailed: the kernel holds neither the old nor the new state.
             OSError: the journal could not be written, so nothing was begun.
         """
         begun = time.monotonic()
-        if not outlook.steps:
+        if not checked.steps:
             self._unblock()
             self.memory.journal.clear()
-            return Carried(tuple(self._record(wanted, why, of, begun)))
+            return Carried(tuple(self._record(target, why, repeats, begun)))
         before = self.memory.policy()
-        if before is None and outlook.interrupted is not None:
-            before = outlook.interrupted.before
-        after = wanted.text if wanted is not None else None
-        with self.memory.journal.of(outlook.steps, before, after) as writer:
-            if wanted is None:
-                carry_out(self.kernel, outlook.found.plan, writer.done, outlook.found.observed)
+        if before is None and checked.interrupted is not None:
+            before = checked.interrupted.before
+        after = target.text if target is not None else None
+        with self.memory.journal.of(checked.steps, before, after) as writer:
+            if target is None:
+                carry_out(self.kernel, checked.found.plan, writer.done, checked.found.observed)
             else:
-                apply(self.kernel, outlook.found, self.memory, writer.done)
+                apply(self.kernel, checked.found, self.memory, writer.done)
             self._unblock()
-            warnings = tuple(self._record(wanted, why, of, begun))
-        cleanup = self._close_stale(outlook.before, wanted.policy if wanted is not None else None)
+            warnings = tuple(self._record(target, why, repeats, begun))
+        cleanup = self._close_stale(checked.before, target.policy if target is not None else None)
         return Carried(warnings, tuple(cleanup))
 
     def _close_stale(self, before: Policy | None, after: Policy | None) -> list[str]:
@@ -207,32 +207,32 @@ class Changer:
 
     def _record(
         self,
-        wanted: Wanted | None,
+        target: Wanted | None,
         why: str,
-        of: int | None,
+        repeats: int | None,
         begun: float,
     ) -> Iterator[str]:
         """Save the policy in force and add it to the history; yield a warning for each failure."""
         try:
-            if wanted is None:
+            if target is None:
                 self.memory.forget()
             else:
-                self.memory.remember_policy(*wanted.text)
+                self.memory.remember_policy(*target.text)
         except OSError as error:
             yield (
                 f"{self.memory.folder}: cannot be written ({error.strerror}); "
                 "pass the policy file to 'nftpolicy status' from now on"
             )
-        if wanted is None:
+        if target is None:
             return
         try:
             history(self.memory).add(
-                wanted.policy.name,
-                *wanted.text,
+                target.policy.name,
+                *target.text,
                 verdict=PROVED,
                 seconds=time.monotonic() - begun,
                 why=why,
-                of=of,
+                of=repeats,
             )
         except OSError as error:
             yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")

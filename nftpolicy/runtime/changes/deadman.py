@@ -62,7 +62,7 @@ GoBack = Callable[[Around], None]
 class Order:
     """Configuration of the timer's process, which it reads from standard input.
 
-    `back` is the rollback target, None for a release; `applier` the process that applies.
+    `target` is the rollback target, None for a release; `applier` the process that applies.
     """
 
     token: str
@@ -80,23 +80,24 @@ def confirmed_within(
     memory: Memory,
     history: History,
     seconds: float,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> Iterator[None]:
     """Make a change in the block that is rolled back unless it is confirmed in `seconds` after it.
 
     Entered with the lock of the state directory held, before the first step. After a change that
-    failed there is nothing to confirm, unless it left the kernel in neither state. `say` gets a
+    failed there is nothing to confirm, unless it left the kernel in neither state. `notify` gets a
     line about the timer.
 
     Raises:
-        Declined: another policy waits to be confirmed, or the timer cannot be started; nothing was
+        ConfirmError: another policy waits to be confirmed, or the timer cannot be started; nothing
+        was
             changed.
     """
     pending.refuse(memory)
     target = _rollback_target(kernel, memory, history)
     token = _start(memory, seconds, target)
     target_text = pending.RELEASE if target is None else str(target)
-    say(f"without 'nftpolicy confirm' within {seconds:g} s, nftpolicy rolls back to {target_text}")
+    notify(f"without 'nftpolicy confirm' within {seconds:g} s, nftpolicy rolls back to {target_text}")
     try:
         yield
     except Unfinished:
@@ -113,7 +114,7 @@ def confirmed_within(
 
 
 def _rollback_target(kernel: Kernel, memory: Memory, history: History) -> Back | None:
-    """Return the policy in force, or None without one. Raises Declined if it is not known."""
+    """Return the policy in force, or None without one. Raises ConfirmError if it is not known."""
     source = memory.policy()
     if source is None:
         own = observe(kernel, [])
@@ -132,7 +133,10 @@ def _rollback_target(kernel: Kernel, memory: Memory, history: History) -> Back |
 
 
 def _start(memory: Memory, seconds: float, target: Back | None) -> str:
-    """Start the timer's process, wait until it is ready, and return its token. Raises Declined."""
+    """Start the timer's process, wait until it is ready, and return its token.
+
+    Raises ConfirmError.
+    """
     order = Order(uuid4().hex, seconds, target, process(os.getpid()))
     package = str(Path(__file__).parents[3])
     present = [name for name in _PATH_VARIABLES if name in os.environ]
@@ -151,7 +155,7 @@ def _start(memory: Memory, seconds: float, target: Back | None) -> str:
         raise Declined(f"{_NOT_READY}: it cannot be started: {error.strerror}") from None
     with worker:
         try:
-            output = _send_config(worker, json.dumps(asdict(order)).encode())
+            output = _send_config(worker, _encode(order))
             if not output.endswith(_READY):
                 message = output.decode(errors="replace").strip().removeprefix("nftpolicy: ")
                 raise Declined(f"{_NOT_READY}: {message or 'exited without output'}")
@@ -161,6 +165,17 @@ def _start(memory: Memory, seconds: float, target: Back | None) -> str:
             pending.end(memory, order.token)
             raise
     return order.token
+
+
+def _encode(order: Order) -> bytes:
+    """Return the configuration as JSON, for `read_config`."""
+    config = {
+        "token": order.token,
+        "seconds": order.seconds,
+        "target": None if order.back is None else asdict(order.back),
+        "applier": asdict(order.applier),
+    }
+    return json.dumps(config).encode()
 
 
 def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
@@ -185,13 +200,12 @@ def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
 
 
 def take_order() -> Order:
-    """Read the configuration from standard input, and continue in a child that no process waits for.
+    """Read the configuration from standard input, and continue in an orphaned child process.
 
     Raises ValueError.
     """
     config = json.loads(sys.stdin.buffer.read())
-    back = config["back"]
-    target = None if back is None else Back(**back)
+    target = None if config["target"] is None else Back(**config["target"])
     order = Order(config["token"], config["seconds"], target, Process(**config["applier"]))
     if os.fork():
         os._exit(0)
@@ -208,13 +222,13 @@ class _StopFlag:
         self.is_set = True
 
 
-def stand(memory: Memory, order: Order, go_back: GoBack, ready: Callable[[], None]) -> None:
+def stand(memory: Memory, order: Order, roll_back: GoBack, ready: Callable[[], None]) -> None:
     """Wait for the deadline and then roll back; return as soon as the policy is confirmed.
 
     `ready` reports to the process that applies.
 
     Raises:
-        Declined: another policy waits to be confirmed.
+        ConfirmError: another policy waits to be confirmed.
         OSError: the state directory cannot be written.
     """
     stop = _StopFlag()
@@ -244,7 +258,7 @@ def stand(memory: Memory, order: Order, go_back: GoBack, ready: Callable[[], Non
             return
         _log(memory, f"started: rolls back to {new.goal} unless confirmed within {order.seconds:g} s")
         try:
-            _wait_and_roll_back(memory, order.token, go_back, stop)
+            _wait_and_roll_back(memory, order.token, roll_back, stop)
         except Exception as error:
             _log(memory, f"ended by {type(error).__name__}: {error}")
             raise
@@ -262,14 +276,14 @@ def say_ready() -> None:
     os.close(null)
 
 
-def _wait_and_roll_back(memory: Memory, token: str, go_back: GoBack, stop: _StopFlag) -> None:
+def _wait_and_roll_back(memory: Memory, token: str, roll_back: GoBack, stop: _StopFlag) -> None:
     failures = 0
     while (current := _read_own(memory, token)) is not None:
         if not stop.is_set and current.remaining() > 0:
             time.sleep(_POLL_INTERVAL)
             continue
         try:
-            go_back(partial(pending.claimed, memory, token, partial(_is_due, stop)))
+            roll_back(partial(pending.claimed, memory, token, partial(_is_due, stop)))
         except (Gone, NotDue):
             continue
         except Busy:
@@ -302,7 +316,7 @@ def _read_own(memory: Memory, token: str) -> Pending | None:
 
 
 def _kill_stuck_applier(memory: Memory, current: Pending) -> None:
-    """Kill the process that applies if it still does long after the deadline (stopped by ^Z, say)."""
+    """Kill a process that still applies long after the deadline (stopped by ^Z, for example)."""
     if current.state != APPLYING or current.remaining() > -_APPLIER_TIMEOUT:
         return
     with suppress(OSError):

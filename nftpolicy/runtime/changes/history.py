@@ -42,9 +42,9 @@ def _now() -> datetime:
 class Entry:
     """One policy that was in force. The field names are the keys of its JSON file.
 
-    `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` the duration of
-    the change; `who` a user name or number; `why` the reason, as "apply" or "rollback to 3"; `of` the
-    number of the entry that this one repeats.
+    `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` the duration
+    of the change; `who` a user name or number; `why` the reason, as "apply" or "rollback to 3";
+    `of` the number of the entry that this one repeats.
     """
 
     number: int = field(validator=[validators.instance_of(int), validators.gt(0)])
@@ -235,7 +235,8 @@ class History:
 def of_this_namespace(memory: Memory) -> History:
     """Return the history of the network namespace that this process is in.
 
-    $NFTPOLICY_STATE moves the history together with the state directory, unless $NFTPOLICY_LIB is set.
+    $NFTPOLICY_STATE moves the history together with the state directory, unless $NFTPOLICY_LIB is
+    set.
     """
     if moved := os.environ.get("NFTPOLICY_LIB"):
         return History(Path(moved))

@@ -3,7 +3,8 @@
 
 It holds the policies, not the steps: recovery plans again, from what the kernel holds then.
 
-Format: a line of JSON (pid, begun, steps, before, after), then a line "done" for each completed step.
+Format: a line of JSON (pid, begun, steps, before, after), then a line "done" for each completed
+step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Unfinished(Exception):
 
 @frozen
 class Interrupted:
-    """A change that was begun and not completed: at least `done` of `steps` steps were run.
+    """A change that was begun and not completed: at least `done_steps` of `steps` steps were run.
 
     `begun` is in seconds since the epoch; `before` was in force then; `after` is the new policy,
     None for a release.
@@ -58,7 +59,7 @@ class Interrupted:
 
 @frozen
 class Journal:
-    """The journal file; it exists only while a change is being made, or after an interrupted one."""
+    """The journal file; it exists only during a change, or after an interrupted one."""
 
     file: Path
 
@@ -66,7 +67,7 @@ class Journal:
     def of(self, steps: int, before: Text | None, after: Text | None) -> Iterator[Writer]:
         """Record a change before it is begun, and remove the record at the end of the block.
 
-        After Unfinished the record stays.
+        After InconsistentState the record stays.
 
         Raises:
             OSError: the file cannot be written (a full disk); the change must not be begun.

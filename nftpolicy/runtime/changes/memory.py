@@ -80,7 +80,7 @@ class Memory:
     def alone(self, wait: float = 0) -> Iterator[None]:
         """Hold the lock of this network namespace in the block.
 
-        `wait`: seconds to wait for another process. Raises Busy.
+        `wait`: seconds to wait for another process. Raises Locked.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = self.folder / "lock"

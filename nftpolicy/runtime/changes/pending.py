@@ -2,7 +2,7 @@
 """State of a policy that waits to be confirmed: deadline and rollback target, in a file.
 
 A process that changes the file holds its lock, so that either `confirm` or the deadline wins. The
-process that rolls back (`claimed`) holds the lock of the state directory as well.
+process that rolls back (`rolling_back`) holds the lock of the state directory as well.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ RELEASE = "no policy (a release, which opens the uplinks)"
 class Pending:
     """A policy that waits to be confirmed. The field names are the keys of its file.
 
-    `token` identifies it; `seconds` is the requested time; `deadline` is in seconds of `clock`, and
-    `until` the same as a date (UTC, ISO 8601); `back` is the rollback target, None for a release;
-    `deadman` is the process that waits for the deadline; `reason` is the cause of a failed rollback.
+    `token` identifies it; `seconds` is the requested time; `deadline` is in seconds of `boottime`,
+    and `until` the same as a date (UTC, ISO 8601); `back` is the rollback target, None for a
+    release; `deadman` is the process that waits for the deadline; `reason` is the cause of a failed
+    rollback.
     """
 
     token: str
@@ -140,7 +141,7 @@ def from_now(seconds: float) -> dict[str, Any]:
 def pending(memory: Memory) -> Pending | None:
     """Read the pending confirmation of this network namespace, or None.
 
-    Raises Declined if the file is damaged.
+    Raises ConfirmError if the file is damaged.
     """
     path = memory.folder / FILE
     try:
@@ -164,14 +165,14 @@ def pending(memory: Memory) -> Pending | None:
 
 
 def begin(memory: Memory, new: Pending) -> None:
-    """Create a pending confirmation. Raises Declined if there is one already."""
+    """Create a pending confirmation. Raises ConfirmError if there is one already."""
     with _locked(memory):
         _require_none(pending(memory))
         _write(memory, new)
 
 
 def refuse(memory: Memory) -> None:
-    """Raise Declined if a policy waits to be confirmed; one whose rollback failed does not count."""
+    """Raise ConfirmError if a policy waits to be confirmed, unless its rollback failed."""
     _require_none(pending(memory))
 
 
@@ -214,7 +215,7 @@ def end(memory: Memory, token: str | None = None) -> Pending | None:
 def confirm(memory: Memory) -> Pending:
     """Keep the policy in force, and return the confirmation.
 
-    Raises Declined if no policy waits to be confirmed, or if it is too late.
+    Raises ConfirmError if no policy waits to be confirmed, or if it is too late.
     """
     if not memory.folder.exists():
         raise Declined("no policy is waiting to be confirmed")
@@ -239,7 +240,7 @@ def confirm(memory: Memory) -> Pending:
 def claimed(
     memory: Memory,
     token: str,
-    due: Callable[[Pending], bool] = lambda _: True,
+    is_due: Callable[[Pending], bool] = lambda _: True,
 ) -> Iterator[None]:
     """Roll back in the block: `confirm` is too late from its beginning.
 
@@ -247,20 +248,20 @@ def claimed(
     holds the lock of the state directory.
 
     Raises:
-        Gone: the policy was confirmed, or ended otherwise.
-        NotDue: `due` returned False.
+        AlreadyResolved: the policy was confirmed, or ended otherwise.
+        NotExpired: `is_due` returned False.
     """
     with _locked(memory):
         before = pending(memory)
         if before is None or before.token != token:
             raise Gone
-        if not due(before):
+        if not is_due(before):
             raise NotDue
         _write(memory, evolve(before, state=GOING_BACK))
     try:
         yield
     except BaseException:
-        # GOING_BACK was left by a process that was killed in its rollback.
+        # ROLLING_BACK was left by a process that was killed in its rollback.
         update(memory, token, state=WAITING if before.state == GOING_BACK else before.state)
         raise
     end(memory, token)
@@ -268,7 +269,7 @@ def claimed(
 
 @contextmanager
 def unless_pending(memory: Memory) -> Iterator[None]:
-    """Make a change in the block; raise Declined if a policy waits to be confirmed."""
+    """Make a change in the block; raise ConfirmError if a policy waits to be confirmed."""
     refuse(memory)
     yield
     end(memory)  # of an earlier policy whose rollback failed

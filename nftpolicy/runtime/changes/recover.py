@@ -40,7 +40,7 @@ def recover(
     interrupted release is undone. Returns None if nothing was interrupted.
 
     Raises:
-        NoWay: neither was possible; `tell` got the reasons.
+        RecoveryFailed: neither was possible; `log` got the reasons.
     """
     interrupted = changer.memory.journal.interrupted()
     if interrupted is None:

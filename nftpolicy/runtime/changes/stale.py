@@ -3,7 +3,8 @@
 
 Guard and routes judge single packets. A connection from before the change would wait in the guard
 until its timers expire, or would leave by another device with its old source address. A socket that
-the new policy allows as the old one did is never stale. Pure: sockets and flows are given as values.
+the new policy allows as the old one did is never stale. Pure: sockets and flows are given as
+values.
 """
 
 from __future__ import annotations
@@ -47,17 +48,17 @@ def stale_sockets(
     after: Policy | None,
     addresses: Addresses,
     groups: Mapping[int, int] | None = None,
-    leads: _EgressDevice | None = None,
+    egress_device: _EgressDevice | None = None,
 ) -> list[Stale]:
     """Return the sockets that follow `before`, now that `after` is in force; None is no policy.
 
     `addresses` are those of all devices. `groups` maps the inode of a socket to the group of its
-    process; a socket without one may have any group. `leads` returns the device by which a
+    process; a socket without one may have any group. `egress_device` returns the device by which a
     socket's packets leave now; it is called on a release.
     """
     if before == after:
         return []
-    classifier = _Classifier(before, after, addresses, groups or {}, leads)
+    classifier = _Classifier(before, after, addresses, groups or {}, egress_device)
     return [Stale(socket, why) for socket in sockets if (why := classifier.why(socket))]
 
 
@@ -68,8 +69,8 @@ def stale_flows(
 ) -> list[StaleFlow]:
     """Return the flows that carry the mark of an uplink that was removed or has another mark now.
 
-    Empty on a release: without a policy no rule of ours reads marks of flows, and other rulesets may
-    need the flows.
+    Empty on a release: without a policy no rule of ours reads marks of flows, and other rulesets
+    may need the flows.
     """
     if before is None or after is None:
         return []
@@ -213,7 +214,7 @@ class _Classifier:
         return f"no service of uplink {after} may send there any more"
 
     def _pre_policy(self, socket: Listed) -> str | None:
-        """Return a reason for a connection from before the first policy, which that does not allow."""
+        """Return a reason for an earlier connection that the first policy does not allow."""
         assert self._after is not None
         if not socket.connected or socket.state == "listen":
             return None

@@ -23,7 +23,7 @@ class NotProved(Exception):
 
 
 class NotSafe(Exception):
-    """Every step order passes through a state that is not proved; `ways` are the orders tried."""
+    """Every step order passes through a state that is not proved; `orders` are the orders tried."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
         self.ways = tuple(ways)

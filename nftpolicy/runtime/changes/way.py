@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Search for a safe order of the steps: every state between the old and the new policy is proved."""
+"""Search for a step order in which every state from the old to the new policy is proved."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .unproved import NotSafe
 class Way:
     """A plan with the proofs of its states.
 
-    `own`: proofs of nftpolicy's objects alone; `whole`: of the same states together with the
-    foreign tables, rules and routes, empty if these states could not be computed.
+    `own_proofs`: proofs of nftpolicy's objects alone; `full_proofs`: of the same states together
+    with the foreign tables, rules and routes, empty if these states could not be computed.
     """
 
     plan: Plan
@@ -48,18 +48,18 @@ class Way:
         return verdict(self.whole)
 
 
-def prove_desired(found: Prospect, policy: Policy, families: tuple[int, ...]) -> Proof:
+def prove_desired(planned: Prospect, policy: Policy, families: tuple[int, ...]) -> Proof:
     """Prove that the desired state leaks nothing.
 
     Usability (P3, P4) is not checked here; 'nftpolicy check' does.
     """
-    spec = evolve(claim(policy, found.ports), frames=not found.unhooked, families=families)
-    return prove(found.desired, spec, use=False)
+    spec = evolve(claim(policy, planned.ports), frames=not planned.unhooked, families=families)
+    return prove(planned.desired, spec, use=False)
 
 
 def find(
     kernel: Kernel,
-    found: Prospect,
+    planned: Prospect,
     before: Iterable[Policy],
     after: Policy | None,
     block: tuple[Table, ...] = (),
@@ -68,32 +68,33 @@ def find(
     """Return the first step order whose states are all proved. Changes nothing.
 
     `before`: the policies that may be in force, the likeliest first. The spec of the first policy
-    whose guard is found in the kernel must hold up to the switch, the spec of `after` from then on.
-    `block`: tables that block the uplinks during the change. `despite_others`: accept orders that
-    are refuted only together with foreign rulesets.
+    whose guard is planned in the kernel must hold up to the switch, the spec of `after` from then
+    on. `block`: tables that block the uplinks during the change. `ignore_foreign`: accept orders
+    that are refuted only together with foreign rulesets.
 
     Raises:
-        NotSafe: every order has a state that is not proved, or is refuted with a foreign ruleset.
+        NoSafeOrder: every order has a state that is not proved, or is refuted with a foreign
+        ruleset.
     """
-    spec_before = _spec_in_force(found, before)
+    spec_before = _spec_in_force(planned, before)
     spec_after = None
     if after is not None:
-        spec_after = _spec(found, after, f"{after.name}, as it will be")
+        spec_after = _spec(planned, after, f"{after.name}, as it will be")
     everything = kernel.everything()
     rejected = []
-    for plan in _plans(found, block):
-        order = _prove_order(plan, found.observed, everything, spec_before, spec_after)
+    for plan in _plans(planned, block):
+        order = _prove_order(plan, planned.observed, everything, spec_before, spec_after)
         if _is_safe(order, despite_others):
             return order
         rejected.append(order)
     raise NotSafe(rejected)
 
 
-def _plans(found: Prospect, block: tuple[Table, ...]) -> Iterator[Plan]:
+def _plans(planned: Prospect, block: tuple[Table, ...]) -> Iterator[Plan]:
     if block:
-        yield blocked(found.observed, found.desired, block)
+        yield blocked(planned.observed, planned.desired, block)
     else:
-        yield from orders(found.observed, found.desired)
+        yield from orders(planned.observed, planned.desired)
 
 
 def _is_safe(order: Way, ignore_foreign: bool) -> bool:
@@ -102,16 +103,16 @@ def _is_safe(order: Way, ignore_foreign: bool) -> bool:
     return ignore_foreign or order.with_others != REFUTED
 
 
-def _spec(found: Prospect, policy: Policy, name: str) -> Promise:
+def _spec(planned: Prospect, policy: Policy, name: str) -> Promise:
     """Return the spec of a policy; frames are part of it only if every device can be hooked."""
-    return Promise(name, evolve(claim(policy, found.ports), frames=not found.unhooked))
+    return Promise(name, evolve(claim(policy, planned.ports), frames=not planned.unhooked))
 
 
-def _spec_in_force(found: Prospect, policies: Iterable[Policy]) -> Promise | None:
+def _spec_in_force(planned: Prospect, policies: Iterable[Policy]) -> Promise | None:
     """Return the spec of the first policy that the observed state is proved to satisfy."""
     for policy in policies:
-        spec = _spec(found, policy, f"{policy.name}, as it is")
-        if stages([found.observed], [spec])[0].verdict == PROVED:
+        spec = _spec(planned, policy, f"{policy.name}, as it is")
+        if stages([planned.observed], [spec])[0].verdict == PROVED:
             return spec
     return None
 
@@ -149,12 +150,12 @@ def _with_own(everything: NetState, observed: NetState) -> NetState:
     )
 
 
-def others_say(way: Way) -> Iterator[str]:
+def others_say(order: Way) -> Iterator[str]:
     """Yield a line for each finding that foreign rulesets cause, where ours alone is proved."""
-    if way.with_others in (PROVED, "") or way.verdict != PROVED:
+    if order.with_others in (PROVED, "") or order.verdict != PROVED:
         return
     lines: dict[str, None] = {}
-    for state in way.whole[-1:] if way.with_others == UNKNOWN else way.whole:
+    for state in order.whole[-1:] if order.with_others == UNKNOWN else order.whole:
         for finding in state.failures():
             reason = "; ".join(finding.doubts) or finding.detail
             subject = f"{finding.property} {finding.uplink}: {finding.verdict}: {finding.subject}"

@@ -8,8 +8,8 @@ is looked up at boot.
 There are three files, since the kernel executes a transaction completely or rejects it:
 
 - the guard of the IP layer, which does not need any device;
-- the link-layer guard, whose chains a kernel before about Linux 6.18 accepts only for present devices;
-- a minimal block, which drops all packets except those to `lo` or to an inside device.
+- the link-layer guard, whose chains a kernel before about Linux 6.18 accepts only for present
+devices; - a minimal block, which drops all packets except those to `lo` or to an inside device.
 
 The block is loaded before the guard, and stays in force if the guard cannot be loaded. All three
 use the tables of `nftpolicy apply`, which starts from what it finds there.
@@ -59,12 +59,12 @@ class Tables:
         """Return the text of the guard's file."""
         return _file_text(self.guard, _GUARD_TITLE)
 
-    def files(self, where: Path = Path(GUARD_PATH)) -> dict[Path, bytes]:
-        """Return path -> content of the three files; `where` is the path of the guard."""
+    def files(self, guard_path: Path = Path(GUARD_PATH)) -> dict[Path, bytes]:
+        """Return path -> content of the three files; `guard_path` is the path of the guard."""
         texts = {
-            where: self.shown(),
-            Path(link_guard_path(str(where))): _file_text(self.link, _LINK_TITLE),
-            Path(block_path(str(where))): _file_text(self.block, _BLOCK_TITLE),
+            guard_path: self.shown(),
+            Path(link_guard_path(str(guard_path))): _file_text(self.link, _LINK_TITLE),
+            Path(block_path(str(guard_path))): _file_text(self.block, _BLOCK_TITLE),
         }
         return {path: content.encode() for path, content in texts.items()}
 
@@ -80,25 +80,26 @@ def tables(policy: Policy) -> Tables:
     Bridges have no ports, since none are attached when the machine starts.
 
     Raises:
-        NotProved: a state that the files can lead to violates P1 or P2.
+        PolicyNotProved: a state that the files can lead to violates P1 or P2.
     """
     guard, link = compile_policy(policy).tables
-    found = Tables(guard, link, least(policy))
+    boot_guard = Tables(guard, link, least(policy))
     spec = claim(policy)
     # Without the link-layer guard AF_PACKET sockets are not restricted, so frames are left out.
-    states = (((found.block,), False), ((guard,), False), ((guard, link), True))
+    states = (((boot_guard.block,), False), ((guard,), False), ((guard, link), True))
     for loaded, frames in states:
         proof = guards(NetState(loaded), evolve(spec, frames=frames))
         if proof.verdict != PROVED:
             raise NotProved(proof)
-    return found
+    return boot_guard
 
 
 @frozen
 class Loaded:
     """Result of loading the guard.
 
-    `others`: the ip rules, routes or sysctls of nftpolicy in the kernel belong to another policy.
+    `has_foreign_routing`: the ip rules, routes or sysctls of nftpolicy in the kernel belong to
+    another policy.
     """
 
     found: Prospect
@@ -111,13 +112,13 @@ def load(kernel: Kernel, policy: Policy, memory: Memory) -> Loaded:
     ip rules, routes and sysctls are not changed. The caller holds the lock.
 
     Raises:
-        Refused, NotHeld, StillChanged: as apply().
+        Refused, ReadBackMismatch, RollbackFailed: as apply_change().
     """
-    found = prospect(kernel, policy, memory)
-    observed = found.observed
-    desired = evolve(observed, tables=found.desired.tables)
-    guarded = evolve(found, desired=desired, plan=plan(observed, desired))
+    planned = prospect(kernel, policy, memory)
+    observed = planned.observed
+    desired = evolve(observed, tables=planned.desired.tables)
+    guarded = evolve(planned, desired=desired, plan=plan(observed, desired))
     apply(kernel, guarded, memory)
-    missing = plan(desired, found.desired).steps
+    missing = plan(desired, planned.desired).steps
     has_routing = bool(observed.rules or observed.routes)
     return Loaded(guarded, has_routing and bool(missing))

@@ -42,7 +42,8 @@ class NoDropIn(Exception):
 class Machine:
     """The machine that the drop-ins are for.
 
-    `root` is its root directory, `program` the path of nftpolicy there, `policy` that of the policy.
+    `root` is its root directory, `program` the path of nftpolicy there, `policy_path` that of the
+    policy.
     """
 
     root: Path
@@ -52,7 +53,7 @@ class Machine:
 
 @frozen
 class DropIns:
-    """Drop-ins: path on the system -> text. `without`: service -> reason why it has none."""
+    """Drop-ins: path on the system -> text. `skipped`: service -> reason why it has none."""
 
     texts: Mapping[str, str]
     without: Mapping[str, str] = Factory(dict)
@@ -62,15 +63,16 @@ class DropIns:
         return {path: text.encode() for path, text in self.texts.items()}
 
 
-def of_policy(policy: Policy, units: Mapping[str, str], folder: str, machine: Machine) -> DropIns:
-    """Return the drop-ins of all services, below the directory `folder`.
+def of_policy(policy: Policy, units: Mapping[str, str], directory: str, machine: Machine) -> DropIns:
+    """Return the drop-ins of all services, below `directory`.
 
     `units`: service -> unit, for services whose unit is not SERVICE.service.
 
     Raises:
-        NoDropIn: a unit name is invalid or used for two services, or a program cannot be marked by a
+        DropInError: a unit name is invalid or used for two services, or a program cannot be marked
+        by a
             library.
-        Unavailable: the marking library is missing (service/preload.py).
+        Unavailable: the marking library is missing (services/preload.py).
         ValueError: a path has a character with a special meaning in a unit.
     """
     texts: dict[str, str] = {}
@@ -80,7 +82,7 @@ def of_policy(policy: Policy, units: Mapping[str, str], folder: str, machine: Ma
             without[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
             continue
         unit = unit_of(units.get(name, name))
-        path = f"{folder.rstrip('/')}/{unit}.d/{NAME}"
+        path = f"{directory.rstrip('/')}/{unit}.d/{NAME}"
         if path in texts:
             raise NoDropIn(
                 f"{unit} is the unit of two services, and a process has one group: name another unit with --unit"
@@ -96,8 +98,8 @@ def _text(policy: Policy, name: str, unit: str, machine: Machine) -> str:
     if service.marks == "preload":
         _require_preloadable(name, unit, service, machine.root)
         environment = _preload_environment(uplink)
-    resolver_unit = resolver(service.uplink) if uplink.resolver else None
-    return dropin_text(ServiceUnit(name, policy, resolver_unit, machine.program, machine.policy, environment))
+    after = resolver(service.uplink) if uplink.resolver else None
+    return dropin_text(ServiceUnit(name, policy, after, machine.program, machine.policy, environment))
 
 
 def _preload_environment(uplink: Uplink) -> dict[str, str]:
@@ -106,11 +108,11 @@ def _preload_environment(uplink: Uplink) -> dict[str, str]:
     return environment
 
 
-def unit_of(word: str) -> str:
-    """Return the name of a service's unit; ".service" may be left out. Raises NoDropIn."""
-    unit = service_unit_name(word)
+def unit_of(text: str) -> str:
+    """Return the name of a service's unit; ".service" may be left out. Raises DropInError."""
+    unit = service_unit_name(text)
     if unit is None:
-        raise NoDropIn(f"{word!r} is not a valid name of a systemd unit: letters, digits and : _ . \\ @ -")
+        raise NoDropIn(f"{text!r} is not a valid name of a systemd unit: letters, digits and : _ . \\ @ -")
     return unit
 
 
@@ -118,7 +120,7 @@ def attach(policy: Policy, name: str) -> None:
     """Attach the marking programs of a service to the cgroup of the calling unit.
 
     Raises:
-        NoDropIn: new sockets in that cgroup do not have the mark.
+        DropInError: new sockets in that cgroup do not have the mark.
         Unavailable: there is no cgroup v2, or BPF programs cannot be attached.
     """
     service = policy.service[name]
@@ -148,7 +150,7 @@ def own_cgroup(text: str) -> str:
 
 
 def _require_preloadable(name: str, unit: str, service: Service, root: Path) -> None:
-    """Raise NoDropIn if a program of the unit exists that a library cannot mark."""
+    """Raise DropInError if a program of the unit exists that a library cannot mark."""
     user = service.user.number if service.user else 0
     for program in programs(unit, root):
         path = below(root, program)

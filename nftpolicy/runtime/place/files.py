@@ -110,7 +110,7 @@ class Damaged(Exception):
 class Manifest:
     """The files that were installed below `root`: path on the system -> digest.
 
-    Stored in `folder` as installed.json.
+    Stored in `directory` as installed.json.
     """
 
     root: Path
@@ -119,7 +119,7 @@ class Manifest:
 
     @classmethod
     def of(cls, root: Path, folder: str | None = None) -> Manifest:
-        """Read the manifest of a system; empty if there is none. Raises Damaged, OSError."""
+        """Read the manifest of a system, empty without one. Raises ManifestDamaged, OSError."""
         empty = cls(root, folder or kept(root))
         try:
             stored = json.loads(empty.place.read_bytes())

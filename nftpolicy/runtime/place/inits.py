@@ -18,11 +18,12 @@ Order = tuple[str, ...]  # a program and its arguments
 class Init:
     """An init system.
 
-    `texts` returns file name -> text for (program, nft, policy), as paths on the system; the files
-    go to `folder`. `beside` are further files, path -> text. `started` returns the names to start
-    for the uplinks with a resolver: files, or instances of a template ("@."). `enabled` is a glob
-    pattern, relative to `folder`, of the links by which a name is enabled; `links` are these links
-    where they can be created without the init system (path -> target).
+    `render` returns file name -> text for (program, nft, policy), as paths on the system; the files
+    go to `directory`. `extra_files` are further files, path -> text. `units_to_start` returns the
+    names to start for the uplinks with a resolver: files, or instances of a template ("@.").
+    `enable_link_pattern` is a glob pattern, relative to `directory`, of the links by which a name
+    is enabled; `enable_links` are these links where they can be created without the init system
+    (path -> target).
     """
 
     name: str

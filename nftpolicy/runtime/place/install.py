@@ -59,9 +59,9 @@ def this_program() -> str | None:
 class Wanted:
     """The files to install.
 
-    `units`: the files of `init`, path on the system -> text; `tables`: the boot guard; `policy`: the
-    content to write to the path `file`, None if that file stays as it is; `resolvers`: the uplinks
-    with a resolver.
+    `units`: the files of `init`, path on the system -> text; `boot_guard`: the boot guard;
+    `policy_content`: the content to write to the path `policy_path`, None if that file stays as it
+    is; `resolver_uplinks`: the uplinks with a resolver.
     """
 
     init: Init
@@ -87,34 +87,34 @@ class Wanted:
         return files | {path: text.encode() for path, text in texts.items()}
 
 
-def install(root: Path, wanted: Wanted, force: bool = False) -> list[Path]:
+def install(root: Path, plan: Wanted, force: bool = False) -> list[Path]:
     """Install all files or none, and return the files written; [] if all were there already.
 
     Raises:
-        Conflict: other files are there, and not `force`.
-        Damaged: the manifest is damaged.
+        FileConflict: other files are there, and not `force`.
+        ManifestDamaged: the manifest is damaged.
         OSError: a file cannot be written.
     """
-    modes = dict.fromkeys(wanted.units, wanted.init.mode)
-    return place(root, wanted.files(), force, {wanted.file}, modes, wanted.init.kept)
+    modes = dict.fromkeys(plan.units, plan.init.mode)
+    return place(root, plan.files(), force, {plan.file}, modes, plan.init.kept)
 
 
 def place(
     root: Path,
     files: Mapping[str, bytes],
     force: bool = False,
-    theirs: Collection[str] = (),
+    admin_files: Collection[str] = (),
     modes: Mapping[str, int] | None = None,
-    folder: str | None = None,
+    directory: str | None = None,
 ) -> list[Path]:
     """Install files, all or none, and add them to the manifest. Returns and raises as `install`.
 
-    `theirs` are files that the administrator may have written: if one differs, that is a conflict
-    even if it is in the manifest, and one that is equal is not added to the manifest. `modes` are
-    the modes of new files, 0o644 by default. `folder` is the directory of the manifest, if not the
-    system's (runtime/paths.py).
+    `admin_files` are files that the administrator may have written: if one differs, that is a
+    conflict even if it is in the manifest, and one that is equal is not added to the manifest.
+    `modes` are the modes of new files, 0o644 by default. `directory` is the directory of the
+    manifest, if not the system's (runtime/paths.py).
     """
-    manifest = Manifest.of(root, folder)
+    manifest = Manifest.of(root, directory)
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
@@ -123,12 +123,12 @@ def place(
         if present == content:
             continue
         fresh[target] = content
-        if present is not None and (path in theirs or not manifest.has(path, present)):
+        if present is not None and (path in admin_files or not manifest.has(path, present)):
             conflicts.append(target)
     if conflicts and not force:
         raise Conflict(conflicts)
     # A file that the administrator wrote must not be removed by uninstall.
-    ours = {path: content for path, content in files.items() if path not in theirs or below(root, path) in fresh}
+    ours = {path: content for path, content in files.items() if path not in admin_files or below(root, path) in fresh}
     listed = manifest.with_(ours)
     if fresh or listed != manifest:
         file_modes = {below(root, path): mode for path, mode in (modes or {}).items()}
@@ -152,7 +152,8 @@ def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Take
     kernel.
 
     Raises:
-        CommandFailed, Damaged, OSError: nothing was removed, or a second run removes the rest.
+        CommandFailed, ManifestDamaged, OSError: nothing was removed, or a second run removes the
+        rest.
     """
     init = init or init_of(root)
     manifest = Manifest.of(root, init.kept)
@@ -223,36 +224,36 @@ def _remove_links(unit: Path, init: Init) -> None:
                 symlink.parent.rmdir()
 
 
-def left_over(root: Path, wanted: Wanted) -> list[str]:
+def left_over(root: Path, plan: Wanted) -> list[str]:
     """Return the names of enabled instances that are not to be started any more."""
-    init = wanted.init
+    init = plan.init
     directory = below(root, init.folder)
     templates = [pattern for name in init.names if (pattern := instances(name)) != name]
     links = {symlink.name for pattern in templates for symlink in directory.glob(init.enabled.format(name=pattern))}
-    return sorted(links - set(wanted.started))
+    return sorted(links - set(plan.started))
 
 
-def start(wanted: Wanted, fresh: bool) -> list[str]:
+def start(plan: Wanted, fresh: bool) -> list[str]:
     """Enable and start the installed units; `fresh` is True if files were written.
 
     Instances that are left over are stopped and disabled, and their names returned. Raises
     CommandFailed.
     """
-    init = wanted.init
-    old_instances = left_over(Path("/"), wanted)
+    init = plan.init
+    old_instances = left_over(Path("/"), plan)
     commands: list[Order] = []
     if fresh:
         commands += init.renew
     if old_instances:
         commands += init.disable(old_instances)
-    commands += init.enable(wanted.started)
+    commands += init.enable(plan.started)
     order(commands)
     return old_instances
 
 
-def order(orders: Iterable[Order]) -> None:
+def order(commands: Iterable[Order]) -> None:
     """Run commands one after the other. Raises CommandFailed."""
-    for name, *arguments in orders:
+    for name, *arguments in commands:
         program = found_program(name)
         if program is None:
             raise CommandFailed(f"the program {name} is missing")

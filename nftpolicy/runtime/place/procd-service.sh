@@ -1,6 +1,6 @@
 #!/bin/sh /etc/rc.common
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: apply the policy after network (20), then run the watch and the resolvers of the uplinks.
+# nftpolicy: apply the policy after network (20), then run the watch and the uplinks' resolvers.
 # "stop" ends these daemons; the kernel's state stays, and only "nftpolicy release" removes it.
 
 # shellcheck disable=SC2034 # rc.common reads these

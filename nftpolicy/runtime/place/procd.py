@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Text of the init scripts for OpenWrt: rc.common runs them under busybox ash, procd runs the daemons.
+"""Text of the init scripts for OpenWrt.
 
-As with the systemd units, stopping a script changes nothing in the kernel. The guard's script needs no
-Python. Only functions of rc.common and procd.sh are used that OpenWrt's own scripts of 22.03 and
-later use.
+rc.common runs them under busybox ash, procd runs the daemons. As with the systemd units, stopping a
+script changes nothing in the kernel. The guard's script needs no Python. Only functions of rc.common
+and procd.sh are used that OpenWrt's own scripts of 22.03 and later use.
 """
 
 from __future__ import annotations

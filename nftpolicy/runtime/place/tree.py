@@ -38,7 +38,8 @@ def lay(
     it was changed.
 
     Raises:
-        Conflict: files exist that differ from the previous listing, and not `force`; nothing was
+        FileConflict: files exist that differ from the previous listing, and not `force`; nothing
+        was
             written.
         OSError: a file cannot be read or written; nothing was changed.
     """

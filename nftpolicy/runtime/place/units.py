@@ -99,7 +99,7 @@ Documentation=man:nftpolicy(1) man:dnsmasq(8)
 RequiresMountsFor=/etc/nftpolicy {program}
 Wants=nftpolicy.service
 After=nftpolicy-guard.service nftpolicy.service nss-user-lookup.target
-# Only for services of the policy: it is not the machine's resolver, so it does not want that target.
+# For services of the policy: it is not the machine's resolver, so it does not want that target.
 Before=nss-lookup.target
 # Stop and restart of nftpolicy.service apply to the resolver, too.
 PartOf=nftpolicy.service
@@ -196,7 +196,10 @@ def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
 
 
 def checked(path: str) -> str:
-    """Return the path. Raises ValueError if a character has a special meaning in a unit or in sh."""
+    """Return the path.
+
+    Raises ValueError if a character has a special meaning in a unit or in sh.
+    """
     if not _SAFE_PATH.match(path):
         raise ValueError(
             f"{path!r} cannot be used in a unit or an init script; "
