@@ -105,7 +105,7 @@ def place(
     force: bool = False,
     admin_files: Collection[str] = (),
     modes: Mapping[str, int] | None = None,
-    directory: str | None = None,
+    folder: str | None = None,
 ) -> list[Path]:
     """Install files, all or none, and add them to the manifest. Returns and raises as `install`.
 
@@ -114,7 +114,7 @@ def place(
     `modes` are the modes of new files, 0o644 by default. `directory` is the directory of the
     manifest, if not the system's (runtime/paths.py).
     """
-    manifest = Manifest.of(root, directory)
+    manifest = Manifest.of(root, folder)
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
