@@ -34,7 +34,7 @@ After={after}
 
 @frozen
 class ServiceUnit:
-    """One service of a policy with the paths that its drop-in needs.
+    """A service of a policy with the paths that its drop-in needs.
 
     `resolver_unit` is the unit of its uplink's resolver, if there is one; `program` the path of
     nftpolicy; `policy_path` that of the policy; `preload` the environment that loads the marking

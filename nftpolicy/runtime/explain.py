@@ -32,7 +32,7 @@ _ERROR_ROUTES = {errno.EACCES: "prohibit", errno.EHOSTUNREACH: "unreachable", er
 
 @frozen
 class Question:
-    """One route query (RTM_GETROUTE), as values of the model. Addresses are numbers."""
+    """A route query (RTM_GETROUTE), as values of the model. Addresses are numbers."""
 
     family: int
     destination: int
@@ -72,7 +72,7 @@ Ask = Callable[[Question], Answer | None]
 
 @frozen
 class Agreement:
-    """One route lookup by the model and by the kernel; `name` names the lookup."""
+    """A route lookup by the model and by the kernel; `name` names the lookup."""
 
     what: str
     model: Answer

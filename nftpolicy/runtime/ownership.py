@@ -23,7 +23,7 @@ def asks_names(socket: Listed) -> bool:
 
 
 def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
-    """Return name and uplink whose mark this fwmark has, or None."""
+    """Return name and uplink of the mark that this fwmark has, or None."""
     for name, uplink in (policy.uplink if policy else {}).items():
         if uplink.mark.worn_by(fwmark):
             return name, uplink
@@ -31,7 +31,7 @@ def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
 
 
 def at_home(socket: Listed, own: Container[str]) -> bool:
-    """Return True if the socket's packets stay on this host, whose addresses are `own`."""
+    """Return True if the socket's packets stay on this host; `own` are its addresses."""
     far = socket.remote if socket.connected else socket.local
     if socket.bound == "lo" or far is None:
         return socket.bound == "lo"

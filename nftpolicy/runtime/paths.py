@@ -20,5 +20,5 @@ def kept(root: Path = Path("/")) -> str:
 
 
 def below(root: Path, path: str) -> Path:
-    """Return the file that is `path` on the system whose root directory is `root`."""
+    """Return the file that is `path` on the system with the root directory `root`."""
     return root / path.lstrip("/")

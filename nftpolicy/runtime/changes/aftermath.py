@@ -39,7 +39,7 @@ _UDP = "a UDP socket cannot be closed from outside: its program got an error, an
 class Aftermath:
     """Report of a cleanup.
 
-    `closed`: destroyed sockets; `udp_aborted`: UDP sockets whose programs got an error;
+    `closed`: destroyed sockets; `udp_aborted`: UDP sockets; their programs got an error;
     `deleted_flows`: deleted conntrack entries; `left_open`: stale sockets that stay, each with the
     reason; `errors`: messages about operations that failed.
     """

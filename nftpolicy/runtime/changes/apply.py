@@ -26,7 +26,7 @@ from .memory import Memory
 
 
 class NotHeld(Exception):
-    """All steps succeeded, but the kernel reads back another state; the steps were undone.
+    """The steps succeeded, but the kernel reads back another state; the steps were undone.
 
     `missing` is the plan from the state read back to the desired state.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One change of policy: lock, plan, prove, journal, apply, read back, record, clean up."""
+"""A change of policy: lock, plan, prove, journal, apply, read back, record, clean up."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def _now() -> datetime:
 
 @frozen
 class Entry:
-    """One policy that was in force. The field names are the keys of its JSON file.
+    """A policy that was in force. The field names are the keys of its JSON file.
 
     `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` the duration
     of the change; `who` a user name or number; `why` the reason, as "apply" or "rollback to 3";

@@ -272,7 +272,7 @@ def unless_pending(memory: Memory) -> Iterator[None]:
     """Make a change in the block; raise ConfirmError if a policy waits to be confirmed."""
     refuse(memory)
     yield
-    end(memory)  # of an earlier policy whose rollback failed
+    end(memory)  # of an earlier policy with a failed rollback
 
 
 def _write(memory: Memory, new: Pending) -> None:

@@ -93,7 +93,7 @@ def whose_group(
     before: Policy | None,
     after: Policy | None,
 ) -> set[int]:
-    """Return the inodes of the sockets whose result depends on the group of their process."""
+    """Return the inodes of sockets that are classified by the group of their process."""
     has_group = any(service.group for service in _services(before, after))
     if after is None or before == after or not has_group:
         return set()
@@ -239,7 +239,7 @@ class _Classifier:
         return f"it is older than the policy, and has no mark of uplink {name}"
 
     def _resolver_client(self, socket: Listed) -> str | None:
-        """Return the uplink with a resolver whose service certainly opened the socket, or None."""
+        """Return the uplink with a resolver if one of its services certainly opened the socket."""
         assert self._after is not None
         group = self._groups.get(socket.inode)
         for service in self._after.service.values():
@@ -256,7 +256,7 @@ def _has_process(socket: Listed) -> bool:
 
 
 def _unmarked_user(policy: Policy | None, socket: Listed) -> tuple[str, Service] | None:
-    """Return uplink and service of a socket without mark whose user needs none, or None."""
+    """Return uplink and service of an unmarked socket if its user needs no mark, or None."""
     if policy is None or wearer(policy, socket.mark or 0):
         return None
     for service in policy.service.values():

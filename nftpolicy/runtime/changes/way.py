@@ -65,12 +65,12 @@ def find(
     block: tuple[Table, ...] = (),
     despite_others: bool = False,
 ) -> Way:
-    """Return the first step order whose states are all proved. Changes nothing.
+    """Return the first step order in which every state is proved. Changes nothing.
 
     `before`: the policies that may be in force, the likeliest first. The spec of the first policy
-    whose guard is planned in the kernel must hold up to the switch, the spec of `after` from then
-    on. `block`: tables that block the uplinks during the change. `ignore_foreign`: accept orders
-    that are refuted only together with foreign rulesets.
+    with its guard in the kernel must hold up to the switch, the spec of `after` from then on.
+    `block`: tables that block the uplinks during the change. `ignore_foreign`: accept orders that are
+    refuted only together with foreign rulesets.
 
     Raises:
         NoSafeOrder: every order has a state that is not proved, or is refuted with a foreign

@@ -8,7 +8,7 @@ is looked up at boot.
 There are three files, since the kernel executes a transaction completely or rejects it:
 
 - the guard of the IP layer, which does not need any device;
-- the link-layer guard, whose chains a kernel before about Linux 6.18 accepts only for present
+- the link-layer guard: a kernel before about Linux 6.18 accepts its chains only for present
 devices; - a minimal block, which drops all packets except those to `lo` or to an inside device.
 
 The block is loaded before the guard, and stays in force if the guard cannot be loaded. All three

@@ -35,7 +35,7 @@ _COMMAND = re.compile(r"^ExecStart\s*=\s*[-@:+!|]*(/\S+)", re.MULTILINE)
 
 
 class NoDropIn(Exception):
-    """A service cannot have a drop-in, or its program cannot be marked; the message says why."""
+    """A service cannot have a drop-in, or its program cannot be marked; the message has the cause."""
 
 
 @frozen
@@ -66,7 +66,7 @@ class DropIns:
 def of_policy(policy: Policy, units: Mapping[str, str], directory: str, machine: Machine) -> DropIns:
     """Return the drop-ins of all services, below `directory`.
 
-    `units`: service -> unit, for services whose unit is not SERVICE.service.
+    `units`: service -> unit, for services with another unit than SERVICE.service.
 
     Raises:
         DropInError: a unit name is invalid or used for two services, or a program cannot be marked

@@ -172,7 +172,7 @@ def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Take
     names = [target.name for path, target in removed.items() if init.starts(path)]
     if names and is_running:
         order(init.disable(names))
-    # Units first: a unit whose files are gone would load no guard.
+    # Units first: a unit without its files would load no guard.
     for path, target in sorted(removed.items(), key=lambda item: not init.starts(item[0])):
         target.unlink(missing_ok=True)
         if init.starts(path):

@@ -3,7 +3,7 @@
 
 No unit has an ExecStop=: if systemd stops a unit, the kernel's state stays as it is.
 
-The guard's unit has no condition on its file, since systemd silently skips a unit whose condition
+The guard's unit has no condition on its file, since systemd silently skips a unit if a condition
 fails. The unit loads first the block, then the guard: a separate unit that starts on failure
 (OnFailure=) would start in parallel with network-pre.target, not before it.
 """
