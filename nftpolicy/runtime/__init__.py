@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What runs: changes of policy, the watch, the resolver, services, and looks at what is there.
+"""Programs that run (apply, watch, resolver, services, probe, install) and read-only analyses.
 
-A package for each thing that goes on for a while; a file for each look (status, explain, verify, imported).
-Never here: output to a person (cli), nor how a kernel is reached (kernel).
+One package for each program, one file for each analysis (status, explain, verify, import_openwrt).
+Never here: output to a user (cli), and access to the kernel (kernel).
 """

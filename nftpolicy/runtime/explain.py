@@ -1,33 +1,38 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What Linux does with one packet: the model's walk, the policy keys behind it, and the kernel's own word."""
+"""Explanation of one packet: the model's trace, the policy keys, and a cross-check of its routes.
+
+The cross-check compares each route lookup of the model with the kernel's (RTM_GETROUTE).
+"""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence, Set
 
-from attrs import asdict, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from ..compiler import names
 from ..compiler.compile import Machine, compile_policy
+from ..model.decision import Decision
 from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, shown
 from ..model.routing import Routed
 from ..model.walk import Model, Walk
-from ..netstate.nft import Concat, Match, Meta, Origin, Rule, SetRef, Table
+from ..netstate.nft import Chain, Concat, Match, Meta, Origin, Rule, SetRef, Table
 from ..netstate.routing import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 
-_KERNELS = 2  # RTPROT_KERNEL
-_ASKED = (TCP, UDP, ICMP, ICMPV6)  # protocols that RTM_GETROUTE takes; without one it is of any
-# What a refusal of the kernel is called among routes.
-_REFUSALS = {errno.EACCES: "prohibit", errno.EHOSTUNREACH: "unreachable", errno.EINVAL: "blackhole"}
+_RTPROT_KERNEL = 2  # rtnetlink(7)
+_PRIORITY_MAIN = 32766  # of the ip rule for table main, ip-rule(8)
+_GETROUTE_PROTOCOLS = (TCP, UDP, ICMP, ICMPV6)  # accepted by RTM_GETROUTE; 0 is any protocol
+_SERVICE_ORIGIN_PARTS = 2  # ("uplink", NAME)
+# Error of RTM_GETROUTE -> the route type that causes it.
+_ERROR_ROUTES = {errno.EACCES: "prohibit", errno.EHOSTUNREACH: "unreachable", errno.EINVAL: "blackhole"}
 
 
 @frozen
 class Question:
-    """What the kernel is asked for one route (RTM_GETROUTE), in the model's words."""
+    """A route query (RTM_GETROUTE), as values of the model. Addresses are numbers."""
 
     family: int
     destination: int
@@ -40,15 +45,10 @@ class Question:
     sport: int
     dport: int
 
-    @property
-    def by(self) -> dict[str, Any]:
-        """What a route is chosen by beside the addresses, as the model's look-up and the kernel's both name it."""
-        return asdict(self, filter=lambda key, _: key.name not in ("family", "destination", "source"))
-
 
 @frozen
 class Answer:
-    """A route as the kernel or the model finds it; `kind` "none" is no route at all."""
+    """The route that the kernel or the model finds; `kind` is "none" without a route."""
 
     kind: str
     device: str | None = None
@@ -57,19 +57,22 @@ class Answer:
 
     def __str__(self) -> str:
         words = [self.kind]
-        words += [f"via {self.gateway}"] if self.gateway else []
-        words += [f"dev {self.device}"] if self.device else []
-        words += [f"src {self.source}"] if self.source else []
+        if self.gateway:
+            words.append(f"via {self.gateway}")
+        if self.device:
+            words.append(f"dev {self.device}")
+        if self.source:
+            words.append(f"src {self.source}")
         return " ".join(words)
 
 
-# Asks the kernel; None if it can't answer such a question.
+# Queries the kernel; returns None if the kernel cannot answer this query.
 Ask = Callable[[Question], Answer | None]
 
 
 @frozen
 class Agreement:
-    """One route, asked of the model and of the kernel. `what` says which."""
+    """A route lookup by the model and by the kernel; `name` names the lookup."""
 
     what: str
     model: Answer
@@ -79,20 +82,24 @@ class Agreement:
 
 @frozen
 class Explained:
-    """One packet's walk, and what the kernel said of its routes."""
+    """The trace of one packet, and the comparison of its route lookups with the kernel's."""
 
     walk: Walk
     agreements: tuple[Agreement, ...] = ()
 
     @property
     def faults(self) -> tuple[Agreement, ...]:
-        """Where the kernel says something else than the model."""
-        return tuple(one for one in self.agreements if not one.agrees)
+        """The lookups where kernel and model disagree."""
+        return tuple(comparison for comparison in self.agreements if not comparison.agrees)
 
 
 @frozen
 class Explainer:
-    """Explains packets in one state. `policy` names the service behind an answer about a socket's owner."""
+    """Explains packets in one state.
+
+    `policy` gives the names of services; `query_route` queries the kernel, None skips the
+    cross-check.
+    """
 
     state: NetState
     policy: Policy | None = None
@@ -103,206 +110,238 @@ class Explainer:
         object.__setattr__(self, "model", Model(self.state))
 
     def explain(self, packet: Packet) -> Explained:
-        """The walk of a packet. ValueError if the packet is none that can be."""
-        walk = self.model.walk(packet)
+        """Trace a packet. Raises ValueError if no such packet can exist."""
+        trace = self.model.walk(packet)
         if self.policy is not None:
-            walk = evolve(walk, decisions=tuple(self._named(one, packet) for one in walk.decisions))
-        return Explained(walk, tuple(self._agreements(walk)) if self.ask else ())
+            steps = tuple(self._name_service(step, packet) for step in trace.decisions)
+            trace = evolve(trace, decisions=steps)
+        return Explained(trace, tuple(self._compare_routes(trace)))
 
-    def _named(self, decision: Any, packet: Packet) -> Any:
-        """The decision, with the service in the place of its uplink where a rule asks who sends."""
+    def _name_service(self, step: Decision, packet: Packet) -> Decision:
+        """Return the step; if its rule matches a service's owner, the service is the origin."""
         assert self.policy is not None
-        if not (isinstance(decision.thing, Rule) and len(decision.origin) == 2 and _asks_who(decision.thing)):
-            return decision
+        if not isinstance(step.thing, Rule) or not _matches_owner(step.thing):
+            return step
+        if len(step.origin) != _SERVICE_ORIGIN_PARTS:
+            return step
         for name, service in self.policy.service.items():
-            mine = service.group and service.group.number == packet.gid
-            mine = mine or (service.user and service.user.number == packet.uid)
-            if mine and service.uplink == decision.origin[1]:
-                return evolve(decision, origin=("service", name))
-        return decision
+            same_group = service.group is not None and service.group.number == packet.gid
+            same_user = service.user is not None and service.user.number == packet.uid
+            if (same_group or same_user) and service.uplink == step.origin[1]:
+                return evolve(step, origin=("service", name))
+        return step
 
-    # --- the kernel's own word ---
+    # --- cross-check with the kernel ---
 
-    def _agreements(self, walk: Walk) -> list[Agreement]:
-        """The routes on the way of the packet, asked of both. The same question always, so any question will do."""
-        found = []
-        for what, question in _questions(walk):
-            answer = self.ask(question) if self.ask else None
-            if answer is not None:
-                found.append(self._compared(what, question, answer))
-        return [one for one in found if one is not None]
+    def _compare_routes(self, trace: Walk) -> list[Agreement]:
+        """Compare the route lookups of a trace with the kernel's."""
+        if self.ask is None:
+            return []
+        comparisons = []
+        for name, query in _route_queries(trace):
+            answer = self.ask(query)
+            if answer is None:
+                continue
+            comparison = self._compare(name, query, answer)
+            if comparison is not None:
+                comparisons.append(comparison)
+        return comparisons
 
-    def _compared(self, what: str, asked: Question, answer: Answer) -> Agreement | None:
-        found = self.model.router.lookup(
-            asked.family,
-            asked.destination,
-            source=asked.source,
-            **asked.by,
-            forwarded=asked.iif is not None,
+    def _compare(self, name: str, query: Question, kernel: Answer) -> Agreement | None:
+        """Compare one lookup; None if the model does not know the result."""
+        result = self.model.router.lookup(
+            query.family,
+            query.destination,
+            source=query.source,
+            mark=query.mark,
+            iif=query.iif,
+            oif=query.oif,
+            uid=query.uid,
+            protocol=query.protocol,
+            sport=query.sport,
+            dport=query.dport,
+            forwarded=query.iif is not None,
             exact=True,
         )
-        if found.outcome == "unknown":
+        if result.outcome == "unknown":
             return None
-        said = Answer(found.outcome, found.device, found.gateway, found.source)
-        return Agreement(what, said, answer, _same(found, answer))
+        model = Answer(result.outcome, result.device, result.gateway, result.source)
+        return Agreement(name, model, kernel, _is_allowed(kernel, result))
 
 
-def _questions(walk: Walk) -> list[tuple[str, Question]]:
-    """What to ask the kernel about this walk, and what it is called."""
-    packet = walk.packet
-    if not any(one.kind in ("ip-rule", "route") for one in walk.decisions):
+def _route_queries(trace: Walk) -> list[tuple[str, Question]]:
+    """Return name and query of each route lookup of a trace."""
+    packet = trace.packet
+    if not any(step.kind in ("ip-rule", "route") for step in trace.decisions):
         return []
     uid = packet.uid if packet.has_socket else 0
-    arrives = packet.origin == FORWARD
-    ports = packet.protocol in (TCP, UDP)
+    is_forwarded = packet.origin == FORWARD
+    has_ports = packet.protocol in (TCP, UDP)
     first = Question(
-        packet.family,
-        packet.destination,
-        packet.source,
-        walk.mark if arrives else packet.mark,
-        packet.iif if arrives else None,
-        None if arrives else packet.bound,
-        uid,
-        packet.protocol if packet.protocol in _ASKED else 0,
-        packet.sport if ports else 0,
-        packet.dport if ports else 0,
+        family=packet.family,
+        destination=packet.destination,
+        source=packet.source,
+        mark=trace.mark if is_forwarded else packet.mark,
+        iif=packet.iif if is_forwarded else None,
+        oif=None if is_forwarded else packet.bound,
+        uid=uid,
+        protocol=packet.protocol if packet.protocol in _GETROUTE_PROTOCOLS else 0,
+        sport=packet.sport if has_ports else 0,
+        dport=packet.dport if has_ports else 0,
     )
-    found = [("the route", first)]
-    if packet.source is None and walk.source is not None:
-        found.append(("the route from its source address", evolve(first, source=walk.source)))
-    if not arrives and any(one.kind == "reroute" for one in walk.decisions):
-        # IPv4 asks as root here, whoever sends (ip_route_me_harder).
-        again = evolve(
+    queries = [("the route", first)]
+    if packet.source is None and trace.source is not None:
+        queries.append(("the route from its source address", evolve(first, source=trace.source)))
+    if not is_forwarded and any(step.kind == "reroute" for step in trace.decisions):
+        # IPv4 looks up as root here, whatever the user (ip_route_me_harder).
+        rerouted = evolve(
             first,
-            destination=walk.destination,
-            source=walk.source,
-            dport=walk.dport if ports else 0,
-            mark=walk.mark,
+            destination=trace.destination,
+            source=trace.source,
+            dport=trace.dport if has_ports else 0,
+            mark=trace.mark,
             uid=0 if packet.family == 4 else uid,
         )
-        found.append(("the route after the output hook", again))
-    return found
+        queries.append(("the route after the output hook", rerouted))
+    return queries
 
 
-def _same(found: Routed, answer: Answer) -> bool:
-    """Whether the kernel's answer is one that the model allows."""
-    if answer.kind != found.outcome:
-        return not _leads(answer.kind) and not _leads(found.outcome)
-    if not found.leaves:
-        return True  # of what stays here or goes nowhere, the device says nothing
-    if found.route is not None and len(found.route.ways) > 1:
-        return answer.device in found.devices  # by one of them, as the hash of the flow falls
-    return (answer.device, answer.gateway) == (found.device, found.gateway)
+def _is_allowed(kernel: Answer, result: Routed) -> bool:
+    """Return True if the kernel's route is one that the model's result allows."""
+    if kernel.kind != result.outcome:
+        return not _has_device(kernel.kind) and not _has_device(result.outcome)
+    if not result.leaves:
+        return True  # the device of a local or unroutable packet has no meaning
+    if result.route is not None and len(result.route.ways) > 1:
+        return kernel.device in result.devices  # the hash of the flow selects the nexthop
+    return (kernel.device, kernel.gateway) == (result.device, result.gateway)
 
 
-def _leads(kind: str) -> bool:
+def _has_device(kind: str) -> bool:
     return kind not in ("none", "unreachable", "prohibit", "blackhole", "throw")
 
 
 def asking(links: Set[str]) -> Ask:
-    """Ask this kernel, which has these devices."""
+    """Return a function that queries this kernel, which has the devices `links`."""
     from ..kernel.rtnetlink import Lookups
 
     kernel = Lookups()
 
-    def ask(asked: Question) -> Answer | None:
-        if not {asked.iif, asked.oif} <= {None, *links}:
+    def query_kernel(query: Question) -> Answer | None:
+        if not {query.iif, query.oif} <= {None, *links}:
             return None
-        found = kernel.getroute(
-            asked.family,
-            shown(asked.family, asked.destination),
-            None if asked.source is None else shown(asked.family, asked.source),
-            **asked.by,
+        route = kernel.getroute(
+            query.family,
+            shown(query.family, query.destination),
+            None if query.source is None else shown(query.family, query.source),
+            mark=query.mark,
+            iif=query.iif,
+            oif=query.oif,
+            uid=query.uid,
+            protocol=query.protocol,
+            sport=query.sport,
+            dport=query.dport,
         )
-        if isinstance(found, int):
-            return Answer(_REFUSALS.get(found, "none"))
-        return Answer(found.kind, found.device, found.gateway, found.prefsrc)
+        if isinstance(route, int):
+            return Answer(_ERROR_ROUTES.get(route, "none"))
+        return Answer(route.kind, route.device, route.gateway, route.prefsrc)
 
-    return ask
+    return query_kernel
 
 
-# --- the state that is judged -------------------------------------------------------------------
+# --- the explained state -----------------------------------------------------------------------
 
 
 def with_origins(state: NetState, desired: NetState) -> NetState:
-    """What the kernel lists, with the policy keys of the compiled objects that equal it.
+    """Return the state of the kernel with the policy keys of the equal objects in `desired`.
 
-    The kernel keeps no keys; an object of ours that differs from what was compiled stays without one.
+    The kernel stores no keys, so one of our objects that differs from the compiled one has none.
     """
     keys = {table.key: table for table in desired.tables}
-    tables = tuple(_table(table, keys[table.key]) if table.key in keys else table for table in state.tables)
-    rules = {item: item.origin for item in desired.rules}
-    routes = {item: item.origin for item in desired.routes}
+    tables = tuple(
+        _table_with_origins(table, keys[table.key]) if table.key in keys else table for table in state.tables
+    )
+    rule_origins = {rule: rule.origin for rule in desired.rules}
+    route_origins = {route: route.origin for route in desired.routes}
     return evolve(
         state,
         tables=tables,
-        rules=tuple(evolve(item, origin=rules.get(item, ())) for item in state.rules),
-        routes=tuple(evolve(item, origin=routes[item]) if item in routes else item for item in state.routes),
+        rules=tuple(evolve(rule, origin=rule_origins.get(rule, ())) for rule in state.rules),
+        routes=tuple(
+            evolve(route, origin=route_origins[route]) if route in route_origins else route for route in state.routes
+        ),
     )
 
 
-def _table(table: Table, desired: Table) -> Table:
-    wanted = {chain.name: chain for chain in desired.chains}
-    sets = {one.name: one.origin for one in desired.sets}
-    chains = []
-    for chain in table.chains:
-        like = wanted.get(chain.name)
-        if like is None:
-            chains.append(chain)
-            continue
-        left: dict[Rule, list[Origin]] = {}
-        for rule in like.rules:
-            left.setdefault(rule, []).append(rule.origin)
-        rules = tuple(evolve(rule, origin=left[rule].pop(0)) if left.get(rule) else rule for rule in chain.rules)
-        chains.append(evolve(chain, rules=rules, origin=like.origin))
-    named = tuple(evolve(one, origin=sets.get(one.name, ())) for one in table.sets)
-    return evolve(table, chains=tuple(chains), sets=named)
+def _table_with_origins(table: Table, desired: Table) -> Table:
+    desired_chains = {chain.name: chain for chain in desired.chains}
+    set_origins = {nft_set.name: nft_set.origin for nft_set in desired.sets}
+    chains = tuple(
+        _chain_with_origins(chain, desired_chains[chain.name]) if chain.name in desired_chains else chain
+        for chain in table.chains
+    )
+    sets = tuple(evolve(nft_set, origin=set_origins.get(nft_set.name, ())) for nft_set in table.sets)
+    return evolve(table, chains=chains, sets=sets)
 
 
-def _asks_who(rule: Rule) -> bool:
-    for one in rule.statements:
-        if isinstance(one, Match) and isinstance(one.right, SetRef | int):
-            parts = one.left.parts if isinstance(one.left, Concat) else (one.left,)
-            if not {Meta("skgid"), Meta("skuid")}.isdisjoint(parts):
+def _chain_with_origins(chain: Chain, desired: Chain) -> Chain:
+    """Return the chain with origins; of several equal rules, each gets the next origin."""
+    origins: dict[Rule, list[Origin]] = {}
+    for rule in desired.rules:
+        origins.setdefault(rule, []).append(rule.origin)
+    rules = tuple(evolve(rule, origin=origins[rule].pop(0)) if origins.get(rule) else rule for rule in chain.rules)
+    return evolve(chain, rules=rules, origin=desired.origin)
+
+
+def _matches_owner(rule: Rule) -> bool:
+    """Return True if a rule matches the user or group of the packet's socket."""
+    owner = {Meta("skgid"), Meta("skuid")}
+    for statement in rule.statements:
+        if isinstance(statement, Match) and isinstance(statement.right, SetRef | int):
+            left = statement.left
+            parts = left.parts if isinstance(left, Concat) else (left,)
+            if not owner.isdisjoint(parts):
                 return True
     return False
 
 
-def compiled(policy: Policy, ports: Mapping[str, Any] | None = None) -> NetState:
-    """What a policy compiles to, for a machine with these bridge ports."""
+def compiled(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None) -> NetState:
+    """Return the compiled policy, for a machine with these bridge ports."""
     return compile_policy(policy, Machine(ports or {}))
 
 
 def assumed(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
-    """What a machine has beside a policy, where none is at hand to ask: as state, and in words.
+    """Return the assumed environment of a policy, if no machine is given, and its description.
 
-    Its addresses are unknown; each table has the default route that it is there for.
+    The machine has no known address; each routing table has its default route.
     """
-    standard = [IpRule(family, 0, table=TABLE_LOCAL, protocol=_KERNELS) for family in (4, 6)]
-    standard += [IpRule(family, 32766, table=TABLE_MAIN, protocol=_KERNELS) for family in (4, 6)]
+    rules = [IpRule(family, 0, table=TABLE_LOCAL, protocol=_RTPROT_KERNEL) for family in (4, 6)]
+    rules += [IpRule(family, _PRIORITY_MAIN, table=TABLE_MAIN, protocol=_RTPROT_KERNEL) for family in (4, 6)]
     routes = [
-        Route(family, TABLE_LOCAL, to, "local", device="lo", protocol=_KERNELS)
-        for family, to in ((4, "127.0.0.0/8"), (6, "::1/128"))
+        Route(family, TABLE_LOCAL, prefix, "local", device="lo", protocol=_RTPROT_KERNEL)
+        for family, prefix in ((4, "127.0.0.0/8"), (6, "::1/128"))
     ]
-    said = ["the kernel's own ip rules", "127.0.0.0/8 and ::1 are this machine"]
-    ways = [(uplink.table, uplink.devices[0]) for uplink in policy.uplink.values()]
-    ways += [(TABLE_MAIN, device) for device in policy.inside[:1]]
-    for table, device in ways:
-        device = device.replace("*", "0")
+    descriptions = ["the kernel's own ip rules", "127.0.0.0/8 and ::1 are this machine"]
+    defaults = [(uplink.table, uplink.devices[0]) for uplink in policy.uplink.values()]
+    defaults += [(TABLE_MAIN, device) for device in policy.inside[:1]]
+    for table, pattern in defaults:
+        device = pattern.replace("*", "0")
         routes += [Route(family, table, device=device, protocol=0, metric=1) for family in (4, 6)]
-        said.append(f"table {'main' if table == TABLE_MAIN else table} has a default route by {device}")
-    return NetState(rules=tuple(standard), routes=tuple(routes)), tuple(said)
+        table_name = "main" if table == TABLE_MAIN else table
+        descriptions.append(f"table {table_name} has a default route by {device}")
+    return NetState(rules=tuple(rules), routes=tuple(routes)), tuple(descriptions)
 
 
-def joined(ours: NetState, others: NetState) -> NetState:
-    """Both together. What `others` has of ours (an earlier policy) gives way."""
-    foreign = tuple(table for table in others.tables if table.name != names.TABLE)
-    rules = [one for one in others.rules if one.protocol != PROTOCOL]
-    routes = [one for one in others.routes if one.protocol != PROTOCOL]
+def joined(ours: NetState, environment: NetState) -> NetState:
+    """Return both states together, without the objects of nftpolicy in `environment`."""
+    foreign_tables = tuple(table for table in environment.tables if table.name != names.TABLE)
+    foreign_rules = [rule for rule in environment.rules if rule.protocol != PROTOCOL]
+    foreign_routes = [route for route in environment.routes if route.protocol != PROTOCOL]
+    rules = sorted((*ours.rules, *foreign_rules), key=lambda rule: (rule.family, rule.priority))
     return NetState(
-        (*ours.tables, *foreign),
-        tuple(sorted((*ours.rules, *rules), key=lambda one: (one.family, one.priority))),
-        (*ours.routes, *routes),
-        (*ours.sysctls, *others.sysctls),
-        others.devices,
+        (*ours.tables, *foreign_tables),
+        tuple(rules),
+        (*ours.routes, *foreign_routes),
+        (*ours.sysctls, *environment.sysctls),
+        environment.devices,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is in force, held against what the policy wants."""
+"""Status: the state in force compared with the policy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ from .watch.sockets import asked
 
 @frozen
 class Status:
-    """`parts` says of guard, link guard, ladder, routes and sysctls whether they are as expected.
+    """Result of the comparison.
 
-    `strays` are routes of others over an uplink that are not in its table. They open nothing, and take no part in that.
-    `sockets` are those that have to do with an uplink, None where they can't be had, which `trouble` explains. They
-    do not count for `as_expected`: the guard holds whatever programs do.
+    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `differences`: the
+    steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
+    table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
+    an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
+    `as_expected`, since the guard drops packets of wrong sockets.
     """
 
     policy: Policy
@@ -43,16 +45,16 @@ class Status:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the kernel holds exactly what the policy wants."""
+        """True if the kernel holds exactly the compiled policy."""
         return all(self.parts.values())
 
     @property
     def guarded(self) -> bool:
-        """Whether nothing can leave by another way than the policy's, whatever else is amiss."""
-        return self.parts["guard"] and self.parts["ladder"]
+        """True if nothing can leave against the policy, whatever else differs."""
+        return self.parts["guard"] and self.parts["ip rules"]
 
     def as_json(self) -> dict[str, Any]:
-        """The same facts, for `status --json`."""
+        """Return the fields for `status --json`."""
         return {
             "policy": self.policy.name,
             "as_expected": self.as_expected,
@@ -68,24 +70,30 @@ class Status:
                 {"layer": LAYERS[family], "counter": name, "packets": counts.packets, "bytes": counts.bytes}
                 for (family, _, name), counts in sorted(self.counters.items())
             ],
-            "sockets": None if self.sockets is None else [one.as_json() for one in self.sockets],
+            "sockets": None if self.sockets is None else [socket.as_json() for socket in self.sockets],
         }
 
 
 LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
 
 
-def status(kernel: Kernel, policy: Policy, found: Prospect) -> Status:
-    """Compare; changes nothing."""
-    steps = found.plan.steps
-    changed = {one.family for step in steps if isinstance(step, NftTransaction) for one in step.operations}
+def status(kernel: Kernel, policy: Policy, planned: Prospect) -> Status:
+    """Compare the kernel with a policy. Changes nothing."""
+    steps = planned.plan.steps
+    changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not found.unhooked and "netdev" not in changed,
-        "ladder": not any(isinstance(step, RuleChange) for step in steps),
+        "link guard": not planned.unhooked and "netdev" not in changed,
+        "ip rules": not any(isinstance(step, RuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
     }
     sockets, trouble = asked(kernel, policy)
-    shown = None if sockets is None else tuple(sockets)
-    return Status(policy, parts, tuple(lines(found.plan)), kernel.counters(names.TABLE), (), shown, trouble)
+    return Status(
+        policy,
+        parts,
+        missing=tuple(lines(planned.plan)),
+        counters=kernel.counters(names.TABLE),
+        sockets=None if sockets is None else tuple(sockets),
+        trouble=trouble,
+    )

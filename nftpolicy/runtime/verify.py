@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A policy, or the marks of some uplinks, held against a state: the compiled one, the kernel's, or one from files."""
+"""Verification of a policy, or of the marks of some uplinks, in a state.
+
+The state is the compiled one, the kernel's, or one from files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -21,18 +24,17 @@ from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
-    from .changes.apply import Prospect
 
 Ports = Mapping[str, Sequence[str]]  # bridge -> its ports
 
 
-def _silent(_: str) -> None:
+def _no_progress(_: str) -> None:
     pass
 
 
 @frozen
 class Asked:
-    """An uplink that no policy describes: its name, its devices, the mark of what may use it."""
+    """An uplink given by options, without a policy: name, devices, and the mark that may use it."""
 
     name: str
     devices: tuple[str, ...]
@@ -41,7 +43,7 @@ class Asked:
 
 @frozen
 class Has:
-    """What a kernel has: the netdev egress hook, and address families."""
+    """Features of a kernel: the netdev egress hook, and its address families."""
 
     egress: bool = True
     families: tuple[int, ...] = BOTH
@@ -49,7 +51,7 @@ class Has:
 
 @frozen
 class Judged:
-    """A proof, and what it is about. `unjudged` says what was not looked at, since it was not given."""
+    """A proof with its subject. `not_verified`: what was not verified, since it was not given."""
 
     name: str
     state: NetState
@@ -60,27 +62,28 @@ class Judged:
 
     @property
     def applied(self) -> bool:
-        """Whether tables of ours are there at all."""
+        """True if the state has a table of nftpolicy."""
         return self.state.table("inet", names.TABLE) is not None
 
     @property
     def decides(self) -> tuple[str, ...]:
-        """The properties that the verdict is made of, in order."""
-        return tuple(sorted({one.property for one in self.proof.findings if one.deciding}))
+        """The properties that decide the verdict, sorted."""
+        deciding = {finding.property for finding in self.proof.findings if finding.deciding}
+        return tuple(sorted(deciding))
 
     def refutations(self) -> list[tuple[Finding, Counterexample]]:
-        """Every packet that refutes something, those that decide first."""
-        found = sorted(
-            (one for one in self.proof.findings if one.verdict == REFUTED),
-            key=lambda one: (not one.deciding, one.property),
-        )
-        return [(one, example) for one in found for example in one.examples]
+        """Return every counterexample with its finding, those that decide the verdict first."""
+        refuted = [finding for finding in self.proof.findings if finding.verdict == REFUTED]
+        refuted.sort(key=lambda finding: (not finding.deciding, finding.property))
+        return [(finding, example) for finding in refuted for example in finding.examples]
 
     def script(self, finding: Finding, example: Counterexample) -> str | None:
-        """The packet as a script that anybody can run; None if leaving by a device is not what it is about.
+        """Return a shell script that sends the counterexample's packet in namespaces of its own.
+
+        None if the finding is not about a packet that leaves by a device.
 
         Raises:
-            ValueError: the state has names that can't be written in a script.
+            ValueError: the state has names that cannot be written in a script.
         """
         from ..proof.script import script
         from ..proof.surroundings import completed
@@ -93,95 +96,111 @@ class Judged:
         return script(completed(self.state, self.claim)[0], example.packet, device, title)
 
 
-def of_policy(policy: Policy, progress: Progress = _silent) -> Judged:
-    """What a policy compiles to, on no machine in particular, so that the verdict is the same everywhere."""
-    state, claim = compile_policy(policy), promised(policy)
-    return Judged("what it compiles to", state, claim, prove(state, claim, progress), policy)
+def of_policy(policy: Policy, progress: Progress = _no_progress) -> Judged:
+    """Verify a compiled policy without a machine, so that the verdict is the same on every host."""
+    state, spec = compile_policy(policy), promised(policy)
+    return Judged("what it compiles to", state, spec, prove(state, spec, progress), policy)
 
 
-def of_prospect(found: Prospect, policy: Policy, families: tuple[int, ...]) -> Proof:
-    """What is about to be applied: nothing can happen that must not. Whether all words can be used is for check."""
-    claim = evolve(promised(policy, found.ports), frames=not found.unhooked, families=families)
-    return prove(found.desired, claim, use=False)
-
-
-def of_kernel(kernel: Linux, wanted: Policy | Sequence[Asked], exempt: Iterable[str], progress: Progress) -> Judged:
-    """This kernel, with the tables, rules and routes of everybody."""
-    policy = wanted if isinstance(wanted, Policy) else None
-    devices = [device for one in _uplinks(wanted) for device in one.devices]
+def of_kernel(
+    kernel: Linux,
+    subject: Policy | Sequence[Asked],
+    exempt: Iterable[str],
+    progress: Progress,
+) -> Judged:
+    """Verify this kernel, with all tables, rules and routes."""
+    devices = _devices(subject)
     ports = kernel.bridge_ports(devices)
     state = kernel.everything()
-    if policy is not None:
-        state = _named(state, policy, ports)
+    if isinstance(subject, Policy):
+        state = _with_policy_keys(state, subject, ports)
     absent = sorted(set(devices) - kernel.links())
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
-    has = Has(kernel.takes_link_guard("lo"), kernel.ip_families())
-    return _of_state("this kernel", state, wanted, ports, exempt, unjudged, progress, has)
+    features = Has(kernel.takes_link_guard("lo"), kernel.ip_families())
+    return _verify("this kernel", state, subject, ports, exempt, unjudged, progress, features)
 
 
-def of_files(state: NetState, wanted: Policy | Sequence[Asked], exempt: Iterable[str], progress: Progress) -> Judged:
-    """A state that was read from files. Which ports bridges have is not in them."""
-    if isinstance(wanted, Policy):
-        state = _named(state, wanted, {})
-    return _of_state("the files", state, wanted, {}, exempt, tuple(_not_given(state)), progress)
+def of_files(
+    state: NetState,
+    subject: Policy | Sequence[Asked],
+    exempt: Iterable[str],
+    progress: Progress,
+) -> Judged:
+    """Verify a state that was read from files, which do not have the ports of bridges."""
+    if isinstance(subject, Policy):
+        state = _with_policy_keys(state, subject, {})
+    unjudged = tuple(_missing_parts(state))
+    return _verify("the files", state, subject, {}, exempt, unjudged, progress, Has())
 
 
-def _of_state(
+def _verify(
     name: str,
     state: NetState,
-    wanted: Policy | Sequence[Asked],
+    subject: Policy | Sequence[Asked],
     ports: Ports,
     exempt: Iterable[str],
     unjudged: tuple[str, ...],
     progress: Progress,
-    has: Has = Has(),
+    features: Has,
 ) -> Judged:
-    if isinstance(wanted, Policy):
-        claim = evolve(promised(wanted, ports), frames=has.egress, families=has.families)
-        return Judged(name, state, claim, prove(state, claim, progress), wanted, unjudged)
-    claim = asked_claim(wanted, exempt, ports)
-    return Judged(name, state, claim, prove(state, claim, progress), None, unjudged)
+    policy = None
+    if isinstance(subject, Policy):
+        policy = subject
+        spec = promised(policy, ports)
+        spec = evolve(spec, frames=features.egress, families=features.families)
+    else:
+        spec = asked_claim(subject, exempt, ports)
+    return Judged(name, state, spec, prove(state, spec, progress), policy, unjudged)
 
 
-def asked_claim(uplinks: Iterable[Asked], exempt: Iterable[str] = (), ports: Ports | None = None) -> Claim:
-    """The claim where no policy is at hand. KeyError if there is no such exemption."""
+def asked_claim(
+    uplinks: Iterable[Asked],
+    exempt: Iterable[str] = (),
+    ports: Ports | None = None,
+) -> Claim:
+    """Return the spec of uplinks without a policy. Raises KeyError for an unknown exemption."""
     words = tuple(exempt)
-    return Claim(
-        tuple(
-            UplinkClaim(
-                one.name,
-                one.devices,
-                one.mark.value,
-                one.mark.mask,
-                ports=tuple(port for device in one.devices for port in (ports or {}).get(device, ())),
-                holes=tuple(hole(word, one.name) for word in words),
-                origin=("uplink", one.name),
-            )
-            for one in uplinks
-        )
+    return Claim(tuple(_uplink_spec(uplink, words, ports or {}) for uplink in uplinks))
+
+
+def _uplink_spec(uplink: Asked, exempt: Sequence[str], ports: Ports) -> UplinkClaim:
+    return UplinkClaim(
+        uplink.name,
+        uplink.devices,
+        uplink.mark.value,
+        uplink.mark.mask,
+        ports=tuple(port for device in uplink.devices for port in ports.get(device, ())),
+        holes=tuple(hole(word, uplink.name) for word in exempt),
+        origin=("uplink", uplink.name),
     )
 
 
-def _uplinks(wanted: Policy | Sequence[Asked]) -> Iterable:  # type: ignore[type-arg]
-    return wanted.uplink.values() if isinstance(wanted, Policy) else wanted
+def _devices(subject: Policy | Sequence[Asked]) -> list[str]:
+    if isinstance(subject, Policy):
+        return [device for uplink in subject.uplink.values() for device in uplink.devices]
+    return [device for uplink in subject for device in uplink.devices]
 
 
-def _named(state: NetState, policy: Policy, ports: Ports) -> NetState:
-    """The state with the policy's keys on what is as the policy wants it."""
+def _with_policy_keys(state: NetState, policy: Policy, ports: Ports) -> NetState:
+    """Return the state with policy keys on the objects that equal the compiled ones."""
     from .explain import compiled, with_origins
 
     return with_origins(state, compiled(policy, ports))
 
 
-def _not_given(state: NetState) -> Iterable[str]:
+def _missing_parts(state: NetState) -> Iterator[str]:
+    """Yield the parts of a state that its files do not have."""
     for family in (4, 6):
-        rules = any(one.family == family for one in state.rules)
-        routes = any(one.family == family for one in state.routes)
-        if not rules and not routes:
-            yield f"how IPv{family} is routed: no ip rules and no routes of IPv{family} were given"
-        elif not rules or not routes:
-            yield f"how IPv{family} is routed: no {'routes' if rules else 'ip rules'} of IPv{family} were given"
-    yield "ports of bridges: these files do not name them"
+        has_rules = any(rule.family == family for rule in state.rules)
+        has_routes = any(route.family == family for route in state.routes)
+        if not has_rules and not has_routes:
+            yield f"routing of IPv{family}: no ip rules and no routes of IPv{family} were given"
+        elif not has_rules:
+            yield f"routing of IPv{family}: no ip rules of IPv{family} were given"
+        elif not has_routes:
+            yield f"routing of IPv{family}: no routes of IPv{family} were given"
+    yield "ports of bridges: the files do not have them"
     hooks = [chain.hook for table in state.tables for chain in table.chains if chain.hook]
-    if any(hook.hook in ("ingress", "egress") and not (hook.device or hook.devices) for hook in hooks):
-        yield "which devices have the chains at ingress and egress: an old nft does not tell it in JSON"
+    netdev_hooks = [hook for hook in hooks if hook.hook in ("ingress", "egress")]
+    if any(not hook.device and not hook.devices for hook in netdev_hooks):
+        yield ("devices of the chains at ingress and egress: an old nft does not write them in its JSON output")

@@ -140,7 +140,7 @@ def test_what_this_kernel_printed_is_proved_at_a_desk(printed: list[str], words:
 def test_chains_at_egress_of_a_device_that_nobody_tells_prove_nothing(printed: list[str]) -> None:
     done = at_a_desk(printed, None, *ASKED, *EXEMPT)
     assert done.returncode == 3, done.stdout
-    assert "an old nft does not tell it in JSON" in done.stdout
+    assert "an old nft does not write them in its JSON output" in done.stdout
 
 
 def test_root_is_needed(kept: Node) -> None:

@@ -59,7 +59,7 @@ def test_without_a_word_it_goes_back_and_nothing_leaks(made: Guarded) -> None:
     with flooding(made.lab):
         made.lab.wan.drain()
         said = made.nftpolicy("apply", "--confirm", LONGER, OTHER)
-        assert "goes back to" in said.stderr
+        assert "rolls back to" in said.stderr
         assert holds(made, OTHER)
         wait_until(lambda: not pending(made), 20, "the way back")
         assert in_force(made) == POLICY
@@ -77,7 +77,7 @@ def test_without_the_guard_the_flood_is_seen(made: Guarded) -> None:
 def test_confirmed_it_stays(made: Guarded) -> None:
     made.nftpolicy("apply", "--confirm", "60", OTHER)
     refused = made.nftpolicy("apply", POLICY, check=False)
-    assert (refused.returncode, "on trial" in refused.stderr) == (1, True)
+    assert (refused.returncode, "waits to be confirmed" in refused.stderr) == (1, True)
     made.nftpolicy("confirm")
     assert not pending(made)
     assert in_force(made) == OTHER

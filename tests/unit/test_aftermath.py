@@ -290,20 +290,20 @@ MESH = "203.0.113.2"
     ("before", "after", "changes", "why"),
     [
         (None, LED, {}, None),
-        (None, LED, {"local": MESH}, "user 901 is led to uplink wan now"),
-        (POLICY, LED, {"local": MESH}, "user 901 is led to uplink wan now"),
+        (None, LED, {"local": MESH}, "user 901 is routed to uplink wan now"),
+        (POLICY, LED, {"local": MESH}, "user 901 is routed to uplink wan now"),
         (POLICY, LED, {"local": MESH, "uid": 902}, None),
-        (LED, POLICY, {}, "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, POLICY, {}, "user 901 is not routed to uplink wan any more, or may not send there"),
         (LED, POLICY, {"uid": 902}, None),
         (LED, evolve(LED, name="same"), {}, None),
         (LED, evolve(LED, name="same"), {"local": MESH}, None),
-        (LED, TO_MAIL, {}, "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, TO_MAIL, {}, "user 901 is not routed to uplink wan any more, or may not send there"),
         (TO_MAIL, evolve(TO_MAIL, name="same"), {}, None),  # which was dropped before, too
         (LED, evolve(LED, service={"news": evolve(NEWS, ports=(Port("tcp", 443, 443),))}), {}, None),
-        (LED, evolve(LED, service={"news": evolve(NEWS, uplink="lte")}), {}, "user 901 is led to uplink lte now"),
+        (LED, evolve(LED, service={"news": evolve(NEWS, uplink="lte")}), {}, "user 901 is routed to uplink lte now"),
         (LED, POLICY, {"remote": None, "dport": 0}, None),
         (LED, POLICY, {"inode": 0}, None),
-        (LED, None, {}, "user 901 is led to uplink wan no more, or may not send there"),
+        (LED, None, {}, "user 901 is not routed to uplink wan any more, or may not send there"),
     ],
 )  # fmt: skip
 def test_connections_of_users_who_need_no_mark(before, after, changes, why):
@@ -401,16 +401,16 @@ def test_sockets_are_closed_without_a_sound_and_flows_are_forgotten():
     found = close_stale(made, POLICY, NO_WAN)
     assert made.done == [("muffled", [(1, 1)], [], ["wwan0"]), tcp, udp, "loud again", flow(1)]
     assert found.lines() == [
-        "closed 1 connection: the mark 0x1/0x1 of uplink wan means nothing any more",
+        "closed 1 connection: the mark 0x1/0x1 of uplink wan is not used any more",
         "  tcp 192.0.2.2:40000 to 198.51.100.10:443, user 1000",
-        "gave an error to 1 UDP socket: the mark 0x1/0x1 of uplink wan means nothing any more",
+        "aborted 1 UDP socket: the mark 0x1/0x1 of uplink wan is not used any more",
         "  udp 192.0.2.2:40000 to 198.51.100.10:443, user 1000",
-        "  UDP can't be closed from outside: the program got an error, and may go on with the same socket",
-        "forgot 1 flow: the mark 0x1/0x1 of uplink wan means nothing any more",
+        "  a UDP socket cannot be closed from outside: its program got an error, and may still use it",
+        "deleted 1 conntrack entry: the mark 0x1/0x1 of uplink wan is not used any more",
         "  udp 192.0.2.2 to 198.51.100.10, port 53",
-        "left open 1 socket: the mark 0x1/0x1 of uplink wan means nothing any more",
+        "left open 1 socket: the mark 0x1/0x1 of uplink wan is not used any more",
         "  tcp *:80, user 1000",
-        "  it listens, and what it accepts wears the mark too: restart its program",
+        "  listening socket: accepted connections inherit its mark; restart its program",
     ]
 
 
@@ -418,7 +418,7 @@ def test_a_udp_socket_that_is_bound_to_a_device_would_lose_it():
     found = close_stale(Fake([listed(protocol=UDP, bound="bat0"), listed(protocol=UDP)]), POLICY, NO_WAN)
     assert [one.socket.bound for one in found.told] == [None]
     assert [one.socket.bound for one, _ in found.left] == ["bat0"]
-    assert found.lines()[-1].startswith("  it is bound to a device, which it would lose")
+    assert found.lines()[-1].startswith("  bound to a device: destroying it would unbind it")
 
 
 def test_many_are_told_as_a_few():
@@ -430,7 +430,7 @@ def test_many_are_told_as_a_few():
 def test_a_kernel_that_closes_nothing_is_told_and_no_error():
     found = close_stale(Fake([listed()], result=NOT_SUPPORTED), POLICY, NO_WAN)
     assert (found.closed, found.told, len(found.left)) == ((), (), 1)
-    assert found.lines()[-1] == "  this kernel closes no sockets (CONFIG_INET_DIAG_DESTROY is missing)"
+    assert found.lines()[-1] == "  this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is missing)"
 
 
 def test_what_is_gone_meanwhile_needs_no_words():
@@ -440,7 +440,7 @@ def test_what_is_gone_meanwhile_needs_no_words():
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (Unavailable("no root"), "sockets of before the change were not closed: no root"),
+        (Unavailable("no root"), "the sockets that follow the old policy were not closed: no root"),
         (OSError(5, "Input/output error"), "  [Errno 5] Input/output error"),
     ],
 )

@@ -82,7 +82,7 @@ def test_what_is_in_them(policy: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"\nEnvironment=LD_PRELOAD={tmp_path}/libpacketmark.so\n" in dns
     assert "\nEnvironment=LIBPACKETMARK_MARK=0x500/0xff00\n" in dns
     assert "\nAmbientCapabilities=CAP_NET_RAW\n" in dns
-    assert err.startswith("nftpolicy: service wg has no unit: its sockets are the kernel's")
+    assert err.startswith("nftpolicy: service wg has no unit: its sockets belong to the kernel")
 
 
 def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +118,7 @@ def test_the_files_of_others_are_left_alone(policy: Path, root: Path) -> None:
 
 
 def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, count = files._write, []
+    write, count = files.write_temporary, []
 
     def full(path, content, mode):  # type: ignore[no-untyped-def]
         count.append(path)
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatc
             raise OSError(28, "No space left on device", str(path))
         write(path, content, mode)
 
-    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "write_temporary", full)
     with pytest.raises(Failure, match="No space left"):
         units(policy, root)
     assert list(root.iterdir()) == []
@@ -163,8 +163,8 @@ def test_names_of_units(word: str, unit: str) -> None:
         ("fastd=", "--unit takes"),
         ("fasd=a", r"no service 'fasd' \(did you mean 'fastd'\?\); known are fastd, dns, wg"),
         ("wg=a", "service wg has no unit"),
-        ("fastd=../x", "is no name of a unit"),
-        ("fastd=a b", "is no name of a unit"),
+        ("fastd=../x", "is not a valid name of a systemd unit"),
+        ("fastd=a b", "is not a valid name of a systemd unit"),
         ("fastd=dns", "dns.service is the unit of two services"),
     ],
 )
@@ -178,7 +178,7 @@ def test_units_that_are_none(policy: Path, root: Path, unit: str, said: str) -> 
 def test_what_else_is_refused(policy: Path, root: Path) -> None:
     for options, said in (
         ({"to": Path("relative")}, "absolute path"),
-        ({"program": "/a b"}, "can't stand in a unit"),
+        ({"program": "/a b"}, "cannot be used in a unit"),
         ({"unit": ["fastd=a", "fastd=b"]}, "names service fastd twice"),
         ({"attach": "fastd"}, "has no service 'fastd' with marks"),
         ({"attach": "nobody"}, "has no service 'nobody' with marks"),

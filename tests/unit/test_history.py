@@ -245,7 +245,7 @@ def test_where_it_is_kept(tmp_path, monkeypatch):
     assert history.of_this_namespace(memory).folder == memory.folder / "history"
     monkeypatch.delenv("NFTPOLICY_STATE")
     for first, folder in ((True, history.kept()), (False, str(memory.folder / "history"))):
-        monkeypatch.setattr(history, "_of_first_process", lambda first=first: first)
+        monkeypatch.setattr(history, "_in_namespace_of_init", lambda first=first: first)
         assert str(history.of_this_namespace(memory).folder) == folder
 
 

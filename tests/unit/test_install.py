@@ -93,7 +93,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
     def full(path, content, mode):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "write_temporary", full)
     with pytest.raises(Failure, match="No space left"):
         guard_command.command(ROOT / "rulesets" / "vpn-killswitch.toml", tmp_path / "guard.nft", True)
     assert installed(tmp_path) == before
@@ -159,7 +159,7 @@ def test_an_uplink_is_named_in_its_unit_as_it_is(uplink):
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a%b", "/a\nb", "/$HOME"])
 def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
-    with pytest.raises(ValueError, match="can't stand in a unit"):
+    with pytest.raises(ValueError, match="cannot be used in a unit"):
         units.units(path, NFT)
 
 
@@ -212,7 +212,7 @@ def test_another_policy_needs_force(root):
 
 
 def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
-    write, count = files._write, []
+    write, count = files.write_temporary, []
 
     def full(path, content, mode):
         count.append(path)
@@ -220,7 +220,7 @@ def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         write(path, content, mode)
 
-    monkeypatch.setattr(files, "_write", full)
+    monkeypatch.setattr(files, "write_temporary", full)
     with pytest.raises(Failure, match="No space left"):
         install(root)
     assert list(root.iterdir()) == []
@@ -415,7 +415,7 @@ def scripts():
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a;b", "/a\nb", "/$HOME", "/`id`"])
 def test_a_path_that_means_something_else_in_a_script_is_refused(path, router):
-    with pytest.raises(Failure, match="can't stand in a unit or an init script"):
+    with pytest.raises(Failure, match="cannot be used in a unit or an init script"):
         install(router, program=path)
     assert set(installed(router)) == {"etc/openwrt_release"}
 

@@ -189,7 +189,7 @@ def test_a_family_that_was_not_given_is_not_judged(families):
     done = run(*desk(families=families), *ASKED, "--json")
     told = json.loads(done.stdout)["unjudged"]
     for family in (4, 6):
-        assert (f"how IPv{family} is routed: no ip rules and no routes of IPv{family} were given" in told) == (
+        assert (f"routing of IPv{family}: no ip rules and no routes of IPv{family} were given" in told) == (
             family not in families
         )
 

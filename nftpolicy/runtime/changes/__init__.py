@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From one state of the kernel to another: apply, release, recover, trials, history, and what is left over then.
+"""Change the kernel from one policy to another: apply, release, recover, confirm, history, cleanup.
 
-Nothing here waits for the kernel to speak; that is `watch`.
+Never here: waiting for netlink notifications (watch).
 """

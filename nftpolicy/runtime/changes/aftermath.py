@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""After a change of policy: what still runs on the old decision is closed, and told."""
+"""Cleanup after a change of policy: close stale sockets, delete stale conntrack entries, report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from attrs import evolve, frozen
@@ -13,20 +13,36 @@ from ...kernel.conntrack import Flow
 from ...kernel.interface import Unavailable
 from ...kernel.sock_diag import CLOSED, NOT_SUPPORTED, TCP, Listed
 from ...policy.objects import Policy
-from .stale import Addresses, Stale, StaleFlow, changed_marks, stale_flows, stale_sockets, uplink_addresses, whose_group
+from ..ownership import Addresses
+from .stale import (
+    Stale,
+    StaleFlow,
+    changed_marks,
+    stale_flows,
+    stale_sockets,
+    uplink_addresses,
+    whose_group,
+)
 
-_SHOWN = 5  # of the sockets and flows with one reason
-_NO_DESTROY = "this kernel closes no sockets (CONFIG_INET_DIAG_DESTROY is missing)"
-_LISTENS = "it listens, and what it accepts wears the mark too: restart its program"
-# The kernel disconnects a UDP socket that it destroys, and the device goes with that (net/ipv4/udp.c, udp_abort).
-_BOUND = "it is bound to a device, which it would lose, and then send by another one: restart its program"
-_UDP = "UDP can't be closed from outside: the program got an error, and may go on with the same socket"
+_MOST_SHOWN = 5  # sockets or flows with the same reason
+_NO_DESTROY = "this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is missing)"
+_LISTENS = "listening socket: accepted connections inherit its mark; restart its program"
+# The kernel disconnects, and so unbinds, a UDP socket that it destroys (net/ipv4/udp.c, udp_abort).
+_BOUND = (
+    "bound to a device: destroying it would unbind it, and its packets would leave by another "
+    "device; restart its program"
+)
+_UDP = "a UDP socket cannot be closed from outside: its program got an error, and may still use it"
 
 
 @frozen
 class Aftermath:
-    """What was done. `told`: UDP sockets, whose programs got an error. `left`: what is stale and stays, each
-    with the reason. `faults`: what could not be looked at or done, as sentences."""
+    """Report of a cleanup.
+
+    `closed`: destroyed sockets; `udp_aborted`: UDP sockets; their programs got an error;
+    `deleted_flows`: deleted conntrack entries; `left_open`: stale sockets that stay, each with the
+    reason; `errors`: messages about operations that failed.
+    """
 
     closed: tuple[Stale, ...] = ()
     told: tuple[Stale, ...] = ()
@@ -35,91 +51,125 @@ class Aftermath:
     faults: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """For a person; no lines if nothing was stale."""
-        found = [
-            *_told("closed", "connection", [(one.why, one.socket) for one in self.closed]),
-            *_told("gave an error to", "UDP socket", [(one.why, one.socket) for one in self.told]),
-            *([f"  {_UDP}"] if self.told else []),
-            *_told("forgot", "flow", [(one.why, one.flow) for one in self.flows]),
+        """Return the report for the user; no lines if nothing was stale."""
+        lines = [
+            *_group_lines("closed", "connection", [(item.why, item.socket) for item in self.closed]),
+            *_group_lines("aborted", "UDP socket", [(item.why, item.socket) for item in self.told]),
         ]
+        if self.told:
+            lines.append(f"  {_UDP}")
+        deleted = [(item.why, item.flow) for item in self.flows]
+        lines += _group_lines("deleted", "conntrack entry", deleted)
         for reason in dict.fromkeys(reason for _, reason in self.left):
-            mine = [(one.why, one.socket) for one, other in self.left if other == reason]
-            found += [*_told("left open", "socket", mine), f"  {reason}"]
-        return [*found, *self.faults]
+            same = [(item.why, item.socket) for item, other in self.left if other == reason]
+            lines += [*_group_lines("left open", "socket", same), f"  {reason}"]
+        return [*lines, *self.faults]
 
 
-def _told(done: str, what: str, items: list[tuple[str, Listed | Flow]]) -> Iterator[str]:
+def _group_lines(
+    done: str,
+    noun: str,
+    items: Sequence[tuple[str, Listed | Flow]],
+) -> Iterator[str]:
+    """Yield a headline for each reason, then its sockets or flows."""
     for why in dict.fromkeys(why for why, _ in items):
-        mine = [one for other, one in items if other == why]
-        yield f"{done} {len(mine)} {what}{'' if len(mine) == 1 else 's'}: {why}"
-        for one in mine[:_SHOWN]:
-            yield f"  {one}" + (f", user {one.uid}" if isinstance(one, Listed) else "")
-        if len(mine) > _SHOWN:
-            yield f"  and {len(mine) - _SHOWN} more"
+        group = [item for other, item in items if other == why]
+        yield f"{done} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
+        for item in group[:_MOST_SHOWN]:
+            user = f", user {item.uid}" if isinstance(item, Listed) else ""
+            yield f"  {item}{user}"
+        if len(group) > _MOST_SHOWN:
+            yield f"  and {len(group) - _MOST_SHOWN} more"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def close_stale(running: Running, before: Policy | None, after: Policy | None) -> Aftermath:
-    """Close what runs on the decision of `before`, now that the kernel holds `after`; None is no policy.
+    """Close the sockets and flows that follow `before`, now that `after` is in force.
 
-    Never raises for what the kernel can't do: that is among the faults.
+    None is no policy. Failures of the kernel are in the report's `errors`, never raised.
     """
     if before == after:
         return Aftermath()
-    found = Aftermath()
+    report = Aftermath()
     try:
-        found = _close_sockets(running, before, after)
+        report = _close_sockets(running, before, after)
     except (Unavailable, OSError) as error:
-        found = evolve(found, faults=(*found.faults, f"sockets of before the change were not closed: {error}"))
+        fault = f"the sockets that follow the old policy were not closed: {error}"
+        report = evolve(report, faults=(*report.faults, fault))
     try:
-        return evolve(found, flows=_forget_flows(running, before, after))
+        return evolve(report, flows=_delete_flows(running, before, after))
     except (Unavailable, OSError) as error:
-        return evolve(found, faults=(*found.faults, f"flows of before the change were not forgotten: {error}"))
+        fault = f"the conntrack entries that follow the old policy were not deleted: {error}"
+        return evolve(report, faults=(*report.faults, fault))
 
 
 def _close_sockets(running: Running, before: Policy | None, after: Policy | None) -> Aftermath:
     sockets, addresses = running.sockets(), running.addresses()
     groups = running.groups(whose_group(sockets, before, after))
-    stale = stale_sockets(sockets, before, after, addresses, groups, running.leads)
-    left = [(one, reason) for one in stale if (reason := _stays(one.socket))]
-    todo = [one for one in stale if not _stays(one.socket)]
-    closed, told, faults = [], [], []
-    with _muffled(running, todo, before, after, addresses) as loud:
-        if loud:
-            faults.append(f"resets of closed connections may have left by other devices: {loud}")
-        for one in todo:
+    closable: list[Stale] = []
+    left: list[tuple[Stale, str]] = []
+    for item in stale_sockets(sockets, before, after, addresses, groups, running.leads):
+        reason = _reason_to_stay(item.socket)
+        if reason:
+            left.append((item, reason))
+        else:
+            closable.append(item)
+    closed: list[Stale] = []
+    aborted: list[Stale] = []
+    faults: list[str] = []
+    with _suppress_resets(running, closable, before, after, addresses) as fault:
+        if fault:
+            faults.append(f"resets of closed connections may have left by other devices: {fault}")
+        for item in closable:
             try:
-                result = running.destroy(one.socket)
+                result = running.destroy(item.socket)
             except OSError as error:
-                left.append((one, str(error)))
+                left.append((item, str(error)))
                 continue
             if result == CLOSED:
-                (closed if one.socket.protocol == TCP else told).append(one)
+                (closed if item.socket.protocol == TCP else aborted).append(item)
             elif result == NOT_SUPPORTED:
-                left.append((one, _NO_DESTROY))
-    return Aftermath(tuple(closed), tuple(told), left=tuple(left), faults=tuple(faults))
+                left.append((item, _NO_DESTROY))
+    return Aftermath(tuple(closed), tuple(aborted), left=tuple(left), faults=tuple(faults))
 
 
-def _stays(one: Listed) -> str | None:
-    """Why a socket is better left open."""
-    if one.state == "listen":
+def _reason_to_stay(socket: Listed) -> str | None:
+    """Return the reason why a socket must not be closed, or None."""
+    if socket.state == "listen":
         return _LISTENS
-    return _BOUND if one.bound and one.protocol != TCP else None
+    return _BOUND if socket.bound and socket.protocol != TCP else None
 
 
-def _muffled(
-    running: Running, todo: list[Stale], before: Policy | None, after: Policy | None, addresses: Addresses
+def _suppress_resets(
+    running: Running,
+    closable: list[Stale],
+    before: Policy | None,
+    after: Policy | None,
+    addresses: Addresses,
 ) -> AbstractContextManager[str | None]:
-    """No reset of what is closed may go another way: for the time, see Running.muffled."""
-    if not any(one.socket.protocol == TCP for one in todo):
+    """Keep TCP resets of the closed sockets from leaving by another device.
+
+    Yields the reason if that is not possible (LiveSockets.suppress_resets).
+    """
+    if not any(item.socket.protocol == TCP for item in closable):
         return nullcontext()
     marks = [(mark.value, mark.mask) for mark in changed_marks(before, after)]
-    mine = uplink_addresses(addresses, after) if before is None else {}
-    devices = [device for uplink in (after.uplink if after else {}).values() for device in uplink.devices]
-    return running.muffled(marks, mine, devices)
+    sources = uplink_addresses(addresses, after) if before is None else {}
+    uplinks = after.uplink if after else {}
+    devices = [device for uplink in uplinks.values() for device in uplink.devices]
+    return running.muffled(marks, sources, devices)
 
 
-def _forget_flows(running: Running, before: Policy | None, after: Policy | None) -> tuple[StaleFlow, ...]:
+def _delete_flows(
+    running: Running,
+    before: Policy | None,
+    after: Policy | None,
+) -> tuple[StaleFlow, ...]:
     if before is None or after is None:
         return ()
-    found = [one for mark in changed_marks(before, after) for one in running.flows(mark.value, mark.mask)]
-    return tuple(one for one in stale_flows(found, before, after) if running.forget(one.flow))
+    marks = changed_marks(before, after)
+    flows = [flow for mark in marks for flow in running.flows(mark.value, mark.mask)]
+    return tuple(item for item in stale_flows(flows, before, after) if running.forget(item.flow))

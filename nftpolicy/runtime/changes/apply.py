@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Apply and release: observe, plan, carry out step by step, read back.
+"""Execution of a plan: run the steps, undo them after a failure, read the result back.
 
-A step that the kernel refuses is followed by the inverses of the steps before it, so that the
-kernel is left as it was.
+If the kernel refuses a step, the inverses of the steps before it are run, so that the kernel is
+left as it was.
 """
 
 from __future__ import annotations
@@ -26,31 +26,38 @@ from .memory import Memory
 
 
 class NotHeld(Exception):
-    """The kernel took every step and yet does not hold what was wanted; everything was undone."""
+    """The steps succeeded, but the kernel reads back another state; the steps were undone.
+
+    `missing` is the plan from the state read back to the desired state.
+    """
 
     def __init__(self, missing: Plan) -> None:
         self.missing = missing
-        super().__init__("the kernel took every step, but reads back something else")
+        super().__init__("the kernel accepted every step, but reads back another state")
 
 
 class StillChanged(Unfinished):
-    """A step failed, and what was before could not be brought back. The guard stands: it is never taken apart."""
+    """A step failed, and the state before it could not be restored. The guard stays in force.
+
+    `missing` is the plan that would restore that state.
+    """
 
     def __init__(self, missing: Plan) -> None:
         self.missing = missing
-        super().__init__("a step failed, and what was there before could not be brought back whole")
+        super().__init__("a step failed, and the previous state could not be restored completely")
 
 
 Done = Callable[[], None]
-_TRIES = 3  # to bring back what was there before
+_RESTORE_ATTEMPTS = 3
 
 
 @frozen
 class Prospect:
-    """What is in the kernel, what should be, and the way there.
+    """A planned change: the observed state, the desired state, and the plan between them.
 
-    `unhooked` are uplink devices without a link guard, since this kernel can't hook one there now;
-    `ports` the bridges among the uplinks' devices with their ports.
+    `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
+    hook a chain there now; `bridge_ports` maps the bridges among the uplinks' devices to their
+    ports.
     """
 
     observed: NetState
@@ -61,106 +68,119 @@ class Prospect:
 
 
 def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
-    """Look, and plan to apply `policy`. Changes nothing."""
-    before = memory.sysctls()
-    observed = observe(kernel, [one.path for one in sysctls(policy)] + list(before))
+    """Read the kernel and plan to apply `policy`. Changes nothing."""
+    original = memory.sysctls()
+    observed = observe(kernel, [sysctl.path for sysctl in sysctls(policy)] + list(original))
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
-    link_guard = observed.table("netdev", names.TABLE) is not None or kernel.takes_link_guard("lo")
+    has_table = observed.table("netdev", names.TABLE) is not None
+    link_guard = has_table or kernel.takes_link_guard("lo")
     unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
     ports = kernel.bridge_ports(devices)
     desired = compile_policy(policy, Machine(ports, link_guard, unhooked))
     desired = _of_families(desired, kernel.ip_families())
-    # Sysctls that an earlier policy set and this one does not care for go back to what they were.
-    mine = {one.path for one in desired.sysctls}
-    back = tuple(Sysctl(path, value) for path, value in before.items() if path not in mine)
-    desired = evolve(desired, sysctls=(*desired.sysctls, *back))
+    # Sysctls that an earlier policy set, and this one does not set, get their original values.
+    set_now = {sysctl.path for sysctl in desired.sysctls}
+    restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
+    desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
     return Prospect(observed, desired, plan(observed, desired), unhooked, ports)
 
 
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:
-    """Devices that are not there, on a kernel that wants them first (before Linux 6.18 or so)."""
+    """Return the absent devices that this kernel cannot hook (before about Linux 6.18)."""
     hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
     absent = set(devices) - hooked - kernel.links()
     return frozenset(device for device in absent if not kernel.takes_link_guard(device))
 
 
 def observe(kernel: Kernel, paths: list[str]) -> NetState:
-    """Our own objects in the kernel, and the sysctls at `paths`."""
+    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`."""
     return kernel.observe(names.TABLE, names.FAMILIES, PROTOCOL, paths)
 
 
 def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
-    rules = tuple(one for one in state.rules if one.family in families)
-    routes = tuple(one for one in state.routes if one.family in families)
+    rules = tuple(rule for rule in state.rules if rule.family in families)
+    routes = tuple(route for route in state.routes if route.family in families)
     return evolve(state, rules=rules, routes=routes)
 
 
-def apply(kernel: Kernel, found: Prospect, memory: Memory, done: Done = lambda: None) -> None:
-    """Carry out a prospect; `done` is called after each step.
+def apply(kernel: Kernel, planned: Prospect, memory: Memory, on_step: Done = lambda: None) -> None:
+    """Execute a planned change; `on_step` is called after each step.
 
     Raises:
-        Refused, NotHeld: with the kernel as it was before.
-        StillChanged: it could not be brought back; the guard stands.
+        Refused, ReadBackMismatch: the kernel is as it was before.
+        RollbackFailed: the previous state could not be restored; the guard stays in force.
     """
-    memory.remember_sysctls({step.new.path: step.old for step in found.plan.steps if isinstance(step, SysctlChange)})
-    carry_out(kernel, found.plan, done, found.observed)
-    missing = plan(observe(kernel, [one.path for one in found.desired.sysctls]), found.desired)
+    set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
+    memory.remember_sysctls({step.new.path: step.old for step in set_sysctls})
+    carry_out(kernel, planned.plan, on_step, planned.observed)
+    read_back = observe(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
+    missing = plan(read_back, planned.desired)
     if missing.steps:
-        undo(kernel, list(found.plan.steps), found.observed)
+        undo(kernel, list(planned.plan.steps), planned.observed)
         raise NotHeld(missing)
 
 
 def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
-    """Look, and plan to take away every object of ours. Changes nothing."""
-    before = memory.sysctls()
-    observed = observe(kernel, list(before))
-    desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in before.items()))
+    """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
+    original = memory.sysctls()
+    observed = observe(kernel, list(original))
+    desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
     return Prospect(observed, desired, plan(observed, desired))
 
 
-def carry_out(kernel: Kernel, todo: Plan, done: Done = lambda: None, observed: NetState | None = None) -> None:
-    """Every step in order; on a refusal or an interrupt, the steps done are taken back.
+def carry_out(
+    kernel: Kernel,
+    planned: Plan,
+    on_step: Done = lambda: None,
+    observed: NetState | None = None,
+) -> None:
+    """Run the steps in order; after a refusal or an interrupt, undo the steps that were run.
 
-    `observed` is what the kernel held before; with it, whether that is so again is looked at.
+    `observed` is the state before the first step; with it, the undone state is read back.
+
+    Raises:
+        Refused: the steps were undone.
+        RollbackFailed: as `roll_back`.
     """
-    carried: list[Step] = []
-    for step in todo.steps:
+    completed: list[Step] = []
+    for step in planned.steps:
         try:
             kernel.carry_out(step)
         except Refused:
-            undo(kernel, carried, observed)
+            undo(kernel, completed, observed)
             raise
         except BaseException:
-            undo(kernel, [*carried, step], observed)  # interrupted: the kernel may have done it or not
+            # Interrupted: this step may have been executed.
+            undo(kernel, [*completed, step], observed)
             raise
-        carried.append(step)
-        done()
+        completed.append(step)
+        on_step()
 
 
-def undo(kernel: Kernel, carried: Sequence[Step], observed: NetState | None = None) -> None:
-    """The inverses of `carried`, last first. One that fails does not keep the others from being tried.
+def undo(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:
+    """Run the inverses of `completed`, last first; an inverse that is refused is skipped.
 
-    Then, where `observed` says what should be there again, whatever else is missing, by a plan of its own.
+    `observed` is the state to restore: differences that remain are planned and repaired.
 
     Raises:
-        StillChanged: that did not help either.
+        RollbackFailed: differences remain after that.
     """
-    _try(kernel, [step.inverse() for step in reversed(carried)])
+    _run_ignoring_refusals(kernel, [step.inverse() for step in reversed(completed)])
     if observed is None:
         return
-    paths = [one.path for one in observed.sysctls]
-    observed = evolve(observed, tables=tuple(writable(table) for table in observed.tables))
-    for _ in range(_TRIES):
-        rest = plan(observe(kernel, paths), observed)
-        if not rest.steps:
+    paths = [sysctl.path for sysctl in observed.sysctls]
+    previous = evolve(observed, tables=tuple(writable(table) for table in observed.tables))
+    for _ in range(_RESTORE_ATTEMPTS):
+        missing = plan(observe(kernel, paths), previous)
+        if not missing.steps:
             return
-        _try(kernel, rest.steps)
-    rest = plan(observe(kernel, paths), observed)
-    if rest.steps:
-        raise StillChanged(rest)
+        _run_ignoring_refusals(kernel, missing.steps)
+    missing = plan(observe(kernel, paths), previous)
+    if missing.steps:
+        raise StillChanged(missing)
 
 
-def _try(kernel: Kernel, steps: Sequence[Step]) -> None:
+def _run_ignoring_refusals(kernel: Kernel, steps: Sequence[Step]) -> None:
     for step in steps:
         with suppress(Refused):
             kernel.carry_out(step)

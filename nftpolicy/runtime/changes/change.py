@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One change, to another policy or to none: alone, proved, written down, carried out, read back."""
+"""A change of policy: lock, plan, prove, journal, apply, read back, record, clean up."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from .way import Way
 
 PROVED = "proved"
-Load = Callable[[Text], Policy]  # a policy from its text; raises PolicyError
+Load = Callable[[Text], Policy]  # a policy from its source; raises PolicyError
 
 
 @frozen
 class Wanted:
-    """A policy and its text. The text of one that was applied is what later changes start from."""
+    """A policy to apply, and its source, which later changes start from."""
 
     policy: Policy
     text: Text
@@ -40,10 +40,10 @@ class Wanted:
 
 @frozen
 class Options:
-    """How a change is made.
+    """Options of a change.
 
-    `wait`: seconds for another process that is at it. `via_block`: stop everything on the uplinks, change,
-    open. `despite_others`: also when the tables of others let through what must not leave.
+    `wait`: seconds to wait for another process that holds the lock. `via_block`: block the uplinks
+    during the change. `ignore_foreign`: apply also if a foreign ruleset lets packets leak.
     """
 
     wait: float = 0
@@ -53,7 +53,11 @@ class Options:
 
 @frozen
 class Outlook:
-    """What would be done, and its proof. `interrupted`: what an earlier process began and did not end."""
+    """A planned change with its proof.
+
+    `order` is None if nothing has to be done; `previous` is the policy that is most likely in
+    force; `interrupted` is an earlier change that was not completed.
+    """
 
     found: Prospect
     way: Way | None
@@ -62,13 +66,13 @@ class Outlook:
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """The number of steps."""
         return len(self.found.plan.steps)
 
 
 @frozen
 class Carried:
-    """What a person should know of a change that was made: what could not be kept, and what was ended."""
+    """Report of a change, in lines for the user: warnings, and the connections that were closed."""
 
     warnings: tuple[str, ...] = ()
     closed: tuple[str, ...] = ()
@@ -76,7 +80,10 @@ class Carried:
 
 @frozen
 class Changer:
-    """Makes changes in one network namespace. `load` reads the text of a policy that was applied before."""
+    """Changes the policy of one network namespace.
+
+    `load` parses the source of a policy that was applied before.
+    """
 
     kernel: Kernel
     memory: Memory
@@ -85,87 +92,101 @@ class Changer:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Nobody else changes anything meanwhile. Raises Busy."""
+        """Hold the lock of the network namespace in the block. Raises Locked."""
         with self.memory.alone(self.options.wait):
             yield
 
-    def outlook(self, wanted: Wanted | None) -> Outlook:
-        """Look, plan and prove; None is nothing in force. Changes nothing, and needs not be alone for a mere look.
+    def outlook(self, target: Wanted | None) -> Outlook:
+        """Plan and prove a change; None is a release. Changes nothing, and needs no lock.
 
         Raises:
-            NotProved: what is wanted is not safe. NotSafe: it is, but there is no safe way to it.
+            PolicyNotProved: the new policy is not safe.
+            NoSafeOrder: it is, but no order of the steps is.
         """
         interrupted = self.memory.journal.interrupted()
-        earlier = list(self._earlier(interrupted))
-        found = (
-            prospect(self.kernel, wanted.policy, self.memory)
-            if wanted is not None
-            else release_prospect(self.kernel, self.memory)
-        )
-        if not found.plan.steps and not self._block():
-            return Outlook(found, None, earlier[0] if earlier else None, interrupted)
-        # The model is a third of what is imported; the second apply does not need it.
-        from ..verify import of_prospect
+        earlier = list(self._earlier_policies(interrupted))
+        before = earlier[0] if earlier else None
+        if target is not None:
+            planned = prospect(self.kernel, target.policy, self.memory)
+        else:
+            planned = release_prospect(self.kernel, self.memory)
+        if not planned.plan.steps and not self._block_tables():
+            return Outlook(planned, None, before, interrupted)
+        # The model is a third of all imports; an apply without steps does not need it.
+        from .way import prove_desired
 
-        if wanted is not None:
-            proof = of_prospect(found, wanted.policy, self.kernel.ip_families())
+        after = None
+        if target is not None:
+            after = target.policy
+            proof = prove_desired(planned, after, self.kernel.ip_families())
             if proof.verdict != PROVED:
                 raise NotProved(proof)
-        way = self._way(found, earlier, wanted.policy if wanted is not None else None)
-        return Outlook(_planned(found, way), way, earlier[0] if earlier else None, interrupted)
+        order = self._safe_order(planned, earlier, after)
+        return Outlook(evolve(planned, plan=order.plan), order, before, interrupted)
 
-    def _way(self, found: Prospect, earlier: list[Policy], after: Policy | None) -> Way:
+    def _safe_order(self, planned: Prospect, earlier: list[Policy], after: Policy | None) -> Way:
         tables: tuple[Table, ...] = ()
         if self.options.via_block:
             from ...compiler.block import block
 
-            hooks = any(table.family == "netdev" for table in found.desired.tables)
-            machine = Machine(found.ports, hooks, found.unhooked)
-            tables = block([one for one in (*earlier, after) if one is not None], machine)
+            hooks = any(table.family == "netdev" for table in planned.desired.tables)
+            machine = Machine(planned.ports, hooks, planned.unhooked)
+            policies = [policy for policy in (*earlier, after) if policy is not None]
+            tables = block(policies, machine)
         from .way import find
 
-        return find(self.kernel, found, earlier, after, tables, self.options.despite_others or after is None)
+        ignore_foreign = self.options.despite_others or after is None
+        return find(self.kernel, planned, earlier, after, tables, ignore_foreign)
 
-    def _earlier(self, interrupted: Interrupted | None) -> Iterator[Policy]:
-        """The policies that may be in force, the likeliest first."""
-        texts = [self.memory.policy()]
+    def _earlier_policies(self, interrupted: Interrupted | None) -> Iterator[Policy]:
+        """Yield the policies that may be in force, the likeliest first."""
+        sources = [self.memory.policy()]
         if interrupted is not None:
-            texts += [interrupted.after, interrupted.before]
-        for text in texts:
-            if text is not None:
+            sources += [interrupted.after, interrupted.before]
+        for source in sources:
+            if source is not None:
                 try:
-                    yield self.load(text)
+                    yield self.load(source)
                 except ValueError:
-                    continue  # a group that it names is gone, say: what it promised can't be known any more
+                    continue  # for example, a group that it names was deleted
 
-    def carry_out(self, outlook: Outlook, wanted: Wanted | None, why: str = "apply", of: int | None = None) -> Carried:
-        """Do it, in the order of the way, and keep it in the history as `why` (a repetition of entry `of`).
+    def carry_out(
+        self,
+        checked: Outlook,
+        target: Wanted | None,
+        why: str = "apply",
+        repeats: int | None = None,
+    ) -> Carried:
+        """Execute a checked change and add it to the history. The caller holds the lock.
 
-        The caller is alone.
+        `why` is the reason in the history, `repeats` the number of the entry that is applied again.
 
         Raises:
-            Refused, NotHeld: with the kernel as it was. StillChanged: neither as it was nor as it should be.
-            OSError: nothing could be written down, so nothing was begun.
+            Refused, ReadBackMismatch: the kernel is as it was.
+            RollbackFailed: the kernel holds neither the old nor the new state.
+            OSError: the journal could not be written, so nothing was begun.
         """
         begun = time.monotonic()
-        if not outlook.steps:
+        if not checked.steps:
             self._unblock()
             self.memory.journal.clear()
-            return Carried(tuple(self._kept(wanted, why, of, begun)))
+            return Carried(tuple(self._record(target, why, repeats, begun)))
         before = self.memory.policy()
-        if before is None and outlook.interrupted is not None:
-            before = outlook.interrupted.before
-        with self.memory.journal.of(outlook.steps, before, wanted.text if wanted else None) as writer:
-            if wanted is None:
-                carry_out(self.kernel, outlook.found.plan, writer.done, outlook.found.observed)
+        if before is None and checked.interrupted is not None:
+            before = checked.interrupted.before
+        after = target.text if target is not None else None
+        with self.memory.journal.of(checked.steps, before, after) as writer:
+            if target is None:
+                carry_out(self.kernel, checked.found.plan, writer.done, checked.found.observed)
             else:
-                apply(self.kernel, outlook.found, self.memory, writer.done)
+                apply(self.kernel, checked.found, self.memory, writer.done)
             self._unblock()
-            warnings = tuple(self._kept(wanted, why, of, begun))
-        return Carried(warnings, tuple(self._closed(outlook.before, wanted.policy if wanted else None)))
+            warnings = tuple(self._record(target, why, repeats, begun))
+        cleanup = self._close_stale(checked.before, target.policy if target is not None else None)
+        return Carried(warnings, tuple(cleanup))
 
-    def _closed(self, before: Policy | None, after: Policy | None) -> list[str]:
-        """End what still runs on the old decision; what was ended and what not, in words."""
+    def _close_stale(self, before: Policy | None, after: Policy | None) -> list[str]:
+        """Close the connections that run on the old policy; return the report's lines."""
         running = self.kernel.running()
         if running is None:
             return []
@@ -175,42 +196,63 @@ class Changer:
             return close_stale(running, before, after).lines()
 
     def _unblock(self) -> None:
-        """Take away a block that somebody left: what is in force now was proved without it."""
-        if left := self._block():
-            away = tuple(NftOperation("delete", *table.key, table) for table in left)
-            self.kernel.carry_out(NftTransaction(away, ()))
+        """Delete the block of an earlier process; the state in force was proved without it."""
+        if tables := self._block_tables():
+            operations = tuple(NftOperation("delete", *table.key, table) for table in tables)
+            self.kernel.carry_out(NftTransaction(operations, ()))
 
-    def _block(self) -> list[Table]:
-        return [Table(*key) for key in sorted(self.kernel.table_names()) if key[1] == names.BLOCK_TABLE]
+    def _block_tables(self) -> list[Table]:
+        keys = sorted(key for key in self.kernel.table_names() if key[1] == names.BLOCK_TABLE)
+        return [Table(*key) for key in keys]
 
-    def _kept(self, wanted: Wanted | None, why: str, of: int | None, begun: float) -> Iterator[str]:
-        """Remember what is in force now; yields what could not be written."""
+    def _record(
+        self,
+        target: Wanted | None,
+        why: str,
+        repeats: int | None,
+        begun: float,
+    ) -> Iterator[str]:
+        """Save the policy in force and add it to the history; yield a warning for each failure."""
         try:
-            if wanted is None:
+            if target is None:
                 self.memory.forget()
             else:
-                self.memory.remember_policy(*wanted.text)
+                self.memory.remember_policy(*target.text)
         except OSError as error:
-            where = self.memory.folder
-            yield f"{where} can't be written ({error.strerror}), so 'status' will want to be told the policy"
-        if wanted is not None:
-            try:
-                history(self.memory).add(
-                    wanted.policy.name, *wanted.text, verdict=PROVED, seconds=time.monotonic() - begun, why=why, of=of
-                )
-            except OSError as error:
-                yield f"the history can't be written ({error.strerror}), so 'rollback' won't find this policy"
-
-
-def _planned(found: Prospect, way: Way) -> Prospect:
-    return evolve(found, plan=way.plan)
+            yield (
+                f"{self.memory.folder}: cannot be written ({error.strerror}); "
+                "pass the policy file to 'nftpolicy status' from now on"
+            )
+        if target is None:
+            return
+        try:
+            history(self.memory).add(
+                target.policy.name,
+                *target.text,
+                verdict=PROVED,
+                seconds=time.monotonic() - begun,
+                why=why,
+                of=repeats,
+            )
+        except OSError as error:
+            yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")
 
 
 def failures(ways: Iterable[Way]) -> Iterator[tuple[Way, int, Stage]]:
-    """The first state of each way that is not proved, with its number; of our own objects or with those of others."""
-    for way in ways:
-        for stages in (way.own, way.whole):
-            bad = next(((number, one) for number, one in enumerate(stages) if one.verdict not in ("", PROVED)), None)
-            if bad is not None:
-                yield way, *bad
+    """Yield the first state of each order that is not proved, with its number.
+
+    States of our own objects come before states with the foreign rulesets.
+    """
+    for order in ways:
+        for states in (order.own, order.whole):
+            failed = _first_failure(states)
+            if failed is not None:
+                yield order, *failed
                 break
+
+
+def _first_failure(states: Iterable[Stage]) -> tuple[int, Stage] | None:
+    for number, state in enumerate(states):
+        if state.verdict not in ("", PROVED):
+            return number, state
+    return None

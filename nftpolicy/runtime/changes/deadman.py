@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The dead-man: a process of its own that goes back to the policy before, unless somebody confirms in time.
+"""Confirm timer: a separate process that restores the previous policy unless a change is confirmed.
 
-It is no child of the process that applies, nor in its session, and holds nothing of it: neither the end
-of that process, nor that of its terminal, ends it. It is ready before the first step is taken.
+It is started, and ready, before the first step of the change. It is not a child of the process that
+applies, has a session of its own and shares no file with it, so neither the end of that process nor
+the end of its terminal stops it. (Compare `commit confirmed` of Junos, and `netplan try`.)
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import select
@@ -16,15 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from uuid import uuid4
 
 from attrs import asdict, frozen
 
 from ...kernel.interface import Kernel
+from ..atomic_file import write_file
+from ..file_lock import LockTimeout, exclusive_lock, is_locked
 from . import pending
 from .apply import observe
 from .history import History
@@ -33,25 +36,34 @@ from .memory import Busy, Memory
 from .pending import APPLYING, FAILED, WAITING, Back, Declined, Gone, NotDue, Pending, Process, process
 
 SHORTEST, LONGEST = 1, 86_400  # seconds to confirm in
-_TICK = 0.2  # seconds between two looks at the deadline
-_READY_WITHIN = 30.0  # seconds
-_GRACE = 60.0  # seconds after the deadline that a process may still be applying
-_AGAIN_AFTER = (1, 2, 4, 8, 15, 30)  # seconds, if going back fails: a link may come up meanwhile
+_POLL_INTERVAL = 0.2  # seconds
+_START_TIMEOUT = 30.0  # seconds until the process must be ready
+_APPLIER_TIMEOUT = 60.0  # seconds after the deadline until a process that still applies is killed
+_RETRY_DELAYS = (1, 2, 4, 8, 15, 30)  # seconds after a failed rollback: a link may come up
 _LOG_SIZE = 64 << 10  # bytes
+_LONGEST_MESSAGE = 2000  # characters of a line in the log
+_LOCK, _LOG = "deadman.lock", "deadman.log"
 _READY = b"ready\n"
-# The package that this process runs, from where it has it, and nothing else from there.
+_PIPE_READ_SIZE = 4096  # bytes
+# Import this package from its directory, and nothing else from there.
 _START = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import nftpolicy; del sys.path[0]; "
     "from nftpolicy.cli.main import main; main()"
 )
+_PATH_VARIABLES = ("NFTPOLICY_STATE", "NFTPOLICY_LIB")
+_NOT_READY = "nothing was changed, since the process that would roll back is not ready"
 
-Around = Callable[[], AbstractContextManager[None]]  # what is entered once the memory's lock is held
+# A context that is entered while the lock of the state directory is held.
+Around = Callable[[], AbstractContextManager[None]]
 GoBack = Callable[[Around], None]
 
 
 @frozen
 class Order:
-    """What a dead-man is told by who starts it."""
+    """Configuration of the timer's process, which it reads from standard input.
+
+    `target` is the rollback target, None for a release; `applier` the process that applies.
+    """
 
     token: str
     seconds: float
@@ -64,21 +76,28 @@ class Order:
 
 @contextmanager
 def confirmed_within(
-    kernel: Kernel, memory: Memory, history: History, seconds: float, say: Callable[[str], None]
+    kernel: Kernel,
+    memory: Memory,
+    history: History,
+    seconds: float,
+    notify: Callable[[str], None],
 ) -> Iterator[None]:
-    """A change that is taken back unless it is confirmed within so many seconds after its end.
+    """Make a change in the block that is rolled back unless it is confirmed in `seconds` after it.
 
-    Entered with the memory's lock held and before the first step. A change that fails is no longer on trial,
-    unless it left the kernel in the middle. `say` gets a line about what will happen.
+    Entered with the lock of the state directory held, before the first step. After a change that
+    failed there is nothing to confirm, unless it left the kernel in neither state. `notify` gets a
+    line about the timer.
 
     Raises:
-        Declined: one is on trial already, or nobody would watch this one; nothing was changed.
+        ConfirmError: another policy waits to be confirmed, or the timer cannot be started; nothing
+        was
+            changed.
     """
     pending.refuse(memory)
-    back = _where_back(kernel, memory, history)
-    token = _start(memory, seconds, back)
-    goal = pending.RELEASE if back is None else str(back)
-    say(f"without 'nftpolicy confirm' within {seconds:g} s this goes back to {goal}")
+    target = _rollback_target(kernel, memory, history)
+    token = _start(memory, seconds, target)
+    target_text = pending.RELEASE if target is None else str(target)
+    notify(f"without 'nftpolicy confirm' within {seconds:g} s, nftpolicy rolls back to {target_text}")
     try:
         yield
     except Unfinished:
@@ -86,26 +105,26 @@ def confirmed_within(
     except BaseException:
         pending.end(memory, token)
         raise
-    on = pending.update(memory, token, state=WAITING, **pending.from_now(seconds))
-    if on is None or not watched(memory):
+    waiting = pending.update(memory, token, state=WAITING, **pending.from_now(seconds))
+    if waiting is None or not watched(memory):
         raise Declined(
-            "it is applied, but the process that was to go back has ended: "
-            "'nftpolicy confirm' keeps the policy, 'nftpolicy rollback' goes back"
+            "the policy is applied, but the process that would roll back has ended: "
+            "'nftpolicy confirm' keeps the policy, 'nftpolicy rollback' restores the previous one"
         )
 
 
-def _where_back(kernel: Kernel, memory: Memory, history: History) -> Back | None:
-    """What is in force now. Raises Declined if that is something and nobody knows what."""
-    last = memory.policy()
-    if last is None:
-        held = observe(kernel, [])
-        if held.tables or held.rules or held.routes:
+def _rollback_target(kernel: Kernel, memory: Memory, history: History) -> Back | None:
+    """Return the policy in force, or None without one. Raises ConfirmError if it is not known."""
+    source = memory.policy()
+    if source is None:
+        own = observe(kernel, [])
+        if own.tables or own.rules or own.routes:
             raise Declined(
-                "something of nftpolicy's is in force, but which policy it was is not known, so there is nothing "
-                "to go back to: apply the old policy again, then this one"
+                "objects of nftpolicy are in the kernel, but their policy is not known, so there is "
+                "no policy to roll back to: apply the old policy again, then this one"
             )
         return None
-    file, text = last
+    file, text = source
     number = None
     with suppress(OSError):
         entry = history.read().of_text(text)
@@ -113,93 +132,114 @@ def _where_back(kernel: Kernel, memory: Memory, history: History) -> Back | None
     return Back(number, file, text.decode())
 
 
-def _start(memory: Memory, seconds: float, back: Back | None) -> str:
-    """Start a dead-man, and wait until it is ready; its token. Raises Declined."""
-    order = Order(uuid4().hex, seconds, back, process(os.getpid()))
+def _start(memory: Memory, seconds: float, target: Back | None) -> str:
+    """Start the timer's process, wait until it is ready, and return its token.
+
+    Raises ConfirmError.
+    """
+    order = Order(uuid4().hex, seconds, target, process(os.getpid()))
     package = str(Path(__file__).parents[3])
-    moved = {name: str(Path(os.environ[name]).absolute()) for name in _PLACES if name in os.environ}
+    present = [name for name in _PATH_VARIABLES if name in os.environ]
+    absolute = {name: str(Path(os.environ[name]).absolute()) for name in present}
     try:
-        started = subprocess.Popen(
+        worker = subprocess.Popen(
             [sys.executable, "-P", "-c", _START, package, "rollback", "--at-deadline"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             cwd="/",
-            env={**os.environ, **moved},
+            env={**os.environ, **absolute},
         )
     except OSError as error:
-        raise Declined(f"{_UNWATCHED}: it can't be started: {error.strerror}") from None
-    with started:
+        raise Declined(f"{_NOT_READY}: it cannot be started: {error.strerror}") from None
+    with worker:
         try:
-            said = _conversation(started, json.dumps(asdict(order)).encode())
-            if not said.endswith(_READY):
-                words = said.decode(errors="replace").strip().removeprefix("nftpolicy: ")
-                raise Declined(f"{_UNWATCHED}: {words or 'it ended without a word'}")
+            output = _send_config(worker, _encode(order))
+            if not output.endswith(_READY):
+                message = output.decode(errors="replace").strip().removeprefix("nftpolicy: ")
+                raise Declined(f"{_NOT_READY}: {message or 'exited without output'}")
         except BaseException:
             with suppress(ProcessLookupError):
-                os.killpg(started.pid, signal.SIGKILL)
+                os.killpg(worker.pid, signal.SIGKILL)
             pending.end(memory, order.token)
             raise
     return order.token
 
 
-_PLACES = ("NFTPOLICY_STATE", "NFTPOLICY_LIB")
-_UNWATCHED = "nothing was changed, since the process that would go back is not ready"
+def _encode(order: Order) -> bytes:
+    """Return the configuration as JSON, for `read_config`."""
+    config = {
+        "token": order.token,
+        "seconds": order.seconds,
+        "target": None if order.back is None else asdict(order.back),
+        "applier": asdict(order.applier),
+    }
+    return json.dumps(config).encode()
 
 
-def _conversation(started: subprocess.Popen[bytes], order: bytes) -> bytes:
-    """Give the order; what is said to it: "ready", or all until the end."""
-    assert started.stdin is not None and started.stdout is not None
+def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
+    """Write the configuration; return the output, up to "ready" or up to its end."""
+    assert worker.stdin is not None and worker.stdout is not None
     with suppress(BrokenPipeError):
-        started.stdin.write(order)
-        started.stdin.close()
-    said, last = b"", time.monotonic() + _READY_WITHIN
-    while not said.endswith(_READY):
-        if not select.select([started.stdout], [], [], max(0.0, last - time.monotonic()))[0]:
-            return f"it did not say so within {_READY_WITHIN:g} seconds".encode()
-        part = os.read(started.stdout.fileno(), 4096)
+        worker.stdin.write(config)
+        worker.stdin.close()
+    output, deadline = b"", time.monotonic() + _START_TIMEOUT
+    while not output.endswith(_READY):
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([worker.stdout], [], [], left)[0]:
+            return f"did not report readiness within {_START_TIMEOUT:g} s".encode()
+        part = os.read(worker.stdout.fileno(), _PIPE_READ_SIZE)
         if not part:
             break
-        said += part
-    return said
+        output += part
+    return output
 
 
-# --- the dead-man --------------------------------------------------------------------------
+# --- the timer's process -------------------------------------------------------------------
 
 
 def take_order() -> Order:
-    """The order from standard input. What returns is a process that nobody waits for. Raises ValueError."""
-    found = json.loads(sys.stdin.buffer.read())
-    back = found["back"]
-    order = Order(found["token"], found["seconds"], None if back is None else Back(**back), Process(**found["applier"]))
+    """Read the configuration from standard input, and continue in an orphaned child process.
+
+    Raises ValueError.
+    """
+    config = json.loads(sys.stdin.buffer.read())
+    target = None if config["target"] is None else Back(**config["target"])
+    order = Order(config["token"], config["seconds"], target, Process(**config["applier"]))
     if os.fork():
         os._exit(0)
     return order
 
 
-class _Told:
-    """Whether this process was told to end: then it goes back at once, as it could not do so later."""
+class _StopFlag:
+    """Set when this process gets SIGTERM: it rolls back at once, since it cannot do so later."""
 
-    now = False
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def handle_signal(self, number: int, frame: FrameType | None) -> None:
+        self.is_set = True
 
 
-def stand(memory: Memory, order: Order, go_back: GoBack, ready: Callable[[], None]) -> None:
-    """Wait for the deadline of `order`, and go back then; until somebody confirms.
+def stand(memory: Memory, order: Order, roll_back: GoBack, ready: Callable[[], None]) -> None:
+    """Wait for the deadline and then roll back; return as soon as the policy is confirmed.
+
+    `ready` reports to the process that applies.
 
     Raises:
-        Declined: one is on trial already.
-        OSError: the state folder can't be written.
+        ConfirmError: another policy waits to be confirmed.
+        OSError: the state directory cannot be written.
     """
-    told = _Told()
-    for one in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
-        signal.signal(one, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: setattr(told, "now", True))
+    stop = _StopFlag()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop.handle_signal)
     memory.folder.mkdir(parents=True, exist_ok=True)
-    with (memory.folder / _LOCK).open("a") as mine:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(exclusive_lock(memory.folder / _LOCK, wait=0))
+        except LockTimeout:
             raise Declined("another process waits for a confirmation") from None
         new = Pending(
             order.token,
@@ -214,21 +254,21 @@ def stand(memory: Memory, order: Order, go_back: GoBack, ready: Callable[[], Non
         try:
             ready()
         except OSError:
-            pending.end(memory, order.token)  # who started it is gone, before the first step
+            pending.end(memory, order.token)  # the applying process ended before its first step
             return
-        _log(memory, f"without a confirmation within {order.seconds:g} s, back to {new.goal}")
+        _log(memory, f"started: rolls back to {new.goal} unless confirmed within {order.seconds:g} s")
         try:
-            _watch(memory, order.token, go_back, told)
+            _wait_and_roll_back(memory, order.token, roll_back, stop)
         except Exception as error:
             _log(memory, f"ended by {type(error).__name__}: {error}")
             raise
 
 
-_LOCK = "deadman.lock"
-
-
 def say_ready() -> None:
-    """To who started it; then nothing of that process is held any more. Raises OSError if it is gone."""
+    """Report readiness to the process that applies, and close every file shared with it.
+
+    Raises OSError if that process has ended.
+    """
     os.write(1, _READY)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -236,103 +276,105 @@ def say_ready() -> None:
     os.close(null)
 
 
-def _watch(memory: Memory, token: str, go_back: GoBack, told: _Told) -> None:
+def _wait_and_roll_back(memory: Memory, token: str, roll_back: GoBack, stop: _StopFlag) -> None:
     failures = 0
-    while (now := _mine(memory, token)) is not None:
-        if not told.now and now.remaining() > 0:
-            time.sleep(_TICK)
+    while (current := _read_own(memory, token)) is not None:
+        if not stop.is_set and current.remaining() > 0:
+            time.sleep(_POLL_INTERVAL)
             continue
         try:
-            go_back(partial(pending.claimed, memory, token, lambda found: told.now or found.remaining() <= 0))
-        except Gone:
-            continue
-        except NotDue:
+            roll_back(partial(pending.claimed, memory, token, partial(_is_due, stop)))
+        except (Gone, NotDue):
             continue
         except Busy:
-            _end_stuck(memory, now)
-            time.sleep(_TICK)
+            _kill_stuck_applier(memory, current)
+            time.sleep(_POLL_INTERVAL)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            _log(memory, f"going back to {now.goal} failed: {reason}")
-            if failures == len(_AGAIN_AFTER):
+            _log(memory, f"rollback to {current.goal} failed: {reason}")
+            if failures == len(_RETRY_DELAYS):
                 pending.update(memory, token, state=FAILED, reason=reason)
-                _log(memory, "it is not tried again; what was on trial stays in force, with its guard")
+                _log(memory, "giving up; the unconfirmed policy stays in force, with its guard")
                 return
-            time.sleep(_AGAIN_AFTER[failures])
+            time.sleep(_RETRY_DELAYS[failures])
             failures += 1
         else:
-            _log(memory, f"{'told to end' if told.now else 'not confirmed'}: went back to {now.goal}")
+            cause = "terminated" if stop.is_set else "not confirmed"
+            _log(memory, f"{cause}: rolled back to {current.goal}")
             return
-    _log(memory, "confirmed, or taken back already")
+    _log(memory, "ended: the policy was confirmed, or rolled back by another process")
 
 
-def _mine(memory: Memory, token: str) -> Pending | None:
-    """The trial, if it goes on."""
-    found = pending.pending(memory)
-    return found if found is not None and found.token == token else None
+def _is_due(stop: _StopFlag, current: Pending) -> bool:
+    return stop.is_set or current.remaining() <= 0
 
 
-def _end_stuck(memory: Memory, now: Pending) -> None:
-    """End the process that applies, if it stands still long after the deadline (stopped, as by ^Z)."""
-    if now.state != APPLYING or now.remaining() > -_GRACE:
+def _read_own(memory: Memory, token: str) -> Pending | None:
+    """Return the pending confirmation with this token, or None if it has ended."""
+    current = pending.pending(memory)
+    return current if current is not None and current.token == token else None
+
+
+def _kill_stuck_applier(memory: Memory, current: Pending) -> None:
+    """Kill a process that still applies long after the deadline (stopped by ^Z, for example)."""
+    if current.state != APPLYING or current.remaining() > -_APPLIER_TIMEOUT:
         return
     with suppress(OSError):
-        handle = os.pidfd_open(now.applier.pid)
+        handle = os.pidfd_open(current.applier.pid)
         try:
-            if now.applier.alive():
+            if current.applier.alive():
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-                _log(memory, f"ended process {now.applier.pid}, which was still applying")
+                _log(memory, f"killed process {current.applier.pid}, which was still applying")
         finally:
             os.close(handle)
 
 
-def _log(memory: Memory, words: str) -> None:
-    """A line more; of old ones as many stay as the size allows. A full disk ends nothing."""
-    path = memory.folder / "deadman.log"
+def _log(memory: Memory, message: str) -> None:
+    """Append a line to the log, and drop old lines beyond its size. Write errors are ignored."""
+    path = memory.folder / _LOG
     with suppress(OSError):
-        line = f"{datetime.now().astimezone().isoformat(timespec='seconds')} [{os.getpid()}] {words[:2000]}\n"
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        line = f"{now} [{os.getpid()}] {message[:_LONGEST_MESSAGE]}\n"
         old = path.read_bytes() if path.exists() else b""
         if len(old) > _LOG_SIZE:
-            new = path.with_name(".deadman.log.new")
-            new.write_bytes(old[-_LOG_SIZE // 2 :].partition(b"\n")[2])
-            new.replace(path)
+            write_file(path, old[-_LOG_SIZE // 2 :].partition(b"\n")[2])
         with path.open("a") as log:
             log.write(line)
 
 
-# --- everybody else ------------------------------------------------------------------------
+# --- other processes -----------------------------------------------------------------------
 
 
 def watched(memory: Memory) -> bool:
-    """Whether a dead-man waits in this namespace: it holds a lock as long as it lives."""
-    try:
-        with (memory.folder / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
+    """Return True if a timer's process runs in this network namespace: it holds a lock."""
+    return is_locked(memory.folder / _LOCK)
 
 
 def overdue(memory: Memory) -> str | None:
-    """What is wrong with a trial: nobody watches it, or it could not be taken back. None if nothing is."""
+    """Return what is wrong with a pending confirmation, or None if nothing is.
+
+    Its timer's process has ended, its rollback failed, or its file is damaged.
+    """
     try:
-        found = pending.pending(memory)
+        current = pending.pending(memory)
     except Declined as damaged:
         return str(damaged)
-    if found is None:
+    if current is None:
         return None
-    if found.state == FAILED:
+    if current.state == FAILED:
         return (
-            f"the policy in force was not confirmed until {found.until}, and going back to {found.goal} failed: "
-            f"{found.reason}; 'nftpolicy rollback' tries again"
+            f"the policy in force was not confirmed until {current.until}, and the rollback to "
+            f"{current.goal} failed: {current.reason}; 'nftpolicy rollback' tries again"
         )
     if watched(memory):
         return None
-    late = found.remaining() <= 0
-    keep = "" if late or found.state != WAITING else "'nftpolicy confirm' keeps it, "
+    late = current.remaining() <= 0
+    verb = "had" if late else "has"
+    keep = ""
+    if not late and current.state == WAITING:
+        keep = "'nftpolicy confirm' keeps it, "
     return (
-        f"the policy in force {'was' if late else 'is'} to be confirmed until {found.until}, and the process that "
-        f"was to go back to {found.goal} has ended: {keep}'nftpolicy rollback' goes back"
+        f"the policy in force {verb} to be confirmed until {current.until}, and the process that "
+        f"would roll back to {current.goal} has ended: {keep}'nftpolicy rollback' restores the "
+        "previous policy"
     )

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The policies that were applied and proved, numbered, the newest last: what `rollback` goes back to.
+"""History of applied and proved policies, numbered, the newest last, for `nftpolicy rollback`.
 
-Kept where a restart leaves them (place/files.py); $NFTPOLICY_LIB moves it. A network namespace that is not the
-machine's own keeps its history beside its memory, since both end with it.
+It outlasts a restart (runtime/paths.py); $NFTPOLICY_LIB moves it. A network namespace other than
+that of process 1 has its history in its state directory, since both end with the namespace.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,14 +19,19 @@ from typing import Any
 
 from attrs import asdict, field, fields, frozen, validators
 
-from ..place.files import kept
+from ..atomic_file import write_file
+from ..file_lock import exclusive_lock
+from ..paths import kept
 from .memory import Memory
 
 KEEP = 50  # entries
-KEEP_BYTES = 64 << 20  # of all entries together; the newest two stay, however large
-_LARGEST = 160 << 20  # bytes of an entry: a policy of 64 MiB, with its line feeds written as two characters
+KEEP_BYTES = 64 << 20  # of all entries together; the newest two are kept, however large
+_LARGEST_ENTRY = 160 << 20  # bytes: a policy of 64 MiB, with each line feed as two characters
+_ENTRY_MODE, _DIRECTORY_MODE = 0o600, 0o700
+_ALWAYS_KEPT = 2  # entries, whatever their size
+_LONGEST_REASON = 200  # characters
 _NAME = re.compile(r"([0-9]{6,12})\.json\Z")
-_BAD = (ValueError, TypeError, RecursionError, OSError)  # what reading a damaged file ends in
+_READ_ERRORS = (ValueError, TypeError, RecursionError, OSError)  # of a damaged file
 
 
 def _now() -> datetime:
@@ -36,11 +40,11 @@ def _now() -> datetime:
 
 @frozen
 class Entry:
-    """One policy that was in force.
+    """A policy that was in force. The field names are the keys of its JSON file.
 
-    `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` how long the change
-    took; `who` a user's name or number; `why` "apply", "rollback to 3" or the like; `of` the number
-    of the entry that this one repeats.
+    `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` the duration
+    of the change; `who` a user name or number; `why` the reason, as "apply" or "rollback to 3";
+    `of` the number of the entry that this one repeats.
     """
 
     number: int = field(validator=[validators.instance_of(int), validators.gt(0)])
@@ -57,17 +61,17 @@ class Entry:
 
     @property
     def data(self) -> bytes:
-        """The policy's text, as it was read."""
+        """The text of the policy in bytes, as it was read."""
         return self.text.encode()
 
     def facts(self) -> dict[str, Any]:
-        """All but the text."""
+        """Return all fields but the text, for JSON that is printed."""
         return {name: value for name, value in asdict(self).items() if name != "text"}
 
 
 @frozen
 class Damaged:
-    """A file that should be an entry and can't be read as one."""
+    """A file of an entry that cannot be read, and the reason."""
 
     path: Path
     reason: str
@@ -75,73 +79,77 @@ class Damaged:
 
 @frozen
 class Shelf:
-    """What was found in the folder: entries by number, and what is damaged."""
+    """Content of the history directory: the entries by number, and the damaged files."""
 
     entries: tuple[Entry, ...]
     damaged: tuple[Damaged, ...]
 
     def entry(self, number: int) -> Entry | None:
-        """The entry of that number, or None."""
-        return next((one for one in self.entries if one.number == number), None)
+        """Return the entry of this number, or None."""
+        return next((entry for entry in self.entries if entry.number == number), None)
 
     def of_text(self, text: bytes) -> Entry | None:
-        """The newest entry of a policy with this text, or None."""
-        return next((one for one in reversed(self.entries) if one.data == text), None)
+        """Return the newest entry of a policy with this text, or None."""
+        return next((entry for entry in reversed(self.entries) if entry.data == text), None)
 
     def before(self, text: bytes) -> Entry | None:
-        """What was in force before the policy with this text, or None.
+        """Return the entry that was in force before the policy with this text, or None.
 
-        An entry that repeats an older one stands in the place of the older one, so that going back
-        twice leads two steps back, and never forth to what was gone back from.
+        An entry that repeats an older one has the position of the older one. So two rollbacks in a
+        row go two policies back, and never forward again.
         """
         present = self.of_text(text)
-        place = self._first(present) if present else None
-        older = [one for one in self.entries if place is None or one.number < place]
-        return next((one for one in reversed(older) if one.data != text), None)
+        position = self._position(present) if present else None
+        older = [entry for entry in self.entries if position is None or entry.number < position]
+        return next((entry for entry in reversed(older) if entry.data != text), None)
 
-    def _first(self, one: Entry) -> int:
-        """The place in the order that an entry stands for."""
-        while one.of is not None and one.of < one.number:
-            older = self.entry(one.of)
-            if older is None:
-                return one.of
-            one = older
-        return one.number
+    def _position(self, entry: Entry) -> int:
+        """Return the number of the oldest entry that an entry repeats, or its own."""
+        while entry.of is not None and entry.of < entry.number:
+            repeated = self.entry(entry.of)
+            if repeated is None:
+                return entry.of
+            entry = repeated
+        return entry.number
 
 
 @frozen
 class History:
-    """The folder of entries: one JSON file each, 000012.json, which holds all that is known of it."""
+    """The history directory: one JSON file for each entry, as 000012.json."""
 
     folder: Path
     now: Callable[[], datetime] = _now
 
     def read(self) -> Shelf:
-        """All entries. A damaged one is named and left out. Raises OSError if the folder can't be read."""
-        entries, damaged = [], []
+        """Return all entries and the damaged files.
+
+        Raises OSError if the directory cannot be read.
+        """
+        entries: list[Entry] = []
+        damaged: list[Damaged] = []
         for number, path in self._files():
             try:
-                entries.append(_parsed(path, number))
+                entries.append(_read_entry(path, number))
             except FileNotFoundError:
-                continue  # dropped as too old, meanwhile
-            except _BAD as error:
-                damaged.append(Damaged(path, " ".join(str(getattr(error, "strerror", None) or error).split())[:200]))
+                continue  # another process dropped it as too old
+            except _READ_ERRORS as error:
+                damaged.append(Damaged(path, _reason(error)))
         return Shelf(tuple(entries), tuple(damaged))
 
     def entries(self) -> tuple[Entry, ...]:
-        """The entries that can be read, the newest last."""
+        """Return the readable entries, the newest last."""
         return self.read().entries
 
     def entry(self, number: int) -> Entry | None:
-        """The entry of that number, or None."""
+        """Return the entry of this number, or None."""
         return self.read().entry(number)
 
     def last_good(self) -> Entry | None:
-        """The newest entry that can be read, or None."""
+        """Return the newest readable entry, or None."""
         return next(reversed(self.entries()), None)
 
     def path(self, number: int) -> Path:
-        """Where an entry is kept."""
+        """Return the path of an entry's file."""
         return self.folder / f"{number:06}.json"
 
     def add(
@@ -154,12 +162,14 @@ class History:
         why: str,
         of: int | None = None,
     ) -> Entry:
-        """Keep a policy that is in force now; the newest entry itself if that has the same text.
+        """Add the policy that is in force now, and return its entry.
+
+        If the newest entry has the same text, nothing is added and that entry is returned.
 
         Raises:
-            OSError: it can't be kept (a full disk); what was kept before is as it was.
+            OSError: the entry cannot be written (a full disk); the other entries are unchanged.
         """
-        with self._alone():
+        with self._locked():
             files = self._files()
             last = self._newest(files)
             if last is not None and last.data == data:
@@ -177,41 +187,33 @@ class History:
                 of=of,
                 text=data.decode(),
             )
-            self._write(self.path(entry.number), json.dumps(asdict(entry), ensure_ascii=False, indent=1).encode())
+            content = json.dumps(asdict(entry), ensure_ascii=False, indent=1).encode()
+            self._write(self.path(entry.number), content)
             self._drop_old()
         return entry
 
     def _files(self) -> list[tuple[int, Path]]:
-        """The files of entries, by number."""
+        """Return number and path of the entries' files, by number."""
         try:
-            found = [(path, _NAME.match(path.name)) for path in self.folder.iterdir()]
+            candidates = [(path, _NAME.match(path.name)) for path in self.folder.iterdir()]
         except FileNotFoundError:
             return []
-        return sorted((int(match[1]), path) for path, match in found if match)
+        return sorted((int(match[1]), path) for path, match in candidates if match)
 
     def _newest(self, files: list[tuple[int, Path]]) -> Entry | None:
-        """The last entry, if it is good. The others need not be read for that."""
-        with suppress(*_BAD):
-            return _parsed(files[-1][1], files[-1][0]) if files else None
+        """Return the entry of the last file, or None if there is no file or it is damaged."""
+        if not files:
+            return None
+        number, path = files[-1]
+        with suppress(*_READ_ERRORS):
+            return _read_entry(path, number)
         return None
 
     def _write(self, path: Path, content: bytes) -> None:
-        """The file is there in full or not at all, after a crash of the machine too."""
-        new = path.with_name(f".{path.name}.new")
-        try:
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                new.unlink()
-            raise
-        self._sync_folder()
+        write_file(path, content, _ENTRY_MODE)
 
     def _drop_old(self) -> None:
-        """What is more than is kept goes, the oldest first. What can't be removed stays."""
+        """Remove the oldest entries beyond the limits. A file that cannot be removed stays."""
         for unfinished in self.folder.glob(".*.json.new"):  # of a process that was killed
             with suppress(OSError):
                 unfinished.unlink()
@@ -219,66 +221,62 @@ class History:
         for index, (_, path) in enumerate(newest_first):
             with suppress(OSError):
                 total += path.stat().st_size
-                if index >= KEEP or (index >= 2 and total > KEEP_BYTES):
+                if index >= KEEP or (index >= _ALWAYS_KEPT and total > KEEP_BYTES):
                     path.unlink()
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One writer at a time, whatever kernel it is about. Waits."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock on the directory, which all network namespaces share. Waits."""
+        self.folder.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        with exclusive_lock(self.folder):
             yield
-        finally:
-            os.close(folder)
 
 
 def of_this_namespace(memory: Memory) -> History:
-    """The history of the network namespace that this process is in.
+    """Return the history of the network namespace that this process is in.
 
-    Whoever moves the memory by $NFTPOLICY_STATE moves the history with it, unless $NFTPOLICY_LIB says otherwise.
+    $NFTPOLICY_STATE moves the history together with the state directory, unless $NFTPOLICY_LIB is
+    set.
     """
     if moved := os.environ.get("NFTPOLICY_LIB"):
         return History(Path(moved))
-    if "NFTPOLICY_STATE" in os.environ or not _of_first_process():
+    if "NFTPOLICY_STATE" in os.environ or not _in_namespace_of_init():
         return History(memory.folder / "history")
     return History(Path(kept()))
 
 
 def who() -> str:
-    """Whom this process works for: the user who called sudo, or the number of its own."""
+    """Return the name of the user who ran sudo, or the number of this process's user."""
     return os.environ.get("SUDO_USER") or str(os.getuid())
 
 
-def _of_first_process() -> bool:
-    """Whether this is the network namespace of process 1; if nobody can say, it is not."""
+def _in_namespace_of_init() -> bool:
+    """Return True if this is the network namespace of process 1; False also if that is unknown."""
     try:
         return Path("/proc/1/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
     except OSError:
         return False
 
 
-def _parsed(path: Path, number: int) -> Entry:
-    """The entry in a file. Raises ValueError, TypeError or OSError."""
-    if path.stat().st_size > _LARGEST:
+def _read_entry(path: Path, number: int) -> Entry:
+    """Read the entry in a file. Raises ValueError, TypeError or OSError."""
+    if path.stat().st_size > _LARGEST_ENTRY:
         raise ValueError("larger than any policy")
-    found = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
+    stored = json.loads(path.read_bytes())
+    if not isinstance(stored, dict):
         raise ValueError("not a JSON object")
-    names = [one.name for one in fields(Entry)]
-    if lacking := [name for name in names if name not in found]:
-        raise ValueError(f"{lacking[0]!r} is missing")
-    entry = Entry(**{name: found[name] for name in names})
+    names = [attribute.name for attribute in fields(Entry)]
+    if missing := [name for name in names if name not in stored]:
+        raise ValueError(f"{missing[0]!r} is missing")
+    entry = Entry(**{name: stored[name] for name in names})
     if entry.number != number:
-        raise ValueError(f"it says that it is number {entry.number}")
+        raise ValueError(f"its content is of entry number {entry.number}")
     if hashlib.sha256(entry.data).hexdigest() != entry.sha256:
-        raise ValueError("the text is not the one that was kept: its SHA-256 differs")
+        raise ValueError("the text was changed: its SHA-256 differs")
     return entry
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error in one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:_LONGEST_REASON]

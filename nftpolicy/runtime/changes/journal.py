@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is being done right now, written down before it is begun: for whoever comes after a process that was killed.
+"""Write-ahead journal of the change that is being made, for recovery after the process was killed.
 
-It holds the policies, not the steps. Whoever finds it plans again, from what the kernel holds by then.
+It holds the policies, not the steps: recovery plans again, from what the kernel holds then.
+
+Format: a line of JSON (pid, begun, steps, before, after), then a line "done" for each completed
+step.
 """
 
 from __future__ import annotations
@@ -12,24 +15,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from attrs import frozen
 
+from ..atomic_file import write_file
+
 APPLY, RELEASE = "apply", "release"
 
-Text = tuple[str, bytes]  # a policy: the name of its file, and what is in it
+Text = tuple[str, bytes]  # a policy: file name and content
 
 
 class Unfinished(Exception):
-    """The kernel is neither as it was nor as it should be."""
+    """The kernel holds neither the old nor the new state."""
 
 
 @frozen
 class Interrupted:
-    """A change that was begun and has no end: `done` of `steps` steps are known to be done.
+    """A change that was begun and not completed: at least `done_steps` of `steps` steps were run.
 
-    `before` was in force when it began; `after` was wanted, None for a release.
+    `begun` is in seconds since the epoch; `before` was in force then; `after` is the new policy,
+    None for a release.
     """
 
     pid: int
@@ -41,41 +47,39 @@ class Interrupted:
 
     @property
     def kind(self) -> str:
-        """What it was: "apply" or "release"."""
+        """The kind of change: "apply" or "release"."""
         return RELEASE if self.after is None else APPLY
 
     def __str__(self) -> str:
         name = (self.after or self.before or ("", b""))[0]
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begun))
-        far = f"after {self.done} of {self.steps} steps"
-        return f"the {self.kind} of {name} by process {self.pid} at {when} was interrupted {far}"
+        begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begun))
+        progress = f"after {self.done} of {self.steps} steps"
+        return f"the {self.kind} of {name} by process {self.pid} at {begun} was interrupted {progress}"
 
 
 @frozen
 class Journal:
-    """The file; there is none while nothing is being done."""
+    """The journal file; it exists only during a change, or after an interrupted one."""
 
     file: Path
 
     @contextmanager
     def of(self, steps: int, before: Text | None, after: Text | None) -> Iterator[Writer]:
-        """Write down what is begun. The file goes when the block ends, but for Unfinished: then it stays.
+        """Record a change before it is begun, and remove the record at the end of the block.
+
+        After InconsistentState the record stays.
 
         Raises:
-            OSError: it can't be written (a full disk), and nothing should be begun.
+            OSError: the file cannot be written (a full disk); the change must not be begun.
         """
-        head = {"pid": os.getpid(), "begun": time.time(), "steps": steps, "before": _out(before), "after": _out(after)}
-        new = self.file.with_name(f".{self.file.name}.new")
-        try:
-            with new.open("w") as out:
-                out.write(json.dumps(head) + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-        except OSError:
-            with suppress(OSError):
-                new.unlink()
-            raise
-        new.replace(self.file)
+        head = {
+            "pid": os.getpid(),
+            "begun": time.time(),
+            "steps": steps,
+            "before": _encode(before),
+            "after": _encode(after),
+        }
+        write_file(self.file, f"{json.dumps(head)}\n".encode())
         with self.file.open("a", buffering=1) as out:
             try:
                 yield Writer(out)
@@ -87,39 +91,49 @@ class Journal:
         self.clear()
 
     def interrupted(self) -> Interrupted | None:
-        """What the last process did not end, or None. Only who holds the lock may ask: else it may still be at it."""
+        """Return the interrupted change, or None.
+
+        The caller holds the lock: otherwise the change may still be running.
+        """
         try:
             lines = self.file.read_text().splitlines()
             head = json.loads(lines[0])
             return Interrupted(
-                int(head["pid"]), float(head["begun"]), int(head["steps"]), len(lines) - 1,
-                _in(head["before"]), _in(head["after"]),
-            )  # fmt: skip
+                pid=int(head["pid"]),
+                begun=float(head["begun"]),
+                steps=int(head["steps"]),
+                done=len(lines) - 1,
+                before=_decode(head["before"]),
+                after=_decode(head["after"]),
+            )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, IndexError, TypeError):
-            return Interrupted(0, 0.0, 0, 0, None, None)  # damaged: all that is known is that something was begun
+            return Interrupted(0, 0.0, 0, 0, None, None)  # damaged: only the fact remains
 
     def clear(self) -> None:
-        """It is ended."""
+        """Remove the journal."""
         self.file.unlink(missing_ok=True)
 
 
 class Writer:
-    """Counts steps in the journal."""
+    """Counts completed steps in the journal."""
 
-    def __init__(self, out: Any) -> None:
+    def __init__(self, out: IO[str]) -> None:
         self._out = out
 
     def done(self) -> None:
-        """One more. A full disk does not keep the next step from being done: the count is for people."""
+        """Record a completed step.
+
+        A full disk does not stop the change: recovery does not need the count.
+        """
         with suppress(OSError):
             self._out.write("done\n")
 
 
-def _out(text: Text | None) -> list[str] | None:
-    return None if text is None else [text[0], text[1].decode("utf-8", "surrogateescape")]
+def _encode(source: Text | None) -> list[str] | None:
+    return None if source is None else [source[0], source[1].decode("utf-8", "surrogateescape")]
 
 
-def _in(found: list[str] | None) -> Text | None:
-    return None if found is None else (found[0], found[1].encode("utf-8", "surrogateescape"))
+def _decode(stored: list[str] | None) -> Text | None:
+    return None if stored is None else (stored[0], stored[1].encode("utf-8", "surrogateescape"))

@@ -1,42 +1,40 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What is remembered between two runs, for each network namespace: the policy that was applied,
-and the sysctls as they were before it.
+"""State directory of one network namespace: the policy in force, and the sysctls from before it.
 
-Kept under /run, which a restart empties as it empties the kernel. $NFTPOLICY_STATE moves it.
+Under /run, which a restart empties as it empties the kernel; $NFTPOLICY_STATE moves it. Only the
+process that holds the lock writes here.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
 
 from attrs import frozen
 
 from ...kernel.namespace import namespace_cookie
+from ..atomic_file import write_file
+from ..file_lock import LockTimeout, exclusive_lock
 from .journal import Journal
 
 DEFAULT = "/run/nftpolicy"
-_LOOK_AGAIN = 0.05  # seconds, for a lock that another process holds
 
 
 class Busy(Exception):
-    """Another process changes the same kernel; its pid is in the words."""
+    """Another process holds the lock of this network namespace; the message has its PID."""
 
 
 @frozen
 class Memory:
-    """The folder of one network namespace."""
+    """The state directory of one network namespace."""
 
     folder: Path
 
     def policy(self) -> tuple[str, bytes] | None:
-        """Name and text of the policy that was applied last, or None."""
+        """Return file name and text of the policy that was applied last, or None."""
         try:
             name = (self.folder / "name").read_text()
             return name, (self.folder / "policy.toml").read_bytes()
@@ -44,67 +42,61 @@ class Memory:
             return None
 
     def sysctls(self) -> dict[str, str]:
-        """The values before us, by path."""
+        """Return path -> value of the sysctls as they were before nftpolicy set them."""
         try:
-            found = json.loads((self.folder / "sysctls.json").read_text())
+            values = json.loads((self.folder / "sysctls.json").read_text())
         except (FileNotFoundError, ValueError):
             return {}
-        return {str(path): str(value) for path, value in found.items()} if isinstance(found, dict) else {}
+        if not isinstance(values, dict):
+            return {}
+        return {str(path): str(value) for path, value in values.items()}
 
     def remember_sysctls(self, values: dict[str, str]) -> None:
-        """Add values that are not known yet; the first ones stay."""
-        known = self.sysctls()
-        if not values.keys() <= known.keys():
-            self._write("sysctls.json", json.dumps({**values, **known}, indent=1).encode())
+        """Save the values of sysctls; a value that is saved already stays."""
+        saved = self.sysctls()
+        if not values.keys() <= saved.keys():
+            self._write("sysctls.json", json.dumps({**values, **saved}, indent=1).encode())
 
     def remember_policy(self, name: str, text: bytes) -> None:
-        """Keep the policy that is in force now."""
+        """Save the policy that is in force now. Raises OSError."""
         if self.policy() != (name, text):
             self._write("policy.toml", text)
             self._write("name", name.encode())
 
     def forget(self) -> None:
-        """Nothing of ours is in the kernel any more."""
+        """Remove the saved policy and sysctls, after a release."""
         for name in ("name", "policy.toml", "sysctls.json"):
             (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, content: bytes) -> None:
-        new = self.folder / f".{name}.new"
-        new.write_bytes(content)
-        new.replace(self.folder / name)
+        write_file(self.folder / name, content)
 
     @property
     def journal(self) -> Journal:
-        """What is being done now, for this namespace."""
+        """The journal of the change that is being made in this namespace."""
         return Journal(self.folder / "journal")
 
     @contextmanager
     def alone(self, wait: float = 0) -> Iterator[None]:
-        """Hold off every other process that changes this namespace; wait up to `wait` seconds for one. Raises Busy."""
+        """Hold the lock of this network namespace in the block.
+
+        `wait`: seconds to wait for another process. Raises Locked.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as lock:
-            end = time.monotonic() + wait
-            while not _locked(lock):
-                if time.monotonic() >= end:
-                    lock.seek(0)
-                    who = lock.read().strip() or "unknown"
-                    raise Busy(f"process {who} is at it; try again when it is done, or wait for it (--wait)")
-                time.sleep(_LOOK_AGAIN)
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        lock = self.folder / "lock"
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(exclusive_lock(lock, wait))
+            except LockTimeout:
+                holder = lock.read_text().strip() or "unknown"
+                message = f"process {holder} holds the lock; retry when it has ended, or use --wait"
+                raise Busy(message) from None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
             yield
 
 
-def _locked(lock: IO[str]) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def of_this_namespace() -> Memory:
-    """The memory of the network namespace that this process is in."""
+    """Return the state directory of the network namespace that this process is in."""
     root = Path(os.environ.get("NFTPOLICY_STATE", DEFAULT))
     return Memory(root / f"netns-{namespace_cookie()}")

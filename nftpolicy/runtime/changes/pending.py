@@ -1,71 +1,76 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A policy that is in force on trial: the file that says until when, and what it goes back to.
+"""State of a policy that waits to be confirmed: deadline and rollback target, in a file.
 
-Whoever changes the file holds its lock, so that either `confirm` or the deadline wins. Whoever goes
-back holds the memory's lock as well (`claimed`), and so works alone.
+A process that changes the file holds its lock, so that either `confirm` or the deadline wins. The
+process that rolls back (`rolling_back`) holds the lock of the state directory as well.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from ..atomic_file import write_file
+from ..file_lock import exclusive_lock
 from .memory import Memory
 
 FILE = "pending.json"
-# What becomes of it: its policy is being applied; waits to be confirmed; is being taken back; could not be.
+_LOCK = "pending.lock"
+# States: its policy is being applied; waits to be confirmed; is rolled back; the rollback failed.
 APPLYING, WAITING, GOING_BACK, FAILED = "applying", "waiting", "going back", "failed"
+# Field 22 of proc_pid_stat(5), counted from the field after the program's name (field 3).
+_START_TIME_FIELD = 22 - 3
 
 
 class Declined(Exception):
-    """It can't be done with a policy on trial, or without one; the words say what to do."""
+    """The request does not fit the state of confirmation; the message has the command to type."""
 
 
 class Gone(Exception):
-    """The trial that this is about has ended."""
+    """The policy was confirmed or rolled back already."""
 
 
 class NotDue(Exception):
-    """The trial goes on."""
+    """The deadline has not passed."""
 
 
 @frozen
 class Process:
-    """A process, told from a later one of the same number by when it started (clock ticks since the machine did)."""
+    """A process, identified by PID and start time (clock ticks since the machine started)."""
 
     pid: int
     started: int
 
     def alive(self) -> bool:
-        """Whether it is still there."""
+        """Return True if this process still runs."""
         return started(self.pid) == self.started
 
 
 def started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None if there is no such process."""
+    """Return the start time of a process in clock ticks since boot; None without such a process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])  # field 22 of proc_pid_stat(5); the name may hold anything
+    # The program's name, in parentheses, may hold any character.
+    return int(stat.rpartition(")")[2].split()[_START_TIME_FIELD])
 
 
 def process(pid: int) -> Process:
-    """A process that is there now."""
+    """Return the identity of a running process."""
     return Process(pid, started(pid) or 0)
 
 
 @frozen
 class Back:
-    """The policy to go back to: its number in the history if it has one, the name of its file, its text."""
+    """The policy to roll back to: its number in the history or None, its file name, its text."""
 
     number: int | None
     file: str
@@ -75,16 +80,17 @@ class Back:
         return self.file if self.number is None else f"{self.number} ({self.file})"
 
 
-RELEASE = "nothing in force: a release, which opens the uplink"
+RELEASE = "no policy (a release, which opens the uplinks)"
 
 
 @frozen
 class Pending:
-    """One trial.
+    """A policy that waits to be confirmed. The field names are the keys of its file.
 
-    `token` is its own; `seconds` what was asked for; `deadline` in seconds of `clock`, and `until` the same
-    by the calendar (UTC, ISO 8601); `back` None: release; `deadman` waits for the deadline; `reason` says
-    why going back failed.
+    `token` identifies it; `seconds` is the requested time; `deadline` is in seconds of `boottime`,
+    and `until` the same as a date (UTC, ISO 8601); `back` is the rollback target, None for a
+    release; `deadman` is the process that waits for the deadline; `reason` is the cause of a failed
+    rollback.
     """
 
     token: str
@@ -98,147 +104,164 @@ class Pending:
     reason: str = ""
 
     def remaining(self) -> float:
-        """Seconds until the deadline; less than 0 after it."""
+        """Return the seconds until the deadline, negative after it."""
         return self.deadline - clock()
 
     @property
     def goal(self) -> str:
-        """What it goes back to, in words."""
+        """The rollback target as text."""
         return RELEASE if self.back is None else str(self.back)
 
     def facts(self) -> dict[str, Any]:
-        """For JSON that is printed."""
+        """Return the fields for JSON that is printed."""
+        back: str | dict[str, Any] = "release"
+        if self.back is not None:
+            back = {"number": self.back.number, "file": self.back.file}
         return {
             "state": self.state,
             "until": self.until,
             "remaining": round(max(self.remaining(), 0.0), 1),
-            "back": "release" if self.back is None else {"number": self.back.number, "file": self.back.file},
+            "back": back,
             "pid": self.deadman.pid,
             "reason": self.reason,
         }
 
 
 def clock() -> float:
-    """Seconds that go on while the machine sleeps, and that nobody sets."""
+    """Return CLOCK_BOOTTIME in seconds: it runs during suspend, and cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def from_now(seconds: float) -> dict[str, Any]:
-    """The fields of a deadline that many seconds ahead."""
+    """Return the fields `deadline` and `until` for a deadline in this many seconds."""
     until = datetime.now(UTC) + timedelta(seconds=seconds)
     return {"deadline": clock() + seconds, "until": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def pending(memory: Memory) -> Pending | None:
-    """The trial of this namespace, or None. Raises Declined if its file is damaged."""
+    """Read the pending confirmation of this network namespace, or None.
+
+    Raises ConfirmError if the file is damaged.
+    """
     path = memory.folder / FILE
     try:
-        found = json.loads(path.read_bytes())
-        back = found["back"]
+        stored = json.loads(path.read_bytes())
+        back = stored["back"]
         return Pending(
             **{
-                **found,
+                **stored,
                 "back": None if back is None else Back(**back),
-                "applier": Process(**found["applier"]),
-                "deadman": Process(**found["deadman"]),
+                "applier": Process(**stored["applier"]),
+                "deadman": Process(**stored["deadman"]),
             }
         )
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
         raise Declined(
-            f"{path} is damaged, so nobody knows what was to be confirmed: remove it, and say what shall be "
-            "in force by 'nftpolicy apply' or 'nftpolicy rollback N'"
+            f"{path}: damaged, so the policy to be confirmed is unknown; remove the file, then run "
+            "'nftpolicy apply FILE' or 'nftpolicy rollback N'"
         ) from None
 
 
 def begin(memory: Memory, new: Pending) -> None:
-    """Raises Declined if there is one already."""
-    with _alone(memory):
-        _refuse(pending(memory))
+    """Create a pending confirmation. Raises ConfirmError if there is one already."""
+    with _locked(memory):
+        _require_none(pending(memory))
         _write(memory, new)
 
 
 def refuse(memory: Memory) -> None:
-    """Declined if a policy is on trial; one that could not be taken back is in nobody's way."""
-    _refuse(pending(memory))
+    """Raise ConfirmError if a policy waits to be confirmed, unless its rollback failed."""
+    _require_none(pending(memory))
 
 
-def _refuse(found: Pending | None) -> None:
-    if found is not None and found.state != FAILED:
-        left = found.remaining()
-        when = f"has {left:.0f} s left" if left > 0 else "its time is over"
+def _require_none(current: Pending | None) -> None:
+    if current is not None and current.state != FAILED:
+        left = current.remaining()
+        when = f"{left:.0f} s left" if left > 0 else "its time is over"
         raise Declined(
-            f"the policy in force is on trial and {when}: confirm or rollback first "
-            "('nftpolicy confirm' keeps it, 'nftpolicy rollback' goes back)"
+            f"the policy in force waits to be confirmed ({when}): confirm or rollback first "
+            "('nftpolicy confirm' keeps it, 'nftpolicy rollback' restores the previous policy)"
         )
 
 
 def update(memory: Memory, token: str, **values: Any) -> Pending | None:
-    """The trial with other values; None if it has ended."""
-    with _alone(memory):
-        found = pending(memory)
-        if found is None or found.token != token:
+    """Change fields of the pending confirmation and return it; None if it has ended."""
+    with _locked(memory):
+        current = pending(memory)
+        if current is None or current.token != token:
             return None
-        changed = evolve(found, **values)
+        changed = evolve(current, **values)
         _write(memory, changed)
         return changed
 
 
 def end(memory: Memory, token: str | None = None) -> Pending | None:
-    """No trial any more. `token`: only that one. Returns the one that was ended."""
+    """Remove the pending confirmation, with `token` only that one; return it, or None."""
     if not memory.folder.exists():
         return None
-    with _alone(memory):
+    with _locked(memory):
         try:
-            found = pending(memory)
+            current = pending(memory)
         except Declined:
-            found = None
-        if token is not None and (found is None or found.token != token):
+            current = None
+        if token is not None and (current is None or current.token != token):
             return None
         (memory.folder / FILE).unlink(missing_ok=True)
-        return found
+        return current
 
 
 def confirm(memory: Memory) -> Pending:
-    """The policy in force stays. Raises Declined if none is on trial, or if it is too late."""
+    """Keep the policy in force, and return the confirmation.
+
+    Raises ConfirmError if no policy waits to be confirmed, or if it is too late.
+    """
     if not memory.folder.exists():
         raise Declined("no policy is waiting to be confirmed")
-    with _alone(memory):
-        found = pending(memory)
-        if found is None:
+    with _locked(memory):
+        current = pending(memory)
+        if current is None:
             raise Declined("no policy is waiting to be confirmed")
-        if found.state == APPLYING:
+        if current.state == APPLYING:
             raise Declined(
-                "the policy is not applied in full, so it can't be confirmed; 'nftpolicy rollback' goes back"
+                "the policy is not completely applied, so it cannot be confirmed; "
+                "'nftpolicy rollback' restores the previous policy"
             )
-        if found.state != WAITING or found.remaining() <= 0:
-            raise Declined(f"too late: it was to be confirmed until {found.until}; it goes back to {found.goal}")
+        if current.state != WAITING or current.remaining() <= 0:
+            raise Declined(
+                f"too late: the policy had to be confirmed until {current.until}; rolling back to {current.goal}"
+            )
         (memory.folder / FILE).unlink()
-        return found
+        return current
 
 
 @contextmanager
-def claimed(memory: Memory, token: str, due: Callable[[Pending], bool] = lambda _: True) -> Iterator[None]:
-    """Within this it is too late to confirm, and at its end the trial is over; if that fails, it is as before.
+def claimed(
+    memory: Memory,
+    token: str,
+    is_due: Callable[[Pending], bool] = lambda _: True,
+) -> Iterator[None]:
+    """Roll back in the block: `confirm` is too late from its beginning.
 
-    Only who holds the lock of the memory may enter.
+    At its end the confirmation is removed; if it fails, the previous state is restored. The caller
+    holds the lock of the state directory.
 
     Raises:
-        Gone: it was confirmed, or ended otherwise.
-        NotDue: by `due`.
+        AlreadyResolved: the policy was confirmed, or ended otherwise.
+        NotExpired: `is_due` returned False.
     """
-    with _alone(memory):
+    with _locked(memory):
         before = pending(memory)
         if before is None or before.token != token:
             raise Gone
-        if not due(before):
+        if not is_due(before):
             raise NotDue
         _write(memory, evolve(before, state=GOING_BACK))
     try:
         yield
     except BaseException:
-        # A claim that a killed process left is no state to come back to.
+        # ROLLING_BACK was left by a process that was killed in its rollback.
         update(memory, token, state=WAITING if before.state == GOING_BACK else before.state)
         raise
     end(memory, token)
@@ -246,27 +269,19 @@ def claimed(memory: Memory, token: str, due: Callable[[Pending], bool] = lambda 
 
 @contextmanager
 def unless_pending(memory: Memory) -> Iterator[None]:
-    """A change that is refused while a policy is on trial. Raises Declined."""
+    """Make a change in the block; raise ConfirmError if a policy waits to be confirmed."""
     refuse(memory)
     yield
-    end(memory)  # a trial that failed to go back: what is in force now was not on it
+    end(memory)  # of an earlier policy with a failed rollback
 
 
-def _write(memory: Memory, what: Pending) -> None:
-    new = memory.folder / f".{FILE}.new"
-    try:
-        new.write_text(json.dumps(asdict(what), indent=1))
-        new.replace(memory.folder / FILE)
-    except BaseException:
-        with suppress(OSError):
-            new.unlink()
-        raise
+def _write(memory: Memory, new: Pending) -> None:
+    write_file(memory.folder / FILE, json.dumps(asdict(new), indent=1).encode())
 
 
 @contextmanager
-def _alone(memory: Memory) -> Iterator[None]:
-    """Held for moments only, so others wait."""
+def _locked(memory: Memory) -> Iterator[None]:
+    """Hold the lock of the file. It is held for moments only, so this waits without limit."""
     memory.folder.mkdir(parents=True, exist_ok=True)
-    with (memory.folder / "pending.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive_lock(memory.folder / _LOCK):
         yield

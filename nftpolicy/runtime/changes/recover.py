@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The end of a change that somebody began and did not end."""
+"""Recovery of a change that was interrupted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRY_NEXT = (Refused, NotHeld, NotProved, NotSafe, ValueError)
 
 @frozen
 class Recovered:
-    """What is in force now, and how that came to be."""
+    """Result of a recovery: the policy in force now, its checked plan, and the report."""
 
     wanted: Wanted
     outlook: Outlook
@@ -26,32 +26,42 @@ class Recovered:
 
 
 class NoWay(Unfinished):
-    """Neither end could be reached; the guard stands as it was found."""
+    """Neither the new nor the old policy could be applied; the guard stays as it was."""
 
 
-def recover(changer: Changer, undo: bool = False, tell: Callable[[str], None] = lambda _: None) -> Recovered | None:
-    """Reach one of the two ends: of an apply the new one, else the old one; of a release the old one alone.
+def recover(
+    changer: Changer,
+    undo: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Recovered | None:
+    """Complete or undo an interrupted change. The caller holds the lock.
 
-    The caller is alone. None: nothing was interrupted.
+    An interrupted apply is completed, or else undone (with `undo`, the other way round); an
+    interrupted release is undone. Returns None if nothing was interrupted.
 
     Raises:
-        NoWay: neither can be reached; `tell` was told why.
+        RecoveryFailed: neither was possible; `log` got the reasons.
     """
     interrupted = changer.memory.journal.interrupted()
     if interrupted is None:
         return None
     tell(str(interrupted))
-    for text in _ends(interrupted, changer.memory.policy(), undo):
+    for source in _candidates(interrupted, changer.memory.policy(), undo):
         try:
-            wanted = Wanted(changer.load(text), text)
+            wanted = Wanted(changer.load(source), source)
             outlook = changer.outlook(wanted)
             return Recovered(wanted, outlook, changer.carry_out(outlook, wanted, why="recover"))
         except _TRY_NEXT as error:
-            tell(f"{text[0]}: {error}")
-    raise NoWay("there is no policy to go to that can be applied; apply one: nftpolicy apply FILE")
+            tell(f"{source[0]}: {error}")
+    raise NoWay("no policy of the interrupted change can be applied; apply one: nftpolicy apply FILE")
 
 
-def _ends(interrupted: Interrupted, remembered: Text | None, undo: bool) -> list[Text]:
-    ends = [interrupted.after, interrupted.before] if interrupted.kind == APPLY else [interrupted.before]
-    found = [one for one in (*(ends[::-1] if undo else ends), remembered) if one is not None]
-    return list(dict.fromkeys(found))
+def _candidates(interrupted: Interrupted, saved: Text | None, undo: bool) -> list[Text]:
+    """Return the policies to try, in order, without duplicates."""
+    ends = [interrupted.before]
+    if interrupted.kind == APPLY:
+        ends = [interrupted.after, interrupted.before]
+    if undo:
+        ends.reverse()
+    sources = [source for source in (*ends, saved) if source is not None]
+    return list(dict.fromkeys(sources))

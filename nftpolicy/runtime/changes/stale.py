@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What still runs on the old decision after a change of policy. Pure: it is told what runs.
+"""Stale sockets and conntrack entries: those that still follow the old policy after a change.
 
-Guard and routes decide on packets; a connection that began before the change would hang in the guard
-until its timers end, or go another way with the addresses of the old one. What the new policy allows
-as the old one did is never stale.
+Guard and routes judge single packets. A connection from before the change would wait in the guard
+until its timers expire, or would leave by another device with its old source address. A socket that
+the new policy allows as the old one did is never stale. Pure: sockets and flows are given as
+values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from ipaddress import ip_address, ip_network
 
@@ -20,14 +21,14 @@ from ...kernel.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, Listed
 from ...netstate.nft import AnonymousSet, Match, Payload, Right
 from ...policy.mark import Mark
 from ...policy.objects import Policy, Service, Uplink
+from ..ownership import Addresses, answers, asks_names, at_home, lets, wearer
 
-Addresses = Mapping[str, Sequence[str]]
-_DNS = 53
+_EgressDevice = Callable[[Listed], str | None]
 
 
 @frozen
 class Stale:
-    """A socket that runs on the old decision, and why."""
+    """A socket that follows the old policy, and the reason."""
 
     socket: Listed
     why: str
@@ -35,7 +36,7 @@ class Stale:
 
 @frozen
 class StaleFlow:
-    """A flow that runs on the old decision, and why."""
+    """A conntrack entry that follows the old policy, and the reason."""
 
     flow: Flow
     why: str
@@ -47,48 +48,66 @@ def stale_sockets(
     after: Policy | None,
     addresses: Addresses,
     groups: Mapping[int, int] | None = None,
-    leads: Callable[[Listed], str | None] | None = None,
+    egress_device: _EgressDevice | None = None,
 ) -> list[Stale]:
-    """The sockets that run on the decision of `before`, now that `after` holds; None is no policy.
+    """Return the sockets that follow `before`, now that `after` is in force; None is no policy.
 
-    `addresses` are those of all devices. `groups` are the groups of sockets, by inode; one that is not there
-    may be any. `leads` is asked on a release: the device by which a socket's packets leave then.
+    `addresses` are those of all devices. `groups` maps the inode of a socket to the group of its
+    process; a socket without one may have any group. `egress_device` returns the device by which a
+    socket's packets leave now; it is called on a release.
     """
     if before == after:
         return []
-    judge = _Judge(before, after, addresses, groups or {}, leads)
-    return [Stale(one, why) for one in sockets if (why := judge.why(one))]
+    classifier = _Classifier(before, after, addresses, groups or {}, egress_device)
+    return [Stale(socket, why) for socket in sockets if (why := classifier.why(socket))]
 
 
-def stale_flows(flows: Iterable[Flow], before: Policy | None, after: Policy | None) -> list[StaleFlow]:
-    """The flows that wear the mark of an uplink which is gone or has another mark.
+def stale_flows(
+    flows: Iterable[Flow],
+    before: Policy | None,
+    after: Policy | None,
+) -> list[StaleFlow]:
+    """Return the flows that carry the mark of an uplink that was removed or has another mark now.
 
-    None on a release: without the policy nobody reads the marks of flows, and other rulesets may need the flows.
+    Empty on a release: without a policy no rule of ours reads marks of flows, and other rulesets
+    may need the flows.
     """
     if before is None or after is None:
         return []
-    found = []
-    for one in flows:
-        worn = wearer(before, one.mark)
-        if worn and (why := _fate(*worn, wearer(after, one.mark))):
-            found.append(StaleFlow(one, why))
-    return found
+    stale = []
+    for flow in flows:
+        owner = wearer(before, flow.mark)
+        if owner and (why := _mark_change(*owner, wearer(after, flow.mark))):
+            stale.append(StaleFlow(flow, why))
+    return stale
 
 
 def changed_marks(before: Policy | None, after: Policy | None) -> list[Mark]:
-    """The marks of `before` that are not, as they were, marks of the same devices in `after`."""
-    now = {uplink.mark: set(uplink.devices) for uplink in _uplinks(after)}
-    return [one.mark for one in _uplinks(before) if not now.get(one.mark, set()) & set(one.devices)]
+    """Return the marks of `before` that no uplink of `after` has with one of the same devices."""
+    devices_now = {uplink.mark: set(uplink.devices) for uplink in _uplinks(after)}
+    return [uplink.mark for uplink in _uplinks(before) if not devices_now.get(uplink.mark, set()) & set(uplink.devices)]
 
 
-def whose_group(sockets: Iterable[Listed], before: Policy | None, after: Policy | None) -> set[int]:
-    """The inodes of sockets about which the group of who opened them decides."""
-    if after is None or before == after or not any(one.group for one in _services(before, after)):
+def whose_group(
+    sockets: Iterable[Listed],
+    before: Policy | None,
+    after: Policy | None,
+) -> set[int]:
+    """Return the inodes of sockets that are classified by the group of their process."""
+    has_group = any(service.group for service in _services(before, after))
+    if after is None or before == after or not has_group:
         return set()
     if before is None:
-        return {one.inode for one in sockets if asks_names(one)} if any(map(_has_resolver, _uplinks(after))) else set()
-    pairs = {one.mark for one in _uplinks(before)} & {one.mark for one in _uplinks(after)}
-    return {one.inode for one in sockets if one.connected and one.mark and any(m.worn_by(one.mark) for m in pairs)}
+        if not any(map(_has_resolver, _uplinks(after))):
+            return set()
+        return {socket.inode for socket in sockets if asks_names(socket)}
+    marks_before = {uplink.mark for uplink in _uplinks(before)}
+    kept_marks = marks_before & {uplink.mark for uplink in _uplinks(after)}
+    return {
+        socket.inode
+        for socket in sockets
+        if socket.connected and socket.mark and any(mark.worn_by(socket.mark) for mark in kept_marks)
+    }
 
 
 def _services(*policies: Policy | None) -> Iterator[Service]:
@@ -104,27 +123,17 @@ def _has_resolver(uplink: Uplink) -> bool:
     return uplink.resolver is not None
 
 
-def asks_names(one: Listed) -> bool:
-    """Whether it asks a DNS server."""
-    return one.connected and one.dport == _DNS and one.protocol in (TCP, UDP)
-
-
-def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
-    """The uplink whose mark a packet with this fwmark wears."""
-    found = ((name, uplink) for name, uplink in (policy.uplink if policy else {}).items())
-    return next(((name, uplink) for name, uplink in found if uplink.mark.worn_by(fwmark)), None)
-
-
-def _fate(name: str, uplink: Uplink, now: tuple[str, Uplink] | None) -> str | None:
+def _mark_change(name: str, uplink: Uplink, now: tuple[str, Uplink] | None) -> str | None:
+    """Return what became of the mark of an uplink, or None if it still leads to its devices."""
     if now is None:
-        return f"the mark {uplink.mark} of uplink {name} means nothing any more"
+        return f"the mark {uplink.mark} of uplink {name} is not used any more"
     if not set(uplink.devices) & set(now[1].devices):
-        return f"the mark {uplink.mark} of uplink {name} is that of other devices now"
+        return f"the mark {uplink.mark} of uplink {name} belongs to other devices now"
     return None
 
 
-class _Judge:
-    """Why a socket is stale, with everything that it needs to know worked out once."""
+class _Classifier:
+    """Finds the reason why a socket is stale, if it is."""
 
     def __init__(
         self,
@@ -132,186 +141,190 @@ class _Judge:
         after: Policy | None,
         addresses: Addresses,
         groups: Mapping[int, int],
-        leads: Callable[[Listed], str | None] | None,
+        egress_device: _EgressDevice | None,
     ) -> None:
-        self._before, self._after, self._groups, self._leads = before, after, groups, leads
-        self._own = {one for found in addresses.values() for one in found}
-        self._device = {device: name for name, up in (after.uplink if after else {}).items() for device in up.devices}
-        self._address = uplink_addresses(addresses, after)
+        self._before, self._after, self._groups = before, after, groups
+        self._egress_device = egress_device
+        self._own_addresses = {address for found in addresses.values() for address in found}
+        self._uplink_of_device = {
+            device: name for name, uplink in (after.uplink if after else {}).items() for device in uplink.devices
+        }
+        self._uplink_of_address = uplink_addresses(addresses, after)
 
-    def why(self, one: Listed) -> str | None:
-        if self._at_home(one):
+    def why(self, socket: Listed) -> str | None:
+        """Return the reason why a socket is stale, or None."""
+        if at_home(socket, self._own_addresses):
             return None
-        if users := self._led(one):
-            return users
+        if reason := self._user_route(socket):
+            return reason
         if self._before is None:
-            return self._first(one)
-        worn = wearer(self._before, one.mark or 0)
-        if worn is None:
+            return self._pre_policy(socket)
+        owner = wearer(self._before, socket.mark or 0)
+        if owner is None:
             return None
-        name, uplink = worn
-        now = wearer(self._after, one.mark or 0)
-        if fate := _fate(name, uplink, now):
-            return None if self._after is None and self._goes_on(one, uplink) else fate
+        name, uplink = owner
+        now = wearer(self._after, socket.mark or 0)
+        if reason := _mark_change(name, uplink, now):
+            if self._after is None and self._keeps_device(socket, uplink):
+                return None
+            return reason
         assert self._after is not None
         assert now is not None
-        if not one.connected or one.state == "listen" or not one.inode:
-            return None  # what no process holds any more ends by itself, and the guard knows that
-        return self._dropped(one, name, now[0])
+        if not _has_process(socket):
+            return None  # it ends by itself, and the guard allows that
+        return self._forbidden(socket, name, now[0])
 
-    def _at_home(self, one: Listed) -> bool:
-        return at_home(one, self._own)
-
-    def _led(self, one: Listed) -> str | None:
-        """Connections of users who need no mark: where they lead is a matter of the policy alone."""
-        if not one.connected or one.state == "listen" or not one.inode:
+    def _user_route(self, socket: Listed) -> str | None:
+        """Return a reason for a connection of a user without mark: the policy alone routes it."""
+        if not _has_process(socket):
             return None
-        was, now = _user_of(self._before, one), _user_of(self._after, one)
-        if now and self._address.get(one.local or "") != now[0]:
-            return None if was and was[0] == now[0] else f"user {one.uid} is led to uplink {now[0]} now"
-        if was is None or (now and (lets(now[1], one, None) or not lets(was[1], one, None))):
-            return None  # it may send, or might not before either
+        before, after = _unmarked_user(self._before, socket), _unmarked_user(self._after, socket)
+        if after and self._uplink_of_address.get(socket.local or "") != after[0]:
+            if before and before[0] == after[0]:
+                return None
+            return f"user {socket.uid} is routed to uplink {after[0]} now"
+        if before is None:
+            return None
+        name, service = before
+        if after and (lets(after[1], socket, None) or not lets(service, socket, None)):
+            return None  # it may send now, or might not before either
         assert self._before is not None
-        if self._after is None and self._goes_on(one, self._before.uplink[was[0]]):
+        if self._after is None and self._keeps_device(socket, self._before.uplink[name]):
             return None
-        return f"user {one.uid} is led to uplink {was[0]} no more, or may not send there"
+        return f"user {socket.uid} is not routed to uplink {name} any more, or may not send there"
 
-    def _goes_on(self, one: Listed, uplink: Uplink) -> bool:
-        """Without a policy: whether its packets go by the uplink as before. What has no other end is routed anew
-        for each packet, and its program would have to begin again for nothing."""
-        return not one.connected or (self._leads is not None and self._leads(one) in uplink.devices)
+    def _keeps_device(self, socket: Listed, uplink: Uplink) -> bool:
+        """Return True if the socket's packets leave by the uplink also without a policy.
 
-    def _dropped(self, one: Listed, before: str, after: str) -> str | None:
-        """(b) A connection that the old policy allowed and the new one does not."""
+        Packets of an unconnected socket are routed one by one, so it need not be closed.
+        """
+        if not socket.connected:
+            return True
+        return self._egress_device is not None and self._egress_device(socket) in uplink.devices
+
+    def _forbidden(self, socket: Listed, before: str, after: str) -> str | None:
+        """Return a reason for a connection that the old policy allows and the new one does not."""
         assert self._before is not None
         assert self._after is not None
-        group = self._groups.get(one.inode)
-        if not _may(self._before, before, one, group) or _may(self._after, after, one, group):
+        group = self._groups.get(socket.inode)
+        if not _may_use(self._before, before, socket, group):
+            return None
+        if _may_use(self._after, after, socket, group):
             return None
         return f"no service of uplink {after} may send there any more"
 
-    def _first(self, one: Listed) -> str | None:
-        """(c) What ran before there was a policy, and can't go on under it."""
+    def _pre_policy(self, socket: Listed) -> str | None:
+        """Return a reason for an earlier connection that the first policy does not allow."""
         assert self._after is not None
-        if not one.connected or one.state == "listen" or one.protocol not in (TCP, UDP, UDPLITE):
+        if not socket.connected or socket.state == "listen":
             return None
-        if asks_names(one) and (name := self._client(one)):
-            return f"names are asked by the resolver of uplink {name} now"
-        if wearer(self._after, one.mark or 0):
+        if socket.protocol not in (TCP, UDP, UDPLITE):
             return None
-        name = self._device.get(one.bound) if one.bound else self._address.get(one.local or "")
+        if asks_names(socket) and (name := self._resolver_client(socket)):
+            return f"its DNS queries go to the resolver of uplink {name} now"
+        if wearer(self._after, socket.mark or 0):
+            return None
+        if socket.bound:
+            name = self._uplink_of_device.get(socket.bound)
+        else:
+            name = self._uplink_of_address.get(socket.local or "")
         if name is None:
             return None
         uplink = self._after.uplink[name]
-        user = _user_of(self._after, one)
-        if answers(uplink, one) or _exempt(uplink, one) or (user and user[0] == name and lets(user[1], one, None)):
+        if answers(uplink, socket) or _exempt(uplink, socket):
+            return None
+        user = _unmarked_user(self._after, socket)
+        if user and user[0] == name and lets(user[1], socket, None):
             return None
         return f"it is older than the policy, and has no mark of uplink {name}"
 
-    def _client(self, one: Listed) -> str | None:
-        """The uplink with a resolver of which this is a service's socket, for sure."""
+    def _resolver_client(self, socket: Listed) -> str | None:
+        """Return the uplink with a resolver if one of its services certainly opened the socket."""
         assert self._after is not None
-        group = self._groups.get(one.inode)
+        group = self._groups.get(socket.inode)
         for service in self._after.service.values():
-            mine = (service.user and service.user.number == one.uid) or (
-                service.group and service.group.number == group and group is not None
-            )
-            if mine and self._after.uplink[service.uplink].resolver:
+            same_user = service.user is not None and service.user.number == socket.uid
+            same_group = service.group is not None and service.group.number == group
+            if (same_user or same_group) and self._after.uplink[service.uplink].resolver:
                 return service.uplink
         return None
 
 
-def _user_of(policy: Policy | None, one: Listed) -> tuple[str, Service] | None:
-    """Uplink and service of a socket without a mark, if its user needs none."""
-    if policy is None or wearer(policy, one.mark or 0):
+def _has_process(socket: Listed) -> bool:
+    """Return True for a connection that a process has open."""
+    return bool(socket.connected and socket.state != "listen" and socket.inode)
+
+
+def _unmarked_user(policy: Policy | None, socket: Listed) -> tuple[str, Service] | None:
+    """Return uplink and service of an unmarked socket if its user needs no mark, or None."""
+    if policy is None or wearer(policy, socket.mark or 0):
         return None
-    users = ((each.uplink, each) for each in policy.service.values() if each.unmarked and each.user)
-    return next(((name, each) for name, each in users if each.user and each.user.number == one.uid), None)
-
-
-def at_home(one: Listed, own: Container[str]) -> bool:
-    """Whether a socket's packets stay on this machine, whose addresses are `own`."""
-    far = one.remote if one.connected else one.local
-    if one.bound == "lo" or far is None:
-        return one.bound == "lo"
-    return far == "::1" or far.startswith("127.") or (one.connected and far in own)
+    for service in policy.service.values():
+        if service.unmarked and service.user and service.user.number == socket.uid:
+            return service.uplink, service
+    return None
 
 
 def uplink_addresses(addresses: Addresses, policy: Policy | None) -> dict[str, str]:
-    """The uplink of each address that no other device has."""
-    devices = {device: name for name, uplink in (policy.uplink if policy else {}).items() for device in uplink.devices}
-    others = {one for device, found in addresses.items() if device not in devices for one in found}
+    """Return address -> uplink, for the addresses that only devices of uplinks have."""
+    uplinks = {device: name for name, uplink in (policy.uplink if policy else {}).items() for device in uplink.devices}
+    foreign = {address for device, found in addresses.items() if device not in uplinks for address in found}
     return {
-        one: devices[device]
+        address: uplinks[device]
         for device, found in addresses.items()
-        if device in devices
-        for one in found
-        if one not in others
+        if device in uplinks
+        for address in found
+        if address not in foreign
     }
 
 
-def _may(policy: Policy, name: str, one: Listed, group: int | None) -> bool:
-    """Whether the policy may let this connection use the uplink; where something is not known, it may."""
+def _may_use(policy: Policy, name: str, socket: Listed, group: int | None) -> bool:
+    """Return True if the policy may allow this connection on the uplink; True also if unknown."""
     uplink = policy.uplink[name]
-    if answers(uplink, one):
+    if answers(uplink, socket):
         return True
     resolver = uplink.resolver
-    if resolver and one.uid == resolver.user.number and asks_names(one):
+    if resolver and socket.uid == resolver.user.number and asks_names(socket):
         return True
-    return any(lets(service, one, group) for service in policy.service.values() if service.uplink == name)
+    services = (service for service in policy.service.values() if service.uplink == name)
+    return any(lets(service, socket, group) for service in services)
 
 
-def lets(service: Service, one: Listed, group: int | None) -> bool:
-    """Whether it may be a socket of the service, for where that may send; a group that is not known may be any."""
-    if service.kernel and service.sport:
-        return one.protocol == UDP and any(port.low <= one.sport <= port.high for port in service.sport)
-    if service.kernel:  # whose sockets no process holds
-        return one.protocol == UDP and group is None
-    if service.group and group not in (None, service.group.number):
-        return False
-    if service.user and one.uid != service.user.number:
-        return False
-    far = ip_address(one.remote or "::")
-    if service.to and not any(far in network for network in service.to):
-        return False
-    protocol = PROTOCOLS[one.protocol]
-    return not service.ports or any(p.protocol == protocol and p.low <= one.dport <= p.high for p in service.ports)
+def _exempt(uplink: Uplink, socket: Listed) -> bool:
+    """Return True if an exemption of the uplink may let the socket's packets leave."""
+    for word in uplink.exempt:
+        exemption = EXEMPTIONS[word]
+        if exemption.family == "ip" and socket.family != 4:
+            continue
+        if any(all(_may_match(match, socket) for match in matches) for matches in exemption.packets):
+            return True
+    return False
 
 
-def answers(uplink: Uplink, one: Listed) -> bool:
-    """Whether it may be a reply that the policy answers."""
-    protocol = PROTOCOLS[one.protocol]
-    ports = (answer.port for answer in uplink.answer if answer.port)
-    return any(port.protocol == protocol and port.low <= one.sport <= port.high for port in ports)
-
-
-def _exempt(uplink: Uplink, one: Listed) -> bool:
-    """Whether an exemption may let its packets out."""
-    return any(
-        EXEMPTIONS[word].family != "ip" or one.family == 4
-        for word in uplink.exempt
-        for matches in EXEMPTIONS[word].packets
-        if all(_may_match(match, one) for match in matches)
-    )
-
-
-def _may_match(match: Match, one: Listed) -> bool:
-    """Whether packets of the socket may match; a field that a socket does not fix may hold anything."""
+def _may_match(match: Match, socket: Listed) -> bool:
+    """Return True if packets of the socket may match; a field that it does not fix may be any."""
     if not isinstance(match.left, Payload) or match.op != "==":
         return True
     protocol, field = match.left.protocol, match.left.name
-    if protocol in ("ip", "ip6") and (protocol == "ip") != (one.family == 4):
+    if protocol in ("ip", "ip6") and (protocol == "ip") != (socket.family == 4):
         return False
-    if protocol in ("icmp", "icmpv6", "igmp", "tcp", "udp") and protocol != PROTOCOLS[one.protocol]:
+    transports = ("icmp", "icmpv6", "igmp", "tcp", "udp")
+    if protocol in transports and protocol != PROTOCOLS[socket.protocol]:
         return False
-    fixed = {"sport": one.sport, "dport": one.dport, "saddr": one.local, "daddr": one.remote}
-    value = PROTOCOLS[one.protocol] if field == "protocol" else fixed.get(field)
+    fixed = {
+        "sport": socket.sport,
+        "dport": socket.dport,
+        "saddr": socket.local,
+        "daddr": socket.remote,
+        "protocol": PROTOCOLS[socket.protocol],
+    }
+    value = fixed.get(field)
     return value is None or _equals(value, match.right)
 
 
 def _equals(value: int | str, right: Right) -> bool:
     if isinstance(right, AnonymousSet):
-        return any(_equals(value, each) for each in right.elements if isinstance(each, int | str))
+        return any(_equals(value, item) for item in right.elements if isinstance(item, int | str))
     if isinstance(value, str) and isinstance(right, str):
         with suppress(ValueError):
             return ip_address(value) in ip_network(right)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Why a change is not even begun. Apart from the proof, which is slow to import, so that anybody can ask for them."""
+"""Reasons why a change is not begun.
+
+In a file of their own, since the proof is slow to import and a caller needs only the exceptions.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class NotProved(Exception):
-    """What was wanted would let out what it forbids, or nobody can say."""
+    """The compiled policy could not be proved: the verdict is refuted or unknown."""
 
     def __init__(self, proof: Proof) -> None:
         self.proof = proof
-        super().__init__(f"what it compiles to is {proof.verdict}")
+        super().__init__(f"the compiled policy is not proved: {proof.verdict}")
 
 
 class NotSafe(Exception):
-    """No order of the steps keeps every state on the way safe; `ways` are those that were tried."""
+    """Every step order passes through a state that is not proved; `orders` are the orders tried."""
 
     def __init__(self, ways: Sequence[Way]) -> None:
         self.ways = tuple(ways)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The steps of a plan in the words of nft, ip and sysctl."""
+"""Text of the steps of a plan, in the syntax of nft(8), ip(8) and sysctl(8)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from ...netstate.iproute import route, rule
 from ...netstate.routing import IpRule, Route, Sysctl
 from ...planner.plan import Plan
 
-_SHOWN = 6  # things that a summary names
+_MOST_OBJECTS = 6  # that a summary names
+_LINE_LENGTH = 240  # characters of an nft operation, since element lists may be long
 
 
 def lines(todo: Plan) -> list[str]:
-    """A plan in the words of nft, ip and sysctl, a line each; long element lists are shortened."""
+    """Return the text of a plan, a line each; long element lists are cut."""
     return [line for step in todo.steps for line in step_lines(step)]
 
 
 def step_lines(step: Step) -> list[str]:
-    """One step of a plan."""
+    """Return the text of one step; an nft transaction has one line for each operation."""
     match step:
         case NftTransaction(operations):
-            shown = (line for one in operations for line in text.operation(one).split("\n"))
-            return ["nft transaction:", *(f"    {line[:240]}" for line in shown)]
+            commands = (line for item in operations for line in text.operation(item).split("\n"))
+            return ["nft transaction:", *(f"    {line[:_LINE_LENGTH]}" for line in commands)]
         case RuleChange(verb, item):
             return [f"ip -{item.family} rule {verb} {rule(item)}"]
         case RouteChange(verb, item):
@@ -46,32 +47,36 @@ def step_lines(step: Step) -> list[str]:
 
 
 def summary(steps: Sequence[Step]) -> Iterator[str]:
-    """The first few things that steps do, and how many more there are."""
-    done = list(chain.from_iterable(map(_short, steps)))
-    yield from done[:_SHOWN]
-    if len(done) > _SHOWN:
-        yield f"and {len(done) - _SHOWN} more"
+    """Yield the first few changes that steps make, and how many more there are."""
+    changes = list(chain.from_iterable(map(_short_lines, steps)))
+    yield from changes[:_MOST_OBJECTS]
+    if len(changes) > _MOST_OBJECTS:
+        yield f"and {len(changes) - _MOST_OBJECTS} more"
 
 
-def _short(step: Step) -> list[str]:
+def _short_lines(step: Step) -> list[str]:
     if not isinstance(step, NftTransaction):
         return step_lines(step)
-    return [f"{one.verb} {describe(one.object)}" for one in step.operations]
+    return [f"{operation.verb} {describe(operation.object)}" for operation in step.operations]
 
 
 def describe(item: object) -> str:
-    """One object of a plan, short, as nft or ip write it."""
+    """Return a short description of one object of a plan, as nft or ip write it."""
     match item:
         case nft.Rule():
             return f"the rule {text.rule(item)!r}"
-        case nft.Chain(name) | nft.Set(name) | nft.NamedCounter(name):
-            return f"{type(item).__name__.lower()} {name}"
+        case nft.Chain(name):
+            return f"chain {name}"
+        case nft.Set(name):
+            return f"set {name}"
+        case nft.NamedCounter(name):
+            return f"counter {name}"
         case nft.Table(family, name):
             return f"table {family} {name}"
-        case Elements(of, _):
-            return f"elements of set {of.name}"
-        case Rules(chain, _):
-            return f"rules of chain {chain.name}"
+        case Elements(nft_set, _):
+            return f"elements of set {nft_set.name}"
+        case Rules(nft_chain, _):
+            return f"rules of chain {nft_chain.name}"
         case IpRule():
             return f"ip -{item.family} rule {rule(item)!r}"
         case Route():

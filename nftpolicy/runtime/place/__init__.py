@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files that nftpolicy writes for others: units, drop-ins, the guard at boot, and how they are put in place."""
+"""Installation: which files go where, how they are written, and which commands enable them.
+
+The text of units, drop-ins and init scripts comes from nftpolicy/integration.
+"""

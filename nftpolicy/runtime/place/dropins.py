@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Drop-ins for the systemd units of services, so that no service needs another program or another start.
+"""Drop-ins of a policy's services on a machine: unit files, programs, and the cgroup of a unit.
 
-A drop-in (systemd.unit(5)) adds the group or user by which the policy knows the service, the order after the
-guard, and the way to its mark.
+With them a service starts marked, without another program and without another start command. The
+text is in nftpolicy/integration/systemd_dropins.py.
 """
 
 from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import Factory, frozen
 
+from ...integration.systemd_dropins import ServiceUnit, dropin_text, service_unit_name
 from ...kernel import cgroup
 from ...kernel.interface import Unavailable
 from ...policy.objects import Policy, Service, Uplink
+from ..paths import below
 from ..service import preload
-from .files import below
 from .units import UNITDIR, checked, resolver
 
 NAME = "nftpolicy.conf"
-_UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service\Z")
-# Where units of packages are, the first one wins (systemd.unit(5)).
-_PLACES = (
+# Directories of units, by precedence (systemd.unit(5)).
+_UNIT_DIRECTORIES = (
     UNITDIR,
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
@@ -33,29 +33,18 @@ _PLACES = (
 )
 _COMMAND = re.compile(r"^ExecStart\s*=\s*[-@:+!|]*(/\S+)", re.MULTILINE)
 
-_TEXT = """\
-# Service {name} of policy {policy}, as 'nftpolicy units' wrote it. It is not to be changed here: change the
-# policy, and type 'nftpolicy units' again.
-
-[Unit]
-# It does not start where the guard could not be loaded.
-Requires=nftpolicy-guard.service
-Wants=nftpolicy.service
-After={after}
-
-[Service]
-{lines}"""
-_AFTER = ("nftpolicy-guard.service", "nftpolicy.service")
-
 
 class NoDropIn(Exception):
-    """A service can have none, or its program can't be marked; the words say which and why."""
+    """A service cannot have a drop-in, or its program cannot be marked; the message has the cause."""
 
 
 @frozen
 class Machine:
-    """What is to be known of the machine that the drop-ins are for: its root, this program as its units call it,
-    and the policy that it reads there."""
+    """The machine that the drop-ins are for.
+
+    `root` is its root directory, `program` the path of nftpolicy there, `policy_path` that of the
+    policy.
+    """
 
     root: Path
     program: str
@@ -64,137 +53,120 @@ class Machine:
 
 @frozen
 class DropIns:
-    """Path as the system knows it -> text. `without`: services that have none, and why."""
+    """Drop-ins: path on the system -> text. `skipped`: service -> reason why it has none."""
 
     texts: Mapping[str, str]
     without: Mapping[str, str] = Factory(dict)
 
     def files(self) -> dict[str, bytes]:
-        """What is to be written where."""
+        """Return path -> content."""
         return {path: text.encode() for path, text in self.texts.items()}
 
 
-def of_policy(policy: Policy, units: Mapping[str, str], folder: str, machine: Machine) -> DropIns:
-    """The drop-ins of all services. `units`: service -> its unit, where that is not SERVICE.service.
+def of_policy(policy: Policy, units: Mapping[str, str], directory: str, machine: Machine) -> DropIns:
+    """Return the drop-ins of all services, below `directory`.
+
+    `units`: service -> unit, for services with another unit than SERVICE.service.
 
     Raises:
-        NoDropIn: a unit is none, or serves two; or its program can't be marked by a library.
-        Unavailable: see runtime.preload.
-        ValueError: a path that would mean something else in a unit.
+        DropInError: a unit name is invalid or used for two services, or a program cannot be marked
+        by a
+            library.
+        Unavailable: the marking library is missing (services/preload.py).
+        ValueError: a path has a character with a special meaning in a unit.
     """
     texts: dict[str, str] = {}
     without: dict[str, str] = {}
     for name, service in policy.service.items():
         if service.kernel:
-            without[name] = "its sockets are the kernel's, whose owner sets their mark (FwMark of WireGuard)"
+            without[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
             continue
         unit = unit_of(units.get(name, name))
-        path = f"{folder.rstrip('/')}/{unit}.d/{NAME}"
+        path = f"{directory.rstrip('/')}/{unit}.d/{NAME}"
         if path in texts:
-            raise NoDropIn(f"{unit} is the unit of two services, and a process has one group: name another with --unit")
-        if service.marks == "preload":
-            _may_be_loaded(name, unit, service, machine.root)
-        uplink = policy.uplink[service.uplink]
-        lines = "".join(f"{line}\n" for line in (*_identity(service), *_WAYS[service.marks](name, uplink, machine)))
-        after = " ".join([*_AFTER, *([resolver(service.uplink)] if uplink.resolver else [])])
-        texts[path] = _TEXT.format(name=name, policy=policy.name, after=after, lines=lines)
+            raise NoDropIn(
+                f"{unit} is the unit of two services, and a process has one group: name another unit with --unit"
+            )
+        texts[path] = _text(policy, name, unit, machine)
     return DropIns(texts, without)
 
 
-def unit_of(word: str) -> str:
-    """The name of a service's unit; ".service" may be left out. Raises NoDropIn."""
-    unit = word if "." in word.rpartition("@")[2] and word.endswith(".service") else f"{word}.service"
-    if not _UNIT.match(unit):
-        raise NoDropIn(f"{word!r} is no name of a unit of systemd: letters, digits and : _ . \\ @ -")
+def _text(policy: Policy, name: str, unit: str, machine: Machine) -> str:
+    service = policy.service[name]
+    uplink = policy.uplink[service.uplink]
+    environment: Mapping[str, str] = {}
+    if service.marks == "preload":
+        _require_preloadable(name, unit, service, machine.root)
+        environment = _preload_environment(uplink)
+    after = resolver(service.uplink) if uplink.resolver else None
+    return dropin_text(ServiceUnit(name, policy, after, machine.program, machine.policy, environment))
+
+
+def _preload_environment(uplink: Uplink) -> dict[str, str]:
+    environment = preload.environment(uplink.mark, {})
+    checked(environment["LD_PRELOAD"])
+    return environment
+
+
+def unit_of(text: str) -> str:
+    """Return the name of a service's unit; ".service" may be left out. Raises DropInError."""
+    unit = service_unit_name(text)
+    if unit is None:
+        raise NoDropIn(f"{text!r} is not a valid name of a systemd unit: letters, digits and : _ . \\ @ -")
     return unit
 
 
-def _identity(service: Service) -> list[str]:
-    if service.user is not None:
-        return [f"User={service.user.name}"]
-    assert service.group is not None
-    # The policy asks for the group of the process; those beside it are not looked at.
-    return [f"Group={service.group.name}"]
-
-
-# --- by the word of `marks` ---------------------------------------------------------------
-
-
-def _itself(name: str, uplink: Uplink, machine: Machine) -> list[str]:
-    return [f"# The program puts the mark {uplink.mark} on its sockets itself."]
-
-
-def _preload(name: str, uplink: Uplink, machine: Machine) -> list[str]:
-    set_ = preload.environment(uplink.mark, {})
-    checked(set_["LD_PRELOAD"])
-    return [
-        *(f"Environment={key}={value}" for key, value in set_.items()),
-        "# What SO_MARK takes (before Linux 5.17 it is CAP_NET_ADMIN). It does not keep LD_PRELOAD from working.",
-        "AmbientCapabilities=CAP_NET_RAW",
-        "# With this status the library ends a program that is told of no mark; another start does not help.",
-        "RestartPreventExitStatus=78",
-    ]
-
-
-def _cgroup(name: str, uplink: Uplink, machine: Machine) -> list[str]:
-    # Not BPFProgram=: where its file is missing, systemd starts the service all the same.
-    return [
-        "# The programs stay on the unit's cgroup as long as that lives. Where this fails, the service does not start.",
-        f"ExecStartPre=+{machine.program} units --attach {name} {machine.policy}",
-    ]
-
-
-_WAYS: dict[str, Callable[[str, Uplink, Machine], list[str]]] = {
-    "itself": _itself,
-    "preload": _preload,
-    "cgroup": _cgroup,
-}
-
-
 def attach(policy: Policy, name: str) -> None:
-    """Have the sockets of the unit's cgroup, which the calling process is in, wear the mark of the service.
+    """Attach the marking programs of a service to the cgroup of the calling unit.
 
     Raises:
-        NoDropIn: they do not.
-        Unavailable: there is no cgroup v2, or no such program may be attached.
+        DropInError: new sockets in that cgroup do not have the mark.
+        Unavailable: there is no cgroup v2, or BPF programs cannot be attached.
     """
     service = policy.service[name]
     uplink = policy.uplink[service.uplink]
-    mark = (uplink.mark.value, uplink.mark.mask)
-    cgroup.attach(own_cgroup(Path("/proc/self/cgroup").read_text()), *mark, uplink.devices if service.confine else None)
-    for domain in (socket.AF_INET, socket.AF_INET6):
-        if any(not uplink.mark.worn_by(worn) for worn in cgroup.own_sockets(domain).values()):
-            raise NoDropIn(f"service {name}: a new socket does not wear the mark {uplink.mark}: bpftool cgroup tree")
+    path = own_cgroup(Path("/proc/self/cgroup").read_text())
+    devices = uplink.devices if service.confine else None
+    cgroup.attach(path, uplink.mark.value, uplink.mark.mask, devices)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        marks = cgroup.own_sockets(family).values()
+        if not all(uplink.mark.worn_by(mark) for mark in marks):
+            raise NoDropIn(
+                f"service {name}: a new socket does not have the mark {uplink.mark}; run: bpftool cgroup tree"
+            )
 
 
 def own_cgroup(text: str) -> str:
-    """The cgroup of a unit, below the root of cgroup v2, out of /proc/PID/cgroup (cgroups(7)) of one of its processes.
+    """Return the cgroup of a unit relative to the root of cgroup v2.
 
-    Raises Unavailable.
+    `text` is the content of /proc/PID/cgroup (cgroups(7)) of one of its processes. Raises
+    Unavailable.
     """
     for line in text.splitlines():
         if line.startswith("0::/"):
-            # Where a unit hands its cgroup on (Delegate=), systemd runs its commands in one below it.
+            # With Delegate=, systemd runs the commands of a unit in a cgroup below the unit's.
             return line.removeprefix("0::/").removesuffix(".control").rstrip("/")
-    raise Unavailable("this process is in no cgroup of version 2, so sockets can't be marked by cgroup")
+    raise Unavailable("this process is in no cgroup of version 2, so sockets cannot be marked by cgroup")
 
 
-def _may_be_loaded(name: str, unit: str, service: Service, root: Path) -> None:
-    """NoDropIn if the unit's program is there and would not be marked by a library."""
+def _require_preloadable(name: str, unit: str, service: Service, root: Path) -> None:
+    """Raise DropInError if a program of the unit exists that a library cannot mark."""
+    user = service.user.number if service.user else 0
     for program in programs(unit, root):
-        place = below(root, program)
-        if place.exists():
-            why = preload.refusal(place, service.user.number if service.user else 0)
-            if why is not None:
-                raise NoDropIn(f'service {name} has marks = "preload", and {why}; write marks = "cgroup"')
+        path = below(root, program)
+        if not path.exists():
+            continue
+        why = preload.refusal(path, user)
+        if why is not None:
+            raise NoDropIn(f'service {name} has marks = "preload", and {why}; write marks = "cgroup"')
 
 
 def programs(unit: str, root: Path) -> list[str]:
-    """The programs that a unit starts, as its file says; none if there is no such file, or they can't be known."""
+    """Return the programs that a unit's file starts; [] without a file or a known program."""
     template = re.sub(r"@[^@]*\.service\Z", "@.service", unit)
-    for place in _PLACES:
-        for one in dict.fromkeys((unit, template)):
-            file = below(root, f"{place}/{one}")
+    for directory in _UNIT_DIRECTORIES:
+        for name in dict.fromkeys((unit, template)):
+            file = below(root, f"{directory}/{name}")
             if file.is_file():
                 return _COMMAND.findall(file.read_text(errors="replace"))
     return []

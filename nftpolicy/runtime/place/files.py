@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files that take the place of others whole or not at all, and the list of those that were installed."""
+"""Replacement of several files, all or none, and the manifest of installed files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,50 +12,49 @@ from pathlib import Path
 
 from attrs import Factory, evolve, frozen
 
-KEPT, KEPT_ON_OPENWRT = "/var/lib/nftpolicy", "/etc/nftpolicy/kept"
-_MANIFEST = "installed.json"
-_OPENWRT = ("/etc/openwrt_release", f"{KEPT_ON_OPENWRT}/{_MANIFEST}")  # of the system, and of an image that is made
+from ..atomic_file import sync_directory, temporary_path, write_temporary
+from ..paths import KEPT, MANIFEST, kept
+from ..paths import KEPT_ON_OPENWRT as KEPT_ON_OPENWRT  # for cli, which takes it from here
+from ..paths import below as below
+
 _MODE = 0o644
-
-
-def kept(root: Path = Path("/")) -> str:
-    """The folder, as the system knows it, of what outlasts a restart. OpenWrt's /var is a link to /tmp (base-files)."""
-    return KEPT_ON_OPENWRT if any(below(root, sign).exists() for sign in _OPENWRT) else KEPT
 
 
 @contextmanager
 def put(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None = None) -> Iterator[None]:
-    """Write every file beside its place; when the block ends well, all of them take their places.
+    """Replace files, all or none, at the end of the block.
 
-    A file that was there keeps its mode; others get that of `modes`, or 0o644. They are on the disk before that.
-    If anything fails, all is as it was, folders too.
+    The new files are written and synced beside the old ones before the block runs. An existing file
+    keeps its mode; a new one gets that of `modes`, or 0o644. If anything fails, the old files are
+    restored, and directories that were created are removed.
 
     Raises:
-        OSError: a file can't be written; its `filename` says which.
+        OSError: a file cannot be written; its `filename` is that file.
     """
-    made: list[Path] = []
+    created: list[Path] = []
     fresh: dict[Path, Path] = {}
     try:
         for path, content in files.items():
-            with _about(path):
-                _make(path.parent, made)
-                fresh[path] = path.with_name(f".{path.name}.new")
-                _write(fresh[path], content, _mode(path, (modes or {}).get(path, _MODE)))
+            with _naming(path):
+                _create_directories(path.parent, created)
+                fresh[path] = temporary_path(path)
+                mode = _mode_of(path, (modes or {}).get(path, _MODE))
+                write_temporary(fresh[path], content, mode)
         yield
-        _take_places(fresh)
+        _replace_all(fresh)
     except BaseException:
         for path in fresh.values():
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        for folder in reversed(made):
+        for directory in reversed(created):
             with suppress(OSError):
-                folder.rmdir()
+                directory.rmdir()
         raise
 
 
 @contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """An OSError names the file that it is about, not the one beside it, nor none."""
+def _naming(path: Path) -> Iterator[None]:
+    """Set `filename` of an OSError to this file, in place of the temporary file or None."""
     try:
         yield
     except OSError as error:
@@ -64,34 +62,27 @@ def _about(path: Path) -> Iterator[None]:
         raise
 
 
-def _make(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those above it; adds what was made to `made`, the uppermost first."""
-    for one in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
-        one.mkdir()
-        made.append(one)
+def _create_directories(directory: Path, created: list[Path]) -> None:
+    """Create a directory and its parents; append those created to `created`, uppermost first."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir()
+        created.append(path)
 
 
-def _mode(path: Path, fresh: int = _MODE) -> int:
+def _mode_of(path: Path, default: int = _MODE) -> int:
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
-        return fresh
+        return default
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    path.unlink(missing_ok=True)  # of a process that was killed
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _take_places(fresh: Mapping[Path, Path]) -> None:
+def _replace_all(fresh: Mapping[Path, Path]) -> None:
+    """Rename each new file to its final path; restore the old contents if one fails."""
     before: dict[Path, bytes | None] = {}
     try:
         for path, new in fresh.items():
-            with _about(path):
+            with _naming(path):
                 before[path] = path.read_bytes() if path.exists() else None
                 new.replace(path)
     except BaseException:
@@ -100,35 +91,29 @@ def _take_places(fresh: Mapping[Path, Path]) -> None:
                 if content is None:
                     path.unlink(missing_ok=True)
                 elif path.read_bytes() != content:
-                    _write(fresh[path], content, _mode(path))
+                    write_temporary(fresh[path], content, _mode_of(path))
                     fresh[path].replace(path)
         raise
-    for folder in {path.parent for path in fresh}:
-        _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Bring the names in a folder to the disk; some file systems can't, and need not."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    for directory in {path.parent for path in fresh}:
+        with suppress(OSError):
+            sync_directory(directory)
 
 
 def digest(content: bytes) -> str:
-    """What a file is known again by."""
+    """Return the SHA-256 of a content in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 class Damaged(Exception):
-    """The list of installed files is none."""
+    """The manifest of installed files cannot be parsed."""
 
 
 @frozen
 class Manifest:
-    """What was installed below `root`: path as the system knows it -> digest of its content. Kept in `folder`."""
+    """The files that were installed below `root`: path on the system -> digest.
+
+    Stored in `directory` as installed.json.
+    """
 
     root: Path
     folder: str = KEPT
@@ -136,47 +121,48 @@ class Manifest:
 
     @classmethod
     def of(cls, root: Path, folder: str | None = None) -> Manifest:
-        """The one of a system; empty if there is none. Raises Damaged, OSError."""
-        none = cls(root, folder or kept(root))
+        """Read the manifest of a system, empty without one. Raises ManifestDamaged, OSError."""
+        empty = cls(root, folder or kept(root))
         try:
-            found = json.loads(none.place.read_bytes())
+            stored = json.loads(empty.place.read_bytes())
         except FileNotFoundError:
-            return none
+            return empty
         except ValueError:
-            found = None
-        if not (isinstance(found, dict) and all(_is_entry(*one) for one in found.items())):
-            raise Damaged(f"{none.place} is damaged: it is no list of files; take it away, and the files by hand")
-        return evolve(none, files=found)
+            stored = None
+        if not isinstance(stored, dict) or not all(_is_entry(*item) for item in stored.items()):
+            raise Damaged(
+                f"{empty.place}: the manifest is damaged (not a list of files); "
+                "remove it, and the installed files by hand"
+            )
+        return evolve(empty, files=stored)
 
     @property
     def place(self) -> Path:
-        """Where it is kept."""
-        return below(self.root, f"{self.folder}/{_MANIFEST}")
+        """The path of the manifest."""
+        return below(self.root, f"{self.folder}/{MANIFEST}")
 
     def with_(self, files: Mapping[str, bytes]) -> Manifest:
-        """The same with these too."""
-        return evolve(self, files={**self.files, **{path: digest(content) for path, content in files.items()}})
+        """Return the manifest with these files added."""
+        added = {path: digest(content) for path, content in files.items()}
+        return evolve(self, files={**self.files, **added})
 
     def as_file(self) -> dict[Path, bytes]:
-        """What to write where."""
+        """Return path -> content of the manifest."""
         return {self.place: (json.dumps(dict(sorted(self.files.items())), indent=1) + "\n").encode()}
 
     def has(self, path: str, content: bytes) -> bool:
-        """Whether `path` was installed with just this content."""
+        """Return True if `path` was installed with this content."""
         return self.files.get(path) == digest(content)
 
 
-def _is_entry(path: object, known: object) -> bool:
-    return isinstance(path, str) and path.startswith("/") and ".." not in path.split("/") and isinstance(known, str)
-
-
-def below(root: Path, path: str) -> Path:
-    """Where a path of the system is, for a system whose root is `root`."""
-    return root / path.lstrip("/")
+def _is_entry(path: object, known_digest: object) -> bool:
+    if not isinstance(path, str) or not isinstance(known_digest, str):
+        return False
+    return path.startswith("/") and ".." not in path.split("/")
 
 
 def content_of(path: Path) -> bytes | None:
-    """The content of a file, or None if there is none. Raises OSError."""
+    """Return the content of a file, or None if it does not exist. Raises OSError."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What starts things on a machine, systemd or procd: one row each, of the same files, guard, policy and orders."""
+"""Init systems, systemd and procd: paths, files and commands of each."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 
 from attrs import Factory, frozen
 
+from ..paths import KEPT, KEPT_ON_OPENWRT, kept
 from . import procd, units
-from .files import KEPT, KEPT_ON_OPENWRT, kept
 
 Order = tuple[str, ...]  # a program and its arguments
 
 
 @frozen
 class Init:
-    """One of them.
+    """An init system.
 
-    `texts` makes name -> text of its files from (this program, nft, the policy), as the machine knows them, for
-    `folder`; `beside` are files elsewhere. `started` makes what is to be started out of the uplinks with a resolver:
-    the files, or of a template ("@.") instances. `enabled` is a pattern of the links by which something of that name
-    is enabled, from `folder`; `links` are those links where they can be made without it (path -> where it leads).
+    `render` returns file name -> text for (program, nft, policy), as paths on the system; the files
+    go to `directory`. `extra_files` are further files, path -> text. `units_to_start` returns the
+    names to start for the uplinks with a resolver: files, or instances of a template ("@.").
+    `enable_link_pattern` is a glob pattern, relative to `directory`, of the links by which a name
+    is enabled; `enable_links` are these links where they can be created without the init system
+    (path -> target).
     """
 
     name: str
@@ -30,23 +32,23 @@ class Init:
     names: tuple[str, ...]
     started: Callable[[Iterable[str]], tuple[str, ...]]
     mode: int
-    kept: str  # the folder of what outlasts a restart
-    running: Path  # is there while it runs the machine
+    kept: str  # the directory for files that outlast a restart
+    running: Path  # exists while this init system runs the machine
     enabled: str
-    enable: Callable[[Iterable[str]], list[Order]]  # names -> orders that enable and start them
+    enable: Callable[[Iterable[str]], list[Order]]  # names -> commands that enable and start them
     disable: Callable[[Iterable[str]], list[Order]]
-    renew: tuple[Order, ...] = ()  # when files were written, for what runs already
-    forget: tuple[Order, ...] = ()  # when files were taken away
+    renew: tuple[Order, ...] = ()  # commands after files were written, for running units
+    forget: tuple[Order, ...] = ()  # commands after files were removed
     links: Mapping[str, str] = Factory(dict)
     beside: Mapping[str, str] = Factory(dict)
 
     def starts(self, path: str) -> bool:
-        """Whether the file at this path is one that starts something."""
+        """Return True if the file at this path is a unit or script that can be started."""
         return Path(path).name in self.names and path not in self.beside
 
 
 def instances(name: str) -> str:
-    """A pattern of the instances, if that is the name of a template of systemd; else the name."""
+    """Return a pattern of the instances of a systemd template; other names are returned as is."""
     return name.replace("@.", "@?*.")
 
 
@@ -63,8 +65,11 @@ SYSTEMD = Init(
     running=Path("/run/systemd/system"),  # sd_booted(3)
     enabled="*.wants/{name}",
     enable=lambda names: [_RELOAD, ("systemctl", "enable", "--quiet", "--now", *names)],
-    # "stop" takes a pattern for the instances of a template, "disable" its name.
-    disable=lambda names: [("systemctl", "stop", *map(instances, names)), ("systemctl", "disable", *names)],
+    # "stop" takes a pattern of the instances of a template, "disable" the template's name.
+    disable=lambda names: [
+        ("systemctl", "stop", *map(instances, names)),
+        ("systemctl", "disable", *names),
+    ],
     renew=(_RELOAD, ("systemctl", "try-reload-or-restart", "nftpolicy.service")),
     forget=(_RELOAD,),
 )
@@ -73,19 +78,19 @@ PROCD = Init(
     folder=procd.FOLDER,
     texts=procd.scripts,
     names=procd.NAMES,
-    started=lambda uplinks: procd.NAMES,  # the script asks for the resolvers itself
+    started=lambda uplinks: procd.NAMES,  # the script starts the resolvers
     mode=0o755,
     kept=KEPT_ON_OPENWRT,
-    running=Path("/var/run/ubus/ubus.sock"),  # its bus
+    running=Path("/var/run/ubus/ubus.sock"),  # the socket of ubus
     enabled="../rc.d/[SK][0-9][0-9]{name}",
-    enable=lambda names: [(f"{procd.FOLDER}/{one}", verb) for one in names for verb in ("enable", "start")],
-    disable=lambda names: [(f"{procd.FOLDER}/{one}", verb) for one in names for verb in ("stop", "disable")],
+    enable=lambda names: [(f"{procd.FOLDER}/{name}", verb) for name in names for verb in ("enable", "start")],
+    disable=lambda names: [(f"{procd.FOLDER}/{name}", verb) for name in names for verb in ("stop", "disable")],
     links=procd.LINKS,
     beside=procd.KEEP,
 )
-INITS: Mapping[str, Init] = {one.name: one for one in (SYSTEMD, PROCD)}
+INITS: Mapping[str, Init] = {init.name: init for init in (SYSTEMD, PROCD)}
 
 
 def init_of(root: Path) -> Init:
-    """The one of a system, by where things are kept there."""
-    return next(one for one in INITS.values() if one.kept == kept(root))
+    """Return the init system of a system, by its directory for files that outlast a restart."""
+    return next(init for init in INITS.values() if init.kept == kept(root))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What `install` puts where, and how `uninstall` takes it away again.
+"""Installation and removal of the policy, the boot guard, and units or init scripts.
 
-Below a root: "/" for this machine, another folder for an image or a package (DESTDIR).
+Below a root: "/" for this machine, another directory for an image or a package (DESTDIR).
 """
 
 from __future__ import annotations
@@ -17,16 +17,21 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from .boot import GUARD, Tables
-from .files import Manifest, below, content_of, put
+from ..paths import below
+from .boot import Tables
+from .files import Manifest, content_of, put
 from .inits import Init, Order, init_of, instances
 from .units import POLICY
 
+_NAME = "nftpolicy"
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Conflict(Exception):
-    """Files are there that were not installed, or were changed since. Nothing was written."""
+    """Files exist that were not installed by nftpolicy, or were changed since.
+
+    Nothing was written.
+    """
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -34,28 +39,29 @@ class Conflict(Exception):
 
 
 class CommandFailed(Exception):
-    """An order to what starts things failed; the words say which and how."""
+    """A command of the init system failed; the message has the command and its error."""
 
 
 def found_program(name: str) -> str | None:
-    """Where a program of this machine is, or None."""
+    """Return the path of a program on this machine, or None."""
     return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATHS)
 
 
 def this_program() -> str | None:
-    """How this program is called, as an absolute path, or None if it is called in another way (python -m)."""
-    called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == "nftpolicy" else None
-    beside = Path(sys.executable).with_name("nftpolicy")
-    found = called or (str(beside) if beside.exists() else None) or found_program("nftpolicy")
-    return str(Path(found).absolute()) if found else None
+    """Return the absolute path of nftpolicy, or None if it was started otherwise (python -m)."""
+    called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == _NAME else None
+    beside_python = Path(sys.executable).with_name(_NAME)
+    path = called or (str(beside_python) if beside_python.exists() else None) or found_program(_NAME)
+    return str(Path(path).absolute()) if path else None
 
 
 @frozen
 class Wanted:
-    """What is to be installed: files of `init` (path as the system knows it -> text), the guard's, and the policy.
+    """The files to install.
 
-    `file` is where the policy is; `policy` its content, None if there is none of it to be written; `resolvers` its
-    uplinks that have one.
+    `units`: the files of `init`, path on the system -> text; `boot_guard`: the boot guard;
+    `policy_content`: the content to write to the path `policy_path`, None if that file stays as it
+    is; `resolver_uplinks`: the uplinks with a resolver.
     """
 
     init: Init
@@ -67,170 +73,196 @@ class Wanted:
 
     @property
     def started(self) -> tuple[str, ...]:
-        """The names of what is to be enabled and started."""
+        """The names of the units or scripts to enable and start."""
         return self.init.started(self.resolvers)
 
     def files(self) -> dict[str, bytes]:
-        """All of them; the units last, so that what they name is there."""
-        found = {self.file: self.policy} if self.policy is not None else {}
+        """Return path -> content of all files; the units last, after the files that they name."""
+        files: dict[str, bytes] = {}
+        if self.policy is not None:
+            files[self.file] = self.policy
         if self.tables is not None:
-            found |= {str(path): content for path, content in self.tables.files(GUARD).items()}
-        return found | {path: text.encode() for path, text in {**self.init.beside, **self.units}.items()}
+            files |= {str(path): content for path, content in self.tables.files().items()}
+        texts = {**self.init.beside, **self.units}
+        return files | {path: text.encode() for path, text in texts.items()}
 
 
-def install(root: Path, wanted: Wanted, force: bool = False) -> list[Path]:
-    """Put everything in place, all or nothing; which files were written, none if all were there.
+def install(root: Path, plan: Wanted, force: bool = False) -> list[Path]:
+    """Install all files or none, and return the files written; [] if all were there already.
 
     Raises:
-        Conflict: other files are there, and not `force`. Damaged, OSError: see runtime.files.
+        FileConflict: other files are there, and not `force`.
+        ManifestDamaged: the manifest is damaged.
+        OSError: a file cannot be written.
     """
-    modes = dict.fromkeys(wanted.units, wanted.init.mode)
-    return place(root, wanted.files(), force, {wanted.file}, modes, wanted.init.kept)
+    modes = dict.fromkeys(plan.units, plan.init.mode)
+    return place(root, plan.files(), force, {plan.file}, modes, plan.init.kept)
 
 
 def place(
     root: Path,
     files: Mapping[str, bytes],
     force: bool = False,
-    theirs: Collection[str] = (),
+    admin_files: Collection[str] = (),
     modes: Mapping[str, int] | None = None,
     folder: str | None = None,
 ) -> list[Path]:
-    """Put files in place, all or nothing, and list them as installed. As `install`.
+    """Install files, all or none, and add them to the manifest. Returns and raises as `install`.
 
-    `theirs` are files that a person may have written: one that differs is a conflict even if it is on the list,
-    and one that is the same already does not get there. `modes` are those of new files, 0o644 where none is given.
-    `folder` is that of the list, where it is not the system's own (files.kept).
+    `admin_files` are files that the administrator may have written: if one differs, that is a
+    conflict even if it is in the manifest, and one that is equal is not added to the manifest.
+    `modes` are the modes of new files, 0o644 by default. `directory` is the directory of the
+    manifest, if not the system's (runtime/paths.py).
     """
     manifest = Manifest.of(root, folder)
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
-        there = below(root, path)
-        held = content_of(there)
-        if held == content:
+        target = below(root, path)
+        present = content_of(target)
+        if present == content:
             continue
-        fresh[there] = content
-        if held is not None and (path in theirs or not manifest.has(path, held)):
-            conflicts.append(there)
+        fresh[target] = content
+        if present is not None and (path in admin_files or not manifest.has(path, present)):
+            conflicts.append(target)
     if conflicts and not force:
         raise Conflict(conflicts)
-    # What was there and a person's is not ours to take away.
-    mine = {path: content for path, content in files.items() if path not in theirs or below(root, path) in fresh}
-    listed = manifest.with_(mine)
+    # A file that the administrator wrote must not be removed by uninstall.
+    ours = {path: content for path, content in files.items() if path not in admin_files or below(root, path) in fresh}
+    listed = manifest.with_(ours)
     if fresh or listed != manifest:
-        with put({**fresh, **listed.as_file()}, {below(root, path): mode for path, mode in (modes or {}).items()}):
+        file_modes = {below(root, path): mode for path, mode in (modes or {}).items()}
+        with put({**fresh, **listed.as_file()}, file_modes):
             pass
     return list(fresh)
 
 
 @frozen
 class Taken:
-    """What uninstall did: files that were removed, and those that stay since somebody changed them."""
+    """Result of uninstall: the files removed, and the files kept because they were changed."""
 
     removed: tuple[Path, ...] = ()
     kept: tuple[Path, ...] = ()
 
 
 def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Taken:
-    """Remove what was installed and is as it was then; the policy only with `purge`, for `release` needs it.
+    """Remove the installed files that are unchanged; the policy, which release needs, with `purge`.
 
-    On the running machine (root "/") what was started is stopped and disabled first. The guard stays in the kernel.
+    On the running machine (root "/"), units are stopped and disabled first. The guard stays in the
+    kernel.
 
     Raises:
-        CommandFailed, Damaged, OSError: nothing was removed, or a second run goes on.
+        CommandFailed, ManifestDamaged, OSError: nothing was removed, or a second run removes the
+        rest.
     """
     init = init or init_of(root)
     manifest = Manifest.of(root, init.kept)
     removed: dict[str, Path] = {}
     kept: dict[str, Path] = {}
     for path in manifest.files:
-        place = below(root, path)
-        held = content_of(place)
-        if held is not None:
-            mine = manifest.has(path, held) and (path != POLICY or purge)
-            (removed if mine else kept)[path] = place
-    for folder in {place.parent for place in removed.values()}:
-        if not os.access(folder, os.W_OK):
-            raise OSError(errno.EACCES, "it can't be written, so nothing was removed", str(folder))
-    runs = root == Path("/") and init.running.exists()
-    names = [place.name for path, place in removed.items() if init.starts(path)]
-    if names and runs:
+        target = below(root, path)
+        present = content_of(target)
+        if present is not None:
+            removable = manifest.has(path, present) and (path != POLICY or purge)
+            (removed if removable else kept)[path] = target
+    for directory in {target.parent for target in removed.values()}:
+        if not os.access(directory, os.W_OK):
+            raise OSError(errno.EACCES, "not writable, so nothing was removed", str(directory))
+    is_running = root == Path("/") and init.running.exists()
+    names = [target.name for path, target in removed.items() if init.starts(path)]
+    if names and is_running:
         order(init.disable(names))
-    # Those that start something first: one without its files could not guard anything.
-    for path, place in sorted(removed.items(), key=lambda one: not init.starts(one[0])):
-        place.unlink(missing_ok=True)
+    # Units first: a unit without its files would load no guard.
+    for path, target in sorted(removed.items(), key=lambda item: not init.starts(item[0])):
+        target.unlink(missing_ok=True)
         if init.starts(path):
-            _disable(place, init)
-    _forget(evolve(manifest, files={path: manifest.files[path] for path in kept}))
-    for folder in {place.parent for place in removed.values() if place.parent.name.endswith(("nftpolicy", ".d"))}:
-        with suppress(OSError):
-            folder.rmdir()  # if nothing else is in it
-    if runs and any(place.suffix in (".service", ".conf") for place in removed.values()):
+            _remove_links(target, init)
+    _shrink(evolve(manifest, files={path: manifest.files[path] for path in kept}))
+    parents = {target.parent for target in removed.values()}
+    for directory in parents:
+        if directory.name.endswith(("nftpolicy", ".d")):
+            with suppress(OSError):
+                directory.rmdir()  # if it is empty
+    if is_running and any(target.suffix in (".service", ".conf") for target in removed.values()):
         order(init.forget)
     return Taken(tuple(removed.values()), tuple(kept.values()))
 
 
-def _forget(rest: Manifest) -> None:
-    """Keep only the rest of the list, if there is one."""
-    if rest.files:
-        with put(rest.as_file()):
+def _shrink(manifest: Manifest) -> None:
+    """Write a manifest with fewer files, or remove it if no file is left."""
+    if manifest.files:
+        with put(manifest.as_file()):
             return
-    if rest.place.exists():
-        rest.place.unlink()
+    if manifest.place.exists():
+        manifest.place.unlink()
         with suppress(OSError):
-            rest.place.parent.rmdir()
+            manifest.place.parent.rmdir()
 
 
 def link(root: Path, init: Init) -> list[Path]:
-    """Make the links by which `init` starts what was installed, without it; those that were made. Raises OSError."""
-    made = []
-    for path, target in init.links.items():
-        place = below(root, path)
-        if not (place.is_symlink() and str(place.readlink()) == target):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.unlink(missing_ok=True)
-            place.symlink_to(target)
-            made.append(place)
-    return made
+    """Create the links by which `init` enables its files, and return the new ones.
 
-
-def _disable(unit: Path, init: Init) -> None:
-    """Take away the links by which a unit was enabled; they lead nowhere now."""
-    for one in unit.parent.glob(init.enabled.format(name=instances(unit.name))):
-        if one.is_symlink():
-            one.unlink()
-            with suppress(OSError):
-                one.parent.rmdir()
-
-
-def left_over(root: Path, wanted: Wanted) -> list[str]:
-    """The names of instances that are enabled there and not to be started any more."""
-    init = wanted.init
-    folder = below(root, init.folder)
-    templates = [pattern for name in init.names if (pattern := instances(name)) != name]
-    links = {link.name for pattern in templates for link in folder.glob(init.enabled.format(name=pattern))}
-    return sorted(links - set(wanted.started))
-
-
-def start(wanted: Wanted, fresh: bool) -> list[str]:
-    """Have this machine start what was installed, now and always; `fresh`: files were written.
-
-    Instances that are left over are stopped and disabled; their names. Raises CommandFailed.
+    For an image, where the commands of `init` cannot run. Raises OSError.
     """
-    init = wanted.init
-    gone = left_over(Path("/"), wanted)
-    order([*(init.renew if fresh else ()), *(init.disable(gone) if gone else ()), *init.enable(wanted.started)])
-    return gone
+    created = []
+    for path, target in init.links.items():
+        symlink = below(root, path)
+        if not (symlink.is_symlink() and str(symlink.readlink()) == target):
+            symlink.parent.mkdir(parents=True, exist_ok=True)
+            symlink.unlink(missing_ok=True)
+            symlink.symlink_to(target)
+            created.append(symlink)
+    return created
 
 
-def order(orders: Iterable[Order]) -> None:
-    """Carry out orders, one after the other. Raises CommandFailed."""
-    for name, *words in orders:
+def _remove_links(unit: Path, init: Init) -> None:
+    """Remove the links by which a removed unit was enabled."""
+    for symlink in unit.parent.glob(init.enabled.format(name=instances(unit.name))):
+        if symlink.is_symlink():
+            symlink.unlink()
+            with suppress(OSError):
+                symlink.parent.rmdir()
+
+
+def left_over(root: Path, plan: Wanted) -> list[str]:
+    """Return the names of enabled instances that are not to be started any more."""
+    init = plan.init
+    directory = below(root, init.folder)
+    templates = [pattern for name in init.names if (pattern := instances(name)) != name]
+    links = {symlink.name for pattern in templates for symlink in directory.glob(init.enabled.format(name=pattern))}
+    return sorted(links - set(plan.started))
+
+
+def start(plan: Wanted, fresh: bool) -> list[str]:
+    """Enable and start the installed units; `fresh` is True if files were written.
+
+    Instances that are left over are stopped and disabled, and their names returned. Raises
+    CommandFailed.
+    """
+    init = plan.init
+    old_instances = left_over(Path("/"), plan)
+    commands: list[Order] = []
+    if fresh:
+        commands += init.renew
+    if old_instances:
+        commands += init.disable(old_instances)
+    commands += init.enable(plan.started)
+    order(commands)
+    return old_instances
+
+
+def order(commands: Iterable[Order]) -> None:
+    """Run commands one after the other. Raises CommandFailed."""
+    for name, *arguments in commands:
         program = found_program(name)
         if program is None:
             raise CommandFailed(f"the program {name} is missing")
-        done = subprocess.run([program, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [program, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
-            said = done.stderr.strip() or f"exit status {done.returncode}"
-            raise CommandFailed(f"{' '.join((name, *words))}: {said}")
+            error = done.stderr.strip() or f"exit status {done.returncode}"
+            raise CommandFailed(f"{' '.join((name, *arguments))}: {error}")

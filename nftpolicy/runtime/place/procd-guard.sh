@@ -1,17 +1,17 @@
 #!/bin/sh /etc/rc.common
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: the guard, before firewall (19) and network (20) start, by nft alone. It has no "stop": what is in the
-# kernel stays there, and only "nftpolicy release" takes it away.
+# nftpolicy: load the boot guard by nft alone, before firewall (19) and network (20) start. There is
+# no stop(): the guard stays in the kernel, and only "nftpolicy release" removes it.
 
 # shellcheck disable=SC2034 # rc.common reads it
 START=@START@
 
 start() {
-	# What is kept there has to go with the power, as /var/run does.
+	# The state in /run must be lost by a restart, as in /var/run.
 	[ -e /run ] || ln -s /var/run /run
-	# First nothing leaves; then what the policy lets leave. Where the second fails, the first stays.
+	# First the block, then the guard. If the guard cannot be loaded, the block stays in force.
 	@NFT@ -f @BLOCK@
 	@NFT@ -f @GUARD@ || return
-	# Some kernels take it only when the devices are there; "apply" brings it then.
+	# Some kernels accept it only when the devices are present; "apply" loads it then.
 	@NFT@ -f @LINK@ || :
 }

@@ -1,35 +1,35 @@
 #!/bin/sh /etc/rc.common
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: the policy, after network (20); then its watch, and the resolvers of its uplinks. "stop" ends these, and
-# what is in the kernel stays there: only "nftpolicy release" takes it away.
+# nftpolicy: apply the policy after network (20), then run the watch and the uplinks' resolvers.
+# "stop" ends these daemons; the kernel's state stays, and only "nftpolicy release" removes it.
 
 # shellcheck disable=SC2034 # rc.common reads these
 START=@START@
 USE_PROCD=1
 EXTRA_COMMANDS="heal"
-EXTRA_HELP="	heal	Apply the policy if something of it is missing and it was not released"
+EXTRA_HELP="	heal	Apply the policy if parts of it are missing and it was not released"
 PROG=@PROGRAM@
 POLICY=@POLICY@
 
 apply() {
 	"$PROG" apply --wait 30 "$POLICY" || return
-	# The guard of the next start is this policy's too.
+	# The boot guard of the next start belongs to the same policy.
 	"$PROG" guard --no-load "$POLICY" || :
 }
 
-# Where the policy is refused, the guard stands, and the watch tries again.
+# If the policy is refused, the guard stays in force, and the watch tries again.
 start_service() {
 	apply
 	applied=$?
 	instances
 }
 
-# The status of "start".
+# Return the status of "start".
 service_started() {
 	return "$applied"
 }
 
-# Where the policy is refused, what is there stays, and what runs goes on.
+# If the policy is refused, the policy in force stays, and the daemons keep running.
 reload_service() {
 	apply && rc_procd instances
 }
@@ -39,13 +39,13 @@ instances() {
 	procd_close_instance
 	for uplink in $("$PROG" resolver --list "$POLICY"); do
 		instance "resolver-$uplink" resolver --uplink "$uplink" "$POLICY"
-		# Started anew when the policy is another one; the watch takes that over by itself.
+		# Restarted when the policy changes; the watch reads a new policy without a restart.
 		procd_set_param file "$POLICY"
 		procd_close_instance
 	done
 }
 
-# Arguments: name, words for the program. It never gives up.
+# Arguments: name, arguments of nftpolicy. Restarted without limit.
 instance() {
 	procd_open_instance "$1"
 	shift

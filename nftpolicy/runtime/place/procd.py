@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The init scripts of OpenWrt, as text: /etc/rc.common runs them under busybox's ash, procd what they name.
+"""Text of the init scripts for OpenWrt.
 
-As with systemd's units (units.py), nothing that stops takes anything out of the kernel. The guard needs no Python.
-What is asked of rc.common and procd.sh is what OpenWrt's own scripts of 22.03 and later ask.
+rc.common runs them under busybox ash, procd runs the daemons. As with the systemd units, stopping a
+script changes nothing in the kernel. The guard's script needs no Python. Only functions of rc.common
+and procd.sh are used that OpenWrt's own scripts of 22.03 and later use.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
-from .boot import GUARD, block, link
+from ...integration.guard_files import GUARD_PATH, block_path, link_guard_path
 from .units import POLICY, checked
 
 FOLDER = "/etc/init.d"
@@ -19,30 +20,37 @@ _GUARD, _SERVICE = NAMES = ("nftpolicy-guard", "nftpolicy")
 _START = {_GUARD: 18, _SERVICE: 21}
 _TEMPLATES = {_GUARD: "procd-guard.sh", _SERVICE: "procd-service.sh"}
 
-# How rc.common's "enable" does it: a link -> where it leads.
+# Links that rc.common's "enable" creates: path -> target.
 LINKS: Mapping[str, str] = {f"/etc/rc.d/S{_START[name]}{name}": f"../init.d/{name}" for name in NAMES}
 
-# What sysupgrade takes along. Python packages are not in it: the guard stands without them.
-KEEP = {
-    "/lib/upgrade/keep.d/nftpolicy": f"/etc/nftpolicy/\n{FOLDER}/{_GUARD}\n/etc/rc.d/S{_START[_GUARD]}{_GUARD}\n",
-}
+# Files that sysupgrade keeps. Python packages are not among them: the guard works without them.
+_KEPT_PATHS = (
+    "/etc/nftpolicy/",
+    f"{FOLDER}/{_GUARD}",
+    f"/etc/rc.d/S{_START[_GUARD]}{_GUARD}",
+)
+KEEP = {"/lib/upgrade/keep.d/nftpolicy": "".join(f"{path}\n" for path in _KEPT_PATHS)}
 
 
 def scripts(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
-    """Name -> text of every script, for these two programs.
+    """Return name -> text of every script, for the paths of nftpolicy, nft and the policy.
 
     Raises:
-        ValueError: a path that would mean something else in a script.
+        ValueError: a path has a character with a special meaning in sh.
     """
-    words = {"PROGRAM": program, "NFT": nft, "POLICY": policy}
-    for path in words.values():
+    values = {"PROGRAM": program, "NFT": nft, "POLICY": policy}
+    for path in values.values():
         checked(path)
-    words |= {"GUARD": str(GUARD), "BLOCK": str(block(GUARD)), "LINK": str(link(GUARD))}
-    return {name: _filled(_TEMPLATES[name], {**words, "START": str(_START[name])}) for name in NAMES}
+    values |= {
+        "GUARD": GUARD_PATH,
+        "BLOCK": block_path(GUARD_PATH),
+        "LINK": link_guard_path(GUARD_PATH),
+    }
+    return {name: _fill_in(_TEMPLATES[name], {**values, "START": str(_START[name])}) for name in NAMES}
 
 
-def _filled(template: str, words: Mapping[str, str]) -> str:
+def _fill_in(template: str, values: Mapping[str, str]) -> str:
     text = (files(__package__) / template).read_text(encoding="utf-8")
-    for word, meaning in words.items():
-        text = text.replace(f"@{word}@", meaning)
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
     return text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A tree of compiled files, below a folder: written whole, taken back whole, and no file of others touched."""
+"""Installation of a compiled tree of files below a directory, without touching foreign files."""
 
 from __future__ import annotations
 
@@ -9,56 +9,72 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .files import below, content_of, digest, put
+from ..paths import below
+from .files import content_of, digest, put
 from .install import Conflict
+
+_EXECUTABLE = 0o755
 
 
 @frozen
 class Laid:
-    """What was done: files that were written, and those of an earlier policy that were removed."""
+    """Result: the files written, and the files of an earlier policy that were removed."""
 
     written: tuple[Path, ...] = ()
     removed: tuple[Path, ...] = ()
 
 
-def lay(root: Path, files: Mapping[str, bytes], executable: frozenset[str], listing: str, force: bool = False) -> Laid:
-    """Put `files` below `root`, of which `listing` is the one that names the others, as sha256sum(1) does.
+def lay(
+    root: Path,
+    files: Mapping[str, bytes],
+    executable: frozenset[str],
+    listing: str,
+    force: bool = False,
+) -> Laid:
+    """Install `files` below `root`, all or none.
 
-    What an earlier list names and this one does not is removed, if it is as it was written.
+    `listing` is the path of the file that names the others with their digests, in the format of
+    sha256sum(1). A file that the previous listing names and the new one does not is removed, unless
+    it was changed.
 
     Raises:
-        Conflict: files are there that are not as such a list says, and not `force`. Nothing was written.
-        OSError: a file can't be read or written; all is as it was.
+        FileConflict: files exist that differ from the previous listing, and not `force`; nothing
+        was
+            written.
+        OSError: a file cannot be read or written; nothing was changed.
     """
-    known = _known(content_of(below(root, listing)) or b"")
+    listed = _listed_digests(content_of(below(root, listing)) or b"")
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
-        place = below(root, path)
-        held = content_of(place)
-        if held == content:
+        target = below(root, path)
+        present = content_of(target)
+        if present == content:
             continue
-        fresh[place] = content
-        if held is not None and path != listing and known.get(path) != digest(held):
-            conflicts.append(place)
+        fresh[target] = content
+        if present is not None and path != listing and listed.get(path) != digest(present):
+            conflicts.append(target)
     if conflicts and not force:
         raise Conflict(conflicts)
-    with put(fresh, {below(root, path): 0o755 for path in executable}):
+    with put(fresh, {below(root, path): _EXECUTABLE for path in executable}):
         pass
     removed = []
-    for path in sorted(known.keys() - files.keys()):
-        place = below(root, path)
-        held = content_of(place)
-        if held is not None and known[path] == digest(held):
-            place.unlink()
-            removed.append(place)
+    for path in sorted(listed.keys() - files.keys()):
+        target = below(root, path)
+        present = content_of(target)
+        if present is not None and listed[path] == digest(present):
+            target.unlink()
+            removed.append(target)
             with suppress(OSError):
-                place.parent.rmdir()  # if nothing else is in it
+                target.parent.rmdir()  # if it is empty now
     return Laid(tuple(fresh), tuple(removed))
 
 
-def _known(content: bytes) -> dict[str, str]:
-    """Path -> digest, of the lines that can be such; a path that leads out of the tree is none."""
-    lines = (line.split("  ", 1) for line in content.decode(errors="replace").splitlines())
-    pairs = [tuple(line) for line in lines if len(line) == 2]
-    return {path: known for known, path in pairs if not path.startswith("/") and ".." not in path.split("/")}
+def _listed_digests(content: bytes) -> dict[str, str]:
+    """Return path -> digest of a listing, without invalid lines and paths that leave the tree."""
+    digests = {}
+    for line in content.decode(errors="replace").splitlines():
+        hexadecimal, separator, path = line.partition("  ")
+        if separator and not path.startswith("/") and ".." not in path.split("/"):
+            digests[path] = hexadecimal
+    return digests

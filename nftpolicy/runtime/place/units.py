@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The systemd units, as text (systemd.unit(5), systemd.exec(5), systemd.special(7)).
+"""Text of the systemd units (systemd.unit(5), systemd.exec(5), systemd.special(7)).
 
-No unit has an ExecStop: whatever systemd stops, what is in the kernel stays there.
+No unit has an ExecStop=: if systemd stops a unit, the kernel's state stays as it is.
 
-The guard's unit has no condition on its file, since a unit whose condition fails is passed over in
-silence. It loads the block first and then the guard, in one unit and in this order: a unit of its own
-that starts when this one fails (OnFailure=) would start beside network-pre.target, not before it.
+The guard's unit has no condition on its file, since systemd silently skips a unit if a condition
+fails. The unit loads first the block, then the guard: a separate unit that starts on failure
+(OnFailure=) would start in parallel with network-pre.target, not before it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .boot import GUARD, block, link
+from ...integration.guard_files import GUARD_PATH, block_path, link_guard_path
 
 POLICY = "/etc/nftpolicy/policy.toml"
 UNITDIR = "/etc/systemd/system"
 
-_PROGRAM = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
+_SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
 
 _GUARD = """\
 [Unit]
@@ -34,10 +34,10 @@ After=systemd-modules-load.service nftables.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-# First nothing leaves; then what the policy lets leave. Where the second fails, the first stays.
+# First the block, then the guard. If the guard cannot be loaded, the block stays in force.
 ExecStart=-{nft} -f {block}
 ExecStart={nft} -f {guard}
-# Some kernels take it only when the devices are there; "apply" brings it then.
+# Some kernels accept it only when the devices are present; then "nftpolicy apply" loads it.
 ExecStart=-{nft} -f {link}
 
 [Install]
@@ -46,7 +46,7 @@ WantedBy=sysinit.target
 
 _APPLY = """\
 [Unit]
-Description=Policy of who may use the uplinks
+Description=Policy for the use of the uplinks
 Documentation=man:nftpolicy(1) man:nftpolicy.toml(5)
 RequiresMountsFor=/etc/nftpolicy {program}
 Wants=nftpolicy-guard.service
@@ -57,11 +57,11 @@ ReloadPropagatedFrom=nftables.service
 Type=oneshot
 RemainAfterExit=yes
 ExecStart={program} apply {policy}
-# The guard of the next start is this policy's too.
+# The boot guard of the next start belongs to the same policy.
 ExecStartPost=-{program} guard --no-load {policy}
 ExecReload={program} apply {policy}
 ExecReload=-{program} guard --no-load {policy}
-# A resolver reads the policy when it starts. Where the policy is refused, this is not reached, and they go on.
+# A resolver reads the policy when it starts. If the policy is refused, the resolvers keep running.
 ExecReload=-systemctl --no-block try-restart {resolvers}
 ReadWritePaths=/etc/nftpolicy
 {hardening}
@@ -71,13 +71,13 @@ WantedBy=multi-user.target
 
 _WATCH = """\
 [Unit]
-Description=Watch over the policy of who may use the uplinks
+Description=Watch over the policy for the use of the uplinks
 Documentation=man:nftpolicy(1)
 RequiresMountsFor=/etc/nftpolicy {program}
 Wants=nftpolicy.service
 After=nftpolicy.service nss-user-lookup.target
 ConditionPathExists={policy}
-# It never gives up.
+# systemd restarts it without limit.
 StartLimitIntervalSec=0
 
 [Service]
@@ -91,7 +91,7 @@ RestartSec=1
 WantedBy=multi-user.target
 """
 
-# The name of an uplink is an instance as it is: %i, and not %I, where each "-" would be a "/".
+# The instance is the name of the uplink: %i, since in %I each "-" would become a "/".
 _RESOLVER = """\
 [Unit]
 Description=Resolver of uplink %i
@@ -99,12 +99,12 @@ Documentation=man:nftpolicy(1) man:dnsmasq(8)
 RequiresMountsFor=/etc/nftpolicy {program}
 Wants=nftpolicy.service
 After=nftpolicy-guard.service nftpolicy.service nss-user-lookup.target
-# For the services that it is for. It is not the machine's own and does not pull that target in.
+# For services of the policy: it is not the machine's resolver, so it does not want that target.
 Before=nss-lookup.target
-# "stop" and "restart" of the policy are the resolver's, too.
+# Stop and restart of nftpolicy.service apply to the resolver, too.
 PartOf=nftpolicy.service
 ConditionPathExists={policy}
-# It never gives up.
+# systemd restarts it without limit.
 StartLimitIntervalSec=0
 
 [Service]
@@ -112,25 +112,26 @@ Type=notify
 ExecStart={program} resolver --uplink %i {policy}
 Restart=always
 RestartSec=2
-# It ends its dnsmasq itself, which is in a cgroup of its own. What was left by a kill, the next start ends.
+# It stops its dnsmasq, which has a cgroup of its own; the next start stops one left by a kill.
 KillMode=mixed
 {hardening}\
-# The program that marks; dnsmasq's user, and its end; the marks of its sockets; leases of others.
+# BPF program; port 53; user of dnsmasq; stopping it; marks of its sockets; leases of other users.
 CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
-# A lease may be anywhere.
+# A lease file may be in any directory.
 PrivateTmp=no
 ProtectHome=read-only
-# It writes none.
+# It writes no sysctl.
 ProtectKernelTunables=yes
 
 [Install]
 WantedBy=nftpolicy.service
 """
 
-# ProtectKernelTunables= is off, since sysctls are written; PrivateNetwork= and ProtectControlGroups= are
-# about what it is there for. What a unit sets after this is added (capabilities), or counts instead.
+# Not ProtectKernelTunables=, since sysctls are written; not PrivateNetwork= nor
+# ProtectControlGroups=, since nftpolicy configures the network and cgroups. A unit may add
+# capabilities after this text, or override other settings.
 _HARDENING = """\
-# What sysctls were before the policy is kept in /run until the machine restarts.
+# The values of sysctls from before the policy are in /run until the machine restarts.
 RuntimeDirectory=nftpolicy
 RuntimeDirectoryPreserve=yes
 StateDirectory=nftpolicy
@@ -164,41 +165,44 @@ NAMES = tuple(_UNITS)
 
 
 def resolver(uplink: str) -> str:
-    """The unit of an uplink's resolver."""
+    """Return the name of the unit of an uplink's resolver."""
     return RESOLVER.replace("@", f"@{uplink}")
 
 
 def started(uplinks: Iterable[str]) -> tuple[str, ...]:
-    """What is enabled and started where these uplinks have a resolver."""
+    """Return the units to enable and start if these uplinks have a resolver."""
     return (*(name for name in NAMES if name != RESOLVER), *map(resolver, uplinks))
 
 
 def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
-    """Name -> text of every unit, for these two programs.
+    """Return name -> text of every unit, for the paths of nftpolicy, nft and the policy.
 
     Raises:
-        ValueError: a path that would mean something else in a unit.
+        ValueError: a path has a character with a special meaning in a unit.
     """
     for path in (program, nft, policy):
         checked(path)
-    words = {
+    values = {
         "program": program,
         "nft": nft,
         "policy": policy,
-        "guard": GUARD,
-        "link": link(GUARD),
-        "block": block(GUARD),
+        "guard": GUARD_PATH,
+        "link": link_guard_path(GUARD_PATH),
+        "block": block_path(GUARD_PATH),
         "hardening": _HARDENING,
         "resolvers": resolver("*"),
     }
-    return {name: content.format(**words) for name, content in _UNITS.items()}
+    return {name: content.format(**values) for name, content in _UNITS.items()}
 
 
 def checked(path: str) -> str:
-    """The same path. Raises ValueError for one that would mean something else in a unit or a script of sh."""
-    if not _PROGRAM.match(path):
+    """Return the path.
+
+    Raises ValueError if a character has a special meaning in a unit or in sh.
+    """
+    if not _SAFE_PATH.match(path):
         raise ValueError(
-            f"{path!r} can't stand in a unit or an init script: "
-            "it takes an absolute path of letters, digits and _ . / + @ : -"
+            f"{path!r} cannot be used in a unit or an init script; "
+            "use an absolute path of letters, digits and _ . / + @ : -"
         )
     return path

@@ -17,7 +17,7 @@ from ...kernel.holders import Holder
 from ...kernel.sock_diag import PROTOCOLS, TCP, UDP, Listed
 from ...policy.checks import covered
 from ...policy.objects import Policy, Service, Uplink
-from ..changes.stale import Addresses, answers, asks_names, at_home, lets, wearer
+from ..ownership import Addresses, answers, asks_names, at_home, lets, wearer
 
 RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, OUTSIDE, BORROWED, UNANSWERED, UNKNOWN = (
     "right", "unmarked", "forged", "astray", "elsewhere", "outside", "borrowed", "unanswered", "unknown",

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Predicates that relate a socket to the uplinks and services of a policy.
+
+Shared by the cleanup after a change of policy and by the socket classifier. Pure: sockets are
+values (inet_diag, kernel/sock_diag.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from ipaddress import ip_address
+
+from ..kernel.sock_diag import PROTOCOLS, TCP, UDP, Listed
+from ..policy.objects import Policy, Service, Uplink
+
+Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
+_DNS_PORT = 53
+
+
+def asks_names(socket: Listed) -> bool:
+    """Return True if the socket is connected to a DNS server."""
+    return socket.connected and socket.dport == _DNS_PORT and socket.protocol in (TCP, UDP)
+
+
+def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
+    """Return name and uplink of the mark that this fwmark has, or None."""
+    for name, uplink in (policy.uplink if policy else {}).items():
+        if uplink.mark.worn_by(fwmark):
+            return name, uplink
+    return None
+
+
+def at_home(socket: Listed, own: Container[str]) -> bool:
+    """Return True if the socket's packets stay on this host; `own` are its addresses."""
+    far = socket.remote if socket.connected else socket.local
+    if socket.bound == "lo" or far is None:
+        return socket.bound == "lo"
+    return far == "::1" or far.startswith("127.") or (socket.connected and far in own)
+
+
+def lets(service: Service, socket: Listed, group: int | None) -> bool:
+    """Return True if the socket may belong to the service and the service may send there.
+
+    `group` is the group of the process that opened it; None, if unknown, matches any group.
+    """
+    if service.kernel and service.sport:
+        in_range = any(port.low <= socket.sport <= port.high for port in service.sport)
+        return socket.protocol == UDP and in_range
+    if service.kernel:  # no process holds a socket of the kernel
+        return socket.protocol == UDP and group is None
+    if service.group and group not in (None, service.group.number):
+        return False
+    if service.user and socket.uid != service.user.number:
+        return False
+    far = ip_address(socket.remote or "::")
+    if service.to and not any(far in network for network in service.to):
+        return False
+    if not service.ports:
+        return True
+    protocol = PROTOCOLS[socket.protocol]
+    return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in service.ports)
+
+
+def answers(uplink: Uplink, socket: Listed) -> bool:
+    """Return True if the socket's packets may be replies that the policy allows (`answer`)."""
+    protocol = PROTOCOLS[socket.protocol]
+    ports = (answer.port for answer in uplink.answer if answer.port)
+    return any(port.protocol == protocol and port.low <= socket.sport <= port.high for port in ports)

@@ -1,0 +1,238 @@
+"""Atomic replacement of files, locks between processes, and files of earlier versions that are still read."""
+
+import errno
+import fcntl
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.runtime import atomic_file
+from nftpolicy.runtime.atomic_file import write_file
+from nftpolicy.runtime.changes import pending
+from nftpolicy.runtime.changes.history import History
+from nftpolicy.runtime.changes.journal import Interrupted, Journal
+from nftpolicy.runtime.changes.memory import Busy, Memory
+from nftpolicy.runtime.file_lock import LockTimeout, exclusive_lock, is_locked
+
+# --- atomic replacement ----------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    for content in (b"old", b"new"):
+        write_file(file, content)
+        assert file.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("mode", "umask", "expected"), [(None, 0o027, 0o640), (0o644, 0o077, 0o644), (0o600, 0, 0o600)]
+)
+def test_the_mode_is_exact_or_follows_the_umask(tmp_path: Path, mode: int | None, umask: int, expected: int) -> None:
+    previous = os.umask(umask)
+    try:
+        write_file(tmp_path / "state", b"", mode)
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == expected
+
+
+def test_content_is_synced_before_the_rename_and_the_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def record_sync(descriptor: int) -> None:
+        calls.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    def record_replace(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    write_file(tmp_path / "state", b"new")
+    assert calls == ["file", "rename", "directory"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_keeps_the_old_file_and_removes_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write_file(tmp_path / "state", b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), fail)
+    with pytest.raises(OSError, match="No space"):
+        write_file(tmp_path / "state", b"new")
+    monkeypatch.undo()
+    assert (tmp_path / "state").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_new_file_left_by_a_killed_process_is_replaced_and_no_link_is_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"untouched")
+    (tmp_path / ".state.new").symlink_to(elsewhere)
+    write_file(tmp_path / "state", b"new")
+    assert (tmp_path / "state").read_bytes() == b"new"
+    assert not (tmp_path / "state").is_symlink()
+    assert elsewhere.read_bytes() == b"untouched"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_only_a_file_system_without_sync_of_directories_is_excused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    if number == errno.EINVAL:
+        atomic_file.sync_directory(tmp_path)
+    else:
+        with pytest.raises(OSError, match="Input/output error"):
+            atomic_file.sync_directory(tmp_path)
+
+
+# --- locks -----------------------------------------------------------------------------------
+
+HOLDER = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["lock", "."])
+def test_a_lock_excludes_others_until_the_block_ends(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with exclusive_lock(path):
+        with pytest.raises(LockTimeout), exclusive_lock(path, wait=0):
+            pass
+        begun = time.monotonic()
+        with pytest.raises(LockTimeout), exclusive_lock(path, wait=0.2):
+            pass
+        assert time.monotonic() - begun >= 0.2
+    with exclusive_lock(path, wait=0):
+        pass
+
+
+def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert is_locked(path)
+        process.kill()
+        process.wait()
+    assert not is_locked(path)
+    assert path.exists()
+
+
+def test_the_process_that_holds_the_state_directory_is_named(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "netns-1")
+    with memory.alone():
+        assert (memory.folder / "lock").read_text() == str(os.getpid())
+        with pytest.raises(Busy, match=f"process {os.getpid()} holds the lock"), memory.alone():
+            pass
+    with memory.alone(), (memory.folder / "lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- files of version 0.1 ----------------------------------------------------------------------
+
+ENTRY = """{
+ "number": 12,
+ "time": "2026-01-02T12:00:00Z",
+ "policy": "p",
+ "file": "/etc/p.toml",
+ "sha256": "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb",
+ "verdict": "proved",
+ "seconds": 0.123,
+ "who": "lisa",
+ "why": "rollback to 3",
+ "of": 3,
+ "text": "a"
+}"""
+PENDING = """{
+ "token": "t",
+ "state": "going back",
+ "seconds": 60,
+ "deadline": 100.5,
+ "until": "2026-01-02T12:00:00Z",
+ "back": {
+  "number": 12,
+  "file": "/etc/p.toml",
+  "text": "a"
+ },
+ "applier": {
+  "pid": 1,
+  "started": 2
+ },
+ "deadman": {
+  "pid": 3,
+  "started": 4
+ },
+ "reason": ""
+}"""
+JOURNAL = """{"pid": 7, "begun": 1.5, "steps": 3, "before": ["/etc/old.toml", "a \\udcff"], "after": null}
+done
+done
+"""
+
+
+def test_a_history_of_version_0_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / "000012.json").write_text(ENTRY)
+    history = History(tmp_path)
+    (entry,) = history.entries()
+    assert (entry.number, entry.data, entry.of, entry.who, entry.why) == (12, b"a", 3, "lisa", "rollback to 3")
+    assert history.add("p", "f", b"b", "proved", 1.0, "apply").number == 13
+    history.path(13).unlink()
+    again = history.add("p", "/etc/p.toml", b"b", "proved", 1.0, "apply")
+    assert list(entry.facts()) == list(again.facts())
+
+
+def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / "journal").write_text(JOURNAL)
+    journal = Journal(tmp_path / "journal")
+    assert journal.interrupted() == Interrupted(7, 1.5, 3, 2, ("/etc/old.toml", b"a \xff"), None)
+    with journal.of(3, ("/etc/old.toml", b"a \xff"), None) as writer:
+        writer.done()
+        lines = (tmp_path / "journal").read_text().splitlines()
+    assert [lines[0].partition('"before"')[2], *lines[1:]] == [JOURNAL.splitlines()[0].partition('"before"')[2], "done"]
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_pending_confirmation_of_version_0_1_is_read_and_written_alike(tmp_path: Path) -> None:
+    (tmp_path / "pending.json").write_text(PENDING)
+    memory = Memory(tmp_path)
+    found = pending.pending(memory)
+    assert found is not None
+    assert (found.state, found.goal, found.deadman.pid) == (pending.GOING_BACK, "12 (/etc/p.toml)", 3)
+    pending.update(memory, "t")
+    assert (tmp_path / "pending.json").read_text() == PENDING
+
+
+def test_a_state_directory_of_version_0_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("/etc/p.toml")
+    (tmp_path / "policy.toml").write_bytes(b"a")
+    (tmp_path / "sysctls.json").write_text('{"net/ipv4/ip_forward": "0"}')
+    memory = Memory(tmp_path)
+    assert memory.policy() == ("/etc/p.toml", b"a")
+    memory.remember_sysctls({"net/ipv4/ip_forward": "1", "net/ipv4/conf/a/rp_filter": "2"})
+    assert memory.sysctls() == {"net/ipv4/ip_forward": "0", "net/ipv4/conf/a/rp_filter": "2"}
+    memory.forget()
+    assert (memory.policy(), memory.sysctls()) == (None, {})
