@@ -260,8 +260,8 @@ class Stage:
         self.said.clear()
         self.clock += seconds
         self.watch.turn(policy)
-        self.looks += self.watch._errand is not None
-        while errand := self.watch._errand:
+        self.looks += self.watch._worker is not None
+        while errand := self.watch._worker:
             assert select.select([errand.descriptor], [], [], 10)[0]
             self.watch.turn(policy)
         assert {event for event, _ in self.said} <= {"socket", "failed"}
@@ -324,6 +324,6 @@ def test_a_failure_is_told_once():
 def test_the_end_leaves_no_child():
     stage = Stage()
     stage.watch.turn(POLICY)
-    assert stage.watch._errand is not None
+    assert stage.watch._worker is not None
     stage.watch.cancel()
-    assert stage.watch._errand is None
+    assert stage.watch._worker is None
