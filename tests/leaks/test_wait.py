@@ -164,7 +164,7 @@ def test_it_waits_until_the_vpn_has_an_answer(made: Guarded) -> None:
 def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, remote="203.0.113.77")
     try:
-        wait_until(lambda: "nothing has come back" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
+        wait_until(lambda: "no reply has reached" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
         assert now(made, "--service", "fastd")[0] == 1
     finally:
         end_fastd(made)
@@ -205,7 +205,7 @@ def test_it_waits_for_an_answer_to_the_kernel() -> None:
         assert "has" in now(made, "--service", "tunnel")[1]
         lab.node.run(["busybox", "ping", "-c", "1", "-W", "1", "10.9.9.2"], check=False)
         assert lab.wan.wait_for(lambda frame: frame.dport == 4789, 2), "inconclusive: nothing was sent"
-        assert "nothing has come back" in now(made, "--service", "tunnel")[1]
+        assert "no reply has reached" in now(made, "--service", "tunnel")[1]
         with waiting(made, "--service", "tunnel") as process:
             lab.server.ip("link set vx0 up")
             for _ in range(3):

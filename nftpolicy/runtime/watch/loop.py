@@ -52,10 +52,7 @@ _FAILURES = (Refused, NotHeld, StillChanged, NoWay, NotProved, NotSafe, Unavaila
 
 
 class Watch:
-    """Watch daemon of one network namespace.
-
-    `run` ends on SIGTERM and SIGINT; the policy stays in the kernel then.
-    """
+    """Watch daemon of one network namespace. The policy stays in the kernel when it ends."""
 
     def __init__(self, world: World) -> None:
         self.world, self.kernel, self.memory = world, world.changer.kernel, world.changer.memory
@@ -88,7 +85,7 @@ class Watch:
     # --- the loop ---
 
     def run(self) -> None:
-        """Watch until a signal arrives."""
+        """Watch until SIGTERM or SIGINT."""
         with termination_signals() as terminated:
             self.world.say("start", {"pid": os.getpid()})
             self._poll.register(terminated, select.POLLIN)
@@ -169,8 +166,8 @@ class Watch:
         if not news or self.held is None:
             return
         if news.lost:
-            why = "netlink receive buffer overflow (ENOBUFS)"
-            self.world.say("notifications-lost", {"why": why, "then": "full check"})
+            fields = {"why": "netlink receive buffer overflow (ENOBUFS)", "then": "full check"}
+            self.world.say("notifications-lost", fields)
         if news.links:
             self.world.ears.watch_sysctls(self.held.sysctls)
         values = self.world.ears.sysctls() if news.sysctls or news.links else {}
@@ -256,8 +253,8 @@ class Watch:
 
     def _enforce(self, planned: Prospect) -> None:
         """Prepare repairs of this desired state, and watch it."""
-        link_guard = any(table.family == "netdev" for table in planned.desired.tables)
-        self._machine = Machine(planned.ports, link_guard, planned.unhooked)
+        families = {table.family for table in planned.desired.tables}
+        self._machine = Machine(planned.ports, "netdev" in families, planned.unhooked)
         self._repairs.devices = self._uplink_devices()
         if self.held is None or self.held.desired != planned.desired:
             self.held = Held(planned.desired)
@@ -289,8 +286,7 @@ class Watch:
         if latest is None and self.text is not None and self._is_guard_loaded():
             # `release` would have removed the guard as well: only the file is missing.
             self.memory.remember_policy(*self.text)
-            why = "policy file missing, but guard loaded"
-            self.world.say("policy-restored", {"policy": self.text[0], "why": why})
+            self.world.say("policy-restored", {"policy": self.text[0], "why": "policy file missing, guard loaded"})
             return
         self.text, self.policy, self.held, self._proved_state, self.verdict = latest, None, None, None, ""
         self._keeper.hold(None)
@@ -303,8 +299,7 @@ class Watch:
             try:
                 self.policy = self.world.changer.load(latest)
             except (PolicyError, ValueError) as error:
-                fields = {"what": latest[0], "why": str(error), "then": "no policy is enforced"}
-                self.world.say("failed", fields)
+                self.world.say("failed", {"what": latest[0], "why": str(error), "then": "no policy is enforced"})
                 self._notify_status()
                 return
             if self._tables.find():
