@@ -278,14 +278,14 @@ _NAMES_DEVICE = frozenset({"bound", "unicast-if", "pktinfo", "multicast-if", "zo
 _PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": PROTOCOL, **dict.fromkeys(FRAMES, UDP)}
 
 
-def packet(probe: Probe, seen: ObservedPacket | None = None) -> Packet | None:
+def packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | None:
     """Return a probe as a packet for `explain`; None if it is not an IP packet."""
     shot = probe.shot
     if not shot.family:
         return None
     is_frame = shot.form in FRAMES
     protocol = _PROTOCOLS.get(shot.form, {4: ICMP, 6: ICMPV6}[shot.family])
-    sport = seen.ports[0] if seen and seen.ports else shot.sport
+    sport = observed.ports[0] if observed and observed.ports else shot.sport
     with_ports = shot.form in PORTS
     names_source = probe.kind.foreign or shot.way == "source"
     return Packet(

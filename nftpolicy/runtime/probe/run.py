@@ -139,10 +139,10 @@ def _service_ids(policy: Policy | None) -> frozenset[int]:
 
 def probe_targets(wanted: Policy | Sequence[Asked], links: Sequence[Link], stranger: int) -> Iterator[Target]:
     """Yield the devices of all uplinks with their current state."""
-    policy = wanted if isinstance(wanted, Policy) else None
-    uplinks: Sequence[Asked]
+    policy: Policy | None = None
     if isinstance(wanted, Policy):
-        uplinks = [Asked(name, uplink.devices, uplink.mark) for name, uplink in wanted.uplink.items()]
+        policy = wanted
+        uplinks: Sequence[Asked] = [Asked(name, uplink.devices, uplink.mark) for name, uplink in policy.uplink.items()]
     else:
         uplinks = wanted
     links_by_name = {link.name: link for link in links}

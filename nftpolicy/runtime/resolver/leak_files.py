@@ -64,7 +64,7 @@ def _indexes(policy: Policy) -> dict[str, int]:
 
 def _known_servers(policy: Policy, indexes: dict[str, int], root: Path) -> dict[Address, str]:
     """Return the servers of the uplinks, from the policy and from files. Runs no program."""
-    machine = Machine(names={index: name for name, index in indexes.items()})
+    host = Machine(names={index: name for name, index in indexes.items()})
     servers: dict[Address, str] = {}
     for name, uplink in policy.uplink.items():
         sources = [source for source in reading.SOURCES.values() if source.patterns]
@@ -76,7 +76,7 @@ def _known_servers(policy: Policy, indexes: dict[str, int], root: Path) -> dict[
         devices = [(device, indexes.get(device)) for device in uplink.devices]
         for source in sources:
             entries = reading.read_files(source, devices, time.time(), root).words
-            usable = chosen(entries, uplink.devices, machine).servers
+            usable = chosen(entries, uplink.devices, host).servers
             servers |= {server.address: name for server in usable}
     return servers
 

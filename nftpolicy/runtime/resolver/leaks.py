@@ -47,9 +47,9 @@ class Learned:
     indexes: Mapping[str, int]
     servers: Mapping[Address, str]
 
-    def uplink_of(self, word: str) -> str | None:
+    def uplink_of(self, server: str) -> str | None:
         """Return the uplink of a server, given as ADDRESS or ADDRESS%DEVICE; None for other servers."""
-        host, _, zone = word.partition("%")
+        host, _, zone = server.partition("%")
         by_index = {str(index): device for device, index in self.indexes.items()}
         device = zone if zone in self.devices else by_index.get(zone)
         if device is not None:
@@ -63,45 +63,45 @@ class Learned:
 Texts = Mapping[str, str]  # path -> contents of the file
 
 
-def leaks(texts: Texts, learned: Learned) -> list[Leak]:
+def leaks(texts: Texts, uplink_dns: Learned) -> list[Leak]:
     """Return all leaks in these files, without duplicates."""
-    found = (leak for check in _CHECKS for leak in check(texts, learned))
+    found = (leak for check in _CHECKS for leak in check(texts, uplink_dns))
     return list(dict.fromkeys(found))
 
 
 # --- files of nameserver lines ---
 
 
-def _resolv_conf(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _resolv_conf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     for path, fix in (
         (RESOLV_CONF, "name the host's own resolver there, such as 'nameserver 127.0.0.1'"),
         (RESOLVED, "keep them from systemd-resolved: UseDNS=no, or 'resolvectl revert DEVICE'"),
     ):
-        for number, server, uplink in _nameservers(texts.get(path, ""), learned):
+        for number, server, uplink in _nameservers(texts.get(path, ""), uplink_dns):
             yield Leak(path, number, f"{server} is a DNS server of uplink {uplink!r}", fix)
 
 
-def _nameservers(text: str, learned: Learned) -> Iterator[tuple[int, str, str]]:
+def _nameservers(text: str, uplink_dns: Learned) -> Iterator[tuple[int, str, str]]:
     """Yield line number, server and uplink of each nameserver line with an uplink's server."""
     for number, line in enumerate(text.split("\n"), 1):
-        if (match := _NAMESERVER.match(line)) and (uplink := learned.uplink_of(match[1])):
+        if (match := _NAMESERVER.match(line)) and (uplink := uplink_dns.uplink_of(match[1])):
             yield number, match[1][:_MAX_SHOWN], uplink
 
 
-def _resolvconf(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _resolvconf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     """Check resolvconf and openresolv: one file for each device and program, DEVICE or DEVICE.PROGRAM."""
     for path, text in texts.items():
         if str(Path(path).parent) not in ("/run/resolvconf/interface", "/run/resolvconf/interfaces"):
             continue
         name = Path(path).name
-        matching = (device for device in learned.devices if name == device or name.startswith(f"{device}."))
+        matching = (device for device in uplink_dns.devices if name == device or name.startswith(f"{device}."))
         device = next(matching, None)
         lines = [number for number, line in enumerate(text.split("\n"), 1) if _NAMESERVER.match(line)]
         if device and lines:
             yield Leak(
                 path,
                 lines[0],
-                f"resolvconf has DNS servers of {device}, a device of uplink {learned.devices[device]!r}",
+                f"resolvconf has DNS servers of {device}, a device of uplink {uplink_dns.devices[device]!r}",
                 f"write deny_interfaces=\"{device}\" into /etc/resolvconf.conf, and run 'resolvconf -d {name}'",
             )
 
@@ -117,19 +117,19 @@ def is_dnsmasq(path: str) -> bool:
     return path == "/etc/dnsmasq.conf" or path.startswith(("/etc/dnsmasq.d/", "/var/etc/dnsmasq.conf."))
 
 
-def _dnsmasq(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _dnsmasq(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     files = [path for path in texts if is_dnsmasq(path)]
     options = [(path, number, key, value) for path in files for number, key, value in _dnsmasq_options(texts[path])]
     for path, number, key, value in options:
-        if key == "server" and (uplink := _server_option_uplink(value, learned)):
+        if key == "server" and (uplink := _server_option_uplink(value, uplink_dns)):
             yield Leak(path, number, f"{value[:_MAX_SHOWN]} is a DNS server of uplink {uplink!r}", "remove the line")
         if key == "resolv-file":
-            for at, server, uplink in _nameservers(texts.get(value, ""), learned):
+            for at, server, uplink in _nameservers(texts.get(value, ""), uplink_dns):
                 problem = f"{value}:{at} names {server}, a DNS server of uplink {uplink!r}"
                 yield Leak(path, number, problem, "write 'no-resolv' and server= lines instead")
     keys = {key for _, _, key, _ in options}
     if files and not keys & {"resolv-file", "no-resolv"}:
-        for _, server, uplink in _nameservers(texts.get(RESOLV_CONF, ""), learned):
+        for _, server, uplink in _nameservers(texts.get(RESOLV_CONF, ""), uplink_dns):
             problem = f"dnsmasq reads {RESOLV_CONF}, which names {server}, a DNS server of uplink {uplink!r}"
             yield Leak(files[0], None, problem, "write 'no-resolv' and server= lines into it")
 
@@ -143,10 +143,10 @@ def _dnsmasq_options(text: str) -> Iterator[tuple[int, str, str]]:
             yield number, key.strip(), value.strip()
 
 
-def _server_option_uplink(value: str, learned: Learned) -> str | None:
+def _server_option_uplink(value: str, uplink_dns: Learned) -> str | None:
     """Return the uplink of `server=[/DOMAIN/]ADDRESS[#PORT][@DEVICE]`."""
     address, _, source = value.rpartition("/")[2].partition("@")
-    return learned.devices.get(source.partition("#")[0]) or learned.uplink_of(address.partition("#")[0])
+    return uplink_dns.devices.get(source.partition("#")[0]) or uplink_dns.uplink_of(address.partition("#")[0])
 
 
 # --- systemd-networkd ---
@@ -156,11 +156,11 @@ _USE_DNS = ("DHCPv4", "DHCPv6", "IPv6AcceptRA")
 _NETWORK_DIRECTORIES = ("/usr/lib", "/run", "/etc")
 
 
-def _networkd(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     files = {
         Path(path).name: path for directory in _NETWORK_DIRECTORIES for path in texts if _is_network(path, directory)
     }
-    for device, uplink in learned.devices.items():
+    for device, uplink in uplink_dns.devices.items():
         path = next((files[name] for name in sorted(files) if _matches_device(texts[files[name]], device)), None)
         if path is None:
             continue
@@ -232,7 +232,7 @@ def _is_off(section: str, last: Mapping[tuple[str, str], str]) -> bool:
 # --- NetworkManager ---
 
 
-def _networkmanager(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _networkmanager(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     main: dict[str, str] = {}
     for path in sorted(texts, key=lambda path: ("conf.d" in path, Path(path).name)):
         if path == "/etc/NetworkManager/NetworkManager.conf" or path.startswith("/etc/NetworkManager/conf.d/"):
@@ -240,7 +240,7 @@ def _networkmanager(texts: Texts, learned: Learned) -> Iterator[Leak]:
     if main.get("dns") == "none" or main.get("rc-manager") == "unmanaged":
         return
     device_by_uuid: dict[str, str] = {}  # of the active connections
-    for device, index in learned.indexes.items():
+    for device, index in uplink_dns.indexes.items():
         for _, _, key, value in pairs(texts.get(f"/run/NetworkManager/devices/{index}", "")):
             if key == "connection-uuid":
                 device_by_uuid[value] = device
@@ -250,11 +250,11 @@ def _networkmanager(texts: Texts, learned: Learned) -> Iterator[Leak]:
         settings = {(section, key): value for _, section, key, value in pairs(text)}
         uuid = settings.get(("connection", "uuid"), "")
         name = settings.get(("connection", "interface-name")) or device_by_uuid.get(uuid)
-        if name is None or name not in learned.devices:
+        if name is None or name not in uplink_dns.devices:
             continue
         families = [family for family in ("ipv4", "ipv6") if _uses_dns(settings, family)]
         if families:
-            uplink = learned.devices[name]
+            uplink = uplink_dns.devices[name]
             problem = f"NetworkManager gives the DNS servers of {name} (uplink {uplink!r}) to all programs"
             sections = " and ".join(f"[{family}]" for family in families)
             fix = f"write ignore-auto-dns=true into {sections} and no dns=, or dns=none into [main]"
@@ -274,15 +274,15 @@ _UCI = re.compile(r"\s*(config|option|list)\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))(?
 _MAX_ALIASES = 8  # a chain of @aliases that is longer is a loop
 
 
-def _netifd(texts: Texts, learned: Learned) -> Iterator[Leak]:
+def _netifd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     path = "/etc/config/network"
     interfaces = _uci_interfaces(texts.get(path, ""))
     for name, options in interfaces.items():
         device = _device_of(name, interfaces)
         last = {key: value for _, key, value in options}
-        if device not in learned.devices or last.get("proto", "none") == "none":
+        if device not in uplink_dns.devices or last.get("proto", "none") == "none":
             continue
-        uplink = learned.devices[device]
+        uplink = uplink_dns.devices[device]
         problem = f"interface {name!r} gives the DNS servers of {device} (uplink {uplink!r}) to all programs"
         for number, key, value in options:
             if key == "dns":

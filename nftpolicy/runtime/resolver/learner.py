@@ -66,9 +66,9 @@ class Learner:
     `warn` gets a line for each rejected entry and each source that fails, once. `root` is for tests.
     """
 
-    def __init__(self, wanted: Wanted, say: Callable[[str], None], root: Path = Path("/")) -> None:
-        self.wanted, self._warn, self._root = wanted, say, root
-        self.sources = sources_of(wanted.name, wanted.resolver)
+    def __init__(self, target: Wanted, warn: Callable[[str], None], root: Path = Path("/")) -> None:
+        self.wanted, self._warn, self._root = target, warn, root
+        self.sources = sources_of(target.name, target.resolver)
         self.readings: dict[str, Reading] = {}
         self.choice = Choice()
         self.machine = Machine()

@@ -36,7 +36,7 @@ _MAX_REPLY = 512  # bytes
 Ids = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
-def of_links(uplink: Uplink, found: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
+def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
     """Return the problems of devices, addresses and routes that keep packets from the uplink; [] if there are none.
 
     One device with everything it needs for one family is enough. `routes` are those of the uplink's table.
@@ -44,7 +44,7 @@ def of_links(uplink: Uplink, found: Mapping[str, Link], routes: Iterable[Route])
     default_routes = [route for route in routes if route.destination == "default" and route.kind == "unicast"]
     problems = []
     for device in uplink.devices:
-        link = found.get(device)
+        link = links_by_name.get(device)
         if link is None:
             problems.append(f"{device} does not exist")
         elif not link.carrier:
@@ -218,9 +218,9 @@ def _acting_as(owner: Ids) -> Iterator[None]:
 
 
 def wait(
-    look: Callable[[], list[str]], seconds: float, descriptors: Sequence[int] = (), read: Callable[[], object] = int
+    check: Callable[[], list[str]], seconds: float, descriptors: Sequence[int] = (), read: Callable[[], object] = int
 ) -> list[str]:
-    """Check until there is no problem, or for so many seconds; return the problems of the last check.
+    """Call `check` until there is no problem, or for so many seconds; return the problems of the last call.
 
     The next check follows when a descriptor becomes readable (`read` empties them), otherwise after POLL_SECONDS,
     or after twice the duration of a check.
@@ -228,7 +228,7 @@ def wait(
     end = time.monotonic() + seconds
     while True:
         start = time.monotonic()
-        problems = look()
+        problems = check()
         now = time.monotonic()
         left = end - now
         if not problems or left <= 0:

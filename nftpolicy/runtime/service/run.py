@@ -188,7 +188,7 @@ def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str]
 # --- the steps ----------------------------------------------------------------------------
 
 
-def enter_service(job: Job, say: Callable[[str], None]) -> dict[str, str]:
+def enter_service(job: Job, warn: Callable[[str], None]) -> dict[str, str]:
     """Make this process one of the service; return the environment variables for its program.
 
     Warnings go to `warn`. Afterwards the process has the service's group or user for good.
@@ -201,7 +201,7 @@ def enter_service(job: Job, say: Callable[[str], None]) -> dict[str, str]:
     method.enter(job)
     if method.at_once:
         for inherited in unmarked(os.getpid(), job.mark):
-            say(f"{inherited}, was opened before this process and inherited: it lacks the mark {job.uplink.mark}")
+            warn(f"{inherited}, was opened before this process and inherited: it lacks the mark {job.uplink.mark}")
     variables = {**method.environment(job), **become(job)}
     for result in _socket_findings(job):
         if result.good is False:

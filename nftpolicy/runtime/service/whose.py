@@ -112,7 +112,7 @@ def judge(
     sockets: Iterable[Listed],
     policy: Policy,
     addresses: Addresses,
-    holders: Mapping[int, Holder],
+    processes: Mapping[int, Holder],
     cgroups: Mapping[str, set[int]] | None = None,
 ) -> list[Judged]:
     """Return the verdicts on all sockets of services and all sockets with an uplink's mark; wrong ones first.
@@ -122,7 +122,7 @@ def judge(
     kernel ends those by itself.
     """
     all_sockets = list(sockets)
-    classifier = _SocketClassifier(all_sockets, policy, addresses, holders, cgroups or {})
+    classifier = _SocketClassifier(all_sockets, policy, addresses, processes, cgroups or {})
     verdicts = [verdict for listed in all_sockets if (verdict := classifier.classify(listed)) is not None]
     return sorted(verdicts, key=lambda verdict: (not verdict.wrong, verdict.uplink, verdict.who, verdict.socket.cookie))
 

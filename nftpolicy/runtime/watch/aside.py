@@ -20,8 +20,8 @@ class Aside:
     `blocked`: True while the block is loaded.
     """
 
-    def __init__(self, world: World) -> None:
-        self._environment = world
+    def __init__(self, environment: World) -> None:
+        self._environment = environment
         self.blocked = False
         self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
 

@@ -33,8 +33,8 @@ _RETRY = 1.0  # seconds until the next try after a failure
 class Keeper:
     """Route keeper of one watch daemon. Without `routes` in its environment it does nothing."""
 
-    def __init__(self, world: World) -> None:
-        self._access, self._log, self._now = world.routes, world.say, world.now
+    def __init__(self, environment: World) -> None:
+        self._access, self._log, self._now = environment.routes, environment.say, environment.now
         self._targets: Mapping[str, Home] = {}
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = Fights()

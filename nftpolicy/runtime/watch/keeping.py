@@ -68,18 +68,18 @@ class Order:
     mixed: tuple[Route, ...] = ()
 
 
-def order(homes: Mapping[str, Home], routes: Iterable[Route], addresses: Addresses) -> Order:
+def order(targets: Mapping[str, Home], routes: Iterable[Route], addresses: Addresses) -> Order:
     """Return the moves for these routes; empty if each route is where it belongs."""
     all_routes = list(routes)
     misplaced: list[Stray] = []
     stale: list[Route] = []
     mixed: list[Route] = []
     for route in all_routes:
-        targets = {homes.get(str(hop.device)) for hop in route.ways}
-        if not _is_movable(route) or targets == {None}:
+        route_targets = {targets.get(str(hop.device)) for hop in route.ways}
+        if not _is_movable(route) or route_targets == {None}:
             continue
-        target = next(iter(targets))
-        if len(targets) > 1 or target is None:
+        target = next(iter(route_targets))
+        if len(route_targets) > 1 or target is None:
             mixed.append(route)
         elif route.table != target.table:
             misplaced.append(_misplaced_route(route, target, all_routes, addresses))

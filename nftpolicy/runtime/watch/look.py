@@ -20,10 +20,10 @@ from ..changes.change import Changer
 _MAX_FAILURES = 6  # reported findings
 
 
-def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known: int | None) -> dict[str, Any]:
+def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known_hash: int | None) -> dict[str, Any]:
     """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
 
-    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash `known` is not
+    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash `known_hash` is not
     proved again; its verdict is "". Returns a JSON object.
     """
     planned = prospect(kernel, policy, changer.memory)
@@ -32,7 +32,7 @@ def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, know
     state = kernel.everything()
     state = evolve(state, tables=tuple(table for table in state.tables if table.name not in names.ASIDE))
     state_hash = hash(_relevant_parts(state))
-    if state_hash == known:
+    if state_hash == known_hash:
         return {"differs": False, "state": state_hash, "verdict": "", "failures": []}
     spec = evolve(claim(policy, planned.ports), frames=not planned.unhooked, families=kernel.ip_families())
     proof = prove(state, spec, use=False)

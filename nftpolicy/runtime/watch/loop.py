@@ -54,18 +54,19 @@ _FAILURES = (Refused, NotHeld, StillChanged, NoWay, NotProved, NotSafe, Unavaila
 class Watch:
     """Watch daemon of one network namespace. The policy stays in the kernel when it ends."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.kernel, self.memory = world, world.changer.kernel, world.changer.memory
+    def __init__(self, environment: World) -> None:
+        self.world = environment
+        self.kernel, self.memory = environment.changer.kernel, environment.changer.memory
         self.text: Text | None = None
         self.policy: Policy | None = None
         self.held: Held | None = None
-        self._tables = Aside(world)
+        self._tables = Aside(environment)
         self.verdict = ""
         self._machine = Machine()
         self._check_limiter = RateLimiter(_CHECK_PAUSE, _CHECK_COST)
         self._proof_limiter = RateLimiter(_PROOF_PAUSE, _PROOF_COST)
-        self._repairs = Repairs(world)
-        self._keeper = Keeper(world)
+        self._repairs = Repairs(environment)
+        self._keeper = Keeper(environment)
         self._worker: Errand | None = None
         self._worker_proves = False
         self._repairs_at_check = 0  # number of repairs when the running check started
@@ -75,7 +76,7 @@ class Watch:
         self._reconcile_at: float | None = None
         self._compare_at = self._watchdog_at = 0.0
         self._poll = select.poll()
-        self._sockets = SocketWatch(self.kernel, world, self._poll)
+        self._sockets = SocketWatch(self.kernel, environment, self._poll)
 
     @property
     def blocked(self) -> bool:
@@ -324,8 +325,8 @@ class Watch:
         if proves:
             self._proof_limiter.begin()
         self._repairs_at_check = self._repairs.number
-        world, policy, known = self.world, self.policy, self._proved_state
-        self._worker = Errand(lambda: inspect(world.fresh(), policy, world.changer, proves, known))
+        environment, policy, proved_state = self.world, self.policy, self._proved_state
+        self._worker = Errand(lambda: inspect(environment.fresh(), policy, environment.changer, proves, proved_state))
         self._poll.register(self._worker.descriptor, select.POLLIN)
 
     def _detach_worker(self) -> Errand:

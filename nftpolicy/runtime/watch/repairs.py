@@ -30,8 +30,8 @@ class Repairs:
     the repairs.
     """
 
-    def __init__(self, world: World) -> None:
-        self._environment = world
+    def __init__(self, environment: World) -> None:
+        self._environment = environment
         self.devices: frozenset[str] = frozenset()
         self.author = UNKNOWN
         self.number = 0

@@ -25,37 +25,37 @@ _MAX_KNOWN = 1000  # wrong sockets that are tracked: the oldest ones
 _TIMEOUT = 60.0  # seconds
 
 
-def look(running: Running, policy: Policy) -> list[Judged]:
+def look(live_sockets: Running, policy: Policy) -> list[Judged]:
     """Return the verdicts on the sockets of this network namespace that concern an uplink. Raises Unavailable."""
-    sockets, addresses = running.sockets(), running.addresses()
+    sockets, addresses = live_sockets.sockets(), live_sockets.addresses()
     paths = {name: cgroup_of(name, service) for name, service in policy.service.items() if service.marks == "cgroup"}
-    ids = running.cgroups(paths.values())
+    ids = live_sockets.cgroups(paths.values())
     cgroups = {name: ids[path] for name, path in paths.items() if path in ids}
-    return judge(sockets, policy, addresses, running.holders(needed(sockets, policy, addresses)), cgroups)
+    return judge(sockets, policy, addresses, live_sockets.holders(needed(sockets, policy, addresses)), cgroups)
 
 
-def facts(one: Judged) -> dict[str, Any]:
+def facts(verdict: Judged) -> dict[str, Any]:
     """Return the fields of a log line about a wrong socket."""
     fields: dict[str, Any] = {
-        "verdict": one.verdict,
-        "socket": str(one.socket),
-        "uplink": one.uplink,
-        "service": one.who,
-        "program": one.holder.name if one.holder else "",
-        "pid": one.holder.pid if one.holder else "",
-        "user": one.socket.uid,
-        "counter": one.counter,
+        "verdict": verdict.verdict,
+        "socket": str(verdict.socket),
+        "uplink": verdict.uplink,
+        "service": verdict.who,
+        "program": verdict.holder.name if verdict.holder else "",
+        "pid": verdict.holder.pid if verdict.holder else "",
+        "user": verdict.socket.uid,
+        "counter": verdict.counter,
     }
-    return {**{key: value for key, value in fields.items() if value != ""}, "why": one.meaning}
+    return {**{key: value for key, value in fields.items() if value != ""}, "why": verdict.meaning}
 
 
 def wrong(kernel: Kernel, policy: Policy) -> dict[str, dict[str, Any]]:
     """Return the log fields of the wrong sockets, by verdict and socket cookie. A JSON object."""
-    running = kernel.running()
-    if running is None:
+    live_sockets = kernel.running()
+    if live_sockets is None:
         return {}
-    with running:
-        verdicts = [verdict for verdict in look(running, policy) if verdict.wrong]
+    with live_sockets:
+        verdicts = [verdict for verdict in look(live_sockets, policy) if verdict.wrong]
     verdicts.sort(key=lambda verdict: verdict.socket.cookie)  # the kernel numbers sockets in ascending order
     return {f"{verdict.verdict} {verdict.socket.cookie}": facts(verdict) for verdict in verdicts[:_MAX_KNOWN]}
 
@@ -68,9 +68,10 @@ def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 class SocketWatch:
     """Periodic socket audit. Logs each wrong socket once when it appears, and once when it is gone."""
 
-    def __init__(self, kernel: Kernel, world: World, poll: select.poll) -> None:
+    def __init__(self, kernel: Kernel, environment: World, poll: select.poll) -> None:
         self._is_supported = kernel.running() is not None
-        self._new_kernel, self._log, self._now, self._poll = world.fresh, world.say, world.now, poll
+        self._new_kernel, self._log, self._now = environment.fresh, environment.say, environment.now
+        self._poll = poll
         self._worker: Errand | None = None
         self._policy: Policy | None = None
         self._known: dict[str, dict[str, Any]] = {}
@@ -141,11 +142,11 @@ class SocketWatch:
 
 def asked(kernel: Kernel, policy: Policy) -> tuple[list[Judged] | None, str]:
     """Return the verdicts for `status` and "", or None and the reason why sockets cannot be listed."""
-    running = kernel.running()
-    if running is None:
+    live_sockets = kernel.running()
+    if live_sockets is None:
         return None, "this kernel lists no sockets"
     try:
-        with running:
-            return look(running, policy), ""
+        with live_sockets:
+            return look(live_sockets, policy), ""
     except (Unavailable, OSError) as error:
         return None, str(error)

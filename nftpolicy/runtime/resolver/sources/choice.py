@@ -35,16 +35,16 @@ class Choice:
     refused: tuple[tuple[str, str], ...] = ()
 
 
-def chosen(words: Iterable[tuple[str, str]], devices: tuple[str, ...], machine: Machine) -> Choice:
+def chosen(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: Machine) -> Choice:
     """Return the usable servers of these (device, entry) pairs.
 
     Rejected are addresses of this host, and servers behind another device than those of the uplink.
     """
     servers: list[Server] = []
     rejected: dict[str, str] = {}
-    for device, entry in words:
+    for device, entry in entries:
         try:
-            server = _server(entry, device, devices, machine)
+            server = _server(entry, device, devices, host)
         except ValueError as error:
             rejected[entry] = str(error)
             continue
@@ -57,16 +57,16 @@ def chosen(words: Iterable[tuple[str, str]], devices: tuple[str, ...], machine: 
     return Choice(tuple(servers), tuple(rejected.items()))
 
 
-def _server(entry: str, device: str, devices: tuple[str, ...], machine: Machine) -> Server:
+def _server(entry: str, device: str, devices: tuple[str, ...], host: Machine) -> Server:
     """Return the server of an entry. Raises ValueError with the reason for its rejection."""
-    host, zone, port = _parts(entry)
+    text, zone, port = _parts(entry)
     try:
-        server = address(host)
+        server = address(text)
     except ValueError:
         raise ValueError(_NOT_A_SERVER) from None
     if port not in _DNS_PORTS:
         raise ValueError(f"port {port[:_MAX_SHOWN_PORT]}: the guard lets only queries to port 53 pass")
-    if server.is_loopback or server in machine.own:
+    if server.is_loopback or server in host.own:
         raise ValueError("address of this host: would create a forwarding loop")
     if server.is_unspecified or server.is_multicast:
         raise ValueError(_NOT_A_SERVER)
@@ -77,7 +77,7 @@ def _server(entry: str, device: str, devices: tuple[str, ...], machine: Machine)
     if not server.is_link_local:
         return Server(server)
     if zone.isdecimal() and len(zone) <= _MAX_INDEX_DIGITS:
-        zone = machine.names.get(int(zone), zone)
+        zone = host.names.get(int(zone), zone)
     if zone and zone not in devices:
         raise ValueError(f"behind {zone[:_MAX_SHOWN_ZONE]}, which is not a device of the uplink")
     return Server(server, zone or device)
