@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Rate limiter of repeated work, and the earliest of several deadlines. Pure: callers pass the time, in seconds."""
+"""Rate limiter of repeated work, and the earliest of several deadlines.
+
+Pure: callers pass the time, in seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from attrs import define
 class RateLimiter:
     """Start times of repeated work: at once on request after a quiet time, less often under load.
 
-    `pause` is the least time in seconds between the end of a run and the start of the next one. `cost_factor`
-    times the duration of the last run is another lower limit of it. `period` is the time in seconds from the end
-    of a run to the next one without a request; None: runs only on request.
+    `pause` is the least time in seconds between the end of a run and the start of the next one.
+    `cost_factor` times the duration of the last run is another lower limit of it. `period` is the
+    time in seconds from the end of a run to the next one without a request; None: runs only on
+    request.
     """
 
     pause: float = 0.2

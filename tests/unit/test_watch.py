@@ -372,7 +372,7 @@ class Stage:
         for _ in range(20):
             self.clock += seconds / 20
             self.watch.turn()
-            if errand := self.watch._worker:
+            if errand := self.watch._checks.worker:
                 select.select([errand.descriptor], [], [], 10)
                 self.watch.turn()
 
@@ -390,8 +390,8 @@ class Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path / "memory")
     yield made
-    if made.watch._worker:
-        made.watch._worker.cancel()
+    if made.watch._checks.worker:
+        made.watch._checks.worker.cancel()
 
 
 @pytest.fixture

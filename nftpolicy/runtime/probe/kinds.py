@@ -4,11 +4,12 @@
 No destination belongs to a host. Each address is reserved for documentation:
 
 - 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24 (RFC 5737), 2001:db8::/32 (RFC 3849);
-- multicast: 233.252.0.0/24 (RFC 5771, MCAST-TEST-NET), ff02::db8:0:0/96 and ff0e::db8:0:0/96 (RFC 6676);
+- multicast: 233.252.0.0/24 (RFC 5771, MCAST-TEST-NET), ff02::db8:0:0/96 and ff0e::db8:0:0/96 (RFC
+  6676);
 - 00:00:5e:00:53:01 (RFC 9542), where a frame needs a MAC address.
 
-The exception, which neighbours receive, is 255.255.255.255 on port 9 (discard, RFC 863); routers do not forward it.
-All probes have a hop limit of 1: the first router drops them.
+The exception, which neighbours receive, is 255.255.255.255 on port 9 (discard, RFC 863); routers do
+not forward it. All probes have a hop limit of 1: the first router drops them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ GROUPS = {4: ip_network("233.252.0.0/24"), 6: ip_network("ff0e::db8:0:0/96")}
 ON_LINK_GROUP = ip_network("ff02::db8:0:0/96")
 BROADCAST = "255.255.255.255"
 
-# Senders: root, a user of no service, and the same user with an uplink's mark that it is not entitled to.
+# Senders: root, a user of no service, and the same user with an uplink's mark that it is not
+# entitled to.
 ROOT, STRANGER, THIEF = "root", "stranger", "thief"
 _ANY_SENDER = (ROOT, STRANGER)
 _ROOT_ONLY = (ROOT,)
@@ -47,7 +49,14 @@ _DNS_TAIL = b"\7invalid\0\0\1\0\1"
 # QUIC long header of version 1; the token is the connection ID (RFC 9000).
 _QUIC_HEAD = b"\xc3\0\0\0\1" + bytes((TOKEN_SIZE,))
 _QUIC_TAIL = bytes(2)
-_TRANSPORT_HEADER = {"udp": 8, "ping": 8, "echo": 8, "header": 8, "frame": 8, "raw-frame": 8}  # bytes, by form
+_TRANSPORT_HEADER = {
+    "udp": 8,
+    "ping": 8,
+    "echo": 8,
+    "header": 8,
+    "frame": 8,
+    "raw-frame": 8,
+}  # bytes, by form
 # Ranges of random ports: first one, size.
 _TCP_DPORTS, _SPORTS = (1024, 64000), (32768, 28000)
 _HOP_LIMIT = 1
@@ -55,10 +64,12 @@ _HOP_LIMIT = 1
 
 @frozen
 class Kind:
-    """Type of probe. `form` and `way` are those of kernel/packet_sender.py; `to` selects the destination.
+    """Type of probe. `form` and `way` are those of kernel/packet_sender.py.
 
-    `each`: sent by each device of an uplink, not once by the device that the routes choose. `ports`: also by each
-    port of a bridge. `foreign`: its source address is not one of this host.
+    `to` selects the destination.
+
+    `each`: sent by each device of an uplink, not once by the device that the routes choose.
+    `ports`: also by each port of a bridge. `foreign`: its source address is not one of this host.
     """
 
     name: str
@@ -120,7 +131,8 @@ KINDS: tuple[Kind, ...] = (
 class ProbeSender:
     """User, group and mark of a sender.
 
-    `opened_as_user`: the socket is opened by that user and group, but marked and used with root's privileges.
+    `opened_as_user`: the socket is opened by that user and group, but marked and used with root's
+    privileges.
     """
 
     uid: int = 0
@@ -131,7 +143,10 @@ class ProbeSender:
 
 @frozen
 class SenderIds:
-    """IDs of the senders. `stranger`: user and group of no service. `mark`: an uplink's mark; 0 if there is none."""
+    """IDs and mark of the senders.
+
+    `stranger`: UID and GID of no service. `mark`: an uplink's mark; 0 if there is none.
+    """
 
     stranger: int
     mark: int = 0
@@ -146,13 +161,13 @@ class SenderIds:
 
 
 def unused_id(taken: Collection[int]) -> int:
-    """Return a number that is no UID and no GID of a service: 65534 (nobody) where it is free."""
+    """Return a number that is no UID and no GID of a service: 65534 where it is free."""
     return next(candidate for candidate in range(65534, 0, -1) if candidate not in taken)
 
 
 @frozen
 class ProbeDevice:
-    """Device to send by, its ports if it is a bridge, its addresses by family, and its MTU in bytes."""
+    """Device to send by, its bridge ports, its addresses by family, and its MTU in bytes."""
 
     device: str
     ports: tuple[str, ...] = ()
@@ -162,7 +177,10 @@ class ProbeDevice:
 
 @frozen
 class Probe:
-    """Probe packet with its type. `token` identifies it, `offset` is the token's offset behind the IP header."""
+    """Probe packet with its type.
+
+    `token` identifies it, `offset` is the token's offset behind the IP header.
+    """
 
     kind: Kind
     user: str
@@ -211,7 +229,7 @@ class ProbeFactory:
     families: tuple[int, ...] = BOTH
 
     def routed_probes(self, ids: SenderIds, mtu: int) -> Iterator[Probe]:
-        """Yield the probes whose device the routes choose."""
+        """Yield the probes for which the routes choose the device."""
         for kind in KINDS:
             if not kind.each:
                 yield from self._probes(kind, ids, ProbeDevice("", mtu=mtu), None)
@@ -272,7 +290,7 @@ class ProbeFactory:
         return Probe(kind, user, shot, token, offset)
 
 
-# --- for explain --------------------------------------------------------------------------------------
+# --- for explain ----------------------------------------------------------------------
 
 _NAMES_DEVICE = frozenset({"bound", "unicast-if", "pktinfo", "multicast-if", "zone", "broadcast"})
 _PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": PROTOCOL, **dict.fromkeys(FRAMES, UDP)}

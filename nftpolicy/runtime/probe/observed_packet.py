@@ -29,8 +29,8 @@ _NAMES = {TCP: "TCP SYN", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6"}
 class ObservedPacket:
     """Outermost IP packet of a captured frame.
 
-    `payload` follows the IP header and its extensions. `protocol` is None for a frame that is not IP; its `payload`
-    is the whole frame.
+    `payload` follows the IP header and its extensions. `protocol` is None for a frame that is not
+    IP; its `payload` is the whole frame.
     """
 
     ethertype: int
@@ -101,7 +101,10 @@ def _skip_extensions(protocol: int, data: bytes) -> tuple[int, bytes]:
 
 
 def may_be_syn(ethertype: int, data: bytes) -> bool:
-    """Return True if the frame may be a TCP SYN. A quick test, since it runs on all captured traffic."""
+    """Return True if the frame may be a TCP SYN.
+
+    A quick test, since it runs on all captured traffic.
+    """
     ethertype, data = _without_vlan_tags(ethertype, data)
     if ethertype == ETHERTYPES[4] and len(data) >= _IPV4_SIZE + _TCP_SIZE:
         protocol, size = data[_IPV4_PROTOCOL], (data[0] & _IHL_MASK) * _IHL_UNIT

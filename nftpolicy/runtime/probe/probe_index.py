@@ -13,7 +13,8 @@ from .observed_packet import ObservedPacket, may_be_syn, parse_packet
 class ProbeIndex:
     """Finds the probe of a captured packet, also after address translation.
 
-    A probe inside a tunnel does not count, even if it is readable: the token has to follow the outermost header.
+    A probe inside a tunnel does not count, even if it is readable: the token has to follow the
+    outermost header.
     """
 
     def __init__(self, probes: Iterable[Probe]) -> None:
@@ -27,7 +28,10 @@ class ProbeIndex:
                 self._by_destination[probe.shot.destination, probe.shot.dport] = probe
 
     def find(self, ethertype: int, data: bytes) -> tuple[Probe, ObservedPacket] | None:
-        """Return the probe that this packet is (a fragment of), and the parsed packet; None for other packets."""
+        """Return the probe that this packet is (a fragment of), and the parsed packet.
+
+        None for other packets.
+        """
         if self._run_token and self._run_token in data:
             return self._find_by_token(parse_packet(ethertype, data))
         if self._by_destination and may_be_syn(ethertype, data):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Results of a leak test: for each probe, for each device of an uplink, and for the whole run. Pure."""
+"""Results of a leak test: of each probe, of each device of an uplink, and of the run. Pure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from .observed_packet import ObservedPacket
 
 HELD, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
 
-# Verdicts on one probe. LEAKED: it left by an uplink. BLOCKED: the kernel returned an error to its sender. STOPPED: the
-# kernel accepted it, and it left by no device. ELSEWHERE: it left by a device of no uplink. UNTESTED: no result.
-LEAKED, BLOCKED, STOPPED, ELSEWHERE, UNTESTED = "leaked", "blocked", "stopped", "elsewhere", "not tested"
+# Verdicts on one probe. LEAKED: it left by an uplink. BLOCKED: the kernel returned an error to its
+# sender. STOPPED: the kernel accepted it, and it left by no device. ELSEWHERE: it left by a device
+# of no uplink. UNTESTED: no result.
+LEAKED, BLOCKED, STOPPED, ELSEWHERE, UNTESTED = (
+    "leaked",
+    "blocked",
+    "stopped",
+    "elsewhere",
+    "not tested",
+)
 TESTED = frozenset({LEAKED, BLOCKED, STOPPED, ELSEWHERE})
 
 
 @frozen
 class Identity:
-    """Sender that is entitled to an uplink, as far as its socket shows it, and a destination port it may use."""
+    """Sender entitled to an uplink, by the IDs of its socket, and a destination port it may use."""
 
     name: str
     uid: int
@@ -52,13 +59,16 @@ class Target:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """The device, and its ports if it is a bridge; () if it cannot be tested."""
+        """Device, and its ports if it is a bridge; () if it cannot be tested."""
         return () if self.why_not else (self.device, *self.ports)
 
 
 @frozen
 class Control:
-    """Control packet: one that may leave. `sender` describes its sender, `captured` is True if it left."""
+    """Control packet: one that may leave.
+
+    `sender` describes its sender, `captured` is True if it left.
+    """
 
     probe: Probe
     by: str
@@ -74,8 +84,8 @@ class Control:
 class Result:
     """Verdict on a probe.
 
-    `detail`: the reason (an errno, a device, a sentence). `captured_on`: devices that it left by. `packet`: the first
-    captured packet.
+    `detail`: the reason (an errno, a device, a sentence). `captured_on`: devices that it left by.
+    `packet`: the first captured packet.
     """
 
     probe: Probe
@@ -87,7 +97,10 @@ class Result:
 
 @frozen
 class OnDevice:
-    """Results for one device of an uplink. `faults`: reasons why no capture proves nothing. `leaked`: a count."""
+    """Results for one device of an uplink. `faults`: reasons why no capture proves nothing.
+
+    `leaked`: a count.
+    """
 
     target: Target
     results: tuple[Result, ...] = ()
@@ -103,7 +116,10 @@ class OnDevice:
         return INCONCLUSIVE if self.faults else HELD
 
     def control(self, family: int, device: str | None = None) -> Control | None:
-        """Return the best control packet that was captured on the device (or a port of it); None without one."""
+        """Return the best control packet that was captured on the device (or a port of it).
+
+        None without one.
+        """
         key = (device or self.target.device, family)
         return next((control for control in self.controls if control.seen and control.key == key), None)
 

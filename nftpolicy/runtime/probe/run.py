@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Leak test of this host: sends packets that may not leave by an uplink, and captures on the uplink.
+"""Leak test of this host: sends packets that may not leave, and captures on the uplinks.
 
-A run without a captured probe proves nothing by itself: on each device and in each family a control packet, which
-may leave, must be captured too. The configuration is unchanged afterwards; the kernel may keep conntrack and
-neighbour entries of a leak for a while.
+A run without a captured probe proves nothing by itself: on each device and in each family a control
+packet, which may leave, must be captured too. The configuration is unchanged afterwards; the kernel
+may keep conntrack and neighbour entries of a leak for a while.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ _CONTROL_MULTICAST = Kind("control-group", "UDP multicast", way="bound", to="gro
 _CONTROL_FRAME = Kind("control-frame", "AF_PACKET frame", form="frame", foreign=True)
 
 
-# --- the whole run ------------------------------------------------------------------------------------
+# --- the whole run --------------------------------------------------------------------
 
 
 def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked]) -> Report:
-    """Run a leak test for a policy, or for these uplinks. `links`: devices of this host with their addresses.
+    """Run a leak test for a policy, or for these uplinks.
+
+    `links`: devices of this host with their addresses.
 
     Raises PermissionError without CAP_NET_RAW.
     """
@@ -107,7 +109,10 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked
         ]
         results = {device: tuple(map(judge.result, probes)) for device, probes in by_device.items()}
         routed_results = tuple(map(judge.result, routed))
-    all_results = [*routed_results, *(result for of_device in results.values() for result in of_device)]
+    all_results = [
+        *routed_results,
+        *(result for of_device in results.values() for result in of_device),
+    ]
     summaries = tuple(
         _device_result(
             target,
@@ -180,11 +185,19 @@ def _source_addresses(addresses: Iterable[str]) -> dict[int, str]:
 
 
 def entitled_sender(policy: Policy, uplink: str, stranger: int) -> Identity | None:
-    """Return a sender that may send UDP by the uplink to any address; None if the policy has none."""
+    """Return a sender that may send UDP by the uplink to any address.
+
+    None if the policy has none.
+    """
     for name, service in policy.service.items():
         port = _udp_port(service) if service.uplink == uplink and not service.to else None
         if port is not None and service.group is not None:
-            return Identity(f"service {name}, group {service.group.number}", stranger, service.group.number, port)
+            return Identity(
+                f"service {name}, group {service.group.number}",
+                stranger,
+                service.group.number,
+                port,
+            )
         if port is not None and service.user is not None:
             return Identity(f"service {name}, user {service.user.number}", service.user.number, stranger, port)
     resolver = policy.uplink[uplink].resolver
@@ -194,7 +207,10 @@ def entitled_sender(policy: Policy, uplink: str, stranger: int) -> Identity | No
 
 
 def _udp_port(service: Service) -> int | None:
-    """Return a UDP port that the service may send to, except DNS, which is redirected; None without one."""
+    """Return a UDP port that the service may send to, except DNS, which is redirected.
+
+    None without one.
+    """
     if not service.ports:
         return DISCARD
     ports = (port for entry in service.ports if entry.protocol == "udp" for port in (entry.low, entry.high))
@@ -202,7 +218,7 @@ def _udp_port(service: Service) -> int | None:
 
 
 def _controls(factory: ProbeFactory, target: Target, lookups: Lookups) -> Iterator[Control]:
-    """Yield the control packets of a device, best ones first: of a service, then frames for the link guard alone."""
+    """Yield the control packets of a device, best first: of a service, then frames."""
     assert target.card is not None
     for family in factory.families:
         identity = target.identity
@@ -219,12 +235,12 @@ def _controls(factory: ProbeFactory, target: Target, lookups: Lookups) -> Iterat
 
 
 def _has_nexthop(lookups: Lookups, shot: Shot, link: Card) -> bool:
-    """Return True if a packet by this device has a next hop that can exist: its destination does not."""
+    """Return True if a packet by this device has a next hop; its destination does not exist."""
     route = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
     return not isinstance(route, int) and (route.gateway is not None or link.kind in BARE)
 
 
-# --- judging ------------------------------------------------------------------------------------------
+# --- judging --------------------------------------------------------------------------
 
 
 def _named_devices(policy: Policy | None, devices: Sequence[Target]) -> frozenset[str] | None:
@@ -236,7 +252,7 @@ def _named_devices(policy: Policy | None, devices: Sequence[Target]) -> frozense
 
 
 def _waiting_test(lookups: Lookups, families: Iterable[int], watched: Sequence[str]) -> Callable[[Shot], bool]:
-    """Return a test: a packet that waits for an unresolved neighbour on a watched device cannot be captured."""
+    """Return a test for packets that wait for an unresolved neighbour on a watched device."""
     silent = frozenset().union(*(unresolved(family) for family in families))
 
     def is_waiting(shot: Shot) -> bool:
@@ -300,7 +316,10 @@ def _device_result(
 
 
 def _faults(
-    device_result: OnDevice, routed: Iterable[Result], incomplete: Mapping[str, str], families: Iterable[int]
+    device_result: OnDevice,
+    routed: Iterable[Result],
+    incomplete: Mapping[str, str],
+    families: Iterable[int],
 ) -> Iterator[str]:
     """Yield the reasons why the test of a device is inconclusive."""
     target = device_result.target

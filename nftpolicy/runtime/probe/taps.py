@@ -24,8 +24,8 @@ _LONGEST_WAIT = 1.0
 class ProbeCapture:
     """Captures on the devices to test, and one on all devices. A context manager.
 
-    `captured_on`: by token, the first packet on each device to test. `captured_anywhere`: by token, device and packet
-    of each capture, in order.
+    `captured_on`: by token, the first packet on each device to test. `captured_anywhere`: by token,
+    device and packet of each capture, in order.
     """
 
     def __init__(self, devices: Iterable[str]) -> None:
@@ -49,7 +49,7 @@ class ProbeCapture:
         self._wait(_LONGEST_WAIT, [descriptor])
 
     def collect_controls(self, controls: Sequence[Control]) -> None:
-        """Wait for the control packets, but not for less good ones after a timeout; then for late packets."""
+        """Wait for the best control packets, after a timeout for any; then for late packets."""
         best: dict[tuple[str, int], bytes] = {}
         all_tokens: dict[tuple[str, int], list[bytes]] = {}
         for control in controls:

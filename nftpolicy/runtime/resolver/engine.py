@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The uplink's resolver: a second dnsmasq whose sockets have the uplink's mark.
+"""Resolver of an uplink: a second dnsmasq with the uplink's mark on its sockets.
 
-It queries only the servers of the uplink, answers on the policy's addresses and has no cache; without a server it
-refuses queries. Its cgroup sets the mark, which is verified while dnsmasq runs.
+It queries only the servers of the uplink, answers on the policy's addresses and has no cache;
+without a server it refuses queries. Its cgroup sets the mark, which is verified while dnsmasq runs.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ _libc = ctypes.CDLL(None)
 
 
 class Failed(Exception):
-    """The resolver cannot run, or must stop."""
+    """Failure that keeps the resolver from running, or stops it."""
 
 
 @frozen
 class Job:
-    """Run of one resolver: uplink `name` with its resolver's settings; `directory` is for its files."""
+    """Run of one resolver: uplink `name` with its resolver's settings.
+
+    `directory` is for its files.
+    """
 
     name: str
     uplink: Uplink
@@ -111,7 +114,8 @@ def arguments(job: Job) -> list[str]:
     ]
 
 
-# If a server does not answer within half a second, the next one is queried, without a retry of the client.
+# If a server does not answer within half a second, the next one is queried, without a retry of the
+# client.
 _QUICK_RETRY = "--fast-dns-retry=500,5000"
 
 
@@ -122,7 +126,10 @@ def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
 
 
 def _usable_addresses(job: Job) -> tuple[Listen, ...]:
-    """Return the listen addresses that this host has: without IPv6 it has no ::1. Raises ResolverError."""
+    """Return the listen addresses that this host has: without IPv6 it has no ::1.
+
+    Raises ResolverError.
+    """
     usable = []
     for listen in job.resolver.listen:
         family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
@@ -157,7 +164,7 @@ def _create_directory(directory: Path) -> None:
 
 @contextmanager
 def _marking(job: Job) -> Iterator[MarkedGroup | MarkedCalls]:
-    """Mark dnsmasq's sockets by a cgroup or, where BPF is not permitted, by answering its socket calls."""
+    """Mark dnsmasq's sockets by a cgroup or, without BPF permission, by seccomp."""
     mark = job.uplink.mark
     with ExitStack() as stack:
         try:
@@ -221,7 +228,10 @@ def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstr
 
 
 def _wait(terminated: int, learner: Learner, upstream: Upstream, longest: float) -> bool:
-    """Wait for an event or a deadline, at most `longest` seconds; return True if a termination signal arrived."""
+    """Wait for an event or a deadline, at most `longest` seconds.
+
+    Return True if a termination signal arrived.
+    """
     until = earliest_deadline((learner.due(), upstream.due()))
     left = longest if until is None else until - time.monotonic()
     timeout = min(longest, max(_REFRESH_PAUSE, left))

@@ -110,14 +110,20 @@ def _dnsmasq_resolv_files(texts: dict[str, str]) -> list[str]:
 
 @define
 class Watcher:
-    """Reports leaks that appear and disappear. `changes` takes a millisecond as long as no file changes."""
+    """Reports leaks that appear and disappear.
+
+    `changes` takes a millisecond as long as no file changes.
+    """
 
     root: Path = Path("/")
     _known: dict[Leak, None] = field(factory=dict)
     _stamps: object = None
 
     def look(self, policy: Policy | None) -> Iterator[dict[str, Any]]:
-        """Yield the changes since the last call, as fields of log events. None: no policy, and so no leaks."""
+        """Yield the changes since the last call, as fields of log events.
+
+        None: no policy, and so no leaks.
+        """
         stamps = None if policy is None else (policy, self._file_stamps(policy))
         if stamps == self._stamps:
             return
@@ -125,7 +131,12 @@ class Watcher:
         current = dict.fromkeys(found(policy, self.root)) if policy else {}
         known, self._known = self._known, current
         for leak in current.keys() - known.keys():
-            yield {"state": "appeared", "place": _location(leak), "what": leak.what, "instead": leak.instead}
+            yield {
+                "state": "appeared",
+                "place": _location(leak),
+                "what": leak.what,
+                "instead": leak.instead,
+            }
         for leak in known.keys() - current.keys():
             yield {"state": "gone", "place": _location(leak), "what": leak.what}
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Leaks of an uplink's DNS servers into the host's own resolver, which then queries them for all programs. Pure.
+"""Leaks of an uplink's DNS servers into the host's own resolver, for all programs. Pure.
 
-Such queries break DNS isolation: the guard drops those without the mark, so resolution fails. Each leak is in one file,
-and names the line to write instead.
+Such queries break DNS isolation: the guard drops those without the mark, so resolution fails. Each
+leak is in one file, and names the line to write instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _YES = ("yes", "true", "on", "1", "y", "t")
 
 @frozen
 class Leak:
-    """One place of a leak: `file` and `line` (None for the whole file), the problem, and its fix."""
+    """Leak in `file` at `line` (None for the whole file), with the problem and its fix."""
 
     file: str
     line: int | None
@@ -41,14 +41,17 @@ class Leak:
 
 @frozen
 class Learned:
-    """Devices (name -> uplink) of all uplinks, their interface indexes, and known DNS servers (address -> uplink)."""
+    """Uplink of each device, interface index of each device, and uplink of each DNS server."""
 
     devices: Mapping[str, str]
     indexes: Mapping[str, int]
     servers: Mapping[Address, str]
 
     def uplink_of(self, server: str) -> str | None:
-        """Return the uplink of a server, given as ADDRESS or ADDRESS%DEVICE; None for other servers."""
+        """Return the uplink of a server, given as ADDRESS or ADDRESS%DEVICE.
+
+        None for other servers.
+        """
         host, _, zone = server.partition("%")
         by_index = {str(index): device for device, index in self.indexes.items()}
         device = zone if zone in self.devices else by_index.get(zone)
@@ -89,9 +92,12 @@ def _nameservers(text: str, uplink_dns: Learned) -> Iterator[tuple[int, str, str
 
 
 def _resolvconf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
-    """Check resolvconf and openresolv: one file for each device and program, DEVICE or DEVICE.PROGRAM."""
+    """Check the files of resolvconf and openresolv, DEVICE or DEVICE.PROGRAM."""
     for path, text in texts.items():
-        if str(Path(path).parent) not in ("/run/resolvconf/interface", "/run/resolvconf/interfaces"):
+        if str(Path(path).parent) not in (
+            "/run/resolvconf/interface",
+            "/run/resolvconf/interfaces",
+        ):
             continue
         name = Path(path).name
         matching = (device for device in uplink_dns.devices if name == device or name.startswith(f"{device}."))
@@ -122,7 +128,12 @@ def _dnsmasq(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     options = [(path, number, key, value) for path in files for number, key, value in _dnsmasq_options(texts[path])]
     for path, number, key, value in options:
         if key == "server" and (uplink := _server_option_uplink(value, uplink_dns)):
-            yield Leak(path, number, f"{value[:_MAX_SHOWN]} is a DNS server of uplink {uplink!r}", "remove the line")
+            yield Leak(
+                path,
+                number,
+                f"{value[:_MAX_SHOWN]} is a DNS server of uplink {uplink!r}",
+                "remove the line",
+            )
         if key == "resolv-file":
             for at, server, uplink in _nameservers(texts.get(value, ""), uplink_dns):
                 problem = f"{value}:{at} names {server}, a DNS server of uplink {uplink!r}"
@@ -161,7 +172,10 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         Path(path).name: path for directory in _NETWORK_DIRECTORIES for path in texts if _is_network(path, directory)
     }
     for device, uplink in uplink_dns.devices.items():
-        path = next((files[name] for name in sorted(files) if _matches_device(texts[files[name]], device)), None)
+        path = next(
+            (files[name] for name in sorted(files) if _matches_device(texts[files[name]], device)),
+            None,
+        )
         if path is None:
             continue
         settings = list(_network_settings(texts, path))
@@ -172,7 +186,12 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
             if (section, key) == ("Network", "DNS") and value:
                 dns = value[:_MAX_SHOWN]
                 problem = f"DNS={dns} gives systemd-resolved the DNS servers of {device} (uplink {uplink!r})"
-                yield Leak(file, number, problem, "name them in 'servers' of the policy, and remove the line")
+                yield Leak(
+                    file,
+                    number,
+                    problem,
+                    "name them in 'servers' of the policy, and remove the line",
+                )
         missing = [section for section in _USE_DNS if _is_requested(section, last) and not _is_off(section, last)]
         if missing:
             problem = f"systemd-resolved, if it runs, gets the DNS servers that {device} (uplink {uplink!r}) learns"
@@ -199,7 +218,10 @@ def _matches_device(text: str, device: str) -> bool:
 
 
 def _network_settings(texts: Texts, path: str) -> Iterator[tuple[str, int, str, str, str]]:
-    """Yield (file, line, section, key, value) of a .network file and its drop-ins, in the order of precedence."""
+    """Yield (file, line, section, key, value) of a .network file and its drop-ins.
+
+    The last counts.
+    """
     name = Path(path).name
     drop_ins = {
         Path(file).name: file
@@ -217,7 +239,7 @@ def _is_drop_in(path: str, directory: str, name: str) -> bool:
 
 
 def _is_requested(section: str, last: Mapping[tuple[str, str], str]) -> bool:
-    """Return True if servers of this section arrive: from router advertisements by default, from DHCP if it is on."""
+    """Return True if networkd requests servers of this section: RA by default, DHCP if it is on."""
     if section == "IPv6AcceptRA":
         return last.get(("Network", "IPv6AcceptRA"), "yes") not in _NO
     dhcp = last.get(("Network", "DHCP"), "no")
@@ -293,7 +315,10 @@ def _netifd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
 
 
 def _uci_interfaces(text: str) -> dict[str, list[tuple[int, str, str]]]:
-    """Return (line, key, value) of each option by interface; the first item is the line of the section."""
+    """Return (line, key, value) of each option by interface.
+
+    The first item is the line of the section.
+    """
     interfaces: dict[str, list[tuple[int, str, str]]] = {}
     section: list[tuple[int, str, str]] = []
     for number, line in enumerate(text.split("\n"), 1):

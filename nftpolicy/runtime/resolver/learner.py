@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Discovery of an uplink's DNS servers: reads the sources of the policy, and waits for their changes."""
+"""Discovery of an uplink's DNS servers from the sources of the policy, and their changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from .sources.reading import HEARD, Reading, Source
 # Seconds.
 _FILES_PAUSE, _FILES_PERIOD = 0.1, 5.0  # reads of files: leases expire without a notification
 _PROGRAMS_PAUSE, _PROGRAMS_PERIOD = 1.0, 15.0  # runs of programs, each of which costs a process
-_SOLICITATIONS, _SOLICITATION_INTERVAL = 3, 4.0  # MAX_RTR_SOLICITATIONS, RTR_SOLICITATION_INTERVAL of RFC 4861
+_SOLICITATIONS, _SOLICITATION_INTERVAL = (
+    3,
+    4.0,
+)  # MAX_RTR_SOLICITATIONS, RTR_SOLICITATION_INTERVAL of RFC 4861
 _SOLICITATION_RETRY = 1.0  # after a failure: no carrier, or no address yet
 
 _MAX_WARNINGS = 256  # warnings that are not repeated
@@ -45,7 +48,7 @@ def sources_of(name: str, resolver: Resolver) -> dict[str, Source | None]:
 
 @frozen
 class Wanted:
-    """Uplink whose DNS servers are to be discovered, and its resolver."""
+    """Uplink and resolver of which the DNS servers are discovered."""
 
     name: str
     uplink: Uplink
@@ -63,7 +66,8 @@ class _Solicitation:
 class Learner:
     """Discovery in the network namespace of the creating thread. A context manager.
 
-    `warn` gets a line for each rejected entry and each source that fails, once. `root` is for tests.
+    `warn` gets a line for each rejected entry and each source that fails, once. `root` is for
+    tests.
     """
 
     def __init__(self, target: Wanted, warn: Callable[[str], None], root: Path = Path("/")) -> None:
@@ -81,7 +85,7 @@ class Learner:
         self._listener, self._listener_error = self._open_listener()
 
     def _open_listener(self) -> tuple[Hearing, str]:
-        """Return the listener, and the reason why it receives no router advertisements ("" if it does)."""
+        """Return the listener, and the reason why it receives no advertisements ("" if it does)."""
         sources = [source for source in self.sources.values() if source]
         patterns = [pattern for source in sources for pattern in reading.files(source, self._devices)]
         files = [self._root / str(pattern).lstrip("/") for pattern in patterns]
@@ -105,14 +109,21 @@ class Learner:
 
     def due(self) -> float:
         """Return the time of the next refresh without an event (monotonic seconds)."""
-        deadlines = [self._files_limiter.due(), self._programs_limiter.due(), self._announced.next_end()]
+        deadlines = [
+            self._files_limiter.due(),
+            self._programs_limiter.due(),
+            self._announced.next_end(),
+        ]
         deadlines += [solicitation.due for solicitation in self._solicitations.values() if solicitation.left]
         earliest = earliest_deadline(deadlines)
         assert earliest is not None  # the limiters have a period
         return earliest
 
     def look(self, now: float | None = None) -> Choice:
-        """Process all events, read the sources that are due, and return the current servers. Never waits."""
+        """Process all events, read the sources that are due, and return the current servers.
+
+        Never waits.
+        """
         now = time.monotonic() if now is None else now
         heard = self._listener.read()
         if heard.links or not self.machine.names:
@@ -145,7 +156,7 @@ class Learner:
         self._indexes = {name: index for index, name in names.items()}
 
     def _process_events(self, heard: Heard, now: float) -> None:
-        """Process advertisements first, then link changes: an advertisement is older than the loss of its link."""
+        """Process advertisements before link changes: they are older than the loss of their link."""
         names = self.machine.names
         for advertisement in heard.advertisements:
             if (device := names.get(advertisement.index)) in self._devices:
@@ -163,7 +174,10 @@ class Learner:
                 self.readings[name] = reading.read(source, devices, time.time(), self._root)
 
     def _solicit_routers(self, now: float) -> None:
-        """Solicit on each device until a router announces a server; not where the guard drops solicitations."""
+        """Solicit on each device until a router announces a server.
+
+        Not where the guard drops solicitations.
+        """
         if "ndp" not in self.wanted.uplink.exempt:
             return
         for device in self._devices:

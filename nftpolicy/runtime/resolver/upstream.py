@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Servers file of a running dnsmasq, and the change from one list of servers to the next.
 
-dnsmasq drops the queries that it has sent to a server when that server is removed from its list. So a removed server
-stays for a while, after all others: in strict order it gets no new queries as long as they answer.
+dnsmasq drops the queries that it has sent to a server when that server is removed from its list. So
+a removed server stays for a while, after all others: in strict order it gets no new queries as long
+as they answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ _MODE = 0o644  # dnsmasq reads it as an unprivileged user
 
 
 def folder_of(state: Path, uplink: str) -> Path:
-    """Return the directory of an uplink's resolver. `state`: the state directory of the network namespace."""
+    """Return the directory of an uplink's resolver.
+
+    `state`: the state directory of the network namespace.
+    """
     return state / f"resolver-{uplink}"
 
 
@@ -41,7 +45,8 @@ class Upstream:
 
     file: Path
     servers: tuple[Server, ...] | None = None
-    _leaving: dict[Server, float] = field(factory=dict)  # removed server -> time when it leaves the file
+    # Removed server -> time when it leaves the file.
+    _leaving: dict[Server, float] = field(factory=dict)
     _written: tuple[Server, ...] | None = None
     _mtime: int = 0
 
@@ -74,8 +79,8 @@ class Upstream:
         new = self.file.with_suffix(".new")
         new.write_text("".join(f"nameserver {server}\n" for server in listed))
         new.chmod(_MODE)
-        # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file system may reuse an
-        # inode, so each file gets a later mtime.
+        # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
+        # system may reuse an inode, so each file gets a later mtime.
         self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))
         os.utime(new, (self._mtime, self._mtime))
         new.replace(self.file)

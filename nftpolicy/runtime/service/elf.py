@@ -25,9 +25,9 @@ _GO_BUILD_INFO = b"\xff Go buildinf:"  # magic of debug/buildinfo; also in strip
 class Elf:
     """ELF facts about a program or library.
 
-    `abi`: class, byte order and machine; a library and its program have the same. `interpreter`: the loader that
-    the program requests; None if it is linked statically. `go`: compiled by the Go compiler, whose runtime makes
-    system calls itself.
+    `abi`: class, byte order and machine; a library and its program have the same. `interpreter`:
+    the loader that the program requests; None if it is linked statically. `go`: compiled by the Go
+    compiler, which makes system calls without the C library.
     """
 
     kind: tuple[int, int, int]

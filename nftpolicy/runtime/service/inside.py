@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Self-test from inside a service process: mark of its sockets, confinement, routes, and DNS.
 
-The checks run in that process, with its user and group and in its cgroup, so that they see what its program will
-see. No packet leaves the host: routes are looked up only, and dnsmasq answers the DNS query itself.
+The checks run in that process, with its user and group and in its cgroup, so that they see what its
+program will see. No packet leaves the host: routes are looked up only, and dnsmasq answers the DNS
+query itself.
 """
 
 from __future__ import annotations
@@ -81,10 +82,10 @@ def confined(uplink: Uplink) -> Iterator[Finding]:
 
 
 def routes(uplink: Uplink, service: Service, own: bool) -> Iterator[Finding]:
-    """Check for each family in which the uplink has an address that the kernel routes marked packets by it.
+    """Check for each family of the uplink's addresses that marked packets are routed by the uplink.
 
-    With `own` the mark is that of a new socket of this process (a service may need none), else the policy's. An
-    uplink without any address is a failure: no packet can leave.
+    With `own` the mark is that of a new socket of this process (a service may need none), else the
+    policy's. An uplink without any address is a failure: no packet can leave.
     """
     names = ", ".join(uplink.devices)
     devices = [device for device in RtNetlink().devices() if device.name in uplink.devices]
@@ -115,7 +116,7 @@ def _route_finding(family: int, to: str, route: Route | int, uplink: Uplink) -> 
 
 
 def names(name: str, uplink: Uplink) -> Iterator[Finding]:
-    """Check for each family of the uplink's resolver that a query to port 53 of any address reaches it."""
+    """Check for each address of the uplink's resolver that DNS queries reach it."""
     if uplink.resolver is None:
         yield Finding("DNS: the uplink has no resolver", None)
         return
@@ -133,7 +134,10 @@ def names(name: str, uplink: Uplink) -> Iterator[Finding]:
 
 
 def _query_resolver(family: int) -> tuple[str, bool | None]:
-    """Query a server address that no host has; return the outcome, and whether this host replied."""
+    """Query a server address that no host has.
+
+    Return the outcome, and whether this host replied.
+    """
     try:
         with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as sock:
             only_from(sock, "lo")

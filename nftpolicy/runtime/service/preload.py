@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Marking of a program's sockets by a preloaded library (ld.so(8), LD_PRELOAD).
 
-The library is nftpolicy/preload/packetmark.c. It marks each socket that socket() of the C library creates. A
-program that does not load it, or does not call that function, creates sockets without the mark, which the guard
-drops; `refusal_reason` reports that before the program starts, as far as the program's file shows it.
+The library is nftpolicy/preload/packetmark.c. It marks each socket that socket() of the C library
+creates. A program that does not load it, or does not call that function, creates sockets without
+the mark, which the guard drops; `refusal_reason` reports that before the program starts, as far as
+the program's file shows it.
 
-Never marked: sockets that a program inherits, sockets of io_uring, and sockets that the C library opens for name
-resolution. DNS queries are redirected to the uplink's resolver by group or user, not by mark.
+Never marked: sockets that a program inherits, sockets of io_uring, and sockets that the C library
+opens for name resolution. DNS queries are redirected to the uplink's resolver by group or user, not
+by mark.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ _ENV_OPTIONS_WITH_VALUE = frozenset({"-u", "-C", "-a"})
 def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int = 0) -> dict[str, str]:
     """Return the environment variables with which the sockets of a program get the mark.
 
-    `present` is the environment that they are added to, os.environ by default: other preloaded libraries stay,
-    after this one. `user` is the UID of the program.
+    `present` is the environment that they are added to, os.environ by default: other preloaded
+    libraries stay, after this one. `user` is the UID of the program.
 
     Raises:
         Unavailable: the library was not built, or the program or its user cannot load it.
@@ -45,7 +47,11 @@ def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int 
     ours = str(library())
     paths = [ours, *(path for path in preloaded.replace(":", " ").split() if path != ours)]
     # LIBPACKETMARK_OPTIONAL of the inherited environment would allow sockets without the mark.
-    return {"LD_PRELOAD": ":".join(paths), "LIBPACKETMARK_MARK": str(mark), "LIBPACKETMARK_OPTIONAL": "0"}
+    return {
+        "LD_PRELOAD": ":".join(paths),
+        "LIBPACKETMARK_MARK": str(mark),
+        "LIBPACKETMARK_OPTIONAL": "0",
+    }
 
 
 def library() -> Path:
@@ -61,10 +67,12 @@ def library() -> Path:
 
 
 def refusal(program: Path, user: int = 0) -> str | None:
-    """Return the reason why the library would not mark the sockets of a program; None if there is none.
+    """Return the reason why the library would not mark the sockets of a program.
 
-    `program` is the file, as the user with that UID starts it; for a script, its interpreter is examined.
-    Raises Unavailable as `library_path` does.
+    None if there is none.
+
+    `program` is the file, as the user with that UID starts it; for a script, its interpreter is
+    examined. Raises Unavailable as `library_path` does.
     """
     if user and not _is_world_readable(library()):
         return _unreadable_reason(user)

@@ -37,9 +37,12 @@ Ids = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
 def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
-    """Return the problems of devices, addresses and routes that keep packets from the uplink; [] if there are none.
+    """Return the problems of devices, addresses and routes that keep packets from the uplink.
 
-    One device with everything it needs for one family is enough. `routes` are those of the uplink's table.
+    [] if there are none.
+
+    One device with everything it needs for one family is enough. `routes` are those of the uplink's
+    table.
     """
     default_routes = [route for route in routes if route.destination == "default" and route.kind == "unicast"]
     problems = []
@@ -63,11 +66,18 @@ def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable
 
 
 def of_service(
-    service: Service, uplink: Uplink, sockets: Sequence[Listed], flows: Iterable[Flow], own: frozenset[str]
+    service: Service,
+    uplink: Uplink,
+    sockets: Sequence[Listed],
+    flows: Iterable[Flow],
+    own: frozenset[str],
 ) -> str | None:
-    """Return the problem that keeps a service from traffic by its uplink; None if it has had an answer.
+    """Return the problem that keeps a service from traffic by its uplink.
 
-    `sockets` are those of the service, `own` the addresses of this host, `flows` all conntrack entries.
+    None if it has had an answer.
+
+    `sockets` are those of the service, `own` the addresses of this host, `flows` all conntrack
+    entries.
     """
     if not sockets:
         return "it has no IP socket yet that can receive"
@@ -106,7 +116,10 @@ def _is_own(address: str, own: frozenset[str]) -> bool:
 
 
 def asker(policy: Policy, uplink: str) -> Ids | None:
-    """Return a group or user that may query the uplink's resolver: the first one of a service; None without one."""
+    """Return a group or user that may query the uplink's resolver: the first one of a service.
+
+    None without one.
+    """
     for service in policy.service.values():
         if service.uplink == uplink:
             for kind, account in (("group", service.group), ("user", service.user)):
@@ -119,8 +132,8 @@ def asker(policy: Policy, uplink: str) -> Ids | None:
 class World:
     """Readiness of the uplinks and services of a policy on this host.
 
-    `is_guarded` returns True if guard and ip rules of the policy are in force. `state_directory` is the path of the
-    state directory.
+    `is_guarded` returns True if guard and ip rules of the policy are in force. `state_directory` is
+    the path of the state directory.
     """
 
     policy: Policy
@@ -165,9 +178,14 @@ class World:
 
 
 def _sockets_of(
-    service: Service, sockets: Iterable[Listed], groups: Callable[[Iterable[int]], Mapping[int, int]]
+    service: Service,
+    sockets: Iterable[Listed],
+    groups: Callable[[Iterable[int]], Mapping[int, int]],
 ) -> list[Listed]:
-    """Return the sockets of a service. `groups` returns the GIDs of the owning processes by inode."""
+    """Return the sockets of a service.
+
+    `groups` returns the GIDs of the owning processes by inode.
+    """
     with_inode = [listed for listed in sockets if listed.inode]
     if service.kernel:
         # Sockets of the kernel have inodes too, but no process owns them.
@@ -218,12 +236,17 @@ def _acting_as(owner: Ids) -> Iterator[None]:
 
 
 def wait(
-    check: Callable[[], list[str]], seconds: float, descriptors: Sequence[int] = (), read: Callable[[], object] = int
+    check: Callable[[], list[str]],
+    seconds: float,
+    descriptors: Sequence[int] = (),
+    read: Callable[[], object] = int,
 ) -> list[str]:
-    """Call `check` until there is no problem, or for so many seconds; return the problems of the last call.
+    """Call `check` until there is no problem, or for so many seconds.
 
-    The next check follows when a descriptor becomes readable (`read` empties them), otherwise after POLL_SECONDS,
-    or after twice the duration of a check.
+    Return the problems of the last call.
+
+    The next check follows when a descriptor becomes readable (`read` empties them), otherwise after
+    POLL_SECONDS, or after twice the duration of a check.
     """
     end = time.monotonic() + seconds
     while True:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Start of a program as a service: joins the cgroup, sets group and user, and executes the program in this process.
+"""Start of a program as a service: cgroup, group, user and exec, all in this process.
 
-Signals, terminal, standard input and exit status need no forwarding, since no process stands between the program
-and its parent. The cgroup remains when the program ends, until another process removes it (kernel/cgroup.py).
+Signals, terminal, standard input and exit status need no forwarding, since no process stands
+between the program and its parent. The cgroup remains when the program ends, until another process
+removes it (kernel/cgroup.py).
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from ...policy.objects import Policy, Service, Uplink, cgroup_of
 from . import inside, preload
 from .inside import Finding
 
-NOT_EXECUTABLE, NOT_FOUND = 126, 127  # exit statuses of shells (POSIX, Shell Command Language 2.8.2)
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # if PATH is not set, execvp(3)
+NOT_EXECUTABLE, NOT_FOUND = (
+    126,
+    127,
+)  # exit statuses of shells (POSIX, Shell Command Language 2.8.2)
+# Search path if PATH is not set, execvp(3).
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOGROUP = 65534  # group of a user ID without an account
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Failed(Exception):
-    """The program cannot be started as the service. `status` is the exit status."""
+    """Failure to start the program as the service. `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         self.status = status
@@ -77,14 +82,14 @@ class Job:
 
 @frozen
 class Way:
-    """How a service's sockets are marked: a value of the policy key `marks`.
+    """Method of marking a service's sockets, by a value of the policy key `marks`.
 
-    `prepare` runs as root before any other change of this process; it raises ServiceStartError or Unavailable.
-    `environment` returns variables for the program's environment. `refusal_reason` returns the reason why a program
-    cannot be marked by this method, or None. `kept_capability` returns the capability that a service with another
-    user than root keeps. `marked_by` names what marks the sockets later.
-    `marks_at_once`: from `prepare` on every new socket of this process has the mark; the program is not started if
-    one lacks it.
+    `prepare` runs as root before any other change of this process; it raises ServiceStartError or
+    Unavailable. `environment` returns variables for the program's environment. `refusal_reason`
+    returns the reason why a program cannot be marked by this method, or None. `kept_capability`
+    returns the capability that a service with another user than root keeps. `marked_by` names what
+    marks the sockets later. `marks_at_once`: from `prepare` on every new socket of this process has
+    the mark; the program is not started if one lacks it.
     """
 
     enter: Callable[[Job], None] = lambda job: None
@@ -137,8 +142,8 @@ def program(command: str, environment: Mapping[str, str]) -> Path:
 def become(job: Job) -> dict[str, str]:
     """Set the group or user of the service for good; return the environment variables of the user.
 
-    A group: that group, no supplementary groups, and the user as before. A user: with its own groups.
-    Raises Unavailable.
+    A group: that group, no supplementary groups, and the user as before. A user: with its own
+    groups. Raises Unavailable.
     """
     group, user = job.service.group, job.service.user
     try:
@@ -228,5 +233,8 @@ def _socket_findings(job: Job) -> Iterator[Finding]:
 
 
 def detach(job: Job) -> bool:
-    """Detach the BPF programs from the service's cgroup; return True if there were any. Raises Unavailable."""
+    """Detach the BPF programs from the service's cgroup; return True if there were any.
+
+    Raises Unavailable.
+    """
     return _detach(job.cgroup)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""DNS query for version.bind, class CHAOS, type TXT. A server answers it without asking another one (RFC 4892)."""
+"""DNS query for version.bind, class CHAOS, type TXT.
+
+A server answers it without asking another one (RFC 4892).
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Socket classifier: owner of each socket, and its mark compared with the policy. Pure.
 
-It serves administrators: to find a program that does not set its mark, or to explain a counter. The guard does not
-depend on it. The guard checks each packet, and drops those that the policy does not allow.
+It serves administrators: to find a program that does not set its mark, or to explain a counter. The
+guard does not depend on it. The guard checks each packet, and drops those that the policy does not
+allow.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ MEANINGS = {
     "its packets to that uplink are dropped and counted as {counter}",
     ASTRAY: "it is bound to {bound}, which is not a device of uplink {uplink}; "
     "its packets to that device are dropped and counted as {counter}",
-    ELSEWHERE: "service {who} may not send to this destination; "
+    ELSEWHERE: "service {owner} may not send to this destination; "
     "its packets to uplink {uplink} are dropped and counted as {counter}",
-    OUTSIDE: "it has the mark {mark} and the group or user of service {who}, but was not opened in the "
+    OUTSIDE: "it has the mark {mark} and the group or user of service {owner}, but was not opened in the "
     "service's cgroup; the guard lets it use uplink {uplink}",
-    BORROWED: "it has the mark {mark} and a source port of service {who}, whose sockets are the kernel's; "
+    BORROWED: "it has the mark {mark} and a source port of the kernel service {owner}; "
     "the guard lets it use uplink {uplink}",
     UNANSWERED: "its connection came in by uplink {uplink}, and the policy does not allow replies to it; "
     "they are dropped and counted as {counter}",
@@ -51,8 +52,9 @@ _HALF_OPEN = "syn-recv"  # no program owns it yet
 class Judged:
     """Verdict on a socket that concerns an uplink.
 
-    `owner`: the service, "resolver" or "answer" by the policy; "" for none of them. `counter`: the counter of the
-    packets of the socket that the guard drops; "" if it drops none. `process`: None if no process is known.
+    `owner`: the service, "resolver" or "answer" by the policy; "" for none of them. `counter`: the
+    counter of the packets of the socket that the guard drops; "" if it drops none. `process`: None
+    if no process is known.
     """
 
     socket: Listed
@@ -70,12 +72,16 @@ class Judged:
 
     @property
     def meaning(self) -> str:
-        """The verdict as a sentence; "" for "right"."""
+        """Verdict as a sentence; "" for "right"."""
         if not self.wrong:
             return ""
         template = MEANINGS[self.verdict]
         return template.format(
-            mark=self.mark, uplink=self.uplink, counter=self.counter, who=self.who, bound=self.socket.bound
+            mark=self.mark,
+            uplink=self.uplink,
+            counter=self.counter,
+            owner=self.who,
+            bound=self.socket.bound,
         )
 
     @property
@@ -115,20 +121,25 @@ def judge(
     processes: Mapping[int, Holder],
     cgroups: Mapping[str, set[int]] | None = None,
 ) -> list[Judged]:
-    """Return the verdicts on all sockets of services and all sockets with an uplink's mark; wrong ones first.
+    """Return the verdicts on all sockets of services and all sockets with an uplink's mark.
 
-    `addresses`: addresses of all devices. `processes`: owning process by socket inode. `cgroups`: cgroup IDs of
-    each service. Left out are local connections, sockets that no program has accepted yet, and closed sockets: the
-    kernel ends those by itself.
+    Wrong ones first.
+
+    `addresses`: addresses of all devices. `processes`: owning process by socket inode. `cgroups`:
+    cgroup IDs of each service. Left out are local connections, sockets that no program has accepted
+    yet, and closed sockets: the kernel ends those by itself.
     """
     all_sockets = list(sockets)
     classifier = _SocketClassifier(all_sockets, policy, addresses, processes, cgroups or {})
     verdicts = [verdict for listed in all_sockets if (verdict := classifier.classify(listed)) is not None]
-    return sorted(verdicts, key=lambda verdict: (not verdict.wrong, verdict.uplink, verdict.who, verdict.socket.cookie))
+    return sorted(
+        verdicts,
+        key=lambda verdict: (not verdict.wrong, verdict.uplink, verdict.who, verdict.socket.cookie),
+    )
 
 
 def needed(sockets: Iterable[Listed], policy: Policy, addresses: Addresses) -> set[int]:
-    """Return the inodes of the sockets whose processes matter for the verdict, or for its report."""
+    """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
     own = _own_addresses(addresses)
     any_group = any(service.group for service in policy.service.values())
     uids = {service.user.number for service in policy.service.values() if service.user}
@@ -184,12 +195,20 @@ class _SocketClassifier:
         return None
 
     def _marked(
-        self, listed: Listed, name: str, uplink: Uplink, services: Mapping[str, Service], process: Holder | None
+        self,
+        listed: Listed,
+        name: str,
+        uplink: Uplink,
+        services: Mapping[str, Service],
+        process: Holder | None,
     ) -> Judged | None:
         """Return the verdict on a socket of these services with the mark of uplink `name`."""
         verdict = Judged(listed, name, str(uplink.mark), "", holder=process)
         entitled = [owner for owner, service in services.items() if service.uplink == name]
-        owner = next((owner for owner in entitled if self._may_send(services[owner], uplink, listed, process)), None)
+        owner = next(
+            (owner for owner in entitled if self._may_send(services[owner], uplink, listed, process)),
+            None,
+        )
         is_resolver_user = uplink.resolver is not None and listed.uid == uplink.resolver.user.number
         if owner is None and is_resolver_user and (asks_names(listed) or not listed.connected):
             owner = "resolver"
@@ -204,7 +223,7 @@ class _SocketClassifier:
         return self._without_owner(verdict)
 
     def _kernel_service(self, listed: Listed, name: str) -> str | None:
-        """Return the kernel service of uplink `name` with this source port: the guard checks no owner there."""
+        """Return the kernel service of uplink `name` with this source port: no owner check."""
         for owner, service in self._policy.service.items():
             if service.uplink == name and service.sport and lets(service, listed, None):
                 return owner
@@ -212,13 +231,16 @@ class _SocketClassifier:
 
     @staticmethod
     def _may_send(service: Service, uplink: Uplink, listed: Listed, process: Holder | None) -> bool:
-        """Return True if a socket of the service may send to its peer; without a peer, to any destination."""
+        """Return True if a socket of the service may send to its peer.
+
+        Without a peer, to any destination.
+        """
         if not listed.connected or (asks_names(listed) and uplink.resolver is not None):
             return True
         return lets(service, listed, process.gid if process else None)
 
     def _check_device(self, verdict: Judged, uplink: Uplink) -> Judged:
-        """Return the verdict on a socket with an owner, by the device it is bound to and its cgroup."""
+        """Return the verdict on a socket with an owner, by its bound device and its cgroup."""
         bound, cgroup = verdict.socket.bound, verdict.socket.cgroup
         if bound is None or bound in uplink.devices:
             outside = cgroup is not None and cgroup not in self._cgroups.get(verdict.who, {cgroup})
@@ -247,7 +269,8 @@ class _SocketClassifier:
         """Return verdict and counter for a service's socket without a mark."""
         uplink = self._policy.uplink[service.uplink]
         is_redirected_dns = asks_names(listed) and uplink.resolver is not None
-        is_inbound = listed.protocol == TCP and listed.sport in self._listening_ports  # also the listener itself
+        # A listener counts as inbound too.
+        is_inbound = listed.protocol == TCP and listed.sport in self._listening_ports
         if is_redirected_dns or is_inbound:
             return RIGHT, ""
         if not service.unmarked:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Auxiliary tables that the watch daemon loads beside the guard: the block, and the shadow guard."""
+"""Auxiliary tables that the watch daemon loads: the block, and the shadow guard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class Aside:
         self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
 
     def double(self, tables: tuple[Table, ...]) -> None:
-        """Replace the shadow guard by these tables; () removes it. The guard stays in place on failure."""
+        """Replace the shadow guard by these tables; () removes it.
+
+        The guard stays in place on failure.
+        """
         if not self._environment.owns or not (tables or self._shadow):
             return
         commands = [*map(decisions.away, self._shadow), *map(decisions.owned, tables)]

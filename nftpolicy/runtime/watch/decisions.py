@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Pure decisions of the watch daemon: repairs, conflicts, log fields. No access to a kernel or a clock."""
+"""Pure decisions of the watch daemon: repairs, conflicts, log fields.
+
+No access to a kernel or a clock.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,9 @@ Change = RuleChange | RouteChange | SysctlChange
 
 @frozen
 class Remedy:
-    """Repair of what an event reported as missing: one nft transaction as text ("" for none), and single changes.
+    """Repair of missing objects: one nft transaction as text ("" for none), and single changes.
 
-    `what` names the repaired objects for the log.
+    `repaired_objects` names the repaired objects for the log.
     """
 
     nft: str = ""
@@ -60,7 +63,10 @@ class Held:
         return "".join(self._table_texts.values())
 
     def remedy(self, news: News, values: Mapping[str, str]) -> Remedy:
-        """Return the repair for these events. `values`: current values of sysctls that may have changed."""
+        """Return the repair for these events.
+
+        `values`: current values of sysctls that may have changed.
+        """
         desired = self.desired
         families = [family for family in self._table_texts if family in news.gone]
         chains = [key for key in sorted(news.chains) if key in self._chains and key[0] not in families]
@@ -89,7 +95,7 @@ def anew(table: nft.Table) -> str:
 
 
 def owned(table: nft.Table) -> str:
-    """Return nft text that creates a table with "flags owner": it lasts as long as the socket that loads it."""
+    """Return nft text that creates a table with "flags owner", deleted with its netlink socket."""
     header, body = text.table(table).split("\n", 1)
     return f"{header}\n\tflags owner\n{body}\n"
 
@@ -100,7 +106,10 @@ def away(table: nft.Table) -> str:
 
 
 def _chain_text(family: str, chain: nft.Chain) -> str:
-    """Return nft text that restores the rules of one chain. Counters and sets of the table keep their contents."""
+    """Return nft text that restores the rules of one chain.
+
+    Counters and sets of the table keep their contents.
+    """
 
     def line(verb: str, item: nft.Chain | Rules) -> str:
         return text.operation(NftOperation(verb, family, names.TABLE, item)) + "\n"
@@ -126,7 +135,10 @@ class Fights:
     _pending: int = 0
 
     def repaired(self, now: float) -> bool:
-        """Count a repair; return True if it is to be logged by itself, False if it is part of a conflict."""
+        """Count a repair.
+
+        Return True if it is to be logged by itself, False if it is part of a conflict.
+        """
         self._times.append(now)
         while self._times[0] < now - self.within or len(self._times) > self.most + 1:
             self._times.popleft()
@@ -155,8 +167,9 @@ class Fights:
 class Exposure:
     """Effect of a missing object.
 
-    `seconds`: from the event until the repair. `passed`: packets that the uplinks sent meanwhile, counted if the
-    guard itself was missing. `stopped`: packets that the guard dropped meanwhile, counted if it was in place.
+    `seconds`: from the event until the repair. `passed_packets`: packets that the uplinks sent
+    meanwhile, counted if the guard itself was missing. `stopped_packets`: packets that the guard
+    dropped meanwhile, counted if it was in place.
     """
 
     seconds: float
@@ -179,7 +192,10 @@ def blocks(verdict: str, also_unknown: bool) -> bool:
 
 
 def stopped(counters: Mapping[str, int]) -> int:
-    """Return the packets of all drop counters of the guard; counters of accepted packets do not count."""
+    """Return the packets of all drop counters of the guard.
+
+    Counters of accepted packets do not count.
+    """
     return sum(packets for name, packets in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split(".")))
 
 

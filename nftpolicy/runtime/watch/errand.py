@@ -19,7 +19,7 @@ _NICENESS = 5  # repairs in the parent have priority
 
 
 class Errand:
-    """One child process and its JSON result. `descriptor` is readable when the result arrives.
+    """Child process and its JSON result. `descriptor` is readable when the result arrives.
 
     The function must not use objects bound to sockets that the child shares with its parent.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Route keeper: the part of the watch daemon that moves new routes over an uplink into the uplink's table.
+"""Route keeper of the watch daemon: moves new routes over an uplink into the uplink's table.
 
-It keeps uplinks usable and plays no part in confinement: the guard drops packets whatever a route says. The moves
-are decided in `route_placement`.
+It keeps uplinks usable and plays no part in confinement: the guard drops packets in spite of any
+route. The moves are decided in `route_placement`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .decisions import Fights
 from .keeping import Home, Stray
 from .world import Routes, World
 
-SETTLE = 3.0  # seconds for which a connected route stays in main, so that gateways can be added through it
+# Seconds for which a connected route stays in main, so that gateways can be added through it.
+SETTLE = 3.0
 _PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the routes
 _COST_FACTOR = 4.0
 _CONFLICT_END = 10.0  # seconds without a move until a conflict is over
@@ -99,9 +100,13 @@ class Keeper:
         self._log_moves(moved, withdrawn, now)
 
     def _move(self, access: Routes, kernel_route: Held, stray: Stray, now: float) -> bool:
-        """Add the route to the uplink's table, then delete it from the other one; return True on any change."""
+        """Add the route to the uplink's table, then delete it from the other one.
+
+        Return True on any change.
+        """
         added = not stray.there and not stray.yields
-        # A route with a lifetime is written again even if the copy exists: that renews the lifetime.
+        # A route with a lifetime is written again even if the copy exists: that renews the
+        # lifetime.
         if added or (stray.there and stray.route.expires is not None):
             code = access.put(kernel_route, stray.home.table, stray.protocol)
             if self._check_errno(code, stray.route, now):
@@ -149,7 +154,10 @@ def _shortened(texts: list[str]) -> list[str]:
 
 
 def strays(access: Routes, policy: Policy) -> tuple[str, ...]:
-    """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them. Raises OSError."""
+    """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them.
+
+    Raises OSError.
+    """
     targets = keeping.homes(policy)
     routes = [kernel_route.route for kernel_route in access.by(targets)]
     moves = keeping.order(targets, routes, access.addresses(targets))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Full check of the watch daemon, run in a worker process: comparison with the policy and, on request, a proof."""
+"""Full check of the kernel state: comparison with the policy and, on request, a proof."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MAX_FAILURES = 6  # reported findings
 def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known_hash: int | None) -> dict[str, Any]:
     """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
 
-    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash `known_hash` is not
-    proved again; its verdict is "". Returns a JSON object.
+    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash
+    `known_hash` is not proved again; its verdict is "". Returns a JSON object.
     """
     planned = prospect(kernel, policy, changer.memory)
     if planned.plan.steps or not proves:
@@ -39,9 +39,20 @@ def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, know
     failures = []
     for finding in proof.findings:
         if finding.deciding and finding.verdict != PROVED:
-            parts = (finding.property, finding.uplink, finding.verdict, finding.subject, finding.detail)
+            parts = (
+                finding.property,
+                finding.uplink,
+                finding.verdict,
+                finding.subject,
+                finding.detail,
+            )
             failures.append(" ".join(filter(None, (*parts, *finding.doubts[:1]))))
-    return {"differs": False, "state": state_hash, "verdict": proof.verdict, "failures": failures[:_MAX_FAILURES]}
+    return {
+        "differs": False,
+        "state": state_hash,
+        "verdict": proof.verdict,
+        "failures": failures[:_MAX_FAILURES],
+    }
 
 
 def _relevant_parts(state: NetState) -> object:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Event loop of the watch daemon: waits for netlink notifications, restores what is removed, re-proves changes.
+"""Event loop of the watch daemon: netlink notifications, repairs, and proofs of foreign changes.
 
-There are two ways to repair. An object that a notification names is restored from prepared text within
-milliseconds. Any other difference is found by a full check in a worker process, so that the first way never waits
-for it. Pure decisions are in `repair_plan`.
+There are two ways to repair. An object that a notification names is restored from prepared text
+within milliseconds. Any other difference is found by a full check in a worker process, so that the
+first way never waits for it. Pure decisions are in `repair_plan`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from ..changes.memory import Busy
 from ..changes.recover import NoWay, recover
 from ..changes.unproved import NotProved, NotSafe
 from ..changes.wording import summary
-from ..rate_limiter import RateLimiter, earliest_deadline
+from ..rate_limiter import earliest_deadline
 from . import decisions
 from .aside import Aside
+from .check_runner import CheckRunner
 from .decisions import Held, Remedy
-from .errand import Errand
 from .keeper import Keeper
-from .look import inspect
 from .repairs import Repairs
 from .sockets import SocketWatch
 from .termination import termination_signals
@@ -45,9 +44,6 @@ from .world import World
 _RETRY_LOCK = 0.02  # until the next try for a lock that another process holds
 _RETRY_FAILURE = 1.0
 _COMPARE_SYSCTLS = 5.0  # between two comparisons: some sysctl changes cause no notification
-_CHECK_TIMEOUT = 120.0
-_CHECK_PAUSE, _CHECK_COST = 0.02, 1.0  # comparison without a proof: pause, multiple of the last duration
-_PROOF_PAUSE, _PROOF_COST = 0.2, 4.0
 _FAILURES = (Refused, NotHeld, StillChanged, NoWay, NotProved, NotSafe, Unavailable, OSError)
 
 
@@ -63,12 +59,8 @@ class Watch:
         self._tables = Aside(environment)
         self.verdict = ""
         self._machine = Machine()
-        self._check_limiter = RateLimiter(_CHECK_PAUSE, _CHECK_COST)
-        self._proof_limiter = RateLimiter(_PROOF_PAUSE, _PROOF_COST)
         self._repairs = Repairs(environment)
         self._keeper = Keeper(environment)
-        self._worker: Errand | None = None
-        self._worker_proves = False
         self._repairs_at_check = 0  # number of repairs when the running check started
         self._proved_state: int | None = None  # hash of the state that the verdict is about
         self._failures: list[str] = []
@@ -76,6 +68,7 @@ class Watch:
         self._reconcile_at: float | None = None
         self._compare_at = self._watchdog_at = 0.0
         self._poll = select.poll()
+        self._checks = CheckRunner(environment, self._poll)
         self._sockets = SocketWatch(self.kernel, environment, self._poll)
 
     @property
@@ -98,8 +91,7 @@ class Watch:
                 while not self._wait(terminated):
                     self.turn()
             finally:
-                if self._worker:
-                    self._worker.cancel()
+                self._checks.cancel()
                 self._sockets.cancel()
                 self.world.manager.tell(STOPPING=1)
         fields: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
@@ -120,11 +112,8 @@ class Watch:
     def _wait(self, terminated: int) -> bool:
         """Sleep until the next event or deadline; return True if a termination signal arrived."""
         watchdog = self.world.manager.watchdog
-        deadlines = [self._reconcile_at, self._repairs.due(), self._keeper.due(), self._sockets.due(self.policy)]
-        if self._worker:
-            deadlines.append(self._worker.begun + _CHECK_TIMEOUT)
-        else:
-            deadlines += [self._check_limiter.due(), self._proof_limiter.due()]
+        deadlines = [self._reconcile_at, self._checks.due(), self._repairs.due()]
+        deadlines += [self._keeper.due(), self._sockets.due(self.policy)]
         if self.held:
             deadlines.append(self._compare_at)
         if watchdog:
@@ -139,10 +128,7 @@ class Watch:
         news = self.world.ears.read()
         self._react(news, now)
         self._keeper.turn(news)
-        if self._worker and self._worker.ended():
-            self._process_result()
-        elif self._worker and now > self._worker.begun + _CHECK_TIMEOUT:
-            self._abort_check()
+        self._process_check()
         if self._reconcile_at is not None and now >= self._reconcile_at:
             self._reconcile()
         if self.held and now >= self._compare_at:
@@ -180,9 +166,9 @@ class Watch:
         if news.aside and self._tables.blocked:
             self._run_locked(self._block)
         if news.damage or news.links or news.addresses:
-            self._check_limiter.request()
+            self._checks.request_comparison()
         if news.damage or news.foreign or news.ladder or news.links:
-            self._proof_limiter.request()
+            self._checks.request_proof()
 
     def _fast_repair(self, remedy: Remedy, author: Author, now: float) -> None:
         """Run a repair from prepared text."""
@@ -201,7 +187,8 @@ class Watch:
                 self.world.say("failed", {"what": remedy.what, "why": error.strip().splitlines()[0]})
                 return
             for change in remedy.changes:
-                # Refused: the object is there again, or its device is gone. The full check sees which.
+                # Refused: the object is there again, or its device is gone. The full check sees
+                # which.
                 with suppress(Refused):
                     self.kernel.carry_out(change)
             repaired = True
@@ -210,8 +197,8 @@ class Watch:
             self._repairs.done(remedy.what, author, bool(remedy.nft))
         else:
             self._reconcile_at = self._reconcile_at or now
-        self._check_limiter.request()
-        self._proof_limiter.request()
+        self._checks.request_comparison()
+        self._checks.request_proof()
 
     # --- under the lock: reconcile ---
 
@@ -232,7 +219,7 @@ class Watch:
         return False
 
     def _reconcile(self) -> None:
-        """Under the lock: end an interrupted change, adopt the last applied policy, and enforce it."""
+        """End an interrupted change, adopt the last applied policy, and enforce it, all locked."""
         self._reconcile_at = None
         self._run_locked(self._reconcile_locked)
 
@@ -264,7 +251,7 @@ class Watch:
         self._keeper.hold(self.policy)
         self._preload(self.held)
         self.world.ears.leave_out(self.world.ports())
-        self._proof_limiter.request()
+        self._checks.request_proof()
 
     def _uplink_devices(self) -> frozenset[str]:
         """Return the devices of all uplinks, and their bridge ports."""
@@ -314,49 +301,26 @@ class Watch:
     # --- full check in a worker process ---
 
     def _start_check_if_due(self) -> None:
-        if self._worker or self.policy is None or self.held is None or self._reconcile_at is not None:
+        if self.policy is None or self.held is None or self._reconcile_at is not None:
             return
-        now = self.world.now()
-        proof_due, check_due = self._proof_limiter.due(), self._check_limiter.due()
-        proves = self._worker_proves = proof_due is not None and now >= proof_due
-        if not proves and (check_due is None or now < check_due):
-            return
-        self._check_limiter.begin()
-        if proves:
-            self._proof_limiter.begin()
-        self._repairs_at_check = self._repairs.number
-        environment, policy, proved_state = self.world, self.policy, self._proved_state
-        self._worker = Errand(lambda: inspect(environment.fresh(), policy, environment.changer, proves, proved_state))
-        self._poll.register(self._worker.descriptor, select.POLLIN)
+        if self._checks.start_if_due(self.policy, self._proved_state):
+            self._repairs_at_check = self._repairs.number
 
-    def _detach_worker(self) -> Errand:
-        assert self._worker is not None
-        worker, self._worker = self._worker, None
-        self._poll.unregister(worker.descriptor)
-        now = self.world.now()
-        duration = now - worker.begun
-        self._check_limiter.end(now, duration)
-        if self._worker_proves:
-            self._proof_limiter.end(now, duration)
-        return worker
-
-    def _abort_check(self) -> None:
-        self._detach_worker().cancel()
-        self._proof_limiter.request()
-        self.world.say("failed", {"why": f"a full check took more than {_CHECK_TIMEOUT:.0f} s"})
-
-    def _process_result(self) -> None:
+    def _process_check(self) -> None:
+        """Act on the result of a check that has ended: reconcile, or handle its proof."""
         try:
-            result = self._detach_worker().answer()
+            result = self._checks.finished()
         except ValueError as error:
             self.world.say("failed", {"why": str(error)})
             self._reconcile_at = self.world.now() + _RETRY_FAILURE
+            return
+        if result is None:
             return
         if result["differs"]:
             self._reconcile()
         elif self._repairs.number == self._repairs_at_check:
             self._repairs.nothing()
-            if self._worker_proves:
+            if self._checks.proves:
                 self._handle_proof(result)
 
     def _handle_proof(self, result: dict[str, Any]) -> None:
@@ -384,7 +348,7 @@ class Watch:
 
     def _unblock(self, why: str) -> None:
         if not self._tables.lift(why):
-            self._proof_limiter.request()
+            self._checks.request_proof()
             self._proved_state = None
 
     # --- the service manager ---

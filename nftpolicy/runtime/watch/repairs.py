@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Log of repairs: time until the repair, packets that passed meanwhile, and the process that made the change."""
+"""Log of repairs: duration, packets that passed meanwhile, and the process behind the change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .world import World
 
 @frozen
 class _Outage:
-    """Start of an outage, with the packets that the uplinks had sent and the guard had dropped by then."""
+    """Start of an outage, with the packets sent by uplinks and dropped by the guard so far."""
 
     at: float
     sent: int
@@ -26,8 +26,8 @@ class _Outage:
 class Repairs:
     """Repairs of one watch daemon.
 
-    `devices` are the devices of the uplinks, `author` is the last process that changed something, `number` counts
-    the repairs.
+    `devices` are the devices of the uplinks, `author` is the last process that changed something,
+    `number` counts the repairs.
     """
 
     def __init__(self, environment: World) -> None:
@@ -40,7 +40,10 @@ class Repairs:
         self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
 
     def begin(self, guard: bool) -> None:
-        """Start an outage, unless one is running. `guard`: the guard is affected, its counters may be missing."""
+        """Start an outage, unless one is running.
+
+        `guard`: the guard is affected, its counters may be missing.
+        """
         if self._outage is None:
             now, sent = self._environment.now(), self._sent_packets()
             self._outage = _Outage(now, sent, None if guard else self._dropped_packets())
@@ -79,7 +82,7 @@ class Repairs:
             self._environment.say("conflict", {**by(self.author), "times": number, **sums})
 
     def warm(self) -> None:
-        """Read the counters once, so that libraries are loaded and sockets are bound before a repair."""
+        """Read the counters once, so that a repair finds libraries loaded and sockets bound."""
         self._sent_packets()
         self._dropped_packets()
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Socket audit: classifies all sockets, once for `status`, and periodically in a worker process of `watch`.
+"""Socket audit: verdicts on all sockets, once for `status`, and periodically for `watch`.
 
-The kernel sends no notification when a socket is opened or marked, so the audit polls. The guard drops packets of
-misconfigured sockets in any case; so the audit may be slow.
+The kernel sends no notification when a socket is opened or marked, so the audit polls. The guard
+drops packets of misconfigured sockets in any case; so the audit may be slow.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ _TIMEOUT = 60.0  # seconds
 
 
 def look(live_sockets: Running, policy: Policy) -> list[Judged]:
-    """Return the verdicts on the sockets of this network namespace that concern an uplink. Raises Unavailable."""
+    """Return the verdicts on the sockets of this network namespace that concern an uplink.
+
+    Raises Unavailable.
+    """
     sockets, addresses = live_sockets.sockets(), live_sockets.addresses()
     paths = {name: cgroup_of(name, service) for name, service in policy.service.items() if service.marks == "cgroup"}
     ids = live_sockets.cgroups(paths.values())
     cgroups = {name: ids[path] for name, path in paths.items() if path in ids}
-    return judge(sockets, policy, addresses, live_sockets.holders(needed(sockets, policy, addresses)), cgroups)
+    return judge(
+        sockets,
+        policy,
+        addresses,
+        live_sockets.holders(needed(sockets, policy, addresses)),
+        cgroups,
+    )
 
 
 def facts(verdict: Judged) -> dict[str, Any]:
@@ -56,17 +65,25 @@ def wrong(kernel: Kernel, policy: Policy) -> dict[str, dict[str, Any]]:
         return {}
     with live_sockets:
         verdicts = [verdict for verdict in look(live_sockets, policy) if verdict.wrong]
-    verdicts.sort(key=lambda verdict: verdict.socket.cookie)  # the kernel numbers sockets in ascending order
+    # The kernel numbers sockets in ascending order.
+    verdicts.sort(key=lambda verdict: verdict.socket.cookie)
     return {f"{verdict.verdict} {verdict.socket.cookie}": facts(verdict) for verdict in verdicts[:_MAX_KNOWN]}
 
 
 def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("socket", "uplink", "service", "program", "pid")
-    return {"verdict": "gone", "was": fields["verdict"], **{key: fields[key] for key in kept if key in fields}}
+    return {
+        "verdict": "gone",
+        "was": fields["verdict"],
+        **{key: fields[key] for key in kept if key in fields},
+    }
 
 
 class SocketWatch:
-    """Periodic socket audit. Logs each wrong socket once when it appears, and once when it is gone."""
+    """Periodic socket audit.
+
+    Logs each wrong socket once when it appears, and once when it is gone.
+    """
 
     def __init__(self, kernel: Kernel, environment: World, poll: select.poll) -> None:
         self._is_supported = kernel.running() is not None
@@ -94,7 +111,8 @@ class SocketWatch:
             self._log_failure(f"an audit of the sockets took more than {_TIMEOUT:.0f} s")
             self._next = now + SHARE * _TIMEOUT
         if policy is None or policy != self._policy:
-            # No "gone" lines for sockets that were wrong by another policy: they are classified anew.
+            # No "gone" lines for sockets that were wrong by another policy: they are classified
+            # anew.
             self._policy, self._known = policy, {}
             if policy is not None:
                 self._next = 0.0
@@ -141,7 +159,7 @@ class SocketWatch:
 
 
 def asked(kernel: Kernel, policy: Policy) -> tuple[list[Judged] | None, str]:
-    """Return the verdicts for `status` and "", or None and the reason why sockets cannot be listed."""
+    """Return the verdicts and "", or None and the reason why sockets cannot be listed."""
     live_sockets = kernel.running()
     if live_sockets is None:
         return None, "this kernel lists no sockets"

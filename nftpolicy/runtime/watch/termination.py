@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def termination_signals() -> Iterator[int]:
-    """Yield a descriptor that is readable after SIGTERM or SIGINT, so that no action is interrupted."""
+    """Yield a descriptor that is readable after SIGTERM or SIGINT; no action is interrupted."""
     terminated, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
     signals = (signal.SIGTERM, signal.SIGINT)

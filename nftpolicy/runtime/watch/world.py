@@ -50,7 +50,10 @@ class Ears(Protocol):
 
 
 class Routes(Protocol):
-    """Kernel routes, as the route keeper uses them. kernel.netlink.route_mover.RouteMover implements it."""
+    """Kernel routes, as the route keeper uses them.
+
+    Kernel.netlink.route_mover.RouteMover implements it.
+    """
 
     def by(self, devices: Collection[str]) -> list[Held]:
         """Return the routes over these devices, of all tables."""
@@ -76,11 +79,11 @@ class World:
     `new_kernel` returns a kernel that shares no socket with another one, for worker processes.
     `load_nft(text, check_only)` runs one nft transaction and returns an error message or None.
     `netlink_ports` returns the port IDs of the netlink sockets of this process.
-    `supports_owner_flag`: the kernel supports tables with an owner, and `load_nft` always uses the same socket.
-    `tx_packets` returns the number of packets that devices have sent, `counter_packets` the packets of the named
-    counters of the tables of a name.
-    `resolver_leaks` yields changes of leaks of uplink DNS servers into the host's resolver.
-    `routes`: access to routes; None: routes stay in the tables where they are.
+    `supports_owner_flag`: the kernel supports tables with an owner, and `load_nft` always uses the
+    same socket. `tx_packets` returns the number of packets that devices have sent,
+    `counter_packets` the packets of the named counters of the tables of a name. `resolver_leaks`
+    yields changes of leaks of uplink DNS servers into the host's resolver. `routes`: access to
+    routes; None: routes stay in the tables where they are.
     """
 
     changer: Changer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Filter of the entries that sources yield for an uplink: the DNS servers that its resolver may use. Pure."""
+"""Filter of the entries that sources yield: DNS servers that the resolver may use. Pure."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ def _server(entry: str, device: str, devices: tuple[str, ...], host: Machine) ->
 
 
 def _parts(entry: str) -> tuple[str, str, str]:
-    """Return address, zone and port, as systemd writes them: ADDRESS%ZONE#NAME, ADDRESS:PORT, [ADDRESS]:PORT%ZONE."""
+    """Return address, zone and port.
+
+    Formats of systemd: ADDRESS%ZONE#NAME, ADDRESS:PORT, [ADDRESS]:PORT%ZONE.
+    """
     host, _, zone = entry.partition("#")[0].partition("%")
     if bracketed := _BRACKETED.match(host):
         return bracketed[1], zone, bracketed[2] or ""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """ISC dhclient: its lease files, dhclient.leases(5). Pure.
 
-dhclient appends to a file: the last lease of a device in each family counts, unless it has expired or was released.
+dhclient appends to a file: the last lease of a device in each family counts, unless it has expired
+or was released.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ class _Lease:
         self.statements: list[list[str]] = []
 
     def arguments(self, *head: str) -> list[str] | None:
-        """Return the words after `head` in the first statement that begins with it; None without one."""
+        """Return the words after `head` in the first statement that begins with it.
+
+        None without one.
+        """
         matching = (words[len(head) :] for words in self.statements if words[: len(head)] == list(head))
         return next(matching, None)
 
@@ -98,7 +102,8 @@ def _leases(text: str) -> Iterator[_Lease]:
 def _expiry(words: list[str]) -> float | None:
     """Return the time of `expire`, in seconds since 1970; None for `never` or an empty statement.
 
-    Formats: WEEKDAY YYYY/MM/DD HH:MM:SS in UTC, `epoch SECONDS`, or `never`. Another format counts as expired.
+    Formats: WEEKDAY YYYY/MM/DD HH:MM:SS in UTC, `epoch SECONDS`, or `never`. Another format counts
+    as expired.
     """
     if words[:1] == ["never"] or not words:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dhcpcd: its lease files, which hold the server's message, DHCPv4 (RFC 2131) or DHCPv6 (RFC 8415). Pure.
+"""dhcpcd: its lease files, a DHCPv4 (RFC 2131) or DHCPv6 (RFC 8415) message of the server. Pure.
 
 No file has the servers of router advertisements; the source "ra" receives those itself.
 """

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def pairs(text: str) -> Iterator[tuple[int, str, str, str]]:
-    """Yield line number (from 1), section ("" before the first one), key and value of each assignment."""
+    """Yield line (from 1), section ("" before the first one), key and value of each assignment."""
     section = ""
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()

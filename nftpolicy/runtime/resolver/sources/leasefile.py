@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""File of the policy key `lease`, in one of three formats: resolv.conf(5), dhclient.leases(5), or DNS= lines. Pure."""
+"""File of the policy key `lease`: resolv.conf(5), dhclient.leases(5), or DNS= lines. Pure."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _DHCLIENT = re.compile(r"^\s*option (domain-name-servers|dhcp6\.name-servers)\s+
 def parse(data: bytes) -> Iterator[str]:
     """Yield the entries for DNS servers."""
     text = data.decode(errors="replace")
-    leases = dict(_DHCLIENT.findall(text))  # dhclient appends newer leases: the last one of each option counts
+    # dhclient appends newer leases: the last value of each option counts.
+    leases = dict(_DHCLIENT.findall(text))
     values = [*_RESOLV_CONF.findall(text), *_NETWORKD.findall(text), *leases.values()]
     yield from (entry for value in values for entry in re.split(r"[\s,]+", value) if entry)

@@ -14,10 +14,16 @@ DUMP = ("ubus", "-t", "2", "call", "network.interface", "dump")
 
 
 def parse(text: str, device: str) -> Iterator[str]:
-    """Yield the servers of all interfaces on a device, such as wan and wan6. Raises ValueError for invalid JSON."""
+    """Yield the servers of all interfaces on a device, such as wan and wan6.
+
+    Raises ValueError for invalid JSON.
+    """
     document = json.loads(text)
     for interface in _list(document, "interface"):
-        if isinstance(interface, dict) and device in (interface.get("l3_device"), interface.get("device")):
+        if isinstance(interface, dict) and device in (
+            interface.get("l3_device"),
+            interface.get("device"),
+        ):
             yield from map(str, _list(interface.get("inactive"), "dns-server"))
             yield from map(str, _list(interface, "dns-server"))
 

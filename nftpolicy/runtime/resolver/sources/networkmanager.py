@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """NetworkManager: /run/NetworkManager/devices/INDEX, and its objects on D-Bus. Pure.
 
-The file has the servers of DHCP, also with ignore-auto-dns. On D-Bus, IP4Config and IP6Config of a device have the
-servers that NetworkManager itself would use: those of DHCP, of router advertisements and of the connection, except
-those that ignore-auto-dns excludes.
+The file has the servers of DHCP, also with ignore-auto-dns. On D-Bus, IP4Config and IP6Config of a
+device have the servers that NetworkManager itself would use: those of DHCP, of router
+advertisements and of the connection, except those that ignore-auto-dns excludes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def parse(data: bytes) -> Iterator[str]:
 
 
 def parse_objects(text: str, device: str) -> Iterator[str]:
-    """Yield the servers of a device in busctl's JSON of all objects. Raises ValueError if the text is not JSON."""
+    """Yield the servers of a device in busctl's JSON of all objects.
+
+    Raises ValueError if the text is not JSON.
+    """
     document = json.loads(text)
     objects = _as_dict(_item(_as_dict(document).get("data"), 0))
     for interfaces in objects.values():
@@ -52,7 +55,7 @@ def _device_servers(objects: Mapping[str, Any], device: Mapping[str, Any]) -> It
     ipv4 = _referenced(objects, device, "Ip4Config", "IP4Config")
     data = _as_list(_value(ipv4, "NameserverData"))
     yield from (str(_value(_as_dict(server), "address")) for server in data)
-    if not data:  # before NetworkManager 1.14: the address in network byte order, read as little endian
+    if not data:  # before NetworkManager 1.14: network byte order, read as little endian
         numbers = _as_list(_value(ipv4, "Nameservers"))
         yield from (str(IPv4Address(number.to_bytes(4, "little"))) for number in numbers if _is_unsigned(number, 32))
     ipv6 = _referenced(objects, device, "Ip6Config", "IP6Config")
@@ -62,7 +65,7 @@ def _device_servers(objects: Mapping[str, Any], device: Mapping[str, Any]) -> It
 
 
 def _referenced(objects: Mapping[str, Any], device: Mapping[str, Any], key: str, interface: str) -> Mapping[str, Any]:
-    """Return the properties of the object whose path is a property of the device."""
+    """Return the properties of the object that a property of the device names."""
     path = _value(device, key)
     return _as_dict(_as_dict(objects.get(path) if isinstance(path, str) else None).get(f"{_BUS_NAME}.{interface}"))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Router advertisements: the DNS servers that they announce (RDNSS, RFC 8106), and their lifetimes. Pure."""
+"""Router advertisements: announced DNS servers (RDNSS, RFC 8106) and their lifetimes. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class Announced:
 
 
 def parse(message: bytes) -> Iterator[Announced]:
-    """Yield the RDNSS options of an ICMPv6 message; none if it is not an advertisement, or is truncated."""
+    """Yield the RDNSS options of an ICMPv6 message.
+
+    None if it is not an advertisement, or is truncated.
+    """
     if len(message) < _OPTIONS_OFFSET or message[0] != _ADVERTISEMENT or message[1] != 0:
         return
     at = _OPTIONS_OFFSET
@@ -61,7 +64,10 @@ class Known:
                     ends[server] = now + option.lifetime
 
     def forget(self, device: str) -> None:
-        """Remove the servers of a device that lost its link: the next link may be another network."""
+        """Remove the servers of a device that lost its link.
+
+        The next link may be another network.
+        """
         self._ends.pop(device, None)
 
     def servers(self, device: str, now: float) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from . import dhclient, dhcpcd, leasefile, netifd, networkd, networkmanager, resolved
 
-_MAX_SIZE = 1 << 20  # bytes read from the end of a file; dhclient rewrites its growing files at times
+_MAX_SIZE = 1 << 20  # bytes read from the end of a file; files of dhclient grow
 _TIMEOUT = 2.0  # seconds for a program
 _MAX_MESSAGE = 200  # characters of a program's error message
 
@@ -33,8 +33,9 @@ Parser = Callable[[Written, str], Iterable[str]]  # (file, device) -> entries
 class Source:
     """Source of DNS servers.
 
-    `marker`: path that exists if the program is in use. `patterns`: files, with {device} and {index} for a device of
-    the uplink, and their parser `parse`. `program`: command to run, and `parse_output` for what it prints.
+    `marker`: path that exists if the program is in use. `patterns`: files, with {device} and
+    {index} for a device of the uplink, and their parser `parse`. `program`: command to run, and
+    `parse_output` for what it prints.
     """
 
     sign: str
@@ -101,12 +102,16 @@ def lease(path: str) -> Source:
 
 
 def files(source: Source, devices: Iterable[str]) -> tuple[Path, ...]:
-    """Return glob patterns of the files to watch for changes. {index} becomes "*", since indexes change."""
+    """Return glob patterns of the files to watch for changes.
+
+    {index} becomes "*", since indexes change.
+    """
     patterns = (pattern.format(device=device, index="*") for pattern in source.patterns for device in devices)
     return tuple(Path(pattern) for pattern in dict.fromkeys(patterns))
 
 
-Devices = Iterable[tuple[str, int | None]]  # (name, interface index); None: the device does not exist now
+# (name, interface index); None: the device does not exist now.
+Devices = Iterable[tuple[str, int | None]]
 
 
 def read(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
@@ -183,5 +188,8 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
         return "", f"{name}: {error.strerror}"
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        return "", f"{name}: {lines[-1][:_MAX_MESSAGE] if lines else f'exit status {done.returncode}'}"
+        return (
+            "",
+            f"{name}: {lines[-1][:_MAX_MESSAGE] if lines else f'exit status {done.returncode}'}",
+        )
     return done.stdout, ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""systemd-resolved: /run/systemd/resolve/netif/INDEX, the servers set for a device by D-Bus or resolvectl(1). Pure.
+"""systemd-resolved: /run/systemd/resolve/netif/INDEX, set by D-Bus or resolvectl(1). Pure.
 
 resolved writes no such file for devices that networkd manages: it reads networkd's files for those.
 """
