@@ -21,7 +21,7 @@ Say = Callable[[str, dict[str, Any]], None]  # name of an event, and its fields
 
 
 class Ears(Protocol):
-    """Source of kernel events. kernel.monitor.Monitor implements it."""
+    """Source of kernel events. `Monitor` implements it."""
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Ears(Protocol):
 class Routes(Protocol):
     """Kernel routes, as the route keeper uses them.
 
-    Kernel.netlink.route_mover.RouteMover implements it.
+    `RouteMover` implements it.
     """
 
     def by(self, devices: Collection[str]) -> list[Held]:
