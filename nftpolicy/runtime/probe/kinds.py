@@ -95,7 +95,8 @@ KINDS: tuple[Kind, ...] = (
     Kind("ping", "ICMP echo, ping socket", form="ping", each=False),
     Kind("echo", "ICMP echo, raw socket", form="echo", users=_ROOT_ONLY, each=False),
     Kind("raw", f"IP protocol {PROTOCOL}, raw socket", form="raw", users=_ROOT_ONLY, each=False),
-    Kind("header", "own IP header, foreign source", form="header", users=_ROOT_ONLY, foreign=True, each=False),
+    Kind("header", "own IP header, foreign source", form="header", users=_ROOT_ONLY, foreign=True,
+         each=False),
     Kind("dns", "DNS query (UDP 53)", dport=DNS, head=_DNS_HEAD, tail=_DNS_TAIL, each=False),
     Kind("quic", "QUIC (UDP 443)", dport=QUIC, head=_QUIC_HEAD, tail=_QUIC_TAIL, each=False),
     Kind("mapped", "UDP, IPv4 by an IPv6 socket", way="mapped", families=(4,), each=False),
@@ -109,10 +110,10 @@ KINDS: tuple[Kind, ...] = (
     Kind("bound-group", "UDP multicast, SO_BINDTODEVICE", way="bound", to="group"),
     Kind("bound-echo", "ICMP echo multicast, SO_BINDTODEVICE", form="echo", way="bound", to="group",
          users=_ROOT_ONLY),
-    Kind("bound-raw", f"IP protocol {PROTOCOL} multicast, SO_BINDTODEVICE", form="raw", way="bound", to="group",
-         users=_ROOT_ONLY),
-    Kind("bound-header", "own IP header multicast, SO_BINDTODEVICE", form="header", way="bound", to="group",
-         users=_ROOT_ONLY, foreign=True),
+    Kind("bound-raw", f"IP protocol {PROTOCOL} multicast, SO_BINDTODEVICE", form="raw", way="bound",
+         to="group", users=_ROOT_ONLY),
+    Kind("bound-header", "own IP header multicast, SO_BINDTODEVICE", form="header", way="bound",
+         to="group", users=_ROOT_ONLY, foreign=True),
     Kind("unentitled", "UDP, SO_BINDTODEVICE, foreign mark", way="bound", users=(THIEF,)),
     Kind("unicast-if", "UDP, IP_UNICAST_IF", way="unicast-if"),
     Kind("pktinfo", "UDP, IP_PKTINFO", way="pktinfo"),
@@ -121,9 +122,12 @@ KINDS: tuple[Kind, ...] = (
     Kind("zone", "UDP to a link-local group", way="zone", to="on-link-group", families=(6,)),
     Kind("broadcast", "UDP broadcast", way="broadcast", to="broadcast", families=(4,)),
     # Frames, which bypass the IP layer.
-    Kind("frame", "AF_PACKET, SOCK_DGRAM", form="frame", users=_ROOT_ONLY, ports=True, foreign=True),
-    Kind("raw-frame", "AF_PACKET, SOCK_RAW", form="raw-frame", users=_ROOT_ONLY, ports=True, foreign=True),
-    Kind("other-frame", "AF_PACKET, not IP", form="frame", families=(0,), users=_ROOT_ONLY, ports=True),
+    Kind("frame", "AF_PACKET, SOCK_DGRAM", form="frame", users=_ROOT_ONLY, ports=True,
+         foreign=True),
+    Kind("raw-frame", "AF_PACKET, SOCK_RAW", form="raw-frame", users=_ROOT_ONLY, ports=True,
+         foreign=True),
+    Kind("other-frame", "AF_PACKET, not IP", form="frame", families=(0,), users=_ROOT_ONLY,
+         ports=True),
 )  # fmt: skip
 
 
@@ -131,13 +135,13 @@ KINDS: tuple[Kind, ...] = (
 class ProbeSender:
     """User, group and mark of a sender.
 
-    `opened_as_user`: the socket is opened by that user and group, but marked and used with root's
+    `open_as_user`: the socket is opened by that user and group, but marked and used with root's
     privileges.
     """
 
     uid: int = 0
     gid: int = 0
-    opened_as_user: bool = False
+    open_as_user: bool = False
     mark: int = 0
 
 
@@ -278,7 +282,7 @@ class ProbeFactory:
             payload,
             uid=sender.uid,
             gid=sender.gid,
-            lent=sender.opened_as_user,
+            lent=sender.open_as_user,
             mark=sender.mark,
             dport=dport,
             sport=first + port_bits % count,

@@ -330,7 +330,7 @@ def _faults(
     for family in families:
         for device in target.watched:
             if device_result.control(family, device) is None:
-                yield f"{device}: no IPv{family} control packet was captured, so uncaptured probes prove nothing"
+                yield f"{device}: no IPv{family} control packet captured, so silence proves nothing"
         results = (result for result in (*device_result.results, *routed) if result.probe.shot.family == family)
         if not any(result.verdict in TESTED for result in results):
             yield f"{target.device}: no type of IPv{family} probe could be tested"

@@ -93,7 +93,8 @@ def arguments(job: Job) -> list[str]:
     """Return the options of dnsmasq(8). Raises ResolverError."""
     user = accounts.user_and_group(job.resolver.user.number)
     if user is None:
-        raise Failed(f"user {job.resolver.user.name} has no name on this host, and dnsmasq needs one: create the user")
+        name = job.resolver.user.name
+        raise Failed(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
     return [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -191,7 +192,7 @@ def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
         changed = upstream.take(servers, learner.machine.own, time.monotonic())
     except OSError as error:  # such as a full disk
         where = error.filename2 or error.filename or "the servers"
-        why = "stopped: cannot update the server list, the old servers may be those of another network"
+        why = "stopped: cannot update the server list, the old servers may be stale"
         raise Failed(f"{where}: {error.strerror}; {why}") from None
     if changed:
         sources = learner.sources.items()
@@ -214,10 +215,12 @@ def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstr
                 raise Failed(f"dnsmasq ended with status {status}; see its messages above")
             without_mark = unmarked(child.pid, mark)
             if without_mark:
-                raise Failed(f"a socket of dnsmasq lacks the mark {job.uplink.mark}: {without_mark[0]}; stopped")
+                what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
+                raise Failed(f"{what}: {without_mark[0]}; stopped")
             if not ready and _listens(child.pid):
                 ready = True
-                job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
+                addresses = ", ".join(map(str, job.resolver.listen))
+                job.say(f"resolver of uplink {job.name} answers on {addresses}")
                 job.manager.tell(READY=1)
             _refresh(job, learner, upstream)
     finally:

@@ -104,12 +104,10 @@ def _resolvconf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         device = next(matching, None)
         lines = [number for number, line in enumerate(text.split("\n"), 1) if _NAMESERVER.match(line)]
         if device and lines:
-            yield Leak(
-                path,
-                lines[0],
-                f"resolvconf has DNS servers of {device}, a device of uplink {uplink_dns.devices[device]!r}",
-                f"write deny_interfaces=\"{device}\" into /etc/resolvconf.conf, and run 'resolvconf -d {name}'",
-            )
+            problem = f"resolvconf has DNS servers of {device} (uplink {uplink_dns.devices[device]!r})"
+            deny = f'deny_interfaces="{device}"'
+            fix = f"write {deny} into /etc/resolvconf.conf, and run 'resolvconf -d {name}'"
+            yield Leak(path, lines[0], problem, fix)
 
 
 # --- dnsmasq ---
@@ -141,7 +139,7 @@ def _dnsmasq(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
     keys = {key for _, _, key, _ in options}
     if files and not keys & {"resolv-file", "no-resolv"}:
         for _, server, uplink in _nameservers(texts.get(RESOLV_CONF, ""), uplink_dns):
-            problem = f"dnsmasq reads {RESOLV_CONF}, which names {server}, a DNS server of uplink {uplink!r}"
+            problem = f"dnsmasq reads {RESOLV_CONF} with {server}, a DNS server of uplink {uplink!r}"
             yield Leak(files[0], None, problem, "write 'no-resolv' and server= lines into it")
 
 
@@ -185,7 +183,8 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         for file, number, section, key, value in settings:
             if (section, key) == ("Network", "DNS") and value:
                 dns = value[:_MAX_SHOWN]
-                problem = f"DNS={dns} gives systemd-resolved the DNS servers of {device} (uplink {uplink!r})"
+                owner = f"{device} (uplink {uplink!r})"
+                problem = f"DNS={dns} gives systemd-resolved the DNS servers of {owner}"
                 yield Leak(
                     file,
                     number,
@@ -194,7 +193,8 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
                 )
         missing = [section for section in _USE_DNS if _is_requested(section, last) and not _is_off(section, last)]
         if missing:
-            problem = f"systemd-resolved, if it runs, gets the DNS servers that {device} (uplink {uplink!r}) learns"
+            owner = f"{device} (uplink {uplink!r})"
+            problem = f"systemd-resolved, if it runs, gets the DNS servers that {owner} learns"
             sections = ", ".join(f"[{section}]" for section in missing)
             yield Leak(path, None, problem, f"write UseDNS=no into {sections}")
 
@@ -277,7 +277,8 @@ def _networkmanager(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         families = [family for family in ("ipv4", "ipv6") if _uses_dns(settings, family)]
         if families:
             uplink = uplink_dns.devices[name]
-            problem = f"NetworkManager gives the DNS servers of {name} (uplink {uplink!r}) to all programs"
+            owner = f"{name} (uplink {uplink!r})"
+            problem = f"NetworkManager gives the DNS servers of {owner} to all programs"
             sections = " and ".join(f"[{family}]" for family in families)
             fix = f"write ignore-auto-dns=true into {sections} and no dns=, or dns=none into [main]"
             yield Leak(path, None, problem, fix)
@@ -292,7 +293,10 @@ def _uses_dns(settings: Mapping[tuple[str, str], str], family: str) -> bool:
 
 # --- netifd ---
 
-_UCI = re.compile(r"\s*(config|option|list)\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))(?:\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+)))?")
+_UCI = re.compile(
+    r"\s*(config|option|list)\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+))"
+    r"(?:\s+(?:'([^']*)'|\"([^\"]*)\"|(\S+)))?"
+)
 _MAX_ALIASES = 8  # a chain of @aliases that is longer is a loop
 
 
@@ -305,7 +309,8 @@ def _netifd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         if device not in uplink_dns.devices or last.get("proto", "none") == "none":
             continue
         uplink = uplink_dns.devices[device]
-        problem = f"interface {name!r} gives the DNS servers of {device} (uplink {uplink!r}) to all programs"
+        owner = f"{device} (uplink {uplink!r})"
+        problem = f"interface {name!r} gives the DNS servers of {owner} to all programs"
         for number, key, value in options:
             if key == "dns":
                 fix = "name them in 'servers' of the policy instead"

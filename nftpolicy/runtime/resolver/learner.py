@@ -156,7 +156,7 @@ class Learner:
         self._indexes = {name: index for index, name in names.items()}
 
     def _process_events(self, heard: Heard, now: float) -> None:
-        """Process advertisements before link changes: they are older than the loss of their link."""
+        """Process advertisements before link changes: they are older than a loss of the link."""
         names = self.machine.names
         for advertisement in heard.advertisements:
             if (device := names.get(advertisement.index)) in self._devices:

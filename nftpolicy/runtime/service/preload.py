@@ -58,8 +58,8 @@ def library() -> Path:
     """Return the path of the library. Raises Unavailable."""
     if not LIBRARY.exists():
         raise Unavailable(
-            "this nftpolicy has no libpacketmark.so, since there was no C compiler when it was built: install "
-            'gcc and libc6-dev and build it again, or write marks = "cgroup"'
+            "this nftpolicy has no libpacketmark.so, since there was no C compiler when it was "
+            'built: install gcc and libc6-dev and build it again, or write marks = "cgroup"'
         )
     if _SEPARATORS & set(str(LIBRARY)):
         raise Unavailable(f"{LIBRARY} has a space or a colon in its path, which LD_PRELOAD cannot contain")

@@ -206,7 +206,8 @@ def enter_service(job: Job, warn: Callable[[str], None]) -> dict[str, str]:
     method.enter(job)
     if method.at_once:
         for inherited in unmarked(os.getpid(), job.mark):
-            warn(f"{inherited}, was opened before this process and inherited: it lacks the mark {job.uplink.mark}")
+            mark = job.uplink.mark
+            warn(f"{inherited}, was opened before this process: it lacks the mark {mark}")
     variables = {**method.environment(job), **become(job)}
     for result in _socket_findings(job):
         if result.good is False:

@@ -37,12 +37,12 @@ MEANINGS = {
     "its packets to that device are dropped and counted as {counter}",
     ELSEWHERE: "service {owner} may not send to this destination; "
     "its packets to uplink {uplink} are dropped and counted as {counter}",
-    OUTSIDE: "it has the mark {mark} and the group or user of service {owner}, but was not opened in the "
-    "service's cgroup; the guard lets it use uplink {uplink}",
+    OUTSIDE: "it has the mark {mark} and the group or user of service {owner}, but was not "
+    "opened in the service's cgroup; the guard lets it use uplink {uplink}",
     BORROWED: "it has the mark {mark} and a source port of the kernel service {owner}; "
     "the guard lets it use uplink {uplink}",
-    UNANSWERED: "its connection came in by uplink {uplink}, and the policy does not allow replies to it; "
-    "they are dropped and counted as {counter}",
+    UNANSWERED: "its connection came in by uplink {uplink}, and the policy does not allow "
+    "replies to it; they are dropped and counted as {counter}",
     UNKNOWN: "it has the mark {mark} of uplink {uplink}, and no visible process owns it",
 }
 _HALF_OPEN = "syn-recv"  # no program owns it yet

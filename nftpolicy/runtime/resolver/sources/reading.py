@@ -177,9 +177,14 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
     name = program[0]
     try:
         done = subprocess.run(
-            program, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT, check=False, text=True,
+            program,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
+            text=True,
             errors="replace",
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         return "", f"program {name} not found"
     except subprocess.TimeoutExpired:
