@@ -68,7 +68,10 @@ KINDS = {
     "the service's": ({"gid": SERVICE_GID, "mark": 1}, ("right", "fastd", "")),
     "it forgot the mark": ({"gid": SERVICE_GID}, ("unmarked", "fastd", "wan.dropped")),
     "the mark of nobody": ({"gid": OTHER_GID, "mark": 1}, ("forged", "", "wan.unentitled")),
-    "on the way to the mesh": ({"gid": SERVICE_GID, "mark": 1, "device": at.MESH}, ("wrong-device", "fastd", "wan.stray")),
+    "on the way to the mesh": (
+        {"gid": SERVICE_GID, "mark": 1, "device": at.MESH},
+        ("wrong-device", "fastd", "wan.stray"),
+    ),
 }
 
 
