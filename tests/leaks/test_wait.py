@@ -173,7 +173,7 @@ def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
 def test_a_vpn_without_its_mark_is_named_so(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, mark=0)
     try:
-        wait_until(lambda: "wears the mark 0x1/0x1" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
+        wait_until(lambda: "has the mark 0x1/0x1" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
         assert made.lab.wait_for_fastd(), "the control: it is connected, by the mesh"
         assert now(made, "--service", "fastd")[0] == 1
     finally:
