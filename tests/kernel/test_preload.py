@@ -387,14 +387,14 @@ def test_other_word_sizes_are_refused(folder: Path, client: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "no program"),
-        (b"text\n", "no program"),
-        (b"\x7fELF", "no program"),
+        (b"", "not a program"),
+        (b"text\n", "not a program"),
+        (b"\x7fELF", "not a program"),
         (b"\x7fELF\2\1\1" + bytes(70), "linked statically"),
-        (b"\x7fELF\7\7\7" + bytes(70), "no program"),
-        (b"#!\n", "no program"),
-        (b"#!/nonexistent/sh\n", "which can't be looked at: No such file"),
-        (b"#!/usr/bin/env nonesuch\n", "no program"),
+        (b"\x7fELF\7\7\7" + bytes(70), "not a program"),
+        (b"#!\n", "not a program"),
+        (b"#!/nonexistent/sh\n", "which cannot be read: No such file"),
+        (b"#!/usr/bin/env nonesuch\n", "not a program"),
     ],
 )
 def test_what_is_no_program(tmp_path: Path, content: bytes, words: str) -> None:
@@ -448,7 +448,7 @@ def test_without_the_library_it_says_what_is_missing(tmp_path: Path, monkeypatch
     folder.mkdir()
     (folder / "libpacketmark.so").write_bytes(b"")
     monkeypatch.setattr(preload, "LIBRARY", folder / "libpacketmark.so")
-    with pytest.raises(Unavailable, match="LD_PRELOAD can't write"):
+    with pytest.raises(Unavailable, match="LD_PRELOAD cannot contain"):
         preload.environment(Mark(1, 1), {})
 
 

@@ -178,7 +178,7 @@ def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> Non
     assert made.nftpolicy("run", service, "--", *arguments).stdout.split() == ["1"] * FOUR
     assert made.lab.wan.wait_for(lambda frame: words.encode() in frame.payload, 2)
     said = made.nftpolicy("run", service, "--check", check=False).stderr
-    assert "not tried: mark: a library in the program puts it on" in said
+    assert "not tried: mark: set by the preloaded library in the program" in said
 
 
 def test_run_refuses_what_the_library_does_not_reach(made: Guarded, folder: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_router_is_asked_and_heard_by_root_alone(home: Home) -> None:
         assert seen.wait_for(lambda frame: frame.icmp_type == 133, 5)
     needs_readers()
     done = home.machine.run([PROGRAM, "resolver", "--show", "/run/policy.toml"], env=ENVIRONMENT, uid=65534)
-    assert "by root only" in done.stdout
+    assert "only root can receive router advertisements" in done.stdout
 
 
 def test_no_router_is_asked_where_the_policy_lets_no_question_out(home: Home) -> None:
@@ -242,7 +242,7 @@ def test_the_watch_tells_of_the_uplinks_servers_in_resolv_conf(hearing: Guarded)
     with log.open("w") as said:
         watch = hearing.lab.node.popen([PROGRAM, "watch", "--json"], env=ENVIRONMENT, stderr=said)
     try:
-        wait_until(lambda: '"event": "holding"' in log.read_text(), 20, "the watch")
+        wait_until(lambda: '"event": "enforcing"' in log.read_text(), 20, "the watch")
         assert "resolv.conf" not in hearing.nftpolicy("check", "/run/lab/policy.toml").stderr
         resolv.write_text(f"{good}nameserver {at.HOME[4]}\n")
         wait_until(lambda: leaks(log.read_text()) == ["appeared"], 20, "the leak")

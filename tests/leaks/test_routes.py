@@ -95,7 +95,7 @@ def test_routes_by_dhcp_end_in_the_table_alone(made: Guarded, watched: Watched) 
             lab.wan_up()  # DHCP puts option 121, the default and the connected route into main
             in_order(made, 4, *HALVES[4], at.HOME_NET[4])
         assert watch.unmarked == 0
-    assert any("0.0.0.0/1" in route for one in watched.events("moved") for route in one["routes"])
+    assert any("0.0.0.0/1" in route for one in watched.events("route-moved") for route in one["routes"])
     assert unmarked(made) == []
     assert "udp/ipv4/marked" in marked_by_the_wan(made)
 
@@ -155,7 +155,7 @@ def test_an_address_brings_its_network_which_settles_in_the_table(made: Guarded,
         wait_until(lambda: net not in str(routes(made, 4)), PATIENCE, "the end of the copy")
         assert watch.unmarked == 0
     node.ip(f"route del 198.18.0.0/15 table {TABLE}")
-    assert watched.events("withdrawn")
+    assert watched.events("route-withdrawn")
 
 
 def marked_to(made: Guarded, address: str) -> str:
@@ -179,10 +179,10 @@ def test_a_program_that_puts_its_route_back_is_no_endless_loop(made: Guarded, wa
     for number in range(50):
         node.ip(f"route replace {route}")
         time.sleep(0.02 if number else 1)
-    watched.wait_for("fight")
+    watched.wait_for("conflict")
     in_order(made, 4, "192.88.99.0/24")
     assert watched.resources().cpu - before.cpu < 2
-    moved = [one for one in watched.events("moved") if "192.88.99.0" in str(one)]
+    moved = [one for one in watched.events("route-moved") if "192.88.99.0" in str(one)]
     assert len(moved) == 1, "it is told once, and then as a fight"
     node.ip(f"route del 192.88.99.0/24 table {TABLE}")
 

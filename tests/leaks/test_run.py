@@ -352,7 +352,7 @@ def test_a_socket_that_was_opened_before_is_told(made: Guarded) -> None:
     )
     done = made.lab.node.run(["python3", "-c", text], env=ENVIRONMENT)
     assert "SOCK_DGRAM socket, port 4321, was opened before" in done.stderr
-    assert "does not wear the mark 0x1/0x1" in done.stderr
+    assert "lacks the mark 0x1/0x1" in done.stderr
 
 
 def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str) -> None:
@@ -557,20 +557,20 @@ def test_check_tells_what_it_finds_and_then_starts_the_program(made: Guarded) ->
     wanted = [
         "ok: IPv4: a new socket has the mark 0x1",
         "ok: IPv6: a new socket has the mark 0x1",
-        "ok: confined to br-wan: another device is refused",
+        "ok: confined to br-wan: SO_BINDTODEVICE to another device is refused",
         f"ok: IPv4: routed by br-wan, from {own[0]}",
         f"ok: IPv6: routed by br-wan, from {own[1]}",
-        "ok: IPv4: names: asked of the resolver of uplink wan (127.0.0.1:54)",
-        "ok: IPv6: names: asked of the resolver of uplink wan ([::1]:54)",
+        "ok: IPv4: DNS: queries go to the resolver of uplink wan (127.0.0.1:54)",
+        "ok: IPv6: DNS: queries go to the resolver of uplink wan ([::1]:54)",
     ]
     assert checked(made) == (0, wanted)
     assert checked(made, "--", "echo", "started") == (0, [*wanted, "started"])
     assert checked(made, service="mail") == (0, [line for line in wanted if "confined" not in line])
     status, lines = checked(made, service="own")
-    assert (status, lines[0]) == (0, "not tried: mark: the program puts it on by itself")
+    assert (status, lines[0]) == (0, "not tried: mark: set by the program itself")
     assert lines[1:] == wanted[3:]
     status, lines = checked(made, service="led")
-    assert (status, lines[0]) == (0, "not tried: mark: none, an ip rule leads its user")
+    assert (status, lines[0]) == (0, "not tried: mark: none, an ip rule routes the service's user")
     assert lines[1:] == wanted[3:]
 
 
@@ -589,7 +589,7 @@ def test_check_fails_without_the_resolver(made: Guarded) -> None:
         status, lines = checked(made, "--", "echo", "started")
         assert (status, lines[-2:]) == (
             1,
-            [f"fault: IPv{family}: names: do not reach the resolver of uplink wan ({listen}): "
+            [f"fault: IPv{family}: DNS: queries do not reach the resolver of uplink wan ({listen}): "
              "it does not run; start 'nftpolicy resolver'" for family, listen in ((4, "127.0.0.1:54"), (6, "[::1]:54"))],
         )  # fmt: skip
     finally:
@@ -609,7 +609,7 @@ def test_check_fails_where_names_go_elsewhere(made: Guarded) -> None:
         made.lab.node.nft("delete table inet other")
     assert status == 1
     faults = [line.partition(" (")[0] for line in lines if line.startswith("fault")]
-    assert faults == [f"fault: IPv{family}: names: do not reach the resolver of uplink wan" for family in (4, 6)]
+    assert faults == [f"fault: IPv{family}: DNS: queries do not reach the resolver of uplink wan" for family in (4, 6)]
 
 
 def test_check_fails_where_routes_lead_nowhere_or_elsewhere(made: Guarded) -> None:

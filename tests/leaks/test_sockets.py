@@ -68,7 +68,10 @@ KINDS = {
     "the service's": ({"gid": SERVICE_GID, "mark": 1}, ("right", "fastd", "")),
     "it forgot the mark": ({"gid": SERVICE_GID}, ("unmarked", "fastd", "wan.dropped")),
     "the mark of nobody": ({"gid": OTHER_GID, "mark": 1}, ("forged", "", "wan.unentitled")),
-    "on the way to the mesh": ({"gid": SERVICE_GID, "mark": 1, "device": at.MESH}, ("astray", "fastd", "wan.stray")),
+    "on the way to the mesh": (
+        {"gid": SERVICE_GID, "mark": 1, "device": at.MESH},
+        ("wrong-device", "fastd", "wan.stray"),
+    ),
 }
 
 
@@ -112,7 +115,7 @@ def test_a_table_for_a_person_is_short(made: Guarded) -> None:
         stack.enter_context(held(made, SERVICE_GID, mark=1))
         said = made.nftpolicy("status").stdout
     assert "and 5 more, 4 of them not right" in said
-    assert said.count("forged: it wears the mark 0x1/0x1") == 1
+    assert said.count("forged: it has the mark 0x1/0x1") == 1
 
 
 def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: Guarded) -> None:

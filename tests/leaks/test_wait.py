@@ -167,7 +167,7 @@ def test_it_waits_until_the_vpn_has_an_answer(made: Guarded) -> None:
 def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, remote="203.0.113.77")
     try:
-        wait_until(lambda: "nothing has come back" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
+        wait_until(lambda: "no reply has reached" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
         assert now(made, "--service", "fastd")[0] == 1
     finally:
         end_fastd(made)
@@ -176,7 +176,7 @@ def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
 def test_a_vpn_without_its_mark_is_named_so(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, mark=0)
     try:
-        wait_until(lambda: "wears the mark 0x1/0x1" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
+        wait_until(lambda: "has the mark 0x1/0x1" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
         assert made.lab.wait_for_fastd(), "the control: it is connected, by the mesh"
         assert now(made, "--service", "fastd")[0] == 1
     finally:
@@ -208,7 +208,7 @@ def test_it_waits_for_an_answer_to_the_kernel() -> None:
         assert "has" in now(made, "--service", "tunnel")[1]
         lab.node.run(["busybox", "ping", "-c", "1", "-W", "1", "10.9.9.2"], check=False)
         assert lab.wan.wait_for(lambda frame: frame.dport == 4789, 2), "inconclusive: nothing was sent"
-        assert "nothing has come back" in now(made, "--service", "tunnel")[1]
+        assert "no reply has reached" in now(made, "--service", "tunnel")[1]
         with waiting(made, "--service", "tunnel") as process:
             lab.server.ip("link set vx0 up")
             for _ in range(3):

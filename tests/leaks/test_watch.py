@@ -123,7 +123,7 @@ def test_what_others_add_is_proved_anew_and_blocked_until_it_is_gone(made: Guard
         assert "nftpolicy-block" in node.run(["nft", "list", "tables"]).stdout
         assert seen(made) == 0
         node.nft("delete table inet other\ndelete table inet early\n")
-        watched.wait_for("lifted")
+        watched.wait_for("unblocked")
         wait_until(
             lambda: "nftpolicy-block" not in node.run(["nft", "list", "tables"]).stdout, 5, "the end of the block"
         )

@@ -169,7 +169,7 @@ class Device:
 
     def settle(self) -> None:
         """Wait until watch and resolver have begun."""
-        wait_until(lambda: "event=holding" in self.log() and "answers on" in self.log(), 20, "the instances' begin")
+        wait_until(lambda: "event=enforcing" in self.log() and "answers on" in self.log(), 20, "the instances' begin")
 
     # Probes
 

@@ -43,8 +43,8 @@ def carried_out(held, todo):
             protocol = one.route.protocol if one.protocol is None else one.protocol
             moved = evolve(one.route, table=one.home.table, protocol=protocol)
             if moved.family == 4:  # it takes the place of another one
-                place = keeping._place(moved)
-                found = [each for each in found if each.table != moved.table or keeping._place(each) != place]
+                place = keeping._route_key(moved)
+                found = [each for each in found if each.table != moved.table or keeping._route_key(each) != place]
             found.append(moved)
     return found
 

@@ -291,19 +291,19 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
         return reading.read(source, [(DEVICE, 7)], NOW, tmp_path)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asked() == reading.Reading((), "the program ubus is missing")
+    assert asked() == reading.Reading((), "program ubus not found")
     ubus = tmp_path / "ubus"
     for text, trouble in (
         ("echo Not found >&2; exit 4", "ubus: Not found"),
         ("exit 5", "ubus: exit status 5"),
-        ("echo hello", "ubus printed something that is not understood"),
+        ("echo hello", "cannot parse the output of ubus"),
         ("exec /bin/sleep 9", "ubus did not answer within 0 s"),
         (f"exec /bin/cat {FIXTURES}/netifd.json", ""),
     ):
         ubus.write_text(f"#!/bin/sh\n{text}\n")
         ubus.chmod(0o755)
         with monkeypatch.context() as patience:
-            patience.setattr(reading, "_PATIENCE", 0.3 if "sleep" in text else 10.0)
+            patience.setattr(reading, "_TIMEOUT", 0.3 if "sleep" in text else 10.0)
             found = asked()
         assert (found.trouble, len(found.words)) == (trouble, 0 if trouble else 5)
 
@@ -331,7 +331,7 @@ def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [word for word in reading.SOURCES if read(word, tmp_path, None)] == ["dhclient", "dhcpcd", "udhcpc"]
     assert reading.read_files(reading.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run").trouble.endswith(
-        "not there"
+        "does not exist"
     )
 
 

@@ -88,5 +88,5 @@ def test_a_route_by_another_device_or_none_is_a_fault():
     elsewhere = Route(4, 7, "default", "unicast", None, "bat0")
     nowhere = Route(4, 7, "default", "unreachable", None, "eth0")
     for found in (elsewhere, nowhere, errno.ENETUNREACH):
-        assert inside._route(4, "198.51.100.53", found, WAN).good is False
-    assert inside._route(4, "198.51.100.53", Route(4, 7, "default", "unicast", None, "eth0"), WAN).good is True
+        assert inside._route_finding(4, "198.51.100.53", found, WAN).good is False
+    assert inside._route_finding(4, "198.51.100.53", Route(4, 7, "default", "unicast", None, "eth0"), WAN).good is True

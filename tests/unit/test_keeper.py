@@ -70,7 +70,7 @@ def test_first_it_is_put_there_and_only_then_taken_away() -> None:
     memory = Memory(DEFAULT)
     keeper(memory)
     assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)]
-    assert memory.events("moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
+    assert memory.events("route-moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
 
 
 def test_nothing_is_taken_away_that_could_not_be_put_there() -> None:
@@ -110,7 +110,7 @@ def test_a_connected_route_is_there_at_once_and_gone_from_main_when_it_has_settl
     memory.at = one.due()
     one.turn(News())
     assert [each.table for each in memory.held] == [1]
-    assert len(memory.events("moved")) == 1
+    assert len(memory.events("route-moved")) == 1
 
 
 def test_a_copy_goes_with_its_address() -> None:
@@ -121,14 +121,14 @@ def test_a_copy_goes_with_its_address() -> None:
     memory.at += 1
     one.turn(News(addresses=True))
     assert memory.held == []
-    assert memory.events("withdrawn")
+    assert memory.events("route-withdrawn")
 
 
 def test_a_route_that_is_there_already_gets_its_new_lifetime() -> None:
     memory = Memory(evolve(BY_RA, table=1, onlink=True), BY_RA)
     keeper(memory)
     assert memory.done == [("put", BY_RA, 1), ("take", BY_RA)]
-    assert memory.events("moved") == [], "nothing new"
+    assert memory.events("route-moved") == [], "nothing new"
 
 
 def test_a_gateway_of_the_policy_keeps_its_place() -> None:
@@ -149,9 +149,9 @@ def test_a_fight_is_slow_and_told_now_and_then() -> None:
         one.turn(ROUTED if memory.at < 110 else News())
     moves = sum(each[0] == "take" for each in memory.done)
     assert moves < 25
-    assert len(memory.events("moved")) == 1
-    assert 1 <= len(memory.events("fight")) <= 4
-    assert memory.events("fight")[0]["over"] == "routes"
+    assert len(memory.events("route-moved")) == 1
+    assert 1 <= len(memory.events("conflict")) <= 4
+    assert memory.events("conflict")[0]["over"] == "routes"
 
 
 @pytest.mark.parametrize("policy", [None, POLICY])

@@ -43,12 +43,12 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         ([UP], [evolve(ROUTE, device=None, gateway=None, nexthops=(Nexthop("ppp0"), Nexthop("eth0")))], []),
         ([UP], [evolve(ROUTE, family=6)], []),
         ([UP, evolve(UP, name="eth1")], [evolve(ROUTE, device="eth1")], []),
-        ([], [ROUTE], ["eth0 is not there", "eth1 is not there"]),
-        ([evolve(UP, up=False, carrier=False)], [ROUTE], ["eth0 is down", "eth1 is not there"]),
-        ([evolve(UP, carrier=False)], [ROUTE], ["eth0 has no carrier", "eth1 is not there"]),
-        ([evolve(UP, addresses=())], [ROUTE], ["eth0 has no address yet", "eth1 is not there"]),
+        ([], [ROUTE], ["eth0 does not exist", "eth1 does not exist"]),
+        ([evolve(UP, up=False, carrier=False)], [ROUTE], ["eth0 is down", "eth1 does not exist"]),
+        ([evolve(UP, carrier=False)], [ROUTE], ["eth0 has no carrier", "eth1 does not exist"]),
+        ([evolve(UP, addresses=())], [ROUTE], ["eth0 has no address yet", "eth1 does not exist"]),
         *(
-            ([UP], routes, ["table 7 has no default route of IPv4 or IPv6 by eth0", "eth1 is not there"])
+            ([UP], routes, ["table 7 has no default route of IPv4 or IPv6 by eth0", "eth1 does not exist"])
             for routes in (
                 [],
                 [evolve(ROUTE, kind="unreachable", device=None)],
@@ -59,7 +59,7 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         (
             [evolve(UP, addresses=UP.addresses[:1])],
             [evolve(ROUTE, family=6)],
-            ["table 7 has no default route of IPv4 by eth0", "eth1 is not there"],
+            ["table 7 has no default route of IPv4 by eth0", "eth1 does not exist"],
         ),
     ],
 )
@@ -88,22 +88,22 @@ def test_a_service_that_is_in_touch(mine: list[Listed], flows: list[Flow]) -> No
     ("mine", "flows", "said"),
     [
         ([], [flow()], "no IP socket"),
-        ([socket(mark=0)], [flow()], "none of its 1 sockets wears the mark 0x500/0xff00"),
-        ([socket(mark=None)], [flow()], "wears the mark"),
-        ([socket(mark=0x600)], [flow()], "wears the mark"),
-        ([socket(**{**TCP, "mark": 0})], [], "wears the mark"),
-        ([socket()], [], "nothing has come back"),
-        ([socket()], [flow(replied=False)], "nothing has come back"),
-        ([socket()], [flow(protocol=6)], "nothing has come back"),
-        ([socket(sport=4001)], [flow()], "nothing has come back"),
-        ([socket(local="203.0.113.5")], [flow()], "nothing has come back"),
-        ([socket(**{**TCP, "state": "syn-sent"})], [], "nothing has come back"),
-        ([socket(**{**TCP, "remote": "127.0.0.1"})], [], "nothing has come back"),
+        ([socket(mark=0)], [flow()], "none of its 1 sockets has the mark 0x500/0xff00"),
+        ([socket(mark=None)], [flow()], "has the mark"),
+        ([socket(mark=0x600)], [flow()], "has the mark"),
+        ([socket(**{**TCP, "mark": 0})], [], "has the mark"),
+        ([socket()], [], "no reply has reached"),
+        ([socket()], [flow(replied=False)], "no reply has reached"),
+        ([socket()], [flow(protocol=6)], "no reply has reached"),
+        ([socket(sport=4001)], [flow()], "no reply has reached"),
+        ([socket(local="203.0.113.5")], [flow()], "no reply has reached"),
+        ([socket(**{**TCP, "state": "syn-sent"})], [], "no reply has reached"),
+        ([socket(**{**TCP, "remote": "127.0.0.1"})], [], "no reply has reached"),
         # A question to the resolver: what comes back is from this machine, whoever was asked.
         (
             [socket()],
             [flow(original=("192.0.2.2", 4000, "198.51.100.53", 53), reply=("127.0.0.1", 54, "192.0.2.2", 4000))],
-            "nothing has come back",
+            "no reply has reached",
         ),
     ],
 )  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_service_that_is_not(mine: list[Listed], flows: list[Flow], said: str)
 def test_the_kernel_has_no_mark_on_its_sockets() -> None:
     tunnel = Service("wan", kernel=True)
     assert ready.of_service(tunnel, WAN, [socket(mark=0)], [flow()], OWN) is None
-    assert "nothing has come back" in str(ready.of_service(tunnel, WAN, [socket(mark=0)], [], OWN))
+    assert "no reply has reached" in str(ready.of_service(tunnel, WAN, [socket(mark=0)], [], OWN))
 
 
 def test_who_asks_the_resolver() -> None:

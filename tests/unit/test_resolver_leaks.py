@@ -46,7 +46,7 @@ CASES = {
     "resolvconf": ({"/run/resolvconf/interface/br-wan.dhclient": "domain lan\nnameserver 192.0.2.77"},
                    [("/run/resolvconf/interface/br-wan.dhclient:2", "resolvconf -d br-wan.dhclient")]),
     "resolvconf of another device": ({"/run/resolvconf/interfaces/br-wan2": "nameserver 192.0.2.77"}, []),
-    "dnsmasq server": ({"/etc/dnsmasq.conf": "no-resolv\nserver=/lan/192.0.2.1#53\nserver=203.0.113.1"}, [("/etc/dnsmasq.conf:2", "take the line out")]),
+    "dnsmasq server": ({"/etc/dnsmasq.conf": "no-resolv\nserver=/lan/192.0.2.1#53\nserver=203.0.113.1"}, [("/etc/dnsmasq.conf:2", "remove the line")]),
     "dnsmasq server by device": ({"/etc/dnsmasq.d/x": "no-resolv\nserver=9.9.9.9@wwan0"}, [("/etc/dnsmasq.d/x:2", "'lte'")]),
     "dnsmasq resolv-file": ({"/etc/dnsmasq.conf": "resolv-file=/run/x", "/run/x": "\nnameserver 192.0.2.1"}, [("/etc/dnsmasq.conf:1", "/run/x:2 names")]),
     "dnsmasq reads resolv.conf": ({"/etc/dnsmasq.conf": "#no-resolv\n", "/etc/resolv.conf": "nameserver 192.0.2.1"},

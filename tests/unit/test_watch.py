@@ -27,8 +27,9 @@ from nftpolicy.proof.prover import guards
 from nftpolicy.runtime.changes.apply import apply, prospect
 from nftpolicy.runtime.changes.change import Changer
 from nftpolicy.runtime.changes.memory import Memory
+from nftpolicy.runtime.rate_limiter import RateLimiter
 from nftpolicy.runtime.watch import decisions as watching
-from nftpolicy.runtime.watch.decisions import Exposure, Fights, Held, Pace
+from nftpolicy.runtime.watch.decisions import Exposure, Fights, Held
 from nftpolicy.runtime.watch.errand import Errand
 from nftpolicy.runtime.watch.loop import Watch
 from nftpolicy.runtime.watch.world import World
@@ -94,23 +95,37 @@ def test_rules_routes_and_sysctls_that_are_ours_come_back_and_no_others() -> Non
     assert remedy.what == (f"sysctl:{path}", "routes:1", "rules:1")
 
 
-# The pace, and fights
+# The rate limiter, and conflicts
 
 
-def test_the_first_look_is_at_once_and_the_next_ones_wait_in_proportion() -> None:
-    pace = Pace(rest=0.2, share=4)
-    assert pace.due() is None
-    pace.want()
-    assert pace.due() == 0
-    pace.begin()
-    assert pace.due() is None
+def test_the_first_run_is_at_once_and_the_next_ones_wait_in_proportion() -> None:
+    limiter = RateLimiter(pause=0.2, cost_factor=4)
+    assert limiter.due() is None
+    limiter.request()
+    assert limiter.due() == 0
+    limiter.begin()
+    assert limiter.due() is None
     for _ in range(1000):
-        pace.want()
-    pace.end(10, 0.01)
-    assert pace.due() == pytest.approx(10.2)
-    pace.begin(), pace.want()
-    pace.end(20, 1)
-    assert pace.due() == pytest.approx(24)
+        limiter.request()
+    limiter.end(10, 0.01)
+    assert limiter.due() == pytest.approx(10.2)
+    limiter.begin()
+    limiter.request()
+    limiter.end(20, 1)
+    assert limiter.due() == pytest.approx(24)
+
+
+def test_with_a_period_runs_come_without_a_request_and_sooner_with_one() -> None:
+    limiter = RateLimiter(pause=0.1, period=5)
+    assert limiter.due() == 0
+    assert limiter.begin_if_due(100)
+    assert limiter.due() == 105
+    assert not limiter.begin_if_due(104)
+    limiter.request()
+    assert limiter.due() == pytest.approx(100.1)
+    assert not limiter.begin_if_due(100.05)
+    assert limiter.begin_if_due(101)
+    assert limiter.due() == 106
 
 
 def test_a_few_repairs_are_told_one_by_one_and_a_fight_now_and_then() -> None:
@@ -357,7 +372,7 @@ class Stage:
         for _ in range(20):
             self.clock += seconds / 20
             self.watch.turn()
-            if errand := self.watch._errand:
+            if errand := self.watch._checks.worker:
                 select.select([errand.descriptor], [], [], 10)
                 self.watch.turn()
 
@@ -375,8 +390,8 @@ class Stage:
 def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path / "memory")
     yield made
-    if made.watch._errand:
-        made.watch._errand.cancel()
+    if made.watch._checks.worker:
+        made.watch._checks.worker.cancel()
 
 
 @pytest.fixture
@@ -384,7 +399,7 @@ def holding(stage: Stage) -> Stage:
     stage.apply()
     stage.watch.begin()
     stage.pass_time()
-    assert stage.events() == ["holding", "proof"]
+    assert stage.events() == ["enforcing", "proof"]
     return stage
 
 
@@ -394,14 +409,14 @@ def test_with_nothing_applied_it_waits_and_then_follows(stage: Stage) -> None:
     stage.apply()
     stage.hear(files=True)
     stage.pass_time()
-    assert stage.events() == ["holding", "proof"]
+    assert stage.events() == ["enforcing", "proof"]
 
 
 def test_what_was_remembered_and_is_missing_is_put_in_order_at_the_start(stage: Stage) -> None:
     stage.memory.remember_policy("small.toml", TOML)
     stage.watch.begin()
     assert stage.right
-    assert stage.events() == ["holding", "restored"]
+    assert stage.events() == ["enforcing", "restored"]
 
 
 def test_a_lost_table_is_back_within_the_same_turn_and_the_open_time_is_counted(holding: Stage) -> None:
@@ -432,7 +447,7 @@ def test_lost_messages_mean_a_look_at_everything(holding: Stage) -> None:
     holding.hear(lost=True)
     holding.pass_time()
     assert holding.right
-    assert holding.events()[:2] == ["lost", "restored"]
+    assert holding.events()[:2] == ["notifications-lost", "restored"]
 
 
 def test_a_sysctl_that_nobody_told_of_is_found_by_comparing(holding: Stage) -> None:
@@ -460,7 +475,7 @@ def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
         holding.apply(other, "other.toml")
     holding.hear(ours=True, files=True, chains={("inet", "wan.identity")})
     holding.pass_time()
-    assert holding.events()[:1] == ["holding"]
+    assert holding.events()[:1] == ["enforcing"]
     assert holding.watch.policy == load(other)[0]
     assert not prospect(holding.kernel, load(other)[0], holding.memory).plan.steps
 
@@ -475,7 +490,7 @@ def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> Non
     holding.hear(ours=True, files=True, gone={"inet", "netdev"})
     holding.pass_time()
     assert holding.kernel.tables == {}
-    assert holding.events() == ["lifted", "released"]
+    assert holding.events() == ["unblocked", "released"]
     assert holding.watch.held is None
 
 
@@ -485,7 +500,7 @@ def test_a_memory_that_is_gone_is_no_release_as_long_as_the_guard_stands(holding
     holding.pass_time()
     assert holding.memory.policy() == ("small.toml", TOML)
     assert holding.right
-    assert holding.events()[:1] == ["remembered"]
+    assert holding.events()[:1] == ["policy-restored"]
 
 
 def test_a_policy_that_can_not_be_read_is_said_and_nothing_is_held(holding: Stage) -> None:
@@ -522,7 +537,7 @@ def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage
         del holding.kernel.tables[table.key]
     holding.hear(foreign=2)
     holding.pass_time(3)
-    assert holding.events() == ["proof", "lifted"]
+    assert holding.events() == ["proof", "unblocked"]
     assert holding.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
@@ -532,16 +547,16 @@ def test_a_block_that_is_found_at_the_start_is_lifted_once_the_proof_holds(stage
         stage.kernel.tables[table.key] = table
     stage.watch.begin()
     stage.pass_time()
-    assert stage.events() == ["blocked", "holding", "proof", "lifted"]
+    assert stage.events() == ["blocked", "enforcing", "proof", "unblocked"]
     assert stage.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
 def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> None:
-    before = holding.watch._state
+    before = holding.watch._proved_state
     holding.hear(foreign=1)
     holding.pass_time(3)
     assert holding.events() == []
-    assert holding.watch._state == before
+    assert holding.watch._proved_state == before
 
 
 def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) -> None:
@@ -556,7 +571,7 @@ def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) ->
     wanted = second(compile_policy(load(other)[0]))
     assert stage.owned[1] == "".join([*map(watching.away, second(STATE)), *map(watching.owned, wanted)])
     released = []
-    stage.watch._aside._world = evolve(stage.watch.world, load=lambda told, check: released.append(told))
+    stage.watch._tables._environment = evolve(stage.watch.world, load=lambda told, check: released.append(told))
     stage.kernel.tables.clear()
     stage.memory.forget()
     stage.hear(files=True)

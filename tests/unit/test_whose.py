@@ -192,8 +192,8 @@ def test_a_port_of_the_kernels_may_be_used_by_anybody_and_that_is_said():
 def test_a_meaning_says_it_in_plain_words():
     (one,) = judge([listed()], POLICY, ADDRESSES, {7: Holder(1, "x", NOBODY)})
     assert one.meaning == (
-        "it wears the mark 0x1/0xff and is no socket of the services of uplink wan; "
-        "what it sends by that is dropped, and counted as wan.unentitled"
+        "it has the mark 0x1/0xff, but does not belong to a service of uplink wan; "
+        "its packets to that uplink are dropped and counted as wan.unentitled"
     )
     assert one.program == "x/1"
     assert one.as_json()["gid"] == NOBODY
@@ -260,8 +260,8 @@ class Stage:
         self.said.clear()
         self.clock += seconds
         self.watch.turn(policy)
-        self.looks += self.watch._errand is not None
-        while errand := self.watch._errand:
+        self.looks += self.watch._worker is not None
+        while errand := self.watch._worker:
             assert select.select([errand.descriptor], [], [], 10)[0]
             self.watch.turn(policy)
         assert {event for event, _ in self.said} <= {"socket", "failed"}
@@ -324,6 +324,6 @@ def test_a_failure_is_told_once():
 def test_the_end_leaves_no_child():
     stage = Stage()
     stage.watch.turn(POLICY)
-    assert stage.watch._errand is not None
+    assert stage.watch._worker is not None
     stage.watch.cancel()
-    assert stage.watch._errand is None
+    assert stage.watch._worker is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a leak test has found: for each probe, each device of an uplink, and the whole. Pure."""
+"""Results of a leak test: of each probe, of each device of an uplink, and of the run. Pure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from collections.abc import Mapping
 from attrs import Factory, frozen
 
 from ...kernel.tap import Card
-from .kinds import DISCARD, Probe, Seen
+from .kinds import DISCARD, Probe
+from .observed_packet import ObservedPacket
 
 HELD, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
 
-# What became of one probe. LEAKED: it left by an uplink. BLOCKED: the kernel told its sender no. STOPPED: it was taken,
-# and left nowhere. ELSEWHERE: it left by a device that is no uplink. UNTESTED: nothing was learned.
-LEAKED, BLOCKED, STOPPED, ELSEWHERE, UNTESTED = "leaked", "blocked", "stopped", "elsewhere", "not tested"
+# Verdicts on one probe. LEAKED: it left by an uplink. BLOCKED: the kernel returned an error to its
+# sender. STOPPED: the kernel accepted it, and it left by no device. ELSEWHERE: it left by a device
+# of no uplink. UNTESTED: no result.
+LEAKED, BLOCKED, STOPPED, ELSEWHERE, UNTESTED = (
+    "leaked",
+    "blocked",
+    "stopped",
+    "elsewhere",
+    "not tested",
+)
 TESTED = frozenset({LEAKED, BLOCKED, STOPPED, ELSEWHERE})
 
 
 @frozen
 class Identity:
-    """Somebody who may use an uplink, as far as a socket shows it, and the port to which."""
+    """Sender entitled to an uplink, by the IDs of its socket, and a destination port it may use."""
 
     name: str
     uid: int
@@ -30,7 +38,7 @@ class Identity:
 
 @frozen
 class Target:
-    """A device of an uplink, as it is now; `card` is None if it is not there."""
+    """Current state of an uplink's device. `link` is None if the device does not exist."""
 
     uplink: str
     mark: int
@@ -42,22 +50,25 @@ class Target:
 
     @property
     def why_not(self) -> str:
-        """Why nothing can be tested on it, in words; "" if it can."""
+        """Reason why the device cannot be tested; "" if it can."""
         if self.card is None:
-            return f"there is no device {self.device} on this machine now"
+            return f"device {self.device} does not exist"
         if not self.card.up:
             return f"{self.device} is down"
         return "" if self.card.running else f"{self.device} has no carrier"
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """The device, and its ports if it is a bridge."""
+        """Device, and its ports if it is a bridge; () if it cannot be tested."""
         return () if self.why_not else (self.device, *self.ports)
 
 
 @frozen
 class Control:
-    """A packet that may leave, and whether it did. `by` is who sent it."""
+    """Control packet: one that may leave.
+
+    `sender` describes its sender, `captured` is True if it left.
+    """
 
     probe: Probe
     by: str
@@ -65,25 +76,31 @@ class Control:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What it is a control of: a device, in a family."""
+        """Device and family that it is a control of."""
         return self.probe.shot.device or "", self.probe.shot.family
 
 
 @frozen
 class Result:
-    """What became of a probe: one of the words above, why (an errno, a device, a sentence), where it was seen, and as
-    what it was seen first."""
+    """Verdict on a probe.
+
+    `detail`: the reason (an errno, a device, a sentence). `captured_on`: devices that it left by.
+    `packet`: the first captured packet.
+    """
 
     probe: Probe
     verdict: str
     detail: str = ""
     seen: tuple[str, ...] = ()
-    packet: Seen | None = None
+    packet: ObservedPacket | None = None
 
 
 @frozen
 class OnDevice:
-    """All about one device of an uplink. `faults` say why silence would prove nothing."""
+    """Results for one device of an uplink. `faults`: reasons why no capture proves nothing.
+
+    `leaked`: a count.
+    """
 
     target: Target
     results: tuple[Result, ...] = ()
@@ -94,17 +111,22 @@ class OnDevice:
     @property
     def verdict(self) -> str:
         """HELD, LEAKS or INCONCLUSIVE."""
-        return LEAKS if self.leaked else INCONCLUSIVE if self.faults else HELD
+        if self.leaked:
+            return LEAKS
+        return INCONCLUSIVE if self.faults else HELD
 
     def control(self, family: int, device: str | None = None) -> Control | None:
-        """The best control that was seen."""
-        wanted = (device or self.target.device, family)
-        return next((one for one in self.controls if one.seen and one.key == wanted), None)
+        """Return the best control packet that was captured on the device (or a port of it).
+
+        None without one.
+        """
+        key = (device or self.target.device, family)
+        return next((control for control in self.controls if control.seen and control.key == key), None)
 
 
 @frozen
 class Report:
-    """The whole. `routed` are the results of probes whose device the routes chose."""
+    """Results of the whole run. `routed`: results of probes whose device the routes chose."""
 
     devices: tuple[OnDevice, ...]
     routed: tuple[Result, ...]
@@ -112,21 +134,23 @@ class Report:
 
     @property
     def results(self) -> list[Result]:
-        """All of them."""
-        return [*self.routed, *(one for device in self.devices for one in device.results)]
+        """Results of all probes."""
+        return [*self.routed, *(result for device in self.devices for result in device.results)]
 
     @property
     def leaks(self) -> list[Result]:
-        """What left that may not."""
-        return [one for one in self.results if one.verdict == LEAKED]
+        """Results of the probes that leaked."""
+        return [result for result in self.results if result.verdict == LEAKED]
 
     @property
     def faults(self) -> list[str]:
-        """Why there is no certainty, in sentences."""
-        found = (f"{one.target.uplink}: {fault}" for one in self.devices for fault in one.faults)
-        return list(dict.fromkeys(found))
+        """Reasons why the run is inconclusive, as sentences."""
+        sentences = (f"{device.target.uplink}: {fault}" for device in self.devices for fault in device.faults)
+        return list(dict.fromkeys(sentences))
 
     @property
     def verdict(self) -> str:
-        """LEAKS if anything left, else INCONCLUSIVE if anything is uncertain, else HELD."""
-        return LEAKS if self.leaks else INCONCLUSIVE if self.faults or not self.devices else HELD
+        """LEAKS if any probe leaked, else INCONCLUSIVE if anything is uncertain, else HELD."""
+        if self.leaks:
+            return LEAKS
+        return INCONCLUSIVE if self.faults or not self.devices else HELD

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A leak test of this machine: packets that may not leave by an uplink are sent, and the uplink is watched.
+"""Leak test of this host: sends packets that may not leave, and captures on the uplinks.
 
-Nothing is concluded from silence alone: for each device and family a packet that may leave has to be seen to leave.
-What was changed afterwards is nothing; the kernel may remember for a while a flow or a neighbour that a leak made.
+A run without a captured probe proves nothing by itself: on each device and in each family a control
+packet, which may leave, must be captured too. The configuration is unchanged afterwards; the kernel
+may keep conntrack and neighbour entries of a leak for a while.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_interface
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,20 @@ from ...kernel.tap import Card, card, unresolved
 from ...netstate.state import Device as Link
 from ...policy.objects import Policy, Service
 from ..verify import Asked
-from .kinds import DISCARD, DNS, Kind, Known, Maker, Places, Probe, Where, Who, nobody
+from .kinds import (
+    DISCARD,
+    DNS,
+    RUN_TOKEN_SIZE,
+    AddressPool,
+    Kind,
+    Probe,
+    ProbeDevice,
+    ProbeFactory,
+    ProbeSender,
+    SenderIds,
+    unused_id,
+)
+from .probe_index import ProbeIndex
 from .report import (
     BLOCKED,
     ELSEWHERE,
@@ -35,124 +49,155 @@ from .report import (
     Result,
     Target,
 )
-from .taps import Watch
+from .taps import ProbeCapture
 
 if TYPE_CHECKING:
     from ...kernel.interface import Kernel
     from ...kernel.rtnetlink import Lookups
 
-_LARGEST_MTU = 9000
-_ENTITLED = "entitled"  # the sender of a control
+_MAX_MTU = 9000  # bytes
+_DEFAULT_MTU = 1500
+_ENTITLED = "entitled"  # the sender of a control packet
 
-_BY_ROUTE = Kind("control", "UDP", way="bound")
-_TO_GROUP = Kind("control-group", "UDP multicast", way="bound", to="group")
-_BY_FRAME = Kind("control-frame", "AF_PACKET frame", form="frame", foreign=True)
+_CONTROL_UNICAST = Kind("control", "UDP", way="bound")
+_CONTROL_MULTICAST = Kind("control-group", "UDP multicast", way="bound", to="group")
+_CONTROL_FRAME = Kind("control-frame", "AF_PACKET frame", form="frame", foreign=True)
 
 
-# --- the whole run ------------------------------------------------------------------------------------
+# --- the whole run --------------------------------------------------------------------
 
 
 def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked]) -> Report:
-    """Send, watch and judge. `links` are the devices of this machine with their addresses.
+    """Run a leak test for a policy, or for these uplinks.
+
+    `links`: devices of this host with their addresses.
 
     Raises PermissionError without CAP_NET_RAW.
     """
     from ...kernel.rtnetlink import Lookups
 
-    begun = time.monotonic()
+    start = time.monotonic()
     policy = wanted if isinstance(wanted, Policy) else None
-    stranger = nobody(_taken(policy))
-    found = list(targets(wanted, links, stranger))
-    own = tuple(ip_interface(one).network for link in links for one in link.addresses)
-    maker = Maker(Places(os.urandom, own), os.urandom(8), kernel.ip_families())
+    stranger = unused_id(_service_ids(policy))
+    devices = list(probe_targets(wanted, links, stranger))
+    testable = [target for target in devices if not target.why_not]
+    own = tuple(ip_interface(address).network for link in links for address in link.addresses)
+    factory = ProbeFactory(AddressPool(os.urandom, own), os.urandom(RUN_TOKEN_SIZE), kernel.ip_families())
     with Lookups() as lookups:
-        mtu = max((one.card.mtu for one in found if one.card), default=1500)
-        routed = list(maker.routed(Who(stranger), min(mtu, _LARGEST_MTU)))
-        by = {
-            one.device: list(maker.by(_where(one), Who(stranger, one.mark if policy else 0)))
-            for one in found
-            if not one.why_not
+        mtu = max((target.card.mtu for target in devices if target.card), default=_DEFAULT_MTU)
+        routed = list(factory.routed_probes(SenderIds(stranger), min(mtu, _MAX_MTU)))
+        by_device = {
+            target.device: list(
+                factory.device_probes(_probe_device(target), SenderIds(stranger, target.mark if policy else 0))
+            )
+            for target in testable
         }
-        controls = [one for target in found if not target.why_not for one in _controls(maker, target, lookups)]
-        with Watch([one for target in found for one in target.watched]) as watch:
-            sent = [*routed, *(one for some in by.values() for one in some)]
-            watch.known = Known([*sent, *(one.probe for one in controls)])
-            outcomes = dict(zip((one.token for one in sent), fire(_shots(sent), watch.until), strict=True))
-            fire(_shots(one.probe for one in controls), watch.until)
-            watch.for_controls(controls)
-            faults = watch.faults()
-        judge = _Judge(outcomes, watch, _unnamed(policy, found), _waiting(lookups, maker.families, watch.devices))
-    controls = [evolve(one, seen=one.key[0] in watch.left.get(one.probe.token, {})) for one in controls]
-    results = {device: tuple(map(judge.result, some)) for device, some in by.items()}
-    of_routes = tuple(map(judge.result, routed))
-    every = [*of_routes, *(one for some in results.values() for one in some)]
-    devices = tuple(
-        _on_device(target, results.get(target.device, ()), of_routes, every, controls, faults, maker.families)
-        for target in found
+        controls = [control for target in testable for control in _controls(factory, target, lookups)]
+        with ProbeCapture([device for target in devices for device in target.watched]) as capture:
+            probes = [*routed, *(probe for of_device in by_device.values() for probe in of_device)]
+            capture.index = ProbeIndex([*probes, *(control.probe for control in controls)])
+            sent = fire([probe.shot for probe in probes], capture.collect_until)
+            outcomes = dict(zip((probe.token for probe in probes), sent, strict=True))
+            fire([control.probe.shot for control in controls], capture.collect_until)
+            capture.collect_controls(controls)
+            incomplete = capture.incomplete()
+        is_waiting = _waiting_test(lookups, factory.families, capture.devices)
+        judge = _Judge(outcomes, capture, _named_devices(policy, devices), is_waiting)
+        controls = [
+            evolve(control, seen=control.key[0] in capture.captured_on.get(control.probe.token, {}))
+            for control in controls
+        ]
+        results = {device: tuple(map(judge.result, probes)) for device, probes in by_device.items()}
+        routed_results = tuple(map(judge.result, routed))
+    all_results = [
+        *routed_results,
+        *(result for of_device in results.values() for result in of_device),
+    ]
+    summaries = tuple(
+        _device_result(
+            target,
+            results.get(target.device, ()),
+            routed_results,
+            all_results,
+            controls,
+            incomplete,
+            factory.families,
+        )
+        for target in devices
     )
-    return Report(devices, of_routes, round(time.monotonic() - begun, 2))
+    return Report(summaries, routed_results, round(time.monotonic() - start, 2))
 
 
-def _shots(probes: Iterable[Probe]) -> list[Shot]:
-    return [one.shot for one in probes]
-
-
-def _where(target: Target) -> Where:
+def _probe_device(target: Target) -> ProbeDevice:
     assert target.card is not None
-    return Where(target.device, target.ports, target.source, min(target.card.mtu, _LARGEST_MTU))
+    return ProbeDevice(target.device, target.ports, target.source, min(target.card.mtu, _MAX_MTU))
 
 
-def _taken(policy: Policy | None) -> frozenset[int]:
-    """Users and groups that somebody in the policy is known by."""
+def _service_ids(policy: Policy | None) -> frozenset[int]:
+    """Return the user and group IDs of services and resolvers."""
     if policy is None:
         return frozenset()
-    services = (account for one in policy.service.values() for account in (one.group, one.user))
-    resolvers = (one.resolver.user for one in policy.uplink.values() if one.resolver)
-    return frozenset(one.number for one in (*services, *resolvers) if one is not None)
+    services = (account for service in policy.service.values() for account in (service.group, service.user))
+    resolvers = (uplink.resolver.user for uplink in policy.uplink.values() if uplink.resolver)
+    return frozenset(account.number for account in (*services, *resolvers) if account is not None)
 
 
-def targets(wanted: Policy | Sequence[Asked], links: Sequence[Link], stranger: int) -> Iterator[Target]:
-    """The devices of all uplinks, as they are now."""
-    policy = wanted if isinstance(wanted, Policy) else None
-    uplinks = [Asked(name, one.devices, one.mark) for name, one in policy.uplink.items()] if policy else wanted
-    known = {one.name: one for one in links}
-    for uplink in uplinks:  # type: ignore[union-attr]
-        identity = identity_of(policy, uplink.name, stranger) if policy else Identity("root", 0, 0)
+def probe_targets(wanted: Policy | Sequence[Asked], links: Sequence[Link], stranger: int) -> Iterator[Target]:
+    """Yield the devices of all uplinks with their current state."""
+    policy: Policy | None = None
+    if isinstance(wanted, Policy):
+        policy = wanted
+        uplinks: Sequence[Asked] = [Asked(name, uplink.devices, uplink.mark) for name, uplink in policy.uplink.items()]
+    else:
+        uplinks = wanted
+    links_by_name = {link.name: link for link in links}
+    for uplink in uplinks:
+        identity = entitled_sender(policy, uplink.name, stranger) if policy else Identity("root", 0, 0)
         for device in uplink.devices:
-            link = known.get(device)
-            ports = tuple(sorted(one.name for one in links if one.master == device and _runs(one.name)))
+            link = links_by_name.get(device)
+            ports: tuple[str, ...] = ()
+            if link and link.kind == "bridge":
+                ports = tuple(sorted(port.name for port in links if port.master == device and _is_running(port.name)))
             yield Target(
                 uplink.name,
                 uplink.mark.value,
                 device,
                 card(device) if link else None,
-                ports if link and link.kind == "bridge" else (),
-                _sources(link.addresses if link else ()),
+                ports,
+                _source_addresses(link.addresses if link else ()),
                 identity,
             )
 
 
-def _runs(device: str) -> bool:
-    found = card(device)
-    return found is not None and found.up and found.running
+def _is_running(device: str) -> bool:
+    link = card(device)
+    return link is not None and link.up and link.running
 
 
-def _sources(addresses: Iterable[str]) -> dict[int, str]:
-    """By family, the first address that needs no zone."""
-    found: dict[int, str] = {}
-    for one in addresses:
-        address = ip_address(one.partition("/")[0])
+def _source_addresses(addresses: Iterable[str]) -> dict[int, str]:
+    """Return by family the first address that needs no zone."""
+    by_family: dict[int, str] = {}
+    for text in addresses:
+        address = ip_address(text.partition("/")[0])
         if not address.is_link_local:
-            found.setdefault(address.version, str(address))
-    return found
+            by_family.setdefault(address.version, str(address))
+    return by_family
 
 
-def identity_of(policy: Policy, uplink: str, stranger: int) -> Identity | None:
-    """Somebody who may send UDP by the uplink to an address of nobody, or None if the policy has none."""
+def entitled_sender(policy: Policy, uplink: str, stranger: int) -> Identity | None:
+    """Return a sender that may send UDP by the uplink to any address.
+
+    None if the policy has none.
+    """
     for name, service in policy.service.items():
         port = _udp_port(service) if service.uplink == uplink and not service.to else None
         if port is not None and service.group is not None:
-            return Identity(f"service {name}, group {service.group.number}", stranger, service.group.number, port)
+            return Identity(
+                f"service {name}, group {service.group.number}",
+                stranger,
+                service.group.number,
+                port,
+            )
         if port is not None and service.user is not None:
             return Identity(f"service {name}, user {service.user.number}", service.user.number, stranger, port)
     resolver = policy.uplink[uplink].resolver
@@ -162,122 +207,130 @@ def identity_of(policy: Policy, uplink: str, stranger: int) -> Identity | None:
 
 
 def _udp_port(service: Service) -> int | None:
-    """A UDP port that the service may send to; not DNS, which goes another way."""
+    """Return a UDP port that the service may send to, except DNS, which is redirected.
+
+    None without one.
+    """
     if not service.ports:
         return DISCARD
-    numbers = (one for port in service.ports if port.protocol == "udp" for one in (port.low, port.high))
-    return next((one for one in numbers if one != DNS), None)
+    ports = (port for entry in service.ports if entry.protocol == "udp" for port in (entry.low, entry.high))
+    return next((port for port in ports if port != DNS), None)
 
 
-def _controls(maker: Maker, target: Target, lookups: Lookups) -> Iterator[Control]:
-    """What may leave by a device, the best first: what a service sends, and last what only the link guard allows."""
+def _controls(factory: ProbeFactory, target: Target, lookups: Lookups) -> Iterator[Control]:
+    """Yield the control packets of a device, best first: of a service, then frames."""
     assert target.card is not None
-    for family in maker.families:
-        who = target.identity
-        if who is not None:
-            sender = {"uid": who.uid, "gid": who.gid, "lent": True, "mark": target.mark}
-            for kind in (_BY_ROUTE, _TO_GROUP):
-                made = maker.one(evolve(kind, dport=who.dport), family, _ENTITLED, sender, target.device)
-                if kind is _TO_GROUP or _has_way(lookups, made.shot, target.card):
-                    yield Control(made, who.name)
+    for family in factory.families:
+        identity = target.identity
+        if identity is not None:
+            sender = ProbeSender(identity.uid, identity.gid, True, target.mark)
+            for kind in (_CONTROL_UNICAST, _CONTROL_MULTICAST):
+                with_port = evolve(kind, dport=identity.dport)
+                control = factory.build(with_port, family, _ENTITLED, sender, target.device)
+                if kind is _CONTROL_MULTICAST or _has_nexthop(lookups, control.shot, target.card):
+                    yield Control(control, identity.name)
         for device in (target.device, *target.ports):
-            yield Control(maker.one(_BY_FRAME, family, _ENTITLED, {"mark": target.mark}, device), "root")
+            marked = ProbeSender(mark=target.mark)
+            yield Control(factory.build(_CONTROL_FRAME, family, _ENTITLED, marked, device), "root")
 
 
-def _has_way(lookups: Lookups, shot: Shot, by: Card) -> bool:
-    """Whether a packet by this device has a next hop that can be there: its destination is nobody."""
-    found = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
-    return not isinstance(found, int) and (found.gateway is not None or by.kind in BARE)
+def _has_nexthop(lookups: Lookups, shot: Shot, link: Card) -> bool:
+    """Return True if a packet by this device has a next hop; its destination does not exist."""
+    route = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
+    return not isinstance(route, int) and (route.gateway is not None or link.kind in BARE)
 
 
-# --- judging ------------------------------------------------------------------------------------------
+# --- judging --------------------------------------------------------------------------
 
 
-def _unnamed(policy: Policy | None, found: Sequence[Target]) -> frozenset[str] | None:
-    """What `_Judge.named` asks: names and patterns of devices that the policy knows; None if there is no policy."""
+def _named_devices(policy: Policy | None, devices: Sequence[Target]) -> frozenset[str] | None:
+    """Return names and patterns of the devices that the policy names; None without a policy."""
     if policy is None:
         return None
-    return frozenset(("lo", *policy.inside, *(one for target in found for one in (target.device, *target.ports))))
+    uplink_devices = (device for target in devices for device in (target.device, *target.ports))
+    return frozenset(("lo", *policy.inside, *uplink_devices))
 
 
-# next hop of a shot: (device, address) if it waits for its neighbour, else None
-_Waits = frozenset[tuple[str, str]]
-
-
-def _waiting(lookups: Lookups, families: Iterable[int], watched: Sequence[str]):  # type: ignore[no-untyped-def]
-    """Tells whether a shot waits for a neighbour on a watched device, so that it would not be seen though it leaked."""
+def _waiting_test(lookups: Lookups, families: Iterable[int], watched: Sequence[str]) -> Callable[[Shot], bool]:
+    """Return a test for packets that wait for an unresolved neighbour on a watched device."""
     silent = frozenset().union(*(unresolved(family) for family in families))
 
-    def waits(shot: Shot) -> bool:
+    def is_waiting(shot: Shot) -> bool:
         if shot.form in FRAMES or not silent or ip_address(shot.destination).is_multicast:
             return False
-        named = shot.device if shot.way in ("bound", "unicast-if", "pktinfo") else None
-        found = lookups.getroute(
-            shot.family, shot.destination, mark=shot.mark, oif=named, uid=shot.uid,
-            source=shot.source if shot.way == "source" else None,
-        )  # fmt: skip
-        if isinstance(found, int) or found.device not in watched:
+        oif = shot.device if shot.way in ("bound", "unicast-if", "pktinfo") else None
+        source = shot.source if shot.way == "source" else None
+        route = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=oif, uid=shot.uid, source=source)
+        if isinstance(route, int) or route.device not in watched:
             return False
-        return (found.device, found.gateway or shot.destination) in silent
+        return (route.device, route.gateway or shot.destination) in silent
 
-    return waits
+    return is_waiting
 
 
 @frozen
 class _Judge:
+    """Verdicts on the probes of a run. `named`: devices that the policy names; None: no policy."""
+
     outcomes: Mapping[bytes, Outcome]
-    watch: Watch
+    capture: ProbeCapture
     named: frozenset[str] | None
-    waits: object = field(repr=False)
+    is_waiting: Callable[[Shot], bool] = field(repr=False)
 
-    def result(self, one: Probe) -> Result:
-        """What became of a probe."""
-        left = self.watch.left.get(one.token, {})
-        if left:
-            first = next(iter(left.values()))
-            return Result(one, LEAKED, seen=tuple(left), packet=first)
-        for device, packet in self.watch.order.get(one.token, ())[:1]:
-            known = self.named is None or any(_is(device, name) for name in self.named)
-            word = ELSEWHERE if known else LEAKED
-            return Result(one, word, device if known else "by a device that no one named", (device,), packet)
-        outcome = self.outcomes[one.token]
+    def result(self, probe: Probe) -> Result:
+        """Return the verdict on a probe."""
+        captured = self.capture.captured_on.get(probe.token, {})
+        if captured:
+            return Result(probe, LEAKED, seen=tuple(captured), packet=next(iter(captured.values())))
+        for device, packet in self.capture.captured_anywhere.get(probe.token, ())[:1]:
+            if self.named is None or any(_matches(device, pattern) for pattern in self.named):
+                return Result(probe, ELSEWHERE, device, (device,), packet)
+            return Result(probe, LEAKED, "by a device that the policy does not name", (device,), packet)
+        outcome = self.outcomes[probe.token]
         if outcome.refused:
-            return Result(one, UNTESTED if outcome.at == "open" else BLOCKED, outcome.refused)
-        if self.waits(one.shot):  # type: ignore[operator]
-            return Result(one, UNTESTED, "waits for a neighbour")
-        return Result(one, STOPPED)
+            return Result(probe, UNTESTED if outcome.at == "open" else BLOCKED, outcome.refused)
+        if self.is_waiting(probe.shot):
+            return Result(probe, UNTESTED, "waits for a neighbour")
+        return Result(probe, STOPPED)
 
 
-def _is(device: str, pattern: str) -> bool:
+def _matches(device: str, pattern: str) -> bool:
     return device.startswith(pattern[:-1]) if pattern.endswith("*") else device == pattern
 
 
-def _on_device(
+def _device_result(
     target: Target,
     own: tuple[Result, ...],
     routed: tuple[Result, ...],
-    every: Iterable[Result],
+    all_results: Iterable[Result],
     controls: Iterable[Control],
-    faults: Mapping[str, str],
+    incomplete: Mapping[str, str],
     families: Iterable[int],
 ) -> OnDevice:
-    leaked = sum(not set(target.watched).isdisjoint(one.seen) for one in every if one.verdict == LEAKED)
-    mine = tuple(one for one in controls if one.key[0] in target.watched)
-    found = OnDevice(target, own, mine, leaked=leaked)
-    return evolve(found, faults=tuple(_faults(found, routed, faults, families)))
+    """Return the results for one device. `own`: results of the probes that name it."""
+    leaks = [result for result in all_results if result.verdict == LEAKED]
+    leaked = sum(not set(target.watched).isdisjoint(result.seen) for result in leaks)
+    own_controls = tuple(control for control in controls if control.key[0] in target.watched)
+    device_result = OnDevice(target, own, own_controls, leaked=leaked)
+    return evolve(device_result, faults=tuple(_faults(device_result, routed, incomplete, families)))
 
 
 def _faults(
-    found: OnDevice, routed: Iterable[Result], faults: Mapping[str, str], families: Iterable[int]
+    device_result: OnDevice,
+    routed: Iterable[Result],
+    incomplete: Mapping[str, str],
+    families: Iterable[int],
 ) -> Iterator[str]:
-    if found.target.why_not:
-        yield found.target.why_not
+    """Yield the reasons why the test of a device is inconclusive."""
+    target = device_result.target
+    if target.why_not:
+        yield target.why_not
         return
-    yield from (faults[device] for device in found.target.watched if device in faults)
+    yield from (incomplete[device] for device in target.watched if device in incomplete)
     for family in families:
-        for device in found.target.watched:
-            if found.control(family, device) is None:
-                yield f"{device}: no IPv{family} packet was seen to leave that may leave, so silence says nothing"
-        results = (one for one in (*found.results, *routed) if one.probe.shot.family == family)
-        if not any(one.verdict in TESTED for one in results):
-            yield f"{found.target.device}: no kind of IPv{family} packet could be tested"
+        for device in target.watched:
+            if device_result.control(family, device) is None:
+                yield f"{device}: no IPv{family} control packet captured, so silence proves nothing"
+        results = (result for result in (*device_result.results, *routed) if result.probe.shot.family == family)
+        if not any(result.verdict in TESTED for result in results):
+            yield f"{target.device}: no type of IPv{family} probe could be tested"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Watching devices for the packets of a leak test, while they are sent and a while longer."""
+"""Packet capture of a leak test, while its probes are sent and a while longer."""
 
 from __future__ import annotations
 
@@ -9,78 +9,88 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from ...kernel.tap import Tap
-from .kinds import Known, Seen
+from .observed_packet import ObservedPacket
+from .probe_index import ProbeIndex
 from .report import Control
 
-_PATIENCE = 0.6  # seconds for controls to be seen: a neighbour may have to be asked for first
-_BEST = 0.25  # seconds of these for the best of them
-_AFTER = 0.15  # seconds for what is late, behind the controls
+# Seconds.
+_CONTROL_TIMEOUT = 0.6  # for control packets: the kernel may have to resolve a neighbour first
+_BEST_CONTROL_TIMEOUT = 0.25  # for the best control packet of each device and family
+_LATE = 0.15  # for late packets, after the control packets
+_POLL = 0.02
+_LONGEST_WAIT = 1.0
 
 
-class Watch:
-    """Watches some devices, and with less care all of them. A context manager.
+class ProbeCapture:
+    """Captures on the devices to test, and one on all devices. A context manager.
 
-    `left` is by token what was seen on each of the devices, `order` by which devices at all, in order.
+    `captured_on`: by token, the first packet on each device to test. `captured_anywhere`: by token,
+    device and packet of each capture, in order.
     """
 
     def __init__(self, devices: Iterable[str]) -> None:
         self.devices = tuple(dict.fromkeys(devices))
-        self.known = Known(())
-        self.left: dict[bytes, dict[str, Seen]] = {}
-        self.order: dict[bytes, list[tuple[str, Seen]]] = {}
+        self.index = ProbeIndex(())
+        self.captured_on: dict[bytes, dict[str, ObservedPacket]] = {}
+        self.captured_anywhere: dict[bytes, list[tuple[str, ObservedPacket]]] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProbeCapture:
         with ExitStack() as stack:
-            self._taps = {device: stack.enter_context(Tap(device)) for device in self.devices}
-            self._all = stack.enter_context(Tap())
+            self._captures = {device: stack.enter_context(Tap(device)) for device in self.devices}
+            self._capture_all = stack.enter_context(Tap())
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def until(self, descriptor: int) -> None:
-        """Wait for a descriptor or for packets, and look at those."""
-        self._wait(1.0, [descriptor])
+    def collect_until(self, descriptor: int) -> None:
+        """Wait for a descriptor or for packets, and process the packets."""
+        self._wait(_LONGEST_WAIT, [descriptor])
 
-    def for_controls(self, controls: Sequence[Control]) -> None:
-        """Wait until each control is seen, or until it makes no sense any more; and then for what is late."""
+    def collect_controls(self, controls: Sequence[Control]) -> None:
+        """Wait for the best control packets, after a timeout for any; then for late packets."""
         best: dict[tuple[str, int], bytes] = {}
-        some: dict[tuple[str, int], list[bytes]] = {}
-        for one in controls:
-            best.setdefault(one.key, one.probe.token)
-            some.setdefault(one.key, []).append(one.probe.token)
-        begun = time.monotonic()
+        all_tokens: dict[tuple[str, int], list[bytes]] = {}
+        for control in controls:
+            best.setdefault(control.key, control.probe.token)
+            all_tokens.setdefault(control.key, []).append(control.probe.token)
+        start = time.monotonic()
 
-        def seen(key: tuple[str, int], token: bytes) -> bool:
-            return key[0] in self.left.get(token, {})
+        def is_captured(key: tuple[str, int], token: bytes) -> bool:
+            device, _ = key
+            return device in self.captured_on.get(token, {})
 
-        while (now := time.monotonic() - begun) < _PATIENCE:
-            if all(seen(key, token) for key, token in best.items()):
+        while (elapsed := time.monotonic() - start) < _CONTROL_TIMEOUT:
+            if all(is_captured(key, token) for key, token in best.items()):
                 break
-            if now > _BEST and all(any(seen(key, one) for one in tokens) for key, tokens in some.items()):
+            any_of_each = all(any(is_captured(key, token) for token in tokens) for key, tokens in all_tokens.items())
+            if elapsed > _BEST_CONTROL_TIMEOUT and any_of_each:
                 break
-            self._wait(0.02)
-        end = time.monotonic() + _AFTER
+            self._wait(_POLL)
+        end = time.monotonic() + _LATE
         while (now := time.monotonic()) < end:
             self._wait(end - now)
 
-    def faults(self) -> dict[str, str]:
-        """For each watched device that was not seen whole, why."""
-        found = {}
-        for device, tap in self._taps.items():
-            if tap.lost:
-                found[device] = f"{device}: {tap.lost} packets left unseen, since it is too busy; try again"
-            elif tap.gone:
-                found[device] = f"{device} went down meanwhile"
-        return found
+    def incomplete(self) -> dict[str, str]:
+        """Return the reason for each device whose capture is incomplete."""
+        reasons = {}
+        for device, capture in self._captures.items():
+            if capture.lost:
+                reasons[device] = f"{device}: capture lost {capture.lost} packets (too much traffic); try again"
+            elif capture.gone:
+                reasons[device] = f"{device} went down during the test"
+        return reasons
 
-    def _wait(self, seconds: float, more: Sequence[int] = ()) -> None:
-        select.select([*self._taps.values(), self._all, *more], [], [], seconds)
-        for device, tap in self._taps.items():
-            for one in tap.passed():
-                if found := self.known.find(one.ethertype, one.data):
-                    self.left.setdefault(found[0].token, {}).setdefault(device, found[1])
-        for one in self._all.passed():
-            if found := self.known.find(one.ethertype, one.data):
-                self.order.setdefault(found[0].token, []).append((one.device, found[1]))
+    def _wait(self, seconds: float, descriptors: Sequence[int] = ()) -> None:
+        captures = [*self._captures.values(), self._capture_all]
+        select.select([*(capture.fileno() for capture in captures), *descriptors], [], [], seconds)
+        for device, capture in self._captures.items():
+            for captured in capture.passed():
+                if match := self.index.find(captured.ethertype, captured.data):
+                    probe, packet = match
+                    self.captured_on.setdefault(probe.token, {}).setdefault(device, packet)
+        for captured in self._capture_all.passed():
+            if match := self.index.find(captured.ethertype, captured.data):
+                probe, packet = match
+                self.captured_anywhere.setdefault(probe.token, []).append((captured.device, packet))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The resolver of an uplink: its engine, where its servers come from, and where they must not go."""
+"""DNS resolver of an uplink: dnsmasq, server discovery, leaks into the host's own resolver."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The uplink's resolver: a second dnsmasq whose sockets wear the uplink's mark.
+"""Resolver of an uplink: a second dnsmasq with the uplink's mark on its sockets.
 
-It asks only the servers of the uplink, answers on the policy's addresses, keeps no cache, and
-without a server it refuses. Its mark is put on by its cgroup and looked at while it runs.
+It queries only the servers of the uplink, answers on the policy's addresses and has no cache;
+without a server it refuses queries. Its cgroup sets the mark, which is verified while dnsmasq runs.
 """
 
 from __future__ import annotations
@@ -28,23 +28,32 @@ from ...kernel.interface import Unavailable
 from ...kernel.notify import Manager
 from ...kernel.seccomp import MarkedCalls
 from ...policy.objects import Listen, Resolver, Uplink
+from ..rate_limiter import earliest_deadline
 from .learner import Learner, Wanted
-from .upstream import Upstream
+from .upstream import Upstream, servers_file_in
+from .upstream import folder_of as folder_of
 
-_EVERY = 1.0  # seconds between two looks at the sockets
-_APART = 0.1  # seconds between two changes of the servers, at least
+# Seconds.
+_CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks
+_STARTUP_INTERVAL = 0.05  # the same until dnsmasq listens
+_REFRESH_PAUSE = 0.1  # least time between two changes of the servers
+_STOP_TIMEOUT = 3.0
+
 _PR_SET_PDEATHSIG = 1
-_SERVERS = "servers"
+_TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _libc = ctypes.CDLL(None)
 
 
 class Failed(Exception):
-    """The resolver can't run, or may not go on; says why."""
+    """Failure that keeps the resolver from running, or stops it."""
 
 
 @frozen
 class Job:
-    """One resolver to run: uplink `name` with its settings; `folder` is for its files."""
+    """Run of one resolver: uplink `name` with its resolver's settings.
+
+    `directory` is for its files.
+    """
 
     name: str
     uplink: Uplink
@@ -55,46 +64,37 @@ class Job:
 
     @property
     def servers_file(self) -> Path:
-        """The file by which dnsmasq knows its servers; it reads it again when it changes."""
-        return self.folder / _SERVERS
-
-
-def servers_file(state: Path, uplink: str) -> Path:
-    """That file, for the resolver of an uplink; `state` is the folder of the network namespace (runtime.memory)."""
-    return folder_of(state, uplink) / _SERVERS
-
-
-def folder_of(state: Path, uplink: str) -> Path:
-    """The folder for the files of an uplink's resolver."""
-    return state / f"resolver-{uplink}"
+        """Path of the file with dnsmasq's servers."""
+        return servers_file_in(self.folder)
 
 
 def run(job: Job) -> None:
-    """Run until a signal ends it. Raises Failed, or Unavailable."""
-    program = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if not program:
+    """Run the resolver until a signal ends it. Raises ResolverError, or Unavailable."""
+    dnsmasq = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not dnsmasq:
         raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
-    job = evolve(job, resolver=evolve(job.resolver, listen=_present(job)))
+    job = evolve(job, resolver=evolve(job.resolver, listen=_usable_addresses(job)))
     with ExitStack() as stack:
-        _alone(job, stack)
-        _prepare(job.folder)
+        _lock(job, stack)
+        _create_directory(job.folder)
         stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
         learner = stack.enter_context(Learner(Wanted(job.name, job.uplink, job.resolver), job.say))
         upstream = Upstream(job.servers_file)
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
-        command = [program, *arguments(job), *_if_known(program, _QUICK_RETRY)]
-        child = subprocess.Popen(command, preexec_fn=lambda: _before(marking), stdin=subprocess.DEVNULL)
-        stack.callback(_end, child)
+        command = [dnsmasq, *arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
+        child = subprocess.Popen(command, preexec_fn=lambda: _before_exec(marking), stdin=subprocess.DEVNULL)
+        stack.callback(_stop, child)
         marking.started()
-        _watch(job, child, learner, upstream)
+        _supervise(job, child, learner, upstream)
 
 
 def arguments(job: Job) -> list[str]:
-    """dnsmasq's options (dnsmasq(8))."""
+    """Return the options of dnsmasq(8). Raises ResolverError."""
     user = accounts.user_and_group(job.resolver.user.number)
     if user is None:
-        raise Failed(f"user {job.resolver.user.name} has no name on this machine, and dnsmasq wants one; create it")
+        name = job.resolver.user.name
+        raise Failed(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
     return [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -115,34 +115,38 @@ def arguments(job: Job) -> list[str]:
     ]
 
 
-# When a server does not answer, the next one is asked after half a second, without waiting for the client.
+# If a server does not answer within half a second, the next one is queried, without a retry of the
+# client.
 _QUICK_RETRY = "--fast-dns-retry=500,5000"
 
 
-def _if_known(program: str, option: str) -> list[str]:
-    """The option, if this dnsmasq has it: that one came with 2.87."""
-    shown = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
-    return [option] if option.partition("=")[0] in shown else []
+def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
+    """Return the option if this dnsmasq supports it: --fast-dns-retry came with 2.87."""
+    usage = subprocess.run([dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
+    return [option] if option.partition("=")[0] in usage else []
 
 
-def _present(job: Job) -> tuple[Listen, ...]:
-    """The addresses to listen on that this machine has: without IPv6, ::1 is none of them. Raises Failed."""
-    found = []
+def _usable_addresses(job: Job) -> tuple[Listen, ...]:
+    """Return the listen addresses that this host has: without IPv6 it has no ::1.
+
+    Raises ResolverError.
+    """
+    usable = []
     for listen in job.resolver.listen:
         family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
         try:
-            with socket.socket(family, socket.SOCK_DGRAM) as one:
-                one.bind((str(listen.address), 0))
-            found.append(listen)
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.bind((str(listen.address), 0))
+            usable.append(listen)
         except OSError as error:
-            job.say(f"{listen.address} can't be listened on ({error.strerror}); left out")
-    if not found:
-        raise Failed("none of the resolver's addresses is on this machine")
-    return tuple(found)
+            job.say(f"cannot listen on {listen.address} ({error.strerror}); left out")
+    if not usable:
+        raise Failed("this host has none of the resolver's addresses")
+    return tuple(usable)
 
 
-def _alone(job: Job, stack: ExitStack) -> None:
-    """Hold the lock of this resolver until the end, so that what is found of an earlier one is left over."""
+def _lock(job: Job, stack: ExitStack) -> None:
+    """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     lock = stack.enter_context(job.folder.with_suffix(".lock").open("w"))
     try:
@@ -151,91 +155,96 @@ def _alone(job: Job, stack: ExitStack) -> None:
         raise Failed(f"the resolver of uplink {job.name} runs already") from None
 
 
-def _prepare(folder: Path) -> None:
-    # dnsmasq reads its servers as the unprivileged user, whatever our umask is.
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for one in (folder, folder.parent, folder.parent.parent):
-        one.chmod(one.stat().st_mode | 0o755)
+def _create_directory(directory: Path) -> None:
+    # dnsmasq reads its servers as an unprivileged user, whatever our umask is.
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    for path in (directory, directory.parent, directory.parent.parent):
+        path.chmod(path.stat().st_mode | 0o755)
 
 
 @contextmanager
 def _marking(job: Job) -> Iterator[MarkedGroup | MarkedCalls]:
-    """By cgroup, or where that may not be, by answering dnsmasq's socket calls."""
+    """Mark dnsmasq's sockets by a cgroup or, without BPF permission, by seccomp."""
     mark = job.uplink.mark
     with ExitStack() as stack:
         try:
             group = MarkedGroup(f"{job.folder.parent.name}-{job.name}", mark.value, mark.mask)
             stack.enter_context(group)
         except Unavailable as error:
-            job.say(f"{error}; its sockets are made for it instead")
+            job.say(f"{error}; falling back to seccomp user notification")
             yield stack.enter_context(MarkedCalls(mark.value, mark.mask))
             return
         if not group.tried():
-            raise Failed(f"a socket opened in the resolver's cgroup does not wear the mark {mark}")
+            raise Failed(f"a socket opened in the resolver's cgroup lacks the mark {mark}")
         yield group
 
 
-def _before(marking: MarkedGroup | MarkedCalls) -> None:
+def _before_exec(marking: MarkedGroup | MarkedCalls) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     marking.before()
 
 
 def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
-    """Have dnsmasq know the servers as they are now."""
+    """Pass the current servers to dnsmasq."""
     try:
         servers = learner.look().servers
         changed = upstream.take(servers, learner.machine.own, time.monotonic())
-    except OSError as error:  # a full disk; the servers of before may be another network's
+    except OSError as error:  # such as a full disk
         where = error.filename2 or error.filename or "the servers"
-        raise Failed(f"{where}: {error.strerror}; stopped, since it would ask the servers of before") from None
+        why = "stopped: cannot update the server list, the old servers may be stale"
+        raise Failed(f"{where}: {error.strerror}; {why}") from None
     if changed:
-        waited = ", ".join(one.sign if one and word == "lease" else word for word, one in learner.sources.items())
-        named = ", ".join(map(str, servers)) or f"none yet (waiting for {waited}); names are refused until then"
-        job.say(f"servers of uplink {job.name}: {named}")
-        job.manager.tell(STATUS=f"servers: {named}")
+        sources = learner.sources.items()
+        awaited = ", ".join(source.sign if source and key == "lease" else key for key, source in sources)
+        shown = ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
+        job.say(f"servers of uplink {job.name}: {shown}")
+        job.manager.tell(STATUS=f"servers: {shown}")
 
 
-def _watch(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream: Upstream) -> None:
-    ended, end = os.pipe()
+def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream: Upstream) -> None:
+    """Refresh the servers and verify the marks until a signal ends it. Raises ResolverError."""
+    terminated, wakeup = os.pipe()
     mark = (job.uplink.mark.value, job.uplink.mark.mask)
-    previous = {number: signal.signal(number, lambda *_: os.write(end, b"!")) for number in _ENDING}
+    old_handlers = {number: signal.signal(number, lambda *_: os.write(wakeup, b"!")) for number in _TERMINATION_SIGNALS}
     try:
         ready = False
-        while not _wait(ended, learner, upstream, _EVERY if ready else 0.05):
+        while not _wait(terminated, learner, upstream, _CHECK_INTERVAL if ready else _STARTUP_INTERVAL):
             status = child.poll()
             if status is not None:
-                raise Failed(f"dnsmasq ended with status {status}; its own words are above")
-            bare = unmarked(child.pid, mark)
-            if bare:
-                raise Failed(f"a socket of dnsmasq does not wear the mark {job.uplink.mark}: {bare[0]}; stopped")
+                raise Failed(f"dnsmasq ended with status {status}; see its messages above")
+            without_mark = unmarked(child.pid, mark)
+            if without_mark:
+                what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
+                raise Failed(f"{what}: {without_mark[0]}; stopped")
             if not ready and _listens(child.pid):
                 ready = True
-                job.say(f"resolver of uplink {job.name} answers on {', '.join(map(str, job.resolver.listen))}")
+                addresses = ", ".join(map(str, job.resolver.listen))
+                job.say(f"resolver of uplink {job.name} answers on {addresses}")
                 job.manager.tell(READY=1)
             _refresh(job, learner, upstream)
     finally:
-        for number, handler in previous.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
-        os.close(ended)
-        os.close(end)
+        os.close(terminated)
+        os.close(wakeup)
 
 
-def _wait(ended: int, learner: Learner, upstream: Upstream, most: float) -> bool:
-    """Until there is something to do, at most that long (seconds); whether that is to end."""
-    leaves = upstream.due()
-    until = min([learner.due(), *([leaves] if leaves is not None else [])])
-    wait = min(most, max(_APART, until - time.monotonic()))
-    if ended in select.select([ended, *learner.descriptors], [], [], wait)[0]:
+def _wait(terminated: int, learner: Learner, upstream: Upstream, longest: float) -> bool:
+    """Wait for an event or a deadline, at most `longest` seconds.
+
+    Return True if a termination signal arrived.
+    """
+    until = earliest_deadline((learner.due(), upstream.due()))
+    left = longest if until is None else until - time.monotonic()
+    timeout = min(longest, max(_REFRESH_PAUSE, left))
+    if terminated in select.select([terminated, *learner.descriptors], [], [], timeout)[0]:
         return True
-    return bool(select.select([ended], [], [], _APART if wait > _APART else 0)[0])
-
-
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    return bool(select.select([terminated], [], [], _REFRESH_PAUSE if timeout > _REFRESH_PAUSE else 0)[0])
 
 
 def _listens(pid: int) -> bool:
-    """Whether dnsmasq has dropped root: it binds its sockets before that."""
+    """Return True if dnsmasq has dropped root: it binds its sockets before."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -243,10 +252,10 @@ def _listens(pid: int) -> bool:
     return "\nUid:\t0\t" not in status
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes]) -> None:
     child.terminate()
     try:
-        child.wait(3)
+        child.wait(_STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()

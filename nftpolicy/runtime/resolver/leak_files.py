@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The files that say whom this machine's own resolver asks, read for `resolver_leaks`, and whether they change."""
+"""Configuration files of the host's own resolver, read for `resolv_leaks`, and their changes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .leaks import Leak, Learned, is_dnsmasq, leaks
 from .sources import reading
 from .sources.choice import Machine, chosen
 
-_LARGEST = 256 << 10  # bytes of a file that are read
-_MOST = 1000  # files
+_MAX_SIZE = 256 << 10  # bytes of a file that are read
+_MAX_FILES = 1000
 _PATTERNS = (
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
@@ -29,9 +29,9 @@ _PATTERNS = (
     "/etc/dnsmasq.d/*",
     "/var/etc/dnsmasq.conf.*",
     *(
-        f"{top}/systemd/network/{rest}"
+        f"{top}/systemd/network/{pattern}"
         for top in ("/usr/lib", "/run", "/etc")
-        for rest in ("*.network", "*.network.d/*.conf")
+        for pattern in ("*.network", "*.network.d/*.conf")
     ),
     "/etc/NetworkManager/NetworkManager.conf",
     "/etc/NetworkManager/conf.d/*.conf",
@@ -43,39 +43,42 @@ _PATTERNS = (
 
 
 def found(policy: Policy, root: Path = Path("/")) -> list[Leak]:
-    """The places on this machine, as far as they may be read. `root` is for tests."""
+    """Return the leaks on this host, of all files that are readable. `root` is for tests."""
     indexes = _indexes(policy)
-    texts = {_inside(file, root): _text(file) for file in _files(root)}
-    for path in _named_by_dnsmasq(texts):
+    texts = {_path_in_root(file, root): _text(file) for file in _files(root)}
+    for path in _dnsmasq_resolv_files(texts):
         texts.setdefault(path, _text(root / path.lstrip("/")))
     devices = {device: name for name, uplink in policy.uplink.items() for device in uplink.devices}
-    return leaks(texts, Learned(devices, indexes, _learned(policy, indexes, root)))
+    return leaks(texts, Learned(devices, indexes, _known_servers(policy, indexes, root)))
 
 
 def _indexes(policy: Policy) -> dict[str, int]:
-    known = {}
+    """Return the interface indexes of the uplinks' devices that exist."""
+    indexes = {}
     for uplink in policy.uplink.values():
         for device in uplink.devices:
             with suppress(OSError):
-                known[device] = socket.if_nametoindex(device)
-    return known
+                indexes[device] = socket.if_nametoindex(device)
+    return indexes
 
 
-def _learned(policy: Policy, indexes: dict[str, int], root: Path) -> dict[Address, str]:
-    """The servers that the uplinks brought, by files alone: no program is started for this."""
-    machine = Machine(names={index: name for name, index in indexes.items()})
-    known: dict[Address, str] = {}
+def _known_servers(policy: Policy, indexes: dict[str, int], root: Path) -> dict[Address, str]:
+    """Return the servers of the uplinks, from the policy and from files. Runs no program."""
+    host = Machine(names={index: name for name, index in indexes.items()})
+    servers: dict[Address, str] = {}
     for name, uplink in policy.uplink.items():
-        sources = [one for one in reading.SOURCES.values() if one.patterns]
+        sources = [source for source in reading.SOURCES.values() if source.patterns]
         if uplink.resolver:
-            if (lease := lease_of(name, uplink.resolver)) not in SYSTEM:  # which is warned of already
+            lease = lease_of(name, uplink.resolver)
+            if lease not in SYSTEM:  # policy.lint warns about those
                 sources.append(reading.lease(lease))
-            known |= {one.address: name for one in uplink.resolver.servers}
+            servers |= {server.address: name for server in uplink.resolver.servers}
         devices = [(device, indexes.get(device)) for device in uplink.devices]
         for source in sources:
-            words = reading.read_files(source, devices, time.time(), root).words
-            known |= {one.address: name for one in chosen(words, uplink.devices, machine).servers}
-    return known
+            entries = reading.read_files(source, devices, time.time(), root).words
+            usable = chosen(entries, uplink.devices, host).servers
+            servers |= {server.address: name for server in usable}
+    return servers
 
 
 def _files(root: Path) -> list[Path]:
@@ -83,49 +86,61 @@ def _files(root: Path) -> list[Path]:
     for pattern in _PATTERNS:
         with suppress(OSError):
             files += sorted(root.glob(pattern.lstrip("/")))
-    return files[:_MOST]
+    return files[:_MAX_FILES]
 
 
-def _inside(file: Path, root: Path) -> str:
+def _path_in_root(file: Path, root: Path) -> str:
     return f"/{file.relative_to(root)}"
 
 
 def _text(file: Path) -> str:
-    """What is in the file; "" if it can't be read, as by an ordinary user."""
+    """Return the contents of a file; "" if it is not readable, as for an ordinary user."""
     try:
         with file.open("rb") as opened:
-            return opened.read(_LARGEST).decode(errors="replace")
+            return opened.read(_MAX_SIZE).decode(errors="replace")
     except (OSError, ValueError):
         return ""
 
 
-def _named_by_dnsmasq(texts: dict[str, str]) -> list[str]:
+def _dnsmasq_resolv_files(texts: dict[str, str]) -> list[str]:
+    """Return the files that dnsmasq reads its servers from."""
     lines = [line for path, text in texts.items() if is_dnsmasq(path) for line in text.split("\n")]
     return [line.partition("=")[2].strip() for line in lines if line.strip().startswith("resolv-file=")]
 
 
 @define
 class Watcher:
-    """Tells of places that appear and go. `look` costs a millisecond as long as no file changes."""
+    """Reports leaks that appear and disappear.
+
+    `changes` takes a millisecond as long as no file changes.
+    """
 
     root: Path = Path("/")
     _known: dict[Leak, None] = field(factory=dict)
     _stamps: object = None
 
     def look(self, policy: Policy | None) -> Iterator[dict[str, Any]]:
-        """What has changed since the last look, as facts of an event. None: there is no policy, so nothing leaks."""
-        stamps = None if policy is None else (policy, self._stamp(policy))
+        """Yield the changes since the last call, as fields of log events.
+
+        None: no policy, and so no leaks.
+        """
+        stamps = None if policy is None else (policy, self._file_stamps(policy))
         if stamps == self._stamps:
             return
         self._stamps = stamps
-        now = dict.fromkeys(found(policy, self.root)) if policy else {}
-        known, self._known = self._known, now
-        for one in now.keys() - known.keys():
-            yield {"state": "appeared", "place": _place(one), "what": one.what, "instead": one.instead}
-        for one in known.keys() - now.keys():
-            yield {"state": "gone", "place": _place(one), "what": one.what}
+        current = dict.fromkeys(found(policy, self.root)) if policy else {}
+        known, self._known = self._known, current
+        for leak in current.keys() - known.keys():
+            yield {
+                "state": "appeared",
+                "place": _location(leak),
+                "what": leak.what,
+                "instead": leak.instead,
+            }
+        for leak in known.keys() - current.keys():
+            yield {"state": "gone", "place": _location(leak), "what": leak.what}
 
-    def _stamp(self, policy: Policy) -> object:
+    def _file_stamps(self, policy: Policy) -> object:
         files = _files(self.root)
         for name, uplink in policy.uplink.items():
             leases = [reading.lease(lease_of(name, uplink.resolver))] if uplink.resolver else []
@@ -133,16 +148,18 @@ class Watcher:
                 for pattern in reading.files(source, uplink.devices):
                     with suppress(OSError, ValueError):
                         files += sorted(self.root.glob(str(pattern).lstrip("/")))
-        return [stamp for file in files[:_MOST] if (stamp := _stamp_of(file))], tuple(_indexes(policy).items())
+        stamps = [stamp for file in files[:_MAX_FILES] if (stamp := _stamp_of(file))]
+        return stamps, tuple(_indexes(policy).items())
 
 
 def _stamp_of(file: Path) -> tuple[str, int, int, int] | None:
+    """Return values that change with the contents of a file; None if it does not exist."""
     try:
-        known = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return str(file), known.st_ino, known.st_mtime_ns, known.st_size
+    return str(file), status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _place(one: Leak) -> str:
-    return one.file if one.line is None else f"{one.file}:{one.line}"
+def _location(leak: Leak) -> str:
+    return leak.file if leak.line is None else f"{leak.file}:{leak.line}"

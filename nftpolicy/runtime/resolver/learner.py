@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What an uplink's DNS servers are now: asks the sources of the policy, and waits for what changes their answer."""
+"""Discovery of an uplink's DNS servers from the sources of the policy, and their changes."""
 
 from __future__ import annotations
 
@@ -13,32 +13,42 @@ from attrs import define, frozen
 from ...kernel.hearing import Heard, Hearing
 from ...kernel.rtnetlink import RtNetlink
 from ...policy.objects import Resolver, Uplink, lease_of
+from ..rate_limiter import RateLimiter, earliest_deadline
 from .sources import reading
 from .sources.choice import Choice, Machine, chosen
 from .sources.ra import Known
 from .sources.reading import HEARD, Reading, Source
 
-_APART = 0.1  # seconds between two looks at files, at least
-_EVERY = 5.0  # and at most: leases end without a word
-_PROGRAMS_APART, _PROGRAMS_EVERY = 1.0, 15.0  # the same for programs, which cost a process each time
-_SOLICITATIONS, _SOLICITED_EVERY = 3, 4.0  # MAX_RTR_SOLICITATIONS, RTR_SOLICITATION_INTERVAL of RFC 4861
-_REMEMBERED = 256  # complaints that are not repeated
-_STATIC, _LEASE = "servers", "lease"  # how the keys of the policy are called among the sources
+# Seconds.
+_FILES_PAUSE, _FILES_PERIOD = 0.1, 5.0  # reads of files: leases expire without a notification
+_PROGRAMS_PAUSE, _PROGRAMS_PERIOD = 1.0, 15.0  # runs of programs, each of which costs a process
+_SOLICITATIONS, _SOLICITATION_INTERVAL = (
+    3,
+    4.0,
+)  # MAX_RTR_SOLICITATIONS, RTR_SOLICITATION_INTERVAL of RFC 4861
+_SOLICITATION_RETRY = 1.0  # after a failure: no carrier, or no address yet
+
+_MAX_WARNINGS = 256  # warnings that are not repeated
+_MAX_SHOWN = 60  # characters of a rejected entry in a warning
+_STATIC, _LEASE = "servers", "lease"  # policy keys that stand for sources
 
 
 def sources_of(name: str, resolver: Resolver) -> dict[str, Source | None]:
-    """The sources of the resolver of uplink `name`, by their words; None for those that are no file or program."""
+    """Return the sources of the resolver of uplink `name` by their names.
+
+    The value is None for a source that is neither a file nor a program.
+    """
     if resolver.servers:
         return {_STATIC: None}
     if not resolver.sources:
         return {_LEASE: reading.lease(lease_of(name, resolver))}
-    listed = (*reading.SOURCES, HEARD) if resolver.sources == ("auto",) else resolver.sources
-    return {word: reading.SOURCES.get(word) for word in listed}
+    selected = (*reading.SOURCES, HEARD) if resolver.sources == ("auto",) else resolver.sources
+    return {source: reading.SOURCES.get(source) for source in selected}
 
 
 @frozen
 class Wanted:
-    """An uplink whose servers are to be known: its name, itself and its resolver."""
+    """Uplink and resolver of which the DNS servers are discovered."""
 
     name: str
     uplink: Uplink
@@ -46,162 +56,162 @@ class Wanted:
 
 
 @define
-class _Pace:
-    """When something is to be done next: at once when it is wanted, but not more often than `apart` (seconds)."""
-
-    apart: float
-    every: float
-    last: float = -1e9
-    wanted: bool = True
-
-    @property
-    def due(self) -> float:
-        return self.last + (self.apart if self.wanted else self.every)
-
-    def now(self, now: float) -> bool:
-        if now < self.due:
-            return False
-        self.last, self.wanted = now, False
-        return True
-
-
-@define
-class _Asking:
-    """How often the routers behind a device were asked, and when the next time is."""
+class _Solicitation:
+    """Router solicitations on one device: number left, and time of the next one."""
 
     left: int = _SOLICITATIONS
-    due: float = -1e9
+    due: float = 0.0
 
 
 class Learner:
-    """Learns in the network namespace of the thread that makes it. A context manager.
+    """Discovery in the network namespace of the creating thread. A context manager.
 
-    `say` gets a line for each word that is left out and each source that fails, once. `root` is for tests.
+    `warn` gets a line for each rejected entry and each source that fails, once. `root` is for
+    tests.
     """
 
-    def __init__(self, wanted: Wanted, say: Callable[[str], None], root: Path = Path("/")) -> None:
-        self.wanted, self._say, self._root = wanted, say, root
-        self.sources = sources_of(wanted.name, wanted.resolver)
+    def __init__(self, target: Wanted, warn: Callable[[str], None], root: Path = Path("/")) -> None:
+        self.wanted, self._warn, self._root = target, warn, root
+        self.sources = sources_of(target.name, target.resolver)
         self.readings: dict[str, Reading] = {}
         self.choice = Choice()
         self.machine = Machine()
         self._indexes: dict[str, int] = {}
-        self._known = Known()
-        self._asking: dict[str, _Asking] = {}
-        self._files, self._programs = _Pace(_APART, _EVERY), _Pace(_PROGRAMS_APART, _PROGRAMS_EVERY)
-        self._complained: dict[tuple[str, str], None] = {}
-        self._hearing, self._deaf = self._hear()
+        self._announced = Known()
+        self._solicitations: dict[str, _Solicitation] = {}
+        self._files_limiter = RateLimiter(_FILES_PAUSE, period=_FILES_PERIOD)
+        self._programs_limiter = RateLimiter(_PROGRAMS_PAUSE, period=_PROGRAMS_PERIOD)
+        self._warned: dict[str, None] = {}
+        self._listener, self._listener_error = self._open_listener()
 
-    def _hear(self) -> tuple[Hearing, str]:
-        asked = [one for one in self.sources.values() if one]
-        files = [self._root / str(one).lstrip("/") for source in asked for one in reading.files(source, self._devices)]
+    def _open_listener(self) -> tuple[Hearing, str]:
+        """Return the listener, and the reason why it receives no advertisements ("" if it does)."""
+        sources = [source for source in self.sources.values() if source]
+        patterns = [pattern for source in sources for pattern in reading.files(source, self._devices)]
+        files = [self._root / str(pattern).lstrip("/") for pattern in patterns]
         if HEARD in self.sources:
             try:
                 return Hearing(files, True), ""
             except PermissionError:
-                return Hearing(files, False), "router advertisements can be heard by root only"
+                return Hearing(files, False), "only root can receive router advertisements"
         return Hearing(files, False), ""
 
     def __enter__(self) -> Learner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hearing.close()
+        self._listener.close()
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What to wait on."""
-        return self._hearing.descriptors
+        """File descriptors that become readable on an event."""
+        return self._listener.descriptors
 
     def due(self) -> float:
-        """When to look again, though nothing was told (seconds, monotonic)."""
-        times = [self._files.due, self._programs.due]
-        times += [one.due for one in self._asking.values() if one.left]
-        end = self._known.next_end()
-        return min(times if end is None else [*times, end])
+        """Return the time of the next refresh without an event (monotonic seconds)."""
+        deadlines = [
+            self._files_limiter.due(),
+            self._programs_limiter.due(),
+            self._announced.next_end(),
+        ]
+        deadlines += [solicitation.due for solicitation in self._solicitations.values() if solicitation.left]
+        earliest = earliest_deadline(deadlines)
+        assert earliest is not None  # the limiters have a period
+        return earliest
 
     def look(self, now: float | None = None) -> Choice:
-        """Take in what was told, ask what is due, and return the servers as they are now. Never waits for a message."""
+        """Process all events, read the sources that are due, and return the current servers.
+
+        Never waits.
+        """
         now = time.monotonic() if now is None else now
-        heard = self._hearing.read()
+        heard = self._listener.read()
         if heard.links or not self.machine.names:
-            self._place()
-        self._files.wanted |= bool(heard)
-        self._programs.wanted |= heard.links
-        self._take(heard, now)
-        if self._files.now(now):
-            self._ask(lambda one: not one.program)
-        if self._programs.now(now):
-            self._ask(lambda one: bool(one.program))
+            self._read_host()
+        if heard:
+            self._files_limiter.request()
+        if heard.links:
+            self._programs_limiter.request()
+        self._process_events(heard, now)
+        if self._files_limiter.begin_if_due(now):
+            self._read_sources(lambda source: not source.program)
+        if self._programs_limiter.begin_if_due(now):
+            self._read_sources(lambda source: bool(source.program))
         if HEARD in self.sources:
-            self._ask_routers(now)
-            words = [(device, word) for device in self._devices for word in self._known.servers(device, now)]
-            self.readings[HEARD] = Reading(tuple(words), self._deaf)
-        self._choose()
+            self._solicit_routers(now)
+            entries = [(device, server) for device in self._devices for server in self._announced.servers(device, now)]
+            self.readings[HEARD] = Reading(tuple(entries), self._listener_error)
+        self._select_servers()
         return self.choice
 
     @property
     def _devices(self) -> tuple[str, ...]:
         return self.wanted.uplink.devices
 
-    def _place(self) -> None:
+    def _read_host(self) -> None:
+        """Read addresses and devices of this host."""
         names, addresses = RtNetlink.indexes_and_addresses()
-        listens = {one.address for one in self.wanted.resolver.listen}
-        self.machine = Machine(frozenset(map(ip_address, addresses)) | listens, names)
+        listen_addresses = {listen.address for listen in self.wanted.resolver.listen}
+        self.machine = Machine(frozenset(map(ip_address, addresses)) | listen_addresses, names)
         self._indexes = {name: index for index, name in names.items()}
 
-    def _take(self, heard: Heard, now: float) -> None:
-        """What came in is about the device as it was before: first the messages, then the links."""
+    def _process_events(self, heard: Heard, now: float) -> None:
+        """Process advertisements before link changes: they are older than a loss of the link."""
         names = self.machine.names
-        for one in heard.advertisements:
-            if (device := names.get(one.index)) in self._devices:
-                self._known.hear(device, one.message, now)
+        for advertisement in heard.advertisements:
+            if (device := names.get(advertisement.index)) in self._devices:
+                self._announced.hear(device, advertisement.message, now)
         for device in self._devices:
-            running = heard.carriers.get(self._indexes.get(device, 0))
-            if running is False or device not in self._indexes:
-                self._known.forget(device)
-                self._asking.pop(device, None)
+            carrier = heard.carriers.get(self._indexes.get(device, 0))
+            if carrier is False or device not in self._indexes:
+                self._announced.forget(device)
+                self._solicitations.pop(device, None)
 
-    def _ask(self, which: Callable[[Source], bool]) -> None:
+    def _read_sources(self, is_selected: Callable[[Source], bool]) -> None:
         devices = [(device, self._indexes.get(device)) for device in self._devices]
-        for word, source in self.sources.items():
-            if source is not None and which(source):
-                self.readings[word] = reading.read(source, devices, time.time(), self._root)
+        for name, source in self.sources.items():
+            if source is not None and is_selected(source):
+                self.readings[name] = reading.read(source, devices, time.time(), self._root)
 
-    def _ask_routers(self, now: float) -> None:
-        """Behind each device, as long as no router has told of a server; not where the guard lets no question out."""
+    def _solicit_routers(self, now: float) -> None:
+        """Solicit on each device until a router announces a server.
+
+        Not where the guard drops solicitations.
+        """
         if "ndp" not in self.wanted.uplink.exempt:
             return
         for device in self._devices:
             if (index := self._indexes.get(device)) is None:
                 continue
-            asking = self._asking.setdefault(device, _Asking())
-            if self._known.servers(device, now):
-                asking.left = 0
-            elif asking.left and now >= asking.due and self._hearing.solicit(index):
-                asking.left, asking.due = asking.left - 1, now + _SOLICITED_EVERY
-            elif asking.left and now >= asking.due:
-                asking.due = now + 1.0  # no link, or no address yet
+            solicitation = self._solicitations.setdefault(device, _Solicitation())
+            if self._announced.servers(device, now):
+                solicitation.left = 0
+            if not solicitation.left or now < solicitation.due:
+                continue
+            if self._listener.solicit(index):
+                solicitation.left -= 1
+                solicitation.due = now + _SOLICITATION_INTERVAL
+            else:
+                solicitation.due = now + _SOLICITATION_RETRY
 
-    def _choose(self) -> None:
-        words = [one for word in self.sources for one in self.readings.get(word, Reading()).words]
-        words += [(one.zone or self._devices[0], str(one)) for one in self.wanted.resolver.servers]
-        choice = chosen(words, self._devices, self.machine)
-        self.choice = choice
-        for word, why in choice.refused:
-            self._complain(repr(word[:60]), f"left out: {why}")
+    def _select_servers(self) -> None:
+        entries = [entry for name in self.sources for entry in self.readings.get(name, Reading()).words]
+        entries += [(server.zone or self._devices[0], str(server)) for server in self.wanted.resolver.servers]
+        self.choice = chosen(entries, self._devices, self.machine)
+        for entry, why in self.choice.refused:
+            self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
         automatic = self.wanted.resolver.sources == ("auto",)
-        for word, found in self.readings.items():
-            source = self.sources[word]
-            missing = source is not None and found.trouble == f"{source.sign} is not there"
-            if found.trouble and not (missing and (automatic or word == _LEASE)):
-                self._complain(f"source {word}", found.trouble)
+        for name, found in self.readings.items():
+            source = self.sources[name]
+            is_missing = source is not None and found.trouble == f"{source.sign} does not exist"
+            if found.trouble and not (is_missing and (automatic or name == _LEASE)):
+                self._warn_once(f"source {name}: {found.trouble}")
 
-    def _complain(self, what: str, why: str) -> None:
-        """Say it, but not again as long as it is remembered."""
-        if (what, why) in self._complained:
+    def _warn_once(self, warning: str) -> None:
+        """Log a warning, unless it is among the last ones."""
+        if warning in self._warned:
             return
-        self._complained[what, why] = None
-        while len(self._complained) > _REMEMBERED:
-            del self._complained[next(iter(self._complained))]
-        self._say(f"{what} {why}" if why.startswith("left out") else f"{what}: {why}")
+        self._warned[warning] = None
+        while len(self._warned) > _MAX_WARNINGS:
+            del self._warned[next(iter(self._warned))]
+        self._warn(warning)

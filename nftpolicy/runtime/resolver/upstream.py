@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The file by which a running dnsmasq knows its servers, and the change from one list to the next.
+"""Servers file of a running dnsmasq, and the change from one list of servers to the next.
 
-dnsmasq forgets the queries that it has sent to a server when that server goes from its list. So a server that leaves
-stays behind the others for a while: in strict order nothing new is asked of it as long as they answer.
+dnsmasq drops the queries that it has sent to a server when that server is removed from its list. So
+a removed server stays for a while, after all others: in strict order it gets no new queries as long
+as they answer.
 """
 
 from __future__ import annotations
@@ -15,30 +16,54 @@ from attrs import define, field
 
 from ...policy.objects import Address, Server
 
-LEAVING = 5.0  # seconds; as long as a client waits for its answer, resolv.conf(5)
+LEAVING = 5.0  # seconds that a removed server stays: the timeout of a client, resolv.conf(5)
+_FILE_NAME = "servers"
+_MODE = 0o644  # dnsmasq reads it as an unprivileged user
+
+
+def folder_of(state: Path, uplink: str) -> Path:
+    """Return the directory of an uplink's resolver.
+
+    `state`: the state directory of the network namespace.
+    """
+    return state / f"resolver-{uplink}"
+
+
+def servers_file(state: Path, uplink: str) -> Path:
+    """Return the path of the servers file of an uplink's resolver."""
+    return folder_of(state, uplink) / _FILE_NAME
+
+
+def servers_file_in(directory: Path) -> Path:
+    """Return the path of the servers file in the directory of a resolver."""
+    return directory / _FILE_NAME
 
 
 @define
 class Upstream:
-    """`file` is read by dnsmasq whenever another takes its place (inotify)."""
+    """Servers file of one dnsmasq, which reads it again when another file replaces it (inotify)."""
 
     file: Path
     servers: tuple[Server, ...] | None = None
-    _leaving: dict[Server, float] = field(factory=dict)  # and when it goes
+    # Removed server -> time when it leaves the file.
+    _leaving: dict[Server, float] = field(factory=dict)
     _written: tuple[Server, ...] | None = None
-    _stamp: int = 0
+    _mtime: int = 0
 
     def take(self, servers: tuple[Server, ...], own: Collection[Address], now: float) -> bool:
-        """Have dnsmasq ask these; whether they are others than before. `own` are addresses of this machine. OSError."""
+        """Write the file for these servers; return True if they differ from the last ones.
+
+        `own`: addresses of this host. `now`: monotonic seconds. Raises OSError.
+        """
         changed = servers != self.servers
         if changed:
-            for one in self.servers or ():
-                self._leaving[one] = now + LEAVING
+            for server in self.servers or ():
+                self._leaving[server] = now + LEAVING
         self.servers = servers
         self._leaving = {
-            one: end
-            for one, end in self._leaving.items()
-            if servers and end > now and one not in servers and one.address not in own
+            server: end
+            for server, end in self._leaving.items()
+            if servers and end > now and server not in servers and server.address not in own
         }
         listed = (*servers, *self._leaving)
         if listed != self._written:
@@ -47,15 +72,15 @@ class Upstream:
         return changed
 
     def due(self) -> float | None:
-        """When the next server goes."""
+        """Return the time when the next removed server leaves the file; None without one."""
         return min(self._leaving.values(), default=None)
 
     def _write(self, listed: tuple[Server, ...]) -> None:
         new = self.file.with_suffix(".new")
         new.write_text("".join(f"nameserver {server}\n" for server in listed))
-        new.chmod(0o644)
-        # dnsmasq reads a file again if its inode or the whole seconds of its time are others than before; a file
-        # system may use an inode again.
-        self._stamp = max(self._stamp + 1, int(new.stat().st_mtime))
-        os.utime(new, (self._stamp, self._stamp))
+        new.chmod(_MODE)
+        # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
+        # system may reuse an inode, so each file gets a later mtime.
+        self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))
+        os.utime(new, (self._mtime, self._mtime))
         new.replace(self.file)

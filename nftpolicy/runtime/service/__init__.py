@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Starting the programs of services, and knowing when they are ready."""
+"""Services: start of programs with mark, group and user; socket classification; readiness."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the head of a program says of how it is started (elf(5), System V ABI)."""
+"""ELF header of a program: loader, machine, Go runtime (elf(5), System V ABI)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from pathlib import Path
 from attrs import frozen
 
 _MAGIC = b"\x7fELF"
+_EI_CLASS, _EI_DATA, _E_MACHINE, _E_ENTRY = 4, 5, 18, 24  # offsets
 _PT_INTERP, _PT_NOTE = 3, 4
-# Class -> struct of the header from e_entry on, and of a program header: type, offset, size in the file.
+# EI_CLASS -> struct of the ELF header from e_entry on.
 _HEADER = {1: "IIIIHHH", 2: "QQQIHHH"}
-_PROGRAM = {1: ("IIIIII", (0, 1, 4)), 2: ("IIQQQQ", (0, 2, 5))}
-_ORDER = {1: "<", 2: ">"}
-_GO_NOTE = b"Go\0\0"  # the name of the note that holds the build id (cmd/link)
-_GO_INFO = b"\xff Go buildinf:"  # what debug/buildinfo looks for, also where the sections are stripped
+# EI_CLASS -> struct of a program header, and the places of p_type, p_offset and p_filesz in it.
+_PROGRAM_HEADER = {1: ("IIIIII", (0, 1, 4)), 2: ("IIQQQQ", (0, 2, 5))}
+_BYTE_ORDER = {1: "<", 2: ">"}  # by EI_DATA
+_GO_NOTE = b"Go\0\0"  # name of the note with the build ID (cmd/link)
+_GO_BUILD_INFO = b"\xff Go buildinf:"  # magic of debug/buildinfo; also in stripped programs
 
 
 @frozen
 class Elf:
-    """A program or library. `kind`: what another one must have in common to be loaded with it (class, byte
-    order, machine). `interpreter`: the loader that it asks for, None if it is linked statically. `go`: it is made by
-    the Go compiler, whose runtime makes system calls itself."""
+    """ELF facts about a program or library.
+
+    `abi`: class, byte order and machine; a library and its program have the same. `interpreter`:
+    the loader that the program requests; None if it is linked statically. `go`: compiled by the Go
+    compiler, which makes system calls without the C library.
+    """
 
     kind: tuple[int, int, int]
     interpreter: str | None
@@ -31,28 +36,30 @@ class Elf:
 
 
 def read(path: Path) -> Elf | None:
-    """The facts about a file; None if it is not ELF, or is damaged. Raises OSError."""
+    """Return the ELF facts about a file; None if it is not ELF, or is damaged. Raises OSError."""
     with path.open("rb") as file:
-        if file.read(4) != _MAGIC:
+        if file.read(len(_MAGIC)) != _MAGIC:
             return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                return _of(data)
+                return _parse(data)
             except (struct.error, KeyError, IndexError):
                 return None
 
 
-def _of(data: mmap.mmap) -> Elf:
-    size, order = data[4], data[5]
-    (machine,) = struct.unpack_from(f"{_ORDER[order]}H", data, 18)
-    _, start, _, _, _, length, count = struct.unpack_from(f"{_ORDER[order]}{_HEADER[size]}", data, 24)
-    shape, places = _PROGRAM[size]
-    interpreter, go = None, data.find(_GO_INFO) >= 0
+def _parse(data: mmap.mmap) -> Elf:
+    elf_class, data_encoding = data[_EI_CLASS], data[_EI_DATA]
+    order = _BYTE_ORDER[data_encoding]
+    (machine,) = struct.unpack_from(f"{order}H", data, _E_MACHINE)
+    header = struct.unpack_from(f"{order}{_HEADER[elf_class]}", data, _E_ENTRY)
+    _, table_offset, _, _, _, entry_size, count = header
+    layout, places = _PROGRAM_HEADER[elf_class]
+    interpreter, go = None, data.find(_GO_BUILD_INFO) >= 0
     for index in range(count):
-        fields = struct.unpack_from(f"{_ORDER[order]}{shape}", data, start + index * length)
-        kind, offset, extent = (fields[place] for place in places)
-        if kind == _PT_INTERP:
-            interpreter = data[offset : offset + extent].rstrip(b"\0").decode(errors="replace")
-        elif kind == _PT_NOTE:
-            go = go or _GO_NOTE in data[offset : offset + extent]
-    return Elf((size, order, machine), interpreter, go)
+        fields = struct.unpack_from(f"{order}{layout}", data, table_offset + index * entry_size)
+        segment_type, offset, size = (fields[place] for place in places)
+        if segment_type == _PT_INTERP:
+            interpreter = data[offset : offset + size].rstrip(b"\0").decode(errors="replace")
+        elif segment_type == _PT_NOTE:
+            go = go or _GO_NOTE in data[offset : offset + size]
+    return Elf((elf_class, data_encoding, machine), interpreter, go)

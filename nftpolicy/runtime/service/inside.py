@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What a process of a service finds when it looks around: the mark of its sockets, its way out, its names.
+"""Self-test from inside a service process: mark of its sockets, confinement, routes, and DNS.
 
-All of it runs in that process, with its ids and in its cgroup, so that what is found is what its program will find.
-Nothing leaves the machine: routes are only asked for, and the question to the resolver is one that dnsmasq
-answers by itself.
+The checks run in that process, with its user and group and in its cgroup, so that they see what its
+program will see. No packet leaves the host: routes are looked up only, and dnsmasq answers the DNS
+query itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import errno
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,129 +24,139 @@ from ...kernel.rtnetlink import Lookups, RtNetlink
 from ...kernel.tap import only_from
 from ...netstate.routing import Route
 from ...policy.objects import Service, Uplink
+from .version_query import VERSION_QUERY, is_version_reply
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
-# Documentation addresses (RFC 5737, RFC 3849): nobody's, so that only a redirect brings an answer.
+# Documentation addresses (RFC 5737, RFC 3849): no host has them, so a reply proves the redirect.
 SOMEWHERE = {4: "198.51.100.53", 6: "2001:db8:5:3::53"}
-_DNS = 53
-# version.bind, class CHAOS, type TXT: who answers it says what it is itself, and asks nobody.
-_QUESTION = struct.pack("!6H", 0x6E70, 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
-_TRIES, _PATIENCE = 3, 1.0  # questions, and seconds to wait for the answer to each
-# The family, an address, or a route of it is not there.
-_NO_WAY = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH)
+_DNS_PORT = 53
+_MAX_REPLY = 4096  # bytes
+_TRIES, _TIMEOUT = 3, 1.0  # queries, and seconds to wait for the reply to each
+# The address family, an address, or a route of it is missing.
+_CANNOT_SEND = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 @frozen
 class Finding:
-    """One thing that was looked at: `good` is None where there was nothing to look at."""
+    """Result of one check. `passed` is None if there was nothing to check."""
 
     text: str
     good: bool | None
 
 
 def marks(uplink: Uplink) -> Iterator[Finding]:
-    """For each family, whether the sockets of this process wear the uplink's mark."""
-    seen = 0
+    """Check for each family that new sockets of this process have the uplink's mark."""
+    checked = 0
     for family, domain in FAMILIES.items():
         try:
-            worn = own_sockets(domain)
+            marks_by_type = own_sockets(domain)
         except OSError as error:
             yield Finding(f"IPv{family}: no socket can be opened: {error.strerror}", False)
             continue
-        seen += len(worn)
-        if not worn:
+        checked += len(marks_by_type)
+        if not marks_by_type:
             yield Finding(f"IPv{family}: this kernel has no such sockets", None)
             continue
-        bare = [mark for mark in worn.values() if not uplink.mark.worn_by(mark)]
-        found = " and ".join(sorted({f"{mark:#x}" for mark in worn.values()}))
-        said = f"a new socket has the mark {found}" + (f", and not {uplink.mark}" if bare else "")
-        yield Finding(f"IPv{family}: {said}", not bare)
-    if not seen:
-        yield Finding("there is neither IPv4 nor IPv6 here", False)
+        passed = all(uplink.mark.worn_by(mark) for mark in marks_by_type.values())
+        shown = " and ".join(sorted({f"{mark:#x}" for mark in marks_by_type.values()}))
+        wanted = "" if passed else f", and not {uplink.mark}"
+        yield Finding(f"IPv{family}: a new socket has the mark {shown}{wanted}", passed)
+    if not checked:
+        yield Finding("this kernel supports neither IPv4 nor IPv6", False)
 
 
 def confined(uplink: Uplink) -> Iterator[Finding]:
-    """Whether the sockets of this process may name a device that is not the uplink's."""
+    """Check that sockets of this process cannot be bound to a device that is not the uplink's."""
+    devices = ", ".join(uplink.devices)
     for domain in FAMILIES.values():
-        with suppress(OSError), socket.socket(domain, socket.SOCK_DGRAM) as one:
+        with suppress(OSError), socket.socket(domain, socket.SOCK_DGRAM) as sock:
             try:
-                # Anybody may otherwise, since Linux 5.7.
-                one.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+                # Without confinement this needs no privilege since Linux 5.7.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
             except PermissionError:
-                yield Finding(f"confined to {', '.join(uplink.devices)}: another device is refused", True)
+                yield Finding(f"confined to {devices}: SO_BINDTODEVICE to another device is refused", True)
             else:
-                yield Finding(f"confined to {', '.join(uplink.devices)}: another device is taken", False)
+                yield Finding(f"confined to {devices}: SO_BINDTODEVICE to another device is possible", False)
             return
     yield Finding("confined: no socket can be opened", False)
 
 
 def routes(uplink: Uplink, service: Service, own: bool) -> Iterator[Finding]:
-    """For each family in which the uplink has an address, where the kernel sends what is marked.
+    """Check for each family of the uplink's addresses that marked packets are routed by the uplink.
 
-    With `own` the mark is that of a socket of this process (which may need none), else the policy's. If the uplink
-    has no address at all, nothing can leave, and that is a fault.
+    With `own` the mark is that of a new socket of this process (a service may need none), else the
+    policy's. An uplink without any address is a failure: no packet can leave.
     """
-    devices = [one for one in RtNetlink().devices() if one.name in uplink.devices]
-    held = {ip_address(text.partition("/")[0]) for one in devices for text in one.addresses}
-    families = {one.version for one in held if not one.is_link_local or one.version == 4}
+    names = ", ".join(uplink.devices)
+    devices = [device for device in RtNetlink().devices() if device.name in uplink.devices]
+    addresses = {ip_address(text.partition("/")[0]) for device in devices for text in device.addresses}
+    families = {address.version for address in addresses if not address.is_link_local or address.version == 4}
     if not families:
-        yield Finding(f"{', '.join(uplink.devices)}: no address, so nothing can leave", False)
+        yield Finding(f"{names}: no address, so nothing can leave", False)
     with Lookups() as lookups:
         for family in FAMILIES:
             if family not in families:
-                yield Finding(f"IPv{family}: {', '.join(uplink.devices)} has no address", None)
+                yield Finding(f"IPv{family}: {names} has no address", None)
                 continue
-            to = next((str(net.network_address) for net in service.to if net.version == family), SOMEWHERE[family])
-            if service.to and to == SOMEWHERE[family]:
-                yield Finding(f"IPv{family}: the policy lets the service send nowhere", None)
+            allowed = [str(net.network_address) for net in service.to if net.version == family]
+            if service.to and not allowed:
+                yield Finding(f"IPv{family}: the policy allows the service no destination", None)
                 continue
+            to = allowed[0] if allowed else SOMEWHERE[family]
             mark = next(iter(own_sockets(FAMILIES[family]).values())) if own else uplink.mark.value
-            yield _route(family, to, lookups.getroute(family, to, mark=mark), uplink)
+            yield _route_finding(family, to, lookups.getroute(family, to, mark=mark), uplink)
 
 
-def _route(family: int, to: str, found: Route | int, uplink: Uplink) -> Finding:
-    if isinstance(found, int):
-        return Finding(f"IPv{family}: no route to {to} with the mark: {os.strerror(found)}", False)
-    source = f", from {found.prefsrc}" if found.prefsrc else ""
-    good = found.kind == "unicast" and found.device in uplink.devices
-    return Finding(f"IPv{family}: routed by {found.device or found.kind}{source}", good)
+def _route_finding(family: int, to: str, route: Route | int, uplink: Uplink) -> Finding:
+    if isinstance(route, int):
+        return Finding(f"IPv{family}: no route to {to} with the mark: {os.strerror(route)}", False)
+    source = f", from {route.prefsrc}" if route.prefsrc else ""
+    passed = route.kind == "unicast" and route.device in uplink.devices
+    return Finding(f"IPv{family}: routed by {route.device or route.kind}{source}", passed)
 
 
 def names(name: str, uplink: Uplink) -> Iterator[Finding]:
-    """For each family in which the uplink's resolver listens, whether a question to port 53 of anybody reaches it."""
+    """Check for each address of the uplink's resolver that DNS queries reach it."""
     if uplink.resolver is None:
-        yield Finding("names: the uplink has no resolver", None)
+        yield Finding("DNS: the uplink has no resolver", None)
         return
     for listen in uplink.resolver.listen:
         family = listen.address.version
-        said, good = _asked(family)
-        where = f"the resolver of uplink {name} ({listen})"
-        words = {None: f"not tried ({said})", True: f"asked of {where}", False: f"do not reach {where}: {said}"}
-        yield Finding(f"IPv{family}: names: {words[good]}", good)
+        detail, passed = _query_resolver(family)
+        resolver = f"the resolver of uplink {name} ({listen})"
+        if passed is None:
+            text = f"not tested ({detail})"
+        elif passed:
+            text = f"queries go to {resolver}"
+        else:
+            text = f"queries do not reach {resolver}: {detail}"
+        yield Finding(f"IPv{family}: DNS: {text}", passed)
 
 
-def _asked(family: int) -> tuple[str, bool | None]:
-    """Ask a server that is nobody; what came of it, and whether somebody on this machine answered."""
+def _query_resolver(family: int) -> tuple[str, bool | None]:
+    """Query a server address that no host has.
+
+    Return the outcome, and whether this host replied.
+    """
     try:
-        with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as one:
-            only_from(one, "lo")
-            one.connect((SOMEWHERE[family], _DNS))
-            answered = any(_answer(one) for _ in range(_TRIES))
+        with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as sock:
+            only_from(sock, "lo")
+            sock.connect((SOMEWHERE[family], _DNS_PORT))
+            replied = any(_replies(sock) for _ in range(_TRIES))
     except OSError as error:
-        if error.errno in _NO_WAY:
-            return f"it can't be sent: {error.strerror}", None
+        if error.errno in _CANNOT_SEND:
+            return f"it cannot be sent: {error.strerror}", None
         if error.errno == errno.ECONNREFUSED:
             return "it does not run; start 'nftpolicy resolver'", False
         return error.strerror or str(error), False
-    return ("it answers" if answered else "no answer of this machine"), answered
+    return ("it replied" if replied else "no reply from this host"), replied
 
 
-def _answer(one: socket.socket) -> bool:
-    """Send the question once; whether an answer came."""
-    one.send(_QUESTION)
-    end = time.monotonic() + _PATIENCE
-    while select.select([one], [], [], max(0.0, end - time.monotonic()))[0]:
-        message = one.recv(4096)
-        if message[:2] == _QUESTION[:2] and len(message) >= 12 and message[2] & 0x80:
+def _replies(sock: socket.socket) -> bool:
+    """Send the query once; return True if a reply arrived in time."""
+    sock.send(VERSION_QUERY)
+    end = time.monotonic() + _TIMEOUT
+    while select.select([sock], [], [], max(0.0, end - time.monotonic()))[0]:
+        if is_version_reply(sock.recv(_MAX_REPLY)):
             return True
     return False

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Marking the sockets of a program by a library that is loaded with it (ld.so(8), LD_PRELOAD).
+"""Marking of a program's sockets by a preloaded library (ld.so(8), LD_PRELOAD).
 
-The library is nftpolicy/preload/packetmark.c. It answers for each socket that is made by socket() of the C
-library. Who does not load it, or does not call that, makes sockets without a mark, which the guard drops;
-`refusal` says so before the program starts, as far as it can be known from its file.
+The library is nftpolicy/preload/packetmark.c. It marks each socket that socket() of the C library
+creates. A program that does not load it, or does not call that function, creates sockets without
+the mark, which the guard drops; `refusal_reason` reports that before the program starts, as far as
+the program's file shows it.
 
-Not marked, whatever the program: sockets that it is given, those of io_uring, and those that the C library opens
-for itself to look up a name. Names go to the uplink's resolver by group or user, not by mark.
+Never marked: sockets that a program inherits, sockets of io_uring, and sockets that the C library
+opens for name resolution. DNS queries are redirected to the uplink's resolver by group or user, not
+by mark.
 """
 
 from __future__ import annotations
@@ -23,99 +25,107 @@ from ...policy.mark import Mark
 from . import elf
 
 LIBRARY = Path(__file__).parents[2] / "preload" / "libpacketmark.so"
-# ld.so takes both as the end of a name, and has no way to write them.
+# ld.so(8) separates the names in LD_PRELOAD by either of them, and has no escape character.
 _SEPARATORS = frozenset(" :")
-_MOST_SCRIPTS = 5  # as many interpreters in a row as execve(2) takes
-_ENV_WITH_VALUE = frozenset({"-u", "-C", "-a"})
+_MAX_INTERPRETERS = 5  # limit of execve(2) for scripts that run scripts
+_SHEBANG_SIZE = 256  # bytes of a script's first line that Linux reads (BINPRM_BUF_SIZE)
+_ENV_OPTIONS_WITH_VALUE = frozenset({"-u", "-C", "-a"})
 
 
 def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int = 0) -> dict[str, str]:
-    """What to set in the environment of a program so that its sockets wear the mark.
+    """Return the environment variables with which the sockets of a program get the mark.
 
-    `present` is the environment that this is added to, os.environ by default: libraries that it has preloaded
-    stay, behind ours. `user` is the number of the one who runs the program.
+    `present` is the environment that they are added to, os.environ by default: other preloaded
+    libraries stay, after this one. `user` is the UID of the program.
 
     Raises:
-        Unavailable: this nftpolicy has no such library, or it is where no program, or not this user, can have it.
+        Unavailable: the library was not built, or the program or its user cannot load it.
     """
-    if user and not _readable(library()):
-        raise Unavailable(_unreadable(user))
-    others = (os.environ if present is None else present).get("LD_PRELOAD", "")
+    if user and not _is_world_readable(library()):
+        raise Unavailable(_unreadable_reason(user))
+    preloaded = (os.environ if present is None else present).get("LD_PRELOAD", "")
     ours = str(library())
-    words = [ours, *(word for word in others.replace(":", " ").split() if word != ours)]
-    # An environment that asks for sockets without the mark is not believed.
-    return {"LD_PRELOAD": ":".join(words), "LIBPACKETMARK_MARK": str(mark), "LIBPACKETMARK_OPTIONAL": "0"}
+    paths = [ours, *(path for path in preloaded.replace(":", " ").split() if path != ours)]
+    # LIBPACKETMARK_OPTIONAL of the inherited environment would allow sockets without the mark.
+    return {
+        "LD_PRELOAD": ":".join(paths),
+        "LIBPACKETMARK_MARK": str(mark),
+        "LIBPACKETMARK_OPTIONAL": "0",
+    }
 
 
 def library() -> Path:
-    """Where the library is. Raises Unavailable."""
+    """Return the path of the library. Raises Unavailable."""
     if not LIBRARY.exists():
         raise Unavailable(
-            "this nftpolicy has no libpacketmark.so, since there was no C compiler when it was built: install "
-            'gcc and libc6-dev and build it again, or write marks = "cgroup"'
+            "this nftpolicy has no libpacketmark.so, since there was no C compiler when it was "
+            'built: install gcc and libc6-dev and build it again, or write marks = "cgroup"'
         )
     if _SEPARATORS & set(str(LIBRARY)):
-        raise Unavailable(f"{LIBRARY} has a space or a colon in its path, which LD_PRELOAD can't write")
+        raise Unavailable(f"{LIBRARY} has a space or a colon in its path, which LD_PRELOAD cannot contain")
     return LIBRARY
 
 
 def refusal(program: Path, user: int = 0) -> str | None:
-    """Why the sockets of this program would not be marked by a library, or None if nothing speaks against it.
+    """Return the reason why the library would not mark the sockets of a program.
 
-    `program` is a file, as it would be started by the user of that number; for a script, its interpreter is
-    looked at. Raises Unavailable as `library` does.
+    None if there is none.
+
+    `program` is the file, as the user with that UID starts it; for a script, its interpreter is
+    examined. Raises Unavailable as `library_path` does.
     """
-    if user and not _readable(library()):
-        return _unreadable(user)
-    at = program
-    for _ in range(_MOST_SCRIPTS):
+    if user and not _is_world_readable(library()):
+        return _unreadable_reason(user)
+    file = program
+    for _ in range(_MAX_INTERPRETERS):
         try:
-            head = _first_line(at)
-            if head is None:
-                return _told(program, at, _binary(at))
+            shebang = _shebang_words(file)
+            if shebang is None:
+                return _with_path(program, file, _binary_refusal(file))
         except OSError as error:
-            return _told(program, at, f"can't be looked at: {error.strerror}")
-        found = _interpreter(head)
-        if found is None:
-            return _told(program, at, "is no program that Linux starts")
-        at = found
-    return _told(program, at, "is a script of a script, too many times")
+            return _with_path(program, file, f"cannot be read: {error.strerror}")
+        interpreter = _interpreter(shebang)
+        if interpreter is None:
+            return _with_path(program, file, "is not a program that Linux can start")
+        file = interpreter
+    return _with_path(program, file, "is a script that a script runs, too many times")
 
 
-def _unreadable(user: int) -> str:
-    return f"user {user} may not read {library()}, and ld.so would leave it out"
+def _unreadable_reason(user: int) -> str:
+    return f"user {user} may not read {library()}, so ld.so would ignore it"
 
 
-def _readable(path: Path) -> bool:
-    """Whether everybody may read a file, as far as its modes and those of the folders above it say."""
-    folders = all(one.stat().st_mode & stat.S_IXOTH for one in path.resolve().parents)
-    return folders and bool(path.stat().st_mode & stat.S_IROTH)
+def _is_world_readable(path: Path) -> bool:
+    """Return True if all users may read a file, by its mode and those of its parent directories."""
+    searchable = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.resolve().parents)
+    return searchable and bool(path.stat().st_mode & stat.S_IROTH)
 
 
-def _told(program: Path, at: Path, why: str | None) -> str | None:
-    if why is None:
+def _with_path(program: Path, file: Path, reason: str | None) -> str | None:
+    if reason is None:
         return None
-    return f"{at} {why}" if at == program else f"{program} is run by {at}, which {why}"
+    return f"{file} {reason}" if file == program else f"{program} is run by {file}, which {reason}"
 
 
-def _binary(path: Path) -> str | None:
-    known = path.stat()
-    if not stat.S_ISREG(known.st_mode):
-        return "is no file"
-    if known.st_mode & stat.S_ISUID or known.st_mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID | stat.S_IXGRP:
-        return "changes its user or group when it starts (setuid, setgid), and ld.so leaves LD_PRELOAD out then"
+def _binary_refusal(path: Path) -> str | None:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    setgid = stat.S_ISGID | stat.S_IXGRP
+    if status.st_mode & stat.S_ISUID or status.st_mode & setgid == setgid:
+        return "changes its user or group when it starts (setuid, setgid), so ld.so ignores LD_PRELOAD"
     if _has_capabilities(path):
-        return "has capabilities of its own (getcap), and ld.so leaves LD_PRELOAD out then"
-    found = elf.read(path)
-    if found is None:
-        return "is no program that Linux starts"
-    if found.go:
-        return "is made by the Go compiler, which calls the kernel without the C library"
-    if found.interpreter is None:
+        return "has file capabilities (getcap), so ld.so ignores LD_PRELOAD"
+    header = elf.read(path)
+    if header is None:
+        return "is not a program that Linux can start"
+    if header.go:
+        return "is compiled by the Go compiler, and makes system calls without the C library"
+    if header.interpreter is None:
         return "is linked statically, and loads no library"
     ours = elf.read(library())
-    if ours is not None and found.kind != ours.kind:
-        return "is for another machine or word size than libpacketmark.so, and ld.so would leave it out"
+    if ours is not None and header.kind != ours.kind:
+        return "is for another machine or word size than libpacketmark.so, so ld.so would ignore it"
     return None
 
 
@@ -128,26 +138,26 @@ def _has_capabilities(path: Path) -> bool:
         raise
 
 
-def _first_line(path: Path) -> list[str] | None:
-    """The words behind "#!" of a script, or None if it is none. Raises OSError."""
+def _shebang_words(path: Path) -> list[str] | None:
+    """Return the words after "#!" of a script; None if the file is not a script. Raises OSError."""
     with path.open("rb") as file:
-        head = file.read(256)
+        head = file.read(_SHEBANG_SIZE)
     if not head.startswith(b"#!"):
         return None
     return head[2:].partition(b"\n")[0].decode(errors="replace").split()
 
 
 def _interpreter(words: list[str]) -> Path | None:
-    """The program that runs a script. Behind env(1) it is the one that env starts."""
+    """Return the program that runs a script. For env(1) it is the program that env starts."""
     if not words:
         return None
     if Path(words[0]).name != "env":
         return Path(words[0])
-    rest = iter(words[1:])
-    for word in rest:
-        if word in _ENV_WITH_VALUE:
-            next(rest, None)
+    arguments = iter(words[1:])
+    for word in arguments:
+        if word in _ENV_OPTIONS_WITH_VALUE:
+            next(arguments, None)
         elif not word.startswith("-") and "=" not in word:
-            found = shutil.which(word)
-            return Path(found) if found else None
+            program = shutil.which(word)
+            return Path(program) if program else None
     return Path(words[0])

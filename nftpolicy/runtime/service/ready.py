@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whether an uplink can be used, and whether a service uses it: what is still missing, in words.
+"""Readiness: what an uplink still lacks to be usable, and a service to have had an answer by it.
 
-What decides is pure and is told what there is; `World` asks this machine.
+The decisions are pure functions; `Readiness` reads the state of this host.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,83 +25,101 @@ from ...kernel.rtnetlink import RtNetlink
 from ...kernel.sock_diag import TCP, UDP, Listed
 from ...netstate.routing import Route
 from ...policy.objects import Account, Listen, Policy, Service, Uplink
-from ..resolver.engine import servers_file
+from ..resolver.upstream import servers_file
+from .version_query import VERSION_QUERY, is_version_reply
 
-EVERY = 0.2  # seconds between two looks, where the kernel does not tell of a change
-_SETTLE = 0.05  # seconds after a message, so that many of them are one look
-_PATIENCE = 0.5  # seconds for the resolver's answer
-# version.bind, class CHAOS, type TXT: who answers it asks nobody for that (RFC 4892).
-_QUESTION = struct.pack("!6H", 0x7761, 0x0100, 1, 0, 0, 0) + b"\7version\4bind\0" + struct.pack("!2H", 16, 3)
+EVERY = 0.2  # seconds between two checks, where the kernel sends no notification
+_SETTLE = 0.05  # seconds after a notification, so that a burst of them is one check
+_REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
+_MAX_REPLY = 512  # bytes
 
-Ids = tuple[str, Account]  # ("group" or "user", who)
+Ids = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
-def of_links(uplink: Uplink, found: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
-    """Why no packet can leave by an uplink, as far as devices, addresses and routes go; [] if one can.
+def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
+    """Return the problems of devices, addresses and routes that keep packets from the uplink.
 
-    One device with all it needs in one family is enough. `routes` are those of the uplink's table.
+    [] if there are none.
+
+    One device with everything it needs for one family is enough. `routes` are those of the uplink's
+    table.
     """
-    ways = [one for one in routes if one.destination == "default" and one.kind == "unicast"]
-    faults = []
+    default_routes = [route for route in routes if route.destination == "default" and route.kind == "unicast"]
+    problems = []
     for device in uplink.devices:
-        link = found.get(device)
+        link = links_by_name.get(device)
         if link is None:
-            faults.append(f"{device} is not there")
+            problems.append(f"{device} does not exist")
         elif not link.carrier:
-            faults.append(f"{device} has no carrier" if link.up else f"{device} is down")
+            problems.append(f"{device} has no carrier" if link.up else f"{device} is down")
         elif not link.addresses:
-            faults.append(f"{device} has no address yet")
+            problems.append(f"{device} has no address yet")
         else:
             families = {address.version for address in link.addresses}
-            if any(one.family in families and any(hop.device == device for hop in one.ways) for one in ways):
+            if any(
+                route.family in families and any(hop.device == device for hop in route.ways) for route in default_routes
+            ):
                 return []
-            named = " or ".join(f"IPv{family}" for family in sorted(families))
-            faults.append(f"table {uplink.table} has no default route of {named} by {device}")
-    return faults
+            shown = " or ".join(f"IPv{family}" for family in sorted(families))
+            problems.append(f"table {uplink.table} has no default route of {shown} by {device}")
+    return problems
 
 
 def of_service(
-    service: Service, uplink: Uplink, mine: Sequence[Listed], flows: Iterable[Flow], own: frozenset[str]
+    service: Service,
+    uplink: Uplink,
+    sockets: Sequence[Listed],
+    flows: Iterable[Flow],
+    own: frozenset[str],
 ) -> str | None:
-    """What keeps a service from being in touch by its uplink, or None if nothing does.
+    """Return the problem that keeps a service from traffic by its uplink.
 
-    `mine` are its sockets; `own` are the addresses of this machine, `flows` those that are tracked.
+    None if it has had an answer.
+
+    `sockets` are those of the service, `own` the addresses of this host, `flows` all conntrack
+    entries.
     """
-    if not mine:
+    if not sockets:
         return "it has no IP socket yet that can receive"
-    marked = list(mine)
-    if not service.kernel:  # whose sockets have none: the packets wear it
-        marked = [one for one in mine if one.mark is not None and uplink.mark.worn_by(one.mark)]
+    marked = list(sockets)
+    if not service.kernel:  # sockets of the kernel have no mark, only their packets
+        marked = [listed for listed in sockets if listed.mark is not None and uplink.mark.worn_by(listed.mark)]
     if not marked:
-        return f"none of its {len(mine)} sockets wears the mark {uplink.mark}"
-    away = [one for one in flows if one.replied and not _stays(one, own)]
-    if any(_established(one, own) or any(_carries(one, flow) for flow in away) for one in marked):
-        return None
-    return "nothing has come back to its sockets yet"
+        return f"none of its {len(sockets)} sockets has the mark {uplink.mark}"
+    remote_flows = [flow for flow in flows if flow.replied and not _is_local_flow(flow, own)]
+    for listed in marked:
+        if _is_established(listed, own) or any(_is_flow_of(listed, flow) for flow in remote_flows):
+            return None
+    return "no reply has reached its sockets yet"
 
 
-def _established(one: Listed, own: frozenset[str]) -> bool:
-    return one.protocol == TCP and one.state == "established" and one.remote is not None and not _here(one.remote, own)
+def _is_established(listed: Listed, own: frozenset[str]) -> bool:
+    if listed.protocol != TCP or listed.state != "established" or listed.remote is None:
+        return False
+    return not _is_own(listed.remote, own)
 
 
-def _carries(one: Listed, flow: Flow) -> bool:
-    """Whether a flow is that of a socket: it began it, or it answered."""
-    return (one.family, one.protocol) == (flow.family, flow.protocol) and any(
-        one.sport == ends.sport and one.local in (None, ends.source) for ends in (flow.original, flow.reply)
+def _is_flow_of(listed: Listed, flow: Flow) -> bool:
+    """Return True if a flow belongs to a socket, as its originator or as its responder."""
+    return (listed.family, listed.protocol) == (flow.family, flow.protocol) and any(
+        listed.sport == tuple_.sport and listed.local in (None, tuple_.source) for tuple_ in (flow.original, flow.reply)
     )
 
 
-def _stays(flow: Flow, own: frozenset[str]) -> bool:
-    """Whether both ends are on this machine, as those of a question to the resolver are."""
-    return all(_here(end.source, own) for end in (flow.original, flow.reply))
+def _is_local_flow(flow: Flow, own: frozenset[str]) -> bool:
+    """Return True if both ends are on this host, as for a query to the resolver."""
+    return all(_is_own(tuple_.source, own) for tuple_ in (flow.original, flow.reply))
 
 
-def _here(address: str, own: frozenset[str]) -> bool:
+def _is_own(address: str, own: frozenset[str]) -> bool:
     return address in own or ip_address(address).is_loopback
 
 
 def asker(policy: Policy, uplink: str) -> Ids | None:
-    """Who may ask the resolver of an uplink: the first service that has a group or user."""
+    """Return a group or user that may query the uplink's resolver: the first one of a service.
+
+    None without one.
+    """
     for service in policy.service.values():
         if service.uplink == uplink:
             for kind, account in (("group", service.group), ("user", service.user)):
@@ -113,94 +130,105 @@ def asker(policy: Policy, uplink: str) -> Ids | None:
 
 @frozen
 class World:
-    """What is asked of this machine. `guarded` says whether guard and ladder of the policy are in force; `folder` is
-    that of the state."""
+    """Readiness of the uplinks and services of a policy on this host.
+
+    `is_guarded` returns True if guard and ip rules of the policy are in force. `state_directory` is
+    the path of the state directory.
+    """
 
     policy: Policy
     guarded: Callable[[], bool]
     folder: Path
 
     def of_uplink(self, name: str) -> list[str]:
-        """What an uplink still lacks, each as a sentence; [] if it is ready."""
+        """Return the problems of an uplink, each as a sentence; [] if it is ready."""
         uplink = self.policy.uplink[name]
         kernel = RtNetlink()
-        routes = [one for family in (4, 6) for one in kernel.routes(family) if one.table == uplink.table]
-        faults = of_links(uplink, links(uplink.devices), routes)
+        routes = [route for family in (4, 6) for route in kernel.routes(family) if route.table == uplink.table]
+        problems = of_links(uplink, links(uplink.devices), routes)
         if not self.guarded():
-            faults.append(f"{self.policy.name} is not in force: 'nftpolicy status' says what is missing")
-        if not faults and uplink.resolver is not None:
-            faults += self._of_resolver(name, uplink)
-        return [f"uplink {name}: {fault}" for fault in faults]
+            problems.append(f"{self.policy.name} is not in force: 'nftpolicy status' shows what is missing")
+        if not problems and uplink.resolver is not None:
+            problems += self._resolver_problems(name, uplink)
+        return [f"uplink {name}: {problem}" for problem in problems]
 
-    def _of_resolver(self, name: str, uplink: Uplink) -> Iterator[str]:
+    def _resolver_problems(self, name: str, uplink: Uplink) -> Iterator[str]:
         resolver = uplink.resolver
-        who = asker(self.policy, name)
-        if resolver is None or who is None:  # nobody asks it, so nobody waits for it
+        client = asker(self.policy, name)
+        if resolver is None or client is None:  # without clients the resolver is not needed
             return
-        if not any(_answers(listen, who) for listen in resolver.listen):
-            named = " and ".join(map(str, resolver.listen))
-            yield f"its resolver does not answer on {named}: 'nftpolicy resolver' runs it"
-        elif _without_servers(servers_file(self.folder, name)):
+        if not any(_replies(listen, client) for listen in resolver.listen):
+            shown = " and ".join(map(str, resolver.listen))
+            yield f"its resolver does not answer on {shown}: run 'nftpolicy resolver'"
+        elif _has_no_servers(servers_file(self.folder, name)):
             yield "its resolver knows no server yet"
 
     def of_service(self, name: str) -> list[str]:
-        """What a service still lacks; [] if it is in touch."""
+        """Return the problem of a service; [] if it has had an answer."""
         service = self.policy.service[name]
         uplink = self.policy.uplink[service.uplink]
         with Running() as running:
-            own = frozenset(one for addresses in running.addresses().values() for one in addresses)
-            sockets = [one for one in running.sockets() if one.remote is None or not _here(one.remote, own)]
-            mine = _of(service, sockets, running.groups)
-            fault = of_service(service, uplink, mine, running.flows(0, 0), own)
-        return [] if fault is None else [f"service {name}: {fault}"]
+            own = frozenset(address for addresses in running.addresses().values() for address in addresses)
+            sockets = [
+                listed for listed in running.sockets() if listed.remote is None or not _is_own(listed.remote, own)
+            ]
+            service_sockets = _sockets_of(service, sockets, running.groups)
+            problem = of_service(service, uplink, service_sockets, running.flows(0, 0), own)
+        return [] if problem is None else [f"service {name}: {problem}"]
 
 
-def _of(
-    service: Service, sockets: Iterable[Listed], groups: Callable[[Iterable[int]], Mapping[int, int]]
+def _sockets_of(
+    service: Service,
+    sockets: Iterable[Listed],
+    groups: Callable[[Iterable[int]], Mapping[int, int]],
 ) -> list[Listed]:
-    held = [one for one in sockets if one.inode]
+    """Return the sockets of a service.
+
+    `groups` returns the GIDs of the owning processes by inode.
+    """
+    with_inode = [listed for listed in sockets if listed.inode]
     if service.kernel:
-        # The kernel's own have inodes, too, and nobody who holds them.
-        udp = [one for one in held if one.protocol == UDP and not one.uid]
-        known = groups(one.inode for one in udp)
-        return [one for one in udp if one.inode not in known]
+        # Sockets of the kernel have inodes too, but no process owns them.
+        udp = [listed for listed in with_inode if listed.protocol == UDP and not listed.uid]
+        owned = groups(listed.inode for listed in udp)
+        return [listed for listed in udp if listed.inode not in owned]
     if service.user is not None:
-        return [one for one in held if one.uid == service.user.number]
+        return [listed for listed in with_inode if listed.uid == service.user.number]
     assert service.group is not None
-    known = groups(one.inode for one in held)
-    return [one for one in held if known.get(one.inode) == service.group.number]
+    gids = groups(listed.inode for listed in with_inode)
+    return [listed for listed in with_inode if gids.get(listed.inode) == service.group.number]
 
 
-def _without_servers(file: Path) -> bool:
-    """Whether a running resolver has written down that there is none."""
+def _has_no_servers(file: Path) -> bool:
+    """Return True if a running resolver has an empty list of servers."""
     try:
         return not file.read_text().strip()
     except OSError:
-        return False  # it is not run by us, and only it knows
+        return False  # a resolver that nftpolicy does not run: its servers are unknown
 
 
-def _answers(listen: Listen, who: Ids) -> bool:
-    """Whether a resolver answers a member of a service."""
+def _replies(listen: Listen, client: Ids) -> bool:
+    """Return True if a resolver replies to a query of this group or user."""
     family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
     try:
-        with _acting_as(who), socket.socket(family, socket.SOCK_DGRAM) as one:
-            one.settimeout(_PATIENCE)
-            one.connect((str(listen.address), listen.port))
-            one.send(_QUESTION)
-            return one.recv(512)[:2] == _QUESTION[:2]
+        with _acting_as(client), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(_REPLY_TIMEOUT)
+            sock.connect((str(listen.address), listen.port))
+            sock.send(VERSION_QUERY)
+            return is_version_reply(sock.recv(_MAX_REPLY))
     except OSError:
         return False
 
 
 @contextmanager
-def _acting_as(who: Ids) -> Iterator[None]:
-    """Within this, sockets that are opened have the group or user as their owner."""
-    kind, account = who
+def _acting_as(owner: Ids) -> Iterator[None]:
+    """Within this context, new sockets are owned by the group or user."""
+    kind, account = owner
     change, before = (os.setegid, os.getegid()) if kind == "group" else (os.seteuid, os.geteuid())
     try:
         change(account.number)
     except OSError as error:
-        raise Unavailable(f"{kind} {account.name} can't be taken on ({error.strerror}): this needs root") from None
+        raise Unavailable(f"cannot switch to {kind} {account.name} ({error.strerror}): this needs root") from None
     try:
         yield
     finally:
@@ -208,21 +236,26 @@ def _acting_as(who: Ids) -> Iterator[None]:
 
 
 def wait(
-    look: Callable[[], list[str]], seconds: float, descriptors: Sequence[int] = (), read: Callable[[], object] = int
+    check: Callable[[], list[str]],
+    seconds: float,
+    descriptors: Sequence[int] = (),
+    read: Callable[[], object] = int,
 ) -> list[str]:
-    """Look until nothing is missing, or for so many seconds; what is missing then.
+    """Call `check` until there is no problem, or for so many seconds.
 
-    The next look comes when a descriptor can be read (`read` empties them), and otherwise after EVERY, or twice the
-    time that one takes.
+    Return the problems of the last call.
+
+    The next check follows when a descriptor becomes readable (`read` empties them), otherwise after
+    POLL_SECONDS, or after twice the duration of a check.
     """
     end = time.monotonic() + seconds
     while True:
         start = time.monotonic()
-        missing = look()
+        problems = check()
         now = time.monotonic()
         left = end - now
-        if not missing or left <= 0:
-            return missing
+        if not problems or left <= 0:
+            return problems
         if select.select(descriptors, [], [], min(max(EVERY, 2 * (now - start)), left))[0]:
             time.sleep(min(_SETTLE, left))
             with suppress(OSError):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Becoming a process of a service: its cgroup, its group and user, and then its program, in this very process.
+"""Start of a program as a service: cgroup, group, user and exec, all in this process.
 
-So signals, terminal, standard input and exit status need no help: there is nobody between the program and who
-started it. The cgroup stays when the program ends, as long as nobody removes it (kernel/cgroup.py).
+Signals, terminal, standard input and exit status need no forwarding, since no process stands
+between the program and its parent. The cgroup remains when the program ends, until another process
+removes it (kernel/cgroup.py).
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ from ...policy.objects import Policy, Service, Uplink, cgroup_of
 from . import inside, preload
 from .inside import Finding
 
-NOT_EXECUTABLE, NOT_FOUND = 126, 127  # what shells say of a command (POSIX, Shell Command Language 2.8.2)
-# Where programs are looked for if nobody says, execvp(3).
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_NOBODYS_GROUP = 65534
+NOT_EXECUTABLE, NOT_FOUND = (
+    126,
+    127,
+)  # exit statuses of shells (POSIX, Shell Command Language 2.8.2)
+# Search path if PATH is not set, execvp(3).
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NOGROUP = 65534  # group of a user ID without an account
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Failed(Exception):
-    """The program can't be started as the service; says why. `status` is the exit status."""
+    """Failure to start the program as the service. `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
         self.status = status
@@ -42,7 +46,7 @@ class Failed(Exception):
 
 @frozen
 class Job:
-    """Service `name` of a policy, of which a program is to be started."""
+    """Service `name` of a policy, as which a program is started."""
 
     name: str
     service: Service
@@ -50,38 +54,42 @@ class Job:
 
     @classmethod
     def of(cls, policy: Policy, name: str) -> Job:
-        """The job for a service that is in the policy."""
+        """Return the start of a service of the policy. Raises KeyError."""
         service = policy.service[name]
         return cls(name, service, policy.uplink[service.uplink])
 
     @property
     def mark(self) -> tuple[int, int]:
-        """Value and mask."""
+        """Value and mask of the mark."""
         return self.uplink.mark.value, self.uplink.mark.mask
 
     @property
     def cgroup(self) -> str:
-        """Its cgroup, below the root of cgroup v2."""
+        """Path of the service's cgroup, below the root of cgroup v2."""
         return cgroup_of(self.name, self.service)
 
     @property
     def account(self) -> str:
-        """The words of the policy for who it is."""
-        return f"group {self.service.group.name}" if self.service.group else f"user {self.service.user.name}"  # type: ignore[union-attr]
+        """Group or user of the service, as "group NAME" or "user NAME"."""
+        if self.service.group:
+            return f"group {self.service.group.name}"
+        assert self.service.user is not None
+        return f"user {self.service.user.name}"
 
 
-# --- by the word of `marks` ---------------------------------------------------------------
+# --- marking methods ----------------------------------------------------------------------
 
 
 @frozen
 class Way:
-    """How a program of a service comes to its mark.
+    """Method of marking a service's sockets, by a value of the policy key `marks`.
 
-    `enter` runs as root, before anything else of this process is changed; it raises Failed or Unavailable.
-    `environment` is what the program's environment gets. `refusal` says why a program can't be marked this way.
-    `keeps` gives the capability that a service of another user than root keeps for it.
-    `by` says who does it later than that.
-    `at_once`: from `enter` on every new socket of this process wears the mark, and it is not started if one does not.
+    `prepare` runs as root before any other change of this process; it raises ServiceStartError or
+    Unavailable. `environment` returns variables for the program's environment. `refusal_reason`
+    returns the reason why a program cannot be marked by this method, or None. `kept_capability`
+    returns the capability that a service with another user than root keeps. `marked_by` names what
+    marks the sockets later. `marks_at_once`: from `prepare` on every new socket of this process has
+    the mark; the program is not started if one lacks it.
     """
 
     enter: Callable[[Job], None] = lambda job: None
@@ -89,28 +97,28 @@ class Way:
     refusal: Callable[[Path], str | None] = lambda program: None
     at_once: bool = False
     keeps: Callable[[], int] | None = None
-    by: str = "the program puts it on by itself"
+    by: str = "set by the program itself"
 
 
-def _into_cgroup(job: Job) -> None:
+def _join_cgroup(job: Job) -> None:
     devices = job.uplink.devices if job.service.confine else None
     enter(job.cgroup, *job.mark, devices)
 
 
-def _library(job: Job) -> Mapping[str, str]:
+def _preload_variables(job: Job) -> Mapping[str, str]:
     return preload.environment(job.uplink.mark, user=job.service.user.number if job.service.user else 0)
 
 
 WAYS: dict[str, Way] = {
     "itself": Way(),
     "preload": Way(
-        environment=_library,
+        environment=_preload_variables,
         refusal=preload.refusal,
         keeps=capability.to_mark,
-        by="a library in the program puts it on",
+        by="set by the preloaded library in the program",
     ),
-    "cgroup": Way(enter=_into_cgroup, at_once=True),
-    "uid-rule": Way(by="none, an ip rule leads its user"),
+    "cgroup": Way(enter=_join_cgroup, at_once=True),
+    "uid-rule": Way(by="none, an ip rule routes the service's user"),
 }
 
 
@@ -118,96 +126,103 @@ WAYS: dict[str, Way] = {
 
 
 def program(command: str, environment: Mapping[str, str]) -> Path:
-    """The file that a command stands for. Raises Failed."""
+    """Return the file of a command. Raises ServiceStartError with the exit status of a shell."""
     if "/" in command:
-        found: str | None = command
+        file: str | None = command
     else:
-        path = environment.get("PATH", _PATH)
-        found = shutil.which(command, path=path) or shutil.which(command, os.F_OK, path)
-    if not command or found is None or not os.path.exists(found):  # noqa: PTH110
-        raise Failed(f"{command!r}: there is no such command", NOT_FOUND)
-    if not Path(found).is_file() or not os.access(found, os.X_OK):
-        raise Failed(f"{found}: is not executable", NOT_EXECUTABLE)
-    return Path(found)
+        path = environment.get("PATH", _DEFAULT_PATH)
+        file = shutil.which(command, path=path) or shutil.which(command, os.F_OK, path)
+    if not command or file is None or not os.path.exists(file):  # noqa: PTH110
+        raise Failed(f"{command!r}: no such command", NOT_FOUND)
+    if not Path(file).is_file() or not os.access(file, os.X_OK):
+        raise Failed(f"{file}: not an executable file", NOT_EXECUTABLE)
+    return Path(file)
 
 
 def become(job: Job) -> dict[str, str]:
-    """Take on the ids of the service for good; what of the environment belongs to its user.
+    """Set the group or user of the service for good; return the environment variables of the user.
 
-    A group: that group and no supplementary one; the user stays. A user: with its own groups. Raises Unavailable.
+    A group: that group, no supplementary groups, and the user as before. A user: with its own
+    groups. Raises Unavailable.
     """
     group, user = job.service.group, job.service.user
     try:
         if user is not None:
             login = accounts.login(user.number)
             os.setgroups(login.groups if login else [])
-            gid = login.group if login else _NOBODYS_GROUP
+            gid = login.group if login else _NOGROUP
             os.setresgid(gid, gid, gid)
-            keeps = WAYS[job.service.marks].keeps
-            with capability.kept(keeps()) if keeps else nullcontext():
+            kept_capability = WAYS[job.service.marks].keeps
+            with capability.kept(kept_capability()) if kept_capability else nullcontext():
                 os.setresuid(user.number, user.number, user.number)
             return {"HOME": login.home, "USER": login.name, "LOGNAME": login.name} if login else {}
         if group is not None:
             os.setgroups([])
             os.setresgid(group.number, group.number, group.number)
     except OSError as error:
-        raise Unavailable(f"{job.account} can't be taken on ({error.strerror}): this needs root") from None
+        raise Unavailable(f"cannot switch to {job.account} ({error.strerror}): this needs root") from None
     return {}
 
 
 def descriptors() -> set[int]:
-    """The descriptors that this process has now; at its start, those that it was given by who started it."""
-    listed = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    return {number for number in listed if Path(f"/proc/self/fd/{number}").is_symlink()}  # without the folder's own
+    """Return the file descriptors of this process; when it starts, those that it inherited."""
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+    # The descriptor of the directory itself is closed by now.
+    return {number for number in numbers if Path(f"/proc/self/fd/{number}").is_symlink()}
 
 
 def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str], keep: set[int]) -> None:
-    """Become the program, with the descriptors `keep`. Returns only by raising Failed."""
-    for number in _IGNORED_BY_PYTHON:  # or the program would ignore them, too
+    """Execute the program in this process, with the descriptors `keep`.
+
+    Raises:
+        ServiceStartError: the kernel refused; otherwise this does not return.
+    """
+    for number in _IGNORED_BY_PYTHON:  # the program would inherit SIG_IGN
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in descriptors() - keep:  # libraries open some that exec would not close
+    for descriptor in descriptors() - keep:  # libraries open descriptors without O_CLOEXEC
         with suppress(OSError):
             os.set_inheritable(descriptor, False)
     try:
         os.execve(file, list(arguments), dict(environment))
     except OSError as error:
         status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
-        reason = "its interpreter is not there" if error.errno == errno.ENOENT else error.strerror
-        raise Failed(f"{file}: can't be executed: {reason}", status) from None
+        reason = "its interpreter is missing" if error.errno == errno.ENOENT else error.strerror
+        raise Failed(f"{file}: cannot be executed: {reason}", status) from None
 
 
 # --- the steps ----------------------------------------------------------------------------
 
 
-def enter_service(job: Job, say: Callable[[str], None]) -> dict[str, str]:
-    """Make this process one of the service; what the environment of its program gets.
+def enter_service(job: Job, warn: Callable[[str], None]) -> dict[str, str]:
+    """Make this process one of the service; return the environment variables for its program.
 
-    `say` is told what does not stop it. After this the process has the service's ids for good.
+    Warnings go to `warn`. Afterwards the process has the service's group or user for good.
 
     Raises:
-        Failed: a new socket does not wear the mark, or is not confined.
-        Unavailable: the way of marking, or the ids of the service, can't be had here.
+        ServiceStartError: a new socket lacks the mark, or is not confined.
+        Unavailable: the marking method, or the group or user, is not available here.
     """
-    way = WAYS[job.service.marks]
-    way.enter(job)
-    if way.at_once:
-        for one in unmarked(os.getpid(), job.mark):
-            say(f"{one}, was opened before and handed on: it does not wear the mark {job.uplink.mark}")
-    added = {**way.environment(job), **become(job)}
-    for found in _socket_findings(job):
-        if found.good is False:
-            raise Failed(f"service {job.name}: {found.text}; look for programs of others: bpftool cgroup tree")
-    return added
+    method = WAYS[job.service.marks]
+    method.enter(job)
+    if method.at_once:
+        for inherited in unmarked(os.getpid(), job.mark):
+            mark = job.uplink.mark
+            warn(f"{inherited}, was opened before this process: it lacks the mark {mark}")
+    variables = {**method.environment(job), **become(job)}
+    for result in _socket_findings(job):
+        if result.good is False:
+            hint = "look for BPF programs of other software: bpftool cgroup tree"
+            raise Failed(f"service {job.name}: {result.text}; {hint}")
+    return variables
 
 
 def looked_at(job: Job) -> Iterator[Finding]:
-    """What this process finds, once it is one of the service."""
-    way = WAYS[job.service.marks]
-    at_once = way.at_once
-    if not at_once:
-        yield Finding(f"mark: {way.by}", None)
+    """Run the self-test of this process, once it belongs to the service."""
+    method = WAYS[job.service.marks]
+    if not method.at_once:
+        yield Finding(f"mark: {method.by}", None)
     yield from _socket_findings(job)
-    yield from inside.routes(job.uplink, job.service, own=at_once or job.service.unmarked)
+    yield from inside.routes(job.uplink, job.service, own=method.at_once or job.service.unmarked)
     yield from inside.names(job.service.uplink, job.uplink)
 
 
@@ -219,7 +234,7 @@ def _socket_findings(job: Job) -> Iterator[Finding]:
 
 
 def detach(job: Job) -> bool:
-    """Take the programs off the cgroup of a service that is marked by cgroup; whether any were there.
+    """Detach the BPF programs from the service's cgroup; return True if there were any.
 
     Raises Unavailable.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Whose socket is it, and does it wear what the policy says? Pure: it is told what is there.
+"""Socket classifier: owner of each socket, and its mark compared with the policy. Pure.
 
-This is for the one who runs a service whose program forgot the mark, or who wonders about a counter. The
-guard does not depend on it: it asks each packet, and drops what is not as the policy says.
+It serves administrators: to find a program that does not set its mark, or to explain a counter. The
+guard does not depend on it. The guard checks each packet, and drops those that the policy does not
+allow.
 """
 
 from __future__ import annotations
@@ -19,37 +20,41 @@ from ...policy.checks import covered
 from ...policy.objects import Policy, Service, Uplink
 from ..ownership import Addresses, answers, asks_names, at_home, lets, wearer
 
-RIGHT, UNMARKED, FORGED, ASTRAY, ELSEWHERE, OUTSIDE, BORROWED, UNANSWERED, UNKNOWN = (
-    "right", "unmarked", "forged", "astray", "elsewhere", "outside", "borrowed", "unanswered", "unknown",
-)  # fmt: skip
+RIGHT, UNMARKED, FORGED, UNKNOWN = "right", "unmarked", "forged", "unknown"
+ASTRAY = "wrong-device"
+ELSEWHERE = "wrong-destination"
+OUTSIDE = "outside-cgroup"
+BORROWED = "kernel-port"
+UNANSWERED = "unanswered-reply"
 
-# What each verdict but "right" means for what the socket sends. nftpolicy(1) prints this table.
+# Meaning of each verdict but "right" for the packets of the socket. nftpolicy(1) prints this table.
 MEANINGS = {
-    UNMARKED: "it lacks the mark {mark}, so what it sends does not go by uplink {uplink}; "
-    "what would leave by that is dropped, and counted as {counter}",
-    FORGED: "it wears the mark {mark} and is no socket of the services of uplink {uplink}; "
-    "what it sends by that is dropped, and counted as {counter}",
-    ASTRAY: "it is bound to {bound}, which is no device of uplink {uplink}; "
-    "what it sends there is dropped, and counted as {counter}",
-    ELSEWHERE: "service {who} may not send there; "
-    "what it sends by uplink {uplink} is dropped, and counted as {counter}",
-    OUTSIDE: "it wears the mark {mark} and was not opened in the cgroup of service {who}, whose group or user has it; "
+    UNMARKED: "it lacks the mark {mark}, so its packets are not routed by uplink {uplink}; "
+    "packets to that uplink are dropped and counted as {counter}",
+    FORGED: "it has the mark {mark}, but does not belong to a service of uplink {uplink}; "
+    "its packets to that uplink are dropped and counted as {counter}",
+    ASTRAY: "it is bound to {bound}, which is not a device of uplink {uplink}; "
+    "its packets to that device are dropped and counted as {counter}",
+    ELSEWHERE: "service {owner} may not send to this destination; "
+    "its packets to uplink {uplink} are dropped and counted as {counter}",
+    OUTSIDE: "it has the mark {mark} and the group or user of service {owner}, but was not "
+    "opened in the service's cgroup; the guard lets it use uplink {uplink}",
+    BORROWED: "it has the mark {mark} and a source port of the kernel service {owner}; "
     "the guard lets it use uplink {uplink}",
-    BORROWED: "it wears the mark {mark} and sends from a port of service {who}, which is the kernel's; "
-    "the guard lets it use uplink {uplink}",
-    UNANSWERED: "it came in by uplink {uplink}, and the policy does not answer there; "
-    "what it sends back is dropped, and counted as {counter}",
-    UNKNOWN: "it wears the mark {mark} of uplink {uplink}, and no process that can be seen from here holds it",
+    UNANSWERED: "its connection came in by uplink {uplink}, and the policy does not allow "
+    "replies to it; they are dropped and counted as {counter}",
+    UNKNOWN: "it has the mark {mark} of uplink {uplink}, and no visible process owns it",
 }
-_HALF_OPEN = "syn-recv"  # no program has it yet
+_HALF_OPEN = "syn-recv"  # no program owns it yet
 
 
 @frozen
 class Judged:
-    """A socket that has to do with an uplink.
+    """Verdict on a socket that concerns an uplink.
 
-    `who` is the service, "resolver" or "answer" that it is by the policy, "" if it is nobody's. `counter` counts what
-    the guard drops of it, "" if nothing is. `holder` is None where no process is known.
+    `owner`: the service, "resolver" or "answer" by the policy; "" for none of them. `counter`: the
+    counter of the packets of the socket that the guard drops; "" if it drops none. `process`: None
+    if no process is known.
     """
 
     socket: Listed
@@ -62,42 +67,50 @@ class Judged:
 
     @property
     def wrong(self) -> bool:
-        """Whether it is not as the policy says, or may not be."""
+        """True for each verdict but "right"."""
         return self.verdict != RIGHT
 
     @property
     def meaning(self) -> str:
-        """The verdict as a sentence; "" for one that is right."""
-        known = {name: getattr(self, name) for name in ("mark", "uplink", "counter", "who")}
-        return MEANINGS[self.verdict].format(bound=self.socket.bound, **known) if self.wrong else ""
+        """Verdict as a sentence; "" for "right"."""
+        if not self.wrong:
+            return ""
+        template = MEANINGS[self.verdict]
+        return template.format(
+            mark=self.mark,
+            uplink=self.uplink,
+            counter=self.counter,
+            owner=self.who,
+            bound=self.socket.bound,
+        )
 
     @property
     def program(self) -> str:
-        """The program and its process, for a person."""
+        """Name and PID of the process, as NAME/PID; "?" if it is not known."""
         return f"{self.holder.name or '?'}/{self.holder.pid}" if self.holder else "?"
 
     def as_json(self) -> dict[str, Any]:
-        """The same facts."""
-        one, holder = self.socket, self.holder
+        """Return the verdict as a JSON object."""
+        listed, process = self.socket, self.holder
         return {
             "verdict": self.verdict,
             "uplink": self.uplink,
             "who": self.who,
-            "program": holder.name if holder else None,
-            "pid": holder.pid if holder else None,
-            "protocol": PROTOCOLS[one.protocol],
-            "family": one.family,
-            "state": one.state,
-            "local": one.local,
-            "sport": one.sport,
-            "remote": one.remote,
-            "dport": one.dport,
-            "bound": one.bound,
-            "mark": one.mark,
-            "uid": one.uid,
-            "gid": holder.gid if holder else None,
+            "program": process.name if process else None,
+            "pid": process.pid if process else None,
+            "protocol": PROTOCOLS[listed.protocol],
+            "family": listed.family,
+            "state": listed.state,
+            "local": listed.local,
+            "sport": listed.sport,
+            "remote": listed.remote,
+            "dport": listed.dport,
+            "bound": listed.bound,
+            "mark": listed.mark,
+            "uid": listed.uid,
+            "gid": process.gid if process else None,
             "counter": self.counter,
-            "cookie": one.cookie,
+            "cookie": listed.cookie,
         }
 
 
@@ -105,150 +118,182 @@ def judge(
     sockets: Iterable[Listed],
     policy: Policy,
     addresses: Addresses,
-    holders: Mapping[int, Holder],
+    processes: Mapping[int, Holder],
     cgroups: Mapping[str, set[int]] | None = None,
 ) -> list[Judged]:
-    """The sockets of services, and all that wear an uplink's mark, each with a verdict; the wrong ones first.
+    """Return the verdicts on all sockets of services and all sockets with an uplink's mark.
 
-    `addresses` are those of all devices, `holders` who holds each socket, by inode, `cgroups` the
-    numbers of the services' cgroups, by service. What stays on this machine is left
-    out, and so is what no program has opened or a program has closed: the kernel ends that by itself.
+    Wrong ones first.
+
+    `addresses`: addresses of all devices. `processes`: owning process by socket inode. `cgroups`:
+    cgroup IDs of each service. Left out are local connections, sockets that no program has accepted
+    yet, and closed sockets: the kernel ends those by itself.
     """
-    found = list(sockets)
-    eyes = _Eyes(found, policy, addresses, holders, cgroups or {})
-    judged = [one for each in found if (one := eyes.see(each)) is not None]
-    return sorted(judged, key=lambda one: (not one.wrong, one.uplink, one.who, one.socket.cookie))
+    all_sockets = list(sockets)
+    classifier = _SocketClassifier(all_sockets, policy, addresses, processes, cgroups or {})
+    verdicts = [verdict for listed in all_sockets if (verdict := classifier.classify(listed)) is not None]
+    return sorted(
+        verdicts,
+        key=lambda verdict: (not verdict.wrong, verdict.uplink, verdict.who, verdict.socket.cookie),
+    )
 
 
 def needed(sockets: Iterable[Listed], policy: Policy, addresses: Addresses) -> set[int]:
-    """The inodes of the sockets whose holders decide, or are to be named."""
-    own = _own(addresses)
-    groups = any(service.group for service in policy.service.values())
-    users = {service.user.number for service in policy.service.values() if service.user}
+    """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
+    own = _own_addresses(addresses)
+    any_group = any(service.group for service in policy.service.values())
+    uids = {service.user.number for service in policy.service.values() if service.user}
     return {
-        one.inode
-        for one in sockets
-        if _speaks(one, own) and (groups or one.uid in users or wearer(policy, one.mark or 0) is not None)
+        listed.inode
+        for listed in sockets
+        if _is_relevant(listed, own)
+        and (any_group or listed.uid in uids or wearer(policy, listed.mark or 0) is not None)
     }
 
 
-def _own(addresses: Addresses) -> set[str]:
-    return {one for found in addresses.values() for one in found}
+def _own_addresses(addresses: Addresses) -> set[str]:
+    return {address for of_device in addresses.values() for address in of_device}
 
 
-def _speaks(one: Listed, own: set[str]) -> bool:
-    return bool(one.inode) and one.state != _HALF_OPEN and not at_home(one, own)
+def _is_relevant(listed: Listed, own: set[str]) -> bool:
+    """Return True if a program owns the socket, and its packets may leave this host."""
+    return bool(listed.inode) and listed.state != _HALF_OPEN and not at_home(listed, own)
 
 
-class _Eyes:
-    """Judges one socket after the other, with what is the same for all worked out once."""
+class _SocketClassifier:
+    """Classifies single sockets, with the data that all of them share."""
 
     def __init__(
         self,
         sockets: list[Listed],
         policy: Policy,
         addresses: Addresses,
-        holders: Mapping[int, Holder],
+        processes: Mapping[int, Holder],
         cgroups: Mapping[str, set[int]],
     ) -> None:
-        self._cgroups = cgroups
-        self._policy, self._holders, self._own = policy, holders, _own(addresses)
-        self._listening = {one.sport for one in sockets if one.protocol == TCP and one.state == "listen"}
+        self._policy, self._processes, self._cgroups = policy, processes, cgroups
+        self._own = _own_addresses(addresses)
+        self._listening_ports = {
+            listed.sport for listed in sockets if listed.protocol == TCP and listed.state == "listen"
+        }
 
-    def see(self, one: Listed) -> Judged | None:
-        if not _speaks(one, self._own):
+    def classify(self, listed: Listed) -> Judged | None:
+        """Return the verdict on a socket; None if it does not concern an uplink."""
+        if not _is_relevant(listed, self._own):
             return None
-        holder = self._holders.get(one.inode)
-        mine = {name: service for name, service in self._policy.service.items() if _is(service, one, holder)}
-        worn = wearer(self._policy, one.mark or 0)
-        if worn is not None:
-            return self._marked(one, *worn, mine, holder)
-        for name, service in mine.items():
-            verdict, counter = self._unmarked(one, service, holder)
+        process = self._processes.get(listed.inode)
+        services = {
+            name: service for name, service in self._policy.service.items() if _is_of_service(service, listed, process)
+        }
+        marked_for = wearer(self._policy, listed.mark or 0)
+        if marked_for is not None:
+            return self._marked(listed, *marked_for, services, process)
+        for name, service in services.items():
+            verdict, counter = self._unmarked(listed, service, process)
             mark = str(self._policy.uplink[service.uplink].mark)
-            return Judged(one, service.uplink, mark, name, verdict, counter, holder)
+            return Judged(listed, service.uplink, mark, name, verdict, counter, process)
         return None
 
     def _marked(
-        self, one: Listed, name: str, uplink: Uplink, mine: Mapping[str, Service], holder: Holder | None
+        self,
+        listed: Listed,
+        name: str,
+        uplink: Uplink,
+        services: Mapping[str, Service],
+        process: Holder | None,
     ) -> Judged | None:
-        """One that wears the mark of uplink `name`."""
-        seen = Judged(one, name, str(uplink.mark), "", holder=holder)
-        entitled = [who for who, service in mine.items() if service.uplink == name]
-        who = next((who for who in entitled if self._may(mine[who], uplink, one, holder)), None)
-        if who is None and uplink.resolver and one.uid == uplink.resolver.user.number:
-            who = "resolver" if asks_names(one) or not one.connected else None
-        if who is None and answers(uplink, one):
-            who = "answer"
-        if who is not None:
-            return self._at_its_device(evolve(seen, who=who), uplink)
-        if lender := self._kernel_port(one, name):
-            return evolve(seen, who=lender, verdict=BORROWED if holder else RIGHT)
+        """Return the verdict on a socket of these services with the mark of uplink `name`."""
+        verdict = Judged(listed, name, str(uplink.mark), "", holder=process)
+        entitled = [owner for owner, service in services.items() if service.uplink == name]
+        owner = next(
+            (owner for owner in entitled if self._may_send(services[owner], uplink, listed, process)),
+            None,
+        )
+        is_resolver_user = uplink.resolver is not None and listed.uid == uplink.resolver.user.number
+        if owner is None and is_resolver_user and (asks_names(listed) or not listed.connected):
+            owner = "resolver"
+        if owner is None and answers(uplink, listed):
+            owner = "answer"
+        if owner is not None:
+            return self._check_device(evolve(verdict, who=owner), uplink)
+        if kernel_service := self._kernel_service(listed, name):
+            return evolve(verdict, who=kernel_service, verdict=BORROWED if process else RIGHT)
         if entitled:
-            return evolve(seen, who=entitled[0], verdict=ELSEWHERE, counter=names.of(name, "unentitled"))
-        return self._nobodys(seen)
+            return evolve(verdict, who=entitled[0], verdict=ELSEWHERE, counter=names.of(name, "unentitled"))
+        return self._without_owner(verdict)
 
-    def _kernel_port(self, one: Listed, name: str) -> str | None:
-        """The service of the kernel's sockets whose port this is: nobody asks for the owner there."""
-        for who, service in self._policy.service.items():
-            if service.uplink == name and service.sport and lets(service, one, None):
-                return who
+    def _kernel_service(self, listed: Listed, name: str) -> str | None:
+        """Return the kernel service of uplink `name` with this source port: no owner check."""
+        for owner, service in self._policy.service.items():
+            if service.uplink == name and service.sport and lets(service, listed, None):
+                return owner
         return None
 
     @staticmethod
-    def _may(service: Service, uplink: Uplink, one: Listed, holder: Holder | None) -> bool:
-        """Whether a socket of the service may send to its other end; where it has none, it may send anywhere."""
-        if not one.connected or (asks_names(one) and uplink.resolver is not None):
+    def _may_send(service: Service, uplink: Uplink, listed: Listed, process: Holder | None) -> bool:
+        """Return True if a socket of the service may send to its peer.
+
+        Without a peer, to any destination.
+        """
+        if not listed.connected or (asks_names(listed) and uplink.resolver is not None):
             return True
-        return lets(service, one, holder.gid if holder else None)
+        return lets(service, listed, process.gid if process else None)
 
-    def _at_its_device(self, seen: Judged, uplink: Uplink) -> Judged:
-        bound, cgroup = seen.socket.bound, seen.socket.cgroup
+    def _check_device(self, verdict: Judged, uplink: Uplink) -> Judged:
+        """Return the verdict on a socket with an owner, by its bound device and its cgroup."""
+        bound, cgroup = verdict.socket.bound, verdict.socket.cgroup
         if bound is None or bound in uplink.devices:
-            outside = cgroup is not None and cgroup not in self._cgroups.get(seen.who, {cgroup})
-            return evolve(seen, verdict=OUTSIDE) if outside else seen
-        other = names.of(seen.uplink, "stray") if self._uplink_by(bound) else None
-        return evolve(seen, verdict=ASTRAY, counter=other or self._inside_counter(bound, seen.uplink))
+            outside = cgroup is not None and cgroup not in self._cgroups.get(verdict.who, {cgroup})
+            return evolve(verdict, verdict=OUTSIDE) if outside else verdict
+        if self._uplink_of_device(bound):
+            counter = names.of(verdict.uplink, "stray")
+        else:
+            counter = self._inside_counter(bound, verdict.uplink)
+        return evolve(verdict, verdict=ASTRAY, counter=counter)
 
-    def _nobodys(self, seen: Judged) -> Judged | None:
-        one = seen.socket
-        if seen.holder is None:
-            for who, service in self._policy.service.items():
-                if service.uplink == seen.uplink and service.kernel and one.protocol == UDP:
-                    return evolve(seen, who=who)
-            return evolve(seen, verdict=UNKNOWN)
-        if one.state == "listen":
-            return None  # it sends by what it accepts, and that wears the mark of who asks
-        if one.protocol == TCP and one.sport in self._listening:
-            return evolve(seen, verdict=UNANSWERED, counter=names.of(seen.uplink, "unanswered"))
-        return evolve(seen, verdict=FORGED, counter=names.of(seen.uplink, "unentitled"))
+    def _without_owner(self, verdict: Judged) -> Judged | None:
+        """Return the verdict on a marked socket that belongs to no service of the uplink."""
+        listed = verdict.socket
+        if verdict.holder is None:
+            for owner, service in self._policy.service.items():
+                if service.uplink == verdict.uplink and service.kernel and listed.protocol == UDP:
+                    return evolve(verdict, who=owner)
+            return evolve(verdict, verdict=UNKNOWN)
+        if listed.state == "listen":
+            return None  # it sends by accepted sockets, and these get the mark of the peer's packet
+        if listed.protocol == TCP and listed.sport in self._listening_ports:
+            return evolve(verdict, verdict=UNANSWERED, counter=names.of(verdict.uplink, "unanswered"))
+        return evolve(verdict, verdict=FORGED, counter=names.of(verdict.uplink, "unentitled"))
 
-    def _unmarked(self, one: Listed, service: Service, holder: Holder | None) -> tuple[str, str]:
-        """Verdict and counter for a service's socket without a mark."""
+    def _unmarked(self, listed: Listed, service: Service, process: Holder | None) -> tuple[str, str]:
+        """Return verdict and counter for a service's socket without a mark."""
         uplink = self._policy.uplink[service.uplink]
-        names_go_home = asks_names(one) and uplink.resolver is not None
-        came_in = one.protocol == TCP and one.sport in self._listening  # the listener itself, too
-        if names_go_home or came_in:
+        is_redirected_dns = asks_names(listed) and uplink.resolver is not None
+        # A listener counts as inbound too.
+        is_inbound = listed.protocol == TCP and listed.sport in self._listening_ports
+        if is_redirected_dns or is_inbound:
             return RIGHT, ""
         if not service.unmarked:
             return UNMARKED, names.of(service.uplink, "dropped")
-        if one.bound and one.bound not in uplink.devices:
-            other = self._uplink_by(one.bound)  # for which it lacks the mark, whosever it is
-            return ASTRAY, names.of(other, "dropped") if other else self._inside_counter(one.bound, service.uplink)
-        if not self._may(service, uplink, one, holder):
+        if listed.bound and listed.bound not in uplink.devices:
+            other = self._uplink_of_device(listed.bound)  # its guard drops packets without its mark
+            if other:
+                return ASTRAY, names.of(other, "dropped")
+            return ASTRAY, self._inside_counter(listed.bound, service.uplink)
+        if not self._may_send(service, uplink, listed, process):
             return ELSEWHERE, names.of(service.uplink, "unentitled")
         return RIGHT, ""
 
-    def _uplink_by(self, device: str) -> str | None:
+    def _uplink_of_device(self, device: str) -> str | None:
         return next((name for name, uplink in self._policy.uplink.items() if device in uplink.devices), None)
 
     def _inside_counter(self, device: str, name: str) -> str:
-        """What counts the packets of uplink `name` on their way to a device that is no uplink's."""
+        """Return the counter of packets of uplink `name` to a device that belongs to no uplink."""
         return names.of(name, "stray") if covered(device, self._policy.inside) else names.UNKNOWN_DEVICE
 
 
-def _is(service: Service, one: Listed, holder: Holder | None) -> bool:
-    """Whether it is a socket of the service, for sure."""
+def _is_of_service(service: Service, listed: Listed, process: Holder | None) -> bool:
+    """Return True if the socket certainly belongs to the service."""
     if service.user is not None:
-        return one.uid == service.user.number
-    return service.group is not None and holder is not None and holder.gid == service.group.number
+        return listed.uid == service.user.number
+    return service.group is not None and process is not None and process.gid == service.group.number

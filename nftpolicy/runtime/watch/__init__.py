@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Holding a policy: the loop that waits for the kernel, what it decides, and what it puts beside the guard.
+"""Watch daemon: event loop, repairs, full check, and the auxiliary tables beside the guard.
 
-Nothing here plans a change of policy; that is `changes`.
+It enforces the policy that was applied last. Policy changes are planned in `runtime.apply`.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The tables that the watch puts beside the guard: the block, and the second guard."""
+"""Auxiliary tables that the watch daemon loads: the block, and the shadow guard."""
 
 from __future__ import annotations
 
@@ -10,53 +10,60 @@ from ...compiler.block import block
 from ...compiler.compile import Machine
 from ...netstate.nft import Table
 from ...policy.objects import Policy
-from . import decisions as watching
+from . import decisions
 from .world import World
 
 
 class Aside:
-    """`blocked`: whether the block stands. Failures are told, and are no exceptions."""
+    """Block and shadow guard of one network namespace. Failures are logged and raise no exception.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    `blocked`: True while the block is loaded.
+    """
+
+    def __init__(self, environment: World) -> None:
+        self._environment = environment
         self.blocked = False
-        self._second: tuple[Table, ...] = ()  # the second guard, as it is loaded
+        self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
 
     def double(self, tables: tuple[Table, ...]) -> None:
-        """Put a second guard in the place of the one that is loaded. The first guard stands whatever comes of it."""
-        if (
-            self._world.owns
-            and (tables or self._second)
-            and self._load("the second guard", [*map(watching.away, self._second), *map(watching.owned, tables)])
-        ):
-            self._second = tables
+        """Replace the shadow guard by these tables; () removes it.
+
+        The guard stays in place on failure.
+        """
+        if not self._environment.owns or not (tables or self._shadow):
+            return
+        commands = [*map(decisions.away, self._shadow), *map(decisions.owned, tables)]
+        if self._load("shadow guard", commands):
+            self._shadow = tables
 
     def find(self) -> bool:
-        """Look whether a block stands; the same as `blocked` from then on."""
-        self.blocked = bool(self._block())
+        """Read from the kernel whether a block is loaded; set and return `blocked`."""
+        self.blocked = bool(self._loaded_block())
         return self.blocked
 
     def block(self, policy: Policy, machine: Machine) -> bool:
-        """Stop the uplinks of a policy; whether that was done."""
-        self.blocked = self._load("the block", list(map(watching.anew, block([policy], machine))))
+        """Block the uplinks of a policy; return True on success."""
+        self.blocked = self._load("block", list(map(decisions.anew, block([policy], machine))))
         return self.blocked
 
     def lift(self, why: str) -> bool:
-        """Take the block away, if there is one; False if that failed."""
-        there = self._block() if self.blocked else ()
-        if there and not self._load("the end of the block", list(map(watching.away, there))):
+        """Remove the block, if there is one; return False if that failed."""
+        if not self.blocked:
+            return True
+        tables = self._loaded_block()
+        if tables and not self._load("removal of the block", list(map(decisions.away, tables))):
             return False
-        if self.blocked:
-            self.blocked = False
-            self._world.say("lifted", {"why": why})
+        self.blocked = False
+        self._environment.say("unblocked", {"why": why})
         return True
 
-    def _block(self) -> tuple[Table, ...]:
-        return self._world.changer.kernel.observe(names.BLOCK_TABLE, names.FAMILIES, 0, ()).tables
+    def _loaded_block(self) -> tuple[Table, ...]:
+        kernel = self._environment.changer.kernel
+        return kernel.observe(names.BLOCK_TABLE, names.FAMILIES, 0, ()).tables
 
     def _load(self, what: str, commands: Sequence[str]) -> bool:
-        """All of it as one transaction; what is wrong with it is told."""
-        wrong = self._world.load("".join(commands), False)
-        if wrong is not None:
-            self._world.say("failed", {"what": what, "why": wrong.strip().splitlines()[0]})
-        return wrong is None
+        """Run all commands as one transaction; log an error. Returns True on success."""
+        error = self._environment.load("".join(commands), False)
+        if error is not None:
+            self._environment.say("failed", {"what": what, "why": error.strip().splitlines()[0]})
+        return error is None

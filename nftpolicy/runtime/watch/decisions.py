@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What the watch decides, apart from how it waits and acts: nothing here touches a kernel or a clock."""
+"""Pure decisions of the watch daemon: repairs, conflicts, log fields.
+
+No access to a kernel or a clock.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import Factory, define, field, frozen
@@ -21,7 +24,10 @@ Change = RuleChange | RouteChange | SysctlChange
 
 @frozen
 class Remedy:
-    """What puts back at once what was seen to go: one nft transaction as text ("" for none), and single changes."""
+    """Repair of missing objects: one nft transaction as text ("" for none), and single changes.
+
+    `repaired_objects` names the repaired objects for the log.
+    """
 
     nft: str = ""
     changes: tuple[Change, ...] = ()
@@ -33,144 +39,137 @@ class Remedy:
 
 @define
 class Held:
-    """A desired state, with the text of its tables ready to be loaded."""
+    """A desired state, with the nft text of its tables ready to be loaded."""
 
     desired: NetState
-    _tables: dict[str, str] = field(init=False)
+    _table_texts: dict[str, str] = field(init=False)
     _chains: dict[tuple[str, str], nft.Chain] = field(init=False)
-    _values: dict[str, str] = field(init=False)
+    _sysctl_values: dict[str, str] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._tables = {one.family: anew(one) for one in self.desired.tables}
-        self._chains = {(one.family, chain.name): chain for one in self.desired.tables for chain in one.chains}
-        self._values = {one.path: one.value for one in self.desired.sysctls}
+        tables = self.desired.tables
+        self._table_texts = {table.family: anew(table) for table in tables}
+        self._chains = {(table.family, chain.name): chain for table in tables for chain in table.chains}
+        self._sysctl_values = {sysctl.path: sysctl.value for sysctl in self.desired.sysctls}
 
     @property
     def sysctls(self) -> tuple[str, ...]:
-        """The paths of the sysctls that it wants."""
-        return tuple(self._values)
+        """Paths of the sysctls of the state."""
+        return tuple(self._sysctl_values)
 
     @property
     def everything(self) -> str:
         """All tables as one transaction."""
-        return "".join(self._tables.values())
+        return "".join(self._table_texts.values())
 
     def remedy(self, news: News, values: Mapping[str, str]) -> Remedy:
-        """What answers the news. `values` are the sysctls as they are now, if they may have changed."""
-        gone = [family for family in self._tables if family in news.gone]
-        chains = [one for one in sorted(news.chains) if one in self._chains and one[0] not in gone]
-        rules = set(self.desired.rules).intersection(news.rules) if news.rules else ()
-        routes = set(self.desired.routes).intersection(news.routes) if news.routes else ()
-        wrong = [one for one in self.desired.sysctls if values.get(one.path, one.value) != one.value]
-        changes: list[Change] = [SysctlChange(values[one.path], one) for one in wrong]
-        changes += [RouteChange("add", one) for one in self.desired.routes if one in routes]
-        changes += [RuleChange("add", one) for one in self.desired.rules if one in rules]
-        what = [*(f"table:{family}" for family in gone), *(f"chain:{name}" for _, name in chains)]
-        what += [f"sysctl:{one.path}" for one in wrong]
-        what += [f"{kind}:{len(found)}" for kind, found in (("routes", routes), ("rules", rules)) if found]
-        load = [self._tables[family] for family in gone] + [
-            _chain(family, self._chains[family, name]) for family, name in chains
-        ]
-        return Remedy("".join(load), tuple(changes), tuple(what))
+        """Return the repair for these events.
+
+        `values`: current values of sysctls that may have changed.
+        """
+        desired = self.desired
+        families = [family for family in self._table_texts if family in news.gone]
+        chains = [key for key in sorted(news.chains) if key in self._chains and key[0] not in families]
+        rules = {rule for rule in news.rules if rule in desired.rules}
+        routes = {route for route in news.routes if route in desired.routes}
+        sysctls = [sysctl for sysctl in desired.sysctls if values.get(sysctl.path, sysctl.value) != sysctl.value]
+
+        changes: list[Change] = [SysctlChange(values[sysctl.path], sysctl) for sysctl in sysctls]
+        changes.extend(RouteChange("add", route) for route in desired.routes if route in routes)
+        changes.extend(RuleChange("add", rule) for rule in desired.rules if rule in rules)
+
+        repaired = [f"table:{family}" for family in families]
+        repaired += [f"chain:{name}" for _, name in chains]
+        repaired += [f"sysctl:{sysctl.path}" for sysctl in sysctls]
+        repaired += [f"{kind}:{len(objects)}" for kind, objects in (("routes", routes), ("rules", rules)) if objects]
+
+        texts = [self._table_texts[family] for family in families]
+        texts += [_chain_text(family, self._chains[family, name]) for family, name in chains]
+        return Remedy("".join(texts), tuple(changes), tuple(repaired))
 
 
 def anew(table: nft.Table) -> str:
-    """The table in the place of whatever has its name, in one transaction."""
+    """Return nft text that replaces a table, or creates it, in one transaction."""
     name = f"{table.family} {table.name}"
     return f"table {name}\ndelete table {name}\n{text.table(table)}\n"
 
 
 def owned(table: nft.Table) -> str:
-    """The table as one that belongs to whoever loads it, for as long as that lives."""
-    first, rest = text.table(table).split("\n", 1)
-    return f"{first}\n\tflags owner\n{rest}\n"
+    """Return nft text that creates a table with "flags owner", deleted with its netlink socket."""
+    header, body = text.table(table).split("\n", 1)
+    return f"{header}\n\tflags owner\n{body}\n"
 
 
 def away(table: nft.Table) -> str:
-    """The end of a table."""
+    """Return nft text that deletes a table."""
     return f"delete table {table.family} {table.name}\n"
 
 
-def _chain(family: str, chain: nft.Chain) -> str:
-    """The chain with its own rules alone. Counters and sets of the table stay as they are."""
+def _chain_text(family: str, chain: nft.Chain) -> str:
+    """Return nft text that restores the rules of one chain.
 
-    def told(verb: str, item: nft.Chain | Rules) -> str:
-        return text.operation(NftOperation(verb, family, names.TABLE, item)) + "\n"
-
-    return told("add", chain) + told("flush", chain) + (told("add", Rules(chain, chain.rules)) if chain.rules else "")
-
-
-@define
-class Pace:
-    """When to look at everything: at once after a quiet time, then as seldom as what a look costs asks for.
-
-    `rest` is the least time in seconds between the end of a look and the next, `share` how much longer than the
-    last look the rest is at least.
+    Counters and sets of the table keep their contents.
     """
 
-    rest: float = 0.2
-    share: float = 4.0
-    _wanted: bool = False
-    _not_before: float = 0.0
+    def line(verb: str, item: nft.Chain | Rules) -> str:
+        return text.operation(NftOperation(verb, family, names.TABLE, item)) + "\n"
 
-    def want(self) -> None:
-        """Something has changed."""
-        self._wanted = True
-
-    def due(self) -> float | None:
-        """When the next look is to begin; None: nothing asks for one."""
-        return self._not_before if self._wanted else None
-
-    def begin(self) -> None:
-        """A look begins: whatever changes from now on asks for another one."""
-        self._wanted = False
-
-    def end(self, now: float, took: float) -> None:
-        """It has ended, `took` seconds after it began."""
-        self._not_before = now + max(self.rest, self.share * took)
+    lines = [line("add", chain), line("flush", chain)]
+    if chain.rules:
+        lines.append(line("add", Rules(chain, chain.rules)))
+    return "".join(lines)
 
 
 @define
 class Fights:
-    """Tells a fight with another program from single mishaps: more than `most` repairs in `within` seconds."""
+    """Detector of a conflict with another program: more than `most` repairs in `within` seconds.
+
+    `every`: least seconds between two reports of the same conflict.
+    """
 
     most: int = 5
     within: float = 3.0
-    every: float = 5.0  # seconds between two words about the same fight
+    every: float = 5.0
     _times: deque[float] = Factory(deque)
-    _told: float | None = None
-    _untold: int = 0
+    _last_report: float | None = None
+    _pending: int = 0
 
     def repaired(self, now: float) -> bool:
-        """Count a repair; whether it is to be told by itself."""
+        """Count a repair.
+
+        Return True if it is to be logged by itself, False if it is part of a conflict.
+        """
         self._times.append(now)
         while self._times[0] < now - self.within or len(self._times) > self.most + 1:
             self._times.popleft()
         if len(self._times) > self.most:
-            self._untold += 1
+            self._pending += 1
             return False
-        self._told = None
+        self._last_report = None
         return True
 
     def word(self, now: float) -> int:
-        """How many repairs were not told by themselves, if that is to be said now; else 0."""
-        if not self._untold or (self._told is not None and now < self._told + self.every):
+        """Return and clear the number of unlogged repairs, if a report is due now; else 0."""
+        if not self._pending:
             return 0
-        self._told, number, self._untold = now, self._untold, 0
+        if self._last_report is not None and now < self._last_report + self.every:
+            return 0
+        number, self._pending = self._pending, 0
+        self._last_report = now
         return number
 
     def due(self) -> float | None:
-        """When `word` has something to say at the latest; None: it has nothing."""
-        return None if not self._untold else (self._told or 0) + self.every
+        """Return the time of the next report; None if no conflict is pending."""
+        return None if not self._pending else (self._last_report or 0) + self.every
 
 
 @frozen
 class Exposure:
-    """How open the machine was while something was missing.
+    """Effect of a missing object.
 
-    `seconds`: from the moment this process was told until it was back. `passed`, if the guard itself was
-    missing: packets that the uplinks sent meanwhile, whosever they were. `stopped`, if the guard stood: how
-    many it stopped.
+    `seconds`: from the event until the repair. `passed_packets`: packets that the uplinks sent
+    meanwhile, counted if the guard itself was missing. `stopped_packets`: packets that the guard
+    dropped meanwhile, counted if it was in place.
     """
 
     seconds: float
@@ -178,47 +177,51 @@ class Exposure:
     stopped: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """For a line of the log."""
-        counts = {"passed": self.passed, "stopped": self.stopped}
-        known = {name: count for name, count in counts.items() if count is not None}
-        return {"ms": round(self.seconds * 1000, 1), **known}
+        """Return the fields for a log line; unknown counts are left out."""
+        fields: dict[str, Any] = {"ms": round(self.seconds * 1000, 1)}
+        if self.passed is not None:
+            fields["passed"] = self.passed
+        if self.stopped is not None:
+            fields["stopped"] = self.stopped
+        return fields
 
 
 def blocks(verdict: str, also_unknown: bool) -> bool:
-    """Whether a verdict asks for the block."""
+    """Return True if a proof verdict requires the uplinks to be blocked."""
     return verdict == REFUTED or (also_unknown and verdict not in (PROVED, ""))
 
 
 def stopped(counters: Mapping[str, int]) -> int:
-    """Packets that the guard has stopped, of all its counters that are not about what may pass."""
-    return sum(packets for name, packets in counters.items() if not _MAY_PASS.intersection(name.split(".")))
+    """Return the packets of all drop counters of the guard.
+
+    Counters of accepted packets do not count.
+    """
+    return sum(packets for name, packets in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split(".")))
 
 
-_MAY_PASS = frozenset({"exempt", "answer"})
+_ACCEPT_COUNTERS = frozenset({"exempt", "answer"})
 
 
 def by(author: Author) -> dict[str, Any]:
-    """Who did it, for a line of the log."""
-    return {"by": author.name, **({"pid": author.pid} if author.pid is not None else {})}
+    """Return the process that made a change, as fields of a log line."""
+    fields: dict[str, Any] = {"by": author.name}
+    if author.pid is not None:
+        fields["pid"] = author.pid
+    return fields
 
 
 def line(facts: Mapping[str, Any]) -> str:
-    """key=value, with quotes where a value has blanks, quotes or nothing."""
-    return " ".join(f"{key}={_value(value)}" for key, value in facts.items())
+    """Return a log line of key=value; a value that is empty or has blanks or quotes is quoted."""
+    return " ".join(f"{key}={_quoted(value)}" for key, value in facts.items())
 
 
-def _value(value: Any) -> str:
-    words = str(value)
+def _quoted(value: Any) -> str:
+    shown = str(value)
     if isinstance(value, list | tuple):
-        each = list(map(str, value))
-        words = ("; " if any(" " in one for one in each) else ",").join(each)
-    plain = words and not any(one.isspace() or one in '"=\\' or not one.isprintable() for one in words)
-    if plain:
-        return words
-    escaped = words.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(one if one.isprintable() else f"\\u{ord(one):04x}" for one in escaped) + '"'
-
-
-def earliest(times: Iterable[float | None]) -> float | None:
-    """The first of some moments; None if there is none."""
-    return min((one for one in times if one is not None), default=None)
+        items = list(map(str, value))
+        shown = ("; " if any(" " in item for item in items) else ",").join(items)
+    special = any(char.isspace() or char in '"=\\' or not char.isprintable() for char in shown)
+    if shown and not special:
+        return shown
+    escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + '"'

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Work done by a forked child, so that whoever waits for the kernel's word need not wait for it.
+"""Worker process: runs a function in a forked child, so that the event loop never blocks.
 
-What the child allocates goes with it.
+Memory that the child allocates is freed with it.
 """
 
 from __future__ import annotations
@@ -14,69 +14,77 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+_CHUNK = 1 << 16  # bytes
+_NICENESS = 5  # repairs in the parent have priority
+
 
 class Errand:
-    """One child, and the answer (anything that JSON can say) that it sends back. `descriptor` is readable at its end.
+    """Child process and its JSON result. `descriptor` is readable when the result arrives.
 
-    The child must not use what is bound to sockets that it shares with its parent.
+    The function must not use objects bound to sockets that the child shares with its parent.
     """
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.begun = time.monotonic()
         self.descriptor, sender = os.pipe()
         os.set_blocking(self.descriptor, False)
-        self._parts: list[bytes] = []
-        self._child = os.fork()
-        if not self._child:
-            os.close(self.descriptor)  # else a child whose parent is gone would wait for it to read
-            _be_child(work, sender)
+        self._chunks: list[bytes] = []
+        self._pid = os.fork()
+        if not self._pid:
+            # A child with a read end of its own would never see EPIPE after its parent's exit.
+            os.close(self.descriptor)
+            _run_child(work, sender)
         os.close(sender)
 
     def ended(self) -> bool:
-        """Take what has come so far; whether that is all. Never waits."""
+        """Read available output; return True at its end. Never waits."""
         with suppress(BlockingIOError):
-            while part := os.read(self.descriptor, 1 << 16):
-                self._parts.append(part)
+            while chunk := os.read(self.descriptor, _CHUNK):
+                self._chunks.append(chunk)
             return True
         return False
 
     def answer(self) -> Any:
-        """What the child said, once it has ended; ValueError if it ended before its time."""
+        """Return the result of the function, once the child has ended.
+
+        Raises:
+            ValueError: the function failed, or the child exited without a result.
+        """
         os.close(self.descriptor)
-        os.waitpid(self._child, 0)
+        os.waitpid(self._pid, 0)
         try:
-            found = json.loads(b"".join(self._parts))
+            message = json.loads(b"".join(self._chunks))
         except ValueError:
-            raise ValueError("the child that looked at the kernel ended before its time") from None
-        if "failed" in found:
-            raise ValueError(found["failed"])
-        return found["done"]
+            raise ValueError("the worker process exited without a result") from None
+        if "failed" in message:
+            raise ValueError(message["failed"])
+        return message["done"]
 
     def cancel(self) -> None:
-        """End it."""
+        """Kill the child."""
         os.close(self.descriptor)
         with suppress(ProcessLookupError):
-            os.kill(self._child, signal.SIGKILL)  # it is not reaped yet: the number is its own
-        os.waitpid(self._child, 0)
+            os.kill(self._pid, signal.SIGKILL)  # not reaped yet, so the PID is not reused
+        os.waitpid(self._pid, 0)
 
 
-def _done(work: Callable[[], Any]) -> dict[str, Any]:
+def _result_message(work: Callable[[], Any]) -> dict[str, Any]:
     try:
         return {"done": work()}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
 
 
-def _be_child(work: Callable[[], Any], sender: int) -> None:
-    """Never returns: the stack is the parent's."""
+def _run_child(work: Callable[[], Any], sender: int) -> None:
+    """Run the function in the child and exit. Never returns: the stack belongs to the parent."""
     status = 1
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        os.nice(5)  # who puts things back comes first
+        os.nice(_NICENESS)
         with os.fdopen(sender, "wb") as pipe:
-            pipe.write(json.dumps(_done(work)).encode())
+            pipe.write(json.dumps(_result_message(work)).encode())
         status = 0
     finally:
         os._exit(status)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The keeper: part of the watch, brings routes over an uplink into the uplink's table as soon as they come.
+"""Route keeper of the watch daemon: moves new routes over an uplink into the uplink's table.
 
-It is a matter of what works, not of what leaves: whatever a route says, the guard drops what must not leave. What
-is to be done is decided in `keeping`.
+It keeps uplinks usable and plays no part in confinement: the guard drops packets in spite of any
+route. The moves are decided in `route_placement`.
 """
 
 from __future__ import annotations
@@ -16,127 +16,149 @@ from ...kernel.moving import Held
 from ...netstate.iproute import shown
 from ...netstate.routing import Route
 from ...policy.objects import Policy
+from ..rate_limiter import RateLimiter, earliest_deadline
 from . import keeping
-from .decisions import Fights, Pace, earliest
+from .decisions import Fights
 from .keeping import Home, Stray
 from .world import Routes, World
 
-SETTLE = 3.0  # seconds for which a connected route stays in main, so that gateways can be added by it
-_REST, _REST_IN_A_FIGHT = 0.02, 1.0  # seconds between two looks at least
-_QUIET = 10.0  # without a move, until a fight is over
-_SHOWN = 6  # routes named in a line
-_AGAIN = 1.0  # until the next try, after a failure
+# Seconds for which a connected route stays in main, so that gateways can be added through it.
+SETTLE = 3.0
+_PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the routes
+_COST_FACTOR = 4.0
+_CONFLICT_END = 10.0  # seconds without a move until a conflict is over
+_MAX_NAMED = 6  # routes named in a log line
+_RETRY = 1.0  # seconds until the next try after a failure
 
 
 class Keeper:
-    """See the module. Without `routes` in the world it does nothing."""
+    """Route keeper of one watch daemon. Without `routes` in its environment it does nothing."""
 
-    def __init__(self, world: World) -> None:
-        self._access, self._say, self._now = world.routes, world.say, world.now
-        self._homes: Mapping[str, Home] = {}
-        self._pace, self._fights = Pace(_REST), Fights()
-        self._since: dict[Route, float] = {}  # connected routes in main -> when they were seen there first
-        self._later: float | None = None  # when one of them has been there for long enough, or a failure is past
-        self._failed: set[tuple[str, str]] = set()  # what was told already
-        self._slow_until = 0.0
-        self._moved = 0  # routes moved without a word, in a fight
+    def __init__(self, environment: World) -> None:
+        self._access, self._log, self._now = environment.routes, environment.say, environment.now
+        self._targets: Mapping[str, Home] = {}
+        self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
+        self._conflicts = Fights()
+        self._first_seen: dict[Route, float] = {}  # connected routes in main
+        self._later: float | None = None  # when a connected route has settled, or a retry is due
+        self._logged_failures: set[tuple[str, str]] = set()
+        self._conflict_until = 0.0
+        self._unlogged_moves = 0
 
     def hold(self, policy: Policy | None) -> None:
-        """Keep the routes of this policy's uplinks from now on, or none."""
-        found = {} if policy is None else keeping.homes(policy)
-        if found != self._homes:
-            self._homes = found
-            self._since.clear(), self._failed.clear()
+        """Keep the routes of the uplinks of this policy from now on; None: no routes."""
+        targets = {} if policy is None else keeping.homes(policy)
+        if targets != self._targets:
+            self._targets = targets
+            self._first_seen.clear()
+            self._logged_failures.clear()
             self._later = None
-        self._pace.want()
+        self._limiter.request()
 
     def due(self) -> float | None:
-        """When there is something to do; None: nothing yet."""
-        return earliest((self._pace.due(), self._later, self._fights.due())) if self._homes and self._access else None
+        """Return the time of the next action; None: none is scheduled."""
+        if self._access is None or not self._targets:
+            return None
+        return earliest_deadline((self._limiter.due(), self._later, self._conflicts.due()))
 
     def turn(self, news: News) -> None:
-        """Do what is due now, in the light of the news."""
-        if self._access is None or not self._homes:
+        """Process these events, and do all that is due."""
+        if self._access is None or not self._targets:
             return
         now = self._now()
         if news.routed or news.links or news.addresses:
-            self._pace.want()
-        due = earliest((self._pace.due(), self._later))
+            self._limiter.request()
+        due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
-            self._pace.begin()
+            self._limiter.begin()
             self._later = None
             try:
-                self._keep(self._access, now)
+                self._place_routes(self._access, now)
             except OSError as error:
-                self._fail("the routes", error.errno or errno.EIO, now)
-            self._pace.end(self._now(), self._now() - now)
-        if number := self._fights.word(now):
-            self._say("fight", {"over": "routes", "times": number, "moved": self._moved})
-            self._moved = 0
+                self._log_failure("the routes", error.errno or errno.EIO, now)
+            end = self._now()
+            self._limiter.end(end, end - now)
+        if number := self._conflicts.word(now):
+            self._log("conflict", {"over": "routes", "times": number, "moved": self._unlogged_moves})
+            self._unlogged_moves = 0
 
-    def _keep(self, access: Routes, now: float) -> None:
-        held = {one.route: one for one in access.by(self._homes)}
-        todo = keeping.order(self._homes, held, access.addresses(self._homes))
-        self._since = {one.route: self._since.get(one.route, now) for one in todo.strays if one.connected}
-        moved = [one for one in todo.strays if self._move(access, held[one.route], one, now)]
-        gone = [one for one in todo.stale if not self._checked(access.take(held[one]), one, now)]
-        for one in todo.mixed:
-            self._fail(shown(one), errno.EXDEV, now, "it leads over other devices too: 'ip route del' it", again=False)
-        waiting = [since + SETTLE for route, since in self._since.items()]
-        self._later = earliest((self._later, *waiting))
-        self._tell(moved, gone, now)
+    def _place_routes(self, access: Routes, now: float) -> None:
+        kernel_routes = {kernel_route.route: kernel_route for kernel_route in access.by(self._targets)}
+        moves = keeping.order(self._targets, kernel_routes, access.addresses(self._targets))
+        self._first_seen = {
+            stray.route: self._first_seen.get(stray.route, now) for stray in moves.strays if stray.connected
+        }
+        moved = [stray for stray in moves.strays if self._move(access, kernel_routes[stray.route], stray, now)]
+        withdrawn = [
+            route for route in moves.stale if not self._check_errno(access.take(kernel_routes[route]), route, now)
+        ]
+        for route in moves.mixed:
+            why = "it has nexthops over other devices: delete it with 'ip route del'"
+            self._log_failure(shown(route), errno.EXDEV, now, why, retry=False)
+        settled = [first_seen + SETTLE for first_seen in self._first_seen.values()]
+        self._later = earliest_deadline((self._later, *settled))
+        self._log_moves(moved, withdrawn, now)
 
-    def _move(self, access: Routes, held: Held, stray: Stray, now: float) -> bool:
-        """Into the uplink's table first, and only then out of the other one; whether anything was done."""
-        done = not stray.there and not stray.yields
-        # What expires is written again even if it is there: that puts the end off.
-        if done or (stray.there and stray.route.expires is not None):
-            code = access.put(held, stray.home.table, stray.protocol)
-            if self._checked(code, stray.route, now):
+    def _move(self, access: Routes, kernel_route: Held, stray: Stray, now: float) -> bool:
+        """Add the route to the uplink's table, then delete it from the other one.
+
+        Return True on any change.
+        """
+        added = not stray.there and not stray.yields
+        # A route with a lifetime is written again even if the copy exists: that renews the
+        # lifetime.
+        if added or (stray.there and stray.route.expires is not None):
+            code = access.put(kernel_route, stray.home.table, stray.protocol)
+            if self._check_errno(code, stray.route, now):
                 return False
-        if stray.connected and now < self._since[stray.route] + SETTLE:
-            return done
-        self._since.pop(stray.route, None)
-        return not self._checked(access.take(held), stray.route, now)
+        if stray.connected and now < self._first_seen[stray.route] + SETTLE:
+            return added
+        self._first_seen.pop(stray.route, None)
+        return not self._check_errno(access.take(kernel_route), stray.route, now)
 
-    def _tell(self, moved: Sequence[Stray], gone: Sequence[Route], now: float) -> None:
-        if not moved and not gone:
+    def _log_moves(self, moved: Sequence[Stray], withdrawn: Sequence[Route], now: float) -> None:
+        if not moved and not withdrawn:
             return
-        fresh = [one for one in moved if not one.there]
-        alone = self._fights.repaired(now)
-        if not alone or now < self._slow_until:
-            self._slow_until = now + _QUIET
-        self._pace.rest = _REST_IN_A_FIGHT if now < self._slow_until else _REST
-        if not alone:
-            self._moved += len(moved)
+        no_conflict = self._conflicts.repaired(now)
+        if not no_conflict or now < self._conflict_until:
+            self._conflict_until = now + _CONFLICT_END
+        self._limiter.pause = _PAUSE_IN_CONFLICT if now < self._conflict_until else _PAUSE
+        if not no_conflict:
+            self._unlogged_moves += len(moved)
             return
-        for table in sorted({one.home.table for one in fresh}):
-            which = [shown(one.route) for one in fresh if one.home.table == table]
-            self._say("moved", {"routes": _some(which), "to": table})
-        if gone:
-            self._say("withdrawn", {"routes": _some(list(map(shown, gone))), "why": "their address has gone"})
+        new = [stray for stray in moved if not stray.there]
+        for table in sorted({stray.home.table for stray in new}):
+            texts = [shown(stray.route) for stray in new if stray.home.table == table]
+            self._log("route-moved", {"routes": _shortened(texts), "to": table})
+        if withdrawn:
+            texts = list(map(shown, withdrawn))
+            self._log("route-withdrawn", {"routes": _shortened(texts), "why": "its address was removed"})
 
-    def _checked(self, code: int, route: Route, now: float) -> int:
+    def _check_errno(self, code: int, route: Route, now: float) -> int:
         if code:
-            self._fail(shown(route), code, now)
+            self._log_failure(shown(route), code, now)
         return code
 
-    def _fail(self, what: str, code: int, now: float, why: str = "", again: bool = True) -> None:
-        """Tell of it once, and try again later."""
-        if again:
-            self._later = earliest((self._later, now + _AGAIN))
-        said = (what, why or os.strerror(code))
-        if said not in self._failed:
-            self._failed.add(said)
-            self._say("failed", {"what": what, "why": said[1]})
+    def _log_failure(self, what: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
+        """Log a failure once, and schedule a retry."""
+        if retry:
+            self._later = earliest_deadline((self._later, now + _RETRY))
+        failure = (what, why or os.strerror(code))
+        if failure not in self._logged_failures:
+            self._logged_failures.add(failure)
+            self._log("failed", {"what": what, "why": failure[1]})
 
 
-def _some(words: list[str]) -> list[str]:
-    return words if len(words) <= _SHOWN else [*words[:_SHOWN], f"and {len(words) - _SHOWN} more"]
+def _shortened(texts: list[str]) -> list[str]:
+    return texts if len(texts) <= _MAX_NAMED else [*texts[:_MAX_NAMED], f"and {len(texts) - _MAX_NAMED} more"]
 
 
 def strays(access: Routes, policy: Policy) -> tuple[str, ...]:
-    """The routes over uplinks that are not in their uplink's table, in the words of ip. Raises OSError."""
-    homes = keeping.homes(policy)
-    found = keeping.order(homes, [one.route for one in access.by(homes)], access.addresses(homes))
-    return tuple(shown(one) for one in (*(stray.route for stray in found.strays), *found.mixed))
+    """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them.
+
+    Raises OSError.
+    """
+    targets = keeping.homes(policy)
+    routes = [kernel_route.route for kernel_route in access.by(targets)]
+    moves = keeping.order(targets, routes, access.addresses(targets))
+    return tuple(shown(route) for route in (*(stray.route for stray in moves.strays), *moves.mixed))

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which routes over an uplink are where they should not be, and where they belong. Pure.
+"""Route placement: routes over an uplink that are in the wrong routing table. Pure.
 
-A route over an uplink's device belongs into the uplink's table, whoever learned it: a DHCP client (option 121 too,
-RFC 3442), the kernel from a router advertisement (RFC 4191), a person. In the table main it would draw the packets
-of everybody, for the guard to drop. Four kinds stay where they are: those of the kernel's table of local
-addresses; those to link-local IPv6 addresses, which the ladder looks up in main; those of ours, which the plan
-sees to; and those that are no way out (unreachable and such).
+A route over a device of an uplink belongs into the uplink's table, whether a DHCP client added it
+(option 121 too, RFC 3442), the kernel from a router advertisement (RFC 4191), or an administrator.
+In table main it would attract packets of all programs, and the guard would drop them. Four kinds of
+routes stay where they are: routes of table local; routes to link-local IPv6 addresses, which an ip
+rule looks up in main; routes of nftpolicy, which the planner manages; and routes that do not
+forward (unreachable and such).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from attrs import frozen
 
@@ -19,31 +20,34 @@ from ...netstate.routing import PROTOCOL, TABLE_LOCAL, Route
 from ...policy.objects import Policy
 
 BY_KERNEL, BY_ROUTER = 2, 9  # RTPROT_KERNEL, RTPROT_RA
-_LINK_LOCAL = ip_network("fe80::/10")
+_LINK_LOCAL = IPv6Network("fe80::/10")
 
-Addresses = Mapping[str, Collection[str]]  # device -> ADDRESS/LENGTH of its addresses and of their peers
+# Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
+Addresses = Mapping[str, Collection[str]]
 
 
 @frozen
 class Home:
-    """Where the routes over a device belong."""
+    """Routing table in which the routes over a device belong, and its uplink."""
 
     uplink: str
     table: int
 
 
 def homes(policy: Policy) -> dict[str, Home]:
-    """Device -> home, of all devices of uplinks."""
-    return {device: Home(name, one.table) for name, one in policy.uplink.items() for device in one.devices}
+    """Return the uplink table of each device of an uplink, by device."""
+    return {device: Home(name, uplink.table) for name, uplink in policy.uplink.items() for device in uplink.devices}
 
 
 @frozen
 class Stray:
-    """A route that is not in its uplink's table.
+    """Misplaced route: a route over an uplink that is not in the uplink's table.
 
-    `there`: that table has the same already. `yields`: it has a route of ours in the place, which stays. `connected`:
-    it leads to the network of an address or to one neighbour, so that whoever made it may need it for some seconds,
-    to add a gateway (fib_check_nh in net/ipv4/fib_semantics.c). `protocol` is what it is to have in its new table.
+    `already_there`: that table has the same route. `ours_wins`: that table has a route of nftpolicy
+    to the same destination, which stays. `is_connected`: the route leads to the network of an
+    address or to a single neighbour, so the program that added it may need it for some seconds to
+    add a gateway (fib_check_nh in net/ipv4/fib_semantics.c). `new_protocol`: protocol of the copy;
+    None: unchanged.
     """
 
     route: Route
@@ -56,84 +60,104 @@ class Stray:
 
 @frozen
 class Order:
-    """What is to be done: routes to be moved, copies in an uplink's table whose address has gone, and routes that
-    can't be moved since they lead over devices of different homes at once (multipath)."""
+    """Moves that put all routes in place.
+
+    `misplaced`: routes to move. `stale_copies`: routes in an uplink's table to delete, since their
+    address is gone. `mixed`: multipath routes over devices of different uplink tables, which cannot
+    be moved.
+    """
 
     strays: tuple[Stray, ...] = ()
     stale: tuple[Route, ...] = ()
     mixed: tuple[Route, ...] = ()
 
 
-def order(homes: Mapping[str, Home], routes: Iterable[Route], addresses: Addresses) -> Order:
-    """What to do about these routes. Nothing, if every one is where it belongs."""
-    held = list(routes)
-    strays, stale, mixed = [], [], []
-    for route in held:
-        found = {homes.get(str(way.device)) for way in route.ways}
-        if not _kept(route) or found == {None}:
+def order(targets: Mapping[str, Home], routes: Iterable[Route], addresses: Addresses) -> Order:
+    """Return the moves for these routes; empty if each route is where it belongs."""
+    all_routes = list(routes)
+    misplaced: list[Stray] = []
+    stale: list[Route] = []
+    mixed: list[Route] = []
+    for route in all_routes:
+        route_targets = {targets.get(str(hop.device)) for hop in route.ways}
+        if not _is_movable(route) or route_targets == {None}:
             continue
-        home = next(iter(found))
-        if len(found) > 1 or home is None:
+        target = next(iter(route_targets))
+        if len(route_targets) > 1 or target is None:
             mixed.append(route)
-        elif route.table != home.table:
-            strays.append(_stray(route, home, held, addresses))
+        elif route.table != target.table:
+            misplaced.append(_misplaced_route(route, target, all_routes, addresses))
         elif route.protocol == BY_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
-    return Order(tuple(strays), tuple(stale), tuple(mixed))
+    return Order(tuple(misplaced), tuple(stale), tuple(mixed))
 
 
-def _kept(route: Route) -> bool:
-    """Whether the route is one of those that belong into an uplink's table."""
+def _is_movable(route: Route) -> bool:
+    """Return True if the route belongs into an uplink's table, if it leads over an uplink."""
     if route.kind != "unicast" or route.table == TABLE_LOCAL or route.protocol == PROTOCOL:
         return False
-    return route.family == 4 or not network(route).subnet_of(_LINK_LOCAL)  # type: ignore[arg-type]
+    destination = network(route)
+    return not (isinstance(destination, IPv6Network) and destination.subnet_of(_LINK_LOCAL))
 
 
-def _stray(route: Route, home: Home, held: list[Route], addresses: Addresses) -> Stray:
+def _misplaced_route(route: Route, target: Home, all_routes: list[Route], addresses: Addresses) -> Stray:
     of_address = _is_on_link(route) and _is_of_address(route, addresses)
-    # A prefix that a router calls on-link, without an address of ours in it, is told from those by its protocol.
-    protocol = BY_ROUTER if route.family == 6 and route.protocol == BY_KERNEL and not of_address else None
-    beside = [one for one in held if one.table == home.table and _place(one) == _place(route)]
+    # A prefix that a router announces as on-link, without an address of this host in it, has the
+    # kernel's protocol too. Its copy gets RTPROT_RA, to distinguish it from the routes of
+    # addresses.
+    announced = route.family == 6 and route.protocol == BY_KERNEL and not of_address
+    same_key = [other for other in all_routes if other.table == target.table and _route_key(other) == _route_key(route)]
     return Stray(
         route,
-        home,
-        there=any(_leads_the_same_way(one, route) for one in beside),
-        yields=any(one.protocol == PROTOCOL for one in beside),
-        # What expires comes from a router, and needs no route to it but the link-local one.
-        connected=(of_address or _is_of_host(route)) and route.expires is None,
-        protocol=protocol,
+        target,
+        there=any(_has_same_nexthops(other, route) for other in same_key),
+        yields=any(other.protocol == PROTOCOL for other in same_key),
+        # A route that expires comes from a router, and needs no other route to it than the
+        # link-local one.
+        connected=(of_address or _is_to_neighbour(route)) and route.expires is None,
+        protocol=BY_ROUTER if announced else None,
     )
 
 
-def network(route: Route):  # type: ignore[no-untyped-def]
-    """The destination as a network of the module ipaddress."""
+def network(route: Route) -> IPv4Network | IPv6Network:
+    """Return the destination of a route as a network."""
     everything = "0.0.0.0/0" if route.family == 4 else "::/0"
     return ip_network(everything if route.destination == "default" else route.destination)
 
 
 def _is_on_link(route: Route) -> bool:
-    return not any(way.gateway for way in route.ways)
+    return not any(hop.gateway for hop in route.ways)
 
 
-def _is_of_host(route: Route) -> bool:
-    """Whether it leads to one neighbour: a gateway outside the networks of the addresses, as on links between two."""
+def _is_to_neighbour(route: Route) -> bool:
+    """Return True for a route to a single neighbour, such as the peer of a PPP link."""
     return _is_on_link(route) and network(route).num_addresses == 1
 
 
 def _is_of_address(route: Route, addresses: Addresses) -> bool:
-    """Whether an address of the route's device, or its peer, lies in just this network."""
-    there = {ip_interface(one) for way in route.ways for one in addresses.get(str(way.device), ())}
-    if route.prefsrc and not any(str(one.ip) == route.prefsrc for one in there):
+    """Return True if an address of the route's device, or its peer, has exactly this network."""
+    interfaces = {ip_interface(text) for hop in route.ways for text in addresses.get(str(hop.device), ())}
+    if route.prefsrc and not any(str(interface.ip) == route.prefsrc for interface in interfaces):
         return False
-    return network(route) in {one.network for one in there}
+    return network(route) in {interface.network for interface in interfaces}
 
 
-def _place(route: Route) -> tuple[object, ...]:
-    """What two routes of a table can't share, in IPv4; in IPv6 the way may differ."""
+def _route_key(route: Route) -> tuple[object, ...]:
+    """Return the fields that identify a route in its table.
+
+    IPv6 routes may share them with other nexthops.
+    """
     return (route.family, route.destination, route.metric, route.tos, route.source)
 
 
-def _leads_the_same_way(one: Route, other: Route) -> bool:
-    """IPv6 routes of one place are told as one route with several ways. Moved gateways are onlink."""
-    ways, wanted = ({(way.device, way.gateway) for way in each.ways} for each in (one, other))
-    return one.prefsrc == other.prefsrc and (ways == wanted if one.family == 4 else ways >= wanted)
+def _has_same_nexthops(route: Route, wanted: Route) -> bool:
+    """Return True if `route` already has the nexthops and the source address of `wanted`.
+
+    The kernel dumps IPv6 routes with the same key as one multipath route. Gateways of moved routes
+    are onlink.
+    """
+    if route.prefsrc != wanted.prefsrc:
+        return False
+    present = {(hop.device, hop.gateway) for hop in route.ways}
+    required = {(hop.device, hop.gateway) for hop in wanted.ways}
+    return present == required if route.family == 4 else present >= required

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The look at everything that the watch has done in a child: a comparison and, if it is asked for, a proof."""
+"""Full check of the kernel state: comparison with the policy and, on request, a proof."""
 
 from __future__ import annotations
 
@@ -17,29 +17,43 @@ from ...proof.verdict import PROVED
 from ..changes.apply import prospect
 from ..changes.change import Changer
 
-_SHOWN = 6  # failures that are told
+_MAX_FAILURES = 6  # reported findings
 
 
-def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known: int | None) -> dict[str, Any]:
-    """Whether the kernel differs from what the policy wants; and if not and it is asked for, the proof with the
-    tables of everybody, without what stands beside our guard. A state that is `known` is not proved again. For JSON."""
-    found = prospect(kernel, policy, changer.memory)
-    if found.plan.steps or not proves:
-        return {"differs": bool(found.plan.steps)}
+def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known_hash: int | None) -> dict[str, Any]:
+    """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
+
+    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash
+    `known_hash` is not proved again; its verdict is "". Returns a JSON object.
+    """
+    planned = prospect(kernel, policy, changer.memory)
+    if planned.plan.steps or not proves:
+        return {"differs": bool(planned.plan.steps)}
     state = kernel.everything()
-    state = evolve(state, tables=tuple(one for one in state.tables if one.name not in names.ASIDE))
-    mark = hash(_decisive(state))
-    if mark == known:
-        return {"differs": False, "state": mark, "verdict": "", "failures": []}
-    asked = evolve(claim(policy, found.ports), frames=not found.unhooked, families=kernel.ip_families())
-    proof = prove(state, asked, use=False)
-    failures = [
-        " ".join(filter(None, (one.property, one.uplink, one.verdict, one.subject, one.detail, *one.doubts[:1])))
-        for one in proof.findings
-        if one.deciding and one.verdict != PROVED
-    ]
-    return {"differs": False, "state": mark, "verdict": proof.verdict, "failures": failures[:_SHOWN]}
+    state = evolve(state, tables=tuple(table for table in state.tables if table.name not in names.ASIDE))
+    state_hash = hash(_relevant_parts(state))
+    if state_hash == known_hash:
+        return {"differs": False, "state": state_hash, "verdict": "", "failures": []}
+    spec = evolve(claim(policy, planned.ports), frames=not planned.unhooked, families=kernel.ip_families())
+    proof = prove(state, spec, use=False)
+    failures = []
+    for finding in proof.findings:
+        if finding.deciding and finding.verdict != PROVED:
+            parts = (
+                finding.property,
+                finding.uplink,
+                finding.verdict,
+                finding.subject,
+                finding.detail,
+            )
+            failures.append(" ".join(filter(None, (*parts, *finding.doubts[:1]))))
+    return {
+        "differs": False,
+        "state": state_hash,
+        "verdict": proof.verdict,
+        "failures": failures[:_MAX_FAILURES],
+    }
 
 
-def _decisive(state: NetState) -> object:
+def _relevant_parts(state: NetState) -> object:
     return state.tables, state.rules, state.routes, state.sysctls, state.devices

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The watch: waits for the kernel's word, puts back what goes missing, and proves again what others change.
+"""Event loop of the watch daemon: netlink notifications, repairs, and proofs of foreign changes.
 
-Two ways lead back. What a message names is put back from text that lies ready, within milliseconds.
-Whatever else may have happened is found by a look at everything, in a child, so that the first way never
-waits for it. Pure decisions are in `watching`.
+There are two ways to repair. An object that a notification names is restored from prepared text
+within milliseconds. Any other difference is found by a full check in a worker process, so that the
+first way never waits for it. Pure decisions are in `repair_plan`.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ...compiler import names
@@ -30,129 +29,132 @@ from ..changes.memory import Busy
 from ..changes.recover import NoWay, recover
 from ..changes.unproved import NotProved, NotSafe
 from ..changes.wording import summary
-from . import decisions as watching
+from ..rate_limiter import earliest_deadline
+from . import decisions
 from .aside import Aside
-from .decisions import Held, Pace, Remedy, earliest
-from .errand import Errand
+from .check_runner import CheckRunner
+from .decisions import Held, Remedy
 from .keeper import Keeper
-from .look import inspect
 from .repairs import Repairs
 from .sockets import SocketWatch
+from .termination import termination_signals
 from .world import World
 
-_LOCKED = 0.02  # seconds until somebody else's lock is tried again
-_FAILED = 1.0  # and after a failure
-_COMPARE = 5.0  # seconds between two comparisons of the sysctls whose changes nobody may have told
-_LONGEST = 120.0  # seconds for a look at everything
+# Seconds.
+_RETRY_LOCK = 0.02  # until the next try for a lock that another process holds
+_RETRY_FAILURE = 1.0
+_COMPARE_SYSCTLS = 5.0  # between two comparisons: some sysctl changes cause no notification
 _FAILURES = (Refused, NotHeld, StillChanged, NoWay, NotProved, NotSafe, Unavailable, OSError)
 
 
 class Watch:
-    """See the module. `run` ends on SIGTERM and SIGINT; nothing is taken back then."""
+    """Watch daemon of one network namespace. The policy stays in the kernel when it ends."""
 
-    def __init__(self, world: World) -> None:
-        self.world, self.kernel, self.memory = world, world.changer.kernel, world.changer.memory
+    def __init__(self, environment: World) -> None:
+        self.world = environment
+        self.kernel, self.memory = environment.changer.kernel, environment.changer.memory
         self.text: Text | None = None
         self.policy: Policy | None = None
         self.held: Held | None = None
-        self._aside = Aside(world)
+        self._tables = Aside(environment)
         self.verdict = ""
         self._machine = Machine()
-        self._look, self._proof, self._repairs = Pace(0.02, 1.0), Pace(), Repairs(world)
-        self._keeper = Keeper(world)
-        self._errand: Errand | None = None
-        self._errand_proves = False
-        self._repairs_then = 0
-        self._state: int | None = None  # a hash of what the verdict is about
+        self._repairs = Repairs(environment)
+        self._keeper = Keeper(environment)
+        self._repairs_at_check = 0  # number of repairs when the running check started
+        self._proved_state: int | None = None  # hash of the state that the verdict is about
         self._failures: list[str] = []
-        self._said: object = None
-        self._again: float | None = None  # when to try for the lock again
-        self._compare = self._alive = 0.0
+        self._logged_proof: object = None
+        self._reconcile_at: float | None = None
+        self._compare_at = self._watchdog_at = 0.0
         self._poll = select.poll()
-        self._sockets = SocketWatch(self.kernel, world, self._poll)
+        self._checks = CheckRunner(environment, self._poll)
+        self._sockets = SocketWatch(self.kernel, environment, self._poll)
 
     @property
     def blocked(self) -> bool:
-        """Whether the uplinks are stopped."""
-        return self._aside.blocked
+        """True while the uplinks are blocked."""
+        return self._tables.blocked
 
     # --- the loop ---
 
     def run(self) -> None:
-        """Watch until a signal comes."""
-        with _signals() as ending:
+        """Watch until SIGTERM or SIGINT."""
+        with termination_signals() as terminated:
             self.world.say("start", {"pid": os.getpid()})
-            self._poll.register(ending, select.POLLIN)
+            self._poll.register(terminated, select.POLLIN)
             self.begin()
-            for one in self.world.ears.descriptors:
-                self._poll.register(one, select.POLLIN)
+            for descriptor in self.world.ears.descriptors:
+                self._poll.register(descriptor, select.POLLIN)
             self.world.manager.tell(READY=1, STATUS=self._status())
             try:
-                while not self._wait(ending):
+                while not self._wait(terminated):
                     self.turn()
             finally:
-                if self._errand:
-                    self._errand.cancel()
+                self._checks.cancel()
                 self._sockets.cancel()
                 self.world.manager.tell(STOPPING=1)
-        facts: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
-        self.world.say("end", {**facts, **({"blocked": "stays"} if self.blocked else {})})
+        fields: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
+        if self.blocked:
+            fields["blocked"] = "block remains loaded"
+        self.world.say("end", fields)
 
     def begin(self) -> None:
-        """Look for what was applied last, and put in order what is not as it should be."""
+        """Load the policy that was applied last, and reconcile the kernel with it."""
         self.memory.folder.mkdir(parents=True, exist_ok=True)
         self.world.ears.watch_folder(self.memory.folder)
         self.world.ears.leave_out(self.world.ports())
-        self._compare = self.world.now() + _COMPARE
-        self._in_order()
-        if self.held is None and self._again is None:
+        self._compare_at = self.world.now() + _COMPARE_SYSCTLS
+        self._reconcile()
+        if self.held is None and self._reconcile_at is None:
             self.world.say("waiting", {"for": "a policy to be applied"})
 
-    def _wait(self, ending: int) -> bool:
-        """Sleep until there is something to do; whether that is to end."""
+    def _wait(self, terminated: int) -> bool:
+        """Sleep until the next event or deadline; return True if a termination signal arrived."""
         watchdog = self.world.manager.watchdog
-        looks = () if self._errand else (self._look.due(), self._proof.due())
-        times = [*looks, self._again, self._repairs.due(), self._keeper.due(), self._sockets.due(self.policy)]
-        times += [self._compare] if self.held else []
-        times += [self._alive + watchdog] if watchdog else []
-        times += [self._errand.begun + _LONGEST] if self._errand else []
-        until = earliest(times)
-        wait = None if until is None else max(0.0, until - self.world.now()) * 1000 + 0.5
-        return any(descriptor == ending for descriptor, _ in self._poll.poll(wait))
+        deadlines = [self._reconcile_at, self._checks.due(), self._repairs.due()]
+        deadlines += [self._keeper.due(), self._sockets.due(self.policy)]
+        if self.held:
+            deadlines.append(self._compare_at)
+        if watchdog:
+            deadlines.append(self._watchdog_at + watchdog)
+        until = earliest_deadline(deadlines)
+        wait_ms = None if until is None else max(0.0, until - self.world.now()) * 1000 + 0.5
+        return any(descriptor == terminated for descriptor, _ in self._poll.poll(wait_ms))
 
     def turn(self) -> None:
-        """Do all that is due now. Never waits for a message."""
+        """Process all events, and do all that is due. Never waits."""
         now = self.world.now()
-        self._react(news := self.world.ears.read(), now)
+        news = self.world.ears.read()
+        self._react(news, now)
         self._keeper.turn(news)
-        if self._errand and self._errand.ended():
-            self._answered()
-        elif self._errand and now > self._errand.begun + _LONGEST:
-            self._given_up()
-        if self._again is not None and now >= self._again:
-            self._in_order()
-        if self.held and now >= self._compare:
-            self._compare = now + _COMPARE
-            self._quick(self.held.remedy(News(), self.world.ears.sysctls()), UNKNOWN, now)
-            for facts in self.world.leaks(self.policy):
-                self.world.say("resolver-leak", facts)
-        self._look_if_due()
+        self._process_check()
+        if self._reconcile_at is not None and now >= self._reconcile_at:
+            self._reconcile()
+        if self.held and now >= self._compare_at:
+            self._compare_at = now + _COMPARE_SYSCTLS
+            self._fast_repair(self.held.remedy(News(), self.world.ears.sysctls()), UNKNOWN, now)
+            for fields in self.world.leaks(self.policy):
+                self.world.say("resolver-leak", fields)
+        self._start_check_if_due()
         self._sockets.turn(self.policy)
         self._repairs.tell()
         watchdog = self.world.manager.watchdog
-        if watchdog and now >= self._alive + watchdog:
-            self._alive = now
+        if watchdog and now >= self._watchdog_at + watchdog:
+            self._watchdog_at = now
             self.world.manager.tell(WATCHDOG=1)
 
-    # --- what a message says ---
+    # --- fast repair ---
 
     def _react(self, news: News, now: float) -> None:
+        """Repair what these events name, and schedule the checks that they require."""
         if news.files:
-            self._again = now
+            self._reconcile_at = now
         if not news or self.held is None:
             return
         if news.lost:
-            self.world.say("lost", {"why": "more changes than the kernel keeps", "then": "a look at everything"})
+            fields = {"why": "netlink receive buffer overflow (ENOBUFS)", "then": "full check"}
+            self.world.say("notifications-lost", fields)
         if news.links:
             self.world.ears.watch_sysctls(self.held.sysctls)
         values = self.world.ears.sysctls() if news.sysctls or news.links else {}
@@ -160,236 +162,202 @@ class Watch:
             self._repairs.author = news.author
         if (news.damage and not news.sysctls) or news.links:
             self._repairs.begin(bool(news.gone or news.chains))
-        self._quick(self.held.remedy(news, values), news.author, now)
-        if news.aside and self._aside.blocked:
-            self._alone(self._block)
+        self._fast_repair(self.held.remedy(news, values), news.author, now)
+        if news.aside and self._tables.blocked:
+            self._run_locked(self._block)
         if news.damage or news.links or news.addresses:
-            self._look.want()
+            self._checks.request_comparison()
         if news.damage or news.foreign or news.ladder or news.links:
-            self._proof.want()
+            self._checks.request_proof()
 
-    def _quick(self, remedy: Remedy, author: Author, now: float) -> None:
-        """Put back what was seen to go, from what lies ready."""
+    def _fast_repair(self, remedy: Remedy, author: Author, now: float) -> None:
+        """Run a repair from prepared text."""
         if not remedy:
             return
         self._repairs.begin(bool(remedy.nft))
-        if self._again is not None:
-            return  # it is not our turn, and everything is looked at when it is
-        done = False
+        if self._reconcile_at is not None:
+            return  # another process holds the lock; reconciling repairs everything
+        repaired = False
 
-        def put_back() -> None:
-            nonlocal done
+        def repair() -> None:
+            nonlocal repaired
             if self.memory.policy() != self.text or self.memory.journal.interrupted():
                 return
-            if remedy.nft and (wrong := self.world.load(remedy.nft, False)):
-                self.world.say("failed", {"what": remedy.what, "why": wrong.strip().splitlines()[0]})
+            if remedy.nft and (error := self.world.load(remedy.nft, False)):
+                self.world.say("failed", {"what": remedy.what, "why": error.strip().splitlines()[0]})
                 return
             for change in remedy.changes:
-                with suppress(Refused):  # it is back already, or its device has gone: the look finds out
+                # Refused: the object is there again, or its device is gone. The full check sees
+                # which.
+                with suppress(Refused):
                     self.kernel.carry_out(change)
-            done = True
+            repaired = True
 
-        if self._alone(put_back) and done:
+        if self._run_locked(repair) and repaired:
             self._repairs.done(remedy.what, author, bool(remedy.nft))
         else:
-            self._again = self._again or now
-        self._look.want()
-        self._proof.want()
+            self._reconcile_at = self._reconcile_at or now
+        self._checks.request_comparison()
+        self._checks.request_proof()
 
-    # --- alone, and in order ---
+    # --- under the lock: reconcile ---
 
-    def _alone(self, action: Callable[[], None]) -> bool:
-        """Do it while nobody else changes anything; False, and another try later, if somebody does."""
+    def _run_locked(self, action: Callable[[], None]) -> bool:
+        """Run an action under the lock of the state directory.
+
+        Returns False and schedules a retry if another process holds the lock, or the action fails.
+        """
         try:
             with self.memory.alone():
                 action()
             return True
         except Busy:
-            self._again = self.world.now() + _LOCKED
+            self._reconcile_at = self.world.now() + _RETRY_LOCK
         except _FAILURES as error:
-            self._again = self.world.now() + _FAILED
+            self._reconcile_at = self.world.now() + _RETRY_FAILURE
             self.world.say("failed", {"why": str(error) or type(error).__name__})
         return False
 
-    def _in_order(self) -> None:
-        """Alone: end what was interrupted, adopt what was applied last, and make the kernel hold it."""
-        self._again = None
-        self._alone(self._set_in_order)
+    def _reconcile(self) -> None:
+        """End an interrupted change, adopt the last applied policy, and enforce it, all locked."""
+        self._reconcile_at = None
+        self._run_locked(self._reconcile_locked)
 
-    def _set_in_order(self) -> None:
+    def _reconcile_locked(self) -> None:
         if self.memory.journal.interrupted() is not None:
             recover(self.world.changer, tell=lambda line: self.world.say("interrupted", {"what": line}))
         self._adopt(self.memory.policy())
         if self.policy is None:
             return
-        self._repairs.devices = self._devices()
-        found = prospect(self.kernel, self.policy, self.memory)
-        if found.plan.steps:
+        self._repairs.devices = self._uplink_devices()
+        planned = prospect(self.kernel, self.policy, self.memory)
+        if planned.plan.steps:
             self._repairs.begin(False)
-            apply(self.kernel, found, self.memory)
-            guard = any(isinstance(step, NftTransaction) for step in found.plan.steps)
-            self._repairs.done(list(summary(found.plan.steps)), self._repairs.author, guard)
+            apply(self.kernel, planned, self.memory)
+            guard = any(isinstance(step, NftTransaction) for step in planned.plan.steps)
+            self._repairs.done(list(summary(planned.plan.steps)), self._repairs.author, guard)
         self._repairs.nothing()
-        self._hold(found)
+        self._enforce(planned)
 
-    def _hold(self, found: Prospect) -> None:
-        self._machine = Machine(
-            found.ports, any(one.family == "netdev" for one in found.desired.tables), found.unhooked
-        )
-        self._repairs.devices = self._devices()
-        if self.held is None or self.held.desired != found.desired:
-            self.held = Held(found.desired)
+    def _enforce(self, planned: Prospect) -> None:
+        """Prepare repairs of this desired state, and watch it."""
+        families = {table.family for table in planned.desired.tables}
+        self._machine = Machine(planned.ports, "netdev" in families, planned.unhooked)
+        self._repairs.devices = self._uplink_devices()
+        if self.held is None or self.held.desired != planned.desired:
+            self.held = Held(planned.desired)
         self.world.ears.watch_sysctls(self.held.sysctls)
-        self._aside.double(second(self.held.desired))
+        self._tables.double(second(self.held.desired))
         self._keeper.hold(self.policy)
-        self._warm()
+        self._preload(self.held)
         self.world.ears.leave_out(self.world.ports())
-        self._proof.want()
+        self._checks.request_proof()
 
-    def _devices(self) -> frozenset[str]:
+    def _uplink_devices(self) -> frozenset[str]:
+        """Return the devices of all uplinks, and their bridge ports."""
         assert self.policy is not None
         devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
         return frozenset(devices | {port for ports in self._machine.ports.values() for port in ports})
 
-    def _warm(self) -> None:
-        """Do once what will be in a hurry: libraries are loaded at their first use, and sockets get an address."""
-        assert self.held is not None
+    def _preload(self, held: Held) -> None:
+        """Do once without effect what a repair does: loads libraries, and binds netlink sockets."""
         self._repairs.warm()
-        self.world.load(self.held.everything, True)
-        for rule in self.held.desired.rules[:1]:
+        self.world.load(held.everything, True)
+        for rule in held.desired.rules[:1]:
             with suppress(Refused):
-                self.kernel.carry_out(RuleChange("add", rule))  # it is there
+                self.kernel.carry_out(RuleChange("add", rule))  # refused with EEXIST
 
     def _adopt(self, latest: Text | None) -> None:
-        """Follow what somebody applied or released meanwhile."""
+        """Take over a policy that was applied or released meanwhile."""
         if latest == self.text and (latest is None) == (self.policy is None):
             return
-        if latest is None and self._is_there():
-            assert self.text is not None  # nobody released it: the file is gone, no more
+        if latest is None and self.text is not None and self._is_guard_loaded():
+            # `release` would have removed the guard as well: only the file is missing.
             self.memory.remember_policy(*self.text)
-            self.world.say("remembered", {"policy": self.text[0], "why": "the file was gone, the guard was not"})
+            self.world.say("policy-restored", {"policy": self.text[0], "why": "policy file missing, guard loaded"})
             return
-        self.text, self.policy, self.held, self._state, self.verdict = latest, None, None, None, ""
+        self.text, self.policy, self.held, self._proved_state, self.verdict = latest, None, None, None, ""
         self._keeper.hold(None)
         if latest is None:
-            self._aside.double(())
-            self._lift("released")
+            self._tables.double(())
+            self._unblock("policy released")
             self.world.ears.watch_sysctls(())
-            self.world.say("released", {"then": "nothing is held until a policy is applied"})
+            self.world.say("released", {"then": "no policy is enforced until one is applied"})
         else:
             try:
                 self.policy = self.world.changer.load(latest)
             except (PolicyError, ValueError) as error:
-                self.world.say("failed", {"what": latest[0], "why": str(error), "then": "nothing is held"})
-                self._status_now()
+                self.world.say("failed", {"what": latest[0], "why": str(error), "then": "no policy is enforced"})
+                self._notify_status()
                 return
-            if self._aside.find():
-                self.world.say("blocked", {"policy": self.policy.name, "why": "it was found so"})
-            self.world.say("holding", {"policy": self.policy.name, "file": latest[0]})
-        self._status_now()
+            if self._tables.find():
+                self.world.say("blocked", {"policy": self.policy.name, "why": "the block was loaded already"})
+            self.world.say("enforcing", {"policy": self.policy.name, "file": latest[0]})
+        self._notify_status()
 
-    def _is_there(self) -> bool:
-        return self.text is not None and bool(self.kernel.observe(names.TABLE, ("inet",), 0, ()).tables)
+    def _is_guard_loaded(self) -> bool:
+        return bool(self.kernel.observe(names.TABLE, ("inet",), 0, ()).tables)
 
-    # --- the look at everything ---
+    # --- full check in a worker process ---
 
-    def _look_if_due(self) -> None:
-        if self._errand or self.policy is None or self.held is None or self._again is not None:
+    def _start_check_if_due(self) -> None:
+        if self.policy is None or self.held is None or self._reconcile_at is not None:
             return
-        now = self.world.now()
-        proof, look = self._proof.due(), self._look.due()
-        self._errand_proves = proof is not None and now >= proof
-        if not self._errand_proves and not (look is not None and now >= look):
-            return
-        self._look.begin()
-        if self._errand_proves:
-            self._proof.begin()
-        self._repairs_then = self._repairs.number
-        policy, known = self.policy, self._state
-        self._errand = Errand(
-            lambda: inspect(self.world.fresh(), policy, self.world.changer, self._errand_proves, known)
-        )
-        self._poll.register(self._errand.descriptor, select.POLLIN)
+        if self._checks.start_if_due(self.policy, self._proved_state):
+            self._repairs_at_check = self._repairs.number
 
-    def _end_of_errand(self) -> Errand:
-        assert self._errand is not None
-        errand, self._errand = self._errand, None
-        self._poll.unregister(errand.descriptor)
-        now = self.world.now()
-        took = now - errand.begun
-        self._look.end(now, took)
-        if self._errand_proves:
-            self._proof.end(now, took)
-        return errand
-
-    def _given_up(self) -> None:
-        self._end_of_errand().cancel()
-        self._proof.want()
-        self.world.say("failed", {"why": f"a look at the kernel took more than {_LONGEST:.0f} s"})
-
-    def _answered(self) -> None:
+    def _process_check(self) -> None:
+        """Act on the result of a check that has ended: reconcile, or handle its proof."""
         try:
-            found = self._end_of_errand().answer()
+            result = self._checks.finished()
         except ValueError as error:
             self.world.say("failed", {"why": str(error)})
-            self._again = self.world.now() + _FAILED
+            self._reconcile_at = self.world.now() + _RETRY_FAILURE
             return
-        if found["differs"]:
-            self._in_order()
-        elif self._repairs.number == self._repairs_then:
+        if result is None:
+            return
+        if result["differs"]:
+            self._reconcile()
+        elif self._repairs.number == self._repairs_at_check:
             self._repairs.nothing()
-            if self._errand_proves:
-                self._judge(found)
+            if self._checks.proves:
+                self._handle_proof(result)
 
-    def _judge(self, found: dict[str, Any]) -> None:
-        if found["state"] != self._state:
-            self._state, self.verdict = found["state"], found["verdict"]
-            self._failures = found["failures"]
-            said = (self.verdict, self._failures)
-            if said != self._said:
-                self._said = said
+    def _handle_proof(self, result: dict[str, Any]) -> None:
+        """Log a new verdict; block or unblock the uplinks."""
+        if result["state"] != self._proved_state:
+            self._proved_state, self.verdict = result["state"], result["verdict"]
+            self._failures = result["failures"]
+            proof = (self.verdict, self._failures)
+            if proof != self._logged_proof:
+                self._logged_proof = proof
                 why = {"why": self._failures} if self._failures else {}
                 self.world.say("proof", {"verdict": self.verdict, **why})
-        stops = watching.blocks(self.verdict, self.world.block_unknown)
-        if stops and not self.blocked and self._alone(self._block) and self.blocked:
+        must_block = decisions.blocks(self.verdict, self.world.block_unknown)
+        if must_block and not self.blocked and self._run_locked(self._block) and self._tables.blocked:
             self.world.say("blocked", {"policy": self.policy.name if self.policy else "", "why": self._failures})
         if self.verdict == PROVED and self.blocked:
-            self._alone(lambda: self._lift("the proof holds again"))
-        self._status_now()
+            self._run_locked(lambda: self._unblock("the proof succeeds again"))
+        self._notify_status()
 
     def _block(self) -> None:
-        ours = self.policy is not None and self.memory.policy() == self.text
-        if ours and not self._aside.block(self.policy, self._machine):
-            self._state = None
+        if self.policy is None or self.memory.policy() != self.text:
+            return
+        if not self._tables.block(self.policy, self._machine):
+            self._proved_state = None
 
-    def _lift(self, why: str) -> None:
-        if not self._aside.lift(why):
-            self._proof.want()
-            self._state = None
+    def _unblock(self, why: str) -> None:
+        if not self._tables.lift(why):
+            self._checks.request_proof()
+            self._proved_state = None
 
     # --- the service manager ---
 
     def _status(self) -> str:
         if self.policy is None:
             return "no policy is in force"
-        return f"{'BLOCKED, ' if self.blocked else ''}{self.policy.name}: {self.verdict or 'held'}"
+        blocked = "BLOCKED, " if self.blocked else ""
+        return f"{blocked}{self.policy.name}: {self.verdict or 'enforced'}"
 
-    def _status_now(self) -> None:
+    def _notify_status(self) -> None:
         self.world.manager.tell(STATUS=self._status())
-
-
-@contextmanager
-def _signals() -> Iterator[int]:
-    """A descriptor that becomes readable when this process is asked to end, which it does between two actions."""
-    ended, end = os.pipe()
-    os.set_blocking(end, False)
-    kept = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
-    before = signal.set_wakeup_fd(end)
-    try:
-        yield ended
-    finally:
-        signal.set_wakeup_fd(before)
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-        os.close(ended)
-        os.close(end)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The account of what went missing and was put back: how long it was, how wide, and by whom."""
+"""Log of repairs: duration, packets that passed meanwhile, and the process behind the change."""
 
 from __future__ import annotations
 
@@ -10,78 +10,86 @@ from attrs import frozen
 
 from ...compiler import names
 from ...kernel.monitor import UNKNOWN, Author
-from . import decisions as watching
-from .decisions import Exposure, Fights, by
+from .decisions import Exposure, Fights, by, stopped
 from .world import World
 
 
 @frozen
-class _Since:
-    """When something went missing, and by then: packets that the uplinks had sent and that the guard had stopped."""
+class _Outage:
+    """Start of an outage, with the packets sent by uplinks and dropped by the guard so far."""
 
     at: float
     sent: int
-    stopped: int | None  # None: there was no time to ask, or nobody left to
+    stopped: int | None  # None: not read, the guard's counters may be missing
 
 
 class Repairs:
-    """`devices` are those of the uplinks, `author` who changed something last, `number` how often it was put back."""
+    """Repairs of one watch daemon.
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    `devices` are the devices of the uplinks, `author` is the last process that changed something,
+    `number` counts the repairs.
+    """
+
+    def __init__(self, environment: World) -> None:
+        self._environment = environment
         self.devices: frozenset[str] = frozenset()
         self.author = UNKNOWN
         self.number = 0
-        self._since: _Since | None = None
-        self._fights = Fights()
+        self._outage: _Outage | None = None
+        self._conflicts = Fights()
         self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
 
     def begin(self, guard: bool) -> None:
-        """Something is missing, since now if nothing was; `guard`: of the guard itself, whose counters may be gone."""
-        if self._since is None:
-            self._since = _Since(self._world.now(), self._sent(), None if guard else self._stopped())
+        """Start an outage, unless one is running.
+
+        `guard`: the guard is affected, its counters may be missing.
+        """
+        if self._outage is None:
+            now, sent = self._environment.now(), self._sent_packets()
+            self._outage = _Outage(now, sent, None if guard else self._dropped_packets())
 
     def nothing(self) -> None:
-        """Nothing is missing."""
-        self._since = None
+        """End an outage without a repair: nothing is missing."""
+        self._outage = None
 
     def done(self, what: Sequence[str], author: Author, guard: bool) -> None:
-        """It is back, and told."""
+        """End the outage, count the repair and log it, or leave it to the report of a conflict."""
         self.begin(guard)
-        assert self._since is not None
-        now, since = self._world.now(), self._since
-        exposure = Exposure(
-            now - since.at,
-            max(0, self._sent() - since.sent) if guard else None,
-            None if guard or since.stopped is None else max(0, self._stopped() - since.stopped),
-        )
-        self._since, self.author = None, author
+        assert self._outage is not None
+        now, outage = self._environment.now(), self._outage
+        passed = dropped = None
+        if guard:
+            passed = max(0, self._sent_packets() - outage.sent)
+        elif outage.stopped is not None:
+            dropped = max(0, self._dropped_packets() - outage.stopped)
+        self._outage, self.author = None, author
         self.number += 1
-        facts = exposure.facts()
-        if self._fights.repaired(now):
-            self._world.say("restored", {"what": list(what), **by(author), **facts})
+        fields = Exposure(now - outage.at, passed, dropped).facts()
+        if self._conflicts.repaired(now):
+            self._environment.say("restored", {"what": list(what), **by(author), **fields})
         else:
-            self._sums = {key: value + facts.get(key, 0) for key, value in self._sums.items()}
+            self._sums = {key: value + fields.get(key, 0) for key, value in self._sums.items()}
 
     def due(self) -> float | None:
-        """When there is something to tell of a fight; None: there is none."""
-        return self._fights.due()
+        """Return the time of the next conflict report; None: no conflict."""
+        return self._conflicts.due()
 
     def tell(self) -> None:
-        """Tell of a fight, if it is time."""
-        if number := self._fights.word(self._world.now()):
+        """Log the repairs of a conflict, if a report is due."""
+        if number := self._conflicts.word(self._environment.now()):
             sums = {**self._sums, "ms": round(self._sums["ms"], 1)}
             self._sums = dict.fromkeys(self._sums, 0)
-            self._world.say("fight", {**by(self.author), "times": number, **sums})
+            self._environment.say("conflict", {**by(self.author), "times": number, **sums})
 
     def warm(self) -> None:
-        """Ask once what will be asked in a hurry."""
-        self._sent(), self._stopped()
+        """Read the counters once, so that a repair finds libraries loaded and sockets bound."""
+        self._sent_packets()
+        self._dropped_packets()
 
-    def _sent(self) -> int:
-        return self._world.sent(self.devices) if self.devices else 0
+    def _sent_packets(self) -> int:
+        return self._environment.sent(self.devices) if self.devices else 0
 
-    def _stopped(self) -> int:
+    def _dropped_packets(self) -> int:
         with suppress(OSError):
-            return watching.stopped(self._world.counted(names.TABLE))
+            return stopped(self._environment.counted(names.TABLE))
         return 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The look at sockets: once for `status`, and now and then for `watch`, in a child of its own.
+"""Socket audit: verdicts on all sockets, once for `status`, and periodically for `watch`.
 
-Nobody tells of a socket that is opened or marked, so one has to look. The guard drops what a wrong socket sends
-in any case; that is why this is slow.
+The kernel sends no notification when a socket is opened or marked, so the audit polls. The guard
+drops packets of misconfigured sockets in any case; so the audit may be slow.
 """
 
 from __future__ import annotations
@@ -18,132 +18,153 @@ from ..service.whose import Judged, judge, needed
 from .errand import Errand
 from .world import World
 
-EVERY = 10.0  # seconds from the end of a look to the next one, at least
-SHARE = 200.0  # and so many times as long as it took
-MOST = 20  # lines at a time
-_KEPT = 1000  # wrong sockets that are told apart; the oldest ones
-_LONGEST = 60.0  # seconds
+EVERY = 10.0  # least seconds from the end of an audit to the next one
+SHARE = 200.0  # least pause as a multiple of the duration of the last audit
+MOST = 20  # log lines of one audit
+_MAX_KNOWN = 1000  # wrong sockets that are tracked: the oldest ones
+_TIMEOUT = 60.0  # seconds
 
 
-def look(running: Running, policy: Policy) -> list[Judged]:
-    """The sockets of this network namespace that have to do with an uplink. Raises Unavailable."""
-    sockets, addresses = running.sockets(), running.addresses()
-    paths = {name: cgroup_of(name, one) for name, one in policy.service.items() if one.marks == "cgroup"}
-    numbers = running.cgroups(paths.values())
-    cgroups = {name: numbers[path] for name, path in paths.items() if path in numbers}
-    return judge(sockets, policy, addresses, running.holders(needed(sockets, policy, addresses)), cgroups)
+def look(live_sockets: Running, policy: Policy) -> list[Judged]:
+    """Return the verdicts on the sockets of this network namespace that concern an uplink.
+
+    Raises Unavailable.
+    """
+    sockets, addresses = live_sockets.sockets(), live_sockets.addresses()
+    paths = {name: cgroup_of(name, service) for name, service in policy.service.items() if service.marks == "cgroup"}
+    ids = live_sockets.cgroups(paths.values())
+    cgroups = {name: ids[path] for name, path in paths.items() if path in ids}
+    return judge(
+        sockets,
+        policy,
+        addresses,
+        live_sockets.holders(needed(sockets, policy, addresses)),
+        cgroups,
+    )
 
 
-def facts(one: Judged) -> dict[str, Any]:
-    """A wrong socket, for a line of the log."""
-    known: dict[str, Any] = {
-        "verdict": one.verdict,
-        "socket": str(one.socket),
-        "uplink": one.uplink,
-        "service": one.who,
-        "program": one.holder.name if one.holder else "",
-        "pid": one.holder.pid if one.holder else "",
-        "user": one.socket.uid,
-        "counter": one.counter,
+def facts(verdict: Judged) -> dict[str, Any]:
+    """Return the fields of a log line about a wrong socket."""
+    fields: dict[str, Any] = {
+        "verdict": verdict.verdict,
+        "socket": str(verdict.socket),
+        "uplink": verdict.uplink,
+        "service": verdict.who,
+        "program": verdict.holder.name if verdict.holder else "",
+        "pid": verdict.holder.pid if verdict.holder else "",
+        "user": verdict.socket.uid,
+        "counter": verdict.counter,
     }
-    return {**{key: value for key, value in known.items() if value != ""}, "why": one.meaning}
+    return {**{key: value for key, value in fields.items() if value != ""}, "why": verdict.meaning}
 
 
 def wrong(kernel: Kernel, policy: Policy) -> dict[str, dict[str, Any]]:
-    """The wrong sockets, by what they are known by from look to look. For JSON."""
-    running = kernel.running()
-    if running is None:
+    """Return the log fields of the wrong sockets, by verdict and socket cookie. A JSON object."""
+    live_sockets = kernel.running()
+    if live_sockets is None:
         return {}
-    with running:
-        found = [one for one in look(running, policy) if one.wrong]
-    found.sort(key=lambda one: one.socket.cookie)  # the kernel counts them up
-    return {f"{one.verdict} {one.socket.cookie}": facts(one) for one in found[:_KEPT]}
+    with live_sockets:
+        verdicts = [verdict for verdict in look(live_sockets, policy) if verdict.wrong]
+    # The kernel numbers sockets in ascending order.
+    verdicts.sort(key=lambda verdict: verdict.socket.cookie)
+    return {f"{verdict.verdict} {verdict.socket.cookie}": facts(verdict) for verdict in verdicts[:_MAX_KNOWN]}
 
 
-def _gone(one: Mapping[str, Any]) -> dict[str, Any]:
+def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("socket", "uplink", "service", "program", "pid")
-    return {"verdict": "gone", "was": one["verdict"], **{key: one[key] for key in kept if key in one}}
+    return {
+        "verdict": "gone",
+        "was": fields["verdict"],
+        **{key: fields[key] for key in kept if key in fields},
+    }
 
 
 class SocketWatch:
-    """Says which sockets are wrong, each once when it is first seen and once when it has gone."""
+    """Periodic socket audit.
 
-    def __init__(self, kernel: Kernel, world: World, poll: select.poll) -> None:
-        self._there = kernel.running() is not None
-        self._fresh, self._say, self._now, self._poll = world.fresh, world.say, world.now, poll
-        self._errand: Errand | None = None
+    Logs each wrong socket once when it appears, and once when it is gone.
+    """
+
+    def __init__(self, kernel: Kernel, environment: World, poll: select.poll) -> None:
+        self._is_supported = kernel.running() is not None
+        self._new_kernel, self._log, self._now = environment.fresh, environment.say, environment.now
+        self._poll = poll
+        self._worker: Errand | None = None
         self._policy: Policy | None = None
         self._known: dict[str, dict[str, Any]] = {}
         self._next = 0.0
         self._failure = ""
 
     def due(self, policy: Policy | None) -> float | None:
-        """When `turn` has something to do that nobody tells of; None: never."""
-        if self._errand is not None:
-            return self._errand.begun + _LONGEST
-        return self._next if policy is not None and self._there else None
+        """Return the time of the next action that no descriptor announces; None: never."""
+        if self._worker is not None:
+            return self._worker.begun + _TIMEOUT
+        return self._next if policy is not None and self._is_supported else None
 
     def turn(self, policy: Policy | None) -> None:
-        """Do what is due. Never waits."""
+        """Do all that is due. Never waits."""
         now = self._now()
-        if self._errand is not None and self._errand.ended():
-            self._answered(now)
-        elif self._errand is not None and now > self._errand.begun + _LONGEST:
+        if self._worker is not None and self._worker.ended():
+            self._process_result(now)
+        elif self._worker is not None and now > self._worker.begun + _TIMEOUT:
             self.cancel()
-            self._fail(f"a look at the sockets took more than {_LONGEST:.0f} s")
-            self._next = now + SHARE * _LONGEST
+            self._log_failure(f"an audit of the sockets took more than {_TIMEOUT:.0f} s")
+            self._next = now + SHARE * _TIMEOUT
         if policy is None or policy != self._policy:
-            # What was said of another policy's sockets is not taken back: they are judged anew.
-            self._policy, self._known, self._next = policy, {}, 0.0 if policy is not None else self._next
+            # No "gone" lines for sockets that were wrong by another policy: they are classified
+            # anew.
+            self._policy, self._known = policy, {}
+            if policy is not None:
+                self._next = 0.0
             self.cancel()
-        if policy is None or self._errand is not None or now < self._next or not self._there:
+        if policy is None or self._worker is not None or now < self._next or not self._is_supported:
             return
-        self._errand = Errand(lambda: wrong(self._fresh(), policy))
-        self._poll.register(self._errand.descriptor, select.POLLIN)
+        self._worker = Errand(lambda: wrong(self._new_kernel(), policy))
+        self._poll.register(self._worker.descriptor, select.POLLIN)
 
     def cancel(self) -> None:
-        """End a look that is going on."""
-        if self._errand is not None:
-            self._ended().cancel()
+        """Kill the worker process of a running audit."""
+        if self._worker is not None:
+            self._detach_worker().cancel()
 
-    def _ended(self) -> Errand:
-        assert self._errand is not None
-        errand, self._errand = self._errand, None
-        self._poll.unregister(errand.descriptor)
-        return errand
+    def _detach_worker(self) -> Errand:
+        assert self._worker is not None
+        worker, self._worker = self._worker, None
+        self._poll.unregister(worker.descriptor)
+        return worker
 
-    def _answered(self, now: float) -> None:
-        errand = self._ended()
-        self._next = now + max(EVERY, SHARE * (now - errand.begun))
+    def _process_result(self, now: float) -> None:
+        worker = self._detach_worker()
+        self._next = now + max(EVERY, SHARE * (now - worker.begun))
         try:
-            found = errand.answer()
+            fields_by_key = worker.answer()
         except ValueError as error:
-            self._fail(str(error))
+            self._log_failure(str(error))
             return
         self._failure = ""
-        self._tell([found[key] for key in found if key not in self._known])
-        self._tell([_gone(self._known[key]) for key in self._known if key not in found])
-        self._known = found
+        self._log_sockets([fields for key, fields in fields_by_key.items() if key not in self._known])
+        self._log_sockets([_gone_fields(fields) for key, fields in self._known.items() if key not in fields_by_key])
+        self._known = fields_by_key
 
-    def _tell(self, lines: Sequence[dict[str, Any]]) -> None:
-        for one in lines[:MOST]:
-            self._say("socket", one)
+    def _log_sockets(self, lines: Sequence[dict[str, Any]]) -> None:
+        for fields in lines[:MOST]:
+            self._log("socket", fields)
         if len(lines) > MOST:
-            self._say("socket", {"verdict": lines[0]["verdict"], "more": len(lines) - MOST})
+            self._log("socket", {"verdict": lines[0]["verdict"], "more": len(lines) - MOST})
 
-    def _fail(self, why: str) -> None:
+    def _log_failure(self, why: str) -> None:
         if why != self._failure:
             self._failure = why
-            self._say("failed", {"what": "the look at sockets", "why": why})
+            self._log("failed", {"what": "socket audit", "why": why})
 
 
 def asked(kernel: Kernel, policy: Policy) -> tuple[list[Judged] | None, str]:
-    """The look of `status`: the sockets, or None and why there are none to be had."""
-    running = kernel.running()
-    if running is None:
+    """Return the verdicts and "", or None and the reason why sockets cannot be listed."""
+    live_sockets = kernel.running()
+    if live_sockets is None:
         return None, "this kernel lists no sockets"
     try:
-        with running:
-            return look(running, policy), ""
+        with live_sockets:
+            return look(live_sockets, policy), ""
     except (Unavailable, OSError) as error:
         return None, str(error)

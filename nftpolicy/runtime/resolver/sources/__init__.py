@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Which DNS servers an uplink brought: a file for each program that learns them, each with one pure parser.
+"""Sources of an uplink's DNS servers: a file and a pure parser for each program.
 
-A parser takes what the program wrote (bytes or text) and yields words; `choice` makes servers of them, `reading` goes
-to the files and programs. Never here: who asks those servers.
+A parser takes the bytes or the text that the program wrote, and yields entries. `filter` turns
+entries into servers; `registry` reads the files and runs the programs. Queries to these servers
+belong elsewhere.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Words that somebody gave for DNS servers of an uplink, to servers that its resolver may ask. Pure."""
+"""Filter of the entries that sources yield: DNS servers that the resolver may use. Pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from attrs import Factory, frozen
 from ....policy.objects import Address, Server
 from ....policy.values import address
 
-MOST = 16  # servers of one uplink; a DHCP server can name hundreds
-_NONE = "it is no address of a DNS server"
-_QUOTED = re.compile(r"\[([^\]]*)\](?::(\d+))?\Z")
+MOST = 16  # servers of one uplink; a DHCP server can announce hundreds
+_NOT_A_SERVER = "not the address of a DNS server"
+_BRACKETED = re.compile(r"\[([^\]]*)\](?::(\d+))?\Z")
+_DNS_PORTS = ("", "53")
+_MAX_INDEX_DIGITS = 9
+_MAX_SHOWN_PORT, _MAX_SHOWN_ZONE = 5, 15  # characters of an entry in a message; 15: IFNAMSIZ
 
 
 @frozen
 class Machine:
-    """What decides about a word: the machine's own addresses, and its devices by the kernel's number."""
+    """Addresses of this host, and its devices by interface index."""
 
     own: frozenset[Address] = frozenset()
     names: Mapping[int, str] = Factory(dict)
@@ -26,62 +29,69 @@ class Machine:
 
 @frozen
 class Choice:
-    """The servers, in order and each once, and the words that are none, each with the reason."""
+    """Usable servers in order, without duplicates, and rejected entries with the reason."""
 
     servers: tuple[Server, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
 
-def chosen(words: Iterable[tuple[str, str]], devices: tuple[str, ...], machine: Machine) -> Choice:
-    """What of (device, word) is a server that is neither this machine nor behind another device than the uplink's."""
-    found: list[Server] = []
-    refused: dict[str, str] = {}
-    for device, word in words:
+def chosen(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: Machine) -> Choice:
+    """Return the usable servers of these (device, entry) pairs.
+
+    Rejected are addresses of this host, and servers behind another device than those of the uplink.
+    """
+    servers: list[Server] = []
+    rejected: dict[str, str] = {}
+    for device, entry in entries:
         try:
-            one = _server(word, device, devices, machine)
+            server = _server(entry, device, devices, host)
         except ValueError as error:
-            refused[word] = str(error)
+            rejected[entry] = str(error)
             continue
-        if one in found:
+        if server in servers:
             continue
-        if len(found) == MOST:
-            refused[word] = f"one more than the {MOST} that are asked"
+        if len(servers) == MOST:
+            rejected[entry] = f"more than {MOST} servers"
             continue
-        found.append(one)
-    return Choice(tuple(found), tuple(refused.items()))
+        servers.append(server)
+    return Choice(tuple(servers), tuple(rejected.items()))
 
 
-def _server(word: str, device: str, devices: tuple[str, ...], machine: Machine) -> Server:
-    plain, zone, port = _parts(word)
+def _server(entry: str, device: str, devices: tuple[str, ...], host: Machine) -> Server:
+    """Return the server of an entry. Raises ValueError with the reason for its rejection."""
+    text, zone, port = _parts(entry)
     try:
-        found = address(plain)
+        server = address(text)
     except ValueError:
-        raise ValueError(_NONE) from None
-    if port not in ("", "53"):
-        raise ValueError(f"port {port[:5]} is not the one that the guard lets pass; a resolver asks port 53")
-    if found.is_loopback or found in machine.own:
-        raise ValueError("it is this machine itself, which would ask in a circle")
-    if found.is_unspecified or found.is_multicast:
-        raise ValueError(_NONE)
-    if found.version == 4:
-        if found.is_reserved or found.packed[0] == 0:
-            raise ValueError(_NONE)
-        return Server(found)
-    if not found.is_link_local:
-        return Server(found)
-    if zone.isdecimal() and len(zone) < 10:
-        zone = machine.names.get(int(zone), zone)
+        raise ValueError(_NOT_A_SERVER) from None
+    if port not in _DNS_PORTS:
+        raise ValueError(f"port {port[:_MAX_SHOWN_PORT]}: the guard lets only queries to port 53 pass")
+    if server.is_loopback or server in host.own:
+        raise ValueError("address of this host: would create a forwarding loop")
+    if server.is_unspecified or server.is_multicast:
+        raise ValueError(_NOT_A_SERVER)
+    if server.version == 4:
+        if server.is_reserved or server.packed[0] == 0:
+            raise ValueError(_NOT_A_SERVER)
+        return Server(server)
+    if not server.is_link_local:
+        return Server(server)
+    if zone.isdecimal() and len(zone) <= _MAX_INDEX_DIGITS:
+        zone = host.names.get(int(zone), zone)
     if zone and zone not in devices:
-        raise ValueError(f"it is behind {zone[:15]}, which is no device of the uplink")
-    return Server(found, zone or device)
+        raise ValueError(f"behind {zone[:_MAX_SHOWN_ZONE]}, which is not a device of the uplink")
+    return Server(server, zone or device)
 
 
-def _parts(word: str) -> tuple[str, str, str]:
-    """Address, zone and port, as systemd writes them: ADDRESS%ZONE#NAME, ADDRESS:PORT, [ADDRESS]:PORT%ZONE."""
-    rest, _, zone = word.partition("#")[0].partition("%")
-    if quoted := _QUOTED.match(rest):
-        return quoted[1], zone, quoted[2] or ""
-    if rest.count(":") == 1:
-        rest, _, port = rest.partition(":")
-        return rest, zone, port
-    return rest, zone, ""
+def _parts(entry: str) -> tuple[str, str, str]:
+    """Return address, zone and port.
+
+    Formats of systemd: ADDRESS%ZONE#NAME, ADDRESS:PORT, [ADDRESS]:PORT%ZONE.
+    """
+    host, _, zone = entry.partition("#")[0].partition("%")
+    if bracketed := _BRACKETED.match(host):
+        return bracketed[1], zone, bracketed[2] or ""
+    if host.count(":") == 1:
+        host, _, port = host.partition(":")
+        return host, zone, port
+    return host, zone, ""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """ISC dhclient: its lease files, dhclient.leases(5). Pure.
 
-A file grows: of the leases of a device the last one of each family holds, if it has not expired and was not released.
+dhclient appends to a file: the last lease of a device in each family counts, unless it has expired
+or was released.
 """
 
 from __future__ import annotations
@@ -10,63 +11,72 @@ import re
 from calendar import timegm
 from collections.abc import Iterator
 
-# A statement ends at ";" and may hold quoted text; a block begins at "{" and ends at "}".
+# A statement ends at ";" and may contain quoted text; a block begins at "{" and ends at "}".
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{};]|[^\s{};"]+|"', re.DOTALL)
 _DATE = re.compile(r"(\d{4})/(\d{1,2})/(\d{1,2})$")
 _TIME = re.compile(r"(\d{1,2}):(\d{1,2}):(\d{1,2})$")
 _OPTIONS = ("domain-name-servers", "dhcp6.name-servers")
-_FOREVER = 0xFFFFFFFF
+_INFINITE = 0xFFFFFFFF
+_MAX_DIGITS = 11  # of a time in seconds
+_MAX_EPOCH_DIGITS = 15
+_DATE_WORDS, _MONTHS = 3, 12
 
 
 class _Lease:
-    """What is known of one lease: its statements, each a list of words, with the depth of its block."""
+    """Statements of one lease block, each a list of words."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.statements: list[list[str]] = []
 
-    def first(self, *head: str) -> list[str] | None:
-        return next((one[len(head) :] for one in self.statements if one[: len(head)] == list(head)), None)
+    def arguments(self, *head: str) -> list[str] | None:
+        """Return the words after `head` in the first statement that begins with it.
+
+        None without one.
+        """
+        matching = (words[len(head) :] for words in self.statements if words[: len(head)] == list(head))
+        return next(matching, None)
 
     @property
     def device(self) -> str:
-        return " ".join(self.first("interface") or ()).strip('"')
+        return " ".join(self.arguments("interface") or ()).strip('"')
 
     def servers(self) -> Iterator[str]:
         for option in _OPTIONS:
-            for word in self.first("option", option) or ():
+            for word in self.arguments("option", option) or ():
                 yield from filter(None, word.split(","))
 
-    def lasts(self, now: float) -> bool:
-        """Whether it holds at `now`, in seconds since 1970."""
+    def is_valid(self, now: float) -> bool:
+        """Return True if the lease is valid at `now`, in seconds since 1970."""
         if ["released"] in self.statements:
             return False
         if self.kind == "lease":
-            end = _end(self.first("expire") or [])
+            end = _expiry(self.arguments("expire") or [])
             return end is None or now < end
-        return not (ends := list(self._ends6())) or now < max(ends)
+        ends = list(self._address_ends())
+        return not ends or now < max(ends)
 
-    def _ends6(self) -> Iterator[float]:
-        """When the addresses of a DHCPv6 lease end. A lease without addresses has no end."""
+    def _address_ends(self) -> Iterator[float]:
+        """Yield the end of each address of a DHCPv6 lease. A lease without addresses has no end."""
         starts: int | None = None
-        for one in self.statements:
-            if len(one) == 2 and one[1].isdecimal() and len(one[1]) < 12:
-                if one[0] == "starts":
-                    starts = int(one[1])
-                elif one[0] == "max-life" and starts is not None:
-                    life = int(one[1])
-                    yield float("inf") if life >= _FOREVER else starts + life
+        for words in self.statements:
+            if len(words) == 2 and words[1].isdecimal() and len(words[1]) <= _MAX_DIGITS:
+                if words[0] == "starts":
+                    starts = int(words[1])
+                elif words[0] == "max-life" and starts is not None:
+                    lifetime = int(words[1])
+                    yield float("inf") if lifetime >= _INFINITE else starts + lifetime
 
 
 def parse(data: bytes, device: str, now: float) -> Iterator[str]:
-    """The servers of a device's leases that hold at `now`, in seconds since 1970."""
+    """Yield the servers of a device's leases that are valid at `now`, in seconds since 1970."""
     last: dict[str, _Lease] = {}
-    for one in _leases(data.decode(errors="replace")):
-        if one.device == device:
-            last[one.kind] = one
-    for one in last.values():
-        if one.lasts(now):
-            yield from one.servers()
+    for lease in _leases(data.decode(errors="replace")):
+        if lease.device == device:
+            last[lease.kind] = lease
+    for lease in last.values():
+        if lease.is_valid(now):
+            yield from lease.servers()
 
 
 def _leases(text: str) -> Iterator[_Lease]:
@@ -89,14 +99,18 @@ def _leases(text: str) -> Iterator[_Lease]:
             words.append(token)
 
 
-def _end(words: list[str]) -> float | None:
-    """The time of `expire`: WEEKDAY YYYY/MM/DD HH:MM:SS in UTC, `epoch SECONDS`, or `never`; None for no end."""
+def _expiry(words: list[str]) -> float | None:
+    """Return the time of `expire`, in seconds since 1970; None for `never` or an empty statement.
+
+    Formats: WEEKDAY YYYY/MM/DD HH:MM:SS in UTC, `epoch SECONDS`, or `never`. Another format counts
+    as expired.
+    """
     if words[:1] == ["never"] or not words:
         return None
     if words[0] == "epoch" and len(words) > 1 and words[1].isdecimal():
-        return float(words[1][:15])
-    if len(words) == 3 and (date := _DATE.match(words[1])) and (time := _TIME.match(words[2])):
+        return float(words[1][:_MAX_EPOCH_DIGITS])
+    if len(words) == _DATE_WORDS and (date := _DATE.match(words[1])) and (time := _TIME.match(words[2])):
         year, month, day, hour, minute, second = map(int, (*date.groups(), *time.groups()))
-        if 1 <= month <= 12:
+        if 1 <= month <= _MONTHS:
             return float(timegm((year, month, day, hour, minute, second)))
-    return 0.0  # not understood: it does not hold
+    return 0.0

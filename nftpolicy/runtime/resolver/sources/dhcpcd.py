@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dhcpcd: its lease files, which are the message of the server, DHCPv4 (RFC 2131) or DHCPv6 (RFC 8415). Pure.
+"""dhcpcd: its lease files, a DHCPv4 (RFC 2131) or DHCPv6 (RFC 8415) message of the server. Pure.
 
-The servers that router advertisements brought are in no file; the source "ra" hears them itself.
+No file has the servers of router advertisements; the source "ra" receives those itself.
 """
 
 from __future__ import annotations
@@ -10,33 +10,39 @@ import struct
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 
-_OPTIONS_AT = 236  # behind the fixed fields of DHCPv4 stands the magic cookie, RFC 2131 3
+_COOKIE_OFFSET = 236  # the magic cookie follows the fixed fields of DHCPv4, RFC 2131 3
 _COOKIE = b"\x63\x82\x53\x63"
-_PAD, _END, _SERVERS, _TIME = 0, 255, 6, 51  # RFC 2132
-_SERVERS6, _FOREVER = 23, 0xFFFFFFFF  # RFC 3646
-_REPLY6 = 7
+_PAD, _END, _SERVERS, _LEASE_TIME = 0, 255, 6, 51  # options of RFC 2132
+_SERVERS6, _INFINITE = 23, 0xFFFFFFFF  # option of RFC 3646; lease time of RFC 2131 3.3
+_REPLY6 = 7  # message type
+_HEADER6_SIZE = 4  # message type and transaction ID
+_OPTION6 = struct.Struct("!HH")  # code, length
+_IPV4_SIZE, _IPV6_SIZE, _LEASE_TIME_SIZE = 4, 16, 4  # bytes
 
 
 def parse(data: bytes, written: float, now: float) -> Iterator[str]:
-    """The servers of a lease; `written` is when the file was, and `now`, both in seconds since 1970."""
-    if data[_OPTIONS_AT : _OPTIONS_AT + 4] == _COOKIE:
-        yield from _four(data, now - written)
+    """Yield the servers of a lease file with mtime `written`, both times in seconds since 1970."""
+    if data[_COOKIE_OFFSET : _COOKIE_OFFSET + len(_COOKIE)] == _COOKIE:
+        yield from _servers_v4(data, now - written)
     elif data[:1] == bytes((_REPLY6,)):
-        yield from _six(data)
+        yield from _servers_v6(data)
 
 
-def _four(data: bytes, age: float) -> Iterator[str]:
-    options = dict(_options(data))
-    time = options.get(_TIME, b"")
-    if len(time) == 4 and (life := int.from_bytes(time, "big")) != _FOREVER and age > life:
-        return
+def _servers_v4(data: bytes, age: float) -> Iterator[str]:
+    options = dict(_options_v4(data))
+    lease_time = options.get(_LEASE_TIME, b"")
+    if len(lease_time) == _LEASE_TIME_SIZE:
+        seconds = int.from_bytes(lease_time, "big")
+        if seconds != _INFINITE and age > seconds:
+            return
     raw = options.get(_SERVERS, b"")
-    for at in range(0, len(raw) - 3, 4):
-        yield str(IPv4Address(raw[at : at + 4]))
+    for start in range(0, len(raw) - _IPV4_SIZE + 1, _IPV4_SIZE):
+        yield str(IPv4Address(raw[start : start + _IPV4_SIZE]))
 
 
-def _options(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = _OPTIONS_AT + 4
+def _options_v4(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield code and value of each option: one byte of code, one byte of length, value."""
+    at = _COOKIE_OFFSET + len(_COOKIE)
     while at + 1 < len(data) and data[at] != _END:
         if data[at] == _PAD:
             at += 1
@@ -45,12 +51,13 @@ def _options(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += 2 + data[at + 1]
 
 
-def _six(data: bytes) -> Iterator[str]:
-    at = 4  # behind the type and the transaction
-    while at + 4 <= len(data):
-        kind, size = struct.unpack_from("!HH", data, at)
-        raw = data[at + 4 : at + 4 + size]
-        if kind == _SERVERS6:
-            for each in range(0, len(raw) - 15, 16):
-                yield str(IPv6Address(raw[each : each + 16]))
-        at += 4 + size
+def _servers_v6(data: bytes) -> Iterator[str]:
+    at = _HEADER6_SIZE
+    while at + _OPTION6.size <= len(data):
+        code, size = _OPTION6.unpack_from(data, at)
+        at += _OPTION6.size
+        raw = data[at : at + size]
+        if code == _SERVERS6:
+            for start in range(0, len(raw) - _IPV6_SIZE + 1, _IPV6_SIZE):
+                yield str(IPv6Address(raw[start : start + _IPV6_SIZE]))
+        at += size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Files of lines KEY=VALUE, with sections or without. Pure."""
+"""Files of KEY=VALUE lines, with or without sections. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def pairs(text: str) -> Iterator[tuple[int, str, str, str]]:
-    """Line (from 1), section ("" before the first), key and value of each assignment. Comments are left out."""
+    """Yield line (from 1), section ("" before the first one), key and value of each assignment."""
     section = ""
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
@@ -21,7 +21,7 @@ def pairs(text: str) -> Iterator[tuple[int, str, str, str]]:
 
 
 def words_of(text: str, *keys: tuple[str, str]) -> Iterator[str]:
-    """The words of the values of these (section, key), in the order of the file."""
+    """Yield the words of the values of these (section, key) pairs, in the order of the file."""
     for _, section, key, value in pairs(text):
         if (section, key) in keys:
             yield from value.split()

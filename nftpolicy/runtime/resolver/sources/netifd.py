@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""netifd of OpenWrt: what `ubus call network.interface dump` prints. Pure.
+"""netifd of OpenWrt: output of `ubus call network.interface dump`. Pure.
 
-With `option peerdns 0` the servers that DHCP and router advertisements brought are "inactive".
+With `option peerdns 0` the servers of DHCP and router advertisements are "inactive".
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ DUMP = ("ubus", "-t", "2", "call", "network.interface", "dump")
 
 
 def parse(text: str, device: str) -> Iterator[str]:
-    """The servers of all interfaces on a device, such as wan and wan6. ValueError if it is no such document."""
+    """Yield the servers of all interfaces on a device, such as wan and wan6.
+
+    Raises ValueError for invalid JSON.
+    """
     document = json.loads(text)
-    for one in _list(document, "interface"):
-        if isinstance(one, dict) and device in (one.get("l3_device"), one.get("device")):
-            yield from map(str, _list(one.get("inactive"), "dns-server"))
-            yield from map(str, _list(one, "dns-server"))
+    for interface in _list(document, "interface"):
+        if isinstance(interface, dict) and device in (
+            interface.get("l3_device"),
+            interface.get("device"),
+        ):
+            yield from map(str, _list(interface.get("inactive"), "dns-server"))
+            yield from map(str, _list(interface, "dns-server"))
 
 
 def _list(item: Any, key: str) -> list[Any]:
-    found = item.get(key) if isinstance(item, dict) else None
-    return found if isinstance(found, list) else []
+    """Return a list in a JSON object; [] if it is missing or has another type."""
+    value = item.get(key) if isinstance(item, dict) else None
+    return value if isinstance(value, list) else []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Router advertisements: which DNS servers they announce (RDNSS, RFC 8106), and for how long. Pure."""
+"""Router advertisements: announced DNS servers (RDNSS, RFC 8106) and their lifetimes. Pure."""
 
 from __future__ import annotations
 
@@ -9,64 +9,74 @@ from ipaddress import IPv6Address
 
 from attrs import define, field, frozen
 
-_ADVERTISEMENT, _RDNSS = 134, 25  # RFC 4861, RFC 8106
-_OPTIONS_AT = 16
-_FOREVER = 0xFFFFFFFF
-MOST = 16  # servers that are kept of one device; a neighbour can announce any number
+_ADVERTISEMENT, _RDNSS = 134, 25  # ICMPv6 type of RFC 4861, option of RFC 8106
+_OPTIONS_OFFSET = 16
+_OPTION_UNIT = 8  # bytes; the length of an option counts them
+_LIFETIME_OFFSET, _SERVERS_OFFSET = 4, 8  # in the RDNSS option
+_IPV6_SIZE = 16
+_INFINITE = 0xFFFFFFFF
+MOST = 16  # servers kept of one device; a neighbour can announce any number
 
 
 @frozen
 class Announced:
-    """Servers of one option, and the seconds that they may be used; 0: no more, infinity: always."""
+    """Servers of one RDNSS option, and their lifetime in seconds; 0: withdrawn, inf: unlimited."""
 
     lifetime: float
     servers: tuple[str, ...]
 
 
 def parse(message: bytes) -> Iterator[Announced]:
-    """What an ICMPv6 message announces; nothing if it is another one or cut short."""
-    if len(message) < _OPTIONS_AT or message[0] != _ADVERTISEMENT or message[1] != 0:
+    """Yield the RDNSS options of an ICMPv6 message.
+
+    None if it is not an advertisement, or is truncated.
+    """
+    if len(message) < _OPTIONS_OFFSET or message[0] != _ADVERTISEMENT or message[1] != 0:
         return
-    at = _OPTIONS_AT
-    while at + 8 <= len(message):
-        kind, size = message[at], message[at + 1] * 8
+    at = _OPTIONS_OFFSET
+    while at + _OPTION_UNIT <= len(message):
+        option, size = message[at], message[at + 1] * _OPTION_UNIT
         if size == 0 or at + size > len(message):
             return
-        if kind == _RDNSS:
-            (life,) = struct.unpack_from("!I", message, at + 4)
-            raw = message[at + 8 : at + size]
-            servers = tuple(str(IPv6Address(raw[each : each + 16])) for each in range(0, len(raw) - 15, 16))
-            yield Announced(float("inf") if life == _FOREVER else life, servers)
+        if option == _RDNSS:
+            (lifetime,) = struct.unpack_from("!I", message, at + _LIFETIME_OFFSET)
+            raw = message[at + _SERVERS_OFFSET : at + size]
+            starts = range(0, len(raw) - _IPV6_SIZE + 1, _IPV6_SIZE)
+            servers = tuple(str(IPv6Address(raw[start : start + _IPV6_SIZE])) for start in starts)
+            yield Announced(float("inf") if lifetime == _INFINITE else lifetime, servers)
         at += size
 
 
 @define
 class Known:
-    """What routers have announced, by device, and when it ends (seconds, of the caller's clock)."""
+    """Announced servers by device, and their expiry (seconds of the caller's clock)."""
 
     _ends: dict[str, dict[str, float]] = field(factory=dict)
 
     def hear(self, device: str, message: bytes, now: float) -> None:
-        """Take over what a message announces. The latest word on a server counts, whichever router says it."""
+        """Add the servers of a message. The last announcement of a server counts, of any router."""
         ends = self._ends.setdefault(device, {})
-        for announced in parse(message):
-            for server in announced.servers:
-                if announced.lifetime == 0:
+        for option in parse(message):
+            for server in option.servers:
+                if option.lifetime == 0:
                     ends.pop(server, None)
                 elif server in ends or len(ends) < MOST:
-                    ends[server] = now + announced.lifetime
+                    ends[server] = now + option.lifetime
 
     def forget(self, device: str) -> None:
-        """The device has lost its link: what comes next may be another network."""
+        """Remove the servers of a device that lost its link.
+
+        The next link may be another network.
+        """
         self._ends.pop(device, None)
 
     def servers(self, device: str, now: float) -> tuple[str, ...]:
-        """Those that may be used now; the others are forgotten."""
-        ends = {one: end for one, end in self._ends.get(device, {}).items() if end > now}
-        self._ends[device] = ends
-        return tuple(ends)
+        """Return the servers that are valid now, and remove expired ones."""
+        valid = {server: end for server, end in self._ends.get(device, {}).items() if end > now}
+        self._ends[device] = valid
+        return tuple(valid)
 
     def next_end(self) -> float | None:
-        """When the first one ends."""
-        ends = [end for known in self._ends.values() for end in known.values() if end != float("inf")]
+        """Return the earliest expiry; None without one."""
+        ends = [end for of_device in self._ends.values() for end in of_device.values() if end != float("inf")]
         return min(ends, default=None)

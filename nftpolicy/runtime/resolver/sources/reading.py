@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Where each source is found, and how it is asked: one table."""
+"""Registry of the sources: their files and programs, and how to read them."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from attrs import field, frozen
 
 from . import dhclient, dhcpcd, leasefile, netifd, networkd, networkmanager, resolved
 
-_LARGEST = 1 << 20  # bytes of a file that are read: no lease is as long, and dhclient's files are made anew at times
-_PATIENCE = 2.0  # seconds for a program
+_MAX_SIZE = 1 << 20  # bytes read from the end of a file; files of dhclient grow
+_TIMEOUT = 2.0  # seconds for a program
+_MAX_MESSAGE = 200  # characters of a program's error message
 
 
 @frozen
 class Written:
-    """A file as it was found: its bytes, when it was written and when it was read (seconds since 1970)."""
+    """Contents of a file, its modification time and the time of the read (seconds since 1970)."""
 
     data: bytes
     written: float
     now: float
 
 
-Parser = Callable[[Written, str], Iterable[str]]  # (file, device) -> words
+Parser = Callable[[Written, str], Iterable[str]]  # (file, device) -> entries
 
 
 @frozen
 class Source:
-    """`sign` is there when the program is in use. `patterns` of files, with {device} and {index} for the uplink's;
-    a `program` to be asked, and what reads its answer."""
+    """Source of DNS servers.
+
+    `marker`: path that exists if the program is in use. `patterns`: files, with {device} and
+    {index} for a device of the uplink, and their parser `parse`. `program`: command to run, and
+    `parse_output` for what it prints.
+    """
 
     sign: str
     patterns: tuple[str, ...] = ()
@@ -42,31 +47,35 @@ class Source:
 
 @frozen
 class Reading:
-    """What a source says: its words, each with the device, and what is in the way of more ("" for nothing)."""
+    """Result of reading a source: (device, entry) pairs, and errors ("" without one)."""
 
     words: tuple[tuple[str, str], ...] = ()
     trouble: str = ""
 
 
-def _plain(parse: Callable[[bytes], Iterable[str]]) -> Parser:
+def _contents_parser(parse: Callable[[bytes], Iterable[str]]) -> Parser:
     return lambda file, _: parse(file.data)
 
 
-# By the words of policy/words.py. Paths are those that the programs are built with in Debian, Fedora and OpenWrt.
+# Keys are those of policy/vocabulary.py. Paths are the defaults in Debian, Fedora and OpenWrt.
 SOURCES: Mapping[str, Source] = {
     "networkd": Source(
         "/run/systemd/netif",
         ("/run/systemd/netif/links/{index}", "/run/systemd/netif/leases/{index}"),
-        _plain(networkd.parse),
+        _contents_parser(networkd.parse),
     ),
     "networkmanager": Source(
         "/run/NetworkManager",
         ("/run/NetworkManager/devices/{index}",),
-        _plain(networkmanager.parse),
+        _contents_parser(networkmanager.parse),
         networkmanager.OBJECTS,
         networkmanager.parse_objects,
     ),
-    "resolved": Source("/run/systemd/resolve", ("/run/systemd/resolve/netif/{index}",), _plain(resolved.parse)),
+    "resolved": Source(
+        "/run/systemd/resolve",
+        ("/run/systemd/resolve/netif/{index}",),
+        _contents_parser(resolved.parse),
+    ),
     "dhclient": Source(
         "/var/lib/dhcp",
         ("/var/lib/dhcp/dhclient*.lease*", "/var/lib/dhclient/dhclient*.lease*"),
@@ -77,96 +86,115 @@ SOURCES: Mapping[str, Source] = {
         ("/var/lib/dhcpcd/{device}.lease*", "/var/lib/dhcpcd/{device}-*.lease*"),
         lambda file, _: dhcpcd.parse(file.data, file.written, file.now),
     ),
-    "udhcpc": Source("/run/nftpolicy/udhcpc", ("/run/nftpolicy/udhcpc/{device}",), _plain(leasefile.parse)),
+    "udhcpc": Source(
+        "/run/nftpolicy/udhcpc",
+        ("/run/nftpolicy/udhcpc/{device}",),
+        _contents_parser(leasefile.parse),
+    ),
     "netifd": Source("/sbin/netifd", program=netifd.DUMP, parse_answer=netifd.parse),
 }
-HEARD = "ra"  # the one source that is neither a file nor a program
+HEARD = "ra"  # the only source that is neither a file nor a program
 
 
 def lease(path: str) -> Source:
-    """The policy's `lease`."""
-    return Source(path, (path,), _plain(leasefile.parse))
+    """Return the source for the policy key `lease`."""
+    return Source(path, (path,), _contents_parser(leasefile.parse))
 
 
 def files(source: Source, devices: Iterable[str]) -> tuple[Path, ...]:
-    """Patterns of the files that tell, for who waits for a change; a device's index is any number, as it may change."""
-    named = (pattern.format(device=one, index="*") for pattern in source.patterns for one in devices)
-    return tuple(Path(one) for one in dict.fromkeys(named))
+    """Return glob patterns of the files to watch for changes.
+
+    {index} becomes "*", since indexes change.
+    """
+    patterns = (pattern.format(device=device, index="*") for pattern in source.patterns for device in devices)
+    return tuple(Path(pattern) for pattern in dict.fromkeys(patterns))
 
 
-Devices = Iterable[tuple[str, int | None]]  # names and indexes; no index where there is no such device now
+# (name, interface index); None: the device does not exist now.
+Devices = Iterable[tuple[str, int | None]]
 
 
 def read(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
-    """Ask a source of devices: its files and its program. `now` in seconds since 1970; `root` is for tests."""
+    """Read a source for these devices: its files and its program.
+
+    `now`: seconds since 1970. `root` is for tests. Errors are part of the result.
+    """
     devices = list(devices)
-    found = read_files(source, devices, now, root)
-    if not source.program or not _below(root, source.sign).exists():
-        return found
-    words, troubles = list(found.words), [found.trouble]
-    answer, trouble = _ask(source.program)
-    troubles.append(trouble)
-    for device, _ in devices if answer else ():
+    from_files = read_files(source, devices, now, root)
+    if not source.program or not _under_root(root, source.sign).exists():
+        return from_files
+    entries, errors = list(from_files.words), [from_files.trouble]
+    output, error = _run_program(source.program)
+    errors.append(error)
+    for device, _ in devices if output else ():
         try:
-            words += [(device, word) for word in source.parse_answer(answer, device)]
+            entries += [(device, entry) for entry in source.parse_answer(output, device)]
         except (ValueError, RecursionError):
-            troubles.append(f"{source.program[0]} printed something that is not understood")
-    return Reading(tuple(words), "; ".join(filter(None, dict.fromkeys(troubles))))
+            errors.append(f"cannot parse the output of {source.program[0]}")
+    return Reading(tuple(entries), "; ".join(filter(None, dict.fromkeys(errors))))
 
 
 def read_files(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
-    """The same, of the files alone."""
-    words, troubles = list[tuple[str, str]](), list[str]()
-    if not _below(root, source.sign).exists():
-        return Reading((), f"{source.sign} is not there")
+    """Read only the files of a source; arguments and result as in `read_source`."""
+    entries, errors = list[tuple[str, str]](), list[str]()
+    if not _under_root(root, source.sign).exists():
+        return Reading((), f"{source.sign} does not exist")
     for device, index in devices:
-        for file in [file for pattern in source.patterns for file in _files(root, pattern, device, index)]:
+        for file in [file for pattern in source.patterns for file in _matching_files(root, pattern, device, index)]:
             try:
-                words += [(device, word) for word in source.parse(_load(file, now), device)]
+                entries += [(device, entry) for entry in source.parse(_load(file, now), device)]
             except OSError as error:
-                troubles.append(f"{file}: {error.strerror}")
-    return Reading(tuple(words), "; ".join(dict.fromkeys(troubles)))
+                errors.append(f"{file}: {error.strerror}")
+    return Reading(tuple(entries), "; ".join(dict.fromkeys(errors)))
 
 
-def _below(root: Path, path: str) -> Path:
+def _under_root(root: Path, path: str) -> Path:
     return root / path.lstrip("/")
 
 
-def _files(root: Path, pattern: str, device: str, index: int | None) -> list[Path]:
-    """The files of a pattern, the newest first."""
+def _matching_files(root: Path, pattern: str, device: str, index: int | None) -> list[Path]:
+    """Return the files of a pattern, newest first."""
     if index is None and "{index}" in pattern:
         return []
-    path = _below(root, pattern.format(device=device, index=index))
+    path = _under_root(root, pattern.format(device=device, index=index))
     if "*" not in path.name:
         return [path] if path.exists() else []
     try:
-        return sorted(path.parent.glob(path.name), key=lambda one: one.stat().st_mtime, reverse=True)
-    except OSError:  # one has gone meanwhile: its folder tells of that
+        return sorted(path.parent.glob(path.name), key=lambda file: file.stat().st_mtime, reverse=True)
+    except OSError:  # a file was removed meanwhile: inotify reports that for its directory
         return []
 
 
 def _load(file: Path, now: float) -> Written:
     with file.open("rb") as opened:
         status = os.fstat(opened.fileno())
-        opened.seek(max(0, status.st_size - _LARGEST))
-        return Written(opened.read(_LARGEST), status.st_mtime, now)
+        opened.seek(max(0, status.st_size - _MAX_SIZE))
+        return Written(opened.read(_MAX_SIZE), status.st_mtime, now)
 
 
-def _ask(program: tuple[str, ...]) -> tuple[str, str]:
-    """What a program prints, or why there is nothing."""
+def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
+    """Run a program; return its output and "", or "" and the reason for the failure."""
     name = program[0]
     try:
         done = subprocess.run(
-            program, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False, text=True,
+            program,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT,
+            check=False,
+            text=True,
             errors="replace",
-        )  # fmt: skip
+        )
     except FileNotFoundError:
-        return "", f"the program {name} is missing"
+        return "", f"program {name} not found"
     except subprocess.TimeoutExpired:
-        return "", f"{name} did not answer within {_PATIENCE:.0f} s"
+        return "", f"{name} did not answer within {_TIMEOUT:.0f} s"
     except OSError as error:
         return "", f"{name}: {error.strerror}"
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        return "", f"{name}: {said[-1][:200] if said else f'exit status {done.returncode}'}"
+        lines = done.stderr.strip().splitlines()
+        return (
+            "",
+            f"{name}: {lines[-1][:_MAX_MESSAGE] if lines else f'exit status {done.returncode}'}",
+        )
     return done.stdout, ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""systemd-resolved: /run/systemd/resolve/netif/INDEX, what was set for a device by D-Bus or resolvectl(1). Pure.
+"""systemd-resolved: /run/systemd/resolve/netif/INDEX, set by D-Bus or resolvectl(1). Pure.
 
-resolved writes no such file for devices that networkd manages: those it reads from networkd's.
+resolved writes no such file for devices that networkd manages: it reads networkd's files for those.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ from .keyfile import words_of
 
 
 def parse(data: bytes) -> Iterator[str]:
-    """The servers, in the form of networkd's."""
+    """Yield the servers, in networkd's format."""
     yield from words_of(data.decode(errors="replace"), ("", "SERVERS"))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Full checks of the watch daemon in a worker process, as often as rate limiters permit."""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+from ...policy.objects import Policy
+from ..rate_limiter import RateLimiter, earliest_deadline
+from .errand import Errand
+from .look import inspect
+from .world import World
+
+_TIMEOUT = 120.0  # seconds
+# Comparison without a proof, and with one: least pause in seconds, multiple of the last duration.
+_COMPARISON_PAUSE, _COMPARISON_COST = 0.02, 1.0
+_PROOF_PAUSE, _PROOF_COST = 0.2, 4.0
+
+
+class CheckRunner:
+    """Full checks of one watch daemon.
+
+    `worker` runs the current one, `proves` tells if it includes a proof.
+    """
+
+    def __init__(self, environment: World, poll: select.poll) -> None:
+        self._environment, self._poll = environment, poll
+        self._comparisons = RateLimiter(_COMPARISON_PAUSE, _COMPARISON_COST)
+        self._proofs = RateLimiter(_PROOF_PAUSE, _PROOF_COST)
+        self.worker: Errand | None = None
+        self.proves = False
+
+    def request_comparison(self) -> None:
+        """Request a comparison of the kernel with the policy."""
+        self._comparisons.request()
+
+    def request_proof(self) -> None:
+        """Request a comparison and a proof."""
+        self._proofs.request()
+
+    def due(self) -> float | None:
+        """Return the time of the next start, or of the timeout of the running check.
+
+        None for neither.
+        """
+        if self.worker:
+            return self.worker.begun + _TIMEOUT
+        return earliest_deadline((self._comparisons.due(), self._proofs.due()))
+
+    def start_if_due(self, policy: Policy, known_hash: int | None) -> bool:
+        """Start a check if one is requested and permitted now, and none is running.
+
+        Return True on a start.
+        """
+        if self.worker:
+            return False
+        now = self._environment.now()
+        proof_due, comparison_due = self._proofs.due(), self._comparisons.due()
+        proves = proof_due is not None and now >= proof_due
+        if not proves and (comparison_due is None or now < comparison_due):
+            return False
+        self._comparisons.begin()
+        if proves:
+            self._proofs.begin()
+        self.proves = proves
+        changer, new_kernel = self._environment.changer, self._environment.fresh
+        self.worker = Errand(lambda: inspect(new_kernel(), policy, changer, proves, known_hash))
+        self._poll.register(self.worker.descriptor, select.POLLIN)
+        return True
+
+    def finished(self) -> Any:
+        """Return the JSON result of `run_full_check` if the check has ended, else None.
+
+        Never waits.
+
+        A check that runs into its timeout is killed, logged, and requested again.
+
+        Raises:
+            ValueError: the check failed.
+        """
+        if self.worker is None:
+            return None
+        if self.worker.ended():
+            return self._detach_worker().answer()
+        if self._environment.now() > self.worker.begun + _TIMEOUT:
+            self.cancel()
+            self.request_proof()
+            self._environment.say("failed", {"why": f"a full check took more than {_TIMEOUT:.0f} s"})
+        return None
+
+    def cancel(self) -> None:
+        """Kill a running check."""
+        if self.worker:
+            self._detach_worker().cancel()
+
+    def _detach_worker(self) -> Errand:
+        assert self.worker is not None
+        worker, self.worker = self.worker, None
+        self._poll.unregister(worker.descriptor)
+        now = self._environment.now()
+        duration = now - worker.begun
+        self._comparisons.end(now, duration)
+        if self.proves:
+            self._proofs.end(now, duration)
+        return worker
