@@ -1,0 +1,187 @@
+"""Names and English: docs/style.md, as far as a program can hold it."""
+
+import ast
+import importlib.util
+import io
+import re
+import tokenize
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "nftpolicy").rglob("*.py"))
+PAGES = sorted(
+    [*ROOT.glob("man/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("rulesets/*"), *ROOT.glob("nftpolicy/**/*.sh")]
+)
+GLOSSARY = ROOT / "docs/style.md"  # names the forbidden words
+
+# In prose: docstrings, comments, messages, pages. A word stands for its forms.
+FORBIDDEN = re.compile(
+    r"\b(?:wears?|worn|wearer|dressed|muffled?|ladder|errands?|somebody|nobody|everybody|whoever|whosever|told|folders?"
+    r"|dead words?|can't|can not|without a word|of others|or nowhere|or not at all|not understood"
+    r"|is (?:told|asked|said)|are (?:told|asked|said)|claims? of the policy)\b",
+    re.IGNORECASE,
+)
+FORBIDDEN_IN_NAMES = {"wear", "wears", "worn", "wearer", "dressed", "told", "tell", "muffle", "muffled", "ladder", "errand", "aside", "doubts", "whose", "who"}
+# Pronouns, prepositions, and participles or adverbs that name no thing.
+NOT_A_NAME = set(
+    "of by one ones here there seen made told asked kept found mine whose who whom what which it they them these those"
+    " held put given taken said from to at on in out into with within without after before behind beyond all none"
+    " somebody nobody others rest same such also known sent meant shown led gone done worn lent borrowed".split()
+)
+ALLOWED_NAMES = {
+    "all",  # a set of every member of an enumeration
+    "known",
+    "to",
+    "after",
+    "before",
+    "within",
+    "out",
+    "into",
+}
+VERBS_END = re.compile(r"[A-Z][a-z]+")
+NOT_A_FIRST_WORD = set(
+    "What Whether Who Whose Whom Where When Why How Which That This These Those There Here It Its They Them He One Ones"
+    " All Both None Nothing Nobody Somebody Something Everything Everybody Some Any Each Every Other Others Same Such"
+    " As At By For From In Of On To With Without Within".split()
+)
+NOT_A_FUNCTIONS_FIRST_WORD = NOT_A_FIRST_WORD | set("The A An".split())
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def docstrings(file: Path):
+    """(node, text) of each docstring."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield node, text
+
+
+def prose(file: Path):
+    """(line, text) of what is written for a person in a Python file."""
+    for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            yield token.start[0], token.string
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_prose_has_no_forbidden_word(file):
+    found = [f"{line}: {match[0]}" for line, text in prose(file) for match in FORBIDDEN.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("file", PAGES, ids=name_of)
+def test_page_has_no_forbidden_word(file):
+    if file == GLOSSARY:
+        return
+    found = [
+        f"{at}: {match[0]}" for at, line in enumerate(file.read_text().splitlines(), 1) for match in FORBIDDEN.finditer(line)
+    ]
+    assert found == []
+
+
+def test_forbidden_words_are_found():
+    assert [match[0] for match in FORBIDDEN.finditer("Nobody is told what the packet wears")] == ["Nobody", "is told", "wears"]
+
+
+def test_class_names_are_unique():
+    places = defaultdict(list)
+    for file in FILES:
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name_of(file))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+def definitions(file: Path):
+    """(line, name) of each function, class, parameter, field and module constant."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.lineno, node.target.id
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_name_is_no_pronoun_preposition_or_participle(file):
+    refused = NOT_A_NAME - ALLOWED_NAMES
+    assert [f"{line}: {name}" for line, name in definitions(file) if name.strip("_").lower() in refused] == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_name_uses_no_forbidden_word(file):
+    found = [
+        f"{line}: {name}"
+        for line, name in definitions(file)
+        if FORBIDDEN_IN_NAMES & set(re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_docstring_begins_with_a_verb_or_a_noun(file):
+    found = []
+    for node, text in docstrings(file):
+        words = text.split()
+        refused = NOT_A_FIRST_WORD
+        is_property = any("property" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property:
+            refused = NOT_A_FUNCTIONS_FIRST_WORD
+        if words[0].strip(".,:;`") in refused or not text[0].isupper() and text[0] not in "`\"'(0123456789":
+            found.append(f"{getattr(node, 'lineno', 1)}: {' '.join(words[:6])}")
+    assert found == []
+
+
+MODULE = re.compile(r"`((?:nftpolicy|[a-z_]+)(?:[./][a-z_0-9]+)+?(?:\.py)?)`")
+PACKAGES = {path.name for path in (ROOT / "nftpolicy").iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("file", [*FILES, *ROOT.glob("docs/*.md")], ids=name_of)
+def test_named_module_exists(file):
+    missing = []
+    for found in MODULE.finditer(file.read_text()):
+        parts = found[1].removesuffix(".py").replace("/", ".").split(".")
+        if parts[0] == "nftpolicy":
+            parts = parts[1:]
+        elif parts[0] not in PACKAGES:
+            continue
+        if not exists(parts):
+            missing.append(found[1])
+    assert missing == []
+
+
+def exists(parts: list[str]) -> bool:
+    """Return True if the parts name a module, or a name that a module defines."""
+    for length in range(len(parts), 0, -1):
+        path = ROOT / "nftpolicy" / Path(*parts[:length])
+        if path.is_dir() or path.with_suffix(".py").is_file():
+            if length == len(parts):
+                return True
+            module = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            return length == len(parts) - 1 and re.search(rf"\b{parts[-1]}\b", module.read_text()) is not None
+    return False
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name_of)
+def test_directory_says_what_belongs_there(folder):
+    text = ast.get_docstring(tree(folder / "__init__.py"))
+    assert text
+    assert len(text.split()) >= 5
