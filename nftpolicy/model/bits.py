@@ -35,7 +35,7 @@ def packed(value: int, group: int) -> int:
 
 
 def spread(bits: int, group: int) -> int:
-    """Return the mark bits whose packed value is `bits`: the inverse of `pack_bits`."""
+    """Return the mark bits for a packed value: the inverse of `pack_bits`."""
     result = 0
     while bits:
         low = group & -group

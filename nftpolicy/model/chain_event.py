@@ -12,7 +12,7 @@ from ..netstate import nft
 from .box import Box
 
 Place: TypeAlias = tuple[nft.Table, nft.Chain]
-Marks: TypeAlias = dict[str, int | str]  # by field: a number, or the field whose value it has
+Marks: TypeAlias = dict[str, int | str]  # by field: a number, or the name of the field with the same value
 
 
 @frozen

@@ -212,7 +212,7 @@ class Ruleset:
 
 def _is_for(hook: nft.Hook, device: str) -> bool:
     names = hook.devices or ({hook.device} if hook.device else set())
-    # A chain whose listing omits the device may be on any. A trailing asterisk is a wildcard.
+    # A chain that is listed without a device may be on any. A trailing asterisk is a wildcard.
     return not names or any(device == name or (name.endswith("*") and device.startswith(name[:-1])) for name in names)
 
 

@@ -124,7 +124,7 @@ def _usable_hops(route: Route, oif: str | None) -> tuple[Nexthop, ...]:
 def _equal_default_hops(routes: list[Route], chosen: Route) -> tuple[Nexthop, ...]:
     """Return the nexthops of all default routes equal to `chosen` (fib_select_default).
 
-    Linux uses any of them whose gateway answers.
+    Linux uses any of them if its gateway answers.
     """
     if chosen.kind != "unicast" or len(chosen.ways) > 1:
         return ()

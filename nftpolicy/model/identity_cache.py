@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Cache by object identity, for immutable values whose hash is slow to compute."""
+"""Cache by object identity, for immutable values with a slow hash."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from .survey import which_mark
 def new_marks(space: Space, statement: nft.Mangle, marks: dict[str, int | str]) -> dict[str, int | str]:
     """Return the groups of the mark after a write.
 
-    A group is a number, the name of the field whose value it has, or an artificial field for a
+    A group is a number, the name of the field with the same value, or an artificial field for a
     value that is not supported.
     """
     mark = which_mark(statement.key)

@@ -287,5 +287,5 @@ class Passage(ChainReader):
 
 
 def _without_fields(box: Box, prefixes: tuple[str, ...]) -> Box:
-    """Return the box without conditions on fields whose names start with one of the prefixes."""
+    """Return the box without conditions on fields with one of the name prefixes."""
     return {name: wanted for name, wanted in box.items() if not name.startswith(prefixes)}

@@ -23,12 +23,12 @@ from .survey import Survey, which_mark
 
 _MAX_BOXES = 4096  # alternatives of one match; a match with more is unsupported
 _MAX_ELEMENTS = 256  # of a negated concatenation: each multiplies the boxes
-_MAX_CACHED = 4096  # matches whose boxes are cached: enough for a policy, limited for huge rulesets
+_MAX_CACHED = 4096  # matches with cached boxes: enough for a policy, limited for huge rulesets
 
 # Meta keys with another meaning at a device's own hook; a field that is always 0; NFPROTO_NETDEV.
 _LINK_KEYS = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
 _NOTHING, _NETDEV = "nothing", 5
-_VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets whose elements packets or time change
+_VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets that packets or timeouts change
 _EQUAL = ("==", "in")
 _ORDER = ("<", "<=", ">", ">=")
 
@@ -380,7 +380,7 @@ class Space:
         return self.device(value) if isinstance(value, str) else None
 
     def _opaque_field(self, name: str, needs: Box) -> Field:
-        """Return a field whose values are not interpreted but equal in all rules."""
+        """Return a field with opaque values, which are only compared for equality."""
         numbers = self.opaque.setdefault(name, {})
         self.tops[name] = 0xFFFF
 
