@@ -92,7 +92,7 @@ def _infer_family(items: list[_JsonObject], command: str, keys: tuple[str, ...])
                 return 6 if ":" in value else 4
     if not items:
         return 4
-    raise ValueError(f"no {command} contains an address, so the family is unknown; specify 4 or 6")
+    raise ValueError(f"no {command} contains an address, so the family (IPv4 or IPv6) is unknown")
 
 
 def _decode(decoder: Callable[[_JsonObject, int], _Decoded], item: _JsonObject, family: int, command: str) -> _Decoded:

@@ -167,7 +167,7 @@ def test_nothing_is_of_no_family():
     [
         (ip_json.rules, {"rules": []}, 'expected the JSON of "ip -j -N rule": a list of objects'),
         (ip_json.routes, [1], 'expected the JSON of "ip -j -N route": a list of objects'),
-        (ip_json.rules, [{"priority": 1, "src": "all", "table": "7"}], "no rule contains an address, so the family is unknown; specify 4 or 6"),
+        (ip_json.rules, [{"priority": 1, "src": "all", "table": "7"}], "no rule contains an address, so the family (IPv4 or IPv6) is unknown"),
         (ip_json.rules, [{"priority": 1, "src": "10.0.0.1", "table": "wan"}], "table wan is not a number; use ip -N"),
         (ip_json.rules, [{"priority": 1, "src": "10.0.0.1"}], "not an ip rule: KeyError 'table'"),
         (ip_json.rules, [{"priority": -1, "src": "10.0.0.1", "table": "7"}], "-1 is not between"),
