@@ -171,7 +171,7 @@ def test_a_node_with_the_old_settings_is_migrated(upgraded):
     assert {*left["section"]} == every - gone
     assert left["ran"] == [
         "/etc/init.d/gluon-wan-dnsmasq disable",
-        "logger -t nftpolicy 'the DNS servers of gluon-wan-dnsmasq are not taken over: write them into the policy (servers)'",
+        "logger -t nftpolicy 'the DNS servers of gluon-wan-dnsmasq are not imported: add them to the policy (servers)'",
         "sh /rom/etc/uci-defaults/95-nftpolicy",
         "/etc/init.d/nftpolicy enable",
     ]

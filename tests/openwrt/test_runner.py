@@ -290,7 +290,7 @@ def test_the_ports_of_a_bridge_are_guarded_as_apply_guards_them() -> None:
 def test_compiled_without_the_link_layer(router: Router) -> None:
     router.write(gluon(), link_guard=False)
     router.nftpolicy("apply")
-    assert "compiled without it" in router.nftpolicy("status").stdout
+    assert "link guard: not compiled" in router.nftpolicy("status").stdout
     router.nftpolicy("release")
     router.write(gluon())
 
