@@ -363,7 +363,7 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
         folder = os.open(bpf.tree() / tree / "fastd", os.O_RDONLY)
         try:
             for attach_type in syscall.ATTACH_TYPES:
-                assert len(syscall.attached(folder, attach_type)) == 1
+                assert len(syscall.attached_programs(folder, attach_type)) == 1
         finally:
             os.close(folder)
     finally:
