@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import libc
 from .bpf import programs, syscall
-from .cgroup_tree import DIRECTORY, join_cgroup, open_cgroup, open_hierarchy, remove_empty
+from .cgroup_tree import DIRECTORY_FLAGS, join_cgroup, open_cgroup, open_hierarchy, remove_empty
 from .child_process import run_in_child
 from .errors import ChildFailed, Unavailable
 
@@ -90,7 +90,7 @@ def _load(attach_type: syscall.AttachType, code: bytes) -> int:
 def _own_programs(directory: int, attach_type: syscall.AttachType) -> list[syscall.LoadedProgram]:
     """Return the programs of this network namespace on a cgroup, the earliest first."""
     name = programs.program_name()
-    own = (program for program in syscall.attached(directory, attach_type) if program.name == name)
+    own = (program for program in syscall.attached_programs(directory, attach_type) if program.name == name)
     return sorted(own, key=lambda program: program.number)
 
 
@@ -197,7 +197,7 @@ class MarkedGroup:
         try:
             with suppress(FileExistsError):
                 os.mkdir(_PARENT, dir_fd=root)
-            self._parent = os.open(_PARENT, DIRECTORY, dir_fd=root)
+            self._parent = os.open(_PARENT, DIRECTORY_FLAGS, dir_fd=root)
         finally:
             os.close(root)
         remove_empty(self._parent)
@@ -205,7 +205,7 @@ class MarkedGroup:
             self._kill_members()
             os.rmdir(self.name, dir_fd=self._parent)
         os.mkdir(self.name, dir_fd=self._parent)
-        self._directory = os.open(self.name, DIRECTORY, dir_fd=self._parent)
+        self._directory = os.open(self.name, DIRECTORY_FLAGS, dir_fd=self._parent)
 
     def _kill_members(self) -> None:
         """Kill the processes that an earlier owner of the name left running."""

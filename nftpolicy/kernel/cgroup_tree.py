@@ -19,7 +19,7 @@ _FSCONFIG_CMD_CREATE = 6
 _FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
 _YOUNG = 60  # seconds
 _MOUNTS = Path("/proc/self/mountinfo")
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY  # flags of os.open
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY  # flags of os.open
 
 
 def open_hierarchy() -> int:
@@ -41,7 +41,7 @@ def open_hierarchy() -> int:
         if mounted is None:
             reason = _NO_HIERARCHY.get(error.errno or 0, f"cannot use cgroup v2 ({error.strerror})")
             raise Unavailable(reason) from None
-        return os.open(mounted, DIRECTORY)
+        return os.open(mounted, DIRECTORY_FLAGS)
 
 
 _NO_HIERARCHY = dict.fromkeys(
@@ -83,7 +83,7 @@ def open_cgroup(path: str, create: bool = False) -> Iterator[int]:
             for end in range(1, len(parts) + 1):
                 with suppress(FileExistsError):
                     os.mkdir("/".join(parts[:end]), dir_fd=root)
-        directory = os.open(path, DIRECTORY, dir_fd=root)
+        directory = os.open(path, DIRECTORY_FLAGS, dir_fd=root)
     finally:
         os.close(root)
     try:

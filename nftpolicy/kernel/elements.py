@@ -15,7 +15,7 @@ from typing import Any
 
 from ..netstate.nft import PROTOCOLS, Element, Value
 from .netlink import constants as nl
-from .netlink.attributes import attribute, attribute_spans, netfilter_header, nul_terminated
+from .netlink.attributes import attribute, attribute_spans, encode_text, netfilter_header
 from .netlink.socket import NetlinkSocket, repeat_until_consistent
 
 FAMILIES = frozenset(("inet", "ip", "netdev", "ip6"))
@@ -55,8 +55,8 @@ def read_elements(family: str, table: str, name: str, types: tuple[str, ...]) ->
 def _dump_keys(netlink: NetlinkSocket, family: str, table: str, name: str) -> list[bytes] | None:
     """Return the keys of all elements, or None if the dump is inconsistent."""
     body = netfilter_header(nl.NFPROTO[family])
-    body += attribute(nl.NFTA_SET_ELEM_LIST_TABLE, nul_terminated(table))
-    body += attribute(nl.NFTA_SET_ELEM_LIST_SET, nul_terminated(name))
+    body += attribute(nl.NFTA_SET_ELEM_LIST_TABLE, encode_text(table))
+    body += attribute(nl.NFTA_SET_ELEM_LIST_SET, encode_text(name))
     messages = netlink.dump_once(nl.NFT_MSG_GETSETELEM, body)
     if messages is None:
         return None

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from . import rtmessages as messages
 from .netlink import constants as nl
-from .netlink.attributes import attributes, native_integer, text
+from .netlink.attributes import attributes, decode_text, native_integer
 from .rtnetlink import dump_objects, open_rtnetlink
 
 _NOT_USABLE = nl.IFA_F_TENTATIVE | nl.IFA_F_DADFAILED  # the kernel does not send from such an address
@@ -38,7 +38,7 @@ def links(names: Collection[str]) -> dict[str, Link]:
     with open_rtnetlink() as netlink:
         for raw, start, end in dump_objects(netlink, nl.RTM_GETLINK):
             _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
-            name = text(dict(attributes(raw, start + nl.IFINFOMSG.size, end)).get(nl.IFLA_IFNAME))
+            name = decode_text(dict(attributes(raw, start + nl.IFINFOMSG.size, end)).get(nl.IFLA_IFNAME))
             if name in names:
                 is_up = bool(flags & nl.IFF_UP)
                 by_index[index] = Link(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))

@@ -25,12 +25,12 @@ from .netlink import constants as nl
 from .netlink.attributes import (
     attribute,
     attributes,
+    decode_text,
+    encode_text,
     native_integer,
-    nested,
+    nested_attributes,
     netfilter_header,
     network_integer,
-    nul_terminated,
-    text,
 )
 from .netlink.constants import (
     NFT_MSG_DELRULE,
@@ -243,7 +243,7 @@ class Monitor(PollGroup):
         elif kind in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN):
             found = dict(attributes(raw, offset + _NFT_BODY, end))
             chain = found.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
-            news.chains.add((family, text(chain, "replace")))
+            news.chains.add((family, decode_text(chain, "replace")))
 
     # --- rtnetlink ---
 
@@ -294,7 +294,7 @@ class Monitor(PollGroup):
             news.links |= self._links.pop(index, None) is not None
             return
         found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
-        state = (text(found.get(nl.IFLA_IFNAME)), native_integer(found.get(nl.IFLA_MASTER)), flags & _LIVE)
+        state = (decode_text(found.get(nl.IFLA_IFNAME)), native_integer(found.get(nl.IFLA_MASTER)), flags & _LIVE)
         if self._links.get(index) != state:
             self._links[index] = state
             news.links = True
@@ -312,7 +312,7 @@ class Monitor(PollGroup):
 
 def _table(name: str) -> bytes:
     """Return the bytes behind struct nfgenmsg in messages about objects of tables of that name."""
-    raw = nul_terminated(name)
+    raw = encode_text(name)
     return nl.NLATTR.pack(nl.NLATTR.size + len(raw), nl.NFTA_TABLE) + raw
 
 
@@ -320,7 +320,7 @@ def _author(raw: bytes, start: int, end: int) -> Author:
     found = dict(attributes(raw, start, end))
     if nl.NFTA_GEN_PROC_PID not in found:
         return UNKNOWN
-    name = text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
+    name = decode_text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
     return Author(name or UNKNOWN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
 
 
@@ -358,12 +358,12 @@ def counted(table: str) -> dict[str, int]:
     Raises OSError with the kernel's errno.
     """
     packets: dict[str, int] = {}
-    body = netfilter_header() + attribute(nl.NFTA_OBJ_TABLE, nul_terminated(table))
+    body = netfilter_header() + attribute(nl.NFTA_OBJ_TABLE, encode_text(table))
     body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
     with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
         for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
             found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            name = text(found.get(nl.NFTA_OBJ_NAME), "replace")
-            data = nested(found.get(nl.NFTA_OBJ_DATA))
+            name = decode_text(found.get(nl.NFTA_OBJ_NAME), "replace")
+            data = nested_attributes(found.get(nl.NFTA_OBJ_DATA))
             packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
     return packets

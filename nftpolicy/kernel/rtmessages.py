@@ -16,7 +16,7 @@ from ..netstate.routing import KINDS, SCOPES, IpRule, Nexthop, Route
 from ..netstate.state import Device
 from .netlink import constants as nl
 from .netlink.attributes import attribute as attribute  # `attribute` for tests that build messages
-from .netlink.attributes import attributes, ip_text, native_integer, nested, text
+from .netlink.attributes import attributes, decode_text, ip_text, native_integer, nested_attributes
 
 _FR_ACT = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}
 _RULE_FLAGS = (
@@ -74,7 +74,7 @@ _ROUTE_NAMES = {
 
 
 def _text_or_none(raw: bytes | None) -> str | None:
-    return text(raw) if raw else None
+    return decode_text(raw) if raw else None
 
 
 def _integer_or_none(raw: bytes | None) -> int | None:
@@ -239,8 +239,8 @@ def link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
     """Return index, index of the master, and the device of a RTM_NEWLINK."""
     _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
     found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
-    kind = text(nested(found.get(nl.IFLA_LINKINFO)).get(nl.IFLA_INFO_KIND))
-    name = text(found.get(nl.IFLA_IFNAME)) or str(index)
+    kind = decode_text(nested_attributes(found.get(nl.IFLA_LINKINFO)).get(nl.IFLA_INFO_KIND))
+    name = decode_text(found.get(nl.IFLA_IFNAME)) or str(index)
     group = native_integer(found.get(nl.IFLA_GROUP))
     device = Device(name, (), bool(flags & nl.IFF_UP), group, None, kind)
     return index, native_integer(found.get(nl.IFLA_MASTER)) or None, device

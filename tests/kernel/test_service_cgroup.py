@@ -55,7 +55,7 @@ def numbers(path: Path, attach_type: syscall.AttachType = syscall.SOCK_CREATE) -
     """Return the numbers of all programs on a cgroup, foreign ones included."""
     folder = os.open(path, os.O_RDONLY)
     try:
-        return [program.number for program in syscall.attached(folder, attach_type)]
+        return [program.number for program in syscall.attached_programs(folder, attach_type)]
     finally:
         os.close(folder)
 

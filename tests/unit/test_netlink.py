@@ -11,7 +11,7 @@ from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
 from nftpolicy.kernel.inotify import WatchChanges
 from nftpolicy.kernel.monitor import Monitor
 from nftpolicy.kernel.netlink import socket as netlink_socket
-from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, ip_text, text
+from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, decode_text, ip_text
 from nftpolicy.kernel.netlink.constants import (
     NFGENMSG,
     NFT_MSG_NEWSETELEM,
@@ -248,5 +248,5 @@ def test_attributes_are_decoded_as_they_were_encoded() -> None:
         (2, b"x"),
     ]
     assert list(attributes(struct.pack("=HH", 0, 1), 0, 4)) == []
-    assert (text(b"abc\0"), text(None)) == ("abc", "")
+    assert (decode_text(b"abc\0"), decode_text(None)) == ("abc", "")
     assert (ip_text(socket.inet_aton("192.0.2.1")), ip_text(bytes(15) + b"\1")) == ("192.0.2.1", "::1")

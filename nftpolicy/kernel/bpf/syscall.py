@@ -107,7 +107,7 @@ def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
     _bpf(_BPF_PROG_ATTACH, _ATTACH.pack(directory, descriptor, attach_type.number, _BPF_F_ALLOW_MULTI))
 
 
-def attached(directory: int, attach_type: AttachType) -> list[LoadedProgram]:
+def attached_programs(directory: int, attach_type: AttachType) -> list[LoadedProgram]:
     """Return all programs on the cgroup itself, in the order in which they run."""
     numbers = (ctypes.c_uint32 * _BPF_CGROUP_MAX_PROGS)()
     query = _QUERY.pack(directory, attach_type.number, 0, 0, ctypes.addressof(numbers), _BPF_CGROUP_MAX_PROGS, 0)

@@ -37,7 +37,7 @@ def attribute_spans(raw: bytes, start: int, end: int) -> Iterator[tuple[int, int
         start += length + 3 & ~3
 
 
-def nested(raw: bytes | None) -> dict[int, bytes]:
+def nested_attributes(raw: bytes | None) -> dict[int, bytes]:
     """Return the attributes inside an attribute, by type. Empty for None."""
     return dict(attributes(raw, 0, len(raw))) if raw else {}
 
@@ -52,12 +52,12 @@ def network_integer(raw: bytes | None) -> int:
     return int.from_bytes(raw or b"", "big")
 
 
-def text(raw: bytes | None, errors: str = "surrogateescape") -> str:
+def decode_text(raw: bytes | None, errors: str = "surrogateescape") -> str:
     """Return a NUL-terminated string. Empty for None. `errors` as for bytes.decode."""
     return raw.rstrip(b"\0").decode("utf-8", errors) if raw else ""
 
 
-def nul_terminated(value: str) -> bytes:
+def encode_text(value: str) -> bytes:
     """Return the bytes of a string with the NUL that the kernel expects behind it."""
     return value.encode() + b"\0"
 
