@@ -120,7 +120,7 @@ def test_a_control_that_is_stopped_is_no_proof(made: Guarded) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        ((POLICY, *BY_HAND), BAD_INPUT, "not with a policy"),
+        ((POLICY, *BY_HAND), BAD_INPUT, "cannot be used with a policy"),
         (("--uplink", "wan"), BAD_INPUT, "NAME=DEVICE"),
     ],
 )
