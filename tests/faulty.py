@@ -4,7 +4,7 @@ import os
 import signal
 from typing import Any
 
-from nftpolicy.kernel.interface import Refused
+from nftpolicy.kernel.errors import Refused
 from nftpolicy.netstate.changes import Step
 
 ERRORS = ("EPERM", "ENOBUFS", "EEXIST", "ENOENT", "EINTR")

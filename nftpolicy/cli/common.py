@@ -15,7 +15,7 @@ from ..policy.objects import Account, Policy
 from .render.phrases import quantity
 
 if TYPE_CHECKING:
-    from ..kernel.interface import Refused
+    from ..kernel.errors import Refused
     from ..kernel.linux import Linux
     from ..planner.plan import Plan
     from ..policy.lines import Path as KeyPath
@@ -174,7 +174,7 @@ def this_kernel() -> Linux:
     Raises:
         Failure: it cannot be used: not root, or a library is missing.
     """
-    from ..kernel.interface import Unavailable
+    from ..kernel.errors import Unavailable
     from ..kernel.linux import ready
 
     try:
@@ -197,7 +197,7 @@ def describe_result(change: Prospect, verb: str, unchanged: str) -> str:
 @contextmanager
 def change_errors_as_failure(source: Source | None) -> Iterator[None]:
     """Turn the errors of a change of the kernel into Failures that name the policy's line."""
-    from ..kernel.interface import Refused
+    from ..kernel.errors import Refused
     from ..runtime.changes.apply import NotHeld, StillChanged
     from ..runtime.changes.memory import Busy
     from ..runtime.changes.recover import NoWay

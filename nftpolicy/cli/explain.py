@@ -222,8 +222,8 @@ def _explain_packet(judged: JudgedState, packet: Packet) -> Explained:
 def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> ExplainResults:
     this_kernel()  # first, so that a missing root privilege is the message
     from ..kernel.conntrack import tracked
-    from ..kernel.interface import Unavailable
-    from ..kernel.sockets import Gone, enter_network_of, sockets_of
+    from ..kernel.errors import Gone, Unavailable
+    from ..kernel.sockets import enter_network_of, sockets_of
     from .asked import socket_packet
 
     policy = read_policy(file) if file else None  # before entering a namespace where the path may differ

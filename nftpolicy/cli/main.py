@@ -43,7 +43,7 @@ def main() -> None:
         print(f"nftpolicy: {failure}", file=sys.stderr)
         sys.exit(failure.status)
     except Exception as error:
-        from ..kernel.interface import Unavailable
+        from ..kernel.errors import Unavailable
 
         if not isinstance(error, Unavailable):
             raise

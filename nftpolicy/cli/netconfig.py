@@ -39,7 +39,7 @@ def command(
         print(shown(files), end="")
         return
     require_directory("--to", to)
-    from ..runtime.place.files import KEPT_ON_OPENWRT
+    from ..runtime.paths import KEPT_ON_OPENWRT
     from ..runtime.place.install import place
 
     with install_errors_as_failure():

@@ -57,10 +57,10 @@ def command(
 
 def _run_resolver(policy: Policy, name: str, file: str) -> None:
     kernel = this_kernel()
-    from ..kernel.interface import Unavailable
+    from ..kernel.errors import Unavailable
     from ..runtime.changes.apply import prospect
     from ..runtime.changes.memory import of_this_namespace
-    from ..runtime.resolver import engine
+    from ..runtime.resolver import engine, upstream
     from ..runtime.status import status
 
     memory = of_this_namespace()
@@ -71,7 +71,7 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
     uplink = policy.uplink[name]
     assert uplink.resolver is not None
     gc.enable()
-    job = engine.Job(name, uplink, uplink.resolver, engine.folder_of(memory.folder, name), warn)
+    job = engine.Job(name, uplink, uplink.resolver, upstream.folder_of(memory.folder, name), warn)
     try:
         engine.run(job)
     except engine.Failed as error:

@@ -52,7 +52,7 @@ def command(
 
     The exit status is that of the program.
     """
-    from ..kernel.interface import Unavailable
+    from ..kernel.errors import Unavailable
     from ..runtime.service import run
 
     descriptors = run.descriptors()

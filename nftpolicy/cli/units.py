@@ -80,7 +80,7 @@ def command(
 
 def _attach_programs(policy: Policy, name: str) -> None:
     """Attach the BPF programs of a service to the cgroup of this process."""
-    from ..kernel.interface import Unavailable
+    from ..kernel.errors import Unavailable
     from ..runtime.place.dropins import NoDropIn, attach
 
     if name not in policy.service or policy.service[name].marks != "cgroup":
@@ -121,7 +121,7 @@ def _drop_ins(
     program: str | None,
     policy_path: str,
 ) -> DropIns:
-    from ..kernel.interface import Unavailable
+    from ..kernel.errors import Unavailable
     from ..runtime.place.dropins import Machine, NoDropIn, of_policy
     from ..runtime.place.units import checked
 
@@ -136,8 +136,9 @@ def _drop_ins(
 
 def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
     """Return installed drop-ins in this directory for services that the policy no longer has."""
+    from ..runtime.paths import below
     from ..runtime.place.dropins import NAME
-    from ..runtime.place.files import Manifest, below
+    from ..runtime.place.files import Manifest
 
     installed = [Path(path) for path in Manifest.of(root).files if path.endswith(f".service.d/{NAME}")]
     return [

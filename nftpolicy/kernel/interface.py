@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..netstate.changes import Step
 from ..netstate.state import Counters, NetState
-from .errors import Refused as Refused
-from .errors import Unavailable as Unavailable
 
 if TYPE_CHECKING:
     from .closing import Running

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping
 from ..netstate.routing import KINDS, SCOPES, IpRule, Nexthop, Route
 from ..netstate.state import Device
 from .netlink import constants as nl
-from .netlink.attributes import attribute as attribute  # `attribute` for tests that build messages
 from .netlink.attributes import attributes, decode_text, ip_text, native_integer, nested_attributes
 
 _FR_ACT = {1: "lookup", 2: "goto", 3: "nop", 6: "blackhole", 7: "unreachable", 8: "prohibit"}

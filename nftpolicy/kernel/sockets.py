@@ -18,8 +18,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from . import libc
-from .errors import Gone as Gone
-from .errors import Unavailable
+from .errors import Gone, Unavailable
 from .namespace import socket_cookie
 
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h

@@ -32,7 +32,3 @@ class Event:
     excluded: Sequence[Box]
     statement: nft.Statement | None = None
     marks: Marks | None = None
-
-    def decided(self, box: Box) -> list[Box]:
-        """Return the excluded boxes, a superset of the ones that overlap `box`."""
-        return list(self.excluded)

@@ -20,8 +20,9 @@ from ..netstate.state import NetState
 from .addresses import is_link_local6, is_link_multicast6, is_loopback4, is_multicast6
 from .decision import Decision, TraceLog, Untold, likewise
 from .packet import KERNEL, TCP, UDP, Packet, interval, number, shown
-from .routing import Routed, Router
+from .routing import Router
 from .rules import LOOPBACK
+from .search import Routed
 from .unknown import Doubts
 from .view import View
 

@@ -12,8 +12,7 @@ from functools import cache
 from ..netstate.nft import FULL, Value
 from .box import Box, Ranges, only, ranges
 from .packet import interval
-from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NAMES
-from .symbols import TCP_FLAGS as TCP_FLAGS  # a field of its own for each flag
+from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NAMES, TCP_FLAGS
 
 STATES = {"new": 0, "established": 1, "related": 2, "invalid": 3, "untracked": 4}
 DIRECTIONS = {"original": 0, "reply": 1}

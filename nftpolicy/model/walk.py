@@ -18,8 +18,7 @@ from ..netstate.state import NetState
 from .addresses import is_link_local6, is_multicast4
 from .chains import Ruleset
 from .decision import Decision, TraceLog, Untold
-from .hooks import DROPPED as DROPPED  # an outcome of traces too
-from .hooks import Compared, Hooks, compared, tracks
+from .hooks import DROPPED, Compared, Hooks, compared, tracks
 from .kinds import Kinds
 from .packet import FORWARD, FRAME, KERNEL, Packet
 from .routing import Router

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ..model.box import Box
+from ..model.chain_event import Place
 from ..model.chains import NAT, Ruleset
-from ..model.passage import Passage, Place
+from ..model.passage import Passage
 from ..model.space import Space
 from ..model.survey import survey, which_mark
 from ..model.walk import Model

@@ -15,9 +15,9 @@ from attrs import frozen
 
 from ..model import bits
 from ..model.box import Box, meet, only, uncovered
+from ..model.chain_event import Event, Place
 from ..model.covers import Covers
 from ..model.marks import new_marks
-from ..model.passage import Event, Place
 from ..model.survey import which_mark
 from ..netstate import nft, text
 from .claim import BOTH, MarkTest, Region, UplinkClaim
@@ -178,7 +178,7 @@ def _mark_assignments(
                 box = _marked_after(ground, family, event, uplink, kind)
                 if box is None:
                     continue
-                remaining = uncovered(box, [*event.decided(box), *excluded_boxes], space.tops)
+                remaining = uncovered(box, [*event.excluded, *excluded_boxes], space.tops)
                 if remaining is not None:
                     yield Hit(family, remaining, _location(event), understood(remaining, space))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve
 
-from ..model import bits, values
+from ..model import bits, symbols, values
 from ..model.box import Box, Ranges, common
 from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, WIDTH, Flow, Packet, interval, number
 from ..model.space import Space
@@ -68,7 +68,7 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
             first, _, second = name.partition(".")
             fields[first, second] = pick(box[name], 8 if first == "icmp" else 128)
     if protocol == TCP:
-        flags = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(values.TCP_FLAGS))
+        flags = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS))
         fields["tcp", "flags"] = sum(flags)
     arrival = pick(box.get("iif"), 0)
     return Packet(

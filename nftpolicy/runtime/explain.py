@@ -15,7 +15,7 @@ from ..compiler import names
 from ..compiler.compile import Machine, compile_policy
 from ..model.decision import Decision
 from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, shown
-from ..model.routing import Routed
+from ..model.search import Routed
 from ..model.walk import Model, Walk
 from ..netstate.nft import Chain, Concat, Match, Meta, Origin, Rule, SetRef, Table
 from ..netstate.routing import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IpRule, Route

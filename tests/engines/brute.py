@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
-from nftpolicy.model import bits, values
+from nftpolicy.model import bits, symbols, values
 from nftpolicy.model.box import Box, Ranges
 from nftpolicy.model.chains import DROP, Ruleset, evaluate
 from nftpolicy.model.space import Space
@@ -128,5 +128,5 @@ FIELDS: dict[str, Callable[[View], int]] = {
     "ttl": _of_header(("ip", "ttl"), ("ip6", "hoplimit")),
     "icmp.type": _of_header(("icmp", "type")),
     "icmpv6.type": _of_header(("icmpv6", "type")),
-    **{f"tcp.{name}": _flag(at) for at, name in enumerate(values.TCP_FLAGS)},
+    **{f"tcp.{name}": _flag(at) for at, name in enumerate(symbols.TCP_FLAGS)},
 }

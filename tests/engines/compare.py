@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nftpolicy.model.box import Box
+from nftpolicy.model.chain_event import Place
 from nftpolicy.model.covers import Covers
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
-from nftpolicy.model.passage import Place
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.ground import Ground, understood

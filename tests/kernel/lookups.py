@@ -17,7 +17,8 @@ from attrs import asdict, evolve, frozen
 
 from nftpolicy.kernel.rtnetlink import Lookups, RtNetlink
 from nftpolicy.model.packet import number
-from nftpolicy.model.routing import Routed, Router
+from nftpolicy.model.routing import Router
+from nftpolicy.model.search import Routed
 from nftpolicy.netstate.routing import Route, Sysctl
 from nftpolicy.netstate.state import NetState
 from tests.lab.netns import Namespace, search_path

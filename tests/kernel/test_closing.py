@@ -16,7 +16,7 @@ from attrs import evolve
 
 from nftpolicy.kernel.closing import Running
 from nftpolicy.kernel.conntrack import Conntrack, Flow
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.sock_diag import CLOSED, GONE, TCP, UDP, Listed, SockDiag
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer

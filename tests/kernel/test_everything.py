@@ -8,7 +8,7 @@ import subprocess
 import pytest
 from attrs import evolve
 
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.libnft import Nft
 from nftpolicy.kernel.linux import Linux
 from nftpolicy.kernel.rtnetlink import RtNetlink

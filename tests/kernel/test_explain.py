@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.kernel import sockets
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from tests.lab import addresses as at
 from tests.lab import child, senders, syscalls
 from tests.lab.limits import limit

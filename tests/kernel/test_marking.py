@@ -10,7 +10,7 @@ import pytest
 
 from nftpolicy.kernel.bpf.programs import mark_program
 from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.seccomp import MarkedCalls
 from nftpolicy.kernel.tap import only_from
 from tests.lab.limits import limit

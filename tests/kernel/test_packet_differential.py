@@ -12,7 +12,8 @@ import pytest
 
 from nftpolicy.model import chains, walk
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
-from nftpolicy.model.routing import Routed, Router
+from nftpolicy.model.routing import Router
+from nftpolicy.model.search import Routed
 from nftpolicy.model.sending import Sending
 
 from .compared import Sample, disagreements, send, walks

@@ -12,7 +12,7 @@ import pytest
 import hatch_build
 from nftpolicy.kernel import capability
 from nftpolicy.kernel.cgroup import MarkedGroup
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.policy.mark import Mark
 from nftpolicy.runtime.service import preload
 from tests.compiled import CLIENT, FOUR, build, public_folder

@@ -298,7 +298,9 @@ def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> 
     done = bare.run("verify", "--live", "--uplink", f"up={BRIDGE}", "--mark", "0x1/0x1", "--json", check=False)
     found = json.loads(done.stdout)
     refuted = [one for one in found["findings"] if one["decides"] and one["verdict"] == "refuted"]
-    assert [one["subject"] for one in refuted] == [f"AF_PACKET sockets: packets without the mark that leave by {BRIDGE}"]
+    assert [one["subject"] for one in refuted] == [
+        f"AF_PACKET sockets: packets without the mark that leave by {BRIDGE}"
+    ]
     assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}
 
 

@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.errors import Refused
 from nftpolicy.kernel.fake import Fake
-from nftpolicy.kernel.interface import Refused
 from nftpolicy.netstate.routing import Sysctl
 from nftpolicy.netstate.state import Counts, NetState
 from nftpolicy.planner.plan import Plan, plan

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftpolicy.kernel.conntrack import Conntrack, Ends, Flow
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.sock_diag import CLOSED, GONE, NOT_SUPPORTED, TCP, UDP, Listed
 from nftpolicy.policy import values
 from nftpolicy.policy.mark import Mark

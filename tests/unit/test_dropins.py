@@ -9,7 +9,7 @@ import pytest
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli import units as command
 from nftpolicy.cli.common import Failure
-from nftpolicy.kernel.interface import Unavailable
+from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.runtime.place import dropins, files
 from nftpolicy.runtime.place.units import units as our_units
 from nftpolicy.runtime.service import preload

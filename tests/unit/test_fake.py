@@ -3,8 +3,8 @@
 import pytest
 from attrs import evolve
 
+from nftpolicy.kernel.errors import Refused
 from nftpolicy.kernel.fake import Fake
-from nftpolicy.kernel.interface import Refused
 from nftpolicy.netstate.carried import BUSY, EXISTS, MISSING, NO_ROUTE, OTHER_HOOK
 from nftpolicy.netstate.changes import (
     Elements,

@@ -6,8 +6,8 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.errors import Refused
 from nftpolicy.kernel.fake import Fake
-from nftpolicy.kernel.interface import Refused
 from nftpolicy.netstate import json_in, text
 from nftpolicy.netstate.changes import NftOperation
 from nftpolicy.netstate.nft import FULL, Bitwise, Chain, Hook, Match, Meta, Rule, UnknownExpression, Verdict

@@ -13,8 +13,8 @@ import pytest
 from nftpolicy.cli import changes, rollback
 from nftpolicy.cli import history as listed
 from nftpolicy.cli.common import BAD_INPUT, REFUSED, Failure
+from nftpolicy.kernel.errors import Refused
 from nftpolicy.kernel.fake import Fake
-from nftpolicy.kernel.interface import Refused
 from nftpolicy.runtime.changes import history, pending
 from nftpolicy.runtime.changes.change import Options, Wanted
 from nftpolicy.runtime.changes.history import History, Shelf

@@ -8,7 +8,8 @@ from attrs import evolve
 
 from nftpolicy.kernel import rtmessages
 from nftpolicy.model.packet import number
-from nftpolicy.model.routing import Routed, Router
+from nftpolicy.model.routing import Router
+from nftpolicy.model.search import Routed
 from nftpolicy.netstate import iproute
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState

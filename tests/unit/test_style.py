@@ -1,7 +1,6 @@
 """Names and English: docs/style.md, as far as a program can hold it."""
 
 import ast
-import importlib.util
 import io
 import re
 import tokenize
@@ -14,9 +13,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "nftpolicy").rglob("*.py"))
 PAGES = sorted(
-    [*ROOT.glob("man/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("rulesets/*"), *ROOT.glob("nftpolicy/**/*.sh")]
+    [
+        *ROOT.glob("man/*"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("*.md"),
+        *ROOT.glob("rulesets/*"),
+        *ROOT.glob("nftpolicy/**/*.sh"),
+    ]
 )
 GLOSSARY = ROOT / "docs/style.md"  # names the forbidden words
+
+
+def words(text: str) -> set[str]:
+    return set(text.split())
+
 
 # In prose: docstrings, comments, messages, pages. A word stands for its forms.
 FORBIDDEN = re.compile(
@@ -25,12 +35,28 @@ FORBIDDEN = re.compile(
     r"|is (?:told|asked|said)|are (?:told|asked|said)|claims? of the policy)\b",
     re.IGNORECASE,
 )
-FORBIDDEN_IN_NAMES = {"wear", "wears", "worn", "wearer", "dressed", "told", "tell", "muffle", "muffled", "ladder", "errand", "aside", "doubts", "whose", "who"}
+FORBIDDEN_IN_NAMES = {
+    "wear",
+    "wears",
+    "worn",
+    "wearer",
+    "dressed",
+    "told",
+    "tell",
+    "muffle",
+    "muffled",
+    "ladder",
+    "errand",
+    "aside",
+    "doubts",
+    "whose",
+    "who",
+}
 # Pronouns, prepositions, and participles or adverbs that name no thing.
-NOT_A_NAME = set(
+NOT_A_NAME = words(
     "of by one ones here there seen made told asked kept found mine whose who whom what which it they them these those"
     " held put given taken said from to at on in out into with within without after before behind beyond all none"
-    " somebody nobody others rest same such also known sent meant shown led gone done worn lent borrowed".split()
+    " somebody nobody others rest same such also known sent meant shown led gone done worn lent borrowed"
 )
 ALLOWED_NAMES = {
     "all",  # a set of every member of an enumeration
@@ -42,13 +68,12 @@ ALLOWED_NAMES = {
     "out",
     "into",
 }
-VERBS_END = re.compile(r"[A-Z][a-z]+")
-NOT_A_FIRST_WORD = set(
+NOT_A_FIRST_WORD = words(
     "What Whether Who Whose Whom Where When Why How Which That This These Those There Here It Its They Them He One Ones"
     " All Both None Nothing Nobody Somebody Something Everything Everybody Some Any Each Every Other Others Same Such"
-    " As At By For From In Of On To With Without Within".split()
+    " As At By For From In Of On To With Without Within"
 )
-NOT_A_FUNCTIONS_FIRST_WORD = NOT_A_FIRST_WORD | set("The A An".split())
+NOT_A_FUNCTIONS_FIRST_WORD = NOT_A_FIRST_WORD | words("The A An")
 
 
 @cache
@@ -87,13 +112,19 @@ def test_page_has_no_forbidden_word(file):
     if file == GLOSSARY:
         return
     found = [
-        f"{at}: {match[0]}" for at, line in enumerate(file.read_text().splitlines(), 1) for match in FORBIDDEN.finditer(line)
+        f"{at}: {match[0]}"
+        for at, line in enumerate(file.read_text().splitlines(), 1)
+        for match in FORBIDDEN.finditer(line)
     ]
     assert found == []
 
 
 def test_forbidden_words_are_found():
-    assert [match[0] for match in FORBIDDEN.finditer("Nobody is told what the packet wears")] == ["Nobody", "is told", "wears"]
+    assert [match[0] for match in FORBIDDEN.finditer("Nobody is told what the packet wears")] == [
+        "Nobody",
+        "is told",
+        "wears",
+    ]
 
 
 def test_class_names_are_unique():
@@ -145,7 +176,7 @@ def test_docstring_begins_with_a_verb_or_a_noun(file):
         is_property = any("property" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property:
             refused = NOT_A_FUNCTIONS_FIRST_WORD
-        if words[0].strip(".,:;`") in refused or not text[0].isupper() and text[0] not in "`\"'(0123456789":
+        if words[0].strip(".,:;`") in refused or (not text[0].isupper() and text[0] not in "`\"'(0123456789"):
             found.append(f"{getattr(node, 'lineno', 1)}: {' '.join(words[:6])}")
     assert found == []
 

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from ...kernel.closing import Running
 from ...kernel.conntrack import Flow
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...kernel.sock_diag import CLOSED, NOT_SUPPORTED, TCP, Listed
 from ...policy.objects import Policy
 from ..ownership import Addresses

@@ -15,7 +15,8 @@ from attrs import Factory, evolve, frozen
 from ...compiler import names
 from ...compiler.compile import Machine, compile_policy
 from ...compiler.sysctls import sysctls
-from ...kernel.interface import Kernel, Refused
+from ...kernel.errors import Refused
+from ...kernel.interface import Kernel
 from ...netstate.changes import Step, SysctlChange
 from ...netstate.routing import PROTOCOL, Sysctl
 from ...netstate.state import NetState

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from ...kernel.interface import Refused
+from ...kernel.errors import Refused
 from .apply import NotHeld
 from .change import Carried, Changer, Outlook, Wanted
 from .journal import APPLY, Interrupted, Text, Unfinished

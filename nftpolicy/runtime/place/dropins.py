@@ -16,7 +16,7 @@ from attrs import Factory, frozen
 
 from ...integration.systemd_dropins import ServiceUnit, dropin_text, service_unit_name
 from ...kernel import cgroup
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink
 from ..paths import below
 from ..service import preload

@@ -13,9 +13,7 @@ from pathlib import Path
 from attrs import Factory, evolve, frozen
 
 from ..atomic_file import sync_directory, temporary_path, write_temporary
-from ..paths import KEPT, MANIFEST, kept
-from ..paths import KEPT_ON_OPENWRT as KEPT_ON_OPENWRT  # for cli, which takes it from here
-from ..paths import below as below
+from ..paths import KEPT, MANIFEST, below, kept
 
 _MODE = 0o644
 

@@ -24,14 +24,13 @@ from attrs import evolve, field, frozen
 
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedGroup, unmarked
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...kernel.notify import Manager
 from ...kernel.seccomp import MarkedCalls
 from ...policy.objects import Listen, Resolver, Uplink
 from ..rate_limiter import earliest_deadline
 from .learner import Learner, Wanted
 from .upstream import Upstream, servers_file_in
-from .upstream import folder_of as folder_of
 
 # Seconds.
 _CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks

@@ -20,7 +20,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...policy.mark import Mark
 from . import elf
 

@@ -19,7 +19,7 @@ from attrs import frozen
 
 from ...kernel.closing import Running
 from ...kernel.conntrack import Flow
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...kernel.links import Link, links
 from ...kernel.rtnetlink import RtNetlink
 from ...kernel.sock_diag import TCP, UDP, Listed

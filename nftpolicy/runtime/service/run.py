@@ -21,7 +21,7 @@ from attrs import frozen
 from ...kernel import accounts, capability
 from ...kernel.cgroup import detach as _detach
 from ...kernel.cgroup import enter, unmarked
-from ...kernel.interface import Unavailable
+from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink, cgroup_of
 from . import inside, preload
 from .inside import Finding

@@ -17,7 +17,7 @@ from typing import Any
 from ...compiler import names
 from ...compiler.compile import Machine
 from ...compiler.second import second
-from ...kernel.interface import Refused, Unavailable
+from ...kernel.errors import Refused, Unavailable
 from ...kernel.monitor import UNKNOWN, Author, News
 from ...netstate.changes import NftTransaction, RuleChange
 from ...policy.errors import PolicyError

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...kernel.closing import Running
-from ...kernel.interface import Kernel, Unavailable
+from ...kernel.errors import Unavailable
+from ...kernel.interface import Kernel
 from ...policy.objects import Policy, cgroup_of
 from ..service.whose import Judged, judge, needed
 from .errand import Errand
