@@ -17,11 +17,11 @@ from fuzz.targets import TARGETS
 ROUND = 100  # examples of one target before the next target runs
 
 
-class Found(Exception):
+class RoundFailed(Exception):
     """Failed round: number of examples that it ran, and the command that repeats it."""
 
 
-def run(target, examples, number=0, shrink=True):
+def run_target(target, examples, number=0, shrink=True):
     """Run the examples of a seed and return their number.
 
     Raises:
@@ -47,7 +47,7 @@ def run(target, examples, number=0, shrink=True):
     try:
         check_example()
     except Exception as error:
-        raise Found(f"after {count} examples; to repeat: script/fuzz --replay {target.name} {number}") from error
+        raise RoundFailed(f"after {count} examples; to repeat: script/fuzz --replay {target.name} {number}") from error
     return count
 
 
@@ -63,7 +63,7 @@ def main():
         parser.error(f"unknown target {', '.join(sorted(unknown))}; known are {', '.join(names)}")
     selected = [target for target in TARGETS if not requested or target.name in requested]
     if options.replay:
-        count = run(selected[0], ROUND, int(options.replay[1]))
+        count = run_target(selected[0], ROUND, int(options.replay[1]))
         print(f"{selected[0].name}: {count} examples, nothing found")
         return
     counts = dict.fromkeys((target.name for target in selected), 0)
@@ -72,7 +72,7 @@ def main():
         for target in itertools.cycle(selected):
             if time.monotonic() > end:
                 break
-            counts[target.name] += run(target, ROUND, random.getrandbits(32))
+            counts[target.name] += run_target(target, ROUND, random.getrandbits(32))
     except KeyboardInterrupt:
         pass
     finally:

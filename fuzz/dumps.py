@@ -9,15 +9,15 @@ from attrs import evolve
 from hypothesis import strategies as st
 
 from nftpolicy.cli.common import Failure
-from nftpolicy.cli.desk import desk_state
+from nftpolicy.cli.desk import state_from_files
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, Packet, number
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, Packet, parse_address
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate import ip_json, json_in, json_out
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.claim import Claim, UplinkClaim
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.claim import Spec, UplinkSpec
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 
@@ -120,25 +120,25 @@ UNSUPPORTED_MATCH = {"match": {"op": "==", "left": {"frobnicate": {"key": "mark"
 
 
 @cache
-def dump(file):
+def load_fixture(file):
     return json.loads((FIXTURES / file).read_text())
 
 
 @st.composite
-def replaced(draw, document, values=VALUES, times=2):
+def mutated(draw, document, values=VALUES, times=2):
     """Draw a document with some parts replaced, deleted or doubled."""
     for _ in range(draw(st.integers(1, times))):
         document = _replaced(draw, document, values, 0)
     return document
 
 
-def seldom(draw, times):
+def draw_once_in(draw, times):
     """Draw True once in `times` draws."""
     return draw(st.sampled_from(range(times))) == times - 1
 
 
 def _replaced(draw, item, values, depth):
-    if not item or not isinstance(item, dict | list) or seldom(draw, 100 if depth < 2 else 10):
+    if not item or not isinstance(item, dict | list) or draw_once_in(draw, 100 if depth < 2 else 10):
         if isinstance(item, str) and draw(st.booleans()):
             return draw(st.sampled_from(WORDS))
         if isinstance(item, int) and draw(st.booleans()):
@@ -169,14 +169,14 @@ def ip_documents():
     documents = st.lists(st.dictionaries(st.sampled_from(IP_KEYS), VALUES, max_size=6), max_size=3) | VALUES
     loose = st.tuples(st.sampled_from(("rule", "route")), documents)
     files = [(command, file) for command in ("rule", "route") for file in _ip_files(command)]
-    real = st.sampled_from(files).flatmap(lambda pair: st.tuples(st.just(pair[0]), replaced(dump(pair[1]))))
+    real = st.sampled_from(files).flatmap(lambda pair: st.tuples(st.just(pair[0]), mutated(load_fixture(pair[1]))))
     return st.one_of(loose, real, real)
 
 
-def ip_listing(pair):
+def check_ip_listing(pair):
     """Check that rules or routes are decoded, or refused by ValueError."""
     command, document = pair
-    decode = {"rule": ip_json.rules, "route": ip_json.routes}[command]
+    decode = {"rule": ip_json.decode_rules, "route": ip_json.decode_routes}[command]
     for family in (None, 4, 6):
         try:
             items = decode(document, family)
@@ -189,49 +189,49 @@ def ip_listing(pair):
 
 
 @st.composite
-def machines(draw):
+def host_listings(draw):
     """Draw the listings of a host, some mutated: (nft ruleset, {"ip4-rule": rules, ...})."""
     name = draw(st.sampled_from(("default-router", "gluon-node", "ip4table")))
-    listing = dump(f"{name}/kernel.json") if (FIXTURES / name / "kernel.json").exists() else {"nftables": []}
+    listing = load_fixture(f"{name}/kernel.json") if (FIXTURES / name / "kernel.json").exists() else {"nftables": []}
     if draw(st.booleans()):
-        listing = {"nftables": [*listing["nftables"], *listed(draw(st.sampled_from(POLICIES)))]}
+        listing = {"nftables": [*listing["nftables"], *listed_objects(draw(st.sampled_from(POLICIES)))]}
     if draw(st.booleans()):
-        listing = draw(replaced(listing, times=4))
+        listing = draw(mutated(listing, times=4))
     parts = {
-        f"ip{family}-{command}": dump(f"{name}/ip{family}-{command}.json")
+        f"ip{family}-{command}": load_fixture(f"{name}/ip{family}-{command}.json")
         for family in (4, 6)
         for command in ("rule", "route")
     }
     for key, document in parts.items():
-        if seldom(draw, 6):
-            parts[key] = draw(replaced(document))
+        if draw_once_in(draw, 6):
+            parts[key] = draw(mutated(document))
     return listing, parts
 
 
-def compiled(path):
-    return compile_policy(policy_of(path))
+def compile_file(path):
+    return compile_policy(load_policy(path))
 
 
 @cache
-def listed(path):
+def listed_objects(path):
     """Return a compiled policy as the objects that nft lists."""
-    commands = json_out.ruleset(compiled(path).tables)["nftables"]
+    commands = json_out.encode_ruleset(compile_file(path).tables)["nftables"]
     return [command["add"] for command in commands if "add" in command]
 
 
 @cache
-def policy_of(path):
+def load_policy(path):
     return load(path.read_bytes(), str(path))[0]
 
 
-def state_of(listings):
+def decode_state(listings):
     """Return the state that the listings describe; None if they are invalid."""
     listing, parts = listings
     try:
         return NetState(
-            json_in.ruleset(listing),
-            tuple(rule for family in (4, 6) for rule in ip_json.rules(parts[f"ip{family}-rule"], family)),
-            tuple(route for family in (4, 6) for route in ip_json.routes(parts[f"ip{family}-route"], family)),
+            json_in.decode_ruleset(listing),
+            tuple(rule for family in (4, 6) for rule in ip_json.decode_rules(parts[f"ip{family}-rule"], family)),
+            tuple(route for family in (4, 6) for route in ip_json.decode_routes(parts[f"ip{family}-route"], family)),
         )
     except ValueError:
         return None
@@ -239,30 +239,34 @@ def state_of(listings):
 
 def packets():
     for family, to in ((4, "198.51.100.9"), (6, "2001:db8:9::9"), (6, "fe80::9"), (4, "255.255.255.255")):
-        yield Packet(family, number(to), uid=65534, gid=65534)
-        yield Packet(family, number(to), mark=1, gid=800)
-        yield Packet(family, number(to), bound="br-wan", origin=KERNEL)
+        yield Packet(family, parse_address(to), uid=65534, gid=65534)
+        yield Packet(family, parse_address(to), mark=1, gid=800)
+        yield Packet(family, parse_address(to), bound="br-wan", origin=KERNEL)
         yield Packet(
-            family, number(to), number("192.0.2.9" if family == 4 else "2001:db8::9"), origin=FORWARD, iif="br-client"
+            family,
+            parse_address(to),
+            parse_address("192.0.2.9" if family == 4 else "2001:db8::9"),
+            origin=FORWARD,
+            iif="br-client",
         )
-        yield Packet(family, number(to), origin=FRAME, bound="wan0")
+        yield Packet(family, parse_address(to), origin=FRAME, bound="wan0")
 
 
-def judged(listings):
+def check_proof_of_listings(listings):
     """Check that a state is proved without a traceback, and that no traced leak contradicts the proof."""
-    state = state_of(listings)
+    state = decode_state(listings)
     if state is None:
         return
-    uplinks = tuple(UplinkClaim(name, (name,), 1, 1) for name in ("br-wan", "wan0"))
-    for spec in (Claim(uplinks), claim(policy_of(POLICIES[0]))):
+    uplinks = tuple(UplinkSpec(name, (name,), 1, 1) for name in ("br-wan", "wan0"))
+    for spec in (Spec(uplinks), build_spec(load_policy(POLICIES[0]))):
         proof = prove(state, spec)
         model = Model(state)
         for packet in packets():
-            trace = model.walk(packet)
+            trace = model.trace(packet)
             if packet.mark or packet.iif in ("br-wan", "wan0") or trace.outcome != "leaves":
                 continue
             for uplink in spec.uplinks:
-                if trace.device not in uplink.devices or uplink.holes:
+                if trace.device not in uplink.devices or uplink.exemptions:
                     continue
                 verdicts = {
                     finding.verdict
@@ -272,7 +276,7 @@ def judged(listings):
                 assert verdicts != {PROVED}, (packet, trace)
 
 
-def at_a_desk(listings):
+def check_state_files(listings):
     """Check that a state is decoded from files, or refused by an error of one line."""
     listing, parts = listings
     with tempfile.TemporaryDirectory() as directory:
@@ -281,7 +285,7 @@ def at_a_desk(listings):
             files[key] = Path(directory) / key
             files[key].write_text(json.dumps(document))
         try:
-            desk_state(
+            state_from_files(
                 files["nft"],
                 [f"{family}:{files[f'ip{family}-rule']}" for family in (4, 6)],
                 [str(files[f"ip{family}-route"]) for family in (4, 6)],
@@ -294,10 +298,10 @@ def at_a_desk(listings):
 
 
 @st.composite
-def odd_rules(draw):
+def unsupported_rules(draw):
     """Draw (policy, index of a rule, index of its statement, unsupported replacement)."""
     path = draw(st.sampled_from(POLICIES))
-    listing = listed(path)
+    listing = listed_objects(path)
     positions = [
         (index, position)
         for index, item in enumerate(listing)
@@ -309,16 +313,16 @@ def odd_rules(draw):
     return path, index, position, draw(st.sampled_from([*UNSUPPORTED, *([UNSUPPORTED_MATCH] * 2 if is_match else [])]))
 
 
-def odd(case):
+def check_unsupported_rule(case):
     """Check that no proof relies on an unsupported construct."""
     path, index, position, replacement = case
-    policy, state = policy_of(path), compiled(path)
-    listing = listed(path)
+    policy, state = load_policy(path), compile_file(path)
+    listing = listed_objects(path)
     expr = listing[index]["rule"]["expr"]
 
     def verdict(objects):
-        tables = json_in.ruleset({"nftables": objects})
-        return prove(evolve(state, tables=tables), claim(policy)).verdict
+        tables = json_in.decode_ruleset({"nftables": objects})
+        return prove(evolve(state, tables=tables), build_spec(policy)).verdict
 
     def verdict_with(*statements):
         changed_expr = [*expr[:position], *statements, *expr[position + 1 :]]

@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 
-from nftpolicy.openwrt.proposal import propose
-from nftpolicy.openwrt.roles import NotUsable
-from nftpolicy.openwrt.uci_in import UciError, read
+from nftpolicy.openwrt.proposal import draft_policy
+from nftpolicy.openwrt.roles import NotImportable
+from nftpolicy.openwrt.uci_in import UciError, parse_uci
 from nftpolicy.policy.load import load
 from tests.openwrt.configurations import CASES
 
@@ -153,7 +153,7 @@ KINDS = st.sampled_from(
 
 
 @st.composite
-def edited(draw):
+def edited_files(draw):
     """Draw the files of a case with some bytes changed."""
     files = {name: text.encode() for name, text in draw(st.sampled_from(sorted(CASES.items())))[1].files.items()}
     for _ in range(draw(st.integers(1, 3))):
@@ -167,7 +167,7 @@ def edited(draw):
 
 
 @st.composite
-def made_up(draw):
+def synthetic_files(draw):
     """Draw sections of known types with arbitrary options."""
     names = ("firewall", "fastd", "tunneldigger", "wireless", "gluon-wan-dnsmasq", "dhcp", "wgpeerselector", "mwan3")
     files = {}
@@ -189,14 +189,16 @@ def made_up(draw):
     return files
 
 
-GARBAGE = st.fixed_dictionaries({"network": st.binary(max_size=200)}, optional={"firewall": st.binary(max_size=100)})
+RANDOM_FILES = st.fixed_dictionaries(
+    {"network": st.binary(max_size=200)}, optional={"firewall": st.binary(max_size=100)}
+)
 
 
-def imported(files):
+def check_import(files):
     """Check that the importer returns a valid policy, or raises an error of one line."""
     try:
-        draft = propose({name: read(data, name, name) for name, data in files.items()})
-    except (UciError, NotUsable) as error:
+        draft = draft_policy({name: parse_uci(data, name, name) for name, data in files.items()})
+    except (UciError, NotImportable) as error:
         assert "\n" not in str(error), error
         return
     load(draft.text.encode(), "FILE")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fuzz import dumps, routers
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import json_in, json_out, text
-from nftpolicy.policy.errors import PolicyError, Source
+from nftpolicy.policy.errors import PolicyError, PolicyText
 from nftpolicy.policy.load import load
 from tests import strategies
 from tests.properties import test_invariant
@@ -24,7 +24,7 @@ class Target:
     check: object
 
 
-def policy(data):
+def check_policy(data):
     """Check that a policy compiles and can be written, or is refused by an error of one line."""
     try:
         loaded, _ = load(data, "FILE")
@@ -35,33 +35,33 @@ def policy(data):
         assert error.line is None or 1 <= error.line <= data.count(b"\n") + 1
         return
     for table in compile_policy(loaded).tables:
-        text.table(table)
+        text.table_text(table)
 
 
-def listing(document):
+def check_listing(document):
     """Check that an nft listing is decoded, or refused by ValueError."""
     try:
-        tables = json_in.ruleset(document)
+        tables = json_in.decode_ruleset(document)
     except ValueError:
         return
     for table in tables:
         try:
-            text.table(table)  # unsupported values raise ValueError too
+            text.table_text(table)  # unsupported values raise ValueError too
         except (ValueError, TypeError):
             continue
 
 
-def lines(data):
+def check_lines(data):
     """Check that every key of a TOML text has a line."""
     source = data.decode(errors="replace")
-    positions = Source("FILE", source)
+    positions = PolicyText("FILE", source)
     try:
         document = tomllib.loads(source)
     except (ValueError, RecursionError):
-        positions.line(("name",))
+        positions.line_of(("name",))
         return
     for path in _paths(document):
-        line = positions.line(path)
+        line = positions.line_of(path)
         assert line is not None and 1 <= line <= source.count("\n") + 1, path
 
 
@@ -73,7 +73,7 @@ def _paths(item, path=()):
 
 
 @st.composite
-def edited(draw):
+def edited_policies(draw):
     """Draw a valid policy with some bytes changed, deleted, doubled or inserted."""
     data = draw(strategies.toml()).encode()
     for _ in range(draw(st.integers(1, 3))):
@@ -152,7 +152,7 @@ def listings(draw):
     entries = draw(st.lists(entry, max_size=4))
     if draw(st.booleans()):
         tables = compile_policy(draw(strategies.policies(most_uplinks=1, most_services=1))).tables
-        commands = json_out.ruleset(tables)["nftables"]
+        commands = json_out.encode_ruleset(tables)["nftables"]
         entries += [command["add"] for command in commands if "add" in command]
         index = draw(st.integers(0, len(entries) - 1))
         entries[index] = _mutate(draw, entries[index], draw(values))
@@ -200,21 +200,21 @@ def _body(test):
 
 
 TARGETS = (
-    Target("policy-bytes", st.binary(max_size=300), policy),
-    Target("policy-edited", edited(), policy),
-    Target("policy-layout", layouts(), policy),
-    Target("lines-bytes", st.binary(max_size=200), lines),
-    Target("lines-edited", edited(), lines),
-    Target("lines-layout", layouts(), lines),
-    Target("listing-json", _json(st.sampled_from(NFT_KEYS) | st.text(max_size=4)), listing),
-    Target("listing-like", listings(), listing),
-    Target("ip-json", dumps.ip_documents(), dumps.ip_listing),
-    Target("desk", dumps.machines(), dumps.at_a_desk),
-    Target("judged", dumps.machines(), dumps.judged),
-    Target("odd", dumps.odd_rules(), dumps.odd),
-    Target("uci-bytes", routers.GARBAGE, routers.imported),
-    Target("uci-edited", routers.edited(), routers.imported),
-    Target("uci-made-up", routers.made_up(), routers.imported),
+    Target("policy-bytes", st.binary(max_size=300), check_policy),
+    Target("policy-edited", edited_policies(), check_policy),
+    Target("policy-layout", layouts(), check_policy),
+    Target("lines-bytes", st.binary(max_size=200), check_lines),
+    Target("lines-edited", edited_policies(), check_lines),
+    Target("lines-layout", layouts(), check_lines),
+    Target("listing-json", _json(st.sampled_from(NFT_KEYS) | st.text(max_size=4)), check_listing),
+    Target("listing-like", listings(), check_listing),
+    Target("ip-json", dumps.ip_documents(), dumps.check_ip_listing),
+    Target("desk", dumps.host_listings(), dumps.check_state_files),
+    Target("judged", dumps.host_listings(), dumps.check_proof_of_listings),
+    Target("odd", dumps.unsupported_rules(), dumps.check_unsupported_rule),
+    Target("uci-bytes", routers.RANDOM_FILES, routers.check_import),
+    Target("uci-edited", routers.edited_files(), routers.check_import),
+    Target("uci-made-up", routers.synthetic_files(), routers.check_import),
     Target(
         "scenes",
         test_invariant.scenes(),

@@ -4,7 +4,7 @@ import os
 import signal
 from typing import Any
 
-from nftpolicy.kernel.errors import Refused
+from nftpolicy.kernel.errors import StepRefused
 from nftpolicy.netstate.changes import Step
 
 ERRORS = ("EPERM", "ENOBUFS", "EEXIST", "ENOENT", "EINTR")
@@ -22,13 +22,13 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._kernel, name)
 
-    def carry_out(self, step: Step) -> None:
+    def apply_step(self, step: Step) -> None:
         number, self.asked = self.asked, self.asked + 1
         if number != self._at:
-            self._kernel.carry_out(step)
+            self._kernel.apply_step(step)
             return
         if self._after:
-            self._kernel.carry_out(step)
+            self._kernel.apply_step(step)
         if self._how == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
-        raise Refused(step, self._how)
+        raise StepRefused(step, self._how)

@@ -23,9 +23,9 @@ class Mutant:
     def __str__(self) -> str:
         what = self.what
         if isinstance(what, tuple):
-            what = f"{text.shown(what[0])} [{text.shown(what[1])}]"
+            what = f"{text.display_text(what[0])} [{text.display_text(what[1])}]"
         elif isinstance(what, nft.Rule):
-            what = text.shown(what)
+            what = text.display_text(what)
         return f"{self.kind}: {self.where}: {what}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from nftpolicy.model.packet import FORWARD, ICMPV6, TCP, Packet, number
+from nftpolicy.model.packet import FORWARD, ICMPV6, TCP, Packet, parse_address
 from nftpolicy.netstate import ip_json, json_in, nft
 from nftpolicy.netstate.nft import Bitwise, Chain, Hook, Mangle, Match, Meta, Payload, Rule, Table
 from nftpolicy.netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
@@ -81,7 +81,7 @@ def lookup(family: int, priority: int, table: int, **selectors: object) -> IpRul
 def udp(destination: str, **more: object) -> Packet:
     """A UDP packet of a socket of nobody."""
     family = 6 if ":" in destination else 4
-    return Packet(family, number(destination), **({"uid": NOBODY, "gid": NOBODY} | more))  # type: ignore[arg-type]
+    return Packet(family, parse_address(destination), **({"uid": NOBODY, "gid": NOBODY} | more))  # type: ignore[arg-type]
 
 
 # --- what netifd makes of `option ip6table 1` on wan6: Gluon ----------------------------
@@ -105,7 +105,7 @@ def from_wan_address() -> Known:
     rule = lookup(6, 10000, WAN_TABLE, source=f"{_WAN6}/128")
     state = NetState(rules=(*standard_rules(6), _MARKED6, rule), routes=(*_NETWORKS6, _MESH_DEFAULT6))
     reason = "rule 10000 sends what is bound to the WAN's address to table 1, marked or not"
-    leak = Leak(udp(_FAR6, source=number(_WAN6)), "br-wan", reason)
+    leak = Leak(udp(_FAR6, source=parse_address(_WAN6)), "br-wan", reason)
     return Known("gluon-10000", state, ("br-wan",), 1, 1, (leak,))
 
 
@@ -149,7 +149,7 @@ def main_default() -> Known:
 def pbr() -> Known:
     """pbr: packets that its rules name get a mark in the output or prerouting hook, and a table by it."""
     value, mask, table = 0x10000, 0xFF0000, 256
-    mark = Mangle(Meta("mark"), Bitwise(Meta("mark"), keep=0xFFFFFFFF & ~mask, put=value))
+    mark = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFFFF & ~mask, or_bits=value))
 
     def marked(*matches: Match) -> Rule:
         return Rule((*matches, mark, nft.Verdict("return")))
@@ -182,7 +182,7 @@ def pbr() -> Known:
             "a rule of pbr marks port 443 in the output hook, and it is routed again by rule 29998",
         ),
         Leak(
-            Packet(4, number(_FAR4), number("192.168.1.70"), origin=FORWARD, iif="br-lan"),
+            Packet(4, parse_address(_FAR4), parse_address("192.168.1.70"), origin=FORWARD, iif="br-lan"),
             "wan0",
             "a rule of pbr marks what these hosts send before it is routed, and rule 29998 takes it to the WAN",
         ),
@@ -256,9 +256,9 @@ def _listed(name: str) -> NetState:
         return json.loads((FIXTURES / name / f"{file}.json").read_text())
 
     return NetState(
-        json_in.ruleset(read("kernel")) if (FIXTURES / name / "kernel.json").exists() else (),
-        tuple(one for family in (4, 6) for one in ip_json.rules(read(f"ip{family}-rule"), family)),
-        tuple(one for family in (4, 6) for one in ip_json.routes(read(f"ip{family}-route"), family)),
+        json_in.decode_ruleset(read("kernel")) if (FIXTURES / name / "kernel.json").exists() else (),
+        tuple(one for family in (4, 6) for one in ip_json.decode_rules(read(f"ip{family}-rule"), family)),
+        tuple(one for family in (4, 6) for one in ip_json.decode_routes(read(f"ip{family}-route"), family)),
     )
 
 
@@ -269,7 +269,7 @@ def default_router() -> Known:
         Leak(udp(_FAR4, dport=123), "wan0", local),
         Leak(udp(_FAR6, protocol=ICMPV6), "wan0", local),
         Leak(
-            Packet(4, number(_FAR4), number("192.168.1.70"), origin=FORWARD, iif="br-lan", dport=443),
+            Packet(4, parse_address(_FAR4), parse_address("192.168.1.70"), origin=FORWARD, iif="br-lan", dport=443),
             "wan0",
             "fw4 forwards from lan to wan and masquerades",
         ),
@@ -281,9 +281,13 @@ def ip4table() -> Known:
     """netifd with `option ip4table 1` and `ip6table 1` on the WAN, and no mesh: its rules in both families."""
     leaks = (
         Leak(udp(_FAR4), "wan0", "main has no default route, so rule 90002 sends it to table 1"),
-        Leak(udp(_FAR4, source=number("192.0.2.2")), "wan0", "rule 10000 sends what has the WAN's address to table 1"),
+        Leak(
+            udp(_FAR4, source=parse_address("192.0.2.2")),
+            "wan0",
+            "rule 10000 sends what has the WAN's address to table 1",
+        ),
         Leak(udp("192.0.2.9", protocol=TCP), "wan0", "rule 20000 sends what goes to the WAN's network to table 1"),
-        Leak(udp(_FAR6, source=number(_WAN6)), "wan0", "rule 10000 sends what has the WAN's address to table 1"),
+        Leak(udp(_FAR6, source=parse_address(_WAN6)), "wan0", "rule 10000 sends what has the WAN's address to table 1"),
     )
     return Known("ip4table", _listed("ip4table"), ("wan0",), 1, 1, leaks)
 

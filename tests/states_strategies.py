@@ -8,13 +8,26 @@ from itertools import product
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, IGMP, KERNEL, SOCKET, TCP, UDP, Flow, Packet, number
+from nftpolicy.model.packet import (
+    FORWARD,
+    FRAME,
+    ICMP,
+    ICMPV6,
+    IGMP,
+    KERNEL,
+    SOCKET,
+    TCP,
+    UDP,
+    CtInfo,
+    Packet,
+    parse_address,
+)
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route
-from nftpolicy.policy.mark import FULL
+from nftpolicy.policy.mark import FULL_MASK
 from nftpolicy.policy.objects import Policy
 from nftpolicy.proof import surroundings
 
-FAR = {4: number("198.51.100.9"), 6: number("2001:db8:9::9")}
+FAR = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
 NOBODY = 65533
 TTL = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}
 ECHO = {4: ("icmp", "type"), 6: ("icmpv6", "type")}
@@ -43,7 +56,7 @@ def aims(policy: Policy, ports: dict[str, tuple[str, ...]] | None = None) -> Aim
     """What packets have to be tried with."""
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     outer = [*devices, *(port for device in devices for port in (ports or {}).get(device, ()))]
-    inside = [surroundings.inside_device(pattern) for pattern in policy.inside]
+    inside = [surroundings.sample_device(pattern) for pattern in policy.inside]
     inner = [*inside, "nobody0"] if "nobody0" not in outer else inside
     users = [service.user.number for service in policy.service.values() if service.user]
     users += [uplink.resolver.user.number for uplink in policy.uplink.values() if uplink.resolver]
@@ -73,23 +86,23 @@ def _listening(policy: Policy) -> Iterator[tuple]:
 
 def _marks(policy: Policy) -> set[int]:
     """No mark, each mark with and without bits of others, and those that miss one bit."""
-    found = {0, FULL}
+    found = {0, FULL_MASK}
     for uplink in policy.uplink.values():
         value, mask = uplink.mark.value, uplink.mark.mask
-        found |= {value, value | ~mask & FULL, value ^ mask, value ^ (mask & -mask), value & (value - 1)}
-        found |= {value ^ 1 << (value.bit_length() - 1), value | 0x80000000 & ~mask, ~mask & FULL}
+        found |= {value, value | ~mask & FULL_MASK, value ^ mask, value ^ (mask & -mask), value & (value - 1)}
+        found |= {value ^ 1 << (value.bit_length() - 1), value | 0x80000000 & ~mask, ~mask & FULL_MASK}
     return found
 
 
 def _near(numbers: list[int]) -> tuple[int, ...]:
     found = {0, NOBODY} | {near for number in numbers for near in (number - 1, number, number + 1)}
-    return tuple(sorted(one for one in found if 0 <= one < FULL))
+    return tuple(sorted(one for one in found if 0 <= one < FULL_MASK))
 
 
 def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ...]:
     """Ends of networks and what is next to them; where resolvers are; addresses of this machine and of links."""
     top = (1 << (32 if family == 4 else 128)) - 1
-    found = {FAR[family], number("127.0.0.1" if family == 4 else "::1")}
+    found = {FAR[family], parse_address("127.0.0.1" if family == 4 else "::1")}
     for service in policy.service.values():
         for net in service.to:
             if net.version == family:
@@ -100,12 +113,16 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
         found |= {int(gateway) for gateway in uplink.gateways if gateway.version == family}
         servers = uplink.resolver.servers if uplink.resolver else ()
         found |= {int(server.address) for server in servers if server.address.version == family}
-    found |= {surroundings.own_address(family, at) for at in range(len(devices))}
+    found |= {surroundings.assumed_address(family, at) for at in range(len(devices))}
     if family == 6:
-        found |= {surroundings.link_local(at) for at in range(len(devices))}
-        found |= {number(one) for one in ("fe80::99", "ff02::1", "ff02::16", "ff02::1:ff00:1", "ff05::1", "fec0::1")}
+        found |= {surroundings.assumed_link_local(at) for at in range(len(devices))}
+        found |= {
+            parse_address(one) for one in ("fe80::99", "ff02::1", "ff02::16", "ff02::1:ff00:1", "ff05::1", "fec0::1")
+        }
     else:
-        found |= {number(one) for one in ("224.0.0.1", "224.0.0.22", "239.1.2.3", "255.255.255.255", "169.254.1.1")}
+        found |= {
+            parse_address(one) for one in ("224.0.0.1", "224.0.0.22", "239.1.2.3", "255.255.255.255", "169.254.1.1")
+        }
     return tuple(sorted(found))
 
 
@@ -134,10 +151,10 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
         for device in aim.inner:
             yield Packet(family, FAR[family], FAR[family] + 1, origin=FORWARD, iif=device)
         for uplink in policy.uplink.values():
-            flow = Flow("established", "reply", uplink.mark.value)
+            flow = CtInfo("established", "reply", uplink.mark.value)
             yield evolve(anyone, mark=uplink.mark.value)
             yield evolve(anyone, mark=uplink.mark.value, origin=KERNEL)
-            yield evolve(anyone, mark=uplink.mark.value, origin=KERNEL, protocol=TCP, flow=Flow("established"))
+            yield evolve(anyone, mark=uplink.mark.value, origin=KERNEL, protocol=TCP, flow=CtInfo("established"))
             reset = Packet(family, FAR[family], protocol=TCP, origin=KERNEL, fields={("tcp", "flags"): RST | ACK})
             yield evolve(reset, mark=uplink.mark.value, flow=flow)
             for device in aim.devices:
@@ -174,22 +191,22 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
                 mine = evolve(mine, protocol=protocol, dport=service.ports[0].low)
             yield mine
             yield evolve(mine, dport=53, mark=0)
-            yield evolve(mine, dport=53, mark=0, flow=Flow("untracked"))
+            yield evolve(mine, dport=53, mark=0, flow=CtInfo("untracked"))
 
 
 def exempt(family: int) -> Iterator[Packet]:
     """A packet of each exemption of an IP family (RFC 2131, 8415, 4861, 3810, 3376, and Gluon's)."""
-    near, origin = number("fe80::99"), {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
+    near, origin = parse_address("fe80::99"), {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
     if family == 4:
-        yield Packet(4, number("255.255.255.255"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
-        yield Packet(4, number("224.0.0.22"), protocol=IGMP, fields={TTL[4]: 1}, **origin)
+        yield Packet(4, parse_address("255.255.255.255"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
+        yield Packet(4, parse_address("224.0.0.22"), protocol=IGMP, fields={TTL[4]: 1}, **origin)
         return
     for kind, ttl in ((133, 255), (135, 255), (136, 255), (131, 1), (132, 1), (143, 1)):
         fields = {ECHO[6]: kind, TTL[6]: ttl}
-        yield Packet(6, number("ff02::16"), near, ICMPV6, fields=fields, **origin)
-    yield Packet(6, number("ff02::1"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
+        yield Packet(6, parse_address("ff02::16"), near, ICMPV6, fields=fields, **origin)
+    yield Packet(6, parse_address("ff02::1"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
     yield Packet(6, near + 1, near, UDP, 40000, 4789, **origin)
-    yield Packet(6, number("ff02::1"), near, UDP, 40000, 1001, **{**origin, "origin": SOCKET})
+    yield Packet(6, parse_address("ff02::1"), near, UDP, 40000, 1001, **{**origin, "origin": SOCKET})
     yield Packet(6, near + 1, near, UDP, 1001, 40000, **{**origin, "origin": SOCKET})
 
 
@@ -220,10 +237,10 @@ def _edits(aim: Aims) -> list[list[Edit]]:
     kinds = (0, 1, 3, 8, 11, 128, 129, 130, 131, 132, 133, 134, 135, 136, 137, 143)
     flags = [field((("tcp", "flags"),) * 2, value) for value in (SYN, RST, RST | ACK, ACK)]
     marks = [mark for mark in aim.marks if mark]
-    flows = [Flow(state) for state in ("new", "established", "related", "invalid", "untracked")]
-    flows += [Flow("new", "original", mark) for mark in marks]
+    flows = [CtInfo(state) for state in ("new", "established", "related", "invalid", "untracked")]
+    flows += [CtInfo("new", "original", mark) for mark in marks]
     flows += [
-        Flow(state, way, mark)
+        CtInfo(state, way, mark)
         for state in ("established", "related")
         for way in ("original", "reply")
         for mark in marks

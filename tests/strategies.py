@@ -9,7 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from nftpolicy.policy import checks, values, words
-from nftpolicy.policy.mark import FULL, Mark
+from nftpolicy.policy.mark import FULL_MASK, Mark
 from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
 
 # Words that mean something to nft, which names must survive.
@@ -38,8 +38,8 @@ def patterns():
 
 def marks():
     """A mark with any mask."""
-    masks = st.integers(1, FULL) | st.integers(0, 31).map(lambda bit: 1 << bit)
-    values_in = st.tuples(st.integers(0, FULL), masks).map(lambda pair: Mark(pair[0] & pair[1], pair[1]))
+    masks = st.integers(1, FULL_MASK) | st.integers(0, 31).map(lambda bit: 1 << bit)
+    values_in = st.tuples(st.integers(0, FULL_MASK), masks).map(lambda pair: Mark(pair[0] & pair[1], pair[1]))
     return values_in.filter(lambda mark: mark.value)
 
 
@@ -48,7 +48,7 @@ def apart(draw, count):
     """`count` marks, of which no packet can wear two."""
     if count == 1:
         return [draw(marks())]
-    mask = draw(st.integers(0, 24).map(lambda shift: 0xFF << shift) | st.just(FULL))
+    mask = draw(st.integers(0, 24).map(lambda shift: 0xFF << shift) | st.just(FULL_MASK))
     shift = (mask & -mask).bit_length() - 1
     found = draw(st.lists(st.integers(1, mask >> shift), min_size=count, max_size=count, unique=True))
     return [Mark(value << shift, mask) for value in found]
@@ -114,15 +114,15 @@ def resolvers(draw, index):
         )
     )
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
-    listed = st.lists(st.sampled_from([one for one in words.SOURCES if one != "auto"]), max_size=3, unique=True)
+    listed = st.lists(st.sampled_from([one for one in words.DNS_SOURCES if one != "auto"]), max_size=3, unique=True)
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
     return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
 
 
 def answers():
     """Inbound services by name or port."""
-    named = st.sampled_from(tuple(words.ANSWERS))
-    return (named | ports().map(str)).map(values.answer)
+    named = st.sampled_from(tuple(words.NAMED_ANSWERS))
+    return (named | ports().map(str)).map(values.parse_answer)
 
 
 @st.composite
@@ -144,7 +144,7 @@ def services(draw, uplinks):
 
 def markings(how):
     """How a service's sockets are marked; `how` it is known."""
-    words_ = tuple(word for word in words.MARKS if word != "uid-rule" or how == "user")
+    words_ = tuple(word for word in words.MARKS_VALUES if word != "uid-rule" or how == "user")
     way = st.sampled_from(words_).map(lambda word: {"marks": word})
     return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
 
@@ -171,18 +171,20 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
     # What draws can't easily keep apart is left out: better than to throw the whole policy away.
-    outside = [one for one in inside if not any(checks.covered(dev, (one,)) for dev in owned)]
+    outside = [one for one in inside if not any(checks.matching_pattern(dev, (one,)) for dev in owned)]
     policy = Policy(draw(names()), tuple(outside), uplinks, {})
     for name, service in held.items():
         larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
-        policy = larger if not any(checks.faults(larger)) else policy
-    assert not list(checks.faults(policy)), list(checks.faults(policy))
+        policy = larger if not any(checks.find_faults(larger)) else policy
+    assert not list(checks.find_faults(policy)), list(checks.find_faults(policy))
     return policy
 
 
 def _apart(listed):
     """Patterns of which none covers another."""
-    return [one for one in listed if not any(other != one and checks.covered(one, (other,)) for other in listed)]
+    return [
+        one for one in listed if not any(other != one and checks.matching_pattern(one, (other,)) for other in listed)
+    ]
 
 
 @st.composite
@@ -213,7 +215,7 @@ def changed(draw, policy, device=None):
         for name, one in kept.items()
     }
     found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept)
-    assume(not any(checks.faults(found)))
+    assume(not any(checks.find_faults(found)))
     return found
 
 
@@ -266,7 +268,7 @@ def _resolver(resolver):
 
 
 def _service(service):
-    held = {key: str(account.number) for key, account in checks.accounts(service)}
+    held = {key: str(account.number) for key, account in checks.service_accounts(service)}
     return {
         "uplink": _quoted(service.uplink),
         **held,

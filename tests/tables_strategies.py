@@ -3,10 +3,10 @@
 from attrs import evolve
 from hypothesis import strategies as st
 
-from nftpolicy.model.packet import shown
+from nftpolicy.model.packet import format_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import AnonymousSet, Bitwise, Chain, Concat, Ct, Hook, Mangle, Match, Meta, Payload, Rule
-from nftpolicy.policy.mark import FULL
+from nftpolicy.policy.mark import FULL_MASK
 from tests.states_strategies import aims
 
 PRIORITIES = (-300, -150, 0, 300, 20000)
@@ -26,7 +26,7 @@ class Parts:
         self.taken = 0
         for uplink in policy.uplink.values():
             self.taken |= uplink.mark.mask
-        self.masks = (*(uplink.mark.mask for uplink in policy.uplink.values()), FULL, 1, 0xFF00)
+        self.masks = (*(uplink.mark.mask for uplink in policy.uplink.values()), FULL_MASK, 1, 0xFF00)
 
     def match(self):
         """Any match that is understood."""
@@ -46,7 +46,7 @@ class Parts:
         where = st.one_of(
             *(
                 st.builds(
-                    lambda protocol, end, family, address, op: Match(Payload(protocol, end), shown(family, address), op),
+                    lambda protocol, end, family, address, op: Match(Payload(protocol, end), format_address(family, address), op),
                     st.just(protocol), of(("daddr", "saddr")), st.just(family), of(aim.addresses[family]), equal,
                 )
                 for protocol, family in (("ip", 4), ("ip6", 6))
@@ -85,16 +85,16 @@ class Parts:
             Match(Meta("mark"), nft.SetRef("missing")),
             nft.Limit(10, "second"),
             nft.Quota(1000),
-            nft.Connections(3, over=True),
+            nft.CtCount(3, over=True),
             nft.SetUpdate("add", "changing", Meta("skuid")),
         ))  # fmt: skip
 
     def harmless_write(self):
         """Writes that no bit of an uplink's mark changes with."""
-        free = ~self.taken & FULL
+        free = ~self.taken & FULL_MASK
         keys = st.sampled_from((Meta("mark"), Ct("mark")))
         bits = st.sampled_from((0, free, free & -free, free & 0xFF00))
-        return st.builds(lambda key, keep, put: Mangle(key, Bitwise(key, keep=keep | self.taken, put=put & free)), keys,
+        return st.builds(lambda key, keep, put: Mangle(key, Bitwise(key, and_mask=keep | self.taken, or_bits=put & free)), keys,
                          bits, bits)  # fmt: skip
 
     def write(self):
@@ -102,11 +102,11 @@ class Parts:
         aim, of = self.aim, st.sampled_from
         keys = of((Meta("mark"), Meta("mark"), Ct("mark")))
         plain = st.builds(Mangle, keys, of(aim.marks))
-        some = st.builds(lambda key, of_, keep, put: Mangle(key, Bitwise(of_, keep=keep, put=put)), keys,
-                         of((Meta("mark"), Ct("mark"))), of((*self.masks, FULL)), of((0, *aim.marks)))  # fmt: skip
+        some = st.builds(lambda key, of_, keep, put: Mangle(key, Bitwise(of_, and_mask=keep, or_bits=put)), keys,
+                         of((Meta("mark"), Ct("mark"))), of((*self.masks, FULL_MASK)), of((0, *aim.marks)))  # fmt: skip
         whole = st.builds(Mangle, keys, of((Meta("mark"), Ct("mark"), Meta("skuid"))))
         port = st.builds(Mangle, of((Payload("udp", "dport"), Payload("tcp", "sport"))), of(aim.ports))
-        address = of([*aim.addresses[4]]).map(lambda one: Mangle(Payload("ip", "daddr"), shown(4, one)))
+        address = of([*aim.addresses[4]]).map(lambda one: Mangle(Payload("ip", "daddr"), format_address(4, one)))
         kind = of((Mangle(Meta("pkttype"), "other"), Mangle(Payload("ip6", "hoplimit"), 255), Mangle(Ct("label"), 1)))
         return st.one_of(plain, plain, some, whole, port, address, kind)
 
@@ -114,7 +114,9 @@ class Parts:
         """What sends packets elsewhere, or nobody knows where."""
         aim, of = self.aim, st.sampled_from
         return st.one_of(
-            of((NOT_UNDERSTOOD, NOT_UNDERSTOOD, nft.Queue(0), nft.Tproxy("ip", "127.0.0.1", 80), nft.FlowAdd("ft"))),
+            of(
+                (NOT_UNDERSTOOD, NOT_UNDERSTOOD, nft.Queue(0), nft.Tproxy("ip", "127.0.0.1", 80), nft.FlowOffload("ft"))
+            ),
             of(aim.devices).map(nft.Fwd),
             of(aim.devices).map(lambda device: nft.Dup(None, device)),
             st.just(nft.Notrack()),
@@ -122,7 +124,7 @@ class Parts:
 
 
 def _masked(key, mask):
-    return key if mask == FULL else Bitwise(key, keep=mask)
+    return key if mask == FULL_MASK else Bitwise(key, and_mask=mask)
 
 
 @st.composite

@@ -23,9 +23,9 @@ from nftpolicy import __version__
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
 from nftpolicy.compiler import names, sysctls
-from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.netstate import text
-from nftpolicy.netstate.routing import PROTOCOL
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.openwrt import tree, uci
 from nftpolicy.policy import checks, objects, words
 from nftpolicy.policy.errors import PolicyError
@@ -198,10 +198,10 @@ def test_exit_statuses() -> None:
     documented = [int(one) for one in re.findall(r"^\.It (\d+)$", source, re.MULTILINE)]
     assert documented == [
         0,
-        common.REFUSED,
-        common.BAD_INPUT,
-        common.UNKNOWN,
-        common.NOT_HERE,
+        common.EXIT_REFUSED,
+        common.EXIT_BAD_INPUT,
+        common.EXIT_UNKNOWN,
+        common.EXIT_UNAVAILABLE,
         NOT_EXECUTABLE,
         NOT_FOUND,
         130,
@@ -225,9 +225,9 @@ def test_without_root_the_exit_status_is_4(tmp_path: Path) -> None:
 
 def test_places() -> None:
     page = command_page()
-    assert f".It Pa {memory.DEFAULT}/netns-NUMBER/" in page
-    assert f".It Pa {memory.DEFAULT}/UPLINK.dns" in page
-    assert f"{memory.DEFAULT}/NAME.dns" in file_page()
+    assert f".It Pa {memory.DEFAULT_ROOT}/netns-NUMBER/" in page
+    assert f".It Pa {memory.DEFAULT_ROOT}/UPLINK.dns" in page
+    assert f"{memory.DEFAULT_ROOT}/NAME.dns" in file_page()
     code = "".join(file.read_text() for file in (ROOT / "nftpolicy").rglob("*.py"))
     read = set(re.findall(r"environ\.get\([\"'](\w+)", code)) | set(re.findall(r'envvar="(\w+)"', code))
     assert {*items(section(page, "ENVIRONMENT", "Sh"), "Ev")} == read
@@ -301,10 +301,10 @@ def test_required_keys_are_required() -> None:
     ("title", "table"),
     [
         ("Exemptions", words.EXEMPTIONS),
-        ("Learn", words.LEARNED),
-        ("Answers", words.ANSWERS),
-        ("Sources", words.SOURCES),
-        ("Marks", words.MARKS),
+        ("Learn", words.LEARN_SOURCES),
+        ("Answers", words.NAMED_ANSWERS),
+        ("Sources", words.DNS_SOURCES),
+        ("Marks", words.MARKS_VALUES),
     ],
 )
 def test_every_word_is_in_the_page_with_its_reason(title: str, table: dict[str, str]) -> None:
@@ -328,14 +328,14 @@ def full_policy() -> objects.Policy:
 
 
 def chains() -> dict:
-    state = compile_policy(full_policy(), Machine())
+    state = compile_policy(full_policy(), HostFacts())
     return {(table.family, chain.name): chain for table in state.tables for chain in table.chains}
 
 
 @pytest.mark.parametrize("word", words.EXEMPTIONS)
 def test_what_an_exemption_lets_pass(word: str) -> None:
     said = re.findall(r"^\.Dl (.*)$", items(section(file_page(), "Exemptions"), "Cm")[word], re.MULTILINE)
-    rules = [text.rule(one) for one in chains()["netdev", "UPLINK.link"].rules]
+    rules = [text.rule_text(one) for one in chains()["netdev", "UPLINK.link"].rules]
     passed = [rule.partition(" counter")[0] for rule in rules if f'"UPLINK.exempt.{word}"' in rule]
     assert [one.removeprefix("meta protocol ip ") for one in passed] == said
 
@@ -356,23 +356,32 @@ def test_every_chain_is_in_the_page(family: str) -> None:
 
 
 def test_every_counter_is_in_the_page() -> None:
-    state = compile_policy(full_policy(), Machine())
+    state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", one).replace("answer.ssh", "answer.NAME") for one in compiled}
     assert {*items(section(command_page(), "status"), "Cm")} == compiled
 
 
 def test_the_numbers_of_ladder_and_routes() -> None:
-    step = names.MARK_STEP
-    first = [names.LINK_LOCAL_TO_MAIN, names.FIRST_MARK, names.FIRST_MARK + names.MARK_UNREACHABLE]
+    step = names.MARK_RULE_STEP
+    first = [
+        names.LINK_LOCAL_RULE_PRIORITY,
+        names.MARK_RULE_PRIORITY,
+        names.MARK_RULE_PRIORITY + names.UNREACHABLE_OFFSET,
+    ]
     wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}"]
-    wanted += [names.USER_TO_TABLE, names.USER_UNREACHABLE, names.ALL_TO_MAIN, names.ALL_UNREACHABLE]
+    wanted += [
+        names.USER_RULE_PRIORITY,
+        names.USER_UNREACHABLE_PRIORITY,
+        names.MAIN_RULE_PRIORITY,
+        names.FINAL_UNREACHABLE_PRIORITY,
+    ]
     source = section(file_page(), "ip rules")
     assert re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE) == [*map(str, wanted)]
-    assert f"above {names.ALL_UNREACHABLE} are" in plain(source)
+    assert f"above {names.FINAL_UNREACHABLE_PRIORITY} are" in plain(source)
     routes = plain(section(file_page(), "Routes"))
-    assert f"metric {names.LAST_METRIC}" in routes
-    assert f"protocol {PROTOCOL}" in routes
+    assert f"metric {names.UNREACHABLE_METRIC}" in routes
+    assert f"protocol {RTPROT_NFTPOLICY}" in routes
     policy = full_policy()
     by_gateway = attrs.evolve(policy.uplink["UPLINK"], gateways=(ip_address("192.0.2.1"),))
     state = compile_policy(attrs.evolve(policy, uplink={"UPLINK": by_gateway}))
@@ -382,7 +391,7 @@ def test_the_numbers_of_ladder_and_routes() -> None:
 
 def test_the_numbers_of_the_checks() -> None:
     page = plain(section(file_page(), "KEYS", "Sh"))
-    assert f"1 to {checks.MOST_UPLINKS} uplinks" in page
+    assert f"1 to {checks.MAX_UPLINKS} uplinks" in page
     assert f"from 1 to {2**32 - 1}" in page
     assert {253, 254, 255} == checks.RESERVED_TABLES - {0}
     assert "253, 254 and 255" in page
@@ -390,8 +399,8 @@ def test_the_numbers_of_the_checks() -> None:
 
 def test_every_sysctl_is_in_the_page() -> None:
     documented = re.findall(r"^(net/\S+) = (\S+)$", section(file_page(), "sysctls"), re.MULTILINE)
-    compiled = [*sysctls.MACHINE.items()]
-    of_devices = [*sysctls.DEVICE.items(), *sysctls.BY_ROUTER.items()]
+    compiled = [*sysctls.HOST_SYSCTLS.items()]
+    of_devices = [*sysctls.DEVICE_SYSCTLS.items(), *sysctls.ROUTER_ADVERTISEMENT_SYSCTLS.items()]
     compiled += [(path.format(device="DEVICE"), value) for path, value in of_devices]
     assert documented == compiled
 
@@ -401,12 +410,12 @@ def test_every_sysctl_is_in_the_page() -> None:
 
 def test_every_file_of_a_router_is_in_the_page() -> None:
     documented = items(section(OPENWRT_PAGE.read_text(), "FILES", "Sh"), "Pa")
-    assert {*documented} == {f"/{path}" for path in tree.tree(full_policy())}
+    assert {*documented} == {f"/{path}" for path in tree.build_tree(full_policy())}
 
 
 def test_every_command_of_a_router_is_in_the_page() -> None:
     page = OPENWRT_PAGE.read_text()
-    script = tree.tree(full_policy())[tree.RUNNER].text
+    script = tree.build_tree(full_policy())[tree.RUNNER_PATH].text
     usage = re.search(r'^usage="usage: nftpolicy (.*)"$', script, re.MULTILINE)
     assert usage
     assert [*items(section(page, "COMMANDS OF THE ROUTER", "Sh"), "Cm")] == usage[1].split(" | ")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from nftpolicy.policy import checks
-from nftpolicy.policy.mark import FULL, Mark
+from nftpolicy.policy.mark import FULL_MASK, Mark
 from nftpolicy.policy.objects import Account, Policy, Port, Service, Uplink
 from tests import strategies
 from tests.bench.worker import Worker
@@ -32,7 +32,7 @@ from tests.lab.tally import Tally
 from tests.lab.topology import Lab
 
 MARK = 0x5A3C_96F1  # what the service's sockets wear: br-wan's mark in every policy, whatever its mask
-ALIEN = ~MARK & FULL  # no bit in common, so it never is br-wan's mark; it often is another uplink's
+ALIEN = ~MARK & FULL_MASK  # no bit in common, so it never is br-wan's mark; it often is another uplink's
 STICK, STICK_FAR = "usb0", {4: "198.18.0.2", 6: "2001:db8:99::2"}  # never inside; sometimes an uplink
 STICK_NODE = {4: "198.18.0.1", 6: "2001:db8:99::1"}
 ABSENT = ("eth7", "lte0", "wlan0", "usb0.7", "wwan1", "0a-b_c")  # uplinks of the policies that are not there
@@ -145,11 +145,15 @@ def _placed(policy: Policy, random_: random.Random, passing: bool) -> Scene:
     if passing and table not in TABLES:
         uplinks[first] = evolve(uplinks[first], gateways=tuple(map(ip_address, _GATEWAYS[at.WAN])))
     owned = [device for uplink in uplinks.values() for device in (*uplink.devices, STICK)]
-    inside = [one for one in policy.inside if not any(checks.covered(device, (one,)) for device in owned)]
-    usual = [one for one in (at.MESH, at.CLIENT) if random_.random() < 0.85 and not checks.covered(one, tuple(inside))]
+    inside = [one for one in policy.inside if not any(checks.matching_pattern(device, (one,)) for device in owned)]
+    usual = [
+        one
+        for one in (at.MESH, at.CLIENT)
+        if random_.random() < 0.85 and not checks.matching_pattern(one, tuple(inside))
+    ]
     services, entitled = _services(policy, first, random_, passing)
     placed = Policy(policy.name, (*inside, *usual), uplinks, services)
-    assert not list(checks.faults(placed)), list(checks.faults(placed))
+    assert not list(checks.find_faults(placed)), list(checks.find_faults(placed))
     return Scene(placed, entitled, entitled and bool(uplinks[first].gateways or table in TABLES))
 
 
@@ -357,10 +361,10 @@ class Ours:
 
     def apply(self, policy: Policy) -> None:
         """Prospect and apply."""
-        from nftpolicy.runtime.changes.apply import apply, prospect
+        from nftpolicy.runtime.changes.apply import apply_change, plan_change
 
         kernel, memory = self._ready()
-        apply(kernel, prospect(kernel, policy, memory), memory)  # type: ignore[arg-type]
+        apply_change(kernel, plan_change(kernel, policy, memory), memory)  # type: ignore[arg-type]
 
     def restart(self, policy: Policy) -> None:
         """What we never do: take all away, then apply."""
@@ -371,11 +375,11 @@ class Ours:
     def _ready(self) -> tuple[object, object]:
         if self._parts is None:
             from nftpolicy.kernel.linux import Linux
-            from nftpolicy.runtime.changes.memory import Memory
+            from nftpolicy.runtime.changes.memory import StateDir
 
             folder = Path("/run/lab/transitions")
             folder.mkdir(parents=True, exist_ok=True)
-            self._parts = Linux(), Memory(folder)
+            self._parts = Linux(), StateDir(folder)
         return self._parts
 
 

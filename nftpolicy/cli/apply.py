@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .changes import announce, changer, confirm_guard, dry_run_text, print_report
+from .changes import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -43,24 +43,24 @@ def command(
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.changes.change import Options, Wanted
+    from ..runtime.changes.change import ChangeOptions, TargetPolicy
 
-    wanted = Wanted(policy, (source.name, source.text.encode()))
+    wanted = TargetPolicy(policy, (source.name, source.text.encode()))
     with change_errors_as_failure(source):
-        applier = changer(kernel, Options(wait, via_block, ignore_foreign or despite_others))
+        applier = create_applier(kernel, ChangeOptions(wait, via_block, ignore_foreign or despite_others))
         if dry_run:
-            print(dry_run_text(applier.outlook(wanted), f"{policy.name}: {_UNCHANGED}"))
+            print(dry_run_text(applier.check(wanted), f"{policy.name}: {_UNCHANGED}"))
             return
-        with applier.alone():
-            outlook = applier.outlook(wanted)
+        with applier.locked():
+            outlook = applier.check(wanted)
             announce(outlook)
             with confirm_guard(applier, outlook, confirm):
-                report = applier.carry_out(outlook, wanted)
-    for device in sorted(outlook.found.unhooked):
+                report = applier.apply(outlook, wanted)
+    for device in sorted(outlook.planned.devices_without_link_guard):
         warn(
             f"{device}: no nft chain can be hooked at its egress "
             "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
     print_report(report)
-    print(f"{policy.name}: {describe_result(outlook.found, 'applied', _UNCHANGED)}")
+    print(f"{policy.name}: {describe_result(outlook.planned, 'applied', _UNCHANGED)}")

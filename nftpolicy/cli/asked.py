@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, fields, frozen
 
-from ..model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, Flow, Packet
-from ..netstate.nft import PROTOCOLS
-from .common import BAD_INPUT, Failure, resolve_account
+from ..model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, CtInfo, Packet
+from ..netstate.nft import PROTOCOL_NAMES
+from .common import EXIT_BAD_INPUT, Failure, resolve_account
 
 if TYPE_CHECKING:
-    from ..kernel.conntrack import Tracked
-    from ..kernel.sockets import Process, Socket
+    from ..kernel.conntrack import FlowState
+    from ..kernel.sockets import ProcessSocket, ProcessSockets
 
 # (family, protocol, local address, port, remote address, port) -> the entry of connection tracking.
-FlowLookup = Callable[[int, int, str, int, str, int], "Tracked | None"]
+FlowLookup = Callable[[int, int, str, int, str, int], "FlowState | None"]
 STATES = ("new", "established", "related", "invalid", "untracked")
-_PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOLS.items()} | {"icmpv6": ICMPV6}
+_PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6}
 _NUMBER = re.compile(r"(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,20})\Z")
 _FIELD = re.compile(r"([a-z][a-z0-9]*)\.([a-z]+)=(\d{1,10}|0x[0-9a-fA-F]{1,8})\Z")
 _U32_MAX = 2**32 - 1
@@ -36,7 +36,7 @@ _TTL, _MULTICAST_TTL = 64, 1  # Linux: net.ipv4.ip_default_ttl, IP_MULTICAST_TTL
 
 def option_failure(option: str, message: str) -> Failure:
     """Return the Failure for a bad value of an option."""
-    return Failure(f"{option}: {message}", BAD_INPUT)
+    return Failure(f"{option}: {message}", EXIT_BAD_INPUT)
 
 
 def parse_address(option: str, text: str) -> tuple[int, int, str | None]:
@@ -189,19 +189,19 @@ class PacketOptions:
         from ..kernel import accounts
 
         names = accounts.user_and_group(uid)
-        return uid, (accounts.number("group", names[1]) or 0) if names else uid
+        return uid, (accounts.account_number("group", names[1]) or 0) if names else uid
 
     def _device(self, zone: str | None) -> str | None:
         if zone and self.dev and zone != self.dev:
             raise option_failure("--dev", f"{self.dev} is not the zone of {self.to}")
         return self.dev or zone
 
-    def _flow(self) -> Flow:
+    def _flow(self) -> CtInfo:
         if self.state not in STATES:
             raise option_failure("--state", f"{self.state!r} is not one of {', '.join(STATES)}")
         if self.reply and self.state == "new":
             raise option_failure("--reply", "a new connection has no replies: add --state established")
-        return Flow(
+        return CtInfo(
             self.state,
             "reply" if self.reply else "original",
             parse_number("--ct-mark", self.ct_mark),
@@ -224,7 +224,7 @@ def _account_number(option: str, kind: str, text: str) -> int:
         raise option_failure(option, str(error).partition("; create")[0]) from None
 
 
-def _default_fields(family: int, protocol: int, destination: int, flow: Flow) -> dict[tuple[str, str], int]:
+def _default_fields(family: int, protocol: int, destination: int, flow: CtInfo) -> dict[tuple[str, str], int]:
     """Return the header fields that Linux sends by default."""
     multicast = destination >> (28 if family == 4 else 120) == (0xE if family == 4 else 0xFF)
     ttl = _MULTICAST_TTL if multicast else _TTL
@@ -242,8 +242,8 @@ def _default_fields(family: int, protocol: int, destination: int, flow: Flow) ->
 
 
 def socket_packet(
-    socket: Socket,
-    process: Process,
+    socket: ProcessSocket,
+    process: ProcessSockets,
     options: PacketOptions,
     find_flow: FlowLookup = lambda *_: None,
 ) -> Packet | str:
@@ -284,16 +284,16 @@ def socket_packet(
     )
 
 
-def _socket_flow(socket: Socket, family: int, find_flow: FlowLookup) -> Flow:
+def _socket_flow(socket: ProcessSocket, family: int, find_flow: FlowLookup) -> CtInfo:
     if socket.local is None or socket.remote is None:
-        return Flow()
+        return CtInfo()
     entry = find_flow(family, socket.protocol, socket.local, socket.sport, socket.remote, socket.dport)
     if entry is None:
-        return Flow("established" if socket.kind == "stream" else "new")
-    return Flow(entry.state, entry.direction, entry.mark)
+        return CtInfo("established" if socket.kind == "stream" else "new")
+    return CtInfo(entry.state, entry.direction, entry.mark)
 
 
-def _frame(socket: Socket, options: PacketOptions) -> Packet | str:
+def _frame(socket: ProcessSocket, options: PacketOptions) -> Packet | str:
     """Return a frame of an AF_PACKET socket, or why there is none to show."""
     if socket.bound is None:
         return "an AF_PACKET socket that is bound to no device yet"
@@ -309,26 +309,26 @@ def _frame(socket: Socket, options: PacketOptions) -> Packet | str:
             sport=options.sport,
             dport=options.dport,
             ethertype=_ETHERTYPES[family],
-            fields=_default_fields(family, protocol, destination, Flow()),
+            fields=_default_fields(family, protocol, destination, CtInfo()),
         )
     if socket.protocol in (*_ALL_ETHERTYPES, *_ETHERTYPES.values()):
         return "an AF_PACKET socket, which can send any frame: name a destination with --to"
     return evolve(frame, ethertype=socket.protocol)
 
 
-def describe_socket(socket: Socket) -> str:
+def describe_socket(socket: ProcessSocket) -> str:
     """Return a socket in one line."""
     if socket.family == 0:
         return f"descriptor {socket.fd}: AF_PACKET {socket.kind}, protocol {socket.protocol:#06x}" + _attributes(socket)
     families = f"IPv{socket.family} and IPv4" if socket.both else f"IPv{socket.family}"
-    name = {_RAW: "raw"}.get(socket.protocol) or PROTOCOLS.get(socket.protocol, str(socket.protocol))
+    name = {_RAW: "raw"}.get(socket.protocol) or PROTOCOL_NAMES.get(socket.protocol, str(socket.protocol))
     raw = "raw " if socket.kind == "raw" and socket.protocol != _RAW else ""
     ends = f" {_endpoint(socket.local, socket.sport)}" if socket.local or socket.sport else ""
     ends += f" -> {_endpoint(socket.remote, socket.dport)}" if socket.remote else ""
     return f"descriptor {socket.fd}: {raw}{name} over {families}{ends}" + _attributes(socket)
 
 
-def _attributes(socket: Socket) -> str:
+def _attributes(socket: ProcessSocket) -> str:
     device = ""
     if socket.bound:
         device = f", bound to {socket.bound}"

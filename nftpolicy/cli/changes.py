@@ -13,38 +13,38 @@ from .render.phrases import quantity
 if TYPE_CHECKING:
     from ..kernel.interface import Kernel
     from ..policy.objects import Policy
-    from ..proof.stages import Stage
-    from ..runtime.changes.change import Carried, Changer, Options, Outlook
-    from ..runtime.changes.journal import Text
+    from ..proof.stages import StateProof
+    from ..runtime.changes.change import ChangeOptions, ChangeReport, CheckedPlan, PolicyApplier
+    from ..runtime.changes.journal import PolicySource
 
 
-def changer(kernel: Kernel, options: Options) -> Changer:
+def create_applier(kernel: Kernel, options: ChangeOptions) -> PolicyApplier:
     """Return the applier for the network namespace of this process."""
     from ..policy.load import load
-    from ..runtime.changes.change import Changer
-    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.changes.change import PolicyApplier
+    from ..runtime.changes.memory import current_state_dir
 
-    def load_policy(text: Text) -> Policy:
+    def load_policy(text: PolicySource) -> Policy:
         return load(text[1], text[0], resolve_account)[0]
 
-    return Changer(kernel, of_this_namespace(), load_policy, options)
+    return PolicyApplier(kernel, current_state_dir(), load_policy, options)
 
 
-def announce(outlook: Outlook) -> None:
+def announce(outlook: CheckedPlan) -> None:
     """Warn of an interrupted change, and of foreign rules that are not proved safe."""
-    if outlook.interrupted is not None and outlook.steps:
+    if outlook.interrupted is not None and outlook.step_count:
         warn(f"{outlook.interrupted}; continuing from the state of the kernel")
     for line in _foreign_lines(outlook):
         warn(line)
 
 
-def dry_run_text(outlook: Outlook, unchanged: str) -> str:
+def dry_run_text(outlook: CheckedPlan, unchanged: str) -> str:
     """Return each step of a plan with the proof of the state after it; else `unchanged`."""
-    if not outlook.steps or outlook.way is None:
+    if not outlook.step_count or outlook.order is None:
         return unchanged
     from ..runtime.changes.wording import step_lines
 
-    plan, (now, *after_steps) = outlook.way.plan, outlook.way.own
+    plan, (now, *after_steps) = outlook.order.plan, outlook.order.own_proofs
     lines = [f"{quantity(len(plan.steps), 'step')}, {plan.order}", f"  now: {_describe_state(now)}"]
     for number, (step, state) in enumerate(zip(plan.steps, after_steps, strict=True), 1):
         first, *more = step_lines(step)
@@ -53,31 +53,31 @@ def dry_run_text(outlook: Outlook, unchanged: str) -> str:
     return "\n".join([*lines, *_foreign_lines(outlook)])
 
 
-def _foreign_lines(outlook: Outlook) -> Iterator[str]:
-    if outlook.way is None:
+def _foreign_lines(outlook: CheckedPlan) -> Iterator[str]:
+    if outlook.order is None:
         return
-    from ..runtime.changes.way import others_say
+    from ..runtime.changes.way import foreign_findings
 
-    for line in others_say(outlook.way):
+    for line in foreign_findings(outlook.order):
         yield f"with the foreign rules of this machine: {line}"
 
 
-def _describe_state(state: Stage) -> str:
-    if state.promise is None:
+def _describe_state(state: StateProof) -> str:
+    if state.named_spec is None:
         return "no guard, nothing to prove"
-    return f"P1, P2 {state.verdict} ({state.promise.name})"
+    return f"P1, P2 {state.verdict} ({state.named_spec.name})"
 
 
-def print_report(report: Carried) -> None:
+def print_report(report: ChangeReport) -> None:
     """Print the warnings of a change, and the sockets and flows that it ended."""
     for line in report.warnings:
         warn(line)
-    for line in report.closed:
+    for line in report.cleanup_lines:
         print(line)
 
 
 @contextmanager
-def confirm_guard(changer: Changer, outlook: Outlook, seconds: float = 0) -> Iterator[None]:
+def confirm_guard(changer: PolicyApplier, outlook: CheckedPlan, seconds: float = 0) -> Iterator[None]:
     """Roll the change inside back unless it is confirmed within `seconds`; 0 needs no confirmation.
 
     Raises:
@@ -86,14 +86,14 @@ def confirm_guard(changer: Changer, outlook: Outlook, seconds: float = 0) -> Ite
     from ..runtime.changes import history, pending
 
     with confirm_errors_as_failure():
-        if seconds and outlook.steps:
+        if seconds and outlook.step_count:
             from ..runtime.changes import deadman
 
-            snapshots = history.of_this_namespace(changer.memory)
-            with deadman.confirmed_within(changer.kernel, changer.memory, snapshots, seconds, warn):
+            snapshots = history.current_history(changer.state_dir)
+            with deadman.roll_back_unless_confirmed(changer.kernel, changer.state_dir, snapshots, seconds, warn):
                 yield
         else:
-            with pending.unless_pending(changer.memory):
+            with pending.reject_if_pending(changer.state_dir):
                 yield
 
 
@@ -104,9 +104,9 @@ def confirm_errors_as_failure() -> Iterator[None]:
 
     try:
         yield
-    except pending.Declined as error:
+    except pending.ConfirmError as error:
         raise Failure(str(error)) from None
-    except pending.Gone:
+    except pending.AlreadyResolved:
         raise Failure(
             "the policy on trial was confirmed or rolled back just now: look at 'nftpolicy history'"
         ) from None

@@ -19,13 +19,13 @@ def command(file: PolicyFile = None) -> None:
     """
     file = policy_file(file)
     policy, source = read_policy(file)
-    from ..policy.lint import warnings
-    from ..policy.others import SIGNS
+    from ..policy.lint import find_warnings
+    from ..policy.others import MARK_USER_FILES
 
-    present = frozenset(sign for sign in SIGNS if os.path.exists(sign))  # noqa: PTH110
-    for line in warning_lines(source, warnings(policy, present)):
+    present = frozenset(sign for sign in MARK_USER_FILES if os.path.exists(sign))  # noqa: PTH110
+    for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
-    from ..runtime.resolver.leak_files import found as resolver_leaks
+    from ..runtime.resolver.leak_files import find_host_leaks as resolver_leaks
 
     for leak in resolver_leaks(policy):
         warn(str(leak))

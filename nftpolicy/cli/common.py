@@ -9,21 +9,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..policy.errors import PolicyError, Source, nearest, shown
-from ..policy.load import load, numbers_only
+from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
+from ..policy.load import load, numeric_account
 from ..policy.objects import Account, Policy
 from .render.phrases import quantity
 
 if TYPE_CHECKING:
-    from ..kernel.errors import Refused
+    from ..kernel.errors import StepRefused
     from ..kernel.linux import Linux
     from ..planner.plan import Plan
-    from ..policy.lines import Path as KeyPath
-    from ..runtime.changes.apply import Prospect
-    from ..runtime.changes.memory import Memory
+    from ..policy.lines import KeyPath as KeyPath
+    from ..runtime.changes.apply import PlannedChange
+    from ..runtime.changes.memory import StateDir
 
 # The exit codes of every command, documented in nftpolicy(1).
-REFUSED, BAD_INPUT, UNKNOWN, NOT_HERE = 1, 2, 3, 4
+EXIT_REFUSED, EXIT_BAD_INPUT, EXIT_UNKNOWN, EXIT_UNAVAILABLE = 1, 2, 3, 4
 
 POLICY_DIRECTORY, INSTALLED_NAME = (
     "/etc/nftpolicy",
@@ -35,7 +35,7 @@ _MOST_DIFFERENCES = 20  # lines of a message
 class Failure(Exception):
     """Failure of a command: the message for standard error, and the exit code."""
 
-    def __init__(self, message: str, status: int = REFUSED) -> None:
+    def __init__(self, message: str, status: int = EXIT_REFUSED) -> None:
         self.status = status
         super().__init__(message)
 
@@ -59,7 +59,7 @@ def policy_file(file: Path | None, root: Path = Path("/")) -> Path:
     if not files:
         raise Failure(
             f"no policy file is given, and {POLICY_DIRECTORY} has none: write {POLICY_DIRECTORY}/{INSTALLED_NAME}",
-            BAD_INPUT,
+            EXIT_BAD_INPUT,
         )
     for path in files:
         if path.name == INSTALLED_NAME:
@@ -67,7 +67,7 @@ def policy_file(file: Path | None, root: Path = Path("/")) -> Path:
     names = ", ".join(path.name for path in files)
     raise Failure(
         f"{POLICY_DIRECTORY} has several policies ({names}): name one on the command line",
-        BAD_INPUT,
+        EXIT_BAD_INPUT,
     )
 
 
@@ -76,7 +76,7 @@ def installed_policies(root: Path = Path("/")) -> list[Path]:
     return sorted((root / POLICY_DIRECTORY.lstrip("/")).glob("*.toml"))
 
 
-def read_policy(file: Path | None) -> tuple[Policy, Source]:
+def read_policy(file: Path | None) -> tuple[Policy, PolicyText]:
     """Return the policy in the file that `policy_file` chooses; "-" is standard input.
 
     Raises:
@@ -86,11 +86,11 @@ def read_policy(file: Path | None) -> tuple[Policy, Source]:
     try:
         data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     except OSError as error:
-        raise Failure(f"{file}: cannot be read: {error.strerror}", BAD_INPUT) from None
+        raise Failure(f"{file}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
     return parse_policy(data, "standard input" if str(file) == "-" else str(file))
 
 
-def parse_policy(data: bytes, name: str) -> tuple[Policy, Source]:
+def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:
     """Return the policy in `data`; `name` is the file name for messages.
 
     Raises:
@@ -99,24 +99,24 @@ def parse_policy(data: bytes, name: str) -> tuple[Policy, Source]:
     try:
         return load(data, name, resolve_account)
     except PolicyError as error:
-        raise Failure(str(error), BAD_INPUT) from None
+        raise Failure(str(error), EXIT_BAD_INPUT) from None
 
 
-def applied_policy(memory: Memory | None = None) -> tuple[Policy, Source] | None:
+def applied_policy(memory: StateDir | None = None) -> tuple[Policy, PolicyText] | None:
     """Return the policy that was applied last in this network namespace; None if there was none.
 
     Raises:
         Failure: it is no longer valid, for example since an account was removed.
     """
     if memory is None:
-        from ..runtime.changes.memory import of_this_namespace
+        from ..runtime.changes.memory import current_state_dir
 
-        memory = of_this_namespace()
+        memory = current_state_dir()
     last = memory.policy()
     return parse_policy(last[1], last[0]) if last is not None else None
 
 
-def last_policy(usage: str, memory: Memory | None = None) -> tuple[Policy, Source]:
+def last_policy(usage: str, memory: StateDir | None = None) -> tuple[Policy, PolicyText]:
     """Return the policy that was applied last; `usage` is the command that names a policy instead.
 
     Raises:
@@ -124,7 +124,7 @@ def last_policy(usage: str, memory: Memory | None = None) -> tuple[Policy, Sourc
     """
     policy = applied_policy(memory)
     if policy is None:
-        raise Failure(f"no policy was applied here; name one: {usage}", BAD_INPUT)
+        raise Failure(f"no policy was applied here; name one: {usage}", EXIT_BAD_INPUT)
     return policy
 
 
@@ -135,16 +135,16 @@ def resolve_account(kind: str, item: object) -> Account:
         ValueError: it does not exist; the message names the correction.
     """
     if not isinstance(item, str):
-        return numbers_only(kind, item)
+        return numeric_account(kind, item)
     if item.isdigit():
-        return numbers_only(kind, int(item))
+        return numeric_account(kind, int(item))
     from ..kernel import accounts
 
-    number = accounts.number(kind, item)
+    number = accounts.account_number(kind, item)
     if number is None:
         add = "groupadd" if kind == "group" else "useradd"
         raise ValueError(
-            f"there is no {kind} {item!r} on this machine{nearest(item, accounts.names(kind))}; "
+            f"there is no {kind} {item!r} on this machine{did_you_mean(item, accounts.account_names(kind))}; "
             f"create it with {add} --system, or write a number"
         )
     return Account(item, number)
@@ -161,8 +161,8 @@ def require_known(kind: str, name: str | None, known: Iterable[str], option: str
     names = list(known)
     if name is not None and name not in names:
         subject = f"{owner} has no {kind}" if owner else f"there is no {kind}"
-        hint = f"{nearest(name, names)}; known are {', '.join(names) or 'none'}"
-        raise Failure(f"{option}{subject} {name[:60]!r}{hint}", BAD_INPUT)
+        hint = f"{did_you_mean(name, names)}; known are {', '.join(names) or 'none'}"
+        raise Failure(f"{option}{subject} {name[:60]!r}{hint}", EXIT_BAD_INPUT)
 
 
 # --- the kernel -----------------------------------------------------------------------------
@@ -175,12 +175,12 @@ def this_kernel() -> Linux:
         Failure: it cannot be used: not root, or a library is missing.
     """
     from ..kernel.errors import Unavailable
-    from ..kernel.linux import ready
+    from ..kernel.linux import open_kernel
 
     try:
-        return ready()
+        return open_kernel()
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
 
 
 def warn(message: str) -> None:
@@ -188,72 +188,72 @@ def warn(message: str) -> None:
     print(f"nftpolicy: {message}", file=sys.stderr, flush=True)
 
 
-def describe_result(change: Prospect, verb: str, unchanged: str) -> str:
+def describe_result(change: PlannedChange, verb: str, unchanged: str) -> str:
     """Return "VERB in N steps", or `unchanged` if the plan has no steps."""
     steps = len(change.plan.steps)
     return f"{verb} in {quantity(steps, 'step')}" if steps else unchanged
 
 
 @contextmanager
-def change_errors_as_failure(source: Source | None) -> Iterator[None]:
+def change_errors_as_failure(source: PolicyText | None) -> Iterator[None]:
     """Turn the errors of a change of the kernel into Failures that name the policy's line."""
-    from ..kernel.errors import Refused
-    from ..runtime.changes.apply import NotHeld, StillChanged
-    from ..runtime.changes.memory import Busy
-    from ..runtime.changes.recover import NoWay
-    from ..runtime.changes.unproved import NotProved, NotSafe
+    from ..kernel.errors import StepRefused
+    from ..runtime.changes.apply import ReadBackMismatch, RollbackFailed
+    from ..runtime.changes.memory import Locked
+    from ..runtime.changes.recover import RecoveryFailed
+    from ..runtime.changes.unproved import NoSafeOrder, PolicyNotProved
 
     try:
         yield
-    except (NotProved, NotSafe) as error:
+    except (PolicyNotProved, NoSafeOrder) as error:
         from .told import refusal_lines
 
         lines, unknown = refusal_lines(error, source)
-        status = UNKNOWN if unknown else REFUSED
+        status = EXIT_UNKNOWN if unknown else EXIT_REFUSED
         raise Failure("\n".join([*lines, "nftpolicy: nothing was changed"]), status) from None
-    except StillChanged as error:
+    except RollbackFailed as error:
         raise Failure(f"{error}; type 'nftpolicy recover'. Differences:\n  {_differences(error.missing)}") from None
-    except Refused as error:
+    except StepRefused as error:
         raise Failure(f"{describe_refusal(error, source)}\nnftpolicy: the kernel's state is as it was before") from None
-    except NotHeld as error:
+    except ReadBackMismatch as error:
         raise Failure(f"{error}; the change was undone. Differences:\n  {_differences(error.missing)}") from None
-    except (Busy, NoWay) as error:
+    except (Locked, RecoveryFailed) as error:
         raise Failure(str(error)) from None
     except OSError as error:
-        raise Failure(f"{error.filename or 'the state directory'}: {error.strerror}", REFUSED) from None
+        raise Failure(f"{error.filename or 'the state directory'}: {error.strerror}", EXIT_REFUSED) from None
 
 
 def _differences(plan: Plan) -> str:
-    from ..runtime.changes.wording import lines
+    from ..runtime.changes.wording import plan_lines
 
-    return "\n  ".join(lines(plan)[:_MOST_DIFFERENCES])
+    return "\n  ".join(plan_lines(plan)[:_MOST_DIFFERENCES])
 
 
-def describe_refusal(error: Refused, source: Source | None) -> str:
+def describe_refusal(error: StepRefused, source: PolicyText | None) -> str:
     """Return which object of which policy line the kernel refused, and why."""
     from ..netstate.changes import NftTransaction
     from ..planner.plan import Plan
-    from ..runtime.changes.wording import describe, lines
+    from ..runtime.changes.wording import describe_object, plan_lines
 
     item = error.object or _object_of(error)
-    text = describe(item) if item is not None else ""
+    text = describe_object(item) if item is not None else ""
     if not text and not isinstance(error.step, NftTransaction):
-        text = lines(Plan((error.step,)))[0]
+        text = plan_lines(Plan((error.step,)))[0]
     origin = _origin_of(item)
     location = ""
     if source is not None:
-        line = source.line(origin) if origin else None
+        line = source.line_of(origin) if origin else None
         file = source.name if line is None else f"{source.name}:{line}"
-        location = f"{file}: {shown(origin)}: " if origin else f"{file}: "
+        location = f"{file}: {format_path(origin)}: " if origin else f"{file}: "
     return f"{location}the kernel refused {text or 'the ruleset'}: {error.reason}"
 
 
-def _object_of(error: Refused) -> object:
+def _object_of(error: StepRefused) -> object:
     """Return the ip rule, route or sysctl of the refused step; None for an nft transaction."""
-    from ..netstate.changes import RouteChange, RouteReplacement, RuleChange, SysctlChange
+    from ..netstate.changes import IpRuleChange, RouteChange, RouteReplacement, SysctlChange
 
     match error.step:
-        case RuleChange(rule=item):
+        case IpRuleChange(rule=item):
             return item
         case RouteChange(route=item) | RouteReplacement(route=item):
             return item

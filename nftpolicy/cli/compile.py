@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..compiler.compile import Machine, compile_policy
+from ..compiler.compile import HostFacts, compile_policy
 from ..netstate import iproute, json_out, text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
-from .common import BAD_INPUT, Failure, read_policy, warn
+from .common import EXIT_BAD_INPUT, Failure, read_policy, warn
 
 if TYPE_CHECKING:
-    from ..policy.errors import Source
+    from ..policy.errors import PolicyText
 
 
 class Form(StrEnum):
@@ -35,20 +35,20 @@ class Form(StrEnum):
 def _json_text(_: Policy, state: NetState) -> str:
     import json
 
-    return json.dumps(json_out.ruleset(state.tables), indent=1) + "\n"
+    return json.dumps(json_out.encode_ruleset(state.tables), indent=1) + "\n"
 
 
 def _summary_text(policy: Policy, state: NetState) -> str:
-    from ..compiler.summary import summary
+    from ..compiler.summary import describe_policy
 
-    return summary(policy, state)
+    return describe_policy(policy, state)
 
 
 _PRINTED_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
     Form.json: _json_text,
-    Form.nft: lambda _, state: "\n".join(map(text.table, state.tables)),
-    Form.ip4: lambda _, state: iproute.batch(state.rules, state.routes, 4),
-    Form.ip6: lambda _, state: iproute.batch(state.rules, state.routes, 6),
+    Form.nft: lambda _, state: "\n".join(map(text.table_text, state.tables)),
+    Form.ip4: lambda _, state: iproute.batch_text(state.rules, state.routes, 4),
+    Form.ip6: lambda _, state: iproute.batch_text(state.rules, state.routes, 6),
     Form.summary: _summary_text,
 }
 
@@ -84,15 +84,15 @@ def command(
     if to in (Form.openwrt, Form.openwisp) and ports:
         raise Failure(
             f"--ports cannot be used with --to {to}: the router finds the ports of its bridges",
-            BAD_INPUT,
+            EXIT_BAD_INPUT,
         )
     if to is Form.openwrt:
         if dir is None:
-            raise Failure("--to openwrt writes files: name the directory, as in --to openwrt DIR", BAD_INPUT)
+            raise Failure("--to openwrt writes files: name the directory, as in --to openwrt DIR", EXIT_BAD_INPUT)
         _write_tree(policy, source, dir, link_guard, force)
         return
     if dir is not None or force:
-        raise Failure(f"--to {to} prints: DIR and --force are for --to openwrt", BAD_INPUT)
+        raise Failure(f"--to {to} prints: DIR and --force are for --to openwrt", EXIT_BAD_INPUT)
     if to is Form.openwisp:
         _print_template(policy, source, link_guard)
         return
@@ -100,54 +100,54 @@ def command(
     for item in ports or []:
         bridge, equals, port = item.partition("=")
         if not equals or not port:
-            raise Failure(f"--ports takes BRIDGE=PORT, got {item!r}", BAD_INPUT)
+            raise Failure(f"--ports takes BRIDGE=PORT, got {item!r}", EXIT_BAD_INPUT)
         bridge_ports.setdefault(bridge, []).append(port)
     print(
-        _PRINTED_FORMS[to](policy, compile_policy(policy, Machine(bridge_ports, link_guard))),
+        _PRINTED_FORMS[to](policy, compile_policy(policy, HostFacts(bridge_ports, link_guard))),
         end="",
     )
 
 
-def _write_tree(policy: Policy, source: Source, root: Path, link_guard: bool, force: bool) -> None:
+def _write_tree(policy: Policy, source: PolicyText, root: Path, link_guard: bool, force: bool) -> None:
     """Write the files of a router below `root`, if the policy is proved."""
-    from ..openwrt.tree import LIST, tree
-    from ..runtime.place.tree import lay
+    from ..openwrt.tree import CHECKSUMS_PATH, build_tree
+    from ..runtime.place.tree import install_tree
     from .install_common import install_errors_as_failure, print_written, require_directory
 
     require_directory("--to openwrt", root)
     _require_proofs(policy, source)
     try:
-        files = tree(policy, link_guard)
+        files = build_tree(policy, link_guard)
     except ValueError as error:
-        raise Failure(f"{source.name}: cannot be expressed on OpenWrt: {error}", BAD_INPUT) from None
+        raise Failure(f"{source.name}: cannot be expressed on OpenWrt: {error}", EXIT_BAD_INPUT) from None
     executable = frozenset(path for path, file in files.items() if file.executable)
     contents = {path: file.text.encode() for path, file in files.items()}
     with install_errors_as_failure():
-        installed = lay(root, contents, executable, LIST, force)
+        installed = install_tree(root, contents, executable, CHECKSUMS_PATH, force)
     _warn_of_limits(policy, source)
     written = [f"wrote {path}" for path in installed.written]
     print_written([*written, *(f"removed {path}" for path in installed.removed)])
 
 
-def _print_template(policy: Policy, source: Source, link_guard: bool) -> None:
+def _print_template(policy: Policy, source: PolicyText, link_guard: bool) -> None:
     """Print a template for OpenWISP, with warnings for what it cannot express."""
     import json
 
-    from ..openwrt.openwisp import BESIDE, template
+    from ..openwrt.openwisp import MANUAL_STEPS, template
 
     _require_proofs(policy, source)
     try:
         document = template(policy, link_guard)
     except ValueError as error:
-        raise Failure(f"{source.name}: cannot be expressed in an OpenWISP template: {error}", BAD_INPUT) from None
+        raise Failure(f"{source.name}: cannot be expressed in an OpenWISP template: {error}", EXIT_BAD_INPUT) from None
     _warn_of_limits(policy, source)
     _validate_template(document)
-    for reason, command in BESIDE:
+    for reason, command in MANUAL_STEPS:
         warn(f"not in the template: {reason}; run on each device: {command}")
     print(json.dumps(document, indent=1))
 
 
-def _require_proofs(policy: Policy, source: Source) -> None:
+def _require_proofs(policy: Policy, source: PolicyText) -> None:
     """Check that the policy is proved, and the guard alone, which a router loads at boot."""
     from .proving import proved_boot_tables, require_proof
 
@@ -155,14 +155,14 @@ def _require_proofs(policy: Policy, source: Source) -> None:
     proved_boot_tables(policy, source)
 
 
-def _warn_of_limits(policy: Policy, source: Source) -> None:
+def _warn_of_limits(policy: Policy, source: PolicyText) -> None:
     """Warn of numeric IDs of this host, and of policy features that a router does not support."""
-    from ..openwrt.undone import undone
+    from ..openwrt.undone import unsupported_features
     from .install_common import warn_of_numeric_ids
     from .told import warning_lines
 
     warn_of_numeric_ids(policy)
-    for line in warning_lines(source, undone(policy)):
+    for line in warning_lines(source, unsupported_features(policy)):
         warn(line)
 
 

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy confirm"""
 
-from .common import NOT_HERE, Failure
+from .common import EXIT_UNAVAILABLE, Failure
 
 
 def command() -> None:
     """Keep the policy that 'apply --confirm' put on trial."""
     from ..runtime.changes import pending
-    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.changes.memory import current_state_dir
 
-    memory = of_this_namespace()
+    memory = current_state_dir()
     try:
         trial = pending.confirm(memory)
-    except pending.Declined as error:
+    except pending.ConfirmError as error:
         raise Failure(str(error)) from None
     except PermissionError:
-        raise Failure("this needs root: try again with sudo", NOT_HERE) from None
+        raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or memory.folder}: {error.strerror}") from None
+        raise Failure(f"{error.filename or memory.directory}: {error.strerror}") from None
     last = memory.policy()
     name = last[0] if last else "the policy"
     print(f"{name}: confirmed with {trial.remaining():.0f} seconds left; it stays in force")

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from .common import NOT_HERE, REFUSED, Failure
+from .common import EXIT_REFUSED, EXIT_UNAVAILABLE, Failure
 from .options import PrintJson
 
 _POLICY = "gluon-fastd.toml"
@@ -35,7 +35,7 @@ def command(
     if missing:
         raise Failure(
             f"the demo needs {', '.join(missing)}: run 'sudo nftpolicy demo' or script/demo as root",
-            NOT_HERE,
+            EXIT_UNAVAILABLE,
         )
     try:
         report = import_module(f"{lab.__name__}.story").tell(_policy_text(lab), _print_progress, rounds)
@@ -51,7 +51,7 @@ def command(
 
         print_demo(report)
     if report.faults():
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def _print_progress(title: str) -> None:
@@ -93,7 +93,7 @@ def _import_lab() -> ModuleType:
     try:
         return import_module("tests.lab" if checkout else "nftpolicy_lab")
     except ModuleNotFoundError:
-        raise Failure("the lab is not installed: run script/demo of a checkout", NOT_HERE) from None
+        raise Failure("the lab is not installed: run script/demo of a checkout", EXIT_UNAVAILABLE) from None
 
 
 def _policy_text(lab: ModuleType) -> str:
@@ -101,4 +101,4 @@ def _policy_text(lab: ModuleType) -> str:
     for rulesets in (directory / "rulesets", directory.parent.parent / "rulesets"):
         if (rulesets / _POLICY).exists():
             return (rulesets / _POLICY).read_text()
-    raise Failure(f"rulesets/{_POLICY} is missing beside the lab: install nftpolicy again", NOT_HERE)
+    raise Failure(f"rulesets/{_POLICY} is missing beside the lab: install nftpolicy again", EXIT_UNAVAILABLE)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from ..netstate import ip_json, json_in
 from ..netstate.state import NetState
-from .common import BAD_INPUT, Failure
+from .common import EXIT_BAD_INPUT, Failure
 
 Decoded = TypeVar("Decoded")
 _MOST_CHARACTERS = 300  # of a message of a decoder
 
 
-def desk_state(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
+def state_from_files(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
     """Return the state in these files; without a file that part is empty.
 
     A file of rules or routes has one family: that of its prefix ("4:FILE", "6:FILE"), or of
@@ -27,10 +27,12 @@ def desk_state(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]
         Failure: a file cannot be read, or is not the output of the command.
     """
     return NetState(
-        tables=_read(str(ruleset), json_in.ruleset, "nft -j list ruleset") if ruleset else (),
-        rules=tuple(rule for file in rules for rule in _read_family(file, ip_json.rules, "ip -j -N rule")),
+        tables=_read(str(ruleset), json_in.decode_ruleset, "nft -j list ruleset") if ruleset else (),
+        rules=tuple(rule for file in rules for rule in _read_family(file, ip_json.decode_rules, "ip -j -N rule")),
         routes=tuple(
-            route for file in routes for route in _read_family(file, ip_json.routes, "ip -j -N route show table all")
+            route
+            for file in routes
+            for route in _read_family(file, ip_json.decode_routes, "ip -j -N route show table all")
         ),
     )
 
@@ -65,17 +67,17 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise Failure(f"{name}: cannot be read: {error.strerror}", BAD_INPUT) from None
+        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
         message = f"not the JSON that '{command}' prints: {_shorten(error)}"
-        raise Failure(f"{name}: {message}", BAD_INPUT) from None
+        raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
     try:
         return decode(document)
     except ValueError as error:
         message = f"not what '{command}' prints: {_shorten(error)}"
-        raise Failure(f"{name}: {message}", BAD_INPUT) from None
+        raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
 
 
 def _shorten(error: Exception) -> str:

@@ -11,24 +11,24 @@ import typer
 from attrs import frozen
 
 from .common import (
-    BAD_INPUT,
-    NOT_HERE,
-    REFUSED,
+    EXIT_BAD_INPUT,
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
     Failure,
     applied_policy,
     read_policy,
     this_kernel,
     warn,
 )
-from .desk import desk_state
+from .desk import state_from_files
 from .options import AppliedPolicyFile, PrintJson, RouteFiles, RuleFiles, RulesetFile
 
 if TYPE_CHECKING:
-    from ..kernel.sockets import Socket
+    from ..kernel.sockets import ProcessSocket
     from ..model.packet import Packet
-    from ..policy.errors import Source
+    from ..policy.errors import PolicyText
     from ..policy.objects import Policy
-    from ..runtime.explain import Explained, Explainer
+    from ..runtime.explain import Explainer, Explanation
     from .asked import PacketOptions
     from .picture import SourceLocator
 
@@ -90,7 +90,7 @@ def command(
         if has_state_files or compiled:
             raise Failure(
                 "--pid reads this kernel: it excludes --compiled, --ruleset, --rules and --routes",
-                BAD_INPUT,
+                EXIT_BAD_INPUT,
             )
         results = _explain_process(file, pid, options)
     else:
@@ -103,7 +103,7 @@ def command(
         results = ExplainResults(judged, (ExplainResult(None, _explain_packet(judged, packet)),))
     results.print(as_json)
     if results.faults:
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(EXIT_REFUSED)
 
 
 @frozen
@@ -127,8 +127,8 @@ class JudgedState:
 class ExplainResult:
     """Explanation of one packet; `note` is the reason if there is none."""
 
-    socket: Socket | None
-    explained: Explained | None
+    socket: ProcessSocket | None
+    explained: Explanation | None
     note: str = ""
 
 
@@ -144,10 +144,10 @@ class ExplainResults:
     def faults(self) -> list[str]:
         """Return a line for each route on which model and kernel disagree."""
         return [
-            f"model/kernel mismatch (bug): {route.what}: the model finds '{route.model}', the kernel '{route.kernel}'"
+            f"model/kernel mismatch (bug): {route.name}: the model finds '{route.model}', the kernel '{route.kernel}'"
             for item in self.items
             if item.explained
-            for route in item.explained.faults
+            for route in item.explained.mismatches
         ]
 
     def print(self, as_json: bool) -> None:
@@ -183,11 +183,11 @@ class ExplainResults:
         if item.explained is None:
             print(f"{head}: {item.note}" if head else item.note)
             return
-        confirmed = [route.kernel for route in item.explained.agreements if route.agrees]
+        confirmed = [route.kernel for route in item.explained.comparisons if route.agrees]
         # A second lookup, from the chosen source address, mostly returns the same route.
         different = {(route.kind, route.device, route.gateway): route for route in reversed(confirmed)}
         notes = [f"the kernel's own route: {route}" for route in reversed(different.values())]
-        print_trace(item.explained.walk, self.judged.locate, head, notes)
+        print_trace(item.explained.trace, self.judged.locate, head, notes)
 
     def _as_json(self) -> dict[str, Any]:
         from attrs import asdict
@@ -200,8 +200,8 @@ class ExplainResults:
             if item.explained is None:
                 facts["note"] = item.note
             else:
-                facts |= trace_json(item.explained.walk, self.judged.locate)
-                facts["kernel"] = [asdict(route) for route in item.explained.agreements]
+                facts |= trace_json(item.explained.trace, self.judged.locate)
+                facts["kernel"] = [asdict(route) for route in item.explained.comparisons]
             packets.append(facts)
         return {
             "judged": self.judged.name,
@@ -212,32 +212,32 @@ class ExplainResults:
         }
 
 
-def _explain_packet(judged: JudgedState, packet: Packet) -> Explained:
+def _explain_packet(judged: JudgedState, packet: Packet) -> Explanation:
     try:
         return judged.explainer.explain(packet)
     except ValueError as error:
-        raise Failure(f"such a packet cannot exist: {error}", BAD_INPUT) from None
+        raise Failure(f"such a packet cannot exist: {error}", EXIT_BAD_INPUT) from None
 
 
 def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> ExplainResults:
     this_kernel()  # first, so that a missing root privilege is the message
-    from ..kernel.conntrack import tracked
-    from ..kernel.errors import Gone, Unavailable
-    from ..kernel.sockets import enter_network_of, sockets_of
+    from ..kernel.conntrack import find_flow
+    from ..kernel.errors import NoSuchProcess, Unavailable
+    from ..kernel.sockets import enter_netns_of, read_process_sockets
     from .asked import socket_packet
 
     policy = read_policy(file) if file else None  # before entering a namespace where the path may differ
     try:
-        entered = enter_network_of(pid)
-        process = sockets_of(pid)
-    except Gone as error:
-        raise Failure(f"--pid: {error}", BAD_INPUT) from None
+        entered = enter_netns_of(pid)
+        process = read_process_sockets(pid)
+    except NoSuchProcess as error:
+        raise Failure(f"--pid: {error}", EXIT_BAD_INPUT) from None
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
     judged = _state_from_kernel(file, policy)
     items = []
     for socket in process.sockets:
-        packet = socket_packet(socket, process, options, tracked)
+        packet = socket_packet(socket, process, options, find_flow)
         if isinstance(packet, str):
             items.append(ExplainResult(socket, None, packet))
         else:
@@ -249,7 +249,7 @@ def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> Exp
 # --- the state --------------------------------------------------------------------------------
 
 
-def _state_from_kernel(file: Path | None, policy: tuple[Policy, Source] | None = None) -> JudgedState:
+def _state_from_kernel(file: Path | None, policy: tuple[Policy, PolicyText] | None = None) -> JudgedState:
     """Return the state of this namespace, with the lines of FILE or of the applied policy."""
     if file is not None and policy is None:
         policy = read_policy(file)
@@ -263,16 +263,16 @@ def _state_from_kernel(file: Path | None, policy: tuple[Policy, Source] | None =
     from ..runtime import explain
 
     policy = policy or _applied_policy_if_valid()
-    state = kernel.everything()
+    state = kernel.read_all()
     if policy is not None:
         devices = [device for uplink in policy[0].uplink.values() for device in uplink.devices]
-        state = explain.with_origins(state, explain.compiled(policy[0], kernel.bridge_ports(devices)))
-    devices_here = frozenset(kernel.links())
-    explainer = explain.Explainer(state, policy[0] if policy else None, explain.asking(devices_here))
+        state = explain.with_origins(state, explain.compile_for(policy[0], kernel.bridge_ports(devices)))
+    devices_here = frozenset(kernel.device_names())
+    explainer = explain.Explainer(state, policy[0] if policy else None, explain.kernel_route_query(devices_here))
     return JudgedState(explainer, _source_locator(policy), "this kernel", devices=devices_here)
 
 
-def _applied_policy_if_valid() -> tuple[Policy, Source] | None:
+def _applied_policy_if_valid() -> tuple[Policy, PolicyText] | None:
     try:
         return applied_policy()
     except Failure as failure:  # an account was removed; only the policy lines are lost
@@ -290,31 +290,31 @@ def _state_from_files(
     """Return the state in files, joined with what FILE compiles to if `compiled`."""
     policy = read_policy(file) if file is not None else None
     if compiled and policy is None:
-        raise Failure("--compiled needs a policy: name FILE", BAD_INPUT)
+        raise Failure("--compiled needs a policy: name FILE", EXIT_BAD_INPUT)
     if policy is not None and compiled and not (ruleset or rules or routes):
         return _state_from_policy(*policy)
     from ..runtime import explain
 
-    state = desk_state(ruleset, rules, routes)
+    state = state_from_files(ruleset, rules, routes)
     if policy is not None:
-        desired = explain.compiled(policy[0])
-        state = explain.joined(desired, state) if compiled else explain.with_origins(state, desired)
+        desired = explain.compile_for(policy[0])
+        state = explain.merge_states(desired, state) if compiled else explain.with_origins(state, desired)
     name = f"{_COMPILED}, among files" if compiled else "files"
     explainer = explain.Explainer(state, policy[0] if policy else None)
     return JudgedState(explainer, _source_locator(policy), name)
 
 
-def _state_from_policy(policy: Policy, source: Source) -> JudgedState:
+def _state_from_policy(policy: Policy, source: PolicyText) -> JudgedState:
     """Return what the policy compiles to, with an assumed environment."""
     from ..runtime import explain
 
-    environment, assumptions = explain.assumed(policy)
-    state = explain.joined(explain.compiled(policy), environment)
+    environment, assumptions = explain.assumed_environment(policy)
+    state = explain.merge_states(explain.compile_for(policy), environment)
     explainer = explain.Explainer(state, policy)
     return JudgedState(explainer, _source_locator((policy, source)), _COMPILED, assumptions)
 
 
-def _source_locator(policy: tuple[Policy, Source] | None) -> SourceLocator:
+def _source_locator(policy: tuple[Policy, PolicyText] | None) -> SourceLocator:
     from .picture import no_source, source_locator
 
-    return source_locator(policy[1].name, policy[1].line) if policy else no_source
+    return source_locator(policy[1].name, policy[1].line_of) if policy else no_source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
-    BAD_INPUT,
+    EXIT_BAD_INPUT,
     Failure,
     change_errors_as_failure,
     describe_result,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..policy.objects import Policy
-    from ..runtime.place.boot import Loaded, Tables
+    from ..runtime.place.boot import BootGuard, GuardLoadResult
 
 _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
@@ -42,56 +42,56 @@ def command(
     policy, source = read_policy(file)
     tables = proved_boot_tables(policy, source)
     if str(to) == "-":
-        print(tables.shown(), end="")
+        print(tables.guard_text(), end="")
         return
     if to.exists() and not to.is_file():
-        raise Failure(f"--to: {to} is not a regular file", BAD_INPUT)
+        raise Failure(f"--to: {to} is not a regular file", EXIT_BAD_INPUT)
     kernel = None if no_load else this_kernel()
-    from ..runtime.changes.memory import of_this_namespace
-    from ..runtime.place.boot import load
+    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.place.boot import load_boot_guard
 
     changed = _changed_files(tables, to.absolute())
     loaded = None
     with change_errors_as_failure(source), _replace_files(changed):
         # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
         if kernel is not None:
-            memory = of_this_namespace()
-            with memory.alone():
-                loaded = load(kernel, policy, memory)
+            memory = current_state_dir()
+            with memory.lock():
+                loaded = load_boot_guard(kernel, policy, memory)
     lines = [f"{policy.name}: wrote {path}" for path in changed]
     print("\n".join(lines or [f"{policy.name}: {to} is up to date already"]))
     if loaded is not None:
         _print_loaded(policy, loaded)
 
 
-def _changed_files(tables: Tables, to: Path) -> dict[Path, bytes]:
+def _changed_files(tables: BootGuard, to: Path) -> dict[Path, bytes]:
     """Return the files that differ from those on the disk."""
-    from ..runtime.place.files import content_of
+    from ..runtime.place.files import read_if_exists
 
     with change_errors_as_failure(None):
-        return {path: content for path, content in tables.files(to).items() if content_of(path) != content}
+        return {path: content for path, content in tables.files(to).items() if read_if_exists(path) != content}
 
 
 def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
     """Return a context that replaces the files at its end, with their entries in the manifest."""
-    from ..runtime.place.files import Damaged, Manifest, put
+    from ..runtime.place.files import Manifest, ManifestDamaged, replace_files
 
     if not changed:
         return nullcontext()
     try:
-        manifest = Manifest.of(Path("/"))
-    except (Damaged, OSError):
+        manifest = Manifest.read(Path("/"))
+    except (ManifestDamaged, OSError):
         manifest = Manifest(Path("/"))  # install and uninstall report it
     listed = {str(path): content for path, content in changed.items() if str(path) in manifest.files}
-    return put({**changed, **(manifest.with_(listed).as_file() if listed else {})})
+    return replace_files({**changed, **(manifest.with_files(listed).as_files() if listed else {})})
 
 
-def _print_loaded(policy: Policy, loaded: Loaded) -> None:
-    result = describe_result(loaded.found, "loaded", "in the kernel already")
+def _print_loaded(policy: Policy, loaded: GuardLoadResult) -> None:
+    result = describe_result(loaded.planned, "loaded", "in the kernel already")
     print(f"{policy.name}: the guard is {result}")
-    for device in sorted(loaded.found.unhooked):
+    for device in sorted(loaded.planned.devices_without_link_guard):
         warn(
             f"{device}: no nft chain can be hooked at its egress now: frames of AF_PACKET sockets are not guarded there"
         )
-    if loaded.others:
+    if loaded.has_foreign_routing:
         warn("ip rules, routes or sysctls in force differ from this policy: type 'nftpolicy apply'")

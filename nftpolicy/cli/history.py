@@ -6,32 +6,32 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from .common import NOT_HERE, Failure, warn
+from .common import EXIT_UNAVAILABLE, Failure, warn
 from .options import PrintJson
 from .render.terminal import make_console, make_table
 
 if TYPE_CHECKING:
-    from ..runtime.changes.history import History, Shelf
-    from ..runtime.changes.pending import Pending
+    from ..runtime.changes.history import History, HistorySnapshot
+    from ..runtime.changes.pending import PendingConfirm
 
 
 def command(as_json: PrintJson = False) -> None:
     """List the policies that were applied on this machine."""
     from ..runtime.changes import deadman, history, pending
-    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.changes.memory import current_state_dir
 
-    memory = of_this_namespace()
-    stored = history.of_this_namespace(memory)
+    memory = current_state_dir()
+    stored = history.current_history(memory)
     try:
         snapshot, last = stored.read(), memory.policy()
     except PermissionError:
-        raise Failure("this needs root: try again with sudo", NOT_HERE) from None
+        raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or stored.folder}: {error.strerror}") from None
+        raise Failure(f"{error.filename or stored.directory}: {error.strerror}") from None
     trial = None
-    with suppress(pending.Declined):  # the warning of the confirm timer below covers it
-        trial = pending.pending(memory)
-    entry = snapshot.of_text(last[1]) if last else None
+    with suppress(pending.ConfirmError):  # the warning of the confirm timer below covers it
+        trial = pending.read_pending(memory)
+    entry = snapshot.find_by_text(last[1]) if last else None
     number = entry.number if entry else None
     if as_json:
         import json
@@ -43,20 +43,22 @@ def command(as_json: PrintJson = False) -> None:
             warn(f"{file.path}: damaged, so it is not listed: {file.reason}")
         if last is not None and entry is None:
             warn(f"the policy in force ({last[0]}) is not in the history")
-    if problem := deadman.overdue(memory):
+    if problem := deadman.describe_problem(memory):
         warn(problem)
 
 
-def _history_json(stored: History, snapshot: Shelf, in_force: int | None, trial: Pending | None) -> dict[str, Any]:
+def _history_json(
+    stored: History, snapshot: HistorySnapshot, in_force: int | None, trial: PendingConfirm | None
+) -> dict[str, Any]:
     return {
         "in_force": in_force,
-        "pending": trial and trial.facts(),
-        "entries": [{**entry.facts(), "path": str(stored.path(entry.number))} for entry in snapshot.entries],
+        "pending": trial and trial.as_json(),
+        "entries": [{**entry.as_json(), "path": str(stored.path(entry.number))} for entry in snapshot.entries],
         "damaged": [{"path": str(file.path), "reason": file.reason} for file in snapshot.damaged],
     }
 
 
-def _print_history(snapshot: Shelf, in_force: int | None, trial: Pending | None) -> None:
+def _print_history(snapshot: HistorySnapshot, in_force: int | None, trial: PendingConfirm | None) -> None:
     if not snapshot.entries:
         print("no policy was applied here yet")
         return
@@ -71,7 +73,7 @@ def _print_history(snapshot: Shelf, in_force: int | None, trial: Pending | None)
     make_console().print(table)
 
 
-def _state_in_force(trial: Pending | None) -> str:
+def _state_in_force(trial: PendingConfirm | None) -> str:
     """Return the state column of the policy in force."""
     from ..runtime.changes.pending import WAITING
 

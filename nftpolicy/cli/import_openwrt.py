@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import BAD_INPUT, REFUSED, Failure
-from .desk import desk_state
+from .common import EXIT_BAD_INPUT, EXIT_REFUSED, Failure
+from .desk import state_from_files
 from .options import RouteFiles, RuleFiles, RulesetFile
 
 if TYPE_CHECKING:
-    from ..runtime.imported import Imported, Way
+    from ..runtime.imported import ImportResult, UnmarkedLeak
 
 
 def command(
@@ -35,18 +35,18 @@ def command(
 
     The report lists what leaks now. Needs no root and changes nothing in DIR.
     """
-    state = desk_state(ruleset, rules or (), routes or ())
-    from ..openwrt.roles import NotUsable
-    from ..runtime.imported import NoConfiguration, folder, imported
+    state = state_from_files(ruleset, rules or (), routes or ())
+    from ..openwrt.roles import NotImportable
+    from ..runtime.imported import RouterConfigError, import_config, read_router_config
 
     try:
-        configuration = folder(dir)
-    except NoConfiguration as error:
-        raise Failure(str(error), BAD_INPUT) from None
+        configuration = read_router_config(dir)
+    except RouterConfigError as error:
+        raise Failure(str(error), EXIT_BAD_INPUT) from None
     try:
-        result = imported(configuration, uplink or [], state)
-    except NotUsable as error:
-        raise Failure(f"{configuration.root}: {error}", BAD_INPUT) from None
+        result = import_config(configuration, uplink or [], state)
+    except NotImportable as error:
+        raise Failure(f"{configuration.directory}: {error}", EXIT_BAD_INPUT) from None
     if out is not None:
         _write_policy(result, out, force)
     if as_json:
@@ -60,32 +60,32 @@ def command(
         print(report)
 
 
-def _write_policy(result: Imported, out: Path, force: bool) -> None:
+def _write_policy(result: ImportResult, out: Path, force: bool) -> None:
     text = result.proposal.text
     try:
         if out.exists() and not force and out.read_text(errors="replace") != text:
-            raise Failure(f"{out}: the file exists and differs; --force replaces it", REFUSED)
+            raise Failure(f"{out}: the file exists and differs; --force replaces it", EXIT_REFUSED)
         out.write_text(text)
     except OSError as error:
-        raise Failure(f"{out}: cannot be written: {error.strerror}", REFUSED) from None
+        raise Failure(f"{out}: cannot be written: {error.strerror}", EXIT_REFUSED) from None
 
 
-def _report_lines(result: Imported, has_ruleset: bool) -> Iterator[str]:
+def _report_lines(result: ImportResult, has_ruleset: bool) -> Iterator[str]:
     """Yield the report; `has_ruleset` is True if --ruleset was given."""
     from ..proof.verdict import REFUTED
-    from ..runtime.imported import reason
+    from ..runtime.imported import leak_route
     from .report import section_lines
 
-    draft, verdict = result.proposal, result.now.proof.verdict
+    draft, verdict = result.proposal, result.present.proof.verdict
     uplinks = ", ".join(f"{uplink.name} ({' '.join(uplink.devices)})" for uplink in draft.uplinks)
     word = {REFUTED: "leaks", "proved": "does not leak"}.get(verdict, "may leak")
-    changes = [_with_location(note.place, note.text) for note in draft.changes]
-    manual_steps = [_with_location(note.place, note.text) for note in draft.doing]
-    unmapped = [_with_location(note.place, note.text) for note in draft.unmapped]
-    yield f"{result.folder}: the present configuration {word}: uplinks {uplinks}: {verdict}"
-    yield from section_lines("packets that leave now without the uplink's mark", _leak_lines(result, reason))
+    changes = [_with_location(note.location, note.text) for note in draft.changes]
+    manual_steps = [_with_location(note.location, note.text) for note in draft.manual_steps]
+    unmapped = [_with_location(note.location, note.text) for note in draft.unmapped]
+    yield f"{result.directory}: the present configuration {word}: uplinks {uplinks}: {verdict}"
+    yield from section_lines("packets that leave now without the uplink's mark", _leak_lines(result, leak_route))
     yield from section_lines(
-        "settings that netifd or fw4 ignore", (f"{trap.place}: {trap.text}" for trap in draft.traps)
+        "settings that netifd or fw4 ignore", (f"{trap.location}: {trap.text}" for trap in draft.warnings)
     )
     yield from section_lines("changes that the policy makes", changes)
     yield from section_lines("manual steps before the policy is applied", manual_steps)
@@ -96,60 +96,63 @@ def _report_lines(result: Imported, has_ruleset: bool) -> Iterator[str]:
     yield f"the policy: {result.proof.verdict}; next: {commands}"
 
 
-def _assumptions(result: Imported, has_ruleset: bool) -> Iterable[str]:
+def _assumptions(result: ImportResult, has_ruleset: bool) -> Iterable[str]:
     if has_ruleset:
-        return result.proposal.assumed
+        return result.proposal.assumptions
     return [
-        *result.proposal.assumed,
+        *result.proposal.assumptions,
         "the firewall accepts all output (fw4's default); use --ruleset for the real one",
     ]
 
 
-def _leak_lines(result: Imported, reason: Callable[[Way], str]) -> Iterator[str]:
-    from ..proof.verdict import REFUTED, described
+def _leak_lines(result: ImportResult, reason: Callable[[UnmarkedLeak], str]) -> Iterator[str]:
+    from ..proof.verdict import REFUTED, describe_packet
 
-    for path in result.ways:
-        packet = described(path.walk.packet)
-        yield _with_location(path.place, f"{path.what}: {packet} leaves by {path.walk.device}: {reason(path)}")
-    if not result.ways:
-        for finding in result.now.proof.findings:
+    for path in result.leaks:
+        packet = describe_packet(path.trace.packet)
+        yield _with_location(path.source_line, f"{path.sender}: {packet} leaves by {path.trace.device}: {reason(path)}")
+    if not result.leaks:
+        for finding in result.present.proof.findings:
             if finding.verdict == REFUTED and finding.examples:
-                yield described(finding.examples[0].packet)
+                yield describe_packet(finding.examples[0].packet)
 
 
 def _with_location(location: str, text: str) -> str:
     return f"{location}: {text}" if location else text
 
 
-def _print_json(result: Imported, has_ruleset: bool) -> None:
+def _print_json(result: ImportResult, has_ruleset: bool) -> None:
     import json
 
-    from ..proof.verdict import described
-    from ..runtime.imported import reason
+    from ..proof.verdict import describe_packet
+    from ..runtime.imported import leak_route
     from .picture import no_source
     from .report import proof_json
 
     draft = result.proposal
-    notes = {"changes": draft.changes, "to_do": draft.doing, "not_mapped": draft.unmapped}
+    notes = {"changes": draft.changes, "to_do": draft.manual_steps, "not_mapped": draft.unmapped}
     document: dict[str, Any] = {
         "policy": draft.text,
         "verdict": result.proof.verdict,
         "uplinks": {uplink.name: list(uplink.devices) for uplink in draft.uplinks},
         "ways_out": [
             {
-                "what": path.what,
-                "packet": described(path.walk.packet),
+                "what": path.sender,
+                "packet": describe_packet(path.trace.packet),
                 "uplink": path.uplink,
-                "device": path.walk.device,
-                "reason": reason(path),
-                "place": path.place or None,
+                "device": path.trace.device,
+                "reason": leak_route(path),
+                "place": path.source_line or None,
                 "script": path.script(),
             }
-            for path in result.ways
+            for path in result.leaks
         ],
-        "traps": [{"place": trap.place, "text": trap.text, "all_packets": trap.severe} for trap in draft.traps],
-        **{key: [{"place": note.place or None, "text": note.text} for note in listed] for key, listed in notes.items()},
+        "traps": [{"place": trap.location, "text": trap.text, "all_packets": trap.severe} for trap in draft.warnings],
+        **{
+            key: [{"place": note.location or None, "text": note.text} for note in listed]
+            for key, listed in notes.items()
+        },
         "assumptions": list(_assumptions(result, has_ruleset)),
-        "now": proof_json(result.now, no_source),
+        "now": proof_json(result.present, no_source),
     }
     print(json.dumps(document, indent=1))

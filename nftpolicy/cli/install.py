@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, Failure, installed_policies, policy_file, read_policy
+from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, installed_policies, policy_file, read_policy
 from .install_common import (
     InitOption,
     install_errors_as_failure,
@@ -25,8 +25,8 @@ from .options import DestDir, ProgramPath
 from .proving import proved_boot_tables, require_proof
 
 if TYPE_CHECKING:
-    from ..runtime.place.inits import Init
-    from ..runtime.place.install import Wanted
+    from ..runtime.place.inits import InitSystem
+    from ..runtime.place.install import InstallPlan
 
 
 def command(
@@ -48,36 +48,36 @@ def command(
 
     On OpenWrt, init scripts take the place of the units.
     """
-    from ..runtime.place.install import CommandFailed, install, link, start
+    from ..runtime.place.install import CommandFailed, create_enable_links, enable_and_start, install
 
     root = target_root(destdir)
     init_system = select_init(init, root)
-    if unitdir is not None and init_system.links:
+    if unitdir is not None and init_system.enable_links:
         raise Failure(
             f"--unitdir is for systemd; the init system of this system is {init_system.name}",
-            BAD_INPUT,
+            EXIT_BAD_INPUT,
         )
     if unitdir is not None and not unitdir.is_absolute():
-        raise Failure(f"--unitdir takes an absolute path, got {str(unitdir)!r}", BAD_INPUT)
+        raise Failure(f"--unitdir takes an absolute path, got {str(unitdir)!r}", EXIT_BAD_INPUT)
     is_this_machine = root == Path("/")
-    if enable and not is_this_machine and not init_system.links:
-        raise Failure("--enable cannot be used with --destdir: it starts units of this machine", BAD_INPUT)
-    if enable and is_this_machine and not init_system.running.exists():
-        raise Failure(f"--enable needs {init_system.name}, which does not run on this machine", NOT_HERE)
-    wanted = _wanted_files(file, root, init_system, str(unitdir or init_system.folder), (program, nft))
-    if enable and wanted.tables is None:
-        raise Failure("--enable needs a policy: nftpolicy install --enable FILE", BAD_INPUT)
+    if enable and not is_this_machine and not init_system.enable_links:
+        raise Failure("--enable cannot be used with --destdir: it starts units of this machine", EXIT_BAD_INPUT)
+    if enable and is_this_machine and not init_system.running_marker.exists():
+        raise Failure(f"--enable needs {init_system.name}, which does not run on this machine", EXIT_UNAVAILABLE)
+    wanted = _wanted_files(file, root, init_system, str(unitdir or init_system.directory), (program, nft))
+    if enable and wanted.boot_guard is None:
+        raise Failure("--enable needs a policy: nftpolicy install --enable FILE", EXIT_BAD_INPUT)
     with install_errors_as_failure():
         written = install(root, wanted, force)
         if enable and not is_this_machine:
-            written += link(root, init_system)
+            written += create_enable_links(root, init_system)
     print_written([f"wrote {path}" for path in written])
     if enable and is_this_machine:
         try:
-            stopped = start(wanted, bool(written))
+            stopped = enable_and_start(wanted, bool(written))
         except CommandFailed as error:
             raise Failure(f"the files are installed, but {error}") from None
-        print(f"enabled and started {', '.join(wanted.started)}")
+        print(f"enabled and started {', '.join(wanted.units_to_start)}")
         if stopped:
             names = ", ".join(stopped)
             print(f"stopped and disabled {names}: the policy no longer has these resolvers")
@@ -85,23 +85,23 @@ def command(
         _print_next_commands(wanted, root)
 
 
-def _print_next_commands(wanted: Wanted, root: Path) -> None:
-    from ..runtime.place.install import left_over
+def _print_next_commands(wanted: InstallPlan, root: Path) -> None:
+    from ..runtime.place.install import stale_instances
 
-    init, obsolete = wanted.init, left_over(root, wanted)
+    init, obsolete = wanted.init, stale_instances(root, wanted)
     if root != Path("/"):
-        if init.links:
+        if init.enable_links:
             print("next: an image builder of OpenWrt enables the scripts; else use 'install --enable'")
             return
-        line = f"systemctl --root={root} enable {' '.join(wanted.started)}"
+        line = f"systemctl --root={root} enable {' '.join(wanted.units_to_start)}"
         if obsolete:
             line += f" && systemctl --root={root} disable {' '.join(obsolete)}"
         print(f"next, when the image is made: {line}")
         return
     lines = ["next (this closes the uplinks to all but the policy's services):"]
-    if wanted.tables is None:
-        lines.append(f"nftpolicy install FILE   # there is no {wanted.file} yet")
-    commands = [*(init.disable(obsolete) if obsolete else ()), *init.enable(wanted.started)]
+    if wanted.boot_guard is None:
+        lines.append(f"nftpolicy install FILE   # there is no {wanted.policy_path} yet")
+    commands = [*(init.disable_commands(obsolete) if obsolete else ()), *init.enable_commands(wanted.units_to_start)]
     lines += [" ".join(words) for words in commands]
     print("\n  ".join(lines))
 
@@ -109,31 +109,31 @@ def _print_next_commands(wanted: Wanted, root: Path) -> None:
 def _wanted_files(
     file: Path | None,
     root: Path,
-    init: Init,
+    init: InitSystem,
     unit_directory: str,
     programs: tuple[str | None, str | None],
-) -> Wanted:
+) -> InstallPlan:
     """Return the files to install, after the proofs.
 
     Raises:
         Failure: the policy is not valid or not proved, or a path cannot be used in a unit.
     """
-    from ..runtime.place.install import Wanted
+    from ..runtime.place.install import InstallPlan
 
     chosen = policy_file(None, root) if file is None and installed_policies(root) else file
     path = installed_path(chosen, root)
     program, nft = programs
     try:
-        texts = init.texts(program_path(root, program), nft_path(root, nft), path)
+        texts = init.render(program_path(root, program), nft_path(root, nft), path)
     except ValueError as error:
-        raise Failure(str(error), BAD_INPUT) from None
+        raise Failure(str(error), EXIT_BAD_INPUT) from None
     units = {f"{unit_directory.rstrip('/')}/{name}": text for name, text in texts.items()}
     if chosen is None:
-        return Wanted(init, units, file=path)
+        return InstallPlan(init, units, policy_path=path)
     policy, source = read_policy(chosen)
     require_proof(policy, source)
     if root != Path("/"):
         warn_of_numeric_ids(policy)
     content = None if is_installed(chosen, root) else source.text.encode()
     resolvers = tuple(name for name, uplink in policy.uplink.items() if uplink.resolver)
-    return Wanted(init, units, proved_boot_tables(policy, source), content, path, resolvers)
+    return InstallPlan(init, units, proved_boot_tables(policy, source), content, path, resolvers)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
-    BAD_INPUT,
+    EXIT_BAD_INPUT,
+    EXIT_UNAVAILABLE,
     INSTALLED_NAME,
-    NOT_HERE,
     POLICY_DIRECTORY,
     Failure,
     installed_policies,
@@ -23,7 +23,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.place.inits import Init
+    from ..runtime.place.inits import InitSystem
 
 StartedBy = StrEnum("StartedBy", ["systemd", "procd"])  # runtime/install/init_systems.py
 InitOption = Annotated[
@@ -34,11 +34,11 @@ InitOption = Annotated[
 UP_TO_DATE = "all files are up to date already"
 
 
-def select_init(init: StartedBy | None, root: Path) -> Init:
+def select_init(init: StartedBy | None, root: Path) -> InitSystem:
     """Return the init system that was given, or the one of the target system."""
-    from ..runtime.place.inits import INITS, init_of
+    from ..runtime.place.inits import INIT_SYSTEMS, detect_init
 
-    return INITS[init.value] if init is not None else init_of(root)
+    return INIT_SYSTEMS[init.value] if init is not None else detect_init(root)
 
 
 def target_root(destdir: Path | None) -> Path:
@@ -60,7 +60,7 @@ def require_directory(option: str, path: Path) -> None:
         Failure: another file is there.
     """
     if path.exists() and not path.is_dir():
-        raise Failure(f"{option}: {path} is not a directory", BAD_INPUT)
+        raise Failure(f"{option}: {path} is not a directory", EXIT_BAD_INPUT)
 
 
 def installed_path(file: Path | None, root: Path) -> str:
@@ -80,11 +80,11 @@ def program_path(root: Path, program: str | None) -> str:
     Raises:
         Failure: it is not given, and cannot be determined.
     """
-    from ..runtime.place.install import this_program
+    from ..runtime.place.install import own_program
 
-    path = program or (this_program() if root == Path("/") else "/usr/bin/nftpolicy")
+    path = program or (own_program() if root == Path("/") else "/usr/bin/nftpolicy")
     if path is None:
-        raise Failure("cannot determine the absolute path of nftpolicy; use --program PATH", BAD_INPUT)
+        raise Failure("cannot determine the absolute path of nftpolicy; use --program PATH", EXIT_BAD_INPUT)
     return path
 
 
@@ -94,11 +94,11 @@ def nft_path(root: Path, nft: str | None) -> str:
     Raises:
         Failure: it is not given, and nft is not installed here.
     """
-    from ..runtime.place.install import found_program
+    from ..runtime.place.install import find_program
 
-    path = nft or (found_program("nft") if root == Path("/") else "/usr/sbin/nft")
+    path = nft or (find_program("nft") if root == Path("/") else "/usr/sbin/nft")
     if path is None:
-        raise Failure("nft is not installed: apt-get install nftables, or use --nft PATH", NOT_HERE)
+        raise Failure("nft is not installed: apt-get install nftables, or use --nft PATH", EXIT_UNAVAILABLE)
     return path
 
 
@@ -122,16 +122,16 @@ def print_written(lines: list[str]) -> None:
 @contextmanager
 def install_errors_as_failure() -> Iterator[None]:
     """Turn the errors of writing and removing files into Failures."""
-    from ..runtime.place.files import Damaged
-    from ..runtime.place.install import CommandFailed, Conflict
+    from ..runtime.place.files import ManifestDamaged
+    from ..runtime.place.install import CommandFailed, FileConflict
 
     try:
         yield
-    except Conflict as error:
+    except FileConflict as error:
         raise Failure(
             f"{error}: not written by nftpolicy, or changed since; nothing was written. --force replaces it"
         ) from None
-    except (Damaged, CommandFailed) as error:
+    except (ManifestDamaged, CommandFailed) as error:
         raise Failure(str(error)) from None
     except OSError as error:
         hint = "; try again with sudo" if isinstance(error, PermissionError) else ""

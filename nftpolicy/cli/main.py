@@ -35,7 +35,7 @@ def main() -> None:
     # Objects of a short command live until its end; collecting them would cost a tenth of its time.
     # Long-running commands turn the garbage collector on again.
     gc.disable()
-    from .common import NOT_HERE, Failure
+    from .common import EXIT_UNAVAILABLE, Failure
 
     try:
         application(arguments)()
@@ -48,7 +48,7 @@ def main() -> None:
         if not isinstance(error, Unavailable):
             raise
         print(f"nftpolicy: {error}", file=sys.stderr)
-        sys.exit(NOT_HERE)
+        sys.exit(EXIT_UNAVAILABLE)
     except KeyboardInterrupt:
         print("nftpolicy: interrupted", file=sys.stderr)
         sys.exit(_SIGINT_EXIT)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..settings.programs import PROGRAMS, settings, shown
+from ..settings.programs import PROGRAMS, netconfig_files, render_files
 from .common import read_policy
 from .install_common import install_errors_as_failure, print_written, require_directory
 from .options import PolicyFile
@@ -34,21 +34,21 @@ def command(
     Prints or writes configuration for the program that configures the network.
     """
     policy, _ = read_policy(file)
-    files = settings(policy, program.value)
+    files = netconfig_files(policy, program.value)
     if to is None:
-        print(shown(files), end="")
+        print(render_files(files), end="")
         return
     require_directory("--to", to)
-    from ..runtime.paths import KEPT_ON_OPENWRT
-    from ..runtime.place.install import place
+    from ..runtime.paths import PERSISTENT_DIR_OPENWRT
+    from ..runtime.place.install import install_files
 
     with install_errors_as_failure():
-        written = place(
+        written = install_files(
             to.absolute(),
             {item.path: item.text.encode() for item in files},
             force,
             modes={item.path: item.mode for item in files},
-            folder=KEPT_ON_OPENWRT if program.value == "netifd" else None,
+            directory=PERSISTENT_DIR_OPENWRT if program.value == "netifd" else None,
         )
     print_written([f"wrote {path}" for path in written])
     if written:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import fields, frozen
 
-from ..model.decision import Decision
+from ..model.decision import TraceStep
 from ..model.hooks import DROPPED
-from ..model.packet import FORWARD, FRAME, KERNEL, Packet, shown
-from ..model.walk import DELIVERED, LEAVES, UNKNOWN, UNROUTABLE, Walk
-from ..netstate.nft import PROTOCOLS, Chain, CounterRef, Origin, Rule
+from ..model.packet import FORWARD, FRAME, KERNEL, Packet, format_address
+from ..model.walk import DELIVERED, LEAVES, UNKNOWN, UNROUTABLE, Trace
+from ..netstate.nft import PROTOCOL_NAMES, Chain, CounterRef, OriginPath, Rule
 from .render.phrases import printable_text
 from .render.terminal import make_console, use_colour
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 # A policy key -> "FILE:LINE key", or "" if it has none.
-SourceLocator = Callable[[Origin], str]
+SourceLocator = Callable[[OriginPath], str]
 
 _PROTOCOLS_WITH_PORTS = frozenset({6, 17, 33, 132, 136})  # TCP, UDP, DCCP, SCTP, UDP-Lite
 _IP_ETHERTYPES = (None, 0x0800, 0x86DD)
 _CHAIN = re.compile(r"^table (\S+ \S+), chain ")
 _PREFIXES = {"ip-rule": "rule ", "route": "route "}
 _STOPPING = ("drop", "unreachable", "prohibit", "blackhole")
-_CONTINUES = str(fields(Decision).effect.default)  # the effect of a step that decides nothing
+_CONTINUES = str(fields(TraceStep).effect.default)  # the effect of a step that decides nothing
 STAGE_ORIGIN, STAGE_REROUTED = "beginning", "routed again"
 _WIDEST = 76  # columns of a step's text; a longer one moves its result to the right
 
@@ -46,7 +46,7 @@ class ShownStep:
     text: str
     effect: str
     location: str
-    key: Origin
+    key: OriginPath
 
     @property
     def decides(self) -> bool:
@@ -54,16 +54,16 @@ class ShownStep:
         return self.effect != _CONTINUES
 
 
-def no_source(_: Origin) -> str:
+def no_source(_: OriginPath) -> str:
     """Return "": the locator of a state without a policy."""
     return ""
 
 
-def source_locator(name: str, line: Callable[[Origin], int | None]) -> SourceLocator:
+def source_locator(name: str, line: Callable[[OriginPath], int | None]) -> SourceLocator:
     """Return the locator of a policy in the file `name`; `line` returns the line of a key."""
-    from ..policy.errors import shown as shown_key
+    from ..policy.errors import format_path as shown_key
 
-    def locate(key: Origin) -> str:
+    def locate(key: OriginPath) -> str:
         if not key:
             return ""
         number = line(key)
@@ -79,7 +79,7 @@ def source_locator(name: str, line: Callable[[Origin], int | None]) -> SourceLoc
 def _endpoint(family: int, address: int | None, port: int, ports: bool) -> str:
     if address is None:
         return f"(any):{port}" if ports and port else "(any)"
-    text = shown(family, address)
+    text = format_address(family, address)
     if not ports:
         return text
     return f"[{text}]:{port}" if family == 6 else f"{text}:{port}"
@@ -90,7 +90,7 @@ def packet_title(packet: Packet) -> str:
     if packet.origin == FRAME and packet.ethertype not in _IP_ETHERTYPES:
         return f"frame of ethertype {packet.ethertype:#06x}"
     ports = packet.protocol in _PROTOCOLS_WITH_PORTS
-    protocol = PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+    protocol = PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
     source = _endpoint(packet.family, packet.source, packet.sport, ports)
     header_fields = "".join(f", {header} {name} {value}" for (header, name), value in packet.fields.items())
     destination = _endpoint(packet.family, packet.destination, packet.dport, ports)
@@ -118,7 +118,7 @@ def packet_sender(packet: Packet) -> str:
     return text
 
 
-def outcome_text(walk: Walk) -> str:
+def outcome_text(walk: Trace) -> str:
     """Return the outcome of a trace in one line."""
     packet, mark = walk.packet, f"mark {walk.mark:#x}"
     to = ""
@@ -133,60 +133,60 @@ def outcome_text(walk: Walk) -> str:
         return f"dropped by {_dropping_step(walk)}"
     if walk.outcome == UNROUTABLE:
         return f"unroutable: {_missing_route(walk)}"
-    reason = "; ".join(map(printable_text, walk.doubts)) or "too many branches to follow all"
+    reason = "; ".join(map(printable_text, walk.unsupported)) or "too many branches to follow all"
     device = f" by {walk.device}" if walk.device else ""
     return f"may leave{device}: unsupported: {reason}"
 
 
-def _irrelevant_unsupported(walk: Walk) -> list[str]:
+def _irrelevant_unsupported(walk: Trace) -> list[str]:
     """Return the unsupported constructs on a trace that has one outcome all the same."""
-    return [printable_text(construct) for construct in walk.doubts] if walk.outcome != UNKNOWN else []
+    return [printable_text(construct) for construct in walk.unsupported] if walk.outcome != UNKNOWN else []
 
 
-def _dropping_step(walk: Walk) -> str:
+def _dropping_step(walk: Trace) -> str:
     """Return the chain or step that ended the trace, with the counter that counts it."""
     where, what = "", ""
-    for step in walk.decisions:
+    for step in walk.steps:
         if _is_chain_policy(step):
             what = f"policy {step.effect}"
-        elif isinstance(step.thing, Chain):
+        elif isinstance(step.subject, Chain):
             where = _shorten_chain(step.text)
-        elif isinstance(step.thing, Rule):
-            counters = [part.name for part in step.thing.statements if isinstance(part, CounterRef)]
+        elif isinstance(step.subject, Rule):
+            counters = [part.name for part in step.subject.statements if isinstance(part, CounterRef)]
             what = f"counter {counters[0]}" if counters else step.text
         elif step.kind != "end":
             where, what = step.text, ""
     return f"{where}: {what}" if what else where
 
 
-def _is_chain_policy(step: Decision) -> bool:
+def _is_chain_policy(step: TraceStep) -> bool:
     """Return True if a base chain ended, and its policy decides."""
-    return isinstance(step.thing, Chain) and step.text.startswith("policy ")
+    return isinstance(step.subject, Chain) and step.text.startswith("policy ")
 
 
 def _shorten_chain(text: str) -> str:
     return _CHAIN.sub(r"\1 ", text)
 
 
-def _missing_route(walk: Walk) -> str:
+def _missing_route(walk: Trace) -> str:
     """Return the last ip rule or route that rejects the packet, or "no route"."""
-    lookups = [step for step in walk.decisions if step.kind in ("ip-rule", "route")]
-    rejecting = [step for step in lookups if step.thing is not None and step.effect.startswith(_STOPPING)]
+    lookups = [step for step in walk.steps if step.kind in ("ip-rule", "route")]
+    rejecting = [step for step in lookups if step.subject is not None and step.effect.startswith(_STOPPING)]
     if not rejecting:
         return "no route"
     last = rejecting[-1]
     return f"{_PREFIXES[last.kind]}{last.text}: {last.effect}"
 
 
-def shown_steps(walk: Walk, locate: SourceLocator = no_source) -> list[ShownStep]:
+def shown_steps(walk: Trace, locate: SourceLocator = no_source) -> list[ShownStep]:
     """Return the steps of a trace in order, each with its stage, without the packet's origin."""
     stage, hook = STAGE_ORIGIN, ""
     lines: list[ShownStep] = []
-    for step in walk.decisions:
+    for step in walk.steps:
         stage, hook = _next_stage(step, stage, hook)
         if step.kind in ("hook", "end") or stage == STAGE_ORIGIN:
             continue
-        if step.kind == "route" and step.thing is None and lines and lines[-1].effect == step.effect:
+        if step.kind == "route" and step.subject is None and lines and lines[-1].effect == step.effect:
             continue  # the step before has the same result already
         depth, text = 0, step.text
         if _is_chain_policy(step):
@@ -200,7 +200,7 @@ def shown_steps(walk: Walk, locate: SourceLocator = no_source) -> list[ShownStep
     return lines
 
 
-def _next_stage(step: Decision, stage: str, hook: str) -> tuple[str, str]:
+def _next_stage(step: TraceStep, stage: str, hook: str) -> tuple[str, str]:
     """Return the stage of a step, and the hook that the packet is in."""
     if step.kind == "hook":
         return step.text, step.text
@@ -213,14 +213,14 @@ def _next_stage(step: Decision, stage: str, hook: str) -> tuple[str, str]:
     return "routing", hook
 
 
-def trace_json(walk: Walk, locate: SourceLocator = no_source) -> dict[str, Any]:
+def trace_json(walk: Trace, locate: SourceLocator = no_source) -> dict[str, Any]:
     """Return a trace as JSON; nftpolicy(1) documents the keys."""
     packet = walk.packet
     return {
         "packet": {
             "family": packet.family,
-            "from": shown(packet.family, packet.source) if packet.source is not None else None,
-            "to": shown(packet.family, packet.destination),
+            "from": format_address(packet.family, packet.source) if packet.source is not None else None,
+            "to": format_address(packet.family, packet.destination),
             "protocol": packet.protocol,
             "sport": packet.sport,
             "dport": packet.dport,
@@ -253,10 +253,10 @@ def trace_json(walk: Walk, locate: SourceLocator = no_source) -> dict[str, Any]:
         "outcome": walk.outcome,
         "device": walk.device,
         "mark": walk.mark,
-        "source": shown(packet.family, walk.source) if walk.source is not None else None,
-        "destination": shown(packet.family, walk.destination),
+        "source": format_address(packet.family, walk.source) if walk.source is not None else None,
+        "destination": format_address(packet.family, walk.destination),
         "dport": walk.dport,
-        "doubts": list(walk.doubts),
+        "doubts": list(walk.unsupported),
         "words": outcome_text(walk),
     }
 
@@ -265,7 +265,7 @@ def trace_json(walk: Walk, locate: SourceLocator = no_source) -> dict[str, Any]:
 
 
 def print_trace(
-    walk: Walk,
+    walk: Trace,
     locate: SourceLocator = no_source,
     head: str | None = None,
     notes: Iterable[str] = (),
@@ -283,7 +283,7 @@ def print_trace(
 
 
 def trace_lines(
-    walk: Walk, steps: Iterable[ShownStep], heads: Iterable[str] = (), notes: Iterable[str] = ()
+    walk: Trace, steps: Iterable[ShownStep], heads: Iterable[str] = (), notes: Iterable[str] = ()
 ) -> list[str]:
     """Return a trace as plain text, in columns."""
     text = [*heads, packet_title(walk.packet), packet_sender(walk.packet)]
@@ -305,7 +305,7 @@ def _left_column(step: ShownStep) -> str:
     return f"{_PREFIXES.get(step.kind, '')}{step.text}"
 
 
-def _print_in_colours(walk: Walk, steps: list[ShownStep], heads: list[str], notes: list[str]) -> None:
+def _print_in_colours(walk: Trace, steps: list[ShownStep], heads: list[str], notes: list[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 

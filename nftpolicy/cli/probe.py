@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .common import NOT_HERE, REFUSED, UNKNOWN, Failure, last_policy, read_policy, this_kernel
+from .common import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
 from .render.phrases import and_more
 from .render.terminal import make_console, make_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..policy.objects import Policy
-    from ..runtime.probe.report import OnDevice, Report, Result
+    from ..runtime.probe.report import DeviceResult, ProbeReport, ProbeResult
 
 _MOST_LEAKS = 6  # kinds of leaking probes of which one packet is printed
 _USAGE = "nftpolicy probe FILE, or its uplinks: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
@@ -55,14 +55,14 @@ def command(
     kernel = this_kernel()
     if policy is None and not uplinks:
         policy, _ = last_policy(_USAGE)
-    from ..kernel.rtnetlink import RtNetlink
+    from ..kernel.rtnetlink import Rtnetlink
     from ..runtime.probe.report import HELD, LEAKS
     from ..runtime.probe.run import probe
 
     try:
-        report = probe(kernel, RtNetlink().devices(), policy or uplinks)
+        report = probe(kernel, Rtnetlink().devices(), policy or uplinks)
     except PermissionError:
-        raise Failure("this needs root (CAP_NET_RAW): try again with sudo", NOT_HERE) from None
+        raise Failure("this needs root (CAP_NET_RAW): try again with sudo", EXIT_UNAVAILABLE) from None
     if as_json:
         import json
 
@@ -70,16 +70,16 @@ def command(
     else:
         _print_report(report, policy, file)
     if report.verdict != HELD:
-        raise typer.Exit(REFUSED if report.verdict == LEAKS else UNKNOWN)
+        raise typer.Exit(EXIT_REFUSED if report.verdict == LEAKS else EXIT_UNKNOWN)
 
 
 # --- phrases ----------------------------------------------------------------------------------
 
 
-def _headline(report: Report, policy: Policy | None) -> str:
+def _headline(report: ProbeReport, policy: Policy | None) -> str:
     """Return the verdict in one sentence."""
     results = report.results
-    kinds = len({result.probe.kind.name for result in results})
+    kinds = len({result.probe.probe_type.name for result in results})
     name = f"{policy.name}: " if policy else ""
     devices = ", ".join(f"{device.target.uplink} ({device.target.device})" for device in report.devices)
     size = f"{len(results)} probes of {kinds} kinds, {report.seconds} s"
@@ -90,27 +90,27 @@ def _headline(report: Report, policy: Policy | None) -> str:
     return f"held: {name}no forbidden packet left by {devices} ({size})"
 
 
-def _explain_command(result: Result, file: Path | None) -> str | None:
+def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
     """Return the command that traces a probe; None if its options cannot describe it."""
-    from ..runtime.probe.kinds import packet
+    from ..runtime.probe.kinds import explain_packet
     from .report import explain_options
 
-    described = packet(result.probe, result.packet)
+    described = explain_packet(result.probe, result.packet)
     if described is None:
         return None
     policy = [str(file)] if file and str(file) != "-" else []
     return shlex.join(["nftpolicy", "explain", *policy, *explain_options(described)])
 
 
-def _sender(result: Result) -> str:
-    shot = result.probe.shot
+def _sender(result: ProbeResult) -> str:
+    shot = result.probe.packet
     return f"user {shot.uid}, group {shot.gid}" + (f", mark {shot.mark:#x}" if shot.mark else "")
 
 
 # --- text -------------------------------------------------------------------------------------
 
 
-def _print_report(report: Report, policy: Policy | None, file: Path | None) -> None:
+def _print_report(report: ProbeReport, policy: Policy | None, file: Path | None) -> None:
     """Print the verdict, a table of kinds for each device, the controls, and the leaks."""
     from rich.text import Text
 
@@ -129,66 +129,66 @@ def _print_report(report: Report, policy: Policy | None, file: Path | None) -> N
     console.print("\n".join(lines), markup=False)
 
 
-def _result_groups(report: Report) -> Iterator[tuple[str, Sequence[Result]]]:
+def _result_groups(report: ProbeReport) -> Iterator[tuple[str, Sequence[ProbeResult]]]:
     """Yield a title and results: routed probes first, then those bound to each device."""
     yield "routed normally", report.routed
     for device in report.devices:
-        for name in device.target.watched:
+        for name in device.target.captured_devices:
             yield f"by {name}", [result for result in device.results if result.probe.device == name]
 
 
-def _kind_table(title: str, results: Sequence[Result]) -> Table:
-    families = list(_FAMILIES) if any(not result.probe.shot.family for result in results) else [4, 6]
+def _kind_table(title: str, results: Sequence[ProbeResult]) -> Table:
+    families = list(_FAMILIES) if any(not result.probe.packet.family for result in results) else [4, 6]
     table = make_table(title, *(_FAMILIES[family] for family in families))
-    for kind in dict.fromkeys(result.probe.kind for result in results):
-        of_kind = [result for result in results if result.probe.kind == kind]
-        cells = [[result for result in of_kind if result.probe.shot.family == family] for family in families]
+    for kind in dict.fromkeys(result.probe.probe_type for result in results):
+        of_kind = [result for result in results if result.probe.probe_type == kind]
+        cells = [[result for result in of_kind if result.probe.packet.family == family] for family in families]
         table.add_row(kind.title, *map(_cell, cells))
     return table
 
 
-def _cell(results: Sequence[Result]) -> str:
+def _cell(results: Sequence[ProbeResult]) -> str:
     """Return the verdicts of one kind in one family, by sender if they differ."""
-    verdicts = {f"{result.probe.shot.uid}": _verdict_text(result) for result in results}
+    verdicts = {f"{result.probe.packet.uid}": _verdict_text(result) for result in results}
     if len(set(verdicts.values())) < 2:
         return next(iter(verdicts.values()), "-")
     return "; ".join(f"user {uid}: {verdict}" for uid, verdict in verdicts.items())
 
 
-def _verdict_text(result: Result) -> str:
+def _verdict_text(result: ProbeResult) -> str:
     word, colour = _VERDICTS[result.verdict]
-    detail = ", ".join(result.seen) if result.verdict == "leaked" else result.detail
+    detail = ", ".join(result.captured_on) if result.verdict == "leaked" else result.detail
     return f"[{colour}]{word}[/] {detail}" if detail else f"[{colour}]{word}[/]"
 
 
-def _control_table(devices: Iterable[OnDevice]) -> Table:
-    from ..runtime.probe.kinds import BOTH
+def _control_table(devices: Iterable[DeviceResult]) -> Table:
+    from ..runtime.probe.kinds import FAMILIES
 
     table = make_table("control: packets that may leave", "IPv4", "IPv6")
     for device in devices:
-        for name in device.target.watched:
-            table.add_row(f"by {name}", *(_control_cell(device, name, family) for family in BOTH))
+        for name in device.target.captured_devices:
+            table.add_row(f"by {name}", *(_control_cell(device, name, family) for family in FAMILIES))
     return table
 
 
-def _control_cell(device: OnDevice, name: str, family: int) -> str:
-    control = device.control(family, name)
+def _control_cell(device: DeviceResult, name: str, family: int) -> str:
+    control = device.captured_control(family, name)
     if control:
-        return f"[green]seen[/]: {control.probe.kind.title} with the mark, {control.by}"
+        return f"[green]seen[/]: {control.probe.probe_type.title} with the mark, {control.sender}"
     sent = any(control.key == (name, family) for control in device.controls)
     return "[yellow]not seen[/]" if sent else "-"
 
 
-def _leak_lines(report: Report, file: Path | None) -> Iterator[str]:
-    kinds: dict[tuple[str, str | None], list[Result]] = {}
+def _leak_lines(report: ProbeReport, file: Path | None) -> Iterator[str]:
+    kinds: dict[tuple[str, str | None], list[ProbeResult]] = {}
     for result in report.leaks:
-        kinds.setdefault((result.probe.kind.name, result.probe.device), []).append(result)
+        kinds.setdefault((result.probe.probe_type.name, result.probe.device), []).append(result)
     for results in list(kinds.values())[:_MOST_LEAKS]:
         first = results[0]
         count = f", {and_more(len(results) - 1)}" if len(results) > 1 else ""
         detail = f" ({first.detail})" if first.detail else ""
         yield ""
-        yield f"LEAKED by {', '.join(first.seen)}{detail}: {first.probe.kind.title}"
+        yield f"LEAKED by {', '.join(first.captured_on)}{detail}: {first.probe.probe_type.title}"
         yield f"  packet  {first.packet}, from {_sender(first)}{count}"
         yield f"  next    {_explain_command(first, file) or 'nft list ruleset'}"
     if len(kinds) > _MOST_LEAKS:
@@ -198,7 +198,7 @@ def _leak_lines(report: Report, file: Path | None) -> Iterator[str]:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def _report_json(report: Report, policy: Policy | None, file: Path | None) -> dict[str, Any]:
+def _report_json(report: ProbeReport, policy: Policy | None, file: Path | None) -> dict[str, Any]:
     """Return the report as JSON; nftpolicy(1) documents the keys."""
     return {
         "policy": policy.name if policy else None,
@@ -211,22 +211,22 @@ def _report_json(report: Report, policy: Policy | None, file: Path | None) -> di
     }
 
 
-def _device_json(device: OnDevice, file: Path | None) -> dict[str, Any]:
+def _device_json(device: DeviceResult, file: Path | None) -> dict[str, Any]:
     return {
         "uplink": device.target.uplink,
         "device": device.target.device,
         "mark": device.target.mark,
-        "watched": list(device.target.watched),
+        "watched": list(device.target.captured_devices),
         "verdict": device.verdict,
         "uncertain": list(device.faults),
         "controls": [
             {
                 "device": control.key[0],
                 "family": control.key[1],
-                "kind": control.probe.kind.title,
-                "by": control.by,
-                "destination": control.probe.shot.destination,
-                "seen": control.seen,
+                "kind": control.probe.probe_type.title,
+                "by": control.sender,
+                "destination": control.probe.packet.destination,
+                "seen": control.captured,
             }
             for control in device.controls
         ],
@@ -234,11 +234,11 @@ def _device_json(device: OnDevice, file: Path | None) -> dict[str, Any]:
     }
 
 
-def _result_json(result: Result, file: Path | None) -> dict[str, Any]:
-    shot = result.probe.shot
+def _result_json(result: ProbeResult, file: Path | None) -> dict[str, Any]:
+    shot = result.probe.packet
     return {
-        "kind": result.probe.kind.name,
-        "title": result.probe.kind.title,
+        "kind": result.probe.probe_type.name,
+        "title": result.probe.probe_type.title,
         "family": shot.family or None,
         "device": shot.device,
         "uid": shot.uid,
@@ -247,7 +247,7 @@ def _result_json(result: Result, file: Path | None) -> dict[str, Any]:
         "destination": shot.destination if shot.family else None,
         "result": result.verdict,
         "detail": result.detail,
-        "seen": list(result.seen),
+        "seen": list(result.captured_on),
         "packet": str(result.packet) if result.packet else None,
         "explain": _explain_command(result, file) if result.verdict == "leaked" else None,
     }

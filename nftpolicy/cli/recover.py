@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .changes import changer, print_report
+from .changes import create_applier, print_report
 from .common import change_errors_as_failure, describe_result, this_kernel, warn
 from .options import WaitSeconds
 
@@ -25,18 +25,18 @@ def command(
     """
     kernel = this_kernel()
     from ..runtime.changes import deadman
-    from ..runtime.changes.change import Options
+    from ..runtime.changes.change import ChangeOptions
     from ..runtime.changes.recover import recover
 
     with change_errors_as_failure(None):
-        applier = changer(kernel, Options(wait))
-        with applier.alone():
+        applier = create_applier(kernel, ChangeOptions(wait))
+        with applier.locked():
             recovered = recover(applier, undo, warn)
-    if problem := deadman.overdue(applier.memory):
+    if problem := deadman.describe_problem(applier.state_dir):
         warn(problem)
     if recovered is None:
         print("no change was interrupted")
         return
-    print_report(recovered.carried)
-    result = describe_result(recovered.outlook.found, "recovered", "in force already, nothing to change")
-    print(f"{recovered.wanted.policy.name}: {result}")
+    print_report(recovered.report)
+    result = describe_result(recovered.checked.planned, "recovered", "in force already, nothing to change")
+    print(f"{recovered.target.policy.name}: {result}")

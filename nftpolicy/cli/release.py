@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .changes import announce, changer, confirm_guard, dry_run_text, print_report
+from .changes import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -15,18 +15,18 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.changes.change import Options
+    from ..runtime.changes.change import ChangeOptions
 
     with change_errors_as_failure(source):
-        applier = changer(kernel, Options(wait))
+        applier = create_applier(kernel, ChangeOptions(wait))
         if dry_run:
-            print(dry_run_text(applier.outlook(None), "the kernel has no objects of nftpolicy"))
+            print(dry_run_text(applier.check(None), "the kernel has no objects of nftpolicy"))
             return
-        with applier.alone():
-            outlook = applier.outlook(None)
+        with applier.locked():
+            outlook = applier.check(None)
             announce(outlook)
             with confirm_guard(applier, outlook):
-                report = applier.carry_out(outlook, None, "release")
+                report = applier.apply(outlook, None, "release")
     print_report(report)
-    result = describe_result(outlook.found, "released", "there was nothing to release")
+    result = describe_result(outlook.planned, "released", "there was nothing to release")
     print(f"{policy.name}: {result}")

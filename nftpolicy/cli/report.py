@@ -9,10 +9,10 @@ from typing import Any
 
 from attrs import frozen
 
-from ..model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Flow, Packet, shown
-from ..model.walk import Walk
-from ..proof.verdict import PROPERTIES, PROVED, REFUTED, UNKNOWN, Counterexample, Finding, described
-from ..runtime.verify import Judged
+from ..model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, CtInfo, Packet, format_address
+from ..model.walk import Trace
+from ..proof.verdict import PROPERTIES, PROVED, REFUTED, UNKNOWN, Counterexample, Finding, describe_packet
+from ..runtime.verify import Verification
 from .picture import SourceLocator, outcome_text, shown_steps, trace_json
 from .render.phrases import and_more, printable_text
 from .render.terminal import print_styled
@@ -62,9 +62,9 @@ class SuggestedCommands:
 
 def explain_options(packet: Packet) -> list[str]:
     """Return the options of `explain` that describe the packet."""
-    options = ["--to", shown(packet.family, packet.destination)]
+    options = ["--to", format_address(packet.family, packet.destination)]
     if packet.source is not None:
-        options += ["--from", shown(packet.family, packet.source)]
+        options += ["--from", format_address(packet.family, packet.source)]
     elif packet.origin in (FORWARD, FRAME):
         options += ["--from", "0.0.0.0" if packet.family == 4 else "::"]
     options += [
@@ -89,7 +89,7 @@ def explain_options(packet: Packet) -> list[str]:
         options.append("--frame")
     if packet.origin == KERNEL:
         options.append("--kernel")
-    default, flow = Flow(), packet.flow
+    default, flow = CtInfo(), packet.flow
     if flow.state != default.state:
         options += ["--state", flow.state]
     if flow.direction != default.direction:
@@ -104,25 +104,25 @@ def explain_options(packet: Packet) -> list[str]:
 # --- text -------------------------------------------------------------------------------------
 
 
-def print_proof(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> None:
+def print_proof(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> None:
     """Print the report, with colours on a terminal."""
     print_styled(report_lines(judged, locate, commands))
 
 
-def report_lines(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[tuple[str, str]]:
+def report_lines(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[tuple[str, str]]:
     """Yield the report as lines of (text, rich style)."""
     proof = judged.proof
     yield verdict_headline(judged), _STYLES[proof.verdict]
     for name, title in PROPERTIES.items():
         if any(finding.property == name for finding in proof.findings):
-            verdict = proof.of(name)
-            note = verdict if name in judged.decides else f"{verdict} {_NOT_DECIDING}"
+            verdict = proof.property_verdict(name)
+            note = verdict if name in judged.deciding_properties else f"{verdict} {_NOT_DECIDING}"
             yield f"  {_SIGNS[verdict]}  {name}  {title:<{_TITLE_WIDTH}}  {note}", _STYLES[verdict]
     for text in _detail_lines(judged, locate, commands):
         yield text, ""
 
 
-def _detail_lines(judged: Judged, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[str]:
+def _detail_lines(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[str]:
     proof = judged.proof
     refuted = sorted(
         (finding for finding in proof.findings if finding.verdict == REFUTED),
@@ -138,14 +138,14 @@ def _detail_lines(judged: Judged, locate: SourceLocator, commands: SuggestedComm
         yield from _unknown_lines(finding, locate)
     yield from _omitted_lines(unknown)
     yield from section_lines("exemptions (packets that may leave without a mark)", proof.exemptions)
-    yield from section_lines("not checked", judged.unjudged)
+    yield from section_lines("not checked", judged.not_verified)
     yield from section_lines("assumptions", proof.assumptions)
 
 
-def verdict_headline(judged: Judged) -> str:
+def verdict_headline(judged: Verification) -> str:
     """Return the verdict in one sentence."""
     subject = f"{judged.policy.name}: {judged.name}" if judged.policy else judged.name
-    names = judged.decides
+    names = judged.deciding_properties
     deciding = [finding for finding in judged.proof.findings if finding.deciding]
     refuted = sum(finding.verdict == REFUTED for finding in deciding)
     properties = "there is nothing to prove"
@@ -164,7 +164,7 @@ def _finding_title(finding: Finding) -> str:
 
 
 def _refuted_lines(
-    judged: Judged,
+    judged: Verification,
     finding: Finding,
     locate: SourceLocator,
     commands: SuggestedCommands,
@@ -173,9 +173,9 @@ def _refuted_lines(
     yield _finding_title(finding)
     if finding.examples:
         example = finding.examples[0]
-        yield f"  packet  {described(example.packet)}"
-        yield f"  why     {example.why}"
-        for index, step in enumerate(_short_trace(example.walk, locate)):
+        yield f"  packet  {describe_packet(example.packet)}"
+        yield f"  why     {example.reason}"
+        for index, step in enumerate(_short_trace(example.trace, locate)):
             yield f"  {'' if index else 'trace':<6}  {step}"
         more = len(finding.examples) - 1
         if more:
@@ -189,8 +189,8 @@ def _refuted_lines(
         yield f"  {'' if index else 'next':<6}  {command}"
 
 
-def _next_commands(judged: Judged, finding: Finding, commands: SuggestedCommands, first: bool) -> Iterator[str]:
-    if first and not judged.applied:
+def _next_commands(judged: Verification, finding: Finding, commands: SuggestedCommands, first: bool) -> Iterator[str]:
+    if first and not judged.has_own_table:
         yield _apply_advice(judged, commands)
     if finding.examples:
         if first:
@@ -200,7 +200,7 @@ def _next_commands(judged: Judged, finding: Finding, commands: SuggestedCommands
             yield explain
 
 
-def _apply_advice(judged: Judged, commands: SuggestedCommands) -> str:
+def _apply_advice(judged: Verification, commands: SuggestedCommands) -> str:
     if judged.policy is None or commands.policy is None:
         return "no policy is in force here: write one (nftpolicy.toml(5)), then nftpolicy apply FILE"
     return f"the policy is not in force here: {shlex.join(['nftpolicy', 'apply', commands.policy])}"
@@ -209,7 +209,7 @@ def _apply_advice(judged: Judged, commands: SuggestedCommands) -> str:
 def _unknown_lines(finding: Finding, locate: SourceLocator) -> Iterator[str]:
     yield _finding_title(finding)
     yield f"  why          {finding.detail}"
-    constructs = list(dict.fromkeys(finding.doubts))
+    constructs = list(dict.fromkeys(finding.unsupported))
     for index, construct in enumerate(constructs[:_MOST]):
         yield f"  {'' if index else 'unsupported':<11}  {construct}"
     if len(constructs) > _MOST:
@@ -219,7 +219,7 @@ def _unknown_lines(finding: Finding, locate: SourceLocator) -> Iterator[str]:
         yield f"  policy       {location}"
 
 
-def _short_trace(walk: Walk, locate: SourceLocator) -> list[str]:
+def _short_trace(walk: Trace, locate: SourceLocator) -> list[str]:
     """Return the decisive steps of a trace, a line each, and its outcome."""
     lines = []
     for step in shown_steps(walk, locate):
@@ -247,16 +247,20 @@ def section_lines(head: str, items: Iterable[str]) -> Iterator[str]:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def proof_json(judged: Judged, locate: SourceLocator) -> dict[str, Any]:
+def proof_json(judged: Verification, locate: SourceLocator) -> dict[str, Any]:
     """Return the report as JSON; nftpolicy(1) documents the keys."""
     proof = judged.proof
     return {
         "judged": judged.name,
         "policy": judged.policy.name if judged.policy else None,
-        "applied": judged.applied,
+        "applied": judged.has_own_table,
         "verdict": proof.verdict,
         "properties": {
-            name: {"title": title, "verdict": proof.of(name), "decides": name in judged.decides}
+            name: {
+                "title": title,
+                "verdict": proof.property_verdict(name),
+                "decides": name in judged.deciding_properties,
+            }
             for name, title in PROPERTIES.items()
             if any(finding.property == name for finding in proof.findings)
         },
@@ -268,7 +272,7 @@ def proof_json(judged: Judged, locate: SourceLocator) -> dict[str, Any]:
                 "verdict": finding.verdict,
                 "decides": finding.deciding,
                 "detail": finding.detail,
-                "doubts": list(dict.fromkeys(finding.doubts)),
+                "doubts": list(dict.fromkeys(finding.unsupported)),
                 "key": list(finding.origin),
                 "policy": locate(finding.origin) or None,
                 "counterexamples": [_example_json(judged, finding, example, locate) for example in finding.examples],
@@ -277,20 +281,22 @@ def proof_json(judged: Judged, locate: SourceLocator) -> dict[str, Any]:
         ],
         "exemptions": list(proof.exemptions),
         "assumptions": list(proof.assumptions),
-        "unjudged": list(judged.unjudged),
+        "unjudged": list(judged.not_verified),
     }
 
 
-def _example_json(judged: Judged, finding: Finding, example: Counterexample, locate: SourceLocator) -> dict[str, Any]:
+def _example_json(
+    judged: Verification, finding: Finding, example: Counterexample, locate: SourceLocator
+) -> dict[str, Any]:
     try:
-        script, reason = judged.script(finding, example), None
+        script, reason = judged.reproduction_script(finding, example), None
     except ValueError as error:
         script, reason = None, str(error)
     return {
-        "text": described(example.packet),
-        "why": example.why,
+        "text": describe_packet(example.packet),
+        "why": example.reason,
         "leaves_by": example.device or None,
-        **trace_json(example.walk, locate),
+        **trace_json(example.trace, locate),
         "script": script,
         "no_script": reason,
     }

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import BAD_INPUT, NOT_HERE, Failure, read_policy, this_kernel, warn
+from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, read_policy, this_kernel, warn
 from .options import PolicyFile
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.resolver.learner import Learner
+    from ..runtime.resolver.learner import ServerDiscovery
 
 _RA_TIMEOUT = 2.0  # seconds that --show waits for a router advertisement
 _POLL_INTERVAL = 0.05  # seconds
@@ -38,7 +38,7 @@ def command(
     policy, source = read_policy(file)
     choices = [name for name, value in policy.uplink.items() if value.resolver]
     if as_json and not show:
-        raise Failure("--json needs --show", BAD_INPUT)
+        raise Failure("--json needs --show", EXIT_BAD_INPUT)
     if list_:
         print("".join(f"{name}\n" for name in choices), end="")
         return
@@ -48,7 +48,7 @@ def command(
     name = uplink or (choices[0] if len(choices) == 1 else None)
     if name is None or name not in choices:
         problem = f"uplink {uplink!r} has no resolver" if uplink else "choose an uplink with --uplink"
-        raise Failure(f"{problem}; with a resolver: {', '.join(choices) or 'none'}", BAD_INPUT)
+        raise Failure(f"{problem}; with a resolver: {', '.join(choices) or 'none'}", EXIT_BAD_INPUT)
     if show:
         _show_servers(policy, [name], as_json)
         return
@@ -58,42 +58,44 @@ def command(
 def _run_resolver(policy: Policy, name: str, file: str) -> None:
     kernel = this_kernel()
     from ..kernel.errors import Unavailable
-    from ..runtime.changes.apply import prospect
-    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.changes.apply import plan_change
+    from ..runtime.changes.memory import current_state_dir
     from ..runtime.resolver import engine, upstream
-    from ..runtime.status import status
+    from ..runtime.status import read_status
 
-    memory = of_this_namespace()
-    if not status(kernel, policy, prospect(kernel, policy, memory)).guarded:
+    memory = current_state_dir()
+    if not read_status(kernel, policy, plan_change(kernel, policy, memory)).guarded:
         raise Failure(
             f"{policy.name} is not in force, so queries could leave by any uplink: run 'nftpolicy apply {file}' first"
         )
     uplink = policy.uplink[name]
     assert uplink.resolver is not None
     gc.enable()
-    job = engine.Job(name, uplink, uplink.resolver, upstream.folder_of(memory.folder, name), warn)
+    job = engine.ResolverJob(name, uplink, uplink.resolver, upstream.resolver_directory(memory.directory, name), warn)
     try:
-        engine.run(job)
-    except engine.Failed as error:
+        engine.run_resolver(job)
+    except engine.ResolverError as error:
         raise Failure(str(error)) from None
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
 
 
 def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
     """Print the servers of each uplink, after up to _RA_TIMEOUT seconds."""
-    from ..runtime.resolver.learner import Learner, Wanted
+    from ..runtime.resolver.learner import DiscoveryTarget, ServerDiscovery
 
     servers = {}
     for name in uplinks:
         uplink = policy.uplink[name]
         assert uplink.resolver is not None
         try:
-            with Learner(Wanted(name, uplink, uplink.resolver), lambda _: None) as discovery:
+            with ServerDiscovery(DiscoveryTarget(name, uplink, uplink.resolver), lambda _: None) as discovery:
                 _await_advertisement(discovery)
                 servers[name] = _servers_json(discovery)
         except OSError as error:
-            raise Failure(f"cannot read devices and addresses from the kernel: {error.strerror}", NOT_HERE) from None
+            raise Failure(
+                f"cannot read devices and addresses from the kernel: {error.strerror}", EXIT_UNAVAILABLE
+            ) from None
     if as_json:
         print(json.dumps(servers, indent=1))
         return
@@ -107,29 +109,29 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
             print(f"  not used        {address}: {reason}")
 
 
-def _await_advertisement(discovery: Learner) -> None:
+def _await_advertisement(discovery: ServerDiscovery) -> None:
     """Wait up to _RA_TIMEOUT seconds for servers in a router advertisement, if that is a source."""
-    from ..runtime.resolver.sources.reading import HEARD
+    from ..runtime.resolver.sources.reading import SOURCE_RA
 
     deadline = time.monotonic() + _RA_TIMEOUT
-    discovery.look()
-    while HEARD in discovery.sources and not discovery.readings[HEARD].words and time.monotonic() < deadline:
-        if discovery.readings[HEARD].trouble:
+    discovery.refresh()
+    while SOURCE_RA in discovery.sources and not discovery.readings[SOURCE_RA].entries and time.monotonic() < deadline:
+        if discovery.readings[SOURCE_RA].error:
             break
         time.sleep(_POLL_INTERVAL)
-        discovery.look()
+        discovery.refresh()
 
 
-def _servers_json(discovery: Learner) -> dict[str, Any]:
-    configured = list(map(str, discovery.wanted.resolver.servers))
+def _servers_json(discovery: ServerDiscovery) -> dict[str, Any]:
+    configured = list(map(str, discovery.target.resolver.servers))
     sources = {}
     for source in discovery.sources:
         reading = discovery.readings.get(source)
-        words = [word for _, word in reading.words] if reading else configured
-        sources[source] = {"words": words, "trouble": reading.trouble if reading else ""}
-    choice = discovery.choice
+        words = [word for _, word in reading.entries] if reading else configured
+        sources[source] = {"words": words, "trouble": reading.error if reading else ""}
+    choice = discovery.server_list
     return {
         "servers": list(map(str, choice.servers)),
         "sources": sources,
-        "left_out": dict(choice.refused),
+        "left_out": dict(choice.rejected),
     }

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..policy.errors import Source
-from .changes import announce, changer, confirm_errors_as_failure, dry_run_text, print_report
+from ..policy.errors import PolicyText
+from .changes import announce, confirm_errors_as_failure, create_applier, dry_run_text, print_report
 from .common import (
-    BAD_INPUT,
+    EXIT_BAD_INPUT,
     Failure,
     change_errors_as_failure,
     describe_result,
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..policy.objects import Policy
-    from ..runtime.changes.change import Changer, Outlook, Wanted
-    from ..runtime.changes.deadman import Around
+    from ..runtime.changes.change import CheckedPlan, PolicyApplier, TargetPolicy
+    from ..runtime.changes.deadman import ConfirmContext
     from ..runtime.changes.history import History
-    from ..runtime.changes.memory import Memory
-    from ..runtime.changes.pending import Back, Pending
+    from ..runtime.changes.memory import StateDir
+    from ..runtime.changes.pending import PendingConfirm, RollbackTarget
 
 
 def command(
@@ -51,17 +51,17 @@ def command(
         return
     kernel = this_kernel()
     from ..runtime.changes import history, pending
-    from ..runtime.changes.change import Options
+    from ..runtime.changes.change import ChangeOptions
 
-    applier = changer(kernel, Options())
-    memory = applier.memory
-    snapshots = history.of_this_namespace(memory)
+    applier = create_applier(kernel, ChangeOptions())
+    memory = applier.state_dir
+    snapshots = history.current_history(memory)
     with confirm_errors_as_failure(), change_errors_as_failure(None):
         trial = _policy_on_trial(memory, number)
         target = _rollback_target(snapshots, memory, number, trial)
-    around: Around = partial(pending.unless_pending, memory)
+    around: ConfirmContext = partial(pending.reject_if_pending, memory)
     if trial is not None:
-        around = partial(pending.claimed, memory, trial.token)
+        around = partial(pending.rolling_back, memory, trial.token)
     reason = "release"
     if target is not None:
         reason = f"rollback to {target.number or target.file}"
@@ -70,40 +70,42 @@ def command(
     wanted = _wanted_policy(policy, target)
     with confirm_errors_as_failure(), change_errors_as_failure(source):
         if dry_run:
-            print(dry_run_text(applier.outlook(wanted), "the kernel is in this state already"))
+            print(dry_run_text(applier.check(wanted), "the kernel is in this state already"))
             return
         outlook = _apply_target(applier, wanted, target, reason, around)
     if policy is None:
-        print(describe_result(outlook.found, "released", "there was nothing to release"))
+        print(describe_result(outlook.planned, "released", "there was nothing to release"))
     else:
         result = describe_result(
-            outlook.found,
+            outlook.planned,
             f"rolled back to {target}",
             f"{target} is in force already, nothing to change",
         )
         print(f"{policy.name}: {result}")
 
 
-def _policy_on_trial(memory: Memory, number: int | None) -> Pending | None:
+def _policy_on_trial(memory: StateDir, number: int | None) -> PendingConfirm | None:
     """Return the policy on trial. With `number`, a damaged record of it is removed."""
     from ..runtime.changes import pending
 
     try:
-        return pending.pending(memory)
-    except pending.Declined:
+        return pending.read_pending(memory)
+    except pending.ConfirmError:
         if number is None:
             raise
-        pending.end(memory)
+        pending.remove_pending(memory)
         return None
 
 
-def _rollback_target(snapshots: History, memory: Memory, number: int | None, trial: Pending | None) -> Back | None:
+def _rollback_target(
+    snapshots: History, memory: StateDir, number: int | None, trial: PendingConfirm | None
+) -> RollbackTarget | None:
     """Return the policy to roll back to; None means release.
 
     Raises:
         Failure: the history has no such policy, or it is damaged.
     """
-    from ..runtime.changes.pending import Back
+    from ..runtime.changes.pending import RollbackTarget
 
     if number is None and trial is not None:
         return trial.back
@@ -112,7 +114,7 @@ def _rollback_target(snapshots: History, memory: Memory, number: int | None, tri
         last = memory.policy()
         if last is None:
             raise Failure("no policy is in force; 'nftpolicy rollback N' applies entry N of the history")
-        entry = snapshot.before(last[1])
+        entry = snapshot.previous(last[1])
         if entry is None:
             raise Failure("there is no policy before this one: type 'nftpolicy history' to list all")
     else:
@@ -124,12 +126,12 @@ def _rollback_target(snapshots: History, memory: Memory, number: int | None, tri
         if entry is None:
             raise Failure(
                 f"there is no number {number} in the history: type 'nftpolicy history' to list it",
-                BAD_INPUT,
+                EXIT_BAD_INPUT,
             )
-    return Back(entry.number, entry.file, entry.text)
+    return RollbackTarget(entry.number, entry.file, entry.text)
 
 
-def _parse_target(target: Back) -> tuple[Policy, Source]:
+def _parse_target(target: RollbackTarget) -> tuple[Policy, PolicyText]:
     """Return the stored policy, with the users and groups of today.
 
     Its source name has the number, so that an error is not looked up in the present file.
@@ -147,18 +149,20 @@ def _append_to_failure(note: str) -> Iterator[None]:
         raise Failure(f"{failure}\nnftpolicy: {note}", failure.status) from None
 
 
-def _wanted_policy(policy: Policy | None, target: Back | None) -> Wanted | None:
-    from ..runtime.changes.change import Wanted
+def _wanted_policy(policy: Policy | None, target: RollbackTarget | None) -> TargetPolicy | None:
+    from ..runtime.changes.change import TargetPolicy
 
-    return None if policy is None or target is None else Wanted(policy, (target.file, target.text.encode()))
+    return None if policy is None or target is None else TargetPolicy(policy, (target.file, target.text.encode()))
 
 
-def _apply_target(applier: Changer, wanted: Wanted | None, target: Back | None, why: str, around: Around) -> Outlook:
+def _apply_target(
+    applier: PolicyApplier, wanted: TargetPolicy | None, target: RollbackTarget | None, why: str, around: ConfirmContext
+) -> CheckedPlan:
     """Apply, or release. If this raises, the kernel's state is as it was before."""
-    with applier.alone(), around():
-        outlook = applier.outlook(wanted)
+    with applier.locked(), around():
+        outlook = applier.check(wanted)
         announce(outlook)
-        report = applier.carry_out(outlook, wanted, why, target.number if target else None)
+        report = applier.apply(outlook, wanted, why, target.number if target else None)
     print_report(report)
     return outlook
 
@@ -167,32 +171,32 @@ def _run_confirm_worker() -> None:
     """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
     # `way` is imported now, so that the import cannot fail at the deadline.
     from ..runtime.changes import deadman, way  # noqa: F401
-    from ..runtime.changes.change import Options
-    from ..runtime.changes.memory import Busy
+    from ..runtime.changes.change import ChangeOptions
+    from ..runtime.changes.memory import Locked
 
     gc.enable()
     try:
-        order = deadman.take_order()
+        order = deadman.read_config()
     except (ValueError, TypeError, KeyError):
-        raise Failure("--at-deadline is internal: only 'apply --confirm' starts it", BAD_INPUT) from None
+        raise Failure("--at-deadline is internal: only 'apply --confirm' starts it", EXIT_BAD_INPUT) from None
     kernel = this_kernel()
-    applier = changer(kernel, Options())
+    applier = create_applier(kernel, ChangeOptions())
     # Parsed now: at the deadline its users and groups may have other names, or none.
-    policy, source = _parse_target(order.back) if order.back else (None, None)
-    wanted = _wanted_policy(policy, order.back)
+    policy, source = _parse_target(order.target) if order.target else (None, None)
+    wanted = _wanted_policy(policy, order.target)
     with change_errors_as_failure(source):
-        applier.outlook(wanted)  # shows that it can be planned
-    goal = f"back to {order.back.number or order.back.file}" if order.back else "release"
+        applier.check(wanted)  # shows that it can be planned
+    goal = f"back to {order.target.number or order.target.file}" if order.target else "release"
 
-    def roll_back(around: Around) -> None:
+    def roll_back(around: ConfirmContext) -> None:
         locked = None
         with change_errors_as_failure(source):
             try:
-                _apply_target(applier, wanted, order.back, f"confirm timed out, {goal}", around)
-            except Busy as error:
+                _apply_target(applier, wanted, order.target, f"confirm timed out, {goal}", around)
+            except Locked as error:
                 locked = error
         if locked:
             raise locked
 
     with confirm_errors_as_failure(), change_errors_as_failure(source):
-        deadman.stand(applier.memory, order, roll_back, deadman.say_ready)
+        deadman.run_timer(applier.state_dir, order, roll_back, deadman.report_ready)

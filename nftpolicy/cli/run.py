@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
-    BAD_INPUT,
-    NOT_HERE,
-    REFUSED,
+    EXIT_BAD_INPUT,
+    EXIT_REFUSED,
+    EXIT_UNAVAILABLE,
     Failure,
     change_errors_as_failure,
     last_policy,
@@ -26,8 +26,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
     from ..policy.objects import Policy
-    from ..runtime.changes.memory import Memory
-    from ..runtime.service.run import Job
+    from ..runtime.changes.memory import StateDir
+    from ..runtime.service.run import ServiceJob
 
 _TEST_RESULTS = {True: "ok", False: "fault", None: "not tried"}
 
@@ -55,12 +55,12 @@ def command(
     from ..kernel.errors import Unavailable
     from ..runtime.service import run
 
-    descriptors = run.descriptors()
+    descriptors = run.open_descriptors()
     _check_options(program, check, detach)
     kernel = this_kernel()
-    from ..runtime.changes.memory import of_this_namespace
+    from ..runtime.changes.memory import current_state_dir
 
-    memory = of_this_namespace()
+    memory = current_state_dir()
     usage = "nftpolicy run SERVICE --policy FILE"
     chosen, _ = read_policy(policy) if policy is not None else last_policy(usage, memory)
     job = _service_start(chosen, service)
@@ -68,8 +68,8 @@ def command(
         if detach:
             _detach_programs(job, service)
             return
-        file = run.program(program[0], os.environ) if program else None
-        if file is not None and (refusal := run.WAYS[job.service.marks].refusal(file)):
+        file = run.find_program(program[0], os.environ) if program else None
+        if file is not None and (refusal := run.MARKING_METHODS[job.service.marks].refusal_reason(file)):
             raise Failure(f"service {service}: {refusal}")
         _require_in_force(kernel, chosen, memory, policy)
         environment = {**os.environ, **run.enter_service(job, warn)}
@@ -78,62 +78,62 @@ def command(
         if file is not None and program:
             sys.stdout.flush()
             run.execute(file, program, environment, descriptors)
-    except run.Failed as error:
+    except run.ServiceStartError as error:
         raise Failure(str(error), error.status) from None
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
 
 
 def _check_options(program: list[str] | None, check: bool, detach: bool) -> None:
     if detach and (program or check):
-        raise Failure("--detach starts nothing: it takes neither a program nor --check", BAD_INPUT)
+        raise Failure("--detach starts nothing: it takes neither a program nor --check", EXIT_BAD_INPUT)
     if not (program or check or detach):
-        raise Failure("name the program to start: nftpolicy run SERVICE -- PROGRAM", BAD_INPUT)
+        raise Failure("name the program to start: nftpolicy run SERVICE -- PROGRAM", EXIT_BAD_INPUT)
 
 
-def _service_start(policy: Policy, name: str) -> Job:
+def _service_start(policy: Policy, name: str) -> ServiceJob:
     """Return how the service is started.
 
     Raises:
         Failure: the policy has no such service, or its sockets are the kernel's.
     """
-    from ..runtime.service.run import Job
+    from ..runtime.service.run import ServiceJob
 
     require_known("service", name, policy.service, owner=policy.name)
-    job = Job.of(policy, name)
+    job = ServiceJob.for_service(policy, name)
     if job.service.kernel:
-        raise Failure(f"service {name}: its sockets are the kernel's, so no program can be started", BAD_INPUT)
+        raise Failure(f"service {name}: its sockets are the kernel's, so no program can be started", EXIT_BAD_INPUT)
     return job
 
 
-def _detach_programs(job: Job, service: str) -> None:
+def _detach_programs(job: ServiceJob, service: str) -> None:
     from ..runtime.service import run
 
     if job.service.marks != "cgroup":
         raise Failure(
             f'--detach: service {service} has marks = "{job.service.marks}", so no program is attached to a cgroup',
-            BAD_INPUT,
+            EXIT_BAD_INPUT,
         )
-    result = "detached from" if run.detach(job) else "no program is attached to"
+    result = "detached from" if run.detach_programs(job) else "no program is attached to"
     print(f"{service}: {result} cgroup {job.cgroup}")
 
 
-def _require_in_force(kernel: Linux, policy: Policy, memory: Memory, file: Path | None) -> None:
-    from ..runtime.changes.apply import prospect
-    from ..runtime.status import status
+def _require_in_force(kernel: Linux, policy: Policy, memory: StateDir, file: Path | None) -> None:
+    from ..runtime.changes.apply import plan_change
+    from ..runtime.status import read_status
 
     with change_errors_as_failure(None):
-        state = status(kernel, policy, prospect(kernel, policy, memory))
+        state = read_status(kernel, policy, plan_change(kernel, policy, memory))
     if not state.guarded:
         command = f"nftpolicy apply {file}" if file else "nftpolicy status"
         raise Failure(f"{policy.name} is not in force, so packets could leave by any uplink: run '{command}' first")
 
 
-def _run_self_test(job: Job) -> None:
-    from ..runtime.service.run import looked_at
+def _run_self_test(job: ServiceJob) -> None:
+    from ..runtime.service.run import self_test
 
-    results = list(looked_at(job))
+    results = list(self_test(job))
     for result in results:
-        warn(f"{_TEST_RESULTS[result.good]}: {result.text}")
-    if any(result.good is False for result in results):
-        raise typer.Exit(REFUSED)
+        warn(f"{_TEST_RESULTS[result.passed]}: {result.text}")
+    if any(result.passed is False for result in results):
+        raise typer.Exit(EXIT_REFUSED)

@@ -10,11 +10,11 @@ import typer
 from attrs import evolve
 
 from ..policy.objects import Policy
-from .common import REFUSED, change_errors_as_failure, last_policy, read_policy, this_kernel, warn
+from .common import EXIT_REFUSED, change_errors_as_failure, last_policy, read_policy, this_kernel, warn
 from .options import AppliedPolicyFile, PrintJson
 
 if TYPE_CHECKING:
-    from ..runtime.changes.memory import Memory
+    from ..runtime.changes.memory import StateDir
 
 
 def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
@@ -23,17 +23,17 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     Exits with 1 if guard, ip rules, routes or sysctls differ from the policy.
     """
     kernel = this_kernel()
-    from ..runtime.changes.apply import prospect
-    from ..runtime.changes.memory import of_this_namespace
-    from ..runtime.resolver.leak_files import found as resolver_leaks
-    from ..runtime.status import status
+    from ..runtime.changes.apply import plan_change
+    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.resolver.leak_files import find_host_leaks as resolver_leaks
+    from ..runtime.status import read_status
 
-    memory = of_this_namespace()
+    memory = current_state_dir()
     with change_errors_as_failure(None):
         policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy status FILE", memory)
         state = evolve(
-            status(kernel, policy, prospect(kernel, policy, memory)),
-            strays=_misplaced_routes(policy),
+            read_status(kernel, policy, plan_change(kernel, policy, memory)),
+            misplaced_routes=_misplaced_routes(policy),
         )
     leaks = [str(leak) for leak in resolver_leaks(policy)]
     if as_json:
@@ -46,42 +46,42 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         print_status(state)
     for line in _pending_lines(memory):
         warn(line)
-    for route in state.strays:
+    for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
     for line in leaks:
         warn(line)
     if not state.as_expected:
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def _misplaced_routes(policy: Policy) -> tuple[str, ...]:
-    from ..kernel.moving import Routes
-    from ..runtime.watch.keeper import strays
+    from ..kernel.moving import RouteMover
+    from ..runtime.watch.keeper import misplaced_routes
 
-    routes = Routes()
+    routes = RouteMover()
     try:
-        return strays(routes, policy)
+        return misplaced_routes(routes, policy)
     finally:
         routes.close()
 
 
-def _pending_lines(memory: Memory) -> Iterator[str]:
+def _pending_lines(memory: StateDir) -> Iterator[str]:
     """Yield a line for an interrupted change, and for a policy on trial."""
-    from ..runtime.changes.deadman import overdue
-    from ..runtime.changes.memory import Busy
-    from ..runtime.changes.pending import pending
+    from ..runtime.changes.deadman import describe_problem
+    from ..runtime.changes.memory import Locked
+    from ..runtime.changes.pending import read_pending
 
-    if not memory.folder.exists():
+    if not memory.directory.exists():
         return
     try:
-        with memory.alone():
+        with memory.lock():
             interrupted = memory.journal.interrupted()
         if interrupted is not None:
             yield f"{interrupted}; type 'nftpolicy recover'"
-    except Busy as error:
+    except Locked as error:
         yield str(error)
-    if problem := overdue(memory):
+    if problem := describe_problem(memory):
         yield problem
-    elif (trial := pending(memory)) is not None:
-        target = f"then rolled back to {trial.goal}"
+    elif (trial := read_pending(memory)) is not None:
+        target = f"then rolled back to {trial.target_text}"
         yield f"on trial until {trial.until}, {target}; 'nftpolicy confirm' keeps it"

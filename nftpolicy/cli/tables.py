@@ -32,12 +32,12 @@ def print_status(state: Status) -> None:
     console.print(_counter_table(state))
     console.print()
     _print_sockets(console, state)
-    if state.missing:
+    if state.differences:
         console.print("\nchanges that 'nftpolicy apply' would make:")
-        for line in state.missing[:_MOST_DIFFERENCES]:
+        for line in state.differences[:_MOST_DIFFERENCES]:
             console.print(f"  {line}", markup=False)
-        if len(state.missing) > _MOST_DIFFERENCES:
-            console.print(f"  {and_more(len(state.missing) - _MOST_DIFFERENCES)}: nftpolicy apply --dry-run")
+        if len(state.differences) > _MOST_DIFFERENCES:
+            console.print(f"  {and_more(len(state.differences) - _MOST_DIFFERENCES)}: nftpolicy apply --dry-run")
 
 
 def _uplink_table(policy: Policy) -> Table:
@@ -68,7 +68,7 @@ def _counter_table(state: Status) -> Table:
 def _print_sockets(console: Console, state: Status) -> None:
     """Print the sockets that concern an uplink, and the meanings of their verdicts."""
     if state.sockets is None:
-        console.print(f"sockets: not known: {state.trouble}", markup=False)
+        console.print(f"sockets: not known: {state.socket_error}", markup=False)
         return
     if not state.sockets:
         console.print("sockets: no service has one, and none has an uplink's mark")
@@ -76,10 +76,10 @@ def _print_sockets(console: Console, state: Status) -> None:
     table = make_table("socket of", "program", "socket", "mark", "verdict")
     for judged in state.sockets[:_MOST_SOCKETS]:
         mark = "" if judged.socket.mark is None else f"{judged.socket.mark:#x}"
-        colour = "red" if judged.wrong else "green"
+        colour = "red" if judged.is_wrong else "green"
         table.add_row(
-            judged.who or "no service",
-            escape(judged.program),
+            judged.owner or "no service",
+            escape(judged.process_label),
             escape(str(judged.socket)),
             mark,
             f"[{colour}]{judged.verdict}[/]",
@@ -87,9 +87,9 @@ def _print_sockets(console: Console, state: Status) -> None:
     console.print(table)
     omitted = state.sockets[_MOST_SOCKETS:]
     if omitted:
-        wrong = sum(judged.wrong for judged in omitted)
+        wrong = sum(judged.is_wrong for judged in omitted)
         console.print(f"{and_more(len(omitted))}, {wrong} of them not right: --json")
-    meanings = dict.fromkeys((judged.verdict, judged.meaning) for judged in state.sockets if judged.wrong)
+    meanings = dict.fromkeys((judged.verdict, judged.description) for judged in state.sockets if judged.is_wrong)
     for verdict, meaning in list(meanings)[:_MOST_SOCKETS]:
         console.print(f"{verdict}: {meaning}", markup=False)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..policy.errors import Source
-    from ..policy.lines import Path
+    from ..policy.errors import PolicyText
+    from ..policy.lines import KeyPath
     from ..proof.verdict import Proof
-    from ..runtime.changes.unproved import NotProved, NotSafe
+    from ..runtime.changes.unproved import NoSafeOrder, PolicyNotProved
 
 _HINT_BLOCK = "add --via-block: it stops all traffic on the uplinks during the change"
 _HINT_FOREIGN = (
@@ -19,32 +19,32 @@ _HINT_FOREIGN = (
 )
 
 
-def finding_lines(proof: Proof, source: Source | None) -> list[str]:
+def finding_lines(proof: Proof, source: PolicyText | None) -> list[str]:
     """Return a line for each deciding finding that is not proved, the refuted ones first."""
-    from ..proof.verdict import PROVED, REFUTED, described
+    from ..proof.verdict import PROVED, REFUTED, describe_packet
 
     failed = [finding for finding in proof.findings if finding.deciding and finding.verdict != PROVED]
     lines = []
     for finding in sorted(failed, key=lambda finding: finding.verdict != REFUTED):
-        packet = f"{described(finding.examples[0].packet)}: " if finding.examples else ""
+        packet = f"{describe_packet(finding.examples[0].packet)}: " if finding.examples else ""
         location = f"{key_location(source, finding.origin)}: " if source is not None else ""
         head = f"{location}{finding.property} {finding.verdict}: {finding.subject}"
         lines.append(f"{head}: {packet}{finding.detail}")
     return lines
 
 
-def refusal_lines(error: NotProved | NotSafe, source: Source | None) -> tuple[list[str], bool]:
+def refusal_lines(error: PolicyNotProved | NoSafeOrder, source: PolicyText | None) -> tuple[list[str], bool]:
     """Return why a change was refused, and True if only unknown verdicts are the reason."""
     from ..proof.verdict import PROVED, UNKNOWN
-    from ..runtime.changes.change import failures
-    from ..runtime.changes.unproved import NotProved
+    from ..runtime.changes.change import first_failures
+    from ..runtime.changes.unproved import PolicyNotProved
 
-    if isinstance(error, NotProved):
+    if isinstance(error, PolicyNotProved):
         return finding_lines(error.proof, source), error.proof.verdict == UNKNOWN
     lines: list[str] = []
     verdicts: set[str] = set()
     hints: dict[str, None] = {}  # a set that keeps its order
-    for order, number, state in failures(error.ways):
+    for order, number, state in first_failures(error.orders):
         foreign = order.verdict == PROVED
         verdicts.add(state.verdict)
         hints[_HINT_FOREIGN if foreign else _HINT_BLOCK] = None
@@ -57,15 +57,15 @@ def refusal_lines(error: NotProved | NotSafe, source: Source | None) -> tuple[li
     return [*lines, *hints], verdicts == {UNKNOWN}
 
 
-def warning_lines(source: Source, notes: Iterable[tuple[Path, str]]) -> Iterator[str]:
+def warning_lines(source: PolicyText, notes: Iterable[tuple[KeyPath, str]]) -> Iterator[str]:
     """Yield a line for each note about a key of the policy, with its location."""
-    from ..policy.errors import shown
+    from ..policy.errors import format_path
 
     for path, message in notes:
-        yield f"{key_location(source, path)}: {shown(path)}: {message}"
+        yield f"{key_location(source, path)}: {format_path(path)}: {message}"
 
 
-def key_location(source: Source, path: Path) -> str:
+def key_location(source: PolicyText, path: KeyPath) -> str:
     """Return FILE:LINE of a key, or FILE if it has no line."""
-    line = source.line(path) if path else None
+    line = source.line_of(path) if path else None
     return f"{source.name}:{line}" if line else source.name

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
-    BAD_INPUT,
-    NOT_HERE,
+    EXIT_BAD_INPUT,
+    EXIT_UNAVAILABLE,
     Failure,
     installed_policies,
     read_policy,
@@ -56,21 +56,21 @@ def command(
         return
     root = target_root(destdir)
     if to is not None and not to.is_absolute():
-        raise Failure(f"--to takes an absolute path, got {str(to)!r}", BAD_INPUT)
+        raise Failure(f"--to takes an absolute path, got {str(to)!r}", EXIT_BAD_INPUT)
     installed = installed_policies(root)
     policy_path = installed_path(installed[0] if len(installed) == 1 else file, root)
     unit_names = _parse_unit_names(policy, unit or [])
     drop_ins = _drop_ins(policy, unit_names, str(to or "/etc/systemd/system"), root, program, policy_path)
-    for name, reason in drop_ins.without.items():
+    for name, reason in drop_ins.skipped.items():
         warn(f"service {name} has no unit: {reason}")
     if to is None:
         print("\n".join(f"# {path}\n{text}" for path, text in drop_ins.texts.items()), end="")
         return
-    from ..runtime.place.install import place
+    from ..runtime.place.install import install_files
 
     with install_errors_as_failure():
         obsolete = _obsolete_drop_ins(root, to, drop_ins)
-        written = place(root, drop_ins.files(), force)
+        written = install_files(root, drop_ins.files(), force)
     print_written([f"wrote {path}" for path in written])
     for path in obsolete:
         warn(f"{path}: no service of this policy uses it any more: remove it")
@@ -81,16 +81,16 @@ def command(
 def _attach_programs(policy: Policy, name: str) -> None:
     """Attach the BPF programs of a service to the cgroup of this process."""
     from ..kernel.errors import Unavailable
-    from ..runtime.place.dropins import NoDropIn, attach
+    from ..runtime.place.dropins import DropInError, attach_to_own_cgroup
 
     if name not in policy.service or policy.service[name].marks != "cgroup":
-        raise Failure(f'{policy.name} has no service {name!r} with marks = "cgroup"', BAD_INPUT)
+        raise Failure(f'{policy.name} has no service {name!r} with marks = "cgroup"', EXIT_BAD_INPUT)
     try:
-        attach(policy, name)
-    except NoDropIn as error:
+        attach_to_own_cgroup(policy, name)
+    except DropInError as error:
         raise Failure(str(error)) from None
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
 
 
 def _parse_unit_names(policy: Policy, options: list[str]) -> dict[str, str]:
@@ -103,12 +103,12 @@ def _parse_unit_names(policy: Policy, options: list[str]) -> dict[str, str]:
     for option in options:
         name, equals, unit = option.partition("=")
         if not (name and equals and unit):
-            raise Failure(f"--unit takes SERVICE=UNIT, got {option!r}", BAD_INPUT)
+            raise Failure(f"--unit takes SERVICE=UNIT, got {option!r}", EXIT_BAD_INPUT)
         require_known("service", name, policy.service, option="--unit: ")
         if policy.service[name].kernel:
-            raise Failure(f"--unit: service {name} has no unit, since its sockets are the kernel's", BAD_INPUT)
+            raise Failure(f"--unit: service {name} has no unit, since its sockets are the kernel's", EXIT_BAD_INPUT)
         if name in units:
-            raise Failure(f"--unit names service {name} twice", BAD_INPUT)
+            raise Failure(f"--unit names service {name} twice", EXIT_BAD_INPUT)
         units[name] = unit
     return units
 
@@ -122,27 +122,27 @@ def _drop_ins(
     policy_path: str,
 ) -> DropIns:
     from ..kernel.errors import Unavailable
-    from ..runtime.place.dropins import Machine, NoDropIn, of_policy
-    from ..runtime.place.units import checked
+    from ..runtime.place.dropins import DropInError, DropInHost, build_dropins
+    from ..runtime.place.units import require_safe_path
 
     try:
-        machine = Machine(root, checked(program_path(root, program)), policy_path)
-        return of_policy(policy, units, directory, machine)
-    except (NoDropIn, ValueError) as error:
-        raise Failure(str(error), BAD_INPUT) from None
+        machine = DropInHost(root, require_safe_path(program_path(root, program)), policy_path)
+        return build_dropins(policy, units, directory, machine)
+    except (DropInError, ValueError) as error:
+        raise Failure(str(error), EXIT_BAD_INPUT) from None
     except Unavailable as error:
-        raise Failure(str(error), NOT_HERE) from None
+        raise Failure(str(error), EXIT_UNAVAILABLE) from None
 
 
 def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
     """Return installed drop-ins in this directory for services that the policy no longer has."""
-    from ..runtime.paths import below
-    from ..runtime.place.dropins import NAME
+    from ..runtime.paths import under_root
+    from ..runtime.place.dropins import DROPIN_NAME
     from ..runtime.place.files import Manifest
 
-    installed = [Path(path) for path in Manifest.of(root).files if path.endswith(f".service.d/{NAME}")]
+    installed = [Path(path) for path in Manifest.read(root).files if path.endswith(f".service.d/{DROPIN_NAME}")]
     return [
-        below(root, str(path))
+        under_root(root, str(path))
         for path in installed
-        if path.parents[1] == directory and str(path) not in drop_ins.texts and below(root, str(path)).exists()
+        if path.parents[1] == directory and str(path) not in drop_ins.texts and under_root(root, str(path)).exists()
     ]

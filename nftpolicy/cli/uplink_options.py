@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .common import BAD_INPUT, Failure
+from .common import EXIT_BAD_INPUT, Failure
 
 if TYPE_CHECKING:
-    from ..runtime.verify import Asked
+    from ..runtime.verify import GivenUplink
 
 
-def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]) -> list[Asked]:
+def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]) -> list[GivenUplink]:
     """Return the uplinks, each with its devices and mark; [] if no option is given.
 
     Raises:
@@ -24,29 +24,29 @@ def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: S
             if values:
                 raise Failure(
                     f"{option}: is for an uplink that no policy describes; name it with --uplink",
-                    BAD_INPUT,
+                    EXIT_BAD_INPUT,
                 )
         return []
     _check_devices(devices)
     if len(marks) not in (1, len(devices)):
         problem = f"{len(marks)} for {len(devices)} uplinks" if marks else "missing"
-        raise Failure(f"--mark: {problem}; give one mark for all, or one for each in their order", BAD_INPUT)
-    from ..policy.errors import nearest
-    from ..policy.mark import parse
+        raise Failure(f"--mark: {problem}; give one mark for all, or one for each in their order", EXIT_BAD_INPUT)
+    from ..policy.errors import did_you_mean
+    from ..policy.mark import parse_mark
     from ..policy.words import EXEMPTIONS
-    from ..runtime.verify import Asked
+    from ..runtime.verify import GivenUplink
 
     for word in exempt:
         if word not in EXEMPTIONS:
-            known = f"{', '.join(EXEMPTIONS)}{nearest(word, EXEMPTIONS)}"
-            raise Failure(f"--exempt: {word!r} is not an exemption; known are {known}", BAD_INPUT)
+            known = f"{', '.join(EXEMPTIONS)}{did_you_mean(word, EXEMPTIONS)}"
+            raise Failure(f"--exempt: {word!r} is not an exemption; known are {known}", EXIT_BAD_INPUT)
     try:
-        parsed = [parse(text) for text in marks]
+        parsed = [parse_mark(text) for text in marks]
     except ValueError as error:
-        raise Failure(f"--mark: {error}", BAD_INPUT) from None
+        raise Failure(f"--mark: {error}", EXIT_BAD_INPUT) from None
     if len(parsed) == 1:
         parsed *= len(devices)
-    return [Asked(name, tuple(owned), mark) for (name, owned), mark in zip(devices.items(), parsed, strict=True)]
+    return [GivenUplink(name, tuple(owned), mark) for (name, owned), mark in zip(devices.items(), parsed, strict=True)]
 
 
 def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
@@ -56,7 +56,7 @@ def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
         Failure: both are given.
     """
     if has_uplinks and has_file:
-        raise Failure("--uplink: cannot be used with a policy, which names the uplinks itself", BAD_INPUT)
+        raise Failure("--uplink: cannot be used with a policy, which names the uplinks itself", EXIT_BAD_INPUT)
 
 
 def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
@@ -66,11 +66,13 @@ def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
     for text in uplinks:
         name, equals, listed = text.partition("=")
         if not equals or not listed:
-            raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", BAD_INPUT)
+            raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", EXIT_BAD_INPUT)
         try:
-            devices.setdefault(values.name(name), []).extend(values.device(device) for device in listed.split(","))
+            devices.setdefault(values.parse_name(name), []).extend(
+                values.parse_device(device) for device in listed.split(",")
+            )
         except ValueError as error:
-            raise Failure(f"--uplink: {error}", BAD_INPUT) from None
+            raise Failure(f"--uplink: {error}", EXIT_BAD_INPUT) from None
     return devices
 
 
@@ -81,8 +83,8 @@ def _check_devices(devices: Mapping[str, Sequence[str]]) -> None:
             if device == "lo":
                 raise Failure(
                     "--uplink: packets to 'lo' never leave this machine: it cannot be an uplink",
-                    BAD_INPUT,
+                    EXIT_BAD_INPUT,
                 )
             if device in owners:
-                raise Failure(f"--uplink: {device} is already a device of {owners[device]}", BAD_INPUT)
+                raise Failure(f"--uplink: {device} is already a device of {owners[device]}", EXIT_BAD_INPUT)
             owners[device] = name

@@ -14,23 +14,23 @@ import typer
 from attrs import frozen
 
 from .common import (
-    BAD_INPUT,
-    REFUSED,
-    UNKNOWN,
+    EXIT_BAD_INPUT,
+    EXIT_REFUSED,
+    EXIT_UNKNOWN,
     Failure,
     last_policy,
     read_policy,
     this_kernel,
     warn,
 )
-from .desk import desk_state
+from .desk import state_from_files
 from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, UplinkDevices, UplinkMarks
 from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
-    from ..policy.errors import Source
+    from ..policy.errors import PolicyText
     from ..policy.objects import Policy
-    from ..runtime.verify import Asked, Judged
+    from ..runtime.verify import GivenUplink, Verification
     from .report import SuggestedCommands
 
 _QUIET_SECONDS = 1.0  # without progress output
@@ -63,15 +63,15 @@ class VerifyInput:
             Failure: they do not.
         """
         if self.has_state_files and self.live:
-            raise Failure("--live is this kernel: it excludes --ruleset, --rules and --routes", BAD_INPUT)
+            raise Failure("--live is this kernel: it excludes --ruleset, --rules and --routes", EXIT_BAD_INPUT)
         if self.has_state_files and self.ruleset is None:
             raise Failure(
                 "--ruleset is missing, and only tables can drop: save them with 'nft -j list ruleset > FILE'",
-                BAD_INPUT,
+                EXIT_BAD_INPUT,
             )
         files = [str(file) for file in (self.file, self.ruleset, *self.rules, *self.routes) if file]
         if [file.removeprefix("4:").removeprefix("6:") for file in files].count("-") > 1:
-            raise Failure("standard input (-) can be only one of the files", BAD_INPUT)
+            raise Failure("standard input (-) can be only one of the files", EXIT_BAD_INPUT)
 
     def suggested_commands(self) -> SuggestedCommands:
         """Return the commands that the report suggests."""
@@ -119,13 +119,13 @@ def command(
     inputs = VerifyInput(file, live, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ())
     inputs.check()
     if as_json and script is not None and str(script) == "-":
-        raise Failure("--script -: standard output is taken by --json", BAD_INPUT)
+        raise Failure("--script -: standard output is taken by --json", EXIT_BAD_INPUT)
     uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
     require_no_policy(bool(uplinks), file is not None)
     policy = read_policy(file) if file is not None else None
     if policy is None and not uplinks:
         if not live:
-            raise Failure(_NO_INPUT, BAD_INPUT)
+            raise Failure(_NO_INPUT, EXIT_BAD_INPUT)
         this_kernel()  # first, so that a missing root privilege is the message
         policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
     judged = _prove(inputs, policy, uplinks)
@@ -139,35 +139,37 @@ def command(
         warn(verdict_headline(judged))
     else:
         print_proof(judged, _source_locator(policy), inputs.suggested_commands())
-    status = {"proved": 0, "refuted": REFUSED, "unknown": UNKNOWN}[judged.proof.verdict]
+    status = {"proved": 0, "refuted": EXIT_REFUSED, "unknown": EXIT_UNKNOWN}[judged.proof.verdict]
     if status:
         raise typer.Exit(status)
 
 
-def _prove(inputs: VerifyInput, policy: tuple[Policy, Source] | None, uplinks: Sequence[Asked]) -> Judged:
+def _prove(
+    inputs: VerifyInput, policy: tuple[Policy, PolicyText] | None, uplinks: Sequence[GivenUplink]
+) -> Verification:
     from ..runtime import verify
 
     subject = policy[0] if policy else uplinks
     with _Progress() as progress:
         if inputs.has_state_files:
-            state = desk_state(inputs.ruleset, inputs.rules, inputs.routes)
-            return verify.of_files(state, subject, inputs.exempt, progress)
+            state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes)
+            return verify.verify_files(state, subject, inputs.exempt, progress)
         if inputs.live:
-            return verify.of_kernel(this_kernel(), subject, inputs.exempt, progress)
+            return verify.verify_kernel(this_kernel(), subject, inputs.exempt, progress)
         assert policy is not None
-        return verify.of_policy(policy[0], progress)
+        return verify.verify_policy(policy[0], progress)
 
 
 # --- output -----------------------------------------------------------------------------------
 
 
-def _source_locator(policy: tuple[Policy, Source] | None) -> Callable[[tuple[str, ...]], str]:
+def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple[str, ...]], str]:
     from .picture import no_source, source_locator
 
-    return source_locator(policy[1].name, policy[1].line) if policy else no_source
+    return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
 
 
-def _print_json(judged: Judged, policy: tuple[Policy, Source] | None) -> None:
+def _print_json(judged: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
     import json
 
     from .report import proof_json
@@ -175,11 +177,11 @@ def _print_json(judged: Judged, policy: tuple[Policy, Source] | None) -> None:
     print(json.dumps(proof_json(judged, _source_locator(policy)), indent=1))
 
 
-def _write_script(judged: Judged, file: Path) -> None:
+def _write_script(judged: Verification, file: Path) -> None:
     """Write the first counterexample that can be reproduced as a script."""
     for finding, example in judged.refutations():
         try:
-            text = judged.script(finding, example)
+            text = judged.reproduction_script(finding, example)
         except ValueError as error:
             warn(f"a counterexample cannot be written as a script: {error}")
             continue
@@ -192,7 +194,7 @@ def _write_script(judged: Judged, file: Path) -> None:
             file.write_text(text)
             file.chmod(0o755)
         except OSError as error:
-            raise Failure(f"{file}: cannot be written: {error.strerror}", BAD_INPUT) from None
+            raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
         warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
         return
     warn("--script: nothing was written, since there is no counterexample")

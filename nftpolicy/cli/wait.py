@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .common import (
-    BAD_INPUT,
-    REFUSED,
+    EXIT_BAD_INPUT,
+    EXIT_REFUSED,
     Failure,
     change_errors_as_failure,
     last_policy,
@@ -22,7 +22,7 @@ from .common import (
 from .options import AppliedPolicyFile
 
 if TYPE_CHECKING:
-    from ..runtime.service.ready import World
+    from ..runtime.service.ready import Readiness
 
 
 def command(
@@ -38,42 +38,42 @@ def command(
     Exits with 1 after the timeout.
     """
     if uplink is not None and service is not None:
-        raise Failure("--uplink and --service exclude each other: give one of them", BAD_INPUT)
+        raise Failure("--uplink and --service exclude each other: give one of them", EXIT_BAD_INPUT)
     gc.enable()
     kernel = this_kernel()
     from ..compiler import names
     from ..kernel.monitor import Monitor
-    from ..netstate.routing import PROTOCOL
-    from ..runtime.changes.apply import prospect
-    from ..runtime.changes.memory import of_this_namespace
-    from ..runtime.service.ready import World, wait
-    from ..runtime.status import status
+    from ..netstate.routing import RTPROT_NFTPOLICY
+    from ..runtime.changes.apply import plan_change
+    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.service.ready import Readiness, wait_until_ready
+    from ..runtime.status import read_status
 
-    memory = of_this_namespace()
+    memory = current_state_dir()
     policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy wait FILE", memory)
     require_known("uplink", uplink, policy.uplink)
     require_known("service", service, policy.service)
 
     def is_guarded() -> bool:
-        return status(kernel, policy, prospect(kernel, policy, memory)).guarded
+        return read_status(kernel, policy, plan_change(kernel, policy, memory)).guarded
 
     with (
         change_errors_as_failure(None),
-        Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as monitor,
+        Monitor(names.TABLE, names.BLOCK_TABLE, RTPROT_NFTPOLICY) as monitor,
     ):
-        missing = wait(
-            _missing_parts(World(policy, is_guarded, memory.folder), uplink, service),
+        missing = wait_until_ready(
+            _missing_parts(Readiness(policy, is_guarded, memory.directory), uplink, service),
             timeout,
             monitor.descriptors,
             monitor.read,
         )
     if missing:
-        raise Failure("\nnftpolicy: ".join(missing), REFUSED)
+        raise Failure("\nnftpolicy: ".join(missing), EXIT_REFUSED)
 
 
-def _missing_parts(readiness: World, uplink: str | None, service: str | None) -> Callable[[], list[str]]:
+def _missing_parts(readiness: Readiness, uplink: str | None, service: str | None) -> Callable[[], list[str]]:
     """Return a function that returns what is not ready yet, a line each."""
     if service is not None:
-        return lambda: readiness.of_service(service)
+        return lambda: readiness.service_problems(service)
     uplinks = list(readiness.policy.uplink) if uplink is None else [uplink]
-    return lambda: [fault for name in uplinks for fault in readiness.of_uplink(name)]
+    return lambda: [fault for name in uplinks for fault in readiness.uplink_problems(name)]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .changes import announce, changer, print_report
+from .changes import announce, create_applier, print_report
 from .common import change_errors_as_failure, read_policy, this_kernel
 from .options import WaitSeconds
 
@@ -47,32 +47,32 @@ def command(
     from ..kernel import monitor
     from ..kernel.libnft import Nft
     from ..kernel.linux import Linux
-    from ..kernel.moving import Routes
-    from ..kernel.notify import Manager
-    from ..netstate.routing import PROTOCOL
-    from ..runtime.changes.change import Options, Wanted
-    from ..runtime.resolver.leak_files import Watcher
+    from ..kernel.moving import RouteMover
+    from ..kernel.notify import ServiceManager
+    from ..netstate.routing import RTPROT_NFTPOLICY
+    from ..runtime.changes.change import ChangeOptions, TargetPolicy
+    from ..runtime.resolver.leak_files import LeakWatcher
     from ..runtime.watch.loop import Watch
-    from ..runtime.watch.world import World
+    from ..runtime.watch.world import Environment
 
-    applier = changer(kernel, Options(wait))
-    with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, PROTOCOL) as events:
+    applier = create_applier(kernel, ChangeOptions(wait))
+    with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
         if named is not None:
             policy, source = named
-            wanted = Wanted(policy, (source.name, source.text.encode()))
-            with change_errors_as_failure(source), applier.alone():
-                outlook = applier.outlook(wanted)
+            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
+            with change_errors_as_failure(source), applier.locked():
+                outlook = applier.check(wanted)
                 announce(outlook)
-                print_report(applier.carry_out(outlook, wanted, why="watch"))
+                print_report(applier.apply(outlook, wanted, why="watch"))
         log, nft = EventLog(as_json), Nft()
         nft.load(f"add table inet {names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
-        shadow_table = f"table inet {names.SECOND_TABLE} {{\n\tflags owner\n}}\n"
+        shadow_table = f"table inet {names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
         supports_owner = nft.load(shadow_table, check=True) is None
-        environment = World(
-            applier, Linux, events, nft.load, log.write, monitor.sent, monitor.counted,
-            monitor.own_ports, Manager(), block_unknown, supports_owner,
-            None if leave_routes else Routes(), leaks=Watcher().look,
+        environment = Environment(
+            applier, Linux, events, nft.load, log.write, monitor.tx_packets, monitor.counter_packets,
+            monitor.own_netlink_ports, ServiceManager(), block_unknown, supports_owner,
+            None if leave_routes else RouteMover(), resolver_leaks=LeakWatcher().changes,
         )  # fmt: skip
         Watch(environment).run()
 
@@ -85,7 +85,7 @@ class EventLog:
 
     def write(self, event: str, facts: Mapping[str, Any]) -> None:
         """Write one event. An error of standard error is ignored, so that the watch continues."""
-        from ..runtime.watch.decisions import line
+        from ..runtime.watch.decisions import format_log_line
 
         record = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -93,6 +93,6 @@ class EventLog:
             **facts,
         }
         try:
-            print(json.dumps(record) if self._as_json else line(record), file=sys.stderr, flush=True)
+            print(json.dumps(record) if self._as_json else format_log_line(record), file=sys.stderr, flush=True)
         except OSError:
             return

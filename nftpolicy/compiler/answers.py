@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..netstate.nft import (
     ACCEPT,
-    FULL,
+    FULL_MASK,
     AnonymousSet,
     Bitwise,
     Chain,
@@ -27,47 +27,49 @@ from ..netstate.nft import (
 )
 from ..policy.objects import Answer, Policy, Uplink
 from . import names, phrases
-from .names import of
-from .phrases import FLOW_MARK, IN, PACKET_MARK
+from .names import object_name
+from .phrases import FLOW_MARK, INPUT_DEVICE, PACKET_MARK
 
 _LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 
 
-def arrival(policy: Policy) -> tuple[Chain, ...]:
+def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
     """Return the chains that mark packets from uplinks, and clear these marks on all other packets."""
     entries = [
-        (device, Verdict("goto", of(name, "arrival")))
+        (device, Verdict("goto", object_name(name, "arrival")))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
     mark_bits = 0
     for uplink in policy.uplink.values():
         mark_bits |= uplink.mark.mask
-    is_marked = Match(phrases.masked(PACKET_MARK, mark_bits), 0, "!=")
-    cleared = 0 if mark_bits == FULL else Bitwise(PACKET_MARK, keep=~mark_bits & FULL)
+    is_marked = Match(phrases.and_mask(PACKET_MARK, mark_bits), 0, "!=")
+    cleared = 0 if mark_bits == FULL_MASK else Bitwise(PACKET_MARK, and_mask=~mark_bits & FULL_MASK)
     rules = (
-        *phrases.by_device(IN, [*entries, ("lo", ACCEPT)]),
+        *phrases.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
         Rule((is_marked, Mangle(PACKET_MARK, cleared))),
     )
-    base = Chain("arrival", rules, Hook("filter", "prerouting", names.ARRIVAL))
+    base = Chain("arrival", rules, Hook("filter", "prerouting", names.ARRIVAL_PRIORITY))
     return (base, *(_uplink_arrival(name, uplink) for name, uplink in policy.uplink.items()))
 
 
 def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
     origin = ("uplink", name, "answer")
-    unmarked = Match(phrases.masked(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    unmarked = Match(phrases.and_mask(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
     is_original = Match(Ct("direction"), "original")
     rules = (
         # Packets to an address of another device get no reply, so that the address is not revealed
         # (CVE-2019-14899).
-        phrases.drop(of(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin),
-        Rule((phrases.put_on(uplink.mark),), origin=origin),
-        Rule((is_original, unmarked, phrases.put_on(uplink.mark, FLOW_MARK)), origin=origin),
+        phrases.count_and_drop(
+            object_name(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
+        ),
+        Rule((phrases.set_mark(uplink.mark),), origin=origin),
+        Rule((is_original, unmarked, phrases.set_mark(uplink.mark, FLOW_MARK)), origin=origin),
     )
-    return Chain(of(name, "arrival"), rules, origin=origin)
+    return Chain(object_name(name, "arrival"), rules, origin=origin)
 
 
-def restore(policy: Policy) -> Chain:
+def restore_chain(policy: Policy) -> Chain:
     """Return the chain that marks replies of sockets without a mark (UDP, older than the policy).
 
     The chain is of type route: the kernel routes the packet again. Its source address is already
@@ -75,12 +77,12 @@ def restore(policy: Policy) -> Chain:
     """
     rules = tuple(
         Rule(
-            (phrases.IS_REPLY, phrases.wears(uplink.mark, FLOW_MARK), phrases.put_on(uplink.mark)),
+            (phrases.IS_REPLY, phrases.has_mark(uplink.mark, FLOW_MARK), phrases.set_mark(uplink.mark)),
             origin=("uplink", name, "answer"),
         )
         for name, uplink in policy.uplink.items()
     )
-    return Chain("restore", rules, Hook("route", "output", names.RESTORE))
+    return Chain("restore", rules, Hook("route", "output", names.RESTORE_PRIORITY))
 
 
 def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:
@@ -89,35 +91,35 @@ def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:
             (Match(Payload("icmp", "type"), "echo-reply"),),
             (Match(Payload("icmpv6", "type"), "echo-reply"),),
         ]
-    return [(Match(Payload(answer.port.protocol, "sport"), phrases.ports(answer.port)),)]
+    return [(Match(Payload(answer.port.protocol, "sport"), phrases.port_value(answer.port)),)]
 
 
-def counter(uplink: str, answer: Answer) -> str:
+def counter_name(uplink: str, answer: Answer) -> str:
     """Return the counter name of an answer: "wan.answer.ssh", "wan.answer.tcp-8080"."""
-    return of(uplink, "answer", answer.name.replace("/", "-"))
+    return object_name(uplink, "answer", answer.name.replace("/", "-"))
 
 
-def resets(uplink: Uplink) -> bool:
+def refuses_closed_ports(uplink: Uplink) -> bool:
     """Return True if RSTs of closed TCP ports may leave: the uplink answers at least one TCP port."""
     return any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer)
 
 
-def counters(name: str, uplink: Uplink) -> tuple[str, ...]:
+def counter_names(name: str, uplink: Uplink) -> tuple[str, ...]:
     """Return the counter names of an uplink's answers."""
-    reset = (of(name, "answer", "reset"),) if resets(uplink) else ()
-    return (*(counter(name, answer) for answer in uplink.answer), *reset)
+    reset = (object_name(name, "answer", "reset"),) if refuses_closed_ports(uplink) else ()
+    return (*(counter_name(name, answer) for answer in uplink.answer), *reset)
 
 
-def chain(name: str, uplink: Uplink) -> Chain:
+def reply_chain(name: str, uplink: Uplink) -> Chain:
     """Return the chain "wan.answers": accept the replies that the policy allows, drop all others."""
     origin = ("uplink", name, "answer")
     rules = [
-        Rule((*matches, CounterRef(counter(name, answer)), ACCEPT), origin=origin)
+        Rule((*matches, CounterRef(counter_name(name, answer)), ACCEPT), origin=origin)
         for answer in uplink.answer
         for matches in _reply_matches(answer)
     ]
-    if resets(uplink):
+    if refuses_closed_ports(uplink):
         reset = Match(Payload("tcp", "flags"), "rst", "&")
-        rules.append(Rule((reset, CounterRef(of(name, "answer", "reset")), ACCEPT), origin=origin))
-    rules.append(phrases.drop(of(name, "unanswered"), origin=origin))
-    return Chain(of(name, "answers"), tuple(rules), origin=origin)
+        rules.append(Rule((reset, CounterRef(object_name(name, "answer", "reset")), ACCEPT), origin=origin))
+    rules.append(phrases.count_and_drop(object_name(name, "unanswered"), origin=origin))
+    return Chain(object_name(name, "answers"), tuple(rules), origin=origin)

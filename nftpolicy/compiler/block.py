@@ -25,36 +25,36 @@ from ..netstate.nft import (
 )
 from ..policy.objects import Policy, Uplink
 from . import answers, exemptions, names, phrases
-from .compile import Machine
-from .names import of
-from .phrases import FLOW_MARK, IS_REPLY, OUT, PACKET_MARK
+from .compile import HostFacts
+from .names import object_name
+from .phrases import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE, PACKET_MARK
 
-STOPPED, _STRAY = "stopped", "stray"  # counters
-_HOOK = Hook("filter", "postrouting", names.BLOCK, "drop")
+STOPPED_COUNTER, _STRAY = "stopped", "stray"  # counters
+_HOOK = Hook("filter", "postrouting", names.BLOCK_PRIORITY, "drop")
 
 _NamedUplink = tuple[str, Uplink]  # prefix of the chains' names, and the uplink
 
 
-def block(policies: Sequence[Policy], host: Machine = Machine()) -> tuple[Table, ...]:
+def block_tables(policies: Sequence[Policy], host: HostFacts = HostFacts()) -> tuple[Table, ...]:
     """Return the tables that block the uplinks of the policies.
 
     A device is blocked if at least one policy has it as an uplink device.
     """
     uplinks = tuple(_uplinks(policies))
     ip_chains = tuple(_ip_chains(policies, uplinks))
-    ip = Table("inet", names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED, _STRAY))
-    if not host.link_guard:
+    ip = Table("inet", names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED_COUNTER, _STRAY))
+    if not host.has_egress_hook:
         return (ip,)
     link_chains = tuple(_link_chains(uplinks, host))
-    return (ip, Table("netdev", names.BLOCK_TABLE, link_chains, (), _counters(STOPPED)))
+    return (ip, Table("netdev", names.BLOCK_TABLE, link_chains, (), _counters(STOPPED_COUNTER)))
 
 
-def least(policy: Policy) -> Table:
+def minimal_block_table(policy: Policy) -> Table:
     """Return a minimal table that replaces the guard: it accepts only packets to lo and devices inside."""
-    rules = [Rule((Match(OUT, "lo"), ACCEPT))]
-    rules += [Rule((phrases.wears(uplink.mark), DROP)) for uplink in policy.uplink.values()]
-    rules += [Rule((Match(OUT, device), ACCEPT)) for device in policy.inside]
-    hook = Hook("filter", "postrouting", names.GUARD, "drop")
+    rules = [Rule((Match(OUTPUT_DEVICE, "lo"), ACCEPT))]
+    rules += [Rule((phrases.has_mark(uplink.mark), DROP)) for uplink in policy.uplink.values()]
+    rules += [Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in policy.inside]
+    hook = Hook("filter", "postrouting", names.GUARD_PRIORITY, "drop")
     return Table("inet", names.TABLE, (Chain("block", tuple(rules), hook),))
 
 
@@ -70,23 +70,23 @@ def _uplinks(policies: Sequence[Policy]) -> Iterator[_NamedUplink]:
 
 
 def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> Iterator[Chain]:
-    rules = [Rule((Match(OUT, "lo"), ACCEPT))]
+    rules = [Rule((Match(OUTPUT_DEVICE, "lo"), ACCEPT))]
     devices = [(name, device) for name, uplink in uplinks for device in uplink.devices]
     for name, device in devices:
-        rules.append(Rule((Match(OUT, device), Verdict("jump", of(name, "passes")))))
+        rules.append(Rule((Match(OUTPUT_DEVICE, device), Verdict("jump", object_name(name, "passes")))))
     for device in dict.fromkeys(device for _, device in devices):
-        rules.append(phrases.drop(STOPPED, Match(OUT, device)))
+        rules.append(phrases.count_and_drop(STOPPED_COUNTER, Match(OUTPUT_DEVICE, device)))
     # The kernel's membership reports can have arbitrary marks, and may go inside.
-    rules += [Rule((*matches, Verdict("goto", "inside"))) for matches in exemptions.reports()]
+    rules += [Rule((*matches, Verdict("goto", "inside"))) for matches in exemptions.report_matches()]
     marks = dict.fromkeys(uplink.mark for _, uplink in uplinks)
-    rules += [phrases.drop(_STRAY, phrases.wears(mark)) for mark in marks]
+    rules += [phrases.count_and_drop(_STRAY, phrases.has_mark(mark)) for mark in marks]
     inside = dict.fromkeys(device for policy in policies for device in policy.inside)
-    to_inside = tuple(Rule((Match(OUT, device), ACCEPT)) for device in inside)
-    drop = phrases.drop(STOPPED)
+    to_inside = tuple(Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in inside)
+    drop = phrases.count_and_drop(STOPPED_COUNTER)
     yield Chain("inside", (*to_inside, drop))
     for policy, (name, uplink) in zip(_policy_of_each_uplink(policies), uplinks, strict=True):
         exempt = _exempt(name, uplink, "inet", _stray_drops(policy, uplink))
-        yield Chain(of(name, "passes"), (*exempt, *_replies(name, uplink)))
+        yield Chain(object_name(name, "passes"), (*exempt, *_replies(name, uplink)))
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
 
 
@@ -98,17 +98,17 @@ def _policy_of_each_uplink(policies: Sequence[Policy]) -> Iterator[Policy]:
 def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
     """Return rules that drop packets with the mark of another uplink: exemptions are not for them."""
     others = (other for other in policy.uplink.values() if other is not uplink)
-    return [phrases.drop(_STRAY, phrases.wears(other.mark)) for other in others]
+    return [phrases.count_and_drop(_STRAY, phrases.has_mark(other.mark)) for other in others]
 
 
 def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
     """Yield the exemptions for packets without the mark; membership reports may have any mark."""
-    is_unmarked = Match(phrases.masked(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
-    reports = exemptions.reports_of(uplink.exempt)
-    yield from map(_uncounted, exemptions.rules(name, reports, family))
+    is_unmarked = Match(phrases.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    reports = exemptions.report_exemptions(uplink.exempt)
+    yield from map(_uncounted, exemptions.exemption_rules(name, reports, family))
     yield from stray_drops
     others = tuple(word for word in uplink.exempt if word not in reports)
-    for rule in exemptions.rules(name, others, family):
+    for rule in exemptions.exemption_rules(name, others, family):
         yield Rule((is_unmarked, *_uncounted(rule).statements))
 
 
@@ -118,9 +118,9 @@ def _replies(name: str, uplink: Uplink, *conditions: Statement) -> list[Rule]:
     Default conditions: replies of connections that came in by the uplink.
     """
     if not conditions:
-        has_flow_mark = phrases.wears(uplink.mark, FLOW_MARK)
-        conditions = (IS_REPLY, phrases.wears(uplink.mark), has_flow_mark)
-    allowed = (rule for rule in answers.chain(name, uplink).rules if ACCEPT in rule.statements)
+        has_flow_mark = phrases.has_mark(uplink.mark, FLOW_MARK)
+        conditions = (IS_REPLY, phrases.has_mark(uplink.mark), has_flow_mark)
+    allowed = (rule for rule in answers.reply_chain(name, uplink).rules if ACCEPT in rule.statements)
     return [Rule((*conditions, *_uncounted(rule).statements)) for rule in allowed]
 
 
@@ -128,24 +128,24 @@ def _uncounted(rule: Rule) -> Rule:
     return Rule(tuple(item for item in rule.statements if not isinstance(item, CounterRef)))
 
 
-def _link_chains(uplinks: Sequence[_NamedUplink], host: Machine) -> Iterator[Chain]:
+def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[Chain]:
     # Packets that a bridge forwards are not sent by this host; see the guard's link layer.
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT))
-    drop = phrases.drop(STOPPED)
+    drop = phrases.count_and_drop(STOPPED_COUNTER)
     jumps: dict[str, list[Rule]] = {}
     bridge_ports: set[str] = set()
     for name, uplink in uplinks:
         # There is no conntrack at this hook, so the mark stands for the connection, which the IP
         # layer checks.
-        replies = _replies(name, uplink, phrases.wears(uplink.mark))
-        yield Chain(of(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
+        replies = _replies(name, uplink, phrases.has_mark(uplink.mark))
+        yield Chain(object_name(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
         for device in uplink.devices:
-            ports = host.ports.get(device, ())
+            ports = host.bridge_ports.get(device, ())
             bridge_ports |= set(ports)
             for hooked in (device, *ports):
-                jumps.setdefault(hooked, []).append(Rule((Verdict("jump", of(name, "passes")),)))
+                jumps.setdefault(hooked, []).append(Rule((Verdict("jump", object_name(name, "passes")),)))
     for device, rules in jumps.items():
-        if device not in host.unhooked:
+        if device not in host.unhookable_devices:
             first = (bridged,) if device in bridge_ports else ()
-            hook = Hook("filter", "egress", names.BLOCK, "drop", device)
+            hook = Hook("filter", "egress", names.BLOCK_PRIORITY, "drop", device)
             yield Chain("device-" + device.replace("@", "/"), (*first, *rules, drop), hook)

@@ -11,12 +11,12 @@ from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
 from . import answers, dns, exemptions, guard, identity, ladder, members, names
-from .names import of
-from .sysctls import sysctls
+from .names import object_name
+from .sysctls import required_sysctls
 
 
 @frozen
-class Machine:
+class HostFacts:
     """Facts about the host that the compiled state depends on, beside the policy.
 
     `ports`: bridge -> its ports. `link_guard`: True if the kernel has the netdev egress hook;
@@ -24,34 +24,34 @@ class Machine:
     cannot hook a chain at an absent device.
     """
 
-    ports: Mapping[str, Sequence[str]] = Factory(dict)
-    link_guard: bool = True
-    unhooked: frozenset[str] = frozenset()
+    bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
+    has_egress_hook: bool = True
+    unhookable_devices: frozenset[str] = frozenset()
 
 
-def compile_policy(policy: Policy, host: Machine = Machine()) -> NetState:
+def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     """Return the state of the kernel that implements the policy."""
     tables = [_ip_table(policy)]
-    if host.link_guard:
+    if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    return NetState(tuple(tables), ladder.rules(policy), ladder.routes(policy), sysctls(policy))
+    return NetState(tuple(tables), ladder.ip_rules(policy), ladder.uplink_routes(policy), required_sysctls(policy))
 
 
 def _ip_table(policy: Policy) -> Table:
-    services = members.members(policy)
-    has_resolver = bool(dns.resolvers(policy))
-    chains = [*answers.arrival(policy), answers.restore(policy)]
+    services = members.collect_service_sets(policy)
+    has_resolver = bool(dns.uplinks_with_resolver(policy))
+    chains = [*answers.arrival_chains(policy), answers.restore_chain(policy)]
     if has_resolver:
-        chains.append(dns.redirect(policy, services))
-    chains += guard.chains(policy, services)
+        chains.append(dns.redirect_chain(policy, services))
+    chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(identity.chain(name, uplink, services[name], has_resolver))
-        chains.append(answers.chain(name, uplink))
-    chains += dns.chains(policy, services)
+        chains.append(identity.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(answers.reply_chain(name, uplink))
+    chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:
-        sets += members.sets(name, services[name])
-    sets += dns.sets(policy)
+        sets += members.nft_sets(name, services[name])
+    sets += dns.listen_sets(policy)
     counters = [NamedCounter(names.UNKNOWN_DEVICE)]
     for name, uplink in policy.uplink.items():
         counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
@@ -63,17 +63,17 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [
-        *(of(name, reason) for reason in reasons),
-        *exemptions.counters(name, uplink.exempt, "inet"),
-        *answers.counters(name, uplink),
+        *(object_name(name, reason) for reason in reasons),
+        *exemptions.exemption_counters(name, uplink.exempt, "inet"),
+        *answers.counter_names(name, uplink),
     ]
 
 
-def _link_table(policy: Policy, host: Machine) -> Table:
+def _link_table(policy: Policy, host: HostFacts) -> Table:
     counters = tuple(
         NamedCounter(counter, ("uplink", name))
         for name, uplink in policy.uplink.items()
-        for counter in (of(name, "dropped"), *exemptions.counters(name, uplink.exempt, "netdev"))
+        for counter in (object_name(name, "dropped"), *exemptions.exemption_counters(name, uplink.exempt, "netdev"))
     )
-    chains = guard.link_chains(policy, host.ports, host.unhooked)
+    chains = guard.link_chains(policy, host.bridge_ports, host.unhookable_devices)
     return Table("netdev", names.TABLE, chains, (), counters)

@@ -12,14 +12,14 @@ from collections.abc import Iterator, Mapping
 from ..netstate.nft import ACCEPT, Chain, Dnat, Hook, Match, Rule, Set, SetRef, Verdict
 from ..policy.objects import Listen, Policy, Resolver, Uplink
 from . import names, phrases
-from .members import Members, is_client
-from .names import of
-from .phrases import IN, TCP_OR_UDP, TO_DNS
+from .members import ServiceSets, client_matches
+from .names import object_name
+from .phrases import INPUT_DEVICE, TCP_OR_UDP, TO_DNS
 
 _FAMILY = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
-def resolvers(policy: Policy) -> dict[str, tuple[Uplink, Resolver]]:
+def uplinks_with_resolver(policy: Policy) -> dict[str, tuple[Uplink, Resolver]]:
     """Return the uplinks that have a resolver."""
     return {name: (uplink, uplink.resolver) for name, uplink in policy.uplink.items() if uplink.resolver}
 
@@ -30,10 +30,10 @@ def _listen_addresses(resolver: Resolver, family: int) -> list[Listen]:
 
 def _listen_set(name: str, family: int) -> str:
     """Return the name of the set of an uplink's resolver addresses: "wan.resolver4"."""
-    return of(name, f"resolver{family}")
+    return object_name(name, f"resolver{family}")
 
 
-def sets(policy: Policy) -> tuple[Set, ...]:
+def listen_sets(policy: Policy) -> tuple[Set, ...]:
     """Return the sets of the addresses and ports on which the resolvers listen."""
     return tuple(
         Set(
@@ -44,63 +44,65 @@ def sets(policy: Policy) -> tuple[Set, ...]:
             ),
             origin=("uplink", name, "resolver", "listen"),
         )
-        for name, (_, resolver) in resolvers(policy).items()
+        for name, (_, resolver) in uplinks_with_resolver(policy).items()
         for family, (_, kind) in _FAMILY.items()
         if (listening := _listen_addresses(resolver, family))
     )
 
 
-def redirect(policy: Policy, services: Mapping[str, Members]) -> Chain:
+def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
     """Return the NAT chain; only the first packet of a flow passes it."""
     rules = [
         Rule(
             (client, TO_DNS, TCP_OR_UDP, Dnat(family, str(listening[0].address), listening[0].port)),
             origin=("uplink", name, "resolver", "listen"),
         )
-        for name, (_, resolver) in resolvers(policy).items()
-        for client in is_client(name, services[name])
+        for name, (_, resolver) in uplinks_with_resolver(policy).items()
+        for client in client_matches(name, services[name])
         for version, (family, _) in _FAMILY.items()
         if (listening := _listen_addresses(resolver, version))
     ]
-    return Chain("dns-redirect", tuple(rules), Hook("nat", "output", names.REDIRECT))
+    return Chain("dns-redirect", tuple(rules), Hook("nat", "output", names.REDIRECT_PRIORITY))
 
 
-def to_resolvers(policy: Policy) -> Iterator[Rule]:
+def resolver_dispatch_rules(policy: Policy) -> Iterator[Rule]:
     """Yield rules that send packets for a resolver to the chain that checks their sender."""
-    for name, (_, resolver) in resolvers(policy).items():
+    for name, (_, resolver) in uplinks_with_resolver(policy).items():
         for family in _FAMILY:
             if _listen_addresses(resolver, family):
-                is_addressed = Match(phrases.destination(family), SetRef(_listen_set(name, family)))
+                is_addressed = Match(phrases.transport_destination(family), SetRef(_listen_set(name, family)))
                 yield Rule(
-                    (is_addressed, Verdict("goto", of(name, "resolver"))),
+                    (is_addressed, Verdict("goto", object_name(name, "resolver"))),
                     origin=("uplink", name, "resolver"),
                 )
 
 
-def chains(policy: Policy, services: Mapping[str, Members]) -> tuple[Chain, ...]:
+def resolver_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[Chain, ...]:
     """Return the chains that protect the resolvers.
 
     They are: access to each resolver; the drop of DNS packets of services that were not redirected;
     and the drop of packets for a resolver that arrive from a device.
     """
-    if not resolvers(policy):
+    if not uplinks_with_resolver(policy):
         return ()
-    access = tuple(_resolver_chain(name, services) for name in resolvers(policy))
+    access = tuple(_resolver_chain(name, services) for name in uplinks_with_resolver(policy))
     not_redirected = tuple(
-        phrases.drop(of(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver"))
-        for name in resolvers(policy)
-        for client in is_client(name, services[name])
+        phrases.count_and_drop(
+            object_name(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver")
+        )
+        for name in uplinks_with_resolver(policy)
+        for client in client_matches(name, services[name])
     )
     return (*access, Chain("names", not_redirected), *_from_outside(policy))
 
 
-def _resolver_chain(name: str, services: Mapping[str, Members]) -> Chain:
+def _resolver_chain(name: str, services: Mapping[str, ServiceSets]) -> Chain:
     origin = ("uplink", name, "resolver")
-    rules = [Rule((client, ACCEPT), origin=origin) for client in is_client(name, services[name])]
-    rules.append(phrases.drop(of(name, "resolver-refused"), phrases.HAS_OWNER, origin=origin))
+    rules = [Rule((client, ACCEPT), origin=origin) for client in client_matches(name, services[name])]
+    rules.append(phrases.count_and_drop(object_name(name, "resolver-refused"), phrases.HAS_OWNER, origin=origin))
     rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
-    rules.append(phrases.drop(of(name, "resolver-refused"), origin=origin))
-    return Chain(of(name, "resolver"), tuple(rules), origin=origin)
+    rules.append(phrases.count_and_drop(object_name(name, "resolver-refused"), origin=origin))
+    return Chain(object_name(name, "resolver"), tuple(rules), origin=origin)
 
 
 def _from_outside(policy: Policy) -> tuple[Chain, ...]:
@@ -109,16 +111,16 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
     The kernel itself drops what arrives for a loopback address (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
     """
     rules = [
-        phrases.drop(
-            of(name, "resolver-refused"),
-            Match(IN, "lo", "!="),
-            Match(phrases.destination(family), SetRef(_listen_set(name, family))),
+        phrases.count_and_drop(
+            object_name(name, "resolver-refused"),
+            Match(INPUT_DEVICE, "lo", "!="),
+            Match(phrases.transport_destination(family), SetRef(_listen_set(name, family))),
             origin=("uplink", name, "resolver", "listen"),
         )
-        for name, (_, resolver) in resolvers(policy).items()
+        for name, (_, resolver) in uplinks_with_resolver(policy).items()
         for family in _FAMILY
         if any(not listen.address.is_loopback for listen in _listen_addresses(resolver, family))
     ]
     if not rules:
         return ()
-    return (Chain("from-outside", tuple(rules), Hook("filter", "input", names.GUARD)),)
+    return (Chain("from-outside", tuple(rules), Hook("filter", "input", names.GUARD_PRIORITY)),)

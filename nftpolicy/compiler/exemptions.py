@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..netstate.nft import ACCEPT, AnonymousSet, CounterRef, Match, Meta, Payload, Right, Rule
-from .names import of
+from ..netstate.nft import ACCEPT, AnonymousSet, CounterRef, Match, MatchRight, Meta, Payload, Rule
+from .names import object_name
 
 LINK_LOCAL, LINK_LOCAL_GROUPS = "fe80::/10", "ff02::/16"
 
 
-def _is(protocol: str, field: str, value: Right) -> Match:
+def _is(protocol: str, field: str, value: MatchRight) -> Match:
     return Match(Payload(protocol, field), value)
 
 
@@ -39,7 +39,7 @@ _FROM_LINK_LOCAL = _is("ip6", "saddr", LINK_LOCAL)
 _TO_NEIGHBOURS = _is("ip6", "daddr", _any(LINK_LOCAL, LINK_LOCAL_GROUPS))
 
 # Fields of one header are in the order of their offsets, as the kernel lists them.
-EXEMPTIONS: dict[str, ExemptionMatches] = {
+EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     "arp": ExemptionMatches(frames=("arp",)),
     "dhcpv4": ExemptionMatches(((_is("udp", "sport", 68), _is("udp", "dport", 67)),), family="ip"),
     "dhcpv6": ExemptionMatches(((_FROM_LINK_LOCAL, _is("udp", "sport", 546), _is("udp", "dport", 547)),)),
@@ -76,28 +76,28 @@ EXEMPTIONS: dict[str, ExemptionMatches] = {
 _IPV4 = {"inet": Match(Meta("nfproto"), "ipv4"), "netdev": Match(Meta("protocol"), "ip")}
 
 
-def rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]:
+def exemption_rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]:
     """Return the rules of an uplink's exemptions in a table of `family` ("inet" or "netdev")."""
     return tuple(
-        Rule((*matches, CounterRef(of(uplink, "exempt", word)), ACCEPT), origin=("uplink", uplink, "exempt"))
+        Rule((*matches, CounterRef(object_name(uplink, "exempt", word)), ACCEPT), origin=("uplink", uplink, "exempt"))
         for word in exempt
-        for matches in _matches(EXEMPTIONS[word], family)
+        for matches in _matches(EXEMPTION_MATCHES[word], family)
     )
 
 
 # Membership reports of the kernel can have any mark: skb->mark shares its memory with
 # reserved_tailroom (include/linux/skbuff.h), which depends on the device's MTU.
-REPORTS = ("mld", "igmp")
+MEMBERSHIP_REPORTS = ("mld", "igmp")
 
 
-def reports_of(exempt: tuple[str, ...]) -> tuple[str, ...]:
+def report_exemptions(exempt: tuple[str, ...]) -> tuple[str, ...]:
     """Return the exemptions of packets that may have a mark which no rule or socket set."""
-    return tuple(word for word in exempt if word in REPORTS)
+    return tuple(word for word in exempt if word in MEMBERSHIP_REPORTS)
 
 
-def reports() -> list[tuple[Match, ...]]:
+def report_matches() -> list[tuple[Match, ...]]:
     """Return the matches of membership reports, independent of the policy's exemptions."""
-    return [matches for word in REPORTS for matches in EXEMPTIONS[word].packets]
+    return [matches for word in MEMBERSHIP_REPORTS for matches in EXEMPTION_MATCHES[word].packets]
 
 
 def _matches(exemption: ExemptionMatches, family: str) -> list[tuple[Match, ...]]:
@@ -105,11 +105,11 @@ def _matches(exemption: ExemptionMatches, family: str) -> list[tuple[Match, ...]
     alternatives = [(*first, *matches) for matches in exemption.packets]
     if exemption.frames and family == "netdev":
         frames = exemption.frames
-        right: Right = frames[0] if len(frames) == 1 else _any(*frames)
+        right: MatchRight = frames[0] if len(frames) == 1 else _any(*frames)
         alternatives.append((Match(Meta("protocol"), right),))
     return alternatives
 
 
-def counters(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[str, ...]:
+def exemption_counters(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[str, ...]:
     """Return the counter names of an uplink's exemption rules."""
-    return tuple(of(uplink, "exempt", word) for word in exempt if _matches(EXEMPTIONS[word], family))
+    return tuple(object_name(uplink, "exempt", word) for word in exempt if _matches(EXEMPTION_MATCHES[word], family))

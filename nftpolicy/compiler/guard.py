@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
 from . import dns, exemptions, names, phrases
-from .members import Members, is_unmarked
-from .names import of
-from .phrases import OUT, TO_DNS
+from .members import ServiceSets, unmarked_user_matches
+from .names import object_name
+from .phrases import OUTPUT_DEVICE, TO_DNS
 
 
 def inside_set(policy: Policy) -> Set:
@@ -22,54 +22,59 @@ def inside_set(policy: Policy) -> Set:
     return Set("inside", ("ifname",), frozenset(policy.inside), frozenset({"interval"}), origin=("inside",))
 
 
-def chains(policy: Policy, services: Mapping[str, Members]) -> tuple[Chain, ...]:
+def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[Chain, ...]:
     """Return the chains of the IP layer.
 
     Order of the tests: uplink devices, lo, devices inside; packets to other devices are dropped.
     """
     devices = [
-        (device, Verdict("goto", of(name, "guard")))
+        (device, Verdict("goto", object_name(name, "guard")))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    rules = list(phrases.by_device(OUT, [*devices, ("lo", Verdict("goto", "loopback"))]))
+    rules = list(phrases.device_dispatch(OUTPUT_DEVICE, [*devices, ("lo", Verdict("goto", "loopback"))]))
     if policy.inside:
-        rules.append(Rule((Match(OUT, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
-    rules.append(phrases.drop(names.UNKNOWN_DEVICE, origin=("inside",)))
-    base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD, "drop"))
+        rules.append(Rule((Match(OUTPUT_DEVICE, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
+    rules.append(phrases.count_and_drop(names.UNKNOWN_DEVICE, origin=("inside",)))
+    base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
     return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
-    return (Rule((TO_DNS, Verdict("jump", "names"))),) if dns.resolvers(policy) else ()
+    return (Rule((TO_DNS, Verdict("jump", "names"))),) if dns.uplinks_with_resolver(policy) else ()
 
 
 def _loopback(policy: Policy) -> Chain:
-    return Chain("loopback", (*dns.to_resolvers(policy), *_dns_jump(policy), Rule((ACCEPT,))))
+    return Chain("loopback", (*dns.resolver_dispatch_rules(policy), *_dns_jump(policy), Rule((ACCEPT,))))
 
 
 def _stray_drops(policy: Policy, own: str) -> tuple[Rule, ...]:
     """Return rules that drop packets with the mark of an uplink other than `own`."""
     return tuple(
-        phrases.drop(of(name, "stray"), phrases.wears(uplink.mark), origin=("uplink", name, "mark"))
+        phrases.count_and_drop(
+            object_name(name, "stray"), phrases.has_mark(uplink.mark), origin=("uplink", name, "mark")
+        )
         for name, uplink in policy.uplink.items()
         if name != own
     )
 
 
-def _inside(policy: Policy, services: Mapping[str, Members]) -> Chain:
+def _inside(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
     strays = tuple(
-        Rule((phrases.wears(uplink.mark), Verdict("goto", of(name, "stray"))), origin=("uplink", name, "mark"))
+        Rule(
+            (phrases.has_mark(uplink.mark), Verdict("goto", object_name(name, "stray"))),
+            origin=("uplink", name, "mark"),
+        )
         for name, uplink in policy.uplink.items()
     )
     # Packets of users without marks cannot be identified by a mark: all of them belong to the
     # uplink.
     users = tuple(
-        phrases.drop(of(name, "stray"), match, origin=("uplink", name))
+        phrases.count_and_drop(object_name(name, "stray"), match, origin=("uplink", name))
         for name, uplink_services in services.items()
-        for match in is_unmarked(name, uplink_services)
+        for match in unmarked_user_matches(name, uplink_services)
     )
     return Chain("inside", (*users, *strays, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
 
@@ -77,34 +82,38 @@ def _inside(policy: Policy, services: Mapping[str, Members]) -> Chain:
 def _stray_chain(name: str) -> Chain:
     """Return the chain for marked packets to devices inside: only membership reports may pass."""
     origin = ("uplink", name, "mark")
-    reports = tuple(Rule((*matches, ACCEPT), origin=origin) for matches in exemptions.reports())
-    return Chain(of(name, "stray"), (*reports, phrases.drop(of(name, "stray"), origin=origin)), origin=origin)
+    reports = tuple(Rule((*matches, ACCEPT), origin=origin) for matches in exemptions.report_matches())
+    return Chain(
+        object_name(name, "stray"),
+        (*reports, phrases.count_and_drop(object_name(name, "stray"), origin=origin)),
+        origin=origin,
+    )
 
 
-def _mark_unmarked_users(name: str, uplink: Uplink, services: Members) -> Iterator[Rule]:
+def _mark_unmarked_users(name: str, uplink: Uplink, services: ServiceSets) -> Iterator[Rule]:
     """Yield rules that mark packets of users without marks, for the link guard.
 
     No route is chosen after this hook. The chain of mark owners then checks their destinations.
     """
-    for match in is_unmarked(name, services):
-        check = Verdict("goto", of(name, "identity"))
-        yield Rule((match, phrases.put_on(uplink.mark), check), origin=("uplink", name))
+    for match in unmarked_user_matches(name, services):
+        check = Verdict("goto", object_name(name, "identity"))
+        yield Rule((match, phrases.set_mark(uplink.mark), check), origin=("uplink", name))
 
 
-def _uplink(name: str, uplink: Uplink, policy: Policy, services: Members) -> Chain:
-    check = Verdict("goto", of(name, "identity"))
-    marked = Rule((phrases.wears(uplink.mark), check), origin=("uplink", name, "mark"))
-    reports = exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
-    others = tuple(word for word in uplink.exempt if word not in exemptions.REPORTS)
+def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
+    check = Verdict("goto", object_name(name, "identity"))
+    marked = Rule((phrases.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
+    reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
+    others = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
     return Chain(
-        of(name, "guard"),
+        object_name(name, "guard"),
         (
             marked,
             *reports,
             *_stray_drops(policy, name),
-            *exemptions.rules(name, others, "inet"),
+            *exemptions.exemption_rules(name, others, "inet"),
             *_mark_unmarked_users(name, uplink, services),
-            phrases.drop(of(name, "dropped"), origin=("uplink", name)),
+            phrases.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
         ),
         origin=("uplink", name),
     )
@@ -120,11 +129,11 @@ def link_chains(
 
 def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
     origin = ("uplink", name, "devices")
-    marked = Rule((phrases.wears(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
-    exempt = exemptions.rules(name, uplink.exempt, "netdev")
-    drop = phrases.drop(of(name, "dropped"), origin=("uplink", name))
-    shared = Chain(of(name, "link"), (*exempt, drop), origin=origin)
-    onward = Rule((Verdict("goto", of(name, "link")),), origin=origin)
+    marked = Rule((phrases.has_mark(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
+    exempt = exemptions.exemption_rules(name, uplink.exempt, "netdev")
+    drop = phrases.count_and_drop(object_name(name, "dropped"), origin=("uplink", name))
+    shared = Chain(object_name(name, "link"), (*exempt, drop), origin=origin)
+    onward = Rule((Verdict("goto", object_name(name, "link")),), origin=origin)
     # A packet that a bridge forwards keeps the pkttype of its arrival; a packet that this machine
     # sends has none, which reads as "host". (meta iif is 0 for both at this hook.)
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT), origin=origin)
@@ -137,4 +146,4 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
     # "@" can be in a device name but not in an nft name; "/" can be in an nft name only.
     name = "device-" + device.replace("@", "/")
-    return Chain(name, rules, Hook("filter", "egress", names.GUARD, "drop", device), origin=origin)
+    return Chain(name, rules, Hook("filter", "egress", names.GUARD_PRIORITY, "drop", device), origin=origin)

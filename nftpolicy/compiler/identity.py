@@ -9,12 +9,12 @@ from __future__ import annotations
 from ..netstate.nft import ACCEPT, Chain, Match, Rule, Verdict
 from ..policy.objects import Uplink
 from . import exemptions, phrases
-from .members import Members, lookups
-from .names import of
-from .phrases import OWNER, TCP_OR_UDP, TO_DNS, TRANSPORT
+from .members import ServiceSets, entitlement_matches
+from .names import object_name
+from .phrases import L4PROTO, SOCKET_UID, TCP_OR_UDP, TO_DNS
 
 
-def chain(name: str, uplink: Uplink, services: Members, any_resolver: bool) -> Chain:
+def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, any_resolver: bool) -> Chain:
     """Return the chain "wan.identity": accept packets entitled to the mark, drop all others.
 
     `any_resolver`: at least one uplink of the policy has a resolver.
@@ -25,20 +25,20 @@ def chain(name: str, uplink: Uplink, services: Members, any_resolver: bool) -> C
     # of another uplink, which has its own resolver.
     if uplink.resolver or (any_resolver and services.sports):
         rules.append(Rule((TO_DNS, Verdict("jump", "names")), origin=origin))
-    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in lookups(name, services)]
+    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
     if uplink.resolver:
-        is_resolver = Match(OWNER, uplink.resolver.user.number)
+        is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)
         rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))
-    has_flow_mark = phrases.wears(uplink.mark, phrases.FLOW_MARK)
-    to_replies = Verdict("goto", of(name, "answers"))
+    has_flow_mark = phrases.has_mark(uplink.mark, phrases.FLOW_MARK)
+    to_replies = Verdict("goto", object_name(name, "answers"))
     rules.append(Rule((phrases.IS_REPLY, has_flow_mark, to_replies), origin=origin))
-    rules += exemptions.rules(name, exemptions.reports_of(uplink.exempt), "inet")
-    rules.append(phrases.drop(of(name, "unentitled"), phrases.HAS_OWNER, origin=origin))
+    rules += exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
+    rules.append(phrases.count_and_drop(object_name(name, "unentitled"), phrases.HAS_OWNER, origin=origin))
     # Remaining packets have no socket owner: they are of the kernel's own sockets, or of sockets
     # that a process has closed; the earlier packets of these passed above.
     if services.kernel:
         origin_key = ("service", services.kernel[0], "kernel")
-        rules.append(Rule((Match(TRANSPORT, "udp"), ACCEPT), origin=origin_key))
+        rules.append(Rule((Match(L4PROTO, "udp"), ACCEPT), origin=origin_key))
     rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
-    rules.append(phrases.drop(of(name, "unentitled"), origin=origin))
-    return Chain(of(name, "identity"), tuple(rules), origin=origin)
+    rules.append(phrases.count_and_drop(object_name(name, "unentitled"), origin=origin))
+    return Chain(object_name(name, "identity"), tuple(rules), origin=origin)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypedDict
 
-from ..netstate.nft import Origin
+from ..netstate.nft import OriginPath
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
 from . import names
@@ -18,10 +18,10 @@ class _Selector(TypedDict, total=False):
     mark: int
     mask: int
     uids: tuple[int, int]
-    origin: Origin
+    origin: OriginPath
 
 
-def rules(policy: Policy) -> tuple[IpRule, ...]:
+def ip_rules(policy: Policy) -> tuple[IpRule, ...]:
     """Return the ip rules of both families.
 
     Order: IPv6 link-local to main; each mark, then each user without a mark, to its uplink's table
@@ -34,16 +34,16 @@ def _family_rules(policy: Policy, family: int) -> Iterator[IpRule]:
     if family == 6:
         # Without this rule a marked packet to fe80::/10 would be looked up in the uplink's table,
         # which has no such route for the other devices.
-        yield IpRule(6, names.LINK_LOCAL_TO_MAIN, table=TABLE_MAIN, destination="fe80::/10")
+        yield IpRule(6, names.LINK_LOCAL_RULE_PRIORITY, table=TABLE_MAIN, destination="fe80::/10")
     for index, (name, uplink) in enumerate(policy.uplink.items()):
-        priority = names.FIRST_MARK + index * names.MARK_STEP
+        priority = names.MARK_RULE_PRIORITY + index * names.MARK_RULE_STEP
         selector: _Selector = {
             "mark": uplink.mark.value,
             "mask": uplink.mark.mask,
             "origin": ("uplink", name, "mark"),
         }
         yield IpRule(family, priority, table=uplink.table, **selector)
-        yield IpRule(family, priority + names.MARK_UNREACHABLE, action="unreachable", **selector)
+        yield IpRule(family, priority + names.UNREACHABLE_OFFSET, action="unreachable", **selector)
     users = [
         (service.user.number, name, service.uplink)
         for name, service in policy.service.items()
@@ -52,13 +52,13 @@ def _family_rules(policy: Policy, family: int) -> Iterator[IpRule]:
     for uid, name, uplink_name in sorted(users, key=lambda user: user[0]):
         table = policy.uplink[uplink_name].table
         user_selector: _Selector = {"uids": (uid, uid), "origin": ("service", name, "marks")}
-        yield IpRule(family, names.USER_TO_TABLE, table=table, **user_selector)
-        yield IpRule(family, names.USER_UNREACHABLE, action="unreachable", **user_selector)
-    yield IpRule(family, names.ALL_TO_MAIN, table=TABLE_MAIN)
-    yield IpRule(family, names.ALL_UNREACHABLE, action="unreachable")
+        yield IpRule(family, names.USER_RULE_PRIORITY, table=table, **user_selector)
+        yield IpRule(family, names.USER_UNREACHABLE_PRIORITY, action="unreachable", **user_selector)
+    yield IpRule(family, names.MAIN_RULE_PRIORITY, table=TABLE_MAIN)
+    yield IpRule(family, names.FINAL_UNREACHABLE_PRIORITY, action="unreachable")
 
 
-def routes(policy: Policy) -> tuple[Route, ...]:
+def uplink_routes(policy: Policy) -> tuple[Route, ...]:
     """Return the routes in each uplink's table: its gateways, and an unreachable default route."""
     table_routes: list[Route] = []
     for name, uplink in policy.uplink.items():
@@ -70,7 +70,7 @@ def routes(policy: Policy) -> tuple[Route, ...]:
                     uplink.table,
                     gateway=str(gateway),
                     device=uplink.devices[0],
-                    metric=names.FIRST_METRIC + same.index(gateway),  # the first is preferred
+                    metric=names.FIRST_GATEWAY_METRIC + same.index(gateway),  # the first is preferred
                     onlink=True,
                     origin=("uplink", name, "gateways"),
                 )
@@ -83,7 +83,7 @@ def routes(policy: Policy) -> tuple[Route, ...]:
                     kind="unreachable",
                     # The kernel attaches IPv6 routes without a device to lo.
                     device="lo" if family == 6 else None,
-                    metric=names.LAST_METRIC,
+                    metric=names.UNREACHABLE_METRIC,
                     origin=("uplink", name, "table"),
                 )
             )

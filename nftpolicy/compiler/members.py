@@ -11,16 +11,16 @@ from itertools import product
 from attrs import Factory, frozen
 
 from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
-from ..policy.checks import accounts
+from ..policy.checks import service_accounts
 from ..policy.objects import Network, Policy, Port, Service
 from . import phrases
-from .names import of
-from .phrases import GROUP, OWNER, TO_PORT, TRANSPORT
+from .names import object_name
+from .phrases import DEST_PORT, L4PROTO, SOCKET_GID, SOCKET_UID
 
 # Selector of a service -> nft expression, and its data type.
-_ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (GROUP, "gid"), "user": (OWNER, "uid")}
+_ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
 _ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"), "ipv6_addr")}
-_PORTS = ((TRANSPORT, "inet_proto"), (TO_PORT, "inet_service"))
+_PORTS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
 
 
 @frozen(eq=False)
@@ -47,11 +47,11 @@ class SetSchema:
         parts = parts or ["anywhere"]
         if self.intervals:
             parts.append("ranges")
-        return of(uplink, "-".join([self.key, *parts]))
+        return object_name(uplink, "-".join([self.key, *parts]))
 
 
 @frozen
-class Members:
+class ServiceSets:
     """Set contents of the services of one uplink.
 
     `clients`: groups ("group") and users ("user") of the services. `unmarked`: users with sockets
@@ -66,9 +66,9 @@ class Members:
     sports: list[Port] = Factory(list)
 
 
-def members(policy: Policy) -> dict[str, Members]:
+def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
     """Return the set contents of every uplink, in one pass over the services."""
-    by_uplink = {name: Members() for name in policy.uplink}
+    by_uplink = {name: ServiceSets() for name in policy.uplink}
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
         if service.kernel and not service.sport:
@@ -76,7 +76,7 @@ def members(policy: Policy) -> dict[str, Members]:
         contents.sports.extend(service.sport)
         if service.unmarked and service.user:
             contents.unmarked.add(service.user.number)
-        for key, account in accounts(service):
+        for key, account in service_accounts(service):
             contents.clients.setdefault(key, set()).add(account.number)
             for schema, destination in _destinations(key, service):
                 # A service that may send anywhere is an element with one column.
@@ -85,7 +85,7 @@ def members(policy: Policy) -> dict[str, Members]:
     return by_uplink
 
 
-def sets(name: str, contents: Members) -> tuple[Set, ...]:
+def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
     """Return the sets of uplink `name`, without those that would be empty."""
     origin = ("uplink", name)
     result = [
@@ -113,25 +113,25 @@ def sets(name: str, contents: Members) -> tuple[Set, ...]:
 def _kernel_ports_set(name: str, sports: list[Port]) -> Set:
     merged = _merge_ranges(tuple(sports))
     flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
-    numbers = frozenset(map(phrases.ports, merged))
-    return Set(of(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
+    numbers = frozenset(map(phrases.port_value, merged))
+    return Set(object_name(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
 
 
 def _client_set(uplink: str, key: str) -> str:
-    return of(uplink, f"{key}s")
+    return object_name(uplink, f"{key}s")
 
 
 def _unmarked_set(uplink: str) -> str:
     """Return the name of the set of users without marks: "wan.unmarked"."""
-    return of(uplink, "unmarked")
+    return object_name(uplink, "unmarked")
 
 
-def is_unmarked(name: str, contents: Members) -> list[Match]:
+def unmarked_user_matches(name: str, contents: ServiceSets) -> list[Match]:
     """Return the match for sockets of users without marks; [] if no service has such a user."""
-    return [Match(OWNER, SetRef(_unmarked_set(name)))] if contents.unmarked else []
+    return [Match(SOCKET_UID, SetRef(_unmarked_set(name)))] if contents.unmarked else []
 
 
-def is_client(name: str, contents: Members) -> list[Match]:
+def client_matches(name: str, contents: ServiceSets) -> list[Match]:
     """Return matches for sockets of the uplink's services; any of them suffices."""
     return [
         Match(expression, SetRef(_client_set(name, key)))
@@ -140,7 +140,7 @@ def is_client(name: str, contents: Members) -> list[Match]:
     ]
 
 
-def lookups(name: str, contents: Members) -> list[Match]:
+def entitlement_matches(name: str, contents: ServiceSets) -> list[Match]:
     """Return matches for sockets that may send to the packet's destination; any of them suffices.
 
     The fast ones are first, the kernel's own sockets last.
@@ -156,11 +156,11 @@ def lookups(name: str, contents: Members) -> list[Match]:
     if contents.sports:
         # A packet that the kernel has encapsulated keeps the socket of the inner packet (since Linux
         # 4.19, net/core/skbuff.c: skb_scrub_packet), so only the tunnel's port identifies it.
-        matches.append(Match(Payload("udp", "sport"), SetRef(of(name, "kernel-ports"))))
+        matches.append(Match(Payload("udp", "sport"), SetRef(object_name(name, "kernel-ports"))))
     return matches
 
 
-def services(uplink: str, policy: Policy) -> dict[str, Service]:
+def uplink_services(uplink: str, policy: Policy) -> dict[str, Service]:
     """Return the services of an uplink."""
     return {name: service for name, service in policy.service.items() if service.uplink == uplink}
 
@@ -188,7 +188,7 @@ def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
     """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
     columns: list[tuple[bool, bool, _Columns]] = []
     for port in _merge_ranges(service.ports):
-        columns.append((True, _is_range(port), (port.protocol, phrases.ports(port))))
+        columns.append((True, _is_range(port), (port.protocol, phrases.port_value(port))))
     return columns or [(False, False, ())]
 
 

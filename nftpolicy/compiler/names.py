@@ -6,34 +6,34 @@ from __future__ import annotations
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
 BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the guard stays unchanged
-SECOND_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
-ASIDE = (BLOCK_TABLE, SECOND_TABLE)  # temporary; proofs of the guard do not rely on them
+SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
+AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE)  # temporary; proofs of the guard do not rely on them
 UNKNOWN_DEVICE = "unknown-device"  # counter of packets to devices that the policy does not name
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
 # (include/uapi/linux/netfilter_ipv4.h); the guard comes after every foreign base chain.
-ARRIVAL = -150
-RESTORE = -150
-REDIRECT = -100
-GUARD = 10000
-BLOCK = 20000  # after the guard, so it also drops packets that the guard accepts
+ARRIVAL_PRIORITY = -150
+RESTORE_PRIORITY = -150
+REDIRECT_PRIORITY = -100
+GUARD_PRIORITY = 10000
+BLOCK_PRIORITY = 20000  # after the guard, so it also drops packets that the guard accepts
 
 # Priorities of the ip rules: before l3mdev's 1000, mwan3's 1001 and netifd's 10000.
-LINK_LOCAL_TO_MAIN = 500
-FIRST_MARK = 510
-MARK_STEP = 10
-MARK_UNREACHABLE = 5  # offset after the lookup rule of each mark
+LINK_LOCAL_RULE_PRIORITY = 500
+MARK_RULE_PRIORITY = 510
+MARK_RULE_STEP = 10
+UNREACHABLE_OFFSET = 5  # offset after the lookup rule of each mark
 # After the marks of all uplinks, so that a mark takes precedence over a user.
-USER_TO_TABLE = 850
-USER_UNREACHABLE = 855
-ALL_TO_MAIN = 900
-ALL_UNREACHABLE = 910
+USER_RULE_PRIORITY = 850
+USER_UNREACHABLE_PRIORITY = 855
+MAIN_RULE_PRIORITY = 900
+FINAL_UNREACHABLE_PRIORITY = 910
 
-FIRST_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
+FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
 # The highest metric that both families accept; 0xffffffff is IPv6's own null route.
-LAST_METRIC = 0xFFFFFFFE
+UNREACHABLE_METRIC = 0xFFFFFFFE
 
 
-def of(uplink: str, *parts: str) -> str:
+def object_name(uplink: str, *parts: str) -> str:
     """Return the name of a chain, set or counter of an uplink: "wan.exempt.arp"."""
     return ".".join((uplink, *parts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..netstate.nft import (
     DROP,
-    FULL,
+    FULL_MASK,
     AnonymousSet,
     Bitwise,
     Concat,
@@ -15,7 +15,7 @@ from ..netstate.nft import (
     Mangle,
     Match,
     Meta,
-    Origin,
+    OriginPath,
     Payload,
     Rule,
     Statement,
@@ -26,20 +26,20 @@ from ..policy.mark import Mark
 from ..policy.objects import Port
 
 PACKET_MARK, FLOW_MARK = Meta("mark"), Ct("mark")
-OUT, IN = Meta("oifname"), Meta("iifname")
-OWNER, GROUP, TRANSPORT = Meta("skuid"), Meta("skgid"), Meta("l4proto")
-TO_PORT = Payload("th", "dport")
-TCP_OR_UDP = Match(TRANSPORT, AnonymousSet(frozenset({"tcp", "udp"})))
-TO_DNS = Match(TO_PORT, 53)
+OUTPUT_DEVICE, INPUT_DEVICE = Meta("oifname"), Meta("iifname")
+SOCKET_UID, SOCKET_GID, L4PROTO = Meta("skuid"), Meta("skgid"), Meta("l4proto")
+DEST_PORT = Payload("th", "dport")
+TCP_OR_UDP = Match(L4PROTO, AnonymousSet(frozenset({"tcp", "udp"})))
+TO_DNS = Match(DEST_PORT, 53)
 IS_REPLY = Match(Ct("direction"), "reply")
 _MAX_COMPARISONS = 4  # devices
 # Matches packets of a socket that a process holds. Without a socket, as for a RST of the kernel,
 # the expression breaks the rule, so it does not match.
-HAS_OWNER = Match(OWNER, "0-4294967294")
+HAS_OWNER = Match(SOCKET_UID, "0-4294967294")
 IS_ESTABLISHED = Match(Ct("state"), "established", "in")
 
 
-def by_device(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule, ...]:
+def device_dispatch(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule, ...]:
     """Return rules that apply a verdict per device.
 
     A few comparisons are faster than a verdict map, many are slower.
@@ -49,33 +49,33 @@ def by_device(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule
     return tuple(Rule((Match(key, device), verdict)) for device, verdict in entries)
 
 
-def masked(key: Expression, mask: int) -> Expression:
+def and_mask(key: Expression, mask: int) -> Expression:
     """Return `key` & `mask`, in the form in which the kernel lists it."""
-    return key if mask == FULL else Bitwise(key, keep=mask)
+    return key if mask == FULL_MASK else Bitwise(key, and_mask=mask)
 
 
-def wears(mark: Mark, key: Expression = PACKET_MARK) -> Match:
+def has_mark(mark: Mark, key: Expression = PACKET_MARK) -> Match:
     """Return a match for packets that carry the mark (or whose flow does, for FLOW_MARK)."""
-    return Match(masked(key, mark.mask), mark.value)
+    return Match(and_mask(key, mark.mask), mark.value)
 
 
-def put_on(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
+def set_mark(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
     """Return a statement that sets the mark and keeps the other bits, as the kernel lists it."""
-    if mark.mask == FULL:
+    if mark.mask == FULL_MASK:
         return Mangle(key, mark.value)
-    return Mangle(key, Bitwise(key, keep=(~mark.mask | mark.value) & FULL, put=mark.value))
+    return Mangle(key, Bitwise(key, and_mask=(~mark.mask | mark.value) & FULL_MASK, or_bits=mark.value))
 
 
-def drop(counter: str, *matches: Statement, origin: Origin = ()) -> Rule:
+def count_and_drop(counter: str, *matches: Statement, origin: OriginPath = ()) -> Rule:
     """Return a rule that counts and drops the packets that all `matches` match."""
     return Rule((*matches, CounterRef(counter), DROP), origin=origin)
 
 
-def ports(port: Port) -> int | str:
+def port_value(port: Port) -> int | str:
     """Return a port, or an interval of ports in nft syntax."""
     return port.low if port.low == port.high else f"{port.low}-{port.high}"
 
 
-def destination(family: int) -> Concat:
+def transport_destination(family: int) -> Concat:
     """Return the concatenation of transport protocol, destination address and port."""
-    return Concat((TRANSPORT, Payload("ip" if family == 4 else "ip6", "daddr"), TO_PORT))
+    return Concat((L4PROTO, Payload("ip" if family == 4 else "ip6", "daddr"), DEST_PORT))

@@ -19,10 +19,10 @@ from . import names
 _DROPPING_HOOKS = frozenset({"postrouting", "input", "egress"})
 
 
-def second(state: NetState) -> tuple[Table, ...]:
+def shadow_guard_tables(state: NetState) -> tuple[Table, ...]:
     """Return copies of the guard's tables without the chains that mark, restore or redirect."""
     return tuple(
-        evolve(table, name=names.SECOND_TABLE, chains=_dropping_chains(table))
+        evolve(table, name=names.SHADOW_TABLE, chains=_dropping_chains(table))
         for table in state.tables
         if table.name == names.TABLE
     )

@@ -6,14 +6,14 @@ from __future__ import annotations
 from ..netstate import iproute
 from ..netstate.state import NetState
 from ..policy import words
-from ..policy.checks import accounts
-from ..policy.objects import Policy, Service, Uplink, lease_of
+from ..policy.checks import service_accounts
+from ..policy.objects import Policy, Service, Uplink, lease_file
 from . import answers, members
 
 _MAX_ITEMS = 4  # of a list
 
 
-def summary(policy: Policy, state: NetState) -> str:
+def describe_policy(policy: Policy, state: NetState) -> str:
     """Return the description, several lines."""
     inside = ", ".join(("lo", *policy.inside))
     lines = [f"policy {policy.name}", f"inside: {inside}; every other device counts as an uplink"]
@@ -21,8 +21,8 @@ def summary(policy: Policy, state: NetState) -> str:
         lines += ["", *_uplink(name, uplink, policy)]
     lines += ["", "ip rules (IPv4 and IPv6 unless noted)"]
     for rule in sorted(state.rules, key=lambda rule: (rule.priority, rule.family)):
-        text = iproute.rule(rule)
-        in_both = any(other.family != rule.family and iproute.rule(other) == text for other in state.rules)
+        text = iproute.rule_text(rule)
+        in_both = any(other.family != rule.family and iproute.rule_text(other) == text for other in state.rules)
         if not in_both:
             lines.append(f"  {text}  (IPv{rule.family})")
         elif rule.family == 4:
@@ -39,18 +39,18 @@ def summary(policy: Policy, state: NetState) -> str:
 
 def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
-    for service_name, service in members.services(name, policy).items():
+    for service_name, service in members.uplink_services(name, policy).items():
         marked = "" if service.unmarked else " with the mark"
         lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
     lines += [f"  exempt {word}: {words.EXEMPTIONS[word]}" for word in uplink.exempt]
-    lines += [f"  learns {word}: {words.LEARNED[word]}" for word in uplink.learn]
+    lines += [f"  learns {word}: {words.LEARN_SOURCES[word]}" for word in uplink.learn]
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         lines.append(f"  answers {answer.name}{port}")
-    if answers.resets(uplink):
+    if answers.refuses_closed_ports(uplink):
         lines.append("  refuses closed TCP ports with a RST")
     if uplink.resolver:
-        learned = ", ".join(uplink.resolver.sources) or lease_of(name, uplink.resolver)
+        learned = ", ".join(uplink.resolver.sources) or lease_file(name, uplink.resolver)
         servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
@@ -62,7 +62,7 @@ def _senders(service: Service) -> str:
     if service.kernel:
         ports = f" on {_shorten(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"
-    return " or ".join(f"sockets of {key} {account.name}" for key, account in accounts(service))
+    return " or ".join(f"sockets of {key} {account.name}" for key, account in service_accounts(service))
 
 
 def _destinations(service: Service) -> str:

@@ -8,7 +8,7 @@ from ..policy.objects import Policy
 
 # The kernel's replies and accepted sockets get the mark of the packet that they answer, and the
 # reverse path check uses the table that the mark selects.
-MACHINE = {
+HOST_SYSCTLS = {
     "net/ipv4/fwmark_reflect": "1",
     "net/ipv6/fwmark_reflect": "1",
     "net/ipv4/tcp_fwmark_accept": "1",
@@ -20,7 +20,7 @@ MACHINE = {
 }
 
 # Of each uplink device.
-DEVICE = {
+DEVICE_SYSCTLS = {
     # Routes and redirects that a neighbour sends do not change any route.
     "net/ipv4/conf/{device}/accept_redirects": "0",
     "net/ipv4/conf/{device}/secure_redirects": "0",
@@ -44,19 +44,19 @@ DEVICE = {
 
 # Of each device of an uplink that learns from router advertisements; they replace the values above.
 # accept_ra 2: even if forwarding is on.
-BY_ROUTER = {
+ROUTER_ADVERTISEMENT_SYSCTLS = {
     "net/ipv6/conf/{device}/accept_ra": "2",
     "net/ipv6/conf/{device}/accept_ra_defrtr": "1",
     "net/ipv6/conf/{device}/accept_ra_rt_info_max_plen": "64",
 }
 
 
-def sysctls(policy: Policy) -> tuple[Sysctl, ...]:
+def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
     """Return the required sysctls of the host and of each uplink device."""
-    host = [Sysctl(path, value) for path, value in MACHINE.items()]
+    host = [Sysctl(path, value) for path, value in HOST_SYSCTLS.items()]
     devices = []
     for name, uplink in policy.uplink.items():
-        settings = DEVICE | BY_ROUTER if "ra" in uplink.learn else DEVICE
+        settings = DEVICE_SYSCTLS | ROUTER_ADVERTISEMENT_SYSCTLS if "ra" in uplink.learn else DEVICE_SYSCTLS
         origin = ("uplink", name, "devices")
         for device in uplink.devices:
             # Paths under /proc/sys: a dot in a device name is not a separator.

@@ -11,7 +11,7 @@ from attrs import frozen
 
 
 @frozen
-class Login:
+class UserAccount:
     """Account of a user: name, primary group, all groups, home directory."""
 
     name: str
@@ -20,16 +20,16 @@ class Login:
     home: str
 
 
-def login(uid: int) -> Login | None:
+def user_account(uid: int) -> UserAccount | None:
     """Return the account of a user by its number, or None."""
     try:
         user = pwd.getpwuid(uid)
     except KeyError:
         return None
-    return Login(user.pw_name, user.pw_gid, tuple(os.getgrouplist(user.pw_name, user.pw_gid)), user.pw_dir)
+    return UserAccount(user.pw_name, user.pw_gid, tuple(os.getgrouplist(user.pw_name, user.pw_gid)), user.pw_dir)
 
 
-def number(kind: str, name: str) -> int | None:
+def account_number(kind: str, name: str) -> int | None:
     """Return the number of the user or group (`kind`) of that name, or None."""
     try:
         return grp.getgrnam(name).gr_gid if kind == "group" else pwd.getpwnam(name).pw_uid
@@ -37,7 +37,7 @@ def number(kind: str, name: str) -> int | None:
         return None
 
 
-def names(kind: str) -> list[str]:
+def account_names(kind: str) -> list[str]:
     """Return the names of all users or groups (`kind`)."""
     if kind == "group":
         return [group.gr_name for group in grp.getgrall()]

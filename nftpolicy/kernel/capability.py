@@ -16,7 +16,7 @@ _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_KEEPCAPS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE = 8, 47, 2
 
 
-def to_mark() -> int:
+def cap_for_so_mark() -> int:
     """Return the capability for SO_MARK: CAP_NET_RAW since Linux 5.17 (net/core/sock.c), CAP_NET_ADMIN before."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release)
     if release and (int(release[1]), int(release[2])) >= (5, 17):
@@ -25,7 +25,7 @@ def to_mark() -> int:
 
 
 @contextmanager
-def kept(capability: int) -> Iterator[None]:
+def keep_capability(capability: int) -> Iterator[None]:
     """Keep only this capability when this process changes its user within the context.
 
     Programs that it starts afterwards have the capability too. It is an ambient one, so that ld.so

@@ -164,7 +164,7 @@ _REASONS = {
 # --- a cgroup for one program -------------------------------------------------------
 
 
-class MarkedGroup:
+class MarkedCgroup:
     """A cgroup that sets a mark on its sockets. A context manager; leaving it removes the cgroup.
 
     The caller makes sure that no other process uses the name: processes that are found in it are
@@ -175,7 +175,7 @@ class MarkedGroup:
         self.name, self.value, self.mask = name, value, mask
         self._parent = self._directory = -1
 
-    def __enter__(self) -> MarkedGroup:
+    def __enter__(self) -> MarkedCgroup:
         try:
             self._create()
             code = programs.mark_program(self.value, self.mask)
@@ -229,19 +229,19 @@ class MarkedGroup:
             os.close(self._parent)
         self._parent = self._directory = -1
 
-    def started(self) -> None:
+    def after_start(self) -> None:
         """Do nothing; the counterpart of the seccomp method needs this step after exec."""
 
-    def before(self) -> None:
+    def before_exec(self) -> None:
         """Move the calling process into the cgroup; to be called between fork and exec."""
         join_cgroup(self._directory)
 
-    def tried(self) -> bool:
+    def verify(self) -> bool:
         """Return True if sockets of both families that a process opens inside have the mark."""
 
         def has_mark() -> bytes:
-            self.before()
-            marks = [mark for family in (socket.AF_INET, socket.AF_INET6) for mark in own_sockets(family).values()]
+            self.before_exec()
+            marks = [mark for family in (socket.AF_INET, socket.AF_INET6) for mark in own_socket_marks(family).values()]
             return b"1" if marks and all(mark & self.mask == self.value for mark in marks) else b""
 
         try:
@@ -259,7 +259,7 @@ def has_mark(opened: socket.socket, mark: tuple[int, int]) -> bool:
     return opened.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & mask == value
 
 
-def own_sockets(family: int) -> dict[str, int]:
+def own_socket_marks(family: int) -> dict[str, int]:
     """Return the whole marks of sockets of a family (AF_INET, AF_INET6) that this process opens now, by type.
 
     Empty if the kernel does not have the family. Raises OSError if a socket cannot be opened for
@@ -276,7 +276,7 @@ def own_sockets(family: int) -> dict[str, int]:
     return marks
 
 
-def unmarked(pid: int, mark: tuple[int, int]) -> list[str]:
+def unmarked_sockets(pid: int, mark: tuple[int, int]) -> list[str]:
     """Return the IP sockets of a process without the mark (value, mask), as "SOCK_DGRAM socket, port 54".
 
     Raises OSError.

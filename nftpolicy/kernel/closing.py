@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from .conntrack import Conntrack, Flow
+from .conntrack import Conntrack, ConntrackEntry
 from .errors import Unavailable
-from .holders import Holder, cgroups, holders
+from .holders import SocketOwner, cgroup_numbers, socket_owners
 from .libnft import Nft
-from .rtnetlink import Lookups, RtNetlink
-from .sock_diag import TCP, UDP, Listed, SockDiag
+from .rtnetlink import RouteLookups, Rtnetlink
+from .sock_diag import TCP, UDP, InetSocket, SockDiag
 
 # The kernel deletes a table with an owner when the socket of the owner closes, however the process
 # ends.
@@ -24,7 +24,7 @@ _RESET_TABLE = """table inet nftpolicy-closing {{
 """
 
 
-class Running:
+class LiveSockets:
     """Sockets and flows in the network namespace of the thread that creates it. A context manager.
 
     Each method raises Unavailable if the kernel lacks support, or the process a capability.
@@ -34,19 +34,19 @@ class Running:
         self._stack = ExitStack()
         self._diag: SockDiag | None = None
         self._conntrack: Conntrack | None = None
-        self._lookups: Lookups | None = None
+        self._lookups: RouteLookups | None = None
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> LiveSockets:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def sockets(self) -> list[Listed]:
+    def sockets(self) -> list[InetSocket]:
         """Return all IP sockets that sock_diag lists."""
         return self._sock_diag().sockets()
 
-    def destroy(self, entry: Listed) -> str:
+    def destroy(self, entry: InetSocket) -> str:
         """Destroy a socket from `sockets`: see SockDiag.destroy."""
         return self._sock_diag().destroy(entry)
 
@@ -55,13 +55,13 @@ class Running:
             self._diag = self._stack.enter_context(SockDiag())
         return self._diag
 
-    def flows(self, value: int, mask: int) -> list[Flow]:
+    def flows(self, value: int, mask: int) -> list[ConntrackEntry]:
         """Return the flows with `value` as conntrack mark & mask."""
         return self._connection_tracking().flows(value, mask)
 
-    def forget(self, entry: Flow) -> bool:
+    def delete_flow(self, entry: ConntrackEntry) -> bool:
         """Delete a flow from `flows`; return False if it has gone."""
-        return self._connection_tracking().forget(entry)
+        return self._connection_tracking().delete_flow(entry)
 
     def _connection_tracking(self) -> Conntrack:
         if self._conntrack is None:
@@ -72,36 +72,36 @@ class Running:
         """Return the addresses of each device, without prefix length."""
         return {
             device.name: tuple(address.partition("/")[0] for address in device.addresses)
-            for device in RtNetlink().devices()
+            for device in Rtnetlink().devices()
         }
 
-    def groups(self, inodes: Iterable[int]) -> dict[int, int]:
+    def owner_groups(self, inodes: Iterable[int]) -> dict[int, int]:
         """Return the group that opened each socket, by inode.
 
         Skip sockets that /proc does not show.
         """
-        return {inode: process.gid for inode, process in holders(inodes).items()}
+        return {inode: process.gid for inode, process in socket_owners(inodes).items()}
 
-    def holders(self, inodes: Iterable[int]) -> dict[int, Holder]:
+    def socket_owners(self, inodes: Iterable[int]) -> dict[int, SocketOwner]:
         """Return the owning process of each socket, by inode.
 
         Skip sockets that /proc does not show.
         """
-        return holders(inodes)
+        return socket_owners(inodes)
 
-    def cgroups(self, paths: Iterable[str]) -> dict[str, set[int]]:
+    def cgroup_numbers(self, paths: Iterable[str]) -> dict[str, set[int]]:
         """Return the numbers of cgroups and of the cgroups below them, by path."""
-        return cgroups(paths)
+        return cgroup_numbers(paths)
 
-    def leads(self, entry: Listed) -> str | None:
+    def egress_device(self, entry: InetSocket) -> str | None:
         """Return the output device of a connected socket by the routes of now; None if there is no route."""
         if self._lookups is None:
-            self._lookups = self._stack.enter_context(Lookups())
+            self._lookups = self._stack.enter_context(RouteLookups())
         if entry.remote is None:
             return None
         has_ports = entry.protocol in (TCP, UDP)
         try:
-            route = self._lookups.getroute(
+            route = self._lookups.get_route(
                 entry.family,
                 entry.remote,
                 entry.local,
@@ -118,7 +118,7 @@ class Running:
         return None if isinstance(route, int) else route.device
 
     @contextmanager
-    def muffled(
+    def suppress_resets(
         self, marks: Iterable[tuple[int, int]], addresses: Iterable[str], devices: Iterable[str]
     ) -> Iterator[str | None]:
         """Drop TCP resets that carry one of the marks (value, mask), within this context.

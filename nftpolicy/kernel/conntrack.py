@@ -30,7 +30,7 @@ _MARK = struct.Struct("!I")
 
 
 @frozen
-class Tracked:
+class FlowState:
     """State of the flow of one packet.
 
     `state` is "new" until there was a reply, then "established". `direction` ("original", "reply")
@@ -43,7 +43,7 @@ class Tracked:
 
 
 @frozen
-class Ends:
+class FlowTuple:
     """Source and destination of the packets of one direction.
 
     Ports are 0 in protocols without ports.
@@ -56,7 +56,7 @@ class Ends:
 
 
 @frozen
-class Flow:
+class ConntrackEntry:
     """A conntrack entry.
 
     `original` is the direction of its first packet. `key`, `number` and `zone` identify it to the
@@ -65,13 +65,13 @@ class Flow:
 
     family: int
     protocol: int
-    original: Ends
-    reply: Ends
+    original: FlowTuple
+    reply: FlowTuple
     mark: int
     key: bytes
     number: bytes
     zone: bytes = b""
-    replied: bool = False
+    has_reply: bool = False
 
     def __str__(self) -> str:
         name = _PROTOCOL_NAMES.get(self.protocol, f"protocol {self.protocol}")
@@ -98,7 +98,7 @@ class Conntrack:
     def __exit__(self, *_: object) -> None:
         self._netlink.close()
 
-    def flows(self, value: int, mask: int) -> list[Flow]:
+    def flows(self, value: int, mask: int) -> list[ConntrackEntry]:
         """Return the flows of both families with `value` as conntrack mark & mask.
 
         Raises Unavailable.
@@ -116,7 +116,7 @@ class Conntrack:
         entries = (decode_entry(*message) for message in messages)
         return [entry for entry in entries if entry is not None and entry.mark & mask == value]
 
-    def forget(self, entry: Flow) -> bool:
+    def delete_flow(self, entry: ConntrackEntry) -> bool:
         """Delete one entry; return False if it has gone or has been replaced. Raises OSError."""
         if not entry.key or not entry.number:
             raise ValueError("a flow to delete needs key and number: without the key the kernel deletes all of them")
@@ -130,14 +130,14 @@ class Conntrack:
         return not code
 
 
-def decode_entry(raw: bytes, start: int, end: int) -> Flow | None:
+def decode_entry(raw: bytes, start: int, end: int) -> ConntrackEntry | None:
     """Return the entry of a message with its struct nfgenmsg at `start`; None unless it is IP."""
     family = _VERSIONS.get(raw[start])
     found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
     key = found.get(nl.CTA_TUPLE_ORIG, b"")
     if family is None or not key or nl.CTA_ID not in found:
         return None
-    return Flow(
+    return ConntrackEntry(
         family,
         _flattened(key).get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_NUM), b"\0")[0],
         _decode_tuple(family, key),
@@ -150,7 +150,7 @@ def decode_entry(raw: bytes, start: int, end: int) -> Flow | None:
     )
 
 
-def _decode_tuple(family: int, raw: bytes) -> Ends:
+def _decode_tuple(family: int, raw: bytes) -> FlowTuple:
     parts = _flattened(raw)
     source, destination = (
         ip_text(parts[nl.CTA_TUPLE_IP, kind]) if (nl.CTA_TUPLE_IP, kind) in parts else ""
@@ -158,10 +158,10 @@ def _decode_tuple(family: int, raw: bytes) -> Ends:
     )
     sport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_SRC_PORT)))
     dport = network_integer(parts.get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_DST_PORT)))
-    return Ends(source, sport, destination, dport)
+    return FlowTuple(source, sport, destination, dport)
 
 
-def tracked(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> Tracked | None:
+def find_flow(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> FlowState | None:
     """Return the state of the flow of packets with these addresses and ports.
 
     The network namespace is that of the calling thread. None if there is no such flow, or the
@@ -179,7 +179,7 @@ def tracked(family: int, protocol: int, source: str, sport: int, destination: st
     is_original = _flattened(found.get(nl.CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
     replied = network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY
     state = "established" if replied or not is_original else "new"
-    return Tracked(state, "original" if is_original else "reply", network_integer(found.get(nl.CTA_MARK)))
+    return FlowState(state, "original" if is_original else "reply", network_integer(found.get(nl.CTA_MARK)))
 
 
 def _encode_tuple(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..netstate.nft import PROTOCOLS, Element, Value
+from ..netstate.nft import PROTOCOL_NAMES, Element, Value
 from .netlink import constants as nl
 from .netlink.attributes import attribute, attribute_spans, encode_text, netfilter_header
 from .netlink.socket import NetlinkSocket, repeat_until_consistent
@@ -28,7 +28,7 @@ _DATA_TYPES: dict[str, tuple[str, str, Callable[[Any], Value] | None]] = {
     "gid": ("I", "", None),
     "ipv4_addr": ("4s", "", lambda raw: socket.inet_ntop(socket.AF_INET, raw)),
     "ipv6_addr": ("16s", "", lambda raw: socket.inet_ntop(socket.AF_INET6, raw)),
-    "inet_proto": ("B", "3x", lambda number: PROTOCOLS.get(number, number)),
+    "inet_proto": ("B", "3x", lambda number: PROTOCOL_NAMES.get(number, number)),
     "inet_service": ("2s", "2x", lambda raw: int.from_bytes(raw, "big")),
 }
 

@@ -20,14 +20,14 @@ from attrs import frozen
 from .child_process import ChildProcess
 from .errors import ChildFailed
 from .netlink.constants import ADDRESS_FAMILY
-from .tap import card
+from .tap import link_info
 
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
-PROTOCOL = 253  # for experiments, RFC 3692
+EXPERIMENTAL_PROTOCOL = 253  # for experiments, RFC 3692
 ETHERTYPES = {0: 0x88B5, 4: 0x0800, 6: 0x86DD}  # 0: local experiments, IEEE 802
 DOCUMENTATION_MAC = bytes.fromhex("00005e005301")  # RFC 9542: no machine has it
 ARPHRD_ETHER = 1  # devices with a header in their frames
-BARE = (512, 519, 776, 65534)  # PPP, raw IP, sit, none: devices with IP packets as frames
+ARPHRD_RAW = (512, 519, 776, 65534)  # PPP, raw IP, sit, none: devices with IP packets as frames
 
 _HOP_LIMIT = 1  # the first router drops the packet
 _IP_OPTIONS, _IP_PKTINFO, _IP_MULTICAST_IF, _IP_MULTICAST_TTL, _IP_MULTICAST_LOOP = 4, 8, 32, 33, 34
@@ -47,15 +47,15 @@ _SOCKETS = {
     "tcp": (socket.SOCK_STREAM, {4: 0, 6: 0}),
     "ping": (socket.SOCK_DGRAM, {4: ICMP, 6: ICMPV6}),
     "echo": (socket.SOCK_RAW, {4: ICMP, 6: ICMPV6}),
-    "raw": (socket.SOCK_RAW, {4: PROTOCOL, 6: PROTOCOL}),
+    "raw": (socket.SOCK_RAW, {4: EXPERIMENTAL_PROTOCOL, 6: EXPERIMENTAL_PROTOCOL}),
     "header": (socket.SOCK_RAW, {4: socket.IPPROTO_RAW, 6: socket.IPPROTO_RAW}),
 }
-FRAMES = {"frame": socket.SOCK_DGRAM, "raw-frame": socket.SOCK_RAW}
-PORTS = frozenset({"udp", "tcp", "header", *FRAMES})  # forms that have ports
+FRAME_SOCKETS = {"frame": socket.SOCK_DGRAM, "raw-frame": socket.SOCK_RAW}
+FORMS_WITH_PORTS = frozenset({"udp", "tcp", "header", *FRAME_SOCKETS})  # forms that have ports
 
 
 @frozen
-class Shot:
+class ProbePacket:
     """A packet to send: form and method (see `_SOCKETS`, `_METHODS`), family (0: not IP), and sender.
 
     `device` and `source` are for the methods and forms that need them. `open_as_user`: the socket
@@ -68,28 +68,28 @@ class Shot:
     payload: bytes
     uid: int = 0
     gid: int = 0
-    lent: bool = False
+    open_as_user: bool = False
     mark: int = 0
     dport: int = 9
     sport: int = 40000
-    way: str = ""
+    method: str = ""
     device: str | None = None
     source: str | None = None
 
 
 @frozen
-class Outcome:
+class SendOutcome:
     """Local result of sending a packet.
 
     `error` is the name of the errno, or None. `stage` is the refused step: opening the socket
     ("open") or sending the packet ("send").
     """
 
-    at: str = "send"
-    refused: str | None = None
+    stage: str = "send"
+    error: str | None = None
 
 
-def fire(shots: Sequence[Shot], meanwhile: Callable[[int], None]) -> list[Outcome]:
+def send_all(packets: Sequence[ProbePacket], wait: Callable[[int], None]) -> list[SendOutcome]:
     """Send all packets, in processes with user and group of their senders.
 
     Return their outcomes in order.
@@ -97,23 +97,23 @@ def fire(shots: Sequence[Shot], meanwhile: Callable[[int], None]) -> list[Outcom
     """
 
     def sender(index: int) -> tuple[bool, int, int]:
-        shot = shots[index]
-        return shot.lent, shot.uid, shot.gid
+        shot = packets[index]
+        return shot.open_as_user, shot.uid, shot.gid
 
-    outcomes: dict[int, Outcome] = {}
-    for _, group in groupby(sorted(range(len(shots)), key=sender), key=sender):
+    outcomes: dict[int, SendOutcome] = {}
+    for _, group in groupby(sorted(range(len(packets)), key=sender), key=sender):
         indexes = list(group)
-        results = _send_in_child([shots[index] for index in indexes], meanwhile)
+        results = _send_in_child([packets[index] for index in indexes], wait)
         outcomes.update(zip(indexes, results, strict=True))
-    return [outcomes[index] for index in range(len(shots))]
+    return [outcomes[index] for index in range(len(packets))]
 
 
-def _send_in_child(shots: list[Shot], meanwhile: Callable[[int], None]) -> list[Outcome]:
+def _send_in_child(shots: list[ProbePacket], meanwhile: Callable[[int], None]) -> list[SendOutcome]:
     """Send the packets of one sender."""
     opened: list[socket.socket] = []  # of the child; they stay open until it ends, because the kernel may need them
 
     def work() -> bytes:
-        return json.dumps([(outcome.at, outcome.refused) for outcome in _send_all(shots, opened)]).encode()
+        return json.dumps([(outcome.stage, outcome.error) for outcome in _send_all(shots, opened)]).encode()
 
     with ChildProcess(work, seconds=_TIME_LIMIT) as child:
         complete = False
@@ -121,13 +121,13 @@ def _send_in_child(shots: list[Shot], meanwhile: Callable[[int], None]) -> list[
             meanwhile(child.descriptor)
             complete = child.read_available()
         try:
-            return [Outcome(*outcome) for outcome in json.loads(child.result())]
+            return [SendOutcome(*outcome) for outcome in json.loads(child.result())]
         except (ChildFailed, ValueError):
-            return [Outcome("open", "ECHILD")] * len(shots)
+            return [SendOutcome("open", "ECHILD")] * len(shots)
 
 
-def _send_all(shots: list[Shot], opened: list[socket.socket]) -> Iterator[Outcome]:
-    uid, gid, lent = shots[0].uid, shots[0].gid, shots[0].lent
+def _send_all(shots: list[ProbePacket], opened: list[socket.socket]) -> Iterator[SendOutcome]:
+    uid, gid, lent = shots[0].uid, shots[0].gid, shots[0].open_as_user
     try:
         if uid or gid:
             os.setgroups([])
@@ -135,7 +135,7 @@ def _send_all(shots: list[Shot], opened: list[socket.socket]) -> Iterator[Outcom
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
     except OSError as error:  # a user namespace without such a user
-        yield from [Outcome("open", _errno_name(error))] * len(shots)
+        yield from [SendOutcome("open", _errno_name(error))] * len(shots)
         return
     for shot in shots:
         yield _send(shot, opened)
@@ -145,38 +145,38 @@ def _errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
-def _send(shot: Shot, opened: list[socket.socket]) -> Outcome:
+def _send(shot: ProbePacket, opened: list[socket.socket]) -> SendOutcome:
     try:
         sender = _open(shot)
         opened.append(sender)
         sender.setblocking(False)
         if shot.mark:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", shot.mark))
-        if shot.form in FRAMES:
+        if shot.form in FRAME_SOCKETS:
             send = _frame(sender, shot)
         else:
             _limit_hops(sender, shot)
-            _METHODS[shot.way](sender, shot)
+            _METHODS[shot.method](sender, shot)
             send = _packet(sender, shot)
     except OSError as error:
-        return Outcome("open", _errno_name(error))
+        return SendOutcome("open", _errno_name(error))
     try:
         send()
     except BlockingIOError as error:
         # A connection attempt is enough. A new socket has room in its buffer, so EAGAIN is a
         # refusal.
-        return Outcome() if error.errno == errno.EINPROGRESS else Outcome("send", _errno_name(error))
+        return SendOutcome() if error.errno == errno.EINPROGRESS else SendOutcome("send", _errno_name(error))
     except OSError as error:
-        return Outcome("send", _errno_name(error))
-    return Outcome()
+        return SendOutcome("send", _errno_name(error))
+    return SendOutcome()
 
 
-def _open(shot: Shot) -> socket.socket:
-    if shot.form in FRAMES:
-        return socket.socket(socket.AF_PACKET, FRAMES[shot.form])
+def _open(shot: ProbePacket) -> socket.socket:
+    if shot.form in FRAME_SOCKETS:
+        return socket.socket(socket.AF_PACKET, FRAME_SOCKETS[shot.form])
     kind, protocols = _SOCKETS[shot.form]
-    domain = socket.AF_INET6 if shot.way == "mapped" else ADDRESS_FAMILY[shot.family]
-    if not shot.lent:
+    domain = socket.AF_INET6 if shot.method == "mapped" else ADDRESS_FAMILY[shot.family]
+    if not shot.open_as_user:
         return socket.socket(domain, kind, protocols[shot.family])
     # The kernel takes the owner of a socket from the effective ids. The real ids stay root, so that
     # they can return.
@@ -189,12 +189,12 @@ def _open(shot: Shot) -> socket.socket:
         os.setegid(0)
 
 
-def _limit_hops(sender: socket.socket, shot: Shot) -> None:
+def _limit_hops(sender: socket.socket, shot: ProbePacket) -> None:
     if shot.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _HOP_LIMIT)
     else:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_UNICAST_HOPS, _HOP_LIMIT)
-    if shot.form == "tcp" or shot.way == "mapped":  # without multicast
+    if shot.form == "tcp" or shot.method == "mapped":  # without multicast
         return
     if shot.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_TTL, _HOP_LIMIT)
@@ -207,24 +207,24 @@ def _limit_hops(sender: socket.socket, shot: Shot) -> None:
 # --- ways in which a socket selects its device, or gets one -------------------------
 
 
-def _device_index(shot: Shot) -> int:
+def _device_index(shot: ProbePacket) -> int:
     return socket.if_nametoindex(shot.device or "")
 
 
-def _bind_device(sender: socket.socket, shot: Shot) -> None:
+def _bind_device(sender: socket.socket, shot: ProbePacket) -> None:
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, (shot.device or "").encode())
 
 
-def _bind_source(sender: socket.socket, shot: Shot) -> None:
+def _bind_source(sender: socket.socket, shot: ProbePacket) -> None:
     sender.bind((shot.source or "", 0))
 
 
-def _set_unicast_device(sender: socket.socket, shot: Shot) -> None:
+def _set_unicast_device(sender: socket.socket, shot: ProbePacket) -> None:
     index = struct.pack("!I", _device_index(shot))
     sender.setsockopt(_LEVELS[shot.family], _UNICAST_IF[shot.family], index)
 
 
-def _set_multicast_device(sender: socket.socket, shot: Shot) -> None:
+def _set_multicast_device(sender: socket.socket, shot: ProbePacket) -> None:
     if shot.family == 4:
         request = struct.pack("=4s4si", bytes(4), bytes(4), _device_index(shot))  # struct ip_mreqn
         sender.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_IF, request)
@@ -232,24 +232,24 @@ def _set_multicast_device(sender: socket.socket, shot: Shot) -> None:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_IF, _device_index(shot))
 
 
-def _allow_broadcast(sender: socket.socket, shot: Shot) -> None:
+def _allow_broadcast(sender: socket.socket, shot: ProbePacket) -> None:
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     _bind_device(sender, shot)
 
 
-def _set_options(sender: socket.socket, shot: Shot) -> None:
+def _set_options(sender: socket.socket, shot: ProbePacket) -> None:
     if shot.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, _IP_OPTIONS, _NO_OPERATION)
     else:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_HOPOPTS, _PADDING)
 
 
-def _do_nothing(sender: socket.socket, shot: Shot) -> None:
+def _do_nothing(sender: socket.socket, shot: ProbePacket) -> None:
     pass
 
 
 # `_packet` handles "pktinfo", "zone" and "mapped".
-_METHODS: dict[str, Callable[[socket.socket, Shot], None]] = {
+_METHODS: dict[str, Callable[[socket.socket, ProbePacket], None]] = {
     "": _do_nothing,
     "mapped": _do_nothing,
     "options": _set_options,
@@ -266,17 +266,17 @@ _METHODS: dict[str, Callable[[socket.socket, Shot], None]] = {
 # --- the packets --------------------------------------------------------------------
 
 
-def _packet(sender: socket.socket, shot: Shot) -> Callable[[], object]:
+def _packet(sender: socket.socket, shot: ProbePacket) -> Callable[[], object]:
     """Return the call that sends an IP packet."""
     port = 0 if shot.form in _NO_PORTS else shot.dport
     target: tuple[str | int, ...] = (shot.destination, port)
-    if shot.way == "mapped":
+    if shot.method == "mapped":
         target = (f"::ffff:{shot.destination}", port)
-    elif shot.way == "zone":
+    elif shot.method == "zone":
         target = (shot.destination, port, 0, _device_index(shot))
     if shot.form == "tcp":
         return lambda: sender.connect(target)
-    if shot.way == "pktinfo":
+    if shot.method == "pktinfo":
         index = _device_index(shot)
         if shot.family == 4:  # struct in_pktinfo, struct in6_pktinfo
             message = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i8x", index))
@@ -286,20 +286,20 @@ def _packet(sender: socket.socket, shot: Shot) -> Callable[[], object]:
     return lambda: sender.sendto(_body(shot), target)
 
 
-def _body(shot: Shot) -> bytes:
+def _body(shot: ProbePacket) -> bytes:
     if shot.form in ("ping", "echo"):
         return _echo_request(shot)
     return datagram(shot) if shot.form == "header" else shot.payload
 
 
-def _echo_request(shot: Shot) -> bytes:
+def _echo_request(shot: ProbePacket) -> bytes:
     message = struct.pack("!BBHHH", _ECHO_REQUESTS[shot.family], 0, 0, 1, 1) + shot.payload
     if shot.family == 6:
         return message  # the kernel computes the checksum, also for ping sockets of IPv4
     return message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
 
 
-def datagram(shot: Shot) -> bytes:
+def datagram(shot: ProbePacket) -> bytes:
     """Return a whole IP packet with UDP from `source`, for programs that write their own headers."""
     assert shot.source is not None
     source, destination = (ip_address(address).packed for address in (shot.source, shot.destination))
@@ -314,17 +314,17 @@ def datagram(shot: Shot) -> bytes:
     return header + ports + struct.pack("!H", checksum) + shot.payload
 
 
-def _frame(sender: socket.socket, shot: Shot) -> Callable[[], object]:
+def _frame(sender: socket.socket, shot: ProbePacket) -> Callable[[], object]:
     """Return the call that sends a frame."""
     assert shot.device is not None
-    device = card(shot.device)
+    device = link_info(shot.device)
     if device is None:
         raise OSError(errno.ENODEV, "no such device")
-    if device.kind != ARPHRD_ETHER and device.kind not in BARE:
+    if device.hardware_type != ARPHRD_ETHER and device.hardware_type not in ARPHRD_RAW:
         raise OSError(errno.EAFNOSUPPORT, "unsupported type of device")
     ethertype = ETHERTYPES[shot.family]
     body = datagram(shot) if shot.family else shot.payload.ljust(_SHORTEST_PAYLOAD, b"\0")
-    if shot.form == "raw-frame" and device.kind == ARPHRD_ETHER:
+    if shot.form == "raw-frame" and device.hardware_type == ARPHRD_ETHER:
         body = DOCUMENTATION_MAC + device.mac + struct.pack("!H", ethertype) + body
     return lambda: sender.sendto(body, (shot.device, ethertype, 0, 0, DOCUMENTATION_MAC))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..netstate.changes import Step
 
 
-class Refused(Exception):
+class StepRefused(Exception):
     """The kernel refused a step; nothing of that step was done.
 
     `reason` is the message of the kernel or of libnftables; `object` the value it is about, if
@@ -61,7 +61,7 @@ class DumpInterrupted(Unavailable, OSError):
         return self.strerror or ""
 
 
-class Gone(Exception):
+class NoSuchProcess(Exception):
     """There is no such process."""
 
 

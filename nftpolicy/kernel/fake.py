@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..netstate.carried import MISSING, Impossible, after
+from ..netstate.carried import ENOENT_TEXT, StepRejected, state_after
 from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, Step
 from ..netstate.nft import Chain, NamedCounter, Table
 from ..netstate.routing import Sysctl
-from ..netstate.state import Counters, Counts, NetState
-from .errors import Refused
+from ..netstate.state import CounterValue, CounterValues, NetState
+from .errors import StepRefused
 
-INJECTED = "Operation not permitted"
+INJECTED_REASON = "Operation not permitted"
 
-Key = tuple[str, str]
+TableKey = tuple[str, str]
 
 
-class Fake:
+class FakeKernel:
     """Kernel in memory: see interface.Kernel.
 
     `state` is its present state; `generation` grows with every change.
@@ -39,15 +39,15 @@ class Fake:
         refuse_at: int | None = None,
         families: tuple[int, ...] = (4, 6),
         ports: Mapping[str, Sequence[str]] | None = None,
-        unhooked: Iterable[str] = (),
+        without_egress_hook: Iterable[str] = (),
     ) -> None:
-        self.tables: dict[Key, Table] = {table.key: table for table in state.tables}
+        self.tables: dict[TableKey, Table] = {table.key: table for table in state.tables}
         self.rules, self.routes = list(state.rules), list(state.routes)
         self.sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
-        self.counts: dict[tuple[str, str, str], Counts] = {}
+        self.counts: dict[tuple[str, str, str], CounterValue] = {}
         self.devices = None if devices is None else {"lo", *devices}
-        self.refuse_at, self.asked, self.generation = refuse_at, 0, 0
-        self._families, self._ports, self._unhooked = families, dict(ports or {}), frozenset(unhooked)
+        self.refuse_at, self.steps_taken, self.generation = refuse_at, 0, 0
+        self._families, self._ports, self._unhooked = families, dict(ports or {}), frozenset(without_egress_hook)
 
     @property
     def state(self) -> NetState:
@@ -59,7 +59,7 @@ class Fake:
             tuple(Sysctl(path, value) for path, value in sorted(self.sysctls.items())),
         )
 
-    def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
+    def read_own(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
         state = self.state
         return NetState(
             tuple(self.tables[family, table] for family in families if (family, table) in self.tables),
@@ -68,15 +68,15 @@ class Fake:
             tuple(Sysctl(path, self.sysctls[path]) for path in sysctls if path in self.sysctls),
         )
 
-    def table_names(self) -> set[Key]:
+    def table_names(self) -> set[TableKey]:
         return set(self.tables)
 
-    def everything(self) -> NetState:
+    def read_all(self) -> NetState:
         return self.state
 
-    def counters(self, table: str) -> Counters:
+    def counters(self, table: str) -> CounterValues:
         return {
-            (family, table, counter.name): self.counts.get((family, table, counter.name), Counts(0, 0))
+            (family, table, counter.name): self.counts.get((family, table, counter.name), CounterValue(0, 0))
             for (family, name), content in self.tables.items()
             if name == table
             for counter in content.counters
@@ -88,24 +88,24 @@ class Fake:
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
 
-    def links(self) -> set[str]:
+    def device_names(self) -> set[str]:
         return set(self._ports) | {port for ports in self._ports.values() for port in ports}
 
-    def takes_link_guard(self, device: str) -> bool:
+    def supports_egress_hook(self, device: str) -> bool:
         return device not in self._unhooked
 
-    def running(self) -> None:
+    def live_sockets(self) -> None:
         return None
 
-    def carry_out(self, step: Step) -> None:
-        number, self.asked = self.asked, self.asked + 1
+    def apply_step(self, step: Step) -> None:
+        number, self.steps_taken = self.steps_taken, self.steps_taken + 1
         if number == self.refuse_at:
-            raise Refused(step, INJECTED)
+            raise StepRefused(step, INJECTED_REASON)
         try:
             self._refuse_absent(step)
-            state = after(self.state, step)
-        except Impossible as error:
-            raise Refused(step, error.reason, error.item) from None
+            state = state_after(self.state, step)
+        except StepRejected as error:
+            raise StepRefused(step, error.reason, error.item) from None
         self.tables = {table.key: table for table in state.tables}
         self.rules, self.routes = list(state.rules), list(state.routes)
         self.sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
@@ -120,12 +120,12 @@ class Fake:
                 for operation in operations:
                     chain = operation.object
                     if isinstance(chain, Chain) and chain.hook and chain.hook.device in self._unhooked:
-                        raise Impossible(MISSING, chain)
+                        raise StepRejected(ENOENT_TEXT, chain)
             case RouteChange(_, route) | RouteReplacement(_, route):
                 if self.devices is None or route.kind != "unicast":
                     return
                 if route.device is not None and route.device not in self.devices:
-                    raise Impossible(f"there is no device {route.device}", route)
+                    raise StepRejected(f"there is no device {route.device}", route)
 
     def _drop_counts(self, step: NftTransaction) -> None:
         """Drop the values of each deleted counter, also if the same transaction adds it again."""

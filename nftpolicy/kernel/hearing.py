@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
-from .inotify import Patterns
+from .inotify import FilePatternWatch
 from .listener import PollGroup
 from .netlink import constants as nl
 from .netlink.socket import pending_notifications, split_messages, subscribe
@@ -42,7 +42,7 @@ class Advertisement:
 
 
 @define
-class Heard:
+class ListenerEvents:
     """Events since the last read.
 
     `files`: a watched file changed. `links`: devices or addresses may have changed. `carriers`: the
@@ -58,7 +58,7 @@ class Heard:
         return self.files or self.links or bool(self.advertisements)
 
 
-class Hearing(PollGroup):
+class LinkRaListener(PollGroup):
     """Wait for files, links, addresses and advertisements, in the network namespace of the calling thread.
 
     `files` are patterns as in inotify.FilePatternWatch. `routers`: receive advertisements, which
@@ -66,7 +66,7 @@ class Hearing(PollGroup):
     """
 
     def __init__(self, files: Iterable[Path], routers: bool) -> None:
-        self._files = Patterns(files)
+        self._files = FilePatternWatch(files)
         super().__init__(self._files)
         try:
             self._rtnetlink = self._open(socket.AF_NETLINK, nl.NETLINK_ROUTE)
@@ -90,9 +90,9 @@ class Hearing(PollGroup):
         icmpv6.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         return icmpv6
 
-    def read(self) -> Heard:
+    def read(self) -> ListenerEvents:
         """Return the events since the last read, up to a bound. Never blocks. Raises OSError."""
-        heard = Heard(self._files.read(), advertisements=self._advertisements())
+        heard = ListenerEvents(self._files.read(), advertisements=self._advertisements())
         for raw in pending_notifications(self._rtnetlink, _MAX_MESSAGES):
             heard.links = True
             if raw is not None:

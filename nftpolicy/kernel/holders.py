@@ -19,7 +19,7 @@ from .errors import Unavailable
 
 
 @frozen
-class Holder:
+class SocketOwner:
     """Owning process of a socket, the one with the lowest PID if there are several.
 
     `gid` is the group that opened the socket, which the process may have left since. `name` is ""
@@ -31,7 +31,7 @@ class Holder:
     gid: int
 
 
-def cgroups(paths: Iterable[str]) -> dict[str, set[int]]:
+def cgroup_numbers(paths: Iterable[str]) -> dict[str, set[int]]:
     """Return the numbers of cgroups (version 2) and of all cgroups below them, by path, as in sock_diag(7).
 
     The set is empty for a cgroup that does not exist. The result is empty without cgroup v2.
@@ -49,13 +49,13 @@ def cgroups(paths: Iterable[str]) -> dict[str, set[int]]:
     return found
 
 
-def holders(inodes: Iterable[int]) -> dict[int, Holder]:
+def socket_owners(inodes: Iterable[int]) -> dict[int, SocketOwner]:
     """Return the owning process of each of these sockets, by inode.
 
     Skip sockets without one in /proc.
     """
     wanted = frozenset(inodes)
-    found: dict[int, Holder] = {}
+    found: dict[int, SocketOwner] = {}
     if not wanted:
         return found
     for pid in sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
@@ -63,7 +63,7 @@ def holders(inodes: Iterable[int]) -> dict[int, Holder]:
             groups = _socket_groups(pid, wanted)
             name = _process_name(pid) if groups else ""
             for inode, gid in groups.items():
-                found.setdefault(inode, Holder(pid, name, gid))
+                found.setdefault(inode, SocketOwner(pid, name, gid))
     return found
 
 

@@ -94,7 +94,7 @@ class SysctlWatch:
         return WatchChanges(directory, sysctls)
 
 
-class Patterns:
+class FilePatternWatch:
     """Watch of the files that match one of some patterns: DIRECTORY/NAME, with * in the name.
 
     The directory may be created later. An event comes with each write, not when the file is closed,

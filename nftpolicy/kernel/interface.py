@@ -14,16 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..netstate.changes import Step
-from ..netstate.state import Counters, NetState
+from ..netstate.state import CounterValues, NetState
 
 if TYPE_CHECKING:
-    from .closing import Running
+    from .closing import LiveSockets
 
 
 class Kernel(Protocol):
     """A network namespace of a kernel."""
 
-    def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
+    def read_own(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
         """Return the objects of nftpolicy.
 
         These are the tables named `table` of those families, the ip rules and routes of that
@@ -33,26 +33,26 @@ class Kernel(Protocol):
     def table_names(self) -> set[tuple[str, str]]:
         """Return (family, name) of every nft table, foreign ones included."""
 
-    def everything(self) -> NetState:
+    def read_all(self) -> NetState:
         """Return all tables, ip rules, routes, devices, and the sysctls that affect packets."""
 
-    def counters(self, table: str) -> Counters:
+    def counters(self, table: str) -> CounterValues:
         """Return the named counters of the tables named `table`, of all families."""
 
-    def carry_out(self, step: Step) -> None:
+    def apply_step(self, step: Step) -> None:
         """Apply one step. Raises StepRefused."""
 
     def ip_families(self) -> tuple[int, ...]:
         """Return the address families of this kernel: (4, 6) or (4,)."""
 
-    def links(self) -> set[str]:
+    def device_names(self) -> set[str]:
         """Return the names of all network devices."""
 
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         """Return the ports of each of the devices that is a bridge."""
 
-    def takes_link_guard(self, device: str) -> bool:
+    def supports_egress_hook(self, device: str) -> bool:
         """Return True if an nft chain can be hooked at the egress of the device now."""
 
-    def running(self) -> Running | None:
+    def live_sockets(self) -> LiveSockets | None:
         """Return access to sockets and conntrack entries; None if this kernel has none."""

@@ -50,14 +50,14 @@ class Nft:
                 self._context.set_dry_run(False)
         return None if status == 0 else (error or "refused without a reason")
 
-    def listing(self, command: str, terse: bool = False) -> str | None:
+    def list_text(self, command: str, terse: bool = False) -> str | None:
         """Return the text that a list command prints; None if there is no such object.
 
         `terse`: without set elements. Raises RulesetUnreadable.
         """
         return self._list(command, False, terse)
 
-    def json(self, command: str, terse: bool = False) -> Any:
+    def list_json(self, command: str, terse: bool = False) -> Any:
         """Return the parsed JSON that a list command prints; None if there is no such object.
 
         `terse`: without set elements.

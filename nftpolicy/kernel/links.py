@@ -17,33 +17,33 @@ _NOT_USABLE = nl.IFA_F_TENTATIVE | nl.IFA_F_DADFAILED  # the kernel does not sen
 
 
 @frozen
-class Link:
+class LinkState:
     """A device: set up or not, carrier or not, and the addresses that it can send from.
 
     Link-local addresses are left out.
     """
 
     name: str
-    up: bool
-    carrier: bool
+    is_up: bool
+    has_carrier: bool
     addresses: tuple[IPv4Address | IPv6Address, ...] = ()
 
 
-def links(names: Collection[str]) -> dict[str, Link]:
+def link_states(names: Collection[str]) -> dict[str, LinkState]:
     """Return the devices of these names that exist in the network namespace of this thread.
 
     Raises OSError with the kernel's errno.
     """
-    by_index: dict[int, Link] = {}
+    by_index: dict[int, LinkState] = {}
     with open_rtnetlink() as netlink:
         for raw, start, end in dump_objects(netlink, nl.RTM_GETLINK):
             _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
             name = decode_text(dict(attributes(raw, start + nl.IFINFOMSG.size, end)).get(nl.IFLA_IFNAME))
             if name in names:
                 is_up = bool(flags & nl.IFF_UP)
-                by_index[index] = Link(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))
+                by_index[index] = LinkState(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))
         for raw, start, end in dump_objects(netlink, nl.RTM_GETADDR):
-            index, address_text = messages.address(raw, start, end)
+            index, address_text = messages.decode_address(raw, start, end)
             found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
             flags = raw[start + nl.IFADDRMSG_FLAGS_OFFSET]
             if nl.IFA_FLAGS in found:

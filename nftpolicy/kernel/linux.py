@@ -12,25 +12,25 @@ from attrs import evolve
 
 from ..netstate import json_in, nft, text
 from ..netstate.changes import (
+    ChainRules,
+    IpRuleChange,
     NftOperation,
     NftTransaction,
     RouteChange,
     RouteReplacement,
-    RuleChange,
-    Rules,
     Step,
     SysctlChange,
 )
 from ..netstate.routing import Sysctl
-from ..netstate.state import Counters, NetState
+from ..netstate.state import CounterValues, NetState
 from . import elements, listing
-from .errors import Refused, Unavailable
+from .errors import StepRefused, Unavailable
 from .generation import read_consistent
 from .libnft import Nft, parse_error
-from .rtnetlink import RtNetlink
+from .rtnetlink import Rtnetlink
 
 if TYPE_CHECKING:
-    from .closing import Running
+    from .closing import LiveSockets
 
 PROC_SYS = Path("/proc/sys")
 _DEVICE_HOOKS = ("ingress", "egress")  # hooks that name a device, in families netdev and inet
@@ -59,9 +59,9 @@ class Linux:
 
     def __init__(self) -> None:
         self._nft = Nft()
-        self._rtnetlink = RtNetlink()
+        self._rtnetlink = Rtnetlink()
 
-    def observe(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
+    def read_own(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
         tables = read_consistent(lambda: self._tables(families, table))
         versions = self.ip_families()
         rules = tuple(
@@ -75,7 +75,7 @@ class Linux:
         return tuple(table for table in tables if table is not None)
 
     def _table(self, family: str, name: str) -> nft.Table | None:
-        listed = json_in.ruleset(listing.list_table(self._nft, family, name))
+        listed = json_in.decode_ruleset(listing.list_table(self._nft, family, name))
         table = next((table for table in listed if table.name == name), None)
         return None if table is None else self._completed(table)
 
@@ -84,7 +84,7 @@ class Linux:
         table = self._with_elements(table)
         if not any(chain.hook and chain.hook.hook in _DEVICE_HOOKS for chain in table.chains):
             return table
-        return json_in.with_devices(table, self._nft.listing(f"list table {table.family} {table.name}") or "")
+        return json_in.add_hook_devices(table, self._nft.list_text(f"list table {table.family} {table.name}") or "")
 
     def _with_elements(self, table: nft.Table) -> nft.Table:
         sets = tuple(self._set_with_elements(table, entry) for entry in table.sets)
@@ -93,10 +93,10 @@ class Linux:
 
     def table_names(self) -> set[tuple[str, str]]:
         # In text, because nft 1.0.6 cannot write the flags of a table as JSON.
-        lines = (line.split() for line in (self._nft.listing("list tables") or "").splitlines())
+        lines = (line.split() for line in (self._nft.list_text("list tables") or "").splitlines())
         return {(family, name) for _, family, name in lines}
 
-    def everything(self) -> NetState:
+    def read_all(self) -> NetState:
         tables = read_consistent(self._all_tables)
         versions = self.ip_families()
         rules = tuple(rule for version in versions for rule in self._rtnetlink.rules(version))
@@ -107,33 +107,33 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices)
 
     def _all_tables(self) -> tuple[nft.Table, ...]:
-        listed = json_in.ruleset(listing.list_ruleset(self._nft))
-        tables = json_in.completed(listed, self._nft.listing("list ruleset", terse=True) or "")
+        listed = json_in.decode_ruleset(listing.list_ruleset(self._nft))
+        tables = json_in.add_text_only_details(listed, self._nft.list_text("list ruleset", terse=True) or "")
         return tuple(self._with_elements(table) for table in tables)
 
     def _set_with_elements(self, table: nft.Table, entry: nft.Set) -> nft.Set:
         if elements.is_readable(entry.type, entry.flags) and table.family in elements.FAMILIES:
             return evolve(entry, elements=elements.read_elements(*table.key, entry.name, entry.type))
-        listed = self._nft.json(f"list set {table.family} {table.name} {entry.name}")
-        sets = json_in.ruleset(listed)[0].sets if listed else ()
+        listed = self._nft.list_json(f"list set {table.family} {table.name} {entry.name}")
+        sets = json_in.decode_ruleset(listed)[0].sets if listed else ()
         return sets[0] if sets else entry
 
     def _map_with_elements(self, table: nft.Table, entry: nft.Map) -> nft.Map:
-        listed = self._nft.json(f"list map {table.family} {table.name} {entry.name}")
-        maps = json_in.ruleset(listed)[0].maps if listed else ()
+        listed = self._nft.list_json(f"list map {table.family} {table.name} {entry.name}")
+        maps = json_in.decode_ruleset(listed)[0].maps if listed else ()
         return maps[0] if maps else entry
 
-    def counters(self, table: str) -> Counters:
-        listed = self._nft.json("list counters")
-        counters = json_in.counters(listed) if listed else {}
+    def counters(self, table: str) -> CounterValues:
+        listed = self._nft.list_json("list counters")
+        counters = json_in.decode_counters(listed) if listed else {}
         return {key: counts for key, counts in counters.items() if key[1] == table}
 
-    def carry_out(self, step: Step) -> None:
+    def apply_step(self, step: Step) -> None:
         try:
             match step:
                 case NftTransaction():
                     self._load(step)
-                case RuleChange(verb, rule):
+                case IpRuleChange(verb, rule):
                     self._rtnetlink.change_rule(verb, rule)
                 case RouteChange(verb, route):
                     self._rtnetlink.change_route(verb, route)
@@ -142,36 +142,36 @@ class Linux:
                 case SysctlChange(_, new):
                     (PROC_SYS / new.path).write_text(new.value)
         except OSError as error:
-            raise Refused(step, error.strerror or str(error)) from None
+            raise StepRefused(step, error.strerror or str(error)) from None
 
     def _load(self, step: NftTransaction) -> None:
-        commands = [text.operation(operation) for operation in step.operations]
+        commands = [text.operation_text(operation) for operation in step.operations]
         error = self._nft.load("".join(f"{command}\n" for command in commands))
         if error is not None:
             reason, line = parse_error(error)
-            raise Refused(step, reason, _object_at(line, commands, step.operations))
+            raise StepRefused(step, reason, _object_at(line, commands, step.operations))
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
 
-    def links(self) -> set[str]:
-        return self._rtnetlink.names()
+    def device_names(self) -> set[str]:
+        return self._rtnetlink.device_names()
 
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return self._rtnetlink.bridge_ports(devices)
 
-    def takes_link_guard(self, device: str) -> bool:
+    def supports_egress_hook(self, device: str) -> bool:
         # A check is a transaction that the kernel never commits.
         table = nft.Table("netdev", "nftpolicy-probe")
         chain = nft.Chain("probe", (), nft.Hook("filter", "egress", 0, "accept", device))
         operations = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
-        probe = "".join(f"{text.operation(operation)}\n" for operation in operations)
+        probe = "".join(f"{text.operation_text(operation)}\n" for operation in operations)
         return self._nft.load(probe, check=True) is None
 
-    def running(self) -> Running:
-        from .closing import Running
+    def live_sockets(self) -> LiveSockets:
+        from .closing import LiveSockets
 
-        return Running()
+        return LiveSockets()
 
 
 def _object_at(line: int | None, commands: list[str], operations: tuple[NftOperation, ...]) -> object:
@@ -181,7 +181,7 @@ def _object_at(line: int | None, commands: list[str], operations: tuple[NftOpera
     for command, operation in zip(commands, operations, strict=True):
         count = command.count("\n") + 1
         if line <= count:
-            return operation.object.rules[line - 1] if isinstance(operation.object, Rules) else operation.object
+            return operation.object.rules[line - 1] if isinstance(operation.object, ChainRules) else operation.object
         line -= count
     return None
 
@@ -194,7 +194,7 @@ def _read_sysctls(paths: Iterable[str]) -> Iterable[Sysctl]:
             continue  # no such device, or no IPv6
 
 
-def ready() -> Linux:
+def open_kernel() -> Linux:
     """Return the kernel of this machine. Raises Unavailable, which names the remedy."""
     if os.uname().sysname != "Linux":
         raise Unavailable("this needs Linux; 'check' and 'compile' run anywhere")

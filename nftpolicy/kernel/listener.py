@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 from typing import Self
 
-from .inotify import Patterns, SysctlWatch
+from .inotify import FilePatternWatch, SysctlWatch
 
 
 class PollGroup:
@@ -15,7 +15,7 @@ class PollGroup:
     A context manager. Wait for `descriptors` with select(2) or poll(2), then read.
     """
 
-    def __init__(self, watch: SysctlWatch | Patterns) -> None:
+    def __init__(self, watch: SysctlWatch | FilePatternWatch) -> None:
         self._watch = watch
         self._sockets: list[socket.socket] = []
 

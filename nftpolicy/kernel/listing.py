@@ -41,16 +41,16 @@ def list_table(nft: Nft, family: str, name: str) -> Any:
     # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named
     # sets.
     try:
-        return nft.json(f"list ruleset {family}", terse=True) or EMPTY
+        return nft.list_json(f"list ruleset {family}", terse=True) or EMPTY
     except RulesetUnreadable:
         return _list(nft, f"list table {family} {name}")
 
 
 def _list(nft: Nft, command: str) -> Any:
     try:
-        return nft.json(command, terse=True) or EMPTY
+        return nft.list_json(command, terse=True) or EMPTY
     except RulesetUnreadable:
-        return {"nftables": list(_objects(nft, nft.listing(command, terse=True) or ""))}
+        return {"nftables": list(_objects(nft, nft.list_text(command, terse=True) or ""))}
 
 
 def _objects(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _objects(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:
 
 def _object(nft: Nft, kind: str, family: str, table: str, name: str) -> Iterator[dict[str, Any]]:
     try:
-        document = nft.json(f"list {kind} {family} {table} {name}", terse=True)
+        document = nft.list_json(f"list {kind} {family} {table} {name}", terse=True)
     except RulesetUnreadable:
         document = None
     if document is None:

@@ -80,7 +80,7 @@ _LIVE = nl.IFF_UP | nl.IFF_RUNNING
 
 
 @frozen
-class Author:
+class Origin:
     """Process that made a change, from NFTA_GEN_PROC_*: its name (comm) and PID.
 
     The PID is that of the initial PID namespace, not of a container.
@@ -90,11 +90,11 @@ class Author:
     pid: int | None = None
 
 
-UNKNOWN = Author()
+UNKNOWN_ORIGIN = Origin()
 
 
 @define
-class News:
+class ChangeSet:
     """Changes since the last read, without those of this process. True if there are any.
 
     `deleted_families`: families of our tables that were deleted.
@@ -113,30 +113,46 @@ class News:
     `overflowed`: the receive buffer overflowed, so that notifications are missing.
     """
 
-    gone: set[str] = Factory(set)
-    chains: set[tuple[str, str]] = Factory(set)
-    ours: bool = False
-    aside: bool = False
-    foreign: int = 0
-    rules: list[IpRule] = Factory(list)
-    routes: list[Route] = Factory(list)
-    ladder: bool = False
-    replaced: bool = False
-    routed: bool = False
+    deleted_families: set[str] = Factory(set)
+    changed_chains: set[tuple[str, str]] = Factory(set)
+    ours_changed: bool = False
+    auxiliary_changed: bool = False
+    foreign_changes: int = 0
+    deleted_rules: list[IpRule] = Factory(list)
+    deleted_routes: list[Route] = Factory(list)
+    foreign_rules_changed: bool = False
+    route_replaced: bool = False
+    route_added: bool = False
     links: bool = False
     addresses: bool = False
     sysctls: bool = False
     files: bool = False
-    lost: bool = False
-    author: Author = UNKNOWN
+    overflowed: bool = False
+    origin: Origin = UNKNOWN_ORIGIN
 
     def __bool__(self) -> bool:
-        return bool(self.damage or self.foreign or self.ladder or self.links or self.addresses or self.files)
+        return bool(
+            self.affects_ours
+            or self.foreign_changes
+            or self.foreign_rules_changed
+            or self.links
+            or self.addresses
+            or self.files
+        )
 
     @property
-    def damage(self) -> bool:
+    def affects_ours(self) -> bool:
         """Return True if something of nftpolicy may be missing."""
-        parts = (self.gone, self.ours, self.aside, self.rules, self.routes, self.replaced, self.sysctls, self.lost)
+        parts = (
+            self.deleted_families,
+            self.ours_changed,
+            self.auxiliary_changed,
+            self.deleted_rules,
+            self.deleted_routes,
+            self.route_replaced,
+            self.sysctls,
+            self.overflowed,
+        )
         return any(parts)
 
 
@@ -147,10 +163,10 @@ class Monitor(PollGroup):
     routing protocol of our rules and routes. Raises OSError if the kernel refuses.
     """
 
-    def __init__(self, table: str, aside: str, protocol: int) -> None:
-        self._ours, self._aside = _table(table), _table(aside)
+    def __init__(self, table: str, auxiliary: str, protocol: int) -> None:
+        self._ours, self._auxiliary = _table_attribute(table), _table_attribute(auxiliary)
         self._protocol = protocol
-        self._mine: frozenset[int] = frozenset()
+        self._own_ports: frozenset[int] = frozenset()
         self._links: dict[int, tuple[str, int, int]] = {}
         self._outdated = False  # `_links`, since notifications are missing
         self._touched = False  # our tables changed in a transaction that has not ended yet
@@ -171,9 +187,9 @@ class Monitor(PollGroup):
         subscribe(notifications, groups)
         return notifications
 
-    def leave_out(self, ports: Collection[int]) -> None:
+    def ignore_ports(self, ports: Collection[int]) -> None:
         """Ignore changes made through these netlink ports: those of this process."""
-        self._mine = frozenset(ports)
+        self._own_ports = frozenset(ports)
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
         """Report writes to these sysctls from now on instead of the ones before.
@@ -182,30 +198,30 @@ class Monitor(PollGroup):
         """
         self._files.watch_sysctls(paths)
 
-    def watch_folder(self, folder: Path) -> None:
+    def watch_directory(self, directory: Path) -> None:
         """Report files that are moved into the directory or deleted from it."""
-        self._files.watch_directory(folder)
+        self._files.watch_directory(directory)
 
-    def sysctls(self) -> dict[str, str]:
+    def sysctl_values(self) -> dict[str, str]:
         """Return the values of the watched sysctls by path. A sysctl that has gone is left out."""
         return self._files.values()
 
-    def read(self) -> News:
+    def read(self) -> ChangeSet:
         """Return the changes since the last read. Never blocks. Raises OSError."""
-        news = News()
+        news = ChangeSet()
         for raw in pending_notifications(self._nft, _MAX_DATAGRAMS):
             if raw is None:
-                news.lost = True
+                news.overflowed = True
             else:
-                self._of_nft(raw, news)
+                self._read_nft(raw, news)
         for raw in pending_notifications(self._rtnetlink, _MAX_DATAGRAMS):
             if raw is None:
-                news.lost = True
+                news.overflowed = True
             else:
-                self._of_routing(raw, news)
+                self._read_rtnetlink(raw, news)
         files = self._files.read()
         news.files, news.sysctls = files.directory, news.sysctls or files.sysctls
-        if news.lost:
+        if news.overflowed:
             self._touched = False
             self._outdated = True
         if self._outdated:
@@ -216,51 +232,51 @@ class Monitor(PollGroup):
 
     # --- nf_tables ---
 
-    def _of_nft(self, raw: bytes, news: News) -> None:
-        offset, size, ours, auxiliary, own_ports = 0, len(raw), self._ours, self._aside, self._mine
+    def _read_nft(self, raw: bytes, news: ChangeSet) -> None:
+        offset, size, ours, auxiliary, own_ports = 0, len(raw), self._ours, self._auxiliary, self._own_ports
         unpack = NLMSGHDR.unpack_from
         while offset + _BODY <= size:
             length, kind, _, _, port = unpack(raw, offset)
             if kind == NFT_MSG_NEWGEN:
                 if self._touched:
                     self._touched = False
-                    news.author = _author(raw, offset + _NFT_BODY, min(offset + length, size))
+                    news.origin = _decode_origin(raw, offset + _NFT_BODY, min(offset + length, size))
             elif port not in own_ports:
                 if raw.startswith(ours, offset + _NFT_BODY):
                     self._our_object(raw, offset, min(offset + length, size), kind, news)
                 elif raw.startswith(auxiliary, offset + _NFT_BODY):
-                    self._touched = news.aside = True
+                    self._touched = news.auxiliary_changed = True
                 else:
-                    news.foreign += 1
+                    news.foreign_changes += 1
             offset += length + 3 & ~3
 
-    def _our_object(self, raw: bytes, offset: int, end: int, kind: int, news: News) -> None:
+    def _our_object(self, raw: bytes, offset: int, end: int, kind: int, news: ChangeSet) -> None:
         """Note a change of an object in our tables."""
-        self._touched = news.ours = True
+        self._touched = news.ours_changed = True
         family = _FAMILIES.get(raw[offset + _BODY], "")
         if kind == NFT_MSG_DELTABLE:
-            news.gone.add(family)
+            news.deleted_families.add(family)
         elif kind in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN):
             found = dict(attributes(raw, offset + _NFT_BODY, end))
             chain = found.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
-            news.chains.add((family, decode_text(chain, "replace")))
+            news.changed_chains.add((family, decode_text(chain, "replace")))
 
     # --- rtnetlink ---
 
-    def _of_routing(self, raw: bytes, news: News) -> None:
-        offset, size, own_ports = 0, len(raw), self._mine
+    def _read_rtnetlink(self, raw: bytes, news: ChangeSet) -> None:
+        offset, size, own_ports = 0, len(raw), self._own_ports
         unpack = NLMSGHDR.unpack_from
         while offset + _BODY <= size:
             length, kind, flags, _, port = unpack(raw, offset)
             body, end = offset + _BODY, offset + length
             if kind == RTM_NEWROUTE:
                 if port not in own_ports:
-                    news.replaced |= bool(flags & NLM_F_REPLACE)
+                    news.route_replaced |= bool(flags & NLM_F_REPLACE)
                     is_unicast = raw[body + RTMSG_TYPE_OFFSET] == RTN_UNICAST
-                    news.routed |= is_unicast and raw[body + RTMSG_TABLE_OFFSET] != RT_TABLE_LOCAL
+                    news.route_added |= is_unicast and raw[body + RTMSG_TABLE_OFFSET] != RT_TABLE_LOCAL
             elif kind == RTM_DELROUTE:
                 if raw[body + RTMSG_PROTOCOL_OFFSET] == self._protocol and port not in own_ports:
-                    news.routes.append(messages.route(raw, body, end, self._device_names()))
+                    news.deleted_routes.append(messages.decode_route(raw, body, end, self._device_names()))
             elif kind in (RTM_NEWLINK, RTM_DELLINK):
                 self._link(raw, body, end, kind == RTM_DELLINK, news)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
@@ -272,20 +288,20 @@ class Monitor(PollGroup):
                 news.sysctls = True
             offset += length + 3 & ~3
 
-    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, news: News) -> None:
+    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, news: ChangeSet) -> None:
         """Note a change of an ip rule by another process."""
-        rule = messages.rule(raw, start, end)
+        rule = messages.decode_rule(raw, start, end)
         if rule.protocol != self._protocol:
-            news.ladder = True
+            news.foreign_rules_changed = True
         elif deleted:
-            news.rules.append(rule)
+            news.deleted_rules.append(rule)
         else:
-            news.ours = True
+            news.ours_changed = True
 
     def _device_names(self) -> dict[int, str]:
         return {index: name for index, (name, _, _) in self._links.items()}
 
-    def _link(self, raw: bytes, start: int, end: int, deleted: bool, news: News) -> None:
+    def _link(self, raw: bytes, start: int, end: int, deleted: bool, news: ChangeSet) -> None:
         """Note a change of name, master or state of a device."""
         family, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
         if family == nl.AF_BRIDGE:  # repeats a link that was reported already
@@ -306,25 +322,25 @@ class Monitor(PollGroup):
             parts = dump_objects(netlink, nl.RTM_GETLINK)
         self._links.clear()
         for part in parts:
-            self._link(*part, False, News())
+            self._link(*part, False, ChangeSet())
         self._outdated = False
 
 
-def _table(name: str) -> bytes:
+def _table_attribute(name: str) -> bytes:
     """Return the bytes behind struct nfgenmsg in messages about objects of tables of that name."""
     raw = encode_text(name)
     return nl.NLATTR.pack(nl.NLATTR.size + len(raw), nl.NFTA_TABLE) + raw
 
 
-def _author(raw: bytes, start: int, end: int) -> Author:
+def _decode_origin(raw: bytes, start: int, end: int) -> Origin:
     found = dict(attributes(raw, start, end))
     if nl.NFTA_GEN_PROC_PID not in found:
-        return UNKNOWN
+        return UNKNOWN_ORIGIN
     name = decode_text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
-    return Author(name or UNKNOWN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
+    return Origin(name or UNKNOWN_ORIGIN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
 
 
-def own_ports() -> frozenset[int]:
+def own_netlink_ports() -> frozenset[int]:
     """Return the ports of all netlink sockets of this process, those of libraries too."""
     ports: set[int] = set()
     for entry in list(Path("/proc/self/fd").iterdir()):
@@ -341,7 +357,7 @@ def own_ports() -> frozenset[int]:
     return frozenset(ports - {0})
 
 
-def sent(devices: Collection[str]) -> int:
+def tx_packets(devices: Collection[str]) -> int:
     """Return the number of packets that these devices have sent, of those that exist (proc_pid_net(5))."""
     total = 0
     with open("/proc/thread-self/net/dev", "rb") as file:  # noqa: PTH123 - a third quicker
@@ -352,7 +368,7 @@ def sent(devices: Collection[str]) -> int:
     return total
 
 
-def counted(table: str) -> dict[str, int]:
+def counter_packets(table: str) -> dict[str, int]:
     """Return the packets of each named counter in the tables of that name, summed over all families.
 
     Raises OSError with the kernel's errno.

@@ -26,7 +26,7 @@ _U32 = struct.Struct("=I")
 
 
 @frozen
-class Held:
+class KernelRoute:
     """A route of the kernel, with the body of the message that described it."""
 
     route: Route
@@ -72,7 +72,7 @@ def _onlink_nexthops(raw: bytes) -> bytes:
     return b"".join(nexthops)
 
 
-class Routes:
+class RouteMover:
     """Routes of the network namespace of the thread that creates it.
 
     Raises OSError if the kernel refuses.
@@ -87,12 +87,12 @@ class Routes:
         """Close the socket. Can be called twice."""
         self._netlink.close()
 
-    def by(self, devices: Collection[str]) -> list[Held]:
+    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
         """Return all routes, of all tables, that leave by one of the devices. Skip missing devices.
 
         Raises OSError.
         """
-        routes: dict[bytes, Held] = {}
+        routes: dict[bytes, KernelRoute] = {}
         for name, index in _indexes(devices):
             for family in nl.ADDRESS_FAMILY.values():
                 # Kernels before 4.20 ignore the filter and return all routes.
@@ -101,9 +101,9 @@ class Routes:
                     for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
                         if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
-                        route = messages.route(raw, start, end, _DeviceNames())
-                        if any(way.device == name for way in route.ways):
-                            routes.setdefault(raw[start:end], Held(route, raw[start:end]))
+                        route = messages.decode_route(raw, start, end, _DeviceNames())
+                        if any(way.device == name for way in route.all_nexthops):
+                            routes.setdefault(raw[start:end], KernelRoute(route, raw[start:end]))
         return list(routes.values())
 
     def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -138,7 +138,7 @@ class Routes:
                 return []
             raise
 
-    def put(self, held: Held, table: int, protocol: int | None = None) -> int:
+    def install(self, held: KernelRoute, table: int, protocol: int | None = None) -> int:
         """Install the route in another table as well; return the errno, 0 if it is there now.
 
         An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
@@ -148,7 +148,7 @@ class Routes:
         code = self._netlink.change(nl.RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
         return 0 if code == errno.EEXIST else code
 
-    def take(self, held: Held) -> int:
+    def delete(self, held: KernelRoute) -> int:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
         code = self._netlink.change(nl.RTM_DELROUTE, held.request(held.route.table))
         return 0 if code == errno.ESRCH else code

@@ -10,7 +10,7 @@ from pathlib import Path
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 
-def namespace_cookie() -> int:
+def netns_cookie() -> int:
     """Return a number of this network namespace that is not used again before the machine restarts.
 
     Before Linux 5.14 it is the inode of the namespace, which may be used again.

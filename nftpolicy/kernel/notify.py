@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 
-class Manager:
+class ServiceManager:
     """Service manager that started this process. Without one, notifications are dropped."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -18,11 +18,11 @@ class Manager:
         self._watchdog_period = _watchdog_period(environment)
 
     @property
-    def watchdog(self) -> float | None:
+    def watchdog_period(self) -> float | None:
         """Return the seconds between two WATCHDOG=1, half of WATCHDOG_USEC; None if none are expected."""
         return self._watchdog_period
 
-    def tell(self, **fields: str | int) -> None:
+    def notify(self, **fields: str | int) -> None:
         """Send lines such as READY=1 or STATUS=... Ignore a manager that has gone."""
         if not self._address:
             return

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator, Mapping
 
-from ..netstate.routing import KINDS, SCOPES, IpRule, Nexthop, Route
+from ..netstate.routing import ROUTE_SCOPES, ROUTE_TYPES, IpRule, Nexthop, Route
 from ..netstate.state import Device
 from .netlink import constants as nl
 from .netlink.attributes import attributes, decode_text, ip_text, native_integer, nested_attributes
@@ -112,7 +112,7 @@ def _unsupported(
     ]
 
 
-def rule(raw: bytes, start: int, end: int) -> IpRule:
+def decode_rule(raw: bytes, start: int, end: int) -> IpRule:
     """Return the rule of a RTM_NEWRULE with its struct fib_rule_hdr at `start`."""
     family, dst_length, src_length, tos, table, _, _, number, flags = nl.FIB_RULE_HDR.unpack_from(raw, start)
     found = dict(attributes(raw, start + nl.FIB_RULE_HDR.size, end))
@@ -151,7 +151,7 @@ def rule(raw: bytes, start: int, end: int) -> IpRule:
     )
 
 
-def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
+def decode_route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
     """Return the route of a RTM_NEWROUTE with its struct rtmsg at `start`.
 
     `names` are the names of the devices by index.
@@ -170,13 +170,13 @@ def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
         unknown = [entry for entry in unknown if not entry.startswith("nhid ")]
     if flags & nl.RTNH_F_UNRESOLVED:
         unknown.append("flag unresolved")
-    if kind not in KINDS:
+    if kind not in ROUTE_TYPES:
         unknown.append(f"type {kind}")
     return Route(
         6 if family == socket.AF_INET6 else 4,
         native_integer(found.get(nl.RTA_TABLE)) or table,
         f"{ip_text(found[nl.RTA_DST])}/{dst_length}" if dst_length else "default",
-        KINDS.get(kind, f"type-{kind}"),
+        ROUTE_TYPES.get(kind, f"type-{kind}"),
         _gateway(found),
         _output_device(found, names),
         native_integer(found.get(nl.RTA_PRIORITY)),
@@ -187,7 +187,7 @@ def route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> Route:
         source=_prefix(found.get(nl.RTA_SRC), src_length),
         tos=tos,
         preference=_PREFERENCES.get(native_integer(found.get(nl.RTA_PREF)), "medium"),
-        scope=SCOPES.get(scope, str(scope)),
+        scope=ROUTE_SCOPES.get(scope, str(scope)),
         linkdown=bool(flags & nl.RTNH_F_LINKDOWN),
         dead=bool(flags & nl.RTNH_F_DEAD),
         unknown=tuple(unknown),
@@ -234,7 +234,7 @@ def _nexthops(raw: bytes, names: Mapping[int, str], unknown: list[str]) -> Itera
         offset += max(length, nl.RTNEXTHOP.size) + 3 & ~3
 
 
-def link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
+def decode_link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
     """Return index, index of the master, and the device of a RTM_NEWLINK."""
     _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
     found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
@@ -245,7 +245,7 @@ def link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
     return index, native_integer(found.get(nl.IFLA_MASTER)) or None, device
 
 
-def address(raw: bytes, start: int, end: int) -> tuple[int, str]:
+def decode_address(raw: bytes, start: int, end: int) -> tuple[int, str]:
     """Return the index of the device and ADDRESS/LENGTH of a RTM_NEWADDR."""
     _, length, _, _, index = nl.IFADDRMSG.unpack_from(raw, start)
     found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))

@@ -105,7 +105,7 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
     return keys
 
 
-class RtNetlink:
+class Rtnetlink:
     """Rules, routes and devices of the network namespace of the calling thread.
 
     The methods that read raise OSError, or DumpInterrupted.
@@ -120,7 +120,9 @@ class RtNetlink:
     def rules(self, family: int) -> list[IpRule]:
         """Return all ip rules of a family, in order."""
         with open_rtnetlink() as netlink:
-            return [messages.rule(*part) for part in dump_objects(netlink, nl.RTM_GETRULE, nl.ADDRESS_FAMILY[family])]
+            return [
+                messages.decode_rule(*part) for part in dump_objects(netlink, nl.RTM_GETRULE, nl.ADDRESS_FAMILY[family])
+            ]
 
     def routes(self, family: int, protocol: int | None = None) -> list[Route]:
         """Return the routes of a family in all tables, of one routing protocol if it is given.
@@ -130,7 +132,7 @@ class RtNetlink:
         with open_rtnetlink() as netlink:
             names = {index: device.name for index, _, device in _links(netlink)}
             return [
-                messages.route(raw, start, end, names)
+                messages.decode_route(raw, start, end, names)
                 for raw, start, end in dump_objects(netlink, nl.RTM_GETROUTE, nl.ADDRESS_FAMILY[family])
                 if protocol in (None, raw[start + nl.RTMSG_PROTOCOL_OFFSET])
                 and not nl.RTM_F_CLONED & _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0]
@@ -142,7 +144,7 @@ class RtNetlink:
             links = _links(netlink)
             addresses: dict[int, list[str]] = {}
             for part in dump_objects(netlink, nl.RTM_GETADDR):
-                index, address = messages.address(*part)
+                index, address = messages.decode_address(*part)
                 addresses.setdefault(index, []).append(address)
         names = {index: device.name for index, _, device in links}
         return [
@@ -156,7 +158,7 @@ class RtNetlink:
         with open_rtnetlink() as netlink:
             names = {index: device.name for index, _, device in _links(netlink)}
             parts = dump_objects(netlink, nl.RTM_GETADDR)
-        return names, frozenset(messages.address(*part)[1].partition("/")[0] for part in parts)
+        return names, frozenset(messages.decode_address(*part)[1].partition("/")[0] for part in parts)
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
         """Add or delete a rule. Raises OSError with the kernel's errno."""
@@ -167,7 +169,7 @@ class RtNetlink:
         devices = self._indexes() if route.device and route.kind == "unicast" else {}
         self._write(self._writer.route, _VERBS[verb], _route_keys(route, devices))
 
-    def names(self) -> set[str]:
+    def device_names(self) -> set[str]:
         """Return the names of all network devices."""
         return set(self._indexes())
 
@@ -199,10 +201,10 @@ class RtNetlink:
 
 def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:
     """Return index, index of the master, and device of all links."""
-    return [messages.link(*part) for part in dump_objects(netlink, nl.RTM_GETLINK)]
+    return [messages.decode_link(*part) for part in dump_objects(netlink, nl.RTM_GETLINK)]
 
 
-class Lookups:
+class RouteLookups:
     """Route lookups like `ip route get`, in the network namespace of the calling thread.
 
     A context manager.
@@ -213,13 +215,13 @@ class Lookups:
         self._names = {index: device.name for index, _, device in _links(self._netlink)}
         self._indexes = {name: index for index, name in self._names.items()}
 
-    def __enter__(self) -> Lookups:
+    def __enter__(self) -> RouteLookups:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._netlink.close()
 
-    def getroute(
+    def get_route(
         self,
         family: int,
         destination: str,
@@ -264,4 +266,4 @@ class Lookups:
             answer = self._netlink.query(nl.RTM_GETROUTE, header + body)
         except OSError as error:
             return error.errno or errno.EIO
-        return messages.route(*answer, self._names)
+        return messages.decode_route(*answer, self._names)

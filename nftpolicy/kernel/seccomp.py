@@ -71,7 +71,7 @@ def _system_call_filter(architecture: _Architecture) -> ClassicFilter:
     )
 
 
-class MarkedCalls:
+class SocketCallMarker:
     """Pass marked sockets to one program and its children. A context manager.
 
     Call `before_exec` in the child between fork and exec, `after_start` in the parent afterwards.
@@ -80,7 +80,7 @@ class MarkedCalls:
     def __init__(self, value: int, mask: int) -> None:
         self.value, self.mask = value, mask
 
-    def __enter__(self) -> MarkedCalls:
+    def __enter__(self) -> SocketCallMarker:
         if platform.machine() not in _ARCHITECTURES:
             raise Unavailable(f"marking by seccomp is not supported on {platform.machine()}")
         self._parent_end, self._child_end = socket.socketpair()
@@ -95,7 +95,7 @@ class MarkedCalls:
         self._parent_end.close()
         self._child_end.close()
 
-    def before(self) -> None:
+    def before_exec(self) -> None:
         """Install the filter and send its listener to the parent. Raises OSError."""
         architecture = _ARCHITECTURES[platform.machine()]
         code = _system_call_filter(architecture)
@@ -105,7 +105,7 @@ class MarkedCalls:
         )
         socket.send_fds(self._child_end, [b"!"], [listener])
 
-    def started(self) -> None:
+    def after_start(self) -> None:
         """Answer the notifications of the program from now on, in a thread."""
         _, (listener,), _, _ = socket.recv_fds(self._parent_end, 1, 1)
         self._thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)

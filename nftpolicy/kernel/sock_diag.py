@@ -56,7 +56,7 @@ CLOSED, GONE, NOT_SUPPORTED = "closed", "gone", "not supported"
 
 
 @frozen
-class Listed:
+class InetSocket:
     """An IP socket.
 
     `family` is 4 or 6, and 4 for an IPv6 socket that uses IPv4. `local` and `remote` are None if
@@ -83,13 +83,13 @@ class Listed:
     identity: bytes = b""
 
     @property
-    def connected(self) -> bool:
+    def is_connected(self) -> bool:
         """Return True if the socket is connected, or is about to be."""
         return self.remote is not None
 
     def __str__(self) -> str:
         local = _endpoint(self.local, self.sport)
-        ends = f"{local} to {_endpoint(self.remote, self.dport)}" if self.connected else local
+        ends = f"{local} to {_endpoint(self.remote, self.dport)}" if self.is_connected else local
         return f"{PROTOCOLS[self.protocol]} {ends}"
 
 
@@ -117,7 +117,7 @@ class SockDiag:
     def __exit__(self, *_: object) -> None:
         self._netlink.close()
 
-    def sockets(self) -> list[Listed]:
+    def sockets(self) -> list[InetSocket]:
         """Return all sockets of TCP, UDP, UDP-Lite and, with CONFIG_INET_RAW_DIAG, raw ones.
 
         Skip a protocol that the kernel cannot list. Raises Unavailable.
@@ -130,7 +130,7 @@ class SockDiag:
             for entry in self._sockets_of(protocol, domain, device)
         ]
 
-    def _sockets_of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[Listed]:
+    def _sockets_of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[InetSocket]:
         request = _REQUEST.pack(domain, protocol, 0, 0, _LISTED_STATES) + bytes(_SOCKET_ID_SIZE)
         try:
             messages = self._netlink.dump(nl.SOCK_DIAG_BY_FAMILY, request)
@@ -143,7 +143,7 @@ class SockDiag:
         for message in messages:
             yield decode_socket(protocol, *message, device)
 
-    def destroy(self, entry: Listed) -> str:
+    def destroy(self, entry: InetSocket) -> str:
         """Destroy a socket; return CLOSED, GONE (also if another one has taken its place) or NOT_SUPPORTED.
 
         The next call of its process fails with ECONNABORTED. The kernel resets a TCP connection; it
@@ -166,7 +166,7 @@ class SockDiag:
         raise OSError(code, f"cannot close {entry}: {errno.errorcode.get(code, code)}")
 
 
-def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> Listed:
+def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> InetSocket:
     """Return the socket of the struct inet_diag_msg that begins at `start`.
 
     `device` returns the name of a device by its index.
@@ -178,7 +178,7 @@ def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Calla
     is_mapped = domain == socket.AF_INET6 and _MAPPED_PREFIX in (local[:12], remote[:12])
     family = 4 if domain == socket.AF_INET or is_mapped else 6
     address = slice(12, 16) if is_mapped else slice(0, 4 if family == 4 else 16)
-    return Listed(
+    return InetSocket(
         family,
         protocol,
         _STATES.get(state, str(state)),

@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from . import libc
-from .errors import Gone, Unavailable
+from .errors import NoSuchProcess, Unavailable
 from .namespace import socket_cookie
 
 _SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h
@@ -37,7 +37,7 @@ _UNSPECIFIED = ("0.0.0.0", "::")
 
 
 @frozen
-class Socket:
+class ProcessSocket:
     """An IP or AF_PACKET socket.
 
     `family` is 4 or 6, and 0 for AF_PACKET (`protocol` is an ethertype then). `local` and `remote`
@@ -65,16 +65,16 @@ class Socket:
 
 
 @frozen
-class Process:
+class ProcessSockets:
     """A running process: name, present cgroup, sockets."""
 
     pid: int
     name: str
     cgroup: str | None
-    sockets: tuple[Socket, ...]
+    sockets: tuple[ProcessSocket, ...]
 
 
-def enter_network_of(pid: int) -> bool:
+def enter_netns_of(pid: int) -> bool:
     """Move this thread to the network namespace of a process; return False if it is there already.
 
     Raises:
@@ -91,7 +91,7 @@ def enter_network_of(pid: int) -> bool:
     return True
 
 
-def sockets_of(pid: int) -> Process:
+def read_process_sockets(pid: int) -> ProcessSockets:
     """Return a process and its sockets that can send IP packets or frames.
 
     Raises as `enter_netns_of` does.
@@ -105,14 +105,14 @@ def sockets_of(pid: int) -> Process:
         owners = _IdMap(pid)
         # By number, so that two runs have the same order.
         descriptors = sorted(int(entry.name) for entry in os.scandir(directory / "fd"))
-        by_inode: dict[int, Socket] = {}
+        by_inode: dict[int, ProcessSocket] = {}
         for descriptor in descriptors:
             found = _read_socket(process, directory / "fd" / str(descriptor), descriptor, owners)
             if found is not None:
                 inode, description = found
                 by_inode.setdefault(inode, description)
         name = (directory / "comm").read_text(errors="replace").strip()
-        return Process(pid, name, _cgroup(directory), tuple(by_inode.values()))
+        return ProcessSockets(pid, name, _cgroup(directory), tuple(by_inode.values()))
     except OSError as error:
         raise _process_error(pid, error, "cannot inspect its sockets") from None
     finally:
@@ -155,7 +155,7 @@ class _IdMap:
         return _OVERFLOW_ID
 
 
-def _read_socket(process: int, link: Path, descriptor: int, owners: _IdMap) -> tuple[int, Socket] | None:
+def _read_socket(process: int, link: Path, descriptor: int, owners: _IdMap) -> tuple[int, ProcessSocket] | None:
     """Return inode and description of the socket behind a descriptor; None for another file, or one that has gone."""
     try:
         if not str(link.readlink()).startswith("socket:"):
@@ -171,11 +171,11 @@ def _read_socket(process: int, link: Path, descriptor: int, owners: _IdMap) -> t
     return (status.st_ino, description) if description else None
 
 
-def _describe(opened: socket.socket, descriptor: int, status: os.stat_result, owners: _IdMap) -> Socket | None:
+def _describe(opened: socket.socket, descriptor: int, status: os.stat_result, owners: _IdMap) -> ProcessSocket | None:
     domain = opened.getsockopt(socket.SOL_SOCKET, _SO_DOMAIN)
     if domain not in (*_FAMILIES, socket.AF_PACKET):
         return None
-    description = Socket(
+    description = ProcessSocket(
         descriptor,
         _FAMILIES.get(domain, 0),
         _TYPES.get(opened.type, "other"),
@@ -190,13 +190,13 @@ def _describe(opened: socket.socket, descriptor: int, status: os.stat_result, ow
     return _with_frames(opened, description) if domain == socket.AF_PACKET else _with_addresses(opened, description)
 
 
-def _with_frames(opened: socket.socket, description: Socket) -> Socket:
+def _with_frames(opened: socket.socket, description: ProcessSocket) -> ProcessSocket:
     # Python returns "eth0" or "", and the protocol as an ethertype.
     device, ethertype = opened.getsockname()[:2]
     return evolve(description, protocol=ethertype, bound=device or None)
 
 
-def _with_addresses(opened: socket.socket, description: Socket) -> Socket:
+def _with_addresses(opened: socket.socket, description: ProcessSocket) -> ProcessSocket:
     local, sport = _endpoint(opened.getsockname())
     remote: str | None = None
     dport = 0
@@ -265,8 +265,8 @@ def _cgroup(directory: Path) -> str | None:
     return paths[0] or None if paths else None
 
 
-def _process_error(pid: int, error: OSError, what: str) -> Gone | Unavailable:
+def _process_error(pid: int, error: OSError, what: str) -> NoSuchProcess | Unavailable:
     """Return the exception for an OSError about a process; `what` failed."""
     if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
-        return Gone(f"there is no process {pid}, or it is a thread of another one")
+        return NoSuchProcess(f"there is no process {pid}, or it is a thread of another one")
     return Unavailable(f"process {pid}: {what} ({error.strerror}); this needs root (CAP_SYS_PTRACE)")

@@ -47,7 +47,7 @@ def _attach_filter(receiver: socket.socket, field: int, value: int, size: int) -
     receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, code.program)
 
 
-def only_from(receiver: socket.socket, device: str) -> None:
+def receive_only_from(receiver: socket.socket, device: str) -> None:
     """Let a socket receive only packets that arrive by `device`. The routes of what it sends stay.
 
     For "lo" these are the packets of this machine itself. IP_PKTINFO would not do: it gives the
@@ -57,7 +57,7 @@ def only_from(receiver: socket.socket, device: str) -> None:
 
 
 @frozen
-class Passed:
+class CapturedPacket:
     """A captured packet: output device, ethertype, and its first bytes from the network header on."""
 
     device: str
@@ -65,7 +65,7 @@ class Passed:
     data: bytes
 
 
-class Tap:
+class PacketCapture:
     """Capture of the packets that leave by `device`, or by all devices if it is None.
 
     A context manager. It begins at once. `device_gone` is True if the device has gone since. Raises
@@ -73,7 +73,7 @@ class Tap:
     """
 
     def __init__(self, device: str | None = None) -> None:
-        self._lost, self.gone = 0, False
+        self._lost, self.device_gone = 0, False
         # With a protocol the socket receives from all devices at once, before it has its filter;
         # without one, only after it is bound.
         protocol = 0 if device else socket.htons(_ETH_P_ALL)
@@ -91,7 +91,7 @@ class Tap:
             self._socket.close()
             raise
 
-    def __enter__(self) -> Tap:
+    def __enter__(self) -> PacketCapture:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -101,7 +101,7 @@ class Tap:
         """Return the descriptor for select(2)."""
         return self._socket.fileno()
 
-    def passed(self) -> Iterator[Passed]:
+    def read_packets(self) -> Iterator[CapturedPacket]:
         """Yield the packets captured since the last call. Never blocks. Raises OSError."""
         for _ in range(_MAX_PACKETS):
             try:
@@ -111,14 +111,14 @@ class Tap:
             except OSError as error:
                 if error.errno not in _NO_DEVICE:
                     raise
-                self.gone = True  # the kernel reports it once; the device may come back
+                self.device_gone = True  # the kernel reports it once; the device may come back
                 continue
             device, ethertype, packet_type = address[:3]
             if packet_type == _PACKET_OUTGOING:
-                yield Passed(device, ethertype, data)
+                yield CapturedPacket(device, ethertype, data)
 
     @property
-    def lost(self) -> int:
+    def lost_packets(self) -> int:
         """Return the number of packets that did not fit into the receive buffer and are missing."""
         # struct tpacket_stats: packets, drops; reading resets it
         counts = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
@@ -127,18 +127,18 @@ class Tap:
 
 
 @frozen
-class Card:
+class LinkInfo:
     """A device: index, up or not, carrier or not, MTU in bytes, type (ARPHRD_*), hardware address."""
 
     index: int
-    up: bool
-    running: bool
+    is_up: bool
+    has_carrier: bool
     mtu: int
-    kind: int
+    hardware_type: int
     mac: bytes
 
 
-def card(device: str) -> Card | None:
+def link_info(device: str) -> LinkInfo | None:
     """Return the device of that name in this network namespace (netdevice(7)), or None."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
 
@@ -155,10 +155,10 @@ def card(device: str) -> Card | None:
                 return None
             raise
     kind = struct.unpack_from("=H", address)[0]
-    return Card(index, bool(flags & nl.IFF_UP), bool(flags & nl.IFF_RUNNING), mtu, kind, address[2 : 2 + _MAC_SIZE])
+    return LinkInfo(index, bool(flags & nl.IFF_UP), bool(flags & nl.IFF_RUNNING), mtu, kind, address[2 : 2 + _MAC_SIZE])
 
 
-def unresolved(family: int) -> frozenset[tuple[str, str]]:
+def failed_neighbours(family: int) -> frozenset[tuple[str, str]]:
     """Return (device, address) of the neighbours that do not answer; packets for them wait.
 
     Raises OSError.

@@ -9,9 +9,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 from ..netstate.routing import TABLE_LOCAL, Nexthop
 from ..netstate.state import NetState
-from .fib import network
+from .fib import parse_prefix
 
-BROADCAST = 0xFFFFFFFF
+IPV4_BROADCAST = 0xFFFFFFFF
 LOCAL_MULTICAST = 0xE00000  # 224.0.0.0/24
 LOOPBACK_NET = 127  # 127.0.0.0/8
 _LOOPBACK6 = 1  # ::1
@@ -43,24 +43,24 @@ def is_loopback4(address: int) -> bool:
     return address >> 24 == LOOPBACK_NET
 
 
-def is_strict6(address: int) -> bool:
+def needs_device6(address: int) -> bool:
     """Return True for an address that is ambiguous without its device (rt6_need_strict)."""
     return is_link_local6(address) or is_multicast6(address) or address == _LOOPBACK6
 
 
 @lru_cache(maxsize=1 << 12)
-def shown4(address: int | None) -> str | None:
+def format_ipv4(address: int | None) -> str | None:
     """Return an IPv4 address in its text form; None stays None."""
     return None if address is None else str(IPv4Address(address))
 
 
 @lru_cache(maxsize=1 << 12)
-def shown6(address: int | None) -> str | None:
+def format_ipv6(address: int | None) -> str | None:
     """Return an IPv6 address in its text form; None stays None."""
     return None if address is None else str(IPv6Address(address))
 
 
-class Addresses:
+class LocalAddresses:
     """The addresses of a state: of its devices if the state lists them, else of the local table."""
 
     def __init__(self, state: NetState) -> None:
@@ -69,24 +69,24 @@ class Addresses:
         for device in state.devices:
             for address in device.addresses:
                 family = 6 if ":" in address else 4
-                own, length = network(address, family)
+                own, length = parse_prefix(address, family)
                 self._by_device[family, device.name].append((own, length))
         listed = {key for key in self._by_device if key[0] == 4}
         for route in state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
-                first, length = network(route.destination, route.family)
+                first, length = parse_prefix(route.destination, route.family)
                 width = 32 if route.family == 4 else 128
                 key = (route.family, route.device)
                 if length == width and key not in listed and route.device not in self._devices:
                     self._by_device[key].append((first, length))
         self._owners = {(family, own): name for (family, name), owned in self._by_device.items() for own, _ in owned}
 
-    def device(self, family: int, address: int) -> str | None:
+    def device_of(self, family: int, address: int) -> str | None:
         """Return the device that has exactly this address, or None."""
         return self._owners.get((family, address))
 
     @property
-    def are_told(self) -> bool:
+    def are_known(self) -> bool:
         """Return True if the state contains any address of this machine."""
         return bool(self._owners)
 
@@ -96,7 +96,7 @@ class Addresses:
             return True
         return device in self._devices and self._devices[device].up
 
-    def chosen4(self, device: str, gateway: int | None, loops: bool) -> int | None:
+    def select_source4(self, device: str, gateway: int | None, loops: bool) -> int | None:
         """Return the device's source address (inet_select_addr); None: no address, or ambiguous.
 
         An address of the gateway's network is preferred, then the device's first. A device without
@@ -122,7 +122,7 @@ class Addresses:
         if hop.device is None:
             return None
         gateway = int(IPv4Address(hop.gateway)) if hop.gateway and ":" not in hop.gateway else None
-        return shown4(self.chosen4(hop.device, gateway, loops))
+        return format_ipv4(self.select_source4(hop.device, gateway, loops))
 
     def source6(self, hop: Nexthop, destination: int) -> str | None:
         """Return the source address of an IPv6 packet by a nexthop, or None if it is ambiguous.
@@ -130,7 +130,7 @@ class Addresses:
         Link-local destinations get a link-local source, all others a global one.
         """
         if destination != _LOOPBACK6 and (6, destination) in self._owners:
-            return shown6(destination)
+            return format_ipv6(destination)
         if destination == _LOOPBACK6:
             return None
         is_near = is_link_local6(destination) or is_link_multicast6(destination)
@@ -139,9 +139,9 @@ class Addresses:
             for own, _ in self._by_device.get((6, hop.device or ""), [])
             if own != _LOOPBACK6 and is_link_local6(own) == is_near
         ]
-        return shown6(owned[0]) if len(owned) == 1 else None
+        return format_ipv6(owned[0]) if len(owned) == 1 else None
 
-    def candidates6(self, oif: str | None) -> list[int]:
+    def source_candidates6(self, oif: str | None) -> list[int]:
         """Return the global addresses that a packet without a source may get.
 
         `oif` None: of any device.

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..netstate.nft import FULL
-from .box import Box, Ranges, complement, only
+from ..netstate.nft import FULL_MASK
+from .box import Box, Ranges, complement, points
 
 
-def groups(masks: Iterable[int]) -> tuple[int, ...]:
+def bit_groups(masks: Iterable[int]) -> tuple[int, ...]:
     """Return the coarsest partition of 32 bits of which every mask is a union.
 
     A group is given as a mask.
     """
-    partition = [FULL]
+    partition = [FULL_MASK]
     for mask in set(masks):
         partition = [part for group in partition for part in (group & mask, group & ~mask) if part]
     return tuple(sorted(partition))
 
 
-def packed(value: int, group: int) -> int:
+def pack_bits(value: int, group: int) -> int:
     """Return the bits of `value` that are in `group`, moved together."""
     if not value & group:
         return 0
@@ -34,7 +34,7 @@ def packed(value: int, group: int) -> int:
     return result
 
 
-def spread(bits: int, group: int) -> int:
+def unpack_bits(bits: int, group: int) -> int:
     """Return the mark bits for a packed value: the inverse of `pack_bits`."""
     result = 0
     while bits:
@@ -46,24 +46,24 @@ def spread(bits: int, group: int) -> int:
     return result
 
 
-def name(mark: str, group: int) -> str:
+def field_name(mark: str, group: int) -> str:
     """Return the name of the field of a group; `mark` is "mark" or "ctmark"."""
     return f"{mark}:{group:#x}"
 
 
-def top(group: int) -> int:
+def max_value(group: int) -> int:
     """Return the highest value of a group's field."""
     return (1 << group.bit_count()) - 1
 
 
-def equal(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
+def equal_boxes(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
     """Return the boxes of `mark` & mask == value: one, or none if no mark satisfies it."""
     if value & ~mask:
         return []
-    return [{name(mark, group): only(packed(value, group)) for group in partition if group & mask}]
+    return [{field_name(mark, group): points(pack_bits(value, group)) for group in partition if group & mask}]
 
 
-def differs(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
+def unequal_boxes(mark: str, partition: Iterable[int], mask: int, value: int) -> list[Box]:
     """Return the boxes of `mark` & mask != value.
 
     They are disjoint: each has another first differing group.
@@ -75,8 +75,8 @@ def differs(mark: str, partition: Iterable[int], mask: int, value: int) -> list[
     for group in partition:
         if not group & mask:
             continue
-        field, wanted = name(mark, group), only(packed(value, group))
-        other: Ranges = complement(wanted, top(group))
+        field, wanted = field_name(mark, group), points(pack_bits(value, group))
+        other: Ranges = complement(wanted, max_value(group))
         if other:
             boxes.append({**same, field: other})
         same = {**same, field: wanted}

@@ -15,7 +15,7 @@ Ranges = tuple[tuple[int, int], ...]
 Box = dict[str, Ranges]
 
 
-def ranges(values: Iterable[tuple[int, int]]) -> Ranges:
+def merge_ranges(values: Iterable[tuple[int, int]]) -> Ranges:
     """Merge intervals, in any order, into the form that boxes use."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(values):
@@ -27,14 +27,14 @@ def ranges(values: Iterable[tuple[int, int]]) -> Ranges:
     return tuple(merged)
 
 
-def only(*values: int) -> Ranges:
+def points(*values: int) -> Ranges:
     """Return the ranges of exactly these values."""
     if len(values) == 1:
         return ((values[0], values[0]),)
-    return ranges((value, value) for value in values)
+    return merge_ranges((value, value) for value in values)
 
 
-def common(left: Ranges, right: Ranges) -> Ranges:
+def intersect_ranges(left: Ranges, right: Ranges) -> Ranges:
     """Return the values that are in both."""
     if len(left) == 1 and len(right) == 1:
         (a, b), (c, d) = left[0], right[0]
@@ -53,7 +53,7 @@ def common(left: Ranges, right: Ranges) -> Ranges:
     return tuple(both)
 
 
-def without(ranges_: Ranges, removed: Ranges) -> Ranges:
+def subtract_ranges(ranges_: Ranges, removed: Ranges) -> Ranges:
     """Return the values of `ranges_` that are not in `removed`."""
     left: list[tuple[int, int]] = []
     for low, high in ranges_:
@@ -72,15 +72,15 @@ def without(ranges_: Ranges, removed: Ranges) -> Ranges:
 
 def complement(ranges_: Ranges, top: int) -> Ranges:
     """Return the values from 0 to `top` that are not in `ranges_`."""
-    return without(((0, top),), ranges_)
+    return subtract_ranges(((0, top),), ranges_)
 
 
-def size(ranges_: Ranges) -> int:
+def count_values(ranges_: Ranges) -> int:
     """Return the number of values."""
     return sum(high - low + 1 for low, high in ranges_)
 
 
-def meet(left: Mapping[str, Ranges], right: Mapping[str, Ranges]) -> Box | None:
+def intersect_boxes(left: Mapping[str, Ranges], right: Mapping[str, Ranges]) -> Box | None:
     """Return the intersection of two boxes, or None if it is empty."""
     result = dict(left)
     for field, wanted in right.items():
@@ -88,14 +88,16 @@ def meet(left: Mapping[str, Ranges], right: Mapping[str, Ranges]) -> Box | None:
         if present is None or present == wanted:
             result[field] = wanted
             continue
-        both = common(present, wanted)
+        both = intersect_ranges(present, wanted)
         if not both:
             return None
         result[field] = both
     return result
 
 
-def outside(box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], limit: int) -> list[Box] | None:
+def subtract_boxes(
+    box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str, int], limit: int
+) -> list[Box] | None:
     """Return the parts of `box` in no box of `removed`, as boxes.
 
     None if there are more than `limit`.
@@ -104,23 +106,23 @@ def outside(box: Box, removed: Iterable[Mapping[str, Ranges]], tops: Mapping[str
     for cover in removed:
         left: list[Box] = []
         for piece in pieces:
-            if meet(piece, cover) is None:
+            if intersect_boxes(piece, cover) is None:
                 left.append(piece)
                 continue
             inner = dict(piece)
             for field, wanted in cover.items():
                 present = inner.get(field) or ((0, tops[field]),)
-                remaining = without(present, wanted)
+                remaining = subtract_ranges(present, wanted)
                 if remaining:
                     left.append({**inner, field: remaining})
-                inner[field] = common(present, wanted)
+                inner[field] = intersect_ranges(present, wanted)
         pieces = left
         if len(pieces) > limit:
             return None
     return pieces
 
 
-def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[str, int]) -> Box | None:
+def find_uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[str, int]) -> Box | None:
     """Return a part of `box` that is in no cover, or None if the covers contain the whole box.
 
     Exact. Splits on the cover that contains most of the remaining part, so that big parts are
@@ -157,14 +159,14 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
                     shrink += log2(whole / (high - low + 1))
                     continue
                 else:
-                    both = common(present, wanted)
+                    both = intersect_ranges(present, wanted)
                     if not both:
                         break
                     if both == present:
                         continue
                     clipped[field] = wanted = both
-                    whole = size(present)
-                overlap = wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else size(wanted)
+                    whole = count_values(present)
+                overlap = wanted[0][1] - wanted[0][0] + 1 if len(wanted) == 1 else count_values(wanted)
                 shrink += log2(whole / overlap)
             else:
                 if not clipped:
@@ -180,7 +182,7 @@ def uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[st
         inner = dict(part)
         for field, wanted in best.items():
             present = inner.get(field) or ((0, tops[field]),)
-            remaining = without(present, wanted)
+            remaining = subtract_ranges(present, wanted)
             if remaining:
                 piece = dict(inner)
                 piece[field] = remaining

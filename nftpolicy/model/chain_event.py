@@ -11,12 +11,12 @@ from attrs import frozen
 from ..netstate import nft
 from .box import Box
 
-Place: TypeAlias = tuple[nft.Table, nft.Chain]
-Marks: TypeAlias = dict[str, int | str]  # by field: a number, or the name of the field with the same value
+BaseChain: TypeAlias = tuple[nft.Table, nft.Chain]
+MarkValues: TypeAlias = dict[str, int | str]  # by field: a number, or the name of the field with the same value
 
 
 @frozen
-class Event:
+class ChainEvent:
     """The effect of a base chain on part of a region; dropped packets are not an event.
 
     `kind` is "accept", "write" or "nat". The part is `box` without the boxes of `excluded`, which
@@ -26,9 +26,9 @@ class Event:
     """
 
     kind: str
-    place: Place
+    base_chain: BaseChain
     rule: nft.Rule | None
     box: Box
     excluded: Sequence[Box]
     statement: nft.Statement | None = None
-    marks: Marks | None = None
+    marks: MarkValues | None = None

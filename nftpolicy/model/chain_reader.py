@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ..netstate import nft, text
-from .box import Box, common, only
-from .shapes import HARMLESS, SOMETIMES, VerdictMapping, family_of, kind_of
-from .space import Space
+from .box import Box, intersect_ranges, points
+from .shapes import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of, restricted_family
+from .space import HeaderSpace
 
 _VERDICT_MAPS = (nft.VerdictMap, nft.VerdictMapRef)
 _VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})
@@ -17,21 +17,23 @@ _VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})
 class ChainReader:
     """The chains of `tables`, read for packets of a header space."""
 
-    def __init__(self, space: Space, tables: Sequence[nft.Table]) -> None:
+    def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table]) -> None:
         self.space = space
-        space.use(tables)
+        space.add_sets(tables)
         self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
 
-    def chain(self, table: nft.Table, verdict: nft.Statement) -> nft.Chain | None:
+    def jump_target(self, table: nft.Table, verdict: nft.Statement) -> nft.Chain | None:
         """Return the target of a jump or goto, None if the table does not have it."""
         target = verdict.target if isinstance(verdict, nft.Verdict) else None
         return self._chains.get((*table.key, str(target)))
 
-    def of_other_family(self, statement: nft.Statement) -> bool:
+    def is_other_family(self, statement: nft.Statement) -> bool:
         """Return True if a NAT or reject statement applies only to packets of the other family."""
-        return family_of(statement) not in (None, self.space.family)
+        return restricted_family(statement) not in (None, self.space.family)
 
-    def looked_up(self, table: nft.Table, statement: VerdictMapping) -> Iterator[tuple[list[Box], nft.Statement]]:
+    def verdict_entries(
+        self, table: nft.Table, statement: VerdictMapStatement
+    ) -> Iterator[tuple[list[Box], nft.Statement]]:
         """Yield each verdict of a verdict map with the packets that find it."""
         entries = self._entries(table, statement)
         if entries is None:
@@ -39,14 +41,14 @@ class ChainReader:
             return
         for element, verdict in sorted(entries, key=repr):
             if element != "*":
-                yield self.space.key(table, statement.key, element), verdict
+                yield self.space.key_boxes(table, statement.key, element), verdict
         for _, verdict in (entry for entry in entries if entry[0] == "*"):
             others = frozenset(element for element, _ in entries if element != "*")
             default = nft.Match(statement.key, nft.AnonymousSet(others), "!=")
-            yield self.space.match(table, default), verdict
+            yield self.space.match_boxes(table, default), verdict
 
     @staticmethod
-    def _entries(table: nft.Table, statement: VerdictMapping) -> list[tuple[nft.Element, nft.Verdict]] | None:
+    def _entries(table: nft.Table, statement: VerdictMapStatement) -> list[tuple[nft.Element, nft.Verdict]] | None:
         """Return the entries of a verdict map.
 
         None if they are not known or packets may change them.
@@ -60,7 +62,7 @@ class ChainReader:
         return entries if len(entries) == len(named.elements) else None
 
     @staticmethod
-    def narrowed(reached: list[Box], region: Box, boxes: list[Box]) -> list[Box]:
+    def narrow(reached: list[Box], region: Box, boxes: list[Box]) -> list[Box]:
         """Return what each box of `reached` together with each of `boxes` adds to the region."""
         narrowed: list[Box] = []
         for start in reached:
@@ -71,7 +73,7 @@ class ChainReader:
                     if present is None:
                         added[field] = wanted
                     elif present != wanted:
-                        both = common(present, wanted)
+                        both = intersect_ranges(present, wanted)
                         if not both:
                             break
                         if both != present:
@@ -93,7 +95,7 @@ class ChainReader:
         """
         for statement in statements:
             if isinstance(statement, nft.Match):
-                reached = self.narrowed(reached, region, self.space.match(table, statement))
+                reached = self.narrow(reached, region, self.space.match_boxes(table, statement))
                 if not reached:
                     return
             elif isinstance(statement, nft.Verdict):
@@ -102,9 +104,9 @@ class ChainReader:
                         yield narrow, statement
             elif isinstance(statement, _VERDICT_MAPS):
                 continuing: list[Box] = []
-                for boxes, verdict in self.looked_up(table, statement):
-                    matching = self.narrowed(reached, region, boxes)
-                    if kind_of(verdict) == "continue":
+                for boxes, verdict in self.verdict_entries(table, statement):
+                    matching = self.narrow(reached, region, boxes)
+                    if effect_of(verdict) == "continue":
                         continuing += matching
                         continue
                     for narrow in matching:
@@ -113,18 +115,18 @@ class ChainReader:
                 if not reached:
                     return
             elif isinstance(statement, nft.Mangle):
-                reached = self.narrowed(reached, region, self.space.writable(table, statement))
+                reached = self.narrow(reached, region, self.space.writable_boxes(table, statement))
                 for narrow in reached:
                     yield narrow, statement
-            elif isinstance(statement, SOMETIMES):
-                condition = {self.unsupported(table, statement): only(1)}
+            elif isinstance(statement, NONDETERMINISTIC):
+                condition = {self.unsupported_field(table, statement): points(1)}
                 reached = [{**narrow, **condition} for narrow in reached]
-            elif self.of_other_family(statement):
+            elif self.is_other_family(statement):
                 return  # "dnat ip to ..." in an inet table applies only to IPv4 packets
-            elif not isinstance(statement, HARMLESS):
+            elif not isinstance(statement, NEUTRAL):
                 for narrow in reached:
                     yield narrow, statement
 
-    def unsupported(self, table: nft.Table, statement: nft.Statement) -> str:
+    def unsupported_field(self, table: nft.Table, statement: nft.Statement) -> str:
         """Return a new artificial field for a statement that is not modelled."""
-        return self.space.doubt(f"{table.family} {table.name}: {text.shown(statement)}")
+        return self.space.unsupported_field(f"{table.family} {table.name}: {text.display_text(statement)}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from attrs import field, mutable
 
 from .box import Box
-from .covers import Covers
+from .covers import BoxIndex
 
 
 @mutable(eq=False)
@@ -25,40 +25,40 @@ class ChainState:
 
     region: Box
     prefix: Box
-    decided: Covers
-    returned: tuple[Covers, ...]
+    decided_boxes: BoxIndex
+    returned_boxes: tuple[BoxIndex, ...]
     callers: tuple[str, ...] = ()
     is_exhausted: bool = field(default=False, init=False)  # no packet is left for the next rule
 
     @property
     def is_empty(self) -> bool:
         """Return True if no packet of the region comes out at the end of the chain."""
-        return self.is_exhausted and not len(self.returned[-1])
+        return self.is_exhausted and not len(self.returned_boxes[-1])
 
     def call(self, caller: str, narrow: Box, tops: dict[str, int]) -> ChainState:
         """Return the state of a chain that `caller` calls for the part `narrow` of the region."""
         return ChainState(
             {**self.region, **narrow},
             {**self.prefix, **narrow},
-            self.decided,
-            (*self.returned, Covers((), tops)),
+            self.decided_boxes,
+            (*self.returned_boxes, BoxIndex((), tops)),
             (*self.callers, caller),
         )
 
     def excluded(self, box: Box) -> list[Box]:
         """Return the parts that are no longer in the chain and may overlap `box`."""
-        parts = list(self.decided.meeting(box))
-        for returned in self.returned:
-            parts += returned.meeting(box)
+        parts = list(self.decided_boxes.overlapping(box))
+        for returned in self.returned_boxes:
+            parts += returned.overlapping(box)
         return parts
 
     def returned_counts(self) -> list[int]:
         """Return how many boxes have returned from each chain so far."""
-        return [len(returned) for returned in self.returned]
+        return [len(returned) for returned in self.returned_boxes]
 
     def leave(self, narrow: Box) -> None:
         """Record that the part `narrow` of the region returns to the caller."""
-        self.returned[-1].append({**self.prefix, **narrow})
+        self.returned_boxes[-1].append({**self.prefix, **narrow})
         self.remove(narrow)
 
     def remove(self, narrow: Box) -> None:

@@ -9,16 +9,16 @@ from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
 from ..netstate.nft import Chain, Table
-from .decision import Decision, TraceLog
-from .effects import Step, step
-from .matching import Run, Tables
-from .reading import Place
-from .unknown import Doubts
-from .view import View
+from .decision import TraceLog, TraceStep
+from .effects import CompiledStatement, compile_statement
+from .matching import EvalContext, NamedSets
+from .reading import HookPoint
+from .unknown import Choices
+from .view import PacketView
 
 ACCEPT, DROP = "accept", "drop"
 # Priorities at which nat chains run, whatever their own (include/uapi/linux/netfilter_ipv4.h).
-NAT = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
+NAT_PRIORITIES = {"prerouting": -100, "output": -100, "postrouting": 100, "input": 100}
 _FAMILIES = {4: ("ip", "inet"), 6: ("ip6", "inet")}
 _DEPTH = 16  # NFT_JUMP_STACK_SIZE
 _KNOWN_FLAGS = frozenset({"dormant", "owner", "persist"})
@@ -30,11 +30,11 @@ class _Rule:
     """A rule, compiled as far as a packet has come in it: in most rules the first match decides."""
 
     rule: nft.Rule
-    _remaining: Iterator[Step]
-    _compiled: list[Step] = field(factory=list)
+    _remaining: Iterator[CompiledStatement]
+    _compiled: list[CompiledStatement] = field(factory=list)
     _text: str | None = None
 
-    def evaluate(self, run: Run) -> bool | nft.Verdict:
+    def evaluate(self, run: EvalContext) -> bool | nft.Verdict:
         """Return the verdict of the rule, or True if it matches without one, or False."""
         for execute in self._compiled:
             result = execute(run)
@@ -50,7 +50,7 @@ class _Rule:
     @property
     def text(self) -> str:
         if self._text is None:
-            self._text = text.shown(self.rule)
+            self._text = text.display_text(self.rule)
         return self._text
 
 
@@ -59,8 +59,8 @@ class _Prepared:
     """The chains of one table at one hook point, compiled at their first use."""
 
     table: Table
-    sets: Tables
-    point: Place
+    sets: NamedSets
+    point: HookPoint
     title: str
     _chains: dict[str, Chain]
     _rules: dict[str, list[_Rule]] = field(factory=dict)
@@ -75,15 +75,15 @@ class _Prepared:
             self._rules[name] = rules
         return rules
 
-    def _steps(self, rule: nft.Rule) -> Iterator[Step]:
+    def _steps(self, rule: nft.Rule) -> Iterator[CompiledStatement]:
         for statement in rule.statements:
-            compiled = step(statement, self.sets, self.point)
+            compiled = compile_statement(statement, self.sets, self.point)
             if compiled is not None:
                 yield compiled
 
 
 @frozen(eq=False)
-class Base:
+class PreparedBaseChain:
     """A base chain ready for evaluation.
 
     `conditions`: open questions; the chain is hooked if all are true.
@@ -91,14 +91,14 @@ class Base:
 
     chain: Chain
     hook: nft.Hook
-    prepared: _Prepared
-    place: int  # the priority that determines the order of evaluation
-    doubts: tuple[str, ...]
+    prepared_table: _Prepared
+    evaluation_priority: int  # the priority that determines the order of evaluation
+    conditions: tuple[str, ...]
 
     @classmethod
-    def of(cls, chain: Chain, hook: nft.Hook, prepared: _Prepared) -> Base:
+    def prepare(cls, chain: Chain, hook: nft.Hook, prepared: _Prepared) -> PreparedBaseChain:
         """Prepare a base chain of a table."""
-        priority = NAT.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
+        priority = NAT_PRIORITIES.get(hook.hook, hook.priority) if hook.type == "nat" else hook.priority
         conditions: list[str] = []
         if not prepared.table.flags <= _KNOWN_FLAGS:
             conditions.append(f"{prepared.title} is not dormant")
@@ -106,24 +106,24 @@ class Base:
             conditions.append(f"chain {chain.name} of {prepared.title} is on this device")
         return cls(chain, hook, prepared, priority, tuple(conditions))
 
-    def evaluate(self, run: Run) -> str:
+    def evaluate(self, run: EvalContext) -> str:
         """Return "accept" (for this chain only) or "drop" (final).
 
         Rules write into the context's view.
         """
-        for condition in self.doubts:
-            if not run.doubts.ask(condition):
+        for condition in self.conditions:
+            if not run.choices.branch_on(condition):
                 return ACCEPT
         log, chain = run.log, self.chain
         if log is not None:
-            log.append(_chain_step(self.prepared, chain))
-        verdict = _evaluate_rules(self.prepared, chain.name, run)
+            log.append(_chain_step(self.prepared_table, chain))
+        verdict = _evaluate_rules(self.prepared_table, chain.name, run)
         if verdict is not None:
             return verdict
         policy = self.hook.policy
         if log is not None:
             text = f"policy {policy} of chain {chain.name}"
-            log.append(Decision("chain", text, chain, chain.origin, policy))
+            log.append(TraceStep("chain", text, chain, chain.origin, policy))
         return DROP if policy == DROP else ACCEPT
 
 
@@ -132,13 +132,13 @@ class Ruleset:
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = tuple(tables)
-        self._met: dict[tuple[int, str, str | None], list[Base]] = {}
-        self._bases: dict[tuple[str, str, str], Base] = {}
+        self._met: dict[tuple[int, str, str | None], list[PreparedBaseChain]] = {}
+        self._bases: dict[tuple[str, str, str], PreparedBaseChain] = {}
         self._hooked: dict[tuple[int, str, str | None], list[tuple[Table, Chain]]] = {}
-        self._sets: dict[tuple[str, str], Tables] = {}
-        self._prepared: dict[tuple[tuple[str, str], Place], _Prepared] = {}
+        self._sets: dict[tuple[str, str], NamedSets] = {}
+        self._prepared: dict[tuple[tuple[str, str], HookPoint], _Prepared] = {}
 
-    def hooked(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
+    def base_chains(self, family: int, hook: str, device: str | None = None) -> list[tuple[Table, Chain]]:
         """Return the base chains at a hook in the order of their priorities.
 
         `family` is 4 or 6 (0: neither; only netdev chains get such frames), `device` that of an
@@ -171,7 +171,7 @@ class Ruleset:
                 elif device is None and table.family in _FAMILIES.get(family, ()):
                     yield chain.hook, table, chain
 
-    def met(self, family: int, hook: str, device: str | None = None) -> Sequence[Base]:
+    def evaluation_order(self, family: int, hook: str, device: str | None = None) -> Sequence[PreparedBaseChain]:
         """Return the base chains at a hook in evaluation order.
 
         All nat chains of a hook have one priority.
@@ -179,11 +179,11 @@ class Ruleset:
         key = (family, hook, device)
         chains = self._met.get(key)
         if chains is None:
-            prepared = [self.base(table, chain) for table, chain in self.hooked(*key)]
-            chains = self._met[key] = sorted(prepared, key=lambda base: base.place)
+            prepared = [self.prepare(table, chain) for table, chain in self.base_chains(*key)]
+            chains = self._met[key] = sorted(prepared, key=lambda base: base.evaluation_priority)
         return chains
 
-    def base(self, table: Table, chain: Chain) -> Base:
+    def prepare(self, table: Table, chain: Chain) -> PreparedBaseChain:
         """Return a base chain ready for evaluation.
 
         Raises: ValueError for a chain without hook.
@@ -193,17 +193,17 @@ class Ruleset:
         if base is None:
             if chain.hook is None:
                 raise ValueError(f"{chain.name} is not a base chain")
-            base = Base.of(chain, chain.hook, self._prepare_table(table, chain.hook))
+            base = PreparedBaseChain.prepare(chain, chain.hook, self._prepare_table(table, chain.hook))
             self._bases[name] = base
         return base
 
     def _prepare_table(self, table: Table, hook: nft.Hook) -> _Prepared:
         """Return the chains of a table as its base chains at a hook point use them."""
-        point = Place(table.family, hook.hook, hook.priority)
+        point = HookPoint(table.family, hook.hook, hook.priority)
         key = (table.key, point)
         if key not in self._prepared:
             if table.key not in self._sets:
-                self._sets[table.key] = Tables.of(table)
+                self._sets[table.key] = NamedSets.from_table(table)
             title = f"table {table.family} {table.name}"
             chains = {chain.name: chain for chain in table.chains}
             self._prepared[key] = _Prepared(table, self._sets[table.key], point, title, chains)
@@ -216,22 +216,22 @@ def _is_for(hook: nft.Hook, device: str) -> bool:
     return not names or any(device == name or (name.endswith("*") and device.startswith(name[:-1])) for name in names)
 
 
-def evaluate(
+def evaluate_chain(
     ruleset: Ruleset,
     table: Table,
     chain: Chain,
-    view: View,
-    choices: Doubts,
+    view: PacketView,
+    choices: Choices,
     log: TraceLog | None = None,
 ) -> str:
     """Evaluate one base chain for a packet; see PreparedBaseChain.evaluate.
 
     Raises: ValueError for a chain without hook.
     """
-    return ruleset.base(table, chain).evaluate(Run(view, choices, log))
+    return ruleset.prepare(table, chain).evaluate(EvalContext(view, choices, log))
 
 
-def _evaluate_rules(prepared: _Prepared, name: str, run: Run) -> str | None:
+def _evaluate_rules(prepared: _Prepared, name: str, run: EvalContext) -> str | None:
     """Return accept, drop, or None at the end of the base chain."""
     stack: list[Iterator[_Rule]] = []
     rules, log = iter(prepared.rules(name)), run.log
@@ -248,7 +248,9 @@ def _evaluate_rules(prepared: _Prepared, name: str, run: Run) -> str | None:
         if kind in ("jump", "goto"):
             target = None if verdict.target is None else prepared.chain(verdict.target)
             if target is None:
-                run.doubts.note(f"chain {verdict.target} of {prepared.title}, which the ruleset does not contain")
+                run.choices.mark_unsupported(
+                    f"chain {verdict.target} of {prepared.title}, which the ruleset does not contain"
+                )
                 continue
             if kind == "jump":
                 stack.append(rules)
@@ -263,23 +265,23 @@ def _evaluate_rules(prepared: _Prepared, name: str, run: Run) -> str | None:
             rules = stack.pop()
 
 
-def _evaluate_logged(rule: _Rule, run: Run, log: TraceLog) -> bool | nft.Verdict:
+def _evaluate_logged(rule: _Rule, run: EvalContext, log: TraceLog) -> bool | nft.Verdict:
     """Evaluate a rule and log its effects."""
     run.effects = []
     result = rule.evaluate(run)
     if result or run.effects:
         verdict = [] if isinstance(result, bool) else [_verdict_text(result)]
         effect = ", ".join([*run.effects, *verdict]) or "goes on"
-        log.append(Decision("rule", rule.text, rule.rule, rule.rule.origin, effect))
+        log.append(TraceStep("rule", rule.text, rule.rule, rule.rule.origin, effect))
     return result
 
 
-def _chain_step(prepared: _Prepared, chain: Chain) -> Decision:
-    return Decision("chain", f"{prepared.title}, chain {chain.name}", chain, chain.origin)
+def _chain_step(prepared: _Prepared, chain: Chain) -> TraceStep:
+    return TraceStep("chain", f"{prepared.title}, chain {chain.name}", chain, chain.origin)
 
 
 def _verdict_text(verdict: nft.Verdict) -> str:
     return verdict.kind if verdict.target is None else f"{verdict.kind} {verdict.target}"
 
 
-__all__ = ["ACCEPT", "DROP", "NAT", "Base", "Ruleset", "View", "evaluate"]
+__all__ = ["ACCEPT", "DROP", "NAT_PRIORITIES", "PacketView", "PreparedBaseChain", "Ruleset", "evaluate_chain"]

@@ -16,7 +16,7 @@ _SPAN = 32  # a box in more buckets counts as open
 _FEW = 24  # with fewer boxes an index does not pay
 
 
-class Covers:
+class BoxIndex:
     """Collection of boxes. `add_lazy` takes boxes that are computed at the next query."""
 
     def __init__(self, boxes: Iterable[Box] = (), tops: dict[str, int] | None = None) -> None:
@@ -38,11 +38,11 @@ class Covers:
         """Add boxes."""
         self.boxes.extend(boxes)
 
-    def defer(self, make: Callable[[], Iterable[Box]]) -> None:
+    def add_lazy(self, make: Callable[[], Iterable[Box]]) -> None:
         """Add the boxes of `make`, which is called at the next query."""
         self._deferred.append(make)
 
-    def meeting(self, box: Box, until: int | None = None) -> list[Box]:
+    def overlapping(self, box: Box, until: int | None = None) -> list[Box]:
         """Return a superset of the boxes, of the first `until`, that overlap `box`."""
         if self._deferred:
             for make in self._deferred:
@@ -54,7 +54,7 @@ class Covers:
         candidates = (1 << (len(self.boxes) if until is None else until)) - 1
         for field, buckets in self._buckets.items():
             wanted = box.get(field)
-            keys = None if wanted is None else self._keys(field, wanted)
+            keys = None if wanted is None else self._bucket_range(field, wanted)
             if keys is None:
                 continue
             overlapping = self._open[field]
@@ -71,7 +71,7 @@ class Covers:
                     self._buckets[field], self._open[field] = {}, bit - 1
             for field, buckets in self._buckets.items():
                 wanted = box.get(field)
-                keys = None if wanted is None else self._keys(field, wanted)
+                keys = None if wanted is None else self._bucket_range(field, wanted)
                 if keys is None:
                     self._open[field] |= bit
                 else:
@@ -79,7 +79,7 @@ class Covers:
                         buckets[key] = buckets.get(key, 0) | bit
         self._indexed = len(self.boxes)
 
-    def _keys(self, field: str, wanted: Ranges) -> Iterable[int] | None:
+    def _bucket_range(self, field: str, wanted: Ranges) -> Iterable[int] | None:
         """Return the buckets of the values; None if there are too many."""
         shift = max(self._tops.get(field, 0).bit_length() - _BUCKETS, 0)
         if len(wanted) == 1:

@@ -7,23 +7,23 @@ from typing import Any
 
 from attrs import frozen
 
-from ..netstate.nft import Origin
+from ..netstate.nft import OriginPath
 
 
-class Untold(list[Any]):
+class NullLog(list[Any]):
     """Null log: discards all steps."""
 
     def append(self, _: object) -> None:
         """Discard the step."""
 
 
-def likewise(log: TraceLog) -> TraceLog:
+def empty_like(log: TraceLog) -> TraceLog:
     """Return an empty log; a null log if `log` is one."""
-    return Untold() if isinstance(log, Untold) else []
+    return NullLog() if isinstance(log, NullLog) else []
 
 
 @frozen
-class Decision:
+class TraceStep:
     """A line of text about what decided, and the effect of it.
 
     `kind` is "source", "ip-rule", "route", "hook", "chain", "rule", "reroute", "reflect", "end" and
@@ -34,9 +34,9 @@ class Decision:
 
     kind: str
     text: str
-    thing: object = None
-    origin: Origin = ()
+    subject: object = None
+    origin: OriginPath = ()
     effect: str = "goes on"
 
 
-TraceLog = list[Decision]
+TraceLog = list[TraceStep]

@@ -10,10 +10,10 @@ from ipaddress import IPv6Address
 from attrs import frozen
 
 from ..netstate.routing import Nexthop, Route
-from .unknown import Doubts
+from .unknown import Choices
 
 # A route of such a type ends the lookup with this error. "throw" ends it without a result.
-ERRORS = {"unreachable": "EHOSTUNREACH", "prohibit": "EACCES", "blackhole": "EINVAL", "nat": "EINVAL"}
+ROUTE_ERRORS = {"unreachable": "EHOSTUNREACH", "prohibit": "EACCES", "blackhole": "EINVAL", "nat": "EINVAL"}
 # IPv4 compares only these bits of the field (IPTOS_RT_MASK); the others are DSCP and ECN
 _TOS_MASK = 0x1C
 _PREFERENCE = {"low": 1, "medium": 2, "high": 3}
@@ -21,7 +21,7 @@ _DEFAULT_ROUTE_BITS = 32  # host bits of an IPv4 default route
 
 
 @frozen
-class Hit:
+class FibMatch:
     """The route that a lookup selected, with its usable nexthops."""
 
     route: Route
@@ -31,7 +31,7 @@ class Hit:
 
 
 @frozen
-class Search:
+class FibQuery:
     """A query to a routing table.
 
     Addresses are integers; `strict`: only routes by `oif` count (IPv6).
@@ -49,7 +49,7 @@ def _number6(address: str) -> int:
     return int(IPv6Address(address))
 
 
-def network(prefix: str, family: int) -> tuple[int, int]:
+def parse_prefix(prefix: str, family: int) -> tuple[int, int]:
     """Return the first address and the length of ADDRESS/LENGTH or "default"."""
     if prefix == "default":
         return 0, 0
@@ -65,7 +65,7 @@ def _tree(routes: Iterable[Route], family: int) -> list[tuple[int, dict[int, lis
     width = 32 if family == 4 else 128
     levels: dict[int, dict[int, list[Route]]] = {}
     for route in routes:
-        first, length = network(route.destination, family)
+        first, length = parse_prefix(route.destination, family)
         host_bits = width - length
         level = levels.get(host_bits)
         if level is None:
@@ -92,7 +92,7 @@ class Table4:
                 if len(same) > 1:
                     same.sort(key=lambda route: (-route.table, -route.tos, route.metric))
 
-    def find(self, query: Search, choices: Doubts) -> Hit | None:
+    def find(self, query: FibQuery, choices: Choices) -> FibMatch | None:
         """Return the match, or None if there is no route or a "throw" (fib_table_lookup)."""
         for host_bits, level in self._levels:
             routes = level.get(query.destination >> host_bits)
@@ -101,23 +101,23 @@ class Table4:
                     continue
                 if route.kind == "throw":
                     return None
-                if route.kind in ERRORS:
-                    return Hit(route, (), 32 - host_bits)
+                if route.kind in ROUTE_ERRORS:
+                    return FibMatch(route, (), 32 - host_bits)
                 if route.unknown:
-                    return Hit(route, (), 32 - host_bits, is_known=False)
+                    return FibMatch(route, (), 32 - host_bits, is_known=False)
                 hops = _usable_hops(route, query.oif)
                 if not hops:
                     continue
                 if host_bits == _DEFAULT_ROUTE_BITS and not query.oif:
                     hops = _equal_default_hops(routes or [], route) or hops
-                return Hit(route, hops, 32 - host_bits)
+                return FibMatch(route, hops, 32 - host_bits)
         return None
 
 
 def _usable_hops(route: Route, oif: str | None) -> tuple[Nexthop, ...]:
     if route.dead:
         return ()
-    hops = tuple(hop for hop in route.ways if not hop.dead and oif in (None, hop.device))
+    hops = tuple(hop for hop in route.all_nexthops if not hop.dead and oif in (None, hop.device))
     return hops[:1] if oif else hops
 
 
@@ -126,12 +126,13 @@ def _equal_default_hops(routes: list[Route], chosen: Route) -> tuple[Nexthop, ..
 
     Linux uses any of them if its gateway answers.
     """
-    if chosen.kind != "unicast" or len(chosen.ways) > 1:
+    if chosen.kind != "unicast" or len(chosen.all_nexthops) > 1:
         return ()
     equals = [
         route
         for route in routes
-        if (route.tos, route.metric, route.kind) == (chosen.tos, chosen.metric, "unicast") and route.ways[0].gateway
+        if (route.tos, route.metric, route.kind) == (chosen.tos, chosen.metric, "unicast")
+        and route.all_nexthops[0].gateway
     ]
     if chosen not in equals:
         return ()
@@ -148,7 +149,7 @@ class Table6:
                 if len(same) > 1:
                     same.sort(key=lambda route: route.metric)
 
-    def find(self, query: Search, choices: Doubts) -> Hit | None:
+    def find(self, query: FibQuery, choices: Choices) -> FibMatch | None:
         """Return the match, or None.
 
         A "throw" is a match too: the caller continues with the next rule.
@@ -157,10 +158,10 @@ class Table6:
             selected = _select(routes, query)
             if selected:
                 route, hops = selected
-                return Hit(route, hops, length, not route.unknown)
+                return FibMatch(route, hops, length, not route.unknown)
         return None
 
-    def _nodes(self, query: Search, choices: Doubts) -> Iterator[tuple[int, list[Route]]]:
+    def _nodes(self, query: FibQuery, choices: Choices) -> Iterator[tuple[int, list[Route]]]:
         """Yield the routes of each prefix that contains the destination, in the kernel's order."""
         has_started = False
         for host_bits, level in self._levels:
@@ -178,7 +179,7 @@ class Table6:
                 # Linux (at least up to 6.18) skips the plain routes too, except for default routes.
                 if plain and not has_started and length:
                     skipped = f"a route to {plain[0].destination} for any source"
-                    if choices.ask(skipped):
+                    if choices.branch_on(skipped):
                         continue
             if plain:
                 has_started = True
@@ -190,14 +191,14 @@ def _by_source(routes: list[Route], source: int) -> Iterator[list[Route]]:
     by_prefix: dict[str, list[Route]] = {}
     for route in routes:
         by_prefix.setdefault(route.source or "default", []).append(route)
-    groups = ((network(prefix, 6), same) for prefix, same in by_prefix.items())
+    groups = ((parse_prefix(prefix, 6), same) for prefix, same in by_prefix.items())
     networks = sorted(groups, key=lambda group: -group[0][1])
     for (first, length), same in networks:
         if first >> 128 - length == source >> 128 - length:
             yield same
 
 
-def _select(routes: list[Route], query: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
+def _select(routes: list[Route], query: FibQuery) -> tuple[Route, tuple[Nexthop, ...]] | None:
     """Return the best route of a node (rt6_select) with its nexthops, by the score of the nexthops.
 
     The routes of the lowest metric come first. If none of them is usable, all other routes compete
@@ -207,24 +208,24 @@ def _select(routes: list[Route], query: Search) -> tuple[Route, tuple[Nexthop, .
     return _best(lowest, query) or _best(routes[len(lowest) :], query)
 
 
-def _best(routes: list[Route], query: Search) -> tuple[Route, tuple[Nexthop, ...]] | None:
+def _best(routes: list[Route], query: FibQuery) -> tuple[Route, tuple[Nexthop, ...]] | None:
     best: tuple[Route, Nexthop] | None = None
     highest = -1
     for route in routes:
-        for hop in () if route.dead else route.ways:
+        for hop in () if route.dead else route.all_nexthops:
             score = _score(route, hop, query)
             if score is not None and score > highest:
                 highest, best = score, (route, hop)
     if best is None:
         return None
     route, hop = best
-    if len(route.ways) == 1:
+    if len(route.all_nexthops) == 1:
         return route, (hop,)
     # A multipath route uses any nexthop, by a hash, even if `oif` is only preferred.
-    return route, tuple(each for each in route.ways if _score(route, each, query) is not None)
+    return route, tuple(each for each in route.all_nexthops if _score(route, each, query) is not None)
 
 
-def _score(route: Route, hop: Nexthop, query: Search) -> int | None:
+def _score(route: Route, hop: Nexthop, query: FibQuery) -> int | None:
     """Return the score of a nexthop (rt6_score_route); None: not usable."""
     is_preferred = query.oif in (None, hop.device)
     if hop.dead or (query.strict and not is_preferred):

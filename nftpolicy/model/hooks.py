@@ -8,24 +8,24 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from ..netstate import nft
-from .chains import DROP, Base, Ruleset
-from .decision import Decision, TraceLog, Untold
-from .matching import Run
-from .unknown import Doubts
-from .view import View
+from .chains import DROP, PreparedBaseChain, Ruleset
+from .decision import NullLog, TraceLog, TraceStep
+from .matching import EvalContext
+from .unknown import Choices
+from .view import PacketView
 
 DROPPED = "dropped"
 
-Compared = tuple[int, int, int]  # mark, source, destination
+RerouteKey = tuple[int, int, int]  # mark, source, destination
 
-_TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.Connections, nft.FlowAdd)
+_TRACKING = (nft.Ct, nft.CtHelper, nft.Masquerade, nft.Redirect, nft.CtCount, nft.FlowOffload)
 # Substrings in the JSON of unsupported statements that need tracking.
 _TRACKING_JSON = ('"ct', "nat", "masquerade", "redirect", "flow", "synproxy")
 _NAMES = {4: "ip", 6: "ip6"}
 _FAMILIES = {0x0800: 4, 0x86DD: 6}  # by ethertype; only chains of a device get other frames
 
 
-def tracks(tables: Iterable[nft.Table], family: int) -> bool | None:
+def needs_conntrack(tables: Iterable[nft.Table], family: int) -> bool | None:
     """Return True if a rule needs connection tracking.
 
     None: only unsupported constructs may need it.
@@ -80,24 +80,24 @@ def _field_names(attrs_class: type) -> tuple[str, ...]:
     return names
 
 
-class Hooks:
+class HookTraversal:
     """The traversal of hooks by one packet. `view` keeps what chains write."""
 
     def __init__(
         self,
         ruleset: Ruleset,
         tracked: Callable[[], bool | None],
-        view: View,
-        choices: Doubts,
+        view: PacketView,
+        choices: Choices,
         log: TraceLog,
     ) -> None:
         self._ruleset, self._has_conntrack = ruleset, tracked
         self.view, self._doubts, self._log = view, choices, log
-        self._records = not isinstance(log, Untold)
-        self._run = Run(view, choices, log if self._records else None)
+        self._records = not isinstance(log, NullLog)
+        self._run = EvalContext(view, choices, log if self._records else None)
         self._family = _FAMILIES.get(view.protocol_number, 0)
 
-    def passes(
+    def traverse(
         self,
         hook: str,
         *,
@@ -105,8 +105,8 @@ class Hooks:
         oif: str | None = None,
         device: str | None = None,
         nat: bool = True,
-        copied: bool = False,
-        after: Callable[[nft.Hook, Compared], str | None] | None = None,
+        has_local_copy: bool = False,
+        after_chain: Callable[[nft.Hook, RerouteKey], str | None] | None = None,
     ) -> str | None:
         """Evaluate the chains at one hook; return the outcome if the trace ends here, else None.
 
@@ -116,22 +116,22 @@ class Hooks:
         """
         view = self.view
         view.iif, view.oif = iif, oif
-        chains = self._ruleset.met(self._family, hook, device)
+        chains = self._ruleset.evaluation_order(self._family, hook, device)
         if chains and self._records:
-            self._log.append(Decision("hook", _title(hook, iif, oif, device)))
+            self._log.append(TraceStep("hook", _title(hook, iif, oif, device)))
         is_translated = False
         for base in chains:
             is_nat = base.hook.type == "nat"
             if is_nat and (is_translated or not nat or not self._uses_nat()):
                 continue
-            before = compared(view) if after is not None else None
-            is_done = copied and is_nat and self._is_translated_by_copy(base)
+            before = reroute_key(view) if after_chain is not None else None
+            is_done = has_local_copy and is_nat and self._is_translated_by_copy(base)
             if not is_done and self._evaluate(base) == DROP:
                 return DROPPED
             if is_nat:
                 is_translated = view.dnat if hook in ("prerouting", "output") else view.snat
-            if after is not None and before is not None:
-                ended = after(base.hook, before)
+            if after_chain is not None and before is not None:
+                ended = after_chain(base.hook, before)
                 if ended is not None:
                     return ended
         return None
@@ -147,12 +147,12 @@ class Hooks:
             return False
         has_conntrack = self._has_conntrack()
         if has_conntrack is None:
-            return self._doubts.ask("whether connections are tracked")
+            return self._doubts.branch_on("whether connections are tracked")
         return has_conntrack
 
-    def _is_translated_by_copy(self, base: Base) -> bool:
+    def _is_translated_by_copy(self, base: PreparedBaseChain) -> bool:
         view = self.view
-        if not self._doubts.ask(f"whether a copy for this machine has passed {base.chain.name} before"):
+        if not self._doubts.branch_on(f"whether a copy for this machine has passed {base.chain.name} before"):
             return False
         saved = view.uid, view.gid, view.cgroup, view.mark
         view.drop_socket()
@@ -160,7 +160,7 @@ class Hooks:
         view.uid, view.gid, view.cgroup, view.mark = saved
         return verdict != DROP
 
-    def _evaluate(self, base: Base) -> str:
+    def _evaluate(self, base: PreparedBaseChain) -> str:
         view = self.view
         if base.hook.type != "nat" or view.ct_state != "established":
             return base.evaluate(self._run)
@@ -173,7 +173,7 @@ class Hooks:
         return "accept"
 
 
-def compared(view: View) -> Compared:
+def reroute_key(view: PacketView) -> RerouteKey:
     """Return the values that the kernel compares to decide if a packet is rerouted."""
     return view.mark, view.source, view.destination
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..netstate.nft import Element
-from .words import Interval, Kind, parse
+from .words import DataType, Interval, parse_value
 
 _RANGE = -1  # in a shape: neither exact nor a prefix
 
@@ -28,11 +28,11 @@ def _shift(low: int, high: int) -> int:
     return size.bit_length() - 1 if is_prefix else _RANGE
 
 
-class Index:
+class SetIndex:
     """The data of `entries` by key. `is_complete`: all entries are supported."""
 
-    def __init__(self, kinds: tuple[Kind, ...], entries: Iterable[tuple[Element, Any]]) -> None:
-        self.whole = True
+    def __init__(self, kinds: tuple[DataType, ...], entries: Iterable[tuple[Element, Any]]) -> None:
+        self.is_complete = True
         self._default: Any = None
         self._tables: dict[_ElementShape, dict[_ElementKey, Any]] = {}
         self._elements: list[list[Interval]] = []
@@ -41,9 +41,9 @@ class Index:
                 self._default = data
                 continue
             values = element if isinstance(element, tuple) else (element,)
-            parts = [parse(kind, value) for kind, value in zip(kinds, values, strict=False)]
+            parts = [parse_value(kind, value) for kind, value in zip(kinds, values, strict=False)]
             if len(values) != len(kinds) or None in parts:
-                self.whole = False
+                self.is_complete = False
                 continue
             self._add([part for part in parts if part is not None], data)
         for table in self._tables.values():
@@ -64,7 +64,7 @@ class Index:
         else:
             table[key] = data
 
-    def may_find(self, values: list[int | None]) -> bool:
+    def may_contain(self, values: list[int | None]) -> bool:
         """Return True if some element matches the values, of which None is any value.
 
         The cost is linear in the number of elements.

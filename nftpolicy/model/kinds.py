@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
-from .addresses import BROADCAST, is_multicast4, is_multicast6
-from .fib import network
-from .view import View
+from .addresses import IPV4_BROADCAST, is_multicast4, is_multicast6
+from .fib import parse_prefix
+from .view import PacketView
 
 _LOCAL_TYPES = ("local", "broadcast", "anycast")
 _KEYS = frozenset({"saddr", "daddr", "iif", "oif"})
 
 
-class Kinds:
+class AddressTypes:
     """The local tables of a state."""
 
     def __init__(self, state: NetState) -> None:
@@ -27,7 +27,7 @@ class Kinds:
         for route in state.routes:
             if route.table != TABLE_LOCAL or route.kind not in _LOCAL_TYPES:
                 continue
-            first, length = network(route.destination, route.family)
+            first, length = parse_prefix(route.destination, route.family)
             width = 32 if route.family == 4 else 128
             if length == width:
                 routes = self._exact.setdefault((route.family, first), [])
@@ -35,9 +35,9 @@ class Kinds:
             else:
                 self._wide.append((route.family, first, width - length, route.kind, route.device))
 
-    def kind(self, family: int, address: int, device: str | None) -> str:
+    def address_type(self, family: int, address: int, device: str | None) -> str:
         """Return local, broadcast, anycast, multicast or unicast; `device` None: of any device."""
-        if family == 4 and (address == BROADCAST or address >> 24 == 0):
+        if family == 4 and (address == IPV4_BROADCAST or address >> 24 == 0):
             return "broadcast"
         if is_multicast4(address) if family == 4 else is_multicast6(address):
             return "multicast"
@@ -49,7 +49,7 @@ class Kinds:
         ]
         return next((kind for kind, owner in routes if device in (None, owner)), "unicast")
 
-    def fib(self, result: str, keys: tuple[str, ...], view: View) -> str | None:
+    def evaluate(self, result: str, keys: tuple[str, ...], view: PacketView) -> str | None:
         """Return the value of a fib expression; None for an expression that is not modelled."""
         selected = set(keys)
         if result != "type" or selected - _KEYS:
@@ -64,4 +64,4 @@ class Kinds:
         if {"iif", "oif"} & selected and device is None:
             return None
         address = view.source if "saddr" in selected else view.destination
-        return self.kind(view.family, address, device)
+        return self.address_type(view.family, address, device)

@@ -13,58 +13,58 @@ from typing import Any
 from attrs import field, frozen, mutable
 
 from ..netstate import nft, text
-from .decision import Decision, Untold
-from .index import Index
-from .reading import BREAKS, UNKNOWN, Found, Nothing, Place, reader, status_known
-from .unknown import Doubts
-from .view import View
-from .words import Interval, kind, kinds, parse
+from .decision import NullLog, TraceStep
+from .index import SetIndex
+from .reading import NFT_BREAK, NOT_MODELLED, FieldValue, HookPoint, Sentinel, known_status_bits, reader
+from .unknown import Choices
+from .view import PacketView
+from .words import Interval, data_type, data_types, parse_value
 
-LOOPBACK = {4: 0x7F000001, 6: 1}
+LOOPBACK_ADDRESS = {4: 0x7F000001, 6: 1}
 
 
 @mutable(eq=False)
-class Run:
+class EvalContext:
     """The evaluation of one packet in base chains.
 
     With a `log`, `effects` are those of the current rule.
     """
 
-    view: View
-    doubts: Doubts
-    log: list[Decision] | None
-    effects: list[str] = field(factory=Untold)
+    view: PacketView
+    choices: Choices
+    log: list[TraceStep] | None
+    effects: list[str] = field(factory=NullLog)
 
 
-Predicate = Callable[[Run], bool]
+Predicate = Callable[[EvalContext], bool]
 KeyValues = tuple[int, ...]
-KeyReader = Callable[[View], KeyValues | Nothing]
+KeyReader = Callable[[PacketView], KeyValues | Sentinel]
 
 _ORDER = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
 
 @frozen
-class About:
+class LazyText:
     """Description of a statement, formatted only when needed."""
 
     statement: nft.Statement
     table: nft.Table
 
     def __str__(self) -> str:
-        return f"{text.shown(self.statement)} (table {self.table.family} {self.table.name})"
+        return f"{text.display_text(self.statement)} (table {self.table.family} {self.table.name})"
 
 
 @frozen
-class Tables:
+class NamedSets:
     """Named sets and maps of one table, indexed at their first use."""
 
     table: nft.Table
-    changing: frozenset[str]  # names of the sets and maps that packets or timeouts change
-    growing: frozenset[str]  # names of the ones to which packets add elements
-    _indices: dict[tuple[str, str], Index | None] = field(factory=dict, eq=False)
+    dynamic_names: frozenset[str]  # names of the sets and maps that packets or timeouts change
+    growing_names: frozenset[str]  # names of the ones to which packets add elements
+    _indices: dict[tuple[str, str], SetIndex | None] = field(factory=dict, eq=False)
 
     @classmethod
-    def of(cls, table: nft.Table) -> Tables:
+    def from_table(cls, table: nft.Table) -> NamedSets:
         """Return the sets and maps of a table."""
         updated = frozenset(
             statement.name
@@ -78,67 +78,67 @@ class Tables:
         expiring = {each.name for each in containers if "timeout" in each.flags or each.timeout}
         return cls(table, growing | expiring, growing)
 
-    def named(self, name: str, key: nft.Expression) -> Index | None:
+    def lookup(self, name: str, key: nft.Expression) -> SetIndex | None:
         """Return the set or map, indexed for `key`; None if the table does not have it."""
         cache_key = (name, type(key).__name__)
         if cache_key not in self._indices:
             self._indices[cache_key] = self._index(name, key)
         return self._indices[cache_key]
 
-    def _index(self, name: str, key: nft.Expression) -> Index | None:
+    def _index(self, name: str, key: nft.Expression) -> SetIndex | None:
         for named_set in self.table.sets:
             if named_set.name == name:
-                return Index(kinds(key), ((element, True) for element in named_set.elements))
+                return SetIndex(data_types(key), ((element, True) for element in named_set.elements))
         for named_map in self.table.maps:
             if named_map.name == name:
-                return Index(kinds(key), named_map.elements)
+                return SetIndex(data_types(key), named_map.elements)
         return None
 
 
-def keys(expression: nft.Expression, point: Place) -> KeyReader:
+def keys(expression: nft.Expression, point: HookPoint) -> KeyReader:
     """Return a reader of all parts of a set key, in order."""
     if not isinstance(expression, nft.Concat):
         single = reader(expression, point)
 
-        def read_one(view: View) -> KeyValues | Nothing:
+        def read_one(view: PacketView) -> KeyValues | Sentinel:
             value = single(view)
-            return value if isinstance(value, Nothing) else (value,)
+            return value if isinstance(value, Sentinel) else (value,)
 
         return read_one
     reads = [reader(part, point) for part in expression.parts]
 
-    def read(view: View) -> KeyValues | Nothing:
+    def read(view: PacketView) -> KeyValues | Sentinel:
         values: list[int] = []
         is_known = True
         for read_part in reads:
             value = read_part(view)
-            if value is BREAKS:  # the rule ends at the first part that cannot be loaded
-                return BREAKS
-            if isinstance(value, Nothing):
+            if value is NFT_BREAK:  # the rule ends at the first part that cannot be loaded
+                return NFT_BREAK
+            if isinstance(value, Sentinel):
                 is_known = False
             else:
                 values.append(value)
-        return tuple(values) if is_known else UNKNOWN
+        return tuple(values) if is_known else NOT_MODELLED
 
     return read
 
 
-def known(expression: nft.Expression, point: Place, view: View) -> list[int | None]:
+def known(expression: nft.Expression, point: HookPoint, view: PacketView) -> list[int | None]:
     """Return the parts of a set key for one packet, with None for a part that is not known."""
     parts = expression.parts if isinstance(expression, nft.Concat) else (expression,)
     values = [reader(part, point)(view) for part in parts]
-    return [None if isinstance(value, Nothing) else value for value in values]
+    return [None if isinstance(value, Sentinel) else value for value in values]
 
 
-def match(item: nft.Match, tables: Tables, point: Place) -> Predicate:
+def compile_match(item: nft.Match, tables: NamedSets, point: HookPoint) -> Predicate:
     """Return a predicate: True if the rule continues after the match."""
-    about = About(item, tables.table)
+    about = LazyText(item, tables.table)
     match item.right:
         case nft.SetRef(name):
-            index = tables.named(name, item.left)
+            index = tables.lookup(name, item.left)
             return _in_set(item, index, point, about, tables, name)
         case nft.AnonymousSet(elements):
-            index = Index(kinds(item.left), ((element, True) for element in elements))
+            index = SetIndex(data_types(item.left), ((element, True) for element in elements))
             return _in_set(item, index, point, about, tables, None)
         case nft.UnknownExpression():
             return _undecided(reader(item.left, point), about)
@@ -146,7 +146,7 @@ def match(item: nft.Match, tables: Tables, point: Place) -> Predicate:
         return _socket(item, about)
     if isinstance(item.left, nft.Fib | nft.Option) and item.right in ("exists", "missing"):
         return _exists(item, reader(item.left, point), about)
-    wanted = parse(kind(item.left), item.right)
+    wanted = parse_value(data_type(item.left), item.right)
     read = reader(item.left, point)
     if wanted is None:
         return _undecided(read, about)
@@ -157,29 +157,31 @@ def match(item: nft.Match, tables: Tables, point: Place) -> Predicate:
     return _compare(read, _test(item.op, wanted), about)
 
 
-def _undecided(read: Callable[[View], Found], about: About) -> Predicate:
+def _undecided(read: Callable[[PacketView], FieldValue], about: LazyText) -> Predicate:
     """Return a predicate that branches: both results are possible."""
-    return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
+    return lambda run: read(run.view) is not NFT_BREAK and run.choices.branch_on(str(about))
 
 
-def _is_in_interval(read: Callable[[View], Found], wanted: Interval, about: About) -> Predicate:
+def _is_in_interval(read: Callable[[PacketView], FieldValue], wanted: Interval, about: LazyText) -> Predicate:
     """Return the usual predicate: one value, or one range."""
     low, high = wanted
 
-    def holds(run: Run) -> bool:
+    def holds(run: EvalContext) -> bool:
         value = read(run.view)
-        if isinstance(value, Nothing):
-            return value is not BREAKS and run.doubts.ask(str(about))
+        if isinstance(value, Sentinel):
+            return value is not NFT_BREAK and run.choices.branch_on(str(about))
         return low <= value <= high
 
     return holds
 
 
-def _compare(read: Callable[[View], Found], test: Callable[[int], bool] | None, about: About) -> Predicate:
-    def holds(run: Run) -> bool:
+def _compare(
+    read: Callable[[PacketView], FieldValue], test: Callable[[int], bool] | None, about: LazyText
+) -> Predicate:
+    def holds(run: EvalContext) -> bool:
         value = read(run.view)
-        if isinstance(value, Nothing) or test is None:
-            return value is not BREAKS and run.doubts.ask(str(about))
+        if isinstance(value, Sentinel) or test is None:
+            return value is not NFT_BREAK and run.choices.branch_on(str(about))
         return test(value)
 
     return holds
@@ -203,64 +205,64 @@ def _test(op: str, wanted: Interval) -> Callable[[int], bool] | None:
 
 
 def _in_set(
-    item: nft.Match, index: Index | None, point: Place, about: About, tables: Tables, name: str | None
+    item: nft.Match, index: SetIndex | None, point: HookPoint, about: LazyText, tables: NamedSets, name: str | None
 ) -> Predicate:
     wanted = item.op != "!="
     read = keys(item.left, point)
-    changing, growing = name in tables.changing, name in tables.growing
+    changing, growing = name in tables.dynamic_names, name in tables.growing_names
     if index is None or item.op not in ("==", "!=", "in"):
-        return lambda run: read(run.view) is not BREAKS and run.doubts.ask(str(about))
+        return lambda run: read(run.view) is not NFT_BREAK and run.choices.branch_on(str(about))
 
-    def holds(run: Run) -> bool:
+    def holds(run: EvalContext) -> bool:
         values = read(run.view)
-        if isinstance(values, Nothing):
-            if values is BREAKS:
+        if isinstance(values, Sentinel):
+            if values is NFT_BREAK:
                 return False
-            if index.whole and not growing and not index.may_find(known(item.left, point, run.view)):
+            if index.is_complete and not growing and not index.may_contain(known(item.left, point, run.view)):
                 return not wanted  # whatever the unknown parts are
-            return run.doubts.ask(str(about))
+            return run.choices.branch_on(str(about))
         is_element = index.find(values) is not None
-        if changing if is_element else growing or not index.whole:
-            return run.doubts.ask(str(about))
+        if changing if is_element else growing or not index.is_complete:
+            return run.choices.branch_on(str(about))
         return is_element == wanted
 
     return holds
 
 
-def _exists(item: nft.Match, read: Callable[[View], Found], about: About) -> Predicate:
-    def holds(run: Run) -> bool:
+def _exists(item: nft.Match, read: Callable[[PacketView], FieldValue], about: LazyText) -> Predicate:
+    def holds(run: EvalContext) -> bool:
         value = read(run.view)
-        if isinstance(value, Nothing):
-            return value is not BREAKS and run.doubts.ask(str(about))
+        if isinstance(value, Sentinel):
+            return value is not NFT_BREAK and run.choices.branch_on(str(about))
         return bool(value) == (item.right == "exists")
 
     return holds if item.op == "==" else _undecided(read, about)
 
 
-def _status(item: nft.Match, wanted: Interval, read: Callable[[View], Found], about: About) -> Predicate:
+def _status(item: nft.Match, wanted: Interval, read: Callable[[PacketView], FieldValue], about: LazyText) -> Predicate:
     """Return a predicate for `ct status`, of which a trace determines only "snat" and "dnat"."""
     test = _test(item.op, wanted)
 
-    def holds(run: Run) -> bool:
-        if read(run.view) is BREAKS:
+    def holds(run: EvalContext) -> bool:
+        if read(run.view) is NFT_BREAK:
             return False
-        is_known = item.op in ("in", "!", "&") and not wanted[0] & ~status_known()
+        is_known = item.op in ("in", "!", "&") and not wanted[0] & ~known_status_bits()
         if not is_known or test is None:
-            return run.doubts.ask(str(about))
-        bits = parse(kind(item.left), ",".join(sorted(run.view.status)))
+            return run.choices.branch_on(str(about))
+        bits = parse_value(data_type(item.left), ",".join(sorted(run.view.status)))
         return test(bits[0] if bits else 0)
 
     return holds
 
 
-def _socket(item: nft.Match, about: About) -> Predicate:
+def _socket(item: nft.Match, about: LazyText) -> Predicate:
     """Return a predicate for the cgroup of the sending socket; other socket matches branch."""
 
-    def holds(run: Run) -> bool:
+    def holds(run: EvalContext) -> bool:
         group = run.view.cgroup
         wanted = item.right
         if item.left != nft.Socket("cgroupv2") or not isinstance(wanted, str) or wanted.isdigit() or group is None:
-            return run.doubts.ask(str(about))
+            return run.choices.branch_on(str(about))
         # nft lists as many components of the path as the level of the match.
         is_inside = f"{group.strip('/')}/".startswith(f"{wanted.strip('/')}/")
         return is_inside == (item.op == "==")
@@ -271,22 +273,22 @@ def _socket(item: nft.Match, about: About) -> Predicate:
 # --- maps ------------------------------------------------------------------------------
 
 
-def lookup(key: nft.Expression, data: Any, tables: Tables, point: Place) -> Callable[[View], Any]:
+def compile_lookup(key: nft.Expression, data: Any, tables: NamedSets, point: HookPoint) -> Callable[[PacketView], Any]:
     """Return a lookup in a map: its data, NFT_BREAK without an element, or NOT_MODELLED."""
     name: str | None = None if isinstance(data, frozenset) else data
-    index = tables.named(name, key) if name is not None else Index(kinds(key), data)
+    index = tables.lookup(name, key) if name is not None else SetIndex(data_types(key), data)
     read = keys(key, point)
-    changing, growing = name in tables.changing, name in tables.growing
+    changing, growing = name in tables.dynamic_names, name in tables.growing_names
 
-    def find(view: View) -> Any:
+    def find(view: PacketView) -> Any:
         values = read(view)
-        if isinstance(values, Nothing):
+        if isinstance(values, Sentinel):
             return values
         if index is None:
-            return UNKNOWN
+            return NOT_MODELLED
         content = index.find(values)
         if content is None:
-            return UNKNOWN if growing or not index.whole else BREAKS
-        return UNKNOWN if changing else content
+            return NOT_MODELLED if growing or not index.is_complete else NFT_BREAK
+        return NOT_MODELLED if changing else content
 
     return find

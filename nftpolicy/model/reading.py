@@ -15,11 +15,11 @@ from attrs import frozen
 
 from ..netstate import nft
 from .packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
-from .view import View
-from .words import NFPROTO, NFPROTO_NETDEV, STATES, STATUS, kind, name_number, parse
+from .view import PacketView
+from .words import CT_STATE_BITS, CT_STATUS_BITS, NFPROTO, NFPROTO_NETDEV, data_type, device_number, parse_value
 
 
-class Nothing:
+class Sentinel:
     """Sentinel for "no value" and "not modelled"."""
 
     def __init__(self, name: str) -> None:
@@ -29,10 +29,10 @@ class Nothing:
         return self.name
 
 
-BREAKS: Final = Nothing("breaks")
-UNKNOWN: Final = Nothing("unknown")
-Found = int | Nothing
-Read = Callable[[View], Found]
+NFT_BREAK: Final = Sentinel("breaks")
+NOT_MODELLED: Final = Sentinel("unknown")
+FieldValue = int | Sentinel
+Reader = Callable[[PacketView], FieldValue]
 
 _IP, _IP6 = ETHERTYPES[4], ETHERTYPES[6]
 _WITH_PORTS = {"tcp": TCP, "udp": UDP, "udplite": 136, "sctp": 132, "dccp": 33}
@@ -49,7 +49,7 @@ _UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 
 
 @frozen
-class Place:
+class HookPoint:
     """The hook point of an expression: family of the table, hook and priority of the base chain."""
 
     family: str
@@ -57,11 +57,11 @@ class Place:
     priority: int
 
     @property
-    def is_link(self) -> bool:
+    def is_device_hook(self) -> bool:
         """Return True for a device's own hook, ingress or egress."""
         return self.hook in ("ingress", "egress")
 
-    def is_before_tracking(self, view: View) -> bool:
+    def is_before_conntrack(self, view: PacketView) -> bool:
         """Return True if conntrack has not seen the packet yet.
 
         Packets that return by lo were seen before.
@@ -76,7 +76,7 @@ class Place:
 
 
 @lru_cache(maxsize=1024)
-def reader(expression: nft.Expression, point: Place) -> Read:
+def reader(expression: nft.Expression, point: HookPoint) -> Reader:
     """Return the reader of an expression at a hook point.
 
     Concatenations and maps are not supported.
@@ -93,52 +93,52 @@ def reader(expression: nft.Expression, point: Place) -> Read:
         case nft.Fib(result, keys):
             return _fib(result, keys)
         case nft.Bitwise(operand, keep, put):
-            datatype = kind(operand)
-            return _bitwise(reader(operand, point), parse(datatype, keep), parse(datatype, put))
+            datatype = data_type(operand)
+            return _bitwise(reader(operand, point), parse_value(datatype, keep), parse_value(datatype, put))
         case nft.Binary(op, left, right):
-            highest = (1 << kind(left).bits) - 1
+            highest = (1 << data_type(left).bits) - 1
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
         case nft.Option("tcp option", _, _):
-            return lambda view: UNKNOWN if view.protocol == TCP and _is_ip(view) else BREAKS
+            return lambda view: NOT_MODELLED if view.protocol == TCP and _is_ip(view) else NFT_BREAK
     return _unsupported
 
 
-def _unsupported(view: View) -> Found:
-    return UNKNOWN
+def _unsupported(view: PacketView) -> FieldValue:
+    return NOT_MODELLED
 
 
-def _raw_transport(view: View) -> Found:
-    return UNKNOWN if _is_ip(view) and not _is_later_fragment(view) else BREAKS
+def _raw_transport(view: PacketView) -> FieldValue:
+    return NOT_MODELLED if _is_ip(view) and not _is_later_fragment(view) else NFT_BREAK
 
 
-def _is_ip(view: View) -> bool:
+def _is_ip(view: PacketView) -> bool:
     return view.ethertype is None or view.ethertype in (_IP, _IP6)
 
 
-def _is_later_fragment(view: View) -> bool:
+def _is_later_fragment(view: PacketView) -> bool:
     return bool(view.fields.get(("ip", "frag-off"), 0) & _FRAGMENT_OFFSET)
 
 
-def _device(point: Place, side: str) -> Read:
-    if point.is_link and side != ("i" if point.hook == "ingress" else "o"):
+def _device(point: HookPoint, side: str) -> Reader:
+    if point.is_device_hook and side != ("i" if point.hook == "ingress" else "o"):
         return lambda view: 0  # a device's own hook has no other device
     if side == "i":
-        return lambda view: name_number(view.iif or "")
-    return lambda view: name_number(view.oif or "")
+        return lambda view: device_number(view.iif or "")
+    return lambda view: device_number(view.oif or "")
 
 
-def _meta(key: str, point: Place) -> Read:
+def _meta(key: str, point: HookPoint) -> Reader:
     match key:
         case "mark":
             return lambda view: view.mark
         case "iifname" | "iif" | "oifname" | "oif":
             return _device(point, key[0])
         case "skuid":
-            return lambda view: BREAKS if view.uid is None else view.uid
+            return lambda view: NFT_BREAK if view.uid is None else view.uid
         case "skgid":
-            return lambda view: BREAKS if view.gid is None else view.gid
+            return lambda view: NFT_BREAK if view.gid is None else view.gid
         case "l4proto":
-            return lambda view: view.protocol if _is_ip(view) else BREAKS
+            return lambda view: view.protocol if _is_ip(view) else NFT_BREAK
         case "protocol":
             return lambda view: view.protocol_number
         case "nfproto" if point.family == "netdev":
@@ -146,32 +146,32 @@ def _meta(key: str, point: Place) -> Read:
         case "nfproto":
             return lambda view: _NFPROTOS[view.family]
         case "pkttype":
-            return lambda view: view.fields.get(("meta", "pkttype"), UNKNOWN if view.iif else 0)
+            return lambda view: view.fields.get(("meta", "pkttype"), NOT_MODELLED if view.iif else 0)
         case "cgroup":
-            return lambda view: BREAKS if view.uid is None else UNKNOWN
+            return lambda view: NFT_BREAK if view.uid is None else NOT_MODELLED
         case "nftrace":
             return lambda view: 0
         case "length":
-            return lambda view: view.fields.get(("meta", "length"), UNKNOWN)
+            return lambda view: view.fields.get(("meta", "length"), NOT_MODELLED)
     return _unsupported
 
 
-def _ct(key: str, direction: str | None, point: Place) -> Read:
-    def state(view: View) -> Found:
+def _ct(key: str, direction: str | None, point: HookPoint) -> Reader:
+    def state(view: PacketView) -> FieldValue:
         is_exempt = view.ct_state == "untracked" or _has_untracked_type(view)
-        if view.notrack or (is_exempt and not point.is_before_tracking(view)):
-            return STATES["untracked"]
-        return STATES["invalid"] if is_untracked(view, point) else STATES[view.ct_state]
+        if view.notrack or (is_exempt and not point.is_before_conntrack(view)):
+            return CT_STATE_BITS["untracked"]
+        return CT_STATE_BITS["invalid"] if is_untracked(view, point) else CT_STATE_BITS[view.ct_state]
 
     if key == "state":
         return state
-    values: dict[str, Read] = {
+    values: dict[str, Reader] = {
         "mark": lambda view: view.ct_mark,
         "direction": lambda view: int(view.ct_direction == "reply"),
         "l3proto": lambda view: _NFPROTOS[view.family],
         "protocol": lambda view: view.protocol,
     }
-    original: dict[str, Read] = {
+    original: dict[str, Reader] = {
         "ip saddr": lambda view: view.source,
         "ip6 saddr": lambda view: view.source,
         "ip daddr": lambda view: view.destination,
@@ -185,53 +185,53 @@ def _ct(key: str, direction: str | None, point: Place) -> Read:
         read = _original_tuple(key, original[key])
     else:
         read = _unsupported
-    return lambda view: BREAKS if is_untracked(view, point) else read(view)
+    return lambda view: NFT_BREAK if is_untracked(view, point) else read(view)
 
 
-def _original_tuple(key: str, read_packet: Read) -> Read:
+def _original_tuple(key: str, read_packet: Reader) -> Reader:
     """Return a reader of the original tuple; until NAT, the first packet contains its values."""
 
-    def read(view: View) -> Found:
+    def read(view: PacketView) -> FieldValue:
         family = {"ip": 4, "ip6": 6}.get(key.split()[0], view.family)
         if family != view.family:
-            return BREAKS
+            return NFT_BREAK
         is_translated = view.dnat or view.snat
         is_first = view.ct_state == "new" and view.ct_direction == "original"
-        return read_packet(view) if is_first and not is_translated else UNKNOWN
+        return read_packet(view) if is_first and not is_translated else NOT_MODELLED
 
     return read
 
 
-def is_untracked(view: View, point: Place) -> bool:
+def is_untracked(view: PacketView, point: HookPoint) -> bool:
     """Return True if the packet has no connection at this hook point."""
-    if point.is_before_tracking(view) or view.notrack or view.origin == FRAME:
+    if point.is_before_conntrack(view) or view.notrack or view.origin == FRAME:
         return True
     return view.ct_state in ("untracked", "invalid") or _has_untracked_type(view)
 
 
-def _has_untracked_type(view: View) -> bool:
+def _has_untracked_type(view: PacketView) -> bool:
     if view.protocol != ICMPV6 or view.family != 6:
         return False
-    return view.header("icmpv6", "type") in _UNTRACKED_TYPES
+    return view.header_field("icmpv6", "type") in _UNTRACKED_TYPES
 
 
-def status_known() -> int:
+def known_status_bits() -> int:
     """Return the bits of `ct status` that a trace determines."""
-    return STATUS["snat"] | STATUS["dnat"]
+    return CT_STATUS_BITS["snat"] | CT_STATUS_BITS["dnat"]
 
 
-def _payload(protocol: str, name: str, point: Place) -> Read:
+def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
     field = (protocol, name)
     if protocol in ("ip", "ip6"):
         return _header(protocol, name)
     if protocol == "th" or protocol in _TRANSPORT:
         wanted = _TRANSPORT.get(protocol)
 
-        def transport(view: View) -> Found:
+        def transport(view: PacketView) -> FieldValue:
             if not _is_ip(view) or _is_later_fragment(view):
-                return BREAKS
+                return NFT_BREAK
             if wanted is not None and view.protocol != wanted:
-                return BREAKS
+                return NFT_BREAK
             if name in ("sport", "dport") and view.protocol in _PORTED:
                 return view.sport if name == "sport" else view.dport
             return _field(view, protocol, name)
@@ -240,74 +240,74 @@ def _payload(protocol: str, name: str, point: Place) -> Read:
     if protocol in _FAMILY_PROTOCOLS:
         number, ethertype = _FAMILY_PROTOCOLS[protocol]
 
-        def control(view: View) -> Found:
+        def control(view: PacketView) -> FieldValue:
             is_other = view.protocol != number or view.protocol_number != ethertype
-            return BREAKS if is_other or _is_later_fragment(view) else _field(view, protocol, name)
+            return NFT_BREAK if is_other or _is_later_fragment(view) else _field(view, protocol, name)
 
         return control
     if protocol == "arp":
-        return lambda view: view.fields.get(field, UNKNOWN) if view.protocol_number == _ARP else BREAKS
+        return lambda view: view.fields.get(field, NOT_MODELLED) if view.protocol_number == _ARP else NFT_BREAK
     if protocol in ("ether", "vlan"):
         # A sent packet has no link header before it reaches its device.
-        def link(view: View) -> Found:
-            if not view.iif and not point.is_link:
-                return BREAKS
-            return view.fields.get(field, UNKNOWN)
+        def link(view: PacketView) -> FieldValue:
+            if not view.iif and not point.is_device_hook:
+                return NFT_BREAK
+            return view.fields.get(field, NOT_MODELLED)
 
         return link
     return _unsupported
 
 
-def _field(view: View, protocol: str, name: str) -> Found:
-    value = view.header(protocol, name)
-    return UNKNOWN if value is None else value
+def _field(view: PacketView, protocol: str, name: str) -> FieldValue:
+    value = view.header_field(protocol, name)
+    return NOT_MODELLED if value is None else value
 
 
-def _header(protocol: str, name: str) -> Read:
+def _header(protocol: str, name: str) -> Reader:
     ethertype = _IP if protocol == "ip" else _IP6
-    own: dict[str, Read] = {
-        "saddr": lambda view: UNKNOWN if view.snat and view.new_source is None else view.source,
-        "daddr": lambda view: UNKNOWN if view.redirected else view.destination,
+    own: dict[str, Reader] = {
+        "saddr": lambda view: NOT_MODELLED if view.snat and view.new_source is None else view.source,
+        "daddr": lambda view: NOT_MODELLED if view.is_redirected else view.destination,
         "protocol": lambda view: view.protocol,
         "version": lambda view: view.family,
         "nexthdr": lambda view: view.fields.get(("ip6", "nexthdr"), view.protocol),
     }
 
-    def other(view: View) -> Found:
+    def other(view: PacketView) -> FieldValue:
         return _field(view, protocol, name)
 
     read = own.get(name, other)
-    return lambda view: read(view) if view.protocol_number == ethertype else BREAKS
+    return lambda view: read(view) if view.protocol_number == ethertype else NFT_BREAK
 
 
-def _fib(result: str, keys: tuple[str, ...]) -> Read:
-    def read(view: View) -> Found:
+def _fib(result: str, keys: tuple[str, ...]) -> Reader:
+    def read(view: PacketView) -> FieldValue:
         name = view.fib(result, keys, view) if view.fib is not None else None
-        return UNKNOWN if name is None else name_number(name)
+        return NOT_MODELLED if name is None else device_number(name)
 
     return read
 
 
-def _bitwise(read: Read, keep: tuple[int, int] | None, put: tuple[int, int] | None) -> Read:
+def _bitwise(read: Reader, keep: tuple[int, int] | None, put: tuple[int, int] | None) -> Reader:
     if keep is None or put is None or keep[0] != keep[1] or put[0] != put[1]:
         return _unsupported
     mask, bits = keep[0], put[0]
-    if mask == nft.FULL:  # all bits of the value
+    if mask == nft.FULL_MASK:  # all bits of the value
 
-        def filled(view: View) -> Found:
+        def filled(view: PacketView) -> FieldValue:
             value = read(view)
-            return value if isinstance(value, Nothing) else value | bits
+            return value if isinstance(value, Sentinel) else value | bits
 
         return filled
 
-    def masked(view: View) -> Found:
+    def masked(view: PacketView) -> FieldValue:
         value = read(view)
-        return value if isinstance(value, Nothing) else value & mask | bits
+        return value if isinstance(value, Sentinel) else value & mask | bits
 
     return masked
 
 
-def _constant_or(item: nft.Expression | nft.Value, point: Place) -> Read:
+def _constant_or(item: nft.Expression | nft.Value, point: HookPoint) -> Reader:
     if isinstance(item, int):
         return lambda view: item
     return _unsupported if isinstance(item, str) else reader(item, point)
@@ -322,16 +322,26 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 }
 
 
-def _binary(op: str, left: Read, right: Read, highest: int) -> Read:
+def _binary(op: str, left: Reader, right: Reader, highest: int) -> Reader:
     combine = _OPERATIONS[op]
 
-    def read(view: View) -> Found:
+    def read(view: PacketView) -> FieldValue:
         first, second = left(view), right(view)
-        if isinstance(first, Nothing):
+        if isinstance(first, Sentinel):
             return first
-        return second if isinstance(second, Nothing) else combine(first, second) & highest
+        return second if isinstance(second, Sentinel) else combine(first, second) & highest
 
     return read
 
 
-__all__ = ["BREAKS", "UNKNOWN", "Found", "Nothing", "Place", "Read", "is_untracked", "reader", "status_known"]
+__all__ = [
+    "NFT_BREAK",
+    "NOT_MODELLED",
+    "FieldValue",
+    "HookPoint",
+    "Reader",
+    "Sentinel",
+    "is_untracked",
+    "known_status_bits",
+    "reader",
+]

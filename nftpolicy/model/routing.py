@@ -12,16 +12,16 @@ from attrs import evolve
 
 from ..netstate import iproute
 from ..netstate.state import NetState
-from .addresses import Addresses
-from .decision import Decision, TraceLog, Untold
+from .addresses import LocalAddresses
+from .decision import NullLog, TraceLog, TraceStep
 from .packet import IGMP
-from .routing4 import Router4
-from .routing6 import Router6
-from .rules import LOOPBACK, Asked
-from .search import UNKNOWN, Routed, Searcher, agreed
-from .unknown import Doubts, explore
+from .routing4 import Ipv4Router
+from .routing6 import Ipv6Router
+from .rules import LOOPBACK, FlowKey
+from .search import UNKNOWN, FibLookup, RouteResult, merge_branches
+from .unknown import Choices, explore_branches
 
-__all__ = ["Routed", "Router"]
+__all__ = ["RouteResult", "Router"]
 
 
 class Router:
@@ -30,9 +30,9 @@ class Router:
     def __init__(self, state: NetState) -> None:
         self._masters = {device.name: device.master for device in state.devices}
         self._vrfs = {device.name for device in state.devices if device.kind == "vrf"}
-        local_addresses = Addresses(state)
-        self._ipv4, self._ipv6 = Router4(state, local_addresses), Router6(state, local_addresses)
-        self._cache: dict[tuple[object, ...], Routed] = {}
+        local_addresses = LocalAddresses(state)
+        self._ipv4, self._ipv6 = Ipv4Router(state, local_addresses), Ipv6Router(state, local_addresses)
+        self._cache: dict[tuple[object, ...], RouteResult] = {}
 
     def lookup(
         self,
@@ -52,7 +52,7 @@ class Router:
         any_source: bool = False,
         exact: bool = False,
         log: TraceLog | None = None,
-    ) -> Routed:
+    ) -> RouteResult:
         """Route one packet.
 
         `forwarded`: it arrived by `iif`; else this machine sends it, bound to the device `oif` if
@@ -62,9 +62,9 @@ class Router:
         socket. Without a `log`, or with a null log, results are cached for all packets that no rule
         and no route distinguishes.
         """
-        log = None if isinstance(log, Untold) else log
+        log = None if isinstance(log, NullLog) else log
         if log is None:
-            reads = self._router(family).rules.reads
+            reads = self._router(family).rpdb.selector_use
             # IPv4 itself tests for IGMP; only rules read other fields of the transport header.
             key = (family, destination, source, mark & reads.mark, iif, oif, uid if reads.uid else 0, tos,
                    protocol if reads.protocol or protocol == IGMP else 0, (sport, dport) if reads.ports else None,
@@ -72,15 +72,15 @@ class Router:
             cached = self._cache.get(key)
             if cached is not None:
                 return cached
-        flow_key = Asked(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
+        flow_key = FlowKey(family, destination, source or None, mark, LOOPBACK, oif, uid, tos, protocol, sport, dport)
         if forwarded:
             # A forwarded packet has no owner; rules treat it as root's.
             flow_key = evolve(flow_key, iif=iif or LOOPBACK, oif=None, uid=0)
         if self._vrfs and self._in_vrf(flow_key):
-            return Routed(UNKNOWN, doubts=("a VRF",))
+            return RouteResult(UNKNOWN, unsupported=("a VRF",))
 
-        def run(choices: Doubts) -> tuple[Routed, TraceLog]:
-            steps: TraceLog = [] if log is not None else Untold()
+        def run(choices: Choices) -> tuple[RouteResult, TraceLog]:
+            steps: TraceLog = [] if log is not None else NullLog()
             if forwarded and family == 4:
                 routed = self._ipv4.input(flow_key, choices, steps)
             elif forwarded:
@@ -91,12 +91,12 @@ class Router:
                 routed = self._ipv6.output(flow_key, choices, steps, exact)
             return routed, steps
 
-        choices = Doubts()
+        choices = Choices()
         result, steps = run(choices)
-        if choices.asked:
-            branches = explore(run)
+        if choices.questions:
+            branches = explore_branches(run)
             results = [routed for routed, _ in branches.results]
-            result = agreed(results, branches.doubts, branches.complete)
+            result = merge_branches(results, branches.unsupported, branches.is_complete)
         if log is None:
             self._cache[key] = result
         else:
@@ -106,21 +106,21 @@ class Router:
 
     def reads_ports(self, family: int) -> bool:
         """Return True if the kernel dissects protocol and ports of a packet for a lookup."""
-        return self._router(family).rules.reads_ports
+        return self._router(family).rpdb.reads_ports
 
-    def _router(self, family: int) -> Searcher:
+    def _router(self, family: int) -> FibLookup:
         return self._ipv4 if family == 4 else self._ipv6
 
-    def _in_vrf(self, flow_key: Asked) -> bool:
+    def _in_vrf(self, flow_key: FlowKey) -> bool:
         devices = (flow_key.iif, flow_key.oif)
         return any({device, self._masters.get(device or "")} & self._vrfs for device in devices)
 
 
-def _result_step(routed: Routed) -> Decision:
+def _result_step(routed: RouteResult) -> TraceStep:
     route = routed.route
-    text = iproute.shown(route) if route else "no route"
+    text = iproute.display_text(route) if route else "no route"
     effect = routed.outcome
     if routed.devices:
         verb = "leaves" if routed.leaves else "may leave"
         effect = f"{verb} by {' or '.join(routed.devices)}"
-    return Decision("route", text, route, route.origin if route else (), effect)
+    return TraceStep("route", text, route, route.origin if route else (), effect)

@@ -10,8 +10,8 @@ from attrs import frozen
 from ..netstate import iproute
 from ..netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule
 from ..netstate.state import Device
-from .fib import network
-from .unknown import Doubts
+from .fib import parse_prefix
+from .unknown import Choices
 
 LOOPBACK = "lo"  # the iif of packets that this machine sends
 _TOS_MASK = {4: 0x1C, 6: 0xFC}
@@ -20,7 +20,7 @@ _RTPROT_KERNEL = 2
 
 
 @frozen
-class Asked:
+class FlowKey:
     """The selectors of a lookup (struct flowi).
 
     `source` None: not selected yet. `iif` is "lo" for packets that this machine sends.
@@ -39,7 +39,7 @@ class Asked:
     dport: int = 0
 
 
-def defaults(family: int) -> tuple[IpRule, ...]:
+def default_rules(family: int) -> tuple[IpRule, ...]:
     """Return the rules that a kernel starts with."""
     tables = {0: TABLE_LOCAL, _MAIN_PRIORITY: TABLE_MAIN}
     if family == 4:
@@ -47,11 +47,11 @@ def defaults(family: int) -> tuple[IpRule, ...]:
     return tuple(IpRule(family, priority, table=table, protocol=_RTPROT_KERNEL) for priority, table in tables.items())
 
 
-def is_default(rules: Iterable[IpRule], family: int) -> bool:
+def are_kernel_defaults(rules: Iterable[IpRule], family: int) -> bool:
     """Return True if these are the rules that a kernel starts with, whatever their protocol."""
     listed = list(rules)
     positions = [(rule.priority, rule.table) for rule in listed]
-    if positions != [(rule.priority, rule.table) for rule in defaults(family)]:
+    if positions != [(rule.priority, rule.table) for rule in default_rules(family)]:
         return False
     plain = _selectors(IpRule(family, 0))
     return all(_selectors(rule) == plain and not rule.unknown for rule in listed)
@@ -64,7 +64,7 @@ def _selectors(rule: IpRule) -> tuple[object, ...]:
 
 
 @frozen
-class Reads:
+class SelectorUse:
     """The selectors that the rules of a family use, besides addresses, devices and the TOS.
 
     `mark` has every bit of the mark that a rule tests.
@@ -76,7 +76,7 @@ class Reads:
     ports: bool
 
     @classmethod
-    def of(cls, rules: Iterable[IpRule]) -> Reads:
+    def from_rules(cls, rules: Iterable[IpRule]) -> SelectorUse:
         """Return the selectors that any of the rules uses."""
         mark, uid, protocol, ports = 0, False, False, False
         for rule in rules:
@@ -87,15 +87,15 @@ class Reads:
         return cls(mark, uid, protocol, ports)
 
 
-class Rules:
+class Rpdb:
     """The policy-routing rules of one family, in order."""
 
     def __init__(self, family: int, rules: Iterable[IpRule], devices: Iterable[Device]) -> None:
         of_family = (rule for rule in rules if rule.family == family)
         listed = sorted(of_family, key=lambda rule: rule.priority)
-        self.rules = tuple(listed) or defaults(family)
-        self.reads = Reads.of(self.rules)
-        self.untouched = is_default(self.rules, family)
+        self.rules = tuple(listed) or default_rules(family)
+        self.selector_use = SelectorUse.from_rules(self.rules)
+        self.is_default = are_kernel_defaults(self.rules, family)
         self._tos = _TOS_MASK[family]
         width = 32 if family == 4 else 128
         self._prefixes = [
@@ -113,7 +113,7 @@ class Rules:
         if listed_devices:
             self.has_vrf = any(device.kind == "vrf" for device in listed_devices)
 
-    def matching(self, flow_key: Asked, choices: Doubts) -> Iterator[IpRule]:
+    def matching_rules(self, flow_key: FlowKey, choices: Choices) -> Iterator[IpRule]:
         """Yield the matching rules in order; after a "goto", continue at its target."""
         index = 0
         while index < len(self.rules):
@@ -125,14 +125,14 @@ class Rules:
             target = self._first.get(rule.goto or 0) if rule.action == "goto" else None
             index = target if target is not None and target > index else index + 1
 
-    def _matches(self, index: int, flow_key: Asked, choices: Doubts) -> bool:
+    def _matches(self, index: int, flow_key: FlowKey, choices: Choices) -> bool:
         rule = self.rules[index]
         matches = self._selects(index, flow_key) and self._is_in_vrf(rule, choices)
         if matches and rule.unknown:
-            matches = choices.ask(f"ip rule: {iproute.shown(rule)}")
+            matches = choices.branch_on(f"ip rule: {iproute.display_text(rule)}")
         return matches != rule.invert
 
-    def _selects(self, index: int, flow_key: Asked) -> bool:
+    def _selects(self, index: int, flow_key: FlowKey) -> bool:
         rule = self.rules[index]
         if (rule.mark ^ flow_key.mark) & rule.mask:
             return False
@@ -154,14 +154,14 @@ class Rules:
             return False
         return _contains(rule.sports, flow_key.sport) and _contains(rule.dports, flow_key.dport)
 
-    def _is_in_vrf(self, rule: IpRule, choices: Doubts) -> bool:
+    def _is_in_vrf(self, rule: IpRule, choices: Choices) -> bool:
         """Return True if an "l3mdev" rule matches.
 
         VRF membership is not modelled, only their absence.
         """
         if not rule.l3mdev or self.has_vrf is False:
             return not rule.l3mdev
-        return choices.ask(f"ip rule: {iproute.shown(rule)}")
+        return choices.branch_on(f"ip rule: {iproute.display_text(rule)}")
 
 
 def _contains(ports: tuple[int, int] | None, port: int) -> bool:
@@ -172,6 +172,6 @@ def _bits(prefix: str | None, width: int, family: int) -> tuple[int, int] | None
     """Return the bits of the prefix and the number of host bits; None: any address."""
     if prefix is None:
         return None
-    first, length = network(prefix, family)
+    first, length = parse_prefix(prefix, family)
     host_bits = width - length
     return (first >> host_bits, host_bits) if length else None

@@ -18,19 +18,19 @@ from attrs import frozen
 from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
 from .addresses import is_link_local6, is_link_multicast6, is_loopback4, is_multicast6
-from .decision import Decision, TraceLog, Untold, likewise
-from .packet import KERNEL, TCP, UDP, Packet, interval, number, shown
+from .decision import NullLog, TraceLog, TraceStep, empty_like
+from .packet import KERNEL, TCP, UDP, Packet, address_range, format_address, parse_address
 from .routing import Router
 from .rules import LOOPBACK
-from .search import Routed
-from .unknown import Doubts
-from .view import View
+from .search import RouteResult
+from .unknown import Choices
+from .view import PacketView
 
 _LOOPBACK6 = 1  # ::1
 
 
 @frozen
-class Way:
+class OutputRoute:
     """The route of a packet. `source` is the address that it gets, None if that is not known."""
 
     device: str
@@ -38,48 +38,48 @@ class Way:
     is_local: bool = False
     is_broadcast: bool = False
 
-    def sent_from(self, source: int | None) -> Way:
+    def with_source(self, source: int | None) -> OutputRoute:
         """Return the same route with another source address."""
         if source == self.source:
             return self
-        return Way(self.device, source, self.is_local, self.is_broadcast)
+        return OutputRoute(self.device, source, self.is_local, self.is_broadcast)
 
 
-class Sending:
+class OutputRouting:
     """Routes of the packets that this machine sends and receives."""
 
     def __init__(self, router: Router, state: NetState) -> None:
         self._router = router
         self._sources = _SourceAddresses(state)
 
-    def first(self, packet: Packet, choices: Doubts, log: TraceLog) -> Way | None:
+    def initial(self, packet: Packet, choices: Choices, log: TraceLog) -> OutputRoute | None:
         """Return the route of a packet before its first hook; None: the sender gets an error."""
         source = packet.source
         route = self._lookup_sent(packet, source, choices, log)
         if source is not None:
-            return route and route.sent_from(source)
+            return route and route.with_source(source)
         if route is None and packet.family == 6:
             source = self._sources.choose(6, packet.destination, None, choices)  # of any device
             if source is None:
                 return None
-            if not isinstance(log, Untold):
-                text = f"no route without a source address; looked up again from {shown(6, source)}"
-                log.append(Decision("source", text))
+            if not isinstance(log, NullLog):
+                text = f"no route without a source address; looked up again from {format_address(6, source)}"
+                log.append(TraceStep("source", text))
             route = self._lookup_sent(packet, source, choices, log)
-            route = route and route.sent_from(source)
+            route = route and route.with_source(source)
         if route is None:
             return None
         if route.source is None:
             source = self._sources.choose(packet.family, packet.destination, route.device, choices)
-            route = route.sent_from(source)
+            route = route.with_source(source)
         if route.source is None:
             return route
-        if not isinstance(log, Untold):
-            text = f"the source address is {shown(packet.family, route.source)}"
-            log.append(Decision("source", text))
+        if not isinstance(log, NullLog):
+            text = f"the source address is {format_address(packet.family, route.source)}"
+            log.append(TraceStep("source", text))
         return self._connect(packet, route, choices, log)
 
-    def _connect(self, packet: Packet, route: Way, choices: Doubts, log: TraceLog) -> Way | None:
+    def _connect(self, packet: Packet, route: OutputRoute, choices: Choices, log: TraceLog) -> OutputRoute | None:
         """Look up the route of a connected socket again with its source address.
 
         IPv4 does so when a socket connects, IPv6 when the cached route of the socket has become
@@ -87,18 +87,20 @@ class Sending:
         """
         if packet.origin == KERNEL or packet.protocol not in (TCP, UDP):
             return route
-        steps = likewise(log)
+        steps = empty_like(log)
         new = self._lookup_sent(packet, route.source, choices, steps)
         if new is not None and (new.device, new.is_local) == (route.device, route.is_local):
             return route
         connects = packet.protocol == TCP and packet.family == 4
-        if not connects and not choices.ask("whether the socket is looked up again with its source address"):
+        if not connects and not choices.branch_on("whether the socket is looked up again with its source address"):
             return route
-        log.append(Decision("reroute", "the connected socket is looked up again with its source address"))
+        log.append(TraceStep("reroute", "the connected socket is looked up again with its source address"))
         log += steps
-        return new and new.sent_from(route.source)
+        return new and new.with_source(route.source)
 
-    def again(self, packet: Packet, view: View, old: str, choices: Doubts, log: TraceLog) -> Way | None:
+    def reroute(
+        self, packet: Packet, view: PacketView, old: str, choices: Choices, log: TraceLog
+    ) -> OutputRoute | None:
         """Return the route after the output hook changed the packet (ip_route_me_harder).
 
         `old` is the output device so far. IPv4 looks up as user 0, whatever the sender.
@@ -111,13 +113,15 @@ class Sending:
         uid = packet.uid if packet.has_socket and packet.family == 6 else 0
         return self._lookup_existing(packet, view, choices, log, oif=oif, uid=uid, any_source=True)
 
-    def arrived(self, packet: Packet, view: View, iif: str, choices: Doubts, log: TraceLog) -> Way | None:
+    def route_input(
+        self, packet: Packet, view: PacketView, iif: str, choices: Choices, log: TraceLog
+    ) -> OutputRoute | None:
         """Return the route of a packet that arrived by a device; None: it is refused."""
         return self._lookup_existing(packet, view, choices, log, iif=iif, forwarded=True)
 
     def _lookup_existing(
-        self, packet: Packet, view: View, choices: Doubts, log: TraceLog, **options: Any
-    ) -> Way | None:
+        self, packet: Packet, view: PacketView, choices: Choices, log: TraceLog, **options: Any
+    ) -> OutputRoute | None:
         """Return the route of an existing packet.
 
         The kernel dissects protocol and ports only if a rule that is not for this machine's own
@@ -143,19 +147,19 @@ class Sending:
         )
         if routed.outcome == "multicast" and is_input:
             # Multicast routing is not modelled: at most this machine receives the packet.
-            return Way(LOOPBACK, is_local=True)
+            return OutputRoute(LOOPBACK, is_local=True)
         return self._to_route(routed, packet.family, choices)
 
-    def own_address(self, view: View, device: str, choices: Doubts) -> int | None:
+    def own_address(self, view: PacketView, device: str, choices: Choices) -> int | None:
         """Return the device's address for masquerade or redirect."""
         return self._sources.choose(view.family, view.destination, device, choices)
 
-    def _lookup_sent(self, packet: Packet, source: int | None, choices: Doubts, log: TraceLog) -> Way | None:
+    def _lookup_sent(self, packet: Packet, source: int | None, choices: Choices, log: TraceLog) -> OutputRoute | None:
         """Look up the packet once as its sender sent it."""
         oif = packet.bound
         if packet.origin == KERNEL and packet.family == 6 and oif and is_multicast6(packet.destination):
-            log.append(Decision("route", f"sent by the kernel, on the link of {oif}"))
-            return Way(oif, source)
+            log.append(TraceStep("route", f"sent by the kernel, on the link of {oif}"))
+            return OutputRoute(oif, source)
         routed = self._router.lookup(
             packet.family,
             packet.destination,
@@ -175,24 +179,24 @@ class Sending:
         )
         return self._to_route(routed, packet.family, choices)
 
-    def _to_route(self, routed: Routed, family: int, choices: Doubts) -> Way | None:
+    def _to_route(self, routed: RouteResult, family: int, choices: Choices) -> OutputRoute | None:
         """Return the output route of a lookup result; branch for each possible device."""
         prefsrc = routed.source
         if family == 6 and routed.outcome != "local":  # the scope of the destination decides too
             prefsrc = routed.route.prefsrc if routed.route else None
-        source = None if prefsrc is None else number(prefsrc)
+        source = None if prefsrc is None else parse_address(prefsrc)
         if routed.outcome == "local":
-            return Way(LOOPBACK, source, is_local=True)
+            return OutputRoute(LOOPBACK, source, is_local=True)
         if routed.leaves and routed.device is not None:
-            return Way(routed.device, source, is_broadcast=routed.outcome == "broadcast")
+            return OutputRoute(routed.device, source, is_broadcast=routed.outcome == "broadcast")
         if routed.outcome != "unknown":
             return None
-        reasons = ", ".join(routed.doubts) or "several nexthops of equal cost"
+        reasons = ", ".join(routed.unsupported) or "several nexthops of equal cost"
         for device in routed.devices:
-            if choices.ask(f"whether it is routed by {device} ({reasons})"):
-                return Way(device, source)
+            if choices.branch_on(f"whether it is routed by {device} ({reasons})"):
+                return OutputRoute(device, source)
         if not routed.devices:
-            choices.note(f"the route ({reasons})")
+            choices.mark_unsupported(f"the route ({reasons})")
         return None
 
 
@@ -205,21 +209,21 @@ class _SourceAddresses:
         for device in state.devices:
             for prefix in device.addresses:
                 address = prefix.partition("/")[0]
-                self._owned[6 if ":" in address else 4, device.name].append(number(address))
+                self._owned[6 if ":" in address else 4, device.name].append(parse_address(address))
         for route in () if state.devices else state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
-                low, high = interval(route.destination, route.family)
+                low, high = address_range(route.destination, route.family)
                 if low == high:
                     self._owned[route.family, route.device].append(low)
 
-    def choose(self, family: int, destination: int, device: str | None, choices: Doubts) -> int | None:
+    def choose(self, family: int, destination: int, device: str | None, choices: Choices) -> int | None:
         """Return one of the candidates, a branch for each; None if there is no candidate."""
         key = (family, destination, device)
         candidates = self._cache.get(key)
         if candidates is None:
             candidates = self._cache[key] = self._candidates(family, device, destination)
         for address in candidates[:-1]:
-            if choices.ask(f"whether the address is {shown(family, address)}"):
+            if choices.branch_on(f"whether the address is {format_address(family, address)}"):
                 return address
         return candidates[-1] if candidates else None
 

@@ -8,14 +8,14 @@ from typing import TypeAlias
 from attrs import frozen
 
 from ..netstate import nft
-from .values import number
+from .values import parse_number
 
 # Statements that neither decide about a packet nor change what a rule can read.
-HARMLESS = (nft.Counter, nft.CounterRef, nft.Log)
-TRANSLATIONS = (nft.Dnat, nft.Snat, nft.Masquerade, nft.Redirect)
+NEUTRAL = (nft.Counter, nft.CounterRef, nft.Log)
+NAT_STATEMENTS = (nft.Dnat, nft.Snat, nft.Masquerade, nft.Redirect)
 # Statements that hold or not for reasons that are not modelled.
-SOMETIMES = (nft.Limit, nft.Quota, nft.Connections, nft.SetUpdate, nft.ObjectRef)
-VerdictMapping: TypeAlias = nft.VerdictMap | nft.VerdictMapRef
+NONDETERMINISTIC = (nft.Limit, nft.Quota, nft.CtCount, nft.SetUpdate, nft.ObjectRef)
+VerdictMapStatement: TypeAlias = nft.VerdictMap | nft.VerdictMapRef
 
 _WITH_FAMILY = (nft.Dnat, nft.Snat)
 _SINGLE_VALUE = (str, int)
@@ -23,24 +23,24 @@ _FAMILIES = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 _EFFECTS: dict[type, str] = {
     nft.Reject: "drop",
     nft.Mangle: "write",
-    **dict.fromkeys(TRANSLATIONS, "nat"),
+    **dict.fromkeys(NAT_STATEMENTS, "nat"),
 }
 
 
-def plain(value: nft.Expression | nft.Value) -> nft.Expression | nft.Value:
+def as_number(value: nft.Expression | nft.Value) -> nft.Expression | nft.Value:
     """Return a written value; a numeral as a number."""
-    parsed = number(value) if isinstance(value, str) else None
+    parsed = parse_number(value) if isinstance(value, str) else None
     return parsed[0][0] if parsed and parsed[0][0] == parsed[-1][1] else value
 
 
-def kind_of(statement: nft.Statement) -> str:
+def effect_of(statement: nft.Statement) -> str:
     """Return accept, drop, return, continue, jump, goto, nat, write, or "unsupported"."""
     if isinstance(statement, nft.Verdict):
         return statement.kind
     return _EFFECTS.get(type(statement), "unsupported")
 
 
-def family_of(statement: nft.Statement) -> int | None:
+def restricted_family(statement: nft.Statement) -> int | None:
     """Return the only family that a NAT or reject statement applies to; None: any.
 
     nft adds a match on that family and omits it in its listing.
@@ -53,57 +53,57 @@ def family_of(statement: nft.Statement) -> int | None:
 
 
 @frozen
-class Shape:
+class PreparedRule:
     """A rule in the order of evaluation.
 
     `only_drops`: the rule only drops the packets that match.
     """
 
     rule: nft.Rule
-    quick: tuple[nft.Match, ...]
-    rest: tuple[nft.Statement, ...]
-    drops: bool
-    key: tuple[object, ...] = ()  # equal for rules with the same cheap matches; () if there is none
+    cheap_matches: tuple[nft.Match, ...]
+    remaining: tuple[nft.Statement, ...]
+    only_drops: bool
+    cache_key: tuple[object, ...] = ()  # equal for rules with the same cheap matches; () if there is none
 
 
 _CHEAP_KEYS = frozenset({"mark", "oifname", "iifname", "oif", "iif", "nfproto"})
 
 
-def shape_of(rule: nft.Rule) -> Shape:
+def prepare_rule(rule: nft.Rule) -> PreparedRule:
     """Prepare a rule: if only matches precede its end, matches of marks and devices come first."""
-    statements = [each for each in rule.statements if not isinstance(each, HARMLESS)]
+    statements = [each for each in rule.statements if not isinstance(each, NEUTRAL)]
     matches = [each for each in statements[:-1] if isinstance(each, nft.Match)]
     if len(statements) < 2 or len(matches) < len(statements) - 1:
-        return Shape(rule, (), tuple(statements), False)
+        return PreparedRule(rule, (), tuple(statements), False)
     end = statements[-1]
     cheap: list[nft.Match] = []
     slow: list[nft.Statement] = []
     key: tuple[object, ...] | None = ()
     for match in matches:
-        left = match.left.of if isinstance(match.left, nft.Bitwise) else match.left
+        left = match.left.operand if isinstance(match.left, nft.Bitwise) else match.left
         if isinstance(left, nft.Meta) and left.key in _CHEAP_KEYS:
             cheap.append(match)
-            match_key = short_key(match)
+            match_key = match_cache_key(match)
             key = None if key is None or match_key is None else (*key, match_key)
         else:
             slow.append(match)
-    drops = bool(slow) and kind_of(end) == "drop" and family_of(end) is None
-    return Shape(rule, tuple(cheap), tuple(slow if drops else [*slow, end]), drops, key or ())
+    drops = bool(slow) and effect_of(end) == "drop" and restricted_family(end) is None
+    return PreparedRule(rule, tuple(cheap), tuple(slow if drops else [*slow, end]), drops, key or ())
 
 
-def short_key(match: nft.Match) -> tuple[object, ...] | None:
+def match_cache_key(match: nft.Match) -> tuple[object, ...] | None:
     """Return a cache key for a match that rules repeat (device, mark, owner), or None."""
     left, right = match.left, match.right
     if not isinstance(right, _SINGLE_VALUE):
         return None
     if isinstance(left, nft.Meta):
         return left.key, match.op, right
-    if isinstance(left, nft.Bitwise) and isinstance(left.of, nft.Meta):
-        return left.of.key, left.keep, left.put, match.op, right
+    if isinstance(left, nft.Bitwise) and isinstance(left.operand, nft.Meta):
+        return left.operand.key, left.and_mask, left.or_bits, match.op, right
     return None
 
 
-def calls(table: nft.Table, chain: nft.Chain) -> set[str]:
+def called_chains(table: nft.Table, chain: nft.Chain) -> set[str]:
     """Return the names of the chains that a chain calls."""
     names: set[str] = set()
     for rule in chain.rules:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from attrs import frozen
 
 from ..netstate import nft, text
-from ..netstate.nft import FULL
+from ..netstate.nft import FULL_MASK
 from . import bits, tcp_flags, values
-from .box import Box, Ranges, common, complement, meet, only, ranges, without
+from .box import Box, Ranges, complement, intersect_boxes, intersect_ranges, merge_ranges, points, subtract_ranges
 from .identity_cache import IdentityCache
-from .packet import ETHERTYPES, WIDTH
-from .shapes import short_key
-from .survey import Survey, which_mark
+from .packet import ADDRESS_BITS, ETHERTYPES
+from .shapes import match_cache_key
+from .survey import RulesetScan, mark_kind
 
 _MAX_BOXES = 4096  # alternatives of one match; a match with more is unsupported
 _MAX_ELEMENTS = 256  # of a negated concatenation: each multiplies the boxes
@@ -32,11 +32,11 @@ _VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets that packets or time
 _EQUAL = ("==", "in")
 _ORDER = ("<", "<=", ">", ">=")
 
-_TRACKED = only(*(values.STATES[state] for state in ("new", "established", "related")))
+_TRACKED = points(*(values.CT_STATES[state] for state in ("new", "established", "related")))
 
 
 @frozen
-class Field:
+class HeaderField:
     """The field of an expression, its value parser, and the packets in which it is readable."""
 
     name: str
@@ -44,7 +44,7 @@ class Field:
     needs: Box
 
 
-class Space:
+class HeaderSpace:
     """Fields of the packets of `family` (4, 6, or 0 for frames that are neither).
 
     `max_values` has the highest value of each field, `unsupported` the description of each
@@ -54,18 +54,18 @@ class Space:
     def __init__(
         self,
         family: int,
-        survey: Survey,
+        survey: RulesetScan,
         devices: Iterable[str] = (),
         masks: Iterable[int] = (),
     ) -> None:
         self.family = family
-        self.partition = bits.groups({*survey.masks, *masks})
+        self.partition = bits.bit_groups({*survey.masks, *masks})
         self.devices = values.device_classes({*survey.devices, *devices})
-        self.doubts: dict[str, str] = {}
-        self.opaque: dict[str, dict[nft.Value, int]] = {}
-        width = WIDTH.get(family, 128)
-        self.tops: dict[str, int] = {
-            **values.TOPS,
+        self.unsupported: dict[str, str] = {}
+        self.opaque_values: dict[str, dict[nft.Value, int]] = {}
+        width = ADDRESS_BITS.get(family, 128)
+        self.max_values: dict[str, int] = {
+            **values.MAX_VALUES,
             _NOTHING: 0,
             "saddr": (1 << width) - 1,
             "daddr": (1 << width) - 1,
@@ -74,37 +74,37 @@ class Space:
         }
         for mark in ("mark", "ctmark"):
             for group in self.partition:
-                self.tops[bits.name(mark, group)] = bits.top(group)
+                self.max_values[bits.field_name(mark, group)] = bits.max_value(group)
         self._sets: dict[tuple[str, str, str], nft.Set] = {}
-        self._fields: dict[object, Field | None] = {}
+        self._fields: dict[object, HeaderField | None] = {}
         self._by_key: dict[tuple[object, ...], list[Box]] = {}
         self._by_match: dict[str | None, IdentityCache[nft.Match, list[Box]]] = defaultdict(IdentityCache)
         self._device_ranges: dict[str, Ranges] = {}
         self._links: dict[tuple[str, str], str] = {}  # of netdev tables: ingress, egress or both
 
-    def base(self) -> Box:
+    def family_box(self) -> Box:
         """Return the box of all packets of the family."""
         if not self.family:
-            others = complement(only(*ETHERTYPES.values()), values.TOPS["ethertype"])
-            return {"ethertype": others, "nfproto": only(0)}
-        return {"ethertype": only(ETHERTYPES[self.family]), "nfproto": only(self.family)}
+            others = complement(points(*ETHERTYPES.values()), values.MAX_VALUES["ethertype"])
+            return {"ethertype": others, "nfproto": points(0)}
+        return {"ethertype": points(ETHERTYPES[self.family]), "nfproto": points(self.family)}
 
-    def device(self, name: str) -> Ranges:
+    def device_ranges(self, name: str) -> Ranges:
         """Return the device classes of a name, or of a pattern that ends in *."""
         classes = self._device_ranges.get(name)
         if classes is None:
             classes = self._device_ranges[name] = values.device_ranges(self.devices, name)
         return classes
 
-    def some_devices(self, names: Iterable[str]) -> Ranges:
+    def union_of_devices(self, names: Iterable[str]) -> Ranges:
         """Return the device classes of any of the names."""
-        return ranges(pair for name in names for pair in self.device(name))
+        return merge_ranges(pair for name in names for pair in self.device_ranges(name))
 
-    def all_but(self, names: Iterable[str]) -> Ranges:
+    def devices_except(self, names: Iterable[str]) -> Ranges:
         """Return the device classes of no name, which include "no device"."""
-        return complement(self.some_devices(names), len(self.devices) - 1)
+        return complement(self.union_of_devices(names), len(self.devices) - 1)
 
-    def use(self, tables: Sequence[nft.Table]) -> None:
+    def add_sets(self, tables: Sequence[nft.Table]) -> None:
         """Add the named sets of these tables."""
         for table in tables:
             for named_set in table.sets:
@@ -113,16 +113,16 @@ class Space:
                 hooks = {chain.hook.hook for chain in table.chains if chain.hook is not None}
                 self._links[table.key] = hooks.pop() if len(hooks) == 1 else "both"
 
-    def doubt(self, description: str) -> str:
+    def unsupported_field(self, description: str) -> str:
         """Add an artificial field, 1 where an unsupported construct holds, and return its name."""
-        name = f"?{len(self.doubts)}"
-        self.doubts[name] = description
-        self.tops[name] = 1
+        name = f"?{len(self.unsupported)}"
+        self.unsupported[name] = description
+        self.max_values[name] = 1
         return name
 
     # --- matches -----------------------------------------------------------------------
 
-    def match(self, table: nft.Table, match: nft.Match) -> list[Box]:
+    def match_boxes(self, table: nft.Table, match: nft.Match) -> list[Box]:
         """Return the boxes of packets that pass a match of a rule in `table`; they may overlap."""
         link = self._links.get(table.key)
         by_match = self._by_match[link]
@@ -130,19 +130,19 @@ class Space:
         if cached is not None:
             return cached
         is_named_set = isinstance(match.right, nft.SetRef)
-        match_key = short_key(match)
+        match_key = match_cache_key(match)
         key = None if match_key is None else (link, *match_key)
         if is_named_set:  # many rules may refer to it, and it may be long
             key = (table.key, match.left, match.op, match.right)
         if key is not None and key in self._by_key:
             return self._by_key[key]
-        unsupported_before = len(self.doubts)
+        unsupported_before = len(self.unsupported)
         boxes = self._match(table, match)
         if boxes is None or (len(boxes) > _MAX_BOXES and not is_named_set):
-            boxes = [{self.doubt(f"{table.family} {table.name}: {text.shown(match)}"): only(1)}]
+            boxes = [{self.unsupported_field(f"{table.family} {table.name}: {text.display_text(match)}"): points(1)}]
         elif key is not None:
             self._by_key[key] = boxes
-        elif len(self.doubts) == unsupported_before and len(by_match) < _MAX_CACHED:
+        elif len(self.unsupported) == unsupported_before and len(by_match) < _MAX_CACHED:
             # Not with an artificial field: each evaluation must have its own.
             by_match.set(match, boxes)
         return boxes
@@ -165,10 +165,10 @@ class Space:
         mark = self._mark(left, elements, op)
         if mark is not None:
             return mark
-        flags = tcp_flags.selected(left, elements, op, self._subtract)
+        flags = tcp_flags.flag_boxes(left, elements, op, self._subtract)
         if flags is not None:
             return flags
-        field = self.field(left, table)
+        field = self.field_of(left, table)
         if field is None:
             return None
         wanted = self._wanted(field, elements, op)
@@ -176,10 +176,10 @@ class Space:
             return None
         if not wanted:
             return []
-        box = meet(field.needs, {field.name: wanted})
+        box = intersect_boxes(field.needs, {field.name: wanted})
         return [] if box is None else [box]
 
-    def writable(self, table: nft.Table, statement: nft.Mangle) -> list[Box]:
+    def writable_boxes(self, table: nft.Table, statement: nft.Mangle) -> list[Box]:
         """Return the packets for which a write is executed: it can read its operands.
 
         For others the rule ends.
@@ -187,41 +187,41 @@ class Space:
         needs = self._readable(statement.value)
         if needs is not None and isinstance(statement.key, nft.Payload):
             key_needs = self._readable(statement.key)
-            needs = None if key_needs is None else meet(needs, key_needs) or {"fragment": ()}
+            needs = None if key_needs is None else intersect_boxes(needs, key_needs) or {"fragment": ()}
         if needs is None:
-            return [{self.doubt(f"{table.family} {table.name}: {text.shown(statement)}"): only(1)}]
+            return [{self.unsupported_field(f"{table.family} {table.name}: {text.display_text(statement)}"): points(1)}]
         return [needs] if all(needs.values()) else []
 
     def _readable(self, value: nft.Expression | nft.Value) -> Box | None:
         """Return the packets for which an expression has a value; None if it is unsupported."""
         if isinstance(value, int | str):
             return {}
-        mark = which_mark(value)
+        mark = mark_kind(value)
         if mark is not None:
             return {"ct.state": _TRACKED} if mark == "ctmark" else {}
         if isinstance(value, nft.Bitwise):
-            return self._readable(value.of)
+            return self._readable(value.operand)
         if isinstance(value, nft.Binary):
             left, right = self._readable(value.left), self._readable(value.right)
-            return None if left is None or right is None else meet(left, right)
-        field = self.field(value) if isinstance(value, nft.Meta | nft.Ct | nft.Payload) else None
+            return None if left is None or right is None else intersect_boxes(left, right)
+        field = self.field_of(value) if isinstance(value, nft.Meta | nft.Ct | nft.Payload) else None
         return None if field is None else field.needs
 
-    def key(self, table: nft.Table, expression: nft.Expression, element: nft.Element) -> list[Box]:
+    def key_boxes(self, table: nft.Table, expression: nft.Expression, element: nft.Element) -> list[Box]:
         """Return the packets for which a lookup of `expression` finds `element`."""
         right = nft.AnonymousSet(frozenset({element}))
-        return self.match(table, nft.Match(expression, right))
+        return self.match_boxes(table, nft.Match(expression, right))
 
-    def _wanted(self, field: Field, elements: Iterable[nft.Element], op: str) -> Ranges | None:
+    def _wanted(self, field: HeaderField, elements: Iterable[nft.Element], op: str) -> Ranges | None:
         pairs: list[tuple[int, int]] = []
         for element in elements:
             parsed = None if isinstance(element, tuple) else field.parse(element)
             if parsed is None:
                 return None
             pairs += parsed
-        wanted, top = ranges(pairs), self.tops[field.name]
+        wanted, top = merge_ranges(pairs), self.max_values[field.name]
         if op in _EQUAL:
-            return common(wanted, ((0, top),))
+            return intersect_ranges(wanted, ((0, top),))
         if op in ("!=", "!"):
             return complement(wanted, top)
         if len(wanted) != 1:
@@ -236,13 +236,13 @@ class Space:
     def _concat(
         self, table: nft.Table, left: nft.Concat, elements: frozenset[nft.Element], op: str
     ) -> list[Box] | None:
-        parts = [self.field(part, table) for part in left.parts]
+        parts = [self.field_of(part, table) for part in left.parts]
         fields = [field for field in parts if field is not None]
         if op not in (*_EQUAL, "!=") or len(fields) < len(parts):
             return None
         needs: Box | None = {}
         for field in fields:
-            needs = None if needs is None else meet(needs, field.needs)
+            needs = None if needs is None else intersect_boxes(needs, field.needs)
         if needs is None:
             return []
         boxes: list[Box] = []
@@ -254,8 +254,8 @@ class Space:
                 parsed = field.parse(value)
                 if parsed is None:
                     return None
-                parsed = common(parsed, ((0, self.tops[field.name]),))
-                box = None if box is None or not parsed else meet(box, {field.name: parsed})
+                parsed = intersect_ranges(parsed, ((0, self.max_values[field.name]),))
+                box = None if box is None or not parsed else intersect_boxes(box, {field.name: parsed})
             if box is not None:
                 boxes.append(box)
         if op != "!=":
@@ -275,8 +275,8 @@ class Space:
             for piece in pieces:
                 inner = dict(piece)
                 for name in names:
-                    present = inner.get(name) or ((0, self.tops[name]),)
-                    remaining = without(present, other[name])
+                    present = inner.get(name) or ((0, self.max_values[name]),)
+                    remaining = subtract_ranges(present, other[name])
                     if remaining:
                         left.append({**inner, name: remaining})
                     inner[name] = other[name]
@@ -287,46 +287,46 @@ class Space:
 
     def _mark(self, left: nft.Expression, elements: frozenset[nft.Element], op: str) -> list[Box] | None:
         """Return the boxes of a test of the packet's or connection's mark; None: another test."""
-        mark, mask = which_mark(left), FULL
-        if isinstance(left, nft.Bitwise) and not left.put and isinstance(left.keep, int):
-            mark, mask = which_mark(left.of), left.keep
+        mark, mask = mark_kind(left), FULL_MASK
+        if isinstance(left, nft.Bitwise) and not left.or_bits and isinstance(left.and_mask, int):
+            mark, mask = mark_kind(left.operand), left.and_mask
         if mark is None:
             return None
         pairs: list[tuple[int, int]] = []
         for element in elements:
-            parsed = None if isinstance(element, tuple) else values.number(element)
+            parsed = None if isinstance(element, tuple) else values.parse_number(element)
             if parsed is None:
                 return None
             pairs += parsed
         boxes: list[Box] | None = None
         if op in (*_EQUAL, "!=") and all(low == high for low, high in pairs):
             boxes = self._mark_values(mark, mask, [low for low, _ in pairs], op)
-        elif op in (*_EQUAL, "!=", *_ORDER) and mask == FULL and mask in self.partition:
+        elif op in (*_EQUAL, "!=", *_ORDER) and mask == FULL_MASK and mask in self.partition:
             boxes = self._mark_ranges(mark, pairs, op)
         if boxes is None:
-            test = f"{text.shown(left)} {op} {sorted(map(str, elements))}"
-            return [{self.doubt(f"a test of the {mark}: {test}"): only(1)}]
+            test = f"{text.display_text(left)} {op} {sorted(map(str, elements))}"
+            return [{self.unsupported_field(f"a test of the {mark}: {test}"): points(1)}]
         needs: Box = {"ct.state": _TRACKED} if mark == "ctmark" else {}
         return [{**box, **needs} for box in boxes]
 
     def _mark_values(self, mark: str, mask: int, wanted: Sequence[int], op: str) -> list[Box] | None:
         """Return the boxes of a test for single values under a mask; None: unsupported."""
         if op != "!=":
-            return [box for value in wanted for box in bits.equal(mark, self.partition, mask, value)]
+            return [box for value in wanted for box in bits.equal_boxes(mark, self.partition, mask, value)]
         wanted = [value for value in wanted if not value & ~mask]
         if len(wanted) < 2:
-            return bits.differs(mark, self.partition, mask, wanted[0]) if wanted else [{}]
+            return bits.unequal_boxes(mark, self.partition, mask, wanted[0]) if wanted else [{}]
         groups = [group for group in self.partition if group & mask]
         if len(groups) != 1:
             return None
         (group,) = groups
-        others = complement(only(*(bits.packed(value, group) for value in wanted)), bits.top(group))
-        return [{bits.name(mark, group): others}] if others else []
+        others = complement(points(*(bits.pack_bits(value, group) for value in wanted)), bits.max_value(group))
+        return [{bits.field_name(mark, group): others}] if others else []
 
     def _mark_ranges(self, mark: str, pairs: Sequence[tuple[int, int]], op: str) -> list[Box] | None:
         """Return the box of a test of the whole mark for ranges; None: unsupported."""
-        field = Field(bits.name(mark, FULL), values.number, {})
-        packed = ((bits.packed(low, FULL), bits.packed(high, FULL)) for low, high in pairs)
+        field = HeaderField(bits.field_name(mark, FULL_MASK), values.parse_number, {})
+        packed = ((bits.pack_bits(low, FULL_MASK), bits.pack_bits(high, FULL_MASK)) for low, high in pairs)
         texts = frozenset(f"{low}-{high}" for low, high in packed)
         wanted = self._wanted(field, texts, op) if texts else None
         if wanted is None:
@@ -335,7 +335,7 @@ class Space:
 
     # --- fields ------------------------------------------------------------------------
 
-    def field(self, expression: nft.Expression, table: nft.Table | None = None) -> Field | None:
+    def field_of(self, expression: nft.Expression, table: nft.Table | None = None) -> HeaderField | None:
         """Return the field of an expression of a rule in `table`, or None if it is unsupported."""
         hook = self._links.get(table.key) if table is not None else None
         if hook is not None and isinstance(expression, nft.Meta) and expression.key in _LINK_KEYS:
@@ -344,47 +344,47 @@ class Space:
             self._fields[expression] = self._field(expression)
         return self._fields[expression]
 
-    def _field(self, expression: nft.Expression) -> Field | None:
+    def _field(self, expression: nft.Expression) -> HeaderField | None:
         match expression:
             case nft.Meta("iifname" | "iif"):
-                return Field("iif", self._device_value, {})
+                return HeaderField("iif", self._device_value, {})
             case nft.Meta("oifname" | "oif"):
-                return Field("oif", self._device_value, {})
-            case nft.Meta(key) if key in values.META:
-                name, parse, needs = values.META[key]
-                return Field(name, parse, dict(needs))
+                return HeaderField("oif", self._device_value, {})
+            case nft.Meta(key) if key in values.META_FIELDS:
+                name, parse, needs = values.META_FIELDS[key]
+                return HeaderField(name, parse, dict(needs))
             case nft.Ct("state", None):
-                return Field("ct.state", values.states, {})
+                return HeaderField("ct.state", values.parse_states, {})
             case nft.Ct("direction", None):
-                return Field("ct.direction", values.directions, {"ct.state": _TRACKED})
+                return HeaderField("ct.direction", values.parse_directions, {"ct.state": _TRACKED})
             case nft.Payload("ip" | "ip6" as protocol, "saddr" | "daddr" as name):
                 family = 4 if protocol == "ip" else 6
-                return Field(name, values.addresses(family), {"nfproto": only(family)})
-            case nft.Payload(protocol, name) if (protocol, name) in values.PAYLOAD:
-                field, parse, needs = values.PAYLOAD[protocol, name]
-                return Field(field, parse, dict(needs))
+                return HeaderField(name, values.address_parser(family), {"nfproto": points(family)})
+            case nft.Payload(protocol, name) if (protocol, name) in values.PAYLOAD_FIELDS:
+                field, parse, needs = values.PAYLOAD_FIELDS[protocol, name]
+                return HeaderField(field, parse, dict(needs))
             case nft.Fib(result, keys):
                 return self._opaque_field(f"fib {result} of {' '.join(keys)}", {})
         return None
 
-    def _link_field(self, key: str, hook: str) -> Field | None:
+    def _link_field(self, key: str, hook: str) -> HeaderField | None:
         """Return the field at a device's own hook: no other device, and a family of its own."""
         if key == "nfproto":
-            return Field(_NOTHING, lambda value: only(int(value != _NETDEV)), {})
+            return HeaderField(_NOTHING, lambda value: points(int(value != _NETDEV)), {})
         side, own = key[:3], {"ingress": "iif", "egress": "oif"}.get(hook)
         if own is None:
             return None
-        return Field(own if side == own else _NOTHING, self._device_value, {})
+        return HeaderField(own if side == own else _NOTHING, self._device_value, {})
 
     def _device_value(self, value: nft.Value) -> Ranges | None:
-        return self.device(value) if isinstance(value, str) else None
+        return self.device_ranges(value) if isinstance(value, str) else None
 
-    def _opaque_field(self, name: str, needs: Box) -> Field:
+    def _opaque_field(self, name: str, needs: Box) -> HeaderField:
         """Return a field with opaque values, which are only compared for equality."""
-        numbers = self.opaque.setdefault(name, {})
-        self.tops[name] = 0xFFFF
+        numbers = self.opaque_values.setdefault(name, {})
+        self.max_values[name] = 0xFFFF
 
         def parse(value: nft.Value) -> Ranges | None:
-            return only(numbers.setdefault(value, len(numbers) + 1))
+            return points(numbers.setdefault(value, len(numbers) + 1))
 
-        return Field(name, parse, needs)
+        return HeaderField(name, parse, needs)

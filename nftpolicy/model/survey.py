@@ -8,17 +8,17 @@ from collections.abc import Iterable
 from attrs import Factory, define
 
 from ..netstate import nft, text
-from ..netstate.nft import FULL
+from ..netstate.nft import FULL_MASK
 from .identity_cache import IdentityCache
-from .shapes import Shape
+from .shapes import PreparedRule
 
 DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
 _DEVICE_TYPES = ("ifname", "iface_index")
-_UNSUPPORTED = (nft.FlowAdd, nft.Fwd, nft.Dup, nft.Queue, nft.Tproxy, nft.UnknownStatement)
+_UNSUPPORTED = (nft.FlowOffload, nft.Fwd, nft.Dup, nft.Queue, nft.Tproxy, nft.UnknownStatement)
 
 
 @define
-class Survey:
+class RulesetScan:
     """Names and patterns of `devices`, `masks` of marks, and the rules that write.
 
     `writing_chains` are the chains with a rule that changes a mark or a header.
@@ -26,15 +26,15 @@ class Survey:
 
     devices: set[str] = Factory(set)
     masks: set[int] = Factory(set)
-    writers: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
-    writes: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
+    writing_chains: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
+    mangles: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
     # Tables with a rule that changes something else than a mark
-    rewritten: set[tuple[str, str]] = Factory(set)
-    unknown: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
-    shapes: IdentityCache[nft.Rule, Shape] = Factory(IdentityCache)  # filled by ChainTransfer
+    header_writing_tables: set[tuple[str, str]] = Factory(set)
+    unsupported: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
+    prepared_rules: IdentityCache[nft.Rule, PreparedRule] = Factory(IdentityCache)  # filled by ChainTransfer
 
 
-def which_mark(expression: object) -> str | None:
+def mark_kind(expression: object) -> str | None:
     """Return "mark" or "ctmark" if the expression reads only that mark, else None."""
     if isinstance(expression, nft.Meta):
         return "mark" if expression.key == "mark" else None
@@ -43,9 +43,9 @@ def which_mark(expression: object) -> str | None:
     return None
 
 
-def survey(tables: Iterable[nft.Table]) -> Survey:
+def scan_ruleset(tables: Iterable[nft.Table]) -> RulesetScan:
     """Scan all tables once."""
-    scan = Survey()
+    scan = RulesetScan()
     for table in tables:
         for named_set in table.sets:
             _scan_set(named_set, scan)
@@ -56,7 +56,7 @@ def survey(tables: Iterable[nft.Table]) -> Survey:
     return scan
 
 
-def _scan_set(named_set: nft.Set, scan: Survey) -> None:
+def _scan_set(named_set: nft.Set, scan: RulesetScan) -> None:
     columns = [index for index, name in enumerate(named_set.type) if name in _DEVICE_TYPES]
     if not columns:
         return
@@ -65,22 +65,22 @@ def _scan_set(named_set: nft.Set, scan: Survey) -> None:
         scan.devices.update(str(parts[index]) for index in columns if index < len(parts))
 
 
-def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: Survey) -> None:
+def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: RulesetScan) -> None:
     if isinstance(statement, nft.Match):
         _scan_match(statement.left, statement.right, scan)
     elif isinstance(statement, nft.Mangle):
         _scan_write(statement, scan)
-        scan.writers.add((*table.key, chain.name))
-        scan.writes[statement] = None
-        if which_mark(statement.key) is None:
-            scan.rewritten.add(table.key)
+        scan.writing_chains.add((*table.key, chain.name))
+        scan.mangles[statement] = None
+        if mark_kind(statement.key) is None:
+            scan.header_writing_tables.add(table.key)
     elif isinstance(statement, nft.VerdictMap):
         keys = nft.AnonymousSet(frozenset(key for key, _ in statement.entries))
         _scan_match(statement.key, keys, scan)
     elif isinstance(statement, nft.VerdictMapRef):
         _scan_match(statement.key, _map_keys(table, statement.name), scan)
     elif isinstance(statement, _UNSUPPORTED):
-        scan.unknown.append(f"{table.family} {table.name} {chain.name}: {text.shown(statement)}")
+        scan.unsupported.append(f"{table.family} {table.name} {chain.name}: {text.display_text(statement)}")
 
 
 def _map_keys(table: nft.Table, name: str) -> nft.AnonymousSet | None:
@@ -88,13 +88,13 @@ def _map_keys(table: nft.Table, name: str) -> nft.AnonymousSet | None:
     return nft.AnonymousSet(frozenset(key for key, _ in named.elements)) if named else None
 
 
-def _scan_match(left: nft.Expression, right: object, scan: Survey) -> None:
+def _scan_match(left: nft.Expression, right: object, scan: RulesetScan) -> None:
     if isinstance(left, nft.Meta):
         if left.key in DEVICE_KEYS:
             scan.devices.update(_names(right))
     elif isinstance(left, nft.Bitwise):
-        if which_mark(left.of) and isinstance(left.keep, int):
-            scan.masks.add(left.keep)
+        if mark_kind(left.operand) and isinstance(left.and_mask, int):
+            scan.masks.add(left.and_mask)
     elif isinstance(left, nft.Concat):
         for index, part in enumerate(left.parts):
             _scan_match(part, _column(right, index), scan)
@@ -117,7 +117,7 @@ def _names(right: object) -> Iterable[str]:
     return ()
 
 
-def _scan_write(statement: nft.Mangle, scan: Survey) -> None:
+def _scan_write(statement: nft.Mangle, scan: RulesetScan) -> None:
     value = statement.value
-    if isinstance(value, nft.Bitwise) and isinstance(value.keep, int) and isinstance(value.put, int):
-        scan.masks.update({value.keep & FULL, value.put & FULL} - {0, FULL})
+    if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
+        scan.masks.update({value.and_mask & FULL_MASK, value.or_bits & FULL_MASK} - {0, FULL_MASK})

@@ -7,12 +7,12 @@ if_packet.h.
 
 from __future__ import annotations
 
-from ..netstate.nft import PROTOCOLS
+from ..netstate.nft import PROTOCOL_NAMES
 
 PKTTYPES = {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3}
 ETHERTYPE_NAMES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD, "vlan": 0x8100, "8021q": 0x8100, "8021ad": 0x88A8}
-PROTOCOL_NAMES = {
-    **{name: number for number, name in PROTOCOLS.items()},
+PROTOCOL_NUMBERS = {
+    **{name: number for number, name in PROTOCOL_NAMES.items()},
     "icmpv6": 58, "ah": 51, "udplite": 136, "dccp": 33, "comp": 108, "ipip": 4, "ipv6": 41, "ospf": 89, "vrrp": 112,
     "pim": 103, "ip": 0, "hopopt": 0,
 }  # fmt: skip

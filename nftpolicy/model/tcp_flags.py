@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ..netstate import nft
-from .box import Box, only
+from .box import Box, points
 from .symbols import TCP_FLAGS
 
 _FLAGS = nft.Payload("tcp", "flags")
@@ -14,29 +14,29 @@ _FLAGS = nft.Payload("tcp", "flags")
 Subtract = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
 
 
-def selected(left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract) -> list[Box] | None:
+def flag_boxes(left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract) -> list[Box] | None:
     """Return the boxes of packets that pass the test; None: not a supported test of TCP flags."""
     tested: tuple[str, ...] = TCP_FLAGS
-    if isinstance(left, nft.Bitwise) and left.of == _FLAGS and not left.put:
-        masked = _flag_names(left.keep)
+    if isinstance(left, nft.Bitwise) and left.operand == _FLAGS and not left.or_bits:
+        masked = _flag_names(left.and_mask)
         if masked is None or op not in ("==", "!="):
             return None
         left, tested = _FLAGS, masked
     if left != _FLAGS:
         return None
-    needs: Box = {"protocol": only(6), "fragment": only(0), "nfproto": only(4, 6)}
+    needs: Box = {"protocol": points(6), "fragment": points(0), "nfproto": points(4, 6)}
     parsed = [_flag_names(element) for element in elements]
     values = [flags for flags in parsed if flags is not None]
     if len(values) < len(parsed):
         return None
     union = {flag for flags in values for flag in flags}
     if op == "in":
-        return [{**needs, f"tcp.{flag}": only(1)} for flag in sorted(union)]
+        return [{**needs, f"tcp.{flag}": points(1)} for flag in sorted(union)]
     if op in ("&", "!"):
-        bit = only(int(op == "&"))
+        bit = points(int(op == "&"))
         return [{**needs, **{f"tcp.{flag}": bit for flag in union}}]
     exact = [
-        {**needs, **{f"tcp.{flag}": only(int(flag in flags)) for flag in tested}}
+        {**needs, **{f"tcp.{flag}": points(int(flag in flags)) for flag in tested}}
         for flags in values
         if set(flags) <= set(tested)
     ]

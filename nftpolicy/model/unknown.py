@@ -11,61 +11,61 @@ from typing import Generic, TypeVar
 
 from attrs import field, frozen, mutable
 
-CAP = 64
+MAX_BRANCHES = 64
 
 Result = TypeVar("Result")
 
 
 @mutable
-class Doubts:
+class Choices:
     """The choices of one branch. Questions beyond `script` are answered with yes."""
 
     script: tuple[bool, ...] = ()
-    given: list[bool] = field(factory=list, init=False)
-    asked: list[str] = field(factory=list, init=False)
-    noted: list[str] = field(factory=list, init=False)
+    answers: list[bool] = field(factory=list, init=False)
+    questions: list[str] = field(factory=list, init=False)
+    undetermined: list[str] = field(factory=list, init=False)
 
-    def ask(self, what: str) -> bool:
+    def branch_on(self, what: str) -> bool:
         """Return this branch's answer to an open question, for example whether a match holds."""
-        answer = self.script[len(self.given)] if len(self.given) < len(self.script) else True
-        self.given.append(answer)
-        self.asked.append(what)
+        answer = self.script[len(self.answers)] if len(self.answers) < len(self.script) else True
+        self.answers.append(answer)
+        self.questions.append(what)
         return answer
 
-    def note(self, what: str) -> None:
+    def mark_unsupported(self, what: str) -> None:
         """Record an effect that is not modelled: the outcome of this branch is unknown."""
-        self.noted.append(what)
+        self.undetermined.append(what)
 
 
 @frozen
-class Forks(Generic[Result]):
+class Branches(Generic[Result]):
     """The results of all branches; `complete` is False if the limit cut some of them off."""
 
     results: tuple[Result, ...]
-    complete: bool
+    is_complete: bool
     # Questions and unsupported constructs of all branches, without duplicates, in order
-    doubts: tuple[str, ...]
-    noted: tuple[str, ...]  # those of them that leave even a single branch without a known outcome
+    unsupported: tuple[str, ...]
+    undetermined: tuple[str, ...]  # those of them that leave even a single branch without a known outcome
 
 
-def explore(run: Callable[[Doubts], Result], cap: int = CAP) -> Forks[Result]:
+def explore_branches(run: Callable[[Choices], Result], limit: int = MAX_BRANCHES) -> Branches[Result]:
     """Run under all answers, depth first; the first branch answers every question with yes."""
-    first = Doubts()
+    first = Choices()
     result = run(first)
-    if not first.given and not first.noted:  # the usual case
-        return Forks((result,), True, (), ())
-    script: tuple[bool, ...] | None = _next(first.given)
+    if not first.answers and not first.undetermined:  # the usual case
+        return Branches((result,), True, (), ())
+    script: tuple[bool, ...] | None = _next(first.answers)
     results = [result]
-    doubts = dict.fromkeys((*first.asked, *first.noted))
-    noted = dict.fromkeys(first.noted)
-    while script is not None and len(results) < cap:
-        choices = Doubts(script)
+    doubts = dict.fromkeys((*first.questions, *first.undetermined))
+    noted = dict.fromkeys(first.undetermined)
+    while script is not None and len(results) < limit:
+        choices = Choices(script)
         results.append(run(choices))
-        if choices.asked or choices.noted:
-            doubts |= dict.fromkeys((*choices.asked, *choices.noted))
-            noted |= dict.fromkeys(choices.noted)
-        script = _next(choices.given)
-    return Forks(tuple(results), script is None, tuple(doubts), tuple(noted))
+        if choices.questions or choices.undetermined:
+            doubts |= dict.fromkeys((*choices.questions, *choices.undetermined))
+            noted |= dict.fromkeys(choices.undetermined)
+        script = _next(choices.answers)
+    return Branches(tuple(results), script is None, tuple(doubts), tuple(noted))
 
 
 def _next(answers: list[bool]) -> tuple[bool, ...] | None:

@@ -26,7 +26,7 @@ _ICMP_TYPES = {ICMP: ("icmp", 8, 0, 3), ICMPV6: ("icmpv6", 128, 129, 1)}
 
 
 @mutable
-class View:
+class PacketView:
     """The packet data that rules read and write. Addresses are integers.
 
     A trace makes one per packet and changes `iif` and `oif` from hook to hook. `uid` and `gid` are
@@ -58,14 +58,14 @@ class View:
     dnat: bool = False
     snat: bool = False
     new_source: int | None = None
-    redirected: bool = False
+    is_redirected: bool = False
     notrack: bool = False
     # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not
     # known.
-    fib: Callable[[str, tuple[str, ...], View], str | None] | None = None
+    fib: Callable[[str, tuple[str, ...], PacketView], str | None] | None = None
 
     @classmethod
-    def of(cls, packet: Packet, source: int, iif: str | None = None, oif: str | None = None) -> View:
+    def from_packet(cls, packet: Packet, source: int, iif: str | None = None, oif: str | None = None) -> PacketView:
         """Return the packet as its first hook sees it.
 
         `source` is the address that the kernel selected.
@@ -96,7 +96,7 @@ class View:
         """Remove the socket's data, as the loopback device does (skb_orphan)."""
         self.uid = self.gid = self.cgroup = None
 
-    def header(self, protocol: str, name: str) -> int | None:
+    def header_field(self, protocol: str, name: str) -> int | None:
         """Return a header field, with the common value if the packet leaves it open.
 
         None: not known.

@@ -17,22 +17,22 @@ from ..netstate import nft
 from ..netstate.state import NetState
 from .addresses import is_link_local6, is_multicast4
 from .chains import Ruleset
-from .decision import Decision, TraceLog, Untold
-from .hooks import DROPPED, Compared, Hooks, compared, tracks
-from .kinds import Kinds
+from .decision import NullLog, TraceLog, TraceStep
+from .hooks import DROPPED, HookTraversal, RerouteKey, needs_conntrack, reroute_key
+from .kinds import AddressTypes
 from .packet import FORWARD, FRAME, KERNEL, Packet
 from .routing import Router
 from .rules import LOOPBACK
-from .sending import Sending, Way
-from .unknown import Doubts, Forks, explore
-from .view import View
+from .sending import OutputRoute, OutputRouting
+from .unknown import Branches, Choices, explore_branches
+from .view import PacketView
 
 LOOPBACK6 = 1  # ::1
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
 
 @frozen
-class Walk:
+class Trace:
     """The trace of a packet and its outcome.
 
     `device` is the output device ("unknown": the packet may leave by it). Mark, addresses and port
@@ -42,21 +42,21 @@ class Walk:
     """
 
     packet: Packet
-    decisions: tuple[Decision, ...]
+    steps: tuple[TraceStep, ...]
     outcome: str
     device: str | None
     mark: int
     source: int | None
     destination: int
     dport: int
-    doubts: tuple[str, ...] = ()
-    flow_mark: int = 0
-    agreed: bool = True
+    unsupported: tuple[str, ...] = ()
+    ct_mark: int = 0
+    unanimous: bool = True
 
     @property
-    def end(self) -> tuple[object, ...]:
+    def final_state(self) -> tuple[object, ...]:
         """Return the final state except for the source address."""
-        return self.outcome, self.device, self.mark, self.flow_mark, self.destination, self.dport
+        return self.outcome, self.device, self.mark, self.ct_mark, self.destination, self.dport
 
 
 class Model:
@@ -66,31 +66,31 @@ class Model:
         """Index the state; `ruleset` is its ruleset if it is prepared already."""
         self.router = Router(state)
         self.ruleset = ruleset or Ruleset(state.tables)
-        self.sending = Sending(self.router, state)
-        self.kinds = Kinds(state)
+        self.output_routing = OutputRouting(self.router, state)
+        self.address_types = AddressTypes(state)
         self._has_conntrack: dict[int, bool | None] = {}
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
 
-    def walk(self, packet: Packet, told: bool = True) -> Walk:
+    def trace(self, packet: Packet, record: bool = True) -> Trace:
         """Trace a packet.
 
         "unknown": it may leave. `record` False: without steps, which is faster.
         """
-        branches = explore(lambda choices: _Run(self, packet, choices, told).trace())
-        return _merge(packet, branches) if branches.doubts else branches.results[0]
+        branches = explore_branches(lambda choices: _Tracer(self, packet, choices, record).trace())
+        return _merge(packet, branches) if branches.unsupported else branches.results[0]
 
-    def tracked(self, family: int) -> bool | None:
+    def has_conntrack(self, family: int) -> bool | None:
         """Return True if connections are tracked; None if that is not known."""
         if family not in self._has_conntrack:
-            self._has_conntrack[family] = tracks(self.ruleset.tables, family)
+            self._has_conntrack[family] = needs_conntrack(self.ruleset.tables, family)
         return self._has_conntrack[family]
 
-    def fib(self, result: str, keys: tuple[str, ...], view: View) -> str | None:
+    def evaluate_fib(self, result: str, keys: tuple[str, ...], view: PacketView) -> str | None:
         """Return the value of a fib expression, None if not known.
 
         IPv6 also does a route lookup; if it fails, its error is the value (nft_fib6_eval_type).
         """
-        address_type = self.kinds.fib(result, keys, view)
+        address_type = self.address_types.evaluate(result, keys, view)
         if address_type is None or view.family == 4:
             return address_type
         address, other = view.source, view.destination
@@ -113,7 +113,7 @@ class Model:
             return "unicast"
         return address_type
 
-    def forwards(self, family: int, iif: str) -> bool:
+    def is_forwarding(self, family: int, iif: str) -> bool:
         """Return True if packets that arrive by a device are forwarded.
 
         Unknown sysctls count as on.
@@ -129,22 +129,22 @@ class Model:
         return value != "0"
 
 
-class _Run:
+class _Tracer:
     """The trace of one packet in one branch."""
 
-    def __init__(self, model: Model, packet: Packet, choices: Doubts, records: bool) -> None:
+    def __init__(self, model: Model, packet: Packet, choices: Choices, records: bool) -> None:
         self._model, self._packet, self._doubts = model, packet, choices
         self._records = records
-        self._log: TraceLog = [] if records else Untold()
+        self._log: TraceLog = [] if records else NullLog()
         self._source = packet.source
         self._original_source = packet.source or 0
-        self._way: Way
-        self._view = View.of(packet, packet.source or 0)
-        self._view.fib = model.fib
-        has_conntrack = partial(model.tracked, packet.family)
-        self._hooks = Hooks(model.ruleset, has_conntrack, self._view, choices, self._log)
+        self._route: OutputRoute
+        self._view = PacketView.from_packet(packet, packet.source or 0)
+        self._view.fib = model.evaluate_fib
+        has_conntrack = partial(model.has_conntrack, packet.family)
+        self._hooks = HookTraversal(model.ruleset, has_conntrack, self._view, choices, self._log)
 
-    def trace(self) -> Walk:
+    def trace(self) -> Trace:
         """Trace the packet from its origin."""
         if self._packet.origin == FRAME:
             return self._send_frame()
@@ -154,7 +154,7 @@ class _Run:
 
     # Origins
 
-    def _send_frame(self) -> Walk:
+    def _send_frame(self) -> Trace:
         device = self._packet.bound
         if device is None:
             raise ValueError("a frame is sent by a device: Packet.bound")
@@ -168,20 +168,20 @@ class _Run:
         self._view.origin = FORWARD
         return stop or self._input(device)
 
-    def _send(self) -> Walk:
+    def _send(self) -> Trace:
         packet = self._packet
         if self._records:
             self._log.append(_sender_step(packet))
-        route = self._model.sending.first(packet, self._doubts, self._log)
+        route = self._model.output_routing.initial(packet, self._doubts, self._log)
         if route is None:
             return self._end(UNROUTABLE)
-        self._way = route
+        self._route = route
         self._source = packet.source if route.source is None else route.source
         self._view.source = self._original_source = self._source or 0
-        stop = self._traverse("output", oif=route.device, after=self._routed_again)
+        stop = self._traverse("output", oif=route.device, after_chain=self._reroute)
         return stop or self._output(None)
 
-    def _receive(self) -> Walk:
+    def _receive(self) -> Trace:
         packet, iif = self._packet, self._packet.iif
         if iif is None:
             raise ValueError("a forwarded packet arrives by a device: Packet.iif")
@@ -193,19 +193,19 @@ class _Run:
             return self._end(DROPPED)
         return self._input(iif)
 
-    def _input(self, iif: str) -> Walk:
+    def _input(self, iif: str) -> Trace:
         packet, view = self._packet, self._view
         stop = self._traverse("ingress", iif=iif, device=iif)
-        stop = stop or self._traverse("prerouting", iif=iif, after=self._resolve_redirect)
+        stop = stop or self._traverse("prerouting", iif=iif, after_chain=self._resolve_redirect)
         if stop is not None:
             return stop
-        route = self._model.sending.arrived(packet, view, iif, self._doubts, self._log)
+        route = self._model.output_routing.route_input(packet, view, iif, self._doubts, self._log)
         if route is None:
             return self._end(UNROUTABLE)
-        self._way = route
+        self._route = route
         if route.is_local:
             return self._traverse("input", iif=iif) or self._end(DELIVERED)
-        if not self._model.forwards(packet.family, iif):
+        if not self._model.is_forwarding(packet.family, iif):
             self._record("route", f"not forwarded: forwarding is off for {iif}", "drop")
             return self._end(DROPPED)
         if packet.family == 6 and is_link_local6(view.source) and route.device != iif:
@@ -216,39 +216,39 @@ class _Run:
 
     # After a chain
 
-    def _routed_again(self, hook: nft.Hook, before: Compared) -> str | None:
+    def _reroute(self, hook: nft.Hook, before: RerouteKey) -> str | None:
         """Reroute the packet if a chain of the output hook changed it.
 
         The hook keeps the old device.
         """
-        now = compared(self._view)
+        now = reroute_key(self._view)
         if now == before or hook.type not in ("route", "nat"):
             return None
         if hook.type == "nat" and now[2] == before[2]:
             return None
         self._record("reroute", "mark or addresses were changed, so the packet is routed again")
-        device = self._way.device
-        route = self._model.sending.again(self._packet, self._view, device, self._doubts, self._log)
+        device = self._route.device
+        route = self._model.output_routing.reroute(self._packet, self._view, device, self._doubts, self._log)
         if route is None:
             return UNROUTABLE
-        self._way = route
+        self._route = route
         return None
 
-    def _resolve_redirect(self, hook: nft.Hook, before: Compared) -> str | None:
+    def _resolve_redirect(self, hook: nft.Hook, before: RerouteKey) -> str | None:
         """Set the destination of a redirected packet to an address of the input device."""
         view = self._view
-        if view.redirected and view.iif is not None:
-            own = self._model.sending.own_address(view, view.iif, self._doubts)
+        if view.is_redirected and view.iif is not None:
+            own = self._model.output_routing.own_address(view, view.iif, self._doubts)
             if own is None:
                 return DROPPED
-            view.destination, view.redirected = own, False
+            view.destination, view.is_redirected = own, False
         return None
 
-    def _resolve_masquerade(self, hook: nft.Hook, before: Compared) -> str | None:
+    def _resolve_masquerade(self, hook: nft.Hook, before: RerouteKey) -> str | None:
         """Set the source of a masqueraded packet to an address of the output device."""
         view = self._view
         if view.snat and view.new_source is None:
-            view.new_source = self._model.sending.own_address(view, self._way.device, self._doubts)
+            view.new_source = self._model.output_routing.own_address(view, self._route.device, self._doubts)
             if view.new_source is None:
                 return DROPPED
             view.source = view.new_source
@@ -263,20 +263,20 @@ class _Run:
         """
         if self._packet.family == 6 or self._view.origin == FORWARD:
             return False
-        return self._way.is_broadcast or is_multicast4(self._view.destination)
+        return self._route.is_broadcast or is_multicast4(self._view.destination)
 
-    def _output(self, iif: str | None) -> Walk:
+    def _output(self, iif: str | None) -> Trace:
         """Trace from postrouting to the wire, or back to input by the loopback device."""
-        device = self._way.device
-        if self._packet.family == 6 and device == LOOPBACK and not self._way.is_local:
+        device = self._route.device
+        if self._packet.family == 6 and device == LOOPBACK and not self._route.is_local:
             self._record("route", "by lo, but not to this machine: IPv6 discards it", "drop")
             return self._end(DROPPED)
         stop = self._traverse(
             "postrouting",
             iif=iif,
             oif=device,
-            copied=self._has_local_copy(),
-            after=self._resolve_masquerade,
+            has_local_copy=self._has_local_copy(),
+            after_chain=self._resolve_masquerade,
         )
         if stop is not None:
             return stop
@@ -284,7 +284,7 @@ class _Run:
             self._source = self._view.source
         return self._transmit(device)
 
-    def _transmit(self, device: str) -> Walk:
+    def _transmit(self, device: str) -> Trace:
         stop = self._traverse("egress", oif=device, device=device)
         if stop is not None:
             return stop
@@ -294,7 +294,7 @@ class _Run:
         self._view.drop_socket()
         stop = self._traverse("ingress", iif=device, device=device)
         stop = stop or self._traverse("prerouting", iif=device, nat=False)
-        if stop is None and not self._way.is_local and self._view.origin == FORWARD:
+        if stop is None and not self._route.is_local and self._view.origin == FORWARD:
             self._record("route", "loops by lo until its hop limit is exhausted", "drop")
             return self._end(DROPPED)
         stop = stop or self._traverse("input", iif=device, nat=False)
@@ -304,18 +304,18 @@ class _Run:
 
     def _record(self, kind: str, text: str, effect: str = "goes on") -> None:
         if self._records:
-            self._log.append(Decision(kind, text, effect=effect))
+            self._log.append(TraceStep(kind, text, effect=effect))
 
-    def _traverse(self, hook: str, **options: Any) -> Walk | None:
+    def _traverse(self, hook: str, **options: Any) -> Trace | None:
         """Pass a hook; return the trace if it ends there, else None."""
-        outcome = self._hooks.passes(hook, **options)
+        outcome = self._hooks.traverse(hook, **options)
         return None if outcome is None else self._end(outcome)
 
-    def _end(self, outcome: str, device: str | None = None) -> Walk:
+    def _end(self, outcome: str, device: str | None = None) -> Trace:
         view = self._view
         if self._records:
             self._record("end", outcome + (f" by {device}" if device else ""), outcome)
-        return Walk(
+        return Trace(
             self._packet,
             tuple(self._log),
             outcome,
@@ -324,16 +324,16 @@ class _Run:
             self._source,
             view.destination,
             view.dport,
-            flow_mark=view.ct_mark,
+            ct_mark=view.ct_mark,
         )
 
 
-def _sender_step(packet: Packet) -> Decision:
+def _sender_step(packet: Packet) -> TraceStep:
     if packet.origin == KERNEL:
-        return Decision("reflect", f"sent by the kernel, mark {packet.mark:#x}")
+        return TraceStep("reflect", f"sent by the kernel, mark {packet.mark:#x}")
     bound = f", bound to {packet.bound}" if packet.bound else ""
     owner = f"user {packet.uid}, group {packet.gid}"
-    return Decision("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
+    return TraceStep("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
 # Outcomes by length of the path: if branches differ and none leaves, the longest path is the
@@ -341,14 +341,14 @@ def _sender_step(packet: Packet) -> Decision:
 _BY_LENGTH = (UNROUTABLE, DROPPED, DELIVERED)
 
 
-def _merge(packet: Packet, branches: Forks[Walk]) -> Walk:
+def _merge(packet: Packet, branches: Branches[Trace]) -> Trace:
     """Merge all branches into one trace: only what they agree on is known."""
     leaving = [trace for trace in branches.results if trace.outcome == LEAVES]
-    is_known = branches.complete and not branches.noted
-    is_unanimous = is_known and len({trace.end for trace in branches.results}) == 1
+    is_known = branches.is_complete and not branches.undetermined
+    is_unanimous = is_known and len({trace.final_state for trace in branches.results}) == 1
     if not leaving and is_known:
         longest = max(branches.results, key=lambda trace: _BY_LENGTH.index(trace.outcome))
-        return evolve(longest, doubts=branches.doubts, agreed=is_unanimous)
+        return evolve(longest, unsupported=branches.unsupported, unanimous=is_unanimous)
     if not leaving:
         first, source, has_outcome = branches.results[0], None, False
     else:
@@ -360,6 +360,6 @@ def _merge(packet: Packet, branches: Forks[Walk]) -> Walk:
         first,
         outcome=first.outcome if has_outcome else UNKNOWN,
         source=source,
-        doubts=branches.doubts,
-        agreed=is_unanimous,
+        unsupported=branches.unsupported,
+        unanimous=is_unanimous,
     )

@@ -12,14 +12,14 @@ from functools import lru_cache
 from attrs import frozen
 
 from ..netstate import nft
-from .packet import interval
-from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NAMES, TCP_FLAGS
+from .packet import address_range
+from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NUMBERS, TCP_FLAGS
 
 Interval = tuple[int, int]
 
 # Bits of `ct state` (include/uapi/linux/netfilter/nf_conntrack_common.h).
-STATES = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
-STATUS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
+CT_STATE_BITS = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
+CT_STATUS_BITS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
 NFPROTO = {"ipv4": 2, "ipv6": 10}
 NFPROTO_NETDEV = 5
 _IFNAMSIZ = 16
@@ -44,7 +44,7 @@ _ECN = {"not-ect": 0, "ect1": 1, "ect0": 2, "ce": 3}
 
 
 @frozen(eq=False)
-class Kind:
+class DataType:
     """The data type of an expression's values.
 
     `is_bitmask`: its symbols are bits that can be combined.
@@ -52,50 +52,53 @@ class Kind:
 
     name: str
     bits: int = 32
-    words: Mapping[str, int] = {}
-    flags: bool = False
+    symbols: Mapping[str, int] = {}
+    is_bitmask: bool = False
 
 
-_NUMBER, _PORT = Kind("number"), Kind("port", 16)
-DEVICE, ADDRESS = Kind("device", 8 * _IFNAMSIZ), {4: Kind("address4", 32), 6: Kind("address6", 128)}
+_NUMBER, _PORT = DataType("number"), DataType("port", 16)
+DEVICE_NAME, ADDRESS_TYPES = (
+    DataType("device", 8 * _IFNAMSIZ),
+    {4: DataType("address4", 32), 6: DataType("address6", 128)},
+)
 _META = {
-    "l4proto": Kind("protocol", 8, PROTOCOL_NAMES),
-    "nfproto": Kind("family", 8, NFPROTO),
-    "protocol": Kind("ethertype", 16, ETHERTYPE_NAMES),
-    "pkttype": Kind("pkttype", 8, PKTTYPES),
-    **dict.fromkeys(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind"), DEVICE),
+    "l4proto": DataType("protocol", 8, PROTOCOL_NUMBERS),
+    "nfproto": DataType("family", 8, NFPROTO),
+    "protocol": DataType("ethertype", 16, ETHERTYPE_NAMES),
+    "pkttype": DataType("pkttype", 8, PKTTYPES),
+    **dict.fromkeys(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind"), DEVICE_NAME),
 }
 _CT = {
-    "state": Kind("state", 32, STATES, flags=True),
-    "status": Kind("status", 32, STATUS, flags=True),
-    "direction": Kind("direction", 8, {"original": 0, "reply": 1}),
-    "l3proto": Kind("family", 8, NFPROTO),
+    "state": DataType("state", 32, CT_STATE_BITS, is_bitmask=True),
+    "status": DataType("status", 32, CT_STATUS_BITS, is_bitmask=True),
+    "direction": DataType("direction", 8, {"original": 0, "reply": 1}),
+    "l3proto": DataType("family", 8, NFPROTO),
     "protocol": _META["l4proto"],
     "proto-src": _PORT,
     "proto-dst": _PORT,
-    **{f"ip {name}": ADDRESS[4] for name in ("saddr", "daddr")},
-    **{f"ip6 {name}": ADDRESS[6] for name in ("saddr", "daddr")},
+    **{f"ip {name}": ADDRESS_TYPES[4] for name in ("saddr", "daddr")},
+    **{f"ip6 {name}": ADDRESS_TYPES[6] for name in ("saddr", "daddr")},
 }
 _PAYLOAD = {
-    ("tcp", "flags"): Kind("flags", 8, {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}, flags=True),
-    ("icmp", "type"): Kind("type", 8, ICMP_TYPES),
-    ("icmp", "code"): Kind("code", 8, _ICMP_CODES),
-    ("icmpv6", "type"): Kind("type", 8, ICMPV6_TYPES),
-    ("icmpv6", "code"): Kind("code", 8, _ICMPV6_CODES),
-    ("igmp", "type"): Kind("type", 8, _IGMP_TYPES),
+    ("tcp", "flags"): DataType("flags", 8, {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}, is_bitmask=True),
+    ("icmp", "type"): DataType("type", 8, ICMP_TYPES),
+    ("icmp", "code"): DataType("code", 8, _ICMP_CODES),
+    ("icmpv6", "type"): DataType("type", 8, ICMPV6_TYPES),
+    ("icmpv6", "code"): DataType("code", 8, _ICMPV6_CODES),
+    ("igmp", "type"): DataType("type", 8, _IGMP_TYPES),
     ("ether", "type"): _META["protocol"],
     ("vlan", "type"): _META["protocol"],
     ("ip", "protocol"): _META["l4proto"],
     ("ip6", "nexthdr"): _META["l4proto"],
-    ("arp", "operation"): Kind("operation", 16, {"request": 1, "reply": 2}),
-    **{("ip", name): ADDRESS[4] for name in ("saddr", "daddr")},
-    **{("ip6", name): ADDRESS[6] for name in ("saddr", "daddr")},
-    **{(ip, "dscp"): Kind("dscp", 6, _DSCP) for ip in ("ip", "ip6")},
-    **{(ip, "ecn"): Kind("ecn", 2, _ECN) for ip in ("ip", "ip6")},
+    ("arp", "operation"): DataType("operation", 16, {"request": 1, "reply": 2}),
+    **{("ip", name): ADDRESS_TYPES[4] for name in ("saddr", "daddr")},
+    **{("ip6", name): ADDRESS_TYPES[6] for name in ("saddr", "daddr")},
+    **{(ip, "dscp"): DataType("dscp", 6, _DSCP) for ip in ("ip", "ip6")},
+    **{(ip, "ecn"): DataType("ecn", 2, _ECN) for ip in ("ip", "ip6")},
 }
 
 
-def kind(expression: nft.Expression) -> Kind:
+def data_type(expression: nft.Expression) -> DataType:
     """Return the data type of one expression (not a concatenation)."""
     match expression:
         case nft.Meta(key):
@@ -106,23 +109,23 @@ def kind(expression: nft.Expression) -> Kind:
             default = _PORT if name in ("sport", "dport") else _NUMBER
             return _PAYLOAD.get((protocol, name), default)
         case nft.Fib():
-            return DEVICE  # type names are compared like device names
+            return DEVICE_NAME  # type names are compared like device names
         case nft.RawPayload(_, _, length):
-            return Kind("raw", length)
+            return DataType("raw", length)
         case nft.Bitwise(operand) | nft.Binary(_, operand):
-            return kind(operand)
+            return data_type(operand)
     return _NUMBER
 
 
-def kinds(expression: nft.Expression) -> tuple[Kind, ...]:
+def data_types(expression: nft.Expression) -> tuple[DataType, ...]:
     """Return the data type of each part of a concatenation."""
     if isinstance(expression, nft.Concat):
-        return tuple(each for part in expression.parts for each in kinds(part))
-    return (kind(expression),)
+        return tuple(each for part in expression.parts for each in data_types(part))
+    return (data_type(expression),)
 
 
 @lru_cache(maxsize=1 << 12)
-def name_number(name: str) -> int:
+def device_number(name: str) -> int:
     """Return the number of a device name."""
     encoded = name.encode(errors="replace")[:_IFNAMSIZ]
     return int.from_bytes(encoded.ljust(_IFNAMSIZ, b"\0"), "big")
@@ -136,18 +139,18 @@ def _name_interval(pattern: str) -> Interval:
         low = int.from_bytes(prefix.ljust(_IFNAMSIZ, b"\0"), "big")
         high = int.from_bytes(prefix.ljust(_IFNAMSIZ, b"\xff"), "big")
         return low, high
-    return name_number(pattern), name_number(pattern)
+    return device_number(pattern), device_number(pattern)
 
 
-def parse(datatype: Kind, value: nft.Value) -> Interval | None:
+def parse_value(datatype: DataType, value: nft.Value) -> Interval | None:
     """Return the numbers of a value of a data type, or None if its syntax is unsupported."""
     if isinstance(value, int):
         return value, value
-    if datatype is DEVICE:
+    if datatype is DEVICE_NAME:
         return _name_interval(value)
-    if datatype is ADDRESS[4] or datatype is ADDRESS[6]:
+    if datatype is ADDRESS_TYPES[4] or datatype is ADDRESS_TYPES[6]:
         try:
-            return interval(value, 4 if datatype is ADDRESS[4] else 6)
+            return address_range(value, 4 if datatype is ADDRESS_TYPES[4] else 6)
         except ValueError:
             return None
     number = _number(datatype, value)
@@ -161,11 +164,11 @@ def parse(datatype: Kind, value: nft.Value) -> Interval | None:
     return None
 
 
-def _number(datatype: Kind, symbol: str) -> int | None:
-    if symbol in datatype.words:
-        return datatype.words[symbol]
-    if datatype.flags and "," in symbol:
-        bits = [datatype.words.get(flag) for flag in symbol.split(",")]
+def _number(datatype: DataType, symbol: str) -> int | None:
+    if symbol in datatype.symbols:
+        return datatype.symbols[symbol]
+    if datatype.is_bitmask and "," in symbol:
+        bits = [datatype.symbols.get(flag) for flag in symbol.split(",")]
         return None if None in bits else sum({bit for bit in bits if bit is not None})
     try:
         return int(symbol, 0)

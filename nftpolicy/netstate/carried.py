@@ -13,13 +13,13 @@ from typing import Protocol, TypeVar
 from attrs import evolve
 
 from .changes import (
-    Elements,
+    ChainRules,
+    IpRuleChange,
     NftOperation,
     NftTransaction,
     RouteChange,
     RouteReplacement,
-    RuleChange,
-    Rules,
+    SetElements,
     Step,
     SysctlChange,
 )
@@ -27,8 +27,8 @@ from .nft import Chain, CounterRef, Hook, Match, NamedCounter, Rule, Set, SetRef
 from .routing import IpRule, Route
 from .state import NetState
 
-MISSING, EXISTS, BUSY = "No such file or directory", "File exists", "Device or resource busy"
-NO_ROUTE, OTHER_HOOK = "No such process", "Operation not supported"
+ENOENT_TEXT, EEXIST_TEXT, EBUSY_TEXT = "No such file or directory", "File exists", "Device or resource busy"
+ESRCH_TEXT, EOPNOTSUPP_TEXT = "No such process", "Operation not supported"
 
 _Reference = tuple[type, str]  # class and name of a table's object
 
@@ -42,7 +42,7 @@ _Item = TypeVar("_Item")
 _Named = TypeVar("_Named", bound=_HasName)
 
 
-class Impossible(Exception):
+class StepRejected(Exception):
     """Step that Linux would refuse: the error text, and the object that it refers to."""
 
     def __init__(self, reason: str, item: object = None) -> None:
@@ -50,7 +50,7 @@ class Impossible(Exception):
         super().__init__(reason)
 
 
-def after(state: NetState, step: Step) -> NetState:
+def state_after(state: NetState, step: Step) -> NetState:
     """Return the state after a step.
 
     Raises:
@@ -60,19 +60,19 @@ def after(state: NetState, step: Step) -> NetState:
         case NftTransaction(operations):
             tables = _apply_transaction({table.key: table for table in state.tables}, operations)
             return evolve(state, tables=tuple(tables.values()))
-        case RuleChange(verb, rule):
-            rules = _add_or_delete(state.rules, verb, rule, IpRule.__eq__, MISSING)
+        case IpRuleChange(verb, rule):
+            rules = _add_or_delete(state.rules, verb, rule, IpRule.__eq__, ENOENT_TEXT)
             ordered = sorted(rules, key=lambda rule: (rule.family, rule.priority))
             return evolve(state, rules=tuple(ordered))
         case RouteChange(verb, route):
-            routes = _add_or_delete(state.routes, verb, route, _is_same_route, NO_ROUTE)
+            routes = _add_or_delete(state.routes, verb, route, _is_same_route, ESRCH_TEXT)
             return evolve(state, routes=routes)
         case RouteReplacement(_, route):
             others = (other for other in state.routes if not _is_same_route(other, route))
             return evolve(state, routes=(*others, route))
         case SysctlChange(_, new):
             if all(sysctl.path != new.path for sysctl in state.sysctls):
-                raise Impossible(MISSING)
+                raise StepRejected(ENOENT_TEXT)
             sysctls = (new if old.path == new.path else old for old in state.sysctls)
             return evolve(state, sysctls=tuple(sysctls))
 
@@ -88,9 +88,9 @@ def _apply_transaction(
             if operation.verb == "add":
                 tables.setdefault(key, Table(*key))
             elif tables.pop(key, None) is None:
-                raise Impossible(MISSING, operation.object)
+                raise StepRejected(ENOENT_TEXT, operation.object)
         elif key not in tables:
-            raise Impossible(MISSING, operation.object)
+            raise StepRejected(ENOENT_TEXT, operation.object)
         else:
             tables[key] = _apply_operation(tables[key], operation)
     return tables
@@ -106,10 +106,10 @@ def _add_or_delete(
     """Return `items` with `item` added or deleted. Raises StepRejected."""
     if verb == "add":
         if any(conflicts(item, other) for other in items):
-            raise Impossible(EXISTS, item)
+            raise StepRejected(EEXIST_TEXT, item)
         return (*items, item)
     if item not in items:
-        raise Impossible(missing, item)
+        raise StepRejected(missing, item)
     index = items.index(item)
     return (*items[:index], *items[index + 1 :])
 
@@ -140,14 +140,14 @@ def _apply_operation(table: Table, operation: NftOperation) -> Table:
                 table, table.sets, empty, is_add, lambda present: (present.type, present.flags) == kind
             )
             return evolve(table, sets=sets)
-        case Elements() as change:
+        case SetElements() as change:
             return evolve(table, sets=_change_elements(table, change, is_add))
-        case Rules(chain, rules) as change:
+        case ChainRules(chain, rules) as change:
             present_chain = _find(table.chains, chain.name, change)
             available = _object_references(table)
             for rule in rules:
                 if not _references(rule) <= available:
-                    raise Impossible(MISSING, rule)
+                    raise StepRejected(ENOENT_TEXT, rule)
             longer = evolve(present_chain, rules=present_chain.rules + rules)
             return evolve(table, chains=_replace(table.chains, longer))
         case Chain() as chain:
@@ -155,12 +155,12 @@ def _apply_operation(table: Table, operation: NftOperation) -> Table:
     raise TypeError(operation.object)
 
 
-def _change_elements(table: Table, change: Elements, is_add: bool) -> tuple[Set, ...]:
-    present = _find(table.sets, change.of.name, change)
+def _change_elements(table: Table, change: SetElements, is_add: bool) -> tuple[Set, ...]:
+    present = _find(table.sets, change.nft_set.name, change)
     if is_add:
         return _replace(table.sets, evolve(present, elements=present.elements | change.elements))
     if change.elements - present.elements:
-        raise Impossible(MISSING, change)
+        raise StepRejected(ENOENT_TEXT, change)
     return _replace(table.sets, evolve(present, elements=present.elements - change.elements))
 
 
@@ -174,7 +174,7 @@ def _change_chain(table: Table, chain: Chain, verb: str) -> tuple[Chain, ...]:
         table = evolve(table, chains=emptied)
     if verb == "add" and present and present.hook and chain.hook:
         if _hook_point(present.hook) != _hook_point(chain.hook):
-            raise Impossible(OTHER_HOOK, chain)
+            raise StepRejected(EOPNOTSUPP_TEXT, chain)
         return _replace(table.chains, evolve(present, hook=chain.hook))  # its policy may change
     empty = evolve(chain, rules=())
     return _change_objects(table, table.chains, empty, verb == "add", lambda _: chain.hook is None)
@@ -201,13 +201,13 @@ def _change_objects(
         if present is None:
             return (*objects, item)
         if not is_compatible(present):
-            raise Impossible(EXISTS, item)
+            raise StepRejected(EEXIST_TEXT, item)
         return objects
     if present is None:
-        raise Impossible(MISSING, item)
+        raise StepRejected(ENOENT_TEXT, item)
     reference = (type(item), item.name)
     if any(reference in _references(rule) for chain in table.chains for rule in chain.rules):
-        raise Impossible(BUSY, item)
+        raise StepRejected(EBUSY_TEXT, item)
     return tuple(other for other in objects if other is not present)
 
 
@@ -216,7 +216,7 @@ def _find(objects: tuple[_Named, ...], name: str, item: object) -> _Named:
     for candidate in objects:
         if candidate.name == name:
             return candidate
-    raise Impossible(MISSING, item)
+    raise StepRejected(ENOENT_TEXT, item)
 
 
 def _replace(objects: tuple[_Named, ...], item: _Named) -> tuple[_Named, ...]:

@@ -10,15 +10,15 @@ from .routing import IpRule, Route, Sysctl
 
 
 @frozen
-class Elements:
+class SetElements:
     """Elements of an existing set; `nft_set` has the set's data types, which their text needs."""
 
-    of: Set
+    nft_set: Set
     elements: frozenset[Element]
 
 
 @frozen
-class Rules:
+class ChainRules:
     """Rules to append to an existing chain."""
 
     chain: Chain
@@ -35,7 +35,7 @@ class NftOperation:
     verb: str
     family: str
     table: str
-    object: Table | NamedCounter | Set | Elements | Chain | Rules
+    object: Table | NamedCounter | Set | SetElements | Chain | ChainRules
 
 
 @frozen
@@ -51,13 +51,13 @@ class NftTransaction:
 
 
 @frozen
-class RuleChange:
+class IpRuleChange:
     """Addition or deletion of one ip rule."""
 
     verb: str
     rule: IpRule
 
-    def inverse(self) -> RuleChange:
+    def inverse(self) -> IpRuleChange:
         """Return the step that undoes this one."""
         return evolve(self, verb=_OPPOSITE[self.verb])
 
@@ -98,6 +98,6 @@ class SysctlChange:
         return SysctlChange(self.new.value, evolve(self.new, value=self.old))
 
 
-Step = NftTransaction | RuleChange | RouteChange | RouteReplacement | SysctlChange
+Step = NftTransaction | IpRuleChange | RouteChange | RouteReplacement | SysctlChange
 
 _OPPOSITE = {"add": "delete", "delete": "add"}

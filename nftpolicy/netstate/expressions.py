@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from attrs import frozen
 
-FULL = 0xFFFFFFFF
+FULL_MASK = 0xFFFFFFFF
 
 # IP protocols by number (registry of RFC 5237). nft needs /etc/protocols to print their names.
-PROTOCOLS = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
+PROTOCOL_NAMES = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
 # An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH", intervals
 # "LOW-HIGH", combined flags "ack,syn" (sorted), and device names may end in "*". "*" alone is the
 # catchall element. Tests for existence compare with "exists" or "missing".
@@ -90,9 +90,9 @@ class Bitwise:
     FULL_MASK keeps all bits of any width.
     """
 
-    of: Expression
-    keep: Value = FULL
-    put: Value = 0
+    operand: Expression
+    and_mask: Value = FULL_MASK
+    or_bits: Value = 0
 
 
 @frozen
@@ -164,4 +164,4 @@ class AnonymousSet:
     elements: frozenset[Element]
 
 
-Right = Value | SetRef | AnonymousSet | UnknownExpression
+MatchRight = Value | SetRef | AnonymousSet | UnknownExpression

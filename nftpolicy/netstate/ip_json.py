@@ -11,15 +11,21 @@ from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
-from .nft import PROTOCOLS
-from .routing import KINDS, SCOPES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule, Nexthop, Route
+from .nft import PROTOCOL_NAMES
+from .routing import ROUTE_SCOPES, ROUTE_TYPES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule, Nexthop, Route
 
 _MAX_U32 = 0xFFFFFFFF
 _MAX_PORT = 0xFFFF
 _FAMILIES = {"inet": 4, "inet6": 6}
 _ADDRESS_BITS = {4: 32, 6: 128}
 _TABLES = {"default": TABLE_DEFAULT, "main": TABLE_MAIN, "local": TABLE_LOCAL}
-_L4 = {name: number for number, name in PROTOCOLS.items()} | {"udplite": 136, "dccp": 33, "ah": 51, "ipv6": 41, "ip": 0}
+_L4 = {name: number for number, name in PROTOCOL_NAMES.items()} | {
+    "udplite": 136,
+    "dccp": 33,
+    "ah": 51,
+    "ipv6": 41,
+    "ip": 0,
+}
 # Of iproute2's etc/iproute2/rt_protos; the protocol decides nothing, so other names are 0.
 _RT_PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
 _RTPROT_BOOT = 3  # ip omits it without -details
@@ -51,7 +57,7 @@ _JsonObject = dict[str, Any]
 _Decoded = TypeVar("_Decoded", IpRule, Route)
 
 
-def rules(document: Any, family: int | None = None) -> tuple[IpRule, ...]:
+def decode_rules(document: Any, family: int | None = None) -> tuple[IpRule, ...]:
     """Return the rules of a parsed `ip -j rule`, in order.
 
     `family` is 4 or 6; None: infer it from the addresses.
@@ -64,7 +70,7 @@ def rules(document: Any, family: int | None = None) -> tuple[IpRule, ...]:
     return tuple(_decode(_rule, item, family, "rule") for item in items)
 
 
-def routes(document: Any, family: int | None = None) -> tuple[Route, ...]:
+def decode_routes(document: Any, family: int | None = None) -> tuple[Route, ...]:
     """Return the routes of a parsed `ip -j route show table all`; `family` as for `decode_rules`.
 
     Raises:
@@ -222,7 +228,7 @@ def _action(item: _JsonObject, unknown: list[str]) -> tuple[str, int, int | None
         return "nop", 0, None
     if "action" in item:
         kind = str(item["action"])
-        name = KINDS.get(int(kind), kind) if kind.isdigit() else kind
+        name = ROUTE_TYPES.get(int(kind), kind) if kind.isdigit() else kind
         if name not in _REFUSALS:
             unknown.append(f"action {kind}")
         return name, 0, None
@@ -264,8 +270,8 @@ def _route(item: _JsonObject, family: int) -> Route:
         # (net.ipv4.nexthop_compat_mode).
         unknown.append(f"nhid {item['nhid']}")
     kind = str(item.get("type", "unicast"))
-    name = KINDS.get(int(kind), f"type-{kind}") if kind.isdigit() else kind
-    if name not in KINDS.values():
+    name = ROUTE_TYPES.get(int(kind), f"type-{kind}") if kind.isdigit() else kind
+    if name not in ROUTE_TYPES.values():
         unknown.append(f"type {kind}")
     flags = _flags(item, unknown)
     hops = item.get("nexthops")
@@ -313,4 +319,4 @@ def _preference(item: _JsonObject, unknown: list[str]) -> str:
 
 def _scope(value: Any) -> str:
     text = str(value)
-    return SCOPES.get(int(text), text) if text.isdigit() else text
+    return ROUTE_SCOPES.get(int(text), text) if text.isdigit() else text

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from .routing import TABLE_LOCAL, TABLE_MAIN, IpRule, Nexthop, Route
 
 
-def rule(item: IpRule) -> str:
+def rule_text(item: IpRule) -> str:
     """Return the arguments of `ip rule add`, in ip-rule(8)'s order.
 
     Raises:
@@ -55,7 +55,7 @@ def _port_range(ports: tuple[int, int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def route(item: Route) -> str:
+def route_text(item: Route) -> str:
     """Return the arguments of `ip route add`, in ip-route(8)'s order.
 
     Raises:
@@ -114,22 +114,22 @@ def _require_supported(item: IpRule | Route) -> None:
         raise ValueError(f"cannot be written for ip: unsupported {', '.join(item.unknown)}")
 
 
-def shown(item: IpRule | Route) -> str:
+def display_text(item: IpRule | Route) -> str:
     """Return the same arguments for display, with unsupported ones in brackets at the end."""
     text = _rule_arguments(item) if isinstance(item, IpRule) else _route_arguments(item)
     return " ".join([text, *(f"[{unsupported}]" for unsupported in item.unknown)])
 
 
-def batch(rules: tuple[IpRule, ...], routes: tuple[Route, ...], family: int) -> str:
+def batch_text(rules: tuple[IpRule, ...], routes: tuple[Route, ...], family: int) -> str:
     """Return a file for `ip -FAMILY -batch`: routes of tables precede the rules that select them."""
     lines, keys = [], set()
     for item in _sort_by_reachability(routes):
         if item.family == family:
             key = (item.table, item.destination, item.source, item.tos, item.metric)
             # `add` refuses a second route with the same key, but the kernel can have one.
-            lines.append(f"route {'append' if key in keys else 'add'} {route(item)}")
+            lines.append(f"route {'append' if key in keys else 'add'} {route_text(item)}")
             keys.add(key)
-    lines += [f"rule add {rule(item)}" for item in rules if item.family == family]
+    lines += [f"rule add {rule_text(item)}" for item in rules if item.family == family]
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -139,6 +139,6 @@ def _sort_by_reachability(routes: tuple[Route, ...]) -> list[Route]:
     def rank(item: Route) -> int:
         if item.table == TABLE_LOCAL:
             return 0
-        return 2 if any(hop.gateway and not hop.onlink for hop in item.ways) else 1
+        return 2 if any(hop.gateway and not hop.onlink for hop in item.all_nexthops) else 1
 
     return sorted(routes, key=rank)

@@ -14,11 +14,27 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from . import nft
-from .json_rules import Strange, element, entries, expression, named, raw, verdict
-from .json_statements import limit, quota, statement
-from .state import Counters, Counts
+from .json_rules import (
+    UnsupportedJson,
+    canonical_json,
+    decode_element,
+    decode_entries,
+    decode_expression,
+    decode_verdict,
+    name_protocols,
+)
+from .json_statements import decode_limit, decode_quota, decode_statement
+from .state import CounterValue, CounterValues
 
-__all__ = ["completed", "counters", "element", "expression", "ruleset", "statement", "with_devices"]
+__all__ = [
+    "add_hook_devices",
+    "add_text_only_details",
+    "decode_counters",
+    "decode_element",
+    "decode_expression",
+    "decode_ruleset",
+    "decode_statement",
+]
 
 _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 
@@ -61,8 +77,8 @@ _MapEntries = frozenset[tuple[nft.Element, nft.Element | nft.Verdict]]
 
 def _map_entries(items: list[Any], is_verdict_map: bool) -> _MapEntries | None:
     if is_verdict_map:
-        return entries(items, verdict)
-    return entries(items, element)
+        return decode_entries(items, decode_verdict)
+    return decode_entries(items, decode_element)
 
 
 class _TableBuilder:
@@ -76,7 +92,7 @@ class _TableBuilder:
         self.counters: list[nft.NamedCounter] = []
         self.maps: list[nft.Map] = []
         self.flowtables: list[nft.Flowtable] = []
-        self.objects: list[nft.Named] = []
+        self.objects: list[nft.NamedObject] = []
         self.flags: frozenset[str] = frozenset()
         self.unknown: list[str] = []
 
@@ -86,13 +102,13 @@ class _TableBuilder:
 
     def rule(self, body: dict[str, Any]) -> None:
         """Add a rule to its chain."""
-        statements = tuple(map(statement, body.get("expr", ())))
+        statements = tuple(map(decode_statement, body.get("expr", ())))
         self.rules.setdefault(body["chain"], []).append(nft.Rule(statements, body.get("comment")))
 
     def set(self, body: dict[str, Any]) -> None:
         """Add a set."""
         kind = body["type"]
-        elements = [element(item) for item in body.get("elem", ())]
+        elements = [decode_element(item) for item in body.get("elem", ())]
         supported = [item for item in elements if item is not None]
         if not isinstance(kind, str | list) or len(supported) < len(elements):
             self.unsupported("set", body)
@@ -100,7 +116,7 @@ class _TableBuilder:
         types = (kind,) if isinstance(kind, str) else tuple(kind)
         protocols = tuple(data_type == "inet_proto" for data_type in types)
         if any(protocols):
-            supported = [named(item, protocols) for item in supported]
+            supported = [name_protocols(item, protocols) for item in supported]
         contents, timeout = frozenset(supported), body.get("timeout")
         self.sets.append(nft.Set(body["name"], types, contents, _flags(body), timeout=timeout))
 
@@ -118,7 +134,7 @@ class _TableBuilder:
             self.unsupported("map", body)
             return
         protocols = tuple(data_type == "inet_proto" for data_type in types)
-        contents = frozenset((named(key, protocols), value) for key, value in contents)
+        contents = frozenset((name_protocols(key, protocols), value) for key, value in contents)
         self.maps.append(nft.Map(body["name"], types, data_types, contents, _flags(body), body.get("timeout")))
 
     def flowtable(self, body: dict[str, Any]) -> None:
@@ -133,15 +149,15 @@ class _TableBuilder:
         stateful: nft.Limit | nft.Quota | nft.CtHelper
         try:
             if kind == "limit":
-                stateful = limit(content)
+                stateful = decode_limit(content)
             elif kind == "quota":
-                stateful = quota({"val": content["bytes"], "inv": content.get("inv", False)})
+                stateful = decode_quota({"val": content["bytes"], "inv": content.get("inv", False)})
             else:
                 stateful = nft.CtHelper(content["type"], content["protocol"], content.get("l3proto"))
-        except Strange:
+        except UnsupportedJson:
             self.unsupported(kind, body)
             return
-        self.objects.append(nft.Named(body["name"], stateful))
+        self.objects.append(nft.NamedObject(body["name"], stateful))
 
     def counter(self, body: dict[str, Any]) -> None:
         """Add a named counter."""
@@ -149,7 +165,7 @@ class _TableBuilder:
 
     def unsupported(self, kind: str, body: dict[str, Any]) -> None:
         """Add an object as JSON text."""
-        self.unknown.append(raw({kind: body}))
+        self.unknown.append(canonical_json({kind: body}))
 
     def build(self) -> nft.Table:
         """Return the table."""
@@ -185,7 +201,7 @@ def _objects(document: Any) -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
-def ruleset(document: Any) -> tuple[nft.Table, ...]:
+def decode_ruleset(document: Any) -> tuple[nft.Table, ...]:
     """Return the tables of a parsed `nft -j list ruleset`.
 
     Raises:
@@ -224,7 +240,7 @@ _TABLE_FLAGS_LINE = re.compile(r"\A(?:\tcomment .*\n)?\tflags (\S+)$", re.MULTIL
 _SET_FLAGS = re.compile(r"\n\t(?:set|map) (\S+) \{\n(?:\t\t(?!flags|elements).*\n)*\t\tflags (\S+)")
 
 
-def with_devices(table: nft.Table, listing: str) -> nft.Table:
+def add_hook_devices(table: nft.Table, listing: str) -> nft.Table:
     """Return the table with the devices of its base chains, which nft 1.0.6 prints in text only.
 
     `listing` is what `nft list table FAMILY NAME` prints.
@@ -261,7 +277,7 @@ def _with_flags(table: nft.Table, listing: str) -> nft.Table:
     )
 
 
-def completed(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...]:
+def add_text_only_details(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...]:
     """Return the tables with details that nft 1.0.6 prints in text only.
 
     They are: devices of hooks, flags of tables and of sets. `listing` is what `nft list ruleset`
@@ -275,16 +291,16 @@ def completed(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...
 
     def complete(table: nft.Table) -> nft.Table:
         text = listings.get(table.key)
-        return table if text is None else _with_flags(with_devices(table, text), text)
+        return table if text is None else _with_flags(add_hook_devices(table, text), text)
 
     return tuple(map(complete, tables))
 
 
-def counters(document: Any) -> Counters:
+def decode_counters(document: Any) -> CounterValues:
     """Return the values of the named counters of a listing. Raises ValueError."""
     try:
         return {
-            (body["family"], body["table"], body["name"]): Counts(body["packets"], body["bytes"])
+            (body["family"], body["table"], body["name"]): CounterValue(body["packets"], body["bytes"])
             for kind, body in _objects(document)
             if kind == "counter"
         }

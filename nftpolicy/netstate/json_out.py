@@ -22,7 +22,7 @@ _DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
 _FLAG_FIELDS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"), nft.Ct("event"))
 
 
-def value(item: nft.Value, kind: str) -> Any:
+def encode_value(item: nft.Value, kind: str) -> Any:
     """Return one value; prefixes and intervals become objects."""
     if isinstance(item, int):
         return item
@@ -38,11 +38,11 @@ def value(item: nft.Value, kind: str) -> Any:
     return item
 
 
-def element(item: Element, types: tuple[str, ...]) -> Any:
+def encode_element(item: Element, types: tuple[str, ...]) -> Any:
     """Return one set element."""
     if isinstance(item, tuple):
-        return {"concat": [value(part, kind) for part, kind in zip(item, types, strict=True)]}
-    return value(item, types[0])
+        return {"concat": [encode_value(part, kind) for part, kind in zip(item, types, strict=True)]}
+    return encode_value(item, types[0])
 
 
 def _data_types(item: Expression) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def _data_types(item: Expression) -> tuple[str, ...]:
     if isinstance(item, nft.Concat):
         return tuple(data_type for part in item.parts for data_type in _data_types(part))
     if isinstance(item, nft.Bitwise):
-        return _data_types(item.of)
+        return _data_types(item.operand)
     if item in _FLAG_FIELDS:
         return ("flags",)
     if isinstance(item, nft.Payload):
@@ -60,7 +60,7 @@ def _data_types(item: Expression) -> tuple[str, ...]:
     return ("mark",)
 
 
-def expression(item: Expression) -> Any:
+def encode_expression(item: Expression) -> Any:
     """Return an expression as libnftables-json(5) defines it. Raises ValueError."""
     match item:
         case nft.Meta(key):
@@ -84,18 +84,18 @@ def expression(item: Expression) -> Any:
             return {kind: {"name": name, **({"field": field} if field else {})}}
         case nft.Bitwise(operand, mask, bits):
             (data_type,) = _data_types(operand)
-            masked = expression(operand)
-            if mask != nft.FULL:
-                masked = {"&": [masked, value(mask, data_type)]}
-            return {"|": [masked, value(bits, data_type)]} if bits else masked
+            masked = encode_expression(operand)
+            if mask != nft.FULL_MASK:
+                masked = {"&": [masked, encode_value(mask, data_type)]}
+            return {"|": [masked, encode_value(bits, data_type)]} if bits else masked
         case nft.Binary(op, left, right):
-            return {op: [expression(left), right if isinstance(right, int | str) else expression(right)]}
+            return {op: [encode_expression(left), right if isinstance(right, int | str) else encode_expression(right)]}
         case nft.Lookup(key, nft.MapRef(target)):
-            return {"map": {"key": expression(key), "data": f"@{target}"}}
+            return {"map": {"key": encode_expression(key), "data": f"@{target}"}}
         case nft.Lookup(key, frozenset() as entries):
-            return {"map": {"key": expression(key), "data": {"set": _pairs(entries, _data_types(key))}}}
+            return {"map": {"key": encode_expression(key), "data": {"set": _pairs(entries, _data_types(key))}}}
         case nft.Concat(parts):
-            return {"concat": [expression(part) for part in parts]}
+            return {"concat": [encode_expression(part) for part in parts]}
     raise unsupported_error(item)
 
 
@@ -110,12 +110,13 @@ def _columns_as_text(item: Element) -> tuple[str, ...]:
 def _data(item: Element) -> Any:
     """Return the data of a map entry."""
     kind = "ipv4_addr" if isinstance(item, str) else "mark"
-    return {"concat": [_data(part) for part in item]} if isinstance(item, tuple) else value(item, kind)
+    return {"concat": [_data(part) for part in item]} if isinstance(item, tuple) else encode_value(item, kind)
 
 
 def _pairs(entries: Iterable[tuple[Element, Element | nft.Verdict]], types: tuple[str, ...]) -> list[Any]:
     pairs = [
-        [element(key, types), verdict(data) if isinstance(data, nft.Verdict) else _data(data)] for key, data in entries
+        [encode_element(key, types), encode_verdict(data) if isinstance(data, nft.Verdict) else _data(data)]
+        for key, data in entries
     ]
     return sorted(pairs, key=str)
 
@@ -130,37 +131,37 @@ def _right(item: nft.Match) -> Any:
         case nft.SetRef(target):
             return f"@{target}"
         case nft.AnonymousSet(elements):
-            return {"set": [element(member, types) for member in _sorted(elements)]}
+            return {"set": [encode_element(member, types) for member in _sorted(elements)]}
         case nft.UnknownExpression():
             raise unsupported_error(item)
         case constant:
-            return value(constant, types[0])
+            return encode_value(constant, types[0])
 
 
-def verdict(item: nft.Verdict) -> Any:
+def encode_verdict(item: nft.Verdict) -> Any:
     """Return a verdict; jump and goto have a target."""
     return {item.kind: None if item.target is None else {"target": item.target}}
 
 
-def statement(item: Statement) -> Any:
+def encode_statement(item: Statement) -> Any:
     """Return a statement as libnftables-json(5) defines it. Raises ValueError."""
     match item:
         case nft.Match(left, flags, "&"):
-            return {"match": {"op": "==", "left": {"&": [expression(left), flags]}, "right": flags}}
+            return {"match": {"op": "==", "left": {"&": [encode_expression(left), flags]}, "right": flags}}
         case nft.Match():
-            return {"match": {"op": item.op, "left": expression(item.left), "right": _right(item)}}
+            return {"match": {"op": item.op, "left": encode_expression(item.left), "right": _right(item)}}
         case nft.Verdict():
-            return verdict(item)
+            return encode_verdict(item)
         case nft.VerdictMap(key, entries):
-            return {"vmap": {"key": expression(key), "data": {"set": _pairs(entries, _data_types(key))}}}
+            return {"vmap": {"key": encode_expression(key), "data": {"set": _pairs(entries, _data_types(key))}}}
         case nft.VerdictMapRef(key, target):
-            return {"vmap": {"key": expression(key), "data": f"@{target}"}}
+            return {"vmap": {"key": encode_expression(key), "data": f"@{target}"}}
         case nft.Counter():
             return {"counter": {"packets": 0, "bytes": 0}}
         case nft.CounterRef(target):
             return {"counter": target}
         case nft.Mangle(key, new):
-            return {"mangle": {"key": expression(key), "value": _assigned(new, _data_types(key)[0])}}
+            return {"mangle": {"key": encode_expression(key), "value": _assigned(new, _data_types(key)[0])}}
         case nft.Dnat() | nft.Snat():
             return {"dnat" if isinstance(item, nft.Dnat) else "snat": _nat(item)}
         case nft.Masquerade(port, nat_flags) | nft.Redirect(port, nat_flags):
@@ -183,8 +184,8 @@ def _nat(item: nft.Dnat | nft.Snat) -> dict[str, Any]:
 
 def _assigned(item: Expression | nft.Value, data_type: str) -> Any:
     if not isinstance(item, int | str):
-        return expression(item)
-    encoded = value(item, data_type)
+        return encode_expression(item)
+    encoded = encode_value(item, data_type)
     return encoded["|"] if isinstance(encoded, dict) and "|" in encoded else encoded
 
 
@@ -192,7 +193,7 @@ def _operand(item: Expression | nft.Value | None) -> Any:
     """Return an address or a port."""
     if item is None:
         return None
-    return _data(item) if isinstance(item, int | str) else expression(item)
+    return _data(item) if isinstance(item, int | str) else encode_expression(item)
 
 
 def _flags(flags: frozenset[str]) -> dict[str, Any]:
@@ -222,15 +223,15 @@ def _other_statement(item: Statement) -> Any:
             return {"limit": {"rate": rate, "per": per, "burst": burst, **units, **_present(inv=over)}}
         case nft.Quota(amount, unit, over):
             return {"quota": {"val": amount, "val_unit": unit, **_present(inv=over)}}
-        case nft.Connections(count, over):
+        case nft.CtCount(count, over):
             return {"ct count": {"val": count, **_present(inv=over)}}
         case nft.SetUpdate(op, target, key, timeout, statements):
-            elem = expression(key)
+            elem = encode_expression(key)
             if timeout is not None:
                 elem = {"elem": {"val": elem, "timeout": timeout}}
-            stmt = {"stmt": list(map(statement, statements))} if statements else {}
+            stmt = {"stmt": list(map(encode_statement, statements))} if statements else {}
             return {"set": {"op": op, "elem": elem, "set": f"@{target}", **stmt}}
-        case nft.FlowAdd(target):
+        case nft.FlowOffload(target):
             return {"flow": {"op": "add", "flowtable": f"@{target}"}}
         case nft.Dup(address, device):
             return {"dup": _present(addr=address, dev=device)}
@@ -261,10 +262,10 @@ def _type(types: tuple[str, ...]) -> Any:
     return list(types) if len(types) > 1 else types[0]
 
 
-def _object(item: nft.Named) -> dict[str, Any]:
+def _object(item: nft.NamedObject) -> dict[str, Any]:
     match item.body:
         case nft.Limit():
-            return {"limit": {"name": item.name, **statement(item.body)["limit"]}}
+            return {"limit": {"name": item.name, **encode_statement(item.body)["limit"]}}
         case nft.Quota(amount, unit, over):
             if unit != "bytes":
                 raise ValueError(f"a named quota needs the unit bytes: {item}")
@@ -287,7 +288,7 @@ def _objects_before_chains(item: nft.Table) -> list[dict[str, Any]]:
 def _set(nft_set: nft.Set) -> dict[str, Any]:
     body = {"name": nft_set.name, "type": _type(nft_set.type), **_options(nft_set)}
     if nft_set.elements:
-        body["elem"] = [element(member, nft_set.type) for member in _sorted(nft_set.elements)]
+        body["elem"] = [encode_element(member, nft_set.type) for member in _sorted(nft_set.elements)]
     return {"set": body}
 
 
@@ -297,7 +298,7 @@ def _map(item: nft.Map) -> dict[str, Any]:
     return {"map": {"name": item.name, **body, **entries}}
 
 
-def table(item: nft.Table) -> list[dict[str, Any]]:
+def encode_table(item: nft.Table) -> list[dict[str, Any]]:
     """Return the `add` commands that create the table, in an order that nft accepts."""
     location = {"family": item.family, "table": item.name}
     commands: list[dict[str, Any]] = [{"table": {"family": item.family, "name": item.name, **_flags(item.flags)}}]
@@ -309,13 +310,13 @@ def table(item: nft.Table) -> list[dict[str, Any]]:
     for chain in item.chains:
         for rule in chain.rules:
             comment = {"comment": rule.comment} if rule.comment else {}
-            expr = list(map(statement, rule.statements))
+            expr = list(map(encode_statement, rule.statements))
             commands.append({"rule": {**location, "chain": chain.name, **comment, "expr": expr}})
     return [{"add": command} for command in commands]
 
 
-def ruleset(tables: tuple[nft.Table, ...]) -> dict[str, Any]:
+def encode_ruleset(tables: tuple[nft.Table, ...]) -> dict[str, Any]:
     """Return a document for `nft -j -f`."""
     metainfo = {"metainfo": {"json_schema_version": 1}}
-    commands = [command for item in tables for command in table(item)]
+    commands = [command for item in tables for command in encode_table(item)]
     return {"nftables": [metainfo, *commands]}

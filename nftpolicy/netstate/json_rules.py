@@ -20,11 +20,11 @@ _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))
 
 
-class Strange(Exception):
+class UnsupportedJson(Exception):
     """JSON that this version does not support."""
 
 
-def raw(item: Any) -> str:
+def canonical_json(item: Any) -> str:
     """Return canonical JSON text."""
     return json.dumps(item, sort_keys=True, separators=(",", ":"))
 
@@ -41,7 +41,7 @@ def _flags(item: Any) -> list[str]:
             return [name for part in parts for name in _flags(part)]
         case [*parts]:
             return [name for part in parts for name in _flags(part)]
-    raise Strange
+    raise UnsupportedJson
 
 
 def _value(item: Any) -> nft.Value | None:
@@ -65,15 +65,15 @@ def _value(item: Any) -> nft.Value | None:
             case {"|": [*_]}:
                 try:
                     return ",".join(sorted(_flags(item)))
-                except Strange:
+                except UnsupportedJson:
                     return None
     return None
 
 
-def element(item: Any) -> Element | None:
+def decode_element(item: Any) -> Element | None:
     """Return a set element, or None if it is unsupported."""
     if isinstance(item, dict) and "elem" in item:
-        return element(item["elem"].get("val"))
+        return decode_element(item["elem"].get("val"))
     if isinstance(item, dict) and "concat" in item:
         parts = [_value(part) for part in item["concat"]]
         supported = tuple(part for part in parts if part is not None)
@@ -84,13 +84,13 @@ def element(item: Any) -> Element | None:
 _Data = TypeVar("_Data")
 
 
-def entries(items: list[Any], decode: Callable[[Any], _Data | None]) -> frozenset[tuple[Element, _Data]] | None:
+def decode_entries(items: list[Any], decode: Callable[[Any], _Data | None]) -> frozenset[tuple[Element, _Data]] | None:
     """Return the entries of a map with data decoded by `decode`; None if one is unsupported."""
     pairs = []
     for item in items:
         if not (isinstance(item, list) and len(item) == 2):
             return None
-        key, data = element(item[0]), decode(item[1])
+        key, data = decode_element(item[0]), decode(item[1])
         if key is None or data is None:
             return None
         pairs.append((key, data))
@@ -100,13 +100,13 @@ def entries(items: list[Any], decode: Callable[[Any], _Data | None]) -> frozense
 # --- expressions -----------------------------------------------------------------------
 
 
-def expression(item: Any) -> Expression:
+def decode_expression(item: Any) -> Expression:
     """Return an expression, UnknownExpression if it is unsupported."""
     try:
         decoded = _expression(item)
-    except Strange:
+    except UnsupportedJson:
         decoded = None
-    return nft.UnknownExpression(raw(item)) if decoded is None else decoded
+    return nft.UnknownExpression(canonical_json(item)) if decoded is None else decoded
 
 
 def _expression(item: Any) -> Expression | None:
@@ -130,7 +130,7 @@ def _expression(item: Any) -> Expression | None:
         case {"rt": {"key": str(key), **rest}} if not rest.keys() - {"family"}:
             return nft.Rt(key, _text_or_none(rest.get("family")))
         case {"concat": [*parts]}:
-            return nft.Concat(tuple(map(expression, parts)))
+            return nft.Concat(tuple(map(decode_expression, parts)))
         case {"map": {"key": key, "data": data, **rest}} if not rest:
             return _lookup(key, data)
     if isinstance(item, dict) and len(item) == 1:
@@ -147,32 +147,32 @@ def _text_or_none(item: object) -> str | None:
     """Return an optional string. Raises UnsupportedJson for other types."""
     if item is None or isinstance(item, str):
         return item
-    raise Strange
+    raise UnsupportedJson
 
 
 def _lookup(key: Any, data: Any) -> Expression | None:
     match data:
         case str() if data.startswith("@"):
-            return nft.Lookup(expression(key), nft.MapRef(data[1:]))
+            return nft.Lookup(decode_expression(key), nft.MapRef(data[1:]))
         case {"set": [*items]}:
-            pairs: frozenset[tuple[Element, Element]] | None = entries(items, element)
-            return None if pairs is None else nft.Lookup(expression(key), pairs)
+            pairs: frozenset[tuple[Element, Element]] | None = decode_entries(items, decode_element)
+            return None if pairs is None else nft.Lookup(decode_expression(key), pairs)
     return None
 
 
 def _arithmetic(op: str, left: Any, right: Any) -> Expression | None:
-    operand = expression(left)
+    operand = decode_expression(left)
     number = right if isinstance(right, int) and not isinstance(right, bool) else None
     if op == "&":
         mask = _mask(operand, right) if number is None else number
         if mask is not None:
-            return nft.Bitwise(operand, keep=mask)
+            return nft.Bitwise(operand, and_mask=mask)
     if op == "|":
         bits = _address(operand, right) if number is None else number
         if bits is not None:
-            if isinstance(operand, nft.Bitwise) and not operand.put:
-                return nft.Bitwise(operand.of, operand.keep, bits)
-            return nft.Bitwise(operand, put=bits)
+            if isinstance(operand, nft.Bitwise) and not operand.or_bits:
+                return nft.Bitwise(operand.operand, operand.and_mask, bits)
+            return nft.Bitwise(operand, or_bits=bits)
     if op in ("^", "<<", ">>", "&", "|"):
         constant_operand = _address(operand, right) if number is None else number
         other = _expression(right) if constant_operand is None else constant_operand
@@ -183,7 +183,7 @@ def _arithmetic(op: str, left: Any, right: Any) -> Expression | None:
 def _address(operand: Expression, item: Any) -> str | None:
     """Return the item if it is a constant address and `operand` an address field, else None."""
     while isinstance(operand, nft.Bitwise):
-        operand = operand.of
+        operand = operand.operand
     is_address_field = isinstance(operand, nft.Payload) and operand.name in ("saddr", "daddr")
     if is_address_field and isinstance(item, str) and ("." in item or ":" in item):
         return item
@@ -199,20 +199,20 @@ def _mask(operand: Expression, item: Any) -> nft.Value | None:
 # --- matches ---------------------------------------------------------------------------
 
 
-def _right(item: Any, operand: Expression) -> nft.Right:
+def _right(item: Any, operand: Expression) -> nft.MatchRight:
     if isinstance(item, bool):
         return "exists" if item else "missing"
     if isinstance(item, str) and item.startswith("@"):
         return nft.SetRef(item[1:])
     if isinstance(item, dict) and isinstance(item.get("set"), list):
-        elements = [element(member) for member in item["set"]]
+        elements = [decode_element(member) for member in item["set"]]
         supported = frozenset(member for member in elements if member is not None)
         if None not in elements:
             return nft.AnonymousSet(supported)
     if isinstance(item, list) and operand in _FLAGS:
         return ",".join(sorted(_flags(item)))
     value = _value(item)
-    return nft.UnknownExpression(raw(item)) if value is None else value
+    return nft.UnknownExpression(canonical_json(item)) if value is None else value
 
 
 def _protocol_columns(item: Expression) -> tuple[bool, ...]:
@@ -224,17 +224,17 @@ def _protocol_columns(item: Expression) -> tuple[bool, ...]:
     return (item == nft.Meta("l4proto"),)
 
 
-def named(item: Element, protocols: tuple[bool, ...]) -> Element:
+def name_protocols(item: Element, protocols: tuple[bool, ...]) -> Element:
     """Return the element with protocol names: nft prints numbers on a machine without /etc/protocols."""
     if isinstance(item, tuple):
         return tuple(
-            nft.PROTOCOLS.get(part, part) if is_protocol and isinstance(part, int) else part
+            nft.PROTOCOL_NAMES.get(part, part) if is_protocol and isinstance(part, int) else part
             for part, is_protocol in zip(item, protocols, strict=False)
         )
-    return nft.PROTOCOLS.get(item, item) if protocols[0] and isinstance(item, int) else item
+    return nft.PROTOCOL_NAMES.get(item, item) if protocols[0] and isinstance(item, int) else item
 
 
-def match(body: dict[str, Any]) -> nft.Match:
+def decode_match(body: dict[str, Any]) -> nft.Match:
     """Return a match; an unsupported side is an UnknownExpression."""
     match body:
         case {
@@ -243,30 +243,30 @@ def match(body: dict[str, Any]) -> nft.Match:
             "right": {"prefix": {"addr": int(value), "len": int(length)}},
         }:
             # nft prints a mask of high bits as a prefix.
-            mask = nft.FULL << (_MARK_BITS - length) & nft.FULL
-            return nft.Match(nft.Bitwise(expression(left_json), keep=mask), value, op)
-    left, op = expression(body["left"]), body["op"]
-    operand = left.of if isinstance(left, nft.Bitwise) else left
+            mask = nft.FULL_MASK << (_MARK_BITS - length) & nft.FULL_MASK
+            return nft.Match(nft.Bitwise(decode_expression(left_json), and_mask=mask), value, op)
+    left, op = decode_expression(body["left"]), body["op"]
+    operand = left.operand if isinstance(left, nft.Bitwise) else left
     try:
         right = _right(body["right"], operand)
-    except Strange:
-        right = nft.UnknownExpression(raw(body["right"]))
+    except UnsupportedJson:
+        right = nft.UnknownExpression(canonical_json(body["right"]))
     if (
         op == "=="
         and isinstance(right, int | str)
-        and left == nft.Bitwise(nft.Payload("tcp", "flags"), keep=right)
+        and left == nft.Bitwise(nft.Payload("tcp", "flags"), and_mask=right)
         and "," not in str(right)
     ):
         return nft.Match(operand, right, "&")  # `tcp flags & rst == rst`
     protocols = _protocol_columns(left)
     if any(protocols) and isinstance(right, nft.AnonymousSet):
-        right = nft.AnonymousSet(frozenset(named(member, protocols) for member in right.elements))
+        right = nft.AnonymousSet(frozenset(name_protocols(member, protocols) for member in right.elements))
     elif any(protocols) and isinstance(right, int):
-        right = nft.PROTOCOLS.get(right, right)
+        right = nft.PROTOCOL_NAMES.get(right, right)
     return nft.Match(left, right, op)
 
 
-def verdict(item: Any) -> nft.Verdict | None:
+def decode_verdict(item: Any) -> nft.Verdict | None:
     """Return a verdict, or None if the JSON is not a verdict."""
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
@@ -275,12 +275,12 @@ def verdict(item: Any) -> nft.Verdict | None:
     return None
 
 
-def constant(item: Any) -> Expression | nft.Value:
+def decode_constant(item: Any) -> Expression | nft.Value:
     """Return the operand of a statement: a constant or an expression."""
     if isinstance(item, list) or _is_flag_list(item):
         return ",".join(sorted(_flags(item)))
     value = _value(item)
-    return expression(item) if value is None else value
+    return decode_expression(item) if value is None else value
 
 
 def _is_flag_list(item: Any) -> bool:
@@ -289,5 +289,5 @@ def _is_flag_list(item: Any) -> bool:
         return False
     try:
         return bool(_flags(item))
-    except Strange:
+    except UnsupportedJson:
         return False

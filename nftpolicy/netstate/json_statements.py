@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 from . import nft
-from .json_rules import Strange, constant, entries, expression, match, raw, verdict
+from .json_rules import (
+    UnsupportedJson,
+    canonical_json,
+    decode_constant,
+    decode_entries,
+    decode_expression,
+    decode_match,
+    decode_verdict,
+)
 from .nft import Expression, Statement
 
 _OBJECTS = frozenset({"limit", "quota", "ct helper", "ct timeout", "ct expectation", "synproxy", "secmark"})
@@ -18,7 +26,7 @@ _OBJECTS = frozenset({"limit", "quota", "ct helper", "ct timeout", "ct expectati
 def _require_only(body: dict[Any, Any], *keys: str) -> None:
     """Raise UnsupportedJson if the body has other keys."""
     if body.keys() - set(keys):
-        raise Strange
+        raise UnsupportedJson
 
 
 def _flags(body: dict[str, Any]) -> frozenset[str]:
@@ -30,9 +38,9 @@ def _operand(body: dict[str, Any], key: str) -> Expression | nft.Value | None:
     """Return an address or a port: a constant, an expression, or None. Raises UnsupportedJson."""
     if body.get(key) is None:
         return None
-    decoded = constant(body[key])
+    decoded = decode_constant(body[key])
     if isinstance(decoded, nft.UnknownExpression):
-        raise Strange
+        raise UnsupportedJson
     return decoded
 
 
@@ -45,7 +53,7 @@ def _nat(kind: str, body: dict[str, Any]) -> Statement:
     return nat(body.get("family"), _operand(body, "addr"), _operand(body, "port"), flags)
 
 
-def limit(body: dict[str, Any]) -> nft.Limit:
+def decode_limit(body: dict[str, Any]) -> nft.Limit:
     """Return a limit, of a rule or a named object. Raises UnsupportedJson."""
     _require_only(body, "rate", "per", "burst", "inv", "rate_unit", "burst_unit")
     return nft.Limit(
@@ -58,7 +66,7 @@ def limit(body: dict[str, Any]) -> nft.Limit:
     )
 
 
-def quota(body: dict[str, Any]) -> nft.Quota:
+def decode_quota(body: dict[str, Any]) -> nft.Quota:
     """Return a quota of a rule. Raises UnsupportedJson."""
     _require_only(body, "val", "val_unit", "used", "used_unit", "inv")
     return nft.Quota(int(body["val"]), str(body.get("val_unit", "bytes")), bool(body.get("inv", False)))
@@ -71,9 +79,9 @@ def _set_update(body: dict[str, Any]) -> Statement:
         _require_only(key["elem"], "val", "timeout")
         key, timeout = key["elem"]["val"], key["elem"].get("timeout")
     if not (isinstance(body["set"], str) and body["set"].startswith("@")):
-        raise Strange
-    statements = tuple(map(statement, body.get("stmt", ())))
-    return nft.SetUpdate(str(body["op"]), body["set"][1:], expression(key), timeout, statements)
+        raise UnsupportedJson
+    statements = tuple(map(decode_statement, body.get("stmt", ())))
+    return nft.SetUpdate(str(body["op"]), body["set"][1:], decode_expression(key), timeout, statements)
 
 
 def _log(body: dict[str, Any] | None) -> Statement:
@@ -82,7 +90,7 @@ def _log(body: dict[str, Any] | None) -> Statement:
     if flags:
         options["flags"] = flags if isinstance(flags, str) else ",".join(flags)
     if not all(isinstance(value, int | str) for value in options.values()):
-        raise Strange
+        raise UnsupportedJson
     return nft.Log(tuple(sorted(options.items())))
 
 
@@ -92,29 +100,29 @@ def _queue(body: dict[str, Any] | None) -> Statement:
     return nft.Queue(_operand(body, "num"), _flags(body))
 
 
-def statement(item: Any) -> Statement:
+def decode_statement(item: Any) -> Statement:
     """Return a statement, UnknownStatement if it is unsupported."""
-    decoded_verdict = verdict(item)
+    decoded_verdict = decode_verdict(item)
     if decoded_verdict is not None:
         return decoded_verdict
     match item:
         case {"match": {"op": str(), "left": _, "right": _}}:
-            return match(item["match"])
+            return decode_match(item["match"])
         case {"vmap": {"key": key, "data": {"set": [*pairs]}}}:
-            verdicts = entries(pairs, verdict)
+            verdicts = decode_entries(pairs, decode_verdict)
             if verdicts is not None:
-                return nft.VerdictMap(expression(key), verdicts)
+                return nft.VerdictMap(decode_expression(key), verdicts)
         case {"vmap": {"key": key, "data": str(target)}} if target.startswith("@"):
-            return nft.VerdictMapRef(expression(key), target[1:])
+            return nft.VerdictMapRef(decode_expression(key), target[1:])
         case {"counter": str(name)}:
             return nft.CounterRef(name)
         case {"counter": {"packets": _, "bytes": _}} | {"counter": None}:
             return nft.Counter()
     try:
         decoded = _other_statement(item)
-    except Strange:
+    except UnsupportedJson:
         decoded = None
-    return nft.UnknownStatement(raw(item)) if decoded is None else decoded
+    return nft.UnknownStatement(canonical_json(item)) if decoded is None else decoded
 
 
 def _other_statement(item: Any) -> Statement | None:
@@ -124,13 +132,13 @@ def _other_statement(item: Any) -> Statement | None:
     try:
         return _effect(kind, body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Strange from error
+        raise UnsupportedJson from error
 
 
 def _effect(kind: str, body: Any) -> Statement | None:
     match kind, body:
         case "mangle", {"key": key, "value": new}:
-            return nft.Mangle(expression(key), constant(new))
+            return nft.Mangle(decode_expression(key), decode_constant(new))
         case "dnat" | "snat", dict():
             return _nat(kind, body)
         case "masquerade" | "redirect", dict() | None:
@@ -151,16 +159,16 @@ def _effect(kind: str, body: Any) -> Statement | None:
         case kind, str(name) if kind in _OBJECTS:
             return nft.ObjectRef(kind, name)
         case "limit", dict():
-            return limit(body)
+            return decode_limit(body)
         case "quota", dict():
-            return quota(body)
+            return decode_quota(body)
         case "ct count", {"val": int(count), **rest}:
             _require_only(rest, "inv")
-            return nft.Connections(count, bool(rest.get("inv", False)))
+            return nft.CtCount(count, bool(rest.get("inv", False)))
         case "set", dict():
             return _set_update(body)
         case "flow", {"op": "add", "flowtable": str(name), **rest} if not rest:
-            return nft.FlowAdd(name.removeprefix("@"))
+            return nft.FlowOffload(name.removeprefix("@"))
         case "dup", {"addr": str(address)}:
             _require_only(body, "addr", "dev")
             return nft.Dup(address, body.get("dev"))

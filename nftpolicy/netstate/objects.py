@@ -8,7 +8,7 @@ from attrs import field, frozen
 from .expressions import Element
 from .statements import Limit, Quota, Statement, Verdict
 
-Origin = tuple[str, ...]  # path of a policy key
+OriginPath = tuple[str, ...]  # path of a policy key
 
 
 @frozen
@@ -17,7 +17,7 @@ class Rule:
 
     statements: tuple[Statement, ...]
     comment: str | None = None
-    origin: Origin = field(default=(), eq=False, repr=False)
+    origin: OriginPath = field(default=(), eq=False, repr=False)
 
 
 @frozen
@@ -39,7 +39,7 @@ class Chain:
     name: str
     rules: tuple[Rule, ...] = ()
     hook: Hook | None = None
-    origin: Origin = field(default=(), eq=False, repr=False)
+    origin: OriginPath = field(default=(), eq=False, repr=False)
 
 
 @frozen
@@ -53,7 +53,7 @@ class Set:
     type: tuple[str, ...]
     elements: frozenset[Element] = frozenset()
     flags: frozenset[str] = frozenset()
-    origin: Origin = field(default=(), eq=False, repr=False)
+    origin: OriginPath = field(default=(), eq=False, repr=False)
     timeout: int | None = None
 
 
@@ -80,7 +80,7 @@ class Flowtable:
 
 
 @frozen
-class Named:
+class NamedObject:
     """Named stateful object that rules refer to by ObjectRef: a limit, a quota or a ct helper."""
 
     name: str
@@ -101,7 +101,7 @@ class NamedCounter:
     """Named counter; it keeps its values when rules change."""
 
     name: str
-    origin: Origin = field(default=(), eq=False, repr=False)
+    origin: OriginPath = field(default=(), eq=False, repr=False)
 
 
 @frozen
@@ -120,7 +120,7 @@ class Table:
     unknown: tuple[str, ...] = ()
     maps: tuple[Map, ...] = ()
     flowtables: tuple[Flowtable, ...] = ()
-    objects: tuple[Named, ...] = ()
+    objects: tuple[NamedObject, ...] = ()
     flags: frozenset[str] = frozenset()
 
     @property
@@ -129,6 +129,6 @@ class Table:
         return self.family, self.name
 
     @property
-    def is_foreign(self) -> bool:
+    def has_foreign_objects(self) -> bool:
         """Return True if the table has objects or flags that no compiled table has."""
         return bool(self.unknown or self.maps or self.flowtables or self.objects or self.flags)

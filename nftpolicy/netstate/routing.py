@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from .nft import Origin
+from .nft import OriginPath
 
 # Kernel numbers, from include/uapi/linux/rtnetlink.h.
 TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255
 # Routing protocol number of our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
 # iproute2's etc/iproute2/rt_protos; 78 is "N".
-PROTOCOL = 78
+RTPROT_NFTPOLICY = 78
 # Route types by RTN_* number; lookups that end in "blackhole" or a later type have no device.
-KINDS = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
+ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
          8: "prohibit", 9: "throw", 10: "nat"}  # fmt: skip
-SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}  # RT_SCOPE_*
+ROUTE_SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}  # RT_SCOPE_*
 
 
 @frozen
@@ -47,8 +47,8 @@ class IpRule:
     suppress_prefix: int | None = None
     suppress_group: int | None = None
     l3mdev: bool = False
-    protocol: int = PROTOCOL
-    origin: Origin = field(default=(), eq=False, repr=False)
+    protocol: int = RTPROT_NFTPOLICY
+    origin: OriginPath = field(default=(), eq=False, repr=False)
     unknown: tuple[str, ...] = field(default=(), eq=False)
 
 
@@ -85,8 +85,8 @@ class Route:
     device: str | None = None
     metric: int = 0
     onlink: bool = False
-    protocol: int = PROTOCOL
-    origin: Origin = field(default=(), eq=False, repr=False)
+    protocol: int = RTPROT_NFTPOLICY
+    origin: OriginPath = field(default=(), eq=False, repr=False)
     nexthops: tuple[Nexthop, ...] = ()
     prefsrc: str | None = None
     source: str | None = None
@@ -99,7 +99,7 @@ class Route:
     expires: int | None = field(default=None, eq=False, repr=False)
 
     @property
-    def ways(self) -> tuple[Nexthop, ...]:
+    def all_nexthops(self) -> tuple[Nexthop, ...]:
         """Return the nexthops; a route without a list of them has one."""
         return self.nexthops or (Nexthop(self.device, self.gateway, 1, self.onlink, self.linkdown, self.dead),)
 
@@ -110,4 +110,4 @@ class Sysctl:
 
     path: str
     value: str
-    origin: Origin = field(default=(), eq=False, repr=False)
+    origin: OriginPath = field(default=(), eq=False, repr=False)

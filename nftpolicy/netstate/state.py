@@ -46,11 +46,11 @@ class NetState:
 
 
 @frozen
-class Counts:
+class CounterValue:
     """Packet and byte count of one counter."""
 
     packets: int
     bytes: int
 
 
-Counters = Mapping[tuple[str, str, str], Counts]  # (family, table, counter) -> Counts
+CounterValues = Mapping[tuple[str, str, str], CounterValue]  # (family, table, counter) -> Counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from .expressions import Element, Expression, Right, Value
+from .expressions import Element, Expression, MatchRight, Value
 
 
 @frozen
@@ -17,7 +17,7 @@ class Match:
     """
 
     left: Expression
-    right: Right
+    right: MatchRight
     op: str = "=="
 
 
@@ -162,7 +162,7 @@ class Quota:
 
 
 @frozen
-class Connections:
+class CtCount:
     """`ct count`: match up to `count` connections, or (`over`) above it."""
 
     count: int
@@ -181,7 +181,7 @@ class SetUpdate:
 
 
 @frozen
-class FlowAdd:
+class FlowOffload:
     """`flow add`: offload of the connection to a flowtable."""
 
     flowtable: str
@@ -239,9 +239,9 @@ Statement = (
     | Queue
     | Limit
     | Quota
-    | Connections
+    | CtCount
     | SetUpdate
-    | FlowAdd
+    | FlowOffload
     | Dup
     | Fwd
     | Tproxy

@@ -8,21 +8,21 @@ import re
 from . import nft
 from .nft import Expression, Statement
 from .text_values import (
-    FLAGS,
-    constant,
-    element,
-    entries,
-    expression,
-    name,
-    one_of,
-    quoted,
-    typed,
-    types_of,
+    FLAG_TYPES,
+    braced_list,
+    constant_text,
+    element_text,
+    expression_text,
+    identifier,
+    quoted_name,
+    require_one_of,
+    typed_value_text,
     unsupported_error,
+    value_types,
 )
-from .text_values import gate as _gate
-from .text_values import value as _value
-from .text_values import word as _word
+from .text_values import grammar_word as _word
+from .text_values import require as _gate
+from .text_values import value_text as _value
 
 _VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
 _OPERATORS = frozenset({"==", "!=", "<", ">", "<=", ">=", "in", "&", "!"})
@@ -43,47 +43,47 @@ _OBJECTS = {
 }
 
 
-def verdict(item: nft.Verdict) -> str:
+def verdict_text(item: nft.Verdict) -> str:
     """Return a verdict: accept, drop, goto CHAIN, ..."""
-    kind = one_of(_VERDICTS, item.kind)
-    return kind if item.target is None else f"{kind} {name(item.target)}"
+    kind = require_one_of(_VERDICTS, item.kind)
+    return kind if item.target is None else f"{kind} {identifier(item.target)}"
 
 
 def _match(item: nft.Match) -> str:
-    types = types_of(item.left)
-    left, is_masked = expression(item.left), isinstance(item.left, nft.Bitwise | nft.Binary)
+    types = value_types(item.left)
+    left, is_masked = expression_text(item.left), isinstance(item.left, nft.Bitwise | nft.Binary)
     # "==" can be omitted, except in a masked comparison and in a test of all flags.
     explicit = item.op not in ("==", "in") or is_masked
     match item.right:
         case nft.SetRef(target):
-            right = f"@{name(target)}"
+            right = f"@{identifier(target)}"
         case nft.AnonymousSet(elements):
-            right = entries(element(item, types) for item in elements)
+            right = braced_list(element_text(item, types) for item in elements)
         case nft.UnknownExpression():
             raise unsupported_error(item)
-        case plain if types[0] in FLAGS and item.op in ("in", "!") and isinstance(plain, str):
+        case plain if types[0] in FLAG_TYPES and item.op in ("in", "!") and isinstance(plain, str):
             right = ",".join(map(_word, plain.split(",")))
-        case plain if types[0] in FLAGS and isinstance(plain, str) and item.op != "&":
-            right, explicit = constant(plain, item.left), True
-        case plain if types[0] in FLAGS:
+        case plain if types[0] in FLAG_TYPES and isinstance(plain, str) and item.op != "&":
+            right, explicit = constant_text(plain, item.left), True
+        case plain if types[0] in FLAG_TYPES:
             right, explicit = _value(plain), True
         case plain:
-            right = typed(plain, types[0])
+            right = typed_value_text(plain, types[0])
     if item.op == "&":  # all of these flags are set
         return f"{left} & {right} == {right}"
     if item.left == nft.Socket("cgroupv2"):
         left = f"{left} level {right.strip('/').count('/') + 1}"
         right = f'"{right}"'
-    one_of(_OPERATORS, item.op)
+    require_one_of(_OPERATORS, item.op)
     return f"{left} {item.op} {right}" if explicit else f"{left} {right}"
 
 
 def _value_or_expression(item: Expression | nft.Value) -> str:
-    return _value(item) if isinstance(item, int | str) else expression(item)
+    return _value(item) if isinstance(item, int | str) else expression_text(item)
 
 
 def _mangle(item: nft.Mangle) -> str:
-    key = expression(item.key)
+    key = expression_text(item.key)
     if isinstance(item.value, int):
         return f"{key} set {item.value:#x}"
     if isinstance(item.value, str) and item.key == nft.Ct("event"):
@@ -92,9 +92,9 @@ def _mangle(item: nft.Mangle) -> str:
 
 
 def _vmap(item: nft.VerdictMap) -> str:
-    types = types_of(item.key)
-    pairs = (f"{element(key, types)} : {verdict(target)}" for key, target in item.entries)
-    return f"{expression(item.key)} vmap {entries(pairs)}"
+    types = value_types(item.key)
+    pairs = (f"{element_text(key, types)} : {verdict_text(target)}" for key, target in item.entries)
+    return f"{expression_text(item.key)} vmap {braced_list(pairs)}"
 
 
 def _flags(flags: frozenset[str]) -> str:
@@ -114,7 +114,7 @@ def _nat_target(address: _NatOperand, port: _NatOperand) -> str:
     if isinstance(address, str) and ":" in address:
         address_text = "-".join(f"[{end}]" for end in address_text.split("-"))
     # int() guarantees that the port cannot inject nft syntax.
-    port_text = _port_range(port) if isinstance(port, int | str) else expression(port)
+    port_text = _port_range(port) if isinstance(port, int | str) else expression_text(port)
     return f" to {address_text}:{port_text}"
 
 
@@ -138,7 +138,7 @@ def _reject(item: nft.Reject) -> str:
         return "reject with tcp reset"
     if item.code is None:
         raise unsupported_error(item)
-    return f"reject with {one_of(_REJECTS, item.type)} type {_value(item.code)}"
+    return f"reject with {require_one_of(_REJECTS, item.type)} type {_value(item.code)}"
 
 
 def _log(item: nft.Log) -> str:
@@ -150,7 +150,7 @@ def _log(item: nft.Log) -> str:
             case "level", str():
                 parts.append(f"level {_gate(_LETTERS, value)}")
             case "flags", str():
-                parts += [f"flags {one_of(_LOG_FLAGS, flag)}" for flag in value.split(",")]
+                parts += [f"flags {require_one_of(_LOG_FLAGS, flag)}" for flag in value.split(",")]
             case "group" | "snaplen" | "queue-threshold", int():
                 parts.append(f"{key} {value}")
             case _:
@@ -158,7 +158,7 @@ def _log(item: nft.Log) -> str:
     return " ".join(parts)
 
 
-def limit(item: nft.Limit) -> str:
+def limit_text(item: nft.Limit) -> str:
     """Return the arguments of a limit, of a rule or an object."""
     over = "over " if item.over else ""
     if item.unit == "packets":
@@ -167,28 +167,28 @@ def limit(item: nft.Limit) -> str:
     return f"{rate} burst {int(item.burst)} {_word(item.burst_unit)}" if item.burst else rate
 
 
-def quota(item: nft.Quota) -> str:
+def quota_text(item: nft.Quota) -> str:
     """Return the arguments of a quota, of a rule or an object."""
     return f"{'over ' if item.over else ''}{int(item.amount)} {_word(item.unit)}"
 
 
 def _set_update(item: nft.SetUpdate) -> str:
     timeout = "" if item.timeout is None else f" timeout {int(item.timeout)}s"
-    statements = "".join(f" {statement(inner)}" for inner in item.statements)
-    contents = f"{expression(item.key)}{timeout}{statements}"
-    return f"{one_of(_UPDATES, item.op)} @{name(item.name)} {{ {contents} }}"
+    statements = "".join(f" {statement_text(inner)}" for inner in item.statements)
+    contents = f"{expression_text(item.key)}{timeout}{statements}"
+    return f"{require_one_of(_UPDATES, item.op)} @{identifier(item.name)} {{ {contents} }}"
 
 
 def _other_destination(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
     match item:
         case nft.Dup(address, device):
             # Without an IP address (netdev), `address` is a device.
-            device_text = "" if device is None else f" device {quoted(device)}"
+            device_text = "" if device is None else f" device {quoted_name(device)}"
             return f"dup to {_value(address or '')}{device_text}"
         case nft.Fwd(device, None, _):
-            return f"fwd to {quoted(device)}"
+            return f"fwd to {quoted_name(device)}"
         case nft.Fwd(device, str(family), address):
-            return f"fwd {_word(family)} to {_value(address or '')} device {quoted(device)}"
+            return f"fwd {_word(family)} to {_value(address or '')} device {quoted_name(device)}"
         case nft.Tproxy(family, address, port):
             family_text = "" if family is None else f" {_word(family)}"
             return f"tproxy{family_text}{_nat_target(address, port)}"
@@ -202,23 +202,23 @@ def _queue(item: nft.Queue) -> str:
     return f"queue{flags} to {_value_or_expression(item.number)}"
 
 
-def statement(item: Statement) -> str:
+def statement_text(item: Statement) -> str:
     """Return a statement in nft syntax. Raises ValueError."""
     match item:
         case nft.Match():
             return _match(item)
         case nft.Verdict():
-            return verdict(item)
+            return verdict_text(item)
         case nft.VerdictMap():
             return _vmap(item)
         case nft.VerdictMapRef(key, target):
-            return f"{expression(key)} vmap @{name(target)}"
+            return f"{expression_text(key)} vmap @{identifier(target)}"
         case nft.Counter():
             return "counter"
         case nft.CounterRef(target):
-            return f'counter name "{name(target)}"'
+            return f'counter name "{identifier(target)}"'
         case nft.ObjectRef(kind, target) if kind in _OBJECTS:
-            return f'{_OBJECTS[kind]} "{name(target)}"'
+            return f'{_OBJECTS[kind]} "{identifier(target)}"'
         case nft.Mangle():
             return _mangle(item)
         case nft.Dnat():
@@ -238,15 +238,15 @@ def statement(item: Statement) -> str:
         case nft.Queue():
             return _queue(item)
         case nft.Limit():
-            return f"limit {limit(item)}"
+            return f"limit {limit_text(item)}"
         case nft.Quota():
-            return f"quota {quota(item)}"
-        case nft.Connections(count, over):
+            return f"quota {quota_text(item)}"
+        case nft.CtCount(count, over):
             return f"ct count {'over ' if over else ''}{int(count)}"
         case nft.SetUpdate():
             return _set_update(item)
-        case nft.FlowAdd(target):
-            return f"flow add @{name(target)}"
+        case nft.FlowOffload(target):
+            return f"flow add @{identifier(target)}"
         case nft.Dup() | nft.Fwd() | nft.Tproxy():
             return _other_destination(item)
     raise unsupported_error(item)

@@ -16,8 +16,8 @@ _CT_KEYS = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
 _OPERATORS = frozenset({"^", "<<", ">>", "&", "|"})
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
 # Data types of names, which nft's grammar requires in quotes; of flags, which can be combined; of time.
-QUOTED = frozenset({"ifname", "iface_index"})
-FLAGS = frozenset({"tcp_flag", "ct_state", "ct_status"})
+QUOTED_TYPES = frozenset({"ifname", "iface_index"})
+FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status"})
 _TIME_TYPE = "time"
 _UNTYPED_PAIR = ("value", "value")
 _OPTION_KINDS = frozenset({"tcp option", "ip option"})
@@ -31,7 +31,7 @@ _TYPES: dict[Expression, str] = {
 }
 
 
-def gate(pattern: re.Pattern[str], text: str) -> str:
+def require(pattern: re.Pattern[str], text: str) -> str:
     """Return the text if it matches the pattern. Raises ValueError."""
     if not pattern.match(text):
         raise _invalid(text)
@@ -42,116 +42,116 @@ def _invalid(text: str) -> ValueError:
     return ValueError(f"{text!r} cannot be written in an nft ruleset")
 
 
-def one_of(words: frozenset[str], text: str) -> str:
+def require_one_of(words: frozenset[str], text: str) -> str:
     """Return the text if it is one of `words`. Raises ValueError."""
     if text not in words:
         raise _invalid(text)
     return text
 
 
-def name(text: str) -> str:
+def identifier(text: str) -> str:
     """Return an nft identifier. Raises ValueError."""
-    return gate(_NAME, text)
+    return require(_NAME, text)
 
 
-def word(text: str) -> str:
+def grammar_word(text: str) -> str:
     """Return a word of nft's grammar. Raises ValueError."""
-    return gate(_WORD, text)
+    return require(_WORD, text)
 
 
-def quoted(text: str) -> str:
+def quoted_name(text: str) -> str:
     """Return a name in quotes. Raises ValueError."""
-    return f'"{gate(_QUOTED_WORD, text)}"'
+    return f'"{require(_QUOTED_WORD, text)}"'
 
 
-def value(item: nft.Value, quoted: bool = False) -> str:
+def value_text(item: nft.Value, quoted: bool = False) -> str:
     """Return the text of one value of a match or an element."""
     if isinstance(item, int):
         return str(item)
-    return f'"{gate(_QUOTED_WORD, item)}"' if quoted else gate(_WORD, item)
+    return f'"{require(_QUOTED_WORD, item)}"' if quoted else require(_WORD, item)
 
 
-def typed(item: nft.Value, kind: str) -> str:
+def typed_value_text(item: nft.Value, kind: str) -> str:
     """Return the text of one value of a data type."""
     if kind == "iface_index":
-        return value(item, not str(item).isdigit())
-    if kind in QUOTED:
-        return "*" if item == "*" else value(item, True)
-    if isinstance(item, str) and kind in FLAGS:
-        return " | ".join(map(word, item.split(",")))
+        return value_text(item, not str(item).isdigit())
+    if kind in QUOTED_TYPES:
+        return "*" if item == "*" else value_text(item, True)
+    if isinstance(item, str) and kind in FLAG_TYPES:
+        return " | ".join(map(grammar_word, item.split(",")))
     if isinstance(item, str) and kind == _TIME_TYPE:
         times = [match[0] for match in _TIME.finditer(item)]
         if "-".join(times) != item:
             raise _invalid(item)
         return "-".join(f'"{time}"' for time in times)
-    return value(item)
+    return value_text(item)
 
 
-def element(item: Element, types: tuple[str, ...]) -> str:
+def element_text(item: Element, types: tuple[str, ...]) -> str:
     """Return the text of one set element; concatenated values are joined by " . "."""
     if isinstance(item, tuple):
-        return " . ".join(typed(part, kind) for part, kind in zip(item, types, strict=True))
-    return typed(item, types[0])
+        return " . ".join(typed_value_text(part, kind) for part, kind in zip(item, types, strict=True))
+    return typed_value_text(item, types[0])
 
 
-def types_of(expression: Expression) -> tuple[str, ...]:
+def value_types(expression: Expression) -> tuple[str, ...]:
     """Return nft's data types of the values of an expression, "value" for types without a special text."""
     if isinstance(expression, nft.Concat):
-        return tuple(kind for part in expression.parts for kind in types_of(part))
+        return tuple(kind for part in expression.parts for kind in value_types(part))
     while isinstance(expression, nft.Bitwise):
-        expression = expression.of
+        expression = expression.operand
     return (_TYPES.get(expression, "value"),)
 
 
-def constant(item: nft.Value, operand: Expression) -> str:
+def constant_text(item: nft.Value, operand: Expression) -> str:
     """Return the text of a constant operand of a bit operation on `operand`."""
     if isinstance(item, int):
         return f"{item:#x}"
-    (kind,) = types_of(operand)
-    return f"({typed(item, kind)})" if "," in item else typed(item, kind)
+    (kind,) = value_types(operand)
+    return f"({typed_value_text(item, kind)})" if "," in item else typed_value_text(item, kind)
 
 
-def entries(pairs: Iterable[str]) -> str:
+def braced_list(pairs: Iterable[str]) -> str:
     """Return sorted entries in braces."""
     return "{ " + ", ".join(sorted(pairs)) + " }"
 
 
-def expression(item: Expression) -> str:
+def expression_text(item: Expression) -> str:
     """Return an expression in nft syntax. Raises ValueError."""
     match item:
         case nft.Meta(key):
-            return f"meta {word(key)}"
+            return f"meta {grammar_word(key)}"
         case nft.Ct(key, direction):
-            key = key if key in _CT_KEYS else word(key)
-            return f"ct {key}" if direction is None else f"ct {word(direction)} {key}"
+            key = key if key in _CT_KEYS else grammar_word(key)
+            return f"ct {key}" if direction is None else f"ct {grammar_word(direction)} {key}"
         case nft.Payload(protocol, field):
-            return f"{word(protocol)} {word(field)}"
+            return f"{grammar_word(protocol)} {grammar_word(field)}"
         case nft.RawPayload(base, offset, length):
-            return f"@{word(base)},{int(offset)},{int(length)}"
+            return f"@{grammar_word(base)},{int(offset)},{int(length)}"
         case nft.Fib(result, keys):
-            return f"fib {' . '.join(word(key) for key in keys)} {word(result)}"
+            return f"fib {' . '.join(grammar_word(key) for key in keys)} {grammar_word(result)}"
         case nft.Socket(key):
-            return f"socket {word(key)}"
+            return f"socket {grammar_word(key)}"
         case nft.Rt(key, family):
-            return f"rt {word(key)}" if family is None else f"rt {word(family)} {word(key)}"
+            return f"rt {grammar_word(key)}" if family is None else f"rt {grammar_word(family)} {grammar_word(key)}"
         case nft.Option():
             return _option(item)
         case nft.Bitwise(operand, mask, bits):
             masked = inner(operand)
-            if mask != nft.FULL:
-                masked = f"{masked} & {constant(mask, operand)}"
-            return f"{masked} | {constant(bits, operand)}" if bits else masked
+            if mask != nft.FULL_MASK:
+                masked = f"{masked} & {constant_text(mask, operand)}"
+            return f"{masked} | {constant_text(bits, operand)}" if bits else masked
         case nft.Binary(op, left, right):
-            other = constant(right, left) if isinstance(right, int | str) else inner(right)
-            return f"{inner(left)} {one_of(_OPERATORS, op)} {other}"
+            other = constant_text(right, left) if isinstance(right, int | str) else inner(right)
+            return f"{inner(left)} {require_one_of(_OPERATORS, op)} {other}"
         case nft.Concat(parts):
-            return " . ".join(map(expression, parts))
+            return " . ".join(map(expression_text, parts))
         case nft.Lookup(key, nft.MapRef(target)):
-            return f"{expression(key)} map @{name(target)}"
+            return f"{expression_text(key)} map @{identifier(target)}"
         case nft.Lookup(key, frozenset() as pairs):
-            types = types_of(key)
-            texts = (f"{element(entry, types)} : {element(data, _UNTYPED_PAIR)}" for entry, data in pairs)
-            return f"{expression(key)} map {entries(texts)}"
+            types = value_types(key)
+            texts = (f"{element_text(entry, types)} : {element_text(data, _UNTYPED_PAIR)}" for entry, data in pairs)
+            return f"{expression_text(key)} map {braced_list(texts)}"
     raise unsupported_error(item)
 
 
@@ -162,11 +162,11 @@ def unsupported_error(item: object) -> ValueError:
 
 def inner(item: Expression) -> str:
     """Return an expression as an operand, in parentheses if needed."""
-    return f"({expression(item)})" if isinstance(item, nft.Binary | nft.Bitwise) else expression(item)
+    return f"({expression_text(item)})" if isinstance(item, nft.Binary | nft.Bitwise) else expression_text(item)
 
 
 def _option(item: nft.Option) -> str:
-    field = "" if item.field is None else f" {word(item.field)}"
+    field = "" if item.field is None else f" {grammar_word(item.field)}"
     if item.kind == "exthdr":
-        return f"{word(item.name)}{field}" if field else f"exthdr {word(item.name)}"
-    return f"{one_of(_OPTION_KINDS, item.kind)} {word(item.name)}{field}"
+        return f"{grammar_word(item.name)}{field}" if field else f"exthdr {grammar_word(item.name)}"
+    return f"{require_one_of(_OPTION_KINDS, item.kind)} {grammar_word(item.name)}{field}"

@@ -10,26 +10,26 @@ from attrs import frozen
 
 from ..policy import values, words
 from .roles import wan_zones
-from .uci_in import Section
+from .uci_in import ParsedSection
 
 _RANGE = re.compile(r"([0-9]{1,5})(?:[-:]([0-9]{1,5}))?\Z")
-_ANSWER_NAMES = {port: word for word, port in words.ANSWERS.items()}
+_ANSWER_NAMES = {port: word for word, port in words.NAMED_ANSWERS.items()}
 # Handled by exemptions or the kernel; by protocol and destination port.
 _EXEMPTED = {("udp", "68"): "dhcpv4", ("udp", "546"): "dhcpv6", ("udp", "4789"): "vxlan-mesh"}
 _ICMP = frozenset({"icmp", "icmpv6", "ipv6-icmp", "1", "58"})
 
 
 @frozen
-class Let:
+class AllowedInbound:
     """Firewall section with its `answer` entries, or the reason (`why`) that it has none."""
 
-    section: Section
+    section: ParsedSection
     answers: tuple[str, ...] = ()
-    why: str = ""
-    done: bool = False  # covered by the policy in another way, or not relevant
+    reason: str = ""
+    covered: bool = False  # covered by the policy in another way, or not relevant
 
 
-def let_in(firewall: Iterable[Section]) -> Iterator[Let]:
+def allowed_inbound(firewall: Iterable[ParsedSection]) -> Iterator[AllowedInbound]:
     """Yield each section that accepts inbound packets, or that has no counterpart in a policy."""
     sections = tuple(firewall)
     zones = {section.get("name") for section in wan_zones(sections)}
@@ -37,11 +37,13 @@ def let_in(firewall: Iterable[Section]) -> Iterator[Let]:
         if section.type == "rule":
             yield _rule(section, zones)
         elif section.type in _UNMAPPED_TYPES:
-            yield Let(section, (), _UNMAPPED_TYPES[section.type])
+            yield AllowedInbound(section, (), _UNMAPPED_TYPES[section.type])
         elif section.type == "include":
-            yield Let(section, (), _include(section))
+            yield AllowedInbound(section, (), _include(section))
         elif section.type not in ("defaults", "zone", "forwarding"):
-            yield Let(section, (), "firewall4 does not know this section, or it does not concern the use of an uplink")
+            yield AllowedInbound(
+                section, (), "firewall4 does not know this section, or it does not concern the use of an uplink"
+            )
 
 
 _UNMAPPED_TYPES = {
@@ -51,7 +53,7 @@ _UNMAPPED_TYPES = {
 }
 
 
-def _include(section: Section) -> str:
+def _include(section: ParsedSection) -> str:
     if section.get("type", "script") not in ("nftables", "script"):
         return (
             f"firewall4 does not support includes of type {section.get('type')!r} (for firewall3) and then renders NO "
@@ -60,15 +62,19 @@ def _include(section: Section) -> str:
     return "the included file was not read; pass the whole ruleset with --ruleset (nft -j list ruleset)"
 
 
-def _rule(section: Section, zones: set[str]) -> Let:
+def _rule(section: ParsedSection, zones: set[str]) -> AllowedInbound:
     if not section.flag("enabled", True):
-        return Let(section, done=True)
+        return AllowedInbound(section, covered=True)
     if section.get("src") not in zones and section.get("src") != "*":
-        return Let(section, done=True) if section.get("dest") not in zones else Let(section, (), _OUTBOUND)
+        return (
+            AllowedInbound(section, covered=True)
+            if section.get("dest") not in zones
+            else AllowedInbound(section, (), _OUTBOUND)
+        )
     if section.get("dest"):
-        return Let(section, (), "it forwards packets from an uplink; a policy forwards none")
+        return AllowedInbound(section, (), "it forwards packets from an uplink; a policy forwards none")
     if section.get("target").upper() != "ACCEPT":
-        return Let(section, done=True)  # the firewall still rejects these packets
+        return AllowedInbound(section, covered=True)  # the firewall still rejects these packets
     protocols = [word.lower() for word in section.words("proto")] or ["tcp", "udp"]
     protocols = ["tcp", "udp"] if protocols in (["tcpudp"], ["all"], ["any"], ["*"]) else protocols
     answers: list[str] = []
@@ -79,17 +85,19 @@ def _rule(section: Section, zones: set[str]) -> Let:
                 answers.append("ping")
         elif protocol in ("tcp", "udp"):
             if section.get("src_port") and protocol == "udp":
-                return Let(
+                return AllowedInbound(
                     section,
                     (),
                     "it accepts replies to queries of this machine; a policy needs a service for queries by an uplink",
                 )
             if not section.words("dest_port"):
-                return Let(section, (), f"it accepts all ports of {protocol}; a policy names the ports that it answers")
+                return AllowedInbound(
+                    section, (), f"it accepts all ports of {protocol}; a policy names the ports that it answers"
+                )
             answers += [word for port in section.words("dest_port") if (word := _answer(protocol, port))]
         elif protocol != "igmp":
-            return Let(section, (), f"a policy has no answer entry for protocol {protocol}")
-    return Let(section, tuple(dict.fromkeys(answers)), done=True)
+            return AllowedInbound(section, (), f"a policy has no answer entry for protocol {protocol}")
+    return AllowedInbound(section, tuple(dict.fromkeys(answers)), covered=True)
 
 
 _OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a policy forwards none"
@@ -102,7 +110,7 @@ def _answer(protocol: str, port_text: str) -> str:
         return ""
     port = f"{protocol}/{parts[1]}{f'-{parts[2]}' if parts[2] else ''}"
     try:
-        values.port(port)
+        values.parse_port(port)
     except ValueError:
         return ""
     return _ANSWER_NAMES.get(port, port)

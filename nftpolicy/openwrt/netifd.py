@@ -15,12 +15,17 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from attrs import evolve, frozen
 
 from ..netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
-from .network import LEASED6, NAMED_TABLES, Interface, Network, table, unsigned
+from .network import LEASE_PROTOCOLS_IPV6, NAMED_TABLES, Interface, NetworkConfig, parse_unsigned, table_number
 from .rule_warnings import UciWarning, rule_warnings
-from .uci_in import Section
+from .uci_in import ParsedSection
 
-KERNEL, BOOT, STATIC = 2, 3, 4  # RTPROT_*, include/uapi/linux/rtnetlink.h
-FROM, TO, NO_WAY, REFUSED = 10000, 20000, 90000, 4200000000  # IPRULE_PRIORITY_* of iprule.h
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC = 2, 3, 4  # RTPROT_*, include/uapi/linux/rtnetlink.h
+IPRULE_PRIORITY_ADDR, IPRULE_PRIORITY_ADDR_MASK, IPRULE_PRIORITY_NW, IPRULE_PRIORITY_REJECT = (
+    10000,
+    20000,
+    90000,
+    4200000000,
+)  # IPRULE_PRIORITY_* of iprule.h
 _KINDS = {"rule": 4, "rule6": 6, "route": 4, "route6": 6}
 _ACTIONS = {"prohibit": "prohibit", "unreachable": "unreachable", "blackhole": "blackhole", "throw": "blackhole"}
 _TERMINAL_TYPES = frozenset({"unreachable", "blackhole", "prohibit", "throw"})
@@ -35,60 +40,73 @@ class _Dropped(Exception):
 
 
 @frozen
-class Made:
+class NetifdState:
     """ip rules and routes of netifd, and the warnings about its configuration."""
 
     rules: tuple[IpRule, ...]
     routes: tuple[Route, ...]
-    traps: tuple[UciWarning, ...]
+    warnings: tuple[UciWarning, ...]
 
 
-def made(sections: Sequence[Section], network: Network, names: Mapping[str, int] = NAMED_TABLES) -> Made:
+def netifd_state(
+    sections: Sequence[ParsedSection], network: NetworkConfig, names: Mapping[str, int] = NAMED_TABLES
+) -> NetifdState:
     """Return all ip rules and routes of netifd, with every interface up."""
     warnings: list[UciWarning] = []
     rules = [*_kernel_rules(), *_interface_rules(network), *_configured_rules(sections, network, names, warnings)]
     routes = [*_connected_routes(network), *_static_routes(sections, network, names, warnings)]
     rules.sort(key=lambda rule: (rule.family, rule.priority))
-    return Made(tuple(rules), tuple(dict.fromkeys(routes)), tuple(warnings))
+    return NetifdState(tuple(rules), tuple(dict.fromkeys(routes)), tuple(warnings))
 
 
 def _kernel_rules() -> Iterator[IpRule]:
     for family in (4, 6):
-        yield IpRule(family, 0, table=TABLE_LOCAL, protocol=KERNEL)
-        yield IpRule(family, 32766, table=TABLE_MAIN, protocol=KERNEL)
-    yield IpRule(4, 32767, table=TABLE_DEFAULT, protocol=KERNEL)
+        yield IpRule(family, 0, table=TABLE_LOCAL, protocol=RTPROT_KERNEL)
+        yield IpRule(family, 32766, table=TABLE_MAIN, protocol=RTPROT_KERNEL)
+    yield IpRule(4, 32767, table=TABLE_DEFAULT, protocol=RTPROT_KERNEL)
 
 
-def origin(section: Section, option: str = "") -> tuple[str, str]:
+def section_origin(section: ParsedSection, option: str = "") -> tuple[str, str]:
     """Return the place of a section, (FILE, LINE), as the origin of an object."""
     return section.file, str(section.line_of(option) if option else section.line)
 
 
-def _interface_rules(network: Network) -> Iterator[IpRule]:
+def _interface_rules(network: NetworkConfig) -> Iterator[IpRule]:
     """Yield the rules of ip4table and ip6table, which netifd adds without a section."""
     for interface in network.interfaces:
         if not interface.up or not interface.device:
             continue
         for family, number in interface.tables.items():
-            place = origin(interface.section, f"ip{family}table")
+            place = section_origin(interface.section, f"ip{family}table")
             index = network.ifindex[interface.device]
             for address in interface.addresses:
                 if address.version != family:
                     continue
                 width = address.max_prefixlen
-                yield IpRule(family, FROM, table=number, source=f"{address.ip}/{width}", protocol=0, origin=place)
-                yield IpRule(family, TO, table=number, destination=str(address.network), protocol=0, origin=place)
+                yield IpRule(
+                    family, IPRULE_PRIORITY_ADDR, table=number, source=f"{address.ip}/{width}", protocol=0, origin=place
+                )
+                yield IpRule(
+                    family,
+                    IPRULE_PRIORITY_ADDR_MASK,
+                    table=number,
+                    destination=str(address.network),
+                    protocol=0,
+                    origin=place,
+                )
             if family == 4 or interface.device in network.ipv6_devices:
-                yield IpRule(family, NO_WAY + index, table=number, iif="lo", protocol=0, origin=place)
+                yield IpRule(family, IPRULE_PRIORITY_NW + index, table=number, iif="lo", protocol=0, origin=place)
             if family == 6 and interface.device in network.ipv6_devices:
-                yield IpRule(6, REFUSED + index, "unreachable", iif=interface.device, protocol=0, origin=place)
+                yield IpRule(
+                    6, IPRULE_PRIORITY_REJECT + index, "unreachable", iif=interface.device, protocol=0, origin=place
+                )
 
 
 # --- rules ------------------------------------------------------------------------------------
 
 
 def _configured_rules(
-    sections: Sequence[Section], network: Network, names: Mapping[str, int], warnings: list[UciWarning]
+    sections: Sequence[ParsedSection], network: NetworkConfig, names: Mapping[str, int], warnings: list[UciWarning]
 ) -> Iterator[IpRule]:
     count = {4: 0, 6: 0}
     for section in sections:
@@ -99,17 +117,21 @@ def _configured_rules(
         for option in section.options:
             if option not in _RULE_OPTIONS:
                 warnings.append(
-                    UciWarning(section.place(option), f"{section.shown}: netifd ignores the unknown option {option!r}")
+                    UciWarning(
+                        section.location(option), f"{section.title}: netifd ignores the unknown option {option!r}"
+                    )
                 )
         try:
             rule = _rule(section, family, count[family], network, names)
         except _Dropped as fault:
-            warnings.append(UciWarning(section.place(), f"{section.shown}: netifd silently ignores this rule: {fault}"))
+            warnings.append(
+                UciWarning(section.location(), f"{section.title}: netifd silently ignores this rule: {fault}")
+            )
             continue
         if rule is None:
             warnings.append(
                 UciWarning(
-                    section.place(), f"{section.shown}: its interface is not up, so netifd does not add the rule"
+                    section.location(), f"{section.title}: its interface is not up, so netifd does not add the rule"
                 )
             )
             continue
@@ -117,7 +139,9 @@ def _configured_rules(
         yield rule
 
 
-def _rule(section: Section, family: int, number: int, network: Network, names: Mapping[str, int]) -> IpRule | None:
+def _rule(
+    section: ParsedSection, family: int, number: int, network: NetworkConfig, names: Mapping[str, int]
+) -> IpRule | None:
     value, mask = _mark(section)
     rule = IpRule(
         family,
@@ -125,7 +149,7 @@ def _rule(section: Section, family: int, number: int, network: Network, names: M
         mark=value,
         mask=mask,
         protocol=0,
-        origin=origin(section),
+        origin=section_origin(section),
         invert=section.flag("invert"),
     )
     if section.get("src"):
@@ -135,7 +159,7 @@ def _rule(section: Section, family: int, number: int, network: Network, names: M
     devices: dict[str, str] = {}
     for option in ("in", "out"):
         if section.get(option):
-            interface = network.named(section.get(option))
+            interface = network.find_interface(section.get(option))
             if interface is None or not interface.up or not interface.device:
                 return None
             devices[option] = interface.device
@@ -151,11 +175,11 @@ def _rule(section: Section, family: int, number: int, network: Network, names: M
     return _ports(section, _with_action(section, rule, names))
 
 
-def _with_action(section: Section, rule: IpRule, names: Mapping[str, int]) -> IpRule:
+def _with_action(section: ParsedSection, rule: IpRule, names: Mapping[str, int]) -> IpRule:
     """Return the rule with its action, which precedes a table as in netifd's system_iprule."""
     lookup = None
     if section.get("lookup"):
-        lookup = table(section.get("lookup"), names)
+        lookup = table_number(section.get("lookup"), names)
         if lookup is None:
             raise _Dropped(f"there is no table {section.get('lookup')!r}")
     if section.get("action"):
@@ -170,12 +194,12 @@ def _with_action(section: Section, rule: IpRule, names: Mapping[str, int]) -> Ip
     return evolve(rule, action="nop") if lookup is None else evolve(rule, table=lookup)
 
 
-def _mark(section: Section) -> tuple[int, int]:
+def _mark(section: ParsedSection) -> tuple[int, int]:
     text = section.get("mark")
     if not text:
         return 0, 0
     value_text, slash, mask_text = text.partition("/")
-    value, mask = unsigned(value_text), unsigned(mask_text) if slash else None
+    value, mask = parse_unsigned(value_text), parse_unsigned(mask_text) if slash else None
     if value is None or (slash and mask is None):
         raise _Dropped(f"{text!r} is not a mark (VALUE or VALUE/MASK)")
     if mask is None:  # without a mask the kernel compares all bits; the value 0 matches every packet
@@ -183,15 +207,15 @@ def _mark(section: Section) -> tuple[int, int]:
     return value, mask
 
 
-def _number(section: Section, option: str, default: int) -> int:
+def _number(section: ParsedSection, option: str, default: int) -> int:
     text = section.get(option)
-    number = unsigned(text) if text else default
+    number = parse_unsigned(text) if text else default
     if number is None:
         raise _Dropped(f"{option} {text!r} is not a number")
     return number
 
 
-def _prefix(section: Section, option: str, family: int) -> str:
+def _prefix(section: ParsedSection, option: str, family: int) -> str:
     text = section.get(option)
     try:
         prefix = ip_interface(text)
@@ -203,7 +227,7 @@ def _prefix(section: Section, option: str, family: int) -> str:
     return str(prefix.network)
 
 
-def _uids(section: Section) -> tuple[int, int]:
+def _uids(section: ParsedSection) -> tuple[int, int]:
     parts = re.match(r"\s*([0-9]+)(?:-([0-9]+))?", section.get("uidrange"))
     if not parts:
         raise _Dropped(f"uidrange {section.get('uidrange')!r} is not a number; netifd does not resolve names")
@@ -213,18 +237,18 @@ def _uids(section: Section) -> tuple[int, int]:
     return low, high
 
 
-def _ports(section: Section, rule: IpRule) -> IpRule:
+def _ports(section: ParsedSection, rule: IpRule) -> IpRule:
     """Return the rule with ipproto, sport and dport, which netifd supports since 2025.
 
     Protocols are numbers or names of /etc/protocols.
     """
     if section.get("ipproto"):
-        number = _PROTOCOLS.get(section.get("ipproto"), unsigned(section.get("ipproto")))
+        number = _PROTOCOLS.get(section.get("ipproto"), parse_unsigned(section.get("ipproto")))
         rule = evolve(rule, l4proto=number) if number else evolve(rule, unknown=(f"ipproto {section.get('ipproto')}",))
     return evolve(rule, sports=_port_range(section, "sport"), dports=_port_range(section, "dport"))
 
 
-def _port_range(section: Section, option: str) -> tuple[int, int] | None:
+def _port_range(section: ParsedSection, option: str) -> tuple[int, int] | None:
     text = section.get(option)
     if not text:
         return None
@@ -237,21 +261,21 @@ def _port_range(section: Section, option: str) -> tuple[int, int] | None:
 # --- routes -----------------------------------------------------------------------------------
 
 
-def _connected_routes(network_config: Network) -> Iterator[Route]:
+def _connected_routes(network_config: NetworkConfig) -> Iterator[Route]:
     """Yield local addresses, connected networks and default routes of interfaces."""
     for family, network in ((4, "127.0.0.0/8"), (6, "::1/128")):
-        yield Route(family, TABLE_LOCAL, network, "local", device="lo", protocol=KERNEL)
+        yield Route(family, TABLE_LOCAL, network, "local", device="lo", protocol=RTPROT_KERNEL)
     for index, device in enumerate(_devices(network_config)):
         link_local = f"fe80::a00:27ff:fe00:{index + 2:x}/128"
-        yield Route(6, TABLE_LOCAL, link_local, "local", device=device, protocol=KERNEL)
-        yield Route(6, TABLE_LOCAL, "ff00::/8", "multicast", device=device, metric=256, protocol=KERNEL)
-        yield Route(6, TABLE_MAIN, "fe80::/64", device=device, metric=256, protocol=KERNEL)
+        yield Route(6, TABLE_LOCAL, link_local, "local", device=device, protocol=RTPROT_KERNEL)
+        yield Route(6, TABLE_LOCAL, "ff00::/8", "multicast", device=device, metric=256, protocol=RTPROT_KERNEL)
+        yield Route(6, TABLE_MAIN, "fe80::/64", device=device, metric=256, protocol=RTPROT_KERNEL)
     for interface in network_config.interfaces:
         if interface.up and interface.device and interface.device != "lo":
             yield from _interface_routes(interface)
 
 
-def _devices(network_config: Network) -> list[str]:
+def _devices(network_config: NetworkConfig) -> list[str]:
     return list(
         dict.fromkeys(
             interface.device
@@ -262,11 +286,13 @@ def _devices(network_config: Network) -> list[str]:
 
 
 def _interface_routes(interface: Interface) -> Iterator[Route]:
-    metric = unsigned(interface.section.get("metric")) or 0
+    metric = parse_unsigned(interface.section.get("metric")) or 0
     for address in interface.addresses:
         family, width = address.version, address.max_prefixlen
         number = interface.tables.get(family, TABLE_MAIN)
-        yield Route(family, TABLE_LOCAL, f"{address.ip}/{width}", "local", device=interface.device, protocol=KERNEL)
+        yield Route(
+            family, TABLE_LOCAL, f"{address.ip}/{width}", "local", device=interface.device, protocol=RTPROT_KERNEL
+        )
         if address.network.prefixlen == width and family == 4:
             continue  # a host address has no connected network
         if address.ip.is_link_local and family == 6:
@@ -277,9 +303,9 @@ def _interface_routes(interface: Interface) -> Iterator[Route]:
             number,
             str(address.network),
             device=interface.device,
-            protocol=STATIC if is_moved else KERNEL,
+            protocol=RTPROT_STATIC if is_moved else RTPROT_KERNEL,
             metric=_metric(family, metric, is_moved),
-            origin=origin(interface.section),
+            origin=section_origin(interface.section),
         )
     if not interface.section.flag("defaultroute", True):
         return
@@ -287,10 +313,10 @@ def _interface_routes(interface: Interface) -> Iterator[Route]:
         family = gateway.version
         number = interface.tables.get(family, TABLE_MAIN)
         option = "gateway" if family == 4 else "ip6gw"
-        place = origin(interface.section, option if interface.section.get(option) else "")
-        route = Route(family, number, gateway=str(gateway), device=interface.device, protocol=STATIC,
+        place = section_origin(interface.section, option if interface.section.get(option) else "")
+        route = Route(family, number, gateway=str(gateway), device=interface.device, protocol=RTPROT_STATIC,
                       metric=metric or (1024 if family == 6 else 0), origin=place)  # fmt: skip
-        if interface.proto in LEASED6 and interface.section.flag("sourcefilter", True):
+        if interface.proto in LEASE_PROTOCOLS_IPV6 and interface.section.flag("sourcefilter", True):
             for address in interface.addresses:
                 if address.version == 6:
                     yield evolve(route, source=str(address.network))
@@ -303,7 +329,10 @@ def _metric(family: int, metric: int, is_moved: bool) -> int:
 
 
 def _static_routes(
-    sections: Sequence[Section], network_config: Network, names: Mapping[str, int], warnings: list[UciWarning]
+    sections: Sequence[ParsedSection],
+    network_config: NetworkConfig,
+    names: Mapping[str, int],
+    warnings: list[UciWarning],
 ) -> Iterator[Route]:
     for section in sections:
         if section.type not in ("route", "route6") or section.flag("disabled"):
@@ -312,34 +341,36 @@ def _static_routes(
             route = _route(section, _KINDS[section.type], network_config, names)
         except _Dropped as fault:
             warnings.append(
-                UciWarning(section.place(), f"{section.shown}: netifd silently ignores this route: {fault}")
+                UciWarning(section.location(), f"{section.title}: netifd silently ignores this route: {fault}")
             )
             continue
         if route is None:
             warnings.append(
                 UciWarning(
-                    section.place(),
-                    f"{section.shown}: its interface does not exist or is down, so netifd does not add the route",
+                    section.location(),
+                    f"{section.title}: its interface does not exist or is down, so netifd does not add the route",
                 )
             )
             continue
         if route.kind in _TERMINAL_TYPES and section.get("interface"):
             fact = f"netifd removes this route while interface '{section.get('interface')}' is down"
-            warnings.append(UciWarning(section.place("interface"), f"{section.shown}: {fact}"))
+            warnings.append(UciWarning(section.location("interface"), f"{section.title}: {fact}"))
         yield route
 
 
-def _route(section: Section, family: int, network_config: Network, names: Mapping[str, int]) -> Route | None:
+def _route(
+    section: ParsedSection, family: int, network_config: NetworkConfig, names: Mapping[str, int]
+) -> Route | None:
     kind = section.get("type", "unicast")
     if kind not in _TERMINAL_TYPES and kind not in ("unicast", "local", "broadcast", "multicast", "anycast"):
         raise _Dropped(f"there is no type {kind!r}")
     number = TABLE_MAIN
     if section.get("table"):
-        named_table = table(section.get("table"), names)
+        named_table = table_number(section.get("table"), names)
         if named_table is None:
             raise _Dropped(f"there is no table {section.get('table')!r}")
         number = named_table
-    interface = network_config.named(section.get("interface"))
+    interface = network_config.find_interface(section.get("interface"))
     if section.get("interface"):
         if interface is None or not interface.up:
             return None
@@ -370,12 +401,12 @@ def _route(section: Section, family: int, network_config: Network, names: Mappin
         device or None,
         metric,
         section.flag("onlink"),
-        STATIC,
-        origin(section),
+        RTPROT_STATIC,
+        section_origin(section),
     )
 
 
-def _target(section: Section, family: int) -> str:
+def _target(section: ParsedSection, family: int) -> str:
     text = section.get("target", "0.0.0.0/0" if family == 4 else "::/0")
     mask = section.get("netmask")
     try:

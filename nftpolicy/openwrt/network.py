@@ -12,21 +12,21 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv6Address
 
 from attrs import Factory, evolve, field, frozen
 
-from .uci_in import Section
+from .uci_in import ParsedSection
 
-Faults = list[tuple[Section, str, str]]  # section, option, fault
+Faults = list[tuple[ParsedSection, str, str]]  # section, option, fault
 _Address = IPv4Interface | IPv6Interface
 _Gateway = IPv4Address | IPv6Address
 
 # Protocols that bring a default route from the network behind the device.
-LEASED4 = frozenset(
+LEASE_PROTOCOLS_IPV4 = frozenset(
     {"dhcp", "pppoe", "pppoa", "pptp", "ppp", "3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "ipcp"}
 )
-LEASED6 = frozenset({"dhcpv6"})
-MODEMS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
-SESSIONS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
+LEASE_PROTOCOLS_IPV6 = frozenset({"dhcpv6"})
+MODEM_PROTOCOLS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
+SESSION_PROTOCOLS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
 # Protocols of tunnels: their packets use another network that is reached by an uplink.
-TUNNELS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
+TUNNEL_PROTOCOLS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
                      "6rd",
                      "ipip", "ipip6", "vti", "vtiv6", "xfrm", "map", "dslite", "464xlat", "openconnect", "vpnc", "sstp",
                      "openvpn", "tunneldigger", "gluon_mesh", "batadv", "batadv_hardif", "batadv_vlan"})  # fmt: skip
@@ -44,16 +44,16 @@ class Interface:
     """
 
     name: str
-    section: Section
+    section: ParsedSection
     proto: str
     device: str = ""
-    below: str = ""
+    lower_device: str = ""
     order: int = 0
     addresses: tuple[_Address, ...] = ()
     gateways: tuple[_Gateway, ...] = ()
     tables: Mapping[int, int] = Factory(dict)
     up: bool = True
-    assumed: tuple[str, ...] = field(default=())
+    assumptions: tuple[str, ...] = field(default=())
 
     def address(self, family: int) -> _Address | None:
         """Return its first address of a family; None if it has none."""
@@ -61,7 +61,7 @@ class Interface:
 
 
 @frozen
-class Network:
+class NetworkConfig:
     """Interfaces and devices. `ifindex` is assumed: lo is 1, the other devices in file order."""
 
     interfaces: tuple[Interface, ...]
@@ -69,12 +69,14 @@ class Network:
     ports: Mapping[str, tuple[str, ...]]
     ifindex: Mapping[str, int]
 
-    def named(self, name: str) -> Interface | None:
+    def find_interface(self, name: str) -> Interface | None:
         """Return the interface of that name; None if there is none."""
         return next((interface for interface in self.interfaces if interface.name == name), None)
 
 
-def network(sections: Sequence[Section], wireless: Iterable[Section] = ()) -> tuple[Network, Faults]:
+def read_network(
+    sections: Sequence[ParsedSection], wireless: Iterable[ParsedSection] = ()
+) -> tuple[NetworkConfig, Faults]:
     """Return the interfaces, and the options that netifd would ignore: (section, option, fault)."""
     faults: Faults = []
     radio_devices = _radio_devices(wireless)
@@ -100,10 +102,10 @@ def network(sections: Sequence[Section], wireless: Iterable[Section] = ()) -> tu
     ]
     ifindex = {name: index for index, name in enumerate(dict.fromkeys(ordered), 1)}
     ipv6 = frozenset(section.get("name") for section in devices if section.get("ipv6") and section.flag("ipv6"))
-    return Network(tuple(interfaces), ipv6, ports, ifindex), faults
+    return NetworkConfig(tuple(interfaces), ipv6, ports, ifindex), faults
 
 
-def _radio_devices(wireless: Iterable[Section]) -> dict[str, str]:
+def _radio_devices(wireless: Iterable[ParsedSection]) -> dict[str, str]:
     """Return interface -> device of its radio, from UCI or from OpenWrt's naming (phyN-MODE)."""
     devices: dict[str, str] = {}
     counts: dict[tuple[str, str], int] = {}
@@ -120,13 +122,13 @@ def _radio_devices(wireless: Iterable[Section]) -> dict[str, str]:
     return devices
 
 
-def _interface(section: Section, order: int, radio_devices: Mapping[str, str], faults: Faults) -> Interface:
+def _interface(section: ParsedSection, order: int, radio_devices: Mapping[str, str], faults: Faults) -> Interface:
     name, proto = section.name or "", section.get("proto", "none")
     device, lower_device = _device(section, name, proto, radio_devices)
     tables = {}
     for family, option in ((4, "ip4table"), (6, "ip6table")):
         if section.get(option):
-            number = table(section.get(option))
+            number = table_number(section.get(option))
             if number is None:
                 fault = f"netifd does not know table {section.get(option)!r} and ignores the option"
                 faults.append((section, option, fault))
@@ -137,10 +139,10 @@ def _interface(section: Section, order: int, radio_devices: Mapping[str, str], f
     return Interface(name, section, proto, device, lower_device, order, tuple(addresses), tuple(gateways), tables, up)
 
 
-def _device(section: Section, name: str, proto: str, radio_devices: Mapping[str, str]) -> tuple[str, str]:
+def _device(section: ParsedSection, name: str, proto: str, radio_devices: Mapping[str, str]) -> tuple[str, str]:
     devices = section.words("device") or section.words("ifname")
     first = devices[0] if devices else radio_devices.get(name, "")
-    if proto in SESSIONS:
+    if proto in SESSION_PROTOCOLS:
         return f"{proto}-{name}"[:15], "" if first.startswith("/dev/") else first
     if proto == "wireguard":
         return name, ""
@@ -166,7 +168,7 @@ def _resolve_alias(interface: Interface, by_name: Mapping[str, Interface]) -> In
     return evolve(interface, device="" if device.startswith("@") else device)
 
 
-def _static_addresses(section: Section, faults: Faults) -> tuple[list[_Address], list[_Gateway]]:
+def _static_addresses(section: ParsedSection, faults: Faults) -> tuple[list[_Address], list[_Gateway]]:
     addresses: list[_Address] = []
     gateways: list[_Gateway] = []
     mask = section.get("netmask")
@@ -186,14 +188,14 @@ def _static_addresses(section: Section, faults: Faults) -> tuple[list[_Address],
     return addresses, gateways
 
 
-def with_leases(network_config: Network) -> Network:
+def add_assumed_leases(network_config: NetworkConfig) -> NetworkConfig:
     """Return the network with assumed addresses where a lease would bring them."""
     interfaces = []
     count = 0
     for interface in network_config.interfaces:
         assumptions: list[str] = []
         addresses, gateways = list(interface.addresses), list(interface.gateways)
-        if interface.up and interface.device and interface.proto in LEASED4:
+        if interface.up and interface.device and interface.proto in LEASE_PROTOCOLS_IPV4:
             count += 1
             base = int(IPv4Address("192.0.2.0")) + 16 * (count % 16)
             addresses.append(IPv4Interface((base + 2, 28)))
@@ -201,7 +203,7 @@ def with_leases(network_config: Network) -> Network:
             assumptions.append(
                 f"{interface.name}: address {addresses[-1]} and router {gateways[-1]}, as a lease may bring them"
             )
-        if interface.up and interface.device and interface.proto in LEASED6:
+        if interface.up and interface.device and interface.proto in LEASE_PROTOCOLS_IPV6:
             count += 1
             prefix = int(IPv6Address("2001:db8:1::")) + (count << 80)
             addresses.append(IPv6Interface((prefix + 2, 64)))
@@ -210,7 +212,7 @@ def with_leases(network_config: Network) -> Network:
                 f"{interface.name}: address {addresses[-1]} and router {gateways[-1]}, as the network may advertise"
             )
         interfaces.append(
-            evolve(interface, addresses=tuple(addresses), gateways=tuple(gateways), assumed=tuple(assumptions))
+            evolve(interface, addresses=tuple(addresses), gateways=tuple(gateways), assumptions=tuple(assumptions))
         )
     return evolve(network_config, interfaces=tuple(interfaces))
 
@@ -218,15 +220,15 @@ def with_leases(network_config: Network) -> Network:
 NAMED_TABLES = {"main": 254, "local": 255, "default": 253, "prelocal": 128}  # OpenWrt's /etc/iproute2/rt_tables
 
 
-def table(text: str, names: Mapping[str, int] = NAMED_TABLES) -> int | None:
+def table_number(text: str, names: Mapping[str, int] = NAMED_TABLES) -> int | None:
     """Return the number of a routing table; None if netifd does not know it (0 is unknown, too)."""
     if text in names:
         return names[text]
-    number = unsigned(text)
+    number = parse_unsigned(text)
     return number or None
 
 
-def unsigned(text: str) -> int | None:
+def parse_unsigned(text: str) -> int | None:
     """Return the number that strtoul(3) with base 0 parses, as `unsigned int`.
 
     None if the text has other characters. After a 0 the number is octal, a minus sign wraps, and only

@@ -11,11 +11,11 @@ from typing import Any
 
 from ..policy.objects import Policy
 from . import uci
-from .tree import DEFAULTS, tree
+from .tree import DEFAULTS_PATH, build_tree
 
 # Parts that a template cannot express, each with the command to run on the device.
-BESIDE = (
-    ("the interface names of the uplinks depend on the device", f"sh /{DEFAULTS}"),
+MANUAL_STEPS = (
+    ("the interface names of the uplinks depend on the device", f"sh /{DEFAULTS_PATH}"),
     ("a template cannot create the symlink that starts a service at boot", "/etc/init.d/nftpolicy enable"),
     ("the files take effect only when the service starts", "/etc/init.d/nftpolicy start"),
 )
@@ -28,7 +28,7 @@ def template(policy: Policy, link_guard: bool = True) -> dict[str, Any]:
         ValueError: as `tree`; or a file contains the syntax of a template variable.
     """
     files = []
-    for path, file in tree(policy, link_guard).items():
+    for path, file in build_tree(policy, link_guard).items():
         if "{{" in file.text:
             raise ValueError(f"{path} contains '{{{{', which OpenWISP interprets as a variable")
         files.append({"path": f"/{path}", "mode": "0755" if file.executable else "0644", "contents": file.text})
@@ -40,7 +40,7 @@ def template(policy: Policy, link_guard: bool = True) -> dict[str, Any]:
                 "config_value": section.name,
                 **{key: _json_value(value) for key, value in section.options},
             }
-            for section in uci.sections(policy)
+            for section in uci.network_sections(policy)
         ],
         "files": files,
     }

@@ -11,29 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..compiler import guard, ladder
-from ..compiler.sysctls import sysctls
+from ..compiler.sysctls import required_sysctls
 from ..netstate import text
-from ..netstate.nft import FULL, Chain
-from ..netstate.routing import KINDS, IpRule, Route
+from ..netstate.nft import FULL_MASK, Chain
+from ..netstate.routing import ROUTE_TYPES, IpRule, Route
 from ..policy.objects import Policy, Uplink
 
-_ROUTE_TYPES = {name: number for number, name in KINDS.items()}
+_ROUTE_TYPES = {name: number for number, name in ROUTE_TYPES.items()}
 _PORT = "/"  # placeholder for a bridge port; not valid in a device name
 
 
-def plan(policy: Policy, link_guard: bool = True) -> str:
+def router_plan(policy: Policy, link_guard: bool = True) -> str:
     """Return the text of the plan file."""
     lines = [f"policy {policy.name}"]
-    lines += [f"rule{rule.family} {_rule(rule)}" for rule in map(whole, ladder.rules(policy))]
-    lines += [f"route{route.family} {_route(route)}" for route in ladder.routes(policy)]
-    lines += [f"sysctl {sysctl.path} {sysctl.value}" for sysctl in sysctls(policy)]
+    lines += [f"rule{rule.family} {_rule(rule)}" for rule in map(require_expressible, ladder.ip_rules(policy))]
+    lines += [f"route{route.family} {_route(route)}" for route in ladder.uplink_routes(policy)]
+    lines += [f"sysctl {sysctl.path} {sysctl.value}" for sysctl in required_sysctls(policy)]
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
     return "".join(f"{line}\n" for line in lines)
 
 
-def whole(rule: IpRule) -> IpRule:
+def require_expressible(rule: IpRule) -> IpRule:
     """Return the rule, if plan lines and UCI sections can express it.
 
     Raises:
@@ -53,7 +53,7 @@ def _rule(rule: IpRule) -> str:
     if rule.destination:
         parts.append(f"to {rule.destination}")
     if rule.mask:
-        mask = f"/{rule.mask:#x}" if rule.mask != FULL else ""
+        mask = f"/{rule.mask:#x}" if rule.mask != FULL_MASK else ""
         parts.append(f"fwmark {rule.mark:#x}{mask}")
     if rule.uids:
         parts.append(f"uidrange {rule.uids[0]}-{rule.uids[1]}")
@@ -87,7 +87,7 @@ def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[str]:
 def _chain_body(chain: Chain) -> str:
     assert chain.hook
     hook = f"priority {int(chain.hook.priority)}; policy {chain.hook.policy};"
-    return " ".join([hook, "; ".join(map(text.rule, chain.rules))])
+    return " ".join([hook, "; ".join(map(text.rule_text, chain.rules))])
 
 
 def _resolver(name: str, uplink: Uplink) -> Iterator[str]:

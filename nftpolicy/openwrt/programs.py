@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from attrs import evolve, frozen
 
 from ..policy import values
-from .network import Network, unsigned
-from .roles import Packages, Role
-from .uci_in import Section
-from .undone import library
+from .network import NetworkConfig, parse_unsigned
+from .roles import Packages, UplinkCandidate
+from .uci_in import ParsedSection
+from .undone import preload_environment
 
 # Gluon's group of VPN programs (package gluon-mesh-vpn-core), with the same number on every node.
-GLUON = {"gluon-mesh-vpn": 800}
+GLUON_GROUPS = {"gluon-mesh-vpn": 800}
 _FREE = 801  # the proposed group of a program that has none
 
 
 @frozen
-class Program:
+class ServiceCandidate:
     """Proposed service: `selector` is its key and value in TOML, `doing` are manual steps.
 
     `marks` is a word of vocabulary.MARKS. `sport` are the kernel's own ports, in a policy's form.
@@ -28,32 +28,32 @@ class Program:
     name: str
     uplink: str
     selector: tuple[str, str]
-    why: str
-    sections: tuple[Section, ...]
-    doing: tuple[tuple[str, str], ...] = ()  # (location, step)
+    source: str
+    sections: tuple[ParsedSection, ...]
+    manual_steps: tuple[tuple[str, str], ...] = ()  # (location, step)
     marks: str = "itself"
     sport: tuple[str, ...] = ()
 
-    def beside(self, other: Program) -> Program:
+    def merged_with(self, other: ServiceCandidate) -> ServiceCandidate:
         """Return both as one service. A preloaded library does not disturb a program that marks."""
         return evolve(
             self,
-            why=f"{self.why}; {other.why}",
+            source=f"{self.source}; {other.source}",
             sections=(*self.sections, *other.sections),
-            doing=(*self.doing, *other.doing),
+            manual_steps=(*self.manual_steps, *other.manual_steps),
             marks=max(self.marks, other.marks, key=("itself", "preload").index),
         )
 
 
-def programs(
-    packages: Packages, network_config: Network, uplinks: Sequence[Role], groups: Mapping[str, int]
-) -> tuple[Program, ...]:
+def service_candidates(
+    packages: Packages, network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate], groups: Mapping[str, int]
+) -> tuple[ServiceCandidate, ...]:
     """Return all proposed services; programs that share a group are one service."""
     uplink = uplinks[0]
-    by_key: dict[tuple[tuple[str, str], bool], Program] = {}
-    for candidate in _candidates(packages, network_config, uplink, {**GLUON, **groups}):
+    by_key: dict[tuple[tuple[str, str], bool], ServiceCandidate] = {}
+    for candidate in _candidates(packages, network_config, uplink, {**GLUON_GROUPS, **groups}):
         key = (candidate.selector, bool(candidate.sport))
-        by_key[key] = by_key[key].beside(candidate) if key in by_key else candidate
+        by_key[key] = by_key[key].merged_with(candidate) if key in by_key else candidate
     names: dict[str, int] = {}
     for key, candidate in by_key.items():
         names[candidate.name] = names.get(candidate.name, 0) + 1
@@ -63,8 +63,8 @@ def programs(
 
 
 def _candidates(
-    packages: Packages, network_config: Network, uplink: Role, groups: Mapping[str, int]
-) -> Iterator[Program]:
+    packages: Packages, network_config: NetworkConfig, uplink: UplinkCandidate, groups: Mapping[str, int]
+) -> Iterator[ServiceCandidate]:
     for section in packages.get("fastd", ()):
         if section.type == "fastd" and section.flag("enabled", True) and section.name != "sample_config":
             yield _fastd(section, packages["fastd"], uplink, groups)
@@ -74,10 +74,10 @@ def _candidates(
     for section in packages.get("wgpeerselector", ()):
         if section.type == "wgpeerselector" and section.flag("enabled", True):
             selector, group_steps = _group(section, "unix_group", groups)
-            why = f"{section.place()} looks up WireGuard's peers, and the time"
-            step = f"{section.shown}: the ntpd that it calls sets no mark: {_preload(uplink)}"
-            steps = (*group_steps, (section.place(), step))
-            yield Program("wgpeerselector", uplink.name, selector, why, (section,), steps, "preload")
+            why = f"{section.location()} looks up WireGuard's peers, and the time"
+            step = f"{section.title}: the ntpd that it calls sets no mark: {_preload(uplink)}"
+            steps = (*group_steps, (section.location(), step))
+            yield ServiceCandidate("wgpeerselector", uplink.name, selector, why, (section,), steps, "preload")
     tunnels = [
         interface.section for interface in network_config.interfaces if interface.proto == "wireguard" and interface.up
     ]
@@ -88,7 +88,7 @@ def _candidates(
 
 
 def _group(
-    section: Section, option: str, groups: Mapping[str, int]
+    section: ParsedSection, option: str, groups: Mapping[str, int]
 ) -> tuple[tuple[str, str], tuple[tuple[str, str], ...]]:
     """Return the selector of a program, and its manual steps."""
     name = section.get(option)
@@ -96,78 +96,87 @@ def _group(
     if number:
         return ("group", str(number)), ()
     if name not in ("", "root", "0"):
-        step = f"{section.shown}: the number of group {name!r} is unknown; the policy assumes {_FREE}"
+        step = f"{section.title}: the number of group {name!r} is unknown; the policy assumes {_FREE}"
     else:
-        step = (f"{section.shown}: it runs with root's group, as other processes do; give it one of its own "
+        step = (f"{section.title}: it runs with root's group, as other processes do; give it one of its own "
                 f"(option {option}, number {_FREE})")  # fmt: skip
-    return ("group", str(_FREE)), ((section.place(option), step),)
+    return ("group", str(_FREE)), ((section.location(option), step),)
 
 
-def _mark_steps(section: Section, option: str, uplink: Role, program: str) -> tuple[tuple[str, str], ...]:
-    mark = unsigned(section.get(option)) if section.get(option) else 0
-    if mark is not None and uplink.mark.worn_by(mark):
+def _mark_steps(
+    section: ParsedSection, option: str, uplink: UplinkCandidate, program: str
+) -> tuple[tuple[str, str], ...]:
+    mark = parse_unsigned(section.get(option)) if section.get(option) else 0
+    if mark is not None and uplink.mark.matches(mark):
         return ()
     current = f"it is {section.get(option)!r}" if section.get(option) else "it is missing"
-    step = f"{section.shown}: {program} must mark its packets: set option {option} '{uplink.mark.value:#x}' ({current})"
-    return ((section.place(option), step),)
+    step = f"{section.title}: {program} must mark its packets: set option {option} '{uplink.mark.value:#x}' ({current})"
+    return ((section.location(option), step),)
 
 
-def _fastd(section: Section, sections: Sequence[Section], uplink: Role, groups: Mapping[str, int]) -> Program:
+def _fastd(
+    section: ParsedSection, sections: Sequence[ParsedSection], uplink: UplinkCandidate, groups: Mapping[str, int]
+) -> ServiceCandidate:
     selector, steps = _group(section, "group", groups)
     peers = tuple(other for other in sections if other.type in ("peer", "peer_group"))
-    source = f"{section.place()} {section.shown}"
+    source = f"{section.location()} {section.title}"
     steps = (*steps, *_mark_steps(section, "packet_mark", uplink, "fastd"))
-    return Program("fastd", uplink.name, selector, source, (section, *peers), steps)
+    return ServiceCandidate("fastd", uplink.name, selector, source, (section, *peers), steps)
 
 
-def _tunneldigger(section: Section, uplink: Role, groups: Mapping[str, int]) -> Program:
+def _tunneldigger(section: ParsedSection, uplink: UplinkCandidate, groups: Mapping[str, int]) -> ServiceCandidate:
     selector, steps = _group(section, "group", groups)
     step = (
-        f"{section.shown}: tunneldigger binds its socket to a device and sets no mark, so the guard drops its "
+        f"{section.title}: tunneldigger binds its socket to a device and sets no mark, so the guard drops its "
         f"packets: {_preload(uplink)}"
     )
-    source = f"{section.place()} {section.shown}"
-    steps = (*steps, (section.place("bind_interface"), step))
-    return Program("tunneldigger", uplink.name, selector, source, (section,), steps, "preload")
+    source = f"{section.location()} {section.title}"
+    steps = (*steps, (section.location("bind_interface"), step))
+    return ServiceCandidate("tunneldigger", uplink.name, selector, source, (section,), steps, "preload")
 
 
-def _preload(uplink: Role) -> str:
+def _preload(uplink: UplinkCandidate) -> str:
     """Return the step for a program that sets no mark; a router has no `nftpolicy run`."""
-    return f"start it with {library(uplink.mark.value)}"
+    return f"start it with {preload_environment(uplink.mark.value)}"
 
 
-def _wireguard(network: Sequence[Section], tunnels: Sequence[Section], uplink: Role) -> Program:
+def _wireguard(
+    network: Sequence[ParsedSection], tunnels: Sequence[ParsedSection], uplink: UplinkCandidate
+) -> ServiceCandidate:
     peers = tuple(section for section in network if section.type in {f"wireguard_{tunnel.name}" for tunnel in tunnels})
     steps = [section for tunnel in tunnels for section in _mark_steps(tunnel, "fwmark", uplink, "WireGuard")]
-    steps += [(section.place("listen_port"), _port_step(section)) for section in tunnels if not _port(section)]
+    steps += [(section.location("listen_port"), _port_step(section)) for section in tunnels if not _port(section)]
     steps += [
-        (section.place("endpoint_host"), f"{section.shown}: root resolves {section.get('endpoint_host')!r}, {_BY_ROOT}")
+        (
+            section.location("endpoint_host"),
+            f"{section.title}: root resolves {section.get('endpoint_host')!r}, {_BY_ROOT}",
+        )
         for section in peers
         if section.get("endpoint_host") and not _numeric(section.get("endpoint_host"))
     ]
-    locations = ", ".join(f"{section.place()} {section.shown}" for section in tunnels)
+    locations = ", ".join(f"{section.location()} {section.title}" for section in tunnels)
     sport = tuple(dict.fromkeys(filter(None, map(_port, tunnels))))
-    return Program(
+    return ServiceCandidate(
         "wireguard", uplink.name, ("kernel", "true"), locations, (*tunnels, *peers), tuple(steps), sport=sport
     )
 
 
-def _port(tunnel: Section) -> str:
+def _port(tunnel: ParsedSection) -> str:
     """Return the port of WireGuard's own socket in a policy's form.
 
     "" if the kernel chooses one (also for 0).
     """
     port = tunnel.get("listen_port")
     try:
-        return str(values.port(f"udp/{port}")) if "-" not in port else ""
+        return str(values.parse_port(f"udp/{port}")) if "-" not in port else ""
     except ValueError:
         return ""
 
 
-def _port_step(tunnel: Section) -> str:
+def _port_step(tunnel: ParsedSection) -> str:
     port = tunnel.get("listen_port")
     fault = f"is {port!r}, which is not a port" if port else "is missing"
-    return (f"{tunnel.shown}: option listen_port {fault}: set one, such as '51820', and add it to the policy: "
+    return (f"{tunnel.title}: option listen_port {fault}: set one, such as '51820', and add it to the policy: "
             'sport = ["udp/51820"]; until then packets that the router\'s own programs send through this tunnel '
             "are dropped")  # fmt: skip
 
@@ -200,7 +209,9 @@ _IPSEC = frozenset({"vti", "vtiv6", "xfrm"})
 _NO_SERVICE = "packets of such a tunnel are dropped at an uplink; run it inside WireGuard or fastd"
 
 
-def unserved(network_config: Network, uplinks: Sequence[Role]) -> Iterator[tuple[str, str]]:
+def tunnels_without_service(
+    network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate]
+) -> Iterator[tuple[str, str]]:
     """Yield (location, fact) of tunnels that may use an uplink without a service in the policy."""
     uplink_interfaces = {interface.name for role in uplinks for interface in role.interfaces}
     for interface in network_config.interfaces:
@@ -221,4 +232,4 @@ def unserved(network_config: Network, uplinks: Sequence[Role]) -> Iterator[tuple
             )
         else:
             continue
-        yield interface.section.place("proto"), f"{interface.section.shown}: {fact}"
+        yield interface.section.location("proto"), f"{interface.section.title}: {fact}"

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import frozen
 
 from ..policy import values
-from .answers_in import Let, let_in
-from .netifd import Made, made
-from .network import MODEMS, NAMED_TABLES, Network, network, with_leases
-from .programs import Program, programs, unserved
-from .roles import NotUsable, Packages, Role, roles, wan_zones
+from .answers_in import AllowedInbound, allowed_inbound
+from .netifd import NetifdState, netifd_state
+from .network import MODEM_PROTOCOLS, NAMED_TABLES, NetworkConfig, add_assumed_leases, read_network
+from .programs import ServiceCandidate, service_candidates, tunnels_without_service
+from .roles import NotImportable, Packages, UplinkCandidate, uplink_candidates, wan_zones
 from .rule_warnings import UciWarning
-from .uci_in import Section
+from .uci_in import ParsedSection
 
 _NOT_REACHED = "its ip rules come after those of a policy (priority 910), so they never match while one is in force"
 _NOT_MAPPED = {
@@ -31,36 +31,36 @@ _NOT_MAPPED = {
 class Note:
     """Sentence of the report, with its place in the configuration."""
 
-    place: str
+    location: str
     text: str
 
 
 @frozen
-class Proposal:
+class Draft:
     """Draft policy of a configuration, with the report.
 
     `made` is the state that the configuration makes now.
     """
 
     text: str
-    uplinks: tuple[Role, ...]
+    uplinks: tuple[UplinkCandidate, ...]
     exempt: tuple[str, ...]
-    network: Network
-    made: Made
-    assumed: tuple[str, ...]
-    traps: tuple[UciWarning, ...]
+    network: NetworkConfig
+    netifd_state: NetifdState
+    assumptions: tuple[str, ...]
+    warnings: tuple[UciWarning, ...]
     changes: tuple[Note, ...]
-    doing: tuple[Note, ...]
+    manual_steps: tuple[Note, ...]
     unmapped: tuple[Note, ...]
-    forwards: tuple[str, ...]  # devices with hosts that the firewall allows to send by an uplink
+    forwarding_devices: tuple[str, ...]  # devices with hosts that the firewall allows to send by an uplink
 
 
-def propose(
+def draft_policy(
     packages: Packages,
     interface_names: Sequence[str] = (),
     groups: Mapping[str, int] | None = None,
     tables: Mapping[str, int] | None = None,
-) -> Proposal:
+) -> Draft:
     """Return the draft for a router.
 
     `interface_names` are uplink interfaces given by the user, `groups` the numbers of the router's groups, and
@@ -71,43 +71,46 @@ def propose(
     """
     names = {**NAMED_TABLES, **(tables or {})}
     sections = packages["network"]
-    configured, faults = network(sections, packages.get("wireless", ()))
-    network_config = with_leases(configured)
-    uplinks = roles(packages, network_config, interface_names)
+    configured, faults = read_network(sections, packages.get("wireless", ()))
+    network_config = add_assumed_leases(configured)
+    uplinks = uplink_candidates(packages, network_config, interface_names)
     for uplink in uplinks:
         for device in uplink.devices:
             _require_valid_device(device, uplink.interfaces[0].section)
-    inbound = tuple(let_in(packages.get("firewall", ())))
-    services = programs(packages, network_config, uplinks, groups or {})
-    state = made(sections, network_config, names)
+    inbound = tuple(allowed_inbound(packages.get("firewall", ())))
+    services = service_candidates(packages, network_config, uplinks, groups or {})
+    state = netifd_state(sections, network_config, names)
     inside, unnamed = _inside(network_config, uplinks)
     exempt = {uplink.name: _exempt(uplink, network_config) for uplink in uplinks}
-    traps = [UciWarning(section.place(option), f"{section.shown}: {fault}") for section, option, fault in faults]
-    traps += state.traps
+    traps = [UciWarning(section.location(option), f"{section.title}: {fault}") for section, option, fault in faults]
+    traps += state.warnings
     traps += _dhcp_on_uplinks(packages, uplinks)
-    return Proposal(
+    return Draft(
         "\n".join(_toml(packages, uplinks, inside, exempt, inbound, services)),
         uplinks,
         tuple(dict.fromkeys(exemption for exemptions in exempt.values() for exemption in exemptions)),
         network_config,
         state,
-        (*(text for interface in network_config.interfaces for text in interface.assumed), *_assumed(network_config)),
+        (
+            *(text for interface in network_config.interfaces for text in interface.assumptions),
+            *_assumed(network_config),
+        ),
         tuple(traps),
         tuple(_changes(packages, network_config, uplinks)),
-        tuple(Note(location, step) for service in services for location, step in service.doing),
+        tuple(Note(location, step) for service in services for location, step in service.manual_steps),
         (*unnamed, *_unmapped(packages, inbound, services)),
         tuple(_forwards(packages, network_config, uplinks)),
     )
 
 
-def _require_valid_device(device: str, section: Section) -> None:
+def _require_valid_device(device: str, section: ParsedSection) -> None:
     try:
-        values.device(device)
+        values.parse_device(device)
     except ValueError as error:
-        raise NotUsable(f"{section.place()}: {section.shown}: {error}") from None
+        raise NotImportable(f"{section.location()}: {section.title}: {error}") from None
 
 
-def _inside(network_config: Network, uplinks: Iterable[Role]) -> tuple[dict[str, str], list[Note]]:
+def _inside(network_config: NetworkConfig, uplinks: Iterable[UplinkCandidate]) -> tuple[dict[str, str], list[Note]]:
     """Return the devices of no uplink with their places, and notes on devices without a name."""
     uplink_devices = {device for uplink in uplinks for device in uplink.devices} | {"lo"}
     uplink_devices |= {port for device in uplink_devices for port in network_config.ports.get(device, ())}
@@ -117,23 +120,23 @@ def _inside(network_config: Network, uplinks: Iterable[Role]) -> tuple[dict[str,
         if not interface.device:
             if interface.name != "loopback" and interface.proto != "none":
                 fact = "its device is unknown; packets that leave by it are dropped until 'inside' names it"
-                notes.append(Note(interface.section.place(), f"{interface.section.shown}: {fact}"))
+                notes.append(Note(interface.section.location(), f"{interface.section.title}: {fact}"))
             continue
         if interface.device in uplink_devices or interface.device in inside:
             continue
         try:
-            inside[values.device(interface.device)] = f"{interface.section.place()} {interface.section.shown}"
+            inside[values.parse_device(interface.device)] = f"{interface.section.location()} {interface.section.title}"
         except ValueError as error:
-            notes.append(Note(interface.section.place(), f"{interface.section.shown}: {error}"))
+            notes.append(Note(interface.section.location(), f"{interface.section.title}: {error}"))
     return inside, notes
 
 
-def _exempt(role: Role, network_config: Network) -> tuple[str, ...]:
-    protos = role.protos
+def _exempt(role: UplinkCandidate, network_config: NetworkConfig) -> tuple[str, ...]:
+    protos = role.protocols
     exemptions = ["arp"]
-    if "dhcp" in protos or protos & MODEMS:
+    if "dhcp" in protos or protos & MODEM_PROTOCOLS:
         exemptions.append("dhcpv4")
-    if "dhcpv6" in protos or protos & MODEMS:
+    if "dhcpv6" in protos or protos & MODEM_PROTOCOLS:
         exemptions.append("dhcpv6")
     exemptions += ["ndp", "mld", "igmp"]
     if any(
@@ -150,11 +153,11 @@ def _exempt(role: Role, network_config: Network) -> tuple[str, ...]:
 
 def _toml(
     packages: Packages,
-    uplinks: Sequence[Role],
+    uplinks: Sequence[UplinkCandidate],
     inside: Mapping[str, str],
     exempt: Mapping[str, tuple[str, ...]],
-    inbound: Sequence[Let],
-    services: Sequence[Program],
+    inbound: Sequence[AllowedInbound],
+    services: Sequence[ServiceCandidate],
 ) -> Iterator[str]:
     is_gluon = "gluon-wan-dnsmasq" in packages or any(service.selector == ("group", "800") for service in services)
     yield "# Written by 'nftpolicy import openwrt'. The comments name the source of each line."
@@ -167,26 +170,28 @@ def _toml(
     for uplink in uplinks:
         yield ""
         yield f"[uplink.{uplink.name}]"
-        sources = ", ".join(f"{interface.section.place()} {interface.section.shown}" for interface in uplink.interfaces)
+        sources = ", ".join(
+            f"{interface.section.location()} {interface.section.title}" for interface in uplink.interfaces
+        )
         yield f"devices = {_list(uplink.devices)}  # {_comment(sources)}"
-        origin = ", ".join(interface.place("mark") for interface in uplink.given) or "chosen here"
+        origin = ", ".join(interface.location("mark") for interface in uplink.mark_sections) or "chosen here"
         yield f'mark = "{uplink.mark}"  # {_comment(origin)}'
-        tables = [interface.section.place(option) for interface in uplink.interfaces for family, option in _TABLES
+        tables = [interface.section.location(option) for interface in uplink.interfaces for family, option in _TABLES
                   if interface.tables.get(family) == uplink.table]  # fmt: skip
         yield f"table = {uplink.table}  # {_comment(', '.join(tables) or 'chosen here')}"
-        yield f"exempt = {_list(exempt[uplink.name])}  # needed by {_comment(', '.join(sorted(uplink.protos)))}"
+        yield f"exempt = {_list(exempt[uplink.name])}  # needed by {_comment(', '.join(sorted(uplink.protocols)))}"
         yield from _answers(inbound)
         yield from _gateways(uplink)
         yield from _resolver(packages, uplink, first=uplink is uplinks[0])
     for service in services:
         yield ""
-        yield f"[service.{service.name}]  # {_comment(service.why)}"
+        yield f"[service.{service.name}]  # {_comment(service.source)}"
         yield f'uplink = "{service.uplink}"'
         yield f"{service.selector[0]} = {service.selector[1]}"
         if service.sport:
             yield f"sport = {_list(service.sport)}"
         yield f'marks = "{service.marks}"'
-        for place, step in service.doing:
+        for place, step in service.manual_steps:
             yield f"# TO DO, {_comment(place)}: {_comment(step)}"
     yield ""
 
@@ -194,11 +199,11 @@ def _toml(
 _TABLES = ((4, "ip4table"), (6, "ip6table"))
 
 
-def _answers(inbound: Iterable[Let]) -> Iterator[str]:
+def _answers(inbound: Iterable[AllowedInbound]) -> Iterator[str]:
     places: dict[str, list[str]] = {}
     for allowed in inbound:
         for answer in allowed.answers:
-            places.setdefault(answer, []).append(allowed.section.place())
+            places.setdefault(answer, []).append(allowed.section.location())
     if not places:
         return
     yield "answer = ["
@@ -207,16 +212,16 @@ def _answers(inbound: Iterable[Let]) -> Iterator[str]:
     yield "]"
 
 
-def _gateways(role: Role) -> Iterator[str]:
+def _gateways(role: UplinkCandidate) -> Iterator[str]:
     """Yield the static gateways; netifd does not put their routes into the uplink's table."""
-    gateways = {str(gateway): interface.section.place("gateway" if gateway.version == 4 else "ip6gw")
+    gateways = {str(gateway): interface.section.location("gateway" if gateway.version == 4 else "ip6gw")
              for interface in role.interfaces if interface.proto == "static" for gateway in interface.gateways
              if not (gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified)}  # fmt: skip
     if gateways:
         yield f"gateways = {_list(tuple(gateways))}  # {_comment(', '.join(dict.fromkeys(gateways.values())))}"
 
 
-def _resolver(packages: Packages, role: Role, first: bool) -> Iterator[str]:
+def _resolver(packages: Packages, role: UplinkCandidate, first: bool) -> Iterator[str]:
     gluon_sections = packages.get("gluon-wan-dnsmasq")
     if gluon_sections is None or not first:
         return
@@ -227,11 +232,11 @@ def _resolver(packages: Packages, role: Role, first: bool) -> Iterator[str]:
     for section in gluon_sections:
         for server in section.words("server"):
             try:
-                servers.append(str(values.server(server)))
+                servers.append(str(values.parse_server(server)))
             except ValueError:
                 continue
     if servers:
-        yield f"servers = {_list(tuple(dict.fromkeys(servers)))}  # {_comment(gluon_sections[0].place('server'))}"
+        yield f"servers = {_list(tuple(dict.fromkeys(servers)))}  # {_comment(gluon_sections[0].location('server'))}"
 
 
 def _string(text: str) -> str:
@@ -250,7 +255,7 @@ def _comment(text: str) -> str:
 # --- the report -------------------------------------------------------------------------------
 
 
-def _forwards(packages: Packages, network_config: Network, uplinks: Sequence[Role]) -> Iterator[str]:
+def _forwards(packages: Packages, network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate]) -> Iterator[str]:
     firewall = packages.get("firewall", ())
     zones = {section.get("name"): section for section in firewall if section.type == "zone"}
     wans = {section.get("name") for section in wan_zones(firewall)}
@@ -258,23 +263,23 @@ def _forwards(packages: Packages, network_config: Network, uplinks: Sequence[Rol
     for section in firewall:
         if section.type == "forwarding" and section.get("dest") in wans and section.get("src") in zones:
             for name in zones[section.get("src")].words("network"):
-                interface = network_config.named(name)
+                interface = network_config.find_interface(name)
                 if interface and interface.device and interface.device not in uplink_devices:
                     yield interface.device
 
 
-def _changes(packages: Packages, network_config: Network, uplinks: Sequence[Role]) -> Iterator[Note]:
+def _changes(packages: Packages, network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate]) -> Iterator[Note]:
     """Yield the changes in behaviour that the policy brings."""
     firewall = packages.get("firewall", ())
     wans = {zone.get("name") for zone in wan_zones(firewall)}
     for section in firewall:
         if section.type == "forwarding" and section.get("dest") in wans:
-            yield Note(section.place(), _FORWARDED.format(zone=section.get("src")))
+            yield Note(section.location(), _FORWARDED.format(zone=section.get("src")))
     for uplink in uplinks:
         for interface in uplink.interfaces:
             section = interface.section
             if interface.proto not in ("static", "none") and section.flag("peerdns", True):
-                yield Note(section.place(), f"{section.shown}: {_PEERDNS}")
+                yield Note(section.location(), f"{section.title}: {_PEERDNS}")
         missing = [
             f"IPv{family}"
             for family, _ in _TABLES
@@ -282,8 +287,8 @@ def _changes(packages: Packages, network_config: Network, uplinks: Sequence[Role
         ]
         if missing:
             text = _MOVED.format(name=uplink.name, families=" and ".join(missing), table=uplink.table)
-            yield Note(uplink.interfaces[0].section.place(), text)
-    yield from (Note(location, text) for location, text in unserved(network_config, uplinks))
+            yield Note(uplink.interfaces[0].section.location(), text)
+    yield from (Note(location, text) for location, text in tunnels_without_service(network_config, uplinks))
     if "gluon-wan-dnsmasq" in packages:
         yield Note("gluon-wan-dnsmasq", _REDIRECT)
     yield Note(
@@ -306,25 +311,27 @@ _REDIRECT = (
 )
 
 
-def _dhcp_on_uplinks(packages: Packages, uplinks: Sequence[Role]) -> Iterator[UciWarning]:
+def _dhcp_on_uplinks(packages: Packages, uplinks: Sequence[UplinkCandidate]) -> Iterator[UciWarning]:
     uplink_interfaces = {interface.name for role in uplinks for interface in role.interfaces}
     for section in packages.get("dhcp", ()):
         if section.type == "dhcp" and section.get("interface") in uplink_interfaces and not section.flag("ignore"):
             yield UciWarning(
-                section.place(), f"{section.shown}: a DHCP server answers on an uplink; set option ignore '1'"
+                section.location(), f"{section.title}: a DHCP server answers on an uplink; set option ignore '1'"
             )
 
 
-def _assumed(network_config: Network) -> Iterator[str]:
+def _assumed(network_config: NetworkConfig) -> Iterator[str]:
     yield "every interface is up, and netifd numbers devices in file order: " + ", ".join(
         f"{name} is {index}" for name, index in network_config.ifindex.items())  # fmt: skip
 
 
-def _unmapped(packages: Packages, inbound: Sequence[Let], services: Sequence[Program]) -> Iterator[Note]:
+def _unmapped(
+    packages: Packages, inbound: Sequence[AllowedInbound], services: Sequence[ServiceCandidate]
+) -> Iterator[Note]:
     """Yield each section that the policy does not cover, by file and line."""
     for allowed in inbound:
-        if allowed.why:
-            yield Note(allowed.section.place(), f"{allowed.section.shown}: {allowed.why}")
+        if allowed.reason:
+            yield Note(allowed.section.location(), f"{allowed.section.title}: {allowed.reason}")
     mapped = {(section.file, section.line) for service in services for section in service.sections}
     for package, sections in packages.items():
         for section in sections:
@@ -338,7 +345,7 @@ def _unmapped(packages: Packages, inbound: Sequence[Let], services: Sequence[Pro
                 reason = "no WireGuard interface that is up uses it"
             else:
                 reason = _NOT_MAPPED.get(package, "a policy has no counterpart for it")
-            yield Note(section.place(), f"{section.shown}: {reason}")
+            yield Note(section.location(), f"{section.title}: {reason}")
 
 
 # Section types that the importer reads.

@@ -9,23 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from attrs import frozen
 
 from ..policy import values
-from ..policy.mark import FULL, Mark
-from .network import TUNNELS, Interface, Network, table, unsigned
-from .uci_in import Section
+from ..policy.mark import FULL_MASK, Mark
+from .network import TUNNEL_PROTOCOLS, Interface, NetworkConfig, parse_unsigned, table_number
+from .uci_in import ParsedSection
 
-Packages = Mapping[str, tuple[Section, ...]]  # file name in /etc/config -> its sections
+Packages = Mapping[str, tuple[ParsedSection, ...]]  # file name in /etc/config -> its sections
 
 _NAMES = re.compile(r"(wan|wwan|cellular|lte|umts|modem)([0-9a-z_]*)\Z")
 _TUNNEL_DEVICE = re.compile(r"(tun|tap|wg|mesh-vpn|l2tp)")
 _RESERVED = frozenset({0, 128, 253, 254, 255})
 
 
-class NotUsable(Exception):
+class NotImportable(Exception):
     """Configuration that cannot become a policy; the text names the place and the fix."""
 
 
 @frozen
-class Role:
+class UplinkCandidate:
     """Uplink: its interfaces, its devices (of a session and the one below it), its mark and table.
 
     `given` are the sections that define mark and table; without any, the importer chose them.
@@ -36,22 +36,24 @@ class Role:
     devices: tuple[str, ...]
     mark: Mark
     table: int
-    given: tuple[Section, ...] = ()
+    mark_sections: tuple[ParsedSection, ...] = ()
 
     @property
-    def protos(self) -> frozenset[str]:
+    def protocols(self) -> frozenset[str]:
         """Return the protocols of its interfaces."""
         return frozenset(interface.proto for interface in self.interfaces)
 
 
-def wan_zones(firewall: Iterable[Section]) -> tuple[Section, ...]:
+def wan_zones(firewall: Iterable[ParsedSection]) -> tuple[ParsedSection, ...]:
     """Return the zones of uplinks: those named wan*, else those that masquerade."""
     zones = [zone for zone in firewall if zone.type == "zone"]
     wan_named = tuple(zone for zone in zones if zone.get("name").startswith("wan"))
     return wan_named or tuple(zone for zone in zones if zone.flag("masq"))
 
 
-def roles(packages: Packages, network: Network, names: Sequence[str] = ()) -> tuple[Role, ...]:
+def uplink_candidates(
+    packages: Packages, network: NetworkConfig, names: Sequence[str] = ()
+) -> tuple[UplinkCandidate, ...]:
     """Return the uplinks in the order of their interfaces.
 
     `names` are interfaces given by the user; without any, the uplinks are detected.
@@ -61,43 +63,43 @@ def roles(packages: Packages, network: Network, names: Sequence[str] = ()) -> tu
     """
     chosen = _named_interfaces(network, names) if names else _detected_interfaces(packages, network)
     if not chosen:
-        raise NotUsable(
+        raise NotImportable(
             "no uplink found: no firewall zone is named 'wan' or masquerades, and no interface is "
             "named wan, wwan, cellular or the like; name the interfaces with --uplink"
         )
     groups: dict[str, list[Interface]] = {}
     for interface in chosen:
-        if interface.proto in TUNNELS:
+        if interface.proto in TUNNEL_PROTOCOLS:
             continue
         groups.setdefault(interface.device, []).append(interface)
     if not groups:
-        raise NotUsable(
+        raise NotImportable(
             f"interface {chosen[0].name!r} is a tunnel, which uses an uplink but is not one; name another with --uplink"
         )
     return tuple(_with_marks_and_tables(packages, groups))
 
 
-def _named_interfaces(network: Network, names: Sequence[str]) -> list[Interface]:
-    from ..policy.errors import nearest
+def _named_interfaces(network: NetworkConfig, names: Sequence[str]) -> list[Interface]:
+    from ..policy.errors import did_you_mean
 
     chosen = []
     for name in names:
-        interface = network.named(name)
+        interface = network.find_interface(name)
         if interface is None:
             known = [other.name for other in network.interfaces]
-            raise NotUsable(
-                f"--uplink: there is no interface {name!r}{nearest(name, known)}; "
+            raise NotImportable(
+                f"--uplink: there is no interface {name!r}{did_you_mean(name, known)}; "
                 f"there are {', '.join(known) or 'none'}"
             )
         if not interface.device or interface.device == "lo":
-            raise NotUsable(
-                f"--uplink: interface {name!r} ({interface.section.place()}) has no device for outgoing packets"
+            raise NotImportable(
+                f"--uplink: interface {name!r} ({interface.section.location()}) has no device for outgoing packets"
             )
         chosen.append(interface)
     return _with_siblings(network, chosen)
 
 
-def _detected_interfaces(packages: Packages, network: Network) -> list[Interface]:
+def _detected_interfaces(packages: Packages, network: NetworkConfig) -> list[Interface]:
     zones = wan_zones(packages.get("firewall", ()))
     names = {name for zone in zones for name in zone.words("network")}
     names |= {
@@ -116,24 +118,26 @@ def _detected_interfaces(packages: Packages, network: Network) -> list[Interface
 
 
 def _is_tunnel(interface: Interface) -> bool:
-    return interface.device == "lo" or interface.proto in TUNNELS or bool(_TUNNEL_DEVICE.match(interface.device))
+    return (
+        interface.device == "lo" or interface.proto in TUNNEL_PROTOCOLS or bool(_TUNNEL_DEVICE.match(interface.device))
+    )
 
 
-def _with_siblings(network: Network, chosen: Sequence[Interface]) -> list[Interface]:
+def _with_siblings(network: NetworkConfig, chosen: Sequence[Interface]) -> list[Interface]:
     """Return the interfaces with all others on the same devices, such as wan6 beside wan."""
     devices = {interface.device for interface in chosen}
     return [
         interface
         for interface in network.interfaces
-        if interface.device in devices and (interface in chosen or interface.proto not in TUNNELS)
+        if interface.device in devices and (interface in chosen or interface.proto not in TUNNEL_PROTOCOLS)
     ]
 
 
-def _with_marks_and_tables(packages: Packages, groups: Mapping[str, Sequence[Interface]]) -> Iterator[Role]:
+def _with_marks_and_tables(packages: Packages, groups: Mapping[str, Sequence[Interface]]) -> Iterator[UplinkCandidate]:
     network = packages["network"]
     configured = {device: _configured_table(interfaces) for device, interfaces in groups.items()}
     used_numbers = {
-        unsigned(item.get(key)) or 0 for item in network for key in ("lookup", "table", "ip4table", "ip6table")
+        parse_unsigned(item.get(key)) or 0 for item in network for key in ("lookup", "table", "ip4table", "ip6table")
     }
     tables: dict[str, int] = {}
     for device, number in configured.items():
@@ -149,9 +153,11 @@ def _with_marks_and_tables(packages: Packages, groups: Mapping[str, Sequence[Int
         mark, sections = marks[device]
         if mark is None or not keep_marks:
             mark, sections = (Mark(1, 1), ()) if len(groups) == 1 else (Mark(index + 1, 0xFF), ())
-        below = [item.below for item in interfaces if item.below and item.below not in groups]
+        below = [item.lower_device for item in interfaces if item.lower_device and item.lower_device not in groups]
         devices = tuple(dict.fromkeys([device, *below]))
-        yield Role(_name(interfaces[0].name, names), tuple(interfaces), devices, mark, tables[device], sections)
+        yield UplinkCandidate(
+            _name(interfaces[0].name, names), tuple(interfaces), devices, mark, tables[device], sections
+        )
 
 
 def _configured_table(interfaces: Iterable[Interface]) -> int:
@@ -164,15 +170,15 @@ def _configured_table(interfaces: Iterable[Interface]) -> int:
     return 0
 
 
-def _mark(network: Iterable[Section], number: int) -> tuple[Mark | None, tuple[Section, ...]]:
+def _mark(network: Iterable[ParsedSection], number: int) -> tuple[Mark | None, tuple[ParsedSection, ...]]:
     """Return the mark of the ip rules that use a table, and its section; or (None, ())."""
     for section in network:
         if section.type not in ("rule", "rule6") or section.flag("disabled") or not number:
             continue
-        if table(section.get("lookup")) != number or not section.get("mark") or section.flag("invert"):
+        if table_number(section.get("lookup")) != number or not section.get("mark") or section.flag("invert"):
             continue
         value, slash, mask = section.get("mark").partition("/")
-        mark_value, mark_mask = unsigned(value), unsigned(mask) if slash else FULL
+        mark_value, mark_mask = parse_unsigned(value), parse_unsigned(mask) if slash else FULL_MASK
         if mark_value and mark_mask and mark_value & ~mark_mask == 0:
             return Mark(mark_value, mark_mask), (section,)
     return None, ()
@@ -190,4 +196,4 @@ def _name(interface_name: str, used_names: set[str]) -> str:
         candidate for candidate in (stem, *(f"{stem}-{index}" for index in range(2, 99))) if candidate not in used_names
     )
     used_names.add(name)
-    return values.name(name)
+    return values.parse_name(name)

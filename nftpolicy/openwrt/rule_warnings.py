@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from ..netstate.routing import IpRule
-from .uci_in import Section
+from .uci_in import ParsedSection
 
 _MARK_BITS = 32
 _MAIN_PRIORITY = 32766  # of the kernel's rule for table main
@@ -22,50 +22,52 @@ class UciWarning:
     `severe`: it matches all packets.
     """
 
-    place: str
+    location: str
     text: str
     severe: bool = False
 
 
-def rule_warnings(section: Section, rule: IpRule) -> Iterator[UciWarning]:
+def rule_warnings(section: ParsedSection, rule: IpRule) -> Iterator[UciWarning]:
     """Yield the effects of a rule that its author may not have intended."""
     text = section.get("mark")
     value_text = text.partition("/")[0].strip()
-    mark_place = section.place("mark")
+    mark_place = section.location("mark")
     truncation = ", since netifd keeps only 32 bits of the value" if _bit_length(value_text) > _MARK_BITS else ""
     if text and not rule.mask:
         yield UciWarning(
             mark_place,
-            f"{section.shown}: mark {text} is not a condition: the rule matches ALL packets{truncation}",
+            f"{section.title}: mark {text} is not a condition: the rule matches ALL packets{truncation}",
             True,
         )
     elif text and not rule.mark:
         yield UciWarning(
-            mark_place, f"{section.shown}: mark {text} matches packets WITHOUT a mark: all unmarked packets", True
+            mark_place, f"{section.title}: mark {text} matches packets WITHOUT a mark: all unmarked packets", True
         )
     elif _bit_length(value_text) > _MARK_BITS:
         yield UciWarning(
-            mark_place, f"{section.shown}: netifd keeps only the lower 32 bits of mark {text}: {rule.mark:#x}"
+            mark_place, f"{section.title}: netifd keeps only the lower 32 bits of mark {text}: {rule.mark:#x}"
         )
     elif re.match(r"0[0-7]+\Z", value_text):
-        yield UciWarning(mark_place, f"{section.shown}: mark {value_text} is octal and equals {rule.mark:#x}")
+        yield UciWarning(mark_place, f"{section.title}: mark {value_text} is octal and equals {rule.mark:#x}")
     elif value_text.startswith("-"):
-        yield UciWarning(mark_place, f"{section.shown}: mark {value_text} wraps to {rule.mark:#x}")
+        yield UciWarning(mark_place, f"{section.title}: mark {value_text} wraps to {rule.mark:#x}")
     if rule.mask and rule.mark & ~rule.mask:
-        yield UciWarning(mark_place, f"{section.shown}: mark {text} has bits outside its mask, so no packet matches it")
+        yield UciWarning(mark_place, f"{section.title}: mark {text} has bits outside its mask, so no packet matches it")
     if rule.action == "nop":
-        yield UciWarning(section.place(), f"{section.shown}: neither lookup, action nor goto: the rule has no effect")
+        yield UciWarning(
+            section.location(), f"{section.title}: neither lookup, action nor goto: the rule has no effect"
+        )
     if section.get("action") and section.get("lookup"):
         yield UciWarning(
-            section.place("action"),
-            f"{section.shown}: action {section.get('action')} has priority over lookup, which netifd ignores",
+            section.location("action"),
+            f"{section.title}: action {section.get('action')} has priority over lookup, which netifd ignores",
         )
     if not section.get("priority"):
         fact = f"it is {rule.priority} only while no other {section.type} precedes it in the file"
-        yield UciWarning(section.place(), f"{section.shown}: no priority: {fact}")
+        yield UciWarning(section.location(), f"{section.title}: no priority: {fact}")
     elif rule.priority > _MAIN_PRIORITY:
         fact = "is after table main (32766); a default route there matches first"
-        yield UciWarning(section.place("priority"), f"{section.shown}: priority {rule.priority} {fact}")
+        yield UciWarning(section.location("priority"), f"{section.title}: priority {rule.priority} {fact}")
 
 
 def _bit_length(text: str) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from ipaddress import ip_network
 
-from .uci import Section
+from .uci import UciSection
 
-NETIFD_FIRST = 10000  # netifd's own rules begin here: from, to and iif rules of ipNtable
+NETIFD_FIRST_PRIORITY = 10000  # netifd's own rules begin here: from, to and iif rules of ipNtable
 
-Value = str | tuple[str, ...]
+OptionValue = str | tuple[str, ...]
 _Test = Callable[[str], None]  # raises ValueError with the fault
 
 _NUMBER = re.compile(r"(0x[0-9A-Fa-f]+|[0-9]+)\Z")
@@ -28,7 +28,7 @@ _INCLUDE_TYPES = ("nftables", "script")
 _POSITIONS = tuple(f"{where}-{side}" for where in ("ruleset", "table", "chain") for side in ("pre", "post"))
 
 
-def faults(section: Section) -> Iterator[str]:
+def section_faults(section: UciSection) -> Iterator[str]:
     """Yield the effects of the section that its author cannot have intended, as sentences."""
     option_tests = _OPTION_TESTS.get((section.config, section.type))
     if option_tests is None:
@@ -46,7 +46,7 @@ def faults(section: Section) -> Iterator[str]:
     yield from _SECTION_TESTS[section.type](options)
 
 
-def number(text: str, most: int = 2**32 - 1) -> int:
+def parse_number(text: str, most: int = 2**32 - 1) -> int:
     """Return a number as strtoul(3) parses it, if a reader reads the same.
 
     Raises:
@@ -65,7 +65,7 @@ def number(text: str, most: int = 2**32 - 1) -> int:
 
 def _mark(text: str) -> None:
     value, slash, mask = text.partition("/")
-    mark_value, mark_mask = number(value), number(mask) if slash else 2**32 - 1
+    mark_value, mark_mask = parse_number(value), parse_number(mask) if slash else 2**32 - 1
     if mark_value == 0 or mark_mask == 0:
         raise ValueError("is not a mark to netifd: the rule matches every packet")
     if mark_value & ~mark_mask:
@@ -73,19 +73,19 @@ def _mark(text: str) -> None:
 
 
 def _priority(text: str) -> None:
-    if number(text) >= NETIFD_FIRST:
-        raise ValueError(f"comes after netifd's own rules, which begin at {NETIFD_FIRST}")
-    if number(text) == 0:
+    if parse_number(text) >= NETIFD_FIRST_PRIORITY:
+        raise ValueError(f"comes after netifd's own rules, which begin at {NETIFD_FIRST_PRIORITY}")
+    if parse_number(text) == 0:
         raise ValueError("comes before the kernel's table of local addresses")
 
 
 def _table(text: str) -> None:
-    if number(str(_TABLE_NAMES.get(text, text))) == 0:
+    if parse_number(str(_TABLE_NAMES.get(text, text))) == 0:
         raise ValueError("is not a table, so the section is left out")
 
 
 def _metric(text: str) -> None:
-    number(text, 2**31 - 1)  # strtol(3), where long has 32 bits
+    parse_number(text, 2**31 - 1)  # strtol(3), where long has 32 bits
 
 
 def _one_of(*words: str) -> _Test:
@@ -107,7 +107,7 @@ def _prefix(version: int) -> _Test:
 
 
 def _number(text: str) -> None:
-    number(text)
+    parse_number(text)
 
 
 def _accept_any(_: str) -> None:
@@ -116,7 +116,7 @@ def _accept_any(_: str) -> None:
 
 def _uids(text: str) -> None:
     low, dash, high = text.partition("-")
-    if (number(high) if dash else number(low)) < number(low):
+    if (parse_number(high) if dash else parse_number(low)) < parse_number(low):
         raise ValueError("ends before it begins, so the section is left out")
 
 
@@ -155,7 +155,7 @@ def _route_tests(version: int) -> dict[str, _Test]:
     }
 
 
-def _rule_faults(options: dict[str, Value]) -> Iterator[str]:
+def _rule_faults(options: dict[str, OptionValue]) -> Iterator[str]:
     if "priority" not in options:
         yield "has no priority: netifd numbers such rules from 1, so a rule before it in the file changes its priority"
     if not options.keys() & {"lookup", "action", "goto"}:
@@ -164,14 +164,14 @@ def _rule_faults(options: dict[str, Value]) -> Iterator[str]:
         yield "has lookup and action: the action wins"
 
 
-def _route_faults(options: dict[str, Value]) -> Iterator[str]:
+def _route_faults(options: dict[str, OptionValue]) -> Iterator[str]:
     if options.get("type", "unicast") == "unicast" and "interface" not in options:
         yield "has neither an interface nor a type without one, so the section is left out"
     if options.get("type", "unicast") != "unicast" and "interface" in options:
         yield "is removed with its interface, and marked packets then continue at the next rule"
 
 
-def _include_faults(options: dict[str, Value]) -> Iterator[str]:
+def _include_faults(options: dict[str, OptionValue]) -> Iterator[str]:
     if str(options.get("path", "")).startswith("/usr/share/nftables.d/"):
         yield "is in /usr/share/nftables.d and included already: its rules would be loaded twice"
 
@@ -191,7 +191,7 @@ _OPTION_TESTS: dict[tuple[str, str], dict[str, _Test]] = {
     ("network", "route6"): _route_tests(6),
     ("firewall", "include"): _INCLUDE,
 }
-_SECTION_TESTS: dict[str, Callable[[dict[str, Value]], Iterator[str]]] = {
+_SECTION_TESTS: dict[str, Callable[[dict[str, OptionValue]], Iterator[str]]] = {
     "rule": _rule_faults,
     "rule6": _rule_faults,
     "route": _route_faults,

@@ -9,25 +9,25 @@ from importlib.resources import files
 from attrs import evolve, frozen
 
 from ..compiler import names
-from ..compiler.block import least
+from ..compiler.block import minimal_block_table
 from ..compiler.compile import compile_policy
-from ..compiler.sysctls import sysctls
+from ..compiler.sysctls import required_sysctls
 from ..netstate import text
 from ..netstate.nft import Table
-from ..netstate.routing import PROTOCOL
+from ..netstate.routing import RTPROT_NFTPOLICY
 from ..policy.objects import Policy
 from . import traps, uci
-from .plan import plan
+from .plan import router_plan
 
-LIST = "usr/share/nftpolicy/files"  # checksums of all other files, in the form of sha256sum(1)
-GUARD = "usr/share/nftables.d/ruleset-post/nftpolicy.nft"
-LINK, BLOCK = "usr/share/nftpolicy/link.nft", "usr/share/nftpolicy/block.nft"
-PLAN, SECTIONS = "usr/share/nftpolicy/plan", "usr/share/nftpolicy/network.uci"
-RUNNER, DEFAULTS = "usr/sbin/nftpolicy", "etc/uci-defaults/95-nftpolicy"
+CHECKSUMS_PATH = "usr/share/nftpolicy/files"  # checksums of all other files, in the form of sha256sum(1)
+GUARD_PATH = "usr/share/nftables.d/ruleset-post/nftpolicy.nft"
+LINK_PATH, BLOCK_PATH = "usr/share/nftpolicy/link.nft", "usr/share/nftpolicy/block.nft"
+PLAN_PATH, SECTIONS_PATH = "usr/share/nftpolicy/plan", "usr/share/nftpolicy/network.uci"
+RUNNER_PATH, DEFAULTS_PATH = "usr/sbin/nftpolicy", "etc/uci-defaults/95-nftpolicy"
 
 _SCRIPTS = {  # path -> template in this directory
-    RUNNER: "runner.sh",
-    DEFAULTS: "defaults.sh",
+    RUNNER_PATH: "runner.sh",
+    DEFAULTS_PATH: "defaults.sh",
     "etc/init.d/nftpolicy": "init.sh",
     "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
 }
@@ -35,19 +35,19 @@ _SCRIPTS = {  # path -> template in this directory
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
 
-class Trap(ValueError):
+class UciLintError(ValueError):
     """UCI section that netifd or fw4 would not apply as written."""
 
 
 @frozen
-class File:
+class TreeFile:
     """Text and permission of one file."""
 
     text: str
     executable: bool = False
 
 
-def tree(policy: Policy, link_guard: bool = True) -> dict[str, File]:
+def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
     """Return all files, by path without the leading slash.
 
     Raises:
@@ -55,36 +55,39 @@ def tree(policy: Policy, link_guard: bool = True) -> dict[str, File]:
         ValueError: a name cannot be written in one of the files.
     """
     guard, link = compile_policy(policy).tables
-    network = uci.sections(policy)
+    network = uci.network_sections(policy)
     for section in network:
-        for fault in traps.faults(section):
-            raise Trap(f"{section.config}.{section.name}: {fault}")
+        for fault in traps.section_faults(section):
+            raise UciLintError(f"{section.config}.{section.name}: {fault}")
     shared = evolve(link, chains=tuple(chain for chain in link.chains if chain.hook is None))
     files_by_path = {
-        GUARD: _nft("guard of the IP layer. fw4 loads it with its own tables in one transaction.", guard),
-        BLOCK: _nft("drops all packets to the uplinks; loaded if the guard cannot be loaded.", least(policy)),
-        PLAN: File(plan(policy, link_guard)),
-        SECTIONS: File(
-            _HEAD.format(title="sections that etc/uci-defaults adds to /etc/config/network.") + uci.as_config(network)
+        GUARD_PATH: _nft("guard of the IP layer. fw4 loads it with its own tables in one transaction.", guard),
+        BLOCK_PATH: _nft(
+            "drops all packets to the uplinks; loaded if the guard cannot be loaded.", minimal_block_table(policy)
         ),
-        "etc/sysctl.d/50-nftpolicy.conf": File(_sysctls(policy)),
+        PLAN_PATH: TreeFile(router_plan(policy, link_guard)),
+        SECTIONS_PATH: TreeFile(
+            _HEAD.format(title="sections that etc/uci-defaults adds to /etc/config/network.")
+            + uci.render_config(network)
+        ),
+        "etc/sysctl.d/50-nftpolicy.conf": TreeFile(_sysctls(policy)),
     }
     if link_guard:
-        files_by_path[LINK] = _nft("guard of the link layer; the script adds the chains of the devices.", shared)
+        files_by_path[LINK_PATH] = _nft("guard of the link layer; the script adds the chains of the devices.", shared)
     placeholders = {
-        "@PROTOCOL@": str(PROTOCOL),
+        "@PROTOCOL@": str(RTPROT_NFTPOLICY),
         "@TABLE@": names.TABLE,
         "@POLICY@": policy.name,
-        "@BATCH@": uci.as_batch(network),
-        "@TABLES@": "\n\t".join(_case_line(attachment) for attachment in uci.attachments(policy)),
+        "@BATCH@": uci.render_batch(network),
+        "@TABLES@": "\n\t".join(_case_line(attachment) for attachment in uci.uplink_attachments(policy)),
     }
     files_by_path |= {
-        path: File(_fill_template(name, placeholders), executable=True) for path, name in _SCRIPTS.items()
+        path: TreeFile(_fill_template(name, placeholders), executable=True) for path, name in _SCRIPTS.items()
     }
-    return dict(sorted({**files_by_path, LIST: File(listing(files_by_path))}.items()))
+    return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
 
 
-def listing(files_by_path: dict[str, File]) -> str:
+def checksum_list(files_by_path: dict[str, TreeFile]) -> str:
     """Return the checksum list, for `sha256sum -c` on the router.
 
     The list also identifies files that nftpolicy generated.
@@ -93,8 +96,8 @@ def listing(files_by_path: dict[str, File]) -> str:
     return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
 
 
-def _nft(title: str, table: Table) -> File:
-    return File(_HEAD.format(title=title) + text.replacing(table))
+def _nft(title: str, table: Table) -> TreeFile:
+    return TreeFile(_HEAD.format(title=title) + text.replaceable_table_text(table))
 
 
 def _fill_template(name: str, placeholders: dict[str, str]) -> str:
@@ -104,7 +107,7 @@ def _fill_template(name: str, placeholders: dict[str, str]) -> str:
     return script
 
 
-def _case_line(attachment: uci.Attachment) -> str:
+def _case_line(attachment: uci.UplinkAttachment) -> str:
     """Return a line of a `case`. The shell interprets no character of a device name."""
     return f"{' | '.join(attachment.devices)}) echo {attachment.table} ;;"
 
@@ -116,7 +119,7 @@ def _sysctls(policy: Policy) -> str:
     """
     lines = [
         f"{sysctl.path.replace('.', chr(0)).replace('/', '.').replace(chr(0), '/')}={sysctl.value}"
-        for sysctl in sysctls(policy)
+        for sysctl in required_sysctls(policy)
     ]
     return _HEAD.format(title="for boot; the nftpolicy script writes the same values.") + "".join(
         f"{line}\n" for line in lines

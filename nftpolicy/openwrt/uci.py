@@ -16,7 +16,7 @@ from attrs import frozen
 from ..compiler import ladder
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
-from .plan import whole
+from .plan import require_expressible
 
 PREFIX = "nftpolicy_"  # of the names of all generated sections
 # netifd parses numbers by strtol(3): the largest value on a 32-bit machine. The route of the
@@ -28,7 +28,7 @@ _VALUE = re.compile(r"[A-Za-z0-9_./:@%+ -]*\Z")
 
 
 @frozen
-class Section:
+class UciSection:
     """Section of a file in /etc/config. A tuple as value is a list."""
 
     config: str
@@ -38,7 +38,7 @@ class Section:
 
 
 @frozen
-class Attachment:
+class UplinkAttachment:
     """Options of every interface on one of `devices`.
 
     Its routes go to `table`, and only the resolver uses its DNS servers.
@@ -48,24 +48,24 @@ class Attachment:
     table: int
 
 
-def sections(policy: Policy) -> tuple[Section, ...]:
+def network_sections(policy: Policy) -> tuple[UciSection, ...]:
     """Return the ip rules as sections, and the terminal route of each uplink's table.
 
     The routes have no `interface`, since netifd removes a route together with its interface. Gateway
     routes are left out, since a route with a gateway needs an interface.
     """
     return (
-        *map(_rule, map(whole, ladder.rules(policy))),
-        *(_terminal_route(route) for route in ladder.routes(policy) if route.gateway is None),
+        *map(_rule, map(require_expressible, ladder.ip_rules(policy))),
+        *(_terminal_route(route) for route in ladder.uplink_routes(policy) if route.gateway is None),
     )
 
 
-def attachments(policy: Policy) -> tuple[Attachment, ...]:
+def uplink_attachments(policy: Policy) -> tuple[UplinkAttachment, ...]:
     """Return one attachment for each uplink."""
-    return tuple(Attachment(uplink.devices, uplink.table) for uplink in policy.uplink.values())
+    return tuple(UplinkAttachment(uplink.devices, uplink.table) for uplink in policy.uplink.values())
 
 
-def _rule(rule: IpRule) -> Section:
+def _rule(rule: IpRule) -> UciSection:
     mark = (("mark", f"{rule.mark:#x}/{rule.mask:#x}"),) if rule.mask else ()
     destination = (("dest", rule.destination),) if rule.destination else ()
     users = (("uidrange", f"{rule.uids[0]}-{rule.uids[1]}"),) if rule.uids else ()
@@ -73,18 +73,18 @@ def _rule(rule: IpRule) -> Section:
     action = ("lookup", table) if rule.action == "lookup" else ("action", rule.action)
     # The rules of all users have the same priority.
     name = f"{PREFIX}{rule.priority}_{rule.family}" + (f"_{rule.uids[0]}" if rule.uids else "")
-    return Section("network", "rule6" if rule.family == 6 else "rule", name,
+    return UciSection("network", "rule6" if rule.family == 6 else "rule", name,
                    (("priority", str(rule.priority)), *mark, *destination, *users, action))  # fmt: skip
 
 
-def _terminal_route(route: Route) -> Section:
+def _terminal_route(route: Route) -> UciSection:
     target = "::/0" if route.family == 6 else "0.0.0.0/0"
     options = ("type", route.kind), ("target", target), ("table", str(route.table)), ("metric", str(LAST_METRIC))
     name = f"{PREFIX}table{route.table}_{route.family}"
-    return Section("network", "route6" if route.family == 6 else "route", name, options)
+    return UciSection("network", "route6" if route.family == 6 else "route", name, options)
 
 
-def as_config(sections: Iterable[Section]) -> str:
+def render_config(sections: Iterable[UciSection]) -> str:
     """Return the sections in the form of a file of /etc/config."""
     lines = []
     for section in sections:
@@ -97,7 +97,7 @@ def as_config(sections: Iterable[Section]) -> str:
     return "\n".join([*lines[1:], ""])
 
 
-def as_batch(sections: Iterable[Section]) -> str:
+def render_batch(sections: Iterable[UciSection]) -> str:
     """Return the sections as commands for `uci batch`."""
     lines = []
     for section in sections:

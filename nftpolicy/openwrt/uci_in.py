@@ -30,7 +30,7 @@ class UciError(Exception):
 
 
 @frozen
-class Value:
+class ParsedValue:
     """Value of an option, and the line where it starts."""
 
     text: str
@@ -38,7 +38,7 @@ class Value:
 
 
 @frozen
-class Section:
+class ParsedSection:
     """Section of a package. `name` is None if anonymous. A list option has several values."""
 
     package: str
@@ -46,7 +46,7 @@ class Section:
     name: str | None
     file: str
     line: int
-    options: Mapping[str, tuple[Value, ...]] = Factory(dict)
+    options: Mapping[str, tuple[ParsedValue, ...]] = Factory(dict)
     lists: frozenset[str] = frozenset()
 
     def get(self, option: str, default: str = "") -> str:
@@ -69,16 +69,16 @@ class Section:
         return values[-1].line if values else self.line
 
     @property
-    def shown(self) -> str:
+    def title(self) -> str:
         """Return the section as text for messages: interface 'wan'."""
         return f"{self.type} '{self.name}'" if self.name else self.type
 
-    def place(self, option: str = "") -> str:
+    def location(self, option: str = "") -> str:
         """Return FILE:LINE of the section, or of one of its options."""
         return f"{self.file}:{self.line_of(option) if option else self.line}"
 
 
-def read(data: bytes, file: str, package: str = "") -> tuple[Section, ...]:
+def parse_uci(data: bytes, file: str, package: str = "") -> tuple[ParsedSection, ...]:
     """Return the sections of a file in file order. `package` applies until the text names one.
 
     Raises:
@@ -99,25 +99,25 @@ class _SectionBuilder:
 
     def __init__(self, file: str, package: str) -> None:
         self._file, self._package = file, package
-        self._order: list[tuple[str, str, str | None, int, dict[str, list[Value]], set[str]]] = []
+        self._order: list[tuple[str, str, str | None, int, dict[str, list[ParsedValue]], set[str]]] = []
         self._named: dict[tuple[str, str], int] = {}
         self._current: int | None = None
 
     @property
-    def sections(self) -> tuple[Section, ...]:
+    def sections(self) -> tuple[ParsedSection, ...]:
         return tuple(
-            Section(package, kind, name, self._file, line,
+            ParsedSection(package, kind, name, self._file, line,
                     {key: tuple(values) for key, values in options.items()}, frozenset(lists))
             for package, kind, name, line, options, lists in self._order
         )  # fmt: skip
 
-    def statement(self, words: list[Value]) -> None:
+    def statement(self, words: list[ParsedValue]) -> None:
         first = words[0]
         kind = _KEYWORDS.get(first.text)
         if kind is None:
-            from ..policy.errors import nearest
+            from ..policy.errors import did_you_mean
 
-            known = f"'package', 'config', 'option' or 'list'{nearest(first.text, _KEYWORDS)}"
+            known = f"'package', 'config', 'option' or 'list'{did_you_mean(first.text, _KEYWORDS)}"
             raise self._error(first, f"expected {known} at the start of a line, not {_quoted(first.text)}")
         if kind == "package":
             self._package_statement(words)
@@ -126,12 +126,12 @@ class _SectionBuilder:
         else:
             self._option_statement(kind, words)
 
-    def _package_statement(self, words: list[Value]) -> None:
+    def _package_statement(self, words: list[ParsedValue]) -> None:
         if len(words) != 2 or not _OPTION.match(words[1].text):
             raise self._error(words[0], "'package' takes one name")
         self._package, self._current = words[1].text, None
 
-    def _config_statement(self, words: list[Value]) -> None:
+    def _config_statement(self, words: list[ParsedValue]) -> None:
         if len(words) not in (2, 3):
             raise self._error(words[0], f"'config' takes a type and an optional name, not {len(words) - 1} words")
         kind, name = words[1].text, words[2].text if len(words) == 3 else None
@@ -151,7 +151,7 @@ class _SectionBuilder:
         if name is not None:
             self._named[key] = self._current
 
-    def _option_statement(self, kind: str, words: list[Value]) -> None:
+    def _option_statement(self, kind: str, words: list[ParsedValue]) -> None:
         if self._current is None:
             raise self._error(words[0], f"'{kind}' outside a section; add a line 'config TYPE' before it")
         if len(words) != 3:
@@ -159,7 +159,7 @@ class _SectionBuilder:
         if not _OPTION.match(words[1].text):
             raise self._error(words[1], f"{_quoted(words[1].text)} is not a valid option name")
         options, lists = self._order[self._current][4:]
-        name, value = words[1].text, Value(words[2].text, words[0].line)
+        name, value = words[1].text, ParsedValue(words[2].text, words[0].line)
         if kind == "list":
             options.setdefault(name, []).append(value)
             lists.add(name)
@@ -167,16 +167,16 @@ class _SectionBuilder:
             options[name] = [value]
             lists.discard(name)
 
-    def _error(self, value: Value, message: str) -> UciError:
+    def _error(self, value: ParsedValue, message: str) -> UciError:
         return UciError(self._file, value.line, message)
 
 
 _BLANKS, _TERMINATORS = " \t\r\v\f", "\n;"
 
 
-def _statements(text: str, file: str) -> Iterator[list[Value]]:
+def _statements(text: str, file: str) -> Iterator[list[ParsedValue]]:
     """Yield the statements of a text, each a list of words with the lines where they start."""
-    words: list[Value] = []
+    words: list[ParsedValue] = []
     position, line = 0, 1
     while position < len(text):
         char = text[position]
@@ -191,7 +191,7 @@ def _statements(text: str, file: str) -> Iterator[list[Value]]:
             position = len(text) if end < 0 else end
         else:
             word, position, next_line = _word(text, position, line, file)
-            words.append(Value(word, line))
+            words.append(ParsedValue(word, line))
             line = next_line
     if words:
         yield words

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..policy.lines import Path
+from ..policy.lines import KeyPath
 from ..policy.objects import Policy, Resolver, Service, Uplink
 
 
-def undone(policy: Policy) -> Iterator[tuple[Path, str]]:
+def unsupported_features(policy: Policy) -> Iterator[tuple[KeyPath, str]]:
     """Yield (path of the key, consequence and replacement) for each unsupported feature."""
     for name, service in policy.service.items():
         mark = policy.uplink[service.uplink].mark.value
@@ -21,7 +21,7 @@ def undone(policy: Policy) -> Iterator[tuple[Path, str]]:
         yield from ((("uplink", name, *key), text) for key, text in _uplink_features(uplink))
 
 
-def library(mark: int) -> str:
+def preload_environment(mark: int) -> str:
     """Return the environment that makes libpacketmark mark a program's sockets on a router."""
     return f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"  # in decimal, since it is parsed by atoi(3)
 
@@ -30,7 +30,7 @@ def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
     if service.marks in ("cgroup", "preload"):
         yield (
             "marks",
-            f"no program on the router marks its sockets, so they are dropped; start it with {library(mark)}",
+            f"no program on the router marks its sockets, so they are dropped; start it with {preload_environment(mark)}",
         )
     if service.confine:
         yield (
@@ -39,7 +39,7 @@ def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
         )
 
 
-def _uplink_features(uplink: Uplink) -> Iterator[tuple[Path, str]]:
+def _uplink_features(uplink: Uplink) -> Iterator[tuple[KeyPath, str]]:
     if "ra" in uplink.learn:
         yield (
             ("learn",),

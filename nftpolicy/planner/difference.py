@@ -11,7 +11,7 @@ from itertools import islice
 
 from attrs import frozen
 
-from ..netstate.changes import Elements, NftOperation, Rules
+from ..netstate.changes import ChainRules, NftOperation, SetElements
 from ..netstate.nft import (
     Chain,
     Element,
@@ -27,10 +27,10 @@ from ..netstate.nft import (
 
 _MAX_ELEMENTS = 20_000  # of one command; bounds its text, and nft's memory for it
 
-_Operation = tuple[str, NamedCounter | Set | Elements | Chain | Rules]  # verb, object
+_Operation = tuple[str, NamedCounter | Set | SetElements | Chain | ChainRules]  # verb, object
 
 
-def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
+def diff_tables(old: Table | None, new: Table | None) -> list[NftOperation]:
     """Return the operations in an order that one transaction accepts: deletions before additions."""
     if old == new:
         return []
@@ -38,7 +38,7 @@ def table_changes(old: Table | None, new: Table | None) -> list[NftOperation]:
         assert old is not None
         return [NftOperation("delete", old.family, old.name, old)]
     operations: list[NftOperation] = []
-    if old is not None and old.is_foreign:
+    if old is not None and old.has_foreign_objects:
         # Foreign objects in our table cannot be deleted one by one: this version cannot name them.
         operations.append(NftOperation("delete", old.family, old.name, old))
         old = None
@@ -139,7 +139,7 @@ def _rule_additions(old: Table, new: Table, changes: _Changes) -> Iterator[_Oper
     emptied = {chain.name for chain in (*changes.flushed, *changes.deleted_chains)}
     for chain in new.chains:
         if chain.rules and (chain.name not in remaining or chain.name in emptied):
-            yield "add", Rules(chain, chain.rules)
+            yield "add", ChainRules(chain, chain.rules)
 
 
 def _remaining_hooks(old: Table, changes: _Changes) -> dict[str, Hook | None]:
@@ -188,11 +188,11 @@ def _element_operations(verb: str, nft_set: Set, elements: frozenset[Element]) -
     if not elements:
         return
     if len(elements) <= _MAX_ELEMENTS:
-        yield verb, Elements(nft_set, elements)
+        yield verb, SetElements(nft_set, elements)
         return
     ordered = iter(sorted(elements, key=_columns))
     while chunk := frozenset(islice(ordered, _MAX_ELEMENTS)):
-        yield verb, Elements(nft_set, chunk)
+        yield verb, SetElements(nft_set, chunk)
 
 
 def _columns(element: Element) -> tuple[int | str, ...]:

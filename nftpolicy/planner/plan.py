@@ -13,12 +13,12 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from ..netstate import text
-from ..netstate.carried import after
-from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, RuleChange, Step, SysctlChange
+from ..netstate.carried import state_after
+from ..netstate.changes import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, Step, SysctlChange
 from ..netstate.nft import Rule, Table
 from ..netstate.routing import Route
 from ..netstate.state import NetState
-from .difference import table_changes
+from .difference import diff_tables
 
 MAKE_BEFORE_BREAK, GUARD_FIRST, GUARD_LAST = "make before break", "guard first", "guard last"
 VIA_BLOCK = "via block"
@@ -44,7 +44,7 @@ class Plan:
         """
         sequence = [observed]
         for step in self.steps:
-            sequence.append(after(sequence[-1], step))
+            sequence.append(state_after(sequence[-1], step))
         return sequence
 
 
@@ -69,10 +69,10 @@ def plan(observed: NetState, desired: NetState) -> Plan:
 
     Sysctls that `observed` does not have are of absent devices, and are left out.
     """
-    return orders(observed, desired)[0]
+    return candidate_plans(observed, desired)[0]
 
 
-def orders(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
+def candidate_plans(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
     """Return the same steps in every order that may be safe, the least disruptive one first."""
     groups = _step_groups(observed, desired)
     if groups == _NO_STEPS:
@@ -86,10 +86,10 @@ def orders(observed: NetState, desired: NetState) -> tuple[Plan, ...]:
     return tuple(_in_order(name, groups) for name in names)
 
 
-def blocked(observed: NetState, desired: NetState, block: tuple[Table, ...]) -> Plan:
+def plan_via_block(observed: NetState, desired: NetState, block: tuple[Table, ...]) -> Plan:
     """Return the same steps behind the tables of `block`, which are added first and deleted last."""
-    add = tuple(item for table in block for item in table_changes(None, table))
-    delete = tuple(item for table in block for item in table_changes(table, None))
+    add = tuple(item for table in block for item in diff_tables(None, table))
+    delete = tuple(item for table in block for item in diff_tables(table, None))
     groups = _step_groups(observed, desired)
     if groups == _NO_STEPS:
         return Plan(())
@@ -123,13 +123,13 @@ def _step_groups(observed: NetState, desired: NetState) -> _StepGroups:
             replaced = obsolete.pop(_route_key(route), None)
             make.append(RouteReplacement(replaced, route) if replaced else RouteChange("add", route))
     observed_rules, desired_rules = set(observed.rules), set(desired.rules)
-    make += [RuleChange("add", rule) for rule in desired.rules if rule not in observed_rules]
-    break_: list[Step] = [RuleChange("delete", rule) for rule in observed.rules if rule not in desired_rules]
+    make += [IpRuleChange("add", rule) for rule in desired.rules if rule not in observed_rules]
+    break_: list[Step] = [IpRuleChange("delete", rule) for rule in observed.rules if rule not in desired_rules]
     break_ += [RouteChange("delete", route) for route in obsolete.values()]
     return _StepGroups(sysctls, make, break_, list(_guard_transaction(observed, desired)))
 
 
-def writable(table: Table) -> Table:
+def writable_part(table: Table) -> Table:
     """Return the table without the foreign objects and rules that this version cannot write."""
     chains = tuple(evolve(chain, rules=tuple(filter(_is_writable, chain.rules))) for chain in table.chains)
     return evolve(table, chains=chains, unknown=())
@@ -137,7 +137,7 @@ def writable(table: Table) -> Table:
 
 def _is_writable(rule: Rule) -> bool:
     try:
-        text.rule(rule)
+        text.rule_text(rule)
     except ValueError:
         return False
     return True
@@ -151,9 +151,9 @@ def _route_key(route: Route) -> tuple[int, int, str, int]:
 def _guard_transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:
     """Return the nft transaction from `observed` to `desired`, () if the tables are equal."""
     keys = dict.fromkeys(table.key for table in (*desired.tables, *observed.tables))
-    operations = tuple(item for key in keys for item in table_changes(observed.table(*key), desired.table(*key)))
+    operations = tuple(item for key in keys for item in diff_tables(observed.table(*key), desired.table(*key)))
     if not operations:
         return ()
-    previous = {table.key: writable(table) for table in observed.tables}
-    undo = tuple(item for key in keys for item in table_changes(desired.table(*key), previous.get(key)))
+    previous = {table.key: writable_part(table) for table in observed.tables}
+    undo = tuple(item for key in keys for item in diff_tables(desired.table(*key), previous.get(key)))
     return (NftTransaction(operations, undo),)

@@ -7,25 +7,25 @@ from collections.abc import Callable, Iterator
 from itertools import combinations
 
 from . import words
-from .errors import nearest
-from .lines import Path
-from .objects import OURS, Account, Policy, Resolver, Service, cgroup_of
+from .errors import did_you_mean
+from .lines import KeyPath
+from .objects import SERVICES_CGROUP, Account, Policy, Resolver, Service, service_cgroup
 
-PolicyFault = tuple[Path, str]
-MOST_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
+PolicyFault = tuple[KeyPath, str]
+MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 _DNS_PORT = 53
 
 
-def faults(policy: Policy) -> Iterator[PolicyFault]:
+def find_faults(policy: Policy) -> Iterator[PolicyFault]:
     """Yield all faults of the policy, in the order of the checks."""
     for check in _CHECKS:
         yield from check(policy)
 
 
-def covered(device: str, inside: tuple[str, ...]) -> str | None:
+def matching_pattern(device: str, inside: tuple[str, ...]) -> str | None:
     """Return the first pattern of `inside` that matches the device, or None."""
     for pattern in inside:
         if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
@@ -36,10 +36,10 @@ def covered(device: str, inside: tuple[str, ...]) -> str | None:
 def _uplink_count(policy: Policy) -> Iterator[PolicyFault]:
     if not policy.uplink:
         yield ("uplink",), "a policy needs at least one uplink: add [uplink.wan]"
-    if len(policy.uplink) > MOST_UPLINKS:
+    if len(policy.uplink) > MAX_UPLINKS:
         yield (
             ("uplink",),
-            f"{len(policy.uplink)} uplinks are more than the {MOST_UPLINKS} that a policy can have",
+            f"{len(policy.uplink)} uplinks are more than the {MAX_UPLINKS} that a policy can have",
         )
     for name, uplink in policy.uplink.items():
         if not uplink.devices:
@@ -68,7 +68,7 @@ def _devices(policy: Policy) -> Iterator[PolicyFault]:
     for name, uplink in policy.uplink.items():
         for index, device in enumerate(uplink.devices):
             path = ("uplink", name, "devices", index)
-            pattern = covered(device, policy.inside)
+            pattern = matching_pattern(device, policy.inside)
             if device == "lo":
                 yield path, "'lo' cannot be an uplink: its packets stay on this machine"
             elif device in ("all", "default"):
@@ -109,10 +109,10 @@ def _duplicates(policy: Policy) -> Iterator[PolicyFault]:
             known.add(item)
 
 
-def _lists(policy: Policy) -> Iterator[tuple[Path, tuple[object, ...]]]:
+def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
     yield ("inside",), policy.inside
     for name, uplink in policy.uplink.items():
-        path: Path = ("uplink", name)
+        path: KeyPath = ("uplink", name)
         yield (*path, "exempt"), uplink.exempt
         yield (*path, "learn"), uplink.learn
         yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
@@ -131,7 +131,7 @@ def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
     for name, uplink in policy.uplink.items():
         if uplink.resolver is None:
             continue
-        path: Path = ("uplink", name, "resolver")
+        path: KeyPath = ("uplink", name, "resolver")
         yield from _listen_addresses((*path, "listen"), name, uplink.resolver, owners)
         if uplink.resolver.user.number == 0:
             yield (
@@ -144,7 +144,7 @@ def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
 
 
 def _listen_addresses(
-    path: Path, name: str, resolver: Resolver, owners: dict[tuple[str, int], str]
+    path: KeyPath, name: str, resolver: Resolver, owners: dict[tuple[str, int], str]
 ) -> Iterator[PolicyFault]:
     """Check `listen` of one resolver; `owners` maps (address, port) to an uplink and is updated."""
     if not resolver.listen:
@@ -170,7 +170,7 @@ def _listen_addresses(
         owners[key] = name
 
 
-def _sources(path: Path, resolver: Resolver) -> Iterator[PolicyFault]:
+def _sources(path: KeyPath, resolver: Resolver) -> Iterator[PolicyFault]:
     if resolver.sources and (resolver.servers or resolver.lease):
         other = "servers" if resolver.servers else "lease"
         yield path, f"excludes {other!r}; remove one of them"
@@ -193,7 +193,7 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
     for name, service in policy.service.items():
         path = ("service", name)
         yield from _selector(path, service)
-        for key, account in accounts(service):
+        for key, account in service_accounts(service):
             if account.number == 0:
                 yield (
                     (*path, key),
@@ -208,8 +208,8 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
             owners[key, account.number] = name
 
 
-def _selector(path: Path, service: Service) -> Iterator[PolicyFault]:
-    count = len(accounts(service)) + service.kernel
+def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
+    count = len(service_accounts(service)) + service.kernel
     if count != 1:
         yield path, "a service needs exactly one of 'group', 'user' and 'kernel = true'"
     for index, net in enumerate(service.to):
@@ -233,7 +233,7 @@ def _selector(path: Path, service: Service) -> Iterator[PolicyFault]:
             )
 
 
-def accounts(service: Service) -> list[tuple[str, Account]]:
+def service_accounts(service: Service) -> list[tuple[str, Account]]:
     """Return the accounts that select the sockets of a service: [("group", ...)] or [("user", ...)]."""
     pairs = [("group", service.group), ("user", service.user)]
     return [(key, account) for key, account in pairs if account is not None]
@@ -242,7 +242,7 @@ def accounts(service: Service) -> list[tuple[str, Account]]:
 def _marking(policy: Policy) -> Iterator[PolicyFault]:
     for name, service in policy.service.items():
         path = ("service", name)
-        for key, method in words.MARKS_KEYS.items():
+        for key, method in words.KEYS_OF_MARKS_VALUE.items():
             if getattr(service, key) and service.marks != method:
                 yield (
                     (*path, key),
@@ -269,10 +269,10 @@ def _cgroups(policy: Policy) -> Iterator[PolicyFault]:
     for name, service in policy.service.items():
         if service.marks != "cgroup":
             continue
-        cgroup = cgroup_of(name, service)
-        path: Path = ("service", name, "cgroup") if service.cgroup else ("service", name)
-        if cgroup == OURS:
-            yield path, f"{OURS!r} is the parent of the cgroups of all services; choose another"
+        cgroup = service_cgroup(name, service)
+        path: KeyPath = ("service", name, "cgroup") if service.cgroup else ("service", name)
+        if cgroup == SERVICES_CGROUP:
+            yield path, f"{SERVICES_CGROUP!r} is the parent of the cgroups of all services; choose another"
         parts = cgroup.split("/")
         above = ["/".join(parts[:end]) for end in range(1, len(parts))]
         conflicts = [parents.get(cgroup), *(owners.get(other) for other in (*above, cgroup))]
@@ -292,7 +292,7 @@ def _service_uplinks(policy: Policy) -> Iterator[PolicyFault]:
         if service.uplink not in policy.uplink:
             yield (
                 ("service", name, "uplink"),
-                f"unknown uplink {service.uplink!r}{nearest(service.uplink, policy.uplink)}; "
+                f"unknown uplink {service.uplink!r}{did_you_mean(service.uplink, policy.uplink)}; "
                 f"known are {', '.join(policy.uplink)}",
             )
 

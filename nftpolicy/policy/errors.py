@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .lines import Path, positions
+from .lines import KeyPath, key_lines
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
 _MAX_EXCERPT = 60  # characters of the file that a message repeats
@@ -18,17 +18,17 @@ _MAX_DECIMAL_BITS = 128  # str() refuses integers of thousands of digits
 class PolicyError(Exception):
     """Error in a policy file: source, line, key path, and a message with what to do."""
 
-    def __init__(self, message: str, path: Path = (), source: str = "policy", line: int | None = None) -> None:
+    def __init__(self, message: str, path: KeyPath = (), source: str = "policy", line: int | None = None) -> None:
         self.message, self.path, self.source, self.line = message, path, source, line
         super().__init__(str(self))
 
     def __str__(self) -> str:
         location = self.source if self.line is None else f"{self.source}:{self.line}"
-        key = f" {shown(self.path)}:" if self.path else ""
+        key = f" {format_path(self.path)}:" if self.path else ""
         return f"{location}:{key} {self.message}"
 
 
-def shown(path: Path) -> str:
+def format_path(path: KeyPath) -> str:
     """Return a key path in dotted form: uplink.wan.devices[0]."""
     text = ""
     for part in path:
@@ -43,10 +43,10 @@ def shown(path: Path) -> str:
 
 def _format_key(part: str) -> str:
     """Return a key, quoted if it is not a bare TOML key, truncated if it is long."""
-    return part if _BARE_KEY.match(part) else quoted(part)
+    return part if _BARE_KEY.match(part) else quote_excerpt(part)
 
 
-def quoted(item: object) -> str:
+def quote_excerpt(item: object) -> str:
     """Return a value of the file as a quoted Python string, truncated to 60 characters."""
     if isinstance(item, int) and item.bit_length() > _MAX_DECIMAL_BITS:
         return f"{item:#x}"[:_MAX_EXCERPT] + "..."
@@ -54,7 +54,7 @@ def quoted(item: object) -> str:
     return repr(text if len(text) <= _MAX_EXCERPT else text[:_MAX_EXCERPT] + "...")
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return the suffix " (did you mean 'WORD'?)" for the entry of `words` closest to `word`, or ""."""
     from difflib import get_close_matches  # slow to import, and only needed for errors
 
@@ -63,15 +63,15 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
 
 @frozen
-class Source:
+class PolicyText:
     """Text of a policy file with its name, used to find the line of a key."""
 
     name: str
     text: str
 
-    def line(self, path: Path) -> int | None:
+    def line_of(self, path: KeyPath) -> int | None:
         """Return the line (from 1) of a key or list item, or of its nearest known parent; None if none is known."""
-        lines = positions(self.text)
+        lines = key_lines(self.text)
         for length in range(len(path), 0, -1):
             if path[:length] in lines:
                 return lines[path[:length]]

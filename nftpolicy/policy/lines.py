@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
@@ -27,7 +27,7 @@ class _NotToml(Exception):
     """Input that the scanner cannot parse."""
 
 
-def positions(text: str) -> dict[Path, int]:
+def key_lines(text: str) -> dict[KeyPath, int]:
     """Return the line (from 1) on which each key, table and list item first appears."""
     scanner = _Scanner(text)
     # Not TOML, or nested too deeply: positions up to the error are right.
@@ -39,9 +39,9 @@ def positions(text: str) -> dict[Path, int]:
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
-        self.offsets: dict[Path, int] = {}
+        self.offsets: dict[KeyPath, int] = {}
 
-    def lines(self) -> dict[Path, int]:
+    def lines(self) -> dict[KeyPath, int]:
         """Return the line numbers of the recorded offsets, which are in ascending order."""
         line, last, lines = 1, 0, {}
         for path, offset in self.offsets.items():
@@ -51,8 +51,8 @@ class _Scanner:
 
     def document(self) -> None:
         """Scan the whole text."""
-        table: Path = ()
-        repeated: dict[Path, int] = {}  # [[table]] -> index of the last one
+        table: KeyPath = ()
+        repeated: dict[KeyPath, int] = {}  # [[table]] -> index of the last one
         while self.skip(_BLANK):
             if self.text[self.at] != "[":
                 self.pair(table)
@@ -80,12 +80,12 @@ class _Scanner:
         self.take(pattern)
         return self.at < len(self.text)
 
-    def record(self, path: Path, start: int) -> None:
+    def record(self, path: KeyPath, start: int) -> None:
         """Record the offset of a path and of its parents, unless they are known."""
         for length in range(1, len(path) + 1):
             self.offsets.setdefault(path[:length], start)
 
-    def key(self) -> Path:
+    def key(self) -> KeyPath:
         """Consume a dotted key and the space around it."""
         parts = []
         while True:
@@ -98,7 +98,7 @@ class _Scanner:
                 return tuple(parts)
             self.at += 1
 
-    def pair(self, table: Path) -> None:
+    def pair(self, table: KeyPath) -> None:
         """Consume a key/value pair of `table`."""
         start = self.at
         path = (*table, *self.key())
@@ -107,7 +107,7 @@ class _Scanner:
         self.skip(_SPACE)
         self.value(path)
 
-    def value(self, path: Path) -> None:
+    def value(self, path: KeyPath) -> None:
         """Consume the value at `path`."""
         opening = self.text[self.at]
         if opening == "[":
@@ -117,7 +117,7 @@ class _Scanner:
         else:
             self.skip(_STRING if opening in "\"'" else _SCALAR)
 
-    def members(self, path: Path, closing: str) -> None:
+    def members(self, path: KeyPath, closing: str) -> None:
         """Consume the items of a list or the pairs of an inline table."""
         self.at += 1
         index = 0

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .lines import Path
+from .lines import KeyPath
 from .mark import Mark
 from .objects import Policy, Resolver, Server
-from .others import clashing
+from .others import conflicting_users
 
-PolicyWarning = tuple[Path, str]  # key path, and what to do
+PolicyWarning = tuple[KeyPath, str]  # key path, and what to do
 
 # Files that the system resolver reads or writes: they contain the servers of all links.
-SYSTEM = (
+SYSTEM_RESOLV_FILES = (
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/systemd/resolve/stub-resolv.conf",
@@ -25,7 +25,7 @@ SYSTEM = (
 )
 
 
-def warnings(policy: Policy, present: frozenset[str] = frozenset()) -> Iterator[PolicyWarning]:
+def find_warnings(policy: Policy, present: frozenset[str] = frozenset()) -> Iterator[PolicyWarning]:
     """Yield all warnings as (key path, what to do).
 
     `present`: the files of known_marks.MARK_USER_FILES that exist on this machine.
@@ -37,7 +37,7 @@ def warnings(policy: Policy, present: frozenset[str] = frozenset()) -> Iterator[
 
 def _mark_conflicts(policy: Policy, present: frozenset[str]) -> Iterator[PolicyWarning]:
     for name, uplink in policy.uplink.items():
-        for user, installed in clashing(uplink.mark, present):
+        for user, installed in conflicting_users(uplink.mark, present):
             condition = "is installed on this machine" if installed else "would conflict if installed"
             yield (
                 ("uplink", name, "mark"),
@@ -54,14 +54,14 @@ def _resolvers(policy: Policy) -> Iterator[PolicyWarning]:
     for name, uplink in policy.uplink.items():
         if uplink.resolver is None:
             continue
-        path: Path = ("uplink", name, "resolver")
+        path: KeyPath = ("uplink", name, "resolver")
         if not any(service.uplink == name and (service.group or service.user) for service in policy.service.values()):
             yield (
                 path,
                 "no service with a group or user uses this uplink, so no process may query its resolver; "
                 "add one, or remove the resolver",
             )
-        if uplink.resolver.lease in SYSTEM:
+        if uplink.resolver.lease in SYSTEM_RESOLV_FILES:
             yield (
                 (*path, "lease"),
                 f"{uplink.resolver.lease} contains the servers of all links, not only those of the uplink; "

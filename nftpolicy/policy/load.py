@@ -12,9 +12,9 @@ import attrs
 from cattrs import Converter
 
 from . import checks, objects, values, words
-from .errors import PolicyError, Source, nearest
-from .lines import Path
-from .mark import Mark, parse
+from .errors import PolicyError, PolicyText, did_you_mean
+from .lines import KeyPath
+from .mark import Mark, parse_mark
 
 # ("user" or "group", TOML value) -> the account; raises ValueError.
 AccountLookup = Callable[[str, object], objects.Account]
@@ -27,20 +27,22 @@ _KEY_PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
 _ENDLESS_KEY = re.compile(rf"^[ \t\[]*(?:{_KEY_PART}){{{_MAX_KEY_PARTS}}}", re.MULTILINE)
 
 
-def numbers_only(kind: str, item: object) -> objects.Account:
+def numeric_account(kind: str, item: object) -> objects.Account:
     """Return the account with a number. Names are refused: the policy may be of another machine."""
     if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _NO_ID:
         return objects.Account(str(item), item)
-    raise ValueError(f"expected the number of a {kind}, got {values.describe(item)}")
+    raise ValueError(f"expected the number of a {kind}, got {values.describe_value(item)}")
 
 
-def load(data: bytes, name: str = "policy", accounts: AccountLookup = numbers_only) -> tuple[objects.Policy, Source]:
+def load(
+    data: bytes, name: str = "policy", accounts: AccountLookup = numeric_account
+) -> tuple[objects.Policy, PolicyText]:
     """Return the policy in `data` (TOML, UTF-8), and its text for later messages.
 
     Raises:
         PolicyError: the first error found, with its line and key.
     """
-    source = Source(name, _decode(data, name))
+    source = PolicyText(name, _decode(data, name))
     if endless := _ENDLESS_KEY.search(source.text):
         line = source.text.count("\n", 0, endless.start()) + 1
         raise PolicyError(f"key has more than {_MAX_KEY_PARTS} parts", source=name, line=line)
@@ -57,10 +59,10 @@ def load(data: bytes, name: str = "policy", accounts: AccountLookup = numbers_on
         policy = _converter(accounts).structure(document, objects.Policy)
     except ValueError as error:
         path, message = _path_and_message(error)
-        raise PolicyError(message, path, name, source.line(path)) from None
-    fault = next(checks.faults(policy), None)
+        raise PolicyError(message, path, name, source.line_of(path)) from None
+    fault = next(checks.find_faults(policy), None)
     if fault:
-        raise PolicyError(fault[1], fault[0], name, source.line(fault[0]))
+        raise PolicyError(fault[1], fault[0], name, source.line_of(fault[0]))
     return policy, source
 
 
@@ -78,7 +80,7 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def _syntax(error: tomllib.TOMLDecodeError, source: Source) -> PolicyError:
+def _syntax(error: tomllib.TOMLDecodeError, source: PolicyText) -> PolicyError:
     message, _, location = str(error).rpartition(" (at ")
     location_words = location.rstrip(")").split()
     if location_words[:1] == ["line"]:
@@ -94,16 +96,16 @@ def _syntax(error: tomllib.TOMLDecodeError, source: Source) -> PolicyError:
 def _converter(accounts: AccountLookup) -> Converter:
     converter = Converter(detailed_validation=False)
     single: dict[Any, Callable[[object], Any]] = {
-        str: values.text,
-        int: values.integer,
-        bool: values.boolean,
-        Mark: parse,
-        objects.Listen: values.listen,
-        objects.Port: values.port,
-        objects.Answer: values.answer,
-        objects.Server: values.server,
-        objects.Address: values.address,
-        objects.Network: values.network,
+        str: values.parse_text,
+        int: values.parse_integer,
+        bool: values.parse_boolean,
+        Mark: parse_mark,
+        objects.Listen: values.parse_listen,
+        objects.Port: values.parse_port,
+        objects.Answer: values.parse_answer,
+        objects.Server: values.parse_server,
+        objects.Address: values.parse_address,
+        objects.Network: values.parse_network,
     }
     for kind, function in single.items():
         if isinstance(kind, type):
@@ -140,16 +142,16 @@ def _decode_list(converter: Converter, item: object, kind: Any) -> tuple[Any, ..
 
 def _decode_table(converter: Converter, item: object, kind: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"expected a table, got {values.describe(item)}")
+        raise ValueError(f"expected a table, got {values.describe_value(item)}")
     member = get_args(kind)[1]
-    pairs = _decode_pairs(item.items(), lambda key, value: (values.name(key), converter.structure(value, member)))
+    pairs = _decode_pairs(item.items(), lambda key, value: (values.parse_name(key), converter.structure(value, member)))
     return dict(pairs)
 
 
 class _ErrorAt(ValueError):
     """Error at `path` below the value being decoded."""
 
-    def __init__(self, path: Path, message: str) -> None:
+    def __init__(self, path: KeyPath, message: str) -> None:
         self.path = path
         super().__init__(message)
 
@@ -170,25 +172,25 @@ def _list_of(decode: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 def _keyword_of(table: dict[str, str], label: str) -> Callable[[object], str]:
-    return lambda item: values.one_of(item, table, label)
+    return lambda item: values.parse_keyword(item, table, label)
 
 
 # Fields that their Python type does not describe completely.
 _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
-    (objects.Policy, "name"): values.name,
-    (objects.Policy, "inside"): _list_of(values.pattern),
-    (objects.Uplink, "devices"): _list_of(values.device),
+    (objects.Policy, "name"): values.parse_name,
+    (objects.Policy, "inside"): _list_of(values.parse_device_pattern),
+    (objects.Uplink, "devices"): _list_of(values.parse_device),
     (objects.Uplink, "exempt"): _list_of(_keyword_of(words.EXEMPTIONS, "exemption")),
-    (objects.Uplink, "learn"): _list_of(_keyword_of(words.LEARNED, "source of routes")),
-    (objects.Resolver, "sources"): _list_of(_keyword_of(words.SOURCES, "source of DNS servers")),
-    (objects.Service, "marks"): _keyword_of(words.MARKS, "marking method"),
-    (objects.Service, "cgroup"): values.cgroup,
+    (objects.Uplink, "learn"): _list_of(_keyword_of(words.LEARN_SOURCES, "source of routes")),
+    (objects.Resolver, "sources"): _list_of(_keyword_of(words.DNS_SOURCES, "source of DNS servers")),
+    (objects.Service, "marks"): _keyword_of(words.MARKS_VALUES, "marking method"),
+    (objects.Service, "cgroup"): values.parse_cgroup,
 }
 
 
 def _decode_each(item: object, decode: Callable[[object], Any]) -> tuple[Any, ...]:
     if not isinstance(item, list):
-        raise ValueError(f"expected a list in [ ], got {values.describe(item)}")
+        raise ValueError(f"expected a list in [ ], got {values.describe_value(item)}")
     return _decode_pairs(enumerate(item), lambda _, value: decode(value))
 
 
@@ -202,10 +204,10 @@ def _class_hook(
 
     def structure(item: object, _: Any) -> Any:
         if not isinstance(item, dict):
-            raise ValueError(f"expected a table, got {values.describe(item)}")
+            raise ValueError(f"expected a table, got {values.describe_value(item)}")
         for name in item:
             if name not in fields:
-                raise _ErrorAt((name,), f"unknown key{nearest(name, fields)}; known are {', '.join(fields)}")
+                raise _ErrorAt((name,), f"unknown key{did_you_mean(name, fields)}; known are {', '.join(fields)}")
         for name in required:
             if name not in item:
                 raise _ErrorAt((), f"{name!r} is missing")
@@ -233,7 +235,7 @@ def _without_none(kind: Any) -> Any:
     return next((member for member in members if member is not type(None)), kind)
 
 
-def _path_and_message(error: Exception) -> tuple[Path, str]:
+def _path_and_message(error: Exception) -> tuple[KeyPath, str]:
     """Return key path and message of an error that cattrs or a hook raised."""
     if isinstance(error, _ErrorAt):
         return error.path, str(error)

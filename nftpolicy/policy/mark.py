@@ -7,9 +7,9 @@ import re
 
 from attrs import frozen
 
-from .errors import quoted
+from .errors import quote_excerpt
 
-FULL = 0xFFFFFFFF
+FULL_MASK = 0xFFFFFFFF
 _NUMBER = r"0x[0-9a-fA-F]{1,8}|[1-9][0-9]{0,9}|0"
 _SYNTAX = re.compile(rf"({_NUMBER})(?:/({_NUMBER}))?\Z")
 
@@ -24,20 +24,20 @@ class Mark:
     def __str__(self) -> str:
         return f"{self.value:#x}/{self.mask:#x}"
 
-    def worn_by(self, fwmark: int) -> bool:
+    def matches(self, fwmark: int) -> bool:
         """Return True if a packet with this fwmark carries the mark."""
         return fwmark & self.mask == self.value
 
-    def put_on(self, fwmark: int) -> int:
+    def apply_to(self, fwmark: int) -> int:
         """Return the fwmark with this mark set; bits outside the mask stay."""
-        return fwmark & ~self.mask & FULL | self.value
+        return fwmark & ~self.mask & FULL_MASK | self.value
 
     def overlaps(self, other: Mark) -> bool:
         """Return True if one fwmark can carry both marks."""
         return (self.value ^ other.value) & self.mask & other.mask == 0
 
 
-def parse(text: object) -> Mark:
+def parse_mark(text: object) -> Mark:
     """Return the mark for "VALUE/MASK" or "VALUE" (hexadecimal with 0x, or decimal).
 
     Raises:
@@ -45,9 +45,9 @@ def parse(text: object) -> Mark:
     """
     parts = _SYNTAX.match(text) if isinstance(text, str) else None
     if not parts:
-        raise ValueError(f'expected a mark such as "0x1/0x1", got {quoted(text)}')
-    value, mask = (int(part, 0) if part else FULL for part in parts.groups())
-    if value > FULL or mask > FULL:
+        raise ValueError(f'expected a mark such as "0x1/0x1", got {quote_excerpt(text)}')
+    value, mask = (int(part, 0) if part else FULL_MASK for part in parts.groups())
+    if value > FULL_MASK or mask > FULL_MASK:
         raise ValueError(f"a mark has 32 bits, {text} has more")
     if value & ~mask:
         raise ValueError(f'{text} has bits outside its mask; write "{value & mask:#x}/{mask:#x}" or widen the mask')

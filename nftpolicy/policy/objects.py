@@ -82,7 +82,7 @@ class Resolver:
     user: Account = Account("65534", 65534)
 
 
-def lease_of(uplink: str, resolver: Resolver) -> str:
+def lease_file(uplink: str, resolver: Resolver) -> str:
     """Return the file with the resolver's servers, used if the policy has neither servers nor sources."""
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
@@ -128,12 +128,12 @@ class Service:
         return self.marks == "uid-rule"
 
 
-OURS = "nftpolicy"  # parent of the cgroups of all services
+SERVICES_CGROUP = "nftpolicy"  # parent of the cgroups of all services
 
 
-def cgroup_of(name: str, service: Service) -> str:
+def service_cgroup(name: str, service: Service) -> str:
     """Return the cgroup of a service with marks = "cgroup", below the root of cgroup v2."""
-    return service.cgroup or f"{OURS}/{name}"
+    return service.cgroup or f"{SERVICES_CGROUP}/{name}"
 
 
 @frozen

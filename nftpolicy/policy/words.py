@@ -21,12 +21,12 @@ EXEMPTIONS = {
 }
 
 # Configuration that the kernel itself accepts from an uplink's network; compiler/sysctls.py.
-LEARNED = {
+LEARN_SOURCES = {
     "ra": "the kernel accepts default and other routes from router advertisements (RFC 4861, RFC 4191)",
 }
 
 # Inbound services by name; others are written as "tcp/PORT" or "udp/PORT".
-ANSWERS = {
+NAMED_ANSWERS = {
     "ping": "ICMP and ICMPv6 echo",
     "ssh": "tcp/22",
     "http": "tcp/80",
@@ -35,7 +35,7 @@ ANSWERS = {
 }
 
 # Sources of the uplink's DNS servers. How each one is read: runtime/resolver/sources/.
-SOURCES = {
+DNS_SOURCES = {
     "auto": "all sources below that exist on this machine",
     "networkd": "systemd-networkd, from DHCP and its own configuration (/run/systemd/netif)",
     "networkmanager": "NetworkManager, from DHCP (/run/NetworkManager/devices); the rest by D-Bus",
@@ -48,7 +48,7 @@ SOURCES = {
 }
 
 # How the sockets of a service get their mark.
-MARKS = {
+MARKS_VALUES = {
     "itself": "the program sets SO_MARK (fastd's packet mark, WireGuard's FwMark, OpenVPN's --mark)",
     "preload": "a library loaded with the program sets it (LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=MARK)",
     "cgroup": "a BPF program on the service's cgroup marks each new socket, of any program",
@@ -56,4 +56,4 @@ MARKS = {
 }
 
 # Keys of a service that belong to one value of `marks`: key -> that value.
-MARKS_KEYS = {"cgroup": "cgroup", "confine": "cgroup"}
+KEYS_OF_MARKS_VALUE = {"cgroup": "cgroup", "confine": "cgroup"}

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from attrs import Factory, frozen
 
 from ..model import bits
-from ..model.box import Box, Ranges, meet, only
-from ..model.space import Space
-from ..netstate.nft import FULL, Origin
+from ..model.box import Box, Ranges, intersect_boxes, points
+from ..model.space import HeaderSpace
+from ..netstate.nft import FULL_MASK, OriginPath
 
-BOTH = (4, 6)
+IP_FAMILIES = (4, 6)
 
 
 @frozen
@@ -25,12 +25,12 @@ class MarkTest:
     value: int
     mask: int
     equal: bool = True
-    of: str = "mark"
+    field: str = "mark"
 
-    def boxes(self, space: Space) -> list[Box]:
+    def boxes(self, space: HeaderSpace) -> list[Box]:
         """Return the packets of a header space that pass the test."""
-        test = bits.equal if self.equal else bits.differs
-        return test(self.of, space.partition, self.mask, self.value)
+        test = bits.equal_boxes if self.equal else bits.unequal_boxes
+        return test(self.field, space.partition, self.mask, self.value)
 
 
 @frozen
@@ -43,33 +43,33 @@ class Region:
 
     fields: Mapping[str, Ranges] = Factory(dict)
     marks: tuple[MarkTest, ...] = ()
-    out: tuple[str, ...] | None = None
-    not_out: tuple[str, ...] = ()
-    arrived: tuple[str, ...] | None = None
-    not_arrived: tuple[str, ...] = ()
+    oifname: tuple[str, ...] | None = None
+    not_oifname: tuple[str, ...] = ()
+    iifname: tuple[str, ...] | None = None
+    not_iifname: tuple[str, ...] = ()
 
-    def with_(self, *marks: MarkTest, out: tuple[str, ...] | None = None, **fields: Ranges) -> Region:
+    def narrowed(self, *marks: MarkTest, oifname: tuple[str, ...] | None = None, **fields: Ranges) -> Region:
         """Return the region with more conditions. In keywords, _ stands for the dot of a field."""
         named_fields = {name.replace("_", ".", 1): ranges for name, ranges in fields.items()}
         return Region(
             {**self.fields, **named_fields},
             (*self.marks, *marks),
-            self.out if out is None else out,
-            self.not_out,
-            self.arrived,
-            self.not_arrived,
+            self.oifname if oifname is None else oifname,
+            self.not_oifname,
+            self.iifname,
+            self.not_iifname,
         )
 
-    def boxes(self, space: Space) -> list[Box]:
+    def boxes(self, space: HeaderSpace) -> list[Box]:
         """Return the region as boxes of `space`; empty if the family has no such packets."""
-        start = meet(space.base(), self.fields)
+        start = intersect_boxes(space.family_box(), self.fields)
         boxes = [] if start is None else [start]
-        conditions = (("oif", self.out, self.not_out), ("iif", self.arrived, self.not_arrived))
+        conditions = (("oif", self.oifname, self.not_oifname), ("iif", self.iifname, self.not_iifname))
         for field, included, excluded in conditions:
             if included is not None:
-                boxes = _intersections(boxes, [{field: space.some_devices(included)}])
+                boxes = _intersections(boxes, [{field: space.union_of_devices(included)}])
             if excluded:
-                remaining = space.all_but(excluded)
+                remaining = space.devices_except(excluded)
                 boxes = _intersections(boxes, [{field: remaining}]) if remaining else []
         for test in self.marks:
             boxes = _intersections(boxes, test.boxes(space))
@@ -77,24 +77,24 @@ class Region:
 
 
 def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
-    return [both for box in first for condition in second if (both := meet(box, condition)) is not None]
+    return [both for box in first for condition in second if (both := intersect_boxes(box, condition)) is not None]
 
 
 @frozen
-class Owner:
+class OwnerSpec:
     """Owner of sockets: a group or a user."""
 
     key: str  # "gid" or "uid"
     number: int
 
     @property
-    def fields(self) -> dict[str, Ranges]:
+    def match_fields(self) -> dict[str, Ranges]:
         """Return the field ranges that match sockets of this owner."""
-        return {"socket": only(1), self.key: only(self.number)}
+        return {"socket": points(1), self.key: points(self.number)}
 
 
 @frozen
-class Service:
+class ServiceSpec:
     """Service that may use the uplink's mark: its socket owners and destinations.
 
     `regions` hold header conditions only, by family; a family without an entry is not allowed.
@@ -103,48 +103,48 @@ class Service:
     """
 
     name: str
-    origin: Origin
-    owners: tuple[Owner, ...]
+    origin: OriginPath
+    owners: tuple[OwnerSpec, ...]
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
     unmarked: bool = False  # its sockets may send without the mark, and only by the uplink
 
 
 @frozen
-class Hole:
+class ExemptionSpec:
     """Exemption: `headers` of unmarked packets by family, and `frames`, other ethertypes."""
 
     name: str
-    origin: Origin
+    origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
-    frames: tuple[int, ...] = ()
-    report: bool = False  # membership reports of the kernel, which may carry a mark by accident
+    ethertypes: tuple[int, ...] = ()
+    is_report: bool = False  # membership reports of the kernel, which may carry a mark by accident
 
 
 @frozen
-class Reply:
+class ReplySpec:
     """Replies allowed by an `answer`: header conditions by family, sent back by the uplink."""
 
     name: str
-    origin: Origin
+    origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
 
 
 @frozen
-class Names:
+class ResolverSpec:
     """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
 
     listen: tuple[tuple[int, int, int], ...]
-    user: int
-    origin: Origin
+    uid: int
+    origin: OriginPath
 
-    def at(self, family: int) -> tuple[tuple[int, int], ...]:
+    def endpoints(self, family: int) -> tuple[tuple[int, int], ...]:
         """Return the (address, port) pairs of one family."""
         return tuple((address, port) for version, address, port in self.listen if version == family)
 
 
 @frozen
-class UplinkClaim:
+class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges among its devices."""
 
     name: str
@@ -153,36 +153,36 @@ class UplinkClaim:
     mask: int
     table: int | None = None
     ports: tuple[str, ...] = ()
-    holes: tuple[Hole, ...] = ()
-    services: tuple[Service, ...] = ()
-    replies: tuple[Reply, ...] = ()
-    resets: bool = False
-    names: Names | None = None
-    origin: Origin = ()
+    exemptions: tuple[ExemptionSpec, ...] = ()
+    services: tuple[ServiceSpec, ...] = ()
+    replies: tuple[ReplySpec, ...] = ()
+    may_reset: bool = False
+    resolver: ResolverSpec | None = None
+    origin: OriginPath = ()
 
     @property
-    def users(self) -> tuple[int, ...]:
+    def unmarked_uids(self) -> tuple[int, ...]:
         """Return the UIDs of unmarked users: their sockets may send without the mark."""
         return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
 
     @property
-    def marked(self) -> MarkTest:
+    def has_mark(self) -> MarkTest:
         """Return the test for packets with the uplink's mark."""
         return MarkTest(self.value, self.mask)
 
     @property
-    def unmarked(self) -> MarkTest:
+    def lacks_mark(self) -> MarkTest:
         """Return the test for packets without the uplink's mark."""
         return MarkTest(self.value, self.mask, equal=False)
 
     @property
-    def flow_marked(self) -> MarkTest:
+    def flow_has_mark(self) -> MarkTest:
         """Return the test for packets of flows with the uplink's mark."""
-        return MarkTest(self.value, self.mask, of="ctmark")
+        return MarkTest(self.value, self.mask, field="ctmark")
 
 
 @frozen
-class Claim:
+class Spec:
     """Specification of all uplinks of a machine.
 
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
@@ -190,13 +190,13 @@ class Claim:
     become an assumption instead. `families` are the IP families of the machine.
     """
 
-    uplinks: tuple[UplinkClaim, ...]
+    uplinks: tuple[UplinkSpec, ...]
     inside: tuple[str, ...] | None = None
     frames: bool = True
-    families: tuple[int, ...] = BOTH
+    families: tuple[int, ...] = IP_FAMILIES
 
     @property
-    def whole(self) -> bool:
+    def has_policy(self) -> bool:
         """Return True if a policy names the users of the marks, and the inside devices."""
         return self.inside is not None
 
@@ -209,4 +209,4 @@ class Claim:
     @property
     def masks(self) -> tuple[int, ...]:
         """Return every mask that the specification tests."""
-        return (*(uplink.mask for uplink in self.uplinks), FULL)
+        return (*(uplink.mask for uplink in self.uplinks), FULL_MASK)

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from ..model.packet import changed
-from ..model.walk import Walk
+from ..model.packet import evolve_packet
+from ..model.walk import Trace
 from ..netstate.nft import CounterRef, Rule
-from .claim import Claim
-from .ground import Ground
-from .surroundings import here
+from .claim import Spec
+from .ground import ProofContext
+from .surroundings import restrict_to_present
 from .usability_case import UsabilityCase
 from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
-from .words import words
+from .words import usability_cases
 
 _Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry, origin
 
@@ -32,20 +32,20 @@ class _CaseResult:
         return self.counterexample is None
 
 
-def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, ...]]:
+def check_usability(ground: ProofContext, claim: Spec) -> tuple[list[Finding], tuple[str, ...]]:
     """Return the findings of P3 and P4, and the cases that this machine cannot try now, as text.
 
     P3 traces one packet for each case of a policy entry; P4 compares the results of both families.
     """
-    present, skipped = here(ground.state, claim)
+    present, skipped = restrict_to_present(ground.state, claim)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
-    for case in words(ground, present):
+    for case in usability_cases(ground, present):
         family = case.packet.family
         if family not in claim.families:
             continue
         result = _try(ground, case)
         failure = result.counterexample
-        if failure is not None and ground.state.devices and failure.walk.outcome == "unroutable":
+        if failure is not None and ground.state.devices and failure.trace.outcome == "unroutable":
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         by_family = results.setdefault((case.property, case.uplink, case.entry, case.origin), {})
@@ -55,31 +55,31 @@ def used_words(ground: Ground, claim: Claim) -> tuple[list[Finding], tuple[str, 
     return findings, tuple(skipped)
 
 
-def _try(ground: Ground, case: UsabilityCase) -> _CaseResult:
+def _try(ground: ProofContext, case: UsabilityCase) -> _CaseResult:
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet = case.packet
-    walk = ground.model.walk(packet, told=False)
-    is_met = case.is_met(walk) and (walk.agreed or walk.outcome in ("unroutable", "dropped"))
+    walk = ground.model.trace(packet, record=False)
+    is_met = case.is_met(walk) and (walk.unanimous or walk.outcome in ("unroutable", "dropped"))
     if not is_met and case.may_equal_unmarked and walk.outcome in ("unroutable", "dropped"):
         # The outcome may equal that of the same packet without its mark.
-        unmarked = ground.model.walk(changed(packet, mark=0), told=False)
+        unmarked = ground.model.trace(evolve_packet(packet, mark=0), record=False)
         is_met = unmarked.outcome == walk.outcome
     if is_met:
         return _CaseResult(case, None)
-    walk = ground.model.walk(packet)
-    if case.may_be_firewalled and walk.agreed and case.has_marks(walk) and _dropped_by_firewall(walk, case.uplink):
+    walk = ground.model.trace(packet)
+    if case.may_be_firewalled and walk.unanimous and case.has_marks(walk) and _dropped_by_firewall(walk, case.uplink):
         return _CaseResult(case, None)
     device = f" by {walk.device}" if walk.device else ""
     reason = f"{walk.outcome}{device}, mark {walk.mark:#x}"
     return _CaseResult(case, Counterexample(packet, walk, case.device or "", reason))
 
 
-def _dropped_by_firewall(walk: Walk, uplink: str) -> bool:
+def _dropped_by_firewall(walk: Trace, uplink: str) -> bool:
     """Return True if a foreign rule dropped the packet.
 
     Compiled rules count the packets that they drop, in a counter named after the uplink.
     """
-    last_rules = [step.thing for step in walk.decisions[-2:] if isinstance(step.thing, Rule)]
+    last_rules = [step.subject for step in walk.steps[-2:] if isinstance(step.subject, Rule)]
     counters = {
         statement.name for rule in last_rules for statement in rule.statements if isinstance(statement, CounterRef)
     }
@@ -90,11 +90,11 @@ def _usable(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Findin
     name, uplink, entry, origin = title
     results = [result for listed in by_family.values() for result in listed]
     failures = tuple(result.counterexample for result in results if result.counterexample is not None)
-    unsupported = tuple(text for failure in failures for text in failure.walk.doubts)
+    unsupported = tuple(text for failure in failures for text in failure.trace.unsupported)
     verdict = PROVED
     if failures:
         verdict = UNKNOWN if unsupported else REFUTED
-    detail = failures[0].why if failures else ""
+    detail = failures[0].reason if failures else ""
     return Finding(name, uplink, entry, verdict, detail, failures, unsupported, origin=origin)
 
 

@@ -5,36 +5,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .claim import BOTH, UplinkClaim
-from .ground import Ground
-from .lemmas import Hit
+from .claim import IP_FAMILIES, UplinkSpec
+from .ground import ProofContext
+from .lemmas import Violation
 from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
-from .witness import search
+from .witness import search_leaks
 
 
-def judged(
-    ground: Ground,
+def finding_by_search(
+    ground: ProofContext,
     name: str,
-    uplink: UplinkClaim,
+    uplink: UplinkSpec,
     subject: str,
-    hits: Sequence[Hit],
+    hits: Sequence[Violation],
     origin: str,
     devices: Sequence[str],
-    families: Sequence[int] = BOTH,
+    families: Sequence[int] = IP_FAMILIES,
     deciding: bool = True,
 ) -> Finding:
     """Return proved without violations; else judge by a search for unentitled packets."""
     if not hits:
         return Finding(name, uplink.name, subject, PROVED, deciding=deciding)
-    examples, unsupported = search(ground, uplink, origin, families, devices, hits)
+    examples, unsupported = search_leaks(ground, uplink, origin, families, devices, hits)
     return finding(name, uplink, subject, hits, examples, unsupported, deciding)
 
 
 def finding(
     name: str,
-    uplink: UplinkClaim | None,
+    uplink: UplinkSpec | None,
     subject: str,
-    hits: Sequence[Hit],
+    hits: Sequence[Violation],
     examples: Sequence[Counterexample],
     unsupported: Sequence[str],
     deciding: bool = True,
@@ -48,10 +48,10 @@ def finding(
         return Finding(name, uplink_name, subject, PROVED, deciding=deciding)
     if examples:
         return Finding(
-            name, uplink_name, subject, REFUTED, examples[0].why, tuple(examples), (), deciding, origin
+            name, uplink_name, subject, REFUTED, examples[0].reason, tuple(examples), (), deciding, origin
         )  # fmt: skip
-    constructs = [*(text for hit in hits for text in hit.doubts), *unsupported]
-    locations = "; ".join(dict.fromkeys(hit.where for hit in hits if hit.where))
+    constructs = [*(text for hit in hits for text in hit.unsupported), *unsupported]
+    locations = "; ".join(dict.fromkeys(hit.location for hit in hits if hit.location))
     detail = locations or "no chain drops all of these packets, and no packet was found that gets through"
     return Finding(
         name, uplink_name, subject, UNKNOWN, detail, (), tuple(dict.fromkeys(constructs)), deciding, origin

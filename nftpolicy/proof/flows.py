@@ -7,12 +7,12 @@ later packets established. Real flows outlive the rules that would not let them 
 
 from __future__ import annotations
 
-from nftpolicy.model.packet import FORWARD, ICMP, ICMPV6, SOCKET, TCP, UDP, Packet, shown
+from nftpolicy.model.packet import FORWARD, ICMP, ICMPV6, SOCKET, TCP, UDP, Packet, format_address
 
 from . import wire
-from .scene import Scene
+from .scene import Topology
 
-TRACKING = '''\
+TRACKING_SETUP = '''\
 # Connection tracking, and a flow that starts before the tables are loaded.
 subprocess.run(["nft", """
 table inet reproduction {{
@@ -20,7 +20,7 @@ table inet reproduction {{
     chain from_there {{ type filter hook prerouting priority -190; ct mark set {mark:#x}; }}
 }}"""], check=True)
 '''
-UNTRACK = 'subprocess.run(["nft", "delete table inet reproduction"], check=True)\n'
+TRACKING_TEARDOWN = 'subprocess.run(["nft", "delete table inet reproduction"], check=True)\n'
 
 _ANSWER = '''\
 def first_packet(is_first):
@@ -38,24 +38,24 @@ def answer(frame, device, body, place):
 _SYN_ACK = "struct.unpack_from('!I', frame, {at})[0] + 1"
 
 
-def is_made(packet: Packet) -> bool:
+def can_establish(packet: Packet) -> bool:
     """Return True if the script can establish the flow of this packet."""
     if packet.flow.state != "established" or packet.origin not in (SOCKET, FORWARD):
         return False
     if packet.protocol in (ICMP, ICMPV6):
-        kind = wire.message(packet)[0]
-        return packet.flow.direction == "original" and kind == wire.echoes(packet)[0]
+        kind = wire.icmp_type_code(packet)[0]
+        return packet.flow.direction == "original" and kind == wire.echo_types(packet)[0]
     return packet.protocol in (UDP, TCP) and bool(packet.sport and packet.dport)
 
 
-def helpers(packet: Packet) -> str:
+def helper_functions(packet: Packet) -> str:
     """Return the functions that the flow needs."""
     offset, size = (26, 4) if packet.family == 4 else (22, 16)
-    af, ethertype = wire.AF[packet.family], packet.protocol_number
+    af, ethertype = wire.AF_CONSTANTS[packet.family], packet.protocol_number
     return _ANSWER.format(af=af, size=size, at=offset, protocol=packet.protocol, ethertype=ethertype)
 
 
-def flow(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
+def flow_lines(packet: Packet, device: str, scene: Topology) -> tuple[list[str], list[str]]:
     """Return the lines that establish the flow, and the lines that send the packet.
 
     The socket `sock` of a packet of this machine exists before these lines.
@@ -70,25 +70,23 @@ def flow(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str
 def _reply_arguments(packet: Packet, sport: int, dport: int) -> str:
     """Return the arguments of `answer` for the second packet of the flow, sent from `sport`."""
     if packet.protocol == UDP:
-        return f"{wire.udp(sport, dport, 'TOKEN[:0]')}, 6"
+        return f"{wire.udp_expression(sport, dport, 'TOKEN[:0]')}, 6"
     if packet.protocol == TCP:
-        expected = _SYN_ACK.format(at=wire.TRANSPORT_AT[packet.family] + 4)
-        return f"{wire.tcp(sport, dport, wire.SYN | wire.ACK, f'1, {expected}', '')}, 16"
-    return f"{wire.icmp(wire.echoes(packet)[1], payload='FIRST')}, 2"
+        expected = _SYN_ACK.format(at=wire.TRANSPORT_OFFSET[packet.family] + 4)
+        return f"{wire.tcp_expression(sport, dport, wire.SYN | wire.ACK, f'1, {expected}', '')}, 16"
+    return f"{wire.icmp_expression(wire.echo_types(packet)[1], payload='FIRST')}, 2"
 
 
 def _first_frame_test(packet: Packet) -> str:
     """Return the test for the first frame of the flow."""
     if packet.protocol != TCP:
         return "lambda frame: FIRST in frame"
-    return (
-        f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{wire.PROTOCOL_AT[packet.family]}] == {TCP}"
-    )
+    return f"lambda frame: frame[12:14] == {wire.ethertype_bytes(packet)} and frame[{wire.PROTOCOL_OFFSET[packet.family]}] == {TCP}"
 
 
 def _local_client(packet: Packet) -> tuple[list[str], list[str]]:
     """Let a socket of this machine send first."""
-    destination, port = shown(packet.family, packet.destination), packet.dport
+    destination, port = format_address(packet.family, packet.destination), packet.dport
     if packet.protocol == TCP:
         setup = ["sock.setblocking(False)", f"sock.connect_ex(({destination!r}, {port}))"]
         send = ["sock.send(TOKEN)"]
@@ -96,9 +94,9 @@ def _local_client(packet: Packet) -> tuple[list[str], list[str]]:
         setup = [f"sock.sendto(FIRST, ({destination!r}, {port}))"]
         send = [f"sock.sendto(TOKEN, ({destination!r}, {port}))"]
     else:
-        echo = wire.echoes(packet)[0]
-        setup = [f"sock.sendto({wire.icmp(echo, payload='FIRST')}, ({destination!r}, 0))"]
-        send = [f"sock.sendto({wire.icmp(echo)}, ({destination!r}, 0))"]
+        echo = wire.echo_types(packet)[0]
+        setup = [f"sock.sendto({wire.icmp_expression(echo, payload='FIRST')}, ({destination!r}, 0))"]
+        send = [f"sock.sendto({wire.icmp_expression(echo)}, ({destination!r}, 0))"]
     setup += [
         f"frame, device = first_packet({_first_frame_test(packet)})",
         f"answer(frame, device, {_reply_arguments(packet, packet.dport, packet.sport)})",
@@ -106,54 +104,65 @@ def _local_client(packet: Packet) -> tuple[list[str], list[str]]:
     return setup, send
 
 
-def _local_server(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
+def _local_server(packet: Packet, device: str, scene: Topology) -> tuple[list[str], list[str]]:
     """Let an outside host send first, to a socket of this machine."""
     arrival = packet.iif or packet.bound or device
-    remote, local = shown(packet.family, packet.destination), wire.source_of(packet, arrival, scene)
+    remote, local = format_address(packet.family, packet.destination), wire.source_address(packet, arrival, scene)
 
     def arrives(inner: str, place: int) -> str:
-        return wire.from_outside(packet, scene, arrival, wire.whole(remote, local, packet.protocol, (inner, place)))
+        return wire.inject_line(
+            packet, scene, arrival, wire.packet_expression(remote, local, packet.protocol, (inner, place))
+        )
 
     if packet.protocol == UDP:
-        setup = ["sock.settimeout(1)", arrives(wire.udp(packet.dport, packet.sport, "FIRST"), 6), "sock.recv(100)"]
+        setup = [
+            "sock.settimeout(1)",
+            arrives(wire.udp_expression(packet.dport, packet.sport, "FIRST"), 6),
+            "sock.recv(100)",
+        ]
         return setup, [f"sock.sendto(TOKEN, ({remote!r}, {packet.dport}))"]
-    expected = _SYN_ACK.format(at=wire.TRANSPORT_AT[packet.family] + 4)
+    expected = _SYN_ACK.format(at=wire.TRANSPORT_OFFSET[packet.family] + 4)
     setup = [
         "sock.settimeout(1)",
         "sock.listen()",
-        arrives(wire.tcp(packet.dport, packet.sport, wire.SYN, payload=""), 16),
+        arrives(wire.tcp_expression(packet.dport, packet.sport, wire.SYN, payload=""), 16),
         f"frame, device = first_packet({_first_frame_test(packet)})",
-        arrives(wire.tcp(packet.dport, packet.sport, wire.ACK, f"2, {expected}", ""), 16),
+        arrives(wire.tcp_expression(packet.dport, packet.sport, wire.ACK, f"2, {expected}", ""), 16),
         "sock, _ = sock.accept()",
     ]
     return setup, ["sock.send(TOKEN)"]
 
 
-def _forwarded(packet: Packet, device: str, scene: Scene) -> tuple[list[str], list[str]]:
+def _forwarded(packet: Packet, device: str, scene: Topology) -> tuple[list[str], list[str]]:
     """Let both ends be outside hosts."""
     assert packet.iif
     original = packet.flow.direction == "original"
-    near_end = wire.source_of(packet, device, scene), packet.sport
-    far_end = shown(packet.family, packet.destination), packet.dport
+    near_end = wire.source_address(packet, device, scene), packet.sport
+    far_end = format_address(packet.family, packet.destination), packet.dport
     (client, sport), (server, dport) = (near_end, far_end) if original else (far_end, near_end)
     arrival = packet.iif if original else device
 
     def arrives(inner: str, place: int) -> str:
-        return wire.from_outside(packet, scene, arrival, wire.whole(client, server, packet.protocol, (inner, place)))
+        return wire.inject_line(
+            packet, scene, arrival, wire.packet_expression(client, server, packet.protocol, (inner, place))
+        )
 
     if packet.protocol == TCP:
-        setup = [arrives(wire.tcp(sport, dport, wire.SYN, payload=""), 16)]
+        setup = [arrives(wire.tcp_expression(sport, dport, wire.SYN, payload=""), 16)]
     elif packet.protocol == UDP:
-        setup = [arrives(wire.udp(sport, dport, "FIRST"), 6)]
+        setup = [arrives(wire.udp_expression(sport, dport, "FIRST"), 6)]
     else:
-        setup = [arrives(wire.icmp(wire.echoes(packet)[0], payload="FIRST"), 2)]
+        setup = [arrives(wire.icmp_expression(wire.echo_types(packet)[0], payload="FIRST"), 2)]
     setup += [
         f"frame, device = first_packet({_first_frame_test(packet)})",
         f"answer(frame, device, {_reply_arguments(packet, dport, sport)})",
     ]
-    inner: tuple[str, int | None] = wire.body(packet)
+    inner: tuple[str, int | None] = wire.transport_expression(packet)
     if packet.protocol == TCP:
-        setup += [arrives(wire.tcp(sport, dport, wire.ACK, "2, 2", ""), 16), "time.sleep(0.05)"]
-        inner = wire.tcp(packet.sport, packet.dport, packet.fields.get(("tcp", "flags"), wire.ACK), "2, 2"), 16
-    whole = wire.whole(near_end[0], far_end[0], packet.protocol, inner)
-    return setup, [wire.from_outside(packet, scene, packet.iif, whole)]
+        setup += [arrives(wire.tcp_expression(sport, dport, wire.ACK, "2, 2", ""), 16), "time.sleep(0.05)"]
+        inner = (
+            wire.tcp_expression(packet.sport, packet.dport, packet.fields.get(("tcp", "flags"), wire.ACK), "2, 2"),
+            16,
+        )
+    whole = wire.packet_expression(near_end[0], far_end[0], packet.protocol, inner)
+    return setup, [wire.inject_line(packet, scene, packet.iif, whole)]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from ..model.box import Box
-from ..model.chain_event import Place
-from ..model.chains import NAT, Ruleset
-from ..model.passage import Passage
-from ..model.space import Space
-from ..model.survey import survey, which_mark
+from ..model.chain_event import BaseChain
+from ..model.chains import NAT_PRIORITIES, Ruleset
+from ..model.passage import ChainTransfer
+from ..model.space import HeaderSpace
+from ..model.survey import mark_kind, scan_ruleset
 from ..model.walk import Model
 from ..netstate.nft import (
     Chain,
@@ -33,50 +33,50 @@ _REWRITING_TYPES = (Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, Unk
 _FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
 
 
-class Ground:
+class ProofContext:
     """Data about `state` that the lemmas share; `devices` and `masks` are of the specification."""
 
     def __init__(self, state: NetState, devices: Iterable[str] = (), masks: Iterable[int] = ()) -> None:
         self.state = state
         self.ruleset = Ruleset(state.tables)
-        self.survey = survey(self.ruleset.tables)
+        self.ruleset_scan = scan_ruleset(self.ruleset.tables)
         self._devices, self._masks = tuple(devices), tuple(masks)
-        self._transfers: dict[int, Passage] = {}
-        self._rewriting_chains: dict[int, list[Place]] = {}
+        self._transfers: dict[int, ChainTransfer] = {}
+        self._rewriting_chains: dict[int, list[BaseChain]] = {}
 
     @cached_property
     def model(self) -> Model:
         """Return the model that traces single packets."""
         return Model(self.state, self.ruleset)
 
-    def passage(self, family: int) -> Passage:
+    def chain_transfer(self, family: int) -> ChainTransfer:
         """Return the chain transfer function of a family (4, 6, or 0 for other frames)."""
         if family not in self._transfers:
-            space = Space(family, self.survey, self._devices, self._masks)
-            self._transfers[family] = Passage(space, self.ruleset.tables, self.survey)
+            space = HeaderSpace(family, self.ruleset_scan, self._devices, self._masks)
+            self._transfers[family] = ChainTransfer(space, self.ruleset.tables, self.ruleset_scan)
         return self._transfers[family]
 
-    def space(self, family: int) -> Space:
+    def space(self, family: int) -> HeaderSpace:
         """Return the header space of a family."""
-        return self.passage(family).space
+        return self.chain_transfer(family).space
 
-    def at(self, family: int, hook: str, device: str | None = None) -> list[Place]:
+    def filter_chains(self, family: int, hook: str, device: str | None = None) -> list[BaseChain]:
         """Return the base chains that every packet passes at a hook, probable drops first.
 
         The order has no meaning here. Chains of type nat are left out, since only the first packet of a
         tracked flow passes them.
         """
-        return sorted(filter(_certainly_hooked, self.ruleset.hooked(family, hook, device)), key=_drop_likelihood)
+        return sorted(filter(_certainly_hooked, self.ruleset.base_chains(family, hook, device)), key=_drop_likelihood)
 
-    def translating(self, family: int, hook: str) -> list[Place]:
+    def nat_chains(self, family: int, hook: str) -> list[BaseChain]:
         """Return the chains of type nat at a hook."""
         return [
             base_chain
-            for base_chain in self.ruleset.hooked(family, hook)
+            for base_chain in self.ruleset.base_chains(family, hook)
             if base_chain[1].hook and base_chain[1].hook.type == "nat"
         ]
 
-    def every(self, family: int) -> list[Place]:
+    def all_chains(self, family: int) -> list[BaseChain]:
         """Return all base chains that packets of the family can pass at any hook."""
         return [
             (table, chain)
@@ -86,7 +86,7 @@ class Ground:
             if chain.hook is not None
         ]
 
-    def hooked_devices(self) -> set[str]:
+    def egress_devices(self) -> set[str]:
         """Return the devices with a chain at the egress hook of netdev."""
         return {
             device
@@ -96,26 +96,26 @@ class Ground:
             for device in (*chain.hook.devices, *((chain.hook.device,) if chain.hook.device else ()))
         }
 
-    def rewritten_after(self, family: int, base_chain: Place) -> bool:
+    def header_may_change_after(self, family: int, base_chain: BaseChain) -> bool:
         """Return True if a later chain may change the header of a packet that this one accepts."""
         return any(
-            self.is_behind(other, base_chain) and other[1] is not base_chain[1]
+            self.is_at_or_after(other, base_chain) and other[1] is not base_chain[1]
             for other in self._chains_that_rewrite(family)
         )
 
     @staticmethod
-    def is_behind(base_chain: Place, other: Place) -> bool:
+    def is_at_or_after(base_chain: BaseChain, other: BaseChain) -> bool:
         """Return True if a packet may pass `base_chain` at or after chain `other`."""
         return _order(other) <= _order(base_chain)
 
-    def _chains_that_rewrite(self, family: int) -> list[Place]:
+    def _chains_that_rewrite(self, family: int) -> list[BaseChain]:
         if family not in self._rewriting_chains:
             self._rewriting_chains[family] = [
-                base_chain for base_chain in self.every(family) if base_chain[0].key in self._writes_by_table[0]
+                base_chain for base_chain in self.all_chains(family) if base_chain[0].key in self._writes_by_table[0]
             ]
         return self._rewriting_chains[family]
 
-    def marks_written(self, table: Table) -> Iterable[Mangle]:
+    def mark_writes(self, table: Table) -> Iterable[Mangle]:
         """Return each distinct statement that writes a mark in the rules of a table."""
         return self._writes_by_table[1][table.key]
 
@@ -129,14 +129,14 @@ class Ground:
             for chain in table.chains:
                 for rule in chain.rules:
                     for statement in rule.statements:
-                        if isinstance(statement, Mangle) and which_mark(statement.key) is not None:
+                        if isinstance(statement, Mangle) and mark_kind(statement.key) is not None:
                             table_marks[statement] = None
                         elif isinstance(statement, _REWRITING_TYPES):
                             rewriting.add(table.key)
         return rewriting, marks
 
     @cached_property
-    def translates(self) -> bool:
+    def has_nat(self) -> bool:
         """Return True if a chain may translate addresses, so that they differ between hooks."""
         return any(chain.hook is not None and chain.hook.type == "nat" for _, chain in self._chains())
 
@@ -144,7 +144,7 @@ class Ground:
         return ((table, chain) for table in self.ruleset.tables for chain in table.chains)
 
 
-def _certainly_hooked(base_chain: Place) -> bool:
+def _certainly_hooked(base_chain: BaseChain) -> bool:
     """Return True if a listing shows that the chain exists and applies to these packets."""
     table, chain = base_chain
     hook = chain.hook
@@ -153,25 +153,25 @@ def _certainly_hooked(base_chain: Place) -> bool:
     return hook.hook not in ("ingress", "egress") or bool(hook.device or hook.devices)
 
 
-def is_early(base_chain: Place) -> bool:
+def runs_before_conntrack(base_chain: BaseChain) -> bool:
     """Return True if the chain may run before connection tracking (NF_IP_PRI_CONNTRACK)."""
     hook = base_chain[1].hook
     return hook is not None and hook.hook in ("output", "prerouting") and hook.priority <= _CONNTRACK_PRIORITY
 
 
-def _order(base_chain: Place) -> tuple[int, int]:
+def _order(base_chain: BaseChain) -> tuple[int, int]:
     """Return the position of a chain on the way through the hooks; NAT has its own priority."""
     hook = base_chain[1].hook
     assert hook is not None
-    return _HOOK_ORDER.get(hook.hook, 0), NAT.get(hook.hook, 0) if hook.type == "nat" else hook.priority
+    return _HOOK_ORDER.get(hook.hook, 0), NAT_PRIORITIES.get(hook.hook, 0) if hook.type == "nat" else hook.priority
 
 
-def _drop_likelihood(base_chain: Place) -> tuple[bool, int]:
+def _drop_likelihood(base_chain: BaseChain) -> tuple[bool, int]:
     hook = base_chain[1].hook
     assert hook is not None
     return hook.policy != "drop", -hook.priority
 
 
-def understood(box: Box, space: Space) -> tuple[str, ...]:
+def unsupported_in(box: Box, space: HeaderSpace) -> tuple[str, ...]:
     """Return the unsupported constructs that a box depends on; empty if it depends on none."""
-    return tuple(space.doubts[name] for name in box if name in space.doubts)
+    return tuple(space.unsupported[name] for name in box if name in space.unsupported)

@@ -13,14 +13,14 @@ from attrs import evolve
 
 from ..netstate.routing import TABLE_MAIN, IpRule
 from ..netstate.state import NetState
-from .claim import UplinkClaim
+from .claim import UplinkSpec
 from .surroundings import TABLE_LOCAL
 
 _TERMINAL_ACTIONS = ("unreachable", "prohibit", "blackhole")
 _LINK_LOCAL = "fe80::/10"
 
 
-def faults(state: NetState, uplink: UplinkClaim, family: int, other_uplinks: Sequence[UplinkClaim]) -> list[str]:
+def rpdb_faults(state: NetState, uplink: UplinkSpec, family: int, other_uplinks: Sequence[UplinkSpec]) -> list[str]:
     """Return the faults in the ip rules of an uplink in one family, as text.
 
     `other_uplinks` are the other uplinks of the specification.
@@ -32,14 +32,14 @@ def faults(state: NetState, uplink: UplinkClaim, family: int, other_uplinks: Seq
         *_faults_of_table(state, uplink, family),
         *_faults_of_unmarked(rules, uplink, other_tables),
     ]
-    for uid in uplink.users:
+    for uid in uplink.unmarked_uids:
         faults += _faults_of_user(rules, uplink, uid, other_tables)
     if family == 6 and not any(_reaches_neighbours(rule) for rule in _deciding_rules(rules, uplink, True)):
         faults.append("packets with the mark do not reach link-local neighbours on the device that they name")
     return faults
 
 
-def _faults_of_marked(rules: Sequence[IpRule], uplink: UplinkClaim) -> Iterator[str]:
+def _faults_of_marked(rules: Sequence[IpRule], uplink: UplinkSpec) -> Iterator[str]:
     """Yield the faults in the lookups of packets with the mark."""
     deciding = list(_deciding_rules(rules, uplink, True))
     for rule in deciding:
@@ -54,7 +54,7 @@ def _faults_of_marked(rules: Sequence[IpRule], uplink: UplinkClaim) -> Iterator[
         yield f"if table {uplink.table} is emptied, packets with the mark continue at the next rule"
 
 
-def _faults_of_table(state: NetState, uplink: UplinkClaim, family: int) -> Iterator[str]:
+def _faults_of_table(state: NetState, uplink: UplinkSpec, family: int) -> Iterator[str]:
     """Yield the fault of a table without a terminal default route."""
     has_terminal_route = any(
         route.family == family
@@ -67,7 +67,7 @@ def _faults_of_table(state: NetState, uplink: UplinkClaim, family: int) -> Itera
         yield f"table {uplink.table} does not end in an unreachable route"
 
 
-def _faults_of_unmarked(rules: Sequence[IpRule], uplink: UplinkClaim, other_tables: set[int | None]) -> Iterator[str]:
+def _faults_of_unmarked(rules: Sequence[IpRule], uplink: UplinkSpec, other_tables: set[int | None]) -> Iterator[str]:
     """Yield the faults in the lookups of packets without the mark."""
     deciding = list(_deciding_rules(rules, uplink, False))
     allowed = {TABLE_LOCAL, TABLE_MAIN, *other_tables}
@@ -79,7 +79,7 @@ def _faults_of_unmarked(rules: Sequence[IpRule], uplink: UplinkClaim, other_tabl
 
 
 def _faults_of_user(
-    rules: Sequence[IpRule], uplink: UplinkClaim, uid: int, other_tables: set[int | None]
+    rules: Sequence[IpRule], uplink: UplinkSpec, uid: int, other_tables: set[int | None]
 ) -> Iterator[str]:
     """Yield the faults in the lookups of unmarked packets of one user."""
     user_rules = [evolve(rule, uids=None) for rule in rules if rule.uids is None or rule.uids[0] <= uid <= rule.uids[1]]
@@ -97,7 +97,7 @@ def _faults_of_user(
 # --- single rules ---------------------------------------------------------------------------
 
 
-def _deciding_rules(rules: Sequence[IpRule], uplink: UplinkClaim, marked: bool) -> Iterator[IpRule]:
+def _deciding_rules(rules: Sequence[IpRule], uplink: UplinkSpec, marked: bool) -> Iterator[IpRule]:
     """Yield the rules that may match, in order, up to one that ends all of these lookups."""
     for rule in rules:
         if _may_match(rule, uplink, marked):
@@ -106,20 +106,20 @@ def _deciding_rules(rules: Sequence[IpRule], uplink: UplinkClaim, marked: bool) 
                 return
 
 
-def _may_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+def _may_match(rule: IpRule, uplink: UplinkSpec, marked: bool) -> bool:
     mark_match = _mark_match(rule, uplink, marked)
     if rule.invert:
         return _has_other_selectors(rule) or mark_match != "always"
     return mark_match != "never"
 
 
-def _must_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+def _must_match(rule: IpRule, uplink: UplinkSpec, marked: bool) -> bool:
     if _has_other_selectors(rule):
         return False
     return _mark_match(rule, uplink, marked) == ("never" if rule.invert else "always")
 
 
-def _mark_match(rule: IpRule, uplink: UplinkClaim, marked: bool) -> str:
+def _mark_match(rule: IpRule, uplink: UplinkSpec, marked: bool) -> str:
     """Return how a rule's fwmark matches packets with (or without) the mark: always, never, maybe."""
     if not rule.mask:
         return "always"
@@ -138,7 +138,7 @@ def _has_other_selectors(rule: IpRule) -> bool:
     return any(selector is not None for selector in selectors) or bool(rule.tos or rule.l3mdev or rule.unknown)
 
 
-def _sends_all_to_table(rule: IpRule, uplink: UplinkClaim, marked: bool) -> bool:
+def _sends_all_to_table(rule: IpRule, uplink: UplinkSpec, marked: bool) -> bool:
     return rule.action == "lookup" and rule.table == uplink.table and _must_match(rule, uplink, marked)
 
 
@@ -146,14 +146,14 @@ def _ends_terminally(deciding: Sequence[IpRule]) -> bool:
     return bool(deciding) and deciding[-1].action in _TERMINAL_ACTIONS
 
 
-def _is_uid_rule(rule: IpRule, uplink: UplinkClaim) -> bool:
+def _is_uid_rule(rule: IpRule, uplink: UplinkSpec) -> bool:
     """Return True if the rule is for one unmarked user of the uplink's services."""
     return (
         rule.table == uplink.table
         and rule.uids is not None
         and not rule.invert
         and rule.uids[0] == rule.uids[1]
-        and rule.uids[0] in uplink.users
+        and rule.uids[0] in uplink.unmarked_uids
     )
 
 
@@ -161,5 +161,5 @@ def _reaches_neighbours(rule: IpRule) -> bool:
     return rule.action == "lookup" and rule.table == TABLE_MAIN and rule.destination == _LINK_LOCAL
 
 
-def _is_allowed_lookup(rule: IpRule, uplink: UplinkClaim) -> bool:
+def _is_allowed_lookup(rule: IpRule, uplink: UplinkSpec) -> bool:
     return rule.table in (TABLE_LOCAL, uplink.table) or _reaches_neighbours(rule)

@@ -14,18 +14,18 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 
 from ..model import bits
-from ..model.box import Box, meet, only, uncovered
-from ..model.chain_event import Event, Place
-from ..model.covers import Covers
-from ..model.marks import new_marks
-from ..model.survey import which_mark
+from ..model.box import Box, find_uncovered, intersect_boxes, points
+from ..model.chain_event import BaseChain, ChainEvent
+from ..model.covers import BoxIndex
+from ..model.marks import marks_after
+from ..model.survey import mark_kind
 from ..netstate import nft, text
-from .claim import BOTH, MarkTest, Region, UplinkClaim
-from .ground import Ground, is_early, understood
+from .claim import IP_FAMILIES, MarkTest, Region, UplinkSpec
+from .ground import ProofContext, runs_before_conntrack, unsupported_in
 
 
 @frozen
-class Hit:
+class Violation:
     """Violation of a lemma: part of the region, and the base chain or rule that causes it.
 
     `doubts` are the unsupported constructs that the result depends on.
@@ -33,44 +33,46 @@ class Hit:
 
     family: int
     box: Box
-    where: str
-    doubts: tuple[str, ...]
+    location: str
+    unsupported: tuple[str, ...]
 
 
-def guard(
-    ground: Ground, family: int, chains: Sequence[Place], region: Region, allowed: Sequence[Region] = ()
-) -> Hit | None:
+def guard_violation(
+    ground: ProofContext, family: int, chains: Sequence[BaseChain], region: Region, allowed: Sequence[Region] = ()
+) -> Violation | None:
     """Return a part of `region` that all base chains accept and no region of `allowed` holds.
 
     None if there is none. One chain alone can suffice for the proof if no later chain changes the
     header of what it accepts.
     """
-    passage = ground.passage(family)
+    passage = ground.chain_transfer(family)
     space = passage.space
-    exempt = Covers((box for exempt_region in allowed for box in exempt_region.boxes(space)), space.tops)
-    volatile = changing(ground, chains)
-    header_final = [base_chain for base_chain in chains if not ground.rewritten_after(family, base_chain)]
+    exempt = BoxIndex((box for exempt_region in allowed for box in exempt_region.boxes(space)), space.max_values)
+    volatile = unstable_fields(ground, chains)
+    header_final = [base_chain for base_chain in chains if not ground.header_may_change_after(family, base_chain)]
     for start in region.boxes(space):
-        if any(passage.first_through((base_chain,), start, exempt) is None for base_chain in header_final):
+        if any(passage.find_accepted((base_chain,), start, exempt) is None for base_chain in header_final):
             continue
-        accepted = passage.first_through(chains, start, exempt, volatile=volatile)
+        accepted = passage.find_accepted(chains, start, exempt, unstable_fields=volatile)
         if accepted is not None:
-            return Hit(family, accepted, "", understood(accepted, space))
+            return Violation(family, accepted, "", unsupported_in(accepted, space))
     return None
 
 
-def changing(ground: Ground, chains: Sequence[Place]) -> tuple[str, ...]:
+def unstable_fields(ground: ProofContext, chains: Sequence[BaseChain]) -> tuple[str, ...]:
     """Return the fields that may differ from chain to chain, whatever the rules do.
 
     These are the fields that NAT translates, and the connection, which chains before connection
     tracking do not see.
     """
-    addresses = ("saddr", "daddr", "sport", "dport") if ground.translates else ()
-    connection = ("ct.", "ctmark:") if any(map(is_early, chains)) else ()
+    addresses = ("saddr", "daddr", "sport", "dport") if ground.has_nat else ()
+    connection = ("ct.", "ctmark:") if any(map(runs_before_conntrack, chains)) else ()
     return (*addresses, *connection)
 
 
-def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None = None) -> list[Hit]:
+def integrity_violations(
+    ground: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None
+) -> list[Violation]:
     """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
     With `hook`, only rules of that hook. Induction over all writes: if no packet of a flow that only
@@ -78,20 +80,22 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None
     none carries it after. The same holds for the mark of the flow, where a rule reads it. Users that
     the specification allows to send without a mark are entitled too.
     """
-    unmarked_packets = Region(marks=(uplink.unmarked,), not_arrived=uplink.devices)
-    unmarked_flows = Region(marks=(uplink.unmarked, _flow_unmarked(uplink)), not_arrived=uplink.devices)
-    passage = ground.passage(family)
-    if not any(_may_set_mark(ground, family, statement, uplink) for statement in ground.survey.writes):
+    unmarked_packets = Region(marks=(uplink.lacks_mark,), not_iifname=uplink.devices)
+    unmarked_flows = Region(marks=(uplink.lacks_mark, _flow_unmarked(uplink)), not_iifname=uplink.devices)
+    passage = ground.chain_transfer(family)
+    if not any(_may_set_mark(ground, family, statement, uplink) for statement in ground.ruleset_scan.mangles):
         return []
-    chains = [base_chain for base_chain in ground.every(family) if passage.writes(base_chain[0], base_chain[1].name)]
+    chains = [
+        base_chain for base_chain in ground.all_chains(family) if passage.can_write(base_chain[0], base_chain[1].name)
+    ]
     chains = [base_chain for base_chain in chains if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)]
     # Users that need no mark may get it, but a write into the flow would pass it to other packets.
     exempted_users = None
-    if uplink.users and hook is None:
-        exempted_users = Region({"socket": only(1), "uid": only(*uplink.users)})
+    if uplink.unmarked_uids and hook is None:
+        exempted_users = Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)})
     user_packets = []
     if exempted_users is not None:
-        user_packets.append(Region(exempted_users.fields, (_flow_unmarked(uplink),), not_arrived=uplink.devices))
+        user_packets.append(Region(exempted_users.fields, (_flow_unmarked(uplink),), not_iifname=uplink.devices))
     hits = list(_mark_assignments(ground, family, chains, [unmarked_flows], uplink, "mark", exempted_users))
     flows = list(_mark_assignments(ground, family, chains, [unmarked_flows, *user_packets], uplink, "ctmark"))
     if flows and not hits:
@@ -102,12 +106,16 @@ def integrity(ground: Ground, family: int, uplink: UplinkClaim, hook: str | None
     return hits
 
 
-def round_the_hooks(ground: Ground) -> list[Hit]:
+def hook_bypasses(ground: ProofContext) -> list[Violation]:
     """Return the statements that may bypass postrouting (queue, dup, fwd, unsupported ones)."""
-    return [Hit(family, {}, statement, (statement,)) for statement in ground.survey.unknown for family in BOTH]
+    return [
+        Violation(family, {}, statement, (statement,))
+        for statement in ground.ruleset_scan.unsupported
+        for family in IP_FAMILIES
+    ]
 
 
-def settled(ground: Ground, family: int, chains: Sequence[Place], uplink: UplinkClaim) -> list[Place]:
+def final_chains(ground: ProofContext, family: int, chains: Sequence[BaseChain], uplink: UplinkSpec) -> list[BaseChain]:
     """Return the chains after which no rule can set the mark on packets that leave elsewhere.
 
     Elsewhere: by another device than the uplink's or lo.
@@ -115,15 +123,15 @@ def settled(ground: Ground, family: int, chains: Sequence[Place], uplink: Uplink
     writing_tables = {
         table.key
         for table in ground.ruleset.tables
-        if any(_may_set_mark(ground, family, statement, uplink) for statement in ground.marks_written(table))
+        if any(_may_set_mark(ground, family, statement, uplink) for statement in ground.mark_writes(table))
     }
-    passage = ground.passage(family)
+    passage = ground.chain_transfer(family)
     writers = [
         base_chain
-        for base_chain in ground.every(family)
-        if base_chain[0].key in writing_tables and passage.writes(base_chain[0], base_chain[1].name)
+        for base_chain in ground.all_chains(family)
+        if base_chain[0].key in writing_tables and passage.can_write(base_chain[0], base_chain[1].name)
     ]
-    elsewhere = Region(not_out=(*uplink.devices, "lo"))
+    elsewhere = Region(not_oifname=(*uplink.devices, "lo"))
     writers_elsewhere = [
         writer
         for writer in writers
@@ -132,44 +140,44 @@ def settled(ground: Ground, family: int, chains: Sequence[Place], uplink: Uplink
     return [
         base_chain
         for base_chain in chains
-        if not any(ground.is_behind(writer, base_chain) for writer in writers_elsewhere)
+        if not any(ground.is_at_or_after(writer, base_chain) for writer in writers_elsewhere)
     ]
 
 
-def _may_set_mark(ground: Ground, family: int, statement: nft.Mangle, uplink: UplinkClaim) -> bool:
+def _may_set_mark(ground: ProofContext, family: int, statement: nft.Mangle, uplink: UplinkSpec) -> bool:
     """Return True if the write can set a bit of the uplink's mark, for any packet."""
-    if which_mark(statement.key) is None:
+    if mark_kind(statement.key) is None:
         return False
-    passage = ground.passage(family)
-    kind = str(which_mark(statement.key))
-    marks = new_marks(passage.space, statement, {})
+    passage = ground.chain_transfer(family)
+    kind = str(mark_kind(statement.key))
+    marks = marks_after(passage.space, statement, {})
     changed = False
     for group in passage.space.partition:
         if not group & uplink.mask:
             continue
-        field = bits.name(kind, group)
+        field = bits.field_name(kind, group)
         after = marks.get(field, field)
-        if isinstance(after, int) and after != bits.packed(uplink.value, group):
+        if isinstance(after, int) and after != bits.pack_bits(uplink.value, group):
             return False
         changed = changed or after != field
     return changed
 
 
-def _flow_unmarked(uplink: UplinkClaim) -> MarkTest:
-    return MarkTest(uplink.value, uplink.mask, equal=False, of="ctmark")
+def _flow_unmarked(uplink: UplinkSpec) -> MarkTest:
+    return MarkTest(uplink.value, uplink.mask, equal=False, field="ctmark")
 
 
 def _mark_assignments(
-    ground: Ground,
+    ground: ProofContext,
     family: int,
-    chains: Sequence[Place],
+    chains: Sequence[BaseChain],
     regions: Sequence[Region],
-    uplink: UplinkClaim,
+    uplink: UplinkSpec,
     kind: str,
     excluded: Region | None = None,
-) -> Iterator[Hit]:
+) -> Iterator[Violation]:
     """Yield the writes that give the mark to packets of `regions`, except those of `excluded`."""
-    passage = ground.passage(family)
+    passage = ground.chain_transfer(family)
     space = passage.space
     excluded_boxes = excluded.boxes(space) if excluded is not None else []
     for base_chain in chains:
@@ -178,38 +186,38 @@ def _mark_assignments(
                 box = _marked_after(ground, family, event, uplink, kind)
                 if box is None:
                     continue
-                remaining = uncovered(box, [*event.excluded, *excluded_boxes], space.tops)
+                remaining = find_uncovered(box, [*event.excluded, *excluded_boxes], space.max_values)
                 if remaining is not None:
-                    yield Hit(family, remaining, _location(event), understood(remaining, space))
+                    yield Violation(family, remaining, _location(event), unsupported_in(remaining, space))
 
 
-def _marked_after(ground: Ground, family: int, event: Event, uplink: UplinkClaim, kind: str) -> Box | None:
+def _marked_after(ground: ProofContext, family: int, event: ChainEvent, uplink: UplinkSpec, kind: str) -> Box | None:
     """Return the packets that carry the uplink's mark after a write; None if there are none."""
-    passage = ground.passage(family)
+    passage = ground.chain_transfer(family)
     space = passage.space
     statement = event.statement
     if isinstance(statement, nft.Notrack):
         return None  # changes the visible connection state, not a mark
     if not isinstance(statement, nft.Mangle):
-        return {**event.box, space.doubt(f"{_location(event)} may have any effect"): ((1, 1),)}
-    if which_mark(statement.key) != kind or not _may_set_mark(ground, family, statement, uplink):
+        return {**event.box, space.unsupported_field(f"{_location(event)} may have any effect"): ((1, 1),)}
+    if mark_kind(statement.key) != kind or not _may_set_mark(ground, family, statement, uplink):
         return None
-    marks = new_marks(passage.space, statement, {})
+    marks = marks_after(passage.space, statement, {})
     box: Box | None = event.box
     for group in space.partition:
         if not group & uplink.mask:
             continue
-        field = bits.name(kind, group)
-        after, required = marks.get(field, field), bits.packed(uplink.value, group)
+        field = bits.field_name(kind, group)
+        after, required = marks.get(field, field), bits.pack_bits(uplink.value, group)
         if isinstance(after, int):
             if after != required:
                 return None
         elif box is not None:
-            box = meet(box, {after: ((required, required),)})
+            box = intersect_boxes(box, {after: ((required, required),)})
     return box
 
 
-def _location(event: Event) -> str:
-    table, chain = event.place
-    rule = "its policy" if event.rule is None else repr(text.shown(event.rule))
+def _location(event: ChainEvent) -> str:
+    table, chain = event.base_chain
+    rule = "its policy" if event.rule is None else repr(text.display_text(event.rule))
     return f"{table.family} {table.name} {chain.name}: {rule}"

@@ -10,73 +10,73 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
-from .claim import Claim
-from .dead_words import used_words
-from .ground import Ground
-from .no_leak import no_leak, unnamed_devices
-from .no_stray import kept_in_table, no_stray
-from .right_names import right_names
-from .surroundings import completed
+from .claim import Spec
+from .dead_words import check_usability
+from .ground import ProofContext
+from .no_leak import check_no_leak, check_unnamed_devices
+from .no_stray import check_ip_rules, check_mark_confinement
+from .right_names import check_dns_isolation
+from .surroundings import add_assumed_environment
 from .verdict import Finding, Proof
 
 Progress = Callable[[str], None]
 
 
-def prove(state: NetState, claim: Claim, progress: Progress = lambda _: None, use: bool = True) -> Proof:
+def prove(state: NetState, claim: Spec, progress: Progress = lambda _: None, usability: bool = True) -> Proof:
     """Return the proof of all properties; `progress` is called before each part, with its name.
 
     Without `use` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """
-    full_state, assumed = completed(state, claim)
-    ground = Ground(full_state, claim.devices, claim.masks)
+    full_state, assumed = add_assumed_environment(state, claim)
+    ground = ProofContext(full_state, claim.devices, claim.masks)
     findings: list[Finding] = []
     for uplink in claim.uplinks:
         progress(f"P1 {uplink.name}")
-        findings += no_leak(ground, claim, uplink)
+        findings += check_no_leak(ground, claim, uplink)
         progress(f"P2 {uplink.name}")
-        findings += no_stray(ground, claim, uplink)
-        if claim.whole and uplink.table is not None:
-            findings += kept_in_table(ground, claim, uplink)
-        if claim.whole and uplink.names is not None:
+        findings += check_mark_confinement(ground, claim, uplink)
+        if claim.has_policy and uplink.table is not None:
+            findings += check_ip_rules(ground, claim, uplink)
+        if claim.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
-            findings += right_names(ground, claim, uplink)
-    if claim.whole:
-        findings += unnamed_devices(ground, claim)
-    if claim.whole and use:
+            findings += check_dns_isolation(ground, claim, uplink)
+    if claim.has_policy:
+        findings += check_unnamed_devices(ground, claim)
+    if claim.has_policy and usability:
         progress("P3, P4")
-        usability, skipped = used_words(ground, claim)
-        findings += usability
+        unusable, skipped = check_usability(ground, claim)
+        findings += unusable
         assumed += skipped
     return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
 
 
-def guards(state: NetState, claim: Claim) -> Proof:
+def prove_guard(state: NetState, claim: Spec) -> Proof:
     """Return the proof of P1 and P2 for the guard alone, for all ip rules and routes.
 
     It also holds in the intermediate states of a change.
     """
-    full_state, assumed = completed(state, claim)
-    ground = Ground(full_state, claim.devices, claim.masks)
+    full_state, assumed = add_assumed_environment(state, claim)
+    ground = ProofContext(full_state, claim.devices, claim.masks)
     findings: list[Finding] = []
     for uplink in claim.uplinks:
-        findings += no_leak(ground, claim, uplink)
-        findings += no_stray(ground, claim, uplink)
-    if claim.whole:
-        findings += unnamed_devices(ground, claim)
+        findings += check_no_leak(ground, claim, uplink)
+        findings += check_mark_confinement(ground, claim, uplink)
+    if claim.has_policy:
+        findings += check_unnamed_devices(ground, claim)
     return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
 
 
-def exemptions(claim: Claim) -> tuple[str, ...]:
+def exemptions(claim: Spec) -> tuple[str, ...]:
     """Return the exemptions, which may leave without a mark, as "uplink: exemption"."""
-    return tuple(f"{uplink.name}: {exemption.name}" for uplink in claim.uplinks for exemption in uplink.holes)
+    return tuple(f"{uplink.name}: {exemption.name}" for uplink in claim.uplinks for exemption in uplink.exemptions)
 
 
-def assumptions(claim: Claim) -> tuple[str, ...]:
+def assumptions(claim: Spec) -> tuple[str, ...]:
     """Return the assumptions of every verdict, as text."""
     return tuple(_assumptions(claim))
 
 
-def _assumptions(claim: Claim) -> Iterator[str]:
+def _assumptions(claim: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield "no tc, XDP or cgroup program, no flowtable and no other network namespace marks or sends packets"
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
@@ -86,5 +86,5 @@ def _assumptions(claim: Claim) -> Iterator[str]:
                 yield (
                     f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
                 )
-    if claim.whole and claim.frames:
+    if claim.has_policy and claim.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

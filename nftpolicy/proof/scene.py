@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-from nftpolicy.model.packet import WIDTH, Packet, interval, number, shown
+from nftpolicy.model.packet import ADDRESS_BITS, Packet, address_range, format_address, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
@@ -19,12 +19,12 @@ _ADDRESS = {4: "203.0.113.{}", 6: "2001:db8:cafe::{:x}"}
 _DEVICE = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
 
 
-class Unsendable(Exception):
+class NotReproducible(Exception):
     """No script can produce this packet; the text is the reason."""
 
 
 @frozen
-class Link:
+class VethDevice:
     """Device in the namespace: link-layer address, group, and whether it is up."""
 
     name: str
@@ -34,39 +34,39 @@ class Link:
 
 
 @frozen
-class Scene:
+class Topology:
     """Devices by name, addresses as (address, prefix length, device), and routing of one family.
 
     `exact`: the state lists the routes of its own addresses, so the script removes those of the kernel.
     """
 
     family: int
-    devices: dict[str, Link]
+    devices: dict[str, VethDevice]
     addresses: tuple[tuple[str, int, str], ...]
     rules: tuple[IpRule, ...]
     routes: tuple[Route, ...]
-    exact: bool
+    lists_own_routes: bool
 
-    def owns(self, address: int) -> bool:
+    def has_address(self, address: int) -> bool:
         """Return True if the machine has this address."""
-        return any(number(own_address) == address for own_address, _, _ in self.addresses)
+        return any(parse_address(own_address) == address for own_address, _, _ in self.addresses)
 
-    def address_of(self, device: str) -> str | None:
+    def device_address(self, device: str) -> str | None:
         """Return the first address on the device; None if it has none."""
         return next((address for address, _, name in self.addresses if name == device), None)
 
-    def link(self, name: str) -> Link:
+    def require_device(self, name: str) -> VethDevice:
         """Return the device of that name.
 
         Raises:
             Unsendable: the namespace has no such device.
         """
         if name not in self.devices:
-            raise Unsendable(f"device {name} cannot be created in the namespace")
+            raise NotReproducible(f"device {name} cannot be created in the namespace")
         return self.devices[name]
 
 
-def scene(state: NetState, packet: Packet, device: str) -> Scene:
+def build_topology(state: NetState, packet: Packet, device: str) -> Topology:
     """Return the parts of `state` that `packet` needs to leave by `device`.
 
     These are the routing of one family, and all devices that it or the tables name.
@@ -79,12 +79,12 @@ def scene(state: NetState, packet: Packet, device: str) -> Scene:
     routes = tuple(route for route in state.routes if route.family == family and not route.dead)
     names = [device, packet.bound, packet.iif, *_routing_devices(rules, routes), *_table_devices(state.tables)]
     state_devices = {item.name: item for item in state.devices}
-    links: dict[str, Link] = {}
+    links: dict[str, VethDevice] = {}
     for name in dict.fromkeys(name for name in names if name and name != LOOPBACK):
         if not _DEVICE.match(name):
             raise ValueError(f"{name!r} is not a valid device name")
         serial, state_device = len(links) + 1, state_devices.get(name, Device(name))
-        links[name] = Link(
+        links[name] = VethDevice(
             name, f"02:00:00:00:{serial >> 8:02x}:{serial & 255:02x}", state_device.group, state_device.up
         )
     exact = any(route.table == TABLE_LOCAL for route in routes)
@@ -94,14 +94,14 @@ def scene(state: NetState, packet: Packet, device: str) -> Scene:
         addresses = list(_local_table_addresses(routes)) if exact else []
     if not addresses and not exact:
         addresses = list(_assumed_addresses(packet, device, links, routes))
-    return Scene(family, links, tuple(dict.fromkeys(addresses)), rules, routes, exact)
+    return Topology(family, links, tuple(dict.fromkeys(addresses)), rules, routes, exact)
 
 
 def _routing_devices(rules: Iterable[IpRule], routes: Iterable[Route]) -> Iterator[str | None]:
     for rule in rules:
         yield from (rule.iif, rule.oif)
     for route in routes:
-        yield from (nexthop.device for nexthop in route.ways)
+        yield from (nexthop.device for nexthop in route.all_nexthops)
 
 
 def _table_devices(tables: Iterable[nft.Table]) -> Iterator[str]:
@@ -151,7 +151,9 @@ def _devices_by_index(types: tuple[str, ...], elements: Iterable[nft.Element]) -
         yield from sorted(part for part in parts if isinstance(part, str))
 
 
-def _state_addresses(devices: Iterable[Device], family: int, links: dict[str, Link]) -> Iterator[tuple[str, int, str]]:
+def _state_addresses(
+    devices: Iterable[Device], family: int, links: dict[str, VethDevice]
+) -> Iterator[tuple[str, int, str]]:
     """Yield the addresses that the state gives for its devices."""
     for device in devices:
         if device.name not in links and device.name != LOOPBACK:
@@ -159,22 +161,22 @@ def _state_addresses(devices: Iterable[Device], family: int, links: dict[str, Li
         for address, _, length in (prefix.partition("/") for prefix in device.addresses):
             is_loopback = device.name == LOOPBACK and address in ("127.0.0.1", "::1")
             if (":" in address) == (family == 6) and not is_loopback:
-                yield address, int(length or WIDTH[family]), device.name
+                yield address, int(length or ADDRESS_BITS[family]), device.name
 
 
 def _local_table_addresses(routes: tuple[Route, ...]) -> Iterator[tuple[str, int, str]]:
     """Yield the addresses of table local, each with the prefix length of its network."""
     for route in routes:
-        width = WIDTH[route.family]
-        low, high = interval(route.destination, route.family)
+        width = ADDRESS_BITS[route.family]
+        low, high = address_range(route.destination, route.family)
         is_loopback = low == 1 if route.family == 6 else low >> 24 == 127
         if route.table == TABLE_LOCAL and route.kind == "local" and route.device and low == high and not is_loopback:
-            yield shown(route.family, low), _prefix_length(routes, route.device, low, width), route.device
+            yield format_address(route.family, low), _prefix_length(routes, route.device, low, width), route.device
 
 
 def _prefix_length(routes: tuple[Route, ...], device: str, address: int, width: int) -> int:
     networks = (
-        interval(route.destination, route.family)
+        address_range(route.destination, route.family)
         for route in routes
         if route.device == device and route.kind == "unicast" and not route.gateway and route.destination != "default"
     )
@@ -183,16 +185,16 @@ def _prefix_length(routes: tuple[Route, ...], device: str, address: int, width: 
 
 
 def _assumed_addresses(
-    packet: Packet, device: str, links: dict[str, Link], routes: tuple[Route, ...]
+    packet: Packet, device: str, links: dict[str, VethDevice], routes: tuple[Route, ...]
 ) -> Iterator[tuple[str, int, str]]:
     """Yield the packet's source, preferred sources of routes, and an address for every device."""
-    width = WIDTH[packet.family]
+    width = ADDRESS_BITS[packet.family]
     for route in routes:
-        if route.prefsrc and route.ways[0].device:
-            yield route.prefsrc, width, route.ways[0].device
+        if route.prefsrc and route.all_nexthops[0].device:
+            yield route.prefsrc, width, route.all_nexthops[0].device
     if packet.source and packet.has_socket:
-        yield shown(packet.family, packet.source), width, packet.bound or device
+        yield format_address(packet.family, packet.source), width, packet.bound or device
     for serial, name in enumerate(links, 1):
         address = _ADDRESS[packet.family].format(serial)
-        if number(address) not in (packet.source, packet.destination):
+        if parse_address(address) not in (packet.source, packet.destination):
             yield address, width, name

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, KERNEL, TCP, UDP, Packet, interval, shown
+from nftpolicy.model.packet import FORWARD, KERNEL, TCP, UDP, Packet, address_range, format_address
 from nftpolicy.netstate import iproute, nft, text
 from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
 
-from .scene import Scene, Unsendable, scene
-from .sender import NOT_SEEN, SEEN, cautions, program
+from .scene import NotReproducible, Topology, build_topology
+from .sender import PACKET_NOT_SEEN, PACKET_SEEN, sender_program, unreproduced_parts
 
-SHOWN, REFUTED, INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
+EXIT_LEFT, EXIT_NOT_LEFT, EXIT_INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
 
 _OTHER_FAMILY = {4: ("ip6", "arp", "bridge"), 6: ("ip", "arp", "bridge")}
 
@@ -103,7 +103,7 @@ exit 3
 """
 
 
-def script(state: NetState, packet: Packet, device: str, title: str) -> str:
+def reproduction_script(state: NetState, packet: Packet, device: str, title: str) -> str:
     """Return an sh script that shows whether `packet` leaves by `device` under `state`.
 
     Its exit status is SHOWN, REFUTED, or INCONCLUSIVE if the packet or the whole state cannot be
@@ -112,10 +112,10 @@ def script(state: NetState, packet: Packet, device: str, title: str) -> str:
     Raises:
         ValueError: the state has names that cannot be written in a script.
     """
-    topology = scene(state, packet, device)
+    topology = build_topology(state, packet, device)
     left_out: list[str] = []
     tables, routing = _tables(state, packet, left_out), _routing(topology, left_out)
-    missing = [_line(item) for item in (*left_out, *cautions(packet))]
+    missing = [_line(item) for item in (*left_out, *unreproduced_parts(packet))]
     remarks = [
         _without_ports(item)
         for item in state.devices
@@ -124,29 +124,35 @@ def script(state: NetState, packet: Packet, device: str, title: str) -> str:
     head = _HEAD.format(
         title=_line(title),
         device=device,
-        packet=describe(packet),
+        packet=summarize_packet(packet),
         cautions="".join(f"# Caution: {item}.\n" for item in (*missing, *remarks)),
     )
     try:
-        sender = program(packet, device, topology)
-    except Unsendable as error:
+        sender = sender_program(packet, device, topology)
+    except NotReproducible as error:
         return head + _NOT_REPRODUCIBLE.format(reason=_quoted(f"no script can produce this packet: {error}"))
     parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
     parts.append(_RUN.format(program=sender, tables=tables))
     parts += [f"echo {_quoted('caution: ' + item)}\n" for item in (*missing, *remarks)]
     # With parts missing, neither outcome shows the behaviour of the whole state.
     if not missing:
-        parts.append(_VERDICT.format(seen=SEEN, not_seen=NOT_SEEN))
+        parts.append(_VERDICT.format(seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
     return "".join(parts)
 
 
-def describe(packet: Packet) -> str:
+def summarize_packet(packet: Packet) -> str:
     """Return the packet as one line of text."""
-    protocol = nft.PROTOCOLS.get(packet.protocol, f"protocol {packet.protocol}")
+    protocol = nft.PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
     has_ports = packet.protocol in (TCP, UDP)
-    source = shown(packet.family, packet.source) if packet.source is not None else "the address that the kernel takes"
+    source = (
+        format_address(packet.family, packet.source)
+        if packet.source is not None
+        else "the address that the kernel takes"
+    )
     parts = [f"{protocol} from {source}" + (f" port {packet.sport}" if has_ports else "")]
-    parts += [f"to {shown(packet.family, packet.destination)}" + (f" port {packet.dport}" if has_ports else "")]
+    parts += [
+        f"to {format_address(packet.family, packet.destination)}" + (f" port {packet.dport}" if has_ports else "")
+    ]
     if packet.origin == FORWARD:
         parts.append(f"arriving by {packet.iif}")
     elif packet.origin == KERNEL:
@@ -169,7 +175,7 @@ def _quoted(argument: str) -> str:
     return "'" + argument.replace("'", "'\\''") + "'"
 
 
-def _setup(topology: Scene, packet: Packet) -> str:
+def _setup(topology: Topology, packet: Packet) -> str:
     baseline = [("net/ipv4/conf/all/rp_filter", 0), ("net/ipv4/conf/default/rp_filter", 0)]
     if packet.family == 6:
         baseline += [(f"net/ipv6/conf/{scope}/disable_ipv6", 0) for scope in ("all", "default")]
@@ -194,7 +200,7 @@ def _setup(topology: Scene, packet: Packet) -> str:
     )
 
 
-def _routing(topology: Scene, left_out: list[str]) -> str:
+def _routing(topology: Topology, left_out: list[str]) -> str:
     lines = []
     items: tuple[Route | IpRule, ...] = (*sorted(topology.routes, key=_route_order), *topology.rules)
     for item in items:
@@ -202,7 +208,7 @@ def _routing(topology: Scene, left_out: list[str]) -> str:
             lines.append(_add_command(item))
         except ValueError as error:
             left_out.append(f"{type(item).__name__} {item} is left out: {error}")
-    tables = "local main default" if topology.exact else "main default"
+    tables = "local main default" if topology.lists_own_routes else "main default"
     no_rules = _NO_RULES.format(family=topology.family) if topology.rules else ""
     return _ROUTING.format(tables=tables, family=topology.family, no_rules=no_rules, lines="\n".join(lines))
 
@@ -212,20 +218,22 @@ def _route_order(route: Route) -> tuple[bool, bool, int]:
 
     A route may prefer an own address as source, so the address must exist before.
     """
-    low, high = interval(route.destination, route.family)
+    low, high = address_range(route.destination, route.family)
     return route.table != TABLE_LOCAL, route.kind != "local", high - low if route.table == TABLE_LOCAL else 0
 
 
 def _add_command(item: Route | IpRule) -> str:
     if isinstance(item, IpRule):
-        return f"rule add {iproute.rule(item)}"
+        return f"rule add {iproute.rule_text(item)}"
     # The route to a gateway may be added only later, so gateways are added with onlink.
     nexthops = tuple(
-        evolve(nexthop, onlink=bool(nexthop.gateway and nexthop.device)) for nexthop in item.ways if not nexthop.dead
+        evolve(nexthop, onlink=bool(nexthop.gateway and nexthop.device))
+        for nexthop in item.all_nexthops
+        if not nexthop.dead
     )
     with_onlink = evolve(item, nexthops=nexthops) if item.nexthops else evolve(item, onlink=nexthops[0].onlink)
     # The order distinguishes several routes to one destination.
-    return f"route append {iproute.route(with_onlink)}"
+    return f"route append {iproute.route_text(with_onlink)}"
 
 
 def _sysctls(state: NetState, family: int) -> str:
@@ -252,7 +260,7 @@ def _tables(state: NetState, packet: Packet, left_out: list[str]) -> str:
         name = f"table {table.family} {table.name}"
         left_out += [f"{name} is here without {construct}" for construct in table.unknown]
         try:
-            written.append(text.table(_writable_table(table, name, left_out)))
+            written.append(text.table_text(_writable_table(table, name, left_out)))
         except ValueError as error:
             left_out.append(f"{name} is left out: {error}")
     return "\n".join(written)
@@ -275,8 +283,8 @@ def _writable_table(table: nft.Table, name: str, left_out: list[str]) -> nft.Tab
 def _writable_rule(rule: nft.Rule) -> nft.Rule:
     """Return the rule, without its comment if the comment cannot be written."""
     try:
-        text.rule(rule)
+        text.rule_text(rule)
     except ValueError:
         rule = evolve(rule, comment=None)
-        text.rule(rule)
+        text.rule_text(rule)
     return rule

@@ -7,12 +7,12 @@ Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for
 
 from __future__ import annotations
 
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, shown
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, format_address
 
 from . import flows, wire
-from .scene import Scene, Unsendable
+from .scene import NotReproducible, Topology
 
-SEEN, NOT_SEEN = 0, 4  # 1 is the status of an uncaught exception
+PACKET_SEEN, PACKET_NOT_SEEN = 0, 4  # 1 is the status of an uncaught exception
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _MAX_ID = 0xFFFFFFFF  # (uid_t)-1, never a process's
@@ -85,13 +85,13 @@ _ENDS = '" > ".join(socket.inet_ntop({af}, frame[at:at + {size}]) for at in ({so
 _HAS_TOKEN = "lambda frame: TOKEN in frame"
 
 
-def cautions(packet: Packet) -> list[str]:
+def unreproduced_parts(packet: Packet) -> list[str]:
     """Return the fields of the packet that the program does not set up, one line each."""
     supported = _KNOWN | {wire.TTL[packet.family], wire.DSCP[packet.family]}
     lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in supported]
-    if not flows.is_made(packet) and packet.flow.state not in ("new", _natural(packet)):
+    if not flows.can_establish(packet) and packet.flow.state not in ("new", _natural(packet)):
         lines.append(f"the script does not make its flow {packet.flow.state}")
-    elif not flows.is_made(packet) and packet.flow.mark:
+    elif not flows.can_establish(packet) and packet.flow.mark:
         lines.append(f"the mark of its flow ({packet.flow.mark:#x}) is not set")
     if packet.cgroup:
         lines.append(f"it is not sent from the cgroup {packet.cgroup}")
@@ -104,40 +104,42 @@ def _natural(packet: Packet) -> str:
     """Return the flow state of a packet that the kernel sends as a reply, without further setup."""
     if packet.origin != KERNEL:
         return "new"
-    is_error = packet.protocol in (ICMP, ICMPV6) and wire.message(packet)[0] != wire.echoes(packet)[1]
+    is_error = packet.protocol in (ICMP, ICMPV6) and wire.icmp_type_code(packet)[0] != wire.echo_types(packet)[1]
     return "related" if is_error else "established"
 
 
-def program(packet: Packet, device: str, scene: Scene) -> str:
+def sender_program(packet: Packet, device: str, scene: Topology) -> str:
     """Return the program that sends `packet` in the namespace HERE and watches from THERE.
 
     Raises:
         Unsendable: no script can produce the packet.
     """
-    scene.link(device)
+    scene.require_device(device)
     if max(packet.uid, packet.gid) >= _MAX_ID:
-        raise Unsendable("this user or group ID is not valid for a process")
+        raise NotReproducible("this user or group ID is not valid for a process")
     sender = {FRAME: _frame, FORWARD: _forward, KERNEL: _by_kernel}.get(packet.origin, _by_socket)
     prepare, send, is_packet = sender(packet, device, scene)
     middle = "".join(f"{line}\n" for line in prepare)
     helpers = ""
-    if flows.is_made(packet):
-        setup, send = flows.flow(packet, device, scene)
+    if flows.can_establish(packet):
+        setup, send = flows.flow_lines(packet, device, scene)
         is_packet = _HAS_TOKEN
-        helpers = wire.makers(packet) + "\n" + flows.helpers(packet)
+        helpers = wire.header_functions(packet) + "\n" + flows.helper_functions(packet)
         setup_lines = "".join(f"{line}\n" for line in setup)
-        middle = flows.TRACKING.format(mark=packet.flow.mark) + middle + setup_lines + _LOAD + flows.UNTRACK
+        middle = (
+            flows.TRACKING_SETUP.format(mark=packet.flow.mark) + middle + setup_lines + _LOAD + flows.TRACKING_TEARDOWN
+        )
     else:
-        helpers = wire.makers(packet) if any("whole(" in line for line in send) else ""
+        helpers = wire.header_functions(packet) if any("whole(" in line for line in send) else ""
         middle = _LOAD + middle
-    head = _HEAD.format(first=_FIRST if flows.is_made(packet) else "")
+    head = _HEAD.format(first=_FIRST if flows.can_establish(packet) else "")
     end = _END.format(
         send="\n".join(f"    {line}" for line in send),
         is_packet=is_packet,
         device=device,
         ends=_ends(packet),
-        SEEN=SEEN,
-        NOT_SEEN=NOT_SEEN,
+        SEEN=PACKET_SEEN,
+        NOT_SEEN=PACKET_NOT_SEEN,
     )
     return head + helpers + _CONTROL.format(device=device) + middle + end
 
@@ -146,27 +148,27 @@ def _ends(packet: Packet) -> str:
     if packet.ethertype not in (None, 0x0800, 0x86DD):
         return "frame.hex()"
     source, size = (26, 4) if packet.family == 4 else (22, 16)
-    return _ENDS.format(af=wire.AF[packet.family], size=size, source=source, destination=source + size)
+    return _ENDS.format(af=wire.AF_CONSTANTS[packet.family], size=size, source=source, destination=source + size)
 
 
-def is_tcp(packet: Packet) -> str:
+def tcp_frame_test(packet: Packet) -> str:
     """Return the test for a frame without payload: the only TCP frame in the namespace."""
-    offset = wire.PROTOCOL_AT[packet.family]
-    return f"lambda frame: frame[12:14] == {wire.ethertype(packet)} and frame[{offset}] == {TCP}"
+    offset = wire.PROTOCOL_OFFSET[packet.family]
+    return f"lambda frame: frame[12:14] == {wire.ethertype_bytes(packet)} and frame[{offset}] == {TCP}"
 
 
 # How a packet is sent: lines that prepare it, lines that send it, and the test for its frame.
 _Sender = tuple[list[str], list[str], str]
 
 
-def _by_socket(packet: Packet, device: str, scene: Scene) -> _Sender:
+def _by_socket(packet: Packet, device: str, scene: Topology) -> _Sender:
     flags = packet.fields.get(("tcp", "flags"), wire.SYN)
     has_ports = bool(packet.sport and packet.dport)
     is_packet = _HAS_TOKEN
     if packet.protocol == UDP and has_ports:
         kind, send = "socket.SOCK_DGRAM", [f"sock.sendto(TOKEN, {_destination(packet, packet.dport)})"]
-    elif packet.protocol == TCP and has_ports and (flags == wire.SYN or flows.is_made(packet)):
-        kind, is_packet = "socket.SOCK_STREAM", is_tcp(packet)
+    elif packet.protocol == TCP and has_ports and (flags == wire.SYN or flows.can_establish(packet)):
+        kind, is_packet = "socket.SOCK_STREAM", tcp_frame_test(packet)
         send = [
             "sock.setblocking(False)",
             f"result = sock.connect_ex({_destination(packet, packet.dport)})",
@@ -178,8 +180,8 @@ def _by_socket(packet: Packet, device: str, scene: Scene) -> _Sender:
         send = [f"sock.sendto({_packet_text(packet, device, scene)}, {_destination(packet, 0)})"]
     else:
         kind = f"socket.SOCK_RAW, {packet.protocol}"
-        send = [f"sock.sendto({wire.body(packet)[0]}, {_destination(packet, 0)})"]
-    prepare = [*_owner(packet), f"sock = socket.socket({wire.AF[packet.family]}, {kind})"]
+        send = [f"sock.sendto({wire.transport_expression(packet)[0]}, {_destination(packet, 0)})"]
+    prepare = [*_owner(packet), f"sock = socket.socket({wire.AF_CONSTANTS[packet.family]}, {kind})"]
     return [*prepare, *_options(packet, kind), *_bound(packet, kind, scene)], send, is_packet
 
 
@@ -188,7 +190,7 @@ def _is_link_local(packet: Packet, address: int) -> bool:
 
 
 def _destination(packet: Packet, port: int) -> str:
-    text = f"{shown(packet.family, packet.destination)!r}, {port}"
+    text = f"{format_address(packet.family, packet.destination)!r}, {port}"
     if _is_link_local(packet, packet.destination) and packet.bound:
         text += f", 0, socket.if_nametoindex({packet.bound!r})"
     return f"({text})"
@@ -219,13 +221,13 @@ def _options(packet: Packet, kind: str) -> list[str]:
     return [f"sock.setsockopt({option})" for option in options]
 
 
-def _bound(packet: Packet, kind: str, scene: Scene) -> list[str]:
+def _bound(packet: Packet, kind: str, scene: Topology) -> list[str]:
     """Return the lines that bind the socket to its address and port."""
     port = 0 if "RAW" in kind else packet.sport
     if not packet.source:
         return [f"sock.bind(({'' if packet.family == 4 else '::'!r}, {port}))"] if port else []
-    source, lines, scope = shown(packet.family, packet.source), [], ""
-    if not scene.owns(packet.source):
+    source, lines, scope = format_address(packet.family, packet.source), [], ""
+    if not scene.has_address(packet.source):
         level = "socket.IPPROTO_IP" if packet.family == 4 else "socket.IPPROTO_IPV6"
         remark = "# TRANSPARENT: the source is not an address of this machine"
         lines.append(f"sock.setsockopt({level}, {_TRANSPARENT[packet.family]}, 1)  {remark}")
@@ -235,50 +237,56 @@ def _bound(packet: Packet, kind: str, scene: Scene) -> list[str]:
     return [*lines, f"sock.bind(({source!r}, {port}{scope}))"]
 
 
-def _frame(packet: Packet, device: str, scene: Scene) -> _Sender:
+def _frame(packet: Packet, device: str, scene: Topology) -> _Sender:
     sending_device = packet.bound or device
     prepare = [*_owner(packet), f"sock = link({sending_device!r}, {packet.protocol_number:#06x})"]
     if packet.mark:
         prepare.append(f"sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, {packet.mark:#x})")
-    own_mac = wire.mac(scene.link(sending_device).mac)
+    own_mac = wire.mac_bytes(scene.require_device(sending_device).mac)
     if packet.ethertype == wire.ARP:
-        sender, target = wire.source_of(packet, device, scene), shown(4, packet.destination)
+        sender, target = wire.source_address(packet, device, scene), format_address(4, packet.destination)
         ends = f"{own_mac} + socket.inet_aton({sender!r}) + bytes(6) + socket.inet_aton({target!r})"
         inner = f'struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + {ends} + TOKEN'
     elif packet.ethertype not in (None, 0x0800, 0x86DD):
         inner = "TOKEN"
     else:
         inner = _packet_text(packet, device, scene)
-    return prepare, [f'sock.send(b"\\xff" * 6 + {own_mac} + {wire.ethertype(packet)} + {inner})'], _HAS_TOKEN
+    return prepare, [f'sock.send(b"\\xff" * 6 + {own_mac} + {wire.ethertype_bytes(packet)} + {inner})'], _HAS_TOKEN
 
 
-def _forward(packet: Packet, device: str, scene: Scene) -> _Sender:
+def _forward(packet: Packet, device: str, scene: Topology) -> _Sender:
     if packet.iif is None:
-        raise Unsendable("its arrival device is not known")
-    return [], [wire.from_outside(packet, scene, packet.iif, _packet_text(packet, device, scene))], _HAS_TOKEN
+        raise NotReproducible("its arrival device is not known")
+    return [], [wire.inject_line(packet, scene, packet.iif, _packet_text(packet, device, scene))], _HAS_TOKEN
 
 
-def _by_kernel(packet: Packet, device: str, scene: Scene) -> _Sender:
+def _by_kernel(packet: Packet, device: str, scene: Topology) -> _Sender:
     """Return the lines of an outside packet that makes the kernel send this one."""
     is_icmp = packet.protocol in (ICMP, ICMPV6)
     is_packet = _HAS_TOKEN
-    request, reply = wire.echoes(packet)
-    if is_icmp and wire.message(packet)[0] == reply:
-        cause, protocol = (wire.icmp(request), 2), packet.protocol
-    elif is_icmp and wire.message(packet)[0] == (3 if packet.family == 4 else 1):
-        cause, protocol = (wire.udp(9, 9), 6), UDP  # no socket listens on this port
+    request, reply = wire.echo_types(packet)
+    if is_icmp and wire.icmp_type_code(packet)[0] == reply:
+        cause, protocol = (wire.icmp_expression(request), 2), packet.protocol
+    elif is_icmp and wire.icmp_type_code(packet)[0] == (3 if packet.family == 4 else 1):
+        cause, protocol = (wire.udp_expression(9, 9), 6), UDP  # no socket listens on this port
     elif packet.protocol == TCP and packet.fields.get(("tcp", "flags"), wire.RST) & wire.RST:
-        cause, protocol, is_packet = (wire.tcp(packet.dport, packet.sport, wire.SYN), 16), TCP, is_tcp(packet)
+        cause, protocol, is_packet = (
+            (wire.tcp_expression(packet.dport, packet.sport, wire.SYN), 16),
+            TCP,
+            tcp_frame_test(packet),
+        )
     else:
-        raise Unsendable("the kernel sends this packet on its own, and the script has no trigger for it")
+        raise NotReproducible("the kernel sends this packet on its own, and the script has no trigger for it")
     arrival = packet.iif or device
-    own_address = shown(packet.family, packet.source) if packet.source else scene.address_of(arrival)
+    own_address = format_address(packet.family, packet.source) if packet.source else scene.device_address(arrival)
     if own_address is None:
-        raise Unsendable("the machine has no address to reply from")
-    whole = wire.whole(shown(packet.family, packet.destination), own_address, protocol, cause)
-    return [], [wire.from_outside(packet, scene, arrival, whole)], is_packet
+        raise NotReproducible("the machine has no address to reply from")
+    whole = wire.packet_expression(format_address(packet.family, packet.destination), own_address, protocol, cause)
+    return [], [wire.inject_line(packet, scene, arrival, whole)], is_packet
 
 
-def _packet_text(packet: Packet, device: str, scene: Scene) -> str:
-    source = wire.source_of(packet, device, scene)
-    return wire.whole(source, shown(packet.family, packet.destination), packet.protocol, wire.body(packet))
+def _packet_text(packet: Packet, device: str, scene: Topology) -> str:
+    source = wire.source_address(packet, device, scene)
+    return wire.packet_expression(
+        source, format_address(packet.family, packet.destination), packet.protocol, wire.transport_expression(packet)
+    )

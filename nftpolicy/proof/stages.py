@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 
 from ..netstate.state import NetState
-from .claim import Claim
-from .prover import guards
+from .claim import Spec
+from .prover import prove_guard
 from .verdict import PROVED, Finding, Proof, worst
 
 
 @frozen
-class Promise:
+class NamedSpec:
     """Specification with a title of its policy, such as "gluon-fastd, as it is"."""
 
     name: str
-    claim: Claim
+    spec: Spec
 
 
 @frozen
-class Stage:
+class StateProof:
     """P1 and P2 in one state of a transition; None where no tables of nftpolicy exist."""
 
-    promise: Promise | None
+    named_spec: NamedSpec | None
     proof: Proof | None
 
     @property
@@ -42,29 +42,29 @@ class Stage:
                 yield finding
 
 
-def stages(states: Sequence[NetState], promises: Sequence[Promise | None]) -> tuple[Stage, ...]:
+def prove_states(states: Sequence[NetState], promises: Sequence[NamedSpec | None]) -> tuple[StateProof, ...]:
     """Return the proof of each state against its specification.
 
     The proof of the guard reads tables and devices; it reads ip rules and routes only to search for
     a packet where it fails. So a state that differs from a proved one only in those is proved too.
     """
-    results: list[Stage] = []
-    proved: list[tuple[NetState, Promise, Proof]] = []
+    results: list[StateProof] = []
+    proved: list[tuple[NetState, NamedSpec, Proof]] = []
     for state, promise in zip(states, promises, strict=True):
         if promise is None:
-            results.append(Stage(None, None))
+            results.append(StateProof(None, None))
             continue
         proof = _proof_of_equal_state(proved, state, promise)
         if proof is None:
-            proof = guards(state, promise.claim)
+            proof = prove_guard(state, promise.spec)
             if proof.verdict == PROVED:
                 proved.append((state, promise, proof))
-        results.append(Stage(promise, proof))
+        results.append(StateProof(promise, proof))
     return tuple(results)
 
 
 def _proof_of_equal_state(
-    proved: Sequence[tuple[NetState, Promise, Proof]], state: NetState, promise: Promise
+    proved: Sequence[tuple[NetState, NamedSpec, Proof]], state: NetState, promise: NamedSpec
 ) -> Proof | None:
     """Return the proof of a state with equal tables, devices and specification, or None."""
     for proved_state, proved_promise, proof in proved:
@@ -74,6 +74,6 @@ def _proof_of_equal_state(
     return None
 
 
-def verdict(results: Sequence[Stage]) -> str:
+def worst_state_verdict(results: Sequence[StateProof]) -> str:
     """Return the worst verdict of all states."""
     return worst(result.verdict for result in results if result.verdict)

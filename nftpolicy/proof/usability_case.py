@@ -8,15 +8,15 @@ from itertools import islice, product
 
 from attrs import frozen
 
-from ..model.box import Ranges, only
-from ..model.packet import Packet, interval
-from ..model.walk import Walk
-from ..netstate.nft import Origin
+from ..model.box import Ranges, points
+from ..model.packet import Packet, address_range
+from ..model.walk import Trace
+from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
-from .claim import Claim, Region
-from .ground import Ground
+from .claim import Region, Spec
+from .ground import ProofContext
 from .surroundings import TABLE_LOCAL
-from .witness import hosts, packet_of
+from .witness import concretize, host_ranges
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _GROUP_BITS = 0xFF  # the upper 8 bits of ff00::/8
@@ -34,7 +34,7 @@ class UsabilityCase:
     property: str
     uplink: str
     entry: str
-    origin: Origin
+    origin: OriginPath
     packet: Packet
     outcome: str
     device: str | None = None
@@ -45,7 +45,7 @@ class UsabilityCase:
     must_not_leave_by: str | None = None  # any outcome but "leaves" by this device suffices
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
 
-    def is_met(self, walk: Walk) -> bool:
+    def is_met(self, walk: Trace) -> bool:
         """Return True if the trace has the required result."""
         if self.must_not_leave_by is not None:
             return not (walk.outcome in ("leaves", "unknown") and walk.device in (self.must_not_leave_by, None))
@@ -53,16 +53,16 @@ class UsabilityCase:
             return False
         return self.has_marks(walk) and (self.endpoint is None or (walk.destination, walk.dport) == self.endpoint)
 
-    def has_marks(self, walk: Walk) -> bool:
+    def has_marks(self, walk: Trace) -> bool:
         """Return True if packet and flow have the required marks at the end of the trace."""
-        marks = ((self.mark, walk.mark), (self.flow_mark, walk.flow_mark))
+        marks = ((self.mark, walk.mark), (self.flow_mark, walk.ct_mark))
         return all(required is None or actual & required[1] == required[0] for required, actual in marks)
 
 
-def sample_packet(ground: Ground, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
+def sample_packet(ground: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
     """Return a packet of the region; of any headers if the family has none in it."""
     boxes = region.boxes(ground.space(family))
-    return packet_of(ground.space(family), boxes[0] if boxes else {}, origin, bound)
+    return concretize(ground.space(family), boxes[0] if boxes else {}, origin, bound)
 
 
 def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterator[Region]:
@@ -73,12 +73,12 @@ def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterat
     """
     parts: dict[str, list[Ranges]] = {}
     for name, ranges in region.fields.items():
-        spans = hosts(family, ranges) if name == "daddr" else ranges
+        spans = host_ranges(family, ranges) if name == "daddr" else ranges
         parts[name] = [((low, high),) for low, high in spans]
         if name.endswith(".type"):
-            parts[name] = [only(value) for low, high in ranges for value in range(low, high + 1)]
+            parts[name] = [points(value) for low, high in ranges for value in range(low, high + 1)]
         elif with_ends:
-            parts[name] += [only(high) for low, high in spans if high > low]
+            parts[name] += [points(high) for low, high in spans if high > low]
     for combination in islice(product(*parts.values()), _MAX_PARTS):
         yield Region(dict(zip(parts, combination, strict=True)), region.marks)
 
@@ -90,10 +90,10 @@ def needs_device(address: int) -> bool:
 
 def link_local_address(state: NetState, device: str) -> int:
     """Return the link-local address of a device; fe80::2 if the state has none."""
-    low, high = interval("fe80::/10", 6)
+    low, high = address_range("fe80::/10", 6)
     for route in state.routes:
         if (route.family, route.table, route.kind, route.device) == (6, TABLE_LOCAL, "local", device):
-            address, _ = interval(route.destination, 6)
+            address, _ = address_range(route.destination, 6)
             if low <= address <= high:
                 return address
     return low + 2
@@ -103,13 +103,13 @@ def device_address(state: NetState, family: int, device: str) -> int | None:
     """Return an address of the machine on a device, not link-local; None if it has none."""
     for route in state.routes:
         if (route.family, route.table, route.kind, route.device) == (family, TABLE_LOCAL, "local", device):
-            low, _ = interval(route.destination, family)
+            low, _ = address_range(route.destination, family)
             if family == 4 or low >> 118 != _LINK_LOCAL_BITS:
                 return low
     return None
 
 
-def inside_address(state: NetState, family: int, claim: Claim) -> int | None:
+def inside_address(state: NetState, family: int, claim: Spec) -> int | None:
     """Return an address of a device that is neither an uplink nor lo; None if there is none."""
     uplinks = {device for uplink in claim.uplinks for device in uplink.devices}
     for route in state.routes:

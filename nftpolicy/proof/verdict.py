@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, Packet, shown
-from ..model.walk import Walk
+from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, Packet, format_address
+from ..model.walk import Trace
 
 PROVED, REFUTED, UNKNOWN = "proved", "refuted", "unknown"
 _RANK = {PROVED: 0, UNKNOWN: 1, REFUTED: 2}
@@ -29,9 +29,9 @@ class Counterexample:
     """Packet that violates a property, with its trace; `device` is the device that it leaves by."""
 
     packet: Packet
-    walk: Walk
+    trace: Trace
     device: str
-    why: str
+    reason: str
 
 
 @frozen
@@ -44,7 +44,7 @@ class Finding:
     verdict: str
     detail: str = ""
     examples: tuple[Counterexample, ...] = ()
-    doubts: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
     deciding: bool = True
     origin: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ class Proof:
         """Return the worst verdict of the deciding findings."""
         return worst(finding.verdict for finding in self.findings if finding.deciding)
 
-    def of(self, name: str) -> str:
+    def property_verdict(self, name: str) -> str:
         """Return the verdict on one property (P1 to P5)."""
         return worst(finding.verdict for finding in self.findings if finding.property == name)
 
@@ -72,9 +72,9 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=_RANK.__getitem__, default=PROVED)
 
 
-def described(packet: Packet) -> str:
+def describe_packet(packet: Packet) -> str:
     """Return a packet as one line of text."""
-    destination = shown(packet.family, packet.destination)
+    destination = format_address(packet.family, packet.destination)
     if packet.origin == "frame" and packet.ethertype is not None:
         return f"a frame of ethertype {packet.ethertype:#06x} that an AF_PACKET socket sends by {packet.bound}"
     protocol = _PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
@@ -85,7 +85,7 @@ def described(packet: Packet) -> str:
         "kernel": f"the kernel, mark {packet.mark:#x}",
         "forward": f"another host, arriving by {packet.iif}",
     }[packet.origin]
-    source = f", source {shown(packet.family, packet.source)}" if packet.source is not None else ""
+    source = f", source {format_address(packet.family, packet.source)}" if packet.source is not None else ""
     bound = f", bound to {packet.bound}" if packet.bound else ""
     flow = "" if packet.flow.state == "new" else f", of an {packet.flow.state} flow ({packet.flow.direction})"
     return f"IPv{packet.family} {protocol} to {destination}{port} from {sender}{source}{bound}{flow}"

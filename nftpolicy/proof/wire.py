@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from nftpolicy.model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, shown
+from nftpolicy.model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
 
-from .scene import Scene
+from .scene import Topology
 
-AF = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
+AF_CONSTANTS = {4: "socket.AF_INET", 6: "socket.AF_INET6"}
 SYN, RST, ACK = 0x02, 0x04, 0x10
 ARP = 0x0806
 TTL, DSCP = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}, {4: ("ip", "dscp"), 6: ("ip6", "dscp")}
 # Source of a packet from another host, if the packet has none.
 _REMOTE_SOURCE = {4: "198.51.100.77", 6: "2001:db8:77::77"}
-TRANSPORT_AT, PROTOCOL_AT = {4: 34, 6: 54}, {4: 23, 6: 20}  # offsets in a frame
+TRANSPORT_OFFSET, PROTOCOL_OFFSET = {4: 34, 6: 54}, {4: 23, 6: 20}  # offsets in a frame
 
 _WHOLE = '''
 def checksum(data):
@@ -43,78 +43,78 @@ _HEADER = {
 }
 
 
-def makers(packet: Packet) -> str:
+def header_functions(packet: Packet) -> str:
     """Return the functions that the calls of `whole` need."""
     tos = packet.fields.get(DSCP[packet.family], 0) << 2
     ttl = packet.fields.get(TTL[packet.family], 64)
     header = _HEADER[packet.family].format(tos=tos, ttl=ttl)
-    return _WHOLE.format(af=AF[packet.family], pseudo=_PSEUDO[packet.family], header=header)
+    return _WHOLE.format(af=AF_CONSTANTS[packet.family], pseudo=_PSEUDO[packet.family], header=header)
 
 
-def udp(sport: int, dport: int, payload: str = "TOKEN") -> str:
+def udp_expression(sport: int, dport: int, payload: str = "TOKEN") -> str:
     """Return a UDP datagram."""
     return f'struct.pack("!HHHH", {sport}, {dport}, 8 + len({payload}), 0) + {payload}'
 
 
-def tcp(sport: int, dport: int, flags: int, sequence: str = "1, 0", payload: str = "TOKEN") -> str:
+def tcp_expression(sport: int, dport: int, flags: int, sequence: str = "1, 0", payload: str = "TOKEN") -> str:
     """Return a TCP segment; `sequence` is "sequence number, acknowledgement number"."""
     head = f'struct.pack("!HHIIBBHI", {sport}, {dport}, {sequence}, 0x50, {flags:#04x}, 0xFFFF, 0)'
     return f"{head} + {payload}" if payload else head
 
 
-def icmp(kind: int, code: int = 0, payload: str = "TOKEN") -> str:
+def icmp_expression(kind: int, code: int = 0, payload: str = "TOKEN") -> str:
     """Return an ICMP message; an echo has the identifier 1."""
     return f'struct.pack("!BBHHH", {kind}, {code}, 0, 1, 1) + {payload}'
 
 
-def echoes(packet: Packet) -> tuple[int, int]:
+def echo_types(packet: Packet) -> tuple[int, int]:
     """Return the types of an echo request and of its reply."""
     return (8, 0) if packet.family == 4 else (128, 129)
 
 
-def message(packet: Packet) -> tuple[int, int]:
+def icmp_type_code(packet: Packet) -> tuple[int, int]:
     """Return type and code of an ICMP packet; by default those of an echo request."""
     name = "icmp" if packet.protocol == ICMP else "icmpv6"
     echo_request = 8 if packet.protocol == ICMP else 128
     return packet.fields.get((name, "type"), echo_request), packet.fields.get((name, "code"), 0)
 
 
-def body(packet: Packet) -> tuple[str, int | None]:
+def transport_expression(packet: Packet) -> tuple[str, int | None]:
     """Return the transport header with payload, and the offset of its checksum or None."""
     if packet.protocol == UDP:
-        return udp(packet.sport, packet.dport), 6
+        return udp_expression(packet.sport, packet.dport), 6
     if packet.protocol == TCP:
-        return tcp(packet.sport, packet.dport, packet.fields.get(("tcp", "flags"), SYN)), 16
+        return tcp_expression(packet.sport, packet.dport, packet.fields.get(("tcp", "flags"), SYN)), 16
     if packet.protocol in (ICMP, ICMPV6):
-        return icmp(*message(packet)), 2
+        return icmp_expression(*icmp_type_code(packet)), 2
     return f'struct.pack("!HH", {packet.sport}, {packet.dport}) + TOKEN', None
 
 
-def source_of(packet: Packet, device: str, scene: Scene) -> str:
+def source_address(packet: Packet, device: str, scene: Topology) -> str:
     """Return the source of the packet, or a suitable address."""
     if packet.source is not None:
-        return shown(packet.family, packet.source)
-    own = None if packet.origin == FORWARD else scene.address_of(packet.bound or device)
+        return format_address(packet.family, packet.source)
+    own = None if packet.origin == FORWARD else scene.device_address(packet.bound or device)
     return own or _REMOTE_SOURCE[packet.family]
 
 
-def whole(source: str, destination: str, protocol: int, inner: tuple[str, int | None]) -> str:
+def packet_expression(source: str, destination: str, protocol: int, inner: tuple[str, int | None]) -> str:
     """Return the call that builds a packet with its headers."""
     text, place = inner
     return f"whole({source!r}, {destination!r}, {protocol}, {text}{f', {place}' if place else ''})"
 
 
-def ethertype(packet: Packet) -> str:
+def ethertype_bytes(packet: Packet) -> str:
     """Return the two bytes of the ethertype."""
     return repr(packet.protocol_number.to_bytes(2, "big"))
 
 
-def mac(text: str) -> str:
+def mac_bytes(text: str) -> str:
     """Return the six bytes of a link-layer address."""
     return repr(bytes.fromhex(text.replace(":", "")))
 
 
-def from_outside(packet: Packet, scene: Scene, arrival: str, inner: str) -> str:
+def inject_line(packet: Packet, scene: Topology, arrival: str, inner: str) -> str:
     """Return the line that makes a packet arrive by a device."""
-    head = f"{mac(scene.link(arrival).mac)} + bytes(6) + {ethertype(packet)}"
+    head = f"{mac_bytes(scene.require_device(arrival).mac)} + bytes(6) + {ethertype_bytes(packet)}"
     return f"outside.sendto({head} + {inner}, ({arrival!r}, {packet.protocol_number:#06x}))"

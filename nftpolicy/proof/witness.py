@@ -12,34 +12,46 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import evolve
 
 from ..model import bits, symbols, values
-from ..model.box import Box, Ranges, common
-from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, WIDTH, Flow, Packet, interval, number
-from ..model.space import Space
-from ..model.walk import Walk
-from ..netstate.nft import FULL
+from ..model.box import Box, Ranges, intersect_ranges
+from ..model.packet import (
+    ADDRESS_BITS,
+    FORWARD,
+    FRAME,
+    KERNEL,
+    SOCKET,
+    TCP,
+    UDP,
+    CtInfo,
+    Packet,
+    address_range,
+    parse_address,
+)
+from ..model.space import HeaderSpace
+from ..model.walk import Trace
+from ..netstate.nft import FULL_MASK
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
-from .claim import UplinkClaim
-from .ground import Ground
-from .lemmas import Hit
+from .claim import UplinkSpec
+from .ground import ProofContext
+from .lemmas import Violation
 from .verdict import Counterexample
-from .worn import of_users
+from .worn import unmarked_user_regions
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
-REMOTE = {4: number("198.51.100.9"), 6: number("2001:db8:9::9")}
+REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
 # Addresses of other hosts: without "this host", loopback, groups (RFC 6890) and the like.
 _HOSTS = {
-    4: tuple(interval(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
-    6: (interval("2000::/3", 6),),
+    4: tuple(address_range(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
+    6: (address_range("2000::/3", 6),),
 }
 _MAX_ROUTES = 3  # per ip rule
 _MAX_EXAMPLES = 4
 _ABSENT = -1  # in no range
-_STATES = {index: name for name, index in values.STATES.items()}
-_DIRECTIONS = {index: name for name, index in values.DIRECTIONS.items()}
+_STATES = {index: name for name, index in values.CT_STATES.items()}
+_DIRECTIONS = {index: name for name, index in values.CT_DIRECTIONS.items()}
 
 
-def pick(ranges: Ranges | None, *preferred: int) -> int:
+def choose(ranges: Ranges | None, *preferred: int) -> int:
     """Return the first preferred value that the ranges hold, else their lowest value."""
     if ranges is None:
         return preferred[0]
@@ -49,7 +61,7 @@ def pick(ranges: Ranges | None, *preferred: int) -> int:
     return ranges[0][0]
 
 
-def packet_of(space: Space, box: Box, origin: str, device: str | None = None) -> Packet:
+def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = None) -> Packet:
     """Return a packet of a box, bound to `device`.
 
     Where the box leaves a choice, fields get common values.
@@ -57,37 +69,39 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
     family = space.family or 4
     frame_type = None
     if not space.family:
-        frame_type = pick(box.get("ethertype"), 0x88B5)
+        frame_type = choose(box.get("ethertype"), 0x88B5)
     source = box.get("saddr")
-    protocol = pick(box.get("protocol"), UDP, TCP)
+    protocol = choose(box.get("protocol"), UDP, TCP)
     fields: dict[tuple[str, str], int] = {}
     if "ttl" in box:
-        fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = pick(box["ttl"], 64)
+        fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = choose(box["ttl"], 64)
     for name in ("icmp.type", "icmp.code", "icmpv6.type", "icmpv6.code"):
         if name in box:
             first, _, second = name.partition(".")
-            fields[first, second] = pick(box[name], 8 if first == "icmp" else 128)
+            fields[first, second] = choose(box[name], 8 if first == "icmp" else 128)
     if protocol == TCP:
-        flags = (pick(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS))
+        flags = (
+            choose(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
+        )
         fields["tcp", "flags"] = sum(flags)
-    arrival = pick(box.get("iif"), 0)
+    arrival = choose(box.get("iif"), 0)
     return Packet(
         family,
         _destination(family, box.get("daddr")),
-        pick(source, 0) if source else None,
+        choose(source, 0) if source else None,
         protocol,
-        pick(box.get("sport"), 40000),
-        pick(box.get("dport"), 9),
+        choose(box.get("sport"), 40000),
+        choose(box.get("dport"), 9),
         origin,
         _mark(space, box, "mark"),
-        pick(box.get("uid"), 65534),
-        pick(box.get("gid"), 65534),
+        choose(box.get("uid"), 65534),
+        choose(box.get("gid"), 65534),
         None,
         device if origin != FORWARD else None,
-        values.representative(space.devices[arrival]) if origin == FORWARD and arrival else None,
-        Flow(
-            _STATES[pick(box.get("ct.state"), 0, 1)],
-            _DIRECTIONS[pick(box.get("ct.direction"), 0)],
+        values.representative_name(space.devices[arrival]) if origin == FORWARD and arrival else None,
+        CtInfo(
+            _STATES[choose(box.get("ct.state"), 0, 1)],
+            _DIRECTIONS[choose(box.get("ct.direction"), 0)],
             _mark(space, box, "ctmark"),
         ),
         frame_type,
@@ -98,19 +112,19 @@ def packet_of(space: Space, box: Box, origin: str, device: str | None = None) ->
 def _destination(family: int, ranges: Ranges | None) -> int:
     """Return an address of another host, if the ranges hold one."""
     if ranges is None:
-        return REMOTE[family]
-    spans = hosts(family, ranges)
+        return REMOTE_ADDRESS[family]
+    spans = host_ranges(family, ranges)
     low, high = spans[0]
-    return pick(spans, REMOTE[family], min(low + 9, high))
+    return choose(spans, REMOTE_ADDRESS[family], min(low + 9, high))
 
 
-def hosts(family: int, ranges: Ranges) -> Ranges:
+def host_ranges(family: int, ranges: Ranges) -> Ranges:
     """Return the part of `ranges` that holds host addresses; if there is none, all of them."""
-    return common(ranges, _HOSTS[family]) or ranges
+    return intersect_ranges(ranges, _HOSTS[family]) or ranges
 
 
-def _mark(space: Space, box: Box, kind: str) -> int:
-    return sum(bits.spread(pick(box.get(bits.name(kind, group)), 0), group) for group in space.partition)
+def _mark(space: HeaderSpace, box: Box, kind: str) -> int:
+    return sum(bits.unpack_bits(choose(box.get(bits.field_name(kind, group)), 0), group) for group in space.partition)
 
 
 # --- routes to a device -----------------------------------------------------------------
@@ -143,10 +157,10 @@ def _local_address(state: NetState, family: int, prefix: str | None) -> int | No
 
     If it has none, the first address of the prefix; None without a prefix.
     """
-    low, high = interval(prefix, family) if prefix else (0, (1 << WIDTH[family]) - 1)
+    low, high = address_range(prefix, family) if prefix else (0, (1 << ADDRESS_BITS[family]) - 1)
     for route in state.routes:
         if route.family == family and route.kind == "local":
-            address = interval(route.destination, family)[0]
+            address = address_range(route.destination, family)[0]
             if low <= address <= high and route.device != "lo":
                 return address
     return low + 1 if prefix and "/" in prefix and high > low else (low if prefix else None)
@@ -155,17 +169,17 @@ def _local_address(state: NetState, family: int, prefix: str | None) -> int | No
 def _steer_to_route(state: NetState, packet: Packet, rule: IpRule, route: Route) -> Packet:
     """Return the packet with fields that make the rule match and the lookup select the route."""
     family = packet.family
-    low, high = interval(route.destination, family)
+    low, high = address_range(route.destination, family)
     changes: dict[str, object] = {}
     if not low <= packet.destination <= high or (route.destination == "default" and rule.destination):
         changes["destination"] = min(low + 9, high)
     if rule.destination:
-        first, last = interval(rule.destination, family)
+        first, last = address_range(rule.destination, family)
         changes["destination"] = min(max(first, low) + 9, last, high)
     if rule.source and not rule.invert:
         changes["source"] = _local_address(state, family, rule.source)
     if rule.mask and not rule.invert and packet.origin != FORWARD:  # an arriving packet has no mark
-        changes["mark"] = packet.mark & ~rule.mask & FULL | rule.mark
+        changes["mark"] = packet.mark & ~rule.mask & FULL_MASK | rule.mark
     if rule.uids:
         changes["uid"] = rule.uids[0]
     if rule.l4proto:
@@ -177,23 +191,23 @@ def _steer_to_route(state: NetState, packet: Packet, rule: IpRule, route: Route)
     if rule.oif:
         changes["bound"] = rule.oif
     if rule.iif and rule.iif != "lo":
-        changes |= {"iif": rule.iif, "origin": FORWARD, "source": changes.get("source", REMOTE[family] + 1)}
+        changes |= {"iif": rule.iif, "origin": FORWARD, "source": changes.get("source", REMOTE_ADDRESS[family] + 1)}
     return evolve(packet, **changes)  # type: ignore[arg-type]
 
 
 # --- the search ------------------------------------------------------------------------
 
 
-def candidates(
-    ground: Ground, uplink: UplinkClaim, origin: str, family: int, device: str, hits: Sequence[Hit]
+def candidate_packets(
+    ground: ProofContext, uplink: UplinkSpec, origin: str, family: int, device: str, hits: Sequence[Violation]
 ) -> Iterator[Packet]:
     """Yield packets that may leave by the device without being entitled, the simplest first."""
     state = ground.state
     space = ground.space(family)
     address_family = family or 4
     family_hits = [hit for hit in hits if hit.family == family]
-    supported_first = sorted(family_hits, key=lambda hit: bool(hit.doubts))
-    starts = [packet_of(space, hit.box, origin) for hit in supported_first] or [packet_of(space, {}, origin)]
+    supported_first = sorted(family_hits, key=lambda hit: bool(hit.unsupported))
+    starts = [concretize(space, hit.box, origin) for hit in supported_first] or [concretize(space, {}, origin)]
     if origin == FRAME:
         yield from (
             evolve(packet, bound=device, source=packet.source or _local_address(state, address_family, None))
@@ -203,7 +217,7 @@ def candidates(
     if origin == FORWARD:
         arrivals = _arrival_devices(ground, uplink, family)
         starts = [
-            evolve(packet, iif=packet.iif or arrival, source=packet.source or REMOTE[family] + 1)
+            evolve(packet, iif=packet.iif or arrival, source=packet.source or REMOTE_ADDRESS[family] + 1)
             for packet in starts
             for arrival in arrivals
         ]
@@ -216,15 +230,15 @@ def candidates(
             yield evolve(packet, bound=device, uid=0, gid=0)
 
 
-def _arrival_devices(ground: Ground, uplink: UplinkClaim, family: int) -> list[str]:
+def _arrival_devices(ground: ProofContext, uplink: UplinkSpec, family: int) -> list[str]:
     """Return up to three devices by which packets of other hosts may arrive."""
     routed = {route.device for route in ground.state.routes if route.device and route.family == family}
-    named = {values.representative(pattern) for pattern in ground.space(family).devices[1:]}
+    named = {values.representative_name(pattern) for pattern in ground.space(family).devices[1:]}
     devices = sorted(routed - {"lo", *uplink.devices}) or sorted(named - {"lo", *uplink.devices})
     return devices[:3]
 
 
-def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
+def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
     """Return True if the packet has the uplink's mark at the start.
 
     Also if it arrived by the uplink, or its flow has the mark.
@@ -236,11 +250,11 @@ def entitled(packet: Packet, uplink: UplinkClaim) -> bool:
     return packet.mark & uplink.mask == uplink.value
 
 
-def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
+def is_exempt(walk: Trace, uplink: UplinkSpec) -> bool:
     """Return True if the packet that leaves matches an exemption, or its user needs no mark."""
     packet = walk.packet
     if packet.origin == FRAME and packet.ethertype is not None:
-        return any(packet.ethertype in exemption.frames for exemption in uplink.holes)
+        return any(packet.ethertype in exemption.ethertypes for exemption in uplink.exemptions)
     fields = {
         "protocol": packet.protocol,
         "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
@@ -254,9 +268,13 @@ def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
         "uid": packet.uid,
         "gid": packet.gid,
     }
-    regions = [region for exemption in uplink.holes for region in exemption.headers.get(packet.family, ())]
+    regions = [region for exemption in uplink.exemptions for region in exemption.headers.get(packet.family, ())]
     # Without those that require a flow's mark: see `entitled`.
-    regions += [region for region in of_users(uplink, packet.family) if packet.origin == SOCKET and not region.marks]
+    regions += [
+        region
+        for region in unmarked_user_regions(uplink, packet.family)
+        if packet.origin == SOCKET and not region.marks
+    ]
     return any(
         all(
             any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges)
@@ -266,13 +284,13 @@ def exempt(walk: Walk, uplink: UplinkClaim) -> bool:
     )
 
 
-def search(
-    ground: Ground,
-    uplink: UplinkClaim,
+def search_leaks(
+    ground: ProofContext,
+    uplink: UplinkSpec,
     origin: str,
     families: Iterable[int],
     devices: Iterable[str],
-    hits: Sequence[Hit],
+    hits: Sequence[Violation],
     most: int = _MAX_EXAMPLES,
 ) -> tuple[list[Counterexample], list[str]]:
     """Return packets that leave by the uplink and must not, one for each leak path.
@@ -283,13 +301,13 @@ def search(
     unsupported: list[str] = []
     for family in families:
         for device in devices:
-            for packet in candidates(ground, uplink, origin, family, device, hits):
-                if packet.origin != origin or entitled(packet, uplink):
+            for packet in candidate_packets(ground, uplink, origin, family, device, hits):
+                if packet.origin != origin or is_entitled(packet, uplink):
                     continue
-                walk = ground.model.walk(packet)
+                walk = ground.model.trace(packet)
                 if walk.outcome == "unknown" and walk.device in (device, None):
-                    unsupported += walk.doubts
-                if walk.outcome != "leaves" or walk.device != device or exempt(walk, uplink):
+                    unsupported += walk.unsupported
+                if walk.outcome != "leaves" or walk.device != device or is_exempt(walk, uplink):
                     continue
                 reason, path = _leak_path(walk, packet)
                 examples.setdefault((family, path), Counterexample(packet, walk, device, reason))
@@ -298,10 +316,10 @@ def search(
     return list(examples.values()), list(dict.fromkeys(unsupported))
 
 
-def _leak_path(walk: Walk, packet: Packet) -> tuple[str, object]:
+def _leak_path(walk: Trace, packet: Packet) -> tuple[str, object]:
     """Return the cause of a leak as text, and a key that distinguishes leak paths."""
-    mark_steps = [step for step in walk.decisions if step.effect.startswith("mark")]
-    rule_steps = [step for step in walk.decisions if step.kind == "ip-rule" and isinstance(step.thing, IpRule)]
+    mark_steps = [step for step in walk.steps if step.effect.startswith("mark")]
+    rule_steps = [step for step in walk.steps if step.kind == "ip-rule" and isinstance(step.subject, IpRule)]
     if packet.origin == FRAME:
         return "AF_PACKET frames pass only the netdev egress hook", FRAME
     if mark_steps:
@@ -313,8 +331,8 @@ def _leak_path(walk: Walk, packet: Packet) -> tuple[str, object]:
     return "routed", "routed"
 
 
-def search_marked(
-    ground: Ground, uplink: UplinkClaim, hits: Sequence[Hit], stray: bool
+def search_mark_misuse(
+    ground: ProofContext, uplink: UplinkSpec, hits: Sequence[Violation], stray: bool
 ) -> tuple[list[Counterexample], list[str]]:
     """Return packets with the mark that leave by another device (`stray`), or without a service."""
     examples: list[Counterexample] = []
@@ -322,11 +340,11 @@ def search_marked(
     for hit in hits:
         space = ground.space(hit.family)
         for device in _output_devices(ground, space, hit, uplink, stray):
-            for origin in (KERNEL,) if pick(hit.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
-                packet = evolve(packet_of(space, hit.box, origin, device), iif=None)
-                walk = ground.model.walk(packet)
+            for origin in (KERNEL,) if choose(hit.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
+                packet = evolve(concretize(space, hit.box, origin, device), iif=None)
+                walk = ground.model.trace(packet)
                 if walk.outcome == "unknown":
-                    unsupported += walk.doubts
+                    unsupported += walk.unsupported
                 elif walk.outcome == "leaves" and walk.device == device and walk.mark & uplink.mask == uplink.value:
                     reason = "it carries the mark"
                     if stray:
@@ -336,7 +354,9 @@ def search_marked(
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
-def seen(ground: Ground, hits: Sequence[Hit], outcome: str) -> tuple[list[Counterexample], list[str]]:
+def search_outcome(
+    ground: ProofContext, hits: Sequence[Violation], outcome: str
+) -> tuple[list[Counterexample], list[str]]:
     """Return packets of the violation regions that have an outcome, whatever their marks.
 
     `outcome` is "leaves", by the device of the region (for lo: "delivered" there), or "delivered".
@@ -346,23 +366,25 @@ def seen(ground: Ground, hits: Sequence[Hit], outcome: str) -> tuple[list[Counte
     for hit in hits:
         space = ground.space(hit.family)
         out_ranges, in_ranges = hit.box.get("oif"), hit.box.get("iif")
-        out_devices = [values.representative(space.devices[low]) for low, _ in out_ranges or () if low]
-        arrival = pick(in_ranges, 0) if in_ranges else 0
-        local_origin = KERNEL if pick(hit.box.get("socket"), 1) == 0 else SOCKET
+        out_devices = [values.representative_name(space.devices[low]) for low, _ in out_ranges or () if low]
+        arrival = choose(in_ranges, 0) if in_ranges else 0
+        local_origin = KERNEL if choose(hit.box.get("socket"), 1) == 0 else SOCKET
         origin = FORWARD if arrival else local_origin
         devices: Sequence[str | None] = out_devices[:2] or [None]
         for device in devices:
-            packet = packet_of(space, hit.box, origin, None if device == "lo" else device)
-            walk = ground.model.walk(packet)
+            packet = concretize(space, hit.box, origin, None if device == "lo" else device)
+            walk = ground.model.trace(packet)
             if walk.outcome == "unknown":
-                unsupported += walk.doubts
+                unsupported += walk.unsupported
             elif walk.outcome == outcome and device in (None, walk.device, "lo"):
                 reason = "it is delivered" if outcome == "delivered" else f"it leaves by {walk.device}"
                 examples.append(Counterexample(packet, walk, walk.device or "", reason))
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
-def _output_devices(ground: Ground, space: Space, hit: Hit, uplink: UplinkClaim, stray: bool) -> list[str]:
+def _output_devices(
+    ground: ProofContext, space: HeaderSpace, hit: Violation, uplink: UplinkSpec, stray: bool
+) -> list[str]:
     """Return up to two devices by which packets of a violation leave."""
     out_ranges = hit.box.get("oif")
     if out_ranges is None:
@@ -370,7 +392,7 @@ def _output_devices(ground: Ground, space: Space, hit: Hit, uplink: UplinkClaim,
     else:
         indexes = [index for low, high in out_ranges for index in range(low, high + 1)]
         patterns = [space.devices[index] for index in indexes if index]
-    names = [values.representative(pattern) for pattern in patterns]
+    names = [values.representative_name(pattern) for pattern in patterns]
     if not stray:
         return [name for name in names if name in uplink.devices][:2]
     routed = {route.device for route in ground.state.routes if route.device}

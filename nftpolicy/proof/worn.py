@@ -10,23 +10,23 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.box import meet, only
+from ..model.box import intersect_boxes, points
 from ..model.packet import TCP, UDP
-from ..model.values import STATES
-from .claim import MarkTest, Region, UplinkClaim
+from ..model.values import CT_STATES
+from .claim import MarkTest, Region, UplinkSpec
 
-DNS = 53
-_ESTABLISHED = only(STATES["established"])
+DNS_PORT = 53
+_ESTABLISHED = points(CT_STATES["established"])
 _ORIGINAL, _REPLY = 0, 1  # ct.direction
 
 
-def worn(uplink: UplinkClaim, family: int) -> Iterator[Region]:
+def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     """Yield the packets that may carry the mark at the uplink."""
     for service in uplink.services:
         for region in service.regions.get(family, ()):
             if region.fields:
                 for owner in service.owners:
-                    yield Region({**region.fields, **owner.fields}, region.marks)
+                    yield Region({**region.fields, **owner.match_fields}, region.marks)
             if service.kernel:
                 yield region if region.fields else _kernel_udp()
     unrestricted = [
@@ -35,39 +35,39 @@ def worn(uplink: UplinkClaim, family: int) -> Iterator[Region]:
     for key in ("gid", "uid"):
         numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
         if numbers:
-            yield Region({"socket": only(1), key: only(*numbers)})
+            yield Region({"socket": points(1), key: points(*numbers)})
     # Last packets of closed connections, but not of those that began at the uplink: for these, only
     # replies are allowed.
-    closed = Region({"socket": only(0), "ct.state": _ESTABLISHED})
-    yield closed.with_(ct_direction=only(_ORIGINAL))
-    yield closed.with_(MarkTest(uplink.value, uplink.mask, equal=False, of="ctmark"))
-    if uplink.names is not None:
-        queries = Region({"protocol": only(TCP, UDP), "fragment": only(0), "dport": only(DNS)})
-        yield queries.with_(socket=only(1), uid=only(uplink.names.user))
-    yield from answers(uplink, family)
-    for exemption in uplink.holes:
-        if exemption.report:
+    closed = Region({"socket": points(0), "ct.state": _ESTABLISHED})
+    yield closed.narrowed(ct_direction=points(_ORIGINAL))
+    yield closed.narrowed(MarkTest(uplink.value, uplink.mask, equal=False, field="ctmark"))
+    if uplink.resolver is not None:
+        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
+        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+    yield from reply_regions(uplink, family)
+    for exemption in uplink.exemptions:
+        if exemption.is_report:
             yield from exemption.headers.get(family, ())
 
 
-def answers(uplink: UplinkClaim, family: int) -> Iterator[Region]:
+def reply_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     """Yield the replies of flows that began at the uplink."""
-    fields, marks = {"ct.direction": only(_REPLY)}, (uplink.flow_marked,)
+    fields, marks = {"ct.direction": points(_REPLY)}, (uplink.flow_has_mark,)
     for reply in uplink.replies:
         for region in reply.headers.get(family, ()):
             yield Region({**region.fields, **fields}, marks)
-    if uplink.resets:
-        yield Region({"protocol": only(TCP), "fragment": only(0), "tcp.rst": only(1), **fields}, marks)
+    if uplink.may_reset:
+        yield Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1), **fields}, marks)
 
 
 def _kernel_udp() -> Region:
-    return Region({"socket": only(0), "protocol": only(UDP)})
+    return Region({"socket": points(0), "protocol": points(UDP)})
 
 
-def of_users(uplink: UplinkClaim, family: int) -> Iterator[Region]:
+def unmarked_user_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     """Yield the packets that unmarked users may send: the entitled packets, without the mark."""
-    sockets = {"socket": only(1), "uid": only(*uplink.users)}
-    for region in worn(uplink, family) if uplink.users else ():
-        fields = meet(region.fields, sockets)
+    sockets = {"socket": points(1), "uid": points(*uplink.unmarked_uids)}
+    for region in entitled_regions(uplink, family) if uplink.unmarked_uids else ():
+        fields = intersect_boxes(region.fields, sockets)
         if fields is not None:
             yield evolve(region, fields=fields)

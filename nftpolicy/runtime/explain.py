@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from attrs import evolve, field, frozen
 
 from ..compiler import names
-from ..compiler.compile import Machine, compile_policy
-from ..model.decision import Decision
-from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, shown
-from ..model.search import Routed
-from ..model.walk import Model, Walk
-from ..netstate.nft import Chain, Concat, Match, Meta, Origin, Rule, SetRef, Table
-from ..netstate.routing import PROTOCOL, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
+from ..compiler.compile import HostFacts, compile_policy
+from ..model.decision import TraceStep
+from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
+from ..model.search import RouteResult
+from ..model.walk import Model, Trace
+from ..netstate.nft import Chain, Concat, Match, Meta, OriginPath, Rule, SetRef, Table
+from ..netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 
@@ -31,7 +31,7 @@ _ERROR_ROUTES = {errno.EACCES: "prohibit", errno.EHOSTUNREACH: "unreachable", er
 
 
 @frozen
-class Question:
+class RouteQuery:
     """A route query (RTM_GETROUTE), as values of the model. Addresses are numbers."""
 
     family: int
@@ -47,7 +47,7 @@ class Question:
 
 
 @frozen
-class Answer:
+class RouteAnswer:
     """The route that the kernel or the model finds; `kind` is "none" without a route."""
 
     kind: str
@@ -67,30 +67,30 @@ class Answer:
 
 
 # Queries the kernel; returns None if the kernel cannot answer this query.
-Ask = Callable[[Question], Answer | None]
+QueryRoute = Callable[[RouteQuery], RouteAnswer | None]
 
 
 @frozen
-class Agreement:
+class RouteComparison:
     """A route lookup by the model and by the kernel; `name` names the lookup."""
 
-    what: str
-    model: Answer
-    kernel: Answer
+    name: str
+    model: RouteAnswer
+    kernel: RouteAnswer
     agrees: bool
 
 
 @frozen
-class Explained:
+class Explanation:
     """The trace of one packet, and the comparison of its route lookups with the kernel's."""
 
-    walk: Walk
-    agreements: tuple[Agreement, ...] = ()
+    trace: Trace
+    comparisons: tuple[RouteComparison, ...] = ()
 
     @property
-    def faults(self) -> tuple[Agreement, ...]:
+    def mismatches(self) -> tuple[RouteComparison, ...]:
         """The lookups where kernel and model disagree."""
-        return tuple(comparison for comparison in self.agreements if not comparison.agrees)
+        return tuple(comparison for comparison in self.comparisons if not comparison.agrees)
 
 
 @frozen
@@ -103,24 +103,24 @@ class Explainer:
 
     state: NetState
     policy: Policy | None = None
-    ask: Ask | None = None
+    query_route: QueryRoute | None = None
     model: Model = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "model", Model(self.state))
 
-    def explain(self, packet: Packet) -> Explained:
+    def explain(self, packet: Packet) -> Explanation:
         """Trace a packet. Raises ValueError if no such packet can exist."""
-        trace = self.model.walk(packet)
+        trace = self.model.trace(packet)
         if self.policy is not None:
-            steps = tuple(self._name_service(step, packet) for step in trace.decisions)
-            trace = evolve(trace, decisions=steps)
-        return Explained(trace, tuple(self._compare_routes(trace)))
+            steps = tuple(self._name_service(step, packet) for step in trace.steps)
+            trace = evolve(trace, steps=steps)
+        return Explanation(trace, tuple(self._compare_routes(trace)))
 
-    def _name_service(self, step: Decision, packet: Packet) -> Decision:
+    def _name_service(self, step: TraceStep, packet: Packet) -> TraceStep:
         """Return the step; if its rule matches a service's owner, the service is the origin."""
         assert self.policy is not None
-        if not isinstance(step.thing, Rule) or not _matches_owner(step.thing):
+        if not isinstance(step.subject, Rule) or not _matches_owner(step.subject):
             return step
         if len(step.origin) != _SERVICE_ORIGIN_PARTS:
             return step
@@ -133,13 +133,13 @@ class Explainer:
 
     # --- cross-check with the kernel ---
 
-    def _compare_routes(self, trace: Walk) -> list[Agreement]:
+    def _compare_routes(self, trace: Trace) -> list[RouteComparison]:
         """Compare the route lookups of a trace with the kernel's."""
-        if self.ask is None:
+        if self.query_route is None:
             return []
         comparisons = []
         for name, query in _route_queries(trace):
-            answer = self.ask(query)
+            answer = self.query_route(query)
             if answer is None:
                 continue
             comparison = self._compare(name, query, answer)
@@ -147,7 +147,7 @@ class Explainer:
                 comparisons.append(comparison)
         return comparisons
 
-    def _compare(self, name: str, query: Question, kernel: Answer) -> Agreement | None:
+    def _compare(self, name: str, query: RouteQuery, kernel: RouteAnswer) -> RouteComparison | None:
         """Compare one lookup; None if the model does not know the result."""
         result = self.model.router.lookup(
             query.family,
@@ -165,19 +165,19 @@ class Explainer:
         )
         if result.outcome == "unknown":
             return None
-        model = Answer(result.outcome, result.device, result.gateway, result.source)
-        return Agreement(name, model, kernel, _is_allowed(kernel, result))
+        model = RouteAnswer(result.outcome, result.device, result.gateway, result.source)
+        return RouteComparison(name, model, kernel, _is_allowed(kernel, result))
 
 
-def _route_queries(trace: Walk) -> list[tuple[str, Question]]:
+def _route_queries(trace: Trace) -> list[tuple[str, RouteQuery]]:
     """Return name and query of each route lookup of a trace."""
     packet = trace.packet
-    if not any(step.kind in ("ip-rule", "route") for step in trace.decisions):
+    if not any(step.kind in ("ip-rule", "route") for step in trace.steps):
         return []
     uid = packet.uid if packet.has_socket else 0
     is_forwarded = packet.origin == FORWARD
     has_ports = packet.protocol in (TCP, UDP)
-    first = Question(
+    first = RouteQuery(
         family=packet.family,
         destination=packet.destination,
         source=packet.source,
@@ -192,7 +192,7 @@ def _route_queries(trace: Walk) -> list[tuple[str, Question]]:
     queries = [("the route", first)]
     if packet.source is None and trace.source is not None:
         queries.append(("the route from its source address", evolve(first, source=trace.source)))
-    if not is_forwarded and any(step.kind == "reroute" for step in trace.decisions):
+    if not is_forwarded and any(step.kind == "reroute" for step in trace.steps):
         # IPv4 looks up as root here, whatever the user (ip_route_me_harder).
         rerouted = evolve(
             first,
@@ -206,13 +206,13 @@ def _route_queries(trace: Walk) -> list[tuple[str, Question]]:
     return queries
 
 
-def _is_allowed(kernel: Answer, result: Routed) -> bool:
+def _is_allowed(kernel: RouteAnswer, result: RouteResult) -> bool:
     """Return True if the kernel's route is one that the model's result allows."""
     if kernel.kind != result.outcome:
         return not _has_device(kernel.kind) and not _has_device(result.outcome)
     if not result.leaves:
         return True  # the device of a local or unroutable packet has no meaning
-    if result.route is not None and len(result.route.ways) > 1:
+    if result.route is not None and len(result.route.all_nexthops) > 1:
         return kernel.device in result.devices  # the hash of the flow selects the nexthop
     return (kernel.device, kernel.gateway) == (result.device, result.gateway)
 
@@ -221,19 +221,19 @@ def _has_device(kind: str) -> bool:
     return kind not in ("none", "unreachable", "prohibit", "blackhole", "throw")
 
 
-def asking(links: Set[str]) -> Ask:
+def kernel_route_query(links: Set[str]) -> QueryRoute:
     """Return a function that queries this kernel, which has the devices `links`."""
-    from ..kernel.rtnetlink import Lookups
+    from ..kernel.rtnetlink import RouteLookups
 
-    kernel = Lookups()
+    kernel = RouteLookups()
 
-    def query_kernel(query: Question) -> Answer | None:
+    def query_kernel(query: RouteQuery) -> RouteAnswer | None:
         if not {query.iif, query.oif} <= {None, *links}:
             return None
-        route = kernel.getroute(
+        route = kernel.get_route(
             query.family,
-            shown(query.family, query.destination),
-            None if query.source is None else shown(query.family, query.source),
+            format_address(query.family, query.destination),
+            None if query.source is None else format_address(query.family, query.source),
             mark=query.mark,
             iif=query.iif,
             oif=query.oif,
@@ -243,8 +243,8 @@ def asking(links: Set[str]) -> Ask:
             dport=query.dport,
         )
         if isinstance(route, int):
-            return Answer(_ERROR_ROUTES.get(route, "none"))
-        return Answer(route.kind, route.device, route.gateway, route.prefsrc)
+            return RouteAnswer(_ERROR_ROUTES.get(route, "none"))
+        return RouteAnswer(route.kind, route.device, route.gateway, route.prefsrc)
 
     return query_kernel
 
@@ -286,7 +286,7 @@ def _table_with_origins(table: Table, desired: Table) -> Table:
 
 def _chain_with_origins(chain: Chain, desired: Chain) -> Chain:
     """Return the chain with origins; of several equal rules, each gets the next origin."""
-    origins: dict[Rule, list[Origin]] = {}
+    origins: dict[Rule, list[OriginPath]] = {}
     for rule in desired.rules:
         origins.setdefault(rule, []).append(rule.origin)
     rules = tuple(evolve(rule, origin=origins[rule].pop(0)) if origins.get(rule) else rule for rule in chain.rules)
@@ -305,12 +305,12 @@ def _matches_owner(rule: Rule) -> bool:
     return False
 
 
-def compiled(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None) -> NetState:
+def compile_for(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None) -> NetState:
     """Return the compiled policy, for a machine with these bridge ports."""
-    return compile_policy(policy, Machine(ports or {}))
+    return compile_policy(policy, HostFacts(ports or {}))
 
 
-def assumed(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
+def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     """Return the assumed environment of a policy, if no machine is given, and its description.
 
     The machine has no known address; each routing table has its default route.
@@ -332,11 +332,11 @@ def assumed(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     return NetState(rules=tuple(rules), routes=tuple(routes)), tuple(descriptions)
 
 
-def joined(ours: NetState, environment: NetState) -> NetState:
+def merge_states(ours: NetState, environment: NetState) -> NetState:
     """Return both states together, without the objects of nftpolicy in `environment`."""
     foreign_tables = tuple(table for table in environment.tables if table.name != names.TABLE)
-    foreign_rules = [rule for rule in environment.rules if rule.protocol != PROTOCOL]
-    foreign_routes = [route for route in environment.routes if route.protocol != PROTOCOL]
+    foreign_rules = [rule for rule in environment.rules if rule.protocol != RTPROT_NFTPOLICY]
+    foreign_routes = [route for route in environment.routes if route.protocol != RTPROT_NFTPOLICY]
     rules = sorted((*ours.rules, *foreign_rules), key=lambda rule: (rule.family, rule.priority))
     return NetState(
         (*ours.tables, *foreign_tables),

@@ -9,19 +9,19 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from ..compiler.compile import compile_policy
-from ..model.packet import FORWARD, SOCKET, UDP, Packet, number
-from ..model.walk import LEAVES, Model, Walk
+from ..model.packet import FORWARD, SOCKET, UDP, Packet, parse_address
+from ..model.walk import LEAVES, Model, Trace
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
-from ..openwrt.proposal import Proposal, propose
-from ..openwrt.roles import Packages, Role
-from ..openwrt.uci_in import Section, UciError, read
+from ..openwrt.proposal import Draft, draft_policy
+from ..openwrt.roles import Packages, UplinkCandidate
+from ..openwrt.uci_in import ParsedSection, UciError, parse_uci
 from ..policy.load import load
-from ..proof.promise import claim as promised
+from ..proof.promise import build_spec as promised
 from ..proof.prover import Progress, prove
-from ..proof.surroundings import completed
+from ..proof.surroundings import add_assumed_environment
 from ..proof.verdict import Proof
-from .verify import Asked, Judged, asked_claim
+from .verify import GivenUplink, Verification, spec_of_uplinks
 
 # The files of /etc/config that configure uplinks. Only the first is required.
 FILES = (
@@ -41,84 +41,84 @@ _MOST_DIGITS = 9  # of a number of a group or routing table
 _ORIGIN_PARTS = 2  # (file, line)
 
 
-class NoConfiguration(Exception):
+class RouterConfigError(Exception):
     """The directory has no configuration, or an invalid one; the message has file and line."""
 
 
 @frozen
-class Folder:
+class RouterConfig:
     """A configuration: parsed files of /etc/config, and names of groups and routing tables."""
 
-    root: Path
+    directory: Path
     packages: Packages
     groups: dict[str, int]
     tables: dict[str, int]
 
 
 @frozen
-class Way:
+class UnmarkedLeak:
     """An unmarked packet that leaves by an uplink now.
 
     `sender` describes its sender; `source_line` is FILE:LINE of the rule or route that leads it
     there.
     """
 
-    what: str
+    sender: str
     state: NetState
-    walk: Walk
+    trace: Trace
     uplink: str
-    place: str
+    source_line: str
 
     def script(self) -> str | None:
         """Return a shell script that sends the packet in namespaces of its own.
 
         None if the state has names that cannot be written in a script.
         """
-        from ..proof.script import script
+        from ..proof.script import reproduction_script
 
         try:
-            return script(self.state, self.walk.packet, str(self.walk.device), self.what)
+            return reproduction_script(self.state, self.trace.packet, str(self.trace.device), self.sender)
         except ValueError:
             return None
 
 
 @frozen
-class Imported:
+class ImportResult:
     """Result of an import.
 
     `proposal`: the draft policy with its remarks; `present`: the verification of the present
     configuration; `leaks`: the packets that leak now; `proof`: the proof of the draft policy.
     """
 
-    folder: Path
-    proposal: Proposal
-    now: Judged
-    ways: tuple[Way, ...]
+    directory: Path
+    proposal: Draft
+    present: Verification
+    leaks: tuple[UnmarkedLeak, ...]
     proof: Proof
 
 
-def folder(root: Path) -> Folder:
+def read_router_config(root: Path) -> RouterConfig:
     """Read the configuration in `root`/etc/config, or in `root` itself.
 
     Raises:
         RouterConfigError: there is no file `network`, or a file cannot be read.
     """
     if not root.is_dir():
-        raise NoConfiguration(
+        raise RouterConfigError(
             f"{root}: not a directory; give a directory that has etc/config, or a copy of /etc/config"
         )
     inner = root / "etc/config"
     directory = inner if inner.is_dir() else root
-    packages: dict[str, tuple[Section, ...]] = {}
+    packages: dict[str, tuple[ParsedSection, ...]] = {}
     for name in FILES:
         data = _content(directory / name)
         if data is not None:
             try:
-                packages[name] = read(data, name, name)
+                packages[name] = parse_uci(data, name, name)
             except UciError as error:
-                raise NoConfiguration(f"{directory}/{error}") from None
+                raise RouterConfigError(f"{directory}/{error}") from None
     if "network" not in packages:
-        raise NoConfiguration(
+        raise RouterConfigError(
             f"{directory}/network: missing; this file has the interfaces of the router "
             "(/etc/config/network, or 'uci export network')"
         )
@@ -131,19 +131,19 @@ def folder(root: Path) -> Folder:
         for fields in _fields(etc / "iproute2/rt_tables", None)
         if len(fields) > 1 and _is_number(fields[0])
     }
-    return Folder(directory, packages, groups, tables)
+    return RouterConfig(directory, packages, groups, tables)
 
 
 def _content(file: Path) -> bytes | None:
     """Return the content of a file, or None without one. Raises RouterConfigError."""
     try:
         if file.stat().st_size > _LARGEST_FILE:
-            raise NoConfiguration(f"{file}: not a configuration of a router: larger than {_LARGEST_FILE >> 20} MiB")
+            raise RouterConfigError(f"{file}: not a configuration of a router: larger than {_LARGEST_FILE >> 20} MiB")
         return file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise NoConfiguration(f"{file}: cannot be read: {error.strerror}") from None
+        raise RouterConfigError(f"{file}: cannot be read: {error.strerror}") from None
 
 
 def _fields(file: Path, separator: str | None) -> Iterator[list[str]]:
@@ -158,12 +158,12 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
 
 
-def imported(
-    config: Folder,
+def import_config(
+    config: RouterConfig,
     requested: Sequence[str],
     given: NetState,
     progress: Progress = lambda _: None,
-) -> Imported:
+) -> ImportResult:
     """Write and prove a draft policy, and verify the present configuration.
 
     `requested`: the uplinks that the user named; `given`: the output of nft and ip on the router,
@@ -172,50 +172,50 @@ def imported(
     Raises:
         NotUsable: no policy can be written.
     """
-    proposal = propose(config.packages, requested, config.groups, config.tables)
+    proposal = draft_policy(config.packages, requested, config.groups, config.tables)
     state = _present_state(proposal, given)
-    uplinks = [Asked(uplink.name, uplink.devices, uplink.mark) for uplink in proposal.uplinks]
-    spec = asked_claim(uplinks, proposal.exempt)
+    uplinks = [GivenUplink(uplink.name, uplink.devices, uplink.mark) for uplink in proposal.uplinks]
+    spec = spec_of_uplinks(uplinks, proposal.exempt)
     progress("how it is now")
-    now = Judged("the configuration as it is", state, spec, prove(state, spec, progress))
-    complete_state = completed(state, spec)[0]
+    now = Verification("the configuration as it is", state, spec, prove(state, spec, progress))
+    complete_state = add_assumed_environment(state, spec)[0]
     leaks = tuple(_leaks(proposal, complete_state))
     policy, _ = load(proposal.text.encode(), "the policy")
     proof = prove(compile_policy(policy), promised(policy), progress)
-    return Imported(config.root, proposal, now, leaks, proof)
+    return ImportResult(config.directory, proposal, now, leaks, proof)
 
 
-def _present_state(proposal: Proposal, given: NetState) -> NetState:
+def _present_state(proposal: Draft, given: NetState) -> NetState:
     """Return the state that netifd configures; `given` takes precedence in each family."""
     rule_families = {rule.family for rule in given.rules}
     route_families = {route.family for route in given.routes}
-    rules = [rule for rule in proposal.made.rules if rule.family not in rule_families]
-    routes = [route for route in proposal.made.routes if route.family not in route_families]
+    rules = [rule for rule in proposal.netifd_state.rules if rule.family not in rule_families]
+    routes = [route for route in proposal.netifd_state.routes if route.family not in route_families]
     return NetState(given.tables, (*rules, *given.rules), (*routes, *given.routes))
 
 
 # --- leaks ------------------------------------------------------------------------------------
 
 # Destinations outside all networks of the router (TEST-NET-3, RFC 5737; RFC 3849).
-_FAR = {4: number("203.0.113.9"), 6: number("2001:db8:ffff::9")}
+_FAR = {4: parse_address("203.0.113.9"), 6: parse_address("2001:db8:ffff::9")}
 _NEAR_OFFSET = 9  # of a destination in an uplink's network; 10 if 9 is the uplink's address
 _SPORT, _NTP_PORT = 40000, 123
 
 
-def _leaks(proposal: Proposal, state: NetState) -> Iterator[Way]:
+def _leaks(proposal: Draft, state: NetState) -> Iterator[UnmarkedLeak]:
     """Yield unmarked packets that leave by an uplink, one for each rule or route that allows it."""
     reported: set[tuple[str, int, str]] = set()
     uplinks = {device: uplink for uplink in proposal.uplinks for device in uplink.devices}
     for sender, scenario, packet in _candidates(proposal, state, uplinks):
-        trace = scenario.model.walk(packet)
+        trace = scenario.model.trace(packet)
         uplink = uplinks.get(trace.device or "")
-        if trace.outcome != LEAVES or uplink is None or uplink.mark.worn_by(trace.mark):
+        if trace.outcome != LEAVES or uplink is None or uplink.mark.matches(trace.mark):
             continue
         rule, route = _last_rule(trace), _last_route(trace)
         key = (uplink.name, packet.family, f"{sender}{'' if rule is None else rule.priority}")
         if key not in reported:
             reported.add(key)
-            yield Way(sender, scenario.state, trace, uplink.name, _source_line(rule, route))
+            yield UnmarkedLeak(sender, scenario.state, trace, uplink.name, _source_line(rule, route))
 
 
 @frozen
@@ -228,9 +228,9 @@ _Candidate = tuple[str, _Scenario, Packet]
 
 
 def _candidates(
-    proposal: Proposal,
+    proposal: Draft,
     state: NetState,
-    uplinks: dict[str, Role],
+    uplinks: dict[str, UplinkCandidate],
 ) -> Iterator[_Candidate]:
     """Yield sender, scenario and packet of each possible leak."""
     present = _Scenario(state, Model(state))
@@ -247,14 +247,14 @@ def _candidates(
         for device in uplinks:
             bound = evolve(plain, bound=device)
             yield f"a program that binds to the device {device}", present, bound
-        for device in proposal.forwards:
+        for device in proposal.forwarding_devices:
             source = _host_address(proposal, device, family)
             if source is not None:
                 forwarded = evolve(plain, origin=FORWARD, iif=device, source=source)
                 yield f"a host behind {device}, forwarded", present, forwarded
 
 
-def _without_other_defaults(state: NetState, uplinks: dict[str, Role]) -> _Scenario:
+def _without_other_defaults(state: NetState, uplinks: dict[str, UplinkCandidate]) -> _Scenario:
     """Return the scenario without mesh or tunnel: only uplinks have default routes."""
     routes = tuple(
         route
@@ -266,7 +266,7 @@ def _without_other_defaults(state: NetState, uplinks: dict[str, Role]) -> _Scena
 
 
 def _address_candidates(
-    proposal: Proposal,
+    proposal: Draft,
     scenario: _Scenario,
     plain: Packet,
 ) -> Iterator[_Candidate]:
@@ -287,7 +287,7 @@ def _address_candidates(
             yield "any program, to the owner's own network", scenario, near_packet
 
 
-def _host_address(proposal: Proposal, device: str, family: int) -> int | None:
+def _host_address(proposal: Draft, device: str, family: int) -> int | None:
     """Return an address of a host in the network of a device, or None without one."""
     for interface in proposal.network.interfaces:
         if interface.device != device:
@@ -298,13 +298,13 @@ def _host_address(proposal: Proposal, device: str, family: int) -> int | None:
     return None
 
 
-def _last_rule(trace: Walk) -> IpRule | None:
-    things = (step.thing for step in reversed(trace.decisions))
+def _last_rule(trace: Trace) -> IpRule | None:
+    things = (step.subject for step in reversed(trace.steps))
     return next((thing for thing in things if isinstance(thing, IpRule)), None)
 
 
-def _last_route(trace: Walk) -> Route | None:
-    things = (step.thing for step in reversed(trace.decisions))
+def _last_route(trace: Trace) -> Route | None:
+    things = (step.subject for step in reversed(trace.steps))
     return next((thing for thing in things if isinstance(thing, Route)), None)
 
 
@@ -316,9 +316,9 @@ def _source_line(rule: IpRule | None, route: Route | None) -> str:
     return ""
 
 
-def reason(way: Way) -> str:
+def leak_route(way: UnmarkedLeak) -> str:
     """Return the rule and the route by which a packet leaks, in the terms of ip(8)."""
-    rule, route = _last_rule(way.walk), _last_route(way.walk)
+    rule, route = _last_rule(way.trace), _last_route(way.trace)
     parts = []
     if rule is not None:
         table = "main" if rule.table == TABLE_MAIN else rule.table

@@ -10,35 +10,35 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
-from ..kernel.sock_diag import PROTOCOLS, TCP, UDP, Listed
+from ..kernel.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ..policy.objects import Policy, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
 _DNS_PORT = 53
 
 
-def asks_names(socket: Listed) -> bool:
+def is_dns(socket: InetSocket) -> bool:
     """Return True if the socket is connected to a DNS server."""
-    return socket.connected and socket.dport == _DNS_PORT and socket.protocol in (TCP, UDP)
+    return socket.is_connected and socket.dport == _DNS_PORT and socket.protocol in (TCP, UDP)
 
 
-def wearer(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
+def uplink_of_mark(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
     """Return name and uplink of the mark that this fwmark has, or None."""
     for name, uplink in (policy.uplink if policy else {}).items():
-        if uplink.mark.worn_by(fwmark):
+        if uplink.mark.matches(fwmark):
             return name, uplink
     return None
 
 
-def at_home(socket: Listed, own: Container[str]) -> bool:
+def is_local(socket: InetSocket, own: Container[str]) -> bool:
     """Return True if the socket's packets stay on this host; `own` are its addresses."""
-    far = socket.remote if socket.connected else socket.local
+    far = socket.remote if socket.is_connected else socket.local
     if socket.bound == "lo" or far is None:
         return socket.bound == "lo"
-    return far == "::1" or far.startswith("127.") or (socket.connected and far in own)
+    return far == "::1" or far.startswith("127.") or (socket.is_connected and far in own)
 
 
-def lets(service: Service, socket: Listed, group: int | None) -> bool:
+def service_allows(service: Service, socket: InetSocket, group: int | None) -> bool:
     """Return True if the socket may belong to the service and the service may send there.
 
     `group` is the group of the process that opened it; None, if unknown, matches any group.
@@ -61,7 +61,7 @@ def lets(service: Service, socket: Listed, group: int | None) -> bool:
     return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in service.ports)
 
 
-def answers(uplink: Uplink, socket: Listed) -> bool:
+def is_answered(uplink: Uplink, socket: InetSocket) -> bool:
     """Return True if the socket's packets may be replies that the policy allows (`answer`)."""
     protocol = PROTOCOLS[socket.protocol]
     ports = (answer.port for answer in uplink.answer if answer.port)

@@ -10,18 +10,18 @@ from attrs import frozen
 from ..compiler import names
 from ..kernel.interface import Kernel
 from ..netstate.changes import (
+    IpRuleChange,
     NftTransaction,
     RouteChange,
     RouteReplacement,
-    RuleChange,
     SysctlChange,
 )
-from ..netstate.state import Counters
+from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .changes.apply import Prospect
-from .changes.wording import lines
-from .service.whose import Judged
-from .watch.sockets import asked
+from .changes.apply import PlannedChange
+from .changes.wording import plan_lines
+from .service.whose import SocketVerdict
+from .watch.sockets import read_verdicts_or_reason
 
 
 @frozen
@@ -37,11 +37,11 @@ class Status:
 
     policy: Policy
     parts: dict[str, bool]
-    missing: tuple[str, ...]
-    counters: Counters
-    strays: tuple[str, ...] = ()
-    sockets: tuple[Judged, ...] | None = None
-    trouble: str = ""
+    differences: tuple[str, ...]
+    counters: CounterValues
+    misplaced_routes: tuple[str, ...] = ()
+    sockets: tuple[SocketVerdict, ...] | None = None
+    socket_error: str = ""
 
     @property
     def as_expected(self) -> bool:
@@ -59,8 +59,8 @@ class Status:
             "policy": self.policy.name,
             "as_expected": self.as_expected,
             "parts": self.parts,
-            "differences": list(self.missing),
-            "strays": list(self.strays),
+            "differences": list(self.differences),
+            "strays": list(self.misplaced_routes),
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
                 for name, uplink in self.policy.uplink.items()
@@ -77,23 +77,23 @@ class Status:
 LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
 
 
-def status(kernel: Kernel, policy: Policy, planned: Prospect) -> Status:
+def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Status:
     """Compare the kernel with a policy. Changes nothing."""
     steps = planned.plan.steps
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not planned.unhooked and "netdev" not in changed,
-        "ip rules": not any(isinstance(step, RuleChange) for step in steps),
+        "link guard": not planned.devices_without_link_guard and "netdev" not in changed,
+        "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
     }
-    sockets, trouble = asked(kernel, policy)
+    sockets, trouble = read_verdicts_or_reason(kernel, policy)
     return Status(
         policy,
         parts,
-        missing=tuple(lines(planned.plan)),
+        differences=tuple(plan_lines(planned.plan)),
         counters=kernel.counters(names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
-        trouble=trouble,
+        socket_error=trouble,
     )

@@ -16,9 +16,9 @@ from ..compiler.compile import compile_policy
 from ..netstate.state import NetState
 from ..policy.mark import Mark
 from ..policy.objects import Policy
-from ..proof.claim import BOTH, Claim, UplinkClaim
-from ..proof.promise import claim as promised
-from ..proof.promise import hole
+from ..proof.claim import IP_FAMILIES, Spec, UplinkSpec
+from ..proof.promise import build_spec as promised
+from ..proof.promise import exemption
 from ..proof.prover import Progress, prove
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 
@@ -33,7 +33,7 @@ def _no_progress(_: str) -> None:
 
 
 @frozen
-class Asked:
+class GivenUplink:
     """An uplink given by options, without a policy: name, devices, and the mark that may use it."""
 
     name: str
@@ -42,31 +42,31 @@ class Asked:
 
 
 @frozen
-class Has:
+class KernelFeatures:
     """Features of a kernel: the netdev egress hook, and its address families."""
 
     egress: bool = True
-    families: tuple[int, ...] = BOTH
+    families: tuple[int, ...] = IP_FAMILIES
 
 
 @frozen
-class Judged:
+class Verification:
     """A proof with its subject. `not_verified`: what was not verified, since it was not given."""
 
     name: str
     state: NetState
-    claim: Claim
+    spec: Spec
     proof: Proof
     policy: Policy | None = None
-    unjudged: tuple[str, ...] = ()
+    not_verified: tuple[str, ...] = ()
 
     @property
-    def applied(self) -> bool:
+    def has_own_table(self) -> bool:
         """True if the state has a table of nftpolicy."""
         return self.state.table("inet", names.TABLE) is not None
 
     @property
-    def decides(self) -> tuple[str, ...]:
+    def deciding_properties(self) -> tuple[str, ...]:
         """The properties that decide the verdict, sorted."""
         deciding = {finding.property for finding in self.proof.findings if finding.deciding}
         return tuple(sorted(deciding))
@@ -77,7 +77,7 @@ class Judged:
         refuted.sort(key=lambda finding: (not finding.deciding, finding.property))
         return [(finding, example) for finding in refuted for example in finding.examples]
 
-    def script(self, finding: Finding, example: Counterexample) -> str | None:
+    def reproduction_script(self, finding: Finding, example: Counterexample) -> str | None:
         """Return a shell script that sends the counterexample's packet in namespaces of its own.
 
         None if the finding is not about a packet that leaves by a device.
@@ -85,97 +85,97 @@ class Judged:
         Raises:
             ValueError: the state has names that cannot be written in a script.
         """
-        from ..proof.script import script
-        from ..proof.surroundings import completed
+        from ..proof.script import reproduction_script
+        from ..proof.surroundings import add_assumed_environment
 
-        device = example.device or example.walk.device
+        device = example.device or example.trace.device
         if not device:
             return None
         uplink = f", uplink {finding.uplink}" if finding.uplink else ""
         title = f"{finding.property}{uplink}: {finding.subject}"
-        return script(completed(self.state, self.claim)[0], example.packet, device, title)
+        return reproduction_script(add_assumed_environment(self.state, self.spec)[0], example.packet, device, title)
 
 
-def of_policy(policy: Policy, progress: Progress = _no_progress) -> Judged:
+def verify_policy(policy: Policy, progress: Progress = _no_progress) -> Verification:
     """Verify a compiled policy without a machine, so that the verdict is the same on every host."""
     state, spec = compile_policy(policy), promised(policy)
-    return Judged("what it compiles to", state, spec, prove(state, spec, progress), policy)
+    return Verification("what it compiles to", state, spec, prove(state, spec, progress), policy)
 
 
-def of_kernel(
+def verify_kernel(
     kernel: Linux,
-    subject: Policy | Sequence[Asked],
+    subject: Policy | Sequence[GivenUplink],
     exempt: Iterable[str],
     progress: Progress,
-) -> Judged:
+) -> Verification:
     """Verify this kernel, with all tables, rules and routes."""
     devices = _devices(subject)
     ports = kernel.bridge_ports(devices)
-    state = kernel.everything()
+    state = kernel.read_all()
     if isinstance(subject, Policy):
         state = _with_policy_keys(state, subject, ports)
-    absent = sorted(set(devices) - kernel.links())
+    absent = sorted(set(devices) - kernel.device_names())
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
-    features = Has(kernel.takes_link_guard("lo"), kernel.ip_families())
+    features = KernelFeatures(kernel.supports_egress_hook("lo"), kernel.ip_families())
     return _verify("this kernel", state, subject, ports, exempt, unjudged, progress, features)
 
 
-def of_files(
+def verify_files(
     state: NetState,
-    subject: Policy | Sequence[Asked],
+    subject: Policy | Sequence[GivenUplink],
     exempt: Iterable[str],
     progress: Progress,
-) -> Judged:
+) -> Verification:
     """Verify a state that was read from files, which do not have the ports of bridges."""
     if isinstance(subject, Policy):
         state = _with_policy_keys(state, subject, {})
     unjudged = tuple(_missing_parts(state))
-    return _verify("the files", state, subject, {}, exempt, unjudged, progress, Has())
+    return _verify("the files", state, subject, {}, exempt, unjudged, progress, KernelFeatures())
 
 
 def _verify(
     name: str,
     state: NetState,
-    subject: Policy | Sequence[Asked],
+    subject: Policy | Sequence[GivenUplink],
     ports: Ports,
     exempt: Iterable[str],
     unjudged: tuple[str, ...],
     progress: Progress,
-    features: Has,
-) -> Judged:
+    features: KernelFeatures,
+) -> Verification:
     policy = None
     if isinstance(subject, Policy):
         policy = subject
         spec = promised(policy, ports)
         spec = evolve(spec, frames=features.egress, families=features.families)
     else:
-        spec = asked_claim(subject, exempt, ports)
-    return Judged(name, state, spec, prove(state, spec, progress), policy, unjudged)
+        spec = spec_of_uplinks(subject, exempt, ports)
+    return Verification(name, state, spec, prove(state, spec, progress), policy, unjudged)
 
 
-def asked_claim(
-    uplinks: Iterable[Asked],
+def spec_of_uplinks(
+    uplinks: Iterable[GivenUplink],
     exempt: Iterable[str] = (),
     ports: Ports | None = None,
-) -> Claim:
+) -> Spec:
     """Return the spec of uplinks without a policy. Raises KeyError for an unknown exemption."""
     words = tuple(exempt)
-    return Claim(tuple(_uplink_spec(uplink, words, ports or {}) for uplink in uplinks))
+    return Spec(tuple(_uplink_spec(uplink, words, ports or {}) for uplink in uplinks))
 
 
-def _uplink_spec(uplink: Asked, exempt: Sequence[str], ports: Ports) -> UplinkClaim:
-    return UplinkClaim(
+def _uplink_spec(uplink: GivenUplink, exempt: Sequence[str], ports: Ports) -> UplinkSpec:
+    return UplinkSpec(
         uplink.name,
         uplink.devices,
         uplink.mark.value,
         uplink.mark.mask,
         ports=tuple(port for device in uplink.devices for port in ports.get(device, ())),
-        holes=tuple(hole(word, uplink.name) for word in exempt),
+        exemptions=tuple(exemption(word, uplink.name) for word in exempt),
         origin=("uplink", uplink.name),
     )
 
 
-def _devices(subject: Policy | Sequence[Asked]) -> list[str]:
+def _devices(subject: Policy | Sequence[GivenUplink]) -> list[str]:
     if isinstance(subject, Policy):
         return [device for uplink in subject.uplink.values() for device in uplink.devices]
     return [device for uplink in subject for device in uplink.devices]
@@ -183,9 +183,9 @@ def _devices(subject: Policy | Sequence[Asked]) -> list[str]:
 
 def _with_policy_keys(state: NetState, policy: Policy, ports: Ports) -> NetState:
     """Return the state with policy keys on the objects that equal the compiled ones."""
-    from .explain import compiled, with_origins
+    from .explain import compile_for, with_origins
 
-    return with_origins(state, compiled(policy, ports))
+    return with_origins(state, compile_for(policy, ports))
 
 
 def _missing_parts(state: NetState) -> Iterator[str]:

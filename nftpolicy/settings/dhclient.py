@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..policy.objects import Policy
-from .file import MOVE, SERVERS, File, choice, head
+from .file import MOVE_ROUTES, WRITE_SERVERS, GeneratedFile, device_case, header_line
 
 # dhclient renews a lease from a socket without a device, which is routed by table main. If that
 # fails it broadcasts, which is exempted (dhcpv4).
@@ -47,16 +47,16 @@ nftpolicy_exit
 """
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return a hook before dhclient-script acts, and a hook after it."""
-    device_case = choice(policy, "interface", "return 0", "    ")
+    choice = device_case(policy, "interface", "return 0", "    ")
     return (
-        File(
+        GeneratedFile(
             "/etc/dhcp/dhclient-enter-hooks.d/nftpolicy",
-            _ENTER.format(head=head(policy), servers=SERVERS, choice=device_case),
+            _ENTER.format(head=header_line(policy), servers=WRITE_SERVERS, choice=choice),
         ),
-        File(
+        GeneratedFile(
             "/etc/dhcp/dhclient-exit-hooks.d/zz-nftpolicy",
-            _EXIT.format(head=head(policy), move=MOVE, choice=device_case),
+            _EXIT.format(head=header_line(policy), move=MOVE_ROUTES, choice=choice),
         ),
     )

@@ -7,7 +7,7 @@ The first hook runs before those that write resolv.conf, the other one last.
 from __future__ import annotations
 
 from ..policy.objects import Policy
-from .file import MOVE, SERVERS, File, choice, head
+from .file import MOVE_ROUTES, WRITE_SERVERS, GeneratedFile, device_case, header_line
 
 _ENTER = """\
 {head}
@@ -37,13 +37,13 @@ nftpolicy_exit
 """
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the enter hook and the exit hook."""
-    device_case = choice(policy, "interface", "return 0", "    ")
+    choice = device_case(policy, "interface", "return 0", "    ")
     return (
-        File("/etc/dhcpcd.enter-hook", _ENTER.format(head=head(policy), choice=device_case)),
-        File(
+        GeneratedFile("/etc/dhcpcd.enter-hook", _ENTER.format(head=header_line(policy), choice=choice)),
+        GeneratedFile(
             "/etc/dhcpcd.exit-hook",
-            _EXIT.format(head=head(policy), move=MOVE, servers=SERVERS, choice=device_case),
+            _EXIT.format(head=header_line(policy), move=MOVE_ROUTES, servers=WRITE_SERVERS, choice=choice),
         ),
     )

@@ -8,34 +8,34 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from ..policy.objects import Policy, Uplink, lease_of
+from ..policy.objects import Policy, Uplink, lease_file
 
 HEAD = "# Written by 'nftpolicy netconfig' for the policy {policy}; nftpolicy(1)."
-PLAIN, SCRIPT = 0o644, 0o755  # file modes
+MODE_FILE, MODE_SCRIPT = 0o644, 0o755  # file modes
 
 
 @frozen
-class File:
+class GeneratedFile:
     """Generated file: absolute path, text, and mode."""
 
     path: str
     text: str
-    mode: int = PLAIN
+    mode: int = MODE_FILE
 
 
-def head(policy: Policy) -> str:
+def header_line(policy: Policy) -> str:
     """Return the first line of every file."""
     return HEAD.format(policy=policy.name)
 
 
-def devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
+def uplink_devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
     """Yield (device, uplink name, uplink) for each device of each uplink."""
     for name, uplink in policy.uplink.items():
         for device in uplink.devices:
             yield device, name, uplink
 
 
-def servers_of(name: str, uplink: Uplink) -> str | None:
+def servers_file(name: str, uplink: Uplink) -> str | None:
     """Return the file for the DNS servers of an uplink.
 
     None if the uplink has no resolver, or if the resolver takes its servers from the policy or from
@@ -43,18 +43,18 @@ def servers_of(name: str, uplink: Uplink) -> str | None:
     """
     if uplink.resolver is None or uplink.resolver.servers or uplink.resolver.sources:
         return None
-    lease = lease_of(name, uplink.resolver)
+    lease = lease_file(name, uplink.resolver)
     return lease if lease.startswith("/run/nftpolicy/") else None
 
 
-def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
+def device_case(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
     """Return a shell `case` that sets `table` and `servers` for the device in a variable.
 
     For other devices it runs `otherwise`.
     """
     lines = [
-        f"    {device}) table={uplink.table} servers={shlex.quote(servers_of(name, uplink) or '')} ;;"
-        for device, name, uplink in devices(policy)
+        f"    {device}) table={uplink.table} servers={shlex.quote(servers_file(name, uplink) or '')} ;;"
+        for device, name, uplink in uplink_devices(policy)
     ]
     lines = [f'case "${variable}" in', *lines, f"    *) {otherwise} ;;", "esac"]
     return "\n".join(f"{indent}{line}" for line in lines)
@@ -63,7 +63,7 @@ def choice(policy: Policy, variable: str, otherwise: str, indent: str = "") -> s
 # Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look them up. With
 # "onlink", the order of the routes does not matter. Words of "ip route show" that "ip route add" does
 # not accept are removed.
-MOVE = """\
+MOVE_ROUTES = """\
 nftpolicy_move() { # device, table: move the routes over the device to the table
     for nftpolicy_family in 4 6; do
         ip -$nftpolicy_family route show table main dev "$1" 2>/dev/null |
@@ -80,7 +80,7 @@ nftpolicy_move() { # device, table: move the routes over the device to the table
     done
 }
 """
-SERVERS = """\
+WRITE_SERVERS = """\
 nftpolicy_servers() { # file, family, addresses: write the servers of the uplink's resolver
     [ -n "$1" ] || return 0
     nftpolicy_file=$1 nftpolicy_part=$1.$2

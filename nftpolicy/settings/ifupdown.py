@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..policy.objects import Policy
 from . import dhclient
-from .file import MOVE, SCRIPT, File, choice, head
+from .file import MODE_SCRIPT, MOVE_ROUTES, GeneratedFile, device_case, header_line
 
 _UP = """\
 #!/bin/sh
@@ -19,7 +19,7 @@ exit 0
 """
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the script that ifup runs, and the hooks that its DHCP client runs."""
-    script = _UP.format(head=head(policy), move=MOVE, choice=choice(policy, "IFACE", "exit 0"))
-    return (File("/etc/network/if-up.d/nftpolicy", script, SCRIPT), *dhclient.files(policy))
+    script = _UP.format(head=header_line(policy), move=MOVE_ROUTES, choice=device_case(policy, "IFACE", "exit 0"))
+    return (GeneratedFile("/etc/network/if-up.d/nftpolicy", script, MODE_SCRIPT), *dhclient.files(policy))

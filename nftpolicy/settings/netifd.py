@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..policy.objects import Policy
-from .file import SCRIPT, File, devices, head
+from .file import MODE_SCRIPT, GeneratedFile, header_line, uplink_devices
 
 _SCRIPT = """\
 #!/bin/sh
@@ -27,7 +27,13 @@ exit 0
 """
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the uci-defaults script."""
-    calls = "\n".join(f"set_up {device} {uplink.table}" for device, _, uplink in devices(policy))
-    return (File("/etc/uci-defaults/90-nftpolicy-settings", _SCRIPT.format(head=head(policy), calls=calls), SCRIPT),)
+    calls = "\n".join(f"set_up {device} {uplink.table}" for device, _, uplink in uplink_devices(policy))
+    return (
+        GeneratedFile(
+            "/etc/uci-defaults/90-nftpolicy-settings",
+            _SCRIPT.format(head=header_line(policy), calls=calls),
+            MODE_SCRIPT,
+        ),
+    )

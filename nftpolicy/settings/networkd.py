@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ..policy.objects import Policy
-from .file import File, devices, head
+from .file import GeneratedFile, header_line, uplink_devices
 
 _DAEMON = """\
 {head}
@@ -46,15 +46,15 @@ UseNTP=no
 """
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return a file for the daemon, and one for each device."""
     return (
-        File("/etc/systemd/networkd.conf.d/nftpolicy.conf", _DAEMON.format(head=head(policy))),
+        GeneratedFile("/etc/systemd/networkd.conf.d/nftpolicy.conf", _DAEMON.format(head=header_line(policy))),
         *(
-            File(
+            GeneratedFile(
                 f"/etc/systemd/network/05-nftpolicy-{device}.network",
-                _DEVICE.format(head=head(policy), device=device, table=uplink.table),
+                _DEVICE.format(head=header_line(policy), device=device, table=uplink.table),
             )
-            for device, _, uplink in devices(policy)
+            for device, _, uplink in uplink_devices(policy)
         ),
     )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import uuid
 
 from ..policy.objects import Policy
-from .file import SCRIPT, SERVERS, File, choice, devices, head
+from .file import MODE_SCRIPT, WRITE_SERVERS, GeneratedFile, device_case, header_line, uplink_devices
 
 _DEFAULTS = """\
 {head}
@@ -65,25 +65,29 @@ _UUID_NAMESPACE = uuid.UUID(
 )  # random, so that a profile has the same UUID on every machine
 
 
-def files(policy: Policy) -> tuple[File, ...]:
+def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return defaults for the devices, a profile for each device, and a script for DNS servers."""
-    sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in devices(policy)]
+    sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in uplink_devices(policy)]
     profiles = [
-        File(
+        GeneratedFile(
             f"/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection",
             _PROFILE.format(
-                head=head(policy),
+                head=header_line(policy),
                 device=device,
                 table=uplink.table,
                 uuid=uuid.uuid5(_UUID_NAMESPACE, f"{policy.name}/{device}"),
             ),
             _PRIVATE,
         )
-        for device, _, uplink in devices(policy)
+        for device, _, uplink in uplink_devices(policy)
     ]
-    script = _DISPATCHER.format(head=head(policy), servers=SERVERS, choice=choice(policy, "1", "exit 0"))
+    script = _DISPATCHER.format(
+        head=header_line(policy), servers=WRITE_SERVERS, choice=device_case(policy, "1", "exit 0")
+    )
     return (
-        File("/etc/NetworkManager/conf.d/nftpolicy.conf", _DEFAULTS.format(head=head(policy)) + "".join(sections)),
+        GeneratedFile(
+            "/etc/NetworkManager/conf.d/nftpolicy.conf", _DEFAULTS.format(head=header_line(policy)) + "".join(sections)
+        ),
         *profiles,
-        File("/etc/NetworkManager/dispatcher.d/50-nftpolicy", script, SCRIPT),
+        GeneratedFile("/etc/NetworkManager/dispatcher.d/50-nftpolicy", script, MODE_SCRIPT),
     )

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from ..policy.objects import Policy
 from . import dhclient, dhcpcd, ifupdown, netifd, networkd, networkmanager
-from .file import PLAIN, File
+from .file import MODE_FILE, GeneratedFile
 
 # Name -> generator of the files, and the command or step that puts them into effect.
-PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[File, ...]], str]] = {
+PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[GeneratedFile, ...]], str]] = {
     "networkd": (networkd.files, "networkctl reload"),
     "networkmanager": (networkmanager.files, "nmcli general reload, then nmcli connection reload"),
     "ifupdown": (ifupdown.files, "ifdown and ifup the device"),
@@ -20,7 +20,7 @@ PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[File, ...]], str]] = {
 }
 
 
-def settings(policy: Policy, program: str) -> tuple[File, ...]:
+def netconfig_files(policy: Policy, program: str) -> tuple[GeneratedFile, ...]:
     """Return the files for a program.
 
     Raises:
@@ -29,7 +29,7 @@ def settings(policy: Policy, program: str) -> tuple[File, ...]:
     return PROGRAMS[program][0](policy)
 
 
-def shown(files: tuple[File, ...]) -> str:
+def render_files(files: tuple[GeneratedFile, ...]) -> str:
     """Return all files as one text for display."""
-    modes = ["" if file.mode == PLAIN else f", mode {file.mode:o}" for file in files]
+    modes = ["" if file.mode == MODE_FILE else f", mode {file.mode:o}" for file in files]
     return "\n".join(f"# --- {file.path}{mode}\n{file.text}" for file, mode in zip(files, modes, strict=True))

@@ -10,7 +10,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate import iproute, text
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from nftpolicy.runtime.changes.apply import apply, prospect
+from nftpolicy.runtime.changes.apply import apply_change, plan_change
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth
 
@@ -67,9 +67,9 @@ def _one(report: Report, bench: str, toml: bytes, rounds: int) -> None:
 
 def _write(folder: Path, policy: Policy) -> None:
     state = compile_policy(policy)
-    (folder / "nft").write_text("".join(map(text.table, state.tables)))
+    (folder / "nft").write_text("".join(map(text.table_text, state.tables)))
     for family in at.FAMILIES:
-        (folder / f"ip{family}").write_text(iproute.batch(state.rules, state.routes, family))
+        (folder / f"ip{family}").write_text(iproute.batch_text(state.rules, state.routes, family))
 
 
 def _in_fresh_namespace(function, argument):  # type: ignore[no-untyped-def]
@@ -83,9 +83,9 @@ def _apply_twice(policy: Policy) -> tuple[float, float, float]:
     start = time.perf_counter()
     kernel = Linux()
     begun = time.perf_counter()
-    apply(kernel, prospect(kernel, policy, mine), mine)
+    apply_change(kernel, plan_change(kernel, policy, mine), mine)
     middle = time.perf_counter()
-    if prospect(kernel, policy, mine).plan.steps:
+    if plan_change(kernel, policy, mine).plan.steps:
         raise RuntimeError("the second apply would change something")
     return begun - start, middle - begun, time.perf_counter() - middle
 

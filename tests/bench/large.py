@@ -2,7 +2,7 @@
 
 from random import Random
 
-from nftpolicy.model.packet import shown
+from nftpolicy.model.packet import format_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import (
     AnonymousSet,
@@ -23,8 +23,8 @@ from nftpolicy.netstate.state import NetState
 WAN, MARK = "wan", 1
 FORGOTTEN = "forgets the mark"
 _TABLES = (100, 101)
-_WORN = Match(Bitwise(Meta("mark"), keep=MARK), MARK)
-_UNWORN = Match(Bitwise(Meta("mark"), keep=MARK), MARK, "!=")
+_WORN = Match(Bitwise(Meta("mark"), and_mask=MARK), MARK)
+_UNWORN = Match(Bitwise(Meta("mark"), and_mask=MARK), MARK, "!=")
 _OUT = Match(Meta("oifname"), WAN)
 
 
@@ -57,7 +57,7 @@ def usual(rules: int, routes: int, ip_rules: int, forgets: bool = False) -> NetS
 
 
 def _plain(chance: Random) -> Rule:
-    other = Mangle(Meta("mark"), Bitwise(Meta("mark"), put=2))
+    other = Mangle(Meta("mark"), Bitwise(Meta("mark"), or_bits=2))
     return Rule((*_matches(chance), Counter(), chance.choice((nft.ACCEPT, nft.DROP, other))))
 
 
@@ -73,7 +73,7 @@ def _at_uplink(chance: Random, forgets: bool) -> Rule:
 
 def _net(chance: Random) -> str:
     length = chance.randint(12, 28)
-    return f"{shown(4, chance.getrandbits(32) >> 32 - length << 32 - length)}/{length}"
+    return f"{format_address(4, chance.getrandbits(32) >> 32 - length << 32 - length)}/{length}"
 
 
 def _matches(chance: Random) -> list[Match]:
@@ -149,6 +149,6 @@ def _cut(chance: Random, part: Part) -> list[Part]:
 def _rule(part: Part, verdict: nft.Verdict) -> Rule:
     matches = [Match(Meta("nfproto"), "ipv4")]
     for name, (low, high) in part.items():
-        first, last = (shown(4, one) if name.endswith("addr") else one for one in (low, high))
+        first, last = (format_address(4, one) if name.endswith("addr") else one for one in (low, high))
         matches.append(Match(_KEYS[name], first if low == high else f"{first}-{last}"))
     return Rule((*matches, verdict))

@@ -17,11 +17,11 @@ from statistics import median
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.claim import BOTH, Claim, Region, UplinkClaim
-from nftpolicy.proof.ground import Ground
-from nftpolicy.proof.lemmas import guard
-from nftpolicy.proof.promise import REPORTS, claim, hole
-from nftpolicy.proof.prover import guards, prove
+from nftpolicy.proof.claim import IP_FAMILIES, Region, Spec, UplinkSpec
+from nftpolicy.proof.ground import ProofContext
+from nftpolicy.proof.lemmas import guard_violation
+from nftpolicy.proof.promise import REPORT_EXEMPTIONS, build_spec, exemption
+from nftpolicy.proof.prover import prove, prove_guard
 
 from . import large, policies
 from .figures import Limit, Report, Series, in_turns, say
@@ -33,7 +33,7 @@ _STOPPED = f"> {_PATIENCE} s, stopped"
 _MOST_MEMORY = 100  # MB
 _OURS, _THEIRS = "nftpolicy", "z3"
 _HERE = "tests.bench.proof"
-_CLAIM = Claim((UplinkClaim(large.WAN, (large.WAN,), large.MARK, large.MARK),))
+_CLAIM = Spec((UplinkSpec(large.WAN, (large.WAN,), large.MARK, large.MARK),))
 _SENT = {"socket": ((1, 1),), "fragment": ((0, 0),)}  # without this, what can't be read is not covered
 
 # name: the state, what it has to say, the most time (seconds)
@@ -88,65 +88,69 @@ class _Engine:
 # --- in the process of its own ----------------------------------------------------------
 
 
-def _state(case: str) -> tuple[NetState, Claim]:
+def _state(case: str) -> tuple[NetState, Spec]:
     if case in (_GLUON, _WHOLE):
         policy, _ = load(policies.GLUON.read_bytes())
-        return compile_policy(policy), claim(policy)
+        return compile_policy(policy), build_spec(policy)
     if case in (_USUAL, _FORGETS):
         return large.usual(RULES, ROUTES, IP_RULES, case == _FORGETS), _CLAIM
     return large.covered(RULES, case == _HOLE), _CLAIM
 
 
-def _prover(case: str, state: NetState, wanted: Claim) -> str:
+def _prover(case: str, state: NetState, wanted: Spec) -> str:
     uplink = wanted.uplinks[0]
     if case in (_COVERED, _HOLE):
-        ground = Ground(state, wanted.devices, wanted.masks)
-        region = Region(_SENT, (uplink.unmarked,), uplink.devices)
-        return "proved" if guard(ground, 4, ground.at(4, "postrouting"), region) is None else "not proved"
-    proof = guards(state, wanted) if case == _GLUON else prove(state, wanted)
+        ground = ProofContext(state, wanted.devices, wanted.masks)
+        region = Region(_SENT, (uplink.lacks_mark,), uplink.devices)
+        return (
+            "proved"
+            if guard_violation(ground, 4, ground.filter_chains(4, "postrouting"), region) is None
+            else "not proved"
+        )
+    proof = prove_guard(state, wanted) if case == _GLUON else prove(state, wanted)
     sent = next(one for one in proof.findings if one.subject.startswith("sockets:"))
     named = large.FORGOTTEN in sent.detail or any(
-        large.FORGOTTEN in (getattr(step.thing, "comment", None) or "")
+        large.FORGOTTEN in (getattr(step.subject, "comment", None) or "")
         for one in sent.examples
-        for step in one.walk.decisions
+        for step in one.trace.steps
     )
     return sent.verdict + (", and names the rule" if named else "")
 
 
-def _z3(case: str, state: NetState, wanted: Claim) -> str:
+def _z3(case: str, state: NetState, wanted: Spec) -> str:
     from tests.engines import smt  # takes its time, and the prover does without
 
     uplink = wanted.uplinks[0]
-    ground = Ground(state, wanted.devices, wanted.masks)
+    ground = ProofContext(state, wanted.devices, wanted.masks)
     begun = time.perf_counter()
 
     def left() -> float:
         return max(_PATIENCE - (time.perf_counter() - begun), 0.001)
 
     if case in (_COVERED, _HOLE):
-        region = Region(_SENT, (uplink.unmarked,), uplink.devices)
-        found = smt.first_through(4, ground.at(4, "postrouting"), region, (), left())
+        region = Region(_SENT, (uplink.lacks_mark,), uplink.devices)
+        found = smt.first_through(4, ground.filter_chains(4, "postrouting"), region, (), left())
         return {None: _STOPPED, True: "not proved", False: "proved"}[found]
-    for family in BOTH if case in (_GLUON, _WHOLE) else BOTH[:1]:
+    for family in IP_FAMILIES if case in (_GLUON, _WHOLE) else IP_FAMILIES[:1]:
         for answer in _answers(ground, uplink, family, left):
             if not answer:
                 return _STOPPED if answer is None else "not proved"
     return "proved"
 
 
-def _answers(ground: Ground, uplink: UplinkClaim, family: int, left: Callable[[], float]) -> Iterator[bool | None]:
+def _answers(ground: ProofContext, uplink: UplinkSpec, family: int, left: Callable[[], float]) -> Iterator[bool | None]:
     """Whether each lemma holds: no mark is given away, nothing leaves or strays; None for no answer in time."""
     from tests.engines import smt
 
-    holes = [region for hole in uplink.holes for region in hole.headers.get(family, ())]
-    leaving = Region(marks=(uplink.unmarked,), out=uplink.devices)
-    straying = Region(marks=(uplink.marked,), not_out=(*uplink.devices, "lo"))
-    yield smt.integrity(family, ground.every(family), uplink.value, uplink.mask, uplink.devices, left())
-    yield _not(smt.first_through(family, ground.at(family, "postrouting"), leaving, holes, left()))
+    holes = [region for hole in uplink.exemptions for region in hole.headers.get(family, ())]
+    leaving = Region(marks=(uplink.lacks_mark,), oifname=uplink.devices)
+    straying = Region(marks=(uplink.has_mark,), not_oifname=(*uplink.devices, "lo"))
+    yield smt.integrity(family, ground.all_chains(family), uplink.value, uplink.mask, uplink.devices, left())
+    yield _not(smt.first_through(family, ground.filter_chains(family, "postrouting"), leaving, holes, left()))
     for device in uplink.devices:
-        yield _not(smt.first_through(family, ground.at(family, "egress", device), leaving, holes, left()))
-    reports = [region for word in REPORTS for region in hole(word).headers.get(family, ())]
-    yield _not(smt.first_through(family, ground.at(family, "postrouting"), straying, reports, left()))
+        yield _not(smt.first_through(family, ground.filter_chains(family, "egress", device), leaving, holes, left()))
+    reports = [region for word in REPORT_EXEMPTIONS for region in exemption(word).headers.get(family, ())]
+    yield _not(smt.first_through(family, ground.filter_chains(family, "postrouting"), straying, reports, left()))
 
 
 def _not(answer: bool | None) -> bool | None:

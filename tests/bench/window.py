@@ -45,7 +45,7 @@ def run(report: Report, rounds: int | None) -> None:
     number = rounds or CHANGES
     say(f"window: {number} changes each")
     drawn, turn, ours = scenes(number + 1, _SEED, passing=True), count(), Ours()
-    guard = "".join(map(text.table, compile_policy(drawn[0].policy).tables))
+    guard = "".join(map(text.table_text, compile_policy(drawn[0].policy).tables))
     changes: dict[str, Callable[..., None]] = {
         "policy": ours.apply,
         "bare": lambda: (take_guard_away(), take_ladder_away(), _each(f"rule add {_RULE}")),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nftpolicy.kernel.linux import Linux
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.changes.apply import apply, prospect
-from nftpolicy.runtime.changes.memory import Memory
+from nftpolicy.runtime.changes.apply import apply_change, plan_change
+from nftpolicy.runtime.changes.memory import StateDir
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.topology import Lab
@@ -23,10 +23,10 @@ _ROUTER, _ROUTER_MAC = "192.0.2.250", "02:00:5e:00:53:99"  # of policies.NOBODY;
 _NODE_IN_TUNNEL, _SERVER_IN_TUNNEL = "10.77.0.1", "10.77.0.2"
 
 
-def memory() -> Memory:
+def memory() -> StateDir:
     """A memory in the namespace that this process is in."""
     _FOLDER.mkdir(exist_ok=True)
-    return Memory(_FOLDER)
+    return StateDir(_FOLDER)
 
 
 def nothing(_: Namespace) -> None:
@@ -40,7 +40,7 @@ def services(number: int) -> Guard:
     def put() -> None:
         policy, _ = load(text)
         kernel, mine = Linux(), memory()
-        apply(kernel, prospect(kernel, policy, mine), mine)
+        apply_change(kernel, plan_change(kernel, policy, mine), mine)
 
     return lambda node: node.call(put, timeout=PATIENCE)
 

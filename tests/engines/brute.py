@@ -7,10 +7,10 @@ from attrs import evolve
 
 from nftpolicy.model import bits, symbols, values
 from nftpolicy.model.box import Box, Ranges
-from nftpolicy.model.chains import DROP, Ruleset, evaluate
-from nftpolicy.model.space import Space
-from nftpolicy.model.unknown import Doubts, explore
-from nftpolicy.model.view import View
+from nftpolicy.model.chains import DROP, Ruleset, evaluate_chain
+from nftpolicy.model.space import HeaderSpace
+from nftpolicy.model.unknown import Choices, explore_branches
+from nftpolicy.model.view import PacketView
 from nftpolicy.netstate.nft import Chain, Table
 from nftpolicy.proof.claim import Region
 
@@ -27,35 +27,35 @@ class _Out(Exception):
 class _Letting:
     """Doubts, of which those without two answers get them: it lets the packet out, or it does nothing."""
 
-    def __init__(self, doubts: Doubts) -> None:
-        self.ask = doubts.ask
+    def __init__(self, doubts: Choices) -> None:
+        self.ask = doubts.branch_on
 
     def note(self, what: str) -> None:
         if self.ask(what):
             raise _Out
 
 
-def passes(ruleset: Ruleset, view: View, places: Sequence[Place]) -> str:
+def passes(ruleset: Ruleset, view: PacketView, places: Sequence[Place]) -> str:
     """Whether a packet passes all these base chains, for sure or perhaps."""
 
-    def run(doubts: Doubts) -> str:
+    def run(doubts: Choices) -> str:
         mine = evolve(view)
         for table, chain in places:
             with contextlib.suppress(_Out):
-                if evaluate(ruleset, table, chain, mine, _Letting(doubts)) == DROP:  # type: ignore[arg-type]
+                if evaluate_chain(ruleset, table, chain, mine, _Letting(doubts)) == DROP:  # type: ignore[arg-type]
                     return NO
         return YES
 
-    forks = explore(run)
+    forks = explore_branches(run)
     found = set(forks.results)
-    return found.pop() if forks.complete and len(found) == 1 else MAYBE
+    return found.pop() if forks.is_complete and len(found) == 1 else MAYBE
 
 
-def through(question: Question) -> tuple[list[View], list[View]]:
+def through(question: Question) -> tuple[list[PacketView], list[PacketView]]:
     """The packets of a question's region that pass and are not allowed to; and those that perhaps do."""
     ruleset = Ruleset(question.tables)
-    places = ruleset.hooked(question.universe.family, question.hook, question.device)
-    found: dict[str, list[View]] = {NO: [], YES: [], MAYBE: []}
+    places = ruleset.base_chains(question.universe.family, question.hook, question.device)
+    found: dict[str, list[PacketView]] = {NO: [], YES: [], MAYBE: []}
     for view in question.universe.views():
         if within(view, question.region) and not any(within(view, one) for one in question.allowed):
             found[passes(ruleset, view, places)].append(view)
@@ -65,52 +65,52 @@ def through(question: Question) -> tuple[list[View], list[View]]:
 # --- a packet as the fields of a region -------------------------------------------------
 
 
-def within(view: View, region: Region) -> bool:
+def within(view: PacketView, region: Region) -> bool:
     """Whether a packet is in a region."""
     if not all(_has(wanted, FIELDS[name](view)) for name, wanted in region.fields.items()):
         return False
     out, came = view.oif or "", view.iif or ""
-    if (region.out is not None and out not in region.out) or out in region.not_out:
+    if (region.oifname is not None and out not in region.oifname) or out in region.not_oifname:
         return False
-    if (region.arrived is not None and came not in region.arrived) or came in region.not_arrived:
+    if (region.iifname is not None and came not in region.iifname) or came in region.not_iifname:
         return False
     marks = {"mark": view.mark, "ctmark": view.ct_mark}
-    return all((marks[test.of] & test.mask == test.value) == test.equal for test in region.marks)
+    return all((marks[test.field] & test.mask == test.value) == test.equal for test in region.marks)
 
 
-def in_box(view: View, box: Box, space: Space) -> bool:
+def in_box(view: PacketView, box: Box, space: HeaderSpace) -> bool:
     """Whether a packet is in a box of a space; fields for what is not understood do not count."""
-    return all(_has(wanted, _value(view, name, space)) for name, wanted in box.items() if name not in space.doubts)
+    return all(_has(wanted, _value(view, name, space)) for name, wanted in box.items() if name not in space.unsupported)
 
 
 def _has(wanted: Ranges, value: int) -> bool:
     return any(low <= value <= high for low, high in wanted)
 
 
-def _value(view: View, name: str, space: Space) -> int:
+def _value(view: PacketView, name: str, space: HeaderSpace) -> int:
     of, colon, group = name.partition(":")
     if colon:
-        return bits.packed({"mark": view.mark, "ctmark": view.ct_mark}[of], int(group, 16))
+        return bits.pack_bits({"mark": view.mark, "ctmark": view.ct_mark}[of], int(group, 16))
     if name in ("iif", "oif"):
         device = view.iif if name == "iif" else view.oif
         return values.device_ranges(space.devices, device)[0][0] if device else 0
-    if name not in FIELDS and not space.tops[name]:  # a field that is always the same
+    if name not in FIELDS and not space.max_values[name]:  # a field that is always the same
         return 0
-    if name in space.opaque:
+    if name in space.opaque_values:
         result, _, keys = name.removeprefix("fib ").partition(" of ")
-        return space.opaque[name].get(view.fib(result, tuple(keys.split()), view) if view.fib else None, 0)
+        return space.opaque_values[name].get(view.fib(result, tuple(keys.split()), view) if view.fib else None, 0)
     return FIELDS[name](view)
 
 
-def _of_header(*names: tuple[str, str]) -> Callable[[View], int]:
+def _of_header(*names: tuple[str, str]) -> Callable[[PacketView], int]:
     return lambda view: next((view.fields[name] for name in names if name in view.fields), 0)
 
 
-def _flag(at: int) -> Callable[[View], int]:
+def _flag(at: int) -> Callable[[PacketView], int]:
     return lambda view: view.fields.get(("tcp", "flags"), 0) >> at & 1
 
 
-FIELDS: dict[str, Callable[[View], int]] = {
+FIELDS: dict[str, Callable[[PacketView], int]] = {
     "socket": lambda view: int(view.uid is not None),
     "uid": lambda view: view.uid or 0,
     "gid": lambda view: view.gid or 0,
@@ -123,8 +123,8 @@ FIELDS: dict[str, Callable[[View], int]] = {
     "ethertype": lambda view: view.protocol_number,
     "nfproto": lambda view: view.family,
     "pkttype": lambda view: 0,
-    "ct.state": lambda view: values.STATES[view.ct_state],
-    "ct.direction": lambda view: values.DIRECTIONS[view.ct_direction],
+    "ct.state": lambda view: values.CT_STATES[view.ct_state],
+    "ct.direction": lambda view: values.CT_DIRECTIONS[view.ct_direction],
     "ttl": _of_header(("ip", "ttl"), ("ip6", "hoplimit")),
     "icmp.type": _of_header(("icmp", "type")),
     "icmpv6.type": _of_header(("icmpv6", "type")),

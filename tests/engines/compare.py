@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from nftpolicy.model.box import Box
-from nftpolicy.model.chain_event import Place
-from nftpolicy.model.covers import Covers
+from nftpolicy.model.chain_event import BaseChain
+from nftpolicy.model.covers import BoxIndex
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.ground import Ground, understood
-from nftpolicy.proof.lemmas import changing, integrity
+from nftpolicy.proof.ground import ProofContext, unsupported_in
+from nftpolicy.proof.lemmas import integrity_violations, unstable_fields
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, Finding
 
@@ -28,13 +28,13 @@ def disagreement(question: Question, tally: Counter[str] | None = None) -> str |
     on something not understood (`doubts`) may be one packet too many, never one too few.
     """
     family = question.universe.family
-    ground = Ground(NetState(question.tables), ("wan",), MASKS)
-    ordered = ground.ruleset.hooked(family, question.hook, question.device)
+    ground = ProofContext(NetState(question.tables), ("wan",), MASKS)
+    ordered = ground.ruleset.base_chains(family, question.hook, question.device)
     hit = _first_through(ground, ordered, question)
     solved = smt.first_through(family, ordered, question.region, question.allowed)
     sure, maybe = brute.through(question)
     if tally is not None:
-        doubted = hit is not None and understood(hit, ground.space(family))
+        doubted = hit is not None and unsupported_in(hit, ground.space(family))
         answer = "none" if hit is None else "found, with doubts" if doubted else "found"
         tally[f"{answer}, where there {'are some' if sure or maybe else 'is none'}"] += 1
     if solved is not bool(sure or maybe):
@@ -42,8 +42,8 @@ def disagreement(question: Question, tally: Counter[str] | None = None) -> str |
     if hit is None:
         return f"boxes miss {(sure + maybe)[0]}" if sure or maybe else None
     # What is written in one chain, or can't be seen in it, is not followed to the next: there may be too many.
-    followed = not ground.survey.writers and not changing(ground, ordered)
-    if followed and not understood(hit, ground.space(family)):
+    followed = not ground.ruleset_scan.writing_chains and not unstable_fields(ground, ordered)
+    if followed and not unsupported_in(hit, ground.space(family)):
         inside = [view for view in question.universe.views() if brute.in_box(view, hit, ground.space(family))]
         wrong = [view for view in inside if view not in sure and view not in maybe]
         if not inside or wrong:
@@ -51,12 +51,12 @@ def disagreement(question: Question, tally: Counter[str] | None = None) -> str |
     return None
 
 
-def _first_through(ground: Ground, places: Sequence[Place], question: Question) -> Box | None:
-    passage = ground.passage(question.universe.family)
+def _first_through(ground: ProofContext, places: Sequence[BaseChain], question: Question) -> Box | None:
+    passage = ground.chain_transfer(question.universe.family)
     holes = [box for one in question.allowed for box in one.boxes(passage.space)]
-    volatile = changing(ground, places)
+    volatile = unstable_fields(ground, places)
     found = (
-        passage.first_through(places, start, Covers(holes, passage.space.tops), volatile=volatile)
+        passage.find_accepted(places, start, BoxIndex(holes, passage.space.max_values), unstable_fields=volatile)
         for start in question.region.boxes(passage.space)
     )
     return next((box for box in found if box is not None), None)
@@ -99,15 +99,15 @@ def _title(finding: Finding) -> str:
 def _no_example(toy: Toy, finding: Finding) -> Packet | None:
     test = toys.may_stray if finding.property == "P2" else toys.may_leak
     model = Model(toy.state)
-    return next((one.packet for one in finding.examples if test(one.packet, model.walk(one.packet)) != "yes"), None)
+    return next((one.packet for one in finding.examples if test(one.packet, model.trace(one.packet)) != "yes"), None)
 
 
 def wrong_integrity(toy: Toy, tally: Counter[str] | None = None) -> str | None:
     """Whether z3 finds a chain that gives a mark, where the prover says that there is none."""
     uplink = toys.CLAIM.uplinks[0]
-    ground = Ground(toy.state, toys.CLAIM.devices, toys.CLAIM.masks)
-    hits = integrity(ground, 4, uplink)
-    kept = smt.integrity(4, ground.every(4), uplink.value, uplink.mask, uplink.devices)
+    ground = ProofContext(toy.state, toys.CLAIM.devices, toys.CLAIM.masks)
+    hits = integrity_violations(ground, 4, uplink)
+    kept = smt.integrity(4, ground.all_chains(4), uplink.value, uplink.mask, uplink.devices)
     if tally is not None:
         tally[f"integrity: {'in doubt' if hits else 'proved'}, by z3 {'kept' if kept else 'not kept'}"] += 1
     return None if hits or kept else "the prover misses a write of the mark"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from attrs import frozen
 from hypothesis import strategies as st
 
-from nftpolicy.model.packet import number
+from nftpolicy.model.packet import parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import AnonymousSet, Bitwise, Chain, Concat, Ct, Hook, Mangle, Match, Meta, Payload, Rule
 from nftpolicy.proof.claim import MarkTest, Region
@@ -38,7 +38,7 @@ def _mark_match(draw, key=Meta("mark")):  # a value, never changed
     if draw(st.booleans()):
         mask = draw(st.sampled_from((1, 2, 3)))
         right, op = draw(_number(range(4), top=False))
-        return Match(Bitwise(key, keep=mask), right, op)
+        return Match(Bitwise(key, and_mask=mask), right, op)
     right, op = draw(_number(range(4)))
     return Match(key, right, op)
 
@@ -108,7 +108,7 @@ def _of_group(group: str, family: int):
             (
                 (Match(Payload("tcp", "flags"), "syn", "in"),),
                 (Match(Payload("tcp", "flags"), "syn", "!"),),
-                (Match(Bitwise(Payload("tcp", "flags"), keep="ack,syn"), "syn"),),
+                (Match(Bitwise(Payload("tcp", "flags"), and_mask="ack,syn"), "syn"),),
                 (Match(Payload("tcp", "flags"), "ack,syn", "&"),),
             )
         ),
@@ -220,15 +220,15 @@ def _write(draw, style: Style):
     mark, flow = Meta("mark"), Ct("mark")
     values = [
         *range(4),
-        Bitwise(mark, nft.FULL, draw(st.sampled_from((1, 2)))),
-        Bitwise(mark, nft.FULL ^ draw(st.sampled_from((1, 2, 3)))),
-        Bitwise(mark, nft.FULL ^ 1, 1),
+        Bitwise(mark, nft.FULL_MASK, draw(st.sampled_from((1, 2)))),
+        Bitwise(mark, nft.FULL_MASK ^ draw(st.sampled_from((1, 2, 3)))),
+        Bitwise(mark, nft.FULL_MASK ^ 1, 1),
         Bitwise(mark, 2, 1),
         nft.Binary("^", mark, 1),
         nft.Lookup(mark, frozenset({(0, 2), (2, 1)})),
     ]
     if "flow" in style.groups:
-        values += [flow, Bitwise(flow, nft.FULL ^ 1), Bitwise(flow, 2)]
+        values += [flow, Bitwise(flow, nft.FULL_MASK ^ 1), Bitwise(flow, 2)]
     if "skuid" in style.groups:
         values.append(Bitwise(Meta("skuid"), 1))
     value = draw(st.sampled_from(values))
@@ -286,7 +286,7 @@ def tables(draw, style: Style, hooks: Sequence[Hook], name: str = "own", family:
         tuple(one for one in named.values() if isinstance(one, nft.Set)),
         (nft.NamedCounter("counted"),),
         maps=tuple(one for one in named.values() if isinstance(one, nft.Map)),
-        objects=(nft.Named("slow", nft.Limit(10, "second")),),
+        objects=(nft.NamedObject("slow", nft.Limit(10, "second")),),
     )
 
 
@@ -314,7 +314,7 @@ def _regions(draw, universe: Universe, most: int) -> tuple[Region, ...]:
         "ports": {"protocol": ((17, 17),), "fragment": ((0, 0),), "dport": ((53, 53),)},
         "flow": {"ct.state": ((1, 1),)},
         "skuid": {"socket": ((0, 0),)},
-        "daddr": {"daddr": ((number(HOSTS[universe.family][0]),) * 2,)},
+        "daddr": {"daddr": ((parse_address(HOSTS[universe.family][0]),) * 2,)},
     }
     found = []
     for _ in range(draw(st.integers(0, most))):
@@ -334,7 +334,7 @@ _groups = st.builds(
     st.lists(st.sampled_from(GROUPS[3:]), min_size=1, max_size=2, unique=True),
 )
 # All marks are told apart, or only the two low bits, with no other bit set.
-_LOW = tuple(MarkTest(0, nft.FULL ^ 3, of=of) for of in ("ctmark", "mark"))
+_LOW = tuple(MarkTest(0, nft.FULL_MASK ^ 3, field=of) for of in ("ctmark", "mark"))
 
 
 # Hooks, and the priorities of the chains of each table there.
@@ -363,6 +363,6 @@ def questions(draw, unknown: bool = False, writes: bool = False):
         {**universe.region, **(more[0].fields if more else {})},
         (*marks, *(more[0].marks if more else ())),
         ("wan",) if device or "oif" not in groups or draw(st.booleans()) else None,
-        arrived=("",) if hook == "output" else None,
+        iifname=("",) if hook == "output" else None,
     )
     return Question(universe, tuple(found), start, draw(_regions(universe, 2)), hook, device)

@@ -13,7 +13,7 @@ from .symbols import FALSE, STATES, TRUE, Bool, Changing, Packet, Reader, Vector
 
 Place = tuple[nft.Table, nft.Chain]
 _QUIET = (nft.Counter, nft.CounterRef, nft.Log)
-_SOMETIMES = (nft.Limit, nft.Quota, nft.Connections)
+_SOMETIMES = (nft.Limit, nft.Quota, nft.CtCount)
 
 
 # --- chains ----------------------------------------------------------------------------
@@ -211,12 +211,12 @@ def integrity(
     it is enough that no chain gives it to the packet from there.
     """
     unmarked, flow = (MarkTest(value, mask, False, of) for of in ("mark", "ctmark"))
-    strict = Region(marks=(unmarked, flow), not_arrived=tuple(uplinks))
-    fair = Region(marks=(unmarked,), not_arrived=tuple(uplinks))
+    strict = Region(marks=(unmarked, flow), not_iifname=tuple(uplinks))
+    fair = Region(marks=(unmarked,), not_iifname=tuple(uplinks))
     given = _given(family, places, strict, MarkTest(value, mask), seconds)
     if given is not False:
         return None if given is None else False
-    kept = _given(family, places, strict, MarkTest(value, mask, of="ctmark"), seconds)
+    kept = _given(family, places, strict, MarkTest(value, mask, field="ctmark"), seconds)
     if kept is not True:
         return None if kept is None else True
     given = _given(family, places, fair, MarkTest(value, mask), seconds)

@@ -91,7 +91,9 @@ class Packet:
         types = {4: self.ethertype == 0x0800, 6: self.ethertype == 0x86DD}
         other = z3.And(self.ethertype != 0x0800, self.ethertype != 0x86DD)
         is_state = z3.Or(*(self.state == bit for bit in STATES.values()))
-        owners = [one != nft.FULL for one in (self.uid, self.gid)]  # the kernel has no user or group of that number
+        owners = [
+            one != nft.FULL_MASK for one in (self.uid, self.gid)
+        ]  # the kernel has no user or group of that number
         return z3.And(types.get(self.family, other), is_state, *owners)
 
     @cached_property
@@ -102,8 +104,8 @@ class Packet:
         """Whether the packet is in a region."""
         told = [self._field(name, wanted) for name, wanted in region.fields.items()]
         for name, named, barred in (
-            (self.oif, region.out, region.not_out),
-            (self.iif, region.arrived, region.not_arrived),
+            (self.oif, region.oifname, region.not_oifname),
+            (self.iif, region.iifname, region.not_iifname),
         ):
             if named is not None:
                 told.append(z3.Or(*(named_like(name, one) for one in named)))
@@ -128,7 +130,7 @@ class Packet:
 
 
 def worn(test: MarkTest, now: Changing) -> Bool:
-    mark = now.mark if test.of == "mark" else now.ctmark
+    mark = now.mark if test.field == "mark" else now.ctmark
     return ((mark & test.mask) == test.value) if test.equal else ((mark & test.mask) != test.value)
 
 
@@ -308,7 +310,7 @@ class Reader:
         inside = z3.Or(*found)
         return z3.And(there, z3.Not(inside) if match.op == "!=" else inside)
 
-    def _elements(self, right: nft.Right) -> Iterable[nft.Element] | None:
+    def _elements(self, right: nft.MatchRight) -> Iterable[nft.Element] | None:
         match right:
             case nft.AnonymousSet(elements):
                 return elements

@@ -6,13 +6,13 @@ from itertools import product
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, Flow, Packet, number
-from nftpolicy.model.walk import LEAVES, UNKNOWN, Model, Walk
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP, CtInfo, Packet, parse_address
+from nftpolicy.model.walk import LEAVES, UNKNOWN, Model, Trace
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Chain, Hook, Match, Meta, Payload, Rule, Table
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.claim import Claim, UplinkClaim
+from nftpolicy.proof.claim import Spec, UplinkSpec
 from tests import states
 from tests.engines import rulesets
 
@@ -20,7 +20,7 @@ WAN, LAN = "wan", "lan0"
 OWN = {WAN: "192.0.2.2", LAN: "10.0.0.9"}
 FAR, NEAR_WAN, NEAR_LAN = "198.51.100.9", "192.0.2.1", "10.0.0.1"
 MARK = 1
-CLAIM = Claim((UplinkClaim(WAN, (WAN,), MARK, MARK),))
+CLAIM = Spec((UplinkSpec(WAN, (WAN,), MARK, MARK),))
 _TABLE = 1
 
 
@@ -35,10 +35,10 @@ class Toy:
         """Every packet that its rules may tell apart, with the origins that a packet can have."""
         ports = (53, 80) if "ports" in self.groups else (80,)
         protocols = (UDP, TCP) if "ports" in self.groups else (UDP,)
-        hosts = [number(one) for one in (FAR, NEAR_WAN, NEAR_LAN)]
-        flows = [Flow()]
+        hosts = [parse_address(one) for one in (FAR, NEAR_WAN, NEAR_LAN)]
+        flows = [CtInfo()]
         if "flow" in self.groups:  # a flow that only the unmarked used has no mark of the uplink's
-            flows += [Flow("established", way, mark) for way in ("original", "reply") for mark in (0, 2)]
+            flows += [CtInfo("established", way, mark) for way in ("original", "reply") for mark in (0, 2)]
         users = (0, 1000, 2000) if "skuid" in self.groups else (1000,)
         for host, port, protocol, flow in product(hosts, ports, protocols, flows):
             plain = Packet(4, host, protocol=protocol, dport=port, flow=flow)
@@ -47,7 +47,7 @@ class Toy:
                 yield from (evolve(sent, uid=user) for user in users)
                 yield evolve(sent, origin=KERNEL)
             for device in (WAN, LAN):
-                yield evolve(plain, origin=FORWARD, iif=device, source=number("10.0.0.2"))
+                yield evolve(plain, origin=FORWARD, iif=device, source=parse_address("10.0.0.2"))
                 if flow == flows[0]:
                     yield from (evolve(plain, origin=FRAME, bound=device, mark=mark, source=1) for mark in range(4))
 
@@ -121,7 +121,7 @@ def _translating(told: tuple[Hook, nft.Statement]) -> Table:
 
 
 _OUT = Match(Meta("oifname"), WAN)
-_MARKED, _UNMARKED = (Match(Bitwise(Meta("mark"), keep=MARK), MARK, op) for op in ("==", "!="))
+_MARKED, _UNMARKED = (Match(Bitwise(Meta("mark"), and_mask=MARK), MARK, op) for op in ("==", "!="))
 
 
 @st.composite
@@ -166,7 +166,7 @@ def entitled(packet: Packet) -> bool:
     return packet.mark & MARK == MARK
 
 
-def may_leak(packet: Packet, walk: Walk) -> str | None:
+def may_leak(packet: Packet, walk: Trace) -> str | None:
     """ "yes" or "maybe" if a packet leaves by the uplink that is not entitled to."""
     if entitled(packet):
         return None
@@ -175,7 +175,7 @@ def may_leak(packet: Packet, walk: Walk) -> str | None:
     return "maybe" if walk.outcome == UNKNOWN and walk.device in (WAN, None) else None
 
 
-def may_stray(packet: Packet, walk: Walk) -> str | None:
+def may_stray(packet: Packet, walk: Trace) -> str | None:
     """The same for packets that leave by another device with the mark. Frames are no part of that claim."""
     if packet.origin == FRAME or not walk.mark & MARK:
         return None
@@ -184,7 +184,7 @@ def may_stray(packet: Packet, walk: Walk) -> str | None:
     return "maybe" if walk.outcome == UNKNOWN and walk.device != WAN else None
 
 
-def walks(toy: Toy, origins: Sequence[str] = (SOCKET, KERNEL, FORWARD, FRAME)) -> Iterator[tuple[Packet, Walk]]:
+def walks(toy: Toy, origins: Sequence[str] = (SOCKET, KERNEL, FORWARD, FRAME)) -> Iterator[tuple[Packet, Trace]]:
     """All packets with their ways."""
     model = Model(toy.state)
-    return ((packet, model.walk(packet)) for packet in toy.packets() if packet.origin in origins)
+    return ((packet, model.trace(packet)) for packet in toy.packets() if packet.origin in origins)

@@ -8,9 +8,9 @@ from itertools import product
 
 from attrs import frozen
 
-from nftpolicy.model.box import Ranges, ranges
-from nftpolicy.model.packet import number
-from nftpolicy.model.view import View
+from nftpolicy.model.box import Ranges, merge_ranges
+from nftpolicy.model.packet import parse_address
+from nftpolicy.model.view import PacketView
 
 DEVICES = ("wan", "lan0", "lan1", "lan2", "eth9")  # rules name the first three, and lan*
 HOSTS = {
@@ -35,7 +35,7 @@ class _Says:
 
     type: str
 
-    def __call__(self, result: str, keys: tuple[str, ...], view: View) -> str:
+    def __call__(self, result: str, keys: tuple[str, ...], view: PacketView) -> str:
         return self.type
 
 
@@ -48,7 +48,7 @@ class Universe:
     marks: range = MARKS
     hook: str = "postrouting"
 
-    def views(self) -> Iterator[View]:
+    def views(self) -> Iterator[PacketView]:
         """Every packet, freshly made."""
         for choice in product(*(self._cases(group) for group in ("mark", *self.groups))):
             merged: dict = {}
@@ -58,9 +58,11 @@ class Universe:
                 merged |= one
             yield self._view(merged | {"fields": fields})
 
-    def _view(self, changes: dict) -> View:
+    def _view(self, changes: dict) -> PacketView:
         hosts, type_ = HOSTS[self.family], changes.pop("type", None)
-        view = View(self.family, number(hosts[0]), number(hosts[3]), 17, 40000, 9, uid=0, gid=0, oif="wan")
+        view = PacketView(
+            self.family, parse_address(hosts[0]), parse_address(hosts[3]), 17, 40000, 9, uid=0, gid=0, oif="wan"
+        )
         for name, value in changes.items():
             setattr(view, name, value)
         if view.uid is None:
@@ -70,7 +72,7 @@ class Universe:
         return view
 
     def _cases(self, group: str) -> list[dict]:
-        hosts = [number(one) for one in HOSTS[self.family]]
+        hosts = [parse_address(one) for one in HOSTS[self.family]]
         icmp = 1 if self.family == 4 else 58
         frag = {("ip", "frag-off"): 1}
         match group:
@@ -121,7 +123,7 @@ class Universe:
     def region(self) -> dict[str, Ranges]:
         """The fields that rules need where they read others, as far as the universe has them."""
         some = {"ports": (6, 17, 132), "icmp": (1 if self.family == 4 else 58, 17), "flags": (6, 17)}
-        found = {"protocol": ranges((one, one) for group in self.groups for one in some.get(group, ()))}
+        found = {"protocol": merge_ranges((one, one) for group in self.groups for one in some.get(group, ()))}
         if not found["protocol"]:
             del found["protocol"]
         if "ports" not in self.groups:

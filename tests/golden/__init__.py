@@ -5,16 +5,16 @@ After a change that is meant: `python -m tests.golden --write`, then read the di
 
 from pathlib import Path
 
-from nftpolicy.compiler.compile import Machine, compile_policy
-from nftpolicy.compiler.summary import summary
+from nftpolicy.compiler.compile import HostFacts, compile_policy
+from nftpolicy.compiler.summary import describe_policy
 from nftpolicy.netstate import iproute, text
 from nftpolicy.policy.load import load
-from nftpolicy.settings.programs import PROGRAMS, settings, shown
+from nftpolicy.settings.programs import PROGRAMS, netconfig_files, render_files
 
 HERE = Path(__file__).parent
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
 # Bridges of the machine that the policies are compiled for.
-MACHINE = Machine(ports={"br-wan": ("eth0", "eth1")})
+MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})
 
 
 def topics():
@@ -28,9 +28,9 @@ def compiled(folder):
     state = compile_policy(policy, MACHINE)
     programs = PROGRAMS if folder.name == SETTINGS else ()
     return {
-        **{f"settings/{one}.txt": shown(settings(policy, one)) for one in programs},
-        "ruleset.nft": "\n".join(map(text.table, state.tables)),
-        "ip4.batch": iproute.batch(state.rules, state.routes, 4),
-        "ip6.batch": iproute.batch(state.rules, state.routes, 6),
-        "summary.txt": summary(policy, state),
+        **{f"settings/{one}.txt": render_files(netconfig_files(policy, one)) for one in programs},
+        "ruleset.nft": "\n".join(map(text.table_text, state.tables)),
+        "ip4.batch": iproute.batch_text(state.rules, state.routes, 4),
+        "ip6.batch": iproute.batch_text(state.rules, state.routes, 6),
+        "summary.txt": describe_policy(policy, state),
     }

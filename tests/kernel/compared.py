@@ -2,8 +2,8 @@
 
 from attrs import evolve, frozen
 
-from nftpolicy.model.packet import FORWARD, KERNEL, SOCKET, TCP, UDP, Flow, Packet, shown
-from nftpolicy.model.walk import Model, Walk
+from nftpolicy.model.packet import FORWARD, KERNEL, SOCKET, TCP, UDP, CtInfo, Packet, format_address
+from nftpolicy.model.walk import Model, Trace
 from nftpolicy.netstate.state import NetState
 
 from .packets import HERE, MARKS, REPLY, RESET, Key, Seen, World, key
@@ -25,15 +25,15 @@ class Disagreement:
     """What the kernel did with a packet, and what the model says of it."""
 
     seed: int
-    walk: Walk
+    walk: Trace
     answer: str
     seen: tuple[Seen, ...]
 
     def __str__(self) -> str:
         walk = self.walk
         lines = [f"seed {self.seed}: {walk.packet}", f"kernel: {self.answer}, {self.seen}"]
-        lines += [f"model: {walk.outcome} {walk.device}, mark {walk.mark}, doubts {walk.doubts}"]
-        return "\n  ".join([*lines, *(f"{one.kind}: {one.text} -> {one.effect}" for one in walk.decisions)])
+        lines += [f"model: {walk.outcome} {walk.device}, mark {walk.mark}, doubts {walk.unsupported}"]
+        return "\n  ".join([*lines, *(f"{one.kind}: {one.text} -> {one.effect}" for one in walk.steps)])
 
 
 def send(world: World, seed: int, state: NetState, packets: list[Packet]) -> Sample:
@@ -44,17 +44,17 @@ def send(world: World, seed: int, state: NetState, packets: list[Packet]) -> Sam
     return Sample(seed, found, tuple(packets), tuple(answers), world.seen(expected))
 
 
-def walks(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Walk]:
+def walks(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Trace]:
     """The walks of packets, and behind them those of the kernel's answers."""
     model = Model(state)
-    found = [model.walk(packet) for packet in packets]
-    return found + [model.walk(answer) for one in found for answer in _answers(one, state)]
+    found = [model.trace(packet) for packet in packets]
+    return found + [model.trace(answer) for one in found for answer in _answers(one, state)]
 
 
-def _answers(asked: Walk, state: NetState) -> list[Packet]:
+def _answers(asked: Trace, state: NetState) -> list[Packet]:
     """What the kernel itself answers to a ping, or to a SYN for a closed port, that has come to it from outside."""
     packet = asked.packet
-    if packet.origin != FORWARD or asked.outcome != "delivered" or asked.doubts or packet.protocol == UDP:
+    if packet.origin != FORWARD or asked.outcome != "delivered" or asked.unsupported or packet.protocol == UDP:
         return []
     if (asked.destination, asked.dport) != (packet.destination, packet.dport):
         return []  # its answer is translated back, which no walk shows
@@ -67,7 +67,7 @@ def _answers(asked: Walk, state: NetState) -> list[Packet]:
         origin=KERNEL,
         iif=None,
         mark=asked.mark if is_reflected else 0,
-        flow=Flow("established", "reply", asked.flow_mark),
+        flow=CtInfo("established", "reply", asked.ct_mark),
     )
     if packet.protocol == TCP:
         fields = {**packet.fields, ("tcp", "flags"): RESET}
@@ -87,12 +87,12 @@ def disagreements(sample: Sample) -> list[Disagreement]:
     ]
 
 
-def _agrees(walk: Walk, seen: list[Seen]) -> bool:
+def _agrees(walk: Trace, seen: list[Seen]) -> bool:
     if walk.outcome == "unknown":
         return True
     if _is_for_many(walk.packet.family, walk.destination) and walk.packet.origin == SOCKET:
         seen = [one for one in seen if one.where != HERE]  # a copy comes back to the machine
-    if walk.doubts and walk.outcome != "leaves":  # all that is known is that it does not leave
+    if walk.unsupported and walk.outcome != "leaves":  # all that is known is that it does not leave
         return all(one.where == HERE for one in seen)
     if walk.outcome not in ("leaves", "delivered"):
         return not seen
@@ -109,5 +109,5 @@ def _agrees(walk: Walk, seen: list[Seen]) -> bool:
 
 def _is_for_many(family: int, address: int) -> bool:
     return address >> {4: 28, 6: 120}[family] == {4: 0xE, 6: 0xFF}[family] or (
-        family == 4 and shown(4, address) in ("255.255.255.255", "192.0.2.255")
+        family == 4 and format_address(4, address) in ("255.255.255.255", "192.0.2.255")
     )

@@ -5,7 +5,7 @@ Equal seeds give equal states and packets.
 
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, TCP, UDP, Packet, interval, number
+from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, TCP, UDP, Packet, address_range, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route, Sysctl
 from nftpolicy.netstate.state import NetState
@@ -137,13 +137,13 @@ class Chance(Rulesets):
         if protocol not in (TCP, UDP):
             packet = evolve(packet, dport=0, sport=0)
         if origin == FORWARD:
-            source = number(draw.choice(HOSTS[family]))
+            source = parse_address(draw.choice(HOSTS[family]))
             return evolve(packet, iif=draw.choice(DEVICES), source=source)
         packet = evolve(
             packet, uid=draw.choice(UIDS), gid=draw.choice(GIDS), mark=draw.choice((0, 0, draw.randrange(MARKS)))
         )
         if origin == FRAME:
-            source = draw.choice((own(family, "wan"), number(HOSTS[family][0])))
+            source = draw.choice((own(family, "wan"), parse_address(HOSTS[family][0])))
             return evolve(packet, bound=draw.choice((*DEVICES, "lo")), source=source, uid=0, gid=0)
         if protocol not in (TCP, UDP):
             packet = evolve(packet, uid=0)  # who may make a raw socket
@@ -156,11 +156,11 @@ class Chance(Rulesets):
     def _destination(self, family: int) -> int:
         draw = self._random
         if draw.random() < 0.12:
-            return number(draw.choice(HERE_TOO[family]))
+            return parse_address(draw.choice(HERE_TOO[family]))
         if draw.random() < 0.5:
-            low, high = interval(self._net(family), family)
+            low, high = address_range(self._net(family), family)
             return draw.choice((low + 1, high - 1, low - 1, high + 1) if high > low else (low,))
-        return number(draw.choice(HOSTS[family]))
+        return parse_address(draw.choice(HOSTS[family]))
 
     def _to_many(self, packet: Packet) -> Packet:
         draw, family = self._random, packet.family
@@ -169,4 +169,4 @@ class Chance(Rulesets):
             group = draw.choice(("255.255.255.255", "192.0.2.255"))
         if group.startswith("ff02") and packet.bound is None:
             packet = evolve(packet, bound=draw.choice(DEVICES))
-        return evolve(packet, destination=number(group))
+        return evolve(packet, destination=parse_address(group))

@@ -240,9 +240,9 @@ class Rulesets:
             (
                 Mangle(mark, draw.randrange(MARKS)),
                 Mangle(mark, draw.randrange(MARKS)),
-                Mangle(mark, Bitwise(mark, nft.FULL, draw.randrange(1, MARKS))),
-                Mangle(mark, Bitwise(mark, nft.FULL ^ draw.randrange(1, MARKS))),
-                Mangle(mark, Bitwise(mark, nft.FULL ^ 3, 1)),
+                Mangle(mark, Bitwise(mark, nft.FULL_MASK, draw.randrange(1, MARKS))),
+                Mangle(mark, Bitwise(mark, nft.FULL_MASK ^ draw.randrange(1, MARKS))),
+                Mangle(mark, Bitwise(mark, nft.FULL_MASK ^ 3, 1)),
                 Mangle(Ct("mark"), draw.randrange(2)),
                 Mangle(Ct("mark"), mark),
                 Mangle(mark, Ct("mark")),

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from attrs import asdict, evolve, frozen
 
-from nftpolicy.kernel.rtnetlink import Lookups, RtNetlink
-from nftpolicy.model.packet import number
+from nftpolicy.kernel.rtnetlink import RouteLookups, Rtnetlink
+from nftpolicy.model.packet import parse_address
 from nftpolicy.model.routing import Router
-from nftpolicy.model.search import Routed
+from nftpolicy.model.search import RouteResult
 from nftpolicy.netstate.routing import Route, Sysctl
 from nftpolicy.netstate.state import NetState
 from tests.lab.netns import Namespace, search_path
@@ -84,7 +84,7 @@ class Difference:
     question: Question
     commands: tuple[str, ...]
     kernel: Route | int
-    model: Routed
+    model: RouteResult
     why: str
 
     def __str__(self) -> str:
@@ -227,7 +227,7 @@ def _inside(pick: random.Random, prefix: str, family: int) -> str:
         return {4: "203.0.113.77", 6: "2a00::77"}[family]
     rest = width - int(length)
     low = pick.choice((1, 5, pick.getrandbits(rest) if rest else 0)) & ((1 << rest) - 1)
-    return str(type(ip_address(address))(number(address) | low))
+    return str(type(ip_address(address))(parse_address(address) | low))
 
 
 # Both sides
@@ -272,7 +272,7 @@ def install(commands: list[str], has_rules: bool = True) -> None:
         )
 
 
-def state(links: RtNetlink) -> NetState:
+def state(links: Rtnetlink) -> NetState:
     """In the namespace: what the kernel holds."""
     devices = tuple(links.devices())
     names = ("all", *(one.name for one in devices))
@@ -284,32 +284,32 @@ def state(links: RtNetlink) -> NetState:
     return NetState((), rules, routes, settings, devices)
 
 
-def by_kernel(lookups: Lookups, asked: Question) -> Route | int:
-    return lookups.getroute(**asdict(asked))
+def by_kernel(lookups: RouteLookups, asked: Question) -> Route | int:
+    return lookups.get_route(**asdict(asked))
 
 
-def by_model(router: Router, asked: Question) -> Routed:
+def by_model(router: Router, asked: Question) -> RouteResult:
     words = asdict(asked)
     family, destination, source = words.pop("family"), words.pop("destination"), words.pop("source")
     return router.lookup(
         family,
-        number(destination),
-        source=number(source) if source else None,
+        parse_address(destination),
+        source=parse_address(source) if source else None,
         forwarded=bool(asked.iif),
         exact=True,
         **words,
     )
 
 
-def difference(asked: Question, kernel: Route | int, model: Routed, has_rules: bool = True) -> str | None:
+def difference(asked: Question, kernel: Route | int, model: RouteResult, has_rules: bool = True) -> str | None:
     """What differs, or None."""
     stays = asked.iif and not isinstance(kernel, int) and kernel.kind == "anycast"  # whatever device the route names
     goes = not isinstance(kernel, int) and kernel.device != "lo" and not stays
     if model.outcome == "unknown":
         if goes and model.devices and kernel.device not in model.devices:
             return f"by {kernel.device}"
-        return None if goes or model.doubts else "it does not leave"
-    if model.doubts and not model.devices and not goes:
+        return None if goes or model.unsupported else "it does not leave"
+    if model.unsupported and not model.devices and not goes:
         return None  # the model says no more than that it doesn't leave
     if isinstance(kernel, int):
         return None if kernel == ERRNO.get(model.error or "") else f"errno {kernel}"
@@ -324,8 +324,8 @@ def difference(asked: Question, kernel: Route | int, model: Routed, has_rules: b
         return None
     if kernel.device != model.device:
         return f"by {kernel.device}"
-    one_of = model.gateway is None and model.route is not None and any(hop.gateway for hop in model.route.ways)
-    if kernel.gateway != model.gateway and not one_of and not model.doubts:
+    one_of = model.gateway is None and model.route is not None and any(hop.gateway for hop in model.route.all_nexthops)
+    if kernel.gateway != model.gateway and not one_of and not model.unsupported:
         return f"via {kernel.gateway}"
     # Without rules the local table is a part of the main one, and called by its number.
     if has_rules and model.table is not None and kernel.table != model.table:
@@ -337,8 +337,8 @@ def difference(asked: Question, kernel: Route | int, model: Routed, has_rules: b
 
 def compare(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, list[Difference]]:
     """In the namespace: the number of look-ups compared, of those that the model leaves open, and the differences."""
-    links, done, left_open, differences, turn = RtNetlink(), 0, 0, [], 0
-    with Lookups() as lookups:
+    links, done, left_open, differences, turn = Rtnetlink(), 0, 0, [], 0
+    with RouteLookups() as lookups:
         while done < wanted and len(differences) < 10:
             pick = random.Random(f"{seed}/{turn}")
             turn += 1
@@ -360,7 +360,7 @@ def compare(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, l
     return done, left_open, differences
 
 
-def smaller(links: RtNetlink, lookups: Lookups, found: Difference, has_rules: bool) -> Difference:
+def smaller(links: Rtnetlink, lookups: RouteLookups, found: Difference, has_rules: bool) -> Difference:
     """The same difference with as few commands and as plain a question as it takes."""
 
     def attempt(commands: tuple[str, ...], asked: Question) -> Difference | None:

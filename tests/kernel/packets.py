@@ -18,9 +18,21 @@ from attrs import evolve, frozen
 
 from nftpolicy.kernel.libnft import Nft
 from nftpolicy.kernel.linux import Linux
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, UDP, Packet, number, shown
+from nftpolicy.model.packet import (
+    FORWARD,
+    FRAME,
+    ICMP,
+    ICMPV6,
+    KERNEL,
+    SOCKET,
+    TCP,
+    UDP,
+    Packet,
+    format_address,
+    parse_address,
+)
 from nftpolicy.netstate import iproute, text
-from nftpolicy.netstate.routing import PROTOCOL
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.netstate.state import NetState
 from tests.lab.limits import brief
 from tests.lab.netns import Namespace, veth
@@ -246,17 +258,17 @@ def _ends(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
 def _install_and_send(state: NetState, packets: Sequence[Packet]) -> tuple[NetState, list[str]]:
     _install(state)
     answers = [_attempt(packet) for packet in packets]
-    found = Linux().everything()
+    found = Linux().read_all()
     return evolve(found, tables=tuple(table for table in found.tables if table.name != "wire")), answers
 
 
 def _install(state: NetState) -> None:
-    error = Nft().load("flush ruleset\n" + "".join(map(text.table, state.tables)) + _WIRE)
+    error = Nft().load("flush ruleset\n" + "".join(map(text.table_text, state.tables)) + _WIRE)
     assert error is None, error
     for family in FAMILIES:
         clear = "".join(f"route flush table {table}\n" for table in TABLES)
-        _ip(family, f"{clear}route flush table main proto {PROTOCOL}\nrule flush\n", check=False)
-        _ip(family, "rule add priority 32766 lookup main\n" + iproute.batch(state.rules, state.routes, family))
+        _ip(family, f"{clear}route flush table main proto {RTPROT_NFTPOLICY}\nrule flush\n", check=False)
+        _ip(family, "rule add priority 32766 lookup main\n" + iproute.batch_text(state.rules, state.routes, family))
 
 
 def _ip(family: int, lines: str, check: bool = True) -> None:
@@ -284,13 +296,13 @@ def _send_frame(packet: Packet) -> None:
 
 
 def _send_by_socket(packet: Packet) -> None:
-    target = shown(packet.family, packet.destination)
+    target = format_address(packet.family, packet.destination)
     with _socket(packet) as made:
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, packet.mark)
         if packet.bound:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, packet.bound.encode())
-        source = "" if packet.source is None else shown(packet.family, packet.source)
+        source = "" if packet.source is None else format_address(packet.family, packet.source)
         if packet.protocol in (ICMP, ICMPV6):
             if source:
                 made.bind((source, 0))
@@ -364,4 +376,4 @@ def _checksum(data: bytes) -> int:
 
 def own(family: int, device: str) -> int:
     """The machine's address on a device."""
-    return number(ADDRESSES[family][device].partition("/")[0])
+    return parse_address(ADDRESSES[family][device].partition("/")[0])

@@ -151,9 +151,9 @@ def _special(scope):
     marks = st.sampled_from((MARK,) if scope.is_link else (MARK, FLOW_MARK))
     signs = st.sampled_from(("==", "!="))
     found = [
-        st.builds(lambda of, mask, value, op: Match(Bitwise(of, keep=mask), value & mask, op), marks, masks,
+        st.builds(lambda of, mask, value, op: Match(Bitwise(of, and_mask=mask), value & mask, op), marks, masks,
                   st.sampled_from(MARKS), signs),
-        st.builds(lambda of, mask, values: Match(Bitwise(of, keep=mask), AnonymousSet(frozenset(v & mask for v in values))),
+        st.builds(lambda of, mask, values: Match(Bitwise(of, and_mask=mask), AnonymousSet(frozenset(v & mask for v in values))),
                   marks, masks, st.sets(st.sampled_from(MARKS), min_size=1)),
         st.builds(Match, st.just(Payload("th", "dport")), st.sampled_from(_PORTS), signs),
         st.builds(Match, st.sampled_from((Meta("iif"), Meta("oif"))), st.sampled_from(("w0", "lo")), signs),
@@ -161,14 +161,14 @@ def _special(scope):
     if protocol == "tcp":
         flags = Payload("tcp", "flags")
         found += [
-            st.builds(lambda mask, value: Match(Bitwise(flags, keep=mask), value),
+            st.builds(lambda mask, value: Match(Bitwise(flags, and_mask=mask), value),
                       st.sampled_from(("ack,fin,rst,syn", "fin,syn")), st.sampled_from(("syn", 0))),
             st.builds(Match, st.just(flags), st.sampled_from(("syn", "ack,syn", "rst")), st.sampled_from(("in", "!", "=="))),
             st.builds(Match, st.just(flags), st.sampled_from(("syn", "rst")), st.just("&")),
         ]  # fmt: skip
     if family:
         of, mask, value = {4: ("ip", "0.0.0.255", "0.0.0.77"), 6: ("ip6", "::ffff", "::77")}[family]
-        found.append(st.just(Match(Bitwise(Payload(of, "daddr"), keep=mask), value)))
+        found.append(st.just(Match(Bitwise(Payload(of, "daddr"), and_mask=mask), value)))
         found.append(_concats(scope))
     if protocol is None:
         found.append(_concats(scope))
@@ -216,7 +216,7 @@ def _values(scope):
         small,
         marks,
         st.builds(lambda of, keep, put: Bitwise(of, keep, put), marks, st.sampled_from((0, 1, 0xF0, 0xFFFFFFFE)), small),
-        st.builds(lambda of, put: Bitwise(of, put=put or 1), marks, small),
+        st.builds(lambda of, put: Bitwise(of, or_bits=put or 1), marks, small),
         st.builds(Binary, st.just("^"), marks, st.sampled_from((1, 3))),
         st.builds(Binary, st.sampled_from(("<<", ">>")), marks, st.sampled_from((1, 4))),
         st.builds(lambda some: Lookup(Meta("skuid"), frozenset(some.items())),

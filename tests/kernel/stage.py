@@ -10,8 +10,8 @@ import socket
 import struct
 from dataclasses import dataclass, replace
 
-from nftpolicy.model.packet import ICMP, ICMPV6, TCP, UDP, number
-from nftpolicy.model.view import View
+from nftpolicy.model.packet import ICMP, ICMPV6, TCP, UDP, parse_address
+from nftpolicy.model.view import PacketView
 from tests.lab.netns import Namespace, veth
 
 W0, W1, FAR0, FAR1 = "w0", "w1", "far0", "far1"
@@ -107,9 +107,9 @@ class Probe:
             "through": ("ingress", "prerouting", "forward", "postrouting"),
         }.get(self.way, ("output", "postrouting", "egress"))
 
-    def view(self, hook: str, priority: int) -> View:
+    def view(self, hook: str, priority: int) -> PacketView:
         """What a chain at a hook reads."""
-        source, destination = map(number, self.addresses)
+        source, destination = map(parse_address, self.addresses)
         out = {"lo": "lo", "through": W1}.get(self.way, W0)
         arrival = {"lo": "lo", "in": W0, "through": W0}.get(self.way)
         # What lo brings back has been through the output hook.
@@ -117,7 +117,7 @@ class Probe:
         before = first and priority < -190
         is_home = hook in ("output", "postrouting", "egress") and not self.is_far
         dscp = ("ip" if self.family == 4 else "ip6", "dscp")
-        return View(
+        return PacketView(
             family=self.family,
             source=source,
             destination=destination,

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
-from nftpolicy.model.chains import Ruleset, evaluate
-from nftpolicy.model.packet import number
-from nftpolicy.model.unknown import Doubts
-from nftpolicy.model.view import View
+from nftpolicy.model.chains import Ruleset, evaluate_chain
+from nftpolicy.model.packet import parse_address
+from nftpolicy.model.unknown import Choices
+from nftpolicy.model.view import PacketView
 from nftpolicy.netstate import json_in, text
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -167,7 +167,7 @@ FACTS = {
         (Match(Ct("state"), AnonymousSet(frozenset({"new", "invalid"}))),),
     ),
     "flags-of-tcp": alone(
-        (Match(Bitwise(Payload("tcp", "flags"), keep="ack,fin,rst,syn"), "syn"),),
+        (Match(Bitwise(Payload("tcp", "flags"), and_mask="ack,fin,rst,syn"), "syn"),),
         (Match(Payload("tcp", "flags"), "rst", "&"),),
         (Match(Payload("tcp", "flags"), "ack,syn", "in"),),
         (Match(Payload("tcp", "flags"), "ack,syn", "!"),),
@@ -198,12 +198,12 @@ FACTS = {
         sets=(EDGES,),
     ),
     "arithmetic-of-marks": alone(
-        (Match(Bitwise(MARK, keep=0x10), 0, "!="),),
+        (Match(Bitwise(MARK, and_mask=0x10), 0, "!="),),
         (Match(MARK, 3, ">="), Mangle(MARK, Binary("^", MARK, 1))),
         (Match(MARK, "1-2"), Mangle(MARK, Binary("<<", MARK, 2))),
-        (Mangle(Ct("mark"), Bitwise(MARK, keep=0x1C, put=3)),),
+        (Mangle(Ct("mark"), Bitwise(MARK, and_mask=0x1C, or_bits=3)),),
         (Match(Ct("mark"), 7), Mangle(MARK, Ct("mark"))),
-        (Mangle(MARK, Bitwise(MARK, keep=0xFFFFFFF0, put=9)), ACCEPT),
+        (Mangle(MARK, Bitwise(MARK, and_mask=0xFFFFFFF0, or_bits=9)), ACCEPT),
     ),
     "postrouting-sees-both-devices-of-what-is-passed-on": alone(
         (Match(Meta("iifname"), "w0"), Match(Meta("oifname"), "w1")), (Match(Meta("skuid"), 0),), hook=BEHIND
@@ -279,7 +279,9 @@ def test_addresses_are_translated_as_the_model_says(name, staged):
     hook = table.chains[0].hook.hook
     words = {"kind": f"ipv{family}_addr", "of": "ip" if family == 4 else "ip6"}
     node.nft("\n".join(f"table inet {one}\ndelete table inet {one}" for one in ("probed", "observer")))
-    node.nft(text.table(table) + WATCHER.format(**words, hook=hook, source=source, destination=destination, port=port))
+    node.nft(
+        text.table_text(table) + WATCHER.format(**words, hook=hook, source=source, destination=destination, port=port)
+    )
 
     def send() -> None:
         with socket.socket(stage.DOMAIN[family], socket.SOCK_DGRAM) as made:
@@ -289,12 +291,14 @@ def test_addresses_are_translated_as_the_model_says(name, staged):
     node.call(send, uid=1000, gid=100)
     listed = json.loads(node.run(["nft", "-j", "list", "set", "inet", "observer", "seen"]).stdout)
     node.nft("delete table inet probed\ndelete table inet observer")
-    (seen,) = json_in.ruleset(listed)[0].sets
-    view = View(family, number(source), number(destination), 17, port, port, oif="w0", uid=1000, gid=100)
-    assert evaluate(Ruleset((table,)), table, table.chains[0], view, Doubts()) == "accept"
+    (seen,) = json_in.decode_ruleset(listed)[0].sets
+    view = PacketView(
+        family, parse_address(source), parse_address(destination), 17, port, port, oif="w0", uid=1000, gid=100
+    )
+    assert evaluate_chain(Ruleset((table,)), table, table.chains[0], view, Choices()) == "accept"
     if view.snat and view.new_source is None:
-        view.source = number(source)  # the device has several addresses, and the first is the one that is taken
-    shown = {tuple(number(one) if isinstance(one, str) else one for one in element) for element in seen.elements}
+        view.source = parse_address(source)  # the device has several addresses, and the first is the one that is taken
+    shown = {tuple(parse_address(one) if isinstance(one, str) else one for one in element) for element in seen.elements}
     assert shown == {(view.source, view.destination, view.sport, view.dport)}
 
 
@@ -328,10 +332,10 @@ def test_chains_follow_each_other_as_the_model_says(first, second):
     with Namespace("node") as node:
         for part in ORDER.format(first=first, second=second).split("\ntable ")[1:]:
             node.nft(f"table {part}")
-        ruleset = Ruleset(json_in.ruleset(json.loads(node.run(["nft", "-j", "list", "ruleset"]).stdout)))
-        view = View(4, number("127.0.0.1"), number("127.0.0.2"), 17, 1, 9, oif="lo")
-        for table, chain in ruleset.hooked(4, "output"):
-            evaluate(ruleset, table, chain, view, Doubts())
+        ruleset = Ruleset(json_in.decode_ruleset(json.loads(node.run(["nft", "-j", "list", "ruleset"]).stdout)))
+        view = PacketView(4, parse_address("127.0.0.1"), parse_address("127.0.0.2"), 17, 1, 9, oif="lo")
+        for table, chain in ruleset.base_chains(4, "output"):
+            evaluate_chain(ruleset, table, chain, view, Choices())
 
         def send() -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from nftpolicy.kernel.closing import Running
-from nftpolicy.kernel.conntrack import Conntrack, Flow
+from nftpolicy.kernel.closing import LiveSockets
+from nftpolicy.kernel.conntrack import Conntrack, ConntrackEntry
 from nftpolicy.kernel.errors import Unavailable
-from nftpolicy.kernel.sock_diag import CLOSED, GONE, TCP, UDP, Listed, SockDiag
+from nftpolicy.kernel.sock_diag import CLOSED, GONE, TCP, UDP, InetSocket, SockDiag
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
@@ -79,17 +79,17 @@ def server(two_ways: Namespace, far: Namespace) -> Iterator[Server]:
         yield Server(two_ways, far, stack)
 
 
-def sockets() -> list[Listed]:
+def sockets() -> list[InetSocket]:
     with SockDiag() as diag:
         return diag.sockets()
 
 
-def destroy(one: Listed) -> str:
+def destroy(one: InetSocket) -> str:
     with SockDiag() as diag:
         return diag.destroy(one)
 
 
-def of(space: Namespace, made: socket.socket) -> Listed:
+def of(space: Namespace, made: socket.socket) -> InetSocket:
     inode = os.fstat(made.fileno()).st_ino
     return next(one for one in space.call(sockets) if one.inode == inode)
 
@@ -119,12 +119,12 @@ def test_a_connection_is_listed_with_all_that_decides_about_it(
     assert (found.local, found.sport) == mine.getsockname()[:2]
     assert found.local == NODE["wan"][family]
     assert (found.remote, found.dport) == mine.getpeername()[:2]
-    assert (found.uid, found.bound, found.connected) == (0, None, True)
+    assert (found.uid, found.bound, found.is_connected) == (0, None, True)
     assert found.cookie == int.from_bytes(mine.getsockopt(socket.SOL_SOCKET, 57, 8), "little")  # SO_COOKIE
     assert found.cgroup
 
 
-def _of_a_user() -> list[Listed]:
+def _of_a_user() -> list[InetSocket]:
     with (
         socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as mapped,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -189,7 +189,7 @@ def _ten_thousand() -> tuple[int, float]:
         for _ in range(5000):
             stack.enter_context(socket.create_connection(listener.getsockname()))
             stack.enter_context(listener.accept()[0])
-        with Running() as running:
+        with LiveSockets() as running:
             start = time.perf_counter()
             found = running.sockets()
             return len(found), time.perf_counter() - start
@@ -250,9 +250,9 @@ def test_udp_gets_an_error_and_can_go_on(two_ways: Namespace, server: Server) ->
 # --- Resets -----------------------------------------------------------------------------------
 
 
-def _close(one: Listed, muffle: tuple[Any, ...] | None) -> tuple[str | None, str]:
-    with Running() as running, contextlib.ExitStack() as stack:
-        loud = stack.enter_context(running.muffled(*muffle)) if muffle else None
+def _close(one: InetSocket, muffle: tuple[Any, ...] | None) -> tuple[str | None, str]:
+    with LiveSockets() as running, contextlib.ExitStack() as stack:
+        loud = stack.enter_context(running.suppress_resets(*muffle)) if muffle else None
         return loud, running.destroy(one)
 
 
@@ -302,7 +302,7 @@ def test_the_reset_of_a_closed_connection_goes_by_the_new_routes_unless_it_is_mu
 
 
 def _muffle_and_wait() -> None:
-    with Running() as running, running.muffled([(1, 1)], [], []):
+    with LiveSockets() as running, running.suppress_resets([(1, 1)], [], []):
         time.sleep(30)
 
 
@@ -325,8 +325,8 @@ def _hold(ready: str) -> None:
 
 
 def _groups(inodes: list[int]) -> dict[int, int]:
-    with Running() as running:
-        return running.groups(inodes)
+    with LiveSockets() as running:
+        return running.owner_groups(inodes)
 
 
 def test_the_group_of_who_opened_a_socket_is_found(two_ways: Namespace) -> None:
@@ -340,9 +340,9 @@ def test_the_group_of_who_opened_a_socket_is_found(two_ways: Namespace) -> None:
         two_ways.end(process)
 
 
-def _leads(which: list[Listed]) -> list[str | None]:
-    with Running() as running:
-        return [running.leads(one) for one in which]
+def _leads(which: list[InetSocket]) -> list[str | None]:
+    with LiveSockets() as running:
+        return [running.egress_device(one) for one in which]
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -380,14 +380,14 @@ table inet marking {
 """
 
 
-def flows(value: int, mask: int) -> list[Flow]:
+def flows(value: int, mask: int) -> list[ConntrackEntry]:
     with Conntrack() as channel:
         return channel.flows(value, mask)
 
 
-def forget(which: list[Flow]) -> list[bool]:
+def forget(which: list[ConntrackEntry]) -> list[bool]:
     with Conntrack() as channel:
-        return [channel.forget(one) for one in which]
+        return [channel.delete_flow(one) for one in which]
 
 
 ECHO_REQUEST = bytes.fromhex("0800f7fd00010001")  # RFC 792, with its checksum
@@ -411,7 +411,7 @@ def tracked(two_ways: Namespace, far: Namespace) -> Namespace:
     return two_ways
 
 
-def names(found: list[Flow]) -> set[tuple[int, int, int]]:
+def names(found: list[ConntrackEntry]) -> set[tuple[int, int, int]]:
     return {(one.family, one.protocol, one.original.dport) for one in found}
 
 

@@ -30,7 +30,7 @@ def compared() -> list[str]:
     )
     error = nft.load(f"table inet t {{\n{body}}}\n")
     assert error is None, error
-    (table,) = json_in.ruleset(nft.json("list table inet t"))
+    (table,) = json_in.decode_ruleset(nft.list_json("list table inet t"))
     read = {one.name: elements.read_elements("inet", "t", one.name, one.type) for one in table.sets}
     return [one.name for one in table.sets if read[one.name] != one.elements]
 

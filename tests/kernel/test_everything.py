@@ -11,7 +11,7 @@ from attrs import evolve
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.libnft import Nft
 from nftpolicy.kernel.linux import Linux
-from nftpolicy.kernel.rtnetlink import RtNetlink
+from nftpolicy.kernel.rtnetlink import Rtnetlink
 from nftpolicy.netstate import ip_json, iproute
 from nftpolicy.netstate.nft import SetRef
 from tests.kernel.lookups import install, prepare, world
@@ -68,7 +68,7 @@ def space(able):
 
 def read():
     """By netlink and by `ip`, which is asked for numbers, and for names; both families."""
-    links = RtNetlink()
+    links = Rtnetlink()
     found = []
     for family in (4, 6):
         for numbers in (["-N"], []):
@@ -79,7 +79,7 @@ def read():
             found.append(
                 (
                     (tuple(links.rules(family)), tuple(links.routes(family))),
-                    (ip_json.rules(said[0], family), ip_json.routes(said[1], family)),
+                    (ip_json.decode_rules(said[0], family), ip_json.decode_routes(said[1], family)),
                 )
             )
     return found
@@ -87,7 +87,12 @@ def read():
 
 def whole(one):
     """With what takes no part in comparisons, but for who made it, which ip tells with -d only."""
-    return iproute.shown(one).rpartition(" proto")[0], one.unknown, getattr(one, "scope", ""), getattr(one, "dead", "")
+    return (
+        iproute.display_text(one).rpartition(" proto")[0],
+        one.unknown,
+        getattr(one, "scope", ""),
+        getattr(one, "dead", ""),
+    )
 
 
 def same(space):
@@ -132,7 +137,7 @@ def test_nexthop_objects(space):
 
 def rewrite(seed):
     """What was installed, and what there is after it was taken away and put back with the words for `ip`."""
-    links, states = RtNetlink(), []
+    links, states = Rtnetlink(), []
     install(world(random.Random(seed)))
     for _ in range(2):
         rules = tuple(one for family in (4, 6) for one in links.rules(family))
@@ -141,7 +146,7 @@ def rewrite(seed):
         install([])
         for family in (4, 6):
             mine = tuple(one for one in rules if one.priority not in (0, 32766, 32767))
-            batch = iproute.batch(mine, routes, family)
+            batch = iproute.batch_text(mine, routes, family)
             subprocess.run(
                 ["ip", f"-{family}", "-batch", "-"], input=batch, text=True, check=True, env={"PATH": search_path()}
             )
@@ -154,11 +159,11 @@ def test_the_words_for_ip_make_the_same_again(space, seed):
     kept = {0, 32766, 32767}
     for old, new in zip(before, after, strict=True):
         plain = [[one for one in some if getattr(one, "priority", 1) not in kept] for some in (old, new)]
-        assert sorted(map(iproute.shown, plain[0])) == sorted(map(iproute.shown, plain[1]))
+        assert sorted(map(iproute.display_text, plain[0])) == sorted(map(iproute.display_text, plain[1]))
 
 
 def everything():
-    return Linux().everything()
+    return Linux().read_all()
 
 
 def test_everything(space):
@@ -205,7 +210,7 @@ def test_a_listing_that_kills_the_library_is_told(space):
     def look():
         expect_abort()
         try:
-            return [table.name for table in Linux().everything().tables]
+            return [table.name for table in Linux().read_all().tables]
         except Unavailable as error:
             return str(error)
 
@@ -237,7 +242,7 @@ def look_at_owned():
         holder = Nft()
         assert holder.load(text) is None
         linux = Linux()
-        found.append((linux.everything().tables, linux.table_names(), linux.observe("owned", ("inet",), 0, ()).tables))
+        found.append((linux.read_all().tables, linux.table_names(), linux.read_own("owned", ("inet",), 0, ()).tables))
         holder.load("flush ruleset\n")
     return found
 
@@ -256,7 +261,7 @@ def look_beside():
     holder = Nft()
     assert holder.load(OWNED) is None
     assert holder.load('table inet other { chain c { iifname { "w*", "x*" } accept; }; }\n') is None
-    return Linux().observe("owned", ("inet",), 0, ()).tables
+    return Linux().read_own("owned", ("inet",), 0, ()).tables
 
 
 def test_a_listing_that_kills_the_library_hides_no_other_table(space):

@@ -191,10 +191,10 @@ def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
     def lied() -> tuple[int, str]:
         from attrs import evolve
 
-        from nftpolicy.kernel.rtnetlink import Lookups
+        from nftpolicy.kernel.rtnetlink import RouteLookups
 
-        honest = Lookups.getroute
-        Lookups.getroute = lambda *words, **more: evolve(honest(*words, **more), **answer)
+        honest = RouteLookups.get_route
+        RouteLookups.get_route = lambda *words, **more: evolve(honest(*words, **more), **answer)
         return inside("--to", FAR[4], "--mark", "1", "--gid", "800")
 
     status, said = held.space.call(lied)
@@ -357,10 +357,10 @@ def outside(node: Node, *words: object) -> str:
     return done.stdout
 
 
-def look(space: Namespace, pid: int) -> list[sockets.Socket]:
+def look(space: Namespace, pid: int) -> list[sockets.ProcessSocket]:
     """The sockets of a process, asked from inside its network namespace; by its number outside."""
     with space._net():
-        return list(sockets.sockets_of(pid).sockets)
+        return list(sockets.read_process_sockets(pid).sockets)
 
 
 def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
@@ -408,7 +408,7 @@ def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> Non
     chain = f" chain c {{\n  type filter hook output priority 0\n{rules} }}\n"
     held.space.nft(f"table inet owners {{\n{counters}{chain}}}\n")
     try:
-        found: list[sockets.Socket] = []
+        found: list[sockets.ProcessSocket] = []
 
         def whole() -> None:
             with program(held.space, opener, gid=SERVICE) as pid:
@@ -449,7 +449,7 @@ def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() 
             Path(f"/proc/{process}/{kind}_map").write_text("0 100000 65536\n")
         os.write(go[1], b"x")
         assert os.read(ready[0], 1) == b"x", "the child ended early"
-        (found,) = [one for one in sockets.sockets_of(process).sockets if one.sport]
+        (found,) = [one for one in sockets.read_process_sockets(process).sockets if one.sport]
         listed = ["nsenter", f"--net=/proc/{process}/ns/net", "nft", "-j", "list", "counters"]
         told = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)["nftables"]
     finally:
@@ -506,10 +506,10 @@ def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
 def test_a_process_that_is_gone(held: Node) -> None:
     with program(held.space, marked) as pid:
         pass
-    with pytest.raises(sockets.Gone, match=f"there is no process {pid}"):
-        sockets.sockets_of(pid)
-    with pytest.raises(sockets.Gone, match=f"there is no process {pid}"):
-        sockets.enter_network_of(pid)
+    with pytest.raises(sockets.NoSuchProcess, match=f"there is no process {pid}"):
+        sockets.read_process_sockets(pid)
+    with pytest.raises(sockets.NoSuchProcess, match=f"there is no process {pid}"):
+        sockets.enter_netns_of(pid)
     done = held.run("explain", "--pid", str(2**22 - 1), check=False)
     assert (done.returncode, done.stderr.startswith("nftpolicy: --pid: there is no process")) == (2, True)
 
@@ -521,7 +521,7 @@ def test_without_the_right_to_look_that_is_told(held: Node) -> None:
         if child_ == 0:
             try:
                 os.setuid(65534)
-                child.answer(sender, lambda: sockets.sockets_of(pid))
+                child.answer(sender, lambda: sockets.read_process_sockets(pid))
             finally:
                 os._exit(0)
         os.close(sender)

@@ -17,8 +17,8 @@ from nftpolicy.netstate.nft import (
     Hook,
     Limit,
     Map,
-    Named,
     NamedCounter,
+    NamedObject,
     Quota,
     Rule,
     Set,
@@ -51,9 +51,9 @@ SURROUNDINGS = Table(
     ),
     counters=(NamedCounter("cn"),),
     objects=(
-        Named("ln", Limit(10, "minute", 3, over=True)),
-        Named("qn", Quota(500, over=True)),
-        Named("hftp", CtHelper("ftp", "tcp", "ip")),
+        NamedObject("ln", Limit(10, "minute", 3, over=True)),
+        NamedObject("qn", Quota(500, over=True)),
+        NamedObject("hftp", CtHelper("ftp", "tcp", "ip")),
     ),
     chains=(Chain("c1"),),
 )  # fmt: skip
@@ -71,7 +71,7 @@ PLACES = {
 
 def rules(place):
     return tuple(
-        Rule(tuple(map(json_in.statement, form["json"])), f"form {at}")
+        Rule(tuple(map(json_in.decode_statement, form["json"])), f"form {at}")
         for at, form in enumerate(FORMS)
         if form["place"] == place
     )
@@ -79,9 +79,11 @@ def rules(place):
 
 def listed_again(table):
     with Namespace("node") as node:
-        node.nft(text.table(table))
+        node.nft(text.table_text(table))
         found = json.loads(node.run(["nft", "-j", "list", "ruleset"]).stdout)
-        (back,) = json_in.completed(json_in.ruleset(found), node.run(["nft", "list", "ruleset"]).stdout)
+        (back,) = json_in.add_text_only_details(
+            json_in.decode_ruleset(found), node.run(["nft", "list", "ruleset"]).stdout
+        )
     return back
 
 
@@ -101,7 +103,7 @@ def test_surroundings_are_listed_as_they_were():
     flowtable = Flowtable("ft", 5, frozenset())
     table = evolve(SURROUNDINGS, flags=frozenset({"dormant"}))
     assert listed_again(table) == table
-    assert "flowtable ft" in text.table(evolve(table, flowtables=(flowtable,)))
+    assert "flowtable ft" in text.table_text(evolve(table, flowtables=(flowtable,)))
 
 
 def test_chains_of_several_devices_are_listed_as_they_were():

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from nftpolicy.kernel.rtnetlink import Lookups, RtNetlink
+from nftpolicy.kernel.rtnetlink import RouteLookups, Rtnetlink
 from nftpolicy.model.routing import Router
 from tests.kernel.lookups import ERRNO, Question, by_kernel, by_model, compare, difference, install, prepare, state
 from tests.lab.netns import Namespace
@@ -367,9 +367,9 @@ def shown(answer):
 
 def ask(commands, asked, has_rules):
     install([*PLAIN, *commands], has_rules)
-    with Lookups() as lookups:
+    with RouteLookups() as lookups:
         kernel = by_kernel(lookups, asked)
-    return kernel, by_model(Router(state(RtNetlink())), asked)
+    return kernel, by_model(Router(state(Rtnetlink())), asked)
 
 
 def check(space, case, has_rules):

@@ -9,10 +9,10 @@ import textwrap
 import pytest
 
 from nftpolicy.kernel.bpf.programs import mark_program
-from nftpolicy.kernel.cgroup import MarkedGroup, unmarked
+from nftpolicy.kernel.cgroup import MarkedCgroup, unmarked_sockets
 from nftpolicy.kernel.errors import Unavailable
-from nftpolicy.kernel.seccomp import MarkedCalls
-from nftpolicy.kernel.tap import only_from
+from nftpolicy.kernel.seccomp import SocketCallMarker
+from nftpolicy.kernel.tap import receive_only_from
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth
 
@@ -35,21 +35,21 @@ PROGRAM = textwrap.dedent(
 SEEN = [f"{VALUE} False 65534"] * 4 + ["AF_UNIX b'x'"]
 
 
-def by_cgroup() -> MarkedGroup:
-    return MarkedGroup(f"test-{os.getpid()}", VALUE, MASK)
+def by_cgroup() -> MarkedCgroup:
+    return MarkedCgroup(f"test-{os.getpid()}", VALUE, MASK)
 
 
-def run(marking: MarkedGroup | MarkedCalls, text: str) -> list[str]:
+def run(marking: MarkedCgroup | SocketCallMarker, text: str) -> list[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", text], preexec_fn=marking.before, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", text], preexec_fn=marking.before_exec, stdout=subprocess.PIPE, text=True
     )
-    marking.started()
+    marking.after_start()
     output, _ = process.communicate(timeout=limit(20))
     assert process.returncode == 0
     return output.splitlines()
 
 
-@pytest.mark.parametrize("make", [by_cgroup, lambda: MarkedCalls(VALUE, MASK)], ids=["cgroup", "seccomp"])
+@pytest.mark.parametrize("make", [by_cgroup, lambda: SocketCallMarker(VALUE, MASK)], ids=["cgroup", "seccomp"])
 def test_sockets_of_a_program_without_capabilities_wear_the_mark(make) -> None:  # type: ignore[no-untyped-def]
     try:
         marking = make().__enter__()
@@ -74,14 +74,14 @@ def test_a_failing_socket_call_fails_as_it_would_without_us() -> None:
             print(errno.errorcode[error.errno])
         """
     )
-    with MarkedCalls(VALUE, MASK) as marking:
+    with SocketCallMarker(VALUE, MASK) as marking:
         assert run(marking, text) == ["EPROTONOSUPPORT"]
 
 
 def test_a_cgroup_is_tried_and_removed() -> None:
     try:
         with by_cgroup() as group:
-            assert group.tried()
+            assert group.verify()
             name = group.name
     except Unavailable as error:
         pytest.skip(str(error))
@@ -94,9 +94,9 @@ def test_a_program_that_does_not_mark_is_found_out() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
         bare.bind(("127.0.0.1", 0))
         port = bare.getsockname()[1]
-        assert f"SOCK_DGRAM socket, port {port}" in unmarked(os.getpid(), (VALUE, MASK))
+        assert f"SOCK_DGRAM socket, port {port}" in unmarked_sockets(os.getpid(), (VALUE, MASK))
         bare.setsockopt(socket.SOL_SOCKET, 36, VALUE | FOREIGN)
-        assert f"SOCK_DGRAM socket, port {port}" not in unmarked(os.getpid(), (VALUE, MASK))
+        assert f"SOCK_DGRAM socket, port {port}" not in unmarked_sockets(os.getpid(), (VALUE, MASK))
 
 
 def test_the_program_keeps_foreign_bits() -> None:
@@ -115,7 +115,7 @@ def test_a_socket_that_hears_this_machine_alone(node: Namespace, far: Namespace)
     def heard(filtered: bool) -> list[bytes]:
         with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
             if filtered:
-                only_from(one, "lo")
+                receive_only_from(one, "lo")
             one.bind(("192.0.2.1", 4000))
             one.settimeout(5)
             far.call(_say, b"far")

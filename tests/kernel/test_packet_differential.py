@@ -13,8 +13,8 @@ import pytest
 from nftpolicy.model import chains, walk
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
 from nftpolicy.model.routing import Router
-from nftpolicy.model.search import Routed
-from nftpolicy.model.sending import Sending
+from nftpolicy.model.search import RouteResult
+from nftpolicy.model.sending import OutputRouting
 
 from .compared import Sample, disagreements, send, walks
 from .generated import Chance
@@ -66,20 +66,20 @@ def test_the_samples_mean_something(samples: list[Sample]) -> None:
 
 
 def _new_oif(patch: pytest.MonkeyPatch) -> None:
-    plain = walk._Run._routed_again
+    plain = walk._Tracer._reroute
 
-    def routed_again(self: walk._Run, *how: object) -> str | None:
+    def routed_again(self: walk._Tracer, *how: object) -> str | None:
         stop = plain(self, *how)
-        self._view.oif = self._way.device
+        self._view.oif = self._route.device
         return stop
 
-    patch.setattr(walk._Run, "_routed_again", routed_again)
+    patch.setattr(walk._Tracer, "_reroute", routed_again)
 
 
 def _owner_kept(patch: pytest.MonkeyPatch) -> None:
-    plain = Sending.again
+    plain = OutputRouting.reroute
 
-    def again(self: Sending, packet: Packet, *how: object) -> object:
+    def again(self: OutputRouting, packet: Packet, *how: object) -> object:
         looked_up = self._router.lookup
         self._router = _Renamed(lambda *of, **to: looked_up(*of, **{**to, "uid": packet.uid}), self._router)
         try:
@@ -87,34 +87,34 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
         finally:
             self._router = self._router.plain
 
-    patch.setattr(Sending, "again", again)
+    patch.setattr(OutputRouting, "reroute", again)
 
 
 class _Renamed:
     """A router with another look-up."""
 
-    def __init__(self, lookup: Callable[..., Routed], plain: Router) -> None:
+    def __init__(self, lookup: Callable[..., RouteResult], plain: Router) -> None:
         self.lookup, self.plain, self.reads_ports = lookup, plain, plain.reads_ports
 
 
 def _no_second_look_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk._Run, "_routed_again", lambda *_: None)
+    patch.setattr(walk._Tracer, "_reroute", lambda *_: None)
 
 
 def _nat_by_priority(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(chains, "NAT", {})
+    patch.setattr(chains, "NAT_PRIORITIES", {})
 
 
 def _always_tracked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk, "tracks", lambda *_: True)
+    patch.setattr(walk, "needs_conntrack", lambda *_: True)
 
 
 def _nothing_on_link(patch: pytest.MonkeyPatch) -> None:
     plain = Router.lookup
 
-    def lookup(self: Router, family: int, *of: object, **to: object) -> Routed:
+    def lookup(self: Router, family: int, *of: object, **to: object) -> RouteResult:
         found = plain(self, family, *of, **to)
-        return Routed("none") if family == 4 and to.get("oif") and found.route is None else found
+        return RouteResult("none") if family == 4 and to.get("oif") and found.route is None else found
 
     patch.setattr(Router, "lookup", lookup)
 

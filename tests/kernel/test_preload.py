@@ -11,7 +11,7 @@ import pytest
 
 import hatch_build
 from nftpolicy.kernel import capability
-from nftpolicy.kernel.cgroup import MarkedGroup
+from nftpolicy.kernel.cgroup import MarkedCgroup
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.policy.mark import Mark
 from nftpolicy.runtime.service import preload
@@ -173,28 +173,28 @@ def test_what_the_environment_says_is_what_it_takes(client: Path, monkeypatch: p
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     monkeypatch.setenv("LIBPACKETMARK_OPTIONAL", "1")
-    made = {**os.environ, **preload.environment(Mark(0x500, 0xFF00))}
+    made = {**os.environ, **preload.preload_environment(Mark(0x500, 0xFF00))}
     assert run(client, made).stdout.split() == ["1280"] * FOUR
     assert made["LIBPACKETMARK_OPTIONAL"] == "0"
 
 
 def test_libraries_that_are_preloaded_already_stay() -> None:
-    ours = str(preload.library())
+    ours = str(preload.library_path())
     for before, after in (("", ours), ("a.so b.so", f"{ours}:a.so:b.so"), (f"a.so:{ours}", f"{ours}:a.so")):
-        assert preload.environment(Mark(1, 1), {"LD_PRELOAD": before})["LD_PRELOAD"] == after
+        assert preload.preload_environment(Mark(1, 1), {"LD_PRELOAD": before})["LD_PRELOAD"] == after
 
 
 def test_bits_outside_the_mask_stay(folder: Path, client: Path) -> None:
     try:
-        group = MarkedGroup(f"test-preload-{os.getpid()}", 0x3, 0x3)
+        group = MarkedCgroup(f"test-preload-{os.getpid()}", 0x3, 0x3)
         group.__enter__()
     except Unavailable as error:
         pytest.skip(str(error))
     try:
         for mark, seen in (("0x500/0xff00", 0x503), ("0x500", 0x500), ("0x502/0xff02", 0x503)):
-            found = run(client, environment(folder, mark), preexec_fn=group.before).stdout.split()
+            found = run(client, environment(folder, mark), preexec_fn=group.before_exec).stdout.split()
             assert found == [str(seen)] * FOUR
-        assert run(client, {}, preexec_fn=group.before).stdout.split() == ["3"] * FOUR, "inconclusive"
+        assert run(client, {}, preexec_fn=group.before_exec).stdout.split() == ["3"] * FOUR, "inconclusive"
     finally:
         group.__exit__()
 
@@ -267,7 +267,7 @@ def test_a_mark_that_may_not_be_set_ends_the_program(folder: Path, client: Path,
 
 def test_another_user_may_mark_with_the_one_capability_for_it(folder: Path, client: Path) -> None:
     def become(keeping: bool) -> None:
-        with capability.kept(capability.to_mark()) if keeping else contextlib.nullcontext():
+        with capability.keep_capability(capability.cap_for_so_mark()) if keeping else contextlib.nullcontext():
             os.setresuid(65534, 65534, 65534)
 
     done = run(client, environment(folder, "1"), preexec_fn=lambda: become(True))
@@ -275,7 +275,7 @@ def test_another_user_may_mark_with_the_one_capability_for_it(folder: Path, clie
     assert run(client, environment(folder, "1"), preexec_fn=lambda: become(False)).returncode == NOPERM, "the control"
     command = ["grep", "-h", "^Cap[PEA]", "/proc/self/status"]
     held = subprocess.run(command, preexec_fn=lambda: become(True), capture_output=True, text=True, check=True).stdout
-    assert {line.split()[1] for line in held.splitlines()} == {f"{1 << capability.to_mark():016x}"}
+    assert {line.split()[1] for line in held.splitlines()} == {f"{1 << capability.cap_for_so_mark():016x}"}
 
 
 def test_the_old_way_goes_on_and_says_so_once(folder: Path, client: Path) -> None:
@@ -359,20 +359,20 @@ REASONS = {
 @pytest.mark.parametrize("make", REASONS, ids=lambda make: make.__name__)
 def test_a_program_that_would_not_be_marked_is_refused(folder: Path, client: Path, make) -> None:  # type: ignore[no-untyped-def]
     program = make(folder)
-    assert REASONS[make] in str(preload.refusal(program))
+    assert REASONS[make] in str(preload.refusal_reason(program))
     done = run(program, environment(folder, "1"), **NOBODY)
     assert done.stdout.split() == ["0"] * FOUR, "the control: it really has sockets without the mark"
-    assert preload.refusal(client) is None
+    assert preload.refusal_reason(client) is None
     script = folder / "script"
     script.write_text(f"#!{program} -x\n")
-    assert REASONS[make] in str(preload.refusal(script))
-    assert str(preload.refusal(script)).startswith(f"{script} is run by {program}, which ")
+    assert REASONS[make] in str(preload.refusal_reason(script))
+    assert str(preload.refusal_reason(script)).startswith(f"{script} is run by {program}, which ")
 
 
 def test_what_can_not_be_known_from_the_file(folder: Path) -> None:
     """A program that calls the kernel itself is not refused; its packets are the guard's (tests/leaks)."""
     raw = build(folder, CLIENT, "-DRAW", name="raw")
-    assert preload.refusal(raw) is None
+    assert preload.refusal_reason(raw) is None
     assert run(raw, environment(folder, "1")).stdout.split() == ["0"] * FOUR
 
 
@@ -381,7 +381,7 @@ def test_other_word_sizes_are_refused(folder: Path, client: Path) -> None:
     head = bytearray(client.read_bytes())
     head[18] = 3  # e_machine: EM_386
     other.write_bytes(head)
-    assert "another machine" in str(preload.refusal(other))
+    assert "another machine" in str(preload.refusal_reason(other))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_other_word_sizes_are_refused(folder: Path, client: Path) -> None:
 def test_what_is_no_program(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
-    assert words in str(preload.refusal(file))
+    assert words in str(preload.refusal_reason(file))
 
 
 def test_scripts(tmp_path: Path, client: Path) -> None:
@@ -413,11 +413,11 @@ def test_scripts(tmp_path: Path, client: Path) -> None:
         "#!/bin/sh",
     ):
         file.write_text(f"{line}\n")
-        assert preload.refusal(file) is None, line
+        assert preload.refusal_reason(file) is None, line
     file.write_text(f"#!{file}\n")
-    assert "too many times" in str(preload.refusal(file))
-    assert "No such file" in str(preload.refusal(tmp_path / "nonexistent"))
-    assert "Is a directory" in str(preload.refusal(tmp_path))
+    assert "too many times" in str(preload.refusal_reason(file))
+    assert "No such file" in str(preload.refusal_reason(tmp_path / "nonexistent"))
+    assert "Is a directory" in str(preload.refusal_reason(tmp_path))
 
 
 def test_a_library_that_the_user_may_not_read_is_refused(
@@ -427,14 +427,14 @@ def test_a_library_that_the_user_may_not_read_is_refused(
     closed.mkdir(mode=0o700)
     shutil.copy(preload.LIBRARY, closed)
     monkeypatch.setattr(preload, "LIBRARY", closed / "libpacketmark.so")
-    assert "may not read" in str(preload.refusal(client, 65534))
+    assert "may not read" in str(preload.refusal_reason(client, 65534))
     with pytest.raises(Unavailable, match="may not read"):
-        preload.environment(Mark(1, 1), {}, 65534)
-    assert preload.refusal(client, 0) is None
+        preload.preload_environment(Mark(1, 1), {}, 65534)
+    assert preload.refusal_reason(client, 0) is None
     done = run(client, environment(closed, "1"), **NOBODY)
     assert done.stdout.split() == ["0"] * FOUR, "the control: ld.so leaves it out"
     monkeypatch.setattr(preload, "LIBRARY", folder / "libpacketmark.so")
-    assert preload.refusal(client, 65534) is None
+    assert preload.refusal_reason(client, 65534) is None
 
 
 # Without a compiler, and where nobody can be told
@@ -443,13 +443,13 @@ def test_a_library_that_the_user_may_not_read_is_refused(
 def test_without_the_library_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preload, "LIBRARY", tmp_path / "libpacketmark.so")
     with pytest.raises(Unavailable, match=r"no C compiler .*gcc and libc6-dev"):
-        preload.environment(Mark(1, 1), {})
+        preload.preload_environment(Mark(1, 1), {})
     folder = tmp_path / "with space"
     folder.mkdir()
     (folder / "libpacketmark.so").write_bytes(b"")
     monkeypatch.setattr(preload, "LIBRARY", folder / "libpacketmark.so")
     with pytest.raises(Unavailable, match="LD_PRELOAD cannot contain"):
-        preload.environment(Mark(1, 1), {})
+        preload.preload_environment(Mark(1, 1), {})
 
 
 def test_building_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

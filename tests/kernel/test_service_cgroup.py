@@ -68,7 +68,7 @@ def test_sockets_inside_are_marked_and_no_others(node: Namespace, cgroup: Path) 
     assert node.call(groups.attach, cgroup.name, VALUE, MASK) is True
     assert node.call(marks_inside, cgroup) == {VALUE}, "an unprivileged process"
     assert node.call(marks_inside, cgroup, None) == {VALUE}, "root, raw sockets too"
-    assert node.call(groups.own_sockets, socket.AF_INET) == {"SOCK_DGRAM": 0, "SOCK_STREAM": 0}, "outside"
+    assert node.call(groups.own_socket_marks, socket.AF_INET) == {"SOCK_DGRAM": 0, "SOCK_STREAM": 0}, "outside"
     assert node.call(groups.detach, cgroup.name) is True
     assert node.call(marks_inside, cgroup) == {0}
     assert node.call(groups.detach, cgroup.name) is False
@@ -341,7 +341,7 @@ def entered(path: str, error: int | None) -> dict[str, int]:
     if error is not None:
         _forbid(_FSOPEN, error)
     groups.enter(path, VALUE, MASK)
-    return groups.own_sockets(socket.AF_INET6)
+    return groups.own_socket_marks(socket.AF_INET6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, TCP, Flow, Packet, number
-from nftpolicy.model.walk import Model, Walk
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, TCP, CtInfo, Packet, parse_address
+from nftpolicy.model.walk import Model, Trace
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Chain, Ct, Dnat, Fib, Hook, Mangle, Match, Meta, Payload, Rule, Table
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route
@@ -17,7 +17,7 @@ from .packets import HERE, World, key, own
 
 pytestmark = pytest.mark.kernel
 
-FAR = {4: number("198.18.1.1"), 6: number("2001:db8:8:1::1")}
+FAR = {4: parse_address("198.18.1.1"), 6: parse_address("2001:db8:8:1::1")}
 OTHER = {4: "198.18.9.9", 6: "2001:db8:8:9::9"}
 IPS = {4: "ip", 6: "ip6"}
 MARK, NOBODY = Meta("mark"), 65534
@@ -46,7 +46,7 @@ def by(device: str, family: int, table: int = TABLE_MAIN) -> Route:
     return Route(family, table, device=device, metric=7)
 
 
-def found(world: World, state: NetState, sent: Packet) -> tuple[str, Walk]:
+def found(world: World, state: NetState, sent: Packet) -> tuple[str, Trace]:
     """Where the packet came out, "nowhere", HERE or a device; and its walk, which must say the same."""
     sample = send(world, 0, state, [sent])
     assert not disagreements(sample), str(disagreements(sample)[0])
@@ -70,7 +70,7 @@ def test_without_rules_every_packet_is_seen(world: World, family: int) -> None:
         plain,
         evolve(plain, protocol=TCP),
         evolve(plain, protocol=ping[0], fields=fields, sport=0, dport=0),
-        evolve(plain, origin=FORWARD, iif="lan", source=number(OTHER[family])),
+        evolve(plain, origin=FORWARD, iif="lan", source=parse_address(OTHER[family])),
         evolve(plain, origin=FRAME, bound="wan", source=own(family, "wan")),
     ]
     sample = send(world, 0, state, packets)
@@ -113,7 +113,7 @@ def test_the_second_look_up_knows_no_protocol_for_rules_of_this_machine(world: W
 
 def test_a_bound_ipv6_socket_without_a_way_tries_the_addresses_of_other_devices(world: World) -> None:
     """A rule on the source may let it out after all."""
-    neighbour = number("2001:db8:3:0:ffff::1")  # nearest to the address of the mesh
+    neighbour = parse_address("2001:db8:3:0:ffff::1")  # nearest to the address of the mesh
     rule = IpRule(6, 100, table=100, source="2001:db8:3::/64")
     sample = send(world, 0, NetState((), (rule,), (by("wan", 6, 100),)), [Packet(6, neighbour, bound="wan")])
     assert [one.where for seen in sample.seen.values() for one in seen] == ["wan"]
@@ -141,7 +141,7 @@ def test_a_frame_on_lo_is_passed_on_like_one_from_outside(world: World, family: 
     """What a packet socket sends by lo comes in there, with its mark, passes forward and leaves."""
     rule = IpRule(family, 100, table=100, mark=5, mask=7)
     state = NetState((), (rule,), (by("wan", family, 100),))
-    sent = Packet(family, FAR[family], origin=FRAME, bound="lo", mark=5, source=number(OTHER[family]))
+    sent = Packet(family, FAR[family], origin=FRAME, bound="lo", mark=5, source=parse_address(OTHER[family]))
     where, walk = found(world, state, sent)
     assert (where, walk.mark) == ("wan", 5)
     stop = table(chain("forward", (Match(Meta("iifname"), "lo"), nft.DROP)))
@@ -152,14 +152,14 @@ def test_connections_are_tracked_when_a_frame_comes_in_by_lo(world: World, famil
     """Before that its state is invalid; that of a packet that lo brings back is known."""
     early = table(chain("prerouting", (Match(Ct("state"), "new", "!="), nft.DROP), priority=-300))
     state = NetState((early,), (), (by("wan", family),))
-    frame = Packet(family, own(family, "wan"), origin=FRAME, bound="lo", source=number(OTHER[family]))
+    frame = Packet(family, own(family, "wan"), origin=FRAME, bound="lo", source=parse_address(OTHER[family]))
     assert out(world, state, frame) == "nowhere"
     assert out(world, state, Packet(family, own(family, "wan"))) == HERE
 
 
 def test_a_loopback_address_from_outside_is_not_taken_in(world: World) -> None:
     """IPv6 drops it before any hook; the default route does not lead it on."""
-    sent = Packet(6, 1, origin=FORWARD, iif="lan", source=number(OTHER[6]))
+    sent = Packet(6, 1, origin=FORWARD, iif="lan", source=parse_address(OTHER[6]))
     assert out(world, NetState(routes=(by("wan", 6),)), sent) == "nowhere"
     assert out(world, NetState(routes=(by("wan", 6),)), evolve(sent, destination=FAR[6])) == "wan"
 
@@ -167,7 +167,7 @@ def test_a_loopback_address_from_outside_is_not_taken_in(world: World) -> None:
 def test_a_copy_of_a_broadcast_settles_its_translation(world: World) -> None:
     """IPv4 sends a copy to the machine first; a mark that a nat chain writes is written on that alone."""
     late = chain("postrouting", (Mangle(MARK, 5), nft.ACCEPT), (Match(Ct("state"), "new"),), kind="nat", priority=100)
-    to_all = Packet(4, number("255.255.255.255"), bound="wan", mark=2)
+    to_all = Packet(4, parse_address("255.255.255.255"), bound="wan", mark=2)
     sample = send(world, 0, NetState((table(late),)), [to_all])
     marks = {one.where: one.mark for seen in sample.seen.values() for one in seen}
     assert marks == {"wan": 2, HERE: 5}
@@ -199,12 +199,12 @@ def test_later_packets_of_a_flow_go_where_the_first_one_went(world: World, famil
     turn = (Match(Payload("udp", "dport"), 53), Dnat(IPS[family], OTHER[family], 54))
     state = NetState((table(chain("output", turn, kind="nat", priority=-100)),), (), (by("wan", family),))
     first = world.fresh(Packet(family, FAR[family], dport=53))
-    reply = Packet(family, own(family, "wan"), source=number(OTHER[family]), origin=FORWARD, iif="wan")
+    reply = Packet(family, own(family, "wan"), source=parse_address(OTHER[family]), origin=FORWARD, iif="wan")
     for sent in (first, evolve(reply, sport=54, dport=first.sport), first):
         kernel, _ = world.send(state, [sent])
         seen = world.seen(1)
-    state_of = evolve(first, flow=Flow("established"))
-    walk = Model(kernel).walk(state_of)
+    state_of = evolve(first, flow=CtInfo("established"))
+    walk = Model(kernel).trace(state_of)
     (one,) = seen[key(first)]
-    assert (one.where, one.destination, one.dport) == ("wan", number(OTHER[family]), 54)
+    assert (one.where, one.destination, one.dport) == ("wan", parse_address(OTHER[family]), 54)
     assert (walk.device, walk.destination, walk.dport) == (one.where, one.destination, one.dport)

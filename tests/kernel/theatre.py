@@ -8,10 +8,10 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nftpolicy.model.chains import ACCEPT, Ruleset, evaluate
-from nftpolicy.model.unknown import Doubts, explore
+from nftpolicy.model.chains import ACCEPT, Ruleset, evaluate_chain
+from nftpolicy.model.unknown import Choices, explore_branches
 from nftpolicy.netstate import json_in, text
-from nftpolicy.netstate.nft import FULL
+from nftpolicy.netstate.nft import FULL_MASK
 from tests.lab.netns import Namespace, wait_until
 
 from . import stage
@@ -29,7 +29,7 @@ table {family} observer {{
 }}
 """
 PLAYED = ("probed", "observer")
-MARKS = (*range(0x20), 0x50, 0x120, 0x30, 0x100, FULL ^ 1)
+MARKS = (*range(0x20), 0x50, 0x120, 0x30, 0x100, FULL_MASK ^ 1)
 
 
 class Theatre:
@@ -70,7 +70,7 @@ class Theatre:
     def load(self, table) -> None:
         hook = next(chain.hook for chain in table.chains if chain.hook)
         self.clear()
-        self.command(text.table(table))
+        self.command(text.table_text(table))
         of = "netdev" if hook.device else "inet"
         names = {family: ", ".join(sorted(stage.DESTINATIONS[family])) for family in (4, 6)}
         gates = "\n".join(f"{name} daddr {{ {names[family]} }} jump seen" for name, family in (("ip", 4), ("ip6", 6)))
@@ -121,14 +121,14 @@ def predicted(ruleset, table, base, probe):
     """(rules passed by comment, mark afterwards or None if dropped), or None if the model has doubts."""
     hook = base.hook
 
-    def run(doubts: Doubts):
+    def run(doubts: Choices):
         view, passed = probe.view(hook.hook, hook.priority), []
-        verdict = evaluate(ruleset, table, base, view, doubts, passed)
-        names = [one.thing.comment for one in passed if one.kind == "rule" and one.thing.comment]
+        verdict = evaluate_chain(ruleset, table, base, view, doubts, passed)
+        names = [one.subject.comment for one in passed if one.kind == "rule" and one.subject.comment]
         return tuple(names), view.mark if verdict == ACCEPT else None
 
-    forks = explore(run)
-    return forks.results[0] if len(set(forks.results)) == 1 and not forks.noted else None
+    forks = explore_branches(run)
+    return forks.results[0] if len(set(forks.results)) == 1 and not forks.undetermined else None
 
 
 def expected(ruleset, table, base, probes):
@@ -148,9 +148,9 @@ def play(theatre: Theatre, table, only=None) -> None:
         place = ("list", "table", table.family, "probed")
         listed = theatre.listing("-j", *place)
     except ValueError as error:
-        theatre.refused.append((text.table(table), str(error)))
+        theatre.refused.append((text.table_text(table), str(error)))
         return
-    (read,) = json_in.completed(json_in.ruleset(json.loads(listed)), theatre.listing(*place))
+    (read,) = json_in.add_text_only_details(json_in.decode_ruleset(json.loads(listed)), theatre.listing(*place))
     ruleset = Ruleset((read,))
     base = next(chain for chain in read.chains if chain.hook)
     versions = {"ip": (4,), "ip6": (6,)}.get(table.family, (4, 6))
@@ -166,10 +166,10 @@ def play(theatre: Theatre, table, only=None) -> None:
         alone = _differs(theatre, ruleset, read, base, [probe])
         if alone is not None:
             log: list = []
-            evaluate(ruleset, read, base, probe.view(base.hook.hook, base.hook.priority), Doubts(), log)
+            evaluate_chain(ruleset, read, base, probe.view(base.hook.hook, base.hook.priority), Choices(), log)
             told = "\n".join(f"  {one.text}: {one.effect}" for one in log)
-            raise AssertionError(f"{text.table(table)}\n{probe}\n{alone}\nthe model:\n{told}")
-    raise AssertionError(f"only together: {found}\n{text.table(table)}")
+            raise AssertionError(f"{text.table_text(table)}\n{probe}\n{alone}\nthe model:\n{told}")
+    raise AssertionError(f"only together: {found}\n{text.table_text(table)}")
 
 
 def _differs(theatre: Theatre, ruleset, table, base, probes) -> str | None:

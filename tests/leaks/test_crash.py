@@ -67,13 +67,13 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
     from nftpolicy.kernel.linux import Linux
     from nftpolicy.policy.load import load
-    from nftpolicy.runtime.changes.change import Changer
-    from nftpolicy.runtime.changes.memory import Memory
+    from nftpolicy.runtime.changes.change import PolicyApplier
+    from nftpolicy.runtime.changes.memory import StateDir
 
     folder = Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["NFTPOLICY_LIB"] = f"{FOLDER}/lib"  # of this process in the node alone
-    return Changer(Faulty(Linux(), at_step, how, after), Memory(folder), lambda text: load(text[1], text[0])[0])
+    return PolicyApplier(Faulty(Linux(), at_step, how, after), StateDir(folder), lambda text: load(text[1], text[0])[0])
 
 
 def change(policy: Policy | None, *fault: object) -> int:
@@ -82,12 +82,12 @@ def change(policy: Policy | None, *fault: object) -> int:
 
 
 def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
-    from nftpolicy.runtime.changes.change import Wanted
+    from nftpolicy.runtime.changes.change import TargetPolicy
 
-    wanted = None if policy is None else Wanted(policy, (policy.name, to_toml(policy).encode()))
+    wanted = None if policy is None else TargetPolicy(policy, (policy.name, to_toml(policy).encode()))
     with made.alone():
         outlook = made.outlook(wanted)
-        made.carry_out(outlook, wanted)
+        made.apply(outlook, wanted)
     return outlook.steps
 
 
@@ -113,18 +113,22 @@ def killed(policy: Policy | None, *fault: object) -> int:
 
 def held(policy: Policy | None) -> bool:
     """Whether the kernel holds exactly that, and nothing is begun."""
-    from nftpolicy.runtime.changes.apply import prospect, release_prospect
+    from nftpolicy.runtime.changes.apply import plan_change, plan_release
 
     made = changer()
-    found = release_prospect(made.kernel, made.memory) if policy is None else prospect(made.kernel, policy, made.memory)
-    return not found.plan.steps and made.memory.journal.interrupted() is None
+    found = (
+        plan_release(made.kernel, made.state_dir)
+        if policy is None
+        else plan_change(made.kernel, policy, made.state_dir)
+    )
+    return not found.plan.steps and made.state_dir.journal.interrupted() is None
 
 
 def recovered() -> bool:
     from nftpolicy.runtime.changes.recover import recover
 
     made = changer()
-    with made.alone():
+    with made.locked():
         return recover(made) is not None
 
 

@@ -62,17 +62,17 @@ def killed(file: str, number: int, after: bool) -> int:
     from nftpolicy.cli import changes
     from nftpolicy.cli.common import read_policy
     from nftpolicy.kernel.linux import Linux
-    from nftpolicy.runtime.changes.change import Options, Wanted
+    from nftpolicy.runtime.changes.change import ChangeOptions, TargetPolicy
 
     _environment()
     child = os.fork()
     if child == 0:
         try:
             policy, source = read_policy(Path(file))
-            made = changes.changer(Faulty(Linux(), number, KILL, after), Options())  # type: ignore[arg-type]
-            wanted = Wanted(policy, (source.name, source.text.encode()))
-            with made.alone():
-                made.carry_out(made.outlook(wanted), wanted)
+            made = changes.create_applier(Faulty(Linux(), number, KILL, after), ChangeOptions())  # type: ignore[arg-type]
+            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
+            with made.locked():
+                made.apply(made.check(wanted), wanted)
             os._exit(0)
         finally:
             os._exit(1)
@@ -84,18 +84,18 @@ def promise(name: str) -> tuple[str, bool]:
     from attrs import evolve
 
     from nftpolicy.kernel.linux import Linux
-    from nftpolicy.proof.promise import claim
-    from nftpolicy.proof.prover import guards
-    from nftpolicy.runtime.changes.apply import observe
-    from nftpolicy.runtime.changes.memory import of_this_namespace
+    from nftpolicy.proof.promise import build_spec
+    from nftpolicy.proof.prover import prove_guard
+    from nftpolicy.runtime.changes.apply import read_own_state
+    from nftpolicy.runtime.changes.memory import current_state_dir
 
     _environment()
     kernel = Linux()
-    present = kernel.links()
-    asked = claim(POLICIES[name])
+    present = kernel.device_names()
+    asked = build_spec(POLICIES[name])
     # What is said of frames is said of devices that are there.
     asked = evolve(asked, frames={device for one in asked.uplinks for device in one.devices} <= present)
-    return guards(observe(kernel, []), asked).verdict, of_this_namespace().journal.interrupted() is not None
+    return prove_guard(read_own_state(kernel, []), asked).verdict, current_state_dir().journal.interrupted() is not None
 
 
 def send(family: int) -> None:

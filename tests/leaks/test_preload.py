@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nftpolicy.kernel.sockets import sockets_of
+from nftpolicy.kernel.sockets import read_process_sockets
 from nftpolicy.runtime.service import preload
 from tests.compiled import CLIENT, FOUR, build, public_folder
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main
@@ -88,7 +88,7 @@ def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folde
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "root", environment(folder)) as process:
         assert ask(made) == [at.WHO_AT_HOME[4]]
-        seen = sockets_of(process.pid).sockets
+        seen = read_process_sockets(process.pid).sockets
         assert seen
         assert [one for one in seen if one.mark != 1] == []
         assert {one.gid for one in seen} == {SERVICE_GID}
@@ -97,7 +97,7 @@ def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folde
     assert questions(made.lab.mesh_sniffer) == []
     with dnsmasq(made, "root", {}) as process:  # the control: without the library it can't
         assert ask(made) != [at.WHO_AT_HOME[4]]
-        assert {one.mark for one in sockets_of(process.pid).sockets} == {0}
+        assert {one.mark for one in read_process_sockets(process.pid).sockets} == {0}
 
 
 def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
@@ -172,7 +172,7 @@ def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> Non
     program = build(folder, CLIENT)
     words = f"by run {service} {time.monotonic_ns()}"
     arguments = [str(program), at.SERVER[4], at.SERVER[6], words]
-    if service == "other" and (why := preload.refusal(program, USER)):
+    if service == "other" and (why := preload.refusal_reason(program, USER)):
         pytest.skip(f"the checkout is where others can't read it: {why}")
     made.lab.wan.drain()
     assert made.nftpolicy("run", service, "--", *arguments).stdout.split() == ["1"] * FOUR

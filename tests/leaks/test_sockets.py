@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.kernel.holders import cgroups
+from nftpolicy.kernel.holders import cgroup_numbers
 from nftpolicy.kernel.sock_diag import SockDiag
 from tests.exposure import Watched
 from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, guarded_lab
@@ -161,7 +161,7 @@ def numbers_of_a_socket(name: str) -> tuple[int | None, set[int]]:
     with udp_to_the_server() as one, SockDiag() as diag:
         inode = os.fstat(one.fileno()).st_ino
         found = next(each for each in diag.sockets() if each.inode == inode)
-        return found.cgroup, cgroups([name])[name]
+        return found.cgroup, cgroup_numbers([name])[name]
 
 
 def udp_to_the_server() -> socket.socket:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nftpolicy.policy.words import MARKS
+from nftpolicy.policy.words import MARKS_VALUES
 from nftpolicy.runtime.service import preload
 from tests.guarded import PROGRAM, ROOT
 from tests.lab import machine
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 VALUE, MASK = 0x500, 0xFF00
 GIDS = {"itself": 4001, "preload": 4002, "cgroup": 4003}
-WAYS = [word for word in GIDS if word in MARKS]
+WAYS = [word for word in GIDS if word in MARKS_VALUES]
 
 POLICY = """
 name = "boot"

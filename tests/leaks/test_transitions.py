@@ -95,7 +95,7 @@ def controls(field: Field) -> None:
     """Each kind is seen where it must not be as soon as what stops it is gone; all is well when it is back."""
     # Where the foreign mark is another uplink's, its table stops IPv6 without any guard.
     drawn = scenes(40, SEED, passing=True)
-    last = next(one for one in drawn if not any(up.mark.worn_by(ALIEN) for up in one.policy.uplink.values()))
+    last = next(one for one in drawn if not any(up.mark.matches(ALIEN) for up in one.policy.uplink.values()))
     field.around("apply", last.policy)
 
     def seen(name: str) -> dict[str, int]:

@@ -20,7 +20,7 @@ class Fw4:
 
     def whole(self) -> str:
         """What fw4 hands to nft: its own table, and the files of ruleset-post."""
-        include = f'\ninclude "{ROOT}/{tree.GUARD}"\n' if self._router.file(tree.GUARD).exists() else ""
+        include = f'\ninclude "{ROOT}/{tree.GUARD_PATH}"\n' if self._router.file(tree.GUARD_PATH).exists() else ""
         return self._text + include
 
     def reload(self) -> None:

@@ -51,9 +51,9 @@ class Router:
 
     def write(self, policy: Policy, link_guard: bool = True) -> None:
         """Another policy's tree, as an upgrade of the package writes it."""
-        found = tree.tree(policy, link_guard)
+        found = tree.build_tree(policy, link_guard)
         # An upgrade puts the guard where fw4 looks, and does not know of one that lies aside.
-        for path in (tree.LINK, "usr/share/nftpolicy/guard.nft"):
+        for path in (tree.LINK_PATH, "usr/share/nftpolicy/guard.nft"):
             self.file(path).unlink(missing_ok=True)
         for path, one in found.items():
             self.file(path).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class Router:
 
     def nftpolicy(self, word: str, check: bool = True, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a command of the runner under busybox's ash."""
-        return self.ash(f"{ROOT}/{tree.RUNNER}", word, check=check, uid=uid)
+        return self.ash(f"{ROOT}/{tree.RUNNER_PATH}", word, check=check, uid=uid)
 
     def ash(self, *words: str, check: bool = True, uid: int | None = None) -> "subprocess.CompletedProcess[str]":
         argv = [str(busybox.path()), "ash", *words]
@@ -80,7 +80,7 @@ class Router:
 
     def start(self, word: str, **options: Any) -> "subprocess.Popen[Any]":
         """Start a command of the runner, and do not wait for it."""
-        argv = [str(busybox.path()), "ash", f"{ROOT}/{tree.RUNNER}", word]
+        argv = [str(busybox.path()), "ash", f"{ROOT}/{tree.RUNNER_PATH}", word]
         return self.space.popen(argv, env=self.environment, **options)
 
 

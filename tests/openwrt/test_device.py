@@ -142,7 +142,7 @@ procd_add_jail_mount_rw() { echo "mount_rw $@"; }
 def started(router: Router, policy: Policy, call: str = "start_service") -> str:
     router.write(policy)
     router.space.outside("/run/libpacketmark.so").write_text("")
-    script = tree.tree(policy)["etc/init.d/nftpolicy"].text
+    script = tree.build_tree(policy)["etc/init.d/nftpolicy"].text
     script = script.replace("PROG=/usr/sbin/nftpolicy", f"PROG={ROOT}/usr/sbin/nftpolicy")
     script = script.replace("/usr/share/nftpolicy", f"{ROOT}/usr/share/nftpolicy").replace("/usr/lib/", "/run/")
     script = script.replace("STATE=/var/run/nftpolicy", f"STATE={STATE}")
@@ -183,7 +183,7 @@ def test_changes_of_interfaces_and_of_the_firewall_are_heard_of(router: Router) 
 
 def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> None:
     router.nftpolicy("apply")
-    script = tree.tree(shipped())["etc/hotplug.d/iface/30-nftpolicy"].text
+    script = tree.build_tree(shipped())["etc/hotplug.d/iface/30-nftpolicy"].text
     router.space.outside("/run/hotplug").write_text(script.replace("/usr/sbin/", f"{ROOT}/usr/sbin/"))
     for action, mended in (("other", False), ("ifup", True)):
         router.space.ip("rule del priority 515")
@@ -196,7 +196,9 @@ def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> N
 
 def test_what_sysctl_reads_at_the_start_is_what_the_runner_writes(router: Router) -> None:
     router.space.ip("link add br-wan type veth peer name x")
-    router.space.outside("/run/sysctl.conf").write_text(tree.tree(shipped())["etc/sysctl.d/50-nftpolicy.conf"].text)
+    router.space.outside("/run/sysctl.conf").write_text(
+        tree.build_tree(shipped())["etc/sysctl.d/50-nftpolicy.conf"].text
+    )
     before = router.nftpolicy("check", check=False).stderr
     assert "sysctl" in before
     router.space.run([str(busybox.path()), "sysctl", "-p", "/run/sysctl.conf"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.openwrt.tree import tree
+from nftpolicy.openwrt.tree import build_tree
 from nftpolicy.policy.load import load
 from tests.lab.daemons import tool
 from tests.lab.limits import limit
@@ -65,7 +65,7 @@ def test_the_package_is_the_tree_of_the_policy(build):
     done, root = build("all")
     assert done.returncode == 0, done.stderr
     files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
-    wanted = tree(load(POLICY.read_bytes(), "p")[0])
+    wanted = build_tree(load(POLICY.read_bytes(), "p")[0])
     assert {path: file.read_text() for path, file in files.items()} == {path: one.text for path, one in wanted.items()}
     assert {path for path, file in files.items() if os.access(file, os.X_OK)} == {
         path for path, one in wanted.items() if one.executable

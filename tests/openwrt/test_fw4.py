@@ -74,7 +74,7 @@ def test_many_reloads_leave_what_apply_makes(router: Router, shipped: Policy, na
 def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
     """The control: without the delete, rules are there twice after the second reload."""
     router.write(shipped)
-    fw4, file = Fw4(router, RENDERED[0]), router.file(tree.GUARD)
+    fw4, file = Fw4(router, RENDERED[0]), router.file(tree.GUARD_PATH)
     plain = "".join(line for line in file.read_text().splitlines(keepends=True) if not line.startswith("delete table"))
     file.write_text(plain)
     router.space.nft("flush ruleset\n")
@@ -87,9 +87,9 @@ def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
 def test_another_policy_takes_the_place_of_the_first_within_one_reload(router: Router, shipped: Policy) -> None:
     """Chains, priorities and types of sets may change: with `flush table` the whole of fw4 would be refused."""
     fw4 = Fw4(router, RENDERED[0])
-    old = router.file(tree.GUARD).read_text()
+    old = router.file(tree.GUARD_PATH).read_text()
     other = old.replace("priority 10000", "priority 9000").replace("type gid", "type uid").replace("skgid", "skuid")
-    router.file(tree.GUARD).write_text(other)
+    router.file(tree.GUARD_PATH).write_text(other)
     fw4.reload()
     router.write(shipped)
     fw4.reload()
@@ -101,7 +101,9 @@ def test_an_include_that_can_not_be_loaded_leaves_all_as_it_was_and_is_noticed(r
     """fw4 says 0 then, so the runner asks the kernel and not fw4."""
     router.write(shipped)
     router.nftpolicy("apply")
-    router.file(tree.GUARD).write_text(router.file(tree.GUARD).read_text().replace("type gid", "type nonsense"))
+    router.file(tree.GUARD_PATH).write_text(
+        router.file(tree.GUARD_PATH).read_text().replace("type gid", "type nonsense")
+    )
     assert router.space.nft(Fw4(router, RENDERED[0]).whole(), check=False).returncode != 0
     assert router.space.call(held) == guards(compile_policy(shipped).tables)
     assert "guard: differs from the policy" in router.nftpolicy("check", check=False).stderr

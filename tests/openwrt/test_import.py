@@ -14,9 +14,9 @@ from attrs import frozen
 
 from nftpolicy.cli.main import main
 from nftpolicy.netstate import ip_json
-from nftpolicy.openwrt.netifd import made
-from nftpolicy.openwrt.network import network, with_leases
-from nftpolicy.openwrt.uci_in import read
+from nftpolicy.openwrt.netifd import netifd_state
+from nftpolicy.openwrt.network import add_assumed_leases, read_network
+from nftpolicy.openwrt.uci_in import parse_uci
 from nftpolicy.policy.load import load
 from tests.openwrt.configurations import BAD, CASES, LOOPBACK, PLAIN
 
@@ -162,21 +162,23 @@ def test_what_was_seen_goes_before_what_is_assumed(router):
 @pytest.mark.parametrize("name", ["default-router", "gluon-node", "ip4table"])
 def test_the_state_is_the_one_that_netifd_makes(name):
     """The rules and routes of a real netifd with the same file, but for addresses that the kernel makes up."""
-    sections = read((FIXTURES / name / "network.uci").read_bytes(), "network", "network")
-    found, _ = network(sections)
-    state = made(sections, with_leases(found))
+    sections = parse_uci((FIXTURES / name / "network.uci").read_bytes(), "network", "network")
+    found, _ = read_network(sections)
+    state = netifd_state(sections, add_assumed_leases(found))
     seen_rules, seen_routes = set(), set()
     for family in (4, 6):
         rules, routes = (
             json.loads((FIXTURES / name / f"ip{family}-{kind}.json").read_text()) for kind in ("rule", "route")
         )
-        seen_rules |= {_rule(one) for one in ip_json.rules(rules, family)}
-        seen_routes |= {_route(one) for one in ip_json.routes(routes, family)}
+        seen_rules |= {_rule(one) for one in ip_json.decode_rules(rules, family)}
+        seen_routes |= {_route(one) for one in ip_json.decode_routes(routes, family)}
     assert {_rule(one) for one in state.rules} == seen_rules
     ours = {_route(one) for one in state.routes if one.table != 255}
     theirs = {one for one in seen_routes if one[1] != 255 and not one[2].startswith("fd12:")}  # the ULA prefix
     assert ours == theirs
-    assert {_route(one) for one in made(sections[:-1], with_leases(network(sections[:-1])[0])).routes} != ours
+    assert {
+        _route(one) for one in netifd_state(sections[:-1], add_assumed_leases(read_network(sections[:-1])[0])).routes
+    } != ours
 
 
 def _rule(one):

@@ -6,8 +6,8 @@ from attrs import evolve
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.script import REFUTED, SHOWN, script
-from nftpolicy.runtime.imported import folder, imported
+from nftpolicy.proof.script import EXIT_LEFT, EXIT_NOT_LEFT, reproduction_script
+from nftpolicy.runtime.imported import import_config, read_router_config
 from tests.lab.netns import Namespace
 from tests.openwrt.test_import import of_fixture, router  # noqa: F401
 
@@ -23,15 +23,17 @@ def found(place, name):
     files = of_fixture(name)
     if name == "gluon-node":  # so that netifd has its rule 90000 in IPv6 too
         files["network"] = files["network"].replace("\toption igmp_snooping '1'\n", "\toption ipv6 '1'\n", 1)
-    return imported(folder(place(files)), (), NetState())
+    return import_config(read_router_config(place(files)), (), NetState())
 
 
 @pytest.mark.parametrize("name", ["gluon-node", "default-router"])
 def test_the_ways_out_are_real_and_the_policy_closes_them(router, name):  # noqa: F811
     result = found(router, name)
     guard = compile_policy(load(result.proposal.text.encode(), "p")[0]).tables
-    assert len(result.ways) >= 6
-    for way in result.ways:
-        assert status(way.script()) == SHOWN, way.what
+    assert len(result.leaks) >= 6
+    for way in result.leaks:
+        assert status(way.script()) == EXIT_LEFT, way.sender
         guarded = evolve(way.state, tables=(*way.state.tables, *guard))
-        assert status(script(guarded, way.walk.packet, way.walk.device, way.what)) == REFUTED, way.what
+        assert status(reproduction_script(guarded, way.trace.packet, way.trace.device, way.sender)) == EXIT_NOT_LEFT, (
+            way.sender
+        )

@@ -13,7 +13,7 @@ from netjsonconfig.exceptions import ValidationError
 
 from nftpolicy.openwrt import tree, uci
 from nftpolicy.openwrt.openwisp import template
-from nftpolicy.openwrt.uci_in import read
+from nftpolicy.openwrt.uci_in import parse_uci
 from nftpolicy.policy.load import load
 from tests import strategies
 from tests.openwrt.test_import import run
@@ -26,7 +26,7 @@ def options_of(sections):
 
 
 def wanted(policy):
-    held = {(one.type, one.name): dict(one.options) for one in uci.sections(policy)}
+    held = {(one.type, one.name): dict(one.options) for one in uci.network_sections(policy)}
     return {key: {option: value if isinstance(value, tuple) else (value,) for option, value in one.items()}
             for key, one in held.items()}  # fmt: skip
 
@@ -36,12 +36,12 @@ def wanted(policy):
 def test_netjsonconfig_renders_what_is_compiled_for_a_router(policy):
     found = OpenWrt(copy.deepcopy(template(policy)))
     found.validate()
-    sections = read(found.render(files=False).encode(), "rendered")
+    sections = parse_uci(found.render(files=False).encode(), "rendered")
     assert {one.package for one in sections} == {"network"}
     assert options_of(sections) == wanted(policy)
     with tarfile.open(fileobj=io.BytesIO(found.generate().getvalue())) as archive:
         held = {one.name: (archive.extractfile(one).read().decode(), one.mode) for one in archive.getmembers()}
-    files = {path: (one.text, 0o755 if one.executable else 0o644) for path, one in tree.tree(policy).items()}
+    files = {path: (one.text, 0o755 if one.executable else 0o644) for path, one in tree.build_tree(policy).items()}
     assert {path: one for path, one in held.items() if path != "etc/config/network"} == files
 
 

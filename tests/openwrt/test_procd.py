@@ -56,7 +56,7 @@ def router(made: Device) -> Device:
     made.file(FILE).write_text(POLICY)
     made.servers()
     made.nftpolicy(*INSTALL)
-    for name in procd.NAMES:
+    for name in procd.SCRIPT_NAMES:
         made.service(name, "enable")
     return made
 
@@ -68,11 +68,11 @@ def tables(router: Device) -> str:
 # --- the scripts ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", procd.NAMES)
+@pytest.mark.parametrize("name", procd.SCRIPT_NAMES)
 def test_the_shell_finds_no_fault(name: str, tmp_path: Path) -> None:
     assert shutil.which("shellcheck"), "apt-get install shellcheck"
     script = tmp_path / name
-    script.write_text(procd.scripts("/usr/bin/nftpolicy", "/usr/sbin/nft")[name])
+    script.write_text(procd.render_scripts("/usr/bin/nftpolicy", "/usr/sbin/nft")[name])
     assert "@" not in script.read_text().replace('"$@"', "")
     for checked in (["shellcheck", "-s", "sh", script], ["busybox", "ash", "-n", script]):
         done = subprocess.run(checked, capture_output=True, text=True, check=False)
@@ -82,8 +82,8 @@ def test_the_shell_finds_no_fault(name: str, tmp_path: Path) -> None:
 def test_links_are_those_that_enable_makes(router: Device) -> None:
     """Of an image the links are made by `install --enable` itself, of a device by rc.common."""
     assert [one for one in router.enabled() if "nftpolicy" in one] == OURS
-    assert [Path(path).name for path in procd.LINKS] == OURS
-    for path, target in procd.LINKS.items():
+    assert [Path(path).name for path in procd.ENABLE_LINKS] == OURS
+    for path, target in procd.ENABLE_LINKS.items():
         assert str(router.file(path).readlink()) == target
 
 
@@ -131,7 +131,7 @@ def test_then_the_policy_its_watch_and_its_resolver_and_a_stop_keeps_the_guard(r
     assert router.probe() == SERVICE
     assert sorted(router.instances()) == ["resolver-wan", "watch"]
     wait_until(lambda: "servers of uplink wan: 192.0.2.53" in router.log(), 20, "netifd's server")
-    for name in procd.NAMES:
+    for name in procd.SCRIPT_NAMES:
         router.service(name, "stop")
     assert router.instances() == {}
     assert router.probe() == SERVICE

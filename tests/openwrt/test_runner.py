@@ -15,9 +15,9 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from nftpolicy.runtime.changes.apply import prospect
-from nftpolicy.runtime.changes.memory import Memory
-from nftpolicy.runtime.changes.wording import lines
+from nftpolicy.runtime.changes.apply import plan_change
+from nftpolicy.runtime.changes.memory import StateDir
+from nftpolicy.runtime.changes.wording import plan_lines
 from tests import strategies
 from tests.guarded import GLUON
 from tests.lab.daemons import tool
@@ -79,7 +79,7 @@ echo "$text" | REAL "$@\"""",
 
 def left_to_do(policy: Policy) -> list[str]:
     """In the namespace: what the Python runtime would change."""
-    return lines(prospect(linux(), policy, Memory(Path("/run/memory"))).plan)
+    return plan_lines(plan_change(linux(), policy, StateDir(Path("/run/memory"))).plan)
 
 
 def done(router: Router) -> list[str]:
@@ -158,10 +158,10 @@ def test_release_leaves_nothing_and_comes_back_only_when_asked(router: Router) -
     assert router.space.call(held, paths) == before
     router.nftpolicy("reconcile")  # what a hotplug event would do
     assert router.space.call(held, paths) == before
-    assert not router.file(tree.GUARD).exists(), "fw4 would load it with the next reload"
+    assert not router.file(tree.GUARD_PATH).exists(), "fw4 would load it with the next reload"
     assert "released" in router.nftpolicy("status", check=False).stdout
     router.nftpolicy("apply")
-    assert router.file(tree.GUARD).exists()
+    assert router.file(tree.GUARD_PATH).exists()
     assert right(router)
     router.nftpolicy("release")
 
@@ -225,7 +225,7 @@ def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
     applied.ash("-c", "ip rule del priority 515")
     applied.nftpolicy("reconcile")
     assert "inet unknown-device: 1" in counted()
-    applied.ash("-c", f"nft -f {ROOT}/{tree.GUARD}")  # as fw4 does at each reload
+    applied.ash("-c", f"nft -f {ROOT}/{tree.GUARD_PATH}")  # as fw4 does at each reload
     assert "unknown-device" not in counted()
 
 
@@ -298,14 +298,14 @@ def test_compiled_without_the_link_layer(router: Router) -> None:
 def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router) -> None:
     """fw4 must not fail for it either: a file that can't be loaded is no longer where fw4 looks."""
     router.write(gluon())
-    whole = router.file(tree.GUARD).read_text()
-    router.file(tree.GUARD).write_text(whole.replace("type gid", "type nonsense"))
+    whole = router.file(tree.GUARD_PATH).read_text()
+    router.file(tree.GUARD_PATH).write_text(whole.replace("type gid", "type nonsense"))
     done = router.nftpolicy("apply", check=False)
     assert done.returncode == 1
     assert "all packets to the uplinks are dropped" in done.stderr
     listed = router.space.run(["nft", "list", "table", "inet", "nftpolicy"]).stdout
     assert "chain block" in listed
-    assert not router.file(tree.GUARD).exists()
+    assert not router.file(tree.GUARD_PATH).exists()
     assert "blocked" in router.nftpolicy("status", check=False).stdout
     router.write(gluon())  # mended
     router.nftpolicy("apply")
@@ -319,16 +319,16 @@ def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router
         ("", ("nonsense",), 2, "usage"),
         ("", (), 2, "usage"),
         ("", ("apply", "twice"), 2, "usage"),
-        (f"mv {ROOT}/{tree.PLAN} {ROOT}/gone", ("apply",), 4, "compile the policy again"),
+        (f"mv {ROOT}/{tree.PLAN_PATH} {ROOT}/gone", ("apply",), 4, "compile the policy again"),
     ],
 )
 def test_asked_wrongly(router: Router, prepare: str, words: tuple[str, ...], status: int, said: str) -> None:
     before = router.space.call(held, [])
     router.ash("-c", prepare or "true")
     try:
-        done = router.ash(f"{ROOT}/{tree.RUNNER}", *words, check=False)
+        done = router.ash(f"{ROOT}/{tree.RUNNER_PATH}", *words, check=False)
     finally:
-        router.ash("-c", f"[ ! -e {ROOT}/gone ] || mv {ROOT}/gone {ROOT}/{tree.PLAN}")
+        router.ash("-c", f"[ ! -e {ROOT}/gone ] || mv {ROOT}/gone {ROOT}/{tree.PLAN_PATH}")
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
     assert router.space.call(held, []) == before

@@ -5,11 +5,11 @@ from attrs import evolve
 from hypothesis import given
 
 from nftpolicy.compiler import ladder
-from nftpolicy.netstate.routing import PROTOCOL, IpRule
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, IpRule
 from nftpolicy.openwrt import netifd, traps, tree, uci, uci_in
-from nftpolicy.openwrt.network import network
-from nftpolicy.openwrt.plan import whole
-from nftpolicy.openwrt.uci import Section
+from nftpolicy.openwrt.network import read_network
+from nftpolicy.openwrt.plan import require_expressible
+from nftpolicy.openwrt.uci import UciSection
 from nftpolicy.policy.load import load
 from tests import strategies
 from tests.guarded import GLUON
@@ -28,7 +28,7 @@ KINDS = {
 def faults(kind: str, **changes: str | None) -> list[str]:
     config, good = KINDS[kind]
     options = {key: held for key, held in {**good, **changes}.items() if held is not None}
-    return list(traps.faults(Section(config, kind, "x", tuple(options.items()))))
+    return list(traps.section_faults(UciSection(config, kind, "x", tuple(options.items()))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,31 +82,31 @@ def test_trap(name: str) -> None:
 
 @given(strategies.policies())
 def test_no_policy_compiles_to_a_trap(policy) -> None:  # type: ignore[no-untyped-def]
-    for section in uci.sections(policy):
-        assert list(traps.faults(section)) == []
-    assert all(not one.name[len(uci.PREFIX) :].startswith("_") for one in uci.sections(policy))
-    assert len({one.name for one in uci.sections(policy)}) == len(uci.sections(policy))
+    for section in uci.network_sections(policy):
+        assert list(traps.section_faults(section)) == []
+    assert all(not one.name[len(uci.PREFIX) :].startswith("_") for one in uci.network_sections(policy))
+    assert len({one.name for one in uci.network_sections(policy)}) == len(uci.network_sections(policy))
 
 
 @given(strategies.policies())
 def test_netifd_makes_the_ladder_of_any_policy(policy) -> None:  # type: ignore[no-untyped-def]
     """With all that a rule selects by: one that lost it would lead everybody's packets to the uplink."""
-    sections = uci_in.read(uci.as_config(uci.sections(policy)).encode(), "network", "network")
-    made = netifd.made(sections, network(sections)[0])
-    assert made.traps == ()
-    rules = {evolve(one, protocol=PROTOCOL) for one in made.rules if one.protocol == 0}
-    assert rules == set(ladder.rules(policy))
+    sections = uci_in.parse_uci(uci.render_config(uci.network_sections(policy)).encode(), "network", "network")
+    made = netifd.netifd_state(sections, read_network(sections)[0])
+    assert made.warnings == ()
+    rules = {evolve(one, protocol=RTPROT_NFTPOLICY) for one in made.rules if one.protocol == 0}
+    assert rules == set(ladder.ip_rules(policy))
 
 
 @pytest.mark.parametrize("more", [{"source": "192.0.2.1"}, {"iif": "eth0"}, {"invert": True}, {"unknown": ("x",)}])
 def test_a_rule_that_can_not_be_said_whole_is_not_said(more) -> None:  # type: ignore[no-untyped-def]
     rule = IpRule(4, 510, table=1, mark=1, mask=1, uids=(5, 5))
-    assert whole(rule) is rule
+    assert require_expressible(rule) is rule
     with pytest.raises(ValueError, match="the router plan does not support"):
-        whole(evolve(rule, **more))
+        require_expressible(evolve(rule, **more))
 
 
 def test_a_trap_stops_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uci, "LAST_METRIC", 2**32 - 2)
-    with pytest.raises(tree.Trap, match=r"network.nftpolicy_table1_4: option metric"):
-        tree.tree(load(GLUON.read_bytes())[0])
+    with pytest.raises(tree.UciLintError, match=r"network.nftpolicy_table1_4: option metric"):
+        tree.build_tree(load(GLUON.read_bytes())[0])

@@ -53,7 +53,7 @@ def warned(text: str, tmp_path: Path) -> list[str]:
 
 
 def test_it_is_small_and_needs_no_other_language() -> None:
-    found = tree.tree(shipped())
+    found = tree.build_tree(shipped())
     assert sum(len(one.text.encode()) for one in found.values()) < 40 * 1024
     heads = {one.text.splitlines()[0] for one in found.values() if one.executable}
     assert heads == {"#!/bin/sh", "#!/bin/sh /etc/rc.common"}
@@ -61,18 +61,22 @@ def test_it_is_small_and_needs_no_other_language() -> None:
 
 
 def test_no_placeholder_is_left() -> None:
-    for path, one in tree.tree(shipped()).items():
+    for path, one in tree.build_tree(shipped()).items():
         assert not re.findall(r"@[A-Z]+@", one.text), path
 
 
 @settings(max_examples=10)
 @given(strategies.policies())
 def test_the_same_policy_is_the_same_tree(policy: Policy) -> None:
-    assert tree.tree(policy) == tree.tree(policy)
+    assert tree.build_tree(policy) == tree.build_tree(policy)
 
 
 def test_the_guard_is_loaded_in_the_idiom_that_is_exact() -> None:
-    lines = [line for line in tree.tree(shipped())[tree.GUARD].text.splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in tree.build_tree(shipped())[tree.GUARD_PATH].text.splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines[:3] == ["add table inet nftpolicy", "delete table inet nftpolicy", "table inet nftpolicy {"]
 
 
@@ -83,28 +87,28 @@ DIALECT = (r"\bdestroy\b", r"\btypeof\b", r"\bdefine\b", r"\$\w", r"\bflush rule
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_the_rules_are_of_every_nft(file: Path) -> None:
-    for path, one in tree.tree(shipped(file)).items():
+    for path, one in tree.build_tree(shipped(file)).items():
         if path.endswith(".nft"):
             text = re.sub(r'"[^"]*"|^#.*|counter \S+', "", one.text, flags=re.MULTILINE)
             assert [word for word in DIALECT if re.search(word, text, re.MULTILINE)] == [], path
 
 
 def test_no_section_of_the_firewall_is_written() -> None:
-    assert not any("firewall" in path for path in tree.tree(shipped()))
-    assert "firewall." not in tree.tree(shipped())[tree.DEFAULTS].text
+    assert not any("firewall" in path for path in tree.build_tree(shipped()))
+    assert "firewall." not in tree.build_tree(shipped())[tree.DEFAULTS_PATH].text
 
 
 def test_the_guard_stands_before_firewall_and_network() -> None:
-    start = re.search(r"^START=(\d+)$", tree.tree(shipped())["etc/init.d/nftpolicy"].text, re.MULTILINE)
+    start = re.search(r"^START=(\d+)$", tree.build_tree(shipped())["etc/init.d/nftpolicy"].text, re.MULTILINE)
     assert start
     assert int(start[1]) < 19 < 20  # /etc/init.d/firewall, /etc/init.d/network
-    assert "stop_service" not in tree.tree(shipped())["etc/init.d/nftpolicy"].text
+    assert "stop_service" not in tree.build_tree(shipped())["etc/init.d/nftpolicy"].text
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shellcheck_finds_no_fault(file: Path, tmp_path: Path) -> None:
     assert shutil.which("shellcheck"), "apt-get install shellcheck"
-    for path, one in tree.tree(shipped(file)).items():
+    for path, one in tree.build_tree(shipped(file)).items():
         if one.executable:
             script = tmp_path / path.replace("/", "-")
             script.write_text(one.text)
@@ -123,19 +127,23 @@ def test_shellcheck_would_find_one(tmp_path: Path) -> None:
 @given(strategies.policies())
 def test_names_of_any_policy_are_words_of_the_shell(policy: Policy) -> None:
     """No name can end a line of the plan, or a word of a script."""
-    for path, one in tree.tree(policy).items():
+    for path, one in tree.build_tree(policy).items():
         if one.executable:
             assert subprocess.run(["sh", "-n"], input=one.text, text=True, check=False).returncode == 0, path
     kinds = {"policy", "rule4", "rule6", "route4", "route6", "sysctl", "own", "port", "resolver", "servers"}
-    assert {line.split()[0] for line in tree.tree(policy)[tree.PLAN].text.splitlines()} <= kinds
+    assert {line.split()[0] for line in tree.build_tree(policy)[tree.PLAN_PATH].text.splitlines()} <= kinds
 
 
 def test_the_list_is_of_sha256sum(tmp_path: Path) -> None:
     compiled(tmp_path)
-    done = subprocess.run(["busybox", "sha256sum", "-c", tree.LIST], cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(
+        ["busybox", "sha256sum", "-c", tree.CHECKSUMS_PATH], cwd=tmp_path, capture_output=True, check=False
+    )
     assert done.returncode == 0
-    (tmp_path / tree.PLAN).write_text("changed\n")
-    done = subprocess.run(["busybox", "sha256sum", "-c", tree.LIST], cwd=tmp_path, capture_output=True, check=False)
+    (tmp_path / tree.PLAN_PATH).write_text("changed\n")
+    done = subprocess.run(
+        ["busybox", "sha256sum", "-c", tree.CHECKSUMS_PATH], cwd=tmp_path, capture_output=True, check=False
+    )
     assert done.returncode != 0
 
 
@@ -146,7 +154,7 @@ def test_it_is_written_once_and_programs_can_be_run(tmp_path: Path) -> None:
     done = compiled(tmp_path / "image")
     assert done.returncode == 0
     first = snapshot(tmp_path / "image")
-    found = tree.tree(shipped())
+    found = tree.build_tree(shipped())
     assert first == {path: (one.text.encode(), 0o755 if one.executable else 0o644) for path, one in found.items()}
     assert {line.removeprefix("wrote ") for line in done.stdout.splitlines()} == {
         str(tmp_path / "image" / path) for path in found
@@ -167,7 +175,7 @@ def test_files_of_others_stay_and_ours_that_were_changed_too(tmp_path: Path) -> 
     assert set(snapshot(tmp_path)) == {"etc/init.d/nftpolicy", "etc/banner"}
     assert compiled(tmp_path, "--force").returncode == 0
     assert (tmp_path / "etc/banner").read_text() == "hello\n"
-    (tmp_path / tree.PLAN).write_text("edited\n")
+    (tmp_path / tree.PLAN_PATH).write_text("edited\n")
     before = snapshot(tmp_path)
     done = compiled(tmp_path, file="rulesets/vpn-killswitch.toml")
     assert (done.returncode, snapshot(tmp_path)) == (1, before)
@@ -177,8 +185,8 @@ def test_another_policy_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert compiled(tmp_path).returncode == 0
     done = compiled(tmp_path, "--no-link-guard", file="rulesets/vpn-killswitch.toml")
     assert done.returncode == 0
-    assert f"removed {tmp_path / tree.LINK}" in done.stdout
-    wanted = tree.tree(shipped(ROOT / "rulesets/vpn-killswitch.toml"), link_guard=False)
+    assert f"removed {tmp_path / tree.LINK_PATH}" in done.stdout
+    wanted = tree.build_tree(shipped(ROOT / "rulesets/vpn-killswitch.toml"), link_guard=False)
     assert {path: held.decode() for path, (held, _) in snapshot(tmp_path).items()} == {
         path: one.text for path, one in wanted.items()
     }
@@ -188,9 +196,9 @@ def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path: Path) -
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     image = tmp_path / "image"
-    (image / tree.LIST).parent.mkdir(parents=True)
+    (image / tree.CHECKSUMS_PATH).parent.mkdir(parents=True)
     digest = hashlib.sha256(victim.read_bytes()).hexdigest()
-    (image / tree.LIST).write_text(f"{digest}  ../victim\n{digest}  {victim}\nnonsense\n")
+    (image / tree.CHECKSUMS_PATH).write_text(f"{digest}  ../victim\n{digest}  {victim}\nnonsense\n")
     assert compiled(image).returncode == 0
     assert victim.exists()
 

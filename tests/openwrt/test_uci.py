@@ -56,7 +56,7 @@ def configured(router: Router, name: str = "network") -> Config:
 
 
 def install(router: Router) -> None:
-    router.ash(f"{ROOT}/{tree.DEFAULTS}")
+    router.ash(f"{ROOT}/{tree.DEFAULTS_PATH}")
 
 
 def test_the_fake_reads_what_it_writes() -> None:
@@ -69,9 +69,9 @@ def test_the_sections_are_those_of_the_policy_and_twice_is_once(router: Router, 
     before = configured(router)
     install(router)
     after = configured(router)
-    wanted = {one.name: (one.type, dict(one.options)) for one in uci.sections(shipped)}
+    wanted = {one.name: (one.type, dict(one.options)) for one in uci.network_sections(shipped)}
     assert {name: one for name, one in after.items() if name.startswith(uci.PREFIX)} == wanted
-    assert read_config(router.file(tree.SECTIONS).read_text()) == wanted
+    assert read_config(router.file(tree.SECTIONS_PATH).read_text()) == wanted
     changed = {name for name in before if after[name] != before[name]}
     assert changed == {"wan", "wan6"}
     for name in changed:
@@ -96,8 +96,8 @@ def test_another_policy_takes_its_sections_away(router: Router, shipped: Policy)
     router.write(other)
     install(router)
     ours = {name for name in configured(router) if name.startswith(uci.PREFIX)}
-    assert ours == {one.name for one in uci.sections(other)}
-    assert ours != {one.name for one in uci.sections(shipped)}
+    assert ours == {one.name for one in uci.network_sections(other)}
+    assert ours != {one.name for one in uci.network_sections(shipped)}
     assert configured(router)["wan"][1]["ip4table"] == "7"
 
 
@@ -241,13 +241,13 @@ def test_ifdown_loopback_takes_the_ends_of_the_tables_and_marked_packets_still_g
 
 
 def test_the_rendered_config_is_read_back(shipped: Policy) -> None:
-    found = read_config(uci.as_config(uci.sections(shipped)))
-    assert found == {one.name: (one.type, dict(one.options)) for one in uci.sections(shipped)}
+    found = read_config(uci.render_config(uci.network_sections(shipped)))
+    assert found == {one.name: (one.type, dict(one.options)) for one in uci.network_sections(shipped)}
 
 
 @pytest.mark.parametrize("bad", ["it's", "a\nb", "$(x)", 'a"b', "`x`"])
 def test_a_value_that_would_mean_more_is_refused(bad: str) -> None:
-    one = uci.Section("network", "rule", "nftpolicy_x", (("lookup", bad),))
-    for render in (uci.as_config, uci.as_batch):
+    one = uci.UciSection("network", "rule", "nftpolicy_x", (("lookup", bad),))
+    for render in (uci.render_config, uci.render_batch):
         with pytest.raises(ValueError, match="cannot be written"):
             render([one])

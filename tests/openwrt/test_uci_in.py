@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftpolicy.openwrt import uci
-from nftpolicy.openwrt.network import unsigned
-from nftpolicy.openwrt.uci_in import UciError, read
+from nftpolicy.openwrt.network import parse_unsigned
+from nftpolicy.openwrt.uci_in import UciError, parse_uci
 from nftpolicy.policy.load import load
 from tests import strategies
 
 
 def one(text):
-    (section,) = read(text.encode(), "f")
+    (section,) = parse_uci(text.encode(), "f")
     return {key: tuple(value.text for value in values) for key, values in section.options.items()}
 
 
@@ -41,10 +41,10 @@ def test_values(line, value):
 
 def test_lists_sections_and_lines():
     text = "package network\n\nconfig t 'n' # c\n list a 1\n list a '2 3'\n\n#config x\nconfig t\nconfig t n\n option b 4\n"
-    first, second = read(text.encode(), "f")
+    first, second = parse_uci(text.encode(), "f")
     assert (first.package, first.name, first.line, second.name, second.line) == ("network", "n", 3, None, 8)
     assert first.words("a") == ("1", "2", "3") and first.get("b") == "4"
-    assert (first.place("b"), first.place("none")) == ("f:10", "f:3")
+    assert (first.location("b"), first.location("none")) == ("f:10", "f:3")
 
 
 def test_an_option_takes_the_place_of_a_list():
@@ -69,7 +69,7 @@ def test_an_option_takes_the_place_of_a_list():
 )
 def test_faults_name_their_line(text, line):
     with pytest.raises(UciError) as found:
-        read(text.encode(), "f")
+        parse_uci(text.encode(), "f")
     assert found.value.line == line, str(found.value)
     assert str(found.value).startswith(f"f:{line}: ")
 
@@ -77,7 +77,7 @@ def test_faults_name_their_line(text, line):
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_are_no_uci(data):
     try:
-        read(data, "f")
+        parse_uci(data, "f")
     except UciError as error:
         assert 1 <= error.line <= data.count(b"\n") + 1
         assert "\n" not in str(error)
@@ -86,8 +86,8 @@ def test_any_bytes_are_read_or_are_no_uci(data):
 @given(strategies.toml())
 def test_what_is_compiled_for_a_router_is_read_back(text):
     policy, _ = load(text.encode(), "p")
-    wanted = uci.sections(policy)
-    found = read(uci.as_config(wanted).encode(), "network", "network")
+    wanted = uci.network_sections(policy)
+    found = parse_uci(uci.render_config(wanted).encode(), "network", "network")
     assert [(each.type, each.name) for each in wanted] == [(each.type, each.name) for each in found]
     for each, other in zip(wanted, found, strict=True):
         assert dict(each.options) == {key: values[0].text for key, values in other.options.items()}
@@ -99,4 +99,4 @@ def test_what_is_compiled_for_a_router_is_read_back(text):
      ("abc", None), ("0x", None), ("1 ", None), (" 1", 1), ("+5", 5), ("1_0", None), ("²", None)],
 )  # fmt: skip
 def test_numbers_are_those_of_strtoul(text, number):
-    assert unsigned(text) == number
+    assert parse_unsigned(text) == number

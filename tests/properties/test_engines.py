@@ -8,8 +8,8 @@ from attrs import evolve
 from hypothesis import given, settings
 
 from nftpolicy.model import passage, paths
-from nftpolicy.model.covers import Covers
-from nftpolicy.model.passage import Passage
+from nftpolicy.model.covers import BoxIndex
+from nftpolicy.model.passage import ChainTransfer
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Mangle, Match, Meta
 from nftpolicy.netstate.state import NetState
@@ -54,7 +54,7 @@ def test_findings_hold_where_something_is_not_understood(toy):
 
 
 RETURN = nft.Verdict("return")
-LOW = Match(Bitwise(Meta("mark"), keep=1), 1)
+LOW = Match(Bitwise(Meta("mark"), and_mask=1), 1)
 
 
 def question(*rules, called=(), region=None):
@@ -64,7 +64,7 @@ def question(*rules, called=(), region=None):
         nft.Chain("part", tuple(map(nft.Rule, called))),
     )
     tables = (nft.Table("inet", "own", chains),)
-    leaving = region or Region(marks=(MarkTest(0, nft.FULL ^ 7),), out=("wan",))
+    leaving = region or Region(marks=(MarkTest(0, nft.FULL_MASK ^ 7),), oifname=("wan",))
     return rulesets.Question(rulesets.Universe(4, ()), tables, leaving, (), "postrouting", None)
 
 
@@ -73,7 +73,7 @@ RETURNS = question(CALL, called=((LOW, RETURN), (nft.DROP,)))
 MAPS = question(
     (nft.VerdictMap(Meta("mark"), frozenset({(0, nft.DROP), (1, nft.DROP)})),), (LOW, nft.DROP), (nft.DROP,)
 )
-EVEN = Region(marks=(MarkTest(0, nft.FULL ^ 6),), out=("wan",))
+EVEN = Region(marks=(MarkTest(0, nft.FULL_MASK ^ 6),), oifname=("wan",))
 WRITES = question((Mangle(Meta("mark"), 1),), (LOW, nft.ACCEPT), (nft.DROP,), region=EVEN)
 UNKNOWN = question((nft.Limit(1, "second"), nft.ACCEPT), (nft.DROP,))
 QUESTIONS = {"returns": RETURNS, "maps": MAPS, "writes": WRITES, "unknown": UNKNOWN}
@@ -85,31 +85,31 @@ def test_all_engines_agree_on_the_questions_that_follow(name):
 
 
 def test_a_return_that_accepts_is_seen(monkeypatch):
-    right = passage.kind_of
-    monkeypatch.setattr(passage, "kind_of", lambda one: "accept" if right(one) == "return" else right(one))
+    right = passage.effect_of
+    monkeypatch.setattr(passage, "effect_of", lambda one: "accept" if right(one) == "return" else right(one))
     assert disagreement(question(CALL, (LOW, nft.DROP), called=((LOW, RETURN), (nft.DROP,)))) is not None
 
 
 def test_packets_that_have_left_a_chain_and_are_counted_as_decided_there_are_seen(monkeypatch):
-    monkeypatch.setattr(Passage, "_kept", lambda self, gone, told, box: [box])
+    monkeypatch.setattr(ChainTransfer, "_minus_returned", lambda self, gone, told, box: [box])
     assert disagreement(RETURNS) is not None
 
 
 def test_a_cover_that_is_forgotten_is_seen(monkeypatch):
-    right = Covers.meeting
-    monkeypatch.setattr(Covers, "meeting", lambda self, *asked: right(self, *asked)[1:])
+    right = BoxIndex.overlapping
+    monkeypatch.setattr(BoxIndex, "overlapping", lambda self, *asked: right(self, *asked)[1:])
     assert disagreement(question((LOW, nft.DROP), (nft.ACCEPT,))) is not None
 
 
 def test_an_entry_of_a_map_that_is_not_seen_is_seen(monkeypatch):
-    right = Passage.looked_up
-    monkeypatch.setattr(Passage, "looked_up", lambda self, *asked: list(right(self, *asked))[1:])
-    monkeypatch.setattr(Passage, "_late", lambda self, *_: iter(()))
+    right = ChainTransfer.verdict_entries
+    monkeypatch.setattr(ChainTransfer, "verdict_entries", lambda self, *asked: list(right(self, *asked))[1:])
+    monkeypatch.setattr(ChainTransfer, "_lazy_drops", lambda self, *_: iter(()))
     assert disagreement(question((nft.VerdictMap(Meta("mark"), frozenset({(0, nft.DROP)})),))) is not None
 
 
 def test_a_write_that_is_not_seen_is_seen(monkeypatch):
-    monkeypatch.setattr(paths, "new_marks", lambda space, statement, marks: dict(marks))
+    monkeypatch.setattr(paths, "marks_after", lambda space, statement, marks: dict(marks))
     assert disagreement(WRITES) is not None
 
 

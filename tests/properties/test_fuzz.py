@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fuzz import dumps
-from fuzz.__main__ import Found, run
+from fuzz.__main__ import RoundFailed, run_target
 from fuzz.targets import TARGETS
 
 pytestmark = pytest.mark.slow
@@ -66,9 +66,9 @@ def test_most_listings_of_machines_can_be_judged():
     read = []
 
     @settings(max_examples=EXAMPLES, database=None)
-    @given(dumps.machines())
+    @given(dumps.host_listings())
     def one(listings):
-        read.append(dumps.state_of(listings) is not None)
+        read.append(dumps.decode_state(listings) is not None)
 
     one()
     assert sum(read) > len(read) / 3
@@ -79,7 +79,9 @@ def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
     name, error = FAULTS[target.name]
     module = sys.modules[target.check.__module__]
     if error is None:  # a prover that says yes to what it doesn't understand
-        right = dumps.prove(dumps.compiled(dumps.POLICIES[0]), dumps.claim(dumps.policy_of(dumps.POLICIES[0])))
+        right = dumps.prove(
+            dumps.compile_file(dumps.POLICIES[0]), dumps.build_spec(dumps.load_policy(dumps.POLICIES[0]))
+        )
         monkeypatch.setattr(dumps, "prove", lambda *_: right)
     else:
 
@@ -88,8 +90,8 @@ def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
 
         monkeypatch.setattr(f"{module.__name__}.{name}", broken)
     for _ in range(2):
-        with pytest.raises(Found, match=rf"script/fuzz --replay {target.name} 5"):
-            run(target, 200, 5, shrink=False)
+        with pytest.raises(RoundFailed, match=rf"script/fuzz --replay {target.name} 5"):
+            run_target(target, 200, 5, shrink=False)
 
 
 def test_script_replays_a_round():

@@ -5,13 +5,13 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate import text
-from nftpolicy.proof.promise import HOLES, claim
+from nftpolicy.proof.promise import EXEMPTIONS, build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.surroundings import completed
+from nftpolicy.proof.surroundings import add_assumed_environment
 from nftpolicy.proof.verdict import PROVED, REFUTED, worst
 from tests import mutants, strategies, tables_strategies
 from tests import states_strategies as states
@@ -26,11 +26,11 @@ DNS = 53
 def excuse(policy, packet, walk):
     """Why a packet may leave by the uplink's device by which it leaves; None if there is no reason."""
     uplink = next(one for one in policy.uplink.values() if walk.device in one.devices)
-    began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.worn_by(packet.mark)
+    began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.matches(packet.mark)
     if began:
         return "it began with the mark, or arrived by the uplink"
     flow = packet.flow
-    if flow.direction == "reply" and flow.state != "new" and uplink.mark.worn_by(flow.mark):
+    if flow.direction == "reply" and flow.state != "new" and uplink.mark.matches(flow.mark):
         return "a reply in a flow that began at the uplink"
     if packet.origin == SOCKET and any(
         one.unmarked and policy.uplink[one.uplink] is uplink and one.user.number == packet.uid
@@ -42,7 +42,7 @@ def excuse(policy, packet, walk):
 
 def is_exempt(word, packet, walk):
     """Whether an exemption names what leaves."""
-    headers, frames = HOLES[word]
+    headers, frames = EXEMPTIONS[word]
     if packet.origin == FRAME and packet.ethertype is not None:
         return packet.ethertype in frames
     later = packet.fields.get(("ip", "frag-off"), 0)
@@ -67,7 +67,7 @@ def departures(policy, state, packets):
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
-        walk = model.walk(packet)
+        walk = model.trace(packet)
         if walk.outcome in ("leaves", "unknown") and walk.device in outer:
             yield packet, walk
 
@@ -77,9 +77,9 @@ def leaks(policy, state, packets):
     return [one for one in departures(policy, state, packets) if excuse(policy, *one) is None]
 
 
-def full(policy, extra=((), ()), machine=Machine()):
+def full(policy, extra=((), ()), machine=HostFacts()):
     """What the kernel holds under a policy, with addresses and the rules and routes of others."""
-    return completed(states.joined(compile_policy(policy, machine), extra), claim(policy))[0]
+    return add_assumed_environment(states.joined(compile_policy(policy, machine), extra), build_spec(policy))[0]
 
 
 @st.composite
@@ -107,7 +107,7 @@ def goes_red(inner, inputs):
 def unguarded(policy, extra=((), ())):
     """What `full` gives, of a compiler that forgets the tables."""
     state = evolve(compile_policy(policy), tables=())
-    return completed(states.joined(state, extra), claim(policy))[0]
+    return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
 
 
 def test_without_the_guard_it_does_not(monkeypatch):
@@ -136,7 +136,7 @@ def entitled(policy, packet, walk):
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"
-    if packet.flow.direction == "reply" and uplink.mark.worn_by(packet.flow.mark):
+    if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
         return "an answer" if answers(uplink, packet) else None
     if not packet.has_socket and packet.protocol == UDP:
         return "a service of the kernel" if any(not one.sport for one in mine) else rest(packet)
@@ -192,8 +192,8 @@ def borrowed(policy, state, packets):
     return [
         (packet, walk)
         for packet, walk in departures(policy, state, packets)
-        if walk.outcome == "leaves" and any(up.mark.worn_by(walk.mark) for up in policy.uplink.values())
-        and excuse(policy, packet, walk) not in HOLES and entitled(policy, packet, walk) is None
+        if walk.outcome == "leaves" and any(up.mark.matches(walk.mark) for up in policy.uplink.values())
+        and excuse(policy, packet, walk) not in EXEMPTIONS and entitled(policy, packet, walk) is None
     ]  # fmt: skip
 
 
@@ -210,9 +210,9 @@ def strays(policy, state, packets):
     users = {one.user.number for one in policy.service.values() if one.unmarked}
     uplinks = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
-        walk = model.walk(packet)
+        walk = model.trace(packet)
         for uplink in policy.uplink.values():
-            worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.worn_by(packet.mark)
+            worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
             astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
             report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
             if worn and astray and not report and not goes_back(policy, packet, walk):
@@ -225,7 +225,7 @@ def strays(policy, state, packets):
 def goes_back(policy, packet, walk):
     """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
     return walk.outcome == "leaves" and any(
-        walk.device in one.devices and one.mark.worn_by(walk.mark) and one.mark.worn_by(packet.flow.mark)
+        walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
         and packet.flow.direction == "reply" and answers(one, packet)
         for one in policy.uplink.values()
     )  # fmt: skip
@@ -253,7 +253,7 @@ def test_without_the_guard_marks_are_borrowed_and_go_astray(monkeypatch, test):
 @settings(max_examples=60)
 @given(strategies.policies(most_uplinks=5))
 def test_every_policy_is_proved(policy):
-    proof = prove(compile_policy(policy), claim(policy))
+    proof = prove(compile_policy(policy), build_spec(policy))
     assert not [one for one in proof.findings if one.deciding and one.verdict != PROVED]
 
 
@@ -261,8 +261,8 @@ def test_every_policy_is_proved(policy):
 @given(strategies.policies(most_uplinks=2), st.booleans())
 def test_with_ports_of_bridges_and_without_the_link_guard_too(policy, link_guard):
     ports = {device: (f"p{at}", f"q{at}") for at, up in enumerate(policy.uplink.values()) for device in up.devices[:1]}
-    machine = Machine(ports=ports, link_guard=link_guard)
-    proof = prove(compile_policy(policy, machine), evolve(claim(policy, ports), frames=link_guard))
+    machine = HostFacts(bridge_ports=ports, has_egress_hook=link_guard)
+    proof = prove(compile_policy(policy, machine), evolve(build_spec(policy, ports), frames=link_guard))
     assert not [one for one in proof.findings if one.deciding and one.verdict != PROVED]
 
 
@@ -275,26 +275,26 @@ def no_leak(proof, uplink):
 
 def falsely_proved(policy, state, packets, proof):
     """Packets that leave by an uplink though a proof says that none like them does."""
-    for packet, walk in leaks(policy, completed(state, claim(policy))[0], packets):
+    for packet, walk in leaks(policy, add_assumed_environment(state, build_spec(policy))[0], packets):
         name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
         kind = "socket" if packet.origin == KERNEL else packet.origin
         kind = "other frames" if packet.ethertype is not None else kind
         # A flow that has the mark already is the doing of a packet before, which a proof judges by itself.
-        if uplink.mark.worn_by(packet.flow.mark):
+        if uplink.mark.matches(packet.flow.mark):
             continue
         # What arrives with the mark has it from where no rule of ours reaches; a word of the policy is about that.
-        arrived = packet.origin == FORWARD and uplink.mark.worn_by(packet.mark)
+        arrived = packet.origin == FORWARD and uplink.mark.matches(packet.mark)
         if (proof.of("P1") if arrived else no_leak(proof, name)[kind].verdict) == PROVED:
             yield packet, walk
 
 
 def wrongly_refuted(policy, state, proof):
     """Counterexamples that are none: packets that do not leave, or may."""
-    model = Model(completed(state, claim(policy))[0])
+    model = Model(add_assumed_environment(state, build_spec(policy))[0])
     for name, uplink in policy.uplink.items():
         for one in no_leak(proof, name).values():
             for example in one.examples if one.verdict == REFUTED else ():
-                walk = model.walk(example.packet)
+                walk = model.trace(example.packet)
                 gone = (walk.outcome, walk.device) == ("leaves", example.device)
                 if not gone or (walk.device in uplink.devices and excuse(policy, example.packet, walk)):
                     yield example
@@ -307,7 +307,9 @@ class Crowd:
         self.policy, self.others, self.damage, self.state, self.packets = policy, others, damage, state, packets
 
     def __repr__(self):
-        others = "".join(text.shown(rule) + "; " for one in self.others for chain in one.chains for rule in chain.rules)
+        others = "".join(
+            text.display_text(rule) + "; " for one in self.others for chain in one.chains for rule in chain.rules
+        )
         return f"{strategies.to_toml(self.policy)}\n{others}\n{self.damage}"
 
 
@@ -327,7 +329,7 @@ def crowds(draw, tables, damage=0):
 @settings(max_examples=30)
 @given(crowds(tables_strategies.harmless))
 def test_harmless_tables_leave_a_proof_as_it_is(crowd):
-    proof = prove(crowd.state, claim(crowd.policy))
+    proof = prove(crowd.state, build_spec(crowd.policy))
     found = [one for name in crowd.policy.uplink for one in no_leak(proof, name).values()]
     assert worst(one.verdict for one in found) == PROVED, [one for one in found if one.verdict != PROVED]
 
@@ -338,7 +340,7 @@ CROWDS = crowds(tables_strategies.anything, damage=2)
 @settings(max_examples=40)
 @given(CROWDS)
 def test_proofs_and_walks_agree(crowd):
-    proof = prove(crowd.state, claim(crowd.policy))
+    proof = prove(crowd.state, build_spec(crowd.policy))
     leaked = list(falsely_proved(crowd.policy, crowd.state, crowd.packets, proof))
     assert not leaked, leaked[:1]
     refuted = list(wrongly_refuted(crowd.policy, crowd.state, proof))

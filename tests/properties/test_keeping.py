@@ -4,11 +4,11 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftpolicy.netstate.routing import PROTOCOL, TABLE_LOCAL, Nexthop, Route
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Nexthop, Route
 from nftpolicy.runtime.watch import keeping
-from nftpolicy.runtime.watch.keeping import Home
+from nftpolicy.runtime.watch.keeping import UplinkTable
 
-HOMES = {"wan0": Home("wan", 1), "wan1": Home("wan", 1), "lte0": Home("lte", 2)}
+HOMES = {"wan0": UplinkTable("wan", 1), "wan1": UplinkTable("wan", 1), "lte0": UplinkTable("lte", 2)}
 DEVICES = (*HOMES, "bat0", "lo")
 ADDRESSES = {"wan0": ("192.0.2.2/24", "2001:db8::2/64", "fe80::2/64"), "lte0": ("10.0.0.1/32", "10.0.0.9/32")}
 DESTINATIONS = {
@@ -29,7 +29,7 @@ def routes(draw):
     return Route(
         family, table, draw(st.sampled_from(DESTINATIONS[family])), kind,
         None if several else one.gateway, None if several else one.device,
-        draw(st.sampled_from((0, 100, 1024))), protocol=draw(st.sampled_from((2, 3, 4, 9, 16, PROTOCOL))),
+        draw(st.sampled_from((0, 100, 1024))), protocol=draw(st.sampled_from((2, 3, 4, 9, 16, RTPROT_NFTPOLICY))),
         nexthops=several, prefsrc=draw(st.sampled_from((None, "192.0.2.2"))) if family == 4 else None,
         expires=draw(st.sampled_from((None, 90))) if family == 6 else None,
     )  # fmt: skip
@@ -39,7 +39,7 @@ def carried_out(held, todo):
     """The routes after all of it, as the kernel would hold them, with the settling over."""
     found = [one for one in held if one not in todo.stale and one not in [each.route for each in todo.strays]]
     for one in todo.strays:
-        if not one.there and not one.yields:
+        if not one.there and not one.ours_wins:
             protocol = one.route.protocol if one.protocol is None else one.protocol
             moved = evolve(one.route, table=one.home.table, protocol=protocol)
             if moved.family == 4:  # it takes the place of another one
@@ -56,27 +56,27 @@ def over_uplinks(route):
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
-    todo = keeping.order(HOMES, held, ADDRESSES)
+    todo = keeping.plan_moves(HOMES, held, ADDRESSES)
     after = carried_out(held, todo)
-    again = keeping.order(HOMES, after, ADDRESSES)
-    assert again.strays == ()
+    again = keeping.plan_moves(HOMES, after, ADDRESSES)
+    assert again.misplaced == ()
     assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
     for one in after:
         homes = {HOMES.get(way.device) for way in one.ways}
-        free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == PROTOCOL
+        free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == RTPROT_NFTPOLICY
         link_local = one.destination.startswith("fe80::")
         if not over_uplinks(one) or free or link_local:
             continue
-        assert one in todo.mixed or homes == {Home(next(iter(homes)).uplink, one.table)}
+        assert one in todo.mixed or homes == {UplinkTable(next(iter(homes)).uplink, one.table)}
 
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
-    todo = keeping.order(HOMES, held, ADDRESSES)
-    touched = {*todo.stale, *(one.route for one in todo.strays)}
+    todo = keeping.plan_moves(HOMES, held, ADDRESSES)
+    touched = {*todo.stale_copies, *(one.route for one in todo.misplaced)}
     for one in held:
-        if not over_uplinks(one) or one.protocol == PROTOCOL or one.table == TABLE_LOCAL:
+        if not over_uplinks(one) or one.protocol == RTPROT_NFTPOLICY or one.table == TABLE_LOCAL:
             assert one not in touched
     assert not touched & {*todo.mixed}
 
@@ -84,20 +84,20 @@ def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
 def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
-    todo = keeping.order(HOMES, held, ADDRESSES)
-    for one in todo.strays:
-        assert one.home == HOMES[one.route.ways[0].device]
-        if one.there:
-            assert any(each.table == one.home.table and each.destination == one.route.destination for each in held)
-        if one.yields:
-            assert any(each.table == one.home.table and each.protocol == PROTOCOL for each in held)
-        if one.connected:
-            assert not any(way.gateway for way in one.route.ways)
+    todo = keeping.plan_moves(HOMES, held, ADDRESSES)
+    for one in todo.misplaced:
+        assert one.target == HOMES[one.route.all_nexthops[0].device]
+        if one.already_there:
+            assert any(each.table == one.target.table and each.destination == one.route.destination for each in held)
+        if one.ours_wins:
+            assert any(each.table == one.target.table and each.protocol == RTPROT_NFTPOLICY for each in held)
+        if one.is_connected:
+            assert not any(way.gateway for way in one.route.all_nexthops)
             assert one.route.expires is None
 
 
 def test_wide_routes_never_wait() -> None:
     """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
     half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
-    (stray,) = keeping.order(HOMES, [half], ADDRESSES).strays
-    assert (stray.connected, stray.protocol) == (False, keeping.BY_ROUTER)
+    (stray,) = keeping.plan_moves(HOMES, [half], ADDRESSES).misplaced
+    assert (stray.is_connected, stray.new_protocol) == (False, keeping.RTPROT_RA)

@@ -10,7 +10,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import json_out, text
 from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
-from nftpolicy.runtime.changes.apply import carry_out, undo
+from nftpolicy.runtime.changes.apply import roll_back, run_plan
 from tests import strategies
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 
@@ -33,7 +33,7 @@ def _loaded(tables):
     """In the namespace: the tables as read back, loaded as text and as JSON, or what the kernel said."""
     found = linux()
     back = []
-    for how in (lambda: "".join(map(text.table, tables)), lambda: json.dumps(json_out.ruleset(tables))):
+    for how in (lambda: "".join(map(text.table_text, tables)), lambda: json.dumps(json_out.encode_ruleset(tables))):
         is_json = bool(back)
         status, _, error = _command(found, how(), is_json)
         assert status == 0, error
@@ -67,11 +67,11 @@ def _there_and_back(states):
         for state in states:
             before = observe(found, paths)
             todo = plan(before, state)
-            carry_out(found, todo)
+            run_plan(found, todo)
             after = observe(found, [one.path for one in state.sysctls])
             assert normal(after) == normal(state)
             assert not plan(after, state).steps
-        undo(found, list(todo.steps))
+        roll_back(found, list(todo.steps))
         assert normal(observe(found, paths)) == normal(before)
     finally:
         clear(found)

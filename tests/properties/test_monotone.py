@@ -9,9 +9,9 @@ from nftpolicy.model.packet import KERNEL, UDP
 from nftpolicy.model.walk import Model
 from nftpolicy.policy import checks
 from nftpolicy.policy.objects import Account, Service
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.surroundings import completed
+from nftpolicy.proof.surroundings import add_assumed_environment
 from nftpolicy.proof.verdict import PROVED
 from tests import states_strategies as states
 from tests import strategies
@@ -26,13 +26,13 @@ def outside(policy, state, packets):
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
-        walk = model.walk(packet)
+        walk = model.trace(packet)
         yield walk.device if walk.outcome in ("leaves", "unknown") and walk.device in outer else None, walk
 
 
 def machine(policy, extra):
     """The kernel under a policy; addresses and everybody's routes are the same whatever its services are."""
-    return completed(states.joined(compile_policy(policy), extra), claim(policy))[0]
+    return add_assumed_environment(states.joined(compile_policy(policy), extra), build_spec(policy))[0]
 
 
 @st.composite
@@ -42,7 +42,7 @@ def additions(draw):
     added = draw(strategies.services(list(policy.uplink)))
     name = next(f"added{at}" for at in range(99) if f"added{at}" not in policy.service)
     larger = evolve(policy, service={**policy.service, name: added})
-    if any(checks.faults(larger)):  # somebody's account is taken: another one
+    if any(checks.find_faults(larger)):  # somebody's account is taken: another one
         added = Service(added.uplink, group=Account("3000000", 3000000), to=added.to, ports=added.ports)
         larger = evolve(policy, service={**policy.service, name: added})
     wanted = draw(st.lists(states.packets(larger), min_size=PACKETS, max_size=PACKETS))
@@ -54,7 +54,7 @@ def is_for(added, policy, packet):
     mark = policy.uplink[added.uplink].mark
     kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
     mine = owns(added, packet) or lent(added, packet) or kernels
-    return mine and mark.worn_by(packet.mark)
+    return mine and mark.matches(packet.mark)
 
 
 @SETTINGS
@@ -72,7 +72,7 @@ def test_a_service_more_lets_out_only_its_own_marked_packets(case):
 def test_and_both_are_proved(case):
     policy, larger, *_ = case
     for one in (policy, larger):
-        assert prove(compile_policy(one), claim(one)).verdict == PROVED
+        assert prove(compile_policy(one), build_spec(one)).verdict == PROVED
 
 
 @st.composite
@@ -103,11 +103,11 @@ def test_an_exemption_less_lets_nothing_more_out(case):
 def test_a_proof_tells_states_with_more_exemptions_from_those_with_fewer(case):
     """What may leave is what the larger policy names; that some of its words are dead now is no leak."""
     policy, smaller, *_ = case
-    proof = prove(compile_policy(smaller), claim(policy))
-    assert proof.of("P1") == PROVED
-    assert proof.of("P3") != PROVED  # and so it is seen that a word is missing
-    reverse = prove(compile_policy(policy), claim(smaller))
-    assert reverse.of("P1") != PROVED  # an exemption that the claim does not name is a leak
+    proof = prove(compile_policy(smaller), build_spec(policy))
+    assert proof.property_verdict("P1") == PROVED
+    assert proof.property_verdict("P3") != PROVED  # and so it is seen that a word is missing
+    reverse = prove(compile_policy(policy), build_spec(smaller))
+    assert reverse.property_verdict("P1") != PROVED  # an exemption that the claim does not name is a leak
 
 
 def test_a_compiler_that_opens_the_uplink_for_every_service_is_found_out(monkeypatch):

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate import nft
 from nftpolicy.policy.load import load
 from nftpolicy.proof import verdict
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.surroundings import completed
+from nftpolicy.proof.surroundings import add_assumed_environment
 from tests import mutants, states_strategies
 
 pytestmark = pytest.mark.slow
@@ -111,11 +111,11 @@ class Case:
 
     @cached_property
     def claim(self):
-        return claim(self.policy, self.ports)
+        return build_spec(self.policy, self.ports)
 
     @cached_property
     def state(self):
-        return compile_policy(self.policy, Machine(ports=self.ports))
+        return compile_policy(self.policy, HostFacts(bridge_ports=self.ports))
 
     @cached_property
     def proof(self):
@@ -131,8 +131,8 @@ class Case:
 
     def counts(self, state):
         """For each packet: what became of it, and the counters that saw it."""
-        model = Model(completed(state, self.claim)[0])
-        return [(walk.outcome, walk.device, counters(walk)) for walk in map(model.walk, self.packets)]
+        model = Model(add_assumed_environment(state, self.claim)[0])
+        return [(walk.outcome, walk.device, counters(walk)) for walk in map(model.trace, self.packets)]
 
     def judged(self, mutant):
         """How a mutant is noticed, in a word; None if it is not."""
@@ -163,7 +163,7 @@ class Case:
 
 def counters(walk):
     """Names of the counters of the rules that a packet met."""
-    rules = (one.thing for one in walk.decisions if isinstance(one.thing, nft.Rule))
+    rules = (one.subject for one in walk.steps if isinstance(one.subject, nft.Rule))
     return tuple(one.name for rule in rules for one in rule.statements if isinstance(one, nft.CounterRef))
 
 

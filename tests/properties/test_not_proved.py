@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.compiler.compile import Machine, compile_policy
+from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Chain, Ct, Hook, Mangle, Match, Meta, Payload, Rule, Table
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 
 FILE = Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml"
 POLICY = load(FILE.read_bytes(), str(FILE))[0]
 PORTS = {"br-wan": ("eth0", "eth1")}
-STATE, CLAIM = compile_policy(POLICY, Machine(ports=PORTS)), claim(POLICY, PORTS)
+STATE, CLAIM = compile_policy(POLICY, HostFacts(bridge_ports=PORTS)), build_spec(POLICY, PORTS)
 FROM = Match(Payload("ip", "saddr"), "10.0.0.1")
 MARK = Mangle(Meta("mark"), 1)
 
@@ -65,7 +65,7 @@ SEEN = {
     "a program that decides": beside("inet", chain("output", 0, (nft.Queue(0),))),
     "a statement of xtables": beside("inet", chain("output", 0, (nft.UnknownStatement('{"xt": null}'),))),
     "another device": beside("netdev", chain("ingress", 0, (nft.Fwd("br-wan"),), device="bat0")),
-    "a fast path": beside("inet", chain("forward", 0, (nft.FlowAdd("ft"),))),
+    "a fast path": beside("inet", chain("forward", 0, (nft.FlowOffload("ft"),))),
     "a set that packets add to": own(growing),
     "chains that may be on another device": own(nowhere),
     "tables that may be dormant": own(lambda table: evolve(table, flags=frozenset({"unnamed"}))),
@@ -75,16 +75,16 @@ SEEN = {
 UNSEEN = {
     "nothing": STATE,
     "translation": beside("inet", chain("postrouting", 100, (nft.Masquerade(),), kind="nat")),
-    "a foreign mark": beside("inet", chain("postrouting", 0, (Mangle(Meta("mark"), nft.Bitwise(Meta("mark"), keep=0xFFFF00FF)),))),
+    "a foreign mark": beside("inet", chain("postrouting", 0, (Mangle(Meta("mark"), nft.Bitwise(Meta("mark"), and_mask=0xFFFF00FF)),))),
     "another's drops": beside("inet", chain("output", 0, (Match(Meta("skuid"), 7), nft.DROP), (nft.ACCEPT,))),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", SEEN)
 def test_it_is_seen(what):
-    assert prove(SEEN[what], CLAIM).of("P1") != PROVED
+    assert prove(SEEN[what], CLAIM).property_verdict("P1") != PROVED
 
 
 @pytest.mark.parametrize("what", UNSEEN)
 def test_what_does_not_matter_is_not(what):
-    assert prove(UNSEEN[what], CLAIM).of("P1") == PROVED
+    assert prove(UNSEEN[what], CLAIM).property_verdict("P1") == PROVED

@@ -5,12 +5,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.errors import Refused
-from nftpolicy.kernel.fake import Fake
+from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.netstate.routing import Sysctl
-from nftpolicy.netstate.state import Counts, NetState
+from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.planner.plan import Plan, plan
-from nftpolicy.runtime.changes.apply import carry_out
+from nftpolicy.runtime.changes.apply import run_plan
 from tests import strategies
 from tests.unit.namespace import normal, observe
 
@@ -28,7 +28,7 @@ def held(state, *others):
     paths = {one.path: "7" for other in others for one in other.sysctls} | {
         one.path: one.value for one in state.sysctls
     }
-    return Fake(NetState(state.tables, state.rules, state.routes, tuple(Sysctl(*one) for one in paths.items())))
+    return FakeKernel(NetState(state.tables, state.rules, state.routes, tuple(Sysctl(*one) for one in paths.items())))
 
 
 def way(kernel, wanted):
@@ -45,7 +45,7 @@ def guarded(state):
 def test_a_plan_ends_in_what_was_wanted_and_then_there_is_nothing_to_do(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
-    carry_out(kernel, way(kernel, new))
+    run_plan(kernel, way(kernel, new))
     assert normal(observe(kernel, [one.path for one in new.sysctls])) == normal(new)
     assert way(kernel, new) == Plan(())
 
@@ -56,9 +56,9 @@ def test_the_inverses_bring_the_first_state_back(pair):
     kernel = held(old, new)
     before = normal(kernel.state)
     todo = way(kernel, new)
-    carry_out(kernel, todo)
+    run_plan(kernel, todo)
     for step in reversed(todo.steps):
-        kernel.carry_out(step.inverse())
+        kernel.apply_step(step.inverse())
         assert step.inverse().inverse() == step
     assert normal(kernel.state) == before
 
@@ -69,7 +69,7 @@ def test_the_guard_stands_after_every_step(pair):
     kernel = held(old, new)
     steps = way(kernel, new).steps
     for number, step in enumerate(steps, 1):
-        kernel.carry_out(step)
+        kernel.apply_step(step)
         last = number == len(steps)
         assert guarded(kernel.state) or (pair[1] is None and last)
         if not last:  # until the guard goes, no rule or route leads anywhere without it
@@ -85,8 +85,8 @@ def test_a_refusal_at_any_step_leaves_all_as_it_was(pair, data):
     for number in numbers:
         kernel = held(old, new)
         kernel.refuse_at, before = number, normal(kernel.state)
-        with pytest.raises(Refused):
-            carry_out(kernel, way(kernel, new))
+        with pytest.raises(StepRefused):
+            run_plan(kernel, way(kernel, new))
         assert normal(kernel.state) == before
 
 
@@ -95,7 +95,7 @@ def test_tables_are_filled_before_rules_lead_to_them_and_emptied_after(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     for step in way(kernel, new).steps:
-        kernel.carry_out(step)
+        kernel.apply_step(step)
         filled = {(one.family, one.table) for one in kernel.routes if one.kind == "unreachable"}
         led = {(one.family, one.table) for one in kernel.rules if one.action == "lookup" and one.mask}
         assert led <= filled
@@ -105,9 +105,9 @@ def test_tables_are_filled_before_rules_lead_to_them_and_emptied_after(pair):
 def test_counters_that_both_policies_have_keep_their_numbers(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
-    numbers = {place: Counts(index + 1, 40 * index) for index, place in enumerate(kernel.counters("nftpolicy"))}
+    numbers = {place: CounterValue(index + 1, 40 * index) for index, place in enumerate(kernel.counters("nftpolicy"))}
     kernel.counts = dict(numbers)
-    carry_out(kernel, way(kernel, new))
+    run_plan(kernel, way(kernel, new))
     after = kernel.counters("nftpolicy")
     assert {place: after[place] for place in numbers.keys() & after.keys()} == {
         place: numbers[place] for place in numbers.keys() & after.keys()

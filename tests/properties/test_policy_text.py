@@ -25,26 +25,26 @@ def test_every_key_is_found_on_its_line(text, data):
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("["):
             table = tuple(line.strip("[]").split("."))
-            assert source.line(table) <= number  # a table below it may come first
+            assert source.line_of(table) <= number  # a table below it may come first
         elif line:
             key = (*table, line.split(" ")[0])
-            assert source.line(key) == number
-            assert source.line((*key, 99)) == number
+            assert source.line_of(key) == number
+            assert source.line_of((*key, 99)) == number
 
 
-@given(strategies.marks(), st.integers(0, mark.FULL))
+@given(strategies.marks(), st.integers(0, mark.FULL_MASK))
 def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one, fwmark):
-    assert mark.parse(str(one)) == one
-    worn = one.put_on(fwmark)
-    assert one.worn_by(worn)
+    assert mark.parse_mark(str(one)) == one
+    worn = one.apply_to(fwmark)
+    assert one.matches(worn)
     assert worn & ~one.mask == fwmark & ~one.mask
-    assert 0 <= worn <= mark.FULL
+    assert 0 <= worn <= mark.FULL_MASK
 
 
-@given(strategies.marks(), strategies.marks(), st.integers(0, mark.FULL))
+@given(strategies.marks(), strategies.marks(), st.integers(0, mark.FULL_MASK))
 def test_marks_overlap_where_one_packet_can_wear_both(one, other, fwmark):
-    both = one.put_on(other.put_on(fwmark))
-    assert (one.worn_by(both) and other.worn_by(both)) == one.overlaps(other)
+    both = one.apply_to(other.apply_to(fwmark))
+    assert (one.matches(both) and other.matches(both)) == one.overlaps(other)
 
 
 FEATURES = {
@@ -68,7 +68,7 @@ FEATURES = {
     },
     **{
         f"answer {word}": lambda one, word=word: any(word == got.name for up in one.uplink.values() for got in up.answer)
-        for word in words.ANSWERS
+        for word in words.NAMED_ANSWERS
     },
 }  # fmt: skip
 
@@ -99,5 +99,5 @@ def test_a_destination_on_the_machine_itself_is_refused(policy, net):
     """No word of a policy is dead from the start: what is sent there never leaves by an uplink."""
     uplink = next(iter(policy.uplink))
     spoiled = Service(uplink, group=Account("3000000", 3000000), to=(ip_network(net),))
-    found = [path for path, _ in checks.faults(evolve(policy, service={"spoiled": spoiled}))]
+    found = [path for path, _ in checks.find_faults(evolve(policy, service={"spoiled": spoiled}))]
     assert found == [("service", "spoiled", "to", 0)]

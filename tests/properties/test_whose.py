@@ -5,14 +5,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.holders import Holder
-from nftpolicy.kernel.sock_diag import TCP, UDP, Listed
-from nftpolicy.model.packet import Packet, number
+from nftpolicy.kernel.holders import SocketOwner
+from nftpolicy.kernel.sock_diag import TCP, UDP, InetSocket
+from nftpolicy.model.packet import Packet, parse_address
 from nftpolicy.model.walk import Model
 from nftpolicy.netstate.nft import CounterRef, Rule
-from nftpolicy.proof.promise import claim
-from nftpolicy.proof.surroundings import completed
-from nftpolicy.runtime.service.whose import BORROWED, ELSEWHERE, FORGED, RIGHT, UNMARKED, judge
+from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.surroundings import add_assumed_environment
+from nftpolicy.runtime.service.whose import FORGED, KERNEL_PORT, RIGHT, UNMARKED, WRONG_DESTINATION, classify_sockets
 from tests import strategies
 from tests.properties.test_invariant import goes_red
 
@@ -41,7 +41,7 @@ def scenes(draw):
     uids = [1234, *(one.user.number for one in services if one.user)]
     gids = [1234, *(one.group.number for one in services if one.group)]
     mine = service is not None and draw(st.booleans())
-    one = Listed(
+    one = InetSocket(
         family,
         {"tcp": TCP, "udp": UDP}[port.protocol] if port else draw(st.sampled_from((TCP, UDP))),
         "established",
@@ -63,17 +63,17 @@ def scenes(draw):
 
 def sent(policy, one, gid, bound=None):
     """The walk of what the socket sends, with the last counter on the way."""
-    state = completed(compile_policy(policy), claim(policy))[0]
+    state = add_assumed_environment(compile_policy(policy), build_spec(policy))[0]
     packet = Packet(
-        one.family, number(one.remote), None, one.protocol, one.sport, one.dport, mark=one.mark, uid=one.uid, gid=gid,
+        one.family, parse_address(one.remote), None, one.protocol, one.sport, one.dport, mark=one.mark, uid=one.uid, gid=gid,
         bound=bound,
     )  # fmt: skip
-    walk = Model(state).walk(packet)
+    walk = Model(state).trace(packet)
     counters = [
         part.name
-        for decision in walk.decisions
-        if isinstance(decision.thing, Rule) and decision.effect == "drop"
-        for part in decision.thing.statements
+        for decision in walk.steps
+        if isinstance(decision.subject, Rule) and decision.effect == "drop"
+        for part in decision.subject.statements
         if isinstance(part, CounterRef)
     ]
     return walk, counters
@@ -81,14 +81,14 @@ def sent(policy, one, gid, bound=None):
 
 def verdict_holds(scene):
     policy, one, gid = scene
-    found = judge([one], policy, {}, {7: Holder(1, "x", gid)})
+    found = classify_sockets([one], policy, {}, {7: SocketOwner(1, "x", gid)})
     if not found:
         return
     (seen,) = found
     devices = policy.uplink[seen.uplink].devices
-    if seen.verdict in (RIGHT, BORROWED):
+    if seen.verdict in (RIGHT, KERNEL_PORT):
         assert sent(policy, one, gid)[0].device in devices
-    elif seen.verdict in (FORGED, ELSEWHERE):
+    elif seen.verdict in (FORGED, WRONG_DESTINATION):
         walk, counters = sent(policy, one, gid)
         assert (walk.outcome, counters) == ("dropped", [seen.counter])
     elif seen.verdict == UNMARKED:
@@ -111,7 +111,7 @@ def test_the_guard_does_what_is_said(scene):
 
 def test_it_would_be_seen_if_it_did_not(monkeypatch):
     """With the services' sets left out of what is judged."""
-    real = judge
+    real = classify_sockets
 
     def blind(sockets, policy, addresses, holders):
         return real(sockets, evolve(policy, service={}), addresses, holders)

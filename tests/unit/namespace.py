@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler import names
-from nftpolicy.netstate.routing import PROTOCOL
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
 from tests.lab.netns import Namespace
@@ -40,13 +40,13 @@ def linux():
 
 def observe(found, paths=()):
     """All of ours that a kernel holds."""
-    return found.observe(names.TABLE, names.FAMILIES, PROTOCOL, paths)
+    return found.read_own(names.TABLE, names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
 def clear(found):
     """Take everything of ours away."""
     for step in plan(observe(found), NetState()).steps:
-        found.carry_out(step)
+        found.apply_step(step)
 
 
 def normal(state):

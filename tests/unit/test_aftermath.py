@@ -8,17 +8,17 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftpolicy.kernel.conntrack import Conntrack, Ends, Flow
+from nftpolicy.kernel.conntrack import Conntrack, ConntrackEntry, FlowTuple
 from nftpolicy.kernel.errors import Unavailable
-from nftpolicy.kernel.sock_diag import CLOSED, GONE, NOT_SUPPORTED, TCP, UDP, Listed
+from nftpolicy.kernel.sock_diag import CLOSED, GONE, NOT_SUPPORTED, TCP, UDP, InetSocket
 from nftpolicy.policy import values
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Account, Policy, Port, Resolver, Service, Uplink
 from nftpolicy.runtime.changes.aftermath import close_stale
-from nftpolicy.runtime.changes.stale import stale_flows, stale_sockets, whose_group
+from nftpolicy.runtime.changes.stale import inodes_needing_group, stale_flows, stale_sockets
 from tests import strategies
 
-WAN = Uplink(("eth0",), Mark(1, 1), 1, answer=(values.answer("ssh"),))
+WAN = Uplink(("eth0",), Mark(1, 1), 1, answer=(values.parse_answer("ssh"),))
 LTE = Uplink(("wwan0",), Mark(2, 2), 2)
 VPN, MAIL = Account("vpn", 800), Account("mail", 900)
 POLICY = Policy("p", ("bat0",), {"wan": WAN, "lte": LTE}, {"vpn": Service("wan", group=VPN)})
@@ -35,11 +35,13 @@ def listed(**changes):
         "family": 4, "protocol": TCP, "state": "established", "local": "192.0.2.2", "sport": 40000, "remote": FAR,
         "dport": 443, "mark": 1, "uid": 1000, "inode": 7, "cookie": 9,
     }  # fmt: skip
-    return Listed(**(fields | changes))
+    return InetSocket(**(fields | changes))
 
 
 def flow(mark):
-    return Flow(4, 17, Ends("192.0.2.2", 5, FAR, 53), Ends(FAR, 53, "192.0.2.2", 5), mark, b"key", b"0001")
+    return ConntrackEntry(
+        4, 17, FlowTuple("192.0.2.2", 5, FAR, 53), FlowTuple(FAR, 53, "192.0.2.2", 5), mark, b"key", b"0001"
+    )
 
 
 def whys(sockets, before, after, groups=None, leads=None):
@@ -80,7 +82,7 @@ GONE_MARK = {
     ids=str,
 )
 def test_what_wears_a_mark_that_is_gone_is_stale(one, after):
-    routed_anew = after is None and not one.connected
+    routed_anew = after is None and not one.is_connected
     assert len(whys([one], POLICY, after)) == (0 if routed_anew else 1)
 
 
@@ -137,14 +139,14 @@ def test_a_connection_of_a_service_that_is_gone_is_stale():
     found = stale_sockets([mail, vpn], TWO, POLICY, ADDRESSES, {1: 900, 2: 800})
     assert [one.socket for one in found] == [mail]
     assert whys([mail, vpn], TWO, POLICY) == []  # whose it is is not known: the guard drops it
-    assert whose_group([mail, vpn, listed(mark=0, inode=3)], TWO, POLICY) == {1, 2}
+    assert inodes_needing_group([mail, vpn, listed(mark=0, inode=3)], TWO, POLICY) == {1, 2}
 
 
 def test_a_user_is_known_without_asking():
     only_b = evolve(BY_USER, service={"b": BY_USER.service["b"]})
     one, other = listed(uid=1000), listed(uid=900)
     assert [found.socket for found in stale_sockets([one, other], BY_USER, only_b, ADDRESSES)] == [one]
-    assert whose_group([one, other], BY_USER, only_b) == set()
+    assert inodes_needing_group([one, other], BY_USER, only_b) == set()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_the_first_policy_ends_what_would_hang(one, stale):
 def test_a_services_questions_go_to_its_resolver_from_the_first_policy_on(group):
     policy = evolve(POLICY, uplink={"wan": evolve(WAN, resolver=Resolver())})
     one = listed(mark=0, protocol=UDP, dport=53, local="203.0.113.2")
-    assert whose_group([one, listed()], None, policy) == {7}
+    assert inodes_needing_group([one, listed()], None, policy) == {7}
     assert bool(whys([one], None, policy, {7: group} if group else {})) == (group == 800)
     assert whys([one], None, POLICY, {7: 800}) == []
 
@@ -242,7 +244,7 @@ def test_a_flow_without_its_ends_is_never_asked_to_be_deleted():
     with Conntrack() as channel:
         for broken in (evolve(flow(1), key=b""), evolve(flow(1), number=b"")):
             with pytest.raises(ValueError, match="all of them"):
-                channel.forget(broken)
+                channel.delete_flow(broken)
 
 
 # --- properties --------------------------------------------------------------------------------------
@@ -342,9 +344,9 @@ def test_what_no_old_mark_and_no_first_policy_is_about_is_never_stale(data, pair
     worn = [up.mark for up in before.uplink.values()]
     users = {one.user.number for each in pair for one in each.service.values() if one.unmarked}
     for one in stale_sockets(found, before, after, addresses, groups):
-        assert any(mark.worn_by(one.socket.mark) for mark in worn) or one.socket.uid in users
+        assert any(mark.matches(one.socket.mark) for mark in worn) or one.socket.uid in users
     for one in stale_sockets(found, before, None, addresses, groups):
-        assert any(mark.worn_by(one.socket.mark) for mark in worn) or one.socket.uid in users
+        assert any(mark.matches(one.socket.mark) for mark in worn) or one.socket.uid in users
     for one in stale_sockets(found, None, after, addresses, groups):
         assert one.socket.remote not in (None, "127.0.0.1")
 
@@ -368,14 +370,14 @@ class Fake:
     def addresses(self):
         return ADDRESSES
 
-    def groups(self, inodes):
+    def owner_groups(self, inodes):
         return dict.fromkeys(inodes, 800)
 
-    def leads(self, one):
+    def egress_device(self, one):
         return "bat0"
 
     @contextmanager
-    def muffled(self, marks, addresses, devices):
+    def suppress_resets(self, marks, addresses, devices):
         self.done.append(("muffled", list(marks), sorted(addresses), sorted(devices)))
         yield self._loud
         self.done.append("loud again")
@@ -386,7 +388,7 @@ class Fake:
             raise self._result
         return self._result
 
-    def forget(self, one):
+    def delete_flow(self, one):
         self.done.append(one)
         return True
 
@@ -416,8 +418,8 @@ def test_sockets_are_closed_without_a_sound_and_flows_are_forgotten():
 
 def test_a_udp_socket_that_is_bound_to_a_device_would_lose_it():
     found = close_stale(Fake([listed(protocol=UDP, bound="bat0"), listed(protocol=UDP)]), POLICY, NO_WAN)
-    assert [one.socket.bound for one in found.told] == [None]
-    assert [one.socket.bound for one, _ in found.left] == ["bat0"]
+    assert [one.socket.bound for one in found.udp_aborted] == [None]
+    assert [one.socket.bound for one, _ in found.left_open] == ["bat0"]
     assert found.lines()[-1].startswith("  bound to a device: destroying it would unbind it")
 
 
@@ -429,7 +431,7 @@ def test_many_are_told_as_a_few():
 
 def test_a_kernel_that_closes_nothing_is_told_and_no_error():
     found = close_stale(Fake([listed()], result=NOT_SUPPORTED), POLICY, NO_WAN)
-    assert (found.closed, found.told, len(found.left)) == ((), (), 1)
+    assert (found.closed, found.udp_aborted, len(found.left_open)) == ((), (), 1)
     assert found.lines()[-1] == "  this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is missing)"
 
 
@@ -448,12 +450,12 @@ def test_a_kernel_that_fails_is_told(error, words):
     made = Fake([listed()], [flow(1)], result=error)
     found = close_stale(made, POLICY, NO_WAN)
     assert words in found.lines()
-    assert len(found.flows) == 1  # and the rest is done
+    assert len(found.deleted_flows) == 1  # and the rest is done
 
 
 def test_resets_that_may_have_left_are_told():
     found = close_stale(Fake([listed()], loud="no such thing"), POLICY, NO_WAN)
-    assert found.faults == ("resets of closed connections may have left by other devices: no such thing",)
+    assert found.errors == ("resets of closed connections may have left by other devices: no such thing",)
 
 
 def test_nothing_is_asked_when_nothing_changed():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.chains import Ruleset, evaluate
-from nftpolicy.model.packet import ICMP, ICMPV6, TCP, Flow, Packet, number
-from nftpolicy.model.unknown import CAP, Doubts, explore
-from nftpolicy.model.view import View
+from nftpolicy.model.chains import Ruleset, evaluate_chain
+from nftpolicy.model.packet import ICMP, ICMPV6, TCP, CtInfo, Packet, parse_address
+from nftpolicy.model.unknown import MAX_BRANCHES, Choices, explore_branches
+from nftpolicy.model.view import PacketView
 from nftpolicy.netstate import json_in, text
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -19,13 +19,13 @@ from nftpolicy.netstate.nft import (
     Bitwise,
     Chain,
     Concat,
-    Connections,
     Counter,
     Ct,
+    CtCount,
     Dnat,
     Dup,
     Fib,
-    FlowAdd,
+    FlowOffload,
     Hook,
     Limit,
     Log,
@@ -62,7 +62,7 @@ from nftpolicy.netstate.nft import (
 
 MARK = Meta("mark")
 OUTPUT = Hook("filter", "output", 0)
-ASKED = {4: number("192.0.2.1"), 6: number("2001:db8::1")}
+ASKED = {4: parse_address("192.0.2.1"), 6: parse_address("2001:db8::1")}
 
 
 def packet(family=4, **more):
@@ -71,7 +71,7 @@ def packet(family=4, **more):
 
 def view(sent=None, **more):
     sent = packet() if sent is None else sent
-    return evolve(View.of(sent, sent.source, oif="eth0"), **more)
+    return evolve(PacketView.from_packet(sent, sent.source, oif="eth0"), **more)
 
 
 def base(*statements, hook=OUTPUT):
@@ -86,15 +86,15 @@ def table(*chains, family="inet", **more):
 
 def run(made, at, doubts=None, log=None):
     ruleset = Ruleset((made,))
-    return evaluate(ruleset, made, made.chains[0], at, doubts or Doubts(), log)
+    return evaluate_chain(ruleset, made, made.chains[0], at, doubts or Choices(), log)
 
 
 def holds(statement, at=None, *, hook=OUTPUT, family="inet", **more):
     """Whether a rule with this statement comes to its end; None if that is not known."""
     made = table(base(statement, hook=hook), family=family, **more)
-    forks = explore(lambda doubts: run(made, evolve(at or view()), doubts))
+    forks = explore_branches(lambda doubts: run(made, evolve(at or view()), doubts))
     found = set(forks.results)
-    return None if len(found) > 1 or forks.noted else found == {"drop"}
+    return None if len(found) > 1 or forks.undetermined else found == {"drop"}
 
 
 # --- matches ---------------------------------------------------------------------------
@@ -108,8 +108,8 @@ MATCHES = [
     (Match(MARK, 5, "<="), view(mark=5), True),
     (Match(MARK, 4, ">"), view(mark=5), True),
     (Match(MARK, 6, ">="), view(mark=5), False),
-    (Match(Bitwise(MARK, keep=0xF0), 0x10), view(mark=0x15), True),
-    (Match(Bitwise(MARK, keep=0xF0, put=1), AnonymousSet(frozenset({1, 0x11}))), view(mark=0x15), True),
+    (Match(Bitwise(MARK, and_mask=0xF0), 0x10), view(mark=0x15), True),
+    (Match(Bitwise(MARK, and_mask=0xF0, or_bits=1), AnonymousSet(frozenset({1, 0x11}))), view(mark=0x15), True),
     (Match(Binary("^", MARK, 1), 4), view(mark=5), True),
     (Match(Binary("<<", MARK, 4), 0x50), view(mark=5), True),
     (Match(Binary(">>", MARK, 1), 2), view(mark=5), True),
@@ -140,8 +140,8 @@ MATCHES = [
     (Match(Payload("ip", "daddr"), "192.0.2.0-192.0.2.9", "!="), view(), False),
     (Match(Payload("ip", "daddr"), "10.0.0.0/8", "!="), view(packet(6)), False),
     (Match(Payload("ip6", "daddr"), "2001:db8::/32"), view(packet(6)), True),
-    (Match(Bitwise(Payload("ip", "daddr"), keep="0.0.0.255"), "0.0.0.1"), view(), True),
-    (Match(Bitwise(Payload("ip6", "daddr"), keep="::ffff"), "::1"), view(packet(6)), True),
+    (Match(Bitwise(Payload("ip", "daddr"), and_mask="0.0.0.255"), "0.0.0.1"), view(), True),
+    (Match(Bitwise(Payload("ip6", "daddr"), and_mask="::ffff"), "::1"), view(packet(6)), True),
     (Match(Payload("ip", "version"), 4), view(), True),
     (Match(Payload("ip", "protocol"), "udp"), view(), True),
     (Match(Payload("ip6", "nexthdr"), "udp"), view(packet(6)), True),
@@ -167,7 +167,7 @@ MATCHES = [
     (Match(Payload("tcp", "flags"), "ack,syn", "in"), view(protocol=TCP, ct_state="established"), True),
     (Match(Payload("tcp", "flags"), "rst", "&"), view(protocol=TCP), False),
     (Match(Payload("tcp", "flags"), "ack,syn", "!"), view(protocol=TCP), False),
-    (Match(Bitwise(Payload("tcp", "flags"), keep="ack,fin,rst,syn"), "syn"), view(protocol=TCP), True),
+    (Match(Bitwise(Payload("tcp", "flags"), and_mask="ack,fin,rst,syn"), "syn"), view(protocol=TCP), True),
     (Match(Payload("tcp", "flags"), AnonymousSet(frozenset({"ack,syn", "syn"}))), view(protocol=TCP), True),
     (Match(Payload("arp", "operation"), "request"), view(), False),
     (Match(Payload("ether", "type"), "ip", "!="), view(), False),
@@ -194,7 +194,9 @@ MATCHES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("match", "at", "expected"), MATCHES, ids=[text.statement(match) for match, _, _ in MATCHES])
+@pytest.mark.parametrize(
+    ("match", "at", "expected"), MATCHES, ids=[text.statement_text(match) for match, _, _ in MATCHES]
+)
 def test_a_match_holds_or_does_not(match, at, expected):
     assert holds(match, at) is expected
 
@@ -225,13 +227,13 @@ def test_a_match_holds_or_does_not(match, at, expected):
         (Match(Socket("transparent"), 1), view()),
         (Match(Socket("cgroupv2"), "a"), view()),
         (Match(Socket("cgroupv2"), "117"), view(cgroup="a")),
-        (Match(Bitwise(MARK, keep="odd"), 1), view()),
+        (Match(Bitwise(MARK, and_mask="odd"), 1), view()),
         (Match(Concat((MARK, Meta("cpu"))), AnonymousSet(frozenset({(0, 2)}))), view()),
         (Match(Payload("ip", "saddr"), "192.0.2.9"), view(snat=True)),
-        (Match(Payload("ip", "daddr"), "192.0.2.9"), view(redirected=True)),
+        (Match(Payload("ip", "daddr"), "192.0.2.9"), view(is_redirected=True)),
         (Limit(5, "second"), view()),
         (Quota(5), view()),
-        (Connections(5), view()),
+        (CtCount(5), view()),
         (ObjectRef("limit", "l"), view()),
         (SetUpdate("add", "s", Payload("ip", "saddr")), view()),
     ],
@@ -292,7 +294,7 @@ def test_what_is_read_depends_on_the_place(match, hook, family, at, expected):
 
 
 def names(made, *arguments):
-    return [f"{of.name}/{chain.name}" for of, chain in Ruleset(made).hooked(*arguments)]
+    return [f"{of.name}/{chain.name}" for of, chain in Ruleset(made).base_chains(*arguments)]
 
 
 def test_chains_by_hook_family_and_priority():
@@ -323,12 +325,12 @@ def test_of_chains_with_one_priority_the_youngest_is_first():
 
 def test_flags_that_a_listing_does_not_name_are_a_doubt():
     made = table(base(Rule((DROP,))), flags=frozenset({"unnamed"}))
-    assert set(explore(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+    assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
 
 
 def test_a_device_that_a_listing_does_not_tell_is_a_doubt():
     made = table(base(Rule((DROP,)), hook=Hook("filter", "egress", 0)), family="netdev")
-    assert set(explore(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+    assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
 
 
 def test_only_base_chains_are_evaluated():
@@ -383,9 +385,9 @@ def test_a_verdict_of_continue_goes_on_within_the_rule():
 
 
 def test_a_chain_that_the_listing_lacks_is_noted():
-    doubts = Doubts()
+    doubts = Choices()
     assert run(table(base(Rule((Verdict("jump", "gone"),)))), view(), doubts) == "accept"
-    assert "gone" in doubts.noted[0]
+    assert "gone" in doubts.undetermined[0]
 
 
 def test_chains_that_call_each_other_without_end_drop():
@@ -401,8 +403,8 @@ def test_chains_that_call_each_other_without_end_drop():
     [
         (7, 7),
         (Ct("mark"), 0x30),
-        (Bitwise(MARK, keep=0xF0, put=2), 0x12),
-        (Bitwise(MARK, put=2), 0x17),
+        (Bitwise(MARK, and_mask=0xF0, or_bits=2), 0x12),
+        (Bitwise(MARK, or_bits=2), 0x17),
         (Binary("<<", MARK, 28), 0x50000000),
         (Binary("^", MARK, 1), 0x14),
         (Lookup(Meta("skuid"), frozenset({("500-1000", 9)})), 9),
@@ -419,9 +421,9 @@ def test_a_mark_is_written(value, expected):
 
 @pytest.mark.parametrize("value", [UnknownExpression("{}"), Meta("cpu"), "odd", Lookup(MARK, MapRef("missing"))])
 def test_a_mark_that_is_not_known_is_noted(value):
-    doubts = Doubts()
+    doubts = Choices()
     assert run(table(base(Rule((Mangle(MARK, value),)))), view(), doubts) == "accept"
-    assert doubts.noted and not doubts.asked
+    assert doubts.undetermined and not doubts.questions
 
 
 def test_a_value_that_can_not_be_read_ends_the_rule():
@@ -452,8 +454,8 @@ def test_headers_are_written():
     ]
     at = view()
     assert run(table(base(*(Rule((one,)) for one in rules))), at) == "accept"
-    assert (at.destination, at.source) == (number("192.0.2.9"), number("192.0.2.8"))
-    assert (at.sport, at.dport, at.header("ip", "dscp")) == (54, 53, 8)
+    assert (at.destination, at.source) == (parse_address("192.0.2.9"), parse_address("192.0.2.8"))
+    assert (at.sport, at.dport, at.header_field("ip", "dscp")) == (54, 53, 8)
 
 
 def test_a_header_that_is_not_known_any_more():
@@ -490,7 +492,7 @@ BEHIND = Hook("nat", "postrouting", 100)
 def test_a_destination_is_changed(statement, expected):
     at = view()
     assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "accept"
-    assert (at.destination, at.dport, at.dnat) == (number(expected[0]), expected[1], True)
+    assert (at.destination, at.dport, at.dnat) == (parse_address(expected[0]), expected[1], True)
     assert holds(Match(Ct("status"), "dnat", "in"), at) is True
 
 
@@ -511,14 +513,14 @@ def test_a_translation_that_does_not_fit_the_packet_ends_the_rule(statement):
 def test_a_source_is_changed(statement, source, known):
     at = view()
     assert run(table(base(Rule((statement,)), hook=BEHIND)), at) == "accept"
-    assert (at.source, at.snat) == (number(source), True)
-    assert at.new_source == (None if known is None else number(known))
+    assert (at.source, at.snat) == (parse_address(source), True)
+    assert at.new_source == (None if known is None else parse_address(known))
 
 
 def test_a_redirect_of_what_arrives_is_for_the_walk_to_finish():
     at = view(iif="eth0")
     run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), at)
-    assert at.redirected and (at.destination, at.dport) == (ASKED[4], 80)
+    assert at.is_redirected and (at.destination, at.dport) == (ASKED[4], 80)
 
 
 @pytest.mark.parametrize(
@@ -531,25 +533,25 @@ def test_a_redirect_of_what_arrives_is_for_the_walk_to_finish():
     ],
 )
 def test_a_translation_to_one_of_several_is_noted(statement):
-    doubts = Doubts()
+    doubts = Choices()
     assert run(table(base(Rule((statement,)), hook=BEHIND)), view(), doubts) == "accept"
-    assert doubts.noted
+    assert doubts.undetermined
 
 
 @pytest.mark.parametrize(
     "statement", [UnknownStatement("{}"), Dup("192.0.2.9"), Queue(5), Mangle(Meta("pkttype"), "host")]
 )
 def test_a_statement_with_effects_that_nobody_knows_is_noted(statement):
-    doubts = Doubts()
+    doubts = Choices()
     assert run(table(base(Rule((statement,)))), view(), doubts) == "accept"
-    assert len(doubts.noted) == 1
+    assert len(doubts.undetermined) == 1
 
 
 def test_a_flowtable_takes_over_what_is_forwarded_and_nothing_else():
     for hook, noted in (("forward", 1), ("output", 0)):
-        doubts = Doubts()
-        run(table(base(Rule((FlowAdd("f"),)), hook=Hook("filter", hook, 0))), view(), doubts)
-        assert len(doubts.noted) == noted
+        doubts = Choices()
+        run(table(base(Rule((FlowOffload("f"),)), hook=Hook("filter", hook, 0))), view(), doubts)
+        assert len(doubts.undetermined) == noted
 
 
 # --- sets ------------------------------------------------------------------------------
@@ -600,7 +602,7 @@ def test_elements_that_come_and_go(made, mark, expected):
 def test_a_set_that_a_rule_adds_to_changes_whatever_its_flags_say():
     adds = Rule((SetUpdate("add", "s", MARK),))
     made = table(base(Match(MARK, SetRef("s"))), Chain("other", (adds,)), sets=(of(5, flags=[]),))
-    assert set(explore(lambda doubts: run(made, view(mark=6), doubts)).results) == {"accept", "drop"}
+    assert set(explore_branches(lambda doubts: run(made, view(mark=6), doubts)).results) == {"accept", "drop"}
 
 
 def test_a_verdict_map_that_changes_may_give_any_of_its_verdicts():
@@ -611,7 +613,7 @@ def test_a_verdict_map_that_changes_may_give_any_of_its_verdicts():
         at = view()
         return run(made, at, doubts), at.mark
 
-    assert set(explore(outcome).results) == {("drop", 0), ("accept", 0), ("accept", 7)}
+    assert set(explore_branches(outcome).results) == {("drop", 0), ("accept", 0), ("accept", 7)}
 
 
 def test_large_sets_are_not_scanned():
@@ -622,8 +624,8 @@ def test_large_sets_are_not_scanned():
     hits = 0
     for low in range(250):
         for port, hit in ((low, True), (low + 4, False)):
-            at = view(destination=number(f"10.39.{low}.7"), dport=port)
-            hits += evaluate(ruleset, made, made.chains[0], at, Doubts()) == "drop"
+            at = view(destination=parse_address(f"10.39.{low}.7"), dport=port)
+            hits += evaluate_chain(ruleset, made, made.chains[0], at, Choices()) == "drop"
             assert hits == low + 1, (low, port, hit)
     (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._indices.values())
     assert all(
@@ -638,19 +640,21 @@ def test_large_sets_are_not_scanned():
 
 
 def test_forks_are_explored_depth_first():
-    forks = explore(lambda doubts: "".join("ny"[doubts.ask(name)] for name in "ab"))
+    forks = explore_branches(lambda doubts: "".join("ny"[doubts.branch_on(name)] for name in "ab"))
     assert forks.results == ("yy", "yn", "ny", "nn")
-    assert forks.complete and forks.doubts == ("a", "b") and forks.noted == ()
+    assert forks.is_complete and forks.unsupported == ("a", "b") and forks.undetermined == ()
 
 
 def test_a_fork_may_ask_less():
-    forks = explore(lambda doubts: doubts.ask("a") or (doubts.ask("b"), doubts.note("c")))
-    assert len(forks.results) == 3 and forks.doubts == ("a", "b", "c") and forks.noted == ("c",)
+    forks = explore_branches(
+        lambda doubts: doubts.branch_on("a") or (doubts.branch_on("b"), doubts.mark_unsupported("c"))
+    )
+    assert len(forks.results) == 3 and forks.unsupported == ("a", "b", "c") and forks.undetermined == ("c",)
 
 
 def test_too_many_forks_are_not_complete():
-    forks = explore(lambda doubts: [doubts.ask(str(at)) for at in range(10)])
-    assert len(forks.results) == CAP and not forks.complete
+    forks = explore_branches(lambda doubts: [doubts.branch_on(str(at)) for at in range(10)])
+    assert len(forks.results) == MAX_BRANCHES and not forks.is_complete
 
 
 # --- the log, and real rulesets --------------------------------------------------------
@@ -660,7 +664,7 @@ def test_what_matched_is_told():
     rule = Rule((Match(MARK, 0), Mangle(MARK, 5), Verdict("goto", "on")), origin=("uplink", "wan"))
     made = table(base(Rule((Match(MARK, 9), DROP)), rule), Chain("on", (Rule((Limit(5, "hour"), DROP)),)))
     log = []
-    assert run(made, view(), Doubts((False,)), log) == "accept"
+    assert run(made, view(), Choices((False,)), log) == "accept"
     assert [(one.kind, one.effect) for one in log] == [
         ("chain", "goes on"),
         ("rule", "mark 0x5, goto on"),
@@ -668,7 +672,7 @@ def test_what_matched_is_told():
         ("chain", "accept"),
     ]
     assert log[1].text == "meta mark 0 meta mark set 0x5 goto on"
-    assert (log[1].thing, log[1].origin) == (rule, ("uplink", "wan"))
+    assert (log[1].subject, log[1].origin) == (rule, ("uplink", "wan"))
     assert log[-1].text == "policy accept of chain base"
 
 
@@ -687,18 +691,18 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"
         ("input", packet(dport=22, protocol=TCP), {"iif": "br-wan", "uid": None}, {"drop", "accept"}),
         ("input", packet(dport=53), {"iif": "br-wan"}, {"drop"}),
         ("input", packet(dport=53), {"iif": "lan0"}, {"accept"}),
-        ("input", packet(flow=Flow("established")), {"iif": "br-wan"}, {"accept"}),
+        ("input", packet(flow=CtInfo("established")), {"iif": "br-wan"}, {"accept"}),
         ("forward", packet(), {"iif": "br-client", "oif": "br-wan"}, {"drop"}),
         ("output", packet(), {"oif": "br-wan"}, {"accept"}),
     ],
 )
 def test_the_ruleset_of_a_real_node(hook, sent, more, expected):
-    (made,) = json_in.ruleset(json.loads(FIXTURE.read_text()))
+    (made,) = json_in.decode_ruleset(json.loads(FIXTURE.read_text()))
     ruleset = Ruleset((made,))
-    (chain,) = (chain for _, chain in ruleset.hooked(4, hook) if chain.name == hook)
+    (chain,) = (chain for _, chain in ruleset.base_chains(4, hook) if chain.name == hook)
     at = view(sent, **more)
-    forks = explore(lambda doubts: evaluate(ruleset, made, chain, evolve(at), doubts))
-    assert set(forks.results) == expected and not forks.noted
+    forks = explore_branches(lambda doubts: evaluate_chain(ruleset, made, chain, evolve(at), doubts))
+    assert set(forks.results) == expected and not forks.undetermined
 
 
 def test_a_known_part_that_no_element_has_is_enough():

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftpolicy.kernel.inotify import Patterns
+from nftpolicy.kernel.inotify import FilePatternWatch
 from nftpolicy.policy import words
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.resolver.engine import Failed, Job, _refresh
-from nftpolicy.runtime.resolver.learner import Learner, Wanted
+from nftpolicy.runtime.resolver.engine import ResolverError, ResolverJob, _refresh
+from nftpolicy.runtime.resolver.learner import DiscoveryTarget, ServerDiscovery
 from nftpolicy.runtime.resolver.sources import (
     dhclient,
     dhcpcd,
@@ -24,8 +24,8 @@ from nftpolicy.runtime.resolver.sources import (
     reading,
     resolved,
 )
-from nftpolicy.runtime.resolver.sources.choice import MOST, Machine, chosen
-from nftpolicy.runtime.resolver.upstream import LEAVING, Upstream
+from nftpolicy.runtime.resolver.sources.choice import MAX_SERVERS, HostAddresses, usable_servers
+from nftpolicy.runtime.resolver.upstream import LEAVING_SECONDS, ServersFile
 from tests.test_manual import MINIMAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/dns"
@@ -124,27 +124,27 @@ def test_dhcpcd_keeps_the_message_of_the_server() -> None:
 
 
 def test_servers_of_an_advertisement_live_as_long_as_it_says() -> None:
-    known = ra.Known()
-    known.hear(DEVICE, advertisement(600), 100.0)
+    known = ra.RdnssCache()
+    known.add(DEVICE, advertisement(600), 100.0)
     assert known.servers(DEVICE, 699.9) == ("2001:db8:1::1", "fe80::1")
-    known.hear(DEVICE, advertisement(1200, ("fe80::1",)), 200.0)
-    assert known.next_end() == 700.0
+    known.add(DEVICE, advertisement(1200, ("fe80::1",)), 200.0)
+    assert known.next_expiry() == 700.0
     assert known.servers(DEVICE, 700.0) == ("fe80::1",)
-    known.hear(DEVICE, advertisement(0, ("fe80::1",)), 300.0)
+    known.add(DEVICE, advertisement(0, ("fe80::1",)), 300.0)
     assert known.servers(DEVICE, 300.0) == ()
-    known.hear(DEVICE, advertisement(0xFFFFFFFF), 300.0)
-    assert known.next_end() is None
+    known.add(DEVICE, advertisement(0xFFFFFFFF), 300.0)
+    assert known.next_expiry() is None
     assert known.servers(DEVICE, 1e12) == ("2001:db8:1::1", "fe80::1")
     assert known.servers("eth9", 300.0) == ()
-    known.forget(DEVICE)
+    known.clear(DEVICE)
     assert known.servers(DEVICE, 300.0) == ()
 
 
 def test_a_neighbour_can_not_fill_the_memory() -> None:
-    known = ra.Known()
+    known = ra.RdnssCache()
     for number in range(50):
-        known.hear(DEVICE, advertisement(600, (f"2001:db8::{number:x}",)), 100.0)
-    assert len(known.servers(DEVICE, 100.0)) == ra.MOST
+        known.add(DEVICE, advertisement(600, (f"2001:db8::{number:x}",)), 100.0)
+    assert len(known.servers(DEVICE, 100.0)) == ra.MAX_SERVERS
 
 
 @pytest.mark.parametrize("cut", range(len(advertisement())))
@@ -188,18 +188,18 @@ def test_an_advertisement_that_is_cut_short(cut: int) -> None:
     ],
 )
 def test_a_word_is_a_server_of_the_uplink_or_is_left_out_with_a_reason(word: str, server: str | None) -> None:
-    machine = Machine(frozenset({ip_address("203.0.113.2")}), {7: DEVICE, 8: "bat0"})
-    choice = chosen([(DEVICE, word)], (DEVICE, "wwan0"), machine)
+    machine = HostAddresses(frozenset({ip_address("203.0.113.2")}), {7: DEVICE, 8: "bat0"})
+    choice = usable_servers([(DEVICE, word)], (DEVICE, "wwan0"), machine)
     assert [str(one) for one in choice.servers] == ([server] if server else [])
-    assert [one for one, why in choice.refused if why] == ([] if server else [word])
+    assert [one for one, why in choice.rejected if why] == ([] if server else [word])
 
 
 def test_each_server_once_and_not_too_many() -> None:
     many = [(DEVICE, f"192.0.2.{number}") for number in range(1, 60)]
-    choice = chosen([*many[:3], *many], (DEVICE,), Machine())
-    assert [str(one) for one in choice.servers] == [word for _, word in many[:MOST]]
-    assert len(choice.refused) == 59 - MOST
-    two = chosen([("a", "fe80::1"), ("b", "fe80::1"), ("a", "fe80::1%a")], ("a", "b"), Machine())
+    choice = usable_servers([*many[:3], *many], (DEVICE,), HostAddresses())
+    assert [str(one) for one in choice.servers] == [word for _, word in many[:MAX_SERVERS]]
+    assert len(choice.rejected) == 59 - MAX_SERVERS
+    two = usable_servers([("a", "fe80::1"), ("b", "fe80::1"), ("a", "fe80::1%a")], ("a", "b"), HostAddresses())
     assert [str(one) for one in two.servers] == ["fe80::1%a", "fe80::1%b"]
 
 
@@ -232,7 +232,7 @@ def broken(draw) -> bytes:
 def test_no_file_makes_a_parser_fail(data: bytes) -> None:
     for parse in PARSERS:
         found = [(DEVICE, word) for word in parse(data)]
-        for one in chosen(found, (DEVICE,), Machine()).servers:
+        for one in usable_servers(found, (DEVICE,), HostAddresses()).servers:
             assert not one.address.is_loopback
             assert one.zone in (None, DEVICE)
 
@@ -256,7 +256,7 @@ def test_no_json_makes_a_parser_fail(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 3))):
         document = replaced(document, data.draw)
     for word in parse(json.dumps(document), DEVICE):
-        chosen([(DEVICE, word)], (DEVICE,), Machine())
+        usable_servers([(DEVICE, word)], (DEVICE,), HostAddresses())
 
 
 def replaced(item, draw):
@@ -272,8 +272,8 @@ def replaced(item, draw):
 
 
 def test_every_word_is_a_source() -> None:
-    assert {*reading.SOURCES, reading.HEARD, "auto"} == set(words.SOURCES)
-    for word in words.SOURCES:
+    assert {*reading.SOURCES, reading.SOURCE_RA, "auto"} == set(words.DNS_SOURCES)
+    for word in words.DNS_SOURCES:
         written = MINIMAL.replace("[uplink.wan.resolver]\n", f'[uplink.wan.resolver]\nsources = ["{word}"]\n')
         resolver = load(written.encode())[0].uplink["wan"].resolver
         assert resolver is not None
@@ -287,11 +287,11 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
     (tmp_path / "sbin/netifd").touch()
     source = reading.SOURCES["netifd"]
 
-    def asked() -> reading.Reading:
-        return reading.read(source, [(DEVICE, 7)], NOW, tmp_path)
+    def asked() -> reading.SourceReading:
+        return reading.read_source(source, [(DEVICE, 7)], NOW, tmp_path)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asked() == reading.Reading((), "program ubus not found")
+    assert asked() == reading.SourceReading((), "program ubus not found")
     ubus = tmp_path / "ubus"
     for text, trouble in (
         ("echo Not found >&2; exit 4", "ubus: Not found"),
@@ -305,7 +305,7 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
         with monkeypatch.context() as patience:
             patience.setattr(reading, "_TIMEOUT", 0.3 if "sleep" in text else 10.0)
             found = asked()
-        assert (found.trouble, len(found.words)) == (trouble, 0 if trouble else 5)
+        assert (found.error, len(found.entries)) == (trouble, 0 if trouble else 5)
 
 
 def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
@@ -330,43 +330,43 @@ def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
         "networkd": 6, "networkmanager": 4, "resolved": 3, "dhclient": 4, "dhcpcd": 2, "udhcpc": 1, "netifd": 0,
     }  # fmt: skip
     assert [word for word in reading.SOURCES if read(word, tmp_path, None)] == ["dhclient", "dhcpcd", "udhcpc"]
-    assert reading.read_files(reading.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run").trouble.endswith(
+    assert reading.read_source_files(reading.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run").error.endswith(
         "does not exist"
     )
 
 
 def read(word: str, root: Path, index: int | None) -> tuple[tuple[str, str], ...]:
     source = reading.SOURCES[word]
-    return reading.read_files(source, [(DEVICE, index)], NOW, root).words
+    return reading.read_source_files(source, [(DEVICE, index)], NOW, root).entries
 
 
 # What dnsmasq is told
 
 
 def test_a_server_that_leaves_stays_last_for_a_while(tmp_path: Path) -> None:
-    one, two = chosen([(DEVICE, "192.0.2.1"), (DEVICE, "192.0.2.2")], (DEVICE,), Machine()).servers
+    one, two = usable_servers([(DEVICE, "192.0.2.1"), (DEVICE, "192.0.2.2")], (DEVICE,), HostAddresses()).servers
     file = tmp_path / "servers"
-    upstream = Upstream(file)
+    upstream = ServersFile(file)
 
     def told() -> list[str]:
         return [line.removeprefix("nameserver ") for line in file.read_text().splitlines()]
 
-    assert upstream.take((one,), (), 100.0)
+    assert upstream.update((one,), (), 100.0)
     before = file.stat()
-    assert not upstream.take((one,), (), 101.0)
+    assert not upstream.update((one,), (), 101.0)
     assert file.stat().st_ino == before.st_ino
-    assert upstream.take((two,), (), 102.0)
+    assert upstream.update((two,), (), 102.0)
     assert told() == ["192.0.2.2", "192.0.2.1"]
     assert int(file.stat().st_mtime) > int(before.st_mtime)
-    assert upstream.due() == 102.0 + LEAVING
-    assert not upstream.take((two,), (), 102.0 + LEAVING)
+    assert upstream.due() == 102.0 + LEAVING_SECONDS
+    assert not upstream.update((two,), (), 102.0 + LEAVING_SECONDS)
     assert told() == ["192.0.2.2"]
-    assert upstream.take((one,), (), 110.0)
-    assert upstream.take((one, two), (), 111.0)
+    assert upstream.update((one,), (), 110.0)
+    assert upstream.update((one, two), (), 111.0)
     assert told() == ["192.0.2.1", "192.0.2.2"]
-    assert upstream.take((two,), {one.address}, 112.0)  # it has become our own address
+    assert upstream.update((two,), {one.address}, 112.0)  # it has become our own address
     assert told() == ["192.0.2.2"]
-    assert upstream.take((), (), 113.0)  # without a server names are refused, at once
+    assert upstream.update((), (), 113.0)  # without a server names are refused, at once
     assert told() == []
 
 
@@ -374,16 +374,16 @@ def test_a_full_disk_ends_the_resolver_with_a_word(tmp_path: Path) -> None:
     policy = load(MINIMAL.encode())[0].uplink["wan"]
     assert policy.resolver is not None
     said: list[str] = []
-    job = Job("wan", policy, policy.resolver, tmp_path / "gone", said.append)
-    with Learner(Wanted("wan", policy, policy.resolver), said.append, tmp_path) as learner:
-        with pytest.raises(Failed, match=r"gone/servers.*: No such file or directory; stopped"):
-            _refresh(job, learner, Upstream(job.servers_file))
+    job = ResolverJob("wan", policy, policy.resolver, tmp_path / "gone", said.append)
+    with ServerDiscovery(DiscoveryTarget("wan", policy, policy.resolver), said.append, tmp_path) as learner:
+        with pytest.raises(ResolverError, match=r"gone/servers.*: No such file or directory; stopped"):
+            _refresh(job, learner, ServersFile(job.servers_file))
     assert said == []
 
 
 def test_a_file_is_told_of_when_it_is_written_comes_or_goes(tmp_path: Path) -> None:
     folder = tmp_path / "var/lib"
-    watched = Patterns([folder / "dhclient*.leases", tmp_path / "run/x"])
+    watched = FilePatternWatch([folder / "dhclient*.leases", tmp_path / "run/x"])
     try:
         assert not watched.read()
         folder.mkdir(parents=True)  # it was not there

@@ -11,7 +11,7 @@ from nftpolicy.cli import units as command
 from nftpolicy.cli.common import Failure
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.runtime.place import dropins, files
-from nftpolicy.runtime.place.units import units as our_units
+from nftpolicy.runtime.place.units import render_units as our_units
 from nftpolicy.runtime.service import preload
 from tests.unit.test_install import install, installed
 
@@ -152,7 +152,7 @@ def test_a_service_that_is_gone_is_named(policy: Path, root: Path, capsys: pytes
     ],
 )
 def test_names_of_units(word: str, unit: str) -> None:
-    assert dropins.unit_of(word) == unit
+    assert dropins.unit_name(word) == unit
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_program_that_can_not_be_marked_is_refused(policy: Path, root: Path, m
         asked.append((program, user))
         return f"{program} is linked statically"
 
-    monkeypatch.setattr(preload, "refusal", refusal)
+    monkeypatch.setattr(preload, "refusal_reason", refusal)
     units(policy, root)  # it is not there: nothing can be said
     (root / "usr/sbin").mkdir()
     (root / "usr/sbin/dns").write_bytes(b"\x7fELF")
@@ -220,10 +220,10 @@ def test_a_program_that_can_not_be_marked_is_refused(policy: Path, root: Path, m
 
 
 def test_the_cgroup_of_a_unit() -> None:
-    assert dropins.own_cgroup("2:cpu:/x\n0::/system.slice/a.service\n") == "system.slice/a.service"
-    assert dropins.own_cgroup("0::/system.slice/a.service/.control\n") == "system.slice/a.service"
+    assert dropins.parse_unit_cgroup("2:cpu:/x\n0::/system.slice/a.service\n") == "system.slice/a.service"
+    assert dropins.parse_unit_cgroup("0::/system.slice/a.service/.control\n") == "system.slice/a.service"
     with pytest.raises(Unavailable, match="no cgroup of version 2"):
-        dropins.own_cgroup("2:cpu:/x\n")
+        dropins.parse_unit_cgroup("2:cpu:/x\n")
 
 
 def test_systemd_finds_no_fault_in_them(policy: Path, root: Path) -> None:

@@ -12,13 +12,13 @@ from attrs import evolve
 from nftpolicy.cli import picture
 from nftpolicy.cli.asked import PacketOptions, describe_socket, socket_packet
 from nftpolicy.cli.common import Failure
-from nftpolicy.cli.desk import desk_state
+from nftpolicy.cli.desk import state_from_files
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.conntrack import Tracked
-from nftpolicy.kernel.sockets import Process, Socket
-from nftpolicy.model.decision import Decision
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, Flow, Packet, number
-from nftpolicy.model.walk import Walk
+from nftpolicy.kernel.conntrack import FlowState
+from nftpolicy.kernel.sockets import ProcessSocket, ProcessSockets
+from nftpolicy.model.decision import TraceStep
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, Packet, parse_address
+from nftpolicy.model.walk import Trace
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
@@ -40,7 +40,7 @@ def run(*arguments, given=b"", env=None):
 
 def test_what_is_left_out_is_a_udp_packet_of_root():
     packet = PacketOptions("192.0.2.1").packet()
-    assert packet == Packet(4, number("192.0.2.1"), fields={("ip", "ttl"): 64})
+    assert packet == Packet(4, parse_address("192.0.2.1"), fields={("ip", "ttl"): 64})
 
 
 def test_every_option_is_in_the_packet():
@@ -62,8 +62,8 @@ def test_every_option_is_in_the_packet():
     ).packet()
     assert packet == Packet(
         6,
-        number("2001:db8::1"),
-        number("2001:db8::2"),
+        parse_address("2001:db8::1"),
+        parse_address("2001:db8::2"),
         TCP,
         1234,
         443,
@@ -72,7 +72,7 @@ def test_every_option_is_in_the_packet():
         gid=800,
         cgroup="a/b",
         bound="eth0",
-        flow=Flow("established", "reply", 3),
+        flow=CtInfo("established", "reply", 3),
         fields={("ip6", "hoplimit"): 2, ("tcp", "flags"): 4},
     )
 
@@ -225,8 +225,8 @@ def test_what_a_policy_compiles_to_needs_no_kernel(tmp_path):
 
 # --- sockets ------------------------------------------------------------------------------------
 
-UDP = Socket(3, 4, "dgram", 17, 0x1, 5, 800)
-PROGRAM = Process(7, "fastd", "system.slice/fastd", (UDP,))
+UDP = ProcessSocket(3, 4, "dgram", 17, 0x1, 5, 800)
+PROGRAM = ProcessSockets(7, "fastd", "system.slice/fastd", (UDP,))
 NOT_TOLD = PacketOptions(None)
 
 
@@ -239,8 +239,8 @@ def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
     found = packet(one, PacketOptions("198.51.100.1", dport=30))
     assert found == Packet(
         4,
-        number("192.0.2.1"),
-        number("192.0.2.2"),
+        parse_address("192.0.2.1"),
+        parse_address("192.0.2.2"),
         17,
         10,
         20,
@@ -255,7 +255,12 @@ def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
 def test_a_socket_that_is_not_connected_sends_where_it_is_asked_to():
     assert "--to" in packet(UDP)
     found = packet(evolve(UDP, bound="eth0"), PacketOptions("198.51.100.1", dport=30))
-    assert (found.destination, found.source, found.dport, found.bound) == (number("198.51.100.1"), None, 30, "eth0")
+    assert (found.destination, found.source, found.dport, found.bound) == (
+        parse_address("198.51.100.1"),
+        None,
+        30,
+        "eth0",
+    )
     assert packet(evolve(UDP, out="eth7"), PacketOptions("198.51.100.1")).bound == "eth7"
 
 
@@ -269,7 +274,7 @@ def test_families_of_a_socket():
 
 def test_a_tcp_connection_is_established():
     one = evolve(UDP, kind="stream", protocol=6, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
-    assert packet(one).flow == Flow("established")
+    assert packet(one).flow == CtInfo("established")
     assert packet(one).fields["tcp", "flags"] == 16
     assert "listens" in packet(evolve(one, remote=None, listens=True), PacketOptions("192.0.2.1"))
 
@@ -280,23 +285,23 @@ def test_what_connection_tracking_knows_of_a_connection():
 
     def known(*asked):
         assert asked == ends
-        return Tracked("established", "reply", 5)
+        return FlowState("established", "reply", 5)
 
-    assert socket_packet(one, PROGRAM, NOT_TOLD, known).flow == Flow("established", "reply", 5)
-    assert packet(one).flow == Flow("new")
+    assert socket_packet(one, PROGRAM, NOT_TOLD, known).flow == CtInfo("established", "reply", 5)
+    assert packet(one).flow == CtInfo("new")
 
 
 def test_sockets_that_show_nothing():
     assert "another network namespace" in packet(evolve(UDP, elsewhere=True), PacketOptions("192.0.2.1"))
-    every = Socket(3, 0, "raw", 3, 0, 0, 0, bound="eth0")
+    every = ProcessSocket(3, 0, "raw", 3, 0, 0, 0, bound="eth0")
     assert "--to" in packet(every)
     assert "no device" in packet(evolve(every, bound=None), PacketOptions("192.0.2.1"))
 
 
 def test_frames():
-    arp = packet(Socket(3, 0, "raw", 0x0806, 7, 0, 0, bound="eth0"))
+    arp = packet(ProcessSocket(3, 0, "raw", 0x0806, 7, 0, 0, bound="eth0"))
     assert (arp.origin, arp.ethertype, arp.bound, arp.mark) == (FRAME, 0x0806, "eth0", 7)
-    ip = packet(Socket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), PacketOptions("2001:db8::1", proto="tcp"))
+    ip = packet(ProcessSocket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), PacketOptions("2001:db8::1", proto="tcp"))
     assert (ip.origin, ip.ethertype, ip.family, ip.protocol) == (FRAME, 0x86DD, 6, TCP)
 
 
@@ -311,7 +316,7 @@ def test_frames():
         (evolve(UDP, kind="raw", protocol=1), "raw icmp over IPv4"),
         (evolve(UDP, kind="raw", protocol=255), "raw over IPv4"),
         (
-            Socket(4, 0, "raw", 0x806, 0, 0, 0, bound="lo"),
+            ProcessSocket(4, 0, "raw", 0x806, 0, 0, 0, bound="lo"),
             "AF_PACKET raw, protocol 0x0806, mark 0x0, user 0, group 0, bound to lo",
         ),
         (
@@ -391,7 +396,7 @@ def test_equal_rules_of_a_chain_keep_their_own_keys():
 
 def test_the_lines_of_a_file():
     _, source = policy()
-    place = picture.source_locator(source.name, source.line)
+    place = picture.source_locator(source.name, source.line_of)
     assert place(()) == ""
     line = GOOD.splitlines().index('mark = "0x1/0xff"') + 1
     assert place(("uplink", "wan", "mark")) == f"p.toml:{line} uplink.wan.mark"
@@ -399,27 +404,27 @@ def test_the_lines_of_a_file():
 
 # --- pictures -----------------------------------------------------------------------------------
 
-SENT = Packet(4, number("192.0.2.1"), mark=1, uid=5, gid=800)
+SENT = Packet(4, parse_address("192.0.2.1"), mark=1, uid=5, gid=800)
 DROPS = nft.Rule((nft.CounterRef("wan.dropped"), nft.DROP), origin=("uplink", "wan"))
 GUARD = nft.Chain("wan.guard", (DROPS,))
 STEPS = (
-    Decision("source", "a socket of user 5"),
-    Decision("ip-rule", "priority 900 from all lookup main", IpRule(4, 900), ("inside",), "found in table 254"),
-    Decision("route", "default dev eth0", Route(4, 254), (), "leaves by eth0"),
-    Decision("hook", "output to eth0"),
-    Decision("chain", "table inet nftpolicy, chain restore", nft.Chain("restore")),
-    Decision("rule", "meta mark set 0x3", nft.Rule(()), (), "mark 0x3"),
-    Decision("reroute", "routed again"),
-    Decision("ip-rule", "priority 510", IpRule(4, 510), (), "found in table 1"),
-    Decision("chain", "policy accept of chain restore", nft.Chain("restore"), (), "accept"),
-    Decision("hook", "postrouting to eth0"),
-    Decision("chain", "table inet nftpolicy, chain wan.guard", GUARD, ("uplink", "wan")),
-    Decision("rule", 'counter name "wan.dropped" drop', DROPS, ("uplink", "wan"), "drop"),
-    Decision("end", "dropped", effect="dropped"),
+    TraceStep("source", "a socket of user 5"),
+    TraceStep("ip-rule", "priority 900 from all lookup main", IpRule(4, 900), ("inside",), "found in table 254"),
+    TraceStep("route", "default dev eth0", Route(4, 254), (), "leaves by eth0"),
+    TraceStep("hook", "output to eth0"),
+    TraceStep("chain", "table inet nftpolicy, chain restore", nft.Chain("restore")),
+    TraceStep("rule", "meta mark set 0x3", nft.Rule(()), (), "mark 0x3"),
+    TraceStep("reroute", "routed again"),
+    TraceStep("ip-rule", "priority 510", IpRule(4, 510), (), "found in table 1"),
+    TraceStep("chain", "policy accept of chain restore", nft.Chain("restore"), (), "accept"),
+    TraceStep("hook", "postrouting to eth0"),
+    TraceStep("chain", "table inet nftpolicy, chain wan.guard", GUARD, ("uplink", "wan")),
+    TraceStep("rule", 'counter name "wan.dropped" drop', DROPS, ("uplink", "wan"), "drop"),
+    TraceStep("end", "dropped", effect="dropped"),
 )
-REFUSES = Decision("ip-rule", "priority 515", IpRule(4, 515), (), "unreachable")
-NO_ROUTE = Decision("route", "no route", None, (), "unreachable")
-WALK = Walk(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
+REFUSES = TraceStep("ip-rule", "priority 515", IpRule(4, 515), (), "unreachable")
+NO_ROUTE = TraceStep("route", "no route", None, (), "unreachable")
+WALK = Trace(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
 
 
 def test_each_decision_stands_below_its_stage():
@@ -438,23 +443,23 @@ def test_each_decision_stands_below_its_stage():
 
 def test_what_arrives_is_routed_behind_its_first_hook():
     arrived = (
-        Decision("source", "arrives by eth1"),
-        Decision("hook", "prerouting from eth1"),
-        Decision("chain", "table inet t, chain c", nft.Chain("c")),
-        Decision("ip-rule", "priority 900", IpRule(4, 900)),
-        Decision("hook", "forward from eth1 to eth0"),
-        Decision("chain", "table inet t, chain d", nft.Chain("d")),
+        TraceStep("source", "arrives by eth1"),
+        TraceStep("hook", "prerouting from eth1"),
+        TraceStep("chain", "table inet t, chain c", nft.Chain("c")),
+        TraceStep("ip-rule", "priority 900", IpRule(4, 900)),
+        TraceStep("hook", "forward from eth1 to eth0"),
+        TraceStep("chain", "table inet t, chain d", nft.Chain("d")),
     )
-    stages = [one.stage for one in picture.shown_steps(evolve(WALK, decisions=arrived))]
+    stages = [one.stage for one in picture.shown_steps(evolve(WALK, steps=arrived))]
     assert stages == ["prerouting from eth1", "routing", "forward from eth1 to eth0"]
 
 
 def test_how_it_goes_without_a_route_is_said_once():
     routes = (
-        Decision("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
-        Decision("route", "no route", None, (), "leaves by eth0"),
+        TraceStep("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
+        TraceStep("route", "no route", None, (), "leaves by eth0"),
     )
-    assert [one.text for one in picture.shown_steps(evolve(WALK, decisions=routes))] == [routes[0].text]
+    assert [one.text for one in picture.shown_steps(evolve(WALK, steps=routes))] == [routes[0].text]
 
 
 def test_the_picture_as_text():
@@ -477,17 +482,17 @@ def test_the_picture_as_text():
     [
         ({"outcome": "leaves", "device": "br-wan"}, "leaves by br-wan with mark 0x1"),
         (
-            {"outcome": "delivered", "destination": number("127.0.0.1"), "dport": 54},
+            {"outcome": "delivered", "destination": parse_address("127.0.0.1"), "dport": 54},
             "delivered locally with mark 0x1, to 127.0.0.1:54",
         ),
         ({"outcome": "dropped"}, "dropped by inet nftpolicy wan.guard: counter wan.dropped"),
-        ({"outcome": "unroutable", "decisions": STEPS[:2]}, "unroutable: no route"),
+        ({"outcome": "unroutable", "steps": STEPS[:2]}, "unroutable: no route"),
         (
-            {"outcome": "unroutable", "decisions": (*STEPS[:1], REFUSES, NO_ROUTE)},
+            {"outcome": "unroutable", "steps": (*STEPS[:1], REFUSES, NO_ROUTE)},
             "unroutable: rule priority 515: unreachable",
         ),
         (
-            {"outcome": "unknown", "device": "eth0", "doubts": ("a socket match",)},
+            {"outcome": "unknown", "device": "eth0", "unsupported": ("a socket match",)},
             "may leave by eth0: unsupported: a socket match",
         ),
         ({"outcome": "unknown"}, "may leave: unsupported: too many branches to follow all"),
@@ -500,17 +505,17 @@ def test_the_outcome_in_words(changes, words):
 def test_a_chains_policy_drops():
     chain = nft.Chain("c", (), nft.Hook("filter", "output", 0, "drop"))
     steps = (
-        Decision("chain", "table inet t, chain c", chain),
-        Decision("chain", "policy drop of chain c", chain, (), "drop"),
+        TraceStep("chain", "table inet t, chain c", chain),
+        TraceStep("chain", "policy drop of chain c", chain, (), "drop"),
     )
-    assert picture.outcome_text(evolve(WALK, decisions=steps)) == "dropped by inet t c: policy drop"
+    assert picture.outcome_text(evolve(WALK, steps=steps)) == "dropped by inet t c: policy drop"
 
 
 @pytest.mark.parametrize(
     ("packet", "title", "sender"),
     [
         (
-            Packet(6, number("2001:db8::1"), number("::1"), origin=FORWARD, iif="eth1"),
+            Packet(6, parse_address("2001:db8::1"), parse_address("::1"), origin=FORWARD, iif="eth1"),
             "udp [::1]:40000 -> [2001:db8::1]:9",
             "from another host, arrives by eth1",
         ),
@@ -525,7 +530,7 @@ def test_a_chains_policy_drops():
             "AF_PACKET socket of user 0, group 0; mark 0x0; bound to eth0; not routed, passes only the egress hook",
         ),
         (
-            Packet(4, 1, 2, 253, flow=Flow("established", "reply", 5), cgroup="a/b"),
+            Packet(4, 1, 2, 253, flow=CtInfo("established", "reply", 5), cgroup="a/b"),
             "protocol 253 0.0.0.2 -> 0.0.0.1",
             "socket of user 0, group 0; mark 0x0; cgroup a/b; connection established, reply direction, mark 0x5",
         ),
@@ -537,16 +542,16 @@ def test_the_header_of_a_picture(packet, title, sender):
 
 def test_what_a_terminal_would_obey_is_not_shown():
     shown = picture.trace_lines(
-        WALK, picture.shown_steps(evolve(WALK, decisions=(*STEPS[:1], Decision("route", "a\x1b[31mb\r"))))
+        WALK, picture.shown_steps(evolve(WALK, steps=(*STEPS[:1], TraceStep("route", "a\x1b[31mb\r"))))
     )
     assert "  route a?[31mb?" in shown
     assert "cgroup a?b" in picture.packet_sender(evolve(SENT, cgroup="a\nb"))
 
 
 def test_what_was_not_understood_is_told_even_where_it_changes_nothing(capsys):
-    picture.print_trace(evolve(WALK, doubts=("a socket match",)))
+    picture.print_trace(evolve(WALK, unsupported=("a socket match",)))
     assert "unsupported, but does not change the outcome: a socket match" in capsys.readouterr().out
-    picture.print_trace(evolve(WALK, outcome="unknown", doubts=("a socket match",)))
+    picture.print_trace(evolve(WALK, outcome="unknown", unsupported=("a socket match",)))
     assert capsys.readouterr().out.count("unsupported") == 1
 
 
@@ -608,18 +613,18 @@ def write(tmp_path):
 
 def test_a_state_from_files(write):
     rules, routes = write("rules", RULES), write("routes", ROUTES)
-    found = desk_state(write("ruleset", RULESET), [str(rules)], [str(routes)])
+    found = state_from_files(write("ruleset", RULESET), [str(rules)], [str(routes)])
     assert [one.name for one in found.tables] == ["t"]
     assert [(one.family, one.priority, one.table) for one in found.rules] == [(4, 0, 255), (4, 9, 7)]
     assert [(one.family, one.destination, one.device) for one in found.routes] == [(6, "2001:db8::/32", "eth0")]
-    assert desk_state(None, [], []) == NetState()
+    assert state_from_files(None, [], []) == NetState()
 
 
 def test_the_family_of_a_file(write):
     standard = write("rules", RULES[:1])
     with pytest.raises(Failure, match="write 4:FILE or 6:FILE"):
-        desk_state(None, [str(standard)], [])
-    found = desk_state(None, [f"4:{standard}", f"6:{standard}"], [])
+        state_from_files(None, [str(standard)], [])
+    found = state_from_files(None, [f"4:{standard}", f"6:{standard}"], [])
     assert [one.family for one in found.rules] == [4, 6]
 
 
@@ -659,7 +664,7 @@ def test_an_earlier_policy_gives_way_to_the_compiled_one():
     old = nft.Table("inet", "nftpolicy", (nft.Chain("old"),))
     other = nft.Table("inet", "fw4")
     others = NetState((old, other), (IpRule(4, 1), IpRule(4, 0, protocol=2)), (Route(4, 7), Route(4, 254, protocol=4)))
-    found = explain.joined(desired, others)
+    found = explain.merge_states(desired, others)
     assert found.tables == (*desired.tables, other)
     assert [one for one in found.rules if one not in desired.rules] == [IpRule(4, 0, protocol=2)]
     assert [one.priority for one in found.rules if one.family == 4] == sorted(

@@ -3,17 +3,17 @@
 import pytest
 from attrs import evolve
 
-from nftpolicy.kernel.errors import Refused
-from nftpolicy.kernel.fake import Fake
-from nftpolicy.netstate.carried import BUSY, EXISTS, MISSING, NO_ROUTE, OTHER_HOOK
+from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.kernel.fake import FakeKernel
+from nftpolicy.netstate.carried import EBUSY_TEXT, EEXIST_TEXT, ENOENT_TEXT, EOPNOTSUPP_TEXT, ESRCH_TEXT
 from nftpolicy.netstate.changes import (
-    Elements,
+    ChainRules,
+    IpRuleChange,
     NftOperation,
     NftTransaction,
     RouteChange,
     RouteReplacement,
-    RuleChange,
-    Rules,
+    SetElements,
     SysctlChange,
 )
 from nftpolicy.netstate.nft import (
@@ -32,7 +32,7 @@ from nftpolicy.netstate.nft import (
     VerdictMap,
 )
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route, Sysctl
-from nftpolicy.netstate.state import Counts, NetState
+from nftpolicy.netstate.state import CounterValue, NetState
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 
 NAME = "nftpolicy"
@@ -70,16 +70,16 @@ VIA6 = Route(6, 7, gateway="fe80::1", device="eth0", metric=5, onlink=True)
 # What is done, step by step, and what the kernel says: None is "done".
 CASES = {
     "a table twice": [(add(TABLE), None), (add(TABLE), None)],
-    "no table to delete": [(delete(TABLE), MISSING)],
-    "a chain in no table": [(add(CHAIN), MISSING)],
-    "a set in no table": [(add(MARKS), MISSING)],
-    "a counter in no table": [(add(COUNTER), MISSING)],
-    "a rule in no chain": [(add(TABLE), None), (add(Rules(CHAIN, (Rule((ACCEPT,)),))), MISSING)],
-    "elements of no set": [(add(TABLE), None), (add(Elements(MARKS, frozenset({1}))), MISSING)],
-    "no chain to delete": [(add(TABLE), None), (delete(CHAIN), MISSING)],
-    "no chain to flush": [(add(TABLE), None), (nft(("flush", CHAIN)), MISSING)],
-    "no set to delete": [(add(TABLE), None), (delete(MARKS), MISSING)],
-    "no counter to delete": [(add(TABLE), None), (delete(COUNTER), MISSING)],
+    "no table to delete": [(delete(TABLE), ENOENT_TEXT)],
+    "a chain in no table": [(add(CHAIN), ENOENT_TEXT)],
+    "a set in no table": [(add(MARKS), ENOENT_TEXT)],
+    "a counter in no table": [(add(COUNTER), ENOENT_TEXT)],
+    "a rule in no chain": [(add(TABLE), None), (add(ChainRules(CHAIN, (Rule((ACCEPT,)),))), ENOENT_TEXT)],
+    "elements of no set": [(add(TABLE), None), (add(SetElements(MARKS, frozenset({1}))), ENOENT_TEXT)],
+    "no chain to delete": [(add(TABLE), None), (delete(CHAIN), ENOENT_TEXT)],
+    "no chain to flush": [(add(TABLE), None), (nft(("flush", CHAIN)), ENOENT_TEXT)],
+    "no set to delete": [(add(TABLE), None), (delete(MARKS), ENOENT_TEXT)],
+    "no counter to delete": [(add(TABLE), None), (delete(COUNTER), ENOENT_TEXT)],
     "all things twice": [(BASIS, None), (BASIS, None)],
     "another policy of a base chain": [
         (BASIS, None),
@@ -87,64 +87,64 @@ CASES = {
     ],
     "another priority of a base chain": [
         (BASIS, None),
-        (add(Chain("base", hook=Hook("filter", "postrouting", 11, "drop"))), OTHER_HOOK),
+        (add(Chain("base", hook=Hook("filter", "postrouting", 11, "drop"))), EOPNOTSUPP_TEXT),
     ],
-    "another type of a set": [(BASIS, None), (add(Set("marks", ("inet_service",))), EXISTS)],
+    "another type of a set": [(BASIS, None), (add(Set("marks", ("inet_service",))), EEXIST_TEXT)],
     "an element twice": [
         (BASIS, None),
-        (add(Elements(MARKS, frozenset({1, 2}))), None),
-        (add(Elements(MARKS, frozenset({2, 3}))), None),
-        (delete(Elements(MARKS, frozenset({1, 3}))), None),
+        (add(SetElements(MARKS, frozenset({1, 2}))), None),
+        (add(SetElements(MARKS, frozenset({2, 3}))), None),
+        (delete(SetElements(MARKS, frozenset({1, 3}))), None),
     ],
-    "no element to delete": [(BASIS, None), (delete(Elements(MARKS, frozenset({5}))), MISSING)],
+    "no element to delete": [(BASIS, None), (delete(SetElements(MARKS, frozenset({5}))), ENOENT_TEXT)],
     "a set in use": [
         (BASIS, None),
-        (add(Rules(CHAIN, (USES_SET,))), None),
-        (delete(MARKS), BUSY),
+        (add(ChainRules(CHAIN, (USES_SET,))), None),
+        (delete(MARKS), EBUSY_TEXT),
         (nft(("flush", CHAIN), ("delete", MARKS)), None),
     ],
-    "a chain that is jumped to": [(BASIS, None), (add(Rules(BASE, (JUMP,))), None), (delete(CHAIN), BUSY)],
-    "a chain in a verdict map": [(BASIS, None), (add(Rules(BASE, (MAP,))), None), (delete(CHAIN), BUSY)],
-    "a counter in use": [(BASIS, None), (add(Rules(CHAIN, (COUNT,))), None), (delete(COUNTER), BUSY)],
-    "a chain with rules": [(BASIS, None), (add(Rules(CHAIN, (COUNT, USES_SET))), None), (delete(CHAIN), None)],
-    "a rule with no set": [(add(TABLE, CHAIN), None), (add(Rules(CHAIN, (USES_SET,))), MISSING)],
-    "a jump to no chain": [(add(TABLE, BASE), None), (add(Rules(BASE, (JUMP,))), MISSING)],
-    "no counter to count with": [(add(TABLE, CHAIN), None), (add(Rules(CHAIN, (COUNT,))), MISSING)],
+    "a chain that is jumped to": [(BASIS, None), (add(ChainRules(BASE, (JUMP,))), None), (delete(CHAIN), EBUSY_TEXT)],
+    "a chain in a verdict map": [(BASIS, None), (add(ChainRules(BASE, (MAP,))), None), (delete(CHAIN), EBUSY_TEXT)],
+    "a counter in use": [(BASIS, None), (add(ChainRules(CHAIN, (COUNT,))), None), (delete(COUNTER), EBUSY_TEXT)],
+    "a chain with rules": [(BASIS, None), (add(ChainRules(CHAIN, (COUNT, USES_SET))), None), (delete(CHAIN), None)],
+    "a rule with no set": [(add(TABLE, CHAIN), None), (add(ChainRules(CHAIN, (USES_SET,))), ENOENT_TEXT)],
+    "a jump to no chain": [(add(TABLE, BASE), None), (add(ChainRules(BASE, (JUMP,))), ENOENT_TEXT)],
+    "no counter to count with": [(add(TABLE, CHAIN), None), (add(ChainRules(CHAIN, (COUNT,))), ENOENT_TEXT)],
     "all or nothing": [
-        (add(TABLE, CHAIN, COUNTER, Rules(CHAIN, (COUNT,)), Elements(MARKS, frozenset({1}))), MISSING),
+        (add(TABLE, CHAIN, COUNTER, ChainRules(CHAIN, (COUNT,)), SetElements(MARKS, frozenset({1}))), ENOENT_TEXT),
         (add(TABLE), None),
     ],
     "rules keep their order": [
         (BASIS, None),
-        (add(Rules(BASE, (COUNT, JUMP))), None),
-        (add(Rules(BASE, (MAP,))), None),
+        (add(ChainRules(BASE, (COUNT, JUMP))), None),
+        (add(ChainRules(BASE, (MAP,))), None),
     ],
-    "the whole table goes": [(BASIS, None), (add(Rules(BASE, (JUMP, COUNT))), None), (delete(TABLE), None)],
+    "the whole table goes": [(BASIS, None), (add(ChainRules(BASE, (JUMP, COUNT))), None), (delete(TABLE), None)],
     "the table goes and comes in one step": [(BASIS, None), (nft(("delete", TABLE), ("add", TABLE)), None)],
     "a hook on a device": [(add(TABLE, LINK, family="netdev"), None)],
-    "no set to flush": [(add(TABLE), None), (nft(("flush", MARKS)), MISSING)],
+    "no set to flush": [(add(TABLE), None), (nft(("flush", MARKS)), ENOENT_TEXT)],
     "a set flushed and filled": [
         (BASIS, None),
-        (add(Elements(MARKS, frozenset({1, 2}))), None),
-        (nft(("flush", MARKS), ("add", Elements(MARKS, frozenset({2, 3})))), None),
+        (add(SetElements(MARKS, frozenset({1, 2}))), None),
+        (nft(("flush", MARKS), ("add", SetElements(MARKS, frozenset({2, 3})))), None),
     ],
     "ip rules by priority": [
-        (RuleChange("add", IpRule(4, 710, action="unreachable", mark=1, mask=1)), None),
-        (RuleChange("add", RULE), None),
-        (RuleChange("add", IpRule(6, 500, table=TABLE_MAIN, destination="fe80::/10")), None),
+        (IpRuleChange("add", IpRule(4, 710, action="unreachable", mark=1, mask=1)), None),
+        (IpRuleChange("add", RULE), None),
+        (IpRuleChange("add", IpRule(6, 500, table=TABLE_MAIN, destination="fe80::/10")), None),
     ],
-    "an ip rule twice": [(RuleChange("add", RULE), None), (RuleChange("add", RULE), EXISTS)],
-    "no ip rule to delete": [(RuleChange("delete", RULE), MISSING)],
-    "an ip rule there and gone": [(RuleChange("add", RULE), None), (RuleChange("delete", RULE), None)],
-    "a route twice": [(RouteChange("add", ROUTE), None), (RouteChange("add", ROUTE), EXISTS)],
+    "an ip rule twice": [(IpRuleChange("add", RULE), None), (IpRuleChange("add", RULE), EEXIST_TEXT)],
+    "no ip rule to delete": [(IpRuleChange("delete", RULE), ENOENT_TEXT)],
+    "an ip rule there and gone": [(IpRuleChange("add", RULE), None), (IpRuleChange("delete", RULE), None)],
+    "a route twice": [(RouteChange("add", ROUTE), None), (RouteChange("add", ROUTE), EEXIST_TEXT)],
     "a route in another's place": [
         (RouteChange("add", VIA), None),
-        (RouteChange("add", Route(4, 7, gateway="192.0.2.2", device="eth0", metric=5, onlink=True)), EXISTS),
+        (RouteChange("add", Route(4, 7, gateway="192.0.2.2", device="eth0", metric=5, onlink=True)), EEXIST_TEXT),
         (RouteChange("add", Route(4, 7, gateway="192.0.2.2", device="eth0", metric=6, onlink=True)), None),
     ],
     "an IPv6 route in another's place": [
         (RouteChange("add", Route(6, 7, gateway="fe80::1", device="eth0", metric=5, onlink=True)), None),
-        (RouteChange("add", Route(6, 7, gateway="fe80::2", device="eth0", metric=5, onlink=True)), EXISTS),
+        (RouteChange("add", Route(6, 7, gateway="fe80::2", device="eth0", metric=5, onlink=True)), EEXIST_TEXT),
     ],
     "a route replaced": [
         (RouteChange("add", VIA), None),
@@ -155,7 +155,7 @@ CASES = {
         (RouteReplacement(VIA6, evolve(VIA6, gateway="fe80::2")), None),
         (RouteReplacement(evolve(VIA6, gateway="fe80::2"), VIA6), None),
     ],
-    "no route to delete": [(RouteChange("delete", ROUTE), NO_ROUTE)],
+    "no route to delete": [(RouteChange("delete", ROUTE), ESRCH_TEXT)],
     "a route by no device": [
         (
             RouteChange("add", Route(4, 7, gateway="192.0.2.1", device="absent0", onlink=True)),
@@ -163,7 +163,7 @@ CASES = {
         )
     ],
     "a sysctl": [(SysctlChange("0", Sysctl(SYSCTL, "2")), None), (SysctlChange("2", Sysctl(SYSCTL, "0")), None)],
-    "no sysctl": [(SysctlChange("0", Sysctl("net/ipv4/conf/absent0/arp_ignore", "2")), MISSING)],
+    "no sysctl": [(SysctlChange("0", Sysctl("net/ipv4/conf/absent0/arp_ignore", "2")), ENOENT_TEXT)],
 }
 
 
@@ -172,9 +172,9 @@ def outcomes(found, steps):
     said = []
     for step in steps:
         try:
-            found.carry_out(step)
+            found.apply_step(step)
             said.append(None)
-        except Refused as refused:
+        except StepRefused as refused:
             assert refused.step is step
             said.append(refused.reason.removeprefix("Could not process rule: "))  # nft's, for the kernel's errors
     return said, normal(observe(found, [SYSCTL]))
@@ -189,7 +189,7 @@ def in_linux(steps):
 
 
 def fake():
-    return Fake(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), devices=("eth0",))
+    return FakeKernel(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), devices=("eth0",))
 
 
 @pytest.fixture(scope="module")
@@ -215,20 +215,20 @@ def test_linux_says_and_does_the_same(namespace, case):
 def test_linux_answers_what_can_be_asked(namespace):
     def asked():
         found = linux()
-        found.carry_out(add(TABLE, COUNTER))
+        found.apply_step(add(TABLE, COUNTER))
         try:
             return answers(found)
         finally:
             clear(found)
 
     held = fake()
-    held.carry_out(add(TABLE, COUNTER))
+    held.apply_step(add(TABLE, COUNTER))
     assert namespace.call(asked) == answers(held)
 
 
 def answers(found):
     ports = dict(found.bridge_ports(["eth0", "absent0"]))
-    return found.counters(NAME), found.ip_families(), ports, found.takes_link_guard("eth0")
+    return found.counters(NAME), found.ip_families(), ports, found.supports_egress_hook("eth0")
 
 
 @pytest.mark.kernel
@@ -237,49 +237,49 @@ def test_linux_takes_a_hook_where_it_says_that_it_would(namespace):
 
     def tried():
         found = linux()
-        would = found.takes_link_guard("absent0")
+        would = found.supports_egress_hook("absent0")
         try:
             return would, outcomes(found, [step])
         finally:
             clear(found)
 
     would, done = namespace.call(tried)
-    held = Fake(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), unhooked=() if would else ("absent0",))
+    held = FakeKernel(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), without_egress_hook=() if would else ("absent0",))
     assert done == outcomes(held, [step])
 
 
 def test_a_refused_transaction_changes_nothing_at_all():
     held = fake()
-    held.carry_out(BASIS)
+    held.apply_step(BASIS)
     before, generation = held.state, held.generation
-    with pytest.raises(Refused) as refused:
-        held.carry_out(add(Rules(CHAIN, (COUNT,)), Elements(PORTS, frozenset({1}))))
-    assert refused.value.object == Elements(PORTS, frozenset({1}))
+    with pytest.raises(StepRefused) as refused:
+        held.apply_step(add(ChainRules(CHAIN, (COUNT,)), SetElements(PORTS, frozenset({1}))))
+    assert refused.value.object == SetElements(PORTS, frozenset({1}))
     assert (held.state, held.generation) == (before, generation)
 
 
 def test_the_step_to_refuse_is_counted_from_zero_and_refused_once():
-    held = Fake(refuse_at=1)
-    held.carry_out(add(TABLE))
-    with pytest.raises(Refused, match="Operation not permitted"):
-        held.carry_out(add(CHAIN))
-    held.carry_out(add(CHAIN))
+    held = FakeKernel(refuse_at=1)
+    held.apply_step(add(TABLE))
+    with pytest.raises(StepRefused, match="Operation not permitted"):
+        held.apply_step(add(CHAIN))
+    held.apply_step(add(CHAIN))
     assert held.generation == 2
 
 
 def test_counters_keep_their_numbers_until_they_go():
     held = fake()
-    held.carry_out(BASIS)
+    held.apply_step(BASIS)
     place = ("inet", NAME, "seen")
-    held.counts[place] = Counts(3, 99)
-    held.carry_out(add(Rules(CHAIN, (COUNT,))))
-    assert held.counters(NAME)[place] == Counts(3, 99)
-    held.carry_out(nft(("flush", CHAIN), ("delete", COUNTER), ("add", COUNTER)))
-    assert held.counters(NAME)[place] == Counts(0, 0)
+    held.counts[place] = CounterValue(3, 99)
+    held.apply_step(add(ChainRules(CHAIN, (COUNT,))))
+    assert held.counters(NAME)[place] == CounterValue(3, 99)
+    held.apply_step(nft(("flush", CHAIN), ("delete", COUNTER), ("add", COUNTER)))
+    assert held.counters(NAME)[place] == CounterValue(0, 0)
 
 
 def test_only_what_is_ours_is_observed():
     foreign = (Table("inet", "fw4"), Table("ip", NAME))
     rules = (IpRule(4, 1, protocol=2), IpRule(4, 2))
-    held = Fake(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))
+    held = FakeKernel(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))
     assert observe(held, ["a", "b"]) == NetState((), rules[1:], (), (Sysctl("a", "1"),))

@@ -6,18 +6,18 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.errors import Refused
-from nftpolicy.kernel.fake import Fake
+from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.netstate import json_in, text
 from nftpolicy.netstate.changes import NftOperation
-from nftpolicy.netstate.nft import FULL, Bitwise, Chain, Hook, Match, Meta, Rule, UnknownExpression, Verdict
+from nftpolicy.netstate.nft import FULL_MASK, Bitwise, Chain, Hook, Match, Meta, Rule, UnknownExpression, Verdict
 from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.runtime.changes.apply import carry_out
+from nftpolicy.runtime.changes.apply import run_plan
 from tests.unit.namespace import clear, kernel, linux, normal, observe
 
 POLICY = b"""
@@ -41,7 +41,7 @@ def test_a_device_joins_those_inside():
         try:
             for policy in policies:
                 wanted = evolve(compile_policy(policy), rules=(), routes=(), sysctls=())
-                carry_out(found, plan(observe(found), wanted))
+                run_plan(found, plan(observe(found), wanted))
         finally:
             clear(found)
 
@@ -52,8 +52,8 @@ def test_a_device_joins_those_inside():
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: json_in.ruleset(_rule({"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[]]}}})),
-        lambda: json_in.counters({"nftables": [{"counter": {}}]}),
+        lambda: json_in.decode_ruleset(_rule({"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[]]}}})),
+        lambda: json_in.decode_counters({"nftables": [{"counter": {}}]}),
     ],
 )
 def test_a_strange_listing_is_a_value_error(read):
@@ -63,7 +63,7 @@ def test_a_strange_listing_is_a_value_error(read):
 
 def test_one_flag_that_is_listed_as_a_word():  # nft 1.1
     listed = {"family": "ip", "table": "t", "name": "s", "type": "mark", "flags": "interval"}
-    assert json_in.ruleset({"nftables": [{"set": listed}]})[0].sets[0].flags == {"interval"}
+    assert json_in.decode_ruleset({"nftables": [{"set": listed}]})[0].sets[0].flags == {"interval"}
 
 
 @pytest.mark.parametrize(
@@ -71,23 +71,23 @@ def test_one_flag_that_is_listed_as_a_word():  # nft 1.1
     [{"payload": {"protocol": "ip", "field": "saddr", "tunnel": "vxlan"}}, {"meta": {"key": "mark", "new": 1}}],
 )
 def test_an_expression_with_more_to_it_is_unknown(listed):
-    assert isinstance(json_in.expression(listed), UnknownExpression)
+    assert isinstance(json_in.decode_expression(listed), UnknownExpression)
 
 
 def test_a_dormant_table_is_not_taken_for_one_that_works():
-    (table,) = json_in.ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": ["dormant"]}}]})
-    assert table.flags == {"dormant"} and table.is_foreign
+    (table,) = json_in.decode_ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": ["dormant"]}}]})
+    assert table.flags == {"dormant"} and table.has_foreign_objects
 
 
 @pytest.mark.parametrize(
     "write",
     [
-        lambda bad: text.verdict(Verdict(bad)),
-        lambda bad: text.hook(Hook(bad, "output", 0)),
-        lambda bad: text.hook(Hook("filter", bad, 0)),
-        lambda bad: text.hook(Hook("filter", "output", 0, bad)),
-        lambda bad: text.statement(Match(Meta("mark"), 1, bad)),
-        lambda bad: text.operation(NftOperation(bad, "inet", "t", Chain("c"))),
+        lambda bad: text.verdict_text(Verdict(bad)),
+        lambda bad: text.hook_text(Hook(bad, "output", 0)),
+        lambda bad: text.hook_text(Hook("filter", bad, 0)),
+        lambda bad: text.hook_text(Hook("filter", "output", 0, bad)),
+        lambda bad: text.statement_text(Match(Meta("mark"), 1, bad)),
+        lambda bad: text.operation_text(NftOperation(bad, "inet", "t", Chain("c"))),
     ],
 )
 def test_no_word_of_the_grammar_smuggles_anything(write):
@@ -102,15 +102,15 @@ def test_devices_that_differ_by_an_at_sign_have_two_chains():
 
 
 def test_an_interrupt_after_the_kernel_has_done_a_step():
-    class Interrupted(Fake):
-        def carry_out(self, step):
-            super().carry_out(step)
-            if self.asked == 2:
+    class Interrupted(FakeKernel):
+        def apply_step(self, step):
+            super().apply_step(step)
+            if self.steps_taken == 2:
                 raise KeyboardInterrupt
 
     held = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        carry_out(held, plan(NetState(), evolve(compile_policy(load(POLICY)[0]), sysctls=())))
+        run_plan(held, plan(NetState(), evolve(compile_policy(load(POLICY)[0]), sysctls=())))
     assert held.state == NetState()
 
 
@@ -124,14 +124,14 @@ def test_a_mark_with_all_bits_is_written_as_it_is_listed():
     policy, _ = load(POLICY)
     rules = [rule for chain in compile_policy(policy).tables[0].chains for rule in chain.rules]
     lefts = [one.left for rule in rules for one in rule.statements if isinstance(one, Match)]
-    assert not [one for one in lefts if isinstance(one, Bitwise) and one.keep == FULL and not one.put]
+    assert not [one for one in lefts if isinstance(one, Bitwise) and one.and_mask == FULL_MASK and not one.or_bits]
 
 
 def test_a_mask_of_the_high_bits_is_read_back():
     listed = {
         "match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": {"prefix": {"addr": 0x10000, "len": 16}}}
     }
-    assert json_in.statement(listed) == Match(Bitwise(Meta("mark"), 0xFFFF0000), 0x10000)
+    assert json_in.decode_statement(listed) == Match(Bitwise(Meta("mark"), 0xFFFF0000), 0x10000)
 
 
 @pytest.mark.parametrize("change", [{"gateways": ()}, {"devices": ("eth1",)}])
@@ -140,24 +140,24 @@ def test_another_gateway_or_device_takes_the_old_ones_place(change):
     other = load(POLICY.replace(b"192.0.2.1", b"192.0.2.2"))[0]
     if "devices" in change:
         other = evolve(policy, uplink={"wan": evolve(policy.uplink["wan"], **change)})
-    kernel = Fake(evolve(compile_policy(policy), sysctls=()))
+    kernel = FakeKernel(evolve(compile_policy(policy), sysctls=()))
     wanted = compile_policy(other)
-    carry_out(kernel, plan(observe(kernel), wanted))
+    run_plan(kernel, plan(observe(kernel), wanted))
     assert normal(observe(kernel)).routes == normal(wanted).routes
 
 
 def test_what_was_done_is_taken_back_last_first():
-    class Recording(Fake):
+    class Recording(FakeKernel):
         steps = ()
 
-        def carry_out(self, step):
+        def apply_step(self, step):
             self.steps += (step,)
-            super().carry_out(step)
+            super().apply_step(step)
 
     todo = plan(NetState(), evolve(compile_policy(load(POLICY)[0]), sysctls=()))
     kernel = Recording(refuse_at=len(todo.steps) - 1)
-    with pytest.raises(Refused):
-        carry_out(kernel, todo)
+    with pytest.raises(StepRefused):
+        run_plan(kernel, todo)
     assert kernel.state == NetState()
     assert kernel.steps[len(todo.steps) :] == tuple(step.inverse() for step in reversed(todo.steps[:-1]))
 
@@ -175,11 +175,11 @@ def test_what_others_put_into_our_table_is_a_difference():
     chains = (evolve(table.chains[0], rules=(*table.chains[0].rules, Rule((strange,)))), *table.chains[1:])
     for held in (evolve(table, unknown=('{"map":{}}',)), evolve(table, chains=chains)):
         (step,) = plan(evolve(wanted, tables=(held, *wanted.tables[1:])), wanted).steps
-        kernel = Fake(evolve(wanted, tables=(evolve(held, unknown=()), *wanted.tables[1:])))
-        carry_out(kernel, plan(evolve(wanted, tables=(held, *wanted.tables[1:])), wanted))
+        kernel = FakeKernel(evolve(wanted, tables=(evolve(held, unknown=()), *wanted.tables[1:])))
+        run_plan(kernel, plan(evolve(wanted, tables=(held, *wanted.tables[1:])), wanted))
         assert normal(observe(kernel)).tables == normal(wanted).tables
         for one in step.undo:
-            text.operation(one)  # can be written
+            text.operation_text(one)  # can be written
 
 
 def test_a_key_without_end_is_refused_at_once():
@@ -209,4 +209,4 @@ uplink = "lte"
 kernel = true
 sport = ["udp/51820"]
 """)
-    assert [one for one in prove(compile_policy(policy), claim(policy)).findings if one.verdict != "proved"] == []
+    assert [one for one in prove(compile_policy(policy), build_spec(policy)).findings if one.verdict != "proved"] == []

@@ -12,13 +12,13 @@ import pytest
 
 from nftpolicy.cli import changes, rollback
 from nftpolicy.cli import history as listed
-from nftpolicy.cli.common import BAD_INPUT, REFUSED, Failure
-from nftpolicy.kernel.errors import Refused
-from nftpolicy.kernel.fake import Fake
+from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUSED, Failure
+from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.runtime.changes import history, pending
-from nftpolicy.runtime.changes.change import Options, Wanted
-from nftpolicy.runtime.changes.history import History, Shelf
-from nftpolicy.runtime.changes.memory import Memory, of_this_namespace
+from nftpolicy.runtime.changes.change import ChangeOptions, TargetPolicy
+from nftpolicy.runtime.changes.history import History, HistorySnapshot
+from nftpolicy.runtime.changes.memory import StateDir, current_state_dir
 from tests.unit.namespace import normal
 from tests.unit.test_faults import GOOD
 
@@ -38,7 +38,7 @@ def test_an_entry_says_all_that_is_known(kept, monkeypatch):
     monkeypatch.setenv("SUDO_USER", "lisa")
     one = add(kept, "a = 'ü'\r\n")
     assert kept.entries() == (one,)
-    assert one.facts() == {
+    assert one.as_json() == {
         "number": 1,
         "time": "2026-01-02T12:00:00Z",
         "policy": "p",
@@ -65,7 +65,7 @@ def test_numbers_grow_and_the_same_text_is_no_new_entry(kept):
 
 
 def test_nothing_is_there_yet(kept):
-    assert kept.read() == Shelf((), ())
+    assert kept.read() == HistorySnapshot((), ())
     assert kept.last_good() is None
 
 
@@ -75,8 +75,8 @@ def test_only_root_may_read_it(kept):
         add(kept, "a")
     finally:
         os.umask(previous)
-    assert stat.S_IMODE(kept.folder.stat().st_mode) == 0o700
-    assert [stat.S_IMODE(path.stat().st_mode) for path in kept.folder.iterdir()] == [0o600]
+    assert stat.S_IMODE(kept.directory.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in kept.directory.iterdir()] == [0o600]
 
 
 def changed(**values):
@@ -123,7 +123,7 @@ def test_a_damaged_entry_is_named_and_ignored(kept, which):
     assert [one.path for one in found.damaged] == [kept.path(2)]
     assert words in found.damaged[0].reason
     assert "\n" not in found.damaged[0].reason
-    assert found.before(b"c").number == 1
+    assert found.previous(b"c").number == 1
     assert add(kept, "d").number == 4
 
 
@@ -136,11 +136,11 @@ def test_a_damaged_newest_entry_is_not_written_over(kept):
 
 
 def test_it_is_bounded(kept, monkeypatch):
-    monkeypatch.setattr(history, "KEEP", 5)
+    monkeypatch.setattr(history, "MAX_ENTRIES", 5)
     for number in range(9):
         add(kept, f"text {number}")
     assert [one.number for one in kept.entries()] == [5, 6, 7, 8, 9]
-    monkeypatch.setattr(history, "KEEP_BYTES", 1000)
+    monkeypatch.setattr(history, "MAX_BYTES", 1000)
     add(kept, "x" * 5000)
     assert [one.number for one in kept.entries()] == [9, 10]
     add(kept, "y" * 5000)
@@ -170,17 +170,17 @@ def test_a_full_disk_keeps_what_was_there(kept, monkeypatch, call):
     with pytest.raises(OSError, match="No space"):
         add(kept, "b")
     monkeypatch.undo()
-    assert [path.name for path in kept.folder.iterdir()] == ["000001.json"]
+    assert [path.name for path in kept.directory.iterdir()] == ["000001.json"]
     assert add(kept, "b").number == 2
 
 
 def test_what_a_killed_process_left_is_cleared(kept):
     add(kept, "a")
-    (kept.folder / ".000002.json.new").write_text("{")
-    (kept.folder / ".000001.json.new").write_text("{")
-    (kept.folder / "notes.txt").write_text("somebody's")
+    (kept.directory / ".000002.json.new").write_text("{")
+    (kept.directory / ".000001.json.new").write_text("{")
+    (kept.directory / "notes.txt").write_text("somebody's")
     add(kept, "b")
-    assert sorted(path.name for path in kept.folder.iterdir()) == ["000001.json", "000002.json", "notes.txt"]
+    assert sorted(path.name for path in kept.directory.iterdir()) == ["000001.json", "000002.json", "notes.txt"]
 
 
 def test_two_at_once_get_two_numbers(kept):
@@ -198,7 +198,7 @@ def test_two_at_once_get_two_numbers(kept):
 
 def back(kept, text):
     """Go back once from `text`: what is in force then."""
-    entry = kept.read().before(text.encode())
+    entry = kept.read().previous(text.encode())
     if entry is None:
         return None
     add(kept, entry.text, f"rollback to {entry.number}", entry.number)
@@ -222,7 +222,7 @@ def test_what_comes_after_going_back_goes_back_to_that(kept):
 
 def test_a_policy_that_is_in_no_entry_goes_back_to_the_newest(kept):
     add(kept, "a"), add(kept, "b")
-    assert kept.read().before(b"unknown").text == "b"
+    assert kept.read().previous(b"unknown").text == "b"
 
 
 def test_an_old_entry_may_be_gone(kept, monkeypatch):
@@ -230,23 +230,23 @@ def test_an_old_entry_may_be_gone(kept, monkeypatch):
         add(kept, text)
     add(kept, "a", of=1)
     kept.path(1).unlink()
-    assert kept.read().before(b"a") is None
+    assert kept.read().previous(b"a") is None
 
 
 # Where it is kept
 
 
 def test_where_it_is_kept(tmp_path, monkeypatch):
-    memory = Memory(tmp_path / "netns-1")
+    memory = StateDir(tmp_path / "netns-1")
     monkeypatch.setenv("NFTPOLICY_LIB", str(tmp_path / "lib"))
-    assert history.of_this_namespace(memory).folder == tmp_path / "lib"
+    assert history.current_history(memory).directory == tmp_path / "lib"
     monkeypatch.delenv("NFTPOLICY_LIB")
     monkeypatch.setenv("NFTPOLICY_STATE", str(tmp_path))
-    assert history.of_this_namespace(memory).folder == memory.folder / "history"
+    assert history.current_history(memory).directory == memory.directory / "history"
     monkeypatch.delenv("NFTPOLICY_STATE")
-    for first, folder in ((True, history.kept()), (False, str(memory.folder / "history"))):
+    for first, folder in ((True, history.persistent_dir()), (False, str(memory.directory / "history"))):
         monkeypatch.setattr(history, "_in_namespace_of_init", lambda first=first: first)
-        assert str(history.of_this_namespace(memory).folder) == folder
+        assert str(history.current_history(memory).directory) == folder
 
 
 # The commands, on a kernel in memory
@@ -259,15 +259,15 @@ class Machine:
     """A kernel in memory, with the folders of a machine."""
 
     def __init__(self):
-        self.kernel = Fake()
-        self.memory = of_this_namespace()
-        self.kept = history.of_this_namespace(self.memory)
+        self.kernel = FakeKernel()
+        self.memory = current_state_dir()
+        self.kept = history.current_history(self.memory)
 
     def apply(self, text, why="apply"):
         policy, source = rollback.parse_policy(text.encode(), "/etc/p.toml")
-        around = lambda: pending.unless_pending(self.memory)  # noqa: E731
-        wanted = Wanted(policy, ("/etc/p.toml", source.text.encode()))
-        changer = changes.changer(self.kernel, Options())
+        around = lambda: pending.reject_if_pending(self.memory)  # noqa: E731
+        wanted = TargetPolicy(policy, ("/etc/p.toml", source.text.encode()))
+        changer = changes.create_applier(self.kernel, ChangeOptions())
         rollback._apply_target(changer, wanted, None, why, around)
 
     def rollback(self, number=None, dry_run=False):
@@ -321,28 +321,28 @@ def test_there_is_nothing_to_go_back_to(machine):
         machine.rollback()
     with pytest.raises(Failure, match="no number 7") as said:
         machine.rollback(7)
-    assert said.value.status == BAD_INPUT
+    assert said.value.status == EXIT_BAD_INPUT
 
 
 def test_names_that_are_gone_are_said_and_nothing_is_changed(machine, monkeypatch):
-    monkeypatch.setattr("nftpolicy.kernel.accounts.number", lambda *_: 800)
+    monkeypatch.setattr("nftpolicy.kernel.accounts.account_number", lambda *_: 800)
     machine.apply(GOOD.replace("group = 800", 'group = "vpn"'))
     machine.apply(OTHER)
     before = machine.kernel.state
-    monkeypatch.setattr("nftpolicy.kernel.accounts.number", lambda *_: None)
-    monkeypatch.setattr("nftpolicy.kernel.accounts.names", lambda *_: ["lpn"])
+    monkeypatch.setattr("nftpolicy.kernel.accounts.account_number", lambda *_: None)
+    monkeypatch.setattr("nftpolicy.kernel.accounts.account_names", lambda *_: ["lpn"])
     with pytest.raises(Failure) as said:
         machine.rollback()
     assert "/etc/p.toml (number 1):28: service.vpn.group: there is no group 'vpn'" in str(said.value)
     assert str(said.value).endswith("nothing was changed")
-    assert said.value.status == BAD_INPUT
+    assert said.value.status == EXIT_BAD_INPUT
     assert (machine.kernel.state, machine.in_force) == (before, OTHER)
 
 
 def test_a_rollback_that_the_kernel_refuses_changes_nothing(machine):
     machine.apply(GOOD), machine.apply(LAST)
     before = machine.kernel.state
-    machine.kernel.refuse_at = machine.kernel.asked + 2
+    machine.kernel.refuse_at = machine.kernel.steps_taken + 2
     with pytest.raises(Failure, match="as it was before"):
         machine.rollback()
     assert (machine.kernel.state, machine.in_force, len(machine.kept.entries())) == (before, LAST, 2)
@@ -353,7 +353,7 @@ def test_a_damaged_entry_is_not_gone_back_to(machine):
     machine.kept.path(2).write_text("{}")
     with pytest.raises(Failure, match=r"000002\.json: damaged") as said:
         machine.rollback(2)
-    assert said.value.status == REFUSED
+    assert said.value.status == EXIT_REFUSED
     machine.rollback()
     assert machine.in_force == GOOD
 
@@ -392,7 +392,7 @@ def test_the_history_as_a_table_and_as_json(machine, capsys):
 
 def test_what_is_in_force_and_not_in_the_history_is_said(machine, capsys):
     machine.apply(GOOD)
-    machine.memory.remember_policy("/etc/other.toml", b"else")
+    machine.memory.save_policy("/etc/other.toml", b"else")
     listed.command(as_json=False)
     said = capsys.readouterr()
     assert "in force" not in said.out
@@ -402,5 +402,5 @@ def test_what_is_in_force_and_not_in_the_history_is_said(machine, capsys):
 def test_the_fake_refuses(machine):
     """The control of the tests above that rest on a refusal."""
     machine.kernel.refuse_at = 0
-    with pytest.raises(Refused):
+    with pytest.raises(StepRefused):
         machine.apply(GOOD)

@@ -23,7 +23,7 @@ def worn(monkeypatch, four, six):
             raise found[family]
         return found[family]
 
-    monkeypatch.setattr(inside, "own_sockets", own)
+    monkeypatch.setattr(inside, "own_socket_marks", own)
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ def worn(monkeypatch, four, six):
 )
 def test_marks(monkeypatch, four, six, good, words):
     worn(monkeypatch, four, six)
-    found = list(inside.marks(WAN))
-    assert [one.good for one in found] == good
+    found = list(inside.check_marks(WAN))
+    assert [one.passed for one in found] == good
     assert words in "\n".join(one.text for one in found)
 
 
@@ -55,7 +55,7 @@ class Lookups:
     def __exit__(self, *_):
         pass
 
-    def getroute(self, family, destination, mark):
+    def get_route(self, family, destination, mark):
         self.asked.append((family, destination, mark))
         return (
             Route(family, 7, "default", "unicast", None, "eth0", prefsrc="here")
@@ -77,10 +77,10 @@ class Lookups:
 def test_routes(monkeypatch, addresses, own, service, good, asked):
     worn(monkeypatch, {"a": 0x101}, {"a": 0x101})
     devices = [Device("eth0", addresses, True), Device("bat0", ("203.0.113.1/24",), True)]
-    monkeypatch.setattr(inside.RtNetlink, "devices", lambda self: devices)
-    monkeypatch.setattr(inside, "Lookups", Lookups)
+    monkeypatch.setattr(inside.Rtnetlink, "devices", lambda self: devices)
+    monkeypatch.setattr(inside, "RouteLookups", Lookups)
     monkeypatch.setattr(Lookups, "asked", [])
-    assert [one.good for one in inside.routes(WAN, service, own)] == good
+    assert [one.passed for one in inside.check_routes(WAN, service, own)] == good
     assert Lookups.asked == asked
 
 
@@ -88,5 +88,7 @@ def test_a_route_by_another_device_or_none_is_a_fault():
     elsewhere = Route(4, 7, "default", "unicast", None, "bat0")
     nowhere = Route(4, 7, "default", "unreachable", None, "eth0")
     for found in (elsewhere, nowhere, errno.ENETUNREACH):
-        assert inside._route_finding(4, "198.51.100.53", found, WAN).good is False
-    assert inside._route_finding(4, "198.51.100.53", Route(4, 7, "default", "unicast", None, "eth0"), WAN).good is True
+        assert inside._route_finding(4, "198.51.100.53", found, WAN).passed is False
+    assert (
+        inside._route_finding(4, "198.51.100.53", Route(4, 7, "default", "unicast", None, "eth0"), WAN).passed is True
+    )

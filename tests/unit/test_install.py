@@ -18,7 +18,7 @@ from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.cli.install_common import StartedBy
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.runtime.changes.unproved import NotProved
+from nftpolicy.runtime.changes.unproved import PolicyNotProved
 from nftpolicy.runtime.place import boot, files, inits, procd, units
 from nftpolicy.runtime.place import install as place
 from tests.guarded import ROOT
@@ -49,7 +49,7 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.stem)
 def test_every_policy_has_a_guard_that_is_proved(file):
-    found = boot.tables(read_policy(file)[0])
+    found = boot.build_boot_guard(read_policy(file)[0])
     assert [table.key for table in (found.guard, found.link, found.block)] == [
         ("inet", "nftpolicy"),
         ("netdev", "nftpolicy"),
@@ -58,7 +58,7 @@ def test_every_policy_has_a_guard_that_is_proved(file):
 
 
 def test_names_of_users_and_groups_are_numbers():
-    text = boot.tables(read_policy(GLUON)[0]).shown()
+    text = boot.build_boot_guard(read_policy(GLUON)[0]).guard_text()
     assert not re.search(r"sk[ug]id [a-z]", text)
     assert text.index("add table inet nftpolicy") < text.index("delete table inet nftpolicy") < text.index("chain")
 
@@ -72,8 +72,8 @@ def test_a_guard_that_is_not_proved_is_not_written(monkeypatch, tmp_path):
         return evolve(state, tables=(evolve(inet, chains=chains), netdev))
 
     monkeypatch.setattr(boot, "compile_policy", forgetful)
-    with pytest.raises(NotProved):
-        boot.tables(read_policy(GLUON)[0])
+    with pytest.raises(PolicyNotProved):
+        boot.build_boot_guard(read_policy(GLUON)[0])
     with pytest.raises(Failure, match="nothing was written"):
         guard_command.command(GLUON, tmp_path / "guard.nft", True)
     assert list(tmp_path.iterdir()) == []
@@ -103,13 +103,13 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 def test_no_unit_opens_anything_when_it_stops():
-    for name, text in units.units("/usr/bin/nftpolicy", NFT).items():
+    for name, text in units.render_units("/usr/bin/nftpolicy", NFT).items():
         assert "ExecStop" not in text, name
         assert "release" not in text, name
 
 
 def test_the_guard_stands_before_the_network():
-    text = units.units("/usr/bin/nftpolicy", NFT)["nftpolicy-guard.service"]
+    text = units.render_units("/usr/bin/nftpolicy", NFT)["nftpolicy-guard.service"]
     assert "\nBefore=network-pre.target\n" in text
     assert "\nWants=network-pre.target\n" in text
     assert "\nDefaultDependencies=no\n" in text
@@ -129,7 +129,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     paths = []
-    for name, text in units.units(str(program), str(program)).items():
+    for name, text in units.render_units(str(program), str(program)).items():
         (tmp_path / name).write_text(text.replace("Documentation=man:", "# "))
         paths.append(str(tmp_path / name))
     done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
@@ -141,7 +141,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
 
 
 def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
-    text = units.units("/usr/bin/nftpolicy", NFT)[units.RESOLVER]
+    text = units.render_units("/usr/bin/nftpolicy", NFT)[units.RESOLVER_TEMPLATE]
     for line in ("Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Before=nss-lookup.target"):
         assert f"\n{line}\n" in text
     assert "\nExecStart=/usr/bin/nftpolicy resolver --uplink %i /etc/nftpolicy/policy.toml\n" in text
@@ -152,15 +152,15 @@ def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
 
 @pytest.mark.parametrize("uplink", ["wan", "my-lte", "A_1"])
 def test_an_uplink_is_named_in_its_unit_as_it_is(uplink):
-    assert units.resolver(uplink) == f"nftpolicy-resolver@{uplink}.service"
-    assert units.started([uplink])[-1] == units.resolver(uplink)
-    assert units.RESOLVER not in units.started([uplink])
+    assert units.resolver_unit(uplink) == f"nftpolicy-resolver@{uplink}.service"
+    assert units.units_to_start([uplink])[-1] == units.resolver_unit(uplink)
+    assert units.RESOLVER_TEMPLATE not in units.units_to_start([uplink])
 
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a%b", "/a\nb", "/$HOME"])
 def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
     with pytest.raises(ValueError, match="cannot be used in a unit"):
-        units.units(path, NFT)
+        units.render_units(path, NFT)
 
 
 # --- what is put where -----------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_install_twice_and_uninstall(root, capsys):
         "etc/nftpolicy/guard.nft",
         "etc/nftpolicy/guard-link.nft",
         "etc/nftpolicy/guard-block.nft",
-        *(f"etc/systemd/system/{name}" for name in units.NAMES),
+        *(f"etc/systemd/system/{name}" for name in units.UNIT_NAMES),
         "var/lib/nftpolicy/installed.json",
     }
     install(root)
@@ -236,7 +236,7 @@ def test_a_damaged_list_is_told(root):
 # --- instances of resolvers ------------------------------------------------------------------
 
 WANTS = "etc/systemd/system/nftpolicy.service.wants"
-FIXED = " ".join(name for name in units.NAMES if name != units.RESOLVER)
+FIXED = " ".join(name for name in units.UNIT_NAMES if name != units.RESOLVER_TEMPLATE)
 
 
 def policy_of(tmp_path, *uplinks):
@@ -256,7 +256,7 @@ def enable(root, *uplinks):
     """As systemctl --root does it."""
     (root / WANTS).mkdir(parents=True, exist_ok=True)
     for name in uplinks:
-        (root / WANTS / units.resolver(name)).symlink_to(f"/etc/systemd/system/{units.RESOLVER}")
+        (root / WANTS / units.resolver_unit(name)).symlink_to(f"/etc/systemd/system/{units.RESOLVER_TEMPLATE}")
 
 
 def said_next(capsys):
@@ -276,7 +276,7 @@ def test_an_image_is_told_which_resolvers_to_enable_and_disable(root, tmp_path, 
 
 def test_without_a_resolver_the_template_is_there_and_no_instance(root, tmp_path, capsys):
     install(root, policy_of(tmp_path))
-    assert (root / "etc/systemd/system" / units.RESOLVER).exists()
+    assert (root / "etc/systemd/system" / units.RESOLVER_TEMPLATE).exists()
     assert said_next(capsys) == f"systemctl --root={root} enable {FIXED}"
 
 
@@ -319,26 +319,26 @@ def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
 )
 def test_what_systemd_is_told(monkeypatch, fresh, gone, orders):
     told = []
-    monkeypatch.setattr(place, "order", told.extend)
-    monkeypatch.setattr(place, "left_over", lambda root, wanted: gone)
-    wanted = place.Wanted(inits.SYSTEMD, {}, resolvers=("wan",))
-    assert place.start(wanted, fresh) == gone
+    monkeypatch.setattr(place, "run_commands", told.extend)
+    monkeypatch.setattr(place, "stale_instances", lambda root, wanted: gone)
+    wanted = place.InstallPlan(inits.SYSTEMD, {}, resolver_uplinks=("wan",))
+    assert place.enable_and_start(wanted, fresh) == gone
     assert [" ".join(one).replace(FIXED, "A") for one in told] == [f"systemctl {one}" for one in orders]
 
 
 def test_systemd_stops_and_disables_all_instances_of_a_template():
-    stop, disable = inits.SYSTEMD.disable([units.RESOLVER, "nftpolicy.service"])
+    stop, disable = inits.SYSTEMD.disable_commands([units.RESOLVER_TEMPLATE, "nftpolicy.service"])
     assert stop == ("systemctl", "stop", "nftpolicy-resolver@?*.service", "nftpolicy.service")
-    assert disable == ("systemctl", "disable", units.RESOLVER, "nftpolicy.service")
+    assert disable == ("systemctl", "disable", units.RESOLVER_TEMPLATE, "nftpolicy.service")
 
 
 def test_with_procd_the_script_asks_for_the_resolvers_itself():
-    assert place.Wanted(inits.PROCD, {}, resolvers=("wan",)).started == procd.NAMES
+    assert place.InstallPlan(inits.PROCD, {}, resolver_uplinks=("wan",)).units_to_start == procd.SCRIPT_NAMES
 
 
 # --- on OpenWrt ------------------------------------------------------------------------------
 
-SCRIPTS = {f"etc/init.d/{name}" for name in procd.NAMES}
+SCRIPTS = {f"etc/init.d/{name}" for name in procd.SCRIPT_NAMES}
 GUARD_FILES = {f"etc/nftpolicy/{name}.nft" for name in ("guard", "guard-link", "guard-block")}
 KEPT = "etc/nftpolicy/kept/installed.json"  # /var is a link to memory there
 
@@ -378,10 +378,10 @@ def test_a_device_with_openwrt_gets_init_scripts(router, capsys):
 def test_on_a_desk_it_is_chosen_and_known_again(root):
     install(root, init="procd", enable=True)
     assert set(installed(root)) >= SCRIPTS | {KEPT}
-    assert links(root) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+    assert links(root) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
     install(root, enable=True)
     assert not (root / "var").exists()
-    assert links(root) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+    assert links(root) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
     uninstall_command.command(root, True, None)
     assert installed(root) == links(root) == {}
 
@@ -397,7 +397,7 @@ def test_a_machine_with_systemd_is_chosen_too(router):
 def test_the_guard_starts_before_firewall_and_network_and_the_rest_after():
     starts = {name: int(re.search(r"^START=(\d+)$", text, re.MULTILINE)[1]) for name, text in scripts().items()}
     assert starts["nftpolicy-guard"] < 19 < 20 < starts["nftpolicy"]
-    assert [f"S{starts[name]}{name}" for name in procd.NAMES] == [Path(link).name for link in procd.LINKS]
+    assert [f"S{starts[name]}{name}" for name in procd.SCRIPT_NAMES] == [Path(link).name for link in procd.ENABLE_LINKS]
 
 
 def test_no_script_opens_anything_when_it_stops_and_the_guard_needs_no_python():
@@ -410,7 +410,7 @@ def test_no_script_opens_anything_when_it_stops_and_the_guard_needs_no_python():
 
 
 def scripts():
-    return procd.scripts("/usr/bin/nftpolicy", NFT)
+    return procd.render_scripts("/usr/bin/nftpolicy", NFT)
 
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a;b", "/a\nb", "/$HOME", "/`id`"])
@@ -460,11 +460,11 @@ def test_a_machine_without_procd_can_not_start_it():
 
 def test_links_are_made_anew_where_they_lead_elsewhere(router):
     install(router, enable=True)
-    for path in procd.LINKS:
+    for path in procd.ENABLE_LINKS:
         (router / path.lstrip("/")).unlink()
         (router / path.lstrip("/")).symlink_to("nowhere")
     install(router, enable=True)
-    assert links(router) == {path.lstrip("/"): target for path, target in procd.LINKS.items()}
+    assert links(router) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
 
 
 # --- policies in /etc/nftpolicy ---------------------------------------------------------------
@@ -502,7 +502,7 @@ def test_where_none_is_meant_the_message_says_so(root, names, said):
     policies(root, *names)
     with pytest.raises(Failure, match=said) as found:
         common.policy_file(None, root)
-    assert found.value.status == common.BAD_INPUT
+    assert found.value.status == common.EXIT_BAD_INPUT
 
 
 def test_a_command_without_a_file_takes_it(root, monkeypatch, capsys):

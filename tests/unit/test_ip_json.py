@@ -84,20 +84,20 @@ def words(line):
 
 @pytest.mark.parametrize(("item", "line"), RULES, ids=[line for _, line in RULES])
 def test_rules(item, line):
-    (found,) = ip_json.rules([item], 4)
-    assert words(iproute.rule(found)) == line
+    (found,) = ip_json.decode_rules([item], 4)
+    assert words(iproute.rule_text(found)) == line
 
 
 @pytest.mark.parametrize(("item", "line", "family"), [(*one, 4) for one in ROUTES] + [(*one, 6) for one in ROUTES_6])
 def test_routes(item, line, family):
-    (found,) = ip_json.routes([item], family)
-    assert words(iproute.route(found)).replace(" proto 3", "") == line
+    (found,) = ip_json.decode_routes([item], family)
+    assert words(iproute.route_text(found)).replace(" proto 3", "") == line
 
 
 def test_flags_of_a_route_and_of_its_ways():
-    (found,) = ip_json.routes([ROUTES[6][0]], 4)
-    assert [(hop.dead, hop.linkdown) for hop in found.ways] == [(False, False), (True, True)]
-    (found,) = ip_json.routes([ROUTES[1][0]], 4)
+    (found,) = ip_json.decode_routes([ROUTES[6][0]], 4)
+    assert [(hop.dead, hop.linkdown) for hop in found.all_nexthops] == [(False, False), (True, True)]
+    (found,) = ip_json.decode_routes([ROUTES[1][0]], 4)
     assert (found.linkdown, found.dead, found.protocol) == (True, False, 2)
 
 
@@ -112,11 +112,11 @@ def test_flags_of_a_route_and_of_its_ways():
     ],
 )
 def test_selectors_that_nobody_knows_are_named(item, unknown):
-    (found,) = ip_json.rules([{"priority": 5, "src": "all", "table": "9"} | item], 6)
+    (found,) = ip_json.decode_rules([{"priority": 5, "src": "all", "table": "9"} | item], 6)
     assert found.unknown == (unknown,)
     with pytest.raises(ValueError, match=unknown.split()[0]):
-        iproute.rule(found)
-    assert iproute.shown(found).endswith(f"lookup 9 protocol 0 [{unknown}]")
+        iproute.rule_text(found)
+    assert iproute.display_text(found).endswith(f"lookup 9 protocol 0 [{unknown}]")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_selectors_that_nobody_knows_are_named(item, unknown):
     ],
 )
 def test_parts_of_routes_that_nobody_knows_are_named(item, unknown):
-    (found,) = ip_json.routes([{"dst": "default", "flags": []} | item], 6)
+    (found,) = ip_json.decode_routes([{"dst": "default", "flags": []} | item], 6)
     assert found.unknown == (unknown,)
 
 
@@ -144,14 +144,18 @@ def test_what_is_unknown_takes_no_part_in_a_comparison():
 @pytest.mark.parametrize(
     ("reader", "document", "family"),
     [
-        (ip_json.rules, [{"priority": 9, "src": "10.0.0.1", "table": "9"}], 4),
+        (ip_json.decode_rules, [{"priority": 9, "src": "10.0.0.1", "table": "9"}], 4),
         (
-            ip_json.rules,
+            ip_json.decode_rules,
             [{"priority": 9, "src": "all", "table": "9"}, {"priority": 9, "dst": "fe80::", "table": "9"}],
             6,
         ),
-        (ip_json.rules, [{"priority": 9, "src": "all", "table": "9", "family": "inet6"}], 6),
-        (ip_json.routes, [{"dst": "default", "dev": "a0"}, {"dst": "default", "gateway": "fe80::1", "dev": "a0"}], 6),
+        (ip_json.decode_rules, [{"priority": 9, "src": "all", "table": "9", "family": "inet6"}], 6),
+        (
+            ip_json.decode_routes,
+            [{"dst": "default", "dev": "a0"}, {"dst": "default", "gateway": "fe80::1", "dev": "a0"}],
+            6,
+        ),
     ],
 )
 def test_the_family_is_what_the_addresses_say(reader, document, family):
@@ -159,26 +163,26 @@ def test_the_family_is_what_the_addresses_say(reader, document, family):
 
 
 def test_nothing_is_of_no_family():
-    assert ip_json.rules([]) == ip_json.routes([]) == ip_json.rules([{}], 6) == ()
+    assert ip_json.decode_rules([]) == ip_json.decode_routes([]) == ip_json.decode_rules([{}], 6) == ()
 
 
 @pytest.mark.parametrize(
     ("reader", "document", "message"),
     [
-        (ip_json.rules, {"rules": []}, 'expected the JSON of "ip -j -N rule": a list of objects'),
-        (ip_json.routes, [1], 'expected the JSON of "ip -j -N route": a list of objects'),
-        (ip_json.rules, [{"priority": 1, "src": "all", "table": "7"}], "no rule contains an address, so the family (IPv4 or IPv6) is unknown"),
-        (ip_json.rules, [{"priority": 1, "src": "10.0.0.1", "table": "wan"}], "table wan is not a number; use ip -N"),
-        (ip_json.rules, [{"priority": 1, "src": "10.0.0.1"}], "not an ip rule: KeyError 'table'"),
-        (ip_json.rules, [{"priority": -1, "src": "10.0.0.1", "table": "7"}], "-1 is not between"),
-        (ip_json.rules, [{"priority": True, "src": "10.0.0.1", "table": "7"}], "True is not a number"),
-        (ip_json.rules, [{"priority": 1, "src": "10.0.0.256", "table": "7"}], "not an ip rule: "),
-        (ip_json.rules, [{"priority": 1, "src": "10.0.0.1", "srclen": 33, "table": "7"}], "33 is not between 0 and 32"),
-        (ip_json.rules, [{"priority": 1, "src": "10.0.0.1", "iif": 5, "table": "7"}], "5 is not a device"),
-        (ip_json.routes, [{"dst": "10.0.0.1", "flags": "dead"}], "'dead' is not a list of flags"),
-        (ip_json.routes, [{"dst": "10.0.0.1", "via": {"family": "bridge", "host": "1"}}], "KeyError 'bridge'"),
-        (ip_json.routes, [{"dst": "1.1.1.1", "encap": "ip", "dev": "a0"}], "the route has a tunnel encapsulation"),
-        (ip_json.routes, [{"gateway": "1.1.1.1"}], "KeyError 'dst'"),
+        (ip_json.decode_rules, {"rules": []}, 'expected the JSON of "ip -j -N rule": a list of objects'),
+        (ip_json.decode_routes, [1], 'expected the JSON of "ip -j -N route": a list of objects'),
+        (ip_json.decode_rules, [{"priority": 1, "src": "all", "table": "7"}], "no rule contains an address, so the family (IPv4 or IPv6) is unknown"),
+        (ip_json.decode_rules, [{"priority": 1, "src": "10.0.0.1", "table": "wan"}], "table wan is not a number; use ip -N"),
+        (ip_json.decode_rules, [{"priority": 1, "src": "10.0.0.1"}], "not an ip rule: KeyError 'table'"),
+        (ip_json.decode_rules, [{"priority": -1, "src": "10.0.0.1", "table": "7"}], "-1 is not between"),
+        (ip_json.decode_rules, [{"priority": True, "src": "10.0.0.1", "table": "7"}], "True is not a number"),
+        (ip_json.decode_rules, [{"priority": 1, "src": "10.0.0.256", "table": "7"}], "not an ip rule: "),
+        (ip_json.decode_rules, [{"priority": 1, "src": "10.0.0.1", "srclen": 33, "table": "7"}], "33 is not between 0 and 32"),
+        (ip_json.decode_rules, [{"priority": 1, "src": "10.0.0.1", "iif": 5, "table": "7"}], "5 is not a device"),
+        (ip_json.decode_routes, [{"dst": "10.0.0.1", "flags": "dead"}], "'dead' is not a list of flags"),
+        (ip_json.decode_routes, [{"dst": "10.0.0.1", "via": {"family": "bridge", "host": "1"}}], "KeyError 'bridge'"),
+        (ip_json.decode_routes, [{"dst": "1.1.1.1", "encap": "ip", "dev": "a0"}], "the route has a tunnel encapsulation"),
+        (ip_json.decode_routes, [{"gateway": "1.1.1.1"}], "KeyError 'dst'"),
     ],
 )  # fmt: skip
 def test_what_is_no_listing_is_refused_in_one_line(reader, document, message):

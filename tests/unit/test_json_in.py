@@ -11,12 +11,12 @@ from nftpolicy.netstate.nft import (
     Binary,
     Bitwise,
     Chain,
-    Connections,
     Ct,
+    CtCount,
     CtHelper,
     Dnat,
     Dup,
-    FlowAdd,
+    FlowOffload,
     Flowtable,
     Fwd,
     Hook,
@@ -29,7 +29,7 @@ from nftpolicy.netstate.nft import (
     Masquerade,
     Match,
     Meta,
-    Named,
+    NamedObject,
     Notrack,
     ObjectRef,
     Option,
@@ -55,7 +55,7 @@ from nftpolicy.netstate.nft import (
 from nftpolicy.netstate.nft import (
     Counter as Count,
 )
-from nftpolicy.netstate.state import Counts
+from nftpolicy.netstate.state import CounterValue
 
 FORMS = json.loads((Path(__file__).parents[1] / "fixtures/forms.json").read_text())  # as nft 1.0.6 lists them
 DUMPS = {path.parent.name: path for path in sorted((Path(__file__).parents[1] / "fixtures").glob("*/kernel.json"))}
@@ -64,7 +64,7 @@ DUMPS = {path.parent.name: path for path in sorted((Path(__file__).parents[1] / 
 @pytest.mark.parametrize("name", DUMPS)
 def test_a_real_listing_loses_nothing(name):
     document = json.loads(DUMPS[name].read_text())
-    tables = json_in.ruleset(document)
+    tables = json_in.decode_ruleset(document)
     chains = [chain for table in tables for chain in table.chains]
     listed = Counter(kind for one in document["nftables"] for kind in one)
     assert len(tables) == listed["table"]
@@ -81,7 +81,7 @@ def test_a_real_listing_loses_nothing(name):
 
 
 def test_a_real_listing_is_understood():
-    (table,) = json_in.ruleset(json.loads(DUMPS["gluon-node"].read_text()))
+    (table,) = json_in.decode_ruleset(json.loads(DUMPS["gluon-node"].read_text()))
     assert table.key == ("inet", "fw4")
     chains = {chain.name: chain for chain in table.chains}
     assert chains["input"].hook == Hook("filter", "input", 0, "drop")
@@ -131,7 +131,7 @@ def test_a_real_listing_is_understood():
     ],
 )
 def test_an_unknown_statement_is_kept_whole(strange):
-    found = json_in.statement(strange)
+    found = json_in.decode_statement(strange)
     assert isinstance(found, UnknownStatement)
     assert json.loads(found.raw) == strange
 
@@ -148,14 +148,14 @@ def test_an_unknown_statement_is_kept_whole(strange):
     ],
 )
 def test_an_unknown_expression_is_kept_whole(strange):
-    found = json_in.expression(strange)
+    found = json_in.decode_expression(strange)
     assert isinstance(found, UnknownExpression)
     assert json.loads(found.raw) == strange
 
 
 def test_an_unknown_right_side_is_kept_whole():
     listed = {"match": {"op": "==", "left": {"ct": {"key": "mark"}}, "right": {"fib": 1}}}
-    assert json_in.statement(listed) == Match(Ct("mark"), UnknownExpression('{"fib":1}'))
+    assert json_in.decode_statement(listed) == Match(Ct("mark"), UnknownExpression('{"fib":1}'))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_an_unknown_right_side_is_kept_whole():
 )
 def test_prefix_of_a_number_is_a_range(addr, length, value):
     listed = {"prefix": {"addr": addr, "len": length}}  # nft 1.0.6: meta mark { 0x10-0x11 }
-    assert json_rules.element(listed) == value
+    assert json_rules.decode_element(listed) == value
 
 
 @pytest.mark.parametrize(
@@ -188,23 +188,23 @@ def test_prefix_of_a_number_is_a_range(addr, length, value):
 )
 def test_what_is_no_listing_is_a_value_error(document):
     with pytest.raises(ValueError):
-        json_in.ruleset(document)
+        json_in.decode_ruleset(document)
 
 
 @pytest.mark.parametrize("entry", [5, None, "x", [], {}, {"metainfo": {}}, {"chain": 5}])
 def test_what_is_no_object_is_passed_over(entry):
-    assert json_in.ruleset({"nftables": [entry]}) == ()
+    assert json_in.decode_ruleset({"nftables": [entry]}) == ()
 
 
 def test_objects_of_other_kinds_are_kept_as_they_are():
     listed = {"nftables": [{"map": {"family": "ip", "table": "t", "name": "m", "map": "verdict"}}]}
-    (table,) = json_in.ruleset(listed)
+    (table,) = json_in.decode_ruleset(listed)
     assert json.loads(table.unknown[0]) == listed["nftables"][0]
 
 
 def test_a_set_with_elements_that_are_not_known_is_kept_as_it_is():
     listed = {"set": {"family": "ip", "table": "t", "name": "s", "type": "mark", "elem": [{"&": [1, 2]}]}}
-    (table,) = json_in.ruleset({"nftables": [listed]})
+    (table,) = json_in.decode_ruleset({"nftables": [listed]})
     assert table.sets == ()
     assert json.loads(table.unknown[0]) == listed
 
@@ -213,21 +213,21 @@ def test_counters():
     listed = {
         "nftables": [{"counter": {"family": "ip", "table": "t", "name": "c", "packets": 2, "bytes": 9, "handle": 1}}]
     }
-    assert json_in.counters(listed) == {("ip", "t", "c"): Counts(2, 9)}
+    assert json_in.decode_counters(listed) == {("ip", "t", "c"): CounterValue(2, 9)}
 
 
 def test_a_dnat_is_read():
     listed = {"dnat": {"family": "ip6", "addr": "::1", "port": 54}}
-    assert json_in.statement(listed) == Dnat("ip6", "::1", 54)
+    assert json_in.decode_statement(listed) == Dnat("ip6", "::1", 54)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form["nft"] for form in FORMS])
 def test_what_nft_lists_is_understood_and_can_be_written(form):
-    read = tuple(json_in.statement(one) for one in form["json"])
+    read = tuple(json_in.decode_statement(one) for one in form["json"])
     assert "Unknown" not in repr(read)
-    assert text.rule(Rule(read)) == form["nft"]
-    written = [json_out.statement(one) for one in read]
-    assert tuple(json_in.statement(json.loads(json.dumps(one))) for one in written) == read
+    assert text.rule_text(Rule(read)) == form["nft"]
+    written = [json_out.encode_statement(one) for one in read]
+    assert tuple(json_in.decode_statement(json.loads(json.dumps(one))) for one in written) == read
 
 
 STATEMENTS = [
@@ -242,7 +242,7 @@ STATEMENTS = [
     ({"limit": {"rate": 5, "per": "hour", "inv": True}}, Limit(5, "hour", over=True)),
     ({"limit": "l"}, ObjectRef("limit", "l")),
     ({"quota": {"val": 5, "val_unit": "mbytes"}}, Quota(5, "mbytes")),
-    ({"ct count": {"val": 5, "inv": True}}, Connections(5, True)),
+    ({"ct count": {"val": 5, "inv": True}}, CtCount(5, True)),
     ({"ct helper": "ftp"}, ObjectRef("ct helper", "ftp")),
     ({"masquerade": None}, Masquerade()),
     ({"masquerade": {"port": {"range": [5, 9]}, "flags": "random"}}, Masquerade("5-9", frozenset({"random"}))),
@@ -250,7 +250,7 @@ STATEMENTS = [
     ({"dnat": {"port": 80}}, Dnat(None, None, 80)),
     ({"dnat": {"addr": "192.0.2.1"}}, Dnat(None, "192.0.2.1")),
     ({"snat": {"family": "ip6", "addr": {"range": ["::1", "::9"]}}}, Snat("ip6", "::1-::9")),
-    ({"flow": {"op": "add", "flowtable": "@f"}}, FlowAdd("f")),
+    ({"flow": {"op": "add", "flowtable": "@f"}}, FlowOffload("f")),
     ({"dup": {"addr": "192.0.2.1", "dev": "lo"}}, Dup("192.0.2.1", "lo")),
     ({"fwd": {"dev": "lo"}}, Fwd("lo")),
     ({"tproxy": {"family": "ip", "addr": "127.0.0.1", "port": 5}}, Tproxy("ip", "127.0.0.1", 5)),
@@ -290,8 +290,8 @@ STATEMENTS = [
 
 @pytest.mark.parametrize(("listed", "value"), STATEMENTS, ids=[json.dumps(listed) for listed, _ in STATEMENTS])
 def test_a_statement_is_read(listed, value):
-    assert json_in.statement(listed) == value
-    assert json_in.statement(json_out.statement(value)) == value
+    assert json_in.decode_statement(listed) == value
+    assert json_in.decode_statement(json_out.encode_statement(value)) == value
 
 
 IN_T = {"family": "ip", "table": "t"}
@@ -313,7 +313,7 @@ OBJECTS = {
 
 
 def test_objects_are_read():
-    (table,) = json_in.ruleset(OBJECTS)
+    (table,) = json_in.decode_ruleset(OBJECTS)
     assert table == Table(
         "ip",
         "t",
@@ -324,15 +324,15 @@ def test_objects_are_read():
         ),
         flowtables=(Flowtable("f", 0, frozenset({"lo", "eth0"})), Flowtable("g", 5, frozenset({"lo"}))),
         objects=(
-            Named("l", Limit(10, "minute", 3, True)),
-            Named("q", Quota(500, "bytes", True)),
-            Named("h", CtHelper("ftp", "tcp", "ip")),
-            Named("i", CtHelper("tftp", "udp")),
+            NamedObject("l", Limit(10, "minute", 3, True)),
+            NamedObject("q", Quota(500, "bytes", True)),
+            NamedObject("h", CtHelper("ftp", "tcp", "ip")),
+            NamedObject("i", CtHelper("tftp", "udp")),
         ),
         flags=frozenset({"dormant"}),
     )  # fmt: skip
-    assert table.is_foreign
-    assert json_in.ruleset({"nftables": [one["add"] for one in json_out.table(table)]}) == (table,)
+    assert table.has_foreign_objects
+    assert json_in.decode_ruleset({"nftables": [one["add"] for one in json_out.encode_table(table)]}) == (table,)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_objects_are_read():
     ],
 )
 def test_objects_that_are_not_understood_are_kept_as_they_are(strange):
-    (table,) = json_in.ruleset({"nftables": [strange]})
+    (table,) = json_in.decode_ruleset({"nftables": [strange]})
     assert json.loads(table.unknown[0]) == strange
 
 
@@ -401,7 +401,7 @@ def test_a_listing_in_text_completes_what_json_lacks():
         Table("netdev", "link", (Chain("one", (), egress), Chain("two", (), egress))),
         Table("ip", "elsewhere"),
     )
-    asleep, awake, link, elsewhere = json_in.completed(tables, LISTING)
+    asleep, awake, link, elsewhere = json_in.add_text_only_details(tables, LISTING)
     assert asleep.flags == {"dormant"} and awake.flags == {"owner"}
     assert [one.flags for one in (*awake.sets, *awake.maps)] == [{"dynamic", "timeout"}, set(), {"dynamic"}]
     assert [chain.hook.device for chain in link.chains] == ["eth0", None]
@@ -414,5 +414,5 @@ def test_a_listing_in_text_completes_what_json_lacks():
 )
 def test_a_flag_that_nft_names_wrongly_is_not_taken_for_one(flags):
     """As nft 1.0.6 prints the flag "owner": from memory that is not its own."""
-    (table,) = json_in.ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": flags}}]})
+    (table,) = json_in.decode_ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": flags}}]})
     assert table.flags == {"unnamed"}

@@ -8,16 +8,17 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.kernel import rtmessages as messages
-from nftpolicy.kernel.monitor import News
-from nftpolicy.kernel.moving import Held
+from nftpolicy.kernel.monitor import ChangeSet
+from nftpolicy.kernel.moving import KernelRoute
+from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.netstate.routing import Route
-from nftpolicy.runtime.watch.keeper import SETTLE, Keeper, strays
+from nftpolicy.runtime.watch.keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
 from tests.unit.test_watch import POLICY
 
 DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
 CONNECTED = Route(4, 254, "192.0.2.0/24", device="br-wan", protocol=2, prefsrc="192.0.2.2")
 BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=9, expires=1800)
-ROUTED = News(routed=True)
+ROUTED = ChangeSet(route_added=True)
 
 
 class Memory:
@@ -29,18 +30,18 @@ class Memory:
         self.known = {"br-wan": ("192.0.2.2/24",)}
         self.routes, self.now = self, lambda: self.at
 
-    def say(self, event, facts):
+    def log_event(self, event, facts):
         self.log.append((event, facts))
 
-    def by(self, devices):
+    def list_routes(self, devices):
         if "by" in self.refuse:
             raise OSError(self.refuse["by"], "refused")
-        return [Held(one, b"") for one in self.held if one.device in devices]
+        return [KernelRoute(one, b"") for one in self.held if one.device in devices]
 
     def addresses(self, devices):
         return self.known
 
-    def put(self, held, table, protocol=None):
+    def install(self, held, table, protocol=None):
         if code := self.refuse.get("put"):
             return code
         moved = evolve(held.route, table=table, onlink=bool(held.route.gateway))
@@ -48,7 +49,7 @@ class Memory:
         self.held = [one for one in self.held if one != moved] + [moved]
         return 0
 
-    def take(self, held):
+    def delete(self, held):
         if code := self.refuse.get("take"):
             return code
         self.done.append(("take", held.route))
@@ -60,9 +61,9 @@ class Memory:
 
 
 def keeper(memory):
-    found = Keeper(memory)
-    found.hold(POLICY)
-    found.turn(News())
+    found = RouteKeeper(memory)
+    found.set_policy(POLICY)
+    found.process(ChangeSet())
     return found
 
 
@@ -79,12 +80,12 @@ def test_nothing_is_taken_away_that_could_not_be_put_there() -> None:
     one = keeper(memory)
     for _ in range(5):
         memory.at = one.due()
-        one.turn(News())
+        one.process(ChangeSet())
     assert memory.held == [DEFAULT]
     assert [facts["why"] for facts in memory.events("failed")] == ["Network is down"], "told once, tried again"
     memory.refuse.clear()
     memory.at = one.due()
-    one.turn(News())
+    one.process(ChangeSet())
     assert [each.table for each in memory.held] == [1]
 
 
@@ -95,7 +96,7 @@ def test_a_kernel_that_does_not_answer_is_asked_again() -> None:
     assert memory.events("failed")
     memory.refuse.clear()
     memory.at = one.due()
-    one.turn(News())
+    one.process(ChangeSet())
     assert [each.table for each in memory.held] == [1]
 
 
@@ -103,12 +104,12 @@ def test_a_connected_route_is_there_at_once_and_gone_from_main_when_it_has_settl
     memory = Memory(CONNECTED)
     one = keeper(memory)
     assert [each.table for each in memory.held] == [254, 1]
-    memory.at += SETTLE / 2
-    one.turn(ROUTED)
+    memory.at += SETTLE_SECONDS / 2
+    one.process(ROUTED)
     assert [each.table for each in memory.held] == [254, 1]
-    assert one.due() == pytest.approx(100 + SETTLE)
+    assert one.due() == pytest.approx(100 + SETTLE_SECONDS)
     memory.at = one.due()
-    one.turn(News())
+    one.process(ChangeSet())
     assert [each.table for each in memory.held] == [1]
     assert len(memory.events("route-moved")) == 1
 
@@ -119,7 +120,7 @@ def test_a_copy_goes_with_its_address() -> None:
     assert memory.done == []
     memory.known = {"br-wan": ()}
     memory.at += 1
-    one.turn(News(addresses=True))
+    one.process(ChangeSet(addresses=True))
     assert memory.held == []
     assert memory.events("route-withdrawn")
 
@@ -146,7 +147,7 @@ def test_a_fight_is_slow_and_told_now_and_then() -> None:
         memory.at += 0.01
         if DEFAULT not in memory.held:
             memory.held.append(DEFAULT)
-        one.turn(ROUTED if memory.at < 110 else News())
+        one.process(ROUTED if memory.at < 110 else ChangeSet())
     moves = sum(each[0] == "take" for each in memory.done)
     assert moves < 25
     assert len(memory.events("route-moved")) == 1
@@ -159,14 +160,14 @@ def test_without_a_policy_or_access_it_does_nothing(policy) -> None:
     memory = Memory(DEFAULT)
     if policy is not None:
         memory.routes = None
-    one = Keeper(memory)
-    one.hold(policy)
-    one.turn(ROUTED)
+    one = RouteKeeper(memory)
+    one.set_policy(policy)
+    one.process(ROUTED)
     assert (one.due(), memory.done) == (None, [])
 
 
 def test_strays_are_named() -> None:
-    assert strays(Memory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
+    assert misplaced_routes(Memory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
         "default via 192.0.2.1 dev br-wan table 254 proto 3",
     )
 
@@ -176,8 +177,8 @@ def test_strays_are_named() -> None:
 
 def held(af, *attributes, scope=0, flags=0, table=254, protocol=9):
     head = struct.pack("=BBBBBBBBI", af, 0, 0, 0, table, protocol, scope, 1, flags)
-    raw = head + b"".join(messages.attribute(*one) for one in attributes)
-    return Held(messages.route(raw, 0, len(raw), {3: "br-wan"}), raw)
+    raw = head + b"".join(attribute(*one) for one in attributes)
+    return KernelRoute(messages.decode_route(raw, 0, len(raw), {3: "br-wan"}), raw)
 
 
 def parts(raw):
@@ -196,23 +197,23 @@ def test_a_request_says_all_that_the_kernel_said_but_of_itself() -> None:
         4: OIF[1], 5: GATEWAY[1], 6: b"\0\4\0\0", 8: b"metrics!", 20: b"\1", 99: b"?",
         15: struct.pack("=I", 1), 23: struct.pack("=I", 1799),
     }  # fmt: skip
-    there = messages.route(raw, 0, len(raw), {3: "br-wan"})
+    there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"})
     assert (there.table, there.gateway, there.onlink, there.protocol) == (1, "fe80::1", True, 9)
-    assert messages.route(one.request(300, 4), 0, len(one.request(300, 4)), {}).protocol == 4
+    assert messages.decode_route(one.request(300, 4), 0, len(one.request(300, 4)), {}).protocol == 4
 
 
 def test_a_route_without_a_gateway_is_not_onlink_and_nothing_that_is_down_is_asked_for() -> None:
     one = held(socket.AF_INET, OIF, scope=253, flags=0x1 | 0x10 | 0x4000)
-    there = messages.route(one.request(1), 0, len(one.request(1)), {3: "br-wan"})
+    there = messages.decode_route(one.request(1), 0, len(one.request(1)), {3: "br-wan"})
     assert (there.onlink, there.dead, there.linkdown, there.scope) == (False, False, False, "link")
 
 
 def test_several_ways_are_all_onlink_and_alive() -> None:
-    gateway = messages.attribute(5, socket.inet_aton("192.0.2.1"))
+    gateway = attribute(5, socket.inet_aton("192.0.2.1"))
     hops = struct.pack("=HBBi", 8 + len(gateway), 0x1 | 0x10, 1, 3) + gateway + struct.pack("=HBBi", 8, 0x10, 0, 3)
     one = held(socket.AF_INET, (9, hops))
     raw = one.request(1)
-    there = messages.route(raw, 0, len(raw), {3: "br-wan"}).nexthops
+    there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"}).nexthops
     assert [(hop.gateway, hop.onlink, hop.weight, hop.dead, hop.linkdown) for hop in there] == [
         ("192.0.2.1", True, 2, False, False),
         (None, False, 1, False, False),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nftpolicy.policy.errors import Source, shown
+from nftpolicy.policy.errors import PolicyText, format_path
 
 TEXT = """\
 # uplink.wan.mark = 1
@@ -77,7 +77,7 @@ PLACES = [
 @pytest.mark.parametrize(("path", "line"), PLACES)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_lines_are_found(path, line, end):
-    assert Source("FILE", TEXT.replace("\n", end)).line(path) == line
+    assert PolicyText("FILE", TEXT.replace("\n", end)).line_of(path) == line
 
 
 def test_sample_is_valid_toml():
@@ -87,14 +87,14 @@ def test_sample_is_valid_toml():
 
 
 def test_only_line_feeds_end_lines():
-    assert Source("FILE", "# \u2028 \x85\nname = 1").line(("name",)) == 2
+    assert PolicyText("FILE", "# \u2028 \x85\nname = 1").line_of(("name",)) == 2
 
 
 @pytest.mark.parametrize(
     "text", ["[", "a", "a = ", "a = [", 'a = "', "= 1", "a = {b", "[[a]", "]", "a = [1,,", "a = [}", "a = {]", "\x00"]
 )
 def test_invalid_toml_raises_no_error(text):
-    Source("FILE", text).line(("b",))
+    PolicyText("FILE", text).line_of(("b",))
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_invalid_toml_raises_no_error(text):
     ],
 )
 def test_key_paths_are_formatted_on_one_line(path, key):
-    assert shown(path) == key
+    assert format_path(path) == key

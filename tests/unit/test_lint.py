@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.policy.errors import shown
-from nftpolicy.policy.lint import warnings
+from nftpolicy.policy.errors import format_path
+from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
-from nftpolicy.policy.mark import FULL, Mark, parse
-from nftpolicy.policy.others import OTHERS, SIGNS, clashing
+from nftpolicy.policy.mark import FULL_MASK, Mark, parse_mark
+from nftpolicy.policy.others import MARK_USER_FILES, MARK_USERS, conflicting_users
 from tests.unit.test_faults import GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +35,7 @@ CASES = [
 
 def lint(text, present=frozenset()):
     policy, _ = load(text.encode())
-    return [(shown(path), message) for path, message in warnings(policy, present)]
+    return [(format_path(path), message) for path, message in find_warnings(policy, present)]
 
 
 @pytest.mark.parametrize("file", GOOD_ONES, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -94,30 +94,30 @@ def test_vxlan_mesh_without_mesh_devices_warns():
 
 @pytest.mark.parametrize("mark", ["0x1/0x1", "0x5100/0xff00", "0x10/0xf0", "0x8", "0x40000000/0x70000000", "0x2/0x3e"])
 def test_free_marks_do_not_warn(mark):
-    assert clashing(parse(mark)) == []
+    assert conflicting_users(parse_mark(mark)) == []
 
 
 def test_installed_programs_conflict_with_more_marks():
-    mark = parse("0x5100/0xff00")
-    mwan3 = next(one for one in OTHERS if one.name == "mwan3")
-    assert clashing(mark, frozenset(mwan3.signs)) == [(mwan3, True)]
-    mullvad = next(one for one in OTHERS if one.name == "Mullvad VPN")
-    assert clashing(Mark(1, 1), frozenset(mullvad.signs)) == [(mullvad, True)]
-    assert clashing(Mark(2, 2), frozenset(mullvad.signs)) == []
-    ((_, reported),) = lint(GLUON.replace("0x1/0x1", "0x5100/0xff00"), frozenset(mwan3.signs))
+    mark = parse_mark("0x5100/0xff00")
+    mwan3 = next(one for one in MARK_USERS if one.name == "mwan3")
+    assert conflicting_users(mark, frozenset(mwan3.installed_files)) == [(mwan3, True)]
+    mullvad = next(one for one in MARK_USERS if one.name == "Mullvad VPN")
+    assert conflicting_users(Mark(1, 1), frozenset(mullvad.installed_files)) == [(mullvad, True)]
+    assert conflicting_users(Mark(2, 2), frozenset(mullvad.installed_files)) == []
+    ((_, reported),) = lint(GLUON.replace("0x1/0x1", "0x5100/0xff00"), frozenset(mwan3.installed_files))
     assert reported.startswith("mwan3 is installed on this machine: it uses bits 0x3f00 (")
     assert reported.endswith("; choose other bits")
 
 
 def test_known_marks_conflict_with_themselves():
-    for other in OTHERS:
+    for other in MARK_USERS:
         assert other.source
         for mark in other.marks:
-            assert 0 < mark.mask <= FULL and not mark.value & ~mark.mask
+            assert 0 < mark.mask <= FULL_MASK and not mark.value & ~mark.mask
             # A policy with exactly these bits is warned, at least if the program is installed.
             wanted = Mark(mark.value or mark.mask, mark.mask)
-            assert other in [one for one, _ in clashing(wanted, frozenset(other.signs))]
-    assert all(sign.startswith("/") for sign in SIGNS)
+            assert other in [one for one, _ in conflicting_users(wanted, frozenset(other.installed_files))]
+    assert all(sign.startswith("/") for sign in MARK_USER_FILES)
 
 
 def test_warnings_are_stderr_lines_with_status_zero(tmp_path):

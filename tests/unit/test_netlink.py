@@ -218,9 +218,9 @@ def test_a_monitor_lists_the_links_again_after_an_overflow_and_an_interrupted_du
     made._files, made._links, made._touched, made._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
     made._nft, made._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
     first = made.read()
-    assert (first.lost, first.links, made._links) == (True, True, {7: ("old", 0, 0)})
+    assert (first.overflowed, first.links, made._links) == (True, True, {7: ("old", 0, 0)})
     second = made.read()
-    assert (second.lost, second.links, made._links) == (False, True, {})
+    assert (second.overflowed, second.links, made._links) == (False, True, {})
     assert not made.read()
 
 

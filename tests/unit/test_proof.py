@@ -3,18 +3,18 @@
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.box import only
+from nftpolicy.model.box import points
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
-    FULL,
+    FULL_MASK,
     AnonymousSet,
     Bitwise,
     Chain,
     Counter,
     Ct,
     Dup,
-    FlowAdd,
+    FlowOffload,
     Fwd,
     Hook,
     Limit,
@@ -35,15 +35,15 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.claim import Claim, UplinkClaim
-from nftpolicy.proof.promise import hole
+from nftpolicy.proof.claim import Spec, UplinkSpec
+from nftpolicy.proof.promise import exemption
 from nftpolicy.proof.prover import prove
 
 MARK, FLOW = Meta("mark"), Ct("mark")
 OUT = Match(Meta("oifname"), "wan")
-MARKED = Match(Bitwise(MARK, keep=1), 1)
-UNMARKED = Match(Bitwise(MARK, keep=1), 1, "!=")
-UPLINK = UplinkClaim("wan", ("wan",), 1, 1)
+MARKED = Match(Bitwise(MARK, and_mask=1), 1)
+UNMARKED = Match(Bitwise(MARK, and_mask=1), 1, "!=")
+UPLINK = UplinkSpec("wan", ("wan",), 1, 1)
 POST = Hook("filter", "postrouting", 300)
 OUTPUT = Hook("route", "output", -150)
 EGRESS = Hook("filter", "egress", 0, "drop", "wan")
@@ -77,7 +77,7 @@ def output(*rules, hook=OUTPUT):
 
 
 def judged(made, uplink=UPLINK):
-    return prove(made, Claim((uplink,)))
+    return prove(made, Spec((uplink,)))
 
 
 def on(proof, subject):
@@ -123,18 +123,18 @@ WAYS = {
     ),
     "a mark that is put on only where it is": state(*GUARD, chains=(output(Rule((MARKED, Mangle(MARK, 1)))),)),
     "another bit of the mark": state(
-        *GUARD, chains=(output(Rule((Mangle(MARK, Bitwise(MARK, keep=FULL, put=0x100)),))),)
+        *GUARD, chains=(output(Rule((Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK, or_bits=0x100)),))),)
     ),
     "a flow's mark that only what arrived by the uplink has": state(
         *GUARD,
         chains=(
             Chain(
                 "in",
-                (Rule((Match(Meta("iifname"), "wan"), Mangle(FLOW, Bitwise(FLOW, keep=FULL, put=1)))),),
+                (Rule((Match(Meta("iifname"), "wan"), Mangle(FLOW, Bitwise(FLOW, and_mask=FULL_MASK, or_bits=1)))),),
                 Hook("filter", "prerouting", -150),
             ),
             output(
-                Rule((Match(Ct("direction"), "reply"), Match(Bitwise(FLOW, keep=1), 1), Mangle(MARK, FLOW))),
+                Rule((Match(Ct("direction"), "reply"), Match(Bitwise(FLOW, and_mask=1), 1), Mangle(MARK, FLOW))),
             ),
         ),
     ),
@@ -199,7 +199,7 @@ def test_a_hole_is_shown_by_a_packet(name):
     shown = [one for one in shown if one.packet.origin != "frame"]
     assert shown
     for one in shown:
-        assert (one.walk.outcome, one.walk.device) == ("leaves", "wan")
+        assert (one.trace.outcome, one.trace.device) == ("leaves", "wan")
         assert one.packet.mark & 1 == 0
 
 
@@ -257,19 +257,19 @@ def test_what_is_not_understood_before_the_guard_is_no_proof(statement):
     proof = judged(state(rule, *GUARD, link=None))
     found = on(proof, "sockets")
     assert found.verdict == "unknown"
-    assert found.doubts
+    assert found.unsupported
 
 
 @pytest.mark.parametrize(
     ("statement", "with_link"),
-    [(UnknownStatement('{"new": 1}'), "unknown"), (Fwd("wan"), "unknown"), (FlowAdd("fast"), "unknown")],
+    [(UnknownStatement('{"new": 1}'), "unknown"), (Fwd("wan"), "unknown"), (FlowOffload("fast"), "unknown")],
     ids=["anything", "sent by another device", "a fast path"],
 )
 def test_what_goes_round_the_hooks(statement, with_link):
     early = Chain("early", (Rule((Match(Meta("iifname"), "lan"), statement)),), Hook("filter", "prerouting", -300))
     assert on(judged(state(*GUARD, chains=(early,))), "forwarded").verdict == with_link
     found = on(judged(state(*GUARD, chains=(early,), link=None)), "forwarded")
-    assert (found.verdict, bool(found.doubts)) == ("unknown", True)
+    assert (found.verdict, bool(found.unsupported)) == ("unknown", True)
 
 
 def test_an_unknown_write_is_no_proof():
@@ -279,7 +279,7 @@ def test_an_unknown_write_is_no_proof():
 
 def test_exemptions_are_what_they_say_and_no_more():
     dhcp = (Match(Payload("udp", "sport"), 68), Match(Payload("udp", "dport"), 67))
-    exempt = evolve(UPLINK, holes=(hole("dhcpv4"),))
+    exempt = evolve(UPLINK, exemptions=(exemption("dhcpv4"),))
     only4 = state(Rule((Match(Meta("nfproto"), "ipv4"), *dhcp, ACCEPT)), *GUARD, link=None)
     assert on(judged(only4), "sockets").verdict == "refuted"
     assert on(judged(only4, exempt), "sockets").verdict == "proved"
@@ -290,15 +290,15 @@ def test_exemptions_are_what_they_say_and_no_more():
 def test_marks_of_many_bits():
     wide = evolve(UPLINK, value=0x5100, mask=0xFF00)
     link = evolve(LINK, chains=(
-        Chain("egress", (Rule((Match(Bitwise(MARK, keep=0xFF00), 0x5100), ACCEPT)),), EGRESS),))  # fmt: skip
-    guard = Rule((OUT, Match(Bitwise(MARK, keep=0xFF00), 0x5100, "!="), DROP))
-    assert judged(state(guard, link=link), wide).of("P1") == "proved"
-    half = Rule((OUT, Match(Bitwise(MARK, keep=0xF000), 0x5000, "!="), DROP))
+        Chain("egress", (Rule((Match(Bitwise(MARK, and_mask=0xFF00), 0x5100), ACCEPT)),), EGRESS),))  # fmt: skip
+    guard = Rule((OUT, Match(Bitwise(MARK, and_mask=0xFF00), 0x5100, "!="), DROP))
+    assert judged(state(guard, link=link), wide).property_verdict("P1") == "proved"
+    half = Rule((OUT, Match(Bitwise(MARK, and_mask=0xF000), 0x5000, "!="), DROP))
     assert on(judged(state(half, link=None), wide), "sockets").verdict == "refuted"
     # One write puts on one half of the mark, another the rest.
     halves = output(
-        Rule((Match(Meta("skuid"), 7), Mangle(MARK, Bitwise(MARK, keep=FULL ^ 0xF000, put=0x5000)))),
-        Rule((Match(Meta("skgid"), 7), Mangle(MARK, Bitwise(MARK, keep=FULL ^ 0x0F00, put=0x0100)))),
+        Rule((Match(Meta("skuid"), 7), Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK ^ 0xF000, or_bits=0x5000)))),
+        Rule((Match(Meta("skgid"), 7), Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK ^ 0x0F00, or_bits=0x0100)))),
     )
     found = on(judged(state(guard, link=link, chains=(halves,)), wide), "sockets")
     assert found.verdict == "refuted"
@@ -308,10 +308,10 @@ def test_marks_of_many_bits():
 
 def test_p2_sees_marked_packets_elsewhere():
     stray = Rule((Match(Meta("oifname"), AnonymousSet(frozenset({"wan", "lo"})), "!="), MARKED, DROP))
-    assert judged(state(*GUARD)).of("P2") == "refuted"
-    assert judged(state(*GUARD, stray)).of("P2") == "proved"
+    assert judged(state(*GUARD)).property_verdict("P2") == "refuted"
+    assert judged(state(*GUARD, stray)).property_verdict("P2") == "proved"
     assert not any(one.deciding for one in judged(state(*GUARD)).findings if one.property == "P2")
 
 
 def test_only_names_no_more_than_it_is_given():
-    assert only(3, 1, 2) == ((1, 3),)
+    assert points(3, 1, 2) == ((1, 3),)

@@ -8,7 +8,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.nft import ACCEPT, DROP, Chain, Hook, Match, Meta, Rule, Table
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 
@@ -24,11 +24,11 @@ def beside(hook: str, priority: int) -> NetState:
 
 def test_it_makes_no_word_dead() -> None:
     """The mark is on by then, so that nothing of it strays."""
-    assert prove(beside("input", 0), claim(POLICY)).verdict == PROVED
+    assert prove(beside("input", 0), build_spec(POLICY)).verdict == PROVED
 
 
 def test_one_that_drops_before_the_mark_is_found() -> None:
-    proof = prove(beside("prerouting", -300), claim(POLICY))
+    proof = prove(beside("prerouting", -300), build_spec(POLICY))
     found = {(one.property, one.subject) for one in proof.findings if one.verdict != PROVED}
     assert found == {("P3", "arriving packets are marked")}
 
@@ -44,4 +44,4 @@ def test_a_drop_of_the_policys_own_is_no_firewall() -> None:
         for one in table.chains
     )
     broken = evolve(state, tables=(evolve(table, chains=chains), *state.tables[1:]))
-    assert prove(broken, claim(POLICY)).verdict != PROVED
+    assert prove(broken, build_spec(POLICY)).verdict != PROVED

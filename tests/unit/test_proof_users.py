@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.compiler.names import USER_TO_TABLE, USER_UNREACHABLE
+from nftpolicy.compiler.names import USER_RULE_PRIORITY, USER_UNREACHABLE_PRIORITY
 from nftpolicy.model.packet import FRAME
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -22,15 +22,15 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import claim
+from nftpolicy.proof.promise import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
 
 POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
-STATE, CLAIM = compile_policy(POLICY), claim(POLICY)
+STATE, CLAIM = compile_policy(POLICY), build_spec(POLICY)
 USER, OTHER = 901, 4711
 MARK = 0x10
-PUT_ON = Mangle(Meta("mark"), Bitwise(Meta("mark"), keep=0xFFFFFF1F, put=MARK))
+PUT_ON = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFF1F, or_bits=MARK))
 
 
 def proved(state):
@@ -68,14 +68,14 @@ def test_it_is_proved():
 def test_a_rule_that_gives_the_mark_to_another_user_is_a_leak():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skgid"), 800), PUT_ON))
     found = proved(with_tables(foreign(rule)))
-    assert found.of("P1") == REFUTED
+    assert found.property_verdict("P1") == REFUTED
     examples = [one for finding in found.findings for one in finding.examples]
     assert any(one.packet.uid not in (901, 902) and not one.packet.mark for one in examples)
 
 
 def test_a_rule_that_gives_the_mark_to_the_user_alone_is_none():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skuid"), USER), PUT_ON))
-    assert proved(with_tables(foreign(rule))).of("P1") == PROVED
+    assert proved(with_tables(foreign(rule))).property_verdict("P1") == PROVED
 
 
 def test_another_user_in_the_set_is_a_leak():
@@ -86,7 +86,7 @@ def test_another_user_in_the_set_is_a_leak():
     )
     assert sum(a != b for a, b in zip(sets, ip.sets, strict=True)) == 2
     found = proved(evolve(STATE, tables=(evolve(ip, sets=sets), link)))
-    assert found.of("P1") == REFUTED
+    assert found.property_verdict("P1") == REFUTED
     leaks = [one.packet for finding in found.findings for one in finding.examples if finding.property == "P1"]
     assert any((one.uid, one.mark) == (OTHER, 0) for one in leaks)
 
@@ -95,14 +95,14 @@ def test_a_user_who_may_not_send_there_with_the_mark_may_not_without():
     skip = Rule((Match(Meta("skuid"), 902), PUT_ON, ACCEPT))
     (ip, link) = STATE.tables
     chains = tuple(evolve(one, rules=(skip, *one.rules)) if one.name == "wan.guard" else one for one in ip.chains)
-    assert proved(evolve(STATE, tables=(evolve(ip, chains=chains), link))).of("P1") == REFUTED
+    assert proved(evolve(STATE, tables=(evolve(ip, chains=chains), link))).property_verdict("P1") == REFUTED
 
 
 def test_a_mark_that_goes_into_the_flow_can_come_back_on_other_packets():
     """The guard has put it on; who copies it into the flow behind, and back in front, gives it to anybody."""
     into = foreign(Rule((Mangle(Ct("mark"), Meta("mark")),)), priority=15000)
     back = foreign(Rule((Mangle(Meta("mark"), Ct("mark")),)), hook="output", kind="route", priority=-140)
-    assert proved(with_tables(into, back)).of("P1") != PROVED
+    assert proved(with_tables(into, back)).property_verdict("P1") != PROVED
 
 
 def test_frames_of_the_user_need_the_mark():
@@ -113,29 +113,29 @@ def test_frames_of_the_user_need_the_mark():
         for one in link.chains
     )
     found = proved(evolve(STATE, tables=(ip, evolve(link, chains=chains))))
-    assert found.of("P1") == REFUTED
+    assert found.property_verdict("P1") == REFUTED
     assert any(one.packet.origin == FRAME for finding in found.findings for one in finding.examples)
 
 
 def test_by_a_device_inside_nothing_of_the_user_leaves():
     found = proved(without_rules("inside", asks_user))
-    assert found.of("P2") == REFUTED
+    assert found.property_verdict("P2") == REFUTED
     strays = [one for finding in found.findings for one in finding.examples if finding.property == "P2"]
     assert any(one.packet.uid in (901, 902, 903) and one.device == "bat0" for one in strays)
 
 
 def test_without_the_rule_that_puts_the_mark_on_the_word_is_dead():
     found = proved(without_rules("wan.guard", asks_user))
-    assert (found.of("P1"), found.of("P3")) == (PROVED, REFUTED)
+    assert (found.property_verdict("P1"), found.property_verdict("P3")) == (PROVED, REFUTED)
 
 
 LADDERS = {
     "no way to the table": (lambda rules: [one for one in rules if not (one.uids and one.action == "lookup")],
                             "no ip rule sends the packets of user"),
-    "no end behind it": (lambda rules: [one for one in rules if one.priority != USER_UNREACHABLE],
+    "no end behind it": (lambda rules: [one for one in rules if one.priority != USER_UNREACHABLE_PRIORITY],
                          "packets of user 901 may be looked up in table 254"),
     "another way before it": (
-        lambda rules: [*rules, *(IpRule(f, USER_TO_TABLE - 1, table=TABLE_MAIN, uids=(900, 999)) for f in (4, 6))],
+        lambda rules: [*rules, *(IpRule(f, USER_RULE_PRIORITY - 1, table=TABLE_MAIN, uids=(900, 999)) for f in (4, 6))],
         "packets of user 901 may be looked up in table 254"),
     "for more than the user": (
         lambda rules: [evolve(one, uids=(901, 950)) if one.uids == (901, 901) else one for one in rules],
@@ -151,10 +151,10 @@ def test_ladders(name):
     change, said = LADDERS[name]
     rules = tuple(sorted(change(STATE.rules), key=lambda one: (one.family, one.priority)))
     found = proved(evolve(STATE, rules=rules))
-    assert found.of("P2") in (REFUTED, UNKNOWN)
+    assert found.property_verdict("P2") in (REFUTED, UNKNOWN)
     assert any(said in finding.detail for finding in found.findings), [one.detail for one in found.findings]
 
 
 def test_the_mark_decides_before_the_user_does():
     """A socket of the user with another uplink's mark is that uplink's, by rules that stand first."""
-    assert all(one.priority < USER_TO_TABLE for one in STATE.rules if one.mask)
+    assert all(one.priority < USER_RULE_PRIORITY for one in STATE.rules if one.mask)

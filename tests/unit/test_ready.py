@@ -5,35 +5,37 @@ from ipaddress import ip_address
 import pytest
 from attrs import evolve
 
-from nftpolicy.kernel.conntrack import Ends, Flow
-from nftpolicy.kernel.links import Link
-from nftpolicy.kernel.sock_diag import Listed
+from nftpolicy.kernel.conntrack import ConntrackEntry, FlowTuple
+from nftpolicy.kernel.links import LinkState
+from nftpolicy.kernel.sock_diag import InetSocket
 from nftpolicy.netstate.routing import Nexthop, Route
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Account, Policy, Service, Uplink
 from nftpolicy.runtime.service import ready
 
 WAN = Uplink(("eth0", "eth1"), Mark(0x500, 0xFF00), 7)
-UP = Link("eth0", True, True, (ip_address("192.0.2.2"), ip_address("2001:db8::2")))
+UP = LinkState("eth0", True, True, (ip_address("192.0.2.2"), ip_address("2001:db8::2")))
 ROUTE = Route(4, 7, device="eth0", gateway="192.0.2.1")
 VPN = Service("wan", group=Account("800", 800))
 OWN = frozenset({"192.0.2.2", "203.0.113.5", "127.0.0.1"})
 PEER = "198.51.100.1"
 
 
-def socket(**facts) -> Listed:  # type: ignore[no-untyped-def]
+def socket(**facts) -> InetSocket:  # type: ignore[no-untyped-def]
     known = {
         "family": 4, "protocol": 17, "state": "close", "local": None, "sport": 4000, "remote": None, "dport": 0,
         "mark": 0x503, "uid": 0, "inode": 9, "cookie": 1,
     }  # fmt: skip
-    return Listed(**{**known, **facts})
+    return InetSocket(**{**known, **facts})
 
 
-def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, int]) -> Flow:
-    original = Ends(*ends.get("original", ("192.0.2.2", 4000, PEER, 9)))
+def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, int]) -> ConntrackEntry:
+    original = FlowTuple(*ends.get("original", ("192.0.2.2", 4000, PEER, 9)))
     reply = ends.get("reply")
-    back = Ends(*reply) if reply else Ends(original.destination, original.dport, original.source, original.sport)
-    return Flow(4, protocol, original, back, 0, b"k", b"n", b"", replied)
+    back = (
+        FlowTuple(*reply) if reply else FlowTuple(original.destination, original.dport, original.source, original.sport)
+    )
+    return ConntrackEntry(4, protocol, original, back, 0, b"k", b"n", b"", replied)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         ([UP], [evolve(ROUTE, family=6)], []),
         ([UP, evolve(UP, name="eth1")], [evolve(ROUTE, device="eth1")], []),
         ([], [ROUTE], ["eth0 does not exist", "eth1 does not exist"]),
-        ([evolve(UP, up=False, carrier=False)], [ROUTE], ["eth0 is down", "eth1 does not exist"]),
-        ([evolve(UP, carrier=False)], [ROUTE], ["eth0 has no carrier", "eth1 does not exist"]),
+        ([evolve(UP, is_up=False, has_carrier=False)], [ROUTE], ["eth0 is down", "eth1 does not exist"]),
+        ([evolve(UP, has_carrier=False)], [ROUTE], ["eth0 has no carrier", "eth1 does not exist"]),
         ([evolve(UP, addresses=())], [ROUTE], ["eth0 has no address yet", "eth1 does not exist"]),
         *(
             ([UP], routes, ["table 7 has no default route of IPv4 or IPv6 by eth0", "eth1 does not exist"])
@@ -63,8 +65,8 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         ),
     ],
 )
-def test_an_uplink(links: list[Link], routes: list[Route], said: list[str]) -> None:
-    assert ready.of_links(WAN, {one.name: one for one in links}, routes) == said
+def test_an_uplink(links: list[LinkState], routes: list[Route], said: list[str]) -> None:
+    assert ready.link_problems(WAN, {one.name: one for one in links}, routes) == said
 
 
 TCP = {"protocol": 6, "state": "established", "local": "192.0.2.2", "remote": PEER, "dport": 443}
@@ -80,8 +82,8 @@ TCP = {"protocol": 6, "state": "established", "local": "192.0.2.2", "remote": PE
         ([socket(mark=0), socket()], [flow()]),
     ],
 )
-def test_a_service_that_is_in_touch(mine: list[Listed], flows: list[Flow]) -> None:
-    assert ready.of_service(VPN, WAN, mine, flows, OWN) is None
+def test_a_service_that_is_in_touch(mine: list[InetSocket], flows: list[ConntrackEntry]) -> None:
+    assert ready.service_problem(VPN, WAN, mine, flows, OWN) is None
 
 
 @pytest.mark.parametrize(
@@ -107,30 +109,30 @@ def test_a_service_that_is_in_touch(mine: list[Listed], flows: list[Flow]) -> No
         ),
     ],
 )  # fmt: skip
-def test_a_service_that_is_not(mine: list[Listed], flows: list[Flow], said: str) -> None:
-    assert said in str(ready.of_service(VPN, WAN, mine, flows, OWN))
+def test_a_service_that_is_not(mine: list[InetSocket], flows: list[ConntrackEntry], said: str) -> None:
+    assert said in str(ready.service_problem(VPN, WAN, mine, flows, OWN))
 
 
 def test_the_kernel_has_no_mark_on_its_sockets() -> None:
     tunnel = Service("wan", kernel=True)
-    assert ready.of_service(tunnel, WAN, [socket(mark=0)], [flow()], OWN) is None
-    assert "no reply has reached" in str(ready.of_service(tunnel, WAN, [socket(mark=0)], [], OWN))
+    assert ready.service_problem(tunnel, WAN, [socket(mark=0)], [flow()], OWN) is None
+    assert "no reply has reached" in str(ready.service_problem(tunnel, WAN, [socket(mark=0)], [], OWN))
 
 
 def test_who_asks_the_resolver() -> None:
     user = Service("wan", user=Account("vpn", 900))
     services = {"wg": Service("wan", kernel=True), "other": Service("lte", group=Account("1", 1)), "vpn": user}
     policy = Policy("p", (), {"wan": WAN}, services)
-    assert ready.asker(policy, "wan") == ("user", Account("vpn", 900))
-    assert ready.asker(evolve(policy, service={"wg": services["wg"]}), "wan") is None
+    assert ready.dns_client_of(policy, "wan") == ("user", Account("vpn", 900))
+    assert ready.dns_client_of(evolve(policy, service={"wg": services["wg"]}), "wan") is None
 
 
 def test_waiting_looks_again_until_nothing_is_missing_or_the_time_is_over() -> None:
     left = [["a"], ["b"], []]
-    assert ready.wait(lambda: left.pop(0), 10) == []
+    assert ready.wait_until_ready(lambda: left.pop(0), 10) == []
     assert left == []
     looks: list[int] = []
-    assert ready.wait(lambda: looks.append(1) or ["a"], 0) == ["a"]
+    assert ready.wait_until_ready(lambda: looks.append(1) or ["a"], 0) == ["a"]
     assert looks == [1]
-    assert ready.wait(lambda: looks.append(1) or ["a"], 0.3) == ["a"]
+    assert ready.wait_until_ready(lambda: looks.append(1) or ["a"], 0.3) == ["a"]
     assert len(looks) >= 3

@@ -4,13 +4,13 @@ from itertools import product
 
 import pytest
 
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, UDP, Flow, Packet, number
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, UDP, CtInfo, Packet, parse_address
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.scene import Unsendable, scene
-from nftpolicy.proof.sender import program
+from nftpolicy.proof.scene import NotReproducible, build_topology
+from nftpolicy.proof.sender import sender_program
 
-REMOTE = {4: number("198.51.100.9"), 6: number("2001:db8:9::9")}
-FLOWS = (Flow(), Flow("established", "original", 1), Flow("established", "reply", 1))
+REMOTE = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
+FLOWS = (CtInfo(), CtInfo("established", "original", 1), CtInfo("established", "reply", 1))
 PROTOCOLS = {4: (UDP, TCP, ICMP, 0, 47), 6: (UDP, TCP, ICMPV6, 0, 47)}
 
 
@@ -33,8 +33,8 @@ def test_program_any_packet_compiles(family: int, origin: str) -> None:
             flow=flow,
         )
         try:
-            source = program(packet, "wan0", scene(NetState(), packet, "wan0"))
-        except Unsendable:
+            source = sender_program(packet, "wan0", build_topology(NetState(), packet, "wan0"))
+        except NotReproducible:
             continue
         compile(source, "program", "exec")
         compiled += 1
@@ -44,4 +44,4 @@ def test_program_any_packet_compiles(family: int, origin: str) -> None:
 @pytest.mark.parametrize("ethertype", [0x0806, 0x888E])
 def test_program_frame_of_another_ethertype_compiles(ethertype: int) -> None:
     packet = Packet(4, 0, origin=FRAME, bound="wan0", ethertype=ethertype)
-    compile(program(packet, "wan0", scene(NetState(), packet, "wan0")), "program", "exec")
+    compile(sender_program(packet, "wan0", build_topology(NetState(), packet, "wan0")), "program", "exec")

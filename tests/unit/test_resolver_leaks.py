@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.resolver.leak_files import Watcher, found
-from nftpolicy.runtime.resolver.leaks import Learned, leaks
+from nftpolicy.runtime.resolver.leak_files import LeakWatcher, find_host_leaks
+from nftpolicy.runtime.resolver.leaks import UplinkDns, find_leaks
 from tests.test_manual import MINIMAL
 
-LEARNED = Learned({"br-wan": "wan", "wwan0": "lte"}, {"br-wan": 7}, {ip_address("192.0.2.1"): "wan"})
+LEARNED = UplinkDns({"br-wan": "wan", "wwan0": "lte"}, {"br-wan": 7}, {ip_address("192.0.2.1"): "wan"})
 POLICY = load(MINIMAL.encode())[0]
 NETWORK = "/etc/systemd/network/10-wan.network"
 OFF = (
@@ -85,7 +85,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_each_place(name: str) -> None:
     texts, expected = CASES[name]
-    told = leaks(texts, LEARNED)
+    told = find_leaks(texts, LEARNED)
     assert [str(one).partition(": ")[0] for one in told] == [place for place, _ in expected], told
     for one, (_, word) in zip(told, expected, strict=True):
         assert word in str(one)
@@ -101,7 +101,7 @@ def test_no_file_makes_it_fail(data: st.DataObject) -> None:
             at = data.draw(st.integers(0, len(text)))
             text = text[:at] + data.draw(st.text(max_size=5)) + text[at + data.draw(st.integers(0, 9)) :]
         texts[path] = text
-    for one in leaks(texts, LEARNED):
+    for one in find_leaks(texts, LEARNED):
         assert one.file in texts
 
 
@@ -112,35 +112,35 @@ def machine(root: Path, resolv: str) -> None:
 
 
 def test_the_files_of_a_machine(tmp_path: Path) -> None:
-    assert found(POLICY, tmp_path) == []
+    assert find_host_leaks(POLICY, tmp_path) == []
     machine(tmp_path, "nameserver 192.0.2.1\n")
-    (one,) = found(POLICY, tmp_path)
+    (one,) = find_host_leaks(POLICY, tmp_path)
     assert (one.file, one.line) == ("/etc/resolv.conf", 1)
     (tmp_path / "etc/dnsmasq.conf").write_text("resolv-file=/run/deep/x\n")
     (tmp_path / "run/deep").mkdir()
     (tmp_path / "run/deep/x").write_text("nameserver 192.0.2.1\n")
-    assert [one.file for one in found(POLICY, tmp_path)] == ["/etc/resolv.conf", "/etc/dnsmasq.conf"]
+    assert [one.file for one in find_host_leaks(POLICY, tmp_path)] == ["/etc/resolv.conf", "/etc/dnsmasq.conf"]
     (tmp_path / "etc/resolv.conf").unlink()
     (tmp_path / "etc/resolv.conf").symlink_to("resolv.conf")  # a circle
     (tmp_path / "etc/dnsmasq.d").mkdir()
     (tmp_path / "etc/dnsmasq.d/folder").mkdir()
-    assert [one.file for one in found(POLICY, tmp_path)] == ["/etc/dnsmasq.conf"]
+    assert [one.file for one in find_host_leaks(POLICY, tmp_path)] == ["/etc/dnsmasq.conf"]
 
 
 def test_each_leak_is_told_when_it_appears_and_when_it_goes(tmp_path: Path) -> None:
-    watcher = Watcher(tmp_path)
+    watcher = LeakWatcher(tmp_path)
     machine(tmp_path, "nameserver 127.0.0.1\n")
-    assert list(watcher.look(POLICY)) == []
+    assert list(watcher.changes(POLICY)) == []
     machine(tmp_path, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n")
-    (told,) = watcher.look(POLICY)
+    (told,) = watcher.changes(POLICY)
     assert (told["state"], told["place"]) == ("appeared", "/etc/resolv.conf:2")
-    assert list(watcher.look(POLICY)) == []
+    assert list(watcher.changes(POLICY)) == []
     (tmp_path / "etc/resolv.conf").touch()
-    assert list(watcher.look(POLICY)) == []
+    assert list(watcher.changes(POLICY)) == []
     (tmp_path / "run/nftpolicy/udhcpc/br-wan").unlink()  # it is nobody's server any more
-    (told,) = watcher.look(POLICY)
+    (told,) = watcher.changes(POLICY)
     assert (told["state"], told["place"]) == ("gone", "/etc/resolv.conf:2")
     machine(tmp_path, "nameserver 192.0.2.1\n")
-    assert [one["state"] for one in watcher.look(POLICY)] == ["appeared"]
-    assert [one["state"] for one in watcher.look(None)] == ["gone"]
-    assert list(watcher.look(None)) == []
+    assert [one["state"] for one in watcher.changes(POLICY)] == ["appeared"]
+    assert [one["state"] for one in watcher.changes(None)] == ["gone"]
+    assert list(watcher.changes(None)) == []

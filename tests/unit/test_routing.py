@@ -7,9 +7,10 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.kernel import rtmessages
-from nftpolicy.model.packet import number
+from nftpolicy.kernel.netlink.attributes import attribute
+from nftpolicy.model.packet import parse_address
 from nftpolicy.model.routing import Router
-from nftpolicy.model.search import Routed
+from nftpolicy.model.search import RouteResult
 from nftpolicy.netstate import iproute
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
@@ -44,7 +45,7 @@ def router(*rules, routes=UPLINK, **state):
 
 def ask(router, destination, source=None, **words):
     family = 6 if ":" in destination else 4
-    return router.lookup(family, number(destination), source=number(source) if source else None, **words)
+    return router.lookup(family, parse_address(destination), source=parse_address(source) if source else None, **words)
 
 
 def where(routed):
@@ -157,7 +158,7 @@ def test_an_unknown_selector_makes_the_route_unknown_where_it_matters():
     strange = IpRule(4, 100, table=100, unknown=("tun_id 5",))
     found = ask(router(strange), FAR[4])
     assert (found.outcome, set(found.devices)) == ("unknown", {"a0", "wan"})
-    assert "tun_id 5" in found.doubts[0]
+    assert "tun_id 5" in found.unsupported[0]
     assert where(ask(router(evolve(strange, mark=1, mask=1)), FAR[4])) == "a0"
     assert where(ask(router(evolve(strange, table=254)), FAR[4])) == "a0"
 
@@ -170,7 +171,7 @@ def test_an_unknown_selector_before_a_refusal_may_leave():
 def test_a_route_that_nobody_understands_leads_anywhere():
     found = ask(router(IpRule(4, 100, table=100), routes=(Route(4, 100, unknown=("nhid 7",)),)), FAR[4])
     assert (found.outcome, found.devices) == ("unknown", ())
-    assert "nhid 7" in found.doubts[0]
+    assert "nhid 7" in found.unsupported[0]
 
 
 def test_an_action_that_nobody_understands_leads_anywhere():
@@ -240,7 +241,7 @@ def test_of_several_ways_any_may_be_taken(family):
     found = router(IpRule(family, 100, table=100), routes=(Route(family, 100, nexthops=ways),))
     routed = ask(found, FAR[family])
     assert (routed.outcome, routed.devices) == ("unknown", ("a0", "wan"))
-    assert not routed.doubts
+    assert not routed.unsupported
     assert where(ask(found, FAR[family], oif="wan")) == "wan"
     same = Route(family, 100, nexthops=(Nexthop("wan", "fe80::1"), Nexthop("wan", "fe80::2")))
     routed = ask(router(IpRule(family, 100, table=100), routes=(same,)), FAR[family])
@@ -373,7 +374,7 @@ def test_the_log_names_each_rule_that_was_followed_and_the_route():
     )
     log = []
     found = ask(router(*rules), FAR[4], log=log)
-    assert found == Routed("unicast", "wan", "192.0.2.1", None, 100, rules[-1], UPLINK[0], ("wan",))
+    assert found == RouteResult("unicast", "wan", "192.0.2.1", None, 100, rules[-1], UPLINK[0], ("wan",))
     assert [(one.kind, one.effect.split(" ")[0]) for one in log] == [
         ("ip-rule", "no"),  # the local table
         ("ip-rule", "goes"),
@@ -382,8 +383,8 @@ def test_the_log_names_each_rule_that_was_followed_and_the_route():
         ("ip-rule", "found"),
         ("route", "leaves"),
     ]
-    assert log[-2].text == iproute.rule(rules[-1])
-    assert (log[-2].origin, log[-1].thing) == (origin, UPLINK[0])
+    assert log[-2].text == iproute.rule_text(rules[-1])
+    assert (log[-2].origin, log[-1].subject) == (origin, UPLINK[0])
 
 
 RENDERED = [
@@ -403,17 +404,17 @@ RENDERED = [
 
 @pytest.mark.parametrize(("item", "line"), RENDERED, ids=[line for _, line in RENDERED])
 def test_every_part_is_rendered(item, line):
-    assert (iproute.rule if isinstance(item, IpRule) else iproute.route)(item) == line
-    assert iproute.shown(item) == line
+    assert (iproute.rule_text if isinstance(item, IpRule) else iproute.route_text)(item) == line
+    assert iproute.display_text(item) == line
 
 
 def test_a_batch_has_a_gateway_s_network_before_the_gateway():
-    lines = iproute.batch((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
+    lines = iproute.batch_text((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
     assert [line.split()[2] for line in lines] == ["local", "10.1.0.0/16", "default"]
 
 
 def test_a_batch_appends_a_second_route_of_a_metric():
-    lines = iproute.batch((), (DEFAULTS[0], evolve(DEFAULTS[0], metric=1), evolve(DEFAULTS[0], device="b0")), 4)
+    lines = iproute.batch_text((), (DEFAULTS[0], evolve(DEFAULTS[0], metric=1), evolve(DEFAULTS[0], device="b0")), 4)
     assert [line.split()[1] for line in lines.splitlines()] == ["add", "add", "append"]
 
 
@@ -421,7 +422,7 @@ def test_a_batch_appends_a_second_route_of_a_metric():
 
 
 def message(head, *parts):
-    return struct.pack("=BBBBBBBBI", *head) + b"".join(rtmessages.attribute(*one) for one in parts)
+    return struct.pack("=BBBBBBBBI", *head) + b"".join(attribute(*one) for one in parts)
 
 
 def test_unknown_attributes_of_rules_are_kept():
@@ -429,23 +430,23 @@ def test_unknown_attributes_of_rules_are_kept():
     raw = message(
         (2, 0, 0, 0, 100, 0, 0, 1, 0x10000), (6, number(5)), (25, b"\x08"), (99, number(7)), (28, b"\xff\xff")
     )
-    found = rtmessages.rule(raw, 0, len(raw))
+    found = rtmessages.decode_rule(raw, 0, len(raw))
     assert found == IpRule(4, 5, table=100, protocol=0)
     assert found.unknown == ("dscp 8", "selector 99 7", "flags 0x10000")
     odd = message((10, 0, 0, 0, 0, 0, 0, 9, 0), (6, number(5)))
-    assert rtmessages.rule(odd, 0, len(odd)).unknown == ("action 9",)
+    assert rtmessages.decode_rule(odd, 0, len(odd)).unknown == ("action 9",)
 
 
 def test_unknown_attributes_of_routes_are_kept():
     number = struct.Struct("=I").pack
     raw = message((2, 0, 0, 0, 100, 3, 0, 1, 0), (4, number(2)), (21, b"\x02\0"), (77, number(1)), (12, bytes(32)))
-    found = rtmessages.route(raw, 0, len(raw), {2: "a0"})
+    found = rtmessages.decode_route(raw, 0, len(raw), {2: "a0"})
     assert found == Route(4, 100, device="a0", protocol=3)
     assert found.unknown == ("encap type 2", "attribute 77 1")
     nexthop = message((2, 0, 0, 0, 100, 3, 0, 1, 0), (30, number(7)))
-    assert rtmessages.route(nexthop, 0, len(nexthop), {}).unknown == ("nhid 7",)
+    assert rtmessages.decode_route(nexthop, 0, len(nexthop), {}).unknown == ("nhid 7",)
     odd = message((2, 0, 0, 0, 100, 3, 0, 12, 0))
-    assert rtmessages.route(odd, 0, len(odd), {}).unknown == ("type 12",)
+    assert rtmessages.decode_route(odd, 0, len(odd), {}).unknown == ("type 12",)
 
 
 def test_ten_thousand_routes_are_indexed_at_once():

@@ -3,7 +3,7 @@
 import pytest
 
 from nftpolicy.policy import words
-from nftpolicy.runtime.service.run import NOT_EXECUTABLE, NOT_FOUND, WAYS, Failed, program
+from nftpolicy.runtime.service.run import MARKING_METHODS, NOT_EXECUTABLE, NOT_FOUND, ServiceStartError, find_program
 
 
 @pytest.fixture
@@ -17,9 +17,9 @@ def folder(tmp_path):
 
 
 def test_by_path_and_by_name(folder):
-    assert program(str(folder / "good"), {}) == folder / "good"
-    assert program("good", {"PATH": f"/none:{folder}"}) == folder / "good"
-    assert program("sh", {}).name == "sh", "without PATH, where programs usually are"
+    assert find_program(str(folder / "good"), {}) == folder / "good"
+    assert find_program("good", {"PATH": f"/none:{folder}"}) == folder / "good"
+    assert find_program("sh", {}).name == "sh", "without PATH, where programs usually are"
 
 
 @pytest.mark.parametrize(
@@ -37,11 +37,11 @@ def test_by_path_and_by_name(folder):
     ],
 )
 def test_what_can_not_be_started(folder, command, status):
-    with pytest.raises(Failed) as caught:
-        program(command.format(folder), {"PATH": str(folder)})
+    with pytest.raises(ServiceStartError) as caught:
+        find_program(command.format(folder), {"PATH": str(folder)})
     assert caught.value.status == status
     assert "\n" not in str(caught.value)
 
 
 def test_every_word_has_its_way():
-    assert list(WAYS) == list(words.MARKS)
+    assert list(MARKING_METHODS) == list(words.MARKS_VALUES)

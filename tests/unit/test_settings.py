@@ -13,7 +13,7 @@ from nftpolicy.cli import netconfig as command
 from nftpolicy.cli import uninstall
 from nftpolicy.cli.common import Failure
 from nftpolicy.policy.load import load
-from nftpolicy.settings.programs import PROGRAMS, settings, shown
+from nftpolicy.settings.programs import PROGRAMS, netconfig_files, render_files
 from tests.guarded import ROOT
 
 GLUON = ROOT / "rulesets" / "gluon-fastd.toml"
@@ -34,7 +34,7 @@ def written(root):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_device_and_its_table_are_named(program):
-    text = shown(settings(policy(), program))
+    text = render_files(netconfig_files(policy(), program))
     for uplink in policy().uplink.values():
         for device in uplink.devices:
             assert device in text
@@ -47,7 +47,7 @@ def test_the_second_time_nothing_is_written_and_uninstall_takes_it_away(program,
         write(tmp_path, program)
     assert capsys.readouterr().out.splitlines()[-1] == "all files are up to date already"
     files = written(tmp_path)
-    for one in settings(policy(GLUON), program):
+    for one in netconfig_files(policy(GLUON), program):
         path = files.pop(one.path.lstrip("/"))
         assert path.read_text() == one.text
         assert stat.S_IMODE(path.stat().st_mode) == one.mode
@@ -108,13 +108,13 @@ def parsed(text):
 
 @pytest.mark.parametrize("program", ["networkd", "networkmanager"])
 def test_files_of_sections_can_be_read(program):
-    for one in settings(policy(), program):
+    for one in netconfig_files(policy(), program):
         if one.path.endswith((".conf", ".network", ".nmconnection")):
             assert parsed(one.text).sections()
 
 
 def test_a_profile_of_networkmanager():
-    files = {Path(one.path).name: one for one in settings(policy(GLUON), "networkmanager")}
+    files = {Path(one.path).name: one for one in netconfig_files(policy(GLUON), "networkmanager")}
     profile = parsed(files["nftpolicy-br-wan.nmconnection"].text)
     for family in ("ipv4", "ipv6"):
         assert dict(profile[family]).items() >= {"route-table": "1", "ignore-auto-dns": "true"}.items()
@@ -135,4 +135,4 @@ def test_a_profile_of_networkmanager():
 )
 def test_the_hooks_write_the_servers_where_the_resolver_reads_and_no_file_of_another_program(resolver, file):
     text = f'name = "p"\ninside = []\n[uplink.wan]\ndevices = ["a.b@c"]\nmark = "1/1"\ntable = 5\n{resolver}'
-    assert f"    a.b@c) table=5 {file} ;;" in shown(settings(load(text.encode())[0], "dhclient"))
+    assert f"    a.b@c) table=5 {file} ;;" in render_files(netconfig_files(load(text.encode())[0], "dhclient"))

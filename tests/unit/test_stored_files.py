@@ -15,8 +15,8 @@ from nftpolicy.runtime import atomic_file
 from nftpolicy.runtime.atomic_file import write_file
 from nftpolicy.runtime.changes import pending
 from nftpolicy.runtime.changes.history import History
-from nftpolicy.runtime.changes.journal import Interrupted, Journal
-from nftpolicy.runtime.changes.memory import Busy, Memory
+from nftpolicy.runtime.changes.journal import InterruptedChange, Journal
+from nftpolicy.runtime.changes.memory import Locked, StateDir
 from nftpolicy.runtime.file_lock import LockTimeout, exclusive_lock, is_locked
 
 # --- atomic replacement ----------------------------------------------------------------------
@@ -143,12 +143,12 @@ def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
 
 
 def test_the_process_that_holds_the_state_directory_is_named(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "netns-1")
-    with memory.alone():
-        assert (memory.folder / "lock").read_text() == str(os.getpid())
-        with pytest.raises(Busy, match=f"process {os.getpid()} holds the lock"), memory.alone():
+    memory = StateDir(tmp_path / "netns-1")
+    with memory.lock():
+        assert (memory.directory / "lock").read_text() == str(os.getpid())
+        with pytest.raises(Locked, match=f"process {os.getpid()} holds the lock"), memory.lock():
             pass
-    with memory.alone(), (memory.folder / "lock").open() as file, pytest.raises(BlockingIOError):
+    with memory.lock(), (memory.directory / "lock").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
@@ -202,15 +202,15 @@ def test_a_history_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert history.add("p", "f", b"b", "proved", 1.0, "apply").number == 13
     history.path(13).unlink()
     again = history.add("p", "/etc/p.toml", b"b", "proved", 1.0, "apply")
-    assert list(entry.facts()) == list(again.facts())
+    assert list(entry.as_json()) == list(again.as_json())
 
 
 def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text(JOURNAL)
     journal = Journal(tmp_path / "journal")
-    assert journal.interrupted() == Interrupted(7, 1.5, 3, 2, ("/etc/old.toml", b"a \xff"), None)
-    with journal.of(3, ("/etc/old.toml", b"a \xff"), None) as writer:
-        writer.done()
+    assert journal.interrupted() == InterruptedChange(7, 1.5, 3, 2, ("/etc/old.toml", b"a \xff"), None)
+    with journal.record(3, ("/etc/old.toml", b"a \xff"), None) as writer:
+        writer.count_step()
         lines = (tmp_path / "journal").read_text().splitlines()
     assert [lines[0].partition('"before"')[2], *lines[1:]] == [JOURNAL.splitlines()[0].partition('"before"')[2], "done"]
     assert not (tmp_path / "journal").exists()
@@ -218,11 +218,11 @@ def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
 
 def test_a_pending_confirmation_of_version_0_1_is_read_and_written_alike(tmp_path: Path) -> None:
     (tmp_path / "pending.json").write_text(PENDING)
-    memory = Memory(tmp_path)
-    found = pending.pending(memory)
+    memory = StateDir(tmp_path)
+    found = pending.read_pending(memory)
     assert found is not None
-    assert (found.state, found.goal, found.deadman.pid) == (pending.GOING_BACK, "12 (/etc/p.toml)", 3)
-    pending.update(memory, "t")
+    assert (found.state, found.target_text, found.deadman.pid) == (pending.ROLLING_BACK, "12 (/etc/p.toml)", 3)
+    pending.update_pending(memory, "t")
     assert (tmp_path / "pending.json").read_text() == PENDING
 
 
@@ -230,9 +230,9 @@ def test_a_state_directory_of_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "name").write_text("/etc/p.toml")
     (tmp_path / "policy.toml").write_bytes(b"a")
     (tmp_path / "sysctls.json").write_text('{"net/ipv4/ip_forward": "0"}')
-    memory = Memory(tmp_path)
+    memory = StateDir(tmp_path)
     assert memory.policy() == ("/etc/p.toml", b"a")
-    memory.remember_sysctls({"net/ipv4/ip_forward": "1", "net/ipv4/conf/a/rp_filter": "2"})
-    assert memory.sysctls() == {"net/ipv4/ip_forward": "0", "net/ipv4/conf/a/rp_filter": "2"}
-    memory.forget()
-    assert (memory.policy(), memory.sysctls()) == (None, {})
+    memory.save_sysctls({"net/ipv4/ip_forward": "1", "net/ipv4/conf/a/rp_filter": "2"})
+    assert memory.saved_sysctls() == {"net/ipv4/ip_forward": "0", "net/ipv4/conf/a/rp_filter": "2"}
+    memory.clear()
+    assert (memory.policy(), memory.saved_sysctls()) == (None, {})

@@ -11,11 +11,11 @@ from attrs import evolve
 
 from nftpolicy.cli import check, report, verify
 from nftpolicy.cli.asked import PacketOptions
-from nftpolicy.cli.common import BAD_INPUT, NOT_HERE, REFUSED, UNKNOWN, Failure
+from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
 from nftpolicy.cli.uplink_options import uplinks_from_options
 from nftpolicy.compiler import compile as compiler
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.model.packet import ICMP, TCP, Flow, Packet, number
+from nftpolicy.model.packet import ICMP, TCP, CtInfo, Packet, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
@@ -31,7 +31,7 @@ MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
 GOLDEN = sorted((ROOT / "tests/golden").glob("*/policy.toml"))
 FIXTURES = ROOT / "tests/fixtures"
-WAN = runtime.Asked("wan", ("wan0",), Mark(1, 1))
+WAN = runtime.GivenUplink("wan", ("wan0",), Mark(1, 1))
 
 
 def run(*arguments, given=b"", command="verify"):
@@ -89,10 +89,10 @@ def tables(tmp_path):
 @pytest.mark.parametrize("file", [*RULESETS, *GOLDEN], ids=lambda file: file.parent.name + "/" + file.stem)
 def test_what_a_shipped_policy_compiles_to_is_proved(file):
     policy, _ = load(file.read_bytes())
-    judged = runtime.of_policy(policy)
+    judged = runtime.verify_policy(policy)
     assert [one for one in judged.proof.findings if one.verdict != PROVED] == []
     assert judged.proof.verdict == PROVED
-    assert judged.applied
+    assert judged.has_own_table
 
 
 def test_proved_is_0():
@@ -108,7 +108,7 @@ def test_proved_is_0():
 def test_refuted_is_1():
     done = run(*desk(), *ASKED)
     said = done.stdout.decode()
-    assert (done.returncode, done.stderr) == (REFUSED, b"")
+    assert (done.returncode, done.stderr) == (EXIT_REFUSED, b"")
     assert said.startswith("REFUTED: the files: ")
     assert "  NO   P1  no leak           refuted\n" in said
     assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in said
@@ -126,7 +126,7 @@ def test_a_state_that_drops_it_is_proved(tables):
 def test_unknown_is_3_and_says_what_was_not_understood(tables):
     done = run(*tables(UNREAD), *ASKED)
     said = done.stdout.decode()
-    assert done.returncode == UNKNOWN, said
+    assert done.returncode == EXIT_UNKNOWN, said
     assert said.startswith("unknown: the files: no counterexample found, but not provable; see 'unsupported' below\n")
     assert "P1 unknown: uplink wan: sockets: packets without the mark that leave by wan0" in said
     assert "  unsupported" in said and "frobnicate" in said
@@ -155,7 +155,7 @@ def test_exemptions_are_tolerated_by_name(tables):
             found.append({"rule": {**rule, "expr": [*asks, {"accept": None}]}})
         found.append(one)
     Path(options[1]).write_text(json.dumps({"nftables": found}))
-    assert run(*options, *ASKED).returncode == REFUSED
+    assert run(*options, *ASKED).returncode == EXIT_REFUSED
     done = run(*options, *ASKED, "--exempt", "dhcpv4")
     assert done.returncode == 0, done.stdout.decode()
     assert "  wan: dhcpv4\n" in done.stdout.decode()
@@ -164,21 +164,21 @@ def test_exemptions_are_tolerated_by_name(tables):
 def test_several_uplinks_and_devices():
     found = uplinks_from_options(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
     assert found == [
-        runtime.Asked("wan", ("a", "b", "d"), Mark(1, 3)),
-        runtime.Asked("lte", ("c",), Mark(2, 3)),
+        runtime.GivenUplink("wan", ("a", "b", "d"), Mark(1, 3)),
+        runtime.GivenUplink("lte", ("c",), Mark(2, 3)),
     ]
     one_mark = uplinks_from_options(["wan=a", "lte=b"], ["0x10"], [])
     assert [one.mark for one in one_mark] == [Mark(16, 0xFFFFFFFF)] * 2
-    claim = runtime.asked_claim(found, ["arp"], {"b": ["port1"]})
+    claim = runtime.spec_of_uplinks(found, ["arp"], {"b": ["port1"]})
     assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
-    assert [hole.frames for one in claim.uplinks for hole in one.holes] == [(0x0806,), (0x0806,)]
-    assert not claim.whole
+    assert [hole.ethertypes for one in claim.uplinks for hole in one.exemptions] == [(0x0806,), (0x0806,)]
+    assert not claim.has_policy
 
 
 def test_files_can_be_held_against_a_policy():
     done = run("rulesets/gluon-fastd.toml", *desk("gluon-node"))
     said = done.stdout.decode()
-    assert done.returncode == REFUSED
+    assert done.returncode == EXIT_REFUSED
     assert said.startswith("REFUTED: gluon-fastd: the files: ")
     assert "  policy  rulesets/gluon-fastd.toml:8 uplink.wan" in said
     assert "  next    the policy is not in force here: nftpolicy apply rulesets/gluon-fastd.toml" in said
@@ -220,12 +220,15 @@ BAD = {
     "an exemption of a policy": (["rulesets/gluon-fastd.toml", "--exempt", "arp"], "--exempt: is for an uplink"),
     "no mark": (["--live", "--uplink", "wan=eth0"], "--mark: missing"),
     "too many marks": (["--live", "--uplink", "wan=eth0", "--mark", "1", "--mark", "2"], "--mark: 2 for 1 uplinks"),
-    "no mark at all": (["--live", "--uplink", "wan=eth0", "--mark", "0"], "--mark: 0 is worn by packets that nobody"),
+    "no mark at all": (
+        ["--live", "--uplink", "wan=eth0", "--mark", "0"],
+        "--mark: 0 matches unmarked packets; set at least one bit",
+    ),
     "a mark in words": (["--live", "--uplink", "wan=eth0", "--mark", "red"], "--mark: expected a mark such as"),
     "no device": (["--live", "--uplink", "wan", "--mark", "1"], "--uplink: expected NAME=DEVICE"),
-    "an empty device": (["--live", "--uplink", "wan=a,", "--mark", "1"], "--uplink: '' is no device name"),
+    "an empty device": (["--live", "--uplink", "wan=a,", "--mark", "1"], "--uplink: '' is not a valid device name"),
     "a pattern": (["--live", "--uplink", "wan=tun*", "--mark", "1"], "--uplink: 'tun*' is a pattern"),
-    "no name": (["--live", "--uplink", "=eth0", "--mark", "1"], "--uplink: '' is no name"),
+    "no name": (["--live", "--uplink", "=eth0", "--mark", "1"], "--uplink: '' is not a valid name"),
     "one device twice": (["--live", "--uplink", "a=b", "--uplink", "c=b", "--mark", "1"], "b is already a device of a"),
     "lo": (["--live", "--uplink", "wan=lo", "--mark", "1"], "packets to 'lo' never leave this machine"),
     "an exemption": ([*desk(), *ASKED, "--exempt", "arpp"], "'arpp' is not an exemption; known are arp, "),
@@ -251,7 +254,7 @@ def test_bad_input_is_2_and_one_line(bad):
     words, told = BAD[bad]
     done = run(*words)
     said = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (BAD_INPUT, b""), said
+    assert (done.returncode, done.stdout) == (EXIT_BAD_INPUT, b""), said
     assert said.startswith("nftpolicy: ") and said.count("\n") == 1
     assert told in said
 
@@ -260,18 +263,18 @@ def test_tables_from_standard_input():
     given = (FIXTURES / "default-router/kernel.json").read_bytes()
     piped, read = run("--ruleset", "-", *desk()[2:], *ASKED, "--json", given=given), run(*desk(), *ASKED, "--json")
     assert piped.stdout == read.stdout
-    assert piped.returncode == REFUSED
+    assert piped.returncode == EXIT_REFUSED
 
 
 def test_live_without_a_kernel_is_4(monkeypatch):
     def none():
-        raise Failure("no root", NOT_HERE)
+        raise Failure("no root", EXIT_UNAVAILABLE)
 
     monkeypatch.setattr(verify, "this_kernel", none)
     for uplink, mark in ((["wan=eth0"], ["1"]), ([], [])):
         with pytest.raises(Failure) as failure:
             verify.command(None, True, None, [], [], uplink, mark, [], False, None)
-        assert failure.value.status == NOT_HERE
+        assert failure.value.status == EXIT_UNAVAILABLE
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -352,7 +355,7 @@ def test_json(words):
 def test_the_first_counterexample_as_a_script(tmp_path):
     file = tmp_path / "leak.sh"
     done = run(*desk(), *ASKED, "--script", file)
-    assert done.returncode == REFUSED
+    assert done.returncode == EXIT_REFUSED
     assert done.stdout.startswith(b"REFUTED: ")
     assert done.stderr.decode().startswith(f"nftpolicy: {file} reproduces it: ")
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
@@ -360,7 +363,7 @@ def test_the_first_counterexample_as_a_script(tmp_path):
     assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
     subprocess.run(["sh", "-n", file], check=True, timeout=10)
     printed = run(*desk(), *ASKED, "--script", "-")
-    assert (printed.returncode, printed.stdout.decode()) == (REFUSED, text)
+    assert (printed.returncode, printed.stdout.decode()) == (EXIT_REFUSED, text)
     assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
 
 
@@ -373,7 +376,7 @@ def test_nothing_to_reproduce(tmp_path):
 
 def test_a_script_that_can_not_be_written(tmp_path):
     done = run(*desk(), *ASKED, "--script", tmp_path / "absent" / "leak.sh")
-    assert done.returncode == BAD_INPUT
+    assert done.returncode == EXIT_BAD_INPUT
     assert (
         done.stderr.decode() == f"nftpolicy: {tmp_path}/absent/leak.sh: cannot be written: No such file or directory\n"
     )
@@ -383,8 +386,8 @@ def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
     def refused(*_):
         raise ValueError("no such name")
 
-    judged = runtime.of_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
-    monkeypatch.setattr("nftpolicy.proof.script.script", refused)
+    judged = runtime.verify_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
+    monkeypatch.setattr("nftpolicy.proof.script.reproduction_script", refused)
     verify._write_script(judged, Path("-"))
     said = capsys.readouterr()
     assert said.out == ""
@@ -397,18 +400,18 @@ def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
 # --- words ----------------------------------------------------------------------------------------
 
 PACKETS = [
-    Packet(4, number("192.0.2.1"), fields={("ip", "ttl"): 64}),
+    Packet(4, parse_address("192.0.2.1"), fields={("ip", "ttl"): 64}),
     Packet(
-        6, number("2001:db8::1"), number("2001:db8::2"), TCP, 1, 2, mark=16, uid=5, gid=6, cgroup="a/b", bound="eth0",
-        flow=Flow("established", "reply", 3), fields={("ip6", "hoplimit"): 2, ("tcp", "flags"): 4},
+        6, parse_address("2001:db8::1"), parse_address("2001:db8::2"), TCP, 1, 2, mark=16, uid=5, gid=6, cgroup="a/b", bound="eth0",
+        flow=CtInfo("established", "reply", 3), fields={("ip6", "hoplimit"): 2, ("tcp", "flags"): 4},
     ),
     Packet(
-        4, number("192.0.2.1"), number("192.0.2.2"), ICMP, origin="forward", iif="eth1",
+        4, parse_address("192.0.2.1"), parse_address("192.0.2.2"), ICMP, origin="forward", iif="eth1",
         fields={("ip", "ttl"): 1, ("icmp", "type"): 0},
     ),
-    Packet(4, number("192.0.2.1"), None, origin="kernel", mark=1, fields={("ip", "ttl"): 64}),
+    Packet(4, parse_address("192.0.2.1"), None, origin="kernel", mark=1, fields={("ip", "ttl"): 64}),
     Packet(
-        4, number("192.0.2.1"), number("192.0.2.9"), origin="frame", bound="eth0", uid=1, gid=2, ethertype=0x0800,
+        4, parse_address("192.0.2.1"), parse_address("192.0.2.9"), origin="frame", bound="eth0", uid=1, gid=2, ethertype=0x0800,
         fields={("ip", "ttl"): 64},
     ),
 ]  # fmt: skip
@@ -439,7 +442,7 @@ def test_a_packet_that_explain_has_no_words_for():
 
 def test_colours_are_for_terminals(monkeypatch, capsys):
     policy, _ = load(GOOD.encode())
-    judged = runtime.of_policy(policy)
+    judged = runtime.verify_policy(policy)
     names = report.SuggestedCommands(None, (), ())
     report.print_proof(judged, lambda _: "", names)
     plain = capsys.readouterr().out
@@ -530,7 +533,7 @@ def test_a_good_policy_is_one_line(policy_file):
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "verdict"), [(emptied, REFUSED, "refuted"), (blurred, UNKNOWN, "unknown")]
+    ("change", "status", "verdict"), [(emptied, EXIT_REFUSED, "refuted"), (blurred, EXIT_UNKNOWN, "unknown")]
 )
 def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, change, status, verdict):
     monkeypatch.setattr(compiler, "compile_policy", without(compile_policy, change))
@@ -546,17 +549,17 @@ def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, cha
 def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
     from nftpolicy.cli.common import Failure, change_errors_as_failure, read_policy
     from nftpolicy.compiler.compile import compile_policy
-    from nftpolicy.kernel.fake import Fake
+    from nftpolicy.kernel.fake import FakeKernel
     from nftpolicy.policy.load import load
     from nftpolicy.runtime.changes import apply
-    from nftpolicy.runtime.changes.change import Changer, Wanted
-    from nftpolicy.runtime.changes.memory import Memory
+    from nftpolicy.runtime.changes.change import PolicyApplier, TargetPolicy
+    from nftpolicy.runtime.changes.memory import StateDir
 
     policy, source = read_policy(Path("rulesets/gluon-fastd.toml"))
-    wanted = Wanted(policy, (source.name, source.text.encode()))
-    kernel = Fake()
-    changer = Changer(kernel, Memory(tmp_path), lambda text: load(text[1], text[0])[0])
-    assert changer.outlook(wanted).way.verdict == "proved"
+    wanted = TargetPolicy(policy, (source.name, source.text.encode()))
+    kernel = FakeKernel()
+    changer = PolicyApplier(kernel, StateDir(tmp_path), lambda text: load(text[1], text[0])[0])
+    assert changer.check(wanted).order.verdict == "proved"
 
     def forgetful(policy, machine):
         inet, netdev = compile_policy(policy, machine).tables
@@ -566,7 +569,7 @@ def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
 
     monkeypatch.setattr(apply, "compile_policy", forgetful)
     with pytest.raises(Failure) as failed, change_errors_as_failure(source):
-        changer.outlook(wanted)
+        changer.check(wanted)
     assert failed.value.status == 1
     assert "rulesets/gluon-fastd.toml:" in str(failed.value)
     assert "nothing was changed" in str(failed.value)

@@ -3,7 +3,7 @@
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, Flow, number
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Chain, Ct, Dnat, Mangle, Match, Meta, Payload, Table
 from nftpolicy.netstate.routing import IpRule, Route, Sysctl
@@ -108,7 +108,7 @@ def test_K3_link_local_multicast_and_broadcast_need_no_route_of_ours() -> None:
 
 def test_K4_L3_only_egress_sees_a_frame(family: int) -> None:
     stop = tuple(chain(hook, (DROP,)) for hook in ("output", "postrouting"))
-    frame = packet(family, origin=FRAME, bound=WAN, source=number(NODE_WAN[family]))
+    frame = packet(family, origin=FRAME, bound=WAN, source=parse_address(NODE_WAN[family]))
     assert end(machine((inet(*stop),)), frame) == WAN
     egress = Table("netdev", "link", (chain("egress", (DROP,), device=WAN),))
     assert end(machine((egress,)), frame) == "dropped"
@@ -172,11 +172,11 @@ def test_L6_what_the_kernel_answers_matches_neither_a_user_nor_its_negation(fami
     for other in (OWNED_BY_SOMEBODY, Match(Meta("skuid"), 4711, "!="), Match(Meta("skgid"), 4711, "!=")):
         state = machine((inet(chain("postrouting", (other, DROP))),), routes=(default(WAN, family),))
         assert end(state, packet(family)) == "dropped"
-        assert end(state, packet(family, origin=KERNEL, source=number(NODE_WAN[family]))) == WAN
+        assert end(state, packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]))) == WAN
 
 
 def test_L7_a_reply_goes_where_its_mark_leads(family: int) -> None:
-    reply = packet(family, origin=KERNEL, source=number(NODE_WAN[family]), protocol=TCP)
+    reply = packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]), protocol=TCP)
     assert end(marked_to_the_wan(family), reply) == MESH
     assert end(marked_to_the_wan(family), evolve(reply, mark=1)) == WAN
 
@@ -188,7 +188,7 @@ def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan() -> None:
         IpRule(4, 90001, table=10, iif="lo"),
     )
     routes = (default(WAN, 4, 10), Route(4, 10, at.HOME_NET[4], device=WAN))
-    sourced = packet(4, source=number(NODE_WAN[4]))
+    sourced = packet(4, source=parse_address(NODE_WAN[4]))
     assert end(machine(rules=rules, routes=routes), packet(4)) == WAN
     state = machine(rules=rules, routes=(*routes, default(MESH, 4)))
     assert (end(state, packet(4)), end(state, sourced)) == (MESH, WAN)
@@ -213,7 +213,7 @@ def test_L16_a_drop_anywhere_is_final(family: int) -> None:
 
 def test_a_forwarded_packet_passes_prerouting_forward_and_postrouting(family: int) -> None:
     state = machine(routes=(default(WAN, family),))
-    sent = packet(family, origin=FORWARD, iif=CLIENT, source=number(at.CLIENT_ADDRESS[family]))
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
     assert end(state, sent) == WAN
     for hook in ("prerouting", "forward", "postrouting"):
         assert end(with_tables(state, inet(chain(hook, (Match(Meta("iifname"), CLIENT), DROP)))), sent) == "dropped"
@@ -227,7 +227,7 @@ def test_a_forwarded_packet_passes_prerouting_forward_and_postrouting(family: in
 def test_a_mark_of_arrival_leads_a_forwarded_packet(family: int) -> None:
     mark = chain("prerouting", (Match(Meta("iifname"), CLIENT), Mangle(MARK, 1)), priority=-150)
     state = with_tables(marked_to_the_wan(family), inet(mark))
-    source = number(at.CLIENT_ADDRESS[family])
+    source = parse_address(at.CLIENT_ADDRESS[family])
     assert end(state, packet(family, origin=FORWARD, iif=CLIENT, source=source)) == WAN
     assert end(state, packet(family)) == MESH
 
@@ -237,7 +237,7 @@ def test_a_mark_of_arrival_leads_a_forwarded_packet(family: int) -> None:
     [(4, f"net/ipv4/conf/{CLIENT}/forwarding"), (6, "net/ipv6/conf/all/forwarding")],
 )
 def test_nothing_is_passed_on_with_forwarding_off(family: int, sysctl: str) -> None:
-    sent = packet(family, origin=FORWARD, iif=CLIENT, source=number(at.CLIENT_ADDRESS[family]))
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
     for value, expected in (("1", {WAN}), ("0", {"dropped", "unroutable"})):
         state = machine(routes=(default(WAN, family),), sysctls=(Sysctl(sysctl, value),))
         assert end(state, sent) in expected
@@ -252,16 +252,16 @@ def test_a_packet_with_a_new_destination_is_routed_again(family: int) -> None:
     state = machine(routes=(default(WAN, family), Route(family, MAIN, at.MESH_NET[family], device=MESH)))
     gateway = at.GATEWAY[family]
     found = walk(with_tables(state, inet(redirected(family, gateway))), packet(family, dport=53))
-    assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, number(gateway), 54)
+    assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, parse_address(gateway), 54)
 
 
 def test_only_a_flows_own_direction_is_translated(family: int) -> None:
     state = machine((inet(redirected(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
     for flow, translated in (
-        (Flow("new"), True),
-        (Flow("established"), True),
-        (Flow("established", "reply"), False),
-        (Flow("untracked"), False),
+        (CtInfo("new"), True),
+        (CtInfo("established"), True),
+        (CtInfo("established", "reply"), False),
+        (CtInfo("untracked"), False),
     ):
         found = walk(state, packet(family, dport=53, flow=flow))
         assert (found.dport == 54) is translated, flow
@@ -313,7 +313,7 @@ def test_what_is_not_understood_is_unknown_only_where_it_matters(family: int) ->
     state = machine(routes=(default(WAN, family),))
     strange = Match(UNKNOWN, 1)
     found = walk(with_tables(state, inet(chain("postrouting", (strange, DROP)))), packet(family))
-    assert (found.outcome, found.device) == ("unknown", WAN) and found.doubts
+    assert (found.outcome, found.device) == ("unknown", WAN) and found.unsupported
     guarded = inet(chain("postrouting", (strange, nft.ACCEPT)), chain("postrouting", (DROP,), priority=9))
     assert end(with_tables(state, guarded), packet(family)) == "dropped"
     same = inet(chain("postrouting", (strange, nft.ACCEPT)))
@@ -329,14 +329,14 @@ def test_a_mark_that_is_not_known_makes_the_walk_unknown(family: int) -> None:
 def test_every_decision_is_told(family: int) -> None:
     state = with_tables(marked_to_the_wan(family), inet(REMARK))
     found = walk(state, packet(family))
-    kinds = [one.kind for one in found.decisions]
+    kinds = [one.kind for one in found.steps]
     assert kinds[0] == "source" and kinds[-1] == "end" and kinds.index("reroute") > kinds.index("rule")
     assert {"ip-rule", "route", "hook"} <= set(kinds)
-    things = [one.thing for one in found.decisions]
+    things = [one.subject for one in found.steps]
     assert state.rules[-1] in things and state.routes[-1] in things
 
 
 def test_bits_of_marks_are_written_one_by_one(family: int) -> None:
-    put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL, 2)),), kind="route", priority=-150)
+    put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL_MASK, 2)),), kind="route", priority=-150)
     found = walk(with_tables(marked_to_the_wan(family), inet(put)), packet(family, mark=1))
     assert (found.device, found.mark) == (WAN, 3)

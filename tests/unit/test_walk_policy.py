@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, IGMP, KERNEL, TCP, UDP, Flow, Packet, number
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, IGMP, KERNEL, TCP, UDP, CtInfo, Packet, parse_address
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
@@ -48,14 +48,14 @@ def hostile(family: int) -> tuple[Route, ...]:
     return tuple(evolve(one, metric=0) for one in routes)
 
 
-HOME = number(at.NEIGHBOUR[4])
+HOME = parse_address(at.NEIGHBOUR[4])
 
 
 def probe(kind: str, family: int) -> Packet:
     """The packet of a kind of probe, unmarked and of nobody."""
-    on_wan = number(NODE_WAN[family]) if family else None
+    on_wan = parse_address(NODE_WAN[family]) if family else None
     neighbour = at.NEIGHBOUR[family] if family else at.NEIGHBOUR[4]
-    client = {"origin": FORWARD, "iif": CLIENT, "source": number(at.CLIENT_ADDRESS[family]) if family else None}
+    client = {"origin": FORWARD, "iif": CLIENT, "source": parse_address(at.CLIENT_ADDRESS[family]) if family else None}
     frame = {"origin": FRAME, "bound": WAN, "source": on_wan}
     icmp = {
         "protocol": {4: ICMP, 6: ICMPV6}[family or 4],
@@ -139,7 +139,7 @@ def test_a_services_question_to_any_server_reaches_the_resolver(family: int, pro
     somewhere = {4: "9.9.9.9", 6: "2620:fe::9"}[family]
     sent = packet(family, somewhere, dport=53, protocol=protocol, gid=SERVICE, mark=1)
     found = walk(guarded(), sent)
-    assert (found.outcome, found.destination, found.dport) == ("delivered", number(RESOLVER[family]), 54)
+    assert (found.outcome, found.destination, found.dport) == ("delivered", parse_address(RESOLVER[family]), 54)
     other = walk(guarded(), evolve(sent, gid=NOBODY, mark=0))
     assert (other.outcome, other.device, other.dport) == ("leaves", MESH, 53)
 
@@ -163,15 +163,15 @@ def test_what_is_marked_does_not_stray_into_the_mesh(family: int) -> None:
 
 
 def test_arrivals_from_the_uplink_are_marked_and_passed_on_by_nobody(family: int) -> None:
-    to_us = packet(family, NODE_WAN[family], origin=FORWARD, iif=WAN, source=number(at.HOME[family]))
+    to_us = packet(family, NODE_WAN[family], origin=FORWARD, iif=WAN, source=parse_address(at.HOME[family]))
     found = walk(guarded(), to_us)
     assert (found.outcome, found.mark) == ("delivered", 1)
-    assert end(guarded(), evolve(to_us, destination=number(at.SERVER[family]))) == "dropped"
+    assert end(guarded(), evolve(to_us, destination=parse_address(at.SERVER[family]))) == "dropped"
 
 
 @pytest.mark.parametrize(("sport", "expected"), [(22, WAN), (23, "dropped")])
 def test_answers_leave_if_the_policy_gives_them(family: int, sport: int, expected: str) -> None:
-    flow = Flow("established", "reply", 1)
+    flow = CtInfo("established", "reply", 1)
     fields = {("tcp", "flags"): 0x10}
     reply = packet(family, at.HOME[family], protocol=TCP, sport=sport, uid=0, gid=0, flow=flow, fields=fields)
     assert end(guarded(), reply) == expected
@@ -179,14 +179,20 @@ def test_answers_leave_if_the_policy_gives_them(family: int, sport: int, expecte
 
 def test_exempt_packets_of_the_kernel_leave_unmarked() -> None:
     report = packet(
-        4, "224.0.0.22", origin=KERNEL, protocol=IGMP, bound=WAN, source=number(NODE_WAN[4]), fields={("ip", "ttl"): 1}
+        4,
+        "224.0.0.22",
+        origin=KERNEL,
+        protocol=IGMP,
+        bound=WAN,
+        source=parse_address(NODE_WAN[4]),
+        fields={("ip", "ttl"): 1},
     )
     assert end(guarded(), report) == WAN
     assert end(guarded(), evolve(report, fields={("ip", "ttl"): 2})) == "dropped"
     fields = {("icmpv6", "type"): 135, ("ip6", "hoplimit"): 255}
     question = packet(
-        6, "ff02::1:ff00:50", origin=KERNEL, protocol=ICMPV6, bound=WAN, source=number(NODE_WAN[6]), fields=fields,
-        flow=Flow("untracked"),
+        6, "ff02::1:ff00:50", origin=KERNEL, protocol=ICMPV6, bound=WAN, source=parse_address(NODE_WAN[6]), fields=fields,
+        flow=CtInfo("untracked"),
     )  # fmt: skip
     assert end(guarded(), question) == WAN
     assert end(guarded(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"

@@ -11,28 +11,28 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler import names
-from nftpolicy.compiler.block import block
-from nftpolicy.compiler.compile import Machine, compile_policy
-from nftpolicy.compiler.second import second
-from nftpolicy.kernel.fake import Fake
-from nftpolicy.kernel.monitor import Author, News
-from nftpolicy.kernel.notify import Manager
+from nftpolicy.compiler.block import block_tables
+from nftpolicy.compiler.compile import HostFacts, compile_policy
+from nftpolicy.compiler.second import shadow_guard_tables
+from nftpolicy.kernel.fake import FakeKernel
+from nftpolicy.kernel.monitor import ChangeSet, Origin
+from nftpolicy.kernel.notify import ServiceManager
 from nftpolicy.netstate import text
-from nftpolicy.netstate.changes import RouteChange, RuleChange, SysctlChange
+from nftpolicy.netstate.changes import IpRuleChange, RouteChange, SysctlChange
 from nftpolicy.netstate.routing import IpRule
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import claim
-from nftpolicy.proof.prover import guards
-from nftpolicy.runtime.changes.apply import apply, prospect
-from nftpolicy.runtime.changes.change import Changer
-from nftpolicy.runtime.changes.memory import Memory
+from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.prover import prove_guard
+from nftpolicy.runtime.changes.apply import apply_change, plan_change
+from nftpolicy.runtime.changes.change import PolicyApplier
+from nftpolicy.runtime.changes.memory import StateDir
 from nftpolicy.runtime.rate_limiter import RateLimiter
 from nftpolicy.runtime.watch import decisions as watching
-from nftpolicy.runtime.watch.decisions import Exposure, Fights, Held
-from nftpolicy.runtime.watch.errand import Errand
+from nftpolicy.runtime.watch.decisions import ConflictDetector, DesiredState, Exposure
+from nftpolicy.runtime.watch.errand import WorkerProcess
 from nftpolicy.runtime.watch.loop import Watch
-from nftpolicy.runtime.watch.world import World
+from nftpolicy.runtime.watch.world import Environment
 
 RULESETS = sorted((Path(__file__).parents[2] / "rulesets").glob("*.toml"))
 TOML = b"""
@@ -50,49 +50,51 @@ group  = 800
 """
 POLICY = load(TOML)[0]
 STATE = compile_policy(POLICY)
-HELD = Held(STATE)
+HELD = DesiredState(STATE)
 
 
 # What lies ready
 
 
 def test_nothing_is_put_back_for_news_of_others() -> None:
-    assert not HELD.remedy(News(foreign=3, ladder=True, links=True, addresses=True), {})
+    assert not HELD.repair_for(ChangeSet(foreign_changes=3, foreign_rules_changed=True, links=True, addresses=True), {})
 
 
 def test_a_table_that_is_gone_comes_back_whole_and_others_are_not_touched() -> None:
-    remedy = HELD.remedy(News(gone={"inet", "ip"}), {})
-    assert remedy.nft.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
-    assert text.table(STATE.tables[0]) in remedy.nft
-    assert "netdev" not in remedy.nft
-    assert remedy.what == ("table:inet",)
+    remedy = HELD.repair_for(ChangeSet(deleted_families={"inet", "ip"}), {})
+    assert remedy.nft_text.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
+    assert text.table_text(STATE.tables[0]) in remedy.nft_text
+    assert "netdev" not in remedy.nft_text
+    assert remedy.repaired_objects == ("table:inet",)
 
 
 def test_a_chain_that_was_changed_gets_its_own_rules_alone() -> None:
-    remedy = HELD.remedy(News(chains={("inet", "guard"), ("inet", "somebody's")}), {})
-    lines = remedy.nft.splitlines()
+    remedy = HELD.repair_for(ChangeSet(changed_chains={("inet", "guard"), ("inet", "somebody's")}), {})
+    lines = remedy.nft_text.splitlines()
     assert lines[0].startswith("add chain inet nftpolicy guard { type filter hook postrouting")
     assert lines[0].endswith("policy drop; }")
     assert lines[1] == "flush chain inet nftpolicy guard"
     assert len(lines) == 2 + len(next(one for one in STATE.tables[0].chains if one.name == "guard").rules)
-    assert remedy.what == ("chain:guard",)
+    assert remedy.repaired_objects == ("chain:guard",)
 
 
 def test_a_chain_of_a_table_that_is_gone_comes_with_the_table() -> None:
-    assert HELD.remedy(News(gone={"inet"}, chains={("inet", "guard")}), {}).what == ("table:inet",)
+    assert HELD.repair_for(
+        ChangeSet(deleted_families={"inet"}, changed_chains={("inet", "guard")}), {}
+    ).repaired_objects == ("table:inet",)
 
 
 def test_rules_routes_and_sysctls_that_are_ours_come_back_and_no_others() -> None:
     ours, others = STATE.rules[0], IpRule(4, 77, table=9, protocol=78)
-    news = News(rules=[ours, others], routes=[STATE.routes[0]])
+    news = ChangeSet(deleted_rules=[ours, others], deleted_routes=[STATE.routes[0]])
     path = STATE.sysctls[0].path
-    remedy = HELD.remedy(news, {path: "7", "net/ipv4/tcp_syncookies": "0"})
+    remedy = HELD.repair_for(news, {path: "7", "net/ipv4/tcp_syncookies": "0"})
     assert remedy.changes == (
         SysctlChange("7", STATE.sysctls[0]),
         RouteChange("add", STATE.routes[0]),
-        RuleChange("add", ours),
+        IpRuleChange("add", ours),
     )
-    assert remedy.what == (f"sysctl:{path}", "routes:1", "rules:1")
+    assert remedy.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
 
 
 # The rate limiter, and conflicts
@@ -129,19 +131,19 @@ def test_with_a_period_runs_come_without_a_request_and_sooner_with_one() -> None
 
 
 def test_a_few_repairs_are_told_one_by_one_and_a_fight_now_and_then() -> None:
-    fights = Fights(most=5, within=3, every=5)
-    assert [fights.repaired(at) for at in (0, 0.1, 0.2, 0.3, 0.4)] == [True] * 5
-    assert fights.word(0.4) == 0
-    assert fights.repaired(0.5) is False
-    assert fights.word(0.5) == 1
+    fights = ConflictDetector(max_repairs=5, within=3, report_interval=5)
+    assert [fights.count_repair(at) for at in (0, 0.1, 0.2, 0.3, 0.4)] == [True] * 5
+    assert fights.take_pending_count(0.4) == 0
+    assert fights.count_repair(0.5) is False
+    assert fights.take_pending_count(0.5) == 1
     for at in range(1000):
-        assert fights.repaired(0.6 + at / 1000) is False
-    assert fights.word(1.7) == 0
+        assert fights.count_repair(0.6 + at / 1000) is False
+    assert fights.take_pending_count(1.7) == 0
     assert fights.due() == 5.5
-    assert fights.word(5.5) == 1000
+    assert fights.take_pending_count(5.5) == 1000
     assert fights.due() is None
     assert len(fights._times) <= 6
-    assert fights.repaired(20) is True
+    assert fights.count_repair(20) is True
 
 
 # Lines
@@ -162,13 +164,16 @@ def test_a_few_repairs_are_told_one_by_one_and_a_fight_now_and_then() -> None:
     ],
 )
 def test_a_value_can_not_pretend_to_be_another_field(value: object, shown: str) -> None:
-    assert watching.line({"key": value}) == f"key={shown}"
+    assert watching.format_log_line({"key": value}) == f"key={shown}"
 
 
 def test_an_exposure_says_only_what_is_known() -> None:
-    assert Exposure(0.00123, passed=4).facts() == {"ms": 1.2, "passed": 4}
-    assert Exposure(1, stopped=2).facts() == {"ms": 1000.0, "stopped": 2}
-    assert watching.stopped({"wan.dropped": 1, "unknown-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8}) == 3
+    assert Exposure(0.00123, passed_packets=4).log_fields() == {"ms": 1.2, "passed": 4}
+    assert Exposure(1, stopped_packets=2).log_fields() == {"ms": 1000.0, "stopped": 2}
+    assert (
+        watching.sum_drop_counters({"wan.dropped": 1, "unknown-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8})
+        == 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,7 @@ def test_an_exposure_says_only_what_is_known() -> None:
     ],
 )
 def test_what_blocks(verdict: str, also_unknown: bool, blocks: bool) -> None:
-    assert watching.blocks(verdict, also_unknown) is blocks
+    assert watching.requires_block(verdict, also_unknown) is blocks
 
 
 # The block
@@ -191,7 +196,7 @@ def test_what_blocks(verdict: str, also_unknown: bool, blocks: bool) -> None:
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
 def test_the_block_alone_keeps_what_the_policy_promises(file: Path) -> None:
     policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
-    proof = guards(NetState(block([policy])), claim(policy))
+    proof = prove_guard(NetState(block_tables([policy])), build_spec(policy))
     assert [one for one in proof.findings if one.deciding and one.verdict != "proved"] == []
 
 
@@ -203,7 +208,7 @@ def load_account(item: object):  # type: ignore[no-untyped-def]
 
 def test_a_block_without_its_last_word_would_be_refuted() -> None:
     """The control of the test above."""
-    ip, link = block([POLICY])
+    ip, link = block_tables([POLICY])
     opened = tuple(
         evolve(one, rules=tuple(rule for rule in one.rules if "stopped" not in str(rule)))
         if one.name == "block"
@@ -211,14 +216,14 @@ def test_a_block_without_its_last_word_would_be_refuted() -> None:
         for one in ip.chains
     )
     opened = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in opened)
-    assert guards(NetState((evolve(ip, chains=opened), link)), claim(POLICY)).verdict == "refuted"
+    assert prove_guard(NetState((evolve(ip, chains=opened), link)), build_spec(POLICY)).verdict == "refuted"
 
 
 def test_the_block_of_two_policies_stops_the_devices_of_both() -> None:
     other = evolve(POLICY, inside=("br-wan",), uplink={"wan": evolve(POLICY.uplink["wan"], devices=("bat0",))})
-    tables = block([POLICY, other], Machine({"br-wan": ("port",)}))
+    tables = block_tables([POLICY, other], HostFacts({"br-wan": ("port",)}))
     chains = {one.name: one for one in tables[0].chains}
-    base = [text.rule(rule) for rule in chains["block"].rules]
+    base = [text.rule_text(rule) for rule in chains["block"].rules]
     stops = [base.index(f'meta oifname "{device}" counter name "stopped" drop') for device in ("br-wan", "bat0")]
     assert max(stops) < min(base.index(f'meta oifname "{device}" accept') for device in ("br-wan", "bat0"))
     assert {"wan.passes", "wan.1.passes"} <= chains.keys()
@@ -226,8 +231,8 @@ def test_the_block_of_two_policies_stops_the_devices_of_both() -> None:
 
 
 def test_without_the_egress_hook_the_block_is_of_the_ip_layer() -> None:
-    assert [one.family for one in block([POLICY], Machine(link_guard=False))] == ["inet"]
-    tables = block([POLICY], Machine(unhooked=frozenset({"br-wan"})))
+    assert [one.family for one in block_tables([POLICY], HostFacts(has_egress_hook=False))] == ["inet"]
+    tables = block_tables([POLICY], HostFacts(unhookable_devices=frozenset({"br-wan"})))
     assert [one.name for one in tables[1].chains] == ["wan.passes"]
 
 
@@ -237,18 +242,18 @@ def test_without_the_egress_hook_the_block_is_of_the_ip_layer() -> None:
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
 def test_the_second_guard_alone_keeps_what_the_policy_promises(file: Path) -> None:
     policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
-    copy = second(compile_policy(policy))
-    assert guards(NetState(copy), claim(policy)).verdict == "proved"
-    assert {table.name for table in copy} == {names.SECOND_TABLE}
+    copy = shadow_guard_tables(compile_policy(policy))
+    assert prove_guard(NetState(copy), build_spec(policy)).verdict == "proved"
+    assert {table.name for table in copy} == {names.SHADOW_TABLE}
     assert all(chain.hook is None or chain.hook.policy == "drop" for table in copy for chain in table.chains)
 
 
 def test_the_second_guard_marks_nothing_and_turns_nothing_away() -> None:
     """So that both together do what the first one does alone."""
-    told = "".join(text.table(table) for table in second(STATE))
+    told = "".join(text.table_text(table) for table in shadow_guard_tables(STATE))
     assert "mark set" not in told
     assert "redirect" not in told
-    assert "mark set" in text.table(STATE.tables[0])
+    assert "mark set" in text.table_text(STATE.tables[0])
 
 
 # The service manager
@@ -258,38 +263,38 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
     place = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(place)
-        manager = Manager({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())})
-        manager.tell(READY=1, STATUS="two\nlines")
+        manager = ServiceManager({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())})
+        manager.notify(READY=1, STATUS="two\nlines")
         assert heard.recv(100) == b"READY=1\nSTATUS=two lines"
-        assert manager.watchdog == 1.5
-    manager.tell(WATCHDOG=1)  # nobody listens any more
+        assert manager.watchdog_period == 1.5
+    manager.notify(WATCHDOG=1)  # nobody listens any more
 
 
 @pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}])
 def test_without_a_service_manager_nothing_is_sent(environment: dict[str, str]) -> None:
-    manager = Manager(environment)
-    assert manager.watchdog is None
-    manager.tell(READY=1)
+    manager = ServiceManager(environment)
+    assert manager.watchdog_period is None
+    manager.notify(READY=1)
 
 
 # The child
 
 
 def test_a_childs_answer_comes_by_its_descriptor() -> None:
-    errand = Errand(lambda: {"long": "x" * 300_000})
-    while not errand.ended():
+    errand = WorkerProcess(lambda: {"long": "x" * 300_000})
+    while not errand.is_finished():
         select.select([errand.descriptor], [], [], 5)
-    assert len(errand.answer()["long"]) == 300_000
+    assert len(errand.result()["long"]) == 300_000
 
 
 def test_a_child_that_fails_or_hangs_is_an_error_and_leaves_nothing() -> None:
-    errand = Errand(lambda: 1 / 0)
-    while not errand.ended():
+    errand = WorkerProcess(lambda: 1 / 0)
+    while not errand.is_finished():
         select.select([errand.descriptor], [], [], 5)
     with pytest.raises(ValueError, match="ZeroDivisionError: division by zero"):
-        errand.answer()
-    hanging = Errand(lambda: select.select([], [], [], 60))
-    assert not hanging.ended()
+        errand.result()
+    hanging = WorkerProcess(lambda: select.select([], [], [], 60))
+    assert not hanging.is_finished()
     hanging.cancel()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -299,24 +304,24 @@ def test_a_child_that_fails_or_hangs_is_an_error_and_leaves_nothing() -> None:
 
 
 class Ears:
-    def __init__(self, kernel: Fake) -> None:
-        self.kernel, self.next, self.paths = kernel, News(), ()
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel, self.next, self.paths = kernel, ChangeSet(), ()
         self.descriptors: tuple[int, ...] = ()
 
-    def read(self) -> News:
-        news, self.next = self.next, News()
+    def read(self) -> ChangeSet:
+        news, self.next = self.next, ChangeSet()
         return news
 
     def watch_sysctls(self, paths) -> None:  # type: ignore[no-untyped-def]
         self.paths = tuple(paths)
 
-    def watch_folder(self, folder: Path) -> None:
-        assert folder.is_dir()
+    def watch_directory(self, directory: Path) -> None:
+        assert directory.is_dir()
 
-    def sysctls(self) -> dict[str, str]:
+    def sysctl_values(self) -> dict[str, str]:
         return {path: self.kernel.sysctls[path] for path in self.paths}
 
-    def leave_out(self, ports) -> None:  # type: ignore[no-untyped-def]
+    def ignore_ports(self, ports) -> None:  # type: ignore[no-untyped-def]
         pass
 
 
@@ -324,14 +329,14 @@ class Stage:
     """A watch with everything in memory; `pass_time` lets it do what is due."""
 
     def __init__(self, folder: Path, block_unknown: bool = False, owns: bool = False) -> None:
-        self.kernel = Fake(NetState(sysctls=STATE.sysctls))
-        self.memory = Memory(folder)
-        self.memory.folder.mkdir()
+        self.kernel = FakeKernel(NetState(sysctls=STATE.sysctls))
+        self.memory = StateDir(folder)
+        self.memory.directory.mkdir()
         self.ears, self.clock = Ears(self.kernel), 100.0
         self.said: list[tuple[str, dict[str, object]]] = []
         self.owned: list[str] = []
-        changer = Changer(self.kernel, self.memory, lambda one: load(one[1], one[0])[0])
-        world = World(
+        changer = PolicyApplier(self.kernel, self.memory, lambda one: load(one[1], one[0])[0])
+        world = Environment(
             changer,
             lambda: self.kernel,
             self.ears,
@@ -339,10 +344,10 @@ class Stage:
             lambda event, facts: self.said.append((event, facts)),
             lambda devices: 0,
             lambda table: {"wan.dropped": 0},
-            manager=Manager({}),
+            service_manager=ServiceManager({}),
             now=lambda: self.clock,
             block_unknown=block_unknown,
-            owns=owns,
+            supports_owner_flag=owns,
         )
         self.watch = Watch(world)
 
@@ -352,8 +357,8 @@ class Stage:
             assert not check
             self.owned.append(told)
         elif not check:
-            for wanted in (*STATE.tables, *block([POLICY])):
-                if watching.anew(wanted) in told:
+            for wanted in (*STATE.tables, *block_tables([POLICY])):
+                if watching.replace_table_text(wanted) in told:
                     self.kernel.tables[wanted.key] = wanted
                 elif f"delete table {wanted.family} {wanted.name}\n" in told:
                     del self.kernel.tables[wanted.key]
@@ -361,20 +366,20 @@ class Stage:
 
     def apply(self, toml: bytes = TOML, name: str = "small.toml") -> None:
         policy = load(toml)[0]
-        apply(self.kernel, prospect(self.kernel, policy, self.memory), self.memory)
-        self.memory.remember_policy(name, toml)
+        apply_change(self.kernel, plan_change(self.kernel, policy, self.memory), self.memory)
+        self.memory.save_policy(name, toml)
 
     def hear(self, **news) -> None:  # type: ignore[no-untyped-def]
-        self.ears.next = News(**news)
-        self.watch.turn()
+        self.ears.next = ChangeSet(**news)
+        self.watch.process()
 
     def pass_time(self, seconds: float = 1) -> None:
         for _ in range(20):
             self.clock += seconds / 20
-            self.watch.turn()
+            self.watch.process()
             if errand := self.watch._checks.worker:
                 select.select([errand.descriptor], [], [], 10)
-                self.watch.turn()
+                self.watch.process()
 
     def events(self) -> list[str]:
         events = [event for event, _ in self.said]
@@ -383,7 +388,7 @@ class Stage:
 
     @property
     def right(self) -> bool:
-        return not prospect(self.kernel, POLICY, self.memory).plan.steps
+        return not plan_change(self.kernel, POLICY, self.memory).plan.steps
 
 
 @pytest.fixture
@@ -397,14 +402,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 @pytest.fixture
 def holding(stage: Stage) -> Stage:
     stage.apply()
-    stage.watch.begin()
+    stage.watch.start()
     stage.pass_time()
     assert stage.events() == ["enforcing", "proof"]
     return stage
 
 
 def test_with_nothing_applied_it_waits_and_then_follows(stage: Stage) -> None:
-    stage.watch.begin()
+    stage.watch.start()
     assert stage.events() == ["waiting"]
     stage.apply()
     stage.hear(files=True)
@@ -413,15 +418,15 @@ def test_with_nothing_applied_it_waits_and_then_follows(stage: Stage) -> None:
 
 
 def test_what_was_remembered_and_is_missing_is_put_in_order_at_the_start(stage: Stage) -> None:
-    stage.memory.remember_policy("small.toml", TOML)
-    stage.watch.begin()
+    stage.memory.save_policy("small.toml", TOML)
+    stage.watch.start()
     assert stage.right
     assert stage.events() == ["enforcing", "restored"]
 
 
 def test_a_lost_table_is_back_within_the_same_turn_and_the_open_time_is_counted(holding: Stage) -> None:
     del holding.kernel.tables["inet", "nftpolicy"]
-    holding.hear(ours=True, gone={"inet"}, author=Author("nft", 7))
+    holding.hear(ours_changed=True, deleted_families={"inet"}, origin=Origin("nft", 7))
     assert holding.right
     event, facts = holding.said[0]
     assert (event, facts["by"], facts["pid"], facts["what"], facts["passed"]) == (
@@ -436,7 +441,7 @@ def test_a_lost_table_is_back_within_the_same_turn_and_the_open_time_is_counted(
 def test_what_no_message_names_is_found_by_the_look(holding: Stage) -> None:
     table = holding.kernel.tables["inet", "nftpolicy"]
     holding.kernel.tables["inet", "nftpolicy"] = evolve(table, sets=(evolve(table.sets[0], elements=frozenset()),))
-    holding.hear(ours=True, author=Author("nft", 7))
+    holding.hear(ours_changed=True, origin=Origin("nft", 7))
     holding.pass_time()
     assert holding.right
     assert holding.said[0][1]["by"] == "nft"
@@ -444,7 +449,7 @@ def test_what_no_message_names_is_found_by_the_look(holding: Stage) -> None:
 
 def test_lost_messages_mean_a_look_at_everything(holding: Stage) -> None:
     holding.kernel.rules.clear()
-    holding.hear(lost=True)
+    holding.hear(overflowed=True)
     holding.pass_time()
     assert holding.right
     assert holding.events()[:2] == ["notifications-lost", "restored"]
@@ -460,9 +465,9 @@ def test_a_sysctl_that_nobody_told_of_is_found_by_comparing(holding: Stage) -> N
 
 
 def test_while_somebody_else_changes_things_it_waits(holding: Stage) -> None:
-    with holding.memory.alone():
+    with holding.memory.lock():
         holding.kernel.tables.clear()
-        holding.hear(ours=True, gone={"inet", "netdev"})
+        holding.hear(ours_changed=True, deleted_families={"inet", "netdev"})
         holding.pass_time()
         assert holding.kernel.tables == {}
     holding.pass_time()
@@ -471,13 +476,13 @@ def test_while_somebody_else_changes_things_it_waits(holding: Stage) -> None:
 
 def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
     other = TOML.replace(b"800", b"801").replace(b"small", b"other")
-    with holding.memory.alone():
+    with holding.memory.lock():
         holding.apply(other, "other.toml")
-    holding.hear(ours=True, files=True, chains={("inet", "wan.identity")})
+    holding.hear(ours_changed=True, files=True, changed_chains={("inet", "wan.identity")})
     holding.pass_time()
     assert holding.events()[:1] == ["enforcing"]
     assert holding.watch.policy == load(other)[0]
-    assert not prospect(holding.kernel, load(other)[0], holding.memory).plan.steps
+    assert not plan_change(holding.kernel, load(other)[0], holding.memory).plan.steps
 
 
 def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> None:
@@ -486,16 +491,16 @@ def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> Non
     for table in STATE.tables:
         del holding.kernel.tables[table.key]
     holding.kernel.rules.clear(), holding.kernel.routes.clear()
-    holding.memory.forget()
-    holding.hear(ours=True, files=True, gone={"inet", "netdev"})
+    holding.memory.clear()
+    holding.hear(ours_changed=True, files=True, deleted_families={"inet", "netdev"})
     holding.pass_time()
     assert holding.kernel.tables == {}
     assert holding.events() == ["unblocked", "released"]
-    assert holding.watch.held is None
+    assert holding.watch.desired is None
 
 
 def test_a_memory_that_is_gone_is_no_release_as_long_as_the_guard_stands(holding: Stage) -> None:
-    holding.memory.forget()
+    holding.memory.clear()
     holding.hear(files=True)
     holding.pass_time()
     assert holding.memory.policy() == ("small.toml", TOML)
@@ -504,11 +509,11 @@ def test_a_memory_that_is_gone_is_no_release_as_long_as_the_guard_stands(holding
 
 
 def test_a_policy_that_can_not_be_read_is_said_and_nothing_is_held(holding: Stage) -> None:
-    holding.memory.remember_policy("broken.toml", b"name = ")
+    holding.memory.save_policy("broken.toml", b"name = ")
     holding.hear(files=True)
     assert holding.events() == ["failed"]
     holding.kernel.tables.clear()
-    holding.hear(ours=True, gone={"inet"})
+    holding.hear(ours_changed=True, deleted_families={"inet"})
     holding.pass_time()
     assert holding.kernel.tables == {}
 
@@ -526,16 +531,16 @@ def evil() -> NetState:
 def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage) -> None:
     for table in evil().tables:
         holding.kernel.tables[table.key] = table
-    holding.hear(foreign=2)
+    holding.hear(foreign_changes=2)
     holding.pass_time()
     assert holding.events() == ["proof", "blocked"]
     assert {("inet", names.BLOCK_TABLE), ("netdev", names.BLOCK_TABLE)} <= holding.kernel.tables.keys()
     del holding.kernel.tables["inet", names.BLOCK_TABLE]  # somebody takes the block away
-    holding.hear(aside=True)
+    holding.hear(auxiliary_changed=True)
     assert ("inet", names.BLOCK_TABLE) in holding.kernel.tables
     for table in evil().tables:
         del holding.kernel.tables[table.key]
-    holding.hear(foreign=2)
+    holding.hear(foreign_changes=2)
     holding.pass_time(3)
     assert holding.events() == ["proof", "unblocked"]
     assert holding.kernel.tables.keys() == {table.key for table in STATE.tables}
@@ -543,9 +548,9 @@ def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage
 
 def test_a_block_that_is_found_at_the_start_is_lifted_once_the_proof_holds(stage: Stage) -> None:
     stage.apply()
-    for table in block([POLICY]):
+    for table in block_tables([POLICY]):
         stage.kernel.tables[table.key] = table
-    stage.watch.begin()
+    stage.watch.start()
     stage.pass_time()
     assert stage.events() == ["blocked", "enforcing", "proof", "unblocked"]
     assert stage.kernel.tables.keys() == {table.key for table in STATE.tables}
@@ -553,7 +558,7 @@ def test_a_block_that_is_found_at_the_start_is_lifted_once_the_proof_holds(stage
 
 def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> None:
     before = holding.watch._proved_state
-    holding.hear(foreign=1)
+    holding.hear(foreign_changes=1)
     holding.pass_time(3)
     assert holding.events() == []
     assert holding.watch._proved_state == before
@@ -562,20 +567,24 @@ def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> No
 def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "memory", owns=True)
     stage.apply()
-    stage.watch.begin()
-    assert [watching.owned(table) in stage.owned[0] for table in second(STATE)] == [True, True]
+    stage.watch.start()
+    assert [watching.owned_table_text(table) in stage.owned[0] for table in shadow_guard_tables(STATE)] == [True, True]
     assert "delete table" not in stage.owned[0], "nothing of it was there"
     other = TOML.replace(b"800", b"801")
     stage.apply(other, "other.toml")
     stage.hear(files=True)
-    wanted = second(compile_policy(load(other)[0]))
-    assert stage.owned[1] == "".join([*map(watching.away, second(STATE)), *map(watching.owned, wanted)])
+    wanted = shadow_guard_tables(compile_policy(load(other)[0]))
+    assert stage.owned[1] == "".join(
+        [*map(watching.delete_table_text, shadow_guard_tables(STATE)), *map(watching.owned_table_text, wanted)]
+    )
     released = []
-    stage.watch._tables._environment = evolve(stage.watch.world, load=lambda told, check: released.append(told))
+    stage.watch._tables._environment = evolve(
+        stage.watch.environment, load_nft=lambda told, check: released.append(told)
+    )
     stage.kernel.tables.clear()
-    stage.memory.forget()
+    stage.memory.clear()
     stage.hear(files=True)
-    assert released == ["".join(map(watching.away, wanted))]
+    assert released == ["".join(map(watching.delete_table_text, wanted))]
 
 
 def test_where_the_kernel_knows_no_owner_there_is_no_second_guard(holding: Stage) -> None:
@@ -604,8 +613,8 @@ def deaf():  # type: ignore[no-untyped-def]
     made = Monitor.__new__(Monitor)
     from nftpolicy.kernel import monitor
 
-    made._ours, made._aside = monitor._table(names.TABLE), monitor._table(names.BLOCK_TABLE)
-    made._protocol, made._mine, made._links, made._touched = 78, frozenset({5}), {}, False
+    made._ours, made._auxiliary = monitor._table_attribute(names.TABLE), monitor._table_attribute(names.BLOCK_TABLE)
+    made._protocol, made._own_ports, made._links, made._touched = 78, frozenset({5}), {}, False
     return made
 
 
@@ -616,35 +625,35 @@ GENERATION = nft(
 
 
 def test_our_tables_are_told_from_others_and_the_author_is_named(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = News()
-    deaf._of_nft(nft(2, OTHERS) + nft(2, OURS, family=5) + nft(8, OURS, attribute(2, b"guard\0")) + GENERATION, news)
-    assert (news.gone, news.chains, news.foreign) == ({"netdev"}, {("inet", "guard")}, 1)
-    assert news.author == Author("evil", 4242)
+    news = ChangeSet()
+    deaf._read_nft(nft(2, OTHERS) + nft(2, OURS, family=5) + nft(8, OURS, attribute(2, b"guard\0")) + GENERATION, news)
+    assert (news.deleted_families, news.changed_chains, news.foreign_changes) == ({"netdev"}, {("inet", "guard")}, 1)
+    assert news.origin == Origin("evil", 4242)
 
 
 def test_who_changes_only_others_tables_is_not_named(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = News()
-    deaf._of_nft(nft(2, OTHERS) + GENERATION, news)
-    assert news == News(foreign=1)
+    news = ChangeSet()
+    deaf._read_nft(nft(2, OTHERS) + GENERATION, news)
+    assert news == ChangeSet(foreign_changes=1)
 
 
 def test_what_this_process_changes_is_no_news(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = News()
-    deaf._of_nft(nft(2, OURS, port=5) + nft(2, ASIDE, port=5) + GENERATION, news)
-    assert news == News()
+    news = ChangeSet()
+    deaf._read_nft(nft(2, OURS, port=5) + nft(2, ASIDE, port=5) + GENERATION, news)
+    assert news == ChangeSet()
 
 
 def test_the_tables_beside_ours_are_told_apart(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = News()
-    deaf._of_nft(nft(2, ASIDE), news)
-    assert (news.aside, news.ours, news.foreign) == (True, False, 0)
+    news = ChangeSet()
+    deaf._read_nft(nft(2, ASIDE), news)
+    assert (news.auxiliary_changed, news.ours_changed, news.foreign_changes) == (True, False, 0)
 
 
 def test_an_author_comes_also_with_a_later_datagram(deaf) -> None:  # type: ignore[no-untyped-def]
-    first, second = News(), News()
-    deaf._of_nft(nft(2, OURS), first)
-    deaf._of_nft(GENERATION, second)
-    assert (first.author.pid, second.author.pid) == (None, 4242)
+    first, second = ChangeSet(), ChangeSet()
+    deaf._read_nft(nft(2, OURS), first)
+    deaf._read_nft(GENERATION, second)
+    assert (first.origin.pid, second.origin.pid) == (None, 4242)
 
 
 @pytest.mark.parametrize(
@@ -659,11 +668,11 @@ def test_an_author_comes_also_with_a_later_datagram(deaf) -> None:  # type: igno
     ],
 )
 def test_a_route_that_leads_out_is_news_unless_it_is_ours(deaf, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
-    news = News()
-    deaf._of_routing(message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), news)
-    assert news == News(routed=told)
+    news = ChangeSet()
+    deaf._read_rtnetlink(message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), news)
+    assert news == ChangeSet(route_added=told)
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 4))
 def test_a_message_that_is_cut_off_does_no_harm(deaf, cut: int) -> None:  # type: ignore[no-untyped-def]
-    deaf._of_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], News())
+    deaf._read_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], ChangeSet())

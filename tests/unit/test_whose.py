@@ -6,24 +6,24 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.holders import Holder
-from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, Listed
+from nftpolicy.kernel.holders import SocketOwner
+from nftpolicy.kernel.sock_diag import TCP, UDP, UDPLITE, InetSocket
 from nftpolicy.netstate.nft import NamedCounter
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Port, Service
 from nftpolicy.runtime.service import whose
 from nftpolicy.runtime.service.whose import (
-    ASTRAY,
-    BORROWED,
-    ELSEWHERE,
     FORGED,
-    OUTSIDE,
+    KERNEL_PORT,
+    OUTSIDE_CGROUP,
     RIGHT,
-    UNANSWERED,
+    UNANSWERED_REPLY,
     UNKNOWN,
     UNMARKED,
-    judge,
-    needed,
+    WRONG_DESTINATION,
+    WRONG_DEVICE,
+    classify_sockets,
+    inodes_to_resolve,
 )
 from nftpolicy.runtime.watch import sockets as socketwatch
 
@@ -69,7 +69,7 @@ def listed(**changes):
         "family": 4, "protocol": UDP, "state": "established", "local": "192.0.2.2", "sport": 40000,
         "remote": "198.51.100.10", "dport": 443, "mark": 1, "uid": 1000, "inode": 7, "cookie": 9,
     }  # fmt: skip
-    return Listed(**(fields | changes))
+    return InetSocket(**(fields | changes))
 
 
 UNCONNECTED = {"state": "close", "local": None, "remote": None, "dport": 0}
@@ -78,9 +78,9 @@ UNCONNECTED = {"state": "close", "local": None, "remote": None, "dport": 0}
 def see(gid=VPN, others=(), **changes):
     """Verdict, who, counter; None if it is not listed."""
     one = listed(**changes)
-    held = {} if gid is None else {7: Holder(42, "program", gid)}
-    found = [each for each in judge([one, *others], POLICY, ADDRESSES, held) if each.socket is one]
-    return (found[0].verdict, found[0].who, found[0].counter) if found else None
+    held = {} if gid is None else {7: SocketOwner(42, "program", gid)}
+    found = [each for each in classify_sockets([one, *others], POLICY, ADDRESSES, held) if each.socket is one]
+    return (found[0].verdict, found[0].owner, found[0].counter) if found else None
 
 
 LISTENER = listed(protocol=TCP, sport=8080, inode=8, mark=0, **(UNCONNECTED | {"state": "listen"}))
@@ -100,20 +100,20 @@ CASES = {
     "nobody's mark": ({"gid": NOBODY}, (FORGED, "", "wan.unentitled")),
     "root's mark": ({"gid": 0, "uid": 0}, (FORGED, "", "wan.unentitled")),
     "nobody's, without": ({"gid": NOBODY, "mark": 0}, None),
-    "bound to a device inside": ({"bound": "mesh7"}, (ASTRAY, "vpn", "wan.stray")),
-    "bound to another uplink": ({"bound": "wwan0"}, (ASTRAY, "vpn", "wan.stray")),
-    "bound to a device that nobody named": ({"bound": "usb0"}, (ASTRAY, "vpn", "unknown-device")),
+    "bound to a device inside": ({"bound": "mesh7"}, (WRONG_DEVICE, "vpn", "wan.stray")),
+    "bound to another uplink": ({"bound": "wwan0"}, (WRONG_DEVICE, "vpn", "wan.stray")),
+    "bound to a device that nobody named": ({"bound": "usb0"}, (WRONG_DEVICE, "vpn", "unknown-device")),
     "bound to lo": ({"bound": "lo"}, None),
     "to this machine": ({"remote": "127.0.0.1", "mark": 0}, None),
     "to an address of this machine": ({"remote": "203.0.113.2", "mark": 0}, None),
     "bound to a loopback address": ({**UNCONNECTED, "local": "::1", "mark": 0}, None),
     "of a user": ({"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 25}, (RIGHT, "mail", "")),
     "to another port": (
-        {"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 26}, (ELSEWHERE, "mail", "wan.unentitled")),
-    "over another protocol": ({"uid": 900, "gid": NOBODY, "dport": 25}, (ELSEWHERE, "mail", "wan.unentitled")),
+        {"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 26}, (WRONG_DESTINATION, "mail", "wan.unentitled")),
+    "over another protocol": ({"uid": 900, "gid": NOBODY, "dport": 25}, (WRONG_DESTINATION, "mail", "wan.unentitled")),
     "to another network": (
         {"uid": 900, "gid": NOBODY, "protocol": TCP, "dport": 25, "remote": "192.0.2.9"},
-        (ELSEWHERE, "mail", "wan.unentitled")),
+        (WRONG_DESTINATION, "mail", "wan.unentitled")),
     "where the group may, but not the user": ({"uid": 900}, (RIGHT, "vpn", "")),
     "of a user, to nobody yet": ({"uid": 900, "gid": NOBODY, **UNCONNECTED}, (RIGHT, "mail", "")),
     "a user's question for a name": ({"uid": 900, "gid": None, "dport": 53}, (RIGHT, "mail", "")),
@@ -122,7 +122,7 @@ CASES = {
     "another thing of the resolver": ({"uid": 700, "gid": 700}, (FORGED, "", "wan.unentitled")),
     "an answer": ({"gid": 0, "protocol": TCP, "sport": 22}, (RIGHT, "answer", "")),
     "a reply that is no answer": (
-        {"gid": 0, "protocol": TCP, "sport": 8080, "others": [LISTENER]}, (UNANSWERED, "", "wan.unanswered")),
+        {"gid": 0, "protocol": TCP, "sport": 8080, "others": [LISTENER]}, (UNANSWERED_REPLY, "", "wan.unanswered")),
     "a marked listener": ({"gid": 0, "protocol": TCP, **UNCONNECTED, "state": "listen"}, None),
     "the service's listener": (
         {"mark": 0, "protocol": TCP, **UNCONNECTED, "state": "listen"}, (RIGHT, "vpn", "")),
@@ -131,11 +131,11 @@ CASES = {
     "of a process that can't be seen": ({"gid": None}, (UNKNOWN, "", "")),
     "of a user who needs no mark": (
         {"uid": 901, "gid": NOBODY, "mark": 0, "protocol": TCP, "dport": 119}, (RIGHT, "news", "")),
-    "of such a user, elsewhere": ({"uid": 901, "gid": NOBODY, "mark": 0}, (ELSEWHERE, "news", "wan.unentitled")),
+    "of such a user, elsewhere": ({"uid": 901, "gid": NOBODY, "mark": 0}, (WRONG_DESTINATION, "news", "wan.unentitled")),
     "of such a user, bound inside": (
-        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "bat0"}, (ASTRAY, "news", "wan.stray")),
+        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "bat0"}, (WRONG_DEVICE, "news", "wan.stray")),
     "of such a user, bound to another uplink": (
-        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "wwan0"}, (ASTRAY, "news", "lte.dropped")),
+        {"uid": 901, "gid": NOBODY, "mark": 0, "bound": "wwan0"}, (WRONG_DEVICE, "news", "lte.dropped")),
     "of such a user, to nobody yet": ({"uid": 901, "gid": NOBODY, "mark": 0, **UNCONNECTED}, (RIGHT, "news", "")),
     "of such a user, marked": (
         {"uid": 901, "gid": NOBODY, "protocol": TCP, "dport": 119}, (RIGHT, "news", "")),
@@ -153,20 +153,20 @@ def test_verdicts(name):
 def test_a_service_that_listens_for_the_mesh_is_right():
     one = listed(protocol=TCP, sport=8080, mark=0)
     listener = evolve(LISTENER, inode=7)
-    found = judge([one, listener], POLICY, ADDRESSES, {7: Holder(1, "d", VPN)})
+    found = classify_sockets([one, listener], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)})
     assert [each.verdict for each in found] == [RIGHT, RIGHT]
 
 
-@pytest.mark.parametrize(("cgroup", "verdict"), [(5, RIGHT), (6, RIGHT), (7, OUTSIDE), (None, RIGHT)])
+@pytest.mark.parametrize(("cgroup", "verdict"), [(5, RIGHT), (6, RIGHT), (7, OUTSIDE_CGROUP), (None, RIGHT)])
 def test_a_service_that_is_marked_by_its_cgroup(cgroup, verdict):
-    found = judge([listed(cgroup=cgroup)], POLICY, ADDRESSES, {7: Holder(1, "d", VPN)}, {"vpn": {5, 6}})
+    found = classify_sockets([listed(cgroup=cgroup)], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)}, {"vpn": {5, 6}})
     assert [one.verdict for one in found] == [verdict]
 
 
 def test_the_wrong_ones_come_first():
     sockets = [listed(cookie=1), listed(cookie=2, mark=0), listed(cookie=3, inode=9)]
-    held = {7: Holder(1, "vpn", VPN), 9: Holder(2, "bad", NOBODY)}
-    found = judge(sockets, POLICY, ADDRESSES, held)
+    held = {7: SocketOwner(1, "vpn", VPN), 9: SocketOwner(2, "bad", NOBODY)}
+    found = classify_sockets(sockets, POLICY, ADDRESSES, held)
     assert [one.verdict for one in found] == [FORGED, UNMARKED, RIGHT]
 
 
@@ -176,34 +176,37 @@ def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
     for _, expected in CASES.values():
         if expected and expected[2]:
             assert expected[2] in counters
-    assert {expected[0] for _, expected in CASES.values() if expected} | {OUTSIDE, BORROWED} == {RIGHT, *whose.MEANINGS}
+    assert {expected[0] for _, expected in CASES.values() if expected} | {OUTSIDE_CGROUP, KERNEL_PORT} == {
+        RIGHT,
+        *whose.MEANINGS,
+    }
 
 
 def test_a_port_of_the_kernels_may_be_used_by_anybody_and_that_is_said():
     ports = (Port("udp", 51820, 51820),)
     lent = evolve(POLICY, service={**POLICY.service, "wg": Service("wan", kernel=True, sport=ports)})
-    cases = ((51820, UDP, BORROWED, "wg"), (51821, UDP, FORGED, ""), (51820, TCP, FORGED, ""))
+    cases = ((51820, UDP, KERNEL_PORT, "wg"), (51821, UDP, FORGED, ""), (51820, TCP, FORGED, ""))
     for sport, protocol, verdict, who in cases:
         one = listed(sport=sport, protocol=protocol)
-        (seen,) = judge([one], lent, ADDRESSES, {7: Holder(1, "x", NOBODY)})
-        assert (seen.verdict, seen.who, bool(seen.counter)) == (verdict, who, verdict == FORGED)
+        (seen,) = classify_sockets([one], lent, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
+        assert (seen.verdict, seen.owner, bool(seen.counter)) == (verdict, who, verdict == FORGED)
 
 
 def test_a_meaning_says_it_in_plain_words():
-    (one,) = judge([listed()], POLICY, ADDRESSES, {7: Holder(1, "x", NOBODY)})
-    assert one.meaning == (
+    (one,) = classify_sockets([listed()], POLICY, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
+    assert one.description == (
         "it has the mark 0x1/0xff, but does not belong to a service of uplink wan; "
         "its packets to that uplink are dropped and counted as wan.unentitled"
     )
-    assert one.program == "x/1"
+    assert one.process_label == "x/1"
     assert one.as_json()["gid"] == NOBODY
 
 
 def test_only_holders_that_decide_are_looked_for():
     sockets = [listed(inode=1), listed(inode=2, mark=0), listed(inode=3, remote="127.0.0.1"), listed(inode=0)]
-    assert needed(sockets, POLICY, ADDRESSES) == {1, 2}
+    assert inodes_to_resolve(sockets, POLICY, ADDRESSES) == {1, 2}
     users = evolve(POLICY, service={"mail": POLICY.service["mail"]})
-    assert needed([*sockets, listed(inode=4, mark=0, uid=900)], users, ADDRESSES) == {1, 4}
+    assert inodes_to_resolve([*sockets, listed(inode=4, mark=0, uid=900)], users, ADDRESSES) == {1, 4}
 
 
 # --- the watch ------------------------------------------------------------------------------------
@@ -229,11 +232,11 @@ class Running:
     def addresses(self):
         return ADDRESSES
 
-    def cgroups(self, paths):
+    def cgroup_numbers(self, paths):
         return {path: set() for path in paths}
 
-    def holders(self, inodes):
-        return {inode: Holder(inode, "program", NOBODY) for inode in inodes}
+    def socket_owners(self, inodes):
+        return {inode: SocketOwner(inode, "program", NOBODY) for inode in inodes}
 
 
 class Stage:
@@ -241,15 +244,15 @@ class Stage:
 
     def __init__(self):
         self.sockets, self.trouble, self.said, self.clock, self.looks = [], "", [], 100.0, 0
-        self.watch = socketwatch.SocketWatch(self, self, select.poll())
+        self.watch = socketwatch.SocketAudit(self, self, select.poll())
 
-    def running(self):
+    def live_sockets(self):
         return Running(self)
 
-    def fresh(self):
+    def new_kernel(self):
         return self
 
-    def say(self, event, facts):
+    def log_event(self, event, facts):
         self.said.append((event, facts))
 
     def now(self):
@@ -259,11 +262,11 @@ class Stage:
         """Let the time pass, and do what is due."""
         self.said.clear()
         self.clock += seconds
-        self.watch.turn(policy)
+        self.watch.process(policy)
         self.looks += self.watch._worker is not None
         while errand := self.watch._worker:
             assert select.select([errand.descriptor], [], [], 10)[0]
-            self.watch.turn(policy)
+            self.watch.process(policy)
         assert {event for event, _ in self.said} <= {"socket", "failed"}
         return [facts for _, facts in self.said]
 
@@ -290,8 +293,8 @@ def test_a_thousand_are_a_few_lines():
     stage = Stage()
     stage.sockets = [forged(number) for number in range(1, 5000)]
     told = stage.turn()
-    assert len(told) == socketwatch.MOST + 1
-    assert told[-1] == {"verdict": FORGED, "more": 1000 - socketwatch.MOST}
+    assert len(told) == socketwatch.MAX_LOG_LINES + 1
+    assert told[-1] == {"verdict": FORGED, "more": 1000 - socketwatch.MAX_LOG_LINES}
     assert stage.turn() == []
 
 
@@ -301,10 +304,10 @@ def test_it_looks_seldom_and_only_while_a_policy_is_held():
     assert stage.turn(None) == []
     assert stage.looks == 0
     stage.turn()
-    assert (stage.looks, stage.watch.due(POLICY)) == (1, stage.clock + socketwatch.EVERY)
+    assert (stage.looks, stage.watch.due(POLICY)) == (1, stage.clock + socketwatch.MIN_PAUSE)
     stage.turn(seconds=1)
     assert stage.looks == 1
-    stage.turn(seconds=socketwatch.EVERY)
+    stage.turn(seconds=socketwatch.MIN_PAUSE)
     assert stage.looks == 2
     stage.turn(evolve(POLICY, name="other"), seconds=1)
     assert stage.looks == 3, "another policy is another judgement"
@@ -323,7 +326,7 @@ def test_a_failure_is_told_once():
 
 def test_the_end_leaves_no_child():
     stage = Stage()
-    stage.watch.turn(POLICY)
+    stage.watch.process(POLICY)
     assert stage.watch._worker is not None
     stage.watch.cancel()
     assert stage.watch._worker is None

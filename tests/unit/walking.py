@@ -4,8 +4,8 @@ from ipaddress import ip_interface, ip_network
 
 import pytest
 
-from nftpolicy.model.packet import Packet, number
-from nftpolicy.model.walk import Model, Walk
+from nftpolicy.model.packet import Packet, parse_address
+from nftpolicy.model.walk import Model, Trace
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Chain, Hook, Match, Meta, Rule, Table
 from nftpolicy.netstate.routing import IpRule, Route, Sysctl
@@ -66,12 +66,12 @@ def connected(device: str, family: int, table: int = MAIN) -> Route:
 
 def packet(family: int, to: str | None = None, **others: object) -> Packet:
     """Return an unmarked UDP packet of user nobody to the server."""
-    destination = number(to or at.SERVER[family])
+    destination = parse_address(to or at.SERVER[family])
     return Packet(family, destination, **{"uid": NOBODY, "gid": NOBODY, **others})
 
 
-def walk(state: NetState, sent: Packet) -> Walk:
-    return Model(state).walk(sent)
+def walk(state: NetState, sent: Packet) -> Trace:
+    return Model(state).trace(sent)
 
 
 def end(state: NetState, sent: Packet) -> str:

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from ..namespace import namespace_cookie
+from ..namespace import netns_cookie
 from . import assembler as asm
 from .assembler import Op, assemble
 from .syscall import SETSOCKOPT, SOCK_CREATE, AttachType
@@ -157,7 +157,7 @@ def _allow_name(device: str, otherwise: str) -> list[Op | str]:
 
 def program_name() -> str:
     """Return the name of the programs of this network namespace, by which nftpolicy finds them again."""
-    return f"nftp.{namespace_cookie() & 0xFFFFFFFFFF:x}"
+    return f"nftp.{netns_cookie() & 0xFFFFFFFFFF:x}"
 
 
 def service_programs(value: int, mask: int, confine: Sequence[str] | None) -> dict[AttachType, bytes]:
@@ -166,7 +166,7 @@ def service_programs(value: int, mask: int, confine: Sequence[str] | None) -> di
     `value` and `mask` are its mark. `confine` are the devices that it may name; None allows all
     devices.
     """
-    cookie = namespace_cookie()
+    cookie = netns_cookie()
     programs = {SOCK_CREATE: mark_program(value, mask, cookie)}
     if confine is not None:
         programs[SETSOCKOPT] = confine_program(value, mask, confine, cookie)

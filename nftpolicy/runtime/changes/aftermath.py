@@ -8,20 +8,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from attrs import evolve, frozen
 
-from ...kernel.closing import Running
-from ...kernel.conntrack import Flow
+from ...kernel.closing import LiveSockets
+from ...kernel.conntrack import ConntrackEntry
 from ...kernel.errors import Unavailable
-from ...kernel.sock_diag import CLOSED, NOT_SUPPORTED, TCP, Listed
+from ...kernel.sock_diag import CLOSED, NOT_SUPPORTED, TCP, InetSocket
 from ...policy.objects import Policy
 from ..ownership import Addresses
 from .stale import (
-    Stale,
     StaleFlow,
+    StaleSocket,
     changed_marks,
+    inodes_needing_group,
     stale_flows,
     stale_sockets,
     uplink_addresses,
-    whose_group,
 )
 
 _MOST_SHOWN = 5  # sockets or flows with the same reason
@@ -36,7 +36,7 @@ _UDP = "a UDP socket cannot be closed from outside: its program got an error, an
 
 
 @frozen
-class Aftermath:
+class CleanupReport:
     """Report of a cleanup.
 
     `closed`: destroyed sockets; `udp_aborted`: UDP sockets; their programs got an error;
@@ -44,39 +44,39 @@ class Aftermath:
     reason; `errors`: messages about operations that failed.
     """
 
-    closed: tuple[Stale, ...] = ()
-    told: tuple[Stale, ...] = ()
-    flows: tuple[StaleFlow, ...] = ()
-    left: tuple[tuple[Stale, str], ...] = ()
-    faults: tuple[str, ...] = ()
+    closed: tuple[StaleSocket, ...] = ()
+    udp_aborted: tuple[StaleSocket, ...] = ()
+    deleted_flows: tuple[StaleFlow, ...] = ()
+    left_open: tuple[tuple[StaleSocket, str], ...] = ()
+    errors: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """Return the report for the user; no lines if nothing was stale."""
         lines = [
             *_group_lines("closed", "connection", [(item.why, item.socket) for item in self.closed]),
-            *_group_lines("aborted", "UDP socket", [(item.why, item.socket) for item in self.told]),
+            *_group_lines("aborted", "UDP socket", [(item.why, item.socket) for item in self.udp_aborted]),
         ]
-        if self.told:
+        if self.udp_aborted:
             lines.append(f"  {_UDP}")
-        deleted = [(item.why, item.flow) for item in self.flows]
+        deleted = [(item.why, item.flow) for item in self.deleted_flows]
         lines += _group_lines("deleted", "conntrack entry", deleted)
-        for reason in dict.fromkeys(reason for _, reason in self.left):
-            same = [(item.why, item.socket) for item, other in self.left if other == reason]
+        for reason in dict.fromkeys(reason for _, reason in self.left_open):
+            same = [(item.why, item.socket) for item, other in self.left_open if other == reason]
             lines += [*_group_lines("left open", "socket", same), f"  {reason}"]
-        return [*lines, *self.faults]
+        return [*lines, *self.errors]
 
 
 def _group_lines(
     done: str,
     noun: str,
-    items: Sequence[tuple[str, Listed | Flow]],
+    items: Sequence[tuple[str, InetSocket | ConntrackEntry]],
 ) -> Iterator[str]:
     """Yield a headline for each reason, then its sockets or flows."""
     for why in dict.fromkeys(why for why, _ in items):
         group = [item for other, item in items if other == why]
         yield f"{done} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
         for item in group[:_MOST_SHOWN]:
-            user = f", user {item.uid}" if isinstance(item, Listed) else ""
+            user = f", user {item.uid}" if isinstance(item, InetSocket) else ""
             yield f"  {item}{user}"
         if len(group) > _MOST_SHOWN:
             yield f"  and {len(group) - _MOST_SHOWN} more"
@@ -86,39 +86,39 @@ def _plural(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
-def close_stale(running: Running, before: Policy | None, after: Policy | None) -> Aftermath:
+def close_stale(running: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
     """Close the sockets and flows that follow `before`, now that `after` is in force.
 
     None is no policy. Failures of the kernel are in the report's `errors`, never raised.
     """
     if before == after:
-        return Aftermath()
-    report = Aftermath()
+        return CleanupReport()
+    report = CleanupReport()
     try:
         report = _close_sockets(running, before, after)
     except (Unavailable, OSError) as error:
         fault = f"the sockets that follow the old policy were not closed: {error}"
-        report = evolve(report, faults=(*report.faults, fault))
+        report = evolve(report, errors=(*report.errors, fault))
     try:
-        return evolve(report, flows=_delete_flows(running, before, after))
+        return evolve(report, deleted_flows=_delete_flows(running, before, after))
     except (Unavailable, OSError) as error:
         fault = f"the conntrack entries that follow the old policy were not deleted: {error}"
-        return evolve(report, faults=(*report.faults, fault))
+        return evolve(report, errors=(*report.errors, fault))
 
 
-def _close_sockets(running: Running, before: Policy | None, after: Policy | None) -> Aftermath:
+def _close_sockets(running: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
     sockets, addresses = running.sockets(), running.addresses()
-    groups = running.groups(whose_group(sockets, before, after))
-    closable: list[Stale] = []
-    left: list[tuple[Stale, str]] = []
-    for item in stale_sockets(sockets, before, after, addresses, groups, running.leads):
+    groups = running.owner_groups(inodes_needing_group(sockets, before, after))
+    closable: list[StaleSocket] = []
+    left: list[tuple[StaleSocket, str]] = []
+    for item in stale_sockets(sockets, before, after, addresses, groups, running.egress_device):
         reason = _reason_to_stay(item.socket)
         if reason:
             left.append((item, reason))
         else:
             closable.append(item)
-    closed: list[Stale] = []
-    aborted: list[Stale] = []
+    closed: list[StaleSocket] = []
+    aborted: list[StaleSocket] = []
     faults: list[str] = []
     with _suppress_resets(running, closable, before, after, addresses) as fault:
         if fault:
@@ -133,10 +133,10 @@ def _close_sockets(running: Running, before: Policy | None, after: Policy | None
                 (closed if item.socket.protocol == TCP else aborted).append(item)
             elif result == NOT_SUPPORTED:
                 left.append((item, _NO_DESTROY))
-    return Aftermath(tuple(closed), tuple(aborted), left=tuple(left), faults=tuple(faults))
+    return CleanupReport(tuple(closed), tuple(aborted), left_open=tuple(left), errors=tuple(faults))
 
 
-def _reason_to_stay(socket: Listed) -> str | None:
+def _reason_to_stay(socket: InetSocket) -> str | None:
     """Return the reason why a socket must not be closed, or None."""
     if socket.state == "listen":
         return _LISTENS
@@ -144,8 +144,8 @@ def _reason_to_stay(socket: Listed) -> str | None:
 
 
 def _suppress_resets(
-    running: Running,
-    closable: list[Stale],
+    running: LiveSockets,
+    closable: list[StaleSocket],
     before: Policy | None,
     after: Policy | None,
     addresses: Addresses,
@@ -160,11 +160,11 @@ def _suppress_resets(
     sources = uplink_addresses(addresses, after) if before is None else {}
     uplinks = after.uplink if after else {}
     devices = [device for uplink in uplinks.values() for device in uplink.devices]
-    return running.muffled(marks, sources, devices)
+    return running.suppress_resets(marks, sources, devices)
 
 
 def _delete_flows(
-    running: Running,
+    running: LiveSockets,
     before: Policy | None,
     after: Policy | None,
 ) -> tuple[StaleFlow, ...]:
@@ -172,4 +172,4 @@ def _delete_flows(
         return ()
     marks = changed_marks(before, after)
     flows = [flow for mark in marks for flow in running.flows(mark.value, mark.mask)]
-    return tuple(item for item in stale_flows(flows, before, after) if running.forget(item.flow))
+    return tuple(item for item in stale_flows(flows, before, after) if running.delete_flow(item.flow))

@@ -13,20 +13,20 @@ from contextlib import suppress
 from attrs import Factory, evolve, frozen
 
 from ...compiler import names
-from ...compiler.compile import Machine, compile_policy
-from ...compiler.sysctls import sysctls
-from ...kernel.errors import Refused
+from ...compiler.compile import HostFacts, compile_policy
+from ...compiler.sysctls import required_sysctls
+from ...kernel.errors import StepRefused
 from ...kernel.interface import Kernel
 from ...netstate.changes import Step, SysctlChange
-from ...netstate.routing import PROTOCOL, Sysctl
+from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
 from ...netstate.state import NetState
-from ...planner.plan import Plan, plan, writable
+from ...planner.plan import Plan, plan, writable_part
 from ...policy.objects import Policy
-from .journal import Unfinished
-from .memory import Memory
+from .journal import InconsistentState
+from .memory import StateDir
 
 
-class NotHeld(Exception):
+class ReadBackMismatch(Exception):
     """The steps succeeded, but the kernel reads back another state; the steps were undone.
 
     `missing` is the plan from the state read back to the desired state.
@@ -37,7 +37,7 @@ class NotHeld(Exception):
         super().__init__("the kernel accepted every step, but reads back another state")
 
 
-class StillChanged(Unfinished):
+class RollbackFailed(InconsistentState):
     """A step failed, and the state before it could not be restored. The guard stays in force.
 
     `missing` is the plan that would restore that state.
@@ -48,12 +48,12 @@ class StillChanged(Unfinished):
         super().__init__("a step failed, and the previous state could not be restored completely")
 
 
-Done = Callable[[], None]
+OnStep = Callable[[], None]
 _RESTORE_ATTEMPTS = 3
 
 
 @frozen
-class Prospect:
+class PlannedChange:
     """A planned change: the observed state, the desired state, and the plan between them.
 
     `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
@@ -64,38 +64,38 @@ class Prospect:
     observed: NetState
     desired: NetState
     plan: Plan
-    unhooked: frozenset[str] = frozenset()
-    ports: Mapping[str, Sequence[str]] = Factory(dict)
+    devices_without_link_guard: frozenset[str] = frozenset()
+    bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
 
 
-def prospect(kernel: Kernel, policy: Policy, memory: Memory) -> Prospect:
+def plan_change(kernel: Kernel, policy: Policy, memory: StateDir) -> PlannedChange:
     """Read the kernel and plan to apply `policy`. Changes nothing."""
-    original = memory.sysctls()
-    observed = observe(kernel, [sysctl.path for sysctl in sysctls(policy)] + list(original))
+    original = memory.saved_sysctls()
+    observed = read_own_state(kernel, [sysctl.path for sysctl in required_sysctls(policy)] + list(original))
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     has_table = observed.table("netdev", names.TABLE) is not None
-    link_guard = has_table or kernel.takes_link_guard("lo")
+    link_guard = has_table or kernel.supports_egress_hook("lo")
     unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
     ports = kernel.bridge_ports(devices)
-    desired = compile_policy(policy, Machine(ports, link_guard, unhooked))
+    desired = compile_policy(policy, HostFacts(ports, link_guard, unhooked))
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set, and this one does not set, get their original values.
     set_now = {sysctl.path for sysctl in desired.sysctls}
     restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
     desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
-    return Prospect(observed, desired, plan(observed, desired), unhooked, ports)
+    return PlannedChange(observed, desired, plan(observed, desired), unhooked, ports)
 
 
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:
     """Return the absent devices that this kernel cannot hook (before about Linux 6.18)."""
     hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
-    absent = set(devices) - hooked - kernel.links()
-    return frozenset(device for device in absent if not kernel.takes_link_guard(device))
+    absent = set(devices) - hooked - kernel.device_names()
+    return frozenset(device for device in absent if not kernel.supports_egress_hook(device))
 
 
-def observe(kernel: Kernel, paths: list[str]) -> NetState:
+def read_own_state(kernel: Kernel, paths: list[str]) -> NetState:
     """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`."""
-    return kernel.observe(names.TABLE, names.FAMILIES, PROTOCOL, paths)
+    return kernel.read_own(names.TABLE, names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
 def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
@@ -104,7 +104,7 @@ def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
     return evolve(state, rules=rules, routes=routes)
 
 
-def apply(kernel: Kernel, planned: Prospect, memory: Memory, on_step: Done = lambda: None) -> None:
+def apply_change(kernel: Kernel, planned: PlannedChange, memory: StateDir, on_step: OnStep = lambda: None) -> None:
     """Execute a planned change; `on_step` is called after each step.
 
     Raises:
@@ -112,27 +112,27 @@ def apply(kernel: Kernel, planned: Prospect, memory: Memory, on_step: Done = lam
         RollbackFailed: the previous state could not be restored; the guard stays in force.
     """
     set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
-    memory.remember_sysctls({step.new.path: step.old for step in set_sysctls})
-    carry_out(kernel, planned.plan, on_step, planned.observed)
-    read_back = observe(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
+    memory.save_sysctls({step.new.path: step.old for step in set_sysctls})
+    run_plan(kernel, planned.plan, on_step, planned.observed)
+    read_back = read_own_state(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
     missing = plan(read_back, planned.desired)
     if missing.steps:
-        undo(kernel, list(planned.plan.steps), planned.observed)
-        raise NotHeld(missing)
+        roll_back(kernel, list(planned.plan.steps), planned.observed)
+        raise ReadBackMismatch(missing)
 
 
-def release_prospect(kernel: Kernel, memory: Memory) -> Prospect:
+def plan_release(kernel: Kernel, memory: StateDir) -> PlannedChange:
     """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
-    original = memory.sysctls()
-    observed = observe(kernel, list(original))
+    original = memory.saved_sysctls()
+    observed = read_own_state(kernel, list(original))
     desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
-    return Prospect(observed, desired, plan(observed, desired))
+    return PlannedChange(observed, desired, plan(observed, desired))
 
 
-def carry_out(
+def run_plan(
     kernel: Kernel,
     planned: Plan,
-    on_step: Done = lambda: None,
+    on_step: OnStep = lambda: None,
     observed: NetState | None = None,
 ) -> None:
     """Run the steps in order; after a refusal or an interrupt, undo the steps that were run.
@@ -146,19 +146,19 @@ def carry_out(
     completed: list[Step] = []
     for step in planned.steps:
         try:
-            kernel.carry_out(step)
-        except Refused:
-            undo(kernel, completed, observed)
+            kernel.apply_step(step)
+        except StepRefused:
+            roll_back(kernel, completed, observed)
             raise
         except BaseException:
             # Interrupted: this step may have been executed.
-            undo(kernel, [*completed, step], observed)
+            roll_back(kernel, [*completed, step], observed)
             raise
         completed.append(step)
         on_step()
 
 
-def undo(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:
+def roll_back(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:
     """Run the inverses of `completed`, last first; an inverse that is refused is skipped.
 
     `observed` is the state to restore: differences that remain are planned and repaired.
@@ -170,18 +170,18 @@ def undo(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = 
     if observed is None:
         return
     paths = [sysctl.path for sysctl in observed.sysctls]
-    previous = evolve(observed, tables=tuple(writable(table) for table in observed.tables))
+    previous = evolve(observed, tables=tuple(writable_part(table) for table in observed.tables))
     for _ in range(_RESTORE_ATTEMPTS):
-        missing = plan(observe(kernel, paths), previous)
+        missing = plan(read_own_state(kernel, paths), previous)
         if not missing.steps:
             return
         _run_ignoring_refusals(kernel, missing.steps)
-    missing = plan(observe(kernel, paths), previous)
+    missing = plan(read_own_state(kernel, paths), previous)
     if missing.steps:
-        raise StillChanged(missing)
+        raise RollbackFailed(missing)
 
 
 def _run_ignoring_refusals(kernel: Kernel, steps: Sequence[Step]) -> None:
     for step in steps:
-        with suppress(Refused):
-            kernel.carry_out(step)
+        with suppress(StepRefused):
+            kernel.apply_step(step)

@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING
 from attrs import Factory, evolve, frozen
 
 from ...compiler import names
-from ...compiler.compile import Machine
+from ...compiler.compile import HostFacts
 from ...kernel.interface import Kernel
 from ...netstate.changes import NftOperation, NftTransaction
 from ...netstate.nft import Table
 from ...policy.objects import Policy
-from .apply import Prospect, apply, carry_out, prospect, release_prospect
-from .history import of_this_namespace as history
-from .journal import Interrupted, Text
-from .memory import Memory
-from .unproved import NotProved
+from .apply import PlannedChange, apply_change, plan_change, plan_release, run_plan
+from .history import current_history as history
+from .journal import InterruptedChange, PolicySource
+from .memory import StateDir
+from .unproved import PolicyNotProved
 
 if TYPE_CHECKING:
-    from ...proof.stages import Stage
-    from .way import Way
+    from ...proof.stages import StateProof
+    from .way import ProvedOrder
 
 PROVED = "proved"
-Load = Callable[[Text], Policy]  # a policy from its source; raises PolicyError
+PolicyLoader = Callable[[PolicySource], Policy]  # a policy from its source; raises PolicyError
 
 
 @frozen
-class Wanted:
+class TargetPolicy:
     """A policy to apply, and its source, which later changes start from."""
 
     policy: Policy
-    text: Text
+    source: PolicySource
 
 
 @frozen
-class Options:
+class ChangeOptions:
     """Options of a change.
 
     `wait`: seconds to wait for another process that holds the lock. `via_block`: block the uplinks
@@ -48,70 +48,70 @@ class Options:
 
     wait: float = 0
     via_block: bool = False
-    despite_others: bool = False
+    ignore_foreign: bool = False
 
 
 @frozen
-class Outlook:
+class CheckedPlan:
     """A planned change with its proof.
 
     `order` is None if nothing has to be done; `previous` is the policy that is most likely in
     force; `interrupted` is an earlier change that was not completed.
     """
 
-    found: Prospect
-    way: Way | None
-    before: Policy | None
-    interrupted: Interrupted | None = None
+    planned: PlannedChange
+    order: ProvedOrder | None
+    previous: Policy | None
+    interrupted: InterruptedChange | None = None
 
     @property
-    def steps(self) -> int:
+    def step_count(self) -> int:
         """The number of steps."""
-        return len(self.found.plan.steps)
+        return len(self.planned.plan.steps)
 
 
 @frozen
-class Carried:
+class ChangeReport:
     """Report of a change, in lines for the user: warnings, and the connections that were closed."""
 
     warnings: tuple[str, ...] = ()
-    closed: tuple[str, ...] = ()
+    cleanup_lines: tuple[str, ...] = ()
 
 
 @frozen
-class Changer:
+class PolicyApplier:
     """Changes the policy of one network namespace.
 
     `load` parses the source of a policy that was applied before.
     """
 
     kernel: Kernel
-    memory: Memory
-    load: Load
-    options: Options = Factory(Options)
+    state_dir: StateDir
+    load: PolicyLoader
+    options: ChangeOptions = Factory(ChangeOptions)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock of the network namespace in the block. Raises Locked."""
-        with self.memory.alone(self.options.wait):
+        with self.state_dir.lock(self.options.wait):
             yield
 
-    def outlook(self, target: Wanted | None) -> Outlook:
+    def check(self, target: TargetPolicy | None) -> CheckedPlan:
         """Plan and prove a change; None is a release. Changes nothing, and needs no lock.
 
         Raises:
             PolicyNotProved: the new policy is not safe.
             NoSafeOrder: it is, but no order of the steps is.
         """
-        interrupted = self.memory.journal.interrupted()
+        interrupted = self.state_dir.journal.interrupted()
         earlier = list(self._earlier_policies(interrupted))
         before = earlier[0] if earlier else None
         if target is not None:
-            planned = prospect(self.kernel, target.policy, self.memory)
+            planned = plan_change(self.kernel, target.policy, self.state_dir)
         else:
-            planned = release_prospect(self.kernel, self.memory)
+            planned = plan_release(self.kernel, self.state_dir)
         if not planned.plan.steps and not self._block_tables():
-            return Outlook(planned, None, before, interrupted)
+            return CheckedPlan(planned, None, before, interrupted)
         # The model is a third of all imports; an apply without steps does not need it.
         from .way import prove_desired
 
@@ -120,27 +120,27 @@ class Changer:
             after = target.policy
             proof = prove_desired(planned, after, self.kernel.ip_families())
             if proof.verdict != PROVED:
-                raise NotProved(proof)
+                raise PolicyNotProved(proof)
         order = self._safe_order(planned, earlier, after)
-        return Outlook(evolve(planned, plan=order.plan), order, before, interrupted)
+        return CheckedPlan(evolve(planned, plan=order.plan), order, before, interrupted)
 
-    def _safe_order(self, planned: Prospect, earlier: list[Policy], after: Policy | None) -> Way:
+    def _safe_order(self, planned: PlannedChange, earlier: list[Policy], after: Policy | None) -> ProvedOrder:
         tables: tuple[Table, ...] = ()
         if self.options.via_block:
-            from ...compiler.block import block
+            from ...compiler.block import block_tables
 
             hooks = any(table.family == "netdev" for table in planned.desired.tables)
-            machine = Machine(planned.ports, hooks, planned.unhooked)
+            machine = HostFacts(planned.bridge_ports, hooks, planned.devices_without_link_guard)
             policies = [policy for policy in (*earlier, after) if policy is not None]
-            tables = block(policies, machine)
-        from .way import find
+            tables = block_tables(policies, machine)
+        from .way import find_safe_order
 
-        ignore_foreign = self.options.despite_others or after is None
-        return find(self.kernel, planned, earlier, after, tables, ignore_foreign)
+        ignore_foreign = self.options.ignore_foreign or after is None
+        return find_safe_order(self.kernel, planned, earlier, after, tables, ignore_foreign)
 
-    def _earlier_policies(self, interrupted: Interrupted | None) -> Iterator[Policy]:
+    def _earlier_policies(self, interrupted: InterruptedChange | None) -> Iterator[Policy]:
         """Yield the policies that may be in force, the likeliest first."""
-        sources = [self.memory.policy()]
+        sources = [self.state_dir.policy()]
         if interrupted is not None:
             sources += [interrupted.after, interrupted.before]
         for source in sources:
@@ -150,13 +150,13 @@ class Changer:
                 except ValueError:
                     continue  # for example, a group that it names was deleted
 
-    def carry_out(
+    def apply(
         self,
-        checked: Outlook,
-        target: Wanted | None,
+        checked: CheckedPlan,
+        target: TargetPolicy | None,
         why: str = "apply",
         repeats: int | None = None,
-    ) -> Carried:
+    ) -> ChangeReport:
         """Execute a checked change and add it to the history. The caller holds the lock.
 
         `why` is the reason in the history, `repeats` the number of the entry that is applied again.
@@ -167,27 +167,27 @@ class Changer:
             OSError: the journal could not be written, so nothing was begun.
         """
         begun = time.monotonic()
-        if not checked.steps:
+        if not checked.step_count:
             self._unblock()
-            self.memory.journal.clear()
-            return Carried(tuple(self._record(target, why, repeats, begun)))
-        before = self.memory.policy()
+            self.state_dir.journal.clear()
+            return ChangeReport(tuple(self._record(target, why, repeats, begun)))
+        before = self.state_dir.policy()
         if before is None and checked.interrupted is not None:
             before = checked.interrupted.before
-        after = target.text if target is not None else None
-        with self.memory.journal.of(checked.steps, before, after) as writer:
+        after = target.source if target is not None else None
+        with self.state_dir.journal.record(checked.step_count, before, after) as writer:
             if target is None:
-                carry_out(self.kernel, checked.found.plan, writer.done, checked.found.observed)
+                run_plan(self.kernel, checked.planned.plan, writer.count_step, checked.planned.observed)
             else:
-                apply(self.kernel, checked.found, self.memory, writer.done)
+                apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
             self._unblock()
             warnings = tuple(self._record(target, why, repeats, begun))
-        cleanup = self._close_stale(checked.before, target.policy if target is not None else None)
-        return Carried(warnings, tuple(cleanup))
+        cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
+        return ChangeReport(warnings, tuple(cleanup))
 
     def _close_stale(self, before: Policy | None, after: Policy | None) -> list[str]:
         """Close the connections that run on the old policy; return the report's lines."""
-        running = self.kernel.running()
+        running = self.kernel.live_sockets()
         if running is None:
             return []
         from .aftermath import close_stale
@@ -199,7 +199,7 @@ class Changer:
         """Delete the block of an earlier process; the state in force was proved without it."""
         if tables := self._block_tables():
             operations = tuple(NftOperation("delete", *table.key, table) for table in tables)
-            self.kernel.carry_out(NftTransaction(operations, ()))
+            self.kernel.apply_step(NftTransaction(operations, ()))
 
     def _block_tables(self) -> list[Table]:
         keys = sorted(key for key in self.kernel.table_names() if key[1] == names.BLOCK_TABLE)
@@ -207,7 +207,7 @@ class Changer:
 
     def _record(
         self,
-        target: Wanted | None,
+        target: TargetPolicy | None,
         why: str,
         repeats: int | None,
         begun: float,
@@ -215,20 +215,20 @@ class Changer:
         """Save the policy in force and add it to the history; yield a warning for each failure."""
         try:
             if target is None:
-                self.memory.forget()
+                self.state_dir.clear()
             else:
-                self.memory.remember_policy(*target.text)
+                self.state_dir.save_policy(*target.source)
         except OSError as error:
             yield (
-                f"{self.memory.folder}: cannot be written ({error.strerror}); "
+                f"{self.state_dir.directory}: cannot be written ({error.strerror}); "
                 "pass the policy file to 'nftpolicy status' from now on"
             )
         if target is None:
             return
         try:
-            history(self.memory).add(
+            history(self.state_dir).add(
                 target.policy.name,
-                *target.text,
+                *target.source,
                 verdict=PROVED,
                 seconds=time.monotonic() - begun,
                 why=why,
@@ -238,20 +238,20 @@ class Changer:
             yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")
 
 
-def failures(ways: Iterable[Way]) -> Iterator[tuple[Way, int, Stage]]:
+def first_failures(orders: Iterable[ProvedOrder]) -> Iterator[tuple[ProvedOrder, int, StateProof]]:
     """Yield the first state of each order that is not proved, with its number.
 
     States of our own objects come before states with the foreign rulesets.
     """
-    for order in ways:
-        for states in (order.own, order.whole):
+    for order in orders:
+        for states in (order.own_proofs, order.full_proofs):
             failed = _first_failure(states)
             if failed is not None:
                 yield order, *failed
                 break
 
 
-def _first_failure(states: Iterable[Stage]) -> tuple[int, Stage] | None:
+def _first_failure(states: Iterable[StateProof]) -> tuple[int, StateProof] | None:
     for number, state in enumerate(states):
         if state.verdict not in ("", PROVED):
             return number, state

@@ -29,13 +29,24 @@ from ...kernel.interface import Kernel
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock, is_locked
 from . import pending
-from .apply import observe
+from .apply import read_own_state
 from .history import History
-from .journal import Unfinished
-from .memory import Busy, Memory
-from .pending import APPLYING, FAILED, WAITING, Back, Declined, Gone, NotDue, Pending, Process, process
+from .journal import InconsistentState
+from .memory import Locked, StateDir
+from .pending import (
+    APPLYING,
+    FAILED,
+    WAITING,
+    AlreadyResolved,
+    ConfirmError,
+    NotExpired,
+    PendingConfirm,
+    ProcessRef,
+    RollbackTarget,
+    process_ref,
+)
 
-SHORTEST, LONGEST = 1, 86_400  # seconds to confirm in
+MIN_SECONDS, MAX_SECONDS = 1, 86_400  # seconds to confirm in
 _POLL_INTERVAL = 0.2  # seconds
 _START_TIMEOUT = 30.0  # seconds until the process must be ready
 _APPLIER_TIMEOUT = 60.0  # seconds after the deadline until a process that still applies is killed
@@ -54,12 +65,12 @@ _PATH_VARIABLES = ("NFTPOLICY_STATE", "NFTPOLICY_LIB")
 _NOT_READY = "nothing was changed, since the process that would roll back is not ready"
 
 # A context that is entered while the lock of the state directory is held.
-Around = Callable[[], AbstractContextManager[None]]
-GoBack = Callable[[Around], None]
+ConfirmContext = Callable[[], AbstractContextManager[None]]
+RollBack = Callable[[ConfirmContext], None]
 
 
 @frozen
-class Order:
+class TimerConfig:
     """Configuration of the timer's process, which it reads from standard input.
 
     `target` is the rollback target, None for a release; `applier` the process that applies.
@@ -67,17 +78,17 @@ class Order:
 
     token: str
     seconds: float
-    back: Back | None
-    applier: Process
+    target: RollbackTarget | None
+    applier: ProcessRef
 
 
 # --- the process that applies --------------------------------------------------------------
 
 
 @contextmanager
-def confirmed_within(
+def roll_back_unless_confirmed(
     kernel: Kernel,
-    memory: Memory,
+    memory: StateDir,
     history: History,
     seconds: float,
     notify: Callable[[str], None],
@@ -93,33 +104,33 @@ def confirmed_within(
         was
             changed.
     """
-    pending.refuse(memory)
+    pending.require_none_pending(memory)
     target = _rollback_target(kernel, memory, history)
     token = _start(memory, seconds, target)
-    target_text = pending.RELEASE if target is None else str(target)
+    target_text = pending.RELEASE_TEXT if target is None else str(target)
     notify(f"without 'nftpolicy confirm' within {seconds:g} s, nftpolicy rolls back to {target_text}")
     try:
         yield
-    except Unfinished:
+    except InconsistentState:
         raise
     except BaseException:
-        pending.end(memory, token)
+        pending.remove_pending(memory, token)
         raise
-    waiting = pending.update(memory, token, state=WAITING, **pending.from_now(seconds))
-    if waiting is None or not watched(memory):
-        raise Declined(
+    waiting = pending.update_pending(memory, token, state=WAITING, **pending.deadline_fields(seconds))
+    if waiting is None or not is_running(memory):
+        raise ConfirmError(
             "the policy is applied, but the process that would roll back has ended: "
             "'nftpolicy confirm' keeps the policy, 'nftpolicy rollback' restores the previous one"
         )
 
 
-def _rollback_target(kernel: Kernel, memory: Memory, history: History) -> Back | None:
+def _rollback_target(kernel: Kernel, memory: StateDir, history: History) -> RollbackTarget | None:
     """Return the policy in force, or None without one. Raises ConfirmError if it is not known."""
     source = memory.policy()
     if source is None:
-        own = observe(kernel, [])
+        own = read_own_state(kernel, [])
         if own.tables or own.rules or own.routes:
-            raise Declined(
+            raise ConfirmError(
                 "objects of nftpolicy are in the kernel, but their policy is not known, so there is "
                 "no policy to roll back to: apply the old policy again, then this one"
             )
@@ -127,17 +138,17 @@ def _rollback_target(kernel: Kernel, memory: Memory, history: History) -> Back |
     file, text = source
     number = None
     with suppress(OSError):
-        entry = history.read().of_text(text)
+        entry = history.read().find_by_text(text)
         number = entry.number if entry else None
-    return Back(number, file, text.decode())
+    return RollbackTarget(number, file, text.decode())
 
 
-def _start(memory: Memory, seconds: float, target: Back | None) -> str:
+def _start(memory: StateDir, seconds: float, target: RollbackTarget | None) -> str:
     """Start the timer's process, wait until it is ready, and return its token.
 
     Raises ConfirmError.
     """
-    order = Order(uuid4().hex, seconds, target, process(os.getpid()))
+    order = TimerConfig(uuid4().hex, seconds, target, process_ref(os.getpid()))
     package = str(Path(__file__).parents[3])
     present = [name for name in _PATH_VARIABLES if name in os.environ]
     absolute = {name: str(Path(os.environ[name]).absolute()) for name in present}
@@ -152,27 +163,27 @@ def _start(memory: Memory, seconds: float, target: Back | None) -> str:
             env={**os.environ, **absolute},
         )
     except OSError as error:
-        raise Declined(f"{_NOT_READY}: it cannot be started: {error.strerror}") from None
+        raise ConfirmError(f"{_NOT_READY}: it cannot be started: {error.strerror}") from None
     with worker:
         try:
             output = _send_config(worker, _encode(order))
             if not output.endswith(_READY):
                 message = output.decode(errors="replace").strip().removeprefix("nftpolicy: ")
-                raise Declined(f"{_NOT_READY}: {message or 'exited without output'}")
+                raise ConfirmError(f"{_NOT_READY}: {message or 'exited without output'}")
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
-            pending.end(memory, order.token)
+            pending.remove_pending(memory, order.token)
             raise
     return order.token
 
 
-def _encode(order: Order) -> bytes:
+def _encode(order: TimerConfig) -> bytes:
     """Return the configuration as JSON, for `read_config`."""
     config = {
         "token": order.token,
         "seconds": order.seconds,
-        "target": None if order.back is None else asdict(order.back),
+        "target": None if order.target is None else asdict(order.target),
         "applier": asdict(order.applier),
     }
     return json.dumps(config).encode()
@@ -199,14 +210,14 @@ def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
 # --- the timer's process -------------------------------------------------------------------
 
 
-def take_order() -> Order:
+def read_config() -> TimerConfig:
     """Read the configuration from standard input, and continue in an orphaned child process.
 
     Raises ValueError.
     """
     config = json.loads(sys.stdin.buffer.read())
-    target = None if config["target"] is None else Back(**config["target"])
-    order = Order(config["token"], config["seconds"], target, Process(**config["applier"]))
+    target = None if config["target"] is None else RollbackTarget(**config["target"])
+    order = TimerConfig(config["token"], config["seconds"], target, ProcessRef(**config["applier"]))
     if os.fork():
         os._exit(0)
     return order
@@ -222,7 +233,7 @@ class _StopFlag:
         self.is_set = True
 
 
-def stand(memory: Memory, order: Order, roll_back: GoBack, ready: Callable[[], None]) -> None:
+def run_timer(memory: StateDir, config: TimerConfig, roll_back: RollBack, ready: Callable[[], None]) -> None:
     """Wait for the deadline and then roll back; return as soon as the policy is confirmed.
 
     `ready` reports to the process that applies.
@@ -235,36 +246,36 @@ def stand(memory: Memory, order: Order, roll_back: GoBack, ready: Callable[[], N
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop.handle_signal)
-    memory.folder.mkdir(parents=True, exist_ok=True)
+    memory.directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive_lock(memory.folder / _LOCK, wait=0))
+            stack.enter_context(exclusive_lock(memory.directory / _LOCK, wait=0))
         except LockTimeout:
-            raise Declined("another process waits for a confirmation") from None
-        new = Pending(
-            order.token,
+            raise ConfirmError("another process waits for a confirmation") from None
+        new = PendingConfirm(
+            config.token,
             APPLYING,
-            order.seconds,
-            back=order.back,
-            applier=order.applier,
-            deadman=process(os.getpid()),
-            **pending.from_now(order.seconds),
+            config.seconds,
+            back=config.target,
+            applier=config.applier,
+            deadman=process_ref(os.getpid()),
+            **pending.deadline_fields(config.seconds),
         )
-        pending.begin(memory, new)
+        pending.create_pending(memory, new)
         try:
             ready()
         except OSError:
-            pending.end(memory, order.token)  # the applying process ended before its first step
+            pending.remove_pending(memory, config.token)  # the applying process ended before its first step
             return
-        _log(memory, f"started: rolls back to {new.goal} unless confirmed within {order.seconds:g} s")
+        _log(memory, f"started: rolls back to {new.target_text} unless confirmed within {config.seconds:g} s")
         try:
-            _wait_and_roll_back(memory, order.token, roll_back, stop)
+            _wait_and_roll_back(memory, config.token, roll_back, stop)
         except Exception as error:
             _log(memory, f"ended by {type(error).__name__}: {error}")
             raise
 
 
-def say_ready() -> None:
+def report_ready() -> None:
     """Report readiness to the process that applies, and close every file shared with it.
 
     Raises OSError if that process has ended.
@@ -276,62 +287,62 @@ def say_ready() -> None:
     os.close(null)
 
 
-def _wait_and_roll_back(memory: Memory, token: str, roll_back: GoBack, stop: _StopFlag) -> None:
+def _wait_and_roll_back(memory: StateDir, token: str, roll_back: RollBack, stop: _StopFlag) -> None:
     failures = 0
     while (current := _read_own(memory, token)) is not None:
         if not stop.is_set and current.remaining() > 0:
             time.sleep(_POLL_INTERVAL)
             continue
         try:
-            roll_back(partial(pending.claimed, memory, token, partial(_is_due, stop)))
-        except (Gone, NotDue):
+            roll_back(partial(pending.rolling_back, memory, token, partial(_is_due, stop)))
+        except (AlreadyResolved, NotExpired):
             continue
-        except Busy:
+        except Locked:
             _kill_stuck_applier(memory, current)
             time.sleep(_POLL_INTERVAL)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            _log(memory, f"rollback to {current.goal} failed: {reason}")
+            _log(memory, f"rollback to {current.target_text} failed: {reason}")
             if failures == len(_RETRY_DELAYS):
-                pending.update(memory, token, state=FAILED, reason=reason)
+                pending.update_pending(memory, token, state=FAILED, reason=reason)
                 _log(memory, "giving up; the unconfirmed policy stays in force, with its guard")
                 return
             time.sleep(_RETRY_DELAYS[failures])
             failures += 1
         else:
             cause = "terminated" if stop.is_set else "not confirmed"
-            _log(memory, f"{cause}: rolled back to {current.goal}")
+            _log(memory, f"{cause}: rolled back to {current.target_text}")
             return
     _log(memory, "ended: the policy was confirmed, or rolled back by another process")
 
 
-def _is_due(stop: _StopFlag, current: Pending) -> bool:
+def _is_due(stop: _StopFlag, current: PendingConfirm) -> bool:
     return stop.is_set or current.remaining() <= 0
 
 
-def _read_own(memory: Memory, token: str) -> Pending | None:
+def _read_own(memory: StateDir, token: str) -> PendingConfirm | None:
     """Return the pending confirmation with this token, or None if it has ended."""
-    current = pending.pending(memory)
+    current = pending.read_pending(memory)
     return current if current is not None and current.token == token else None
 
 
-def _kill_stuck_applier(memory: Memory, current: Pending) -> None:
+def _kill_stuck_applier(memory: StateDir, current: PendingConfirm) -> None:
     """Kill a process that still applies long after the deadline (stopped by ^Z, for example)."""
     if current.state != APPLYING or current.remaining() > -_APPLIER_TIMEOUT:
         return
     with suppress(OSError):
         handle = os.pidfd_open(current.applier.pid)
         try:
-            if current.applier.alive():
+            if current.applier.is_alive():
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
                 _log(memory, f"killed process {current.applier.pid}, which was still applying")
         finally:
             os.close(handle)
 
 
-def _log(memory: Memory, message: str) -> None:
+def _log(memory: StateDir, message: str) -> None:
     """Append a line to the log, and drop old lines beyond its size. Write errors are ignored."""
-    path = memory.folder / _LOG
+    path = memory.directory / _LOG
     with suppress(OSError):
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         line = f"{now} [{os.getpid()}] {message[:_LONGEST_MESSAGE]}\n"
@@ -345,28 +356,28 @@ def _log(memory: Memory, message: str) -> None:
 # --- other processes -----------------------------------------------------------------------
 
 
-def watched(memory: Memory) -> bool:
+def is_running(memory: StateDir) -> bool:
     """Return True if a timer's process runs in this network namespace: it holds a lock."""
-    return is_locked(memory.folder / _LOCK)
+    return is_locked(memory.directory / _LOCK)
 
 
-def overdue(memory: Memory) -> str | None:
+def describe_problem(memory: StateDir) -> str | None:
     """Return what is wrong with a pending confirmation, or None if nothing is.
 
     Its timer's process has ended, its rollback failed, or its file is damaged.
     """
     try:
-        current = pending.pending(memory)
-    except Declined as damaged:
+        current = pending.read_pending(memory)
+    except ConfirmError as damaged:
         return str(damaged)
     if current is None:
         return None
     if current.state == FAILED:
         return (
             f"the policy in force was not confirmed until {current.until}, and the rollback to "
-            f"{current.goal} failed: {current.reason}; 'nftpolicy rollback' tries again"
+            f"{current.target_text} failed: {current.reason}; 'nftpolicy rollback' tries again"
         )
-    if watched(memory):
+    if is_running(memory):
         return None
     late = current.remaining() <= 0
     verb = "had" if late else "has"
@@ -375,6 +386,6 @@ def overdue(memory: Memory) -> str | None:
         keep = "'nftpolicy confirm' keeps it, "
     return (
         f"the policy in force {verb} to be confirmed until {current.until}, and the process that "
-        f"would roll back to {current.goal} has ended: {keep}'nftpolicy rollback' restores the "
+        f"would roll back to {current.target_text} has ended: {keep}'nftpolicy rollback' restores the "
         "previous policy"
     )

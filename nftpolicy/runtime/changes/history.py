@@ -21,11 +21,11 @@ from attrs import asdict, field, fields, frozen, validators
 
 from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
-from ..paths import kept
-from .memory import Memory
+from ..paths import persistent_dir
+from .memory import StateDir
 
-KEEP = 50  # entries
-KEEP_BYTES = 64 << 20  # of all entries together; the newest two are kept, however large
+MAX_ENTRIES = 50  # entries
+MAX_BYTES = 64 << 20  # of all entries together; the newest two are kept, however large
 _LARGEST_ENTRY = 160 << 20  # bytes: a policy of 64 MiB, with each line feed as two characters
 _ENTRY_MODE, _DIRECTORY_MODE = 0o600, 0o700
 _ALWAYS_KEPT = 2  # entries, whatever their size
@@ -39,7 +39,7 @@ def _now() -> datetime:
 
 
 @frozen
-class Entry:
+class HistoryEntry:
     """A policy that was in force. The field names are the keys of its JSON file.
 
     `time` is UTC, ISO 8601; `file` the name that the policy was read from; `seconds` the duration
@@ -64,13 +64,13 @@ class Entry:
         """The text of the policy in bytes, as it was read."""
         return self.text.encode()
 
-    def facts(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return all fields but the text, for JSON that is printed."""
         return {name: value for name, value in asdict(self).items() if name != "text"}
 
 
 @frozen
-class Damaged:
+class DamagedEntry:
     """A file of an entry that cannot be read, and the reason."""
 
     path: Path
@@ -78,32 +78,32 @@ class Damaged:
 
 
 @frozen
-class Shelf:
+class HistorySnapshot:
     """Content of the history directory: the entries by number, and the damaged files."""
 
-    entries: tuple[Entry, ...]
-    damaged: tuple[Damaged, ...]
+    entries: tuple[HistoryEntry, ...]
+    damaged: tuple[DamagedEntry, ...]
 
-    def entry(self, number: int) -> Entry | None:
+    def entry(self, number: int) -> HistoryEntry | None:
         """Return the entry of this number, or None."""
         return next((entry for entry in self.entries if entry.number == number), None)
 
-    def of_text(self, text: bytes) -> Entry | None:
+    def find_by_text(self, text: bytes) -> HistoryEntry | None:
         """Return the newest entry of a policy with this text, or None."""
         return next((entry for entry in reversed(self.entries) if entry.data == text), None)
 
-    def before(self, text: bytes) -> Entry | None:
+    def previous(self, text: bytes) -> HistoryEntry | None:
         """Return the entry that was in force before the policy with this text, or None.
 
         An entry that repeats an older one has the position of the older one. So two rollbacks in a
         row go two policies back, and never forward again.
         """
-        present = self.of_text(text)
+        present = self.find_by_text(text)
         position = self._position(present) if present else None
         older = [entry for entry in self.entries if position is None or entry.number < position]
         return next((entry for entry in reversed(older) if entry.data != text), None)
 
-    def _position(self, entry: Entry) -> int:
+    def _position(self, entry: HistoryEntry) -> int:
         """Return the number of the oldest entry that an entry repeats, or its own."""
         while entry.of is not None and entry.of < entry.number:
             repeated = self.entry(entry.of)
@@ -117,40 +117,40 @@ class Shelf:
 class History:
     """The history directory: one JSON file for each entry, as 000012.json."""
 
-    folder: Path
+    directory: Path
     now: Callable[[], datetime] = _now
 
-    def read(self) -> Shelf:
+    def read(self) -> HistorySnapshot:
         """Return all entries and the damaged files.
 
         Raises OSError if the directory cannot be read.
         """
-        entries: list[Entry] = []
-        damaged: list[Damaged] = []
+        entries: list[HistoryEntry] = []
+        damaged: list[DamagedEntry] = []
         for number, path in self._files():
             try:
                 entries.append(_read_entry(path, number))
             except FileNotFoundError:
                 continue  # another process dropped it as too old
             except _READ_ERRORS as error:
-                damaged.append(Damaged(path, _reason(error)))
-        return Shelf(tuple(entries), tuple(damaged))
+                damaged.append(DamagedEntry(path, _reason(error)))
+        return HistorySnapshot(tuple(entries), tuple(damaged))
 
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[HistoryEntry, ...]:
         """Return the readable entries, the newest last."""
         return self.read().entries
 
-    def entry(self, number: int) -> Entry | None:
+    def entry(self, number: int) -> HistoryEntry | None:
         """Return the entry of this number, or None."""
         return self.read().entry(number)
 
-    def last_good(self) -> Entry | None:
+    def last_good(self) -> HistoryEntry | None:
         """Return the newest readable entry, or None."""
         return next(reversed(self.entries()), None)
 
     def path(self, number: int) -> Path:
         """Return the path of an entry's file."""
-        return self.folder / f"{number:06}.json"
+        return self.directory / f"{number:06}.json"
 
     def add(
         self,
@@ -161,7 +161,7 @@ class History:
         seconds: float,
         why: str,
         of: int | None = None,
-    ) -> Entry:
+    ) -> HistoryEntry:
         """Add the policy that is in force now, and return its entry.
 
         If the newest entry has the same text, nothing is added and that entry is returned.
@@ -174,7 +174,7 @@ class History:
             last = self._newest(files)
             if last is not None and last.data == data:
                 return last
-            entry = Entry(
+            entry = HistoryEntry(
                 number=1 + max((number for number, _ in files), default=0),
                 time=self.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
                 policy=policy,
@@ -182,7 +182,7 @@ class History:
                 sha256=hashlib.sha256(data).hexdigest(),
                 verdict=verdict,
                 seconds=round(seconds, 3),
-                who=who(),
+                who=invoking_user(),
                 why=why,
                 of=of,
                 text=data.decode(),
@@ -195,12 +195,12 @@ class History:
     def _files(self) -> list[tuple[int, Path]]:
         """Return number and path of the entries' files, by number."""
         try:
-            candidates = [(path, _NAME.match(path.name)) for path in self.folder.iterdir()]
+            candidates = [(path, _NAME.match(path.name)) for path in self.directory.iterdir()]
         except FileNotFoundError:
             return []
         return sorted((int(match[1]), path) for path, match in candidates if match)
 
-    def _newest(self, files: list[tuple[int, Path]]) -> Entry | None:
+    def _newest(self, files: list[tuple[int, Path]]) -> HistoryEntry | None:
         """Return the entry of the last file, or None if there is no file or it is damaged."""
         if not files:
             return None
@@ -214,25 +214,25 @@ class History:
 
     def _drop_old(self) -> None:
         """Remove the oldest entries beyond the limits. A file that cannot be removed stays."""
-        for unfinished in self.folder.glob(".*.json.new"):  # of a process that was killed
+        for unfinished in self.directory.glob(".*.json.new"):  # of a process that was killed
             with suppress(OSError):
                 unfinished.unlink()
         newest_first, total = self._files()[::-1], 0
         for index, (_, path) in enumerate(newest_first):
             with suppress(OSError):
                 total += path.stat().st_size
-                if index >= KEEP or (index >= _ALWAYS_KEPT and total > KEEP_BYTES):
+                if index >= MAX_ENTRIES or (index >= _ALWAYS_KEPT and total > MAX_BYTES):
                     path.unlink()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock on the directory, which all network namespaces share. Waits."""
-        self.folder.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-        with exclusive_lock(self.folder):
+        self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        with exclusive_lock(self.directory):
             yield
 
 
-def of_this_namespace(memory: Memory) -> History:
+def current_history(memory: StateDir) -> History:
     """Return the history of the network namespace that this process is in.
 
     $NFTPOLICY_STATE moves the history together with the state directory, unless $NFTPOLICY_LIB is
@@ -241,11 +241,11 @@ def of_this_namespace(memory: Memory) -> History:
     if moved := os.environ.get("NFTPOLICY_LIB"):
         return History(Path(moved))
     if "NFTPOLICY_STATE" in os.environ or not _in_namespace_of_init():
-        return History(memory.folder / "history")
-    return History(Path(kept()))
+        return History(memory.directory / "history")
+    return History(Path(persistent_dir()))
 
 
-def who() -> str:
+def invoking_user() -> str:
     """Return the name of the user who ran sudo, or the number of this process's user."""
     return os.environ.get("SUDO_USER") or str(os.getuid())
 
@@ -258,17 +258,17 @@ def _in_namespace_of_init() -> bool:
         return False
 
 
-def _read_entry(path: Path, number: int) -> Entry:
+def _read_entry(path: Path, number: int) -> HistoryEntry:
     """Read the entry in a file. Raises ValueError, TypeError or OSError."""
     if path.stat().st_size > _LARGEST_ENTRY:
         raise ValueError("larger than any policy")
     stored = json.loads(path.read_bytes())
     if not isinstance(stored, dict):
         raise ValueError("not a JSON object")
-    names = [attribute.name for attribute in fields(Entry)]
+    names = [attribute.name for attribute in fields(HistoryEntry)]
     if missing := [name for name in names if name not in stored]:
         raise ValueError(f"{missing[0]!r} is missing")
-    entry = Entry(**{name: stored[name] for name in names})
+    entry = HistoryEntry(**{name: stored[name] for name in names})
     if entry.number != number:
         raise ValueError(f"its content is of entry number {entry.number}")
     if hashlib.sha256(entry.data).hexdigest() != entry.sha256:

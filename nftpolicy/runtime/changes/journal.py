@@ -23,15 +23,15 @@ from ..atomic_file import write_file
 
 APPLY, RELEASE = "apply", "release"
 
-Text = tuple[str, bytes]  # a policy: file name and content
+PolicySource = tuple[str, bytes]  # a policy: file name and content
 
 
-class Unfinished(Exception):
+class InconsistentState(Exception):
     """The kernel holds neither the old nor the new state."""
 
 
 @frozen
-class Interrupted:
+class InterruptedChange:
     """A change that was begun and not completed: at least `done_steps` of `steps` steps were run.
 
     `begun` is in seconds since the epoch; `before` was in force then; `after` is the new policy,
@@ -41,9 +41,9 @@ class Interrupted:
     pid: int
     begun: float
     steps: int
-    done: int
-    before: Text | None
-    after: Text | None
+    done_steps: int
+    before: PolicySource | None
+    after: PolicySource | None
 
     @property
     def kind(self) -> str:
@@ -53,7 +53,7 @@ class Interrupted:
     def __str__(self) -> str:
         name = (self.after or self.before or ("", b""))[0]
         begun = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.begun))
-        progress = f"after {self.done} of {self.steps} steps"
+        progress = f"after {self.done_steps} of {self.steps} steps"
         return f"the {self.kind} of {name} by process {self.pid} at {begun} was interrupted {progress}"
 
 
@@ -64,7 +64,7 @@ class Journal:
     file: Path
 
     @contextmanager
-    def of(self, steps: int, before: Text | None, after: Text | None) -> Iterator[Writer]:
+    def record(self, steps: int, before: PolicySource | None, after: PolicySource | None) -> Iterator[StepCounter]:
         """Record a change before it is begun, and remove the record at the end of the block.
 
         After InconsistentState the record stays.
@@ -82,15 +82,15 @@ class Journal:
         write_file(self.file, f"{json.dumps(head)}\n".encode())
         with self.file.open("a", buffering=1) as out:
             try:
-                yield Writer(out)
-            except Unfinished:
+                yield StepCounter(out)
+            except InconsistentState:
                 raise
             except BaseException:
                 self.clear()
                 raise
         self.clear()
 
-    def interrupted(self) -> Interrupted | None:
+    def interrupted(self) -> InterruptedChange | None:
         """Return the interrupted change, or None.
 
         The caller holds the lock: otherwise the change may still be running.
@@ -98,31 +98,31 @@ class Journal:
         try:
             lines = self.file.read_text().splitlines()
             head = json.loads(lines[0])
-            return Interrupted(
+            return InterruptedChange(
                 pid=int(head["pid"]),
                 begun=float(head["begun"]),
                 steps=int(head["steps"]),
-                done=len(lines) - 1,
+                done_steps=len(lines) - 1,
                 before=_decode(head["before"]),
                 after=_decode(head["after"]),
             )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, IndexError, TypeError):
-            return Interrupted(0, 0.0, 0, 0, None, None)  # damaged: only the fact remains
+            return InterruptedChange(0, 0.0, 0, 0, None, None)  # damaged: only the fact remains
 
     def clear(self) -> None:
         """Remove the journal."""
         self.file.unlink(missing_ok=True)
 
 
-class Writer:
+class StepCounter:
     """Counts completed steps in the journal."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
 
-    def done(self) -> None:
+    def count_step(self) -> None:
         """Record a completed step.
 
         A full disk does not stop the change: recovery does not need the count.
@@ -131,9 +131,9 @@ class Writer:
             self._out.write("done\n")
 
 
-def _encode(source: Text | None) -> list[str] | None:
+def _encode(source: PolicySource | None) -> list[str] | None:
     return None if source is None else [source[0], source[1].decode("utf-8", "surrogateescape")]
 
 
-def _decode(stored: list[str] | None) -> Text | None:
+def _decode(stored: list[str] | None) -> PolicySource | None:
     return None if stored is None else (stored[0], stored[1].encode("utf-8", "surrogateescape"))

@@ -19,41 +19,41 @@ from attrs import asdict, evolve, frozen
 
 from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
-from .memory import Memory
+from .memory import StateDir
 
-FILE = "pending.json"
+PENDING_FILE = "pending.json"
 _LOCK = "pending.lock"
 # States: its policy is being applied; waits to be confirmed; is rolled back; the rollback failed.
-APPLYING, WAITING, GOING_BACK, FAILED = "applying", "waiting", "going back", "failed"
+APPLYING, WAITING, ROLLING_BACK, FAILED = "applying", "waiting", "going back", "failed"
 # Field 22 of proc_pid_stat(5), counted from the field after the program's name (field 3).
 _START_TIME_FIELD = 22 - 3
 
 
-class Declined(Exception):
+class ConfirmError(Exception):
     """The request does not fit the state of confirmation; the message has the command to type."""
 
 
-class Gone(Exception):
+class AlreadyResolved(Exception):
     """The policy was confirmed or rolled back already."""
 
 
-class NotDue(Exception):
+class NotExpired(Exception):
     """The deadline has not passed."""
 
 
 @frozen
-class Process:
+class ProcessRef:
     """A process, identified by PID and start time (clock ticks since the machine started)."""
 
     pid: int
     started: int
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """Return True if this process still runs."""
-        return started(self.pid) == self.started
+        return start_time(self.pid) == self.started
 
 
-def started(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot; None without such a process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
@@ -63,13 +63,13 @@ def started(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[_START_TIME_FIELD])
 
 
-def process(pid: int) -> Process:
+def process_ref(pid: int) -> ProcessRef:
     """Return the identity of a running process."""
-    return Process(pid, started(pid) or 0)
+    return ProcessRef(pid, start_time(pid) or 0)
 
 
 @frozen
-class Back:
+class RollbackTarget:
     """The policy to roll back to: its number in the history or None, its file name, its text."""
 
     number: int | None
@@ -80,11 +80,11 @@ class Back:
         return self.file if self.number is None else f"{self.number} ({self.file})"
 
 
-RELEASE = "no policy (a release, which opens the uplinks)"
+RELEASE_TEXT = "no policy (a release, which opens the uplinks)"
 
 
 @frozen
-class Pending:
+class PendingConfirm:
     """A policy that waits to be confirmed. The field names are the keys of its file.
 
     `token` identifies it; `seconds` is the requested time; `deadline` is in seconds of `boottime`,
@@ -98,21 +98,21 @@ class Pending:
     seconds: float
     deadline: float
     until: str
-    back: Back | None
-    applier: Process
-    deadman: Process
+    back: RollbackTarget | None
+    applier: ProcessRef
+    deadman: ProcessRef
     reason: str = ""
 
     def remaining(self) -> float:
         """Return the seconds until the deadline, negative after it."""
-        return self.deadline - clock()
+        return self.deadline - boottime()
 
     @property
-    def goal(self) -> str:
+    def target_text(self) -> str:
         """The rollback target as text."""
-        return RELEASE if self.back is None else str(self.back)
+        return RELEASE_TEXT if self.back is None else str(self.back)
 
-    def facts(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """Return the fields for JSON that is printed."""
         back: str | dict[str, Any] = "release"
         if self.back is not None:
@@ -127,69 +127,69 @@ class Pending:
         }
 
 
-def clock() -> float:
+def boottime() -> float:
     """Return CLOCK_BOOTTIME in seconds: it runs during suspend, and cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def from_now(seconds: float) -> dict[str, Any]:
+def deadline_fields(seconds: float) -> dict[str, Any]:
     """Return the fields `deadline` and `until` for a deadline in this many seconds."""
     until = datetime.now(UTC) + timedelta(seconds=seconds)
-    return {"deadline": clock() + seconds, "until": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    return {"deadline": boottime() + seconds, "until": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
-def pending(memory: Memory) -> Pending | None:
+def read_pending(memory: StateDir) -> PendingConfirm | None:
     """Read the pending confirmation of this network namespace, or None.
 
     Raises ConfirmError if the file is damaged.
     """
-    path = memory.folder / FILE
+    path = memory.directory / PENDING_FILE
     try:
         stored = json.loads(path.read_bytes())
         back = stored["back"]
-        return Pending(
+        return PendingConfirm(
             **{
                 **stored,
-                "back": None if back is None else Back(**back),
-                "applier": Process(**stored["applier"]),
-                "deadman": Process(**stored["deadman"]),
+                "back": None if back is None else RollbackTarget(**back),
+                "applier": ProcessRef(**stored["applier"]),
+                "deadman": ProcessRef(**stored["deadman"]),
             }
         )
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        raise Declined(
+        raise ConfirmError(
             f"{path}: damaged, so the policy to be confirmed is unknown; remove the file, then run "
             "'nftpolicy apply FILE' or 'nftpolicy rollback N'"
         ) from None
 
 
-def begin(memory: Memory, new: Pending) -> None:
+def create_pending(memory: StateDir, new: PendingConfirm) -> None:
     """Create a pending confirmation. Raises ConfirmError if there is one already."""
     with _locked(memory):
-        _require_none(pending(memory))
+        _require_none(read_pending(memory))
         _write(memory, new)
 
 
-def refuse(memory: Memory) -> None:
+def require_none_pending(memory: StateDir) -> None:
     """Raise ConfirmError if a policy waits to be confirmed, unless its rollback failed."""
-    _require_none(pending(memory))
+    _require_none(read_pending(memory))
 
 
-def _require_none(current: Pending | None) -> None:
+def _require_none(current: PendingConfirm | None) -> None:
     if current is not None and current.state != FAILED:
         left = current.remaining()
         when = f"{left:.0f} s left" if left > 0 else "its time is over"
-        raise Declined(
+        raise ConfirmError(
             f"the policy in force waits to be confirmed ({when}): confirm or rollback first "
             "('nftpolicy confirm' keeps it, 'nftpolicy rollback' restores the previous policy)"
         )
 
 
-def update(memory: Memory, token: str, **values: Any) -> Pending | None:
+def update_pending(memory: StateDir, token: str, **values: Any) -> PendingConfirm | None:
     """Change fields of the pending confirmation and return it; None if it has ended."""
     with _locked(memory):
-        current = pending(memory)
+        current = read_pending(memory)
         if current is None or current.token != token:
             return None
         changed = evolve(current, **values)
@@ -197,50 +197,50 @@ def update(memory: Memory, token: str, **values: Any) -> Pending | None:
         return changed
 
 
-def end(memory: Memory, token: str | None = None) -> Pending | None:
+def remove_pending(memory: StateDir, token: str | None = None) -> PendingConfirm | None:
     """Remove the pending confirmation, with `token` only that one; return it, or None."""
-    if not memory.folder.exists():
+    if not memory.directory.exists():
         return None
     with _locked(memory):
         try:
-            current = pending(memory)
-        except Declined:
+            current = read_pending(memory)
+        except ConfirmError:
             current = None
         if token is not None and (current is None or current.token != token):
             return None
-        (memory.folder / FILE).unlink(missing_ok=True)
+        (memory.directory / PENDING_FILE).unlink(missing_ok=True)
         return current
 
 
-def confirm(memory: Memory) -> Pending:
+def confirm(memory: StateDir) -> PendingConfirm:
     """Keep the policy in force, and return the confirmation.
 
     Raises ConfirmError if no policy waits to be confirmed, or if it is too late.
     """
-    if not memory.folder.exists():
-        raise Declined("no policy is waiting to be confirmed")
+    if not memory.directory.exists():
+        raise ConfirmError("no policy is waiting to be confirmed")
     with _locked(memory):
-        current = pending(memory)
+        current = read_pending(memory)
         if current is None:
-            raise Declined("no policy is waiting to be confirmed")
+            raise ConfirmError("no policy is waiting to be confirmed")
         if current.state == APPLYING:
-            raise Declined(
+            raise ConfirmError(
                 "the policy is not completely applied, so it cannot be confirmed; "
                 "'nftpolicy rollback' restores the previous policy"
             )
         if current.state != WAITING or current.remaining() <= 0:
-            raise Declined(
-                f"too late: the policy had to be confirmed until {current.until}; rolling back to {current.goal}"
+            raise ConfirmError(
+                f"too late: the policy had to be confirmed until {current.until}; rolling back to {current.target_text}"
             )
-        (memory.folder / FILE).unlink()
+        (memory.directory / PENDING_FILE).unlink()
         return current
 
 
 @contextmanager
-def claimed(
-    memory: Memory,
+def rolling_back(
+    memory: StateDir,
     token: str,
-    is_due: Callable[[Pending], bool] = lambda _: True,
+    is_due: Callable[[PendingConfirm], bool] = lambda _: True,
 ) -> Iterator[None]:
     """Roll back in the block: `confirm` is too late from its beginning.
 
@@ -252,36 +252,36 @@ def claimed(
         NotExpired: `is_due` returned False.
     """
     with _locked(memory):
-        before = pending(memory)
+        before = read_pending(memory)
         if before is None or before.token != token:
-            raise Gone
+            raise AlreadyResolved
         if not is_due(before):
-            raise NotDue
-        _write(memory, evolve(before, state=GOING_BACK))
+            raise NotExpired
+        _write(memory, evolve(before, state=ROLLING_BACK))
     try:
         yield
     except BaseException:
         # ROLLING_BACK was left by a process that was killed in its rollback.
-        update(memory, token, state=WAITING if before.state == GOING_BACK else before.state)
+        update_pending(memory, token, state=WAITING if before.state == ROLLING_BACK else before.state)
         raise
-    end(memory, token)
+    remove_pending(memory, token)
 
 
 @contextmanager
-def unless_pending(memory: Memory) -> Iterator[None]:
+def reject_if_pending(memory: StateDir) -> Iterator[None]:
     """Make a change in the block; raise ConfirmError if a policy waits to be confirmed."""
-    refuse(memory)
+    require_none_pending(memory)
     yield
-    end(memory)  # of an earlier policy with a failed rollback
+    remove_pending(memory)  # of an earlier policy with a failed rollback
 
 
-def _write(memory: Memory, new: Pending) -> None:
-    write_file(memory.folder / FILE, json.dumps(asdict(new), indent=1).encode())
+def _write(memory: StateDir, new: PendingConfirm) -> None:
+    write_file(memory.directory / PENDING_FILE, json.dumps(asdict(new), indent=1).encode())
 
 
 @contextmanager
-def _locked(memory: Memory) -> Iterator[None]:
+def _locked(memory: StateDir) -> Iterator[None]:
     """Hold the lock of the file. It is held for moments only, so this waits without limit."""
-    memory.folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(memory.folder / _LOCK):
+    memory.directory.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(memory.directory / _LOCK):
         yield

@@ -7,33 +7,33 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from ...kernel.errors import Refused
-from .apply import NotHeld
-from .change import Carried, Changer, Outlook, Wanted
-from .journal import APPLY, Interrupted, Text, Unfinished
-from .unproved import NotProved, NotSafe
+from ...kernel.errors import StepRefused
+from .apply import ReadBackMismatch
+from .change import ChangeReport, CheckedPlan, PolicyApplier, TargetPolicy
+from .journal import APPLY, InconsistentState, InterruptedChange, PolicySource
+from .unproved import NoSafeOrder, PolicyNotProved
 
-_TRY_NEXT = (Refused, NotHeld, NotProved, NotSafe, ValueError)
+_TRY_NEXT = (StepRefused, ReadBackMismatch, PolicyNotProved, NoSafeOrder, ValueError)
 
 
 @frozen
-class Recovered:
+class RecoveryResult:
     """Result of a recovery: the policy in force now, its checked plan, and the report."""
 
-    wanted: Wanted
-    outlook: Outlook
-    carried: Carried
+    target: TargetPolicy
+    checked: CheckedPlan
+    report: ChangeReport
 
 
-class NoWay(Unfinished):
+class RecoveryFailed(InconsistentState):
     """Neither the new nor the old policy could be applied; the guard stays as it was."""
 
 
 def recover(
-    changer: Changer,
+    changer: PolicyApplier,
     undo: bool = False,
-    tell: Callable[[str], None] = lambda _: None,
-) -> Recovered | None:
+    log: Callable[[str], None] = lambda _: None,
+) -> RecoveryResult | None:
     """Complete or undo an interrupted change. The caller holds the lock.
 
     An interrupted apply is completed, or else undone (with `undo`, the other way round); an
@@ -42,21 +42,21 @@ def recover(
     Raises:
         RecoveryFailed: neither was possible; `log` got the reasons.
     """
-    interrupted = changer.memory.journal.interrupted()
+    interrupted = changer.state_dir.journal.interrupted()
     if interrupted is None:
         return None
-    tell(str(interrupted))
-    for source in _candidates(interrupted, changer.memory.policy(), undo):
+    log(str(interrupted))
+    for source in _candidates(interrupted, changer.state_dir.policy(), undo):
         try:
-            wanted = Wanted(changer.load(source), source)
-            outlook = changer.outlook(wanted)
-            return Recovered(wanted, outlook, changer.carry_out(outlook, wanted, why="recover"))
+            wanted = TargetPolicy(changer.load(source), source)
+            outlook = changer.check(wanted)
+            return RecoveryResult(wanted, outlook, changer.apply(outlook, wanted, why="recover"))
         except _TRY_NEXT as error:
-            tell(f"{source[0]}: {error}")
-    raise NoWay("no policy of the interrupted change can be applied; apply one: nftpolicy apply FILE")
+            log(f"{source[0]}: {error}")
+    raise RecoveryFailed("no policy of the interrupted change can be applied; apply one: nftpolicy apply FILE")
 
 
-def _candidates(interrupted: Interrupted, saved: Text | None, undo: bool) -> list[Text]:
+def _candidates(interrupted: InterruptedChange, saved: PolicySource | None, undo: bool) -> list[PolicySource]:
     """Return the policies to try, in order, without duplicates."""
     ends = [interrupted.before]
     if interrupted.kind == APPLY:

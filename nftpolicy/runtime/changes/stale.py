@@ -15,22 +15,22 @@ from ipaddress import ip_address, ip_network
 
 from attrs import frozen
 
-from ...compiler.exemptions import EXEMPTIONS
-from ...kernel.conntrack import Flow
-from ...kernel.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, Listed
-from ...netstate.nft import AnonymousSet, Match, Payload, Right
+from ...compiler.exemptions import EXEMPTION_MATCHES
+from ...kernel.conntrack import ConntrackEntry
+from ...kernel.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
+from ...netstate.nft import AnonymousSet, Match, MatchRight, Payload
 from ...policy.mark import Mark
 from ...policy.objects import Policy, Service, Uplink
-from ..ownership import Addresses, answers, asks_names, at_home, lets, wearer
+from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
 
-_EgressDevice = Callable[[Listed], str | None]
+_EgressDevice = Callable[[InetSocket], str | None]
 
 
 @frozen
-class Stale:
+class StaleSocket:
     """A socket that follows the old policy, and the reason."""
 
-    socket: Listed
+    socket: InetSocket
     why: str
 
 
@@ -38,18 +38,18 @@ class Stale:
 class StaleFlow:
     """A conntrack entry that follows the old policy, and the reason."""
 
-    flow: Flow
+    flow: ConntrackEntry
     why: str
 
 
 def stale_sockets(
-    sockets: Iterable[Listed],
+    sockets: Iterable[InetSocket],
     before: Policy | None,
     after: Policy | None,
     addresses: Addresses,
     groups: Mapping[int, int] | None = None,
     egress_device: _EgressDevice | None = None,
-) -> list[Stale]:
+) -> list[StaleSocket]:
     """Return the sockets that follow `before`, now that `after` is in force; None is no policy.
 
     `addresses` are those of all devices. `groups` maps the inode of a socket to the group of its
@@ -59,11 +59,11 @@ def stale_sockets(
     if before == after:
         return []
     classifier = _Classifier(before, after, addresses, groups or {}, egress_device)
-    return [Stale(socket, why) for socket in sockets if (why := classifier.why(socket))]
+    return [StaleSocket(socket, why) for socket in sockets if (why := classifier.why(socket))]
 
 
 def stale_flows(
-    flows: Iterable[Flow],
+    flows: Iterable[ConntrackEntry],
     before: Policy | None,
     after: Policy | None,
 ) -> list[StaleFlow]:
@@ -76,8 +76,8 @@ def stale_flows(
         return []
     stale = []
     for flow in flows:
-        owner = wearer(before, flow.mark)
-        if owner and (why := _mark_change(*owner, wearer(after, flow.mark))):
+        owner = uplink_of_mark(before, flow.mark)
+        if owner and (why := _mark_change(*owner, uplink_of_mark(after, flow.mark))):
             stale.append(StaleFlow(flow, why))
     return stale
 
@@ -88,8 +88,8 @@ def changed_marks(before: Policy | None, after: Policy | None) -> list[Mark]:
     return [uplink.mark for uplink in _uplinks(before) if not devices_now.get(uplink.mark, set()) & set(uplink.devices)]
 
 
-def whose_group(
-    sockets: Iterable[Listed],
+def inodes_needing_group(
+    sockets: Iterable[InetSocket],
     before: Policy | None,
     after: Policy | None,
 ) -> set[int]:
@@ -100,13 +100,13 @@ def whose_group(
     if before is None:
         if not any(map(_has_resolver, _uplinks(after))):
             return set()
-        return {socket.inode for socket in sockets if asks_names(socket)}
+        return {socket.inode for socket in sockets if is_dns(socket)}
     marks_before = {uplink.mark for uplink in _uplinks(before)}
     kept_marks = marks_before & {uplink.mark for uplink in _uplinks(after)}
     return {
         socket.inode
         for socket in sockets
-        if socket.connected and socket.mark and any(mark.worn_by(socket.mark) for mark in kept_marks)
+        if socket.is_connected and socket.mark and any(mark.matches(socket.mark) for mark in kept_marks)
     }
 
 
@@ -151,19 +151,19 @@ class _Classifier:
         }
         self._uplink_of_address = uplink_addresses(addresses, after)
 
-    def why(self, socket: Listed) -> str | None:
+    def why(self, socket: InetSocket) -> str | None:
         """Return the reason why a socket is stale, or None."""
-        if at_home(socket, self._own_addresses):
+        if is_local(socket, self._own_addresses):
             return None
         if reason := self._user_route(socket):
             return reason
         if self._before is None:
             return self._pre_policy(socket)
-        owner = wearer(self._before, socket.mark or 0)
+        owner = uplink_of_mark(self._before, socket.mark or 0)
         if owner is None:
             return None
         name, uplink = owner
-        now = wearer(self._after, socket.mark or 0)
+        now = uplink_of_mark(self._after, socket.mark or 0)
         if reason := _mark_change(name, uplink, now):
             if self._after is None and self._keeps_device(socket, uplink):
                 return None
@@ -174,7 +174,7 @@ class _Classifier:
             return None  # it ends by itself, and the guard allows that
         return self._forbidden(socket, name, now[0])
 
-    def _user_route(self, socket: Listed) -> str | None:
+    def _user_route(self, socket: InetSocket) -> str | None:
         """Return a reason for a connection of a user without mark: the policy alone routes it."""
         if not _has_process(socket):
             return None
@@ -186,23 +186,23 @@ class _Classifier:
         if before is None:
             return None
         name, service = before
-        if after and (lets(after[1], socket, None) or not lets(service, socket, None)):
+        if after and (service_allows(after[1], socket, None) or not service_allows(service, socket, None)):
             return None  # it may send now, or might not before either
         assert self._before is not None
         if self._after is None and self._keeps_device(socket, self._before.uplink[name]):
             return None
         return f"user {socket.uid} is not routed to uplink {name} any more, or may not send there"
 
-    def _keeps_device(self, socket: Listed, uplink: Uplink) -> bool:
+    def _keeps_device(self, socket: InetSocket, uplink: Uplink) -> bool:
         """Return True if the socket's packets leave by the uplink also without a policy.
 
         Packets of an unconnected socket are routed one by one, so it need not be closed.
         """
-        if not socket.connected:
+        if not socket.is_connected:
             return True
         return self._egress_device is not None and self._egress_device(socket) in uplink.devices
 
-    def _forbidden(self, socket: Listed, before: str, after: str) -> str | None:
+    def _forbidden(self, socket: InetSocket, before: str, after: str) -> str | None:
         """Return a reason for a connection that the old policy allows and the new one does not."""
         assert self._before is not None
         assert self._after is not None
@@ -213,16 +213,16 @@ class _Classifier:
             return None
         return f"no service of uplink {after} may send there any more"
 
-    def _pre_policy(self, socket: Listed) -> str | None:
+    def _pre_policy(self, socket: InetSocket) -> str | None:
         """Return a reason for an earlier connection that the first policy does not allow."""
         assert self._after is not None
-        if not socket.connected or socket.state == "listen":
+        if not socket.is_connected or socket.state == "listen":
             return None
         if socket.protocol not in (TCP, UDP, UDPLITE):
             return None
-        if asks_names(socket) and (name := self._resolver_client(socket)):
+        if is_dns(socket) and (name := self._resolver_client(socket)):
             return f"its DNS queries go to the resolver of uplink {name} now"
-        if wearer(self._after, socket.mark or 0):
+        if uplink_of_mark(self._after, socket.mark or 0):
             return None
         if socket.bound:
             name = self._uplink_of_device.get(socket.bound)
@@ -231,14 +231,14 @@ class _Classifier:
         if name is None:
             return None
         uplink = self._after.uplink[name]
-        if answers(uplink, socket) or _exempt(uplink, socket):
+        if is_answered(uplink, socket) or _exempt(uplink, socket):
             return None
         user = _unmarked_user(self._after, socket)
-        if user and user[0] == name and lets(user[1], socket, None):
+        if user and user[0] == name and service_allows(user[1], socket, None):
             return None
         return f"it is older than the policy, and has no mark of uplink {name}"
 
-    def _resolver_client(self, socket: Listed) -> str | None:
+    def _resolver_client(self, socket: InetSocket) -> str | None:
         """Return the uplink with a resolver if one of its services certainly opened the socket."""
         assert self._after is not None
         group = self._groups.get(socket.inode)
@@ -250,14 +250,14 @@ class _Classifier:
         return None
 
 
-def _has_process(socket: Listed) -> bool:
+def _has_process(socket: InetSocket) -> bool:
     """Return True for a connection that a process has open."""
-    return bool(socket.connected and socket.state != "listen" and socket.inode)
+    return bool(socket.is_connected and socket.state != "listen" and socket.inode)
 
 
-def _unmarked_user(policy: Policy | None, socket: Listed) -> tuple[str, Service] | None:
+def _unmarked_user(policy: Policy | None, socket: InetSocket) -> tuple[str, Service] | None:
     """Return uplink and service of an unmarked socket if its user needs no mark, or None."""
-    if policy is None or wearer(policy, socket.mark or 0):
+    if policy is None or uplink_of_mark(policy, socket.mark or 0):
         return None
     for service in policy.service.values():
         if service.unmarked and service.user and service.user.number == socket.uid:
@@ -278,22 +278,22 @@ def uplink_addresses(addresses: Addresses, policy: Policy | None) -> dict[str, s
     }
 
 
-def _may_use(policy: Policy, name: str, socket: Listed, group: int | None) -> bool:
+def _may_use(policy: Policy, name: str, socket: InetSocket, group: int | None) -> bool:
     """Return True if the policy may allow this connection on the uplink; True also if unknown."""
     uplink = policy.uplink[name]
-    if answers(uplink, socket):
+    if is_answered(uplink, socket):
         return True
     resolver = uplink.resolver
-    if resolver and socket.uid == resolver.user.number and asks_names(socket):
+    if resolver and socket.uid == resolver.user.number and is_dns(socket):
         return True
     services = (service for service in policy.service.values() if service.uplink == name)
-    return any(lets(service, socket, group) for service in services)
+    return any(service_allows(service, socket, group) for service in services)
 
 
-def _exempt(uplink: Uplink, socket: Listed) -> bool:
+def _exempt(uplink: Uplink, socket: InetSocket) -> bool:
     """Return True if an exemption of the uplink may let the socket's packets leave."""
     for word in uplink.exempt:
-        exemption = EXEMPTIONS[word]
+        exemption = EXEMPTION_MATCHES[word]
         if exemption.family == "ip" and socket.family != 4:
             continue
         if any(all(_may_match(match, socket) for match in matches) for matches in exemption.packets):
@@ -301,7 +301,7 @@ def _exempt(uplink: Uplink, socket: Listed) -> bool:
     return False
 
 
-def _may_match(match: Match, socket: Listed) -> bool:
+def _may_match(match: Match, socket: InetSocket) -> bool:
     """Return True if packets of the socket may match; a field that it does not fix may be any."""
     if not isinstance(match.left, Payload) or match.op != "==":
         return True
@@ -322,7 +322,7 @@ def _may_match(match: Match, socket: Listed) -> bool:
     return value is None or _equals(value, match.right)
 
 
-def _equals(value: int | str, right: Right) -> bool:
+def _equals(value: int | str, right: MatchRight) -> bool:
     if isinstance(right, AnonymousSet):
         return any(_equals(value, item) for item in right.elements if isinstance(item, int | str))
     if isinstance(value, str) and isinstance(right, str):

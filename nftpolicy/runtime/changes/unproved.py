@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...proof.verdict import Proof
-    from .way import Way
+    from .way import ProvedOrder
 
 
-class NotProved(Exception):
+class PolicyNotProved(Exception):
     """The compiled policy could not be proved: the verdict is refuted or unknown."""
 
     def __init__(self, proof: Proof) -> None:
@@ -22,9 +22,9 @@ class NotProved(Exception):
         super().__init__(f"the compiled policy is not proved: {proof.verdict}")
 
 
-class NotSafe(Exception):
+class NoSafeOrder(Exception):
     """Every step order passes through a state that is not proved; `orders` are the orders tried."""
 
-    def __init__(self, ways: Sequence[Way]) -> None:
-        self.ways = tuple(ways)
+    def __init__(self, ways: Sequence[ProvedOrder]) -> None:
+        self.orders = tuple(ways)
         super().__init__("no order of the steps is safe")

@@ -8,16 +8,16 @@ from itertools import chain
 
 from ...netstate import nft, text
 from ...netstate.changes import (
-    Elements,
+    ChainRules,
+    IpRuleChange,
     NftTransaction,
     RouteChange,
     RouteReplacement,
-    RuleChange,
-    Rules,
+    SetElements,
     Step,
     SysctlChange,
 )
-from ...netstate.iproute import route, rule
+from ...netstate.iproute import route_text, rule_text
 from ...netstate.routing import IpRule, Route, Sysctl
 from ...planner.plan import Plan
 
@@ -25,7 +25,7 @@ _MOST_OBJECTS = 6  # that a summary names
 _LINE_LENGTH = 240  # characters of an nft operation, since element lists may be long
 
 
-def lines(todo: Plan) -> list[str]:
+def plan_lines(todo: Plan) -> list[str]:
     """Return the text of a plan, a line each; long element lists are cut."""
     return [line for step in todo.steps for line in step_lines(step)]
 
@@ -34,19 +34,19 @@ def step_lines(step: Step) -> list[str]:
     """Return the text of one step; an nft transaction has one line for each operation."""
     match step:
         case NftTransaction(operations):
-            commands = (line for item in operations for line in text.operation(item).split("\n"))
+            commands = (line for item in operations for line in text.operation_text(item).split("\n"))
             return ["nft transaction:", *(f"    {line[:_LINE_LENGTH]}" for line in commands)]
-        case RuleChange(verb, item):
-            return [f"ip -{item.family} rule {verb} {rule(item)}"]
+        case IpRuleChange(verb, item):
+            return [f"ip -{item.family} rule {verb} {rule_text(item)}"]
         case RouteChange(verb, item):
-            return [f"ip -{item.family} route {verb} {route(item)}"]
+            return [f"ip -{item.family} route {verb} {route_text(item)}"]
         case RouteReplacement(_, item):
-            return [f"ip -{item.family} route replace {route(item)}"]
+            return [f"ip -{item.family} route replace {route_text(item)}"]
         case SysctlChange(old, new):
             return [f"sysctl {new.path.replace('/', '.')} = {new.value} (was {old})"]
 
 
-def summary(steps: Sequence[Step]) -> Iterator[str]:
+def summarize(steps: Sequence[Step]) -> Iterator[str]:
     """Yield the first few changes that steps make, and how many more there are."""
     changes = list(chain.from_iterable(map(_short_lines, steps)))
     yield from changes[:_MOST_OBJECTS]
@@ -57,14 +57,14 @@ def summary(steps: Sequence[Step]) -> Iterator[str]:
 def _short_lines(step: Step) -> list[str]:
     if not isinstance(step, NftTransaction):
         return step_lines(step)
-    return [f"{operation.verb} {describe(operation.object)}" for operation in step.operations]
+    return [f"{operation.verb} {describe_object(operation.object)}" for operation in step.operations]
 
 
-def describe(item: object) -> str:
+def describe_object(item: object) -> str:
     """Return a short description of one object of a plan, as nft or ip write it."""
     match item:
         case nft.Rule():
-            return f"the rule {text.rule(item)!r}"
+            return f"the rule {text.rule_text(item)!r}"
         case nft.Chain(name):
             return f"chain {name}"
         case nft.Set(name):
@@ -73,14 +73,14 @@ def describe(item: object) -> str:
             return f"counter {name}"
         case nft.Table(family, name):
             return f"table {family} {name}"
-        case Elements(nft_set, _):
+        case SetElements(nft_set, _):
             return f"elements of set {nft_set.name}"
-        case Rules(nft_chain, _):
+        case ChainRules(nft_chain, _):
             return f"rules of chain {nft_chain.name}"
         case IpRule():
-            return f"ip -{item.family} rule {rule(item)!r}"
+            return f"ip -{item.family} rule {rule_text(item)!r}"
         case Route():
-            return f"ip -{item.family} route {route(item)!r}"
+            return f"ip -{item.family} route {route_text(item)!r}"
         case Sysctl(path, value):
             return f"sysctl {path.replace('/', '.')} = {value}"
     return ""

@@ -18,14 +18,14 @@ from ...integration.systemd_dropins import ServiceUnit, dropin_text, service_uni
 from ...kernel import cgroup
 from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink
-from ..paths import below
+from ..paths import under_root
 from ..service import preload
-from .units import UNITDIR, checked, resolver
+from .units import UNIT_DIR, require_safe_path, resolver_unit
 
-NAME = "nftpolicy.conf"
+DROPIN_NAME = "nftpolicy.conf"
 # Directories of units, by precedence (systemd.unit(5)).
 _UNIT_DIRECTORIES = (
-    UNITDIR,
+    UNIT_DIR,
     "/run/systemd/system",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
@@ -34,12 +34,12 @@ _UNIT_DIRECTORIES = (
 _COMMAND = re.compile(r"^ExecStart\s*=\s*[-@:+!|]*(/\S+)", re.MULTILINE)
 
 
-class NoDropIn(Exception):
+class DropInError(Exception):
     """A service cannot have a drop-in, or its program cannot be marked; the message has the cause."""
 
 
 @frozen
-class Machine:
+class DropInHost:
     """The machine that the drop-ins are for.
 
     `root` is its root directory, `program` the path of nftpolicy there, `policy_path` that of the
@@ -48,7 +48,7 @@ class Machine:
 
     root: Path
     program: str
-    policy: str
+    policy_path: str
 
 
 @frozen
@@ -56,14 +56,14 @@ class DropIns:
     """Drop-ins: path on the system -> text. `skipped`: service -> reason why it has none."""
 
     texts: Mapping[str, str]
-    without: Mapping[str, str] = Factory(dict)
+    skipped: Mapping[str, str] = Factory(dict)
 
     def files(self) -> dict[str, bytes]:
         """Return path -> content."""
         return {path: text.encode() for path, text in self.texts.items()}
 
 
-def of_policy(policy: Policy, units: Mapping[str, str], directory: str, machine: Machine) -> DropIns:
+def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, machine: DropInHost) -> DropIns:
     """Return the drop-ins of all services, below `directory`.
 
     `units`: service -> unit, for services with another unit than SERVICE.service.
@@ -81,42 +81,42 @@ def of_policy(policy: Policy, units: Mapping[str, str], directory: str, machine:
         if service.kernel:
             without[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
             continue
-        unit = unit_of(units.get(name, name))
-        path = f"{directory.rstrip('/')}/{unit}.d/{NAME}"
+        unit = unit_name(units.get(name, name))
+        path = f"{directory.rstrip('/')}/{unit}.d/{DROPIN_NAME}"
         if path in texts:
-            raise NoDropIn(
+            raise DropInError(
                 f"{unit} is the unit of two services, and a process has one group: name another unit with --unit"
             )
         texts[path] = _text(policy, name, unit, machine)
     return DropIns(texts, without)
 
 
-def _text(policy: Policy, name: str, unit: str, machine: Machine) -> str:
+def _text(policy: Policy, name: str, unit: str, machine: DropInHost) -> str:
     service = policy.service[name]
     uplink = policy.uplink[service.uplink]
     environment: Mapping[str, str] = {}
     if service.marks == "preload":
         _require_preloadable(name, unit, service, machine.root)
         environment = _preload_environment(uplink)
-    after = resolver(service.uplink) if uplink.resolver else None
-    return dropin_text(ServiceUnit(name, policy, after, machine.program, machine.policy, environment))
+    after = resolver_unit(service.uplink) if uplink.resolver else None
+    return dropin_text(ServiceUnit(name, policy, after, machine.program, machine.policy_path, environment))
 
 
 def _preload_environment(uplink: Uplink) -> dict[str, str]:
-    environment = preload.environment(uplink.mark, {})
-    checked(environment["LD_PRELOAD"])
+    environment = preload.preload_environment(uplink.mark, {})
+    require_safe_path(environment["LD_PRELOAD"])
     return environment
 
 
-def unit_of(text: str) -> str:
+def unit_name(text: str) -> str:
     """Return the name of a service's unit; ".service" may be left out. Raises DropInError."""
     unit = service_unit_name(text)
     if unit is None:
-        raise NoDropIn(f"{text!r} is not a valid name of a systemd unit: letters, digits and : _ . \\ @ -")
+        raise DropInError(f"{text!r} is not a valid name of a systemd unit: letters, digits and : _ . \\ @ -")
     return unit
 
 
-def attach(policy: Policy, name: str) -> None:
+def attach_to_own_cgroup(policy: Policy, name: str) -> None:
     """Attach the marking programs of a service to the cgroup of the calling unit.
 
     Raises:
@@ -125,18 +125,18 @@ def attach(policy: Policy, name: str) -> None:
     """
     service = policy.service[name]
     uplink = policy.uplink[service.uplink]
-    path = own_cgroup(Path("/proc/self/cgroup").read_text())
+    path = parse_unit_cgroup(Path("/proc/self/cgroup").read_text())
     devices = uplink.devices if service.confine else None
     cgroup.attach(path, uplink.mark.value, uplink.mark.mask, devices)
     for family in (socket.AF_INET, socket.AF_INET6):
-        marks = cgroup.own_sockets(family).values()
-        if not all(uplink.mark.worn_by(mark) for mark in marks):
-            raise NoDropIn(
+        marks = cgroup.own_socket_marks(family).values()
+        if not all(uplink.mark.matches(mark) for mark in marks):
+            raise DropInError(
                 f"service {name}: a new socket does not have the mark {uplink.mark}; run: bpftool cgroup tree"
             )
 
 
-def own_cgroup(text: str) -> str:
+def parse_unit_cgroup(text: str) -> str:
     """Return the cgroup of a unit relative to the root of cgroup v2.
 
     `text` is the content of /proc/PID/cgroup (cgroups(7)) of one of its processes. Raises
@@ -152,21 +152,21 @@ def own_cgroup(text: str) -> str:
 def _require_preloadable(name: str, unit: str, service: Service, root: Path) -> None:
     """Raise DropInError if a program of the unit exists that a library cannot mark."""
     user = service.user.number if service.user else 0
-    for program in programs(unit, root):
-        path = below(root, program)
+    for program in unit_programs(unit, root):
+        path = under_root(root, program)
         if not path.exists():
             continue
-        why = preload.refusal(path, user)
+        why = preload.refusal_reason(path, user)
         if why is not None:
-            raise NoDropIn(f'service {name} has marks = "preload", and {why}; write marks = "cgroup"')
+            raise DropInError(f'service {name} has marks = "preload", and {why}; write marks = "cgroup"')
 
 
-def programs(unit: str, root: Path) -> list[str]:
+def unit_programs(unit: str, root: Path) -> list[str]:
     """Return the programs that a unit's file starts; [] without a file or a known program."""
     template = re.sub(r"@[^@]*\.service\Z", "@.service", unit)
     for directory in _UNIT_DIRECTORIES:
         for name in dict.fromkeys((unit, template)):
-            file = below(root, f"{directory}/{name}")
+            file = under_root(root, f"{directory}/{name}")
             if file.is_file():
                 return _COMMAND.findall(file.read_text(errors="replace"))
     return []

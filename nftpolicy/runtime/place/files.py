@@ -13,13 +13,13 @@ from pathlib import Path
 from attrs import Factory, evolve, frozen
 
 from ..atomic_file import sync_directory, temporary_path, write_temporary
-from ..paths import KEPT, MANIFEST, below, kept
+from ..paths import MANIFEST, PERSISTENT_DIR, persistent_dir, under_root
 
 _MODE = 0o644
 
 
 @contextmanager
-def put(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None = None) -> Iterator[None]:
+def replace_files(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None = None) -> Iterator[None]:
     """Replace files, all or none, at the end of the block.
 
     The new files are written and synced beside the old ones before the block runs. An existing file
@@ -97,12 +97,12 @@ def _replace_all(fresh: Mapping[Path, Path]) -> None:
             sync_directory(directory)
 
 
-def digest(content: bytes) -> str:
+def sha256_hex(content: bytes) -> str:
     """Return the SHA-256 of a content in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-class Damaged(Exception):
+class ManifestDamaged(Exception):
     """The manifest of installed files cannot be parsed."""
 
 
@@ -114,43 +114,43 @@ class Manifest:
     """
 
     root: Path
-    folder: str = KEPT
+    directory: str = PERSISTENT_DIR
     files: Mapping[str, str] = Factory(dict)
 
     @classmethod
-    def of(cls, root: Path, folder: str | None = None) -> Manifest:
+    def read(cls, root: Path, folder: str | None = None) -> Manifest:
         """Read the manifest of a system, empty without one. Raises ManifestDamaged, OSError."""
-        empty = cls(root, folder or kept(root))
+        empty = cls(root, folder or persistent_dir(root))
         try:
-            stored = json.loads(empty.place.read_bytes())
+            stored = json.loads(empty.path.read_bytes())
         except FileNotFoundError:
             return empty
         except ValueError:
             stored = None
         if not isinstance(stored, dict) or not all(_is_entry(*item) for item in stored.items()):
-            raise Damaged(
-                f"{empty.place}: the manifest is damaged (not a list of files); "
+            raise ManifestDamaged(
+                f"{empty.path}: the manifest is damaged (not a list of files); "
                 "remove it, and the installed files by hand"
             )
         return evolve(empty, files=stored)
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """The path of the manifest."""
-        return below(self.root, f"{self.folder}/{MANIFEST}")
+        return under_root(self.root, f"{self.directory}/{MANIFEST}")
 
-    def with_(self, files: Mapping[str, bytes]) -> Manifest:
+    def with_files(self, files: Mapping[str, bytes]) -> Manifest:
         """Return the manifest with these files added."""
-        added = {path: digest(content) for path, content in files.items()}
+        added = {path: sha256_hex(content) for path, content in files.items()}
         return evolve(self, files={**self.files, **added})
 
-    def as_file(self) -> dict[Path, bytes]:
+    def as_files(self) -> dict[Path, bytes]:
         """Return path -> content of the manifest."""
-        return {self.place: (json.dumps(dict(sorted(self.files.items())), indent=1) + "\n").encode()}
+        return {self.path: (json.dumps(dict(sorted(self.files.items())), indent=1) + "\n").encode()}
 
-    def has(self, path: str, content: bytes) -> bool:
+    def matches(self, path: str, content: bytes) -> bool:
         """Return True if `path` was installed with this content."""
-        return self.files.get(path) == digest(content)
+        return self.files.get(path) == sha256_hex(content)
 
 
 def _is_entry(path: object, known_digest: object) -> bool:
@@ -159,7 +159,7 @@ def _is_entry(path: object, known_digest: object) -> bool:
     return path.startswith("/") and ".." not in path.split("/")
 
 
-def content_of(path: Path) -> bytes | None:
+def read_if_exists(path: Path) -> bytes | None:
     """Return the content of a file, or None if it does not exist. Raises OSError."""
     try:
         return path.read_bytes()

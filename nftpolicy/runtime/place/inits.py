@@ -8,14 +8,14 @@ from pathlib import Path
 
 from attrs import Factory, frozen
 
-from ..paths import KEPT, KEPT_ON_OPENWRT, kept
+from ..paths import PERSISTENT_DIR, PERSISTENT_DIR_OPENWRT, persistent_dir
 from . import procd, units
 
-Order = tuple[str, ...]  # a program and its arguments
+Command = tuple[str, ...]  # a program and its arguments
 
 
 @frozen
-class Init:
+class InitSystem:
     """An init system.
 
     `render` returns file name -> text for (program, nft, policy), as paths on the system; the files
@@ -27,70 +27,74 @@ class Init:
     """
 
     name: str
-    folder: str
-    texts: Callable[[str, str, str], Mapping[str, str]]
-    names: tuple[str, ...]
-    started: Callable[[Iterable[str]], tuple[str, ...]]
+    directory: str
+    render: Callable[[str, str, str], Mapping[str, str]]
+    file_names: tuple[str, ...]
+    units_to_start: Callable[[Iterable[str]], tuple[str, ...]]
     mode: int
-    kept: str  # the directory for files that outlast a restart
-    running: Path  # exists while this init system runs the machine
-    enabled: str
-    enable: Callable[[Iterable[str]], list[Order]]  # names -> commands that enable and start them
-    disable: Callable[[Iterable[str]], list[Order]]
-    renew: tuple[Order, ...] = ()  # commands after files were written, for running units
-    forget: tuple[Order, ...] = ()  # commands after files were removed
-    links: Mapping[str, str] = Factory(dict)
-    beside: Mapping[str, str] = Factory(dict)
+    persistent_dir: str  # the directory for files that outlast a restart
+    running_marker: Path  # exists while this init system runs the machine
+    enable_link_pattern: str
+    enable_commands: Callable[[Iterable[str]], list[Command]]  # names -> commands that enable and start them
+    disable_commands: Callable[[Iterable[str]], list[Command]]
+    reload_commands: tuple[Command, ...] = ()  # commands after files were written, for running units
+    cleanup_commands: tuple[Command, ...] = ()  # commands after files were removed
+    enable_links: Mapping[str, str] = Factory(dict)
+    extra_files: Mapping[str, str] = Factory(dict)
 
-    def starts(self, path: str) -> bool:
+    def is_startable(self, path: str) -> bool:
         """Return True if the file at this path is a unit or script that can be started."""
-        return Path(path).name in self.names and path not in self.beside
+        return Path(path).name in self.file_names and path not in self.extra_files
 
 
-def instances(name: str) -> str:
+def instance_pattern(name: str) -> str:
     """Return a pattern of the instances of a systemd template; other names are returned as is."""
     return name.replace("@.", "@?*.")
 
 
 _RELOAD = ("systemctl", "daemon-reload")
 
-SYSTEMD = Init(
+SYSTEMD = InitSystem(
     name="systemd",
-    folder=units.UNITDIR,
-    texts=units.units,
-    names=units.NAMES,
-    started=units.started,
+    directory=units.UNIT_DIR,
+    render=units.render_units,
+    file_names=units.UNIT_NAMES,
+    units_to_start=units.units_to_start,
     mode=0o644,
-    kept=KEPT,
-    running=Path("/run/systemd/system"),  # sd_booted(3)
-    enabled="*.wants/{name}",
-    enable=lambda names: [_RELOAD, ("systemctl", "enable", "--quiet", "--now", *names)],
+    persistent_dir=PERSISTENT_DIR,
+    running_marker=Path("/run/systemd/system"),  # sd_booted(3)
+    enable_link_pattern="*.wants/{name}",
+    enable_commands=lambda names: [_RELOAD, ("systemctl", "enable", "--quiet", "--now", *names)],
     # "stop" takes a pattern of the instances of a template, "disable" the template's name.
-    disable=lambda names: [
-        ("systemctl", "stop", *map(instances, names)),
+    disable_commands=lambda names: [
+        ("systemctl", "stop", *map(instance_pattern, names)),
         ("systemctl", "disable", *names),
     ],
-    renew=(_RELOAD, ("systemctl", "try-reload-or-restart", "nftpolicy.service")),
-    forget=(_RELOAD,),
+    reload_commands=(_RELOAD, ("systemctl", "try-reload-or-restart", "nftpolicy.service")),
+    cleanup_commands=(_RELOAD,),
 )
-PROCD = Init(
+PROCD = InitSystem(
     name="procd",
-    folder=procd.FOLDER,
-    texts=procd.scripts,
-    names=procd.NAMES,
-    started=lambda uplinks: procd.NAMES,  # the script starts the resolvers
+    directory=procd.INIT_DIR,
+    render=procd.render_scripts,
+    file_names=procd.SCRIPT_NAMES,
+    units_to_start=lambda uplinks: procd.SCRIPT_NAMES,  # the script starts the resolvers
     mode=0o755,
-    kept=KEPT_ON_OPENWRT,
-    running=Path("/var/run/ubus/ubus.sock"),  # the socket of ubus
-    enabled="../rc.d/[SK][0-9][0-9]{name}",
-    enable=lambda names: [(f"{procd.FOLDER}/{name}", verb) for name in names for verb in ("enable", "start")],
-    disable=lambda names: [(f"{procd.FOLDER}/{name}", verb) for name in names for verb in ("stop", "disable")],
-    links=procd.LINKS,
-    beside=procd.KEEP,
+    persistent_dir=PERSISTENT_DIR_OPENWRT,
+    running_marker=Path("/var/run/ubus/ubus.sock"),  # the socket of ubus
+    enable_link_pattern="../rc.d/[SK][0-9][0-9]{name}",
+    enable_commands=lambda names: [
+        (f"{procd.INIT_DIR}/{name}", verb) for name in names for verb in ("enable", "start")
+    ],
+    disable_commands=lambda names: [
+        (f"{procd.INIT_DIR}/{name}", verb) for name in names for verb in ("stop", "disable")
+    ],
+    enable_links=procd.ENABLE_LINKS,
+    extra_files=procd.SYSUPGRADE_KEEP,
 )
-INITS: Mapping[str, Init] = {init.name: init for init in (SYSTEMD, PROCD)}
+INIT_SYSTEMS: Mapping[str, InitSystem] = {init.name: init for init in (SYSTEMD, PROCD)}
 
 
-def init_of(root: Path) -> Init:
+def detect_init(root: Path) -> InitSystem:
     """Return the init system of a system, by its directory for files that outlast a restart."""
-    return next(init for init in INITS.values() if init.kept == kept(root))
+    return next(init for init in INIT_SYSTEMS.values() if init.persistent_dir == persistent_dir(root))

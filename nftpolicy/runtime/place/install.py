@@ -17,17 +17,17 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from ..paths import below
-from .boot import Tables
-from .files import Manifest, content_of, put
-from .inits import Init, Order, init_of, instances
-from .units import POLICY
+from ..paths import under_root
+from .boot import BootGuard
+from .files import Manifest, read_if_exists, replace_files
+from .inits import Command, InitSystem, detect_init, instance_pattern
+from .units import POLICY_PATH
 
 _NAME = "nftpolicy"
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class Conflict(Exception):
+class FileConflict(Exception):
     """Files exist that were not installed by nftpolicy, or were changed since.
 
     Nothing was written.
@@ -42,21 +42,21 @@ class CommandFailed(Exception):
     """A command of the init system failed; the message has the command and its error."""
 
 
-def found_program(name: str) -> str | None:
+def find_program(name: str) -> str | None:
     """Return the path of a program on this machine, or None."""
     return shutil.which(name) or shutil.which(name, path=_SYSTEM_PATHS)
 
 
-def this_program() -> str | None:
+def own_program() -> str | None:
     """Return the absolute path of nftpolicy, or None if it was started otherwise (python -m)."""
     called = shutil.which(sys.argv[0]) if Path(sys.argv[0]).name == _NAME else None
     beside_python = Path(sys.executable).with_name(_NAME)
-    path = called or (str(beside_python) if beside_python.exists() else None) or found_program(_NAME)
+    path = called or (str(beside_python) if beside_python.exists() else None) or find_program(_NAME)
     return str(Path(path).absolute()) if path else None
 
 
 @frozen
-class Wanted:
+class InstallPlan:
     """The files to install.
 
     `units`: the files of `init`, path on the system -> text; `boot_guard`: the boot guard;
@@ -64,30 +64,30 @@ class Wanted:
     is; `resolver_uplinks`: the uplinks with a resolver.
     """
 
-    init: Init
+    init: InitSystem
     units: Mapping[str, str]
-    tables: Tables | None = None
-    policy: bytes | None = None
-    file: str = POLICY
-    resolvers: tuple[str, ...] = ()
+    boot_guard: BootGuard | None = None
+    policy_content: bytes | None = None
+    policy_path: str = POLICY_PATH
+    resolver_uplinks: tuple[str, ...] = ()
 
     @property
-    def started(self) -> tuple[str, ...]:
+    def units_to_start(self) -> tuple[str, ...]:
         """The names of the units or scripts to enable and start."""
-        return self.init.started(self.resolvers)
+        return self.init.units_to_start(self.resolver_uplinks)
 
     def files(self) -> dict[str, bytes]:
         """Return path -> content of all files; the units last, after the files that they name."""
         files: dict[str, bytes] = {}
-        if self.policy is not None:
-            files[self.file] = self.policy
-        if self.tables is not None:
-            files |= {str(path): content for path, content in self.tables.files().items()}
-        texts = {**self.init.beside, **self.units}
+        if self.policy_content is not None:
+            files[self.policy_path] = self.policy_content
+        if self.boot_guard is not None:
+            files |= {str(path): content for path, content in self.boot_guard.files().items()}
+        texts = {**self.init.extra_files, **self.units}
         return files | {path: text.encode() for path, text in texts.items()}
 
 
-def install(root: Path, plan: Wanted, force: bool = False) -> list[Path]:
+def install(root: Path, plan: InstallPlan, force: bool = False) -> list[Path]:
     """Install all files or none, and return the files written; [] if all were there already.
 
     Raises:
@@ -96,16 +96,16 @@ def install(root: Path, plan: Wanted, force: bool = False) -> list[Path]:
         OSError: a file cannot be written.
     """
     modes = dict.fromkeys(plan.units, plan.init.mode)
-    return place(root, plan.files(), force, {plan.file}, modes, plan.init.kept)
+    return install_files(root, plan.files(), force, {plan.policy_path}, modes, plan.init.persistent_dir)
 
 
-def place(
+def install_files(
     root: Path,
     files: Mapping[str, bytes],
     force: bool = False,
     admin_files: Collection[str] = (),
     modes: Mapping[str, int] | None = None,
-    folder: str | None = None,
+    directory: str | None = None,
 ) -> list[Path]:
     """Install files, all or none, and add them to the manifest. Returns and raises as `install`.
 
@@ -114,38 +114,40 @@ def place(
     `modes` are the modes of new files, 0o644 by default. `directory` is the directory of the
     manifest, if not the system's (runtime/paths.py).
     """
-    manifest = Manifest.of(root, folder)
+    manifest = Manifest.read(root, directory)
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
-        target = below(root, path)
-        present = content_of(target)
+        target = under_root(root, path)
+        present = read_if_exists(target)
         if present == content:
             continue
         fresh[target] = content
-        if present is not None and (path in admin_files or not manifest.has(path, present)):
+        if present is not None and (path in admin_files or not manifest.matches(path, present)):
             conflicts.append(target)
     if conflicts and not force:
-        raise Conflict(conflicts)
+        raise FileConflict(conflicts)
     # A file that the administrator wrote must not be removed by uninstall.
-    ours = {path: content for path, content in files.items() if path not in admin_files or below(root, path) in fresh}
-    listed = manifest.with_(ours)
+    ours = {
+        path: content for path, content in files.items() if path not in admin_files or under_root(root, path) in fresh
+    }
+    listed = manifest.with_files(ours)
     if fresh or listed != manifest:
-        file_modes = {below(root, path): mode for path, mode in (modes or {}).items()}
-        with put({**fresh, **listed.as_file()}, file_modes):
+        file_modes = {under_root(root, path): mode for path, mode in (modes or {}).items()}
+        with replace_files({**fresh, **listed.as_files()}, file_modes):
             pass
     return list(fresh)
 
 
 @frozen
-class Taken:
+class UninstallResult:
     """Result of uninstall: the files removed, and the files kept because they were changed."""
 
     removed: tuple[Path, ...] = ()
     kept: tuple[Path, ...] = ()
 
 
-def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Taken:
+def uninstall(root: Path, purge: bool = False, init: InitSystem | None = None) -> UninstallResult:
     """Remove the installed files that are unchanged; the policy, which release needs, with `purge`.
 
     On the running machine (root "/"), units are stopped and disabled first. The guard stays in the
@@ -155,27 +157,27 @@ def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Take
         CommandFailed, ManifestDamaged, OSError: nothing was removed, or a second run removes the
         rest.
     """
-    init = init or init_of(root)
-    manifest = Manifest.of(root, init.kept)
+    init = init or detect_init(root)
+    manifest = Manifest.read(root, init.persistent_dir)
     removed: dict[str, Path] = {}
     kept: dict[str, Path] = {}
     for path in manifest.files:
-        target = below(root, path)
-        present = content_of(target)
+        target = under_root(root, path)
+        present = read_if_exists(target)
         if present is not None:
-            removable = manifest.has(path, present) and (path != POLICY or purge)
+            removable = manifest.matches(path, present) and (path != POLICY_PATH or purge)
             (removed if removable else kept)[path] = target
     for directory in {target.parent for target in removed.values()}:
         if not os.access(directory, os.W_OK):
             raise OSError(errno.EACCES, "not writable, so nothing was removed", str(directory))
-    is_running = root == Path("/") and init.running.exists()
-    names = [target.name for path, target in removed.items() if init.starts(path)]
+    is_running = root == Path("/") and init.running_marker.exists()
+    names = [target.name for path, target in removed.items() if init.is_startable(path)]
     if names and is_running:
-        order(init.disable(names))
+        run_commands(init.disable_commands(names))
     # Units first: a unit without its files would load no guard.
-    for path, target in sorted(removed.items(), key=lambda item: not init.starts(item[0])):
+    for path, target in sorted(removed.items(), key=lambda item: not init.is_startable(item[0])):
         target.unlink(missing_ok=True)
-        if init.starts(path):
+        if init.is_startable(path):
             _remove_links(target, init)
     _shrink(evolve(manifest, files={path: manifest.files[path] for path in kept}))
     parents = {target.parent for target in removed.values()}
@@ -184,29 +186,29 @@ def uninstall(root: Path, purge: bool = False, init: Init | None = None) -> Take
             with suppress(OSError):
                 directory.rmdir()  # if it is empty
     if is_running and any(target.suffix in (".service", ".conf") for target in removed.values()):
-        order(init.forget)
-    return Taken(tuple(removed.values()), tuple(kept.values()))
+        run_commands(init.cleanup_commands)
+    return UninstallResult(tuple(removed.values()), tuple(kept.values()))
 
 
 def _shrink(manifest: Manifest) -> None:
     """Write a manifest with fewer files, or remove it if no file is left."""
     if manifest.files:
-        with put(manifest.as_file()):
+        with replace_files(manifest.as_files()):
             return
-    if manifest.place.exists():
-        manifest.place.unlink()
+    if manifest.path.exists():
+        manifest.path.unlink()
         with suppress(OSError):
-            manifest.place.parent.rmdir()
+            manifest.path.parent.rmdir()
 
 
-def link(root: Path, init: Init) -> list[Path]:
+def create_enable_links(root: Path, init: InitSystem) -> list[Path]:
     """Create the links by which `init` enables its files, and return the new ones.
 
     For an image, where the commands of `init` cannot run. Raises OSError.
     """
     created = []
-    for path, target in init.links.items():
-        symlink = below(root, path)
+    for path, target in init.enable_links.items():
+        symlink = under_root(root, path)
         if not (symlink.is_symlink() and str(symlink.readlink()) == target):
             symlink.parent.mkdir(parents=True, exist_ok=True)
             symlink.unlink(missing_ok=True)
@@ -215,46 +217,50 @@ def link(root: Path, init: Init) -> list[Path]:
     return created
 
 
-def _remove_links(unit: Path, init: Init) -> None:
+def _remove_links(unit: Path, init: InitSystem) -> None:
     """Remove the links by which a removed unit was enabled."""
-    for symlink in unit.parent.glob(init.enabled.format(name=instances(unit.name))):
+    for symlink in unit.parent.glob(init.enable_link_pattern.format(name=instance_pattern(unit.name))):
         if symlink.is_symlink():
             symlink.unlink()
             with suppress(OSError):
                 symlink.parent.rmdir()
 
 
-def left_over(root: Path, plan: Wanted) -> list[str]:
+def stale_instances(root: Path, plan: InstallPlan) -> list[str]:
     """Return the names of enabled instances that are not to be started any more."""
     init = plan.init
-    directory = below(root, init.folder)
-    templates = [pattern for name in init.names if (pattern := instances(name)) != name]
-    links = {symlink.name for pattern in templates for symlink in directory.glob(init.enabled.format(name=pattern))}
-    return sorted(links - set(plan.started))
+    directory = under_root(root, init.directory)
+    templates = [pattern for name in init.file_names if (pattern := instance_pattern(name)) != name]
+    links = {
+        symlink.name
+        for pattern in templates
+        for symlink in directory.glob(init.enable_link_pattern.format(name=pattern))
+    }
+    return sorted(links - set(plan.units_to_start))
 
 
-def start(plan: Wanted, fresh: bool) -> list[str]:
+def enable_and_start(plan: InstallPlan, fresh: bool) -> list[str]:
     """Enable and start the installed units; `fresh` is True if files were written.
 
     Instances that are left over are stopped and disabled, and their names returned. Raises
     CommandFailed.
     """
     init = plan.init
-    old_instances = left_over(Path("/"), plan)
-    commands: list[Order] = []
+    old_instances = stale_instances(Path("/"), plan)
+    commands: list[Command] = []
     if fresh:
-        commands += init.renew
+        commands += init.reload_commands
     if old_instances:
-        commands += init.disable(old_instances)
-    commands += init.enable(plan.started)
-    order(commands)
+        commands += init.disable_commands(old_instances)
+    commands += init.enable_commands(plan.units_to_start)
+    run_commands(commands)
     return old_instances
 
 
-def order(commands: Iterable[Order]) -> None:
+def run_commands(commands: Iterable[Command]) -> None:
     """Run commands one after the other. Raises CommandFailed."""
     for name, *arguments in commands:
-        program = found_program(name)
+        program = find_program(name)
         if program is None:
             raise CommandFailed(f"the program {name} is missing")
         done = subprocess.run(

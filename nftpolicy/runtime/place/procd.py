@@ -12,27 +12,27 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from ...integration.guard_files import GUARD_PATH, block_path, link_guard_path
-from .units import POLICY, checked
+from .units import POLICY_PATH, require_safe_path
 
-FOLDER = "/etc/init.d"
-_GUARD, _SERVICE = NAMES = ("nftpolicy-guard", "nftpolicy")
+INIT_DIR = "/etc/init.d"
+_GUARD, _SERVICE = SCRIPT_NAMES = ("nftpolicy-guard", "nftpolicy")
 # The firewall starts at 19 and the network at 20.
 _START = {_GUARD: 18, _SERVICE: 21}
 _TEMPLATES = {_GUARD: "procd-guard.sh", _SERVICE: "procd-service.sh"}
 
 # Links that rc.common's "enable" creates: path -> target.
-LINKS: Mapping[str, str] = {f"/etc/rc.d/S{_START[name]}{name}": f"../init.d/{name}" for name in NAMES}
+ENABLE_LINKS: Mapping[str, str] = {f"/etc/rc.d/S{_START[name]}{name}": f"../init.d/{name}" for name in SCRIPT_NAMES}
 
 # Files that sysupgrade keeps. Python packages are not among them: the guard works without them.
 _KEPT_PATHS = (
     "/etc/nftpolicy/",
-    f"{FOLDER}/{_GUARD}",
+    f"{INIT_DIR}/{_GUARD}",
     f"/etc/rc.d/S{_START[_GUARD]}{_GUARD}",
 )
-KEEP = {"/lib/upgrade/keep.d/nftpolicy": "".join(f"{path}\n" for path in _KEPT_PATHS)}
+SYSUPGRADE_KEEP = {"/lib/upgrade/keep.d/nftpolicy": "".join(f"{path}\n" for path in _KEPT_PATHS)}
 
 
-def scripts(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
+def render_scripts(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, str]:
     """Return name -> text of every script, for the paths of nftpolicy, nft and the policy.
 
     Raises:
@@ -40,13 +40,13 @@ def scripts(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
     """
     values = {"PROGRAM": program, "NFT": nft, "POLICY": policy}
     for path in values.values():
-        checked(path)
+        require_safe_path(path)
     values |= {
         "GUARD": GUARD_PATH,
         "BLOCK": block_path(GUARD_PATH),
         "LINK": link_guard_path(GUARD_PATH),
     }
-    return {name: _fill_in(_TEMPLATES[name], {**values, "START": str(_START[name])}) for name in NAMES}
+    return {name: _fill_in(_TEMPLATES[name], {**values, "START": str(_START[name])}) for name in SCRIPT_NAMES}
 
 
 def _fill_in(template: str, values: Mapping[str, str]) -> str:

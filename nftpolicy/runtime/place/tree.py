@@ -9,28 +9,28 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ..paths import below
-from .files import content_of, digest, put
-from .install import Conflict
+from ..paths import under_root
+from .files import read_if_exists, replace_files, sha256_hex
+from .install import FileConflict
 
 _EXECUTABLE = 0o755
 
 
 @frozen
-class Laid:
+class InstalledTree:
     """Result: the files written, and the files of an earlier policy that were removed."""
 
     written: tuple[Path, ...] = ()
     removed: tuple[Path, ...] = ()
 
 
-def lay(
+def install_tree(
     root: Path,
     files: Mapping[str, bytes],
     executable: frozenset[str],
     listing: str,
     force: bool = False,
-) -> Laid:
+) -> InstalledTree:
     """Install `files` below `root`, all or none.
 
     `listing` is the path of the file that names the others with their digests, in the format of
@@ -43,31 +43,31 @@ def lay(
             written.
         OSError: a file cannot be read or written; nothing was changed.
     """
-    listed = _listed_digests(content_of(below(root, listing)) or b"")
+    listed = _listed_digests(read_if_exists(under_root(root, listing)) or b"")
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
-        target = below(root, path)
-        present = content_of(target)
+        target = under_root(root, path)
+        present = read_if_exists(target)
         if present == content:
             continue
         fresh[target] = content
-        if present is not None and path != listing and listed.get(path) != digest(present):
+        if present is not None and path != listing and listed.get(path) != sha256_hex(present):
             conflicts.append(target)
     if conflicts and not force:
-        raise Conflict(conflicts)
-    with put(fresh, {below(root, path): _EXECUTABLE for path in executable}):
+        raise FileConflict(conflicts)
+    with replace_files(fresh, {under_root(root, path): _EXECUTABLE for path in executable}):
         pass
     removed = []
     for path in sorted(listed.keys() - files.keys()):
-        target = below(root, path)
-        present = content_of(target)
-        if present is not None and listed[path] == digest(present):
+        target = under_root(root, path)
+        present = read_if_exists(target)
+        if present is not None and listed[path] == sha256_hex(present):
             target.unlink()
             removed.append(target)
             with suppress(OSError):
                 target.parent.rmdir()  # if it is empty now
-    return Laid(tuple(fresh), tuple(removed))
+    return InstalledTree(tuple(fresh), tuple(removed))
 
 
 def _listed_digests(content: bytes) -> dict[str, str]:

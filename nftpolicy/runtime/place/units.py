@@ -15,8 +15,8 @@ from collections.abc import Iterable
 
 from ...integration.guard_files import GUARD_PATH, block_path, link_guard_path
 
-POLICY = "/etc/nftpolicy/policy.toml"
-UNITDIR = "/etc/systemd/system"
+POLICY_PATH = "/etc/nftpolicy/policy.toml"
+UNIT_DIR = "/etc/systemd/system"
 
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
 
@@ -154,34 +154,34 @@ SystemCallArchitectures=native
 RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
 """
 
-RESOLVER = "nftpolicy-resolver@.service"
+RESOLVER_TEMPLATE = "nftpolicy-resolver@.service"
 _UNITS = {
     "nftpolicy-guard.service": _GUARD,
     "nftpolicy.service": _APPLY,
     "nftpolicy-watch.service": _WATCH,
-    RESOLVER: _RESOLVER,
+    RESOLVER_TEMPLATE: _RESOLVER,
 }
-NAMES = tuple(_UNITS)
+UNIT_NAMES = tuple(_UNITS)
 
 
-def resolver(uplink: str) -> str:
+def resolver_unit(uplink: str) -> str:
     """Return the name of the unit of an uplink's resolver."""
-    return RESOLVER.replace("@", f"@{uplink}")
+    return RESOLVER_TEMPLATE.replace("@", f"@{uplink}")
 
 
-def started(uplinks: Iterable[str]) -> tuple[str, ...]:
+def units_to_start(uplinks: Iterable[str]) -> tuple[str, ...]:
     """Return the units to enable and start if these uplinks have a resolver."""
-    return (*(name for name in NAMES if name != RESOLVER), *map(resolver, uplinks))
+    return (*(name for name in UNIT_NAMES if name != RESOLVER_TEMPLATE), *map(resolver_unit, uplinks))
 
 
-def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
+def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, str]:
     """Return name -> text of every unit, for the paths of nftpolicy, nft and the policy.
 
     Raises:
         ValueError: a path has a character with a special meaning in a unit.
     """
     for path in (program, nft, policy):
-        checked(path)
+        require_safe_path(path)
     values = {
         "program": program,
         "nft": nft,
@@ -190,12 +190,12 @@ def units(program: str, nft: str, policy: str = POLICY) -> dict[str, str]:
         "link": link_guard_path(GUARD_PATH),
         "block": block_path(GUARD_PATH),
         "hardening": _HARDENING,
-        "resolvers": resolver("*"),
+        "resolvers": resolver_unit("*"),
     }
     return {name: content.format(**values) for name, content in _UNITS.items()}
 
 
-def checked(path: str) -> str:
+def require_safe_path(path: str) -> str:
     """Return the path.
 
     Raises ValueError if a character has a special meaning in a unit or in sh.

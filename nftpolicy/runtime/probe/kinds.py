@@ -19,14 +19,24 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from attrs import field, frozen
 
-from ...kernel.emit import ETHERTYPES, FRAMES, ICMP, ICMPV6, PORTS, PROTOCOL, TCP, UDP, Shot
-from ...model.packet import FRAME, SOCKET, Packet, number
+from ...kernel.emit import (
+    ETHERTYPES,
+    EXPERIMENTAL_PROTOCOL,
+    FORMS_WITH_PORTS,
+    FRAME_SOCKETS,
+    ICMP,
+    ICMPV6,
+    TCP,
+    UDP,
+    ProbePacket,
+)
+from ...model.packet import FRAME, SOCKET, Packet, parse_address
 from .observed_packet import ObservedPacket
 
 Random = Callable[[int], bytes]
 
 DISCARD, DNS, QUIC = 9, 53, 443
-BOTH = (4, 6)
+FAMILIES = (4, 6)
 DOCUMENTATION = {
     4: tuple(map(ip_network, ("198.51.100.0/24", "203.0.113.0/24", "192.0.2.0/24"))),
     6: (ip_network("2001:db8::/32"),),
@@ -63,7 +73,7 @@ _HOP_LIMIT = 1
 
 
 @frozen
-class Kind:
+class ProbeType:
     """Type of probe. `form` and `way` are those of kernel/packet_sender.py.
 
     `to` selects the destination.
@@ -75,59 +85,59 @@ class Kind:
     name: str
     title: str
     form: str = "udp"
-    way: str = ""
-    to: str = "documentation"
-    families: tuple[int, ...] = BOTH
-    users: tuple[str, ...] = _ANY_SENDER
+    method: str = ""
+    destination: str = "documentation"
+    families: tuple[int, ...] = FAMILIES
+    senders: tuple[str, ...] = _ANY_SENDER
     dport: int = DISCARD
     head: bytes = b""
     tail: bytes = b""
-    each: bool = True
-    ports: bool = False
-    large: bool = False
-    foreign: bool = False
+    by_device: bool = True
+    by_bridge_port: bool = False
+    is_large: bool = False
+    foreign_source: bool = False
 
 
-KINDS: tuple[Kind, ...] = (
+PROBE_TYPES: tuple[ProbeType, ...] = (
     # The routes choose the device.
-    Kind("udp", "UDP", each=False),
-    Kind("tcp", "TCP SYN", form="tcp", each=False),
-    Kind("ping", "ICMP echo, ping socket", form="ping", each=False),
-    Kind("echo", "ICMP echo, raw socket", form="echo", users=_ROOT_ONLY, each=False),
-    Kind("raw", f"IP protocol {PROTOCOL}, raw socket", form="raw", users=_ROOT_ONLY, each=False),
-    Kind("header", "own IP header, foreign source", form="header", users=_ROOT_ONLY, foreign=True,
-         each=False),
-    Kind("dns", "DNS query (UDP 53)", dport=DNS, head=_DNS_HEAD, tail=_DNS_TAIL, each=False),
-    Kind("quic", "QUIC (UDP 443)", dport=QUIC, head=_QUIC_HEAD, tail=_QUIC_TAIL, each=False),
-    Kind("mapped", "UDP, IPv4 by an IPv6 socket", way="mapped", families=(4,), each=False),
-    Kind("options", "UDP, IP options or hop-by-hop", way="options", users=_ROOT_ONLY, each=False),
-    Kind("fragments", "UDP, fragments", large=True, each=False),
+    ProbeType("udp", "UDP", by_device=False),
+    ProbeType("tcp", "TCP SYN", form="tcp", by_device=False),
+    ProbeType("ping", "ICMP echo, ping socket", form="ping", by_device=False),
+    ProbeType("echo", "ICMP echo, raw socket", form="echo", senders=_ROOT_ONLY, by_device=False),
+    ProbeType("raw", f"IP protocol {EXPERIMENTAL_PROTOCOL}, raw socket", form="raw", senders=_ROOT_ONLY, by_device=False),
+    ProbeType("header", "own IP header, foreign source", form="header", senders=_ROOT_ONLY, foreign_source=True,
+         by_device=False),
+    ProbeType("dns", "DNS query (UDP 53)", dport=DNS, head=_DNS_HEAD, tail=_DNS_TAIL, by_device=False),
+    ProbeType("quic", "QUIC (UDP 443)", dport=QUIC, head=_QUIC_HEAD, tail=_QUIC_TAIL, by_device=False),
+    ProbeType("mapped", "UDP, IPv4 by an IPv6 socket", method="mapped", families=(4,), by_device=False),
+    ProbeType("options", "UDP, IP options or hop-by-hop", method="options", senders=_ROOT_ONLY, by_device=False),
+    ProbeType("fragments", "UDP, fragments", is_large=True, by_device=False),
     # The socket names the uplink's device or address.
-    Kind("source", "UDP from the uplink's address", way="source"),
-    Kind("source-tcp", "TCP SYN from the uplink's address", form="tcp", way="source"),
-    Kind("bound", "UDP, SO_BINDTODEVICE", way="bound"),
-    Kind("bound-tcp", "TCP SYN, SO_BINDTODEVICE", form="tcp", way="bound"),
-    Kind("bound-group", "UDP multicast, SO_BINDTODEVICE", way="bound", to="group"),
-    Kind("bound-echo", "ICMP echo multicast, SO_BINDTODEVICE", form="echo", way="bound", to="group",
-         users=_ROOT_ONLY),
-    Kind("bound-raw", f"IP protocol {PROTOCOL} multicast, SO_BINDTODEVICE", form="raw", way="bound",
-         to="group", users=_ROOT_ONLY),
-    Kind("bound-header", "own IP header multicast, SO_BINDTODEVICE", form="header", way="bound",
-         to="group", users=_ROOT_ONLY, foreign=True),
-    Kind("unentitled", "UDP, SO_BINDTODEVICE, foreign mark", way="bound", users=(THIEF,)),
-    Kind("unicast-if", "UDP, IP_UNICAST_IF", way="unicast-if"),
-    Kind("pktinfo", "UDP, IP_PKTINFO", way="pktinfo"),
-    Kind("pktinfo-group", "UDP multicast, IP_PKTINFO", way="pktinfo", to="group"),
-    Kind("group", "UDP multicast, IP_MULTICAST_IF", way="multicast-if", to="group"),
-    Kind("zone", "UDP to a link-local group", way="zone", to="on-link-group", families=(6,)),
-    Kind("broadcast", "UDP broadcast", way="broadcast", to="broadcast", families=(4,)),
+    ProbeType("source", "UDP from the uplink's address", method="source"),
+    ProbeType("source-tcp", "TCP SYN from the uplink's address", form="tcp", method="source"),
+    ProbeType("bound", "UDP, SO_BINDTODEVICE", method="bound"),
+    ProbeType("bound-tcp", "TCP SYN, SO_BINDTODEVICE", form="tcp", method="bound"),
+    ProbeType("bound-group", "UDP multicast, SO_BINDTODEVICE", method="bound", destination="group"),
+    ProbeType("bound-echo", "ICMP echo multicast, SO_BINDTODEVICE", form="echo", method="bound", destination="group",
+         senders=_ROOT_ONLY),
+    ProbeType("bound-raw", f"IP protocol {EXPERIMENTAL_PROTOCOL} multicast, SO_BINDTODEVICE", form="raw", method="bound",
+         destination="group", senders=_ROOT_ONLY),
+    ProbeType("bound-header", "own IP header multicast, SO_BINDTODEVICE", form="header", method="bound",
+         destination="group", senders=_ROOT_ONLY, foreign_source=True),
+    ProbeType("unentitled", "UDP, SO_BINDTODEVICE, foreign mark", method="bound", senders=(THIEF,)),
+    ProbeType("unicast-if", "UDP, IP_UNICAST_IF", method="unicast-if"),
+    ProbeType("pktinfo", "UDP, IP_PKTINFO", method="pktinfo"),
+    ProbeType("pktinfo-group", "UDP multicast, IP_PKTINFO", method="pktinfo", destination="group"),
+    ProbeType("group", "UDP multicast, IP_MULTICAST_IF", method="multicast-if", destination="group"),
+    ProbeType("zone", "UDP to a link-local group", method="zone", destination="on-link-group", families=(6,)),
+    ProbeType("broadcast", "UDP broadcast", method="broadcast", destination="broadcast", families=(4,)),
     # Frames, which bypass the IP layer.
-    Kind("frame", "AF_PACKET, SOCK_DGRAM", form="frame", users=_ROOT_ONLY, ports=True,
-         foreign=True),
-    Kind("raw-frame", "AF_PACKET, SOCK_RAW", form="raw-frame", users=_ROOT_ONLY, ports=True,
-         foreign=True),
-    Kind("other-frame", "AF_PACKET, not IP", form="frame", families=(0,), users=_ROOT_ONLY,
-         ports=True),
+    ProbeType("frame", "AF_PACKET, SOCK_DGRAM", form="frame", senders=_ROOT_ONLY, by_bridge_port=True,
+         foreign_source=True),
+    ProbeType("raw-frame", "AF_PACKET, SOCK_RAW", form="raw-frame", senders=_ROOT_ONLY, by_bridge_port=True,
+         foreign_source=True),
+    ProbeType("other-frame", "AF_PACKET, not IP", form="frame", families=(0,), senders=_ROOT_ONLY,
+         by_bridge_port=True),
 )  # fmt: skip
 
 
@@ -186,16 +196,16 @@ class Probe:
     `token` identifies it, `offset` is the token's offset behind the IP header.
     """
 
-    kind: Kind
-    user: str
-    shot: Shot
+    probe_type: ProbeType
+    sender: str
+    packet: ProbePacket
     token: bytes
     offset: int = 0
 
     @property
     def device(self) -> str | None:
         """Device that the probe names; None if the routes choose."""
-        return self.shot.device
+        return self.packet.device
 
 
 @frozen
@@ -230,35 +240,35 @@ class ProbeFactory:
 
     addresses: AddressPool
     run_token: bytes
-    families: tuple[int, ...] = BOTH
+    families: tuple[int, ...] = FAMILIES
 
     def routed_probes(self, ids: SenderIds, mtu: int) -> Iterator[Probe]:
         """Yield the probes for which the routes choose the device."""
-        for kind in KINDS:
-            if not kind.each:
+        for kind in PROBE_TYPES:
+            if not kind.by_device:
                 yield from self._probes(kind, ids, ProbeDevice("", mtu=mtu), None)
 
     def device_probes(self, target: ProbeDevice, ids: SenderIds) -> Iterator[Probe]:
         """Yield the probes that name one device, or its ports."""
-        for kind in KINDS:
-            if not kind.each or (not ids.mark and THIEF in kind.users):
+        for kind in PROBE_TYPES:
+            if not kind.by_device or (not ids.mark and THIEF in kind.senders):
                 continue
-            for device in (target.device, *(target.ports if kind.ports else ())):
+            for device in (target.device, *(target.ports if kind.by_bridge_port else ())):
                 yield from self._probes(kind, ids, target, device)
 
-    def _probes(self, kind: Kind, ids: SenderIds, target: ProbeDevice, device: str | None) -> Iterator[Probe]:
+    def _probes(self, kind: ProbeType, ids: SenderIds, target: ProbeDevice, device: str | None) -> Iterator[Probe]:
         for family in kind.families:
             if family and family not in self.families:
                 continue
             source = target.source.get(family)
-            if kind.way == "source" and not source:
+            if kind.method == "source" and not source:
                 continue
-            for user in kind.users:
+            for user in kind.senders:
                 yield self.build(kind, family, user, ids.sender(user), device, source, target.mtu)
 
     def build(
         self,
-        kind: Kind,
+        kind: ProbeType,
         family: int,
         user: str,
         sender: ProbeSender,
@@ -269,26 +279,26 @@ class ProbeFactory:
         """Return one probe of a type."""
         random = self.addresses.random
         token = self.run_token + random(TOKEN_SIZE - len(self.run_token))
-        payload = token * (mtu // TOKEN_SIZE + 8) if kind.large else kind.head + token + kind.tail
+        payload = token * (mtu // TOKEN_SIZE + 8) if kind.is_large else kind.head + token + kind.tail
         port_bits = int.from_bytes(random(_PORT_BITS_SIZE), "big")
         # A SYN has no payload: its destination address and port identify it.
         first, count = _TCP_DPORTS
         dport = first + port_bits % count if kind.form == "tcp" else kind.dport
         first, count = _SPORTS
-        shot = Shot(
+        shot = ProbePacket(
             kind.form,
             family,
-            self.addresses.destination(kind.to, family),
+            self.addresses.destination(kind.destination, family),
             payload,
             uid=sender.uid,
             gid=sender.gid,
-            lent=sender.open_as_user,
+            open_as_user=sender.open_as_user,
             mark=sender.mark,
             dport=dport,
             sport=first + port_bits % count,
-            way=kind.way,
+            method=kind.method,
             device=device,
-            source=self.addresses.destination("documentation", family) if kind.foreign else source,
+            source=self.addresses.destination("documentation", family) if kind.foreign_source else source,
         )
         offset = _TRANSPORT_HEADER.get(kind.form, 0) + len(kind.head) if family else 0
         return Probe(kind, user, shot, token, offset)
@@ -297,23 +307,23 @@ class ProbeFactory:
 # --- for explain ----------------------------------------------------------------------
 
 _NAMES_DEVICE = frozenset({"bound", "unicast-if", "pktinfo", "multicast-if", "zone", "broadcast"})
-_PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": PROTOCOL, **dict.fromkeys(FRAMES, UDP)}
+_PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": EXPERIMENTAL_PROTOCOL, **dict.fromkeys(FRAME_SOCKETS, UDP)}
 
 
-def packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | None:
+def explain_packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | None:
     """Return a probe as a packet for `explain`; None if it is not an IP packet."""
-    shot = probe.shot
+    shot = probe.packet
     if not shot.family:
         return None
-    is_frame = shot.form in FRAMES
+    is_frame = shot.form in FRAME_SOCKETS
     protocol = _PROTOCOLS.get(shot.form, {4: ICMP, 6: ICMPV6}[shot.family])
     sport = observed.ports[0] if observed and observed.ports else shot.sport
-    with_ports = shot.form in PORTS
-    names_source = probe.kind.foreign or shot.way == "source"
+    with_ports = shot.form in FORMS_WITH_PORTS
+    names_source = probe.probe_type.foreign_source or shot.method == "source"
     return Packet(
         shot.family,
-        number(shot.destination),
-        number(shot.source) if names_source and shot.source else None,
+        parse_address(shot.destination),
+        parse_address(shot.source) if names_source and shot.source else None,
         protocol,
         sport if with_ports else 0,
         shot.dport if with_ports else 0,
@@ -321,7 +331,7 @@ def packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | Non
         shot.mark,
         shot.uid,
         shot.gid,
-        bound=shot.device if is_frame or shot.way in _NAMES_DEVICE else None,
+        bound=shot.device if is_frame or shot.method in _NAMES_DEVICE else None,
         ethertype=ETHERTYPES[shot.family] if is_frame else None,
         fields={("ip", "ttl") if shot.family == 4 else ("ip6", "hoplimit"): _HOP_LIMIT},
     )

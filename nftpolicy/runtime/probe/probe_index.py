@@ -24,8 +24,8 @@ class ProbeIndex:
         for probe in probes:
             self._run_token = probe.token[:RUN_TOKEN_SIZE]
             self._by_token[probe.token] = probe
-            if probe.shot.form == "tcp":
-                self._by_destination[probe.shot.destination, probe.shot.dport] = probe
+            if probe.packet.form == "tcp":
+                self._by_destination[probe.packet.destination, probe.packet.dport] = probe
 
     def find(self, ethertype: int, data: bytes) -> tuple[Probe, ObservedPacket] | None:
         """Return the probe that this packet is (a fragment of), and the parsed packet.
@@ -44,8 +44,8 @@ class ProbeIndex:
         if probe is None:
             return None
         # A fragment begins anywhere in the repeated token.
-        in_place = at < TOKEN_SIZE if probe.kind.large else at == probe.offset
-        same_layer = (packet.protocol is None) == (probe.shot.family == 0)
+        in_place = at < TOKEN_SIZE if probe.probe_type.is_large else at == probe.offset
+        same_layer = (packet.protocol is None) == (probe.packet.family == 0)
         return (probe, packet) if in_place and same_layer else None
 
     def _find_by_destination(self, packet: ObservedPacket) -> tuple[Probe, ObservedPacket] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from attrs import Factory, frozen
 
-from ...kernel.tap import Card
+from ...kernel.tap import LinkInfo
 from .kinds import DISCARD, Probe
 from .observed_packet import ObservedPacket
 
@@ -27,7 +27,7 @@ TESTED = frozenset({LEAKED, BLOCKED, STOPPED, ELSEWHERE})
 
 
 @frozen
-class Identity:
+class EntitledSender:
     """Sender entitled to an uplink, by the IDs of its socket, and a destination port it may use."""
 
     name: str
@@ -37,51 +37,51 @@ class Identity:
 
 
 @frozen
-class Target:
+class ProbeTarget:
     """Current state of an uplink's device. `link` is None if the device does not exist."""
 
     uplink: str
     mark: int
     device: str
-    card: Card | None
+    link: LinkInfo | None
     ports: tuple[str, ...] = ()
     source: Mapping[int, str] = Factory(dict)
-    identity: Identity | None = None
+    identity: EntitledSender | None = None
 
     @property
-    def why_not(self) -> str:
+    def untestable_reason(self) -> str:
         """Reason why the device cannot be tested; "" if it can."""
-        if self.card is None:
+        if self.link is None:
             return f"device {self.device} does not exist"
-        if not self.card.up:
+        if not self.link.is_up:
             return f"{self.device} is down"
-        return "" if self.card.running else f"{self.device} has no carrier"
+        return "" if self.link.has_carrier else f"{self.device} has no carrier"
 
     @property
-    def watched(self) -> tuple[str, ...]:
+    def captured_devices(self) -> tuple[str, ...]:
         """Device, and its ports if it is a bridge; () if it cannot be tested."""
-        return () if self.why_not else (self.device, *self.ports)
+        return () if self.untestable_reason else (self.device, *self.ports)
 
 
 @frozen
-class Control:
+class ControlPacket:
     """Control packet: one that may leave.
 
     `sender` describes its sender, `captured` is True if it left.
     """
 
     probe: Probe
-    by: str
-    seen: bool = False
+    sender: str
+    captured: bool = False
 
     @property
     def key(self) -> tuple[str, int]:
         """Device and family that it is a control of."""
-        return self.probe.shot.device or "", self.probe.shot.family
+        return self.probe.packet.device or "", self.probe.packet.family
 
 
 @frozen
-class Result:
+class ProbeResult:
     """Verdict on a probe.
 
     `detail`: the reason (an errno, a device, a sentence). `captured_on`: devices that it left by.
@@ -91,20 +91,20 @@ class Result:
     probe: Probe
     verdict: str
     detail: str = ""
-    seen: tuple[str, ...] = ()
+    captured_on: tuple[str, ...] = ()
     packet: ObservedPacket | None = None
 
 
 @frozen
-class OnDevice:
+class DeviceResult:
     """Results for one device of an uplink. `faults`: reasons why no capture proves nothing.
 
     `leaked`: a count.
     """
 
-    target: Target
-    results: tuple[Result, ...] = ()
-    controls: tuple[Control, ...] = ()
+    target: ProbeTarget
+    results: tuple[ProbeResult, ...] = ()
+    controls: tuple[ControlPacket, ...] = ()
     faults: tuple[str, ...] = ()
     leaked: int = 0
 
@@ -115,30 +115,30 @@ class OnDevice:
             return LEAKS
         return INCONCLUSIVE if self.faults else HELD
 
-    def control(self, family: int, device: str | None = None) -> Control | None:
+    def captured_control(self, family: int, device: str | None = None) -> ControlPacket | None:
         """Return the best control packet that was captured on the device (or a port of it).
 
         None without one.
         """
         key = (device or self.target.device, family)
-        return next((control for control in self.controls if control.seen and control.key == key), None)
+        return next((control for control in self.controls if control.captured and control.key == key), None)
 
 
 @frozen
-class Report:
+class ProbeReport:
     """Results of the whole run. `routed`: results of probes whose device the routes chose."""
 
-    devices: tuple[OnDevice, ...]
-    routed: tuple[Result, ...]
+    devices: tuple[DeviceResult, ...]
+    routed: tuple[ProbeResult, ...]
     seconds: float = 0.0
 
     @property
-    def results(self) -> list[Result]:
+    def results(self) -> list[ProbeResult]:
         """Results of all probes."""
         return [*self.routed, *(result for device in self.devices for result in device.results)]
 
     @property
-    def leaks(self) -> list[Result]:
+    def leaks(self) -> list[ProbeResult]:
         """Results of the probes that leaked."""
         return [result for result in self.results if result.verdict == LEAKED]
 

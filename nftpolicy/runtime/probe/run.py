@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from ...kernel.emit import BARE, FRAMES, Outcome, Shot, fire
-from ...kernel.tap import Card, card, unresolved
+from ...kernel.emit import ARPHRD_RAW, FRAME_SOCKETS, ProbePacket, SendOutcome, send_all
+from ...kernel.tap import LinkInfo, failed_neighbours, link_info
 from ...netstate.state import Device as Link
 from ...policy.objects import Policy, Service
-from ..verify import Asked
+from ..verify import GivenUplink
 from .kinds import (
     DISCARD,
     DNS,
     RUN_TOKEN_SIZE,
     AddressPool,
-    Kind,
     Probe,
     ProbeDevice,
     ProbeFactory,
     ProbeSender,
+    ProbeType,
     SenderIds,
     unused_id,
 )
@@ -42,49 +42,49 @@ from .report import (
     STOPPED,
     TESTED,
     UNTESTED,
-    Control,
-    Identity,
-    OnDevice,
-    Report,
-    Result,
-    Target,
+    ControlPacket,
+    DeviceResult,
+    EntitledSender,
+    ProbeReport,
+    ProbeResult,
+    ProbeTarget,
 )
 from .taps import ProbeCapture
 
 if TYPE_CHECKING:
     from ...kernel.interface import Kernel
-    from ...kernel.rtnetlink import Lookups
+    from ...kernel.rtnetlink import RouteLookups
 
 _MAX_MTU = 9000  # bytes
 _DEFAULT_MTU = 1500
 _ENTITLED = "entitled"  # the sender of a control packet
 
-_CONTROL_UNICAST = Kind("control", "UDP", way="bound")
-_CONTROL_MULTICAST = Kind("control-group", "UDP multicast", way="bound", to="group")
-_CONTROL_FRAME = Kind("control-frame", "AF_PACKET frame", form="frame", foreign=True)
+_CONTROL_UNICAST = ProbeType("control", "UDP", method="bound")
+_CONTROL_MULTICAST = ProbeType("control-group", "UDP multicast", method="bound", destination="group")
+_CONTROL_FRAME = ProbeType("control-frame", "AF_PACKET frame", form="frame", foreign_source=True)
 
 
 # --- the whole run --------------------------------------------------------------------
 
 
-def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked]) -> Report:
+def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[GivenUplink]) -> ProbeReport:
     """Run a leak test for a policy, or for these uplinks.
 
     `links`: devices of this host with their addresses.
 
     Raises PermissionError without CAP_NET_RAW.
     """
-    from ...kernel.rtnetlink import Lookups
+    from ...kernel.rtnetlink import RouteLookups
 
     start = time.monotonic()
     policy = wanted if isinstance(wanted, Policy) else None
     stranger = unused_id(_service_ids(policy))
     devices = list(probe_targets(wanted, links, stranger))
-    testable = [target for target in devices if not target.why_not]
+    testable = [target for target in devices if not target.untestable_reason]
     own = tuple(ip_interface(address).network for link in links for address in link.addresses)
     factory = ProbeFactory(AddressPool(os.urandom, own), os.urandom(RUN_TOKEN_SIZE), kernel.ip_families())
-    with Lookups() as lookups:
-        mtu = max((target.card.mtu for target in devices if target.card), default=_DEFAULT_MTU)
+    with RouteLookups() as lookups:
+        mtu = max((target.link.mtu for target in devices if target.link), default=_DEFAULT_MTU)
         routed = list(factory.routed_probes(SenderIds(stranger), min(mtu, _MAX_MTU)))
         by_device = {
             target.device: list(
@@ -93,18 +93,18 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked
             for target in testable
         }
         controls = [control for target in testable for control in _controls(factory, target, lookups)]
-        with ProbeCapture([device for target in devices for device in target.watched]) as capture:
+        with ProbeCapture([device for target in devices for device in target.captured_devices]) as capture:
             probes = [*routed, *(probe for of_device in by_device.values() for probe in of_device)]
             capture.index = ProbeIndex([*probes, *(control.probe for control in controls)])
-            sent = fire([probe.shot for probe in probes], capture.collect_until)
+            sent = send_all([probe.packet for probe in probes], capture.collect_until)
             outcomes = dict(zip((probe.token for probe in probes), sent, strict=True))
-            fire([control.probe.shot for control in controls], capture.collect_until)
+            send_all([control.probe.packet for control in controls], capture.collect_until)
             capture.collect_controls(controls)
             incomplete = capture.incomplete()
         is_waiting = _waiting_test(lookups, factory.families, capture.devices)
         judge = _Judge(outcomes, capture, _named_devices(policy, devices), is_waiting)
         controls = [
-            evolve(control, seen=control.key[0] in capture.captured_on.get(control.probe.token, {}))
+            evolve(control, captured=control.key[0] in capture.captured_on.get(control.probe.token, {}))
             for control in controls
         ]
         results = {device: tuple(map(judge.result, probes)) for device, probes in by_device.items()}
@@ -125,12 +125,12 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Asked
         )
         for target in devices
     )
-    return Report(summaries, routed_results, round(time.monotonic() - start, 2))
+    return ProbeReport(summaries, routed_results, round(time.monotonic() - start, 2))
 
 
-def _probe_device(target: Target) -> ProbeDevice:
-    assert target.card is not None
-    return ProbeDevice(target.device, target.ports, target.source, min(target.card.mtu, _MAX_MTU))
+def _probe_device(target: ProbeTarget) -> ProbeDevice:
+    assert target.link is not None
+    return ProbeDevice(target.device, target.ports, target.source, min(target.link.mtu, _MAX_MTU))
 
 
 def _service_ids(policy: Policy | None) -> frozenset[int]:
@@ -142,27 +142,31 @@ def _service_ids(policy: Policy | None) -> frozenset[int]:
     return frozenset(account.number for account in (*services, *resolvers) if account is not None)
 
 
-def probe_targets(wanted: Policy | Sequence[Asked], links: Sequence[Link], stranger: int) -> Iterator[Target]:
+def probe_targets(
+    wanted: Policy | Sequence[GivenUplink], links: Sequence[Link], stranger: int
+) -> Iterator[ProbeTarget]:
     """Yield the devices of all uplinks with their current state."""
     policy: Policy | None = None
     if isinstance(wanted, Policy):
         policy = wanted
-        uplinks: Sequence[Asked] = [Asked(name, uplink.devices, uplink.mark) for name, uplink in policy.uplink.items()]
+        uplinks: Sequence[GivenUplink] = [
+            GivenUplink(name, uplink.devices, uplink.mark) for name, uplink in policy.uplink.items()
+        ]
     else:
         uplinks = wanted
     links_by_name = {link.name: link for link in links}
     for uplink in uplinks:
-        identity = entitled_sender(policy, uplink.name, stranger) if policy else Identity("root", 0, 0)
+        identity = entitled_sender(policy, uplink.name, stranger) if policy else EntitledSender("root", 0, 0)
         for device in uplink.devices:
             link = links_by_name.get(device)
             ports: tuple[str, ...] = ()
             if link and link.kind == "bridge":
                 ports = tuple(sorted(port.name for port in links if port.master == device and _is_running(port.name)))
-            yield Target(
+            yield ProbeTarget(
                 uplink.name,
                 uplink.mark.value,
                 device,
-                card(device) if link else None,
+                link_info(device) if link else None,
                 ports,
                 _source_addresses(link.addresses if link else ()),
                 identity,
@@ -170,8 +174,8 @@ def probe_targets(wanted: Policy | Sequence[Asked], links: Sequence[Link], stran
 
 
 def _is_running(device: str) -> bool:
-    link = card(device)
-    return link is not None and link.up and link.running
+    link = link_info(device)
+    return link is not None and link.is_up and link.has_carrier
 
 
 def _source_addresses(addresses: Iterable[str]) -> dict[int, str]:
@@ -184,7 +188,7 @@ def _source_addresses(addresses: Iterable[str]) -> dict[int, str]:
     return by_family
 
 
-def entitled_sender(policy: Policy, uplink: str, stranger: int) -> Identity | None:
+def entitled_sender(policy: Policy, uplink: str, stranger: int) -> EntitledSender | None:
     """Return a sender that may send UDP by the uplink to any address.
 
     None if the policy has none.
@@ -192,17 +196,17 @@ def entitled_sender(policy: Policy, uplink: str, stranger: int) -> Identity | No
     for name, service in policy.service.items():
         port = _udp_port(service) if service.uplink == uplink and not service.to else None
         if port is not None and service.group is not None:
-            return Identity(
+            return EntitledSender(
                 f"service {name}, group {service.group.number}",
                 stranger,
                 service.group.number,
                 port,
             )
         if port is not None and service.user is not None:
-            return Identity(f"service {name}, user {service.user.number}", service.user.number, stranger, port)
+            return EntitledSender(f"service {name}, user {service.user.number}", service.user.number, stranger, port)
     resolver = policy.uplink[uplink].resolver
     if resolver is not None:
-        return Identity(f"the resolver's user {resolver.user.number}", resolver.user.number, stranger, DNS)
+        return EntitledSender(f"the resolver's user {resolver.user.number}", resolver.user.number, stranger, DNS)
     return None
 
 
@@ -217,9 +221,9 @@ def _udp_port(service: Service) -> int | None:
     return next((port for port in ports if port != DNS), None)
 
 
-def _controls(factory: ProbeFactory, target: Target, lookups: Lookups) -> Iterator[Control]:
+def _controls(factory: ProbeFactory, target: ProbeTarget, lookups: RouteLookups) -> Iterator[ControlPacket]:
     """Yield the control packets of a device, best first: of a service, then frames."""
-    assert target.card is not None
+    assert target.link is not None
     for family in factory.families:
         identity = target.identity
         if identity is not None:
@@ -227,23 +231,23 @@ def _controls(factory: ProbeFactory, target: Target, lookups: Lookups) -> Iterat
             for kind in (_CONTROL_UNICAST, _CONTROL_MULTICAST):
                 with_port = evolve(kind, dport=identity.dport)
                 control = factory.build(with_port, family, _ENTITLED, sender, target.device)
-                if kind is _CONTROL_MULTICAST or _has_nexthop(lookups, control.shot, target.card):
-                    yield Control(control, identity.name)
+                if kind is _CONTROL_MULTICAST or _has_nexthop(lookups, control.packet, target.link):
+                    yield ControlPacket(control, identity.name)
         for device in (target.device, *target.ports):
             marked = ProbeSender(mark=target.mark)
-            yield Control(factory.build(_CONTROL_FRAME, family, _ENTITLED, marked, device), "root")
+            yield ControlPacket(factory.build(_CONTROL_FRAME, family, _ENTITLED, marked, device), "root")
 
 
-def _has_nexthop(lookups: Lookups, shot: Shot, link: Card) -> bool:
+def _has_nexthop(lookups: RouteLookups, shot: ProbePacket, link: LinkInfo) -> bool:
     """Return True if a packet by this device has a next hop; its destination does not exist."""
-    route = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
-    return not isinstance(route, int) and (route.gateway is not None or link.kind in BARE)
+    route = lookups.get_route(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
+    return not isinstance(route, int) and (route.gateway is not None or link.hardware_type in ARPHRD_RAW)
 
 
 # --- judging --------------------------------------------------------------------------
 
 
-def _named_devices(policy: Policy | None, devices: Sequence[Target]) -> frozenset[str] | None:
+def _named_devices(policy: Policy | None, devices: Sequence[ProbeTarget]) -> frozenset[str] | None:
     """Return names and patterns of the devices that the policy names; None without a policy."""
     if policy is None:
         return None
@@ -251,16 +255,18 @@ def _named_devices(policy: Policy | None, devices: Sequence[Target]) -> frozense
     return frozenset(("lo", *policy.inside, *uplink_devices))
 
 
-def _waiting_test(lookups: Lookups, families: Iterable[int], watched: Sequence[str]) -> Callable[[Shot], bool]:
+def _waiting_test(
+    lookups: RouteLookups, families: Iterable[int], watched: Sequence[str]
+) -> Callable[[ProbePacket], bool]:
     """Return a test for packets that wait for an unresolved neighbour on a watched device."""
-    silent = frozenset().union(*(unresolved(family) for family in families))
+    silent = frozenset().union(*(failed_neighbours(family) for family in families))
 
-    def is_waiting(shot: Shot) -> bool:
-        if shot.form in FRAMES or not silent or ip_address(shot.destination).is_multicast:
+    def is_waiting(shot: ProbePacket) -> bool:
+        if shot.form in FRAME_SOCKETS or not silent or ip_address(shot.destination).is_multicast:
             return False
-        oif = shot.device if shot.way in ("bound", "unicast-if", "pktinfo") else None
-        source = shot.source if shot.way == "source" else None
-        route = lookups.getroute(shot.family, shot.destination, mark=shot.mark, oif=oif, uid=shot.uid, source=source)
+        oif = shot.device if shot.method in ("bound", "unicast-if", "pktinfo") else None
+        source = shot.source if shot.method == "source" else None
+        route = lookups.get_route(shot.family, shot.destination, mark=shot.mark, oif=oif, uid=shot.uid, source=source)
         if isinstance(route, int) or route.device not in watched:
             return False
         return (route.device, route.gateway or shot.destination) in silent
@@ -272,26 +278,26 @@ def _waiting_test(lookups: Lookups, families: Iterable[int], watched: Sequence[s
 class _Judge:
     """Verdicts on the probes of a run. `named`: devices that the policy names; None: no policy."""
 
-    outcomes: Mapping[bytes, Outcome]
+    outcomes: Mapping[bytes, SendOutcome]
     capture: ProbeCapture
     named: frozenset[str] | None
-    is_waiting: Callable[[Shot], bool] = field(repr=False)
+    is_waiting: Callable[[ProbePacket], bool] = field(repr=False)
 
-    def result(self, probe: Probe) -> Result:
+    def result(self, probe: Probe) -> ProbeResult:
         """Return the verdict on a probe."""
         captured = self.capture.captured_on.get(probe.token, {})
         if captured:
-            return Result(probe, LEAKED, seen=tuple(captured), packet=next(iter(captured.values())))
+            return ProbeResult(probe, LEAKED, captured_on=tuple(captured), packet=next(iter(captured.values())))
         for device, packet in self.capture.captured_anywhere.get(probe.token, ())[:1]:
             if self.named is None or any(_matches(device, pattern) for pattern in self.named):
-                return Result(probe, ELSEWHERE, device, (device,), packet)
-            return Result(probe, LEAKED, "by a device that the policy does not name", (device,), packet)
+                return ProbeResult(probe, ELSEWHERE, device, (device,), packet)
+            return ProbeResult(probe, LEAKED, "by a device that the policy does not name", (device,), packet)
         outcome = self.outcomes[probe.token]
-        if outcome.refused:
-            return Result(probe, UNTESTED if outcome.at == "open" else BLOCKED, outcome.refused)
-        if self.is_waiting(probe.shot):
-            return Result(probe, UNTESTED, "waits for a neighbour")
-        return Result(probe, STOPPED)
+        if outcome.error:
+            return ProbeResult(probe, UNTESTED if outcome.stage == "open" else BLOCKED, outcome.error)
+        if self.is_waiting(probe.packet):
+            return ProbeResult(probe, UNTESTED, "waits for a neighbour")
+        return ProbeResult(probe, STOPPED)
 
 
 def _matches(device: str, pattern: str) -> bool:
@@ -299,38 +305,38 @@ def _matches(device: str, pattern: str) -> bool:
 
 
 def _device_result(
-    target: Target,
-    own: tuple[Result, ...],
-    routed: tuple[Result, ...],
-    all_results: Iterable[Result],
-    controls: Iterable[Control],
+    target: ProbeTarget,
+    own: tuple[ProbeResult, ...],
+    routed: tuple[ProbeResult, ...],
+    all_results: Iterable[ProbeResult],
+    controls: Iterable[ControlPacket],
     incomplete: Mapping[str, str],
     families: Iterable[int],
-) -> OnDevice:
+) -> DeviceResult:
     """Return the results for one device. `own`: results of the probes that name it."""
     leaks = [result for result in all_results if result.verdict == LEAKED]
-    leaked = sum(not set(target.watched).isdisjoint(result.seen) for result in leaks)
-    own_controls = tuple(control for control in controls if control.key[0] in target.watched)
-    device_result = OnDevice(target, own, own_controls, leaked=leaked)
+    leaked = sum(not set(target.captured_devices).isdisjoint(result.captured_on) for result in leaks)
+    own_controls = tuple(control for control in controls if control.key[0] in target.captured_devices)
+    device_result = DeviceResult(target, own, own_controls, leaked=leaked)
     return evolve(device_result, faults=tuple(_faults(device_result, routed, incomplete, families)))
 
 
 def _faults(
-    device_result: OnDevice,
-    routed: Iterable[Result],
+    device_result: DeviceResult,
+    routed: Iterable[ProbeResult],
     incomplete: Mapping[str, str],
     families: Iterable[int],
 ) -> Iterator[str]:
     """Yield the reasons why the test of a device is inconclusive."""
     target = device_result.target
-    if target.why_not:
-        yield target.why_not
+    if target.untestable_reason:
+        yield target.untestable_reason
         return
-    yield from (incomplete[device] for device in target.watched if device in incomplete)
+    yield from (incomplete[device] for device in target.captured_devices if device in incomplete)
     for family in families:
-        for device in target.watched:
-            if device_result.control(family, device) is None:
+        for device in target.captured_devices:
+            if device_result.captured_control(family, device) is None:
                 yield f"{device}: no IPv{family} control packet captured, so silence proves nothing"
-        results = (result for result in (*device_result.results, *routed) if result.probe.shot.family == family)
+        results = (result for result in (*device_result.results, *routed) if result.probe.packet.family == family)
         if not any(result.verdict in TESTED for result in results):
             yield f"{target.device}: no type of IPv{family} probe could be tested"

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
-from ...kernel.tap import Tap
+from ...kernel.tap import PacketCapture
 from .observed_packet import ObservedPacket
 from .probe_index import ProbeIndex
-from .report import Control
+from .report import ControlPacket
 
 # Seconds.
 _CONTROL_TIMEOUT = 0.6  # for control packets: the kernel may have to resolve a neighbour first
@@ -36,8 +36,8 @@ class ProbeCapture:
 
     def __enter__(self) -> ProbeCapture:
         with ExitStack() as stack:
-            self._captures = {device: stack.enter_context(Tap(device)) for device in self.devices}
-            self._capture_all = stack.enter_context(Tap())
+            self._captures = {device: stack.enter_context(PacketCapture(device)) for device in self.devices}
+            self._capture_all = stack.enter_context(PacketCapture())
             self._stack = stack.pop_all()
         return self
 
@@ -48,7 +48,7 @@ class ProbeCapture:
         """Wait for a descriptor or for packets, and process the packets."""
         self._wait(_LONGEST_WAIT, [descriptor])
 
-    def collect_controls(self, controls: Sequence[Control]) -> None:
+    def collect_controls(self, controls: Sequence[ControlPacket]) -> None:
         """Wait for the best control packets, after a timeout for any; then for late packets."""
         best: dict[tuple[str, int], bytes] = {}
         all_tokens: dict[tuple[str, int], list[bytes]] = {}
@@ -76,9 +76,9 @@ class ProbeCapture:
         """Return the reason for each device whose capture is incomplete."""
         reasons = {}
         for device, capture in self._captures.items():
-            if capture.lost:
-                reasons[device] = f"{device}: capture lost {capture.lost} packets (too much traffic); try again"
-            elif capture.gone:
+            if capture.lost_packets:
+                reasons[device] = f"{device}: capture lost {capture.lost_packets} packets (too much traffic); try again"
+            elif capture.device_gone:
                 reasons[device] = f"{device} went down during the test"
         return reasons
 
@@ -86,11 +86,11 @@ class ProbeCapture:
         captures = [*self._captures.values(), self._capture_all]
         select.select([*(capture.fileno() for capture in captures), *descriptors], [], [], seconds)
         for device, capture in self._captures.items():
-            for captured in capture.passed():
+            for captured in capture.read_packets():
                 if match := self.index.find(captured.ethertype, captured.data):
                     probe, packet = match
                     self.captured_on.setdefault(probe.token, {}).setdefault(device, packet)
-        for captured in self._capture_all.passed():
+        for captured in self._capture_all.read_packets():
             if match := self.index.find(captured.ethertype, captured.data):
                 probe, packet = match
                 self.captured_anywhere.setdefault(probe.token, []).append((captured.device, packet))

@@ -23,14 +23,14 @@ from pathlib import Path
 from attrs import evolve, field, frozen
 
 from ...kernel import accounts
-from ...kernel.cgroup import MarkedGroup, unmarked
+from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
-from ...kernel.notify import Manager
-from ...kernel.seccomp import MarkedCalls
+from ...kernel.notify import ServiceManager
+from ...kernel.seccomp import SocketCallMarker
 from ...policy.objects import Listen, Resolver, Uplink
 from ..rate_limiter import earliest_deadline
-from .learner import Learner, Wanted
-from .upstream import Upstream, servers_file_in
+from .learner import DiscoveryTarget, ServerDiscovery
+from .upstream import ServersFile, servers_file_in_directory
 
 # Seconds.
 _CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks
@@ -43,12 +43,12 @@ _TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _libc = ctypes.CDLL(None)
 
 
-class Failed(Exception):
+class ResolverError(Exception):
     """Failure that keeps the resolver from running, or stops it."""
 
 
 @frozen
-class Job:
+class ResolverJob:
     """Run of one resolver: uplink `name` with its resolver's settings.
 
     `directory` is for its files.
@@ -57,17 +57,17 @@ class Job:
     name: str
     uplink: Uplink
     resolver: Resolver
-    folder: Path
-    say: Callable[[str], None]
-    manager: Manager = field(factory=Manager)
+    directory: Path
+    warn: Callable[[str], None]
+    service_manager: ServiceManager = field(factory=ServiceManager)
 
     @property
     def servers_file(self) -> Path:
         """Path of the file with dnsmasq's servers."""
-        return servers_file_in(self.folder)
+        return servers_file_in_directory(self.directory)
 
 
-def run(job: Job) -> None:
+def run_resolver(job: ResolverJob) -> None:
     """Run the resolver until a signal ends it. Raises ResolverError, or Unavailable."""
     dnsmasq = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if not dnsmasq:
@@ -75,25 +75,25 @@ def run(job: Job) -> None:
     job = evolve(job, resolver=evolve(job.resolver, listen=_usable_addresses(job)))
     with ExitStack() as stack:
         _lock(job, stack)
-        _create_directory(job.folder)
-        stack.callback(shutil.rmtree, job.folder, ignore_errors=True)
-        learner = stack.enter_context(Learner(Wanted(job.name, job.uplink, job.resolver), job.say))
-        upstream = Upstream(job.servers_file)
+        _create_directory(job.directory)
+        stack.callback(shutil.rmtree, job.directory, ignore_errors=True)
+        learner = stack.enter_context(ServerDiscovery(DiscoveryTarget(job.name, job.uplink, job.resolver), job.warn))
+        upstream = ServersFile(job.servers_file)
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
-        command = [dnsmasq, *arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
+        command = [dnsmasq, *dnsmasq_arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
         child = subprocess.Popen(command, preexec_fn=lambda: _before_exec(marking), stdin=subprocess.DEVNULL)
         stack.callback(_stop, child)
-        marking.started()
+        marking.after_start()
         _supervise(job, child, learner, upstream)
 
 
-def arguments(job: Job) -> list[str]:
+def dnsmasq_arguments(job: ResolverJob) -> list[str]:
     """Return the options of dnsmasq(8). Raises ResolverError."""
     user = accounts.user_and_group(job.resolver.user.number)
     if user is None:
         name = job.resolver.user.name
-        raise Failed(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
+        raise ResolverError(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
     return [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -125,7 +125,7 @@ def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
     return [option] if option.partition("=")[0] in usage else []
 
 
-def _usable_addresses(job: Job) -> tuple[Listen, ...]:
+def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
     """Return the listen addresses that this host has: without IPv6 it has no ::1.
 
     Raises ResolverError.
@@ -138,20 +138,20 @@ def _usable_addresses(job: Job) -> tuple[Listen, ...]:
                 sock.bind((str(listen.address), 0))
             usable.append(listen)
         except OSError as error:
-            job.say(f"cannot listen on {listen.address} ({error.strerror}); left out")
+            job.warn(f"cannot listen on {listen.address} ({error.strerror}); left out")
     if not usable:
-        raise Failed("this host has none of the resolver's addresses")
+        raise ResolverError("this host has none of the resolver's addresses")
     return tuple(usable)
 
 
-def _lock(job: Job, stack: ExitStack) -> None:
+def _lock(job: ResolverJob, stack: ExitStack) -> None:
     """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(job.folder.with_suffix(".lock").open("w"))
+    job.directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(job.directory.with_suffix(".lock").open("w"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise Failed(f"the resolver of uplink {job.name} runs already") from None
+        raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
 
 
 def _create_directory(directory: Path) -> None:
@@ -163,45 +163,47 @@ def _create_directory(directory: Path) -> None:
 
 
 @contextmanager
-def _marking(job: Job) -> Iterator[MarkedGroup | MarkedCalls]:
+def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
     """Mark dnsmasq's sockets by a cgroup or, without BPF permission, by seccomp."""
     mark = job.uplink.mark
     with ExitStack() as stack:
         try:
-            group = MarkedGroup(f"{job.folder.parent.name}-{job.name}", mark.value, mark.mask)
+            group = MarkedCgroup(f"{job.directory.parent.name}-{job.name}", mark.value, mark.mask)
             stack.enter_context(group)
         except Unavailable as error:
-            job.say(f"{error}; falling back to seccomp user notification")
-            yield stack.enter_context(MarkedCalls(mark.value, mark.mask))
+            job.warn(f"{error}; falling back to seccomp user notification")
+            yield stack.enter_context(SocketCallMarker(mark.value, mark.mask))
             return
-        if not group.tried():
-            raise Failed(f"a socket opened in the resolver's cgroup lacks the mark {mark}")
+        if not group.verify():
+            raise ResolverError(f"a socket opened in the resolver's cgroup lacks the mark {mark}")
         yield group
 
 
-def _before_exec(marking: MarkedGroup | MarkedCalls) -> None:
+def _before_exec(marking: MarkedCgroup | SocketCallMarker) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    marking.before()
+    marking.before_exec()
 
 
-def _refresh(job: Job, learner: Learner, upstream: Upstream) -> None:
+def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> None:
     """Pass the current servers to dnsmasq."""
     try:
-        servers = learner.look().servers
-        changed = upstream.take(servers, learner.machine.own, time.monotonic())
+        servers = learner.refresh().servers
+        changed = upstream.update(servers, learner.host.own, time.monotonic())
     except OSError as error:  # such as a full disk
         where = error.filename2 or error.filename or "the servers"
         why = "stopped: cannot update the server list, the old servers may be stale"
-        raise Failed(f"{where}: {error.strerror}; {why}") from None
+        raise ResolverError(f"{where}: {error.strerror}; {why}") from None
     if changed:
         sources = learner.sources.items()
-        awaited = ", ".join(source.sign if source and key == "lease" else key for key, source in sources)
+        awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
         shown = ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
-        job.say(f"servers of uplink {job.name}: {shown}")
-        job.manager.tell(STATUS=f"servers: {shown}")
+        job.warn(f"servers of uplink {job.name}: {shown}")
+        job.service_manager.notify(STATUS=f"servers: {shown}")
 
 
-def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstream: Upstream) -> None:
+def _supervise(
+    job: ResolverJob, child: subprocess.Popen[bytes], learner: ServerDiscovery, upstream: ServersFile
+) -> None:
     """Refresh the servers and verify the marks until a signal ends it. Raises ResolverError."""
     terminated, wakeup = os.pipe()
     mark = (job.uplink.mark.value, job.uplink.mark.mask)
@@ -211,16 +213,16 @@ def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstr
         while not _wait(terminated, learner, upstream, _CHECK_INTERVAL if ready else _STARTUP_INTERVAL):
             status = child.poll()
             if status is not None:
-                raise Failed(f"dnsmasq ended with status {status}; see its messages above")
-            without_mark = unmarked(child.pid, mark)
+                raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
+            without_mark = unmarked_sockets(child.pid, mark)
             if without_mark:
                 what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
-                raise Failed(f"{what}: {without_mark[0]}; stopped")
+                raise ResolverError(f"{what}: {without_mark[0]}; stopped")
             if not ready and _listens(child.pid):
                 ready = True
                 addresses = ", ".join(map(str, job.resolver.listen))
-                job.say(f"resolver of uplink {job.name} answers on {addresses}")
-                job.manager.tell(READY=1)
+                job.warn(f"resolver of uplink {job.name} answers on {addresses}")
+                job.service_manager.notify(READY=1)
             _refresh(job, learner, upstream)
     finally:
         for number, handler in old_handlers.items():
@@ -229,7 +231,7 @@ def _supervise(job: Job, child: subprocess.Popen[bytes], learner: Learner, upstr
         os.close(wakeup)
 
 
-def _wait(terminated: int, learner: Learner, upstream: Upstream, longest: float) -> bool:
+def _wait(terminated: int, learner: ServerDiscovery, upstream: ServersFile, longest: float) -> bool:
     """Wait for an event or a deadline, at most `longest` seconds.
 
     Return True if a termination signal arrived.

@@ -12,11 +12,11 @@ from typing import Any
 
 from attrs import define, field
 
-from ...policy.lint import SYSTEM
-from ...policy.objects import Address, Policy, lease_of
-from .leaks import Leak, Learned, is_dnsmasq, leaks
+from ...policy.lint import SYSTEM_RESOLV_FILES
+from ...policy.objects import Address, Policy, lease_file
+from .leaks import ResolverLeak, UplinkDns, find_leaks, is_dnsmasq_config
 from .sources import reading
-from .sources.choice import Machine, chosen
+from .sources.choice import HostAddresses, usable_servers
 
 _MAX_SIZE = 256 << 10  # bytes of a file that are read
 _MAX_FILES = 1000
@@ -42,14 +42,14 @@ _PATTERNS = (
 )
 
 
-def found(policy: Policy, root: Path = Path("/")) -> list[Leak]:
+def find_host_leaks(policy: Policy, root: Path = Path("/")) -> list[ResolverLeak]:
     """Return the leaks on this host, of all files that are readable. `root` is for tests."""
     indexes = _indexes(policy)
     texts = {_path_in_root(file, root): _text(file) for file in _files(root)}
     for path in _dnsmasq_resolv_files(texts):
         texts.setdefault(path, _text(root / path.lstrip("/")))
     devices = {device: name for name, uplink in policy.uplink.items() for device in uplink.devices}
-    return leaks(texts, Learned(devices, indexes, _known_servers(policy, indexes, root)))
+    return find_leaks(texts, UplinkDns(devices, indexes, _known_servers(policy, indexes, root)))
 
 
 def _indexes(policy: Policy) -> dict[str, int]:
@@ -64,19 +64,19 @@ def _indexes(policy: Policy) -> dict[str, int]:
 
 def _known_servers(policy: Policy, indexes: dict[str, int], root: Path) -> dict[Address, str]:
     """Return the servers of the uplinks, from the policy and from files. Runs no program."""
-    host = Machine(names={index: name for name, index in indexes.items()})
+    host = HostAddresses(device_names={index: name for name, index in indexes.items()})
     servers: dict[Address, str] = {}
     for name, uplink in policy.uplink.items():
         sources = [source for source in reading.SOURCES.values() if source.patterns]
         if uplink.resolver:
-            lease = lease_of(name, uplink.resolver)
-            if lease not in SYSTEM:  # policy.lint warns about those
-                sources.append(reading.lease(lease))
+            lease = lease_file(name, uplink.resolver)
+            if lease not in SYSTEM_RESOLV_FILES:  # policy.lint warns about those
+                sources.append(reading.lease_source(lease))
             servers |= {server.address: name for server in uplink.resolver.servers}
         devices = [(device, indexes.get(device)) for device in uplink.devices]
         for source in sources:
-            entries = reading.read_files(source, devices, time.time(), root).words
-            usable = chosen(entries, uplink.devices, host).servers
+            entries = reading.read_source_files(source, devices, time.time(), root).entries
+            usable = usable_servers(entries, uplink.devices, host).servers
             servers |= {server.address: name for server in usable}
     return servers
 
@@ -104,22 +104,22 @@ def _text(file: Path) -> str:
 
 def _dnsmasq_resolv_files(texts: dict[str, str]) -> list[str]:
     """Return the files that dnsmasq reads its servers from."""
-    lines = [line for path, text in texts.items() if is_dnsmasq(path) for line in text.split("\n")]
+    lines = [line for path, text in texts.items() if is_dnsmasq_config(path) for line in text.split("\n")]
     return [line.partition("=")[2].strip() for line in lines if line.strip().startswith("resolv-file=")]
 
 
 @define
-class Watcher:
+class LeakWatcher:
     """Reports leaks that appear and disappear.
 
     `changes` takes a millisecond as long as no file changes.
     """
 
     root: Path = Path("/")
-    _known: dict[Leak, None] = field(factory=dict)
+    _known: dict[ResolverLeak, None] = field(factory=dict)
     _stamps: object = None
 
-    def look(self, policy: Policy | None) -> Iterator[dict[str, Any]]:
+    def changes(self, policy: Policy | None) -> Iterator[dict[str, Any]]:
         """Yield the changes since the last call, as fields of log events.
 
         None: no policy, and so no leaks.
@@ -128,24 +128,24 @@ class Watcher:
         if stamps == self._stamps:
             return
         self._stamps = stamps
-        current = dict.fromkeys(found(policy, self.root)) if policy else {}
+        current = dict.fromkeys(find_host_leaks(policy, self.root)) if policy else {}
         known, self._known = self._known, current
         for leak in current.keys() - known.keys():
             yield {
                 "state": "appeared",
                 "place": _location(leak),
-                "what": leak.what,
-                "instead": leak.instead,
+                "what": leak.problem,
+                "instead": leak.fix,
             }
         for leak in known.keys() - current.keys():
-            yield {"state": "gone", "place": _location(leak), "what": leak.what}
+            yield {"state": "gone", "place": _location(leak), "what": leak.problem}
 
     def _file_stamps(self, policy: Policy) -> object:
         files = _files(self.root)
         for name, uplink in policy.uplink.items():
-            leases = [reading.lease(lease_of(name, uplink.resolver))] if uplink.resolver else []
+            leases = [reading.lease_source(lease_file(name, uplink.resolver))] if uplink.resolver else []
             for source in (*reading.SOURCES.values(), *leases):
-                for pattern in reading.files(source, uplink.devices):
+                for pattern in reading.watched_patterns(source, uplink.devices):
                     with suppress(OSError, ValueError):
                         files += sorted(self.root.glob(str(pattern).lstrip("/")))
         stamps = [stamp for file in files[:_MAX_FILES] if (stamp := _stamp_of(file))]
@@ -161,5 +161,5 @@ def _stamp_of(file: Path) -> tuple[str, int, int, int] | None:
     return str(file), status.st_ino, status.st_mtime_ns, status.st_size
 
 
-def _location(leak: Leak) -> str:
+def _location(leak: ResolverLeak) -> str:
     return leak.file if leak.line is None else f"{leak.file}:{leak.line}"

@@ -16,9 +16,9 @@ from pathlib import PurePosixPath as Path
 from attrs import frozen
 
 from ...policy.objects import Address
-from .sources.keyfile import pairs
+from .sources.keyfile import assignments
 
-RESOLV_CONF, RESOLVED = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
+RESOLV_CONF, RESOLVED_CONF = "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"
 _NAMESERVER = re.compile(r"\s*nameserver\s+([^\s#;]+)")
 _MAX_SHOWN = 80  # characters of a value in a message
 _NO = ("no", "false", "off", "0", "n", "f")
@@ -26,21 +26,21 @@ _YES = ("yes", "true", "on", "1", "y", "t")
 
 
 @frozen
-class Leak:
+class ResolverLeak:
     """Leak in `file` at `line` (None for the whole file), with the problem and its fix."""
 
     file: str
     line: int | None
-    what: str
-    instead: str
+    problem: str
+    fix: str
 
     def __str__(self) -> str:
         location = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{location}: {self.what}; {self.instead}"
+        return f"{location}: {self.problem}; {self.fix}"
 
 
 @frozen
-class Learned:
+class UplinkDns:
     """Uplink of each device, interface index of each device, and uplink of each DNS server."""
 
     devices: Mapping[str, str]
@@ -66,7 +66,7 @@ class Learned:
 Texts = Mapping[str, str]  # path -> contents of the file
 
 
-def leaks(texts: Texts, uplink_dns: Learned) -> list[Leak]:
+def find_leaks(texts: Texts, uplink_dns: UplinkDns) -> list[ResolverLeak]:
     """Return all leaks in these files, without duplicates."""
     found = (leak for check in _CHECKS for leak in check(texts, uplink_dns))
     return list(dict.fromkeys(found))
@@ -75,23 +75,23 @@ def leaks(texts: Texts, uplink_dns: Learned) -> list[Leak]:
 # --- files of nameserver lines ---
 
 
-def _resolv_conf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
+def _resolv_conf(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
     for path, fix in (
         (RESOLV_CONF, "name the host's own resolver there, such as 'nameserver 127.0.0.1'"),
-        (RESOLVED, "keep them from systemd-resolved: UseDNS=no, or 'resolvectl revert DEVICE'"),
+        (RESOLVED_CONF, "keep them from systemd-resolved: UseDNS=no, or 'resolvectl revert DEVICE'"),
     ):
         for number, server, uplink in _nameservers(texts.get(path, ""), uplink_dns):
-            yield Leak(path, number, f"{server} is a DNS server of uplink {uplink!r}", fix)
+            yield ResolverLeak(path, number, f"{server} is a DNS server of uplink {uplink!r}", fix)
 
 
-def _nameservers(text: str, uplink_dns: Learned) -> Iterator[tuple[int, str, str]]:
+def _nameservers(text: str, uplink_dns: UplinkDns) -> Iterator[tuple[int, str, str]]:
     """Yield line number, server and uplink of each nameserver line with an uplink's server."""
     for number, line in enumerate(text.split("\n"), 1):
         if (match := _NAMESERVER.match(line)) and (uplink := uplink_dns.uplink_of(match[1])):
             yield number, match[1][:_MAX_SHOWN], uplink
 
 
-def _resolvconf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
+def _resolvconf(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
     """Check the files of resolvconf and openresolv, DEVICE or DEVICE.PROGRAM."""
     for path, text in texts.items():
         if str(Path(path).parent) not in (
@@ -107,13 +107,13 @@ def _resolvconf(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
             problem = f"resolvconf has DNS servers of {device} (uplink {uplink_dns.devices[device]!r})"
             deny = f'deny_interfaces="{device}"'
             fix = f"write {deny} into /etc/resolvconf.conf, and run 'resolvconf -d {name}'"
-            yield Leak(path, lines[0], problem, fix)
+            yield ResolverLeak(path, lines[0], problem, fix)
 
 
 # --- dnsmasq ---
 
 
-def is_dnsmasq(path: str) -> bool:
+def is_dnsmasq_config(path: str) -> bool:
     """Return True if dnsmasq reads the file.
 
     Debian: /etc/dnsmasq.conf and /etc/dnsmasq.d/, OpenWrt: /var/etc/dnsmasq.conf.NAME.
@@ -121,12 +121,12 @@ def is_dnsmasq(path: str) -> bool:
     return path == "/etc/dnsmasq.conf" or path.startswith(("/etc/dnsmasq.d/", "/var/etc/dnsmasq.conf."))
 
 
-def _dnsmasq(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
-    files = [path for path in texts if is_dnsmasq(path)]
+def _dnsmasq(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
+    files = [path for path in texts if is_dnsmasq_config(path)]
     options = [(path, number, key, value) for path in files for number, key, value in _dnsmasq_options(texts[path])]
     for path, number, key, value in options:
         if key == "server" and (uplink := _server_option_uplink(value, uplink_dns)):
-            yield Leak(
+            yield ResolverLeak(
                 path,
                 number,
                 f"{value[:_MAX_SHOWN]} is a DNS server of uplink {uplink!r}",
@@ -135,12 +135,12 @@ def _dnsmasq(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         if key == "resolv-file":
             for at, server, uplink in _nameservers(texts.get(value, ""), uplink_dns):
                 problem = f"{value}:{at} names {server}, a DNS server of uplink {uplink!r}"
-                yield Leak(path, number, problem, "write 'no-resolv' and server= lines instead")
+                yield ResolverLeak(path, number, problem, "write 'no-resolv' and server= lines instead")
     keys = {key for _, _, key, _ in options}
     if files and not keys & {"resolv-file", "no-resolv"}:
         for _, server, uplink in _nameservers(texts.get(RESOLV_CONF, ""), uplink_dns):
             problem = f"dnsmasq reads {RESOLV_CONF} with {server}, a DNS server of uplink {uplink!r}"
-            yield Leak(files[0], None, problem, "write 'no-resolv' and server= lines into it")
+            yield ResolverLeak(files[0], None, problem, "write 'no-resolv' and server= lines into it")
 
 
 def _dnsmasq_options(text: str) -> Iterator[tuple[int, str, str]]:
@@ -152,7 +152,7 @@ def _dnsmasq_options(text: str) -> Iterator[tuple[int, str, str]]:
             yield number, key.strip(), value.strip()
 
 
-def _server_option_uplink(value: str, uplink_dns: Learned) -> str | None:
+def _server_option_uplink(value: str, uplink_dns: UplinkDns) -> str | None:
     """Return the uplink of `server=[/DOMAIN/]ADDRESS[#PORT][@DEVICE]`."""
     address, _, source = value.rpartition("/")[2].partition("@")
     return uplink_dns.devices.get(source.partition("#")[0]) or uplink_dns.uplink_of(address.partition("#")[0])
@@ -165,7 +165,7 @@ _USE_DNS = ("DHCPv4", "DHCPv6", "IPv6AcceptRA")
 _NETWORK_DIRECTORIES = ("/usr/lib", "/run", "/etc")
 
 
-def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
+def _networkd(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
     files = {
         Path(path).name: path for directory in _NETWORK_DIRECTORIES for path in texts if _is_network(path, directory)
     }
@@ -185,7 +185,7 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
                 dns = value[:_MAX_SHOWN]
                 owner = f"{device} (uplink {uplink!r})"
                 problem = f"DNS={dns} gives systemd-resolved the DNS servers of {owner}"
-                yield Leak(
+                yield ResolverLeak(
                     file,
                     number,
                     problem,
@@ -196,7 +196,7 @@ def _networkd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
             owner = f"{device} (uplink {uplink!r})"
             problem = f"systemd-resolved, if it runs, gets the DNS servers that {owner} learns"
             sections = ", ".join(f"[{section}]" for section in missing)
-            yield Leak(path, None, problem, f"write UseDNS=no into {sections}")
+            yield ResolverLeak(path, None, problem, f"write UseDNS=no into {sections}")
 
 
 def _is_network(path: str, directory: str) -> bool:
@@ -208,7 +208,7 @@ def _matches_device(text: str, device: str) -> bool:
 
     A pattern together with other conditions counts as no match, since those are not evaluated.
     """
-    conditions = [(key, value) for _, section, key, value in pairs(text) if section == "Match"]
+    conditions = [(key, value) for _, section, key, value in assignments(text) if section == "Match"]
     names = [name for key, value in conditions if key == "Name" for name in value.split()]
     if not names or (any(key != "Name" for key, _ in conditions) and device not in names):
         return False
@@ -230,7 +230,7 @@ def _network_settings(texts: Texts, path: str) -> Iterator[tuple[str, int, str, 
         if _is_drop_in(file, directory, name)
     }
     for file in (path, *(drop_ins[key] for key in sorted(drop_ins))):
-        for number, section, key, value in pairs(texts[file]):
+        for number, section, key, value in assignments(texts[file]):
             yield file, number, section, key, value
 
 
@@ -254,22 +254,22 @@ def _is_off(section: str, last: Mapping[tuple[str, str], str]) -> bool:
 # --- NetworkManager ---
 
 
-def _networkmanager(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
+def _networkmanager(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
     main: dict[str, str] = {}
     for path in sorted(texts, key=lambda path: ("conf.d" in path, Path(path).name)):
         if path == "/etc/NetworkManager/NetworkManager.conf" or path.startswith("/etc/NetworkManager/conf.d/"):
-            main |= {key: value for _, section, key, value in pairs(texts[path]) if section == "main"}
+            main |= {key: value for _, section, key, value in assignments(texts[path]) if section == "main"}
     if main.get("dns") == "none" or main.get("rc-manager") == "unmanaged":
         return
     device_by_uuid: dict[str, str] = {}  # of the active connections
     for device, index in uplink_dns.indexes.items():
-        for _, _, key, value in pairs(texts.get(f"/run/NetworkManager/devices/{index}", "")):
+        for _, _, key, value in assignments(texts.get(f"/run/NetworkManager/devices/{index}", "")):
             if key == "connection-uuid":
                 device_by_uuid[value] = device
     for path, text in texts.items():
         if not path.endswith(".nmconnection"):
             continue
-        settings = {(section, key): value for _, section, key, value in pairs(text)}
+        settings = {(section, key): value for _, section, key, value in assignments(text)}
         uuid = settings.get(("connection", "uuid"), "")
         name = settings.get(("connection", "interface-name")) or device_by_uuid.get(uuid)
         if name is None or name not in uplink_dns.devices:
@@ -281,7 +281,7 @@ def _networkmanager(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
             problem = f"NetworkManager gives the DNS servers of {owner} to all programs"
             sections = " and ".join(f"[{family}]" for family in families)
             fix = f"write ignore-auto-dns=true into {sections} and no dns=, or dns=none into [main]"
-            yield Leak(path, None, problem, fix)
+            yield ResolverLeak(path, None, problem, fix)
 
 
 def _uses_dns(settings: Mapping[tuple[str, str], str], family: str) -> bool:
@@ -300,7 +300,7 @@ _UCI = re.compile(
 _MAX_ALIASES = 8  # a chain of @aliases that is longer is a loop
 
 
-def _netifd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
+def _netifd(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
     path = "/etc/config/network"
     interfaces = _uci_interfaces(texts.get(path, ""))
     for name, options in interfaces.items():
@@ -314,9 +314,9 @@ def _netifd(texts: Texts, uplink_dns: Learned) -> Iterator[Leak]:
         for number, key, value in options:
             if key == "dns":
                 fix = "name them in 'servers' of the policy instead"
-                yield Leak(path, number, f"{problem}: {value[:_MAX_SHOWN]}", fix)
+                yield ResolverLeak(path, number, f"{problem}: {value[:_MAX_SHOWN]}", fix)
         if last.get("proto") != "static" and last.get("peerdns") != "0":
-            yield Leak(path, options[0][0], problem, "write option peerdns '0' into it")
+            yield ResolverLeak(path, options[0][0], problem, "write option peerdns '0' into it")
 
 
 def _uci_interfaces(text: str) -> dict[str, list[tuple[int, str, str]]]:
@@ -353,6 +353,6 @@ def _device_of(name: str, interfaces: Mapping[str, list[tuple[int, str, str]]]) 
     return ""
 
 
-_CHECKS: tuple[Callable[[Texts, Learned], Iterator[Leak]], ...] = (
+_CHECKS: tuple[Callable[[Texts, UplinkDns], Iterator[ResolverLeak]], ...] = (
     _resolv_conf, _resolvconf, _dnsmasq, _networkd, _networkmanager, _netifd
 )  # fmt: skip

@@ -16,12 +16,12 @@ from attrs import define, field
 
 from ...policy.objects import Address, Server
 
-LEAVING = 5.0  # seconds that a removed server stays: the timeout of a client, resolv.conf(5)
+LEAVING_SECONDS = 5.0  # seconds that a removed server stays: the timeout of a client, resolv.conf(5)
 _FILE_NAME = "servers"
 _MODE = 0o644  # dnsmasq reads it as an unprivileged user
 
 
-def folder_of(state: Path, uplink: str) -> Path:
+def resolver_directory(state: Path, uplink: str) -> Path:
     """Return the directory of an uplink's resolver.
 
     `state`: the state directory of the network namespace.
@@ -29,28 +29,28 @@ def folder_of(state: Path, uplink: str) -> Path:
     return state / f"resolver-{uplink}"
 
 
-def servers_file(state: Path, uplink: str) -> Path:
+def servers_file_path(state: Path, uplink: str) -> Path:
     """Return the path of the servers file of an uplink's resolver."""
-    return folder_of(state, uplink) / _FILE_NAME
+    return resolver_directory(state, uplink) / _FILE_NAME
 
 
-def servers_file_in(directory: Path) -> Path:
+def servers_file_in_directory(directory: Path) -> Path:
     """Return the path of the servers file in the directory of a resolver."""
     return directory / _FILE_NAME
 
 
 @define
-class Upstream:
+class ServersFile:
     """Servers file of one dnsmasq, which reads it again when another file replaces it (inotify)."""
 
-    file: Path
+    path: Path
     servers: tuple[Server, ...] | None = None
     # Removed server -> time when it leaves the file.
     _leaving: dict[Server, float] = field(factory=dict)
     _written: tuple[Server, ...] | None = None
     _mtime: int = 0
 
-    def take(self, servers: tuple[Server, ...], own: Collection[Address], now: float) -> bool:
+    def update(self, servers: tuple[Server, ...], own: Collection[Address], now: float) -> bool:
         """Write the file for these servers; return True if they differ from the last ones.
 
         `own`: addresses of this host. `now`: monotonic seconds. Raises OSError.
@@ -58,7 +58,7 @@ class Upstream:
         changed = servers != self.servers
         if changed:
             for server in self.servers or ():
-                self._leaving[server] = now + LEAVING
+                self._leaving[server] = now + LEAVING_SECONDS
         self.servers = servers
         self._leaving = {
             server: end
@@ -76,11 +76,11 @@ class Upstream:
         return min(self._leaving.values(), default=None)
 
     def _write(self, listed: tuple[Server, ...]) -> None:
-        new = self.file.with_suffix(".new")
+        new = self.path.with_suffix(".new")
         new.write_text("".join(f"nameserver {server}\n" for server in listed))
         new.chmod(_MODE)
         # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
         # system may reuse an inode, so each file gets a later mtime.
         self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))
         os.utime(new, (self._mtime, self._mtime))
-        new.replace(self.file)
+        new.replace(self.path)

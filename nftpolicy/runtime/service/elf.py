@@ -22,7 +22,7 @@ _GO_BUILD_INFO = b"\xff Go buildinf:"  # magic of debug/buildinfo; also in strip
 
 
 @frozen
-class Elf:
+class ElfHeader:
     """ELF facts about a program or library.
 
     `abi`: class, byte order and machine; a library and its program have the same. `interpreter`:
@@ -30,12 +30,12 @@ class Elf:
     compiler, which makes system calls without the C library.
     """
 
-    kind: tuple[int, int, int]
+    abi: tuple[int, int, int]
     interpreter: str | None
-    go: bool
+    is_go: bool
 
 
-def read(path: Path) -> Elf | None:
+def read_elf(path: Path) -> ElfHeader | None:
     """Return the ELF facts about a file; None if it is not ELF, or is damaged. Raises OSError."""
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -47,7 +47,7 @@ def read(path: Path) -> Elf | None:
                 return None
 
 
-def _parse(data: mmap.mmap) -> Elf:
+def _parse(data: mmap.mmap) -> ElfHeader:
     elf_class, data_encoding = data[_EI_CLASS], data[_EI_DATA]
     order = _BYTE_ORDER[data_encoding]
     (machine,) = struct.unpack_from(f"{order}H", data, _E_MACHINE)
@@ -62,4 +62,4 @@ def _parse(data: mmap.mmap) -> Elf:
             interpreter = data[offset : offset + size].rstrip(b"\0").decode(errors="replace")
         elif segment_type == _PT_NOTE:
             go = go or _GO_NOTE in data[offset : offset + size]
-    return Elf((elf_class, data_encoding, machine), interpreter, go)
+    return ElfHeader((elf_class, data_encoding, machine), interpreter, go)

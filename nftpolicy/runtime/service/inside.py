@@ -19,16 +19,16 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
-from ...kernel.cgroup import own_sockets
-from ...kernel.rtnetlink import Lookups, RtNetlink
-from ...kernel.tap import only_from
+from ...kernel.cgroup import own_socket_marks
+from ...kernel.rtnetlink import RouteLookups, Rtnetlink
+from ...kernel.tap import receive_only_from
 from ...netstate.routing import Route
 from ...policy.objects import Service, Uplink
 from .version_query import VERSION_QUERY, is_version_reply
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Documentation addresses (RFC 5737, RFC 3849): no host has them, so a reply proves the redirect.
-SOMEWHERE = {4: "198.51.100.53", 6: "2001:db8:5:3::53"}
+UNASSIGNED = {4: "198.51.100.53", 6: "2001:db8:5:3::53"}
 _DNS_PORT = 53
 _MAX_REPLY = 4096  # bytes
 _TRIES, _TIMEOUT = 3, 1.0  # queries, and seconds to wait for the reply to each
@@ -37,35 +37,35 @@ _CANNOT_SEND = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errn
 
 
 @frozen
-class Finding:
+class SelfTestResult:
     """Result of one check. `passed` is None if there was nothing to check."""
 
     text: str
-    good: bool | None
+    passed: bool | None
 
 
-def marks(uplink: Uplink) -> Iterator[Finding]:
+def check_marks(uplink: Uplink) -> Iterator[SelfTestResult]:
     """Check for each family that new sockets of this process have the uplink's mark."""
     checked = 0
     for family, domain in FAMILIES.items():
         try:
-            marks_by_type = own_sockets(domain)
+            marks_by_type = own_socket_marks(domain)
         except OSError as error:
-            yield Finding(f"IPv{family}: no socket can be opened: {error.strerror}", False)
+            yield SelfTestResult(f"IPv{family}: no socket can be opened: {error.strerror}", False)
             continue
         checked += len(marks_by_type)
         if not marks_by_type:
-            yield Finding(f"IPv{family}: this kernel has no such sockets", None)
+            yield SelfTestResult(f"IPv{family}: this kernel has no such sockets", None)
             continue
-        passed = all(uplink.mark.worn_by(mark) for mark in marks_by_type.values())
+        passed = all(uplink.mark.matches(mark) for mark in marks_by_type.values())
         shown = " and ".join(sorted({f"{mark:#x}" for mark in marks_by_type.values()}))
         wanted = "" if passed else f", and not {uplink.mark}"
-        yield Finding(f"IPv{family}: a new socket has the mark {shown}{wanted}", passed)
+        yield SelfTestResult(f"IPv{family}: a new socket has the mark {shown}{wanted}", passed)
     if not checked:
-        yield Finding("this kernel supports neither IPv4 nor IPv6", False)
+        yield SelfTestResult("this kernel supports neither IPv4 nor IPv6", False)
 
 
-def confined(uplink: Uplink) -> Iterator[Finding]:
+def check_confinement(uplink: Uplink) -> Iterator[SelfTestResult]:
     """Check that sockets of this process cannot be bound to a device that is not the uplink's."""
     devices = ", ".join(uplink.devices)
     for domain in FAMILIES.values():
@@ -74,51 +74,51 @@ def confined(uplink: Uplink) -> Iterator[Finding]:
                 # Without confinement this needs no privilege since Linux 5.7.
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
             except PermissionError:
-                yield Finding(f"confined to {devices}: SO_BINDTODEVICE to another device is refused", True)
+                yield SelfTestResult(f"confined to {devices}: SO_BINDTODEVICE to another device is refused", True)
             else:
-                yield Finding(f"confined to {devices}: SO_BINDTODEVICE to another device is possible", False)
+                yield SelfTestResult(f"confined to {devices}: SO_BINDTODEVICE to another device is possible", False)
             return
-    yield Finding("confined: no socket can be opened", False)
+    yield SelfTestResult("confined: no socket can be opened", False)
 
 
-def routes(uplink: Uplink, service: Service, own: bool) -> Iterator[Finding]:
+def check_routes(uplink: Uplink, service: Service, own: bool) -> Iterator[SelfTestResult]:
     """Check for each family of the uplink's addresses that marked packets are routed by the uplink.
 
     With `own` the mark is that of a new socket of this process (a service may need none), else the
     policy's. An uplink without any address is a failure: no packet can leave.
     """
     names = ", ".join(uplink.devices)
-    devices = [device for device in RtNetlink().devices() if device.name in uplink.devices]
+    devices = [device for device in Rtnetlink().devices() if device.name in uplink.devices]
     addresses = {ip_address(text.partition("/")[0]) for device in devices for text in device.addresses}
     families = {address.version for address in addresses if not address.is_link_local or address.version == 4}
     if not families:
-        yield Finding(f"{names}: no address, so nothing can leave", False)
-    with Lookups() as lookups:
+        yield SelfTestResult(f"{names}: no address, so nothing can leave", False)
+    with RouteLookups() as lookups:
         for family in FAMILIES:
             if family not in families:
-                yield Finding(f"IPv{family}: {names} has no address", None)
+                yield SelfTestResult(f"IPv{family}: {names} has no address", None)
                 continue
             allowed = [str(net.network_address) for net in service.to if net.version == family]
             if service.to and not allowed:
-                yield Finding(f"IPv{family}: the policy allows the service no destination", None)
+                yield SelfTestResult(f"IPv{family}: the policy allows the service no destination", None)
                 continue
-            to = allowed[0] if allowed else SOMEWHERE[family]
-            mark = next(iter(own_sockets(FAMILIES[family]).values())) if own else uplink.mark.value
-            yield _route_finding(family, to, lookups.getroute(family, to, mark=mark), uplink)
+            to = allowed[0] if allowed else UNASSIGNED[family]
+            mark = next(iter(own_socket_marks(FAMILIES[family]).values())) if own else uplink.mark.value
+            yield _route_finding(family, to, lookups.get_route(family, to, mark=mark), uplink)
 
 
-def _route_finding(family: int, to: str, route: Route | int, uplink: Uplink) -> Finding:
+def _route_finding(family: int, to: str, route: Route | int, uplink: Uplink) -> SelfTestResult:
     if isinstance(route, int):
-        return Finding(f"IPv{family}: no route to {to} with the mark: {os.strerror(route)}", False)
+        return SelfTestResult(f"IPv{family}: no route to {to} with the mark: {os.strerror(route)}", False)
     source = f", from {route.prefsrc}" if route.prefsrc else ""
     passed = route.kind == "unicast" and route.device in uplink.devices
-    return Finding(f"IPv{family}: routed by {route.device or route.kind}{source}", passed)
+    return SelfTestResult(f"IPv{family}: routed by {route.device or route.kind}{source}", passed)
 
 
-def names(name: str, uplink: Uplink) -> Iterator[Finding]:
+def check_dns(name: str, uplink: Uplink) -> Iterator[SelfTestResult]:
     """Check for each address of the uplink's resolver that DNS queries reach it."""
     if uplink.resolver is None:
-        yield Finding("DNS: the uplink has no resolver", None)
+        yield SelfTestResult("DNS: the uplink has no resolver", None)
         return
     for listen in uplink.resolver.listen:
         family = listen.address.version
@@ -130,7 +130,7 @@ def names(name: str, uplink: Uplink) -> Iterator[Finding]:
             text = f"queries go to {resolver}"
         else:
             text = f"queries do not reach {resolver}: {detail}"
-        yield Finding(f"IPv{family}: DNS: {text}", passed)
+        yield SelfTestResult(f"IPv{family}: DNS: {text}", passed)
 
 
 def _query_resolver(family: int) -> tuple[str, bool | None]:
@@ -140,8 +140,8 @@ def _query_resolver(family: int) -> tuple[str, bool | None]:
     """
     try:
         with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as sock:
-            only_from(sock, "lo")
-            sock.connect((SOMEWHERE[family], _DNS_PORT))
+            receive_only_from(sock, "lo")
+            sock.connect((UNASSIGNED[family], _DNS_PORT))
             replied = any(_replies(sock) for _ in range(_TRIES))
     except OSError as error:
         if error.errno in _CANNOT_SEND:

@@ -32,7 +32,7 @@ _SHEBANG_SIZE = 256  # bytes of a script's first line that Linux reads (BINPRM_B
 _ENV_OPTIONS_WITH_VALUE = frozenset({"-u", "-C", "-a"})
 
 
-def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int = 0) -> dict[str, str]:
+def preload_environment(mark: Mark, present: Mapping[str, str] | None = None, user: int = 0) -> dict[str, str]:
     """Return the environment variables with which the sockets of a program get the mark.
 
     `present` is the environment that they are added to, os.environ by default: other preloaded
@@ -41,10 +41,10 @@ def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int 
     Raises:
         Unavailable: the library was not built, or the program or its user cannot load it.
     """
-    if user and not _is_world_readable(library()):
+    if user and not _is_world_readable(library_path()):
         raise Unavailable(_unreadable_reason(user))
     preloaded = (os.environ if present is None else present).get("LD_PRELOAD", "")
-    ours = str(library())
+    ours = str(library_path())
     paths = [ours, *(path for path in preloaded.replace(":", " ").split() if path != ours)]
     # LIBPACKETMARK_OPTIONAL of the inherited environment would allow sockets without the mark.
     return {
@@ -54,7 +54,7 @@ def environment(mark: Mark, present: Mapping[str, str] | None = None, user: int 
     }
 
 
-def library() -> Path:
+def library_path() -> Path:
     """Return the path of the library. Raises Unavailable."""
     if not LIBRARY.exists():
         raise Unavailable(
@@ -66,7 +66,7 @@ def library() -> Path:
     return LIBRARY
 
 
-def refusal(program: Path, user: int = 0) -> str | None:
+def refusal_reason(program: Path, user: int = 0) -> str | None:
     """Return the reason why the library would not mark the sockets of a program.
 
     None if there is none.
@@ -74,7 +74,7 @@ def refusal(program: Path, user: int = 0) -> str | None:
     `program` is the file, as the user with that UID starts it; for a script, its interpreter is
     examined. Raises Unavailable as `library_path` does.
     """
-    if user and not _is_world_readable(library()):
+    if user and not _is_world_readable(library_path()):
         return _unreadable_reason(user)
     file = program
     for _ in range(_MAX_INTERPRETERS):
@@ -92,7 +92,7 @@ def refusal(program: Path, user: int = 0) -> str | None:
 
 
 def _unreadable_reason(user: int) -> str:
-    return f"user {user} may not read {library()}, so ld.so would ignore it"
+    return f"user {user} may not read {library_path()}, so ld.so would ignore it"
 
 
 def _is_world_readable(path: Path) -> bool:
@@ -116,15 +116,15 @@ def _binary_refusal(path: Path) -> str | None:
         return "changes its user or group when it starts (setuid, setgid), so ld.so ignores LD_PRELOAD"
     if _has_capabilities(path):
         return "has file capabilities (getcap), so ld.so ignores LD_PRELOAD"
-    header = elf.read(path)
+    header = elf.read_elf(path)
     if header is None:
         return "is not a program that Linux can start"
-    if header.go:
+    if header.is_go:
         return "is compiled by the Go compiler, and makes system calls without the C library"
     if header.interpreter is None:
         return "is linked statically, and loads no library"
-    ours = elf.read(library())
-    if ours is not None and header.kind != ours.kind:
+    ours = elf.read_elf(library_path())
+    if ours is not None and header.abi != ours.abi:
         return "is for another machine or word size than libpacketmark.so, so ld.so would ignore it"
     return None
 

@@ -17,26 +17,26 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ...kernel.closing import Running
-from ...kernel.conntrack import Flow
+from ...kernel.closing import LiveSockets
+from ...kernel.conntrack import ConntrackEntry
 from ...kernel.errors import Unavailable
-from ...kernel.links import Link, links
-from ...kernel.rtnetlink import RtNetlink
-from ...kernel.sock_diag import TCP, UDP, Listed
+from ...kernel.links import LinkState, link_states
+from ...kernel.rtnetlink import Rtnetlink
+from ...kernel.sock_diag import TCP, UDP, InetSocket
 from ...netstate.routing import Route
 from ...policy.objects import Account, Listen, Policy, Service, Uplink
-from ..resolver.upstream import servers_file
+from ..resolver.upstream import servers_file_path
 from .version_query import VERSION_QUERY, is_version_reply
 
-EVERY = 0.2  # seconds between two checks, where the kernel sends no notification
+POLL_SECONDS = 0.2  # seconds between two checks, where the kernel sends no notification
 _SETTLE = 0.05  # seconds after a notification, so that a burst of them is one check
 _REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
 _MAX_REPLY = 512  # bytes
 
-Ids = tuple[str, Account]  # ("group" or "user", account): owner of a socket
+SocketOwner = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
-def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable[Route]) -> list[str]:
+def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route]) -> list[str]:
     """Return the problems of devices, addresses and routes that keep packets from the uplink.
 
     [] if there are none.
@@ -50,14 +50,15 @@ def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable
         link = links_by_name.get(device)
         if link is None:
             problems.append(f"{device} does not exist")
-        elif not link.carrier:
-            problems.append(f"{device} has no carrier" if link.up else f"{device} is down")
+        elif not link.has_carrier:
+            problems.append(f"{device} has no carrier" if link.is_up else f"{device} is down")
         elif not link.addresses:
             problems.append(f"{device} has no address yet")
         else:
             families = {address.version for address in link.addresses}
             if any(
-                route.family in families and any(hop.device == device for hop in route.ways) for route in default_routes
+                route.family in families and any(hop.device == device for hop in route.all_nexthops)
+                for route in default_routes
             ):
                 return []
             shown = " or ".join(f"IPv{family}" for family in sorted(families))
@@ -65,11 +66,11 @@ def of_links(uplink: Uplink, links_by_name: Mapping[str, Link], routes: Iterable
     return problems
 
 
-def of_service(
+def service_problem(
     service: Service,
     uplink: Uplink,
-    sockets: Sequence[Listed],
-    flows: Iterable[Flow],
+    sockets: Sequence[InetSocket],
+    flows: Iterable[ConntrackEntry],
     own: frozenset[str],
 ) -> str | None:
     """Return the problem that keeps a service from traffic by its uplink.
@@ -83,30 +84,30 @@ def of_service(
         return "it has no IP socket yet that can receive"
     marked = list(sockets)
     if not service.kernel:  # sockets of the kernel have no mark, only their packets
-        marked = [listed for listed in sockets if listed.mark is not None and uplink.mark.worn_by(listed.mark)]
+        marked = [listed for listed in sockets if listed.mark is not None and uplink.mark.matches(listed.mark)]
     if not marked:
         return f"none of its {len(sockets)} sockets has the mark {uplink.mark}"
-    remote_flows = [flow for flow in flows if flow.replied and not _is_local_flow(flow, own)]
+    remote_flows = [flow for flow in flows if flow.has_reply and not _is_local_flow(flow, own)]
     for listed in marked:
         if _is_established(listed, own) or any(_is_flow_of(listed, flow) for flow in remote_flows):
             return None
     return "no reply has reached its sockets yet"
 
 
-def _is_established(listed: Listed, own: frozenset[str]) -> bool:
+def _is_established(listed: InetSocket, own: frozenset[str]) -> bool:
     if listed.protocol != TCP or listed.state != "established" or listed.remote is None:
         return False
     return not _is_own(listed.remote, own)
 
 
-def _is_flow_of(listed: Listed, flow: Flow) -> bool:
+def _is_flow_of(listed: InetSocket, flow: ConntrackEntry) -> bool:
     """Return True if a flow belongs to a socket, as its originator or as its responder."""
     return (listed.family, listed.protocol) == (flow.family, flow.protocol) and any(
         listed.sport == tuple_.sport and listed.local in (None, tuple_.source) for tuple_ in (flow.original, flow.reply)
     )
 
 
-def _is_local_flow(flow: Flow, own: frozenset[str]) -> bool:
+def _is_local_flow(flow: ConntrackEntry, own: frozenset[str]) -> bool:
     """Return True if both ends are on this host, as for a query to the resolver."""
     return all(_is_own(tuple_.source, own) for tuple_ in (flow.original, flow.reply))
 
@@ -115,7 +116,7 @@ def _is_own(address: str, own: frozenset[str]) -> bool:
     return address in own or ip_address(address).is_loopback
 
 
-def asker(policy: Policy, uplink: str) -> Ids | None:
+def dns_client_of(policy: Policy, uplink: str) -> SocketOwner | None:
     """Return a group or user that may query the uplink's resolver: the first one of a service.
 
     None without one.
@@ -129,7 +130,7 @@ def asker(policy: Policy, uplink: str) -> Ids | None:
 
 
 @frozen
-class World:
+class Readiness:
     """Readiness of the uplinks and services of a policy on this host.
 
     `is_guarded` returns True if guard and ip rules of the policy are in force. `state_directory` is
@@ -137,16 +138,16 @@ class World:
     """
 
     policy: Policy
-    guarded: Callable[[], bool]
-    folder: Path
+    is_guarded: Callable[[], bool]
+    state_directory: Path
 
-    def of_uplink(self, name: str) -> list[str]:
+    def uplink_problems(self, name: str) -> list[str]:
         """Return the problems of an uplink, each as a sentence; [] if it is ready."""
         uplink = self.policy.uplink[name]
-        kernel = RtNetlink()
+        kernel = Rtnetlink()
         routes = [route for family in (4, 6) for route in kernel.routes(family) if route.table == uplink.table]
-        problems = of_links(uplink, links(uplink.devices), routes)
-        if not self.guarded():
+        problems = link_problems(uplink, link_states(uplink.devices), routes)
+        if not self.is_guarded():
             problems.append(f"{self.policy.name} is not in force: 'nftpolicy status' shows what is missing")
         if not problems and uplink.resolver is not None:
             problems += self._resolver_problems(name, uplink)
@@ -154,34 +155,34 @@ class World:
 
     def _resolver_problems(self, name: str, uplink: Uplink) -> Iterator[str]:
         resolver = uplink.resolver
-        client = asker(self.policy, name)
+        client = dns_client_of(self.policy, name)
         if resolver is None or client is None:  # without clients the resolver is not needed
             return
         if not any(_replies(listen, client) for listen in resolver.listen):
             shown = " and ".join(map(str, resolver.listen))
             yield f"its resolver does not answer on {shown}: run 'nftpolicy resolver'"
-        elif _has_no_servers(servers_file(self.folder, name)):
+        elif _has_no_servers(servers_file_path(self.state_directory, name)):
             yield "its resolver knows no server yet"
 
-    def of_service(self, name: str) -> list[str]:
+    def service_problems(self, name: str) -> list[str]:
         """Return the problem of a service; [] if it has had an answer."""
         service = self.policy.service[name]
         uplink = self.policy.uplink[service.uplink]
-        with Running() as running:
+        with LiveSockets() as running:
             own = frozenset(address for addresses in running.addresses().values() for address in addresses)
             sockets = [
                 listed for listed in running.sockets() if listed.remote is None or not _is_own(listed.remote, own)
             ]
-            service_sockets = _sockets_of(service, sockets, running.groups)
-            problem = of_service(service, uplink, service_sockets, running.flows(0, 0), own)
+            service_sockets = _sockets_of(service, sockets, running.owner_groups)
+            problem = service_problem(service, uplink, service_sockets, running.flows(0, 0), own)
         return [] if problem is None else [f"service {name}: {problem}"]
 
 
 def _sockets_of(
     service: Service,
-    sockets: Iterable[Listed],
+    sockets: Iterable[InetSocket],
     groups: Callable[[Iterable[int]], Mapping[int, int]],
-) -> list[Listed]:
+) -> list[InetSocket]:
     """Return the sockets of a service.
 
     `groups` returns the GIDs of the owning processes by inode.
@@ -207,7 +208,7 @@ def _has_no_servers(file: Path) -> bool:
         return False  # a resolver that nftpolicy does not run: its servers are unknown
 
 
-def _replies(listen: Listen, client: Ids) -> bool:
+def _replies(listen: Listen, client: SocketOwner) -> bool:
     """Return True if a resolver replies to a query of this group or user."""
     family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
     try:
@@ -221,7 +222,7 @@ def _replies(listen: Listen, client: Ids) -> bool:
 
 
 @contextmanager
-def _acting_as(owner: Ids) -> Iterator[None]:
+def _acting_as(owner: SocketOwner) -> Iterator[None]:
     """Within this context, new sockets are owned by the group or user."""
     kind, account = owner
     change, before = (os.setegid, os.getegid()) if kind == "group" else (os.seteuid, os.geteuid())
@@ -235,7 +236,7 @@ def _acting_as(owner: Ids) -> Iterator[None]:
         change(before)
 
 
-def wait(
+def wait_until_ready(
     check: Callable[[], list[str]],
     seconds: float,
     descriptors: Sequence[int] = (),
@@ -256,7 +257,7 @@ def wait(
         left = end - now
         if not problems or left <= 0:
             return problems
-        if select.select(descriptors, [], [], min(max(EVERY, 2 * (now - start)), left))[0]:
+        if select.select(descriptors, [], [], min(max(POLL_SECONDS, 2 * (now - start)), left))[0]:
             time.sleep(min(_SETTLE, left))
             with suppress(OSError):
                 read()

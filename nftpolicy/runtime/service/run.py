@@ -20,11 +20,11 @@ from attrs import frozen
 
 from ...kernel import accounts, capability
 from ...kernel.cgroup import detach as _detach
-from ...kernel.cgroup import enter, unmarked
+from ...kernel.cgroup import enter, unmarked_sockets
 from ...kernel.errors import Unavailable
-from ...policy.objects import Policy, Service, Uplink, cgroup_of
+from ...policy.objects import Policy, Service, Uplink, service_cgroup
 from . import inside, preload
-from .inside import Finding
+from .inside import SelfTestResult
 
 NOT_EXECUTABLE, NOT_FOUND = (
     126,
@@ -36,7 +36,7 @@ _NOGROUP = 65534  # group of a user ID without an account
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-class Failed(Exception):
+class ServiceStartError(Exception):
     """Failure to start the program as the service. `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
@@ -45,7 +45,7 @@ class Failed(Exception):
 
 
 @frozen
-class Job:
+class ServiceJob:
     """Service `name` of a policy, as which a program is started."""
 
     name: str
@@ -53,7 +53,7 @@ class Job:
     uplink: Uplink
 
     @classmethod
-    def of(cls, policy: Policy, name: str) -> Job:
+    def for_service(cls, policy: Policy, name: str) -> ServiceJob:
         """Return the start of a service of the policy. Raises KeyError."""
         service = policy.service[name]
         return cls(name, service, policy.uplink[service.uplink])
@@ -66,10 +66,10 @@ class Job:
     @property
     def cgroup(self) -> str:
         """Path of the service's cgroup, below the root of cgroup v2."""
-        return cgroup_of(self.name, self.service)
+        return service_cgroup(self.name, self.service)
 
     @property
-    def account(self) -> str:
+    def account_label(self) -> str:
         """Group or user of the service, as "group NAME" or "user NAME"."""
         if self.service.group:
             return f"group {self.service.group.name}"
@@ -81,7 +81,7 @@ class Job:
 
 
 @frozen
-class Way:
+class MarkingMethod:
     """Method of marking a service's sockets, by a value of the policy key `marks`.
 
     `prepare` runs as root before any other change of this process; it raises ServiceStartError or
@@ -92,40 +92,40 @@ class Way:
     the mark; the program is not started if one lacks it.
     """
 
-    enter: Callable[[Job], None] = lambda job: None
-    environment: Callable[[Job], Mapping[str, str]] = lambda job: {}
-    refusal: Callable[[Path], str | None] = lambda program: None
-    at_once: bool = False
-    keeps: Callable[[], int] | None = None
-    by: str = "set by the program itself"
+    prepare: Callable[[ServiceJob], None] = lambda job: None
+    environment: Callable[[ServiceJob], Mapping[str, str]] = lambda job: {}
+    refusal_reason: Callable[[Path], str | None] = lambda program: None
+    marks_at_once: bool = False
+    kept_capability: Callable[[], int] | None = None
+    marked_by: str = "set by the program itself"
 
 
-def _join_cgroup(job: Job) -> None:
+def _join_cgroup(job: ServiceJob) -> None:
     devices = job.uplink.devices if job.service.confine else None
     enter(job.cgroup, *job.mark, devices)
 
 
-def _preload_variables(job: Job) -> Mapping[str, str]:
-    return preload.environment(job.uplink.mark, user=job.service.user.number if job.service.user else 0)
+def _preload_variables(job: ServiceJob) -> Mapping[str, str]:
+    return preload.preload_environment(job.uplink.mark, user=job.service.user.number if job.service.user else 0)
 
 
-WAYS: dict[str, Way] = {
-    "itself": Way(),
-    "preload": Way(
+MARKING_METHODS: dict[str, MarkingMethod] = {
+    "itself": MarkingMethod(),
+    "preload": MarkingMethod(
         environment=_preload_variables,
-        refusal=preload.refusal,
-        keeps=capability.to_mark,
-        by="set by the preloaded library in the program",
+        refusal_reason=preload.refusal_reason,
+        kept_capability=capability.cap_for_so_mark,
+        marked_by="set by the preloaded library in the program",
     ),
-    "cgroup": Way(enter=_join_cgroup, at_once=True),
-    "uid-rule": Way(by="none, an ip rule routes the service's user"),
+    "cgroup": MarkingMethod(prepare=_join_cgroup, marks_at_once=True),
+    "uid-rule": MarkingMethod(marked_by="none, an ip rule routes the service's user"),
 }
 
 
 # --- the program --------------------------------------------------------------------------
 
 
-def program(command: str, environment: Mapping[str, str]) -> Path:
+def find_program(command: str, environment: Mapping[str, str]) -> Path:
     """Return the file of a command. Raises ServiceStartError with the exit status of a shell."""
     if "/" in command:
         file: str | None = command
@@ -133,13 +133,13 @@ def program(command: str, environment: Mapping[str, str]) -> Path:
         path = environment.get("PATH", _DEFAULT_PATH)
         file = shutil.which(command, path=path) or shutil.which(command, os.F_OK, path)
     if not command or file is None or not os.path.exists(file):  # noqa: PTH110
-        raise Failed(f"{command!r}: no such command", NOT_FOUND)
+        raise ServiceStartError(f"{command!r}: no such command", NOT_FOUND)
     if not Path(file).is_file() or not os.access(file, os.X_OK):
-        raise Failed(f"{file}: not an executable file", NOT_EXECUTABLE)
+        raise ServiceStartError(f"{file}: not an executable file", NOT_EXECUTABLE)
     return Path(file)
 
 
-def become(job: Job) -> dict[str, str]:
+def drop_privileges(job: ServiceJob) -> dict[str, str]:
     """Set the group or user of the service for good; return the environment variables of the user.
 
     A group: that group, no supplementary groups, and the user as before. A user: with its own
@@ -148,23 +148,23 @@ def become(job: Job) -> dict[str, str]:
     group, user = job.service.group, job.service.user
     try:
         if user is not None:
-            login = accounts.login(user.number)
+            login = accounts.user_account(user.number)
             os.setgroups(login.groups if login else [])
             gid = login.group if login else _NOGROUP
             os.setresgid(gid, gid, gid)
-            kept_capability = WAYS[job.service.marks].keeps
-            with capability.kept(kept_capability()) if kept_capability else nullcontext():
+            kept_capability = MARKING_METHODS[job.service.marks].kept_capability
+            with capability.keep_capability(kept_capability()) if kept_capability else nullcontext():
                 os.setresuid(user.number, user.number, user.number)
             return {"HOME": login.home, "USER": login.name, "LOGNAME": login.name} if login else {}
         if group is not None:
             os.setgroups([])
             os.setresgid(group.number, group.number, group.number)
     except OSError as error:
-        raise Unavailable(f"cannot switch to {job.account} ({error.strerror}): this needs root") from None
+        raise Unavailable(f"cannot switch to {job.account_label} ({error.strerror}): this needs root") from None
     return {}
 
 
-def descriptors() -> set[int]:
+def open_descriptors() -> set[int]:
     """Return the file descriptors of this process; when it starts, those that it inherited."""
     numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
     # The descriptor of the directory itself is closed by now.
@@ -179,7 +179,7 @@ def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str]
     """
     for number in _IGNORED_BY_PYTHON:  # the program would inherit SIG_IGN
         signal.signal(number, signal.SIG_DFL)
-    for descriptor in descriptors() - keep:  # libraries open descriptors without O_CLOEXEC
+    for descriptor in open_descriptors() - keep:  # libraries open descriptors without O_CLOEXEC
         with suppress(OSError):
             os.set_inheritable(descriptor, False)
     try:
@@ -187,13 +187,13 @@ def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str]
     except OSError as error:
         status = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         reason = "its interpreter is missing" if error.errno == errno.ENOENT else error.strerror
-        raise Failed(f"{file}: cannot be executed: {reason}", status) from None
+        raise ServiceStartError(f"{file}: cannot be executed: {reason}", status) from None
 
 
 # --- the steps ----------------------------------------------------------------------------
 
 
-def enter_service(job: Job, warn: Callable[[str], None]) -> dict[str, str]:
+def enter_service(job: ServiceJob, warn: Callable[[str], None]) -> dict[str, str]:
     """Make this process one of the service; return the environment variables for its program.
 
     Warnings go to `warn`. Afterwards the process has the service's group or user for good.
@@ -202,38 +202,38 @@ def enter_service(job: Job, warn: Callable[[str], None]) -> dict[str, str]:
         ServiceStartError: a new socket lacks the mark, or is not confined.
         Unavailable: the marking method, or the group or user, is not available here.
     """
-    method = WAYS[job.service.marks]
-    method.enter(job)
-    if method.at_once:
-        for inherited in unmarked(os.getpid(), job.mark):
+    method = MARKING_METHODS[job.service.marks]
+    method.prepare(job)
+    if method.marks_at_once:
+        for inherited in unmarked_sockets(os.getpid(), job.mark):
             mark = job.uplink.mark
             warn(f"{inherited}, was opened before this process: it lacks the mark {mark}")
-    variables = {**method.environment(job), **become(job)}
+    variables = {**method.environment(job), **drop_privileges(job)}
     for result in _socket_findings(job):
-        if result.good is False:
+        if result.passed is False:
             hint = "look for BPF programs of other software: bpftool cgroup tree"
-            raise Failed(f"service {job.name}: {result.text}; {hint}")
+            raise ServiceStartError(f"service {job.name}: {result.text}; {hint}")
     return variables
 
 
-def looked_at(job: Job) -> Iterator[Finding]:
+def self_test(job: ServiceJob) -> Iterator[SelfTestResult]:
     """Run the self-test of this process, once it belongs to the service."""
-    method = WAYS[job.service.marks]
-    if not method.at_once:
-        yield Finding(f"mark: {method.by}", None)
+    method = MARKING_METHODS[job.service.marks]
+    if not method.marks_at_once:
+        yield SelfTestResult(f"mark: {method.marked_by}", None)
     yield from _socket_findings(job)
-    yield from inside.routes(job.uplink, job.service, own=method.at_once or job.service.unmarked)
-    yield from inside.names(job.service.uplink, job.uplink)
+    yield from inside.check_routes(job.uplink, job.service, own=method.marks_at_once or job.service.unmarked)
+    yield from inside.check_dns(job.service.uplink, job.uplink)
 
 
-def _socket_findings(job: Job) -> Iterator[Finding]:
-    if WAYS[job.service.marks].at_once:
-        yield from inside.marks(job.uplink)
+def _socket_findings(job: ServiceJob) -> Iterator[SelfTestResult]:
+    if MARKING_METHODS[job.service.marks].marks_at_once:
+        yield from inside.check_marks(job.uplink)
     if job.service.confine:
-        yield from inside.confined(job.uplink)
+        yield from inside.check_confinement(job.uplink)
 
 
-def detach(job: Job) -> bool:
+def detach_programs(job: ServiceJob) -> bool:
     """Detach the BPF programs from the service's cgroup; return True if there were any.
 
     Raises Unavailable.

@@ -6,64 +6,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...compiler import names
-from ...compiler.block import block
-from ...compiler.compile import Machine
+from ...compiler.block import block_tables
+from ...compiler.compile import HostFacts
 from ...netstate.nft import Table
 from ...policy.objects import Policy
 from . import decisions
-from .world import World
+from .world import Environment
 
 
-class Aside:
+class GuardTables:
     """Block and shadow guard of one network namespace. Failures are logged and raise no exception.
 
     `blocked`: True while the block is loaded.
     """
 
-    def __init__(self, environment: World) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self.blocked = False
+        self.is_blocked = False
         self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
 
-    def double(self, tables: tuple[Table, ...]) -> None:
+    def load_shadow(self, tables: tuple[Table, ...]) -> None:
         """Replace the shadow guard by these tables; () removes it.
 
         The guard stays in place on failure.
         """
-        if not self._environment.owns or not (tables or self._shadow):
+        if not self._environment.supports_owner_flag or not (tables or self._shadow):
             return
-        commands = [*map(decisions.away, self._shadow), *map(decisions.owned, tables)]
+        commands = [*map(decisions.delete_table_text, self._shadow), *map(decisions.owned_table_text, tables)]
         if self._load("shadow guard", commands):
             self._shadow = tables
 
-    def find(self) -> bool:
+    def detect_block(self) -> bool:
         """Read from the kernel whether a block is loaded; set and return `blocked`."""
-        self.blocked = bool(self._loaded_block())
-        return self.blocked
+        self.is_blocked = bool(self._loaded_block())
+        return self.is_blocked
 
-    def block(self, policy: Policy, machine: Machine) -> bool:
+    def block(self, policy: Policy, machine: HostFacts) -> bool:
         """Block the uplinks of a policy; return True on success."""
-        self.blocked = self._load("block", list(map(decisions.anew, block([policy], machine))))
-        return self.blocked
+        self.is_blocked = self._load("block", list(map(decisions.replace_table_text, block_tables([policy], machine))))
+        return self.is_blocked
 
-    def lift(self, why: str) -> bool:
+    def unblock(self, why: str) -> bool:
         """Remove the block, if there is one; return False if that failed."""
-        if not self.blocked:
+        if not self.is_blocked:
             return True
         tables = self._loaded_block()
-        if tables and not self._load("removal of the block", list(map(decisions.away, tables))):
+        if tables and not self._load("removal of the block", list(map(decisions.delete_table_text, tables))):
             return False
-        self.blocked = False
-        self._environment.say("unblocked", {"why": why})
+        self.is_blocked = False
+        self._environment.log_event("unblocked", {"why": why})
         return True
 
     def _loaded_block(self) -> tuple[Table, ...]:
-        kernel = self._environment.changer.kernel
-        return kernel.observe(names.BLOCK_TABLE, names.FAMILIES, 0, ()).tables
+        kernel = self._environment.applier.kernel
+        return kernel.read_own(names.BLOCK_TABLE, names.FAMILIES, 0, ()).tables
 
     def _load(self, what: str, commands: Sequence[str]) -> bool:
         """Run all commands as one transaction; log an error. Returns True on success."""
-        error = self._environment.load("".join(commands), False)
+        error = self._environment.load_nft("".join(commands), False)
         if error is not None:
-            self._environment.say("failed", {"what": what, "why": error.strip().splitlines()[0]})
+            self._environment.log_event("failed", {"what": what, "why": error.strip().splitlines()[0]})
         return error is None

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...policy.objects import Policy
 from ..rate_limiter import RateLimiter, earliest_deadline
-from .errand import Errand
-from .look import inspect
-from .world import World
+from .errand import WorkerProcess
+from .look import run_full_check
+from .world import Environment
 
 _TIMEOUT = 120.0  # seconds
 # Comparison without a proof, and with one: least pause in seconds, multiple of the last duration.
@@ -24,11 +24,11 @@ class CheckRunner:
     `worker` runs the current one, `proves` tells if it includes a proof.
     """
 
-    def __init__(self, environment: World, poll: select.poll) -> None:
+    def __init__(self, environment: Environment, poll: select.poll) -> None:
         self._environment, self._poll = environment, poll
         self._comparisons = RateLimiter(_COMPARISON_PAUSE, _COMPARISON_COST)
         self._proofs = RateLimiter(_PROOF_PAUSE, _PROOF_COST)
-        self.worker: Errand | None = None
+        self.worker: WorkerProcess | None = None
         self.proves = False
 
     def request_comparison(self) -> None:
@@ -45,7 +45,7 @@ class CheckRunner:
         None for neither.
         """
         if self.worker:
-            return self.worker.begun + _TIMEOUT
+            return self.worker.started_at + _TIMEOUT
         return earliest_deadline((self._comparisons.due(), self._proofs.due()))
 
     def start_if_due(self, policy: Policy, known_hash: int | None) -> bool:
@@ -64,8 +64,8 @@ class CheckRunner:
         if proves:
             self._proofs.begin()
         self.proves = proves
-        changer, new_kernel = self._environment.changer, self._environment.fresh
-        self.worker = Errand(lambda: inspect(new_kernel(), policy, changer, proves, known_hash))
+        changer, new_kernel = self._environment.applier, self._environment.new_kernel
+        self.worker = WorkerProcess(lambda: run_full_check(new_kernel(), policy, changer, proves, known_hash))
         self._poll.register(self.worker.descriptor, select.POLLIN)
         return True
 
@@ -81,12 +81,12 @@ class CheckRunner:
         """
         if self.worker is None:
             return None
-        if self.worker.ended():
-            return self._detach_worker().answer()
-        if self._environment.now() > self.worker.begun + _TIMEOUT:
+        if self.worker.is_finished():
+            return self._detach_worker().result()
+        if self._environment.now() > self.worker.started_at + _TIMEOUT:
             self.cancel()
             self.request_proof()
-            self._environment.say("failed", {"why": f"a full check took more than {_TIMEOUT:.0f} s"})
+            self._environment.log_event("failed", {"why": f"a full check took more than {_TIMEOUT:.0f} s"})
         return None
 
     def cancel(self) -> None:
@@ -94,12 +94,12 @@ class CheckRunner:
         if self.worker:
             self._detach_worker().cancel()
 
-    def _detach_worker(self) -> Errand:
+    def _detach_worker(self) -> WorkerProcess:
         assert self.worker is not None
         worker, self.worker = self.worker, None
         self._poll.unregister(worker.descriptor)
         now = self._environment.now()
-        duration = now - worker.begun
+        duration = now - worker.started_at
         self._comparisons.end(now, duration)
         if self.proves:
             self._proofs.end(now, duration)

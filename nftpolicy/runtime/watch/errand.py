@@ -18,14 +18,14 @@ _CHUNK = 1 << 16  # bytes
 _NICENESS = 5  # repairs in the parent have priority
 
 
-class Errand:
+class WorkerProcess:
     """Child process and its JSON result. `descriptor` is readable when the result arrives.
 
     The function must not use objects bound to sockets that the child shares with its parent.
     """
 
     def __init__(self, work: Callable[[], Any]) -> None:
-        self.begun = time.monotonic()
+        self.started_at = time.monotonic()
         self.descriptor, sender = os.pipe()
         os.set_blocking(self.descriptor, False)
         self._chunks: list[bytes] = []
@@ -36,7 +36,7 @@ class Errand:
             _run_child(work, sender)
         os.close(sender)
 
-    def ended(self) -> bool:
+    def is_finished(self) -> bool:
         """Read available output; return True at its end. Never waits."""
         with suppress(BlockingIOError):
             while chunk := os.read(self.descriptor, _CHUNK):
@@ -44,7 +44,7 @@ class Errand:
             return True
         return False
 
-    def answer(self) -> Any:
+    def result(self) -> Any:
         """Return the result of the function, once the child has ended.
 
         Raises:

@@ -16,31 +16,33 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from attrs import frozen
 
-from ...netstate.routing import PROTOCOL, TABLE_LOCAL, Route
+from ...netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Route
 from ...policy.objects import Policy
 
-BY_KERNEL, BY_ROUTER = 2, 9  # RTPROT_KERNEL, RTPROT_RA
+RTPROT_KERNEL, RTPROT_RA = 2, 9  # RTPROT_KERNEL, RTPROT_RA
 _LINK_LOCAL = IPv6Network("fe80::/10")
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
-Addresses = Mapping[str, Collection[str]]
+AddressesByDevice = Mapping[str, Collection[str]]
 
 
 @frozen
-class Home:
+class UplinkTable:
     """Routing table in which the routes over a device belong, and its uplink."""
 
     uplink: str
     table: int
 
 
-def homes(policy: Policy) -> dict[str, Home]:
+def uplink_tables(policy: Policy) -> dict[str, UplinkTable]:
     """Return the uplink table of each device of an uplink, by device."""
-    return {device: Home(name, uplink.table) for name, uplink in policy.uplink.items() for device in uplink.devices}
+    return {
+        device: UplinkTable(name, uplink.table) for name, uplink in policy.uplink.items() for device in uplink.devices
+    }
 
 
 @frozen
-class Stray:
+class MisplacedRoute:
     """Misplaced route: a route over an uplink that is not in the uplink's table.
 
     `already_there`: that table has the same route. `ours_wins`: that table has a route of nftpolicy
@@ -51,15 +53,15 @@ class Stray:
     """
 
     route: Route
-    home: Home
-    there: bool = False
-    yields: bool = False
-    connected: bool = False
-    protocol: int | None = None
+    target: UplinkTable
+    already_there: bool = False
+    ours_wins: bool = False
+    is_connected: bool = False
+    new_protocol: int | None = None
 
 
 @frozen
-class Order:
+class RouteMoves:
     """Moves that put all routes in place.
 
     `misplaced`: routes to move. `stale_copies`: routes in an uplink's table to delete, since their
@@ -67,19 +69,19 @@ class Order:
     be moved.
     """
 
-    strays: tuple[Stray, ...] = ()
-    stale: tuple[Route, ...] = ()
+    misplaced: tuple[MisplacedRoute, ...] = ()
+    stale_copies: tuple[Route, ...] = ()
     mixed: tuple[Route, ...] = ()
 
 
-def order(targets: Mapping[str, Home], routes: Iterable[Route], addresses: Addresses) -> Order:
+def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addresses: AddressesByDevice) -> RouteMoves:
     """Return the moves for these routes; empty if each route is where it belongs."""
     all_routes = list(routes)
-    misplaced: list[Stray] = []
+    misplaced: list[MisplacedRoute] = []
     stale: list[Route] = []
     mixed: list[Route] = []
     for route in all_routes:
-        route_targets = {targets.get(str(hop.device)) for hop in route.ways}
+        route_targets = {targets.get(str(hop.device)) for hop in route.all_nexthops}
         if not _is_movable(route) or route_targets == {None}:
             continue
         target = next(iter(route_targets))
@@ -87,59 +89,61 @@ def order(targets: Mapping[str, Home], routes: Iterable[Route], addresses: Addre
             mixed.append(route)
         elif route.table != target.table:
             misplaced.append(_misplaced_route(route, target, all_routes, addresses))
-        elif route.protocol == BY_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
+        elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
-    return Order(tuple(misplaced), tuple(stale), tuple(mixed))
+    return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
 
 
 def _is_movable(route: Route) -> bool:
     """Return True if the route belongs into an uplink's table, if it leads over an uplink."""
-    if route.kind != "unicast" or route.table == TABLE_LOCAL or route.protocol == PROTOCOL:
+    if route.kind != "unicast" or route.table == TABLE_LOCAL or route.protocol == RTPROT_NFTPOLICY:
         return False
-    destination = network(route)
+    destination = destination_network(route)
     return not (isinstance(destination, IPv6Network) and destination.subnet_of(_LINK_LOCAL))
 
 
-def _misplaced_route(route: Route, target: Home, all_routes: list[Route], addresses: Addresses) -> Stray:
+def _misplaced_route(
+    route: Route, target: UplinkTable, all_routes: list[Route], addresses: AddressesByDevice
+) -> MisplacedRoute:
     of_address = _is_on_link(route) and _is_of_address(route, addresses)
     # A prefix that a router announces as on-link, without an address of this host in it, has the
     # kernel's protocol too. Its copy gets RTPROT_RA, to distinguish it from the routes of
     # addresses.
-    announced = route.family == 6 and route.protocol == BY_KERNEL and not of_address
+    announced = route.family == 6 and route.protocol == RTPROT_KERNEL and not of_address
     same_key = [other for other in all_routes if other.table == target.table and _route_key(other) == _route_key(route)]
-    return Stray(
+    return MisplacedRoute(
         route,
         target,
-        there=any(_has_same_nexthops(other, route) for other in same_key),
-        yields=any(other.protocol == PROTOCOL for other in same_key),
+        already_there=any(_has_same_nexthops(other, route) for other in same_key),
+        ours_wins=any(other.protocol == RTPROT_NFTPOLICY for other in same_key),
         # A route that expires comes from a router, and needs no other route to it than the
         # link-local one.
-        connected=(of_address or _is_to_neighbour(route)) and route.expires is None,
-        protocol=BY_ROUTER if announced else None,
+        is_connected=(of_address or _is_to_neighbour(route)) and route.expires is None,
+        new_protocol=RTPROT_RA if announced else None,
     )
 
 
-def network(route: Route) -> IPv4Network | IPv6Network:
+def destination_network(route: Route) -> IPv4Network | IPv6Network:
     """Return the destination of a route as a network."""
     everything = "0.0.0.0/0" if route.family == 4 else "::/0"
     return ip_network(everything if route.destination == "default" else route.destination)
 
 
 def _is_on_link(route: Route) -> bool:
-    return not any(hop.gateway for hop in route.ways)
+    return not any(hop.gateway for hop in route.all_nexthops)
 
 
 def _is_to_neighbour(route: Route) -> bool:
     """Return True for a route to a single neighbour, such as the peer of a PPP link."""
-    return _is_on_link(route) and network(route).num_addresses == 1
+    return _is_on_link(route) and destination_network(route).num_addresses == 1
 
 
-def _is_of_address(route: Route, addresses: Addresses) -> bool:
+def _is_of_address(route: Route, addresses: AddressesByDevice) -> bool:
     """Return True if an address of the route's device, or its peer, has exactly this network."""
-    interfaces = {ip_interface(text) for hop in route.ways for text in addresses.get(str(hop.device), ())}
+    interfaces = {ip_interface(text) for hop in route.all_nexthops for text in addresses.get(str(hop.device), ())}
     if route.prefsrc and not any(str(interface.ip) == route.prefsrc for interface in interfaces):
         return False
-    return network(route) in {interface.network for interface in interfaces}
+    return destination_network(route) in {interface.network for interface in interfaces}
 
 
 def _route_key(route: Route) -> tuple[object, ...]:
@@ -158,6 +162,6 @@ def _has_same_nexthops(route: Route, wanted: Route) -> bool:
     """
     if route.prefsrc != wanted.prefsrc:
         return False
-    present = {(hop.device, hop.gateway) for hop in route.ways}
-    required = {(hop.device, hop.gateway) for hop in wanted.ways}
+    present = {(hop.device, hop.gateway) for hop in route.all_nexthops}
+    required = {(hop.device, hop.gateway) for hop in wanted.all_nexthops}
     return present == required if route.family == 4 else present >= required

@@ -11,31 +11,37 @@ from ...compiler import names
 from ...kernel.interface import Kernel
 from ...netstate.state import NetState
 from ...policy.objects import Policy
-from ...proof.promise import claim
+from ...proof.promise import build_spec
 from ...proof.prover import prove
 from ...proof.verdict import PROVED
-from ..changes.apply import prospect
-from ..changes.change import Changer
+from ..changes.apply import plan_change
+from ..changes.change import PolicyApplier
 
 _MAX_FAILURES = 6  # reported findings
 
 
-def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, known_hash: int | None) -> dict[str, Any]:
+def run_full_check(
+    kernel: Kernel, policy: Policy, changer: PolicyApplier, proves: bool, known_hash: int | None
+) -> dict[str, Any]:
     """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
 
     The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash
     `known_hash` is not proved again; its verdict is "". Returns a JSON object.
     """
-    planned = prospect(kernel, policy, changer.memory)
+    planned = plan_change(kernel, policy, changer.state_dir)
     if planned.plan.steps or not proves:
         return {"differs": bool(planned.plan.steps)}
-    state = kernel.everything()
-    state = evolve(state, tables=tuple(table for table in state.tables if table.name not in names.ASIDE))
+    state = kernel.read_all()
+    state = evolve(state, tables=tuple(table for table in state.tables if table.name not in names.AUXILIARY_TABLES))
     state_hash = hash(_relevant_parts(state))
     if state_hash == known_hash:
         return {"differs": False, "state": state_hash, "verdict": "", "failures": []}
-    spec = evolve(claim(policy, planned.ports), frames=not planned.unhooked, families=kernel.ip_families())
-    proof = prove(state, spec, use=False)
+    spec = evolve(
+        build_spec(policy, planned.bridge_ports),
+        frames=not planned.devices_without_link_guard,
+        families=kernel.ip_families(),
+    )
+    proof = prove(state, spec, usability=False)
     failures = []
     for finding in proof.findings:
         if finding.deciding and finding.verdict != PROVED:
@@ -46,7 +52,7 @@ def inspect(kernel: Kernel, policy: Policy, changer: Changer, proves: bool, know
                 finding.subject,
                 finding.detail,
             )
-            failures.append(" ".join(filter(None, (*parts, *finding.doubts[:1]))))
+            failures.append(" ".join(filter(None, (*parts, *finding.unsupported[:1]))))
     return {
         "differs": False,
         "state": state_hash,

@@ -9,9 +9,9 @@ from contextlib import suppress
 from attrs import frozen
 
 from ...compiler import names
-from ...kernel.monitor import UNKNOWN, Author
-from .decisions import Exposure, Fights, by, stopped
-from .world import World
+from ...kernel.monitor import UNKNOWN_ORIGIN, Origin
+from .decisions import ConflictDetector, Exposure, origin_fields, sum_drop_counters
+from .world import Environment
 
 
 @frozen
@@ -23,23 +23,23 @@ class _Outage:
     stopped: int | None  # None: not read, the guard's counters may be missing
 
 
-class Repairs:
+class RepairLog:
     """Repairs of one watch daemon.
 
     `devices` are the devices of the uplinks, `author` is the last process that changed something,
     `number` counts the repairs.
     """
 
-    def __init__(self, environment: World) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self.devices: frozenset[str] = frozenset()
-        self.author = UNKNOWN
-        self.number = 0
+        self.origin = UNKNOWN_ORIGIN
+        self.count = 0
         self._outage: _Outage | None = None
-        self._conflicts = Fights()
+        self._conflicts = ConflictDetector()
         self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
 
-    def begin(self, guard: bool) -> None:
+    def start_outage(self, guard: bool) -> None:
         """Start an outage, unless one is running.
 
         `guard`: the guard is affected, its counters may be missing.
@@ -48,13 +48,13 @@ class Repairs:
             now, sent = self._environment.now(), self._sent_packets()
             self._outage = _Outage(now, sent, None if guard else self._dropped_packets())
 
-    def nothing(self) -> None:
+    def clear_outage(self) -> None:
         """End an outage without a repair: nothing is missing."""
         self._outage = None
 
-    def done(self, what: Sequence[str], author: Author, guard: bool) -> None:
+    def record_repair(self, what: Sequence[str], author: Origin, guard: bool) -> None:
         """End the outage, count the repair and log it, or leave it to the report of a conflict."""
-        self.begin(guard)
+        self.start_outage(guard)
         assert self._outage is not None
         now, outage = self._environment.now(), self._outage
         passed = dropped = None
@@ -62,11 +62,11 @@ class Repairs:
             passed = max(0, self._sent_packets() - outage.sent)
         elif outage.stopped is not None:
             dropped = max(0, self._dropped_packets() - outage.stopped)
-        self._outage, self.author = None, author
-        self.number += 1
-        fields = Exposure(now - outage.at, passed, dropped).facts()
-        if self._conflicts.repaired(now):
-            self._environment.say("restored", {"what": list(what), **by(author), **fields})
+        self._outage, self.origin = None, author
+        self.count += 1
+        fields = Exposure(now - outage.at, passed, dropped).log_fields()
+        if self._conflicts.count_repair(now):
+            self._environment.log_event("restored", {"what": list(what), **origin_fields(author), **fields})
         else:
             self._sums = {key: value + fields.get(key, 0) for key, value in self._sums.items()}
 
@@ -74,22 +74,22 @@ class Repairs:
         """Return the time of the next conflict report; None: no conflict."""
         return self._conflicts.due()
 
-    def tell(self) -> None:
+    def report_conflict(self) -> None:
         """Log the repairs of a conflict, if a report is due."""
-        if number := self._conflicts.word(self._environment.now()):
+        if number := self._conflicts.take_pending_count(self._environment.now()):
             sums = {**self._sums, "ms": round(self._sums["ms"], 1)}
             self._sums = dict.fromkeys(self._sums, 0)
-            self._environment.say("conflict", {**by(self.author), "times": number, **sums})
+            self._environment.log_event("conflict", {**origin_fields(self.origin), "times": number, **sums})
 
-    def warm(self) -> None:
+    def preload(self) -> None:
         """Read the counters once, so that a repair finds libraries loaded and sockets bound."""
         self._sent_packets()
         self._dropped_packets()
 
     def _sent_packets(self) -> int:
-        return self._environment.sent(self.devices) if self.devices else 0
+        return self._environment.tx_packets(self.devices) if self.devices else 0
 
     def _dropped_packets(self) -> int:
         with suppress(OSError):
-            return stopped(self._environment.counted(names.TABLE))
+            return sum_drop_counters(self._environment.counter_packets(names.TABLE))
         return 0

@@ -11,64 +11,66 @@ import select
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...kernel.closing import Running
+from ...kernel.closing import LiveSockets
 from ...kernel.errors import Unavailable
 from ...kernel.interface import Kernel
-from ...policy.objects import Policy, cgroup_of
-from ..service.whose import Judged, judge, needed
-from .errand import Errand
-from .world import World
+from ...policy.objects import Policy, service_cgroup
+from ..service.whose import SocketVerdict, classify_sockets, inodes_to_resolve
+from .errand import WorkerProcess
+from .world import Environment
 
-EVERY = 10.0  # least seconds from the end of an audit to the next one
-SHARE = 200.0  # least pause as a multiple of the duration of the last audit
-MOST = 20  # log lines of one audit
+MIN_PAUSE = 10.0  # least seconds from the end of an audit to the next one
+COST_FACTOR = 200.0  # least pause as a multiple of the duration of the last audit
+MAX_LOG_LINES = 20  # log lines of one audit
 _MAX_KNOWN = 1000  # wrong sockets that are tracked: the oldest ones
 _TIMEOUT = 60.0  # seconds
 
 
-def look(live_sockets: Running, policy: Policy) -> list[Judged]:
+def read_verdicts(live_sockets: LiveSockets, policy: Policy) -> list[SocketVerdict]:
     """Return the verdicts on the sockets of this network namespace that concern an uplink.
 
     Raises Unavailable.
     """
     sockets, addresses = live_sockets.sockets(), live_sockets.addresses()
-    paths = {name: cgroup_of(name, service) for name, service in policy.service.items() if service.marks == "cgroup"}
-    ids = live_sockets.cgroups(paths.values())
+    paths = {
+        name: service_cgroup(name, service) for name, service in policy.service.items() if service.marks == "cgroup"
+    }
+    ids = live_sockets.cgroup_numbers(paths.values())
     cgroups = {name: ids[path] for name, path in paths.items() if path in ids}
-    return judge(
+    return classify_sockets(
         sockets,
         policy,
         addresses,
-        live_sockets.holders(needed(sockets, policy, addresses)),
+        live_sockets.socket_owners(inodes_to_resolve(sockets, policy, addresses)),
         cgroups,
     )
 
 
-def facts(verdict: Judged) -> dict[str, Any]:
+def verdict_fields(verdict: SocketVerdict) -> dict[str, Any]:
     """Return the fields of a log line about a wrong socket."""
     fields: dict[str, Any] = {
         "verdict": verdict.verdict,
         "socket": str(verdict.socket),
         "uplink": verdict.uplink,
-        "service": verdict.who,
-        "program": verdict.holder.name if verdict.holder else "",
-        "pid": verdict.holder.pid if verdict.holder else "",
+        "service": verdict.owner,
+        "program": verdict.process.name if verdict.process else "",
+        "pid": verdict.process.pid if verdict.process else "",
         "user": verdict.socket.uid,
         "counter": verdict.counter,
     }
-    return {**{key: value for key, value in fields.items() if value != ""}, "why": verdict.meaning}
+    return {**{key: value for key, value in fields.items() if value != ""}, "why": verdict.description}
 
 
-def wrong(kernel: Kernel, policy: Policy) -> dict[str, dict[str, Any]]:
+def wrong_socket_fields(kernel: Kernel, policy: Policy) -> dict[str, dict[str, Any]]:
     """Return the log fields of the wrong sockets, by verdict and socket cookie. A JSON object."""
-    live_sockets = kernel.running()
+    live_sockets = kernel.live_sockets()
     if live_sockets is None:
         return {}
     with live_sockets:
-        verdicts = [verdict for verdict in look(live_sockets, policy) if verdict.wrong]
+        verdicts = [verdict for verdict in read_verdicts(live_sockets, policy) if verdict.is_wrong]
     # The kernel numbers sockets in ascending order.
     verdicts.sort(key=lambda verdict: verdict.socket.cookie)
-    return {f"{verdict.verdict} {verdict.socket.cookie}": facts(verdict) for verdict in verdicts[:_MAX_KNOWN]}
+    return {f"{verdict.verdict} {verdict.socket.cookie}": verdict_fields(verdict) for verdict in verdicts[:_MAX_KNOWN]}
 
 
 def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,17 +82,17 @@ def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class SocketWatch:
+class SocketAudit:
     """Periodic socket audit.
 
     Logs each wrong socket once when it appears, and once when it is gone.
     """
 
-    def __init__(self, kernel: Kernel, environment: World, poll: select.poll) -> None:
-        self._is_supported = kernel.running() is not None
-        self._new_kernel, self._log, self._now = environment.fresh, environment.say, environment.now
+    def __init__(self, kernel: Kernel, environment: Environment, poll: select.poll) -> None:
+        self._is_supported = kernel.live_sockets() is not None
+        self._new_kernel, self._log, self._now = environment.new_kernel, environment.log_event, environment.now
         self._poll = poll
-        self._worker: Errand | None = None
+        self._worker: WorkerProcess | None = None
         self._policy: Policy | None = None
         self._known: dict[str, dict[str, Any]] = {}
         self._next = 0.0
@@ -99,18 +101,18 @@ class SocketWatch:
     def due(self, policy: Policy | None) -> float | None:
         """Return the time of the next action that no descriptor announces; None: never."""
         if self._worker is not None:
-            return self._worker.begun + _TIMEOUT
+            return self._worker.started_at + _TIMEOUT
         return self._next if policy is not None and self._is_supported else None
 
-    def turn(self, policy: Policy | None) -> None:
+    def process(self, policy: Policy | None) -> None:
         """Do all that is due. Never waits."""
         now = self._now()
-        if self._worker is not None and self._worker.ended():
+        if self._worker is not None and self._worker.is_finished():
             self._process_result(now)
-        elif self._worker is not None and now > self._worker.begun + _TIMEOUT:
+        elif self._worker is not None and now > self._worker.started_at + _TIMEOUT:
             self.cancel()
             self._log_failure(f"an audit of the sockets took more than {_TIMEOUT:.0f} s")
-            self._next = now + SHARE * _TIMEOUT
+            self._next = now + COST_FACTOR * _TIMEOUT
         if policy is None or policy != self._policy:
             # No "gone" lines for sockets that were wrong by another policy: they are classified
             # anew.
@@ -120,7 +122,7 @@ class SocketWatch:
             self.cancel()
         if policy is None or self._worker is not None or now < self._next or not self._is_supported:
             return
-        self._worker = Errand(lambda: wrong(self._new_kernel(), policy))
+        self._worker = WorkerProcess(lambda: wrong_socket_fields(self._new_kernel(), policy))
         self._poll.register(self._worker.descriptor, select.POLLIN)
 
     def cancel(self) -> None:
@@ -128,7 +130,7 @@ class SocketWatch:
         if self._worker is not None:
             self._detach_worker().cancel()
 
-    def _detach_worker(self) -> Errand:
+    def _detach_worker(self) -> WorkerProcess:
         assert self._worker is not None
         worker, self._worker = self._worker, None
         self._poll.unregister(worker.descriptor)
@@ -136,9 +138,9 @@ class SocketWatch:
 
     def _process_result(self, now: float) -> None:
         worker = self._detach_worker()
-        self._next = now + max(EVERY, SHARE * (now - worker.begun))
+        self._next = now + max(MIN_PAUSE, COST_FACTOR * (now - worker.started_at))
         try:
-            fields_by_key = worker.answer()
+            fields_by_key = worker.result()
         except ValueError as error:
             self._log_failure(str(error))
             return
@@ -148,10 +150,10 @@ class SocketWatch:
         self._known = fields_by_key
 
     def _log_sockets(self, lines: Sequence[dict[str, Any]]) -> None:
-        for fields in lines[:MOST]:
+        for fields in lines[:MAX_LOG_LINES]:
             self._log("socket", fields)
-        if len(lines) > MOST:
-            self._log("socket", {"verdict": lines[0]["verdict"], "more": len(lines) - MOST})
+        if len(lines) > MAX_LOG_LINES:
+            self._log("socket", {"verdict": lines[0]["verdict"], "more": len(lines) - MAX_LOG_LINES})
 
     def _log_failure(self, why: str) -> None:
         if why != self._failure:
@@ -159,13 +161,13 @@ class SocketWatch:
             self._log("failed", {"what": "socket audit", "why": why})
 
 
-def asked(kernel: Kernel, policy: Policy) -> tuple[list[Judged] | None, str]:
+def read_verdicts_or_reason(kernel: Kernel, policy: Policy) -> tuple[list[SocketVerdict] | None, str]:
     """Return the verdicts and "", or None and the reason why sockets cannot be listed."""
-    live_sockets = kernel.running()
+    live_sockets = kernel.live_sockets()
     if live_sockets is None:
         return None, "this kernel lists no sockets"
     try:
         with live_sockets:
-            return look(live_sockets, policy), ""
+            return read_verdicts(live_sockets, policy), ""
     except (Unavailable, OSError) as error:
         return None, str(error)

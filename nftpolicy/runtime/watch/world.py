@@ -11,16 +11,16 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from ...kernel.interface import Kernel
-from ...kernel.monitor import News
-from ...kernel.moving import Held
-from ...kernel.notify import Manager
+from ...kernel.monitor import ChangeSet
+from ...kernel.moving import KernelRoute
+from ...kernel.notify import ServiceManager
 from ...policy.objects import Policy
-from ..changes.change import Changer
+from ..changes.change import PolicyApplier
 
-Say = Callable[[str, dict[str, Any]], None]  # name of an event, and its fields
+LogEvent = Callable[[str, dict[str, Any]], None]  # name of an event, and its fields
 
 
-class Ears(Protocol):
+class EventSource(Protocol):
     """Source of kernel events. `Monitor` implements it."""
 
     @property
@@ -28,7 +28,7 @@ class Ears(Protocol):
         """File descriptors that become readable when an event arrives."""
         ...
 
-    def read(self) -> News:
+    def read(self) -> ChangeSet:
         """Return all changes since the last call. Never waits."""
         ...
 
@@ -36,26 +36,26 @@ class Ears(Protocol):
         """Watch these sysctls, and no longer the earlier ones."""
         ...
 
-    def watch_folder(self, folder: Path) -> None:
+    def watch_directory(self, directory: Path) -> None:
         """Report files that another process replaces in a directory."""
         ...
 
-    def sysctls(self) -> dict[str, str]:
+    def sysctl_values(self) -> dict[str, str]:
         """Return the values of the watched sysctls by path."""
         ...
 
-    def leave_out(self, ports: Collection[int]) -> None:
+    def ignore_ports(self, ports: Collection[int]) -> None:
         """Ignore changes made through netlink sockets with these port IDs."""
         ...
 
 
-class Routes(Protocol):
+class RouteAccess(Protocol):
     """Kernel routes, as the route keeper uses them.
 
     `RouteMover` implements it.
     """
 
-    def by(self, devices: Collection[str]) -> list[Held]:
+    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
         """Return the routes over these devices, of all tables."""
         ...
 
@@ -63,17 +63,17 @@ class Routes(Protocol):
         """Return the addresses and peer addresses of each device, as ADDRESS/LENGTH."""
         ...
 
-    def put(self, held: Held, table: int, protocol: int | None = None) -> int:
+    def install(self, held: KernelRoute, table: int, protocol: int | None = None) -> int:
         """Add a copy of a route to a table; return 0 or an errno."""
         ...
 
-    def take(self, held: Held) -> int:
+    def delete(self, held: KernelRoute) -> int:
         """Delete a route; return 0 or an errno."""
         ...
 
 
 @frozen
-class World:
+class Environment:
     """Everything that the watch daemon uses but does not own.
 
     `new_kernel` returns a kernel that shares no socket with another one, for worker processes.
@@ -86,17 +86,17 @@ class World:
     routes; None: routes stay in the tables where they are.
     """
 
-    changer: Changer
-    fresh: Callable[[], Kernel]
-    ears: Ears
-    load: Callable[[str, bool], str | None]
-    say: Say
-    sent: Callable[[Collection[str]], int]
-    counted: Callable[[str], dict[str, int]]
-    ports: Callable[[], frozenset[int]] = frozenset
-    manager: Manager = field(factory=Manager)
+    applier: PolicyApplier
+    new_kernel: Callable[[], Kernel]
+    events: EventSource
+    load_nft: Callable[[str, bool], str | None]
+    log_event: LogEvent
+    tx_packets: Callable[[Collection[str]], int]
+    counter_packets: Callable[[str], dict[str, int]]
+    netlink_ports: Callable[[], frozenset[int]] = frozenset
+    service_manager: ServiceManager = field(factory=ServiceManager)
     block_unknown: bool = False
-    owns: bool = False
-    routes: Routes | None = None
+    supports_owner_flag: bool = False
+    routes: RouteAccess | None = None
     now: Callable[[], float] = time.monotonic
-    leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()
+    resolver_leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from attrs import Factory, frozen
 
 from ....policy.objects import Address, Server
-from ....policy.values import address
+from ....policy.values import parse_address
 
-MOST = 16  # servers of one uplink; a DHCP server can announce hundreds
+MAX_SERVERS = 16  # servers of one uplink; a DHCP server can announce hundreds
 _NOT_A_SERVER = "not the address of a DNS server"
 _BRACKETED = re.compile(r"\[([^\]]*)\](?::(\d+))?\Z")
 _DNS_PORTS = ("", "53")
@@ -20,22 +20,22 @@ _MAX_SHOWN_PORT, _MAX_SHOWN_ZONE = 5, 15  # characters of an entry in a message;
 
 
 @frozen
-class Machine:
+class HostAddresses:
     """Addresses of this host, and its devices by interface index."""
 
     own: frozenset[Address] = frozenset()
-    names: Mapping[int, str] = Factory(dict)
+    device_names: Mapping[int, str] = Factory(dict)
 
 
 @frozen
-class Choice:
+class ServerList:
     """Usable servers in order, without duplicates, and rejected entries with the reason."""
 
     servers: tuple[Server, ...] = ()
-    refused: tuple[tuple[str, str], ...] = ()
+    rejected: tuple[tuple[str, str], ...] = ()
 
 
-def chosen(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: Machine) -> Choice:
+def usable_servers(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: HostAddresses) -> ServerList:
     """Return the usable servers of these (device, entry) pairs.
 
     Rejected are addresses of this host, and servers behind another device than those of the uplink.
@@ -50,18 +50,18 @@ def chosen(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: M
             continue
         if server in servers:
             continue
-        if len(servers) == MOST:
-            rejected[entry] = f"more than {MOST} servers"
+        if len(servers) == MAX_SERVERS:
+            rejected[entry] = f"more than {MAX_SERVERS} servers"
             continue
         servers.append(server)
-    return Choice(tuple(servers), tuple(rejected.items()))
+    return ServerList(tuple(servers), tuple(rejected.items()))
 
 
-def _server(entry: str, device: str, devices: tuple[str, ...], host: Machine) -> Server:
+def _server(entry: str, device: str, devices: tuple[str, ...], host: HostAddresses) -> Server:
     """Return the server of an entry. Raises ValueError with the reason for its rejection."""
     text, zone, port = _parts(entry)
     try:
-        server = address(text)
+        server = parse_address(text)
     except ValueError:
         raise ValueError(_NOT_A_SERVER) from None
     if port not in _DNS_PORTS:
@@ -77,7 +77,7 @@ def _server(entry: str, device: str, devices: tuple[str, ...], host: Machine) ->
     if not server.is_link_local:
         return Server(server)
     if zone.isdecimal() and len(zone) <= _MAX_INDEX_DIGITS:
-        zone = host.names.get(int(zone), zone)
+        zone = host.device_names.get(int(zone), zone)
     if zone and zone not in devices:
         raise ValueError(f"behind {zone[:_MAX_SHOWN_ZONE]}, which is not a device of the uplink")
     return Server(server, zone or device)

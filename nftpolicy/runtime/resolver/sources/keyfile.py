@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 
-def pairs(text: str) -> Iterator[tuple[int, str, str, str]]:
+def assignments(text: str) -> Iterator[tuple[int, str, str, str]]:
     """Yield line (from 1), section ("" before the first one), key and value of each assignment."""
     section = ""
     for number, raw in enumerate(text.split("\n"), 1):
@@ -20,8 +20,8 @@ def pairs(text: str) -> Iterator[tuple[int, str, str, str]]:
             yield number, section, key.strip(), value.strip()
 
 
-def words_of(text: str, *keys: tuple[str, str]) -> Iterator[str]:
+def value_words(text: str, *keys: tuple[str, str]) -> Iterator[str]:
     """Yield the words of the values of these (section, key) pairs, in the order of the file."""
-    for _, section, key, value in pairs(text):
+    for _, section, key, value in assignments(text):
         if (section, key) in keys:
             yield from value.split()

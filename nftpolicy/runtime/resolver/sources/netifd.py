@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-DUMP = ("ubus", "-t", "2", "call", "network.interface", "dump")
+DUMP_COMMAND = ("ubus", "-t", "2", "call", "network.interface", "dump")
 
 
 def parse(text: str, device: str) -> Iterator[str]:

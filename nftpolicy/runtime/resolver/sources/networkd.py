@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .keyfile import words_of
+from .keyfile import value_words
 
 
 def parse(data: bytes) -> Iterator[str]:
     """Yield the servers: ADDRESS, ADDRESS%INDEX or [ADDRESS]:PORT, optionally with #NAME."""
-    yield from words_of(data.decode(errors="replace"), ("", "DNS"))
+    yield from value_words(data.decode(errors="replace"), ("", "DNS"))

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from .keyfile import words_of
+from .keyfile import value_words
 
 _BUS_NAME = "org.freedesktop.NetworkManager"
 # One call for all objects; busctl(1) prints JSON since systemd 237.
-OBJECTS = (
+OBJECTS_COMMAND = (
     *("busctl", "--system", "--json=short", "--timeout=2", "call"),
     *(_BUS_NAME, "/org/freedesktop", "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"),
 )
@@ -32,7 +32,7 @@ _IPV6_SIZE = 16  # bytes
 def parse(data: bytes) -> Iterator[str]:
     """Yield the servers in the file of a device."""
     text = data.decode(errors="replace")
-    yield from words_of(text, ("dhcp4", "dhcp4.domain_name_servers"), ("dhcp6", "dhcp6.dhcp6_name_servers"))
+    yield from value_words(text, ("dhcp4", "dhcp4.domain_name_servers"), ("dhcp6", "dhcp6.dhcp6_name_servers"))
 
 
 def parse_objects(text: str, device: str) -> Iterator[str]:

@@ -15,18 +15,18 @@ _OPTION_UNIT = 8  # bytes; the length of an option counts them
 _LIFETIME_OFFSET, _SERVERS_OFFSET = 4, 8  # in the RDNSS option
 _IPV6_SIZE = 16
 _INFINITE = 0xFFFFFFFF
-MOST = 16  # servers kept of one device; a neighbour can announce any number
+MAX_SERVERS = 16  # servers kept of one device; a neighbour can announce any number
 
 
 @frozen
-class Announced:
+class RdnssOption:
     """Servers of one RDNSS option, and their lifetime in seconds; 0: withdrawn, inf: unlimited."""
 
     lifetime: float
     servers: tuple[str, ...]
 
 
-def parse(message: bytes) -> Iterator[Announced]:
+def parse(message: bytes) -> Iterator[RdnssOption]:
     """Yield the RDNSS options of an ICMPv6 message.
 
     None if it is not an advertisement, or is truncated.
@@ -43,27 +43,27 @@ def parse(message: bytes) -> Iterator[Announced]:
             raw = message[at + _SERVERS_OFFSET : at + size]
             starts = range(0, len(raw) - _IPV6_SIZE + 1, _IPV6_SIZE)
             servers = tuple(str(IPv6Address(raw[start : start + _IPV6_SIZE])) for start in starts)
-            yield Announced(float("inf") if lifetime == _INFINITE else lifetime, servers)
+            yield RdnssOption(float("inf") if lifetime == _INFINITE else lifetime, servers)
         at += size
 
 
 @define
-class Known:
+class RdnssCache:
     """Announced servers by device, and their expiry (seconds of the caller's clock)."""
 
     _ends: dict[str, dict[str, float]] = field(factory=dict)
 
-    def hear(self, device: str, message: bytes, now: float) -> None:
+    def add(self, device: str, message: bytes, now: float) -> None:
         """Add the servers of a message. The last announcement of a server counts, of any router."""
         ends = self._ends.setdefault(device, {})
         for option in parse(message):
             for server in option.servers:
                 if option.lifetime == 0:
                     ends.pop(server, None)
-                elif server in ends or len(ends) < MOST:
+                elif server in ends or len(ends) < MAX_SERVERS:
                     ends[server] = now + option.lifetime
 
-    def forget(self, device: str) -> None:
+    def clear(self, device: str) -> None:
         """Remove the servers of a device that lost its link.
 
         The next link may be another network.
@@ -76,7 +76,7 @@ class Known:
         self._ends[device] = valid
         return tuple(valid)
 
-    def next_end(self) -> float | None:
+    def next_expiry(self) -> float | None:
         """Return the earliest expiry; None without one."""
         ends = [end for of_device in self._ends.values() for end in of_device.values() if end != float("inf")]
         return min(ends, default=None)

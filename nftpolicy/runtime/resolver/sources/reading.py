@@ -18,19 +18,19 @@ _MAX_MESSAGE = 200  # characters of a program's error message
 
 
 @frozen
-class Written:
+class FileSnapshot:
     """Contents of a file, its modification time and the time of the read (seconds since 1970)."""
 
     data: bytes
-    written: float
-    now: float
+    modified: float
+    read_at: float
 
 
-Parser = Callable[[Written, str], Iterable[str]]  # (file, device) -> entries
+FileParser = Callable[[FileSnapshot, str], Iterable[str]]  # (file, device) -> entries
 
 
 @frozen
-class Source:
+class DnsSource:
     """Source of DNS servers.
 
     `marker`: path that exists if the program is in use. `patterns`: files, with {device} and
@@ -38,70 +38,70 @@ class Source:
     `parse_output` for what it prints.
     """
 
-    sign: str
+    marker: str
     patterns: tuple[str, ...] = ()
-    parse: Parser = field(default=lambda _file, _device: ())
+    parse: FileParser = field(default=lambda _file, _device: ())
     program: tuple[str, ...] = ()
-    parse_answer: Callable[[str, str], Iterable[str]] = field(default=lambda _text, _device: ())
+    parse_output: Callable[[str, str], Iterable[str]] = field(default=lambda _text, _device: ())
 
 
 @frozen
-class Reading:
+class SourceReading:
     """Result of reading a source: (device, entry) pairs, and errors ("" without one)."""
 
-    words: tuple[tuple[str, str], ...] = ()
-    trouble: str = ""
+    entries: tuple[tuple[str, str], ...] = ()
+    error: str = ""
 
 
-def _contents_parser(parse: Callable[[bytes], Iterable[str]]) -> Parser:
+def _contents_parser(parse: Callable[[bytes], Iterable[str]]) -> FileParser:
     return lambda file, _: parse(file.data)
 
 
 # Keys are those of policy/vocabulary.py. Paths are the defaults in Debian, Fedora and OpenWrt.
-SOURCES: Mapping[str, Source] = {
-    "networkd": Source(
+SOURCES: Mapping[str, DnsSource] = {
+    "networkd": DnsSource(
         "/run/systemd/netif",
         ("/run/systemd/netif/links/{index}", "/run/systemd/netif/leases/{index}"),
         _contents_parser(networkd.parse),
     ),
-    "networkmanager": Source(
+    "networkmanager": DnsSource(
         "/run/NetworkManager",
         ("/run/NetworkManager/devices/{index}",),
         _contents_parser(networkmanager.parse),
-        networkmanager.OBJECTS,
+        networkmanager.OBJECTS_COMMAND,
         networkmanager.parse_objects,
     ),
-    "resolved": Source(
+    "resolved": DnsSource(
         "/run/systemd/resolve",
         ("/run/systemd/resolve/netif/{index}",),
         _contents_parser(resolved.parse),
     ),
-    "dhclient": Source(
+    "dhclient": DnsSource(
         "/var/lib/dhcp",
         ("/var/lib/dhcp/dhclient*.lease*", "/var/lib/dhclient/dhclient*.lease*"),
-        lambda file, device: dhclient.parse(file.data, device, file.now),
+        lambda file, device: dhclient.parse(file.data, device, file.read_at),
     ),
-    "dhcpcd": Source(
+    "dhcpcd": DnsSource(
         "/var/lib/dhcpcd",
         ("/var/lib/dhcpcd/{device}.lease*", "/var/lib/dhcpcd/{device}-*.lease*"),
-        lambda file, _: dhcpcd.parse(file.data, file.written, file.now),
+        lambda file, _: dhcpcd.parse(file.data, file.modified, file.read_at),
     ),
-    "udhcpc": Source(
+    "udhcpc": DnsSource(
         "/run/nftpolicy/udhcpc",
         ("/run/nftpolicy/udhcpc/{device}",),
         _contents_parser(leasefile.parse),
     ),
-    "netifd": Source("/sbin/netifd", program=netifd.DUMP, parse_answer=netifd.parse),
+    "netifd": DnsSource("/sbin/netifd", program=netifd.DUMP_COMMAND, parse_output=netifd.parse),
 }
-HEARD = "ra"  # the only source that is neither a file nor a program
+SOURCE_RA = "ra"  # the only source that is neither a file nor a program
 
 
-def lease(path: str) -> Source:
+def lease_source(path: str) -> DnsSource:
     """Return the source for the policy key `lease`."""
-    return Source(path, (path,), _contents_parser(leasefile.parse))
+    return DnsSource(path, (path,), _contents_parser(leasefile.parse))
 
 
-def files(source: Source, devices: Iterable[str]) -> tuple[Path, ...]:
+def watched_patterns(source: DnsSource, devices: Iterable[str]) -> tuple[Path, ...]:
     """Return glob patterns of the files to watch for changes.
 
     {index} becomes "*", since indexes change.
@@ -111,41 +111,41 @@ def files(source: Source, devices: Iterable[str]) -> tuple[Path, ...]:
 
 
 # (name, interface index); None: the device does not exist now.
-Devices = Iterable[tuple[str, int | None]]
+IndexedDevices = Iterable[tuple[str, int | None]]
 
 
-def read(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
+def read_source(source: DnsSource, devices: IndexedDevices, now: float, root: Path = Path("/")) -> SourceReading:
     """Read a source for these devices: its files and its program.
 
     `now`: seconds since 1970. `root` is for tests. Errors are part of the result.
     """
     devices = list(devices)
-    from_files = read_files(source, devices, now, root)
-    if not source.program or not _under_root(root, source.sign).exists():
+    from_files = read_source_files(source, devices, now, root)
+    if not source.program or not _under_root(root, source.marker).exists():
         return from_files
-    entries, errors = list(from_files.words), [from_files.trouble]
+    entries, errors = list(from_files.entries), [from_files.error]
     output, error = _run_program(source.program)
     errors.append(error)
     for device, _ in devices if output else ():
         try:
-            entries += [(device, entry) for entry in source.parse_answer(output, device)]
+            entries += [(device, entry) for entry in source.parse_output(output, device)]
         except (ValueError, RecursionError):
             errors.append(f"cannot parse the output of {source.program[0]}")
-    return Reading(tuple(entries), "; ".join(filter(None, dict.fromkeys(errors))))
+    return SourceReading(tuple(entries), "; ".join(filter(None, dict.fromkeys(errors))))
 
 
-def read_files(source: Source, devices: Devices, now: float, root: Path = Path("/")) -> Reading:
+def read_source_files(source: DnsSource, devices: IndexedDevices, now: float, root: Path = Path("/")) -> SourceReading:
     """Read only the files of a source; arguments and result as in `read_source`."""
     entries, errors = list[tuple[str, str]](), list[str]()
-    if not _under_root(root, source.sign).exists():
-        return Reading((), f"{source.sign} does not exist")
+    if not _under_root(root, source.marker).exists():
+        return SourceReading((), f"{source.marker} does not exist")
     for device, index in devices:
         for file in [file for pattern in source.patterns for file in _matching_files(root, pattern, device, index)]:
             try:
                 entries += [(device, entry) for entry in source.parse(_load(file, now), device)]
             except OSError as error:
                 errors.append(f"{file}: {error.strerror}")
-    return Reading(tuple(entries), "; ".join(dict.fromkeys(errors)))
+    return SourceReading(tuple(entries), "; ".join(dict.fromkeys(errors)))
 
 
 def _under_root(root: Path, path: str) -> Path:
@@ -165,11 +165,11 @@ def _matching_files(root: Path, pattern: str, device: str, index: int | None) ->
         return []
 
 
-def _load(file: Path, now: float) -> Written:
+def _load(file: Path, now: float) -> FileSnapshot:
     with file.open("rb") as opened:
         status = os.fstat(opened.fileno())
         opened.seek(max(0, status.st_size - _MAX_SIZE))
-        return Written(opened.read(_MAX_SIZE), status.st_mtime, now)
+        return FileSnapshot(opened.read(_MAX_SIZE), status.st_mtime, now)
 
 
 def _run_program(program: tuple[str, ...]) -> tuple[str, str]:

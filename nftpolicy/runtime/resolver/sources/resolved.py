@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .keyfile import words_of
+from .keyfile import value_words
 
 
 def parse(data: bytes) -> Iterator[str]:
     """Yield the servers, in networkd's format."""
-    yield from words_of(data.decode(errors="replace"), ("", "SERVERS"))
+    yield from value_words(data.decode(errors="replace"), ("", "SERVERS"))
