@@ -19,7 +19,8 @@ CT_DIRECTIONS = {"original": 0, "reply": 1}
 _NFPROTOS = {"ipv4": 4, "ipv6": 6}
 
 MAX_VALUES = {
-    "socket": 1, "uid": FULL_MASK - 1, "gid": FULL_MASK - 1, "protocol": 255, "sport": 0xFFFF, "dport": 0xFFFF, "fragment": 1,
+    "socket": 1, "uid": FULL_MASK - 1, "gid": FULL_MASK - 1, "protocol": 255, "sport": 0xFFFF,
+    "dport": 0xFFFF, "fragment": 1,
     "ethertype": 0xFFFF, "nfproto": 15, "pkttype": 7, "ttl": 255, "icmp.type": 255, "icmp.code": 255,
     "icmpv6.type": 255, "icmpv6.code": 255, "length": 0xFFFF, "igmp.type": 255,
     "ct.state": len(CT_STATES) - 1, "ct.direction": 1, **{f"tcp.{flag}": 1 for flag in TCP_FLAGS},

@@ -26,7 +26,8 @@ LEASE_PROTOCOLS_IPV6 = frozenset({"dhcpv6"})
 MODEM_PROTOCOLS = frozenset({"3g", "qmi", "mbim", "ncm", "wwan", "modemmanager", "hnet"})
 SESSION_PROTOCOLS = frozenset({"pppoe", "pppoa", "pptp", "ppp", "3g"})  # the device is named PROTOCOL-INTERFACE
 # Protocols of tunnels: their packets use another network that is reached by an uplink.
-TUNNEL_PROTOCOLS = frozenset({"wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
+TUNNEL_PROTOCOLS = frozenset({
+    "wireguard", "gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "l2tp", "6in4", "6to4",
                      "6rd",
                      "ipip", "ipip6", "vti", "vtiv6", "xfrm", "map", "dslite", "464xlat", "openconnect", "vpnc", "sstp",
                      "openvpn", "tunneldigger", "gluon_mesh", "batadv", "batadv_hardif", "batadv_vlan"})  # fmt: skip

@@ -30,7 +30,8 @@ def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
     if service.marks in ("cgroup", "preload"):
         yield (
             "marks",
-            f"no program on the router marks its sockets, so they are dropped; start it with {preload_environment(mark)}",
+            "no program on the router marks its sockets, so they are dropped; "
+            f"start it with {preload_environment(mark)}",
         )
     if service.confine:
         yield (

@@ -81,7 +81,8 @@ def _first_frame_test(packet: Packet) -> str:
     """Return the test for the first frame of the flow."""
     if packet.protocol != TCP:
         return "lambda frame: FIRST in frame"
-    return f"lambda frame: frame[12:14] == {wire.ethertype_bytes(packet)} and frame[{wire.PROTOCOL_OFFSET[packet.family]}] == {TCP}"
+    offset = wire.PROTOCOL_OFFSET[packet.family]
+    return f"lambda frame: frame[12:14] == {wire.ethertype_bytes(packet)} and frame[{offset}] == {TCP}"
 
 
 def _local_client(packet: Packet) -> tuple[list[str], list[str]]:

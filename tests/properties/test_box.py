@@ -44,7 +44,7 @@ def has(box, point):
     return all(point[name] in values(wanted) for name, wanted in box.items())
 
 
-def points(box):
+def box_points(box):
     return [point for point in POINTS if has(box, point)]
 
 
@@ -86,25 +86,25 @@ def test_only_has_these_values(some_values):
 @given(boxes, boxes)
 def test_boxes_meet_in_what_both_have(one, other):
     both = intersect_boxes(one, other)
-    expected = [point for point in points(one) if has(other, point)]
-    assert (points(both) if both is not None else []) == expected
+    expected = [point for point in box_points(one) if has(other, point)]
+    assert (box_points(both) if both is not None else []) == expected
 
 
 @given(boxes, st.lists(boxes, max_size=6))
 def test_what_is_uncovered_is_in_the_box_and_in_no_cover_and_is_found_if_there_is_any(box, covers):
-    left = [point for point in points(box) if not any(has(cover, point) for cover in covers)]
+    left = [point for point in box_points(box) if not any(has(cover, point) for cover in covers)]
     found = find_uncovered(box, covers, TOPS)
     assert (found is None) == (not left)
     if found is not None:
-        assert points(found)
-        assert all(point in left for point in points(found))
+        assert box_points(found)
+        assert all(point in left for point in box_points(found))
 
 
 @given(boxes, st.lists(boxes, max_size=4))
 def test_what_is_outside_of_boxes_comes_in_disjoint_pieces(box, others):
     pieces = subtract_boxes(box, others, TOPS, 1000)
-    expected = [point for point in points(box) if not any(has(other, point) for other in others)]
-    found = [point for piece in pieces for point in points(piece)]
+    expected = [point for point in box_points(box) if not any(has(other, point) for other in others)]
+    found = [point for piece in pieces for point in box_points(piece)]
     assert sorted(map(str, found)) == sorted(map(str, expected))
     if len(pieces) > 1:
         assert subtract_boxes(box, others, TOPS, 1) is None
