@@ -6,13 +6,13 @@ import tomllib
 from attrs import frozen
 from hypothesis import strategies as st
 
-from fuzz import dumps, routers
+from fuzz import kernel_listings, uci_files
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.netstate import json_in, json_out, text
+from nftpolicy.netstate.formats import nft_json_decode, nft_json_encode, nft_text
 from nftpolicy.policy.errors import PolicyError, PolicyText
 from nftpolicy.policy.load import load
-from tests import strategies
-from tests.properties import test_invariant
+from tests import policy_strategies
+from tests.properties import test_policy_invariant
 
 
 @frozen
@@ -35,18 +35,18 @@ def check_policy(data):
         assert error.line is None or 1 <= error.line <= data.count(b"\n") + 1
         return
     for table in compile_policy(loaded).tables:
-        text.table_text(table)
+        nft_text.table_text(table)
 
 
 def check_listing(document):
     """Check that an nft listing is decoded, or refused by ValueError."""
     try:
-        tables = json_in.decode_ruleset(document)
+        tables = nft_json_decode.decode_ruleset(document)
     except ValueError:
         return
     for table in tables:
         try:
-            text.table_text(table)  # unsupported values raise ValueError too
+            nft_text.table_text(table)  # unsupported values raise ValueError too
         except (ValueError, TypeError):
             continue
 
@@ -75,7 +75,7 @@ def _paths(item, path=()):
 @st.composite
 def edited_policies(draw):
     """Draw a valid policy with some bytes changed, deleted, doubled or inserted."""
-    data = draw(strategies.toml()).encode()
+    data = draw(policy_strategies.toml()).encode()
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
         end = min(len(data), start + draw(st.integers(0, 12)))
@@ -151,8 +151,8 @@ def listings(draw):
     entry = st.dictionaries(kinds, body.map(lambda fields: {**fields, **loose}), max_size=2)
     entries = draw(st.lists(entry, max_size=4))
     if draw(st.booleans()):
-        tables = compile_policy(draw(strategies.policies(most_uplinks=1, most_services=1))).tables
-        commands = json_out.encode_ruleset(tables)["nftables"]
+        tables = compile_policy(draw(policy_strategies.policies(most_uplinks=1, most_services=1))).tables
+        commands = nft_json_encode.encode_ruleset(tables)["nftables"]
         entries += [command["add"] for command in commands if "add" in command]
         index = draw(st.integers(0, len(entries) - 1))
         entries[index] = _mutate(draw, entries[index], draw(values))
@@ -208,18 +208,20 @@ TARGETS = (
     Target("lines-layout", layouts(), check_lines),
     Target("listing-json", _json(st.sampled_from(NFT_KEYS) | st.text(max_size=4)), check_listing),
     Target("listing-like", listings(), check_listing),
-    Target("ip-json", dumps.ip_documents(), dumps.check_ip_listing),
-    Target("desk", dumps.host_listings(), dumps.check_state_files),
-    Target("judged", dumps.host_listings(), dumps.check_proof_of_listings),
-    Target("odd", dumps.unsupported_rules(), dumps.check_unsupported_rule),
-    Target("uci-bytes", routers.RANDOM_FILES, routers.check_import),
-    Target("uci-edited", routers.edited_files(), routers.check_import),
-    Target("uci-made-up", routers.synthetic_files(), routers.check_import),
+    Target("ip-json", kernel_listings.ip_documents(), kernel_listings.check_ip_listing),
+    Target("desk", kernel_listings.host_listings(), kernel_listings.check_state_files),
+    Target("judged", kernel_listings.host_listings(), kernel_listings.check_proof_of_listings),
+    Target("odd", kernel_listings.unsupported_rules(), kernel_listings.check_unsupported_rule),
+    Target("uci-bytes", uci_files.RANDOM_FILES, uci_files.check_import),
+    Target("uci-edited", uci_files.edited_files(), uci_files.check_import),
+    Target("uci-made-up", uci_files.synthetic_files(), uci_files.check_import),
     Target(
         "scenes",
-        test_invariant.scenes(),
-        _body(test_invariant.test_what_leaves_by_an_uplink_comes_from_a_marked_socket),
+        test_policy_invariant.scenes(),
+        _body(test_policy_invariant.test_what_leaves_by_an_uplink_comes_from_a_marked_socket),
     ),
-    Target("proofs", test_invariant.CROWDS, _body(test_invariant.test_proofs_and_walks_agree)),
-    Target("policies", strategies.policies(most_uplinks=5), _body(test_invariant.test_every_policy_is_proved)),
+    Target("proofs", test_policy_invariant.CROWDS, _body(test_policy_invariant.test_proofs_and_walks_agree)),
+    Target(
+        "policies", policy_strategies.policies(most_uplinks=5), _body(test_policy_invariant.test_every_policy_is_proved)
+    ),
 )

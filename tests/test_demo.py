@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import topology, verdict
+from tests.lab import demo_verdict, topology
 from tests.lab.frames import Frame
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
@@ -100,40 +100,43 @@ FRAME = Frame(0x0800, "02:00:5e:00:53:02", "192.0.2.100", "198.51.100.10", 17, 4
 
 
 def test_a_frame_that_nothing_allows_has_no_reason() -> None:
-    assert verdict.reason(FRAME, []) is None
-    assert verdict.described(FRAME).startswith("udp 192.0.2.100 > 198.51.100.10")
+    assert demo_verdict.reason(FRAME, []) is None
+    assert demo_verdict.described(FRAME).startswith("udp 192.0.2.100 > 198.51.100.10")
 
 
 @pytest.mark.parametrize(
     ("state", "word"),
     [
-        (verdict.State(verdict.GUARDED, 100, 29, unmarked_on_wan=1, marked_on_wan=48), "unmarked"),
-        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=48, marked_in_mesh=1), "mesh"),
-        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=48, unexplained=["udp a > b"]), "nothing allows"),
-        (verdict.State(verdict.GUARDED, 100, 29, marked_on_wan=0), "inconclusive"),
-        (verdict.State(verdict.OPEN, 100, 29, unmarked_on_wan=3, marked_on_wan=48), "inconclusive"),
+        (demo_verdict.State(demo_verdict.GUARDED, 100, 29, unmarked_on_wan=1, marked_on_wan=48), "unmarked"),
+        (demo_verdict.State(demo_verdict.GUARDED, 100, 29, marked_on_wan=48, marked_in_mesh=1), "mesh"),
+        (
+            demo_verdict.State(demo_verdict.GUARDED, 100, 29, marked_on_wan=48, unexplained=["udp a > b"]),
+            "nothing allows",
+        ),
+        (demo_verdict.State(demo_verdict.GUARDED, 100, 29, marked_on_wan=0), "inconclusive"),
+        (demo_verdict.State(demo_verdict.OPEN, 100, 29, unmarked_on_wan=3, marked_on_wan=48), "inconclusive"),
     ],
 )
-def test_every_broken_state_is_a_fault(state: verdict.State, word: str) -> None:
-    faults = verdict.Report(states=[state]).faults()
+def test_every_broken_state_is_a_fault(state: demo_verdict.State, word: str) -> None:
+    faults = demo_verdict.Report(states=[state]).faults()
     assert len(faults) == 1 and word in faults[0]
 
 
 @pytest.mark.parametrize(
     "asked",
     [
-        verdict.Asked(verdict.GUARDED, verdict.SERVICE, 8, by_wan=7, by_mesh=1),
-        verdict.Asked(verdict.GUARDED, verdict.OTHERS, 8, by_wan=1, by_mesh=7),
-        verdict.Asked(verdict.GUARDED, verdict.SERVICE, 8, by_wan=7, unanswered=1),
-        verdict.Asked(verdict.NO_WAN, verdict.SERVICE, 2, by_mesh=2),
-        verdict.Asked(verdict.NO_MESH, verdict.OTHERS, 2, by_wan=2),
-        verdict.Asked(verdict.NO_WAN, verdict.SERVICE, 2, by_wan=2),
+        demo_verdict.Asked(demo_verdict.GUARDED, demo_verdict.SERVICE, 8, by_wan=7, by_mesh=1),
+        demo_verdict.Asked(demo_verdict.GUARDED, demo_verdict.OTHERS, 8, by_wan=1, by_mesh=7),
+        demo_verdict.Asked(demo_verdict.GUARDED, demo_verdict.SERVICE, 8, by_wan=7, unanswered=1),
+        demo_verdict.Asked(demo_verdict.NO_WAN, demo_verdict.SERVICE, 2, by_mesh=2),
+        demo_verdict.Asked(demo_verdict.NO_MESH, demo_verdict.OTHERS, 2, by_wan=2),
+        demo_verdict.Asked(demo_verdict.NO_WAN, demo_verdict.SERVICE, 2, by_wan=2),
     ],
 )
-def test_every_wrong_answer_is_a_fault(asked: verdict.Asked) -> None:
-    assert len(verdict.Report(names=[asked]).faults()) == 1
+def test_every_wrong_answer_is_a_fault(asked: demo_verdict.Asked) -> None:
+    assert len(demo_verdict.Report(names=[asked]).faults()) == 1
 
 
 def test_a_fact_that_is_not_so_is_a_fault() -> None:
-    assert verdict.Report(facts={"the sky is up": False}).faults() == ["not so: the sky is up"]
-    assert verdict.Report(facts={"the sky is up": True}).faults() == []
+    assert demo_verdict.Report(facts={"the sky is up": False}).faults() == ["not so: the sky is up"]
+    assert demo_verdict.Report(facts={"the sky is up": True}).faults() == []

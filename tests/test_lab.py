@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import addresses as at
-from tests.lab import dns, frames, probes, ra
+from tests.lab import dns_message, frames, leak_probes, ra_client
 from tests.lab.frames import classify
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
@@ -64,11 +64,11 @@ def guard(lab: Lab) -> str:
     return GUARD.replace("DEVICES", ", ".join(sorted({at.WAN, lab.wan_port})))
 
 
-def names(sents: set[probes.Sent]) -> list[str]:
+def names(sents: set[leak_probes.Sent]) -> list[str]:
     return sorted(str(sent.probe) for sent in sents)
 
 
-def supported(sents: list[probes.Sent]) -> set[probes.Sent]:
+def supported(sents: list[leak_probes.Sent]) -> set[leak_probes.Sent]:
     return {sent for sent in sents if not sent.unsupported}
 
 
@@ -133,18 +133,18 @@ def test_half_a_header_is_no_frame() -> None:
 def test_an_advertisement_is_read() -> None:
     prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 1, 1, 0) + bytes.fromhex("20010db8000100000000000000000000")
     rdnss = struct.pack("!BBHI", 25, 3, 0, 9) + bytes.fromhex("20010db8000100000000000000000001")
-    seen = ra.parse(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix + rdnss, "fe80::1")
-    assert seen == ra.Advertisement("fe80::1", 1800, ("2001:db8:1::/64",), ("2001:db8:1::1",))
-    assert ra.slaac(seen.prefixes[0], "02:00:5e:00:53:02") == "2001:db8:1::5eff:fe00:5302"
+    seen = ra_client.parse(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix + rdnss, "fe80::1")
+    assert seen == ra_client.Advertisement("fe80::1", 1800, ("2001:db8:1::/64",), ("2001:db8:1::1",))
+    assert ra_client.slaac(seen.prefixes[0], "02:00:5e:00:53:02") == "2001:db8:1::5eff:fe00:5302"
 
 
 def test_an_answer_of_dns_is_read() -> None:
-    question = dns.query("who.example", 4, 7)
+    question = dns_message.query("who.example", 4, 7)
     record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes([192, 0, 2, 200])
     answer = struct.pack("!6H", 7, 0x8180, 1, 1, 0, 0) + question[12:] + record
-    assert dns.addresses(answer, 4, 7) == ["192.0.2.200"]
-    assert dns.addresses(answer, 4, 8) == dns.addresses(answer[:-2], 4, 7) == "garbled"
-    assert dns.addresses(answer[:2] + b"\x81\x83" + answer[4:], 4, 7) == "nxdomain"
+    assert dns_message.addresses(answer, 4, 7) == ["192.0.2.200"]
+    assert dns_message.addresses(answer, 4, 8) == dns_message.addresses(answer[:-2], 4, 7) == "garbled"
+    assert dns_message.addresses(answer[:2] + b"\x81\x83" + answer[4:], 4, 7) == "nxdomain"
 
 
 # Every probe, with and without a guard
@@ -152,9 +152,9 @@ def test_an_answer_of_dns_is_read() -> None:
 
 @needs_lab
 def test_every_probe_leaves_where_nothing_guards(open_lab: Lab) -> None:
-    sents = supported(probes.send_all(open_lab, gid=SERVICE_GID))
-    assert names(sents - probes.sightings(open_lab.wan, list(sents), 3)) == []
-    assert {sent.probe.kind for sent in sents} >= probes.KINDS.keys() - {"udplite"}
+    sents = supported(leak_probes.send_all(open_lab, gid=SERVICE_GID))
+    assert names(sents - leak_probes.sightings(open_lab.wan, list(sents), 3)) == []
+    assert {sent.probe.kind for sent in sents} >= leak_probes.KINDS.keys() - {"udplite"}
 
 
 @needs_lab
@@ -162,8 +162,8 @@ def test_only_marked_probes_pass_the_reference_guard(open_lab: Lab) -> None:
     open_lab.node.nft(guard(open_lab))
     open_lab.wan.drain()
     try:
-        sents = supported(probes.send_all(open_lab, gid=SERVICE_GID))
-        seen = probes.sightings(open_lab.wan, list(sents), 1)
+        sents = supported(leak_probes.send_all(open_lab, gid=SERVICE_GID))
+        seen = leak_probes.sightings(open_lab.wan, list(sents), 1)
     finally:
         open_lab.node.nft(NO_GUARD)
     assert names(seen) == names({sent for sent in sents if sent.probe.marked})
@@ -172,9 +172,9 @@ def test_only_marked_probes_pass_the_reference_guard(open_lab: Lab) -> None:
 
 @needs_lab
 def test_what_a_probe_needs_is_true(table_lab: Lab) -> None:
-    sents = list(supported(probes.send_all(table_lab, gid=SERVICE_GID)))
-    expected = {sent for sent in sents if sent.probe.marked or sent.probe.needs == probes.NOTHING}
-    seen = probes.sightings(table_lab.wan, sents, 1)
+    sents = list(supported(leak_probes.send_all(table_lab, gid=SERVICE_GID)))
+    expected = {sent for sent in sents if sent.probe.marked or sent.probe.needs == leak_probes.NOTHING}
+    seen = leak_probes.sightings(table_lab.wan, sents, 1)
     assert names(seen) == names(expected)
 
 

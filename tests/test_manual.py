@@ -22,16 +22,16 @@ import typer
 from nftpolicy import __version__
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
-from nftpolicy.compiler import names, sysctls
+from nftpolicy.compiler import object_names, sysctls
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.netstate import text
+from nftpolicy.integration.openwrt import tree, uci
+from nftpolicy.netstate.formats import nft_text
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
-from nftpolicy.openwrt import tree, uci
-from nftpolicy.policy import checks, objects, words
+from nftpolicy.policy import objects, validate, vocabulary
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.changes import memory
-from nftpolicy.runtime.service.run import NOT_EXECUTABLE, NOT_FOUND
+from nftpolicy.runtime.apply import state_dir
+from nftpolicy.runtime.services.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
 COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
@@ -225,9 +225,9 @@ def test_without_root_the_exit_status_is_4(tmp_path: Path) -> None:
 
 def test_places() -> None:
     page = command_page()
-    assert f".It Pa {memory.DEFAULT_ROOT}/netns-NUMBER/" in page
-    assert f".It Pa {memory.DEFAULT_ROOT}/UPLINK.dns" in page
-    assert f"{memory.DEFAULT_ROOT}/NAME.dns" in file_page()
+    assert f".It Pa {state_dir.DEFAULT_ROOT}/netns-NUMBER/" in page
+    assert f".It Pa {state_dir.DEFAULT_ROOT}/UPLINK.dns" in page
+    assert f"{state_dir.DEFAULT_ROOT}/NAME.dns" in file_page()
     code = "".join(file.read_text() for file in (ROOT / "nftpolicy").rglob("*.py"))
     read = set(re.findall(r"environ\.get\([\"'](\w+)", code)) | set(re.findall(r'envvar="(\w+)"', code))
     assert {*items(section(page, "ENVIRONMENT", "Sh"), "Ev")} == read
@@ -300,11 +300,11 @@ def test_required_keys_are_required() -> None:
 @pytest.mark.parametrize(
     ("title", "table"),
     [
-        ("Exemptions", words.EXEMPTIONS),
-        ("Learn", words.LEARN_SOURCES),
-        ("Answers", words.NAMED_ANSWERS),
-        ("Sources", words.DNS_SOURCES),
-        ("Marks", words.MARKS_VALUES),
+        ("Exemptions", vocabulary.EXEMPTIONS),
+        ("Learn", vocabulary.LEARN_SOURCES),
+        ("Answers", vocabulary.NAMED_ANSWERS),
+        ("Sources", vocabulary.DNS_SOURCES),
+        ("Marks", vocabulary.MARKS_VALUES),
     ],
 )
 def test_every_word_is_in_the_page_with_its_reason(title: str, table: dict[str, str]) -> None:
@@ -316,7 +316,7 @@ def test_every_word_is_in_the_page_with_its_reason(title: str, table: dict[str, 
 
 def full_policy() -> objects.Policy:
     """Every part that a policy can have, the uplink being called UPLINK as in the page."""
-    exempt = ", ".join(f'"{word}"' for word in words.EXEMPTIONS)
+    exempt = ", ".join(f'"{word}"' for word in vocabulary.EXEMPTIONS)
     written = (
         MINIMAL.replace("wan]", "UPLINK]")
         .replace("wan.", "UPLINK.")
@@ -332,17 +332,17 @@ def chains() -> dict:
     return {(table.family, chain.name): chain for table in state.tables for chain in table.chains}
 
 
-@pytest.mark.parametrize("word", words.EXEMPTIONS)
+@pytest.mark.parametrize("word", vocabulary.EXEMPTIONS)
 def test_what_an_exemption_lets_pass(word: str) -> None:
     said = re.findall(r"^\.Dl (.*)$", items(section(file_page(), "Exemptions"), "Cm")[word], re.MULTILINE)
-    rules = [text.rule_text(one) for one in chains()["netdev", "UPLINK.link"].rules]
+    rules = [nft_text.rule_text(one) for one in chains()["netdev", "UPLINK.link"].rules]
     passed = [rule.partition(" counter")[0] for rule in rules if f'"UPLINK.exempt.{word}"' in rule]
     assert [one.removeprefix("meta protocol ip ") for one in passed] == said
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", object_names.FAMILIES)
 def test_every_chain_is_in_the_page(family: str) -> None:
-    documented = items(section(file_page(), f"table {family} {names.TABLE}"), "Cm")
+    documented = items(section(file_page(), f"table {family} {object_names.TABLE}"), "Cm")
     compiled = {name: chain for (of, name), chain in chains().items() if of == family}
     device = compiled.pop("device-br-wan", None)
     if device:
@@ -363,24 +363,24 @@ def test_every_counter_is_in_the_page() -> None:
 
 
 def test_the_numbers_of_ladder_and_routes() -> None:
-    step = names.MARK_RULE_STEP
+    step = object_names.MARK_RULE_STEP
     first = [
-        names.LINK_LOCAL_RULE_PRIORITY,
-        names.MARK_RULE_PRIORITY,
-        names.MARK_RULE_PRIORITY + names.UNREACHABLE_OFFSET,
+        object_names.LINK_LOCAL_RULE_PRIORITY,
+        object_names.MARK_RULE_PRIORITY,
+        object_names.MARK_RULE_PRIORITY + object_names.UNREACHABLE_OFFSET,
     ]
     wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}"]
     wanted += [
-        names.USER_RULE_PRIORITY,
-        names.USER_UNREACHABLE_PRIORITY,
-        names.MAIN_RULE_PRIORITY,
-        names.FINAL_UNREACHABLE_PRIORITY,
+        object_names.USER_RULE_PRIORITY,
+        object_names.USER_UNREACHABLE_PRIORITY,
+        object_names.MAIN_RULE_PRIORITY,
+        object_names.FINAL_UNREACHABLE_PRIORITY,
     ]
     source = section(file_page(), "ip rules")
     assert re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE) == [*map(str, wanted)]
-    assert f"above {names.FINAL_UNREACHABLE_PRIORITY} are" in plain(source)
+    assert f"above {object_names.FINAL_UNREACHABLE_PRIORITY} are" in plain(source)
     routes = plain(section(file_page(), "Routes"))
-    assert f"metric {names.UNREACHABLE_METRIC}" in routes
+    assert f"metric {object_names.UNREACHABLE_METRIC}" in routes
     assert f"protocol {RTPROT_NFTPOLICY}" in routes
     policy = full_policy()
     by_gateway = attrs.evolve(policy.uplink["UPLINK"], gateways=(ip_address("192.0.2.1"),))
@@ -391,9 +391,9 @@ def test_the_numbers_of_ladder_and_routes() -> None:
 
 def test_the_numbers_of_the_checks() -> None:
     page = plain(section(file_page(), "KEYS", "Sh"))
-    assert f"1 to {checks.MAX_UPLINKS} uplinks" in page
+    assert f"1 to {validate.MAX_UPLINKS} uplinks" in page
     assert f"from 1 to {2**32 - 1}" in page
-    assert {253, 254, 255} == checks.RESERVED_TABLES - {0}
+    assert {253, 254, 255} == validate.RESERVED_TABLES - {0}
     assert "253, 254 and 255" in page
 
 

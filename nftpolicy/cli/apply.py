@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .changes import announce, confirm_guard, create_applier, dry_run_text, print_report
+from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -43,7 +43,7 @@ def command(
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.changes.change import ChangeOptions, TargetPolicy
+    from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
 
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
     with change_errors_as_failure(source):

@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 
 from .common import policy_file, read_policy, warn
+from .findings_text import warning_lines
 from .options import PolicyFile
 from .proving import require_proof
 from .render.phrases import quantity
-from .told import warning_lines
 
 
 def command(file: PolicyFile = None) -> None:
@@ -19,13 +19,13 @@ def command(file: PolicyFile = None) -> None:
     """
     file = policy_file(file)
     policy, source = read_policy(file)
+    from ..policy.known_marks import MARK_USER_FILES
     from ..policy.lint import find_warnings
-    from ..policy.others import MARK_USER_FILES
 
     present = frozenset(sign for sign in MARK_USER_FILES if os.path.exists(sign))  # noqa: PTH110
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
-    from ..runtime.resolver.leak_files import find_host_leaks as resolver_leaks
+    from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
 
     for leak in resolver_leaks(policy):
         warn(str(leak))

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from ..kernel.errors import StepRefused
     from ..kernel.linux import Linux
     from ..planner.plan import Plan
-    from ..policy.lines import KeyPath as KeyPath
-    from ..runtime.changes.apply import PlannedChange
-    from ..runtime.changes.memory import StateDir
+    from ..policy.toml_positions import KeyPath as KeyPath
+    from ..runtime.apply.executor import PlannedChange
+    from ..runtime.apply.state_dir import StateDir
 
 # The exit codes of every command, documented in nftpolicy(1).
 EXIT_REFUSED, EXIT_BAD_INPUT, EXIT_UNKNOWN, EXIT_UNAVAILABLE = 1, 2, 3, 4
@@ -109,7 +109,7 @@ def applied_policy(memory: StateDir | None = None) -> tuple[Policy, PolicyText] 
         Failure: it is no longer valid, for example since an account was removed.
     """
     if memory is None:
-        from ..runtime.changes.memory import current_state_dir
+        from ..runtime.apply.state_dir import current_state_dir
 
         memory = current_state_dir()
     last = memory.policy()
@@ -198,15 +198,15 @@ def describe_result(change: PlannedChange, verb: str, unchanged: str) -> str:
 def change_errors_as_failure(source: PolicyText | None) -> Iterator[None]:
     """Turn the errors of a change of the kernel into Failures that name the policy's line."""
     from ..kernel.errors import StepRefused
-    from ..runtime.changes.apply import ReadBackMismatch, RollbackFailed
-    from ..runtime.changes.memory import Locked
-    from ..runtime.changes.recover import RecoveryFailed
-    from ..runtime.changes.unproved import NoSafeOrder, PolicyNotProved
+    from ..runtime.apply.errors import NoSafeOrder, PolicyNotProved
+    from ..runtime.apply.executor import ReadBackMismatch, RollbackFailed
+    from ..runtime.apply.recover import RecoveryFailed
+    from ..runtime.apply.state_dir import Locked
 
     try:
         yield
     except (PolicyNotProved, NoSafeOrder) as error:
-        from .told import refusal_lines
+        from .findings_text import refusal_lines
 
         lines, unknown = refusal_lines(error, source)
         status = EXIT_UNKNOWN if unknown else EXIT_REFUSED
@@ -224,16 +224,16 @@ def change_errors_as_failure(source: PolicyText | None) -> Iterator[None]:
 
 
 def _differences(plan: Plan) -> str:
-    from ..runtime.changes.wording import plan_lines
+    from ..runtime.apply.step_text import plan_lines
 
     return "\n  ".join(plan_lines(plan)[:_MOST_DIFFERENCES])
 
 
 def describe_refusal(error: StepRefused, source: PolicyText | None) -> str:
     """Return which object of which policy line the kernel refused, and why."""
-    from ..netstate.changes import NftTransaction
+    from ..netstate.operations import NftTransaction
     from ..planner.plan import Plan
-    from ..runtime.changes.wording import describe_object, plan_lines
+    from ..runtime.apply.step_text import describe_object, plan_lines
 
     item = error.object or _object_of(error)
     text = describe_object(item) if item is not None else ""
@@ -250,7 +250,7 @@ def describe_refusal(error: StepRefused, source: PolicyText | None) -> str:
 
 def _object_of(error: StepRefused) -> object:
     """Return the ip rule, route or sysctl of the refused step; None for an nft transaction."""
-    from ..netstate.changes import IpRuleChange, RouteChange, RouteReplacement, SysctlChange
+    from ..netstate.operations import IpRuleChange, RouteChange, RouteReplacement, SysctlChange
 
     match error.step:
         case IpRuleChange(rule=item):

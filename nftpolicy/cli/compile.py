@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..compiler.compile import HostFacts, compile_policy
-from ..netstate import iproute, json_out, text
+from ..netstate.formats import ip_text, nft_json_encode, nft_text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 from .common import EXIT_BAD_INPUT, Failure, read_policy, warn
@@ -35,20 +35,20 @@ class Form(StrEnum):
 def _json_text(_: Policy, state: NetState) -> str:
     import json
 
-    return json.dumps(json_out.encode_ruleset(state.tables), indent=1) + "\n"
+    return json.dumps(nft_json_encode.encode_ruleset(state.tables), indent=1) + "\n"
 
 
 def _summary_text(policy: Policy, state: NetState) -> str:
-    from ..compiler.summary import describe_policy
+    from ..compiler.describe import describe_policy
 
     return describe_policy(policy, state)
 
 
 _PRINTED_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
     Form.json: _json_text,
-    Form.nft: lambda _, state: "\n".join(map(text.table_text, state.tables)),
-    Form.ip4: lambda _, state: iproute.batch_text(state.rules, state.routes, 4),
-    Form.ip6: lambda _, state: iproute.batch_text(state.rules, state.routes, 6),
+    Form.nft: lambda _, state: "\n".join(map(nft_text.table_text, state.tables)),
+    Form.ip4: lambda _, state: ip_text.batch_text(state.rules, state.routes, 4),
+    Form.ip6: lambda _, state: ip_text.batch_text(state.rules, state.routes, 6),
     Form.summary: _summary_text,
 }
 
@@ -110,8 +110,8 @@ def command(
 
 def _write_tree(policy: Policy, source: PolicyText, root: Path, link_guard: bool, force: bool) -> None:
     """Write the files of a router below `root`, if the policy is proved."""
-    from ..openwrt.tree import CHECKSUMS_PATH, build_tree
-    from ..runtime.place.tree import install_tree
+    from ..integration.openwrt.tree import CHECKSUMS_PATH, build_tree
+    from ..runtime.install.file_tree import install_tree
     from .install_common import install_errors_as_failure, print_written, require_directory
 
     require_directory("--to openwrt", root)
@@ -133,7 +133,7 @@ def _print_template(policy: Policy, source: PolicyText, link_guard: bool) -> Non
     """Print a template for OpenWISP, with warnings for what it cannot express."""
     import json
 
-    from ..openwrt.openwisp import MANUAL_STEPS, template
+    from ..integration.openwrt.openwisp import MANUAL_STEPS, template
 
     _require_proofs(policy, source)
     try:
@@ -157,9 +157,9 @@ def _require_proofs(policy: Policy, source: PolicyText) -> None:
 
 def _warn_of_limits(policy: Policy, source: PolicyText) -> None:
     """Warn of numeric IDs of this host, and of policy features that a router does not support."""
-    from ..openwrt.undone import unsupported_features
+    from ..integration.openwrt.unsupported import unsupported_features
+    from .findings_text import warning_lines
     from .install_common import warn_of_numeric_ids
-    from .told import warning_lines
 
     warn_of_numeric_ids(policy)
     for line in warning_lines(source, unsupported_features(policy)):

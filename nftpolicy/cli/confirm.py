@@ -6,13 +6,13 @@ from .common import EXIT_UNAVAILABLE, Failure
 
 def command() -> None:
     """Keep the policy that 'apply --confirm' put on trial."""
-    from ..runtime.changes import pending
-    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.apply import pending_confirm
+    from ..runtime.apply.state_dir import current_state_dir
 
     memory = current_state_dir()
     try:
-        trial = pending.confirm(memory)
-    except pending.ConfirmError as error:
+        trial = pending_confirm.confirm(memory)
+    except pending_confirm.ConfirmError as error:
         raise Failure(str(error)) from None
     except PermissionError:
         raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None

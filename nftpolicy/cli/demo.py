@@ -47,7 +47,7 @@ def command(
 
         print(json.dumps(report.as_json(), indent=1))
     else:
-        from .tables import print_demo
+        from .render.tables import print_demo
 
         print_demo(report)
     if report.faults():

@@ -20,17 +20,17 @@ from .common import (
     this_kernel,
     warn,
 )
-from .desk import state_from_files
 from .options import AppliedPolicyFile, PrintJson, RouteFiles, RuleFiles, RulesetFile
+from .state_files import state_from_files
 
 if TYPE_CHECKING:
-    from ..kernel.sockets import ProcessSocket
+    from ..kernel.process_sockets import ProcessSocket
     from ..model.packet import Packet
     from ..policy.errors import PolicyText
     from ..policy.objects import Policy
     from ..runtime.explain import Explainer, Explanation
-    from .asked import PacketOptions
-    from .picture import SourceLocator
+    from .packet_options import PacketOptions
+    from .render.trace import SourceLocator
 
 _COMPILED = "what FILE compiles to"
 
@@ -78,7 +78,7 @@ def command(
 
     The model of Linux is compared with the routes that the kernel itself chooses.
     """
-    from .asked import PacketOptions
+    from .packet_options import PacketOptions
 
     options = PacketOptions(
         to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
@@ -176,8 +176,8 @@ class ExplainResults:
         print(f"process {process['pid']} {printable_text(process['name'])}{namespace}: {count}")
 
     def _print_item(self, item: ExplainResult) -> None:
-        from .asked import describe_socket
-        from .picture import print_trace
+        from .packet_options import describe_socket
+        from .render.trace import print_trace
 
         head = describe_socket(item.socket) if item.socket else None
         if item.explained is None:
@@ -192,7 +192,7 @@ class ExplainResults:
     def _as_json(self) -> dict[str, Any]:
         from attrs import asdict
 
-        from .picture import trace_json
+        from .render.trace import trace_json
 
         packets = []
         for item in self.items:
@@ -221,10 +221,10 @@ def _explain_packet(judged: JudgedState, packet: Packet) -> Explanation:
 
 def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> ExplainResults:
     this_kernel()  # first, so that a missing root privilege is the message
-    from ..kernel.conntrack import find_flow
     from ..kernel.errors import NoSuchProcess, Unavailable
-    from ..kernel.sockets import enter_netns_of, read_process_sockets
-    from .asked import socket_packet
+    from ..kernel.netlink.conntrack import find_flow
+    from ..kernel.process_sockets import enter_netns_of, read_process_sockets
+    from .packet_options import socket_packet
 
     policy = read_policy(file) if file else None  # before entering a namespace where the path may differ
     try:
@@ -315,6 +315,6 @@ def _state_from_policy(policy: Policy, source: PolicyText) -> JudgedState:
 
 
 def _source_locator(policy: tuple[Policy, PolicyText] | None) -> SourceLocator:
-    from .picture import no_source, source_locator
+    from .render.trace import no_source, source_locator
 
     return source_locator(policy[1].name, policy[1].line_of) if policy else no_source

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from ..policy.objects import Policy
-    from ..runtime.place.boot import BootGuard, GuardLoadResult
+    from ..runtime.install.boot_guard import BootGuard, GuardLoadResult
 
 _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
@@ -47,8 +47,8 @@ def command(
     if to.exists() and not to.is_file():
         raise Failure(f"--to: {to} is not a regular file", EXIT_BAD_INPUT)
     kernel = None if no_load else this_kernel()
-    from ..runtime.changes.memory import current_state_dir
-    from ..runtime.place.boot import load_boot_guard
+    from ..runtime.apply.state_dir import current_state_dir
+    from ..runtime.install.boot_guard import load_boot_guard
 
     changed = _changed_files(tables, to.absolute())
     loaded = None
@@ -66,7 +66,7 @@ def command(
 
 def _changed_files(tables: BootGuard, to: Path) -> dict[Path, bytes]:
     """Return the files that differ from those on the disk."""
-    from ..runtime.place.files import read_if_exists
+    from ..runtime.install.installed_files import read_if_exists
 
     with change_errors_as_failure(None):
         return {path: content for path, content in tables.files(to).items() if read_if_exists(path) != content}
@@ -74,7 +74,7 @@ def _changed_files(tables: BootGuard, to: Path) -> dict[Path, bytes]:
 
 def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
     """Return a context that replaces the files at its end, with their entries in the manifest."""
-    from ..runtime.place.files import Manifest, ManifestDamaged, replace_files
+    from ..runtime.install.installed_files import Manifest, ManifestDamaged, replace_files
 
     if not changed:
         return nullcontext()

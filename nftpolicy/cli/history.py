@@ -11,14 +11,14 @@ from .options import PrintJson
 from .render.terminal import make_console, make_table
 
 if TYPE_CHECKING:
-    from ..runtime.changes.history import History, HistorySnapshot
-    from ..runtime.changes.pending import PendingConfirm
+    from ..runtime.apply.history import History, HistorySnapshot
+    from ..runtime.apply.pending_confirm import PendingConfirm
 
 
 def command(as_json: PrintJson = False) -> None:
     """List the policies that were applied on this machine."""
-    from ..runtime.changes import deadman, history, pending
-    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.apply import confirm_timer, history, pending_confirm
+    from ..runtime.apply.state_dir import current_state_dir
 
     memory = current_state_dir()
     stored = history.current_history(memory)
@@ -29,8 +29,8 @@ def command(as_json: PrintJson = False) -> None:
     except OSError as error:
         raise Failure(f"{error.filename or stored.directory}: {error.strerror}") from None
     trial = None
-    with suppress(pending.ConfirmError):  # the warning of the confirm timer below covers it
-        trial = pending.read_pending(memory)
+    with suppress(pending_confirm.ConfirmError):  # the warning of the confirm timer below covers it
+        trial = pending_confirm.read_pending(memory)
     entry = snapshot.find_by_text(last[1]) if last else None
     number = entry.number if entry else None
     if as_json:
@@ -43,7 +43,7 @@ def command(as_json: PrintJson = False) -> None:
             warn(f"{file.path}: damaged, so it is not listed: {file.reason}")
         if last is not None and entry is None:
             warn(f"the policy in force ({last[0]}) is not in the history")
-    if problem := deadman.describe_problem(memory):
+    if problem := confirm_timer.describe_problem(memory):
         warn(problem)
 
 
@@ -75,7 +75,7 @@ def _print_history(snapshot: HistorySnapshot, in_force: int | None, trial: Pendi
 
 def _state_in_force(trial: PendingConfirm | None) -> str:
     """Return the state column of the policy in force."""
-    from ..runtime.changes.pending import WAITING
+    from ..runtime.apply.pending_confirm import WAITING
 
     if trial is None:
         return "in force"

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .common import EXIT_BAD_INPUT, EXIT_REFUSED, Failure
-from .desk import state_from_files
 from .options import RouteFiles, RuleFiles, RulesetFile
+from .state_files import state_from_files
 
 if TYPE_CHECKING:
-    from ..runtime.imported import ImportResult, UnmarkedLeak
+    from ..runtime.import_openwrt import ImportResult, UnmarkedLeak
 
 
 def command(
@@ -36,8 +36,8 @@ def command(
     The report lists what leaks now. Needs no root and changes nothing in DIR.
     """
     state = state_from_files(ruleset, rules or (), routes or ())
-    from ..openwrt.roles import NotImportable
-    from ..runtime.imported import RouterConfigError, import_config, read_router_config
+    from ..importers.openwrt.uplinks import NotImportable
+    from ..runtime.import_openwrt import RouterConfigError, import_config, read_router_config
 
     try:
         configuration = read_router_config(dir)
@@ -73,8 +73,8 @@ def _write_policy(result: ImportResult, out: Path, force: bool) -> None:
 def _report_lines(result: ImportResult, has_ruleset: bool) -> Iterator[str]:
     """Yield the report; `has_ruleset` is True if --ruleset was given."""
     from ..proof.verdict import REFUTED
-    from ..runtime.imported import leak_route
-    from .report import section_lines
+    from ..runtime.import_openwrt import leak_route
+    from .render.proof_report import section_lines
 
     draft, verdict = result.proposal, result.present.proof.verdict
     uplinks = ", ".join(f"{uplink.name} ({' '.join(uplink.devices)})" for uplink in draft.uplinks)
@@ -125,9 +125,9 @@ def _print_json(result: ImportResult, has_ruleset: bool) -> None:
     import json
 
     from ..proof.verdict import describe_packet
-    from ..runtime.imported import leak_route
-    from .picture import no_source
-    from .report import proof_json
+    from ..runtime.import_openwrt import leak_route
+    from .render.proof_report import proof_json
+    from .render.trace import no_source
 
     draft = result.proposal
     notes = {"changes": draft.changes, "to_do": draft.manual_steps, "not_mapped": draft.unmapped}

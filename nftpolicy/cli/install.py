@@ -25,8 +25,8 @@ from .options import DestDir, ProgramPath
 from .proving import proved_boot_tables, require_proof
 
 if TYPE_CHECKING:
-    from ..runtime.place.inits import InitSystem
-    from ..runtime.place.install import InstallPlan
+    from ..runtime.install.init_systems import InitSystem
+    from ..runtime.install.installer import InstallPlan
 
 
 def command(
@@ -48,7 +48,7 @@ def command(
 
     On OpenWrt, init scripts take the place of the units.
     """
-    from ..runtime.place.install import CommandFailed, create_enable_links, enable_and_start, install
+    from ..runtime.install.installer import CommandFailed, create_enable_links, enable_and_start, install
 
     root = target_root(destdir)
     init_system = select_init(init, root)
@@ -86,7 +86,7 @@ def command(
 
 
 def _print_next_commands(wanted: InstallPlan, root: Path) -> None:
-    from ..runtime.place.install import stale_instances
+    from ..runtime.install.installer import stale_instances
 
     init, obsolete = wanted.init, stale_instances(root, wanted)
     if root != Path("/"):
@@ -118,7 +118,7 @@ def _wanted_files(
     Raises:
         Failure: the policy is not valid or not proved, or a path cannot be used in a unit.
     """
-    from ..runtime.place.install import InstallPlan
+    from ..runtime.install.installer import InstallPlan
 
     chosen = policy_file(None, root) if file is None and installed_policies(root) else file
     path = installed_path(chosen, root)

@@ -23,7 +23,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.place.inits import InitSystem
+    from ..runtime.install.init_systems import InitSystem
 
 StartedBy = StrEnum("StartedBy", ["systemd", "procd"])  # runtime/install/init_systems.py
 InitOption = Annotated[
@@ -36,7 +36,7 @@ UP_TO_DATE = "all files are up to date already"
 
 def select_init(init: StartedBy | None, root: Path) -> InitSystem:
     """Return the init system that was given, or the one of the target system."""
-    from ..runtime.place.inits import INIT_SYSTEMS, detect_init
+    from ..runtime.install.init_systems import INIT_SYSTEMS, detect_init
 
     return INIT_SYSTEMS[init.value] if init is not None else detect_init(root)
 
@@ -80,7 +80,7 @@ def program_path(root: Path, program: str | None) -> str:
     Raises:
         Failure: it is not given, and cannot be determined.
     """
-    from ..runtime.place.install import own_program
+    from ..runtime.install.installer import own_program
 
     path = program or (own_program() if root == Path("/") else "/usr/bin/nftpolicy")
     if path is None:
@@ -94,7 +94,7 @@ def nft_path(root: Path, nft: str | None) -> str:
     Raises:
         Failure: it is not given, and nft is not installed here.
     """
-    from ..runtime.place.install import find_program
+    from ..runtime.install.installer import find_program
 
     path = nft or (find_program("nft") if root == Path("/") else "/usr/sbin/nft")
     if path is None:
@@ -122,8 +122,8 @@ def print_written(lines: list[str]) -> None:
 @contextmanager
 def install_errors_as_failure() -> Iterator[None]:
     """Turn the errors of writing and removing files into Failures."""
-    from ..runtime.place.files import ManifestDamaged
-    from ..runtime.place.install import CommandFailed, FileConflict
+    from ..runtime.install.installed_files import ManifestDamaged
+    from ..runtime.install.installer import CommandFailed, FileConflict
 
     try:
         yield

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..settings.programs import PROGRAMS, netconfig_files, render_files
+from ..integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
 from .common import read_policy
 from .install_common import install_errors_as_failure, print_written, require_directory
 from .options import PolicyFile
@@ -39,8 +39,8 @@ def command(
         print(render_files(files), end="")
         return
     require_directory("--to", to)
+    from ..runtime.install.installer import install_files
     from ..runtime.paths import PERSISTENT_DIR_OPENWRT
-    from ..runtime.place.install import install_files
 
     with install_errors_as_failure():
         written = install_files(

@@ -55,7 +55,7 @@ def command(
     kernel = this_kernel()
     if policy is None and not uplinks:
         policy, _ = last_policy(_USAGE)
-    from ..kernel.rtnetlink import Rtnetlink
+    from ..kernel.netlink.rtnetlink import Rtnetlink
     from ..runtime.probe.report import HELD, LEAKS
     from ..runtime.probe.run import probe
 
@@ -92,8 +92,8 @@ def _headline(report: ProbeReport, policy: Policy | None) -> str:
 
 def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
     """Return the command that traces a probe; None if its options cannot describe it."""
-    from ..runtime.probe.kinds import explain_packet
-    from .report import explain_options
+    from ..runtime.probe.probe_types import explain_packet
+    from .render.proof_report import explain_options
 
     described = explain_packet(result.probe, result.packet)
     if described is None:
@@ -162,7 +162,7 @@ def _verdict_text(result: ProbeResult) -> str:
 
 
 def _control_table(devices: Iterable[DeviceResult]) -> Table:
-    from ..runtime.probe.kinds import FAMILIES
+    from ..runtime.probe.probe_types import FAMILIES
 
     table = make_table("control: packets that may leave", "IPv4", "IPv6")
     for device in devices:

@@ -6,13 +6,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .common import EXIT_REFUSED, EXIT_UNKNOWN, Failure
-from .told import finding_lines
+from .findings_text import finding_lines
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
     from ..policy.objects import Policy
     from ..proof.verdict import Proof
-    from ..runtime.place.boot import BootGuard
+    from ..runtime.install.boot_guard import BootGuard
 
 _NOTHING_WRITTEN = "nothing was written"
 
@@ -24,7 +24,7 @@ def require_proof(policy: Policy, source: PolicyText, note: str = _NOTHING_WRITT
         Failure: it is not proved.
     """
     from ..compiler.compile import compile_policy
-    from ..proof.promise import build_spec
+    from ..proof.policy_spec import build_spec
     from ..proof.prover import prove
 
     proof = prove(compile_policy(policy), build_spec(policy))
@@ -38,8 +38,8 @@ def proved_boot_tables(policy: Policy, source: PolicyText) -> BootGuard:
     Raises:
         Failure: they are not proved.
     """
-    from ..runtime.changes.unproved import PolicyNotProved
-    from ..runtime.place.boot import build_boot_guard
+    from ..runtime.apply.errors import PolicyNotProved
+    from ..runtime.install.boot_guard import build_boot_guard
 
     try:
         return build_boot_guard(policy)

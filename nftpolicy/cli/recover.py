@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .changes import create_applier, print_report
+from .apply_common import create_applier, print_report
 from .common import change_errors_as_failure, describe_result, this_kernel, warn
 from .options import WaitSeconds
 
@@ -24,15 +24,15 @@ def command(
     An apply is completed, a release is undone; the uplinks are never opened.
     """
     kernel = this_kernel()
-    from ..runtime.changes import deadman
-    from ..runtime.changes.change import ChangeOptions
-    from ..runtime.changes.recover import recover
+    from ..runtime.apply import confirm_timer
+    from ..runtime.apply.recover import recover
+    from ..runtime.apply.transaction import ChangeOptions
 
     with change_errors_as_failure(None):
         applier = create_applier(kernel, ChangeOptions(wait))
         with applier.locked():
             recovered = recover(applier, undo, warn)
-    if problem := deadman.describe_problem(applier.state_dir):
+    if problem := confirm_timer.describe_problem(applier.state_dir):
         warn(problem)
     if recovered is None:
         print("no change was interrupted")

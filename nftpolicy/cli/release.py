@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .changes import announce, confirm_guard, create_applier, dry_run_text, print_report
+from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -15,7 +15,7 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.changes.change import ChangeOptions
+    from ..runtime.apply.transaction import ChangeOptions
 
     with change_errors_as_failure(source):
         applier = create_applier(kernel, ChangeOptions(wait))

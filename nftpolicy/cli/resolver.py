@@ -15,7 +15,7 @@ from .options import PolicyFile
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.resolver.learner import ServerDiscovery
+    from ..runtime.resolver.discovery import ServerDiscovery
 
 _RA_TIMEOUT = 2.0  # seconds that --show waits for a router advertisement
 _POLL_INTERVAL = 0.05  # seconds
@@ -58,9 +58,9 @@ def command(
 def _run_resolver(policy: Policy, name: str, file: str) -> None:
     kernel = this_kernel()
     from ..kernel.errors import Unavailable
-    from ..runtime.changes.apply import plan_change
-    from ..runtime.changes.memory import current_state_dir
-    from ..runtime.resolver import engine, upstream
+    from ..runtime.apply.executor import plan_change
+    from ..runtime.apply.state_dir import current_state_dir
+    from ..runtime.resolver import dnsmasq, servers_file
     from ..runtime.status import read_status
 
     memory = current_state_dir()
@@ -71,10 +71,12 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
     uplink = policy.uplink[name]
     assert uplink.resolver is not None
     gc.enable()
-    job = engine.ResolverJob(name, uplink, uplink.resolver, upstream.resolver_directory(memory.directory, name), warn)
+    job = dnsmasq.ResolverJob(
+        name, uplink, uplink.resolver, servers_file.resolver_directory(memory.directory, name), warn
+    )
     try:
-        engine.run_resolver(job)
-    except engine.ResolverError as error:
+        dnsmasq.run_resolver(job)
+    except dnsmasq.ResolverError as error:
         raise Failure(str(error)) from None
     except Unavailable as error:
         raise Failure(str(error), EXIT_UNAVAILABLE) from None
@@ -82,7 +84,7 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
 
 def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
     """Print the servers of each uplink, after up to _RA_TIMEOUT seconds."""
-    from ..runtime.resolver.learner import DiscoveryTarget, ServerDiscovery
+    from ..runtime.resolver.discovery import DiscoveryTarget, ServerDiscovery
 
     servers = {}
     for name in uplinks:
@@ -111,7 +113,7 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
 
 def _await_advertisement(discovery: ServerDiscovery) -> None:
     """Wait up to _RA_TIMEOUT seconds for servers in a router advertisement, if that is a source."""
-    from ..runtime.resolver.sources.reading import SOURCE_RA
+    from ..runtime.resolver.sources.registry import SOURCE_RA
 
     deadline = time.monotonic() + _RA_TIMEOUT
     discovery.refresh()

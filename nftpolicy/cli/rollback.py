@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..policy.errors import PolicyText
-from .changes import announce, confirm_errors_as_failure, create_applier, dry_run_text, print_report
+from .apply_common import announce, confirm_errors_as_failure, create_applier, dry_run_text, print_report
 from .common import (
     EXIT_BAD_INPUT,
     Failure,
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..policy.objects import Policy
-    from ..runtime.changes.change import CheckedPlan, PolicyApplier, TargetPolicy
-    from ..runtime.changes.deadman import ConfirmContext
-    from ..runtime.changes.history import History
-    from ..runtime.changes.memory import StateDir
-    from ..runtime.changes.pending import PendingConfirm, RollbackTarget
+    from ..runtime.apply.confirm_timer import ConfirmContext
+    from ..runtime.apply.history import History
+    from ..runtime.apply.pending_confirm import PendingConfirm, RollbackTarget
+    from ..runtime.apply.state_dir import StateDir
+    from ..runtime.apply.transaction import CheckedPlan, PolicyApplier, TargetPolicy
 
 
 def command(
@@ -50,8 +50,8 @@ def command(
         _run_confirm_worker()
         return
     kernel = this_kernel()
-    from ..runtime.changes import history, pending
-    from ..runtime.changes.change import ChangeOptions
+    from ..runtime.apply import history, pending_confirm
+    from ..runtime.apply.transaction import ChangeOptions
 
     applier = create_applier(kernel, ChangeOptions())
     memory = applier.state_dir
@@ -59,9 +59,9 @@ def command(
     with confirm_errors_as_failure(), change_errors_as_failure(None):
         trial = _policy_on_trial(memory, number)
         target = _rollback_target(snapshots, memory, number, trial)
-    around: ConfirmContext = partial(pending.reject_if_pending, memory)
+    around: ConfirmContext = partial(pending_confirm.reject_if_pending, memory)
     if trial is not None:
-        around = partial(pending.rolling_back, memory, trial.token)
+        around = partial(pending_confirm.rolling_back, memory, trial.token)
     reason = "release"
     if target is not None:
         reason = f"rollback to {target.number or target.file}"
@@ -86,14 +86,14 @@ def command(
 
 def _policy_on_trial(memory: StateDir, number: int | None) -> PendingConfirm | None:
     """Return the policy on trial. With `number`, a damaged record of it is removed."""
-    from ..runtime.changes import pending
+    from ..runtime.apply import pending_confirm
 
     try:
-        return pending.read_pending(memory)
-    except pending.ConfirmError:
+        return pending_confirm.read_pending(memory)
+    except pending_confirm.ConfirmError:
         if number is None:
             raise
-        pending.remove_pending(memory)
+        pending_confirm.remove_pending(memory)
         return None
 
 
@@ -105,7 +105,7 @@ def _rollback_target(
     Raises:
         Failure: the history has no such policy, or it is damaged.
     """
-    from ..runtime.changes.pending import RollbackTarget
+    from ..runtime.apply.pending_confirm import RollbackTarget
 
     if number is None and trial is not None:
         return trial.back
@@ -150,7 +150,7 @@ def _append_to_failure(note: str) -> Iterator[None]:
 
 
 def _wanted_policy(policy: Policy | None, target: RollbackTarget | None) -> TargetPolicy | None:
-    from ..runtime.changes.change import TargetPolicy
+    from ..runtime.apply.transaction import TargetPolicy
 
     return None if policy is None or target is None else TargetPolicy(policy, (target.file, target.text.encode()))
 
@@ -170,13 +170,13 @@ def _apply_target(
 def _run_confirm_worker() -> None:
     """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
     # `way` is imported now, so that the import cannot fail at the deadline.
-    from ..runtime.changes import deadman, way  # noqa: F401
-    from ..runtime.changes.change import ChangeOptions
-    from ..runtime.changes.memory import Locked
+    from ..runtime.apply import confirm_timer, step_order  # noqa: F401
+    from ..runtime.apply.state_dir import Locked
+    from ..runtime.apply.transaction import ChangeOptions
 
     gc.enable()
     try:
-        order = deadman.read_config()
+        order = confirm_timer.read_config()
     except (ValueError, TypeError, KeyError):
         raise Failure("--at-deadline is internal: only 'apply --confirm' starts it", EXIT_BAD_INPUT) from None
     kernel = this_kernel()
@@ -199,4 +199,4 @@ def _run_confirm_worker() -> None:
             raise locked
 
     with confirm_errors_as_failure(), change_errors_as_failure(source):
-        deadman.run_timer(applier.state_dir, order, roll_back, deadman.report_ready)
+        confirm_timer.run_timer(applier.state_dir, order, roll_back, confirm_timer.report_ready)

@@ -26,8 +26,8 @@ from .common import (
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
     from ..policy.objects import Policy
-    from ..runtime.changes.memory import StateDir
-    from ..runtime.service.run import ServiceJob
+    from ..runtime.apply.state_dir import StateDir
+    from ..runtime.services.run import ServiceJob
 
 _TEST_RESULTS = {True: "ok", False: "fault", None: "not tried"}
 
@@ -53,12 +53,12 @@ def command(
     The exit status is that of the program.
     """
     from ..kernel.errors import Unavailable
-    from ..runtime.service import run
+    from ..runtime.services import run
 
     descriptors = run.open_descriptors()
     _check_options(program, check, detach)
     kernel = this_kernel()
-    from ..runtime.changes.memory import current_state_dir
+    from ..runtime.apply.state_dir import current_state_dir
 
     memory = current_state_dir()
     usage = "nftpolicy run SERVICE --policy FILE"
@@ -97,7 +97,7 @@ def _service_start(policy: Policy, name: str) -> ServiceJob:
     Raises:
         Failure: the policy has no such service, or its sockets are the kernel's.
     """
-    from ..runtime.service.run import ServiceJob
+    from ..runtime.services.run import ServiceJob
 
     require_known("service", name, policy.service, owner=policy.name)
     job = ServiceJob.for_service(policy, name)
@@ -107,7 +107,7 @@ def _service_start(policy: Policy, name: str) -> ServiceJob:
 
 
 def _detach_programs(job: ServiceJob, service: str) -> None:
-    from ..runtime.service import run
+    from ..runtime.services import run
 
     if job.service.marks != "cgroup":
         raise Failure(
@@ -119,7 +119,7 @@ def _detach_programs(job: ServiceJob, service: str) -> None:
 
 
 def _require_in_force(kernel: Linux, policy: Policy, memory: StateDir, file: Path | None) -> None:
-    from ..runtime.changes.apply import plan_change
+    from ..runtime.apply.executor import plan_change
     from ..runtime.status import read_status
 
     with change_errors_as_failure(None):
@@ -130,9 +130,9 @@ def _require_in_force(kernel: Linux, policy: Policy, memory: StateDir, file: Pat
 
 
 def _run_self_test(job: ServiceJob) -> None:
-    from ..runtime.service.run import self_test
+    from ..runtime.services.run import run_self_test
 
-    results = list(self_test(job))
+    results = list(run_self_test(job))
     for result in results:
         warn(f"{_TEST_RESULTS[result.passed]}: {result.text}")
     if any(result.passed is False for result in results):

@@ -14,7 +14,7 @@ from .common import EXIT_REFUSED, change_errors_as_failure, last_policy, read_po
 from .options import AppliedPolicyFile, PrintJson
 
 if TYPE_CHECKING:
-    from ..runtime.changes.memory import StateDir
+    from ..runtime.apply.state_dir import StateDir
 
 
 def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
@@ -23,9 +23,9 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     Exits with 1 if guard, ip rules, routes or sysctls differ from the policy.
     """
     kernel = this_kernel()
-    from ..runtime.changes.apply import plan_change
-    from ..runtime.changes.memory import current_state_dir
-    from ..runtime.resolver.leak_files import find_host_leaks as resolver_leaks
+    from ..runtime.apply.executor import plan_change
+    from ..runtime.apply.state_dir import current_state_dir
+    from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
     from ..runtime.status import read_status
 
     memory = current_state_dir()
@@ -41,7 +41,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
 
         print(json.dumps({**state.as_json(), "resolver_leaks": leaks}, indent=1))
     else:
-        from .tables import print_status
+        from .render.tables import print_status
 
         print_status(state)
     for line in _pending_lines(memory):
@@ -55,8 +55,8 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
 
 
 def _misplaced_routes(policy: Policy) -> tuple[str, ...]:
-    from ..kernel.moving import RouteMover
-    from ..runtime.watch.keeper import misplaced_routes
+    from ..kernel.netlink.route_mover import RouteMover
+    from ..runtime.watch.route_keeper import misplaced_routes
 
     routes = RouteMover()
     try:
@@ -67,9 +67,9 @@ def _misplaced_routes(policy: Policy) -> tuple[str, ...]:
 
 def _pending_lines(memory: StateDir) -> Iterator[str]:
     """Yield a line for an interrupted change, and for a policy on trial."""
-    from ..runtime.changes.deadman import describe_problem
-    from ..runtime.changes.memory import Locked
-    from ..runtime.changes.pending import read_pending
+    from ..runtime.apply.confirm_timer import describe_problem
+    from ..runtime.apply.pending_confirm import read_pending
+    from ..runtime.apply.state_dir import Locked
 
     if not memory.directory.exists():
         return

@@ -22,7 +22,7 @@ def command(
 
     The guard stays in the kernel until 'nftpolicy release' opens the uplinks.
     """
-    from ..runtime.place.install import uninstall
+    from ..runtime.install.installer import uninstall
 
     root = target_root(destdir)
     with install_errors_as_failure():

@@ -28,7 +28,7 @@ from .options import DestDir, PolicyFile, ProgramPath
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
-    from ..runtime.place.dropins import DropIns
+    from ..runtime.install.service_dropins import DropIns
 
 
 def command(
@@ -66,7 +66,7 @@ def command(
     if to is None:
         print("\n".join(f"# {path}\n{text}" for path, text in drop_ins.texts.items()), end="")
         return
-    from ..runtime.place.install import install_files
+    from ..runtime.install.installer import install_files
 
     with install_errors_as_failure():
         obsolete = _obsolete_drop_ins(root, to, drop_ins)
@@ -81,7 +81,7 @@ def command(
 def _attach_programs(policy: Policy, name: str) -> None:
     """Attach the BPF programs of a service to the cgroup of this process."""
     from ..kernel.errors import Unavailable
-    from ..runtime.place.dropins import DropInError, attach_to_own_cgroup
+    from ..runtime.install.service_dropins import DropInError, attach_to_own_cgroup
 
     if name not in policy.service or policy.service[name].marks != "cgroup":
         raise Failure(f'{policy.name} has no service {name!r} with marks = "cgroup"', EXIT_BAD_INPUT)
@@ -121,9 +121,9 @@ def _drop_ins(
     program: str | None,
     policy_path: str,
 ) -> DropIns:
+    from ..integration.systemd_units import require_safe_path
     from ..kernel.errors import Unavailable
-    from ..runtime.place.dropins import DropInError, DropInHost, build_dropins
-    from ..runtime.place.units import require_safe_path
+    from ..runtime.install.service_dropins import DropInError, DropInHost, build_dropins
 
     try:
         machine = DropInHost(root, require_safe_path(program_path(root, program)), policy_path)
@@ -136,9 +136,9 @@ def _drop_ins(
 
 def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
     """Return installed drop-ins in this directory for services that the policy no longer has."""
+    from ..runtime.install.installed_files import Manifest
+    from ..runtime.install.service_dropins import DROPIN_NAME
     from ..runtime.paths import under_root
-    from ..runtime.place.dropins import DROPIN_NAME
-    from ..runtime.place.files import Manifest
 
     installed = [Path(path) for path in Manifest.read(root).files if path.endswith(f".service.d/{DROPIN_NAME}")]
     return [

@@ -33,7 +33,7 @@ def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: S
         raise Failure(f"--mark: {problem}; give one mark for all, or one for each in their order", EXIT_BAD_INPUT)
     from ..policy.errors import did_you_mean
     from ..policy.mark import parse_mark
-    from ..policy.words import EXEMPTIONS
+    from ..policy.vocabulary import EXEMPTIONS
     from ..runtime.verify import GivenUplink
 
     for word in exempt:
@@ -60,7 +60,7 @@ def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
 
 
 def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
-    from ..policy import values
+    from ..policy import scalars
 
     devices: dict[str, list[str]] = {}
     for text in uplinks:
@@ -68,8 +68,8 @@ def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
         if not equals or not listed:
             raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", EXIT_BAD_INPUT)
         try:
-            devices.setdefault(values.parse_name(name), []).extend(
-                values.parse_device(device) for device in listed.split(",")
+            devices.setdefault(scalars.parse_name(name), []).extend(
+                scalars.parse_device(device) for device in listed.split(",")
             )
         except ValueError as error:
             raise Failure(f"--uplink: {error}", EXIT_BAD_INPUT) from None

@@ -23,15 +23,15 @@ from .common import (
     this_kernel,
     warn,
 )
-from .desk import state_from_files
 from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, UplinkDevices, UplinkMarks
+from .state_files import state_from_files
 from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
     from ..policy.objects import Policy
     from ..runtime.verify import GivenUplink, Verification
-    from .report import SuggestedCommands
+    from .render.proof_report import SuggestedCommands
 
 _QUIET_SECONDS = 1.0  # without progress output
 _USAGE = "nftpolicy verify --live --uplink wan=eth0 --mark 0x1/0x1"
@@ -75,7 +75,7 @@ class VerifyInput:
 
     def suggested_commands(self) -> SuggestedCommands:
         """Return the commands that the report suggests."""
-        from .report import SuggestedCommands
+        from .render.proof_report import SuggestedCommands
 
         file = [str(self.file)] if self.file else []
         state = ["--ruleset", str(self.ruleset)] if self.ruleset else []
@@ -129,7 +129,7 @@ def command(
         this_kernel()  # first, so that a missing root privilege is the message
         policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
     judged = _prove(inputs, policy, uplinks)
-    from .report import print_proof, verdict_headline
+    from .render.proof_report import print_proof, verdict_headline
 
     if script is not None:
         _write_script(judged, script)
@@ -164,7 +164,7 @@ def _prove(
 
 
 def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple[str, ...]], str]:
-    from .picture import no_source, source_locator
+    from .render.trace import no_source, source_locator
 
     return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
 
@@ -172,7 +172,7 @@ def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple
 def _print_json(judged: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
     import json
 
-    from .report import proof_json
+    from .render.proof_report import proof_json
 
     print(json.dumps(proof_json(judged, _source_locator(policy)), indent=1))
 

@@ -22,7 +22,7 @@ from .common import (
 from .options import AppliedPolicyFile
 
 if TYPE_CHECKING:
-    from ..runtime.service.ready import Readiness
+    from ..runtime.services.readiness import Readiness
 
 
 def command(
@@ -41,12 +41,12 @@ def command(
         raise Failure("--uplink and --service exclude each other: give one of them", EXIT_BAD_INPUT)
     gc.enable()
     kernel = this_kernel()
-    from ..compiler import names
-    from ..kernel.monitor import Monitor
+    from ..compiler import object_names
+    from ..kernel.netlink.monitor import Monitor
     from ..netstate.routing import RTPROT_NFTPOLICY
-    from ..runtime.changes.apply import plan_change
-    from ..runtime.changes.memory import current_state_dir
-    from ..runtime.service.ready import Readiness, wait_until_ready
+    from ..runtime.apply.executor import plan_change
+    from ..runtime.apply.state_dir import current_state_dir
+    from ..runtime.services.readiness import Readiness, wait_until_ready
     from ..runtime.status import read_status
 
     memory = current_state_dir()
@@ -59,7 +59,7 @@ def command(
 
     with (
         change_errors_as_failure(None),
-        Monitor(names.TABLE, names.BLOCK_TABLE, RTPROT_NFTPOLICY) as monitor,
+        Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as monitor,
     ):
         missing = wait_until_ready(
             _missing_parts(Readiness(policy, is_guarded, memory.directory), uplink, service),

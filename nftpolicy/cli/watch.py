@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .changes import announce, create_applier, print_report
+from .apply_common import announce, create_applier, print_report
 from .common import change_errors_as_failure, read_policy, this_kernel
 from .options import WaitSeconds
 
@@ -43,20 +43,20 @@ def command(
     gc.enable()
     named = read_policy(file) if file is not None else None
     kernel = this_kernel()
-    from ..compiler import names
-    from ..kernel import monitor
+    from ..compiler import object_names
     from ..kernel.libnft import Nft
     from ..kernel.linux import Linux
-    from ..kernel.moving import RouteMover
-    from ..kernel.notify import ServiceManager
+    from ..kernel.netlink import monitor
+    from ..kernel.netlink.route_mover import RouteMover
+    from ..kernel.sd_notify import ServiceManager
     from ..netstate.routing import RTPROT_NFTPOLICY
-    from ..runtime.changes.change import ChangeOptions, TargetPolicy
-    from ..runtime.resolver.leak_files import LeakWatcher
+    from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
+    from ..runtime.resolver.resolv_files import LeakWatcher
+    from ..runtime.watch.environment import Environment
     from ..runtime.watch.loop import Watch
-    from ..runtime.watch.world import Environment
 
     applier = create_applier(kernel, ChangeOptions(wait))
-    with monitor.Monitor(names.TABLE, names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
+    with monitor.Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
         if named is not None:
             policy, source = named
             wanted = TargetPolicy(policy, (source.name, source.text.encode()))
@@ -65,9 +65,9 @@ def command(
                 announce(outlook)
                 print_report(applier.apply(outlook, wanted, why="watch"))
         log, nft = EventLog(as_json), Nft()
-        nft.load(f"add table inet {names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
+        nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
-        shadow_table = f"table inet {names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
+        shadow_table = f"table inet {object_names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
         supports_owner = nft.load(shadow_table, check=True) is None
         environment = Environment(
             applier, Linux, events, nft.load, log.write, monitor.tx_packets, monitor.counter_packets,
@@ -85,7 +85,7 @@ class EventLog:
 
     def write(self, event: str, facts: Mapping[str, Any]) -> None:
         """Write one event. An error of standard error is ignored, so that the watch continues."""
-        from ..runtime.watch.decisions import format_log_line
+        from ..runtime.watch.repair_plan import format_log_line
 
         record = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),

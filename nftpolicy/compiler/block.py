@@ -24,13 +24,13 @@ from ..netstate.nft import (
     Verdict,
 )
 from ..policy.objects import Policy, Uplink
-from . import answers, exemptions, names, phrases
+from . import exemptions, matches, object_names, replies
 from .compile import HostFacts
-from .names import object_name
-from .phrases import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE, PACKET_MARK
+from .matches import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE, PACKET_MARK
+from .object_names import object_name
 
 STOPPED_COUNTER, _STRAY = "stopped", "stray"  # counters
-_HOOK = Hook("filter", "postrouting", names.BLOCK_PRIORITY, "drop")
+_HOOK = Hook("filter", "postrouting", object_names.BLOCK_PRIORITY, "drop")
 
 _NamedUplink = tuple[str, Uplink]  # prefix of the chains' names, and the uplink
 
@@ -42,20 +42,20 @@ def block_tables(policies: Sequence[Policy], host: HostFacts = HostFacts()) -> t
     """
     uplinks = tuple(_uplinks(policies))
     ip_chains = tuple(_ip_chains(policies, uplinks))
-    ip = Table("inet", names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED_COUNTER, _STRAY))
+    ip = Table("inet", object_names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED_COUNTER, _STRAY))
     if not host.has_egress_hook:
         return (ip,)
     link_chains = tuple(_link_chains(uplinks, host))
-    return (ip, Table("netdev", names.BLOCK_TABLE, link_chains, (), _counters(STOPPED_COUNTER)))
+    return (ip, Table("netdev", object_names.BLOCK_TABLE, link_chains, (), _counters(STOPPED_COUNTER)))
 
 
 def minimal_block_table(policy: Policy) -> Table:
     """Return a minimal table that replaces the guard: it accepts only packets to lo and devices inside."""
     rules = [Rule((Match(OUTPUT_DEVICE, "lo"), ACCEPT))]
-    rules += [Rule((phrases.has_mark(uplink.mark), DROP)) for uplink in policy.uplink.values()]
+    rules += [Rule((matches.has_mark(uplink.mark), DROP)) for uplink in policy.uplink.values()]
     rules += [Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in policy.inside]
-    hook = Hook("filter", "postrouting", names.GUARD_PRIORITY, "drop")
-    return Table("inet", names.TABLE, (Chain("block", tuple(rules), hook),))
+    hook = Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop")
+    return Table("inet", object_names.TABLE, (Chain("block", tuple(rules), hook),))
 
 
 def _counters(*counter_names: str) -> tuple[NamedCounter, ...]:
@@ -75,14 +75,14 @@ def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> I
     for name, device in devices:
         rules.append(Rule((Match(OUTPUT_DEVICE, device), Verdict("jump", object_name(name, "passes")))))
     for device in dict.fromkeys(device for _, device in devices):
-        rules.append(phrases.count_and_drop(STOPPED_COUNTER, Match(OUTPUT_DEVICE, device)))
+        rules.append(matches.count_and_drop(STOPPED_COUNTER, Match(OUTPUT_DEVICE, device)))
     # The kernel's membership reports can have arbitrary marks, and may go inside.
     rules += [Rule((*matches, Verdict("goto", "inside"))) for matches in exemptions.report_matches()]
     marks = dict.fromkeys(uplink.mark for _, uplink in uplinks)
-    rules += [phrases.count_and_drop(_STRAY, phrases.has_mark(mark)) for mark in marks]
+    rules += [matches.count_and_drop(_STRAY, matches.has_mark(mark)) for mark in marks]
     inside = dict.fromkeys(device for policy in policies for device in policy.inside)
     to_inside = tuple(Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in inside)
-    drop = phrases.count_and_drop(STOPPED_COUNTER)
+    drop = matches.count_and_drop(STOPPED_COUNTER)
     yield Chain("inside", (*to_inside, drop))
     for policy, (name, uplink) in zip(_policy_of_each_uplink(policies), uplinks, strict=True):
         exempt = _exempt(name, uplink, "inet", _stray_drops(policy, uplink))
@@ -98,12 +98,12 @@ def _policy_of_each_uplink(policies: Sequence[Policy]) -> Iterator[Policy]:
 def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
     """Return rules that drop packets with the mark of another uplink: exemptions are not for them."""
     others = (other for other in policy.uplink.values() if other is not uplink)
-    return [phrases.count_and_drop(_STRAY, phrases.has_mark(other.mark)) for other in others]
+    return [matches.count_and_drop(_STRAY, matches.has_mark(other.mark)) for other in others]
 
 
 def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
     """Yield the exemptions for packets without the mark; membership reports may have any mark."""
-    is_unmarked = Match(phrases.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    is_unmarked = Match(matches.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
     reports = exemptions.report_exemptions(uplink.exempt)
     yield from map(_uncounted, exemptions.exemption_rules(name, reports, family))
     yield from stray_drops
@@ -118,9 +118,9 @@ def _replies(name: str, uplink: Uplink, *conditions: Statement) -> list[Rule]:
     Default conditions: replies of connections that came in by the uplink.
     """
     if not conditions:
-        has_flow_mark = phrases.has_mark(uplink.mark, FLOW_MARK)
-        conditions = (IS_REPLY, phrases.has_mark(uplink.mark), has_flow_mark)
-    allowed = (rule for rule in answers.reply_chain(name, uplink).rules if ACCEPT in rule.statements)
+        has_flow_mark = matches.has_mark(uplink.mark, FLOW_MARK)
+        conditions = (IS_REPLY, matches.has_mark(uplink.mark), has_flow_mark)
+    allowed = (rule for rule in replies.reply_chain(name, uplink).rules if ACCEPT in rule.statements)
     return [Rule((*conditions, *_uncounted(rule).statements)) for rule in allowed]
 
 
@@ -131,13 +131,13 @@ def _uncounted(rule: Rule) -> Rule:
 def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[Chain]:
     # Packets that a bridge forwards are not sent by this host; see the guard's link layer.
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT))
-    drop = phrases.count_and_drop(STOPPED_COUNTER)
+    drop = matches.count_and_drop(STOPPED_COUNTER)
     jumps: dict[str, list[Rule]] = {}
     bridge_ports: set[str] = set()
     for name, uplink in uplinks:
         # There is no conntrack at this hook, so the mark stands for the connection, which the IP
         # layer checks.
-        replies = _replies(name, uplink, phrases.has_mark(uplink.mark))
+        replies = _replies(name, uplink, matches.has_mark(uplink.mark))
         yield Chain(object_name(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
         for device in uplink.devices:
             ports = host.bridge_ports.get(device, ())
@@ -147,5 +147,5 @@ def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[C
     for device, rules in jumps.items():
         if device not in host.unhookable_devices:
             first = (bridged,) if device in bridge_ports else ()
-            hook = Hook("filter", "egress", names.BLOCK_PRIORITY, "drop", device)
+            hook = Hook("filter", "egress", object_names.BLOCK_PRIORITY, "drop", device)
             yield Chain("device-" + device.replace("@", "/"), (*first, *rules, drop), hook)

@@ -10,8 +10,8 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import answers, dns, exemptions, guard, identity, ladder, members, names
-from .names import object_name
+from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets
+from .object_names import object_name
 from .sysctls import required_sysctls
 
 
@@ -34,28 +34,28 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    return NetState(tuple(tables), ladder.ip_rules(policy), ladder.uplink_routes(policy), required_sysctls(policy))
+    return NetState(tuple(tables), ip_rules.ip_rules(policy), ip_rules.uplink_routes(policy), required_sysctls(policy))
 
 
 def _ip_table(policy: Policy) -> Table:
-    services = members.collect_service_sets(policy)
+    services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
-    chains = [*answers.arrival_chains(policy), answers.restore_chain(policy)]
+    chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(identity.mark_owner_chain(name, uplink, services[name], has_resolver))
-        chains.append(answers.reply_chain(name, uplink))
+        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:
-        sets += members.nft_sets(name, services[name])
+        sets += service_sets.nft_sets(name, services[name])
     sets += dns.listen_sets(policy)
-    counters = [NamedCounter(names.UNKNOWN_DEVICE)]
+    counters = [NamedCounter(object_names.UNKNOWN_DEVICE)]
     for name, uplink in policy.uplink.items():
         counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
-    return Table("inet", names.TABLE, tuple(chains), tuple(sets), tuple(counters))
+    return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
@@ -65,7 +65,7 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
     return [
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
-        *answers.counter_names(name, uplink),
+        *replies.counter_names(name, uplink),
     ]
 
 
@@ -76,4 +76,4 @@ def _link_table(policy: Policy, host: HostFacts) -> Table:
         for counter in (object_name(name, "dropped"), *exemptions.exemption_counters(name, uplink.exempt, "netdev"))
     )
     chains = guard.link_chains(policy, host.bridge_ports, host.unhookable_devices)
-    return Table("netdev", names.TABLE, chains, (), counters)
+    return Table("netdev", object_names.TABLE, chains, (), counters)

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 
 from ..netstate.nft import ACCEPT, Chain, Dnat, Hook, Match, Rule, Set, SetRef, Verdict
 from ..policy.objects import Listen, Policy, Resolver, Uplink
-from . import names, phrases
-from .members import ServiceSets, client_matches
-from .names import object_name
-from .phrases import INPUT_DEVICE, TCP_OR_UDP, TO_DNS
+from . import matches, object_names
+from .matches import INPUT_DEVICE, TCP_OR_UDP, TO_DNS
+from .object_names import object_name
+from .service_sets import ServiceSets, client_matches
 
 _FAMILY = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
@@ -62,7 +62,7 @@ def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain
         for version, (family, _) in _FAMILY.items()
         if (listening := _listen_addresses(resolver, version))
     ]
-    return Chain("dns-redirect", tuple(rules), Hook("nat", "output", names.REDIRECT_PRIORITY))
+    return Chain("dns-redirect", tuple(rules), Hook("nat", "output", object_names.REDIRECT_PRIORITY))
 
 
 def resolver_dispatch_rules(policy: Policy) -> Iterator[Rule]:
@@ -70,7 +70,7 @@ def resolver_dispatch_rules(policy: Policy) -> Iterator[Rule]:
     for name, (_, resolver) in uplinks_with_resolver(policy).items():
         for family in _FAMILY:
             if _listen_addresses(resolver, family):
-                is_addressed = Match(phrases.transport_destination(family), SetRef(_listen_set(name, family)))
+                is_addressed = Match(matches.transport_destination(family), SetRef(_listen_set(name, family)))
                 yield Rule(
                     (is_addressed, Verdict("goto", object_name(name, "resolver"))),
                     origin=("uplink", name, "resolver"),
@@ -87,7 +87,7 @@ def resolver_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tupl
         return ()
     access = tuple(_resolver_chain(name, services) for name in uplinks_with_resolver(policy))
     not_redirected = tuple(
-        phrases.count_and_drop(
+        matches.count_and_drop(
             object_name(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver")
         )
         for name in uplinks_with_resolver(policy)
@@ -99,9 +99,9 @@ def resolver_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tupl
 def _resolver_chain(name: str, services: Mapping[str, ServiceSets]) -> Chain:
     origin = ("uplink", name, "resolver")
     rules = [Rule((client, ACCEPT), origin=origin) for client in client_matches(name, services[name])]
-    rules.append(phrases.count_and_drop(object_name(name, "resolver-refused"), phrases.HAS_OWNER, origin=origin))
-    rules.append(Rule((phrases.IS_ESTABLISHED, ACCEPT), origin=origin))
-    rules.append(phrases.count_and_drop(object_name(name, "resolver-refused"), origin=origin))
+    rules.append(matches.count_and_drop(object_name(name, "resolver-refused"), matches.HAS_OWNER, origin=origin))
+    rules.append(Rule((matches.IS_ESTABLISHED, ACCEPT), origin=origin))
+    rules.append(matches.count_and_drop(object_name(name, "resolver-refused"), origin=origin))
     return Chain(object_name(name, "resolver"), tuple(rules), origin=origin)
 
 
@@ -111,10 +111,10 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
     The kernel itself drops what arrives for a loopback address (RFC 1122 3.2.1.3, RFC 4291 2.5.3).
     """
     rules = [
-        phrases.count_and_drop(
+        matches.count_and_drop(
             object_name(name, "resolver-refused"),
             Match(INPUT_DEVICE, "lo", "!="),
-            Match(phrases.transport_destination(family), SetRef(_listen_set(name, family))),
+            Match(matches.transport_destination(family), SetRef(_listen_set(name, family))),
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in uplinks_with_resolver(policy).items()
@@ -123,4 +123,4 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
     ]
     if not rules:
         return ()
-    return (Chain("from-outside", tuple(rules), Hook("filter", "input", names.GUARD_PRIORITY)),)
+    return (Chain("from-outside", tuple(rules), Hook("filter", "input", object_names.GUARD_PRIORITY)),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from ..netstate.nft import ACCEPT, AnonymousSet, CounterRef, Match, MatchRight, Meta, Payload, Rule
-from .names import object_name
+from .object_names import object_name
 
 LINK_LOCAL, LINK_LOCAL_GROUPS = "fe80::/10", "ff02::/16"
 

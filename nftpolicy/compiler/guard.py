@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, names, phrases
-from .members import ServiceSets, unmarked_user_matches
-from .names import object_name
-from .phrases import OUTPUT_DEVICE, TO_DNS
+from . import dns, exemptions, matches, object_names
+from .matches import OUTPUT_DEVICE, TO_DNS
+from .object_names import object_name
+from .service_sets import ServiceSets, unmarked_user_matches
 
 
 def inside_set(policy: Policy) -> Set:
@@ -32,11 +32,11 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    rules = list(phrases.device_dispatch(OUTPUT_DEVICE, [*devices, ("lo", Verdict("goto", "loopback"))]))
+    rules = list(matches.device_dispatch(OUTPUT_DEVICE, [*devices, ("lo", Verdict("goto", "loopback"))]))
     if policy.inside:
         rules.append(Rule((Match(OUTPUT_DEVICE, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
-    rules.append(phrases.count_and_drop(names.UNKNOWN_DEVICE, origin=("inside",)))
-    base = Chain("guard", tuple(rules), Hook("filter", "postrouting", names.GUARD_PRIORITY, "drop"))
+    rules.append(matches.count_and_drop(object_names.UNKNOWN_DEVICE, origin=("inside",)))
+    base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
     return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks)
@@ -53,8 +53,8 @@ def _loopback(policy: Policy) -> Chain:
 def _stray_drops(policy: Policy, own: str) -> tuple[Rule, ...]:
     """Return rules that drop packets with the mark of an uplink other than `own`."""
     return tuple(
-        phrases.count_and_drop(
-            object_name(name, "stray"), phrases.has_mark(uplink.mark), origin=("uplink", name, "mark")
+        matches.count_and_drop(
+            object_name(name, "stray"), matches.has_mark(uplink.mark), origin=("uplink", name, "mark")
         )
         for name, uplink in policy.uplink.items()
         if name != own
@@ -64,7 +64,7 @@ def _stray_drops(policy: Policy, own: str) -> tuple[Rule, ...]:
 def _inside(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
     strays = tuple(
         Rule(
-            (phrases.has_mark(uplink.mark), Verdict("goto", object_name(name, "stray"))),
+            (matches.has_mark(uplink.mark), Verdict("goto", object_name(name, "stray"))),
             origin=("uplink", name, "mark"),
         )
         for name, uplink in policy.uplink.items()
@@ -72,7 +72,7 @@ def _inside(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
     # Packets of users without marks cannot be identified by a mark: all of them belong to the
     # uplink.
     users = tuple(
-        phrases.count_and_drop(object_name(name, "stray"), match, origin=("uplink", name))
+        matches.count_and_drop(object_name(name, "stray"), match, origin=("uplink", name))
         for name, uplink_services in services.items()
         for match in unmarked_user_matches(name, uplink_services)
     )
@@ -85,7 +85,7 @@ def _stray_chain(name: str) -> Chain:
     reports = tuple(Rule((*matches, ACCEPT), origin=origin) for matches in exemptions.report_matches())
     return Chain(
         object_name(name, "stray"),
-        (*reports, phrases.count_and_drop(object_name(name, "stray"), origin=origin)),
+        (*reports, matches.count_and_drop(object_name(name, "stray"), origin=origin)),
         origin=origin,
     )
 
@@ -97,12 +97,12 @@ def _mark_unmarked_users(name: str, uplink: Uplink, services: ServiceSets) -> It
     """
     for match in unmarked_user_matches(name, services):
         check = Verdict("goto", object_name(name, "identity"))
-        yield Rule((match, phrases.set_mark(uplink.mark), check), origin=("uplink", name))
+        yield Rule((match, matches.set_mark(uplink.mark), check), origin=("uplink", name))
 
 
 def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
     check = Verdict("goto", object_name(name, "identity"))
-    marked = Rule((phrases.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
+    marked = Rule((matches.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
     reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
     others = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
     return Chain(
@@ -113,7 +113,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
             *_stray_drops(policy, name),
             *exemptions.exemption_rules(name, others, "inet"),
             *_mark_unmarked_users(name, uplink, services),
-            phrases.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
+            matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
         ),
         origin=("uplink", name),
     )
@@ -129,9 +129,9 @@ def link_chains(
 
 def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
     origin = ("uplink", name, "devices")
-    marked = Rule((phrases.has_mark(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
+    marked = Rule((matches.has_mark(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
     exempt = exemptions.exemption_rules(name, uplink.exempt, "netdev")
-    drop = phrases.count_and_drop(object_name(name, "dropped"), origin=("uplink", name))
+    drop = matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name))
     shared = Chain(object_name(name, "link"), (*exempt, drop), origin=origin)
     onward = Rule((Verdict("goto", object_name(name, "link")),), origin=origin)
     # A packet that a bridge forwards keeps the pkttype of its arrival; a packet that this machine
@@ -146,4 +146,4 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
     # "@" can be in a device name but not in an nft name; "/" can be in an nft name only.
     name = "device-" + device.replace("@", "/")
-    return Chain(name, rules, Hook("filter", "egress", names.GUARD_PRIORITY, "drop", device), origin=origin)
+    return Chain(name, rules, Hook("filter", "egress", object_names.GUARD_PRIORITY, "drop", device), origin=origin)

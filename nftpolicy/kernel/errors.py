@@ -17,7 +17,7 @@ import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..netstate.changes import Step
+    from ..netstate.operations import Step
 
 
 class StepRefused(Exception):

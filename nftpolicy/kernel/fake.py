@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..netstate.carried import ENOENT_TEXT, StepRejected, state_after
-from ..netstate.changes import NftTransaction, RouteChange, RouteReplacement, Step
 from ..netstate.nft import Chain, NamedCounter, Table
+from ..netstate.operations import NftTransaction, RouteChange, RouteReplacement, Step
 from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValue, CounterValues, NetState
+from ..netstate.transition import ENOENT_TEXT, StepRejected, state_after
 from .errors import StepRefused
 
 INJECTED_REASON = "Operation not permitted"

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from ..netstate.changes import Step
+from ..netstate.operations import Step
 from ..netstate.state import CounterValues, NetState
 
 if TYPE_CHECKING:
-    from .closing import LiveSockets
+    from .live_sockets import LiveSockets
 
 
 class Kernel(Protocol):

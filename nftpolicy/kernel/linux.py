@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from ..netstate import json_in, nft, text
-from ..netstate.changes import (
+from ..netstate import nft
+from ..netstate.formats import nft_json_decode, nft_text
+from ..netstate.operations import (
     ChainRules,
     IpRuleChange,
     NftOperation,
@@ -23,14 +24,15 @@ from ..netstate.changes import (
 )
 from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
-from . import elements, listing
+from . import nft_list
 from .errors import StepRefused, Unavailable
-from .generation import read_consistent
 from .libnft import Nft, parse_error
-from .rtnetlink import Rtnetlink
+from .netlink import nft_elements
+from .netlink.nft_generation import read_consistent
+from .netlink.rtnetlink import Rtnetlink
 
 if TYPE_CHECKING:
-    from .closing import LiveSockets
+    from .live_sockets import LiveSockets
 
 PROC_SYS = Path("/proc/sys")
 _DEVICE_HOOKS = ("ingress", "egress")  # hooks that name a device, in families netdev and inet
@@ -75,7 +77,7 @@ class Linux:
         return tuple(table for table in tables if table is not None)
 
     def _table(self, family: str, name: str) -> nft.Table | None:
-        listed = json_in.decode_ruleset(listing.list_table(self._nft, family, name))
+        listed = nft_json_decode.decode_ruleset(nft_list.list_table(self._nft, family, name))
         table = next((table for table in listed if table.name == name), None)
         return None if table is None else self._completed(table)
 
@@ -84,7 +86,9 @@ class Linux:
         table = self._with_elements(table)
         if not any(chain.hook and chain.hook.hook in _DEVICE_HOOKS for chain in table.chains):
             return table
-        return json_in.add_hook_devices(table, self._nft.list_text(f"list table {table.family} {table.name}") or "")
+        return nft_json_decode.add_hook_devices(
+            table, self._nft.list_text(f"list table {table.family} {table.name}") or ""
+        )
 
     def _with_elements(self, table: nft.Table) -> nft.Table:
         sets = tuple(self._set_with_elements(table, entry) for entry in table.sets)
@@ -107,25 +111,25 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices)
 
     def _all_tables(self) -> tuple[nft.Table, ...]:
-        listed = json_in.decode_ruleset(listing.list_ruleset(self._nft))
-        tables = json_in.add_text_only_details(listed, self._nft.list_text("list ruleset", terse=True) or "")
+        listed = nft_json_decode.decode_ruleset(nft_list.list_ruleset(self._nft))
+        tables = nft_json_decode.add_text_only_details(listed, self._nft.list_text("list ruleset", terse=True) or "")
         return tuple(self._with_elements(table) for table in tables)
 
     def _set_with_elements(self, table: nft.Table, entry: nft.Set) -> nft.Set:
-        if elements.is_readable(entry.type, entry.flags) and table.family in elements.FAMILIES:
-            return evolve(entry, elements=elements.read_elements(*table.key, entry.name, entry.type))
+        if nft_elements.is_readable(entry.type, entry.flags) and table.family in nft_elements.FAMILIES:
+            return evolve(entry, elements=nft_elements.read_elements(*table.key, entry.name, entry.type))
         listed = self._nft.list_json(f"list set {table.family} {table.name} {entry.name}")
-        sets = json_in.decode_ruleset(listed)[0].sets if listed else ()
+        sets = nft_json_decode.decode_ruleset(listed)[0].sets if listed else ()
         return sets[0] if sets else entry
 
     def _map_with_elements(self, table: nft.Table, entry: nft.Map) -> nft.Map:
         listed = self._nft.list_json(f"list map {table.family} {table.name} {entry.name}")
-        maps = json_in.decode_ruleset(listed)[0].maps if listed else ()
+        maps = nft_json_decode.decode_ruleset(listed)[0].maps if listed else ()
         return maps[0] if maps else entry
 
     def counters(self, table: str) -> CounterValues:
         listed = self._nft.list_json("list counters")
-        counters = json_in.decode_counters(listed) if listed else {}
+        counters = nft_json_decode.decode_counters(listed) if listed else {}
         return {key: counts for key, counts in counters.items() if key[1] == table}
 
     def apply_step(self, step: Step) -> None:
@@ -145,7 +149,7 @@ class Linux:
             raise StepRefused(step, error.strerror or str(error)) from None
 
     def _load(self, step: NftTransaction) -> None:
-        commands = [text.operation_text(operation) for operation in step.operations]
+        commands = [nft_text.operation_text(operation) for operation in step.operations]
         error = self._nft.load("".join(f"{command}\n" for command in commands))
         if error is not None:
             reason, line = parse_error(error)
@@ -165,11 +169,11 @@ class Linux:
         table = nft.Table("netdev", "nftpolicy-probe")
         chain = nft.Chain("probe", (), nft.Hook("filter", "egress", 0, "accept", device))
         operations = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
-        probe = "".join(f"{text.operation_text(operation)}\n" for operation in operations)
+        probe = "".join(f"{nft_text.operation_text(operation)}\n" for operation in operations)
         return self._nft.load(probe, check=True) is None
 
     def live_sockets(self) -> LiveSockets:
-        from .closing import LiveSockets
+        from .live_sockets import LiveSockets
 
         return LiveSockets()
 

@@ -12,13 +12,20 @@ from __future__ import annotations
 
 from attrs import evolve, frozen
 
-from ..netstate import text
-from ..netstate.carried import state_after
-from ..netstate.changes import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, Step, SysctlChange
+from ..netstate.formats import nft_text
 from ..netstate.nft import Rule, Table
+from ..netstate.operations import (
+    IpRuleChange,
+    NftTransaction,
+    RouteChange,
+    RouteReplacement,
+    Step,
+    SysctlChange,
+)
 from ..netstate.routing import Route
 from ..netstate.state import NetState
-from .difference import diff_tables
+from ..netstate.transition import state_after
+from .table_diff import diff_tables
 
 MAKE_BEFORE_BREAK, GUARD_FIRST, GUARD_LAST = "make before break", "guard first", "guard last"
 VIA_BLOCK = "via block"
@@ -137,7 +144,7 @@ def writable_part(table: Table) -> Table:
 
 def _is_writable(rule: Rule) -> bool:
     try:
-        text.rule_text(rule)
+        nft_text.rule_text(rule)
     except ValueError:
         return False
     return True

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .lines import KeyPath, key_lines
+from .toml_positions import KeyPath, key_lines
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
 _MAX_EXCERPT = 60  # characters of the file that a message repeats

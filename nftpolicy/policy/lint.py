@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from .lines import KeyPath
+from .known_marks import conflicting_users
 from .mark import Mark
 from .objects import Policy, Resolver, Server
-from .others import conflicting_users
+from .toml_positions import KeyPath
 
 PolicyWarning = tuple[KeyPath, str]  # key path, and what to do
 

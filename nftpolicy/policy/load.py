@@ -11,10 +11,10 @@ from typing import Any, get_args, get_origin
 import attrs
 from cattrs import Converter
 
-from . import checks, objects, values, words
+from . import objects, scalars, validate, vocabulary
 from .errors import PolicyError, PolicyText, did_you_mean
-from .lines import KeyPath
 from .mark import Mark, parse_mark
+from .toml_positions import KeyPath
 
 # ("user" or "group", TOML value) -> the account; raises ValueError.
 AccountLookup = Callable[[str, object], objects.Account]
@@ -31,7 +31,7 @@ def numeric_account(kind: str, item: object) -> objects.Account:
     """Return the account with a number. Names are refused: the policy may be of another machine."""
     if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _NO_ID:
         return objects.Account(str(item), item)
-    raise ValueError(f"expected the number of a {kind}, got {values.describe_value(item)}")
+    raise ValueError(f"expected the number of a {kind}, got {scalars.describe_value(item)}")
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
     except ValueError as error:
         path, message = _path_and_message(error)
         raise PolicyError(message, path, name, source.line_of(path)) from None
-    fault = next(checks.find_faults(policy), None)
+    fault = next(validate.find_faults(policy), None)
     if fault:
         raise PolicyError(fault[1], fault[0], name, source.line_of(fault[0]))
     return policy, source
@@ -96,16 +96,16 @@ def _syntax(error: tomllib.TOMLDecodeError, source: PolicyText) -> PolicyError:
 def _converter(accounts: AccountLookup) -> Converter:
     converter = Converter(detailed_validation=False)
     single: dict[Any, Callable[[object], Any]] = {
-        str: values.parse_text,
-        int: values.parse_integer,
-        bool: values.parse_boolean,
+        str: scalars.parse_text,
+        int: scalars.parse_integer,
+        bool: scalars.parse_boolean,
         Mark: parse_mark,
-        objects.Listen: values.parse_listen,
-        objects.Port: values.parse_port,
-        objects.Answer: values.parse_answer,
-        objects.Server: values.parse_server,
-        objects.Address: values.parse_address,
-        objects.Network: values.parse_network,
+        objects.Listen: scalars.parse_listen,
+        objects.Port: scalars.parse_port,
+        objects.Answer: scalars.parse_answer,
+        objects.Server: scalars.parse_server,
+        objects.Address: scalars.parse_address,
+        objects.Network: scalars.parse_network,
     }
     for kind, function in single.items():
         if isinstance(kind, type):
@@ -142,9 +142,11 @@ def _decode_list(converter: Converter, item: object, kind: Any) -> tuple[Any, ..
 
 def _decode_table(converter: Converter, item: object, kind: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise ValueError(f"expected a table, got {values.describe_value(item)}")
+        raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
     member = get_args(kind)[1]
-    pairs = _decode_pairs(item.items(), lambda key, value: (values.parse_name(key), converter.structure(value, member)))
+    pairs = _decode_pairs(
+        item.items(), lambda key, value: (scalars.parse_name(key), converter.structure(value, member))
+    )
     return dict(pairs)
 
 
@@ -172,25 +174,25 @@ def _list_of(decode: Callable[[object], Any]) -> Callable[[object], Any]:
 
 
 def _keyword_of(table: dict[str, str], label: str) -> Callable[[object], str]:
-    return lambda item: values.parse_keyword(item, table, label)
+    return lambda item: scalars.parse_keyword(item, table, label)
 
 
 # Fields that their Python type does not describe completely.
 _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
-    (objects.Policy, "name"): values.parse_name,
-    (objects.Policy, "inside"): _list_of(values.parse_device_pattern),
-    (objects.Uplink, "devices"): _list_of(values.parse_device),
-    (objects.Uplink, "exempt"): _list_of(_keyword_of(words.EXEMPTIONS, "exemption")),
-    (objects.Uplink, "learn"): _list_of(_keyword_of(words.LEARN_SOURCES, "source of routes")),
-    (objects.Resolver, "sources"): _list_of(_keyword_of(words.DNS_SOURCES, "source of DNS servers")),
-    (objects.Service, "marks"): _keyword_of(words.MARKS_VALUES, "marking method"),
-    (objects.Service, "cgroup"): values.parse_cgroup,
+    (objects.Policy, "name"): scalars.parse_name,
+    (objects.Policy, "inside"): _list_of(scalars.parse_device_pattern),
+    (objects.Uplink, "devices"): _list_of(scalars.parse_device),
+    (objects.Uplink, "exempt"): _list_of(_keyword_of(vocabulary.EXEMPTIONS, "exemption")),
+    (objects.Uplink, "learn"): _list_of(_keyword_of(vocabulary.LEARN_SOURCES, "source of routes")),
+    (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
+    (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
+    (objects.Service, "cgroup"): scalars.parse_cgroup,
 }
 
 
 def _decode_each(item: object, decode: Callable[[object], Any]) -> tuple[Any, ...]:
     if not isinstance(item, list):
-        raise ValueError(f"expected a list in [ ], got {values.describe_value(item)}")
+        raise ValueError(f"expected a list in [ ], got {scalars.describe_value(item)}")
     return _decode_pairs(enumerate(item), lambda _, value: decode(value))
 
 
@@ -204,7 +206,7 @@ def _class_hook(
 
     def structure(item: object, _: Any) -> Any:
         if not isinstance(item, dict):
-            raise ValueError(f"expected a table, got {values.describe_value(item)}")
+            raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
         for name in item:
             if name not in fields:
                 raise _ErrorAt((name,), f"unknown key{did_you_mean(name, fields)}; known are {', '.join(fields)}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .claim import IP_FAMILIES, UplinkSpec
-from .ground import ProofContext
+from .context import ProofContext
+from .counterexample import search_leaks
 from .lemmas import Violation
+from .spec import IP_FAMILIES, UplinkSpec
 from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
-from .witness import search_leaks
 
 
 def finding_by_search(

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
-from ..model import bits
-from ..model.box import Box, find_uncovered, intersect_boxes, points
-from ..model.chain_event import BaseChain, ChainEvent
-from ..model.covers import BoxIndex
-from ..model.marks import marks_after
-from ..model.survey import mark_kind
-from ..netstate import nft, text
-from .claim import IP_FAMILIES, MarkTest, Region, UplinkSpec
-from .ground import ProofContext, runs_before_conntrack, unsupported_in
+from ..model.symbolic import mark_bits
+from ..model.symbolic.box import Box, find_uncovered, intersect_boxes, points
+from ..model.symbolic.box_index import BoxIndex
+from ..model.symbolic.chain_event import BaseChain, ChainEvent
+from ..model.symbolic.mark_writes import marks_after
+from ..model.symbolic.ruleset_scan import mark_kind
+from ..netstate import nft
+from ..netstate.formats import nft_text
+from .context import ProofContext, runs_before_conntrack, unsupported_in
+from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 
 
 @frozen
@@ -155,9 +156,9 @@ def _may_set_mark(ground: ProofContext, family: int, statement: nft.Mangle, upli
     for group in passage.space.partition:
         if not group & uplink.mask:
             continue
-        field = bits.field_name(kind, group)
+        field = mark_bits.field_name(kind, group)
         after = marks.get(field, field)
-        if isinstance(after, int) and after != bits.pack_bits(uplink.value, group):
+        if isinstance(after, int) and after != mark_bits.pack_bits(uplink.value, group):
             return False
         changed = changed or after != field
     return changed
@@ -207,8 +208,8 @@ def _marked_after(ground: ProofContext, family: int, event: ChainEvent, uplink: 
     for group in space.partition:
         if not group & uplink.mask:
             continue
-        field = bits.field_name(kind, group)
-        after, required = marks.get(field, field), bits.pack_bits(uplink.value, group)
+        field = mark_bits.field_name(kind, group)
+        after, required = marks.get(field, field), mark_bits.pack_bits(uplink.value, group)
         if isinstance(after, int):
             if after != required:
                 return None
@@ -219,5 +220,5 @@ def _marked_after(ground: ProofContext, family: int, event: ChainEvent, uplink: 
 
 def _location(event: ChainEvent) -> str:
     table, chain = event.base_chain
-    rule = "its policy" if event.rule is None else repr(text.display_text(event.rule))
+    rule = "its policy" if event.rule is None else repr(nft_text.display_text(event.rule))
     return f"{table.family} {table.name} {chain.name}: {rule}"

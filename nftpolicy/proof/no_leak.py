@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..model.box import Ranges, points
 from ..model.packet import FORWARD, FRAME, SOCKET
+from ..model.symbolic.box import Ranges, points
 from ..netstate import nft
-from .claim import IP_FAMILIES, Region, Spec, UplinkSpec
+from .context import ProofContext
+from .counterexample import search_mark_misuse, search_outcome
+from .entitlement import entitled_regions, unmarked_user_regions
 from .findings import finding, finding_by_search
-from .ground import ProofContext
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
+from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
-from .witness import search_mark_misuse, search_outcome
-from .worn import entitled_regions, unmarked_user_regions
 
 _SENDERS = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
-from .claim import Spec
-from .dead_words import check_usability
-from .ground import ProofContext
+from .assumptions import add_assumed_environment
+from .context import ProofContext
+from .dns_isolation import check_dns_isolation
+from .mark_confinement import check_ip_rules, check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
-from .no_stray import check_ip_rules, check_mark_confinement
-from .right_names import check_dns_isolation
-from .surroundings import add_assumed_environment
+from .spec import Spec
+from .usability import check_usability
 from .verdict import Finding, Proof
 
 Progress = Callable[[str], None]

@@ -8,15 +8,15 @@ from itertools import islice, product
 
 from attrs import frozen
 
-from ..model.box import Ranges, points
 from ..model.packet import Packet, address_range
-from ..model.walk import Trace
+from ..model.symbolic.box import Ranges, points
+from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
-from .claim import Region, Spec
-from .ground import ProofContext
-from .surroundings import TABLE_LOCAL
-from .witness import concretize, host_ranges
+from .assumptions import TABLE_LOCAL
+from .context import ProofContext
+from .counterexample import concretize, host_ranges
+from .spec import Region, Spec
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _GROUP_BITS = 0xFF  # the upper 8 bits of ff00::/8

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, Packet, format_address
-from ..model.walk import Trace
+from ..model.trace import Trace
 
 PROVED, REFUTED, UNKNOWN = "proved", "refuted", "unknown"
 _RANK = {PROVED: 0, UNKNOWN: 1, REFUTED: 2}

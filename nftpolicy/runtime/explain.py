@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from attrs import evolve, field, frozen
 
-from ..compiler import names
+from ..compiler import object_names
 from ..compiler.compile import HostFacts, compile_policy
-from ..model.decision import TraceStep
+from ..model.fib.lookup import RouteResult
 from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
-from ..model.search import RouteResult
-from ..model.walk import Model, Trace
+from ..model.trace import Model, Trace
+from ..model.trace_step import TraceStep
 from ..netstate.nft import Chain, Concat, Match, Meta, OriginPath, Rule, SetRef, Table
 from ..netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
@@ -223,7 +223,7 @@ def _has_device(kind: str) -> bool:
 
 def kernel_route_query(links: Set[str]) -> QueryRoute:
     """Return a function that queries this kernel, which has the devices `links`."""
-    from ..kernel.rtnetlink import RouteLookups
+    from ..kernel.netlink.rtnetlink import RouteLookups
 
     kernel = RouteLookups()
 
@@ -334,7 +334,7 @@ def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
 
 def merge_states(ours: NetState, environment: NetState) -> NetState:
     """Return both states together, without the objects of nftpolicy in `environment`."""
-    foreign_tables = tuple(table for table in environment.tables if table.name != names.TABLE)
+    foreign_tables = tuple(table for table in environment.tables if table.name != object_names.TABLE)
     foreign_rules = [rule for rule in environment.rules if rule.protocol != RTPROT_NFTPOLICY]
     foreign_routes = [route for route in environment.routes if route.protocol != RTPROT_NFTPOLICY]
     rules = sorted((*ours.rules, *foreign_rules), key=lambda rule: (rule.family, rule.priority))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
-from ..kernel.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
+from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ..policy.objects import Policy, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses

@@ -7,21 +7,15 @@ from typing import Any
 
 from attrs import frozen
 
-from ..compiler import names
+from ..compiler import object_names
 from ..kernel.interface import Kernel
-from ..netstate.changes import (
-    IpRuleChange,
-    NftTransaction,
-    RouteChange,
-    RouteReplacement,
-    SysctlChange,
-)
+from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .changes.apply import PlannedChange
-from .changes.wording import plan_lines
-from .service.whose import SocketVerdict
-from .watch.sockets import read_verdicts_or_reason
+from .apply.executor import PlannedChange
+from .apply.step_text import plan_lines
+from .services.socket_classifier import SocketVerdict
+from .services.socket_verdicts import read_verdicts_or_reason
 
 
 @frozen
@@ -74,7 +68,7 @@ class Status:
         }
 
 
-LAYERS = dict(zip(names.FAMILIES, ("ip", "link"), strict=True))
+LAYERS = dict(zip(object_names.FAMILIES, ("ip", "link"), strict=True))
 
 
 def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Status:
@@ -93,7 +87,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         policy,
         parts,
         differences=tuple(plan_lines(planned.plan)),
-        counters=kernel.counters(names.TABLE),
+        counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
     )

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from ..compiler import names
+from ..compiler import object_names
 from ..compiler.compile import compile_policy
 from ..netstate.state import NetState
 from ..policy.mark import Mark
 from ..policy.objects import Policy
-from ..proof.claim import IP_FAMILIES, Spec, UplinkSpec
-from ..proof.promise import build_spec as promised
-from ..proof.promise import exemption
+from ..proof.policy_spec import build_spec as promised
+from ..proof.policy_spec import exemption
 from ..proof.prover import Progress, prove
+from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Verification:
     @property
     def has_own_table(self) -> bool:
         """True if the state has a table of nftpolicy."""
-        return self.state.table("inet", names.TABLE) is not None
+        return self.state.table("inet", object_names.TABLE) is not None
 
     @property
     def deciding_properties(self) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ class Verification:
         Raises:
             ValueError: the state has names that cannot be written in a script.
         """
-        from ..proof.script import reproduction_script
-        from ..proof.surroundings import add_assumed_environment
+        from ..proof.assumptions import add_assumed_environment
+        from ..proof.reproduce.script import reproduction_script
 
         device = example.device or example.trace.device
         if not device:

@@ -6,16 +6,16 @@ import time
 
 from tests.lab import topology
 
-from . import apply, exposure, path, proof, start, window
+from . import apply_bench, exposure_bench, packet_path_bench, proof_bench, startup_bench, transition_bench
 from .figures import Report
 
 _BENCHES = {
-    "start": start.run,
-    "apply": apply.run,
-    "path": path.run,
-    "proof": proof.run,
-    "window": window.run,
-    "exposure": exposure.run,
+    "start": startup_bench.run,
+    "apply": apply_bench.run,
+    "path": packet_path_bench.run,
+    "proof": proof_bench.run,
+    "window": transition_bench.run,
+    "exposure": exposure_bench.run,
 }
 
 

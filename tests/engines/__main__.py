@@ -8,16 +8,16 @@ from collections import Counter
 from hypothesis import given, settings
 
 from tests import profiles  # noqa: F401 # registers "first"
-from tests.engines import rulesets, toys
-from tests.engines.compare import disagreement, wrong_integrity, wrong_verdict
+from tests.engines import ruleset_strategies, toy_states
+from tests.engines.compare_engines import disagreement, wrong_integrity, wrong_verdict
 
 KINDS = {
-    "rulesets": (rulesets.questions(), disagreement),
-    "rulesets that write marks": (rulesets.questions(writes=True), disagreement),
-    "rulesets with unknown things": (rulesets.questions(unknown=True, writes=True), disagreement),
-    "chains that write marks": (toys.toys(), wrong_integrity),
-    "machines": (toys.toys(), wrong_verdict),
-    "machines with unknown things": (toys.toys(unknown=True), wrong_verdict),
+    "rulesets": (ruleset_strategies.questions(), disagreement),
+    "rulesets that write marks": (ruleset_strategies.questions(writes=True), disagreement),
+    "rulesets with unknown things": (ruleset_strategies.questions(unknown=True, writes=True), disagreement),
+    "chains that write marks": (toy_states.toys(), wrong_integrity),
+    "machines": (toy_states.toys(), wrong_verdict),
+    "machines with unknown things": (toy_states.toys(unknown=True), wrong_verdict),
 }
 
 

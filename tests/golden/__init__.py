@@ -6,10 +6,10 @@ After a change that is meant: `python -m tests.golden --write`, then read the di
 from pathlib import Path
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.compiler.summary import describe_policy
-from nftpolicy.netstate import iproute, text
+from nftpolicy.compiler.describe import describe_policy
+from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
+from nftpolicy.netstate.formats import ip_text, nft_text
 from nftpolicy.policy.load import load
-from nftpolicy.settings.programs import PROGRAMS, netconfig_files, render_files
 
 HERE = Path(__file__).parent
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
@@ -29,8 +29,8 @@ def compiled(folder):
     programs = PROGRAMS if folder.name == SETTINGS else ()
     return {
         **{f"settings/{one}.txt": render_files(netconfig_files(policy, one)) for one in programs},
-        "ruleset.nft": "\n".join(map(text.table_text, state.tables)),
-        "ip4.batch": iproute.batch_text(state.rules, state.routes, 4),
-        "ip6.batch": iproute.batch_text(state.rules, state.routes, 6),
+        "ruleset.nft": "\n".join(map(nft_text.table_text, state.tables)),
+        "ip4.batch": ip_text.batch_text(state.rules, state.routes, 4),
+        "ip6.batch": ip_text.batch_text(state.rules, state.routes, 6),
         "summary.txt": describe_policy(policy, state),
     }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.netns import Namespace, search_path
 
-from .rig import Rig
+from .two_link_node import Rig
 
 
 @pytest.fixture(scope="session", autouse=True)

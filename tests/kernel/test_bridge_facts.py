@@ -10,7 +10,7 @@ from tests.lab.frames import ETH_PRIVATE
 from tests.lab.netns import Namespace, veth
 from tests.lab.sniffer import Sniffer
 
-from .rig import NOBODY, NODE_WAN, WAN, counted
+from .two_link_node import NOBODY, NODE_WAN, WAN, counted
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("egress")]
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.lab.netns import Namespace
 
-from . import bpf
-from .rig import NOBODY, SENT, outcome
+from . import bpf_programs
+from .two_link_node import NOBODY, SENT, outcome
 
 pytestmark = pytest.mark.kernel
 
@@ -21,7 +21,7 @@ MARK = 1
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    with bpf.cgroup() as path:
+    with bpf_programs.cgroup() as path:
         yield path
 
 
@@ -63,14 +63,14 @@ def _marks() -> tuple[int, int, int]:
 
 def test_L18_a_cgroup_program_marks_the_sockets_of_a_service(node: Namespace, cgroup: Path) -> None:
     """Four instructions at sock_create give every socket of an unprivileged service the mark, and no other socket."""
-    assert node.call(bpf.joined, cgroup, _marks) == (0, 0, 0), "without the program there must be no mark"
-    code = bpf.mark_program(MARK)
+    assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "without the program there must be no mark"
+    code = bpf_programs.mark_program(MARK)
     assert len(code) == 4 * 8
-    with bpf.attached(cgroup, bpf.SOCK_CREATE, code):
-        inside, outside = node.call(bpf.joined, cgroup, _marks), node.call(_marks)
+    with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, code):
+        inside, outside = node.call(bpf_programs.joined, cgroup, _marks), node.call(_marks)
     assert inside == (MARK, MARK, MARK), "sockets can't be marked by cgroup here: the service must mark them itself"
     assert outside == (0, 0, 0), "the program marks sockets of others: it must not be used"
-    assert node.call(bpf.joined, cgroup, _marks) == (0, 0, 0), "the program outlives its detachment"
+    assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "the program outlives its detachment"
 
 
 REFUSED = {
@@ -99,12 +99,12 @@ def _options() -> dict[str, str]:
 
 def test_L19_a_cgroup_program_refuses_options_even_to_root(node: Namespace, cgroup: Path) -> None:
     """Twelve instructions refuse SO_BINDTODEVICE, SO_MARK and IP_UNICAST_IF with EPERM, and nothing else."""
-    free = node.call(bpf.joined, cgroup, _options)
+    free = node.call(bpf_programs.joined, cgroup, _options)
     assert set(free.values()) == {SENT}, "the positive control: without the program root may do all of them"
-    code = bpf.refuse_program([option[:2] for name, option in REFUSED.items() if not name.startswith("large")])
+    code = bpf_programs.refuse_program([option[:2] for name, option in REFUSED.items() if not name.startswith("large")])
     assert len(code) == 12 * 8
-    with bpf.attached(cgroup, bpf.SETSOCKOPT, code):
-        inside, outside = node.call(bpf.joined, cgroup, _options), node.call(_options)
+    with bpf_programs.attached(cgroup, bpf_programs.SETSOCKOPT, code):
+        inside, outside = node.call(bpf_programs.joined, cgroup, _options), node.call(_options)
     assert {name for name, result in inside.items() if result == "EPERM"} == set(REFUSED), (
         "a refused option passes, or the program breaks others: a service can name its device and its mark again"
     )

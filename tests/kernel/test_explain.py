@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.kernel import sockets
+from nftpolicy.kernel import process_sockets
 from nftpolicy.kernel.errors import Unavailable
 from tests.lab import addresses as at
-from tests.lab import child, senders, syscalls
+from tests.lab import forked_call, packet_senders, syscalls
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
-from .rig import MESH, WAN, Rig, counted, default
+from .two_link_node import MESH, WAN, Rig, counted, default
 
 pytestmark = pytest.mark.kernel
 
@@ -87,7 +87,7 @@ def test_a_bound_socket_without_a_route(held: Node) -> None:
     told = held.words("--to", FAR[6], *bound)
     assert re.fullmatch(r"unroutable: rule priority 910 from all unreachable .*: unreachable", told)
 
-    def send(job: senders.Job) -> None:
+    def send(job: packet_senders.Job) -> None:
         made = job.udp()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
         made.sendto(job.payload, job.server)
@@ -99,7 +99,7 @@ def test_a_bound_socket_without_a_route(held: Node) -> None:
 @pytest.mark.parametrize("family", at.FAMILIES)
 def test_an_unmarked_packet_goes_by_the_mesh(held: Node, family: int) -> None:
     assert held.words("--to", FAR[family], "--uid", 65534) == f"leaves by {MESH} with mark 0x0"
-    assert held.rig.send(senders.udp, family) == ("sent", {MESH})
+    assert held.rig.send(packet_senders.udp, family) == ("sent", {MESH})
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
@@ -191,7 +191,7 @@ def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
     def lied() -> tuple[int, str]:
         from attrs import evolve
 
-        from nftpolicy.kernel.rtnetlink import RouteLookups
+        from nftpolicy.kernel.netlink.rtnetlink import RouteLookups
 
         honest = RouteLookups.get_route
         RouteLookups.get_route = lambda *words, **more: evolve(honest(*words, **more), **answer)
@@ -357,10 +357,10 @@ def outside(node: Node, *words: object) -> str:
     return done.stdout
 
 
-def look(space: Namespace, pid: int) -> list[sockets.ProcessSocket]:
+def look(space: Namespace, pid: int) -> list[process_sockets.ProcessSocket]:
     """The sockets of a process, asked from inside its network namespace; by its number outside."""
     with space._net():
-        return list(sockets.read_process_sockets(pid).sockets)
+        return list(process_sockets.read_process_sockets(pid).sockets)
 
 
 def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
@@ -408,7 +408,7 @@ def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> Non
     chain = f" chain c {{\n  type filter hook output priority 0\n{rules} }}\n"
     held.space.nft(f"table inet owners {{\n{counters}{chain}}}\n")
     try:
-        found: list[sockets.ProcessSocket] = []
+        found: list[process_sockets.ProcessSocket] = []
 
         def whole() -> None:
             with program(held.space, opener, gid=SERVICE) as pid:
@@ -449,7 +449,7 @@ def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() 
             Path(f"/proc/{process}/{kind}_map").write_text("0 100000 65536\n")
         os.write(go[1], b"x")
         assert os.read(ready[0], 1) == b"x", "the child ended early"
-        (found,) = [one for one in sockets.read_process_sockets(process).sockets if one.sport]
+        (found,) = [one for one in process_sockets.read_process_sockets(process).sockets if one.sport]
         listed = ["nsenter", f"--net=/proc/{process}/ns/net", "nft", "-j", "list", "counters"]
         told = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)["nftables"]
     finally:
@@ -506,10 +506,10 @@ def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
 def test_a_process_that_is_gone(held: Node) -> None:
     with program(held.space, marked) as pid:
         pass
-    with pytest.raises(sockets.NoSuchProcess, match=f"there is no process {pid}"):
-        sockets.read_process_sockets(pid)
-    with pytest.raises(sockets.NoSuchProcess, match=f"there is no process {pid}"):
-        sockets.enter_netns_of(pid)
+    with pytest.raises(process_sockets.NoSuchProcess, match=f"there is no process {pid}"):
+        process_sockets.read_process_sockets(pid)
+    with pytest.raises(process_sockets.NoSuchProcess, match=f"there is no process {pid}"):
+        process_sockets.enter_netns_of(pid)
     done = held.run("explain", "--pid", str(2**22 - 1), check=False)
     assert (done.returncode, done.stderr.startswith("nftpolicy: --pid: there is no process")) == (2, True)
 
@@ -521,13 +521,13 @@ def test_without_the_right_to_look_that_is_told(held: Node) -> None:
         if child_ == 0:
             try:
                 os.setuid(65534)
-                child.answer(sender, lambda: sockets.read_process_sockets(pid))
+                forked_call.answer(sender, lambda: process_sockets.read_process_sockets(pid))
             finally:
                 os._exit(0)
         os.close(sender)
         try:
             with pytest.raises(Unavailable, match=rf"process {pid}: .* needs root"):
-                child.result(child.read(receiver, 5))
+                forked_call.result(forked_call.read(receiver, 5))
         finally:
             os.close(receiver), os.waitpid(child_, 0)
 

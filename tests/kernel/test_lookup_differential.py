@@ -1,6 +1,6 @@
 """Where the model sends a packet, and where the kernel does: generated rules and routes, and what they have found.
 
-NFTPOLICY_DIFFERENTIAL=N compares N look-ups, NFTPOLICY_SEED=S other ones; `python -m tests.kernel.lookups N` does the
+NFTPOLICY_DIFFERENTIAL=N compares N look-ups, NFTPOLICY_SEED=S other ones; `python -m tests.kernel.lookup_differential N` does the
 same by itself. A difference that is found there and mended is kept below, with a name.
 """
 
@@ -8,9 +8,19 @@ import os
 
 import pytest
 
-from nftpolicy.kernel.rtnetlink import RouteLookups, Rtnetlink
-from nftpolicy.model.routing import Router
-from tests.kernel.lookups import ERRNO, Question, by_kernel, by_model, compare, difference, install, prepare, state
+from nftpolicy.kernel.netlink.rtnetlink import RouteLookups, Rtnetlink
+from nftpolicy.model.fib.router import Router
+from tests.kernel.lookup_differential import (
+    ERRNO,
+    Question,
+    by_kernel,
+    by_model,
+    compare,
+    difference,
+    install,
+    prepare,
+    state,
+)
 from tests.lab.netns import Namespace
 
 pytestmark = pytest.mark.kernel

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab import senders
+from tests.lab import packet_senders
 from tests.lab.frames import ETH_PRIVATE
 from tests.lab.netns import Namespace, veth, wait_until
 
-from .rig import MESH, ONLY_WAN, WAN, Rig, counters, default
+from .two_link_node import MESH, ONLY_WAN, WAN, Rig, counters, default
 
 pytestmark = pytest.mark.kernel
 
@@ -99,13 +99,13 @@ def test_K10_a_set_of_device_names_takes_wildcards(rig: Rig) -> None:
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         '  elements = { "ba*" }\n }\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
-        f"  udp dport {senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
+        f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
     listed = rig.node.run(["nft", "list", "table", "inet", "names"]).stdout
     assert '"ba*"' in listed, "what is read back differs from what was written: netstate must know how"
-    assert rig.counters_of(senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
+    assert rig.counters_of(packet_senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
     rig.node.ip(default(MESH, 4))
-    rig.send(senders.udp)
+    rig.send(packet_senders.udp)
     assert counters(rig.node)["hit"] == 1, f"{MESH} is ba*: wildcards need rules of their own rather than a set"
 
 
@@ -177,7 +177,7 @@ def test_K10_an_exact_name_is_no_prefix(rig: Rig) -> None:
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         f'  elements = {{ "{WAN[:-1]}" }}\n }}\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
-        f"  udp dport {senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
+        f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
-    assert rig.send(senders.udp_bound) == ONLY_WAN
+    assert rig.send(packet_senders.udp_bound) == ONLY_WAN
     assert counters(rig.node)["hit"] == 0, "names in a set of intervals match devices that only begin so"

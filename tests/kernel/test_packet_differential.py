@@ -10,15 +10,16 @@ from collections.abc import Callable
 
 import pytest
 
-from nftpolicy.model import chains, walk
+from nftpolicy.model import trace
+from nftpolicy.model.fib.lookup import RouteResult
+from nftpolicy.model.fib.output_route import OutputRouting
+from nftpolicy.model.fib.router import Router
+from nftpolicy.model.nft import chains
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
-from nftpolicy.model.routing import Router
-from nftpolicy.model.search import RouteResult
-from nftpolicy.model.sending import OutputRouting
 
-from .compared import Sample, disagreements, send, walks
-from .generated import Chance
-from .packets import FAMILIES, World
+from .packet_machine import FAMILIES, World
+from .random_states import Chance
+from .trace_differential import Sample, disagreements, send, walks
 
 pytestmark = pytest.mark.kernel
 
@@ -66,14 +67,14 @@ def test_the_samples_mean_something(samples: list[Sample]) -> None:
 
 
 def _new_oif(patch: pytest.MonkeyPatch) -> None:
-    plain = walk._Tracer._reroute
+    plain = trace._Tracer._reroute
 
-    def routed_again(self: walk._Tracer, *how: object) -> str | None:
+    def routed_again(self: trace._Tracer, *how: object) -> str | None:
         stop = plain(self, *how)
         self._view.oif = self._route.device
         return stop
 
-    patch.setattr(walk._Tracer, "_reroute", routed_again)
+    patch.setattr(trace._Tracer, "_reroute", routed_again)
 
 
 def _owner_kept(patch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ class _Renamed:
 
 
 def _no_second_look_up(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk._Tracer, "_reroute", lambda *_: None)
+    patch.setattr(trace._Tracer, "_reroute", lambda *_: None)
 
 
 def _nat_by_priority(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def _nat_by_priority(patch: pytest.MonkeyPatch) -> None:
 
 
 def _always_tracked(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(walk, "needs_conntrack", lambda *_: True)
+    patch.setattr(trace, "needs_conntrack", lambda *_: True)
 
 
 def _nothing_on_link(patch: pytest.MonkeyPatch) -> None:

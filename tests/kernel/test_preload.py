@@ -14,13 +14,13 @@ from nftpolicy.kernel import capability
 from nftpolicy.kernel.cgroup import MarkedCgroup
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.policy.mark import Mark
-from nftpolicy.runtime.service import preload
-from tests.compiled import CLIENT, FOUR, build, public_folder
-from tests.lab import syslog
+from nftpolicy.runtime.services import preload
+from tests.c_helpers import CLIENT, FOUR, build, public_folder
+from tests.lab import syslog_listener
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 
-from .rig import counters
+from .two_link_node import counters
 
 NOBODY = {"user": 65534, "group": 65534, "extra_groups": []}
 NOPERM, CONFIG = 77, 78
@@ -286,7 +286,7 @@ def test_the_old_way_goes_on_and_says_so_once(folder: Path, client: Path) -> Non
 
 def test_a_daemon_without_standard_error_is_heard_in_the_log(folder: Path, client: Path) -> None:
     with Namespace("log") as space:
-        log = syslog.listen(space)
+        log = syslog_listener.listen(space)
         space.run([str(client)], env=environment(folder, "1"))
         space.run([str(client)], env=environment(folder, "x"), check=False)
         space.run([str(client)], env=environment(folder, "1"), uid=65534, check=False)

@@ -10,7 +10,7 @@ import pytest
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth, wait_until
 
-from .rig import NODE_WAN, WAN, counters
+from .two_link_node import NODE_WAN, WAN, counters
 
 pytestmark = pytest.mark.kernel
 families = pytest.mark.parametrize("family", at.FAMILIES)

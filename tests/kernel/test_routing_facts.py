@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 
 from tests.lab import addresses as at
-from tests.lab import senders
-from tests.lab.senders import Job
+from tests.lab import packet_senders
+from tests.lab.packet_senders import Job
 
-from .rig import MESH, NOBODY, NODE_WAN, ONLY_MESH, ONLY_WAN, WAN, Rig, default
+from .two_link_node import MESH, NOBODY, NODE_WAN, ONLY_MESH, ONLY_WAN, WAN, Rig, default
 
 pytestmark = pytest.mark.kernel
 
 Sender = Callable[[Job], None]
-NAMES_THE_DEVICE = [senders.udp_bound, senders.udp_pktinfo, senders.udp_unicast_if]
+NAMES_THE_DEVICE = [packet_senders.udp_bound, packet_senders.udp_pktinfo, packet_senders.udp_unicast_if]
 UNREACHABLE: tuple[str, set[str]] = ("ENETUNREACH", set())
 families = pytest.mark.parametrize("family", at.FAMILIES)
 naming = pytest.mark.parametrize("sender", NAMES_THE_DEVICE, ids=lambda sender: sender.__name__)
@@ -34,8 +34,8 @@ def stopped(rig: Rig) -> Rig:
             f"-{family} rule add priority 100 fwmark 1/1 lookup 100",
             f"-{family} rule add priority 200 unreachable",
         )
-        assert rig.send(senders.udp, family, mark=1) == ONLY_WAN, "a marked probe must be seen"
-        assert rig.send(senders.udp, family) == UNREACHABLE, "the rule must stop a plain socket"
+        assert rig.send(packet_senders.udp, family, mark=1) == ONLY_WAN, "a marked probe must be seen"
+        assert rig.send(packet_senders.udp, family) == UNREACHABLE, "the rule must stop a plain socket"
     return rig
 
 
@@ -51,7 +51,7 @@ def test_L1_an_ipv6_socket_that_names_the_device_obeys_an_unreachable_rule(stopp
     assert stopped.send(sender, 6) == UNREACHABLE, LEAKS_MORE
 
 
-@pytest.mark.parametrize(("sender", "family"), [(senders.udp_dontroute, 4), (senders.udp_mapped, 4)])
+@pytest.mark.parametrize(("sender", "family"), [(packet_senders.udp_dontroute, 4), (packet_senders.udp_mapped, 4)])
 def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
     stopped: Rig, sender: Sender, family: int
 ) -> None:
@@ -59,7 +59,9 @@ def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
     assert stopped.send(sender, family) == UNREACHABLE, LEAKS_MORE
 
 
-@pytest.mark.parametrize(("sender", "family"), [(senders.multicast_site, 4), (senders.multicast_scope, 6)])
+@pytest.mark.parametrize(
+    ("sender", "family"), [(packet_senders.multicast_site, 4), (packet_senders.multicast_scope, 6)]
+)
 def test_L2_multicast_by_device_ignores_an_unreachable_rule(stopped: Rig, sender: Sender, family: int) -> None:
     """IP_MULTICAST_IF and ff02::%wan send by the WAN although a rule says unreachable."""
     assert stopped.send(sender, family) == ONLY_WAN, GUARD_NEEDED
@@ -69,7 +71,7 @@ def test_L2_multicast_by_device_ignores_an_unreachable_rule(stopped: Rig, sender
 def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(rig: Rig, sender: Sender) -> None:
     """An unprivileged IPv4 socket that names the WAN device leaves by it with no route in any table."""
     assert not rig.node.run(["ip", "-4", "route"]).stdout, "the test itself must have no route"
-    assert rig.send(senders.udp, 4) == UNREACHABLE, "without a route a plain socket must fail"
+    assert rig.send(packet_senders.udp, 4) == UNREACHABLE, "without a route a plain socket must fail"
     assert rig.send(sender, 4) == ONLY_WAN, GUARD_NEEDED
 
 
@@ -84,16 +86,16 @@ def test_K3_an_ipv6_socket_that_names_the_device_needs_a_route(rig: Rig, sender:
 @pytest.mark.parametrize(
     ("sender", "family"),
     [
-        (senders.unicast_scope, 6),
-        (senders.multicast_scope, 6),
-        (senders.multicast_site, 4),
-        (senders.multicast_link, 4),
-        (senders.broadcast_limited, 4),
+        (packet_senders.unicast_scope, 6),
+        (packet_senders.multicast_scope, 6),
+        (packet_senders.multicast_site, 4),
+        (packet_senders.multicast_link, 4),
+        (packet_senders.broadcast_limited, 4),
     ],
 )
 def test_K3_link_local_multicast_and_broadcast_need_no_route(rig: Rig, sender: Sender, family: int) -> None:
     """fe80::x%wan, multicast by the device and bound 255.255.255.255 leave with no route of ours."""
-    assert rig.send(senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
+    assert rig.send(packet_senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
     assert rig.send(sender, family) == ONLY_WAN, f"{GUARD_NEEDED}; the exemptions may be wider than needed"
 
 
@@ -105,8 +107,8 @@ def test_K7_an_unreachable_default_is_no_kill_switch(rig: Rig, priority: int | N
     if priority:
         rig.node.ip(f"rule add priority {priority} prohibit")
         refused = "EACCES"
-    assert rig.send(senders.udp, 4) == (refused, set()), "the errors that `explain` names have changed"
-    assert rig.send(senders.udp_bound, 4) == ONLY_WAN, GUARD_NEEDED
+    assert rig.send(packet_senders.udp, 4) == (refused, set()), "the errors that `explain` names have changed"
+    assert rig.send(packet_senders.udp_bound, 4) == ONLY_WAN, GUARD_NEEDED
 
 
 @families
@@ -123,9 +125,9 @@ def test_L4_a_gateway_is_looked_up_by_the_rules_unless_onlink(rig: Rig, family: 
 
 def test_L5_ipv6_link_local_needs_a_rule_before_the_stop(stopped: Rig) -> None:
     """Unicast to fe80::x%wan is ENETUNREACH behind an unreachable rule, unless a rule leads fe80::/10 to main."""
-    assert stopped.send(senders.unicast_scope, 6) == UNREACHABLE, "the ladder's rule for fe80::/10 could go"
+    assert stopped.send(packet_senders.unicast_scope, 6) == UNREACHABLE, "the ladder's rule for fe80::/10 could go"
     stopped.node.ip("-6 rule add priority 50 to fe80::/10 lookup main")
-    assert stopped.send(senders.unicast_scope, 6) == ONLY_WAN, "the ladder must let link-local by in another way"
+    assert stopped.send(packet_senders.unicast_scope, 6) == ONLY_WAN, "the ladder must let link-local by in another way"
 
 
 @pytest.fixture
@@ -144,18 +146,22 @@ def netifd(rig: Rig) -> Rig:
 
 def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan(netifd: Rig) -> None:
     """With netifd's rules unmarked traffic leaves by the WAN if main has no default, and always if so bound."""
-    assert netifd.send(senders.udp) == ONLY_WAN, GUARD_NEEDED
+    assert netifd.send(packet_senders.udp) == ONLY_WAN, GUARD_NEEDED
     netifd.node.ip(default(MESH, 4))
-    assert netifd.send(senders.udp) == ONLY_MESH, "the positive control: main comes first"
-    assert netifd.send(senders.udp_source) == ONLY_WAN, GUARD_NEEDED
+    assert netifd.send(packet_senders.udp) == ONLY_MESH, "the positive control: main comes first"
+    assert netifd.send(packet_senders.udp_source) == ONLY_WAN, GUARD_NEEDED
 
 
 def test_L12_stop_rules_close_netifds_gap_but_for_sockets_that_name_the_device(netifd: Rig) -> None:
     """Stop rules before netifd's hold unbound sockets; `ip route get ... oif wan` still answers the WAN."""
-    assert netifd.send(senders.udp) == netifd.send(senders.udp_source) == ONLY_WAN, "without them both must leave"
+    assert netifd.send(packet_senders.udp) == netifd.send(packet_senders.udp_source) == ONLY_WAN, (
+        "without them both must leave"
+    )
     netifd.node.ip("rule add priority 2 not fwmark 1/1 lookup main", "rule add priority 3 not fwmark 1/1 unreachable")
     failing = "the ladder's stop rules do not hold here: find the rule that answers first"
-    assert [netifd.send(sender) for sender in (senders.udp, senders.udp_source)] == [UNREACHABLE] * 2, failing
+    assert [netifd.send(sender) for sender in (packet_senders.udp, packet_senders.udp_source)] == [UNREACHABLE] * 2, (
+        failing
+    )
     answer = netifd.node.run(["ip", "route", "get", at.SERVER[4], "oif", WAN]).stdout
     assert f"dev {WAN}" in answer, GUARD_NEEDED
 
@@ -171,13 +177,17 @@ def test_K6_ipv4_forgets_the_uid_when_it_routes_again(rig: Rig, family: int) -> 
         f"-{family} rule add priority 101 fwmark 2 uidrange 0-0 lookup 102",
         f"-{family} rule add priority 102 fwmark 2 unreachable",
     )
-    assert rig.send(senders.udp, family, mark=2) == ONLY_WAN, "a socket that is marked from the start keeps its uid"
+    assert rig.send(packet_senders.udp, family, mark=2) == ONLY_WAN, (
+        "a socket that is marked from the start keeps its uid"
+    )
     rig.node.nft(
         "table inet remark {\n chain output {\n  type route hook output priority -150; policy accept;\n"
-        f"  udp dport {senders.DISCARD} meta mark set 2\n }}\n}}\n"
+        f"  udp dport {packet_senders.DISCARD} meta mark set 2\n }}\n}}\n"
     )
     expected = {4: ONLY_MESH, 6: ONLY_WAN}[family]
-    assert rig.send(senders.udp, family) == expected, "the model's rule for the uid at a second look-up is wrong here"
+    assert rig.send(packet_senders.udp, family) == expected, (
+        "the model's rule for the uid at a second look-up is wrong here"
+    )
     question = ["ip", "-j", f"-{family}", "route", "get", at.SERVER[family], "mark", "2", "uid", str(NOBODY)]
     (answer,) = json.loads(rig.node.run(question).stdout)
     assert answer["dev"] == WAN, "`ip route get` knows of the second look-up here: it could serve as an oracle"

@@ -17,8 +17,8 @@ from nftpolicy.kernel.errors import Unavailable
 from tests.lab import syscalls
 from tests.lab.netns import Namespace
 
-from . import bpf
-from .rig import NOBODY, SENT, outcome
+from . import bpf_programs
+from .two_link_node import NOBODY, SENT, outcome
 
 pytestmark = pytest.mark.kernel
 
@@ -31,13 +31,13 @@ _INDEX, _UNICAST, _UNICAST6 = 62, 50, 76  # SO_BINDTOIFINDEX, IP_UNICAST_IF, IPV
 
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
-    with bpf.cgroup() as path:
+    with bpf_programs.cgroup() as path:
         yield path
 
 
 def marks_inside(path: Path, uid: int | None = NOBODY) -> set[int]:
     """The marks of sockets of both families and several kinds that are opened in the cgroup."""
-    bpf.joined(path, lambda: None)
+    bpf_programs.joined(path, lambda: None)
     raw = []
     if uid is None:
         raw = [(socket.AF_INET, socket.SOCK_RAW, 253), (socket.AF_INET6, socket.SOCK_RAW, 253)]
@@ -76,7 +76,7 @@ def test_sockets_inside_are_marked_and_no_others(node: Namespace, cgroup: Path) 
 
 def test_bits_and_programs_of_others_stay(node: Namespace, cgroup: Path) -> None:
     """Another program there puts on a whole mark; ours, which runs after it, changes no bit but its own."""
-    with bpf.attached(cgroup, bpf.SOCK_CREATE, bpf.mark_program(0xAA00 | FOREIGN)):
+    with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0xAA00 | FOREIGN)):
         assert node.call(marks_inside, cgroup) == {0xAA00 | FOREIGN}, "the control"
         (theirs,) = numbers(cgroup)
         node.call(groups.attach, cgroup.name, VALUE, MASK)
@@ -181,11 +181,11 @@ def with_devices(node: Namespace) -> None:
 
 def test_a_confined_service_names_its_own_mark_and_device_and_no_other(node: Namespace, cgroup: Path) -> None:
     with_devices(node)
-    free = node.call(bpf.joined, cgroup, set_options)
+    free = node.call(bpf_programs.joined, cgroup, set_options)
     possible = {name for name, result in free.items() if result == SENT}
     assert possible >= set(REFUSED), "the control: without the program root may do all of them"
     node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES)
-    inside = node.call(bpf.joined, cgroup, set_options)
+    inside = node.call(bpf_programs.joined, cgroup, set_options)
     assert {name: inside[name] for name in REFUSED} == dict.fromkeys(REFUSED, "EPERM")
     assert {name: inside[name] for name in ALLOWED} == {name: free[name] for name in ALLOWED}
     assert set(ALLOWED) - possible <= {"the number of SO_MARK at another level"}
@@ -199,7 +199,7 @@ def test_what_the_program_saw_is_what_the_kernel_takes(node: Namespace, cgroup: 
     def race() -> set[int]:
         import threading
 
-        bpf.joined(cgroup, lambda: None)
+        bpf_programs.joined(cgroup, lambda: None)
         libc = ctypes.CDLL(None, use_errno=True)
         area, stop = (ctypes.c_uint32 * 2000)(), threading.Event()
 
@@ -232,9 +232,9 @@ def test_B4_a_process_that_moves_keeps_its_sockets_and_opens_others(node: Namesp
     node.call(groups.attach, cgroup.name, VALUE, MASK, ())
 
     def move() -> dict[str, object]:
-        home = bpf.tree() / "cgroup.procs"
+        home = bpf_programs.tree() / "cgroup.procs"
         early = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        bpf.joined(cgroup, lambda: None)
+        bpf_programs.joined(cgroup, lambda: None)
         mine = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         home.write_text("0")
         late = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -255,7 +255,7 @@ def test_B3_a_socket_that_is_handed_on_keeps_what_it_is(node: Namespace, cgroup:
     def hand_on() -> tuple[int, str]:
         here, there = socket.socketpair()
         if not (child := os.fork()):
-            bpf.joined(cgroup, lambda: None)
+            bpf_programs.joined(cgroup, lambda: None)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
                 socket.send_fds(there, [b"!"], [one.fileno()])
             os._exit(0)
@@ -285,8 +285,8 @@ def test_a_cgroup_that_is_not_there(node: Namespace) -> None:
 def test_a_program_that_tolerates_none_beside_it(
     node: Namespace, cgroup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bpf, "_ALLOW_MULTI", 0)
-    with bpf.attached(cgroup, bpf.SOCK_CREATE, bpf.mark_program(7)):
+    monkeypatch.setattr(bpf_programs, "_ALLOW_MULTI", 0)
+    with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(7)):
         theirs = numbers(cgroup)
         assert "BPF_F_ALLOW_MULTI" in refusal(node, cgroup.name, VALUE, MASK)
         assert numbers(cgroup) == theirs

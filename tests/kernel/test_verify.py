@@ -13,7 +13,7 @@ from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
-from .rig import MESH, WAN, Rig, default
+from .two_link_node import MESH, WAN, Rig, default
 
 pytestmark = pytest.mark.kernel
 

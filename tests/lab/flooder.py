@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from . import addresses as at
 from . import frames
 from .netns import Namespace, wait_until
-from .senders import Job, packet_of
+from .packet_senders import Job, packet_of
 
 FIRST_PORT = 20_000  # the ports of the kinds begin here; nothing of the lab is near
 PAYLOAD = b"flooding without a pause"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import child, holder, syscalls
+from . import forked_call, netns_holder, syscalls
 from .limits import limit
 
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,7 +42,7 @@ class Namespace:
         self.name = name
         self._processes: list[subprocess.Popen[Any]] = []
         self._children: list[int] = []
-        self._holder = holder.start(etc or {})
+        self._holder = netns_holder.start(etc or {})
         self._fds = {kind: os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY) for kind in ("net", "mnt", "pid")}
         with self._net():
             for key, value in QUIET.items():
@@ -173,10 +173,10 @@ class Namespace:
         """
         receiver, sender = os.pipe()
         ids = (uid, gid, groups, keep_caps)
-        process = self._fork(lambda: child.answer(sender, lambda: function(*args)), ids)
+        process = self._fork(lambda: forked_call.answer(sender, lambda: function(*args)), ids)
         os.close(sender)
         try:
-            pickled = child.read(receiver, limit(timeout))
+            pickled = forked_call.read(receiver, limit(timeout))
         finally:
             os.close(receiver)
             os.kill(process, signal.SIGKILL)  # harmless if it has ended: it is not reaped yet
@@ -184,7 +184,7 @@ class Namespace:
             self._children.remove(process)
         if not pickled:
             raise ChildProcessError(f"{self.name}: {function} ended without an answer")
-        return child.result(pickled)
+        return forked_call.result(pickled)
 
     def spawn(
         self,

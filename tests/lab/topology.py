@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import addresses as at
-from . import daemons, dns, echo, ra, wiring
+from . import daemons, dns_message, echo_server, ra_client, wiring
 from .daemons import LEASE, PARTS
 from .limits import limit
 from .netns import Namespace, wait_until
@@ -152,7 +152,7 @@ class Lab:
     ) -> list[str] | str:
         """Ask a DNS server for a name from inside the node, with these ids; see `dns.ask` for the answer."""
         answer: list[str] | str = self.node.call(
-            dns.ask, server, name, family, port, tcp, seconds, uid=uid, gid=gid, timeout=max(30, seconds + 5)
+            dns_message.ask, server, name, family, port, tcp, seconds, uid=uid, gid=gid, timeout=max(30, seconds + 5)
         )
         return answer
 
@@ -216,7 +216,7 @@ class Lab:
         self.node.popen(daemons.dnsmasq_node())
         self._server_keys, self._client_keys = daemons.keypair(), daemons.keypair()
         self._start_fastd(self.server, daemons.fastd_server(self._server_keys[0], self._client_keys[1]), 0)
-        self.server.spawn(echo.serve, at.ECHO_PORT)
+        self.server.spawn(echo_server.serve, at.ECHO_PORT)
 
     def _start_fastd(self, space: Namespace, text: str, gid: int) -> None:
         path = f"{daemons.FOLDER}/fastd.conf"
@@ -225,9 +225,9 @@ class Lab:
             space.popen(["fastd", "--config", path], gid=gid, stderr=log)
 
     def _router_advertisement(self) -> None:
-        seen: ra.Advertisement = self.node.call(ra.solicit, at.WAN)
+        seen: ra_client.Advertisement = self.node.call(ra_client.solicit, at.WAN)
         self.node.outside(PARTS[6]).write_text("".join(f"nameserver {server}\n" for server in seen.servers))
-        for command in ra.commands(at.WAN, at.NODE_WAN_MAC, seen, self.wan_table, _WAN_METRIC, self._rules):
+        for command in ra_client.commands(at.WAN, at.NODE_WAN_MAC, seen, self.wan_table, _WAN_METRIC, self._rules):
             self.node.run(["ip", *command.split()], check=" rule " not in command)  # a rule may be there already
         fresh = self.node.outside(f"{LEASE}.new")
         fresh.write_text("".join(self.node.outside(part).read_text() for part in PARTS.values()))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import Guarded, guarded_lab
+from tests.guarded_lab import Guarded, guarded_lab
 from tests.lab.topology import missing
 
 

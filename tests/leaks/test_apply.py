@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import GLUON, POLICY, STATE, Guarded, gluon, needs_readers, replaced, run_probes
+from tests.guarded_lab import GLUON, POLICY, STATE, Guarded, gluon, needs_readers, replaced, run_probes
 from tests.lab import addresses as at
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab

@@ -5,7 +5,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import POLICY, Guarded, guarded_lab, no_wan_routes_in_main, run_probes, wan_routes_in_main
+from tests.guarded_lab import (
+    POLICY,
+    Guarded,
+    guarded_lab,
+    no_wan_routes_in_main,
+    run_probes,
+    wan_routes_in_main,
+)
 from tests.lab.topology import Lab
 
 GUARD, LINK, BLOCK = "/run/lab/guard.nft", "/run/lab/guard-link.nft", "/run/lab/guard-block.nft"

@@ -9,10 +9,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.guarded_lab import (
+    ENVIRONMENT,
+    POLICY,
+    PROGRAM,
+    STATE,
+    Guarded,
+    gluon,
+    guarded_lab,
+    wan_routes_in_main,
+)
 from tests.lab.limits import brief, limit
 from tests.lab.netns import wait_until
-from tests.leaks.test_e_windows import FLOOD, flooding
+from tests.leaks.test_race_windows import FLOOD, flooding
 
 pytestmark = pytest.mark.slow
 

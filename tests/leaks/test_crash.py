@@ -13,11 +13,11 @@ from attrs import evolve
 
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Policy
-from tests.faulty import ERRORS, KILL, LOST, Faulty
-from tests.guarded import SERVICE_GID
+from tests.faulty_kernel import ERRORS, KILL, LOST, Faulty
+from tests.guarded_lab import SERVICE_GID
 from tests.lab import addresses as at
-from tests.strategies import to_toml
-from tests.transitions import MARK, STICK, Change, Field, scenes, take_guard_away, take_ladder_away
+from tests.policy_strategies import to_toml
+from tests.policy_transitions import MARK, STICK, Change, Field, scenes, take_guard_away, take_ladder_away
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +67,8 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
     from nftpolicy.kernel.linux import Linux
     from nftpolicy.policy.load import load
-    from nftpolicy.runtime.changes.change import PolicyApplier
-    from nftpolicy.runtime.changes.memory import StateDir
+    from nftpolicy.runtime.apply.state_dir import StateDir
+    from nftpolicy.runtime.apply.transaction import PolicyApplier
 
     folder = Path(FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def change(policy: Policy | None, *fault: object) -> int:
 
 
 def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
-    from nftpolicy.runtime.changes.change import TargetPolicy
+    from nftpolicy.runtime.apply.transaction import TargetPolicy
 
     wanted = None if policy is None else TargetPolicy(policy, (policy.name, to_toml(policy).encode()))
     with made.alone():
@@ -113,7 +113,7 @@ def killed(policy: Policy | None, *fault: object) -> int:
 
 def held(policy: Policy | None) -> bool:
     """Whether the kernel holds exactly that, and nothing is begun."""
-    from nftpolicy.runtime.changes.apply import plan_change, plan_release
+    from nftpolicy.runtime.apply.executor import plan_change, plan_release
 
     made = changer()
     found = (
@@ -125,7 +125,7 @@ def held(policy: Policy | None) -> bool:
 
 
 def recovered() -> bool:
-    from nftpolicy.runtime.changes.recover import recover
+    from nftpolicy.runtime.apply.recover import recover
 
     made = changer()
     with made.locked():

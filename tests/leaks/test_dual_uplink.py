@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.guarded import ENVIRONMENT, OTHER_GID, POLICY, PROGRAM, ROOT, Guarded, guarded_lab, watching
+from tests.guarded_lab import ENVIRONMENT, OTHER_GID, POLICY, PROGRAM, ROOT, Guarded, guarded_lab, watching
 from tests.lab import addresses as at
-from tests.lab import daemons, inbound
+from tests.lab import daemons, inbound_clients
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
@@ -181,7 +181,7 @@ def test_while_the_wired_line_is_down_its_services_fail_and_those_of_lte_go_on(b
             assert both.send(family, GROUPS["wired"], MARKS["wired"]) == ({}, "EHOSTUNREACH")
             assert both.send(family, GROUPS["lte"], MARKS["lte"]) == ({"lte": {OWN[family]}}, "")
             assert both.lab.node.call(alarm, family, gid=ALARM) == "ECONNREFUSED"  # there and back
-            assert lab.node.call(inbound.udp, at.SERVER[family], at.ECHO_PORT, gid=OTHER_GID) == b"hello"
+            assert lab.node.call(inbound_clients.udp, at.SERVER[family], at.ECHO_PORT, gid=OTHER_GID) == b"hello"
         assert lab.resolve(at.WHO, family, "127.0.0.1", gid=GROUPS["lte"]) == [WHO_BY_LTE[family]]
         assert lab.resolve(at.WHO, family, "127.0.0.1", gid=GROUPS["wired"], seconds=0.5) in ("timeout", "refused")
     finally:

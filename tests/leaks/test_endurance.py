@@ -11,7 +11,7 @@ import pytest
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth
 from tests.leaks.test_crash import FOLDER, NEW, OLD, changed, changer, held
-from tests.transitions import STICK
+from tests.policy_transitions import STICK
 
 pytestmark = pytest.mark.slow
 

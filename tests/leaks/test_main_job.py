@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, Run, guarded_lab, run_probes, watching
+from tests.guarded_lab import OTHER_GID, SERVICE_GID, Guarded, Run, guarded_lab, run_probes, watching
 from tests.lab import addresses as at
-from tests.lab import inbound, probes
+from tests.lab import inbound_clients, leak_probes
 from tests.lab.frames import classify
-from tests.lab.inbound import NO_ANSWER
+from tests.lab.inbound_clients import NO_ANSWER
 from tests.lab.netns import Namespace
 
 pytestmark = pytest.mark.slow
@@ -26,11 +26,11 @@ def either(request: pytest.FixtureRequest) -> Iterator[Guarded]:
         yield made
 
 
-def names(sents: set[probes.Sent] | frozenset[probes.Sent] | list[probes.Sent]) -> list[str]:
+def names(sents: set[leak_probes.Sent] | frozenset[leak_probes.Sent] | list[leak_probes.Sent]) -> list[str]:
     return sorted(str(sent.probe) for sent in sents)
 
 
-def marked_of(run: Run) -> list[probes.Sent]:
+def marked_of(run: Run) -> list[leak_probes.Sent]:
     return [sent for sent in run.sents if sent.probe.marked]
 
 
@@ -41,17 +41,17 @@ def test_marked_leaves_by_the_wan_and_nothing_else_does(either: Guarded) -> None
     with watching(either.lab) as watch:
         run = run_probes(either.lab)
         assert (watch.unmarked, watch.stray) == (0, 0)
-    assert {sent.probe.kind for sent in run.sents} >= probes.KINDS.keys() - {"udplite"}
+    assert {sent.probe.kind for sent in run.sents} >= leak_probes.KINDS.keys() - {"udplite"}
     assert names(run.wan) == names(marked_of(run))
     assert [sent for sent in run.mesh if sent.probe.marked] == []
     assert run.unexplained() == []
     # Those that ask the routes go by the mesh: not one is lost between the ways.
-    by_route = {sent for sent in run.sents if not sent.probe.marked and sent.probe.needs == probes.DEFAULT_IN_MAIN}
+    by_route = {sent for sent in run.sents if not sent.probe.marked and sent.probe.needs == leak_probes.DEFAULT_IN_MAIN}
     assert names(by_route - run.mesh) == []
 
 
 def test_what_leaves_has_the_address_of_the_wan(either: Guarded) -> None:
-    run = run_probes(either.lab, [probe for probe in probes.matrix() if probe.marked and probe.family])
+    run = run_probes(either.lab, [probe for probe in leak_probes.matrix() if probe.marked and probe.family])
     own = {either.lab.wan_address(4), either.lab.wan_address(6)}
     sources = {(frame.saddr, str(sent.probe)) for frame in run.frames for sent in run.wan if sent.matches(frame)}
     near = ("unicast-scope", "multicast-link", "multicast-scope")  # from the link-local address
@@ -117,9 +117,9 @@ def test_unmarked_stays_away_from_the_wan_when_the_mesh_has_no_default(either: G
 def test_everybody_else_uses_the_mesh(guarded: Guarded) -> None:
     for space, address in ((guarded.lab.node, at.NODE_MESH), (guarded.lab.client, at.CLIENT_ADDRESS)):
         for family in (4, 6):
-            assert space.call(inbound.udp, at.SERVER[family], at.ECHO_PORT) == b"hello"
-            assert space.call(inbound.tcp, at.SERVER[family], at.ECHO_PORT) == b"hello"
-            assert space.call(inbound.ping, at.SERVER[family])
+            assert space.call(inbound_clients.udp, at.SERVER[family], at.ECHO_PORT) == b"hello"
+            assert space.call(inbound_clients.tcp, at.SERVER[family], at.ECHO_PORT) == b"hello"
+            assert space.call(inbound_clients.ping, at.SERVER[family])
             assert guarded.lab.mesh_sniffer.wait_for(lambda frame, a=address[family]: frame.saddr == a, 0)
 
 
@@ -134,8 +134,8 @@ def test_a_neighbour_can_not_go_through_the_node(guarded: Guarded) -> None:
         guarded.lab.mesh_sniffer.drain()
         heard = []
         for family in (4, 6):
-            home.call(inbound.udp, at.GATEWAY[family], 4242, b"through", 0.1)
-            home.call(inbound.tcp, at.CLIENT_ADDRESS[family], 4243, b"", 0.1)
+            home.call(inbound_clients.udp, at.GATEWAY[family], 4242, b"through", 0.1)
+            home.call(inbound_clients.tcp, at.CLIENT_ADDRESS[family], 4243, b"", 0.1)
             if guarded.lab.mesh_sniffer.wait_for(lambda frame: b"through" in frame.payload, 0.2):
                 heard.append(f"mesh {family}")
         return heard
@@ -152,19 +152,19 @@ def test_a_neighbour_can_not_go_through_the_node(guarded: Guarded) -> None:
 
 @families
 def test_root_without_the_group_can_not_wear_the_mark(guarded: Guarded, family: int) -> None:
-    probe = probes.Probe("udp", family, marked=True)
+    probe = leak_probes.Probe("udp", family, marked=True)
     before = guarded.counters()["inet/wan.unentitled"]
-    (worn,) = probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
-    (entitled,) = probes.send_all(guarded.lab, [probe], gid=SERVICE_GID, uid=0)
-    assert probes.sightings(guarded.lab.wan, [worn, entitled], 0.3) == {entitled}
+    (worn,) = leak_probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
+    (entitled,) = leak_probes.send_all(guarded.lab, [probe], gid=SERVICE_GID, uid=0)
+    assert leak_probes.sightings(guarded.lab.wan, [worn, entitled], 0.3) == {entitled}
     assert worn.error == "EPERM"
-    assert not probes.seen(guarded.lab.mesh_sniffer, worn)
+    assert not leak_probes.seen(guarded.lab.mesh_sniffer, worn)
     assert guarded.counters()["inet/wan.unentitled"] == before + 1
 
 
 def test_root_without_the_group_can_not_wear_the_mark_in_any_way(guarded: Guarded) -> None:
     # Frames of AF_PACKET are not asked for their owner: only root sends them, and root can take the guard away.
-    which = [probe for probe in probes.matrix() if probe.marked and not probe.kind.startswith("packet")]
+    which = [probe for probe in leak_probes.matrix() if probe.marked and not probe.kind.startswith("packet")]
     run = run_probes(guarded.lab, which, gid=OTHER_GID)
     assert names(run.wan) == []
     assert names(run.mesh) == []
@@ -216,7 +216,7 @@ def test_A24_nobody_else_reaches_the_marked_resolver(guarded: Guarded, server: s
 @transports
 @families
 def test_A24_the_resolver_can_not_be_reached_from_outside(guarded: Guarded, family: int, tcp: bool) -> None:
-    knock = inbound.tcp if tcp else inbound.udp
+    knock = inbound_clients.tcp if tcp else inbound_clients.udp
     for space, address in (
         (guarded.lab.neighbour, guarded.lab.wan_address(family)),
         (guarded.lab.client, at.NODE_CLIENT[family]),
@@ -236,7 +236,10 @@ def listeners(request: pytest.FixtureRequest, guarded: Guarded) -> Iterator[Guar
     """Services on the node, of root and of somebody: SSH, and another one on 8080, both on UDP too."""
     guarded.lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
     ids = {"uid": request.param, "gid": OTHER_GID}
-    with inbound.listening(guarded.lab.node, 22, **ids), inbound.listening(guarded.lab.node, 8080, **ids):
+    with (
+        inbound_clients.listening(guarded.lab.node, 22, **ids),
+        inbound_clients.listening(guarded.lab.node, 8080, **ids),
+    ):
         yield guarded
 
 
@@ -251,9 +254,9 @@ def test_ssh_and_ping_are_answered_by_the_wan(listeners: Guarded, family: int) -
     data = bytes(range(256)) * 12
     with watching(lab) as watch:
         for space in askers(listeners):
-            assert space.call(inbound.tcp, address, 22, data) == data
-            assert space.call(inbound.ping, address)
-            assert space.call(inbound.ping, address, 0.6, bytes(3000))  # in fragments
+            assert space.call(inbound_clients.tcp, address, 22, data) == data
+            assert space.call(inbound_clients.ping, address)
+            assert space.call(inbound_clients.ping, address, 0.6, bytes(3000))  # in fragments
         assert (watch.unmarked, watch.stray) == (0, 0)
     assert any(frame.sport == 22 and len(frame.payload) > 1000 for frame in lab.wan.frames())
     assert [frame for frame in lab.mesh_sniffer.frames() if frame.saddr == address] == []
@@ -267,7 +270,12 @@ def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
         return [
             space.call(knock, address, port, b"hello", 0.1)
             for space in askers(listeners)[1:]
-            for knock, port in ((inbound.tcp, 8080), (inbound.udp, 8080), (inbound.udp, 22), (inbound.udp, 8081))
+            for knock, port in (
+                (inbound_clients.tcp, 8080),
+                (inbound_clients.udp, 8080),
+                (inbound_clients.udp, 22),
+                (inbound_clients.udp, 8081),
+            )
         ]
 
     lab.wan.drain(), lab.mesh_sniffer.drain()
@@ -287,9 +295,9 @@ def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
 def test_the_same_services_are_open_to_the_mesh(listeners: Guarded, family: int) -> None:
     for space, address in ((listeners.lab.mesh, at.NODE_MESH), (listeners.lab.client, at.NODE_CLIENT)):
         for port in (22, 8080):
-            assert space.call(inbound.tcp, address[family], port) == b"hello"
-            assert space.call(inbound.udp, address[family], port) == b"hello"
-        assert space.call(inbound.udp, address[family], 8081) == "ECONNREFUSED"
+            assert space.call(inbound_clients.tcp, address[family], port) == b"hello"
+            assert space.call(inbound_clients.udp, address[family], port) == b"hello"
+        assert space.call(inbound_clients.udp, address[family], 8081) == "ECONNREFUSED"
 
 
 # The VPN itself

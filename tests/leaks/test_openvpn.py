@@ -5,12 +5,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import ROOT, Guarded, guarded_lab, no_wan_routes_in_main, replaced, wan_routes_in_main, watching
+from tests.guarded_lab import (
+    ROOT,
+    Guarded,
+    guarded_lab,
+    no_wan_routes_in_main,
+    replaced,
+    wan_routes_in_main,
+    watching,
+)
 from tests.lab import addresses as at
-from tests.lab import inbound
+from tests.lab import inbound_clients
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.providers import OPENVPN, OpenVpn, echoes, of, wait_for_echoes
+from tests.vpn_programs import OPENVPN, OpenVpn, echoes, of, wait_for_echoes
 
 MARK, GID, TABLE = 0x5100, 851, 51
 UP = "Initialization Sequence Completed"
@@ -65,7 +73,9 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(desktop: Guarded, 
                 lab.mesh_sniffer.drain()
                 program.says("No route to host", 5)  # it tries, and the table of the uplink says no
                 assert not echoes(lab, 4, 0.2)
-                assert lab.node.call(inbound.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", "inconclusive: no mesh"
+                assert lab.node.call(inbound_clients.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", (
+                    "inconclusive: no mesh"
+                )
                 assert watch.stray == 0
             assert of(lab.mesh_sniffer, OPENVPN) == []
         finally:

@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 
-from nftpolicy.kernel.sockets import read_process_sockets
-from nftpolicy.runtime.service import preload
-from tests.compiled import CLIENT, FOUR, build, public_folder
-from tests.guarded import OTHER_GID, SERVICE_GID, Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main
+from nftpolicy.kernel.process_sockets import read_process_sockets
+from nftpolicy.runtime.services import preload
+from tests.c_helpers import CLIENT, FOUR, build, public_folder
+from tests.guarded_lab import (
+    OTHER_GID,
+    SERVICE_GID,
+    Guarded,
+    gluon,
+    guarded_lab,
+    no_wan_routes_in_main,
+    wan_routes_in_main,
+)
 from tests.lab import addresses as at
-from tests.lab import syslog
+from tests.lab import syslog_listener
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
@@ -43,7 +51,7 @@ def made() -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def log(made: Guarded) -> Callable[[], str]:
-    return syslog.listen(made.lab.node)
+    return syslog_listener.listen(made.lab.node)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.guarded import POLICY, Guarded, guarded_lab, wan_routes_in_main
+from tests.guarded_lab import POLICY, Guarded, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, needs_readers, watching
+from tests.guarded_lab import (
+    POLICY,
+    SERVICE_GID,
+    STATE,
+    Guarded,
+    gluon,
+    guarded_lab,
+    needs_readers,
+    watching,
+)
 from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until

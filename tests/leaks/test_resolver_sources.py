@@ -8,9 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarded import ENVIRONMENT, PROGRAM, ROOT, SERVICE_GID, Guarded, gluon, guarded_lab, needs_readers, watching
+from tests.guarded_lab import (
+    ENVIRONMENT,
+    PROGRAM,
+    ROOT,
+    SERVICE_GID,
+    Guarded,
+    gluon,
+    guarded_lab,
+    needs_readers,
+    watching,
+)
 from tests.lab import addresses as at
-from tests.lab import ra
+from tests.lab import ra_client
 from tests.lab.daemons import tool
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth, wait_until
@@ -199,7 +209,7 @@ def ask(made: Guarded) -> list[str] | str:
 
 
 def announce(made: Guarded, seconds: int, *servers: str, hops: int = 255) -> None:
-    made.lab.home.call(lambda: ra.advertise("br-lan", servers=servers, servers_for=seconds, hops=hops))
+    made.lab.home.call(lambda: ra_client.advertise("br-lan", servers=servers, servers_for=seconds, hops=hops))
 
 
 def test_the_resolver_follows_router_advertisements(hearing: Guarded) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.exposure import Watched
-from tests.guarded import SERVICE_GID, Guarded, gluon, run_probes, watching
+from tests.exposure_lab import Watched
+from tests.guarded_lab import SERVICE_GID, Guarded, gluon, run_probes, watching
 from tests.lab import addresses as at
-from tests.lab import probes, ra
+from tests.lab import leak_probes, ra_client
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.leaks.test_e_windows import flooding
+from tests.leaks.test_race_windows import flooding
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ TUNNEL_VISION = f"--dhcp-option=121,0.0.0.0/1,{at.HOME[4]},128.0.0.0/1,{at.HOME[
 HALVES = {4: ("0.0.0.0/1", "128.0.0.0/1"), 6: ("::/1", "8000::/1")}
 TABLE = 1
 PATIENCE = 10
-MARKED = [probes.Probe("udp", family, marked=True) for family in at.FAMILIES]
+MARKED = [leak_probes.Probe("udp", family, marked=True) for family in at.FAMILIES]
 
 
 def policy(lab: Lab) -> str:
@@ -77,7 +77,7 @@ def in_order(made: Guarded, family: int, *destinations: str) -> None:
 
 def unmarked(made: Guarded) -> list[str]:
     """What of the unmarked probes left by the WAN; those by the mesh must get there, or the routes drew them."""
-    which = [probes.Probe("udp", family, marked=False) for family in at.FAMILIES]
+    which = [leak_probes.Probe("udp", family, marked=False) for family in at.FAMILIES]
     run = run_probes(made.lab, which)
     assert len(run.mesh) == len(which), "what is not marked goes by the mesh as if nothing had come"
     return run.unmarked()
@@ -115,7 +115,7 @@ def test_routes_by_router_advertisement_end_in_the_table_alone(made: Guarded, wa
     lab = made.lab
 
     def attack() -> None:
-        lab.home.call(ra.advertise, "br-lan", (*HALVES[6], at.HOME_NET[6]), ("::/1", "2001:db8:2::/64"), 1800)
+        lab.home.call(ra_client.advertise, "br-lan", (*HALVES[6], at.HOME_NET[6]), ("::/1", "2001:db8:2::/64"), 1800)
 
     with watching(lab) as watch, flooding(lab):
         for _ in range(3):  # the kernel looks for its route in main, and makes it there anew each time
@@ -135,7 +135,7 @@ def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched
     lab = made.lab
     lab.node.ip(f"-6 route flush table {TABLE} proto ra")
     for lifetime in (20, 900):
-        lab.home.call(ra.advertise, "br-lan", (), (), lifetime)
+        lab.home.call(ra_client.advertise, "br-lan", (), (), lifetime)
         wait_until(lambda least=lifetime: "default" in str(routes(made, 6)) and expiry(made, "default") > least - 10,
                    PATIENCE, "the lifetime")  # fmt: skip
         assert expiry(made, "default") <= lifetime

@@ -15,8 +15,8 @@ import pytest
 
 from nftpolicy.kernel import cgroup as groups
 from nftpolicy.kernel.bpf import syscall
-from tests import native
-from tests.guarded import (
+from tests import native_client
+from tests.guarded_lab import (
     ENVIRONMENT,
     OTHER_GID,
     POLICY,
@@ -29,11 +29,11 @@ from tests.guarded import (
     wan_routes_in_main,
     watching,
 )
-from tests.kernel import bpf
+from tests.kernel import bpf_programs
 from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
-from tests.lab.senders import DISCARD
+from tests.lab.packet_senders import DISCARD
 from tests.lab.topology import Lab
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ sport  = ["udp/51820"]
 @pytest.fixture(scope="module")
 def tree() -> Iterator[str]:
     """A cgroup of this test run for those of the services."""
-    with bpf.cgroup() as path:
+    with bpf_programs.cgroup() as path:
         yield path.name
         for folder in sorted(path.rglob("*/"), key=lambda one: -len(one.parts)):
             with contextlib.suppress(OSError):
@@ -91,7 +91,7 @@ def made(tree: str) -> Iterator[Guarded]:
 @pytest.fixture(scope="module")
 def opens(made: Guarded, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The program in C, as the node sees it; also as opens-root, which is setuid root."""
-    built = native.build(tmp_path_factory.mktemp("native"))
+    built = native_client.build(tmp_path_factory.mktemp("native"))
     for name, mode in (("opens", 0o755), ("opens-root", 0o755 | stat.S_ISUID)):
         file = made.lab.node.outside(f"/run/lab/{name}")
         file.write_bytes(built.read_bytes())
@@ -264,7 +264,7 @@ def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> 
     if not (child := os.fork()):
         _, (got,), _, _ = socket.recv_fds(there, 1, 1)
         one.close()
-        groups_file = bpf.tree() / "cgroup.procs"
+        groups_file = bpf_programs.tree() / "cgroup.procs"
         os.setresgid(0, 0, 0)
         groups_file.write_text("0")
         os.setresgid(gid, gid, gid)
@@ -360,7 +360,7 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
     try:
         wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", 20, "the program")
         run(made, "true")
-        folder = os.open(bpf.tree() / tree / "fastd", os.O_RDONLY)
+        folder = os.open(bpf_programs.tree() / tree / "fastd", os.O_RDONLY)
         try:
             for attach_type in syscall.ATTACH_TYPES:
                 assert len(syscall.attached_programs(folder, attach_type)) == 1
@@ -510,17 +510,17 @@ def test_it_refuses_where_the_guard_is_not_in_force(made: Guarded) -> None:
 @pytest.mark.parametrize("where", ["on it", "above it"])
 def test_it_refuses_where_others_take_the_mark_off(made: Guarded, tree: str, where: str) -> None:
     """Their programs run after ours: on the same cgroup if they came later, above it always."""
-    path = bpf.tree() / tree / ("fastd" if where == "on it" else "")
+    path = bpf_programs.tree() / tree / ("fastd" if where == "on it" else "")
     run(made, "true")
-    with bpf.attached(path, bpf.SOCK_CREATE, bpf.mark_program(0x2)):
+    with bpf_programs.attached(path, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0x2)):
         status, said = refused(made, "fastd", "--", "echo", "started")
         assert (status, "has the mark 0x2, and not 0x1/0x1" in said) == (1, True), said
     assert run(made, "echo", "started").stdout == "started\n"
 
 
 def test_it_refuses_where_others_allow_no_socket(made: Guarded, tree: str) -> None:
-    deny = bpf._instruction(0xB7, 0, value=0) + bpf._instruction(0x95)
-    with bpf.attached(bpf.tree() / tree, bpf.SOCK_CREATE, deny):
+    deny = bpf_programs._instruction(0xB7, 0, value=0) + bpf_programs._instruction(0x95)
+    with bpf_programs.attached(bpf_programs.tree() / tree, bpf_programs.SOCK_CREATE, deny):
         status, said = refused(made, "fastd", "--", "echo", "started")
     assert (status, "no socket can be opened" in said) == (1, True), said
 
@@ -539,7 +539,7 @@ def test_before_a_policy_is_applied_and_with_a_cgroup_that_it_does_not_name() ->
             done = made.nftpolicy("run", name, "--", "sh", "-c", "cat /proc/self/cgroup")
             assert f"/nftpolicy/{name}\n" in done.stdout
         finally:
-            (bpf.tree() / "nftpolicy" / name).rmdir()
+            (bpf_programs.tree() / "nftpolicy" / name).rmdir()
 
 
 # --- --check and --detach -----------------------------------------------------------------

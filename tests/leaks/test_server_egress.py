@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import OTHER_GID, ROOT, Guarded, guarded_lab, replaced, run_probes, watching
+from tests.guarded_lab import OTHER_GID, ROOT, Guarded, guarded_lab, replaced, run_probes, watching
 from tests.lab import addresses as at
-from tests.lab import inbound
+from tests.lab import inbound_clients
 from tests.lab.topology import Lab
-from tests.providers import cgroups
+from tests.vpn_programs import cgroups
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,7 @@ def policy(lab: Lab) -> str:
 def server() -> Iterator[Guarded]:
     with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), table=TABLE) as made:
         made.lab.neighbour.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
-        with inbound.listening(made.lab.neighbour, 22), inbound.listening(made.lab.neighbour, 2222):
+        with inbound_clients.listening(made.lab.neighbour, 22), inbound_clients.listening(made.lab.neighbour, 2222):
             yield made
 
 
@@ -116,12 +116,18 @@ def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
 def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) -> None:
     lab, address = server.lab, server.lab.wan_address(family)
     lab.node.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
-    with inbound.listening(lab.node, 22), inbound.listening(lab.node, 8080), watching(lab, watched) as watch:
-        assert lab.neighbour.call(inbound.tcp, address, 22) == b"hello"
-        assert lab.neighbour.call(inbound.ping, address)
-        for knock in (inbound.tcp, inbound.udp):
-            assert lab.neighbour.call(knock, address, 8080, b"", 0.2) == inbound.NO_ANSWER
-        assert lab.mesh.call(inbound.tcp, at.NODE_MESH[family], 8080) == b"hello"  # the public side is as open as ever
+    with (
+        inbound_clients.listening(lab.node, 22),
+        inbound_clients.listening(lab.node, 8080),
+        watching(lab, watched) as watch,
+    ):
+        assert lab.neighbour.call(inbound_clients.tcp, address, 22) == b"hello"
+        assert lab.neighbour.call(inbound_clients.ping, address)
+        for knock in (inbound_clients.tcp, inbound_clients.udp):
+            assert lab.neighbour.call(knock, address, 8080, b"", 0.2) == inbound_clients.NO_ANSWER
+        assert (
+            lab.mesh.call(inbound_clients.tcp, at.NODE_MESH[family], 8080) == b"hello"
+        )  # the public side is as open as ever
         assert (watch.unmarked, watch.stray) == (0, 0)
 
 

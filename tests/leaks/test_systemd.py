@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from nftpolicy.policy.words import MARKS_VALUES
-from nftpolicy.runtime.service import preload
-from tests.guarded import PROGRAM, ROOT
-from tests.lab import machine
-from tests.lab.machine import Machine
+from nftpolicy.policy.vocabulary import MARKS_VALUES
+from nftpolicy.runtime.services import preload
+from tests.guarded_lab import PROGRAM, ROOT
+from tests.lab import systemd_machine
+from tests.lab.systemd_machine import Machine
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def enabled(*names: str) -> str:
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    if lacks := machine.missing():
+    if lacks := systemd_machine.missing():
         pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
@@ -136,7 +136,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     systemctl --root="$root" enable nftpolicy-guard.service nftpolicy.service
     {enabled(*(f"{name}.service" for name in units))}
     """
-    with machine.booted(tmp_path_factory.mktemp("machine"), ROOT, files, prepare, "/run/out/done", 60) as made:
+    with systemd_machine.booted(tmp_path_factory.mktemp("machine"), ROOT, files, prepare, "/run/out/done", 60) as made:
         yield made
 
 
@@ -301,7 +301,7 @@ touch done
 
 @pytest.fixture(scope="module")
 def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    if lacks := machine.missing():
+    if lacks := systemd_machine.missing():
         pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
     homes = {f"home-{server}": HOME.format(server=server, who=WHO, answer=answer) for server, answer in HOMES.items()}
     late = f"[Unit]\nAfter=nftpolicy-resolver@wan.service {' '.join(f'{one}.service' for one in homes)}\n"
@@ -317,7 +317,7 @@ def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     eval "$(sed -n 's/^next, when the image is made: //p' said)"
     {enabled(*(f"{name}.service" for name in units))}
     """
-    with machine.booted(tmp_path_factory.mktemp("machine"), ROOT, files, prepare, "/run/out/done", 120) as made:
+    with systemd_machine.booted(tmp_path_factory.mktemp("machine"), ROOT, files, prepare, "/run/out/done", 120) as made:
         yield made
 
 

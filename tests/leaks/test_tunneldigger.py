@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import (
+from tests.guarded_lab import (
     ENVIRONMENT,
     OTHER_GID,
     PROGRAM,
@@ -21,10 +21,20 @@ from tests.guarded import (
     watching,
 )
 from tests.lab import addresses as at
-from tests.lab import inbound
+from tests.lab import inbound_clients
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.providers import L2TP, addressed, broker, cgroups, digger, echoes, of, running, wait_for_echoes
+from tests.vpn_programs import (
+    L2TP,
+    addressed,
+    broker,
+    cgroups,
+    digger,
+    echoes,
+    of,
+    running,
+    wait_for_echoes,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +66,18 @@ def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
 
 def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None:
     lab, log = node.lab, "/run/lab/run.log"
-    words = ["run", "tunneldigger", "--", sys.executable, "-m", "tests.tunneldigger", "l2tp1", log, at.VPN, str(L2TP)]
+    words = [
+        "run",
+        "tunneldigger",
+        "--",
+        sys.executable,
+        "-m",
+        "tests.tunneldigger_daemon",
+        "l2tp1",
+        log,
+        at.VPN,
+        str(L2TP),
+    ]
     with running(lab.node, [PROGRAM, *words], env=ENVIRONMENT):
         wait_until(lambda: lab.node.outside("/sys/class/net/l2tp1").exists(), 15, "the device")
         addressed(lab.node, "l2tp1")
@@ -74,7 +95,9 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
                 lab.mesh_sniffer.drain()
                 wait_until(lambda: "EHOSTUNREACH" in lab.node.outside(log).read_text(), 5, "a refusal")
                 assert not echoes(lab, 4, 0.3)
-                assert lab.node.call(inbound.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", "inconclusive: no mesh"
+                assert lab.node.call(inbound_clients.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", (
+                    "inconclusive: no mesh"
+                )
                 assert watch.stray == 0
             assert of(lab.mesh_sniffer, L2TP) == []
         finally:

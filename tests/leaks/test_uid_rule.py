@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import (
+from tests.guarded_lab import (
     OTHER_GID,
     SERVICE_GID,
     Guarded,
@@ -18,7 +18,7 @@ from tests.guarded import (
     watching,
 )
 from tests.lab import addresses as at
-from tests.lab import inbound
+from tests.lab import inbound_clients
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
@@ -233,5 +233,5 @@ def briefly(family: int, port: int) -> None:
 @families
 def test_the_others_of_the_policy_are_as_before(made: Guarded, family: int) -> None:
     address = made.lab.wan_address(family)
-    with inbound.listening(made.lab.node, 22, uid=0, gid=OTHER_GID):
-        assert made.lab.neighbour.call(inbound.tcp, address, 22, b"hello") == b"hello"
+    with inbound_clients.listening(made.lab.node, 22, uid=0, gid=OTHER_GID):
+        assert made.lab.neighbour.call(inbound_clients.tcp, address, 22, b"hello") == b"hello"

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import ROOT, Guarded, guarded_lab, replaced, run_probes, watching
+from tests.guarded_lab import ROOT, Guarded, guarded_lab, replaced, run_probes, watching
 from tests.lab import addresses as at
-from tests.lab import inbound, probes
-from tests.lab.inbound import NO_ANSWER
+from tests.lab import inbound_clients, leak_probes
+from tests.lab.inbound_clients import NO_ANSWER
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
@@ -53,12 +53,14 @@ def test_only_the_vpn_leaves(desktop: Guarded) -> None:
     assert [frame for frame in run.unexplained() if frame.dport != at.FASTD_PORT] == []
     with desktop.off():
         open_ = run_probes(lab, mark=MARK, gid=VPN_GID)
-        needs_nothing = {probe for probe in probes.matrix() if not probe.marked and probe.needs == probes.NOTHING}
+        needs_nothing = {
+            probe for probe in leak_probes.matrix() if not probe.marked and probe.needs == leak_probes.NOTHING
+        }
         assert {sent.probe for sent in open_.wan} >= needs_nothing, "inconclusive"
 
 
 def test_another_mark_does_not_leave(desktop: Guarded) -> None:
-    which = [probe for probe in probes.matrix() if probe.marked and probe.kind == "udp-bound"]
+    which = [probe for probe in leak_probes.matrix() if probe.marked and probe.kind == "udp-bound"]
     for mark in (0x5000, 0x51, 1, 0x4100, 0xFF00):
         assert run_probes(desktop.lab, which, mark=mark, gid=VPN_GID).wan == frozenset()
     for mark in (0x5100, 0x5101, 0x345100):  # other bits are others' business
@@ -70,12 +72,12 @@ def test_another_mark_does_not_leave(desktop: Guarded) -> None:
 def test_everything_else_goes_through_the_tunnel(desktop: Guarded, family: int) -> None:
     lab, (here, there, _) = desktop.lab, INSIDE[family]
     with watching(lab, f"{MARK:#x}/0xff00") as watch:
-        assert lab.node.call(inbound.udp, there, at.ECHO_PORT) == b"hello"
-        assert lab.node.call(inbound.tcp, there, at.ECHO_PORT) == b"hello"
-        assert lab.server.call(inbound.ping, here)
+        assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT) == b"hello"
+        assert lab.node.call(inbound_clients.tcp, there, at.ECHO_PORT) == b"hello"
+        assert lab.server.call(inbound_clients.ping, here)
         assert (watch.unmarked, watch.stray) == (0, 0)
     lab.wan.drain()
-    assert not lab.node.call(inbound.ping, at.HOME[family], 0.2)
+    assert not lab.node.call(inbound_clients.ping, at.HOME[family], 0.2)
     assert {frame.dport for frame in lab.wan.frames() if frame.dport is not None} <= {at.FASTD_PORT}
 
 
@@ -83,15 +85,15 @@ def test_everything_else_goes_through_the_tunnel(desktop: Guarded, family: int) 
 def test_nothing_is_answered(desktop: Guarded, family: int) -> None:
     lab, address = desktop.lab, desktop.lab.wan_address(family)
     lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
-    with inbound.listening(lab.node, 22), watching(lab, f"{MARK:#x}/0xff00") as watch:
+    with inbound_clients.listening(lab.node, 22), watching(lab, f"{MARK:#x}/0xff00") as watch:
         for space in (lab.neighbour, lab.home):
             for port in (22, 8081):
-                assert space.call(inbound.tcp, address, port, b"", 0.15) == NO_ANSWER
-                assert space.call(inbound.udp, address, port, b"", 0.15) == NO_ANSWER
-            assert not space.call(inbound.ping, address, 0.15)
+                assert space.call(inbound_clients.tcp, address, port, b"", 0.15) == NO_ANSWER
+                assert space.call(inbound_clients.udp, address, port, b"", 0.15) == NO_ANSWER
+            assert not space.call(inbound_clients.ping, address, 0.15)
         assert (watch.unmarked, watch.stray) == (0, 0)
         (here, _, _) = INSIDE[family]
-        assert lab.server.call(inbound.tcp, here, 22) == b"hello"  # by the tunnel it is
+        assert lab.server.call(inbound_clients.tcp, here, 22) == b"hello"  # by the tunnel it is
 
 
 @families

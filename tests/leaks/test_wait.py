@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.guarded import ENVIRONMENT, POLICY, PROGRAM, SERVICE_GID, Guarded, gluon, guarded_lab, needs_readers
+from tests.guarded_lab import (
+    ENVIRONMENT,
+    POLICY,
+    PROGRAM,
+    SERVICE_GID,
+    Guarded,
+    gluon,
+    guarded_lab,
+    needs_readers,
+)
 from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.exposure import DAMAGES, Watched, hurt
-from tests.guarded import POLICY, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.exposure_lab import DAMAGES, Watched, hurt
+from tests.guarded_lab import POLICY, Guarded, gluon, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
-from tests.leaks.test_e_windows import FLOOD, flooding
+from tests.leaks.test_race_windows import FLOOD, flooding
 
 pytestmark = pytest.mark.slow
 

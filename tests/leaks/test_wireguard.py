@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded import (
+from tests.guarded_lab import (
     OTHER_GID,
     ROOT,
     SERVICE_GID,
@@ -26,10 +26,10 @@ from tests.guarded import (
     watching,
 )
 from tests.lab import addresses as at
-from tests.lab import inbound
+from tests.lab import inbound_clients
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.providers import INSIDE, WIREGUARD, echoes, of, set_wg, wait_for_echoes, wg_key, wireguard
+from tests.vpn_programs import INSIDE, WIREGUARD, echoes, of, set_wg, wait_for_echoes, wg_key, wireguard
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +108,9 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
             with watching(lab) as watch:
                 lab.mesh_sniffer.drain()
                 assert not echoes(lab, 4, 1.2)  # longer than its keepalive
-                assert lab.node.call(inbound.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", "inconclusive: no mesh"
+                assert lab.node.call(inbound_clients.udp, at.SERVER[4], at.ECHO_PORT) == b"hello", (
+                    "inconclusive: no mesh"
+                )
                 assert watch.stray == 0
             assert of(lab.mesh_sniffer, WIREGUARD) == []
         finally:
@@ -201,10 +203,14 @@ def test_the_kernels_tunnel_carries_what_the_node_and_others_send(kernel: Guarde
         lab.wan.drain(), lab.mesh_sniffer.drain()
         with watching(lab) as watch:
             for inner, (_, there, _) in INNER.items():
-                assert lab.client.call(inbound.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello"
+                assert lab.client.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello"
                 for gid in (0, OTHER_GID, SERVICE_GID):
-                    assert lab.node.call(inbound.udp, there, at.ECHO_PORT, b"hello", 3, gid=gid) == b"hello", inner
-                    assert lab.node.call(inbound.tcp, there, at.ECHO_PORT, b"hello", 3, gid=gid) == b"hello", inner
+                    assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 3, gid=gid) == b"hello", (
+                        inner
+                    )
+                    assert lab.node.call(inbound_clients.tcp, there, at.ECHO_PORT, b"hello", 3, gid=gid) == b"hello", (
+                        inner
+                    )
             assert (watch.unmarked, watch.stray) == (0, 0)
         assert {frame.saddr for frame in of(lab.wan, VXLAN)} == {lab.wan_address(family)}
         assert of(lab.mesh_sniffer, VXLAN) == []
@@ -215,19 +221,21 @@ def test_from_another_port_or_without_the_mark_it_carries_nothing(kernel: Guarde
     with tunnelled(kernel, family, WIREGUARD + 1) as lab:
         lab.wan.drain()
         (_, there, _) = INNER[4]
-        assert lab.client.call(inbound.udp, there, at.ECHO_PORT, b"hello", 0.3) == inbound.NO_ANSWER
-        assert lab.node.call(inbound.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
+        assert lab.client.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 0.3) == inbound_clients.NO_ANSWER
+        assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
         assert of(lab.wan, VXLAN) == []
         assert kernel.counters()["inet/wan.unentitled"] > before["inet/wan.unentitled"]
     with tunnelled(kernel, family) as lab:
         lab.node.nft("flush table netdev tunnel")
         wan_routes_in_main(lab)
         try:
-            assert lab.client.call(inbound.udp, there, at.ECHO_PORT, b"hello", 0.3) == inbound.NO_ANSWER
+            assert lab.client.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 0.3) == inbound_clients.NO_ANSWER
             assert of(lab.wan, VXLAN) == []
             assert kernel.counters()["inet/wan.dropped"] > before["inet/wan.dropped"]
             with kernel.off():
-                assert lab.client.call(inbound.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello", "inconclusive"
+                assert lab.client.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello", (
+                    "inconclusive"
+                )
         finally:
             no_wan_routes_in_main(lab)
 
@@ -240,9 +248,9 @@ def test_without_sport_only_what_nobody_owns_passes() -> None:
 
     with guarded_lab(bare) as made, tunnelled(made, 4) as lab:
         (_, there, _) = INNER[4]
-        assert lab.client.call(inbound.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello"
+        assert lab.client.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 3) == b"hello"
         before = made.counters()["inet/wan.unentitled"]
-        assert lab.node.call(inbound.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
+        assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
         assert made.counters()["inet/wan.unentitled"] > before
 
 

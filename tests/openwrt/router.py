@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nftpolicy.openwrt import tree
+from nftpolicy.integration.openwrt import tree
 from nftpolicy.policy.objects import Policy
 from tests import busybox
 from tests.lab.daemons import tool

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.openwrt import tree
+from nftpolicy.integration.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
 from tests import busybox
-from tests.guarded import GLUON
+from tests.guarded_lab import GLUON
 from tests.lab.daemons import tool
 from tests.lab.netns import Namespace
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.integration.openwrt import tree
 from nftpolicy.netstate.nft import Table
 from nftpolicy.netstate.state import NetState
-from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from tests.guarded import gluon, wan_routes_in_main
+from tests.guarded_lab import gluon, wan_routes_in_main
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab, missing
-from tests.leaks.test_e_windows import FLOOD, flooding
-from tests.unit.namespace import kernel, linux, normal, observe
+from tests.leaks.test_race_windows import FLOOD, flooding
+from tests.unit.forked_namespace import kernel, linux, normal, observe
 
-from .fw4 import RENDERED, Fw4
+from .fw4_stand_in import RENDERED, Fw4
 from .router import Router, right, wait_for_monitors
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
@@ -41,7 +41,7 @@ def held() -> tuple[Table, ...]:
 
 @pytest.fixture(scope="module")
 def shipped() -> Policy:
-    from tests.guarded import GLUON
+    from tests.guarded_lab import GLUON
 
     return load(GLUON.read_bytes())[0]
 

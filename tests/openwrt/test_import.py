@@ -13,12 +13,12 @@ import pytest
 from attrs import frozen
 
 from nftpolicy.cli.main import main
-from nftpolicy.netstate import ip_json
-from nftpolicy.openwrt.netifd import netifd_state
-from nftpolicy.openwrt.network import add_assumed_leases, read_network
-from nftpolicy.openwrt.uci_in import parse_uci
+from nftpolicy.importers.openwrt.interfaces import add_assumed_leases, read_network
+from nftpolicy.importers.openwrt.netifd_model import netifd_state
+from nftpolicy.importers.openwrt.uci_parser import parse_uci
+from nftpolicy.netstate.formats import ip_json_decode
 from nftpolicy.policy.load import load
-from tests.openwrt.configurations import BAD, CASES, LOOPBACK, PLAIN
+from tests.openwrt.router_configs import BAD, CASES, LOOPBACK, PLAIN
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -170,8 +170,8 @@ def test_the_state_is_the_one_that_netifd_makes(name):
         rules, routes = (
             json.loads((FIXTURES / name / f"ip{family}-{kind}.json").read_text()) for kind in ("rule", "route")
         )
-        seen_rules |= {_rule(one) for one in ip_json.decode_rules(rules, family)}
-        seen_routes |= {_route(one) for one in ip_json.decode_routes(routes, family)}
+        seen_rules |= {_rule(one) for one in ip_json_decode.decode_rules(rules, family)}
+        seen_routes |= {_route(one) for one in ip_json_decode.decode_routes(routes, family)}
     assert {_rule(one) for one in state.rules} == seen_rules
     ours = {_route(one) for one in state.routes if one.table != 255}
     theirs = {one for one in seen_routes if one[1] != 255 and not one[2].startswith("fd12:")}  # the ULA prefix

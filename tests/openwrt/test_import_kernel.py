@@ -6,8 +6,8 @@ from attrs import evolve
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.script import EXIT_LEFT, EXIT_NOT_LEFT, reproduction_script
-from nftpolicy.runtime.imported import import_config, read_router_config
+from nftpolicy.proof.reproduce.script import EXIT_LEFT, EXIT_NOT_LEFT, reproduction_script
+from nftpolicy.runtime.import_openwrt import import_config, read_router_config
 from tests.lab.netns import Namespace
 from tests.openwrt.test_import import of_fixture, router  # noqa: F401
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from netjsonconfig import OpenWrt
 from netjsonconfig.exceptions import ValidationError
 
-from nftpolicy.openwrt import tree, uci
-from nftpolicy.openwrt.openwisp import template
-from nftpolicy.openwrt.uci_in import parse_uci
+from nftpolicy.importers.openwrt.uci_parser import parse_uci
+from nftpolicy.integration.openwrt import tree, uci
+from nftpolicy.integration.openwrt.openwisp import template
 from nftpolicy.policy.load import load
-from tests import strategies
+from tests import policy_strategies
 from tests.openwrt.test_import import run
-from tests.unit.test_faults import GOOD
+from tests.unit.test_policy_errors import GOOD
 
 
 def options_of(sections):
@@ -32,7 +32,7 @@ def wanted(policy):
 
 
 @settings(max_examples=15)
-@given(strategies.policies(most_uplinks=3))
+@given(policy_strategies.policies(most_uplinks=3))
 def test_netjsonconfig_renders_what_is_compiled_for_a_router(policy):
     found = OpenWrt(copy.deepcopy(template(policy)))
     found.validate()
@@ -73,7 +73,7 @@ def test_the_command(tmp_path, monkeypatch):
 def test_a_template_that_the_schema_refuses_is_not_printed(tmp_path, monkeypatch):
     file = tmp_path / "p.toml"
     file.write_text(GOOD)
-    monkeypatch.setattr("nftpolicy.openwrt.openwisp.template", lambda *_: {"files": [{}]})
+    monkeypatch.setattr("nftpolicy.integration.openwrt.openwisp.template", lambda *_: {"files": [{}]})
     done = run("compile", file, "--to", "openwisp")
     assert (done.returncode, done.stdout) == (1, "")
     assert "netjsonconfig rejects the template" in done.stderr

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.runtime.place import procd
+from nftpolicy.integration import procd
 from tests.lab.daemons import tool
 from tests.lab.netns import wait_until
 
-from .device import MARK, SERVICE, STRANGER, WAN, Device, device, flood
+from .python_device import MARK, SERVICE, STRANGER, WAN, Device, device, flood
 
 pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.usefixtures("able")]
 

@@ -11,19 +11,19 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.integration.openwrt import tree
 from nftpolicy.netstate.state import NetState
-from nftpolicy.openwrt import tree
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from nftpolicy.runtime.changes.apply import plan_change
-from nftpolicy.runtime.changes.memory import StateDir
-from nftpolicy.runtime.changes.wording import plan_lines
-from tests import strategies
-from tests.guarded import GLUON
+from nftpolicy.runtime.apply.executor import plan_change
+from nftpolicy.runtime.apply.state_dir import StateDir
+from nftpolicy.runtime.apply.step_text import plan_lines
+from tests import policy_strategies
+from tests.guarded_lab import GLUON
 from tests.lab.daemons import tool
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
-from tests.unit.namespace import kernel, linux, normal, observe
+from tests.unit.forked_namespace import kernel, linux, normal, observe
 
 from .router import NFTABLES, ROOT, STATE, Router, right, subscribed
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kernel, pytest.mark.usefixtures("abl
 # With NFTPOLICY_POLICIES=200 it is 200 policies, in a few minutes.
 POLICIES = int(os.environ.get("NFTPOLICY_POLICIES", "8"))
 NFT = tool("nft")
-DEVICES = st.sampled_from(strategies.COMMON)
+DEVICES = st.sampled_from(policy_strategies.COMMON)
 
 
 def gluon() -> Policy:
@@ -122,7 +122,7 @@ def held(paths: list[str]) -> NetState:
 
 
 @settings(max_examples=POLICIES, phases=(Phase.explicit, Phase.generate))
-@given(policy=strategies.policies(DEVICES))
+@given(policy=policy_strategies.policies(DEVICES))
 @example(policy=users())
 def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
     """From whatever policy was there before, by the same steps in the same order; and apply has nothing to do then."""

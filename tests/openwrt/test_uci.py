@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from nftpolicy.openwrt import tree, uci
+from nftpolicy.integration.openwrt import tree, uci
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Policy
-from tests.guarded import ENVIRONMENT, GLUON, PROGRAM
+from tests.guarded_lab import ENVIRONMENT, GLUON, PROGRAM
 from tests.lab.netns import Namespace
 
-from .fakes import Config, Uci, read_config, shown, write_config
-from .fw4 import FIXTURES, RENDERED, Fw4
-from .netifd import commands
+from .fake_tools import Config, Uci, read_config, shown, write_config
+from .fw4_stand_in import FIXTURES, RENDERED, Fw4
+from .netifd_stand_in import commands
 from .router import CONFIG, ROOT, Router
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]

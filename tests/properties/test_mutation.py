@@ -14,14 +14,14 @@ import pytest
 from attrs import evolve, frozen
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.model.walk import Model
+from nftpolicy.model.trace import Model
 from nftpolicy.netstate import nft
 from nftpolicy.policy.load import load
 from nftpolicy.proof import verdict
-from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.surroundings import add_assumed_environment
-from tests import mutants, states_strategies
+from tests import packet_strategies, state_mutants
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ class Case:
 
     @cached_property
     def packets(self):
-        return states_strategies.some_packets(self.policy, PACKETS, self.ports)
+        return packet_strategies.some_packets(self.policy, PACKETS, self.ports)
 
     @cached_property
     def counted(self):
@@ -188,7 +188,7 @@ def is_chosen(mutant):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_damage_is_noticed(case, capsys):
     assert case.proof.verdict == verdict.PROVED
-    every = list(mutants.mutants(case.state))
+    every = list(state_mutants.mutants(case.state))
     chosen = [mutant for mutant in every if is_chosen(mutant)]
     found = [(mutant, case.judged(mutant)) for mutant in chosen]
     tally = Tally(how for _, how in found)
@@ -206,7 +206,9 @@ def test_every_damage_is_noticed(case, capsys):
 def test_a_proof_that_does_not_look_notices_nothing(monkeypatch, file):
     """What the test above can see: a prover that says yes to everything leaves the guard's mutants unnoticed."""
     case = next(one for one in CASES if one.path.name == file)
-    gone = next(one for one in mutants.mutants(case.state) if str(one) == "base chain gone: inet nftpolicy guard: ")
+    gone = next(
+        one for one in state_mutants.mutants(case.state) if str(one) == "base chain gone: inet nftpolicy guard: "
+    )
     assert case.judged(gone) == "P1"
     monkeypatch.setattr(f"{__name__}.prove", lambda state, wanted: case.proof)
     assert case.judged(gone) is None

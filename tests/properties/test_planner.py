@@ -10,13 +10,13 @@ from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.netstate.routing import Sysctl
 from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.planner.plan import Plan, plan
-from nftpolicy.runtime.changes.apply import run_plan
-from tests import strategies
-from tests.unit.namespace import normal, observe
+from nftpolicy.runtime.apply.executor import run_plan
+from tests import policy_strategies
+from tests.unit.forked_namespace import normal, observe
 
-ALL = st.sampled_from(strategies.COMMON)
-ENDS = st.tuples(st.none(), strategies.policies(ALL))
-PAIRS = st.one_of(strategies.pairs(ALL), strategies.pairs(ALL), ENDS, ENDS.map(lambda pair: pair[::-1]))
+ALL = st.sampled_from(policy_strategies.COMMON)
+ENDS = st.tuples(st.none(), policy_strategies.policies(ALL))
+PAIRS = st.one_of(policy_strategies.pairs(ALL), policy_strategies.pairs(ALL), ENDS, ENDS.map(lambda pair: pair[::-1]))
 
 
 def compiled(policy):
@@ -114,7 +114,7 @@ def test_counters_that_both_policies_have_keep_their_numbers(pair):
     }
 
 
-@given(strategies.policies())
+@given(policy_strategies.policies())
 def test_an_unchanged_policy_is_no_plan_even_from_a_kernel_that_lists_in_another_order(policy):
     state = compiled(policy)
     assert plan(normal(state), state) == Plan(())

@@ -7,18 +7,18 @@ from attrs import evolve
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from nftpolicy.policy import checks, mark, words
+from nftpolicy.policy import mark, validate, vocabulary
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Account, Service
-from tests import strategies
+from tests import policy_strategies
 
 
-@given(strategies.policies())
+@given(policy_strategies.policies())
 def test_a_policy_comes_back_from_its_file(policy):
-    assert load(strategies.to_toml(policy).encode())[0] == policy
+    assert load(policy_strategies.to_toml(policy).encode())[0] == policy
 
 
-@given(strategies.toml(), st.data())
+@given(policy_strategies.toml(), st.data())
 def test_every_key_is_found_on_its_line(text, data):
     _, source = load(text.encode())
     table = ()
@@ -32,7 +32,7 @@ def test_every_key_is_found_on_its_line(text, data):
             assert source.line_of((*key, 99)) == number
 
 
-@given(strategies.marks(), st.integers(0, mark.FULL_MASK))
+@given(policy_strategies.marks(), st.integers(0, mark.FULL_MASK))
 def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one, fwmark):
     assert mark.parse_mark(str(one)) == one
     worn = one.apply_to(fwmark)
@@ -41,7 +41,7 @@ def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one,
     assert 0 <= worn <= mark.FULL_MASK
 
 
-@given(strategies.marks(), strategies.marks(), st.integers(0, mark.FULL_MASK))
+@given(policy_strategies.marks(), policy_strategies.marks(), st.integers(0, mark.FULL_MASK))
 def test_marks_overlap_where_one_packet_can_wear_both(one, other, fwmark):
     both = one.apply_to(other.apply_to(fwmark))
     assert (one.matches(both) and other.matches(both)) == one.overlaps(other)
@@ -64,11 +64,11 @@ FEATURES = {
     "link-local destinations": lambda one: any(net.is_link_local for service in one.service.values() for net in service.to),
     **{
         f"exemption {word}": lambda one, word=word: any(word in up.exempt for up in one.uplink.values())
-        for word in words.EXEMPTIONS
+        for word in vocabulary.EXEMPTIONS
     },
     **{
         f"answer {word}": lambda one, word=word: any(word == got.name for up in one.uplink.values() for got in up.answer)
-        for word in words.NAMED_ANSWERS
+        for word in vocabulary.NAMED_ANSWERS
     },
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ def test_generated_policies_have_everything_that_a_policy_can_have():
     seen = set()
 
     @settings(max_examples=120, database=None, phases=[Phase.generate], derandomize=True)
-    @given(strategies.policies())
+    @given(policy_strategies.policies())
     def one(policy):
         seen.update(name for name, has in FEATURES.items() if name not in seen and has(policy))
 
@@ -94,10 +94,13 @@ def test_generated_policies_have_everything_that_a_policy_can_have():
     assert seen == FEATURES.keys()
 
 
-@given(strategies.policies(most_services=1), st.sampled_from(("127.0.0.0/8", "127.1.2.3/32", "::1/128", "0.0.0.0/32")))
+@given(
+    policy_strategies.policies(most_services=1),
+    st.sampled_from(("127.0.0.0/8", "127.1.2.3/32", "::1/128", "0.0.0.0/32")),
+)
 def test_a_destination_on_the_machine_itself_is_refused(policy, net):
     """No word of a policy is dead from the start: what is sent there never leaves by an uplink."""
     uplink = next(iter(policy.uplink))
     spoiled = Service(uplink, group=Account("3000000", 3000000), to=(ip_network(net),))
-    found = [path for path, _ in checks.find_faults(evolve(policy, service={"spoiled": spoiled}))]
+    found = [path for path, _ in validate.find_faults(evolve(policy, service={"spoiled": spoiled}))]
     assert found == [("service", "spoiled", "to", 0)]

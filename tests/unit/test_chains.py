@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.chains import Ruleset, evaluate_chain
+from nftpolicy.model.branching import MAX_BRANCHES, Choices, explore_branches
+from nftpolicy.model.nft.chains import Ruleset, evaluate_chain
 from nftpolicy.model.packet import ICMP, ICMPV6, TCP, CtInfo, Packet, parse_address
-from nftpolicy.model.unknown import MAX_BRANCHES, Choices, explore_branches
-from nftpolicy.model.view import PacketView
-from nftpolicy.netstate import json_in, text
+from nftpolicy.model.packet_view import PacketView
+from nftpolicy.netstate.formats import nft_json_decode, nft_text
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
@@ -195,7 +195,7 @@ MATCHES = [
 
 
 @pytest.mark.parametrize(
-    ("match", "at", "expected"), MATCHES, ids=[text.statement_text(match) for match, _, _ in MATCHES]
+    ("match", "at", "expected"), MATCHES, ids=[nft_text.statement_text(match) for match, _, _ in MATCHES]
 )
 def test_a_match_holds_or_does_not(match, at, expected):
     assert holds(match, at) is expected
@@ -697,7 +697,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"
     ],
 )
 def test_the_ruleset_of_a_real_node(hook, sent, more, expected):
-    (made,) = json_in.decode_ruleset(json.loads(FIXTURE.read_text()))
+    (made,) = nft_json_decode.decode_ruleset(json.loads(FIXTURE.read_text()))
     ruleset = Ruleset((made,))
     (chain,) = (chain for _, chain in ruleset.base_chains(4, hook) if chain.name == hook)
     at = view(sent, **more)

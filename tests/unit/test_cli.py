@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from nftpolicy.cli.main import COMMANDS
-from tests.unit.test_faults import GOOD
+from tests.unit.test_policy_errors import GOOD
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 

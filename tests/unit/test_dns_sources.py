@@ -9,23 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftpolicy.kernel.inotify import FilePatternWatch
-from nftpolicy.policy import words
+from nftpolicy.policy import vocabulary
 from nftpolicy.policy.load import load
-from nftpolicy.runtime.resolver.engine import ResolverError, ResolverJob, _refresh
-from nftpolicy.runtime.resolver.learner import DiscoveryTarget, ServerDiscovery
+from nftpolicy.runtime.resolver.discovery import DiscoveryTarget, ServerDiscovery
+from nftpolicy.runtime.resolver.dnsmasq import ResolverError, ResolverJob, _refresh
+from nftpolicy.runtime.resolver.servers_file import LEAVING_SECONDS, ServersFile
 from nftpolicy.runtime.resolver.sources import (
     dhclient,
     dhcpcd,
-    leasefile,
+    lease_file,
     netifd,
     networkd,
     networkmanager,
     ra,
-    reading,
+    registry,
     resolved,
 )
-from nftpolicy.runtime.resolver.sources.choice import MAX_SERVERS, HostAddresses, usable_servers
-from nftpolicy.runtime.resolver.upstream import LEAVING_SECONDS, ServersFile
+from nftpolicy.runtime.resolver.sources.filter import MAX_SERVERS, HostAddresses, usable_servers
 from tests.test_manual import MINIMAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/dns"
@@ -209,7 +209,7 @@ PARSERS = [
     networkd.parse,
     resolved.parse,
     networkmanager.parse,
-    leasefile.parse,
+    lease_file.parse,
     lambda data: dhclient.parse(data, DEVICE, NOW),
     lambda data: dhcpcd.parse(data, NOW, NOW),
     lambda data: (server for one in ra.parse(data) for server in one.servers),
@@ -272,8 +272,8 @@ def replaced(item, draw):
 
 
 def test_every_word_is_a_source() -> None:
-    assert {*reading.SOURCES, reading.SOURCE_RA, "auto"} == set(words.DNS_SOURCES)
-    for word in words.DNS_SOURCES:
+    assert {*registry.SOURCES, registry.SOURCE_RA, "auto"} == set(vocabulary.DNS_SOURCES)
+    for word in vocabulary.DNS_SOURCES:
         written = MINIMAL.replace("[uplink.wan.resolver]\n", f'[uplink.wan.resolver]\nsources = ["{word}"]\n')
         resolver = load(written.encode())[0].uplink["wan"].resolver
         assert resolver is not None
@@ -285,13 +285,13 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
 ) -> None:
     (tmp_path / "sbin").mkdir()
     (tmp_path / "sbin/netifd").touch()
-    source = reading.SOURCES["netifd"]
+    source = registry.SOURCES["netifd"]
 
-    def asked() -> reading.SourceReading:
-        return reading.read_source(source, [(DEVICE, 7)], NOW, tmp_path)
+    def asked() -> registry.SourceReading:
+        return registry.read_source(source, [(DEVICE, 7)], NOW, tmp_path)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asked() == reading.SourceReading((), "program ubus not found")
+    assert asked() == registry.SourceReading((), "program ubus not found")
     ubus = tmp_path / "ubus"
     for text, trouble in (
         ("echo Not found >&2; exit 4", "ubus: Not found"),
@@ -303,7 +303,7 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
         ubus.write_text(f"#!/bin/sh\n{text}\n")
         ubus.chmod(0o755)
         with monkeypatch.context() as patience:
-            patience.setattr(reading, "_TIMEOUT", 0.3 if "sleep" in text else 10.0)
+            patience.setattr(registry, "_TIMEOUT", 0.3 if "sleep" in text else 10.0)
             found = asked()
         assert (found.error, len(found.entries)) == (trouble, 0 if trouble else 5)
 
@@ -325,19 +325,19 @@ def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
     (tmp_path / "var/lib/dhcpcd").mkdir()
     (tmp_path / "var/lib/dhcpcd/br-wan.lease").write_bytes(dhcp4())
     (tmp_path / "var/lib/dhcpcd/br-wan2.lease").write_bytes(dhcp4(bytes(4)))
-    counts = {word: len(read(word, tmp_path, 7)) for word in reading.SOURCES}
+    counts = {word: len(read(word, tmp_path, 7)) for word in registry.SOURCES}
     assert counts == {
         "networkd": 6, "networkmanager": 4, "resolved": 3, "dhclient": 4, "dhcpcd": 2, "udhcpc": 1, "netifd": 0,
     }  # fmt: skip
-    assert [word for word in reading.SOURCES if read(word, tmp_path, None)] == ["dhclient", "dhcpcd", "udhcpc"]
-    assert reading.read_source_files(reading.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run").error.endswith(
-        "does not exist"
-    )
+    assert [word for word in registry.SOURCES if read(word, tmp_path, None)] == ["dhclient", "dhcpcd", "udhcpc"]
+    assert registry.read_source_files(
+        registry.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run"
+    ).error.endswith("does not exist")
 
 
 def read(word: str, root: Path, index: int | None) -> tuple[tuple[str, str], ...]:
-    source = reading.SOURCES[word]
-    return reading.read_source_files(source, [(DEVICE, index)], NOW, root).entries
+    source = registry.SOURCES[word]
+    return registry.read_source_files(source, [(DEVICE, index)], NOW, root).entries
 
 
 # What dnsmasq is told

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.cli import picture
-from nftpolicy.cli.asked import PacketOptions, describe_socket, socket_packet
 from nftpolicy.cli.common import Failure
-from nftpolicy.cli.desk import state_from_files
+from nftpolicy.cli.packet_options import PacketOptions, describe_socket, socket_packet
+from nftpolicy.cli.render import trace
+from nftpolicy.cli.state_files import state_from_files
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.kernel.conntrack import FlowState
-from nftpolicy.kernel.sockets import ProcessSocket, ProcessSockets
-from nftpolicy.model.decision import TraceStep
+from nftpolicy.kernel.netlink.conntrack import FlowState
+from nftpolicy.kernel.process_sockets import ProcessSocket, ProcessSockets
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, Packet, parse_address
-from nftpolicy.model.walk import Trace
+from nftpolicy.model.trace import Trace
+from nftpolicy.model.trace_step import TraceStep
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import explain
-from tests.unit.test_faults import GOOD
+from tests.unit.test_policy_errors import GOOD
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
@@ -396,7 +396,7 @@ def test_equal_rules_of_a_chain_keep_their_own_keys():
 
 def test_the_lines_of_a_file():
     _, source = policy()
-    place = picture.source_locator(source.name, source.line_of)
+    place = trace.source_locator(source.name, source.line_of)
     assert place(()) == ""
     line = GOOD.splitlines().index('mark = "0x1/0xff"') + 1
     assert place(("uplink", "wan", "mark")) == f"p.toml:{line} uplink.wan.mark"
@@ -428,7 +428,7 @@ WALK = Trace(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
 
 
 def test_each_decision_stands_below_its_stage():
-    assert [(one.stage, one.depth, one.text) for one in picture.shown_steps(WALK)] == [
+    assert [(one.stage, one.depth, one.text) for one in trace.shown_steps(WALK)] == [
         ("routing", 0, "priority 900 from all lookup main"),
         ("routing", 0, "default dev eth0"),
         ("output to eth0", 0, "inet nftpolicy restore"),
@@ -450,7 +450,7 @@ def test_what_arrives_is_routed_behind_its_first_hook():
         TraceStep("hook", "forward from eth1 to eth0"),
         TraceStep("chain", "table inet t, chain d", nft.Chain("d")),
     )
-    stages = [one.stage for one in picture.shown_steps(evolve(WALK, steps=arrived))]
+    stages = [one.stage for one in trace.shown_steps(evolve(WALK, steps=arrived))]
     assert stages == ["prerouting from eth1", "routing", "forward from eth1 to eth0"]
 
 
@@ -459,12 +459,12 @@ def test_how_it_goes_without_a_route_is_said_once():
         TraceStep("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
         TraceStep("route", "no route", None, (), "leaves by eth0"),
     )
-    assert [one.text for one in picture.shown_steps(evolve(WALK, steps=routes))] == [routes[0].text]
+    assert [one.text for one in trace.shown_steps(evolve(WALK, steps=routes))] == [routes[0].text]
 
 
 def test_the_picture_as_text():
-    place = picture.source_locator("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
-    shown = picture.trace_lines(WALK, picture.shown_steps(WALK, place), ["above"], ["a note"])
+    place = trace.source_locator("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
+    shown = trace.trace_lines(WALK, trace.shown_steps(WALK, place), ["above"], ["a note"])
     assert shown[:3] == [
         "above",
         "udp (any):40000 -> 192.0.2.1:9",
@@ -499,7 +499,7 @@ def test_the_picture_as_text():
     ],
 )
 def test_the_outcome_in_words(changes, words):
-    assert picture.outcome_text(evolve(WALK, **changes)) == words
+    assert trace.outcome_text(evolve(WALK, **changes)) == words
 
 
 def test_a_chains_policy_drops():
@@ -508,7 +508,7 @@ def test_a_chains_policy_drops():
         TraceStep("chain", "table inet t, chain c", chain),
         TraceStep("chain", "policy drop of chain c", chain, (), "drop"),
     )
-    assert picture.outcome_text(evolve(WALK, steps=steps)) == "dropped by inet t c: policy drop"
+    assert trace.outcome_text(evolve(WALK, steps=steps)) == "dropped by inet t c: policy drop"
 
 
 @pytest.mark.parametrize(
@@ -537,28 +537,28 @@ def test_a_chains_policy_drops():
     ],
 )
 def test_the_header_of_a_picture(packet, title, sender):
-    assert (picture.packet_title(packet), picture.packet_sender(packet)) == (title, sender)
+    assert (trace.packet_title(packet), trace.packet_sender(packet)) == (title, sender)
 
 
 def test_what_a_terminal_would_obey_is_not_shown():
-    shown = picture.trace_lines(
-        WALK, picture.shown_steps(evolve(WALK, steps=(*STEPS[:1], TraceStep("route", "a\x1b[31mb\r"))))
+    shown = trace.trace_lines(
+        WALK, trace.shown_steps(evolve(WALK, steps=(*STEPS[:1], TraceStep("route", "a\x1b[31mb\r"))))
     )
     assert "  route a?[31mb?" in shown
-    assert "cgroup a?b" in picture.packet_sender(evolve(SENT, cgroup="a\nb"))
+    assert "cgroup a?b" in trace.packet_sender(evolve(SENT, cgroup="a\nb"))
 
 
 def test_what_was_not_understood_is_told_even_where_it_changes_nothing(capsys):
-    picture.print_trace(evolve(WALK, unsupported=("a socket match",)))
+    trace.print_trace(evolve(WALK, unsupported=("a socket match",)))
     assert "unsupported, but does not change the outcome: a socket match" in capsys.readouterr().out
-    picture.print_trace(evolve(WALK, outcome="unknown", unsupported=("a socket match",)))
+    trace.print_trace(evolve(WALK, outcome="unknown", unsupported=("a socket match",)))
     assert capsys.readouterr().out.count("unsupported") == 1
 
 
 def test_json_has_the_same_facts():
-    found = json.loads(json.dumps(picture.trace_json(WALK, lambda key: "x" if key else "")))
-    assert found["words"] == picture.outcome_text(WALK)
-    assert [one["text"] for one in found["steps"]] == [one.text for one in picture.shown_steps(WALK)]
+    found = json.loads(json.dumps(trace.trace_json(WALK, lambda key: "x" if key else "")))
+    assert found["words"] == trace.outcome_text(WALK)
+    assert [one["text"] for one in found["steps"]] == [one.text for one in trace.shown_steps(WALK)]
     assert found["steps"][-1] == {
         "stage": "postrouting to eth0",
         "kind": "rule",
@@ -573,10 +573,10 @@ def test_json_has_the_same_facts():
 def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    assert not picture.use_colour()
+    assert not trace.use_colour()
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert picture.use_colour()
-    picture.print_trace(WALK, lambda key: "p.toml:1 [x]" if key else "", "above", ["note [y]"])
+    assert trace.use_colour()
+    trace.print_trace(WALK, lambda key: "p.toml:1 [x]" if key else "", "above", ["note [y]"])
     shown = " ".join(capsys.readouterr().out.split())
     for words in (
         "above",
@@ -588,10 +588,10 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
     ):
         assert words in shown
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not picture.use_colour()
+    assert not trace.use_colour()
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert not picture.use_colour()
+    assert not trace.use_colour()
 
 
 # --- files --------------------------------------------------------------------------------------

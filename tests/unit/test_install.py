@@ -18,10 +18,11 @@ from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.cli.install_common import StartedBy
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.runtime.changes.unproved import PolicyNotProved
-from nftpolicy.runtime.place import boot, files, inits, procd, units
-from nftpolicy.runtime.place import install as place
-from tests.guarded import ROOT
+from nftpolicy.integration import procd, systemd_units
+from nftpolicy.runtime.apply.errors import PolicyNotProved
+from nftpolicy.runtime.install import boot_guard, init_systems, installed_files
+from nftpolicy.runtime.install import installer as place
+from tests.guarded_lab import ROOT
 
 POLICIES = sorted((ROOT / "rulesets").glob("*.toml"))
 GLUON = ROOT / "rulesets" / "gluon-fastd.toml"
@@ -49,7 +50,7 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.stem)
 def test_every_policy_has_a_guard_that_is_proved(file):
-    found = boot.build_boot_guard(read_policy(file)[0])
+    found = boot_guard.build_boot_guard(read_policy(file)[0])
     assert [table.key for table in (found.guard, found.link, found.block)] == [
         ("inet", "nftpolicy"),
         ("netdev", "nftpolicy"),
@@ -58,7 +59,7 @@ def test_every_policy_has_a_guard_that_is_proved(file):
 
 
 def test_names_of_users_and_groups_are_numbers():
-    text = boot.build_boot_guard(read_policy(GLUON)[0]).guard_text()
+    text = boot_guard.build_boot_guard(read_policy(GLUON)[0]).guard_text()
     assert not re.search(r"sk[ug]id [a-z]", text)
     assert text.index("add table inet nftpolicy") < text.index("delete table inet nftpolicy") < text.index("chain")
 
@@ -71,9 +72,9 @@ def test_a_guard_that_is_not_proved_is_not_written(monkeypatch, tmp_path):
         chains = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in chains)
         return evolve(state, tables=(evolve(inet, chains=chains), netdev))
 
-    monkeypatch.setattr(boot, "compile_policy", forgetful)
+    monkeypatch.setattr(boot_guard, "compile_policy", forgetful)
     with pytest.raises(PolicyNotProved):
-        boot.build_boot_guard(read_policy(GLUON)[0])
+        boot_guard.build_boot_guard(read_policy(GLUON)[0])
     with pytest.raises(Failure, match="nothing was written"):
         guard_command.command(GLUON, tmp_path / "guard.nft", True)
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +94,7 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
     def full(path, content, mode):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(files, "write_temporary", full)
+    monkeypatch.setattr(installed_files, "write_temporary", full)
     with pytest.raises(Failure, match="No space left"):
         guard_command.command(ROOT / "rulesets" / "vpn-killswitch.toml", tmp_path / "guard.nft", True)
     assert installed(tmp_path) == before
@@ -103,13 +104,13 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
 
 
 def test_no_unit_opens_anything_when_it_stops():
-    for name, text in units.render_units("/usr/bin/nftpolicy", NFT).items():
+    for name, text in systemd_units.render_units("/usr/bin/nftpolicy", NFT).items():
         assert "ExecStop" not in text, name
         assert "release" not in text, name
 
 
 def test_the_guard_stands_before_the_network():
-    text = units.render_units("/usr/bin/nftpolicy", NFT)["nftpolicy-guard.service"]
+    text = systemd_units.render_units("/usr/bin/nftpolicy", NFT)["nftpolicy-guard.service"]
     assert "\nBefore=network-pre.target\n" in text
     assert "\nWants=network-pre.target\n" in text
     assert "\nDefaultDependencies=no\n" in text
@@ -129,7 +130,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     paths = []
-    for name, text in units.render_units(str(program), str(program)).items():
+    for name, text in systemd_units.render_units(str(program), str(program)).items():
         (tmp_path / name).write_text(text.replace("Documentation=man:", "# "))
         paths.append(str(tmp_path / name))
     done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
@@ -141,7 +142,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
 
 
 def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
-    text = units.render_units("/usr/bin/nftpolicy", NFT)[units.RESOLVER_TEMPLATE]
+    text = systemd_units.render_units("/usr/bin/nftpolicy", NFT)[systemd_units.RESOLVER_TEMPLATE]
     for line in ("Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Before=nss-lookup.target"):
         assert f"\n{line}\n" in text
     assert "\nExecStart=/usr/bin/nftpolicy resolver --uplink %i /etc/nftpolicy/policy.toml\n" in text
@@ -152,15 +153,15 @@ def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
 
 @pytest.mark.parametrize("uplink", ["wan", "my-lte", "A_1"])
 def test_an_uplink_is_named_in_its_unit_as_it_is(uplink):
-    assert units.resolver_unit(uplink) == f"nftpolicy-resolver@{uplink}.service"
-    assert units.units_to_start([uplink])[-1] == units.resolver_unit(uplink)
-    assert units.RESOLVER_TEMPLATE not in units.units_to_start([uplink])
+    assert systemd_units.resolver_unit(uplink) == f"nftpolicy-resolver@{uplink}.service"
+    assert systemd_units.units_to_start([uplink])[-1] == systemd_units.resolver_unit(uplink)
+    assert systemd_units.RESOLVER_TEMPLATE not in systemd_units.units_to_start([uplink])
 
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a%b", "/a\nb", "/$HOME"])
 def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
     with pytest.raises(ValueError, match="cannot be used in a unit"):
-        units.render_units(path, NFT)
+        systemd_units.render_units(path, NFT)
 
 
 # --- what is put where -----------------------------------------------------------------------
@@ -174,7 +175,7 @@ def test_install_twice_and_uninstall(root, capsys):
         "etc/nftpolicy/guard.nft",
         "etc/nftpolicy/guard-link.nft",
         "etc/nftpolicy/guard-block.nft",
-        *(f"etc/systemd/system/{name}" for name in units.UNIT_NAMES),
+        *(f"etc/systemd/system/{name}" for name in systemd_units.UNIT_NAMES),
         "var/lib/nftpolicy/installed.json",
     }
     install(root)
@@ -212,7 +213,7 @@ def test_another_policy_needs_force(root):
 
 
 def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
-    write, count = files.write_temporary, []
+    write, count = installed_files.write_temporary, []
 
     def full(path, content, mode):
         count.append(path)
@@ -220,7 +221,7 @@ def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
             raise OSError(28, "No space left on device", str(path))
         write(path, content, mode)
 
-    monkeypatch.setattr(files, "write_temporary", full)
+    monkeypatch.setattr(installed_files, "write_temporary", full)
     with pytest.raises(Failure, match="No space left"):
         install(root)
     assert list(root.iterdir()) == []
@@ -236,7 +237,7 @@ def test_a_damaged_list_is_told(root):
 # --- instances of resolvers ------------------------------------------------------------------
 
 WANTS = "etc/systemd/system/nftpolicy.service.wants"
-FIXED = " ".join(name for name in units.UNIT_NAMES if name != units.RESOLVER_TEMPLATE)
+FIXED = " ".join(name for name in systemd_units.UNIT_NAMES if name != systemd_units.RESOLVER_TEMPLATE)
 
 
 def policy_of(tmp_path, *uplinks):
@@ -256,7 +257,9 @@ def enable(root, *uplinks):
     """As systemctl --root does it."""
     (root / WANTS).mkdir(parents=True, exist_ok=True)
     for name in uplinks:
-        (root / WANTS / units.resolver_unit(name)).symlink_to(f"/etc/systemd/system/{units.RESOLVER_TEMPLATE}")
+        (root / WANTS / systemd_units.resolver_unit(name)).symlink_to(
+            f"/etc/systemd/system/{systemd_units.RESOLVER_TEMPLATE}"
+        )
 
 
 def said_next(capsys):
@@ -276,7 +279,7 @@ def test_an_image_is_told_which_resolvers_to_enable_and_disable(root, tmp_path, 
 
 def test_without_a_resolver_the_template_is_there_and_no_instance(root, tmp_path, capsys):
     install(root, policy_of(tmp_path))
-    assert (root / "etc/systemd/system" / units.RESOLVER_TEMPLATE).exists()
+    assert (root / "etc/systemd/system" / systemd_units.RESOLVER_TEMPLATE).exists()
     assert said_next(capsys) == f"systemctl --root={root} enable {FIXED}"
 
 
@@ -321,19 +324,19 @@ def test_what_systemd_is_told(monkeypatch, fresh, gone, orders):
     told = []
     monkeypatch.setattr(place, "run_commands", told.extend)
     monkeypatch.setattr(place, "stale_instances", lambda root, wanted: gone)
-    wanted = place.InstallPlan(inits.SYSTEMD, {}, resolver_uplinks=("wan",))
+    wanted = place.InstallPlan(init_systems.SYSTEMD, {}, resolver_uplinks=("wan",))
     assert place.enable_and_start(wanted, fresh) == gone
     assert [" ".join(one).replace(FIXED, "A") for one in told] == [f"systemctl {one}" for one in orders]
 
 
 def test_systemd_stops_and_disables_all_instances_of_a_template():
-    stop, disable = inits.SYSTEMD.disable_commands([units.RESOLVER_TEMPLATE, "nftpolicy.service"])
+    stop, disable = init_systems.SYSTEMD.disable_commands([systemd_units.RESOLVER_TEMPLATE, "nftpolicy.service"])
     assert stop == ("systemctl", "stop", "nftpolicy-resolver@?*.service", "nftpolicy.service")
-    assert disable == ("systemctl", "disable", units.RESOLVER_TEMPLATE, "nftpolicy.service")
+    assert disable == ("systemctl", "disable", systemd_units.RESOLVER_TEMPLATE, "nftpolicy.service")
 
 
 def test_with_procd_the_script_asks_for_the_resolvers_itself():
-    assert place.InstallPlan(inits.PROCD, {}, resolver_uplinks=("wan",)).units_to_start == procd.SCRIPT_NAMES
+    assert place.InstallPlan(init_systems.PROCD, {}, resolver_uplinks=("wan",)).units_to_start == procd.SCRIPT_NAMES
 
 
 # --- on OpenWrt ------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.policy.errors import format_path
+from nftpolicy.policy.known_marks import MARK_USER_FILES, MARK_USERS, conflicting_users
 from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import FULL_MASK, Mark, parse_mark
-from nftpolicy.policy.others import MARK_USER_FILES, MARK_USERS, conflicting_users
-from tests.unit.test_faults import GOOD
+from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]

@@ -6,10 +6,9 @@ import struct
 
 import pytest
 
-from nftpolicy.kernel import elements, rtnetlink
 from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
 from nftpolicy.kernel.inotify import WatchChanges
-from nftpolicy.kernel.monitor import Monitor
+from nftpolicy.kernel.netlink import nft_elements, rtnetlink
 from nftpolicy.kernel.netlink import socket as netlink_socket
 from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, decode_text, ip_text
 from nftpolicy.kernel.netlink.constants import (
@@ -22,6 +21,7 @@ from nftpolicy.kernel.netlink.constants import (
     NLMSG_ERROR,
     NLMSGHDR,
 )
+from nftpolicy.kernel.netlink.monitor import Monitor
 from nftpolicy.kernel.netlink.socket import (
     DUMP_TRIES,
     NetlinkSocket,
@@ -165,17 +165,17 @@ def test_elements_that_a_dump_lists_twice_make_it_inconsistent(monkeypatch: pyte
     made, fake = netlink(
         elements_dump(first, first), elements_dump(first, flags=INTERRUPTED), elements_dump(first, second)
     )
-    monkeypatch.setattr(elements, "NetlinkSocket", lambda protocol: made)
-    assert elements.read_elements("inet", "t", "s", ("gid",)) == frozenset({800, 801})
+    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: made)
+    assert nft_elements.read_elements("inet", "t", "s", ("gid",)) == frozenset({800, 801})
     assert fake.requests == 3
 
 
 def test_elements_that_never_hold_still_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     key = struct.pack("=I", 800)
     made, _ = netlink(elements_dump(key, key))
-    monkeypatch.setattr(elements, "NetlinkSocket", lambda protocol: made)
+    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: made)
     with pytest.raises(DumpInterrupted, match="elements of set inet t s"):
-        elements.read_elements("inet", "t", "s", ("gid",))
+        nft_elements.read_elements("inet", "t", "s", ("gid",))
 
 
 def test_an_overflow_is_reported_and_reading_goes_on() -> None:

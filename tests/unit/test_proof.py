@@ -3,7 +3,7 @@
 import pytest
 from attrs import evolve
 
-from nftpolicy.model.box import points
+from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
@@ -35,9 +35,9 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.claim import Spec, UplinkSpec
-from nftpolicy.proof.promise import exemption
+from nftpolicy.proof.policy_spec import exemption
 from nftpolicy.proof.prover import prove
+from nftpolicy.proof.spec import Spec, UplinkSpec
 
 MARK, FLOW = Meta("mark"), Ct("mark")
 OUT = Match(Meta("oifname"), "wan")

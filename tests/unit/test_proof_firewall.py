@@ -8,7 +8,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.nft import ACCEPT, DROP, Chain, Hook, Match, Meta, Rule, Table
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 

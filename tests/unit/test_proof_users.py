@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.compiler.names import USER_RULE_PRIORITY, USER_UNREACHABLE_PRIORITY
+from nftpolicy.compiler.object_names import USER_RULE_PRIORITY, USER_UNREACHABLE_PRIORITY
 from nftpolicy.model.packet import FRAME
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -22,7 +22,7 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
 

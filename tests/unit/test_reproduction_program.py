@@ -6,8 +6,8 @@ import pytest
 
 from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, UDP, CtInfo, Packet, parse_address
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.scene import NotReproducible, build_topology
-from nftpolicy.proof.sender import sender_program
+from nftpolicy.proof.reproduce.program import sender_program
+from nftpolicy.proof.reproduce.topology import NotReproducible, build_topology
 
 REMOTE = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
 FLOWS = (CtInfo(), CtInfo("established", "original", 1), CtInfo("established", "reply", 1))

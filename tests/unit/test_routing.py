@@ -6,12 +6,12 @@ import time
 import pytest
 from attrs import evolve
 
-from nftpolicy.kernel import rtmessages
+from nftpolicy.kernel.netlink import rtnl_decode
 from nftpolicy.kernel.netlink.attributes import attribute
+from nftpolicy.model.fib.lookup import RouteResult
+from nftpolicy.model.fib.router import Router
 from nftpolicy.model.packet import parse_address
-from nftpolicy.model.routing import Router
-from nftpolicy.model.search import RouteResult
-from nftpolicy.netstate import iproute
+from nftpolicy.netstate.formats import ip_text
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 
@@ -383,7 +383,7 @@ def test_the_log_names_each_rule_that_was_followed_and_the_route():
         ("ip-rule", "found"),
         ("route", "leaves"),
     ]
-    assert log[-2].text == iproute.rule_text(rules[-1])
+    assert log[-2].text == ip_text.rule_text(rules[-1])
     assert (log[-2].origin, log[-1].subject) == (origin, UPLINK[0])
 
 
@@ -404,17 +404,17 @@ RENDERED = [
 
 @pytest.mark.parametrize(("item", "line"), RENDERED, ids=[line for _, line in RENDERED])
 def test_every_part_is_rendered(item, line):
-    assert (iproute.rule_text if isinstance(item, IpRule) else iproute.route_text)(item) == line
-    assert iproute.display_text(item) == line
+    assert (ip_text.rule_text if isinstance(item, IpRule) else ip_text.route_text)(item) == line
+    assert ip_text.display_text(item) == line
 
 
 def test_a_batch_has_a_gateway_s_network_before_the_gateway():
-    lines = iproute.batch_text((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
+    lines = ip_text.batch_text((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
     assert [line.split()[2] for line in lines] == ["local", "10.1.0.0/16", "default"]
 
 
 def test_a_batch_appends_a_second_route_of_a_metric():
-    lines = iproute.batch_text((), (DEFAULTS[0], evolve(DEFAULTS[0], metric=1), evolve(DEFAULTS[0], device="b0")), 4)
+    lines = ip_text.batch_text((), (DEFAULTS[0], evolve(DEFAULTS[0], metric=1), evolve(DEFAULTS[0], device="b0")), 4)
     assert [line.split()[1] for line in lines.splitlines()] == ["add", "add", "append"]
 
 
@@ -430,23 +430,23 @@ def test_unknown_attributes_of_rules_are_kept():
     raw = message(
         (2, 0, 0, 0, 100, 0, 0, 1, 0x10000), (6, number(5)), (25, b"\x08"), (99, number(7)), (28, b"\xff\xff")
     )
-    found = rtmessages.decode_rule(raw, 0, len(raw))
+    found = rtnl_decode.decode_rule(raw, 0, len(raw))
     assert found == IpRule(4, 5, table=100, protocol=0)
     assert found.unknown == ("dscp 8", "selector 99 7", "flags 0x10000")
     odd = message((10, 0, 0, 0, 0, 0, 0, 9, 0), (6, number(5)))
-    assert rtmessages.decode_rule(odd, 0, len(odd)).unknown == ("action 9",)
+    assert rtnl_decode.decode_rule(odd, 0, len(odd)).unknown == ("action 9",)
 
 
 def test_unknown_attributes_of_routes_are_kept():
     number = struct.Struct("=I").pack
     raw = message((2, 0, 0, 0, 100, 3, 0, 1, 0), (4, number(2)), (21, b"\x02\0"), (77, number(1)), (12, bytes(32)))
-    found = rtmessages.decode_route(raw, 0, len(raw), {2: "a0"})
+    found = rtnl_decode.decode_route(raw, 0, len(raw), {2: "a0"})
     assert found == Route(4, 100, device="a0", protocol=3)
     assert found.unknown == ("encap type 2", "attribute 77 1")
     nexthop = message((2, 0, 0, 0, 100, 3, 0, 1, 0), (30, number(7)))
-    assert rtmessages.decode_route(nexthop, 0, len(nexthop), {}).unknown == ("nhid 7",)
+    assert rtnl_decode.decode_route(nexthop, 0, len(nexthop), {}).unknown == ("nhid 7",)
     odd = message((2, 0, 0, 0, 100, 3, 0, 12, 0))
-    assert rtmessages.decode_route(odd, 0, len(odd), {}).unknown == ("type 12",)
+    assert rtnl_decode.decode_route(odd, 0, len(odd), {}).unknown == ("type 12",)
 
 
 def test_ten_thousand_routes_are_indexed_at_once():

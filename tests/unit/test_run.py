@@ -2,8 +2,14 @@
 
 import pytest
 
-from nftpolicy.policy import words
-from nftpolicy.runtime.service.run import MARKING_METHODS, NOT_EXECUTABLE, NOT_FOUND, ServiceStartError, find_program
+from nftpolicy.policy import vocabulary
+from nftpolicy.runtime.services.run import (
+    MARKING_METHODS,
+    NOT_EXECUTABLE,
+    NOT_FOUND,
+    ServiceStartError,
+    find_program,
+)
 
 
 @pytest.fixture
@@ -44,4 +50,4 @@ def test_what_can_not_be_started(folder, command, status):
 
 
 def test_every_word_has_its_way():
-    assert list(MARKING_METHODS) == list(words.MARKS_VALUES)
+    assert list(MARKING_METHODS) == list(vocabulary.MARKS_VALUES)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.runtime import atomic_file
+from nftpolicy.runtime.apply import pending_confirm
+from nftpolicy.runtime.apply.history import History
+from nftpolicy.runtime.apply.journal import InterruptedChange, Journal
+from nftpolicy.runtime.apply.state_dir import Locked, StateDir
 from nftpolicy.runtime.atomic_file import write_file
-from nftpolicy.runtime.changes import pending
-from nftpolicy.runtime.changes.history import History
-from nftpolicy.runtime.changes.journal import InterruptedChange, Journal
-from nftpolicy.runtime.changes.memory import Locked, StateDir
 from nftpolicy.runtime.file_lock import LockTimeout, exclusive_lock, is_locked
 
 # --- atomic replacement ----------------------------------------------------------------------
@@ -219,10 +219,10 @@ def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
 def test_a_pending_confirmation_of_version_0_1_is_read_and_written_alike(tmp_path: Path) -> None:
     (tmp_path / "pending.json").write_text(PENDING)
     memory = StateDir(tmp_path)
-    found = pending.read_pending(memory)
+    found = pending_confirm.read_pending(memory)
     assert found is not None
-    assert (found.state, found.target_text, found.deadman.pid) == (pending.ROLLING_BACK, "12 (/etc/p.toml)", 3)
-    pending.update_pending(memory, "t")
+    assert (found.state, found.target_text, found.deadman.pid) == (pending_confirm.ROLLING_BACK, "12 (/etc/p.toml)", 3)
+    pending_confirm.update_pending(memory, "t")
     assert (tmp_path / "pending.json").read_text() == PENDING
 
 

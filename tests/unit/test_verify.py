@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.cli import check, report, verify
-from nftpolicy.cli.asked import PacketOptions
+from nftpolicy.cli import check, verify
 from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
+from nftpolicy.cli.packet_options import PacketOptions
+from nftpolicy.cli.render import proof_report
 from nftpolicy.cli.uplink_options import uplinks_from_options
 from nftpolicy.compiler import compile as compiler
 from nftpolicy.compiler.compile import compile_policy
@@ -24,7 +25,7 @@ from nftpolicy.policy.mark import Mark
 from nftpolicy.proof.verdict import PROPERTIES, PROVED, REFUTED
 from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
 from nftpolicy.runtime import verify as runtime
-from tests.unit.test_faults import GOOD
+from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -387,12 +388,12 @@ def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
         raise ValueError("no such name")
 
     judged = runtime.verify_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
-    monkeypatch.setattr("nftpolicy.proof.script.reproduction_script", refused)
+    monkeypatch.setattr("nftpolicy.proof.reproduce.script.reproduction_script", refused)
     verify._write_script(judged, Path("-"))
     said = capsys.readouterr()
     assert said.out == ""
     assert "a counterexample cannot be written as a script: no such name" in said.err
-    found = report.proof_json(judged, lambda _: "")
+    found = proof_report.proof_json(judged, lambda _: "")
     told = {example["no_script"] for one in found["findings"] for example in one["counterexamples"]}
     assert told == {"no such name"}
 
@@ -419,7 +420,7 @@ PACKETS = [
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: packet.origin)
 def test_explain_is_asked_for_the_same_packet(packet):
-    words = report.explain_options(packet)
+    words = proof_report.explain_options(packet)
     given, plain, at = {}, {}, 0
     while at < len(words):
         option, takes = words[at][2:].replace("-", "_"), words[at] not in ("--frame", "--kernel", "--reply")
@@ -432,7 +433,7 @@ def test_explain_is_asked_for_the_same_packet(packet):
 
 
 def test_a_packet_that_explain_has_no_words_for():
-    names = report.SuggestedCommands(None, (), ())
+    names = proof_report.SuggestedCommands(None, (), ())
     assert names.explain(PACKETS[0]) == (
         "nftpolicy explain --to 192.0.2.1 --proto 17 --dport 9 --sport 40000 --uid 0 --gid 0 --field ip.ttl=64"
     )
@@ -443,13 +444,13 @@ def test_a_packet_that_explain_has_no_words_for():
 def test_colours_are_for_terminals(monkeypatch, capsys):
     policy, _ = load(GOOD.encode())
     judged = runtime.verify_policy(policy)
-    names = report.SuggestedCommands(None, (), ())
-    report.print_proof(judged, lambda _: "", names)
+    names = proof_report.SuggestedCommands(None, (), ())
+    proof_report.print_proof(judged, lambda _: "", names)
     plain = capsys.readouterr().out
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    report.print_proof(judged, lambda _: "", names)
+    proof_report.print_proof(judged, lambda _: "", names)
     painted = capsys.readouterr().out
     assert "\x1b" not in plain and "\x1b[32mproved: p: " in painted
     assert painted.replace("\x1b[32m", "").replace("\x1b[0m", "") == plain
@@ -551,9 +552,9 @@ def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
     from nftpolicy.compiler.compile import compile_policy
     from nftpolicy.kernel.fake import FakeKernel
     from nftpolicy.policy.load import load
-    from nftpolicy.runtime.changes import apply
-    from nftpolicy.runtime.changes.change import PolicyApplier, TargetPolicy
-    from nftpolicy.runtime.changes.memory import StateDir
+    from nftpolicy.runtime.apply import executor
+    from nftpolicy.runtime.apply.state_dir import StateDir
+    from nftpolicy.runtime.apply.transaction import PolicyApplier, TargetPolicy
 
     policy, source = read_policy(Path("rulesets/gluon-fastd.toml"))
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
@@ -567,7 +568,7 @@ def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
         chains = tuple(evolve(one, hook=evolve(one.hook, policy="accept")) if one.hook else one for one in chains)
         return evolve(compile_policy(policy, machine), tables=(inet, evolve(netdev, chains=chains)))
 
-    monkeypatch.setattr(apply, "compile_policy", forgetful)
+    monkeypatch.setattr(executor, "compile_policy", forgetful)
     with pytest.raises(Failure) as failed, change_errors_as_failure(source):
         changer.check(wanted)
     assert failed.value.status == 1

@@ -10,29 +10,29 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from nftpolicy.compiler import names
+from nftpolicy.compiler import object_names
 from nftpolicy.compiler.block import block_tables
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.compiler.second import shadow_guard_tables
+from nftpolicy.compiler.shadow_guard import shadow_guard_tables
 from nftpolicy.kernel.fake import FakeKernel
-from nftpolicy.kernel.monitor import ChangeSet, Origin
-from nftpolicy.kernel.notify import ServiceManager
-from nftpolicy.netstate import text
-from nftpolicy.netstate.changes import IpRuleChange, RouteChange, SysctlChange
+from nftpolicy.kernel.netlink.monitor import ChangeSet, Origin
+from nftpolicy.kernel.sd_notify import ServiceManager
+from nftpolicy.netstate.formats import nft_text
+from nftpolicy.netstate.operations import IpRuleChange, RouteChange, SysctlChange
 from nftpolicy.netstate.routing import IpRule
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.promise import build_spec
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
-from nftpolicy.runtime.changes.apply import apply_change, plan_change
-from nftpolicy.runtime.changes.change import PolicyApplier
-from nftpolicy.runtime.changes.memory import StateDir
+from nftpolicy.runtime.apply.executor import apply_change, plan_change
+from nftpolicy.runtime.apply.state_dir import StateDir
+from nftpolicy.runtime.apply.transaction import PolicyApplier
 from nftpolicy.runtime.rate_limiter import RateLimiter
-from nftpolicy.runtime.watch import decisions as watching
-from nftpolicy.runtime.watch.decisions import ConflictDetector, DesiredState, Exposure
-from nftpolicy.runtime.watch.errand import WorkerProcess
+from nftpolicy.runtime.watch import repair_plan as watching
+from nftpolicy.runtime.watch.environment import Environment
 from nftpolicy.runtime.watch.loop import Watch
-from nftpolicy.runtime.watch.world import Environment
+from nftpolicy.runtime.watch.repair_plan import ConflictDetector, DesiredState, Exposure
+from nftpolicy.runtime.watch.worker import WorkerProcess
 
 RULESETS = sorted((Path(__file__).parents[2] / "rulesets").glob("*.toml"))
 TOML = b"""
@@ -63,7 +63,7 @@ def test_nothing_is_put_back_for_news_of_others() -> None:
 def test_a_table_that_is_gone_comes_back_whole_and_others_are_not_touched() -> None:
     remedy = HELD.repair_for(ChangeSet(deleted_families={"inet", "ip"}), {})
     assert remedy.nft_text.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
-    assert text.table_text(STATE.tables[0]) in remedy.nft_text
+    assert nft_text.table_text(STATE.tables[0]) in remedy.nft_text
     assert "netdev" not in remedy.nft_text
     assert remedy.repaired_objects == ("table:inet",)
 
@@ -223,7 +223,7 @@ def test_the_block_of_two_policies_stops_the_devices_of_both() -> None:
     other = evolve(POLICY, inside=("br-wan",), uplink={"wan": evolve(POLICY.uplink["wan"], devices=("bat0",))})
     tables = block_tables([POLICY, other], HostFacts({"br-wan": ("port",)}))
     chains = {one.name: one for one in tables[0].chains}
-    base = [text.rule_text(rule) for rule in chains["block"].rules]
+    base = [nft_text.rule_text(rule) for rule in chains["block"].rules]
     stops = [base.index(f'meta oifname "{device}" counter name "stopped" drop') for device in ("br-wan", "bat0")]
     assert max(stops) < min(base.index(f'meta oifname "{device}" accept') for device in ("br-wan", "bat0"))
     assert {"wan.passes", "wan.1.passes"} <= chains.keys()
@@ -244,16 +244,16 @@ def test_the_second_guard_alone_keeps_what_the_policy_promises(file: Path) -> No
     policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
     copy = shadow_guard_tables(compile_policy(policy))
     assert prove_guard(NetState(copy), build_spec(policy)).verdict == "proved"
-    assert {table.name for table in copy} == {names.SHADOW_TABLE}
+    assert {table.name for table in copy} == {object_names.SHADOW_TABLE}
     assert all(chain.hook is None or chain.hook.policy == "drop" for table in copy for chain in table.chains)
 
 
 def test_the_second_guard_marks_nothing_and_turns_nothing_away() -> None:
     """So that both together do what the first one does alone."""
-    told = "".join(text.table_text(table) for table in shadow_guard_tables(STATE))
+    told = "".join(nft_text.table_text(table) for table in shadow_guard_tables(STATE))
     assert "mark set" not in told
     assert "redirect" not in told
-    assert "mark set" in text.table_text(STATE.tables[0])
+    assert "mark set" in nft_text.table_text(STATE.tables[0])
 
 
 # The service manager
@@ -487,7 +487,7 @@ def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
 
 def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> None:
     holding.watch._block()
-    assert ("inet", names.BLOCK_TABLE) in holding.kernel.tables
+    assert ("inet", object_names.BLOCK_TABLE) in holding.kernel.tables
     for table in STATE.tables:
         del holding.kernel.tables[table.key]
     holding.kernel.rules.clear(), holding.kernel.routes.clear()
@@ -534,10 +534,10 @@ def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage
     holding.hear(foreign_changes=2)
     holding.pass_time()
     assert holding.events() == ["proof", "blocked"]
-    assert {("inet", names.BLOCK_TABLE), ("netdev", names.BLOCK_TABLE)} <= holding.kernel.tables.keys()
-    del holding.kernel.tables["inet", names.BLOCK_TABLE]  # somebody takes the block away
+    assert {("inet", object_names.BLOCK_TABLE), ("netdev", object_names.BLOCK_TABLE)} <= holding.kernel.tables.keys()
+    del holding.kernel.tables["inet", object_names.BLOCK_TABLE]  # somebody takes the block away
     holding.hear(auxiliary_changed=True)
-    assert ("inet", names.BLOCK_TABLE) in holding.kernel.tables
+    assert ("inet", object_names.BLOCK_TABLE) in holding.kernel.tables
     for table in evil().tables:
         del holding.kernel.tables[table.key]
     holding.hear(foreign_changes=2)
@@ -608,12 +608,15 @@ def nft(kind: int, *attributes: bytes, family: int = 1, port: int = 9) -> bytes:
 
 @pytest.fixture
 def deaf():  # type: ignore[no-untyped-def]
-    from nftpolicy.kernel.monitor import Monitor
+    from nftpolicy.kernel.netlink.monitor import Monitor
 
     made = Monitor.__new__(Monitor)
-    from nftpolicy.kernel import monitor
+    from nftpolicy.kernel.netlink import monitor
 
-    made._ours, made._auxiliary = monitor._table_attribute(names.TABLE), monitor._table_attribute(names.BLOCK_TABLE)
+    made._ours, made._auxiliary = (
+        monitor._table_attribute(object_names.TABLE),
+        monitor._table_attribute(object_names.BLOCK_TABLE),
+    )
     made._protocol, made._own_ports, made._links, made._touched = 78, frozenset({5}), {}, False
     return made
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from ..namespace import netns_cookie
+from ..netns import netns_cookie
 from . import assembler as asm
 from .assembler import Op, assemble
 from .syscall import SETSOCKOPT, SOCK_CREATE, AttachType

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
-from ...kernel.emit import ETHERTYPES, ICMP, ICMPV6, TCP, UDP
+from ...kernel.packet_sender import ETHERTYPES, ICMP, ICMPV6, TCP, UDP
 
 _VLANS = frozenset((0x8100, 0x88A8))  # ethertypes of 802.1Q and 802.1ad
 _VLAN_TAG_SIZE = 4  # bytes: tag, ethertype

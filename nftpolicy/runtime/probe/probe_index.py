@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...kernel.emit import TCP
-from .kinds import RUN_TOKEN_SIZE, TOKEN_SIZE, Probe
+from ...kernel.packet_sender import TCP
 from .observed_packet import ObservedPacket, may_be_syn, parse_packet
+from .probe_types import RUN_TOKEN_SIZE, TOKEN_SIZE, Probe
 
 
 class ProbeIndex:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from attrs import Factory, frozen
 
-from ...kernel.tap import LinkInfo
-from .kinds import DISCARD, Probe
+from ...kernel.packet_capture import LinkInfo
 from .observed_packet import ObservedPacket
+from .probe_types import DISCARD, Probe
 
 HELD, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, field, frozen
 
-from ...kernel.emit import ARPHRD_RAW, FRAME_SOCKETS, ProbePacket, SendOutcome, send_all
-from ...kernel.tap import LinkInfo, failed_neighbours, link_info
+from ...kernel.packet_capture import LinkInfo, failed_neighbours, link_info
+from ...kernel.packet_sender import ARPHRD_RAW, FRAME_SOCKETS, ProbePacket, SendOutcome, send_all
 from ...netstate.state import Device as Link
 from ...policy.objects import Policy, Service
 from ..verify import GivenUplink
-from .kinds import (
+from .capture import ProbeCapture
+from .probe_index import ProbeIndex
+from .probe_types import (
     DISCARD,
     DNS,
     RUN_TOKEN_SIZE,
@@ -34,7 +36,6 @@ from .kinds import (
     SenderIds,
     unused_id,
 )
-from .probe_index import ProbeIndex
 from .report import (
     BLOCKED,
     ELSEWHERE,
@@ -49,11 +50,10 @@ from .report import (
     ProbeResult,
     ProbeTarget,
 )
-from .taps import ProbeCapture
 
 if TYPE_CHECKING:
     from ...kernel.interface import Kernel
-    from ...kernel.rtnetlink import RouteLookups
+    from ...kernel.netlink.rtnetlink import RouteLookups
 
 _MAX_MTU = 9000  # bytes
 _DEFAULT_MTU = 1500
@@ -74,7 +74,7 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
 
     Raises PermissionError without CAP_NET_RAW.
     """
-    from ...kernel.rtnetlink import RouteLookups
+    from ...kernel.netlink.rtnetlink import RouteLookups
 
     start = time.monotonic()
     policy = wanted if isinstance(wanted, Policy) else None

@@ -8,9 +8,9 @@ from typing import Any
 
 from ...policy.objects import Policy
 from ..rate_limiter import RateLimiter, earliest_deadline
-from .errand import WorkerProcess
-from .look import run_full_check
-from .world import Environment
+from .environment import Environment
+from .full_check import run_full_check
+from .worker import WorkerProcess
 
 _TIMEOUT = 120.0  # seconds
 # Comparison without a proof, and with one: least pause in seconds, multiple of the last duration.

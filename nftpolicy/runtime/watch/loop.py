@@ -14,31 +14,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from ...compiler import names
+from ...compiler import object_names
 from ...compiler.compile import HostFacts
-from ...compiler.second import shadow_guard_tables
+from ...compiler.shadow_guard import shadow_guard_tables
 from ...kernel.errors import StepRefused, Unavailable
-from ...kernel.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
-from ...netstate.changes import IpRuleChange, NftTransaction
+from ...kernel.netlink.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
+from ...netstate.operations import IpRuleChange, NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
 from ...proof.verdict import PROVED
-from ..changes.apply import PlannedChange, ReadBackMismatch, RollbackFailed, apply_change, plan_change
-from ..changes.journal import PolicySource
-from ..changes.memory import Locked
-from ..changes.recover import RecoveryFailed, recover
-from ..changes.unproved import NoSafeOrder, PolicyNotProved
-from ..changes.wording import summarize
+from ..apply.errors import NoSafeOrder, PolicyNotProved
+from ..apply.executor import PlannedChange, ReadBackMismatch, RollbackFailed, apply_change, plan_change
+from ..apply.journal import PolicySource
+from ..apply.recover import RecoveryFailed, recover
+from ..apply.state_dir import Locked
+from ..apply.step_text import summarize
 from ..rate_limiter import earliest_deadline
-from . import decisions
-from .aside import GuardTables
+from . import repair_plan
 from .check_runner import CheckRunner
-from .decisions import DesiredState, Repair
-from .keeper import RouteKeeper
-from .repairs import RepairLog
-from .sockets import SocketAudit
+from .environment import Environment
+from .guard_tables import GuardTables
+from .repair_log import RepairLog
+from .repair_plan import DesiredState, Repair
+from .route_keeper import RouteKeeper
+from .socket_audit import SocketAudit
 from .termination import termination_signals
-from .world import Environment
 
 # Seconds.
 _RETRY_LOCK = 0.02  # until the next try for a lock that another process holds
@@ -317,7 +317,7 @@ class Watch:
         self._notify_status()
 
     def _is_guard_loaded(self) -> bool:
-        return bool(self.kernel.read_own(names.TABLE, ("inet",), 0, ()).tables)
+        return bool(self.kernel.read_own(object_names.TABLE, ("inet",), 0, ()).tables)
 
     # --- full check in a worker process ---
 
@@ -354,7 +354,7 @@ class Watch:
                 self._logged_proof = proof
                 why = {"why": self._failures} if self._failures else {}
                 self.environment.log_event("proof", {"verdict": self.verdict, **why})
-        must_block = decisions.requires_block(self.verdict, self.environment.block_unknown)
+        must_block = repair_plan.requires_block(self.verdict, self.environment.block_unknown)
         if must_block and not self.is_blocked and self._run_locked(self._block) and self._tables.is_blocked:
             self.environment.log_event(
                 "blocked", {"policy": self.policy.name if self.policy else "", "why": self._failures}

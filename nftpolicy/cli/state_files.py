@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Network state from files: saved output of nft and ip, so that no kernel is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..netstate.formats import ip_json_decode, nft_json_decode
+from ..netstate.state import NetState
+from .common import EXIT_BAD_INPUT, Failure
+
+Decoded = TypeVar("Decoded")
+_MOST_CHARACTERS = 300  # of a message of a decoder
+
+
+def state_from_files(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
+    """Return the state in these files; without a file that part is empty.
+
+    A file of rules or routes has one family: that of its prefix ("4:FILE", "6:FILE"), or of
+    its addresses.
+
+    Raises:
+        Failure: a file cannot be read, or is not the output of the command.
+    """
+    return NetState(
+        tables=_read(str(ruleset), nft_json_decode.decode_ruleset, "nft -j list ruleset") if ruleset else (),
+        rules=tuple(
+            rule for file in rules for rule in _read_family(file, ip_json_decode.decode_rules, "ip -j -N rule")
+        ),
+        routes=tuple(
+            route
+            for file in routes
+            for route in _read_family(file, ip_json_decode.decode_routes, "ip -j -N route show table all")
+        ),
+    )
+
+
+def _read_family(file: str, decode: Callable[[Any, int | None], Decoded], command: str) -> Decoded:
+    family, colon, name = file.partition(":")
+    if colon and family in ("4", "6"):
+        return _read(name, lambda document: decode(document, int(family)), command)
+
+    def decode_by_addresses(document: Any) -> Decoded:
+        try:
+            return decode(document, None)
+        except ValueError as error:
+            if not _is_valid(document, decode):
+                raise
+            raise ValueError(f"{error}; write 4:FILE or 6:FILE") from None
+
+    return _read(file, decode_by_addresses, command)
+
+
+def _is_valid(document: Any, decode: Callable[[Any, int | None], Decoded]) -> bool:
+    """Return True if the document can be decoded once its family is known."""
+    try:
+        decode(document, 4)
+    except ValueError:
+        return False
+    return True
+
+
+def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
+    name = "standard input" if file == "-" else file
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:  # invalid UTF-8 too
+        message = f"not the JSON that '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
+    try:
+        return decode(document)
+    except ValueError as error:
+        message = f"not what '{command}' prints: {_shorten(error)}"
+        raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
+
+
+def _shorten(error: Exception) -> str:
+    """Return the message in one line; decoders quote parts of the file."""
+    message = str(error).replace("\n", " ")
+    return message if len(message) < _MOST_CHARACTERS else message[:_MOST_CHARACTERS] + "..."

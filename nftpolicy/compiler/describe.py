@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Description of a compiled policy as text: permitted traffic and the policy keys that permit it."""
+
+from __future__ import annotations
+
+from ..netstate.formats import ip_text
+from ..netstate.state import NetState
+from ..policy import vocabulary
+from ..policy.objects import Policy, Service, Uplink, lease_file
+from ..policy.validate import service_accounts
+from . import replies, service_sets
+
+_MAX_ITEMS = 4  # of a list
+
+
+def describe_policy(policy: Policy, state: NetState) -> str:
+    """Return the description, several lines."""
+    inside = ", ".join(("lo", *policy.inside))
+    lines = [f"policy {policy.name}", f"inside: {inside}; every other device counts as an uplink"]
+    for name, uplink in policy.uplink.items():
+        lines += ["", *_uplink(name, uplink, policy)]
+    lines += ["", "ip rules (IPv4 and IPv6 unless noted)"]
+    for rule in sorted(state.rules, key=lambda rule: (rule.priority, rule.family)):
+        text = ip_text.rule_text(rule)
+        in_both = any(other.family != rule.family and ip_text.rule_text(other) == text for other in state.rules)
+        if not in_both:
+            lines.append(f"  {text}  (IPv{rule.family})")
+        elif rule.family == 4:
+            lines.append(f"  {text}")
+    rules = sum(len(chain.rules) for table in state.tables for chain in table.chains)
+    elements = sum(len(nft_set.elements) for table in state.tables for nft_set in table.sets)
+    lines.append("")
+    lines.append(
+        f"size: {rules} nft rules, {elements} set elements, {len(state.rules)} ip rules, "
+        f"{len(state.routes)} routes, {len(state.sysctls)} sysctls"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
+    lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
+    for service_name, service in service_sets.uplink_services(name, policy).items():
+        marked = "" if service.unmarked else " with the mark"
+        lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
+    lines += [f"  exempt {word}: {vocabulary.EXEMPTIONS[word]}" for word in uplink.exempt]
+    lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
+    for answer in uplink.answer:
+        port = f" ({answer.port})" if answer.port else ""
+        lines.append(f"  answers {answer.name}{port}")
+    if replies.refuses_closed_ports(uplink):
+        lines.append("  refuses closed TCP ports with a RST")
+    if uplink.resolver:
+        learned = ", ".join(uplink.resolver.sources) or lease_file(name, uplink.resolver)
+        servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
+        listening = ", ".join(map(str, uplink.resolver.listen))
+        lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
+    lines.append("  all other packets are counted and dropped")
+    return lines
+
+
+def _senders(service: Service) -> str:
+    if service.kernel:
+        ports = f" on {_shorten(service.sport)}" if service.sport else ""
+        return f"UDP of the kernel's own sockets{ports}"
+    return " or ".join(f"sockets of {key} {account.name}" for key, account in service_accounts(service))
+
+
+def _destinations(service: Service) -> str:
+    to = f"to {_shorten(service.to)}" if service.to else "anywhere"
+    return f"{to} on {_shorten(service.ports)}" if service.ports else to
+
+
+def _shorten(items: tuple[object, ...]) -> str:
+    """Return the first items as text, and the number of the others."""
+    text = ", ".join(map(str, items[:_MAX_ITEMS]))
+    more = len(items) - _MAX_ITEMS
+    return f"{text} and {more} more" if more > 0 else text

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Mark owners: the chain that checks which packets may leave with an uplink's mark.
+
+It runs in postrouting after the guard's test of the mark, so the output device is final.
+"""
+
+from __future__ import annotations
+
+from ..netstate.nft import ACCEPT, Chain, Match, Rule, Verdict
+from ..policy.objects import Uplink
+from . import exemptions, matches
+from .matches import L4PROTO, SOCKET_UID, TCP_OR_UDP, TO_DNS
+from .object_names import object_name
+from .service_sets import ServiceSets, entitlement_matches
+
+
+def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, any_resolver: bool) -> Chain:
+    """Return the chain "wan.identity": accept packets entitled to the mark, drop all others.
+
+    `any_resolver`: at least one uplink of the policy has a resolver.
+    """
+    origin = ("uplink", name, "mark")
+    rules = []
+    # Any process may send from a port of a kernel socket, including the processes of a service
+    # of another uplink, which has its own resolver.
+    if uplink.resolver or (any_resolver and services.sports):
+        rules.append(Rule((TO_DNS, Verdict("jump", "names")), origin=origin))
+    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
+    if uplink.resolver:
+        is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)
+        rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))
+    has_flow_mark = matches.has_mark(uplink.mark, matches.FLOW_MARK)
+    to_replies = Verdict("goto", object_name(name, "answers"))
+    rules.append(Rule((matches.IS_REPLY, has_flow_mark, to_replies), origin=origin))
+    rules += exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
+    rules.append(matches.count_and_drop(object_name(name, "unentitled"), matches.HAS_OWNER, origin=origin))
+    # Remaining packets have no socket owner: they are of the kernel's own sockets, or of sockets
+    # that a process has closed; the earlier packets of these passed above.
+    if services.kernel:
+        origin_key = ("service", services.kernel[0], "kernel")
+        rules.append(Rule((Match(L4PROTO, "udp"), ACCEPT), origin=origin_key))
+    rules.append(Rule((matches.IS_ESTABLISHED, ACCEPT), origin=origin))
+    rules.append(matches.count_and_drop(object_name(name, "unentitled"), origin=origin))
+    return Chain(object_name(name, "identity"), tuple(rules), origin=origin)

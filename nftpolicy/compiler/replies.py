@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Replies: mark packets that arrive by an uplink, so that their replies leave by the same uplink.
+
+Each packet from an uplink gets its mark, and so does its flow; `fwmark_reflect`,
+`tcp_fwmark_accept` and the restore chain copy the mark to the replies. Replies that the policy
+does not allow are counted and dropped at the uplink instead of being sent inside.
+"""
+
+from __future__ import annotations
+
+from ..netstate.nft import (
+    ACCEPT,
+    FULL_MASK,
+    AnonymousSet,
+    Bitwise,
+    Chain,
+    CounterRef,
+    Ct,
+    Fib,
+    Hook,
+    Mangle,
+    Match,
+    Payload,
+    Rule,
+    Statement,
+    Verdict,
+)
+from ..policy.objects import Answer, Policy, Uplink
+from . import matches, object_names
+from .matches import FLOW_MARK, INPUT_DEVICE, PACKET_MARK
+from .object_names import object_name
+
+_LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
+
+
+def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
+    """Return the chains that mark packets from uplinks, and clear these marks on all other packets."""
+    entries = [
+        (device, Verdict("goto", object_name(name, "arrival")))
+        for name, uplink in policy.uplink.items()
+        for device in uplink.devices
+    ]
+    mark_bits = 0
+    for uplink in policy.uplink.values():
+        mark_bits |= uplink.mark.mask
+    is_marked = Match(matches.and_mask(PACKET_MARK, mark_bits), 0, "!=")
+    cleared = 0 if mark_bits == FULL_MASK else Bitwise(PACKET_MARK, and_mask=~mark_bits & FULL_MASK)
+    rules = (
+        *matches.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
+        Rule((is_marked, Mangle(PACKET_MARK, cleared))),
+    )
+    base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
+    return (base, *(_uplink_arrival(name, uplink) for name, uplink in policy.uplink.items()))
+
+
+def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
+    origin = ("uplink", name, "answer")
+    unmarked = Match(matches.and_mask(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    is_original = Match(Ct("direction"), "original")
+    rules = (
+        # Packets to an address of another device get no reply, so that the address is not revealed
+        # (CVE-2019-14899).
+        matches.count_and_drop(
+            object_name(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
+        ),
+        Rule((matches.set_mark(uplink.mark),), origin=origin),
+        Rule((is_original, unmarked, matches.set_mark(uplink.mark, FLOW_MARK)), origin=origin),
+    )
+    return Chain(object_name(name, "arrival"), rules, origin=origin)
+
+
+def restore_chain(policy: Policy) -> Chain:
+    """Return the chain that marks replies of sockets without a mark (UDP, older than the policy).
+
+    The chain is of type route: the kernel routes the packet again. Its source address is already
+    right, since a reply has the destination address of the request as its source.
+    """
+    rules = tuple(
+        Rule(
+            (matches.IS_REPLY, matches.has_mark(uplink.mark, FLOW_MARK), matches.set_mark(uplink.mark)),
+            origin=("uplink", name, "answer"),
+        )
+        for name, uplink in policy.uplink.items()
+    )
+    return Chain("restore", rules, Hook("route", "output", object_names.RESTORE_PRIORITY))
+
+
+def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:
+    if answer.port is None:
+        return [
+            (Match(Payload("icmp", "type"), "echo-reply"),),
+            (Match(Payload("icmpv6", "type"), "echo-reply"),),
+        ]
+    return [(Match(Payload(answer.port.protocol, "sport"), matches.port_value(answer.port)),)]
+
+
+def counter_name(uplink: str, answer: Answer) -> str:
+    """Return the counter name of an answer: "wan.answer.ssh", "wan.answer.tcp-8080"."""
+    return object_name(uplink, "answer", answer.name.replace("/", "-"))
+
+
+def refuses_closed_ports(uplink: Uplink) -> bool:
+    """Return True if RSTs of closed TCP ports may leave: the uplink answers at least one TCP port."""
+    return any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer)
+
+
+def counter_names(name: str, uplink: Uplink) -> tuple[str, ...]:
+    """Return the counter names of an uplink's answers."""
+    reset = (object_name(name, "answer", "reset"),) if refuses_closed_ports(uplink) else ()
+    return (*(counter_name(name, answer) for answer in uplink.answer), *reset)
+
+
+def reply_chain(name: str, uplink: Uplink) -> Chain:
+    """Return the chain "wan.answers": accept the replies that the policy allows, drop all others."""
+    origin = ("uplink", name, "answer")
+    rules = [
+        Rule((*matches, CounterRef(counter_name(name, answer)), ACCEPT), origin=origin)
+        for answer in uplink.answer
+        for matches in _reply_matches(answer)
+    ]
+    if refuses_closed_ports(uplink):
+        reset = Match(Payload("tcp", "flags"), "rst", "&")
+        rules.append(Rule((reset, CounterRef(object_name(name, "answer", "reset")), ACCEPT), origin=origin))
+    rules.append(matches.count_and_drop(object_name(name, "unanswered"), origin=origin))
+    return Chain(object_name(name, "answers"), tuple(rules), origin=origin)

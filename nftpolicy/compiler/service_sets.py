@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Nft sets of the services of each uplink: any number of services needs a fixed number of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from itertools import product
+
+from attrs import Factory, frozen
+
+from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
+from ..policy.objects import Network, Policy, Port, Service
+from ..policy.validate import service_accounts
+from . import matches
+from .matches import DEST_PORT, L4PROTO, SOCKET_GID, SOCKET_UID
+from .object_names import object_name
+
+# Selector of a service -> nft expression, and its data type.
+_ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
+_ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"), "ipv6_addr")}
+_PORTS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
+
+
+@frozen(eq=False)
+class SetSchema:
+    """Columns of a set: the fields that are looked up together. Each schema in use is one set."""
+
+    key: str
+    family: int | None  # of the address column, None without one
+    ports: bool
+    intervals: bool  # prefixes or port ranges; exact elements stay in a hash, which is faster
+
+    def columns(self) -> tuple[tuple[Expression, str], ...]:
+        """Return the expression and the data type of each column."""
+        address = (_ADDRESS[self.family],) if self.family else ()
+        return (_ACCOUNT_KEYS[self.key], *address, *(_PORTS if self.ports else ()))
+
+    def set_name(self, uplink: str) -> str:
+        """Return the name of the set, for example "wan.group-anywhere", "wan.group-to4-ports"."""
+        parts = []
+        if self.family:
+            parts.append(f"to{self.family}")
+        if self.ports:
+            parts.append("ports")
+        parts = parts or ["anywhere"]
+        if self.intervals:
+            parts.append("ranges")
+        return object_name(uplink, "-".join([self.key, *parts]))
+
+
+@frozen
+class ServiceSets:
+    """Set contents of the services of one uplink.
+
+    `clients`: groups ("group") and users ("user") of the services. `unmarked`: users with sockets
+    that carry no mark. `rows`: elements with destinations, by schema. `kernel`: services of the kernel's
+    own sockets on any port. `sports`: ports of the kernel's sockets that the policy names.
+    """
+
+    clients: dict[str, set[int]] = Factory(dict)
+    unmarked: set[int] = Factory(set)
+    rows: dict[SetSchema, set[Element]] = Factory(dict)
+    kernel: list[str] = Factory(list)
+    sports: list[Port] = Factory(list)
+
+
+def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
+    """Return the set contents of every uplink, in one pass over the services."""
+    by_uplink = {name: ServiceSets() for name in policy.uplink}
+    for name, service in policy.service.items():
+        contents = by_uplink[service.uplink]
+        if service.kernel and not service.sport:
+            contents.kernel.append(name)
+        contents.sports.extend(service.sport)
+        if service.unmarked and service.user:
+            contents.unmarked.add(service.user.number)
+        for key, account in service_accounts(service):
+            contents.clients.setdefault(key, set()).add(account.number)
+            for schema, destination in _destinations(key, service):
+                # A service that may send anywhere is an element with one column.
+                row = (account.number, *destination) if destination else account.number
+                contents.rows.setdefault(schema, set()).add(row)
+    return by_uplink
+
+
+def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
+    """Return the sets of uplink `name`, without those that would be empty."""
+    origin = ("uplink", name)
+    result = [
+        Set(_client_set(name, key), (_ACCOUNT_KEYS[key][1],), frozenset(numbers), origin=origin)
+        for key, numbers in contents.clients.items()
+    ]
+    if contents.unmarked:
+        types = (_ACCOUNT_KEYS["user"][1],)
+        result.append(Set(_unmarked_set(name), types, frozenset(contents.unmarked), origin=origin))
+    for schema in sorted(contents.rows, key=lambda schema: schema.set_name(name)):
+        result.append(
+            Set(
+                schema.set_name(name),
+                tuple(data_type for _, data_type in schema.columns()),
+                frozenset(contents.rows[schema]),
+                frozenset({"interval"}) if schema.intervals else frozenset(),
+                origin=origin,
+            )
+        )
+    if contents.sports:
+        result.append(_kernel_ports_set(name, contents.sports))
+    return tuple(result)
+
+
+def _kernel_ports_set(name: str, sports: list[Port]) -> Set:
+    merged = _merge_ranges(tuple(sports))
+    flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
+    numbers = frozenset(map(matches.port_value, merged))
+    return Set(object_name(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
+
+
+def _client_set(uplink: str, key: str) -> str:
+    return object_name(uplink, f"{key}s")
+
+
+def _unmarked_set(uplink: str) -> str:
+    """Return the name of the set of users without marks: "wan.unmarked"."""
+    return object_name(uplink, "unmarked")
+
+
+def unmarked_user_matches(name: str, contents: ServiceSets) -> list[Match]:
+    """Return the match for sockets of users without marks; [] if no service has such a user."""
+    return [Match(SOCKET_UID, SetRef(_unmarked_set(name)))] if contents.unmarked else []
+
+
+def client_matches(name: str, contents: ServiceSets) -> list[Match]:
+    """Return matches for sockets of the uplink's services; any of them suffices."""
+    return [
+        Match(expression, SetRef(_client_set(name, key)))
+        for key, (expression, _) in _ACCOUNT_KEYS.items()
+        if key in contents.clients
+    ]
+
+
+def entitlement_matches(name: str, contents: ServiceSets) -> list[Match]:
+    """Return matches for sockets that may send to the packet's destination; any of them suffices.
+
+    The fast ones are first, the kernel's own sockets last.
+    """
+    matches = []
+    for schema in sorted(
+        contents.rows,
+        key=lambda schema: (len(schema.columns()), schema.intervals, schema.set_name(name)),
+    ):
+        parts = tuple(expression for expression, _ in schema.columns())
+        key = parts[0] if len(parts) == 1 else Concat(parts)
+        matches.append(Match(key, SetRef(schema.set_name(name))))
+    if contents.sports:
+        # A packet that the kernel has encapsulated keeps the socket of the inner packet (since Linux
+        # 4.19, net/core/skbuff.c: skb_scrub_packet), so only the tunnel's port identifies it.
+        matches.append(Match(Payload("udp", "sport"), SetRef(object_name(name, "kernel-ports"))))
+    return matches
+
+
+def uplink_services(uplink: str, policy: Policy) -> dict[str, Service]:
+    """Return the services of an uplink."""
+    return {name: service for name, service in policy.service.items() if service.uplink == uplink}
+
+
+_Columns = tuple[int | str, ...]
+
+
+def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Columns]]:
+    """Yield schema and destination columns of each element of a service."""
+    for (family, wide, address), (has_port, ranged, port) in product(_address_columns(service), _port_columns(service)):
+        yield _schema(key, family, has_port, wide or ranged), (*address, *port)
+
+
+def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
+    """Return (family, True for a prefix of several addresses, column); one without column for any."""
+    columns: list[tuple[int | None, bool, _Columns]] = []
+    for network in _merge_networks(service):
+        wide = network.prefixlen != network.max_prefixlen
+        text = str(network) if wide else str(network.network_address)
+        columns.append((network.version, wide, (text,)))
+    return columns or [(None, False, ())]
+
+
+def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
+    """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
+    columns: list[tuple[bool, bool, _Columns]] = []
+    for port in _merge_ranges(service.ports):
+        columns.append((True, _is_range(port), (port.protocol, matches.port_value(port))))
+    return columns or [(False, False, ())]
+
+
+@cache
+def _schema(key: str, family: int | None, ports: bool, intervals: bool) -> SetSchema:
+    """Return the only object of a schema: comparison by value would cost as much as the elements."""
+    return SetSchema(key, family, ports, intervals)
+
+
+def _merge_networks(service: Service) -> list[Network]:
+    """Return `to` without overlaps, which a set of intervals does not accept."""
+    if all(network.prefixlen == network.max_prefixlen for network in service.to):
+        return list(service.to)
+    ipv4 = [network for network in service.to if isinstance(network, IPv4Network)]
+    ipv6 = [network for network in service.to if isinstance(network, IPv6Network)]
+    return [*collapse_addresses(ipv4), *collapse_addresses(ipv6)]
+
+
+def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
+    """Return port ranges without overlaps."""
+    merged: list[Port] = []
+    for port in sorted(ports, key=lambda port: (port.protocol, port.low)):
+        last = merged[-1] if merged else None
+        if last and last.protocol == port.protocol and port.low <= last.high:
+            merged[-1] = Port(port.protocol, last.low, max(last.high, port.high))
+        else:
+            merged.append(port)
+    return merged
+
+
+def _is_range(port: Port) -> bool:
+    return port.low != port.high

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Programs that nftpolicy generates configuration files for, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ...policy.objects import Policy
+from . import dhclient, dhcpcd, ifupdown, netifd, networkd, networkmanager
+from .generated_file import MODE_FILE, GeneratedFile
+
+# Name -> generator of the files, and the command or step that puts them into effect.
+PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[GeneratedFile, ...]], str]] = {
+    "networkd": (networkd.files, "networkctl reload"),
+    "networkmanager": (networkmanager.files, "nmcli general reload, then nmcli connection reload"),
+    "ifupdown": (ifupdown.files, "ifdown and ifup the device"),
+    "dhclient": (dhclient.files, "nothing; they are read at the next lease"),
+    "dhcpcd": (dhcpcd.files, "nothing; they are read at the next lease"),
+    "netifd": (netifd.files, "reboot"),
+}
+
+
+def netconfig_files(policy: Policy, program: str) -> tuple[GeneratedFile, ...]:
+    """Return the files for a program.
+
+    Raises:
+        KeyError: the program is not in PROGRAMS.
+    """
+    return PROGRAMS[program][0](policy)
+
+
+def render_files(files: tuple[GeneratedFile, ...]) -> str:
+    """Return all files as one text for display."""
+    modes = ["" if file.mode == MODE_FILE else f", mode {file.mode:o}" for file in files]
+    return "\n".join(f"# --- {file.path}{mode}\n{file.text}" for file, mode in zip(files, modes, strict=True))

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""File tree for a router: path -> text, the same for the same policy."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+
+from attrs import evolve, frozen
+
+from ...compiler import object_names
+from ...compiler.block import minimal_block_table
+from ...compiler.compile import compile_policy
+from ...compiler.sysctls import required_sysctls
+from ...netstate.formats import nft_text
+from ...netstate.nft import Table
+from ...netstate.routing import RTPROT_NFTPOLICY
+from ...policy.objects import Policy
+from . import uci, uci_lint
+from .router_plan import router_plan
+
+CHECKSUMS_PATH = "usr/share/nftpolicy/files"  # checksums of all other files, in the form of sha256sum(1)
+GUARD_PATH = "usr/share/nftables.d/ruleset-post/nftpolicy.nft"
+LINK_PATH, BLOCK_PATH = "usr/share/nftpolicy/link.nft", "usr/share/nftpolicy/block.nft"
+PLAN_PATH, SECTIONS_PATH = "usr/share/nftpolicy/plan", "usr/share/nftpolicy/network.uci"
+RUNNER_PATH, DEFAULTS_PATH = "usr/sbin/nftpolicy", "etc/uci-defaults/95-nftpolicy"
+
+_SCRIPTS = {  # path -> template in this directory
+    RUNNER_PATH: "runner.sh",
+    DEFAULTS_PATH: "defaults.sh",
+    "etc/init.d/nftpolicy": "init.sh",
+    "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
+}
+
+_HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
+
+
+class UciLintError(ValueError):
+    """UCI section that netifd or fw4 would not apply as written."""
+
+
+@frozen
+class TreeFile:
+    """Text and permission of one file."""
+
+    text: str
+    executable: bool = False
+
+
+def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
+    """Return all files, by path without the leading slash.
+
+    Raises:
+        Trap: netifd would leave a section out, or apply it differently.
+        ValueError: a name cannot be written in one of the files.
+    """
+    guard, link = compile_policy(policy).tables
+    network = uci.network_sections(policy)
+    for section in network:
+        for fault in uci_lint.section_faults(section):
+            raise UciLintError(f"{section.config}.{section.name}: {fault}")
+    shared = evolve(link, chains=tuple(chain for chain in link.chains if chain.hook is None))
+    files_by_path = {
+        GUARD_PATH: _nft("guard of the IP layer. fw4 loads it with its own tables in one transaction.", guard),
+        BLOCK_PATH: _nft(
+            "drops all packets to the uplinks; loaded if the guard cannot be loaded.", minimal_block_table(policy)
+        ),
+        PLAN_PATH: TreeFile(router_plan(policy, link_guard)),
+        SECTIONS_PATH: TreeFile(
+            _HEAD.format(title="sections that etc/uci-defaults adds to /etc/config/network.")
+            + uci.render_config(network)
+        ),
+        "etc/sysctl.d/50-nftpolicy.conf": TreeFile(_sysctls(policy)),
+    }
+    if link_guard:
+        files_by_path[LINK_PATH] = _nft("guard of the link layer; the script adds the chains of the devices.", shared)
+    placeholders = {
+        "@PROTOCOL@": str(RTPROT_NFTPOLICY),
+        "@TABLE@": object_names.TABLE,
+        "@POLICY@": policy.name,
+        "@BATCH@": uci.render_batch(network),
+        "@TABLES@": "\n\t".join(_case_line(attachment) for attachment in uci.uplink_attachments(policy)),
+    }
+    files_by_path |= {
+        path: TreeFile(_fill_template(name, placeholders), executable=True) for path, name in _SCRIPTS.items()
+    }
+    return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
+
+
+def checksum_list(files_by_path: dict[str, TreeFile]) -> str:
+    """Return the checksum list, for `sha256sum -c` on the router.
+
+    The list also identifies files that nftpolicy generated.
+    """
+    digests = {path: hashlib.sha256(file.text.encode()).hexdigest() for path, file in files_by_path.items()}
+    return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+
+
+def _nft(title: str, table: Table) -> TreeFile:
+    return TreeFile(_HEAD.format(title=title) + nft_text.replaceable_table_text(table))
+
+
+def _fill_template(name: str, placeholders: dict[str, str]) -> str:
+    script = (files(__package__) / name).read_text(encoding="utf-8")
+    for placeholder, value in placeholders.items():
+        script = script.replace(placeholder, value)
+    return script
+
+
+def _case_line(attachment: uci.UplinkAttachment) -> str:
+    """Return a line of a `case`. The shell interprets no character of a device name."""
+    return f"{' | '.join(attachment.devices)}) echo {attachment.table} ;;"
+
+
+def _sysctls(policy: Policy) -> str:
+    """Return the sysctls with dots, the form that OpenWrt's hotplug script looks a device up by.
+
+    A dot in a device name becomes a slash.
+    """
+    lines = [
+        f"{sysctl.path.replace('.', chr(0)).replace('/', '.').replace(chr(0), '/')}={sysctl.value}"
+        for sysctl in required_sysctls(policy)
+    ]
+    return _HEAD.format(title="for boot; the nftpolicy script writes the same values.") + "".join(
+        f"{line}\n" for line in lines
+    )

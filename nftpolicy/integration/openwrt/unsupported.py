@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Policy features that the OpenWrt export does not support, with the replacement for each.
+
+None of them is a leak: the guard is the same, so packets without a mark are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...policy.objects import Policy, Resolver, Service, Uplink
+from ...policy.toml_positions import KeyPath
+
+
+def unsupported_features(policy: Policy) -> Iterator[tuple[KeyPath, str]]:
+    """Yield (path of the key, consequence and replacement) for each unsupported feature."""
+    for name, service in policy.service.items():
+        mark = policy.uplink[service.uplink].mark.value
+        yield from ((("service", name, key), text) for key, text in _service_features(service, mark))
+    for name, uplink in policy.uplink.items():
+        yield from ((("uplink", name, *key), text) for key, text in _uplink_features(uplink))
+
+
+def preload_environment(mark: int) -> str:
+    """Return the environment that makes libpacketmark mark a program's sockets on a router."""
+    return f"LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK={mark}"  # in decimal, since it is parsed by atoi(3)
+
+
+def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
+    if service.marks in ("cgroup", "preload"):
+        yield (
+            "marks",
+            "no program on the router marks its sockets, so they are dropped; "
+            f"start it with {preload_environment(mark)}",
+        )
+    if service.confine:
+        yield (
+            "confine",
+            "no program on the router confines it to its mark and devices; the guard still checks the owner of a mark",
+        )
+
+
+def _uplink_features(uplink: Uplink) -> Iterator[tuple[KeyPath, str]]:
+    if "ra" in uplink.learn:
+        yield (
+            ("learn",),
+            "only netifd moves routes to the uplink's table on the router, and it learns them itself",
+        )
+    if uplink.resolver is not None:
+        yield from ((("resolver", key), text) for key, text in _resolver_features(uplink.resolver))
+
+
+def _resolver_features(resolver: Resolver) -> Iterator[tuple[str, str]]:
+    is_set = {"lease": resolver.lease is not None, "sources": bool(set(resolver.sources) - {"auto", "netifd"})}
+    for key in (key for key, value in is_set.items() if value):
+        yield key, "is not read on the router, where netifd provides the servers that the uplink's interfaces learned"

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Text of the systemd units (systemd.unit(5), systemd.exec(5), systemd.special(7)).
+
+No unit has an ExecStop=: if systemd stops a unit, the kernel's state stays as it is.
+
+The guard's unit has no condition on its file, since systemd silently skips a unit if a condition
+fails. The unit loads first the block, then the guard: a separate unit that starts on failure
+(OnFailure=) would start in parallel with network-pre.target, not before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .guard_files import GUARD_PATH, block_path, link_guard_path
+
+POLICY_PATH = "/etc/nftpolicy/policy.toml"
+UNIT_DIR = "/etc/systemd/system"
+
+_SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
+
+_GUARD = """\
+[Unit]
+Description=Guard of the uplinks, before the network is up
+Documentation=man:nftpolicy(1)
+DefaultDependencies=no
+RequiresMountsFor=/etc/nftpolicy {nft}
+Wants=network-pre.target
+Before=network-pre.target
+# Debian's begins with "flush ruleset".
+After=systemd-modules-load.service nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+# First the block, then the guard. If the guard cannot be loaded, the block stays in force.
+ExecStart=-{nft} -f {block}
+ExecStart={nft} -f {guard}
+# Some kernels accept it only when the devices are present; then "nftpolicy apply" loads it.
+ExecStart=-{nft} -f {link}
+
+[Install]
+WantedBy=sysinit.target
+"""
+
+_APPLY = """\
+[Unit]
+Description=Policy for the use of the uplinks
+Documentation=man:nftpolicy(1) man:nftpolicy.toml(5)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy-guard.service
+After=nftpolicy-guard.service nftables.service nss-user-lookup.target network.target
+ReloadPropagatedFrom=nftables.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={program} apply {policy}
+# The boot guard of the next start belongs to the same policy.
+ExecStartPost=-{program} guard --no-load {policy}
+ExecReload={program} apply {policy}
+ExecReload=-{program} guard --no-load {policy}
+# A resolver reads the policy when it starts. If the policy is refused, the resolvers keep running.
+ExecReload=-systemctl --no-block try-restart {resolvers}
+ReadWritePaths=/etc/nftpolicy
+{hardening}
+[Install]
+WantedBy=multi-user.target
+"""
+
+_WATCH = """\
+[Unit]
+Description=Watch over the policy for the use of the uplinks
+Documentation=man:nftpolicy(1)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy.service
+After=nftpolicy.service nss-user-lookup.target
+ConditionPathExists={policy}
+# systemd restarts it without limit.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} watch {policy}
+WatchdogSec=30
+Restart=always
+RestartSec=1
+{hardening}
+[Install]
+WantedBy=multi-user.target
+"""
+
+# The instance is the name of the uplink: %i, since in %I each "-" would become a "/".
+_RESOLVER = """\
+[Unit]
+Description=Resolver of uplink %i
+Documentation=man:nftpolicy(1) man:dnsmasq(8)
+RequiresMountsFor=/etc/nftpolicy {program}
+Wants=nftpolicy.service
+After=nftpolicy-guard.service nftpolicy.service nss-user-lookup.target
+# For services of the policy: it is not the machine's resolver, so it does not want that target.
+Before=nss-lookup.target
+# Stop and restart of nftpolicy.service apply to the resolver, too.
+PartOf=nftpolicy.service
+ConditionPathExists={policy}
+# systemd restarts it without limit.
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+ExecStart={program} resolver --uplink %i {policy}
+Restart=always
+RestartSec=2
+# It stops its dnsmasq, which has a cgroup of its own; the next start stops one left by a kill.
+KillMode=mixed
+{hardening}\
+# BPF program; port 53; user of dnsmasq; stopping it; marks of its sockets; leases of other users.
+CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
+# A lease file may be in any directory.
+PrivateTmp=no
+ProtectHome=read-only
+# It writes no sysctl.
+ProtectKernelTunables=yes
+
+[Install]
+WantedBy=nftpolicy.service
+"""
+
+# Not ProtectKernelTunables=, since sysctls are written; not PrivateNetwork= nor
+# ProtectControlGroups=, since nftpolicy configures the network and cgroups. A unit may add
+# capabilities after this text, or override other settings.
+_HARDENING = """\
+# The values of sysctls from before the policy are in /run until the machine restarts.
+RuntimeDirectory=nftpolicy
+RuntimeDirectoryPreserve=yes
+StateDirectory=nftpolicy
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+# Not ProtectKernelTunables: sysctls are written.
+ProtectKernelModules=yes
+ProtectKernelLogs=yes
+ProtectClock=yes
+ProtectHostname=yes
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+SystemCallArchitectures=native
+RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
+"""
+
+RESOLVER_TEMPLATE = "nftpolicy-resolver@.service"
+_UNITS = {
+    "nftpolicy-guard.service": _GUARD,
+    "nftpolicy.service": _APPLY,
+    "nftpolicy-watch.service": _WATCH,
+    RESOLVER_TEMPLATE: _RESOLVER,
+}
+UNIT_NAMES = tuple(_UNITS)
+
+
+def resolver_unit(uplink: str) -> str:
+    """Return the name of the unit of an uplink's resolver."""
+    return RESOLVER_TEMPLATE.replace("@", f"@{uplink}")
+
+
+def units_to_start(uplinks: Iterable[str]) -> tuple[str, ...]:
+    """Return the units to enable and start if these uplinks have a resolver."""
+    return (*(name for name in UNIT_NAMES if name != RESOLVER_TEMPLATE), *map(resolver_unit, uplinks))
+
+
+def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, str]:
+    """Return name -> text of every unit, for the paths of nftpolicy, nft and the policy.
+
+    Raises:
+        ValueError: a path has a character with a special meaning in a unit.
+    """
+    for path in (program, nft, policy):
+        require_safe_path(path)
+    values = {
+        "program": program,
+        "nft": nft,
+        "policy": policy,
+        "guard": GUARD_PATH,
+        "link": link_guard_path(GUARD_PATH),
+        "block": block_path(GUARD_PATH),
+        "hardening": _HARDENING,
+        "resolvers": resolver_unit("*"),
+    }
+    return {name: content.format(**values) for name, content in _UNITS.items()}
+
+
+def require_safe_path(path: str) -> str:
+    """Return the path.
+
+    Raises ValueError if a character has a special meaning in a unit or in sh.
+    """
+    if not _SAFE_PATH.match(path):
+        raise ValueError(
+            f"{path!r} cannot be used in a unit or an init script; "
+            "use an absolute path of letters, digits and _ . / + @ : -"
+        )
+    return path

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Consistent reads of the ruleset over several requests, by the nft generation number.
+
+Every transaction creates a new generation (include/uapi/linux/netfilter/nf_tables.h,
+NFT_MSG_GETGEN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..errors import RulesetChanging
+from . import constants as nl
+from .attributes import attributes, netfilter_header, network_integer
+from .socket import NetlinkSocket
+
+_TRIES = 20
+
+Result = TypeVar("Result")
+
+
+def generation() -> int:
+    """Return the number of the ruleset in the network namespace of this thread. Raises OSError."""
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        raw, start, end = netlink.query(nl.NFT_MSG_GETGEN, netfilter_header())
+    return network_integer(dict(attributes(raw, start + nl.NFGENMSG.size, end))[nl.NFTA_GEN_ID])
+
+
+def read_consistent(read: Callable[[], Result]) -> Result:
+    """Return the result of `read`, repeated until no transaction came between.
+
+    Raises:
+        RulesetChanging: a transaction came during each of several tries.
+    """
+    for _ in range(_TRIES):
+        before = generation()
+        try:
+            result = read()
+        except FileNotFoundError:  # a set that was listed has been deleted
+            if generation() == before:
+                raise
+            continue
+        if generation() == before:
+            return result
+    raise RulesetChanging("the ruleset changes faster than nftpolicy can read it; try again")

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Move routes of a few devices to another table, keeping all their attributes.
+
+A request carries the message of the kernel with another table in it, so that metrics, preferences,
+sources and unsupported attributes stay (include/uapi/linux/rtnetlink.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from attrs import field, frozen
+
+from ...netstate.routing import Route
+from . import constants as nl
+from . import rtnl_decode as messages
+from .attributes import attribute, attributes, ip_text
+from .socket import Message, NetlinkSocket
+
+_GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
+_U32 = struct.Struct("=I")
+
+
+@frozen
+class KernelRoute:
+    """A route of the kernel, with the body of the message that described it."""
+
+    route: Route
+    _message: bytes = field(repr=False, eq=False)
+
+    def request(self, table: int, protocol: int | None = None, expires: int | None = None) -> bytes:
+        """Return the body of a request about this route in a table.
+
+        `protocol` replaces its routing protocol; `expires` is its lifetime in seconds.
+        """
+        family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self._message)
+        found = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
+        # RTA_CACHEINFO is output only; RTA_TABLE and RTA_EXPIRES are written below.
+        dropped = {nl.RTA_CACHEINFO, nl.RTA_TABLE, nl.RTA_EXPIRES}
+        if any(number == nl.RTA_NH_ID for number, _ in found):
+            dropped |= {nl.RTA_OIF, nl.RTA_GATEWAY, nl.RTA_VIA, nl.RTA_MULTIPATH}  # the nexthop object holds these
+        parts = [
+            (number, _onlink_nexthops(raw) if number == nl.RTA_MULTIPATH else raw)
+            for number, raw in found
+            if number not in dropped
+        ]
+        # A gateway that was reached by a route of its old table may have none in the new one.
+        flags = nl.RTNH_F_ONLINK if any(number in _GATEWAYS for number, _ in parts) else flags & nl.RTNH_F_ONLINK
+        parts.append((nl.RTA_TABLE, _U32.pack(table)))
+        if expires:
+            parts.append((nl.RTA_EXPIRES, _U32.pack(expires)))
+        protocol = owner if protocol is None else protocol
+        header = nl.RTMSG.pack(family, dst_length, src_length, tos, 0, protocol, scope, kind, flags)
+        return header + b"".join(attribute(*part) for part in parts)
+
+
+def _onlink_nexthops(raw: bytes) -> bytes:
+    """Return the nexthops of a route with their gateways onlink, and none of them dead."""
+    nexthops: list[bytes] = []
+    offset = 0
+    while offset + nl.RTNEXTHOP.size <= len(raw):
+        length, flags, hops, index = nl.RTNEXTHOP.unpack_from(raw, offset)
+        parts = raw[offset + nl.RTNEXTHOP.size : offset + length]
+        has_gateway = any(number in _GATEWAYS for number, _ in attributes(parts, 0, len(parts)))
+        flags = nl.RTNH_F_ONLINK if has_gateway else flags & nl.RTNH_F_ONLINK
+        nexthops += [nl.RTNEXTHOP.pack(length, flags, hops, index) + parts, bytes(-length % 4)]
+        offset += max(length, nl.RTNEXTHOP.size) + 3 & ~3
+    return b"".join(nexthops)
+
+
+class RouteMover:
+    """Routes of the network namespace of the thread that creates it.
+
+    Raises OSError if the kernel refuses.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = NetlinkSocket(nl.NETLINK_ROUTE)
+        self._netlink.bind()
+        self._netlink.enable_strict_checks()
+
+    def close(self) -> None:
+        """Close the socket. Can be called twice."""
+        self._netlink.close()
+
+    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
+        """Return all routes, of all tables, that leave by one of the devices. Skip missing devices.
+
+        Raises OSError.
+        """
+        routes: dict[bytes, KernelRoute] = {}
+        for name, index in _indexes(devices):
+            for family in nl.ADDRESS_FAMILY.values():
+                # Kernels before 4.20 ignore the filter and return all routes.
+                body = nl.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(nl.RTA_OIF, _U32.pack(index))
+                with suppress(_NoFamily):
+                    for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                        if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
+                            continue
+                        route = messages.decode_route(raw, start, end, _DeviceNames())
+                        if any(way.device == name for way in route.all_nexthops):
+                            routes.setdefault(raw[start:end], KernelRoute(route, raw[start:end]))
+        return list(routes.values())
+
+    def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Return ADDRESS/LENGTH of the addresses of each device, and of their peers.
+
+        Raises OSError.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for name, index in _indexes(devices):
+            entries: list[str] = []
+            for raw, start, end in self._dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
+                _, length, _, _, device = nl.IFADDRMSG.unpack_from(raw, start)
+                parts = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+                if device == index:
+                    entries += [
+                        f"{ip_text(parts[kind])}/{length}" for kind in (nl.IFA_ADDRESS, nl.IFA_LOCAL) if kind in parts
+                    ]
+            found[name] = tuple(dict.fromkeys(entries))
+        return found
+
+    def _dump(self, message_type: int, body: bytes) -> list[Message]:
+        """Return a dump; empty if the device has just gone or no table has a route.
+
+        Raises _NoFamily.
+        """
+        try:
+            return self._netlink.dump(message_type, body)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+                raise _NoFamily from None
+            if error.errno in (errno.ENODEV, errno.ENOENT):
+                return []
+            raise
+
+    def install(self, held: KernelRoute, table: int, protocol: int | None = None) -> int:
+        """Install the route in another table as well; return the errno, 0 if it is there now.
+
+        An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
+        is added beside it; the same route gets a new expiry.
+        """
+        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if held.route.family == 4 else 0)
+        code = self._netlink.change(nl.RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
+        return 0 if code == errno.EEXIST else code
+
+    def delete(self, held: KernelRoute) -> int:
+        """Delete the route from its own table; return the errno, 0 if it is not there any more."""
+        code = self._netlink.change(nl.RTM_DELROUTE, held.request(held.route.table))
+        return 0 if code == errno.ESRCH else code
+
+
+class _NoFamily(Exception):
+    """The kernel does not have this address family."""
+
+
+def _indexes(devices: Collection[str]) -> Iterator[tuple[str, int]]:
+    """Yield name and index of the devices that exist, in the order of their names."""
+    for name in sorted(devices):
+        with suppress(OSError):
+            yield name, socket.if_nametoindex(name)
+
+
+class _DeviceNames(dict[int, str]):
+    """Names of devices by index, each looked up when it is needed."""
+
+    def get(self, index: int, default: str = "") -> str:  # type: ignore[override]
+        with suppress(OSError):
+            return socket.if_indextoname(index)
+        return default

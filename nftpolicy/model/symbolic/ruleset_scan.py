@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One pass over all tables for the inputs of the header space: devices, masks, writers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import Factory, define
+
+from ...netstate import nft
+from ...netstate.formats import nft_text
+from ...netstate.nft import FULL_MASK
+from .identity_cache import IdentityCache
+from .rule_shape import PreparedRule
+
+DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
+_DEVICE_TYPES = ("ifname", "iface_index")
+_UNSUPPORTED = (nft.FlowOffload, nft.Fwd, nft.Dup, nft.Queue, nft.Tproxy, nft.UnknownStatement)
+
+
+@define
+class RulesetScan:
+    """Names and patterns of `devices`, `masks` of marks, and the rules that write.
+
+    `writing_chains` are the chains with a rule that changes a mark or a header.
+    """
+
+    devices: set[str] = Factory(set)
+    masks: set[int] = Factory(set)
+    writing_chains: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
+    mangles: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
+    # Tables with a rule that changes something else than a mark
+    header_writing_tables: set[tuple[str, str]] = Factory(set)
+    unsupported: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
+    prepared_rules: IdentityCache[nft.Rule, PreparedRule] = Factory(IdentityCache)  # filled by ChainTransfer
+
+
+def mark_kind(expression: object) -> str | None:
+    """Return "mark" or "ctmark" if the expression reads only that mark, else None."""
+    if isinstance(expression, nft.Meta):
+        return "mark" if expression.key == "mark" else None
+    if isinstance(expression, nft.Ct):
+        return "ctmark" if expression.key == "mark" else None
+    return None
+
+
+def scan_ruleset(tables: Iterable[nft.Table]) -> RulesetScan:
+    """Scan all tables once."""
+    scan = RulesetScan()
+    for table in tables:
+        for named_set in table.sets:
+            _scan_set(named_set, scan)
+        for chain in table.chains:
+            for rule in chain.rules:
+                for statement in rule.statements:
+                    _scan_statement(table, chain, statement, scan)
+    return scan
+
+
+def _scan_set(named_set: nft.Set, scan: RulesetScan) -> None:
+    columns = [index for index, name in enumerate(named_set.type) if name in _DEVICE_TYPES]
+    if not columns:
+        return
+    for element in named_set.elements:
+        parts = element if isinstance(element, tuple) else (element,)
+        scan.devices.update(str(parts[index]) for index in columns if index < len(parts))
+
+
+def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: RulesetScan) -> None:
+    if isinstance(statement, nft.Match):
+        _scan_match(statement.left, statement.right, scan)
+    elif isinstance(statement, nft.Mangle):
+        _scan_write(statement, scan)
+        scan.writing_chains.add((*table.key, chain.name))
+        scan.mangles[statement] = None
+        if mark_kind(statement.key) is None:
+            scan.header_writing_tables.add(table.key)
+    elif isinstance(statement, nft.VerdictMap):
+        keys = nft.AnonymousSet(frozenset(key for key, _ in statement.entries))
+        _scan_match(statement.key, keys, scan)
+    elif isinstance(statement, nft.VerdictMapRef):
+        _scan_match(statement.key, _map_keys(table, statement.name), scan)
+    elif isinstance(statement, _UNSUPPORTED):
+        scan.unsupported.append(f"{table.family} {table.name} {chain.name}: {nft_text.display_text(statement)}")
+
+
+def _map_keys(table: nft.Table, name: str) -> nft.AnonymousSet | None:
+    named = next((each for each in table.maps if each.name == name), None)
+    return nft.AnonymousSet(frozenset(key for key, _ in named.elements)) if named else None
+
+
+def _scan_match(left: nft.Expression, right: object, scan: RulesetScan) -> None:
+    if isinstance(left, nft.Meta):
+        if left.key in DEVICE_KEYS:
+            scan.devices.update(_names(right))
+    elif isinstance(left, nft.Bitwise):
+        if mark_kind(left.operand) and isinstance(left.and_mask, int):
+            scan.masks.add(left.and_mask)
+    elif isinstance(left, nft.Concat):
+        for index, part in enumerate(left.parts):
+            _scan_match(part, _column(right, index), scan)
+
+
+def _column(right: object, index: int) -> nft.AnonymousSet | None:
+    """Return one part of each element of a set of concatenations."""
+    if not isinstance(right, nft.AnonymousSet):
+        return None
+    return nft.AnonymousSet(
+        frozenset(element[index] for element in right.elements if isinstance(element, tuple) and index < len(element))
+    )
+
+
+def _names(right: object) -> Iterable[str]:
+    if isinstance(right, str):
+        return (right,)
+    if isinstance(right, nft.AnonymousSet):
+        return (str(element) for element in right.elements if not isinstance(element, tuple))
+    return ()
+
+
+def _scan_write(statement: nft.Mangle, scan: RulesetScan) -> None:
+    value = statement.value
+    if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
+        scan.masks.update({value.and_mask & FULL_MASK, value.or_bits & FULL_MASK} - {0, FULL_MASK})

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Encoder of rulesets as text for `nft -f`, the only path by which text reaches libnftables.
+
+Every name and value is validated against nft's grammar, so that no policy can inject a statement
+into the ruleset.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .. import nft
+from ..nft import Element, Expression, Statement
+from ..operations import ChainRules, NftOperation, SetElements
+from .nft_text_statements import limit_text, quota_text, statement_text, verdict_text
+from .nft_text_values import (
+    QUOTED_TYPES,
+    braced_list,
+    element_text,
+    expression_text,
+    grammar_word,
+    identifier,
+    quoted_name,
+    require,
+    require_one_of,
+    unsupported_error,
+    value_text,
+    value_types,
+)
+
+__all__ = [
+    "display_text",
+    "element_text",
+    "elements_text",
+    "expression_text",
+    "hook_text",
+    "identifier",
+    "operation_text",
+    "replaceable_table_text",
+    "rule_text",
+    "set_body_text",
+    "statement_text",
+    "table_text",
+    "value_text",
+    "value_types",
+    "verdict_text",
+]
+
+_COMMENT = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]!?=<>-]{1,120}\Z")
+_LETTERS = re.compile(r"[a-z]+\Z")
+_VERBS = frozenset({"add", "delete", "flush"})
+_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
+
+
+def rule_text(item: nft.Rule) -> str:
+    """Return a rule on one line. Raises ValueError."""
+    parts = list(map(statement_text, item.statements))
+    if item.comment:
+        parts.append(f'comment "{require(_COMMENT, item.comment)}"')
+    return " ".join(parts)
+
+
+def hook_text(item: nft.Hook) -> str:
+    """Return the hook clause of a base chain."""
+    device = f" device {quoted_name(item.device)}" if item.device else ""
+    if item.devices:
+        device = f" devices = {{ {', '.join(map(quoted_name, sorted(item.devices)))} }}"
+    hook_type, hook_name = require(_LETTERS, item.type), require(_LETTERS, item.hook)
+    policy = require(_LETTERS, item.policy)
+    return f"type {hook_type} hook {hook_name}{device} priority {int(item.priority)}; policy {policy};"
+
+
+def elements_text(item: nft.Set, members: Iterable[Element]) -> str:
+    """Return `members` of set `item` in braces, sorted, so that the text is stable."""
+    if len(item.type) == 1 or not QUOTED_TYPES.isdisjoint(item.type):
+        return "{ " + ", ".join(sorted(element_text(member, item.type) for member in members)) + " }"
+    # Sets of concatenations can be large, so one check validates all elements.
+    row = " . ".join(["%s"] * len(item.type))
+    rows = sorted([row % member for member in members])
+    joined = ", ".join(rows)
+    spaces = len(rows) * (2 * len(item.type) - 1) - 1
+    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != spaces):
+        raise ValueError(f"an element of set {item.name} cannot be written in an nft ruleset")
+    return f"{{ {joined} }}"
+
+
+def set_body_text(item: nft.Set) -> str:
+    """Return type, flags and timeout of a set."""
+    return f"type {' . '.join(map(identifier, item.type))};{_set_options(item)}"
+
+
+def _set_options(item: nft.Set | nft.Map) -> str:
+    flags = f" flags {', '.join(sorted(map(identifier, item.flags)))};" if item.flags else ""
+    return flags + ("" if item.timeout is None else f" timeout {int(item.timeout)}s;")
+
+
+def _map(item: nft.Map) -> list[str]:
+    kinds = (
+        f"type {' . '.join(map(identifier, item.type))} : {' . '.join(map(identifier, item.data))};{_set_options(item)}"
+    )
+    lines = ["", f"\tmap {identifier(item.name)} {{", *(f"\t\t{part.strip()}" for part in kinds.split(";") if part)]
+    if item.elements:
+        pairs = (f"{element_text(key, item.type)} : {_map_data(data, item.data)}" for key, data in item.elements)
+        lines.append(f"\t\telements = {braced_list(pairs)}")
+    return [*lines, "\t}"]
+
+
+def _map_data(data: Element | nft.Verdict, types: tuple[str, ...]) -> str:
+    return verdict_text(data) if isinstance(data, nft.Verdict) else element_text(data, types)
+
+
+def _named_object(item: nft.NamedObject) -> list[str]:
+    match item.body:
+        case nft.Limit():
+            return ["", f"\tlimit {identifier(item.name)} {{", f"\t\t{limit_text(item.body)}", "\t}"]
+        case nft.Quota():
+            return ["", f"\tquota {identifier(item.name)} {{", f"\t\t{quota_text(item.body)}", "\t}"]
+    helper = item.body
+    lines = [
+        "",
+        f"\tct helper {identifier(item.name)} {{",
+        f"\t\ttype {quoted_name(helper.type)} protocol {grammar_word(helper.protocol)}",
+    ]
+    if helper.family:
+        lines.append(f"\t\tl3proto {grammar_word(helper.family)}")
+    return [*lines, "\t}"]
+
+
+def _flowtable(item: nft.Flowtable) -> list[str]:
+    devices = ", ".join(map(quoted_name, sorted(item.devices)))
+    lines = ["", f"\tflowtable {identifier(item.name)} {{"]
+    lines.append(f"\t\thook {require(_LETTERS, item.hook)} priority {int(item.priority)}")
+    if devices:
+        lines.append(f"\t\tdevices = {{ {devices} }}")
+    return [*lines, "\t}"]
+
+
+def table_text(item: nft.Table) -> str:
+    """Return a table as a file for `nft -f`, one object per paragraph.
+
+    The flags "owner" and "persist" are left out: the kernel deletes a table with an owner when the
+    process that loaded it exits.
+
+    Raises:
+        ValueError: the table has unsupported objects or flags.
+    """
+    lines = [f"table {identifier(item.family)} {identifier(item.name)} {{"]
+    if item.unknown or "unnamed" in item.flags:
+        raise unsupported_error(item.unknown or item.flags)
+    if "dormant" in item.flags:
+        lines.append("\tflags dormant")
+    lines += [f"\tcounter {identifier(counter.name)} {{ }}" for counter in item.counters]
+    for nft_set in item.sets:
+        lines += ["", f"\tset {identifier(nft_set.name)} {{"]
+        lines += [f"\t\t{part.strip()}" for part in set_body_text(nft_set).split(";") if part]
+        if nft_set.elements:
+            lines.append(f"\t\telements = {elements_text(nft_set, nft_set.elements)}")
+        lines.append("\t}")
+    for named in item.objects:
+        lines += _named_object(named)
+    for flowtable in item.flowtables:
+        lines += _flowtable(flowtable)
+    for nft_map in item.maps:
+        lines += _map(nft_map)
+    for chain in item.chains:
+        lines += ["", f"\tchain {identifier(chain.name)} {{"]
+        if chain.hook:
+            lines.append(f"\t\t{hook_text(chain.hook)}")
+        lines += [f"\t\t{rule_text(item)}" for item in chain.rules]
+        lines.append("\t}")
+    return "\n".join([*lines, "}", ""])
+
+
+def replaceable_table_text(item: nft.Table) -> str:
+    """Return a file for `nft -f` that replaces the table, whether or not it exists.
+
+    The file adds the table before it deletes it, since nft refuses to delete an absent table.
+    """
+    commands = [operation_text(NftOperation(verb, *item.key, nft.Table(*item.key))) for verb in ("add", "delete")]
+    return "\n".join([*commands, table_text(item)])
+
+
+def operation_text(item: NftOperation) -> str:
+    """Return an operation of a transaction as a command for `nft -f`. Raises ValueError."""
+    table_name = f"{identifier(item.family)} {identifier(item.table)}"
+    require_one_of(_VERBS, item.verb)
+    match item.object:
+        case nft.Table():
+            return f"{item.verb} table {table_name}"
+        case nft.NamedCounter(target):
+            return f"{item.verb} counter {table_name} {identifier(target)}"
+        case nft.Set(target):
+            body = f" {{ {set_body_text(item.object)} }}" if item.verb == "add" else ""
+            return f"{item.verb} set {table_name} {identifier(target)}{body}"
+        case SetElements(nft_set, members):
+            text = elements_text(nft_set, members)
+            return f"{item.verb} element {table_name} {identifier(nft_set.name)} {text}"
+        case nft.Chain(target):
+            body = f" {{ {hook_text(item.object.hook)} }}" if item.verb == "add" and item.object.hook else ""
+            return f"{item.verb} chain {table_name} {identifier(target)}{body}"
+        case ChainRules(chain, rules):
+            prefix = f"add rule {table_name} {identifier(chain.name)}"
+            return "\n".join(f"{prefix} {rule_text(item)}" for item in rules)
+    raise TypeError(item.object)
+
+
+def display_text(item: nft.Rule | Statement | Expression) -> str:
+    """Return nft syntax for display: unsupported parts as JSON in <>, without comments."""
+    if isinstance(item, nft.Rule):
+        return " ".join(map(display_text, item.statements)) or "(empty rule)"
+    try:
+        return statement_text(item) if isinstance(item, Statement) else expression_text(item)
+    except ValueError:
+        return f"<{getattr(item, 'raw', item)}>"

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Encoder of nft text: identifiers, values and expressions, each validated against nft's grammar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .. import nft
+from ..nft import Element, Expression
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
+_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
+_QUOTED_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+(\\\*)?\Z")
+_CT_KEYS = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
+_OPERATORS = frozenset({"^", "<<", ">>", "&", "|"})
+_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
+# Data types of names, which nft's grammar requires in quotes; of flags, which can be combined; of time.
+QUOTED_TYPES = frozenset({"ifname", "iface_index"})
+FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status"})
+_TIME_TYPE = "time"
+_UNTYPED_PAIR = ("value", "value")
+_OPTION_KINDS = frozenset({"tcp option", "ip option"})
+_TYPES: dict[Expression, str] = {
+    **dict.fromkeys((nft.Meta("iifname"), nft.Meta("oifname")), "ifname"),
+    **dict.fromkeys((nft.Meta("iif"), nft.Meta("oif")), "iface_index"),
+    **dict.fromkeys((nft.Meta("time"), nft.Meta("hour"), nft.Meta("day")), _TIME_TYPE),
+    nft.Payload("tcp", "flags"): "tcp_flag",
+    nft.Ct("state"): "ct_state",
+    nft.Ct("status"): "ct_status",
+}
+
+
+def require(pattern: re.Pattern[str], text: str) -> str:
+    """Return the text if it matches the pattern. Raises ValueError."""
+    if not pattern.match(text):
+        raise _invalid(text)
+    return text
+
+
+def _invalid(text: str) -> ValueError:
+    return ValueError(f"{text!r} cannot be written in an nft ruleset")
+
+
+def require_one_of(words: frozenset[str], text: str) -> str:
+    """Return the text if it is one of `words`. Raises ValueError."""
+    if text not in words:
+        raise _invalid(text)
+    return text
+
+
+def identifier(text: str) -> str:
+    """Return an nft identifier. Raises ValueError."""
+    return require(_NAME, text)
+
+
+def grammar_word(text: str) -> str:
+    """Return a word of nft's grammar. Raises ValueError."""
+    return require(_WORD, text)
+
+
+def quoted_name(text: str) -> str:
+    """Return a name in quotes. Raises ValueError."""
+    return f'"{require(_QUOTED_WORD, text)}"'
+
+
+def value_text(item: nft.Value, quoted: bool = False) -> str:
+    """Return the text of one value of a match or an element."""
+    if isinstance(item, int):
+        return str(item)
+    return f'"{require(_QUOTED_WORD, item)}"' if quoted else require(_WORD, item)
+
+
+def typed_value_text(item: nft.Value, kind: str) -> str:
+    """Return the text of one value of a data type."""
+    if kind == "iface_index":
+        return value_text(item, not str(item).isdigit())
+    if kind in QUOTED_TYPES:
+        return "*" if item == "*" else value_text(item, True)
+    if isinstance(item, str) and kind in FLAG_TYPES:
+        return " | ".join(map(grammar_word, item.split(",")))
+    if isinstance(item, str) and kind == _TIME_TYPE:
+        times = [match[0] for match in _TIME.finditer(item)]
+        if "-".join(times) != item:
+            raise _invalid(item)
+        return "-".join(f'"{time}"' for time in times)
+    return value_text(item)
+
+
+def element_text(item: Element, types: tuple[str, ...]) -> str:
+    """Return the text of one set element; concatenated values are joined by " . "."""
+    if isinstance(item, tuple):
+        return " . ".join(typed_value_text(part, kind) for part, kind in zip(item, types, strict=True))
+    return typed_value_text(item, types[0])
+
+
+def value_types(expression: Expression) -> tuple[str, ...]:
+    """Return nft's data types of the values of an expression, "value" for types without a special text."""
+    if isinstance(expression, nft.Concat):
+        return tuple(kind for part in expression.parts for kind in value_types(part))
+    while isinstance(expression, nft.Bitwise):
+        expression = expression.operand
+    return (_TYPES.get(expression, "value"),)
+
+
+def constant_text(item: nft.Value, operand: Expression) -> str:
+    """Return the text of a constant operand of a bit operation on `operand`."""
+    if isinstance(item, int):
+        return f"{item:#x}"
+    (kind,) = value_types(operand)
+    return f"({typed_value_text(item, kind)})" if "," in item else typed_value_text(item, kind)
+
+
+def braced_list(pairs: Iterable[str]) -> str:
+    """Return sorted entries in braces."""
+    return "{ " + ", ".join(sorted(pairs)) + " }"
+
+
+def expression_text(item: Expression) -> str:
+    """Return an expression in nft syntax. Raises ValueError."""
+    match item:
+        case nft.Meta(key):
+            return f"meta {grammar_word(key)}"
+        case nft.Ct(key, direction):
+            key = key if key in _CT_KEYS else grammar_word(key)
+            return f"ct {key}" if direction is None else f"ct {grammar_word(direction)} {key}"
+        case nft.Payload(protocol, field):
+            return f"{grammar_word(protocol)} {grammar_word(field)}"
+        case nft.RawPayload(base, offset, length):
+            return f"@{grammar_word(base)},{int(offset)},{int(length)}"
+        case nft.Fib(result, keys):
+            return f"fib {' . '.join(grammar_word(key) for key in keys)} {grammar_word(result)}"
+        case nft.Socket(key):
+            return f"socket {grammar_word(key)}"
+        case nft.Rt(key, family):
+            return f"rt {grammar_word(key)}" if family is None else f"rt {grammar_word(family)} {grammar_word(key)}"
+        case nft.Option():
+            return _option(item)
+        case nft.Bitwise(operand, mask, bits):
+            masked = inner(operand)
+            if mask != nft.FULL_MASK:
+                masked = f"{masked} & {constant_text(mask, operand)}"
+            return f"{masked} | {constant_text(bits, operand)}" if bits else masked
+        case nft.Binary(op, left, right):
+            other = constant_text(right, left) if isinstance(right, int | str) else inner(right)
+            return f"{inner(left)} {require_one_of(_OPERATORS, op)} {other}"
+        case nft.Concat(parts):
+            return " . ".join(map(expression_text, parts))
+        case nft.Lookup(key, nft.MapRef(target)):
+            return f"{expression_text(key)} map @{identifier(target)}"
+        case nft.Lookup(key, frozenset() as pairs):
+            types = value_types(key)
+            texts = (f"{element_text(entry, types)} : {element_text(data, _UNTYPED_PAIR)}" for entry, data in pairs)
+            return f"{expression_text(key)} map {braced_list(texts)}"
+    raise unsupported_error(item)
+
+
+def unsupported_error(item: object) -> ValueError:
+    """Return the error for an expression or statement that has no nft text here."""
+    return ValueError(f"unsupported, so it cannot be written: {item}")
+
+
+def inner(item: Expression) -> str:
+    """Return an expression as an operand, in parentheses if needed."""
+    return f"({expression_text(item)})" if isinstance(item, nft.Binary | nft.Bitwise) else expression_text(item)
+
+
+def _option(item: nft.Option) -> str:
+    field = "" if item.field is None else f" {grammar_word(item.field)}"
+    if item.kind == "exthdr":
+        return f"{grammar_word(item.name)}{field}" if field else f"exthdr {grammar_word(item.name)}"
+    return f"{require_one_of(_OPTION_KINDS, item.kind)} {grammar_word(item.name)}{field}"

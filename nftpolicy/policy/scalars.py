@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Parsers of single TOML values: each function takes a TOML value and returns a typed value.
+
+All raise ValueError with a sentence that says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
+
+from . import vocabulary
+from .errors import did_you_mean, quote_excerpt
+from .objects import Address, Answer, Listen, Network, Port, Server
+
+# The kernel's dev_valid_name(): 15 bytes, no "/", ":" or white space. The characters here are
+# those that every tool involved can represent.
+_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}\Z")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}\Z")
+_LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})\Z")
+# Cgroup names of systemd, systemd.unit(5). "cgroup." begins the kernel's own files.
+_CGROUP_PART = r"(?!\.{1,2}(?:/|\Z)|cgroup\.)[A-Za-z0-9_.:@\\-]{1,255}"
+_CGROUP = re.compile(rf"{_CGROUP_PART}(?:/{_CGROUP_PART}){{0,31}}\Z")
+_PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
+_MAX_PORT = 65535
+
+
+def parse_text(item: object) -> str:
+    """Return a string."""
+    if not isinstance(item, str):
+        raise ValueError(f"expected a string in quotes, got {describe_value(item)}")
+    return item
+
+
+def parse_integer(item: object) -> int:
+    """Return a whole number."""
+    if isinstance(item, bool) or not isinstance(item, int):
+        raise ValueError(f"expected a whole number, got {describe_value(item)}")
+    return item
+
+
+def parse_boolean(item: object) -> bool:
+    """Return a boolean."""
+    if not isinstance(item, bool):
+        raise ValueError(f"expected true or false, got {describe_value(item)}")
+    return item
+
+
+def describe_value(item: object) -> str:
+    """Return the TOML type of a value and an excerpt of it."""
+    kinds = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a decimal number",
+        list: "a list",
+        dict: "a table",
+        str: "a string",
+    }
+    kind = kinds.get(type(item), "a date")
+    return kind if isinstance(item, dict | list) else f"{kind} ({quote_excerpt(item)})"
+
+
+def parse_name(item: object) -> str:
+    """Return the name of a policy, uplink or service; it becomes part of nft object names."""
+    if not _NAME.match(parse_text(item)):
+        raise ValueError(
+            f"{quote_excerpt(item)} is not a valid name; use a letter, then up to 23 letters, digits, '-' or '_'"
+        )
+    return parse_text(item)
+
+
+def parse_device(item: object) -> str:
+    """Return the exact name of a network device."""
+    if parse_text(item).endswith("*"):
+        raise ValueError(
+            f"{quote_excerpt(item)} is a pattern, which only 'inside' accepts; name each device of an uplink"
+        )
+    if not _DEVICE.match(parse_text(item)):
+        raise ValueError(
+            f"{quote_excerpt(item)} is not a valid device name; use up to 15 letters, digits, '.', '_' or '-'"
+        )
+    return parse_text(item)
+
+
+def parse_device_pattern(item: object) -> str:
+    """Return a device name, or a prefix of device names followed by "*"."""
+    stem = parse_text(item)[:-1] if parse_text(item).endswith("*") else parse_text(item)
+    if item == "*":
+        raise ValueError("'*' matches every device and leaves none to guard; name the devices inside")
+    parse_device(stem)
+    return parse_text(item)
+
+
+def parse_address(item: object) -> Address:
+    """Return an IPv4 or IPv6 address."""
+    plain = parse_text(item)
+    try:
+        parsed = ip_address(plain)
+    except ValueError:
+        raise ValueError(f"expected an IPv4 or IPv6 address, got {quote_excerpt(item)}") from None
+    if "%" in plain:
+        raise ValueError(f"expected an address without '%' and a device, got {quote_excerpt(item)}")
+    _refuse_embedded_ipv4(ip_network(parsed))
+    return parsed
+
+
+def parse_network(item: object) -> Network:
+    """Return the network of an address or ADDRESS/LENGTH."""
+    plain = parse_text(item)
+    try:
+        parsed = ip_network(plain)
+    except ValueError as error:
+        raise ValueError(f"expected a network such as 192.0.2.0/24: {str(error)[:120]}") from None
+    if "%" in plain:
+        raise ValueError(f"expected a network without '%' and a device, got {quote_excerpt(item)}")
+    _refuse_embedded_ipv4(parsed)
+    return parsed
+
+
+# IPv4 addresses in IPv6 notation (RFC 4291 2.5.5). No packet carries them, and each tool formats
+# them differently.
+_MAPPED, _COMPATIBLE = IPv6Network("::ffff:0:0/96"), IPv6Network("::/96")
+_IPV4_MASK = 0xFFFFFFFF
+_LAST_SHORT_ADDRESS = 0xFFFF  # ::1 and the like are IPv6
+
+
+def _refuse_embedded_ipv4(net: Network) -> None:
+    if not isinstance(net, IPv6Network):
+        return
+    low = int(net.network_address)
+    if net.subnet_of(_MAPPED) or (net.subnet_of(_COMPATIBLE) and low > _LAST_SHORT_ADDRESS):
+        raise ValueError(f"{net} is IPv4 in IPv6 notation; write {IPv4Address(low & _IPV4_MASK)}")
+
+
+def parse_server(item: object) -> Server:
+    """Return the address of a DNS server; a link-local IPv6 one needs %DEVICE."""
+    plain, _, zone = parse_text(item).partition("%")
+    parsed = parse_address(plain)
+    if parsed.is_link_local and parsed.version == 6 and not zone:
+        raise ValueError(f'{item} is a link-local address and needs its device: "{parsed}%DEVICE"')
+    if parsed.is_unspecified or parsed.is_multicast:
+        raise ValueError(f"{parsed} cannot be the address of a DNS server")
+    return Server(parsed, parse_device(zone) if zone else None)
+
+
+def parse_listen(item: object) -> Listen:
+    """Return a listen address: ADDRESS:PORT or [IPV6]:PORT."""
+    parts = _LISTEN.match(parse_text(item))
+    if not parts:
+        raise ValueError(f'expected "127.0.0.1:54" or "[::1]:54", got {quote_excerpt(item)}')
+    parsed, port = parse_address(parts[1] or parts[2]), int(parts[3])
+    if not 1 <= port <= _MAX_PORT:
+        raise ValueError(f"{item}: a port is 1 to 65535")
+    if parsed.is_unspecified or parsed.is_multicast:
+        raise ValueError(
+            f"{item}: a resolver on every address would be open to the network; name one address of this machine"
+        )
+    return Listen(parsed, port)
+
+
+def parse_port(item: object) -> Port:
+    """Return ports: tcp/PORT, udp/PORT or udp/LOW-HIGH."""
+    parts = _PORT.match(parse_text(item))
+    if not parts:
+        raise ValueError(f'expected a port such as "udp/10000" or "tcp/7000-7010", got {quote_excerpt(item)}')
+    low, high = int(parts[2]), int(parts[3] or parts[2])
+    if not 1 <= low <= high <= _MAX_PORT:
+        raise ValueError(f"{item}: ports are 1 to 65535, the lower one first")
+    return Port(parts[1], low, high)
+
+
+def parse_answer(item: object) -> Answer:
+    """Return an inbound service by name or port."""
+    if parse_text(item) == "ping":
+        return Answer("ping", None)
+    try:
+        return Answer(parse_text(item), parse_port(vocabulary.NAMED_ANSWERS.get(parse_text(item), item)))
+    except ValueError:
+        suggestion = did_you_mean(parse_text(item), vocabulary.NAMED_ANSWERS)
+        choices = f'{", ".join(vocabulary.NAMED_ANSWERS)}, "tcp/PORT" or "udp/PORT"{suggestion}'
+        raise ValueError(f"{quote_excerpt(item)} is not a valid service to answer; use {choices}") from None
+
+
+def parse_cgroup(item: object) -> str:
+    """Return the path of a cgroup below the root of cgroup v2."""
+    plain = parse_text(item)
+    if plain.startswith("/"):
+        raise ValueError(f"{quote_excerpt(item)}: write the path below the root of cgroup v2, without a leading slash")
+    if not _CGROUP.match(plain):
+        raise ValueError(
+            'expected the path of a cgroup such as "system.slice/openvpn.service", '
+            f"got {quote_excerpt(item)}; each part has up to 255 letters, digits, "
+            "'_', '-', '.', ':', '@' or '\\', and is neither '.' nor '..'"
+        )
+    return plain
+
+
+def parse_keyword(item: object, table: dict[str, str], label: str) -> str:
+    """Return a key of one of the tables of `vocabulary`; `label` names the table in the error."""
+    if parse_text(item) not in table:
+        raise ValueError(
+            f"{quote_excerpt(item)} is not a valid {label}; use {', '.join(table)}"
+            f"{did_you_mean(parse_text(item), table)}"
+        )
+    return parse_text(item)

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Validation across the fields of a policy. Each check yields (key path, what to do)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+from . import vocabulary
+from .errors import did_you_mean
+from .objects import SERVICES_CGROUP, Account, Policy, Resolver, Service, service_cgroup
+from .toml_positions import KeyPath
+
+PolicyFault = tuple[KeyPath, str]
+MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
+MAX_TABLE = 2**32 - 1
+# Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
+RESERVED_TABLES = frozenset({0, 253, 254, 255})
+_DNS_PORT = 53
+
+
+def find_faults(policy: Policy) -> Iterator[PolicyFault]:
+    """Yield all faults of the policy, in the order of the checks."""
+    for check in _CHECKS:
+        yield from check(policy)
+
+
+def matching_pattern(device: str, inside: tuple[str, ...]) -> str | None:
+    """Return the first pattern of `inside` that matches the device, or None."""
+    for pattern in inside:
+        if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
+            return pattern
+    return None
+
+
+def _uplink_count(policy: Policy) -> Iterator[PolicyFault]:
+    if not policy.uplink:
+        yield ("uplink",), "a policy needs at least one uplink: add [uplink.wan]"
+    if len(policy.uplink) > MAX_UPLINKS:
+        yield (
+            ("uplink",),
+            f"{len(policy.uplink)} uplinks are more than the {MAX_UPLINKS} that a policy can have",
+        )
+    for name, uplink in policy.uplink.items():
+        if not uplink.devices:
+            yield ("uplink", name, "devices"), "an uplink needs at least one device"
+
+
+def _tables(policy: Policy) -> Iterator[PolicyFault]:
+    for name, uplink in policy.uplink.items():
+        if uplink.table in RESERVED_TABLES:
+            yield (
+                ("uplink", name, "table"),
+                f"table {uplink.table} is reserved by the kernel (0, 253 default, 254 main, 255 local); choose another",
+            )
+        elif not 1 <= uplink.table <= MAX_TABLE:
+            yield ("uplink", name, "table"), f"a table is a number from 1 to {MAX_TABLE}"
+    for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
+        if a.table == b.table:
+            yield (
+                ("uplink", second, "table"),
+                f"uplink {first!r} already uses table {b.table}; each uplink needs its own",
+            )
+
+
+def _devices(policy: Policy) -> Iterator[PolicyFault]:
+    owners: dict[str, str] = {}
+    for name, uplink in policy.uplink.items():
+        for index, device in enumerate(uplink.devices):
+            path = ("uplink", name, "devices", index)
+            pattern = matching_pattern(device, policy.inside)
+            if device == "lo":
+                yield path, "'lo' cannot be an uplink: its packets stay on this machine"
+            elif device in ("all", "default"):
+                yield (
+                    path,
+                    f"{device!r} cannot be a device name: /proc/sys/net uses it for the settings of all devices",
+                )
+            elif pattern:
+                yield (
+                    path,
+                    f"{device!r} matches {pattern!r} of 'inside'; a device is inside or an uplink, not both",
+                )
+            elif device in owners:
+                yield (
+                    path,
+                    f"{device!r} is already a device of uplink {owners[device]!r}; a device belongs to one uplink",
+                )
+            owners[device] = name
+
+
+def _marks(policy: Policy) -> Iterator[PolicyFault]:
+    for (first, a), (second, b) in combinations(policy.uplink.items(), 2):
+        if a.mark.overlaps(b.mark):
+            both = a.mark.value | b.mark.value
+            yield (
+                ("uplink", second, "mark"),
+                f"overlaps with the mark of uplink {first!r}: fwmark {both:#x} matches both "
+                f"{a.mark} and {b.mark}; use one mask and different values",
+            )
+
+
+def _duplicates(policy: Policy) -> Iterator[PolicyFault]:
+    for path, items in _lists(policy):
+        known: set[object] = set()
+        for index, item in enumerate(items):
+            if item in known:
+                yield (*path, index), "is listed twice"
+            known.add(item)
+
+
+def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
+    yield ("inside",), policy.inside
+    for name, uplink in policy.uplink.items():
+        path: KeyPath = ("uplink", name)
+        yield (*path, "exempt"), uplink.exempt
+        yield (*path, "learn"), uplink.learn
+        yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
+        yield (*path, "gateways"), uplink.gateways
+        if uplink.resolver:
+            yield (*path, "resolver", "servers"), uplink.resolver.servers
+            yield (*path, "resolver", "sources"), uplink.resolver.sources
+    for name, service in policy.service.items():
+        yield ("service", name, "to"), service.to
+        yield ("service", name, "ports"), service.ports
+        yield ("service", name, "sport"), service.sport
+
+
+def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
+    owners: dict[tuple[str, int], str] = {}
+    for name, uplink in policy.uplink.items():
+        if uplink.resolver is None:
+            continue
+        path: KeyPath = ("uplink", name, "resolver")
+        yield from _listen_addresses((*path, "listen"), name, uplink.resolver, owners)
+        if uplink.resolver.user.number == 0:
+            yield (
+                (*path, "user"),
+                "the resolver cannot run as root: other programs of root have sockets too; choose a user of its own",
+            )
+        if uplink.resolver.servers and uplink.resolver.lease:
+            yield (*path, "lease"), "excludes 'servers'; remove one of them"
+        yield from _sources((*path, "sources"), uplink.resolver)
+
+
+def _listen_addresses(
+    path: KeyPath, name: str, resolver: Resolver, owners: dict[tuple[str, int], str]
+) -> Iterator[PolicyFault]:
+    """Check `listen` of one resolver; `owners` maps (address, port) to an uplink and is updated."""
+    if not resolver.listen:
+        yield path, "a resolver needs an address; omit the key for 127.0.0.1:54 and [::1]:54"
+    if len({listen.port for listen in resolver.listen}) > 1:
+        yield path, "a resolver uses the same port on all its addresses"
+    for index, listen in enumerate(resolver.listen):
+        key = (str(listen.address), listen.port)
+        if key in owners:
+            yield (*path, index), f"{listen} is already used by the resolver of uplink {owners[key]!r}"
+        if listen.port == _DNS_PORT and listen.address.is_loopback:
+            yield (
+                (*path, index),
+                f"{listen} is the address of the system resolver; choose another port, such as 54",
+            )
+        version = listen.address.version
+        same = [other for other in resolver.listen if other.address.version == version]
+        if same.index(listen):
+            yield (
+                (*path, index),
+                f"a resolver has one address per family, and {same[0]} is already listed",
+            )
+        owners[key] = name
+
+
+def _sources(path: KeyPath, resolver: Resolver) -> Iterator[PolicyFault]:
+    if resolver.sources and (resolver.servers or resolver.lease):
+        other = "servers" if resolver.servers else "lease"
+        yield path, f"excludes {other!r}; remove one of them"
+    if "auto" in resolver.sources and len(resolver.sources) > 1:
+        yield (
+            (*path, resolver.sources.index("auto")),
+            "'auto' includes every source; remove it or the other sources",
+        )
+
+
+def _gateways(policy: Policy) -> Iterator[PolicyFault]:
+    for name, uplink in policy.uplink.items():
+        for index, gateway in enumerate(uplink.gateways):
+            if gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified:
+                yield ("uplink", name, "gateways", index), f"{gateway} cannot be a gateway"
+
+
+def _selectors(policy: Policy) -> Iterator[PolicyFault]:
+    owners: dict[tuple[str, int], str] = {}
+    for name, service in policy.service.items():
+        path = ("service", name)
+        yield from _selector(path, service)
+        for key, account in service_accounts(service):
+            if account.number == 0:
+                yield (
+                    (*path, key),
+                    f"{key} 0 matches every process of root; give the service a {key} of its own",
+                )
+            if (key, account.number) in owners:
+                owner = owners[key, account.number]
+                yield (
+                    (*path, key),
+                    f"service {owner!r} already uses {key} {account.name!r}; each service needs a {key} of its own",
+                )
+            owners[key, account.number] = name
+
+
+def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
+    count = len(service_accounts(service)) + service.kernel
+    if count != 1:
+        yield path, "a service needs exactly one of 'group', 'user' and 'kernel = true'"
+    for index, net in enumerate(service.to):
+        if net.is_loopback or net.is_unspecified:
+            yield (*path, "to", index), f"packets to {net} never leave the machine; remove it"
+    if service.kernel and (service.to or service.ports):
+        yield (
+            path,
+            "'to' and 'ports' cannot restrict the kernel's own sockets; use a group or user instead",
+        )
+    if service.sport and not service.kernel:
+        yield (
+            (*path, "sport"),
+            "is only valid with 'kernel = true'; with a group or user, 'ports' restricts the destination ports",
+        )
+    for index, port in enumerate(service.sport):
+        if port.protocol != "udp":
+            yield (
+                (*path, "sport", index),
+                f"the kernel's own sockets use UDP; write 'udp/{port.low}'",
+            )
+
+
+def service_accounts(service: Service) -> list[tuple[str, Account]]:
+    """Return the accounts that select the sockets of a service: [("group", ...)] or [("user", ...)]."""
+    pairs = [("group", service.group), ("user", service.user)]
+    return [(key, account) for key, account in pairs if account is not None]
+
+
+def _marking(policy: Policy) -> Iterator[PolicyFault]:
+    for name, service in policy.service.items():
+        path = ("service", name)
+        for key, method in vocabulary.KEYS_OF_MARKS_VALUE.items():
+            if getattr(service, key) and service.marks != method:
+                yield (
+                    (*path, key),
+                    f'needs marks = "{method}", but this service has "{service.marks}"',
+                )
+        if service.kernel and service.marks != "itself":
+            yield (
+                (*path, "marks"),
+                f'no program opens the kernel\'s own sockets, so "{service.marks}" cannot mark them; '
+                'write "itself", and configure the mark where the socket is configured '
+                "(FwMark of WireGuard)",
+            )
+        elif service.unmarked and service.user is None:
+            yield (
+                (*path, "marks"),
+                "ip rules match users, not groups; use 'user' instead, or another marking method",
+            )
+
+
+def _cgroups(policy: Policy) -> Iterator[PolicyFault]:
+    """Check that no cgroup is below another: its sockets would get the marks of both services."""
+    owners: dict[str, str] = {}  # cgroup -> its service
+    parents: dict[str, str] = {}  # cgroup -> a service that has a cgroup below it
+    for name, service in policy.service.items():
+        if service.marks != "cgroup":
+            continue
+        cgroup = service_cgroup(name, service)
+        path: KeyPath = ("service", name, "cgroup") if service.cgroup else ("service", name)
+        if cgroup == SERVICES_CGROUP:
+            yield path, f"{SERVICES_CGROUP!r} is the parent of the cgroups of all services; choose another"
+        parts = cgroup.split("/")
+        above = ["/".join(parts[:end]) for end in range(1, len(parts))]
+        conflicts = [parents.get(cgroup), *(owners.get(other) for other in (*above, cgroup))]
+        other_service = next(filter(None, conflicts), None)
+        if other_service:
+            yield (
+                path,
+                f"{cgroup} is the same as, above or below the cgroup of service {other_service!r}; "
+                "each service needs a separate cgroup",
+            )
+        owners[cgroup] = name
+        parents.update(dict.fromkeys(above, name))
+
+
+def _service_uplinks(policy: Policy) -> Iterator[PolicyFault]:
+    for name, service in policy.service.items():
+        if service.uplink not in policy.uplink:
+            yield (
+                ("service", name, "uplink"),
+                f"unknown uplink {service.uplink!r}{did_you_mean(service.uplink, policy.uplink)}; "
+                f"known are {', '.join(policy.uplink)}",
+            )
+
+
+def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
+    resolvers = {uplink.resolver.user.number: name for name, uplink in policy.uplink.items() if uplink.resolver}
+    for name, service in policy.service.items():
+        if service.user and service.user.number in resolvers:
+            yield (
+                ("service", name, "user"),
+                f"user {service.user.name!r} runs the resolver of uplink "
+                f"{resolvers[service.user.number]!r}, and its queries would be redirected to itself; "
+                "choose another",
+            )
+
+
+_CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
+    _uplink_count,
+    _tables,
+    _devices,
+    _marks,
+    _duplicates,
+    _resolvers,
+    _gateways,
+    _service_uplinks,
+    _selectors,
+    _marking,
+    _cgroups,
+    _resolver_users,
+)

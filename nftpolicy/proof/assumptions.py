@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Assumed environment of a compiled state: the kernel's own rules, addresses and learned routes.
+
+A compiled state names neither routes from DHCP nor addresses, and policy entries can be used only
+with some. Packets that the guard drops do not depend on any of these. Each assumption is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attrs import evolve
+
+from ..model.packet import ADDRESS_BITS, format_address, parse_address
+from ..model.symbolic.field_values import representative_name
+from ..netstate.routing import TABLE_MAIN, IpRule, Route
+from ..netstate.state import NetState
+from .spec import IP_FAMILIES, Spec, UplinkSpec
+
+TABLE_LOCAL, TABLE_DEFAULT = 255, 253
+RTPROT_KERNEL = 2  # RTPROT_KERNEL, include/uapi/linux/rtnetlink.h
+RTPROT_BOOT = 3  # RTPROT_BOOT
+_NETS = {4: ("192.0.2.0", 24), 6: ("2001:db8:77::", 64)}  # RFC 5737, RFC 3849
+_LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
+# Priority and table of the kernel's own rules; IPv6 has no rule for table default.
+_KERNEL_RULES = {
+    4: ((0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)),
+    6: ((0, TABLE_LOCAL), (32766, TABLE_MAIN)),
+}
+_KERNEL_METRIC = 256  # of the routes that the kernel adds for IPv6: IP6_RT_PRIO_ADDRCONF
+_ASSUMED_METRIC = 512
+
+
+def sample_device(pattern: str) -> str:
+    """Return a device name that a pattern of `inside` matches."""
+    return representative_name(pattern.replace("*", "~"))
+
+
+def assumed_address(family: int, index: int) -> int:
+    """Return the assumed address of this machine on its device number `index`."""
+    net, length = _NETS[family]
+    return (
+        parse_address(net)
+        + (index << (24 if family == 6 else 8)) * (length == 64)
+        + (2 if family == 6 else 16 * index + 2)
+    )
+
+
+def assumed_link_local(index: int) -> int:
+    """Return the assumed link-local address of this machine on its device number `index`."""
+    return parse_address("fe80::a00:27ff:fe00:2") + index
+
+
+def restrict_to_present(state: NetState, claim: Spec) -> tuple[Spec, dict[str, None]]:
+    """Return the specification restricted to devices that are up, and notes of the parts left out.
+
+    A state without devices, such as a compiled one, restricts nothing.
+    """
+    if not state.devices:
+        return claim, {}
+    up = [device.name for device in state.devices if device.up]
+    notes: dict[str, None] = {}
+    uplinks = []
+    for uplink in claim.uplinks:
+        present = tuple(device for device in uplink.devices if device in up)
+        if present:
+            ports = tuple(port for port in uplink.ports if port in up)
+            uplinks.append(evolve(uplink, devices=present, ports=ports))
+        for device in uplink.devices:
+            if device not in up:
+                notes[f"no packet was tried by {device}: the device does not exist or is down"] = None
+    inside = []
+    for pattern in claim.inside or ():
+        matching = [name for name in up if _matches(pattern, name)]
+        inside += matching[:1]
+        if not matching:
+            notes[f"no packet was tried by {pattern}: no such device is up"] = None
+    return evolve(claim, uplinks=tuple(uplinks), inside=tuple(inside)), notes
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
+
+
+def add_assumed_environment(state: NetState, claim: Spec) -> tuple[NetState, tuple[str, ...]]:
+    """Return the state with all parts that sending packets needs, and the assumptions made."""
+    assumptions: list[str] = []
+    local_families = {route.family for route in state.routes if route.table == TABLE_LOCAL}
+    rules = _with_kernel_rules(state, local_families)
+    routes = list(state.routes)
+    if not local_families:
+        assumptions.append("addresses on each device, and routes inside, as a machine has them (the state names none)")
+        for family in IP_FAMILIES:
+            routes += _assumed_routes(claim, family)
+    for uplink in claim.uplinks:
+        for family in IP_FAMILIES:
+            if uplink.table is not None and not _has_default_route(routes, uplink.table, family):
+                routes += _uplink_routes(uplink, uplink.table, family)
+                device = uplink.devices[0]
+                assumptions.append(f"a default route by {device} in table {uplink.table} (it has none now)")
+    return evolve(state, rules=rules, routes=tuple(routes)), tuple(dict.fromkeys(assumptions))
+
+
+def _with_kernel_rules(state: NetState, local_families: set[int]) -> tuple[IpRule, ...]:
+    """Return the rules, with the kernel's own for each family without a lookup in table local."""
+    looked_up = {(rule.family, rule.table) for rule in state.rules if rule.action == "lookup" and not rule.mask}
+    kernel_rules = [
+        IpRule(family, priority, "lookup", table, protocol=RTPROT_KERNEL)
+        for family in IP_FAMILIES
+        if (family, TABLE_LOCAL) not in looked_up and family not in local_families
+        for priority, table in _KERNEL_RULES[family]
+    ]
+    if not kernel_rules:
+        return state.rules
+    return tuple(sorted([*state.rules, *kernel_rules], key=lambda rule: (rule.family, rule.priority)))
+
+
+def _assumed_routes(claim: Spec, family: int) -> Iterator[Route]:
+    """Yield the routes of assumed addresses in one family, and a default route inside."""
+    inside = [sample_device(pattern) for pattern in claim.inside or ()]
+    devices = [device for uplink in claim.uplinks for device in uplink.devices] + inside
+    yield Route(family, TABLE_LOCAL, _LOOPBACK[family], "local", device="lo", protocol=RTPROT_KERNEL)
+    for index, device in enumerate(devices):
+        yield _local_route(family, assumed_address(family, index), device)
+        if family == 6:
+            yield from _ipv6_kernel_routes(index, device)
+    for uplink in claim.uplinks:
+        yield from _resolver_routes(uplink, family)
+    if inside:
+        yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=RTPROT_BOOT)
+
+
+def _local_route(family: int, address: int, device: str) -> Route:
+    prefix = f"{format_address(family, address)}/{ADDRESS_BITS[family]}"
+    return Route(family, TABLE_LOCAL, prefix, "local", device=device, protocol=RTPROT_KERNEL)
+
+
+def _ipv6_kernel_routes(index: int, device: str) -> Iterator[Route]:
+    """Yield the routes that the kernel adds to every device with IPv6."""
+    yield _local_route(6, assumed_link_local(index), device)
+    yield Route(6, TABLE_LOCAL, "ff00::/8", "multicast", device=device, metric=_KERNEL_METRIC, protocol=RTPROT_KERNEL)
+    yield Route(6, TABLE_MAIN, "fe80::/64", device=device, metric=_KERNEL_METRIC, protocol=RTPROT_KERNEL)
+
+
+def _resolver_routes(uplink: UplinkSpec, family: int) -> Iterator[Route]:
+    """Yield routes on lo for the resolver's addresses outside 127.0.0.0/8 and ::1."""
+    if uplink.resolver is None:
+        return
+    for address, _ in uplink.resolver.endpoints(family):
+        is_loopback = (family, address >> 24) == (4, 127) or address == 1
+        if not is_loopback:
+            yield _local_route(family, address, "lo")
+
+
+def _has_default_route(routes: Sequence[Route], table: int, family: int) -> bool:
+    return any(
+        route.family == family and route.table == table and route.kind == "unicast" and route.destination == "default"
+        for route in routes
+    )
+
+
+def _uplink_routes(uplink: UplinkSpec, table: int, family: int) -> Iterator[Route]:
+    for index, device in enumerate(uplink.devices):
+        yield Route(family, table, "default", device=device, metric=_ASSUMED_METRIC + index, protocol=RTPROT_BOOT)

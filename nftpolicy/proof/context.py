@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Shared proof context: the ruleset in hook order and a header space for each packet family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+
+from ..model.nft.chains import NAT_PRIORITIES, Ruleset
+from ..model.symbolic.box import Box
+from ..model.symbolic.chain_event import BaseChain
+from ..model.symbolic.chain_transfer import ChainTransfer
+from ..model.symbolic.header_space import HeaderSpace
+from ..model.symbolic.ruleset_scan import mark_kind, scan_ruleset
+from ..model.trace import Model
+from ..netstate.nft import (
+    Chain,
+    Dnat,
+    Mangle,
+    Masquerade,
+    Queue,
+    Redirect,
+    Snat,
+    Table,
+    Tproxy,
+    UnknownStatement,
+)
+from ..netstate.state import NetState
+
+_HOOK_ORDER = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
+_CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h
+_REWRITING_TYPES = (Mangle, Dnat, Snat, Masquerade, Redirect, Tproxy, Queue, UnknownStatement)
+_FAMILIES = {"ip": (4,), "ip6": (6,), "inet": (4, 6), "netdev": (4, 6, 0)}
+
+
+class ProofContext:
+    """Data about `state` that the lemmas share; `devices` and `masks` are of the specification."""
+
+    def __init__(self, state: NetState, devices: Iterable[str] = (), masks: Iterable[int] = ()) -> None:
+        self.state = state
+        self.ruleset = Ruleset(state.tables)
+        self.ruleset_scan = scan_ruleset(self.ruleset.tables)
+        self._devices, self._masks = tuple(devices), tuple(masks)
+        self._transfers: dict[int, ChainTransfer] = {}
+        self._rewriting_chains: dict[int, list[BaseChain]] = {}
+
+    @cached_property
+    def model(self) -> Model:
+        """Return the model that traces single packets."""
+        return Model(self.state, self.ruleset)
+
+    def chain_transfer(self, family: int) -> ChainTransfer:
+        """Return the chain transfer function of a family (4, 6, or 0 for other frames)."""
+        if family not in self._transfers:
+            space = HeaderSpace(family, self.ruleset_scan, self._devices, self._masks)
+            self._transfers[family] = ChainTransfer(space, self.ruleset.tables, self.ruleset_scan)
+        return self._transfers[family]
+
+    def space(self, family: int) -> HeaderSpace:
+        """Return the header space of a family."""
+        return self.chain_transfer(family).space
+
+    def filter_chains(self, family: int, hook: str, device: str | None = None) -> list[BaseChain]:
+        """Return the base chains that every packet passes at a hook, probable drops first.
+
+        The order has no meaning here. Chains of type nat are left out, since only the first packet of a
+        tracked flow passes them.
+        """
+        return sorted(filter(_certainly_hooked, self.ruleset.base_chains(family, hook, device)), key=_drop_likelihood)
+
+    def nat_chains(self, family: int, hook: str) -> list[BaseChain]:
+        """Return the chains of type nat at a hook."""
+        return [
+            base_chain
+            for base_chain in self.ruleset.base_chains(family, hook)
+            if base_chain[1].hook and base_chain[1].hook.type == "nat"
+        ]
+
+    def all_chains(self, family: int) -> list[BaseChain]:
+        """Return all base chains that packets of the family can pass at any hook."""
+        return [
+            (table, chain)
+            for table in self.ruleset.tables
+            if family in _FAMILIES.get(table.family, ()) and "dormant" not in table.flags
+            for chain in table.chains
+            if chain.hook is not None
+        ]
+
+    def egress_devices(self) -> set[str]:
+        """Return the devices with a chain at the egress hook of netdev."""
+        return {
+            device
+            for table in self.ruleset.tables
+            for chain in table.chains
+            if chain.hook is not None and chain.hook.hook == "egress" and "dormant" not in table.flags
+            for device in (*chain.hook.devices, *((chain.hook.device,) if chain.hook.device else ()))
+        }
+
+    def header_may_change_after(self, family: int, base_chain: BaseChain) -> bool:
+        """Return True if a later chain may change the header of a packet that this one accepts."""
+        return any(
+            self.is_at_or_after(other, base_chain) and other[1] is not base_chain[1]
+            for other in self._chains_that_rewrite(family)
+        )
+
+    @staticmethod
+    def is_at_or_after(base_chain: BaseChain, other: BaseChain) -> bool:
+        """Return True if a packet may pass `base_chain` at or after chain `other`."""
+        return _order(other) <= _order(base_chain)
+
+    def _chains_that_rewrite(self, family: int) -> list[BaseChain]:
+        if family not in self._rewriting_chains:
+            self._rewriting_chains[family] = [
+                base_chain for base_chain in self.all_chains(family) if base_chain[0].key in self._writes_by_table[0]
+            ]
+        return self._rewriting_chains[family]
+
+    def mark_writes(self, table: Table) -> Iterable[Mangle]:
+        """Return each distinct statement that writes a mark in the rules of a table."""
+        return self._writes_by_table[1][table.key]
+
+    @cached_property
+    def _writes_by_table(self) -> tuple[set[tuple[str, str]], dict[tuple[str, str], dict[Mangle, None]]]:
+        """Return the tables that may rewrite headers, and the mark writes of each table."""
+        rewriting: set[tuple[str, str]] = set()
+        marks: dict[tuple[str, str], dict[Mangle, None]] = {}
+        for table in self.ruleset.tables:
+            table_marks = marks.setdefault(table.key, {})
+            for chain in table.chains:
+                for rule in chain.rules:
+                    for statement in rule.statements:
+                        if isinstance(statement, Mangle) and mark_kind(statement.key) is not None:
+                            table_marks[statement] = None
+                        elif isinstance(statement, _REWRITING_TYPES):
+                            rewriting.add(table.key)
+        return rewriting, marks
+
+    @cached_property
+    def has_nat(self) -> bool:
+        """Return True if a chain may translate addresses, so that they differ between hooks."""
+        return any(chain.hook is not None and chain.hook.type == "nat" for _, chain in self._chains())
+
+    def _chains(self) -> Iterable[tuple[Table, Chain]]:
+        return ((table, chain) for table in self.ruleset.tables for chain in table.chains)
+
+
+def _certainly_hooked(base_chain: BaseChain) -> bool:
+    """Return True if a listing shows that the chain exists and applies to these packets."""
+    table, chain = base_chain
+    hook = chain.hook
+    if hook is None or hook.type == "nat" or "unnamed" in table.flags:
+        return False
+    return hook.hook not in ("ingress", "egress") or bool(hook.device or hook.devices)
+
+
+def runs_before_conntrack(base_chain: BaseChain) -> bool:
+    """Return True if the chain may run before connection tracking (NF_IP_PRI_CONNTRACK)."""
+    hook = base_chain[1].hook
+    return hook is not None and hook.hook in ("output", "prerouting") and hook.priority <= _CONNTRACK_PRIORITY
+
+
+def _order(base_chain: BaseChain) -> tuple[int, int]:
+    """Return the position of a chain on the way through the hooks; NAT has its own priority."""
+    hook = base_chain[1].hook
+    assert hook is not None
+    return _HOOK_ORDER.get(hook.hook, 0), NAT_PRIORITIES.get(hook.hook, 0) if hook.type == "nat" else hook.priority
+
+
+def _drop_likelihood(base_chain: BaseChain) -> tuple[bool, int]:
+    hook = base_chain[1].hook
+    assert hook is not None
+    return hook.policy != "drop", -hook.priority
+
+
+def unsupported_in(box: Box, space: HeaderSpace) -> tuple[str, ...]:
+    """Return the unsupported constructs that a box depends on; empty if it depends on none."""
+    return tuple(space.unsupported[name] for name in box if name in space.unsupported)

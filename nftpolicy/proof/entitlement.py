@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Packets entitled to an uplink's mark on egress.
+
+Packets of unmarked users count as entitled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from attrs import evolve
+
+from ..model.packet import TCP, UDP
+from ..model.symbolic.box import intersect_boxes, points
+from ..model.symbolic.field_values import CT_STATES
+from .spec import MarkTest, Region, UplinkSpec
+
+DNS_PORT = 53
+_ESTABLISHED = points(CT_STATES["established"])
+_ORIGINAL, _REPLY = 0, 1  # ct.direction
+
+
+def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets that may carry the mark at the uplink."""
+    for service in uplink.services:
+        for region in service.regions.get(family, ()):
+            if region.fields:
+                for owner in service.owners:
+                    yield Region({**region.fields, **owner.match_fields}, region.marks)
+            if service.kernel:
+                yield region if region.fields else _kernel_udp()
+    unrestricted = [
+        service for service in uplink.services if any(not region.fields for region in service.regions.get(family, ()))
+    ]
+    for key in ("gid", "uid"):
+        numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
+        if numbers:
+            yield Region({"socket": points(1), key: points(*numbers)})
+    # Last packets of closed connections, but not of those that began at the uplink: for these, only
+    # replies are allowed.
+    closed = Region({"socket": points(0), "ct.state": _ESTABLISHED})
+    yield closed.narrowed(ct_direction=points(_ORIGINAL))
+    yield closed.narrowed(MarkTest(uplink.value, uplink.mask, equal=False, field="ctmark"))
+    if uplink.resolver is not None:
+        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
+        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+    yield from reply_regions(uplink, family)
+    for exemption in uplink.exemptions:
+        if exemption.is_report:
+            yield from exemption.headers.get(family, ())
+
+
+def reply_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the replies of flows that began at the uplink."""
+    fields, marks = {"ct.direction": points(_REPLY)}, (uplink.flow_has_mark,)
+    for reply in uplink.replies:
+        for region in reply.headers.get(family, ()):
+            yield Region({**region.fields, **fields}, marks)
+    if uplink.may_reset:
+        yield Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1), **fields}, marks)
+
+
+def _kernel_udp() -> Region:
+    return Region({"socket": points(0), "protocol": points(UDP)})
+
+
+def unmarked_user_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets that unmarked users may send: the entitled packets, without the mark."""
+    sockets = {"socket": points(1), "uid": points(*uplink.unmarked_uids)}
+    for region in entitled_regions(uplink, family) if uplink.unmarked_uids else ():
+        fields = intersect_boxes(region.fields, sockets)
+        if fields is not None:
+            yield evolve(region, fields=fields)

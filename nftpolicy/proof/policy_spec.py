@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Specification of a policy: the packets that it allows and requires.
+
+Written from the manual page and the standards only, not from the compiler: a common mistake would
+hide from every proof. Nothing here knows a chain, a set or a priority.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
+from ..model.symbolic.box import Ranges, merge_ranges, points
+from ..policy import objects
+from ..policy.objects import Answer, Policy, Port, Uplink
+from .spec import (
+    IP_FAMILIES,
+    ExemptionSpec,
+    OwnerSpec,
+    Region,
+    ReplySpec,
+    ResolverSpec,
+    ServiceSpec,
+    Spec,
+    UplinkSpec,
+)
+
+_PROTOCOLS = {"tcp": TCP, "udp": UDP}
+_LINK_LOCAL, _ALL_GROUPS4, _ALL_GROUPS6 = "fe80::/10", "224.0.0.0/4", "ff02::/16"
+
+
+def _udp(family: int, **fields: Ranges) -> Region:
+    return Region({"protocol": points(UDP), "fragment": points(0), **fields})
+
+
+def _address_range(prefix: str) -> Ranges:
+    return (address_range(prefix, 6 if ":" in prefix else 4),)
+
+
+def _link_local_udp(**fields: Ranges) -> tuple[Region, ...]:
+    """Return UDP packets between link-local neighbours."""
+    neighbours = _address_range(_LINK_LOCAL)
+    destinations = merge_ranges([*neighbours, *_address_range(_ALL_GROUPS6)])
+    return (_udp(6, saddr=neighbours, daddr=destinations, **fields),)
+
+
+def _icmpv6(types: Sequence[int], **fields: Ranges) -> tuple[Region, ...]:
+    return (Region({"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(*types), **fields}),)
+
+
+# Headers and ethertypes of each exemption, with the standard that defines them.
+EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[int, ...]]] = {
+    "arp": ({}, (0x0806,)),
+    # RFC 2131 4.1: from port 68 to port 67.
+    "dhcpv4": ({4: (_udp(4, sport=points(68), dport=points(67)),)}, ()),
+    # RFC 8415 7.2 and 13: a client's port 546, a server's 547, from a link-local address.
+    "dhcpv6": ({6: (_udp(6, saddr=_address_range(_LINK_LOCAL), sport=points(546), dport=points(547)),)}, ()),
+    # RFC 4861 4.1, 4.3, 4.4 and 6.1.1: solicitations and neighbour advertisements, hop limit 255.
+    "ndp": ({6: _icmpv6((133, 135, 136), ttl=points(255))}, ()),
+    # RFC 2710 3, RFC 3810 5: reports and done, hop limit 1, to a link-local group.
+    "mld": ({6: _icmpv6((131, 132, 143), ttl=points(1), daddr=_address_range(_ALL_GROUPS6))}, ()),
+    # RFC 3376 4: protocol 2, TTL 1, to a group.
+    "igmp": (
+        {4: (Region({"protocol": points(IGMP), "ttl": points(1), "daddr": _address_range(_ALL_GROUPS4)}),)},
+        (),
+    ),
+    "vxlan-mesh": ({6: _link_local_udp(dport=points(4789))}, ()),
+    "respondd": ({6: (*_link_local_udp(sport=points(1001)), *_link_local_udp(dport=points(1001)))}, ()),
+    "eapol": ({}, (0x888E,)),  # IEEE 802.1X 11.1.4
+    "pppoe": ({}, (0x8863, 0x8864)),  # RFC 2516 4
+}
+REPORT_EXEMPTIONS = ("mld", "igmp")
+
+
+def exemption(name: str, uplink: str = "") -> ExemptionSpec:
+    """Return the packets that an exemption allows.
+
+    Raises:
+        KeyError: no exemption has this name.
+    """
+    headers, frames = EXEMPTIONS[name]
+    return ExemptionSpec(name, ("uplink", uplink, "exempt"), headers, frames, name in REPORT_EXEMPTIONS)
+
+
+def _owners(service: objects.Service) -> tuple[OwnerSpec, ...]:
+    accounts = (("gid", service.group), ("uid", service.user))
+    return tuple(OwnerSpec(key, account.number) for key, account in accounts if account is not None)
+
+
+def _service(name: str, service: objects.Service) -> ServiceSpec:
+    ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
+    regions = {}
+    for family in IP_FAMILIES:
+        networks = [network for network in service.to if network.version == family]
+        if service.to and not networks:
+            continue
+        destinations: dict[str, Ranges] = {}
+        if networks:
+            bounds = ((int(network.network_address), int(network.broadcast_address)) for network in networks)
+            destinations["daddr"] = merge_ranges(bounds)
+        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
+    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+
+
+def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
+    by_protocol: dict[str, list[tuple[int, int]]] = {}
+    for port in ports:
+        by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
+    return tuple(
+        Region({"protocol": points(_PROTOCOLS[protocol]), "fragment": points(0), field: merge_ranges(pairs)})
+        for protocol, pairs in sorted(by_protocol.items())
+    )
+
+
+def _reply(uplink: str, answer: Answer) -> ReplySpec:
+    origin = ("uplink", uplink, "answer")
+    if answer.port is None:  # RFC 792, RFC 4443 4.2: echo replies
+        four = Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(0)})
+        return ReplySpec(answer.name, origin, {4: (four,), 6: _icmpv6((129,))})
+    headers = _ports((answer.port,), "sport")
+    return ReplySpec(answer.name, origin, {4: headers, 6: headers})
+
+
+def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> UplinkSpec:
+    resolver = uplink.resolver
+    resolver_spec = None
+    if resolver is not None:
+        listen = tuple(
+            (endpoint.address.version, parse_address(str(endpoint.address)), endpoint.port)
+            for endpoint in resolver.listen
+        )
+        resolver_spec = ResolverSpec(listen, resolver.user.number, ("uplink", name, "resolver"))
+    return UplinkSpec(
+        name,
+        uplink.devices,
+        uplink.mark.value,
+        uplink.mark.mask,
+        uplink.table,
+        tuple(ports),
+        tuple(exemption(entry, name) for entry in uplink.exempt),
+        tuple(_service(key, service) for key, service in policy.service.items() if service.uplink == name),
+        tuple(_reply(name, answer) for answer in uplink.answer),
+        any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),
+        resolver_spec,
+        ("uplink", name),
+    )
+
+
+def build_spec(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None) -> Spec:
+    """Return the specification of a policy. `ports`: bridge of an uplink -> its ports."""
+    bridge_ports = ports or {}
+    uplinks = tuple(
+        _uplink(name, uplink, policy, [port for device in uplink.devices for port in bridge_ports.get(device, ())])
+        for name, uplink in policy.uplink.items()
+    )
+    return Spec(uplinks, tuple(policy.inside))

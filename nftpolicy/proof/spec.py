@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Specification of a state in terms of packets; contains no policy object and no compiled rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from attrs import Factory, frozen
+
+from ..model.symbolic import mark_bits
+from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
+from ..model.symbolic.header_space import HeaderSpace
+from ..netstate.nft import FULL_MASK, OriginPath
+
+IP_FAMILIES = (4, 6)
+
+
+@frozen
+class MarkTest:
+    """Test of a mark: field `of` ("mark" or "ctmark") & `mask` equals `value`.
+
+    If not `equal`, it must differ.
+    """
+
+    value: int
+    mask: int
+    equal: bool = True
+    field: str = "mark"
+
+    def boxes(self, space: HeaderSpace) -> list[Box]:
+        """Return the packets of a header space that pass the test."""
+        test = mark_bits.equal_boxes if self.equal else mark_bits.unequal_boxes
+        return test(self.field, space.partition, self.mask, self.value)
+
+
+@frozen
+class Region:
+    """Set of packets: the conjunction of all given conditions.
+
+    `fields` are the fields of symbolic/field_values.py; the other conditions are marks and device
+    names (None: any device).
+    """
+
+    fields: Mapping[str, Ranges] = Factory(dict)
+    marks: tuple[MarkTest, ...] = ()
+    oifname: tuple[str, ...] | None = None
+    not_oifname: tuple[str, ...] = ()
+    iifname: tuple[str, ...] | None = None
+    not_iifname: tuple[str, ...] = ()
+
+    def narrowed(self, *marks: MarkTest, oifname: tuple[str, ...] | None = None, **fields: Ranges) -> Region:
+        """Return the region with more conditions. In keywords, _ stands for the dot of a field."""
+        named_fields = {name.replace("_", ".", 1): ranges for name, ranges in fields.items()}
+        return Region(
+            {**self.fields, **named_fields},
+            (*self.marks, *marks),
+            self.oifname if oifname is None else oifname,
+            self.not_oifname,
+            self.iifname,
+            self.not_iifname,
+        )
+
+    def boxes(self, space: HeaderSpace) -> list[Box]:
+        """Return the region as boxes of `space`; empty if the family has no such packets."""
+        start = intersect_boxes(space.family_box(), self.fields)
+        boxes = [] if start is None else [start]
+        conditions = (("oif", self.oifname, self.not_oifname), ("iif", self.iifname, self.not_iifname))
+        for field, included, excluded in conditions:
+            if included is not None:
+                boxes = _intersections(boxes, [{field: space.union_of_devices(included)}])
+            if excluded:
+                remaining = space.devices_except(excluded)
+                boxes = _intersections(boxes, [{field: remaining}]) if remaining else []
+        for test in self.marks:
+            boxes = _intersections(boxes, test.boxes(space))
+        return boxes
+
+
+def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
+    return [both for box in first for condition in second if (both := intersect_boxes(box, condition)) is not None]
+
+
+@frozen
+class OwnerSpec:
+    """Owner of sockets: a group or a user."""
+
+    key: str  # "gid" or "uid"
+    number: int
+
+    @property
+    def match_fields(self) -> dict[str, Ranges]:
+        """Return the field ranges that match sockets of this owner."""
+        return {"socket": points(1), self.key: points(self.number)}
+
+
+@frozen
+class ServiceSpec:
+    """Service that may use the uplink's mark: its socket owners and destinations.
+
+    `regions` hold header conditions only, by family; a family without an entry is not allowed.
+    `kernel` services are UDP without an owning process, or UDP from the kernel's ports if the headers
+    name them: packets in a tunnel belong to the socket that created the inner packet.
+    """
+
+    name: str
+    origin: OriginPath
+    owners: tuple[OwnerSpec, ...]
+    kernel: bool
+    regions: Mapping[int, tuple[Region, ...]]  # by family
+    unmarked: bool = False  # its sockets may send without the mark, and only by the uplink
+
+
+@frozen
+class ExemptionSpec:
+    """Exemption: `headers` of unmarked packets by family, and `frames`, other ethertypes."""
+
+    name: str
+    origin: OriginPath
+    headers: Mapping[int, tuple[Region, ...]]
+    ethertypes: tuple[int, ...] = ()
+    is_report: bool = False  # membership reports of the kernel, which may carry a mark by accident
+
+
+@frozen
+class ReplySpec:
+    """Replies allowed by an `answer`: header conditions by family, sent back by the uplink."""
+
+    name: str
+    origin: OriginPath
+    headers: Mapping[int, tuple[Region, ...]]
+
+
+@frozen
+class ResolverSpec:
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
+
+    listen: tuple[tuple[int, int, int], ...]
+    uid: int
+    origin: OriginPath
+
+    def endpoints(self, family: int) -> tuple[tuple[int, int], ...]:
+        """Return the (address, port) pairs of one family."""
+        return tuple((address, port) for version, address, port in self.listen if version == family)
+
+
+@frozen
+class UplinkSpec:
+    """Specification of one uplink. `ports` are the ports of bridges among its devices."""
+
+    name: str
+    devices: tuple[str, ...]
+    value: int
+    mask: int
+    table: int | None = None
+    ports: tuple[str, ...] = ()
+    exemptions: tuple[ExemptionSpec, ...] = ()
+    services: tuple[ServiceSpec, ...] = ()
+    replies: tuple[ReplySpec, ...] = ()
+    may_reset: bool = False
+    resolver: ResolverSpec | None = None
+    origin: OriginPath = ()
+
+    @property
+    def unmarked_uids(self) -> tuple[int, ...]:
+        """Return the UIDs of unmarked users: their sockets may send without the mark."""
+        return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
+
+    @property
+    def has_mark(self) -> MarkTest:
+        """Return the test for packets with the uplink's mark."""
+        return MarkTest(self.value, self.mask)
+
+    @property
+    def lacks_mark(self) -> MarkTest:
+        """Return the test for packets without the uplink's mark."""
+        return MarkTest(self.value, self.mask, equal=False)
+
+    @property
+    def flow_has_mark(self) -> MarkTest:
+        """Return the test for packets of flows with the uplink's mark."""
+        return MarkTest(self.value, self.mask, field="ctmark")
+
+
+@frozen
+class Spec:
+    """Specification of all uplinks of a machine.
+
+    Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
+    `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
+    become an assumption instead. `families` are the IP families of the machine.
+    """
+
+    uplinks: tuple[UplinkSpec, ...]
+    inside: tuple[str, ...] | None = None
+    frames: bool = True
+    families: tuple[int, ...] = IP_FAMILIES
+
+    @property
+    def has_policy(self) -> bool:
+        """Return True if a policy names the users of the marks, and the inside devices."""
+        return self.inside is not None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return every device name or pattern of the specification."""
+        names = [name for uplink in self.uplinks for name in (*uplink.devices, *uplink.ports)]
+        return (*names, "lo", *(self.inside or ()))
+
+    @property
+    def masks(self) -> tuple[int, ...]:
+        """Return every mask that the specification tests."""
+        return (*(uplink.mask for uplink in self.uplinks), FULL_MASK)

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""P3 and P4: for each policy entry, packets that use it and the outcome that each must have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from ..model.packet import (
+    FORWARD,
+    FRAME,
+    KERNEL,
+    SOCKET,
+    TCP,
+    UDP,
+    CtInfo,
+    Packet,
+    evolve_packet,
+    parse_address,
+)
+from ..model.symbolic.box import points, subtract_ranges
+from .assumptions import sample_device
+from .context import ProofContext
+from .counterexample import REMOTE_ADDRESS, choose
+from .entitlement import DNS_PORT
+from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
+from .usability_case import (
+    UsabilityCase,
+    device_address,
+    inside_address,
+    link_local_address,
+    needs_device,
+    region_parts,
+    sample_packet,
+)
+
+_TCP_ACK = 0x10
+_RST = {("tcp", "flags"): 0x04}
+_ALL_NODES = parse_address("ff02::1")  # RFC 4291 2.7.1
+
+_PACKET_OTHERHOST = 3  # include/uapi/linux/if_packet.h
+_MAX_SERVICES = 64  # of an uplink that are tried with every kind of packet
+_GROUPS = {4: ("224.0.0.1", "255.255.255.255"), 6: ("ff02::1",)}
+
+
+def _unnamed_id(claim: Spec) -> int:
+    """Return a user and group ID that the specification does not name."""
+    used_ids = {owner.number for uplink in claim.uplinks for service in uplink.services for owner in service.owners}
+    used_ids |= {uplink.resolver.uid for uplink in claim.uplinks if uplink.resolver is not None}
+    return next(number for number in count(65533) if number not in used_ids)
+
+
+def _free_port(claim: Spec) -> int:
+    """Return a port that no resolver listens on."""
+    resolver_ports = {
+        port for uplink in claim.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
+    }
+    return next(port for port in count(9) if port not in resolver_ports)
+
+
+def usability_cases(ground: ProofContext, claim: Spec) -> Iterator[UsabilityCase]:
+    """Yield all cases of a specification."""
+    for uplink in claim.uplinks:
+        yield from _services(ground, uplink, claim)
+        yield from _exemptions(ground, uplink, claim)
+        yield from _replies(ground, uplink, claim)
+        yield from _arrivals(ground, uplink, claim)
+        yield from _frames(uplink)
+        if uplink.resolver is not None:
+            yield from _dns(uplink, claim)
+    yield from _inside(claim)
+
+
+def _services(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    mark, device, unnamed = (uplink.value, uplink.mask), uplink.devices[0], _unnamed_id(claim)
+    for index, service in enumerate(uplink.services):
+        title = f"service {service.name}"
+        if index >= _MAX_SERVICES:
+            yield from _service_in_short(ground, uplink, service)
+            continue
+        for family, regions in service.regions.items():
+            for region in (
+                part for full_region in regions for part in region_parts(family, full_region, with_ends=True)
+            ):
+                packet = evolve_packet(sample_packet(ground, family, region, SOCKET), mark=uplink.value)
+                if family == 6 and needs_device(packet.destination):
+                    packet = evolve_packet(packet, bound=device)  # link-local and group addresses need a device
+                ports = subtract_ranges(region.fields.get("dport", ((1, 0xFFFF),)), points(DNS_PORT))
+                packet = evolve_packet(packet, dport=choose(ports, packet.dport) if ports else DNS_PORT)
+                # _dns has the cases of a service that sends only DNS queries.
+                for owner in service.owners if ports or uplink.resolver is None else ():
+                    by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{owner.key: owner.number})
+                    yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", device, mark)
+                if service.kernel:
+                    by_kernel = evolve_packet(packet, origin=KERNEL)
+                    if by_kernel.protocol == UDP:
+                        yield UsabilityCase("P3", uplink.name, title, service.origin, by_kernel, "leaves", device, mark)
+                if service.kernel and region.fields:
+                    through_tunnel = evolve_packet(packet, uid=unnamed, gid=unnamed)
+                    tunnel = f"{title}: packets that a process sends through it"
+                    yield UsabilityCase(
+                        "P3", uplink.name, tunnel, service.origin, through_tunnel, "leaves", device, mark
+                    )
+                closed = evolve_packet(packet, origin=KERNEL, protocol=TCP, flow=CtInfo("established"), fields={})
+                last_packets = f"{title}: last packets of a closed connection"
+                yield UsabilityCase("P3", uplink.name, last_packets, service.origin, closed, "leaves", device, mark)
+
+
+def _sent_with(uplink: UplinkSpec, service: ServiceSpec) -> int:
+    """Return the mark that a service's sockets set."""
+    return 0 if service.unmarked else uplink.value
+
+
+def _service_in_short(ground: ProofContext, uplink: UplinkSpec, service: ServiceSpec) -> Iterator[UsabilityCase]:
+    """Yield one packet for each family: hundreds of services are rows of the same sets."""
+    for family, regions in service.regions.items():
+        packet = evolve_packet(sample_packet(ground, family, regions[0], SOCKET), mark=uplink.value)
+        if service.owners and packet.dport != DNS_PORT:
+            first = service.owners[0]
+            by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{first.key: first.number})
+            title, mark = f"service {service.name}", (uplink.value, uplink.mask)
+            yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", uplink.devices[0], mark)
+
+
+def _exemptions(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    hooked = ground.egress_devices()
+    for exemption in uplink.exemptions:
+        title = f"exemption {exemption.name}"
+        for device in (*uplink.devices, *uplink.ports):
+            for ethertype in exemption.ethertypes:
+                frame = Packet(4, 0, origin=FRAME, bound=device, ethertype=ethertype)
+                yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
+            for family, regions in exemption.headers.items():
+                for region in (part for full_region in regions for part in region_parts(family, full_region)):
+                    frame = sample_packet(ground, family, region, FRAME, device)
+                    if family == 6:
+                        source = frame.source or link_local_address(ground.state, device)
+                        destination = frame.destination if "daddr" in region.fields else _ALL_NODES
+                        frame = evolve_packet(frame, source=source, destination=destination)
+                    if device in hooked:
+                        yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
+                    if device not in uplink.devices:
+                        continue
+                    by_kernel = evolve_packet(frame, origin=KERNEL)
+                    yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
+                    if exemption.is_report:
+                        marked = evolve_packet(by_kernel, mark=uplink.value)
+                        by_accident = f"{title}, marked by accident"
+                        yield UsabilityCase("P3", uplink.name, by_accident, exemption.origin, marked, "leaves", device)
+    yield from _marked_reports(ground, uplink, claim)
+
+
+def _marked_reports(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    """Yield membership reports inside: they may carry marks by accident and must not be lost."""
+    from .policy_spec import REPORT_EXEMPTIONS, exemption
+
+    if not claim.inside:
+        return
+    for name in REPORT_EXEMPTIONS:
+        for family, regions in exemption(name, uplink.name).headers.items():
+            device = sample_device(claim.inside[0])
+            for region in region_parts(family, regions[0]):
+                report = evolve_packet(sample_packet(ground, family, region, KERNEL, device), mark=uplink.value)
+                report = evolve_packet(
+                    report, source=link_local_address(ground.state, device) if family == 6 else report.source
+                )
+                yield UsabilityCase("P3", uplink.name, f"{name} inside", ("inside",), report, "leaves", device)
+
+
+def _replies(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    device, mark = uplink.devices[0], (uplink.value, uplink.mask)
+    flow = CtInfo("established", "reply", uplink.value)
+    for reply in uplink.replies:
+        for family, regions in reply.headers.items():
+            packet = evolve_packet(
+                sample_packet(ground, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000
+            )
+            if packet.protocol == TCP:
+                packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
+            by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
+            # Accepted sockets have the mark of their SYN (tcp_fwmark_accept). Other sockets, and
+            # sockets that are older than the policy, need any route before the flow's mark
+            # reroutes them. Only the kernel answers pings.
+            packets = [by_kernel]
+            if packet.protocol == TCP:
+                packets.append(evolve_packet(packet, mark=uplink.value))
+            if packet.protocol in (TCP, UDP) and claim.inside:
+                packets.append(packet)
+            for answer in packets:
+                yield UsabilityCase(
+                    "P3", uplink.name, f"answer {reply.name}", reply.origin, answer, "leaves", device, mark
+                )
+    for family in IP_FAMILIES if uplink.may_reset else ():
+        reset = Packet(
+            family, REMOTE_ADDRESS[family], None, TCP, 81, 40000, KERNEL, uplink.value, flow=flow, fields=_RST
+        )
+        yield UsabilityCase(
+            "P3", uplink.name, "answer: closed ports", ("uplink", uplink.name, "answer"), reset, "leaves", device
+        )
+
+
+def _arrivals(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    """Yield packets that arrive by the uplink, which are marked and only for this machine.
+
+    Packets with the mark that arrive by another device do not keep it.
+    """
+    mark, origin = (uplink.value, uplink.mask), ("uplink", uplink.name, "answer")
+    title = "arriving packets are marked"
+    for family in IP_FAMILIES:
+        for device in uplink.devices:
+            own_address = device_address(ground.state, family, device)
+            if own_address is None:
+                continue
+            arriving = Packet(family, own_address, REMOTE_ADDRESS[family], UDP, 40000, 40001, FORWARD, iif=device)
+            yield UsabilityCase(
+                "P3",
+                uplink.name,
+                title,
+                origin,
+                arriving,
+                "delivered",
+                mark=mark,
+                flow_mark=mark,
+                may_be_firewalled=True,
+            )
+            address_inside = inside_address(ground.state, family, claim)
+            if address_inside is not None:
+                to_inside = evolve_packet(arriving, destination=address_inside)
+                yield UsabilityCase(
+                    "P2", uplink.name, "addresses inside are not reachable", origin, to_inside, "dropped"
+                )
+            for group in _GROUPS[family]:
+                to_group = evolve_packet(arriving, destination=parse_address(group))
+                yield UsabilityCase(
+                    "P3", uplink.name, title, origin, to_group, "delivered", mark=mark, may_be_firewalled=True
+                )
+            forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
+            yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
+        for pattern in (claim.inside or ())[:1]:
+            reply = Packet(
+                family, REMOTE_ADDRESS[family], None, UDP, 81, flow=CtInfo("established", "reply", uplink.value)
+            )
+            yield UsabilityCase(
+                "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
+                must_not_leave_by=sample_device(pattern),
+            )  # fmt: skip
+            marked = Packet(
+                family, REMOTE_ADDRESS[family], REMOTE_ADDRESS[family] + 1, UDP, origin=FORWARD, mark=uplink.value,
+                iif=sample_device(pattern),
+            )  # fmt: skip
+            yield UsabilityCase(
+                "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
+                sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
+            )  # fmt: skip
+
+
+def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:
+    """Yield frames with the mark, and frames that a bridge forwards between its ports."""
+    for device in (*uplink.devices, *uplink.ports):
+        for family in IP_FAMILIES:
+            frame = Packet(family, REMOTE_ADDRESS[family], origin=FRAME, mark=uplink.value, bound=device)
+            origin = ("uplink", uplink.name, "mark")
+            yield UsabilityCase("P3", uplink.name, f"marked frames by {device}", origin, frame, "leaves", device)
+            if device in uplink.ports:
+                bridged = evolve_packet(frame, mark=0, fields={("meta", "pkttype"): _PACKET_OTHERHOST})
+                origin = ("uplink", uplink.name, "devices")
+                title = f"frames that the bridge forwards to {device}"
+                yield UsabilityCase("P3", uplink.name, title, origin, bridged, "leaves", device)
+
+
+def _dns(uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+    resolver, device, unnamed = uplink.resolver, uplink.devices[0], _unnamed_id(claim)
+    assert resolver is not None
+    for family in IP_FAMILIES:
+        for protocol in (UDP, TCP):
+            query = Packet(family, REMOTE_ADDRESS[family], None, protocol, dport=DNS_PORT)
+            upstream = evolve_packet(query, uid=resolver.uid, gid=unnamed, mark=uplink.value)
+            title, mark_test = "queries of the resolver", (uplink.value, uplink.mask)
+            yield UsabilityCase("P3", uplink.name, title, resolver.origin, upstream, "leaves", device, mark_test)
+            for service in uplink.services[:_MAX_SERVICES]:
+                title = f"DNS for service {service.name}"
+                for owner in service.owners:
+                    # A query to another server without the mark needs any route before it is redirected.
+                    for mark in (0, uplink.value) if claim.inside else (uplink.value,):
+                        service_query = evolve_packet(
+                            query, mark=mark, **{"uid": unnamed, "gid": unnamed, owner.key: owner.number}
+                        )
+                        endpoints = resolver.endpoints(family)
+                        if endpoints:
+                            yield UsabilityCase(
+                                "P5",
+                                uplink.name,
+                                title,
+                                resolver.origin,
+                                service_query,
+                                "delivered",
+                                endpoint=endpoints[0],
+                            )
+                    for address, port in resolver.endpoints(family):
+                        direct = evolve_packet(query, destination=address, dport=port, **{owner.key: owner.number})
+                        yield UsabilityCase("P5", uplink.name, title, resolver.origin, direct, "delivered")
+            for address, port in resolver.endpoints(family):
+                last_packet = Packet(
+                    family, address, address, protocol, dport=port, origin=KERNEL, flow=CtInfo("established")
+                )
+                title = "resolver: last packets of a closed connection"
+                yield UsabilityCase("P3", uplink.name, title, resolver.origin, last_packet, "delivered")
+
+
+def _sent_by_services(claim: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, ServiceSpec, Packet]]:
+    """Yield the packet as each service's socket sends it."""
+    for uplink in claim.uplinks:
+        for service in uplink.services[:_MAX_SERVICES]:
+            for owner in service.owners:
+                yield uplink, service, evolve_packet(packet, **{owner.key: owner.number})
+
+
+def _inside(claim: Spec) -> Iterator[UsabilityCase]:
+    unnamed, free_port = _unnamed_id(claim), _free_port(claim)
+    for family in IP_FAMILIES:
+        remote = REMOTE_ADDRESS[family]
+        for pattern in claim.inside or ():
+            device = sample_device(pattern)
+            packet = Packet(family, remote, None, UDP, uid=unnamed, gid=unnamed, bound=device if family == 4 else None)
+            if family == 4 or pattern == (claim.inside or ())[0]:
+                query = evolve_packet(packet, dport=DNS_PORT)
+                yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)
+                yield UsabilityCase("P3", "", f"DNS inside {pattern}", ("inside",), query, "leaves", device)
+                for uplink, service, by_service in _sent_by_services(claim, packet):
+                    endpoint = (remote, by_service.dport)
+                    title = f"service {service.name} inside"
+                    if service.unmarked:
+                        yield UsabilityCase(
+                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device
+                        )
+                        continue
+                    yield UsabilityCase(
+                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint
+                    )
+        loopback = {4: 0x7F000001, 6: 1}[family]
+        packet = Packet(family, loopback, loopback, UDP, dport=free_port, uid=unnamed, gid=unnamed)
+        yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")
+        yield UsabilityCase("P3", "", "DNS on loopback", (), evolve_packet(packet, dport=DNS_PORT), "delivered")
+        for uplink, service, by_service in _sent_by_services(claim, packet):
+            title = f"service {service.name} on loopback"
+            endpoint = (loopback, free_port)
+            yield UsabilityCase("P3", uplink.name, title, service.origin, by_service, "delivered", endpoint=endpoint)
+        for uplink in claim.uplinks:
+            marked = evolve_packet(packet, mark=uplink.value)
+            mark = (uplink.value, uplink.mask)
+            yield UsabilityCase("P3", uplink.name, "loopback keeps marks", (), marked, "delivered", mark=mark)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Reasons why a change is not begun.
+
+In a file of their own, since the proof is slow to import and a caller needs only the exceptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...proof.verdict import Proof
+    from .step_order import ProvedOrder
+
+
+class PolicyNotProved(Exception):
+    """The compiled policy could not be proved: the verdict is refuted or unknown."""
+
+    def __init__(self, proof: Proof) -> None:
+        self.proof = proof
+        super().__init__(f"the compiled policy is not proved: {proof.verdict}")
+
+
+class NoSafeOrder(Exception):
+    """Every step order passes through a state that is not proved; `orders` are the orders tried."""
+
+    def __init__(self, ways: Sequence[ProvedOrder]) -> None:
+        self.orders = tuple(ways)
+        super().__init__("no order of the steps is safe")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Execution of a plan: run the steps, undo them after a failure, read the result back.
+
+If the kernel refuses a step, the inverses of the steps before it are run, so that the kernel is
+left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from attrs import Factory, evolve, frozen
+
+from ...compiler import object_names
+from ...compiler.compile import HostFacts, compile_policy
+from ...compiler.sysctls import required_sysctls
+from ...kernel.errors import StepRefused
+from ...kernel.interface import Kernel
+from ...netstate.operations import Step, SysctlChange
+from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
+from ...netstate.state import NetState
+from ...planner.plan import Plan, plan, writable_part
+from ...policy.objects import Policy
+from .journal import InconsistentState
+from .state_dir import StateDir
+
+
+class ReadBackMismatch(Exception):
+    """The steps succeeded, but the kernel reads back another state; the steps were undone.
+
+    `missing` is the plan from the state read back to the desired state.
+    """
+
+    def __init__(self, missing: Plan) -> None:
+        self.missing = missing
+        super().__init__("the kernel accepted every step, but reads back another state")
+
+
+class RollbackFailed(InconsistentState):
+    """A step failed, and the state before it could not be restored. The guard stays in force.
+
+    `missing` is the plan that would restore that state.
+    """
+
+    def __init__(self, missing: Plan) -> None:
+        self.missing = missing
+        super().__init__("a step failed, and the previous state could not be restored completely")
+
+
+OnStep = Callable[[], None]
+_RESTORE_ATTEMPTS = 3
+
+
+@frozen
+class PlannedChange:
+    """A planned change: the observed state, the desired state, and the plan between them.
+
+    `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
+    hook a chain there now; `bridge_ports` maps the bridges among the uplinks' devices to their
+    ports.
+    """
+
+    observed: NetState
+    desired: NetState
+    plan: Plan
+    devices_without_link_guard: frozenset[str] = frozenset()
+    bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
+
+
+def plan_change(kernel: Kernel, policy: Policy, memory: StateDir) -> PlannedChange:
+    """Read the kernel and plan to apply `policy`. Changes nothing."""
+    original = memory.saved_sysctls()
+    observed = read_own_state(kernel, [sysctl.path for sysctl in required_sysctls(policy)] + list(original))
+    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
+    has_table = observed.table("netdev", object_names.TABLE) is not None
+    link_guard = has_table or kernel.supports_egress_hook("lo")
+    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
+    ports = kernel.bridge_ports(devices)
+    desired = compile_policy(policy, HostFacts(ports, link_guard, unhooked))
+    desired = _of_families(desired, kernel.ip_families())
+    # Sysctls that an earlier policy set, and this one does not set, get their original values.
+    set_now = {sysctl.path for sysctl in desired.sysctls}
+    restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
+    desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
+    return PlannedChange(observed, desired, plan(observed, desired), unhooked, ports)
+
+
+def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:
+    """Return the absent devices that this kernel cannot hook (before about Linux 6.18)."""
+    hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
+    absent = set(devices) - hooked - kernel.device_names()
+    return frozenset(device for device in absent if not kernel.supports_egress_hook(device))
+
+
+def read_own_state(kernel: Kernel, paths: list[str]) -> NetState:
+    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`."""
+    return kernel.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
+
+
+def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
+    rules = tuple(rule for rule in state.rules if rule.family in families)
+    routes = tuple(route for route in state.routes if route.family in families)
+    return evolve(state, rules=rules, routes=routes)
+
+
+def apply_change(kernel: Kernel, planned: PlannedChange, memory: StateDir, on_step: OnStep = lambda: None) -> None:
+    """Execute a planned change; `on_step` is called after each step.
+
+    Raises:
+        Refused, ReadBackMismatch: the kernel is as it was before.
+        RollbackFailed: the previous state could not be restored; the guard stays in force.
+    """
+    set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
+    memory.save_sysctls({step.new.path: step.old for step in set_sysctls})
+    run_plan(kernel, planned.plan, on_step, planned.observed)
+    read_back = read_own_state(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
+    missing = plan(read_back, planned.desired)
+    if missing.steps:
+        roll_back(kernel, list(planned.plan.steps), planned.observed)
+        raise ReadBackMismatch(missing)
+
+
+def plan_release(kernel: Kernel, memory: StateDir) -> PlannedChange:
+    """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
+    original = memory.saved_sysctls()
+    observed = read_own_state(kernel, list(original))
+    desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
+    return PlannedChange(observed, desired, plan(observed, desired))
+
+
+def run_plan(
+    kernel: Kernel,
+    planned: Plan,
+    on_step: OnStep = lambda: None,
+    observed: NetState | None = None,
+) -> None:
+    """Run the steps in order; after a refusal or an interrupt, undo the steps that were run.
+
+    `observed` is the state before the first step; with it, the undone state is read back.
+
+    Raises:
+        Refused: the steps were undone.
+        RollbackFailed: as `roll_back`.
+    """
+    completed: list[Step] = []
+    for step in planned.steps:
+        try:
+            kernel.apply_step(step)
+        except StepRefused:
+            roll_back(kernel, completed, observed)
+            raise
+        except BaseException:
+            # Interrupted: this step may have been executed.
+            roll_back(kernel, [*completed, step], observed)
+            raise
+        completed.append(step)
+        on_step()
+
+
+def roll_back(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:
+    """Run the inverses of `completed`, last first; an inverse that is refused is skipped.
+
+    `observed` is the state to restore: differences that remain are planned and repaired.
+
+    Raises:
+        RollbackFailed: differences remain after that.
+    """
+    _run_ignoring_refusals(kernel, [step.inverse() for step in reversed(completed)])
+    if observed is None:
+        return
+    paths = [sysctl.path for sysctl in observed.sysctls]
+    previous = evolve(observed, tables=tuple(writable_part(table) for table in observed.tables))
+    for _ in range(_RESTORE_ATTEMPTS):
+        missing = plan(read_own_state(kernel, paths), previous)
+        if not missing.steps:
+            return
+        _run_ignoring_refusals(kernel, missing.steps)
+    missing = plan(read_own_state(kernel, paths), previous)
+    if missing.steps:
+        raise RollbackFailed(missing)
+
+
+def _run_ignoring_refusals(kernel: Kernel, steps: Sequence[Step]) -> None:
+    for step in steps:
+        with suppress(StepRefused):
+            kernel.apply_step(step)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""State directory of one network namespace: the policy in force, and the sysctls from before it.
+
+Under /run, which a restart empties as it empties the kernel; $NFTPOLICY_STATE moves it. Only the
+process that holds the lock writes here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from ...kernel.netns import netns_cookie
+from ..atomic_file import write_file
+from ..file_lock import LockTimeout, exclusive_lock
+from .journal import Journal
+
+DEFAULT_ROOT = "/run/nftpolicy"
+
+
+class Locked(Exception):
+    """Another process holds the lock of this network namespace; the message has its PID."""
+
+
+@frozen
+class StateDir:
+    """The state directory of one network namespace."""
+
+    directory: Path
+
+    def policy(self) -> tuple[str, bytes] | None:
+        """Return file name and text of the policy that was applied last, or None."""
+        try:
+            name = (self.directory / "name").read_text()
+            return name, (self.directory / "policy.toml").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def saved_sysctls(self) -> dict[str, str]:
+        """Return path -> value of the sysctls as they were before nftpolicy set them."""
+        try:
+            values = json.loads((self.directory / "sysctls.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        if not isinstance(values, dict):
+            return {}
+        return {str(path): str(value) for path, value in values.items()}
+
+    def save_sysctls(self, values: dict[str, str]) -> None:
+        """Save the values of sysctls; a value that is saved already stays."""
+        saved = self.saved_sysctls()
+        if not values.keys() <= saved.keys():
+            self._write("sysctls.json", json.dumps({**values, **saved}, indent=1).encode())
+
+    def save_policy(self, name: str, text: bytes) -> None:
+        """Save the policy that is in force now. Raises OSError."""
+        if self.policy() != (name, text):
+            self._write("policy.toml", text)
+            self._write("name", name.encode())
+
+    def clear(self) -> None:
+        """Remove the saved policy and sysctls, after a release."""
+        for name in ("name", "policy.toml", "sysctls.json"):
+            (self.directory / name).unlink(missing_ok=True)
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_file(self.directory / name, content)
+
+    @property
+    def journal(self) -> Journal:
+        """The journal of the change that is being made in this namespace."""
+        return Journal(self.directory / "journal")
+
+    @contextmanager
+    def lock(self, wait: float = 0) -> Iterator[None]:
+        """Hold the lock of this network namespace in the block.
+
+        `wait`: seconds to wait for another process. Raises Locked.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lock = self.directory / "lock"
+        with ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(exclusive_lock(lock, wait))
+            except LockTimeout:
+                holder = lock.read_text().strip() or "unknown"
+                message = f"process {holder} holds the lock; retry when it has ended, or use --wait"
+                raise Locked(message) from None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            yield
+
+
+def current_state_dir() -> StateDir:
+    """Return the state directory of the network namespace that this process is in."""
+    root = Path(os.environ.get("NFTPOLICY_STATE", DEFAULT_ROOT))
+    return StateDir(root / f"netns-{netns_cookie()}")

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Search for a step order in which every state from the old to the new policy is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from attrs import evolve, frozen
+
+from ...compiler import object_names
+from ...kernel.interface import Kernel
+from ...netstate.nft import Table
+from ...netstate.state import NetState
+from ...netstate.transition import StepRejected
+from ...planner.plan import Plan, candidate_plans, plan_via_block
+from ...policy.objects import Policy
+from ...proof.policy_spec import build_spec
+from ...proof.prover import prove
+from ...proof.transition_proof import NamedSpec, StateProof, prove_states, worst_state_verdict
+from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
+from .errors import NoSafeOrder
+from .executor import PlannedChange
+
+
+@frozen
+class ProvedOrder:
+    """A plan with the proofs of its states.
+
+    `own_proofs`: proofs of nftpolicy's objects alone; `full_proofs`: of the same states together
+    with the foreign tables, rules and routes, empty if these states could not be computed.
+    """
+
+    plan: Plan
+    own_proofs: tuple[StateProof, ...]
+    full_proofs: tuple[StateProof, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The worst verdict over nftpolicy's own objects."""
+        return worst_state_verdict(self.own_proofs)
+
+    @property
+    def full_verdict(self) -> str:
+        """The worst verdict over the whole kernel state.
+
+        If `verdict` is proved, a refutation or an unknown comes from a foreign ruleset.
+        """
+        return worst_state_verdict(self.full_proofs)
+
+
+def prove_desired(planned: PlannedChange, policy: Policy, families: tuple[int, ...]) -> Proof:
+    """Prove that the desired state leaks nothing.
+
+    Usability (P3, P4) is not checked here; 'nftpolicy check' does.
+    """
+    spec = evolve(
+        build_spec(policy, planned.bridge_ports), frames=not planned.devices_without_link_guard, families=families
+    )
+    return prove(planned.desired, spec, usability=False)
+
+
+def find_safe_order(
+    kernel: Kernel,
+    planned: PlannedChange,
+    before: Iterable[Policy],
+    after: Policy | None,
+    block: tuple[Table, ...] = (),
+    ignore_foreign: bool = False,
+) -> ProvedOrder:
+    """Return the first step order in which every state is proved. Changes nothing.
+
+    `before`: the policies that may be in force, the likeliest first. The spec of the first policy
+    with its guard in the kernel must hold up to the switch, the spec of `after` from then on.
+    `block`: tables that block the uplinks during the change. `ignore_foreign`: accept orders that are
+    refuted only together with foreign rulesets.
+
+    Raises:
+        NoSafeOrder: every order has a state that is not proved, or is refuted with a foreign
+        ruleset.
+    """
+    spec_before = _spec_in_force(planned, before)
+    spec_after = None
+    if after is not None:
+        spec_after = _spec(planned, after, f"{after.name}, as it will be")
+    everything = kernel.read_all()
+    rejected = []
+    for plan in _plans(planned, block):
+        order = _prove_order(plan, planned.observed, everything, spec_before, spec_after)
+        if _is_safe(order, ignore_foreign):
+            return order
+        rejected.append(order)
+    raise NoSafeOrder(rejected)
+
+
+def _plans(planned: PlannedChange, block: tuple[Table, ...]) -> Iterator[Plan]:
+    if block:
+        yield plan_via_block(planned.observed, planned.desired, block)
+    else:
+        yield from candidate_plans(planned.observed, planned.desired)
+
+
+def _is_safe(order: ProvedOrder, ignore_foreign: bool) -> bool:
+    if order.verdict != PROVED:
+        return False
+    return ignore_foreign or order.full_verdict != REFUTED
+
+
+def _spec(planned: PlannedChange, policy: Policy, name: str) -> NamedSpec:
+    """Return the spec of a policy; frames are part of it only if every device can be hooked."""
+    return NamedSpec(
+        name, evolve(build_spec(policy, planned.bridge_ports), frames=not planned.devices_without_link_guard)
+    )
+
+
+def _spec_in_force(planned: PlannedChange, policies: Iterable[Policy]) -> NamedSpec | None:
+    """Return the spec of the first policy that the observed state is proved to satisfy."""
+    for policy in policies:
+        spec = _spec(planned, policy, f"{policy.name}, as it is")
+        if prove_states([planned.observed], [spec])[0].verdict == PROVED:
+            return spec
+    return None
+
+
+def _prove_order(
+    plan: Plan,
+    observed: NetState,
+    everything: NetState,
+    spec_before: NamedSpec | None,
+    spec_after: NamedSpec | None,
+) -> ProvedOrder:
+    specs = [spec_before if number < plan.switch else spec_after for number in range(len(plan.steps) + 1)]
+    own = prove_states(plan.states(observed), specs)
+    try:
+        whole = plan.states(_with_own(everything, observed))
+    except StepRejected:
+        # A foreign object conflicts with a step; the kernel will refuse that step.
+        return ProvedOrder(plan, own, ())
+    if spec_before is not None and prove_states(whole[:1], [spec_before])[0].verdict == REFUTED:
+        # A foreign ruleset violates it already, so until the switch only our own objects count.
+        specs = [spec if spec is not spec_before else None for spec in specs]
+    return ProvedOrder(plan, own, prove_states(whole, specs))
+
+
+def _with_own(everything: NetState, observed: NetState) -> NetState:
+    """Return `everything` with our own objects as in `observed`, without the auxiliary tables."""
+    own_keys = {table.key for table in observed.tables}
+    own_paths = {sysctl.path for sysctl in observed.sysctls}
+    foreign = (
+        table
+        for table in everything.tables
+        if table.key not in own_keys and table.name not in object_names.AUXILIARY_TABLES
+    )
+    sysctls = (sysctl for sysctl in everything.sysctls if sysctl.path not in own_paths)
+    return evolve(
+        everything,
+        tables=(*foreign, *observed.tables),
+        sysctls=(*sysctls, *observed.sysctls),
+    )
+
+
+def foreign_findings(order: ProvedOrder) -> Iterator[str]:
+    """Yield a line for each finding that foreign rulesets cause, where ours alone is proved."""
+    if order.full_verdict in (PROVED, "") or order.verdict != PROVED:
+        return
+    lines: dict[str, None] = {}
+    for state in order.full_proofs[-1:] if order.full_verdict == UNKNOWN else order.full_proofs:
+        for finding in state.failures():
+            reason = "; ".join(finding.unsupported) or finding.detail
+            subject = f"{finding.property} {finding.uplink}: {finding.verdict}: {finding.subject}"
+            lines[f"{subject}: {reason}"] = None
+    yield from lines

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Resolver of an uplink: a second dnsmasq with the uplink's mark on its sockets.
+
+It queries only the servers of the uplink, answers on the policy's addresses and has no cache;
+without a server it refuses queries. Its cgroup sets the mark, which is verified while dnsmasq runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attrs import evolve, field, frozen
+
+from ...kernel import accounts
+from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
+from ...kernel.errors import Unavailable
+from ...kernel.sd_notify import ServiceManager
+from ...kernel.seccomp import SocketCallMarker
+from ...policy.objects import Listen, Resolver, Uplink
+from ..rate_limiter import earliest_deadline
+from .discovery import DiscoveryTarget, ServerDiscovery
+from .servers_file import ServersFile, servers_file_in_directory
+
+# Seconds.
+_CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks
+_STARTUP_INTERVAL = 0.05  # the same until dnsmasq listens
+_REFRESH_PAUSE = 0.1  # least time between two changes of the servers
+_STOP_TIMEOUT = 3.0
+
+_PR_SET_PDEATHSIG = 1
+_TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_libc = ctypes.CDLL(None)
+
+
+class ResolverError(Exception):
+    """Failure that keeps the resolver from running, or stops it."""
+
+
+@frozen
+class ResolverJob:
+    """Run of one resolver: uplink `name` with its resolver's settings.
+
+    `directory` is for its files.
+    """
+
+    name: str
+    uplink: Uplink
+    resolver: Resolver
+    directory: Path
+    warn: Callable[[str], None]
+    service_manager: ServiceManager = field(factory=ServiceManager)
+
+    @property
+    def servers_file(self) -> Path:
+        """Path of the file with dnsmasq's servers."""
+        return servers_file_in_directory(self.directory)
+
+
+def run_resolver(job: ResolverJob) -> None:
+    """Run the resolver until a signal ends it. Raises ResolverError, or Unavailable."""
+    dnsmasq = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if not dnsmasq:
+        raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
+    job = evolve(job, resolver=evolve(job.resolver, listen=_usable_addresses(job)))
+    with ExitStack() as stack:
+        _lock(job, stack)
+        _create_directory(job.directory)
+        stack.callback(shutil.rmtree, job.directory, ignore_errors=True)
+        learner = stack.enter_context(ServerDiscovery(DiscoveryTarget(job.name, job.uplink, job.resolver), job.warn))
+        upstream = ServersFile(job.servers_file)
+        _refresh(job, learner, upstream)
+        marking = stack.enter_context(_marking(job))
+        command = [dnsmasq, *dnsmasq_arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
+        child = subprocess.Popen(command, preexec_fn=lambda: _before_exec(marking), stdin=subprocess.DEVNULL)
+        stack.callback(_stop, child)
+        marking.after_start()
+        _supervise(job, child, learner, upstream)
+
+
+def dnsmasq_arguments(job: ResolverJob) -> list[str]:
+    """Return the options of dnsmasq(8). Raises ResolverError."""
+    user = accounts.user_and_group(job.resolver.user.number)
+    if user is None:
+        name = job.resolver.user.name
+        raise ResolverError(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
+    return [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--pid-file",
+        "--log-facility=-",
+        f"--user={user[0]}",
+        f"--group={user[1]}",
+        f"--port={job.resolver.listen[0].port}",
+        "--bind-interfaces",
+        *(f"--listen-address={listen.address}" for listen in job.resolver.listen),
+        f"--resolv-file={job.servers_file}",
+        "--no-hosts",
+        "--cache-size=0",
+        "--proxy-dnssec",
+        "--edns-packet-max=1232",
+        "--strict-order",
+        "--dns-forward-max=1000",
+    ]
+
+
+# If a server does not answer within half a second, the next one is queried, without a retry of the
+# client.
+_QUICK_RETRY = "--fast-dns-retry=500,5000"
+
+
+def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
+    """Return the option if this dnsmasq supports it: --fast-dns-retry came with 2.87."""
+    usage = subprocess.run([dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
+    return [option] if option.partition("=")[0] in usage else []
+
+
+def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
+    """Return the listen addresses that this host has: without IPv6 it has no ::1.
+
+    Raises ResolverError.
+    """
+    usable = []
+    for listen in job.resolver.listen:
+        family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.bind((str(listen.address), 0))
+            usable.append(listen)
+        except OSError as error:
+            job.warn(f"cannot listen on {listen.address} ({error.strerror}); left out")
+    if not usable:
+        raise ResolverError("this host has none of the resolver's addresses")
+    return tuple(usable)
+
+
+def _lock(job: ResolverJob, stack: ExitStack) -> None:
+    """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
+    job.directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = stack.enter_context(job.directory.with_suffix(".lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
+
+
+def _create_directory(directory: Path) -> None:
+    # dnsmasq reads its servers as an unprivileged user, whatever our umask is.
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    for path in (directory, directory.parent, directory.parent.parent):
+        path.chmod(path.stat().st_mode | 0o755)
+
+
+@contextmanager
+def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
+    """Mark dnsmasq's sockets by a cgroup or, without BPF permission, by seccomp."""
+    mark = job.uplink.mark
+    with ExitStack() as stack:
+        try:
+            group = MarkedCgroup(f"{job.directory.parent.name}-{job.name}", mark.value, mark.mask)
+            stack.enter_context(group)
+        except Unavailable as error:
+            job.warn(f"{error}; falling back to seccomp user notification")
+            yield stack.enter_context(SocketCallMarker(mark.value, mark.mask))
+            return
+        if not group.verify():
+            raise ResolverError(f"a socket opened in the resolver's cgroup lacks the mark {mark}")
+        yield group
+
+
+def _before_exec(marking: MarkedCgroup | SocketCallMarker) -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    marking.before_exec()
+
+
+def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> None:
+    """Pass the current servers to dnsmasq."""
+    try:
+        servers = learner.refresh().servers
+        changed = upstream.update(servers, learner.host.own, time.monotonic())
+    except OSError as error:  # such as a full disk
+        where = error.filename2 or error.filename or "the servers"
+        why = "stopped: cannot update the server list, the old servers may be stale"
+        raise ResolverError(f"{where}: {error.strerror}; {why}") from None
+    if changed:
+        sources = learner.sources.items()
+        awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
+        shown = ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
+        job.warn(f"servers of uplink {job.name}: {shown}")
+        job.service_manager.notify(STATUS=f"servers: {shown}")
+
+
+def _supervise(
+    job: ResolverJob, child: subprocess.Popen[bytes], learner: ServerDiscovery, upstream: ServersFile
+) -> None:
+    """Refresh the servers and verify the marks until a signal ends it. Raises ResolverError."""
+    terminated, wakeup = os.pipe()
+    mark = (job.uplink.mark.value, job.uplink.mark.mask)
+    old_handlers = {number: signal.signal(number, lambda *_: os.write(wakeup, b"!")) for number in _TERMINATION_SIGNALS}
+    try:
+        ready = False
+        while not _wait(terminated, learner, upstream, _CHECK_INTERVAL if ready else _STARTUP_INTERVAL):
+            status = child.poll()
+            if status is not None:
+                raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
+            without_mark = unmarked_sockets(child.pid, mark)
+            if without_mark:
+                what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
+                raise ResolverError(f"{what}: {without_mark[0]}; stopped")
+            if not ready and _listens(child.pid):
+                ready = True
+                addresses = ", ".join(map(str, job.resolver.listen))
+                job.warn(f"resolver of uplink {job.name} answers on {addresses}")
+                job.service_manager.notify(READY=1)
+            _refresh(job, learner, upstream)
+    finally:
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+        os.close(terminated)
+        os.close(wakeup)
+
+
+def _wait(terminated: int, learner: ServerDiscovery, upstream: ServersFile, longest: float) -> bool:
+    """Wait for an event or a deadline, at most `longest` seconds.
+
+    Return True if a termination signal arrived.
+    """
+    until = earliest_deadline((learner.due(), upstream.due()))
+    left = longest if until is None else until - time.monotonic()
+    timeout = min(longest, max(_REFRESH_PAUSE, left))
+    if terminated in select.select([terminated, *learner.descriptors], [], [], timeout)[0]:
+        return True
+    return bool(select.select([terminated], [], [], _REFRESH_PAUSE if timeout > _REFRESH_PAUSE else 0)[0])
+
+
+def _listens(pid: int) -> bool:
+    """Return True if dnsmasq has dropped root: it binds its sockets before."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "\nUid:\t0\t" not in status
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

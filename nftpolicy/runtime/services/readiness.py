@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Readiness: what an uplink still lacks to be usable, and a service to have had an answer by it.
+
+The decisions are pure functions; `Readiness` reads the state of this host.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from ipaddress import ip_address
+from pathlib import Path
+
+from attrs import frozen
+
+from ...kernel.errors import Unavailable
+from ...kernel.live_sockets import LiveSockets
+from ...kernel.netlink.conntrack import ConntrackEntry
+from ...kernel.netlink.link_state import LinkState, link_states
+from ...kernel.netlink.rtnetlink import Rtnetlink
+from ...kernel.netlink.sock_diag import TCP, UDP, InetSocket
+from ...netstate.routing import Route
+from ...policy.objects import Account, Listen, Policy, Service, Uplink
+from ..resolver.servers_file import servers_file_path
+from .version_query import VERSION_QUERY, is_version_reply
+
+POLL_SECONDS = 0.2  # seconds between two checks, where the kernel sends no notification
+_SETTLE = 0.05  # seconds after a notification, so that a burst of them is one check
+_REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
+_MAX_REPLY = 512  # bytes
+
+SocketOwner = tuple[str, Account]  # ("group" or "user", account): owner of a socket
+
+
+def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route]) -> list[str]:
+    """Return the problems of devices, addresses and routes that keep packets from the uplink.
+
+    [] if there are none.
+
+    One device with everything it needs for one family is enough. `routes` are those of the uplink's
+    table.
+    """
+    default_routes = [route for route in routes if route.destination == "default" and route.kind == "unicast"]
+    problems = []
+    for device in uplink.devices:
+        link = links_by_name.get(device)
+        if link is None:
+            problems.append(f"{device} does not exist")
+        elif not link.has_carrier:
+            problems.append(f"{device} has no carrier" if link.is_up else f"{device} is down")
+        elif not link.addresses:
+            problems.append(f"{device} has no address yet")
+        else:
+            families = {address.version for address in link.addresses}
+            if any(
+                route.family in families and any(hop.device == device for hop in route.all_nexthops)
+                for route in default_routes
+            ):
+                return []
+            shown = " or ".join(f"IPv{family}" for family in sorted(families))
+            problems.append(f"table {uplink.table} has no default route of {shown} by {device}")
+    return problems
+
+
+def service_problem(
+    service: Service,
+    uplink: Uplink,
+    sockets: Sequence[InetSocket],
+    flows: Iterable[ConntrackEntry],
+    own: frozenset[str],
+) -> str | None:
+    """Return the problem that keeps a service from traffic by its uplink.
+
+    None if it has had an answer.
+
+    `sockets` are those of the service, `own` the addresses of this host, `flows` all conntrack
+    entries.
+    """
+    if not sockets:
+        return "it has no IP socket yet that can receive"
+    marked = list(sockets)
+    if not service.kernel:  # sockets of the kernel have no mark, only their packets
+        marked = [listed for listed in sockets if listed.mark is not None and uplink.mark.matches(listed.mark)]
+    if not marked:
+        return f"none of its {len(sockets)} sockets has the mark {uplink.mark}"
+    remote_flows = [flow for flow in flows if flow.has_reply and not _is_local_flow(flow, own)]
+    for listed in marked:
+        if _is_established(listed, own) or any(_is_flow_of(listed, flow) for flow in remote_flows):
+            return None
+    return "no reply has reached its sockets yet"
+
+
+def _is_established(listed: InetSocket, own: frozenset[str]) -> bool:
+    if listed.protocol != TCP or listed.state != "established" or listed.remote is None:
+        return False
+    return not _is_own(listed.remote, own)
+
+
+def _is_flow_of(listed: InetSocket, flow: ConntrackEntry) -> bool:
+    """Return True if a flow belongs to a socket, as its originator or as its responder."""
+    return (listed.family, listed.protocol) == (flow.family, flow.protocol) and any(
+        listed.sport == tuple_.sport and listed.local in (None, tuple_.source) for tuple_ in (flow.original, flow.reply)
+    )
+
+
+def _is_local_flow(flow: ConntrackEntry, own: frozenset[str]) -> bool:
+    """Return True if both ends are on this host, as for a query to the resolver."""
+    return all(_is_own(tuple_.source, own) for tuple_ in (flow.original, flow.reply))
+
+
+def _is_own(address: str, own: frozenset[str]) -> bool:
+    return address in own or ip_address(address).is_loopback
+
+
+def dns_client_of(policy: Policy, uplink: str) -> SocketOwner | None:
+    """Return a group or user that may query the uplink's resolver: the first one of a service.
+
+    None without one.
+    """
+    for service in policy.service.values():
+        if service.uplink == uplink:
+            for kind, account in (("group", service.group), ("user", service.user)):
+                if account is not None:
+                    return kind, account
+    return None
+
+
+@frozen
+class Readiness:
+    """Readiness of the uplinks and services of a policy on this host.
+
+    `is_guarded` returns True if guard and ip rules of the policy are in force. `state_directory` is
+    the path of the state directory.
+    """
+
+    policy: Policy
+    is_guarded: Callable[[], bool]
+    state_directory: Path
+
+    def uplink_problems(self, name: str) -> list[str]:
+        """Return the problems of an uplink, each as a sentence; [] if it is ready."""
+        uplink = self.policy.uplink[name]
+        kernel = Rtnetlink()
+        routes = [route for family in (4, 6) for route in kernel.routes(family) if route.table == uplink.table]
+        problems = link_problems(uplink, link_states(uplink.devices), routes)
+        if not self.is_guarded():
+            problems.append(f"{self.policy.name} is not in force: 'nftpolicy status' shows what is missing")
+        if not problems and uplink.resolver is not None:
+            problems += self._resolver_problems(name, uplink)
+        return [f"uplink {name}: {problem}" for problem in problems]
+
+    def _resolver_problems(self, name: str, uplink: Uplink) -> Iterator[str]:
+        resolver = uplink.resolver
+        client = dns_client_of(self.policy, name)
+        if resolver is None or client is None:  # without clients the resolver is not needed
+            return
+        if not any(_replies(listen, client) for listen in resolver.listen):
+            shown = " and ".join(map(str, resolver.listen))
+            yield f"its resolver does not answer on {shown}: run 'nftpolicy resolver'"
+        elif _has_no_servers(servers_file_path(self.state_directory, name)):
+            yield "its resolver knows no server yet"
+
+    def service_problems(self, name: str) -> list[str]:
+        """Return the problem of a service; [] if it has had an answer."""
+        service = self.policy.service[name]
+        uplink = self.policy.uplink[service.uplink]
+        with LiveSockets() as running:
+            own = frozenset(address for addresses in running.addresses().values() for address in addresses)
+            sockets = [
+                listed for listed in running.sockets() if listed.remote is None or not _is_own(listed.remote, own)
+            ]
+            service_sockets = _sockets_of(service, sockets, running.owner_groups)
+            problem = service_problem(service, uplink, service_sockets, running.flows(0, 0), own)
+        return [] if problem is None else [f"service {name}: {problem}"]
+
+
+def _sockets_of(
+    service: Service,
+    sockets: Iterable[InetSocket],
+    groups: Callable[[Iterable[int]], Mapping[int, int]],
+) -> list[InetSocket]:
+    """Return the sockets of a service.
+
+    `groups` returns the GIDs of the owning processes by inode.
+    """
+    with_inode = [listed for listed in sockets if listed.inode]
+    if service.kernel:
+        # Sockets of the kernel have inodes too, but no process owns them.
+        udp = [listed for listed in with_inode if listed.protocol == UDP and not listed.uid]
+        owned = groups(listed.inode for listed in udp)
+        return [listed for listed in udp if listed.inode not in owned]
+    if service.user is not None:
+        return [listed for listed in with_inode if listed.uid == service.user.number]
+    assert service.group is not None
+    gids = groups(listed.inode for listed in with_inode)
+    return [listed for listed in with_inode if gids.get(listed.inode) == service.group.number]
+
+
+def _has_no_servers(file: Path) -> bool:
+    """Return True if a running resolver has an empty list of servers."""
+    try:
+        return not file.read_text().strip()
+    except OSError:
+        return False  # a resolver that nftpolicy does not run: its servers are unknown
+
+
+def _replies(listen: Listen, client: SocketOwner) -> bool:
+    """Return True if a resolver replies to a query of this group or user."""
+    family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
+    try:
+        with _acting_as(client), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(_REPLY_TIMEOUT)
+            sock.connect((str(listen.address), listen.port))
+            sock.send(VERSION_QUERY)
+            return is_version_reply(sock.recv(_MAX_REPLY))
+    except OSError:
+        return False
+
+
+@contextmanager
+def _acting_as(owner: SocketOwner) -> Iterator[None]:
+    """Within this context, new sockets are owned by the group or user."""
+    kind, account = owner
+    change, before = (os.setegid, os.getegid()) if kind == "group" else (os.seteuid, os.geteuid())
+    try:
+        change(account.number)
+    except OSError as error:
+        raise Unavailable(f"cannot switch to {kind} {account.name} ({error.strerror}): this needs root") from None
+    try:
+        yield
+    finally:
+        change(before)
+
+
+def wait_until_ready(
+    check: Callable[[], list[str]],
+    seconds: float,
+    descriptors: Sequence[int] = (),
+    read: Callable[[], object] = int,
+) -> list[str]:
+    """Call `check` until there is no problem, or for so many seconds.
+
+    Return the problems of the last call.
+
+    The next check follows when a descriptor becomes readable (`read` empties them), otherwise after
+    POLL_SECONDS, or after twice the duration of a check.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        start = time.monotonic()
+        problems = check()
+        now = time.monotonic()
+        left = end - now
+        if not problems or left <= 0:
+            return problems
+        if select.select(descriptors, [], [], min(max(POLL_SECONDS, 2 * (now - start)), left))[0]:
+            time.sleep(min(_SETTLE, left))
+            with suppress(OSError):
+                read()

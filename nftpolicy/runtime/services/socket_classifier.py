@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Socket classifier: owner of each socket, and its mark compared with the policy. Pure.
+
+It serves administrators: to find a program that does not set its mark, or to explain a counter. The
+guard does not depend on it. The guard checks each packet, and drops those that the policy does not
+allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+
+from ...compiler import object_names
+from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
+from ...kernel.socket_owners import SocketOwner
+from ...policy.objects import Policy, Service, Uplink
+from ...policy.validate import matching_pattern
+from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
+
+RIGHT, UNMARKED, FORGED, UNKNOWN = "right", "unmarked", "forged", "unknown"
+WRONG_DEVICE = "wrong-device"
+WRONG_DESTINATION = "wrong-destination"
+OUTSIDE_CGROUP = "outside-cgroup"
+KERNEL_PORT = "kernel-port"
+UNANSWERED_REPLY = "unanswered-reply"
+
+# Meaning of each verdict but "right" for the packets of the socket. nftpolicy(1) prints this table.
+MEANINGS = {
+    UNMARKED: "it lacks the mark {mark}, so its packets are not routed by uplink {uplink}; "
+    "packets to that uplink are dropped and counted as {counter}",
+    FORGED: "it has the mark {mark}, but does not belong to a service of uplink {uplink}; "
+    "its packets to that uplink are dropped and counted as {counter}",
+    WRONG_DEVICE: "it is bound to {bound}, which is not a device of uplink {uplink}; "
+    "its packets to that device are dropped and counted as {counter}",
+    WRONG_DESTINATION: "service {owner} may not send to this destination; "
+    "its packets to uplink {uplink} are dropped and counted as {counter}",
+    OUTSIDE_CGROUP: "it has the mark {mark} and the group or user of service {owner}, but was not "
+    "opened in the service's cgroup; the guard lets it use uplink {uplink}",
+    KERNEL_PORT: "it has the mark {mark} and a source port of the kernel service {owner}; "
+    "the guard lets it use uplink {uplink}",
+    UNANSWERED_REPLY: "its connection came in by uplink {uplink}, and the policy does not allow "
+    "replies to it; they are dropped and counted as {counter}",
+    UNKNOWN: "it has the mark {mark} of uplink {uplink}, and no visible process owns it",
+}
+_HALF_OPEN = "syn-recv"  # no program owns it yet
+
+
+@frozen
+class SocketVerdict:
+    """Verdict on a socket that concerns an uplink.
+
+    `owner`: the service, "resolver" or "answer" by the policy; "" for none of them. `counter`: the
+    counter of the packets of the socket that the guard drops; "" if it drops none. `process`: None
+    if no process is known.
+    """
+
+    socket: InetSocket
+    uplink: str
+    mark: str
+    owner: str
+    verdict: str = RIGHT
+    counter: str = ""
+    process: SocketOwner | None = None
+
+    @property
+    def is_wrong(self) -> bool:
+        """True for each verdict but "right"."""
+        return self.verdict != RIGHT
+
+    @property
+    def description(self) -> str:
+        """Verdict as a sentence; "" for "right"."""
+        if not self.is_wrong:
+            return ""
+        template = MEANINGS[self.verdict]
+        return template.format(
+            mark=self.mark,
+            uplink=self.uplink,
+            counter=self.counter,
+            owner=self.owner,
+            bound=self.socket.bound,
+        )
+
+    @property
+    def process_label(self) -> str:
+        """Name and PID of the process, as NAME/PID; "?" if it is not known."""
+        return f"{self.process.name or '?'}/{self.process.pid}" if self.process else "?"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as a JSON object."""
+        listed, process = self.socket, self.process
+        return {
+            "verdict": self.verdict,
+            "uplink": self.uplink,
+            "who": self.owner,
+            "program": process.name if process else None,
+            "pid": process.pid if process else None,
+            "protocol": PROTOCOLS[listed.protocol],
+            "family": listed.family,
+            "state": listed.state,
+            "local": listed.local,
+            "sport": listed.sport,
+            "remote": listed.remote,
+            "dport": listed.dport,
+            "bound": listed.bound,
+            "mark": listed.mark,
+            "uid": listed.uid,
+            "gid": process.gid if process else None,
+            "counter": self.counter,
+            "cookie": listed.cookie,
+        }
+
+
+def classify_sockets(
+    sockets: Iterable[InetSocket],
+    policy: Policy,
+    addresses: Addresses,
+    processes: Mapping[int, SocketOwner],
+    cgroups: Mapping[str, set[int]] | None = None,
+) -> list[SocketVerdict]:
+    """Return the verdicts on all sockets of services and all sockets with an uplink's mark.
+
+    Wrong ones first.
+
+    `addresses`: addresses of all devices. `processes`: owning process by socket inode. `cgroups`:
+    cgroup IDs of each service. Left out are local connections, sockets that no program has accepted
+    yet, and closed sockets: the kernel ends those by itself.
+    """
+    all_sockets = list(sockets)
+    classifier = _SocketClassifier(all_sockets, policy, addresses, processes, cgroups or {})
+    verdicts = [verdict for listed in all_sockets if (verdict := classifier.classify(listed)) is not None]
+    return sorted(
+        verdicts,
+        key=lambda verdict: (not verdict.is_wrong, verdict.uplink, verdict.owner, verdict.socket.cookie),
+    )
+
+
+def inodes_to_resolve(sockets: Iterable[InetSocket], policy: Policy, addresses: Addresses) -> set[int]:
+    """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
+    own = _own_addresses(addresses)
+    any_group = any(service.group for service in policy.service.values())
+    uids = {service.user.number for service in policy.service.values() if service.user}
+    return {
+        listed.inode
+        for listed in sockets
+        if _is_relevant(listed, own)
+        and (any_group or listed.uid in uids or uplink_of_mark(policy, listed.mark or 0) is not None)
+    }
+
+
+def _own_addresses(addresses: Addresses) -> set[str]:
+    return {address for of_device in addresses.values() for address in of_device}
+
+
+def _is_relevant(listed: InetSocket, own: set[str]) -> bool:
+    """Return True if a program owns the socket, and its packets may leave this host."""
+    return bool(listed.inode) and listed.state != _HALF_OPEN and not is_local(listed, own)
+
+
+class _SocketClassifier:
+    """Classifies single sockets, with the data that all of them share."""
+
+    def __init__(
+        self,
+        sockets: list[InetSocket],
+        policy: Policy,
+        addresses: Addresses,
+        processes: Mapping[int, SocketOwner],
+        cgroups: Mapping[str, set[int]],
+    ) -> None:
+        self._policy, self._processes, self._cgroups = policy, processes, cgroups
+        self._own = _own_addresses(addresses)
+        self._listening_ports = {
+            listed.sport for listed in sockets if listed.protocol == TCP and listed.state == "listen"
+        }
+
+    def classify(self, listed: InetSocket) -> SocketVerdict | None:
+        """Return the verdict on a socket; None if it does not concern an uplink."""
+        if not _is_relevant(listed, self._own):
+            return None
+        process = self._processes.get(listed.inode)
+        services = {
+            name: service for name, service in self._policy.service.items() if _is_of_service(service, listed, process)
+        }
+        marked_for = uplink_of_mark(self._policy, listed.mark or 0)
+        if marked_for is not None:
+            return self._marked(listed, *marked_for, services, process)
+        for name, service in services.items():
+            verdict, counter = self._unmarked(listed, service, process)
+            mark = str(self._policy.uplink[service.uplink].mark)
+            return SocketVerdict(listed, service.uplink, mark, name, verdict, counter, process)
+        return None
+
+    def _marked(
+        self,
+        listed: InetSocket,
+        name: str,
+        uplink: Uplink,
+        services: Mapping[str, Service],
+        process: SocketOwner | None,
+    ) -> SocketVerdict | None:
+        """Return the verdict on a socket of these services with the mark of uplink `name`."""
+        verdict = SocketVerdict(listed, name, str(uplink.mark), "", process=process)
+        entitled = [owner for owner, service in services.items() if service.uplink == name]
+        owner = next(
+            (owner for owner in entitled if self._may_send(services[owner], uplink, listed, process)),
+            None,
+        )
+        is_resolver_user = uplink.resolver is not None and listed.uid == uplink.resolver.user.number
+        if owner is None and is_resolver_user and (is_dns(listed) or not listed.is_connected):
+            owner = "resolver"
+        if owner is None and is_answered(uplink, listed):
+            owner = "answer"
+        if owner is not None:
+            return self._check_device(evolve(verdict, owner=owner), uplink)
+        if kernel_service := self._kernel_service(listed, name):
+            return evolve(verdict, owner=kernel_service, verdict=KERNEL_PORT if process else RIGHT)
+        if entitled:
+            return evolve(
+                verdict,
+                owner=entitled[0],
+                verdict=WRONG_DESTINATION,
+                counter=object_names.object_name(name, "unentitled"),
+            )
+        return self._without_owner(verdict)
+
+    def _kernel_service(self, listed: InetSocket, name: str) -> str | None:
+        """Return the kernel service of uplink `name` with this source port: no owner check."""
+        for owner, service in self._policy.service.items():
+            if service.uplink == name and service.sport and service_allows(service, listed, None):
+                return owner
+        return None
+
+    @staticmethod
+    def _may_send(service: Service, uplink: Uplink, listed: InetSocket, process: SocketOwner | None) -> bool:
+        """Return True if a socket of the service may send to its peer.
+
+        Without a peer, to any destination.
+        """
+        if not listed.is_connected or (is_dns(listed) and uplink.resolver is not None):
+            return True
+        return service_allows(service, listed, process.gid if process else None)
+
+    def _check_device(self, verdict: SocketVerdict, uplink: Uplink) -> SocketVerdict:
+        """Return the verdict on a socket with an owner, by its bound device and its cgroup."""
+        bound, cgroup = verdict.socket.bound, verdict.socket.cgroup
+        if bound is None or bound in uplink.devices:
+            outside = cgroup is not None and cgroup not in self._cgroups.get(verdict.owner, {cgroup})
+            return evolve(verdict, verdict=OUTSIDE_CGROUP) if outside else verdict
+        if self._uplink_of_device(bound):
+            counter = object_names.object_name(verdict.uplink, "stray")
+        else:
+            counter = self._inside_counter(bound, verdict.uplink)
+        return evolve(verdict, verdict=WRONG_DEVICE, counter=counter)
+
+    def _without_owner(self, verdict: SocketVerdict) -> SocketVerdict | None:
+        """Return the verdict on a marked socket that belongs to no service of the uplink."""
+        listed = verdict.socket
+        if verdict.process is None:
+            for owner, service in self._policy.service.items():
+                if service.uplink == verdict.uplink and service.kernel and listed.protocol == UDP:
+                    return evolve(verdict, owner=owner)
+            return evolve(verdict, verdict=UNKNOWN)
+        if listed.state == "listen":
+            return None  # it sends by accepted sockets, and these get the mark of the peer's packet
+        if listed.protocol == TCP and listed.sport in self._listening_ports:
+            return evolve(
+                verdict, verdict=UNANSWERED_REPLY, counter=object_names.object_name(verdict.uplink, "unanswered")
+            )
+        return evolve(verdict, verdict=FORGED, counter=object_names.object_name(verdict.uplink, "unentitled"))
+
+    def _unmarked(self, listed: InetSocket, service: Service, process: SocketOwner | None) -> tuple[str, str]:
+        """Return verdict and counter for a service's socket without a mark."""
+        uplink = self._policy.uplink[service.uplink]
+        is_redirected_dns = is_dns(listed) and uplink.resolver is not None
+        # A listener counts as inbound too.
+        is_inbound = listed.protocol == TCP and listed.sport in self._listening_ports
+        if is_redirected_dns or is_inbound:
+            return RIGHT, ""
+        if not service.unmarked:
+            return UNMARKED, object_names.object_name(service.uplink, "dropped")
+        if listed.bound and listed.bound not in uplink.devices:
+            other = self._uplink_of_device(listed.bound)  # its guard drops packets without its mark
+            if other:
+                return WRONG_DEVICE, object_names.object_name(other, "dropped")
+            return WRONG_DEVICE, self._inside_counter(listed.bound, service.uplink)
+        if not self._may_send(service, uplink, listed, process):
+            return WRONG_DESTINATION, object_names.object_name(service.uplink, "unentitled")
+        return RIGHT, ""
+
+    def _uplink_of_device(self, device: str) -> str | None:
+        return next((name for name, uplink in self._policy.uplink.items() if device in uplink.devices), None)
+
+    def _inside_counter(self, device: str, name: str) -> str:
+        """Return the counter of packets of uplink `name` to a device that belongs to no uplink."""
+        return (
+            object_names.object_name(name, "stray")
+            if matching_pattern(device, self._policy.inside)
+            else object_names.UNKNOWN_DEVICE
+        )
+
+
+def _is_of_service(service: Service, listed: InetSocket, process: SocketOwner | None) -> bool:
+    """Return True if the socket certainly belongs to the service."""
+    if service.user is not None:
+        return listed.uid == service.user.number
+    return service.group is not None and process is not None and process.gid == service.group.number

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Full check of the kernel state: comparison with the policy and, on request, a proof."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+
+from ...compiler import object_names
+from ...kernel.interface import Kernel
+from ...netstate.state import NetState
+from ...policy.objects import Policy
+from ...proof.policy_spec import build_spec
+from ...proof.prover import prove
+from ...proof.verdict import PROVED
+from ..apply.executor import plan_change
+from ..apply.transaction import PolicyApplier
+
+_MAX_FAILURES = 6  # reported findings
+
+
+def run_full_check(
+    kernel: Kernel, policy: Policy, changer: PolicyApplier, proves: bool, known_hash: int | None
+) -> dict[str, Any]:
+    """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
+
+    The proof covers the tables of all rulesets except our auxiliary tables. A state with the hash
+    `known_hash` is not proved again; its verdict is "". Returns a JSON object.
+    """
+    planned = plan_change(kernel, policy, changer.state_dir)
+    if planned.plan.steps or not proves:
+        return {"differs": bool(planned.plan.steps)}
+    state = kernel.read_all()
+    state = evolve(
+        state, tables=tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
+    )
+    state_hash = hash(_relevant_parts(state))
+    if state_hash == known_hash:
+        return {"differs": False, "state": state_hash, "verdict": "", "failures": []}
+    spec = evolve(
+        build_spec(policy, planned.bridge_ports),
+        frames=not planned.devices_without_link_guard,
+        families=kernel.ip_families(),
+    )
+    proof = prove(state, spec, usability=False)
+    failures = []
+    for finding in proof.findings:
+        if finding.deciding and finding.verdict != PROVED:
+            parts = (
+                finding.property,
+                finding.uplink,
+                finding.verdict,
+                finding.subject,
+                finding.detail,
+            )
+            failures.append(" ".join(filter(None, (*parts, *finding.unsupported[:1]))))
+    return {
+        "differs": False,
+        "state": state_hash,
+        "verdict": proof.verdict,
+        "failures": failures[:_MAX_FAILURES],
+    }
+
+
+def _relevant_parts(state: NetState) -> object:
+    return state.tables, state.rules, state.routes, state.sysctls, state.devices

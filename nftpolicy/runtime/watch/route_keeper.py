@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Route keeper of the watch daemon: moves new routes over an uplink into the uplink's table.
+
+It keeps uplinks usable and plays no part in confinement: the guard drops packets in spite of any
+route. The moves are decided in `route_placement`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+
+from ...kernel.netlink.monitor import ChangeSet
+from ...kernel.netlink.route_mover import KernelRoute
+from ...netstate.formats.ip_text import display_text
+from ...netstate.routing import Route
+from ...policy.objects import Policy
+from ..rate_limiter import RateLimiter, earliest_deadline
+from . import route_placement
+from .environment import Environment, RouteAccess
+from .repair_plan import ConflictDetector
+from .route_placement import MisplacedRoute, UplinkTable
+
+# Seconds for which a connected route stays in main, so that gateways can be added through it.
+SETTLE_SECONDS = 3.0
+_PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the routes
+_COST_FACTOR = 4.0
+_CONFLICT_END = 10.0  # seconds without a move until a conflict is over
+_MAX_NAMED = 6  # routes named in a log line
+_RETRY = 1.0  # seconds until the next try after a failure
+
+
+class RouteKeeper:
+    """Route keeper of one watch daemon. Without `routes` in its environment it does nothing."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._access, self._log, self._now = environment.routes, environment.log_event, environment.now
+        self._targets: Mapping[str, UplinkTable] = {}
+        self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
+        self._conflicts = ConflictDetector()
+        self._first_seen: dict[Route, float] = {}  # connected routes in main
+        self._later: float | None = None  # when a connected route has settled, or a retry is due
+        self._logged_failures: set[tuple[str, str]] = set()
+        self._conflict_until = 0.0
+        self._unlogged_moves = 0
+
+    def set_policy(self, policy: Policy | None) -> None:
+        """Keep the routes of the uplinks of this policy from now on; None: no routes."""
+        targets = {} if policy is None else route_placement.uplink_tables(policy)
+        if targets != self._targets:
+            self._targets = targets
+            self._first_seen.clear()
+            self._logged_failures.clear()
+            self._later = None
+        self._limiter.request()
+
+    def due(self) -> float | None:
+        """Return the time of the next action; None: none is scheduled."""
+        if self._access is None or not self._targets:
+            return None
+        return earliest_deadline((self._limiter.due(), self._later, self._conflicts.due()))
+
+    def process(self, news: ChangeSet) -> None:
+        """Process these events, and do all that is due."""
+        if self._access is None or not self._targets:
+            return
+        now = self._now()
+        if news.route_added or news.links or news.addresses:
+            self._limiter.request()
+        due = earliest_deadline((self._limiter.due(), self._later))
+        if due is not None and now >= due:
+            self._limiter.begin()
+            self._later = None
+            try:
+                self._place_routes(self._access, now)
+            except OSError as error:
+                self._log_failure("the routes", error.errno or errno.EIO, now)
+            end = self._now()
+            self._limiter.end(end, end - now)
+        if number := self._conflicts.take_pending_count(now):
+            self._log("conflict", {"over": "routes", "times": number, "moved": self._unlogged_moves})
+            self._unlogged_moves = 0
+
+    def _place_routes(self, access: RouteAccess, now: float) -> None:
+        kernel_routes = {kernel_route.route: kernel_route for kernel_route in access.list_routes(self._targets)}
+        moves = route_placement.plan_moves(self._targets, kernel_routes, access.addresses(self._targets))
+        self._first_seen = {
+            stray.route: self._first_seen.get(stray.route, now) for stray in moves.misplaced if stray.is_connected
+        }
+        moved = [stray for stray in moves.misplaced if self._move(access, kernel_routes[stray.route], stray, now)]
+        withdrawn = [
+            route
+            for route in moves.stale_copies
+            if not self._check_errno(access.delete(kernel_routes[route]), route, now)
+        ]
+        for route in moves.mixed:
+            why = "it has nexthops over other devices: delete it with 'ip route del'"
+            self._log_failure(display_text(route), errno.EXDEV, now, why, retry=False)
+        settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
+        self._later = earliest_deadline((self._later, *settled))
+        self._log_moves(moved, withdrawn, now)
+
+    def _move(self, access: RouteAccess, kernel_route: KernelRoute, stray: MisplacedRoute, now: float) -> bool:
+        """Add the route to the uplink's table, then delete it from the other one.
+
+        Return True on any change.
+        """
+        added = not stray.already_there and not stray.ours_wins
+        # A route with a lifetime is written again even if the copy exists: that renews the
+        # lifetime.
+        if added or (stray.already_there and stray.route.expires is not None):
+            code = access.install(kernel_route, stray.target.table, stray.new_protocol)
+            if self._check_errno(code, stray.route, now):
+                return False
+        if stray.is_connected and now < self._first_seen[stray.route] + SETTLE_SECONDS:
+            return added
+        self._first_seen.pop(stray.route, None)
+        return not self._check_errno(access.delete(kernel_route), stray.route, now)
+
+    def _log_moves(self, moved: Sequence[MisplacedRoute], withdrawn: Sequence[Route], now: float) -> None:
+        if not moved and not withdrawn:
+            return
+        no_conflict = self._conflicts.count_repair(now)
+        if not no_conflict or now < self._conflict_until:
+            self._conflict_until = now + _CONFLICT_END
+        self._limiter.pause = _PAUSE_IN_CONFLICT if now < self._conflict_until else _PAUSE
+        if not no_conflict:
+            self._unlogged_moves += len(moved)
+            return
+        new = [stray for stray in moved if not stray.already_there]
+        for table in sorted({stray.target.table for stray in new}):
+            texts = [display_text(stray.route) for stray in new if stray.target.table == table]
+            self._log("route-moved", {"routes": _shortened(texts), "to": table})
+        if withdrawn:
+            texts = list(map(display_text, withdrawn))
+            self._log("route-withdrawn", {"routes": _shortened(texts), "why": "its address was removed"})
+
+    def _check_errno(self, code: int, route: Route, now: float) -> int:
+        if code:
+            self._log_failure(display_text(route), code, now)
+        return code
+
+    def _log_failure(self, what: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
+        """Log a failure once, and schedule a retry."""
+        if retry:
+            self._later = earliest_deadline((self._later, now + _RETRY))
+        failure = (what, why or os.strerror(code))
+        if failure not in self._logged_failures:
+            self._logged_failures.add(failure)
+            self._log("failed", {"what": what, "why": failure[1]})
+
+
+def _shortened(texts: list[str]) -> list[str]:
+    return texts if len(texts) <= _MAX_NAMED else [*texts[:_MAX_NAMED], f"and {len(texts) - _MAX_NAMED} more"]
+
+
+def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
+    """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them.
+
+    Raises OSError.
+    """
+    targets = route_placement.uplink_tables(policy)
+    routes = [kernel_route.route for kernel_route in access.list_routes(targets)]
+    moves = route_placement.plan_moves(targets, routes, access.addresses(targets))
+    return tuple(display_text(route) for route in (*(stray.route for stray in moves.misplaced), *moves.mixed))

@@ -1,0 +1,76 @@
+"""Elements read straight from netlink are those that libnftables lists."""
+
+import pytest
+
+from nftpolicy.kernel.libnft import Nft
+from nftpolicy.kernel.netlink import nft_elements
+from nftpolicy.netstate.formats import nft_json_decode
+from tests.lab.netns import Namespace
+
+SETS = {
+    "owners": ("gid", "0, 1, 800, 4294967294"),
+    "users": ("uid", "65534"),
+    "ports": ("inet_service", "1, 53, 65535"),
+    "protocols": ("inet_proto", "tcp, udp, 253"),
+    "four": ("ipv4_addr", "192.0.2.1, 198.51.100.255"),
+    "six": ("ipv6_addr", "2001:db8::1, ::1, fe80::1"),
+    "rows4": ("gid . ipv4_addr", "800 . 192.0.2.1, 801 . 192.0.2.2"),
+    "rows6": ("uid . ipv6_addr . inet_proto . inet_service", "1 . 2001:db8::1 . tcp . 443, 2 . ::1 . udp . 53"),
+    "places": ("inet_proto . ipv4_addr . inet_service", "tcp . 127.0.0.1 . 54, udp . 127.0.0.1 . 54"),
+    "none": ("gid", ""),
+}
+
+
+def compared() -> list[str]:
+    """The names of sets that are read otherwise than listed. Runs in the namespace."""
+    nft = Nft()
+    body = "".join(
+        f"set {name} {{ type {kind};\n{f'elements = {{ {listed} }}' if listed else ''}\n}}\n"
+        for name, (kind, listed) in SETS.items()
+    )
+    error = nft.load(f"table inet t {{\n{body}}}\n")
+    assert error is None, error
+    (table,) = nft_json_decode.decode_ruleset(nft.list_json("list table inet t"))
+    read = {one.name: nft_elements.read_elements("inet", "t", one.name, one.type) for one in table.sets}
+    return [one.name for one in table.sets if read[one.name] != one.elements]
+
+
+def test_they_are_the_same() -> None:
+    with Namespace("elements") as space:
+        assert space.call(compared) == []
+
+
+def many() -> tuple[int, bool]:
+    nft = Nft()
+    wanted = {(number, f"192.0.{number >> 8 & 255}.{number & 255}") for number in range(20_000)}
+    rows = ", ".join(f"{number} . {address}" for number, address in wanted)
+    error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
+    assert error is None, error
+    return len(wanted), nft_elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr")) == wanted
+
+
+def test_more_than_one_message() -> None:
+    with Namespace("elements") as space:
+        assert space.call(many) == (20_000, True)
+
+
+def missing() -> None:
+    nft_elements.read_elements("inet", "t", "s", ("gid",))
+
+
+def test_no_such_set() -> None:
+    with Namespace("elements") as space, pytest.raises(FileNotFoundError):
+        space.call(missing)
+
+
+def test_an_element_with_more_than_a_key_is_read_too() -> None:
+    with Namespace("elements") as space:
+        assert space.call(with_comments) == frozenset({(1, "192.0.2.1"), (2, "192.0.2.2")})
+
+
+def with_comments() -> object:
+    nft = Nft()
+    rows = '1 . 192.0.2.1 comment "a", 2 . 192.0.2.2'
+    error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
+    assert error is None, error
+    return nft_elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr"))

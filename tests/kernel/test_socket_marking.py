@@ -1,0 +1,134 @@
+"""Marking sockets for a program: by its cgroup, and by answering its socket calls."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from nftpolicy.kernel.bpf.programs import mark_program
+from nftpolicy.kernel.cgroup import MarkedCgroup, unmarked_sockets
+from nftpolicy.kernel.errors import Unavailable
+from nftpolicy.kernel.packet_capture import receive_only_from
+from nftpolicy.kernel.seccomp import SocketCallMarker
+from tests.lab.limits import limit
+from tests.lab.netns import Namespace, veth
+
+VALUE, MASK, FOREIGN = 0x500, 0xFF00, 0x3
+
+# What the program sees: the mark of each socket, and that other families still work.
+PROGRAM = textwrap.dedent(
+    """
+    import os, socket
+    os.setgid(65534); os.setuid(65534)
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM | socket.SOCK_NONBLOCK):
+            one = socket.socket(family, kind)
+            print(one.getsockopt(socket.SOL_SOCKET, 36), one.get_inheritable(), os.fstat(one.fileno()).st_uid)
+    here, there = socket.socketpair()
+    here.send(b"x")
+    print(socket.socket(socket.AF_UNIX).family.name, there.recv(1))
+    """
+)
+SEEN = [f"{VALUE} False 65534"] * 4 + ["AF_UNIX b'x'"]
+
+
+def by_cgroup() -> MarkedCgroup:
+    return MarkedCgroup(f"test-{os.getpid()}", VALUE, MASK)
+
+
+def run(marking: MarkedCgroup | SocketCallMarker, text: str) -> list[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", text], preexec_fn=marking.before_exec, stdout=subprocess.PIPE, text=True
+    )
+    marking.after_start()
+    output, _ = process.communicate(timeout=limit(20))
+    assert process.returncode == 0
+    return output.splitlines()
+
+
+@pytest.mark.parametrize("make", [by_cgroup, lambda: SocketCallMarker(VALUE, MASK)], ids=["cgroup", "seccomp"])
+def test_sockets_of_a_program_without_capabilities_wear_the_mark(make) -> None:  # type: ignore[no-untyped-def]
+    try:
+        marking = make().__enter__()
+    except Unavailable as error:
+        pytest.skip(str(error))
+    try:
+        assert run(marking, PROGRAM) == SEEN
+    finally:
+        marking.__exit__(None, None, None)
+    outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with outside:
+        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: nobody else's sockets do
+
+
+def test_a_failing_socket_call_fails_as_it_would_without_us() -> None:
+    text = textwrap.dedent(
+        """
+        import errno, socket
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, 17)
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+        """
+    )
+    with SocketCallMarker(VALUE, MASK) as marking:
+        assert run(marking, text) == ["EPROTONOSUPPORT"]
+
+
+def test_a_cgroup_is_tried_and_removed() -> None:
+    try:
+        with by_cgroup() as group:
+            assert group.verify()
+            name = group.name
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with by_cgroup() as again:  # the name is free again
+        assert again.name == name
+
+
+def test_a_program_that_does_not_mark_is_found_out() -> None:
+    """The control of `unmarked`: it names bare sockets, and none of marked ones."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
+        bare.bind(("127.0.0.1", 0))
+        port = bare.getsockname()[1]
+        assert f"SOCK_DGRAM socket, port {port}" in unmarked_sockets(os.getpid(), (VALUE, MASK))
+        bare.setsockopt(socket.SOL_SOCKET, 36, VALUE | FOREIGN)
+        assert f"SOCK_DGRAM socket, port {port}" not in unmarked_sockets(os.getpid(), (VALUE, MASK))
+
+
+def test_the_program_keeps_foreign_bits() -> None:
+    """ctx->mark & ~mask | value, as seven instructions."""
+    code = mark_program(VALUE, MASK)
+    assert len(code) == 7 * 8
+    assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code
+
+
+def test_a_socket_that_hears_this_machine_alone(node: Namespace, far: Namespace) -> None:
+    """What --check takes for an answer of this machine did not come in from outside, whatever its source address."""
+    veth(node, "out", far, "in")
+    node.ip("addr add 192.0.2.1/24 dev out")
+    far.ip("addr add 192.0.2.2/24 dev in")
+
+    def heard(filtered: bool) -> list[bytes]:
+        with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            if filtered:
+                receive_only_from(one, "lo")
+            one.bind(("192.0.2.1", 4000))
+            one.settimeout(5)
+            far.call(_say, b"far")
+            node.call(_say, b"near")
+            found = [one.recv(10)]
+            while found[-1] != b"near":
+                found.append(one.recv(10))
+            return found
+
+    assert heard(False) == [b"far", b"near"], "the control"
+    assert heard(True) == [b"near"]
+
+
+def _say(word: bytes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(word, ("192.0.2.1", 4000))

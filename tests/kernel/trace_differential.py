@@ -1,0 +1,113 @@
+"""Packets that were really sent, held against the walks of the model."""
+
+from attrs import evolve, frozen
+
+from nftpolicy.model.packet import FORWARD, KERNEL, SOCKET, TCP, UDP, CtInfo, Packet, format_address
+from nftpolicy.model.trace import Model, Trace
+from nftpolicy.netstate.state import NetState
+
+from .packet_machine import HERE, MARKS, REPLY, RESET, Key, Seen, World, key
+
+
+@frozen
+class Sample:
+    """Packets that were sent in one state of the kernel, and where they came out."""
+
+    seed: int
+    state: NetState
+    packets: tuple[Packet, ...]
+    answers: tuple[str, ...]
+    seen: dict[Key, list[Seen]]
+
+
+@frozen
+class Disagreement:
+    """What the kernel did with a packet, and what the model says of it."""
+
+    seed: int
+    walk: Trace
+    answer: str
+    seen: tuple[Seen, ...]
+
+    def __str__(self) -> str:
+        walk = self.walk
+        lines = [f"seed {self.seed}: {walk.packet}", f"kernel: {self.answer}, {self.seen}"]
+        lines += [f"model: {walk.outcome} {walk.device}, mark {walk.mark}, doubts {walk.unsupported}"]
+        return "\n  ".join([*lines, *(f"{one.kind}: {one.text} -> {one.effect}" for one in walk.steps)])
+
+
+def send(world: World, seed: int, state: NetState, packets: list[Packet]) -> Sample:
+    """Send the packets in that state."""
+    packets = [world.fresh(packet) for packet in packets]
+    found, answers = world.send(state, packets)
+    expected = sum(walk.outcome in ("leaves", "delivered") for walk in walks(found, packets))
+    return Sample(seed, found, tuple(packets), tuple(answers), world.seen(expected))
+
+
+def walks(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Trace]:
+    """The walks of packets, and behind them those of the kernel's answers."""
+    model = Model(state)
+    found = [model.trace(packet) for packet in packets]
+    return found + [model.trace(answer) for one in found for answer in _answers(one, state)]
+
+
+def _answers(asked: Trace, state: NetState) -> list[Packet]:
+    """What the kernel itself answers to a ping, or to a SYN for a closed port, that has come to it from outside."""
+    packet = asked.packet
+    if packet.origin != FORWARD or asked.outcome != "delivered" or asked.unsupported or packet.protocol == UDP:
+        return []
+    if (asked.destination, asked.dport) != (packet.destination, packet.dport):
+        return []  # its answer is translated back, which no walk shows
+    reflects = f"net/ipv{packet.family}/fwmark_reflect"
+    is_reflected = any((one.path, one.value) == (reflects, "1") for one in state.sysctls)
+    answer = evolve(
+        packet,
+        source=packet.destination,
+        destination=packet.source,
+        origin=KERNEL,
+        iif=None,
+        mark=asked.mark if is_reflected else 0,
+        flow=CtInfo("established", "reply", asked.ct_mark),
+    )
+    if packet.protocol == TCP:
+        fields = {**packet.fields, ("tcp", "flags"): RESET}
+        return [evolve(answer, sport=packet.dport, dport=packet.sport, fields=fields)]
+    fields = {**packet.fields, ({4: "icmp", 6: "icmpv6"}[packet.family], "type"): REPLY[packet.family][1]}
+    return [evolve(answer, bound=packet.iif if packet.family == 6 else None, fields=fields)]
+
+
+def disagreements(sample: Sample) -> list[Disagreement]:
+    """All in which the model is not right about a sample."""
+    found = walks(sample.state, sample.packets)
+    answers = (*sample.answers, *["an answer of the kernel"] * (len(found) - len(sample.answers)))
+    return [
+        Disagreement(sample.seed, one, answer, tuple(sample.seen.get(key(one.packet), ())))
+        for one, answer in zip(found, answers, strict=True)
+        if not _agrees(one, sample.seen.get(key(one.packet), []))
+    ]
+
+
+def _agrees(walk: Trace, seen: list[Seen]) -> bool:
+    if walk.outcome == "unknown":
+        return True
+    if _is_for_many(walk.packet.family, walk.destination) and walk.packet.origin == SOCKET:
+        seen = [one for one in seen if one.where != HERE]  # a copy comes back to the machine
+    if walk.unsupported and walk.outcome != "leaves":  # all that is known is that it does not leave
+        return all(one.where == HERE for one in seen)
+    if walk.outcome not in ("leaves", "delivered"):
+        return not seen
+    if len(seen) != 1:
+        return False
+    (one,) = seen
+    where, mark = (HERE, walk.mark) if walk.outcome == "delivered" else (walk.device, walk.mark & (MARKS - 1))
+    return (
+        (one.where, one.mark, one.dport) == (where, mark, walk.dport)
+        and one.destination in (None, walk.destination)
+        and (walk.source is None or one.source in (None, walk.source))
+    )
+
+
+def _is_for_many(family: int, address: int) -> bool:
+    return address >> {4: 28, 6: 120}[family] == {4: 0xE, 6: 0xFF}[family] or (
+        family == 4 and format_address(4, address) in ("255.255.255.255", "192.0.2.255")
+    )

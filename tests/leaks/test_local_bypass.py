@@ -1,0 +1,212 @@
+"""C-A: local sockets that go round the routing decision. C-D13, D14 are of the same kind.
+
+The node of most of these tests has the WAN's routes in its main table as well, where they win: only the guard is
+between a packet and the WAN. Each probe was seen to leave this very node before the policy was applied.
+"""
+
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.guarded_lab import Guarded, Run, gluon, guarded_lab, run_probes, wan_routes_in_main, watching
+from tests.lab import addresses as at
+from tests.lab import leak_probes, packet_senders
+from tests.lab.packet_senders import Job
+from tests.lab.topology import Lab
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """What every probe did without the policy (`open`) and with it (`shut`)."""
+
+    open: Run
+    shut: Run
+    unmarked: int  # packets that our own counters saw leave
+
+    def stops(self, leak: str) -> None:
+        """No unmarked probe of this class leaves, all leave where nothing guards, and the marked ones leave."""
+        own = [sent for sent in self.shut.sents if sent.probe.leak == leak]
+        assert own, f"inconclusive: no probe of {leak} can be sent here"
+        left = {sent.probe for sent in self.open.wan}
+        assert [str(sent.probe) for sent in own if sent.probe not in left] == [], "inconclusive: the control failed"
+        leaks = [sent for sent in own if sent in self.shut.wan and not sent.probe.marked]
+        assert [str(sent.probe) for sent in leaks] == []
+        lost = [sent for sent in own if sent not in self.shut.wan and sent.probe.marked]
+        assert [str(sent.probe) for sent in lost] == []
+        assert self.unmarked == 0
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
+def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
+    with guarded_lab(bridge=request.param) as made:
+        made.release()
+        wan_routes_in_main(made.lab)
+        without = run_probes(made.lab)
+        made.apply()
+        with watching(made.lab) as watch:
+            yield Hostile(without, run_probes(made.lab), watch.unmarked)
+
+
+def test_A1_the_default_route_of_the_wan_in_main(hostile: Hostile) -> None:
+    hostile.stops("A1")
+
+
+def test_A3_a_socket_bound_to_the_address_of_the_wan(hostile: Hostile) -> None:
+    hostile.stops("A3")
+
+
+def test_A5_a_socket_bound_to_the_device(hostile: Hostile) -> None:
+    hostile.stops("A5")
+
+
+def test_A6_the_device_in_a_control_message(hostile: Hostile) -> None:
+    hostile.stops("A6")
+
+
+def test_A7_the_device_by_unicast_if(hostile: Hostile) -> None:
+    hostile.stops("A7")
+
+
+def test_A8_a_neighbour_without_routing(hostile: Hostile) -> None:
+    hostile.stops("A8")
+
+
+def test_A9_multicast(hostile: Hostile) -> None:
+    hostile.stops("A9")
+
+
+def test_A10_broadcast(hostile: Hostile) -> None:
+    hostile.stops("A10")
+
+
+def test_A11_a_link_local_neighbour(hostile: Hostile) -> None:
+    hostile.stops("A11")
+
+
+def test_A12_an_ipv4_address_in_an_ipv6_socket(hostile: Hostile) -> None:
+    hostile.stops("A12")
+
+
+def test_A13_raw_sockets_with_a_header_of_their_own(hostile: Hostile) -> None:
+    hostile.stops("A13")
+
+
+def test_A14_frames(hostile: Hostile) -> None:
+    hostile.stops("A14")
+
+
+def test_D13_fragments(hostile: Hostile) -> None:
+    hostile.stops("D13")
+
+
+def test_D1_forwarded_packets(hostile: Hostile) -> None:
+    hostile.stops("D1")
+
+
+def test_every_kind_of_probe_belongs_to_a_test(hostile: Hostile) -> None:
+    tested = {name.split("_")[1] for name in globals() if name.startswith("test_")}
+    assert {kind.leak for kind in leak_probes.KINDS.values()} - tested == set()
+    assert hostile.shut.unexplained() == []
+
+
+# The rules of netifd, with their three ways to the WAN
+
+
+@pytest.fixture(scope="module")
+def netifd() -> Iterator[Guarded]:
+    with Lab(netifd_rules=True) as lab:
+        yield Guarded(lab, gluon(lab))
+
+
+def both(made: Guarded, kind: str) -> tuple[list[str], list[str]]:
+    """What leaves by the WAN of the unmarked probes of a kind: without and with the policy."""
+    which = [probe for probe in leak_probes.matrix() if probe.kind == kind and not probe.marked]
+    made.release()
+    without = run_probes(made.lab, which).unmarked()
+    made.apply()
+    return without, run_probes(made.lab, which).unmarked()
+
+
+def test_A2_the_fall_through_to_the_table_of_the_wan(netifd: Guarded) -> None:
+    netifd.lab.mesh_default(False)
+    try:
+        without, guarded = both(netifd, "udp")
+    finally:
+        netifd.lab.mesh_default(True)
+    assert without == ["udp/ipv4/unmarked", "udp/ipv6/unmarked"], "inconclusive"
+    assert guarded == []
+
+
+def test_A3_the_rule_from_the_address_of_the_wan(netifd: Guarded) -> None:
+    without, guarded = both(netifd, "udp-source")
+    assert without == ["udp-source/ipv4/unmarked", "udp-source/ipv6/unmarked"], "inconclusive"
+    assert guarded == []
+
+
+def test_A4_the_rule_to_the_network_of_the_wan(netifd: Guarded) -> None:
+    def leave() -> list[int]:
+        netifd.lab.wan.drain()
+        netifd.lab.node.call(to_neighbours, b"by the rule to the network")
+        return [
+            family
+            for family in at.FAMILIES
+            if netifd.lab.wan.wait_for(lambda one, f=family: one.family == f and b"by the rule" in one.payload, 0.3)
+        ]
+
+    netifd.release()
+    assert leave() == [4, 6], "inconclusive"
+    netifd.apply()
+    assert leave() == []
+
+
+def to_neighbours(payload: bytes) -> None:
+    jobs = [Job(family, payload, 0, 0, {}, at.WAN) for family in at.FAMILIES]
+    for job in jobs:
+        try:
+            job.udp().sendto(payload, job.neighbour)
+        except OSError:
+            continue
+
+
+# Protocols
+
+PROTOCOLS = range(256)
+
+
+def every_protocol(payload: bytes, sources: dict[int, str]) -> None:
+    """A packet of each of the 256 protocols, in both families."""
+    for family in at.FAMILIES:
+        for protocol in PROTOCOLS:
+            job = Job(family, payload, 0, 0, sources, at.WAN)
+            made = job.open({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_RAW, socket.IPPROTO_RAW)
+            if family == 6:
+                made.setsockopt(socket.IPPROTO_IPV6, 36, 1)  # IPV6_HDRINCL
+            try:
+                made.sendto(packet_senders.packet_of(job, at.SERVER, protocol), (at.SERVER[family], 0))
+            except OSError:
+                continue
+            finally:
+                made.close()
+
+
+def test_D14_every_protocol() -> None:
+    with guarded_lab() as made:
+        made.release()
+        wan_routes_in_main(made.lab)
+        sources = {family: made.lab.wan_address(family) or "" for family in at.FAMILIES}
+
+        def leave(payload: bytes) -> dict[int, int]:
+            made.lab.wan.drain()
+            made.lab.node.call(every_protocol, payload, sources)
+            made.lab.wan.wait_for(lambda _: False, 0.3)
+            frames = [frame for frame in made.lab.wan.frames() if payload in frame.payload]
+            return {family: sum(frame.family == family for frame in frames) for family in at.FAMILIES}
+
+        without = leave(bytes(24) + b"each of them")
+        assert all(count >= 240 for count in without.values()), f"inconclusive: {without}"
+        made.apply()
+        with watching(made.lab) as watch:
+            assert leave(bytes(24) + b"each of them") == {4: 0, 6: 0}
+            assert watch.unmarked == 0

@@ -1,0 +1,358 @@
+"""C-B: marks that are lost, forged, passed on or clobbered. Whose a packet is, nft reads from who opened its socket.
+
+B1 and B2 (a program that can't mark), B4 and B5 (cgroups) are also in tests/kernel/test_socket_marking.py and
+test_cgroup_facts.py; B9 is in test_aftermath.py, B13 in test_c_kernel.py, B15 in tests/kernel/test_reply_mark_facts.py,
+B16 in tests/unit/test_policy_errors.py.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guarded_lab import OTHER_GID, SERVICE_GID, Guarded, guarded_lab, run_probes, watching
+from tests.lab import addresses as at
+from tests.lab import inbound_clients, leak_probes, syscalls
+from tests.lab.netns import Namespace
+
+DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
+MARK, PORT = 1, 9
+CLONE_NEWUSER = 0x10000000
+families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    with guarded_lab() as found:
+        yield found
+
+
+def udp(family: int, mark: int = 0) -> socket.socket:
+    found = socket.socket(DOMAIN[family], socket.SOCK_DGRAM)
+    if mark:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    return found
+
+
+def say(one: socket.socket, family: int, word: bytes) -> None:
+    """To the server. What the guard drops is an error that is no matter here; an earlier word's comes before it."""
+    one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    with contextlib.suppress(PermissionError):
+        one.sendto(word, (at.SERVER[family], PORT))
+
+
+Script = Callable[[int, Callable[[str, socket.socket], None]], None]
+
+
+def said(family: int, script: Script) -> None:
+    """Inside the node, as root without the service's group: run a script, whose words are sent by its sockets."""
+    kept = []
+
+    def word(name: str, one: socket.socket) -> None:
+        kept.append(one)
+        say(one, family, f"<{name}>".encode())
+
+    script(family, word)
+
+
+def ways(made: Guarded, family: int, script: Script, names: str, gid: int = OTHER_GID) -> dict[str, str]:
+    """By which device each of the words left: "wan", "mesh", or "" for none; and that the guard counted what it
+    stopped."""
+    made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
+    before = made.counters()["inet/wan.unentitled"]
+    made.lab.node.call(said, family, script, uid=0, gid=gid, groups=[])
+    made.lab.wan.wait_for(lambda _: False, 0.3)
+    found = {}
+    for name in names.split():
+        where = [
+            device
+            for device, sniffer in (("wan", made.lab.wan), ("mesh", made.lab.mesh_sniffer))
+            if any(f"<{name}>".encode() in frame.payload for frame in sniffer.frames())
+        ]
+        assert len(where) < 2
+        found[name] = "".join(where)
+    stopped = [name for name, where in found.items() if not where]
+    assert made.counters()["inet/wan.unentitled"] - before == len(stopped)
+    return found
+
+
+def gave(work: Callable[[], list[socket.socket]], prepare: Callable[[int], None] | None = None) -> list[socket.socket]:
+    """The sockets that another process opens and passes on (SCM_RIGHTS). `prepare` is told its number before."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            opened = work_after(theirs, work)
+            socket.send_fds(theirs, [b"here"], [one.fileno() for one in opened])
+        os._exit(0)
+    theirs.close()
+    with ours:
+        if prepare:
+            assert ours.recv(9) == b"wait"
+            prepare(child)
+            ours.send(b"go")
+        message, found, _, _ = socket.recv_fds(ours, 9, 9)
+    os.waitpid(child, 0)
+    assert message == b"here", "the other process failed"
+    return [socket.socket(fileno=one) for one in found]
+
+
+def work_after(channel: socket.socket, work: Callable[..., list[socket.socket]]) -> list[socket.socket]:
+    return work(channel) if work.__code__.co_argcount else work()
+
+
+# B3: a socket is passed on
+
+
+def passed_on(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    def service() -> list[socket.socket]:
+        os.setgid(SERVICE_GID)
+        return [udp(family, MARK), udp(family)]
+
+    marked, plain = gave(service)
+    word("marked-by-the-service", marked)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    word("marked-by-who-got-it", plain)
+    word("of-an-outsider", udp(family, MARK))
+
+
+def passed_in(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    """The other way: the service uses what an outsider opened."""
+
+    def outsider() -> list[socket.socket]:
+        os.setgid(OTHER_GID)
+        return [udp(family, MARK)]
+
+    (got,) = gave(outsider)
+    word("opened-by-an-outsider", got)
+    word("of-the-service", udp(family, MARK))
+
+
+@families
+def test_B3_a_socket_stays_that_of_who_opened_it(made: Guarded, family: int) -> None:
+    names = "marked-by-the-service marked-by-who-got-it of-an-outsider"
+    assert ways(made, family, passed_on, names) == {
+        "marked-by-the-service": "wan",
+        "marked-by-who-got-it": "wan",
+        "of-an-outsider": "",
+    }
+    names = "opened-by-an-outsider of-the-service"
+    found = ways(made, family, passed_in, names, gid=SERVICE_GID)
+    assert found == {"opened-by-an-outsider": "", "of-the-service": "wan"}
+
+
+# B6: forged marks
+
+
+def changed_group(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    early = udp(family, MARK)
+    os.setegid(SERVICE_GID)
+    word("opened-before", early)
+    late = udp(family, MARK)
+    word("opened-as-the-service", late)
+    os.setegid(OTHER_GID)
+    word("opened-as-the-service-and-kept", late)
+    word("opened-after", udp(family, MARK))
+
+
+@families
+def test_B6_the_group_counts_that_a_process_had_when_it_opened_the_socket(made: Guarded, family: int) -> None:
+    names = "opened-before opened-as-the-service opened-as-the-service-and-kept opened-after"
+    assert ways(made, family, changed_group, names) == {
+        "opened-before": "",
+        "opened-as-the-service": "wan",
+        "opened-as-the-service-and-kept": "wan",
+        "opened-after": "",
+    }
+
+
+def given_away(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    os.setgroups([SERVICE_GID])
+    word("of-the-group-beside", udp(family, MARK))
+    os.setgroups([])
+    one = udp(family, MARK)
+    os.fchown(one.fileno(), SERVICE_GID, SERVICE_GID)
+    assert os.fstat(one.fileno()).st_gid == SERVICE_GID
+    word("given-to-the-service", one)
+
+
+@families
+def test_B6_neither_a_supplementary_group_nor_fchown_makes_a_socket_the_services(made: Guarded, family: int) -> None:
+    names = "of-the-group-beside given-to-the-service"
+    assert ways(made, family, given_away, names) == dict.fromkeys(names.split(), "")
+
+
+@families
+@pytest.mark.parametrize("kind", ["udp", "udp-connected", "tcp", "raw-protocol", "raw-header", "ping-raw"])
+def test_B6_root_can_not_wear_the_mark(made: Guarded, kind: str, family: int) -> None:
+    probe = leak_probes.Probe(kind, family, marked=True)
+    before = made.counters()["inet/wan.unentitled"]
+    (worn,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
+    (entitled,) = leak_probes.send_all(made.lab, [probe], gid=SERVICE_GID, uid=0)
+    assert leak_probes.sightings(made.lab.wan, [worn, entitled], 0.3) == {entitled}
+    assert not leak_probes.seen(made.lab.mesh_sniffer, worn)
+    assert made.counters()["inet/wan.unentitled"] > before
+
+
+# B2, A17: marks that come late, go, or do not come at all
+
+
+def without_the_right(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    os.setgid(SERVICE_GID), os.setuid(65534)
+    one = udp(family)
+    with pytest.raises(PermissionError):
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    word("whose-error-nobody-read", one)
+
+
+@families
+def test_B2_a_program_that_may_not_mark_and_goes_on_does_not_use_the_uplink(made: Guarded, family: int) -> None:
+    assert ways(made, family, without_the_right, "whose-error-nobody-read") == {"whose-error-nobody-read": "mesh"}
+
+
+def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    os.setegid(SERVICE_GID)
+    one = udp(family)
+    one.connect((at.SERVER[family], PORT))
+    word("before", one)
+    time.sleep(0.1)  # the server says that nobody listens
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    word("marked-since", one)
+    time.sleep(0.1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0)
+    word("no-longer", one)
+    os.setegid(OTHER_GID)
+    two = udp(family)
+    two.connect((at.SERVER[family], PORT))
+    two.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    word("of-an-outsider", two)
+
+
+@families
+def test_A17_a_mark_counts_from_the_next_packet(made: Guarded, family: int) -> None:
+    """The route of a connected socket is asked for again when its mark changes; its source address stays."""
+    names = "before marked-since no-longer of-an-outsider"
+    assert ways(made, family, after_connect, names) == {
+        "before": "mesh",
+        "marked-since": "wan",
+        "no-longer": "mesh",
+        "of-an-outsider": "",
+    }
+
+
+# B14: user namespaces
+
+
+def in_a_user_namespace(outside: int) -> Callable[[socket.socket], list[socket.socket]]:
+    """A process whose group is the service's, as it sees itself; on the machine that is `outside`."""
+
+    def work(channel: socket.socket) -> list[socket.socket]:
+        syscalls.unshare(CLONE_NEWUSER)
+        channel.send(b"wait")
+        channel.recv(9)
+        os.setgid(SERVICE_GID)
+        found = [udp(4), udp(6)]
+        for one in found:
+            with contextlib.suppress(PermissionError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+                raise AssertionError("the mark needs a right in the namespace that owns the network")
+        return found
+
+    def prepare(pid: int) -> None:
+        Path(f"/proc/{pid}/setgroups").write_text("deny")
+        Path(f"/proc/{pid}/uid_map").write_text("0 0 1")
+        Path(f"/proc/{pid}/gid_map").write_text(f"{SERVICE_GID} {outside} 1")
+
+    work.prepare = prepare  # type: ignore[attr-defined]
+    return work
+
+
+def mapped(family: int, word: Callable[[str, socket.socket], None]) -> None:
+    for name, outside in (("of-another-group", OTHER_GID), ("of-the-group", SERVICE_GID)):
+        work = in_a_user_namespace(outside)
+        for one in gave(work, work.prepare):  # type: ignore[attr-defined,arg-type]
+            if one.family == DOMAIN[family]:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+                word(name, one)
+
+
+@families
+def test_B14_in_a_user_namespace_a_group_is_what_it_is_on_the_machine(made: Guarded, family: int) -> None:
+    found = ways(made, family, mapped, "of-another-group of-the-group")
+    assert found == {"of-another-group": "", "of-the-group": "wan"}
+
+
+# B7, B11, B12: marks of others
+
+
+def hooked(kind: str, hook: str, priority: int, rule: str) -> str:
+    return f"chain c{hook} {{\ntype {kind} hook {hook} priority {priority}\n{rule}\n}}\n"
+
+
+FOREIGN = {
+    "wg-quick": hooked("filter", "prerouting", -150, "meta l4proto udp meta mark set ct mark")
+    + hooked("filter", "postrouting", -150, "meta l4proto udp meta mark 51820 ct mark set meta mark"),
+    "a restore without a mask": hooked("route", "output", -140, "ct mark != 0 meta mark set ct mark"),
+}
+
+
+@contextlib.contextmanager
+def foreign(node: Namespace, chains: str) -> Iterator[None]:
+    node.nft(f"table inet foreign {{\n{chains}\n}}\n")
+    try:
+        yield
+    finally:
+        node.nft("delete table inet foreign\n")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_B7_others_that_copy_marks_of_flows_give_nobody_ours(made: Guarded, name: str) -> None:
+    with foreign(made.lab.node, FOREIGN[name]), watching(made.lab) as watch:
+        run = run_probes(made.lab)
+        assert (watch.unmarked, watch.stray) == (0, 0)
+        left = {sent for sent in run.sents if sent.probe.marked}
+        assert run.wan == left, "what is marked still leaves, and nothing else"
+        assert run.unexplained() == []
+
+
+@families
+@pytest.mark.parametrize("priority", [-160, -140], ids=["before ours", "behind ours"])
+def test_B12_a_mark_that_others_put_on_what_the_mesh_sends_leads_nothing_out(
+    made: Guarded, family: int, priority: int
+) -> None:
+    """The kernel reflects it in its reply. Before our chain, ours takes it off; behind, the guard knows that the flow
+    did not begin at the uplink."""
+    made.lab.wan.drain()
+    before = made.counters()["inet/wan.unentitled"]
+
+    def knock() -> bytes | str:
+        return made.lab.mesh.call(inbound_clients.udp, at.NODE_MESH[family], 8081, b"knock", 0.3)
+
+    assert knock() == "ECONNREFUSED", "inconclusive"
+    rule = f'iifname "{at.MESH}" meta mark set {MARK}'
+    with foreign(made.lab.node, hooked("filter", "prerouting", priority, rule)):
+        answer = knock()
+    if priority == -160:
+        assert answer == "ECONNREFUSED"
+    else:
+        assert answer != "ECONNREFUSED"
+        assert made.counters()["inet/wan.unentitled"] > before
+    assert [frame for frame in made.lab.wan.frames() if b"knock" in frame.payload] == []
+
+
+@families
+def test_B11_a_mark_on_a_packet_that_was_sent_elsewhere_is_nobodys(made: Guarded, family: int) -> None:
+    """A client of the node marks what it sends; a mark stays where it was put."""
+    made.lab.wan.drain()
+    made.lab.client.call(say_marked, family)
+    assert made.lab.mesh_sniffer.wait_for(lambda frame: b"<of the client>" in frame.payload, 2), "inconclusive"
+    assert [frame for frame in made.lab.wan.frames() if b"<of the client>" in frame.payload] == []
+
+
+def say_marked(family: int) -> None:
+    with udp(family, MARK) as one:
+        say(one, family, b"<of the client>")

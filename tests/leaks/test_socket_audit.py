@@ -1,0 +1,170 @@
+"""`status` and `watch` say whose the sockets are, and the guard does what they say."""
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.kernel.netlink.sock_diag import SockDiag
+from nftpolicy.kernel.socket_owners import cgroup_numbers
+from tests.exposure_lab import Watched
+from tests.guarded_lab import OTHER_GID, SERVICE_GID, Guarded, guarded_lab
+from tests.kernel import bpf_programs
+from tests.lab import addresses as at
+from tests.lab.netns import wait_until
+
+DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
+PORT = 9
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    with guarded_lab() as found:
+        yield found
+
+
+def hold(family: int, tcp: bool, mark: int, device: str, ready: str) -> None:
+    """Inside the node: a socket that is connected to the server (TCP: to the echo service), until the process ends."""
+    made = socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+    if mark:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    if device:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    made.setblocking(False)
+    made.connect_ex((at.SERVER[family], at.ECHO_PORT if tcp else PORT))
+    with contextlib.suppress(OSError):
+        made.send(b"" if tcp else b"said")
+    Path(ready).touch()
+    time.sleep(600)
+
+
+@contextlib.contextmanager
+def held(made: Guarded, gid: int, family: int = 4, tcp: bool = False, mark: int = 0, device: str = "") -> Iterator[int]:
+    """Such a socket, by a process whose number (as /proc of the test has it) is given."""
+    ready = f"/run/lab/held-{time.monotonic_ns()}"
+    pid = made.lab.node.spawn(hold, family, tcp, mark, device, ready, uid=0, gid=gid, groups=[], keep_caps=True)
+    try:
+        wait_until(lambda: made.lab.node.outside(ready).exists(), 10, "the socket")
+        yield pid
+    finally:
+        made.lab.node.end(pid)
+
+
+def sockets(made: Guarded) -> list[dict[str, object]]:
+    """What `status` lists of the sockets that are held here."""
+    done = made.nftpolicy("status", "--json", check=False)
+    assert done.returncode == 0, "wrong sockets alone do not make a wrong state"
+    found = json.loads(done.stdout)["sockets"]
+    return [one for one in found if one["program"] and one["remote"] in at.SERVER.values()]
+
+
+KINDS = {
+    "the service's": ({"gid": SERVICE_GID, "mark": 1}, ("right", "fastd", "")),
+    "it forgot the mark": ({"gid": SERVICE_GID}, ("unmarked", "fastd", "wan.dropped")),
+    "the mark of nobody": ({"gid": OTHER_GID, "mark": 1}, ("forged", "", "wan.unentitled")),
+    "on the way to the mesh": (
+        {"gid": SERVICE_GID, "mark": 1, "device": at.MESH},
+        ("wrong-device", "fastd", "wan.stray"),
+    ),
+}
+
+
+# Bound to a device inside, IPv6 finds no route in the uplink's table, so there is no such socket.
+CASES = [(kind, family) for kind in KINDS for family in at.FAMILIES if (kind, family) != ("on the way to the mesh", 6)]
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
+@pytest.mark.parametrize(("kind", "family"), CASES)
+def test_status_says_what_is_wrong_and_the_guard_counts_it(made: Guarded, kind: str, family: int, tcp: bool) -> None:
+    how, (verdict, who, counter) = KINDS[kind]
+    before = made.counters()
+    made.lab.wan.drain()
+    with held(made, family=family, tcp=tcp, **how):  # type: ignore[arg-type]
+        (one,) = sockets(made)
+        assert (one["verdict"], one["who"], one["counter"]) == (verdict, who, counter)
+        assert (one["protocol"], one["family"]) == ("tcp" if tcp else "udp", family)
+        assert (one["gid"], one["uid"], one["mark"]) == (how["gid"], 0, how.get("mark", 0))
+        if counter and verdict != "unmarked":  # one without a mark goes by the mesh
+            assert made.counters()[f"inet/{counter}"] > before[f"inet/{counter}"]
+        right = verdict == "right"
+        left = made.lab.wan.wait_for(
+            lambda frame: frame.family == family and at.SERVER[family] == frame.daddr, 2 if right else 0.3
+        )
+        assert bool(left) is right, "what is right is the positive control of what is not"
+    assert sockets(made) == []
+
+
+def test_without_a_mark_it_is_counted_at_the_uplink(made: Guarded) -> None:
+    before = made.counters()["inet/wan.dropped"]
+    with held(made, SERVICE_GID, device=at.WAN):
+        (one,) = sockets(made)
+        assert (one["verdict"], one["counter"], one["bound"]) == ("unmarked", "wan.dropped", at.WAN)
+        assert made.counters()["inet/wan.dropped"] > before
+
+
+def test_a_table_for_a_person_is_short(made: Guarded) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(24):
+            stack.enter_context(held(made, OTHER_GID, mark=1))
+        stack.enter_context(held(made, SERVICE_GID, mark=1))
+        said = made.nftpolicy("status").stdout
+    assert "and 5 more, 4 of them not right" in said
+    assert said.count("forged: it has the mark 0x1/0x1") == 1
+
+
+def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: Guarded) -> None:
+    """One of this process, which is outside the node's PID namespace."""
+    with made.lab.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
+        one.connect((at.SERVER[4], PORT))
+        listed = json.loads(made.nftpolicy("status", "--json").stdout)["sockets"]
+        mine = [each for each in listed if each["sport"] == one.getsockname()[1]]
+        assert [(each["verdict"], each["program"], each["gid"]) for each in mine] == [("unknown", None, None)]
+
+
+def test_watch_says_it_once_and_says_when_it_is_over(made: Guarded) -> None:
+    with contextlib.ExitStack() as stack:
+        with held(made, OTHER_GID, mark=1):
+            watched = stack.enter_context(Watched(made))
+            told = wait_until(lambda: watched.events("socket"), 40, "a word of the socket")
+            assert (told[0]["verdict"], told[0]["uplink"], told[0]["counter"]) == ("forged", "wan", "wan.unentitled")
+            assert f"udp {made.lab.wan_address(4)}" in told[0]["socket"]
+            assert "dropped" in told[0]["why"]
+        gone = wait_until(lambda: watched.events("socket")[1:], 40, "the end of the socket")
+        assert [(one["verdict"], one["was"]) for one in gone] == [("gone", "forged")]
+        assert watched.stop() == 0
+
+
+def test_the_cgroup_of_a_socket_is_known_by_its_number(made: Guarded) -> None:
+    """As the kernel tells it of a socket: one that is opened below a cgroup is in it, another is not."""
+    with bpf_programs.cgroup() as path:
+        below = path / "below"
+        below.mkdir()
+        try:
+            inside = made.lab.node.call(bpf_programs.joined, below, partial(numbers_of_a_socket, path.name))
+            outside = made.lab.node.call(numbers_of_a_socket, path.name)
+        finally:
+            below.rmdir()
+    (number, known), (other, _) = inside, outside
+    assert number in known
+    assert other not in known
+
+
+def numbers_of_a_socket(name: str) -> tuple[int | None, set[int]]:
+    """Inside the node: the cgroup of a new socket, and the numbers of a cgroup."""
+    with udp_to_the_server() as one, SockDiag() as diag:
+        inode = os.fstat(one.fileno()).st_ino
+        found = next(each for each in diag.sockets() if each.inode == inode)
+        return found.cgroup, cgroup_numbers([name])[name]
+
+
+def udp_to_the_server() -> socket.socket:
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.connect((at.SERVER[4], PORT))
+    return one

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN or not at all.
+
+The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; `nftpolicy run` sees to that.
+"""
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.guarded_lab import (
+    OTHER_GID,
+    ROOT,
+    Guarded,
+    guarded_lab,
+    no_wan_routes_in_main,
+    replaced,
+    wan_routes_in_main,
+    watching,
+)
+from tests.lab import addresses as at
+from tests.lab.topology import Lab
+from tests.vpn_programs import cgroups
+
+pytestmark = pytest.mark.slow
+
+GID, NTP = 801, 123
+ASK = ("ntpdig", "-t", "1")
+_SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 5905 figure 4)
+
+
+def policy(lab: Lab) -> str:
+    """The shipped policy with the lab's lease."""
+    return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
+
+
+def server() -> None:
+    """Answer with the time (RFC 5905 7.3: leap 0, version 4, mode 4, stratum 1)."""
+    made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    made.bind(("::", NTP))
+    while True:
+        asked, peer = made.recvfrom(1024)
+        seconds, part = divmod(time.time(), 1)
+        now = struct.pack("!II", int(seconds) + _SINCE_1900, int(part * 2**32))
+        made.sendto(struct.pack("!BBbb8x4s", 0x24, 1, 6, -20, b"LAB") + now + asked[40:48] + now + now, peer)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Guarded]:
+    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), resolver=True) as made:
+        made.lab.server.spawn(server)
+        yield made
+
+
+def by_run(node: Guarded, name: str) -> tuple[int, str]:
+    """Ask an address or a name for the time as the service; the exit status, and all that is said."""
+    done = node.nftpolicy("run", "time", "--", *ASK, name, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
+    """The same with a group alone; with `mark`, from the service's cgroup, so that its sockets wear the mark."""
+    if mark:
+        words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
+        done = node.nftpolicy(*words, check=False)
+    else:
+        done = node.lab.node.run([*ASK, name], gid=gid, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
+def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> None:
+    lab = node.lab
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    with watching(lab) as watch:
+        status, said = by_run(node, name)
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    assert (status, "no-leap" in said) == (0, True), said
+    assert {frame.saddr for frame in lab.wan.frames() if frame.dport == NTP} <= {lab.wan_address(4), lab.wan_address(6)}
+    assert [frame for frame in lab.wan.frames() if frame.dport == NTP]
+    assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == NTP] == []
+
+
+@pytest.mark.parametrize("gid", [GID, OTHER_GID], ids=["its-group", "another"])
+def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> None:
+    lab = node.lab
+    wan_routes_in_main(lab)
+    try:
+        before = node.counters()["inet/wan.dropped"]
+        lab.wan.drain()
+        status, said = by_group(node, at.SERVER[4], gid)
+        assert status != 0, said
+        assert [frame for frame in lab.wan.frames() if frame.dport == NTP] == []
+        assert node.counters()["inet/wan.dropped"] > before
+        with node.off():
+            tries = [by_group(node, at.SERVER[4], gid)]
+            while tries[-1][0] != 0 and len(tries) < 5:  # a client that gives up soon, on a busy machine
+                tries.append(by_group(node, at.SERVER[4], gid))
+            assert tries[-1][0] == 0, f"inconclusive: {tries}"
+    finally:
+        no_wan_routes_in_main(lab)
+
+
+def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
+    lab = node.lab
+    before = node.counters()["inet/wan.unentitled"]
+    lab.wan.drain(), lab.mesh_sniffer.drain()
+    status, said = by_group(node, at.SERVER[4], OTHER_GID, mark=True)
+    assert status != 0, said
+    assert node.counters()["inet/wan.unentitled"] > before
+    for sniffer in (lab.wan, lab.mesh_sniffer):
+        assert [frame for frame in sniffer.frames() if frame.dport == NTP] == []
+
+
+def test_while_the_wan_is_down_it_asks_nobody(node: Guarded) -> None:
+    lab = node.lab
+    lab.wan_down()
+    try:
+        lab.mesh_sniffer.drain()
+        status, said = by_run(node, at.SERVER[4])
+        assert status != 0, said
+        assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == NTP] == []
+        status, said = by_group(node, at.SERVER[4], GID)
+        assert status == 0, f"inconclusive: {said}"  # unmarked, it asks by the mesh
+    finally:
+        lab.wan_up()

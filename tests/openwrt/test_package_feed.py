@@ -1,0 +1,191 @@
+"""The packages: the Makefile makes the tree, and the upgrade script takes away what Gluon had."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.integration.openwrt.tree import build_tree
+from nftpolicy.policy.load import load
+from tests.lab.daemons import tool
+from tests.lab.limits import limit
+
+ROOT = Path(__file__).parents[2]
+FEED = ROOT / "openwrt/feed"
+LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/115-nftpolicy"]
+POLICY = ROOT / "rulesets/gluon-fastd.toml"
+
+RULES = 'CP := cp -fpR\nqstrip = $(strip $(subst ",,$(1)))\n'
+# What package.mk does with a package, as far as files go.
+PACKAGE = """
+define BuildPackage
+all:
+	@$$(call Build/Prepare)
+	$$(call Build/Configure)
+	$$(call Build/Compile)
+	mkdir -p $$(DESTDIR)
+	$$(call Package/$(1)/install,$$(DESTDIR))
+info:
+	@: $$(info $$(Package/$(1))) $$(info $$(Package/$(1)/config)) $$(info deps $$(PKG_CONFIG_DEPENDS))
+endef
+"""
+
+
+def need(name):
+    found = tool(name)
+    assert found, f"{name} is missing; script/setup installs it"
+    return found
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A build system of a few lines. Its answer to `make` with these variables."""
+    for name, text in {"rules.mk": RULES, "include/package.mk": PACKAGE}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "policy.toml").write_text(POLICY.read_text())
+
+    def make(target, **variables):
+        words = {"TOPDIR": tmp_path, "INCLUDE_DIR": tmp_path / "include", "PKG_BUILD_DIR": tmp_path / "build",
+                 "DESTDIR": tmp_path / "root", "CONFIG_NFTPOLICY_POLICY": '"policy.toml"',
+                 "CONFIG_NFTPOLICY_PROGRAM": f'"{sys.executable} -m nftpolicy"', **variables}  # fmt: skip
+        done = subprocess.run([need("make"), "-s", "-C", FEED / "nftpolicy", target, *(f"{k}={v}" for k, v in words.items())],
+                              capture_output=True, text=True, timeout=limit(120), check=False,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+        return done, tmp_path / "root"
+
+    return make
+
+
+def test_the_package_is_the_tree_of_the_policy(build):
+    done, root = build("all")
+    assert done.returncode == 0, done.stderr
+    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    wanted = build_tree(load(POLICY.read_bytes(), "p")[0])
+    assert {path: file.read_text() for path, file in files.items()} == {path: one.text for path, one in wanted.items()}
+    assert {path for path, file in files.items() if os.access(file, os.X_OK)} == {
+        path for path, one in wanted.items() if one.executable
+    }
+    again, _ = build("all")
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_policy_that_is_none_ends_the_build(build):
+    done, root = build("all", CONFIG_NFTPOLICY_POLICY='"nosuch.toml"')
+    assert done.returncode and "nosuch.toml: cannot be read" in done.stderr
+    assert not root.exists()
+
+
+def test_the_package_says_what_it_needs(build):
+    done, _ = build("info")
+    assert done.returncode == 0, done.stderr
+    for word in ("+nftables", "+ip-tiny", "+kmod-nft-netdev", "+jsonfilter", "NFTPOLICY_RESOLVER:libpacketmark"):
+        assert word in done.stdout
+    for name in re.findall(r"CONFIG_(\w+)", done.stdout):
+        assert f"config {name}" in done.stdout
+
+
+@pytest.mark.parametrize("file", LUA, ids=lambda file: file.name)
+def test_lua(file):
+    subprocess.run([need("luac5.1"), "-p", file], check=True)
+
+
+# simple-uci, gluon.site and the programs that the script calls. The state goes in and comes out as Lua and JSON.
+STANDIN = r"""
+local state = dofile(arg[1])
+local enabled, ran = arg[2] == 'true', {}
+package.preload['gluon.site'] = function() return { nftpolicy = { enabled = function() return enabled end } } end
+local cursor = {}
+function cursor:foreach(config, kind, visit)
+	for name, section in pairs(state[config] or {}) do
+		if section['.type'] == kind then section['.name'] = name; visit(section) end
+	end
+end
+function cursor:delete(config, name, option)
+	local sections = state[config] or {}
+	if not option then sections[name] = nil elseif sections[name] then sections[name][option] = nil end
+end
+function cursor:save() end
+function cursor:commit() end
+package.preload['simple-uci'] = function() return { cursor = function() return cursor end } end
+local open = io.open
+io.open = function(path) if path:match('^/etc/init.d/') or path:match('^/rom/') then return open('/dev/null') end end
+os.execute = function(command) table.insert(ran, command) end
+dofile(arg[3])
+for _, command in ipairs(ran) do print('ran ' .. command) end
+for config, sections in pairs(state) do
+	for name, section in pairs(sections) do
+		print('section ' .. config .. '.' .. name)
+		for key in pairs(section) do print('option ' .. config .. '.' .. name .. '.' .. key) end
+	end
+end
+"""
+NODE = {
+    "network": {
+        "wan": {".type": "interface", "proto": "dhcp", "ip4table": "1"},
+        "wan6": {".type": "interface", "ip6table": "1"},
+        "wan6_lookup": {".type": "rule6", "mark": "0x01/0x01"},
+        "wan6_unreachable": {".type": "route6", "table": "1"},
+        "nftpolicy_510_6": {".type": "rule6"},
+        "nftpolicy_510_4": {".type": "rule"},
+        "nftpolicy_table1_6": {".type": "route6"},
+        "mine": {".type": "rule6"},
+    },
+    "firewall": {
+        "mesh_vpn_dns": {".type": "include", "type": "restore", "path": "/lib/gluon/mesh-vpn/iptables.rules"},
+        "other": {".type": "include", "path": "/etc/firewall.user"},
+    },
+    "gluon-wan-dnsmasq": {"static": {".type": "static", "server": "192.0.2.53"}},
+}
+
+
+@pytest.fixture
+def upgraded(tmp_path):
+    """What the script leaves of a node, and the commands that it ran."""
+
+    def lua(value):
+        if isinstance(value, str):
+            return json.dumps(value)
+        return "{" + ",".join(f"[{json.dumps(key)}]={lua(one)}" for key, one in value.items()) + "}"
+
+    def run(enabled):
+        (tmp_path / "standin.lua").write_text(STANDIN)
+        (tmp_path / "state.lua").write_text(f"return {lua(NODE)}")
+        (tmp_path / "script.lua").write_text(LUA[1].read_text().removeprefix("#!/usr/bin/lua\n"))
+        done = subprocess.run([need("lua5.1"), "standin.lua", "state.lua", str(enabled).lower(), "script.lua"],
+                              cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
+        lines = [line.partition(" ")[::2] for line in done.stdout.splitlines()]
+        return {kind: [text for of, text in lines if of == kind] for kind in ("ran", "section", "option")}
+
+    return run
+
+
+def test_a_node_with_the_old_settings_is_migrated(upgraded):
+    left = upgraded(True)
+    gone = {"network.wan6_lookup", "network.wan6_unreachable", "firewall.mesh_vpn_dns"}
+    every = {f"{config}.{name}" for config, sections in NODE.items() for name in sections}
+    assert {*left["section"]} == every - gone
+    assert left["ran"] == [
+        "/etc/init.d/gluon-wan-dnsmasq disable",
+        "logger -t nftpolicy 'the DNS servers of gluon-wan-dnsmasq are not imported: add them to the policy (servers)'",
+        "sh /rom/etc/uci-defaults/95-nftpolicy",
+        "/etc/init.d/nftpolicy enable",
+    ]
+
+
+def test_a_node_that_shall_stay_gluon_s_keeps_gluon_s(upgraded):
+    left = upgraded(False)
+    assert not any("nftpolicy_" in one for one in left["section"])
+    assert {"network.wan6_lookup", "network.mine", "firewall.mesh_vpn_dns"} <= {*left["section"]}
+    assert "network.wan.ip4table" not in left["option"] and "network.wan6.ip6table" in left["option"]
+    assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable"]
+
+
+def test_the_version_is_the_program_s():
+    from nftpolicy import __version__
+
+    assert f"PKG_VERSION:={__version__}\n" in (FEED / "nftpolicy/Makefile").read_text()

@@ -1,0 +1,302 @@
+"""Hypothesis strategies for what a person writes."""
+
+import json
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from attrs import evolve
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from nftpolicy.policy import scalars, validate, vocabulary
+from nftpolicy.policy.mark import FULL_MASK, Mark
+from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
+
+# Words that mean something to nft, which names must survive.
+KEYWORDS = ("ip", "ip6", "meta", "ct", "set", "drop", "accept", "jump", "counter", "tcp", "last", "inet", "limit", "th")
+# Few devices, so that two policies often have some in common.
+COMMON = ("eth0", "eth1", "br-wan", "wlan0", "usb0.7", "0a-b_c")
+
+
+def names():
+    """Names of policies, uplinks and services."""
+    return st.sampled_from(KEYWORDS) | st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,23}", fullmatch=True).filter(str.isascii)
+
+
+def devices():
+    """Names of network devices that can be uplinks."""
+    rare = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True).filter(
+        lambda name: name.isascii() and name not in ("lo", "all", "default")
+    )
+    return st.one_of(st.sampled_from(COMMON), st.sampled_from(COMMON), rare)
+
+
+def patterns():
+    """What `inside` lists."""
+    return devices() | st.sampled_from(("bat0", "wg*", "tun*", "mesh-vpn", "br-client"))
+
+
+def marks():
+    """A mark with any mask."""
+    masks = st.integers(1, FULL_MASK) | st.integers(0, 31).map(lambda bit: 1 << bit)
+    values_in = st.tuples(st.integers(0, FULL_MASK), masks).map(lambda pair: Mark(pair[0] & pair[1], pair[1]))
+    return values_in.filter(lambda mark: mark.value)
+
+
+@st.composite
+def apart(draw, count):
+    """`count` marks, of which no packet can wear two."""
+    if count == 1:
+        return [draw(marks())]
+    mask = draw(st.integers(0, 24).map(lambda shift: 0xFF << shift) | st.just(FULL_MASK))
+    shift = (mask & -mask).bit_length() - 1
+    found = draw(st.lists(st.integers(1, mask >> shift), min_size=count, max_size=count, unique=True))
+    return [Mark(value << shift, mask) for value in found]
+
+
+def ports():
+    """One port, or a range."""
+    numbers = st.sampled_from((1, 53, 443, 65535)) | st.integers(1, 65535)
+    return st.builds(
+        lambda protocol, a, b: Port(protocol, min(a, b), max(a, b)),
+        st.sampled_from(("tcp", "udp")),
+        numbers,
+        numbers,
+    ) | st.builds(lambda protocol, one: Port(protocol, one, one), st.sampled_from(("tcp", "udp")), numbers)
+
+
+def addresses(version=None):
+    """Addresses of hosts that an IPv6 tool does not write as IPv4."""
+    four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
+    six = (st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.integers(1, 0xFFFF).map((0xFE80 << 112).__add__)).map(
+        IPv6Address
+    )
+    return {4: four, 6: six, None: four | six}[version]
+
+
+@st.composite
+def networks(draw):
+    """Prefixes of any length; few of them are whole hosts."""
+    address = draw(addresses())
+    length = draw(st.integers(0, address.max_prefixlen) | st.just(address.max_prefixlen))
+    kind = IPv4Network if address.version == 4 else IPv6Network
+    found = kind((int(address), length), strict=False)
+    return kind((int(address), address.max_prefixlen)) if found.version == 6 and 0 < length < 8 else found
+
+
+def accounts():
+    """An account by number, as a policy of another machine writes it."""
+    numbers = st.integers(1, 2000) | st.integers(1, 2**32 - 2)
+    return numbers.map(lambda number: Account(str(number), number))
+
+
+def gateways():
+    """At most one of each family."""
+    usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
+    return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
+
+
+@st.composite
+def resolvers(draw, index):
+    """A resolver; `index` keeps those of several uplinks apart."""
+    port = draw(st.integers(1, 65535) | st.just(53))
+    four = Listen(IPv4Address(f"127.0.{index}.1") if draw(st.booleans()) else IPv4Address(f"192.0.2.{index}"), port)
+    six = Listen(IPv6Address("::1") if index == 0 and draw(st.booleans()) else IPv6Address(f"fd00::{index}"), port)
+    listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
+    if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
+        listen = tuple(evolve(one, port=54) for one in listen)
+    upstream = addresses().filter(lambda one: not one.is_multicast)
+    servers = draw(
+        st.lists(
+            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
+            max_size=3,
+            unique=True,
+        )
+    )
+    lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
+    listed = st.lists(
+        st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
+    )
+    sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
+
+
+def answers():
+    """Inbound services by name or port."""
+    named = st.sampled_from(tuple(vocabulary.NAMED_ANSWERS))
+    return (named | ports().map(str)).map(scalars.parse_answer)
+
+
+@st.composite
+def services(draw, uplinks):
+    """A service of one of the uplinks."""
+    uplink = draw(st.sampled_from(uplinks))
+    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    if how == "kernel":
+        bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
+        return Service(uplink, kernel=True, sport=tuple(bound))
+    to = draw(st.lists(networks(), max_size=4, unique=True))
+    if to and draw(st.booleans()):  # one within another
+        wider = to[0].supernet(min(3, to[0].prefixlen))
+        to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
+    to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
+    narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
+    return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
+
+
+def markings(how):
+    """How a service's sockets are marked; `how` it is known."""
+    words_ = tuple(word for word in vocabulary.MARKS_VALUES if word != "uid-rule" or how == "user")
+    way = st.sampled_from(words_).map(lambda word: {"marks": word})
+    return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
+
+
+@st.composite
+def policies(draw, device=None, most_uplinks=3, most_services=4):
+    """A policy that checks.faults has nothing against. `device`: a strategy for the uplinks' devices."""
+    device = devices() if device is None else device
+    wanted = draw(st.lists(names(), min_size=1, max_size=most_uplinks, unique=True))
+    worn = draw(apart(len(wanted)))
+    numbers = st.integers(1, 252) | st.integers(256, 2**32 - 1)
+    tables = draw(st.lists(numbers, min_size=len(wanted), max_size=len(wanted), unique=True))
+    owned = draw(st.lists(device, min_size=len(wanted), max_size=len(wanted) + 2, unique=True))
+    uplinks = {}
+    for index, name in enumerate(wanted):
+        mine = tuple(owned[index :: len(wanted)])
+        exempt = st.lists(st.sampled_from(tuple(vocabulary.EXEMPTIONS)), max_size=5, unique=True).map(tuple)
+        answered = st.lists(answers(), max_size=3, unique_by=lambda one: one.port).map(tuple)
+        learn = draw(st.sampled_from(((), ("ra",))))
+        resolver = draw(st.none() | resolvers(index))
+        uplinks[name] = Uplink(
+            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), learn, resolver
+        )
+    inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
+    held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
+    # What draws can't easily keep apart is left out: better than to throw the whole policy away.
+    outside = [one for one in inside if not any(validate.matching_pattern(dev, (one,)) for dev in owned)]
+    policy = Policy(draw(names()), tuple(outside), uplinks, {})
+    for name, service in held.items():
+        larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
+        policy = larger if not any(validate.find_faults(larger)) else policy
+    assert not list(validate.find_faults(policy)), list(validate.find_faults(policy))
+    return policy
+
+
+def _apart(listed):
+    """Patterns of which none covers another."""
+    return [
+        one for one in listed if not any(other != one and validate.matching_pattern(one, (other,)) for other in listed)
+    ]
+
+
+@st.composite
+def changed(draw, policy, device=None):
+    """Another policy, which shares names, tables and marks with `policy`: what a person edits."""
+    uplinks = dict(policy.uplink)
+    for name, uplink in policy.uplink.items():
+        what = draw(st.sampled_from(("nothing", "gateways", "devices", "exempt", "resolver", "mark", "gone")))
+        if what == "gateways":
+            uplinks[name] = evolve(uplink, gateways=draw(gateways()))
+        elif what == "devices":
+            others = {one for other, value in policy.uplink.items() if other != name for one in value.devices}
+            free = (devices() if device is None else device).filter(lambda one, taken=others: one not in taken)
+            uplinks[name] = evolve(uplink, devices=tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True))))
+        elif what == "exempt":
+            uplinks[name] = evolve(uplink, exempt=uplink.exempt[1:], answer=uplink.answer[1:])
+        elif what == "resolver":
+            uplinks[name] = evolve(uplink, resolver=None)
+        elif what == "mark":
+            uplinks[name] = evolve(uplink, mark=Mark(uplink.mark.value, uplink.mark.value))
+        elif what == "gone" and len(uplinks) > 1:
+            del uplinks[name]
+    kept = {
+        name: service for name, service in policy.service.items() if service.uplink in uplinks and draw(st.booleans())
+    }
+    kept = {
+        name: evolve(one, to=one.to[1:], ports=one.ports[1:]) if draw(st.booleans()) else one
+        for name, one in kept.items()
+    }
+    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept)
+    assume(not any(validate.find_faults(found)))
+    return found
+
+
+@st.composite
+def pairs(draw, device=None):
+    """Two policies of which the second often is a changed first, in either order."""
+    first = draw(policies(device))
+    second = draw(st.one_of(changed(first, device), changed(first, device), policies(device)))
+    return (first, second) if draw(st.booleans()) else (second, first)
+
+
+# --- TOML -----------------------------------------------------------------------------------
+
+
+def to_toml(policy):
+    """A policy as a file: load(to_toml(policy)) is the policy again."""
+    lines = [f"name = {_quoted(policy.name)}", f"inside = {_list(policy.inside)}"]
+    for name, uplink in policy.uplink.items():
+        lines += ["", f"[uplink.{name}]", *_pairs(_uplink(uplink))]
+        if uplink.resolver:
+            lines += ["", f"[uplink.{name}.resolver]", *_pairs(_resolver(uplink.resolver))]
+    lines += [] if policy.uplink else ["[uplink]"]
+    lines += [] if policy.service else ["[service]"]
+    for name, service in policy.service.items():
+        lines += ["", f"[service.{name}]", *_pairs(_service(service))]
+    return "\n".join(lines) + "\n"
+
+
+def _uplink(uplink):
+    return {
+        "devices": _list(uplink.devices),
+        "mark": _quoted(str(uplink.mark)),
+        "table": str(uplink.table),
+        "exempt": _list(uplink.exempt),
+        "answer": _list(answer.name for answer in uplink.answer),
+        "gateways": _list(uplink.gateways),
+        "learn": _list(uplink.learn),
+    }
+
+
+def _resolver(resolver):
+    lease = {"lease": _quoted(resolver.lease)} if resolver.lease is not None else {}
+    return {
+        "listen": _list(resolver.listen),
+        "servers": _list(resolver.servers),
+        "sources": _list(resolver.sources),
+        "user": str(resolver.user.number),
+        **lease,
+    }
+
+
+def _service(service):
+    held = {key: str(account.number) for key, account in validate.service_accounts(service)}
+    return {
+        "uplink": _quoted(service.uplink),
+        **held,
+        "kernel": str(service.kernel).lower(),
+        "sport": _list(service.sport),
+        "marks": _quoted(service.marks),
+        **({"cgroup": _quoted(service.cgroup)} if service.cgroup is not None else {}),
+        "confine": str(service.confine).lower(),
+        "to": _list(service.to),
+        "ports": _list(service.ports),
+    }
+
+
+def _pairs(table):
+    return [f"{key} = {value}" for key, value in table.items() if value != "[]" or key == "inside"]
+
+
+def _list(items):
+    return f"[{', '.join(_quoted(str(item)) for item in items)}]"
+
+
+def _quoted(text):
+    """A basic string of TOML: JSON's, but for the control characters that JSON leaves as they are."""
+    return re.sub(r"[\x7f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def toml():
+    """The text of a good policy."""
+    return policies().map(to_toml)

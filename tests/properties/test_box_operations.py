@@ -1,0 +1,193 @@
+"""Boxes against single values: every operation on a domain so small that all of it can be listed."""
+
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.model.symbolic import mark_bits
+from nftpolicy.model.symbolic.box import (
+    complement,
+    count_values,
+    find_uncovered,
+    intersect_boxes,
+    intersect_ranges,
+    merge_ranges,
+    points,
+    subtract_boxes,
+    subtract_ranges,
+)
+from nftpolicy.model.symbolic.box_index import BoxIndex
+
+TOPS = {"a": 5, "b": 3, "c": 1}
+HIGH = 9
+
+pairs = st.tuples(st.integers(0, HIGH), st.integers(0, HIGH)).map(sorted).map(tuple)
+some = st.lists(pairs, max_size=4).map(merge_ranges)
+
+
+def values(one):
+    return {value for low, high in one for value in range(low, high + 1)}
+
+
+def of_field(name):
+    end = st.integers(0, TOPS[name])
+    return st.lists(st.tuples(end, end).map(sorted).map(tuple), min_size=1, max_size=2).map(merge_ranges)
+
+
+boxes = st.fixed_dictionaries({}, optional={name: of_field(name) for name in TOPS})
+POINTS = [dict(zip(TOPS, point, strict=True)) for point in product(*(range(top + 1) for top in TOPS.values()))]
+
+
+def has(box, point):
+    return all(point[name] in values(wanted) for name, wanted in box.items())
+
+
+def box_points(box):
+    return [point for point in POINTS if has(box, point)]
+
+
+def is_in_form(one):
+    """Sorted, disjoint, not adjacent, none empty: what makes equal sets equal values."""
+    return all(low <= high for low, high in one) and all(before[1] + 1 < after[0] for before, after in pairwise(one))
+
+
+# --- ranges ----------------------------------------------------------------------------
+
+
+@given(st.lists(pairs, max_size=5))
+def test_ranges_are_the_values_of_all_intervals_in_one_form(intervals):
+    found = merge_ranges(intervals)
+    assert values(found) == values(intervals)
+    assert is_in_form(found)
+    assert count_values(found) == len(values(found))
+
+
+@given(some, some)
+def test_ranges_are_cut_as_sets_are(one, other):
+    for found, expected in (
+        (intersect_ranges(one, other), values(one) & values(other)),
+        (subtract_ranges(one, other), values(one) - values(other)),
+        (complement(one, HIGH), set(range(HIGH + 1)) - values(one)),
+    ):
+        assert values(found) == expected
+        assert is_in_form(found)
+
+
+@given(st.sets(st.integers(0, HIGH)))
+def test_only_has_these_values(some_values):
+    assert values(points(*some_values)) == some_values
+
+
+# --- boxes -----------------------------------------------------------------------------
+
+
+@given(boxes, boxes)
+def test_boxes_meet_in_what_both_have(one, other):
+    both = intersect_boxes(one, other)
+    expected = [point for point in box_points(one) if has(other, point)]
+    assert (box_points(both) if both is not None else []) == expected
+
+
+@given(boxes, st.lists(boxes, max_size=6))
+def test_what_is_uncovered_is_in_the_box_and_in_no_cover_and_is_found_if_there_is_any(box, covers):
+    left = [point for point in box_points(box) if not any(has(cover, point) for cover in covers)]
+    found = find_uncovered(box, covers, TOPS)
+    assert (found is None) == (not left)
+    if found is not None:
+        assert box_points(found)
+        assert all(point in left for point in box_points(found))
+
+
+@given(boxes, st.lists(boxes, max_size=4))
+def test_what_is_outside_of_boxes_comes_in_disjoint_pieces(box, others):
+    pieces = subtract_boxes(box, others, TOPS, 1000)
+    expected = [point for point in box_points(box) if not any(has(other, point) for other in others)]
+    found = [point for piece in pieces for point in box_points(piece)]
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+    if len(pieces) > 1:
+        assert subtract_boxes(box, others, TOPS, 1) is None
+
+
+# --- many boxes ------------------------------------------------------------------------
+
+
+several = st.lists(boxes, min_size=25, max_size=40), st.lists(boxes, min_size=1, max_size=4), st.integers(0, 60)
+
+
+@given(*several)
+def test_no_box_that_meets_is_left_out_by_the_index(many, asked, early):
+    none_is_left_out(many, asked, early)
+
+
+def none_is_left_out(many, asked, early):
+    covers = BoxIndex((), TOPS)
+    for box in many[:early]:
+        covers.append(box)
+    covers.overlapping(asked[0])  # what comes later is added to an index that is there
+    covers.add_lazy(lambda: many[early:])
+    for box in asked:
+        found = covers.overlapping(box)
+        assert all(one in found for one in many if intersect_boxes(one, box) is not None)
+        assert all(one in many for one in found)
+        assert (find_uncovered(box, found, TOPS) is None) == (find_uncovered(box, many, TOPS) is None)
+
+
+@given(st.lists(boxes, min_size=30, max_size=60), boxes, st.integers(0, 60))
+def test_the_first_so_many_are_asked_alone(many, box, until):
+    until = min(until, len(many))
+    found = BoxIndex(many, TOPS).overlapping(box, until)
+    assert all(one in found for one in many[:until] if intersect_boxes(one, box) is not None)
+    assert all(one in many[:until] for one in found)
+
+
+# --- marks -----------------------------------------------------------------------------
+
+masks = st.integers(0, 0xFF) | st.sampled_from((0xFFFFFFFF, 0xFF000000))
+
+
+@given(st.lists(masks, max_size=4))
+def test_groups_split_all_bits_and_every_mask_is_some_of_them(some_masks):
+    groups = mark_bits.bit_groups(some_masks)
+    assert sum(groups) == 0xFFFFFFFF
+    assert all(not one & other for at, one in enumerate(groups) for other in groups[:at])
+    for mask in some_masks:
+        assert all(group & mask in (0, group) for group in groups)
+
+
+@given(masks.filter(bool), st.integers(0, 0xFFFFFFFF))
+def test_bits_that_are_packed_are_spread_again(group, value):
+    packed = mark_bits.pack_bits(value, group)
+    assert mark_bits.unpack_bits(packed, group) == value & group
+    assert 0 <= packed <= mark_bits.max_value(group)
+
+
+@given(st.lists(masks, min_size=1, max_size=3), st.integers(0, 0xFF), st.integers(0, 0xFF), st.data())
+def test_a_mark_is_in_a_box_of_a_test_if_the_test_holds(some_masks, wanted, value, data):
+    mask = data.draw(st.sampled_from(some_masks))
+    groups = mark_bits.bit_groups(some_masks)
+    fields = {mark_bits.field_name("mark", group): mark_bits.pack_bits(value, group) for group in groups}
+
+    def inside(some_boxes):
+        return [
+            box
+            for box in some_boxes
+            if all(intersect_ranges(wanted, points(fields[name])) for name, wanted in box.items())
+        ]
+
+    assert bool(inside(mark_bits.equal_boxes("mark", groups, mask, wanted))) == (value & mask == wanted)
+    found = inside(mark_bits.unequal_boxes("mark", groups, mask, wanted))
+    assert len(found) == (value & mask != wanted)  # the boxes are disjoint
+
+
+def test_the_test_of_the_index_would_see_a_box_that_is_left_out(monkeypatch):
+    monkeypatch.setattr(BoxIndex, "_bucket_range", lambda self, field, wanted: range(wanted[0][0], wanted[0][0] + 1))
+
+    @settings(settings.get_profile("first"), max_examples=500)
+    @given(*several)
+    def search(many, asked, early):
+        none_is_left_out(many, asked, early)
+
+    with pytest.raises(AssertionError):
+        search()

@@ -1,0 +1,148 @@
+"""What every compiled policy has in common."""
+
+from collections import Counter as Tally
+from ipaddress import ip_network
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler import exemptions
+from nftpolicy.compiler.compile import HostFacts, compile_policy
+from nftpolicy.compiler.describe import describe_policy
+from nftpolicy.netstate.formats import ip_text, nft_json_encode, nft_text
+from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, Verdict, VerdictMap
+from nftpolicy.policy import validate, vocabulary
+from nftpolicy.policy.objects import Account, Policy, Port, Service
+from tests import policy_strategies
+from tests.unit.forked_namespace import normal
+
+KIND = {Chain: "chains", Set: "sets", NamedCounter: "counters"}
+
+
+def used(table):
+    """(kind, name) of all that the rules of a table speak of."""
+    for chain in table.chains:
+        for rule in chain.rules:
+            for one in rule.statements:
+                match one:
+                    case Match(_, SetRef(name)):
+                        yield Set, name
+                    case CounterRef(name):
+                        yield NamedCounter, name
+                    case Verdict(_, str(name)):
+                        yield Chain, name
+                    case VerdictMap(_, entries):
+                        yield from ((Chain, to.target) for _, to in entries if to.target)
+
+
+def defined(table):
+    return [(kind, one.name) for kind, group in KIND.items() for one in getattr(table, group)]
+
+
+@given(policy_strategies.policies(), st.booleans())
+def test_all_that_is_spoken_of_is_there_once_and_nothing_is_there_for_nothing(policy, link_guard):
+    for table in compile_policy(policy, HostFacts(has_egress_hook=link_guard)).tables:
+        names = defined(table)
+        assert not [name for name, count in Tally(names).items() if count > 1]
+        spoken = set(used(table))
+        assert spoken <= set(names)
+        bases = {(Chain, chain.name) for chain in table.chains if chain.hook}
+        assert set(names) - spoken - bases <= idle(policy)
+
+
+def idle(policy):
+    """What is there though nothing speaks of it: the chain of devices inside where there are none, clients of a
+    resolver where there is none, and a count of their DNS where there are no clients."""
+    clients = {
+        (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
+    }
+    served = {service.uplink for service in policy.service.values() if validate.service_accounts(service)}
+    blocked = {(NamedCounter, f"{name}.dns-blocked") for name in policy.uplink if name not in served}
+    return clients | blocked | (set() if policy.inside else {(Chain, "inside")})
+
+
+@given(policy_strategies.policies())
+def test_compiling_is_deterministic(policy):
+    again = evolve(policy, uplink=dict(policy.uplink), service=dict(policy.service))
+    first, second = compile_policy(policy), compile_policy(again)
+    assert first == second
+    assert [nft_text.table_text(one) for one in first.tables] == [nft_text.table_text(one) for one in second.tables]
+    assert nft_json_encode.encode_ruleset(first.tables) == nft_json_encode.encode_ruleset(second.tables)
+    assert describe_policy(policy, first) == describe_policy(again, second)
+
+
+@given(policy_strategies.policies())
+def test_the_order_of_services_means_nothing(policy):
+    turned = evolve(policy, service=dict(reversed(policy.service.items())))
+    one, other = compile_policy(policy), compile_policy(turned)
+    assert normal(one) == normal(other)
+
+
+def rules(policy):
+    return sum(len(chain.rules) for table in compile_policy(policy).tables for chain in table.chains)
+
+
+@settings(max_examples=20)
+@given(policy_strategies.policies(), st.sampled_from(("group", "user")), st.sampled_from(("udp", "tcp")))
+def test_more_services_addresses_and_ports_make_sets_larger_and_no_rules(policy, key, protocol):
+    uplink = next(iter(policy.uplink))
+
+    def with_services(count):
+        services = {
+            f"service-{number}": Service(
+                uplink,
+                **{key: Account(str(100_000 + number), 100_000 + number)},
+                to=tuple(ip_network(f"10.{number}.{low}.0/24") for low in range(0, 2 * count, 2)),
+                ports=tuple(Port(protocol, 1000 + 2 * low, 1000 + 2 * low) for low in range(count)),
+            )
+            for number in range(count)
+        }
+        return Policy(policy.name, policy.inside, policy.uplink, services)
+
+    assert rules(with_services(1)) == rules(with_services(12))
+
+
+@given(policy_strategies.policies())
+def test_every_form_can_be_written(policy):
+    state = compile_policy(policy)
+    for table in state.tables:
+        written = nft_text.table_text(table)
+        assert written.isascii()
+        assert written.count("{") == written.count("}")
+    for family in (4, 6):
+        lines = ip_text.batch_text(state.rules, state.routes, family).splitlines()
+        assert len(lines) == sum(one.family == family for one in (*state.rules, *state.routes))
+    assert policy.name in describe_policy(policy, state)
+
+
+@given(policy_strategies.policies())
+def test_both_families_have_the_same_ladder(policy):
+    four, six = (
+        [
+            (one.priority, one.action, one.table, one.mark, one.mask)
+            for one in compile_policy(policy).rules
+            if one.family == family and one.destination is None
+        ]
+        for family in (4, 6)
+    )
+    assert four == six
+
+
+@given(policy_strategies.policies())
+def test_every_uplink_table_ends_in_unreachable_in_both_families(policy):
+    state = compile_policy(policy)
+    ends = {
+        (one.family, one.table) for one in state.routes if one.kind == "unreachable" and one.destination == "default"
+    }
+    assert ends == {(family, uplink.table) for family in (4, 6) for uplink in policy.uplink.values()}
+
+
+def test_every_exemption_has_a_meaning_and_a_reason():
+    assert exemptions.EXEMPTION_MATCHES.keys() == vocabulary.EXEMPTIONS.keys()
+
+
+@pytest.mark.parametrize("word", vocabulary.EXEMPTIONS)
+def test_every_exemption_can_let_something_pass(word):
+    assert exemptions.exemption_rules("wan", (word,), "netdev")

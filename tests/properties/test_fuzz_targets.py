@@ -1,0 +1,103 @@
+"""A few examples of every fuzz target; script/fuzz runs as many as there is time for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fuzz import kernel_listings
+from fuzz.__main__ import RoundFailed, run_target
+from fuzz.targets import TARGETS
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = 30
+# For each target, something that would be a fault: where, and what is put there.
+FAULTS = {
+    "policy-bytes": ("load", KeyError),
+    "policy-edited": ("load", KeyError),
+    "policy-layout": ("load", KeyError),
+    "lines-bytes": ("Source", KeyError),
+    "lines-edited": ("Source", KeyError),
+    "lines-layout": ("Source", KeyError),
+    "listing-json": ("json_in.ruleset", TypeError),
+    "listing-like": ("json_in.ruleset", TypeError),
+    "ip-json": ("ip_json.rules", AttributeError),
+    "desk": ("desk_state", TypeError),
+    "judged": ("prove", RecursionError),
+    "odd": ("prove", None),
+    "uci-bytes": ("read", KeyError),
+    "uci-edited": ("read", KeyError),
+    "uci-made-up": ("read", KeyError),
+    "scenes": ("leaks", RecursionError),
+    "proofs": ("prove", RecursionError),
+    "policies": ("prove", RecursionError),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_target(target, capsys):
+    ran = 0
+
+    @settings(max_examples=EXAMPLES)
+    @given(target.inputs)
+    def one(value):
+        nonlocal ran
+        ran += 1
+        target.check(value)
+
+    one()
+    with capsys.disabled():
+        print(f"\n{target.name}: {ran} examples")
+    assert ran >= EXAMPLES
+
+
+@given(st.data())
+def test_targets_see_good_policies_and_bad_ones(data):
+    target = data.draw(st.sampled_from(TARGETS))
+    data.draw(target.inputs)
+
+
+def test_most_listings_of_machines_can_be_judged():
+    """What is changed in them leaves enough that is understood."""
+    read = []
+
+    @settings(max_examples=EXAMPLES, database=None)
+    @given(kernel_listings.host_listings())
+    def one(listings):
+        read.append(kernel_listings.decode_state(listings) is not None)
+
+    one()
+    assert sum(read) > len(read) / 3
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
+    name, error = FAULTS[target.name]
+    module = sys.modules[target.check.__module__]
+    if error is None:  # a prover that says yes to what it doesn't understand
+        right = kernel_listings.prove(
+            kernel_listings.compile_file(kernel_listings.POLICIES[0]),
+            kernel_listings.build_spec(kernel_listings.load_policy(kernel_listings.POLICIES[0])),
+        )
+        monkeypatch.setattr(kernel_listings, "prove", lambda *_: right)
+    else:
+
+        def broken(*_):
+            raise error("a fault")
+
+        monkeypatch.setattr(f"{module.__name__}.{name}", broken)
+    for _ in range(2):
+        with pytest.raises(RoundFailed, match=rf"script/fuzz --replay {target.name} 5"):
+            run_target(target, 200, 5, shrink=False)
+
+
+def test_script_replays_a_round():
+    said = subprocess.run(
+        [sys.executable, "-m", "fuzz", "--replay", "lines-bytes", "7"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout.splitlines() == ["lines-bytes: 100 examples, nothing found"]

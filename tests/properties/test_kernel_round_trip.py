@@ -1,0 +1,86 @@
+"""Generated policies on the real kernel: what was loaded is what is read back, by text and by JSON."""
+
+import json
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.netstate.formats import nft_json_encode, nft_text
+from nftpolicy.netstate.state import NetState
+from nftpolicy.planner.plan import plan
+from nftpolicy.runtime.apply.executor import roll_back, run_plan
+from tests import policy_strategies
+from tests.unit.forked_namespace import clear, kernel, linux, normal, observe
+
+pytestmark = pytest.mark.kernel
+
+DEVICES = st.sampled_from(policy_strategies.COMMON)
+POLICIES = policy_strategies.policies(DEVICES)
+PAIRS = policy_strategies.pairs(DEVICES)
+# Without shrinking, which takes minutes here: HYPOTHESIS_PROFILE and a test in memory find the small case.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+
+
+@pytest.fixture(scope="module")
+def namespace():
+    with kernel() as made:
+        yield made
+
+
+def _loaded(tables):
+    """In the namespace: the tables as read back, loaded as text and as JSON, or what the kernel said."""
+    found = linux()
+    back = []
+    for how in (
+        lambda: "".join(map(nft_text.table_text, tables)),
+        lambda: json.dumps(nft_json_encode.encode_ruleset(tables)),
+    ):
+        is_json = bool(back)
+        status, _, error = _command(found, how(), is_json)
+        assert status == 0, error
+        back.append(normal(observe(found)))
+        clear(found)
+    return back
+
+
+def _command(found, script, is_json):
+    context = found._nft._context
+    if is_json:
+        return context.json_cmd(json.loads(script))
+    context.set_json_output(False)
+    return context.cmd(script)
+
+
+@settings(max_examples=40, phases=PHASES)
+@given(POLICIES)
+def test_text_and_json_load_the_tables_that_were_compiled(namespace, policy):
+    tables = compile_policy(policy).tables
+    wanted = normal(NetState(tables))
+    by_text, by_json = namespace.call(_loaded, tables)
+    assert by_text == wanted
+    assert by_json == wanted
+
+
+def _there_and_back(states):
+    found = linux()
+    paths = [one.path for state in states for one in state.sysctls]
+    try:
+        for state in states:
+            before = observe(found, paths)
+            todo = plan(before, state)
+            run_plan(found, todo)
+            after = observe(found, [one.path for one in state.sysctls])
+            assert normal(after) == normal(state)
+            assert not plan(after, state).steps
+        roll_back(found, list(todo.steps))
+        assert normal(observe(found, paths)) == normal(before)
+    finally:
+        clear(found)
+
+
+@settings(max_examples=12, phases=PHASES)
+@given(PAIRS)
+def test_from_one_policy_to_another_and_back(namespace, pair):
+    namespace.call(_there_and_back, [compile_policy(policy) for policy in pair])

@@ -1,0 +1,136 @@
+"""More services let nothing more out for others, and fewer exemptions let nothing more out at all."""
+
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.model.packet import KERNEL, UDP
+from nftpolicy.model.trace import Model
+from nftpolicy.policy import validate
+from nftpolicy.policy.objects import Account, Service
+from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.policy_spec import build_spec
+from nftpolicy.proof.prover import prove
+from nftpolicy.proof.verdict import PROVED
+from tests import packet_strategies as states
+from tests import policy_strategies
+from tests.properties.test_policy_invariant import goes_red, lent, owns
+
+PACKETS = 12
+SETTINGS = settings(max_examples=60)
+
+
+def outside(policy, state, packets):
+    """For each packet: the uplink's device by which it leaves or may leave, or None; and its walk."""
+    model = Model(state)
+    outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    for packet in packets:
+        walk = model.trace(packet)
+        yield walk.device if walk.outcome in ("leaves", "unknown") and walk.device in outer else None, walk
+
+
+def machine(policy, extra):
+    """The kernel under a policy; addresses and everybody's routes are the same whatever its services are."""
+    return add_assumed_environment(states.joined(compile_policy(policy), extra), build_spec(policy))[0]
+
+
+@st.composite
+def additions(draw):
+    """A policy, one more service for it, the routes of others, packets near both."""
+    policy = draw(policy_strategies.policies(most_services=3))
+    added = draw(policy_strategies.services(list(policy.uplink)))
+    name = next(f"added{at}" for at in range(99) if f"added{at}" not in policy.service)
+    larger = evolve(policy, service={**policy.service, name: added})
+    if any(validate.find_faults(larger)):  # somebody's account is taken: another one
+        added = Service(added.uplink, group=Account("3000000", 3000000), to=added.to, ports=added.ports)
+        larger = evolve(policy, service={**policy.service, name: added})
+    wanted = draw(st.lists(states.packets(larger), min_size=PACKETS, max_size=PACKETS))
+    return policy, larger, added, draw(states.machines(policy)), wanted
+
+
+def is_for(added, policy, packet):
+    """Whether the added service is what lets this packet out, by what it says."""
+    mark = policy.uplink[added.uplink].mark
+    kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
+    mine = owns(added, packet) or lent(added, packet) or kernels
+    return mine and mark.matches(packet.mark)
+
+
+@SETTINGS
+@given(additions())
+def test_a_service_more_lets_out_only_its_own_marked_packets(case):
+    policy, larger, added, extra, packets = case
+    before = outside(policy, machine(policy, extra), packets)
+    after = outside(policy, machine(larger, extra), packets)
+    for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
+        assert new in (old, None) or is_for(added, policy, packet), (packet, walk)
+
+
+@settings(max_examples=20)
+@given(additions())
+def test_and_both_are_proved(case):
+    policy, larger, *_ = case
+    for one in (policy, larger):
+        assert prove(compile_policy(one), build_spec(one)).verdict == PROVED
+
+
+@st.composite
+def removals(draw):
+    """A policy with an exemption, the same without it, the routes of others, packets near both."""
+    policy = draw(
+        policy_strategies.policies(most_services=1).filter(lambda one: any(up.exempt for up in one.uplink.values()))
+    )
+    name = draw(st.sampled_from([name for name, up in policy.uplink.items() if up.exempt]))
+    uplink = policy.uplink[name]
+    gone = draw(st.sampled_from(uplink.exempt))
+    rest = tuple(word for word in uplink.exempt if word != gone)
+    smaller = evolve(policy, uplink={**policy.uplink, name: evolve(uplink, exempt=rest)})
+    wanted = draw(st.lists(states.packets(policy), min_size=PACKETS, max_size=PACKETS))
+    return policy, smaller, draw(states.machines(policy)), wanted
+
+
+@SETTINGS
+@given(removals())
+def test_an_exemption_less_lets_nothing_more_out(case):
+    policy, smaller, extra, packets = case
+    before = outside(policy, machine(policy, extra), packets)
+    after = outside(policy, machine(smaller, extra), packets)
+    for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
+        assert new in (old, None), (packet, walk)
+
+
+@settings(max_examples=20)
+@given(removals())
+def test_a_proof_tells_states_with_more_exemptions_from_those_with_fewer(case):
+    """What may leave is what the larger policy names; that some of its words are dead now is no leak."""
+    policy, smaller, *_ = case
+    proof = prove(compile_policy(smaller), build_spec(policy))
+    assert proof.property_verdict("P1") == PROVED
+    assert proof.property_verdict("P3") != PROVED  # and so it is seen that a word is missing
+    reverse = prove(compile_policy(policy), build_spec(smaller))
+    assert reverse.property_verdict("P1") != PROVED  # an exemption that the claim does not name is a leak
+
+
+def test_a_compiler_that_opens_the_uplink_for_every_service_is_found_out(monkeypatch):
+    """The tests above can fail: with one service more the guard is gone."""
+    whole = compile_policy
+
+    def careless(policy):
+        state = whole(policy)
+        return evolve(state, tables=()) if any(name.startswith("added") for name in policy.service) else state
+
+    monkeypatch.setattr(f"{__name__}.compile_policy", careless)
+    goes_red(test_a_service_more_lets_out_only_its_own_marked_packets.hypothesis.inner_test, additions())
+
+
+def test_a_compiler_that_forgets_the_guard_with_an_exemption_is_found_out(monkeypatch):
+    """The same for exemptions: without any the guard is gone."""
+    whole = compile_policy
+
+    def careless(policy):
+        bare = all(not uplink.exempt for uplink in policy.uplink.values())
+        return evolve(whole(policy), tables=()) if bare else whole(policy)
+
+    monkeypatch.setattr(f"{__name__}.compile_policy", careless)
+    goes_red(test_an_exemption_less_lets_nothing_more_out.hypothesis.inner_test, removals())

@@ -1,0 +1,358 @@
+"""What a policy promises, on generated policies, packets and machines: by walks of packets, and by proofs."""
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.compiler.compile import HostFacts, compile_policy
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
+from nftpolicy.model.trace import Model
+from nftpolicy.netstate.formats import nft_text
+from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.prover import prove
+from nftpolicy.proof.verdict import PROVED, REFUTED, worst
+from tests import foreign_table_strategies, policy_strategies, state_mutants
+from tests import packet_strategies as states
+
+pytestmark = pytest.mark.slow
+
+PACKETS = 12  # of each policy
+FEW = policy_strategies.policies(most_uplinks=2, most_services=2)
+DNS = 53
+
+
+def excuse(policy, packet, walk):
+    """Why a packet may leave by the uplink's device by which it leaves; None if there is no reason."""
+    uplink = next(one for one in policy.uplink.values() if walk.device in one.devices)
+    began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.matches(packet.mark)
+    if began:
+        return "it began with the mark, or arrived by the uplink"
+    flow = packet.flow
+    if flow.direction == "reply" and flow.state != "new" and uplink.mark.matches(flow.mark):
+        return "a reply in a flow that began at the uplink"
+    if packet.origin == SOCKET and any(
+        one.unmarked and policy.uplink[one.uplink] is uplink and one.user.number == packet.uid
+        for one in policy.service.values()
+    ):
+        return entitled(policy, packet, walk)  # who needs no mark may do what he may with it
+    return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
+
+
+def is_exempt(word, packet, walk):
+    """Whether an exemption names what leaves."""
+    headers, frames = EXEMPTIONS[word]
+    if packet.origin == FRAME and packet.ethertype is not None:
+        return packet.ethertype in frames
+    later = packet.fields.get(("ip", "frag-off"), 0)
+    seen = {
+        "protocol": packet.protocol,
+        "fragment": int(bool(later)),
+        "saddr": walk.source or 0,
+        "daddr": walk.destination,
+        "sport": packet.sport,
+        "dport": walk.dport,
+        "ttl": packet.fields.get(states.TTL[packet.family], 64),
+        "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
+    }
+    return any(
+        all(any(low <= seen[name] <= high for low, high in some) for name, some in region.fields.items())
+        for region in headers.get(packet.family, ())
+    )
+
+
+def departures(policy, state, packets):
+    """(packet, walk) of each packet that leaves, or may leave, by an uplink."""
+    model = Model(state)
+    outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    for packet in packets:
+        walk = model.trace(packet)
+        if walk.outcome in ("leaves", "unknown") and walk.device in outer:
+            yield packet, walk
+
+
+def leaks(policy, state, packets):
+    """The departures that have no excuse."""
+    return [one for one in departures(policy, state, packets) if excuse(policy, *one) is None]
+
+
+def full(policy, extra=((), ()), machine=HostFacts()):
+    """What the kernel holds under a policy, with addresses and the rules and routes of others."""
+    return add_assumed_environment(states.joined(compile_policy(policy, machine), extra), build_spec(policy))[0]
+
+
+@st.composite
+def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
+    """A policy, rules and routes that lead astray, and packets."""
+    policy = draw(policies)
+    wanted = draw(st.lists(states.packets(policy), min_size=count, max_size=count))
+    return policy, draw(states.machines(policy)), wanted
+
+
+@settings(max_examples=100)
+@given(scenes())
+def test_what_leaves_by_an_uplink_comes_from_a_marked_socket(scene):
+    policy, extra, packets = scene
+    assert not leaks(policy, full(policy, extra), packets)
+
+
+def goes_red(inner, inputs):
+    """Whether a test can fail: some example of these breaks it."""
+    run = settings(settings.get_profile("first"), max_examples=200)(given(inputs)(inner))
+    with pytest.raises(AssertionError):
+        run()
+
+
+def unguarded(policy, extra=((), ())):
+    """What `full` gives, of a compiler that forgets the tables."""
+    state = evolve(compile_policy(policy), tables=())
+    return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
+
+
+def test_without_the_guard_it_does_not(monkeypatch):
+    monkeypatch.setattr(f"{__name__}.full", unguarded)
+    goes_red(test_what_leaves_by_an_uplink_comes_from_a_marked_socket.hypothesis.inner_test, scenes())
+
+
+# --- who wears the mark --------------------------------------------------------------------
+
+
+def entitled(policy, packet, walk):
+    """Whose the mark is that a packet wears as it leaves by the uplink; None if nobody's."""
+    name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
+    if packet.origin == FRAME:
+        return "AF_PACKET sockets set marks themselves"
+    is_dns = walk.dport == DNS and packet.protocol in (TCP, UDP) and not packet.fields.get(("ip", "frag-off"))
+    clients = [one for one in policy.service.values() if one.uplink == name and owns(one, packet)]
+    if clients and is_dns and uplink.resolver:
+        return None  # names come from the resolver
+    if any(reaches(one, packet, walk) for one in clients):
+        return "a service"
+    mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
+    if any(lent(one, packet) for one in mine):
+        return "a service of the kernel, by its port"
+    if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
+        return "the resolver"
+    if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
+        return "a report that wears the mark by accident"
+    if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
+        return "an answer" if answers(uplink, packet) else None
+    if not packet.has_socket and packet.protocol == UDP:
+        return "a service of the kernel" if any(not one.sport for one in mine) else rest(packet)
+    return rest(packet)
+
+
+def rest(packet):
+    return "the rest of a closed connection" if packet.origin == KERNEL and packet.flow.state == "established" else None
+
+
+def owns(service, packet):
+    ids = ((service.user, packet.uid), (service.group, packet.gid))
+    return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
+
+
+def lent(service, packet):
+    """Whether it comes from a port of the kernel's that the service names: whose it is, nobody asks."""
+    whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
+    return whole and any(port.low <= packet.sport <= port.high for port in service.sport)
+
+
+def reaches(service, packet, walk):
+    """Whether the service may send there."""
+    near = not service.to or any(
+        int(net.network_address) <= walk.destination <= int(net.broadcast_address)
+        for net in service.to
+        if net.version == packet.family
+    )
+    numbers = {"tcp": TCP, "udp": UDP}
+    fits = not service.ports or any(
+        numbers[port.protocol] == packet.protocol and port.low <= walk.dport <= port.high for port in service.ports
+    )
+    return near and fits
+
+
+def answers(uplink, packet):
+    numbers = {"tcp": TCP, "udp": UDP}
+    for answer in uplink.answer:
+        if answer.port is None:
+            # Where a packet does not say its type, it is that of its flow: an answer, or an error about it.
+            natural = None if packet.flow.state == "related" else 0 if packet.family == 4 else 129
+            kind = packet.fields.get(("icmp" if packet.family == 4 else "icmpv6", "type"), natural)
+            if packet.protocol in (1, 58) and kind in (0, 129):
+                return True
+        elif numbers[answer.port.protocol] == packet.protocol and answer.port.low <= packet.sport <= answer.port.high:
+            return True
+    any_tcp = any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer)
+    return any_tcp and packet.protocol == TCP and bool(packet.fields.get(("tcp", "flags"), states.SYN) & states.RST)
+
+
+def borrowed(policy, state, packets):
+    """Departures with a mark that is not theirs."""
+    return [
+        (packet, walk)
+        for packet, walk in departures(policy, state, packets)
+        if walk.outcome == "leaves" and any(up.mark.matches(walk.mark) for up in policy.uplink.values())
+        and excuse(policy, packet, walk) not in EXEMPTIONS and entitled(policy, packet, walk) is None
+    ]  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(scenes())
+def test_nobody_but_its_owners_leaves_with_a_mark(scene):
+    policy, extra, packets = scene
+    assert not borrowed(policy, full(policy, extra), packets)
+
+
+def strays(policy, state, packets):
+    """Packets that began with an uplink's mark, or of a user who needs none, and leave by a device that is not its."""
+    model, found = Model(state), []
+    users = {one.user.number for one in policy.service.values() if one.unmarked}
+    uplinks = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    for packet in packets:
+        walk = model.trace(packet)
+        for uplink in policy.uplink.values():
+            worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
+            astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
+            report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
+            if worn and astray and not report and not goes_back(policy, packet, walk):
+                found.append((packet, walk))
+        if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
+            found.append((packet, walk))
+    return found
+
+
+def goes_back(policy, packet, walk):
+    """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
+    return walk.outcome == "leaves" and any(
+        walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
+        and packet.flow.direction == "reply" and answers(one, packet)
+        for one in policy.uplink.values()
+    )  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(scenes())
+def test_what_wears_a_mark_leaves_by_its_uplink_or_not_at_all(scene):
+    policy, extra, packets = scene
+    assert not strays(policy, full(policy, extra), packets)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [test_nobody_but_its_owners_leaves_with_a_mark, test_what_wears_a_mark_leaves_by_its_uplink_or_not_at_all],
+)
+def test_without_the_guard_marks_are_borrowed_and_go_astray(monkeypatch, test):
+    monkeypatch.setattr(f"{__name__}.full", unguarded)
+    goes_red(test.hypothesis.inner_test, scenes())
+
+
+# --- proofs ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(policy_strategies.policies(most_uplinks=5))
+def test_every_policy_is_proved(policy):
+    proof = prove(compile_policy(policy), build_spec(policy))
+    assert not [one for one in proof.findings if one.deciding and one.verdict != PROVED]
+
+
+@settings(max_examples=20)
+@given(policy_strategies.policies(most_uplinks=2), st.booleans())
+def test_with_ports_of_bridges_and_without_the_link_guard_too(policy, link_guard):
+    ports = {device: (f"p{at}", f"q{at}") for at, up in enumerate(policy.uplink.values()) for device in up.devices[:1]}
+    machine = HostFacts(bridge_ports=ports, has_egress_hook=link_guard)
+    proof = prove(compile_policy(policy, machine), evolve(build_spec(policy, ports), frames=link_guard))
+    assert not [one for one in proof.findings if one.deciding and one.verdict != PROVED]
+
+
+def no_leak(proof, uplink):
+    """The findings that tell who leaves without the mark, by how packets begin."""
+    words = {"sockets:": "socket", "forwarded": FORWARD, "AF_PACKET": FRAME, "frames": "other frames"}
+    found = [one for one in proof.findings if (one.property, one.uplink) == ("P1", uplink) and "without" in one.subject]
+    return {words[one.subject.split()[0]]: one for one in found}
+
+
+def falsely_proved(policy, state, packets, proof):
+    """Packets that leave by an uplink though a proof says that none like them does."""
+    for packet, walk in leaks(policy, add_assumed_environment(state, build_spec(policy))[0], packets):
+        name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
+        kind = "socket" if packet.origin == KERNEL else packet.origin
+        kind = "other frames" if packet.ethertype is not None else kind
+        # A flow that has the mark already is the doing of a packet before, which a proof judges by itself.
+        if uplink.mark.matches(packet.flow.mark):
+            continue
+        # What arrives with the mark has it from where no rule of ours reaches; a word of the policy is about that.
+        arrived = packet.origin == FORWARD and uplink.mark.matches(packet.mark)
+        if (proof.of("P1") if arrived else no_leak(proof, name)[kind].verdict) == PROVED:
+            yield packet, walk
+
+
+def wrongly_refuted(policy, state, proof):
+    """Counterexamples that are none: packets that do not leave, or may."""
+    model = Model(add_assumed_environment(state, build_spec(policy))[0])
+    for name, uplink in policy.uplink.items():
+        for one in no_leak(proof, name).values():
+            for example in one.examples if one.verdict == REFUTED else ():
+                walk = model.trace(example.packet)
+                gone = (walk.outcome, walk.device) == ("leaves", example.device)
+                if not gone or (walk.device in uplink.devices and excuse(policy, example.packet, walk)):
+                    yield example
+
+
+class Crowd:
+    """A policy in a kernel that holds other tables too, with some damage to its own. Shown in short."""
+
+    def __init__(self, policy, others, damage, state, packets):
+        self.policy, self.others, self.damage, self.state, self.packets = policy, others, damage, state, packets
+
+    def __repr__(self):
+        others = "".join(
+            nft_text.display_text(rule) + "; " for one in self.others for chain in one.chains for rule in chain.rules
+        )
+        return f"{policy_strategies.to_toml(self.policy)}\n{others}\n{self.damage}"
+
+
+@st.composite
+def crowds(draw, tables, damage=0):
+    """Policies among others."""
+    policy, extra, packets = draw(scenes(FEW, 2 * PACKETS))
+    state, done = evolve(compile_policy(policy), sysctls=()), []
+    for _ in range(draw(st.integers(0, damage))):
+        mutant = draw(st.sampled_from(list(state_mutants.mutants(state))))
+        state, done = mutant.state, [*done, str(mutant)]
+    others = draw(tables(policy))
+    both = (*others, *state.tables) if draw(st.booleans()) else (*state.tables, *others)
+    return Crowd(policy, others, tuple(done), states.joined(evolve(state, tables=both), extra), packets)
+
+
+@settings(max_examples=30)
+@given(crowds(foreign_table_strategies.harmless))
+def test_harmless_tables_leave_a_proof_as_it_is(crowd):
+    proof = prove(crowd.state, build_spec(crowd.policy))
+    found = [one for name in crowd.policy.uplink for one in no_leak(proof, name).values()]
+    assert worst(one.verdict for one in found) == PROVED, [one for one in found if one.verdict != PROVED]
+
+
+CROWDS = crowds(foreign_table_strategies.anything, damage=2)
+
+
+@settings(max_examples=40)
+@given(CROWDS)
+def test_proofs_and_walks_agree(crowd):
+    proof = prove(crowd.state, build_spec(crowd.policy))
+    leaked = list(falsely_proved(crowd.policy, crowd.state, crowd.packets, proof))
+    assert not leaked, leaked[:1]
+    refuted = list(wrongly_refuted(crowd.policy, crowd.state, proof))
+    assert not refuted, refuted[:1]
+
+
+def test_a_prover_that_overlooks_everything_is_found_out(monkeypatch):
+    for lemma in ("integrity", "guard"):
+        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_: [])
+    agree = test_proofs_and_walks_agree.hypothesis.inner_test
+
+    def unguarded_agree(crowd):
+        agree(Crowd(crowd.policy, (), (), unguarded(crowd.policy), crowd.packets))
+
+    goes_red(unguarded_agree, crowds(foreign_table_strategies.anything))

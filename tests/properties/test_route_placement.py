@@ -1,0 +1,105 @@
+"""Whatever routes there are: after what is ordered, each is where it belongs, and the others are as they were."""
+
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Nexthop, Route
+from nftpolicy.runtime.watch import route_placement
+from nftpolicy.runtime.watch.route_placement import UplinkTable
+
+HOMES = {"wan0": UplinkTable("wan", 1), "wan1": UplinkTable("wan", 1), "lte0": UplinkTable("lte", 2)}
+DEVICES = (*HOMES, "bat0", "lo")
+ADDRESSES = {"wan0": ("192.0.2.2/24", "2001:db8::2/64", "fe80::2/64"), "lte0": ("10.0.0.1/32", "10.0.0.9/32")}
+DESTINATIONS = {
+    4: ("default", "0.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "10.0.0.9/32", "192.0.2.1/32"),
+    6: ("default", "::/1", "2001:db8::/64", "2001:db8:7::/64", "fe80::/64", "fe80::1/128"),
+}
+GATEWAYS = {4: (None, "192.0.2.1", "10.0.0.9"), 6: (None, "fe80::1", "2001:db8::1")}
+
+
+@st.composite
+def routes(draw):
+    family = draw(st.sampled_from((4, 6)))
+    table = draw(st.sampled_from((1, 2, 77, 253, 254, TABLE_LOCAL)))
+    kind = draw(st.sampled_from(("unicast", "unicast", "unicast", "local", "unreachable")))
+    hop = st.builds(Nexthop, st.sampled_from(DEVICES), st.sampled_from(GATEWAYS[family]))
+    several = draw(st.just(()) | st.lists(hop, min_size=2, max_size=3, unique=True).map(tuple))
+    one = draw(hop)
+    return Route(
+        family, table, draw(st.sampled_from(DESTINATIONS[family])), kind,
+        None if several else one.gateway, None if several else one.device,
+        draw(st.sampled_from((0, 100, 1024))), protocol=draw(st.sampled_from((2, 3, 4, 9, 16, RTPROT_NFTPOLICY))),
+        nexthops=several, prefsrc=draw(st.sampled_from((None, "192.0.2.2"))) if family == 4 else None,
+        expires=draw(st.sampled_from((None, 90))) if family == 6 else None,
+    )  # fmt: skip
+
+
+def carried_out(held, todo):
+    """The routes after all of it, as the kernel would hold them, with the settling over."""
+    found = [one for one in held if one not in todo.stale and one not in [each.route for each in todo.strays]]
+    for one in todo.strays:
+        if not one.there and not one.ours_wins:
+            protocol = one.route.protocol if one.protocol is None else one.protocol
+            moved = evolve(one.route, table=one.home.table, protocol=protocol)
+            if moved.family == 4:  # it takes the place of another one
+                place = route_placement._route_key(moved)
+                found = [
+                    each for each in found if each.table != moved.table or route_placement._route_key(each) != place
+                ]
+            found.append(moved)
+    return found
+
+
+def over_uplinks(route):
+    return {way.device for way in route.ways} & {*HOMES}
+
+
+@settings(max_examples=60)
+@given(st.lists(routes(), max_size=8, unique=True))
+def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
+    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
+    after = carried_out(held, todo)
+    again = route_placement.plan_moves(HOMES, after, ADDRESSES)
+    assert again.misplaced == ()
+    assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
+    for one in after:
+        homes = {HOMES.get(way.device) for way in one.ways}
+        free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == RTPROT_NFTPOLICY
+        link_local = one.destination.startswith("fe80::")
+        if not over_uplinks(one) or free or link_local:
+            continue
+        assert one in todo.mixed or homes == {UplinkTable(next(iter(homes)).uplink, one.table)}
+
+
+@settings(max_examples=60)
+@given(st.lists(routes(), max_size=8, unique=True))
+def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
+    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
+    touched = {*todo.stale_copies, *(one.route for one in todo.misplaced)}
+    for one in held:
+        if not over_uplinks(one) or one.protocol == RTPROT_NFTPOLICY or one.table == TABLE_LOCAL:
+            assert one not in touched
+    assert not touched & {*todo.mixed}
+
+
+@settings(max_examples=60)
+@given(st.lists(routes(), max_size=8, unique=True))
+def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
+    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
+    for one in todo.misplaced:
+        assert one.target == HOMES[one.route.all_nexthops[0].device]
+        if one.already_there:
+            assert any(each.table == one.target.table and each.destination == one.route.destination for each in held)
+        if one.ours_wins:
+            assert any(each.table == one.target.table and each.protocol == RTPROT_NFTPOLICY for each in held)
+        if one.is_connected:
+            assert not any(way.gateway for way in one.route.all_nexthops)
+            assert one.route.expires is None
+
+
+def test_wide_routes_never_wait() -> None:
+    """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
+    half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
+    (stray,) = route_placement.plan_moves(HOMES, [half], ADDRESSES).misplaced
+    assert (stray.is_connected, stray.new_protocol) == (False, route_placement.RTPROT_RA)

@@ -1,0 +1,67 @@
+"""The real kernel for a test: a network namespace of its own, with a few devices, entered by forked children."""
+
+import contextlib
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler import object_names
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
+from nftpolicy.netstate.state import NetState
+from nftpolicy.planner.plan import plan
+from tests.lab.netns import Namespace
+from tests.policy_strategies import COMMON
+
+
+@contextlib.contextmanager
+def kernel():
+    """A namespace with the devices of strategies.COMMON; the test is skipped where there can be none."""
+    try:  # here rather than in each forked child, where it would take its time again
+        import nftables  # noqa: F401
+        import pyroute2  # noqa: F401
+    except ImportError:
+        pytest.skip("the nftables bindings of the distribution are missing")
+    try:
+        made = Namespace("kernel")
+    except (OSError, ValueError) as error:
+        pytest.skip(f"no network namespace can be made here: {error}")
+    with made:
+        made.ip(*(f"link add {device} type veth peer name peer{index}" for index, device in enumerate(COMMON)))
+        made.ip(*(f"link set {device} up" for device in COMMON))
+        yield made
+
+
+def linux():
+    """Inside: the kernel."""
+    from nftpolicy.kernel.linux import Linux
+
+    return Linux()
+
+
+def observe(found, paths=()):
+    """All of ours that a kernel holds."""
+    return found.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
+
+
+def clear(found):
+    """Take everything of ours away."""
+    for step in plan(observe(found), NetState()).steps:
+        found.apply_step(step)
+
+
+def normal(state):
+    """A state without the orders that mean nothing."""
+    return NetState(
+        tuple(sorted((table_normal(one) for one in state.tables), key=lambda one: one.key)),
+        tuple(sorted(state.rules, key=lambda one: (one.family, one.priority))),
+        tuple(sorted(state.routes, key=repr)),
+        tuple(sorted(state.sysctls, key=lambda one: one.path)),
+    )
+
+
+def table_normal(table):
+    """A table without the orders that mean nothing."""
+    chains, sets, counters = (
+        sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters)
+    )
+    return evolve(table, chains=tuple(chains), sets=tuple(sets), counters=tuple(counters))

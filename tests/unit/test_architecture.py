@@ -1,0 +1,83 @@
+"""The house: what may import what, and how large a file may be. The arrows between the rooms are import-linter's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_policy_errors import GOOD
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "nftpolicy").rglob("*.py"))
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(f"{{name}} is not here")
+
+sys.meta_path.insert(0, Blocked())
+sys.platform = {platform!r}
+sys.argv = ["nftpolicy", *{arguments!r}]
+from nftpolicy.cli.main import main
+main()
+"""
+TRACED = """
+import json, sys
+sys.argv = ["nftpolicy", *{arguments!r}]
+from nftpolicy.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})), file=sys.stderr)
+"""
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False
+    )
+
+
+@pytest.fixture
+def policy(tmp_path):
+    (tmp_path / "policy.toml").write_text(GOOD)
+    return str(tmp_path / "policy.toml")
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "freebsd14"])
+@pytest.mark.parametrize("arguments", [["check"], ["compile", "--to", "nft"], ["compile", "--to", "json"]])
+def test_policies_are_checked_and_compiled_anywhere(policy, platform, arguments):
+    blocked = {"nftables", "pyroute2", "fcntl", "pwd", "grp"}
+    arguments = [arguments[0], policy, *arguments[1:]]
+    done = run(BLOCKED.format(blocked=blocked, platform=platform, arguments=arguments))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_without_the_bindings_apply_says_what_is_missing(policy):
+    done = run(BLOCKED.format(blocked={"nftables", "pyroute2"}, platform="linux", arguments=["apply", policy]))
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("nftpolicy: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["compile"]])
+def test_quick_commands_import_nothing_slow(policy, arguments):
+    done = run(TRACED.format(arguments=[*arguments, policy]))
+    imported = set(json.loads(done.stderr))
+    assert imported & {"pyroute2", "nftables", "rich", "pydantic", "hypothesis"} == set()
+    assert "nftpolicy" in imported
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_is_short_and_says_its_licence_and_what_it_is(file):
+    lines = file.read_text().splitlines()
+    assert len(lines) <= 400
+    assert lines[0] == "# SPDX-License-Identifier: BSD-2-Clause"
+    assert lines[1].startswith('"""')

@@ -1,0 +1,217 @@
+"""The shipped policy against every kind of leak, by the walks of single packets."""
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, IGMP, KERNEL, TCP, UDP, CtInfo, Packet, parse_address
+from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
+from tests.lab import addresses as at
+from tests.lab.leak_probes import CONNECTED_IN_MAIN, DEFAULT_IN_MAIN, KINDS, NOTHING
+
+from .trace_helpers import (
+    CLIENT,
+    MAIN,
+    MESH,
+    NOBODY,
+    NODE_WAN,
+    SERVICE,
+    WAN,
+    connected,
+    default,
+    end,
+    machine,
+    packet,
+    walk,
+)
+
+
+@pytest.fixture(params=at.FAMILIES, ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+# The shipped policy
+
+GLUON = (Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml").read_bytes()
+
+
+def guarded(*routes: Route) -> NetState:
+    """The node with the shipped policy, its WAN routes in the policy's table as DHCP and RA bring them."""
+    wanted = compile_policy(load(GLUON)[0])
+    plain = machine()
+    uplink = tuple(one for family in at.FAMILIES for one in (default(WAN, family, 1), connected(WAN, family, 1)))
+    mesh = tuple(one for family in at.FAMILIES for one in (default(MESH, family), connected(MESH, family)))
+    links = tuple(Route(6, MAIN, "fe80::/64", device=device) for device in (WAN, MESH, CLIENT))
+    return evolve(
+        plain,
+        tables=wanted.tables,
+        rules=(*plain.rules, *wanted.rules),
+        routes=(*plain.routes, *wanted.routes, *uplink, *mesh, *links, *routes),
+        sysctls=wanted.sysctls,
+    )
+
+
+def hostile(family: int) -> tuple[Route, ...]:
+    """The WAN's routes in the main table, where they win."""
+    routes = (default(WAN, family), connected(WAN, family))
+    return tuple(evolve(one, metric=0) for one in routes)
+
+
+HOME = parse_address(at.NEIGHBOUR[4])
+
+
+def probe(kind: str, family: int) -> Packet:
+    """The packet of a kind of probe, unmarked and of nobody."""
+    on_wan = parse_address(NODE_WAN[family]) if family else None
+    neighbour = at.NEIGHBOUR[family] if family else at.NEIGHBOUR[4]
+    client = {"origin": FORWARD, "iif": CLIENT, "source": parse_address(at.CLIENT_ADDRESS[family]) if family else None}
+    frame = {"origin": FRAME, "bound": WAN, "source": on_wan}
+    icmp = {
+        "protocol": {4: ICMP, 6: ICMPV6}[family or 4],
+        "fields": {({4: "icmp", 6: "icmpv6"}[family or 4], "type"): {4: 8, 6: 128}[family or 4]},
+    }
+    group = {4: "239.1.2.3", 6: "ff05::1234"}[family or 4]
+    link = {4: "224.0.0.251", 6: "ff02::1234"}[family or 4]
+    made: dict[str, tuple[str | None, dict[str, object]]] = {
+        "udp": (None, {}),
+        "udp-connected": (None, {}),
+        "udp-source": (None, {"source": on_wan}),
+        "udp-source-pktinfo": (None, {"source": on_wan}),
+        "udp-fragments": (None, {}),
+        "udp-mapped": (None, {}),
+        "udplite": (None, {"protocol": 136}),
+        "tcp": (None, {"protocol": TCP}),
+        "ping": (None, icmp),
+        "ping-raw": (None, icmp),
+        "raw-protocol": (None, {"protocol": 253, "sport": 0, "dport": 0}),
+        "raw-header": (None, {"source": on_wan}),
+        "udp-bound": (neighbour, {"bound": WAN}),
+        "tcp-bound": (neighbour, {"bound": WAN, "protocol": TCP}),
+        "udp-pktinfo": (neighbour, {"bound": WAN}),
+        "udp-unicast-if": (neighbour, {"bound": WAN}),
+        "udp-dontroute": (neighbour, {}),
+        "multicast-site": (group, {"bound": WAN}),
+        "multicast-link": (link, {"bound": WAN}),
+        "multicast-scope": (link, {"bound": WAN}),
+        "unicast-scope": (at.HOME_LINK_LOCAL, {"bound": WAN}),
+        "broadcast-limited": ("255.255.255.255", {"bound": WAN}),
+        "broadcast-directed": (at.HOME_BROADCAST, {"bound": WAN}),
+        "packet": (neighbour, frame),
+        "packet-bypass": (neighbour, frame),
+        "packet-port": (neighbour, frame),
+        "packet-private": (neighbour, {**frame, "ethertype": 0x88B5}),
+        "forwarded-udp": (None, client),
+        "forwarded-tcp": (None, {**client, "protocol": TCP}),
+    }
+    to, others = made[kind]
+    return packet(family or 4, to or at.SERVER[family or 4], **others)
+
+
+PROBES = [(kind, family) for kind, made in KINDS.items() for family in made.needs]
+
+
+@pytest.mark.parametrize(("kind", "family"), PROBES)
+def test_no_unmarked_probe_leaves_by_the_uplink(kind: str, family: int) -> None:
+    """It leaves where nothing guards, given the routes that the lab found it to need; under the policy it does not."""
+    sent = probe(kind, family)
+    needs = KINDS[kind].needs[family]
+    routes = {
+        NOTHING: (),
+        CONNECTED_IN_MAIN: (connected(WAN, family or 4),),
+        DEFAULT_IN_MAIN: (default(WAN, family or 4),),
+    }[needs]
+    links = (Route(6, MAIN, "fe80::/64", device=WAN),)
+    assert end(machine(routes=(*routes, *links)), sent) == WAN, "the control"
+    for state in (guarded(), guarded(*hostile(family or 4))):
+        assert end(state, sent) != WAN and walk(state, sent).outcome != "unknown"
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [(kind, family) for kind, family in PROBES if KINDS[kind].origin == "node"]
+)
+def test_every_marked_probe_of_the_service_leaves_by_the_uplink(kind: str, family: int) -> None:
+    sent = evolve(probe(kind, family), mark=1, gid=SERVICE)
+    assert end(guarded(), sent) == WAN
+
+
+def test_a_mark_without_the_services_group_does_not_leave(family: int) -> None:
+    sent = packet(family, mark=1)
+    assert end(guarded(), sent) == "dropped"
+    assert end(guarded(), evolve(sent, gid=SERVICE)) == WAN
+
+
+RESOLVER = {4: "127.0.0.1", 6: "::1"}
+
+
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_a_services_question_to_any_server_reaches_the_resolver(family: int, protocol: int) -> None:
+    somewhere = {4: "9.9.9.9", 6: "2620:fe::9"}[family]
+    sent = packet(family, somewhere, dport=53, protocol=protocol, gid=SERVICE, mark=1)
+    found = walk(guarded(), sent)
+    assert (found.outcome, found.destination, found.dport) == ("delivered", parse_address(RESOLVER[family]), 54)
+    other = walk(guarded(), evolve(sent, gid=NOBODY, mark=0))
+    assert (other.outcome, other.device, other.dport) == ("leaves", MESH, 53)
+
+
+def test_nobody_else_asks_the_resolver(family: int) -> None:
+    direct = packet(family, RESOLVER[family], dport=54)
+    assert end(guarded(), direct) == "dropped"
+    assert end(guarded(), evolve(direct, gid=SERVICE)) == "delivered"
+
+
+def test_the_resolvers_own_questions_leave_by_the_uplink(family: int) -> None:
+    asked = packet(family, at.HOME[family], dport=53, mark=1)
+    assert end(guarded(), asked) == WAN
+    assert end(guarded(), evolve(asked, dport=9)) == "dropped"
+
+
+def test_what_is_marked_does_not_stray_into_the_mesh(family: int) -> None:
+    sent = packet(family, at.GATEWAY[family], mark=1, gid=SERVICE, bound=MESH)
+    assert end(guarded(), sent) in ("dropped", "unroutable")
+    assert end(guarded(), evolve(sent, mark=0)) == MESH
+
+
+def test_arrivals_from_the_uplink_are_marked_and_passed_on_by_nobody(family: int) -> None:
+    to_us = packet(family, NODE_WAN[family], origin=FORWARD, iif=WAN, source=parse_address(at.HOME[family]))
+    found = walk(guarded(), to_us)
+    assert (found.outcome, found.mark) == ("delivered", 1)
+    assert end(guarded(), evolve(to_us, destination=parse_address(at.SERVER[family]))) == "dropped"
+
+
+@pytest.mark.parametrize(("sport", "expected"), [(22, WAN), (23, "dropped")])
+def test_answers_leave_if_the_policy_gives_them(family: int, sport: int, expected: str) -> None:
+    flow = CtInfo("established", "reply", 1)
+    fields = {("tcp", "flags"): 0x10}
+    reply = packet(family, at.HOME[family], protocol=TCP, sport=sport, uid=0, gid=0, flow=flow, fields=fields)
+    assert end(guarded(), reply) == expected
+
+
+def test_exempt_packets_of_the_kernel_leave_unmarked() -> None:
+    report = packet(
+        4,
+        "224.0.0.22",
+        origin=KERNEL,
+        protocol=IGMP,
+        bound=WAN,
+        source=parse_address(NODE_WAN[4]),
+        fields={("ip", "ttl"): 1},
+    )
+    assert end(guarded(), report) == WAN
+    assert end(guarded(), evolve(report, fields={("ip", "ttl"): 2})) == "dropped"
+    fields = {("icmpv6", "type"): 135, ("ip6", "hoplimit"): 255}
+    question = packet(
+        6, "ff02::1:ff00:50", origin=KERNEL, protocol=ICMPV6, bound=WAN, source=parse_address(NODE_WAN[6]), fields=fields,
+        flow=CtInfo("untracked"),
+    )  # fmt: skip
+    assert end(guarded(), question) == WAN
+    assert end(guarded(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"
+
+
+def test_an_unnamed_device_counts_as_an_uplink(family: int) -> None:
+    state = guarded(Route(family, MAIN, at.SERVER_NET[family], device="usb0"))
+    assert end(state, packet(family)) == "dropped"

@@ -1,0 +1,225 @@
+"""The keeper on routes in memory and a clock of its own, and the requests that it sends, byte by byte."""
+
+import errno
+import socket
+import struct
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.kernel.netlink import rtnl_decode as messages
+from nftpolicy.kernel.netlink.attributes import attribute
+from nftpolicy.kernel.netlink.monitor import ChangeSet
+from nftpolicy.kernel.netlink.route_mover import KernelRoute
+from nftpolicy.netstate.routing import Route
+from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
+from tests.unit.test_watch import POLICY
+
+DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
+CONNECTED = Route(4, 254, "192.0.2.0/24", device="br-wan", protocol=2, prefsrc="192.0.2.2")
+BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=9, expires=1800)
+ROUTED = ChangeSet(route_added=True)
+
+
+class Memory:
+    """Routes of a kernel in memory, as the keeper reaches them, and a world around it."""
+
+    def __init__(self, *routes: Route) -> None:
+        self.held, self.at, self.log, self.done = list(routes), 100.0, [], []
+        self.refuse: dict[str, int] = {}
+        self.known = {"br-wan": ("192.0.2.2/24",)}
+        self.routes, self.now = self, lambda: self.at
+
+    def log_event(self, event, facts):
+        self.log.append((event, facts))
+
+    def list_routes(self, devices):
+        if "by" in self.refuse:
+            raise OSError(self.refuse["by"], "refused")
+        return [KernelRoute(one, b"") for one in self.held if one.device in devices]
+
+    def addresses(self, devices):
+        return self.known
+
+    def install(self, held, table, protocol=None):
+        if code := self.refuse.get("put"):
+            return code
+        moved = evolve(held.route, table=table, onlink=bool(held.route.gateway))
+        self.done.append(("put", held.route, table))
+        self.held = [one for one in self.held if one != moved] + [moved]
+        return 0
+
+    def delete(self, held):
+        if code := self.refuse.get("take"):
+            return code
+        self.done.append(("take", held.route))
+        self.held.remove(held.route)
+        return 0
+
+    def events(self, name):
+        return [facts for event, facts in self.log if event == name]
+
+
+def keeper(memory):
+    found = RouteKeeper(memory)
+    found.set_policy(POLICY)
+    found.process(ChangeSet())
+    return found
+
+
+def test_first_it_is_put_there_and_only_then_taken_away() -> None:
+    memory = Memory(DEFAULT)
+    keeper(memory)
+    assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)]
+    assert memory.events("route-moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
+
+
+def test_nothing_is_taken_away_that_could_not_be_put_there() -> None:
+    memory = Memory(DEFAULT)
+    memory.refuse["put"] = errno.ENETDOWN
+    one = keeper(memory)
+    for _ in range(5):
+        memory.at = one.due()
+        one.process(ChangeSet())
+    assert memory.held == [DEFAULT]
+    assert [facts["why"] for facts in memory.events("failed")] == ["Network is down"], "told once, tried again"
+    memory.refuse.clear()
+    memory.at = one.due()
+    one.process(ChangeSet())
+    assert [each.table for each in memory.held] == [1]
+
+
+def test_a_kernel_that_does_not_answer_is_asked_again() -> None:
+    memory = Memory(DEFAULT)
+    memory.refuse["by"] = errno.ENOBUFS
+    one = keeper(memory)
+    assert memory.events("failed")
+    memory.refuse.clear()
+    memory.at = one.due()
+    one.process(ChangeSet())
+    assert [each.table for each in memory.held] == [1]
+
+
+def test_a_connected_route_is_there_at_once_and_gone_from_main_when_it_has_settled() -> None:
+    memory = Memory(CONNECTED)
+    one = keeper(memory)
+    assert [each.table for each in memory.held] == [254, 1]
+    memory.at += SETTLE_SECONDS / 2
+    one.process(ROUTED)
+    assert [each.table for each in memory.held] == [254, 1]
+    assert one.due() == pytest.approx(100 + SETTLE_SECONDS)
+    memory.at = one.due()
+    one.process(ChangeSet())
+    assert [each.table for each in memory.held] == [1]
+    assert len(memory.events("route-moved")) == 1
+
+
+def test_a_copy_goes_with_its_address() -> None:
+    memory = Memory(evolve(CONNECTED, table=1))
+    one = keeper(memory)
+    assert memory.done == []
+    memory.known = {"br-wan": ()}
+    memory.at += 1
+    one.process(ChangeSet(addresses=True))
+    assert memory.held == []
+    assert memory.events("route-withdrawn")
+
+
+def test_a_route_that_is_there_already_gets_its_new_lifetime() -> None:
+    memory = Memory(evolve(BY_RA, table=1, onlink=True), BY_RA)
+    keeper(memory)
+    assert memory.done == [("put", BY_RA, 1), ("take", BY_RA)]
+    assert memory.events("route-moved") == [], "nothing new"
+
+
+def test_a_gateway_of_the_policy_keeps_its_place() -> None:
+    ours = Route(4, 1, gateway="192.0.2.9", device="br-wan", onlink=True)
+    memory = Memory(ours, DEFAULT)
+    keeper(memory)
+    assert memory.done == [("take", DEFAULT)]
+    assert memory.held == [ours]
+
+
+def test_a_fight_is_slow_and_told_now_and_then() -> None:
+    memory = Memory(DEFAULT)
+    one = keeper(memory)
+    for _ in range(2000):  # 20 seconds
+        memory.at += 0.01
+        if DEFAULT not in memory.held:
+            memory.held.append(DEFAULT)
+        one.process(ROUTED if memory.at < 110 else ChangeSet())
+    moves = sum(each[0] == "take" for each in memory.done)
+    assert moves < 25
+    assert len(memory.events("route-moved")) == 1
+    assert 1 <= len(memory.events("conflict")) <= 4
+    assert memory.events("conflict")[0]["over"] == "routes"
+
+
+@pytest.mark.parametrize("policy", [None, POLICY])
+def test_without_a_policy_or_access_it_does_nothing(policy) -> None:
+    memory = Memory(DEFAULT)
+    if policy is not None:
+        memory.routes = None
+    one = RouteKeeper(memory)
+    one.set_policy(policy)
+    one.process(ROUTED)
+    assert (one.due(), memory.done) == (None, [])
+
+
+def test_strays_are_named() -> None:
+    assert misplaced_routes(Memory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
+        "default via 192.0.2.1 dev br-wan table 254 proto 3",
+    )
+
+
+# Requests
+
+
+def held(af, *attributes, scope=0, flags=0, table=254, protocol=9):
+    head = struct.pack("=BBBBBBBBI", af, 0, 0, 0, table, protocol, scope, 1, flags)
+    raw = head + b"".join(attribute(*one) for one in attributes)
+    return KernelRoute(messages.decode_route(raw, 0, len(raw), {3: "br-wan"}), raw)
+
+
+def parts(raw):
+    return list(messages.attributes(raw, 12, len(raw)))
+
+
+OIF, GATEWAY = (4, struct.pack("=I", 3)), (5, socket.inet_pton(socket.AF_INET6, "fe80::1"))
+
+
+def test_a_request_says_all_that_the_kernel_said_but_of_itself() -> None:
+    told = struct.pack("=IIiIIIII", 0, 0, 179900, 0, 0, 0, 0, 0)
+    one = held(socket.AF_INET6, OIF, GATEWAY, (6, b"\0\4\0\0"), (8, b"metrics!"), (12, told), (20, b"\1"), (99, b"?"))
+    assert one.route.expires == 1799
+    raw = one.request(1, expires=one.route.expires)
+    assert dict(parts(raw)) == {
+        4: OIF[1], 5: GATEWAY[1], 6: b"\0\4\0\0", 8: b"metrics!", 20: b"\1", 99: b"?",
+        15: struct.pack("=I", 1), 23: struct.pack("=I", 1799),
+    }  # fmt: skip
+    there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"})
+    assert (there.table, there.gateway, there.onlink, there.protocol) == (1, "fe80::1", True, 9)
+    assert messages.decode_route(one.request(300, 4), 0, len(one.request(300, 4)), {}).protocol == 4
+
+
+def test_a_route_without_a_gateway_is_not_onlink_and_nothing_that_is_down_is_asked_for() -> None:
+    one = held(socket.AF_INET, OIF, scope=253, flags=0x1 | 0x10 | 0x4000)
+    there = messages.decode_route(one.request(1), 0, len(one.request(1)), {3: "br-wan"})
+    assert (there.onlink, there.dead, there.linkdown, there.scope) == (False, False, False, "link")
+
+
+def test_several_ways_are_all_onlink_and_alive() -> None:
+    gateway = attribute(5, socket.inet_aton("192.0.2.1"))
+    hops = struct.pack("=HBBi", 8 + len(gateway), 0x1 | 0x10, 1, 3) + gateway + struct.pack("=HBBi", 8, 0x10, 0, 3)
+    one = held(socket.AF_INET, (9, hops))
+    raw = one.request(1)
+    there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"}).nexthops
+    assert [(hop.gateway, hop.onlink, hop.weight, hop.dead, hop.linkdown) for hop in there] == [
+        ("192.0.2.1", True, 2, False, False),
+        (None, False, 1, False, False),
+    ]
+
+
+def test_of_a_nexthop_object_the_rest_is_not_repeated() -> None:
+    raw = held(socket.AF_INET6, OIF, GATEWAY, (30, struct.pack("=I", 7))).request(1)
+    assert dict(parts(raw)).keys() == {30, 15}

@@ -1,0 +1,251 @@
+"""Drop-ins for the units of services: what is in them, and what is put where, into folders of the test alone."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nftpolicy.cli import uninstall as uninstall_command
+from nftpolicy.cli import units as command
+from nftpolicy.cli.common import Failure
+from nftpolicy.integration.systemd_units import render_units as our_units
+from nftpolicy.kernel.errors import Unavailable
+from nftpolicy.runtime.install import installed_files, service_dropins
+from nftpolicy.runtime.services import preload
+from tests.unit.test_install import install, installed
+
+POLICY = """
+name = "many"
+inside = []
+[uplink.wan]
+devices = ["br-wan"]
+mark = "0x500/0xff00"
+table = 7
+[service.fastd]
+uplink = "wan"
+group = 800
+[service.dns]
+uplink = "wan"
+user = 900
+marks = "preload"
+[service.wg]
+uplink = "wan"
+kernel = true
+"""
+TO = Path("/etc/systemd/system")
+FASTD, DNS = (f"{str(TO)[1:]}/{name}.service.d/nftpolicy.conf" for name in ("fastd", "dns"))
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    (tmp_path / "policy.toml").write_text(POLICY)
+    return tmp_path / "policy.toml"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture(autouse=True)
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that these tests need no compiler."""
+    found = tmp_path / "libpacketmark.so"
+    found.write_bytes(b"")
+    monkeypatch.setattr(preload, "LIBRARY", found)
+
+
+def units(policy, root=None, to=TO, unit=(), program="/usr/bin/nftpolicy", force=False, attach=None):  # type: ignore[no-untyped-def]
+    command.command(policy, to, list(unit), root, program, attach, force)
+
+
+def test_a_service_starts_behind_the_resolver_of_its_uplink(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy.write_text(POLICY.replace("[service.fastd]", "[uplink.wan.resolver]\n[service.fastd]"))
+    units(policy, to=None)
+    after = "\nAfter=nftpolicy-guard.service nftpolicy.service nftpolicy-resolver@wan.service\n"
+    assert capsys.readouterr().out.count(after) == 2
+
+
+def test_what_is_in_them(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units(policy, to=None)
+    out, err = capsys.readouterr()
+    fastd, dns = out.split("# /etc/systemd/system/dns.service.d/nftpolicy.conf\n")
+    assert fastd.startswith("# /etc/systemd/system/fastd.service.d/nftpolicy.conf\n")
+    for text in (fastd, dns):
+        assert "\nRequires=nftpolicy-guard.service\n" in text
+        assert "\nAfter=nftpolicy-guard.service nftpolicy.service\n" in text
+    assert "\n[Service]\nGroup=800\n" in fastd
+    assert "Environment" not in fastd
+    assert "\n[Service]\nUser=900\n" in dns
+    assert f"\nEnvironment=LD_PRELOAD={tmp_path}/libpacketmark.so\n" in dns
+    assert "\nEnvironment=LIBPACKETMARK_MARK=0x500/0xff00\n" in dns
+    assert "\nAmbientCapabilities=CAP_NET_RAW\n" in dns
+    assert err.startswith("nftpolicy: service wg has no unit: its sockets belong to the kernel")
+
+
+def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units(policy, root)
+    first = installed(root)
+    assert set(first) == {FASTD, DNS, "var/lib/nftpolicy/installed.json"}
+    capsys.readouterr()
+    units(policy, root)
+    assert installed(root) == first
+    assert capsys.readouterr().out == "all files are up to date already\n"
+    uninstall_command.command(root, False, None)
+    assert installed(root) == {}
+    assert not (root / FASTD).parent.exists()
+
+
+def test_beside_what_install_wrote(policy: Path, root: Path) -> None:
+    install(root)
+    before = set(installed(root))
+    units(policy, root)
+    assert set(installed(root)) == before | {FASTD, DNS}
+    uninstall_command.command(root, True, None)
+    assert installed(root) == {}
+
+
+def test_the_files_of_others_are_left_alone(policy: Path, root: Path) -> None:
+    (root / FASTD).parent.mkdir(parents=True)
+    (root / FASTD).write_text("mine\n")
+    with pytest.raises(Failure, match="nothing was written"):
+        units(policy, root)
+    assert installed(root) == {FASTD: b"mine\n"}
+    units(policy, root, force=True)
+    assert b"Group=800" in installed(root)[FASTD]
+
+
+def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, count = installed_files.write_temporary, []
+
+    def full(path, content, mode):  # type: ignore[no-untyped-def]
+        count.append(path)
+        if len(count) == 2:
+            raise OSError(28, "No space left on device", str(path))
+        write(path, content, mode)
+
+    monkeypatch.setattr(installed_files, "write_temporary", full)
+    with pytest.raises(Failure, match="No space left"):
+        units(policy, root)
+    assert list(root.iterdir()) == []
+
+
+def test_a_service_that_is_gone_is_named(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units(policy, root)
+    units(policy, root, unit=["fastd=vpn"])
+    assert f"{root}/{FASTD}: no service of this policy uses it any more" in capsys.readouterr().err
+    units(policy, root)
+    assert "vpn.service.d/nftpolicy.conf: no service" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "unit"),
+    [
+        ("vpn", "vpn.service"),
+        ("vpn.service", "vpn.service"),
+        ("fastd@mesh", "fastd@mesh.service"),
+        ("fastd@mesh.vpn", "fastd@mesh.vpn.service"),
+        ("fastd@", "fastd@.service"),
+        (r"a\x2db", r"a\x2db.service"),
+    ],
+)
+def test_names_of_units(word: str, unit: str) -> None:
+    assert service_dropins.unit_name(word) == unit
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ("fastd", "--unit takes SERVICE=UNIT, got 'fastd'"),
+        ("=a", "--unit takes"),
+        ("fastd=", "--unit takes"),
+        ("fasd=a", r"no service 'fasd' \(did you mean 'fastd'\?\); known are fastd, dns, wg"),
+        ("wg=a", "service wg has no unit"),
+        ("fastd=../x", "is not a valid name of a systemd unit"),
+        ("fastd=a b", "is not a valid name of a systemd unit"),
+        ("fastd=dns", "dns.service is the unit of two services"),
+    ],
+)
+def test_units_that_are_none(policy: Path, root: Path, unit: str, said: str) -> None:
+    with pytest.raises(Failure, match=said) as failure:
+        units(policy, root, unit=[unit])
+    assert failure.value.status == 2
+    assert list(root.iterdir()) == []
+
+
+def test_what_else_is_refused(policy: Path, root: Path) -> None:
+    for options, said in (
+        ({"to": Path("relative")}, "absolute path"),
+        ({"program": "/a b"}, "cannot be used in a unit"),
+        ({"unit": ["fastd=a", "fastd=b"]}, "names service fastd twice"),
+        ({"attach": "fastd"}, "has no service 'fastd' with marks"),
+        ({"attach": "nobody"}, "has no service 'nobody' with marks"),
+    ):
+        with pytest.raises(Failure, match=said) as failure:
+            units(policy, root, **options)
+        assert failure.value.status == 2
+    assert list(root.iterdir()) == []
+
+
+def test_without_the_library_it_says_what_is_missing(
+    policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(preload, "LIBRARY", tmp_path / "absent.so")
+    with pytest.raises(Failure, match="gcc and libc6-dev") as failure:
+        units(policy, root)
+    assert (failure.value.status, list(root.iterdir())) == (4, [])
+
+
+def test_a_program_that_can_not_be_marked_is_refused(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = root / "usr/lib/systemd/system"
+    folder.mkdir(parents=True)
+    (folder / "dns.service").write_text("[Service]\nExecStart=-+/usr/sbin/dns --flag\n")
+    (folder / "inst@.service").write_text("[Service]\nExecStart = @/usr/sbin/dns dns\nExecStartPre=/bin/true\n")
+    asked = []
+
+    def refusal(program: Path, user: int = 0) -> str:
+        asked.append((program, user))
+        return f"{program} is linked statically"
+
+    monkeypatch.setattr(preload, "refusal_reason", refusal)
+    units(policy, root)  # it is not there: nothing can be said
+    (root / "usr/sbin").mkdir()
+    (root / "usr/sbin/dns").write_bytes(b"\x7fELF")
+    for unit in ("dns", "inst@one"):
+        with pytest.raises(Failure, match=r'service dns has marks = "preload", and .* is linked statically'):
+            units(policy, root, unit=[f"dns={unit}"])
+    assert asked == [(root / "usr/sbin/dns", 900)] * 2
+
+
+def test_the_cgroup_of_a_unit() -> None:
+    assert service_dropins.parse_unit_cgroup("2:cpu:/x\n0::/system.slice/a.service\n") == "system.slice/a.service"
+    assert service_dropins.parse_unit_cgroup("0::/system.slice/a.service/.control\n") == "system.slice/a.service"
+    with pytest.raises(Unavailable, match="no cgroup of version 2"):
+        service_dropins.parse_unit_cgroup("2:cpu:/x\n")
+
+
+def test_systemd_finds_no_fault_in_them(policy: Path, root: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not on this machine, so the drop-ins were not looked at by systemd")
+    units(policy, root)
+    folder = root / str(TO)[1:]
+    program = root / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for name in ("fastd", "dns"):
+        (folder / f"{name}.service").write_text(f"[Service]\nExecStart={program}\n")
+    for name, text in our_units(str(program), str(program)).items():
+        (folder / name).write_text(text.replace("Documentation=man:", "# "))
+
+    def said() -> str:
+        names = [str(folder / f"{name}.service") for name in ("fastd", "dns")]
+        return subprocess.run(
+            ["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False,
+            env={"SYSTEMD_UNIT_PATH": f"{folder}:", "PATH": "/usr/bin:/bin"},
+        ).stderr  # fmt: skip
+
+    assert [line for line in said().splitlines() if "nftpolicy.conf" in line or "fastd" in line or "dns" in line] == []
+    (root / DNS).write_text("[Service]\nAmbientCapabilities=CAP_NONE\nEnvironmnt=A\n")
+    assert "Environmnt" in said(), "the control: a fault is told"

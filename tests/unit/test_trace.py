@@ -1,0 +1,342 @@
+"""The walk of one packet: the facts of the kernel tests said as walks."""
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, parse_address
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.nft import Bitwise, Chain, Ct, Dnat, Mangle, Match, Meta, Payload, Table
+from nftpolicy.netstate.routing import IpRule, Route, Sysctl
+from nftpolicy.netstate.state import NetState
+from tests.lab import addresses as at
+
+from .trace_helpers import (
+    CLIENT,
+    DROP,
+    MAIN,
+    MARK,
+    MESH,
+    NOBODY,
+    NODE_WAN,
+    WAN,
+    chain,
+    connected,
+    default,
+    end,
+    families,
+    inet,
+    leaves_by,
+    machine,
+    packet,
+    walk,
+)
+
+# The facts of tests/kernel/test_routing_facts.py and test_hooks_facts.py
+
+
+@pytest.fixture(params=at.FAMILIES, ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+REMARK = chain("output", (Mangle(MARK, 1),), kind="route", priority=-150)
+
+
+def marked_to_the_wan(family: int) -> NetState:
+    """Main leads to the mesh, the mark 1 to the WAN."""
+    return machine(
+        rules=(IpRule(family, 100, table=100, mark=1, mask=1),),
+        routes=(default(MESH, family), default(WAN, family, 100)),
+    )
+
+
+def with_tables(state: NetState, *tables: Table) -> NetState:
+    return evolve(state, tables=tables)
+
+
+def test_K1_L15_later_output_chains_see_the_old_device_and_postrouting_the_new(family: int) -> None:
+    state = marked_to_the_wan(family)
+    assert end(state, packet(family)) == MESH
+    assert end(with_tables(state, inet(REMARK)), packet(family)) == WAN
+    for hook, device, expected in (
+        ("output", WAN, WAN),
+        ("output", MESH, "dropped"),
+        ("postrouting", WAN, "dropped"),
+        ("postrouting", MESH, WAN),
+    ):
+        guard = chain(hook, (leaves_by(device), DROP))
+        assert end(with_tables(state, inet(REMARK, guard)), packet(family)) == expected, (hook, device)
+
+
+def test_a_mark_set_to_what_it_is_leads_nowhere_else(family: int) -> None:
+    state = with_tables(
+        machine(
+            rules=(IpRule(family, 100, table=100, uids=(NOBODY, NOBODY)), IpRule(family, 101, table=101, uids=(0, 0))),
+            routes=(default(WAN, family, 100), default(MESH, family, 101)),
+        ),
+        inet(REMARK),
+    )
+    assert end(state, packet(family, mark=1)) == WAN
+    assert end(state, packet(family, mark=2)) == {4: MESH, 6: WAN}[family]
+
+
+def test_a_filter_chain_that_marks_does_not_reroute(family: int) -> None:
+    mark = chain("output", (Mangle(MARK, 1),), priority=-150)
+    found = walk(with_tables(marked_to_the_wan(family), inet(mark)), packet(family))
+    assert (found.outcome, found.device, found.mark) == ("leaves", MESH, 1)
+
+
+@families
+def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(family: int) -> None:
+    assert end(machine(), packet(family)) == "unroutable"
+    assert end(machine(), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
+
+
+def test_K3_an_ipv6_socket_that_names_the_device_leaves_with_a_route() -> None:
+    assert end(machine(routes=(default(WAN, 6),)), packet(6, bound=WAN)) == WAN
+    assert end(machine(routes=(default(MESH, 6),)), packet(6, bound=WAN)) == "unroutable"
+
+
+def test_K3_link_local_multicast_and_broadcast_need_no_route_of_ours() -> None:
+    links = tuple(connected(device, 6) for device in ()) + (Route(6, MAIN, "fe80::/64", device=WAN),)
+    assert end(machine(routes=links), packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == WAN
+    assert end(machine(), packet(6, "ff02::1234", bound=WAN)) == WAN
+    for group in ("239.1.2.3", "224.0.0.251", "255.255.255.255"):
+        assert end(machine(), packet(4, group, bound=WAN)) == WAN, group
+        assert end(machine(), packet(4, group)) == "unroutable", group
+
+
+def test_K4_L3_only_egress_sees_a_frame(family: int) -> None:
+    stop = tuple(chain(hook, (DROP,)) for hook in ("output", "postrouting"))
+    frame = packet(family, origin=FRAME, bound=WAN, source=parse_address(NODE_WAN[family]))
+    assert end(machine((inet(*stop),)), frame) == WAN
+    egress = Table("netdev", "link", (chain("egress", (DROP,), device=WAN),))
+    assert end(machine((egress,)), frame) == "dropped"
+    elsewhere = Table("netdev", "link", (chain("egress", (DROP,), device=MESH),))
+    assert end(machine((elsewhere,)), frame) == WAN
+
+
+def test_K6_ipv4_forgets_the_uid_when_it_routes_again(family: int) -> None:
+    state = machine(
+        rules=(
+            IpRule(family, 100, table=101, mark=1, mask=1, uids=(NOBODY, NOBODY)),
+            IpRule(family, 101, table=102, mark=1, mask=1, uids=(0, 0)),
+            IpRule(family, 102, "unreachable", mark=1, mask=1),
+        ),
+        routes=(default(WAN, family, 101), default(MESH, family, 102), default(CLIENT, family)),
+    )
+    assert end(state, packet(family, mark=1)) == WAN
+    assert end(with_tables(state, inet(REMARK)), packet(family)) == {4: MESH, 6: WAN}[family]
+
+
+@pytest.mark.parametrize("kind", ["rule", "route"])
+def test_K7_an_unreachable_default_is_no_kill_switch(kind: str) -> None:
+    state = machine(
+        rules=(IpRule(4, 100, "prohibit"),) if kind == "rule" else (),
+        routes=(Route(4, MAIN, kind="unreachable"),),
+    )
+    assert end(state, packet(4)) == "unroutable"
+    assert end(state, packet(4, bound=WAN)) == WAN
+
+
+def stopped(family: int) -> NetState:
+    return machine(
+        rules=(IpRule(family, 100, table=100, mark=1, mask=1), IpRule(family, 200, "unreachable")),
+        routes=(default(MESH, family), default(WAN, family, 100)),
+    )
+
+
+def test_L1_a_socket_that_names_the_device_ignores_the_rules_in_ipv4(family: int) -> None:
+    assert end(stopped(family), packet(family, mark=1)) == WAN
+    assert end(stopped(family), packet(family)) == "unroutable"
+    assert end(stopped(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
+
+
+def test_L2_multicast_by_device_ignores_the_rules() -> None:
+    assert end(stopped(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
+    assert end(stopped(6), packet(6, "ff02::1234", bound=WAN)) == WAN
+
+
+def test_L5_link_local_needs_a_rule_before_the_stop() -> None:
+    links = (Route(6, MAIN, "fe80::/64", device=WAN),)
+    state = evolve(stopped(6), routes=(*stopped(6).routes, *links))
+    assert end(state, packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == "unroutable"
+    exempt = IpRule(6, 50, table=MAIN, destination="fe80::/10")
+    assert end(evolve(state, rules=(*state.rules, exempt)), packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == WAN
+
+
+OWNED_BY_SOMEBODY = Match(Meta("skuid"), "0-4294967294")
+
+
+def test_L6_what_the_kernel_answers_matches_neither_a_user_nor_its_negation(family: int) -> None:
+    for other in (OWNED_BY_SOMEBODY, Match(Meta("skuid"), 4711, "!="), Match(Meta("skgid"), 4711, "!=")):
+        state = machine((inet(chain("postrouting", (other, DROP))),), routes=(default(WAN, family),))
+        assert end(state, packet(family)) == "dropped"
+        assert end(state, packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]))) == WAN
+
+
+def test_L7_a_reply_goes_where_its_mark_leads(family: int) -> None:
+    reply = packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]), protocol=TCP)
+    assert end(marked_to_the_wan(family), reply) == MESH
+    assert end(marked_to_the_wan(family), evolve(reply, mark=1)) == WAN
+
+
+def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan() -> None:
+    rules = (
+        IpRule(4, 10000, table=10, source=f"{NODE_WAN[4]}/32"),
+        IpRule(4, 20000, table=10, destination=at.HOME_NET[4]),
+        IpRule(4, 90001, table=10, iif="lo"),
+    )
+    routes = (default(WAN, 4, 10), Route(4, 10, at.HOME_NET[4], device=WAN))
+    sourced = packet(4, source=parse_address(NODE_WAN[4]))
+    assert end(machine(rules=rules, routes=routes), packet(4)) == WAN
+    state = machine(rules=rules, routes=(*routes, default(MESH, 4)))
+    assert (end(state, packet(4)), end(state, sourced)) == (MESH, WAN)
+    stops = (
+        IpRule(4, 2, table=MAIN, mark=1, mask=1, invert=True),
+        IpRule(4, 3, "unreachable", mark=1, mask=1, invert=True),
+    )
+    state = machine(rules=(*rules, *stops), routes=routes)
+    assert end(state, packet(4)) == end(state, sourced) == "unroutable"
+    assert end(state, packet(4, bound=WAN)) == WAN
+
+
+def test_L16_a_drop_anywhere_is_final(family: int) -> None:
+    late = chain("output", (nft.ACCEPT,), priority=100)
+    for hook in ("output", "postrouting"):
+        state = machine((inet(chain(hook, (DROP,)), late),), routes=(default(WAN, family),))
+        assert end(state, packet(family)) == "dropped"
+
+
+# Further ways
+
+
+def test_a_forwarded_packet_passes_prerouting_forward_and_postrouting(family: int) -> None:
+    state = machine(routes=(default(WAN, family),))
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
+    assert end(state, sent) == WAN
+    for hook in ("prerouting", "forward", "postrouting"):
+        assert end(with_tables(state, inet(chain(hook, (Match(Meta("iifname"), CLIENT), DROP)))), sent) == "dropped"
+    for hook in ("output", "input"):
+        assert end(with_tables(state, inet(chain(hook, (DROP,)))), sent) == WAN
+    to_us = packet(family, at.NODE_CLIENT[family], origin=FORWARD, iif=CLIENT, source=sent.source)
+    assert end(state, to_us) == "delivered"
+    assert end(with_tables(state, inet(chain("input", (DROP,)))), to_us) == "dropped"
+
+
+def test_a_mark_of_arrival_leads_a_forwarded_packet(family: int) -> None:
+    mark = chain("prerouting", (Match(Meta("iifname"), CLIENT), Mangle(MARK, 1)), priority=-150)
+    state = with_tables(marked_to_the_wan(family), inet(mark))
+    source = parse_address(at.CLIENT_ADDRESS[family])
+    assert end(state, packet(family, origin=FORWARD, iif=CLIENT, source=source)) == WAN
+    assert end(state, packet(family)) == MESH
+
+
+@pytest.mark.parametrize(
+    ("family", "sysctl"),
+    [(4, f"net/ipv4/conf/{CLIENT}/forwarding"), (6, "net/ipv6/conf/all/forwarding")],
+)
+def test_nothing_is_passed_on_with_forwarding_off(family: int, sysctl: str) -> None:
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
+    for value, expected in (("1", {WAN}), ("0", {"dropped", "unroutable"})):
+        state = machine(routes=(default(WAN, family),), sysctls=(Sysctl(sysctl, value),))
+        assert end(state, sent) in expected
+
+
+def redirected(family: int, address: str, priority: int = -100) -> Chain:
+    word = {4: "ip", 6: "ip6"}[family]
+    return chain("output", (Match(Payload("udp", "dport"), 53), Dnat(word, address, 54)), kind="nat", priority=priority)
+
+
+def test_a_packet_with_a_new_destination_is_routed_again(family: int) -> None:
+    state = machine(routes=(default(WAN, family), Route(family, MAIN, at.MESH_NET[family], device=MESH)))
+    gateway = at.GATEWAY[family]
+    found = walk(with_tables(state, inet(redirected(family, gateway))), packet(family, dport=53))
+    assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, parse_address(gateway), 54)
+
+
+def test_only_a_flows_own_direction_is_translated(family: int) -> None:
+    state = machine((inet(redirected(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
+    for flow, translated in (
+        (CtInfo("new"), True),
+        (CtInfo("established"), True),
+        (CtInfo("established", "reply"), False),
+        (CtInfo("untracked"), False),
+    ):
+        found = walk(state, packet(family, dport=53, flow=flow))
+        assert (found.dport == 54) is translated, flow
+
+
+def test_nat_chains_are_asked_at_one_place_whatever_their_priority(family: int) -> None:
+    """A filter chain at -50 is behind a nat chain at 200: the hook of NAT is at -100."""
+    after = chain("output", (Match(Payload("udp", "dport"), 54), DROP), priority=-50)
+    state = machine((inet(redirected(family, at.GATEWAY[family], 200), after),), routes=(default(WAN, family),))
+    assert end(state, packet(family, dport=53)) == "dropped"
+
+
+def test_a_nat_chain_does_nothing_where_no_connection_is_tracked(family: int) -> None:
+    stop = chain("output", (DROP,), kind="nat", priority=-100)
+    state = machine((inet(stop),), routes=(default(WAN, family),))
+    assert end(state, packet(family)) == WAN
+    reader = chain("input", (Match(Ct("state"), "new"),))
+    assert end(with_tables(state, inet(stop, reader)), packet(family)) == "dropped"
+
+
+def test_connection_tracking_is_not_asked_before_it_has_seen_the_packet(family: int) -> None:
+    early = chain("output", (Match(Ct("state"), "new"), DROP), priority=-300)
+    late = chain("output", (Match(Ct("state"), "new"), DROP), priority=-150)
+    for tables, expected in ((inet(early), WAN), (inet(late), "dropped")):
+        assert end(machine((tables,), routes=(default(WAN, family),)), packet(family)) == expected
+
+
+def test_what_is_sent_to_this_machine_passes_lo_twice(family: int) -> None:
+    here = packet(family, at.NODE_MESH[family])
+    assert end(machine(), here) == "delivered"
+    for hook in ("output", "postrouting", "prerouting", "input"):
+        key = "oifname" if hook in ("output", "postrouting") else "iifname"
+        assert end(machine((inet(chain(hook, (Match(Meta(key), "lo"), DROP))),)), here) == "dropped", hook
+    egress = Table("netdev", "link", (chain("egress", (DROP,), device="lo"),))
+    assert end(machine((egress,)), here) == "dropped"
+
+
+def test_the_mark_survives_lo_and_the_owner_does_not(family: int) -> None:
+    here = packet(family, at.NODE_MESH[family], mark=5)
+    marked, owned = Match(MARK, 5), OWNED_BY_SOMEBODY
+    assert end(machine((inet(chain("input", (marked, DROP))),)), here) == "dropped"
+    assert end(machine((inet(chain("prerouting", (owned, DROP))),)), here) == "delivered"
+
+
+UNKNOWN = nft.UnknownExpression('{"strange":1}')
+
+
+def test_what_is_not_understood_is_unknown_only_where_it_matters(family: int) -> None:
+    state = machine(routes=(default(WAN, family),))
+    strange = Match(UNKNOWN, 1)
+    found = walk(with_tables(state, inet(chain("postrouting", (strange, DROP)))), packet(family))
+    assert (found.outcome, found.device) == ("unknown", WAN) and found.unsupported
+    guarded = inet(chain("postrouting", (strange, nft.ACCEPT)), chain("postrouting", (DROP,), priority=9))
+    assert end(with_tables(state, guarded), packet(family)) == "dropped"
+    same = inet(chain("postrouting", (strange, nft.ACCEPT)))
+    assert end(with_tables(state, same), packet(family)) == WAN
+
+
+def test_a_mark_that_is_not_known_makes_the_walk_unknown(family: int) -> None:
+    marks = chain("postrouting", (Match(UNKNOWN, 1), Mangle(MARK, 1)))
+    found = walk(machine((inet(marks),), routes=(default(WAN, family),)), packet(family))
+    assert found.outcome == "unknown"
+
+
+def test_every_decision_is_told(family: int) -> None:
+    state = with_tables(marked_to_the_wan(family), inet(REMARK))
+    found = walk(state, packet(family))
+    kinds = [one.kind for one in found.steps]
+    assert kinds[0] == "source" and kinds[-1] == "end" and kinds.index("reroute") > kinds.index("rule")
+    assert {"ip-rule", "route", "hook"} <= set(kinds)
+    things = [one.subject for one in found.steps]
+    assert state.rules[-1] in things and state.routes[-1] in things
+
+
+def test_bits_of_marks_are_written_one_by_one(family: int) -> None:
+    put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL_MASK, 2)),), kind="route", priority=-150)
+    found = walk(with_tables(marked_to_the_wan(family), inet(put)), packet(family, mark=1))
+    assert (found.device, found.mark) == (WAN, 3)
