@@ -1,4 +1,4 @@
-"""Stands for procd: python procd.py FOLDER set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
+"""Stands for procd: python procd_stand_in.py FOLDER set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
 
 Keeps instances running and starts them anew when they end; leaves those alone that are to be as they are, which is
 the same command and, with `file`, the same content. FOLDER is its memory.

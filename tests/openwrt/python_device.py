@@ -1,7 +1,7 @@
 """A namespace as an OpenWrt device that has Python: a root of its own, in memory, whose /etc is its flash.
 
 Its programs are this machine's, and its shell and small programs are busybox's. Stand-ins are rc.common and procd
-(rc_common.sh, procd.py), ubus (fakes.py), and the scripts of firewall and network.
+(rc_common.sh, procd_stand_in.py), ubus (fake_tools.py), and the scripts of firewall and network.
 """
 
 import contextlib
@@ -81,11 +81,11 @@ class Device:
         shutil.copy(str(busybox.path()), self.file("bin/busybox"))
         for name in {"sh", *busybox.applets()} - {"ip", "busybox"}:
             self.file(f"bin/{name}").symlink_to("busybox")
-        self.program("procd", f'exec {sys.executable} -I -S /opt/procd.py /tmp/procd "$@"')
-        # fakes.py wants no options.
-        self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fakes.py ubus /config "$@"')
+        self.program("procd", f'exec {sys.executable} -I -S /opt/procd_stand_in.py /tmp/procd "$@"')
+        # fake_tools.py wants no options.
+        self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fake_tools.py ubus /config "$@"')
         self.program("nftpolicy", f'exec {PROGRAM} "$@"')
-        for name in ("procd.py", "fakes.py"):
+        for name in ("procd_stand_in.py", "fake_tools.py"):
             self.file(f"opt/{name}").write_text((HERE / name).read_text())
         self.file("etc/rc.common").write_text((HERE / "rc_common.sh").read_text())
         self.file("etc/rc.common").chmod(0o755)
