@@ -222,7 +222,7 @@ ExecStart=/bin/ip netns exec home /usr/sbin/dnsmasq -k --conf-file=/dev/null --p
 ASK = f"""
 import os, sys
 sys.path.insert(0, "/opt/share")
-from tests.lab.dns import ask
+from tests.lab.dns_message import ask
 os.setgroups([])
 os.setgid(int(sys.argv[1]))
 print(ask(sys.argv[2], "{WHO}", 4, seconds=1))
