@@ -83,7 +83,9 @@ class Device:
             self.file(f"bin/{name}").symlink_to("busybox")
         self.program("procd", f'exec {sys.executable} -I -S /opt/procd_stand_in.py /tmp/procd "$@"')
         # fake_tools.py wants no options.
-        self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fake_tools.py ubus /config "$@"')
+        self.program(
+            "ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fake_tools.py ubus /config "$@"'
+        )
         self.program("nftpolicy", f'exec {PROGRAM} "$@"')
         for name in ("procd_stand_in.py", "fake_tools.py"):
             self.file(f"opt/{name}").write_text((HERE / name).read_text())
@@ -194,12 +196,15 @@ class Device:
         All by the device of the uplink, whatever routes say. Those that arrived; without the service's nothing is known.
         """
         self.arrived()
-        self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
-        self.space.call(send, "service", mark, gid=800, keep_caps=True)
         found, end = set[str](), time.monotonic() + brief(3)
         while not found >= SERVICE and time.monotonic() < end:
-            found.update(self.arrived())
-            time.sleep(0.01)
+            # Again each time: a flood may fill the queue of the neighbour that is still unresolved.
+            self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
+            self.space.call(send, "service", mark, gid=800, keep_caps=True)
+            pause = time.monotonic() + 0.2
+            while not found >= SERVICE and time.monotonic() < pause:
+                found.update(self.arrived())
+                time.sleep(0.01)
         return found
 
     def close(self) -> None:
