@@ -143,7 +143,7 @@ def test_F5_an_address_of_another_device_is_not_told(family: int) -> None:
             assert told()[0], "inconclusive"
             made.lab.node.ip(f"-{family} rule del priority 400")
         assert told() == [False, inbound_clients.NO_ANSWER]
-        assert made.counters()["inet/wan.not-mine"] > 0
+        assert made.counters()["inet/wan.not-local"] > 0
         assert made.lab.neighbour.call(inbound_clients.ping, str(way))  # its own address still answers
 
 
