@@ -249,3 +249,12 @@ def test_systemd_finds_no_fault_in_them(policy: Path, root: Path) -> None:
     assert [line for line in said().splitlines() if "nftpolicy.conf" in line or "fastd" in line or "dns" in line] == []
     (root / DNS).write_text("[Service]\nAmbientCapabilities=CAP_NONE\nEnvironmnt=A\n")
     assert "Environmnt" in said(), "the control: a fault is told"
+
+
+def test_drop_in_of_uid_rule_sets_the_user_alone(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy.write_text(POLICY.replace('marks = "preload"', 'marks = "uid-rule"'))
+    units(policy, to=None)
+    _, dns = capsys.readouterr().out.split("# /etc/systemd/system/dns.service.d/nftpolicy.conf\n")
+    settings = [line for line in dns.splitlines() if "=" in line and not line.startswith(("#", "After="))]
+    assert len(settings) == 1
+    assert settings[0].startswith("User=")
