@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy: policies for the use of uplinks, compiled to nftables, ip rules and routes.
+"""Policies for the use of uplinks, compiled to nftables, ip rules and routes.
 
 The public Python API; docs/api.md has an example. `load` reads a policy, `compile` makes the desired
 state of the kernel, `prove` checks it, `plan` lists the steps to it. No function here reads or
