@@ -88,7 +88,7 @@ def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
     with made.locked():
         outlook = made.check(wanted)
         made.apply(outlook, wanted)
-    return outlook.steps
+    return outlook.step_count
 
 
 def failing(policy: Policy | None, *fault: object) -> str:
