@@ -29,10 +29,10 @@ class _Letting:
     """Doubts, of which those without two answers get them: it lets the packet out, or it does nothing."""
 
     def __init__(self, doubts: Choices) -> None:
-        self.ask = doubts.branch_on
+        self.branch_on = doubts.branch_on
 
-    def note(self, what: str) -> None:
-        if self.ask(what):
+    def mark_unsupported(self, what: str) -> None:
+        if self.branch_on(what):
             raise _Out
 
 

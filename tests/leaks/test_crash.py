@@ -219,7 +219,7 @@ def test_an_error_at_every_step_is_undone(stage: Stage) -> None:
     points = 0
     for number in range(steps):
         for how, after in points_of(number):
-            assert stage.do("failing", NEW, number, how, after) == f"Refused: {how}"
+            assert stage.do("failing", NEW, number, how, after) == f"StepRefused: {how}"
             assert stage.do("held", OLD), (number, how, after)
             points += 1
     print(f"{points} errors in a plan of {steps} steps")

@@ -142,9 +142,9 @@ def test_the_findings_about_the_machines_that_follow_are_right(chains):
     assert wrong_verdict(machine(*chains)) is None
 
 
-@pytest.mark.parametrize(("lemma", "chains"), [("integrity", (GUARD, DRESSED)), ("guard", ())])
+@pytest.mark.parametrize(("lemma", "chains"), [("integrity_violations", (GUARD, DRESSED)), ("guard_violation", ())])
 def test_a_prover_without_one_of_its_lemmas_is_seen(monkeypatch, lemma, chains):
-    nothing = {"integrity": [], "guard": None}[lemma]
+    nothing = {"integrity_violations": [], "guard_violation": None}[lemma]
     for module in (lemmas, no_leak):
         monkeypatch.setattr(module, lemma, lambda *_, **__: nothing)
     assert wrong_verdict(machine(*chains)) is not None

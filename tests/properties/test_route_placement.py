@@ -52,7 +52,7 @@ def carried_out(held, todo):
 
 
 def over_uplinks(route):
-    return {way.device for way in route.ways} & {*HOMES}
+    return {way.device for way in route.all_nexthops} & {*HOMES}
 
 
 @settings(max_examples=60)
@@ -64,7 +64,7 @@ def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
     assert again.misplaced == ()
     assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
     for one in after:
-        homes = {HOMES.get(way.device) for way in one.ways}
+        homes = {HOMES.get(way.device) for way in one.all_nexthops}
         free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == RTPROT_NFTPOLICY
         link_local = one.destination.startswith("fe80::")
         if not over_uplinks(one) or free or link_local:

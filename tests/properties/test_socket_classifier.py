@@ -123,5 +123,5 @@ def test_it_would_be_seen_if_it_did_not(monkeypatch):
     def blind(sockets, policy, addresses, holders):
         return real(sockets, evolve(policy, service={}), addresses, holders)
 
-    monkeypatch.setattr(f"{__name__}.judge", blind)
+    monkeypatch.setattr(f"{__name__}.classify_sockets", blind)
     goes_red(verdict_holds, scenes())
