@@ -30,7 +30,7 @@ def cgroup() -> Iterator[Path]:
     [("ip netns exec probe", False), ("nsenter --net=/run/netns/probe", True)],
     ids=["ip", "nsenter"],
 )
-def test_K11_ip_netns_exec_hides_the_cgroup_tree(node: Namespace, cgroup: Path, way: str, visible: bool) -> None:
+def test_K11_ip_netns_exec_hides_cgroup_tree(node: Namespace, cgroup: Path, way: str, visible: bool) -> None:
     """`ip netns exec` mounts a fresh /sys without cgroups; nsenter and setns leave /sys as it is."""
     node.run(["mkdir", "-p", "/run/netns"])
     if not node.outside("/run/netns").is_dir() or not Path("/var/run").samefile("/run"):
@@ -61,7 +61,7 @@ def _marks() -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def test_L18_a_cgroup_program_marks_the_sockets_of_a_service(node: Namespace, cgroup: Path) -> None:
+def test_L18_cgroup_program_marks_sockets_of_service(node: Namespace, cgroup: Path) -> None:
     """Four instructions at sock_create give every socket of an unprivileged service the mark, and no other socket."""
     assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "without the program there must be no mark"
     code = bpf_programs.mark_program(MARK)
@@ -97,7 +97,7 @@ def _options() -> dict[str, str]:
     return found
 
 
-def test_L19_a_cgroup_program_refuses_options_even_to_root(node: Namespace, cgroup: Path) -> None:
+def test_L19_cgroup_program_refuses_options_to_root(node: Namespace, cgroup: Path) -> None:
     """Twelve instructions refuse SO_BINDTODEVICE, SO_MARK and IP_UNICAST_IF with EPERM, and nothing else."""
     free = node.call(bpf_programs.joined, cgroup, _options)
     assert set(free.values()) == {SENT}, "the positive control: without the program root may do all of them"

@@ -29,7 +29,7 @@ def compare_all(theatre: Theatre) -> None:
         raise AssertionError(f"{type(error).__name__}: {error}") from None
 
 
-def test_the_model_decides_as_the_kernel_does(egress) -> None:
+def test_chain_model_on_random_rulesets_agrees_with_kernel(egress) -> None:
     with scene() as (node, channel):
 
         def run() -> tuple[int, int, list[tuple[str, str]]]:

@@ -222,7 +222,7 @@ def staged(able):
 
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("name", FACTS)
-def test_the_kernel_and_the_model_agree_that(name, staged):
+def test_chain_model_on_fact_agrees_with_kernel(name, staged):
     node, channel = staged
 
     def run() -> tuple[int, list[tuple[str, str]]]:
@@ -275,7 +275,7 @@ table inet observer {{
 
 
 @pytest.mark.parametrize("name", TRANSLATIONS)
-def test_addresses_are_translated_as_the_model_says(name, staged):
+def test_nat_model_agrees_with_kernel(name, staged):
     node, _ = staged
     family, table = TRANSLATIONS[name]
     source, destination, port = (
@@ -336,7 +336,7 @@ table ip observer {{
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (-1, 0), (0, -1)])
-def test_chains_follow_each_other_as_the_model_says(first, second):
+def test_chain_order_of_model_agrees_with_kernel(first, second):
     with Namespace("node") as node:
         for part in ORDER.format(first=first, second=second).split("\ntable ")[1:]:
             node.nft(f"table {part}")

@@ -71,7 +71,7 @@ def held(able: None) -> Iterator[Node]:
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_unmarked_packet_to_the_uplink(held: Node, family: int) -> None:
+def test_explain_unmarked_packet_to_uplink_is_dropped(held: Node, family: int) -> None:
     told = held.explain("--to", at.NEIGHBOUR[family], "--uid", 65534, "--gid", OTHER)
     assert told.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
     assert f"{POLICY}:{line('[uplink.wan]')} uplink.wan" in told
@@ -80,7 +80,7 @@ def test_an_unmarked_packet_to_the_uplink(held: Node, family: int) -> None:
     assert to_neighbour == ("EPERM", set())
 
 
-def test_a_bound_socket_without_a_route(held: Node) -> None:
+def test_explain_bound_socket_without_route_differs_by_family(held: Node) -> None:
     """IPv4 takes every address for a neighbour then; IPv6 does not."""
     bound = ("--uid", 65534, "--dev", WAN)
     assert held.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
@@ -97,32 +97,32 @@ def test_a_bound_socket_without_a_route(held: Node) -> None:
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_unmarked_packet_goes_by_the_mesh(held: Node, family: int) -> None:
+def test_explain_unmarked_packet_leaves_by_mesh(held: Node, family: int) -> None:
     assert held.words("--to", FAR[family], "--uid", 65534) == f"leaves by {MESH} with mark 0x0"
     assert held.rig.send(packet_senders.udp, family) == ("sent", {MESH})
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_a_packet_of_a_service(held: Node, family: int) -> None:
+def test_explain_service_packet_leaves_by_uplink(held: Node, family: int) -> None:
     told = held.explain("--to", FAR[family], "--gid", SERVICE, "--mark", "0x1", "--dport", 10000)
     assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
     assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
     assert f"{POLICY}:{line('mark ')} uplink.wan.mark" in told
 
 
-def test_a_stranger_with_the_mark(held: Node) -> None:
+def test_explain_mark_without_entitlement_is_dropped(held: Node) -> None:
     told = held.words("--to", FAR[4], "--gid", OTHER, "--mark", 1)
     assert told == "dropped by inet nftpolicy wan.identity: counter wan.unentitled"
 
 
 @pytest.mark.parametrize(("family", "resolver"), [(4, "127.0.0.1:54"), (6, "[::1]:54")])
-def test_a_services_question_for_a_name(held: Node, family: int, resolver: str) -> None:
+def test_explain_dns_query_of_service_reaches_resolver(held: Node, family: int, resolver: str) -> None:
     words = ("--to", FAR[family], "--gid", SERVICE, "--mark", 1, "--dport", 53)
     assert held.words(*words) == f"delivered locally with mark 0x1, to {resolver}"
     assert f"{POLICY}:{line('listen')} uplink.wan.resolver.listen" in held.explain(*words)
 
 
-def test_what_comes_from_the_uplink_and_would_be_forwarded(held: Node) -> None:
+def test_explain_forwarded_packet_of_uplink_is_dropped(held: Node) -> None:
     held.space.sysctl("net.ipv4.ip_forward", 1)
     told = held.explain("--forward", WAN, "--from", "192.0.2.77", "--to", FAR[4])
     assert "dropped by" in told.splitlines()[-1]
@@ -130,13 +130,13 @@ def test_what_comes_from_the_uplink_and_would_be_forwarded(held: Node) -> None:
     assert back.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
 
 
-def test_a_frame(held: Node) -> None:
+def test_explain_frame_leaves_only_with_mark(held: Node) -> None:
     words = ("--frame", "--dev", WAN, "--from", "192.0.2.2", "--to", FAR[4])
     assert held.words(*words).startswith("dropped by netdev nftpolicy wan.link")
     assert held.words(*words, "--mark", 1) == f"leaves by {WAN} with mark 0x1"
 
 
-def test_an_answer(held: Node) -> None:
+def test_explain_answer_leaves_only_from_policy_port(held: Node) -> None:
     reply = (
         "--to",
         FAR[4],
@@ -156,7 +156,7 @@ def test_an_answer(held: Node) -> None:
     assert held.words(*reply, "--sport", 80, "--mark", 1).endswith("counter wan.unanswered")
 
 
-def test_an_exemption(held: Node) -> None:
+def test_explain_exempt_packet_leaves_unmarked(held: Node) -> None:
     solicit = ("--kernel", "--proto", "ipv6-icmp", "--to", "ff02::1:ff00:1", "--dev", WAN)
     solicit = (*solicit, "--from", at.NODE_MESH[6], "--field", "icmpv6.type=135", "--field", "ip6.hoplimit=255")
     told = held.explain(*solicit)
@@ -164,7 +164,7 @@ def test_an_exemption(held: Node) -> None:
     assert f"{POLICY}:{line('exempt')} uplink.wan.exempt" in told
 
 
-def test_the_kernel_is_asked_too(held: Node) -> None:
+def test_explain_shows_route_of_kernel(held: Node) -> None:
     told = held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE)
     assert re.search(rf"^the kernel's own route: unicast dev {WAN}", told, re.MULTILINE)
     found = json.loads(held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE, "--json"))
@@ -185,7 +185,7 @@ def test_the_kernel_is_asked_too(held: Node) -> None:
         ({"kind": "unreachable"}, False),
     ],
 )
-def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
+def test_explain_other_route_of_kernel_is_model_fault(
     held: Node, capsys: pytest.CaptureFixture, answer: dict, agrees: bool
 ) -> None:
     def lied() -> tuple[int, str]:
@@ -222,19 +222,19 @@ def inside(*words: str) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def test_a_device_that_is_not_there_is_told(held: Node) -> None:
+def test_explain_missing_device_is_reported(held: Node) -> None:
     done = held.run("explain", "--to", FAR[4], "--dev", "nowhere0", check=False)
     assert done.stderr == "nftpolicy: there is no device nowhere0 on this machine now\n"
     assert done.returncode == 0
 
 
-def test_without_a_policy_the_kernel_is_judged_all_the_same(rig: Rig) -> None:
+def test_explain_without_policy_judges_kernel(rig: Rig) -> None:
     rig.node.ip(default(WAN, 4))
     told = rig.node.run([*PROGRAM, "explain", "--to", FAR[4]], env=ENVIRONMENT).stdout
     assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
 
 
-def test_without_root_what_the_policy_compiles_to_is_judged(held: Node) -> None:
+def test_explain_without_root_judges_compiled_policy(held: Node) -> None:
     done = held.run("explain", POLICY, "--to", FAR[4], "--mark", "1", "--gid", str(SERVICE), uid=65534)
     assert done.stderr.startswith("nftpolicy: this needs root")
     assert done.stdout.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
@@ -242,7 +242,7 @@ def test_without_root_what_the_policy_compiles_to_is_judged(held: Node) -> None:
     assert held.run("explain", "--to", FAR[4], check=False, uid=65534).returncode == 4
 
 
-def test_the_same_from_files(held: Node) -> None:
+def test_explain_state_files_give_same_outcome(held: Node) -> None:
     asked = {
         "ruleset": ["nft", "-j", "list", "ruleset"],
         "rules": ["ip", "-j", "-N", "-4", "rule"],
@@ -322,7 +322,7 @@ def connected() -> list[socket.socket]:
     return [listener, client, listener.accept()[0]]
 
 
-def test_a_program_with_a_marked_socket(held: Node) -> None:
+def test_explain_pid_covers_marked_and_bound_sockets(held: Node) -> None:
     with program(held.space, marked, bare, gid=SERVICE, keep_caps=True) as pid:
         told = held.space.run([*PROGRAM, "explain", "--pid", "0"], check=False, env=ENVIRONMENT)
         assert told.returncode == 2
@@ -363,7 +363,7 @@ def look(space: Namespace, pid: int) -> list[process_sockets.ProcessSocket]:
         return list(process_sockets.read_process_sockets(pid).sockets)
 
 
-def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
+def test_process_sockets_lists_ip_and_packet_sockets_only(held: Node) -> None:
     with program(held.space, raw, connected, bare, marked) as pid:
         found = look(held.space, pid)
     told = [(one.family, one.kind, one.protocol, one.mark, one.bound, one.listens) for one in found]
@@ -388,7 +388,7 @@ def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
     assert not any(one.elsewhere for one in found)
 
 
-def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> None:
+def test_process_sockets_owner_is_opener_as_in_nft(held: Node) -> None:
     """A program changes its ids after it opened a socket, and before it opens another."""
 
     def opener() -> list[socket.socket]:
@@ -421,7 +421,7 @@ def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> Non
     assert [(one.uid, one.gid) for one in found] == [(0, SERVICE), (4712, OTHER)]
 
 
-def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() -> None:
+def test_process_sockets_owner_in_user_namespace_is_as_in_nft() -> None:
     """A child with a user and a network namespace of its own opens a socket as user 5 and group 8 of it."""
     ready, go = os.pipe(), os.pipe()
     process = os.fork()
@@ -464,7 +464,7 @@ _OWNERS = [("skuid", 5), ("skuid", 100005), ("skgid", 8), ("skgid", 100008)]
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node, family: int) -> None:
+def test_explain_accepted_connection_is_reply_with_flow_mark(held: Node, family: int) -> None:
     """Somebody at home connects to port 22; what the program here answers with is explained."""
     near, length = {4: ("192.0.2.3", 24), 6: ("2001:db8:1::3", 64)}[family]
     # With its prefix: the policy has the node answer neighbours of the same network only.
@@ -495,7 +495,7 @@ def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node,
     assert f"{POLICY}:{line('answer')} uplink.wan.answer" in told
 
 
-def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
+def test_explain_socket_of_other_namespace_is_skipped(held: Node) -> None:
     borrowed = held.rig.far.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with borrowed, program(held.space, marked, passed=borrowed.fileno()) as pid:
         found = look(held.space, pid)
@@ -503,7 +503,7 @@ def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
         assert "in another network namespace than the process: not explained" in outside(held, "--pid", pid)
 
 
-def test_a_process_that_is_gone(held: Node) -> None:
+def test_process_sockets_of_ended_process_raises(held: Node) -> None:
     with program(held.space, marked) as pid:
         pass
     with pytest.raises(process_sockets.NoSuchProcess, match=f"there is no process {pid}"):
@@ -514,7 +514,7 @@ def test_a_process_that_is_gone(held: Node) -> None:
     assert (done.returncode, done.stderr.startswith("nftpolicy: --pid: there is no process")) == (2, True)
 
 
-def test_without_the_right_to_look_that_is_told(held: Node) -> None:
+def test_process_sockets_without_root_raises_unavailable(held: Node) -> None:
     with program(held.space, marked) as pid:
         receiver, sender = os.pipe()
         child_ = os.fork()
@@ -532,7 +532,7 @@ def test_without_the_right_to_look_that_is_told(held: Node) -> None:
             os.close(receiver), os.waitpid(child_, 0)
 
 
-def test_sockets_are_borrowed_and_given_back(held: Node) -> None:
+def test_process_sockets_closes_its_descriptors(held: Node) -> None:
     with program(held.space, marked, raw) as pid:
         before = len(list(Path("/proc/self/fd").iterdir()))
         assert len(look(held.space, pid)) == 3

@@ -57,9 +57,7 @@ def connected(space: Namespace) -> bool:
 
 
 @pytest.mark.parametrize("mark", [MARK, 0], ids=["marked", "unmarked"])
-def test_K12_fastd_connects_and_all_that_it_sends_wears_mark_and_group(
-    node: Namespace, server: Namespace, mark: int
-) -> None:
+def test_K12_fastd_packets_carry_mark_and_group(node: Namespace, server: Namespace, mark: int) -> None:
     """fastd with `packet mark` and a group connects over a tap, and its packets show both; without it they do not."""
     mine, theirs = daemons.keypair(), daemons.keypair()
     node.nft(COUNT)

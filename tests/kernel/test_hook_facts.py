@@ -43,7 +43,7 @@ table inet remark {{
 
 
 @families
-def test_K1_L15_after_a_new_look_up_only_postrouting_sees_the_new_device(rig: Rig, family: int) -> None:
+def test_K1_L15_rerouted_packet_shows_new_device_in_postrouting(rig: Rig, family: int) -> None:
     """When a route chain changes mark and device, later output chains see the old device, postrouting the new."""
     rig.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
     rig.node.nft(REROUTED)
@@ -90,9 +90,7 @@ HOLE = "the guard has a hole at this hook: packets of this kind leave unseen"
         (packet_senders.unicast_scope, 6),
     ],
 )
-def test_L3_every_hook_sees_a_socket_that_names_the_device(
-    rig: Rig, sender: Callable[[Job], None], family: int
-) -> None:
+def test_L3_packet_of_bound_socket_passes_every_hook(rig: Rig, sender: Callable[[Job], None], family: int) -> None:
     """What routing can't stop passes inet output, inet postrouting and netdev egress."""
     rig.node.nft(VISIBLE)
     seen = rig.counters_of(sender, family)
@@ -102,7 +100,7 @@ def test_L3_every_hook_sees_a_socket_that_names_the_device(
 @families
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("sender", [packet_senders.packet, packet_senders.packet_bypass], ids=["queued", "bypass"])
-def test_L3_K4_only_egress_sees_af_packet(rig: Rig, sender: Callable[[Job], None], family: int) -> None:
+def test_L3_K4_af_packet_passes_egress_only(rig: Rig, sender: Callable[[Job], None], family: int) -> None:
     """AF_PACKET, even with PACKET_QDISC_BYPASS, passes netdev egress and no inet hook."""
     rig.node.nft(VISIBLE)
     seen = rig.counters_of(sender, family, uid=None)
@@ -123,7 +121,7 @@ DROPPED = {
 @families
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("hook", DROPPED)
-def test_L16_a_drop_in_egress_alone_tells_the_neighbours_who_was_meant(rig: Rig, hook: str, family: int) -> None:
+def test_L16_drop_at_egress_alone_still_sends_neighbour_query(rig: Rig, hook: str, family: int) -> None:
     """A packet dropped in output or postrouting (EPERM) asks for no neighbour; one that egress would drop does."""
     rig.node.ip(f"link set {WAN} arp on", f"-{family} route add {at.NEIGHBOUR[family]} dev {WAN}")
     rig.node.nft(DROPPED[hook].replace("RULE", f"udp dport {DISCARD} drop"))
@@ -161,7 +159,7 @@ def macvlan(rig: Rig) -> Callable[[Namespace], None]:
 
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("inside", [True, False], ids=["same-namespace", "other-namespace"])
-def test_L17_egress_of_the_parent_sees_a_macvlan_child(
+def test_L17_macvlan_child_passes_egress_of_parent(
     rig: Rig, macvlan: Callable[[Namespace], None], inside: bool
 ) -> None:
     """Packets of a macvlan child pass egress of the parent, even if the child is in another namespace."""
@@ -183,6 +181,6 @@ def test_L17_egress_of_the_parent_sees_a_macvlan_child(
     assert ("postrouting" in seen) is inside, message
 
 
-def test_L3_the_far_end_hears_nothing_by_itself(rig: Rig) -> None:
+def test_L3_far_end_without_probe_receives_nothing(rig: Rig) -> None:
     """The positive controls above mean something: without a probe there is no payload to be found."""
     assert rig.left_by(b"never sent", 0.1) == set() and set(rig.sniffers) == set(FAR)

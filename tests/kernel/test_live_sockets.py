@@ -110,9 +110,7 @@ def trouble(made: socket.socket) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_connection_is_listed_with_all_that_decides_about_it(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
+def test_sock_diag_connection_is_listed_with_every_field(two_ways: Namespace, server: Server, family: int) -> None:
     mine, _ = server.connect(family, 0x71)
     found = of(two_ways, mine)
     assert (found.family, found.protocol, found.state, found.mark) == (family, TCP, "established", 0x71)
@@ -141,7 +139,7 @@ def _of_a_user() -> list[InetSocket]:
         return sockets()
 
 
-def test_states_users_devices_and_mapped_addresses(two_ways: Namespace) -> None:
+def test_sock_diag_lists_states_owners_and_devices(two_ways: Namespace) -> None:
     found = two_ways.call(_of_a_user, uid=4711, keep_caps=True)
     assert {one.uid for one in found if one.inode} == {4711}
     half, listener, udp = (
@@ -165,7 +163,7 @@ def _half_open(far: Namespace, stack: contextlib.ExitStack) -> None:
     made.connect_ex((NODE["wan"][4], 4002))
 
 
-def test_what_is_half_open_from_outside_is_listed_and_closed(two_ways: Namespace, far: Namespace) -> None:
+def test_sock_diag_half_open_connection_is_destroyed(two_ways: Namespace, far: Namespace) -> None:
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(two_ways.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.bind(("", 4002))
@@ -196,7 +194,7 @@ def _ten_thousand() -> tuple[int, float]:
 
 
 @pytest.mark.alone  # measures time
-def test_ten_thousand_sockets_are_listed_in_less_than_a_second(node: Namespace) -> None:
+def test_sock_diag_lists_ten_thousand_sockets_in_a_second(node: Namespace) -> None:
     count, seconds = node.call(_ten_thousand)
     assert count >= 10000
     assert seconds < 1
@@ -206,9 +204,7 @@ def test_ten_thousand_sockets_are_listed_in_less_than_a_second(node: Namespace) 
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_one_connection_is_closed_at_both_ends_and_another_stays(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
+def test_destroy_closes_one_connection_at_both_ends(two_ways: Namespace, server: Server, family: int) -> None:
     mine, theirs = server.connect(family)
     other = server.connect(family)
     known = of(two_ways, mine)
@@ -219,7 +215,7 @@ def test_one_connection_is_closed_at_both_ends_and_another_stays(
     assert two_ways.call(destroy, known) == GONE
 
 
-def test_a_socket_is_known_by_its_cookie_not_by_its_ports(two_ways: Namespace, server: Server) -> None:
+def test_destroy_selects_socket_by_cookie(two_ways: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
     known = of(two_ways, mine)
     another = evolve(known, identity=known.identity[:-1] + bytes((known.identity[-1] ^ 1,)))
@@ -228,7 +224,7 @@ def test_a_socket_is_known_by_its_cookie_not_by_its_ports(two_ways: Namespace, s
     assert two_ways.call(destroy, known) == CLOSED
 
 
-def test_without_the_right_nothing_is_closed(two_ways: Namespace, server: Server) -> None:
+def test_destroy_without_capability_closes_nothing(two_ways: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
     known = of(two_ways, mine)
     with pytest.raises(Unavailable, match="needs root"):
@@ -236,7 +232,7 @@ def test_without_the_right_nothing_is_closed(two_ways: Namespace, server: Server
     assert works(mine, theirs)
 
 
-def test_udp_gets_an_error_and_can_go_on(two_ways: Namespace, server: Server) -> None:
+def test_destroyed_udp_socket_gets_error_and_remains_usable(two_ways: Namespace, server: Server) -> None:
     """Why Aftermath does not call UDP sockets closed."""
     mine = server.udp(mark=1)
     assert two_ways.call(destroy, of(two_ways, mine)) == CLOSED
@@ -257,7 +253,7 @@ def _close(one: InetSocket, muffle: tuple[Any, ...] | None) -> tuple[str | None,
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_udp_socket_that_is_destroyed_loses_its_device(two_ways: Namespace, family: int) -> None:
+def test_destroyed_udp_socket_loses_its_device(two_ways: Namespace, family: int) -> None:
     """Why those that are bound to one are left open."""
     with two_ways.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
@@ -279,7 +275,7 @@ MUFFLES = {
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("muffle", "strays"), MUFFLES.values(), ids=MUFFLES)
-def test_the_reset_of_a_closed_connection_goes_by_the_new_routes_unless_it_is_muffled(
+def test_closed_connection_reset_leaves_unless_suppressed(
     two_ways: Namespace, far: Namespace, server: Server, family: int, muffle: tuple[Any, ...] | None, strays: bool
 ) -> None:
     mine, _ = server.connect(family, 1)
@@ -306,7 +302,7 @@ def _muffle_and_wait() -> None:
         time.sleep(30)
 
 
-def test_the_muffle_ends_with_its_process_however_that_ends(two_ways: Namespace) -> None:
+def test_reset_suppression_ends_with_killed_process(two_ways: Namespace) -> None:
     process = two_ways.spawn(_muffle_and_wait)
     wait_until(lambda: "nftpolicy-closing" in two_ways.run(["nft", "list", "tables"]).stdout, 5, "the muffle")
     two_ways.end(process)  # by SIGKILL
@@ -329,7 +325,7 @@ def _groups(inodes: list[int]) -> dict[int, int]:
         return running.owner_groups(inodes)
 
 
-def test_the_group_of_who_opened_a_socket_is_found(two_ways: Namespace) -> None:
+def test_owner_groups_are_of_opener(two_ways: Namespace) -> None:
     note = two_ways.outside("/run/lab/inode")
     process = two_ways.spawn(_hold, "/run/lab/inode", gid=4712, uid=0, keep_caps=True)
     try:
@@ -346,9 +342,7 @@ def _leads(which: list[InetSocket]) -> list[str | None]:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_where_a_socket_leads_is_asked_with_its_mark_and_address(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
+def test_egress_device_follows_mark_and_address_of_socket(two_ways: Namespace, server: Server, family: int) -> None:
     known = [of(two_ways, server.connect(family, mark)[0]) for mark in (0, 1)]
     known.append(of(two_ways, server.udp(family, 1)))
     assert two_ways.call(_leads, known) == ["mesh", "wan", "wan"]
@@ -415,7 +409,7 @@ def names(found: list[ConntrackEntry]) -> set[tuple[int, int, int]]:
     return {(one.family, one.protocol, one.original.dport) for one in found}
 
 
-def test_flows_are_listed_by_mark_with_both_directions(tracked: Namespace) -> None:
+def test_flows_of_mark_are_listed_with_both_directions(tracked: Namespace) -> None:
     found = tracked.call(flows, 1, 1)
     every = {(family, 17, port) for family in (4, 6) for port in (1001, 1002, 1003)}
     assert names(found) == every | {(4, 6, 1007), (4, 1, 0)}
@@ -427,7 +421,7 @@ def test_flows_are_listed_by_mark_with_both_directions(tracked: Namespace) -> No
     assert names(tracked.call(flows, 0, 0)) > every
 
 
-def test_flows_are_forgotten_one_by_one_and_others_stay(tracked: Namespace) -> None:
+def test_flow_delete_leaves_other_flows(tracked: Namespace) -> None:
     every = names(tracked.call(flows, 0, 0))
     stale = tracked.call(flows, 1, 1)
     assert len(stale) == 8
@@ -439,13 +433,13 @@ def test_flows_are_forgotten_one_by_one_and_others_stay(tracked: Namespace) -> N
     assert names(tracked.call(flows, 0, 0)) >= {(family, 17, port) for family in (4, 6) for port in (1004, 1005, 1006)}
 
 
-def test_an_entry_that_is_another_one_by_now_stays(tracked: Namespace) -> None:
+def test_flow_delete_leaves_replaced_entry(tracked: Namespace) -> None:
     one = tracked.call(flows, 1, 1)[0]
     other = evolve(one, number=bytes((one.number[0] ^ 1,)) + one.number[1:])
     assert tracked.call(forget, [other]) == [False]
     assert one in tracked.call(flows, 1, 1)
 
 
-def test_without_the_right_no_flows_are_listed(tracked: Namespace) -> None:
+def test_flows_without_capability_are_not_listed(tracked: Namespace) -> None:
     with pytest.raises(Unavailable, match="needs root"):
         tracked.call(flows, 1, 1, uid=65534)

@@ -49,7 +49,7 @@ def tell(done, left_open, differences, of):
     return "\n\n".join(map(str, differences))
 
 
-def test_generated_look_ups(space):
+def test_generated_lookups_agree_with_kernel(space):
     done, left_open, differences = space.call(compare, SEED, WANTED, timeout=60 + WANTED / 50)
     assert not differences, tell(done, left_open, differences, "with rules")
     tell(done, left_open, differences, "with rules")
@@ -57,7 +57,7 @@ def test_generated_look_ups(space):
     assert left_open < done / 10, "the model knows too little"
 
 
-def test_generated_look_ups_without_rules(fresh):
+def test_generated_lookups_without_ip_rules_agree_with_kernel(fresh):
     wanted = max(WANTED // 10, 300)
     done, left_open, differences = fresh.call(compare, SEED, wanted, False, timeout=60 + wanted / 50)
     assert not differences, tell(done, left_open, differences, "without rules")
@@ -394,10 +394,10 @@ def check(space, case, has_rules):
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_found(space, name):
+def test_lookup_case_agrees_with_kernel(space, name):
     check(space, FOUND[name], True)
 
 
 @pytest.mark.parametrize("name", FOUND_FRESH)
-def test_found_where_nobody_ever_added_a_rule(fresh, name):
+def test_lookup_case_without_ip_rules_agrees_with_kernel(fresh, name):
     check(fresh, FOUND_FRESH[name], False)

@@ -46,7 +46,7 @@ def _join(family: int) -> None:
 
 @pytest.mark.parametrize(("version", "mtu"), [("new", 1500), ("new", 1413), ("old", 1413)])
 @families
-def test_reports_of_igmpv3_and_mldv2_wear_a_mark_that_nobody_put_on(
+def test_igmpv3_and_mldv2_reports_carry_unset_mark(
     node: Namespace, far: Namespace, family: int, version: str, mtu: int
 ) -> None:
     """The kernel's IGMPv3 and MLDv2 reports leave with a mark that depends on the MTU; those of older versions do not.

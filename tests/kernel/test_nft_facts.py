@@ -30,7 +30,7 @@ def keep(space: Namespace) -> "subprocess.Popen[str]":
     return process
 
 
-def test_K8_an_owned_table_is_safe_from_others_and_dies_with_its_owner(node: Namespace) -> None:
+def test_K8_owned_table_is_protected_and_ends_with_owner(node: Namespace) -> None:
     """Others can't delete a table with `flags owner`, a flush passes it by, and it goes when its owner ends."""
     node.nft("table inet plain {\n}\n")
     owner = keep(node)
@@ -46,7 +46,7 @@ def test_K8_an_owned_table_is_safe_from_others_and_dies_with_its_owner(node: Nam
     wait_until(lambda: not tables(node), 2, "the end of the owned table")
 
 
-def test_L13_flags_owner_loads_and_the_table_ends_with_nft(node: Namespace) -> None:
+def test_L13_table_with_flags_owner_ends_with_nft(node: Namespace) -> None:
     """`nft -f` accepts `flags owner`, and the table is gone as soon as that nft has ended."""
     assert node.nft(OWNED, check=False).returncode == 0, "this nft refuses owner"
     assert tables(node) == set(), "an owned table survives its owner here: the guard could use the flag"
@@ -54,7 +54,7 @@ def test_L13_flags_owner_loads_and_the_table_ends_with_nft(node: Namespace) -> N
     assert tables(node) == {"inet owned"}, "the positive control: without the flag the table stays"
 
 
-def test_L13_nft_1_0_refuses_persist(node: Namespace) -> None:
+def test_L13_nft_1_0_refuses_flags_persist(node: Namespace) -> None:
     """nft 1.0.6 does not know `flags persist`."""
     refused = node.nft(OWNED.replace("owner;", "owner,persist;"), check=False)
     assert refused.returncode, "owned tables that stay exist here: the guard could use `flags owner,persist`"
@@ -67,7 +67,7 @@ def mangle(value: str) -> str:
     )
 
 
-def test_L13_marks_can_not_be_merged_from_two_registers(node: Namespace) -> None:
+def test_L13_nft_1_0_refuses_merge_of_two_marks(node: Namespace) -> None:
     """nft 1.0.6 refuses to merge packet mark and flow mark in one statement; a constant on the right is fine."""
     node.nft(mangle("meta mark & 0xffffff00 | 0x1"))
     refused = node.nft(mangle("meta mark & 0xffffff00 | ct mark & 0xff"), check=False)
@@ -79,13 +79,13 @@ RULE = "table inet text {{\n chain c {{\n  {}{}}}\n}}\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "; "], ids=["newline", "semicolon"])
-def test_L14_a_statement_ends_before_the_brace(node: Namespace, end: str) -> None:
+def test_L14_nft_1_0_requires_statement_end_before_brace(node: Namespace, end: str) -> None:
     """nft 1.0.6 wants a newline or a semicolon between a statement and `}`."""
     assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, "netstate/text.py can't be loaded"
     assert node.nft(RULE.format("counter accept", " "), check=False).returncode, "a newer nft: nothing has to change"
 
 
-def test_L14_flags_are_written_by_mask(node: Namespace) -> None:
+def test_L14_nft_1_0_accepts_tcp_flags_by_mask_only(node: Namespace) -> None:
     """nft 1.0.6 refuses `tcp flags rst / rst` and accepts `tcp flags & rst == rst`."""
     assert node.nft(RULE.format("tcp flags & rst == rst accept", "\n"), check=False).returncode == 0, (
         "netstate/text.py writes flags in a way that this nft refuses"
@@ -93,7 +93,7 @@ def test_L14_flags_are_written_by_mask(node: Namespace) -> None:
     assert node.nft(RULE.format("tcp flags rst / rst accept", "\n"), check=False).returncode, "nothing has to change"
 
 
-def test_K10_a_set_of_device_names_takes_wildcards(rig: Rig) -> None:
+def test_K10_device_set_with_wildcard_matches_prefix(rig: Rig) -> None:
     """A set of type ifname with intervals takes "ba*", lists it so, and matches the devices that it means."""
     rig.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
@@ -140,7 +140,7 @@ class TestK9:
 
         return check
 
-    def test_K9_the_chain_filters_the_device_once_it_is_created(
+    def test_K9_chain_filters_device_created_later(
         self, node: Namespace, far: Namespace, filters: Callable[[str], bool]
     ) -> None:
         """An egress chain that was loaded before its device existed filters the device, and again after re-creation."""
@@ -151,7 +151,7 @@ class TestK9:
             assert filters("late"), "a device that appears is not covered: watch must load the link guard again"
             node.ip("link del late")
 
-    def test_K9_the_chain_goes_by_the_name_and_not_by_the_device(
+    def test_K9_chain_follows_device_name(
         self, node: Namespace, far: Namespace, filters: Callable[[str], bool]
     ) -> None:
         """A renamed device leaves the chain, the next of the old name enters it, and so does the first on return."""
@@ -171,7 +171,7 @@ class TestK9:
         assert filters("late"), by_name
 
 
-def test_K10_an_exact_name_is_no_prefix(rig: Rig) -> None:
+def test_K10_device_set_with_exact_name_matches_no_prefix(rig: Rig) -> None:
     """Without the star a name in a set means that device alone."""
     rig.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"

@@ -88,7 +88,7 @@ def listed_again(table):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_form_can_be_loaded_and_is_listed_as_it_was(place):
+def test_nft_text_of_rule_round_trips(place):
     hook = PLACES[place]
     family = {"ip": "ip", "netdev": "netdev"}.get(place.split()[0], "inet")
     around = SURROUNDINGS if family == "inet" else Table(family, "t")
@@ -99,14 +99,14 @@ def test_every_form_can_be_loaded_and_is_listed_as_it_was(place):
     assert listed_again(table) == table
 
 
-def test_surroundings_are_listed_as_they_were():
+def test_nft_text_of_table_objects_round_trips():
     flowtable = Flowtable("ft", 5, frozenset())
     table = evolve(SURROUNDINGS, flags=frozenset({"dormant"}))
     assert listed_again(table) == table
     assert "flowtable ft" in nft_text.table_text(evolve(table, flowtables=(flowtable,)))
 
 
-def test_chains_of_several_devices_are_listed_as_they_were():
+def test_nft_text_of_chain_with_several_devices_round_trips():
     hook = Hook("filter", "egress", 5, devices=frozenset({"lo", "eth0"}))
     table = Table("netdev", "t", (Chain("several", (Rule((Counter(), DROP)),), hook),))
     assert listed_again(table) == table

@@ -46,13 +46,13 @@ def samples(egress: None) -> list[Sample]:
     return made
 
 
-def test_the_walk_agrees_with_the_kernel(samples: list[Sample]) -> None:
+def test_trace_of_random_packets_agrees_with_kernel(samples: list[Sample]) -> None:
     """Every packet comes out where the model says, as the model says, or nowhere if it says so."""
     wrong = [one for sample in samples for one in disagreements(sample)]
     assert not wrong, "\n\n".join([f"{len(wrong)} disagreements", *map(str, wrong[:5])])
 
 
-def test_the_samples_mean_something(samples: list[Sample]) -> None:
+def test_samples_cover_every_outcome_and_origin(samples: list[Sample]) -> None:
     """There are packets with each outcome and of each origin in both families, and few of which nothing is known."""
     found = [one for sample in samples for one in walks(sample.state, sample.packets)]
     outcomes = Counter(one.outcome for one in found)
@@ -124,7 +124,7 @@ MISTAKES = [_new_oif, _owner_kept, _no_second_look_up, _nat_by_priority, _always
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: one.__name__.strip("_"))
-def test_a_mistake_in_the_model_is_seen(
+def test_trace_of_mutated_model_disagrees(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """The control: a model that is wrong in one point disagrees with the kernel about these packets."""

@@ -101,7 +101,7 @@ def same(space):
             assert sorted(map(whole, ours), key=repr) == sorted(map(whole, theirs), key=repr)
 
 
-def test_netlink_and_ip_tell_the_same_of_rules(space):
+def test_rules_by_netlink_equal_rules_by_ip(space):
     for family in (4, 6):
         for at, words in enumerate(SELECTORS):
             if family == 6:
@@ -112,12 +112,12 @@ def test_netlink_and_ip_tell_the_same_of_rules(space):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_netlink_and_ip_tell_the_same_of_generated_rules_and_routes(space, seed):
+def test_generated_state_by_netlink_equals_state_by_ip(space, seed):
     space.call(install, world(random.Random(seed)))
     same(space)
 
 
-def test_nexthop_objects(space):
+def test_routes_with_nexthop_objects_are_resolved(space):
     space.ip(
         "nexthop add id 5 via 10.1.0.3 dev a0",
         "nexthop add id 6 via 10.2.0.3 dev b0",
@@ -154,7 +154,7 @@ def rewrite(seed):
 
 
 @pytest.mark.parametrize("seed", range(10, 18))
-def test_the_words_for_ip_make_the_same_again(space, seed):
+def test_ip_batch_text_restores_rules_and_routes(space, seed):
     before, after = space.call(rewrite, seed)
     kept = {0, 32766, 32767}
     for old, new in zip(before, after, strict=True):
@@ -166,7 +166,7 @@ def everything():
     return Linux().read_all()
 
 
-def test_everything(space):
+def test_read_all_returns_rules_routes_and_tables(space):
     space.nft(TABLES)
     space.ip("rule add priority 5 fwmark 1 lookup 100", "-6 route add unreachable default table 100")
     space.sysctl("net.ipv4.fwmark_reflect", 1)
@@ -191,7 +191,7 @@ def test_everything(space):
     assert (devices["b0"].group, devices["pd0"].up, devices["a0"].kind) == (5, False, "veth")
 
 
-def test_the_empty_namespace():
+def test_read_all_of_empty_namespace_has_defaults():
     with Namespace("empty") as space:
         found = space.call(everything)
     assert (found.tables, [one.name for one in found.devices]) == ((), ["lo"])
@@ -203,7 +203,7 @@ def expect_abort():
     faulthandler.disable()
 
 
-def test_a_listing_that_kills_the_library_is_told(space):
+def test_read_all_library_abort_is_reported(space):
     """nft 1.0.6 aborts when it prints neighbouring wildcards of an anonymous set as JSON."""
     space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
 
@@ -247,7 +247,7 @@ def look_at_owned():
     return found
 
 
-def test_a_table_with_an_owner_is_read_like_any_other(space):
+def test_read_all_owned_table_equals_plain_table(space):
     """nft 1.0.6 breaks off when it lists one as JSON."""
     owned, plain = space.call(look_at_owned)
     assert [table.flags for table in owned[0]] == [{"owner"}, {"owner"}]
@@ -264,6 +264,6 @@ def look_beside():
     return Linux().read_own("owned", ("inet",), 0, ()).tables
 
 
-def test_a_listing_that_kills_the_library_hides_no_other_table(space):
+def test_read_all_library_abort_keeps_other_tables(space):
     (found,) = space.call(look_beside)
     assert [chain.name for chain in found.chains] == ["out", "side"]

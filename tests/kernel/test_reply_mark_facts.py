@@ -125,7 +125,7 @@ def talk(node: Namespace, far: Namespace, request: pytest.FixtureRequest) -> Ite
 SOCKETLESS = {"ack", "rst", "unreachable", "echo-reply"}
 
 
-def test_L6_what_the_kernel_answers_has_no_owner(talk: Talk) -> None:
+def test_L6_kernel_reply_has_no_owner(talk: Talk) -> None:
     """RST, last ACK, ICMP error and echo reply match neither a uid nor its negation; SYN-ACK, data and FIN have one."""
     talk.exchange()
     assert talk.kinds("seen") == set(KINDS), "the positive control: all of them must be seen"
@@ -143,7 +143,7 @@ ARRIVAL = (
 REFLECT = ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept")
 
 
-def test_L7_answers_have_no_mark_by_default(talk: Talk) -> None:
+def test_L7_kernel_reply_by_default_has_no_mark(talk: Talk) -> None:
     """With the default sysctls every answer has mark 0, though what it answers was marked."""
     for key in REFLECT:
         talk.node.sysctl(key, 0)
@@ -152,7 +152,7 @@ def test_L7_answers_have_no_mark_by_default(talk: Talk) -> None:
     assert talk.kinds("unmarked") == set(KINDS), "answers wear a mark that no sysctl of ours gave them"
 
 
-def test_L7_answers_wear_the_mark_by_two_sysctls(talk: Talk) -> None:
+def test_L7_kernel_reply_with_two_sysctls_carries_mark(talk: Talk) -> None:
     """With fwmark_reflect and tcp_fwmark_accept every answer, and each later segment, wears the question's mark."""
     for key in REFLECT:
         talk.node.sysctl(key, 1)
@@ -161,7 +161,7 @@ def test_L7_answers_wear_the_mark_by_two_sysctls(talk: Talk) -> None:
     assert talk.kinds("marked") == set(KINDS), "the restore chain must put the mark on these answers as well"
 
 
-def test_L8_what_follows_a_closed_socket_keeps_its_mark_and_loses_its_owner(talk: Talk) -> None:
+def test_L8_closed_socket_keeps_mark_and_loses_owner(talk: Talk) -> None:
     """The FIN of a marked socket, and the RST that its orphan sends later, wear the mark; the RST has no owner."""
     caller = talk.open(talk.node)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
@@ -174,7 +174,7 @@ def test_L8_what_follows_a_closed_socket_keeps_its_mark_and_loses_its_owner(talk
     assert talk.kinds("owned") & {"fin", "rst"} == {"fin"}, "the identity chain's rule for packets without owner"
 
 
-def test_L8_a_connection_in_time_wait_keeps_its_mark(talk: Talk) -> None:
+def test_L8_connection_in_time_wait_keeps_mark(talk: Talk) -> None:
     """The ACK that a marked connection in TIME_WAIT sends wears the mark and has no owner."""
     caller = talk.open(talk.node)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)

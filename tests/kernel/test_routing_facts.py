@@ -40,21 +40,19 @@ def stopped(rig: Rig) -> Rig:
 
 
 @naming
-def test_L1_an_ipv4_socket_that_names_the_device_ignores_an_unreachable_rule(stopped: Rig, sender: Sender) -> None:
+def test_L1_bound_ipv4_socket_ignores_unreachable_rule(stopped: Rig, sender: Sender) -> None:
     """An unprivileged IPv4 socket that names the WAN device leaves by it although a rule says unreachable."""
     assert stopped.send(sender, 4) == ONLY_WAN, GUARD_NEEDED
 
 
 @naming
-def test_L1_an_ipv6_socket_that_names_the_device_obeys_an_unreachable_rule(stopped: Rig, sender: Sender) -> None:
+def test_L1_bound_ipv6_socket_obeys_unreachable_rule(stopped: Rig, sender: Sender) -> None:
     """The same socket is refused in IPv6."""
     assert stopped.send(sender, 6) == UNREACHABLE, LEAKS_MORE
 
 
 @pytest.mark.parametrize(("sender", "family"), [(packet_senders.udp_dontroute, 4), (packet_senders.udp_mapped, 4)])
-def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
-    stopped: Rig, sender: Sender, family: int
-) -> None:
+def test_L1_dontroute_and_mapped_address_obey_unreachable_rule(stopped: Rig, sender: Sender, family: int) -> None:
     """SO_DONTROUTE and IPv4-mapped addresses are refused by an unreachable rule."""
     assert stopped.send(sender, family) == UNREACHABLE, LEAKS_MORE
 
@@ -62,13 +60,13 @@ def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
 @pytest.mark.parametrize(
     ("sender", "family"), [(packet_senders.multicast_site, 4), (packet_senders.multicast_scope, 6)]
 )
-def test_L2_multicast_by_device_ignores_an_unreachable_rule(stopped: Rig, sender: Sender, family: int) -> None:
+def test_L2_multicast_by_device_ignores_unreachable_rule(stopped: Rig, sender: Sender, family: int) -> None:
     """IP_MULTICAST_IF and ff02::%wan send by the WAN although a rule says unreachable."""
     assert stopped.send(sender, family) == ONLY_WAN, GUARD_NEEDED
 
 
 @naming
-def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(rig: Rig, sender: Sender) -> None:
+def test_K2_bound_ipv4_socket_needs_no_route(rig: Rig, sender: Sender) -> None:
     """An unprivileged IPv4 socket that names the WAN device leaves by it with no route in any table."""
     assert not rig.node.run(["ip", "-4", "route"]).stdout, "the test itself must have no route"
     assert rig.send(packet_senders.udp, 4) == UNREACHABLE, "without a route a plain socket must fail"
@@ -76,7 +74,7 @@ def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(rig: Rig, sender
 
 
 @naming
-def test_K3_an_ipv6_socket_that_names_the_device_needs_a_route(rig: Rig, sender: Sender) -> None:
+def test_K3_bound_ipv6_socket_needs_route(rig: Rig, sender: Sender) -> None:
     """An IPv6 socket that names the WAN device gets ENETUNREACH without a route, and leaves with one."""
     assert rig.send(sender, 6) == UNREACHABLE, LEAKS_MORE
     rig.node.ip(default(WAN, 6))
@@ -93,14 +91,14 @@ def test_K3_an_ipv6_socket_that_names_the_device_needs_a_route(rig: Rig, sender:
         (packet_senders.broadcast_limited, 4),
     ],
 )
-def test_K3_link_local_multicast_and_broadcast_need_no_route(rig: Rig, sender: Sender, family: int) -> None:
+def test_K3_link_local_multicast_broadcast_need_no_route(rig: Rig, sender: Sender, family: int) -> None:
     """fe80::x%wan, multicast by the device and bound 255.255.255.255 leave with no route of ours."""
     assert rig.send(packet_senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
     assert rig.send(sender, family) == ONLY_WAN, f"{GUARD_NEEDED}; the exemptions may be wider than needed"
 
 
 @pytest.mark.parametrize("priority", [None, 100], ids=["no-rule", "prohibit-rule"])
-def test_K7_an_unreachable_default_is_no_kill_switch(rig: Rig, priority: int | None) -> None:
+def test_K7_unreachable_default_does_not_stop_bound_socket(rig: Rig, priority: int | None) -> None:
     """A bound IPv4 socket leaves despite an unreachable default, and despite a prohibit rule (plain: EACCES)."""
     rig.node.ip("route add unreachable default metric 4278198272")
     refused = "EHOSTUNREACH"
@@ -112,7 +110,7 @@ def test_K7_an_unreachable_default_is_no_kill_switch(rig: Rig, priority: int | N
 
 
 @families
-def test_L4_a_gateway_is_looked_up_by_the_rules_unless_onlink(rig: Rig, family: int) -> None:
+def test_L4_gateway_lookup_obeys_ip_rules_unless_onlink(rig: Rig, family: int) -> None:
     """Once an unreachable rule stands before main, a route by a gateway is refused; with onlink it is taken."""
     rig.node.ip(f"-{family} route add {at.HOME_NET[family]} dev {WAN}")
     route = f"-{family} route replace default via {at.HOME[family]} dev {WAN} table 100".split()
@@ -123,7 +121,7 @@ def test_L4_a_gateway_is_looked_up_by_the_rules_unless_onlink(rig: Rig, family: 
     assert rig.node.run(["ip", *route, "onlink"], check=False).returncode == 0, "routes must come before the rules"
 
 
-def test_L5_ipv6_link_local_needs_a_rule_before_the_stop(stopped: Rig) -> None:
+def test_L5_ipv6_link_local_needs_rule_before_unreachable(stopped: Rig) -> None:
     """Unicast to fe80::x%wan is ENETUNREACH behind an unreachable rule, unless a rule leads fe80::/10 to main."""
     assert stopped.send(packet_senders.unicast_scope, 6) == UNREACHABLE, "the ladder's rule for fe80::/10 could go"
     stopped.node.ip("-6 rule add priority 50 to fe80::/10 lookup main")
@@ -144,7 +142,7 @@ def netifd(rig: Rig) -> Rig:
     return rig
 
 
-def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan(netifd: Rig) -> None:
+def test_L12_netifd_rules_send_unmarked_traffic_by_wan(netifd: Rig) -> None:
     """With netifd's rules unmarked traffic leaves by the WAN if main has no default, and always if so bound."""
     assert netifd.send(packet_senders.udp) == ONLY_WAN, GUARD_NEEDED
     netifd.node.ip(default(MESH, 4))
@@ -152,7 +150,7 @@ def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan(netifd: Rig) -> 
     assert netifd.send(packet_senders.udp_source) == ONLY_WAN, GUARD_NEEDED
 
 
-def test_L12_stop_rules_close_netifds_gap_but_for_sockets_that_name_the_device(netifd: Rig) -> None:
+def test_L12_stop_rules_hold_unbound_sockets_only(netifd: Rig) -> None:
     """Stop rules before netifd's hold unbound sockets; `ip route get ... oif wan` still answers the WAN."""
     assert netifd.send(packet_senders.udp) == netifd.send(packet_senders.udp_source) == ONLY_WAN, (
         "without them both must leave"
@@ -167,7 +165,7 @@ def test_L12_stop_rules_close_netifds_gap_but_for_sockets_that_name_the_device(n
 
 
 @families
-def test_K6_ipv4_forgets_the_uid_when_it_routes_again(rig: Rig, family: int) -> None:
+def test_K6_ipv4_reroute_uses_uid_0(rig: Rig, family: int) -> None:
     """After an nft route chain has changed the mark, IPv4 is routed as uid 0, while IPv6 keeps the socket's uid."""
     for device, table in ((WAN, "101"), (MESH, "102")):
         rig.node.ip(default(device, family, table))

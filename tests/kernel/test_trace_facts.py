@@ -60,7 +60,7 @@ def out(world: World, state: NetState, sent: Packet) -> str:
     return found(world, state, sent)[0]
 
 
-def test_without_rules_every_packet_is_seen(world: World, family: int) -> None:
+def test_trace_without_rules_sees_every_packet(world: World, family: int) -> None:
     """The control: each origin, each protocol, and a device for each."""
     state = NetState(routes=(by("wan", family),))
     ping = {4: (ICMP, 8), 6: (ICMPV6, 128)}[family]
@@ -78,7 +78,7 @@ def test_without_rules_every_packet_is_seen(world: World, family: int) -> None:
     assert not disagreements(sample)
 
 
-def test_nat_chains_are_asked_at_one_place_whatever_their_priority(world: World, family: int) -> None:
+def test_nat_chains_run_together_regardless_of_priority(world: World, family: int) -> None:
     """A nat chain at 50 has changed the port before a filter chain at 0 looks at it."""
     turn = chain(
         "output", (Match(Payload("udp", "dport"), 53), Dnat(IPS[family], OTHER[family], 54)), kind="nat", priority=50
@@ -90,7 +90,7 @@ def test_nat_chains_are_asked_at_one_place_whatever_their_priority(world: World,
     assert out(world, NetState((table(turn, look),), routes=routes), sent) == "nowhere"
 
 
-def test_dnat_of_one_family_tracks_no_connections_of_the_other(world: World, family: int) -> None:
+def test_dnat_of_one_family_tracks_only_that_family(world: World, family: int) -> None:
     """In an inet table too; a nat chain that has nothing else does not see the other family's packets at all."""
     routes = (by("wan", family),)
     for named, expected in ((family, "nowhere"), (10 - family, "wan")):
@@ -99,7 +99,7 @@ def test_dnat_of_one_family_tracks_no_connections_of_the_other(world: World, fam
         assert out(world, state, Packet(family, FAR[family], dport=9)) == expected
 
 
-def test_the_second_look_up_knows_no_protocol_for_rules_of_this_machine(world: World, family: int) -> None:
+def test_second_lookup_ignores_protocol_in_iif_lo_rules(world: World, family: int) -> None:
     """If only rules for "iif lo" select by protocol or port, a packet that is routed again does not match them."""
     remark = table(chain("output", (Mangle(MARK, 1),), kind="route", priority=-150))
     rule = IpRule(family, 100, table=100, iif="lo", l4proto=17)
@@ -111,7 +111,7 @@ def test_the_second_look_up_knows_no_protocol_for_rules_of_this_machine(world: W
     assert out(world, NetState((remark,), (rule, other), routes), sent) == "wan"
 
 
-def test_a_bound_ipv6_socket_without_a_way_tries_the_addresses_of_other_devices(world: World) -> None:
+def test_bound_ipv6_socket_tries_source_of_other_devices(world: World) -> None:
     """A rule on the source may let it out after all."""
     neighbour = parse_address("2001:db8:3:0:ffff::1")  # nearest to the address of the mesh
     rule = IpRule(6, 100, table=100, source="2001:db8:3::/64")
@@ -121,14 +121,14 @@ def test_a_bound_ipv6_socket_without_a_way_tries_the_addresses_of_other_devices(
     assert out(world, NetState((), (), (by("mesh", 6, 100),)), Packet(6, FAR[6], bound="wan")) == "nowhere"
 
 
-def test_a_socket_bound_to_a_device_keeps_it_with_a_source_too(world: World) -> None:
+def test_bound_socket_with_source_keeps_device(world: World) -> None:
     """Of IPv6 only a device that is asked for by a message is a mere wish."""
     sent = Packet(6, FAR[6], bound="wan", source=own(6, "wan"))
     assert out(world, NetState(routes=(by("mesh", 6),)), sent) == "nowhere"
     assert out(world, NetState(routes=(by("mesh", 6), evolve(by("wan", 6), metric=9))), sent) == "wan"
 
 
-def test_the_type_of_an_ipv6_address_is_asked_of_the_rules(world: World) -> None:
+def test_fib_type_of_ipv6_address_follows_ip_rules(world: World) -> None:
     """fib daddr type is "unreachable" where user 0 and no mark find no way, whatever way the packet has."""
     unicast = table(chain("output", (Match(Fib("type", ("daddr",)), "unicast", "!="), nft.DROP)))
     rule = IpRule(6, 100, table=100, mark=1, mask=1)
@@ -137,7 +137,7 @@ def test_the_type_of_an_ipv6_address_is_asked_of_the_rules(world: World) -> None
     assert out(world, NetState((unicast,), (rule,), (by("wan", 6, 100), by("mesh", 6))), sent) == "wan"
 
 
-def test_a_frame_on_lo_is_passed_on_like_one_from_outside(world: World, family: int) -> None:
+def test_frame_on_lo_is_forwarded_like_foreign_frame(world: World, family: int) -> None:
     """What a packet socket sends by lo comes in there, with its mark, passes forward and leaves."""
     rule = IpRule(family, 100, table=100, mark=5, mask=7)
     state = NetState((), (rule,), (by("wan", family, 100),))
@@ -148,7 +148,7 @@ def test_a_frame_on_lo_is_passed_on_like_one_from_outside(world: World, family: 
     assert out(world, evolve(state, tables=(stop,)), sent) == "nowhere"
 
 
-def test_connections_are_tracked_when_a_frame_comes_in_by_lo(world: World, family: int) -> None:
+def test_frame_on_lo_is_tracked_at_input(world: World, family: int) -> None:
     """Before that its state is invalid; that of a packet that lo brings back is known."""
     early = table(chain("prerouting", (Match(Ct("state"), "new", "!="), nft.DROP), priority=-300))
     state = NetState((early,), (), (by("wan", family),))
@@ -157,14 +157,14 @@ def test_connections_are_tracked_when_a_frame_comes_in_by_lo(world: World, famil
     assert out(world, state, Packet(family, own(family, "wan"))) == HERE
 
 
-def test_a_loopback_address_from_outside_is_not_taken_in(world: World) -> None:
+def test_loopback_address_from_outside_is_dropped(world: World) -> None:
     """IPv6 drops it before any hook; the default route does not lead it on."""
     sent = Packet(6, 1, origin=FORWARD, iif="lan", source=parse_address(OTHER[6]))
     assert out(world, NetState(routes=(by("wan", 6),)), sent) == "nowhere"
     assert out(world, NetState(routes=(by("wan", 6),)), evolve(sent, destination=FAR[6])) == "wan"
 
 
-def test_a_copy_of_a_broadcast_settles_its_translation(world: World) -> None:
+def test_broadcast_copy_decides_translation(world: World) -> None:
     """IPv4 sends a copy to the machine first; a mark that a nat chain writes is written on that alone."""
     late = chain("postrouting", (Mangle(MARK, 5), nft.ACCEPT), (Match(Ct("state"), "new"),), kind="nat", priority=100)
     to_all = Packet(4, parse_address("255.255.255.255"), bound="wan", mark=2)
@@ -174,7 +174,7 @@ def test_a_copy_of_a_broadcast_settles_its_translation(world: World) -> None:
     assert [one.outcome for one in walks(sample.state, sample.packets)] == ["unknown"]
 
 
-def test_a_route_by_lo_leads_ipv6_nowhere(world: World, family: int) -> None:
+def test_route_by_lo_is_unreachable_in_ipv6(world: World, family: int) -> None:
     """IPv4 takes such a packet for the machine's own, IPv6 for unreachable."""
     state = NetState(routes=(by("lo", family),))
     assert out(world, state, Packet(family, FAR[family])) == {4: HERE, 6: "nowhere"}[family]
@@ -184,7 +184,7 @@ def test_a_route_by_lo_leads_ipv6_nowhere(world: World, family: int) -> None:
     assert out(world, again, Packet(family, FAR[family])) == "wan"
 
 
-def test_an_empty_nat_chain_and_the_owner(world: World, family: int) -> None:
+def test_nat_chain_without_tracking_drops_nothing(world: World, family: int) -> None:
     """A nat chain that only drops drops nothing as long as no rule needs connections."""
     stop = chain("output", (Match(Meta("skuid"), NOBODY), nft.DROP), kind="nat", priority=-100)
     reader = chain("input", (Match(Ct("state"), "new"),))
@@ -194,7 +194,7 @@ def test_an_empty_nat_chain_and_the_owner(world: World, family: int) -> None:
     assert out(world, evolve(state, tables=(table(stop, reader),)), sent) == "nowhere"
 
 
-def test_later_packets_of_a_flow_go_where_the_first_one_went(world: World, family: int) -> None:
+def test_later_packets_of_flow_keep_translation(world: World, family: int) -> None:
     """Their destination is changed as well, though no nat chain is asked about them."""
     turn = (Match(Payload("udp", "dport"), 53), Dnat(IPS[family], OTHER[family], 54))
     state = NetState((table(chain("output", turn, kind="nat", priority=-100)),), (), (by("wan", family),))

@@ -88,7 +88,7 @@ def marked(space: Namespace) -> Namespace:
 
 
 @families
-def test_L9_rules_are_added_before_they_are_deleted(marked: Namespace, family: int) -> None:
+def test_L9_ip_rules_added_before_delete_leak_nothing(marked: Namespace, family: int) -> None:
     """While ip rules are exchanged, add-before-delete sends nothing the wrong way; delete-then-add does."""
     rule = f"ip -{family} rule"
     with flood(marked, family, 1, "wan"):
@@ -104,7 +104,7 @@ def test_L9_rules_are_added_before_they_are_deleted(marked: Namespace, family: i
 
 
 @families
-def test_L10_routes_are_replaced_and_not_flushed(marked: Namespace, family: int) -> None:
+def test_L10_routes_replaced_without_flush_leak_nothing(marked: Namespace, family: int) -> None:
     """`ip route replace` sends nothing the wrong way; flush and add does."""
     route = f"ip -{family} route"
     with flood(marked, family, 1, "wan"):
@@ -130,7 +130,7 @@ IDIOMS = {
 }
 
 
-def test_L11_a_table_is_exchanged_in_one_transaction(space: Namespace) -> None:
+def test_L11_table_replaced_in_one_transaction_leaks_nothing(space: Namespace) -> None:
     """A guard that is deleted (or flushed) and loaded in one transaction lets nothing by; in two it leaks."""
     space.ip(default(WAN, 4))
     files = {"guard": GUARD, **{name: idiom + GUARD for name, idiom in IDIOMS.items()}}

@@ -80,13 +80,13 @@ def kept(egress: None) -> Iterator[Node]:
 # --- a policy in force ---------------------------------------------------------------------------
 
 
-def test_a_policy_in_force_is_proved(kept: Node) -> None:
+def test_verify_policy_in_force_is_proved(kept: Node) -> None:
     told = kept.verify(POLICY).splitlines()
     assert told[0] == "proved: gluon-fastd: this kernel: P1 to P5 hold for all packets, IPv4 and IPv6"
     assert kept.verify().splitlines() == told  # the policy that was applied last
 
 
-def test_and_without_the_policy_as_well(kept: Node) -> None:
+def test_verify_options_without_policy_are_proved(kept: Node) -> None:
     told = kept.verify(*ASKED, *EXEMPT)
     assert told.startswith("proved: this kernel: P1 holds for all packets, IPv4 and IPv6\n")
     # What it tolerates has to be named.
@@ -131,19 +131,19 @@ def at_a_desk(printed: list[str], device: str | None, *words: str) -> subprocess
 
 
 @pytest.mark.parametrize("words", [["rulesets/gluon-fastd.toml"], [*ASKED, *EXEMPT]], ids=["policy", "asked"])
-def test_what_this_kernel_printed_is_proved_at_a_desk(printed: list[str], words: list[str]) -> None:
+def test_verify_state_files_are_proved(printed: list[str], words: list[str]) -> None:
     done = at_a_desk(printed, WAN, *words)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("proved: ")
 
 
-def test_chains_at_egress_of_a_device_that_nobody_tells_prove_nothing(printed: list[str]) -> None:
+def test_verify_egress_chain_without_device_is_unknown(printed: list[str]) -> None:
     done = at_a_desk(printed, None, *ASKED, *EXEMPT)
     assert done.returncode == 3, done.stdout
     assert "an old nft does not write them in its JSON output" in done.stdout
 
 
-def test_root_is_needed(kept: Node) -> None:
+def test_verify_live_without_root_is_refused(kept: Node) -> None:
     done = kept.run("verify", "--live", *ASKED, check=False, uid=65534)
     assert (done.returncode, done.stdout) == (4, "")
 
@@ -151,7 +151,7 @@ def test_root_is_needed(kept: Node) -> None:
 # --- a policy that is not, or not all of it ------------------------------------------------------
 
 
-def test_a_policy_that_was_never_applied(bare: Node) -> None:
+def test_verify_policy_never_applied_is_refuted(bare: Node) -> None:
     told = bare.verify(POLICY, status=1)
     assert told.startswith("REFUTED: gluon-fastd: this kernel: ")
     assert f"  policy  {POLICY}:{line('[uplink.wan]')} uplink.wan\n" in told
@@ -161,7 +161,7 @@ def test_a_policy_that_was_never_applied(bare: Node) -> None:
     assert "no policy was applied here; name one" in none.stderr
 
 
-def test_a_rule_of_a_service_is_missing(held: Node) -> None:
+def test_verify_missing_service_rule_refutes_P3(held: Node) -> None:
     held.delete("wan.identity", "skgid @wan.group-anywhere")
     told = held.verify(POLICY, status=1)
     assert "P3 refuted: uplink wan: service fastd\n" in told
@@ -170,7 +170,7 @@ def test_a_rule_of_a_service_is_missing(held: Node) -> None:
     assert "  next    nftpolicy verify" in told
 
 
-def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
+def test_verify_accept_rule_in_both_layers_refutes_P1(held: Node) -> None:
     held.space.nft(
         "insert rule inet nftpolicy wan.guard udp dport 9 accept\n"
         "insert rule netdev nftpolicy wan.link udp dport 9 accept\n"
@@ -185,12 +185,12 @@ def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
     assert subprocess.run(["sh", file], capture_output=True, text=True, check=False, timeout=limit(60)).returncode == 0
 
 
-def test_a_hole_in_one_layer_is_none_in_both(held: Node) -> None:
+def test_verify_accept_rule_in_one_layer_keeps_P1(held: Node) -> None:
     held.space.nft("insert rule inet nftpolicy wan.guard udp dport 9 accept\n")
     assert "P1 refuted: uplink wan: sockets: " not in held.run("verify", "--live", POLICY, check=False).stdout
 
 
-def test_the_ladder_lost_a_rung(held: Node) -> None:
+def test_verify_missing_ip_rule_refutes_P2(held: Node) -> None:
     held.space.ip("-6 rule del priority 510")
     told = held.verify(POLICY, status=1)
     assert "P2 refuted: uplink wan: IPv6 rules keep marked packets in table 1\n" in told
@@ -209,7 +209,7 @@ table inet foreign {{
 """
 
 
-def test_somebody_else_puts_our_mark_on(held: Node) -> None:
+def test_verify_foreign_mark_rule_refutes_P1(held: Node) -> None:
     held.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="meta mark set 1"))
     told = held.verify(POLICY, status=1)
     assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in told
@@ -232,7 +232,7 @@ table netdev hand {{
 """
 
 
-def test_a_guard_by_hand(bare: Node, egress: None) -> None:
+def test_verify_hand_written_guard_is_proved(bare: Node, egress: None) -> None:
     bare.space.nft(BY_HAND)
     assert bare.verify(*ASKED).startswith("proved: this kernel: ")
     bare.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="udp dport 9 meta mark set 1"))
@@ -252,18 +252,18 @@ def test_a_guard_by_hand(bare: Node, egress: None) -> None:
         ("filter hook output priority 0", "numgen random mod 2 0 accept"),
     ],
 )
-def test_somebody_elses_harmless_table(held: Node, hook: str, rule: str) -> None:
+def test_verify_harmless_foreign_table_is_proved(held: Node, hook: str, rule: str) -> None:
     held.space.nft(FOREIGN.format(hook=hook, rule=rule))
     assert held.verify(*ASKED, *EXEMPT).startswith("proved: this kernel: ")
 
 
-def test_a_harmless_table_beside_a_policy(held: Node) -> None:
+def test_verify_harmless_table_beside_policy_is_proved(held: Node) -> None:
     rule = "tcp dport 80 counter accept"
     held.space.nft(FOREIGN.format(hook="filter hook output priority 0", rule=rule))
     assert held.verify(POLICY).startswith("proved: gluon-fastd: this kernel: ")
 
 
-def test_what_is_not_understood_where_it_matters(held: Node) -> None:
+def test_verify_unsupported_rule_in_guard_is_unknown(held: Node) -> None:
     held.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
     told = held.verify(POLICY, status=3)
     assert told.startswith("unknown: gluon-fastd: this kernel: ")
@@ -274,7 +274,7 @@ def test_what_is_not_understood_where_it_matters(held: Node) -> None:
 # --- the way out ---------------------------------------------------------------------------------
 
 
-def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: Node) -> None:
+def test_verify_counterexample_without_policy_leaves_real_kernel(bare: Node) -> None:
     done = bare.run("verify", "--live", *ASKED, "--json", check=False)
     found = json.loads(done.stdout)
     assert (done.returncode, found["verdict"], found["applied"]) == (1, "refuted", False)
@@ -292,7 +292,7 @@ def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: N
         assert done.returncode == 0, (done.stdout, done.stderr, text)
 
 
-def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> None:
+def test_verify_bridge_ports_are_read_from_kernel(bare: Node, egress: None) -> None:
     bare.space.ip(f"link add name {BRIDGE} type bridge", f"link set {WAN} master {BRIDGE}", f"link set {BRIDGE} up")
     bare.space.nft(BY_HAND.replace(WAN, BRIDGE))
     done = bare.run("verify", "--live", "--uplink", f"up={BRIDGE}", "--mark", "0x1/0x1", "--json", check=False)
@@ -304,7 +304,7 @@ def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> 
     assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}
 
 
-def test_a_ruleset_that_kills_the_library_is_one_message():
+def test_verify_library_abort_is_one_message():
     with Namespace("abort") as space:
         space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
         done = space.run([*PROGRAM, "verify", "--live", "--uplink", "wan=eth0", "--mark", "1"], check=False)

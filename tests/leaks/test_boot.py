@@ -42,14 +42,14 @@ def start(lab: Lab, *files: str) -> None:
     wan_routes_in_main(lab)
 
 
-def test_without_the_files_the_first_packets_leave(released: Guarded) -> None:
+def test_boot_without_guard_files_leaks(released: Guarded) -> None:
     start(released.lab)
     assert run_probes(released.lab).unmarked()
     no_wan_routes_in_main(released.lab)
 
 
 @pytest.mark.parametrize("files", [(BLOCK, GUARD, LINK), (GUARD, GUARD, LINK, LINK)], ids=["as at boot", "twice"])
-def test_with_them_nothing_leaves_that_may_not(released: Guarded, files: tuple[str, ...]) -> None:
+def test_boot_with_guard_files_leaks_nothing(released: Guarded, files: tuple[str, ...]) -> None:
     start(released.lab, *files)
     found = run_probes(released.lab)
     assert (found.unmarked(), found.unexplained()) == ([], [])
@@ -57,7 +57,7 @@ def test_with_them_nothing_leaves_that_may_not(released: Guarded, files: tuple[s
     no_wan_routes_in_main(released.lab)
 
 
-def test_without_the_link_layer_frames_leave_and_nothing_else(released: Guarded) -> None:
+def test_boot_without_link_guard_leaks_frames_only(released: Guarded) -> None:
     """Why there are two files, and what the manual says of them."""
     start(released.lab, GUARD)
     found = run_probes(released.lab).unmarked()
@@ -66,14 +66,14 @@ def test_without_the_link_layer_frames_leave_and_nothing_else(released: Guarded)
     no_wan_routes_in_main(released.lab)
 
 
-def test_the_block_stops_what_the_guard_would_not(released: Guarded) -> None:
+def test_boot_with_block_stops_marked_packets(released: Guarded) -> None:
     start(released.lab, LINK)
     released.lab.node.run(["nft", "-f", BLOCK])  # only now: it stops questions for routers too
     assert not [sent for sent in run_probes(released.lab).wan if "packet" not in str(sent.probe)]
     no_wan_routes_in_main(released.lab)
 
 
-def test_apply_goes_on_from_the_guard_and_loses_no_count(released: Guarded) -> None:
+def test_apply_after_boot_keeps_counters(released: Guarded) -> None:
     start(released.lab, GUARD, LINK)
     run_probes(released.lab)
     before = released.counters()

@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             assert not list(self.node.outside("/run/lab/state").glob("*/history/.*"))
 
 
-def test_whatever_happens_what_was_promised_last_holds() -> None:
+def test_random_command_sequence_keeps_last_policy() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -195,7 +195,7 @@ def _from_nothing(stage: Stage) -> None:
     stage.strays.clear()
 
 
-def test_without_the_guard_the_flood_is_seen(stage: Stage) -> None:
+def test_control_flood_without_guard_leaks(stage: Stage) -> None:
     stage.do("held", None)
     assert any(where.startswith("wan: plain") for where in stage.strays)
     stage.do("change", OLD, counted=False)
@@ -210,7 +210,7 @@ def points_of(number: int) -> list[tuple[str, bool]]:
     return [*before, *after] if ALL else [before[number % len(before)], after[number % len(after)]]
 
 
-def test_an_error_at_every_step_is_undone(stage: Stage) -> None:
+def test_change_error_at_every_step_is_undone(stage: Stage) -> None:
     stage.do("change", OLD, counted=False)
     stage.strays.clear()
     steps = stage.do("change", NEW)
@@ -227,7 +227,7 @@ def test_an_error_at_every_step_is_undone(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("early", [False, True] if ALL else [False])
-def test_a_kill_at_every_step_is_mended(stage: Stage, early: bool) -> None:
+def test_change_killed_at_every_step_is_recovered(stage: Stage, early: bool) -> None:
     stage.do("change", OLD, counted=False)
     stage.strays.clear()
     steps = stage.do("change", NEW)
@@ -246,7 +246,7 @@ def test_a_kill_at_every_step_is_mended(stage: Stage, early: bool) -> None:
     assert stage.strays == {}
 
 
-def test_a_kill_at_every_step_of_a_release_leaves_the_guard(stage: Stage) -> None:
+def test_release_killed_at_every_step_keeps_guard(stage: Stage) -> None:
     """Until the last one, which opens: a release that was wanted and could not be finished is taken back."""
     stage.do("change", OLD, counted=False)
     stage.do("change", None, counted=False)
@@ -261,7 +261,7 @@ def test_a_kill_at_every_step_of_a_release_leaves_the_guard(stage: Stage) -> Non
     assert stage.strays == {}
 
 
-def test_a_kill_at_every_step_of_the_first_apply(stage: Stage) -> None:
+def test_first_apply_killed_at_every_step_is_recovered(stage: Stage) -> None:
     """From the first step on the guard stands; nothing was promised before."""
     stage.do("change", OLD, counted=False)
     stage.do("change", None, counted=False)

@@ -143,7 +143,7 @@ def watched(both: Both) -> Iterator[None]:
 
 @families
 @pytest.mark.parametrize("uplink", TABLES)
-def test_each_service_leaves_by_its_own_uplink(both: Both, uplink: str, family: int) -> None:
+def test_service_leaves_by_its_own_uplink(both: Both, uplink: str, family: int) -> None:
     with watched(both):
         where, error = both.send(family, GROUPS[uplink], MARKS[uplink])
     assert (where, error) == ({uplink: {both.own(uplink, family)}}, "")
@@ -151,7 +151,7 @@ def test_each_service_leaves_by_its_own_uplink(both: Both, uplink: str, family: 
 
 @families
 @pytest.mark.parametrize(("uplink", "other"), [("wired", "lte"), ("lte", "wired")])
-def test_the_mark_of_one_never_leaves_by_the_other(both: Both, uplink: str, other: str, family: int) -> None:
+def test_mark_of_uplink_is_dropped_at_other_uplink(both: Both, uplink: str, other: str, family: int) -> None:
     device, gateway = {"wired": (at.WAN, at.HOME), "lte": (LTE, GATEWAY)}[other]
     route = f"{gateway[family]} dev {device} metric 1"  # in the main table, which no mark reaches
     both.lab.node.ip(f"-{family} route add {route}")
@@ -173,7 +173,7 @@ def test_the_mark_of_one_never_leaves_by_the_other(both: Both, uplink: str, othe
 
 
 @families
-def test_while_the_wired_line_is_down_its_services_fail_and_those_of_lte_go_on(both: Both, family: int) -> None:
+def test_wired_line_down_stops_only_its_services(both: Both, family: int) -> None:
     lab = both.lab
     lab.wan_down()
     try:
@@ -201,7 +201,7 @@ def alarm(family: int) -> str:
 
 @families
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_each_has_the_names_of_its_own_uplink(both: Both, family: int, tcp: bool) -> None:
+def test_service_gets_names_of_its_own_uplink(both: Both, family: int, tcp: bool) -> None:
     answers = {GROUPS["wired"]: at.WHO_AT_HOME, GROUPS["lte"]: WHO_BY_LTE, ALARM: WHO_BY_LTE, OTHER_GID: at.WHO_IN_MESH}
     for server in ("127.0.0.1", "::1", GATEWAY[4], at.HOME[4]):
         for gid, answer in answers.items():
@@ -209,7 +209,7 @@ def test_each_has_the_names_of_its_own_uplink(both: Both, family: int, tcp: bool
                 assert both.lab.resolve(at.WHO, family, server, tcp, gid=gid) == [answer[family]], (server, gid)
 
 
-def test_the_resolver_of_one_answers_no_service_of_the_other(both: Both) -> None:
+def test_resolver_of_uplink_refuses_service_of_other(both: Both) -> None:
     ports = {"wired": 5301, "lte": 5302}
     for uplink, port in ports.items():
         (other,) = ports.keys() - {uplink}

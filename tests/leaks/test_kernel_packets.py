@@ -77,7 +77,7 @@ def nowhere(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool
 
 
 @families
-def test_C1_resets_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
+def test_C1_reset_of_closed_port_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
         bare,
@@ -88,7 +88,7 @@ def test_C1_resets_of_closed_ports(made: Guarded, bare: Lab, family: int) -> Non
 
 
 @families
-def test_C2_errors_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
+def test_C2_icmp_error_of_closed_port_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     nowhere(
         made,
         bare,
@@ -98,7 +98,7 @@ def test_C2_errors_of_closed_ports(made: Guarded, bare: Lab, family: int) -> Non
 
 
 @families
-def test_C2_errors_of_packets_that_are_too_old(made: Guarded, bare: Lab, family: int) -> None:
+def test_C2_icmp_error_of_expired_packet_is_dropped(made: Guarded, bare: Lab, family: int) -> None:
     target = {4: "203.0.113.77", 6: "2001:db8:3::77"}[family]
 
     def through_the_node(lab: Lab) -> None:
@@ -121,7 +121,7 @@ def short_lived(address: str) -> None:
 
 
 @families
-def test_C3_echo_replies(made: Guarded, bare: Lab, family: int) -> None:
+def test_C3_echo_reply_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
         bare,
@@ -132,7 +132,7 @@ def test_C3_echo_replies(made: Guarded, bare: Lab, family: int) -> None:
 
 
 @families
-def test_C4_cookies_instead_of_sockets(made: Guarded, family: int) -> None:
+def test_C4_syn_cookie_leaves_marked(made: Guarded, family: int) -> None:
     made.lab.node.sysctl("net.ipv4.tcp_syncookies", 2)
     try:
         with watching(made.lab) as watch:
@@ -169,7 +169,7 @@ def with_peer(port: int) -> list[str]:
 
 
 @families
-def test_C5_orphans_and_time_wait(made: Guarded, family: int) -> None:
+def test_C5_orphan_and_time_wait_packets_leave_marked(made: Guarded, family: int) -> None:
     before = made.counters()
     with watching(made.lab) as watch:
         drain(made)
@@ -188,7 +188,7 @@ ND = {f"{layer}/wan.exempt.{word}" for layer in ("inet", "netdev") for word in (
 
 @families
 @pytest.mark.parametrize("asker", ["neighbour", "server"])
-def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, bare: Lab, family: int, asker: str) -> None:
+def test_C7_listener_reply_with_mesh_default_leaves_by_wan(made: Guarded, bare: Lab, family: int, asker: str) -> None:
     def connect(lab: Lab) -> bytes | str:
         answer: bytes | str = getattr(lab, asker).call(inbound_clients.tcp, lab.wan_address(family), 22, b"hello", 0.2)
         return answer
@@ -197,7 +197,7 @@ def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, bare: 
     assert connect(made.lab) == b"hello"
 
 
-def test_C8_addresses_of_other_devices_are_not_told(made: Guarded, bare: Lab) -> None:
+def test_C8_arp_for_other_devices_is_not_answered(made: Guarded, bare: Lab) -> None:
     def told(lab: Lab) -> bool:
         lab.wan.drain()
         lab.neighbour.call(who_has, at.NODE_CLIENT[4])
@@ -229,7 +229,7 @@ def bound(payload: bytes) -> None:
                 continue
 
 
-def test_C9_targets_of_dropped_packets_are_not_asked_for(made: Guarded) -> None:
+def test_C9_dropped_packet_sends_no_neighbour_query(made: Guarded) -> None:
     target6 = socket.inet_pton(socket.AF_INET6, NOWHERE[6])
 
     def asked() -> set[str]:
@@ -357,13 +357,13 @@ def test_C10_exempt_packets_leave_and_are_counted(made: Guarded) -> None:
     assert risen >= {"dhcpv4", "dhcpv6", "ndp", "mld", "igmp"}
 
 
-def test_C10_C11_lookalikes_of_exempt_packets_do_not_leave(made: Guarded, bare: Lab) -> None:
+def test_C10_C11_lookalikes_of_exempt_packets_are_dropped(made: Guarded, bare: Lab) -> None:
     assert set(LOOKALIKES) - arrivals(bare, LOOKALIKES) == set(), "inconclusive"
     assert arrivals(made.lab, LOOKALIKES) == set()
 
 
 @families
-def test_C10_the_kernel_joins_groups(made: Guarded, family: int) -> None:
+def test_C10_membership_reports_of_kernel_leave(made: Guarded, family: int) -> None:
     drain(made)
     made.lab.node.call(join, family)
     word = {4: "igmp", 6: "mld"}[family]
@@ -398,7 +398,7 @@ table inet foreign {
 
 
 @families
-def test_C7_replies_of_flows_that_are_not_tracked_do_not_go_astray(made: Guarded, bare: Lab, family: int) -> None:
+def test_C7_untracked_replies_do_not_leave_by_mesh(made: Guarded, bare: Lab, family: int) -> None:
     """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept), so that they are not sent to the mesh."""
 
     def told(lab: Lab) -> set[str]:
@@ -431,7 +431,7 @@ def words(frames: list[Frame]) -> set[str]:
 
 
 @families
-def test_B13_packets_without_an_owner_and_without_a_mark(made: Guarded, family: int) -> None:
+def test_B13_packets_without_owner_and_mark_are_dropped(made: Guarded, family: int) -> None:
     """Nothing carries the mark over here: neither the sysctls nor connection tracking. The guard asks no owner."""
     wan_routes_in_main(made.lab)
     for key in ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"):

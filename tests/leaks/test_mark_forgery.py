@@ -133,7 +133,7 @@ def passed_in(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B3_a_socket_stays_that_of_who_opened_it(made: Guarded, family: int) -> None:
+def test_B3_passed_socket_keeps_owner(made: Guarded, family: int) -> None:
     names = "marked-by-the-service marked-by-who-got-it of-an-outsider"
     assert ways(made, family, passed_on, names) == {
         "marked-by-the-service": "wan",
@@ -160,7 +160,7 @@ def changed_group(family: int, word: Callable[[str, socket.socket], None]) -> No
 
 
 @families
-def test_B6_the_group_counts_that_a_process_had_when_it_opened_the_socket(made: Guarded, family: int) -> None:
+def test_B6_socket_keeps_group_of_its_opening(made: Guarded, family: int) -> None:
     names = "opened-before opened-as-the-service opened-as-the-service-and-kept opened-after"
     assert ways(made, family, changed_group, names) == {
         "opened-before": "",
@@ -181,14 +181,14 @@ def given_away(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B6_neither_a_supplementary_group_nor_fchown_makes_a_socket_the_services(made: Guarded, family: int) -> None:
+def test_B6_supplementary_group_and_fchown_do_not_entitle(made: Guarded, family: int) -> None:
     names = "of-the-group-beside given-to-the-service"
     assert ways(made, family, given_away, names) == dict.fromkeys(names.split(), "")
 
 
 @families
 @pytest.mark.parametrize("kind", ["udp", "udp-connected", "tcp", "raw-protocol", "raw-header", "ping-raw"])
-def test_B6_root_can_not_wear_the_mark(made: Guarded, kind: str, family: int) -> None:
+def test_B6_root_without_group_cannot_use_mark(made: Guarded, kind: str, family: int) -> None:
     probe = leak_probes.Probe(kind, family, marked=True)
     before = made.counters()["inet/wan.unentitled"]
     (worn,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
@@ -210,7 +210,7 @@ def without_the_right(family: int, word: Callable[[str, socket.socket], None]) -
 
 
 @families
-def test_B2_a_program_that_may_not_mark_and_goes_on_does_not_use_the_uplink(made: Guarded, family: int) -> None:
+def test_B2_program_refused_SO_MARK_leaves_by_mesh(made: Guarded, family: int) -> None:
     assert ways(made, family, without_the_right, "whose-error-nobody-read") == {"whose-error-nobody-read": "mesh"}
 
 
@@ -233,7 +233,7 @@ def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> No
 
 
 @families
-def test_A17_a_mark_counts_from_the_next_packet(made: Guarded, family: int) -> None:
+def test_A17_mark_applies_from_next_packet(made: Guarded, family: int) -> None:
     """The route of a connected socket is asked for again when its mark changes; its source address stays."""
     names = "before marked-since no-longer of-an-outsider"
     assert ways(made, family, after_connect, names) == {
@@ -281,7 +281,7 @@ def mapped(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B14_in_a_user_namespace_a_group_is_what_it_is_on_the_machine(made: Guarded, family: int) -> None:
+def test_B14_group_in_user_namespace_is_mapped(made: Guarded, family: int) -> None:
     found = ways(made, family, mapped, "of-another-group of-the-group")
     assert found == {"of-another-group": "", "of-the-group": "wan"}
 
@@ -310,7 +310,7 @@ def foreign(node: Namespace, chains: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_B7_others_that_copy_marks_of_flows_give_nobody_ours(made: Guarded, name: str) -> None:
+def test_B7_foreign_ct_mark_copy_does_not_entitle(made: Guarded, name: str) -> None:
     with foreign(made.lab.node, FOREIGN[name]), watching(made.lab) as watch:
         run = run_probes(made.lab)
         assert (watch.unmarked, watch.stray) == (0, 0)
@@ -321,9 +321,7 @@ def test_B7_others_that_copy_marks_of_flows_give_nobody_ours(made: Guarded, name
 
 @families
 @pytest.mark.parametrize("priority", [-160, -140], ids=["before ours", "behind ours"])
-def test_B12_a_mark_that_others_put_on_what_the_mesh_sends_leads_nothing_out(
-    made: Guarded, family: int, priority: int
-) -> None:
+def test_B12_foreign_mark_on_mesh_packet_does_not_leak(made: Guarded, family: int, priority: int) -> None:
     """The kernel reflects it in its reply. Before our chain, ours takes it off; behind, the guard knows that the flow
     did not begin at the uplink."""
     made.lab.wan.drain()
@@ -345,7 +343,7 @@ def test_B12_a_mark_that_others_put_on_what_the_mesh_sends_leads_nothing_out(
 
 
 @families
-def test_B11_a_mark_on_a_packet_that_was_sent_elsewhere_is_nobodys(made: Guarded, family: int) -> None:
+def test_B11_mark_of_client_is_not_kept_by_node(made: Guarded, family: int) -> None:
     """A client of the node marks what it sends; a mark stays where it was put."""
     made.lab.wan.drain()
     made.lab.client.call(say_marked, family)

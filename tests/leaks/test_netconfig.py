@@ -187,7 +187,7 @@ def check_that_it_is_here(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_with_the_settings_all_routes_are_in_the_table(node: Namespace, case: Case) -> None:
+def test_netconfig_settings_put_routes_in_uplink_table(node: Namespace, case: Case) -> None:
     check_that_it_is_here(case)
     before = resolv(node)
     prepared(node, case.program, **(plain(case.program) if case.program == "ifupdown" else {}))
@@ -205,7 +205,7 @@ def test_with_the_settings_all_routes_are_in_the_table(node: Namespace, case: Ca
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_without_them_all_routes_are_in_main(node: Namespace, case: Case) -> None:
+def test_control_without_settings_routes_are_in_main(node: Namespace, case: Case) -> None:
     """The control of the test above: the same programs and the same home."""
     check_that_it_is_here(case)
     before = resolv(node)
@@ -218,7 +218,7 @@ def test_without_them_all_routes_are_in_main(node: Namespace, case: Case) -> Non
         wait_until(lambda: resolv(node) != before, PATIENCE, "servers in resolv.conf")
 
 
-def test_a_static_address_of_ifupdown(node: Namespace) -> None:
+def test_netconfig_ifupdown_static_route_is_in_uplink_table(node: Namespace) -> None:
     check_that_it_is_here(CASES[-1])
     text = f"iface {at.WAN} inet static\n\taddress 192.0.2.9/24\n\tgateway {at.HOME[4]}\n"
     prepared(node, "ifupdown", **{"network/interfaces": text})
@@ -226,7 +226,7 @@ def test_a_static_address_of_ifupdown(node: Namespace) -> None:
     settle(node, TABLE, 4, "default", at.HOME_NET[4])
 
 
-def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
+def test_netconfig_script_for_netifd_sets_options() -> None:
     """With a uci that says what it is asked."""
     with Namespace("node") as node:
         node.outside("/run/policy.toml").write_text(POLICY)
@@ -248,7 +248,7 @@ def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("program", IDS)
-def test_scripts_are_sound(program: str, tmp_path: Path) -> None:
+def test_netconfig_scripts_have_valid_shell_syntax(program: str, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
     subprocess.run([PROGRAM, "netconfig", policy, "--for", program, "--to", tmp_path / "root"], check=True)

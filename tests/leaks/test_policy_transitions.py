@@ -68,7 +68,7 @@ def faults(field: Field, change: Change, old: Scene, new: Scene) -> list[str]:
     return [*found, *(f"{word}, which neither policy exempts" for word in sorted(strangers))]
 
 
-def test_no_transition_opens_a_window(field: Field) -> None:
+def test_policy_transition_leaks_nothing(field: Field) -> None:
     first, *rest = scenes(COUNT + 1, SEED)
     field.around("apply", first.policy)
     old, during, passed, allowed = first, [0] * len(field.kinds), 0, 0
@@ -124,7 +124,7 @@ def led(field: Field, role: str) -> list[tuple[str, object]]:
     return [("stick" if kind.device == "usb0" else "wan", kind) for kind in field.kinds if kind.role == role]
 
 
-def test_a_policy_that_is_taken_away_and_applied_anew_would_be_seen(field: Field) -> None:
+def test_control_release_and_apply_leaks(field: Field) -> None:
     """The control of the test above: what a restart of other tools does."""
     first, *rest = scenes(RESTARTS + 1, SEED)
     field.around("apply", first.policy)
@@ -137,7 +137,7 @@ def test_a_policy_that_is_taken_away_and_applied_anew_would_be_seen(field: Field
     assert field.lost_frames() == 0
 
 
-def test_the_flood_is_what_it_is_said_to_be(field: Field) -> None:
+def test_flood_covers_every_kind_and_family(field: Field) -> None:
     """Both families, UDP, TCP and frames, with and without mark; and every one of them is sent in each round."""
     told = {(kind.role, kind.how, kind.family) for kind in field.kinds}
     assert {(role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES} <= told

@@ -92,7 +92,7 @@ def questions(sniffer: Any) -> list[Any]:
     return [frame for frame in sniffer.frames() if frame.dport == 53]
 
 
-def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folder: Path) -> None:
+def test_dnsmasq_with_library_is_marked_and_uses_wan(made: Guarded, folder: Path) -> None:
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "root", environment(folder)) as process:
         assert ask(made) == [at.WHO_AT_HOME[4]]
@@ -108,9 +108,7 @@ def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folde
         assert {one.mark for one in read_process_sockets(process.pid).sockets} == {0}
 
 
-def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
-    made: Guarded, folder: Path, log: Callable[[], str]
-) -> None:
+def test_dnsmasq_without_capability_ends_and_leaks_nothing(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
     """Its standard error is /dev/null by then: what is left are its exit status and the system's log."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder)) as process:
@@ -122,7 +120,7 @@ def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
     assert questions(made.lab.wan) == questions(made.lab.mesh_sniffer) == []
 
 
-def test_the_old_way_is_what_was_silent(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
+def test_control_optional_mode_queries_by_mesh(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
     """The control of the test above: the same program, told to go on, asks without the mark and by the wrong way."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder, LIBPACKETMARK_OPTIONAL="1")) as process:
@@ -148,7 +146,7 @@ def setuid(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [static, raw_call, setuid], ids=lambda make: make.__name__)
-def test_what_the_library_does_not_reach_does_not_leave(made: Guarded, folder: Path, make: Any) -> None:
+def test_program_out_of_reach_of_library_is_dropped(made: Guarded, folder: Path, make: Any) -> None:
     """Though the main table leads to the WAN, and the group is the service's."""
     program = make(folder)
     words = f"by {make.__name__} {time.monotonic_ns()}"
@@ -176,7 +174,7 @@ def test_what_the_library_does_not_reach_does_not_leave(made: Guarded, folder: P
 
 
 @pytest.mark.parametrize("service", ["fastd", "other"])
-def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> None:
+def test_run_preloads_library(made: Guarded, folder: Path, service: str) -> None:
     program = build(folder, CLIENT)
     words = f"by run {service} {time.monotonic_ns()}"
     arguments = [str(program), at.SERVER[4], at.SERVER[6], words]
@@ -189,7 +187,7 @@ def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> Non
     assert "not tried: mark: set by the preloaded library in the program" in said
 
 
-def test_run_refuses_what_the_library_does_not_reach(made: Guarded, folder: Path) -> None:
+def test_run_refuses_program_out_of_reach_of_library(made: Guarded, folder: Path) -> None:
     for make, why in ((static, "linked statically"), (setuid, "setuid")):
         done = made.nftpolicy("run", "fastd", "--", str(make(folder)), check=False)
         assert (done.returncode, done.stdout, why in done.stderr) == (1, "", True), done.stderr

@@ -92,7 +92,7 @@ def variants(made: Guarded) -> list[str]:
     return [*(text.replace(old, new) for old, new in changes), text]
 
 
-def test_E1_nothing_leaves_while_the_policy_changes(made: Guarded) -> None:
+def test_E1_policy_change_leaks_nothing(made: Guarded) -> None:
     lab = made.lab
     with watching(lab) as watch, flooding(lab):
         lab.wan.drain()
@@ -109,7 +109,7 @@ def test_E1_nothing_leaves_while_the_policy_changes(made: Guarded) -> None:
     assert lab.wan.dropped == 0
 
 
-def test_E1_a_guard_that_is_deleted_and_loaded_again_would_be_seen(made: Guarded) -> None:
+def test_E1_control_deleted_and_reloaded_guard_leaks(made: Guarded) -> None:
     """The control of the test above: this is what other tools do."""
     lab = made.lab
     tables = ("inet nftpolicy", "netdev nftpolicy")
@@ -122,7 +122,7 @@ def test_E1_a_guard_that_is_deleted_and_loaded_again_would_be_seen(made: Guarded
         assert lab.wan.wait_for(lambda frame: FLOOD in frame.payload, 1)
 
 
-def test_E2_marked_packets_never_stray_while_the_ladder_changes(made: Guarded) -> None:
+def test_E2_ip_rule_change_keeps_marked_packets_on_wan(made: Guarded) -> None:
     lab = made.lab
     text = gluon(lab)
     for destination in ("default via 192.0.2.1", "192.0.2.0/24"):
@@ -142,7 +142,7 @@ def test_E2_marked_packets_never_stray_while_the_ladder_changes(made: Guarded) -
     assert lab.mesh_sniffer.dropped == 0
 
 
-def test_E4_the_guard_outlives_every_process(made: Guarded) -> None:
+def test_E4_guard_outlives_every_process(made: Guarded) -> None:
     """Nothing of nftpolicy runs between its commands; only release opens the WAN."""
     listing = made.lab.node.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
     assert "nftpolicy" not in listing
@@ -151,7 +151,7 @@ def test_E4_the_guard_outlives_every_process(made: Guarded) -> None:
         assert run_probes(made.lab).unmarked() != [], "inconclusive"
 
 
-def test_E5_an_apply_that_is_killed_leaves_a_guard_or_nothing(made: Guarded) -> None:
+def test_E5_killed_apply_leaks_nothing(made: Guarded) -> None:
     """From one policy to the next: at whatever moment it ends, nothing leaves and the next apply heals."""
     lab, texts = made.lab, variants(made)
     with flooding(lab):
@@ -174,7 +174,7 @@ def test_E5_an_apply_that_is_killed_leaves_a_guard_or_nothing(made: Guarded) -> 
 # Links that come and go
 
 
-def test_E6_a_new_device_counts_as_an_uplink(made: Guarded) -> None:
+def test_E6_new_device_is_guarded(made: Guarded) -> None:
     node, other = made.lab.node, made.lab.neighbour
     veth(node, "usb0", other, "stick")
     try:
@@ -214,7 +214,7 @@ def marked_udp(lab: Lab) -> tuple[list[str], list[str]]:
     return sorted(str(sent.probe) for sent in run.wan), sorted(str(sent.probe) for sent in run.mesh)
 
 
-def test_E8_a_wan_that_is_down_does_not_send_its_packets_elsewhere() -> None:
+def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
     every = ["udp/ipv4/marked", "udp/ipv6/marked"]
     with guarded_lab() as made:
         made.release()
@@ -243,7 +243,7 @@ def test_E8_a_wan_that_is_down_does_not_send_its_packets_elsewhere() -> None:
             assert watch.stray == 0
 
 
-def test_E8_the_lease_is_taken_and_renewed_through_the_guard() -> None:
+def test_E8_lease_is_taken_and_renewed_through_guard() -> None:
     with guarded_lab(netifd_rules=True) as made:
         before = made.counters()
         made.lab.wan_down()

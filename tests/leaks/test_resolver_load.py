@@ -101,7 +101,7 @@ def figures(asked: list[Asked]) -> str:
     return f"{len(asked)} queries: {dict(answers)}; slowest {waits[-1] * 1000:.0f} ms" if waits else f"{dict(answers)}"
 
 
-def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resolver_server_change_loses_no_query(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     storm.lab.wan.drain(), storm.lab.mesh_sniffer.drain()
     primary, changes = asked_of_the_machines_own(storm), storm.resolver_log().count("servers of uplink")
     with watching(storm.lab) as watch:
@@ -127,7 +127,7 @@ def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest
     assert storm.lab.wan.dropped == storm.lab.mesh_sniffer.dropped == 0
 
 
-def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resolver_flapping_link_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     primary, seconds = asked_of_the_machines_own(storm), 7
     storm.lab.mesh_sniffer.drain()
     downs: list[tuple[float, float]] = []
@@ -176,7 +176,7 @@ def flags(name: str, do: bool) -> tuple[bool, bool, int]:
     return bool(answer[3] & 0x20), bool(bits & 0x8000), size
 
 
-def test_dnssec_passes_through(storm: Guarded) -> None:
+def test_resolver_passes_dnssec_flags(storm: Guarded) -> None:
     """The server says AD where it is asked for DNSSEC, and the resolver neither adds nor takes away."""
     for do in (True, False):
         found = storm.lab.node.call(flags, f"secure.{DOMAIN}", do, gid=SERVICE_GID)
@@ -184,7 +184,7 @@ def test_dnssec_passes_through(storm: Guarded) -> None:
         assert 512 <= found[2] <= 1232  # larger answers would be fragments
 
 
-def test_the_counts_above_would_see_a_leak(storm: Guarded) -> None:
+def test_control_leaked_queries_are_counted(storm: Guarded) -> None:
     """The positive controls: a query that goes to the machine's own resolver, and one that leaves unmarked."""
     primary = asked_of_the_machines_own(storm)
     ask(storm, gid=OTHER_GID)

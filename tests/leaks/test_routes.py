@@ -87,7 +87,7 @@ def marked_by_the_wan(made: Guarded) -> list[str]:
     return sorted(str(sent.probe) for sent in run_probes(made.lab, MARKED).wan)
 
 
-def test_routes_by_dhcp_end_in_the_table_alone(made: Guarded, watched: Watched) -> None:
+def test_dhcp_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -> None:
     lab = made.lab
     with watching(lab) as watch, flooding(lab):
         for _ in range(2):
@@ -100,7 +100,7 @@ def test_routes_by_dhcp_end_in_the_table_alone(made: Guarded, watched: Watched) 
     assert "udp/ipv4/marked" in marked_by_the_wan(made)
 
 
-def test_without_the_keeper_they_are_in_main(made: Guarded) -> None:
+def test_control_without_route_keeper_routes_are_in_main(made: Guarded) -> None:
     """The control of the tests here: the same machine, where `watch` leaves routes alone."""
     with Watched(made, "--leave-routes"):
         made.lab.wan_down()
@@ -111,7 +111,7 @@ def test_without_the_keeper_they_are_in_main(made: Guarded) -> None:
             unmarked(made)  # nothing leaves, but nothing arrives by the mesh either
 
 
-def test_routes_by_router_advertisement_end_in_the_table_alone(made: Guarded, watched: Watched) -> None:
+def test_advertised_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -> None:
     lab = made.lab
 
     def attack() -> None:
@@ -131,7 +131,7 @@ def expiry(made: Guarded, destination: str) -> int:
     return next(one["expires"] for one in json.loads(text) if "expires" in one)
 
 
-def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched) -> None:
+def test_advertised_route_keeps_and_renews_lifetime(made: Guarded, watched: Watched) -> None:
     lab = made.lab
     lab.node.ip(f"-6 route flush table {TABLE} proto ra")
     for lifetime in (20, 900):
@@ -142,7 +142,7 @@ def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched
         in_order(made, 6, "default")
 
 
-def test_an_address_brings_its_network_which_settles_in_the_table(made: Guarded, watched: Watched) -> None:
+def test_route_of_new_address_ends_in_uplink_table(made: Guarded, watched: Watched) -> None:
     """F3: the kernel's own route. It is in the table at once, and in main for as long as it takes to add a gateway."""
     node, net = made.lab.node, at.SERVER_NET[4]  # whom the probes are for
     with watching(made.lab) as watch, flooding(made.lab):
@@ -172,7 +172,7 @@ def send(address: str, mark: int) -> None:
         made.sendto(b"to a neighbour", (address, 9))
 
 
-def test_a_program_that_puts_its_route_back_is_no_endless_loop(made: Guarded, watched: Watched) -> None:
+def test_route_keeper_against_other_program_backs_off(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     route = f"192.88.99.0/24 via {at.HOME[4]} dev {at.WAN} onlink"
     before = watched.resources()
@@ -187,7 +187,7 @@ def test_a_program_that_puts_its_route_back_is_no_endless_loop(made: Guarded, wa
     node.ip(f"route del 192.88.99.0/24 table {TABLE}")
 
 
-def test_routes_of_others_and_what_can_not_be_moved_stay(made: Guarded, watched: Watched) -> None:
+def test_route_keeper_leaves_foreign_routes(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     others = [f"192.88.97.0/24 via {at.GATEWAY[4]} dev {at.MESH}", "unreachable 192.88.98.0/24"]
     mixed = f"192.88.96.0/24 nexthop via {at.HOME[4]} dev {at.WAN} onlink nexthop via {at.GATEWAY[4]} dev {at.MESH}"
@@ -208,7 +208,7 @@ def test_routes_of_others_and_what_can_not_be_moved_stay(made: Guarded, watched:
     node.ip(*(f"route del 192.88.{one}.0/24 table {TABLE}" for one in (94, 95)))
 
 
-def test_status_names_what_is_not_in_its_table(made: Guarded) -> None:
+def test_status_names_misplaced_routes(made: Guarded) -> None:
     made.lab.node.ip(f"route add 192.88.93.0/24 via {at.HOME[4]} dev {at.WAN} onlink")
     said = made.nftpolicy("status", check=False)
     assert "192.88.93.0/24 via 192.0.2.1 dev br-wan" in said.stderr

@@ -55,7 +55,7 @@ def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MAR
 
 
 @families
-def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) -> None:
+def test_service_reaches_its_destination_only(server: Guarded, family: int) -> None:
     lab, place = server.lab, at.NEIGHBOUR[family]
     lab.wan.drain()
     with watching(lab, watched) as watch:
@@ -75,7 +75,7 @@ def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) 
 
 
 @families
-def test_a_program_that_sets_no_mark_is_run_as_the_service(server: Guarded, family: int) -> None:
+def test_run_marks_program_without_mark(server: Guarded, family: int) -> None:
     place = at.NEIGHBOUR[family]
     where = f"TCP:[{place}]:22" if family == 6 else f"TCP:{place}:22"
     log = server.nftpolicy(
@@ -87,7 +87,7 @@ def test_a_program_that_sets_no_mark_is_run_as_the_service(server: Guarded, fami
 
 
 @families
-def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
+def test_service_without_mark_is_dropped(server: Guarded, family: int) -> None:
     lab, place = server.lab, at.NEIGHBOUR[family]
     lab.node.ip(f"-{family} route add {place} dev {at.WAN} metric 1")
     try:
@@ -100,7 +100,7 @@ def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
         lab.node.ip(f"-{family} route del {place} dev {at.WAN} metric 1")
 
 
-def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
+def test_server_uplink_drops_packets_of_other_groups(server: Guarded) -> None:
     lab = server.lab
     with watching(lab, watched) as watch:
         run = run_probes(lab, mark=MARK, gid=OTHER_GID)
@@ -113,7 +113,7 @@ def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
 
 
 @families
-def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) -> None:
+def test_management_port_answers_administrators_only(server: Guarded, family: int) -> None:
     lab, address = server.lab, server.lab.wan_address(family)
     lab.node.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
     with (
@@ -132,6 +132,6 @@ def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) ->
 
 
 @families
-def test_the_routes_of_the_policy_lead_to_its_gateways(server: Guarded, family: int) -> None:
+def test_policy_routes_use_policy_gateways(server: Guarded, family: int) -> None:
     listed = server.lab.node.run(["ip", f"-{family}", "route", "show", "table", str(TABLE), "proto", "78"]).stdout
     assert f"default via {at.HOME[family]} dev {at.WAN} metric 1024 onlink" in listed

@@ -81,7 +81,7 @@ CASES = [(kind, family) for kind in KINDS for family in at.FAMILIES if (kind, fa
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 @pytest.mark.parametrize(("kind", "family"), CASES)
-def test_status_says_what_is_wrong_and_the_guard_counts_it(made: Guarded, kind: str, family: int, tcp: bool) -> None:
+def test_status_names_wrong_socket_and_guard_counts(made: Guarded, kind: str, family: int, tcp: bool) -> None:
     how, (verdict, who, counter) = KINDS[kind]
     before = made.counters()
     made.lab.wan.drain()
@@ -100,7 +100,7 @@ def test_status_says_what_is_wrong_and_the_guard_counts_it(made: Guarded, kind: 
     assert sockets(made) == []
 
 
-def test_without_a_mark_it_is_counted_at_the_uplink(made: Guarded) -> None:
+def test_unmarked_socket_is_counted_at_uplink(made: Guarded) -> None:
     before = made.counters()["inet/wan.dropped"]
     with held(made, SERVICE_GID, device=at.WAN):
         (one,) = sockets(made)
@@ -108,7 +108,7 @@ def test_without_a_mark_it_is_counted_at_the_uplink(made: Guarded) -> None:
         assert made.counters()["inet/wan.dropped"] > before
 
 
-def test_a_table_for_a_person_is_short(made: Guarded) -> None:
+def test_status_socket_table_is_short(made: Guarded) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(24):
             stack.enter_context(held(made, OTHER_GID, mark=1))
@@ -118,7 +118,7 @@ def test_a_table_for_a_person_is_short(made: Guarded) -> None:
     assert said.count("forged: it has the mark 0x1/0x1") == 1
 
 
-def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: Guarded) -> None:
+def test_status_socket_without_process_is_unknown(made: Guarded) -> None:
     """One of this process, which is outside the node's PID namespace."""
     with made.lab.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
@@ -128,7 +128,7 @@ def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: 
         assert [(each["verdict"], each["program"], each["gid"]) for each in mine] == [("unknown", None, None)]
 
 
-def test_watch_says_it_once_and_says_when_it_is_over(made: Guarded) -> None:
+def test_watch_reports_wrong_socket_once_and_its_end(made: Guarded) -> None:
     with contextlib.ExitStack() as stack:
         with held(made, OTHER_GID, mark=1):
             watched = stack.enter_context(Watched(made))
@@ -141,7 +141,7 @@ def test_watch_says_it_once_and_says_when_it_is_over(made: Guarded) -> None:
         assert watched.stop() == 0
 
 
-def test_the_cgroup_of_a_socket_is_known_by_its_number(made: Guarded) -> None:
+def test_socket_cgroup_is_found_by_number(made: Guarded) -> None:
     """As the kernel tells it of a socket: one that is opened below a cgroup is in it, another is not."""
     with bpf_programs.cgroup() as path:
         below = path / "below"

@@ -78,7 +78,7 @@ def _around(family: int, mark: int, change: list[str], env: dict[str, str]) -> t
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_connection_with_a_mark_that_is_gone_ends_at_once(made: Guarded, family: int) -> None:
+def test_connection_with_removed_mark_is_closed(made: Guarded, family: int) -> None:
     from tests.guarded_lab import ENVIRONMENT, PROGRAM
 
     made.apply()
@@ -90,7 +90,7 @@ def test_a_connection_with_a_mark_that_is_gone_ends_at_once(made: Guarded, famil
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("mark", [0, 1], ids=["in the mesh", "of the service, whose mark stays"])
-def test_others_go_on(made: Guarded, family: int, mark: int) -> None:
+def test_connection_with_kept_decision_stays_open(made: Guarded, family: int, mark: int) -> None:
     from tests.guarded_lab import ENVIRONMENT, PROGRAM
 
     made.apply()
@@ -104,7 +104,7 @@ def test_others_go_on(made: Guarded, family: int, mark: int) -> None:
     made.nftpolicy("apply", POLICY)
 
 
-def test_flows_of_the_old_mark_are_forgotten_one_by_one(made: Guarded) -> None:
+def test_flows_of_removed_mark_are_deleted(made: Guarded) -> None:
     """What a stranger asked by the uplink has a flow with its mark."""
     made.apply()
     with ExitStack() as stack:

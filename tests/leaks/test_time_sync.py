@@ -73,7 +73,7 @@ def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[in
 
 
 @pytest.mark.parametrize("name", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
-def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> None:
+def test_ntp_client_with_mark_uses_wan(node: Guarded, name: str) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch:
@@ -86,7 +86,7 @@ def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> N
 
 
 @pytest.mark.parametrize("gid", [GID, OTHER_GID], ids=["its-group", "another"])
-def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> None:
+def test_ntp_client_without_mark_is_dropped(node: Guarded, gid: int) -> None:
     lab = node.lab
     wan_routes_in_main(lab)
     try:
@@ -105,7 +105,7 @@ def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> 
         no_wan_routes_in_main(lab)
 
 
-def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
+def test_ntp_client_in_other_group_is_dropped(node: Guarded) -> None:
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]
     lab.wan.drain(), lab.mesh_sniffer.drain()
@@ -116,7 +116,7 @@ def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
         assert [frame for frame in sniffer.frames() if frame.dport == NTP] == []
 
 
-def test_while_the_wan_is_down_it_asks_nobody(node: Guarded) -> None:
+def test_ntp_client_while_wan_is_down_sends_nothing(node: Guarded) -> None:
     lab = node.lab
     lab.wan_down()
     try:

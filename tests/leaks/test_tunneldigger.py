@@ -51,7 +51,7 @@ def node() -> Iterator[Guarded]:
 
 
 @pytest.mark.parametrize("remote", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
-def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
+def test_tunneldigger_connects_by_wan_only(node: Guarded, remote: str) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch, digger(lab, remote, 1, SERVICE_GID):
@@ -64,7 +64,7 @@ def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
     assert of(lab.mesh_sniffer, L2TP) == []
 
 
-def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None:
+def test_tunneldigger_by_run_is_marked(node: Guarded) -> None:
     lab, log = node.lab, "/run/lab/run.log"
     words = [
         "run",
@@ -85,7 +85,7 @@ def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None
     assert of(lab.wan, L2TP)
 
 
-def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> None:
+def test_tunneldigger_avoids_mesh_while_wan_is_down(node: Guarded) -> None:
     lab = node.lab
     with digger(lab, at.SERVER[4], 1, SERVICE_GID) as log:
         wait_for_echoes(lab)
@@ -110,7 +110,7 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
     [(0, SERVICE_GID, "inet/wan.dropped"), (1, OTHER_GID, "inet/wan.unentitled")],
     ids=["unmarked", "not-its-group"],
 )
-def test_without_its_mark_or_its_group_it_is_dropped(node: Guarded, mark: int, gid: int, counter: str) -> None:
+def test_tunneldigger_without_mark_or_group_is_dropped(node: Guarded, mark: int, gid: int, counter: str) -> None:
     lab = node.lab
     wan_routes_in_main(lab)
     try:
@@ -126,7 +126,7 @@ def test_without_its_mark_or_its_group_it_is_dropped(node: Guarded, mark: int, g
         no_wan_routes_in_main(lab)
 
 
-def test_tcp_of_the_same_group_is_not_in_the_policy(node: Guarded) -> None:
+def test_tunneldigger_tcp_of_same_group_is_dropped(node: Guarded) -> None:
     """Its `ports` are those of UDP."""
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]

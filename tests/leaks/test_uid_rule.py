@@ -68,7 +68,7 @@ def talk(family: int, tcp: bool, port: int) -> str:
 
 @families
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_the_user_reaches_the_server_by_the_wan_and_another_does_not(made: Guarded, family: int, tcp: bool) -> None:
+def test_uid_rule_user_leaves_by_wan_other_user_does_not(made: Guarded, family: int, tcp: bool) -> None:
     lab, wan = made.lab, made.lab.wan_address(family)
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch:
@@ -83,7 +83,7 @@ def test_the_user_reaches_the_server_by_the_wan_and_another_does_not(made: Guard
 
 
 @families
-def test_without_the_rule_or_the_policy_it_goes_by_the_mesh(made: Guarded, family: int) -> None:
+def test_control_without_uid_rule_leaves_by_mesh(made: Guarded, family: int) -> None:
     """The control: what leads it to the WAN is the rule, and what keeps it from the mesh is the guard."""
     lab = made.lab
     with made.off():
@@ -100,7 +100,7 @@ def test_without_the_rule_or_the_policy_it_goes_by_the_mesh(made: Guarded, famil
 
 
 @families
-def test_it_may_send_no_further_than_the_policy_says(made: Guarded, family: int) -> None:
+def test_uid_rule_user_reaches_policy_destinations_only(made: Guarded, family: int) -> None:
     made.lab.wan.drain()
     before = made.counters()["inet/wan.unentitled"]
     made.lab.node.call(send, family, 4711, b"elsewhere", "", uid=NARROW, gid=OTHER_GID)
@@ -119,7 +119,7 @@ def send(family: int, port: int, word: bytes, device: str) -> None:
 
 
 @families
-def test_nothing_of_the_user_goes_by_the_mesh(made: Guarded, family: int) -> None:
+def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
     """Neither when it names the device, nor while the WAN is down."""
     lab = made.lab
     lab.mesh_sniffer.drain()
@@ -138,7 +138,7 @@ def test_nothing_of_the_user_goes_by_the_mesh(made: Guarded, family: int) -> Non
 
 
 @families
-def test_another_user_is_stopped_on_the_uplink(made: Guarded, family: int) -> None:
+def test_uid_rule_other_user_is_dropped_at_uplink(made: Guarded, family: int) -> None:
     """By routes that lead there, and by the device."""
     wan_routes_in_main(made.lab)
     try:
@@ -155,7 +155,7 @@ def test_another_user_is_stopped_on_the_uplink(made: Guarded, family: int) -> No
 
 
 @families
-def test_its_names_come_from_the_resolver_of_the_wan(made: Guarded, family: int) -> None:
+def test_uid_rule_user_gets_names_from_wan(made: Guarded, family: int) -> None:
     for tcp in (False, True):
         answer = made.lab.resolve(at.WHO, family, at.GATEWAY[family], tcp, gid=OTHER_GID, uid=ANYWHERE)
         assert answer == [at.WHO_AT_HOME[family]]
@@ -198,7 +198,7 @@ def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int,
 
 
 @families
-def test_what_a_closed_socket_still_had_to_send_is_lost(made: Guarded, family: int) -> None:
+def test_uid_rule_unsent_data_of_closed_socket_is_lost(made: Guarded, family: int) -> None:
     """The kernel sends it for nobody: neither the mark nor the user says whose it is. With a mark nothing is lost."""
     taken, got = arrives(made, family, mark=1, uid=0, gid=SERVICE_GID)
     assert got == taken, "inconclusive"
@@ -209,7 +209,7 @@ def test_what_a_closed_socket_still_had_to_send_is_lost(made: Guarded, family: i
 
 
 @families
-def test_what_the_kernel_answers_for_a_closed_socket_leaves(made: Guarded, family: int) -> None:
+def test_uid_rule_reset_of_closed_socket_leaves(made: Guarded, family: int) -> None:
     """It reflects the mark of what arrives: here a reset, for data that came after the end."""
     with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
         listener.bind((at.SERVER[family], 0))
@@ -231,7 +231,7 @@ def briefly(family: int, port: int) -> None:
 
 
 @families
-def test_the_others_of_the_policy_are_as_before(made: Guarded, family: int) -> None:
+def test_uid_rule_leaves_other_services_unchanged(made: Guarded, family: int) -> None:
     address = made.lab.wan_address(family)
     with inbound_clients.listening(made.lab.node, 22, uid=0, gid=OTHER_GID):
         assert made.lab.neighbour.call(inbound_clients.tcp, address, 22, b"hello") == b"hello"

@@ -53,7 +53,7 @@ def router(shipped: Policy) -> Iterator[Router]:
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_many_reloads_leave_what_apply_makes(router: Router, shipped: Policy, name: str) -> None:
+def test_fw4_reloads_keep_guard(router: Router, shipped: Policy, name: str) -> None:
     router.write(shipped)
     fw4 = Fw4(router, name)
     wanted = guards(compile_policy(shipped).tables)
@@ -71,7 +71,7 @@ def test_many_reloads_leave_what_apply_makes(router: Router, shipped: Policy, na
     router.nftpolicy("release")
 
 
-def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
+def test_control_include_without_delete_duplicates_rules(router: Router, shipped: Policy) -> None:
     """The control: without the delete, rules are there twice after the second reload."""
     router.write(shipped)
     fw4, file = Fw4(router, RENDERED[0]), router.file(tree.GUARD_PATH)
@@ -84,7 +84,7 @@ def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
     router.write(shipped)
 
 
-def test_another_policy_takes_the_place_of_the_first_within_one_reload(router: Router, shipped: Policy) -> None:
+def test_fw4_reload_replaces_guard_of_other_policy(router: Router, shipped: Policy) -> None:
     """Chains, priorities and types of sets may change: with `flush table` the whole of fw4 would be refused."""
     fw4 = Fw4(router, RENDERED[0])
     old = router.file(tree.GUARD_PATH).read_text()
@@ -97,7 +97,7 @@ def test_another_policy_takes_the_place_of_the_first_within_one_reload(router: R
     router.space.nft("flush ruleset\n")
 
 
-def test_an_include_that_can_not_be_loaded_leaves_all_as_it_was_and_is_noticed(router: Router, shipped: Policy) -> None:
+def test_fw4_invalid_include_keeps_guard_and_is_reported(router: Router, shipped: Policy) -> None:
     """fw4 says 0 then, so the runner asks the kernel and not fw4."""
     router.write(shipped)
     router.nftpolicy("apply")
@@ -140,7 +140,7 @@ def settled(lab: Lab) -> None:
 
 @needs_lab
 @pytest.mark.parametrize("name", RENDERED)
-def test_nothing_leaves_while_fw4_comes_and_goes(field: tuple[Lab, Router], name: str) -> None:
+def test_fw4_restarts_and_stops_leak_nothing(field: tuple[Lab, Router], name: str) -> None:
     lab, router = field
     # Without the link layer, which would hide a gap in the guard.
     router.write(policy_of(lab), link_guard=False)
@@ -160,9 +160,7 @@ def test_nothing_leaves_while_fw4_comes_and_goes(field: tuple[Lab, Router], name
 
 
 @needs_lab
-def test_after_a_flush_the_watch_has_the_guard_back(
-    field: tuple[Lab, Router], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_watch_after_fw4_flush_restores_guard(field: tuple[Lab, Router], capsys: pytest.CaptureFixture[str]) -> None:
     """In every order of reload, restart, stop and flush. What leaves between a flush and the guard is counted and told."""
     lab, router = field
     router.write(policy_of(lab))
@@ -205,7 +203,7 @@ def _guard(lab: Lab) -> str:
 
 
 @needs_lab
-def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Router]) -> None:
+def test_watch_after_netifd_start_restores_ip_rules(field: tuple[Lab, Router]) -> None:
     """It deletes all ip rules of both families. The guard stands meanwhile, so nothing leaves."""
     lab, router = field
     router.nftpolicy("apply")

@@ -72,7 +72,7 @@ def of_fixture(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_configuration(router, tmp_path, name):
+def test_import_case_gives_proved_policy(router, tmp_path, name):
     case = CASES[name]
     out = tmp_path / "policy.toml"
     done = run("import", "openwrt", router(case.files, case.names), "--out", out, *case.options)
@@ -90,7 +90,7 @@ def test_a_configuration(router, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_no_policy_comes_of_it(router, name):
+def test_import_invalid_configuration_is_refused(router, name):
     files, said = BAD[name]
     done = run("import", "openwrt", router(files))
     assert (done.returncode, done.stdout) == (2, "")
@@ -101,7 +101,7 @@ def test_no_policy_comes_of_it(router, name):
 
 @pytest.mark.parametrize("name", ["default-router", "default-with-include", "gluon-node"])
 @pytest.mark.parametrize("look", [False, True], ids=["assumed", "given"])
-def test_real_ones_leak_today_and_not_with_the_policy(router, tmp_path, name, look):
+def test_import_of_fixture_is_refuted_now_and_proved_after(router, tmp_path, name, look):
     out = tmp_path / "policy.toml"
     given = ["--ruleset", FIXTURES / name / "kernel.json"] if look else []
     done = run("import", "openwrt", router(of_fixture(name)), "--out", out, "--json", *given)
@@ -115,7 +115,7 @@ def test_real_ones_leak_today_and_not_with_the_policy(router, tmp_path, name, lo
     assert run("check", out).returncode == 0
 
 
-def test_the_known_leaks_of_a_gluon_node_have_their_packets(router):
+def test_import_names_known_leaks_of_gluon_node(router):
     files = of_fixture("gluon-node")
     # What netifd does of itself for a device that is told to have IPv6: its rule 90000 + ifindex.
     files["network"] = files["network"].replace("\toption igmp_snooping '1'\n", "\toption ipv6 '1'\n", 1)
@@ -129,12 +129,12 @@ def test_the_known_leaks_of_a_gluon_node_have_their_packets(router):
     assert not any("ip rule 1," in one["reason"] for one in ways)
 
 
-def test_the_fixture_as_it_is_has_no_rule_90000_for_ipv6(router):
+def test_import_of_unchanged_fixture_has_no_ipv6_rule_90000(router):
     document = json.loads(run("import", "openwrt", router(of_fixture("gluon-node")), "--json").stdout)
     assert not any("ip rule 9000" in one["reason"] for one in document["ways_out"])
 
 
-def test_where_the_firewall_drops_there_is_no_way_out(router, tmp_path):
+def test_import_with_drop_ruleset_finds_no_leak(router, tmp_path):
     """The control: ways come from walks, and a ruleset that drops ends them."""
     drop = {"nftables": [
         {"table": {"family": "inet", "name": "x"}},
@@ -146,7 +146,7 @@ def test_where_the_firewall_drops_there_is_no_way_out(router, tmp_path):
     assert json.loads(done.stdout)["ways_out"] == []
 
 
-def test_what_was_seen_goes_before_what_is_assumed(router):
+def test_import_observed_rules_replace_assumed_rules(router):
     place = router(of_fixture("gluon-node"))
     seen = FIXTURES / "gluon-node"
     options = [word for family in (4, 6) for kind, option in (("rule", "--rules"), ("route", "--routes"))
@@ -160,7 +160,7 @@ def test_what_was_seen_goes_before_what_is_assumed(router):
 
 
 @pytest.mark.parametrize("name", ["default-router", "gluon-node", "ip4table"])
-def test_the_state_is_the_one_that_netifd_makes(name):
+def test_netifd_model_equals_state_of_real_netifd(name):
     """The rules and routes of a real netifd with the same file, but for addresses that the kernel makes up."""
     sections = parse_uci((FIXTURES / name / "network.uci").read_bytes(), "network", "network")
     found, _ = read_network(sections)
@@ -192,7 +192,7 @@ def _route(one):
     return one.family, one.table, one.destination, one.kind, one.gateway, one.device, one.metric
 
 
-def test_every_section_is_taken_in_or_told_of(router):
+def test_import_reports_every_unknown_section(router):
     """A section of no known kind anywhere is in the report, by file and line."""
     files = dict.fromkeys(("firewall", "dhcp", "fastd", "pbr", "mwan3"), "config nonsense 'x'\n\toption a b\n")
     files["network"] = PLAIN + "\nconfig nonsense\n"
@@ -201,7 +201,7 @@ def test_every_section_is_taken_in_or_told_of(router):
     assert places == {*files}
 
 
-def test_the_second_time_is_the_same_and_other_files_stay(router, tmp_path):
+def test_import_again_is_equal_and_keeps_foreign_file(router, tmp_path):
     place, out = router({"network": PLAIN}), tmp_path / "p.toml"
     assert run("import", "openwrt", place, "--out", out).returncode == 0
     first = out.read_text()
@@ -219,7 +219,7 @@ def test_the_second_time_is_the_same_and_other_files_stay(router, tmp_path):
     assert (full.returncode, full.stderr) == (1, "nftpolicy: /dev/full: cannot be written: No space left on device\n")
 
 
-def test_without_out_the_policy_alone_is_on_standard_output(router):
+def test_import_without_out_prints_policy_only(router):
     done = run("import", "openwrt", router({"network": PLAIN}))
     assert done.returncode == 0
     assert tomllib.loads(done.stdout)["uplink"]["wan"]["devices"] == ["eth1"]
@@ -236,14 +236,14 @@ def test_without_out_the_policy_alone_is_on_standard_output(router):
         (["import", "openwrt", "{router}/etc/config/network"], "network: no folder"),
     ],
 )
-def test_bad_options(router, arguments, said):
+def test_import_invalid_options_are_refused(router, arguments, said):
     place = router({"network": LOOPBACK + PLAIN})
     done = run(*(one.replace("{router}", str(place)) for one in arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_a_folder_or_a_link_to_nothing(router):
+def test_import_directory_in_place_of_file_is_refused(router):
     place = router({})
     (place / "etc/config/network").mkdir()
     done = run("import", "openwrt", place)

@@ -80,7 +80,7 @@ def leaked(lab: Lab) -> int:
     return sum(FLOOD in frame.payload for frame in lab.wan.frames())
 
 
-def test_E5_killed_at_every_step_of_a_change(field: tuple[Lab, Router, list[Policy]]) -> None:
+def test_E5_runner_killed_at_every_step_leaks_nothing(field: tuple[Lab, Router, list[Policy]]) -> None:
     lab, router, policies = field
     run(router)
     turn, step, killed = 0, 0, 0
@@ -105,7 +105,7 @@ def test_E5_killed_at_every_step_of_a_change(field: tuple[Lab, Router, list[Poli
         assert lab.wan.wait_for(lambda frame: FLOOD in frame.payload, 2), "inconclusive: there was no flood"
 
 
-def test_E5_killed_before_a_guard_stood(field: tuple[Lab, Router, list[Policy]]) -> None:
+def test_E5_runner_killed_at_first_apply_is_recovered(field: tuple[Lab, Router, list[Policy]]) -> None:
     """At the start the guard is the first step that changes anything, so it stands whatever is killed later."""
     lab, router, policies = field
     router.write(policies[0], link_guard=False)
