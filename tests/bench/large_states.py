@@ -45,12 +45,12 @@ def usual(rules: int, routes: int, ip_rules: int, forgets: bool = False) -> NetS
     link = Chain("wan", (Rule((_WORN, nft.ACCEPT)),), Hook("filter", "egress", 0, "drop", WAN))
     ways = [Route(4, chance.choice((TABLE_MAIN, *_TABLES)), _net(chance), device=chance.choice(("lan", "mesh")))
             for _ in range(routes)]  # fmt: skip
-    ladder = [IpRule(4, 10 + at, table=chance.choice(_TABLES), source=_net(chance)) for at in range(ip_rules)]
+    source_rules = [IpRule(4, 10 + at, table=chance.choice(_TABLES), source=_net(chance)) for at in range(ip_rules)]
     # Behind a guard of the link no rule above it can be missed.
     tables = (Table("inet", "usual", chains), *(() if forgets else (Table("netdev", "usual", (link,)),)))
     return NetState(
         tables,
-        (IpRule(4, 0, table=TABLE_LOCAL), *ladder, IpRule(4, 5000, table=1, mark=MARK, mask=MARK),
+        (IpRule(4, 0, table=TABLE_LOCAL), *source_rules, IpRule(4, 5000, table=1, mark=MARK, mask=MARK),
          IpRule(4, 32766, table=TABLE_MAIN)),
         (*ways, Route(4, 1, "default", device=WAN)),
     )  # fmt: skip

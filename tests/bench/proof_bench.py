@@ -50,10 +50,10 @@ def run(report: Report, rounds: int | None) -> None:
         engines = {name: _Engine(case, name) for name in (_OURS, _THEIRS)}
         values = in_turns({name: engine.turn for name, engine in engines.items()}, rounds or ROUNDS)
         bench, ours, theirs = f"proof {case}", engines[_OURS], engines[_THEIRS]
-        peer = Series(bench, theirs.told, "s", values[_THEIRS])
-        other = Series(bench, theirs.told, "MB", theirs.memory)
-        report.series += [peer, Series(bench, ours.told, "s", values[_OURS], peer)]
-        report.series += [other, Series(bench, ours.told, "MB", ours.memory, other)]
+        peer = Series(bench, theirs.label, "s", values[_THEIRS])
+        other = Series(bench, theirs.label, "MB", theirs.memory)
+        report.series += [peer, Series(bench, ours.label, "s", values[_OURS], peer)]
+        report.series += [other, Series(bench, ours.label, "MB", ours.memory, other)]
         if most is not None:
             report.limits.append(Limit(f"{bench}, s", median(values[_OURS]), most))
         report.limits.append(Limit(f"{bench}, MB", median(ours.memory), _MOST_MEMORY))
@@ -68,7 +68,7 @@ class _Engine:
         self.memory: list[float] = []
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         """Its name and its answer."""
         return f"{self._name}: {self._answer}"
 

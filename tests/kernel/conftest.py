@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.netns import Namespace, search_path
 
-from .two_link_node import Rig
+from .two_link_node import TwoLinkNode
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +49,6 @@ def far() -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def rig(node: Namespace, far: Namespace) -> Iterator[Rig]:
-    with Rig(node, far) as made:
+def two_links(node: Namespace, far: Namespace) -> Iterator[TwoLinkNode]:
+    with TwoLinkNode(node, far) as made:
         yield made

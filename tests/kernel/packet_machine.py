@@ -76,7 +76,7 @@ Key = tuple[int, int, int]  # family, protocol (negative for an answer), the por
 
 
 @frozen
-class Seen:
+class Arrival:
     """A packet where it came out: at a device's far end, or HERE. None is what can't be seen there."""
 
     where: str
@@ -96,7 +96,7 @@ def key(packet: Packet) -> Key:
     return packet.family, -packet.protocol if is_answer else packet.protocol, identity
 
 
-class World:
+class PacketMachine:
     """The machine and its links. A context manager."""
 
     def __init__(self) -> None:
@@ -120,13 +120,13 @@ class World:
                 f"addr add {LINK_LOCAL[device]} dev {device}",
                 *(f"addr add {ADDRESSES[family][device]} dev {device}" for family in FAMILIES),
             )
-        self._ears = {device: self._ear(f"to-{device}") for device in DEVICES}
-        self._own_ears = [
-            self._own_ear(family, protocol) for family in FAMILIES for protocol in (UDP, TCP, ECHO[family][0])
+        self._sniffers = {device: self._open_sniffer(f"to-{device}") for device in DEVICES}
+        self._raw_sockets = [
+            self._open_raw_socket(family, protocol) for family in FAMILIES for protocol in (UDP, TCP, ECHO[family][0])
         ]
         self._next = _FIRST
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> "PacketMachine":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,11 +136,11 @@ class World:
         """Let the namespaces go."""
         self._stack.close()
 
-    def room(self, packets: int) -> bool:
+    def has_identities(self, packets: int) -> bool:
         """Whether the world has identities for so many more packets."""
         return self._next + packets < _LAST
 
-    def fresh(self, packet: Packet) -> Packet:
+    def with_new_identity(self, packet: Packet) -> Packet:
         """The packet with an identity that none before had."""
         self._next += 1
         if packet.protocol in (ICMP, ICMPV6):
@@ -152,48 +152,48 @@ class World:
 
         What the kernel then holds, and for each packet "sent" or an error's name.
         """
-        self._listen()
+        self._receive()
         for sysctl in state.sysctls:
             self.node.sysctl(sysctl.path, sysctl.value)
         found, answers = self.node.call(_install_and_send, state, packets)
         for packet in packets:
             if packet.origin == FORWARD:
-                self._ears[packet.iif].send(_frame(packet, MACS[packet.iif]))
+                self._sniffers[packet.iif].send(_frame(packet, MACS[packet.iif]))
         return found, answers
 
-    def seen(self, expected: int) -> dict[Key, list[Seen]]:
+    def seen(self, expected: int) -> dict[Key, list[Arrival]]:
         """Where packets have come out since they were sent; it waits for so many of them."""
-        found: dict[Key, list[Seen]] = {}
+        found: dict[Key, list[Arrival]] = {}
         end = time.monotonic() + brief(_PATIENCE)
         while True:
             time.sleep(_QUIET)
-            new = self._listen()
+            new = self._receive()
             for which, seen in new:
                 found.setdefault(which, []).append(seen)
             if not new and (len(found) >= expected or time.monotonic() > end):
                 return found
 
-    def _listen(self) -> list[tuple[Key, Seen]]:
+    def _receive(self) -> list[tuple[Key, Arrival]]:
         found = []
-        for device, ear in self._ears.items():
-            for raw, _, address in _all(ear):
+        for device, sniffer in self._sniffers.items():
+            for raw, _, address in _received(sniffer):
                 if address[2] != _PACKET_OUTGOING and (seen := _read(raw, device)):
                     found.append(seen)
-        for family, protocol, ear in self._own_ears:
-            for raw, ancillary, _ in _all(ear):
+        for family, protocol, sniffer in self._raw_sockets:
+            for raw, ancillary, _ in _received(sniffer):
                 marks = [struct.unpack("=I", data)[0] for _, kind, data in ancillary if kind == socket.SO_MARK]
                 if seen := _read_own(family, protocol, raw, marks[0] if marks else 0):
                     found.append(seen)
         return found
 
-    def _ear(self, device: str) -> socket.socket:
+    def _open_sniffer(self, device: str) -> socket.socket:
         made = self._stack.enter_context(self._far.socket(socket.AF_PACKET, socket.SOCK_RAW))
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
         made.bind((device, _ETH_P_ALL))
         return made
 
-    def _own_ear(self, family: int, protocol: int) -> tuple[int, int, socket.socket]:
+    def _open_raw_socket(self, family: int, protocol: int) -> tuple[int, int, socket.socket]:
         made = self._stack.enter_context(self.node.socket(_DOMAIN[family], socket.SOCK_RAW, protocol))
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
@@ -204,16 +204,16 @@ class World:
 # What came out
 
 
-def _all(ear: socket.socket) -> Iterator[tuple[bytes, list[tuple[int, int, bytes]], tuple[object, ...]]]:
+def _received(sniffer: socket.socket) -> Iterator[tuple[bytes, list[tuple[int, int, bytes]], tuple[object, ...]]]:
     while True:
         try:
-            raw, ancillary, _, address = ear.recvmsg(2048, 64)
+            raw, ancillary, _, address = sniffer.recvmsg(2048, 64)
         except BlockingIOError:
             return
         yield raw, ancillary, address
 
 
-def _read(raw: bytes, device: str) -> tuple[Key, Seen] | None:
+def _read(raw: bytes, device: str) -> tuple[Key, Arrival] | None:
     body = raw[14:]
     if raw[12:14] == b"\x08\x00":
         family, protocol, mark, at = 4, body[9], body[1] >> 2, (body[0] & 15) * 4
@@ -223,23 +223,23 @@ def _read(raw: bytes, device: str) -> tuple[Key, Seen] | None:
         source, destination = body[8:24], body[24:40]
     else:
         return None
-    found = _ends(family, protocol, body[at:])
+    found = _key_and_port(family, protocol, body[at:])
     if found is None:
         return None
     ends = (int.from_bytes(one, "big") for one in (source, destination))
-    return found[0], Seen(device, mark, *ends, found[1])
+    return found[0], Arrival(device, mark, *ends, found[1])
 
 
-def _read_own(family: int, protocol: int, raw: bytes, mark: int) -> tuple[Key, Seen] | None:
+def _read_own(family: int, protocol: int, raw: bytes, mark: int) -> tuple[Key, Arrival] | None:
     if family == 6:  # without the header
-        found = _ends(family, protocol, raw)
-        return found and (found[0], Seen(HERE, mark, None, None, found[1]))
-    found = _ends(family, protocol, raw[(raw[0] & 15) * 4 :])
+        found = _key_and_port(family, protocol, raw)
+        return found and (found[0], Arrival(HERE, mark, None, None, found[1]))
+    found = _key_and_port(family, protocol, raw[(raw[0] & 15) * 4 :])
     ends = (int.from_bytes(raw[at : at + 4], "big") for at in (12, 16))
-    return found and (found[0], Seen(HERE, mark, *ends, found[1]))
+    return found and (found[0], Arrival(HERE, mark, *ends, found[1]))
 
 
-def _ends(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
+def _key_and_port(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
     """The key and the destination's port; None for what no packet of ours is."""
     for sign, kind in ((1, ECHO[family]), (-1, REPLY[family])):
         if (protocol, rest[0]) == kind:

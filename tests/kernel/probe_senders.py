@@ -232,7 +232,7 @@ class Senders:
         content = _content(probe)
 
         def send() -> None:
-            with contextlib.suppress(OSError):  # what a rule drops is told to the sender
+            with contextlib.suppress(OSError):  # the sender gets an error for a dropped packet
                 made.sendto(content, target)
 
         return send

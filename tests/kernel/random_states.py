@@ -33,9 +33,9 @@ class Chance(Rulesets):
         return self._with_story(state, *self._redirecting()) if draw.random() < 0.4 else state
 
     def _with_story(self, state: NetState, table: nft.Table, rules: list[IpRule], routes: list[Route]) -> NetState:
-        told = {(one.family, one.table, one.destination, one.metric): one for one in (*state.routes, *routes)}
+        unique_routes = {(one.family, one.table, one.destination, one.metric): one for one in (*state.routes, *routes)}
         tables = [*state.tables, table] if self._random.random() < 0.5 else [table, *state.tables]
-        return evolve(state, tables=tuple(tables), rules=(*state.rules, *rules), routes=tuple(told.values()))
+        return evolve(state, tables=tuple(tables), rules=(*state.rules, *rules), routes=tuple(unique_routes.values()))
 
     def _sysctls(self) -> list[Sysctl]:
         draw = self._random

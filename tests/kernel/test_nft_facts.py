@@ -11,7 +11,7 @@ from tests.lab import packet_senders
 from tests.lab.frames import ETH_PRIVATE
 from tests.lab.netns import Namespace, veth, wait_until
 
-from .two_link_node import MESH, ONLY_WAN, WAN, Rig, counters, default
+from .two_link_node import MESH, ONLY_WAN, WAN, TwoLinkNode, counters, default
 
 pytestmark = pytest.mark.kernel
 
@@ -93,20 +93,20 @@ def test_L14_nft_1_0_accepts_tcp_flags_by_mask_only(node: Namespace) -> None:
     assert node.nft(RULE.format("tcp flags rst / rst accept", "\n"), check=False).returncode, "nothing has to change"
 
 
-def test_K10_device_set_with_wildcard_matches_prefix(rig: Rig) -> None:
+def test_K10_device_set_with_wildcard_matches_prefix(two_links: TwoLinkNode) -> None:
     """A set of type ifname with intervals takes "ba*", lists it so, and matches the devices that it means."""
-    rig.node.nft(
+    two_links.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         '  elements = { "ba*" }\n }\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
         f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
-    listed = rig.node.run(["nft", "list", "table", "inet", "names"]).stdout
+    listed = two_links.node.run(["nft", "list", "table", "inet", "names"]).stdout
     assert '"ba*"' in listed, "what is read back differs from what was written: netstate must know how"
-    assert rig.counters_of(packet_senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
-    rig.node.ip(default(MESH, 4))
-    rig.send(packet_senders.udp)
-    assert counters(rig.node)["hit"] == 1, f"{MESH} is ba*: wildcards need rules of their own rather than a set"
+    assert two_links.counters_of(packet_senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
+    two_links.node.ip(default(MESH, 4))
+    two_links.send(packet_senders.udp)
+    assert counters(two_links.node)["hit"] == 1, f"{MESH} is ba*: wildcards need rules of their own rather than a set"
 
 
 LATE = (
@@ -171,13 +171,13 @@ class TestK9:
         assert filters("late"), by_name
 
 
-def test_K10_device_set_with_exact_name_matches_no_prefix(rig: Rig) -> None:
+def test_K10_device_set_with_exact_name_matches_no_prefix(two_links: TwoLinkNode) -> None:
     """Without the star a name in a set means that device alone."""
-    rig.node.nft(
+    two_links.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         f'  elements = {{ "{WAN[:-1]}" }}\n }}\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
         f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
-    assert rig.send(packet_senders.udp_bound) == ONLY_WAN
-    assert counters(rig.node)["hit"] == 0, "names in a set of intervals match devices that only begin so"
+    assert two_links.send(packet_senders.udp_bound) == ONLY_WAN
+    assert counters(two_links.node)["hit"] == 0, "names in a set of intervals match devices that only begin so"

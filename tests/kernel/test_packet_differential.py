@@ -17,9 +17,9 @@ from nftpolicy.model.fib.router import Router
 from nftpolicy.model.nft import chains
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
 
-from .packet_machine import FAMILIES, World
+from .packet_machine import FAMILIES, PacketMachine
 from .random_states import Chance
-from .trace_differential import Sample, disagreements, send, walks
+from .trace_differential import Sample, disagreements, send, traces
 
 pytestmark = pytest.mark.kernel
 
@@ -32,17 +32,17 @@ OF_ONE_STATE = 20
 def samples(egress: None) -> list[Sample]:
     """Many packets, a few in each state."""
     made: list[Sample] = []
-    world = World()
+    machine = PacketMachine()
     try:
         while len(made) * OF_ONE_STATE < PACKETS:
-            if not world.room(OF_ONE_STATE):
-                world.close()
-                world = World()
+            if not machine.has_identities(OF_ONE_STATE):
+                machine.close()
+                machine = PacketMachine()
             chance = Chance(SEED + len(made))
             state = chance.state()
-            made.append(send(world, SEED + len(made), state, [chance.packet() for _ in range(OF_ONE_STATE)]))
+            made.append(send(machine, SEED + len(made), state, [chance.packet() for _ in range(OF_ONE_STATE)]))
     finally:
-        world.close()
+        machine.close()
     return made
 
 
@@ -54,7 +54,7 @@ def test_trace_of_random_packets_agrees_with_kernel(samples: list[Sample]) -> No
 
 def test_samples_cover_every_outcome_and_origin(samples: list[Sample]) -> None:
     """There are packets with each outcome and of each origin in both families, and few of which nothing is known."""
-    found = [one for sample in samples for one in walks(sample.state, sample.packets)]
+    found = [one for sample in samples for one in traces(sample.state, sample.packets)]
     outcomes = Counter(one.outcome for one in found)
     print(dict(outcomes))
     for outcome in ("leaves", "dropped", "delivered", "unroutable"):

@@ -435,7 +435,7 @@ def test_refusal_reason_names_unreadable_library(folder: Path, client: Path, mon
     assert preload.refusal_reason(client, 65534) is None
 
 
-# Without a compiler, and where nobody can be told
+# Without a compiler or a library
 
 
 def test_preload_environment_without_library_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.kernel.netlink.rtnetlink import Rtnetlink
 from nftpolicy.netstate.formats import ip_json_decode, ip_text
 from nftpolicy.netstate.nft import SetRef
-from tests.kernel.lookup_differential import install, prepare, world
+from tests.kernel.lookup_differential import install, prepare, random_commands
 from tests.lab.netns import Namespace, search_path
 
 pytestmark = pytest.mark.kernel
@@ -96,8 +96,8 @@ def whole(one):
 
 
 def same(space):
-    for netlink, told in space.call(read):
-        for ours, theirs in zip(netlink, told, strict=True):
+    for netlink, by_ip in space.call(read):
+        for ours, theirs in zip(netlink, by_ip, strict=True):
             assert sorted(map(whole, ours), key=repr) == sorted(map(whole, theirs), key=repr)
 
 
@@ -113,7 +113,7 @@ def test_rules_by_netlink_equal_rules_by_ip(space):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_generated_state_by_netlink_equals_state_by_ip(space, seed):
-    space.call(install, world(random.Random(seed)))
+    space.call(install, random_commands(random.Random(seed)))
     same(space)
 
 
@@ -138,7 +138,7 @@ def test_routes_with_nexthop_objects_are_resolved(space):
 def rewrite(seed):
     """What was installed, and what there is after it was taken away and put back with the words for `ip`."""
     links, states = Rtnetlink(), []
-    install(world(random.Random(seed)))
+    install(random_commands(random.Random(seed)))
     for _ in range(2):
         rules = tuple(one for family in (4, 6) for one in links.rules(family))
         routes = tuple(one for family in (4, 6) for one in links.routes(family) if one.protocol == 3)

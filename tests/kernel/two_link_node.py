@@ -61,7 +61,7 @@ def outcome(work: Callable[[], Any]) -> str:
     return SENT
 
 
-class Rig:
+class TwoLinkNode:
     """The node of `wire`, with a sniffer at the far end of each device."""
 
     def __init__(self, node: Namespace, far: Namespace) -> None:
@@ -69,7 +69,7 @@ class Rig:
         self.node, self.far = node, far
         self.sniffers = {device: Sniffer(far, peer) for device, peer in FAR.items()}
 
-    def __enter__(self) -> "Rig":
+    def __enter__(self) -> "TwoLinkNode":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -112,7 +112,7 @@ def udhcpc_script(table: str, metric: int, rules: bool) -> str:
 
     With `rules`, also netifd's ip rules for that table.
     """
-    ladder = (
+    rule_commands = (
         f"""
     ip rule add from $ip lookup {table} priority 10000
     ip rule add to $net lookup {table} priority 20000
@@ -127,7 +127,7 @@ net=$(($1 & $5)).$(($2 & $6)).$(($3 & $7)).$(($4 & $8))/$mask
 put() {{ ip route replace "$@" dev $interface table {table} metric {metric}; }}
 {{
     ip addr replace $ip/$mask brd + dev $interface noprefixroute
-    put $net src $ip{ladder}
+    put $net src $ip{rule_commands}
     for gateway in $router; do put default via $gateway src $ip; break; done
     set -- $staticroutes
     while [ $# -ge 2 ]; do put $1 via $2; shift 2; done

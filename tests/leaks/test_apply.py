@@ -94,7 +94,7 @@ def everything(made: Guarded) -> dict[str, object]:
     }
 
 
-class Ear:
+class ChangeListener:
     """Hears every change of rules, routes and nft in a namespace, whoever makes it."""
 
     def __init__(self, made: Guarded) -> None:
@@ -105,14 +105,14 @@ class Ear:
             one.bind((0, mask))
             one.setblocking(False)
 
-    def __enter__(self) -> "Ear":
+    def __enter__(self) -> "ChangeListener":
         return self
 
     def __exit__(self, *_: object) -> None:
         for one in self._sockets:
             one.close()
 
-    def heard(self) -> int:
+    def messages(self) -> int:
         """Messages since the last time; they are there when the change returns."""
         count = 0
         for one in self._sockets:
@@ -136,17 +136,17 @@ def generation(made: Guarded) -> int:
 
 
 def test_second_apply_changes_nothing(fresh: Guarded) -> None:
-    with Ear(fresh) as ear:
+    with ChangeListener(fresh) as ear:
         first = generation(fresh)
         assert "applied in" in fresh.apply()
-        assert ear.heard() > 5, "inconclusive"
+        assert ear.messages() > 5, "inconclusive"
         assert generation(fresh) == first + 1, "the guard comes in one transaction"
         run_probes(fresh.lab)
-        ear.heard()
+        ear.messages()
         before, now, counted = everything(fresh), generation(fresh), fresh.counters()
         assert sum(counted.values()) > 0, "inconclusive"
         assert "nothing to change" in fresh.apply()
-        assert (ear.heard(), generation(fresh)) == (0, now)
+        assert (ear.messages(), generation(fresh)) == (0, now)
         assert everything(fresh) == before
         after = fresh.counters()
         assert [name for name in counted if after[name] < counted[name]] == []
@@ -201,17 +201,17 @@ def test_release_after_two_policies_restores_first_values(fresh: Guarded) -> Non
 
 def test_apply_dry_run_changes_nothing(fresh: Guarded) -> None:
     before = everything(fresh)
-    with Ear(fresh) as ear:
+    with ChangeListener(fresh) as ear:
         shown = fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
-        assert (ear.heard(), everything(fresh)) == (0, before)
+        assert (ear.messages(), everything(fresh)) == (0, before)
         assert "nft transaction:" in shown
         assert re.search(r"ip -6 rule add .*fwmark 0x1/0x1", shown)
         fresh.apply()
         applied = everything(fresh)
-        ear.heard()
+        ear.messages()
         assert "nothing to change" in fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
         assert "rule delete" in fresh.nftpolicy("release", "--dry-run", POLICY).stdout
-        assert (ear.heard(), everything(fresh)) == (0, applied)
+        assert (ear.messages(), everything(fresh)) == (0, applied)
 
 
 @pytest.mark.parametrize("family", [4, 6])

@@ -248,9 +248,9 @@ class Machine(RuleBasedStateMachine):
             return
         if self.promised is not None and not self.broken:
             names = {self.promised, *(self.crash_of if self.crashed else ())} - {None}
-            told = {name: self.node.call(promise, name) for name in names}
-            assert "proved" in {verdict for verdict, _ in told.values()}
-            assert {begun for _, begun in told.values()} <= {self.crashed, False}
+            verdicts = {name: self.node.call(promise, name) for name in names}
+            assert "proved" in {verdict for verdict, _ in verdicts.values()}
+            assert {begun for _, begun in verdicts.values()} <= {self.crashed, False}
         self.sniffer.drain()
         for family in FAR:
             self.node.call(send, family)

@@ -165,7 +165,7 @@ class Node:
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
-class Stage:
+class FloodedLab:
     """The lab under the flood. `strays` are added up over all changes."""
 
     def __init__(self, field: Field) -> None:
@@ -180,9 +180,9 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def flooded() -> Iterator[FloodedLab]:
     with Field(Node().changes) as field:
-        yield Stage(field)
+        yield FloodedLab(field)
         assert field.lost_frames() == 0, "inconclusive: the sniffers lost frames"
 
 
@@ -190,18 +190,18 @@ OLD, NEW = policies()
 
 
 @pytest.fixture(autouse=True)
-def _from_nothing(stage: Stage) -> None:
-    stage.do("clear", counted=False)
-    stage.strays.clear()
+def _from_nothing(flooded: FloodedLab) -> None:
+    flooded.do("clear", counted=False)
+    flooded.strays.clear()
 
 
-def test_control_flood_without_guard_leaks(stage: Stage) -> None:
-    stage.do("held", None)
-    assert any(where.startswith("wan: plain") for where in stage.strays)
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    stage.do("held", OLD)
-    assert stage.strays == {}
+def test_control_flood_without_guard_leaks(flooded: FloodedLab) -> None:
+    flooded.do("held", None)
+    assert any(where.startswith("wan: plain") for where in flooded.strays)
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    flooded.do("held", OLD)
+    assert flooded.strays == {}
 
 
 def points_of(number: int) -> list[tuple[str, bool]]:
@@ -210,67 +210,67 @@ def points_of(number: int) -> list[tuple[str, bool]]:
     return [*before, *after] if ALL else [before[number % len(before)], after[number % len(after)]]
 
 
-def test_change_error_at_every_step_is_undone(stage: Stage) -> None:
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    steps = stage.do("change", NEW)
-    stage.do("change", OLD)
+def test_change_error_at_every_step_is_undone(flooded: FloodedLab) -> None:
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    steps = flooded.do("change", NEW)
+    flooded.do("change", OLD)
     assert steps >= LEAST
     points = 0
     for number in range(steps):
         for how, after in points_of(number):
-            assert stage.do("failing", NEW, number, how, after) == f"Refused: {how}"
-            assert stage.do("held", OLD), (number, how, after)
+            assert flooded.do("failing", NEW, number, how, after) == f"Refused: {how}"
+            assert flooded.do("held", OLD), (number, how, after)
             points += 1
     print(f"{points} errors in a plan of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
 @pytest.mark.parametrize("early", [False, True] if ALL else [False])
-def test_change_killed_at_every_step_is_recovered(stage: Stage, early: bool) -> None:
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    steps = stage.do("change", NEW)
-    stage.do("change", OLD)
+def test_change_killed_at_every_step_is_recovered(flooded: FloodedLab, early: bool) -> None:
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    steps = flooded.do("change", NEW)
+    flooded.do("change", OLD)
     assert steps >= LEAST
     for number in range(steps):
         after = (number // 2 % 2 == 0) != early
-        assert stage.do("killed", NEW, number, KILL, after) == signal.SIGKILL
+        assert flooded.do("killed", NEW, number, KILL, after) == signal.SIGKILL
         if number % 2:
-            assert stage.do("recovered"), number
+            assert flooded.do("recovered"), number
         else:
-            stage.do("change", NEW)
-        assert stage.do("held", NEW), number
-        stage.do("change", OLD)
+            flooded.do("change", NEW)
+        assert flooded.do("held", NEW), number
+        flooded.do("change", OLD)
     print(f"{steps} kills in a plan of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
-def test_release_killed_at_every_step_keeps_guard(stage: Stage) -> None:
+def test_release_killed_at_every_step_keeps_guard(flooded: FloodedLab) -> None:
     """Until the last one, which opens: a release that was wanted and could not be finished is taken back."""
-    stage.do("change", OLD, counted=False)
-    stage.do("change", None, counted=False)
-    steps = stage.do("change", OLD, counted=False)
+    flooded.do("change", OLD, counted=False)
+    flooded.do("change", None, counted=False)
+    steps = flooded.do("change", OLD, counted=False)
     assert steps >= LEAST * 2 / 3
-    stage.strays.clear()
+    flooded.strays.clear()
     for number in range(0, steps, 1 if ALL else 2):
-        assert stage.do("killed", None, number, KILL, False) == signal.SIGKILL
-        assert stage.do("recovered"), number
-        assert stage.do("held", OLD), number
+        assert flooded.do("killed", None, number, KILL, False) == signal.SIGKILL
+        assert flooded.do("recovered"), number
+        assert flooded.do("held", OLD), number
     print(f"{len(range(0, steps, 1 if ALL else 2))} kills in a release of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
-def test_first_apply_killed_at_every_step_is_recovered(stage: Stage) -> None:
+def test_first_apply_killed_at_every_step_is_recovered(flooded: FloodedLab) -> None:
     """From the first step on the guard stands; nothing was promised before."""
-    stage.do("change", OLD, counted=False)
-    stage.do("change", None, counted=False)
-    steps = stage.do("change", OLD, counted=False)
+    flooded.do("change", OLD, counted=False)
+    flooded.do("change", None, counted=False)
+    steps = flooded.do("change", OLD, counted=False)
     assert steps >= LEAST * 2 / 3
     for number in range(1, steps, 1 if ALL else 2):
-        stage.do("change", None, counted=False)
-        assert stage.do("killed", OLD, number, KILL, False, counted=False) == signal.SIGKILL
-        assert stage.do("recovered"), number
-        assert stage.do("held", OLD), number
+        flooded.do("change", None, counted=False)
+        assert flooded.do("killed", OLD, number, KILL, False, counted=False) == signal.SIGKILL
+        assert flooded.do("recovered"), number
+        assert flooded.do("held", OLD), number
     print(f"{len(range(1, steps, 1 if ALL else 2))} kills in a first apply of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}

@@ -198,13 +198,13 @@ def test_C7_listener_reply_with_mesh_default_leaves_by_wan(made: Guarded, bare: 
 
 
 def test_C8_arp_for_other_devices_is_not_answered(made: Guarded, bare: Lab) -> None:
-    def told(lab: Lab) -> bool:
+    def stray_answers(lab: Lab) -> bool:
         lab.wan.drain()
         lab.neighbour.call(who_has, at.NODE_CLIENT[4])
         return bool(lab.wan.wait_for(lambda frame: frame.saddr == at.NODE_CLIENT[4], 0.3))
 
-    assert told(bare), "inconclusive"
-    assert not told(made.lab)
+    assert stray_answers(bare), "inconclusive"
+    assert not stray_answers(made.lab)
     made.lab.neighbour.call(who_has, made.lab.wan_address(4))
     assert made.lab.wan.wait_for(lambda frame: classify(frame) == "arp", 2), "inconclusive: ARP is not answered"
 
@@ -401,16 +401,16 @@ table inet foreign {
 def test_C7_untracked_replies_do_not_leave_by_mesh(made: Guarded, bare: Lab, family: int) -> None:
     """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept), so that they are not sent to the mesh."""
 
-    def told(lab: Lab) -> set[str]:
+    def stray_answers(lab: Lab) -> set[str]:
         lab.wan.drain(), lab.mesh_sniffer.drain()
         lab.node.nft(NO_TRACKING)
         knock_everywhere(lab, family)
         lab.node.nft("delete table inet foreign")
         return words(lab.mesh_sniffer.frames())
 
-    assert told(bare) == ANSWERS, "inconclusive"
+    assert stray_answers(bare) == ANSWERS, "inconclusive"
     with watching(made.lab) as watch:
-        assert told(made.lab) == set()
+        assert stray_answers(made.lab) == set()
         assert words(made.lab.wan.frames()) == set()
         assert (watch.unmarked, watch.stray) == (0, 0)
 
@@ -438,7 +438,7 @@ def test_B13_packets_without_owner_and_mark_are_dropped(made: Guarded, family: i
         made.lab.node.sysctl(key, 0)
     made.lab.node.nft(NO_TRACKING)
 
-    def told() -> set[str]:
+    def stray_answers() -> set[str]:
         drain(made)
         knock_everywhere(made.lab, family)
         return words(made.lab.wan.frames())
@@ -446,11 +446,11 @@ def test_B13_packets_without_owner_and_mark_are_dropped(made: Guarded, family: i
     try:
         before = made.counters()["inet/wan.dropped"]
         with watching(made.lab) as watch:
-            assert told() == set()
+            assert stray_answers() == set()
             assert (watch.unmarked, watch.stray) == (0, 0)
         assert made.counters()["inet/wan.dropped"] >= before + 4
         made.release()
-        assert told() == ANSWERS, "inconclusive"
+        assert stray_answers() == ANSWERS, "inconclusive"
     finally:
         made.lab.node.nft("delete table inet foreign")
         no_wan_routes_in_main(made.lab)

@@ -132,7 +132,7 @@ def test_F5_query_for_other_devices_is_not_answered(family: int) -> None:
         way = made.lab.wan_address(family)
         made.lab.neighbour.ip(f"-{family} route replace {address} via {way} dev eth0")
 
-        def told() -> list[object]:
+        def answers() -> list[object]:
             return [
                 made.lab.neighbour.call(inbound_clients.ping, address),
                 made.lab.neighbour.call(inbound_clients.tcp, address, 9),
@@ -140,9 +140,9 @@ def test_F5_query_for_other_devices_is_not_answered(family: int) -> None:
 
         with made.off():
             made.lab.node.ip(f"-{family} rule add lookup {made.lab.wan_table} priority 400")
-            assert told()[0], "inconclusive"
+            assert answers()[0], "inconclusive"
             made.lab.node.ip(f"-{family} rule del priority 400")
-        assert told() == [False, inbound_clients.NO_ANSWER]
+        assert answers() == [False, inbound_clients.NO_ANSWER]
         assert made.counters()["inet/wan.not-mine"] > 0
         assert made.lab.neighbour.call(inbound_clients.ping, str(way))  # its own address still answers
 

@@ -18,7 +18,7 @@ from tests.lab.topology import Lab
 
 
 @dataclass(frozen=True)
-class Hostile:
+class ProbeResults:
     """What every probe did without the policy (`open`) and with it (`shut`)."""
 
     open: Run
@@ -39,76 +39,76 @@ class Hostile:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
-def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
+def probe_results(request: pytest.FixtureRequest) -> Iterator[ProbeResults]:
     with guarded_lab(bridge=request.param) as made:
         made.release()
         wan_routes_in_main(made.lab)
         without = run_probes(made.lab)
         made.apply()
         with watching(made.lab) as watch:
-            yield Hostile(without, run_probes(made.lab), watch.unmarked)
+            yield ProbeResults(without, run_probes(made.lab), watch.unmarked)
 
 
-def test_A1_wan_default_route_in_main_does_not_leak(hostile: Hostile) -> None:
-    hostile.stops("A1")
+def test_A1_wan_default_route_in_main_does_not_leak(probe_results: ProbeResults) -> None:
+    probe_results.stops("A1")
 
 
-def test_A3_socket_bound_to_wan_address_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A3")
+def test_A3_socket_bound_to_wan_address_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A3")
 
 
-def test_A5_socket_bound_to_device_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A5")
+def test_A5_socket_bound_to_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A5")
 
 
-def test_A6_pktinfo_device_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A6")
+def test_A6_pktinfo_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A6")
 
 
-def test_A7_unicast_if_device_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A7")
+def test_A7_unicast_if_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A7")
 
 
-def test_A8_dontroute_to_neighbour_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A8")
+def test_A8_dontroute_to_neighbour_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A8")
 
 
-def test_A9_multicast_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A9")
+def test_A9_multicast_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A9")
 
 
-def test_A10_broadcast_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A10")
+def test_A10_broadcast_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A10")
 
 
-def test_A11_link_local_neighbour_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A11")
+def test_A11_link_local_neighbour_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A11")
 
 
-def test_A12_mapped_ipv4_address_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A12")
+def test_A12_mapped_ipv4_address_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A12")
 
 
-def test_A13_raw_socket_with_own_header_is_dropped(hostile: Hostile) -> None:
-    hostile.stops("A13")
+def test_A13_raw_socket_with_own_header_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A13")
 
 
-def test_A14_packet_socket_frames_are_dropped(hostile: Hostile) -> None:
-    hostile.stops("A14")
+def test_A14_packet_socket_frames_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A14")
 
 
-def test_D13_fragments_are_dropped(hostile: Hostile) -> None:
-    hostile.stops("D13")
+def test_D13_fragments_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("D13")
 
 
-def test_D1_forwarded_packets_are_dropped(hostile: Hostile) -> None:
-    hostile.stops("D1")
+def test_D1_forwarded_packets_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("D1")
 
 
-def test_probe_kinds_all_have_a_test(hostile: Hostile) -> None:
+def test_probe_kinds_all_have_a_test(probe_results: ProbeResults) -> None:
     tested = {name.split("_")[1] for name in globals() if name.startswith("test_")}
     assert {kind.leak for kind in leak_probes.KINDS.values()} - tested == set()
-    assert hostile.shut.unexplained() == []
+    assert probe_results.shut.unexplained() == []
 
 
 # The rules of netifd, with their three ways to the WAN

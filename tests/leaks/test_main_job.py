@@ -154,11 +154,11 @@ def test_packets_of_neighbour_are_not_forwarded(guarded: Guarded) -> None:
 def test_root_without_group_cannot_use_mark(guarded: Guarded, family: int) -> None:
     probe = leak_probes.Probe("udp", family, marked=True)
     before = guarded.counters()["inet/wan.unentitled"]
-    (worn,) = leak_probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
+    (unentitled,) = leak_probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
     (entitled,) = leak_probes.send_all(guarded.lab, [probe], gid=SERVICE_GID, uid=0)
-    assert leak_probes.sightings(guarded.lab.wan, [worn, entitled], 0.3) == {entitled}
-    assert worn.error == "EPERM"
-    assert not leak_probes.seen(guarded.lab.mesh_sniffer, worn)
+    assert leak_probes.sightings(guarded.lab.wan, [unentitled, entitled], 0.3) == {entitled}
+    assert unentitled.error == "EPERM"
+    assert not leak_probes.seen(guarded.lab.mesh_sniffer, unentitled)
     assert guarded.counters()["inet/wan.unentitled"] == before + 1
 
 
@@ -282,8 +282,10 @@ def test_other_ports_on_wan_are_not_answered(listeners: Guarded, family: int) ->
     with watching(lab) as watch:
         assert set(answers()) == {NO_ANSWER}
         assert (watch.unmarked, watch.stray) == (0, 0)
-    told = [frame for frame in lab.wan.frames() if frame.sport in (8080, 8081, 22) or classify(frame) == "icmp-error"]
-    assert told == []
+    answer_frames = [
+        frame for frame in lab.wan.frames() if frame.sport in (8080, 8081, 22) or classify(frame) == "icmp-error"
+    ]
+    assert answer_frames == []
     assert [frame for frame in lab.mesh_sniffer.frames() if frame.saddr == address] == []
     assert [frame for frame in lab.mesh_sniffer.frames() if classify(frame) == "icmp-error"] == []
     with listeners.off():  # the replies take the way of the mesh then, but they are there

@@ -191,10 +191,10 @@ def test_B6_supplementary_group_and_fchown_do_not_entitle(made: Guarded, family:
 def test_B6_root_without_group_cannot_use_mark(made: Guarded, kind: str, family: int) -> None:
     probe = leak_probes.Probe(kind, family, marked=True)
     before = made.counters()["inet/wan.unentitled"]
-    (worn,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
+    (unentitled,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
     (entitled,) = leak_probes.send_all(made.lab, [probe], gid=SERVICE_GID, uid=0)
-    assert leak_probes.sightings(made.lab.wan, [worn, entitled], 0.3) == {entitled}
-    assert not leak_probes.seen(made.lab.mesh_sniffer, worn)
+    assert leak_probes.sightings(made.lab.wan, [unentitled, entitled], 0.3) == {entitled}
+    assert not leak_probes.seen(made.lab.mesh_sniffer, unentitled)
     assert made.counters()["inet/wan.unentitled"] > before
 
 

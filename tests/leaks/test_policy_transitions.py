@@ -114,7 +114,7 @@ def controls(field: Field) -> None:
     assert not left, f"inconclusive: without the guard not all of it leaves: {sorted(left)}"
     astray = {f"{MESH}: {kind}" for kind in field.kinds if kind.role in (STOLEN, MARKED, ASTRAY)}
     left = missing(astray, "no ladder")
-    assert not left, f"inconclusive: without the ladder not all of it strays: {sorted(left)}"
+    assert not left, f"inconclusive: without the ip rules not all of it strays: {sorted(left)}"
     field.around("apply", last.policy)
     assert seen("nothing") == {}
 
@@ -139,8 +139,10 @@ def test_control_release_and_apply_leaks(field: Field) -> None:
 
 def test_flood_covers_every_kind_and_family(field: Field) -> None:
     """Both families, UDP, TCP and frames, with and without mark; and every one of them is sent in each round."""
-    told = {(kind.role, kind.how, kind.family) for kind in field.kinds}
-    assert {(role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES} <= told
+    flood_kinds = {(kind.role, kind.how, kind.family) for kind in field.kinds}
+    assert {
+        (role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES
+    } <= flood_kinds
     change = field.around("nothing")
     each = [taken + refused for taken, refused in zip(change.during.taken, change.during.refused, strict=True)]
     assert min(each) / GLIMPSE > 100, "a window of a moment needs more packets than that each second"

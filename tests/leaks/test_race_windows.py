@@ -218,12 +218,12 @@ def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
     every = ["udp/ipv4/marked", "udp/ipv6/marked"]
     with guarded_lab() as made:
         made.release()
-        ladder = [f"-{family} rule add fwmark 1/1 lookup 1 priority 100" for family in at.FAMILIES]
-        made.lab.node.ip(*ladder)
+        mark_rules = [f"-{family} rule add fwmark 1/1 lookup 1 priority 100" for family in at.FAMILIES]
+        made.lab.node.ip(*mark_rules)
         assert marked_udp(made.lab) == (every, []), "inconclusive"
         made.lab.wan_down()
         assert marked_udp(made.lab) == ([], every), "inconclusive: a ladder without an end falls through"
-        made.lab.node.ip(*(line.replace(" add ", " del ") for line in ladder))
+        made.lab.node.ip(*(line.replace(" add ", " del ") for line in mark_rules))
         made.apply()
         for _ in range(2):
             with watching(made.lab) as watch:

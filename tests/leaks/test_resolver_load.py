@@ -70,7 +70,7 @@ def asked_of_the_machines_own(made: Guarded) -> int:
     return sum(DOMAIN in line and " query[" in line for line in log.splitlines())
 
 
-class Askers(threading.Thread):
+class QueryLoad(threading.Thread):
     """The service, which asks port 53, and somebody else, who asks the resolver's own port; both in the node."""
 
     def __init__(self, made: Guarded, seconds: float) -> None:
@@ -105,16 +105,16 @@ def test_resolver_server_change_loses_no_query(storm: Guarded, capsys: pytest.Ca
     storm.lab.wan.drain(), storm.lab.mesh_sniffer.drain()
     primary, changes = asked_of_the_machines_own(storm), storm.resolver_log().count("servers of uplink")
     with watching(storm.lab) as watch:
-        askers = Askers(storm, SECONDS)
+        askers = QueryLoad(storm, SECONDS)
         for number in range(CHANGES):
             time.sleep(SECONDS / (CHANGES + 2))
             listed(storm, LISTS[(number + 1) % len(LISTS)])
         askers.join()
         assert (watch.unmarked, watch.stray) == (0, 0)
-    told = storm.resolver_log().count("servers of uplink") - changes
+    lists = storm.resolver_log().count("servers of uplink") - changes
     with capsys.disabled():
-        print(f"\n{told} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
-    assert told >= CHANGES / 2  # on a busy machine two changes may be seen as one
+        print(f"\n{lists} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
+    assert lists >= CHANGES / 2  # on a busy machine two changes may be seen as one
     assert len(askers.service) == RATE * SECONDS
     lost = [one for one in askers.service if one.answer not in ([TRUTH], [LIE])]
     assert lost == [], figures(askers.service)
@@ -134,7 +134,7 @@ def test_resolver_flapping_link_leaks_nothing(storm: Guarded, capsys: pytest.Cap
     listed(storm, LISTS[1])
     wait_until(lambda: ask(storm) == [LIE], 5, "the list")
     with watching(storm.lab) as watch:
-        askers = Askers(storm, seconds)
+        askers = QueryLoad(storm, seconds)
         for number in range(3):
             time.sleep(0.9)
             begin = time.monotonic()

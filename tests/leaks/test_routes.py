@@ -183,7 +183,7 @@ def test_route_keeper_against_other_program_backs_off(made: Guarded, watched: Wa
     in_order(made, 4, "192.88.99.0/24")
     assert watched.resources().cpu - before.cpu < 2
     moved = [one for one in watched.events("route-moved") if "192.88.99.0" in str(one)]
-    assert len(moved) == 1, "it is told once, and then as a fight"
+    assert len(moved) == 1, "it is reported once, and then as a conflict"
     node.ip(f"route del 192.88.99.0/24 table {TABLE}")
 
 
@@ -212,8 +212,8 @@ def test_status_names_misplaced_routes(made: Guarded) -> None:
     made.lab.node.ip(f"route add 192.88.93.0/24 via {at.HOME[4]} dev {at.WAN} onlink")
     said = made.nftpolicy("status", check=False)
     assert "192.88.93.0/24 via 192.0.2.1 dev br-wan" in said.stderr
-    told: dict[str, Any] = json.loads(made.nftpolicy("status", "--json", check=False).stdout)
-    assert any("192.88.93.0/24" in one for one in told["strays"])
+    status: dict[str, Any] = json.loads(made.nftpolicy("status", "--json", check=False).stdout)
+    assert any("192.88.93.0/24" in one for one in status["strays"])
     with Watched(made):  # what is there when it begins is moved too
         in_order(made, 4, "192.88.93.0/24")
     assert "192.88.93.0" not in made.nftpolicy("status", check=False).stderr

@@ -132,10 +132,14 @@ def test_watch_reports_wrong_socket_once_and_its_end(made: Guarded) -> None:
     with contextlib.ExitStack() as stack:
         with held(made, OTHER_GID, mark=1):
             watched = stack.enter_context(Watched(made))
-            told = wait_until(lambda: watched.events("socket"), 40, "a word of the socket")
-            assert (told[0]["verdict"], told[0]["uplink"], told[0]["counter"]) == ("forged", "wan", "wan.unentitled")
-            assert f"udp {made.lab.wan_address(4)}" in told[0]["socket"]
-            assert "dropped" in told[0]["why"]
+            socket_events = wait_until(lambda: watched.events("socket"), 40, "a word of the socket")
+            assert (socket_events[0]["verdict"], socket_events[0]["uplink"], socket_events[0]["counter"]) == (
+                "forged",
+                "wan",
+                "wan.unentitled",
+            )
+            assert f"udp {made.lab.wan_address(4)}" in socket_events[0]["socket"]
+            assert "dropped" in socket_events[0]["why"]
         gone = wait_until(lambda: watched.events("socket")[1:], 40, "the end of the socket")
         assert [(one["verdict"], one["was"]) for one in gone] == [("gone", "forged")]
         assert watched.stop() == 0

@@ -235,8 +235,8 @@ def test_wait_unknown_names_are_refused(made: Guarded) -> None:
         (("--uplink", "wan", "--service", "fastd"), "give one of them"),
         (("/nonexistent.toml",), "cannot be read"),
     ):
-        status, told = now(made, *words)
-        assert (status, said in told) == (2, True), told
+        status, output = now(made, *words)
+        assert (status, said in output) == (2, True), output
     assert made.nftpolicy("wait", "--timeout", "-1", check=False).returncode == 2
 
 

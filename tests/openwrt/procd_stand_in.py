@@ -21,12 +21,12 @@ from typing import Any
 PATIENCE = 10  # seconds from SIGTERM to SIGKILL
 
 
-def read(told: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
+def read(text: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
     """Instances with their parameters, and triggers: a type, a package or "", then what the script named."""
     instances: dict[str, dict[str, list[str]]] = {}
     triggers = []
     last: dict[str, list[str]] = {}
-    for kind, *words in (line.split("\t")[:-1] for line in told.splitlines()):
+    for kind, *words in (line.split("\t")[:-1] for line in text.splitlines()):
         if kind == "instance":
             last = instances[words[0]] = {}
         elif kind == "set":
@@ -49,20 +49,20 @@ class Procd:
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
-    def set(self, service: str, told: str) -> None:
-        wanted, triggers = read(told)
-        held = self._held(service)
-        for name in held:
-            if name not in wanted or identity(wanted[name]) != held[name]:
+    def set(self, service: str, text: str) -> None:
+        wanted, triggers = read(text)
+        running = self._running(service)
+        for name in running:
+            if name not in wanted or identity(wanted[name]) != running[name]:
                 self._end(service, name)
         for name, one in wanted.items():
-            if held.get(name) != identity(one):
+            if running.get(name) != identity(one):
                 self._start(service, name, one)
         kept = {"instances": {name: identity(one) for name, one in wanted.items()}, "triggers": triggers}
         self._file(service).write_text(json.dumps(kept))
 
     def delete(self, service: str) -> None:
-        for name in self._held(service):
+        for name in self._running(service):
             self._end(service, name)
         self._file(service).unlink(missing_ok=True)
 
@@ -79,7 +79,7 @@ class Procd:
     def _file(self, service: str) -> Path:
         return self._folder / f"{service}.json"
 
-    def _held(self, service: str) -> dict[str, str]:
+    def _running(self, service: str) -> dict[str, str]:
         file = self._file(service)
         return json.loads(file.read_text())["instances"] if file.exists() else {}
 

@@ -124,7 +124,7 @@ def test_status_without_resolver_is_reported(router: Router) -> None:
     assert "resolver wan: is not running" in router.nftpolicy("status", check=False).stdout
 
 
-# The init script, with procd's functions that say what they were told
+# The init script, with procd's functions that print their arguments
 
 PROCD = """
 procd_open_instance() { echo "instance $1"; }

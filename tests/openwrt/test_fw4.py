@@ -214,7 +214,7 @@ def test_watch_after_netifd_start_restores_ip_rules(field: tuple[Lab, Router]) -
         for family in ("-4", "-6"):
             lab.node.run(["ip", family, "rule", "flush"])
             lab.node.ip(f"{family} rule add priority 32766 lookup main")
-        wait_until(lambda: right(router), 20, "the ladder")
+        wait_until(lambda: right(router), 20, "the ip rules")
         assert leaked(lab) == 0
     watch.terminate()
     watch.wait(limit(10))

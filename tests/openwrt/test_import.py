@@ -117,14 +117,14 @@ def test_import_of_fixture_is_refuted_now_and_proved_after(router, tmp_path, nam
 
 def test_import_names_known_leaks_of_gluon_node(router):
     files = of_fixture("gluon-node")
-    # What netifd does of itself for a device that is told to have IPv6: its rule 90000 + ifindex.
+    # What netifd does of itself for a device with option ipv6: its rule 90000 + ifindex.
     files["network"] = files["network"].replace("\toption igmp_snooping '1'\n", "\toption ipv6 '1'\n", 1)
     done = run("import", "openwrt", router(files), "--json")
     ways = json.loads(done.stdout)["ways_out"]
-    told = {(one["packet"][:4], one["reason"].partition(",")[0], one["place"]) for one in ways}
-    assert ("IPv4", "ip rule 32766", "network:22") in told  # the default route, which is the WAN's
+    leaks = {(one["packet"][:4], one["reason"].partition(",")[0], one["place"]) for one in ways}
+    assert ("IPv4", "ip rule 32766", "network:22") in leaks  # the default route, which is the WAN's
     for rule in ("ip rule 10000", "ip rule 20000", "ip rule 90004"):
-        assert ("IPv6", rule, "network:32") in told
+        assert ("IPv6", rule, "network:32") in leaks
     # The mark rule leads to the uplink what wears the mark, which is no leak.
     assert not any("ip rule 1," in one["reason"] for one in ways)
 

@@ -81,5 +81,5 @@ def test_compile_to_openwisp_refused_template_is_not_printed(tmp_path, monkeypat
 
 def test_netjsonconfig_parser_loses_quotes_and_family():
     """It takes the quotes out of values, forgets which family a rule is of, and says nothing of a quote left open."""
-    told = "package network\n\nconfig rule6 'a'\n\toption mark '0x1\n\toption lookup '1'\n\tnonsense\n"
-    assert OpenWrt(native=told).config == {"ip_rules": [{"name": "a", "mark": "0x1", "lookup": "1"}]}
+    config_text = "package network\n\nconfig rule6 'a'\n\toption mark '0x1\n\toption lookup '1'\n\tnonsense\n"
+    assert OpenWrt(native=config_text).config == {"ip_rules": [{"name": "a", "mark": "0x1", "lookup": "1"}]}
