@@ -1,4 +1,4 @@
-"""The kernel and the model, asked about the same packets in the same chains."""
+"""Comparison of the kernel and the model on the same packets in the same chains."""
 
 import json
 import random
@@ -33,7 +33,7 @@ MARKS = (*range(0x20), 0x50, 0x120, 0x30, 0x100, FULL_MASK ^ 1)
 
 
 class ChainComparison:
-    """The stage, played from inside the node: loads, sends, counts."""
+    """Tables that are loaded, packets that are sent and counters that are read, from inside the node."""
 
     def __init__(self, far_end: socket.socket) -> None:
         self._far = far_end
@@ -45,7 +45,7 @@ class ChainComparison:
         self._establish_flows()
 
     def _establish_flows(self) -> None:
-        """Make the flows that are established for good: one that we began, one that the far end did."""
+        """Establish the flows that stay: one begun by the node, one begun by the far end."""
         for probe in self.probes:
             if probe.way == "kept":
                 self._senders.send(probe)
@@ -56,7 +56,7 @@ class ChainComparison:
                 self._senders.send(probe)
 
     def run_nft(self, words: str) -> None:
-        """By a process of its own: some rules that nft 1.0.6 takes end it."""
+        """Load nft text in a process of its own, since some rules make nft 1.0.6 abort."""
         done = subprocess.run(["nft", "-f", "-"], input=words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ValueError(done.stderr or f"nft ended with {done.returncode}")
@@ -95,7 +95,7 @@ class ChainComparison:
                 self._senders.send(probe)
 
     def read_counters(self) -> tuple[dict[str, int], list[int]]:
-        """What the rules have counted, by comment, and the observer, in order."""
+        """Return the counts of the rules, by comment, and the counts of the observer, in order."""
         rules, seen = {}, []
         for item in json.loads(self.list_nft("-j", "list", "ruleset"))["nftables"]:
             rule = item.get("rule")
@@ -118,7 +118,7 @@ def _open_sink(family: int, port: int) -> socket.socket:
 
 
 def predict(ruleset, table, base, probe):
-    """(rules passed by comment, mark afterwards or None if dropped), or None if the model has doubts."""
+    """Return the comments of the matching rules and the final mark (None: dropped); None if the model is undecided."""
     hook = base.hook
 
     def run(choices: Choices):
@@ -196,7 +196,7 @@ def _difference(comparison: ChainComparison, ruleset, table, base, probes) -> st
 
 
 def _serve_far_end(channel: socket.socket) -> None:
-    """What the far end does: sends what it is told to."""
+    """Send the packets that the node requests, in the namespace of the far end."""
     probes = probe_senders.probes()
     senders = probe_senders.Senders([one for one in probes if one.is_far])
     sockets = {port: [_open_bound_socket(family, port) for family in (4, 6)] for port in (probe_senders.ECHO, 9)}
@@ -222,7 +222,7 @@ def _open_bound_socket(family: int, port: int) -> socket.socket:
 
 @contextmanager
 def node_with_far_end() -> Iterator[tuple[Namespace, socket.socket]]:
-    """The node, and the channel to the far end, to make a Theatre with inside the node."""
+    """Yield the node and the channel to the far end, for a ChainComparison inside the node."""
     with Namespace("node") as node, Namespace("far") as far:
         probe_senders.build(node, far)
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

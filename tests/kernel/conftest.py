@@ -1,4 +1,4 @@
-"""What a fact needs in order to be asked at all; where it is missing the test is skipped, with the reason."""
+"""Requirements of the kernel facts; a test whose requirement is missing is skipped, with the reason."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def able() -> None:
 
 @pytest.fixture(scope="session")
 def egress(able: None) -> None:
-    """Skips where the kernel has no netdev egress hook."""
+    """Skip the test if the kernel has no netdev egress hook."""
     chain = 'table netdev able {\n chain c {\n  type filter hook egress device "lo" priority 0\n }\n}\n'
     with Namespace("able") as space:
         done = space.nft(chain, check=False)

@@ -1,9 +1,9 @@
-"""The model's look-ups against the kernel's (RTM_GETROUTE), on generated rules and routes.
+"""Route lookups of the model against those of the kernel (RTM_GETROUTE), on generated rules and routes.
 
     python -m tests.kernel.lookup_differential [NUMBER] [SEED]
 
-compares that many look-ups, as root, in a namespace of its own. A disagreement is made small and shown: the commands
-for `ip` that lead to it, the question, and both answers.
+compares that many lookups, as root, in a namespace of its own. A difference is shrunk and printed: the commands for
+`ip`, the query, and both answers.
 """
 
 import random
@@ -62,7 +62,7 @@ SETTINGS = {
 
 @frozen
 class Query:
-    """What is asked of both."""
+    """Fields of one route lookup, for the kernel and the model."""
 
     family: int
     destination: str
@@ -79,7 +79,7 @@ class Query:
 
 @frozen
 class Difference:
-    """A question to which model and kernel answer differently, and what leads to it."""
+    """Query that model and kernel answer differently, and the commands before it."""
 
     query: Query
     commands: tuple[str, ...]
@@ -170,7 +170,7 @@ def _random_nexthop(pick: random.Random, family: int) -> str:
 
 
 def random_commands(pick: random.Random, has_rules: bool = True) -> list[str]:
-    """Commands for one set of rules and routes."""
+    """Return commands for one set of rules and routes."""
     lines = []
     for device in ("all", *DEVICES):
         for name, values in SETTINGS.items():
@@ -236,7 +236,7 @@ def _address_inside(pick: random.Random, prefix: str, family: int) -> str:
 
 
 def prepare(space: Namespace) -> None:
-    """Devices and addresses, once."""
+    """Create devices and addresses, once."""
     for device in DEVICES:
         space.ip(f"link add {device} type veth peer name p{device}")
         space.sysctl(f"net/ipv6/conf/p{device}/disable_ipv6", 1)
@@ -248,7 +248,7 @@ def prepare(space: Namespace) -> None:
 
 
 def install(commands: list[str], has_rules: bool = True) -> None:
-    """In the namespace: away with the last rules and routes, and the new ones in; what the kernel refuses is left out."""
+    """Replace the rules and routes of this namespace; commands that the kernel refuses have no effect."""
     lines: dict[int, list[str]] = {}
     for family in (4, 6):
         lines[family] = [f"route flush table {one}" for one in (100, 101, 102, 103)]
@@ -275,7 +275,7 @@ def install(commands: list[str], has_rules: bool = True) -> None:
 
 
 def read_state(links: Rtnetlink) -> NetState:
-    """In the namespace: what the kernel holds."""
+    """Return the state that the kernel holds in this namespace."""
     devices = tuple(links.devices())
     names = ("all", *(one.name for one in devices))
     paths = [f"net/ipv4/conf/{name}/{key}" for name in names for key in SETTINGS]
@@ -304,7 +304,7 @@ def model_answer(router: Router, query: Query) -> RouteResult:
 
 
 def difference(query: Query, kernel: Route | int, model: RouteResult, has_rules: bool = True) -> str | None:
-    """What differs, or None."""
+    """Return a description of the difference, or None."""
     stays = query.iif and not isinstance(kernel, int) and kernel.kind == "anycast"  # whatever device the route names
     goes = not isinstance(kernel, int) and kernel.device != "lo" and not stays
     if model.outcome == "unknown":
@@ -338,7 +338,10 @@ def difference(query: Query, kernel: Route | int, model: RouteResult, has_rules:
 
 
 def compare(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, list[Difference]]:
-    """In the namespace: the number of look-ups compared, of those that the model leaves open, and the differences."""
+    """Compare lookups in this namespace.
+
+    Returns the number of lookups, the number of lookups that the model leaves open, and the differences.
+    """
     links, done, left_open, differences, turn = Rtnetlink(), 0, 0, [], 0
     with RouteLookups() as lookups:
         while done < wanted and len(differences) < 10:
@@ -363,7 +366,7 @@ def compare(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, l
 
 
 def shrink(links: Rtnetlink, lookups: RouteLookups, found: Difference, has_rules: bool) -> Difference:
-    """The same difference with as few commands and as plain a question as it takes."""
+    """Return the same difference with as few commands and as plain a query as possible."""
 
     def attempt(commands: tuple[str, ...], query: Query) -> Difference | None:
         install(list(commands), has_rules)
@@ -392,7 +395,7 @@ def shrink(links: Rtnetlink, lookups: RouteLookups, found: Difference, has_rules
 
 
 def run(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, list[Difference]]:
-    """The same in a namespace made for it. Without `has_rules` nobody ever added an ip rule there."""
+    """Compare lookups in a new namespace, without any ip rule command if `has_rules` is false."""
     with Namespace("lookups") as space:
         prepare(space)
         return space.call(compare, seed, wanted, has_rules, timeout=60 + wanted / 50)

@@ -1,8 +1,8 @@
-"""A machine with three links, packets of every origin that are really sent, and where each of them came out.
+"""Machine with three links that really sends packets of every origin and records each arrival.
 
-Many packets are sent before anybody looks, so that one costs well under a millisecond. The links have no neighbours
-to resolve, and the far ends say nothing by themselves. A packet is known again by its source port, or by the
-identity of its echo request, which no other packet of the same world has.
+Many packets are sent before arrivals are read, so that one packet costs well under a millisecond. The links need no
+neighbour resolution, and the far ends send nothing of their own. A packet is recognized by its source port, or by the
+identity of its echo request, which is unique on the machine.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ Key = tuple[int, int, int]  # family, protocol (negative for an answer), the por
 
 @frozen
 class Arrival:
-    """A packet where it came out: at a device's far end, or HERE. None is what can't be seen there."""
+    """Packet at the far end of a device, or HERE. None: the field is not visible there."""
 
     where: str
     mark: int
@@ -87,7 +87,7 @@ class Arrival:
 
 
 def key(packet: Packet) -> Key:
-    """What tells a packet from all others."""
+    """Return the key that distinguishes the packet from all other packets."""
     is_answer = packet.origin == KERNEL
     if packet.protocol in (ICMP, ICMPV6):
         identity = packet.fields.get(("icmp", "id"), 0)
@@ -97,7 +97,7 @@ def key(packet: Packet) -> Key:
 
 
 class PacketMachine:
-    """The machine and its links. A context manager."""
+    """Machine and its links. A context manager."""
 
     def __init__(self) -> None:
         import nftables  # noqa: F401 - here rather than in each forked child, where it would take its time again
@@ -133,24 +133,24 @@ class PacketMachine:
         self.close()
 
     def close(self) -> None:
-        """Let the namespaces go."""
+        """End the namespaces."""
         self._stack.close()
 
     def has_identities(self, packets: int) -> bool:
-        """Whether the world has identities for so many more packets."""
+        """Return True if identities are left for this many packets."""
         return self._next + packets < _LAST
 
     def with_new_identity(self, packet: Packet) -> Packet:
-        """The packet with an identity that none before had."""
+        """Return the packet with an unused identity."""
         self._next += 1
         if packet.protocol in (ICMP, ICMPV6):
             return evolve(packet, fields={**packet.fields, ("icmp", "id"): self._next})
         return evolve(packet, sport=self._next)
 
     def send(self, state: NetState, packets: Sequence[Packet]) -> tuple[NetState, list[str]]:
-        """Put a state beside what is the machine's own, and send the packets at once.
+        """Install a state beside the machine's own, and send the packets at once.
 
-        What the kernel then holds, and for each packet "sent" or an error's name.
+        Returns the state that the kernel then holds, and for each packet "sent" or the name of an error.
         """
         self._receive()
         for sysctl in state.sysctls:
@@ -162,7 +162,7 @@ class PacketMachine:
         return found, answers
 
     def seen(self, expected: int) -> dict[Key, list[Arrival]]:
-        """Where packets have come out since they were sent; it waits for so many of them."""
+        """Return the arrivals since the packets were sent; waits for this many arrivals."""
         found: dict[Key, list[Arrival]] = {}
         end = time.monotonic() + brief(_PATIENCE)
         while True:
@@ -240,7 +240,7 @@ def _read_own(family: int, protocol: int, raw: bytes, mark: int) -> tuple[Key, A
 
 
 def _key_and_port(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
-    """The key and the destination's port; None for what no packet of ours is."""
+    """Return the key and the destination port; None for a foreign packet."""
     for sign, kind in ((1, ECHO[family]), (-1, REPLY[family])):
         if (protocol, rest[0]) == kind:
             return (family, sign * protocol, int.from_bytes(rest[4:6], "big")), 0
@@ -318,7 +318,7 @@ def _send_by_socket(packet: Packet) -> None:
 
 
 def _socket(packet: Packet) -> socket.socket:
-    """A socket that belongs to the packet's user and group."""
+    """Return a socket that belongs to the packet's user and group."""
     os.setegid(packet.gid)
     os.seteuid(packet.uid)
     try:
@@ -375,5 +375,5 @@ def _checksum(data: bytes) -> int:
 
 
 def own(family: int, device: str) -> int:
-    """The machine's address on a device."""
+    """Return the machine's address on a device."""
     return parse_address(ADDRESSES[family][device].partition("/")[0])

@@ -1,4 +1,4 @@
-"""An uplink that is a bridge: what egress of the bridge and of its ports sees, and how frames can be told apart."""
+"""An uplink that is a bridge: the view at egress of the bridge and of its ports, and the origin of frames."""
 
 import socket
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def bridge(node: Namespace, far: Namespace) -> Iterator[Bridge]:
 
 
 def seen(bridge: Bridge, space: Namespace, device: str, target: str) -> set[str]:
-    """The counters that count one AF_PACKET frame."""
+    """Return the counters that count one AF_PACKET frame."""
     bridge.node.nft(COLLECT.replace("WHAT", FRAMES))
     body = f"{space.name} {device} {target}".encode()
 
@@ -126,7 +126,7 @@ def test_K5_bridged_frame_passes_port_egress_only(bridge: Bridge, target: str) -
 @targets
 @pytest.mark.parametrize("origin", ["port", "bridge", "bridged"])
 def test_K5_frame_at_egress_has_no_input_device(bridge: Bridge, origin: str, target: str) -> None:
-    """`meta iif` is 0 at egress of a port for every frame, bridged ones too: it does not tell whose a frame is."""
+    """`meta iif` is 0 at egress of a port for every frame, bridged ones too: it does not show the origin of a frame."""
     space, device = {"port": (bridge.node, PORT), "bridge": (bridge.node, WAN), "bridged": (bridge.guest, GUEST)}[
         origin
     ]
@@ -142,7 +142,7 @@ def test_K5_frame_at_egress_has_no_input_device(bridge: Bridge, origin: str, tar
 @targets
 @pytest.mark.parametrize("origin", ["port", "bridge", "bridged"])
 def test_K5_pkttype_at_egress_separates_bridged_frames(bridge: Bridge, origin: str, target: str) -> None:
-    """At egress of a port `meta pkttype` is host for frames made here, and never for frames from a second port."""
+    """`meta pkttype` at egress of a port is host for frames of this machine, never for frames from a second port."""
     space, device = {"port": (bridge.node, PORT), "bridge": (bridge.node, WAN), "bridged": (bridge.guest, GUEST)}[
         origin
     ]
@@ -152,7 +152,7 @@ def test_K5_pkttype_at_egress_separates_bridged_frames(bridge: Bridge, origin: s
 
 
 def _speak() -> None:
-    """One datagram of each kind, as nobody would send it, each with mark 7."""
+    """Send one datagram of each kind, each with mark 7."""
     index = socket.if_nametoindex(WAN)
     kinds = [
         (socket.AF_INET, (at.HOME[4], 9)),

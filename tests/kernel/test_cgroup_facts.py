@@ -1,4 +1,4 @@
-"""Groups of processes: who sees the tree, and what a program of a few instructions can do to their sockets."""
+"""Cgroups: visibility of the tree, and effects of a short program on sockets."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Rules made at random, asked of the kernel and of the model, packet by packet."""
+"""Random rules, evaluated by the kernel and by the model, packet by packet."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What rules of a kind do on this kernel: what the model takes for granted, and what it once had wrong."""
+"""Effects of rules on this kernel that the model assumes, or once had wrong."""
 
 import json
 import socket
@@ -53,7 +53,7 @@ MARK = Meta("mark")
 
 
 def base_chain_table(*rules: tuple, hook: Hook | None = None, family: str = "inet", **more) -> Table:
-    """A table whose base chain has these rules, each counted before its verdict."""
+    """Return a table whose base chain has these rules, each counted before its verdict."""
     made = []
     for at, rule in enumerate(rules):
         if any(isinstance(one, VerdictMap | VerdictMapRef) for one in rule):

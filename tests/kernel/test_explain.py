@@ -1,4 +1,4 @@
-"""`explain` on a kernel that holds a policy: its word, its lines, and whether packets really do what it says."""
+"""`explain` on a kernel that holds a policy: outcome, lines, and agreement with packets that are really sent."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ FAR = {4: "198.51.100.10", 6: "2001:db8:2::10"}
 
 
 def line(words: str) -> int:
-    """Where the policy says so."""
+    """Return the line number of the policy that begins with these words."""
     (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
     return found
 
@@ -60,7 +60,7 @@ class Node:
         return done.stdout
 
     def words(self, *words: object) -> str:
-        """The outcome alone."""
+        """Return the outcome only."""
         return self.explain(*words).splitlines()[-1].removeprefix("=> ")
 
 
@@ -208,7 +208,7 @@ def test_explain_other_route_of_kernel_is_model_fault(
 
 
 def run_in_process(*words: str) -> tuple[int, str]:
-    """The command in this process: exit status and output."""
+    """Run the command in this process; return exit status and output."""
     import io
 
     from nftpolicy.cli.main import application
@@ -269,7 +269,7 @@ def test_explain_state_files_give_same_outcome(guarded_node: Node) -> None:
 
 
 def _hold_sockets(ready: int, passed: int, *openers) -> None:
-    """In a child: drop what the test has open, open sockets, say so, and wait to be ended."""
+    """Close inherited descriptors, open sockets, report, and wait for the end; runs in a child."""
     for entry in Path("/proc/self/fd").iterdir():
         if int(entry.name) not in (0, 1, 2, ready, passed):
             with contextlib.suppress(OSError):
@@ -282,7 +282,7 @@ def _hold_sockets(ready: int, passed: int, *openers) -> None:
 
 @contextlib.contextmanager
 def program(space: Namespace, *openers, passed: int = -1, **ids: object) -> Iterator[int]:
-    """A process inside that holds the sockets that `openers` make, and the descriptor `passed`."""
+    """Run a process inside that holds the sockets that `openers` make, and the descriptor `passed`."""
     receiver, sender = os.pipe()
     process = space.spawn(_hold_sockets, sender, passed, *openers, **ids)
     os.close(sender)
@@ -347,7 +347,7 @@ def test_explain_pid_covers_marked_and_bound_sockets(guarded_node: Node) -> None
 
 
 def explain_from_outside(node: Node, *words: object) -> str:
-    """The command on this machine, about a process in the node's network namespace."""
+    """Run the command on this machine for a process in the node's network namespace."""
     environment = {**os.environ, **ENVIRONMENT, "NFTPOLICY_STATE": str(node.space.outside(STATE))}
     done = subprocess.run(
         [*PROGRAM, "explain", *map(str, words)],
@@ -362,7 +362,7 @@ def explain_from_outside(node: Node, *words: object) -> str:
 
 
 def read_sockets(space: Namespace, pid: int) -> list[process_sockets.ProcessSocket]:
-    """The sockets of a process, asked from inside its network namespace; by its number outside."""
+    """Return the sockets of a process, read from inside its network namespace, by its process id outside."""
     with space._net():
         return list(process_sockets.read_process_sockets(pid).sockets)
 
@@ -469,7 +469,7 @@ _OWNERS = [("skuid", 5), ("skuid", 100005), ("skgid", 8), ("skgid", 100008)]
 
 @pytest.mark.parametrize("family", at.FAMILIES)
 def test_explain_accepted_connection_is_reply_with_flow_mark(guarded_node: Node, family: int) -> None:
-    """Somebody at home connects to port 22; what the program here answers with is explained."""
+    """A host at home connects to port 22; the answer of the program is explained."""
     near, length = {4: ("192.0.2.3", 24), 6: ("2001:db8:1::3", 64)}[family]
     # With its prefix: the policy has the node answer neighbours of the same network only.
     guarded_node.space.ip(f"link set {WAN} arp on", f"addr add {near}/{length} dev {WAN} noprefixroute")

@@ -1,4 +1,4 @@
-"""The program whose packets the main job is about: fastd marks what it sends, and does so with few rights."""
+"""fastd marks the packets that it sends, and needs few capabilities for that."""
 
 import json
 import socket
@@ -58,7 +58,7 @@ def connected(space: Namespace) -> bool:
 
 @pytest.mark.parametrize("mark", [MARK, 0], ids=["marked", "unmarked"])
 def test_K12_fastd_packets_carry_mark_and_group(node: Namespace, server: Namespace, mark: int) -> None:
-    """fastd with `packet mark` and a group connects over a tap, and its packets show both; without it they do not."""
+    """With `packet mark` and a group, fastd connects over a tap, and its packets have both; otherwise they do not."""
     mine, theirs = daemons.keypair(), daemons.keypair()
     node.nft(COUNT)
     start(server, daemons.fastd_server(theirs[0], mine[1]), 0)

@@ -1,4 +1,4 @@
-"""Which hook sees which packet, and what it knows of it."""
+"""Hooks that each packet passes, and the fields that are visible there."""
 
 import os
 import socket
@@ -44,7 +44,7 @@ table inet remark {{
 
 @families
 def test_K1_L15_rerouted_packet_shows_new_device_in_postrouting(two_links: TwoLinkNode, family: int) -> None:
-    """When a route chain changes mark and device, later output chains see the old device, postrouting the new."""
+    """A route chain changes mark and device: later output chains see the old device, postrouting sees the new one."""
     two_links.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
     two_links.node.nft(REROUTED)
     seen = two_links.counters_of(packet_senders.udp, family)
@@ -93,7 +93,7 @@ HOLE = "the guard has a hole at this hook: packets of this kind leave unseen"
 def test_L3_packet_of_bound_socket_passes_every_hook(
     two_links: TwoLinkNode, sender: Callable[[Job], None], family: int
 ) -> None:
-    """What routing can't stop passes inet output, inet postrouting and netdev egress."""
+    """A packet that routing cannot stop passes inet output, inet postrouting and netdev egress."""
     two_links.node.nft(VISIBLE)
     seen = two_links.counters_of(sender, family)
     assert seen == EVERYWHERE, HOLE
@@ -184,5 +184,5 @@ def test_L17_macvlan_child_passes_egress_of_parent(
 
 
 def test_L3_far_end_without_probe_receives_nothing(two_links: TwoLinkNode) -> None:
-    """The positive controls above mean something: without a probe there is no payload to be found."""
+    """Control of the other tests: without a probe there is no payload to find."""
     assert two_links.left_by(b"never sent", 0.1) == set() and set(two_links.sniffers) == set(FAR)

@@ -34,7 +34,7 @@ RESET = 0x04
 
 @pytest.fixture
 def routed_node(node: Namespace, far: Namespace) -> Iterator[Namespace]:
-    """A node that reaches the server by the mesh, and with mark 1 by the WAN."""
+    """Node that reaches the server by the mesh, and with mark 1 by the WAN."""
     for device in NODE:
         veth(node, device, far, f"to-{device}")
         for family, length in LENGTH.items():
@@ -100,7 +100,7 @@ def exchange_works(mine: socket.socket, theirs: socket.socket) -> bool:
 
 
 def next_read_error(made: socket.socket) -> str:
-    """The error of the next read."""
+    """Return the error of the next read."""
     with pytest.raises(OSError) as caught:
         made.recv(99)
     return errno.errorcode.get(caught.value.errno or 0, str(caught.value))
@@ -233,7 +233,7 @@ def test_destroy_without_capability_closes_nothing(routed_node: Namespace, serve
 
 
 def test_destroyed_udp_socket_gets_error_and_remains_usable(routed_node: Namespace, server: Server) -> None:
-    """Why Aftermath does not call UDP sockets closed."""
+    """Reason why the cleanup of stale sockets does not report UDP sockets as closed."""
     mine = server.udp(mark=1)
     assert routed_node.call(destroy, find_socket(routed_node, mine)) == CLOSED
     assert next_read_error(mine) == "ECONNABORTED"
@@ -254,7 +254,7 @@ def _close(one: InetSocket, suppression: tuple[Any, ...] | None) -> tuple[str | 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_destroyed_udp_socket_loses_its_device(routed_node: Namespace, family: int) -> None:
-    """Why those that are bound to one are left open."""
+    """Reason why UDP sockets that are bound to a device stay open."""
     with routed_node.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
         made.connect((FAR["wan"][family], 9))

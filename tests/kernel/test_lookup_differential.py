@@ -1,7 +1,7 @@
-"""Where the model sends a packet, and where the kernel does: generated rules and routes, and what they have found.
+"""Route lookups of the model and the kernel: generated rules and routes, and fixed cases.
 
-NFTPOLICY_DIFFERENTIAL=N compares N look-ups, NFTPOLICY_SEED=S other ones; `python -m tests.kernel.lookup_differential N` does the
-same by itself. A difference that is found there and mended is kept below, with a name.
+NFTPOLICY_DIFFERENTIAL=N compares N lookups, NFTPOLICY_SEED=S uses another seed; so does
+`python -m tests.kernel.lookup_differential N S`. A difference that was found and repaired is kept below, with a name.
 """
 
 import os
@@ -38,7 +38,7 @@ def space(able):
 
 @pytest.fixture(scope="module")
 def space_without_rules(able):
-    """Where nobody ever adds an ip rule: the kernel behaves in another way until then."""
+    """Namespace in which no ip rule is ever added: the kernel behaves differently until then."""
     with Namespace("lookups") as made:
         prepare(made)
         yield made

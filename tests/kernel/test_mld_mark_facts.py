@@ -1,4 +1,4 @@
-"""Reports of multicast membership: the kernel's own packets, with a mark that comes from nowhere."""
+"""Reports of multicast membership: packets of the kernel with a mark that no rule and no socket set."""
 
 import socket
 import struct

@@ -1,4 +1,4 @@
-"""Elements read straight from netlink are those that libnftables lists."""
+"""Set elements that are read directly from netlink equal those of libnftables."""
 
 import pytest
 
@@ -22,7 +22,7 @@ SETS = {
 
 
 def compared() -> list[str]:
-    """The names of sets that are read otherwise than listed. Runs in the namespace."""
+    """Return the names of sets whose elements differ from the listing; runs in the namespace."""
     nft = Nft()
     body = "".join(
         f"set {name} {{ type {kind};\n{f'elements = {{ {listed} }}' if listed else ''}\n}}\n"

@@ -1,4 +1,4 @@
-"""What nft and nf_tables accept, and what becomes of it: owners, wildcards, devices that are not there."""
+"""Constructs that nft and nf_tables accept, and their effects: owners, wildcards, missing devices."""
 
 import re
 import socket
@@ -23,7 +23,7 @@ def tables(space: Namespace) -> set[str]:
 
 
 def keep(space: Namespace) -> "subprocess.Popen[str]":
-    """An nft that makes an owned table and stays."""
+    """Start an nft that makes an owned table and stays."""
     process = space.popen(["nft", "-i"], stdin=subprocess.PIPE, text=True)
     process.stdin.write("add table inet owned { flags owner; }\n")
     process.stdin.flush()
@@ -31,7 +31,7 @@ def keep(space: Namespace) -> "subprocess.Popen[str]":
 
 
 def test_K8_owned_table_is_protected_and_ends_with_owner(node: Namespace) -> None:
-    """Others can't delete a table with `flags owner`, a flush passes it by, and it goes when its owner ends."""
+    """Another process cannot delete a table with `flags owner`, a flush skips it, and it ends with its owner."""
     node.nft("table inet plain {\n}\n")
     owner = keep(node)
     wait_until(lambda: tables(node) == {"inet plain", "inet owned"}, 2, "the owned table")
@@ -55,7 +55,7 @@ def test_L13_table_with_flags_owner_ends_with_nft(node: Namespace) -> None:
 
 
 def test_L13_nft_1_0_refuses_flags_persist(node: Namespace) -> None:
-    """nft 1.0.6 does not know `flags persist`."""
+    """Version 1.0.6 of nft does not know `flags persist`."""
     refused = node.nft(OWNED.replace("owner;", "owner,persist;"), check=False)
     assert refused.returncode, "owned tables that stay exist here: the guard could use `flags owner,persist`"
 
@@ -68,7 +68,7 @@ def mangle(value: str) -> str:
 
 
 def test_L13_nft_1_0_refuses_merge_of_two_marks(node: Namespace) -> None:
-    """nft 1.0.6 refuses to merge packet mark and flow mark in one statement; a constant on the right is fine."""
+    """Version 1.0.6 of nft refuses to merge packet mark and flow mark in one statement; it accepts a constant."""
     node.nft(mangle("meta mark & 0xffffff00 | 0x1"))
     refused = node.nft(mangle("meta mark & 0xffffff00 | ct mark & 0xff"), check=False)
     assert refused.returncode, "the restore chain could be one rule here, rather than one per mark"
@@ -80,13 +80,13 @@ RULE = "table inet text {{\n chain c {{\n  {}{}}}\n}}\n"
 
 @pytest.mark.parametrize("end", ["\n", "; "], ids=["newline", "semicolon"])
 def test_L14_nft_1_0_requires_statement_end_before_brace(node: Namespace, end: str) -> None:
-    """nft 1.0.6 wants a newline or a semicolon between a statement and `}`."""
+    """Version 1.0.6 of nft requires a newline or a semicolon between a statement and `}`."""
     assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, "netstate/text.py can't be loaded"
     assert node.nft(RULE.format("counter accept", " "), check=False).returncode, "a newer nft: nothing has to change"
 
 
 def test_L14_nft_1_0_accepts_tcp_flags_by_mask_only(node: Namespace) -> None:
-    """nft 1.0.6 refuses `tcp flags rst / rst` and accepts `tcp flags & rst == rst`."""
+    """Version 1.0.6 of nft refuses `tcp flags rst / rst` and accepts `tcp flags & rst == rst`."""
     assert node.nft(RULE.format("tcp flags & rst == rst accept", "\n"), check=False).returncode == 0, (
         "netstate/text.py writes flags in a way that this nft refuses"
     )
@@ -122,7 +122,7 @@ class TestK9:
 
     @pytest.fixture
     def filters(self, node: Namespace) -> Callable[[str], bool]:
-        """Whether a frame on a device meets the chain; it must leave or be dropped by it."""
+        """Return True if a frame on a device passes the chain; the frame must leave or be dropped there."""
         if (done := node.nft(LATE, check=False)).returncode:
             message = "the link guard has to be put back by watch when a device appears"
             pytest.fail(f"no egress chain for a device that does not exist: {message}\n{done.stderr}")
@@ -172,7 +172,7 @@ class TestK9:
 
 
 def test_K10_device_set_with_exact_name_matches_no_prefix(two_links: TwoLinkNode) -> None:
-    """Without the star a name in a set means that device alone."""
+    """A name without the star in a set matches that device only."""
     two_links.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         f'  elements = {{ "{WAN[:-1]}" }}\n }}\n'

@@ -1,4 +1,4 @@
-"""Everything that nft can list, written as text, loaded and listed again."""
+"""Constructs that nft lists, written as text, loaded and listed again."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The walk of the model against the kernel: generated states, really sent packets, and where each came out.
+"""Traces of the model against the kernel: generated states, packets that are really sent, and their arrivals.
 
-NFTPOLICY_DIFFERENTIAL is the number of packets, NFTPOLICY_SEED that of the first state. A disagreement names the
-seed of its state; what was found by one is kept in test_walk_facts.py as a case of its own.
+NFTPOLICY_DIFFERENTIAL is the number of packets, NFTPOLICY_SEED the seed of the first state. A disagreement names the
+seed of its state; disagreements of the past are cases in test_trace_facts.py.
 """
 
 import os
@@ -47,13 +47,13 @@ def samples(egress: None) -> list[Sample]:
 
 
 def test_trace_of_random_packets_agrees_with_kernel(samples: list[Sample]) -> None:
-    """Every packet comes out where the model says, as the model says, or nowhere if it says so."""
+    """Packets leave or are dropped as the model says, at the device that the model says."""
     wrong = [one for sample in samples for one in disagreements(sample)]
     assert not wrong, "\n\n".join([f"{len(wrong)} disagreements", *map(str, wrong[:5])])
 
 
 def test_samples_cover_every_outcome_and_origin(samples: list[Sample]) -> None:
-    """There are packets with each outcome and of each origin in both families, and few of which nothing is known."""
+    """Packets have every outcome and every origin in both families, and few of them are undecided."""
     found = [one for sample in samples for one in traces(sample.state, sample.packets)]
     outcomes = Counter(one.outcome for one in found)
     print(dict(outcomes))
@@ -92,7 +92,7 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
 
 
 class _Renamed:
-    """A router with another look-up."""
+    """Router with another lookup."""
 
     def __init__(self, lookup: Callable[..., RouteResult], plain: Router) -> None:
         self.lookup, self.plain, self.reads_ports = lookup, plain, plain.reads_ports

@@ -1,4 +1,4 @@
-"""libpacketmark.so: what it marks, what it refuses, and which programs it can't reach."""
+"""libpacketmark.so: sockets that it marks, errors that it raises, and programs that it cannot mark."""
 
 import contextlib
 import os
@@ -121,7 +121,7 @@ __attribute__((constructor)) static void early(void)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder that everybody may enter, with the library in it: the checkout may be root's alone."""
+    """Directory that every user may enter, with the library: the checkout may be accessible to root only."""
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     with public_folder() as made:
@@ -145,7 +145,7 @@ def run(program: Path, env: dict[str, str], **options) -> subprocess.CompletedPr
 
 @pytest.fixture
 def bare(client: Path) -> None:
-    """The control: without the library there is no mark."""
+    """Control: without the library a socket has no mark."""
     assert run(client, {}).stdout.split() == ["0"] * FOUR
 
 
@@ -460,7 +460,7 @@ def test_library_build_without_compiler_raises(tmp_path: Path, monkeypatch: pyte
 
 
 def test_preload_name_lookup_of_libc_is_unmarked(folder: Path) -> None:
-    """Why names go to the resolver by group and not by mark."""
+    """Reason why DNS queries go to the resolver by group and not by mark."""
     source = r"""
     #include <netdb.h>
     #include <sys/socket.h>

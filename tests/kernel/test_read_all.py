@@ -1,4 +1,4 @@
-"""All that a kernel holds, read: by netlink, as `ip -j` tells it, and written for `ip` again."""
+"""State of a kernel: read by netlink, read by `ip -j`, and written as commands for `ip`."""
 
 import faulthandler
 import json
@@ -67,7 +67,7 @@ def space(able):
 
 
 def read():
-    """By netlink and by `ip`, which is asked for numbers, and for names; both families."""
+    """Return rules and routes of both families, by netlink and by `ip` (with numbers and with names)."""
     links = Rtnetlink()
     found = []
     for family in (4, 6):
@@ -86,7 +86,7 @@ def read():
 
 
 def whole(one):
-    """With what takes no part in comparisons, but for who made it, which ip tells with -d only."""
+    """Return the object with the fields that comparisons ignore, except its protocol, which ip prints with -d only."""
     return (
         ip_text.display_text(one).rpartition(" proto")[0],
         one.unknown,
@@ -136,7 +136,7 @@ def test_routes_with_nexthop_objects_are_resolved(space):
 
 
 def rewrite(seed):
-    """What was installed, and what there is after it was taken away and put back with the words for `ip`."""
+    """Return the installed objects, and those after removal and restoration by the text for `ip`."""
     links, states = Rtnetlink(), []
     install(random_commands(random.Random(seed)))
     for _ in range(2):
@@ -204,7 +204,7 @@ def expect_abort():
 
 
 def test_read_all_library_abort_is_reported(space):
-    """nft 1.0.6 aborts when it prints neighbouring wildcards of an anonymous set as JSON."""
+    """Version 1.0.6 of nft aborts when it prints neighbouring wildcards of an anonymous set as JSON."""
     space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
 
     def look():
@@ -235,7 +235,7 @@ table netdev owned {
 
 
 def look_at_owned():
-    """What is read while a table has an owner, and of the same table without one."""
+    """Return the tables as read with an owner and without one."""
     expect_abort()
     found = []
     for text in (OWNED, OWNED.replace("\tflags owner\n", "")):
@@ -248,7 +248,7 @@ def look_at_owned():
 
 
 def test_read_all_owned_table_equals_plain_table(space):
-    """nft 1.0.6 breaks off when it lists one as JSON."""
+    """Version 1.0.6 of nft stops when it lists an owned table as JSON."""
     owned, plain = space.call(look_at_owned)
     assert [table.flags for table in owned[0]] == [{"owner"}, {"owner"}]
     assert [evolve(table, flags=frozenset()) for table in owned[0]] == list(plain[0])

@@ -1,4 +1,4 @@
-"""Reproductions, run as their reader would run them: by sh, in a namespace that is thrown away."""
+"""Reproduction scripts, run by sh in a temporary namespace, as a reader would run them."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def space():
 
 
 def run(space, text):
-    """The exit status and what the script said; nothing of it stays."""
+    """Return exit status and output of the script; it must leave nothing behind."""
     start = time.monotonic()
     done = space.run(["sh", "-s"], input=text, check=False)
     assert time.monotonic() - start < brief(SLOW)
@@ -55,14 +55,14 @@ def left_over(space):
 
 
 def reproduced(space, state, packet, device=WAN, title="a test"):
-    """The exit status of the script, which has to do without errors and cautions."""
+    """Return the exit status of the script, which must print no errors and no cautions."""
     status, out, err = run(space, reproduction_script(state, packet, device, title))
     assert (err, "caution" in out) == ("", False), out
     return status
 
 
 def dropping(device, hook="postrouting"):
-    """A table that lets nothing out by a device."""
+    """Return a table that drops all packets at a device."""
     if hook == "egress":
         chain = Chain("stop", (Rule((nft.DROP,)),), Hook("filter", "egress", 0, device=device))
         return Table("netdev", "stop", (chain,))
@@ -71,7 +71,7 @@ def dropping(device, hook="postrouting"):
 
 
 def router(family, *tables):
-    """A machine with a WAN, a network inside, and nothing but what a test adds."""
+    """Return the state of a machine with a WAN and an inside network, for a test to extend."""
     inside = ("192.168.1.1", "192.168.1.0/24") if family == 4 else ("fd00:db8::1", "fd00:db8::/64")
     gateway = "192.0.2.1" if family == 4 else "2001:db8:1::1"
     network = "192.0.2.0/24" if family == 4 else "2001:db8:1::/64"
@@ -85,14 +85,14 @@ def router(family, *tables):
 
 
 def only(*matches, device=WAN, hook=None):
-    """A table that lets out what matches, and nothing else."""
+    """Return a table that passes matching packets only."""
     hook = hook or POSTROUTING
     rules = (Rule((*matches, nft.ACCEPT)), Rule((Match(Meta("oifname"), device), nft.DROP)))
     return Table("netdev" if hook.device else "inet", "only", (Chain("only", rules, hook),))
 
 
 def agreed(space, state, packet, device=WAN):
-    """The exit status of the script, when the model says the same."""
+    """Return the exit status of the script, if the model agrees."""
     walk = Model(state).trace(packet)
     leaves = walk.outcome == "leaves" and walk.device == device
     status = reproduced(space, state, packet, device)
@@ -112,7 +112,7 @@ def test_script_of_dropped_leak_shows_no_leak(space, known, leak):
 
 
 def packets(family):
-    """One of each kind, and whether postrouting sees it."""
+    """Return one packet of each kind."""
     to, icmp = parse_address(FAR[family]), "icmp" if family == 4 else "icmpv6"
     echo, reply, unreachable = (8, 0, 3) if family == 4 else (128, 129, 1)
     protocol = ICMP if family == 4 else ICMPV6
@@ -334,7 +334,7 @@ def test_script_of_state_without_addresses_adds_addresses(space, protocol):
 
 
 def established(family, mark=0x30):
-    """Packets of a flow that has been answered, by how it began."""
+    """Return packets of an answered flow, by the beginning of the flow."""
     to, protocol = parse_address(FAR[family]), ICMP if family == 4 else ICMPV6
     inside = parse_address("192.168.1.7" if family == 4 else "fd00:db8::7")
     asked, answering = CtInfo("established", mark=mark), CtInfo("established", "reply", mark)

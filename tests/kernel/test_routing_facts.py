@@ -1,4 +1,4 @@
-"""What ip rules and routes decide, and what they do not."""
+"""Decisions of ip rules and routes, and their limits."""
 
 import json
 import re
@@ -26,7 +26,7 @@ LEAKS_MORE = "routes leak here what the design thought refused: test whether the
 
 @pytest.fixture
 def stopped(two_links: TwoLinkNode) -> TwoLinkNode:
-    """The mark leads to the WAN, and an unreachable rule before main stops all the rest."""
+    """The mark leads to the WAN, and an unreachable rule before main stops all other packets."""
     for family in at.FAMILIES:
         two_links.node.ip(
             default(MESH, family),
@@ -94,7 +94,7 @@ def test_K3_bound_ipv6_socket_needs_route(two_links: TwoLinkNode, sender: Sender
     ],
 )
 def test_K3_link_local_multicast_broadcast_need_no_route(two_links: TwoLinkNode, sender: Sender, family: int) -> None:
-    """fe80::x%wan, multicast by the device and bound 255.255.255.255 leave with no route of ours."""
+    """Packets to fe80::x%wan, multicast by the device and bound 255.255.255.255 leave without a configured route."""
     assert two_links.send(packet_senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
     assert two_links.send(sender, family) == ONLY_WAN, f"{GUARD_NEEDED}; the exemptions may be wider than needed"
 
@@ -151,7 +151,7 @@ def netifd(two_links: TwoLinkNode) -> TwoLinkNode:
 
 
 def test_L12_netifd_rules_send_unmarked_traffic_by_wan(netifd: TwoLinkNode) -> None:
-    """With netifd's rules unmarked traffic leaves by the WAN if main has no default, and always if so bound."""
+    """Unmarked traffic with netifd's rules leaves by the WAN if main has no default route or if bound to it."""
     assert netifd.send(packet_senders.udp) == ONLY_WAN, GUARD_NEEDED
     netifd.node.ip(default(MESH, 4))
     assert netifd.send(packet_senders.udp) == ONLY_MESH, "the positive control: main comes first"

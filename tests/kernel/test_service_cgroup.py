@@ -1,4 +1,4 @@
-"""The programs on a service's cgroup: what they mark and refuse, whom they leave alone, and how long they stay."""
+"""Programs on a service's cgroup: the sockets that they mark and refuse, and their lifetime."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def marks_inside(path: Path, uid: int | None = NOBODY) -> set[int]:
-    """The marks of sockets of both families and several kinds that are opened in the cgroup."""
+    """Return the marks of sockets of both families and several kinds, opened in the cgroup."""
     bpf_programs.joined(path, lambda: None)
     raw = []
     if uid is None:
@@ -75,7 +75,7 @@ def test_cgroup_attach_marks_sockets_inside_only(node: Namespace, cgroup: Path) 
 
 
 def test_cgroup_attach_keeps_foreign_bits_and_programs(node: Namespace, cgroup: Path) -> None:
-    """Another program there puts on a whole mark; ours, which runs after it, changes no bit but its own."""
+    """Another program there sets a whole mark; ours, which runs after it, changes its own bits only."""
     with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0xAA00 | FOREIGN)):
         assert node.call(marks_inside, cgroup) == {0xAA00 | FOREIGN}, "the control"
         (theirs,) = numbers(cgroup)
@@ -96,7 +96,7 @@ def test_cgroup_attach_again_replaces_changed_mark_only(node: Namespace, cgroup:
 
 
 def test_cgroup_attach_after_race_keeps_one_program(node: Namespace, cgroup: Path) -> None:
-    """As if two processes had seen that nothing was there, and each had attached its own."""
+    """Two processes saw no program, and each attached its own."""
 
     def twice() -> None:
         folder = os.open(cgroup, os.O_RDONLY)
@@ -164,7 +164,7 @@ ALLOWED = {
 
 
 def set_options(made: Callable[[], socket.socket] | None = None) -> dict[str, str]:
-    """What becomes of each option on a new socket."""
+    """Return the result of each option on a new socket."""
     found = {}
     for name, option in (REFUSED | ALLOWED).items():
         with made() if made else socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
@@ -301,7 +301,7 @@ def test_cgroup_attach_without_root_is_refused(node: Namespace, cgroup: Path) ->
 
 
 def test_cgroup_enter_threaded_domain_is_refused(node: Namespace, cgroup: Path) -> None:
-    """Beside a threaded cgroup one of the usual kind can be nobody's."""
+    """A domain cgroup beside a threaded cgroup takes no process."""
     folders = [cgroup / name for name in ("threads", "beside")]
     for folder in folders:
         folder.mkdir()
@@ -317,7 +317,7 @@ def test_cgroup_enter_threaded_domain_is_refused(node: Namespace, cgroup: Path) 
 
 
 def _forbid(number: int, error: int) -> None:
-    """From now on a system call of this process and its children fails with `error`; seccomp(2)."""
+    """Make a system call fail with `error` in this process and its children (seccomp(2))."""
     code = b"".join(
         struct.pack("=HBBI", *one)
         for one in ((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000))
@@ -349,7 +349,7 @@ def entered(path: str, error: int | None) -> dict[str, int]:
 def test_cgroup_enter_works_in_every_mount_layout(
     node: Namespace, cgroup: Path, layout: str, error: int | None
 ) -> None:
-    """cgroup v2 is mounted for ourselves; where that may not be (containers, old kernels), where others have it."""
+    """nftpolicy mounts cgroup v2 itself, or uses an existing mount (containers, old kernels)."""
     for command in LAYOUTS[layout]:
         node.run(command.split())
     path = f"{cgroup.name}/made/here"

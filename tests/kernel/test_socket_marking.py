@@ -1,4 +1,4 @@
-"""Marking sockets for a program: by its cgroup, and by answering its socket calls."""
+"""Marking of sockets of a program: by its cgroup, and by answers to its socket calls."""
 
 import os
 import socket
@@ -100,14 +100,14 @@ def test_unmarked_sockets_names_bare_socket() -> None:
 
 
 def test_mark_program_keeps_foreign_bits() -> None:
-    """ctx->mark & ~mask | value, as seven instructions."""
+    """The program computes `ctx->mark & ~mask | value` in seven instructions."""
     code = mark_program(VALUE, MASK)
     assert len(code) == 7 * 8
     assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code
 
 
 def test_receive_only_from_lo_drops_packets_from_outside(node: Namespace, far: Namespace) -> None:
-    """What --check takes for an answer of this machine did not come in from outside, whatever its source address."""
+    """An answer that --check accepts did not arrive from outside, whatever its source address."""
     veth(node, "out", far, "in")
     node.ip("addr add 192.0.2.1/24 dev out")
     far.ip("addr add 192.0.2.2/24 dev in")

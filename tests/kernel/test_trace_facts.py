@@ -1,4 +1,4 @@
-"""What generated packets have taught: states that are as small as can be, in the kernel and in the model."""
+"""Minimal states from generated packets, in the kernel and in the model."""
 
 from collections.abc import Iterator
 
@@ -47,7 +47,7 @@ def by(device: str, family: int, table: int = TABLE_MAIN) -> Route:
 
 
 def found(machine: PacketMachine, state: NetState, sent: Packet) -> tuple[str, Trace]:
-    """Where the packet came out, "nowhere", HERE or a device; and its walk, which must say the same."""
+    """Return the device of arrival, "nowhere" or HERE, and the trace, which must agree."""
     sample = send(machine, 0, state, [sent])
     assert not disagreements(sample), str(disagreements(sample)[0])
     trace = traces(sample.state, sample.packets)[0]
@@ -91,7 +91,7 @@ def test_nat_chains_run_together_regardless_of_priority(machine: PacketMachine, 
 
 
 def test_dnat_of_one_family_tracks_only_that_family(machine: PacketMachine, family: int) -> None:
-    """In an inet table too; a nat chain that has nothing else does not see the other family's packets at all."""
+    """An inet table with a nat chain for one family does not see packets of the other family."""
     routes = (by("wan", family),)
     for named, expected in ((family, "nowhere"), (10 - family, "wan")):
         turn = (Match(Payload("udp", "dport"), 53), Dnat(IPS[named], OTHER[named], 54))
@@ -122,14 +122,14 @@ def test_bound_ipv6_socket_tries_source_of_other_devices(machine: PacketMachine)
 
 
 def test_bound_socket_with_source_keeps_device(machine: PacketMachine) -> None:
-    """Of IPv6 only a device that is asked for by a message is a mere wish."""
+    """A device from a control message only is a preference in IPv6."""
     sent = Packet(6, FAR[6], bound="wan", source=own(6, "wan"))
     assert out(machine, NetState(routes=(by("mesh", 6),)), sent) == "nowhere"
     assert out(machine, NetState(routes=(by("mesh", 6), evolve(by("wan", 6), metric=9))), sent) == "wan"
 
 
 def test_fib_type_of_ipv6_address_follows_ip_rules(machine: PacketMachine) -> None:
-    """fib daddr type is "unreachable" where user 0 and no mark find no way, whatever way the packet has."""
+    """`fib daddr type` is "unreachable" if the lookup for user 0 without mark fails, whatever its route."""
     unicast = table(chain("output", (Match(Fib("type", ("daddr",)), "unicast", "!="), nft.DROP)))
     rule = IpRule(6, 100, table=100, mark=1, mask=1)
     sent = Packet(6, FAR[6], mark=1)
@@ -138,7 +138,7 @@ def test_fib_type_of_ipv6_address_follows_ip_rules(machine: PacketMachine) -> No
 
 
 def test_frame_on_lo_is_forwarded_like_foreign_frame(machine: PacketMachine, family: int) -> None:
-    """What a packet socket sends by lo comes in there, with its mark, passes forward and leaves."""
+    """A frame that a packet socket sends by lo arrives there with its mark, passes forward and leaves."""
     rule = IpRule(family, 100, table=100, mark=5, mask=7)
     state = NetState((), (rule,), (by("wan", family, 100),))
     sent = Packet(family, FAR[family], origin=FRAME, bound="lo", mark=5, source=parse_address(OTHER[family]))
@@ -185,7 +185,7 @@ def test_route_by_lo_is_unreachable_in_ipv6(machine: PacketMachine, family: int)
 
 
 def test_nat_chain_without_tracking_drops_nothing(machine: PacketMachine, family: int) -> None:
-    """A nat chain that only drops drops nothing as long as no rule needs connections."""
+    """A nat chain with only a drop drops nothing until a rule needs connection tracking."""
     stop = chain("output", (Match(Meta("skuid"), NOBODY), nft.DROP), kind="nat", priority=-100)
     reader = chain("input", (Match(Ct("state"), "new"),))
     state = NetState(routes=(by("wan", family),))
@@ -195,7 +195,7 @@ def test_nat_chain_without_tracking_drops_nothing(machine: PacketMachine, family
 
 
 def test_later_packets_of_flow_keep_translation(machine: PacketMachine, family: int) -> None:
-    """Their destination is changed as well, though no nat chain is asked about them."""
+    """The destination of later packets changes too, although they pass no nat chain."""
     turn = (Match(Payload("udp", "dport"), 53), Dnat(IPS[family], OTHER[family], 54))
     state = NetState((table(chain("output", turn, kind="nat", priority=-100)),), (), (by("wan", family),))
     first = machine.with_new_identity(Packet(family, FAR[family], dport=53))

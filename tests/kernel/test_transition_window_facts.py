@@ -1,4 +1,4 @@
-"""Windows: what leaves the wrong way while rules, routes and tables are exchanged under a stream of packets."""
+"""Windows: packets that leave by the wrong device while rules, routes and tables are replaced."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def _flood(family: int, mark: int) -> None:
 
 @contextlib.contextmanager
 def flood(node: Namespace, family: int, mark: int, counter: str) -> Iterator[None]:
-    """A connected UDP socket that sends as fast as it can; begins when its packets are counted."""
+    """Start a connected UDP socket that sends as fast as possible; returns when its packets are counted."""
     process = node.spawn(_flood, family, mark)
     try:
         wait_until(lambda: counters(node)[counter] > 0, 2, "the flood")
@@ -57,7 +57,7 @@ def flood(node: Namespace, family: int, mark: int, counter: str) -> Iterator[Non
 
 
 def swap(node: Namespace, commands: str) -> dict[str, int]:
-    """Run shell commands some times, one process each as scripts do; what was counted meanwhile."""
+    """Run shell commands repeatedly, one process each as scripts do; return the packets counted meanwhile."""
     before = counters(node)
     node.run(["sh", "-e", "-c", f"for i in $(seq {SWAPS}); do {commands}; done"])
     return {name: packets - before[name] for name, packets in counters(node).items()}

@@ -1,4 +1,4 @@
-"""`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold others' tables beside it."""
+"""`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold foreign tables beside it."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ EXEMPT = [word for one in ("arp", "dhcpv4", "dhcpv6", "ndp", "mld", "igmp") for 
 
 
 def line(words: str) -> int:
-    """Where the policy says so."""
+    """Return the line number of the policy that begins with these words."""
     (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
     return found
 
@@ -51,7 +51,7 @@ class Node:
         return done.stdout
 
     def delete(self, chain: str, words: str) -> None:
-        """Take one rule of ours out of the kernel."""
+        """Delete one rule of nftpolicy from the kernel."""
         listed = self.space.run(["nft", "-a", "list", "chain", "inet", "nftpolicy", chain]).stdout.splitlines()
         (found,) = [one for one in listed if words in one and "# handle" in one]
         self.space.nft(f"delete rule inet nftpolicy {chain} handle {found.rpartition(' ')[2]}\n")
@@ -70,7 +70,7 @@ def guarded_node(bare: Node, egress: None) -> Node:
 
 @pytest.fixture(scope="module")
 def shared_node(egress: None) -> Iterator[Node]:
-    """A node that the tests leave as it is."""
+    """Node that the tests leave unchanged."""
     with Namespace("node") as space, Namespace("far") as far, TwoLinkNode(space, far) as two_links:
         node = Node(two_links)
         node.run("apply", POLICY)
@@ -95,7 +95,7 @@ def test_verify_options_without_policy_are_proved(shared_node: Node) -> None:
 
 @pytest.fixture(scope="module")
 def printed(shared_node: Node, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name what nft and ip print on that node."""
+    """Options that name the output of nft and ip on that node."""
     folder = tmp_path_factory.mktemp("printed")
 
     def file(name: str, *words: str) -> Path:
@@ -111,7 +111,7 @@ def printed(shared_node: Node, tmp_path_factory: pytest.TempPathFactory) -> list
 
 
 def verify_files(printed: list[str], device: str | None, *words: str) -> subprocess.CompletedProcess:
-    """The verdict on files, the chains at egress being of that device: old nft does not print it."""
+    """Verify state files, with this device for the egress chains (old nft does not print it)."""
     document = json.loads(Path(printed[1]).read_text())
     for one in document["nftables"]:
         if one.get("chain", {}).get("hook") == "egress":

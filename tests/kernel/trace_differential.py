@@ -1,4 +1,4 @@
-"""Packets that were really sent, held against the walks of the model."""
+"""Comparison of packets that were really sent with the traces of the model."""
 
 from attrs import evolve, frozen
 
@@ -11,7 +11,7 @@ from .packet_machine import HERE, MARKS, REPLY, RESET, Arrival, Key, PacketMachi
 
 @frozen
 class Sample:
-    """Packets that were sent in one state of the kernel, and where they came out."""
+    """Packets that were sent in one state of the kernel, and their arrivals."""
 
     seed: int
     state: NetState
@@ -22,7 +22,7 @@ class Sample:
 
 @frozen
 class Disagreement:
-    """What the kernel did with a packet, and what the model says of it."""
+    """Packet that the kernel and the model treat differently."""
 
     seed: int
     trace: Trace
@@ -45,14 +45,14 @@ def send(machine: PacketMachine, seed: int, state: NetState, packets: list[Packe
 
 
 def traces(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Trace]:
-    """The walks of packets, and behind them those of the kernel's answers."""
+    """Return the traces of packets, followed by those of the kernel's replies."""
     model = Model(state)
     found = [model.trace(packet) for packet in packets]
     return found + [model.trace(answer) for one in found for answer in _kernel_replies(one, state)]
 
 
 def _kernel_replies(trace: Trace, state: NetState) -> list[Packet]:
-    """What the kernel itself answers to a ping, or to a SYN for a closed port, that has come to it from outside."""
+    """Return the replies of the kernel to a ping, or to a SYN for a closed port, from outside."""
     packet = trace.packet
     if packet.origin != FORWARD or trace.outcome != "delivered" or trace.unsupported or packet.protocol == UDP:
         return []
@@ -77,7 +77,7 @@ def _kernel_replies(trace: Trace, state: NetState) -> list[Packet]:
 
 
 def disagreements(sample: Sample) -> list[Disagreement]:
-    """All in which the model is not right about a sample."""
+    """Return all disagreements of the model with a sample."""
     found = traces(sample.state, sample.packets)
     answers = (*sample.answers, *["an answer of the kernel"] * (len(found) - len(sample.answers)))
     return [

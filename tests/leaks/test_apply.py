@@ -1,4 +1,4 @@
-"""Apply and release: they change what is theirs, once, and leave no trace."""
+"""Apply and release: they change their own objects, once, and leave no trace."""
 
 import contextlib
 import errno
@@ -79,7 +79,7 @@ def sysctls() -> dict[str, str]:
 
 
 def everything(made: Guarded) -> dict[str, object]:
-    """All that a packet could meet in the node, as text."""
+    """Return all state of the node that a packet can meet, as text."""
 
     def said(*argv: str) -> list[str]:
         return made.lab.node.run(argv).stdout.splitlines()
@@ -95,7 +95,7 @@ def everything(made: Guarded) -> dict[str, object]:
 
 
 class ChangeListener:
-    """Hears every change of rules, routes and nft in a namespace, whoever makes it."""
+    """Receives every change of rules, routes and nft in a namespace."""
 
     def __init__(self, made: Guarded) -> None:
         route, netfilter = 0, 12
@@ -113,7 +113,7 @@ class ChangeListener:
             one.close()
 
     def messages(self) -> int:
-        """Messages since the last time; they are there when the change returns."""
+        """Return the messages since the last call; a change has sent its message when it returns."""
         count = 0
         for one in self._sockets:
             with contextlib.suppress(BlockingIOError):
@@ -123,12 +123,12 @@ class ChangeListener:
 
 
 def line_of(made: Guarded, key: str) -> int:
-    """The line of a key in the policy."""
+    """Return the line of a key in the policy."""
     return 1 + next(n for n, line in enumerate(made.file.read_text().splitlines()) if re.match(rf"{key}\s*=", line))
 
 
 def generation(made: Guarded) -> int:
-    """The number that the kernel raises with every nft transaction."""
+    """Return the number that the kernel increments with every nft transaction."""
     with made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as channel:
         channel.send(struct.pack("=IHHIIBBH", 20, 10 << 8 | 16, 1, 1, 0, 0, 0, 0))  # NFT_MSG_GETGEN
         answer = channel.recv(4096)

@@ -1,4 +1,4 @@
-"""E3, E4: the guard's files, loaded by nft alone before there is a network; what stops keeps them."""
+"""E3, E4: the guard's files, loaded by nft before the network exists; a stop keeps the guard."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _nothing_in_force(released: Guarded) -> Iterator[None]:
 
 
 def start(lab: Lab, *files: str) -> None:
-    """What happens when the machine starts: the files, and then the links, addresses and routes."""
+    """Start the machine: first the files, then the links, addresses and routes."""
     lab.wan_down()
     for file in files:
         lab.node.run(["nft", "-f", file])
@@ -58,7 +58,7 @@ def test_boot_with_guard_files_leaks_nothing(released: Guarded, files: tuple[str
 
 
 def test_boot_without_link_guard_leaks_frames_only(released: Guarded) -> None:
-    """Why there are two files, and what the manual says of them."""
+    """Reason why there are two files, as the manual says."""
     start(released.lab, GUARD)
     found = run_probes(released.lab).unmarked()
     assert found

@@ -1,6 +1,6 @@
-"""Any sequence of commands, crashes, flapping links and other people's changes, on a real kernel: what was promised last holds.
+"""Random sequences of commands, crashes, flapping links and foreign changes on a real kernel: the last policy holds.
 
-NFTPOLICY_MACHINE asks for more examples than CI makes.
+NFTPOLICY_MACHINE sets a larger number of examples than CI makes.
 """
 
 import os
@@ -58,7 +58,7 @@ def _environment() -> None:
 
 
 def killed(file: str, number: int, after: bool) -> int:
-    """Inside the node: an apply that is killed at a step; the signal, or 0 if it ended before that step."""
+    """Run an apply that is killed at a step; return the signal, or 0 if it ended earlier. Runs inside the node."""
     from nftpolicy.cli import apply_common
     from nftpolicy.cli.common import read_policy
     from nftpolicy.kernel.linux import Linux
@@ -80,7 +80,7 @@ def killed(file: str, number: int, after: bool) -> int:
 
 
 def promise(name: str) -> tuple[str, bool]:
-    """Inside the node: the verdict on P1 and P2 of that policy, and whether something is begun and not ended."""
+    """Return the verdict on P1 and P2 of the policy, and True if a change is unfinished. Runs inside the node."""
     from attrs import evolve
 
     from nftpolicy.kernel.linux import Linux
@@ -99,7 +99,7 @@ def promise(name: str) -> tuple[str, bool]:
 
 
 def send(family: int) -> None:
-    """Inside the node: an unmarked packet, bound to the uplink."""
+    """Send an unmarked packet, bound to the uplink. Runs inside the node."""
     domain = socket.AF_INET if family == 4 else socket.AF_INET6
     with socket.socket(domain, socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())

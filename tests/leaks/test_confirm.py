@@ -1,4 +1,4 @@
-"""`apply --confirm`: it goes back by itself, whatever becomes of the process that applied, and of its terminal."""
+"""`apply --confirm` rolls back by itself, even if the applying process or its terminal ends."""
 
 import os
 import pty
@@ -54,7 +54,7 @@ def holds(made: Guarded, file: str) -> bool:
 
 
 def in_force(made: Guarded) -> str:
-    """While nothing is on trial: it takes two looks."""
+    """Return the policy in force, from two readings; call it while no policy is on trial."""
     first, other = holds(made, POLICY), holds(made, OTHER)
     assert first != other
     return POLICY if first else OTHER

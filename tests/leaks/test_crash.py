@@ -1,6 +1,7 @@
-"""E5: an error or a kill -9 at every step of a long plan, under a flood. The guard holds; what was begun is ended or undone.
+"""E5: an error or a kill -9 at every step of a long plan, under a flood. The guard holds; the change ends or is undone.
 
-Each step meets one error before it is done and one after, and every second one a kill, or each one in a change. With NFTPOLICY_CRASHES=all it meets every one.
+Each step meets one error before it is done and one after, and every second step a kill (each one in a change). With
+NFTPOLICY_CRASHES=all every step meets every error and kill.
 """
 
 import os
@@ -30,7 +31,7 @@ ALL = os.environ.get("NFTPOLICY_CRASHES") == "all"
 
 
 def policies() -> tuple[Policy, Policy]:
-    """Two uplinks in both; each with other tables, other masks of the marks, and other gateways."""
+    """Return two policies with two uplinks each, and with other tables, other mark masks and other gateways."""
     (scene,) = scenes(1, 1, passing=True)
     (service,) = [one for one in scene.policy.service.values() if one.group and one.group.number == SERVICE_GID]
     return tuple(_policy(scene.policy, service, bits) for bits in (0xF, 0xFF0))  # type: ignore[return-value]
@@ -77,7 +78,7 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
 
 def change(policy: Policy | None, *fault: object) -> int:
-    """Change to a policy, or release; the number of steps."""
+    """Change to a policy, or release; return the number of steps."""
     return changed(changer(*fault), policy)
 
 
@@ -92,7 +93,7 @@ def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
 
 
 def failing(policy: Policy | None, *fault: object) -> str:
-    """The same with an error in it; what was raised, in words."""
+    """Change with an error at one step; return the exception as text."""
     try:
         change(policy, *fault)
     except Exception as error:
@@ -101,7 +102,7 @@ def failing(policy: Policy | None, *fault: object) -> str:
 
 
 def killed(policy: Policy | None, *fault: object) -> int:
-    """The same in a process that is killed by it; the signal."""
+    """Change in a process that the fault kills; return the signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -112,7 +113,7 @@ def killed(policy: Policy | None, *fault: object) -> int:
 
 
 def held(policy: Policy | None) -> bool:
-    """Whether the kernel holds exactly that, and nothing is begun."""
+    """Return True if the kernel holds exactly this policy and no change is unfinished."""
     from nftpolicy.runtime.apply.executor import plan_change, plan_release
 
     made = changer()
@@ -133,7 +134,7 @@ def recovered() -> bool:
 
 
 class Node:
-    """What the node is asked for. It keeps the last answer."""
+    """Commands that the node executes. The last result stays in a file."""
 
     def __init__(self) -> None:
         self.changes = {
@@ -166,7 +167,7 @@ class Node:
 
 
 class FloodedLab:
-    """The lab under the flood. `strays` are added up over all changes."""
+    """Lab under the flood. `strays` are summed over all changes."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.strays, self.points = field, {}, 0
@@ -205,7 +206,7 @@ def test_control_flood_without_guard_leaks(flooded: FloodedLab) -> None:
 
 
 def points_of(number: int) -> list[tuple[str, bool]]:
-    """Errors, and whether the step is done before they come."""
+    """Return the errors, and True for those that come after the step is done."""
     before, after = [(how, False) for how in ERRORS], [(how, True) for how in LOST]
     return [*before, *after] if ALL else [before[number % len(before)], after[number % len(after)]]
 
@@ -247,7 +248,7 @@ def test_change_killed_at_every_step_is_recovered(flooded: FloodedLab, early: bo
 
 
 def test_release_killed_at_every_step_keeps_guard(flooded: FloodedLab) -> None:
-    """Until the last one, which opens: a release that was wanted and could not be finished is taken back."""
+    """The guard stands until the last step, which opens: an unfinished release is undone."""
     flooded.do("change", OLD, counted=False)
     flooded.do("change", None, counted=False)
     steps = flooded.do("change", OLD, counted=False)
@@ -262,7 +263,7 @@ def test_release_killed_at_every_step_keeps_guard(flooded: FloodedLab) -> None:
 
 
 def test_first_apply_killed_at_every_step_is_recovered(flooded: FloodedLab) -> None:
-    """From the first step on the guard stands; nothing was promised before."""
+    """The guard stands from the first step on; no policy was in force before."""
     flooded.do("change", OLD, counted=False)
     flooded.do("change", None, counted=False)
     steps = flooded.do("change", OLD, counted=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""LTE behind a wired line: each service has one uplink, its addresses and its names, and never the other's."""
+"""LTE beside a wired line: each service has one uplink, its addresses and its names, and never those of the other."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; devices and leases are the lab's."""
+    """Return the shipped policy with the devices and leases of the lab."""
     text = (ROOT / "rulesets" / "dual-uplink.toml").read_text()
     for old, new in (
         ('["br-lan", "tun*"]', f'["{at.MESH}", "{at.CLIENT}", "tun*"]'),
@@ -47,7 +47,7 @@ def policy(lab: Lab) -> str:
 
 
 def with_lte(lab: Lab, lte: Namespace) -> None:
-    """A second uplink of the node, with static addresses, and a network behind it that leads to the server too."""
+    """Add a second uplink with static addresses, and a network behind it that also leads to the server."""
     veth(lte, "to-node", lab.node, LTE)
     veth(lte, "to-server", lab.server, "to-lte")
     lte.sysctl("net/ipv4/ip_forward", 1), lte.sysctl("net/ipv6/conf/all/forwarding", 1)
@@ -68,7 +68,7 @@ def with_lte(lab: Lab, lte: Namespace) -> None:
 
 @dataclass(frozen=True)
 class DualUplinkNode:
-    """The node, and a sniffer on each uplink."""
+    """Node with a sniffer on each uplink."""
 
     guarded: Guarded
     sniffers: dict[str, Sniffer]
@@ -80,7 +80,7 @@ class DualUplinkNode:
     def send(
         self, family: int, gid: int, mark: int, device: str = "", to: Mapping[int, str] = at.SERVER
     ) -> tuple[dict[str, set[str]], str]:
-        """Send one datagram. Uplink -> the addresses that it left from; the name of the errno."""
+        """Send one datagram; return the source addresses by uplink, and the name of the errno."""
         for sniffer in (*self.sniffers.values(), self.lab.mesh_sniffer):
             sniffer.drain()
         word = f"{gid}-{mark}-{device}".encode()
@@ -102,7 +102,7 @@ class DualUplinkNode:
 
 
 def sent(address: str, mark: int, device: str, word: bytes) -> str:
-    """Send it, by a device if one is named; the name of the errno, or nothing."""
+    """Send a datagram, by a device if one is given; return the name of the errno, or an empty text."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if device:
@@ -135,7 +135,7 @@ def dual() -> Iterator[DualUplinkNode]:
 
 @contextlib.contextmanager
 def watched(dual: DualUplinkNode) -> Iterator[None]:
-    """Behind the guard, what wears the wired line's mark leaves by it alone, and nothing else does."""
+    """Check that behind the guard only packets with the wired line's mark leave by the wired line."""
     with watching(dual.lab, f"{MARKS['wired']:#x}/0xf0") as watch:
         yield
         assert (watch.unmarked, watch.stray) == (0, 0)
@@ -192,7 +192,7 @@ def test_wired_line_down_stops_only_its_services(dual: DualUplinkNode, family: i
 
 
 def alarm(family: int) -> str:
-    """Connect to the one port that the alarm may use; nobody listens there."""
+    """Connect to the only port that the alarm may use; no server listens there."""
     with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARKS["lte"])
         made.settimeout(3)

@@ -1,4 +1,4 @@
-"""Many applies in one process: nothing grows. NFTPOLICY_APPLIES asks for more than CI makes."""
+"""Many applies in one process: nothing grows. NFTPOLICY_APPLIES sets a larger number than CI makes."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""C-D: packets of others that the node forwards, beside firewalls that would let them. (D1, D13, D14: test_a_local.py)"""
+"""C-D: packets that the node forwards, beside firewalls that accept them. (D1, D13, D14: test_local_bypass.py)"""
 
 from collections.abc import Iterator
 
@@ -92,7 +92,7 @@ def test_D7_forwarded_packet_with_source_of_node_is_dropped(made: Guarded, first
 
 
 def test_D7_flow_masqueraded_before_policy_is_dropped(made: Guarded) -> None:
-    """A flow that connection tracking knows from before the policy has no right of its own."""
+    """A flow that connection tracking knew before the policy is not entitled to the uplink."""
     with made.off():
         made.lab.node.nft(MASQUERADE)
         made.lab.client.call(inbound_clients.udp, at.SERVER[4], at.ECHO_PORT)

@@ -1,6 +1,6 @@
 """C-B and C-C: packets that no socket of a process sends: resets, errors, echo replies, neighbour discovery.
 
-Without the policy these replies take the way of the default route, the mesh: that they are seen there is the control.
+Without the policy these replies follow the default route by the mesh: their arrival there is the control.
 """
 
 import socket
@@ -36,7 +36,7 @@ def made() -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Lab]:
-    """The same machine without a policy, for the controls."""
+    """Lab without a policy, for the controls."""
     with Lab() as lab, inbound_clients.listening(lab.node, 22):
         yield lab
 
@@ -49,7 +49,7 @@ def drain(made: Guarded) -> None:
 
 
 def replies(lab: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> tuple[int, int]:
-    """How many replies leave by the WAN, and how many by the mesh."""
+    """Return the number of replies that leave by the WAN, and by the mesh."""
     lab.wan.drain(), lab.mesh_sniffer.drain()
     act(lab)
     lab.wan.wait_for(is_reply, 0.1)
@@ -57,7 +57,7 @@ def replies(lab: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> tuple[int,
 
 
 def by_the_wan_alone(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
-    """The replies leave by the WAN, all of them marked; without the policy they go astray."""
+    """Check that all replies leave by the WAN, marked, and that without the policy they leave by the mesh."""
     wan, mesh = replies(bare, act, is_reply)
     assert mesh, "inconclusive: no replies without the policy"
     assert not wan
@@ -69,7 +69,7 @@ def by_the_wan_alone(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Fra
 
 
 def nowhere(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
-    """No reply leaves, neither here nor there; without the policy there is one."""
+    """Check that no reply leaves by any device, and that without the policy there is one."""
     assert replies(bare, act, is_reply)[1], "inconclusive: no replies without the policy"
     with watching(made.lab) as watch:
         assert replies(made.lab, act, is_reply) == (0, 0)
@@ -110,7 +110,7 @@ def test_C2_icmp_error_of_expired_packet_is_dropped(made: Guarded, bare: Lab, fa
 
 
 def short_lived(address: str) -> None:
-    """A datagram that ends at the next router."""
+    """Send a datagram with a hop limit that ends at the next router."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as made:
         if family == socket.AF_INET6:
@@ -149,7 +149,7 @@ def test_C4_syn_cookie_leaves_marked(made: Guarded, family: int) -> None:
 
 
 def close_early(address: str, mark: int) -> int:
-    """Connect to the echo service, send, and close before the answer is here; the port that was used."""
+    """Connect to the echo service, send, and close before the answer arrives; return the local port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as made:
         if mark:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -160,7 +160,7 @@ def close_early(address: str, mark: int) -> int:
 
 
 def with_peer(port: int) -> list[str]:
-    """The lines of /proc/net/tcp* of connections with this remote port."""
+    """Return the lines of /proc/net/tcp* of connections with this remote port."""
     found = []
     for name in ("tcp", "tcp6"):
         with open(f"/proc/net/{name}") as table:  # noqa: PTH123 - of the calling process
@@ -219,7 +219,7 @@ def who_has(address: str) -> None:
 
 
 def bound(payload: bytes) -> None:
-    """To a neighbour who is not there, by the device, so that neighbour discovery would come first."""
+    """Send to an absent neighbour by the device, so that neighbour discovery would come first."""
     for family, address in NOWHERE.items():
         with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_DGRAM) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
@@ -330,7 +330,7 @@ LOOKALIKES = {
 
 
 def arrivals(lab: Lab, senders: dict[str, Callable[[bytes], None]]) -> set[str]:
-    """Those of the packets that arrive at the home; sent by a process without the service's group."""
+    """Return the packets that arrive at the home, from a process without the service's group."""
     payloads = {name: f"[{name}]".encode().ljust(40, b".") for name in senders}
 
     def send_all() -> list[str]:
@@ -399,7 +399,7 @@ table inet foreign {
 
 @families
 def test_C7_untracked_replies_do_not_leave_by_mesh(made: Guarded, bare: Lab, family: int) -> None:
-    """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept), so that they are not sent to the mesh."""
+    """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept)."""
 
     def stray_answers(lab: Lab) -> set[str]:
         lab.wan.drain(), lab.mesh_sniffer.drain()
@@ -425,14 +425,14 @@ def knock_everywhere(lab: Lab, family: int) -> None:
 
 
 def words(frames: list[Frame]) -> set[str]:
-    """What the frames are, TCP with its source port, but for what a link says on its own."""
+    """Return the kinds of the frames (TCP with its source port), without those that a link sends by itself."""
     ports = {f"tcp {frame.sport}" for frame in frames if frame.l4proto == TCP}
     return ports | {classify(frame) for frame in frames if frame.l4proto not in (TCP, UDP)} - IGNORED
 
 
 @families
 def test_B13_packets_without_owner_and_mark_are_dropped(made: Guarded, family: int) -> None:
-    """Nothing carries the mark over here: neither the sysctls nor connection tracking. The guard asks no owner."""
+    """No sysctl and no connection tracking restores the mark here. The guard checks no owner."""
     wan_routes_in_main(made.lab)
     for key in ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"):
         made.lab.node.sysctl(key, 0)

@@ -1,4 +1,4 @@
-"""C-F: an attacker in the home's network, or who is the home's router."""
+"""C-F: an attacker in the home network, or as the home router."""
 
 import socket
 import struct
@@ -63,7 +63,7 @@ def test_F2_router_advertisement_routes_do_not_leak() -> None:
 
 @families
 def test_F3_TunnelCrack_LocalNet_does_not_leak(family: int) -> None:
-    """TunnelCrack LocalNet: the WAN is said to be the very network that the packets are for."""
+    """TunnelCrack LocalNet: the WAN announces the network of the packets' destination."""
     net = {4: "198.51.100.77/25", 6: "2001:db8:2::77/64"}[family]
     with guarded_lab() as made:
         made.release()
@@ -83,7 +83,7 @@ def test_F3_TunnelCrack_LocalNet_does_not_leak(family: int) -> None:
 
 @pytest.fixture(scope="module")
 def spoofed() -> Iterator[Guarded]:
-    """The home's DNS says that the VPN server is the victim: an address that the node's users talk to."""
+    """The DNS of the home gives the victim's address for the VPN server: an address that the node's users contact."""
     lie = f"--host-record={at.VPN},{at.GATEWAY[4]},{at.GATEWAY[6]}"
     with guarded_lab(resolver=True, home_options=[lie]) as made:
         yield made
@@ -91,7 +91,7 @@ def spoofed() -> Iterator[Guarded]:
 
 @families
 def test_F4_TunnelCrack_ServerIP_does_not_leak(spoofed: Guarded, family: int) -> None:
-    """TunnelCrack ServerIP: no address opens the WAN, so a lie about one opens nothing."""
+    """TunnelCrack ServerIP: no address opens the WAN, so a forged DNS answer opens nothing."""
     lab, victim = spoofed.lab, at.GATEWAY[family]
     answer = lab.resolve(at.VPN, family, "127.0.0.1", gid=SERVICE_GID)
     assert victim in answer, "inconclusive: the lie was not believed"
@@ -126,7 +126,7 @@ def say(address: str, mark: int) -> None:
 
 @families
 def test_F5_query_for_other_devices_is_not_answered(family: int) -> None:
-    """CVE-2019-14899: a neighbour asks for addresses of the mesh and the tunnel, to learn which one is here."""
+    """CVE-2019-14899: a neighbour queries addresses of the mesh and the tunnel, to learn the node's addresses."""
     with guarded_lab() as made:
         address = at.NODE_MESH[family]
         way = made.lab.wan_address(family)
@@ -180,7 +180,7 @@ def marked_echo() -> bytes | None:
 
 
 def test_F7_packet_in_invalid_state_is_dropped() -> None:
-    """Resets and acknowledgements out of nothing, to and from the node: connection tracking calls them invalid."""
+    """Resets and acknowledgements without a flow, to and from the node: connection tracking calls them invalid."""
     with guarded_lab() as made:
         wan_routes_in_main(made.lab)
         own = {4: made.lab.wan_address(4)}

@@ -1,7 +1,7 @@
-"""C-A: local sockets that go round the routing decision. C-D13, D14 are of the same kind.
+"""C-A: local sockets that bypass the routing decision. C-D13 and D14 are of the same kind.
 
 The node of most of these tests has the WAN's routes in its main table as well, where they win: only the guard is
-between a packet and the WAN. Each probe was seen to leave this very node before the policy was applied.
+between a packet and the WAN. Each probe was seen to leave this node before the policy was applied.
 """
 
 import socket
@@ -19,14 +19,14 @@ from tests.lab.topology import Lab
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """What every probe did without the policy (`open`) and with it (`shut`)."""
+    """Result of every probe without the policy (`open`) and with it (`shut`)."""
 
     open: Run
     shut: Run
     unmarked: int  # packets that our own counters saw leave
 
     def stops(self, leak: str) -> None:
-        """No unmarked probe of this class leaves, all leave where nothing guards, and the marked ones leave."""
+        """Check a leak class: no unmarked probe leaves, all leave without a guard, and the marked probes leave."""
         own = [sent for sent in self.shut.sents if sent.probe.leak == leak]
         assert own, f"inconclusive: no probe of {leak} can be sent here"
         left = {sent.probe for sent in self.open.wan}
@@ -121,7 +121,7 @@ def netifd() -> Iterator[Guarded]:
 
 
 def both(made: Guarded, kind: str) -> tuple[list[str], list[str]]:
-    """What leaves by the WAN of the unmarked probes of a kind: without and with the policy."""
+    """Return the unmarked probes of a kind that leave by the WAN: without and with the policy."""
     which = [probe for probe in leak_probes.matrix() if probe.kind == kind and not probe.marked]
     made.release()
     without = run_probes(made.lab, which).unmarked()
@@ -176,7 +176,7 @@ PROTOCOLS = range(256)
 
 
 def every_protocol(payload: bytes, sources: dict[int, str]) -> None:
-    """A packet of each of the 256 protocols, in both families."""
+    """Send a packet of each of the 256 protocols, in both families."""
     for family in at.FAMILIES:
         for protocol in PROTOCOLS:
             job = Job(family, payload, 0, 0, sources, at.WAN)

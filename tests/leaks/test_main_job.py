@@ -1,4 +1,4 @@
-"""The main job: the shipped policy on a mesh node lets the VPN and its names out by the WAN, and nothing else."""
+"""The main job: the shipped policy on a mesh node lets only the VPN and its DNS queries out by the WAN."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ transports = pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 
 @pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
 def either(request: pytest.FixtureRequest) -> Iterator[Guarded]:
-    """The WAN as a port, and as a bridge with a port."""
+    """The WAN as a device, and as a bridge with a port."""
     with guarded_lab(bridge=request.param) as made:
         yield made
 
@@ -92,7 +92,7 @@ def test_marked_packets_bound_to_mesh_are_dropped(guarded: Guarded, family: int)
 
 
 def by_the_mesh(family: int, mark: int) -> None:
-    """To the gateway and to a group, by the mesh's device."""
+    """Send to the gateway and to a group, by the mesh device."""
     group = {4: "239.1.2.3", 6: "ff05::1234"}[family]
     for address in (at.GATEWAY[family], group):
         with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_DGRAM) as made:
@@ -233,7 +233,7 @@ def test_A24_resolver_is_unreachable_from_outside(guarded: Guarded, family: int,
 
 @pytest.fixture(scope="module", params=[0, 65534], ids=["root", "nobody"])
 def listeners(request: pytest.FixtureRequest, guarded: Guarded) -> Iterator[Guarded]:
-    """Services on the node, of root and of somebody: SSH, and another one on 8080, both on UDP too."""
+    """Services on the node, of root and of another user: SSH, and a service on port 8080, both on UDP too."""
     guarded.lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
     ids = {"uid": request.param, "gid": OTHER_GID}
     with (

@@ -1,8 +1,8 @@
-"""C-B: marks that are lost, forged, passed on or clobbered. Whose a packet is, nft reads from who opened its socket.
+"""C-B: marks that are lost, forged, passed on or overwritten. The owner of a packet in nft is the opener of its socket.
 
-B1 and B2 (a program that can't mark), B4 and B5 (cgroups) are also in tests/kernel/test_socket_marking.py and
-test_cgroup_facts.py; B9 is in test_aftermath.py, B13 in test_c_kernel.py, B15 in tests/kernel/test_reply_mark_facts.py,
-B16 in tests/unit/test_policy_errors.py.
+B1 and B2 (a program that cannot mark), B4 and B5 (cgroups) are also in tests/kernel/test_socket_marking.py and
+test_cgroup_facts.py; B9 is in test_stale_cleanup.py, B13 in test_kernel_packets.py, B15 in
+tests/kernel/test_reply_mark_facts.py, B16 in tests/unit/test_policy_errors.py.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def udp(family: int, mark: int = 0) -> socket.socket:
 
 
 def say(one: socket.socket, family: int, word: bytes) -> None:
-    """To the server. What the guard drops is an error that is no matter here; an earlier word's comes before it."""
+    """Send to the server. The error of a drop is ignored; the error of an earlier packet comes first."""
     one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     with contextlib.suppress(PermissionError):
         one.sendto(word, (at.SERVER[family], PORT))
@@ -49,7 +49,7 @@ Script = Callable[[int, Callable[[str, socket.socket], None]], None]
 
 
 def said(family: int, script: Script) -> None:
-    """Inside the node, as root without the service's group: run a script, whose words are sent by its sockets."""
+    """Run a script inside the node, as root without the service's group; its sockets send its words."""
     kept = []
 
     def word(name: str, one: socket.socket) -> None:
@@ -60,8 +60,7 @@ def said(family: int, script: Script) -> None:
 
 
 def ways(made: Guarded, family: int, script: Script, names: str, gid: int = OTHER_GID) -> dict[str, str]:
-    """By which device each of the words left: "wan", "mesh", or "" for none; and that the guard counted what it
-    stopped."""
+    """Return the device by which each word left ("wan", "mesh", or ""); checks that the guard counted the drops."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     before = made.counters()["inet/wan.unentitled"]
     made.lab.node.call(said, family, script, uid=0, gid=gid, groups=[])
@@ -81,7 +80,7 @@ def ways(made: Guarded, family: int, script: Script, names: str, gid: int = OTHE
 
 
 def gave(work: Callable[[], list[socket.socket]], prepare: Callable[[int], None] | None = None) -> list[socket.socket]:
-    """The sockets that another process opens and passes on (SCM_RIGHTS). `prepare` is told its number before."""
+    """Return the sockets that another process opens and passes on (SCM_RIGHTS). `prepare` gets its process id."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if not child:
@@ -121,7 +120,7 @@ def passed_on(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 def passed_in(family: int, word: Callable[[str, socket.socket], None]) -> None:
-    """The other way: the service uses what an outsider opened."""
+    """Pass a socket to the service that an outsider opened."""
 
     def outsider() -> list[socket.socket]:
         os.setgid(OTHER_GID)
@@ -234,7 +233,7 @@ def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> No
 
 @families
 def test_A17_mark_applies_from_next_packet(made: Guarded, family: int) -> None:
-    """The route of a connected socket is asked for again when its mark changes; its source address stays."""
+    """A connected socket is routed again when its mark changes; its source address stays."""
     names = "before marked-since no-longer of-an-outsider"
     assert ways(made, family, after_connect, names) == {
         "before": "mesh",
@@ -248,7 +247,7 @@ def test_A17_mark_applies_from_next_packet(made: Guarded, family: int) -> None:
 
 
 def in_a_user_namespace(outside: int) -> Callable[[socket.socket], list[socket.socket]]:
-    """A process whose group is the service's, as it sees itself; on the machine that is `outside`."""
+    """Run a process with the service's group in its user namespace, which is group `outside` on the machine."""
 
     def work(channel: socket.socket) -> list[socket.socket]:
         syscalls.unshare(CLONE_NEWUSER)
@@ -322,8 +321,9 @@ def test_B7_foreign_ct_mark_copy_does_not_entitle(made: Guarded, name: str) -> N
 @families
 @pytest.mark.parametrize("priority", [-160, -140], ids=["before ours", "behind ours"])
 def test_B12_foreign_mark_on_mesh_packet_does_not_leak(made: Guarded, family: int, priority: int) -> None:
-    """The kernel reflects it in its reply. Before our chain, ours takes it off; behind, the guard knows that the flow
-    did not begin at the uplink."""
+    """The kernel reflects the mark in its reply. Before our chain, our chain clears it; after it, the guard sees
+    that the flow did not begin at the uplink.
+    """
     made.lab.wan.drain()
     before = made.counters()["inet/wan.unentitled"]
 
@@ -344,7 +344,7 @@ def test_B12_foreign_mark_on_mesh_packet_does_not_leak(made: Guarded, family: in
 
 @families
 def test_B11_mark_of_client_is_not_kept_by_node(made: Guarded, family: int) -> None:
-    """A client of the node marks what it sends; a mark stays where it was put."""
+    """A client of the node marks its packets; the mark stays on the client."""
     made.lab.wan.drain()
     made.lab.client.call(say_marked, family)
     assert made.lab.mesh_sniffer.wait_for(lambda frame: b"<of the client>" in frame.payload, 2), "inconclusive"

@@ -1,6 +1,6 @@
-"""D10, F1, F2: the machine's own programs, with the settings that we write for them, against a hostile home.
+"""D10, F1, F2: real programs with the settings of `nftpolicy netconfig`, in a hostile home network.
 
-Each real program in a namespace of its own; its /etc is an overlay, in which `nftpolicy netconfig --to` has written.
+Each program runs in a namespace of its own; its /etc is an overlay, in which `nftpolicy netconfig --to` has written.
 """
 
 import json
@@ -48,7 +48,7 @@ def home() -> Iterator[Namespace]:
 
 @pytest.fixture
 def node(home: Namespace) -> Iterator[Namespace]:
-    """A machine whose WAN device is down yet, at a home with DHCP (option 121 too), RA and DNS."""
+    """Machine whose WAN device is still down, at a home with DHCP (option 121 too), RA and DNS."""
     with Namespace("node") as made:
         veth(home, "br-lan", made, at.WAN, at.HOME_MAC, at.NODE_WAN_MAC)
         made.ip(f"link set {at.WAN} down")
@@ -76,7 +76,7 @@ def prepared(node: Namespace, program: str, settings: bool = True, **files: str)
 
 
 def routes(node: Namespace, family: int) -> dict[str, set[str]]:
-    """Table -> destinations of the routes over the WAN, but for the kernel's own and link-local ones."""
+    """Return table -> destinations of the routes by the WAN, without the kernel's own and link-local routes."""
     text = node.run(["ip", f"-{family}", "-j", "-N", "route", "show", "table", "all", "dev", at.WAN]).stdout
     found: dict[str, set[str]] = {}
     for one in json.loads(text):
@@ -86,7 +86,7 @@ def routes(node: Namespace, family: int) -> dict[str, set[str]]:
 
 
 def settle(node: Namespace, table: str, family: int, *destinations: str) -> None:
-    """Wait until these are in the table and none anywhere else."""
+    """Wait until these routes are in the table and no other table has any."""
 
     def there() -> bool:
         found = routes(node, family)
@@ -111,7 +111,7 @@ def resolv(node: Namespace) -> str:
 
 
 def dhclient(node: Namespace) -> None:
-    """Debian's script."""
+    """Start dhclient with the script of Debian."""
     _only_our_hooks(node)
     node.popen(["dhclient", "-d", "-lf", "/run/leases", "-pf", "/run/dhclient.pid", at.WAN])
 
@@ -123,7 +123,7 @@ def dhcpcd(node: Namespace) -> None:
 
 
 def networkd(node: Namespace) -> None:
-    """Without udev, which networkd does not wait for where /sys can't be written."""
+    """Start networkd without udev, for which it does not wait if /sys is read-only."""
     node.run(["mount", "-o", "remount,bind,ro", "/sys"])
     for name in ("", "/netif", "/netif/links", "/netif/leases", "/netif/lldp"):
         place = node.outside(f"/run/systemd{name}")
@@ -133,7 +133,7 @@ def networkd(node: Namespace) -> None:
 
 
 def ifupdown(node: Namespace) -> None:
-    """With dhclient as its DHCP client, and without the scripts of other packages."""
+    """Run ifup with dhclient as its DHCP client, and without the scripts of other packages."""
     for when in ("if-pre-up.d", "if-up.d", "if-down.d", "if-post-down.d"):
         node.outside(f"{ROOT}/etc/network/{when}").mkdir(parents=True, exist_ok=True)
     node.run(["mount", "--bind", f"{ROOT}/etc/network", "/etc/network"])
@@ -153,7 +153,7 @@ def _only_our_hooks(node: Namespace) -> None:
 
 
 def plain(kind: str) -> dict[str, str]:
-    """What is in /etc besides: for a control, for ifupdown in any case."""
+    """Return further files of /etc: for a control, and always for ifupdown."""
     return {
         "networkd": {"systemd/network/01-plain.network": f"[Match]\nName={at.WAN}\n[Network]\nDHCP=yes\n"},
         "ifupdown": {"network/interfaces": f"iface {at.WAN} inet dhcp\n"},
@@ -162,7 +162,7 @@ def plain(kind: str) -> dict[str, str]:
 
 @frozen
 class Case:
-    """A program: how it is started, whether it takes router advertisements itself, and writes resolv.conf."""
+    """Program: its start, its handling of router advertisements, and if it writes resolv.conf."""
 
     program: str
     start: Callable[[Namespace], None]
@@ -227,7 +227,7 @@ def test_netconfig_ifupdown_static_route_is_in_uplink_table(node: Namespace) -> 
 
 
 def test_netconfig_script_for_netifd_sets_options() -> None:
-    """With a uci that says what it is asked."""
+    """The uci here prints its arguments."""
     with Namespace("node") as node:
         node.outside("/run/policy.toml").write_text(POLICY)
         node.outside("/run/bin").mkdir()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""OpenVPN behind the kill switch: with --mark it connects by the uplink and by nothing else, without it not at all."""
+"""OpenVPN behind the kill switch: with --mark it connects by the uplink only, without it not."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ watched = f"{MARK:#x}/0xff00"
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the mesh is inside, so that there is another way to the server."""
+    """Return the shipped policy with the mesh as an inside device, so that a second path to the server exists."""
     return replaced(
         ROOT / "rulesets" / "vpn-killswitch.toml",
         {"inside": f'["tun*", "{at.MESH}"]', "devices": f'["{at.WAN}"]', "lease": f'"{lab.wan_lease}"'},

@@ -1,4 +1,4 @@
-"""B1, B2: a program that should be marked by libpacketmark and is not, is loud, and nothing of it leaves."""
+"""B1, B2: a program that libpacketmark cannot mark reports an error, and none of its packets leaves."""
 
 import contextlib
 import re
@@ -36,7 +36,7 @@ GROUP = "gluon-mesh-vpn"
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; its service is marked by the library, and asks the home's servers itself."""
+    """Return the shipped policy; the library marks its service, which queries the home's servers itself."""
     text = re.sub(r"\n\[uplink.wan.resolver\]\n(.+\n)*", "\n", gluon(lab))
     text, count = re.subn(r'^marks\s*= "itself".*$', 'marks = "preload"', text, flags=re.MULTILINE)
     assert (count, "resolver]" in text) == (1, False)
@@ -69,7 +69,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def dnsmasq(made: Guarded, user: str, env: dict[str, str]) -> Iterator["subprocess.Popen[Any]"]:
-    """The service: a dnsmasq that asks the home's server."""
+    """Start the service: a dnsmasq that queries the home's server."""
     words = [
         *("dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--pid-file", "--no-hosts", "--cache-size=0"),
         *(f"--user={user}", f"--group={GROUP}", f"--port={PORT}", "--bind-interfaces", "--listen-address=127.0.0.1"),
@@ -109,7 +109,7 @@ def test_dnsmasq_with_library_is_marked_and_uses_wan(made: Guarded, folder: Path
 
 
 def test_dnsmasq_without_capability_ends_and_leaks_nothing(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
-    """Its standard error is /dev/null by then: what is left are its exit status and the system's log."""
+    """Its standard error is /dev/null by then: its exit status and the system log remain."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder)) as process:
         assert log() == "", "it starts, since root opens its first sockets"
@@ -121,7 +121,7 @@ def test_dnsmasq_without_capability_ends_and_leaks_nothing(made: Guarded, folder
 
 
 def test_control_optional_mode_queries_by_mesh(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
-    """The control of the test above: the same program, told to go on, asks without the mark and by the wrong way."""
+    """Control of the test above: the same program in optional mode queries without the mark, by the mesh."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder, LIBPACKETMARK_OPTIONAL="1")) as process:
         ask(made)
@@ -147,7 +147,7 @@ def setuid(folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [static, raw_call, setuid], ids=lambda make: make.__name__)
 def test_program_out_of_reach_of_library_is_dropped(made: Guarded, folder: Path, make: Any) -> None:
-    """Though the main table leads to the WAN, and the group is the service's."""
+    """The main table leads to the WAN, and the program has the service's group."""
     program = make(folder)
     words = f"by {make.__name__} {time.monotonic_ns()}"
 

@@ -1,4 +1,4 @@
-"""`nftpolicy probe`: what it says of machines that hold, that leak, and that it can't judge."""
+"""`nftpolicy probe`: its verdict on machines that hold, that leak, and that it cannot judge."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ BY_HAND = ("--uplink", f"wan={at.WAN}", "--mark", "0x1/0x1")
 
 @pytest.fixture
 def made() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as found:
         wan_routes_in_main(found.lab)
         yield found
@@ -66,7 +66,7 @@ def test_probe_separates_guarded_from_released_machine(made: Guarded) -> None:
 
 
 def test_probe_result_agrees_with_sniffer_at_home(made: Guarded) -> None:
-    """The sniffer of the machine itself is behind the guard: it sees what leaves, and nothing else."""
+    """The sniffer of the machine itself is behind the guard: it sees only packets that leave."""
     made.lab.wan.drain()
     probe(made)
     stopped = [frame for frame in made.lab.wan.frames() if frame.ethertype == 0x88B5]
@@ -111,7 +111,7 @@ def test_probe_of_missing_device_is_inconclusive(made: Guarded) -> None:
 
 
 def test_probe_with_dropped_control_is_inconclusive(made: Guarded) -> None:
-    """Who stops everything, the control too, has shown nothing."""
+    """A machine that drops the control packets too gives no proof."""
     hook = f'type filter hook egress device "{at.WAN}" priority 30000'
     made.lab.node.nft(f"table netdev stop {{\nchain stopping {{\n{hook}\npolicy drop\n}}\n}}\n")
     assert probe(made)[0] == INCONCLUSIVE

@@ -31,7 +31,7 @@ REFUSALS = "/run/lab/refusals"
 
 
 def flood(mark: int, payload: bytes) -> None:
-    """Send for ever: by the routes and by the device, in both families. What the kernel refuses is written down."""
+    """Send without end, by routes and by the device, in both families; record packets that the kernel refuses."""
     refusals = Path(REFUSALS).open("w", buffering=1)  # noqa: SIM115 - ends with the process
     sockets = []
     for family, domain in ((4, socket.AF_INET), (6, socket.AF_INET6)):
@@ -63,7 +63,7 @@ def flooding(lab: Lab, mark: int = 0, gid: int = OTHER_GID, payload: bytes = FLO
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as made:
         wan_routes_in_main(made.lab)
         yield made
@@ -78,7 +78,7 @@ def made(hostile: Guarded) -> Iterator[Guarded]:
 
 
 def variants(made: Guarded) -> list[str]:
-    """Policies that differ in guard, sets, exemptions, answers, ladder and tables, and the shipped one at last."""
+    """Policies that differ in guard, sets, exemptions, answers, ip rules and tables; the shipped policy is the last."""
     text = gluon(made.lab)
     changes = [
         ("group  = 800", "group  = 801"),
@@ -110,7 +110,7 @@ def test_E1_policy_change_leaks_nothing(made: Guarded) -> None:
 
 
 def test_E1_control_deleted_and_reloaded_guard_leaks(made: Guarded) -> None:
-    """The control of the test above: this is what other tools do."""
+    """Control of the test above: the method of other tools."""
     lab = made.lab
     tables = ("inet nftpolicy", "netdev nftpolicy")
     listing = "".join(lab.node.run(["nft", "-s", "list", "table", *one.split()]).stdout for one in tables)
@@ -143,7 +143,7 @@ def test_E2_ip_rule_change_keeps_marked_packets_on_wan(made: Guarded) -> None:
 
 
 def test_E4_guard_outlives_every_process(made: Guarded) -> None:
-    """Nothing of nftpolicy runs between its commands; only release opens the WAN."""
+    """No process of nftpolicy runs between its commands; only release opens the WAN."""
     listing = made.lab.node.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
     assert "nftpolicy" not in listing
     assert run_probes(made.lab).unmarked() == []
@@ -152,7 +152,7 @@ def test_E4_guard_outlives_every_process(made: Guarded) -> None:
 
 
 def test_E5_killed_apply_leaks_nothing(made: Guarded) -> None:
-    """From one policy to the next: at whatever moment it ends, nothing leaves and the next apply heals."""
+    """An apply is killed at any moment between two policies: nothing leaves, and the next apply repairs."""
     lab, texts = made.lab, variants(made)
     with flooding(lab):
         lab.wan.drain()
@@ -209,7 +209,7 @@ def to_stick(mark: int) -> None:
 
 
 def marked_udp(lab: Lab) -> tuple[list[str], list[str]]:
-    """Where marked packets of the service go: WAN and mesh."""
+    """Return the sightings of marked packets of the service: WAN and mesh."""
     run = run_probes(lab, [leak_probes.Probe("udp", family, marked=True) for family in at.FAMILIES])
     return sorted(str(sent.probe) for sent in run.wan), sorted(str(sent.probe) for sent in run.mesh)
 

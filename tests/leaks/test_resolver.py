@@ -1,4 +1,4 @@
-"""The resolver of the WAN: it says loudly why it can't run, and it follows the lease."""
+"""The resolver of the WAN: it reports why it cannot run, and it follows the lease."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ def ask(made: Guarded, family: int = 4, tcp: bool = False) -> list[str] | str:
 
 
 def write_lease(made: Guarded, text: str) -> None:
-    """As a DHCP client does: a new file in the old one's place."""
+    """Replace the lease by a new file, as a DHCP client does."""
     new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
     new.write_text(text)
     new.replace(made.lab.node.outside(made.lab.wan_lease))
@@ -128,7 +128,7 @@ def test_resolver_with_user_without_name_is_refused(lab: Guarded) -> None:
 
 
 def dnsmasqs() -> list[int]:
-    """The process ids of the resolver's dnsmasq; to be called inside."""
+    """Return the process ids of the resolver's dnsmasq. Runs inside the node."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -138,7 +138,7 @@ def dnsmasqs() -> list[int]:
 
 
 def leftovers(made: Guarded) -> list[str]:
-    """Processes, files and cgroups of the resolver that outlived it."""
+    """Return processes, files and cgroups that the resolver left behind."""
     (state,) = made.lab.node.outside(STATE).iterdir()
     folders = [str(path) for path in state.glob("resolver-wan*") if path.suffix != ".lock"]
     cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{state.name}-wan")]
@@ -268,7 +268,7 @@ def test_resolver_reports_end_of_dnsmasq(lab: Guarded) -> None:
 
 
 def test_resolver_without_ipv6_serves_ipv4(lab: Guarded) -> None:
-    """On a machine without IPv6 there is no ::1, and the service's names still come by 127.0.0.1."""
+    """A machine without IPv6 has no ::1; the service still gets names by 127.0.0.1."""
     lab.lab.node.sysctl("net/ipv6/conf/lo/disable_ipv6", 1)
     try:
         lab.start_resolver()

@@ -1,4 +1,4 @@
-"""The resolver under load, while its servers change, one of them lies and the link goes: nothing leaks, nothing is lost."""
+"""The resolver under load, while its servers change, one of them lies and the link fails: no leak, no lost query."""
 
 import socket
 import struct
@@ -41,7 +41,7 @@ LISTS = (  # each differs from the next, and one begins with a server that is no
 
 @pytest.fixture(scope="module")
 def storm() -> Iterator[Guarded]:
-    """A home where one DNS server tells the truth and another one lies, about any name; both are slow."""
+    """Home with one correct DNS server and one that gives false answers for any name; both are slow."""
     with guarded_lab(resolver=True) as made:
         neighbour = made.lab.neighbour
         neighbour.ip(f"addr add {HONEST[0]}/24 dev eth0", f"addr add {HONEST[1]}/64 dev eth0 nodad")
@@ -58,20 +58,20 @@ def ask(made: Guarded, gid: int = SERVICE_GID, port: int = 53) -> list[str] | st
 
 
 def listed(made: Guarded, servers: tuple[str, ...]) -> None:
-    """As a DHCP client does: a new file in the old one's place."""
+    """Replace the server list by a new file, as a DHCP client does."""
     new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
     new.write_text("".join(f"nameserver {one}\n" for one in servers))
     new.replace(made.lab.node.outside(made.lab.wan_lease))
 
 
 def asked_of_the_machines_own(made: Guarded) -> int:
-    """Queries below DOMAIN that came to the node's primary resolver, on port 53."""
+    """Return the queries below DOMAIN that reached the node's primary resolver, on port 53."""
     log = made.lab.node.outside("/run/lab/dnsmasq.log").read_text()
     return sum(DOMAIN in line and " query[" in line for line in log.splitlines())
 
 
 class QueryLoad(threading.Thread):
-    """The service, which asks port 53, and somebody else, who asks the resolver's own port; both in the node."""
+    """The service, which queries port 53, and another user, who queries the resolver's own port; both in the node."""
 
     def __init__(self, made: Guarded, seconds: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ def test_resolver_flapping_link_leaks_nothing(storm: Guarded, capsys: pytest.Cap
 
 
 def flags(name: str, do: bool) -> tuple[bool, bool, int]:
-    """AD of the answer, DO of its OPT record, and its size field; asked of the resolver by the calling process."""
+    """Return AD of the answer, DO of its OPT record, and its size field, as the calling process gets them."""
     options = struct.pack("!BHHBBHH", 0, 41, 4096, 0, 0, 0x8000 if do else 0, 0)
     query = dns_message.query(name, 4, 7)[:10] + b"\0\1" + dns_message.query(name, 4, 7)[12:] + options
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
@@ -177,7 +177,7 @@ def flags(name: str, do: bool) -> tuple[bool, bool, int]:
 
 
 def test_resolver_passes_dnssec_flags(storm: Guarded) -> None:
-    """The server says AD where it is asked for DNSSEC, and the resolver neither adds nor takes away."""
+    """The server sets AD if the query has DO, and the resolver changes neither flag."""
     for do in (True, False):
         found = storm.lab.node.call(flags, f"secure.{DOMAIN}", do, gid=SERVICE_GID)
         assert found[:2] == (do, do)
@@ -185,7 +185,7 @@ def test_resolver_passes_dnssec_flags(storm: Guarded) -> None:
 
 
 def test_control_leaked_queries_are_counted(storm: Guarded) -> None:
-    """The positive controls: a query that goes to the machine's own resolver, and one that leaves unmarked."""
+    """Positive controls: a query to the machine's own resolver, and an unmarked query that leaves."""
     primary = asked_of_the_machines_own(storm)
     ask(storm, gid=OTHER_GID)
     wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of somebody else")

@@ -1,4 +1,4 @@
-"""Real DHCP clients, router advertisements and the files that they leave: the resolver learns from each of them."""
+"""Real DHCP clients, router advertisements and their files: the resolver learns servers from each of them."""
 
 import json
 import signal
@@ -48,13 +48,13 @@ group = 800
 
 
 class Home:
-    """A router with DHCP, DHCPv6 and router advertisements, all by dnsmasq, and a machine that is no guarded one."""
+    """Router with DHCP, DHCPv6 and router advertisements, all by dnsmasq, and a machine without a guard."""
 
     def __init__(self, router: Namespace, machine: Namespace) -> None:
         self.router, self.machine = router, machine
 
     def show(self, source: str) -> dict:
-        """What `resolver --show` prints of the uplink."""
+        """Return the output of `resolver --show` for the uplink."""
         self.machine.outside("/run/policy.toml").write_text(POLICY.format(source=source))
         done = self.machine.run([PROGRAM, "resolver", "--show", "--json", "/run/policy.toml"], env=ENVIRONMENT)
         found: dict = json.loads(done.stdout)["wan"]
@@ -65,7 +65,7 @@ class Home:
         return found
 
     def folder(self, path: str) -> None:
-        """An empty folder of the machine's own in the place of one that everybody has."""
+        """Put an empty directory of the machine in place of a shared directory."""
         own = f"/run/folders{path}"
         self.machine.outside(own).mkdir(parents=True)
         self.machine.run(["mount", "--bind", own, path])
@@ -144,7 +144,7 @@ def test_udhcpc_hook_writes_lease_file_only(home: Home, device: str) -> None:
 
 @pytest.mark.parametrize("use", ["yes", "no"])
 def test_resolver_reads_lease_of_networkd(home: Home, use: str) -> None:
-    """With UseDNS=no its file still says what DHCPv4 brought; the rest is then for `ra` to hear."""
+    """With UseDNS=no its file still has the servers of DHCPv4; those of IPv6 come from `ra`."""
     networkd = "/lib/systemd/systemd-networkd"
     needs(networkd)
     off = "".join(f"[{one}]\nUseDNS={use}\n" for one in ("DHCPv4", "DHCPv6", "IPv6AcceptRA"))
@@ -172,7 +172,7 @@ def test_resolver_reads_lease_of_networkd(home: Home, use: str) -> None:
 
 
 def test_router_solicitation_works_as_root_only(home: Home) -> None:
-    """The kernel takes no advertisements here (accept_ra 0), and they are heard all the same."""
+    """The kernel takes no advertisements here (accept_ra 0), and nftpolicy receives them all the same."""
     assert home.machine.run(["cat", f"/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"]).stdout == "0\n"
     with Sniffer(home.router, "lan") as seen:
         assert home.servers("ra") == SIX

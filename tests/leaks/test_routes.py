@@ -1,4 +1,4 @@
-"""D10, F1-F3: learned routes end in the uplink's table alone, whoever learned them, and nothing leaves meanwhile."""
+"""D10, F1-F3: learned routes end in the uplink's table only, from every source, and nothing leaks meanwhile."""
 
 import json
 import socket
@@ -48,8 +48,9 @@ def watched(made: Guarded) -> Iterator[Watched]:
 
 
 def routes(made: Guarded, family: int) -> dict[str, list[str]]:
-    """Table -> routes over the WAN, as ip tells them: destination and gateway. Those that the ladder needs in main,
-    and the kernel's own, are left out."""
+    """Return table -> routes by the WAN (destination and gateway), without those that the ip rules need
+    in main and the kernel's own.
+    """
     text = made.lab.node.run(["ip", f"-{family}", "-j", "-N", "route", "show", "table", "all", "dev", at.WAN]).stdout
     found: dict[str, list[str]] = {}
     for one in json.loads(text):
@@ -76,7 +77,7 @@ def in_order(made: Guarded, family: int, *destinations: str) -> None:
 
 
 def unmarked(made: Guarded) -> list[str]:
-    """What of the unmarked probes left by the WAN; those by the mesh must get there, or the routes drew them."""
+    """Return the unmarked probes that left by the WAN; those by the mesh must arrive, or the routes attracted them."""
     which = [leak_probes.Probe("udp", family, marked=False) for family in at.FAMILIES]
     run = run_probes(made.lab, which)
     assert len(run.mesh) == len(which), "what is not marked goes by the mesh as if nothing had come"
@@ -101,7 +102,7 @@ def test_dhcp_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -
 
 
 def test_control_without_route_keeper_routes_are_in_main(made: Guarded) -> None:
-    """The control of the tests here: the same machine, where `watch` leaves routes alone."""
+    """Control of these tests: the same machine, with a `watch` that leaves routes unchanged."""
     with Watched(made, "--leave-routes"):
         made.lab.wan_down()
         made.lab.wan_up()
@@ -143,7 +144,7 @@ def test_advertised_route_keeps_and_renews_lifetime(made: Guarded, watched: Watc
 
 
 def test_route_of_new_address_ends_in_uplink_table(made: Guarded, watched: Watched) -> None:
-    """F3: the kernel's own route. It is in the table at once, and in main for as long as it takes to add a gateway."""
+    """F3: the kernel's own route. It is in the table at once, and in main until the gateway is added."""
     node, net = made.lab.node, at.SERVER_NET[4]  # whom the probes are for
     with watching(made.lab) as watch, flooding(made.lab):
         node.ip(f"addr add 198.51.100.77/25 dev {at.WAN}", f"route add 198.18.0.0/15 via 198.51.100.66 dev {at.WAN}")
@@ -159,7 +160,7 @@ def test_route_of_new_address_ends_in_uplink_table(made: Guarded, watched: Watch
 
 
 def marked_to(made: Guarded, address: str) -> str:
-    """How a marked packet looks for this neighbour on the WAN: "arp", or "" if it does not."""
+    """Return the form of a marked packet to this neighbour on the WAN: "arp", or "" for none."""
     made.lab.wan.drain()
     made.lab.node.call(send, address, 1, gid=SERVICE_GID, keep_caps=True)
     asked = made.lab.wan.wait_for(lambda frame: frame.ethertype == 0x0806 and frame.daddr == address, 1)

@@ -1,4 +1,4 @@
-"""`nftpolicy run`: whatever a program is made of, its sockets wear the mark; and it is not started if they would not."""
+"""`nftpolicy run`: the sockets of every kind of program carry the mark, or the program is not started."""
 
 import contextlib
 import os
@@ -82,7 +82,7 @@ def policy(lab: Lab, tree: str) -> str:
 
 @pytest.fixture(scope="module")
 def made(tree: str) -> Iterator[Guarded]:
-    """The worst neighbour: the WAN's routes are in main too, and only the guard stops what is not marked."""
+    """Node with the WAN's routes in main too: only the guard stops unmarked packets."""
     with guarded_lab(lambda lab: policy(lab, tree), resolver=True) as guarded:
         wan_routes_in_main(guarded.lab)
         yield guarded
@@ -90,7 +90,7 @@ def made(tree: str) -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def opens(made: Guarded, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The program in C, as the node sees it; also as opens-root, which is setuid root."""
+    """Program in C, as the node sees it; also as opens-root, which is setuid root."""
     built = native_client.build(tmp_path_factory.mktemp("native"))
     for name, mode in (("opens", 0o755), ("opens-root", 0o755 | stat.S_ISUID)):
         file = made.lab.node.outside(f"/run/lab/{name}")
@@ -106,7 +106,7 @@ def run(made: Guarded, *words: str, service: str = "fastd", check: bool = True) 
 
 
 def refused(made: Guarded, *words: str, uid: int | None = None) -> tuple[int, str]:
-    """Exit status and the one line that is said."""
+    """Return exit status and the one line of standard error."""
     done = made.nftpolicy("run", *words, check=False, uid=uid)
     assert (done.stdout, done.stderr.count("\n"), "Traceback" in done.stderr) == ("", 1, False), done.stderr
     return done.returncode, done.stderr
@@ -131,7 +131,7 @@ def command(which: str, opens: str, payload: str) -> list[str]:
 
 
 def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str]]:
-    """The source addresses with which a payload came to the home, and with which it came to the mesh."""
+    """Return the source addresses with which a payload reached the home, and the mesh."""
 
     def seen(sniffer) -> set[str]:  # type: ignore[no-untyped-def]
         return {str(frame.saddr) for frame in sniffer.frames() if payload.encode() in frame.payload}
@@ -153,7 +153,7 @@ def test_B1_run_marks_sockets_of_every_program_kind(made: Guarded, opens: str, w
 
 @pytest.mark.parametrize("which", MADE_OF)
 def test_B1_program_outside_run_is_dropped(made: Guarded, opens: str, which: str) -> None:
-    """With the service's group, even: what is not marked does not leave."""
+    """Unmarked packets do not leave, even with the service's group."""
     payload = uuid.uuid4().hex
     done = made.lab.node.run(command(which, opens, payload), gid=SERVICE_GID)
     assert done.stdout.splitlines() in (["0 EPERM", "0 EPERM"], ["no EPERM"] * 2)
@@ -183,7 +183,7 @@ def test_run_python_tcp_and_ping_leave_by_wan(made: Guarded) -> None:
 
 
 def test_run_multipath_tcp_is_marked_or_dropped(made: Guarded) -> None:
-    """Its subflows are sockets of the kernel, which no sock_create program sees, and SO_MARK alone is handed to them."""
+    """Its subflows are sockets of the kernel, which no sock_create program sees; they inherit only SO_MARK."""
     text = (
         "import errno, socket, sys\n"
         "try: one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)\n"
@@ -223,7 +223,7 @@ def test_run_user_without_account_has_group_of_service(made: Guarded) -> None:
 
 
 def test_run_user_with_account_has_groups_and_home(made: Guarded, tree: str) -> None:
-    """daemon and www-data of Debian, or whoever is there, with a number that is no other service's."""
+    """The account is any with a user id that no other service has, such as daemon of Debian."""
     import pwd
 
     user = next(one for one in pwd.getpwall() if one.pw_uid not in (0, 65534) and one.pw_gid)
@@ -239,7 +239,7 @@ def test_run_user_with_account_has_groups_and_home(made: Guarded, tree: str) -> 
 
 
 def _sender(path: str | None, gid: int, payload: bytes, hand_to: int | None = None) -> list[str]:
-    """As a process in the cgroup `path`, or in none, with group `gid`: open a socket, send, perhaps through another."""
+    """Open a socket and send, perhaps through another process, in cgroup `path` (None: unchanged) with group `gid`."""
     if path is not None:
         groups.enter(path, 1, 1)
     os.setgroups([])
@@ -253,7 +253,7 @@ def _sender(path: str | None, gid: int, payload: bytes, hand_to: int | None = No
 
 
 def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> str:
-    """Send here, or in a process of another group that is handed the socket (SCM_RIGHTS)."""
+    """Send here, or in a process of another group that gets the socket (SCM_RIGHTS)."""
     if gid is None:
         try:
             one.sendto(payload, (address, DISCARD))
@@ -276,7 +276,7 @@ def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> 
 
 
 def test_B3_passed_socket_keeps_entitlement(made: Guarded, tree: str) -> None:
-    """Mark and group are those of who opened it: whoever holds the descriptor may use the uplink."""
+    """Mark and group are those of the opener: each holder of the descriptor may use the uplink."""
     payload = uuid.uuid4().hex
     path = f"{tree}/fastd"
     said = made.lab.node.call(_sender, path, SERVICE_GID, payload.encode(), OTHER_GID, keep_caps=True)
@@ -330,7 +330,7 @@ def test_run_passes_input_arguments_and_environment(made: Guarded) -> None:
 
 
 def test_run_keeps_descriptors_and_signals(made: Guarded) -> None:
-    """Not by a program in Python, which ignores signals of its own."""
+    """A program in Python would ignore signals of its own."""
     program = ["sh", "-c", "ls /proc/self/fd; cat /proc/self/status"]
     handing_on = ["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh"]
     plain = made.lab.node.run([*handing_on, *program]).stdout
@@ -381,7 +381,7 @@ def test_run_service_with_own_marks_sets_group_only(made: Guarded) -> None:
 
 
 def test_run_uid_rule_service_leaves_unmarked_socket(made: Guarded) -> None:
-    """What it sends leaves by the WAN, with the WAN's address; what another user sends in the same way does not."""
+    """Packets of this user leave by the WAN, with its address; the same packets of another user do not."""
     own = [made.lab.wan_address(family) for family in (4, 6)]
 
     def sends(payload: str) -> list[str]:
@@ -472,7 +472,7 @@ def test_run_without_root_is_refused(made: Guarded) -> None:
 
 
 def test_run_without_cgroup_v2_is_refused(made: Guarded) -> None:
-    """The kernel answers as one without it, and nobody has mounted it."""
+    """The kernel answers as one without cgroup v2, and no mount of it exists."""
     from tests.kernel.test_service_cgroup import _FSOPEN, _forbid
 
     def without() -> tuple[int, str]:
@@ -507,7 +507,7 @@ def test_run_without_guard_in_force_is_refused(made: Guarded) -> None:
 
 @pytest.mark.parametrize("where", ["on it", "above it"])
 def test_run_with_foreign_program_clearing_mark_is_refused(made: Guarded, tree: str, where: str) -> None:
-    """Their programs run after ours: on the same cgroup if they came later, above it always."""
+    """Foreign programs run after ours: on the same cgroup if attached later, on a parent always."""
     path = bpf_programs.tree() / tree / ("fastd" if where == "on it" else "")
     run(made, "true")
     with bpf_programs.attached(path, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0x2)):
@@ -524,7 +524,7 @@ def test_run_with_foreign_program_denying_sockets_is_refused(made: Guarded, tree
 
 
 def test_run_default_cgroup_requires_applied_policy() -> None:
-    """nftpolicy/SERVICE. Whatever other namespaces put on it, the sockets are this one's."""
+    """The default cgroup is nftpolicy/SERVICE. Programs of other namespaces on it do not affect these sockets."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with Lab() as lab:
         text = gluon(lab).replace("fastd]", f"{name}]").replace('"itself"', '"cgroup"')
@@ -595,7 +595,7 @@ def test_run_check_without_resolver_fails(made: Guarded) -> None:
 
 
 def test_run_check_with_foreign_dns_rule_fails(made: Guarded) -> None:
-    """Rules of others before ours: one keeps the redirect away, one redirects to the home's DNS, which would answer."""
+    """Foreign rules before ours: one prevents the redirect, one redirects to the home's DNS, which would answer."""
     made.lab.node.nft(
         "table inet other {\n"
         " chain raw { type filter hook output priority -300; ip6 daddr 2001:db8:5:3::53 notrack; }\n"

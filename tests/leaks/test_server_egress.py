@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A server's management port: each service leaves to its one place, administrators come in, nothing else moves."""
+"""Management port of a server: a service reaches its one destination, administrators connect, all else is dropped."""
 
 import re
 import struct
@@ -21,7 +21,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the place for backups is a host of the lab, and the devices are the lab's."""
+    """Return the shipped policy; the backup destination is a host of the lab, and the devices are the lab's."""
     text = replaced(
         ROOT / "rulesets" / "server-egress.toml",
         {"inside": f'["{at.MESH}", "{at.CLIENT}"]', "devices": f'["{at.WAN}"]'},
@@ -42,7 +42,7 @@ def server() -> Iterator[Guarded]:
 
 
 def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK, seconds: float = 3) -> str:
-    """What comes back of a connection that socat marks itself, before it connects, or its last words."""
+    """Return the answer on a connection that socat marks before it connects, or the last words of socat."""
     where = f"[{address}]" if ":" in address else address
     option = f",setsockopt-listen=1:36:x{struct.pack('=I', mark).hex()}" if mark is not None else ""
     done = lab.node.run(

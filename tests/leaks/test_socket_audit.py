@@ -1,4 +1,4 @@
-"""`status` and `watch` say whose the sockets are, and the guard does what they say."""
+"""`status` and `watch` report the owners of sockets, and the guard agrees with them."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def made() -> Iterator[Guarded]:
 
 
 def hold(family: int, tcp: bool, mark: int, device: str, ready: str) -> None:
-    """Inside the node: a socket that is connected to the server (TCP: to the echo service), until the process ends."""
+    """Hold a socket that is connected to the server (TCP: echo service), until the process ends. Runs in the node."""
     made = socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
     if mark:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -46,7 +46,7 @@ def hold(family: int, tcp: bool, mark: int, device: str, ready: str) -> None:
 
 @contextlib.contextmanager
 def held(made: Guarded, gid: int, family: int = 4, tcp: bool = False, mark: int = 0, device: str = "") -> Iterator[int]:
-    """Such a socket, by a process whose number (as /proc of the test has it) is given."""
+    """Yield the process id (in /proc of the test) of a process that holds such a socket."""
     ready = f"/run/lab/held-{time.monotonic_ns()}"
     pid = made.lab.node.spawn(hold, family, tcp, mark, device, ready, uid=0, gid=gid, groups=[], keep_caps=True)
     try:
@@ -57,7 +57,7 @@ def held(made: Guarded, gid: int, family: int = 4, tcp: bool = False, mark: int 
 
 
 def sockets(made: Guarded) -> list[dict[str, object]]:
-    """What `status` lists of the sockets that are held here."""
+    """Return the entries of `status` for the sockets that are held here."""
     done = made.nftpolicy("status", "--json", check=False)
     assert done.returncode == 0, "wrong sockets alone do not make a wrong state"
     found = json.loads(done.stdout)["sockets"]
@@ -119,7 +119,7 @@ def test_status_socket_table_is_short(made: Guarded) -> None:
 
 
 def test_status_socket_without_process_is_unknown(made: Guarded) -> None:
-    """One of this process, which is outside the node's PID namespace."""
+    """A socket of this process, which is outside the node's PID namespace."""
     with made.lab.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
         one.connect((at.SERVER[4], PORT))
@@ -146,7 +146,7 @@ def test_watch_reports_wrong_socket_once_and_its_end(made: Guarded) -> None:
 
 
 def test_socket_cgroup_is_found_by_number(made: Guarded) -> None:
-    """As the kernel tells it of a socket: one that is opened below a cgroup is in it, another is not."""
+    """A socket that is opened below a cgroup is in it, another socket is not."""
     with bpf_programs.cgroup() as path:
         below = path / "below"
         below.mkdir()
@@ -161,7 +161,7 @@ def test_socket_cgroup_is_found_by_number(made: Guarded) -> None:
 
 
 def numbers_of_a_socket(name: str) -> tuple[int | None, set[int]]:
-    """Inside the node: the cgroup of a new socket, and the numbers of a cgroup."""
+    """Return the cgroup of a new socket, and the numbers of a cgroup. Runs inside the node."""
     with udp_to_the_server() as one, SockDiag() as diag:
         inode = os.fstat(one.fileno()).st_ino
         found = next(each for each in diag.sockets() if each.inode == inode)

@@ -1,4 +1,4 @@
-"""After a change of policy: what runs on the old decision ends at once, and what does not goes on."""
+"""After a change of policy, connections on the old decision end at once, and other connections stay."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ def made() -> Iterator[Guarded]:
 
 
 def connect(family: int, mark: int) -> int:
-    """Inside the node: a connection to the server's echo service; its descriptor stays in this process."""
+    """Open a connection to the server's echo service; its descriptor stays in this process. Runs inside the node."""
     one = socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM)
     one.settimeout(3)
     if mark:
@@ -37,7 +37,7 @@ KEPT: list[socket.socket] = []
 
 
 def outcome(family: int, mark: int, change: list[str]) -> tuple[str, str]:
-    """Inside the node, as the service: connect, change the policy, and see what became of the connection."""
+    """Connect as the service, change the policy, and return the state of the connection. Runs inside the node."""
     import os
     import subprocess
 
@@ -105,7 +105,7 @@ def test_connection_with_kept_decision_stays_open(made: Guarded, family: int, ma
 
 
 def test_flows_of_removed_mark_are_deleted(made: Guarded) -> None:
-    """What a stranger asked by the uplink has a flow with its mark."""
+    """A request from outside by the uplink has a flow with its mark."""
     made.apply()
     with ExitStack() as stack:
         for port in (22, 2222):

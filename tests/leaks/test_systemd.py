@@ -1,5 +1,6 @@
-"""Real systemd starts a machine: the guard before the network, services in their group and marked, stops that keep it,
-and the resolvers of the uplinks."""
+"""Real systemd starts a machine: the guard before the network, services in their group and marked, a stop that keeps
+the guard, and the resolvers of the uplinks.
+"""
 
 import json
 import re

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN or not at all.
+"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN only.
 
-The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; `nftpolicy run` sees to that.
+The client is NTPsec's ntpdig, which queries and prints, and sets no clock. It cannot mark its sockets;
+`nftpolicy run` does.
 """
 
 import socket
@@ -33,7 +34,7 @@ _SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 590
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
@@ -57,13 +58,13 @@ def node() -> Iterator[Guarded]:
 
 
 def by_run(node: Guarded, name: str) -> tuple[int, str]:
-    """Ask an address or a name for the time as the service; the exit status, and all that is said."""
+    """Query an address or a name for the time as the service; return the exit status and the output."""
     done = node.nftpolicy("run", "time", "--", *ASK, name, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
-    """The same with a group alone; with `mark`, from the service's cgroup, so that its sockets wear the mark."""
+    """Query with the group only; with `mark` from the service's cgroup, so that the sockets carry the mark."""
     if mark:
         words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
         done = node.nftpolicy(*words, check=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tunneldigger's way on a mesh node: control and data of one marked UDP socket reach the broker by the WAN alone."""
+"""Tunneldigger on a mesh node: control and data of one marked UDP socket reach the broker by the WAN only."""
 
 import socket
 import sys
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-tunneldigger.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
@@ -127,7 +127,7 @@ def test_tunneldigger_without_mark_or_group_is_dropped(node: Guarded, mark: int,
 
 
 def test_tunneldigger_tcp_of_same_group_is_dropped(node: Guarded) -> None:
-    """Its `ports` are those of UDP."""
+    """The `ports` of the policy are UDP ports."""
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]
     assert lab.node.call(marked_tcp, at.SERVER[4], at.ECHO_PORT, gid=SERVICE_GID) is False
@@ -141,7 +141,7 @@ def test_tunneldigger_tcp_of_same_group_is_dropped(node: Guarded) -> None:
 
 
 def marked_tcp(address: str, port: int) -> bool:
-    """Whether a marked connection comes about."""
+    """Return True if a marked connection succeeds."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
         made.settimeout(0.5)

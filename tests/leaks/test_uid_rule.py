@@ -1,4 +1,4 @@
-"""marks = "uid-rule": a program that sets no mark uses the uplink by who runs it, and nobody else does."""
+"""marks = "uid-rule": a program that sets no mark uses the uplink by its user id, and no other user does."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped one, with users that set no mark."""
+    """Return the shipped policy, with users that set no mark."""
     services = f"""
 [service.updates]
 uplink = "wan"
@@ -48,13 +48,13 @@ ports  = ["tcp/{at.ECHO_PORT}", "udp/{at.ECHO_PORT}"]
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Guarded]:
-    """The WAN is a bridge, so that packets pass the link guard of its port too."""
+    """Node whose WAN is a bridge, so that packets pass the link guard of its port too."""
     with guarded_lab(policy, resolver=True, bridge=True) as found:
         yield found
 
 
 def talk(family: int, tcp: bool, port: int) -> str:
-    """Inside the node: ask the server to answer; the source address that the kernel chose, or the error."""
+    """Exchange data with the server; return the source address or the error. Runs inside the node."""
     with socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as made:
         made.settimeout(0.5)
         try:
@@ -84,7 +84,7 @@ def test_uid_rule_user_leaves_by_wan_other_user_does_not(made: Guarded, family: 
 
 @families
 def test_control_without_uid_rule_leaves_by_mesh(made: Guarded, family: int) -> None:
-    """The control: what leads it to the WAN is the rule, and what keeps it from the mesh is the guard."""
+    """Control: the rule leads the user to the WAN, and the guard keeps the user from the mesh."""
     lab = made.lab
     with made.off():
         assert lab.node.call(talk, family, True, at.ECHO_PORT, uid=ANYWHERE, gid=OTHER_GID) == at.NODE_MESH[family]
@@ -120,7 +120,7 @@ def send(family: int, port: int, word: bytes, device: str) -> None:
 
 @families
 def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
-    """Neither when it names the device, nor while the WAN is down."""
+    """The user names the mesh device, or the WAN is down."""
     lab = made.lab
     lab.mesh_sniffer.drain()
     lab.node.call(send, family, 4711, b"<bound by nobody>", at.MESH, uid=NOBODY, gid=OTHER_GID)
@@ -139,7 +139,7 @@ def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
 
 @families
 def test_uid_rule_other_user_is_dropped_at_uplink(made: Guarded, family: int) -> None:
-    """By routes that lead there, and by the device."""
+    """The packets go by routes that lead there, and by the device."""
     wan_routes_in_main(made.lab)
     try:
         made.lab.wan.drain()
@@ -164,7 +164,7 @@ def test_uid_rule_user_gets_names_from_wan(made: Guarded, family: int) -> None:
 
 
 def upload(family: int, port: int, mark: int, gid: int) -> int:
-    """Inside the node: send until nothing more is taken, and close at once; how much was taken."""
+    """Send until the kernel takes no more, and close at once; return the bytes taken. Runs inside the node."""
     os.setegid(gid)
     made = socket.socket(DOMAIN[family], socket.SOCK_STREAM)
     if mark:
@@ -181,7 +181,7 @@ def upload(family: int, port: int, mark: int, gid: int) -> int:
 
 
 def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int, int]:
-    """How much a program sent before it closed its socket, and how much of it the server got."""
+    """Return the bytes that a program sent before it closed its socket, and the bytes that reached the server."""
     with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
         listener.bind((at.SERVER[family], 0))
         listener.listen()
@@ -199,7 +199,7 @@ def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int,
 
 @families
 def test_uid_rule_unsent_data_of_closed_socket_is_lost(made: Guarded, family: int) -> None:
-    """The kernel sends it for nobody: neither the mark nor the user says whose it is. With a mark nothing is lost."""
+    """Data of a closed socket has no owner: neither mark nor user identifies it. With a mark nothing is lost."""
     taken, got = arrives(made, family, mark=1, uid=0, gid=SERVICE_GID)
     assert got == taken, "inconclusive"
     before = made.counters()["inet/wan.dropped"]
@@ -210,7 +210,7 @@ def test_uid_rule_unsent_data_of_closed_socket_is_lost(made: Guarded, family: in
 
 @families
 def test_uid_rule_reset_of_closed_socket_leaves(made: Guarded, family: int) -> None:
-    """It reflects the mark of what arrives: here a reset, for data that came after the end."""
+    """The kernel reflects the mark of the packet that arrives: here in a reset, for data after the end."""
     with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
         listener.bind((at.SERVER[family], 0))
         listener.listen()

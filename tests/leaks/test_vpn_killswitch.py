@@ -1,4 +1,4 @@
-"""The kill switch of a desktop: only the VPN leaves by the untrusted network, all else by the tunnel or nowhere."""
+"""Kill switch of a desktop: only the VPN leaves by the untrusted network, other packets by the tunnel or not."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the devices are the lab's."""
+    """Return the shipped policy with the devices of the lab."""
     return replaced(
         ROOT / "rulesets" / "vpn-killswitch.toml",
         {"inside": f'["tun*", "{at.TUNNEL}"]', "devices": f'["{at.WAN}"]', "lease": f'"{lab.wan_lease}"'},

@@ -1,4 +1,4 @@
-"""`nftpolicy wait`: ready is what really can be used, and it says what is missing."""
+"""`nftpolicy wait`: an uplink is ready if it can really be used; otherwise the missing part is reported."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def made() -> Iterator[Guarded]:
 
 
 def now(made: Guarded, *words: str) -> tuple[int, str]:
-    """One look: the exit status, and what is missing."""
+    """Run one check; return the exit status, and the missing part."""
     done = made.nftpolicy("wait", "--timeout", "0", *words, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == ""
@@ -48,7 +48,7 @@ def now(made: Guarded, *words: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def waiting(made: Guarded, *words: str) -> Iterator["subprocess.Popen[Any]"]:
-    """One that waits, and is not ready yet after some looks."""
+    """Start a wait that is not ready after some checks."""
     command = [PROGRAM, "wait", "--timeout", "30", *words]
     with made.lab.node.outside(SAID).open("w") as said:
         process = made.lab.node.popen(command, env=ENVIRONMENT, stderr=said)
@@ -198,7 +198,7 @@ def kernel(lab: Lab) -> str:
 
 
 def test_wait_for_answer_to_kernel_tunnel() -> None:
-    """A VXLAN device stands for WireGuard: sockets of the kernel, and packets that wear the mark."""
+    """A VXLAN device stands for WireGuard: sockets of the kernel, and packets that carry the mark."""
     with guarded_lab(kernel) as made:
         lab = made.lab
         ends = (

@@ -1,4 +1,4 @@
-"""E6-E9, E12: what others break under `nftpolicy watch`, and a flood: it is put back, and the exposure is counted."""
+"""E6-E9, E12: foreign damage under `nftpolicy watch` and a flood: it is repaired, and the exposure is counted."""
 
 import json
 import time
@@ -20,7 +20,7 @@ EVENTS = 10_000
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as found:
         wan_routes_in_main(found.lab)
         yield found
@@ -56,7 +56,7 @@ def test_watch_restores_damaged_object(made: Guarded, watched: Watched, name: st
 
 
 def owns_tables(made: Guarded) -> bool:
-    """Whether the kernel knows tables with an owner (Linux 5.12): then there is a second guard."""
+    """Return True if the kernel knows tables with an owner (Linux 5.12), and so a shadow guard exists."""
     return made.lab.node.run(["nft", "-c", "table inet owned { flags owner; }"], check=False).returncode == 0
 
 
@@ -72,7 +72,7 @@ def test_shadow_guard_refuses_change_by_other_process(
 
 
 def test_shadow_guard_ends_with_watch(made: Guarded) -> None:
-    """So that `release` opens, whatever became of the watch."""
+    """So `release` opens the uplink even if the watch was killed."""
     made.apply()
     with Watched(made, "--leave-routes") as one:
         assert ("nftpolicy-second" in made.lab.node.run(["nft", "list", "tables"]).stdout) == owns_tables(made)
@@ -173,7 +173,7 @@ def test_watch_after_ten_thousand_events_keeps_no_memory(made: Guarded, watched:
 
 
 def used(watched: Watched, seconds: float) -> tuple[float, int]:
-    """Seconds of CPU and context switches of the watch within some time."""
+    """Return the seconds of CPU and the context switches of the watch within some time."""
     before = watched.resources()
     time.sleep(seconds)
     after = watched.resources()

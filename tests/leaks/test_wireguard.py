@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """WireGuard on a mesh node, with the shipped policy.
 
-In user space (wireguard-go), whose socket is known by its group. And in the kernel: what leaves there belongs to the
-socket that made what is inside, or to none, so that it is known by its port. VXLAN sends in the same way
+In user space (wireguard-go), whose socket is identified by its group. And in the kernel: a packet there belongs to the
+socket of the inner packet, or to none, so that it is identified by its port. VXLAN sends in the same way
 (net/ipv4/udp_tunnel_core.c: udp_tunnel_xmit_skb) and stands for it, since not every kernel has WireGuard.
 """
 
@@ -38,12 +38,12 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def kernels(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
 def programs(lab: Lab) -> str:
-    """The same for a program in place of the kernel: a group instead of `kernel` and `sport`."""
+    """Return the policy for a program in place of the kernel: a group instead of `kernel` and `sport`."""
     kept = [line for line in kernels(lab).splitlines() if not line.startswith("sport ")]
     return "\n".join(kept).replace("kernel = true", f"group = {GID}")
 
@@ -57,7 +57,7 @@ def endpoint(address: str) -> str:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    """A node whose WireGuard has no peer yet, and a server that knows the node."""
+    """Node whose WireGuard has no peer yet, and a server that knows the node."""
     with guarded_lab(programs, resolver=True) as made:
         lab = made.lab
         with wireguard(lab.server, "wg0"), wireguard(lab.node, DEVICE, GID):
@@ -68,7 +68,7 @@ def node() -> Iterator[Guarded]:
 
 @contextlib.contextmanager
 def connected(node: Guarded, remote: str, mark: int = 1, gid: int | None = None) -> Iterator[None]:
-    """The server is a peer, by this address or name, and what is sent to it is marked; `gid` asks for the name."""
+    """Add the server as a peer, by this address or name, and mark packets to it; `gid` resolves the name."""
     lab, ends = node.lab, f"{INSIDE[4][1]}/32,{INSIDE[6][1]}/128"
     peer = ["peer", wg_key(lab.server, "wg0")]
     set_wg(lab.node, DEVICE, "fwmark", str(mark))
@@ -160,7 +160,7 @@ table netdev tunnel {{
 
 
 def tunnel(lab: Lab, family: int, sport: int = WIREGUARD) -> None:
-    """A tunnel of the kernel that marks what it sends, as FwMark does, from one port, as ListenPort does."""
+    """Create a tunnel of the kernel that marks its packets, as FwMark does, from one port, as ListenPort does."""
     here, there = lab.wan_address(family), at.SERVER[family]
     common = f"link add {KERNEL} type vxlan id 7 dstport {VXLAN}"
     lab.node.ip(f"{common} local {here} remote {there} srcport {sport} {sport + 1}")
@@ -241,7 +241,7 @@ def test_kernel_tunnel_with_wrong_port_or_mark_is_dropped(kernel: Guarded) -> No
 
 
 def test_kernel_tunnel_without_sport_passes_ownerless_only() -> None:
-    """Why the key is there: packets in a tunnel belong to the socket that made what is inside."""
+    """Reason for the key: packets in a tunnel belong to the socket of the inner packet."""
 
     def bare(lab: Lab) -> str:
         return "\n".join(line for line in kernels(lab).splitlines() if not line.startswith("sport "))
@@ -255,7 +255,7 @@ def test_kernel_tunnel_without_sport_passes_ownerless_only() -> None:
 
 
 def test_kernel_tunnel_keeps_port_from_programs(kernel: Guarded) -> None:
-    """So that nobody sends from the port of a tunnel that is up, but with headers that he writes himself."""
+    """While the tunnel is up, a program can use its port only with headers that it writes itself."""
 
     def taken(family: int, reuse: int) -> str:
         with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as made:
