@@ -1,4 +1,4 @@
-"""How long and how wide a machine is open when somebody breaks the policy, under `nftpolicy watch` and a flood."""
+"""Duration and size of the exposure after foreign damage to the policy, under `nftpolicy watch` and a flood."""
 
 import time
 

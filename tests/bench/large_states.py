@@ -1,4 +1,4 @@
-"""Large states for the prover: rulesets in the shape that machines have, and some made to be hard."""
+"""Large states for the prover: rulesets in the shape of real machines, and hard ones."""
 
 from random import Random
 
@@ -29,9 +29,9 @@ _OUT = Match(Meta("oifname"), WAN)
 
 
 def usual(rules: int, routes: int, ip_rules: int, forgets: bool = False) -> NetState:
-    """Chains of so many rules at output and at postrouting, and routing beside them.
+    """Return a state with so many rules at output and at postrouting, and routing beside them.
 
-    Every rule that accepts at the uplink asks for the mark; with `forgets` one of them does not.
+    Every rule that accepts at the uplink matches the mark; with `forgets` one of them does not.
     """
     chance = Random(1)
     output = tuple(_plain(chance) for _ in range(rules))
@@ -102,7 +102,7 @@ Part = dict[str, tuple[int, int]]
 
 
 def covered(rules: int, hole: bool = False) -> NetState:
-    """A guard of so many rules: boxes of packets that are accepted, each cut into pieces that are dropped before.
+    """Return a guard of so many rules: boxes of accepted packets, each cut into pieces that are dropped before.
 
     No packet is accepted, and no rule says so. With `hole` one piece of one box is missing.
     """

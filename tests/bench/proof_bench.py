@@ -1,8 +1,8 @@
-"""What a proof costs in time and memory, against z3 with the same state, each in a process of its own.
+"""Time and memory of a proof, against z3 with the same state, each in a process of its own.
 
-z3 is asked for the lemmas of P1 and P2 alone, of a large state in IPv4 alone, and stopped after `_PATIENCE`. The prover
-is asked for P1 and P2 of gluon-fastd, which is what z3 is asked, and once more for all that it says of it (P3 and P4
-too, which take a walk of a packet for each word in each family).
+z3 gets the lemmas of P1 and P2 only, of a large state in IPv4 only, and is stopped after `_PATIENCE`. The prover gets
+P1 and P2 of gluon-fastd, as z3 does, and once more all properties (P3 and P4 too, which need a trace of a packet for
+each word in each family).
 """
 
 import json
@@ -60,7 +60,7 @@ def run(report: Report, rounds: int | None) -> None:
 
 
 class _Engine:
-    """One engine on one case: what it takes, and what it says."""
+    """One engine on one case: its time and its answer."""
 
     def __init__(self, case: str, name: str) -> None:
         self._case, self._name = case, name
@@ -69,11 +69,11 @@ class _Engine:
 
     @property
     def label(self) -> str:
-        """Its name and its answer."""
+        """Return its name and its answer."""
         return f"{self._name}: {self._answer}"
 
     def turn(self) -> float:
-        """The seconds that it takes; who was stopped once is not asked again."""
+        """Return the seconds of a run; an engine that was stopped once is not run again."""
         if self._answer == _STOPPED:
             self.memory.append(self.memory[-1])
             return float(_PATIENCE)
@@ -139,7 +139,7 @@ def _z3(case: str, state: NetState, wanted: Spec) -> str:
 
 
 def _answers(ground: ProofContext, uplink: UplinkSpec, family: int, left: Callable[[], float]) -> Iterator[bool | None]:
-    """Whether each lemma holds: no mark is given away, nothing leaves or strays; None for no answer in time."""
+    """Return the verdict of each lemma: no mark is given away, nothing leaves or strays; None for no answer in time."""
     from tests.engines import z3_chains
 
     holes = [region for hole in uplink.exemptions for region in hole.headers.get(family, ())]

@@ -1,7 +1,7 @@
-"""Stands for procd: python procd.py FOLDER set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
+"""Stand-in of procd: python procd.py DIRECTORY set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
 
-Keeps instances running and starts them anew when they end; leaves those alone that are to be as they are, which is
-the same command and, with `file`, the same content. FOLDER is its memory.
+Keeps instances running and restarts them when they end. An instance with an unchanged command and, with `file`,
+unchanged content stays. DIRECTORY is its state directory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PATIENCE = 10  # seconds from SIGTERM to SIGKILL
 
 
 def read(text: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
-    """Instances with their parameters, and triggers: a type, a package or "", then what the script named."""
+    """Return instances with their parameters, and triggers: a type, a package or "", then the words of the script."""
     instances: dict[str, dict[str, list[str]]] = {}
     triggers = []
     last: dict[str, list[str]] = {}
@@ -37,13 +37,13 @@ def read(text: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
 
 
 def identity(wanted: dict[str, list[str]]) -> str:
-    """What makes two instances the same."""
+    """Return the text that is equal for equal instances."""
     files = [hashlib.sha256(Path(one).read_bytes()).hexdigest() for one in wanted.get("file", [])]
     return json.dumps([wanted["command"], files])
 
 
 class Procd:
-    """`folder` has a file NAME.json for each service, and SERVICE:INSTANCE with the ids of its two processes."""
+    """State in `folder`: a file NAME.json for each service, and SERVICE:INSTANCE with the ids of its two processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -67,7 +67,7 @@ class Procd:
         self._file(service).unlink(missing_ok=True)
 
     def list(self) -> dict[str, int]:
-        """INSTANCE -> the id of its process, of all services; 0 between two tries."""
+        """Return INSTANCE -> its process id, for all services; 0 between two starts."""
         return {place.name.partition(":")[2]: self._ids(place)[1] for place in sorted(self._folder.glob("*:*"))}
 
     def event(self, kind: str, package: str = "") -> None:
@@ -116,7 +116,7 @@ class Procd:
 
 
 def keep(place: Path, wanted: dict[str, list[str]]) -> None:
-    """Run the command, and again after its time-out, for good."""
+    """Run the command, and again after its respawn timeout, without end."""
     log = os.open(place.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0), os.dup2(log, 1), os.dup2(log, 2)

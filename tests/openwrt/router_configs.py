@@ -1,4 +1,4 @@
-"""Configurations of routers, as files of /etc/config, and what an import has to say of each."""
+"""Configurations of routers, as files of /etc/config, and the expected import of each."""
 
 from attrs import Factory, frozen
 
@@ -37,8 +37,9 @@ PLAIN = LOOPBACK + LAN + WAN
 
 @frozen
 class Case:
-    """`policy` are pieces of the policy, `said` of the report, `unsaid` of neither. `ways` are pieces of the ways out
-    now."""
+    """Expected pieces of text: `policy` in the policy, `said` in the report, `unsaid` in neither, `ways` in the leaks
+    of today.
+    """
 
     files: dict[str, str]
     policy: tuple[str, ...] = ()

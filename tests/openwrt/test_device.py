@@ -1,4 +1,4 @@
-"""What else runs on the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
+"""Further parts of the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def router() -> Iterator[Router]:
 
 
 def learned(router: Router, **servers: list[str]) -> str:
-    """What the runner makes of what netifd says, by interface."""
+    """Return the server list that the runner makes of the answers of netifd, by interface."""
     devices = {"lan": "br-lan"}
     answers = {
         f"network.interface.{name}": {"status": {"dns-server": [], "inactive": {"dns-server": found}}}
@@ -83,7 +83,7 @@ def test_update_servers_of_policy_ignores_netifd(router: Router) -> None:
 
 
 def resolver(router: Router, preload: bool = True, mark: str = "1", nobody: bool = False) -> str:
-    """What status says of a process that stands for the resolver's dnsmasq."""
+    """Return the line of `status` for a process that stands for the resolver's dnsmasq."""
     library = router.space.outside("/run/libpacketmark.so")
     if not library.exists():  # any library will do: whether it is loaded is what is looked at
         maps = Path("/proc/self/maps").read_text().split()

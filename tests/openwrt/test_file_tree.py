@@ -1,4 +1,4 @@
-"""The tree of files: what is in it, that nft and sh can read it, and how the command line writes it."""
+"""The tree of files: its content, its syntax for nft and sh, and the command that writes it."""
 
 import hashlib
 import re
@@ -126,7 +126,7 @@ def test_control_shellcheck_finds_fault(tmp_path: Path) -> None:
 @settings(max_examples=8)
 @given(policy_strategies.policies())
 def test_tree_names_of_any_policy_are_shell_words(policy: Policy) -> None:
-    """No name can end a line of the plan, or a word of a script."""
+    """No name ends a line of the plan, or a word of a script."""
     for path, one in tree.build_tree(policy).items():
         if one.executable:
             assert subprocess.run(["sh", "-n"], input=one.text, text=True, check=False).returncode == 0, path

@@ -98,7 +98,7 @@ def test_fw4_reload_replaces_guard_of_other_policy(router: Router, shipped: Poli
 
 
 def test_fw4_invalid_include_keeps_guard_and_is_reported(router: Router, shipped: Policy) -> None:
-    """fw4 says 0 then, so the runner asks the kernel and not fw4."""
+    """Exit status of fw4 is 0 then, so the runner queries the kernel and not fw4."""
     router.write(shipped)
     router.nftpolicy("apply")
     router.file(tree.GUARD_PATH).write_text(
@@ -119,7 +119,7 @@ needs_lab = pytest.mark.skipif(bool(missing()), reason=f"a lab needs {', '.join(
 
 @pytest.fixture(scope="module")
 def field() -> Iterator[tuple[Lab, Router]]:
-    """A lab without nftpolicy of this machine: its node is the router, and the WAN's routes are in main too."""
+    """Lab without nftpolicy of this machine: its node is the router, and the WAN's routes are in main too."""
     with Lab(groups={"gluon-mesh-vpn": 800}) as lab:
         wan_routes_in_main(lab)
         router = Router(lab.node, policy_of(lab))
@@ -133,7 +133,7 @@ def leaked(lab: Lab) -> int:
 
 
 def settled(lab: Lab) -> None:
-    """What was on its way has come."""
+    """Wait until packets that were under way have arrived."""
     lab.wan.wait_for(lambda _: False, 0.05)
     lab.wan.drain()
 
@@ -161,7 +161,7 @@ def test_fw4_restarts_and_stops_leak_nothing(field: tuple[Lab, Router], name: st
 
 @needs_lab
 def test_watch_after_fw4_flush_restores_guard(field: tuple[Lab, Router], capsys: pytest.CaptureFixture[str]) -> None:
-    """In every order of reload, restart, stop and flush. What leaves between a flush and the guard is counted and told."""
+    """Every order of reload, restart, stop and flush. Packets that leave between a flush and the guard are counted."""
     lab, router = field
     router.write(policy_of(lab))
     router.nftpolicy("apply")
@@ -204,7 +204,7 @@ def _guard(lab: Lab) -> str:
 
 @needs_lab
 def test_watch_after_netifd_start_restores_ip_rules(field: tuple[Lab, Router]) -> None:
-    """It deletes all ip rules of both families. The guard stands meanwhile, so nothing leaves."""
+    """A start of netifd deletes all ip rules of both families. The guard stands meanwhile, so nothing leaves."""
     lab, router = field
     router.nftpolicy("apply")
     watch = router.start("watch")

@@ -1,4 +1,4 @@
-"""import openwrt: what is read, the state that netifd makes of it, what leaks there, and the policy."""
+"""`import openwrt`: the files read, the model of netifd, the leaks of today, and the policy."""
 
 import gc
 import json
@@ -25,7 +25,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 @frozen
 class Done:
-    """What a command did."""
+    """Result of a command."""
 
     returncode: int
     stdout: str
@@ -33,7 +33,7 @@ class Done:
 
 
 def run(*arguments):
-    """The command line in this process, which is quicker; what it changes of the process is put back."""
+    """Run the command line in this process, which is quicker, and restore the process afterwards."""
     handler, held = signal.getsignal(signal.SIGTERM), sys.argv
     sys.argv, status = ["nftpolicy", *map(str, arguments)], 0
     try:
@@ -51,7 +51,7 @@ def run(*arguments):
 
 @pytest.fixture
 def router(tmp_path):
-    """A folder with these files of /etc/config, and others of /etc."""
+    """Directory with these files of /etc/config, and other files of /etc."""
 
     def write(files, names=()):
         config = tmp_path / "router/etc/config"
@@ -135,7 +135,7 @@ def test_import_of_unchanged_fixture_has_no_ipv6_rule_90000(router):
 
 
 def test_import_with_drop_ruleset_finds_no_leak(router, tmp_path):
-    """The control: ways come from walks, and a ruleset that drops ends them."""
+    """Control: leaks come from traces, and a ruleset that drops ends them."""
     drop = {"nftables": [
         {"table": {"family": "inet", "name": "x"}},
         {"chain": {"family": "inet", "table": "x", "name": "c", "type": "filter", "hook": "postrouting",

@@ -1,4 +1,4 @@
-"""What an import says that leaves, leaves a real kernel; with the policy that it makes, the same packet does not."""
+"""A leak that an import reports leaves a real kernel; with the imported policy, the same packet does not."""
 
 import pytest
 from attrs import evolve

@@ -1,4 +1,4 @@
-"""compile --to openwisp: netjsonconfig takes the template, and renders what compile --to openwrt writes."""
+"""`compile --to openwisp`: netjsonconfig accepts the template, and renders the output of `compile --to openwrt`."""
 
 import copy
 import io
@@ -46,7 +46,7 @@ def test_netjsonconfig_renders_compiled_tree(policy):
 
 
 def test_control_netjsonconfig_schema_refuses_template():
-    """The control: a template with a file that has no mode is refused."""
+    """Control: a template with a file that has no mode is refused."""
     policy, _ = load(GOOD.encode(), "p")
     broken = template(policy)
     del broken["files"][0]["mode"]
@@ -80,6 +80,6 @@ def test_compile_to_openwisp_refused_template_is_not_printed(tmp_path, monkeypat
 
 
 def test_netjsonconfig_parser_loses_quotes_and_family():
-    """It takes the quotes out of values, forgets which family a rule is of, and says nothing of a quote left open."""
+    """netjsonconfig removes quotes from values, loses the family of a rule, and accepts an open quote."""
     config_text = "package network\n\nconfig rule6 'a'\n\toption mark '0x1\n\toption lookup '1'\n\tnonsense\n"
     assert OpenWrt(native=config_text).config == {"ip_rules": [{"name": "a", "mark": "0x1", "lookup": "1"}]}

@@ -1,4 +1,4 @@
-"""The packages: the Makefile makes the tree, and the upgrade script takes away what Gluon had."""
+"""The packages: the Makefile makes the tree, and the upgrade script removes the settings of Gluon."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def need(name):
 
 @pytest.fixture
 def build(tmp_path):
-    """A build system of a few lines. Its answer to `make` with these variables."""
+    """Minimal build system. Returns the result of `make` with these variables."""
     for name, text in {"rules.mk": RULES, "include/package.mk": PACKAGE}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -145,7 +145,7 @@ NODE = {
 
 @pytest.fixture
 def upgraded(tmp_path):
-    """What the script leaves of a node, and the commands that it ran."""
+    """Sections and options that the script leaves on a node, and the commands that it ran."""
 
     def lua(value):
         if isinstance(value, str):

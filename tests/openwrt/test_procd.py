@@ -50,7 +50,7 @@ def made(able: None) -> Iterator[Device]:
 
 @pytest.fixture
 def router(made: Device) -> Device:
-    """One that is switched off, with the policy installed and enabled."""
+    """Device that is switched off, with the policy installed and enabled."""
     made.power_off()
     made.run("sh", "-c", "rm -rf /etc/nftpolicy/* /etc/init.d/nftpolicy* /etc/rc.d/*nftpolicy* /lib/upgrade /run")
     made.file(FILE).write_text(POLICY)
@@ -80,7 +80,7 @@ def test_procd_scripts_pass_shellcheck(name: str, tmp_path: Path) -> None:
 
 
 def test_procd_enable_links_equal_rc_common_links(router: Device) -> None:
-    """Of an image the links are made by `install --enable` itself, of a device by rc.common."""
+    """`install --enable` makes the links of an image, rc.common those of a device."""
     assert [one for one in router.enabled() if "nftpolicy" in one] == OURS
     assert [Path(path).name for path in procd.ENABLE_LINKS] == OURS
     for path, target in procd.ENABLE_LINKS.items():
@@ -91,7 +91,7 @@ def test_procd_enable_links_equal_rc_common_links(router: Device) -> None:
 
 
 def test_procd_boot_leaks_nothing(router: Device) -> None:
-    """A stranger floods from before the network is there: never a packet. The control is the same without us."""
+    """A foreign process floods before the network exists: no packet leaves. Control: a boot without nftpolicy."""
     for ours in (False, True):
         router.power_off()
         router.arrived()

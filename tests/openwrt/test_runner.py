@@ -1,4 +1,4 @@
-"""The runner on a router comes to what `nftpolicy apply` comes to, and stays there."""
+"""The runner on a router reaches the state of `nftpolicy apply`, and keeps it."""
 
 import itertools
 import os
@@ -78,12 +78,12 @@ echo "$text" | REAL "$@\"""",
 
 
 def left_to_do(policy: Policy) -> list[str]:
-    """In the namespace: what the Python runtime would change."""
+    """Return the changes that the Python runtime would make. Runs in the namespace."""
     return plan_lines(plan_change(linux(), policy, StateDir(Path("/run/memory"))).plan)
 
 
 def done(router: Router) -> list[str]:
-    """What the runner has changed since this was asked last."""
+    """Return the changes of the runner since the last call."""
     log = router.space.outside(DONE)
     text = log.read_text() if log.exists() else ""
     log.unlink(missing_ok=True)
@@ -101,10 +101,10 @@ SAME = {
 
 
 def ways(steps: list[str], family: int) -> list[list[str]]:
-    """The steps that rtnetlink takes one by one, and where the one of nft is among them, in the words of the runner.
+    """Return the steps of rtnetlink one by one, and the place of the nft step among them, in the words of the runner.
 
-    Those of one kind that follow each other are in any order. A route takes the place of the one with its table and
-    metric, so the end of that one is no step.
+    Adjacent steps of one kind have any order. A route replaces the route with its table and metric, so the deletion of
+    that route is not a step.
     """
     found = []
     for step in steps:
@@ -125,7 +125,7 @@ def held(paths: list[str]) -> NetState:
 @given(policy=policy_strategies.policies(DEVICES))
 @example(policy=users())
 def test_runner_steps_and_result_equal_apply(router: Router, policy: Policy) -> None:
-    """From whatever policy was there before, by the same steps in the same order; and apply has nothing to do then."""
+    """From any previous policy, by the same steps in the same order; apply has nothing to do afterwards."""
     router.write(policy)
     done(router)
     wanted_steps = router.space.call(left_to_do, policy)
@@ -209,7 +209,7 @@ def test_runner_second_apply_changes_nothing(applied: Router) -> None:
 
 
 def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
-    """A ladder that is mended does not load the guard anew; a guard that is, counts from 0."""
+    """A repair of ip rules does not load the guard again; a new guard counts from 0."""
 
     def bump() -> None:  # a packet to a device that the policy does not name
         applied.ash("-c", "ping -c 1 -W 1 -I eth1 198.51.100.1 || true")
@@ -230,7 +230,7 @@ def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
 
 
 def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:
-    """netifd takes all rules away when it starts, and makes those of UCI again, which have no protocol."""
+    """netifd deletes all rules when it starts, and adds those of UCI again, which have no protocol."""
     applied.space.ip("rule flush", "rule add priority 32766 lookup main", "rule add priority 510 fwmark 1/1 lookup 1")
     applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 900 lookup main")
     applied.space.ip("rule add priority 910 unreachable")
@@ -241,7 +241,7 @@ def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:
 
 
 def test_runner_without_egress_hook_guards_ip_layer(router: Router) -> None:
-    """The IP layer is guarded all the same, and what is not covered is said."""
+    """The IP layer is guarded all the same, and the missing coverage is reported."""
     router.nftpolicy("release")
     router.state("link.taken").unlink()
     try:
@@ -259,7 +259,7 @@ def test_runner_without_egress_hook_guards_ip_layer(router: Router) -> None:
 
 
 def _without_egress() -> str:
-    """An nft that takes no text with the word egress, whether it comes by a file or a pipe."""
+    """Return an nft that refuses text with the word egress, from a file or a pipe."""
     return f"""case " $* " in
 *" -f - "*)
 	text=$(cat)
@@ -296,7 +296,7 @@ def test_runner_without_link_guard_reports_not_compiled(router: Router) -> None:
 
 
 def test_runner_refused_guard_is_replaced_by_block(router: Router) -> None:
-    """fw4 must not fail for it either: a file that can't be loaded is no longer where fw4 looks."""
+    """fw4 must not fail either: a file that cannot be loaded is removed from the directory that fw4 reads."""
     router.write(gluon())
     whole = router.file(tree.GUARD_PATH).read_text()
     router.file(tree.GUARD_PATH).write_text(whole.replace("type gid", "type nonsense"))

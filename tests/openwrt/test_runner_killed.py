@@ -1,6 +1,6 @@
-"""E5: the runner killed at every step of a change, under a flood. The guard holds, and the next run ends it.
+"""E5: the runner killed at every step of a change, under a flood. The guard holds, and the next run completes it.
 
-Odd steps are killed before they are done and even ones after; with NFTPOLICY_CRASHES=all each meets both.
+Odd steps are killed before they are done and even ones after; with NFTPOLICY_CRASHES=all each step meets both.
 """
 
 import os
@@ -63,7 +63,7 @@ def field() -> Iterator[tuple[Lab, Router, list[Policy]]]:
 
 
 def run(router: Router, when: str = "never") -> int:
-    """Apply, killed or not; how many steps there were."""
+    """Apply, killed or not; return the number of steps."""
     router.space.outside(COUNT).write_text("0\n")
     router.space.outside(WHEN).write_text(f"{when}\n")
     done = router.nftpolicy("apply", check=False)
@@ -106,7 +106,7 @@ def test_E5_runner_killed_at_every_step_leaks_nothing(field: tuple[Lab, Router, 
 
 
 def test_E5_runner_killed_at_first_apply_is_recovered(field: tuple[Lab, Router, list[Policy]]) -> None:
-    """At the start the guard is the first step that changes anything, so it stands whatever is killed later."""
+    """The guard is the first step that changes the kernel, so it stands at each later kill."""
     lab, router, policies = field
     router.write(policies[0], link_guard=False)
     router.nftpolicy("release")

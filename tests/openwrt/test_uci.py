@@ -1,4 +1,4 @@
-"""What the policy's UCI becomes on a router, and whether netifd's rules leave the promise whole."""
+"""UCI of the policy on a router, and the proof that netifd's rules satisfy the spec."""
 
 import json
 from collections.abc import Iterator
@@ -132,7 +132,7 @@ config interface 'lan'
 
 
 def network(router: Router, *more: str) -> None:
-    """The devices of the fixture, their addresses, and what netifd makes of the configuration as it is now."""
+    """Create the devices of the fixture, their addresses, and the state that netifd makes of the configuration."""
     space = router.space
     for device in ("br-wan", "br-client", "lan0", "mesh0"):
         space.ip(f"link add {device} type veth peer name p-{device}", f"link set {device} up")
@@ -157,7 +157,7 @@ def verify(router: Router, *words: str) -> dict[str, Any]:
 
 
 def documents(router: Router) -> list[str]:
-    """What nft and ip print on the router, as it would be carried to another machine."""
+    """Return the output of nft and ip on the router, as files for another machine."""
     said = {"ruleset": ["nft", "-j", "list", "ruleset"]}
     for family in ("4", "6"):
         said[f"rules{family}"] = ["ip", "-j", "-N", f"-{family}", "rule"]
@@ -181,7 +181,7 @@ def failures(said: dict[str, Any]) -> set[tuple[str, str, str]]:
 
 
 def test_verify_live_with_fw4_and_netifd_is_proved(router: Router) -> None:
-    """With a stale `90000+N iif lo` of an interface that has no ip4table any more, too."""
+    """Includes a stale `90000+N iif lo` rule of an interface that has no ip4table any more."""
     install(router)
     network(router, "rule add priority 90077 iif lo lookup 1", *MESH)
     Fw4(router, RENDERED[1]).reload()
@@ -192,7 +192,7 @@ def test_verify_live_with_fw4_and_netifd_is_proved(router: Router) -> None:
 
 
 def test_verify_state_files_leave_link_layer_unknown(router: Router) -> None:
-    """An nft of 1.0 does not say in JSON which device an egress chain is at."""
+    """JSON output of nft 1.0 lacks the device of an egress chain."""
     install(router)
     network(router, *MESH)
     Fw4(router, RENDERED[1]).reload()
@@ -212,7 +212,7 @@ def test_control_verify_without_policy_is_refuted(router: Router) -> None:
 
 
 def test_netifd_rules_leave_runner_nothing_to_add(router: Router) -> None:
-    """The rules of UCI are the ladder: the runner adds none, and its own end of the table."""
+    """The rules of UCI are the ip rules of the policy: the runner adds only its own end of the table."""
     install(router)
     network(router)
     router.nftpolicy("apply")
@@ -224,7 +224,7 @@ def test_netifd_rules_leave_runner_nothing_to_add(router: Router) -> None:
 
 
 def test_marked_packet_after_ifdown_loopback_is_unreachable(router: Router) -> None:
-    """Two things stand behind a mark: the end of its table, and a rule. As Gluon has it, there is one."""
+    """Two barriers stop a marked packet: the end of its table, and a rule. Gluon has one."""
 
     def way(mark: str) -> str:
         done = router.space.run(["ip", "route", "get", "9.9.9.9", "mark", mark], check=False)

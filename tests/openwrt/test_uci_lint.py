@@ -1,4 +1,4 @@
-"""What netifd and fw4 leave out or misread without a word, each by name. The control: what is right has no fault."""
+"""Options that netifd and fw4 drop or misread silently, each by name. The control: a valid section has no fault."""
 
 import pytest
 from attrs import evolve
@@ -91,7 +91,7 @@ def test_lint_compiled_policy_has_no_fault(policy) -> None:  # type: ignore[no-u
 
 @given(policy_strategies.policies())
 def test_netifd_model_of_any_policy_has_its_ip_rules(policy) -> None:  # type: ignore[no-untyped-def]
-    """With all that a rule selects by: one that lost it would lead everybody's packets to the uplink."""
+    """Includes every selector: a rule that lost one would lead the packets of all users to the uplink."""
     sections = uci_parser.parse_uci(uci.render_config(uci.network_sections(policy)).encode(), "network", "network")
     made = netifd_model.netifd_state(sections, read_network(sections)[0])
     assert made.warnings == ()

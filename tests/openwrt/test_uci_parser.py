@@ -1,4 +1,4 @@
-"""UCI's text: quotes, comments, lists, names; and that what is written is read back."""
+"""Syntax of UCI: quotes, comments, lists, names, and reading of written text."""
 
 import pytest
 from hypothesis import given
