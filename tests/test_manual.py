@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The manual, the README and the program say the same.
+"""Comparison of the manual and the README with the program.
 
 The pages are read as mdoc source, so that all but the last test run without mandoc.
 """
@@ -30,13 +30,17 @@ from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.policy import objects, validate, vocabulary
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
+from nftpolicy.proof.verdict import PROPERTIES
 from nftpolicy.runtime.apply import state_dir
+from nftpolicy.runtime.services import socket_classifier
 from nftpolicy.runtime.services.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
-COMMAND_PAGE, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
+OVERVIEW, FILE_PAGE = ROOT / "man/nftpolicy.1", ROOT / "man/nftpolicy.toml.5"
+COMMAND_PAGES = sorted((ROOT / "man").glob("nftpolicy-*.1"))  # one for each group of commands
 OPENWRT_PAGE = ROOT / "man/nftpolicy-openwrt.7"
 PROVIDERS_PAGE = ROOT / "man/nftpolicy-providers.7"
+PAGES = sorted((ROOT / "man").glob("*.[157]"))
 RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
 PROSE = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
 
@@ -60,6 +64,12 @@ def plain(source: str) -> str:
     return " ".join(source.split())
 
 
+def bare_words(text: str) -> list[str]:
+    """The words of a text, without macros, quotes and other punctuation."""
+    text = re.sub(r"(?m)^\.\w\w |\b(?:Fl|Ar|Pa|Ev|Ql|Cm|Ns|Va) ", "", text)
+    return [word.lstrip("-") for word in re.findall(r"[\w/=.-]*\w", text.lower())]
+
+
 def section(page: str, title: str, level: str = "Ss") -> str:
     """The source below `.Ss title`, up to the next heading of that level or above."""
     stop = r"\.S[sh] " if level == "Ss" else r"\.Sh "
@@ -81,8 +91,28 @@ def options_in(source: str) -> set[str]:
     return {f"-{word}" for line in macros for word in re.findall(r"\bFl (\S+)", line)}
 
 
-def command_page() -> str:
-    return COMMAND_PAGE.read_text()
+def option_text(source: str, option: str) -> str:
+    """The source that follows `.It Fl option`."""
+    found = re.search(rf"^\.It Fl {option[1:]}(?: .*)?\n", source, re.MULTILINE)
+    assert found, f"{option} is not described"
+    return source[found.end() :]
+
+
+def page_of(command: str) -> Path:
+    """The page with the command in its synopsis."""
+    (page,) = (file for file in COMMAND_PAGES if command in synopsis(file.read_text()))
+    return page
+
+
+def command_text(command: str) -> str:
+    return command_section(page_of(command).read_text(), command)
+
+
+def command_section(page: str, command: str) -> str:
+    """The source below `.Ss command`; in a page of one command, all that follows the synopsis."""
+    if len(synopsis(page)) > 1:
+        return section(section(page, "COMMANDS", "Sh"), command)
+    return page[page.index(".Sh DESCRIPTION\n") :]
 
 
 def file_page() -> str:
@@ -104,6 +134,14 @@ def parameters(command: str) -> list:
     return [one for one in found if one.name != "help" and not getattr(one, "hidden", False)]
 
 
+def summary(command: str) -> str:
+    """The first line of the command's help."""
+    module = import_module(f"nftpolicy.cli.{command}{'_' if iskeyword(command) else ''}")
+    group = getattr(module, "group", None)
+    text = typer.main.get_group(group).help if group else module.command.__doc__
+    return text.partition("\n")[0]
+
+
 def options_of(command: str) -> set[str]:
     named = [one for one in parameters(command) if one.param_type_name == "option"]
     return {word for one in named for word in (*one.opts, *one.secondary_opts)}
@@ -115,51 +153,111 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     )
 
 
-# --- nftpolicy(1) -------------------------------------------------------------------------
-
-
-def commands_of_page(page: str) -> list[str]:
-    return re.findall(r"^\.Ss (\S+)$", section(page, "COMMANDS", "Sh"), re.MULTILINE)
+# --- nftpolicy(1) and the pages of the commands --------------------------------------------
 
 
 def synopsis(page: str) -> dict[str, str]:
+    """Command -> its line of the synopsis."""
     source = section(page, "SYNOPSIS", "Sh")
-    return dict(re.findall(r"^\.Nm\n\.Cm (\S+)\n(.*?)(?=^\.Nm|\Z)", source, re.MULTILINE | re.DOTALL))
+    return dict(re.findall(r"^\.Nm nftpolicy\n\.Cm (\S+)\n(.*?)(?=^\.Nm|\Z)", source, re.MULTILINE | re.DOTALL))
 
 
 def differences(page: str) -> list[str]:
-    """Where commands and options of the page are not the program's."""
-    found = [f"command {one}" for one in {*commands_of_page(page)} ^ {*COMMANDS}]
-    found += [f"command {one} in the synopsis" for one in {*synopsis(page)} ^ {*COMMANDS}]
-    for command in {*commands_of_page(page)} & {*COMMANDS}:
+    """Options of the page that differ from those of the program, for each of its commands."""
+    found = [f"command {one}" for one in {*synopsis(page)} - {*COMMANDS}]
+    for command in {*synopsis(page)} & {*COMMANDS}:
+        source = command_section(page, command)
         documented = {
             f"-{word}"
-            for line in re.findall(r"^\.It (Fl .*)$", section(page, command), re.MULTILINE)
+            for line in re.findall(r"^\.It (Fl .*)$", source, re.MULTILINE)
             for word in re.findall(r"\bFl (\S+)", line)
         }
         found += [f"{command} {option}" for option in documented ^ options_of(command)]
-        unknown = options_in(section(page, command)) | options_in(synopsis(page).get(command, ""))
+        unknown = options_in(source) | options_in(synopsis(page)[command])
         found += [f"{command} {option}" for option in unknown - options_of(command)]
     return found
 
 
-def test_every_command_and_option_is_in_the_page_and_no_other() -> None:
-    assert differences(command_page()) == []
+def test_each_command_is_in_one_page() -> None:
+    documented = [command for file in COMMAND_PAGES for command in synopsis(file.read_text())]
+    assert sorted(documented) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("file", COMMAND_PAGES, ids=lambda file: file.name)
+def test_sections_and_names_of_a_page_are_its_commands(file: Path) -> None:
+    page = file.read_text()
+    commands = list(synopsis(page))
+    if len(commands) > 1:
+        assert re.findall(r"^\.Ss (\S+)$", section(page, "COMMANDS", "Sh"), re.MULTILINE) == commands
+    names = re.findall(r"^\.Nm (\S+)", section(page, "NAME", "Sh"), re.MULTILINE)
+    assert names == [f"nftpolicy-{command}" for command in commands]
+    assert file.name == f"{names[0]}.1"
+    assert f".Dt {names[0].upper()} 1\n" in page
+
+
+def test_overview_lists_each_command_with_page_and_summary() -> None:
+    """The summary is the first line of the command's help."""
+    listed = {}
+    for name, commands in re.findall(
+        r"^\.Xr (\S+) 1 :\n(.*?^\.El)", section(OVERVIEW.read_text(), "COMMANDS", "Sh"), re.MULTILINE | re.DOTALL
+    ):
+        listed |= {command: (name, plain(text)) for command, text in items(commands, "Cm").items()}
+    assert listed == {command: (page_of(command).stem, summary(command)) for command in COMMANDS}
+
+
+def test_overview_names_every_page() -> None:
+    named = re.findall(r"^\.Xr (nftpolicy\S*) (\d)", section(OVERVIEW.read_text(), "SEE ALSO", "Sh"), re.MULTILINE)
+    assert {f"{name}.{number}" for name, number in named} == {file.name for file in PAGES} - {OVERVIEW.name}
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_cross_references_resolve(file: Path) -> None:
+    named = re.findall(r"\bXr (nftpolicy\S*) (\d)", file.read_text())
+    assert {f"{name}.{number}" for name, number in named} <= {page.name for page in PAGES}
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_sections_of_other_pages_exist(file: Path) -> None:
+    """A reference to a section has the form `.Pq TITLE in Xr PAGE NUMBER`."""
+    for title, name, number in re.findall(r"^\.Pq ([A-Z ]+) in Xr (\S+) (\d)", file.read_text(), re.MULTILINE):
+        assert f".Sh {title}\n" in (ROOT / f"man/{name}.{number}").read_text()
+
+
+def test_every_page_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    installed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    pages = {source: target for source, target in installed.items() if source.startswith("man/")}
+    assert pages == {f"man/{file.name}": f"share/man/man{file.suffix[1:]}/{file.name}" for file in PAGES}
+
+
+@pytest.mark.parametrize("file", COMMAND_PAGES, ids=lambda file: file.name)
+def test_page_has_an_example_before_its_options(file: Path) -> None:
+    page = file.read_text()
+    assert page.index(".Sh EXAMPLES\n") < page.index(".It Fl ")
+
+
+@pytest.mark.parametrize("file", COMMAND_PAGES, ids=lambda file: file.name)
+def test_every_command_and_option_is_in_the_page_and_no_other(file: Path) -> None:
+    assert differences(file.read_text()) == []
 
 
 def test_a_deleted_or_an_invented_option_is_noticed() -> None:
-    page = command_page()
-    lines = [line for line in page.splitlines() if re.match(r"\.It Fl --?\w{2}", line) and "version" not in line]
-    lines = [line for line in lines if "Fl h" not in line]
-    assert len(lines) >= 8
-    for line in lines:
-        assert differences(page.replace(f"{line}\n", ".It elsewhere\n", 1)), line
+    checked = 0
+    for file in COMMAND_PAGES:
+        page = file.read_text()
+        start = page.index(".Sh DESCRIPTION\n")
+        for option in re.finditer(r"^\.It Fl --?\w{2}.*\n", page[start:], re.MULTILINE):
+            at, end = start + option.start(), start + option.end()
+            assert differences(f"{page[:at]}.It elsewhere\n{page[end:]}"), option[0]
+            checked += 1
+    assert checked >= 60
+    page = page_of("apply").read_text()
     assert "apply --force" in differences(page.replace(".It Fl -dry-run", ".It Fl -force\n.It Fl -dry-run", 1))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_synopsis_shows_each_option_once_and_what_is_required(command: str) -> None:
-    line = synopsis(command_page())[command]
+    line = synopsis(page_of(command).read_text())[command]
     shown = options_in(line)
     for one in parameters(command):
         if one.param_type_name == "option":
@@ -172,11 +270,11 @@ def test_the_synopsis_shows_each_option_once_and_what_is_required(command: str) 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_choices_and_defaults_of_options(command: str) -> None:
-    source = section(command_page(), command)
+    source = command_text(command)
     for one in parameters(command):
         if one.param_type_name != "option" or one.default in (None, False, []):
             continue
-        described = source[source.index(f"Fl {one.opts[0][1:]}") :]
+        described = option_text(source, one.opts[0])
         default = getattr(one.default, "value", one.default)
         default = one.opts[0].lstrip("-") if default is True else default
         assert f"Default: {default}." in plain(described), one.name
@@ -184,17 +282,35 @@ def test_choices_and_defaults_of_options(command: str) -> None:
             assert f".It Cm {getattr(choice, 'value', choice)}\n" in described
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_description_of_an_option_begins_with_its_help(command: str) -> None:
+    source = command_text(command)
+    for one in parameters(command):
+        if one.param_type_name == "option":
+            described = option_text(source, one.opts[0])
+            # The argument, such as NAME=DEVICE, stands beside the option.
+            said = re.sub(r"^[A-Z.]+=\S+[:,] (?!if)", "", one.help)
+            assert bare_words(described)[: len(bare_words(said))] == bare_words(said), one.name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_description_of_a_command_begins_with_its_summary(command: str) -> None:
+    source = command_text(command).removeprefix(".Sh DESCRIPTION\n")
+    said = bare_words(summary(command))
+    assert bare_words(source)[: len(said)] == said
+
+
 def test_the_options_of_the_program_itself() -> None:
     shown = run("--help")
     assert shown.returncode == 0
     options = {*re.findall(r"(?<!\w)--?[a-z][a-z-]*", shown.stdout.partition("Options:")[2].partition("Commands:")[0])}
-    source = section(command_page(), "DESCRIPTION", "Sh")
+    source = section(OVERVIEW.read_text(), "DESCRIPTION", "Sh")
     assert options_in(source) == options == {"--version", "-h", "--help"}
     assert run("--version").stdout == f"nftpolicy {__version__}\n"
 
 
 def test_exit_statuses() -> None:
-    source = section(command_page(), "EXIT STATUS", "Sh")
+    source = section(OVERVIEW.read_text(), "EXIT STATUS", "Sh")
     documented = [int(one) for one in re.findall(r"^\.It (\d+)$", source, re.MULTILINE)]
     assert documented == [
         0,
@@ -224,9 +340,9 @@ def test_without_root_the_exit_status_is_4(tmp_path: Path) -> None:
 
 
 def test_places() -> None:
-    page = command_page()
+    page = OVERVIEW.read_text()
     assert f".It Pa {state_dir.DEFAULT_ROOT}/netns-NUMBER/" in page
-    assert f".It Pa {state_dir.DEFAULT_ROOT}/UPLINK.dns" in page
+    assert f".It Pa {state_dir.DEFAULT_ROOT}/UPLINK.dns" in page_of("resolver").read_text()
     assert f"{state_dir.DEFAULT_ROOT}/NAME.dns" in file_page()
     code = "".join(file.read_text() for file in (ROOT / "nftpolicy").rglob("*.py"))
     read = set(re.findall(r"environ\.get\([\"'](\w+)", code)) | set(re.findall(r'envvar="(\w+)"', code))
@@ -359,7 +475,43 @@ def test_every_counter_is_in_the_page() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", one).replace("answer.ssh", "answer.NAME") for one in compiled}
-    assert {*items(section(command_page(), "status"), "Cm")} == compiled
+    assert {*items(section(page_of("status").read_text(), "COUNTERS", "Sh"), "Cm")} == compiled
+
+
+# --- tables of the pages -------------------------------------------------------------------
+
+
+def rows(source: str, macro: str) -> dict[str, list[str]]:
+    """Word -> cells, of the rows `.It MACRO word Ta cell ...` of a table."""
+    found = re.findall(rf"^\.It {macro} (\S+) Ta (.*)$", source, re.MULTILINE)
+    assert len(found) == len(dict(found)), "a word stands twice"
+    return {word: re.split(r" Ta ", cells) for word, cells in found}
+
+
+def test_every_socket_verdict_is_in_the_page() -> None:
+    documented = rows(section(page_of("status").read_text(), "SOCKET VERDICTS", "Sh"), "Ql")
+    assert {*documented} == {*socket_classifier.MEANINGS, socket_classifier.RIGHT}
+    for verdict, meaning in socket_classifier.MEANINGS.items():
+        assert documented[verdict][0].startswith("UPLINK.") == ("{counter}" in meaning), verdict
+
+
+def test_every_property_is_in_the_page() -> None:
+    documented = rows(section(page_of("verify").read_text(), "PROPERTIES", "Sh"), "Cm")
+    assert {name: cells[0] for name, cells in documented.items()} == PROPERTIES
+
+
+def test_every_marking_method_is_in_the_page() -> None:
+    documented = rows(section(page_of("run").read_text(), "MARKING METHODS", "Sh"), "Cm")
+    assert {*documented} == {*vocabulary.MARKS_VALUES}
+
+
+def test_every_event_of_watch_is_in_the_page() -> None:
+    lines = re.findall(r"^\.It Cm (.*)$", section(page_of("watch").read_text(), "LOG", "Sh"), re.MULTILINE)
+    documented = [event for line in lines for event in line.split(" , ")]
+    code = "".join(file.read_text() for file in (ROOT / "nftpolicy/runtime/watch").glob("*.py"))
+    logged = re.findall(r"(?:log_event|_log)\(\s*\"([a-z-]+)\"", code)
+    assert len(logged) > len(documented)  # some are logged in several places
+    assert sorted(documented) == sorted(set(logged))
 
 
 def test_the_numbers_of_ladder_and_routes() -> None:
@@ -502,9 +654,7 @@ def invocations(file: Path) -> list[str]:
     return re.findall(r"^(?:[#$] )?(?:sudo )?(?:\.venv/bin/)?nftpolicy (\S.*)$", code, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE, *PROSE], ids=lambda file: file.name
-)
+@pytest.mark.parametrize("file", [*PAGES, *PROSE], ids=lambda file: file.name)
 def test_commands_in_examples_exist(file: Path) -> None:
     for found in invocations(file):
         line = found if isinstance(found, str) else "".join(found)
@@ -541,7 +691,7 @@ def test_the_changelog_has_this_version() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not installed (apt-get install mandoc)")
-@pytest.mark.parametrize("file", [COMMAND_PAGE, FILE_PAGE, OPENWRT_PAGE, PROVIDERS_PAGE], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_mandoc_finds_no_fault(file: Path) -> None:
     found = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", file], capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")

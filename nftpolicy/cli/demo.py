@@ -38,7 +38,7 @@ def command(
             EXIT_UNAVAILABLE,
         )
     try:
-        report = import_module(f"{lab.__name__}.story").tell(_policy_text(lab), _print_progress, rounds)
+        report = import_module(f"{lab.__name__}.demo_scenario").tell(_policy_text(lab), _print_progress, rounds)
     except (OSError, TimeoutError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or ""
         raise Failure("\n".join([f"the demo failed: {error}", *output.splitlines()[-3:]])) from None

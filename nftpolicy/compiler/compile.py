@@ -52,14 +52,14 @@ def _ip_table(policy: Policy) -> Table:
     for name in policy.uplink:
         sets += service_sets.nft_sets(name, services[name])
     sets += dns.listen_sets(policy)
-    counters = [NamedCounter(object_names.UNKNOWN_DEVICE)]
+    counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     for name, uplink in policy.uplink.items():
         counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-mine"]
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [

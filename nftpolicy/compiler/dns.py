@@ -93,7 +93,7 @@ def resolver_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tupl
         for name in uplinks_with_resolver(policy)
         for client in client_matches(name, services[name])
     )
-    return (*access, Chain("names", not_redirected), *_from_outside(policy))
+    return (*access, Chain("dns", not_redirected), *_from_outside(policy))
 
 
 def _resolver_chain(name: str, services: Mapping[str, ServiceSets]) -> Chain:

@@ -35,7 +35,7 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     rules = list(matches.device_dispatch(OUTPUT_DEVICE, [*devices, ("lo", Verdict("goto", "loopback"))]))
     if policy.inside:
         rules.append(Rule((Match(OUTPUT_DEVICE, SetRef("inside")), Verdict("goto", "inside")), origin=("inside",)))
-    rules.append(matches.count_and_drop(object_names.UNKNOWN_DEVICE, origin=("inside",)))
+    rules.append(matches.count_and_drop(object_names.UNNAMED_DEVICE, origin=("inside",)))
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
@@ -43,7 +43,7 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
-    return (Rule((TO_DNS, Verdict("jump", "names"))),) if dns.uplinks_with_resolver(policy) else ()
+    return (Rule((TO_DNS, Verdict("jump", "dns"))),) if dns.uplinks_with_resolver(policy) else ()
 
 
 def _loopback(policy: Policy) -> Chain:

@@ -24,7 +24,7 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, any_resol
     # Any process may send from a port of a kernel socket, including the processes of a service
     # of another uplink, which has its own resolver.
     if uplink.resolver or (any_resolver and services.sports):
-        rules.append(Rule((TO_DNS, Verdict("jump", "names")), origin=origin))
+        rules.append(Rule((TO_DNS, Verdict("jump", "dns")), origin=origin))
     rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
     if uplink.resolver:
         is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)

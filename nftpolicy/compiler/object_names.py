@@ -8,7 +8,7 @@ FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link laye
 BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the guard stays unchanged
 SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
 AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE)  # temporary; proofs of the guard do not rely on them
-UNKNOWN_DEVICE = "unknown-device"  # counter of packets to devices that the policy does not name
+UNNAMED_DEVICE = "unnamed-device"  # counter of packets to devices that the policy does not name
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
 # (include/uapi/linux/netfilter_ipv4.h); the guard comes after every foreign base chain.

@@ -61,7 +61,7 @@ def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
         # Packets to an address of another device get no reply, so that the address is not revealed
         # (CVE-2019-14899).
         matches.count_and_drop(
-            object_name(name, "not-mine"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
+            object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
         ),
         Rule((matches.set_mark(uplink.mark),), origin=origin),
         Rule((is_original, unmarked, matches.set_mark(uplink.mark, FLOW_MARK)), origin=origin),

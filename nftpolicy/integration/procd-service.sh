@@ -6,8 +6,8 @@
 # shellcheck disable=SC2034 # rc.common reads these
 START=@START@
 USE_PROCD=1
-EXTRA_COMMANDS="heal"
-EXTRA_HELP="	heal	Apply the policy if parts of it are missing and it was not released"
+EXTRA_COMMANDS="reconcile"
+EXTRA_HELP="	reconcile	Apply the policy if parts of it are missing and it was not released"
 PROG=@PROGRAM@
 POLICY=@POLICY@
 
@@ -55,14 +55,14 @@ instance() {
 	procd_set_param stderr 1
 }
 
-heal() {
+reconcile() {
 	"$PROG" status >/dev/null 2>&1
 	[ "$?" != 1 ] || apply
 }
 
 service_triggers() {
-	procd_add_raw_trigger "interface.*" 1000 /etc/init.d/nftpolicy heal
+	procd_add_raw_trigger "interface.*" 1000 /etc/init.d/nftpolicy reconcile
 	for config in network firewall; do
-		procd_add_config_trigger config.change "$config" /etc/init.d/nftpolicy heal
+		procd_add_config_trigger config.change "$config" /etc/init.d/nftpolicy reconcile
 	done
 }

@@ -117,8 +117,13 @@ def _cgroup(unit: ServiceUnit) -> list[str]:
     ]
 
 
+def _uid_rule(unit: ServiceUnit) -> list[str]:
+    return ["# No mark: an ip rule of the policy routes the packets of this user by the uplink."]
+
+
 _MARKING: dict[str, Callable[[ServiceUnit], list[str]]] = {
     "itself": _itself,
     "preload": _preload,
     "cgroup": _cgroup,
+    "uid-rule": _uid_rule,
 }

@@ -146,7 +146,7 @@ def test_sock_diag_lists_states_owners_and_devices(routed_node: Namespace) -> No
         next(one for one in found if one.state == state) for state in ("syn-sent", "listen", "close")
     )
     assert (half.bound, half.remote, half.dport) == ("wan", "192.0.2.77", 80)
-    assert (listener.family, listener.local, listener.sport, listener.connected) == (6, None, 4000, False)
+    assert (listener.family, listener.local, listener.sport, listener.is_connected) == (6, None, 4000, False)
     assert (udp.protocol, udp.local, udp.sport) == (UDP, None, 4001)
     mapped = next(one for one in found if one.dport == 4000)
     assert (mapped.family, mapped.local, mapped.remote, mapped.domain) == (

@@ -31,7 +31,7 @@ TESTS = {  # what may be known of it
     "seen": "",
     "owned": "meta skuid 0-4294967294",
     "mine": "meta skuid 12345",
-    "not-mine": "meta skuid != 12345",
+    "not-local": "meta skuid != 12345",
     "marked": f"meta mark {MARK}",
     "unmarked": "meta mark 0",
 }
@@ -130,7 +130,7 @@ def test_L6_kernel_reply_has_no_owner(talk: Talk) -> None:
     talk.exchange()
     assert talk.kinds("seen") == set(KINDS), "the positive control: all of them must be seen"
     assert talk.kinds("owned") == set(KINDS) - SOCKETLESS, "HAS_OWNER in the identity chain sorts other packets here"
-    assert talk.kinds("not-mine") == set(KINDS) - SOCKETLESS, (
+    assert talk.kinds("not-local") == set(KINDS) - SOCKETLESS, (
         "`skuid !=` matches packets without a socket here, or fails on some that have one: see who may wear the mark"
     )
     assert talk.kinds("mine") == set(), "packets match a uid that nobody has"

@@ -101,8 +101,8 @@ def booted(
     """Start a machine, and yield it when the file `until` exists.
 
     `folder` is for temporary files; `share` is visible inside at the same path, and as /opt/share. `files` (path ->
-    text) are put into it; `prepare` is a part of a shell script that runs outside, in its root directory, before the start.
-    Raises TimeoutError with the output.
+    text) are put into it; `prepare` is a part of a shell script that runs outside, in its root directory, before the
+    start. Raises TimeoutError with the output.
     """
     made = folder / "files"
     for path, text in {**files, "prepare": prepare}.items():

@@ -38,7 +38,7 @@ def missing() -> list[str]:
 
 
 class Lab:
-    """The whole topology; a context manager, ready for packets when it is entered.
+    """Whole topology; a context manager, ready for packets when it is entered.
 
     `wan` is "table" (all routes of the WAN in `table`, as OpenWrt's ip4table and ip6table do) or "main" (in the
     main table, where they win over the mesh's). `bridge` makes br-wan a bridge with the port eth-wan. `netifd_rules`
@@ -48,7 +48,7 @@ class Lab:
     Namespaces: `home`, `neighbour`, `server`, `mesh`, `client`, `node`. Sniffers: `wan` sees what the node sends to
     the home, `mesh_sniffer` what it sends to the mesh. `wan_lease` is a file in the node, in the form of resolv.conf.
 
-    Raises ValueError for another `wan`, OSError or subprocess.SubprocessError if something can't be built,
+    Raises ValueError for another `wan`, OSError or subprocess.SubprocessError if a part cannot be built,
     TimeoutError if a daemon does not come up.
     """
 

@@ -138,7 +138,7 @@ def test_control_release_and_apply_leaks(field: Field) -> None:
 
 
 def test_flood_covers_every_kind_and_family(field: Field) -> None:
-    """Both families, UDP, TCP and frames, with and without mark; every kind is sent in each round."""
+    """Families, UDP, TCP and frames, with and without mark; every kind is sent in each round."""
     flood_kinds = {(kind.role, kind.how, kind.family) for kind in field.kinds}
     assert {
         (role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES

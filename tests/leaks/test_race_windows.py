@@ -189,7 +189,7 @@ def test_E6_new_device_is_guarded(made: Guarded) -> None:
                 return {frame.family for frame in far.frames() if b"to the stick" in frame.payload}
 
             assert (leave(0), leave(1)) == (set(), set())
-            assert made.counters()["inet/unknown-device"] >= 2
+            assert made.counters()["inet/unnamed-device"] >= 2
             with made.off():
                 assert leave(0) == {4, 6}, "inconclusive"
     finally:

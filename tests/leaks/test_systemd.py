@@ -12,6 +12,7 @@ from nftpolicy.policy.vocabulary import MARKS_VALUES
 from nftpolicy.runtime.services import preload
 from tests.guarded_lab import PROGRAM, ROOT
 from tests.lab import systemd_machine
+from tests.lab.limits import limit
 from tests.lab.systemd_machine import Machine
 
 pytestmark = pytest.mark.slow
@@ -223,7 +224,7 @@ ExecStart=/bin/ip netns exec home /usr/sbin/dnsmasq -k --conf-file=/dev/null --p
 ASK = f"""
 import os, sys
 sys.path.insert(0, "/opt/share")
-from tests.lab.dns import ask
+from tests.lab.dns_message import ask
 os.setgroups([])
 os.setgid(int(sys.argv[1]))
 print(ask(sys.argv[2], "{WHO}", 4, seconds=1))
@@ -235,7 +236,7 @@ lte=nftpolicy-resolver@my-lte.service
 asked() {{ /usr/bin/python3 -B /opt/ask.py "$@"; }}
 shows() {{ systemctl show -p "$1" --value "$2"; }}
 # Arguments: seconds, command.
-until_ok() {{ tries=$(($1 * 5)); shift; until "$@"; do tries=$((tries - 1)); [ $tries -gt 0 ] || return; sleep 0.2; done; }}
+until_ok() {{ tries=$(($1 * {round(limit(1) / 2)})); shift; until "$@"; do tries=$((tries - 1)); [ $tries -gt 0 ] || return; sleep 0.2; done; }}
 answers() {{ asked 4001 127.0.0.1 | grep -qF "$1"; }}
 again() {{ [ "$(shows NRestarts $wan)" = "$1" ] && [ "$(shows ActiveState $wan)" = active ]; }}
 state() {{ echo "$(systemctl is-active $1) $(systemctl is-enabled $1)"; }}
@@ -283,6 +284,7 @@ systemctl stop nftpolicy.service
 state $wan >stopped
 systemctl start nftpolicy.service
 until_ok 10 answers {HOMES[FIRST]}
+until_ok 10 systemctl is-active --quiet $wan  # it answers a moment before it says that it is ready
 state $wan >>stopped
 
 /opt/nftpolicy uninstall >uninstalled 2>&1

@@ -1,4 +1,4 @@
-"""Stand-in of procd: python procd.py DIRECTORY set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
+"""Stand-in of procd: python procd_stand_in.py DIRECTORY set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
 
 Keeps instances running and restarts them when they end. An instance with an unchanged command and, with `file`,
 unchanged content stays. DIRECTORY is its state directory.

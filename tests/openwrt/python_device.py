@@ -81,11 +81,13 @@ class Device:
         shutil.copy(str(busybox.path()), self.file("bin/busybox"))
         for name in {"sh", *busybox.applets()} - {"ip", "busybox"}:
             self.file(f"bin/{name}").symlink_to("busybox")
-        self.program("procd", f'exec {sys.executable} -I -S /opt/procd.py /tmp/procd "$@"')
-        # fakes.py wants no options.
-        self.program("ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fakes.py ubus /config "$@"')
+        self.program("procd", f'exec {sys.executable} -I -S /opt/procd_stand_in.py /tmp/procd "$@"')
+        # fake_tools.py wants no options.
+        self.program(
+            "ubus", f'[ "$1" != -t ] || shift 2; exec {sys.executable} -I -S /opt/fake_tools.py ubus /config "$@"'
+        )
         self.program("nftpolicy", f'exec {PROGRAM} "$@"')
-        for name in ("procd.py", "fakes.py"):
+        for name in ("procd_stand_in.py", "fake_tools.py"):
             self.file(f"opt/{name}").write_text((HERE / name).read_text())
         self.file("etc/rc.common").write_text((HERE / "rc_common.sh").read_text())
         self.file("etc/rc.common").chmod(0o755)
@@ -195,12 +197,15 @@ class Device:
         the result is open.
         """
         self.arrived()
-        self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
-        self.space.call(send, "service", mark, gid=800, keep_caps=True)
         found, end = set[str](), time.monotonic() + brief(3)
         while not found >= SERVICE and time.monotonic() < end:
-            found.update(self.arrived())
-            time.sleep(0.01)
+            # Again each time: a flood may fill the queue of the neighbour that is still unresolved.
+            self.space.call(send, "stranger", 0, uid=65534, gid=4711, keep_caps=True)
+            self.space.call(send, "service", mark, gid=800, keep_caps=True)
+            pause = time.monotonic() + 0.2
+            while not found >= SERVICE and time.monotonic() < pause:
+                found.update(self.arrived())
+                time.sleep(0.01)
         return found
 
     def close(self) -> None:

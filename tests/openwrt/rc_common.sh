@@ -1,6 +1,6 @@
 #!/bin/sh
 # Stands for OpenWrt's /etc/rc.common and /lib/functions/procd.sh, as far as nftpolicy's scripts ask them. What a
-# service is to be is handed to procd.py, a line for each call, its words apart by tabs.
+# service is to be is handed to procd_stand_in.py, a line for each call, its words apart by tabs.
 
 initscript=$1
 action=$2

@@ -13,7 +13,7 @@ from tests.lab.daemons import tool
 from tests.lab.netns import Namespace, wait_until
 
 ROOT, STATE, BIN, CONFIG = "/run/router", "/run/state", "/run/bin", "/run/config"  # in the namespace
-FAKES = Path(__file__).with_name("fakes.py")
+FAKES = Path(__file__).with_name("fake_tools.py")
 
 
 class Router:

@@ -264,8 +264,8 @@ config route
 
 # Configurations that no policy comes of: the files, and the one line that is said.
 BAD = {
-    "no network": ({"firewall": ZONE}, "/network: not there; this is the file that names a router's interfaces"),
-    "empty folder": ({}, "/network: not there"),
+    "no network": ({"firewall": ZONE}, "/network: missing; this file has the interfaces of the router"),
+    "empty folder": ({}, "/network: missing"),
     "no wan": ({"network": LOOPBACK + LAN}, "no uplink found: no firewall zone"),
     "empty": ({"network": ""}, "no uplink found"),
     "a quote": ({"network": PLAIN + "config rule\n\toption mark '0x1\n"}, "/network:21: the quote ' is not closed"),
@@ -281,6 +281,6 @@ BAD = {
     ),
     "a device": (
         {"network": "config interface wan\n option device 'eth 0/1'\n option device 'a/b'\n"},
-        "no device name",
+        "is not a valid device name",
     ),
 }

@@ -229,11 +229,11 @@ def test_import_without_out_prints_policy_only(router):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["import", "openwrt", "/nonexistent"], "/nonexistent: no folder"),
+        (["import", "openwrt", "/nonexistent"], "/nonexistent: not a directory"),
         (["import", "openwrt", "{router}", "--uplink", "wann"], "there is no interface 'wann' (did you mean 'wan'?)"),
         (["import", "openwrt", "{router}", "--uplink", "loopback"], "has no device for outgoing packets"),
         (["import", "openwrt", "{router}", "--ruleset", "/nonexistent"], "/nonexistent: cannot be read"),
-        (["import", "openwrt", "{router}/etc/config/network"], "network: no folder"),
+        (["import", "openwrt", "{router}/etc/config/network"], "network: not a directory"),
     ],
 )
 def test_import_invalid_options_are_refused(router, arguments, said):
@@ -248,4 +248,4 @@ def test_import_directory_in_place_of_file_is_refused(router):
     (place / "etc/config/network").mkdir()
     done = run("import", "openwrt", place)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "can't be read" in done.stderr
+    assert "cannot be read" in done.stderr

@@ -234,7 +234,7 @@ KILLED = """
 import sys
 from nftpolicy.cli.main import main
 from nftpolicy.kernel.linux import Linux
-from tests.faulty import Faulty
+from tests.faulty_kernel import Faulty
 from nftpolicy.cli import common
 whole = common.this_kernel
 common.this_kernel = lambda: Faulty(whole(), {at}, "SIGKILL")

@@ -221,12 +221,12 @@ def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
         "addr replace 198.51.100.2/24 dev eth1", "neigh replace 198.51.100.1 lladdr 02:00:00:00:00:09 dev eth1"
     )
     bump()
-    assert "inet unknown-device: 1" in counted()
+    assert "inet unnamed-device: 1" in counted()
     applied.ash("-c", "ip rule del priority 515")
     applied.nftpolicy("reconcile")
-    assert "inet unknown-device: 1" in counted()
+    assert "inet unnamed-device: 1" in counted()
     applied.ash("-c", f"nft -f {ROOT}/{tree.GUARD_PATH}")  # as fw4 does at each reload
-    assert "unknown-device" not in counted()
+    assert "unnamed-device" not in counted()
 
 
 def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:

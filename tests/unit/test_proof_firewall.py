@@ -34,7 +34,7 @@ def test_one_that_drops_before_the_mark_is_found() -> None:
 
 
 def test_a_drop_of_the_policys_own_is_no_firewall() -> None:
-    """Where `not-mine` drops everything, nothing is answered any more."""
+    """Where `not-local` drops everything, nothing is answered any more."""
     state = compile_policy(POLICY)
     table = state.tables[0]
     chains = tuple(

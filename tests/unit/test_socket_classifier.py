@@ -102,7 +102,7 @@ CASES = {
     "nobody's, without": ({"gid": NOBODY, "mark": 0}, None),
     "bound to a device inside": ({"bound": "mesh7"}, (WRONG_DEVICE, "vpn", "wan.stray")),
     "bound to another uplink": ({"bound": "wwan0"}, (WRONG_DEVICE, "vpn", "wan.stray")),
-    "bound to a device that nobody named": ({"bound": "usb0"}, (WRONG_DEVICE, "vpn", "unknown-device")),
+    "bound to a device that nobody named": ({"bound": "usb0"}, (WRONG_DEVICE, "vpn", "unnamed-device")),
     "bound to lo": ({"bound": "lo"}, None),
     "to this machine": ({"remote": "127.0.0.1", "mark": 0}, None),
     "to an address of this machine": ({"remote": "203.0.113.2", "mark": 0}, None),

@@ -249,3 +249,11 @@ def test_systemd_finds_no_fault_in_them(policy: Path, root: Path) -> None:
     assert [line for line in said().splitlines() if "nftpolicy.conf" in line or "fastd" in line or "dns" in line] == []
     (root / DNS).write_text("[Service]\nAmbientCapabilities=CAP_NONE\nEnvironmnt=A\n")
     assert "Environmnt" in said(), "the control: a fault is told"
+
+
+def test_drop_in_of_uid_rule_sets_the_user_alone(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy.write_text(POLICY.replace('marks = "preload"', 'marks = "uid-rule"'))
+    units(policy, to=None)
+    _, dns = capsys.readouterr().out.split("# /etc/systemd/system/dns.service.d/nftpolicy.conf\n")
+    service = dns.split("[Service]\n")[1]
+    assert [line for line in service.splitlines() if line and not line.startswith("#")] == ["User=900"]

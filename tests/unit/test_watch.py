@@ -171,7 +171,7 @@ def test_an_exposure_says_only_what_is_known() -> None:
     assert Exposure(0.00123, passed_packets=4).log_fields() == {"ms": 1.2, "passed": 4}
     assert Exposure(1, stopped_packets=2).log_fields() == {"ms": 1000.0, "stopped": 2}
     assert (
-        watching.sum_drop_counters({"wan.dropped": 1, "unknown-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8})
+        watching.sum_drop_counters({"wan.dropped": 1, "unnamed-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8})
         == 3
     )
 

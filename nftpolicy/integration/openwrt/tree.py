@@ -51,7 +51,7 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
     """Return all files, by path without the leading slash.
 
     Raises:
-        Trap: netifd would leave a section out, or apply it differently.
+        UciLintError: netifd would leave a section out, or apply it differently.
         ValueError: a name cannot be written in one of the files.
     """
     guard, link = compile_policy(policy).tables

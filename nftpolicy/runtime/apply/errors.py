@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ...proof.verdict import Proof
-    from .step_order import ProvedOrder
+    from .proved_order import ProvedOrder
 
 
 class PolicyNotProved(Exception):
@@ -25,6 +25,6 @@ class PolicyNotProved(Exception):
 class NoSafeOrder(Exception):
     """Every step order passes through a state that is not proved; `orders` are the orders tried."""
 
-    def __init__(self, ways: Sequence[ProvedOrder]) -> None:
-        self.orders = tuple(ways)
+    def __init__(self, orders: Sequence[ProvedOrder]) -> None:
+        self.orders = tuple(orders)
         super().__init__("no order of the steps is safe")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from ...compiler import object_names
 from ...kernel.interface import Kernel
@@ -16,36 +16,11 @@ from ...planner.plan import Plan, candidate_plans, plan_via_block
 from ...policy.objects import Policy
 from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
-from ...proof.transition_proof import NamedSpec, StateProof, prove_states, worst_state_verdict
+from ...proof.transition_proof import NamedSpec, prove_states
 from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
 from .errors import NoSafeOrder
 from .executor import PlannedChange
-
-
-@frozen
-class ProvedOrder:
-    """A plan with the proofs of its states.
-
-    `own_proofs`: proofs of nftpolicy's objects alone; `full_proofs`: of the same states together
-    with the foreign tables, rules and routes, empty if these states could not be computed.
-    """
-
-    plan: Plan
-    own_proofs: tuple[StateProof, ...]
-    full_proofs: tuple[StateProof, ...]
-
-    @property
-    def verdict(self) -> str:
-        """The worst verdict over nftpolicy's own objects."""
-        return worst_state_verdict(self.own_proofs)
-
-    @property
-    def full_verdict(self) -> str:
-        """The worst verdict over the whole kernel state.
-
-        If `verdict` is proved, a refutation or an unknown comes from a foreign ruleset.
-        """
-        return worst_state_verdict(self.full_proofs)
+from .proved_order import ProvedOrder
 
 
 def prove_desired(planned: PlannedChange, policy: Policy, families: tuple[int, ...]) -> Proof:

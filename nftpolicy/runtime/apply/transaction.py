@@ -24,7 +24,7 @@ from .state_dir import StateDir
 
 if TYPE_CHECKING:
     from ...proof.transition_proof import StateProof
-    from .step_order import ProvedOrder
+    from .proved_order import ProvedOrder
 
 PROVED = "proved"
 PolicyLoader = Callable[[PolicySource], Policy]  # a policy from its source; raises PolicyError

@@ -299,7 +299,7 @@ class _SocketClassifier:
         return (
             object_names.object_name(name, "stray")
             if matching_pattern(device, self._policy.inside)
-            else object_names.UNKNOWN_DEVICE
+            else object_names.UNNAMED_DEVICE
         )
 
 
