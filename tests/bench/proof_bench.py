@@ -34,7 +34,7 @@ _MOST_MEMORY = 100  # MB
 _OURS, _THEIRS = "nftpolicy", "z3"
 _HERE = "tests.bench.proof_bench"
 _CLAIM = Spec((UplinkSpec(large_states.WAN, (large_states.WAN,), large_states.MARK, large_states.MARK),))
-_SENT = {"socket": ((1, 1),), "fragment": ((0, 0),)}  # without this, what can't be read is not covered
+_SENT = {"socket": ((1, 1),), "fragment": ((0, 0),)}  # without this, what cannot be read is not covered
 
 # name: the state, what it has to say, the most time (seconds)
 _USUAL, _FORGETS = f"usual shape, {RULES:,} rules twice", f"one of {RULES:,} rules forgets the mark"

@@ -105,7 +105,7 @@ def seen(bridge: Bridge, space: Namespace, device: str, target: str) -> set[str]
 def test_K5_af_packet_on_port_skips_bridge_egress(bridge: Bridge, target: str) -> None:
     """A frame that AF_PACKET sends on a port passes egress of the port, not of the bridge."""
     found = seen(bridge, bridge.node, PORT, target)
-    assert "at-port" in found, "frames sent on a port leave unseen: the link guard can't cover bridges"
+    assert "at-port" in found, "frames sent on a port leave unseen: the link guard cannot cover bridges"
     assert "at-bridge" not in found, "egress of the bridge suffices here: the chains on the ports could go"
 
 
@@ -148,7 +148,7 @@ def test_K5_pkttype_at_egress_separates_bridged_frames(bridge: Bridge, origin: s
     ]
     expected = "not-for-host" if origin == "bridged" else "for-host"
     found = {"for-host", "not-for-host"} & seen(bridge, space, device, target)
-    assert found == {expected}, "the guard of bridge ports can't go by `meta pkttype`: it would let own frames pass"
+    assert found == {expected}, "the guard of bridge ports cannot go by `meta pkttype`: it would let own frames pass"
 
 
 def _speak() -> None:
@@ -177,7 +177,7 @@ def test_K5_ip_packet_at_port_egress_has_mark_and_owner(bridge: Bridge) -> None:
         bridge.arrives(b"spoken")
 
     found = counted(bridge.node, pass_)
-    assert found >= {"at-bridge", "at-port", "marked", "owned"}, "the link guard of a port can't ask for the mark"
+    assert found >= {"at-bridge", "at-port", "marked", "owned"}, "the link guard of a port cannot ask for the mark"
     assert "not-for-host" not in found, "own multicast looks bridged at the port: the guard must not go by pkttype"
 
 

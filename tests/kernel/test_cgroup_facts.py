@@ -43,7 +43,7 @@ def test_K11_ip_netns_exec_hides_cgroup_tree(node: Namespace, cgroup: Path, way:
     assert (found.returncode == 0) is visible, (
         "cgroups stay visible in `ip netns exec`: services may be started with it"
         if not visible
-        else "nsenter hides cgroups as well: services in namespaces can't be known by their cgroup"
+        else "nsenter hides cgroups as well: services in namespaces cannot be known by their cgroup"
     )
 
 
@@ -68,7 +68,7 @@ def test_L18_cgroup_program_marks_sockets_of_service(node: Namespace, cgroup: Pa
     assert len(code) == 4 * 8
     with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, code):
         inside, outside = node.call(bpf_programs.joined, cgroup, _marks), node.call(_marks)
-    assert inside == (MARK, MARK, MARK), "sockets can't be marked by cgroup here: the service must mark them itself"
+    assert inside == (MARK, MARK, MARK), "sockets cannot be marked by cgroup here: the service must mark them itself"
     assert outside == (0, 0, 0), "the program marks sockets of others: it must not be used"
     assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "the program outlives its detachment"
 

@@ -353,5 +353,5 @@ def test_chain_order_of_model_agrees_with_kernel(first, second):
         listed = json.loads(node.run(["nft", "-j", "list", "table", "ip", "observer"]).stdout)["nftables"]
         rules = [one["rule"] for one in listed if "rule" in one]
         counted = [one["comment"] for one in rules if one["expr"][1]["counter"]["packets"]]
-        # The answer that nobody listens comes from the kernel and passes the same chains.
+        # The error of a closed port comes from the kernel and passes the same chains.
         assert counted == [hex(view.mark)]

@@ -63,6 +63,6 @@ def test_K12_fastd_packets_carry_mark_and_group(node: Namespace, server: Namespa
     node.nft(COUNT)
     start(server, daemons.fastd_server(theirs[0], mine[1]), 0)
     start(node, daemons.fastd_client(mine[0], theirs[1], mark, at.NEIGHBOUR[4]), GROUP)
-    wait_until(lambda: connected(server), 10, "a connection of fastd (the VPN can't be tested here)")
+    wait_until(lambda: connected(server), 10, "a connection of fastd (the VPN cannot be tested here)")
     seen = {name for name, packets in counters(node).items() if packets}
-    assert seen == ({"marked"} if mark else {"others"}), "fastd's packets can't be known by mark and group"
+    assert seen == ({"marked"} if mark else {"others"}), "fastd's packets cannot be known by mark and group"

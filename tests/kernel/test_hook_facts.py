@@ -48,7 +48,7 @@ def test_K1_L15_rerouted_packet_shows_new_device_in_postrouting(two_links: TwoLi
     two_links.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
     two_links.node.nft(REROUTED)
     seen = two_links.counters_of(packet_senders.udp, family)
-    assert "last-new" in seen and "last-old" not in seen, "the guard can't be in postrouting: it belongs into egress"
+    assert "last-new" in seen and "last-old" not in seen, "the guard cannot be in postrouting: it belongs into egress"
     assert seen == {"later-old", "last-new"}, "an oifname test in the output hook would be sound here, unlike elsewhere"
 
 
@@ -134,7 +134,7 @@ def test_L16_drop_at_egress_alone_still_sends_neighbour_query(two_links: TwoLink
         or (frame.icmp_type == 135 and frame.payload.startswith(target))
         for frame in two_links.sniffers[WAN].frames()
     )
-    assert not left, "nobody answers, so no packet can leave"
+    assert not left, "no host answers, so no packet can leave"
     early = hook in ("output", "postrouting")
     assert asked is not early, "the order of neighbour resolution and this hook differs: see which layer must drop"
     assert result == ("EPERM" if early else "sent"), "programs learn in another way here that they were stopped"

@@ -399,7 +399,7 @@ def tracked(routed_node: Namespace, far: Namespace) -> Namespace:
         for port in range(1001, 1007):
             with routed_node.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
                 made.sendto(b"x", (SERVER[family], port))
-    # A reset in answer to a SYN would end the entry at once, so somebody listens.
+    # A reset in answer to a SYN would end the entry at once, so a server listens.
     with far.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((SERVER[4], 1007))
         listener.listen()

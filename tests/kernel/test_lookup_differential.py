@@ -69,8 +69,8 @@ def forward(*devices):
     return tuple(f"set net/ipv4/conf/{one}/forwarding 1" for one in devices)
 
 
-# What generated look-ups have found, as small as it gets: commands, a question, and what the kernel answers.
-# "device", "device via gateway", "local", or an errno; "either" where what decides can't be seen.
+# Differences that generated lookups have found, shrunk: commands, a query, and the kernel's answer.
+# "device", "device via gateway", "local", or an errno; "either" where what decides cannot be seen.
 FOUND = {
     "a multicast packet does not see the gateway of a default route": (
         ["-4 route add default table 254 via 192.0.2.2 dev b0 onlink"],
@@ -341,7 +341,7 @@ FOUND = {
         "c0 via fe80::1",
     ),
 }  # fmt: skip
-# The same where nobody ever added a rule.
+# The same without any added rule.
 FOUND_FRESH = {
     "the tables local and main are one": (
         ["-4 route add 127.1.0.0/16 table 254 dev a0"],

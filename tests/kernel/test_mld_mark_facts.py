@@ -69,7 +69,7 @@ def test_igmpv3_and_mldv2_reports_carry_unset_mark(
     node.call(_join, family)
     found = wait_until(lambda: (now := counters(node))["reports"] and now, 3, "a report")
     if version == "old":
-        assert found["marked"] == 0, "old reports wear marks too: exemptions must come before the test for the mark"
+        assert found["marked"] == 0, "old reports carry marks too: exemptions must come before the test for the mark"
     else:
         assert found["marked"] == found["reports"], "reports are clean here: they need not be exempted before the mark"
         assert bool(found["odd"]) is bool(mtu % 2), (

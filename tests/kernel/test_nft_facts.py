@@ -81,7 +81,9 @@ RULE = "table inet text {{\n chain c {{\n  {}{}}}\n}}\n"
 @pytest.mark.parametrize("end", ["\n", "; "], ids=["newline", "semicolon"])
 def test_L14_nft_1_0_requires_statement_end_before_brace(node: Namespace, end: str) -> None:
     """Version 1.0.6 of nft requires a newline or a semicolon between a statement and `}`."""
-    assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, "netstate/text.py can't be loaded"
+    assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, (
+        "netstate/text.py cannot be loaded"
+    )
     assert node.nft(RULE.format("counter accept", " "), check=False).returncode, "a newer nft: nothing has to change"
 
 

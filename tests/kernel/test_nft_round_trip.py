@@ -92,7 +92,7 @@ def test_nft_text_of_rule_round_trips(place):
     hook = PLACES[place]
     family = {"ip": "ip", "netdev": "netdev"}.get(place.split()[0], "inet")
     around = SURROUNDINGS if family == "inet" else Table(family, "t")
-    # nft takes only some of them in a base chain of one hook, and takes all of them in a chain that nobody calls.
+    # nft takes only some of them in a base chain of one hook, and takes all of them in a chain without a caller.
     chain = Chain("forms", rules(place), hook if place != "filter" else None)
     table = evolve(around, chains=(*around.chains, chain))
     assert chain.rules

@@ -296,7 +296,7 @@ def test_preload_daemon_without_stderr_writes_to_syslog(folder: Path, client: Pa
     assert refused.startswith("<27>libpacketmark: client: the kernel does not let it mark its sockets")
 
 
-# Programs that it can't reach
+# Programs that it cannot reach
 
 
 GO_NOTE = r"""

@@ -131,9 +131,9 @@ def test_L6_kernel_reply_has_no_owner(talk: Talk) -> None:
     assert talk.kinds("seen") == set(KINDS), "the positive control: all of them must be seen"
     assert talk.kinds("owned") == set(KINDS) - SOCKETLESS, "HAS_OWNER in the identity chain sorts other packets here"
     assert talk.kinds("not-local") == set(KINDS) - SOCKETLESS, (
-        "`skuid !=` matches packets without a socket here, or fails on some that have one: see who may wear the mark"
+        "`skuid !=` matches packets without a socket here, or fails on some that have one: see the entitlement of marks"
     )
-    assert talk.kinds("mine") == set(), "packets match a uid that nobody has"
+    assert talk.kinds("mine") == set(), "packets match a uid that no user has"
 
 
 ARRIVAL = (
@@ -149,7 +149,7 @@ def test_L7_kernel_reply_by_default_has_no_mark(talk: Talk) -> None:
         talk.node.sysctl(key, 0)
     talk.node.nft(ARRIVAL)
     talk.exchange()
-    assert talk.kinds("unmarked") == set(KINDS), "answers wear a mark that no sysctl of ours gave them"
+    assert talk.kinds("unmarked") == set(KINDS), "replies carry a mark that no sysctl of ours set"
 
 
 def test_L7_kernel_reply_with_two_sysctls_carries_mark(talk: Talk) -> None:

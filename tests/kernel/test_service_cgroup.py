@@ -268,7 +268,7 @@ def test_B3_passed_socket_keeps_mark_and_confinement(node: Namespace, cgroup: Pa
     assert node.call(hand_on) == (VALUE, "EPERM")
 
 
-# --- where it can't be done ---------------------------------------------------------------
+# --- where it cannot be done ---------------------------------------------------------------
 
 
 def refusal(node: Namespace, *arguments: object, function: Callable[..., object] = groups.attach) -> str:

@@ -61,7 +61,7 @@ def test_marker_without_capabilities_marks_sockets(make) -> None:  # type: ignor
         marking.__exit__(None, None, None)
     outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with outside:
-        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: nobody else's sockets do
+        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: sockets outside have no mark
 
 
 def test_marker_failing_socket_call_keeps_errno() -> None:

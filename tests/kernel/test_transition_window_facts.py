@@ -18,7 +18,7 @@ from .two_link_node import MESH, WAN, counters, default, wire
 pytestmark = pytest.mark.kernel
 families = pytest.mark.parametrize("family", at.FAMILIES)
 
-SWAPS, SECONDS = 20, 4  # and the end of a flood, should nobody stop it
+SWAPS, SECONDS = 20, 4  # and the end of a flood that no test stops
 LIVE = 200  # packets that the stream must have sent during the swaps for them to mean anything
 COUNT = f"""
 table inet watch {{

@@ -248,7 +248,7 @@ def test_verify_hand_written_guard_is_proved(bare: Node, egress: None) -> None:
         ("filter hook forward priority 0", "ct state established,related accept"),
         ("route hook output priority -140", "meta mark set mark and 0xffffff0f or 0x20"),  # other bits
         ("nat hook postrouting priority 100", 'oifname "bat0" masquerade'),
-        ("filter hook output priority 0", "numgen random mod 2 0 drop"),  # not understood, and drops at most
+        ("filter hook output priority 0", "numgen random mod 2 0 drop"),  # unsupported, and drops at most
         ("filter hook output priority 0", "numgen random mod 2 0 accept"),
     ],
 )

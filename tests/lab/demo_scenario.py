@@ -22,7 +22,7 @@ from .demo_verdict import (
 from .netns import wait_until
 from .topology import Lab
 
-GROUP, OTHER = 800, 65534  # the group of rulesets/gluon-fastd.toml, and somebody else
+GROUP, OTHER = 800, 65534  # the group of rulesets/gluon-fastd.toml, and another user
 _LEASE = "/run/nftpolicy/wan.dns"  # where that policy looks for the uplink's servers
 _POLICY = "/run/policy.toml"
 _COMMAND = [sys.executable, "-m", "nftpolicy"]

@@ -72,7 +72,7 @@ class Flood:
 
     def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002) -> None:
         self.kinds = tuple(kinds)
-        self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared by whoever forks
+        self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared with forked processes
         self._numbers = memoryview(self._cells).cast("Q")
         self._numbers[0] = 1
         groups = sorted({kind.gid for kind in kinds})
@@ -157,7 +157,7 @@ def _socket(kind: Kind, how: int) -> socket.socket:
 
 def _udp(kind: Kind, port: int) -> Callable[[], object]:
     made, place = _socket(kind, socket.SOCK_DGRAM), (kind.to[kind.family], port)  # not connected: each is routed anew
-    made.bind(("", port))  # known, since a policy may let a source port pass whoever has it (`sport`)
+    made.bind(("", port))  # known, since a policy may let a source port pass for every owner (`sport`)
     return lambda: made.sendto(PAYLOAD, place)
 
 

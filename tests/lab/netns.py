@@ -138,7 +138,7 @@ class Namespace:
         """Run `ip` commands in order: "link set lo up", "-6 rule add ..."; CalledProcessError if one fails."""
         for family, group in itertools.groupby(commands, key=_family_flag):
             lines = "".join(f"{line.removeprefix(family)}\n" for line in group)
-            self.run(["ip", *family.split(), "-batch", "-"], input=lines)  # a batch's lines can't hold the flag
+            self.run(["ip", *family.split(), "-batch", "-"], input=lines)  # a batch's lines cannot hold the flag
 
     def nft(self, text: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Load nft text as one transaction."""

@@ -30,7 +30,7 @@ class Job:
     family: int
     payload: bytes
     mark: int
-    sport: int  # for TCP, which can't carry the payload
+    sport: int  # for TCP, which cannot carry the payload
     source: Mapping[int, str]  # the node's addresses on the WAN
     port: str  # the lowest device of the WAN
     sockets: list[socket.socket] = field(default_factory=list)

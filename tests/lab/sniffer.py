@@ -17,7 +17,7 @@ _SO_RCVBUFFORCE = 33
 _PACKET_OUTGOING = 4
 _VLAN_VALID, _VLAN_TPID_VALID = 1 << 4, 1 << 6
 _ETH_P_ALL = 3
-_BUFFER = 64 << 20  # bytes; the kernel keeps the frames until somebody asks, so no thread is needed
+_BUFFER = 64 << 20  # bytes; the kernel keeps the frames until they are read, so no thread is needed
 
 
 class Sniffer:

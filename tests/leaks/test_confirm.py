@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 OTHER = "/run/lab/other.toml"
 SECONDS = "2"
-LONGER = f"{brief(4):.0f}"  # where somebody looks at the kernel meanwhile, on a slow machine, too
+LONGER = f"{brief(4):.0f}"  # for tests that read the kernel meanwhile, on a slow machine
 
 
 @pytest.fixture(scope="module")

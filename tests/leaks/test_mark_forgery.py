@@ -205,12 +205,12 @@ def without_the_right(family: int, word: Callable[[str, socket.socket], None]) -
     one = udp(family)
     with pytest.raises(PermissionError):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-    word("whose-error-nobody-read", one)
+    word("with-ignored-error", one)
 
 
 @families
 def test_B2_program_refused_SO_MARK_leaves_by_mesh(made: Guarded, family: int) -> None:
-    assert ways(made, family, without_the_right, "whose-error-nobody-read") == {"whose-error-nobody-read": "mesh"}
+    assert ways(made, family, without_the_right, "with-ignored-error") == {"with-ignored-error": "mesh"}
 
 
 def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> None:
@@ -218,7 +218,7 @@ def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> No
     one = udp(family)
     one.connect((at.SERVER[family], PORT))
     word("before", one)
-    time.sleep(0.1)  # the server says that nobody listens
+    time.sleep(0.1)  # the server reports a closed port
     one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     word("marked-since", one)
     time.sleep(0.1)

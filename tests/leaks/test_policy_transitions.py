@@ -52,7 +52,7 @@ def field() -> Iterator[Field]:
         "restart": ours.restart,
         "nothing": nothing,
         "no guard": lambda: (take_guard_away(), nothing()),
-        "no ladder": lambda: (take_ladder_away(), nothing()),
+        "no ip rules": lambda: (take_ladder_away(), nothing()),
     }
     with Field(changes) as made:
         yield made
@@ -113,7 +113,7 @@ def controls(field: Field) -> None:
     left = missing(guardless, "no guard")
     assert not left, f"inconclusive: without the guard not all of it leaves: {sorted(left)}"
     astray = {f"{MESH}: {kind}" for kind in field.kinds if kind.role in (STOLEN, MARKED, ASTRAY)}
-    left = missing(astray, "no ladder")
+    left = missing(astray, "no ip rules")
     assert not left, f"inconclusive: without the ip rules not all of it strays: {sorted(left)}"
     field.around("apply", last.policy)
     assert seen("nothing") == {}

@@ -103,7 +103,7 @@ def test_dnsmasq_with_library_is_marked_and_uses_wan(made: Guarded, folder: Path
     asked = questions(made.lab.wan)
     assert {frame.saddr for frame in asked} == {made.lab.wan_address(4)}
     assert questions(made.lab.mesh_sniffer) == []
-    with dnsmasq(made, "root", {}) as process:  # the control: without the library it can't
+    with dnsmasq(made, "root", {}) as process:  # the control: without the library it cannot
         assert ask(made) != [at.WHO_AT_HOME[4]]
         assert {one.mark for one in read_process_sockets(process.pid).sockets} == {0}
 
@@ -179,7 +179,7 @@ def test_run_preloads_library(made: Guarded, folder: Path, service: str) -> None
     words = f"by run {service} {time.monotonic_ns()}"
     arguments = [str(program), at.SERVER[4], at.SERVER[6], words]
     if service == "other" and (why := preload.refusal_reason(program, USER)):
-        pytest.skip(f"the checkout is where others can't read it: {why}")
+        pytest.skip(f"the checkout is where others cannot read it: {why}")
     made.lab.wan.drain()
     assert made.nftpolicy("run", service, "--", *arguments).stdout.split() == ["1"] * FOUR
     assert made.lab.wan.wait_for(lambda frame: words.encode() in frame.payload, 2)

@@ -222,7 +222,7 @@ def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
         made.lab.node.ip(*mark_rules)
         assert marked_udp(made.lab) == (every, []), "inconclusive"
         made.lab.wan_down()
-        assert marked_udp(made.lab) == ([], every), "inconclusive: a ladder without an end falls through"
+        assert marked_udp(made.lab) == ([], every), "inconclusive: ip rules without an end fall through"
         made.lab.node.ip(*(line.replace(" add ", " del ") for line in mark_rules))
         made.apply()
         for _ in range(2):
@@ -232,7 +232,7 @@ def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
             made.lab.wan_up()
             assert marked_udp(made.lab) == (every, [])
             made.lab.wan_down()
-        # Whoever empties the table takes our last route along; the ladder itself ends there too.
+        # A flush of the table deletes our last route too; the ip rules end there as well.
         for family in at.FAMILIES:
             made.lab.node.ip(f"-{family} route flush table 1")
             said = made.lab.node.run(["ip", "route", "get", at.SERVER[family], "mark", "1"], check=False)

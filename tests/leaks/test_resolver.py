@@ -185,7 +185,7 @@ def test_resolver_follows_new_lease(running: Guarded) -> None:
 
 
 def test_resolver_queries_link_local_server_by_wan(running: Guarded) -> None:
-    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")  # nobody answers there, or another
+    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")  # no server answers there, or another one
     wait_until(lambda: ask(running) != [at.WHO_AT_HOME[4]], 5, "the end of the old server")
     write_lease(running, f"nameserver {at.HOME_LINK_LOCAL}\n")
     with watching(running.lab) as watch:

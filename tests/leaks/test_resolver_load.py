@@ -188,7 +188,7 @@ def test_control_leaked_queries_are_counted(storm: Guarded) -> None:
     """Positive controls: a query to the machine's own resolver, and an unmarked query that leaves."""
     primary = asked_of_the_machines_own(storm)
     ask(storm, gid=OTHER_GID)
-    wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of somebody else")
+    wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of another user")
     with storm.off():
         wan_routes_in_main(storm.lab)
         try:

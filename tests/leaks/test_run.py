@@ -335,7 +335,7 @@ def test_run_keeps_descriptors_and_signals(made: Guarded) -> None:
     handing_on = ["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh"]
     plain = made.lab.node.run([*handing_on, *program]).stdout
     done = made.lab.node.run([*handing_on, PROGRAM, "run", "fastd", "--", *program], env=ENVIRONMENT).stdout
-    assert done.splitlines()[:5] == plain.splitlines()[:5] == ["0", "1", "2", "3", "7"], "3 is the folder's own"
+    assert done.splitlines()[:5] == plain.splitlines()[:5] == ["0", "1", "2", "3", "7"], "3 is the directory's own"
     for line in ("SigIgn", "SigBlk", "NoNewPrivs"):
         (mine,), (usual,) = (re.findall(rf"^{line}:.*$", one, re.MULTILINE) for one in (done, plain))
         assert mine == usual
@@ -405,7 +405,7 @@ def test_run_uid_rule_service_leaves_unmarked_socket(made: Guarded) -> None:
         made.lab.node.run(sends(another), uid=8028)
         assert made.counters()["inet/wan.dropped"] == dropped + 2
         assert arrived(made, another, 0) == (set(), set())
-        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark"
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it carries the mark"
     with made.off():
         made.lab.node.run(sends(without), uid=8028)
         assert arrived(made, without, 2)[0] == set(own), "the control: without the guard the other user's is seen"

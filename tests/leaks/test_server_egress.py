@@ -65,7 +65,7 @@ def test_service_reaches_its_destination_only(server: Guarded, family: int) -> N
             (BACKUP, place, 2222),  # another port
             (BACKUP, at.SERVER[family], at.ECHO_PORT),  # another place
             (LOG, place, 22),  # another service
-            (OTHER_GID, place, 22),  # nobody
+            (OTHER_GID, place, 22),  # another group
         ):
             assert by_socat(lab, address, port, gid, seconds=0.2) != "hello"
         assert server.counters()["inet/management.unentitled"] >= before + 4

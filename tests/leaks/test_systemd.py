@@ -119,7 +119,7 @@ def enabled(*names: str) -> str:
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if lacks := systemd_machine.missing():
-        pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
+        pytest.skip(f"systemd cannot be started here: it needs {', '.join(lacks)}")
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     units = {
@@ -305,7 +305,7 @@ touch done
 @pytest.fixture(scope="module")
 def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if lacks := systemd_machine.missing():
-        pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
+        pytest.skip(f"systemd cannot be started here: it needs {', '.join(lacks)}")
     homes = {f"home-{server}": HOME.format(server=server, who=WHO, answer=answer) for server, answer in HOMES.items()}
     late = f"[Unit]\nAfter=nftpolicy-resolver@wan.service {' '.join(f'{one}.service' for one in homes)}\n"
     late += "[Service]\nType=oneshot\nExecStart=/bin/sh /opt/late.sh\n"

@@ -74,7 +74,7 @@ def test_uid_rule_user_leaves_by_wan_other_user_does_not(made: Guarded, family: 
     with watching(lab) as watch:
         for user in (ANYWHERE, NARROW):
             assert lab.node.call(talk, family, tcp, at.ECHO_PORT, uid=user, gid=OTHER_GID) == wan
-        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark, for the link guard"
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it carries the mark, for the link guard"
     assert any(b"by its user" in frame.payload and frame.saddr == wan for frame in lab.wan.frames())
     assert [frame for frame in lab.mesh_sniffer.frames() if b"by its user" in frame.payload] == []
     lab.wan.drain()
@@ -123,7 +123,7 @@ def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
     """The user names the mesh device, or the WAN is down."""
     lab = made.lab
     lab.mesh_sniffer.drain()
-    lab.node.call(send, family, 4711, b"<bound by nobody>", at.MESH, uid=NOBODY, gid=OTHER_GID)
+    lab.node.call(send, family, 4711, b"<bound by other user>", at.MESH, uid=NOBODY, gid=OTHER_GID)
     lab.node.call(send, family, 4711, b"<bound by the user>", at.MESH, uid=ANYWHERE, gid=OTHER_GID)
     lab.wan_down()
     try:
@@ -132,9 +132,9 @@ def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
         assert lab.mesh_sniffer.wait_for(lambda frame: b"<nobody, wan down>" in frame.payload, 1), "inconclusive"
     finally:
         lab.wan_up()
-    heard = {word for word in (b"<bound by nobody>", b"<bound by the user>", b"<the user, wan down>")
+    heard = {word for word in (b"<bound by other user>", b"<bound by the user>", b"<the user, wan down>")
              if any(word in frame.payload for frame in lab.mesh_sniffer.frames())}  # fmt: skip
-    assert heard == {b"<bound by nobody>"}
+    assert heard == {b"<bound by other user>"}
 
 
 @families

@@ -218,7 +218,7 @@ config rule
         {"network": PLAIN + "config rule\n option mark 0x100000000\n option lookup 9\n"},
         said=("matches ALL packets, since netifd keeps only 32 bits of the value",),
     ),
-    "values that netifd can't read": Case(
+    "values that netifd cannot read": Case(
         {"network": PLAIN + """
 config rule
 	option mark '!0x1/0x1'

@@ -125,7 +125,7 @@ def test_import_names_known_leaks_of_gluon_node(router):
     assert ("IPv4", "ip rule 32766", "network:22") in leaks  # the default route, which is the WAN's
     for rule in ("ip rule 10000", "ip rule 20000", "ip rule 90004"):
         assert ("IPv6", rule, "network:32") in leaks
-    # The mark rule leads to the uplink what wears the mark, which is no leak.
+    # The mark rule leads marked packets to the uplink, which is not a leak.
     assert not any("ip rule 1," in one["reason"] for one in ways)
 
 
