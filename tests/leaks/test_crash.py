@@ -86,8 +86,8 @@ def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
     from nftpolicy.runtime.apply.transaction import TargetPolicy
 
     wanted = None if policy is None else TargetPolicy(policy, (policy.name, to_toml(policy).encode()))
-    with made.alone():
-        outlook = made.outlook(wanted)
+    with made.locked():
+        outlook = made.check(wanted)
         made.apply(outlook, wanted)
     return outlook.steps
 
