@@ -82,7 +82,7 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
 
     def again(self: OutputRouting, packet: Packet, *how: object) -> object:
         looked_up = self._router.lookup
-        self._router = _Renamed(lambda *of, **to: looked_up(*of, **{**to, "uid": packet.uid}), self._router)
+        self._router = _RouterWithLookup(lambda *of, **to: looked_up(*of, **{**to, "uid": packet.uid}), self._router)
         try:
             return plain(self, packet, *how)
         finally:
@@ -91,14 +91,14 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OutputRouting, "reroute", again)
 
 
-class _Renamed:
+class _RouterWithLookup:
     """Router with another lookup."""
 
     def __init__(self, lookup: Callable[..., RouteResult], plain: Router) -> None:
         self.lookup, self.plain, self.reads_ports = lookup, plain, plain.reads_ports
 
 
-def _no_second_look_up(patch: pytest.MonkeyPatch) -> None:
+def _no_second_lookup(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(trace._Tracer, "_reroute", lambda *_: None)
 
 
@@ -120,7 +120,7 @@ def _nothing_on_link(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Router, "lookup", lookup)
 
 
-MISTAKES = [_new_oif, _owner_kept, _no_second_look_up, _nat_by_priority, _always_tracked, _nothing_on_link]
+MISTAKES = [_new_oif, _owner_kept, _no_second_lookup, _nat_by_priority, _always_tracked, _nothing_on_link]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: one.__name__.strip("_"))

@@ -87,9 +87,9 @@ def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
 
     wanted = None if policy is None else TargetPolicy(policy, (policy.name, to_toml(policy).encode()))
     with made.locked():
-        outlook = made.check(wanted)
-        made.apply(outlook, wanted)
-    return outlook.steps
+        checked = made.check(wanted)
+        made.apply(checked, wanted)
+    return checked.step_count
 
 
 def failing(policy: Policy | None, *fault: object) -> str:

@@ -190,7 +190,10 @@ def test_router_solicitation_without_exemption_is_not_sent(home: Home) -> None:
     with Sniffer(home.router, "lan") as seen:
         home.machine.run([PROGRAM, "resolver", "--show", "/run/policy.toml"], env=ENVIRONMENT)
         assert [frame for frame in seen.frames() if frame.icmp_type == 133] == []
-    assert "no router solicitation can be sent" in home.machine.run([PROGRAM, "check", "/run/policy.toml"], env=ENVIRONMENT).stderr
+    assert (
+        "no router solicitation can be sent"
+        in home.machine.run([PROGRAM, "check", "/run/policy.toml"], env=ENVIRONMENT).stderr
+    )
 
 
 def by_ra(lab: Lab) -> str:
