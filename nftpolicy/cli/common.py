@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..exceptions import NftpolicyError
 from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
 from ..policy.load import load, numeric_account
 from ..policy.objects import Account, Policy
@@ -32,7 +33,7 @@ POLICY_DIRECTORY, INSTALLED_NAME = (
 _MOST_DIFFERENCES = 20  # lines of a message
 
 
-class Failure(Exception):
+class Failure(NftpolicyError):
     """Failure of a command: the message for standard error, and the exit code."""
 
     def __init__(self, message: str, status: int = EXIT_REFUSED) -> None:

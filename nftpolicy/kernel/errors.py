@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Exceptions of this package.
 
-Exception
+NftpolicyError
   StepRefused        the kernel refused one step of a plan
   Unavailable        the kernel, a right or a library is missing
     RulesetChanging    the ruleset changed during each read
@@ -16,11 +16,13 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from ..exceptions import NftpolicyError
+
 if TYPE_CHECKING:
     from ..netstate.operations import Step
 
 
-class StepRefused(Exception):
+class StepRefused(NftpolicyError):
     """The kernel refused a step; nothing of that step was done.
 
     `reason` is the message of the kernel or of libnftables; `object` the value it is about, if
@@ -32,7 +34,7 @@ class StepRefused(Exception):
         super().__init__(reason)
 
 
-class Unavailable(Exception):
+class Unavailable(NftpolicyError):
     """The kernel, or the library to reach it by, cannot be used. The message names the remedy."""
 
 
@@ -61,11 +63,11 @@ class DumpInterrupted(Unavailable, OSError):
         return self.strerror or ""
 
 
-class NoSuchProcess(Exception):
+class NoSuchProcess(NftpolicyError):
     """There is no such process."""
 
 
-class ChildFailed(Exception):
+class ChildFailed(NftpolicyError):
     """A forked process ended without a result. The message says how it ended.
 
     `signal` is the number of the signal that ended it, or None.

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from attrs import evolve
 
+from ..exceptions import NftpolicyError
 from .nft import (
     Chain,
     CounterRef,
@@ -54,7 +55,7 @@ _Item = TypeVar("_Item")
 _Named = TypeVar("_Named", bound=_HasName)
 
 
-class StepRejected(Exception):
+class StepRejected(NftpolicyError):
     """Step that Linux would refuse: the error text, and the object that it refers to."""
 
     def __init__(self, reason: str, item: object = None) -> None:

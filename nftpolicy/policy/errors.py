@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
+from ..exceptions import NftpolicyError
 from .toml_positions import KeyPath, key_lines
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,60}\Z")
@@ -15,7 +16,7 @@ _MAX_EXCERPT = 60  # characters of the file that a message repeats
 _MAX_DECIMAL_BITS = 128  # str() refuses integers of thousands of digits
 
 
-class PolicyError(Exception):
+class PolicyError(NftpolicyError):
     """Error in a policy file: source, line, key path, and a message with what to do."""
 
     def __init__(self, message: str, path: KeyPath = (), source: str = "policy", line: int | None = None) -> None:

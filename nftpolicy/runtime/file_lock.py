@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..exceptions import NftpolicyError
+
 _RETRY_INTERVAL = 0.05  # seconds between two attempts to get a lock
 
 
-class LockTimeout(Exception):
+class LockTimeout(NftpolicyError):
     """Another process holds the lock, and did not release it in time."""
 
 

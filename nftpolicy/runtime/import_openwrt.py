@@ -9,6 +9,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from ..compiler.compile import compile_policy
+from ..exceptions import NftpolicyError
 from ..importers.openwrt.draft import Draft, draft_policy
 from ..importers.openwrt.uci_parser import ParsedSection, UciError, parse_uci
 from ..importers.openwrt.uplinks import Packages, UplinkCandidate
@@ -41,7 +42,7 @@ _MOST_DIGITS = 9  # of a number of a group or routing table
 _ORIGIN_PARTS = 2  # (file, line)
 
 
-class RouterConfigError(Exception):
+class RouterConfigError(NftpolicyError):
     """The directory has no configuration, or an invalid one; the message has file and line."""
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 
 from attrs import Factory, frozen
 
+from ...exceptions import NftpolicyError
+
 _NAME = re.compile(r"[A-Za-z0-9_]+\Z")  # of sections; uci_validate_name
 _OPTION = re.compile(r"[A-Za-z0-9_-]+\Z")
 _TYPE = re.compile(r"[\x21-\x7e]+\Z")
@@ -21,7 +23,7 @@ _KEYWORDS |= {word: word for word in _KEYWORDS.values()}
 _MAX_QUOTED = 60
 
 
-class UciError(Exception):
+class UciError(NftpolicyError):
     """Syntax error in a UCI file: `file`, `line` (from 1), and the expected syntax."""
 
     def __init__(self, file: str, line: int, message: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
+from ...exceptions import NftpolicyError
 from ...policy import scalars
 from ...policy.mark import FULL_MASK, Mark
 from .interfaces import TUNNEL_PROTOCOLS, Interface, NetworkConfig, parse_unsigned, table_number
@@ -20,7 +21,7 @@ _TUNNEL_DEVICE = re.compile(r"(tun|tap|wg|mesh-vpn|l2tp)")
 _RESERVED = frozenset({0, 128, 253, 254, 255})
 
 
-class NotImportable(Exception):
+class NotImportable(NftpolicyError):
     """Configuration that cannot become a policy; the text names the place and the fix."""
 
 

@@ -12,6 +12,7 @@ from ...compiler import object_names
 from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
+from ...exceptions import NftpolicyError
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY
@@ -35,7 +36,7 @@ _SCRIPTS = {  # path -> template in this directory
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
 
-class UciLintError(ValueError):
+class UciLintError(NftpolicyError, ValueError):
     """UCI section that netifd or fw4 would not apply as written."""
 
 

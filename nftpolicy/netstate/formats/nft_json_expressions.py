@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ...exceptions import NftpolicyError
 from .. import nft
 from ..nft import Element, Expression
 
@@ -20,7 +21,7 @@ _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))
 
 
-class UnsupportedJson(Exception):
+class UnsupportedJson(NftpolicyError):
     """JSON that this version does not support."""
 
 

@@ -13,13 +13,15 @@ from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
 
+from ...exceptions import NftpolicyError
+
 LOOPBACK = "lo"
 # For devices without an address in the state. Documentation ranges (RFC 5737, RFC 3849).
 _ADDRESS = {4: "203.0.113.{}", 6: "2001:db8:cafe::{:x}"}
 _DEVICE = re.compile(r"[A-Za-z0-9_.:@+-]{1,15}\Z")
 
 
-class NotReproducible(Exception):
+class NotReproducible(NftpolicyError):
     """No script can produce this packet; the text is the reason."""
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ...exceptions import NftpolicyError
+
 if TYPE_CHECKING:
     from ...proof.verdict import Proof
     from .proved_order import ProvedOrder
 
 
-class PolicyNotProved(Exception):
+class PolicyNotProved(NftpolicyError):
     """The compiled policy could not be proved: the verdict is refuted or unknown."""
 
     def __init__(self, proof: Proof) -> None:
@@ -22,7 +24,7 @@ class PolicyNotProved(Exception):
         super().__init__(f"the compiled policy is not proved: {proof.verdict}")
 
 
-class NoSafeOrder(Exception):
+class NoSafeOrder(NftpolicyError):
     """Every step order passes through a state that is not proved; `orders` are the orders tried."""
 
     def __init__(self, orders: Sequence[ProvedOrder]) -> None:

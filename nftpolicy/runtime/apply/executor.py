@@ -15,6 +15,7 @@ from attrs import Factory, evolve, frozen
 from ...compiler import object_names
 from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.sysctls import required_sysctls
+from ...exceptions import NftpolicyError
 from ...kernel.errors import StepRefused
 from ...kernel.interface import Kernel
 from ...netstate.operations import Step, SysctlChange
@@ -26,7 +27,7 @@ from .journal import InconsistentState
 from .state_dir import StateDir
 
 
-class ReadBackMismatch(Exception):
+class ReadBackMismatch(NftpolicyError):
     """The steps succeeded, but the kernel reads back another state; the steps were undone.
 
     `missing` is the plan from the state read back to the desired state.

@@ -19,6 +19,7 @@ from typing import IO
 
 from attrs import frozen
 
+from ...exceptions import NftpolicyError
 from ..atomic_file import write_file
 
 APPLY, RELEASE = "apply", "release"
@@ -26,7 +27,7 @@ APPLY, RELEASE = "apply", "release"
 PolicySource = tuple[str, bytes]  # a policy: file name and content
 
 
-class InconsistentState(Exception):
+class InconsistentState(NftpolicyError):
     """The kernel holds neither the old nor the new state."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
+from ...exceptions import NftpolicyError
 from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
 from .state_dir import StateDir
@@ -29,15 +30,15 @@ APPLYING, WAITING, ROLLING_BACK, FAILED = "applying", "waiting", "going back", "
 _START_TIME_FIELD = 22 - 3
 
 
-class ConfirmError(Exception):
+class ConfirmError(NftpolicyError):
     """The request does not fit the state of confirmation; the message has the command to type."""
 
 
-class AlreadyResolved(Exception):
+class AlreadyResolved(NftpolicyError):
     """The policy was confirmed or rolled back already."""
 
 
-class NotExpired(Exception):
+class NotExpired(NftpolicyError):
     """The deadline has not passed."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ...exceptions import NftpolicyError
 from ...kernel.netns import netns_cookie
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock
@@ -23,7 +24,7 @@ from .journal import Journal
 DEFAULT_ROOT = "/run/nftpolicy"
 
 
-class Locked(Exception):
+class Locked(NftpolicyError):
     """Another process holds the lock of this network namespace; the message has its PID."""
 
 

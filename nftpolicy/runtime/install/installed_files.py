@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attrs import Factory, evolve, frozen
 
+from ...exceptions import NftpolicyError
 from ..atomic_file import sync_directory, temporary_path, write_temporary
 from ..paths import MANIFEST, PERSISTENT_DIR, persistent_dir, under_root
 
@@ -102,7 +103,7 @@ def sha256_hex(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class ManifestDamaged(Exception):
+class ManifestDamaged(NftpolicyError):
     """The manifest of installed files cannot be parsed."""
 
 

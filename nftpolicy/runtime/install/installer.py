@@ -17,6 +17,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
+from ...exceptions import NftpolicyError
 from ...integration.systemd_units import POLICY_PATH
 from ..paths import under_root
 from .boot_guard import BootGuard
@@ -27,7 +28,7 @@ _NAME = "nftpolicy"
 _SYSTEM_PATHS = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-class FileConflict(Exception):
+class FileConflict(NftpolicyError):
     """Files exist that were not installed by nftpolicy, or were changed since.
 
     Nothing was written.
@@ -38,7 +39,7 @@ class FileConflict(Exception):
         super().__init__(", ".join(map(str, paths)))
 
 
-class CommandFailed(Exception):
+class CommandFailed(NftpolicyError):
     """A command of the init system failed; the message has the command and its error."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from attrs import Factory, frozen
 
+from ...exceptions import NftpolicyError
 from ...integration.systemd_dropins import ServiceUnit, dropin_text, service_unit_name
 from ...integration.systemd_units import UNIT_DIR, require_safe_path, resolver_unit
 from ...kernel import cgroup
@@ -34,7 +35,7 @@ _UNIT_DIRECTORIES = (
 _COMMAND = re.compile(r"^ExecStart\s*=\s*[-@:+!|]*(/\S+)", re.MULTILINE)
 
 
-class DropInError(Exception):
+class DropInError(NftpolicyError):
     """A service cannot have a drop-in, or its program cannot be marked; the message has the cause."""
 
 

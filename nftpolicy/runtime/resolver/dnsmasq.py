@@ -22,6 +22,7 @@ from pathlib import Path
 
 from attrs import evolve, field, frozen
 
+from ...exceptions import NftpolicyError
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
@@ -43,7 +44,7 @@ _TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _libc = ctypes.CDLL(None)
 
 
-class ResolverError(Exception):
+class ResolverError(NftpolicyError):
     """Failure that keeps the resolver from running, or stops it."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ...exceptions import NftpolicyError
 from ...kernel import accounts, capability
 from ...kernel.cgroup import detach as _detach
 from ...kernel.cgroup import enter, unmarked_sockets
@@ -36,7 +37,7 @@ _NOGROUP = 65534  # group of a user ID without an account
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
-class ServiceStartError(Exception):
+class ServiceStartError(NftpolicyError):
     """Failure to start the program as the service. `status` is the exit status."""
 
     def __init__(self, message: str, status: int = 1) -> None:
