@@ -1,10 +1,12 @@
 """Benchmarks: each figure against its peer, measured in the same run, turn by turn.
 
-    script/bench [start|apply|path|proof] [--rounds N] [--json]
+    script/bench [start|apply|path|proof|window|exposure] [--rounds N] [--json]
 
-What belongs here: measuring, and saying which limits hold. What never does: a test that fails for a slow machine.
+They measure, and report the limits that hold. They contain no test that fails on a slow machine.
 Root is needed, and all traffic stays in namespaces that the benchmarks make, as in `tests.lab`.
 
-Modules, from the ground up: `figures` (series, limits, the table), `policies` (what is applied), `large` (what is
-proved), `worlds` (namespaces to send in), `loads` (what runs inside them), then `start`, `apply`, `path` and `proof`.
+Modules, from the lowest up: `figures` (series, limits, the table), `sized_policies` (policies to apply), `large_states`
+(states to prove), `bench_namespaces` (namespaces to send in), `namespace_worker` and `traffic_loads` (functions inside
+them), then the benchmarks `startup_bench`, `apply_bench`, `packet_path_bench`, `proof_bench`, `transition_bench` and
+`exposure_bench`.
 """

@@ -20,7 +20,7 @@ _BENCHES = {
 
 
 def main() -> int:
-    """Run what is asked for and print it. A limit that is not held is no failure: a benchmark is no test."""
+    """Run the selected benchmarks and print them. A limit that does not hold is not a failure."""
     parser = argparse.ArgumentParser("script/bench", description="Measure nftpolicy against its peers.")
     parser.add_argument("bench", nargs="?", choices=_BENCHES, help="only this one")
     parser.add_argument("--rounds", type=int, metavar="N", help="turns of every case, in place of each bench's own")

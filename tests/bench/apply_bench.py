@@ -1,4 +1,4 @@
-"""Applying a policy that is loaded already, against nft and ip that are fed the same content as files."""
+"""Application of a policy that is loaded already, against nft and ip with the same content as files."""
 
 import subprocess
 import tempfile

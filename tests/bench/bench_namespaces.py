@@ -1,4 +1,4 @@
-"""Namespaces to send in, and what guards them."""
+"""Namespaces to send in, and their guards."""
 
 import contextlib
 import socket
@@ -24,17 +24,17 @@ _NODE_IN_TUNNEL, _SERVER_IN_TUNNEL = "10.77.0.1", "10.77.0.2"
 
 
 def memory() -> StateDir:
-    """A memory in the namespace that this process is in."""
+    """Return a state directory in the namespace of this process."""
     _FOLDER.mkdir(exist_ok=True)
     return StateDir(_FOLDER)
 
 
 def nothing(_: Namespace) -> None:
-    """No guard at all."""
+    """Set no guard."""
 
 
 def services(number: int) -> Guard:
-    """A generated policy, applied by nftpolicy."""
+    """Apply a generated policy by nftpolicy."""
     text = sized_policies.generated(number).encode()
 
     def put() -> None:
@@ -46,15 +46,15 @@ def services(number: int) -> Guard:
 
 
 def naive(number: int) -> Guard:
-    """The naive ruleset."""
+    """Load the naive ruleset."""
     return lambda node: node.nft(sized_policies.naive(number)) and None
 
 
 class Pair:
-    """A node whose br-wan leads to a peer, and a worker in the node; a context manager.
+    """Node whose br-wan leads to a peer, and a worker in the node; a context manager.
 
-    The node's routes are the same in the main table and in the uplink's. What is sent to policies.NOBODY leaves, but no
-    device takes it; what is sent to the lab's server comes to a socket of the peer's namespace, which the worker holds.
+    The node's routes are the same in the main table and in the uplink's. Packets to sized_policies.NOBODY leave, but no
+    device takes them; packets to the lab's server reach a socket of the peer's namespace, which the worker holds.
     """
 
     def __init__(self, guard: Guard, group: int) -> None:
@@ -91,9 +91,9 @@ class Pair:
 
 
 class Tunnel:
-    """The lab with a fastd tunnel from the node to the server, through the guard; a context manager.
+    """Lab with a fastd tunnel from the node to the server, through the guard; a context manager.
 
-    The node's routes by br-wan are in table 1, where an ip rule leads that what is guarded by nothing has, too.
+    The node's routes by br-wan are in table 1; an ip rule for it exists without a guard too.
     """
 
     def __init__(self, guard: Guard, group: int) -> None:
@@ -123,7 +123,7 @@ class Tunnel:
         return False
 
     def stream(self, seconds: float) -> tuple[float, float]:
-        """Packets that came through: for each second, and for each second of CPU time of the node's fastd."""
+        """Return packets that arrived: for each second, and for each second of CPU time of the node's fastd."""
         before = _cpu_seconds(self._fastd)
         arrived, passed = self._run("stream", _SERVER_IN_TUNNEL, seconds)
         return arrived / passed, arrived / (_cpu_seconds(self._fastd) - before)

@@ -1,4 +1,4 @@
-"""How long and how wide a machine is open when somebody breaks the policy, under `nftpolicy watch` and a flood."""
+"""Duration and size of the exposure after foreign damage to the policy, under `nftpolicy watch` and a flood."""
 
 import time
 
@@ -9,7 +9,7 @@ from tests.leaks.test_race_windows import FLOOD, flooding
 from .figures import Report, Series, say
 
 ROUNDS = 50
-_APART = 1.3  # seconds; what is quicker is told as a fight with another program, in sums
+_APART = 1.3  # seconds; faster changes are reported as a conflict with another program
 
 
 def run(report: Report, rounds: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Figures: series that were measured turn by turn, their ratios, the limits on them, and how they are printed."""
+"""Figures: series that were measured turn by turn, their ratios, the limits on them, and their output."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ Turn = Callable[[], float]  # takes one measurement
 
 @dataclass(frozen=True)
 class Series:
-    """What was measured of one case; `peer` is what it is held against, with values of the same turns."""
+    """Measurements of one case; `peer` is the series to compare with, with values of the same turns."""
 
     bench: str
     case: str
@@ -21,7 +21,7 @@ class Series:
 
     @property
     def ratio(self) -> float | None:
-        """The median of the turns' own ratios, so that a slow spell of the machine hits both sides."""
+        """Median of the ratios of the turns, so that a slow period of the machine affects both sides."""
         if self.peer is None:
             return None
         return median(mine / other for mine, other in zip(self.values, self.peer.values, strict=True))
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Limit:
-    """What the project wants a ratio to be: at most (of times) or at least (of rates) `bound`."""
+    """Limit of a ratio: at most (of times) or at least (of rates) `bound`."""
 
     words: str
     ratio: float
@@ -47,19 +47,19 @@ class Limit:
 
 @dataclass
 class Report:
-    """Everything that one run found."""
+    """Results of one run."""
 
     series: list[Series] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
 
     def limit(self, words: str, mine: Series, other: Series, bound: float, at_least: bool = False) -> None:
-        """Hold one series to another."""
+        """Compare one series with another."""
         ratio = Series("", "", "", mine.values, other).ratio
         assert ratio is not None
         self.limits.append(Limit(words, ratio, bound, at_least))
 
     def text(self) -> str:
-        """One table, then one line for each limit."""
+        """Return one table, then one line for each limit."""
         heads = ("bench", "case", "min", "median", "max", "unit", "against", "ratio")
         rows = [heads, *map(_row, self.series)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -67,7 +67,7 @@ class Report:
         return "\n".join([*lines, "", *map(str, self.limits)])
 
     def json(self) -> str:
-        """The same with every single value."""
+        """Return the same with every single value."""
         series = [
             {"bench": one.bench, "case": one.case, "unit": one.unit, "values": one.values}
             | {"min": min(one.values), "median": median(one.values)}
@@ -117,5 +117,5 @@ def _rotated(names: list[str], by: int) -> Iterator[str]:
 
 
 def say(words: str) -> None:
-    """Tell whoever waits what is being measured."""
+    """Print the subject of the present measurement."""
     print(f"{words} ...", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Large states for the prover: rulesets in the shape that machines have, and some made to be hard."""
+"""Large states for the prover: rulesets in the shape of real machines, and hard ones."""
 
 from random import Random
 
@@ -29,9 +29,9 @@ _OUT = Match(Meta("oifname"), WAN)
 
 
 def usual(rules: int, routes: int, ip_rules: int, forgets: bool = False) -> NetState:
-    """Chains of so many rules at output and at postrouting, and routing beside them.
+    """Return a state with so many rules at output and at postrouting, and routing beside them.
 
-    Every rule that accepts at the uplink asks for the mark; with `forgets` one of them does not.
+    Every rule that accepts at the uplink matches the mark; with `forgets` one of them does not.
     """
     chance = Random(1)
     output = tuple(_plain(chance) for _ in range(rules))
@@ -45,12 +45,12 @@ def usual(rules: int, routes: int, ip_rules: int, forgets: bool = False) -> NetS
     link = Chain("wan", (Rule((_WORN, nft.ACCEPT)),), Hook("filter", "egress", 0, "drop", WAN))
     ways = [Route(4, chance.choice((TABLE_MAIN, *_TABLES)), _net(chance), device=chance.choice(("lan", "mesh")))
             for _ in range(routes)]  # fmt: skip
-    ladder = [IpRule(4, 10 + at, table=chance.choice(_TABLES), source=_net(chance)) for at in range(ip_rules)]
+    source_rules = [IpRule(4, 10 + at, table=chance.choice(_TABLES), source=_net(chance)) for at in range(ip_rules)]
     # Behind a guard of the link no rule above it can be missed.
     tables = (Table("inet", "usual", chains), *(() if forgets else (Table("netdev", "usual", (link,)),)))
     return NetState(
         tables,
-        (IpRule(4, 0, table=TABLE_LOCAL), *ladder, IpRule(4, 5000, table=1, mark=MARK, mask=MARK),
+        (IpRule(4, 0, table=TABLE_LOCAL), *source_rules, IpRule(4, 5000, table=1, mark=MARK, mask=MARK),
          IpRule(4, 32766, table=TABLE_MAIN)),
         (*ways, Route(4, 1, "default", device=WAN)),
     )  # fmt: skip
@@ -102,7 +102,7 @@ Part = dict[str, tuple[int, int]]
 
 
 def covered(rules: int, hole: bool = False) -> NetState:
-    """A guard of so many rules: boxes of packets that are accepted, each cut into pieces that are dropped before.
+    """Return a guard of so many rules: boxes of accepted packets, each cut into pieces that are dropped before.
 
     No packet is accepted, and no rule says so. With `hole` one piece of one box is missing.
     """

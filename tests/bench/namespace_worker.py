@@ -1,4 +1,4 @@
-"""A process inside a namespace that runs functions when it is told to, so that turns can be short."""
+"""Process inside a namespace that runs functions on request, so that turns can be short."""
 
 from collections.abc import Callable, Mapping
 from multiprocessing import Pipe
@@ -11,7 +11,7 @@ _PATIENCE = 20  # seconds for one turn
 
 
 class Worker:
-    """Knows `functions` by name; it ends with its namespace."""
+    """Process with `functions` by name; it ends with its namespace."""
 
     def __init__(
         self, namespace: Namespace, functions: Mapping[str, Callable[..., Any]], gid: int | None = None

@@ -1,6 +1,6 @@
-"""What the guard costs a packet, for policies of several sizes, against no guard and against one rule for each service.
+"""Cost of the guard for a packet, for policies of several sizes, against no guard and one rule for each service.
 
-`flood` and `exchange` count CPU time with next to nothing around the kernel's own work, so they are the worst case.
+`flood` and `exchange` count CPU time with little around the kernel's own work, so they are the worst case.
 `tunnel` is the main job: packets of 1,200 bytes through fastd, by the clock and by fastd's CPU time.
 """
 

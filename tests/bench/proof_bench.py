@@ -1,8 +1,8 @@
-"""What a proof costs in time and memory, against z3 with the same state, each in a process of its own.
+"""Time and memory of a proof, against z3 with the same state, each in a process of its own.
 
-z3 is asked for the lemmas of P1 and P2 alone, of a large state in IPv4 alone, and stopped after `_PATIENCE`. The prover
-is asked for P1 and P2 of gluon-fastd, which is what z3 is asked, and once more for all that it says of it (P3 and P4
-too, which take a walk of a packet for each word in each family).
+z3 gets the lemmas of P1 and P2 only, of a large state in IPv4 only, and is stopped after `_PATIENCE`. The prover gets
+P1 and P2 of gluon-fastd, as z3 does, and once more all properties (P3 and P4 too, which need a trace of a packet for
+each word in each family).
 """
 
 import json
@@ -34,7 +34,7 @@ _MOST_MEMORY = 100  # MB
 _OURS, _THEIRS = "nftpolicy", "z3"
 _HERE = "tests.bench.proof_bench"
 _CLAIM = Spec((UplinkSpec(large_states.WAN, (large_states.WAN,), large_states.MARK, large_states.MARK),))
-_SENT = {"socket": ((1, 1),), "fragment": ((0, 0),)}  # without this, what can't be read is not covered
+_SENT = {"socket": ((1, 1),), "fragment": ((0, 0),)}  # without this, what cannot be read is not covered
 
 # name: the state, what it has to say, the most time (seconds)
 _USUAL, _FORGETS = f"usual shape, {RULES:,} rules twice", f"one of {RULES:,} rules forgets the mark"
@@ -50,17 +50,17 @@ def run(report: Report, rounds: int | None) -> None:
         engines = {name: _Engine(case, name) for name in (_OURS, _THEIRS)}
         values = in_turns({name: engine.turn for name, engine in engines.items()}, rounds or ROUNDS)
         bench, ours, theirs = f"proof {case}", engines[_OURS], engines[_THEIRS]
-        peer = Series(bench, theirs.told, "s", values[_THEIRS])
-        other = Series(bench, theirs.told, "MB", theirs.memory)
-        report.series += [peer, Series(bench, ours.told, "s", values[_OURS], peer)]
-        report.series += [other, Series(bench, ours.told, "MB", ours.memory, other)]
+        peer = Series(bench, theirs.label, "s", values[_THEIRS])
+        other = Series(bench, theirs.label, "MB", theirs.memory)
+        report.series += [peer, Series(bench, ours.label, "s", values[_OURS], peer)]
+        report.series += [other, Series(bench, ours.label, "MB", ours.memory, other)]
         if most is not None:
             report.limits.append(Limit(f"{bench}, s", median(values[_OURS]), most))
         report.limits.append(Limit(f"{bench}, MB", median(ours.memory), _MOST_MEMORY))
 
 
 class _Engine:
-    """One engine on one case: what it takes, and what it says."""
+    """One engine on one case: its time and its answer."""
 
     def __init__(self, case: str, name: str) -> None:
         self._case, self._name = case, name
@@ -68,12 +68,12 @@ class _Engine:
         self.memory: list[float] = []
 
     @property
-    def told(self) -> str:
-        """Its name and its answer."""
+    def label(self) -> str:
+        """Return its name and its answer."""
         return f"{self._name}: {self._answer}"
 
     def turn(self) -> float:
-        """The seconds that it takes; who was stopped once is not asked again."""
+        """Return the seconds of a run; an engine that was stopped once is not run again."""
         if self._answer == _STOPPED:
             self.memory.append(self.memory[-1])
             return float(_PATIENCE)
@@ -139,7 +139,7 @@ def _z3(case: str, state: NetState, wanted: Spec) -> str:
 
 
 def _answers(ground: ProofContext, uplink: UplinkSpec, family: int, left: Callable[[], float]) -> Iterator[bool | None]:
-    """Whether each lemma holds: no mark is given away, nothing leaves or strays; None for no answer in time."""
+    """Return the verdict of each lemma: no mark is given away, nothing leaves or strays; None for no answer in time."""
     from tests.engines import z3_chains
 
     holes = [region for hole in uplink.exemptions for region in hole.headers.get(family, ())]

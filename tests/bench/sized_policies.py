@@ -1,4 +1,4 @@
-"""Policies of any size, in the shape of rulesets/gluon-fastd.toml, and the naive ruleset that does the same."""
+"""Policies of any size, in the shape of rulesets/gluon-fastd.toml, and the equivalent naive ruleset."""
 
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -15,12 +15,12 @@ _IPV4, _IPV6 = int(IPv4Address("198.18.0.0")), int(IPv6Address("2001:db8:ffff::"
 
 
 def last_group(services: int) -> int:
-    """The group of the service that a generated policy names last."""
+    """Return the group of the last service of a generated policy."""
     return FIRST_GROUP + services - 1
 
 
 def generated(services: int) -> str:
-    """A policy file of so many services, each a group that may send to ten addresses."""
+    """Return a policy file of so many services, each a group that may send to ten addresses."""
     head = GLUON.read_text().split("[service.")[0].replace('"gluon-fastd"', f'"generated-{services}"')
     return head + "\n".join(_service(number) for number in range(services))
 
@@ -32,7 +32,7 @@ def _service(number: int) -> str:
 
 
 def naive(services: int) -> str:
-    """One chain with one rule for each service, as one would write it by hand; the rest is dropped at br-wan."""
+    """Return one chain with one rule for each service, as written by hand; other packets are dropped at br-wan."""
     rules = "\n".join(f"meta skgid {FIRST_GROUP + number} meta mark & 1 == 1 accept" for number in range(services))
     return f"""table inet naive {{
 chain guard {{ type filter hook postrouting priority 0; policy accept;

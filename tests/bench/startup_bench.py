@@ -1,6 +1,6 @@
-"""Whole processes: how long a command of nftpolicy takes, against an interpreter that does nothing.
+"""Whole processes: the time of a command of nftpolicy, against an interpreter that does nothing.
 
-They run with compiled bytecode, as an installed package does, whatever the environment says of writing it.
+The commands run with compiled bytecode, as an installed package does, whatever the environment sets.
 """
 
 import os
@@ -64,7 +64,7 @@ def run(report: Report, rounds: int | None) -> None:
 
 
 def in_turns_of(commands: dict[str, list[str]], rounds: int, compiled: str) -> dict[str, list[float]]:
-    """The seconds of each command, measured in a process that is in the namespace already. `compiled`: a folder."""
+    """Return the seconds of each command, measured in a process inside the namespace. `compiled`: a directory."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment = {**kept, "PYTHONPYCACHEPREFIX": compiled}
     turns: dict[str, Callable[[], float]] = {

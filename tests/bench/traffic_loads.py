@@ -1,4 +1,4 @@
-"""What runs inside a namespace to load the path of a packet. Every load returns a rate."""
+"""Loads of the packet path inside a namespace. Every load returns a rate."""
 
 import socket
 import time
@@ -25,7 +25,7 @@ def _sent() -> int:
 
 
 def flood(address: str, seconds: float) -> float:
-    """Packets for each second of CPU time, sent as fast as the kernel takes them."""
+    """Return packets for each second of CPU time, sent as fast as the kernel accepts them."""
     with _marked() as sender:
         place, send = (address, at.FASTD_PORT), sender.sendto
         for _ in range(_BATCH // 4):
@@ -42,7 +42,7 @@ def flood(address: str, seconds: float) -> float:
 
 
 class Exchange:
-    """Round trips for each second of CPU time; this process holds both ends, so nobody waits to be woken.
+    """Round trips for each second of CPU time; this process holds both ends, so no process waits to be woken.
 
     `other` is a socket of the peer's namespace.
     """
@@ -72,7 +72,7 @@ class Exchange:
 
 
 def acknowledge() -> None:
-    """The far side of `stream`: count what comes, forever, and say so now and then."""
+    """Count the packets of `stream` without end, and acknowledge them now and then."""
     receiver, count = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0
     receiver.bind(("", TUNNEL_PORT))
     while True:
@@ -83,7 +83,7 @@ def acknowledge() -> None:
 
 
 def stream(address: str, seconds: float) -> tuple[int, float]:
-    """Send large packets, a window of them at once: how many arrived, in how many seconds."""
+    """Send large packets, a window of them at once; return the number that arrived, and the seconds."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect((address, TUNNEL_PORT))
         sender.settimeout(0.2)

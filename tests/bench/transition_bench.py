@@ -1,8 +1,7 @@
-"""Packets that go astray while something changes: our changes of policy, and what other tools do, under one flood.
+"""Packets that leave by a wrong device during a change of our policy, or of other tools, under one flood.
 
-The idioms are those of the peers: an ip rule that is deleted and added, a table that is flushed and filled, a
-ruleset that is deleted and loaded. Each runs where it decides alone: rules and routes without our guard, the ruleset
-as the guard that it is.
+The other tools delete and add an ip rule, flush and fill a table, or delete and load a ruleset. Each runs where it
+decides alone: rules and routes without our guard, the ruleset as the guard.
 """
 
 import subprocess
@@ -86,7 +85,7 @@ def run(report: Report, rounds: int | None) -> None:
 def _measured(
     field: Field, change: Callable[[], Change], number: int, wrong: list[tuple[str, str]]
 ) -> tuple[list[float], list[float]]:
-    """What went astray in each change, and its milliseconds; says how much was sent."""
+    """Return the packets that strayed in each change, and its milliseconds; prints the number of packets sent."""
     lost, times, sent = [], [], 0
     for _ in range(number):
         found = change()

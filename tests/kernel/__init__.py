@@ -1,5 +1,5 @@
-"""The facts about the kernel and nft that the design rests on, one test each, named by the id of the fact.
+"""Facts about the kernel and nft on which the design rests, one test each, named by the id of the fact.
 
-A red test here is no bug of ours: this kernel differs from the one that the design was made on, and the message of the
-assertion says what the design would have to change.
+A failing test here is not a defect of nftpolicy: this kernel differs from the kernel for which the design was made, and
+the message of the assertion says which part of the design has to change.
 """

@@ -31,7 +31,7 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, v
 
 
 def mark_program(mark: int) -> bytes:
-    """For SOCK_CREATE: write the mark into struct bpf_sock, allow."""
+    """Return a SOCK_CREATE program that writes the mark into struct bpf_sock and allows the socket."""
     return (
         _instruction(_MOVE, R2, value=mark)
         + _instruction(_STORE_WORD, R1, R2, offset=16)
@@ -41,7 +41,7 @@ def mark_program(mark: int) -> bytes:
 
 
 def refuse_program(options: Sequence[tuple[int, int]]) -> bytes:
-    """For SETSOCKOPT: refuse these pairs of level and option, allow the rest."""
+    """Return a SETSOCKOPT program that refuses these pairs of level and option and allows all others."""
     refusal = 2 + 2 * len(options) + 2  # where the program says no
     code = _instruction(_LOAD_WORD, R6, R1, offset=24) + _instruction(_LOAD_WORD, R7, R1, offset=28)
     for index, (level, option) in enumerate(options):
@@ -63,7 +63,10 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def _load(kind: tuple[int, int], code: bytes) -> int:
-    """A file descriptor of the program; skips where there is no BPF, OSError where the kernel dislikes the program."""
+    """Return a file descriptor of the program.
+
+    Skips the test if the kernel has no BPF. Raises OSError if the kernel refuses the program.
+    """
     if platform.machine() not in _SYSCALL or sys.byteorder != "little":
         pytest.skip(f"bpf(2) is not known for {platform.machine()}")
     text, licence = (ctypes.create_string_buffer(part, len(part)) for part in (code, b"GPL\0"))
@@ -98,7 +101,7 @@ def attached(cgroup: Path, kind: tuple[int, int], code: bytes) -> Iterator[None]
 
 
 def tree() -> Path:
-    """Where cgroup v2 is mounted; skips where it is not."""
+    """Return the mount point of cgroup v2; skips the test if cgroup v2 is not mounted."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         if line.split()[2] == "cgroup2":
             return Path(line.split()[1])
@@ -107,7 +110,7 @@ def tree() -> Path:
 
 @contextlib.contextmanager
 def cgroup() -> Iterator[Path]:
-    """A cgroup for a moment; what lived in it must have ended."""
+    """Make a cgroup and remove it afterwards; its processes must have ended by then."""
     path = tree() / f"fact-{uuid.uuid4().hex[:12]}"
     try:
         path.mkdir()

@@ -1,4 +1,4 @@
-"""What a fact needs in order to be asked at all; where it is missing the test is skipped, with the reason."""
+"""Requirements of the kernel facts; a test whose requirement is missing is skipped, with the reason."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.netns import Namespace, search_path
 
-from .two_link_node import Rig
+from .two_link_node import TwoLinkNode
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,7 +28,7 @@ def able() -> None:
 
 @pytest.fixture(scope="session")
 def egress(able: None) -> None:
-    """Skips where the kernel has no netdev egress hook."""
+    """Skip the test if the kernel has no netdev egress hook."""
     chain = 'table netdev able {\n chain c {\n  type filter hook egress device "lo" priority 0\n }\n}\n'
     with Namespace("able") as space:
         done = space.nft(chain, check=False)
@@ -49,6 +49,6 @@ def far() -> Iterator[Namespace]:
 
 
 @pytest.fixture
-def rig(node: Namespace, far: Namespace) -> Iterator[Rig]:
-    with Rig(node, far) as made:
+def two_links(node: Namespace, far: Namespace) -> Iterator[TwoLinkNode]:
+    with TwoLinkNode(node, far) as made:
         yield made

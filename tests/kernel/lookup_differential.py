@@ -1,9 +1,9 @@
-"""The model's look-ups against the kernel's (RTM_GETROUTE), on generated rules and routes.
+"""Route lookups of the model against those of the kernel (RTM_GETROUTE), on generated rules and routes.
 
     python -m tests.kernel.lookup_differential [NUMBER] [SEED]
 
-compares that many look-ups, as root, in a namespace of its own. A disagreement is made small and shown: the commands
-for `ip` that lead to it, the question, and both answers.
+compares that many lookups, as root, in a namespace of its own. A difference is shrunk and printed: the commands for
+`ip`, the query, and both answers.
 """
 
 import random
@@ -61,8 +61,8 @@ SETTINGS = {
 
 
 @frozen
-class Question:
-    """What is asked of both."""
+class Query:
+    """Fields of one route lookup, for the kernel and the model."""
 
     family: int
     destination: str
@@ -79,9 +79,9 @@ class Question:
 
 @frozen
 class Difference:
-    """A question to which model and kernel answer differently, and what leads to it."""
+    """Query that model and kernel answer differently, and the commands before it."""
 
-    question: Question
+    query: Query
     commands: tuple[str, ...]
     kernel: Route | int
     model: RouteResult
@@ -89,14 +89,14 @@ class Difference:
 
     def __str__(self) -> str:
         commands = "\n".join(f"  {line}" for line in self.commands)
-        asked = {key: value for key, value in asdict(self.question).items() if value}
-        return f"{self.why}\n{commands}\nasked:  {asked}\nkernel: {self.kernel}\nmodel:  {self.model}"
+        query = {key: value for key, value in asdict(self.query).items() if value}
+        return f"{self.why}\n{commands}\nquery:  {query}\nkernel: {self.kernel}\nmodel:  {self.model}"
 
 
 # What is generated: lines for `ip -batch` with the family in front, and settings ("set PATH VALUE")
 
 
-def rule(pick: random.Random, family: int) -> str:
+def random_rule(pick: random.Random, family: int) -> str:
     priority = 10 * pick.randrange(1, 30)  # so that some have the same, and a goto finds its target
     words = ["rule add priority", str(priority)]
     words += ["not"] if pick.random() < 0.12 else []
@@ -130,7 +130,7 @@ def _action(pick: random.Random, priority: int) -> str:
     return pick.choice(("nop", "unreachable", "prohibit", "blackhole", "l3mdev"))
 
 
-def route(pick: random.Random, family: int) -> str:
+def random_route(pick: random.Random, family: int) -> str:
     verb = pick.choice(("add", "add", "append"))
     table = pick.choice(TABLES)
     words = [pick.choice(PREFIXES[family])]
@@ -155,12 +155,12 @@ def route(pick: random.Random, family: int) -> str:
         words += ["src", pick.choice(("2001:db8:1::1", "2001:db8:3::1"))]
     if chance < 0.45:
         return f"-{family} route {verb} " + " ".join(
-            [*words, *(f"nexthop {_way(pick, family)}" for _ in range(pick.choice((2, 2, 3))))]
+            [*words, *(f"nexthop {_random_nexthop(pick, family)}" for _ in range(pick.choice((2, 2, 3))))]
         )
-    return f"-{family} route {verb} " + " ".join([*words, _way(pick, family)])
+    return f"-{family} route {verb} " + " ".join([*words, _random_nexthop(pick, family)])
 
 
-def _way(pick: random.Random, family: int) -> str:
+def _random_nexthop(pick: random.Random, family: int) -> str:
     device = pick.choice((*DEVICES, "a0", "b0"))
     if pick.random() < 0.35:
         return f"dev {device}"
@@ -169,8 +169,8 @@ def _way(pick: random.Random, family: int) -> str:
     return f"via {pick.choice(GATEWAYS[family])} dev {device} onlink"
 
 
-def world(pick: random.Random, has_rules: bool = True) -> list[str]:
-    """Commands for one set of rules and routes."""
+def random_commands(pick: random.Random, has_rules: bool = True) -> list[str]:
+    """Return commands for one set of rules and routes."""
     lines = []
     for device in ("all", *DEVICES):
         for name, values in SETTINGS.items():
@@ -182,30 +182,32 @@ def world(pick: random.Random, has_rules: bool = True) -> list[str]:
         lines.append(f"set net/ipv6/conf/{device}/ignore_routes_with_linkdown {pick.choice((0, 0, 1))}")
     lines.append(f"set net/ipv6/conf/all/forwarding {pick.choice((0, 1))}")
     for family in (4, 6):
-        lines += [route(pick, family) for _ in range(pick.randrange(2, 14))]
+        lines += [random_route(pick, family) for _ in range(pick.randrange(2, 14))]
         if not has_rules:
             continue
-        lines += [rule(pick, family) for _ in range(pick.randrange(0, 9))]
+        lines += [random_rule(pick, family) for _ in range(pick.randrange(0, 9))]
         if pick.random() < 0.1:
             lines.append(f"-{family} rule del priority {pick.choice((0, 32766))}")
     return lines
 
 
-def question(pick: random.Random) -> Question:
+def random_query(pick: random.Random) -> Query:
     family = pick.choice((4, 6))
     destination = (
-        pick.choice(SPECIAL[family]) if pick.random() < 0.3 else _inside(pick, pick.choice(PREFIXES[family]), family)
+        pick.choice(SPECIAL[family])
+        if pick.random() < 0.3
+        else _address_inside(pick, pick.choice(PREFIXES[family]), family)
     )
     own = [each.split("/")[0] for of in ADDRESSES[family].values() for each in of]
     source = None if pick.random() < 0.5 else pick.choice([*own, *own, *FOREIGN[family]])
     arrives = pick.random() < 0.25
     if arrives:
-        foreign = [*FOREIGN[family], _inside(pick, pick.choice(PREFIXES[family]), family)]
+        foreign = [*FOREIGN[family], _address_inside(pick, pick.choice(PREFIXES[family]), family)]
         source = pick.choice(own) if pick.random() < 0.1 else pick.choice(foreign)
         if ip_address(destination).is_multicast:  # the kernel answers for multicast routers
             destination = {4: "10.9.9.9", 6: "2001:db8:9::9"}[family]
     protocol = pick.choice((6, 17, 17) if family == 4 else (0, 6, 17, 17))  # without one, IPv4 is asked for UDP
-    return Question(
+    return Query(
         family,
         destination,
         source,
@@ -220,7 +222,7 @@ def question(pick: random.Random) -> Question:
     )
 
 
-def _inside(pick: random.Random, prefix: str, family: int) -> str:
+def _address_inside(pick: random.Random, prefix: str, family: int) -> str:
     width = 32 if family == 4 else 128
     address, _, length = prefix.partition("/")
     if prefix == "default":
@@ -234,7 +236,7 @@ def _inside(pick: random.Random, prefix: str, family: int) -> str:
 
 
 def prepare(space: Namespace) -> None:
-    """Devices and addresses, once."""
+    """Create devices and addresses, once."""
     for device in DEVICES:
         space.ip(f"link add {device} type veth peer name p{device}")
         space.sysctl(f"net/ipv6/conf/p{device}/disable_ipv6", 1)
@@ -246,7 +248,7 @@ def prepare(space: Namespace) -> None:
 
 
 def install(commands: list[str], has_rules: bool = True) -> None:
-    """In the namespace: away with the last rules and routes, and the new ones in; what the kernel refuses is left out."""
+    """Replace the rules and routes of this namespace; commands that the kernel refuses have no effect."""
     lines: dict[int, list[str]] = {}
     for family in (4, 6):
         lines[family] = [f"route flush table {one}" for one in (100, 101, 102, 103)]
@@ -272,8 +274,8 @@ def install(commands: list[str], has_rules: bool = True) -> None:
         )
 
 
-def state(links: Rtnetlink) -> NetState:
-    """In the namespace: what the kernel holds."""
+def read_state(links: Rtnetlink) -> NetState:
+    """Return the state that the kernel holds in this namespace."""
     devices = tuple(links.devices())
     names = ("all", *(one.name for one in devices))
     paths = [f"net/ipv4/conf/{name}/{key}" for name in names for key in SETTINGS]
@@ -284,26 +286,26 @@ def state(links: Rtnetlink) -> NetState:
     return NetState((), rules, routes, settings, devices)
 
 
-def by_kernel(lookups: RouteLookups, asked: Question) -> Route | int:
-    return lookups.get_route(**asdict(asked))
+def kernel_answer(lookups: RouteLookups, query: Query) -> Route | int:
+    return lookups.get_route(**asdict(query))
 
 
-def by_model(router: Router, asked: Question) -> RouteResult:
-    words = asdict(asked)
+def model_answer(router: Router, query: Query) -> RouteResult:
+    words = asdict(query)
     family, destination, source = words.pop("family"), words.pop("destination"), words.pop("source")
     return router.lookup(
         family,
         parse_address(destination),
         source=parse_address(source) if source else None,
-        forwarded=bool(asked.iif),
+        forwarded=bool(query.iif),
         exact=True,
         **words,
     )
 
 
-def difference(asked: Question, kernel: Route | int, model: RouteResult, has_rules: bool = True) -> str | None:
-    """What differs, or None."""
-    stays = asked.iif and not isinstance(kernel, int) and kernel.kind == "anycast"  # whatever device the route names
+def difference(query: Query, kernel: Route | int, model: RouteResult, has_rules: bool = True) -> str | None:
+    """Return a description of the difference, or None."""
+    stays = query.iif and not isinstance(kernel, int) and kernel.kind == "anycast"  # whatever device the route names
     goes = not isinstance(kernel, int) and kernel.device != "lo" and not stays
     if model.outcome == "unknown":
         if goes and model.devices and kernel.device not in model.devices:
@@ -330,67 +332,70 @@ def difference(asked: Question, kernel: Route | int, model: RouteResult, has_rul
     # Without rules the local table is a part of the main one, and called by its number.
     if has_rules and model.table is not None and kernel.table != model.table:
         return f"from table {kernel.table}"
-    if model.source and not asked.source and kernel.prefsrc and kernel.prefsrc != model.source:
+    if model.source and not query.source and kernel.prefsrc and kernel.prefsrc != model.source:
         return f"from {kernel.prefsrc}"
     return None
 
 
 def compare(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, list[Difference]]:
-    """In the namespace: the number of look-ups compared, of those that the model leaves open, and the differences."""
+    """Compare lookups in this namespace.
+
+    Returns the number of lookups, the number of lookups that the model leaves open, and the differences.
+    """
     links, done, left_open, differences, turn = Rtnetlink(), 0, 0, [], 0
     with RouteLookups() as lookups:
         while done < wanted and len(differences) < 10:
             pick = random.Random(f"{seed}/{turn}")
             turn += 1
-            commands = world(pick, has_rules)
+            commands = random_commands(pick, has_rules)
             install(commands, has_rules)
-            router = Router(state(links))
+            router = Router(read_state(links))
             for _ in range(min(A_ROUND, wanted - done)):
-                asked = question(pick)
-                kernel, model = by_kernel(lookups, asked), by_model(router, asked)
+                query = random_query(pick)
+                kernel, model = kernel_answer(lookups, query), model_answer(router, query)
                 done += 1
                 left_open += model.outcome == "unknown"
-                why = difference(asked, kernel, model, has_rules)
+                why = difference(query, kernel, model, has_rules)
                 if why:
                     why = f"seed {seed}/{turn - 1}: {why}"
                     differences.append(
-                        smaller(links, lookups, Difference(asked, tuple(commands), kernel, model, why), has_rules)
+                        shrink(links, lookups, Difference(query, tuple(commands), kernel, model, why), has_rules)
                     )
                     break
     return done, left_open, differences
 
 
-def smaller(links: Rtnetlink, lookups: RouteLookups, found: Difference, has_rules: bool) -> Difference:
-    """The same difference with as few commands and as plain a question as it takes."""
+def shrink(links: Rtnetlink, lookups: RouteLookups, found: Difference, has_rules: bool) -> Difference:
+    """Return the same difference with as few commands and as plain a query as possible."""
 
-    def attempt(commands: tuple[str, ...], asked: Question) -> Difference | None:
+    def attempt(commands: tuple[str, ...], query: Query) -> Difference | None:
         install(list(commands), has_rules)
-        kernel, model = by_kernel(lookups, asked), by_model(Router(state(links)), asked)
-        why = difference(asked, kernel, model, has_rules)
-        return Difference(asked, commands, kernel, model, found.why) if why else None
+        kernel, model = kernel_answer(lookups, query), model_answer(Router(read_state(links)), query)
+        why = difference(query, kernel, model, has_rules)
+        return Difference(query, commands, kernel, model, found.why) if why else None
 
     # Nearly always the settings play no part, but each world has to say them all.
     for at in range(len(found.commands) - 1, -1, -1):
         line = found.commands[at]
         plain = (f"{line.rsplit(' ', 1)[0]} {1 if 'forwarding' in line else 0}",) if line.startswith("set ") else ()
-        found = attempt((*found.commands[:at], *plain, *found.commands[at + 1 :]), found.question) or found
+        found = attempt((*found.commands[:at], *plain, *found.commands[at + 1 :]), found.query) or found
     for key, nothing in (
         ("source", None),
         ("mark", 0),
         ("oif", None),
         ("uid", 0),
-        ("protocol", 17 if found.question.family == 4 else 0),
+        ("protocol", 17 if found.query.family == 4 else 0),
         ("sport", 0),
         ("dport", 0),
         ("tos", 0),
     ):
-        found = attempt(found.commands, evolve(found.question, **{key: nothing})) or found
+        found = attempt(found.commands, evolve(found.query, **{key: nothing})) or found
     plain = tuple(line for line in found.commands if not line.startswith("set ") or not line.endswith(" 0"))
     return evolve(found, commands=plain)
 
 
 def run(seed: int, wanted: int, has_rules: bool = True) -> tuple[int, int, list[Difference]]:
-    """The same in a namespace made for it. Without `has_rules` nobody ever added an ip rule there."""
+    """Compare lookups in a new namespace, without any ip rule command if `has_rules` is false."""
     with Namespace("lookups") as space:
         prepare(space)
         return space.call(compare, seed, wanted, has_rules, timeout=60 + wanted / 50)

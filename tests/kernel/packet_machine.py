@@ -1,8 +1,8 @@
-"""A machine with three links, packets of every origin that are really sent, and where each of them came out.
+"""Machine with three links that really sends packets of every origin and records each arrival.
 
-Many packets are sent before anybody looks, so that one costs well under a millisecond. The links have no neighbours
-to resolve, and the far ends say nothing by themselves. A packet is known again by its source port, or by the
-identity of its echo request, which no other packet of the same world has.
+Many packets are sent before arrivals are read, so that one packet costs well under a millisecond. The links need no
+neighbour resolution, and the far ends send nothing of their own. A packet is recognized by its source port, or by the
+identity of its echo request, which is unique on the machine.
 """
 
 import contextlib
@@ -76,8 +76,8 @@ Key = tuple[int, int, int]  # family, protocol (negative for an answer), the por
 
 
 @frozen
-class Seen:
-    """A packet where it came out: at a device's far end, or HERE. None is what can't be seen there."""
+class Arrival:
+    """Packet at the far end of a device, or HERE. None: the field is not visible there."""
 
     where: str
     mark: int
@@ -87,7 +87,7 @@ class Seen:
 
 
 def key(packet: Packet) -> Key:
-    """What tells a packet from all others."""
+    """Return the key that distinguishes the packet from all other packets."""
     is_answer = packet.origin == KERNEL
     if packet.protocol in (ICMP, ICMPV6):
         identity = packet.fields.get(("icmp", "id"), 0)
@@ -96,8 +96,8 @@ def key(packet: Packet) -> Key:
     return packet.family, -packet.protocol if is_answer else packet.protocol, identity
 
 
-class World:
-    """The machine and its links. A context manager."""
+class PacketMachine:
+    """Machine and its links. A context manager."""
 
     def __init__(self) -> None:
         import nftables  # noqa: F401 - here rather than in each forked child, where it would take its time again
@@ -120,80 +120,80 @@ class World:
                 f"addr add {LINK_LOCAL[device]} dev {device}",
                 *(f"addr add {ADDRESSES[family][device]} dev {device}" for family in FAMILIES),
             )
-        self._ears = {device: self._ear(f"to-{device}") for device in DEVICES}
-        self._own_ears = [
-            self._own_ear(family, protocol) for family in FAMILIES for protocol in (UDP, TCP, ECHO[family][0])
+        self._sniffers = {device: self._open_sniffer(f"to-{device}") for device in DEVICES}
+        self._raw_sockets = [
+            self._open_raw_socket(family, protocol) for family in FAMILIES for protocol in (UDP, TCP, ECHO[family][0])
         ]
         self._next = _FIRST
 
-    def __enter__(self) -> "World":
+    def __enter__(self) -> "PacketMachine":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let the namespaces go."""
+        """End the namespaces."""
         self._stack.close()
 
-    def room(self, packets: int) -> bool:
-        """Whether the world has identities for so many more packets."""
+    def has_identities(self, packets: int) -> bool:
+        """Return True if identities are left for this many packets."""
         return self._next + packets < _LAST
 
-    def fresh(self, packet: Packet) -> Packet:
-        """The packet with an identity that none before had."""
+    def with_new_identity(self, packet: Packet) -> Packet:
+        """Return the packet with an unused identity."""
         self._next += 1
         if packet.protocol in (ICMP, ICMPV6):
             return evolve(packet, fields={**packet.fields, ("icmp", "id"): self._next})
         return evolve(packet, sport=self._next)
 
     def send(self, state: NetState, packets: Sequence[Packet]) -> tuple[NetState, list[str]]:
-        """Put a state beside what is the machine's own, and send the packets at once.
+        """Install a state beside the machine's own, and send the packets at once.
 
-        What the kernel then holds, and for each packet "sent" or an error's name.
+        Returns the state that the kernel then holds, and for each packet "sent" or the name of an error.
         """
-        self._listen()
+        self._receive()
         for sysctl in state.sysctls:
             self.node.sysctl(sysctl.path, sysctl.value)
         found, answers = self.node.call(_install_and_send, state, packets)
         for packet in packets:
             if packet.origin == FORWARD:
-                self._ears[packet.iif].send(_frame(packet, MACS[packet.iif]))
+                self._sniffers[packet.iif].send(_frame(packet, MACS[packet.iif]))
         return found, answers
 
-    def seen(self, expected: int) -> dict[Key, list[Seen]]:
-        """Where packets have come out since they were sent; it waits for so many of them."""
-        found: dict[Key, list[Seen]] = {}
+    def seen(self, expected: int) -> dict[Key, list[Arrival]]:
+        """Return the arrivals since the packets were sent; waits for this many arrivals."""
+        found: dict[Key, list[Arrival]] = {}
         end = time.monotonic() + brief(_PATIENCE)
         while True:
             time.sleep(_QUIET)
-            new = self._listen()
+            new = self._receive()
             for which, seen in new:
                 found.setdefault(which, []).append(seen)
             if not new and (len(found) >= expected or time.monotonic() > end):
                 return found
 
-    def _listen(self) -> list[tuple[Key, Seen]]:
+    def _receive(self) -> list[tuple[Key, Arrival]]:
         found = []
-        for device, ear in self._ears.items():
-            for raw, _, address in _all(ear):
+        for device, sniffer in self._sniffers.items():
+            for raw, _, address in _received(sniffer):
                 if address[2] != _PACKET_OUTGOING and (seen := _read(raw, device)):
                     found.append(seen)
-        for family, protocol, ear in self._own_ears:
-            for raw, ancillary, _ in _all(ear):
+        for family, protocol, sniffer in self._raw_sockets:
+            for raw, ancillary, _ in _received(sniffer):
                 marks = [struct.unpack("=I", data)[0] for _, kind, data in ancillary if kind == socket.SO_MARK]
                 if seen := _read_own(family, protocol, raw, marks[0] if marks else 0):
                     found.append(seen)
         return found
 
-    def _ear(self, device: str) -> socket.socket:
+    def _open_sniffer(self, device: str) -> socket.socket:
         made = self._stack.enter_context(self._far.socket(socket.AF_PACKET, socket.SOCK_RAW))
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
         made.bind((device, _ETH_P_ALL))
         return made
 
-    def _own_ear(self, family: int, protocol: int) -> tuple[int, int, socket.socket]:
+    def _open_raw_socket(self, family: int, protocol: int) -> tuple[int, int, socket.socket]:
         made = self._stack.enter_context(self.node.socket(_DOMAIN[family], socket.SOCK_RAW, protocol))
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
@@ -204,16 +204,16 @@ class World:
 # What came out
 
 
-def _all(ear: socket.socket) -> Iterator[tuple[bytes, list[tuple[int, int, bytes]], tuple[object, ...]]]:
+def _received(sniffer: socket.socket) -> Iterator[tuple[bytes, list[tuple[int, int, bytes]], tuple[object, ...]]]:
     while True:
         try:
-            raw, ancillary, _, address = ear.recvmsg(2048, 64)
+            raw, ancillary, _, address = sniffer.recvmsg(2048, 64)
         except BlockingIOError:
             return
         yield raw, ancillary, address
 
 
-def _read(raw: bytes, device: str) -> tuple[Key, Seen] | None:
+def _read(raw: bytes, device: str) -> tuple[Key, Arrival] | None:
     body = raw[14:]
     if raw[12:14] == b"\x08\x00":
         family, protocol, mark, at = 4, body[9], body[1] >> 2, (body[0] & 15) * 4
@@ -223,24 +223,24 @@ def _read(raw: bytes, device: str) -> tuple[Key, Seen] | None:
         source, destination = body[8:24], body[24:40]
     else:
         return None
-    found = _ends(family, protocol, body[at:])
+    found = _key_and_port(family, protocol, body[at:])
     if found is None:
         return None
     ends = (int.from_bytes(one, "big") for one in (source, destination))
-    return found[0], Seen(device, mark, *ends, found[1])
+    return found[0], Arrival(device, mark, *ends, found[1])
 
 
-def _read_own(family: int, protocol: int, raw: bytes, mark: int) -> tuple[Key, Seen] | None:
+def _read_own(family: int, protocol: int, raw: bytes, mark: int) -> tuple[Key, Arrival] | None:
     if family == 6:  # without the header
-        found = _ends(family, protocol, raw)
-        return found and (found[0], Seen(HERE, mark, None, None, found[1]))
-    found = _ends(family, protocol, raw[(raw[0] & 15) * 4 :])
+        found = _key_and_port(family, protocol, raw)
+        return found and (found[0], Arrival(HERE, mark, None, None, found[1]))
+    found = _key_and_port(family, protocol, raw[(raw[0] & 15) * 4 :])
     ends = (int.from_bytes(raw[at : at + 4], "big") for at in (12, 16))
-    return found and (found[0], Seen(HERE, mark, *ends, found[1]))
+    return found and (found[0], Arrival(HERE, mark, *ends, found[1]))
 
 
-def _ends(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
-    """The key and the destination's port; None for what no packet of ours is."""
+def _key_and_port(family: int, protocol: int, rest: bytes) -> tuple[Key, int] | None:
+    """Return the key and the destination port; None for a foreign packet."""
     for sign, kind in ((1, ECHO[family]), (-1, REPLY[family])):
         if (protocol, rest[0]) == kind:
             return (family, sign * protocol, int.from_bytes(rest[4:6], "big")), 0
@@ -318,7 +318,7 @@ def _send_by_socket(packet: Packet) -> None:
 
 
 def _socket(packet: Packet) -> socket.socket:
-    """A socket that belongs to the packet's user and group."""
+    """Return a socket that belongs to the packet's user and group."""
     os.setegid(packet.gid)
     os.seteuid(packet.uid)
     try:
@@ -375,5 +375,5 @@ def _checksum(data: bytes) -> int:
 
 
 def own(family: int, device: str) -> int:
-    """The machine's address on a device."""
+    """Return the machine's address on a device."""
     return parse_address(ADDRESSES[family][device].partition("/")[0])

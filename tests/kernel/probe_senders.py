@@ -1,7 +1,7 @@
-"""Sockets that send the same packets again and again past a ruleset, and what each looks like to a chain.
+"""Sockets that send the same packets repeatedly past a ruleset, and the view that a chain has of each packet.
 
-Two namespaces and two links. Both ends of a link have one MAC address, so that nobody asks for neighbours and all
-arrives. Addresses that end in 77 are nobody's: what is sent there is lost without an answer.
+Two namespaces and two links. Both ends of a link have one MAC address, so that no neighbour query is needed and all
+packets arrive. Addresses that end in 77 belong to no host: packets to them are lost without an answer.
 """
 
 import contextlib
@@ -57,8 +57,9 @@ table inet stage {{
 
 @dataclass(frozen=True)
 class Probe:
-    """One packet. `way`: "lo", "out" (by w0), "reply" (of a flow that the far end began), "kept" (of one that is
-    established), "in" (from the far end to the node) or "through" (on to w1)."""
+    """Packet to send. `way`: "lo", "out" (by w0), "reply" (of a flow that the far end began), "kept" (of one that is
+    established), "in" (from the far end to the node) or "through" (on to w1).
+    """
 
     way: str
     family: int
@@ -90,8 +91,10 @@ class Probe:
 
     @property
     def state(self) -> str:
-        """What connection tracking says. It takes no ICMP of strange types, and finds fault with what is no real
-        SCTP or UDP-Lite."""
+        """Return the connection tracking state.
+
+        Connection tracking takes no ICMP of unknown types, and finds invalid SCTP and UDP-Lite invalid.
+        """
         if dict(self.fields).get(("icmpv6", "type")) in NEIGHBOURLY:
             return "untracked"
         strange = self.protocol in (SCTP, UDPLITE) or dict(self.fields).get(("icmp", "type"), 8) != 8
@@ -100,7 +103,7 @@ class Probe:
         return "established" if self.way in ("kept", "reply") else "new"
 
     def passes(self, hook: str) -> bool:
-        """Whether a hook sees it (a device's own hooks are those of w0)."""
+        """Return True if the packet passes a hook (the hooks of a device are those of w0)."""
         return hook in {
             "lo": ("output", "postrouting", "prerouting", "input"),
             "in": ("ingress", "prerouting", "input"),
@@ -108,7 +111,7 @@ class Probe:
         }.get(self.way, ("output", "postrouting", "egress"))
 
     def view(self, hook: str, priority: int) -> PacketView:
-        """What a chain at a hook reads."""
+        """Return the fields that a chain at a hook reads."""
         source, destination = map(parse_address, self.addresses)
         out = {"lo": "lo", "through": W1}.get(self.way, W0)
         arrival = {"lo": "lo", "in": W0, "through": W0}.get(self.way)
@@ -137,7 +140,7 @@ class Probe:
         )
 
     def _first_words(self) -> dict[tuple[str, str], int]:
-        """The two 16-bit words that `th sport` and `th dport` read where the protocol has no ports."""
+        """Return the two 16-bit words that `th sport` and `th dport` read if the protocol has no ports."""
         if self.protocol not in (ICMP, ICMPV6, GRE):
             return {}
         sport, dport = struct.unpack_from("!HH", _content(self))
@@ -150,7 +153,7 @@ class Probe:
 
 
 def probes() -> list[Probe]:
-    """All packets that there are."""
+    """Return all packets."""
     found: list[Probe] = []
     owners = [(0, 0, 0), (1000, 100, 1), (65534, 65534, 0), (1000, 5, 3), (7, 100, 0x10), (0, 5, 0x12)]
     ports = [9, 22, 53, 80, UNTRACKED, FLOW_MARKED]
@@ -186,7 +189,7 @@ def probes() -> list[Probe]:
 
 
 class Senders:
-    """The sockets of some probes, in the namespace of this process."""
+    """Sockets of some probes, in the namespace of this process."""
 
     def __init__(self, mine: list[Probe]) -> None:
         self._sends = {probe: self._open(probe) for probe in mine}
@@ -232,7 +235,7 @@ class Senders:
         content = _content(probe)
 
         def send() -> None:
-            with contextlib.suppress(OSError):  # what a rule drops is told to the sender
+            with contextlib.suppress(OSError):  # the sender gets an error for a dropped packet
                 made.sendto(content, target)
 
         return send
@@ -254,7 +257,7 @@ def _content(probe: Probe) -> bytes:
 
 
 def build(node: Namespace, far: Namespace) -> None:
-    """Links, addresses and the stage's own table."""
+    """Create links, addresses and the tables of the test itself."""
     for here, there, address in ((W0, FAR0, NODE), (W1, FAR1, NODE1)):
         veth(node, here, far, there, mac_a=MAC[here], mac_b=MAC[here])
         node.ip(f"link set {here} arp off", f"addr add {address[4]}/24 dev {here}")

@@ -1,4 +1,4 @@
-"""Rulesets by chance, out of few addresses, ports, owners and marks, so that two rules often mean the same packets."""
+"""Random rulesets of few addresses, ports, owners and marks, so that two rules often match the same packets."""
 
 import random
 from collections.abc import Callable
@@ -107,7 +107,7 @@ class Rulesets:
         return Rule((*matches, *self._action(version, hook)))
 
     def _guard(self, family: int) -> Rule:
-        """What stops packets at a device, or once they are redirected."""
+        """Return rules that stop packets at a device, or after a redirect."""
         draw = self._random
         if draw.random() < 0.3:
             return Rule((Match(Payload(draw.choice(("tcp", "udp")), "dport"), draw.choice(PORTS)), nft.DROP))
@@ -115,7 +115,7 @@ class Rulesets:
         return Rule((device, *draw.choice(((), (self._by_mark(family, GUARD),))), nft.DROP))
 
     def _call(self, family: str, hook: Hook) -> nft.Statement:
-        """Another chain, by a verdict or a verdict map."""
+        """Return a call of another chain, by a verdict or a verdict map."""
         draw = self._random
         self._names += 1
         name = f"called-{self._names}"
@@ -131,7 +131,7 @@ class Rulesets:
         return nft.VerdictMap(Meta("mark"), frozenset({(low, there), (high, other)}))
 
     def _kinds_of_match(self, hook: Hook) -> list[Callable[[int, Hook], nft.Statement]]:
-        """Some that do not contradict each other."""
+        """Return kinds of matches that do not contradict each other."""
         draw = self._random
         layer = draw.choice((self._by_port, self._by_port, self._by_protocol))
         kinds = [self._by_mark, self._by_address, self._by_owner, self._by_port if hook.type == "nat" else layer]

@@ -1,4 +1,4 @@
-"""States and packets by chance: rules, routes and rulesets that meet each other, and packets at their edges.
+"""Random states and packets: rules, routes and rulesets that affect each other, and packets at their limits.
 
 Equal seeds give equal states and packets.
 """
@@ -15,12 +15,12 @@ from .random_rulesets import ALL_NODES, GIDS, HERE_TOO, HOSTS, IPS, NETS, PORTS,
 
 
 class Chance(Rulesets):
-    """All that is drawn for one state."""
+    """Random choices for one state."""
 
     # States
 
     def state(self) -> NetState:
-        """Rules, routes and tables to be put beside the machine's own, and its sysctls."""
+        """Return rules, routes and tables to add to the machine's own, and its sysctls."""
         draw = self._random
         state = NetState(
             tuple(self._tables()),
@@ -33,9 +33,9 @@ class Chance(Rulesets):
         return self._with_story(state, *self._redirecting()) if draw.random() < 0.4 else state
 
     def _with_story(self, state: NetState, table: nft.Table, rules: list[IpRule], routes: list[Route]) -> NetState:
-        told = {(one.family, one.table, one.destination, one.metric): one for one in (*state.routes, *routes)}
+        unique_routes = {(one.family, one.table, one.destination, one.metric): one for one in (*state.routes, *routes)}
         tables = [*state.tables, table] if self._random.random() < 0.5 else [table, *state.tables]
-        return evolve(state, tables=tuple(tables), rules=(*state.rules, *rules), routes=tuple(told.values()))
+        return evolve(state, tables=tuple(tables), rules=(*state.rules, *rules), routes=tuple(unique_routes.values()))
 
     def _sysctls(self) -> list[Sysctl]:
         draw = self._random
@@ -114,7 +114,7 @@ class Chance(Rulesets):
     # Packets
 
     def packet(self) -> Packet:
-        """A packet that a state of this kind may treat in its own way."""
+        """Return a packet that a state of this kind may treat in a special way."""
         draw = self._random
         family = draw.choice(FAMILIES)
         origin = draw.choice((SOCKET,) * 7 + (FORWARD,) * 2 + (FRAME,))

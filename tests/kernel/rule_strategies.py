@@ -1,4 +1,4 @@
-"""Hypothesis strategies for rules that nft takes, over what the packets of the stage differ in."""
+"""Hypothesis strategies for rules that nft accepts, over the fields in which the probes differ."""
 
 from typing import NamedTuple
 
@@ -63,7 +63,7 @@ _STATES = ("new", "established", "related", "invalid", "untracked")
 
 
 class Scope(NamedTuple):
-    """What one rule is about. A device's own hooks (`is_link`) know no connections."""
+    """Subject of one rule. The hooks of a device (`is_link`) have no connection tracking."""
 
     family: int | None
     protocol: str | None
@@ -71,7 +71,7 @@ class Scope(NamedTuple):
 
 
 def _plain(scope):
-    """(expression, its type, values): what a rule about a family and a protocol may look at."""
+    """Return (expression, its type, values) for the fields that a rule about a family and a protocol may match."""
     family, protocol = scope.family, scope.protocol
     found = [
         (MARK, "mark", _MARK_RANGES),
@@ -107,7 +107,7 @@ def _plain(scope):
 
 @st.composite
 def _scopes(draw, of):
-    """The family and the protocol that one rule is about, such as nft takes them together."""
+    """Return a family and a protocol that nft accepts together."""
     families = {"ip": [None, 4], "ip6": [None, 6]}.get(of, [None, 4, 6])
     family = draw(st.sampled_from(families))
     protocols = [None, "tcp", "udp", "sctp", "udplite"]
@@ -145,7 +145,7 @@ def _matches(draw, scope, sets):
 
 
 def _special(scope):
-    """Matches with a shape of their own."""
+    """Return matches with a shape of their own."""
     family, protocol = scope.family, scope.protocol
     masks = st.sampled_from((1, 2, 3, 0x10, 0x13, 0xFFFFFFF0))
     marks = st.sampled_from((MARK,) if scope.is_link else (MARK, FLOW_MARK))
@@ -176,7 +176,7 @@ def _special(scope):
 
 
 def _parts(scope):
-    """What can stand in a concatenation, by exact values."""
+    """Return the expressions that may stand in a concatenation, with exact values."""
     family, protocol = scope.family, scope.protocol
     found = [
         (MARK, MARKS),
@@ -209,7 +209,7 @@ def _concats(draw, scope):
 
 
 def _values(scope):
-    """What can be written into a mark."""
+    """Return the values that may be written into a mark."""
     marks = st.sampled_from((MARK,) if scope.is_link else (MARK, FLOW_MARK))
     small = st.sampled_from(MARKS)
     found = [
@@ -230,7 +230,7 @@ def _values(scope):
 
 
 def _verdicts(at):
-    """Verdicts of the chain with this index; calls go to later chains alone."""
+    """Return verdicts of the chain with this index; calls go to later chains only."""
     later = CHAINS[at + 1 :]
     plain = [st.sampled_from((ACCEPT, DROP, Verdict("return"), Verdict("continue")))]
     calls = [st.builds(Verdict, st.sampled_from(("jump", "goto")), st.sampled_from(later))] * 2 if later else []
@@ -239,7 +239,7 @@ def _verdicts(at):
 
 @st.composite
 def _ends(draw, at, scope, hook, of):
-    """What a rule does at last."""
+    """Return the last statement of a rule."""
     kinds = ["nothing", "verdict", "verdict", "mangle", "mangle", "vmap", "vmaps"]
     kinds += ["notrack"] if hook in ("output", "prerouting") and of != "netdev" else []
     kinds += ["reject"] if hook in ("input", "forward", "output") else []
@@ -272,7 +272,7 @@ def _ends(draw, at, scope, hook, of):
 
 @st.composite
 def tables(draw):
-    """A table with one base chain, whose rules are counted one by one."""
+    """Return a table with one base chain whose rules have a counter each."""
     hook, priority = draw(st.sampled_from(PLACES))
     of = "netdev" if hook in ("egress", "ingress") else draw(st.sampled_from(("inet", "inet", "ip", "ip6")))
     sets = _named(draw)
@@ -305,7 +305,7 @@ def tables(draw):
 
 
 def _gate(of, policy):
-    """Only the stage's packets are of interest; answers and neighbours go their way."""
+    """Return a rule that skips all packets except the probes."""
     found = [
         Rule((Match(Payload(name, "daddr"), AnonymousSet(frozenset(DESTINATIONS[family]))), Verdict("jump", "first")))
         for name, family in (("ip", 4), ("ip6", 6))

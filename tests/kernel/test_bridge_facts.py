@@ -1,4 +1,4 @@
-"""An uplink that is a bridge: what egress of the bridge and of its ports sees, and how frames can be told apart."""
+"""An uplink that is a bridge: the view at egress of the bridge and of its ports, and the origin of frames."""
 
 import socket
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ def bridge(node: Namespace, far: Namespace) -> Iterator[Bridge]:
 
 
 def seen(bridge: Bridge, space: Namespace, device: str, target: str) -> set[str]:
-    """The counters that count one AF_PACKET frame."""
+    """Return the counters that count one AF_PACKET frame."""
     bridge.node.nft(COLLECT.replace("WHAT", FRAMES))
     body = f"{space.name} {device} {target}".encode()
 
@@ -102,22 +102,22 @@ def seen(bridge: Bridge, space: Namespace, device: str, target: str) -> set[str]
 
 
 @targets
-def test_K5_af_packet_on_the_port_skips_egress_of_the_bridge(bridge: Bridge, target: str) -> None:
+def test_K5_af_packet_on_port_skips_bridge_egress(bridge: Bridge, target: str) -> None:
     """A frame that AF_PACKET sends on a port passes egress of the port, not of the bridge."""
     found = seen(bridge, bridge.node, PORT, target)
-    assert "at-port" in found, "frames sent on a port leave unseen: the link guard can't cover bridges"
+    assert "at-port" in found, "frames sent on a port leave unseen: the link guard cannot cover bridges"
     assert "at-bridge" not in found, "egress of the bridge suffices here: the chains on the ports could go"
 
 
 @targets
-def test_K5_af_packet_on_the_bridge_passes_both(bridge: Bridge, target: str) -> None:
+def test_K5_af_packet_on_bridge_passes_both_egress_hooks(bridge: Bridge, target: str) -> None:
     """A frame that AF_PACKET sends on the bridge passes egress of the bridge and then of the port."""
     found = seen(bridge, bridge.node, WAN, target)
     assert found >= {"at-bridge", "at-port"}, "one of the two link guards does not see frames of the bridge"
 
 
 @targets
-def test_K5_bridged_frames_pass_egress_of_the_port_only(bridge: Bridge, target: str) -> None:
+def test_K5_bridged_frame_passes_port_egress_only(bridge: Bridge, target: str) -> None:
     """A frame from a second port passes egress of the port by which it leaves, not of the bridge."""
     found = seen(bridge, bridge.guest, GUEST, target)
     assert "at-port" in found and "at-bridge" not in found, "bridged traffic takes another way: see who may drop it"
@@ -125,8 +125,8 @@ def test_K5_bridged_frames_pass_egress_of_the_port_only(bridge: Bridge, target: 
 
 @targets
 @pytest.mark.parametrize("origin", ["port", "bridge", "bridged"])
-def test_K5_at_egress_no_frame_shows_a_device_that_it_came_in_by(bridge: Bridge, origin: str, target: str) -> None:
-    """`meta iif` is 0 at egress of a port for every frame, bridged ones too: it does not tell whose a frame is."""
+def test_K5_frame_at_egress_has_no_input_device(bridge: Bridge, origin: str, target: str) -> None:
+    """`meta iif` is 0 at egress of a port for every frame, bridged ones too: it does not show the origin of a frame."""
     space, device = {"port": (bridge.node, PORT), "bridge": (bridge.node, WAN), "bridged": (bridge.guest, GUEST)}[
         origin
     ]
@@ -141,18 +141,18 @@ def test_K5_at_egress_no_frame_shows_a_device_that_it_came_in_by(bridge: Bridge,
 
 @targets
 @pytest.mark.parametrize("origin", ["port", "bridge", "bridged"])
-def test_K5_the_packet_type_tells_bridged_frames_from_our_own(bridge: Bridge, origin: str, target: str) -> None:
-    """At egress of a port `meta pkttype` is host for frames made here, and never for frames from a second port."""
+def test_K5_pkttype_at_egress_separates_bridged_frames(bridge: Bridge, origin: str, target: str) -> None:
+    """`meta pkttype` at egress of a port is host for frames of this machine, never for frames from a second port."""
     space, device = {"port": (bridge.node, PORT), "bridge": (bridge.node, WAN), "bridged": (bridge.guest, GUEST)}[
         origin
     ]
     expected = "not-for-host" if origin == "bridged" else "for-host"
     found = {"for-host", "not-for-host"} & seen(bridge, space, device, target)
-    assert found == {expected}, "the guard of bridge ports can't go by `meta pkttype`: it would let own frames pass"
+    assert found == {expected}, "the guard of bridge ports cannot go by `meta pkttype`: it would let own frames pass"
 
 
 def _speak() -> None:
-    """One datagram of each kind, as nobody would send it, each with mark 7."""
+    """Send one datagram of each kind, each with mark 7."""
     index = socket.if_nametoindex(WAN)
     kinds = [
         (socket.AF_INET, (at.HOME[4], 9)),
@@ -168,7 +168,7 @@ def _speak() -> None:
             made.sendto(b"spoken", target)
 
 
-def test_K5_ip_shows_mark_and_owner_at_egress_of_the_port(bridge: Bridge) -> None:
+def test_K5_ip_packet_at_port_egress_has_mark_and_owner(bridge: Bridge) -> None:
     """IP packets of a socket, broadcast and multicast too, show mark, skuid and packet type host at the port."""
     bridge.node.nft(COLLECT.replace("WHAT", DATAGRAMS))
 
@@ -177,11 +177,11 @@ def test_K5_ip_shows_mark_and_owner_at_egress_of_the_port(bridge: Bridge) -> Non
         bridge.arrives(b"spoken")
 
     found = counted(bridge.node, pass_)
-    assert found >= {"at-bridge", "at-port", "marked", "owned"}, "the link guard of a port can't ask for the mark"
+    assert found >= {"at-bridge", "at-port", "marked", "owned"}, "the link guard of a port cannot ask for the mark"
     assert "not-for-host" not in found, "own multicast looks bridged at the port: the guard must not go by pkttype"
 
 
-def test_K5_what_the_node_forwards_looks_like_its_own(bridge: Bridge) -> None:
+def test_K5_forwarded_packet_at_egress_has_pkttype_host(bridge: Bridge) -> None:
     """A packet that the node routes to the WAN has packet type host at the port, so that the guard meets it there."""
     with Namespace("client") as client:
         veth(client, "eth0", bridge.node, at.CLIENT)

@@ -1,4 +1,4 @@
-"""Groups of processes: who sees the tree, and what a program of a few instructions can do to their sockets."""
+"""Cgroups: visibility of the tree, and effects of a short program on sockets."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def cgroup() -> Iterator[Path]:
     [("ip netns exec probe", False), ("nsenter --net=/run/netns/probe", True)],
     ids=["ip", "nsenter"],
 )
-def test_K11_ip_netns_exec_hides_the_cgroup_tree(node: Namespace, cgroup: Path, way: str, visible: bool) -> None:
+def test_K11_ip_netns_exec_hides_cgroup_tree(node: Namespace, cgroup: Path, way: str, visible: bool) -> None:
     """`ip netns exec` mounts a fresh /sys without cgroups; nsenter and setns leave /sys as it is."""
     node.run(["mkdir", "-p", "/run/netns"])
     if not node.outside("/run/netns").is_dir() or not Path("/var/run").samefile("/run"):
@@ -43,7 +43,7 @@ def test_K11_ip_netns_exec_hides_the_cgroup_tree(node: Namespace, cgroup: Path, 
     assert (found.returncode == 0) is visible, (
         "cgroups stay visible in `ip netns exec`: services may be started with it"
         if not visible
-        else "nsenter hides cgroups as well: services in namespaces can't be known by their cgroup"
+        else "nsenter hides cgroups as well: services in namespaces cannot be known by their cgroup"
     )
 
 
@@ -61,14 +61,14 @@ def _marks() -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def test_L18_a_cgroup_program_marks_the_sockets_of_a_service(node: Namespace, cgroup: Path) -> None:
+def test_L18_cgroup_program_marks_sockets_of_service(node: Namespace, cgroup: Path) -> None:
     """Four instructions at sock_create give every socket of an unprivileged service the mark, and no other socket."""
     assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "without the program there must be no mark"
     code = bpf_programs.mark_program(MARK)
     assert len(code) == 4 * 8
     with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, code):
         inside, outside = node.call(bpf_programs.joined, cgroup, _marks), node.call(_marks)
-    assert inside == (MARK, MARK, MARK), "sockets can't be marked by cgroup here: the service must mark them itself"
+    assert inside == (MARK, MARK, MARK), "sockets cannot be marked by cgroup here: the service must mark them itself"
     assert outside == (0, 0, 0), "the program marks sockets of others: it must not be used"
     assert node.call(bpf_programs.joined, cgroup, _marks) == (0, 0, 0), "the program outlives its detachment"
 
@@ -97,7 +97,7 @@ def _options() -> dict[str, str]:
     return found
 
 
-def test_L19_a_cgroup_program_refuses_options_even_to_root(node: Namespace, cgroup: Path) -> None:
+def test_L19_cgroup_program_refuses_options_to_root(node: Namespace, cgroup: Path) -> None:
     """Twelve instructions refuse SO_BINDTODEVICE, SO_MARK and IP_UNICAST_IF with EPERM, and nothing else."""
     free = node.call(bpf_programs.joined, cgroup, _options)
     assert set(free.values()) == {SENT}, "the positive control: without the program root may do all of them"

@@ -1,27 +1,27 @@
-"""Rules made at random, asked of the kernel and of the model, packet by packet."""
+"""Random rules, evaluated by the kernel and by the model, packet by packet."""
 
 import os
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from .chain_differential import Theatre, play, scene
+from .chain_differential import ChainComparison, compare_table, node_with_far_end
 from .rule_strategies import tables
 
 pytestmark = pytest.mark.kernel
 
 EXAMPLES = int(os.environ.get("CHAINS_EXAMPLES", "60"))
-# A disagreement is told with the one packet that it takes; to shrink the rules too takes minutes.
+# A disagreement is reported with its one packet; shrinking the rules takes minutes.
 PHASES = [Phase.generate, Phase.shrink] if os.environ.get("CHAINS_SHRINK") else [Phase.generate]
 
 
-def compare_all(theatre: Theatre) -> None:
+def compare_all(comparison: ChainComparison) -> None:
     @settings(
         max_examples=EXAMPLES, deadline=None, database=None, phases=PHASES, suppress_health_check=list(HealthCheck)
     )
     @given(tables())
     def compare(table):
-        play(theatre, table)
+        compare_table(comparison, table)
 
     try:
         compare()
@@ -29,16 +29,16 @@ def compare_all(theatre: Theatre) -> None:
         raise AssertionError(f"{type(error).__name__}: {error}") from None
 
 
-def test_the_model_decides_as_the_kernel_does(egress) -> None:
-    with scene() as (node, channel):
+def test_chain_model_on_random_rulesets_agrees_with_kernel(egress) -> None:
+    with node_with_far_end() as (node, channel):
 
         def run() -> tuple[int, int, list[tuple[str, str]]]:
-            theatre = Theatre(channel)
-            compare_all(theatre)
-            return theatre.compared, theatre.doubted, theatre.refused
+            comparison = ChainComparison(channel)
+            compare_all(comparison)
+            return comparison.compared, comparison.uncertain, comparison.refused
 
-        compared, doubted, refused = node.call(run, timeout=60 + 2 * EXAMPLES)
-    print(f"{compared} packets compared; left out: {doubted} that the model has doubts about, {len(refused)} rulesets")
+        compared, uncertain, refused = node.call(run, timeout=60 + 2 * EXAMPLES)
+    print(f"{compared} packets compared; left out: {uncertain} that the model does not decide, {len(refused)} rulesets")
     assert compared > 15 * EXAMPLES
     assert not refused
-    assert doubted < compared / 100
+    assert uncertain < compared / 100

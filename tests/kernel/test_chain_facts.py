@@ -1,4 +1,4 @@
-"""What rules of a kind do on this kernel: what the model takes for granted, and what it once had wrong."""
+"""Effects of rules on this kernel that the model assumes, or once had wrong."""
 
 import json
 import socket
@@ -45,15 +45,15 @@ from nftpolicy.netstate.nft import (
 from tests.lab.netns import Namespace
 
 from . import probe_senders
-from .chain_differential import Theatre, play, scene
+from .chain_differential import ChainComparison, compare_table, node_with_far_end
 
 pytestmark = pytest.mark.kernel
 
 MARK = Meta("mark")
 
 
-def alone(*rules: tuple, hook: Hook | None = None, family: str = "inet", **more) -> Table:
-    """A table whose base chain has these rules, each counted before its verdict."""
+def base_chain_table(*rules: tuple, hook: Hook | None = None, family: str = "inet", **more) -> Table:
+    """Return a table whose base chain has these rules, each counted before its verdict."""
     made = []
     for at, rule in enumerate(rules):
         if any(isinstance(one, VerdictMap | VerdictMapRef) for one in rule):
@@ -86,20 +86,20 @@ EDGES = Set(
 )
 
 FACTS = {
-    "what-has-no-owner-matches-no-owner-negated-or-not": alone(
+    "what-has-no-owner-matches-no-owner-negated-or-not": base_chain_table(
         (Match(Meta("skuid"), 0),),
         (Match(Meta("skuid"), 0, "!="),),
         (Match(Meta("skgid"), AnonymousSet(frozenset({1, 2})), "!="),),
         (Match(Meta("skuid"), 5, "<"),),
         hook=FORWARD,
     ),
-    "a-header-of-the-other-family-never-matches": alone(
+    "a-header-of-the-other-family-never-matches": base_chain_table(
         (Match(Payload("ip", "saddr"), "10.0.0.1", "!="),),
         (Match(Payload("ip6", "saddr"), "fe80::1", "!="),),
         (Match(Payload("ip", "protocol"), "tcp", "!="),),
         (Match(Payload("ip6", "nexthdr"), "tcp", "!="),),
     ),
-    "a-header-of-another-protocol-never-matches": alone(
+    "a-header-of-another-protocol-never-matches": base_chain_table(
         (Match(Payload("tcp", "dport"), 22, "!="),),
         (Match(Payload("udp", "dport"), 22, "!="),),
         (Match(Payload("sctp", "dport"), 22, "!="),),
@@ -107,19 +107,19 @@ FACTS = {
         (Match(Payload("icmpv6", "type"), "echo-request", "!="),),
         (Match(Payload("tcp", "flags"), "syn", "!="),),
     ),
-    "there-is-no-device-of-arrival-at-output-and-none-matches-that": alone(
+    "there-is-no-device-of-arrival-at-output-and-none-matches-that": base_chain_table(
         (Match(Meta("iifname"), "w0", "!="),),
         (Match(Meta("iifname"), "w*", "!="),),
         (Match(Meta("iif"), "lo", "!="),),
         (Match(Meta("iifname"), AnonymousSet(frozenset({"w0", "lo"})), "!="),),
     ),
-    "there-is-no-device-to-leave-by-at-prerouting": alone(
+    "there-is-no-device-to-leave-by-at-prerouting": base_chain_table(
         (Match(Meta("oifname"), "w0", "!="),),
         (Match(Meta("oif"), "lo", "!="),),
         (Match(Meta("iifname"), "w0"),),
         hook=BACK,
     ),
-    "egress-knows-the-device-by-which-it-leaves-alone": alone(
+    "egress-knows-the-device-by-which-it-leaves-alone": base_chain_table(
         (Match(Meta("oifname"), "w0"),),
         (Match(Meta("iifname"), "w0"),),
         (Match(Meta("iifname"), "w0", "!="),),
@@ -129,14 +129,14 @@ FACTS = {
         hook=EGRESS,
         family="netdev",
     ),
-    "ingress-knows-the-device-of-arrival-alone": alone(
+    "ingress-knows-the-device-of-arrival-alone": base_chain_table(
         (Match(Meta("iifname"), "w0"),),
         (Match(Meta("oifname"), "w0"),),
         (Match(Meta("skuid"), 0, "!="),),
         hook=INGRESS,
         family="netdev",
     ),
-    "before-tracking-all-is-invalid-and-has-no-mark": alone(
+    "before-tracking-all-is-invalid-and-has-no-mark": base_chain_table(
         (Match(Ct("state"), "invalid", "in"),),
         (Match(Ct("state"), "new", "in"),),
         (Match(Ct("mark"), 0),),
@@ -144,10 +144,10 @@ FACTS = {
         (Match(Ct("direction"), "original"),),
         hook=EARLY,
     ),
-    "what-lo-brings-back-is-tracked-already": alone(
+    "what-lo-brings-back-is-tracked-already": base_chain_table(
         (Match(Ct("state"), "invalid", "in"),), (Match(Ct("state"), "new", "in"),), (Match(Ct("mark"), 5),), hook=BACK
     ),
-    "what-is-not-tracked-has-a-state-and-nothing-else": alone(
+    "what-is-not-tracked-has-a-state-and-nothing-else": base_chain_table(
         (Notrack(),),
         (Match(Ct("state"), "untracked", "in"),),
         (Match(Ct("mark"), 5, "!="),),
@@ -155,13 +155,13 @@ FACTS = {
         (Match(Ct("mark"), 5),),
         hook=EARLY,
     ),
-    "what-tracking-refused-can-be-untracked-later": alone((Notrack(),), (Match(Ct("state"), "untracked", "in"),)),
-    "talk-among-neighbours-is-not-tracked": alone(
+    "what-tracking-refused-can-be-untracked-later": base_chain_table((Notrack(),), (Match(Ct("state"), "untracked", "in"),)),
+    "talk-among-neighbours-is-not-tracked": base_chain_table(
         (Match(Payload("icmpv6", "type"), AnonymousSet(frozenset({130, 133, 135, 136, 143}))),),
         (Match(Ct("state"), "untracked", "in"),),
         (Match(Ct("mark"), 5, "!="),),
     ),
-    "flags-of-states": alone(
+    "flags-of-states": base_chain_table(
         (Match(Ct("state"), "established,related", "in"),),
         (Match(Ct("state"), "established", "!="),),
         (Match(Ct("state"), "established,invalid", "!"),),
@@ -169,7 +169,7 @@ FACTS = {
         (Match(Ct("direction"), "reply"),),
         (Match(Ct("state"), AnonymousSet(frozenset({"new", "invalid"}))),),
     ),
-    "flags-of-tcp": alone(
+    "flags-of-tcp": base_chain_table(
         (Match(Bitwise(Payload("tcp", "flags"), and_mask="ack,fin,rst,syn"), "syn"),),
         (Match(Payload("tcp", "flags"), "rst", "&"),),
         (Match(Payload("tcp", "flags"), "ack,syn", "in"),),
@@ -177,15 +177,15 @@ FACTS = {
         (Match(Payload("tcp", "flags"), "syn", "=="),),
         (Match(Payload("tcp", "flags"), AnonymousSet(frozenset({"syn", "ack,syn"}))),),
     ),
-    "a-reject-of-one-family-lets-the-other-pass-inet": alone((Reject("icmp", "admin-prohibited"),), hook=FORWARD),
-    "a-reject-of-one-family-lets-the-other-pass-inet6": alone((Reject("icmpv6", "no-route"),), hook=FORWARD),
-    "a-reject-of-both-drops": alone((Reject(),), hook=FORWARD),
-    "maps-with-wildcards-and-a-rest": alone(
+    "a-reject-of-one-family-lets-the-other-pass-inet": base_chain_table((Reject("icmp", "admin-prohibited"),), hook=FORWARD),
+    "a-reject-of-one-family-lets-the-other-pass-inet6": base_chain_table((Reject("icmpv6", "no-route"),), hook=FORWARD),
+    "a-reject-of-both-drops": base_chain_table((Reject(),), hook=FORWARD),
+    "maps-with-wildcards-and-a-rest": base_chain_table(
         (VerdictMap(Meta("oifname"), frozenset({("w*", Verdict("jump", "called")), ("lo", ACCEPT)})),),
         (VerdictMap(Payload("th", "dport"), frozenset({(9, DROP), ("20-60", Verdict("continue")), ("*", ACCEPT)})),),
         (Mangle(MARK, 7),),
     ),
-    "a-named-map-of-verdicts-gone-by-halves": alone(
+    "a-named-map-of-verdicts-gone-by-halves": base_chain_table(
         (VerdictMapRef(Meta("skuid"), "ways"),),
         (Mangle(MARK, Lookup(Meta("skgid"), MapRef("marks"))),),
         maps=(
@@ -194,13 +194,13 @@ FACTS = {
             Map("marks", ("gid",), ("mark",), frozenset({("5-99", 7), (100, 8)}), frozenset({"interval"})),
         ),
     ),
-    "concatenations-with-intervals": alone(
+    "concatenations-with-intervals": base_chain_table(
         (Match(Concat((Payload("ip", "daddr"), Payload("udp", "dport"))), SetRef("edges")),),
         (Match(Concat((Payload("ip", "daddr"), Payload("udp", "dport"))), SetRef("edges"), "!="),),
         (Match(Concat((Meta("oifname"), Meta("l4proto"), MARK)), AnonymousSet(frozenset({("w0", "udp", 1)}))),),
         sets=(EDGES,),
     ),
-    "arithmetic-of-marks": alone(
+    "arithmetic-of-marks": base_chain_table(
         (Match(Bitwise(MARK, and_mask=0x10), 0, "!="),),
         (Match(MARK, 3, ">="), Mangle(MARK, Binary("^", MARK, 1))),
         (Match(MARK, "1-2"), Mangle(MARK, Binary("<<", MARK, 2))),
@@ -208,28 +208,28 @@ FACTS = {
         (Match(Ct("mark"), 7), Mangle(MARK, Ct("mark"))),
         (Mangle(MARK, Bitwise(MARK, and_mask=0xFFFFFFF0, or_bits=9)), ACCEPT),
     ),
-    "postrouting-sees-both-devices-of-what-is-passed-on": alone(
+    "postrouting-sees-both-devices-of-what-is-passed-on": base_chain_table(
         (Match(Meta("iifname"), "w0"), Match(Meta("oifname"), "w1")), (Match(Meta("skuid"), 0),), hook=BEHIND
     ),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def staged(able):
-    with scene() as both:
+def chain_node(able):
+    with node_with_far_end() as both:
         yield both
 
 
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("name", FACTS)
-def test_the_kernel_and_the_model_agree_that(name, staged):
-    node, channel = staged
+def test_chain_model_on_fact_agrees_with_kernel(name, chain_node):
+    node, channel = chain_node
 
     def run() -> tuple[int, list[tuple[str, str]]]:
-        theatre = Theatre(channel)
-        passing = [one for one in theatre.probes if one.passes(FACTS[name].chains[-1].hook.hook)]
-        play(theatre, FACTS[name], passing)
-        return theatre.compared, theatre.refused
+        comparison = ChainComparison(channel)
+        passing = [one for one in comparison.probes if one.passes(FACTS[name].chains[-1].hook.hook)]
+        compare_table(comparison, FACTS[name], passing)
+        return comparison.compared, comparison.refused
 
     compared, refused = node.call(run, timeout=60)
     assert refused == []
@@ -275,8 +275,8 @@ table inet observer {{
 
 
 @pytest.mark.parametrize("name", TRANSLATIONS)
-def test_addresses_are_translated_as_the_model_says(name, staged):
-    node, _ = staged
+def test_nat_model_agrees_with_kernel(name, chain_node):
+    node, _ = chain_node
     family, table = TRANSLATIONS[name]
     source, destination, port = (
         probe_senders.NODE[family],
@@ -336,7 +336,7 @@ table ip observer {{
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (-1, 0), (0, -1)])
-def test_chains_follow_each_other_as_the_model_says(first, second):
+def test_chain_order_of_model_agrees_with_kernel(first, second):
     with Namespace("node") as node:
         for part in ORDER.format(first=first, second=second).split("\ntable ")[1:]:
             node.nft(f"table {part}")
@@ -353,5 +353,5 @@ def test_chains_follow_each_other_as_the_model_says(first, second):
         listed = json.loads(node.run(["nft", "-j", "list", "table", "ip", "observer"]).stdout)["nftables"]
         rules = [one["rule"] for one in listed if "rule" in one]
         counted = [one["comment"] for one in rules if one["expr"][1]["counter"]["packets"]]
-        # The answer that nobody listens comes from the kernel and passes the same chains.
+        # The error of a closed port comes from the kernel and passes the same chains.
         assert counted == [hex(view.mark)]

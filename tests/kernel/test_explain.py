@@ -1,4 +1,4 @@
-"""`explain` on a kernel that holds a policy: its word, its lines, and whether packets really do what it says."""
+"""`explain` on a kernel that holds a policy: outcome, lines, and agreement with packets that are really sent."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from tests.lab import forked_call, packet_senders, syscalls
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
-from .two_link_node import MESH, WAN, Rig, counted, default
+from .two_link_node import MESH, WAN, TwoLinkNode, counted, default
 
 pytestmark = pytest.mark.kernel
 
@@ -35,7 +35,7 @@ FAR = {4: "198.51.100.10", 6: "2001:db8:2::10"}
 
 
 def line(words: str) -> int:
-    """Where the policy says so."""
+    """Return the line number of the policy that begins with these words."""
     (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
     return found
 
@@ -43,8 +43,8 @@ def line(words: str) -> int:
 class Node:
     """A node with the shipped policy in force. Main has a default route by the mesh, and the WAN's own network."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig, self.space = rig, rig.node
+    def __init__(self, two_links: TwoLinkNode) -> None:
+        self.two_links, self.space = two_links, two_links.node
         for family in at.FAMILIES:
             self.space.ip(default(MESH, family), default(WAN, family, "1"))
             self.space.ip(f"-{family} route add {at.HOME_NET[family]} dev {WAN}")
@@ -60,83 +60,85 @@ class Node:
         return done.stdout
 
     def words(self, *words: object) -> str:
-        """The outcome alone."""
+        """Return the outcome only."""
         return self.explain(*words).splitlines()[-1].removeprefix("=> ")
 
 
 @pytest.fixture(scope="module")
-def held(able: None) -> Iterator[Node]:
-    with Namespace("node") as space, Namespace("far") as far, Rig(space, far) as rig:
-        yield Node(rig)
+def guarded_node(able: None) -> Iterator[Node]:
+    with Namespace("node") as space, Namespace("far") as far, TwoLinkNode(space, far) as two_links:
+        yield Node(two_links)
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_unmarked_packet_to_the_uplink(held: Node, family: int) -> None:
-    told = held.explain("--to", at.NEIGHBOUR[family], "--uid", 65534, "--gid", OTHER)
-    assert told.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
-    assert f"{POLICY}:{line('[uplink.wan]')} uplink.wan" in told
+def test_explain_unmarked_packet_to_uplink_is_dropped(guarded_node: Node, family: int) -> None:
+    output = guarded_node.explain("--to", at.NEIGHBOUR[family], "--uid", 65534, "--gid", OTHER)
+    assert output.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
+    assert f"{POLICY}:{line('[uplink.wan]')} uplink.wan" in output
     # and so it is
-    to_neighbour = held.rig.send(lambda job: job.udp().sendto(job.payload, job.neighbour), family, patience=0.1)
+    to_neighbour = guarded_node.two_links.send(
+        lambda job: job.udp().sendto(job.payload, job.neighbour), family, patience=0.1
+    )
     assert to_neighbour == ("EPERM", set())
 
 
-def test_a_bound_socket_without_a_route(held: Node) -> None:
+def test_explain_bound_socket_without_route_differs_by_family(guarded_node: Node) -> None:
     """IPv4 takes every address for a neighbour then; IPv6 does not."""
     bound = ("--uid", 65534, "--dev", WAN)
-    assert held.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
-    told = held.words("--to", FAR[6], *bound)
-    assert re.fullmatch(r"unroutable: rule priority 910 from all unreachable .*: unreachable", told)
+    assert guarded_node.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
+    output = guarded_node.words("--to", FAR[6], *bound)
+    assert re.fullmatch(r"unroutable: rule priority 910 from all unreachable .*: unreachable", output)
 
     def send(job: packet_senders.Job) -> None:
         made = job.udp()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
         made.sendto(job.payload, job.server)
 
-    assert held.rig.send(send, 4, patience=0.1) == ("EPERM", set())
-    assert held.rig.send(send, 6, patience=0.1) == ("ENETUNREACH", set())
+    assert guarded_node.two_links.send(send, 4, patience=0.1) == ("EPERM", set())
+    assert guarded_node.two_links.send(send, 6, patience=0.1) == ("ENETUNREACH", set())
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_unmarked_packet_goes_by_the_mesh(held: Node, family: int) -> None:
-    assert held.words("--to", FAR[family], "--uid", 65534) == f"leaves by {MESH} with mark 0x0"
-    assert held.rig.send(packet_senders.udp, family) == ("sent", {MESH})
+def test_explain_unmarked_packet_leaves_by_mesh(guarded_node: Node, family: int) -> None:
+    assert guarded_node.words("--to", FAR[family], "--uid", 65534) == f"leaves by {MESH} with mark 0x0"
+    assert guarded_node.two_links.send(packet_senders.udp, family) == ("sent", {MESH})
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_a_packet_of_a_service(held: Node, family: int) -> None:
-    told = held.explain("--to", FAR[family], "--gid", SERVICE, "--mark", "0x1", "--dport", 10000)
-    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
-    assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
-    assert f"{POLICY}:{line('mark ')} uplink.wan.mark" in told
+def test_explain_service_packet_leaves_by_uplink(guarded_node: Node, family: int) -> None:
+    output = guarded_node.explain("--to", FAR[family], "--gid", SERVICE, "--mark", "0x1", "--dport", 10000)
+    assert output.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in output
+    assert f"{POLICY}:{line('mark ')} uplink.wan.mark" in output
 
 
-def test_a_stranger_with_the_mark(held: Node) -> None:
-    told = held.words("--to", FAR[4], "--gid", OTHER, "--mark", 1)
-    assert told == "dropped by inet nftpolicy wan.identity: counter wan.unentitled"
+def test_explain_mark_without_entitlement_is_dropped(guarded_node: Node) -> None:
+    output = guarded_node.words("--to", FAR[4], "--gid", OTHER, "--mark", 1)
+    assert output == "dropped by inet nftpolicy wan.identity: counter wan.unentitled"
 
 
 @pytest.mark.parametrize(("family", "resolver"), [(4, "127.0.0.1:54"), (6, "[::1]:54")])
-def test_a_services_question_for_a_name(held: Node, family: int, resolver: str) -> None:
+def test_explain_dns_query_of_service_reaches_resolver(guarded_node: Node, family: int, resolver: str) -> None:
     words = ("--to", FAR[family], "--gid", SERVICE, "--mark", 1, "--dport", 53)
-    assert held.words(*words) == f"delivered locally with mark 0x1, to {resolver}"
-    assert f"{POLICY}:{line('listen')} uplink.wan.resolver.listen" in held.explain(*words)
+    assert guarded_node.words(*words) == f"delivered locally with mark 0x1, to {resolver}"
+    assert f"{POLICY}:{line('listen')} uplink.wan.resolver.listen" in guarded_node.explain(*words)
 
 
-def test_what_comes_from_the_uplink_and_would_be_forwarded(held: Node) -> None:
-    held.space.sysctl("net.ipv4.ip_forward", 1)
-    told = held.explain("--forward", WAN, "--from", "192.0.2.77", "--to", FAR[4])
-    assert "dropped by" in told.splitlines()[-1]
-    back = held.explain("--forward", MESH, "--from", "203.0.113.9", "--to", "192.0.2.77")
+def test_explain_forwarded_packet_of_uplink_is_dropped(guarded_node: Node) -> None:
+    guarded_node.space.sysctl("net.ipv4.ip_forward", 1)
+    output = guarded_node.explain("--forward", WAN, "--from", "192.0.2.77", "--to", FAR[4])
+    assert "dropped by" in output.splitlines()[-1]
+    back = guarded_node.explain("--forward", MESH, "--from", "203.0.113.9", "--to", "192.0.2.77")
     assert back.splitlines()[-1] == "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"
 
 
-def test_a_frame(held: Node) -> None:
+def test_explain_frame_leaves_only_with_mark(guarded_node: Node) -> None:
     words = ("--frame", "--dev", WAN, "--from", "192.0.2.2", "--to", FAR[4])
-    assert held.words(*words).startswith("dropped by netdev nftpolicy wan.link")
-    assert held.words(*words, "--mark", 1) == f"leaves by {WAN} with mark 0x1"
+    assert guarded_node.words(*words).startswith("dropped by netdev nftpolicy wan.link")
+    assert guarded_node.words(*words, "--mark", 1) == f"leaves by {WAN} with mark 0x1"
 
 
-def test_an_answer(held: Node) -> None:
+def test_explain_answer_leaves_only_from_policy_port(guarded_node: Node) -> None:
     reply = (
         "--to",
         FAR[4],
@@ -150,24 +152,24 @@ def test_an_answer(held: Node) -> None:
         "--ct-mark",
         1,
     )
-    told = held.explain(*reply, "--sport", 22, "--mark", 1)
-    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
-    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in told
-    assert held.words(*reply, "--sport", 80, "--mark", 1).endswith("counter wan.unanswered")
+    output = guarded_node.explain(*reply, "--sport", 22, "--mark", 1)
+    assert output.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in output
+    assert guarded_node.words(*reply, "--sport", 80, "--mark", 1).endswith("counter wan.unanswered")
 
 
-def test_an_exemption(held: Node) -> None:
+def test_explain_exempt_packet_leaves_unmarked(guarded_node: Node) -> None:
     solicit = ("--kernel", "--proto", "ipv6-icmp", "--to", "ff02::1:ff00:1", "--dev", WAN)
     solicit = (*solicit, "--from", at.NODE_MESH[6], "--field", "icmpv6.type=135", "--field", "ip6.hoplimit=255")
-    told = held.explain(*solicit)
-    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
-    assert f"{POLICY}:{line('exempt')} uplink.wan.exempt" in told
+    output = guarded_node.explain(*solicit)
+    assert output.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
+    assert f"{POLICY}:{line('exempt')} uplink.wan.exempt" in output
 
 
-def test_the_kernel_is_asked_too(held: Node) -> None:
-    told = held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE)
-    assert re.search(rf"^the kernel's own route: unicast dev {WAN}", told, re.MULTILINE)
-    found = json.loads(held.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE, "--json"))
+def test_explain_shows_route_of_kernel(guarded_node: Node) -> None:
+    output = guarded_node.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE)
+    assert re.search(rf"^the kernel's own route: unicast dev {WAN}", output, re.MULTILINE)
+    found = json.loads(guarded_node.explain("--to", FAR[4], "--mark", 1, "--gid", SERVICE, "--json"))
     (packet,) = found["packets"]
     assert packet["kernel"][0]["agrees"] is True
     assert packet["kernel"][0]["kernel"]["device"] == WAN
@@ -185,19 +187,19 @@ def test_the_kernel_is_asked_too(held: Node) -> None:
         ({"kind": "unreachable"}, False),
     ],
 )
-def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
-    held: Node, capsys: pytest.CaptureFixture, answer: dict, agrees: bool
+def test_explain_other_route_of_kernel_is_model_fault(
+    guarded_node: Node, capsys: pytest.CaptureFixture, answer: dict, agrees: bool
 ) -> None:
-    def lied() -> tuple[int, str]:
+    def explain_with_changed_route() -> tuple[int, str]:
         from attrs import evolve
 
         from nftpolicy.kernel.netlink.rtnetlink import RouteLookups
 
         honest = RouteLookups.get_route
         RouteLookups.get_route = lambda *words, **more: evolve(honest(*words, **more), **answer)
-        return inside("--to", FAR[4], "--mark", "1", "--gid", "800")
+        return run_in_process("--to", FAR[4], "--mark", "1", "--gid", "800")
 
-    status, said = held.space.call(lied)
+    status, said = guarded_node.space.call(explain_with_changed_route)
     assert status == (0 if agrees else 1)
     faults = [one for one in said.splitlines() if one.startswith("model/kernel mismatch (bug): the route: ")]
     assert bool(faults) != agrees
@@ -205,8 +207,8 @@ def test_a_kernel_that_says_something_else_is_a_fault_of_the_model(
         assert f"dev {WAN}" in faults[0] and f"dev {MESH}" in faults[0]
 
 
-def inside(*words: str) -> tuple[int, str]:
-    """The command in this process: exit status and output."""
+def run_in_process(*words: str) -> tuple[int, str]:
+    """Run the command in this process; return exit status and output."""
     import io
 
     from nftpolicy.cli.main import application
@@ -222,52 +224,52 @@ def inside(*words: str) -> tuple[int, str]:
     return 0, said.getvalue()
 
 
-def test_a_device_that_is_not_there_is_told(held: Node) -> None:
-    done = held.run("explain", "--to", FAR[4], "--dev", "nowhere0", check=False)
+def test_explain_missing_device_is_reported(guarded_node: Node) -> None:
+    done = guarded_node.run("explain", "--to", FAR[4], "--dev", "nowhere0", check=False)
     assert done.stderr == "nftpolicy: there is no device nowhere0 on this machine now\n"
     assert done.returncode == 0
 
 
-def test_without_a_policy_the_kernel_is_judged_all_the_same(rig: Rig) -> None:
-    rig.node.ip(default(WAN, 4))
-    told = rig.node.run([*PROGRAM, "explain", "--to", FAR[4]], env=ENVIRONMENT).stdout
-    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
+def test_explain_without_policy_judges_kernel(two_links: TwoLinkNode) -> None:
+    two_links.node.ip(default(WAN, 4))
+    output = two_links.node.run([*PROGRAM, "explain", "--to", FAR[4]], env=ENVIRONMENT).stdout
+    assert output.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x0"
 
 
-def test_without_root_what_the_policy_compiles_to_is_judged(held: Node) -> None:
-    done = held.run("explain", POLICY, "--to", FAR[4], "--mark", "1", "--gid", str(SERVICE), uid=65534)
+def test_explain_without_root_judges_compiled_policy(guarded_node: Node) -> None:
+    done = guarded_node.run("explain", POLICY, "--to", FAR[4], "--mark", "1", "--gid", str(SERVICE), uid=65534)
     assert done.stderr.startswith("nftpolicy: this needs root")
     assert done.stdout.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
     assert f"assumption: table 1 has a default route by {WAN}" in done.stdout
-    assert held.run("explain", "--to", FAR[4], check=False, uid=65534).returncode == 4
+    assert guarded_node.run("explain", "--to", FAR[4], check=False, uid=65534).returncode == 4
 
 
-def test_the_same_from_files(held: Node) -> None:
+def test_explain_state_files_give_same_outcome(guarded_node: Node) -> None:
     asked = {
         "ruleset": ["nft", "-j", "list", "ruleset"],
         "rules": ["ip", "-j", "-N", "-4", "rule"],
         "routes": ["ip", "-j", "-N", "-4", "route", "show", "table", "all"],
     }
     for name, words in asked.items():
-        held.space.outside(f"/run/{name}").write_text(held.space.run(words).stdout)
+        guarded_node.space.outside(f"/run/{name}").write_text(guarded_node.space.run(words).stdout)
     files = ("--ruleset", "/run/ruleset", "--rules", "4:/run/rules", "--routes", "/run/routes")
     for words in (("--mark", 1, "--gid", SERVICE), ("--dev", WAN), ("--mark", 1)):
         there = [
             one
-            for one in held.explain("--to", FAR[4], *words).splitlines()
+            for one in guarded_node.explain("--to", FAR[4], *words).splitlines()
             if not one.startswith("the kernel's own route")
         ]
-        assert held.explain(POLICY, *files, "--to", FAR[4], *words).splitlines()[-1] == there[-1]
-    told = held.explain(POLICY, *files, "--to", FAR[4], "--mark", 1, "--gid", SERVICE)
+        assert guarded_node.explain(POLICY, *files, "--to", FAR[4], *words).splitlines()[-1] == there[-1]
+    output = guarded_node.explain(POLICY, *files, "--to", FAR[4], "--mark", 1, "--gid", SERVICE)
     for words in (f"{line('[service.fastd]')} service.fastd", f"{line('mark ')} uplink.wan.mark"):
-        assert f"{POLICY}:{words}" in told
+        assert f"{POLICY}:{words}" in output
 
 
 # --- the sockets of a program -------------------------------------------------------------------
 
 
-def opened(ready: int, passed: int, *openers) -> None:
-    """In a child: drop what the test has open, open sockets, say so, and wait to be ended."""
+def _hold_sockets(ready: int, passed: int, *openers) -> None:
+    """Close inherited descriptors, open sockets, report, and wait for the end; runs in a child."""
     for entry in Path("/proc/self/fd").iterdir():
         if int(entry.name) not in (0, 1, 2, ready, passed):
             with contextlib.suppress(OSError):
@@ -280,9 +282,9 @@ def opened(ready: int, passed: int, *openers) -> None:
 
 @contextlib.contextmanager
 def program(space: Namespace, *openers, passed: int = -1, **ids: object) -> Iterator[int]:
-    """A process inside that holds the sockets that `openers` make, and the descriptor `passed`."""
+    """Run a process inside that holds the sockets that `openers` make, and the descriptor `passed`."""
     receiver, sender = os.pipe()
-    process = space.spawn(opened, sender, passed, *openers, **ids)
+    process = space.spawn(_hold_sockets, sender, passed, *openers, **ids)
     os.close(sender)
     try:
         assert os.read(receiver, 1) == b"x", "the program ended early"
@@ -322,19 +324,21 @@ def connected() -> list[socket.socket]:
     return [listener, client, listener.accept()[0]]
 
 
-def test_a_program_with_a_marked_socket(held: Node) -> None:
-    with program(held.space, marked, bare, gid=SERVICE, keep_caps=True) as pid:
-        told = held.space.run([*PROGRAM, "explain", "--pid", "0"], check=False, env=ENVIRONMENT)
-        assert told.returncode == 2
-        told = outside(held, "--pid", pid)
-        assert f"process {pid} " in told and "2 IP or packet sockets" in told
-        assert f"=> leaves by {WAN} with mark 0x1" in told
-        assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in told
-        assert re.search(r"udp over IPv6 and IPv4.*bound to br-wan: not connected: name a destination with --to", told)
-        assert "=> dropped by inet nftpolicy wan.guard: counter wan.dropped" in outside(
-            held, "--pid", pid, "--to", at.NEIGHBOUR[6]
+def test_explain_pid_covers_marked_and_bound_sockets(guarded_node: Node) -> None:
+    with program(guarded_node.space, marked, bare, gid=SERVICE, keep_caps=True) as pid:
+        output = guarded_node.space.run([*PROGRAM, "explain", "--pid", "0"], check=False, env=ENVIRONMENT)
+        assert output.returncode == 2
+        output = explain_from_outside(guarded_node, "--pid", pid)
+        assert f"process {pid} " in output and "2 IP or packet sockets" in output
+        assert f"=> leaves by {WAN} with mark 0x1" in output
+        assert f"{POLICY}:{line('[service.fastd]')} service.fastd" in output
+        assert re.search(
+            r"udp over IPv6 and IPv4.*bound to br-wan: not connected: name a destination with --to", output
         )
-        found = json.loads(outside(held, "--pid", pid, "--json"))
+        assert "=> dropped by inet nftpolicy wan.guard: counter wan.dropped" in explain_from_outside(
+            guarded_node, "--pid", pid, "--to", at.NEIGHBOUR[6]
+        )
+        found = json.loads(explain_from_outside(guarded_node, "--pid", pid, "--json"))
     first, second = found["packets"]
     assert (first["socket"]["mark"], first["socket"]["gid"], first["outcome"]) == (1, SERVICE, "leaves")
     assert first["packet"]["from"] == at.NODE_MESH[4] or first["packet"]["from"] == "192.0.2.2"
@@ -342,8 +346,8 @@ def test_a_program_with_a_marked_socket(held: Node) -> None:
     assert found["process"]["entered"] is True
 
 
-def outside(node: Node, *words: object) -> str:
-    """The command on this machine, about a process in the node's network namespace."""
+def explain_from_outside(node: Node, *words: object) -> str:
+    """Run the command on this machine for a process in the node's network namespace."""
     environment = {**os.environ, **ENVIRONMENT, "NFTPOLICY_STATE": str(node.space.outside(STATE))}
     done = subprocess.run(
         [*PROGRAM, "explain", *map(str, words)],
@@ -357,17 +361,17 @@ def outside(node: Node, *words: object) -> str:
     return done.stdout
 
 
-def look(space: Namespace, pid: int) -> list[process_sockets.ProcessSocket]:
-    """The sockets of a process, asked from inside its network namespace; by its number outside."""
+def read_sockets(space: Namespace, pid: int) -> list[process_sockets.ProcessSocket]:
+    """Return the sockets of a process, read from inside its network namespace, by its process id outside."""
     with space._net():
         return list(process_sockets.read_process_sockets(pid).sockets)
 
 
-def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
-    with program(held.space, raw, connected, bare, marked) as pid:
-        found = look(held.space, pid)
-    told = [(one.family, one.kind, one.protocol, one.mark, one.bound, one.listens) for one in found]
-    assert told == [
+def test_process_sockets_lists_ip_and_packet_sockets_only(guarded_node: Node) -> None:
+    with program(guarded_node.space, raw, connected, bare, marked) as pid:
+        found = read_sockets(guarded_node.space, pid)
+    output = [(one.family, one.kind, one.protocol, one.mark, one.bound, one.listens) for one in found]
+    assert output == [
         (4, "raw", 1, 0, None, False),
         (0, "raw", 0x0806, 7, WAN, False),
         (6, "stream", 6, 0, None, True),
@@ -388,7 +392,7 @@ def test_every_kind_of_socket_is_found_and_no_other(held: Node) -> None:
     assert not any(one.elsewhere for one in found)
 
 
-def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> None:
+def test_process_sockets_owner_is_opener_as_in_nft(guarded_node: Node) -> None:
     """A program changes its ids after it opened a socket, and before it opens another."""
 
     def opener() -> list[socket.socket]:
@@ -406,22 +410,22 @@ def test_the_owner_of_a_socket_is_who_opened_it_as_nft_has_it(held: Node) -> Non
         for uid, gid in ((0, SERVICE), (4712, OTHER))
     )
     chain = f" chain c {{\n  type filter hook output priority 0\n{rules} }}\n"
-    held.space.nft(f"table inet owners {{\n{counters}{chain}}}\n")
+    guarded_node.space.nft(f"table inet owners {{\n{counters}{chain}}}\n")
     try:
         found: list[process_sockets.ProcessSocket] = []
 
         def whole() -> None:
-            with program(held.space, opener, gid=SERVICE) as pid:
-                found.extend(look(held.space, pid))
+            with program(guarded_node.space, opener, gid=SERVICE) as pid:
+                found.extend(read_sockets(guarded_node.space, pid))
 
-        names = counted(held.space, whole)
+        names = counted(guarded_node.space, whole)
     finally:
-        held.space.nft("delete table inet owners\n")
+        guarded_node.space.nft("delete table inet owners\n")
     assert names >= {"u0", f"g{SERVICE}", "u4712", f"g{OTHER}"}
     assert [(one.uid, one.gid) for one in found] == [(0, SERVICE), (4712, OTHER)]
 
 
-def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() -> None:
+def test_process_sockets_owner_in_user_namespace_is_as_in_nft() -> None:
     """A child with a user and a network namespace of its own opens a socket as user 5 and group 8 of it."""
     ready, go = os.pipe(), os.pipe()
     process = os.fork()
@@ -451,11 +455,11 @@ def test_users_of_another_user_namespace_are_counted_as_nft_counts_them_there() 
         assert os.read(ready[0], 1) == b"x", "the child ended early"
         (found,) = [one for one in process_sockets.read_process_sockets(process).sockets if one.sport]
         listed = ["nsenter", f"--net=/proc/{process}/ns/net", "nft", "-j", "list", "counters"]
-        told = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)["nftables"]
+        output = json.loads(subprocess.run(listed, capture_output=True, check=True).stdout)["nftables"]
     finally:
         os.kill(process, signal.SIGKILL), os.waitpid(process, 0)
         os.close(ready[0]), os.close(go[1])
-    counted_there = {one["counter"]["name"] for one in told if one.get("counter", {}).get("packets")}
+    counted_there = {one["counter"]["name"] for one in output if one.get("counter", {}).get("packets")}
     assert counted_there == {"skuid5", "skgid8"}
     assert (found.uid, found.gid) == (5, 8)
 
@@ -464,12 +468,12 @@ _OWNERS = [("skuid", 5), ("skuid", 100005), ("skgid", 8), ("skgid", 100008)]
 
 
 @pytest.mark.parametrize("family", at.FAMILIES)
-def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node, family: int) -> None:
-    """Somebody at home connects to port 22; what the program here answers with is explained."""
+def test_explain_accepted_connection_is_reply_with_flow_mark(guarded_node: Node, family: int) -> None:
+    """A host at home connects to port 22; the answer of the program is explained."""
     near, length = {4: ("192.0.2.3", 24), 6: ("2001:db8:1::3", 64)}[family]
     # With its prefix: the policy has the node answer neighbours of the same network only.
-    held.space.ip(f"link set {WAN} arp on", f"addr add {near}/{length} dev {WAN} noprefixroute")
-    held.rig.far.ip(f"addr add {at.with_length(at.HOME, 'home', family)} dev to-wan")
+    guarded_node.space.ip(f"link set {WAN} arp on", f"addr add {near}/{length} dev {WAN} noprefixroute")
+    guarded_node.two_links.far.ip(f"addr add {at.with_length(at.HOME, 'home', family)} dev to-wan")
 
     def connect() -> None:
         for _ in range(500):
@@ -481,41 +485,43 @@ def test_an_accepted_connection_is_a_reply_with_the_mark_of_its_flow(held: Node,
         listener = socket.create_server((near, 22), family={4: socket.AF_INET, 6: socket.AF_INET6}[family])
         return [listener, listener.accept()[0]]
 
-    client = held.rig.far.spawn(connect)
+    client = guarded_node.two_links.far.spawn(connect)
     try:
-        with program(held.space, serve) as pid:
-            told = outside(held, "--pid", pid)
+        with program(guarded_node.space, serve) as pid:
+            output = explain_from_outside(guarded_node, "--pid", pid)
     finally:
-        held.rig.far.end(client)
-        held.space.ip(f"addr del {near}/{length} dev {WAN}", f"link set {WAN} arp off")
-    assert "listens, and sends nothing itself" in told
-    assert re.search(rf"^tcp \[?{re.escape(near)}\]?:22 -> \[?{re.escape(at.HOME[family])}\]?:", told, re.MULTILINE)
-    assert "connection established, reply direction, mark 0x1" in told
-    assert told.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
-    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in told
+        guarded_node.two_links.far.end(client)
+        guarded_node.space.ip(f"addr del {near}/{length} dev {WAN}", f"link set {WAN} arp off")
+    assert "listens, and sends nothing itself" in output
+    assert re.search(rf"^tcp \[?{re.escape(near)}\]?:22 -> \[?{re.escape(at.HOME[family])}\]?:", output, re.MULTILINE)
+    assert "connection established, reply direction, mark 0x1" in output
+    assert output.splitlines()[-1] == f"=> leaves by {WAN} with mark 0x1"
+    assert f"{POLICY}:{line('answer')} uplink.wan.answer" in output
 
 
-def test_a_socket_of_another_namespace_is_told_apart(held: Node) -> None:
-    borrowed = held.rig.far.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    with borrowed, program(held.space, marked, passed=borrowed.fileno()) as pid:
-        found = look(held.space, pid)
+def test_explain_socket_of_other_namespace_is_skipped(guarded_node: Node) -> None:
+    borrowed = guarded_node.two_links.far.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with borrowed, program(guarded_node.space, marked, passed=borrowed.fileno()) as pid:
+        found = read_sockets(guarded_node.space, pid)
         assert sorted((one.elsewhere, one.remote) for one in found) == [(False, FAR[4]), (True, None)]
-        assert "in another network namespace than the process: not explained" in outside(held, "--pid", pid)
+        assert "in another network namespace than the process: not explained" in explain_from_outside(
+            guarded_node, "--pid", pid
+        )
 
 
-def test_a_process_that_is_gone(held: Node) -> None:
-    with program(held.space, marked) as pid:
+def test_process_sockets_of_ended_process_raises(guarded_node: Node) -> None:
+    with program(guarded_node.space, marked) as pid:
         pass
     with pytest.raises(process_sockets.NoSuchProcess, match=f"there is no process {pid}"):
         process_sockets.read_process_sockets(pid)
     with pytest.raises(process_sockets.NoSuchProcess, match=f"there is no process {pid}"):
         process_sockets.enter_netns_of(pid)
-    done = held.run("explain", "--pid", str(2**22 - 1), check=False)
+    done = guarded_node.run("explain", "--pid", str(2**22 - 1), check=False)
     assert (done.returncode, done.stderr.startswith("nftpolicy: --pid: there is no process")) == (2, True)
 
 
-def test_without_the_right_to_look_that_is_told(held: Node) -> None:
-    with program(held.space, marked) as pid:
+def test_process_sockets_without_root_raises_unavailable(guarded_node: Node) -> None:
+    with program(guarded_node.space, marked) as pid:
         receiver, sender = os.pipe()
         child_ = os.fork()
         if child_ == 0:
@@ -532,8 +538,8 @@ def test_without_the_right_to_look_that_is_told(held: Node) -> None:
             os.close(receiver), os.waitpid(child_, 0)
 
 
-def test_sockets_are_borrowed_and_given_back(held: Node) -> None:
-    with program(held.space, marked, raw) as pid:
+def test_process_sockets_closes_its_descriptors(guarded_node: Node) -> None:
+    with program(guarded_node.space, marked, raw) as pid:
         before = len(list(Path("/proc/self/fd").iterdir()))
-        assert len(look(held.space, pid)) == 3
+        assert len(read_sockets(guarded_node.space, pid)) == 3
         assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,4 +1,4 @@
-"""The program whose packets the main job is about: fastd marks what it sends, and does so with few rights."""
+"""fastd marks the packets that it sends, and needs few capabilities for that."""
 
 import json
 import socket
@@ -57,14 +57,12 @@ def connected(space: Namespace) -> bool:
 
 
 @pytest.mark.parametrize("mark", [MARK, 0], ids=["marked", "unmarked"])
-def test_K12_fastd_connects_and_all_that_it_sends_wears_mark_and_group(
-    node: Namespace, server: Namespace, mark: int
-) -> None:
-    """fastd with `packet mark` and a group connects over a tap, and its packets show both; without it they do not."""
+def test_K12_fastd_packets_carry_mark_and_group(node: Namespace, server: Namespace, mark: int) -> None:
+    """With `packet mark` and a group, fastd connects over a tap, and its packets have both; otherwise they do not."""
     mine, theirs = daemons.keypair(), daemons.keypair()
     node.nft(COUNT)
     start(server, daemons.fastd_server(theirs[0], mine[1]), 0)
     start(node, daemons.fastd_client(mine[0], theirs[1], mark, at.NEIGHBOUR[4]), GROUP)
-    wait_until(lambda: connected(server), 10, "a connection of fastd (the VPN can't be tested here)")
+    wait_until(lambda: connected(server), 10, "a connection of fastd (the VPN cannot be tested here)")
     seen = {name for name, packets in counters(node).items() if packets}
-    assert seen == ({"marked"} if mark else {"others"}), "fastd's packets can't be known by mark and group"
+    assert seen == ({"marked"} if mark else {"others"}), "fastd's packets cannot be known by mark and group"

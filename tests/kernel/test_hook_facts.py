@@ -1,4 +1,4 @@
-"""Which hook sees which packet, and what it knows of it."""
+"""Hooks that each packet passes, and the fields that are visible there."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from tests.lab.frames import classify
 from tests.lab.netns import Namespace, search_path
 from tests.lab.packet_senders import DISCARD, Job
 
-from .two_link_node import FAR, MESH, WAN, Rig, counted, default
+from .two_link_node import FAR, MESH, WAN, TwoLinkNode, counted, default
 
 pytestmark = pytest.mark.kernel
 families = pytest.mark.parametrize("family", at.FAMILIES)
@@ -43,12 +43,12 @@ table inet remark {{
 
 
 @families
-def test_K1_L15_after_a_new_look_up_only_postrouting_sees_the_new_device(rig: Rig, family: int) -> None:
-    """When a route chain changes mark and device, later output chains see the old device, postrouting the new."""
-    rig.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
-    rig.node.nft(REROUTED)
-    seen = rig.counters_of(packet_senders.udp, family)
-    assert "last-new" in seen and "last-old" not in seen, "the guard can't be in postrouting: it belongs into egress"
+def test_K1_L15_rerouted_packet_shows_new_device_in_postrouting(two_links: TwoLinkNode, family: int) -> None:
+    """A route chain changes mark and device: later output chains see the old device, postrouting sees the new one."""
+    two_links.node.ip(default(MESH, family), default(WAN, family, "100"), f"-{family} rule add fwmark 1/1 lookup 100")
+    two_links.node.nft(REROUTED)
+    seen = two_links.counters_of(packet_senders.udp, family)
+    assert "last-new" in seen and "last-old" not in seen, "the guard cannot be in postrouting: it belongs into egress"
     assert seen == {"later-old", "last-new"}, "an oifname test in the output hook would be sound here, unlike elsewhere"
 
 
@@ -90,22 +90,22 @@ HOLE = "the guard has a hole at this hook: packets of this kind leave unseen"
         (packet_senders.unicast_scope, 6),
     ],
 )
-def test_L3_every_hook_sees_a_socket_that_names_the_device(
-    rig: Rig, sender: Callable[[Job], None], family: int
+def test_L3_packet_of_bound_socket_passes_every_hook(
+    two_links: TwoLinkNode, sender: Callable[[Job], None], family: int
 ) -> None:
-    """What routing can't stop passes inet output, inet postrouting and netdev egress."""
-    rig.node.nft(VISIBLE)
-    seen = rig.counters_of(sender, family)
+    """A packet that routing cannot stop passes inet output, inet postrouting and netdev egress."""
+    two_links.node.nft(VISIBLE)
+    seen = two_links.counters_of(sender, family)
     assert seen == EVERYWHERE, HOLE
 
 
 @families
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("sender", [packet_senders.packet, packet_senders.packet_bypass], ids=["queued", "bypass"])
-def test_L3_K4_only_egress_sees_af_packet(rig: Rig, sender: Callable[[Job], None], family: int) -> None:
+def test_L3_K4_af_packet_passes_egress_only(two_links: TwoLinkNode, sender: Callable[[Job], None], family: int) -> None:
     """AF_PACKET, even with PACKET_QDISC_BYPASS, passes netdev egress and no inet hook."""
-    rig.node.nft(VISIBLE)
-    seen = rig.counters_of(sender, family, uid=None)
+    two_links.node.nft(VISIBLE)
+    seen = two_links.counters_of(sender, family, uid=None)
     assert "egress" in seen, "AF_PACKET is covered by nothing here: the claim must be narrowed as without egress"
     assert seen == {"egress"}, "inet hooks see AF_PACKET here: the guard at postrouting covers more than it says"
 
@@ -123,30 +123,30 @@ DROPPED = {
 @families
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("hook", DROPPED)
-def test_L16_a_drop_in_egress_alone_tells_the_neighbours_who_was_meant(rig: Rig, hook: str, family: int) -> None:
+def test_L16_drop_at_egress_alone_still_sends_neighbour_query(two_links: TwoLinkNode, hook: str, family: int) -> None:
     """A packet dropped in output or postrouting (EPERM) asks for no neighbour; one that egress would drop does."""
-    rig.node.ip(f"link set {WAN} arp on", f"-{family} route add {at.NEIGHBOUR[family]} dev {WAN}")
-    rig.node.nft(DROPPED[hook].replace("RULE", f"udp dport {DISCARD} drop"))
+    two_links.node.ip(f"link set {WAN} arp on", f"-{family} route add {at.NEIGHBOUR[family]} dev {WAN}")
+    two_links.node.nft(DROPPED[hook].replace("RULE", f"udp dport {DISCARD} drop"))
     target = socket.inet_pton({4: socket.AF_INET, 6: socket.AF_INET6}[family], at.NEIGHBOUR[family])
-    result, left = rig.send(packet_senders.udp_bound, family, patience=0.2)
+    result, left = two_links.send(packet_senders.udp_bound, family, patience=0.2)
     asked = any(
         (classify(frame) == "arp" and frame.daddr == at.NEIGHBOUR[4])
         or (frame.icmp_type == 135 and frame.payload.startswith(target))
-        for frame in rig.sniffers[WAN].frames()
+        for frame in two_links.sniffers[WAN].frames()
     )
-    assert not left, "nobody answers, so no packet can leave"
+    assert not left, "no host answers, so no packet can leave"
     early = hook in ("output", "postrouting")
     assert asked is not early, "the order of neighbour resolution and this hook differs: see which layer must drop"
     assert result == ("EPERM" if early else "sent"), "programs learn in another way here that they were stopped"
 
 
 @pytest.fixture
-def macvlan(rig: Rig) -> Callable[[Namespace], None]:
+def macvlan(two_links: TwoLinkNode) -> Callable[[Namespace], None]:
     """Makes a macvlan child of the WAN in a namespace, with an address and a default route."""
 
     def make(space: Namespace) -> None:
         command = f"ip link add link {WAN} name child netns {space.pid} type macvlan"
-        descriptor = os.open(rig.node.path, os.O_RDONLY)
+        descriptor = os.open(two_links.node.path, os.O_RDONLY)
         try:  # in the network namespace only: inside the node, no process id of another namespace is known
             with syscalls.visit(descriptor, "net"):
                 done = subprocess.run(command.split(), capture_output=True, text=True, env={"PATH": search_path()})
@@ -161,28 +161,28 @@ def macvlan(rig: Rig) -> Callable[[Namespace], None]:
 
 @pytest.mark.usefixtures("egress")
 @pytest.mark.parametrize("inside", [True, False], ids=["same-namespace", "other-namespace"])
-def test_L17_egress_of_the_parent_sees_a_macvlan_child(
-    rig: Rig, macvlan: Callable[[Namespace], None], inside: bool
+def test_L17_macvlan_child_passes_egress_of_parent(
+    two_links: TwoLinkNode, macvlan: Callable[[Namespace], None], inside: bool
 ) -> None:
     """Packets of a macvlan child pass egress of the parent, even if the child is in another namespace."""
     with Namespace("container") as container:
-        space = rig.node if inside else container
+        space = two_links.node if inside else container
         macvlan(space)
-        rig.node.nft(VISIBLE)
+        two_links.node.nft(VISIBLE)
         payload = f"child {inside}".encode()
 
         def leave() -> None:
             with space.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
                 made.sendto(payload, (at.SERVER[4], DISCARD))
-            assert rig.left_by(payload) == {WAN}, "the positive control: the packet must leave by the parent"
+            assert two_links.left_by(payload) == {WAN}, "the positive control: the packet must leave by the parent"
 
-        seen = counted(rig.node, leave)
+        seen = counted(two_links.node, leave)
     message = "the guard must refuse macvlan children of an uplink: its chains do not see them"
     assert "egress" in seen, message
     # In the child's own namespace the inet hooks run as well, but with the child's name.
     assert ("postrouting" in seen) is inside, message
 
 
-def test_L3_the_far_end_hears_nothing_by_itself(rig: Rig) -> None:
-    """The positive controls above mean something: without a probe there is no payload to be found."""
-    assert rig.left_by(b"never sent", 0.1) == set() and set(rig.sniffers) == set(FAR)
+def test_L3_far_end_without_probe_receives_nothing(two_links: TwoLinkNode) -> None:
+    """Control of the other tests: without a probe there is no payload to find."""
+    assert two_links.left_by(b"never sent", 0.1) == set() and set(two_links.sniffers) == set(FAR)

@@ -33,8 +33,8 @@ RESET = 0x04
 
 
 @pytest.fixture
-def two_ways(node: Namespace, far: Namespace) -> Iterator[Namespace]:
-    """A node that reaches the server by the mesh, and with mark 1 by the WAN."""
+def routed_node(node: Namespace, far: Namespace) -> Iterator[Namespace]:
+    """Node that reaches the server by the mesh, and with mark 1 by the WAN."""
     for device in NODE:
         veth(node, device, far, f"to-{device}")
         for family, length in LENGTH.items():
@@ -74,9 +74,9 @@ class Server:
 
 
 @pytest.fixture
-def server(two_ways: Namespace, far: Namespace) -> Iterator[Server]:
+def server(routed_node: Namespace, far: Namespace) -> Iterator[Server]:
     with contextlib.ExitStack() as stack:
-        yield Server(two_ways, far, stack)
+        yield Server(routed_node, far, stack)
 
 
 def sockets() -> list[InetSocket]:
@@ -89,18 +89,18 @@ def destroy(one: InetSocket) -> str:
         return diag.destroy(one)
 
 
-def of(space: Namespace, made: socket.socket) -> InetSocket:
+def find_socket(space: Namespace, made: socket.socket) -> InetSocket:
     inode = os.fstat(made.fileno()).st_ino
     return next(one for one in space.call(sockets) if one.inode == inode)
 
 
-def works(mine: socket.socket, theirs: socket.socket) -> bool:
+def exchange_works(mine: socket.socket, theirs: socket.socket) -> bool:
     mine.sendall(b"still here")
     return theirs.recv(99) == b"still here"
 
 
-def trouble(made: socket.socket) -> str:
-    """The error of the next read."""
+def next_read_error(made: socket.socket) -> str:
+    """Return the error of the next read."""
     with pytest.raises(OSError) as caught:
         made.recv(99)
     return errno.errorcode.get(caught.value.errno or 0, str(caught.value))
@@ -110,11 +110,9 @@ def trouble(made: socket.socket) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_connection_is_listed_with_all_that_decides_about_it(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
+def test_sock_diag_connection_is_listed_with_every_field(routed_node: Namespace, server: Server, family: int) -> None:
     mine, _ = server.connect(family, 0x71)
-    found = of(two_ways, mine)
+    found = find_socket(routed_node, mine)
     assert (found.family, found.protocol, found.state, found.mark) == (family, TCP, "established", 0x71)
     assert (found.local, found.sport) == mine.getsockname()[:2]
     assert found.local == NODE["wan"][family]
@@ -124,7 +122,7 @@ def test_a_connection_is_listed_with_all_that_decides_about_it(
     assert found.cgroup
 
 
-def _of_a_user() -> list[InetSocket]:
+def _open_user_sockets() -> list[InetSocket]:
     with (
         socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as mapped,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
@@ -141,8 +139,8 @@ def _of_a_user() -> list[InetSocket]:
         return sockets()
 
 
-def test_states_users_devices_and_mapped_addresses(two_ways: Namespace) -> None:
-    found = two_ways.call(_of_a_user, uid=4711, keep_caps=True)
+def test_sock_diag_lists_states_owners_and_devices(routed_node: Namespace) -> None:
+    found = routed_node.call(_open_user_sockets, uid=4711, keep_caps=True)
     assert {one.uid for one in found if one.inode} == {4711}
     half, listener, udp = (
         next(one for one in found if one.state == state) for state in ("syn-sent", "listen", "close")
@@ -165,9 +163,9 @@ def _half_open(far: Namespace, stack: contextlib.ExitStack) -> None:
     made.connect_ex((NODE["wan"][4], 4002))
 
 
-def test_what_is_half_open_from_outside_is_listed_and_closed(two_ways: Namespace, far: Namespace) -> None:
+def test_sock_diag_half_open_connection_is_destroyed(routed_node: Namespace, far: Namespace) -> None:
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(two_ways.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener = stack.enter_context(routed_node.socket(socket.AF_INET, socket.SOCK_STREAM))
         listener.bind(("", 4002))
         listener.listen()
         far.nft(
@@ -175,11 +173,11 @@ def test_what_is_half_open_from_outside_is_listed_and_closed(two_ways: Namespace
         )
         _half_open(far, stack)
         found = wait_until(
-            lambda: [one for one in two_ways.call(sockets) if one.state == "syn-recv"], 2, "a half-open connection"
+            lambda: [one for one in routed_node.call(sockets) if one.state == "syn-recv"], 2, "a half-open connection"
         )
         assert [(one.local, one.remote) for one in found] == [(NODE["wan"][4], FAR["wan"][4])]
-        assert two_ways.call(destroy, found[0]) == CLOSED
-        assert [one.state for one in two_ways.call(sockets)] == ["listen"]
+        assert routed_node.call(destroy, found[0]) == CLOSED
+        assert [one.state for one in routed_node.call(sockets)] == ["listen"]
 
 
 def _ten_thousand() -> tuple[int, float]:
@@ -196,7 +194,7 @@ def _ten_thousand() -> tuple[int, float]:
 
 
 @pytest.mark.alone  # measures time
-def test_ten_thousand_sockets_are_listed_in_less_than_a_second(node: Namespace) -> None:
+def test_sock_diag_lists_ten_thousand_sockets_in_a_second(node: Namespace) -> None:
     count, seconds = node.call(_ten_thousand)
     assert count >= 10000
     assert seconds < 1
@@ -206,41 +204,39 @@ def test_ten_thousand_sockets_are_listed_in_less_than_a_second(node: Namespace) 
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_one_connection_is_closed_at_both_ends_and_another_stays(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
+def test_destroy_closes_one_connection_at_both_ends(routed_node: Namespace, server: Server, family: int) -> None:
     mine, theirs = server.connect(family)
     other = server.connect(family)
-    known = of(two_ways, mine)
-    assert works(mine, theirs)
-    assert two_ways.call(destroy, known) == CLOSED
-    assert (trouble(mine), trouble(theirs)) == ("ECONNABORTED", "ECONNRESET")
-    assert works(*other)
-    assert two_ways.call(destroy, known) == GONE
+    known = find_socket(routed_node, mine)
+    assert exchange_works(mine, theirs)
+    assert routed_node.call(destroy, known) == CLOSED
+    assert (next_read_error(mine), next_read_error(theirs)) == ("ECONNABORTED", "ECONNRESET")
+    assert exchange_works(*other)
+    assert routed_node.call(destroy, known) == GONE
 
 
-def test_a_socket_is_known_by_its_cookie_not_by_its_ports(two_ways: Namespace, server: Server) -> None:
+def test_destroy_selects_socket_by_cookie(routed_node: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
-    known = of(two_ways, mine)
+    known = find_socket(routed_node, mine)
     another = evolve(known, identity=known.identity[:-1] + bytes((known.identity[-1] ^ 1,)))
-    assert two_ways.call(destroy, another) == GONE
-    assert works(mine, theirs)
-    assert two_ways.call(destroy, known) == CLOSED
+    assert routed_node.call(destroy, another) == GONE
+    assert exchange_works(mine, theirs)
+    assert routed_node.call(destroy, known) == CLOSED
 
 
-def test_without_the_right_nothing_is_closed(two_ways: Namespace, server: Server) -> None:
+def test_destroy_without_capability_closes_nothing(routed_node: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
-    known = of(two_ways, mine)
+    known = find_socket(routed_node, mine)
     with pytest.raises(Unavailable, match="needs root"):
-        two_ways.call(destroy, known, uid=65534)
-    assert works(mine, theirs)
+        routed_node.call(destroy, known, uid=65534)
+    assert exchange_works(mine, theirs)
 
 
-def test_udp_gets_an_error_and_can_go_on(two_ways: Namespace, server: Server) -> None:
-    """Why Aftermath does not call UDP sockets closed."""
+def test_destroyed_udp_socket_gets_error_and_remains_usable(routed_node: Namespace, server: Server) -> None:
+    """Reason why the cleanup of stale sockets does not report UDP sockets as closed."""
     mine = server.udp(mark=1)
-    assert two_ways.call(destroy, of(two_ways, mine)) == CLOSED
-    assert trouble(mine) == "ECONNABORTED"
+    assert routed_node.call(destroy, find_socket(routed_node, mine)) == CLOSED
+    assert next_read_error(mine) == "ECONNABORTED"
     with pytest.raises(OSError, match="Destination address"):
         mine.send(b"it has no other end now")
     assert mine.sendto(b"but can say where to", (SERVER[4], 9))
@@ -250,25 +246,25 @@ def test_udp_gets_an_error_and_can_go_on(two_ways: Namespace, server: Server) ->
 # --- Resets -----------------------------------------------------------------------------------
 
 
-def _close(one: InetSocket, muffle: tuple[Any, ...] | None) -> tuple[str | None, str]:
+def _close(one: InetSocket, suppression: tuple[Any, ...] | None) -> tuple[str | None, str]:
     with LiveSockets() as running, contextlib.ExitStack() as stack:
-        loud = stack.enter_context(running.suppress_resets(*muffle)) if muffle else None
+        loud = stack.enter_context(running.suppress_resets(*suppression)) if suppression else None
         return loud, running.destroy(one)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_udp_socket_that_is_destroyed_loses_its_device(two_ways: Namespace, family: int) -> None:
-    """Why those that are bound to one are left open."""
-    with two_ways.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
+def test_destroyed_udp_socket_loses_its_device(routed_node: Namespace, family: int) -> None:
+    """Reason why UDP sockets that are bound to a device stay open."""
+    with routed_node.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wan")
         made.connect((FAR["wan"][family], 9))
-        known = of(two_ways, made)
+        known = find_socket(routed_node, made)
         assert known.bound == "wan"
-        assert two_ways.call(destroy, known) == CLOSED
+        assert routed_node.call(destroy, known) == CLOSED
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b""
 
 
-MUFFLES = {
+SUPPRESSIONS = {
     "none": (None, True),
     "by mark": (([(1, 1)], [], ["wan"]), False),
     "by another mark": (([(2, 2)], [], ["wan"]), True),
@@ -278,40 +274,45 @@ MUFFLES = {
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize(("muffle", "strays"), MUFFLES.values(), ids=MUFFLES)
-def test_the_reset_of_a_closed_connection_goes_by_the_new_routes_unless_it_is_muffled(
-    two_ways: Namespace, far: Namespace, server: Server, family: int, muffle: tuple[Any, ...] | None, strays: bool
+@pytest.mark.parametrize(("suppression", "strays"), SUPPRESSIONS.values(), ids=SUPPRESSIONS)
+def test_closed_connection_reset_leaves_unless_suppressed(
+    routed_node: Namespace,
+    far: Namespace,
+    server: Server,
+    family: int,
+    suppression: tuple[Any, ...] | None,
+    strays: bool,
 ) -> None:
     mine, _ = server.connect(family, 1)
-    known = of(two_ways, mine)
+    known = find_socket(routed_node, mine)
     assert known.local == NODE["wan"][family]
-    two_ways.ip(*(f"-{each} rule del priority 10" for each in (4, 6)))  # the mark means nothing any more
+    routed_node.ip(*(f"-{each} rule del priority 10" for each in (4, 6)))  # the mark means nothing any more
     # A neighbour that is not known yet would make a reset wait: so something goes by the mesh before.
-    with two_ways.socket(DOMAIN[family], socket.SOCK_DGRAM) as probe:
+    with routed_node.socket(DOMAIN[family], socket.SOCK_DGRAM) as probe:
         probe.sendto(b"warm", (SERVER[family], 9))
     time.sleep(0.05)
     sniffer = Sniffer(far, "to-mesh")
     try:
-        assert two_ways.call(_close, known, muffle) == (None, CLOSED)
+        assert routed_node.call(_close, known, suppression) == (None, CLOSED)
         found = sniffer.wait_for(lambda frame: frame.saddr == NODE["wan"][family], 1 if strays else 0.2)
         assert bool(found) == strays
     finally:
         sniffer.stop()
-    assert trouble(mine) == "ECONNABORTED"
-    assert two_ways.run(["nft", "list", "tables"]).stdout == ""
+    assert next_read_error(mine) == "ECONNABORTED"
+    assert routed_node.run(["nft", "list", "tables"]).stdout == ""
 
 
-def _muffle_and_wait() -> None:
+def _suppress_and_wait() -> None:
     with LiveSockets() as running, running.suppress_resets([(1, 1)], [], []):
         time.sleep(30)
 
 
-def test_the_muffle_ends_with_its_process_however_that_ends(two_ways: Namespace) -> None:
-    process = two_ways.spawn(_muffle_and_wait)
-    wait_until(lambda: "nftpolicy-closing" in two_ways.run(["nft", "list", "tables"]).stdout, 5, "the muffle")
-    two_ways.end(process)  # by SIGKILL
+def test_reset_suppression_ends_with_killed_process(routed_node: Namespace) -> None:
+    process = routed_node.spawn(_suppress_and_wait)
+    wait_until(lambda: "nftpolicy-closing" in routed_node.run(["nft", "list", "tables"]).stdout, 5, "the suppression")
+    routed_node.end(process)  # by SIGKILL
     assert signal.SIGKILL
-    wait_until(lambda: two_ways.run(["nft", "list", "tables"]).stdout == "", 2, "its end")
+    wait_until(lambda: routed_node.run(["nft", "list", "tables"]).stdout == "", 2, "its end")
 
 
 # --- Who and where to ----------------------------------------------------------------------------
@@ -329,33 +330,31 @@ def _groups(inodes: list[int]) -> dict[int, int]:
         return running.owner_groups(inodes)
 
 
-def test_the_group_of_who_opened_a_socket_is_found(two_ways: Namespace) -> None:
-    note = two_ways.outside("/run/lab/inode")
-    process = two_ways.spawn(_hold, "/run/lab/inode", gid=4712, uid=0, keep_caps=True)
+def test_owner_groups_are_of_opener(routed_node: Namespace) -> None:
+    note = routed_node.outside("/run/lab/inode")
+    process = routed_node.spawn(_hold, "/run/lab/inode", gid=4712, uid=0, keep_caps=True)
     try:
         inode = int(wait_until(lambda: note.exists() and note.read_text(), 5, "the socket"))
-        assert two_ways.call(_groups, [inode, 1]) == {inode: 4712}
-        assert two_ways.call(_groups, []) == {}
+        assert routed_node.call(_groups, [inode, 1]) == {inode: 4712}
+        assert routed_node.call(_groups, []) == {}
     finally:
-        two_ways.end(process)
+        routed_node.end(process)
 
 
-def _leads(which: list[InetSocket]) -> list[str | None]:
+def _egress_devices(which: list[InetSocket]) -> list[str | None]:
     with LiveSockets() as running:
         return [running.egress_device(one) for one in which]
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_where_a_socket_leads_is_asked_with_its_mark_and_address(
-    two_ways: Namespace, server: Server, family: int
-) -> None:
-    known = [of(two_ways, server.connect(family, mark)[0]) for mark in (0, 1)]
-    known.append(of(two_ways, server.udp(family, 1)))
-    assert two_ways.call(_leads, known) == ["mesh", "wan", "wan"]
-    two_ways.ip(f"-{family} rule del priority 10")
-    assert two_ways.call(_leads, known) == ["mesh", "mesh", "mesh"]
-    two_ways.ip(f"-{family} route del default")
-    assert two_ways.call(_leads, known) == [None, None, None]
+def test_egress_device_follows_mark_and_address_of_socket(routed_node: Namespace, server: Server, family: int) -> None:
+    known = [find_socket(routed_node, server.connect(family, mark)[0]) for mark in (0, 1)]
+    known.append(find_socket(routed_node, server.udp(family, 1)))
+    assert routed_node.call(_egress_devices, known) == ["mesh", "wan", "wan"]
+    routed_node.ip(f"-{family} rule del priority 10")
+    assert routed_node.call(_egress_devices, known) == ["mesh", "mesh", "mesh"]
+    routed_node.ip(f"-{family} route del default")
+    assert routed_node.call(_egress_devices, known) == [None, None, None]
 
 
 # --- Flows -----------------------------------------------------------------------------------------
@@ -385,7 +384,7 @@ def flows(value: int, mask: int) -> list[ConntrackEntry]:
         return channel.flows(value, mask)
 
 
-def forget(which: list[ConntrackEntry]) -> list[bool]:
+def delete_flows(which: list[ConntrackEntry]) -> list[bool]:
     with Conntrack() as channel:
         return [channel.delete_flow(one) for one in which]
 
@@ -394,28 +393,28 @@ ECHO_REQUEST = bytes.fromhex("0800f7fd00010001")  # RFC 792, with its checksum
 
 
 @pytest.fixture
-def tracked(two_ways: Namespace, far: Namespace) -> Namespace:
-    two_ways.nft(MARKING)
+def tracked(routed_node: Namespace, far: Namespace) -> Namespace:
+    routed_node.nft(MARKING)
     for family in (4, 6):
         for port in range(1001, 1007):
-            with two_ways.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
+            with routed_node.socket(DOMAIN[family], socket.SOCK_DGRAM) as made:
                 made.sendto(b"x", (SERVER[family], port))
-    # A reset in answer to a SYN would end the entry at once, so somebody listens.
+    # A reset in answer to a SYN would end the entry at once, so a server listens.
     with far.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((SERVER[4], 1007))
         listener.listen()
-        with two_ways.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
+        with routed_node.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
             made.connect((SERVER[4], 1007))
-    with two_ways.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as made:
+    with routed_node.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as made:
         made.sendto(ECHO_REQUEST, (SERVER[4], 0))
-    return two_ways
+    return routed_node
 
 
 def names(found: list[ConntrackEntry]) -> set[tuple[int, int, int]]:
     return {(one.family, one.protocol, one.original.dport) for one in found}
 
 
-def test_flows_are_listed_by_mark_with_both_directions(tracked: Namespace) -> None:
+def test_flows_of_mark_are_listed_with_both_directions(tracked: Namespace) -> None:
     found = tracked.call(flows, 1, 1)
     every = {(family, 17, port) for family in (4, 6) for port in (1001, 1002, 1003)}
     assert names(found) == every | {(4, 6, 1007), (4, 1, 0)}
@@ -427,25 +426,25 @@ def test_flows_are_listed_by_mark_with_both_directions(tracked: Namespace) -> No
     assert names(tracked.call(flows, 0, 0)) > every
 
 
-def test_flows_are_forgotten_one_by_one_and_others_stay(tracked: Namespace) -> None:
+def test_flow_delete_leaves_other_flows(tracked: Namespace) -> None:
     every = names(tracked.call(flows, 0, 0))
     stale = tracked.call(flows, 1, 1)
     assert len(stale) == 8
     first = next(one for one in stale if one.original.dport == 1002)  # in a zone
-    assert tracked.call(forget, [first]) == [True]
+    assert tracked.call(delete_flows, [first]) == [True]
     assert names(tracked.call(flows, 0, 0)) == every - names([first])
-    assert tracked.call(forget, stale) == [one != first for one in stale]
+    assert tracked.call(delete_flows, stale) == [one != first for one in stale]
     assert names(tracked.call(flows, 0, 0)) == every - names(stale)
     assert names(tracked.call(flows, 0, 0)) >= {(family, 17, port) for family in (4, 6) for port in (1004, 1005, 1006)}
 
 
-def test_an_entry_that_is_another_one_by_now_stays(tracked: Namespace) -> None:
+def test_flow_delete_leaves_replaced_entry(tracked: Namespace) -> None:
     one = tracked.call(flows, 1, 1)[0]
     other = evolve(one, number=bytes((one.number[0] ^ 1,)) + one.number[1:])
-    assert tracked.call(forget, [other]) == [False]
+    assert tracked.call(delete_flows, [other]) == [False]
     assert one in tracked.call(flows, 1, 1)
 
 
-def test_without_the_right_no_flows_are_listed(tracked: Namespace) -> None:
+def test_flows_without_capability_are_not_listed(tracked: Namespace) -> None:
     with pytest.raises(Unavailable, match="needs root"):
         tracked.call(flows, 1, 1, uid=65534)

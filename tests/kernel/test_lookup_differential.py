@@ -1,7 +1,7 @@
-"""Where the model sends a packet, and where the kernel does: generated rules and routes, and what they have found.
+"""Route lookups of the model and the kernel: generated rules and routes, and fixed cases.
 
-NFTPOLICY_DIFFERENTIAL=N compares N look-ups, NFTPOLICY_SEED=S other ones; `python -m tests.kernel.lookup_differential N` does the
-same by itself. A difference that is found there and mended is kept below, with a name.
+NFTPOLICY_DIFFERENTIAL=N compares N lookups, NFTPOLICY_SEED=S uses another seed; so does
+`python -m tests.kernel.lookup_differential N S`. A difference that was found and repaired is kept below, with a name.
 """
 
 import os
@@ -12,14 +12,14 @@ from nftpolicy.kernel.netlink.rtnetlink import RouteLookups, Rtnetlink
 from nftpolicy.model.fib.router import Router
 from tests.kernel.lookup_differential import (
     ERRNO,
-    Question,
-    by_kernel,
-    by_model,
+    Query,
     compare,
     difference,
     install,
+    kernel_answer,
+    model_answer,
     prepare,
-    state,
+    read_state,
 )
 from tests.lab.netns import Namespace
 
@@ -37,31 +37,31 @@ def space(able):
 
 
 @pytest.fixture(scope="module")
-def fresh(able):
-    """Where nobody ever adds an ip rule: the kernel behaves in another way until then."""
+def space_without_rules(able):
+    """Namespace in which no ip rule is ever added: the kernel behaves differently until then."""
     with Namespace("lookups") as made:
         prepare(made)
         yield made
 
 
-def tell(done, left_open, differences, of):
+def report(done, left_open, differences, of):
     print(f"{done} look-ups compared, {of}, seed {SEED}: {len(differences)} differ, {left_open} left open")
     return "\n\n".join(map(str, differences))
 
 
-def test_generated_look_ups(space):
+def test_generated_lookups_agree_with_kernel(space):
     done, left_open, differences = space.call(compare, SEED, WANTED, timeout=60 + WANTED / 50)
-    assert not differences, tell(done, left_open, differences, "with rules")
-    tell(done, left_open, differences, "with rules")
+    assert not differences, report(done, left_open, differences, "with rules")
+    report(done, left_open, differences, "with rules")
     assert done == WANTED
     assert left_open < done / 10, "the model knows too little"
 
 
-def test_generated_look_ups_without_rules(fresh):
+def test_generated_lookups_without_ip_rules_agree_with_kernel(space_without_rules):
     wanted = max(WANTED // 10, 300)
-    done, left_open, differences = fresh.call(compare, SEED, wanted, False, timeout=60 + wanted / 50)
-    assert not differences, tell(done, left_open, differences, "without rules")
-    tell(done, left_open, differences, "without rules")
+    done, left_open, differences = space_without_rules.call(compare, SEED, wanted, False, timeout=60 + wanted / 50)
+    assert not differences, report(done, left_open, differences, "without rules")
+    report(done, left_open, differences, "without rules")
     assert done == wanted
 
 
@@ -69,53 +69,53 @@ def forward(*devices):
     return tuple(f"set net/ipv4/conf/{one}/forwarding 1" for one in devices)
 
 
-# What generated look-ups have found, as small as it gets: commands, a question, and what the kernel answers.
-# "device", "device via gateway", "local", or an errno; "either" where what decides can't be seen.
+# Differences that generated lookups have found, shrunk: commands, a query, and the kernel's answer.
+# "device", "device via gateway", "local", or an errno; "either" where what decides cannot be seen.
 FOUND = {
     "a multicast packet does not see the gateway of a default route": (
         ["-4 route add default table 254 via 192.0.2.2 dev b0 onlink"],
-        Question(4, "224.0.0.5"),
+        Query(4, "224.0.0.5"),
         "b0",
     ),
     "a packet of all hosts leaves by the default route": (
         ["-4 route add default table 254 via 192.0.2.2 dev b0 onlink"],
-        Question(4, "255.255.255.255"),
+        Query(4, "255.255.255.255"),
         "b0",
     ),
     "an anycast address of a user's own leaves": (
         ["-6 route add anycast 2001:db8:9::/48 table 254 dev c0"],
-        Question(6, "2001:db8:9:9::9"),
+        Query(6, "2001:db8:9:9::9"),
         "c0",
     ),
     "an anycast address of the kernel's own stays": (
         ["set net/ipv6/conf/all/forwarding 1"],
-        Question(6, "2001:db8:1::"),
+        Query(6, "2001:db8:1::"),
         "local",
     ),
-    "a bound IPv4 socket needs no route": ([], Question(4, "203.0.113.77", oif="c0"), "c0"),
+    "a bound IPv4 socket needs no route": ([], Query(4, "203.0.113.77", oif="c0"), "c0"),
     "a bound IPv4 socket passes an unreachable route": (
         ["-4 route add unreachable default table 254"],
-        Question(4, "203.0.113.77", oif="c0"),
+        Query(4, "203.0.113.77", oif="c0"),
         "c0",
     ),
     "a bound IPv4 socket passes a rule that prohibits": (
         ["-4 rule add priority 5 prohibit"],
-        Question(4, "203.0.113.77", oif="c0"),
+        Query(4, "203.0.113.77", oif="c0"),
         "c0",
     ),
-    "a bound IPv6 socket needs a route": ([], Question(6, "2a00::77", oif="c0"), "ENETUNREACH"),
+    "a bound IPv6 socket needs a route": ([], Query(6, "2a00::77", oif="c0"), "ENETUNREACH"),
     "a bound IPv6 socket passes an unreachable route, which is lo's": (
         [
             "-6 route add unreachable default table 100 metric 1",
             "-6 route add default table 254 via fe80::1 dev c0 onlink",
             "-6 rule add priority 5 lookup 100",
         ],
-        Question(6, "2a00::77", oif="c0"),
+        Query(6, "2a00::77", oif="c0"),
         "c0 via fe80::1",
     ),
     "for IPv6 with a source the device is a mere wish": (
         ["-6 route add default table 254 via fe80::1 dev a0 onlink"],
-        Question(6, "2a00::77", source="2001:db8:3::1", oif="c0"),
+        Query(6, "2a00::77", source="2001:db8:3::1", oif="c0"),
         "a0 via fe80::1",
     ),
     "the device of arrival is preferred among IPv6 routes of one metric": (
@@ -123,7 +123,7 @@ FOUND = {
             "-6 route add 2001:db8:9::/48 table 254 metric 1 pref low dev b0",
             "-6 route append 2001:db8:9::/48 table 254 metric 1 pref low dev c0",
         ],
-        Question(6, "2001:db8:9::5", iif="c0"),
+        Query(6, "2001:db8:9::5", iif="c0"),
         "c0",
     ),
     "an IPv6 route of a better preference wins among those of one metric": (
@@ -131,7 +131,7 @@ FOUND = {
             "-6 route add fd00::/8 from 2001:db8::/32 table 254 metric 1 via fe80::1 dev a0 onlink",
             "-6 route append fd00::/8 from 2001:db8::/32 table 254 metric 2 pref high via fe80::1 dev b0 onlink",
         ],
-        Question(6, "fd00:1::1", source="2001:db8:1::1"),
+        Query(6, "fd00:1::1", source="2001:db8:1::1"),
         "a0 via fe80::1",
     ),
     "behind the least metric the IPv6 routes compete by preference alone": (
@@ -140,7 +140,7 @@ FOUND = {
             "-6 route add 2001:db8:9::/48 table 254 metric 2 via fe80::1 dev b0 onlink",
             "-6 route add 2001:db8:9::/48 table 254 metric 3 pref high via fe80::2 dev b0 onlink",
         ],
-        Question(6, "2001:db8:9::5", oif="b0"),
+        Query(6, "2001:db8:9::5", oif="b0"),
         "b0 via fe80::2",
     ),
     "a way that the group suppresses leaves the others of an IPv6 route": (
@@ -148,7 +148,7 @@ FOUND = {
             "-6 route add 2001:db8:9::/48 table 100 nexthop via fe80::1 dev a0 onlink nexthop via fe80::2 dev c0 onlink",
             "-6 rule add priority 5 lookup 100 suppress_ifgroup 5",
         ],
-        Question(6, "2001:db8:9::5"),
+        Query(6, "2001:db8:9::5"),
         "either",
     ),
     "a device's group counts": (
@@ -157,7 +157,7 @@ FOUND = {
             "-4 route add default table 254 dev a0",
             "-4 rule add priority 5 lookup 100 suppress_ifgroup 5",
         ],
-        Question(4, "203.0.113.77"),
+        Query(4, "203.0.113.77"),
         "a0",
     ),
     "a route for some sources hides the others to its destination": (
@@ -166,7 +166,7 @@ FOUND = {
             "-6 route add 2001:db8:9::/48 table 254 via fe80::1 dev b0 onlink",
             "-6 route add default table 254 via fe80::1 dev c0 onlink",
         ],
-        Question(6, "2001:db8:9::5"),
+        Query(6, "2001:db8:9::5"),
         "either",
     ),
     "default routes for some sources hide nothing": (
@@ -174,7 +174,7 @@ FOUND = {
             "-6 route add default from fd00::/8 table 254 via fe80::1 dev a0 onlink",
             "-6 route add default table 254 via fe80::1 dev b0 onlink",
         ],
-        Question(6, "2001:db8:9::5"),
+        Query(6, "2001:db8:9::5"),
         "b0 via fe80::1",
     ),
     "a rule on the source does not hold before there is one": (
@@ -183,7 +183,7 @@ FOUND = {
             "-6 route add default table 254 via fe80::1 dev b0 onlink",
             "-6 rule add priority 5 from 2001:db8::/32 lookup 100",
         ],
-        Question(6, "2a00::77"),
+        Query(6, "2a00::77"),
         "b0 via fe80::1",
     ),
     "not l3mdev looks into main": (
@@ -193,7 +193,7 @@ FOUND = {
             "-4 rule add priority 5 not fwmark 5 l3mdev",
             "-4 rule add priority 6 lookup 100",
         ],
-        Question(4, "203.0.113.77"),
+        Query(4, "203.0.113.77"),
         "a0",
     ),
     "a throw goes on with the next rule": (
@@ -203,7 +203,7 @@ FOUND = {
             "-4 route add default table 254 dev a0",
             "-4 rule add priority 5 lookup 100",
         ],
-        Question(4, "10.9.9.9"),
+        Query(4, "10.9.9.9"),
         "a0",
     ),
     "a route with a TOS comes before one with a lower metric": (
@@ -211,12 +211,12 @@ FOUND = {
             "-4 route add 10.9.0.0/16 tos 0x10 table 254 metric 3 dev a0",
             "-4 route add 10.9.0.0/16 table 254 metric 1 dev b0",
         ],
-        Question(4, "10.9.9.9", tos=0x10),
+        Query(4, "10.9.9.9", tos=0x10),
         "a0",
     ),
     "an IPv4 rule looks at three bits of the TOS": (
         ["-4 route add default table 100 dev a0", "-4 rule add priority 5 tos 0x10 lookup 100"],
-        Question(4, "203.0.113.77", tos=0xB0),
+        Query(4, "203.0.113.77", tos=0xB0),
         "a0",
     ),
     "an IPv6 rule looks at all but the last two": (
@@ -225,7 +225,7 @@ FOUND = {
             "-6 route add default table 254 dev b0",
             "-6 rule add priority 5 tos 0x10 lookup 100",
         ],
-        Question(6, "2a00::77", tos=0xB0),
+        Query(6, "2a00::77", tos=0xB0),
         "b0",
     ),
     "default routes by several gateways are taken by turns": (
@@ -233,7 +233,7 @@ FOUND = {
             "-4 route add default table 254 via 203.0.113.1 dev a0 onlink",
             "-4 route append default table 254 via 192.0.2.2 dev b0 onlink",
         ],
-        Question(4, "203.0.113.77"),
+        Query(4, "203.0.113.77"),
         "either",
     ),
     "a local route of any prefix makes its addresses ours": (
@@ -241,7 +241,7 @@ FOUND = {
             "-4 route add local 10.9.0.0/16 table 255 dev a0",
             "-4 route add default table 254 dev b0",
         ],
-        Question(4, "203.0.113.77", source="10.9.9.9"),
+        Query(4, "203.0.113.77", source="10.9.9.9"),
         "b0",
     ),
     "unless it has a TOS": (
@@ -249,27 +249,27 @@ FOUND = {
             "-4 route add local 10.9.0.0/16 tos 0x10 table 255 dev a0",
             "-4 route add default table 254 dev b0",
         ],
-        Question(4, "203.0.113.77", source="10.9.9.9", tos=0x10),
+        Query(4, "203.0.113.77", source="10.9.9.9", tos=0x10),
         "ENETUNREACH",
     ),
     "our own address does not come in from outside": (
         [*forward("a0"), "-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="10.2.0.1", iif="a0"),
+        Query(4, "203.0.113.77", source="10.2.0.1", iif="a0"),
         "EINVAL",
     ),
     "unless the device accepts it": (
         [*forward("a0"), "set net/ipv4/conf/a0/accept_local 1", "-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="10.2.0.1", iif="a0"),
+        Query(4, "203.0.113.77", source="10.2.0.1", iif="a0"),
         "b0",
     ),
     "a strict reverse path filter wants the same device": (
         [*forward("a0"), "set net/ipv4/conf/a0/rp_filter 1", "-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="203.0.113.9", iif="a0"),
+        Query(4, "203.0.113.77", source="203.0.113.9", iif="a0"),
         "EINVAL",
     ),
     "a loose one wants any": (
         [*forward("a0"), "set net/ipv4/conf/a0/rp_filter 2", "-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="203.0.113.9", iif="a0"),
+        Query(4, "203.0.113.77", source="203.0.113.9", iif="a0"),
         "b0",
     ),
     "the way back of a broadcast is asked for no address": (
@@ -277,7 +277,7 @@ FOUND = {
             "set net/ipv4/conf/b0/rp_filter 2",
             "-4 rule add priority 114 from 10.1.0.0/16 iif lo unreachable",
         ],
-        Question(4, "10.1.255.255", source="10.2.0.7", iif="b0"),
+        Query(4, "10.1.255.255", source="10.2.0.7", iif="b0"),
         "local",
     ),
     "the way back has no ports if only rules for lo ask for them": (
@@ -285,17 +285,17 @@ FOUND = {
             "-4 route add broadcast 10.1.2.3/32 table 254 metric 3 dev c0",
             "-4 rule add priority 337 iif lo ipproto udp blackhole",
         ],
-        Question(4, "10.2.0.1", source="10.1.2.3", iif="b0"),
+        Query(4, "10.2.0.1", source="10.1.2.3", iif="b0"),
         "EINVAL",
     ),
     "a loopback address does not leave": (
         ["-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="127.0.0.1"),
+        Query(4, "203.0.113.77", source="127.0.0.1"),
         "EINVAL",
     ),
     "unless the device routes it": (
         ["set net/ipv4/conf/b0/route_localnet 1", "-4 route add default table 254 dev b0"],
-        Question(4, "203.0.113.77", source="127.0.0.1"),
+        Query(4, "203.0.113.77", source="127.0.0.1"),
         "b0",
     ),
     "a goto skips what is between": (
@@ -305,16 +305,16 @@ FOUND = {
             "-4 rule add priority 6 prohibit",
             "-4 rule add priority 9 nop",
         ],
-        Question(4, "203.0.113.77"),
+        Query(4, "203.0.113.77"),
         "a0",
     ),
-    "a goto to nowhere goes on": (["-4 rule add priority 5 goto 9", "-4 rule add priority 6 prohibit"], Question(4, "10.1.0.9"), "EACCES"),
+    "a goto to nowhere goes on": (["-4 rule add priority 5 goto 9", "-4 rule add priority 6 prohibit"], Query(4, "10.1.0.9"), "EACCES"),
     "the suppressor does not hide an error": (
         [
             "-4 route add prohibit default table 100",
             "-4 rule add priority 5 lookup 100 suppress_prefixlength 0",
         ],
-        Question(4, "10.1.0.9"),
+        Query(4, "10.1.0.9"),
         "EACCES",
     ),
     "a route by a device without carrier is passed by where that counts": (
@@ -323,7 +323,7 @@ FOUND = {
             "-4 route add 10.9.0.0/16 table 254 dev d0",
             "-4 route add default table 254 dev a0",
         ],
-        Question(4, "10.9.9.9"),
+        Query(4, "10.9.9.9"),
         "a0",
     ),
     "and taken where it does not": (
@@ -332,28 +332,28 @@ FOUND = {
             "-4 route add 10.9.0.0/16 table 254 dev d0",
             "-4 route add default table 254 dev a0",
         ],
-        Question(4, "10.9.9.9"),
+        Query(4, "10.9.9.9"),
         "d0",
     ),
     "a gateway may be of the other family": (
         ["-4 route add default table 254 via inet6 fe80::1 dev c0"],
-        Question(4, "203.0.113.77"),
+        Query(4, "203.0.113.77"),
         "c0 via fe80::1",
     ),
 }  # fmt: skip
-# The same where nobody ever added a rule.
+# The same without any added rule.
 FOUND_FRESH = {
     "the tables local and main are one": (
         ["-4 route add 127.1.0.0/16 table 254 dev a0"],
-        Question(4, "127.1.2.3"),
+        Query(4, "127.1.2.3"),
         "either",
     ),
     "a throw in the local table ends the search in main": (
         ["-4 route add throw 10.1.2.0/24 table 255"],
-        Question(4, "10.1.2.3"),
+        Query(4, "10.1.2.3"),
         "either",
     ),
-    "an unreachable route in main stays one": (["-4 route add unreachable 10.9.0.0/16 table 254"], Question(4, "10.9.9.9"), "EHOSTUNREACH"),
+    "an unreachable route in main stays one": (["-4 route add unreachable 10.9.0.0/16 table 254"], Query(4, "10.9.9.9"), "EHOSTUNREACH"),
 }  # fmt: skip
 # So that each starts from the same.
 PLAIN = [
@@ -367,7 +367,7 @@ PLAIN = [
 ]
 
 
-def shown(answer):
+def answer_text(answer):
     if isinstance(answer, int):
         return next(name for name, number in ERRNO.items() if number == answer)
     if answer.kind in ("local", "broadcast", "anycast") and answer.device == "lo":
@@ -375,29 +375,29 @@ def shown(answer):
     return f"{answer.device} via {answer.gateway}" if answer.gateway else answer.device
 
 
-def ask(commands, asked, has_rules):
+def ask(commands, query, has_rules):
     install([*PLAIN, *commands], has_rules)
     with RouteLookups() as lookups:
-        kernel = by_kernel(lookups, asked)
-    return kernel, by_model(Router(state(Rtnetlink())), asked)
+        kernel = kernel_answer(lookups, query)
+    return kernel, model_answer(Router(read_state(Rtnetlink())), query)
 
 
 def check(space, case, has_rules):
-    commands, asked, expected = case
-    kernel, model = space.call(ask, list(commands), asked, has_rules)
-    assert difference(asked, kernel, model, has_rules) is None, (kernel, model)
+    commands, query, expected = case
+    kernel, model = space.call(ask, list(commands), query, has_rules)
+    assert difference(query, kernel, model, has_rules) is None, (kernel, model)
     if expected == "either":
-        assert model.outcome == "unknown" or model.doubts
+        assert model.outcome == "unknown" or model.unsupported
         return
-    assert shown(kernel) == expected
+    assert answer_text(kernel) == expected
     assert model.outcome != "unknown"
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_found(space, name):
+def test_lookup_case_agrees_with_kernel(space, name):
     check(space, FOUND[name], True)
 
 
 @pytest.mark.parametrize("name", FOUND_FRESH)
-def test_found_where_nobody_ever_added_a_rule(fresh, name):
-    check(fresh, FOUND_FRESH[name], False)
+def test_lookup_case_without_ip_rules_agrees_with_kernel(space_without_rules, name):
+    check(space_without_rules, FOUND_FRESH[name], False)

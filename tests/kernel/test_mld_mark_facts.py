@@ -1,4 +1,4 @@
-"""Reports of multicast membership: the kernel's own packets, with a mark that comes from nowhere."""
+"""Reports of multicast membership: packets of the kernel with a mark that no rule and no socket set."""
 
 import socket
 import struct
@@ -46,7 +46,7 @@ def _join(family: int) -> None:
 
 @pytest.mark.parametrize(("version", "mtu"), [("new", 1500), ("new", 1413), ("old", 1413)])
 @families
-def test_reports_of_igmpv3_and_mldv2_wear_a_mark_that_nobody_put_on(
+def test_igmpv3_and_mldv2_reports_carry_unset_mark(
     node: Namespace, far: Namespace, family: int, version: str, mtu: int
 ) -> None:
     """The kernel's IGMPv3 and MLDv2 reports leave with a mark that depends on the MTU; those of older versions do not.
@@ -69,7 +69,7 @@ def test_reports_of_igmpv3_and_mldv2_wear_a_mark_that_nobody_put_on(
     node.call(_join, family)
     found = wait_until(lambda: (now := counters(node))["reports"] and now, 3, "a report")
     if version == "old":
-        assert found["marked"] == 0, "old reports wear marks too: exemptions must come before the test for the mark"
+        assert found["marked"] == 0, "old reports carry marks too: exemptions must come before the test for the mark"
     else:
         assert found["marked"] == found["reports"], "reports are clean here: they need not be exempted before the mark"
         assert bool(found["odd"]) is bool(mtu % 2), (

@@ -1,4 +1,4 @@
-"""Elements read straight from netlink are those that libnftables lists."""
+"""Set elements that are read directly from netlink equal those of libnftables."""
 
 import pytest
 
@@ -22,7 +22,7 @@ SETS = {
 
 
 def compared() -> list[str]:
-    """The names of sets that are read otherwise than listed. Runs in the namespace."""
+    """Return the names of sets whose elements differ from the listing; runs in the namespace."""
     nft = Nft()
     body = "".join(
         f"set {name} {{ type {kind};\n{f'elements = {{ {listed} }}' if listed else ''}\n}}\n"
@@ -35,7 +35,7 @@ def compared() -> list[str]:
     return [one.name for one in table.sets if read[one.name] != one.elements]
 
 
-def test_they_are_the_same() -> None:
+def test_set_elements_equal_listing_of_libnftables() -> None:
     with Namespace("elements") as space:
         assert space.call(compared) == []
 
@@ -49,7 +49,7 @@ def many() -> tuple[int, bool]:
     return len(wanted), nft_elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr")) == wanted
 
 
-def test_more_than_one_message() -> None:
+def test_set_elements_of_several_messages_are_read() -> None:
     with Namespace("elements") as space:
         assert space.call(many) == (20_000, True)
 
@@ -58,12 +58,12 @@ def missing() -> None:
     nft_elements.read_elements("inet", "t", "s", ("gid",))
 
 
-def test_no_such_set() -> None:
+def test_set_elements_of_missing_set_raise() -> None:
     with Namespace("elements") as space, pytest.raises(FileNotFoundError):
         space.call(missing)
 
 
-def test_an_element_with_more_than_a_key_is_read_too() -> None:
+def test_set_element_with_comment_is_read() -> None:
     with Namespace("elements") as space:
         assert space.call(with_comments) == frozenset({(1, "192.0.2.1"), (2, "192.0.2.2")})
 

@@ -1,4 +1,4 @@
-"""What nft and nf_tables accept, and what becomes of it: owners, wildcards, devices that are not there."""
+"""Constructs that nft and nf_tables accept, and their effects: owners, wildcards, missing devices."""
 
 import re
 import socket
@@ -11,7 +11,7 @@ from tests.lab import packet_senders
 from tests.lab.frames import ETH_PRIVATE
 from tests.lab.netns import Namespace, veth, wait_until
 
-from .two_link_node import MESH, ONLY_WAN, WAN, Rig, counters, default
+from .two_link_node import MESH, ONLY_WAN, WAN, TwoLinkNode, counters, default
 
 pytestmark = pytest.mark.kernel
 
@@ -23,15 +23,15 @@ def tables(space: Namespace) -> set[str]:
 
 
 def keep(space: Namespace) -> "subprocess.Popen[str]":
-    """An nft that makes an owned table and stays."""
+    """Start an nft that makes an owned table and stays."""
     process = space.popen(["nft", "-i"], stdin=subprocess.PIPE, text=True)
     process.stdin.write("add table inet owned { flags owner; }\n")
     process.stdin.flush()
     return process
 
 
-def test_K8_an_owned_table_is_safe_from_others_and_dies_with_its_owner(node: Namespace) -> None:
-    """Others can't delete a table with `flags owner`, a flush passes it by, and it goes when its owner ends."""
+def test_K8_owned_table_is_protected_and_ends_with_owner(node: Namespace) -> None:
+    """Another process cannot delete a table with `flags owner`, a flush skips it, and it ends with its owner."""
     node.nft("table inet plain {\n}\n")
     owner = keep(node)
     wait_until(lambda: tables(node) == {"inet plain", "inet owned"}, 2, "the owned table")
@@ -46,7 +46,7 @@ def test_K8_an_owned_table_is_safe_from_others_and_dies_with_its_owner(node: Nam
     wait_until(lambda: not tables(node), 2, "the end of the owned table")
 
 
-def test_L13_flags_owner_loads_and_the_table_ends_with_nft(node: Namespace) -> None:
+def test_L13_table_with_flags_owner_ends_with_nft(node: Namespace) -> None:
     """`nft -f` accepts `flags owner`, and the table is gone as soon as that nft has ended."""
     assert node.nft(OWNED, check=False).returncode == 0, "this nft refuses owner"
     assert tables(node) == set(), "an owned table survives its owner here: the guard could use the flag"
@@ -54,8 +54,8 @@ def test_L13_flags_owner_loads_and_the_table_ends_with_nft(node: Namespace) -> N
     assert tables(node) == {"inet owned"}, "the positive control: without the flag the table stays"
 
 
-def test_L13_nft_1_0_refuses_persist(node: Namespace) -> None:
-    """nft 1.0.6 does not know `flags persist`."""
+def test_L13_nft_1_0_refuses_flags_persist(node: Namespace) -> None:
+    """Version 1.0.6 of nft does not know `flags persist`."""
     refused = node.nft(OWNED.replace("owner;", "owner,persist;"), check=False)
     assert refused.returncode, "owned tables that stay exist here: the guard could use `flags owner,persist`"
 
@@ -67,8 +67,8 @@ def mangle(value: str) -> str:
     )
 
 
-def test_L13_marks_can_not_be_merged_from_two_registers(node: Namespace) -> None:
-    """nft 1.0.6 refuses to merge packet mark and flow mark in one statement; a constant on the right is fine."""
+def test_L13_nft_1_0_refuses_merge_of_two_marks(node: Namespace) -> None:
+    """Version 1.0.6 of nft refuses to merge packet mark and flow mark in one statement; it accepts a constant."""
     node.nft(mangle("meta mark & 0xffffff00 | 0x1"))
     refused = node.nft(mangle("meta mark & 0xffffff00 | ct mark & 0xff"), check=False)
     assert refused.returncode, "the restore chain could be one rule here, rather than one per mark"
@@ -79,34 +79,36 @@ RULE = "table inet text {{\n chain c {{\n  {}{}}}\n}}\n"
 
 
 @pytest.mark.parametrize("end", ["\n", "; "], ids=["newline", "semicolon"])
-def test_L14_a_statement_ends_before_the_brace(node: Namespace, end: str) -> None:
-    """nft 1.0.6 wants a newline or a semicolon between a statement and `}`."""
-    assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, "netstate/text.py can't be loaded"
+def test_L14_nft_1_0_requires_statement_end_before_brace(node: Namespace, end: str) -> None:
+    """Version 1.0.6 of nft requires a newline or a semicolon between a statement and `}`."""
+    assert node.nft(RULE.format("counter accept", end), check=False).returncode == 0, (
+        "netstate/text.py cannot be loaded"
+    )
     assert node.nft(RULE.format("counter accept", " "), check=False).returncode, "a newer nft: nothing has to change"
 
 
-def test_L14_flags_are_written_by_mask(node: Namespace) -> None:
-    """nft 1.0.6 refuses `tcp flags rst / rst` and accepts `tcp flags & rst == rst`."""
+def test_L14_nft_1_0_accepts_tcp_flags_by_mask_only(node: Namespace) -> None:
+    """Version 1.0.6 of nft refuses `tcp flags rst / rst` and accepts `tcp flags & rst == rst`."""
     assert node.nft(RULE.format("tcp flags & rst == rst accept", "\n"), check=False).returncode == 0, (
         "netstate/text.py writes flags in a way that this nft refuses"
     )
     assert node.nft(RULE.format("tcp flags rst / rst accept", "\n"), check=False).returncode, "nothing has to change"
 
 
-def test_K10_a_set_of_device_names_takes_wildcards(rig: Rig) -> None:
+def test_K10_device_set_with_wildcard_matches_prefix(two_links: TwoLinkNode) -> None:
     """A set of type ifname with intervals takes "ba*", lists it so, and matches the devices that it means."""
-    rig.node.nft(
+    two_links.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         '  elements = { "ba*" }\n }\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
         f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
-    listed = rig.node.run(["nft", "list", "table", "inet", "names"]).stdout
+    listed = two_links.node.run(["nft", "list", "table", "inet", "names"]).stdout
     assert '"ba*"' in listed, "what is read back differs from what was written: netstate must know how"
-    assert rig.counters_of(packet_senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
-    rig.node.ip(default(MESH, 4))
-    rig.send(packet_senders.udp)
-    assert counters(rig.node)["hit"] == 1, f"{MESH} is ba*: wildcards need rules of their own rather than a set"
+    assert two_links.counters_of(packet_senders.udp_bound, 4) == set(), f"{WAN} is no ba*: the set matches too much"
+    two_links.node.ip(default(MESH, 4))
+    two_links.send(packet_senders.udp)
+    assert counters(two_links.node)["hit"] == 1, f"{MESH} is ba*: wildcards need rules of their own rather than a set"
 
 
 LATE = (
@@ -122,7 +124,7 @@ class TestK9:
 
     @pytest.fixture
     def filters(self, node: Namespace) -> Callable[[str], bool]:
-        """Whether a frame on a device meets the chain; it must leave or be dropped by it."""
+        """Return True if a frame on a device passes the chain; the frame must leave or be dropped there."""
         if (done := node.nft(LATE, check=False)).returncode:
             message = "the link guard has to be put back by watch when a device appears"
             pytest.fail(f"no egress chain for a device that does not exist: {message}\n{done.stderr}")
@@ -140,7 +142,7 @@ class TestK9:
 
         return check
 
-    def test_K9_the_chain_filters_the_device_once_it_is_created(
+    def test_K9_chain_filters_device_created_later(
         self, node: Namespace, far: Namespace, filters: Callable[[str], bool]
     ) -> None:
         """An egress chain that was loaded before its device existed filters the device, and again after re-creation."""
@@ -151,7 +153,7 @@ class TestK9:
             assert filters("late"), "a device that appears is not covered: watch must load the link guard again"
             node.ip("link del late")
 
-    def test_K9_the_chain_goes_by_the_name_and_not_by_the_device(
+    def test_K9_chain_follows_device_name(
         self, node: Namespace, far: Namespace, filters: Callable[[str], bool]
     ) -> None:
         """A renamed device leaves the chain, the next of the old name enters it, and so does the first on return."""
@@ -171,13 +173,13 @@ class TestK9:
         assert filters("late"), by_name
 
 
-def test_K10_an_exact_name_is_no_prefix(rig: Rig) -> None:
-    """Without the star a name in a set means that device alone."""
-    rig.node.nft(
+def test_K10_device_set_with_exact_name_matches_no_prefix(two_links: TwoLinkNode) -> None:
+    """A name without the star in a set matches that device only."""
+    two_links.node.nft(
         "table inet names {\n counter hit { }\n set inside {\n  type ifname; flags interval;\n"
         f'  elements = {{ "{WAN[:-1]}" }}\n }}\n'
         " chain c {\n  type filter hook postrouting priority 0; policy accept;\n"
         f"  udp dport {packet_senders.DISCARD} oifname @inside counter name hit\n }}\n}}\n"
     )
-    assert rig.send(packet_senders.udp_bound) == ONLY_WAN
-    assert counters(rig.node)["hit"] == 0, "names in a set of intervals match devices that only begin so"
+    assert two_links.send(packet_senders.udp_bound) == ONLY_WAN
+    assert counters(two_links.node)["hit"] == 0, "names in a set of intervals match devices that only begin so"

@@ -1,4 +1,4 @@
-"""Everything that nft can list, written as text, loaded and listed again."""
+"""Constructs that nft lists, written as text, loaded and listed again."""
 
 import json
 from pathlib import Path
@@ -88,25 +88,25 @@ def listed_again(table):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_every_form_can_be_loaded_and_is_listed_as_it_was(place):
+def test_nft_text_of_rule_round_trips(place):
     hook = PLACES[place]
     family = {"ip": "ip", "netdev": "netdev"}.get(place.split()[0], "inet")
     around = SURROUNDINGS if family == "inet" else Table(family, "t")
-    # nft takes only some of them in a base chain of one hook, and takes all of them in a chain that nobody calls.
+    # nft takes only some of them in a base chain of one hook, and takes all of them in a chain without a caller.
     chain = Chain("forms", rules(place), hook if place != "filter" else None)
     table = evolve(around, chains=(*around.chains, chain))
     assert chain.rules
     assert listed_again(table) == table
 
 
-def test_surroundings_are_listed_as_they_were():
+def test_nft_text_of_table_objects_round_trips():
     flowtable = Flowtable("ft", 5, frozenset())
     table = evolve(SURROUNDINGS, flags=frozenset({"dormant"}))
     assert listed_again(table) == table
     assert "flowtable ft" in nft_text.table_text(evolve(table, flowtables=(flowtable,)))
 
 
-def test_chains_of_several_devices_are_listed_as_they_were():
+def test_nft_text_of_chain_with_several_devices_round_trips():
     hook = Hook("filter", "egress", 5, devices=frozenset({"lo", "eth0"}))
     table = Table("netdev", "t", (Chain("several", (Rule((Counter(), DROP)),), hook),))
     assert listed_again(table) == table

@@ -1,7 +1,7 @@
-"""The walk of the model against the kernel: generated states, really sent packets, and where each came out.
+"""Traces of the model against the kernel: generated states, packets that are really sent, and their arrivals.
 
-NFTPOLICY_DIFFERENTIAL is the number of packets, NFTPOLICY_SEED that of the first state. A disagreement names the
-seed of its state; what was found by one is kept in test_walk_facts.py as a case of its own.
+NFTPOLICY_DIFFERENTIAL is the number of packets, NFTPOLICY_SEED the seed of the first state. A disagreement names the
+seed of its state; disagreements of the past are cases in test_trace_facts.py.
 """
 
 import os
@@ -17,9 +17,9 @@ from nftpolicy.model.fib.router import Router
 from nftpolicy.model.nft import chains
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, Packet
 
-from .packet_machine import FAMILIES, World
+from .packet_machine import FAMILIES, PacketMachine
 from .random_states import Chance
-from .trace_differential import Sample, disagreements, send, walks
+from .trace_differential import Sample, disagreements, send, traces
 
 pytestmark = pytest.mark.kernel
 
@@ -32,29 +32,29 @@ OF_ONE_STATE = 20
 def samples(egress: None) -> list[Sample]:
     """Many packets, a few in each state."""
     made: list[Sample] = []
-    world = World()
+    machine = PacketMachine()
     try:
         while len(made) * OF_ONE_STATE < PACKETS:
-            if not world.room(OF_ONE_STATE):
-                world.close()
-                world = World()
+            if not machine.has_identities(OF_ONE_STATE):
+                machine.close()
+                machine = PacketMachine()
             chance = Chance(SEED + len(made))
             state = chance.state()
-            made.append(send(world, SEED + len(made), state, [chance.packet() for _ in range(OF_ONE_STATE)]))
+            made.append(send(machine, SEED + len(made), state, [chance.packet() for _ in range(OF_ONE_STATE)]))
     finally:
-        world.close()
+        machine.close()
     return made
 
 
-def test_the_walk_agrees_with_the_kernel(samples: list[Sample]) -> None:
-    """Every packet comes out where the model says, as the model says, or nowhere if it says so."""
+def test_trace_of_random_packets_agrees_with_kernel(samples: list[Sample]) -> None:
+    """Packets leave or are dropped as the model says, at the device that the model says."""
     wrong = [one for sample in samples for one in disagreements(sample)]
     assert not wrong, "\n\n".join([f"{len(wrong)} disagreements", *map(str, wrong[:5])])
 
 
-def test_the_samples_mean_something(samples: list[Sample]) -> None:
-    """There are packets with each outcome and of each origin in both families, and few of which nothing is known."""
-    found = [one for sample in samples for one in walks(sample.state, sample.packets)]
+def test_samples_cover_every_outcome_and_origin(samples: list[Sample]) -> None:
+    """Packets have every outcome and every origin in both families, and few of them are undecided."""
+    found = [one for sample in samples for one in traces(sample.state, sample.packets)]
     outcomes = Counter(one.outcome for one in found)
     print(dict(outcomes))
     for outcome in ("leaves", "dropped", "delivered", "unroutable"):
@@ -82,7 +82,7 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
 
     def again(self: OutputRouting, packet: Packet, *how: object) -> object:
         looked_up = self._router.lookup
-        self._router = _Renamed(lambda *of, **to: looked_up(*of, **{**to, "uid": packet.uid}), self._router)
+        self._router = _RouterWithLookup(lambda *of, **to: looked_up(*of, **{**to, "uid": packet.uid}), self._router)
         try:
             return plain(self, packet, *how)
         finally:
@@ -91,14 +91,14 @@ def _owner_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OutputRouting, "reroute", again)
 
 
-class _Renamed:
-    """A router with another look-up."""
+class _RouterWithLookup:
+    """Router with another lookup."""
 
     def __init__(self, lookup: Callable[..., RouteResult], plain: Router) -> None:
         self.lookup, self.plain, self.reads_ports = lookup, plain, plain.reads_ports
 
 
-def _no_second_look_up(patch: pytest.MonkeyPatch) -> None:
+def _no_second_lookup(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(trace._Tracer, "_reroute", lambda *_: None)
 
 
@@ -120,11 +120,11 @@ def _nothing_on_link(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Router, "lookup", lookup)
 
 
-MISTAKES = [_new_oif, _owner_kept, _no_second_look_up, _nat_by_priority, _always_tracked, _nothing_on_link]
+MISTAKES = [_new_oif, _owner_kept, _no_second_lookup, _nat_by_priority, _always_tracked, _nothing_on_link]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda one: one.__name__.strip("_"))
-def test_a_mistake_in_the_model_is_seen(
+def test_trace_of_mutated_model_disagrees(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch, mistake: Callable[[pytest.MonkeyPatch], None]
 ) -> None:
     """The control: a model that is wrong in one point disagrees with the kernel about these packets."""

@@ -1,4 +1,4 @@
-"""libpacketmark.so: what it marks, what it refuses, and which programs it can't reach."""
+"""libpacketmark.so: sockets that it marks, errors that it raises, and programs that it cannot mark."""
 
 import contextlib
 import os
@@ -121,7 +121,7 @@ __attribute__((constructor)) static void early(void)
 
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
-    """A folder that everybody may enter, with the library in it: the checkout may be root's alone."""
+    """Directory that every user may enter, with the library: the checkout may be accessible to root only."""
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     with public_folder() as made:
@@ -145,7 +145,7 @@ def run(program: Path, env: dict[str, str], **options) -> subprocess.CompletedPr
 
 @pytest.fixture
 def bare(client: Path) -> None:
-    """The control: without the library there is no mark."""
+    """Control: without the library a socket has no mark."""
     assert run(client, {}).stdout.split() == ["0"] * FOUR
 
 
@@ -157,19 +157,19 @@ def bare(client: Path) -> None:
     ("text", "mark"),
     [("1", 1), ("0x1", 1), ("0x1/0x1", 1), ("1280/65280", 0x500), ("0x500/0xFF00", 0x500), ("4294967295", -1)],
 )
-def test_every_ip_socket_wears_the_mark(folder: Path, client: Path, text: str, mark: int) -> None:
+def test_preload_marks_every_ip_socket(folder: Path, client: Path, text: str, mark: int) -> None:
     done = run(client, environment(folder, text))
     assert (done.stdout.split(), done.stderr, done.returncode) == ([str(mark)] * FOUR, "", 0)
 
 
-def test_raw_and_accepted_sockets_wear_it_and_no_others(folder: Path) -> None:
+def test_preload_marks_raw_and_accepted_but_not_unix_sockets(folder: Path) -> None:
     program = build(folder, OTHERS, name="others")
     wanted = "accepted 5\nraw 5 5\npair 0 0\nothers 0 0\n"
     assert run(program, environment(folder, "5")).stdout == wanted
     assert run(program, {}).stdout == wanted.replace("5", "0"), "the control"
 
 
-def test_what_the_environment_says_is_what_it_takes(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preload_environment_sets_mark_and_mandatory_mode(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     monkeypatch.setenv("LIBPACKETMARK_OPTIONAL", "1")
@@ -178,13 +178,13 @@ def test_what_the_environment_says_is_what_it_takes(client: Path, monkeypatch: p
     assert made["LIBPACKETMARK_OPTIONAL"] == "0"
 
 
-def test_libraries_that_are_preloaded_already_stay() -> None:
+def test_preload_environment_keeps_other_libraries() -> None:
     ours = str(preload.library_path())
     for before, after in (("", ours), ("a.so b.so", f"{ours}:a.so:b.so"), (f"a.so:{ours}", f"{ours}:a.so")):
         assert preload.preload_environment(Mark(1, 1), {"LD_PRELOAD": before})["LD_PRELOAD"] == after
 
 
-def test_bits_outside_the_mask_stay(folder: Path, client: Path) -> None:
+def test_preload_keeps_bits_outside_mask(folder: Path, client: Path) -> None:
     try:
         group = MarkedCgroup(f"test-preload-{os.getpid()}", 0x3, 0x3)
         group.__enter__()
@@ -199,25 +199,25 @@ def test_bits_outside_the_mask_stay(folder: Path, client: Path) -> None:
         group.__exit__()
 
 
-def test_errors_of_socket_are_those_of_the_kernel(folder: Path) -> None:
+def test_preload_socket_errors_equal_kernel_errors(folder: Path) -> None:
     program = build(folder, ERRORS, name="errors")
     assert run(program, environment(folder, "1")).stdout == run(program, {}).stdout == "1 4711 -1 1\n"
 
 
-def test_threads_get_marked_sockets_and_nothing_is_allocated(folder: Path) -> None:
+def test_preload_marks_sockets_of_threads_without_allocation(folder: Path) -> None:
     program = build(folder, THREADS, "-pthread", name="threads")
     assert run(program, environment(folder, "0x500/0xff00")).stdout == "0 0\n"
     assert run(program, {}).stdout == "2700 0\n", "the control: sockets without the mark are counted"
 
 
-def test_a_socket_that_another_library_makes_first_is_marked(folder: Path, client: Path) -> None:
+def test_preload_marks_socket_of_earlier_library(folder: Path, client: Path) -> None:
     early = build(folder, EARLY, "-shared", "-fPIC", name="early.so")
     both = f"{folder}/libpacketmark.so:{early}"
     done = run(client, {"LD_PRELOAD": both, "LIBPACKETMARK_MARK": "7"})
     assert (done.stderr, done.stdout.split()) == ("early 7\n", ["7"] * FOUR)
 
 
-def test_it_is_the_same_with_another_c_library(folder: Path) -> None:
+def test_preload_with_musl_marks_and_refuses(folder: Path) -> None:
     program = build(folder, CLIENT, name="musl-client", by="musl-gcc")
     source = hatch_build.SOURCE.read_text()
     build(folder, source, *hatch_build.FLAGS, "-ldl", name="musl-packetmark.so", by="musl-gcc")
@@ -236,7 +236,7 @@ def test_it_is_the_same_with_another_c_library(folder: Path) -> None:
     [None, "", "0", "0x0", "x", "1 ", " 1", "-1", "+1", "010", "0x", "1/", "/1", "1/0x", "5/1", "1/0", "1/1/1",
      "0x100000000", "4294967296", "99999999999999999999999", "1/4294967296", "0X1", "1e3"],
 )  # fmt: skip
-def test_what_is_no_mark_ends_the_program_before_it_begins(folder: Path, client: Path, text: str | None) -> None:
+def test_preload_invalid_mark_ends_program_at_start(folder: Path, client: Path, text: str | None) -> None:
     for optional in ("0", "1"):
         done = run(client, environment(folder, text, LIBPACKETMARK_OPTIONAL=optional))
         assert (done.returncode, done.stdout) == (CONFIG, "")
@@ -245,19 +245,19 @@ def test_what_is_no_mark_ends_the_program_before_it_begins(folder: Path, client:
         assert done.stderr.count("\n") == 1
 
 
-def test_another_word_than_0_and_1_is_refused(folder: Path, client: Path) -> None:
+def test_preload_optional_other_than_0_and_1_is_refused(folder: Path, client: Path) -> None:
     done = run(client, environment(folder, "1", LIBPACKETMARK_OPTIONAL="yes"))
     assert (done.returncode, done.stdout, "it is 0 or 1" in done.stderr) == (CONFIG, "", True)
     assert run(client, environment(folder, "1", LIBPACKETMARK_OPTIONAL="")).stdout.split() == ["1"] * FOUR
 
 
-def test_a_long_word_is_cut(folder: Path, client: Path) -> None:
+def test_preload_long_value_is_cut_in_message(folder: Path, client: Path) -> None:
     done = run(client, environment(folder, "9" * 100000))
     assert (done.returncode, len(done.stderr) <= 400) == (CONFIG, True)
 
 
 @pytest.mark.parametrize("mark", ["1", "0x1/0x1"])
-def test_a_mark_that_may_not_be_set_ends_the_program(folder: Path, client: Path, mark: str) -> None:
+def test_preload_forbidden_mark_ends_program(folder: Path, client: Path, mark: str) -> None:
     assert run(client, {}, **NOBODY).stdout.split() == ["0"] * FOUR, "the control: sockets it may have"
     done = run(client, environment(folder, mark), **NOBODY)
     assert (done.returncode, done.stdout) == (NOPERM, "")
@@ -265,7 +265,7 @@ def test_a_mark_that_may_not_be_set_ends_the_program(folder: Path, client: Path,
     assert done.stderr.count("\n") == 1
 
 
-def test_another_user_may_mark_with_the_one_capability_for_it(folder: Path, client: Path) -> None:
+def test_preload_unprivileged_user_marks_with_capability(folder: Path, client: Path) -> None:
     def become(keeping: bool) -> None:
         with capability.keep_capability(capability.cap_for_so_mark()) if keeping else contextlib.nullcontext():
             os.setresuid(65534, 65534, 65534)
@@ -278,13 +278,13 @@ def test_another_user_may_mark_with_the_one_capability_for_it(folder: Path, clie
     assert {line.split()[1] for line in held.splitlines()} == {f"{1 << capability.cap_for_so_mark():016x}"}
 
 
-def test_the_old_way_goes_on_and_says_so_once(folder: Path, client: Path) -> None:
+def test_preload_optional_without_capability_warns_once(folder: Path, client: Path) -> None:
     done = run(client, environment(folder, "1", LIBPACKETMARK_OPTIONAL="1"), **NOBODY)
     assert (done.returncode, done.stdout.split()) == (0, ["0"] * FOUR)
     assert done.stderr.count("goes on without the mark") == 1
 
 
-def test_a_daemon_without_standard_error_is_heard_in_the_log(folder: Path, client: Path) -> None:
+def test_preload_daemon_without_stderr_writes_to_syslog(folder: Path, client: Path) -> None:
     with Namespace("log") as space:
         log = syslog_listener.listen(space)
         space.run([str(client)], env=environment(folder, "1"))
@@ -296,7 +296,7 @@ def test_a_daemon_without_standard_error_is_heard_in_the_log(folder: Path, clien
     assert refused.startswith("<27>libpacketmark: client: the kernel does not let it mark its sockets")
 
 
-# Programs that it can't reach
+# Programs that it cannot reach
 
 
 GO_NOTE = r"""
@@ -357,7 +357,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("make", REASONS, ids=lambda make: make.__name__)
-def test_a_program_that_would_not_be_marked_is_refused(folder: Path, client: Path, make) -> None:  # type: ignore[no-untyped-def]
+def test_refusal_reason_names_program_out_of_reach(folder: Path, client: Path, make) -> None:  # type: ignore[no-untyped-def]
     program = make(folder)
     assert REASONS[make] in str(preload.refusal_reason(program))
     done = run(program, environment(folder, "1"), **NOBODY)
@@ -369,14 +369,14 @@ def test_a_program_that_would_not_be_marked_is_refused(folder: Path, client: Pat
     assert str(preload.refusal_reason(script)).startswith(f"{script} is run by {program}, which ")
 
 
-def test_what_can_not_be_known_from_the_file(folder: Path) -> None:
+def test_refusal_reason_of_raw_system_calls_is_none(folder: Path) -> None:
     """A program that calls the kernel itself is not refused; its packets are the guard's (tests/leaks)."""
     raw = build(folder, CLIENT, "-DRAW", name="raw")
     assert preload.refusal_reason(raw) is None
     assert run(raw, environment(folder, "1")).stdout.split() == ["0"] * FOUR
 
 
-def test_other_word_sizes_are_refused(folder: Path, client: Path) -> None:
+def test_refusal_reason_names_other_machine(folder: Path, client: Path) -> None:
     other = folder / "other"
     head = bytearray(client.read_bytes())
     head[18] = 3  # e_machine: EM_386
@@ -397,13 +397,13 @@ def test_other_word_sizes_are_refused(folder: Path, client: Path) -> None:
         (b"#!/usr/bin/env nonesuch\n", "not a program"),
     ],
 )
-def test_what_is_no_program(tmp_path: Path, content: bytes, words: str) -> None:
+def test_refusal_reason_names_file_that_is_not_a_program(tmp_path: Path, content: bytes, words: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content)
     assert words in str(preload.refusal_reason(file))
 
 
-def test_scripts(tmp_path: Path, client: Path) -> None:
+def test_refusal_reason_follows_script_interpreter(tmp_path: Path, client: Path) -> None:
     file = tmp_path / "script"
     for line in (
         f"#!{client}",
@@ -420,9 +420,7 @@ def test_scripts(tmp_path: Path, client: Path) -> None:
     assert "Is a directory" in str(preload.refusal_reason(tmp_path))
 
 
-def test_a_library_that_the_user_may_not_read_is_refused(
-    folder: Path, client: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refusal_reason_names_unreadable_library(folder: Path, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = folder / "closed"
     closed.mkdir(mode=0o700)
     shutil.copy(preload.LIBRARY, closed)
@@ -437,10 +435,10 @@ def test_a_library_that_the_user_may_not_read_is_refused(
     assert preload.refusal_reason(client, 65534) is None
 
 
-# Without a compiler, and where nobody can be told
+# Without a compiler or a library
 
 
-def test_without_the_library_it_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preload_environment_without_library_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preload, "LIBRARY", tmp_path / "libpacketmark.so")
     with pytest.raises(Unavailable, match=r"no C compiler .*gcc and libc6-dev"):
         preload.preload_environment(Mark(1, 1), {})
@@ -452,7 +450,7 @@ def test_without_the_library_it_says_what_is_missing(tmp_path: Path, monkeypatch
         preload.preload_environment(Mark(1, 1), {})
 
 
-def test_building_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_build_without_compiler_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "libpacketmark.so"
     for command, words in (("nonesuch", "no C compiler"), ("false", "the C compiler failed")):
         monkeypatch.setenv("CC", command)
@@ -461,8 +459,8 @@ def test_building_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_are_looked_up_by_sockets_of_the_c_library_itself(folder: Path) -> None:
-    """Why names go to the resolver by group and not by mark."""
+def test_preload_name_lookup_of_libc_is_unmarked(folder: Path) -> None:
+    """Reason why DNS queries go to the resolver by group and not by mark."""
     source = r"""
     #include <netdb.h>
     #include <sys/socket.h>

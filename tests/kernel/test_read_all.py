@@ -1,4 +1,4 @@
-"""All that a kernel holds, read: by netlink, as `ip -j` tells it, and written for `ip` again."""
+"""State of a kernel: read by netlink, read by `ip -j`, and written as commands for `ip`."""
 
 import faulthandler
 import json
@@ -14,7 +14,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.kernel.netlink.rtnetlink import Rtnetlink
 from nftpolicy.netstate.formats import ip_json_decode, ip_text
 from nftpolicy.netstate.nft import SetRef
-from tests.kernel.lookup_differential import install, prepare, world
+from tests.kernel.lookup_differential import install, prepare, random_commands
 from tests.lab.netns import Namespace, search_path
 
 pytestmark = pytest.mark.kernel
@@ -67,7 +67,7 @@ def space(able):
 
 
 def read():
-    """By netlink and by `ip`, which is asked for numbers, and for names; both families."""
+    """Return rules and routes of both families, by netlink and by `ip` (with numbers and with names)."""
     links = Rtnetlink()
     found = []
     for family in (4, 6):
@@ -86,7 +86,7 @@ def read():
 
 
 def whole(one):
-    """With what takes no part in comparisons, but for who made it, which ip tells with -d only."""
+    """Return the object with the fields that comparisons ignore, except its protocol, which ip prints with -d only."""
     return (
         ip_text.display_text(one).rpartition(" proto")[0],
         one.unknown,
@@ -96,12 +96,12 @@ def whole(one):
 
 
 def same(space):
-    for netlink, told in space.call(read):
-        for ours, theirs in zip(netlink, told, strict=True):
+    for netlink, by_ip in space.call(read):
+        for ours, theirs in zip(netlink, by_ip, strict=True):
             assert sorted(map(whole, ours), key=repr) == sorted(map(whole, theirs), key=repr)
 
 
-def test_netlink_and_ip_tell_the_same_of_rules(space):
+def test_rules_by_netlink_equal_rules_by_ip(space):
     for family in (4, 6):
         for at, words in enumerate(SELECTORS):
             if family == 6:
@@ -112,12 +112,12 @@ def test_netlink_and_ip_tell_the_same_of_rules(space):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_netlink_and_ip_tell_the_same_of_generated_rules_and_routes(space, seed):
-    space.call(install, world(random.Random(seed)))
+def test_generated_state_by_netlink_equals_state_by_ip(space, seed):
+    space.call(install, random_commands(random.Random(seed)))
     same(space)
 
 
-def test_nexthop_objects(space):
+def test_routes_with_nexthop_objects_are_resolved(space):
     space.ip(
         "nexthop add id 5 via 10.1.0.3 dev a0",
         "nexthop add id 6 via 10.2.0.3 dev b0",
@@ -136,9 +136,9 @@ def test_nexthop_objects(space):
 
 
 def rewrite(seed):
-    """What was installed, and what there is after it was taken away and put back with the words for `ip`."""
+    """Return the installed objects, and those after removal and restoration by the text for `ip`."""
     links, states = Rtnetlink(), []
-    install(world(random.Random(seed)))
+    install(random_commands(random.Random(seed)))
     for _ in range(2):
         rules = tuple(one for family in (4, 6) for one in links.rules(family))
         routes = tuple(one for family in (4, 6) for one in links.routes(family) if one.protocol == 3)
@@ -154,7 +154,7 @@ def rewrite(seed):
 
 
 @pytest.mark.parametrize("seed", range(10, 18))
-def test_the_words_for_ip_make_the_same_again(space, seed):
+def test_ip_batch_text_restores_rules_and_routes(space, seed):
     before, after = space.call(rewrite, seed)
     kept = {0, 32766, 32767}
     for old, new in zip(before, after, strict=True):
@@ -166,7 +166,7 @@ def everything():
     return Linux().read_all()
 
 
-def test_everything(space):
+def test_read_all_returns_rules_routes_and_tables(space):
     space.nft(TABLES)
     space.ip("rule add priority 5 fwmark 1 lookup 100", "-6 route add unreachable default table 100")
     space.sysctl("net.ipv4.fwmark_reflect", 1)
@@ -191,7 +191,7 @@ def test_everything(space):
     assert (devices["b0"].group, devices["pd0"].up, devices["a0"].kind) == (5, False, "veth")
 
 
-def test_the_empty_namespace():
+def test_read_all_of_empty_namespace_has_defaults():
     with Namespace("empty") as space:
         found = space.call(everything)
     assert (found.tables, [one.name for one in found.devices]) == ((), ["lo"])
@@ -203,8 +203,8 @@ def expect_abort():
     faulthandler.disable()
 
 
-def test_a_listing_that_kills_the_library_is_told(space):
-    """nft 1.0.6 aborts when it prints neighbouring wildcards of an anonymous set as JSON."""
+def test_read_all_library_abort_is_reported(space):
+    """Version 1.0.6 of nft aborts when it prints neighbouring wildcards of an anonymous set as JSON."""
     space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
 
     def look():
@@ -235,7 +235,7 @@ table netdev owned {
 
 
 def look_at_owned():
-    """What is read while a table has an owner, and of the same table without one."""
+    """Return the tables as read with an owner and without one."""
     expect_abort()
     found = []
     for text in (OWNED, OWNED.replace("\tflags owner\n", "")):
@@ -247,8 +247,8 @@ def look_at_owned():
     return found
 
 
-def test_a_table_with_an_owner_is_read_like_any_other(space):
-    """nft 1.0.6 breaks off when it lists one as JSON."""
+def test_read_all_owned_table_equals_plain_table(space):
+    """Version 1.0.6 of nft stops when it lists an owned table as JSON."""
     owned, plain = space.call(look_at_owned)
     assert [table.flags for table in owned[0]] == [{"owner"}, {"owner"}]
     assert [evolve(table, flags=frozenset()) for table in owned[0]] == list(plain[0])
@@ -264,6 +264,6 @@ def look_beside():
     return Linux().read_own("owned", ("inet",), 0, ()).tables
 
 
-def test_a_listing_that_kills_the_library_hides_no_other_table(space):
+def test_read_all_library_abort_keeps_other_tables(space):
     (found,) = space.call(look_beside)
     assert [chain.name for chain in found.chains] == ["out", "side"]

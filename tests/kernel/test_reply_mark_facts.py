@@ -1,4 +1,4 @@
-"""Which packets carry a mark and an owner: those that sockets send, and those that the kernel answers by itself."""
+"""Packets that carry a mark and an owner: those of sockets, and replies of the kernel."""
 
 import contextlib
 import socket
@@ -52,7 +52,7 @@ def ruleset(family: int) -> str:
 
 
 class Talk:
-    """A node and its peer on one link; the sockets of both are used from here."""
+    """Node and its peer on one link; the test uses the sockets of both."""
 
     def __init__(self, node: Namespace, peer: Namespace, family: int) -> None:
         veth(node, WAN, peer, "eth0")
@@ -81,7 +81,7 @@ class Talk:
         return self._stack.enter_context(listener.accept()[0])
 
     def exchange(self) -> None:
-        """Everything that the node may answer: a connection that it closes first, and what no program answers."""
+        """Cause every kind of reply: a connection that the node closes first, and replies of the kernel."""
         ours = NODE_WAN[self.family]
         caller = self.open(self.peer)
         answered = self.connection(self.node, caller, ours)
@@ -107,7 +107,7 @@ class Talk:
         wait_until(lambda: all(counters(self.node)[f"{kind}.seen"] for kind in kinds), 2, f"{kinds} of the node")
 
     def kinds(self, test: str) -> set[str]:
-        """The kinds of which every packet that was seen passes the test, and at least one was."""
+        """Return the kinds of which at least one packet was seen, and every packet passes the test."""
         now = counters(self.node)
         return {kind for kind in KINDS if now[f"{kind}.seen"] and now[f"{kind}.{test}"] == now[f"{kind}.seen"]}
 
@@ -125,15 +125,15 @@ def talk(node: Namespace, far: Namespace, request: pytest.FixtureRequest) -> Ite
 SOCKETLESS = {"ack", "rst", "unreachable", "echo-reply"}
 
 
-def test_L6_what_the_kernel_answers_has_no_owner(talk: Talk) -> None:
+def test_L6_kernel_reply_has_no_owner(talk: Talk) -> None:
     """RST, last ACK, ICMP error and echo reply match neither a uid nor its negation; SYN-ACK, data and FIN have one."""
     talk.exchange()
     assert talk.kinds("seen") == set(KINDS), "the positive control: all of them must be seen"
     assert talk.kinds("owned") == set(KINDS) - SOCKETLESS, "HAS_OWNER in the identity chain sorts other packets here"
     assert talk.kinds("not-local") == set(KINDS) - SOCKETLESS, (
-        "`skuid !=` matches packets without a socket here, or fails on some that have one: see who may wear the mark"
+        "`skuid !=` matches packets without a socket here, or fails on some that have one: see the entitlement of marks"
     )
-    assert talk.kinds("mine") == set(), "packets match a uid that nobody has"
+    assert talk.kinds("mine") == set(), "packets match a uid that no user has"
 
 
 ARRIVAL = (
@@ -143,17 +143,17 @@ ARRIVAL = (
 REFLECT = ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept")
 
 
-def test_L7_answers_have_no_mark_by_default(talk: Talk) -> None:
-    """With the default sysctls every answer has mark 0, though what it answers was marked."""
+def test_L7_kernel_reply_by_default_has_no_mark(talk: Talk) -> None:
+    """With the default sysctls every reply has mark 0, even to a marked packet."""
     for key in REFLECT:
         talk.node.sysctl(key, 0)
     talk.node.nft(ARRIVAL)
     talk.exchange()
-    assert talk.kinds("unmarked") == set(KINDS), "answers wear a mark that no sysctl of ours gave them"
+    assert talk.kinds("unmarked") == set(KINDS), "replies carry a mark that no sysctl of ours set"
 
 
-def test_L7_answers_wear_the_mark_by_two_sysctls(talk: Talk) -> None:
-    """With fwmark_reflect and tcp_fwmark_accept every answer, and each later segment, wears the question's mark."""
+def test_L7_kernel_reply_with_two_sysctls_carries_mark(talk: Talk) -> None:
+    """With fwmark_reflect and tcp_fwmark_accept every reply and each later segment carries the mark of the request."""
     for key in REFLECT:
         talk.node.sysctl(key, 1)
     talk.node.nft(ARRIVAL)
@@ -161,8 +161,8 @@ def test_L7_answers_wear_the_mark_by_two_sysctls(talk: Talk) -> None:
     assert talk.kinds("marked") == set(KINDS), "the restore chain must put the mark on these answers as well"
 
 
-def test_L8_what_follows_a_closed_socket_keeps_its_mark_and_loses_its_owner(talk: Talk) -> None:
-    """The FIN of a marked socket, and the RST that its orphan sends later, wear the mark; the RST has no owner."""
+def test_L8_closed_socket_keeps_mark_and_loses_owner(talk: Talk) -> None:
+    """The FIN of a marked socket and the later RST of its orphan carry the mark; the RST has no owner."""
     caller = talk.open(talk.node)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     other = talk.connection(talk.peer, caller, at.HOME[talk.family])
@@ -174,8 +174,8 @@ def test_L8_what_follows_a_closed_socket_keeps_its_mark_and_loses_its_owner(talk
     assert talk.kinds("owned") & {"fin", "rst"} == {"fin"}, "the identity chain's rule for packets without owner"
 
 
-def test_L8_a_connection_in_time_wait_keeps_its_mark(talk: Talk) -> None:
-    """The ACK that a marked connection in TIME_WAIT sends wears the mark and has no owner."""
+def test_L8_connection_in_time_wait_keeps_mark(talk: Talk) -> None:
+    """The ACK of a marked connection in TIME_WAIT carries the mark and has no owner."""
     caller = talk.open(talk.node)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     other = talk.connection(talk.peer, caller, at.HOME[talk.family])

@@ -1,4 +1,4 @@
-"""Reproductions, run as their reader would run them: by sh, in a namespace that is thrown away."""
+"""Reproduction scripts, run by sh in a temporary namespace, as a reader would run them."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def space():
 
 
 def run(space, text):
-    """The exit status and what the script said; nothing of it stays."""
+    """Return exit status and output of the script; it must leave nothing behind."""
     start = time.monotonic()
     done = space.run(["sh", "-s"], input=text, check=False)
     assert time.monotonic() - start < brief(SLOW)
@@ -55,14 +55,14 @@ def left_over(space):
 
 
 def reproduced(space, state, packet, device=WAN, title="a test"):
-    """The exit status of the script, which has to do without errors and cautions."""
+    """Return the exit status of the script, which must print no errors and no cautions."""
     status, out, err = run(space, reproduction_script(state, packet, device, title))
     assert (err, "caution" in out) == ("", False), out
     return status
 
 
 def dropping(device, hook="postrouting"):
-    """A table that lets nothing out by a device."""
+    """Return a table that drops all packets at a device."""
     if hook == "egress":
         chain = Chain("stop", (Rule((nft.DROP,)),), Hook("filter", "egress", 0, device=device))
         return Table("netdev", "stop", (chain,))
@@ -71,7 +71,7 @@ def dropping(device, hook="postrouting"):
 
 
 def router(family, *tables):
-    """A machine with a WAN, a network inside, and nothing but what a test adds."""
+    """Return the state of a machine with a WAN and an inside network, for a test to extend."""
     inside = ("192.168.1.1", "192.168.1.0/24") if family == 4 else ("fd00:db8::1", "fd00:db8::/64")
     gateway = "192.0.2.1" if family == 4 else "2001:db8:1::1"
     network = "192.0.2.0/24" if family == 4 else "2001:db8:1::/64"
@@ -85,14 +85,14 @@ def router(family, *tables):
 
 
 def only(*matches, device=WAN, hook=None):
-    """A table that lets out what matches, and nothing else."""
+    """Return a table that passes matching packets only."""
     hook = hook or POSTROUTING
     rules = (Rule((*matches, nft.ACCEPT)), Rule((Match(Meta("oifname"), device), nft.DROP)))
     return Table("netdev" if hook.device else "inet", "only", (Chain("only", rules, hook),))
 
 
 def agreed(space, state, packet, device=WAN):
-    """The exit status of the script, when the model says the same."""
+    """Return the exit status of the script, if the model agrees."""
     walk = Model(state).trace(packet)
     leaves = walk.outcome == "leaves" and walk.device == device
     status = reproduced(space, state, packet, device)
@@ -101,18 +101,18 @@ def agreed(space, state, packet, device=WAN):
 
 
 @pytest.mark.parametrize(("known", "leak"), LEAKS, ids=NAMES)
-def test_a_known_leak_is_shown(space, known, leak):
+def test_script_of_known_leak_shows_leak(space, known, leak):
     assert agreed(space, known.state, leak.packet, leak.device) == EXIT_LEFT
 
 
 @pytest.mark.parametrize(("known", "leak"), LEAKS, ids=NAMES)
-def test_a_known_leak_that_is_stopped_is_not_shown(space, known, leak):
+def test_script_of_dropped_leak_shows_no_leak(space, known, leak):
     state = evolve(known.state, tables=(*known.state.tables, dropping(leak.device)))
     assert agreed(space, state, leak.packet, leak.device) == EXIT_NOT_LEFT
 
 
 def packets(family):
-    """One of each kind, and whether postrouting sees it."""
+    """Return one packet of each kind."""
     to, icmp = parse_address(FAR[family]), "icmp" if family == 4 else "icmpv6"
     echo, reply, unreachable = (8, 0, 3) if family == 4 else (128, 129, 1)
     protocol = ICMP if family == 4 else ICMPV6
@@ -147,7 +147,7 @@ KINDS = [(family, kind) for family in (4, 6) for kind in packets(4)]
 
 
 @pytest.mark.parametrize(("family", "kind"), KINDS)
-def test_every_kind_of_packet_is_sent_and_can_be_stopped(space, egress, family, kind):
+def test_script_sends_every_packet_kind(space, egress, family, kind):
     packet = packets(family)[kind]
     state = router(packet.family)
     assert agreed(space, state, packet) == EXIT_LEFT
@@ -156,7 +156,7 @@ def test_every_kind_of_packet_is_sent_and_can_be_stopped(space, egress, family, 
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_packet_is_the_one_that_was_asked_for(space, family):
+def test_script_packet_has_requested_fields(space, family):
     name, ttl = ("ip", "ttl") if family == 4 else ("ip6", "hoplimit")
     packet = Packet(
         family,
@@ -188,13 +188,13 @@ def test_the_packet_is_the_one_that_was_asked_for(space, family):
 
 @pytest.mark.parametrize("protocol", [UDP, TCP])
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_transparent_socket_has_the_source_that_it_likes(space, family, protocol):
+def test_script_transparent_socket_uses_foreign_source(space, family, protocol):
     packet = Packet(family, parse_address(FAR[family]), parse_address(FOREIGN[family]), protocol=protocol)
     status, out, _ = run(space, reproduction_script(router(family), packet, WAN, "a test"))
     assert (status, FOREIGN[family] in out) == (EXIT_LEFT, True)
 
 
-def test_a_frame_has_its_mark_and_its_type(space, egress):
+def test_script_frame_has_mark_and_ethertype(space, egress):
     packet = packets(6)["frame"]
     matches = Match(Meta("mark"), 7), Match(Meta("protocol"), "ip6"), Match(Payload("udp", "dport"), packet.dport)
     guard = only(*matches, hook=Hook("filter", "egress", 0, device=WAN))
@@ -203,19 +203,19 @@ def test_a_frame_has_its_mark_and_its_type(space, egress):
     assert reproduced(space, router(6, guard), evolve(packet, mark=7, dport=10)) == EXIT_NOT_LEFT
 
 
-def test_a_device_that_is_not_watched_is_not_the_one(space):
+def test_script_ignores_packet_at_other_device(space):
     state, packet = router(4), Packet(4, parse_address("192.168.1.7"))
     assert reproduced(space, state, packet, "lan0") == EXIT_LEFT
     assert reproduced(space, state, packet, WAN) == EXIT_NOT_LEFT
 
 
-def test_the_rules_of_the_state_take_the_place_of_the_kernels(space):
+def test_script_replaces_ip_rules_of_kernel(space):
     state, packet = router(4), Packet(4, parse_address(FAR[4]))
     assert reproduced(space, evolve(state, rules=state.rules[:1]), packet) == EXIT_NOT_LEFT
     assert reproduced(space, evolve(state, rules=()), packet) == EXIT_LEFT  # nothing is known of them
 
 
-def test_sysctls_are_set(space):
+def test_script_sets_sysctls(space):
     packet = packets(4)["forward"]
     state = evolve(router(4), sysctls=(Sysctl("net/ipv4/conf/lan0/forwarding", "0"),))
     assert reproduced(space, state, packet) == EXIT_NOT_LEFT
@@ -229,13 +229,13 @@ def test_sysctls_are_set(space):
     ],
     ids=["report", "from-nowhere"],
 )
-def test_what_can_not_be_made_to_happen_is_said(space, packet):
+def test_script_of_unproducible_packet_is_inconclusive(space, packet):
     status, out, _ = run(space, reproduction_script(router(4), packet, WAN, "a test"))
     assert status == EXIT_INCONCLUSIVE
     assert "no script can produce this packet" in out
 
 
-def test_a_watcher_that_sees_nothing_is_no_proof(space):
+def test_script_with_broken_watcher_is_inconclusive(space):
     text = reproduction_script(router(4, dropping(WAN)), Packet(4, parse_address(FAR[4])), WAN, "a test")
     broken = text.replace("enter(THERE)", "enter(HERE)")
     assert broken != text
@@ -245,14 +245,14 @@ def test_a_watcher_that_sees_nothing_is_no_proof(space):
 
 
 @pytest.mark.parametrize(("old", "new"), [("table inet", "table nowhere"), ("route append default", "route append x")])
-def test_a_state_that_can_not_be_loaded_is_no_proof(space, old, new):
+def test_script_of_unloadable_state_is_inconclusive(space, old, new):
     text = reproduction_script(router(4, dropping(WAN)), Packet(4, parse_address(FAR[4])), WAN, "a test")
     status, out, err = run(space, text.replace(old, new))
     assert (status, out) == (EXIT_INCONCLUSIVE, "inconclusive\n")
     assert err
 
 
-def test_an_unknown_table_is_named(space):
+def test_script_names_table_with_unknown_rule(space):
     strange = Table("inet", "strange", (Chain("c", (Rule((nft.UnknownStatement('{"mystery":1}'),)),)),))
     status, out, _ = run(
         space, reproduction_script(router(4, strange), Packet(4, parse_address(FAR[4])), WAN, "a test")
@@ -263,7 +263,7 @@ def test_an_unknown_table_is_named(space):
 
 
 @pytest.mark.parametrize("name", SHELLS)
-def test_every_shell_runs_it(space, name):
+def test_script_runs_in_every_shell(space, name):
     shell = SHELLS[name]
     if not shutil.which(shell[0]):
         pytest.skip(f"this machine lacks {busybox.missing() if 'busybox' in name else shell[0]}")
@@ -273,7 +273,7 @@ def test_every_shell_runs_it(space, name):
     assert space.run([*shell, "-s"], input=stopped, check=False).returncode == EXIT_NOT_LEFT
 
 
-def test_a_large_state_is_quick_too(space):
+def test_script_of_large_state_ends_in_time(space):
     prefixes = [f"2001:db8:{index:x}::/48" for index in range(5000)]
     routes = tuple(Route(6, 300, prefix, device=WAN, metric=1024) for prefix in prefixes)
     members = nft.Set("members", ("ipv6_addr",), frozenset(prefix.replace("/48", "1") for prefix in prefixes))
@@ -284,7 +284,7 @@ def test_a_large_state_is_quick_too(space):
     assert reproduced(space, state, Packet(6, parse_address("2001:db8:7::1"))) == EXIT_NOT_LEFT
 
 
-def test_words_from_elsewhere_are_no_commands(space):
+def test_script_quotes_title_and_refuses_device_name(space):
     title = "a title\nexit 0\n$(exit 0) `exit 0` 'END"
     state = router(4, dropping(WAN))
     assert reproduced(space, state, Packet(4, parse_address(FAR[4])), title=title) == EXIT_NOT_LEFT
@@ -293,7 +293,7 @@ def test_words_from_elsewhere_are_no_commands(space):
             reproduction_script(state, Packet(4, parse_address(FAR[4]), bound=device), WAN, "a test")
 
 
-def test_an_interrupted_script_leaves_nothing(space):
+def test_script_interrupted_leaves_no_namespace(space):
     text = reproduction_script(router(4), Packet(4, parse_address(FAR[4])), WAN, "a test").replace(
         "status=0", "sleep 600 & wait"
     )
@@ -307,7 +307,7 @@ def test_an_interrupted_script_leaves_nothing(space):
     assert not left_over(space)
 
 
-def test_the_namespaces_of_others_are_left_alone(space):
+def test_script_leaves_existing_namespace(space):
     space.run(["ip", "netns", "add", "taken-here"])
     text = reproduction_script(router(4), Packet(4, parse_address(FAR[4])), WAN, "a test").replace(
         "nftpolicy-$$", "taken"
@@ -316,14 +316,14 @@ def test_the_namespaces_of_others_are_left_alone(space):
     assert left_over(space) == ["taken-here"]
 
 
-def test_a_small_script_is_short():
+def test_script_of_small_state_is_short():
     known = leaking_states.main_default()
     text = reproduction_script(known.state, known.leaks[0].packet, "br-wan", known.leaks[0].reason)
     assert len(text.splitlines()) <= 130
 
 
 @pytest.mark.parametrize("protocol", [UDP, TCP])
-def test_a_state_that_does_not_tell_addresses_gets_some(space, protocol):
+def test_script_of_state_without_addresses_adds_addresses(space, protocol):
     routes = (leaking_states.default(4, WAN, "192.0.2.1"),)
     state = NetState((), leaking_states.standard_rules(4), routes)
     assert reproduced(space, state, Packet(4, parse_address(FAR[4]), protocol=protocol)) == EXIT_LEFT
@@ -334,7 +334,7 @@ def test_a_state_that_does_not_tell_addresses_gets_some(space, protocol):
 
 
 def established(family, mark=0x30):
-    """Packets of a flow that has been answered, by how it began."""
+    """Return packets of an answered flow, by the beginning of the flow."""
     to, protocol = parse_address(FAR[family]), ICMP if family == 4 else ICMPV6
     inside = parse_address("192.168.1.7" if family == 4 else "fd00:db8::7")
     asked, answering = CtInfo("established", mark=mark), CtInfo("established", "reply", mark)
@@ -352,7 +352,7 @@ def established(family, mark=0x30):
 
 @pytest.mark.parametrize("kind", sorted(established(4)))
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_flow_is_made_before_its_packet(space, family, kind):
+def test_script_creates_flow_before_packet(space, family, kind):
     packet = established(family)[kind]
     direction = Match(Ct("direction"), packet.flow.direction)
     guard = only(Match(Ct("state"), "established"), direction, Match(Ct("mark"), 0x30))
@@ -362,7 +362,7 @@ def test_a_flow_is_made_before_its_packet(space, family, kind):
 
 
 @pytest.mark.parametrize("kind", ["local-udp", "local-tcp", "forward-udp"])
-def test_without_its_flow_a_packet_is_new(space, kind):
+def test_script_packet_without_flow_is_new(space, kind):
     packet = evolve(established(4)[kind], flow=CtInfo())
     guard = only(Match(Ct("state"), "established"))
     assert reproduced(space, router(4, guard), packet) == EXIT_NOT_LEFT
@@ -371,13 +371,13 @@ def test_without_its_flow_a_packet_is_new(space, kind):
 
 @pytest.mark.parametrize(("kind", "state"), [("echo-reply", "established"), ("unreachable", "related")])
 @pytest.mark.parametrize("family", [4, 6])
-def test_what_the_kernel_answers_belongs_to_the_flow_of_its_cause(space, family, kind, state):
+def test_script_kernel_reply_belongs_to_flow_of_request(space, family, kind, state):
     packet = evolve(packets(family)[kind], flow=CtInfo(state, "reply"))
     assert reproduced(space, router(family, only(Match(Ct("state"), state))), packet) == EXIT_LEFT
     assert reproduced(space, router(family, only(Match(Ct("state"), "new"))), packet) == EXIT_NOT_LEFT
 
 
-def test_a_flow_that_is_not_made_is_said(space):
+def test_script_reports_flow_not_created(space):
     packet = Packet(4, parse_address(FAR[4]), flow=CtInfo("related"))
     status, out, _ = run(space, reproduction_script(router(4), packet, WAN, "a test"))
     assert status == EXIT_INCONCLUSIVE
@@ -385,7 +385,7 @@ def test_a_flow_that_is_not_made_is_said(space):
     assert "caution: the script does not make its flow related" in out
 
 
-def test_the_devices_of_a_state_give_their_addresses_and_groups(space):
+def test_script_devices_have_addresses_and_groups(space):
     packet = Packet(4, parse_address(FAR[4]))
     guard = only(Match(Payload("ip", "saddr"), "192.0.2.77"), Match(Meta("oifgroup"), 5))
     state = evolve(router(4, guard), devices=(Device(WAN, ("192.0.2.77/24", "192.0.2.2/24"), group=5),))
@@ -393,7 +393,7 @@ def test_the_devices_of_a_state_give_their_addresses_and_groups(space):
     assert reproduced(space, evolve(state, devices=()), packet) == EXIT_NOT_LEFT
 
 
-def test_devices_that_tables_name_by_their_index_are_there(space):
+def test_script_creates_devices_named_by_tables(space):
     chains = (
         Chain("a", (Rule((Match(Meta("iif"), "one0"),)), Rule((Match(Meta("oif"), nft.AnonymousSet({"two0"})),)))),
         Chain("b", (Rule((nft.VerdictMap(Meta("iif"), frozenset({("three0", nft.ACCEPT)})),)),)),

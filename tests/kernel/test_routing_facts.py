@@ -1,4 +1,4 @@
-"""What ip rules and routes decide, and what they do not."""
+"""Decisions of ip rules and routes, and their limits."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from tests.lab import addresses as at
 from tests.lab import packet_senders
 from tests.lab.packet_senders import Job
 
-from .two_link_node import MESH, NOBODY, NODE_WAN, ONLY_MESH, ONLY_WAN, WAN, Rig, default
+from .two_link_node import MESH, NOBODY, NODE_WAN, ONLY_MESH, ONLY_WAN, WAN, TwoLinkNode, default
 
 pytestmark = pytest.mark.kernel
 
@@ -25,35 +25,35 @@ LEAKS_MORE = "routes leak here what the design thought refused: test whether the
 
 
 @pytest.fixture
-def stopped(rig: Rig) -> Rig:
-    """The mark leads to the WAN, and an unreachable rule before main stops all the rest."""
+def stopped(two_links: TwoLinkNode) -> TwoLinkNode:
+    """The mark leads to the WAN, and an unreachable rule before main stops all other packets."""
     for family in at.FAMILIES:
-        rig.node.ip(
+        two_links.node.ip(
             default(MESH, family),
             default(WAN, family, "100"),
             f"-{family} rule add priority 100 fwmark 1/1 lookup 100",
             f"-{family} rule add priority 200 unreachable",
         )
-        assert rig.send(packet_senders.udp, family, mark=1) == ONLY_WAN, "a marked probe must be seen"
-        assert rig.send(packet_senders.udp, family) == UNREACHABLE, "the rule must stop a plain socket"
-    return rig
+        assert two_links.send(packet_senders.udp, family, mark=1) == ONLY_WAN, "a marked probe must be seen"
+        assert two_links.send(packet_senders.udp, family) == UNREACHABLE, "the rule must stop a plain socket"
+    return two_links
 
 
 @naming
-def test_L1_an_ipv4_socket_that_names_the_device_ignores_an_unreachable_rule(stopped: Rig, sender: Sender) -> None:
+def test_L1_bound_ipv4_socket_ignores_unreachable_rule(stopped: TwoLinkNode, sender: Sender) -> None:
     """An unprivileged IPv4 socket that names the WAN device leaves by it although a rule says unreachable."""
     assert stopped.send(sender, 4) == ONLY_WAN, GUARD_NEEDED
 
 
 @naming
-def test_L1_an_ipv6_socket_that_names_the_device_obeys_an_unreachable_rule(stopped: Rig, sender: Sender) -> None:
+def test_L1_bound_ipv6_socket_obeys_unreachable_rule(stopped: TwoLinkNode, sender: Sender) -> None:
     """The same socket is refused in IPv6."""
     assert stopped.send(sender, 6) == UNREACHABLE, LEAKS_MORE
 
 
 @pytest.mark.parametrize(("sender", "family"), [(packet_senders.udp_dontroute, 4), (packet_senders.udp_mapped, 4)])
-def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
-    stopped: Rig, sender: Sender, family: int
+def test_L1_dontroute_and_mapped_address_obey_unreachable_rule(
+    stopped: TwoLinkNode, sender: Sender, family: int
 ) -> None:
     """SO_DONTROUTE and IPv4-mapped addresses are refused by an unreachable rule."""
     assert stopped.send(sender, family) == UNREACHABLE, LEAKS_MORE
@@ -62,25 +62,25 @@ def test_L1_neither_dontroute_nor_mapped_addresses_pass_an_unreachable_rule(
 @pytest.mark.parametrize(
     ("sender", "family"), [(packet_senders.multicast_site, 4), (packet_senders.multicast_scope, 6)]
 )
-def test_L2_multicast_by_device_ignores_an_unreachable_rule(stopped: Rig, sender: Sender, family: int) -> None:
+def test_L2_multicast_by_device_ignores_unreachable_rule(stopped: TwoLinkNode, sender: Sender, family: int) -> None:
     """IP_MULTICAST_IF and ff02::%wan send by the WAN although a rule says unreachable."""
     assert stopped.send(sender, family) == ONLY_WAN, GUARD_NEEDED
 
 
 @naming
-def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(rig: Rig, sender: Sender) -> None:
+def test_K2_bound_ipv4_socket_needs_no_route(two_links: TwoLinkNode, sender: Sender) -> None:
     """An unprivileged IPv4 socket that names the WAN device leaves by it with no route in any table."""
-    assert not rig.node.run(["ip", "-4", "route"]).stdout, "the test itself must have no route"
-    assert rig.send(packet_senders.udp, 4) == UNREACHABLE, "without a route a plain socket must fail"
-    assert rig.send(sender, 4) == ONLY_WAN, GUARD_NEEDED
+    assert not two_links.node.run(["ip", "-4", "route"]).stdout, "the test itself must have no route"
+    assert two_links.send(packet_senders.udp, 4) == UNREACHABLE, "without a route a plain socket must fail"
+    assert two_links.send(sender, 4) == ONLY_WAN, GUARD_NEEDED
 
 
 @naming
-def test_K3_an_ipv6_socket_that_names_the_device_needs_a_route(rig: Rig, sender: Sender) -> None:
+def test_K3_bound_ipv6_socket_needs_route(two_links: TwoLinkNode, sender: Sender) -> None:
     """An IPv6 socket that names the WAN device gets ENETUNREACH without a route, and leaves with one."""
-    assert rig.send(sender, 6) == UNREACHABLE, LEAKS_MORE
-    rig.node.ip(default(WAN, 6))
-    assert rig.send(sender, 6) == ONLY_WAN, "the positive control: with a route the same socket is seen"
+    assert two_links.send(sender, 6) == UNREACHABLE, LEAKS_MORE
+    two_links.node.ip(default(WAN, 6))
+    assert two_links.send(sender, 6) == ONLY_WAN, "the positive control: with a route the same socket is seen"
 
 
 @pytest.mark.parametrize(
@@ -93,72 +93,78 @@ def test_K3_an_ipv6_socket_that_names_the_device_needs_a_route(rig: Rig, sender:
         (packet_senders.broadcast_limited, 4),
     ],
 )
-def test_K3_link_local_multicast_and_broadcast_need_no_route(rig: Rig, sender: Sender, family: int) -> None:
-    """fe80::x%wan, multicast by the device and bound 255.255.255.255 leave with no route of ours."""
-    assert rig.send(packet_senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
-    assert rig.send(sender, family) == ONLY_WAN, f"{GUARD_NEEDED}; the exemptions may be wider than needed"
+def test_K3_link_local_multicast_broadcast_need_no_route(two_links: TwoLinkNode, sender: Sender, family: int) -> None:
+    """Packets to fe80::x%wan, multicast by the device and bound 255.255.255.255 leave without a configured route."""
+    assert two_links.send(packet_senders.udp, family) == UNREACHABLE, "without a route a plain socket must fail"
+    assert two_links.send(sender, family) == ONLY_WAN, f"{GUARD_NEEDED}; the exemptions may be wider than needed"
 
 
 @pytest.mark.parametrize("priority", [None, 100], ids=["no-rule", "prohibit-rule"])
-def test_K7_an_unreachable_default_is_no_kill_switch(rig: Rig, priority: int | None) -> None:
+def test_K7_unreachable_default_does_not_stop_bound_socket(two_links: TwoLinkNode, priority: int | None) -> None:
     """A bound IPv4 socket leaves despite an unreachable default, and despite a prohibit rule (plain: EACCES)."""
-    rig.node.ip("route add unreachable default metric 4278198272")
+    two_links.node.ip("route add unreachable default metric 4278198272")
     refused = "EHOSTUNREACH"
     if priority:
-        rig.node.ip(f"rule add priority {priority} prohibit")
+        two_links.node.ip(f"rule add priority {priority} prohibit")
         refused = "EACCES"
-    assert rig.send(packet_senders.udp, 4) == (refused, set()), "the errors that `explain` names have changed"
-    assert rig.send(packet_senders.udp_bound, 4) == ONLY_WAN, GUARD_NEEDED
+    assert two_links.send(packet_senders.udp, 4) == (refused, set()), "the errors that `explain` names have changed"
+    assert two_links.send(packet_senders.udp_bound, 4) == ONLY_WAN, GUARD_NEEDED
 
 
 @families
-def test_L4_a_gateway_is_looked_up_by_the_rules_unless_onlink(rig: Rig, family: int) -> None:
+def test_L4_gateway_lookup_obeys_ip_rules_unless_onlink(two_links: TwoLinkNode, family: int) -> None:
     """Once an unreachable rule stands before main, a route by a gateway is refused; with onlink it is taken."""
-    rig.node.ip(f"-{family} route add {at.HOME_NET[family]} dev {WAN}")
+    two_links.node.ip(f"-{family} route add {at.HOME_NET[family]} dev {WAN}")
     route = f"-{family} route replace default via {at.HOME[family]} dev {WAN} table 100".split()
-    assert rig.node.run(["ip", *route], check=False).returncode == 0, "before the rule the gateway must be valid"
-    rig.node.ip(f"-{family} rule add priority 200 unreachable")
-    refused = rig.node.run(["ip", *route], check=False)
-    assert re.search("invalid gateway|No route to host", refused.stderr), "onlink could go from the ladder's routes"
-    assert rig.node.run(["ip", *route, "onlink"], check=False).returncode == 0, "routes must come before the rules"
+    assert two_links.node.run(["ip", *route], check=False).returncode == 0, "before the rule the gateway must be valid"
+    two_links.node.ip(f"-{family} rule add priority 200 unreachable")
+    refused = two_links.node.run(["ip", *route], check=False)
+    assert re.search("invalid gateway|No route to host", refused.stderr), (
+        "onlink could go from the routes of the policy"
+    )
+    assert two_links.node.run(["ip", *route, "onlink"], check=False).returncode == 0, (
+        "routes must come before the rules"
+    )
 
 
-def test_L5_ipv6_link_local_needs_a_rule_before_the_stop(stopped: Rig) -> None:
+def test_L5_ipv6_link_local_needs_rule_before_unreachable(stopped: TwoLinkNode) -> None:
     """Unicast to fe80::x%wan is ENETUNREACH behind an unreachable rule, unless a rule leads fe80::/10 to main."""
-    assert stopped.send(packet_senders.unicast_scope, 6) == UNREACHABLE, "the ladder's rule for fe80::/10 could go"
+    assert stopped.send(packet_senders.unicast_scope, 6) == UNREACHABLE, "the ip rule for fe80::/10 could go"
     stopped.node.ip("-6 rule add priority 50 to fe80::/10 lookup main")
-    assert stopped.send(packet_senders.unicast_scope, 6) == ONLY_WAN, "the ladder must let link-local by in another way"
+    assert stopped.send(packet_senders.unicast_scope, 6) == ONLY_WAN, (
+        "the ip rules must let link-local by in another way"
+    )
 
 
 @pytest.fixture
-def netifd(rig: Rig) -> Rig:
+def netifd(two_links: TwoLinkNode) -> TwoLinkNode:
     """OpenWrt's rules for a WAN that has a table of its own."""
     net = at.HOME_NET[4]
-    rig.node.ip(
+    two_links.node.ip(
         default(WAN, 4, "10"),
         f"route add {net} dev {WAN} table 10",
         f"rule add priority 10000 from {NODE_WAN[4]} lookup 10",
         f"rule add priority 20000 to {net} lookup 10",
         "rule add priority 90001 iif lo lookup 10",
     )
-    return rig
+    return two_links
 
 
-def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan(netifd: Rig) -> None:
-    """With netifd's rules unmarked traffic leaves by the WAN if main has no default, and always if so bound."""
+def test_L12_netifd_rules_send_unmarked_traffic_by_wan(netifd: TwoLinkNode) -> None:
+    """Unmarked traffic with netifd's rules leaves by the WAN if main has no default route or if bound to it."""
     assert netifd.send(packet_senders.udp) == ONLY_WAN, GUARD_NEEDED
     netifd.node.ip(default(MESH, 4))
     assert netifd.send(packet_senders.udp) == ONLY_MESH, "the positive control: main comes first"
     assert netifd.send(packet_senders.udp_source) == ONLY_WAN, GUARD_NEEDED
 
 
-def test_L12_stop_rules_close_netifds_gap_but_for_sockets_that_name_the_device(netifd: Rig) -> None:
+def test_L12_stop_rules_hold_unbound_sockets_only(netifd: TwoLinkNode) -> None:
     """Stop rules before netifd's hold unbound sockets; `ip route get ... oif wan` still answers the WAN."""
     assert netifd.send(packet_senders.udp) == netifd.send(packet_senders.udp_source) == ONLY_WAN, (
         "without them both must leave"
     )
     netifd.node.ip("rule add priority 2 not fwmark 1/1 lookup main", "rule add priority 3 not fwmark 1/1 unreachable")
-    failing = "the ladder's stop rules do not hold here: find the rule that answers first"
+    failing = "the stop rules do not hold here: find the rule that answers first"
     assert [netifd.send(sender) for sender in (packet_senders.udp, packet_senders.udp_source)] == [UNREACHABLE] * 2, (
         failing
     )
@@ -167,27 +173,27 @@ def test_L12_stop_rules_close_netifds_gap_but_for_sockets_that_name_the_device(n
 
 
 @families
-def test_K6_ipv4_forgets_the_uid_when_it_routes_again(rig: Rig, family: int) -> None:
+def test_K6_ipv4_reroute_uses_uid_0(two_links: TwoLinkNode, family: int) -> None:
     """After an nft route chain has changed the mark, IPv4 is routed as uid 0, while IPv6 keeps the socket's uid."""
     for device, table in ((WAN, "101"), (MESH, "102")):
-        rig.node.ip(default(device, family, table))
-    rig.node.ip(
+        two_links.node.ip(default(device, family, table))
+    two_links.node.ip(
         default("lo", family),  # where the first look-up leads: neither of the two
         f"-{family} rule add priority 100 fwmark 2 uidrange {NOBODY}-{NOBODY} lookup 101",
         f"-{family} rule add priority 101 fwmark 2 uidrange 0-0 lookup 102",
         f"-{family} rule add priority 102 fwmark 2 unreachable",
     )
-    assert rig.send(packet_senders.udp, family, mark=2) == ONLY_WAN, (
+    assert two_links.send(packet_senders.udp, family, mark=2) == ONLY_WAN, (
         "a socket that is marked from the start keeps its uid"
     )
-    rig.node.nft(
+    two_links.node.nft(
         "table inet remark {\n chain output {\n  type route hook output priority -150; policy accept;\n"
         f"  udp dport {packet_senders.DISCARD} meta mark set 2\n }}\n}}\n"
     )
     expected = {4: ONLY_MESH, 6: ONLY_WAN}[family]
-    assert rig.send(packet_senders.udp, family) == expected, (
+    assert two_links.send(packet_senders.udp, family) == expected, (
         "the model's rule for the uid at a second look-up is wrong here"
     )
     question = ["ip", "-j", f"-{family}", "route", "get", at.SERVER[family], "mark", "2", "uid", str(NOBODY)]
-    (answer,) = json.loads(rig.node.run(question).stdout)
+    (answer,) = json.loads(two_links.node.run(question).stdout)
     assert answer["dev"] == WAN, "`ip route get` knows of the second look-up here: it could serve as an oracle"

@@ -1,4 +1,4 @@
-"""The programs on a service's cgroup: what they mark and refuse, whom they leave alone, and how long they stay."""
+"""Programs on a service's cgroup: the sockets that they mark and refuse, and their lifetime."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def cgroup() -> Iterator[Path]:
 
 
 def marks_inside(path: Path, uid: int | None = NOBODY) -> set[int]:
-    """The marks of sockets of both families and several kinds that are opened in the cgroup."""
+    """Return the marks of sockets of both families and several kinds, opened in the cgroup."""
     bpf_programs.joined(path, lambda: None)
     raw = []
     if uid is None:
@@ -63,7 +63,7 @@ def numbers(path: Path, attach_type: syscall.AttachType = syscall.SOCK_CREATE) -
 # --- marks --------------------------------------------------------------------------------
 
 
-def test_sockets_inside_are_marked_and_no_others(node: Namespace, cgroup: Path) -> None:
+def test_cgroup_attach_marks_sockets_inside_only(node: Namespace, cgroup: Path) -> None:
     assert node.call(marks_inside, cgroup) == {0}, "the control: nothing marks them yet"
     assert node.call(groups.attach, cgroup.name, VALUE, MASK) is True
     assert node.call(marks_inside, cgroup) == {VALUE}, "an unprivileged process"
@@ -74,8 +74,8 @@ def test_sockets_inside_are_marked_and_no_others(node: Namespace, cgroup: Path) 
     assert node.call(groups.detach, cgroup.name) is False
 
 
-def test_bits_and_programs_of_others_stay(node: Namespace, cgroup: Path) -> None:
-    """Another program there puts on a whole mark; ours, which runs after it, changes no bit but its own."""
+def test_cgroup_attach_keeps_foreign_bits_and_programs(node: Namespace, cgroup: Path) -> None:
+    """Another program there sets a whole mark; ours, which runs after it, changes its own bits only."""
     with bpf_programs.attached(cgroup, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0xAA00 | FOREIGN)):
         assert node.call(marks_inside, cgroup) == {0xAA00 | FOREIGN}, "the control"
         (theirs,) = numbers(cgroup)
@@ -85,7 +85,7 @@ def test_bits_and_programs_of_others_stay(node: Namespace, cgroup: Path) -> None
         assert numbers(cgroup) == [theirs]
 
 
-def test_a_second_time_changes_nothing_and_another_mark_takes_the_place(node: Namespace, cgroup: Path) -> None:
+def test_cgroup_attach_again_replaces_changed_mark_only(node: Namespace, cgroup: Path) -> None:
     node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES)
     first = numbers(cgroup), numbers(cgroup, syscall.SETSOCKOPT)
     assert node.call(groups.attach, cgroup.name, VALUE, MASK, DEVICES) is False
@@ -95,8 +95,8 @@ def test_a_second_time_changes_nothing_and_another_mark_takes_the_place(node: Na
     assert (len(numbers(cgroup)), numbers(cgroup, syscall.SETSOCKOPT)) == (1, []), "and it is confined no longer"
 
 
-def test_of_two_that_came_at_once_one_stays(node: Namespace, cgroup: Path) -> None:
-    """As if two processes had seen that nothing was there, and each had attached its own."""
+def test_cgroup_attach_after_race_keeps_one_program(node: Namespace, cgroup: Path) -> None:
+    """Two processes saw no program, and each attached its own."""
 
     def twice() -> None:
         folder = os.open(cgroup, os.O_RDONLY)
@@ -113,7 +113,7 @@ def test_of_two_that_came_at_once_one_stays(node: Namespace, cgroup: Path) -> No
     assert node.call(marks_inside, cgroup) == {VALUE}
 
 
-def test_two_namespaces_share_a_cgroup_and_each_has_its_own_mark(node: Namespace, far: Namespace, cgroup: Path) -> None:
+def test_cgroup_shared_by_namespaces_has_mark_for_each(node: Namespace, far: Namespace, cgroup: Path) -> None:
     node.call(groups.attach, cgroup.name, VALUE, MASK)
     assert far.call(marks_inside, cgroup) == {0}, "a mark means nothing in another network namespace"
     far.call(groups.attach, cgroup.name, 0x700, MASK)
@@ -164,7 +164,7 @@ ALLOWED = {
 
 
 def set_options(made: Callable[[], socket.socket] | None = None) -> dict[str, str]:
-    """What becomes of each option on a new socket."""
+    """Return the result of each option on a new socket."""
     found = {}
     for name, option in (REFUSED | ALLOWED).items():
         with made() if made else socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
@@ -179,7 +179,7 @@ def with_devices(node: Namespace) -> None:
     node.ip(*(f"link add {one} type veth peer name {other}" for one, other in pairs))
 
 
-def test_a_confined_service_names_its_own_mark_and_device_and_no_other(node: Namespace, cgroup: Path) -> None:
+def test_cgroup_confined_service_sets_own_mark_and_device_only(node: Namespace, cgroup: Path) -> None:
     with_devices(node)
     free = node.call(bpf_programs.joined, cgroup, set_options)
     possible = {name for name, result in free.items() if result == SENT}
@@ -192,7 +192,7 @@ def test_a_confined_service_names_its_own_mark_and_device_and_no_other(node: Nam
     assert node.call(set_options) == free, "outside"
 
 
-def test_what_the_program_saw_is_what_the_kernel_takes(node: Namespace, cgroup: Path) -> None:
+def test_cgroup_option_changed_meanwhile_is_not_taken(node: Namespace, cgroup: Path) -> None:
     """Another thread that changes the value meanwhile gets no other mark through, with lengths of all kinds."""
     node.call(groups.attach, cgroup.name, VALUE, MASK, ())
 
@@ -227,7 +227,7 @@ def test_what_the_program_saw_is_what_the_kernel_takes(node: Namespace, cgroup: 
 # --- sockets and processes that move (B3, B4) ---------------------------------------------
 
 
-def test_B4_a_process_that_moves_keeps_its_sockets_and_opens_others(node: Namespace, cgroup: Path) -> None:
+def test_B4_moved_process_keeps_marks_of_open_sockets(node: Namespace, cgroup: Path) -> None:
     """A socket belongs to the cgroup in which it was opened: its mark stays, and so does what it may not do."""
     node.call(groups.attach, cgroup.name, VALUE, MASK, ())
 
@@ -249,7 +249,7 @@ def test_B4_a_process_that_moves_keeps_its_sockets_and_opens_others(node: Namesp
     assert node.call(move) == {"marks": {"early": 0, "mine": VALUE, "late": 0}, "named": [SENT, "EPERM", SENT]}
 
 
-def test_B3_a_socket_that_is_handed_on_keeps_what_it_is(node: Namespace, cgroup: Path) -> None:
+def test_B3_passed_socket_keeps_mark_and_confinement(node: Namespace, cgroup: Path) -> None:
     node.call(groups.attach, cgroup.name, VALUE, MASK, ())
 
     def hand_on() -> tuple[int, str]:
@@ -268,7 +268,7 @@ def test_B3_a_socket_that_is_handed_on_keeps_what_it_is(node: Namespace, cgroup:
     assert node.call(hand_on) == (VALUE, "EPERM")
 
 
-# --- where it can't be done ---------------------------------------------------------------
+# --- where it cannot be done ---------------------------------------------------------------
 
 
 def refusal(node: Namespace, *arguments: object, function: Callable[..., object] = groups.attach) -> str:
@@ -278,11 +278,11 @@ def refusal(node: Namespace, *arguments: object, function: Callable[..., object]
     return str(caught.value)
 
 
-def test_a_cgroup_that_is_not_there(node: Namespace) -> None:
+def test_cgroup_attach_missing_cgroup_is_refused(node: Namespace) -> None:
     assert "there is no such cgroup" in refusal(node, "no/such", VALUE, MASK)
 
 
-def test_a_program_that_tolerates_none_beside_it(
+def test_cgroup_attach_beside_exclusive_program_is_refused(
     node: Namespace, cgroup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bpf_programs, "_ALLOW_MULTI", 0)
@@ -292,7 +292,7 @@ def test_a_program_that_tolerates_none_beside_it(
         assert numbers(cgroup) == theirs
 
 
-def test_without_privileges(node: Namespace, cgroup: Path) -> None:
+def test_cgroup_attach_without_root_is_refused(node: Namespace, cgroup: Path) -> None:
     def try_it() -> None:
         groups.attach(cgroup.name, VALUE, MASK)
 
@@ -300,8 +300,8 @@ def test_without_privileges(node: Namespace, cgroup: Path) -> None:
         node.call(try_it, uid=NOBODY)
 
 
-def test_a_cgroup_that_takes_no_process(node: Namespace, cgroup: Path) -> None:
-    """Beside a threaded cgroup one of the usual kind can be nobody's."""
+def test_cgroup_enter_threaded_domain_is_refused(node: Namespace, cgroup: Path) -> None:
+    """A domain cgroup beside a threaded cgroup takes no process."""
     folders = [cgroup / name for name in ("threads", "beside")]
     for folder in folders:
         folder.mkdir()
@@ -317,7 +317,7 @@ def test_a_cgroup_that_takes_no_process(node: Namespace, cgroup: Path) -> None:
 
 
 def _forbid(number: int, error: int) -> None:
-    """From now on a system call of this process and its children fails with `error`; seccomp(2)."""
+    """Make a system call fail with `error` in this process and its children (seccomp(2))."""
     code = b"".join(
         struct.pack("=HBBI", *one)
         for one in ((0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | error), (0x06, 0, 0, 0x7FFF0000))
@@ -346,8 +346,10 @@ def entered(path: str, error: int | None) -> dict[str, int]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("error", [None, errno.EPERM, errno.ENOSYS], ids=["fsopen", "EPERM", "ENOSYS"])
-def test_every_layout_of_the_tree(node: Namespace, cgroup: Path, layout: str, error: int | None) -> None:
-    """cgroup v2 is mounted for ourselves; where that may not be (containers, old kernels), where others have it."""
+def test_cgroup_enter_works_in_every_mount_layout(
+    node: Namespace, cgroup: Path, layout: str, error: int | None
+) -> None:
+    """nftpolicy mounts cgroup v2 itself, or uses an existing mount (containers, old kernels)."""
     for command in LAYOUTS[layout]:
         node.run(command.split())
     path = f"{cgroup.name}/made/here"

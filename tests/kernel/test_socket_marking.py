@@ -1,4 +1,4 @@
-"""Marking sockets for a program: by its cgroup, and by answering its socket calls."""
+"""Marking of sockets of a program: by its cgroup, and by answers to its socket calls."""
 
 import os
 import socket
@@ -50,7 +50,7 @@ def run(marking: MarkedCgroup | SocketCallMarker, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("make", [by_cgroup, lambda: SocketCallMarker(VALUE, MASK)], ids=["cgroup", "seccomp"])
-def test_sockets_of_a_program_without_capabilities_wear_the_mark(make) -> None:  # type: ignore[no-untyped-def]
+def test_marker_without_capabilities_marks_sockets(make) -> None:  # type: ignore[no-untyped-def]
     try:
         marking = make().__enter__()
     except Unavailable as error:
@@ -61,10 +61,10 @@ def test_sockets_of_a_program_without_capabilities_wear_the_mark(make) -> None: 
         marking.__exit__(None, None, None)
     outside = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with outside:
-        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: nobody else's sockets do
+        assert outside.getsockopt(socket.SOL_SOCKET, 36) == 0  # the control: sockets outside have no mark
 
 
-def test_a_failing_socket_call_fails_as_it_would_without_us() -> None:
+def test_marker_failing_socket_call_keeps_errno() -> None:
     text = textwrap.dedent(
         """
         import errno, socket
@@ -78,7 +78,7 @@ def test_a_failing_socket_call_fails_as_it_would_without_us() -> None:
         assert run(marking, text) == ["EPROTONOSUPPORT"]
 
 
-def test_a_cgroup_is_tried_and_removed() -> None:
+def test_marked_cgroup_verify_removes_cgroup() -> None:
     try:
         with by_cgroup() as group:
             assert group.verify()
@@ -89,7 +89,7 @@ def test_a_cgroup_is_tried_and_removed() -> None:
         assert again.name == name
 
 
-def test_a_program_that_does_not_mark_is_found_out() -> None:
+def test_unmarked_sockets_names_bare_socket() -> None:
     """The control of `unmarked`: it names bare sockets, and none of marked ones."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
         bare.bind(("127.0.0.1", 0))
@@ -99,15 +99,15 @@ def test_a_program_that_does_not_mark_is_found_out() -> None:
         assert f"SOCK_DGRAM socket, port {port}" not in unmarked_sockets(os.getpid(), (VALUE, MASK))
 
 
-def test_the_program_keeps_foreign_bits() -> None:
-    """ctx->mark & ~mask | value, as seven instructions."""
+def test_mark_program_keeps_foreign_bits() -> None:
+    """The program computes `ctx->mark & ~mask | value` in seven instructions."""
     code = mark_program(VALUE, MASK)
     assert len(code) == 7 * 8
     assert (~MASK & 0xFFFFFFFF).to_bytes(4, "little") in code and VALUE.to_bytes(4, "little") in code
 
 
-def test_a_socket_that_hears_this_machine_alone(node: Namespace, far: Namespace) -> None:
-    """What --check takes for an answer of this machine did not come in from outside, whatever its source address."""
+def test_receive_only_from_lo_drops_packets_from_outside(node: Namespace, far: Namespace) -> None:
+    """An answer that --check accepts did not arrive from outside, whatever its source address."""
     veth(node, "out", far, "in")
     node.ip("addr add 192.0.2.1/24 dev out")
     far.ip("addr add 192.0.2.2/24 dev in")

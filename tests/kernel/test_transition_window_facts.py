@@ -1,4 +1,4 @@
-"""Windows: what leaves the wrong way while rules, routes and tables are exchanged under a stream of packets."""
+"""Windows: packets that leave by the wrong device while rules, routes and tables are replaced."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from .two_link_node import MESH, WAN, counters, default, wire
 pytestmark = pytest.mark.kernel
 families = pytest.mark.parametrize("family", at.FAMILIES)
 
-SWAPS, SECONDS = 20, 4  # and the end of a flood, should nobody stop it
+SWAPS, SECONDS = 20, 4  # and the end of a flood that no test stops
 LIVE = 200  # packets that the stream must have sent during the swaps for them to mean anything
 COUNT = f"""
 table inet watch {{
@@ -47,7 +47,7 @@ def _flood(family: int, mark: int) -> None:
 
 @contextlib.contextmanager
 def flood(node: Namespace, family: int, mark: int, counter: str) -> Iterator[None]:
-    """A connected UDP socket that sends as fast as it can; begins when its packets are counted."""
+    """Start a connected UDP socket that sends as fast as possible; returns when its packets are counted."""
     process = node.spawn(_flood, family, mark)
     try:
         wait_until(lambda: counters(node)[counter] > 0, 2, "the flood")
@@ -57,7 +57,7 @@ def flood(node: Namespace, family: int, mark: int, counter: str) -> Iterator[Non
 
 
 def swap(node: Namespace, commands: str) -> dict[str, int]:
-    """Run shell commands some times, one process each as scripts do; what was counted meanwhile."""
+    """Run shell commands repeatedly, one process each as scripts do; return the packets counted meanwhile."""
     before = counters(node)
     node.run(["sh", "-e", "-c", f"for i in $(seq {SWAPS}); do {commands}; done"])
     return {name: packets - before[name] for name, packets in counters(node).items()}
@@ -88,7 +88,7 @@ def marked(space: Namespace) -> Namespace:
 
 
 @families
-def test_L9_rules_are_added_before_they_are_deleted(marked: Namespace, family: int) -> None:
+def test_L9_ip_rules_added_before_delete_leak_nothing(marked: Namespace, family: int) -> None:
     """While ip rules are exchanged, add-before-delete sends nothing the wrong way; delete-then-add does."""
     rule = f"ip -{family} rule"
     with flood(marked, family, 1, "wan"):
@@ -104,7 +104,7 @@ def test_L9_rules_are_added_before_they_are_deleted(marked: Namespace, family: i
 
 
 @families
-def test_L10_routes_are_replaced_and_not_flushed(marked: Namespace, family: int) -> None:
+def test_L10_routes_replaced_without_flush_leak_nothing(marked: Namespace, family: int) -> None:
     """`ip route replace` sends nothing the wrong way; flush and add does."""
     route = f"ip -{family} route"
     with flood(marked, family, 1, "wan"):
@@ -130,7 +130,7 @@ IDIOMS = {
 }
 
 
-def test_L11_a_table_is_exchanged_in_one_transaction(space: Namespace) -> None:
+def test_L11_table_replaced_in_one_transaction_leaks_nothing(space: Namespace) -> None:
     """A guard that is deleted (or flushed) and loaded in one transaction lets nothing by; in two it leaks."""
     space.ip(default(WAN, 4))
     files = {"guard": GUARD, **{name: idiom + GUARD for name, idiom in IDIOMS.items()}}

@@ -1,4 +1,4 @@
-"""`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold others' tables beside it."""
+"""`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold foreign tables beside it."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
-from .two_link_node import MESH, WAN, Rig, default
+from .two_link_node import MESH, WAN, TwoLinkNode, default
 
 pytestmark = pytest.mark.kernel
 
@@ -28,7 +28,7 @@ EXEMPT = [word for one in ("arp", "dhcpv4", "dhcpv6", "ndp", "mld", "igmp") for 
 
 
 def line(words: str) -> int:
-    """Where the policy says so."""
+    """Return the line number of the policy that begins with these words."""
     (found,) = [number for number, one in enumerate(TEXT.splitlines(), 1) if one.startswith(words)]
     return found
 
@@ -36,8 +36,8 @@ def line(words: str) -> int:
 class Node:
     """A node, with the shipped policy in force."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig, self.space = rig, rig.node
+    def __init__(self, two_links: TwoLinkNode) -> None:
+        self.two_links, self.space = two_links, two_links.node
         for family in at.FAMILIES:
             self.space.ip(default(MESH, family), default(WAN, family, "1"))
         self.space.outside(POLICY).write_text(TEXT)
@@ -51,28 +51,28 @@ class Node:
         return done.stdout
 
     def delete(self, chain: str, words: str) -> None:
-        """Take one rule of ours out of the kernel."""
+        """Delete one rule of nftpolicy from the kernel."""
         listed = self.space.run(["nft", "-a", "list", "chain", "inet", "nftpolicy", chain]).stdout.splitlines()
         (found,) = [one for one in listed if words in one and "# handle" in one]
         self.space.nft(f"delete rule inet nftpolicy {chain} handle {found.rpartition(' ')[2]}\n")
 
 
 @pytest.fixture
-def bare(rig: Rig) -> Node:
-    return Node(rig)
+def bare(two_links: TwoLinkNode) -> Node:
+    return Node(two_links)
 
 
 @pytest.fixture
-def held(bare: Node, egress: None) -> Node:
+def guarded_node(bare: Node, egress: None) -> Node:
     bare.run("apply", POLICY)
     return bare
 
 
 @pytest.fixture(scope="module")
-def kept(egress: None) -> Iterator[Node]:
-    """A node that the tests leave as it is."""
-    with Namespace("node") as space, Namespace("far") as far, Rig(space, far) as rig:
-        node = Node(rig)
+def shared_node(egress: None) -> Iterator[Node]:
+    """Node that the tests leave unchanged."""
+    with Namespace("node") as space, Namespace("far") as far, TwoLinkNode(space, far) as two_links:
+        node = Node(two_links)
         node.run("apply", POLICY)
         yield node
 
@@ -80,26 +80,26 @@ def kept(egress: None) -> Iterator[Node]:
 # --- a policy in force ---------------------------------------------------------------------------
 
 
-def test_a_policy_in_force_is_proved(kept: Node) -> None:
-    told = kept.verify(POLICY).splitlines()
-    assert told[0] == "proved: gluon-fastd: this kernel: P1 to P5 hold for all packets, IPv4 and IPv6"
-    assert kept.verify().splitlines() == told  # the policy that was applied last
+def test_verify_policy_in_force_is_proved(shared_node: Node) -> None:
+    output = shared_node.verify(POLICY).splitlines()
+    assert output[0] == "proved: gluon-fastd: this kernel: P1 to P5 hold for all packets, IPv4 and IPv6"
+    assert shared_node.verify().splitlines() == output  # the policy that was applied last
 
 
-def test_and_without_the_policy_as_well(kept: Node) -> None:
-    told = kept.verify(*ASKED, *EXEMPT)
-    assert told.startswith("proved: this kernel: P1 holds for all packets, IPv4 and IPv6\n")
+def test_verify_options_without_policy_are_proved(shared_node: Node) -> None:
+    output = shared_node.verify(*ASKED, *EXEMPT)
+    assert output.startswith("proved: this kernel: P1 holds for all packets, IPv4 and IPv6\n")
     # What it tolerates has to be named.
-    assert "P1 refuted: uplink wan: AF_PACKET sockets: " in kept.verify(*ASKED, status=1)
+    assert "P1 refuted: uplink wan: AF_PACKET sockets: " in shared_node.verify(*ASKED, status=1)
 
 
 @pytest.fixture(scope="module")
-def printed(kept: Node, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options that name what nft and ip print on that node."""
+def printed(shared_node: Node, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name the output of nft and ip on that node."""
     folder = tmp_path_factory.mktemp("printed")
 
     def file(name: str, *words: str) -> Path:
-        (folder / name).write_text(kept.space.run(words).stdout)
+        (folder / name).write_text(shared_node.space.run(words).stdout)
         return folder / name
 
     options = ["--ruleset", str(file("tables", "nft", "-j", "list", "ruleset"))]
@@ -110,8 +110,8 @@ def printed(kept: Node, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return options
 
 
-def at_a_desk(printed: list[str], device: str | None, *words: str) -> subprocess.CompletedProcess:
-    """The verdict on files, the chains at egress being of that device: old nft does not print it."""
+def verify_files(printed: list[str], device: str | None, *words: str) -> subprocess.CompletedProcess:
+    """Verify state files, with this device for the egress chains (old nft does not print it)."""
     document = json.loads(Path(printed[1]).read_text())
     for one in document["nftables"]:
         if one.get("chain", {}).get("hook") == "egress":
@@ -131,70 +131,70 @@ def at_a_desk(printed: list[str], device: str | None, *words: str) -> subprocess
 
 
 @pytest.mark.parametrize("words", [["rulesets/gluon-fastd.toml"], [*ASKED, *EXEMPT]], ids=["policy", "asked"])
-def test_what_this_kernel_printed_is_proved_at_a_desk(printed: list[str], words: list[str]) -> None:
-    done = at_a_desk(printed, WAN, *words)
+def test_verify_state_files_are_proved(printed: list[str], words: list[str]) -> None:
+    done = verify_files(printed, WAN, *words)
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith("proved: ")
 
 
-def test_chains_at_egress_of_a_device_that_nobody_tells_prove_nothing(printed: list[str]) -> None:
-    done = at_a_desk(printed, None, *ASKED, *EXEMPT)
+def test_verify_egress_chain_without_device_is_unknown(printed: list[str]) -> None:
+    done = verify_files(printed, None, *ASKED, *EXEMPT)
     assert done.returncode == 3, done.stdout
     assert "an old nft does not write them in its JSON output" in done.stdout
 
 
-def test_root_is_needed(kept: Node) -> None:
-    done = kept.run("verify", "--live", *ASKED, check=False, uid=65534)
+def test_verify_live_without_root_is_refused(shared_node: Node) -> None:
+    done = shared_node.run("verify", "--live", *ASKED, check=False, uid=65534)
     assert (done.returncode, done.stdout) == (4, "")
 
 
 # --- a policy that is not, or not all of it ------------------------------------------------------
 
 
-def test_a_policy_that_was_never_applied(bare: Node) -> None:
-    told = bare.verify(POLICY, status=1)
-    assert told.startswith("REFUTED: gluon-fastd: this kernel: ")
-    assert f"  policy  {POLICY}:{line('[uplink.wan]')} uplink.wan\n" in told
-    assert f"  next    the policy is not in force here: nftpolicy apply {POLICY}\n" in told
+def test_verify_policy_never_applied_is_refuted(bare: Node) -> None:
+    output = bare.verify(POLICY, status=1)
+    assert output.startswith("REFUTED: gluon-fastd: this kernel: ")
+    assert f"  policy  {POLICY}:{line('[uplink.wan]')} uplink.wan\n" in output
+    assert f"  next    the policy is not in force here: nftpolicy apply {POLICY}\n" in output
     none = bare.run("verify", "--live", check=False)
     assert none.returncode == 2
     assert "no policy was applied here; name one" in none.stderr
 
 
-def test_a_rule_of_a_service_is_missing(held: Node) -> None:
-    held.delete("wan.identity", "skgid @wan.group-anywhere")
-    told = held.verify(POLICY, status=1)
-    assert "P3 refuted: uplink wan: service fastd\n" in told
-    assert f"  policy  {POLICY}:{line('[service.fastd]')} service.fastd\n" in told
-    assert "P1  no leak           proved" in told
-    assert "  next    nftpolicy verify" in told
+def test_verify_missing_service_rule_refutes_P3(guarded_node: Node) -> None:
+    guarded_node.delete("wan.identity", "skgid @wan.group-anywhere")
+    output = guarded_node.verify(POLICY, status=1)
+    assert "P3 refuted: uplink wan: service fastd\n" in output
+    assert f"  policy  {POLICY}:{line('[service.fastd]')} service.fastd\n" in output
+    assert "P1  no leak           proved" in output
+    assert "  next    nftpolicy verify" in output
 
 
-def test_a_guard_with_a_hole_at_both_layers(held: Node) -> None:
-    held.space.nft(
+def test_verify_accept_rule_in_both_layers_refutes_P1(guarded_node: Node) -> None:
+    guarded_node.space.nft(
         "insert rule inet nftpolicy wan.guard udp dport 9 accept\n"
         "insert rule netdev nftpolicy wan.link udp dport 9 accept\n"
     )
-    told = held.verify(POLICY, status=1)
-    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}" in told
-    assert "port 9 from a socket of user" in told
+    output = guarded_node.verify(POLICY, status=1)
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}" in output
+    assert "port 9 from a socket of user" in output
     # What it says would leave does leave.
-    done = held.run("verify", "--live", POLICY, "--script", "/run/leak.sh", check=False)
+    done = guarded_node.run("verify", "--live", POLICY, "--script", "/run/leak.sh", check=False)
     assert done.returncode == 1
-    file = held.space.outside("/run/leak.sh")
+    file = guarded_node.space.outside("/run/leak.sh")
     assert subprocess.run(["sh", file], capture_output=True, text=True, check=False, timeout=limit(60)).returncode == 0
 
 
-def test_a_hole_in_one_layer_is_none_in_both(held: Node) -> None:
-    held.space.nft("insert rule inet nftpolicy wan.guard udp dport 9 accept\n")
-    assert "P1 refuted: uplink wan: sockets: " not in held.run("verify", "--live", POLICY, check=False).stdout
+def test_verify_accept_rule_in_one_layer_keeps_P1(guarded_node: Node) -> None:
+    guarded_node.space.nft("insert rule inet nftpolicy wan.guard udp dport 9 accept\n")
+    assert "P1 refuted: uplink wan: sockets: " not in guarded_node.run("verify", "--live", POLICY, check=False).stdout
 
 
-def test_the_ladder_lost_a_rung(held: Node) -> None:
-    held.space.ip("-6 rule del priority 510")
-    told = held.verify(POLICY, status=1)
-    assert "P2 refuted: uplink wan: IPv6 rules keep marked packets in table 1\n" in told
-    assert "P2 refuted: uplink wan: IPv4" not in told
+def test_verify_missing_ip_rule_refutes_P2(guarded_node: Node) -> None:
+    guarded_node.space.ip("-6 rule del priority 510")
+    output = guarded_node.verify(POLICY, status=1)
+    assert "P2 refuted: uplink wan: IPv6 rules keep marked packets in table 1\n" in output
+    assert "P2 refuted: uplink wan: IPv4" not in output
 
 
 # --- others' tables ------------------------------------------------------------------------------
@@ -209,11 +209,11 @@ table inet foreign {{
 """
 
 
-def test_somebody_else_puts_our_mark_on(held: Node) -> None:
-    held.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="meta mark set 1"))
-    told = held.verify(POLICY, status=1)
-    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in told
-    assert "why     marked by a rule: " in told and "meta mark set 0x1" in told
+def test_verify_foreign_mark_rule_refutes_P1(guarded_node: Node) -> None:
+    guarded_node.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="meta mark set 1"))
+    output = guarded_node.verify(POLICY, status=1)
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in output
+    assert "why     marked by a rule: " in output and "meta mark set 0x1" in output
 
 
 BY_HAND = f"""
@@ -232,13 +232,13 @@ table netdev hand {{
 """
 
 
-def test_a_guard_by_hand(bare: Node, egress: None) -> None:
+def test_verify_hand_written_guard_is_proved(bare: Node, egress: None) -> None:
     bare.space.nft(BY_HAND)
     assert bare.verify(*ASKED).startswith("proved: this kernel: ")
     bare.space.nft(FOREIGN.format(hook="route hook output priority -140", rule="udp dport 9 meta mark set 1"))
-    told = bare.verify(*ASKED, status=1)
-    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in told
-    assert "why     marked by a rule: " in told
+    output = bare.verify(*ASKED, status=1)
+    assert f"P1 refuted: uplink wan: sockets: packets without the mark that leave by {WAN}\n" in output
+    assert "why     marked by a rule: " in output
 
 
 @pytest.mark.parametrize(
@@ -248,33 +248,33 @@ def test_a_guard_by_hand(bare: Node, egress: None) -> None:
         ("filter hook forward priority 0", "ct state established,related accept"),
         ("route hook output priority -140", "meta mark set mark and 0xffffff0f or 0x20"),  # other bits
         ("nat hook postrouting priority 100", 'oifname "bat0" masquerade'),
-        ("filter hook output priority 0", "numgen random mod 2 0 drop"),  # not understood, and drops at most
+        ("filter hook output priority 0", "numgen random mod 2 0 drop"),  # unsupported, and drops at most
         ("filter hook output priority 0", "numgen random mod 2 0 accept"),
     ],
 )
-def test_somebody_elses_harmless_table(held: Node, hook: str, rule: str) -> None:
-    held.space.nft(FOREIGN.format(hook=hook, rule=rule))
-    assert held.verify(*ASKED, *EXEMPT).startswith("proved: this kernel: ")
+def test_verify_harmless_foreign_table_is_proved(guarded_node: Node, hook: str, rule: str) -> None:
+    guarded_node.space.nft(FOREIGN.format(hook=hook, rule=rule))
+    assert guarded_node.verify(*ASKED, *EXEMPT).startswith("proved: this kernel: ")
 
 
-def test_a_harmless_table_beside_a_policy(held: Node) -> None:
+def test_verify_harmless_table_beside_policy_is_proved(guarded_node: Node) -> None:
     rule = "tcp dport 80 counter accept"
-    held.space.nft(FOREIGN.format(hook="filter hook output priority 0", rule=rule))
-    assert held.verify(POLICY).startswith("proved: gluon-fastd: this kernel: ")
+    guarded_node.space.nft(FOREIGN.format(hook="filter hook output priority 0", rule=rule))
+    assert guarded_node.verify(POLICY).startswith("proved: gluon-fastd: this kernel: ")
 
 
-def test_what_is_not_understood_where_it_matters(held: Node) -> None:
-    held.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
-    told = held.verify(POLICY, status=3)
-    assert told.startswith("unknown: gluon-fastd: this kernel: ")
-    assert "P1 unknown: uplink wan: sockets of no service: " in told
-    assert "  unsupported" in told and "numgen" in told
+def test_verify_unsupported_rule_in_guard_is_unknown(guarded_node: Node) -> None:
+    guarded_node.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
+    output = guarded_node.verify(POLICY, status=3)
+    assert output.startswith("unknown: gluon-fastd: this kernel: ")
+    assert "P1 unknown: uplink wan: sockets of no service: " in output
+    assert "  unsupported" in output and "numgen" in output
 
 
 # --- the way out ---------------------------------------------------------------------------------
 
 
-def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: Node) -> None:
+def test_verify_counterexample_without_policy_leaves_real_kernel(bare: Node) -> None:
     done = bare.run("verify", "--live", *ASKED, "--json", check=False)
     found = json.loads(done.stdout)
     assert (done.returncode, found["verdict"], found["applied"]) == (1, "refuted", False)
@@ -292,7 +292,7 @@ def test_a_counterexample_of_a_kernel_without_a_policy_leaves_a_real_one(bare: N
         assert done.returncode == 0, (done.stdout, done.stderr, text)
 
 
-def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> None:
+def test_verify_bridge_ports_are_read_from_kernel(bare: Node, egress: None) -> None:
     bare.space.ip(f"link add name {BRIDGE} type bridge", f"link set {WAN} master {BRIDGE}", f"link set {BRIDGE} up")
     bare.space.nft(BY_HAND.replace(WAN, BRIDGE))
     done = bare.run("verify", "--live", "--uplink", f"up={BRIDGE}", "--mark", "0x1/0x1", "--json", check=False)
@@ -304,7 +304,7 @@ def test_ports_of_a_bridge_are_asked_of_the_kernel(bare: Node, egress: None) -> 
     assert {example["leaves_by"] for example in refuted[0]["counterexamples"]} == {WAN}
 
 
-def test_a_ruleset_that_kills_the_library_is_one_message():
+def test_verify_library_abort_is_one_message():
     with Namespace("abort") as space:
         space.nft('table inet other { chain c { iifname { "w*", "x*" } accept; }; }')
         done = space.run([*PROGRAM, "verify", "--live", "--uplink", "wan=eth0", "--mark", "1"], check=False)

@@ -1,4 +1,4 @@
-"""Packets that were really sent, held against the walks of the model."""
+"""Comparison of packets that were really sent with the traces of the model."""
 
 from attrs import evolve, frozen
 
@@ -6,57 +6,57 @@ from nftpolicy.model.packet import FORWARD, KERNEL, SOCKET, TCP, UDP, CtInfo, Pa
 from nftpolicy.model.trace import Model, Trace
 from nftpolicy.netstate.state import NetState
 
-from .packet_machine import HERE, MARKS, REPLY, RESET, Key, Seen, World, key
+from .packet_machine import HERE, MARKS, REPLY, RESET, Arrival, Key, PacketMachine, key
 
 
 @frozen
 class Sample:
-    """Packets that were sent in one state of the kernel, and where they came out."""
+    """Packets that were sent in one state of the kernel, and their arrivals."""
 
     seed: int
     state: NetState
     packets: tuple[Packet, ...]
     answers: tuple[str, ...]
-    seen: dict[Key, list[Seen]]
+    seen: dict[Key, list[Arrival]]
 
 
 @frozen
 class Disagreement:
-    """What the kernel did with a packet, and what the model says of it."""
+    """Packet that the kernel and the model treat differently."""
 
     seed: int
-    walk: Trace
+    trace: Trace
     answer: str
-    seen: tuple[Seen, ...]
+    seen: tuple[Arrival, ...]
 
     def __str__(self) -> str:
-        walk = self.walk
-        lines = [f"seed {self.seed}: {walk.packet}", f"kernel: {self.answer}, {self.seen}"]
-        lines += [f"model: {walk.outcome} {walk.device}, mark {walk.mark}, doubts {walk.unsupported}"]
-        return "\n  ".join([*lines, *(f"{one.kind}: {one.text} -> {one.effect}" for one in walk.steps)])
+        trace = self.trace
+        lines = [f"seed {self.seed}: {trace.packet}", f"kernel: {self.answer}, {self.seen}"]
+        lines += [f"model: {trace.outcome} {trace.device}, mark {trace.mark}, unsupported {trace.unsupported}"]
+        return "\n  ".join([*lines, *(f"{one.kind}: {one.text} -> {one.effect}" for one in trace.steps)])
 
 
-def send(world: World, seed: int, state: NetState, packets: list[Packet]) -> Sample:
+def send(machine: PacketMachine, seed: int, state: NetState, packets: list[Packet]) -> Sample:
     """Send the packets in that state."""
-    packets = [world.fresh(packet) for packet in packets]
-    found, answers = world.send(state, packets)
-    expected = sum(walk.outcome in ("leaves", "delivered") for walk in walks(found, packets))
-    return Sample(seed, found, tuple(packets), tuple(answers), world.seen(expected))
+    packets = [machine.with_new_identity(packet) for packet in packets]
+    found, answers = machine.send(state, packets)
+    expected = sum(trace.outcome in ("leaves", "delivered") for trace in traces(found, packets))
+    return Sample(seed, found, tuple(packets), tuple(answers), machine.seen(expected))
 
 
-def walks(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Trace]:
-    """The walks of packets, and behind them those of the kernel's answers."""
+def traces(state: NetState, packets: list[Packet] | tuple[Packet, ...]) -> list[Trace]:
+    """Return the traces of packets, followed by those of the kernel's replies."""
     model = Model(state)
     found = [model.trace(packet) for packet in packets]
-    return found + [model.trace(answer) for one in found for answer in _answers(one, state)]
+    return found + [model.trace(answer) for one in found for answer in _kernel_replies(one, state)]
 
 
-def _answers(asked: Trace, state: NetState) -> list[Packet]:
-    """What the kernel itself answers to a ping, or to a SYN for a closed port, that has come to it from outside."""
-    packet = asked.packet
-    if packet.origin != FORWARD or asked.outcome != "delivered" or asked.unsupported or packet.protocol == UDP:
+def _kernel_replies(trace: Trace, state: NetState) -> list[Packet]:
+    """Return the replies of the kernel to a ping, or to a SYN for a closed port, from outside."""
+    packet = trace.packet
+    if packet.origin != FORWARD or trace.outcome != "delivered" or trace.unsupported or packet.protocol == UDP:
         return []
-    if (asked.destination, asked.dport) != (packet.destination, packet.dport):
+    if (trace.destination, trace.dport) != (packet.destination, packet.dport):
         return []  # its answer is translated back, which no walk shows
     reflects = f"net/ipv{packet.family}/fwmark_reflect"
     is_reflected = any((one.path, one.value) == (reflects, "1") for one in state.sysctls)
@@ -66,8 +66,8 @@ def _answers(asked: Trace, state: NetState) -> list[Packet]:
         destination=packet.source,
         origin=KERNEL,
         iif=None,
-        mark=asked.mark if is_reflected else 0,
-        flow=CtInfo("established", "reply", asked.ct_mark),
+        mark=trace.mark if is_reflected else 0,
+        flow=CtInfo("established", "reply", trace.ct_mark),
     )
     if packet.protocol == TCP:
         fields = {**packet.fields, ("tcp", "flags"): RESET}
@@ -77,8 +77,8 @@ def _answers(asked: Trace, state: NetState) -> list[Packet]:
 
 
 def disagreements(sample: Sample) -> list[Disagreement]:
-    """All in which the model is not right about a sample."""
-    found = walks(sample.state, sample.packets)
+    """Return all disagreements of the model with a sample."""
+    found = traces(sample.state, sample.packets)
     answers = (*sample.answers, *["an answer of the kernel"] * (len(found) - len(sample.answers)))
     return [
         Disagreement(sample.seed, one, answer, tuple(sample.seen.get(key(one.packet), ())))
@@ -87,23 +87,23 @@ def disagreements(sample: Sample) -> list[Disagreement]:
     ]
 
 
-def _agrees(walk: Trace, seen: list[Seen]) -> bool:
-    if walk.outcome == "unknown":
+def _agrees(trace: Trace, seen: list[Arrival]) -> bool:
+    if trace.outcome == "unknown":
         return True
-    if _is_for_many(walk.packet.family, walk.destination) and walk.packet.origin == SOCKET:
+    if _is_for_many(trace.packet.family, trace.destination) and trace.packet.origin == SOCKET:
         seen = [one for one in seen if one.where != HERE]  # a copy comes back to the machine
-    if walk.unsupported and walk.outcome != "leaves":  # all that is known is that it does not leave
+    if trace.unsupported and trace.outcome != "leaves":  # all that is known is that it does not leave
         return all(one.where == HERE for one in seen)
-    if walk.outcome not in ("leaves", "delivered"):
+    if trace.outcome not in ("leaves", "delivered"):
         return not seen
     if len(seen) != 1:
         return False
     (one,) = seen
-    where, mark = (HERE, walk.mark) if walk.outcome == "delivered" else (walk.device, walk.mark & (MARKS - 1))
+    where, mark = (HERE, trace.mark) if trace.outcome == "delivered" else (trace.device, trace.mark & (MARKS - 1))
     return (
-        (one.where, one.mark, one.dport) == (where, mark, walk.dport)
-        and one.destination in (None, walk.destination)
-        and (walk.source is None or one.source in (None, walk.source))
+        (one.where, one.mark, one.dport) == (where, mark, trace.dport)
+        and one.destination in (None, trace.destination)
+        and (trace.source is None or one.source in (None, trace.source))
     )
 
 

@@ -1,4 +1,4 @@
-"""A node with a WAN and a mesh device and nothing else, and what came out of each of them."""
+"""Node with a WAN and a mesh device, and the packets that left by each device."""
 
 import errno
 import itertools
@@ -25,9 +25,9 @@ _serial = itertools.count()
 
 
 def wire(node: Namespace, far: Namespace) -> None:
-    """Two devices without neighbour resolution, each with an address and no route but the kernel's own.
+    """Connect two devices without neighbour resolution, each with an address and the kernel's own routes only.
 
-    NOARP: frames leave at once, so that what a test sees depends on routes and hooks alone.
+    NOARP: frames leave at once, so that the result depends on routes and hooks only.
     """
     for device, address in ((WAN, NODE_WAN), (MESH, at.NODE_MESH)):
         veth(node, device, far, FAR[device])
@@ -35,25 +35,25 @@ def wire(node: Namespace, far: Namespace) -> None:
 
 
 def default(device: str, family: int, table: str = "main") -> str:
-    """The command for a default route by a device."""
+    """Return the command for a default route by a device."""
     return f"-{family} route add default dev {device} table {table}"
 
 
 def counters(space: Namespace) -> dict[str, int]:
-    """Packets of every named counter."""
+    """Return the packets of every named counter."""
     listing = json.loads(space.run(["nft", "-j", "list", "counters"]).stdout)["nftables"]
     return {item["counter"]["name"]: item["counter"]["packets"] for item in listing if "counter" in item}
 
 
 def counted(space: Namespace, work: Callable[[], Any]) -> set[str]:
-    """The named counters that count while `work` runs."""
+    """Return the named counters that count while `work` runs."""
     before = counters(space)
     work()
     return {name for name, packets in counters(space).items() if packets > before.get(name, 0)}
 
 
 def outcome(work: Callable[[], Any]) -> str:
-    """ "sent", or the name of the error."""
+    """Return "sent", or the name of the error."""
     try:
         work()
     except OSError as error:
@@ -61,15 +61,15 @@ def outcome(work: Callable[[], Any]) -> str:
     return SENT
 
 
-class Rig:
-    """The node of `wire`, with a sniffer at the far end of each device."""
+class TwoLinkNode:
+    """Node of `wire`, with a sniffer at the far end of each device."""
 
     def __init__(self, node: Namespace, far: Namespace) -> None:
         wire(node, far)
         self.node, self.far = node, far
         self.sniffers = {device: Sniffer(far, peer) for device, peer in FAR.items()}
 
-    def __enter__(self) -> "Rig":
+    def __enter__(self) -> "TwoLinkNode":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ class Rig:
         uid: int | None = NOBODY,
         patience: float = _LATE,
     ) -> tuple[str, set[str]]:
-        """Send one packet by a function of the lab; "sent" or an error, and the devices that it left by.
+        """Send one packet by a function of the lab; return "sent" or an error, and the devices by which it left.
 
         A sender of marked packets keeps its capabilities, since marking needs one.
         """
@@ -94,7 +94,7 @@ class Rig:
         return result, self.left_by(payload, patience if result == SENT else 0)
 
     def counters_of(self, sender: Callable[[Job], None], family: int, uid: int | None = NOBODY) -> set[str]:
-        """The named counters that count one packet, which has to leave by the WAN for that."""
+        """Return the named counters that count one packet; the packet has to leave by the WAN."""
 
         def leave() -> None:
             assert self.send(sender, family, uid=uid) == ONLY_WAN, "the positive control: the packet must leave"
@@ -102,7 +102,7 @@ class Rig:
         return counted(self.node, leave)
 
     def left_by(self, payload: bytes, patience: float = _LATE) -> set[str]:
-        """The devices that a payload left by."""
+        """Return the devices by which a payload left."""
 
         def seen() -> set[str]:
             return {

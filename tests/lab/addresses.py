@@ -1,4 +1,4 @@
-"""Every name and address of the lab, written once. Dictionaries are by address family, 4 or 6."""
+"""Names and addresses of the lab, each written once. Dictionaries are by address family, 4 or 6."""
 
 from collections.abc import Mapping
 
@@ -45,5 +45,5 @@ ECHO_PORT = 7
 
 
 def with_length(address: Mapping[int, str], net: str, family: int) -> str:
-    """An address with the prefix length of one of the networks, such as "192.0.2.1/24"."""
+    """Return an address with the prefix length of one of the networks, such as "192.0.2.1/24"."""
     return f"{address[family]}/{PREFIX_LENGTH[family][net]}"

@@ -1,4 +1,4 @@
-"""The real daemons of the lab: their command lines and files. Pure, but for `keypair`."""
+"""Command lines and files of the lab's real daemons. Pure, except `keypair`."""
 
 import re
 import shutil
@@ -30,12 +30,12 @@ _DNSMASQ = [
 
 
 def tool(name: str) -> str | None:
-    """Where a program is, system directories included; None if it is not there."""
+    """Return the path of a program, system directories included; None if it is missing."""
     return shutil.which(name, path=search_path())
 
 
 def dnsmasq_home(extra: Sequence[str]) -> list[str]:
-    """DHCP, router advertisements and DNS of the home's router."""
+    """Return DHCP, router advertisements and DNS of the home's router."""
     return [
         *_DNSMASQ,
         "--interface=br-lan",
@@ -57,12 +57,12 @@ def dnsmasq_home(extra: Sequence[str]) -> list[str]:
 
 
 def dnsmasq_mesh() -> list[str]:
-    """DNS of the mesh: another answer for one name, none for the VPN server."""
+    """Return DNS of the mesh: another answer for one name, none for the VPN server."""
     return dnsmasq(at.GATEWAY.values(), {at.WHO: at.WHO_IN_MESH})
 
 
 def dnsmasq(listen: Iterable[str], records: Mapping[str, Mapping[int, str]]) -> list[str]:
-    """DNS on these addresses: name -> its address by family, and nothing else of `example`."""
+    """Return DNS on these addresses: name -> its address by family, and no other name of `example`."""
     return [
         *_DNSMASQ,
         *(f"--listen-address={address}" for address in listen),
@@ -73,7 +73,7 @@ def dnsmasq(listen: Iterable[str], records: Mapping[str, Mapping[int, str]]) -> 
 
 
 def dnsmasq_node() -> list[str]:
-    """The node's own resolver, which asks the mesh."""
+    """Return the node's own resolver, which queries the mesh."""
     return [
         *_DNSMASQ,
         "--listen-address=127.0.0.1",
@@ -89,7 +89,7 @@ def _record(name: str, where: Mapping[int, str]) -> str:
 
 
 def udhcpc(script: str) -> list[str]:
-    """The DHCP client of the WAN; it also asks for classless routes (option 121)."""
+    """Return the DHCP client of the WAN; it also requests classless routes (option 121)."""
     own = tool("udhcpc")
     return [
         *([own] if own else ["busybox", "udhcpc"]),
@@ -108,11 +108,11 @@ def udhcpc(script: str) -> list[str]:
 
 
 def udhcpc_script(table: str, metric: int, rules: bool) -> str:
-    """What the DHCP client runs: all routes into one table, as netifd does with `ip4table`; DNS servers into a file.
+    """Return the DHCP client's script: routes into one table, as netifd does with `ip4table`; DNS servers into a file.
 
     With `rules`, also netifd's ip rules for that table.
     """
-    ladder = (
+    rule_commands = (
         f"""
     ip rule add from $ip lookup {table} priority 10000
     ip rule add to $net lookup {table} priority 20000
@@ -127,7 +127,7 @@ net=$(($1 & $5)).$(($2 & $6)).$(($3 & $7)).$(($4 & $8))/$mask
 put() {{ ip route replace "$@" dev $interface table {table} metric {metric}; }}
 {{
     ip addr replace $ip/$mask brd + dev $interface noprefixroute
-    put $net src $ip{ladder}
+    put $net src $ip{rule_commands}
     for gateway in $router; do put default via $gateway src $ip; break; done
     set -- $staticroutes
     while [ $# -ge 2 ]; do put $1 via $2; shift 2; done
@@ -139,7 +139,7 @@ mv {LEASE}.new {LEASE}
 
 
 def keypair() -> tuple[str, str]:
-    """A fresh secret and public key of fastd."""
+    """Return a new secret and public key of fastd."""
     fastd = tool("fastd")
     assert fastd is not None
     text = subprocess.run([fastd, "--generate-key"], capture_output=True, text=True, check=True).stdout
@@ -148,7 +148,7 @@ def keypair() -> tuple[str, str]:
 
 
 def fastd_server(secret: str, peer: str) -> str:
-    """Configuration of the VPN server, which knows one peer."""
+    """Return the configuration of the VPN server, which knows one peer."""
     return f"""{_fastd("fastd0", secret)}
 bind any:{at.FASTD_PORT};
 peer "node" {{ key "{peer}"; }}
@@ -156,7 +156,7 @@ peer "node" {{ key "{peer}"; }}
 
 
 def fastd_client(secret: str, peer: str, mark: int, remote: str) -> str:
-    """Configuration of the node's VPN client; `remote` is an address or a name, `mark` 0 means none."""
+    """Return the configuration of the node's VPN client; `remote` is an address or a name, `mark` 0 means none."""
     address = f"[{remote}]" if ":" in remote else remote
     where = f'"{remote}"' if re.search("[a-z]", remote) and ":" not in remote else address
     return f"""{_fastd(at.TUNNEL, secret)}

@@ -22,7 +22,7 @@ from .demo_verdict import (
 from .netns import wait_until
 from .topology import Lab
 
-GROUP, OTHER = 800, 65534  # the group of rulesets/gluon-fastd.toml, and somebody else
+GROUP, OTHER = 800, 65534  # the group of rulesets/gluon-fastd.toml, and another user
 _LEASE = "/run/nftpolicy/wan.dns"  # where that policy looks for the uplink's servers
 _POLICY = "/run/policy.toml"
 _COMMAND = [sys.executable, "-m", "nftpolicy"]
@@ -32,9 +32,9 @@ Progress = Callable[[str], None]
 
 
 def tell(policy: str, progress: Progress, rounds: int = 5) -> Report:
-    """Run the whole story with the text of a policy; `progress` is called with each chapter's title.
+    """Run all steps with the text of a policy; `progress` is called with the title of each step.
 
-    `rounds` is how often the probes are sent under the policy. Raises what Lab and the commands raise.
+    `rounds` is the number of times that the probes are sent under the policy. Raises errors of Lab and the commands.
     """
     report, start = Report(), time.monotonic()
     progress("without a policy: everything that can leave by the WAN")
@@ -42,9 +42,9 @@ def tell(policy: str, progress: Progress, rounds: int = 5) -> Report:
         report.states.append(_probe(lab, OPEN, 1))
     with Lab() as lab:
         lab.node.outside(_POLICY).write_text(policy.replace(_LEASE, lab.wan_lease))
-        for title, chapter in _CHAPTERS:
+        for title, step in _STEPS:
             progress(title)
-            chapter(lab, report, rounds)
+            step(lab, report, rounds)
     report.seconds = round(time.monotonic() - start, 1)
     return report
 
@@ -58,7 +58,7 @@ def _apply(lab: Lab, report: Report, _: int) -> None:
 
 
 def _vpn(lab: Lab, report: Report, _: int) -> None:
-    """fastd finds its server by name through the WAN resolver, and connects."""
+    """Let fastd find its server by name through the WAN resolver, and connect."""
     lab.start_fastd_client(GROUP, remote=at.VPN)
     peers = lab.wait_for_fastd()
     source = lab.wan_address(4), lab.wan_address(6)
@@ -98,7 +98,7 @@ def _no_mesh(lab: Lab, report: Report, _: int) -> None:
     report.facts["fastd is still connected after both cuts"] = bool(lab.server_fastd_peers())
 
 
-_CHAPTERS: tuple[tuple[str, Callable[[Lab, Report, int], None]], ...] = (
+_STEPS: tuple[tuple[str, Callable[[Lab, Report, int], None]], ...] = (
     ("the policy is applied, the WAN resolver starts", _apply),
     ("fastd looks for its server by name and connects", _vpn),
     ("the same probes again, and who answers names", _guarded),
@@ -134,7 +134,7 @@ def _names(lab: Lab, state: str, servers: tuple[str, ...]) -> Iterator[Asked]:
 
 
 def _ask(lab: Lab, who: str, server: str, tcp: bool, port: int = 53) -> str:
-    """Whose answer the question for the same name gets: "wan", "mesh" or "none"."""
+    """Return the resolver whose answer a query for the same name gets: "wan", "mesh" or "none"."""
     gid = GROUP if who == SERVICE else OTHER
     answer = lab.resolve(at.WHO, 4, server, tcp=tcp, gid=gid, uid=OTHER, port=port, seconds=0.7)
     return {at.WHO_AT_HOME[4]: "wan", at.WHO_IN_MESH[4]: "mesh"}.get(answer[0] if answer else "", "none")

@@ -1,4 +1,4 @@
-"""What the demo finds, and what of it would break the promise."""
+"""Observations of the demo, and those that violate the policy."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from .leak_probes import Sent
 
 
 def described(frame: Frame) -> str:
-    """A frame on one short line."""
+    """Return a frame on one short line."""
     ends = f"{frame.saddr} > {frame.daddr}" if frame.saddr else f"ethertype {frame.ethertype:#06x}"
     ports = f" ports {frame.sport} > {frame.dport}" if frame.sport is not None else ""
     return f"{classify(frame)} {ends} protocol {frame.l4proto}{ports}, {frame.length} bytes"
@@ -20,7 +20,7 @@ _DNS = 53
 
 
 def reason(frame: Frame, marked: list[Sent]) -> str | None:
-    """Why a frame may leave by the WAN, in a word; None if nothing allows it.
+    """Return the reason why a frame may leave by the WAN, in a word; None if nothing allows it.
 
     The wire does not show marks. So every frame must be one of a marked probe, of a known marked
     flow, an exemption or an answer.
@@ -41,7 +41,7 @@ def reason(frame: Frame, marked: list[Sent]) -> str | None:
 
 @dataclass
 class State:
-    """One state of the node, and what left it while the probes were sent."""
+    """State of the node, and the frames that left it while the probes were sent."""
 
     name: str
     probes: int = 0
@@ -54,7 +54,7 @@ class State:
 
 @dataclass
 class Asked:
-    """Who asked for a name in which state, how often, and whose answers came."""
+    """Queries for a name in one state by one user (`who`), and the origins of the answers."""
 
     state: str
     who: str
@@ -66,7 +66,7 @@ class Asked:
 
 @dataclass
 class Report:
-    """All that the demo saw. `facts` are single statements that must be true."""
+    """Observations of the demo. `facts` are single statements that must be true."""
 
     states: list[State] = field(default_factory=list)
     names: list[Asked] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Report:
     seconds: float = 0.0
 
     def faults(self) -> list[str]:
-        """What breaks the promise, or leaves it unshown; empty if it was held."""
+        """Return violations of the policy, and missing controls; empty if the policy held."""
         found = [f"not so: {fact}" for fact, true in self.facts.items() if not true]
         for state in self.states:
             found += _state_faults(state)
@@ -83,7 +83,7 @@ class Report:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, for `--json`."""
+        """Return the report for `--json`."""
         return {**asdict(self), "held": not self.faults(), "faults": self.faults()}
 
 

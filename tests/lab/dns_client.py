@@ -1,4 +1,4 @@
-"""A client that asks for names at a steady pace, and counts its answers."""
+"""Client that sends DNS queries at a steady rate, and counts its answers."""
 
 import select
 import socket
@@ -11,7 +11,7 @@ from . import dns_message
 
 @dataclass
 class Asked:
-    """One query: when it was sent (seconds, monotonic), by which address, when it was answered, and how."""
+    """Query: its time (seconds, monotonic), its source, the time of its answer, and the result."""
 
     sent: float
     server: str
@@ -22,9 +22,9 @@ class Asked:
 def ask_often(
     servers: list[str], domain: str, rate: float, seconds: float, patience: float, port: int = 53
 ) -> list[Asked]:
-    """Ask the servers in turn for names below `domain`, `rate` queries a second, and wait `patience` for the last.
+    """Query the servers in turn for names below `domain`, `rate` queries a second, and wait `patience` for the last.
 
-    Each query has a name of its own, so that nobody answers two at once. Runs wherever the calling process is.
+    Each query has a name of its own, so that no cache answers it. Runs in the namespace of the calling process.
     """
     channels = [_channel(server, port) for server in servers]
     asked: list[Asked] = []

@@ -1,4 +1,4 @@
-"""A DNS question and its answer, over UDP or TCP, with nothing between the test and the wire."""
+"""A DNS query and its answer, over UDP or TCP, without a resolver library."""
 
 import errno
 import ipaddress
@@ -13,13 +13,13 @@ _RCODES = {2: "servfail", 3: "nxdomain", 5: "refused"}
 
 
 def query(name: str, family: int, identity: int) -> bytes:
-    """The message that asks for a name's addresses; recursion desired."""
+    """Return the message that queries a name's addresses; recursion desired."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.rstrip(".").split("."))
     return struct.pack("!6H", identity, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack("!2H", TYPES[family], 1)
 
 
 def addresses(message: bytes, family: int, identity: int) -> list[str] | str:
-    """The addresses in an answer, or an error word: nxdomain, servfail, refused, rcode-N, truncated, garbled."""
+    """Return the addresses in an answer, or an error word: nxdomain, servfail, refused, rcode-N, truncated, garbled."""
     try:
         got, flags, questions, answers = struct.unpack("!4H", message[:8])
         if got != identity or not flags & 0x8000:
@@ -46,10 +46,11 @@ def addresses(message: bytes, family: int, identity: int) -> list[str] | str:
 def ask(
     server: str, name: str, family: int, port: int = 53, tcp: bool = False, seconds: float = 1.0
 ) -> list[str] | str:
-    """Ask one server once. Its addresses (none: the name has no such record) or an error word.
+    """Query one server once. Returns its addresses (none: the name has no such record) or an error word.
 
     Error words are those of `addresses`, "timeout" (also if an answer comes from a wrong address, as the socket is
-    connected), or the name of the errno, such as "ECONNREFUSED" or "EPERM". Runs wherever the calling process is.
+    connected), or the name of the errno, such as "ECONNREFUSED" or "EPERM". Runs in the namespace
+    of the calling process.
     """
     identity = int.from_bytes(os.urandom(2), "big")
     message = query(name, family, identity)

@@ -1,11 +1,11 @@
-"""The server's echo service, so that a whole exchange can be seen: UDP and TCP, both families."""
+"""Echo service of the server, so that a whole exchange can be seen: UDP and TCP, both families."""
 
 import select
 import socket
 
 
 def serve(port: int) -> None:
-    """Answer forever with what came: each datagram, and the first 4096 bytes of each connection."""
+    """Echo without end: each datagram, and the first 4096 bytes of each connection."""
     datagrams = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     datagrams.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)

@@ -1,7 +1,7 @@
-"""Packets without a pause, of many kinds at once, each known by its destination port; what was sent is counted.
+"""Floods of many kinds of packets at once, each identified by its destination port, with counts of sent packets.
 
-A window of a moment is found only by packets that are on their way at that moment, so the senders are processes of
-their own that never wait for anything; they count in memory that they share with whoever looks on.
+A short window is found only by packets that are under way at that moment, so the senders are processes of their own
+that never wait; they count in memory that they share with the reader.
 """
 
 import errno
@@ -31,9 +31,9 @@ _SOURCE = {4: at.NODE_MESH[4], 6: at.NODE_MESH[6]}  # of frames, which no routin
 
 @dataclass(frozen=True)
 class Kind:
-    """One stream: how it is sent, to whom (`to`, by family), with which fwmark (0: none), bound to which device.
+    """Stream of packets: how it is sent, its destinations (`to`, by family), its fwmark (0: none), and its device.
 
-    `role` is the caller's own word, as is `gid`, the group of the sender.
+    `role` is a word of the caller, as is `gid`, the group of the sender.
     """
 
     role: str
@@ -51,7 +51,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Counts:
-    """Packets that the kernel took from the senders and that it refused, by kind (their place in the flood)."""
+    """Packets that the kernel accepted from the senders and that it refused, by kind (their place in the flood)."""
 
     taken: tuple[int, ...]
     refused: tuple[int, ...]
@@ -65,14 +65,14 @@ def _minus(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
 
 
 class Flood:
-    """Sends `kinds` from inside `space`, a process for each group of senders, from `resume` until `pause`.
+    """Flood of `kinds` from inside `space`, a process for each group of senders, from `resume` until `pause`.
 
     It ends with the namespace. `rest` is the time in seconds that each process sleeps between two rounds.
     """
 
     def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002) -> None:
         self.kinds = tuple(kinds)
-        self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared by whoever forks
+        self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared with forked processes
         self._numbers = memoryview(self._cells).cast("Q")
         self._numbers[0] = 1
         groups = sorted({kind.gid for kind in kinds})
@@ -84,25 +84,25 @@ class Flood:
         self.pause()
 
     def wanted(self) -> dict[tuple[int, int, int], int]:
-        """For a Tally: the place of each kind by family, protocol and destination port."""
+        """Return the place of each kind by family, protocol and destination port, for a Tally."""
         return {(kind.family, _PROTOCOLS[kind.how], _port(index)): index for index, kind in enumerate(self.kinds)}
 
     def counts(self) -> Counts:
-        """So far. Can be asked from every process that was forked after this was made."""
+        """Return the counts until now, in every process that was forked after the flood was made."""
         numbers = self._numbers[1 + _MOST_PROCESSES :].tolist()
         return Counts(tuple(numbers[::_EACH]), tuple(numbers[1::_EACH]))
 
     def last_refusals(self) -> tuple[str, ...]:
-        """The name of the last error of each kind; empty if there was none."""
+        """Return the name of the last error of each kind; empty if there was none."""
         return tuple(errno.errorcode.get(one, "") for one in self._numbers[1 + _MOST_PROCESSES :].tolist()[2::_EACH])
 
     def pause(self) -> None:
-        """Let no sender send, and wait until none does; TimeoutError if one does not answer, as when it has died."""
+        """Stop the senders, and wait until none sends; TimeoutError if one does not answer, as when it has died."""
         self._numbers[0] = 1
         wait_until(lambda: all(self._numbers[1 : 1 + self._processes]), 10, "the end of a round of the flood")
 
     def resume(self, rounds: int = 3) -> None:
-        """Let them send again; returns when every kind was sent (or refused) so many times. TimeoutError as above."""
+        """Start the senders; return when every kind was sent (or refused) so many times. TimeoutError as above."""
         before = self.counts()
         self._numbers[0] = 0
 
@@ -114,7 +114,7 @@ class Flood:
 
 
 def ports() -> str:
-    """The ports of all floods, as nft writes a range."""
+    """Return the ports of all floods, as nft writes a range."""
     return f"{FIRST_PORT}-{FIRST_PORT + 999}"
 
 
@@ -157,7 +157,7 @@ def _socket(kind: Kind, how: int) -> socket.socket:
 
 def _udp(kind: Kind, port: int) -> Callable[[], object]:
     made, place = _socket(kind, socket.SOCK_DGRAM), (kind.to[kind.family], port)  # not connected: each is routed anew
-    made.bind(("", port))  # known, since a policy may let a source port pass whoever has it (`sport`)
+    made.bind(("", port))  # known, since a policy may let a source port pass for every owner (`sport`)
     return lambda: made.sendto(PAYLOAD, place)
 
 
@@ -165,7 +165,7 @@ def _tcp(kind: Kind, port: int) -> Callable[[], object]:
     place = (kind.to[kind.family], port)
 
     def send() -> None:
-        """One SYN, from a socket of its own that is closed before it could send a second."""
+        """Send one SYN, from a socket that is closed before it could send a second."""
         with _socket(kind, socket.SOCK_STREAM) as made:
             made.bind(("", port))  # one port, so that connection tracking has one entry
             try:

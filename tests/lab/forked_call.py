@@ -1,4 +1,4 @@
-"""The way back from a forked child: its result, or its exception, through a pipe."""
+"""Result or exception of a forked child, sent through a pipe."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def answer(sender: int, work: Callable[[], Any]) -> None:
-    """In the child: do the work, and send what it returns or raises."""
+    """Do the work in the child, and send the result or the exception."""
     try:
         message = pickle.dumps((True, work()))
     except BaseException as error:
@@ -23,7 +23,7 @@ def answer(sender: int, work: Callable[[], Any]) -> None:
 
 
 def read(descriptor: int, timeout: float) -> bytes:
-    """All that comes through a pipe until its end; TimeoutError after `timeout` seconds."""
+    """Return all bytes of a pipe until its end; TimeoutError after `timeout` seconds."""
     end = time.monotonic() + timeout
     parts: list[bytes] = []
     while True:
@@ -35,7 +35,7 @@ def read(descriptor: int, timeout: float) -> bytes:
 
 
 def result(message: bytes) -> Any:
-    """What the child's work returned; what it raised is raised here."""
+    """Return the result of the child's work; raise the exception that it raised."""
     good, value = pickle.loads(message)
     if not good:
         raise value

@@ -1,4 +1,4 @@
-"""Reading of Ethernet frames: what a frame is, in one word, and the few fields that tests ask for. Pure."""
+"""Parser of Ethernet frames: the kind of a frame in one word, and the few fields that tests need. Pure."""
 
 import ipaddress
 import struct
@@ -29,10 +29,10 @@ _PROTOCOL_WORDS = {TCP: "tcp", UDP: "udp"}
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as it was on the wire.
+    """Frame as it was on the wire.
 
     Addresses are text; those of ARP are the protocol addresses of sender and target. Fields that the frame does not
-    have are None. `payload` is what follows the last header that was understood; `length` is in bytes, of the whole.
+    have are None. `payload` follows the last header that was parsed; `length` is in bytes, of the whole frame.
     """
 
     ethertype: int
@@ -53,10 +53,10 @@ class Frame:
 
 
 def classify(frame: Frame) -> str:
-    """What a frame is.
+    """Return the kind of a frame.
 
-    One of arp, dhcpv4, dhcpv6, ndp, mld, igmp, router-advertisement, redirect, icmp-error, echo-reply, echo-request,
-    tcp, udp, other-ip, other-ethertype.
+    Kinds are arp, dhcpv4, dhcpv6, ndp, mld, igmp, router-advertisement, redirect, icmp-error, echo-reply, echo-request,
+    tcp, udp, other-ip and other-ethertype.
     """
     if frame.ethertype == ETH_ARP:
         return "arp"
@@ -73,7 +73,7 @@ def classify(frame: Frame) -> str:
 
 
 def parse(raw: bytes) -> Frame:
-    """Read a frame; what is cut short or unknown stays in `payload`, and nothing is an error from 14 bytes on.
+    """Parse a frame; truncated or unknown parts stay in `payload`, and no frame of 14 bytes or more is an error.
 
     Raises ValueError if there is no whole Ethernet header.
     """

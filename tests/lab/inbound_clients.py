@@ -1,4 +1,4 @@
-"""Knocking at the node from outside, and the listeners that it finds there."""
+"""Clients that connect to the node from outside, and listeners for them."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ NO_ANSWER = "no answer"
 
 @contextlib.contextmanager
 def listening(space: Namespace, port: int, uid: int | None = None, gid: int | None = None) -> Iterator[None]:
-    """An echo service (UDP and TCP, both families) inside, which answers already."""
+    """Run an echo service (UDP and TCP, both families) inside; it answers from the start."""
     process = space.spawn(echo_server.serve, port, uid=uid, gid=gid)
     try:
         wait_until(lambda: space.call(tcp, "::1", port, b"ready", 0.2) == b"ready", 5, f"the listener on {port}")
@@ -27,9 +27,9 @@ def listening(space: Namespace, port: int, uid: int | None = None, gid: int | No
 
 
 def tcp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -> bytes | str:
-    """Connect, send, read to the end and close; what came back, or NO_ANSWER, or the name of the errno.
+    """Connect, send, read to the end and close; return the data, or NO_ANSWER, or the name of the errno.
 
-    Runs wherever the calling process is, as all functions below.
+    Runs in the namespace of the calling process, as all functions below.
     """
 
     def talk(made: socket.socket) -> bytes:
@@ -45,7 +45,7 @@ def tcp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -
 
 
 def udp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -> bytes | str:
-    """Send a datagram and wait for one; ECONNREFUSED tells of an ICMP error."""
+    """Send a datagram and wait for one; ECONNREFUSED means an ICMP error."""
 
     def talk(made: socket.socket) -> bytes:
         made.connect((address, port))
@@ -56,7 +56,7 @@ def udp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -
 
 
 def ping(address: str, seconds: float = 0.6, data: bytes = b"") -> bool:
-    """Whether an echo request is answered."""
+    """Return True if an echo request is answered."""
     family = _domain(address)
     protocol, request, reply = (frames.ICMP, 8, 0) if family == socket.AF_INET else (socket.IPPROTO_ICMPV6, 128, 129)
     token = os.urandom(16) + data

@@ -1,4 +1,4 @@
-"""Every kind of packet that may try to leave by the WAN, and whether it did."""
+"""Kinds of packets that may try to leave by the WAN, and their sightings."""
 
 import errno
 import itertools
@@ -25,7 +25,7 @@ _ports = itertools.cycle(random.Random(0).sample(range(10240, 32000), 20000))  #
 
 @dataclass(frozen=True)
 class Kind:
-    """How a kind of probe is sent, and what lets it leave by the WAN without a guard or a mark (`needs`, by family)."""
+    """Sender of a kind of probe, and the routes that it needs to leave without guard and mark (`needs`, by family)."""
 
     send: Callable[[Job], None]
     needs: dict[int, str]  # the families that it exists for; 0 stands for what is not IP
@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Probe:
-    """One packet to send: a key of KINDS, a family (4, 6; 0: not IP), and whether its socket has the mark."""
+    """Packet to send: a key of KINDS, a family (4, 6; 0: not IP), and the presence of the mark."""
 
     kind: str
     family: int
@@ -82,17 +82,17 @@ class Probe:
 
     @property
     def needs(self) -> str:
-        """What an unmarked probe needs to leave by the WAN without a guard: NOTHING, or routes in the main table."""
+        """Needs of an unmarked probe to leave by the WAN without a guard: NOTHING, or routes in the main table."""
         return KINDS[self.kind].needs[self.family]
 
     @property
     def leak(self) -> str:
-        """The id of its class in the catalogue of leaks."""
+        """Id of its class in the catalogue of leaks."""
         return KINDS[self.kind].leak
 
     @property
     def origin(self) -> str:
-        """The namespace that sends it: "node" or "client"."""
+        """Namespace that sends it: "node" or "client"."""
         return KINDS[self.kind].origin
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Sent:
-    """A probe that was sent, and how to know it again: a random payload, or a source port for TCP."""
+    """Probe that was sent, with its identification: a random payload, or a source port for TCP."""
 
     probe: Probe
     id: bytes
@@ -111,18 +111,18 @@ class Sent:
 
     @property
     def unsupported(self) -> bool:
-        """Whether this kernel has no such socket, so that the probe proves nothing."""
+        """True if this kernel has no such socket, so that the probe proves nothing."""
         return self.error in _UNSUPPORTED
 
     def matches(self, frame: Frame) -> bool:
-        """Whether a frame is (a part of) this probe."""
+        """Return True if a frame is (a part of) this probe."""
         if self.probe.kind.endswith(("tcp", "tcp-bound")):
             return (frame.l4proto, frame.family, frame.sport) == (TCP, self.probe.family, self.sport)
         return self.id in frame.payload
 
 
 def matrix() -> list[Probe]:
-    """Every probe: each kind and family, unmarked and marked; a forwarded packet has no socket to mark."""
+    """Return every probe: each kind and family, unmarked and marked; a forwarded packet has no socket to mark."""
     return [
         Probe(name, family, marked)
         for name, kind in KINDS.items()
@@ -133,7 +133,7 @@ def matrix() -> list[Probe]:
 
 
 def send(lab: Lab, probe: Probe, gid: int = NOBODY, uid: int = NOBODY) -> Sent:
-    """Send one probe with these ids (capabilities are kept, so every kind can be sent by everybody)."""
+    """Send one probe with these ids (capabilities are kept, so that every user can send every kind)."""
     return _send_batch(lab, [probe], gid, uid)[0]
 
 
@@ -161,12 +161,12 @@ def send_all(
 
 
 def seen(sniffer: Sniffer, sent: Sent) -> bool:
-    """Whether a probe has arrived at a sniffer by now."""
+    """Return True if a probe has arrived at a sniffer by now."""
     return any(sent.matches(frame) for frame in sniffer.frames())
 
 
 def sightings(sniffer: Sniffer, sents: Sequence[Sent], seconds: float = 0.5) -> set[Sent]:
-    """Those that arrive at a sniffer within some time; returns early only if all have."""
+    """Return the probes that arrive at a sniffer within some time; returns early only if all have."""
     end, found, done = time.monotonic() + brief(seconds), set[Sent](), 0
     while True:
         frames = sniffer.frames()

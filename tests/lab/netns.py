@@ -1,8 +1,8 @@
 """Namespaces without names, which end with the process that made them.
 
 One holder process per namespace is the first process of a PID namespace, and owns a network and a mount namespace with
-it. The kernel kills the holder when its maker dies (PR_SET_PDEATHSIG), and with the holder everything that runs in its
-PID namespace. A death signal on each daemon would not do: the kernel forgets it when a process changes its uid or gid.
+it. The kernel kills the holder when its parent dies (PR_SET_PDEATHSIG), and with the holder all processes of its PID
+namespace. A death signal on each daemon would not do: the kernel clears it when a process changes its uid or gid.
 Each namespace has a private /run (tmpfs) for files, so nothing is written to the machine's disk.
 """
 
@@ -60,7 +60,7 @@ class Namespace:
         return f"/proc/{self.pid}/ns/net"
 
     def outside(self, path: str) -> Path:
-        """Where a file that this namespace sees as `path` can be read and written from outside."""
+        """Return the path, outside the namespace, of the file that the namespace sees as `path`."""
         return Path(f"/proc/{self.pid}/root{path}")
 
     def __enter__(self) -> "Namespace":
@@ -138,7 +138,7 @@ class Namespace:
         """Run `ip` commands in order: "link set lo up", "-6 rule add ..."; CalledProcessError if one fails."""
         for family, group in itertools.groupby(commands, key=_family_flag):
             lines = "".join(f"{line.removeprefix(family)}\n" for line in group)
-            self.run(["ip", *family.split(), "-batch", "-"], input=lines)  # a batch's lines can't hold the flag
+            self.run(["ip", *family.split(), "-batch", "-"], input=lines)  # a batch's lines cannot hold the flag
 
     def nft(self, text: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Load nft text as one transaction."""
@@ -152,7 +152,7 @@ class Namespace:
     # Python inside
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket that belongs to this namespace and is used from outside."""
+        """Return a socket that belongs to this namespace and is used from outside."""
         with self._net():
             return socket.socket(family, kind, protocol)
 
@@ -213,7 +213,7 @@ class Namespace:
 
     @contextlib.contextmanager
     def _pid(self) -> Iterator[None]:
-        """Within this, what this thread forks is born in the PID namespace."""
+        """Fork into the PID namespace while this context is open."""
         with syscalls.visit(self._fds["pid"], "pid"):
             yield
 
@@ -266,7 +266,7 @@ def _family_flag(command: str) -> str:
 
 
 def search_path() -> str:
-    """Where programs are looked for: PATH, and the directories of system programs, which PATH may lack."""
+    """Return PATH with the directories of system programs, which PATH may lack."""
     return f"{os.environ.get('PATH', '')}:{PATH}"
 
 

@@ -1,4 +1,4 @@
-"""The process that holds a namespace: the first of a PID namespace, with a network and a mount namespace of its own."""
+"""Process that holds a namespace: the first of a PID namespace, with a network and a mount namespace of its own."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The ways to send one packet. Each function sends one payload, from the namespace and with the ids of its process."""
+"""Senders of one packet. Each function sends one payload, from the namespace and with the ids of its process."""
 
 import contextlib
 import ipaddress
@@ -25,18 +25,18 @@ _ETHERTYPE = {4: frames.ETH_IPV4, 6: frames.ETH_IPV6}
 
 @dataclass
 class Job:
-    """What a sender needs to know; it keeps the sockets open, so that the kernel has time to send."""
+    """Parameters of a sender; it keeps the sockets open, so that the kernel has time to send."""
 
     family: int
     payload: bytes
     mark: int
-    sport: int  # for TCP, which can't carry the payload
+    sport: int  # for TCP, which cannot carry the payload
     source: Mapping[int, str]  # the node's addresses on the WAN
     port: str  # the lowest device of the WAN
     sockets: list[socket.socket] = field(default_factory=list)
 
     def open(self, domain: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A marked or unmarked socket that never waits."""
+        """Return a marked or unmarked socket that never waits."""
         made = socket.socket(domain, kind, protocol)
         self.sockets.append(made)
         made.setblocking(False)
@@ -240,7 +240,7 @@ def _packet(job: Job, device: str, ethertype: int, body: bytes, bypass: bool = F
 
 
 def _datagram(job: Job, target: Mapping[int, str]) -> bytes:
-    """A whole IP packet with UDP, from the WAN's address."""
+    """Return a whole IP packet with UDP, from the WAN's address."""
     source, destination = (ipaddress.ip_address(a[job.family]).packed for a in (job.source, target))
     size = 8 + len(job.payload)
     ports = struct.pack("!HHHH", DISCARD, DISCARD, size, 0)
@@ -251,7 +251,7 @@ def _datagram(job: Job, target: Mapping[int, str]) -> bytes:
 
 
 def packet_of(job: Job, target: Mapping[int, str], protocol: int, header: bytes = b"") -> bytes:
-    """A whole IP packet of any protocol, with the header of that protocol before the payload."""
+    """Return a whole IP packet of any protocol, with the header of that protocol before the payload."""
     source, destination = (ipaddress.ip_address(a[job.family]).packed for a in (job.source, target))
     body = header + job.payload
     if job.family == 6:

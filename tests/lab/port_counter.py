@@ -1,4 +1,4 @@
-"""A sniffer that counts by destination port and keeps nothing of what it counts, for floods."""
+"""Sniffer that counts by destination port and does not keep the counted frames, for floods."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ _LAYOUT = {_V4: (b"\x00\x45", 23, 36), _V6: (b"\xdd\x60", 20, 56)}
 
 
 class Tally(Sniffer):
-    """Counts the frames whose (address family, protocol, destination port) is in `wanted`, by the value there.
+    """Counter of the frames whose (address family, protocol, destination port) is in `wanted`, by the value there.
 
-    All others are kept, as a sniffer's. About 2 µs a frame, so that `dropped` stays 0 at tens of thousands a second.
+    Other frames are kept, as a sniffer's. About 2 µs a frame, so that `dropped` stays 0 at tens of thousands a second.
     """
 
     def __init__(self, namespace: Namespace, device: str, wanted: Mapping[tuple[int, int, int], int]) -> None:
@@ -29,7 +29,7 @@ class Tally(Sniffer):
         self._counts = dict.fromkeys(wanted.values(), 0)
 
     def counts(self) -> dict[int, int]:
-        """Frames since the start, by the names that `wanted` gave them."""
+        """Return the frames since the start, by the values of `wanted`."""
         self._collect()
         return dict(self._counts)
 

@@ -1,6 +1,6 @@
-"""A small stand-in for odhcp6c: one router solicitation, one advertisement, and what to do with it.
+"""Small stand-in of odhcp6c: one router solicitation, one advertisement, and the commands for it.
 
-And for a router that says what it likes: `advertise`.
+`advertise` acts as a router with arbitrary content.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ _PREFIX, _ROUTE, _RDNSS = 3, 24, 25
 
 @dataclass(frozen=True)
 class Advertisement:
-    """What a router announced; prefixes are those for SLAAC, as text such as "2001:db8:1::/64"."""
+    """Content of a router advertisement; prefixes are those for SLAAC, as text such as "2001:db8:1::/64"."""
 
     router: str
     lifetime: int  # seconds; 0: not a default router
@@ -49,7 +49,7 @@ def parse(message: bytes, router: str) -> Advertisement:
 
 
 def slaac(prefix: str, mac: str) -> str:
-    """The address with the modified EUI-64 interface identifier of a MAC address (RFC 4291)."""
+    """Return the address with the modified EUI-64 interface identifier of a MAC address (RFC 4291)."""
     raw = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([raw[0] ^ 2]) + raw[1:3] + b"\xff\xfe" + raw[3:]
     network = ipaddress.IPv6Network(prefix)
@@ -81,7 +81,7 @@ def solicit(device: str, seconds: float = 5.0) -> Advertisement:
 
 
 def commands(device: str, mac: str, seen: Advertisement, table: str, metric: int, rules: bool) -> list[str]:
-    """The `ip` commands that put an advertisement into a routing table, and with `rules` those of OpenWrt's netifd."""
+    """Return `ip` commands that put an advertisement into a table, and with `rules` those of OpenWrt's netifd."""
     made = []
     for prefix in seen.prefixes:
         address = slaac(prefix, mac)

@@ -1,4 +1,4 @@
-"""A DNS server that takes its time and has one answer to everything."""
+"""Slow DNS server that has one answer for every query."""
 
 import ipaddress
 import select
@@ -25,7 +25,7 @@ def serve(address: str, answer: str, delay: float) -> None:
 
 
 def _reply(query: bytes, answer: str) -> bytes:
-    """The question as it came, and one A record for its name. Who asks for DNSSEC (DO) is told that it holds (AD)."""
+    """Return the query with one A record for its name. If the query has DO (DNSSEC), the answer has AD."""
     end = query.index(b"\0", 12) + 5
     options = query[end : end + 11]  # OPT, RFC 6891: root, type 41, size, extended code, version, flags, length
     secure = len(options) == 11 and options[:3] == b"\0\0\x29" and options[7] & 0x80

@@ -1,4 +1,4 @@
-"""What arrives at the far side of a link."""
+"""Capture of the frames that arrive at the far side of a link."""
 
 import contextlib
 import select
@@ -17,13 +17,13 @@ _SO_RCVBUFFORCE = 33
 _PACKET_OUTGOING = 4
 _VLAN_VALID, _VLAN_TPID_VALID = 1 << 4, 1 << 6
 _ETH_P_ALL = 3
-_BUFFER = 64 << 20  # bytes; the kernel keeps the frames until somebody asks, so no thread is needed
+_BUFFER = 64 << 20  # bytes; the kernel keeps the frames until they are read, so no thread is needed
 
 
 class Sniffer:
-    """Captures the frames that a device receives from its peer; those that this side sends are left out.
+    """Capture of the frames that a device receives from its peer; frames that this side sends are left out.
 
-    Captures from the moment it is made until `stop`. A context manager.
+    Captures from its creation until `stop`. A context manager.
     """
 
     def __init__(self, namespace: Namespace, device: str) -> None:
@@ -46,12 +46,12 @@ class Sniffer:
         self.stop()
 
     def frames(self) -> list[Frame]:
-        """All frames since the start or the last `drain`."""
+        """Return all frames since the start or the last `drain`."""
         self._collect()
         return list(self._frames)
 
     def drain(self) -> list[Frame]:
-        """The same, and forget them."""
+        """Return the same frames, and forget them."""
         self._collect()
         frames_, self._frames = self._frames, []
         return frames_
@@ -72,14 +72,14 @@ class Sniffer:
 
     @property
     def dropped(self) -> int:
-        """Frames that the kernel had to drop as the buffer was full; a test that finds any has not seen everything."""
+        """Return the number of frames that the kernel dropped (buffer full); if not 0, the capture is incomplete."""
         if self._socket.fileno() >= 0:
             counts = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)  # reading resets them
             self._dropped += struct.unpack("=II", counts)[1]
         return self._dropped
 
     def stop(self) -> None:
-        """Capture no more; what was captured can still be read. Can be called twice."""
+        """Stop the capture; captured frames can still be read. Can be called twice."""
         if self._socket.fileno() >= 0:
             self._collect()
             self._socket.close()

@@ -1,4 +1,4 @@
-"""The few system calls that Python 3.11 does not offer: setns, unshare, mount, prctl, capset."""
+"""System calls that Python 3.11 does not offer: setns, unshare, mount, prctl, capset."""
 
 import contextlib
 import ctypes
@@ -51,7 +51,7 @@ def visit(descriptor: int, kind: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[Callable[[], None]]:
-    """Hold signals back, so that Ctrl-C can't part a fork from its bookkeeping; the child calls what this yields."""
+    """Block signals, so that Ctrl-C cannot part a fork from its bookkeeping; the child calls the yielded function."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
     def restore() -> None:
@@ -69,7 +69,7 @@ def unshare(kinds: int) -> None:
 
 
 def mount(source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None) -> None:
-    """mount(2); OSError with the target's name if refused."""
+    """Call mount(2); OSError with the target's name if refused."""
     result = _libc.mount(
         source.encode(),
         target.encode(),
@@ -81,7 +81,7 @@ def mount(source: str, target: str, kind: str | None = None, flags: int = 0, dat
 
 
 def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument; OSError if refused."""
+    """Call prctl(2) with one argument; OSError if refused."""
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), "prctl")
 
 

@@ -1,4 +1,4 @@
-"""The system's log of a namespace: what is written to /dev/log there."""
+"""System log of a namespace: the lines that are written to /dev/log there."""
 
 import socket
 from collections.abc import Callable
@@ -17,7 +17,7 @@ rm -f /dev/log
 
 
 def listen(space: Namespace) -> Callable[[], str]:
-    """Have the namespace listen at a /dev/log of its own; the function returns all that was written so far."""
+    """Make the namespace listen at a /dev/log of its own; the returned function returns all lines until now."""
     space.run(["sh", "-ec", _OWN_DEV])
     log = space.outside(_LOG)
     space.spawn(_serve)

@@ -1,7 +1,7 @@
-"""A machine with systemd as its first process, made of this machine's programs.
+"""Machine with systemd as its first process, made of this machine's programs.
 
-Its /usr is this machine's, read-only; all else is its own, in memory. It has namespaces of its own of every kind but
-users, and a cgroup. It ends with the process that made it, and nothing of it stays.
+Its /usr is this machine's, read-only; all other directories are its own, in memory. It has namespaces of its own of
+every kind except users, and a cgroup. It ends with the process that made it, and nothing of it stays.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_LOG_TARGET=
 
 
 def missing() -> list[str]:
-    """What this machine lacks, in words; empty if nothing."""
+    """Return the requirements that this machine lacks, in words; empty if none."""
     lacks = [f"the program {name}" for name in ("unshare", "pivot_root", "systemctl") if not shutil.which(name)]
     if not Path(SYSTEMD).exists():
         lacks.append("systemd (apt-get install systemd)")
@@ -70,7 +70,7 @@ def missing() -> list[str]:
 
 
 def _tree() -> Path | None:
-    """Where cgroup v2 is on this machine."""
+    """Return the mount point of cgroup v2 on this machine."""
     for place in (_TREE, _TREE / "unified"):
         if (place / "cgroup.procs").exists() and os.access(place, os.W_OK):
             return place
@@ -78,19 +78,19 @@ def _tree() -> Path | None:
 
 
 class Machine:
-    """What the test sees of it: its root, and the words of its first process."""
+    """View of the test: root directory, and output of the first process."""
 
     def __init__(self, root: Path, out: Path) -> None:
         self.root, self._out = root, out
 
     def read(self, path: str) -> str | None:
-        """The text of a file of it, or None as long as there is none."""
+        """Return the text of a file of the machine, or None while it does not exist."""
         with contextlib.suppress(OSError):
             return (self.root / path.lstrip("/")).read_text()
         return None
 
     def words(self) -> str:
-        """What was said while it was made, and by systemd."""
+        """Return the output of its creation, and of systemd."""
         return self._out.read_text(errors="replace")
 
 
@@ -98,11 +98,11 @@ class Machine:
 def booted(
     folder: Path, share: Path, files: Mapping[str, str], prepare: str, until: str, seconds: float
 ) -> Iterator[Machine]:
-    """Start one, and give it when the file `until` is there.
+    """Start a machine, and yield it when the file `until` exists.
 
-    `folder` is for the files of the making; `share` is seen inside at the same path, and as /opt/share. `files` (path -> text) are put
-    into it; `prepare` is a part of a shell script that runs outside, in its root directory, before it starts.
-    Raises TimeoutError with what it said.
+    `folder` is for temporary files; `share` is visible inside at the same path, and as /opt/share. `files` (path ->
+    text) are put into it; `prepare` is a part of a shell script that runs outside, in its root directory, before the
+    start. Raises TimeoutError with the output.
     """
     made = folder / "files"
     for path, text in {**files, "prepare": prepare}.items():

@@ -1,12 +1,12 @@
 """Five namespaces around a guarded machine.
 
     neighbour --+
-                +-- home ---------- server       home:   somebody's router, with DHCP, RA and DNS (all dnsmasq)
+                +-- home ---------- server       home:   the home router, with DHCP, RA and DNS (all dnsmasq)
     node: br-wan+                     |          server: the VPN server (fastd), and all of the internet
           bat0 ------ mesh -----------+          mesh:   the mesh's gateway, with DNS that answers differently
-          br-client -- client                    client: somebody behind the node
+          br-client -- client                    client: a host behind the node
 
-The server can be reached both ways, so only the sniffers tell which way a packet went.
+The server can be reached by both, so only the sniffers show by which a packet left.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _WAN_METRIC, _MESH_METRIC = 10, 1024  # with the WAN in the main table, it wins
 
 
 def missing() -> list[str]:
-    """What this machine lacks for a lab, in words; empty if nothing."""
+    """Return the requirements that this machine lacks for a lab, in words; empty if none."""
     lacks = [f"the program {name}" for name in TOOLS if daemons.tool(name) is None]
     if os.geteuid():
         lacks.append("root")
@@ -38,7 +38,7 @@ def missing() -> list[str]:
 
 
 class Lab:
-    """The whole topology; a context manager, ready for packets when it is entered.
+    """Whole topology; a context manager, ready for packets when it is entered.
 
     `wan` is "table" (all routes of the WAN in `table`, as OpenWrt's ip4table and ip6table do) or "main" (in the
     main table, where they win over the mesh's). `bridge` makes br-wan a bridge with the port eth-wan. `netifd_rules`
@@ -48,7 +48,7 @@ class Lab:
     Namespaces: `home`, `neighbour`, `server`, `mesh`, `client`, `node`. Sniffers: `wan` sees what the node sends to
     the home, `mesh_sniffer` what it sends to the mesh. `wan_lease` is a file in the node, in the form of resolv.conf.
 
-    Raises ValueError for another `wan`, OSError or subprocess.SubprocessError if something can't be built,
+    Raises ValueError for another `wan`, OSError or subprocess.SubprocessError if a part cannot be built,
     TimeoutError if a daemon does not come up.
     """
 
@@ -129,14 +129,14 @@ class Lab:
     # Questions
 
     def lease(self) -> str:
-        """The text of `wan_lease`; empty as long as there is none."""
+        """Return the text of `wan_lease`; empty until it exists."""
         try:
             return self.node.outside(LEASE).read_text()
         except FileNotFoundError:
             return ""
 
     def wan_address(self, family: int) -> str | None:
-        """The node's global address on the WAN, if it has one."""
+        """Return the node's global address on the WAN; None without one."""
         return self._address(at.WAN, family)
 
     def resolve(
@@ -168,7 +168,7 @@ class Lab:
         return process
 
     def server_fastd_peers(self) -> dict[str, dict[str, Any]]:
-        """The peers that are connected to the VPN server now: key -> fastd's status of it, with its address."""
+        """Return the peers that are connected to the VPN server now: key -> status by fastd, with the address."""
         with socket.socket(socket.AF_UNIX) as channel:
             channel.connect(str(self.server.outside(daemons.STATUS)))
             with channel.makefile() as text:

@@ -1,4 +1,4 @@
-"""Apply and release: they change what is theirs, once, and leave no trace."""
+"""Apply and release: they change their own objects, once, and leave no trace."""
 
 import contextlib
 import errno
@@ -79,7 +79,7 @@ def sysctls() -> dict[str, str]:
 
 
 def everything(made: Guarded) -> dict[str, object]:
-    """All that a packet could meet in the node, as text."""
+    """Return all state of the node that a packet can meet, as text."""
 
     def said(*argv: str) -> list[str]:
         return made.lab.node.run(argv).stdout.splitlines()
@@ -94,8 +94,8 @@ def everything(made: Guarded) -> dict[str, object]:
     }
 
 
-class Ear:
-    """Hears every change of rules, routes and nft in a namespace, whoever makes it."""
+class ChangeListener:
+    """Receives every change of rules, routes and nft in a namespace."""
 
     def __init__(self, made: Guarded) -> None:
         route, netfilter = 0, 12
@@ -105,15 +105,15 @@ class Ear:
             one.bind((0, mask))
             one.setblocking(False)
 
-    def __enter__(self) -> "Ear":
+    def __enter__(self) -> "ChangeListener":
         return self
 
     def __exit__(self, *_: object) -> None:
         for one in self._sockets:
             one.close()
 
-    def heard(self) -> int:
-        """Messages since the last time; they are there when the change returns."""
+    def messages(self) -> int:
+        """Return the messages since the last call; a change has sent its message when it returns."""
         count = 0
         for one in self._sockets:
             with contextlib.suppress(BlockingIOError):
@@ -123,36 +123,36 @@ class Ear:
 
 
 def line_of(made: Guarded, key: str) -> int:
-    """The line of a key in the policy."""
+    """Return the line of a key in the policy."""
     return 1 + next(n for n, line in enumerate(made.file.read_text().splitlines()) if re.match(rf"{key}\s*=", line))
 
 
 def generation(made: Guarded) -> int:
-    """The number that the kernel raises with every nft transaction."""
+    """Return the number that the kernel increments with every nft transaction."""
     with made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as channel:
         channel.send(struct.pack("=IHHIIBBH", 20, 10 << 8 | 16, 1, 1, 0, 0, 0, 0))  # NFT_MSG_GETGEN
         answer = channel.recv(4096)
     return int(struct.unpack("!I", answer[24:28])[0])
 
 
-def test_the_second_apply_sends_nothing(fresh: Guarded) -> None:
-    with Ear(fresh) as ear:
+def test_second_apply_changes_nothing(fresh: Guarded) -> None:
+    with ChangeListener(fresh) as ear:
         first = generation(fresh)
         assert "applied in" in fresh.apply()
-        assert ear.heard() > 5, "inconclusive"
+        assert ear.messages() > 5, "inconclusive"
         assert generation(fresh) == first + 1, "the guard comes in one transaction"
         run_probes(fresh.lab)
-        ear.heard()
+        ear.messages()
         before, now, counted = everything(fresh), generation(fresh), fresh.counters()
         assert sum(counted.values()) > 0, "inconclusive"
         assert "nothing to change" in fresh.apply()
-        assert (ear.heard(), generation(fresh)) == (0, now)
+        assert (ear.messages(), generation(fresh)) == (0, now)
         assert everything(fresh) == before
         after = fresh.counters()
         assert [name for name in counted if after[name] < counted[name]] == []
 
 
-def test_release_leaves_what_was_there_before(fresh: Guarded) -> None:
+def test_release_restores_previous_state(fresh: Guarded) -> None:
     before = everything(fresh)
     fresh.apply()
     applied = everything(fresh)
@@ -164,7 +164,7 @@ def test_release_leaves_what_was_there_before(fresh: Guarded) -> None:
     assert everything(fresh) == before
 
 
-def test_foreign_objects_are_never_touched(fresh: Guarded) -> None:
+def test_apply_and_release_leave_foreign_objects(fresh: Guarded) -> None:
     def foreign() -> list[object]:
         found = everything(fresh)
         tables = fresh.lab.node.run(["nft", "-a", "list", "table", "inet", "foreign"]).stdout  # with handles
@@ -185,7 +185,7 @@ def test_foreign_objects_are_never_touched(fresh: Guarded) -> None:
     assert foreign() == before
 
 
-def test_release_after_two_policies_gives_back_the_first_values(fresh: Guarded) -> None:
+def test_release_after_two_policies_restores_first_values(fresh: Guarded) -> None:
     before = everything(fresh)
     fresh.apply()
     other = gluon(fresh.lab).replace('"br-wan"', '"usb0"').replace("table   = 1", "table   = 7")
@@ -199,23 +199,23 @@ def test_release_after_two_policies_gives_back_the_first_values(fresh: Guarded) 
     assert everything(fresh) == before
 
 
-def test_a_dry_run_changes_nothing(fresh: Guarded) -> None:
+def test_apply_dry_run_changes_nothing(fresh: Guarded) -> None:
     before = everything(fresh)
-    with Ear(fresh) as ear:
+    with ChangeListener(fresh) as ear:
         shown = fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
-        assert (ear.heard(), everything(fresh)) == (0, before)
+        assert (ear.messages(), everything(fresh)) == (0, before)
         assert "nft transaction:" in shown
         assert re.search(r"ip -6 rule add .*fwmark 0x1/0x1", shown)
         fresh.apply()
         applied = everything(fresh)
-        ear.heard()
+        ear.messages()
         assert "nothing to change" in fresh.nftpolicy("apply", "--dry-run", POLICY).stdout
         assert "rule delete" in fresh.nftpolicy("release", "--dry-run", POLICY).stdout
-        assert (ear.heard(), everything(fresh)) == (0, applied)
+        assert (ear.messages(), everything(fresh)) == (0, applied)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_step_that_the_kernel_refuses_is_undone(fresh: Guarded, family: int) -> None:
+def test_apply_step_refused_by_kernel_is_undone(fresh: Guarded, family: int) -> None:
     foreign = f"-{family} route add unreachable default table 1 metric 4294967294"
     fresh.lab.node.ip(foreign)
     try:
@@ -230,7 +230,7 @@ def test_a_step_that_the_kernel_refuses_is_undone(fresh: Guarded, family: int) -
         fresh.lab.node.ip(foreign.replace(" add ", " del "))
 
 
-def test_a_rule_that_somebody_has_already_is_no_obstacle(fresh: Guarded) -> None:
+def test_apply_beside_equal_foreign_rule_succeeds(fresh: Guarded) -> None:
     for family in (4, 6):
         fresh.lab.node.ip(f"-{family} rule add priority 510 fwmark 1/1 lookup 1")
     try:
@@ -244,7 +244,7 @@ def test_a_rule_that_somebody_has_already_is_no_obstacle(fresh: Guarded) -> None
             fresh.lab.node.ip(f"-{family} rule del priority 510")
 
 
-def test_a_gateway_on_a_dead_device_is_refused_with_its_line(fresh: Guarded) -> None:
+def test_apply_gateway_on_down_device_names_line(fresh: Guarded) -> None:
     text = gluon(fresh.lab).replace("table   = 1", 'table   = 1\ngateways = ["192.0.2.1", "fe80::1"]')
     fresh.file.write_text(text)
     fresh.lab.wan_down()
@@ -259,7 +259,7 @@ def test_a_gateway_on_a_dead_device_is_refused_with_its_line(fresh: Guarded) -> 
         fresh.lab.wan_up()
 
 
-def test_a_device_that_is_not_there_yet(fresh: Guarded) -> None:
+def test_apply_missing_device_is_refused_or_guarded(fresh: Guarded) -> None:
     """Refused with its line by kernels that want the device first; others hold the guard ready for it."""
     fresh.file.write_text(gluon(fresh.lab).replace('"br-wan"', '"br-wan", "usb0"'))
     before = everything(fresh)
@@ -291,7 +291,7 @@ def frame(device: str, text: bytes) -> str | None:
     return None
 
 
-def test_a_device_inside_can_be_added_and_taken_away(fresh: Guarded) -> None:
+def test_apply_changed_inside_devices_succeeds(fresh: Guarded) -> None:
     fresh.apply()
     for inside in ('["bat0", "br-client", "local-node", "mesh*", "primary*", "vx0"]', '["bat0", "br-c*"]', '["bat*"]'):
         fresh.file.write_text(replaced(GLUON, {"inside": inside, "lease": '"/run/lab/other"'}))
@@ -299,7 +299,7 @@ def test_a_device_inside_can_be_added_and_taken_away(fresh: Guarded) -> None:
         assert fresh.nftpolicy("status", check=False).returncode == 0
 
 
-def test_a_bad_policy_changes_nothing(fresh: Guarded) -> None:
+def test_apply_invalid_policy_changes_nothing(fresh: Guarded) -> None:
     fresh.apply()
     before = everything(fresh)
     fresh.file.write_text(gluon(fresh.lab).replace('"arp", ', '"arpp", '))
@@ -309,7 +309,7 @@ def test_a_bad_policy_changes_nothing(fresh: Guarded) -> None:
     assert everything(fresh) == before
 
 
-def test_only_root_may_apply(fresh: Guarded) -> None:
+def test_apply_without_root_is_refused(fresh: Guarded) -> None:
     needs_readers()
     before = everything(fresh)
     done = fresh.nftpolicy("apply", POLICY, check=False, uid=65534)
@@ -317,7 +317,7 @@ def test_only_root_may_apply(fresh: Guarded) -> None:
     assert everything(fresh) == before
 
 
-def test_two_at_once_are_kept_apart(fresh: Guarded) -> None:
+def test_release_while_lock_is_held_is_refused(fresh: Guarded) -> None:
     fresh.apply()
     before = everything(fresh)
     (lock,) = fresh.lab.node.outside(STATE).glob("netns-*/lock")
@@ -328,7 +328,7 @@ def test_two_at_once_are_kept_apart(fresh: Guarded) -> None:
     assert everything(fresh) == before
 
 
-def test_what_somebody_took_away_is_put_back(fresh: Guarded) -> None:
+def test_apply_restores_removed_object(fresh: Guarded) -> None:
     fresh.apply()
     good = everything(fresh)
     damage = (
@@ -349,11 +349,11 @@ def test_what_somebody_took_away_is_put_back(fresh: Guarded) -> None:
     assert fresh.nftpolicy("status", check=False).returncode == 0
 
 
-def test_the_shipped_file_is_what_is_tested(made: Guarded) -> None:
+def test_lab_policy_equals_shipped_file(made: Guarded) -> None:
     changed = set(gluon(made.lab).splitlines()) ^ set(GLUON.read_text().splitlines())
     assert {line.split()[0] for line in changed} == {"lease"}
 
 
-def test_an_error_is_an_error(made: Guarded) -> None:
+def test_apply_missing_file_fails(made: Guarded) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         made.nftpolicy("apply", "/nowhere.toml")

@@ -1,4 +1,4 @@
-"""E3, E4: the guard's files, loaded by nft alone before there is a network; what stops keeps them."""
+"""E3, E4: the guard's files, loaded by nft before the network exists; a stop keeps the guard."""
 
 import re
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def _nothing_in_force(released: Guarded) -> Iterator[None]:
 
 
 def start(lab: Lab, *files: str) -> None:
-    """What happens when the machine starts: the files, and then the links, addresses and routes."""
+    """Start the machine: first the files, then the links, addresses and routes."""
     lab.wan_down()
     for file in files:
         lab.node.run(["nft", "-f", file])
@@ -42,14 +42,14 @@ def start(lab: Lab, *files: str) -> None:
     wan_routes_in_main(lab)
 
 
-def test_without_the_files_the_first_packets_leave(released: Guarded) -> None:
+def test_boot_without_guard_files_leaks(released: Guarded) -> None:
     start(released.lab)
     assert run_probes(released.lab).unmarked()
     no_wan_routes_in_main(released.lab)
 
 
 @pytest.mark.parametrize("files", [(BLOCK, GUARD, LINK), (GUARD, GUARD, LINK, LINK)], ids=["as at boot", "twice"])
-def test_with_them_nothing_leaves_that_may_not(released: Guarded, files: tuple[str, ...]) -> None:
+def test_boot_with_guard_files_leaks_nothing(released: Guarded, files: tuple[str, ...]) -> None:
     start(released.lab, *files)
     found = run_probes(released.lab)
     assert (found.unmarked(), found.unexplained()) == ([], [])
@@ -57,8 +57,8 @@ def test_with_them_nothing_leaves_that_may_not(released: Guarded, files: tuple[s
     no_wan_routes_in_main(released.lab)
 
 
-def test_without_the_link_layer_frames_leave_and_nothing_else(released: Guarded) -> None:
-    """Why there are two files, and what the manual says of them."""
+def test_boot_without_link_guard_leaks_frames_only(released: Guarded) -> None:
+    """Reason why there are two files, as the manual says."""
     start(released.lab, GUARD)
     found = run_probes(released.lab).unmarked()
     assert found
@@ -66,14 +66,14 @@ def test_without_the_link_layer_frames_leave_and_nothing_else(released: Guarded)
     no_wan_routes_in_main(released.lab)
 
 
-def test_the_block_stops_what_the_guard_would_not(released: Guarded) -> None:
+def test_boot_with_block_stops_marked_packets(released: Guarded) -> None:
     start(released.lab, LINK)
     released.lab.node.run(["nft", "-f", BLOCK])  # only now: it stops questions for routers too
     assert not [sent for sent in run_probes(released.lab).wan if "packet" not in str(sent.probe)]
     no_wan_routes_in_main(released.lab)
 
 
-def test_apply_goes_on_from_the_guard_and_loses_no_count(released: Guarded) -> None:
+def test_apply_after_boot_keeps_counters(released: Guarded) -> None:
     start(released.lab, GUARD, LINK)
     run_probes(released.lab)
     before = released.counters()

@@ -1,6 +1,6 @@
-"""Any sequence of commands, crashes, flapping links and other people's changes, on a real kernel: what was promised last holds.
+"""Random sequences of commands, crashes, flapping links and foreign changes on a real kernel: the last policy holds.
 
-NFTPOLICY_MACHINE asks for more examples than CI makes.
+NFTPOLICY_MACHINE sets a larger number of examples than CI makes.
 """
 
 import os
@@ -58,7 +58,7 @@ def _environment() -> None:
 
 
 def killed(file: str, number: int, after: bool) -> int:
-    """Inside the node: an apply that is killed at a step; the signal, or 0 if it ended before that step."""
+    """Run an apply that is killed at a step; return the signal, or 0 if it ended earlier. Runs inside the node."""
     from nftpolicy.cli import apply_common
     from nftpolicy.cli.common import read_policy
     from nftpolicy.kernel.linux import Linux
@@ -80,7 +80,7 @@ def killed(file: str, number: int, after: bool) -> int:
 
 
 def promise(name: str) -> tuple[str, bool]:
-    """Inside the node: the verdict on P1 and P2 of that policy, and whether something is begun and not ended."""
+    """Return the verdict on P1 and P2 of the policy, and True if a change is unfinished. Runs inside the node."""
     from attrs import evolve
 
     from nftpolicy.kernel.linux import Linux
@@ -99,7 +99,7 @@ def promise(name: str) -> tuple[str, bool]:
 
 
 def send(family: int) -> None:
-    """Inside the node: an unmarked packet, bound to the uplink."""
+    """Send an unmarked packet, bound to the uplink. Runs inside the node."""
     domain = socket.AF_INET if family == 4 else socket.AF_INET6
     with socket.socket(domain, socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
@@ -248,9 +248,9 @@ class Machine(RuleBasedStateMachine):
             return
         if self.promised is not None and not self.broken:
             names = {self.promised, *(self.crash_of if self.crashed else ())} - {None}
-            told = {name: self.node.call(promise, name) for name in names}
-            assert "proved" in {verdict for verdict, _ in told.values()}
-            assert {begun for _, begun in told.values()} <= {self.crashed, False}
+            verdicts = {name: self.node.call(promise, name) for name in names}
+            assert "proved" in {verdict for verdict, _ in verdicts.values()}
+            assert {begun for _, begun in verdicts.values()} <= {self.crashed, False}
         self.sniffer.drain()
         for family in FAR:
             self.node.call(send, family)
@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             assert not list(self.node.outside("/run/lab/state").glob("*/history/.*"))
 
 
-def test_whatever_happens_what_was_promised_last_holds() -> None:
+def test_random_command_sequence_keeps_last_policy() -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(

@@ -1,4 +1,4 @@
-"""`apply --confirm`: it goes back by itself, whatever becomes of the process that applied, and of its terminal."""
+"""`apply --confirm` rolls back by itself, even if the applying process or its terminal ends."""
 
 import os
 import pty
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 OTHER = "/run/lab/other.toml"
 SECONDS = "2"
-LONGER = f"{brief(4):.0f}"  # where somebody looks at the kernel meanwhile, on a slow machine, too
+LONGER = f"{brief(4):.0f}"  # for tests that read the kernel meanwhile, on a slow machine
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def holds(made: Guarded, file: str) -> bool:
 
 
 def in_force(made: Guarded) -> str:
-    """While nothing is on trial: it takes two looks."""
+    """Return the policy in force, from two readings; call it while no policy is on trial."""
     first, other = holds(made, POLICY), holds(made, OTHER)
     assert first != other
     return POLICY if first else OTHER
@@ -64,7 +64,7 @@ def leaked(made: Guarded) -> int:
     return sum(FLOOD in frame.payload for frame in made.lab.wan.frames())
 
 
-def test_without_a_word_it_goes_back_and_nothing_leaks(made: Guarded) -> None:
+def test_confirm_timeout_rolls_back_without_leak(made: Guarded) -> None:
     with flooding(made.lab):
         made.lab.wan.drain()
         said = made.nftpolicy("apply", "--confirm", LONGER, OTHER)
@@ -76,14 +76,14 @@ def test_without_a_word_it_goes_back_and_nothing_leaks(made: Guarded) -> None:
     assert "confirm timed out" in made.nftpolicy("history").stdout
 
 
-def test_without_the_guard_the_flood_is_seen(made: Guarded) -> None:
+def test_control_flood_without_guard_leaks(made: Guarded) -> None:
     """The control of the test above."""
     with made.off(), flooding(made.lab):
         made.lab.wan.drain()
         wait_until(lambda: leaked(made), 5, "the flood")
 
 
-def test_confirmed_it_stays(made: Guarded) -> None:
+def test_confirm_keeps_policy(made: Guarded) -> None:
     made.nftpolicy("apply", "--confirm", "60", OTHER)
     refused = made.nftpolicy("apply", POLICY, check=False)
     assert (refused.returncode, "waits to be confirmed" in refused.stderr) == (1, True)
@@ -95,7 +95,7 @@ def test_confirmed_it_stays(made: Guarded) -> None:
 
 
 @pytest.mark.parametrize("pause", [0.25, 0.4, 0.6])
-def test_the_applying_process_may_be_killed_at_any_time(made: Guarded, pause: float) -> None:
+def test_confirm_killed_apply_rolls_back(made: Guarded, pause: float) -> None:
     with flooding(made.lab):
         made.lab.wan.drain()
         process = made.lab.node.popen(
@@ -110,7 +110,7 @@ def test_the_applying_process_may_be_killed_at_any_time(made: Guarded, pause: fl
         assert leaked(made) == 0
 
 
-def test_the_end_of_the_terminal_ends_nothing(made: Guarded) -> None:
+def test_confirm_after_hangup_rolls_back_at_timeout(made: Guarded) -> None:
     ours, theirs = pty.openpty()
     process = made.lab.node.popen(
         [PROGRAM, "apply", "--confirm", LONGER, OTHER],
@@ -124,7 +124,7 @@ def test_the_end_of_the_terminal_ends_nothing(made: Guarded) -> None:
     assert in_force(made) == POLICY
 
 
-def test_a_dead_man_that_is_killed_is_told(made: Guarded) -> None:
+def test_confirm_killed_timer_is_reported(made: Guarded) -> None:
     made.nftpolicy("apply", "--confirm", "60", OTHER)
     (note,) = pending(made)
     import json

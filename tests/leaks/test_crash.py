@@ -1,6 +1,7 @@
-"""E5: an error or a kill -9 at every step of a long plan, under a flood. The guard holds; what was begun is ended or undone.
+"""E5: an error or a kill -9 at every step of a long plan, under a flood. The guard holds; the change ends or is undone.
 
-Each step meets one error before it is done and one after, and every second one a kill, or each one in a change. With NFTPOLICY_CRASHES=all it meets every one.
+Each step meets one error before it is done and one after, and every second step a kill (each one in a change). With
+NFTPOLICY_CRASHES=all every step meets every error and kill.
 """
 
 import os
@@ -30,7 +31,7 @@ ALL = os.environ.get("NFTPOLICY_CRASHES") == "all"
 
 
 def policies() -> tuple[Policy, Policy]:
-    """Two uplinks in both; each with other tables, other masks of the marks, and other gateways."""
+    """Return two policies with two uplinks each, and with other tables, other mark masks and other gateways."""
     (scene,) = scenes(1, 1, passing=True)
     (service,) = [one for one in scene.policy.service.values() if one.group and one.group.number == SERVICE_GID]
     return tuple(_policy(scene.policy, service, bits) for bits in (0xF, 0xFF0))  # type: ignore[return-value]
@@ -77,7 +78,7 @@ def changer(at_step: int = -1, how: str = "", after: bool = False):  # type: ign
 
 
 def change(policy: Policy | None, *fault: object) -> int:
-    """Change to a policy, or release; the number of steps."""
+    """Change to a policy, or release; return the number of steps."""
     return changed(changer(*fault), policy)
 
 
@@ -86,13 +87,13 @@ def changed(made, policy: Policy | None) -> int:  # type: ignore[no-untyped-def]
 
     wanted = None if policy is None else TargetPolicy(policy, (policy.name, to_toml(policy).encode()))
     with made.locked():
-        outlook = made.check(wanted)
-        made.apply(outlook, wanted)
-    return outlook.step_count
+        checked = made.check(wanted)
+        made.apply(checked, wanted)
+    return checked.step_count
 
 
 def failing(policy: Policy | None, *fault: object) -> str:
-    """The same with an error in it; what was raised, in words."""
+    """Change with an error at one step; return the exception as text."""
     try:
         change(policy, *fault)
     except Exception as error:
@@ -101,7 +102,7 @@ def failing(policy: Policy | None, *fault: object) -> str:
 
 
 def killed(policy: Policy | None, *fault: object) -> int:
-    """The same in a process that is killed by it; the signal."""
+    """Change in a process that the fault kills; return the signal."""
     child = os.fork()
     if child == 0:
         try:
@@ -112,7 +113,7 @@ def killed(policy: Policy | None, *fault: object) -> int:
 
 
 def held(policy: Policy | None) -> bool:
-    """Whether the kernel holds exactly that, and nothing is begun."""
+    """Return True if the kernel holds exactly this policy and no change is unfinished."""
     from nftpolicy.runtime.apply.executor import plan_change, plan_release
 
     made = changer()
@@ -133,7 +134,7 @@ def recovered() -> bool:
 
 
 class Node:
-    """What the node is asked for. It keeps the last answer."""
+    """Commands that the node executes. The last result stays in a file."""
 
     def __init__(self) -> None:
         self.changes = {
@@ -165,8 +166,8 @@ class Node:
         shutil.rmtree(FOLDER, ignore_errors=True)
 
 
-class Stage:
-    """The lab under the flood. `strays` are added up over all changes."""
+class FloodedLab:
+    """Lab under the flood. `strays` are summed over all changes."""
 
     def __init__(self, field: Field) -> None:
         self.field, self.strays, self.points = field, {}, 0
@@ -180,9 +181,9 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def flooded() -> Iterator[FloodedLab]:
     with Field(Node().changes) as field:
-        yield Stage(field)
+        yield FloodedLab(field)
         assert field.lost_frames() == 0, "inconclusive: the sniffers lost frames"
 
 
@@ -190,87 +191,87 @@ OLD, NEW = policies()
 
 
 @pytest.fixture(autouse=True)
-def _from_nothing(stage: Stage) -> None:
-    stage.do("clear", counted=False)
-    stage.strays.clear()
+def _from_nothing(flooded: FloodedLab) -> None:
+    flooded.do("clear", counted=False)
+    flooded.strays.clear()
 
 
-def test_without_the_guard_the_flood_is_seen(stage: Stage) -> None:
-    stage.do("held", None)
-    assert any(where.startswith("wan: plain") for where in stage.strays)
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    stage.do("held", OLD)
-    assert stage.strays == {}
+def test_control_flood_without_guard_leaks(flooded: FloodedLab) -> None:
+    flooded.do("held", None)
+    assert any(where.startswith("wan: plain") for where in flooded.strays)
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    flooded.do("held", OLD)
+    assert flooded.strays == {}
 
 
 def points_of(number: int) -> list[tuple[str, bool]]:
-    """Errors, and whether the step is done before they come."""
+    """Return the errors, and True for those that come after the step is done."""
     before, after = [(how, False) for how in ERRORS], [(how, True) for how in LOST]
     return [*before, *after] if ALL else [before[number % len(before)], after[number % len(after)]]
 
 
-def test_an_error_at_every_step_is_undone(stage: Stage) -> None:
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    steps = stage.do("change", NEW)
-    stage.do("change", OLD)
+def test_change_error_at_every_step_is_undone(flooded: FloodedLab) -> None:
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    steps = flooded.do("change", NEW)
+    flooded.do("change", OLD)
     assert steps >= LEAST
     points = 0
     for number in range(steps):
         for how, after in points_of(number):
-            assert stage.do("failing", NEW, number, how, after) == f"StepRefused: {how}"
-            assert stage.do("held", OLD), (number, how, after)
+            assert flooded.do("failing", NEW, number, how, after) == f"StepRefused: {how}"
+            assert flooded.do("held", OLD), (number, how, after)
             points += 1
     print(f"{points} errors in a plan of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
 @pytest.mark.parametrize("early", [False, True] if ALL else [False])
-def test_a_kill_at_every_step_is_mended(stage: Stage, early: bool) -> None:
-    stage.do("change", OLD, counted=False)
-    stage.strays.clear()
-    steps = stage.do("change", NEW)
-    stage.do("change", OLD)
+def test_change_killed_at_every_step_is_recovered(flooded: FloodedLab, early: bool) -> None:
+    flooded.do("change", OLD, counted=False)
+    flooded.strays.clear()
+    steps = flooded.do("change", NEW)
+    flooded.do("change", OLD)
     assert steps >= LEAST
     for number in range(steps):
         after = (number // 2 % 2 == 0) != early
-        assert stage.do("killed", NEW, number, KILL, after) == signal.SIGKILL
+        assert flooded.do("killed", NEW, number, KILL, after) == signal.SIGKILL
         if number % 2:
-            assert stage.do("recovered"), number
+            assert flooded.do("recovered"), number
         else:
-            stage.do("change", NEW)
-        assert stage.do("held", NEW), number
-        stage.do("change", OLD)
+            flooded.do("change", NEW)
+        assert flooded.do("held", NEW), number
+        flooded.do("change", OLD)
     print(f"{steps} kills in a plan of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
-def test_a_kill_at_every_step_of_a_release_leaves_the_guard(stage: Stage) -> None:
-    """Until the last one, which opens: a release that was wanted and could not be finished is taken back."""
-    stage.do("change", OLD, counted=False)
-    stage.do("change", None, counted=False)
-    steps = stage.do("change", OLD, counted=False)
+def test_release_killed_at_every_step_keeps_guard(flooded: FloodedLab) -> None:
+    """The guard stands until the last step, which opens: an unfinished release is undone."""
+    flooded.do("change", OLD, counted=False)
+    flooded.do("change", None, counted=False)
+    steps = flooded.do("change", OLD, counted=False)
     assert steps >= LEAST * 2 / 3
-    stage.strays.clear()
+    flooded.strays.clear()
     for number in range(0, steps, 1 if ALL else 2):
-        assert stage.do("killed", None, number, KILL, False) == signal.SIGKILL
-        assert stage.do("recovered"), number
-        assert stage.do("held", OLD), number
+        assert flooded.do("killed", None, number, KILL, False) == signal.SIGKILL
+        assert flooded.do("recovered"), number
+        assert flooded.do("held", OLD), number
     print(f"{len(range(0, steps, 1 if ALL else 2))} kills in a release of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}
 
 
-def test_a_kill_at_every_step_of_the_first_apply(stage: Stage) -> None:
-    """From the first step on the guard stands; nothing was promised before."""
-    stage.do("change", OLD, counted=False)
-    stage.do("change", None, counted=False)
-    steps = stage.do("change", OLD, counted=False)
+def test_first_apply_killed_at_every_step_is_recovered(flooded: FloodedLab) -> None:
+    """The guard stands from the first step on; no policy was in force before."""
+    flooded.do("change", OLD, counted=False)
+    flooded.do("change", None, counted=False)
+    steps = flooded.do("change", OLD, counted=False)
     assert steps >= LEAST * 2 / 3
     for number in range(1, steps, 1 if ALL else 2):
-        stage.do("change", None, counted=False)
-        assert stage.do("killed", OLD, number, KILL, False, counted=False) == signal.SIGKILL
-        assert stage.do("recovered"), number
-        assert stage.do("held", OLD), number
+        flooded.do("change", None, counted=False)
+        assert flooded.do("killed", OLD, number, KILL, False, counted=False) == signal.SIGKILL
+        assert flooded.do("recovered"), number
+        assert flooded.do("held", OLD), number
     print(f"{len(range(1, steps, 1 if ALL else 2))} kills in a first apply of {steps} steps")
-    assert stage.strays == {}
+    assert flooded.strays == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""LTE behind a wired line: each service has one uplink, its addresses and its names, and never the other's."""
+"""LTE beside a wired line: each service has one uplink, its addresses and its names, and never those of the other."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; devices and leases are the lab's."""
+    """Return the shipped policy with the devices and leases of the lab."""
     text = (ROOT / "rulesets" / "dual-uplink.toml").read_text()
     for old, new in (
         ('["br-lan", "tun*"]', f'["{at.MESH}", "{at.CLIENT}", "tun*"]'),
@@ -47,7 +47,7 @@ def policy(lab: Lab) -> str:
 
 
 def with_lte(lab: Lab, lte: Namespace) -> None:
-    """A second uplink of the node, with static addresses, and a network behind it that leads to the server too."""
+    """Add a second uplink with static addresses, and a network behind it that also leads to the server."""
     veth(lte, "to-node", lab.node, LTE)
     veth(lte, "to-server", lab.server, "to-lte")
     lte.sysctl("net/ipv4/ip_forward", 1), lte.sysctl("net/ipv6/conf/all/forwarding", 1)
@@ -67,8 +67,8 @@ def with_lte(lab: Lab, lte: Namespace) -> None:
 
 
 @dataclass(frozen=True)
-class Both:
-    """The node, and a sniffer on each uplink."""
+class DualUplinkNode:
+    """Node with a sniffer on each uplink."""
 
     guarded: Guarded
     sniffers: dict[str, Sniffer]
@@ -80,7 +80,7 @@ class Both:
     def send(
         self, family: int, gid: int, mark: int, device: str = "", to: Mapping[int, str] = at.SERVER
     ) -> tuple[dict[str, set[str]], str]:
-        """Send one datagram. Uplink -> the addresses that it left from; the name of the errno."""
+        """Send one datagram; return the source addresses by uplink, and the name of the errno."""
         for sniffer in (*self.sniffers.values(), self.lab.mesh_sniffer):
             sniffer.drain()
         word = f"{gid}-{mark}-{device}".encode()
@@ -102,7 +102,7 @@ class Both:
 
 
 def sent(address: str, mark: int, device: str, word: bytes) -> str:
-    """Send it, by a device if one is named; the name of the errno, or nothing."""
+    """Send a datagram, by a device if one is given; return the name of the errno, or an empty text."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         if device:
@@ -115,7 +115,7 @@ def sent(address: str, mark: int, device: str, word: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def both() -> Iterator[Both]:
+def dual() -> Iterator[DualUplinkNode]:
     with Namespace("lte") as lte, contextlib.ExitStack() as stack:
 
         def prepared(lab: Lab) -> str:
@@ -130,57 +130,57 @@ def both() -> Iterator[Both]:
                 made.lab.daemon(words, env=ENVIRONMENT, stdout=said, stderr=said)
             wait_until(lambda path=path: "answers on" in path.read_text(), 10, f"the resolver of {uplink}")
         sniffer = stack.enter_context(Sniffer(lte, "to-node"))
-        yield Both(made, {"wired": made.lab.wan, "lte": sniffer})
+        yield DualUplinkNode(made, {"wired": made.lab.wan, "lte": sniffer})
 
 
 @contextlib.contextmanager
-def watched(both: Both) -> Iterator[None]:
-    """Behind the guard, what wears the wired line's mark leaves by it alone, and nothing else does."""
-    with watching(both.lab, f"{MARKS['wired']:#x}/0xf0") as watch:
+def watched(dual: DualUplinkNode) -> Iterator[None]:
+    """Check that behind the guard only packets with the wired line's mark leave by the wired line."""
+    with watching(dual.lab, f"{MARKS['wired']:#x}/0xf0") as watch:
         yield
         assert (watch.unmarked, watch.stray) == (0, 0)
 
 
 @families
 @pytest.mark.parametrize("uplink", TABLES)
-def test_each_service_leaves_by_its_own_uplink(both: Both, uplink: str, family: int) -> None:
-    with watched(both):
-        where, error = both.send(family, GROUPS[uplink], MARKS[uplink])
-    assert (where, error) == ({uplink: {both.own(uplink, family)}}, "")
+def test_service_leaves_by_its_own_uplink(dual: DualUplinkNode, uplink: str, family: int) -> None:
+    with watched(dual):
+        where, error = dual.send(family, GROUPS[uplink], MARKS[uplink])
+    assert (where, error) == ({uplink: {dual.own(uplink, family)}}, "")
 
 
 @families
 @pytest.mark.parametrize(("uplink", "other"), [("wired", "lte"), ("lte", "wired")])
-def test_the_mark_of_one_never_leaves_by_the_other(both: Both, uplink: str, other: str, family: int) -> None:
+def test_mark_of_uplink_is_dropped_at_other_uplink(dual: DualUplinkNode, uplink: str, other: str, family: int) -> None:
     device, gateway = {"wired": (at.WAN, at.HOME), "lte": (LTE, GATEWAY)}[other]
     route = f"{gateway[family]} dev {device} metric 1"  # in the main table, which no mark reaches
-    both.lab.node.ip(f"-{family} route add {route}")
+    dual.lab.node.ip(f"-{family} route add {route}")
     try:
-        with watched(both):
+        with watched(dual):
             # Its own mark by the other's device, where IPv6 does without a route no more than without the device...
-            before = both.guarded.counters()[f"inet/{uplink}.stray"]
-            where, error = both.send(family, GROUPS[uplink], MARKS[uplink], device, gateway)
+            before = dual.guarded.counters()[f"inet/{uplink}.stray"]
+            where, error = dual.send(family, GROUPS[uplink], MARKS[uplink], device, gateway)
             assert (where, error) == ({}, {4: "EPERM", 6: "ENETUNREACH"}[family])
-            assert both.guarded.counters()[f"inet/{uplink}.stray"] == before + (family == 4)
+            assert dual.guarded.counters()[f"inet/{uplink}.stray"] == before + (family == 4)
             # ... and the other's mark on its own socket.
-            before = both.guarded.counters()[f"inet/{other}.unentitled"]
-            assert both.send(family, GROUPS[uplink], MARKS[other], "", gateway) == ({}, "EPERM")
-            assert both.guarded.counters()[f"inet/{other}.unentitled"] > before
-        with both.guarded.off():
-            assert both.send(family, GROUPS[uplink], MARKS[uplink], device, gateway)[0].keys() == {other}
+            before = dual.guarded.counters()[f"inet/{other}.unentitled"]
+            assert dual.send(family, GROUPS[uplink], MARKS[other], "", gateway) == ({}, "EPERM")
+            assert dual.guarded.counters()[f"inet/{other}.unentitled"] > before
+        with dual.guarded.off():
+            assert dual.send(family, GROUPS[uplink], MARKS[uplink], device, gateway)[0].keys() == {other}
     finally:
-        both.lab.node.ip(f"-{family} route del {route}")
+        dual.lab.node.ip(f"-{family} route del {route}")
 
 
 @families
-def test_while_the_wired_line_is_down_its_services_fail_and_those_of_lte_go_on(both: Both, family: int) -> None:
-    lab = both.lab
+def test_wired_line_down_stops_only_its_services(dual: DualUplinkNode, family: int) -> None:
+    lab = dual.lab
     lab.wan_down()
     try:
-        with watched(both):
-            assert both.send(family, GROUPS["wired"], MARKS["wired"]) == ({}, "EHOSTUNREACH")
-            assert both.send(family, GROUPS["lte"], MARKS["lte"]) == ({"lte": {OWN[family]}}, "")
-            assert both.lab.node.call(alarm, family, gid=ALARM) == "ECONNREFUSED"  # there and back
+        with watched(dual):
+            assert dual.send(family, GROUPS["wired"], MARKS["wired"]) == ({}, "EHOSTUNREACH")
+            assert dual.send(family, GROUPS["lte"], MARKS["lte"]) == ({"lte": {OWN[family]}}, "")
+            assert dual.lab.node.call(alarm, family, gid=ALARM) == "ECONNREFUSED"  # there and back
             assert lab.node.call(inbound_clients.udp, at.SERVER[family], at.ECHO_PORT, gid=OTHER_GID) == b"hello"
         assert lab.resolve(at.WHO, family, "127.0.0.1", gid=GROUPS["lte"]) == [WHO_BY_LTE[family]]
         assert lab.resolve(at.WHO, family, "127.0.0.1", gid=GROUPS["wired"], seconds=0.5) in ("timeout", "refused")
@@ -188,11 +188,11 @@ def test_while_the_wired_line_is_down_its_services_fail_and_those_of_lte_go_on(b
         lab.wan_up()
         mine = {"server": "127.0.0.1", "gid": GROUPS["wired"], "seconds": 0.3}  # it has to read the new lease first
         wait_until(lambda: lab.resolve(at.WHO, 4, **mine) == [at.WHO_AT_HOME[4]], 10, "names of the wired line")
-    assert both.send(family, GROUPS["wired"], MARKS["wired"])[0].keys() == {"wired"}
+    assert dual.send(family, GROUPS["wired"], MARKS["wired"])[0].keys() == {"wired"}
 
 
 def alarm(family: int) -> str:
-    """Connect to the one port that the alarm may use; nobody listens there."""
+    """Connect to the only port that the alarm may use; no server listens there."""
     with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARKS["lte"])
         made.settimeout(3)
@@ -201,19 +201,19 @@ def alarm(family: int) -> str:
 
 @families
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_each_has_the_names_of_its_own_uplink(both: Both, family: int, tcp: bool) -> None:
+def test_service_gets_names_of_its_own_uplink(dual: DualUplinkNode, family: int, tcp: bool) -> None:
     answers = {GROUPS["wired"]: at.WHO_AT_HOME, GROUPS["lte"]: WHO_BY_LTE, ALARM: WHO_BY_LTE, OTHER_GID: at.WHO_IN_MESH}
     for server in ("127.0.0.1", "::1", GATEWAY[4], at.HOME[4]):
         for gid, answer in answers.items():
             if gid != OTHER_GID or server in ("127.0.0.1", "::1"):
-                assert both.lab.resolve(at.WHO, family, server, tcp, gid=gid) == [answer[family]], (server, gid)
+                assert dual.lab.resolve(at.WHO, family, server, tcp, gid=gid) == [answer[family]], (server, gid)
 
 
-def test_the_resolver_of_one_answers_no_service_of_the_other(both: Both) -> None:
+def test_resolver_of_uplink_refuses_service_of_other(dual: DualUplinkNode) -> None:
     ports = {"wired": 5301, "lte": 5302}
     for uplink, port in ports.items():
         (other,) = ports.keys() - {uplink}
-        assert both.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=GROUPS[other], seconds=0.2) == "EPERM"
-        assert both.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=OTHER_GID, seconds=0.2) == "EPERM"
-        mine = both.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=GROUPS[uplink])
+        assert dual.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=GROUPS[other], seconds=0.2) == "EPERM"
+        assert dual.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=OTHER_GID, seconds=0.2) == "EPERM"
+        mine = dual.lab.resolve(at.WHO, 4, "127.0.0.1", port=port, gid=GROUPS[uplink])
         assert mine == [{"wired": at.WHO_AT_HOME, "lte": WHO_BY_LTE}[uplink][4]]

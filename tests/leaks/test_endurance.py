@@ -1,4 +1,4 @@
-"""Many applies in one process: nothing grows. NFTPOLICY_APPLIES asks for more than CI makes."""
+"""Many applies in one process: nothing grows. NFTPOLICY_APPLIES sets a larger number than CI makes."""
 
 import os
 import shutil
@@ -63,7 +63,7 @@ def many(applies: int) -> tuple[dict[str, int], dict[str, int], float, bool]:
     return before, used(), (time.monotonic() - begun) / applies, held(last)
 
 
-def test_many_applies_leave_nothing_behind(node: Namespace) -> None:
+def test_many_applies_leave_no_descriptors_or_memory(node: Namespace) -> None:
     before, after, seconds, right = node.call(many, APPLIES, timeout=600)
     print(f"{APPLIES} applies of {seconds * 1000:.0f} ms: {before} -> {after}")
     assert right

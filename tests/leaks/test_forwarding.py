@@ -1,4 +1,4 @@
-"""C-D: packets of others that the node forwards, beside firewalls that would let them. (D1, D13, D14: test_a_local.py)"""
+"""C-D: packets that the node forwards, beside firewalls that accept them. (D1, D13, D14: test_local_bypass.py)"""
 
 from collections.abc import Iterator
 
@@ -56,7 +56,7 @@ def made() -> Iterator[Guarded]:
         yield made
 
 
-def test_D5_a_firewall_that_accepts_earlier(made: Guarded) -> None:
+def test_D5_earlier_accept_of_firewall_does_not_leak(made: Guarded) -> None:
     made.lab.node.nft(DOCKER)
     try:
         with made.off():
@@ -69,7 +69,7 @@ def test_D5_a_firewall_that_accepts_earlier(made: Guarded) -> None:
 
 
 @pytest.mark.parametrize("first", ["masquerade", "policy"])
-def test_D7_packets_in_the_name_of_the_node(made: Guarded, first: str) -> None:
+def test_D7_forwarded_packet_with_source_of_node_is_dropped(made: Guarded, first: str) -> None:
     made.release()
     made.lab.node.nft(MASQUERADE)
     try:
@@ -91,8 +91,8 @@ def test_D7_packets_in_the_name_of_the_node(made: Guarded, first: str) -> None:
         made.apply()
 
 
-def test_D7_a_flow_that_was_masqueraded_before(made: Guarded) -> None:
-    """A flow that connection tracking knows from before the policy has no right of its own."""
+def test_D7_flow_masqueraded_before_policy_is_dropped(made: Guarded) -> None:
+    """A flow that connection tracking knew before the policy is not entitled to the uplink."""
     with made.off():
         made.lab.node.nft(MASQUERADE)
         made.lab.client.call(inbound_clients.udp, at.SERVER[4], at.ECHO_PORT)
@@ -113,7 +113,7 @@ def test_D7_a_flow_that_was_masqueraded_before(made: Guarded) -> None:
 RIO = "2001:db8:2::/64"
 
 
-def test_D10_advertised_routes_do_not_come_into_main() -> None:
+def test_D10_advertised_routes_stay_out_of_main_table() -> None:
     with guarded_lab() as made:
         made.release()
         made.lab.node.sysctl("net/ipv6/conf/br-wan/accept_ra", 2)

@@ -1,6 +1,6 @@
 """C-B and C-C: packets that no socket of a process sends: resets, errors, echo replies, neighbour discovery.
 
-Without the policy these replies take the way of the default route, the mesh: that they are seen there is the control.
+Without the policy these replies follow the default route by the mesh: their arrival there is the control.
 """
 
 import socket
@@ -36,7 +36,7 @@ def made() -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Lab]:
-    """The same machine without a policy, for the controls."""
+    """Lab without a policy, for the controls."""
     with Lab() as lab, inbound_clients.listening(lab.node, 22):
         yield lab
 
@@ -49,7 +49,7 @@ def drain(made: Guarded) -> None:
 
 
 def replies(lab: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> tuple[int, int]:
-    """How many replies leave by the WAN, and how many by the mesh."""
+    """Return the number of replies that leave by the WAN, and by the mesh."""
     lab.wan.drain(), lab.mesh_sniffer.drain()
     act(lab)
     lab.wan.wait_for(is_reply, 0.1)
@@ -57,7 +57,7 @@ def replies(lab: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> tuple[int,
 
 
 def by_the_wan_alone(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
-    """The replies leave by the WAN, all of them marked; without the policy they go astray."""
+    """Check that all replies leave by the WAN, marked, and that without the policy they leave by the mesh."""
     wan, mesh = replies(bare, act, is_reply)
     assert mesh, "inconclusive: no replies without the policy"
     assert not wan
@@ -69,7 +69,7 @@ def by_the_wan_alone(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Fra
 
 
 def nowhere(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool]) -> None:
-    """No reply leaves, neither here nor there; without the policy there is one."""
+    """Check that no reply leaves by any device, and that without the policy there is one."""
     assert replies(bare, act, is_reply)[1], "inconclusive: no replies without the policy"
     with watching(made.lab) as watch:
         assert replies(made.lab, act, is_reply) == (0, 0)
@@ -77,7 +77,7 @@ def nowhere(made: Guarded, bare: Lab, act: Act, is_reply: Callable[[Frame], bool
 
 
 @families
-def test_C1_resets_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
+def test_C1_reset_of_closed_port_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
         bare,
@@ -88,7 +88,7 @@ def test_C1_resets_of_closed_ports(made: Guarded, bare: Lab, family: int) -> Non
 
 
 @families
-def test_C2_errors_of_closed_ports(made: Guarded, bare: Lab, family: int) -> None:
+def test_C2_icmp_error_of_closed_port_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     nowhere(
         made,
         bare,
@@ -98,7 +98,7 @@ def test_C2_errors_of_closed_ports(made: Guarded, bare: Lab, family: int) -> Non
 
 
 @families
-def test_C2_errors_of_packets_that_are_too_old(made: Guarded, bare: Lab, family: int) -> None:
+def test_C2_icmp_error_of_expired_packet_is_dropped(made: Guarded, bare: Lab, family: int) -> None:
     target = {4: "203.0.113.77", 6: "2001:db8:3::77"}[family]
 
     def through_the_node(lab: Lab) -> None:
@@ -110,7 +110,7 @@ def test_C2_errors_of_packets_that_are_too_old(made: Guarded, bare: Lab, family:
 
 
 def short_lived(address: str) -> None:
-    """A datagram that ends at the next router."""
+    """Send a datagram with a hop limit that ends at the next router."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as made:
         if family == socket.AF_INET6:
@@ -121,7 +121,7 @@ def short_lived(address: str) -> None:
 
 
 @families
-def test_C3_echo_replies(made: Guarded, bare: Lab, family: int) -> None:
+def test_C3_echo_reply_leaves_marked(made: Guarded, bare: Lab, family: int) -> None:
     by_the_wan_alone(
         made,
         bare,
@@ -132,7 +132,7 @@ def test_C3_echo_replies(made: Guarded, bare: Lab, family: int) -> None:
 
 
 @families
-def test_C4_cookies_instead_of_sockets(made: Guarded, family: int) -> None:
+def test_C4_syn_cookie_leaves_marked(made: Guarded, family: int) -> None:
     made.lab.node.sysctl("net.ipv4.tcp_syncookies", 2)
     try:
         with watching(made.lab) as watch:
@@ -149,7 +149,7 @@ def test_C4_cookies_instead_of_sockets(made: Guarded, family: int) -> None:
 
 
 def close_early(address: str, mark: int) -> int:
-    """Connect to the echo service, send, and close before the answer is here; the port that was used."""
+    """Connect to the echo service, send, and close before the answer arrives; return the local port."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as made:
         if mark:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -160,7 +160,7 @@ def close_early(address: str, mark: int) -> int:
 
 
 def with_peer(port: int) -> list[str]:
-    """The lines of /proc/net/tcp* of connections with this remote port."""
+    """Return the lines of /proc/net/tcp* of connections with this remote port."""
     found = []
     for name in ("tcp", "tcp6"):
         with open(f"/proc/net/{name}") as table:  # noqa: PTH123 - of the calling process
@@ -169,7 +169,7 @@ def with_peer(port: int) -> list[str]:
 
 
 @families
-def test_C5_orphans_and_time_wait(made: Guarded, family: int) -> None:
+def test_C5_orphan_and_time_wait_packets_leave_marked(made: Guarded, family: int) -> None:
     before = made.counters()
     with watching(made.lab) as watch:
         drain(made)
@@ -188,7 +188,7 @@ ND = {f"{layer}/wan.exempt.{word}" for layer in ("inet", "netdev") for word in (
 
 @families
 @pytest.mark.parametrize("asker", ["neighbour", "server"])
-def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, bare: Lab, family: int, asker: str) -> None:
+def test_C7_listener_reply_with_mesh_default_leaves_by_wan(made: Guarded, bare: Lab, family: int, asker: str) -> None:
     def connect(lab: Lab) -> bytes | str:
         answer: bytes | str = getattr(lab, asker).call(inbound_clients.tcp, lab.wan_address(family), 22, b"hello", 0.2)
         return answer
@@ -197,14 +197,14 @@ def test_C7_replies_of_a_listener_behind_the_default_route(made: Guarded, bare: 
     assert connect(made.lab) == b"hello"
 
 
-def test_C8_addresses_of_other_devices_are_not_told(made: Guarded, bare: Lab) -> None:
-    def told(lab: Lab) -> bool:
+def test_C8_arp_for_other_devices_is_not_answered(made: Guarded, bare: Lab) -> None:
+    def stray_answers(lab: Lab) -> bool:
         lab.wan.drain()
         lab.neighbour.call(who_has, at.NODE_CLIENT[4])
         return bool(lab.wan.wait_for(lambda frame: frame.saddr == at.NODE_CLIENT[4], 0.3))
 
-    assert told(bare), "inconclusive"
-    assert not told(made.lab)
+    assert stray_answers(bare), "inconclusive"
+    assert not stray_answers(made.lab)
     made.lab.neighbour.call(who_has, made.lab.wan_address(4))
     assert made.lab.wan.wait_for(lambda frame: classify(frame) == "arp", 2), "inconclusive: ARP is not answered"
 
@@ -219,7 +219,7 @@ def who_has(address: str) -> None:
 
 
 def bound(payload: bytes) -> None:
-    """To a neighbour who is not there, by the device, so that neighbour discovery would come first."""
+    """Send to an absent neighbour by the device, so that neighbour discovery would come first."""
     for family, address in NOWHERE.items():
         with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_DGRAM) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
@@ -229,7 +229,7 @@ def bound(payload: bytes) -> None:
                 continue
 
 
-def test_C9_targets_of_dropped_packets_are_not_asked_for(made: Guarded) -> None:
+def test_C9_dropped_packet_sends_no_neighbour_query(made: Guarded) -> None:
     target6 = socket.inet_pton(socket.AF_INET6, NOWHERE[6])
 
     def asked() -> set[str]:
@@ -330,7 +330,7 @@ LOOKALIKES = {
 
 
 def arrivals(lab: Lab, senders: dict[str, Callable[[bytes], None]]) -> set[str]:
-    """Those of the packets that arrive at the home; sent by a process without the service's group."""
+    """Return the packets that arrive at the home, from a process without the service's group."""
     payloads = {name: f"[{name}]".encode().ljust(40, b".") for name in senders}
 
     def send_all() -> list[str]:
@@ -357,13 +357,13 @@ def test_C10_exempt_packets_leave_and_are_counted(made: Guarded) -> None:
     assert risen >= {"dhcpv4", "dhcpv6", "ndp", "mld", "igmp"}
 
 
-def test_C10_C11_lookalikes_of_exempt_packets_do_not_leave(made: Guarded, bare: Lab) -> None:
+def test_C10_C11_lookalikes_of_exempt_packets_are_dropped(made: Guarded, bare: Lab) -> None:
     assert set(LOOKALIKES) - arrivals(bare, LOOKALIKES) == set(), "inconclusive"
     assert arrivals(made.lab, LOOKALIKES) == set()
 
 
 @families
-def test_C10_the_kernel_joins_groups(made: Guarded, family: int) -> None:
+def test_C10_membership_reports_of_kernel_leave(made: Guarded, family: int) -> None:
     drain(made)
     made.lab.node.call(join, family)
     word = {4: "igmp", 6: "mld"}[family]
@@ -398,19 +398,19 @@ table inet foreign {
 
 
 @families
-def test_C7_replies_of_flows_that_are_not_tracked_do_not_go_astray(made: Guarded, bare: Lab, family: int) -> None:
-    """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept), so that they are not sent to the mesh."""
+def test_C7_untracked_replies_do_not_leave_by_mesh(made: Guarded, bare: Lab, family: int) -> None:
+    """The kernel itself reflects the mark (fwmark_reflect, tcp_fwmark_accept)."""
 
-    def told(lab: Lab) -> set[str]:
+    def stray_answers(lab: Lab) -> set[str]:
         lab.wan.drain(), lab.mesh_sniffer.drain()
         lab.node.nft(NO_TRACKING)
         knock_everywhere(lab, family)
         lab.node.nft("delete table inet foreign")
         return words(lab.mesh_sniffer.frames())
 
-    assert told(bare) == ANSWERS, "inconclusive"
+    assert stray_answers(bare) == ANSWERS, "inconclusive"
     with watching(made.lab) as watch:
-        assert told(made.lab) == set()
+        assert stray_answers(made.lab) == set()
         assert words(made.lab.wan.frames()) == set()
         assert (watch.unmarked, watch.stray) == (0, 0)
 
@@ -425,20 +425,20 @@ def knock_everywhere(lab: Lab, family: int) -> None:
 
 
 def words(frames: list[Frame]) -> set[str]:
-    """What the frames are, TCP with its source port, but for what a link says on its own."""
+    """Return the kinds of the frames (TCP with its source port), without those that a link sends by itself."""
     ports = {f"tcp {frame.sport}" for frame in frames if frame.l4proto == TCP}
     return ports | {classify(frame) for frame in frames if frame.l4proto not in (TCP, UDP)} - IGNORED
 
 
 @families
-def test_B13_packets_without_an_owner_and_without_a_mark(made: Guarded, family: int) -> None:
-    """Nothing carries the mark over here: neither the sysctls nor connection tracking. The guard asks no owner."""
+def test_B13_packets_without_owner_and_mark_are_dropped(made: Guarded, family: int) -> None:
+    """No sysctl and no connection tracking restores the mark here. The guard checks no owner."""
     wan_routes_in_main(made.lab)
     for key in ("net.ipv4.fwmark_reflect", "net.ipv6.fwmark_reflect", "net.ipv4.tcp_fwmark_accept"):
         made.lab.node.sysctl(key, 0)
     made.lab.node.nft(NO_TRACKING)
 
-    def told() -> set[str]:
+    def stray_answers() -> set[str]:
         drain(made)
         knock_everywhere(made.lab, family)
         return words(made.lab.wan.frames())
@@ -446,11 +446,11 @@ def test_B13_packets_without_an_owner_and_without_a_mark(made: Guarded, family: 
     try:
         before = made.counters()["inet/wan.dropped"]
         with watching(made.lab) as watch:
-            assert told() == set()
+            assert stray_answers() == set()
             assert (watch.unmarked, watch.stray) == (0, 0)
         assert made.counters()["inet/wan.dropped"] >= before + 4
         made.release()
-        assert told() == ANSWERS, "inconclusive"
+        assert stray_answers() == ANSWERS, "inconclusive"
     finally:
         made.lab.node.nft("delete table inet foreign")
         no_wan_routes_in_main(made.lab)

@@ -1,4 +1,4 @@
-"""C-F: an attacker in the home's network, or who is the home's router."""
+"""C-F: an attacker in the home network, or as the home router."""
 
 import socket
 import struct
@@ -28,7 +28,7 @@ PLAIN4 = sorted(str(probe) for probe in PLAIN if probe.family == 4)
 PLAIN6 = sorted(str(probe) for probe in PLAIN if probe.family == 6)
 
 
-def test_F1_routes_by_dhcp_TunnelVision() -> None:
+def test_F1_dhcp_routes_of_TunnelVision_do_not_leak() -> None:
     attack = f"--dhcp-option=121,0.0.0.0/1,{at.HOME[4]},128.0.0.0/1,{at.HOME[4]}"
     with Lab(wan="main", home_options=[attack]) as lab:
         made = Guarded(lab, gluon(lab))
@@ -42,7 +42,7 @@ def test_F1_routes_by_dhcp_TunnelVision() -> None:
             assert watch.unmarked == 0
 
 
-def test_F2_routes_by_router_advertisement() -> None:
+def test_F2_router_advertisement_routes_do_not_leak() -> None:
     with guarded_lab() as made:
         made.release()
         made.lab.node.sysctl("net/ipv6/conf/br-wan/accept_ra", 2)
@@ -62,8 +62,8 @@ def test_F2_routes_by_router_advertisement() -> None:
 
 
 @families
-def test_F3_the_network_of_the_victim_on_the_wire(family: int) -> None:
-    """TunnelCrack LocalNet: the WAN is said to be the very network that the packets are for."""
+def test_F3_TunnelCrack_LocalNet_does_not_leak(family: int) -> None:
+    """TunnelCrack LocalNet: the WAN announces the network of the packets' destination."""
     net = {4: "198.51.100.77/25", 6: "2001:db8:2::77/64"}[family]
     with guarded_lab() as made:
         made.release()
@@ -83,15 +83,15 @@ def test_F3_the_network_of_the_victim_on_the_wire(family: int) -> None:
 
 @pytest.fixture(scope="module")
 def spoofed() -> Iterator[Guarded]:
-    """The home's DNS says that the VPN server is the victim: an address that the node's users talk to."""
+    """The DNS of the home gives the victim's address for the VPN server: an address that the node's users contact."""
     lie = f"--host-record={at.VPN},{at.GATEWAY[4]},{at.GATEWAY[6]}"
     with guarded_lab(resolver=True, home_options=[lie]) as made:
         yield made
 
 
 @families
-def test_F4_the_victim_as_the_vpn_server(spoofed: Guarded, family: int) -> None:
-    """TunnelCrack ServerIP: no address opens the WAN, so a lie about one opens nothing."""
+def test_F4_TunnelCrack_ServerIP_does_not_leak(spoofed: Guarded, family: int) -> None:
+    """TunnelCrack ServerIP: no address opens the WAN, so a forged DNS answer opens nothing."""
     lab, victim = spoofed.lab, at.GATEWAY[family]
     answer = lab.resolve(at.VPN, family, "127.0.0.1", gid=SERVICE_GID)
     assert victim in answer, "inconclusive: the lie was not believed"
@@ -125,14 +125,14 @@ def say(address: str, mark: int) -> None:
 
 
 @families
-def test_F5_an_address_of_another_device_is_not_told(family: int) -> None:
-    """CVE-2019-14899: a neighbour asks for addresses of the mesh and the tunnel, to learn which one is here."""
+def test_F5_query_for_other_devices_is_not_answered(family: int) -> None:
+    """CVE-2019-14899: a neighbour queries addresses of the mesh and the tunnel, to learn the node's addresses."""
     with guarded_lab() as made:
         address = at.NODE_MESH[family]
         way = made.lab.wan_address(family)
         made.lab.neighbour.ip(f"-{family} route replace {address} via {way} dev eth0")
 
-        def told() -> list[object]:
+        def answers() -> list[object]:
             return [
                 made.lab.neighbour.call(inbound_clients.ping, address),
                 made.lab.neighbour.call(inbound_clients.tcp, address, 9),
@@ -140,14 +140,14 @@ def test_F5_an_address_of_another_device_is_not_told(family: int) -> None:
 
         with made.off():
             made.lab.node.ip(f"-{family} rule add lookup {made.lab.wan_table} priority 400")
-            assert told()[0], "inconclusive"
+            assert answers()[0], "inconclusive"
             made.lab.node.ip(f"-{family} rule del priority 400")
-        assert told() == [False, inbound_clients.NO_ANSWER]
+        assert answers() == [False, inbound_clients.NO_ANSWER]
         assert made.counters()["inet/wan.not-local"] > 0
         assert made.lab.neighbour.call(inbound_clients.ping, str(way))  # its own address still answers
 
 
-def test_F6_a_strict_reverse_path_check_keeps_working() -> None:
+def test_F6_strict_rp_filter_keeps_working() -> None:
     with guarded_lab(resolver=True) as made:
 
         def exchange() -> list[object]:
@@ -179,8 +179,8 @@ def marked_echo() -> bytes | None:
             return None
 
 
-def test_F7_a_packet_in_no_known_state_has_no_right() -> None:
-    """Resets and acknowledgements out of nothing, to and from the node: connection tracking calls them invalid."""
+def test_F7_packet_in_invalid_state_is_dropped() -> None:
+    """Resets and acknowledgements without a flow, to and from the node: connection tracking calls them invalid."""
     with guarded_lab() as made:
         wan_routes_in_main(made.lab)
         own = {4: made.lab.wan_address(4)}

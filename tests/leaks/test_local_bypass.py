@@ -1,7 +1,7 @@
-"""C-A: local sockets that go round the routing decision. C-D13, D14 are of the same kind.
+"""C-A: local sockets that bypass the routing decision. C-D13 and D14 are of the same kind.
 
 The node of most of these tests has the WAN's routes in its main table as well, where they win: only the guard is
-between a packet and the WAN. Each probe was seen to leave this very node before the policy was applied.
+between a packet and the WAN. Each probe was seen to leave this node before the policy was applied.
 """
 
 import socket
@@ -18,15 +18,15 @@ from tests.lab.topology import Lab
 
 
 @dataclass(frozen=True)
-class Hostile:
-    """What every probe did without the policy (`open`) and with it (`shut`)."""
+class ProbeResults:
+    """Result of every probe without the policy (`open`) and with it (`shut`)."""
 
     open: Run
     shut: Run
     unmarked: int  # packets that our own counters saw leave
 
     def stops(self, leak: str) -> None:
-        """No unmarked probe of this class leaves, all leave where nothing guards, and the marked ones leave."""
+        """Check a leak class: no unmarked probe leaves, all leave without a guard, and the marked probes leave."""
         own = [sent for sent in self.shut.sents if sent.probe.leak == leak]
         assert own, f"inconclusive: no probe of {leak} can be sent here"
         left = {sent.probe for sent in self.open.wan}
@@ -39,76 +39,76 @@ class Hostile:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
-def hostile(request: pytest.FixtureRequest) -> Iterator[Hostile]:
+def probe_results(request: pytest.FixtureRequest) -> Iterator[ProbeResults]:
     with guarded_lab(bridge=request.param) as made:
         made.release()
         wan_routes_in_main(made.lab)
         without = run_probes(made.lab)
         made.apply()
         with watching(made.lab) as watch:
-            yield Hostile(without, run_probes(made.lab), watch.unmarked)
+            yield ProbeResults(without, run_probes(made.lab), watch.unmarked)
 
 
-def test_A1_the_default_route_of_the_wan_in_main(hostile: Hostile) -> None:
-    hostile.stops("A1")
+def test_A1_wan_default_route_in_main_does_not_leak(probe_results: ProbeResults) -> None:
+    probe_results.stops("A1")
 
 
-def test_A3_a_socket_bound_to_the_address_of_the_wan(hostile: Hostile) -> None:
-    hostile.stops("A3")
+def test_A3_socket_bound_to_wan_address_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A3")
 
 
-def test_A5_a_socket_bound_to_the_device(hostile: Hostile) -> None:
-    hostile.stops("A5")
+def test_A5_socket_bound_to_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A5")
 
 
-def test_A6_the_device_in_a_control_message(hostile: Hostile) -> None:
-    hostile.stops("A6")
+def test_A6_pktinfo_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A6")
 
 
-def test_A7_the_device_by_unicast_if(hostile: Hostile) -> None:
-    hostile.stops("A7")
+def test_A7_unicast_if_device_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A7")
 
 
-def test_A8_a_neighbour_without_routing(hostile: Hostile) -> None:
-    hostile.stops("A8")
+def test_A8_dontroute_to_neighbour_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A8")
 
 
-def test_A9_multicast(hostile: Hostile) -> None:
-    hostile.stops("A9")
+def test_A9_multicast_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A9")
 
 
-def test_A10_broadcast(hostile: Hostile) -> None:
-    hostile.stops("A10")
+def test_A10_broadcast_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A10")
 
 
-def test_A11_a_link_local_neighbour(hostile: Hostile) -> None:
-    hostile.stops("A11")
+def test_A11_link_local_neighbour_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A11")
 
 
-def test_A12_an_ipv4_address_in_an_ipv6_socket(hostile: Hostile) -> None:
-    hostile.stops("A12")
+def test_A12_mapped_ipv4_address_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A12")
 
 
-def test_A13_raw_sockets_with_a_header_of_their_own(hostile: Hostile) -> None:
-    hostile.stops("A13")
+def test_A13_raw_socket_with_own_header_is_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A13")
 
 
-def test_A14_frames(hostile: Hostile) -> None:
-    hostile.stops("A14")
+def test_A14_packet_socket_frames_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("A14")
 
 
-def test_D13_fragments(hostile: Hostile) -> None:
-    hostile.stops("D13")
+def test_D13_fragments_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("D13")
 
 
-def test_D1_forwarded_packets(hostile: Hostile) -> None:
-    hostile.stops("D1")
+def test_D1_forwarded_packets_are_dropped(probe_results: ProbeResults) -> None:
+    probe_results.stops("D1")
 
 
-def test_every_kind_of_probe_belongs_to_a_test(hostile: Hostile) -> None:
+def test_probe_kinds_all_have_a_test(probe_results: ProbeResults) -> None:
     tested = {name.split("_")[1] for name in globals() if name.startswith("test_")}
     assert {kind.leak for kind in leak_probes.KINDS.values()} - tested == set()
-    assert hostile.shut.unexplained() == []
+    assert probe_results.shut.unexplained() == []
 
 
 # The rules of netifd, with their three ways to the WAN
@@ -121,7 +121,7 @@ def netifd() -> Iterator[Guarded]:
 
 
 def both(made: Guarded, kind: str) -> tuple[list[str], list[str]]:
-    """What leaves by the WAN of the unmarked probes of a kind: without and with the policy."""
+    """Return the unmarked probes of a kind that leave by the WAN: without and with the policy."""
     which = [probe for probe in leak_probes.matrix() if probe.kind == kind and not probe.marked]
     made.release()
     without = run_probes(made.lab, which).unmarked()
@@ -129,7 +129,7 @@ def both(made: Guarded, kind: str) -> tuple[list[str], list[str]]:
     return without, run_probes(made.lab, which).unmarked()
 
 
-def test_A2_the_fall_through_to_the_table_of_the_wan(netifd: Guarded) -> None:
+def test_A2_fall_through_to_wan_table_does_not_leak(netifd: Guarded) -> None:
     netifd.lab.mesh_default(False)
     try:
         without, guarded = both(netifd, "udp")
@@ -139,13 +139,13 @@ def test_A2_the_fall_through_to_the_table_of_the_wan(netifd: Guarded) -> None:
     assert guarded == []
 
 
-def test_A3_the_rule_from_the_address_of_the_wan(netifd: Guarded) -> None:
+def test_A3_netifd_rule_from_wan_address_does_not_leak(netifd: Guarded) -> None:
     without, guarded = both(netifd, "udp-source")
     assert without == ["udp-source/ipv4/unmarked", "udp-source/ipv6/unmarked"], "inconclusive"
     assert guarded == []
 
 
-def test_A4_the_rule_to_the_network_of_the_wan(netifd: Guarded) -> None:
+def test_A4_netifd_rule_to_wan_network_does_not_leak(netifd: Guarded) -> None:
     def leave() -> list[int]:
         netifd.lab.wan.drain()
         netifd.lab.node.call(to_neighbours, b"by the rule to the network")
@@ -176,7 +176,7 @@ PROTOCOLS = range(256)
 
 
 def every_protocol(payload: bytes, sources: dict[int, str]) -> None:
-    """A packet of each of the 256 protocols, in both families."""
+    """Send a packet of each of the 256 protocols, in both families."""
     for family in at.FAMILIES:
         for protocol in PROTOCOLS:
             job = Job(family, payload, 0, 0, sources, at.WAN)
@@ -191,7 +191,7 @@ def every_protocol(payload: bytes, sources: dict[int, str]) -> None:
                 made.close()
 
 
-def test_D14_every_protocol() -> None:
+def test_D14_every_ip_protocol_is_dropped() -> None:
     with guarded_lab() as made:
         made.release()
         wan_routes_in_main(made.lab)

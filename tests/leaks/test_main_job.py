@@ -1,4 +1,4 @@
-"""The main job: the shipped policy on a mesh node lets the VPN and its names out by the WAN, and nothing else."""
+"""The main job: the shipped policy on a mesh node lets only the VPN and its DNS queries out by the WAN."""
 
 import contextlib
 import socket
@@ -21,7 +21,7 @@ transports = pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 
 @pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
 def either(request: pytest.FixtureRequest) -> Iterator[Guarded]:
-    """The WAN as a port, and as a bridge with a port."""
+    """The WAN as a device, and as a bridge with a port."""
     with guarded_lab(bridge=request.param) as made:
         yield made
 
@@ -37,7 +37,7 @@ def marked_of(run: Run) -> list[leak_probes.Sent]:
 # Every kind of packet
 
 
-def test_marked_leaves_by_the_wan_and_nothing_else_does(either: Guarded) -> None:
+def test_wan_carries_marked_packets_only(either: Guarded) -> None:
     with watching(either.lab) as watch:
         run = run_probes(either.lab)
         assert (watch.unmarked, watch.stray) == (0, 0)
@@ -50,7 +50,7 @@ def test_marked_leaves_by_the_wan_and_nothing_else_does(either: Guarded) -> None
     assert names(by_route - run.mesh) == []
 
 
-def test_what_leaves_has_the_address_of_the_wan(either: Guarded) -> None:
+def test_packets_on_wan_have_wan_address(either: Guarded) -> None:
     run = run_probes(either.lab, [probe for probe in leak_probes.matrix() if probe.marked and probe.family])
     own = {either.lab.wan_address(4), either.lab.wan_address(6)}
     sources = {(frame.saddr, str(sent.probe)) for frame in run.frames for sent in run.wan if sent.matches(frame)}
@@ -60,7 +60,7 @@ def test_what_leaves_has_the_address_of_the_wan(either: Guarded) -> None:
     assert wrong == set()
 
 
-def test_marked_never_enters_the_mesh_while_the_wan_is_down(either: Guarded) -> None:
+def test_marked_packets_avoid_mesh_while_wan_is_down(either: Guarded) -> None:
     either.lab.wan_down()
     try:
         with watching(either.lab) as watch:
@@ -75,7 +75,7 @@ def test_marked_never_enters_the_mesh_while_the_wan_is_down(either: Guarded) -> 
 
 
 @families
-def test_marked_never_enters_the_mesh_though_it_names_the_device(guarded: Guarded, family: int) -> None:
+def test_marked_packets_bound_to_mesh_are_dropped(guarded: Guarded, family: int) -> None:
     def enters(mark: int) -> bool:
         guarded.lab.mesh_sniffer.drain()
         guarded.lab.node.call(by_the_mesh, family, mark, gid=SERVICE_GID, keep_caps=True)
@@ -92,7 +92,7 @@ def test_marked_never_enters_the_mesh_though_it_names_the_device(guarded: Guarde
 
 
 def by_the_mesh(family: int, mark: int) -> None:
-    """To the gateway and to a group, by the mesh's device."""
+    """Send to the gateway and to a group, by the mesh device."""
     group = {4: "239.1.2.3", 6: "ff05::1234"}[family]
     for address in (at.GATEWAY[family], group):
         with socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_DGRAM) as made:
@@ -102,7 +102,7 @@ def by_the_mesh(family: int, mark: int) -> None:
                 made.sendto(b"by the mesh", (address, 9))
 
 
-def test_unmarked_stays_away_from_the_wan_when_the_mesh_has_no_default(either: Guarded) -> None:
+def test_unmarked_packets_without_mesh_default_are_dropped(either: Guarded) -> None:
     either.lab.mesh_default(False)
     try:
         with watching(either.lab) as watch:
@@ -114,7 +114,7 @@ def test_unmarked_stays_away_from_the_wan_when_the_mesh_has_no_default(either: G
         either.lab.mesh_default(True)
 
 
-def test_everybody_else_uses_the_mesh(guarded: Guarded) -> None:
+def test_unmarked_packets_leave_by_mesh(guarded: Guarded) -> None:
     for space, address in ((guarded.lab.node, at.NODE_MESH), (guarded.lab.client, at.CLIENT_ADDRESS)):
         for family in (4, 6):
             assert space.call(inbound_clients.udp, at.SERVER[family], at.ECHO_PORT) == b"hello"
@@ -123,7 +123,7 @@ def test_everybody_else_uses_the_mesh(guarded: Guarded) -> None:
             assert guarded.lab.mesh_sniffer.wait_for(lambda frame, a=address[family]: frame.saddr == a, 0)
 
 
-def test_a_neighbour_can_not_go_through_the_node(guarded: Guarded) -> None:
+def test_packets_of_neighbour_are_not_forwarded(guarded: Guarded) -> None:
     home = guarded.lab.home
     for family in (4, 6):
         node = guarded.lab.wan_address(family)
@@ -151,18 +151,18 @@ def test_a_neighbour_can_not_go_through_the_node(guarded: Guarded) -> None:
 
 
 @families
-def test_root_without_the_group_can_not_wear_the_mark(guarded: Guarded, family: int) -> None:
+def test_root_without_group_cannot_use_mark(guarded: Guarded, family: int) -> None:
     probe = leak_probes.Probe("udp", family, marked=True)
     before = guarded.counters()["inet/wan.unentitled"]
-    (worn,) = leak_probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
+    (unentitled,) = leak_probes.send_all(guarded.lab, [probe], gid=OTHER_GID, uid=0)
     (entitled,) = leak_probes.send_all(guarded.lab, [probe], gid=SERVICE_GID, uid=0)
-    assert leak_probes.sightings(guarded.lab.wan, [worn, entitled], 0.3) == {entitled}
-    assert worn.error == "EPERM"
-    assert not leak_probes.seen(guarded.lab.mesh_sniffer, worn)
+    assert leak_probes.sightings(guarded.lab.wan, [unentitled, entitled], 0.3) == {entitled}
+    assert unentitled.error == "EPERM"
+    assert not leak_probes.seen(guarded.lab.mesh_sniffer, unentitled)
     assert guarded.counters()["inet/wan.unentitled"] == before + 1
 
 
-def test_root_without_the_group_can_not_wear_the_mark_in_any_way(guarded: Guarded) -> None:
+def test_root_without_group_cannot_use_mark_by_any_probe(guarded: Guarded) -> None:
     # Frames of AF_PACKET are not asked for their owner: only root sends them, and root can take the guard away.
     which = [probe for probe in leak_probes.matrix() if probe.marked and not probe.kind.startswith("packet")]
     run = run_probes(guarded.lab, which, gid=OTHER_GID)
@@ -180,7 +180,7 @@ SERVERS = ("127.0.0.1", "::1", at.GATEWAY[4], at.GATEWAY[6], "203.0.113.77", "20
 @transports
 @families
 @pytest.mark.parametrize("server", SERVERS)
-def test_the_service_gets_its_names_from_the_wan(guarded: Guarded, server: str, family: int, tcp: bool) -> None:
+def test_service_gets_names_from_wan(guarded: Guarded, server: str, family: int, tcp: bool) -> None:
     guarded.lab.mesh_sniffer.drain()
     assert guarded.lab.resolve(at.WHO, family, server, tcp, gid=SERVICE_GID) == [at.WHO_AT_HOME[family]]
     assert guarded.lab.resolve(at.VPN, family, server, tcp, gid=SERVICE_GID) == [at.SERVER[family]]
@@ -190,7 +190,7 @@ def test_the_service_gets_its_names_from_the_wan(guarded: Guarded, server: str, 
 @transports
 @families
 @pytest.mark.parametrize("server", SERVERS[:4])
-def test_everybody_else_gets_them_from_the_mesh(guarded: Guarded, server: str, family: int, tcp: bool) -> None:
+def test_other_users_get_names_from_mesh(guarded: Guarded, server: str, family: int, tcp: bool) -> None:
     guarded.lab.wan.drain()
     for uid in (0, 65534):
         assert guarded.lab.resolve(at.WHO, family, server, tcp, gid=OTHER_GID, uid=uid) == [at.WHO_IN_MESH[family]]
@@ -200,7 +200,7 @@ def test_everybody_else_gets_them_from_the_mesh(guarded: Guarded, server: str, f
 
 @transports
 @pytest.mark.parametrize("server", SERVERS[:2])
-def test_A24_nobody_else_reaches_the_marked_resolver(guarded: Guarded, server: str, tcp: bool) -> None:
+def test_A24_resolver_refuses_other_groups(guarded: Guarded, server: str, tcp: bool) -> None:
     refused = "timeout" if tcp else "EPERM"  # the SYN is dropped again and again
     guarded.lab.wan.drain()
     before = guarded.counters()["inet/wan.resolver-refused"]
@@ -215,7 +215,7 @@ def test_A24_nobody_else_reaches_the_marked_resolver(guarded: Guarded, server: s
 
 @transports
 @families
-def test_A24_the_resolver_can_not_be_reached_from_outside(guarded: Guarded, family: int, tcp: bool) -> None:
+def test_A24_resolver_is_unreachable_from_outside(guarded: Guarded, family: int, tcp: bool) -> None:
     knock = inbound_clients.tcp if tcp else inbound_clients.udp
     for space, address in (
         (guarded.lab.neighbour, guarded.lab.wan_address(family)),
@@ -233,7 +233,7 @@ def test_A24_the_resolver_can_not_be_reached_from_outside(guarded: Guarded, fami
 
 @pytest.fixture(scope="module", params=[0, 65534], ids=["root", "nobody"])
 def listeners(request: pytest.FixtureRequest, guarded: Guarded) -> Iterator[Guarded]:
-    """Services on the node, of root and of somebody: SSH, and another one on 8080, both on UDP too."""
+    """Services on the node, of root and of another user: SSH, and a service on port 8080, both on UDP too."""
     guarded.lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
     ids = {"uid": request.param, "gid": OTHER_GID}
     with (
@@ -248,7 +248,7 @@ def askers(guarded: Guarded) -> tuple[Namespace, ...]:
 
 
 @families
-def test_ssh_and_ping_are_answered_by_the_wan(listeners: Guarded, family: int) -> None:
+def test_ssh_and_ping_are_answered_by_wan(listeners: Guarded, family: int) -> None:
     lab, address = listeners.lab, listeners.lab.wan_address(family)
     lab.wan.drain(), lab.mesh_sniffer.drain()
     data = bytes(range(256)) * 12
@@ -263,7 +263,7 @@ def test_ssh_and_ping_are_answered_by_the_wan(listeners: Guarded, family: int) -
 
 
 @families
-def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
+def test_other_ports_on_wan_are_not_answered(listeners: Guarded, family: int) -> None:
     lab, address = listeners.lab, listeners.lab.wan_address(family)
 
     def answers() -> list[bytes | str]:
@@ -282,8 +282,10 @@ def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
     with watching(lab) as watch:
         assert set(answers()) == {NO_ANSWER}
         assert (watch.unmarked, watch.stray) == (0, 0)
-    told = [frame for frame in lab.wan.frames() if frame.sport in (8080, 8081, 22) or classify(frame) == "icmp-error"]
-    assert told == []
+    answer_frames = [
+        frame for frame in lab.wan.frames() if frame.sport in (8080, 8081, 22) or classify(frame) == "icmp-error"
+    ]
+    assert answer_frames == []
     assert [frame for frame in lab.mesh_sniffer.frames() if frame.saddr == address] == []
     assert [frame for frame in lab.mesh_sniffer.frames() if classify(frame) == "icmp-error"] == []
     with listeners.off():  # the replies take the way of the mesh then, but they are there
@@ -292,7 +294,7 @@ def test_nothing_else_is_answered(listeners: Guarded, family: int) -> None:
 
 
 @families
-def test_the_same_services_are_open_to_the_mesh(listeners: Guarded, family: int) -> None:
+def test_same_ports_on_mesh_are_answered(listeners: Guarded, family: int) -> None:
     for space, address in ((listeners.lab.mesh, at.NODE_MESH), (listeners.lab.client, at.NODE_CLIENT)):
         for port in (22, 8080):
             assert space.call(inbound_clients.tcp, address[family], port) == b"hello"
@@ -303,7 +305,7 @@ def test_the_same_services_are_open_to_the_mesh(listeners: Guarded, family: int)
 # The VPN itself
 
 
-def test_the_vpn_connects_through_the_guard() -> None:
+def test_vpn_connects_through_guard() -> None:
     with guarded_lab(resolver=True) as made:
         made.lab.start_fastd_client(SERVICE_GID, remote=at.VPN)
         (peer,) = made.lab.wait_for_fastd().values()
@@ -312,7 +314,7 @@ def test_the_vpn_connects_through_the_guard() -> None:
         assert [frame for frame in mesh if at.FASTD_PORT in (frame.sport, frame.dport)] == []
 
 
-def test_a_vpn_without_its_mark_does_not_connect_by_the_wan() -> None:
+def test_vpn_without_mark_does_not_connect_by_wan() -> None:
     with guarded_lab(resolver=True) as made:
         made.lab.start_fastd_client(SERVICE_GID, mark=0, remote=at.SERVER[4])
         assert made.lab.mesh_sniffer.wait_for(lambda frame: frame.dport == at.FASTD_PORT, 5)

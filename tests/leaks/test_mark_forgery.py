@@ -1,8 +1,8 @@
-"""C-B: marks that are lost, forged, passed on or clobbered. Whose a packet is, nft reads from who opened its socket.
+"""C-B: marks that are lost, forged, passed on or overwritten. The owner of a packet in nft is the opener of its socket.
 
-B1 and B2 (a program that can't mark), B4 and B5 (cgroups) are also in tests/kernel/test_socket_marking.py and
-test_cgroup_facts.py; B9 is in test_aftermath.py, B13 in test_c_kernel.py, B15 in tests/kernel/test_reply_mark_facts.py,
-B16 in tests/unit/test_policy_errors.py.
+B1 and B2 (a program that cannot mark), B4 and B5 (cgroups) are also in tests/kernel/test_socket_marking.py and
+test_cgroup_facts.py; B9 is in test_stale_cleanup.py, B13 in test_kernel_packets.py, B15 in
+tests/kernel/test_reply_mark_facts.py, B16 in tests/unit/test_policy_errors.py.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def udp(family: int, mark: int = 0) -> socket.socket:
 
 
 def say(one: socket.socket, family: int, word: bytes) -> None:
-    """To the server. What the guard drops is an error that is no matter here; an earlier word's comes before it."""
+    """Send to the server. The error of a drop is ignored; the error of an earlier packet comes first."""
     one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     with contextlib.suppress(PermissionError):
         one.sendto(word, (at.SERVER[family], PORT))
@@ -49,7 +49,7 @@ Script = Callable[[int, Callable[[str, socket.socket], None]], None]
 
 
 def said(family: int, script: Script) -> None:
-    """Inside the node, as root without the service's group: run a script, whose words are sent by its sockets."""
+    """Run a script inside the node, as root without the service's group; its sockets send its words."""
     kept = []
 
     def word(name: str, one: socket.socket) -> None:
@@ -60,8 +60,7 @@ def said(family: int, script: Script) -> None:
 
 
 def ways(made: Guarded, family: int, script: Script, names: str, gid: int = OTHER_GID) -> dict[str, str]:
-    """By which device each of the words left: "wan", "mesh", or "" for none; and that the guard counted what it
-    stopped."""
+    """Return the device by which each word left ("wan", "mesh", or ""); checks that the guard counted the drops."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     before = made.counters()["inet/wan.unentitled"]
     made.lab.node.call(said, family, script, uid=0, gid=gid, groups=[])
@@ -81,7 +80,7 @@ def ways(made: Guarded, family: int, script: Script, names: str, gid: int = OTHE
 
 
 def gave(work: Callable[[], list[socket.socket]], prepare: Callable[[int], None] | None = None) -> list[socket.socket]:
-    """The sockets that another process opens and passes on (SCM_RIGHTS). `prepare` is told its number before."""
+    """Return the sockets that another process opens and passes on (SCM_RIGHTS). `prepare` gets its process id."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if not child:
@@ -121,7 +120,7 @@ def passed_on(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 def passed_in(family: int, word: Callable[[str, socket.socket], None]) -> None:
-    """The other way: the service uses what an outsider opened."""
+    """Pass a socket to the service that an outsider opened."""
 
     def outsider() -> list[socket.socket]:
         os.setgid(OTHER_GID)
@@ -133,7 +132,7 @@ def passed_in(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B3_a_socket_stays_that_of_who_opened_it(made: Guarded, family: int) -> None:
+def test_B3_passed_socket_keeps_owner(made: Guarded, family: int) -> None:
     names = "marked-by-the-service marked-by-who-got-it of-an-outsider"
     assert ways(made, family, passed_on, names) == {
         "marked-by-the-service": "wan",
@@ -160,7 +159,7 @@ def changed_group(family: int, word: Callable[[str, socket.socket], None]) -> No
 
 
 @families
-def test_B6_the_group_counts_that_a_process_had_when_it_opened_the_socket(made: Guarded, family: int) -> None:
+def test_B6_socket_keeps_group_of_its_opening(made: Guarded, family: int) -> None:
     names = "opened-before opened-as-the-service opened-as-the-service-and-kept opened-after"
     assert ways(made, family, changed_group, names) == {
         "opened-before": "",
@@ -181,20 +180,20 @@ def given_away(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B6_neither_a_supplementary_group_nor_fchown_makes_a_socket_the_services(made: Guarded, family: int) -> None:
+def test_B6_supplementary_group_and_fchown_do_not_entitle(made: Guarded, family: int) -> None:
     names = "of-the-group-beside given-to-the-service"
     assert ways(made, family, given_away, names) == dict.fromkeys(names.split(), "")
 
 
 @families
 @pytest.mark.parametrize("kind", ["udp", "udp-connected", "tcp", "raw-protocol", "raw-header", "ping-raw"])
-def test_B6_root_can_not_wear_the_mark(made: Guarded, kind: str, family: int) -> None:
+def test_B6_root_without_group_cannot_use_mark(made: Guarded, kind: str, family: int) -> None:
     probe = leak_probes.Probe(kind, family, marked=True)
     before = made.counters()["inet/wan.unentitled"]
-    (worn,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
+    (unentitled,) = leak_probes.send_all(made.lab, [probe], gid=OTHER_GID, uid=0)
     (entitled,) = leak_probes.send_all(made.lab, [probe], gid=SERVICE_GID, uid=0)
-    assert leak_probes.sightings(made.lab.wan, [worn, entitled], 0.3) == {entitled}
-    assert not leak_probes.seen(made.lab.mesh_sniffer, worn)
+    assert leak_probes.sightings(made.lab.wan, [unentitled, entitled], 0.3) == {entitled}
+    assert not leak_probes.seen(made.lab.mesh_sniffer, unentitled)
     assert made.counters()["inet/wan.unentitled"] > before
 
 
@@ -206,12 +205,12 @@ def without_the_right(family: int, word: Callable[[str, socket.socket], None]) -
     one = udp(family)
     with pytest.raises(PermissionError):
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
-    word("whose-error-nobody-read", one)
+    word("with-ignored-error", one)
 
 
 @families
-def test_B2_a_program_that_may_not_mark_and_goes_on_does_not_use_the_uplink(made: Guarded, family: int) -> None:
-    assert ways(made, family, without_the_right, "whose-error-nobody-read") == {"whose-error-nobody-read": "mesh"}
+def test_B2_program_refused_SO_MARK_leaves_by_mesh(made: Guarded, family: int) -> None:
+    assert ways(made, family, without_the_right, "with-ignored-error") == {"with-ignored-error": "mesh"}
 
 
 def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> None:
@@ -219,7 +218,7 @@ def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> No
     one = udp(family)
     one.connect((at.SERVER[family], PORT))
     word("before", one)
-    time.sleep(0.1)  # the server says that nobody listens
+    time.sleep(0.1)  # the server reports a closed port
     one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
     word("marked-since", one)
     time.sleep(0.1)
@@ -233,8 +232,8 @@ def after_connect(family: int, word: Callable[[str, socket.socket], None]) -> No
 
 
 @families
-def test_A17_a_mark_counts_from_the_next_packet(made: Guarded, family: int) -> None:
-    """The route of a connected socket is asked for again when its mark changes; its source address stays."""
+def test_A17_mark_applies_from_next_packet(made: Guarded, family: int) -> None:
+    """A connected socket is routed again when its mark changes; its source address stays."""
     names = "before marked-since no-longer of-an-outsider"
     assert ways(made, family, after_connect, names) == {
         "before": "mesh",
@@ -248,7 +247,7 @@ def test_A17_a_mark_counts_from_the_next_packet(made: Guarded, family: int) -> N
 
 
 def in_a_user_namespace(outside: int) -> Callable[[socket.socket], list[socket.socket]]:
-    """A process whose group is the service's, as it sees itself; on the machine that is `outside`."""
+    """Run a process with the service's group in its user namespace, which is group `outside` on the machine."""
 
     def work(channel: socket.socket) -> list[socket.socket]:
         syscalls.unshare(CLONE_NEWUSER)
@@ -281,7 +280,7 @@ def mapped(family: int, word: Callable[[str, socket.socket], None]) -> None:
 
 
 @families
-def test_B14_in_a_user_namespace_a_group_is_what_it_is_on_the_machine(made: Guarded, family: int) -> None:
+def test_B14_group_in_user_namespace_is_mapped(made: Guarded, family: int) -> None:
     found = ways(made, family, mapped, "of-another-group of-the-group")
     assert found == {"of-another-group": "", "of-the-group": "wan"}
 
@@ -310,7 +309,7 @@ def foreign(node: Namespace, chains: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_B7_others_that_copy_marks_of_flows_give_nobody_ours(made: Guarded, name: str) -> None:
+def test_B7_foreign_ct_mark_copy_does_not_entitle(made: Guarded, name: str) -> None:
     with foreign(made.lab.node, FOREIGN[name]), watching(made.lab) as watch:
         run = run_probes(made.lab)
         assert (watch.unmarked, watch.stray) == (0, 0)
@@ -321,11 +320,10 @@ def test_B7_others_that_copy_marks_of_flows_give_nobody_ours(made: Guarded, name
 
 @families
 @pytest.mark.parametrize("priority", [-160, -140], ids=["before ours", "behind ours"])
-def test_B12_a_mark_that_others_put_on_what_the_mesh_sends_leads_nothing_out(
-    made: Guarded, family: int, priority: int
-) -> None:
-    """The kernel reflects it in its reply. Before our chain, ours takes it off; behind, the guard knows that the flow
-    did not begin at the uplink."""
+def test_B12_foreign_mark_on_mesh_packet_does_not_leak(made: Guarded, family: int, priority: int) -> None:
+    """The kernel reflects the mark in its reply. Before our chain, our chain clears it; after it, the guard sees
+    that the flow did not begin at the uplink.
+    """
     made.lab.wan.drain()
     before = made.counters()["inet/wan.unentitled"]
 
@@ -345,8 +343,8 @@ def test_B12_a_mark_that_others_put_on_what_the_mesh_sends_leads_nothing_out(
 
 
 @families
-def test_B11_a_mark_on_a_packet_that_was_sent_elsewhere_is_nobodys(made: Guarded, family: int) -> None:
-    """A client of the node marks what it sends; a mark stays where it was put."""
+def test_B11_mark_of_client_is_not_kept_by_node(made: Guarded, family: int) -> None:
+    """A client of the node marks its packets; the mark stays on the client."""
     made.lab.wan.drain()
     made.lab.client.call(say_marked, family)
     assert made.lab.mesh_sniffer.wait_for(lambda frame: b"<of the client>" in frame.payload, 2), "inconclusive"

@@ -1,6 +1,6 @@
-"""D10, F1, F2: the machine's own programs, with the settings that we write for them, against a hostile home.
+"""D10, F1, F2: real programs with the settings of `nftpolicy netconfig`, in a hostile home network.
 
-Each real program in a namespace of its own; its /etc is an overlay, in which `nftpolicy netconfig --to` has written.
+Each program runs in a namespace of its own; its /etc is an overlay, in which `nftpolicy netconfig --to` has written.
 """
 
 import json
@@ -48,7 +48,7 @@ def home() -> Iterator[Namespace]:
 
 @pytest.fixture
 def node(home: Namespace) -> Iterator[Namespace]:
-    """A machine whose WAN device is down yet, at a home with DHCP (option 121 too), RA and DNS."""
+    """Machine whose WAN device is still down, at a home with DHCP (option 121 too), RA and DNS."""
     with Namespace("node") as made:
         veth(home, "br-lan", made, at.WAN, at.HOME_MAC, at.NODE_WAN_MAC)
         made.ip(f"link set {at.WAN} down")
@@ -76,7 +76,7 @@ def prepared(node: Namespace, program: str, settings: bool = True, **files: str)
 
 
 def routes(node: Namespace, family: int) -> dict[str, set[str]]:
-    """Table -> destinations of the routes over the WAN, but for the kernel's own and link-local ones."""
+    """Return table -> destinations of the routes by the WAN, without the kernel's own and link-local routes."""
     text = node.run(["ip", f"-{family}", "-j", "-N", "route", "show", "table", "all", "dev", at.WAN]).stdout
     found: dict[str, set[str]] = {}
     for one in json.loads(text):
@@ -86,7 +86,7 @@ def routes(node: Namespace, family: int) -> dict[str, set[str]]:
 
 
 def settle(node: Namespace, table: str, family: int, *destinations: str) -> None:
-    """Wait until these are in the table and none anywhere else."""
+    """Wait until these routes are in the table and no other table has any."""
 
     def there() -> bool:
         found = routes(node, family)
@@ -111,7 +111,7 @@ def resolv(node: Namespace) -> str:
 
 
 def dhclient(node: Namespace) -> None:
-    """Debian's script."""
+    """Start dhclient with the script of Debian."""
     _only_our_hooks(node)
     node.popen(["dhclient", "-d", "-lf", "/run/leases", "-pf", "/run/dhclient.pid", at.WAN])
 
@@ -123,7 +123,7 @@ def dhcpcd(node: Namespace) -> None:
 
 
 def networkd(node: Namespace) -> None:
-    """Without udev, which networkd does not wait for where /sys can't be written."""
+    """Start networkd without udev, for which it does not wait if /sys is read-only."""
     node.run(["mount", "-o", "remount,bind,ro", "/sys"])
     for name in ("", "/netif", "/netif/links", "/netif/leases", "/netif/lldp"):
         place = node.outside(f"/run/systemd{name}")
@@ -133,7 +133,7 @@ def networkd(node: Namespace) -> None:
 
 
 def ifupdown(node: Namespace) -> None:
-    """With dhclient as its DHCP client, and without the scripts of other packages."""
+    """Run ifup with dhclient as its DHCP client, and without the scripts of other packages."""
     for when in ("if-pre-up.d", "if-up.d", "if-down.d", "if-post-down.d"):
         node.outside(f"{ROOT}/etc/network/{when}").mkdir(parents=True, exist_ok=True)
     node.run(["mount", "--bind", f"{ROOT}/etc/network", "/etc/network"])
@@ -153,7 +153,7 @@ def _only_our_hooks(node: Namespace) -> None:
 
 
 def plain(kind: str) -> dict[str, str]:
-    """What is in /etc besides: for a control, for ifupdown in any case."""
+    """Return further files of /etc: for a control, and always for ifupdown."""
     return {
         "networkd": {"systemd/network/01-plain.network": f"[Match]\nName={at.WAN}\n[Network]\nDHCP=yes\n"},
         "ifupdown": {"network/interfaces": f"iface {at.WAN} inet dhcp\n"},
@@ -162,7 +162,7 @@ def plain(kind: str) -> dict[str, str]:
 
 @frozen
 class Case:
-    """A program: how it is started, whether it takes router advertisements itself, and writes resolv.conf."""
+    """Program: its start, its handling of router advertisements, and if it writes resolv.conf."""
 
     program: str
     start: Callable[[Namespace], None]
@@ -187,7 +187,7 @@ def check_that_it_is_here(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_with_the_settings_all_routes_are_in_the_table(node: Namespace, case: Case) -> None:
+def test_netconfig_settings_put_routes_in_uplink_table(node: Namespace, case: Case) -> None:
     check_that_it_is_here(case)
     before = resolv(node)
     prepared(node, case.program, **(plain(case.program) if case.program == "ifupdown" else {}))
@@ -205,7 +205,7 @@ def test_with_the_settings_all_routes_are_in_the_table(node: Namespace, case: Ca
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_without_them_all_routes_are_in_main(node: Namespace, case: Case) -> None:
+def test_control_without_settings_routes_are_in_main(node: Namespace, case: Case) -> None:
     """The control of the test above: the same programs and the same home."""
     check_that_it_is_here(case)
     before = resolv(node)
@@ -218,7 +218,7 @@ def test_without_them_all_routes_are_in_main(node: Namespace, case: Case) -> Non
         wait_until(lambda: resolv(node) != before, PATIENCE, "servers in resolv.conf")
 
 
-def test_a_static_address_of_ifupdown(node: Namespace) -> None:
+def test_netconfig_ifupdown_static_route_is_in_uplink_table(node: Namespace) -> None:
     check_that_it_is_here(CASES[-1])
     text = f"iface {at.WAN} inet static\n\taddress 192.0.2.9/24\n\tgateway {at.HOME[4]}\n"
     prepared(node, "ifupdown", **{"network/interfaces": text})
@@ -226,8 +226,8 @@ def test_a_static_address_of_ifupdown(node: Namespace) -> None:
     settle(node, TABLE, 4, "default", at.HOME_NET[4])
 
 
-def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
-    """With a uci that says what it is asked."""
+def test_netconfig_script_for_netifd_sets_options() -> None:
+    """The uci here prints its arguments."""
     with Namespace("node") as node:
         node.outside("/run/policy.toml").write_text(POLICY)
         node.outside("/run/bin").mkdir()
@@ -248,7 +248,7 @@ def test_the_script_of_netifd_sets_what_is_on_the_device() -> None:
 
 
 @pytest.mark.parametrize("program", IDS)
-def test_scripts_are_sound(program: str, tmp_path: Path) -> None:
+def test_netconfig_scripts_have_valid_shell_syntax(program: str, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(POLICY)
     subprocess.run([PROGRAM, "netconfig", policy, "--for", program, "--to", tmp_path / "root"], check=True)

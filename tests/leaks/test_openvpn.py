@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""OpenVPN behind the kill switch: with --mark it connects by the uplink and by nothing else, without it not at all."""
+"""OpenVPN behind the kill switch: with --mark it connects by the uplink only, without it not."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,7 @@ watched = f"{MARK:#x}/0xff00"
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the mesh is inside, so that there is another way to the server."""
+    """Return the shipped policy with the mesh as an inside device, so that a second path to the server exists."""
     return replaced(
         ROOT / "rulesets" / "vpn-killswitch.toml",
         {"inside": f'["tun*", "{at.MESH}"]', "devices": f'["{at.WAN}"]', "lease": f'"{lab.wan_lease}"'},
@@ -51,7 +51,7 @@ def vpn(desktop: Guarded) -> Iterator[OpenVpn]:
     [(at.SERVER[4], "udp4", 4), (at.SERVER[6], "udp6", 6), (at.VPN, "udp4", 4), (at.VPN, "udp6", 6)],
     ids=["ipv4", "ipv6", "name-ipv4", "name-ipv6"],
 )
-def test_it_connects_by_the_uplink_alone(desktop: Guarded, vpn: OpenVpn, remote: str, proto: str, family: int) -> None:
+def test_openvpn_connects_by_uplink_only(desktop: Guarded, vpn: OpenVpn, remote: str, proto: str, family: int) -> None:
     lab = desktop.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab, watched) as watch, vpn.client(GID, MARK, remote, proto) as program:
@@ -62,7 +62,7 @@ def test_it_connects_by_the_uplink_alone(desktop: Guarded, vpn: OpenVpn, remote:
     assert of(lab.mesh_sniffer, OPENVPN) == []
 
 
-def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(desktop: Guarded, vpn: OpenVpn) -> None:
+def test_openvpn_avoids_mesh_while_wan_is_down(desktop: Guarded, vpn: OpenVpn) -> None:
     lab = desktop.lab
     with vpn.client(GID, MARK, at.SERVER[4], "udp4") as program:
         program.says(UP)
@@ -83,7 +83,7 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(desktop: Guarded, 
         wait_for_echoes(lab, 20)
 
 
-def test_without_its_mark_it_is_dropped_and_says_so(desktop: Guarded, vpn: OpenVpn) -> None:
+def test_openvpn_without_mark_is_dropped_and_reports(desktop: Guarded, vpn: OpenVpn) -> None:
     lab = desktop.lab
     wan_routes_in_main(lab)
     try:
@@ -100,7 +100,7 @@ def test_without_its_mark_it_is_dropped_and_says_so(desktop: Guarded, vpn: OpenV
         no_wan_routes_in_main(lab)
 
 
-def test_in_another_group_it_is_dropped_though_it_sets_the_mark(desktop: Guarded, vpn: OpenVpn) -> None:
+def test_openvpn_in_other_group_with_mark_is_dropped(desktop: Guarded, vpn: OpenVpn) -> None:
     lab = desktop.lab
     before = desktop.counters()["inet/hotspot.unentitled"]
     lab.wan.drain(), lab.mesh_sniffer.drain()

@@ -1,6 +1,6 @@
-"""C-E1: from one random policy to the next, under a flood of every kind of packet, nothing leaves that neither allows.
+"""C-E1: while random policies change under a flood of every kind, no packet leaves that both policies forbid.
 
-NFTPOLICY_TRANSITIONS and NFTPOLICY_SEED ask for others: `NFTPOLICY_TRANSITIONS=1000 NFTPOLICY_SEED=7 pytest FILE`.
+NFTPOLICY_TRANSITIONS and NFTPOLICY_SEED select others: `NFTPOLICY_TRANSITIONS=1000 NFTPOLICY_SEED=7 pytest FILE`.
 """
 
 import os
@@ -52,14 +52,14 @@ def field() -> Iterator[Field]:
         "restart": ours.restart,
         "nothing": nothing,
         "no guard": lambda: (take_guard_away(), nothing()),
-        "no ladder": lambda: (take_ladder_away(), nothing()),
+        "no ip rules": lambda: (take_ladder_away(), nothing()),
     }
     with Field(changes) as made:
         yield made
 
 
 def faults(field: Field, change: Change, old: Scene, new: Scene) -> list[str]:
-    """What left that neither policy lets leave, in words."""
+    """Return descriptions of packets that left although both policies forbid them."""
     found = [f"{count} frames of {where}" for where, count in field.strays(change).items()]
     arrived = sum(change.seen["wan"][index] for index in field.where(MARKED))
     if arrived and not (old.entitled or new.entitled):
@@ -68,7 +68,7 @@ def faults(field: Field, change: Change, old: Scene, new: Scene) -> list[str]:
     return [*found, *(f"{word}, which neither policy exempts" for word in sorted(strangers))]
 
 
-def test_no_transition_opens_a_window(field: Field) -> None:
+def test_policy_transition_leaks_nothing(field: Field) -> None:
     first, *rest = scenes(COUNT + 1, SEED)
     field.around("apply", first.policy)
     old, during, passed, allowed = first, [0] * len(field.kinds), 0, 0
@@ -92,7 +92,7 @@ def test_no_transition_opens_a_window(field: Field) -> None:
 
 
 def controls(field: Field) -> None:
-    """Each kind is seen where it must not be as soon as what stops it is gone; all is well when it is back."""
+    """Check that each kind is seen as soon as its barrier is removed, and is stopped again afterwards."""
     # Where the foreign mark is another uplink's, its table stops IPv6 without any guard.
     drawn = scenes(40, SEED, passing=True)
     last = next(one for one in drawn if not any(up.mark.matches(ALIEN) for up in one.policy.uplink.values()))
@@ -102,7 +102,7 @@ def controls(field: Field) -> None:
         return field.strays(field.around(name))
 
     def missing(wanted: set[str], name: str) -> set[str]:
-        """What was not seen after that; the state stays, so a busy machine gets some more looks."""
+        """Return the kinds that were not seen after the change; repeats the reading, for a busy machine."""
         left = wanted - seen(name).keys()
         for _ in range(LOOKS):
             left = left and left - seen("nothing").keys()
@@ -113,19 +113,19 @@ def controls(field: Field) -> None:
     left = missing(guardless, "no guard")
     assert not left, f"inconclusive: without the guard not all of it leaves: {sorted(left)}"
     astray = {f"{MESH}: {kind}" for kind in field.kinds if kind.role in (STOLEN, MARKED, ASTRAY)}
-    left = missing(astray, "no ladder")
-    assert not left, f"inconclusive: without the ladder not all of it strays: {sorted(left)}"
+    left = missing(astray, "no ip rules")
+    assert not left, f"inconclusive: without the ip rules not all of it strays: {sorted(left)}"
     field.around("apply", last.policy)
     assert seen("nothing") == {}
 
 
 def led(field: Field, role: str) -> list[tuple[str, object]]:
-    """The wire by which each kind of a role leaves where nothing stops it."""
+    """Return the wire by which each kind of a role leaves if nothing stops it."""
     return [("stick" if kind.device == "usb0" else "wan", kind) for kind in field.kinds if kind.role == role]
 
 
-def test_a_policy_that_is_taken_away_and_applied_anew_would_be_seen(field: Field) -> None:
-    """The control of the test above: what a restart of other tools does."""
+def test_control_release_and_apply_leaks(field: Field) -> None:
+    """Control of the test above: the method of tools that restart."""
     first, *rest = scenes(RESTARTS + 1, SEED)
     field.around("apply", first.policy)
     old = first
@@ -137,10 +137,12 @@ def test_a_policy_that_is_taken_away_and_applied_anew_would_be_seen(field: Field
     assert field.lost_frames() == 0
 
 
-def test_the_flood_is_what_it_is_said_to_be(field: Field) -> None:
-    """Both families, UDP, TCP and frames, with and without mark; and every one of them is sent in each round."""
-    told = {(kind.role, kind.how, kind.family) for kind in field.kinds}
-    assert {(role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES} <= told
+def test_flood_covers_every_kind_and_family(field: Field) -> None:
+    """Families, UDP, TCP and frames, with and without mark; every kind is sent in each round."""
+    flood_kinds = {(kind.role, kind.how, kind.family) for kind in field.kinds}
+    assert {
+        (role, how, family) for role in (PLAIN, MARKED) for how in ("udp", "tcp") for family in at.FAMILIES
+    } <= flood_kinds
     change = field.around("nothing")
     each = [taken + refused for taken, refused in zip(change.during.taken, change.during.refused, strict=True)]
     assert min(each) / GLIMPSE > 100, "a window of a moment needs more packets than that each second"

@@ -1,4 +1,4 @@
-"""B1, B2: a program that should be marked by libpacketmark and is not, is loud, and nothing of it leaves."""
+"""B1, B2: a program that libpacketmark cannot mark reports an error, and none of its packets leaves."""
 
 import contextlib
 import re
@@ -36,7 +36,7 @@ GROUP = "gluon-mesh-vpn"
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; its service is marked by the library, and asks the home's servers itself."""
+    """Return the shipped policy; the library marks its service, which queries the home's servers itself."""
     text = re.sub(r"\n\[uplink.wan.resolver\]\n(.+\n)*", "\n", gluon(lab))
     text, count = re.subn(r'^marks\s*= "itself".*$', 'marks = "preload"', text, flags=re.MULTILINE)
     assert (count, "resolver]" in text) == (1, False)
@@ -69,7 +69,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def dnsmasq(made: Guarded, user: str, env: dict[str, str]) -> Iterator["subprocess.Popen[Any]"]:
-    """The service: a dnsmasq that asks the home's server."""
+    """Start the service: a dnsmasq that queries the home's server."""
     words = [
         *("dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--pid-file", "--no-hosts", "--cache-size=0"),
         *(f"--user={user}", f"--group={GROUP}", f"--port={PORT}", "--bind-interfaces", "--listen-address=127.0.0.1"),
@@ -92,7 +92,7 @@ def questions(sniffer: Any) -> list[Any]:
     return [frame for frame in sniffer.frames() if frame.dport == 53]
 
 
-def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folder: Path) -> None:
+def test_dnsmasq_with_library_is_marked_and_uses_wan(made: Guarded, folder: Path) -> None:
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "root", environment(folder)) as process:
         assert ask(made) == [at.WHO_AT_HOME[4]]
@@ -103,15 +103,13 @@ def test_dnsmasq_asks_by_the_wan_and_its_sockets_are_marked(made: Guarded, folde
     asked = questions(made.lab.wan)
     assert {frame.saddr for frame in asked} == {made.lab.wan_address(4)}
     assert questions(made.lab.mesh_sniffer) == []
-    with dnsmasq(made, "root", {}) as process:  # the control: without the library it can't
+    with dnsmasq(made, "root", {}) as process:  # the control: without the library it cannot
         assert ask(made) != [at.WHO_AT_HOME[4]]
         assert {one.mark for one in read_process_sockets(process.pid).sockets} == {0}
 
 
-def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
-    made: Guarded, folder: Path, log: Callable[[], str]
-) -> None:
-    """Its standard error is /dev/null by then: what is left are its exit status and the system's log."""
+def test_dnsmasq_without_capability_ends_and_leaks_nothing(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
+    """Its standard error is /dev/null by then: its exit status and the system log remain."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder)) as process:
         assert log() == "", "it starts, since root opens its first sockets"
@@ -122,8 +120,8 @@ def test_dnsmasq_that_drops_its_capabilities_is_loud_and_nothing_leaves(
     assert questions(made.lab.wan) == questions(made.lab.mesh_sniffer) == []
 
 
-def test_the_old_way_is_what_was_silent(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
-    """The control of the test above: the same program, told to go on, asks without the mark and by the wrong way."""
+def test_control_optional_mode_queries_by_mesh(made: Guarded, folder: Path, log: Callable[[], str]) -> None:
+    """Control of the test above: the same program in optional mode queries without the mark, by the mesh."""
     made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
     with dnsmasq(made, "nobody", environment(folder, LIBPACKETMARK_OPTIONAL="1")) as process:
         ask(made)
@@ -148,8 +146,8 @@ def setuid(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [static, raw_call, setuid], ids=lambda make: make.__name__)
-def test_what_the_library_does_not_reach_does_not_leave(made: Guarded, folder: Path, make: Any) -> None:
-    """Though the main table leads to the WAN, and the group is the service's."""
+def test_program_out_of_reach_of_library_is_dropped(made: Guarded, folder: Path, make: Any) -> None:
+    """The main table leads to the WAN, and the program has the service's group."""
     program = make(folder)
     words = f"by {make.__name__} {time.monotonic_ns()}"
 
@@ -176,12 +174,12 @@ def test_what_the_library_does_not_reach_does_not_leave(made: Guarded, folder: P
 
 
 @pytest.mark.parametrize("service", ["fastd", "other"])
-def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> None:
+def test_run_preloads_library(made: Guarded, folder: Path, service: str) -> None:
     program = build(folder, CLIENT)
     words = f"by run {service} {time.monotonic_ns()}"
     arguments = [str(program), at.SERVER[4], at.SERVER[6], words]
     if service == "other" and (why := preload.refusal_reason(program, USER)):
-        pytest.skip(f"the checkout is where others can't read it: {why}")
+        pytest.skip(f"the checkout is where others cannot read it: {why}")
     made.lab.wan.drain()
     assert made.nftpolicy("run", service, "--", *arguments).stdout.split() == ["1"] * FOUR
     assert made.lab.wan.wait_for(lambda frame: words.encode() in frame.payload, 2)
@@ -189,7 +187,7 @@ def test_run_loads_the_library(made: Guarded, folder: Path, service: str) -> Non
     assert "not tried: mark: set by the preloaded library in the program" in said
 
 
-def test_run_refuses_what_the_library_does_not_reach(made: Guarded, folder: Path) -> None:
+def test_run_refuses_program_out_of_reach_of_library(made: Guarded, folder: Path) -> None:
     for make, why in ((static, "linked statically"), (setuid, "setuid")):
         done = made.nftpolicy("run", "fastd", "--", str(make(folder)), check=False)
         assert (done.returncode, done.stdout, why in done.stderr) == (1, "", True), done.stderr

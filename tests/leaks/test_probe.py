@@ -1,4 +1,4 @@
-"""`nftpolicy probe`: what it says of machines that hold, that leak, and that it can't judge."""
+"""`nftpolicy probe`: its verdict on machines that hold, that leak, and that it cannot judge."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ BY_HAND = ("--uplink", f"wan={at.WAN}", "--mark", "0x1/0x1")
 
 @pytest.fixture
 def made() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as found:
         wan_routes_in_main(found.lab)
         yield found
@@ -50,7 +50,7 @@ def everything(made: Guarded) -> str:
     return "".join(said)
 
 
-def test_a_machine_that_holds_and_one_that_leaks_by_everything(made: Guarded) -> None:
+def test_probe_separates_guarded_from_released_machine(made: Guarded) -> None:
     before = everything(made)
     status, found = probe(made)
     assert (status, found["verdict"], leaking(found)) == (HELD, "held", set())
@@ -65,8 +65,8 @@ def test_a_machine_that_holds_and_one_that_leaks_by_everything(made: Guarded) ->
     assert "nftpolicy explain" in said
 
 
-def test_what_was_seen_came_to_the_home_too(made: Guarded) -> None:
-    """The sniffer of the machine itself is behind the guard: it sees what leaves, and nothing else."""
+def test_probe_result_agrees_with_sniffer_at_home(made: Guarded) -> None:
+    """The sniffer of the machine itself is behind the guard: it sees only packets that leave."""
     made.lab.wan.drain()
     probe(made)
     stopped = [frame for frame in made.lab.wan.frames() if frame.ethertype == 0x88B5]
@@ -77,14 +77,14 @@ def test_what_was_seen_came_to_the_home_too(made: Guarded) -> None:
     assert (len(stopped), bool(left)) == (0, True)
 
 
-def test_a_hole_in_the_link_layer_is_found_by_frames_alone(made: Guarded) -> None:
+def test_probe_without_link_guard_reports_frames_only(made: Guarded) -> None:
     made.lab.node.run(["nft", "delete", "table", "netdev", "nftpolicy"])
     status, found = probe(made)
     assert status == LEAKS
     assert leaking(found) == {one for one in kinds(found) if "AF_PACKET" in one} != set()
 
 
-def test_a_rule_that_lets_one_protocol_out_is_found(made: Guarded) -> None:
+def test_probe_reports_accepted_protocol(made: Guarded) -> None:
     made.lab.node.nft("insert rule inet nftpolicy wan.guard meta nfproto ipv4 meta l4proto tcp accept\n")
     made.lab.node.run(["nft", "delete", "table", "netdev", "nftpolicy"])
     status, found = probe(made)
@@ -93,25 +93,25 @@ def test_a_rule_that_lets_one_protocol_out_is_found(made: Guarded) -> None:
     assert all("TCP" in one for one in ip)
 
 
-def test_without_a_policy_the_uplink_is_named(made: Guarded) -> None:
+def test_probe_without_policy_takes_uplink_option(made: Guarded) -> None:
     assert probe(made, *BY_HAND)[0] == HELD
     made.release()
     assert probe(made, *BY_HAND)[0] == LEAKS
 
 
-def test_a_link_that_is_down_is_no_proof(made: Guarded) -> None:
+def test_probe_with_link_down_is_inconclusive(made: Guarded) -> None:
     made.lab.node.ip(f"link set {at.WAN} down")
     status, found = probe(made)
     assert (status, found["verdict"]) == (INCONCLUSIVE, "inconclusive")
     assert f"{at.WAN} is down" in json.dumps(found)
 
 
-def test_a_device_that_is_not_there_is_no_proof(made: Guarded) -> None:
+def test_probe_of_missing_device_is_inconclusive(made: Guarded) -> None:
     assert probe(made, "--uplink", "wan=lte9", "--mark", "0x1/0x1")[0] == INCONCLUSIVE
 
 
-def test_a_control_that_is_stopped_is_no_proof(made: Guarded) -> None:
-    """Who stops everything, the control too, has shown nothing."""
+def test_probe_with_dropped_control_is_inconclusive(made: Guarded) -> None:
+    """A machine that drops the control packets too gives no proof."""
     hook = f'type filter hook egress device "{at.WAN}" priority 30000'
     made.lab.node.nft(f"table netdev stop {{\nchain stopping {{\n{hook}\npolicy drop\n}}\n}}\n")
     assert probe(made)[0] == INCONCLUSIVE
@@ -124,12 +124,12 @@ def test_a_control_that_is_stopped_is_no_proof(made: Guarded) -> None:
         (("--uplink", "wan"), BAD_INPUT, "NAME=DEVICE"),
     ],
 )
-def test_bad_words(made: Guarded, words: tuple[str, ...], status: int, said: str) -> None:
+def test_probe_invalid_options_are_refused(made: Guarded, words: tuple[str, ...], status: int, said: str) -> None:
     done: subprocess.CompletedProcess[str] = made.nftpolicy("probe", *words, check=False)
     assert (done.returncode, done.stdout) == (status, "")
     assert said in done.stderr
 
 
-def test_without_root_nothing_is_tried(made: Guarded) -> None:
+def test_probe_without_root_sends_nothing(made: Guarded) -> None:
     done = made.nftpolicy("probe", POLICY, check=False, uid=65534)
     assert (done.returncode, done.stdout) == (NOT_HERE, "")

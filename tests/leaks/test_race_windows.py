@@ -31,7 +31,7 @@ REFUSALS = "/run/lab/refusals"
 
 
 def flood(mark: int, payload: bytes) -> None:
-    """Send for ever: by the routes and by the device, in both families. What the kernel refuses is written down."""
+    """Send without end, by routes and by the device, in both families; record packets that the kernel refuses."""
     refusals = Path(REFUSALS).open("w", buffering=1)  # noqa: SIM115 - ends with the process
     sockets = []
     for family, domain in ((4, socket.AF_INET), (6, socket.AF_INET6)):
@@ -63,7 +63,7 @@ def flooding(lab: Lab, mark: int = 0, gid: int = OTHER_GID, payload: bytes = FLO
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as made:
         wan_routes_in_main(made.lab)
         yield made
@@ -78,7 +78,7 @@ def made(hostile: Guarded) -> Iterator[Guarded]:
 
 
 def variants(made: Guarded) -> list[str]:
-    """Policies that differ in guard, sets, exemptions, answers, ladder and tables, and the shipped one at last."""
+    """Policies that differ in guard, sets, exemptions, answers, ip rules and tables; the shipped policy is the last."""
     text = gluon(made.lab)
     changes = [
         ("group  = 800", "group  = 801"),
@@ -92,7 +92,7 @@ def variants(made: Guarded) -> list[str]:
     return [*(text.replace(old, new) for old, new in changes), text]
 
 
-def test_E1_nothing_leaves_while_the_policy_changes(made: Guarded) -> None:
+def test_E1_policy_change_leaks_nothing(made: Guarded) -> None:
     lab = made.lab
     with watching(lab) as watch, flooding(lab):
         lab.wan.drain()
@@ -109,8 +109,8 @@ def test_E1_nothing_leaves_while_the_policy_changes(made: Guarded) -> None:
     assert lab.wan.dropped == 0
 
 
-def test_E1_a_guard_that_is_deleted_and_loaded_again_would_be_seen(made: Guarded) -> None:
-    """The control of the test above: this is what other tools do."""
+def test_E1_control_deleted_and_reloaded_guard_leaks(made: Guarded) -> None:
+    """Control of the test above: the method of other tools."""
     lab = made.lab
     tables = ("inet nftpolicy", "netdev nftpolicy")
     listing = "".join(lab.node.run(["nft", "-s", "list", "table", *one.split()]).stdout for one in tables)
@@ -122,7 +122,7 @@ def test_E1_a_guard_that_is_deleted_and_loaded_again_would_be_seen(made: Guarded
         assert lab.wan.wait_for(lambda frame: FLOOD in frame.payload, 1)
 
 
-def test_E2_marked_packets_never_stray_while_the_ladder_changes(made: Guarded) -> None:
+def test_E2_ip_rule_change_keeps_marked_packets_on_wan(made: Guarded) -> None:
     lab = made.lab
     text = gluon(lab)
     for destination in ("default via 192.0.2.1", "192.0.2.0/24"):
@@ -142,8 +142,8 @@ def test_E2_marked_packets_never_stray_while_the_ladder_changes(made: Guarded) -
     assert lab.mesh_sniffer.dropped == 0
 
 
-def test_E4_the_guard_outlives_every_process(made: Guarded) -> None:
-    """Nothing of nftpolicy runs between its commands; only release opens the WAN."""
+def test_E4_guard_outlives_every_process(made: Guarded) -> None:
+    """No process of nftpolicy runs between its commands; only release opens the WAN."""
     listing = made.lab.node.run(["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).stdout
     assert "nftpolicy" not in listing
     assert run_probes(made.lab).unmarked() == []
@@ -151,8 +151,8 @@ def test_E4_the_guard_outlives_every_process(made: Guarded) -> None:
         assert run_probes(made.lab).unmarked() != [], "inconclusive"
 
 
-def test_E5_an_apply_that_is_killed_leaves_a_guard_or_nothing(made: Guarded) -> None:
-    """From one policy to the next: at whatever moment it ends, nothing leaves and the next apply heals."""
+def test_E5_killed_apply_leaks_nothing(made: Guarded) -> None:
+    """An apply is killed at any moment between two policies: nothing leaves, and the next apply repairs."""
     lab, texts = made.lab, variants(made)
     with flooding(lab):
         lab.wan.drain()
@@ -174,7 +174,7 @@ def test_E5_an_apply_that_is_killed_leaves_a_guard_or_nothing(made: Guarded) -> 
 # Links that come and go
 
 
-def test_E6_a_new_device_counts_as_an_uplink(made: Guarded) -> None:
+def test_E6_new_device_is_guarded(made: Guarded) -> None:
     node, other = made.lab.node, made.lab.neighbour
     veth(node, "usb0", other, "stick")
     try:
@@ -209,21 +209,21 @@ def to_stick(mark: int) -> None:
 
 
 def marked_udp(lab: Lab) -> tuple[list[str], list[str]]:
-    """Where marked packets of the service go: WAN and mesh."""
+    """Return the sightings of marked packets of the service: WAN and mesh."""
     run = run_probes(lab, [leak_probes.Probe("udp", family, marked=True) for family in at.FAMILIES])
     return sorted(str(sent.probe) for sent in run.wan), sorted(str(sent.probe) for sent in run.mesh)
 
 
-def test_E8_a_wan_that_is_down_does_not_send_its_packets_elsewhere() -> None:
+def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
     every = ["udp/ipv4/marked", "udp/ipv6/marked"]
     with guarded_lab() as made:
         made.release()
-        ladder = [f"-{family} rule add fwmark 1/1 lookup 1 priority 100" for family in at.FAMILIES]
-        made.lab.node.ip(*ladder)
+        mark_rules = [f"-{family} rule add fwmark 1/1 lookup 1 priority 100" for family in at.FAMILIES]
+        made.lab.node.ip(*mark_rules)
         assert marked_udp(made.lab) == (every, []), "inconclusive"
         made.lab.wan_down()
-        assert marked_udp(made.lab) == ([], every), "inconclusive: a ladder without an end falls through"
-        made.lab.node.ip(*(line.replace(" add ", " del ") for line in ladder))
+        assert marked_udp(made.lab) == ([], every), "inconclusive: ip rules without an end fall through"
+        made.lab.node.ip(*(line.replace(" add ", " del ") for line in mark_rules))
         made.apply()
         for _ in range(2):
             with watching(made.lab) as watch:
@@ -232,7 +232,7 @@ def test_E8_a_wan_that_is_down_does_not_send_its_packets_elsewhere() -> None:
             made.lab.wan_up()
             assert marked_udp(made.lab) == (every, [])
             made.lab.wan_down()
-        # Whoever empties the table takes our last route along; the ladder itself ends there too.
+        # A flush of the table deletes our last route too; the ip rules end there as well.
         for family in at.FAMILIES:
             made.lab.node.ip(f"-{family} route flush table 1")
             said = made.lab.node.run(["ip", "route", "get", at.SERVER[family], "mark", "1"], check=False)
@@ -243,7 +243,7 @@ def test_E8_a_wan_that_is_down_does_not_send_its_packets_elsewhere() -> None:
             assert watch.stray == 0
 
 
-def test_E8_the_lease_is_taken_and_renewed_through_the_guard() -> None:
+def test_E8_lease_is_taken_and_renewed_through_guard() -> None:
     with guarded_lab(netifd_rules=True) as made:
         before = made.counters()
         made.lab.wan_down()

@@ -1,4 +1,4 @@
-"""The resolver of the WAN: it says loudly why it can't run, and it follows the lease."""
+"""The resolver of the WAN: it reports why it cannot run, and it follows the lease."""
 
 import contextlib
 import os
@@ -56,7 +56,7 @@ def ask(made: Guarded, family: int = 4, tcp: bool = False) -> list[str] | str:
 
 
 def write_lease(made: Guarded, text: str) -> None:
-    """As a DHCP client does: a new file in the old one's place."""
+    """Replace the lease by a new file, as a DHCP client does."""
     new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
     new.write_text(text)
     new.replace(made.lab.node.outside(made.lab.wan_lease))
@@ -71,7 +71,7 @@ def refused(made: Guarded, uid: int | None = None) -> tuple[int, str]:
 # Refusals
 
 
-def test_it_refuses_where_the_policy_is_not_applied() -> None:
+def test_resolver_without_applied_policy_is_refused() -> None:
     with Lab() as lab:
         made = Guarded(lab, gluon(lab))
         status, said = refused(made)
@@ -86,13 +86,13 @@ def test_it_refuses_where_the_policy_is_not_applied() -> None:
         assert (status, "not in force" in said) == (1, True), said
 
 
-def test_it_refuses_without_root(lab: Guarded) -> None:
+def test_resolver_without_root_is_refused(lab: Guarded) -> None:
     needs_readers()
     status, said = refused(lab, uid=65534)
     assert (status, "root" in said) == (4, True), said
 
 
-def test_it_refuses_without_dnsmasq(lab: Guarded) -> None:
+def test_resolver_without_dnsmasq_is_refused(lab: Guarded) -> None:
     program = lab.lab.node.run(["sh", "-c", "command -v dnsmasq"]).stdout.strip()
     lab.lab.node.run(["mount", "--bind", "/dev/null", program])
     try:
@@ -104,7 +104,7 @@ def test_it_refuses_without_dnsmasq(lab: Guarded) -> None:
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_it_refuses_where_its_port_is_taken(lab: Guarded, address: str, kind: int) -> None:
+def test_resolver_with_port_in_use_is_refused(lab: Guarded, address: str, kind: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with lab.lab.node.socket(family, kind) as taken:
         taken.bind((address, 54))
@@ -115,7 +115,7 @@ def test_it_refuses_where_its_port_is_taken(lab: Guarded, address: str, kind: in
     assert leftovers(lab) == []
 
 
-def test_it_refuses_a_user_without_a_name(lab: Guarded) -> None:
+def test_resolver_with_user_without_name_is_refused(lab: Guarded) -> None:
     lab.file.write_text(gluon(lab.lab).replace("[uplink.wan.resolver]", "[uplink.wan.resolver]\nuser = 61234"))
     try:
         lab.apply()
@@ -128,7 +128,7 @@ def test_it_refuses_a_user_without_a_name(lab: Guarded) -> None:
 
 
 def dnsmasqs() -> list[int]:
-    """The process ids of the resolver's dnsmasq; to be called inside."""
+    """Return the process ids of the resolver's dnsmasq. Runs inside the node."""
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -138,7 +138,7 @@ def dnsmasqs() -> list[int]:
 
 
 def leftovers(made: Guarded) -> list[str]:
-    """Processes, files and cgroups of the resolver that outlived it."""
+    """Return processes, files and cgroups that the resolver left behind."""
     (state,) = made.lab.node.outside(STATE).iterdir()
     folders = [str(path) for path in state.glob("resolver-wan*") if path.suffix != ".lock"]
     cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{state.name}-wan")]
@@ -149,7 +149,7 @@ def leftovers(made: Guarded) -> list[str]:
 
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_its_questions_leave_marked(running: Guarded, tcp: bool) -> None:
+def test_resolver_queries_leave_marked(running: Guarded, tcp: bool) -> None:
     running.lab.wan.drain(), running.lab.mesh_sniffer.drain()
     with watching(running.lab) as watch:
         for family in (4, 6):
@@ -162,7 +162,7 @@ def test_its_questions_leave_marked(running: Guarded, tcp: bool) -> None:
     assert [frame for frame in running.lab.mesh_sniffer.frames() if frame.dport == 53] == []
 
 
-def test_it_ends_when_asked_and_leaves_nothing(lab: Guarded) -> None:
+def test_resolver_after_sigterm_leaves_nothing(lab: Guarded) -> None:
     lab.start_resolver()
     assert ask(lab) == [at.WHO_AT_HOME[4]]
     assert leftovers(lab) != [], "inconclusive"
@@ -171,7 +171,7 @@ def test_it_ends_when_asked_and_leaves_nothing(lab: Guarded) -> None:
     assert ask(lab) == "ECONNREFUSED"
 
 
-def test_a_new_lease_takes_effect(running: Guarded) -> None:
+def test_resolver_follows_new_lease(running: Guarded) -> None:
     assert ask(running) == [at.WHO_AT_HOME[4]]
     other = running.lab.neighbour.popen(  # another server in the home's network
         ["dnsmasq", "--conf-file=/dev/null", "-k", "--pid-file", "--user=root", "--no-resolv", "--no-hosts",
@@ -184,8 +184,8 @@ def test_a_new_lease_takes_effect(running: Guarded) -> None:
     other.kill()
 
 
-def test_a_link_local_server_is_asked_by_the_wan(running: Guarded) -> None:
-    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")  # nobody answers there, or another
+def test_resolver_queries_link_local_server_by_wan(running: Guarded) -> None:
+    write_lease(running, f"nameserver {at.NEIGHBOUR[4]}\n")  # no server answers there, or another one
     wait_until(lambda: ask(running) != [at.WHO_AT_HOME[4]], 5, "the end of the old server")
     write_lease(running, f"nameserver {at.HOME_LINK_LOCAL}\n")
     with watching(running.lab) as watch:
@@ -193,7 +193,7 @@ def test_a_link_local_server_is_asked_by_the_wan(running: Guarded) -> None:
         assert watch.unmarked == 0
 
 
-def test_without_a_server_it_refuses(running: Guarded) -> None:
+def test_resolver_without_server_answers_refused(running: Guarded) -> None:
     before = running.resolver_log().count("none yet")
     write_lease(running, "")
     wait_until(lambda: ask(running) == "refused", 5, "a refusal")
@@ -205,7 +205,7 @@ def test_without_a_server_it_refuses(running: Guarded) -> None:
     wait_until(lambda: ask(running) == [at.WHO_AT_HOME[4]], 5, "the server's return")
 
 
-def test_it_starts_without_a_lease_and_waits(lab: Guarded) -> None:
+def test_resolver_without_lease_starts_and_waits(lab: Guarded) -> None:
     lease = lab.lab.lease()
     lab.lab.node.outside(lab.lab.wan_lease).unlink()
     try:
@@ -218,7 +218,7 @@ def test_it_starts_without_a_lease_and_waits(lab: Guarded) -> None:
         write_lease(lab, lease)
 
 
-def test_bad_words_in_a_lease_are_left_out_and_said(running: Guarded) -> None:
+def test_resolver_skips_and_reports_invalid_lease_entries(running: Guarded) -> None:
     own = at.NODE_MESH[4]
     words = ("127.0.0.1", "::1", own, "no.address", at.HOME[4])
     write_lease(running, "".join(f"nameserver {word}\n" for word in words))
@@ -231,7 +231,7 @@ def test_bad_words_in_a_lease_are_left_out_and_said(running: Guarded) -> None:
     assert f"'{own}' left out: address of this host" in log
 
 
-def test_a_second_one_is_refused_and_the_first_goes_on(running: Guarded) -> None:
+def test_resolver_second_instance_is_refused(running: Guarded) -> None:
     status, said = refused(running)
     assert status != 0
     assert re.search("in use|runs already", said), said
@@ -240,7 +240,7 @@ def test_a_second_one_is_refused_and_the_first_goes_on(running: Guarded) -> None
     wait_until(lambda: ask(running) == "refused", 5, "the first one's next lease")
 
 
-def test_it_can_start_again_after_it_was_killed(lab: Guarded) -> None:
+def test_resolver_restarts_after_kill(lab: Guarded) -> None:
     lab.start_resolver()
     assert lab._resolver is not None
     lab._resolver.send_signal(signal.SIGKILL)
@@ -256,7 +256,7 @@ def test_it_can_start_again_after_it_was_killed(lab: Guarded) -> None:
     assert leftovers(lab) == []
 
 
-def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
+def test_resolver_reports_end_of_dnsmasq(lab: Guarded) -> None:
     lab.start_resolver()
     assert lab._resolver is not None
     (child,) = lab.lab.node.call(dnsmasqs)
@@ -267,8 +267,8 @@ def test_it_ends_loudly_when_dnsmasq_ends(lab: Guarded) -> None:
     assert leftovers(lab) == []
 
 
-def test_it_does_without_an_address_that_is_not_there(lab: Guarded) -> None:
-    """On a machine without IPv6 there is no ::1, and the service's names still come by 127.0.0.1."""
+def test_resolver_without_ipv6_serves_ipv4(lab: Guarded) -> None:
+    """A machine without IPv6 has no ::1; the service still gets names by 127.0.0.1."""
     lab.lab.node.sysctl("net/ipv6/conf/lo/disable_ipv6", 1)
     try:
         lab.start_resolver()

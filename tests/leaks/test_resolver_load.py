@@ -1,4 +1,4 @@
-"""The resolver under load, while its servers change, one of them lies and the link goes: nothing leaks, nothing is lost."""
+"""The resolver under load, while its servers change, one of them lies and the link fails: no leak, no lost query."""
 
 import socket
 import struct
@@ -41,7 +41,7 @@ LISTS = (  # each differs from the next, and one begins with a server that is no
 
 @pytest.fixture(scope="module")
 def storm() -> Iterator[Guarded]:
-    """A home where one DNS server tells the truth and another one lies, about any name; both are slow."""
+    """Home with one correct DNS server and one that gives false answers for any name; both are slow."""
     with guarded_lab(resolver=True) as made:
         neighbour = made.lab.neighbour
         neighbour.ip(f"addr add {HONEST[0]}/24 dev eth0", f"addr add {HONEST[1]}/64 dev eth0 nodad")
@@ -58,20 +58,20 @@ def ask(made: Guarded, gid: int = SERVICE_GID, port: int = 53) -> list[str] | st
 
 
 def listed(made: Guarded, servers: tuple[str, ...]) -> None:
-    """As a DHCP client does: a new file in the old one's place."""
+    """Replace the server list by a new file, as a DHCP client does."""
     new = made.lab.node.outside(f"{made.lab.wan_lease}.new")
     new.write_text("".join(f"nameserver {one}\n" for one in servers))
     new.replace(made.lab.node.outside(made.lab.wan_lease))
 
 
 def asked_of_the_machines_own(made: Guarded) -> int:
-    """Queries below DOMAIN that came to the node's primary resolver, on port 53."""
+    """Return the queries below DOMAIN that reached the node's primary resolver, on port 53."""
     log = made.lab.node.outside("/run/lab/dnsmasq.log").read_text()
     return sum(DOMAIN in line and " query[" in line for line in log.splitlines())
 
 
-class Askers(threading.Thread):
-    """The service, which asks port 53, and somebody else, who asks the resolver's own port; both in the node."""
+class QueryLoad(threading.Thread):
+    """The service, which queries port 53, and another user, who queries the resolver's own port; both in the node."""
 
     def __init__(self, made: Guarded, seconds: float) -> None:
         super().__init__()
@@ -101,20 +101,20 @@ def figures(asked: list[Asked]) -> str:
     return f"{len(asked)} queries: {dict(answers)}; slowest {waits[-1] * 1000:.0f} ms" if waits else f"{dict(answers)}"
 
 
-def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resolver_server_change_loses_no_query(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     storm.lab.wan.drain(), storm.lab.mesh_sniffer.drain()
     primary, changes = asked_of_the_machines_own(storm), storm.resolver_log().count("servers of uplink")
     with watching(storm.lab) as watch:
-        askers = Askers(storm, SECONDS)
+        askers = QueryLoad(storm, SECONDS)
         for number in range(CHANGES):
             time.sleep(SECONDS / (CHANGES + 2))
             listed(storm, LISTS[(number + 1) % len(LISTS)])
         askers.join()
         assert (watch.unmarked, watch.stray) == (0, 0)
-    told = storm.resolver_log().count("servers of uplink") - changes
+    lists = storm.resolver_log().count("servers of uplink") - changes
     with capsys.disabled():
-        print(f"\n{told} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
-    assert told >= CHANGES / 2  # on a busy machine two changes may be seen as one
+        print(f"\n{lists} lists; the service: {figures(askers.service)}; others: {figures(askers.others)}")
+    assert lists >= CHANGES / 2  # on a busy machine two changes may be seen as one
     assert len(askers.service) == RATE * SECONDS
     lost = [one for one in askers.service if one.answer not in ([TRUTH], [LIE])]
     assert lost == [], figures(askers.service)
@@ -127,14 +127,14 @@ def test_no_query_is_lost_to_a_change_of_the_list(storm: Guarded, capsys: pytest
     assert storm.lab.wan.dropped == storm.lab.mesh_sniffer.dropped == 0
 
 
-def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resolver_flapping_link_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
     primary, seconds = asked_of_the_machines_own(storm), 7
     storm.lab.mesh_sniffer.drain()
     downs: list[tuple[float, float]] = []
     listed(storm, LISTS[1])
     wait_until(lambda: ask(storm) == [LIE], 5, "the list")
     with watching(storm.lab) as watch:
-        askers = Askers(storm, seconds)
+        askers = QueryLoad(storm, seconds)
         for number in range(3):
             time.sleep(0.9)
             begin = time.monotonic()
@@ -161,7 +161,7 @@ def test_a_link_that_flaps_leaks_nothing(storm: Guarded, capsys: pytest.CaptureF
 
 
 def flags(name: str, do: bool) -> tuple[bool, bool, int]:
-    """AD of the answer, DO of its OPT record, and its size field; asked of the resolver by the calling process."""
+    """Return AD of the answer, DO of its OPT record, and its size field, as the calling process gets them."""
     options = struct.pack("!BHHBBHH", 0, 41, 4096, 0, 0, 0x8000 if do else 0, 0)
     query = dns_message.query(name, 4, 7)[:10] + b"\0\1" + dns_message.query(name, 4, 7)[12:] + options
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as channel:
@@ -176,19 +176,19 @@ def flags(name: str, do: bool) -> tuple[bool, bool, int]:
     return bool(answer[3] & 0x20), bool(bits & 0x8000), size
 
 
-def test_dnssec_passes_through(storm: Guarded) -> None:
-    """The server says AD where it is asked for DNSSEC, and the resolver neither adds nor takes away."""
+def test_resolver_passes_dnssec_flags(storm: Guarded) -> None:
+    """The server sets AD if the query has DO, and the resolver changes neither flag."""
     for do in (True, False):
         found = storm.lab.node.call(flags, f"secure.{DOMAIN}", do, gid=SERVICE_GID)
         assert found[:2] == (do, do)
         assert 512 <= found[2] <= 1232  # larger answers would be fragments
 
 
-def test_the_counts_above_would_see_a_leak(storm: Guarded) -> None:
-    """The positive controls: a query that goes to the machine's own resolver, and one that leaves unmarked."""
+def test_control_leaked_queries_are_counted(storm: Guarded) -> None:
+    """Positive controls: a query to the machine's own resolver, and an unmarked query that leaves."""
     primary = asked_of_the_machines_own(storm)
     ask(storm, gid=OTHER_GID)
-    wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of somebody else")
+    wait_until(lambda: asked_of_the_machines_own(storm) > primary, 5, "the query of another user")
     with storm.off():
         wan_routes_in_main(storm.lab)
         try:

@@ -1,4 +1,4 @@
-"""Real DHCP clients, router advertisements and the files that they leave: the resolver learns from each of them."""
+"""Real DHCP clients, router advertisements and their files: the resolver learns servers from each of them."""
 
 import contextlib
 import json
@@ -50,13 +50,13 @@ group = 800
 
 
 class Home:
-    """A router with DHCP, DHCPv6 and router advertisements, all by dnsmasq, and a machine that is no guarded one."""
+    """Router with DHCP, DHCPv6 and router advertisements, all by dnsmasq, and a machine without a guard."""
 
     def __init__(self, router: Namespace, machine: Namespace) -> None:
         self.router, self.machine = router, machine
 
     def show(self, source: str) -> dict:
-        """What `resolver --show` prints of the uplink."""
+        """Return the output of `resolver --show` for the uplink."""
         self.machine.outside("/run/policy.toml").write_text(POLICY.format(source=source))
         done = self.machine.run([PROGRAM, "resolver", "--show", "--json", "/run/policy.toml"], env=ENVIRONMENT)
         found: dict = json.loads(done.stdout)["wan"]
@@ -67,7 +67,7 @@ class Home:
         return found
 
     def folder(self, path: str) -> None:
-        """An empty folder of the machine's own in the place of one that everybody has."""
+        """Put an empty directory of the machine in place of a shared directory."""
         own = f"/run/folders{path}"
         self.machine.outside(own).mkdir(parents=True)
         self.machine.run(["mount", "--bind", own, path])
@@ -103,7 +103,7 @@ def needs(*programs: str) -> None:
 # Programs
 
 
-def test_dhclient(home: Home) -> None:
+def test_resolver_reads_lease_of_dhclient(home: Home) -> None:
     needs("dhclient")
     home.folder("/var/lib/dhcp")
     nothing = home.script("nothing", "exit 0")
@@ -117,7 +117,7 @@ def test_dhclient(home: Home) -> None:
     assert home.servers("dhclient") == SIX
 
 
-def test_dhcpcd(home: Home) -> None:
+def test_resolver_reads_lease_of_dhcpcd(home: Home) -> None:
     needs("dhcpcd")
     home.folder("/var/lib/dhcpcd")
     options = "option domain_name_servers, dhcp6_name_servers"  # as the file that it comes with asks for
@@ -126,7 +126,7 @@ def test_dhcpcd(home: Home) -> None:
     wait_until(lambda: sorted(home.servers("dhcpcd")) == sorted(FOUR + SIX), 20, "both leases")
 
 
-def test_udhcpc_with_our_hook(home: Home) -> None:
+def test_resolver_reads_lease_of_udhcpc_hook(home: Home) -> None:
     client = home.machine.popen([*([own] if (own := tool("udhcpc")) else ["busybox", "udhcpc"]), "-f", "-i", DEVICE,
                                  "-s", str(ROOT / "hooks/udhcpc"), "-t", "20", "-T", "1"])  # fmt: skip
     wait_until(lambda: home.servers("udhcpc") == FOUR, 15, "a lease")
@@ -137,7 +137,7 @@ def test_udhcpc_with_our_hook(home: Home) -> None:
 
 
 @pytest.mark.parametrize("device", ["", "../x", "a/b", ".."])
-def test_our_hook_writes_nowhere_else(home: Home, device: str) -> None:
+def test_udhcpc_hook_writes_lease_file_only(home: Home, device: str) -> None:
     hook = str(ROOT / "hooks/udhcpc")
     for event in ("bound", "renew", "deconfig", "nonsense"):
         home.machine.run([hook, event], env={"interface": device, "dns": "192.0.2.1"})
@@ -145,8 +145,8 @@ def test_our_hook_writes_nowhere_else(home: Home, device: str) -> None:
 
 
 @pytest.mark.parametrize("use", ["yes", "no"])
-def test_networkd(home: Home, use: str) -> None:
-    """With UseDNS=no its file still says what DHCPv4 brought; the rest is then for `ra` to hear."""
+def test_resolver_reads_lease_of_networkd(home: Home, use: str) -> None:
+    """With UseDNS=no its file still has the servers of DHCPv4; those of IPv6 come from `ra`."""
     networkd = "/lib/systemd/systemd-networkd"
     needs(networkd)
     off = "".join(f"[{one}]\nUseDNS={use}\n" for one in ("DHCPv4", "DHCPv6", "IPv6AcceptRA"))
@@ -173,8 +173,8 @@ def test_networkd(home: Home, use: str) -> None:
 # Router advertisements
 
 
-def test_a_router_is_asked_and_heard_by_root_alone(home: Home) -> None:
-    """The kernel takes no advertisements here (accept_ra 0), and they are heard all the same."""
+def test_router_solicitation_works_as_root_only(home: Home) -> None:
+    """The kernel takes no advertisements here (accept_ra 0), and nftpolicy receives them all the same."""
     assert home.machine.run(["cat", f"/proc/sys/net/ipv6/conf/{DEVICE}/accept_ra"]).stdout == "0\n"
     with Sniffer(home.router, "lan") as seen:
         assert home.servers("ra") == SIX
@@ -184,13 +184,16 @@ def test_a_router_is_asked_and_heard_by_root_alone(home: Home) -> None:
     assert "only root can receive router advertisements" in done.stdout
 
 
-def test_no_router_is_asked_where_the_policy_lets_no_question_out(home: Home) -> None:
+def test_router_solicitation_without_exemption_is_not_sent(home: Home) -> None:
     policy = POLICY.format(source="ra").replace('exempt = ["ndp", "dhcpv4", "dhcpv6"]', "exempt = []")
     home.machine.outside("/run/policy.toml").write_text(policy)
     with Sniffer(home.router, "lan") as seen:
         home.machine.run([PROGRAM, "resolver", "--show", "/run/policy.toml"], env=ENVIRONMENT)
         assert [frame for frame in seen.frames() if frame.icmp_type == 133] == []
-    assert "no router solicitation can be sent" in home.machine.run([PROGRAM, "check", "/run/policy.toml"], env=ENVIRONMENT).stderr
+    assert (
+        "no router solicitation can be sent"
+        in home.machine.run([PROGRAM, "check", "/run/policy.toml"], env=ENVIRONMENT).stderr
+    )
 
 
 def by_ra(lab: Lab) -> str:
@@ -229,7 +232,7 @@ def without_the_routers_own(made: Guarded) -> Iterator[None]:
         made.lab.home.nft("delete table ip6 own")
 
 
-def test_the_resolver_follows_router_advertisements(hearing: Guarded) -> None:
+def test_resolver_follows_router_advertisements(hearing: Guarded) -> None:
     with watching(hearing.lab) as watch:
         wait_until(lambda: ask(hearing) == [at.WHO_AT_HOME[4]], 10, "the router's answer to a solicitation")
         with without_the_routers_own(hearing):
@@ -247,7 +250,7 @@ def test_the_resolver_follows_router_advertisements(hearing: Guarded) -> None:
         assert (watch.unmarked, watch.stray) == (0, 0)
 
 
-def test_a_link_that_comes_back_is_another_network(hearing: Guarded) -> None:
+def test_resolver_forgets_servers_after_link_loss(hearing: Guarded) -> None:
     announce(hearing, 600, at.HOME[6])
     wait_until(lambda: ask(hearing) == [at.WHO_AT_HOME[4]], 10, "a server")
     before = hearing.resolver_log().count("none yet")
@@ -260,7 +263,7 @@ def test_a_link_that_comes_back_is_another_network(hearing: Guarded) -> None:
 # The machine's own resolver
 
 
-def test_the_watch_tells_of_the_uplinks_servers_in_resolv_conf(hearing: Guarded) -> None:
+def test_watch_reports_uplink_servers_in_resolv_conf(hearing: Guarded) -> None:
     resolv = hearing.lab.node.outside("/etc/resolv.conf")
     good = resolv.read_text()
     log = hearing.lab.node.outside("/run/lab/watch.log")

@@ -1,4 +1,4 @@
-"""D10, F1-F3: learned routes end in the uplink's table alone, whoever learned them, and nothing leaves meanwhile."""
+"""D10, F1-F3: learned routes end in the uplink's table only, from every source, and nothing leaks meanwhile."""
 
 import json
 import socket
@@ -48,8 +48,9 @@ def watched(made: Guarded) -> Iterator[Watched]:
 
 
 def routes(made: Guarded, family: int) -> dict[str, list[str]]:
-    """Table -> routes over the WAN, as ip tells them: destination and gateway. Those that the ladder needs in main,
-    and the kernel's own, are left out."""
+    """Return table -> routes by the WAN (destination and gateway), without those that the ip rules need
+    in main and the kernel's own.
+    """
     text = made.lab.node.run(["ip", f"-{family}", "-j", "-N", "route", "show", "table", "all", "dev", at.WAN]).stdout
     found: dict[str, list[str]] = {}
     for one in json.loads(text):
@@ -76,7 +77,7 @@ def in_order(made: Guarded, family: int, *destinations: str) -> None:
 
 
 def unmarked(made: Guarded) -> list[str]:
-    """What of the unmarked probes left by the WAN; those by the mesh must get there, or the routes drew them."""
+    """Return the unmarked probes that left by the WAN; those by the mesh must arrive, or the routes attracted them."""
     which = [leak_probes.Probe("udp", family, marked=False) for family in at.FAMILIES]
     run = run_probes(made.lab, which)
     assert len(run.mesh) == len(which), "what is not marked goes by the mesh as if nothing had come"
@@ -87,7 +88,7 @@ def marked_by_the_wan(made: Guarded) -> list[str]:
     return sorted(str(sent.probe) for sent in run_probes(made.lab, MARKED).wan)
 
 
-def test_routes_by_dhcp_end_in_the_table_alone(made: Guarded, watched: Watched) -> None:
+def test_dhcp_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -> None:
     lab = made.lab
     with watching(lab) as watch, flooding(lab):
         for _ in range(2):
@@ -100,8 +101,8 @@ def test_routes_by_dhcp_end_in_the_table_alone(made: Guarded, watched: Watched) 
     assert "udp/ipv4/marked" in marked_by_the_wan(made)
 
 
-def test_without_the_keeper_they_are_in_main(made: Guarded) -> None:
-    """The control of the tests here: the same machine, where `watch` leaves routes alone."""
+def test_control_without_route_keeper_routes_are_in_main(made: Guarded) -> None:
+    """Control of these tests: the same machine, with a `watch` that leaves routes unchanged."""
     with Watched(made, "--leave-routes"):
         made.lab.wan_down()
         made.lab.wan_up()
@@ -111,7 +112,7 @@ def test_without_the_keeper_they_are_in_main(made: Guarded) -> None:
             unmarked(made)  # nothing leaves, but nothing arrives by the mesh either
 
 
-def test_routes_by_router_advertisement_end_in_the_table_alone(made: Guarded, watched: Watched) -> None:
+def test_advertised_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -> None:
     lab = made.lab
 
     def attack() -> None:
@@ -131,7 +132,7 @@ def expiry(made: Guarded, destination: str) -> int:
     return next(one["expires"] for one in json.loads(text) if "expires" in one)
 
 
-def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched) -> None:
+def test_advertised_route_keeps_and_renews_lifetime(made: Guarded, watched: Watched) -> None:
     lab = made.lab
     lab.node.ip(f"-6 route flush table {TABLE} proto ra")
     for lifetime in (20, 900):
@@ -142,8 +143,8 @@ def test_a_router_s_lifetime_is_kept_and_renewed(made: Guarded, watched: Watched
         in_order(made, 6, "default")
 
 
-def test_an_address_brings_its_network_which_settles_in_the_table(made: Guarded, watched: Watched) -> None:
-    """F3: the kernel's own route. It is in the table at once, and in main for as long as it takes to add a gateway."""
+def test_route_of_new_address_ends_in_uplink_table(made: Guarded, watched: Watched) -> None:
+    """F3: the kernel's own route. It is in the table at once, and in main until the gateway is added."""
     node, net = made.lab.node, at.SERVER_NET[4]  # whom the probes are for
     with watching(made.lab) as watch, flooding(made.lab):
         node.ip(f"addr add 198.51.100.77/25 dev {at.WAN}", f"route add 198.18.0.0/15 via 198.51.100.66 dev {at.WAN}")
@@ -159,7 +160,7 @@ def test_an_address_brings_its_network_which_settles_in_the_table(made: Guarded,
 
 
 def marked_to(made: Guarded, address: str) -> str:
-    """How a marked packet looks for this neighbour on the WAN: "arp", or "" if it does not."""
+    """Return the form of a marked packet to this neighbour on the WAN: "arp", or "" for none."""
     made.lab.wan.drain()
     made.lab.node.call(send, address, 1, gid=SERVICE_GID, keep_caps=True)
     asked = made.lab.wan.wait_for(lambda frame: frame.ethertype == 0x0806 and frame.daddr == address, 1)
@@ -172,7 +173,7 @@ def send(address: str, mark: int) -> None:
         made.sendto(b"to a neighbour", (address, 9))
 
 
-def test_a_program_that_puts_its_route_back_is_no_endless_loop(made: Guarded, watched: Watched) -> None:
+def test_route_keeper_against_other_program_backs_off(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     route = f"192.88.99.0/24 via {at.HOME[4]} dev {at.WAN} onlink"
     before = watched.resources()
@@ -183,11 +184,11 @@ def test_a_program_that_puts_its_route_back_is_no_endless_loop(made: Guarded, wa
     in_order(made, 4, "192.88.99.0/24")
     assert watched.resources().cpu - before.cpu < 2
     moved = [one for one in watched.events("route-moved") if "192.88.99.0" in str(one)]
-    assert len(moved) == 1, "it is told once, and then as a fight"
+    assert len(moved) == 1, "it is reported once, and then as a conflict"
     node.ip(f"route del 192.88.99.0/24 table {TABLE}")
 
 
-def test_routes_of_others_and_what_can_not_be_moved_stay(made: Guarded, watched: Watched) -> None:
+def test_route_keeper_leaves_foreign_routes(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     others = [f"192.88.97.0/24 via {at.GATEWAY[4]} dev {at.MESH}", "unreachable 192.88.98.0/24"]
     mixed = f"192.88.96.0/24 nexthop via {at.HOME[4]} dev {at.WAN} onlink nexthop via {at.GATEWAY[4]} dev {at.MESH}"
@@ -208,12 +209,12 @@ def test_routes_of_others_and_what_can_not_be_moved_stay(made: Guarded, watched:
     node.ip(*(f"route del 192.88.{one}.0/24 table {TABLE}" for one in (94, 95)))
 
 
-def test_status_names_what_is_not_in_its_table(made: Guarded) -> None:
+def test_status_names_misplaced_routes(made: Guarded) -> None:
     made.lab.node.ip(f"route add 192.88.93.0/24 via {at.HOME[4]} dev {at.WAN} onlink")
     said = made.nftpolicy("status", check=False)
     assert "192.88.93.0/24 via 192.0.2.1 dev br-wan" in said.stderr
-    told: dict[str, Any] = json.loads(made.nftpolicy("status", "--json", check=False).stdout)
-    assert any("192.88.93.0/24" in one for one in told["strays"])
+    status: dict[str, Any] = json.loads(made.nftpolicy("status", "--json", check=False).stdout)
+    assert any("192.88.93.0/24" in one for one in status["strays"])
     with Watched(made):  # what is there when it begins is moved too
         in_order(made, 4, "192.88.93.0/24")
     assert "192.88.93.0" not in made.nftpolicy("status", check=False).stderr

@@ -1,4 +1,4 @@
-"""`nftpolicy run`: whatever a program is made of, its sockets wear the mark; and it is not started if they would not."""
+"""`nftpolicy run`: the sockets of every kind of program carry the mark, or the program is not started."""
 
 import contextlib
 import os
@@ -82,7 +82,7 @@ def policy(lab: Lab, tree: str) -> str:
 
 @pytest.fixture(scope="module")
 def made(tree: str) -> Iterator[Guarded]:
-    """The worst neighbour: the WAN's routes are in main too, and only the guard stops what is not marked."""
+    """Node with the WAN's routes in main too: only the guard stops unmarked packets."""
     with guarded_lab(lambda lab: policy(lab, tree), resolver=True) as guarded:
         wan_routes_in_main(guarded.lab)
         yield guarded
@@ -90,7 +90,7 @@ def made(tree: str) -> Iterator[Guarded]:
 
 @pytest.fixture(scope="module")
 def opens(made: Guarded, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The program in C, as the node sees it; also as opens-root, which is setuid root."""
+    """Program in C, as the node sees it; also as opens-root, which is setuid root."""
     built = native_client.build(tmp_path_factory.mktemp("native"))
     for name, mode in (("opens", 0o755), ("opens-root", 0o755 | stat.S_ISUID)):
         file = made.lab.node.outside(f"/run/lab/{name}")
@@ -106,7 +106,7 @@ def run(made: Guarded, *words: str, service: str = "fastd", check: bool = True) 
 
 
 def refused(made: Guarded, *words: str, uid: int | None = None) -> tuple[int, str]:
-    """Exit status and the one line that is said."""
+    """Return exit status and the one line of standard error."""
     done = made.nftpolicy("run", *words, check=False, uid=uid)
     assert (done.stdout, done.stderr.count("\n"), "Traceback" in done.stderr) == ("", 1, False), done.stderr
     return done.returncode, done.stderr
@@ -131,7 +131,7 @@ def command(which: str, opens: str, payload: str) -> list[str]:
 
 
 def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str]]:
-    """The source addresses with which a payload came to the home, and with which it came to the mesh."""
+    """Return the source addresses with which a payload reached the home, and the mesh."""
 
     def seen(sniffer) -> set[str]:  # type: ignore[no-untyped-def]
         return {str(frame.saddr) for frame in sniffer.frames() if payload.encode() in frame.payload}
@@ -141,7 +141,7 @@ def arrived(made: Guarded, payload: str, wanted: int) -> tuple[set[str], set[str
 
 
 @pytest.mark.parametrize("which", MADE_OF)
-def test_B1_whatever_the_program_is_its_sockets_are_marked(made: Guarded, opens: str, which: str) -> None:
+def test_B1_run_marks_sockets_of_every_program_kind(made: Guarded, opens: str, which: str) -> None:
     payload = uuid.uuid4().hex
     said = run(made, *command(which, opens, payload)).stdout.splitlines()
     if which == "io_uring" and {line.split()[1] for line in said} <= {"EPERM", "ENOSYS", "EINVAL"}:
@@ -152,15 +152,15 @@ def test_B1_whatever_the_program_is_its_sockets_are_marked(made: Guarded, opens:
 
 
 @pytest.mark.parametrize("which", MADE_OF)
-def test_B1_the_same_program_outside_is_dropped(made: Guarded, opens: str, which: str) -> None:
-    """With the service's group, even: what is not marked does not leave."""
+def test_B1_program_outside_run_is_dropped(made: Guarded, opens: str, which: str) -> None:
+    """Unmarked packets do not leave, even with the service's group."""
     payload = uuid.uuid4().hex
     done = made.lab.node.run(command(which, opens, payload), gid=SERVICE_GID)
     assert done.stdout.splitlines() in (["0 EPERM", "0 EPERM"], ["no EPERM"] * 2)
     assert arrived(made, payload, 0) == (set(), set())
 
 
-def test_the_control_without_the_guard_all_of_them_leave(made: Guarded, opens: str) -> None:
+def test_control_without_guard_every_program_leaks(made: Guarded, opens: str) -> None:
     with made.off():
         for which in MADE_OF:
             payload = uuid.uuid4().hex
@@ -171,7 +171,7 @@ def test_the_control_without_the_guard_all_of_them_leave(made: Guarded, opens: s
     made.start_resolver()
 
 
-def test_python_tcp_and_ping_sockets_leave_by_the_wan(made: Guarded) -> None:
+def test_run_python_tcp_and_ping_leave_by_wan(made: Guarded) -> None:
     text = (
         "import socket\n"
         f"for address in {BOTH!r}:\n"
@@ -182,8 +182,8 @@ def test_python_tcp_and_ping_sockets_leave_by_the_wan(made: Guarded) -> None:
     assert said == [f"{made.lab.wan_address(family)} 1" for family in (4, 6)]
 
 
-def test_multipath_tcp_is_marked_or_dropped(made: Guarded) -> None:
-    """Its subflows are sockets of the kernel, which no sock_create program sees, and SO_MARK alone is handed to them."""
+def test_run_multipath_tcp_is_marked_or_dropped(made: Guarded) -> None:
+    """Its subflows are sockets of the kernel, which no sock_create program sees; they inherit only SO_MARK."""
     text = (
         "import errno, socket, sys\n"
         "try: one = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)\n"
@@ -201,7 +201,7 @@ def test_multipath_tcp_is_marked_or_dropped(made: Guarded) -> None:
     assert by_itself == made.lab.wan_address(4), "the control: with SO_MARK its subflows are marked"
 
 
-def test_names_are_those_of_the_home(made: Guarded) -> None:
+def test_run_gets_names_from_wan(made: Guarded) -> None:
     text = f"import socket; print(sorted({{one[4][0] for one in socket.getaddrinfo({at.WHO!r}, 1)}}))"
     outside = made.lab.node.run(["python3", "-c", text])
     assert outside.stdout.strip() == str(sorted(at.WHO_IN_MESH.values())), "the control"
@@ -211,19 +211,19 @@ def test_names_are_those_of_the_home(made: Guarded) -> None:
 # --- identity -----------------------------------------------------------------------------
 
 
-def test_group_and_supplementary_groups(made: Guarded) -> None:
+def test_run_sets_group_and_supplementary_groups(made: Guarded) -> None:
     assert run(made, "id", "-u").stdout == "0\n"
     argv = [PROGRAM, "run", "fastd", "--", "id", "-G"]
     assert made.lab.node.run(["id", "-G"], groups=[0, 4, OTHER_GID]).stdout == f"0 4 {OTHER_GID}\n", "the control"
     assert made.lab.node.run(argv, groups=[0, 4, OTHER_GID], env=ENVIRONMENT).stdout == f"{SERVICE_GID}\n"
 
 
-def test_a_user_without_an_account(made: Guarded) -> None:
+def test_run_user_without_account_has_group_of_service(made: Guarded) -> None:
     assert run(made, "sh", "-c", "id -u; id -G", service="mail").stdout == "8025\n65534\n"
 
 
-def test_a_user_with_an_account_gets_its_groups_and_home(made: Guarded, tree: str) -> None:
-    """daemon and www-data of Debian, or whoever is there, with a number that is no other service's."""
+def test_run_user_with_account_has_groups_and_home(made: Guarded, tree: str) -> None:
+    """The account is any with a user id that no other service has, such as daemon of Debian."""
     import pwd
 
     user = next(one for one in pwd.getpwall() if one.pw_uid not in (0, 65534) and one.pw_gid)
@@ -239,7 +239,7 @@ def test_a_user_with_an_account_gets_its_groups_and_home(made: Guarded, tree: st
 
 
 def _sender(path: str | None, gid: int, payload: bytes, hand_to: int | None = None) -> list[str]:
-    """As a process in the cgroup `path`, or in none, with group `gid`: open a socket, send, perhaps through another."""
+    """Open a socket and send, perhaps through another process, in cgroup `path` (None: unchanged) with group `gid`."""
     if path is not None:
         groups.enter(path, 1, 1)
     os.setgroups([])
@@ -253,7 +253,7 @@ def _sender(path: str | None, gid: int, payload: bytes, hand_to: int | None = No
 
 
 def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> str:
-    """Send here, or in a process of another group that is handed the socket (SCM_RIGHTS)."""
+    """Send here, or in a process of another group that gets the socket (SCM_RIGHTS)."""
     if gid is None:
         try:
             one.sendto(payload, (address, DISCARD))
@@ -275,8 +275,8 @@ def _send(one: socket.socket, gid: int | None, payload: bytes, address: str) -> 
     return here.recv(100).decode()
 
 
-def test_B3_a_socket_that_is_handed_on_takes_its_right_with_it(made: Guarded, tree: str) -> None:
-    """Mark and group are those of who opened it: whoever holds the descriptor may use the uplink."""
+def test_B3_passed_socket_keeps_entitlement(made: Guarded, tree: str) -> None:
+    """Mark and group are those of the opener: each holder of the descriptor may use the uplink."""
     payload = uuid.uuid4().hex
     path = f"{tree}/fastd"
     said = made.lab.node.call(_sender, path, SERVICE_GID, payload.encode(), OTHER_GID, keep_caps=True)
@@ -289,9 +289,7 @@ def test_B3_a_socket_that_is_handed_on_takes_its_right_with_it(made: Guarded, tr
     [(True, SERVICE_GID, "1 sent"), (True, OTHER_GID, "1 1"), (False, SERVICE_GID, "0 1"), (False, OTHER_GID, "0 1")],
     ids=["of the service", "a stranger's group inside", "the service's group outside", "a stranger outside"],
 )
-def test_B4_both_are_needed_the_cgroup_for_the_mark_and_the_group_for_the_right(
-    made: Guarded, tree: str, inside: bool, gid: int, said: str
-) -> None:
+def test_B4_uplink_requires_cgroup_and_group(made: Guarded, tree: str, inside: bool, gid: int, said: str) -> None:
     payload = uuid.uuid4().hex
     before = made.counters()["inet/wan.unentitled"]
     path = f"{tree}/fastd" if inside else None
@@ -305,7 +303,7 @@ def test_B4_both_are_needed_the_cgroup_for_the_mark_and_the_group_for_the_right(
 # --- the process --------------------------------------------------------------------------
 
 
-def test_it_is_the_program_itself_in_the_cgroup(made: Guarded, tree: str) -> None:
+def test_run_executes_program_in_cgroup(made: Guarded, tree: str) -> None:
     process = made.lab.node.popen([PROGRAM, "run", "fastd", "--", "sleep", "60"], env=ENVIRONMENT)
     try:
         home = Path(f"/proc/{process.pid}")
@@ -320,30 +318,30 @@ def test_it_is_the_program_itself_in_the_cgroup(made: Guarded, tree: str) -> Non
 @pytest.mark.parametrize(
     ("words", "status"), [("exit 7", 7), ("exit 0", 0), ("kill -KILL $$", -9), ("kill -INT $$", -2)]
 )
-def test_the_exit_status_is_the_programs(made: Guarded, words: str, status: int) -> None:
+def test_run_returns_exit_status_of_program(made: Guarded, words: str, status: int) -> None:
     done = run(made, "sh", "-c", words, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_input_arguments_and_environment_come_through(made: Guarded) -> None:
+def test_run_passes_input_arguments_and_environment(made: Guarded) -> None:
     argv = [PROGRAM, "run", "fastd", "--", "sh", "-c", 'cat; echo "$0/$1/$2/$WORD"', "--check", "a b", "--", "-x"]
     done = made.lab.node.run(argv, input="given\n", env={**ENVIRONMENT, "WORD": "é"})
     assert done.stdout == "given\n--check/a b/--/é\n"
 
 
-def test_no_descriptor_is_added_and_none_is_lost_and_no_signal_is_ignored(made: Guarded) -> None:
-    """Not by a program in Python, which ignores signals of its own."""
+def test_run_keeps_descriptors_and_signals(made: Guarded) -> None:
+    """A program in Python would ignore signals of its own."""
     program = ["sh", "-c", "ls /proc/self/fd; cat /proc/self/status"]
     handing_on = ["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh"]
     plain = made.lab.node.run([*handing_on, *program]).stdout
     done = made.lab.node.run([*handing_on, PROGRAM, "run", "fastd", "--", *program], env=ENVIRONMENT).stdout
-    assert done.splitlines()[:5] == plain.splitlines()[:5] == ["0", "1", "2", "3", "7"], "3 is the folder's own"
+    assert done.splitlines()[:5] == plain.splitlines()[:5] == ["0", "1", "2", "3", "7"], "3 is the directory's own"
     for line in ("SigIgn", "SigBlk", "NoNewPrivs"):
         (mine,), (usual,) = (re.findall(rf"^{line}:.*$", one, re.MULTILINE) for one in (done, plain))
         assert mine == usual
 
 
-def test_a_socket_that_was_opened_before_is_told(made: Guarded) -> None:
+def test_run_reports_inherited_socket(made: Guarded) -> None:
     text = (
         "import os, socket\n"
         "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -355,7 +353,7 @@ def test_a_socket_that_was_opened_before_is_told(made: Guarded) -> None:
     assert "lacks the mark 0x1/0x1" in done.stderr
 
 
-def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str) -> None:
+def test_run_twice_attaches_programs_once(made: Guarded, tree: str) -> None:
     process = made.lab.node.popen([PROGRAM, "run", "fastd", "--", "cat"], env=ENVIRONMENT, stdin=subprocess.PIPE)
     try:
         wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "cat\n", 20, "the program")
@@ -371,7 +369,7 @@ def test_again_while_the_first_runs_and_after_it_ended(made: Guarded, tree: str)
     assert run(made, "echo", "again").stdout == "again\n"
 
 
-def test_a_service_that_marks_by_itself(made: Guarded) -> None:
+def test_run_service_with_own_marks_sets_group_only(made: Guarded) -> None:
     text = (
         "import os, socket\n"
         "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -382,8 +380,8 @@ def test_a_service_that_marks_by_itself(made: Guarded) -> None:
     assert arrived(made, "by itself", 1)[0] == {made.lab.wan_address(4)}
 
 
-def test_a_service_whose_user_is_led_needs_no_mark(made: Guarded) -> None:
-    """What it sends leaves by the WAN, with the WAN's address; what another user sends in the same way does not."""
+def test_run_uid_rule_service_leaves_unmarked_socket(made: Guarded) -> None:
+    """Packets of this user leave by the WAN, with its address; the same packets of another user do not."""
     own = [made.lab.wan_address(family) for family in (4, 6)]
 
     def sends(payload: str) -> list[str]:
@@ -407,7 +405,7 @@ def test_a_service_whose_user_is_led_needs_no_mark(made: Guarded) -> None:
         made.lab.node.run(sends(another), uid=8028)
         assert made.counters()["inet/wan.dropped"] == dropped + 2
         assert arrived(made, another, 0) == (set(), set())
-        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark"
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it carries the mark"
     with made.off():
         made.lab.node.run(sends(without), uid=8028)
         assert arrived(made, without, 2)[0] == set(own), "the control: without the guard the other user's is seen"
@@ -415,7 +413,7 @@ def test_a_service_whose_user_is_led_needs_no_mark(made: Guarded) -> None:
     made.start_resolver()
 
 
-def test_a_service_whose_user_is_led_is_not_started_without_its_rule(made: Guarded) -> None:
+def test_run_uid_rule_service_without_rule_is_refused(made: Guarded) -> None:
     made.lab.node.ip("rule del priority 850")
     try:
         status, said = refused(made, "led", "--", "echo", "started")
@@ -425,7 +423,7 @@ def test_a_service_whose_user_is_led_is_not_started_without_its_rule(made: Guard
     assert run(made, "echo", "started", service="led").stdout == "started\n"
 
 
-def test_confined_even_as_root(made: Guarded) -> None:
+def test_run_confined_service_as_root_stays_confined(made: Guarded) -> None:
     text = (
         "import socket, errno\n"
         "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -443,7 +441,7 @@ def test_confined_even_as_root(made: Guarded) -> None:
 # --- refusals -----------------------------------------------------------------------------
 
 
-def test_it_refuses_what_can_not_be_started(made: Guarded) -> None:
+def test_run_unstartable_program_is_refused(made: Guarded) -> None:
     assert refused(made, "fasdt", "--", "true") == (
         2,
         "nftpolicy: gluon-fastd has no service 'fasdt' (did you mean 'fastd'?); known are fastd, mail, own, led, wg\n",
@@ -459,7 +457,7 @@ def test_it_refuses_what_can_not_be_started(made: Guarded) -> None:
         assert refused(made, "fastd", "--", f"/run/lab/{name}")[0] == status, name
 
 
-def test_it_refuses_a_program_that_its_user_may_not_execute(made: Guarded) -> None:
+def test_run_program_not_executable_by_user_is_refused(made: Guarded) -> None:
     file = made.lab.node.outside("/run/lab/roots-own")
     file.write_text("#!/bin/sh\n")
     file.chmod(0o700)
@@ -467,14 +465,14 @@ def test_it_refuses_a_program_that_its_user_may_not_execute(made: Guarded) -> No
     assert refused(made, "mail", "--", "/run/lab/roots-own")[0] == 126
 
 
-def test_it_refuses_without_root(made: Guarded) -> None:
+def test_run_without_root_is_refused(made: Guarded) -> None:
     needs_readers()
     status, said = refused(made, "fastd", "--", "true", uid=65534)
     assert (status, "root" in said) == (4, True)
 
 
-def test_it_refuses_without_cgroup_v2(made: Guarded) -> None:
-    """The kernel answers as one without it, and nobody has mounted it."""
+def test_run_without_cgroup_v2_is_refused(made: Guarded) -> None:
+    """The kernel answers as one without cgroup v2, and no mount of it exists."""
     from tests.kernel.test_service_cgroup import _FSOPEN, _forbid
 
     def without() -> tuple[int, str]:
@@ -493,7 +491,7 @@ def test_it_refuses_without_cgroup_v2(made: Guarded) -> None:
     assert (status, "cgroup v2 is not mounted here, and cannot be mounted" in said) == (4, True), said
 
 
-def test_it_refuses_where_the_guard_is_not_in_force(made: Guarded) -> None:
+def test_run_without_guard_in_force_is_refused(made: Guarded) -> None:
     said = "is not in force, so packets could leave by any uplink: run 'nftpolicy status' first"
     made.lab.node.ip("rule del priority 510")
     try:
@@ -508,8 +506,8 @@ def test_it_refuses_where_the_guard_is_not_in_force(made: Guarded) -> None:
 
 
 @pytest.mark.parametrize("where", ["on it", "above it"])
-def test_it_refuses_where_others_take_the_mark_off(made: Guarded, tree: str, where: str) -> None:
-    """Their programs run after ours: on the same cgroup if they came later, above it always."""
+def test_run_with_foreign_program_clearing_mark_is_refused(made: Guarded, tree: str, where: str) -> None:
+    """Foreign programs run after ours: on the same cgroup if attached later, on a parent always."""
     path = bpf_programs.tree() / tree / ("fastd" if where == "on it" else "")
     run(made, "true")
     with bpf_programs.attached(path, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0x2)):
@@ -518,15 +516,15 @@ def test_it_refuses_where_others_take_the_mark_off(made: Guarded, tree: str, whe
     assert run(made, "echo", "started").stdout == "started\n"
 
 
-def test_it_refuses_where_others_allow_no_socket(made: Guarded, tree: str) -> None:
+def test_run_with_foreign_program_denying_sockets_is_refused(made: Guarded, tree: str) -> None:
     deny = bpf_programs._instruction(0xB7, 0, value=0) + bpf_programs._instruction(0x95)
     with bpf_programs.attached(bpf_programs.tree() / tree, bpf_programs.SOCK_CREATE, deny):
         status, said = refused(made, "fastd", "--", "echo", "started")
     assert (status, "no socket can be opened" in said) == (1, True), said
 
 
-def test_before_a_policy_is_applied_and_with_a_cgroup_that_it_does_not_name() -> None:
-    """nftpolicy/SERVICE. Whatever other namespaces put on it, the sockets are this one's."""
+def test_run_default_cgroup_requires_applied_policy() -> None:
+    """The default cgroup is nftpolicy/SERVICE. Programs of other namespaces on it do not affect these sockets."""
     name = f"t{uuid.uuid4().hex[:12]}"
     with Lab() as lab:
         text = gluon(lab).replace("fastd]", f"{name}]").replace('"itself"', '"cgroup"')
@@ -552,7 +550,7 @@ def checked(made: Guarded, *more: str, service: str = "fastd") -> tuple[int, lis
     return done.returncode, [line.removeprefix("nftpolicy: ") for line in lines] + done.stdout.splitlines()
 
 
-def test_check_tells_what_it_finds_and_then_starts_the_program(made: Guarded) -> None:
+def test_run_check_reports_and_starts_program(made: Guarded) -> None:
     own = [made.lab.wan_address(family) for family in (4, 6)]
     wanted = [
         "ok: IPv4: a new socket has the mark 0x1",
@@ -574,7 +572,7 @@ def test_check_tells_what_it_finds_and_then_starts_the_program(made: Guarded) ->
     assert lines[1:] == wanted[3:]
 
 
-def test_nothing_of_a_check_leaves(made: Guarded) -> None:
+def test_run_check_sends_nothing_outside(made: Guarded) -> None:
     with watching(made.lab) as watch:
         made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
         assert checked(made)[0] == 0
@@ -583,7 +581,7 @@ def test_nothing_of_a_check_leaves(made: Guarded) -> None:
         assert [frame for frame in sniffer.frames() if b"version" in frame.payload] == []
 
 
-def test_check_fails_without_the_resolver(made: Guarded) -> None:
+def test_run_check_without_resolver_fails(made: Guarded) -> None:
     made.stop_resolver()
     try:
         status, lines = checked(made, "--", "echo", "started")
@@ -596,8 +594,8 @@ def test_check_fails_without_the_resolver(made: Guarded) -> None:
         made.start_resolver()
 
 
-def test_check_fails_where_names_go_elsewhere(made: Guarded) -> None:
-    """Rules of others before ours: one keeps the redirect away, one redirects to the home's DNS, which would answer."""
+def test_run_check_with_foreign_dns_rule_fails(made: Guarded) -> None:
+    """Foreign rules before ours: one prevents the redirect, one redirects to the home's DNS, which would answer."""
     made.lab.node.nft(
         "table inet other {\n"
         " chain raw { type filter hook output priority -300; ip6 daddr 2001:db8:5:3::53 notrack; }\n"
@@ -612,7 +610,7 @@ def test_check_fails_where_names_go_elsewhere(made: Guarded) -> None:
     assert faults == [f"fault: IPv{family}: DNS: queries do not reach the resolver of uplink wan" for family in (4, 6)]
 
 
-def test_check_fails_where_routes_lead_nowhere_or_elsewhere(made: Guarded) -> None:
+def test_run_check_with_wrong_or_missing_route_fails(made: Guarded) -> None:
     made.lab.node.ip("-6 route flush table 1 proto static", f"-6 route del default dev {at.WAN} table 1")
     made.lab.node.ip(f"route replace default via {at.GATEWAY[4]} dev {at.MESH} table 1 metric 10")
     try:
@@ -625,7 +623,7 @@ def test_check_fails_where_routes_lead_nowhere_or_elsewhere(made: Guarded) -> No
         made.lab.wan_up()
 
 
-def test_detach(made: Guarded, tree: str) -> None:
+def test_run_detach_removes_programs(made: Guarded, tree: str) -> None:
     run(made, "true")
     assert made.nftpolicy("run", "fastd", "--detach").stdout == f"fastd: detached from cgroup {tree}/fastd\n"
     assert (

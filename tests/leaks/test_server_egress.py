@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A server's management port: each service leaves to its one place, administrators come in, nothing else moves."""
+"""Management port of a server: a service reaches its one destination, administrators connect, all else is dropped."""
 
 import re
 import struct
@@ -21,7 +21,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the place for backups is a host of the lab, and the devices are the lab's."""
+    """Return the shipped policy; the backup destination is a host of the lab, and the devices are the lab's."""
     text = replaced(
         ROOT / "rulesets" / "server-egress.toml",
         {"inside": f'["{at.MESH}", "{at.CLIENT}"]', "devices": f'["{at.WAN}"]'},
@@ -42,7 +42,7 @@ def server() -> Iterator[Guarded]:
 
 
 def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MARK, seconds: float = 3) -> str:
-    """What comes back of a connection that socat marks itself, before it connects, or its last words."""
+    """Return the answer on a connection that socat marks before it connects, or the last words of socat."""
     where = f"[{address}]" if ":" in address else address
     option = f",setsockopt-listen=1:36:x{struct.pack('=I', mark).hex()}" if mark is not None else ""
     done = lab.node.run(
@@ -55,7 +55,7 @@ def by_socat(lab: Lab, address: str, port: int, gid: int, mark: int | None = MAR
 
 
 @families
-def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) -> None:
+def test_service_reaches_its_destination_only(server: Guarded, family: int) -> None:
     lab, place = server.lab, at.NEIGHBOUR[family]
     lab.wan.drain()
     with watching(lab, watched) as watch:
@@ -65,7 +65,7 @@ def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) 
             (BACKUP, place, 2222),  # another port
             (BACKUP, at.SERVER[family], at.ECHO_PORT),  # another place
             (LOG, place, 22),  # another service
-            (OTHER_GID, place, 22),  # nobody
+            (OTHER_GID, place, 22),  # another group
         ):
             assert by_socat(lab, address, port, gid, seconds=0.2) != "hello"
         assert server.counters()["inet/management.unentitled"] >= before + 4
@@ -75,7 +75,7 @@ def test_a_service_reaches_its_place_and_no_other(server: Guarded, family: int) 
 
 
 @families
-def test_a_program_that_sets_no_mark_is_run_as_the_service(server: Guarded, family: int) -> None:
+def test_run_marks_program_without_mark(server: Guarded, family: int) -> None:
     place = at.NEIGHBOUR[family]
     where = f"TCP:[{place}]:22" if family == 6 else f"TCP:{place}:22"
     log = server.nftpolicy(
@@ -87,7 +87,7 @@ def test_a_program_that_sets_no_mark_is_run_as_the_service(server: Guarded, fami
 
 
 @families
-def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
+def test_service_without_mark_is_dropped(server: Guarded, family: int) -> None:
     lab, place = server.lab, at.NEIGHBOUR[family]
     lab.node.ip(f"-{family} route add {place} dev {at.WAN} metric 1")
     try:
@@ -100,7 +100,7 @@ def test_without_its_mark_it_does_not(server: Guarded, family: int) -> None:
         lab.node.ip(f"-{family} route del {place} dev {at.WAN} metric 1")
 
 
-def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
+def test_server_uplink_drops_packets_of_other_groups(server: Guarded) -> None:
     lab = server.lab
     with watching(lab, watched) as watch:
         run = run_probes(lab, mark=MARK, gid=OTHER_GID)
@@ -113,7 +113,7 @@ def test_no_kind_of_packet_leaves_by_it(server: Guarded) -> None:
 
 
 @families
-def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) -> None:
+def test_management_port_answers_administrators_only(server: Guarded, family: int) -> None:
     lab, address = server.lab, server.lab.wan_address(family)
     lab.node.sysctl("net/ipv4/ip_unprivileged_port_start", 0)
     with (
@@ -132,6 +132,6 @@ def test_administrators_come_in_and_nobody_else(server: Guarded, family: int) ->
 
 
 @families
-def test_the_routes_of_the_policy_lead_to_its_gateways(server: Guarded, family: int) -> None:
+def test_policy_routes_use_policy_gateways(server: Guarded, family: int) -> None:
     listed = server.lab.node.run(["ip", f"-{family}", "route", "show", "table", str(TABLE), "proto", "78"]).stdout
     assert f"default via {at.HOME[family]} dev {at.WAN} metric 1024 onlink" in listed

@@ -1,4 +1,4 @@
-"""`status` and `watch` say whose the sockets are, and the guard does what they say."""
+"""`status` and `watch` report the owners of sockets, and the guard agrees with them."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def made() -> Iterator[Guarded]:
 
 
 def hold(family: int, tcp: bool, mark: int, device: str, ready: str) -> None:
-    """Inside the node: a socket that is connected to the server (TCP: to the echo service), until the process ends."""
+    """Hold a socket that is connected to the server (TCP: echo service), until the process ends. Runs in the node."""
     made = socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
     if mark:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -46,7 +46,7 @@ def hold(family: int, tcp: bool, mark: int, device: str, ready: str) -> None:
 
 @contextlib.contextmanager
 def held(made: Guarded, gid: int, family: int = 4, tcp: bool = False, mark: int = 0, device: str = "") -> Iterator[int]:
-    """Such a socket, by a process whose number (as /proc of the test has it) is given."""
+    """Yield the process id (in /proc of the test) of a process that holds such a socket."""
     ready = f"/run/lab/held-{time.monotonic_ns()}"
     pid = made.lab.node.spawn(hold, family, tcp, mark, device, ready, uid=0, gid=gid, groups=[], keep_caps=True)
     try:
@@ -57,7 +57,7 @@ def held(made: Guarded, gid: int, family: int = 4, tcp: bool = False, mark: int 
 
 
 def sockets(made: Guarded) -> list[dict[str, object]]:
-    """What `status` lists of the sockets that are held here."""
+    """Return the entries of `status` for the sockets that are held here."""
     done = made.nftpolicy("status", "--json", check=False)
     assert done.returncode == 0, "wrong sockets alone do not make a wrong state"
     found = json.loads(done.stdout)["sockets"]
@@ -81,7 +81,7 @@ CASES = [(kind, family) for kind in KINDS for family in at.FAMILIES if (kind, fa
 
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 @pytest.mark.parametrize(("kind", "family"), CASES)
-def test_status_says_what_is_wrong_and_the_guard_counts_it(made: Guarded, kind: str, family: int, tcp: bool) -> None:
+def test_status_names_wrong_socket_and_guard_counts(made: Guarded, kind: str, family: int, tcp: bool) -> None:
     how, (verdict, who, counter) = KINDS[kind]
     before = made.counters()
     made.lab.wan.drain()
@@ -100,7 +100,7 @@ def test_status_says_what_is_wrong_and_the_guard_counts_it(made: Guarded, kind: 
     assert sockets(made) == []
 
 
-def test_without_a_mark_it_is_counted_at_the_uplink(made: Guarded) -> None:
+def test_unmarked_socket_is_counted_at_uplink(made: Guarded) -> None:
     before = made.counters()["inet/wan.dropped"]
     with held(made, SERVICE_GID, device=at.WAN):
         (one,) = sockets(made)
@@ -108,7 +108,7 @@ def test_without_a_mark_it_is_counted_at_the_uplink(made: Guarded) -> None:
         assert made.counters()["inet/wan.dropped"] > before
 
 
-def test_a_table_for_a_person_is_short(made: Guarded) -> None:
+def test_status_socket_table_is_short(made: Guarded) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(24):
             stack.enter_context(held(made, OTHER_GID, mark=1))
@@ -118,8 +118,8 @@ def test_a_table_for_a_person_is_short(made: Guarded) -> None:
     assert said.count("forged: it has the mark 0x1/0x1") == 1
 
 
-def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: Guarded) -> None:
-    """One of this process, which is outside the node's PID namespace."""
+def test_status_socket_without_process_is_unknown(made: Guarded) -> None:
+    """A socket of this process, which is outside the node's PID namespace."""
     with made.lab.node.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
         one.connect((at.SERVER[4], PORT))
@@ -128,21 +128,25 @@ def test_a_socket_that_no_process_here_holds_is_not_called_wrong_or_right(made: 
         assert [(each["verdict"], each["program"], each["gid"]) for each in mine] == [("unknown", None, None)]
 
 
-def test_watch_says_it_once_and_says_when_it_is_over(made: Guarded) -> None:
+def test_watch_reports_wrong_socket_once_and_its_end(made: Guarded) -> None:
     with contextlib.ExitStack() as stack:
         with held(made, OTHER_GID, mark=1):
             watched = stack.enter_context(Watched(made))
-            told = wait_until(lambda: watched.events("socket"), 40, "a word of the socket")
-            assert (told[0]["verdict"], told[0]["uplink"], told[0]["counter"]) == ("forged", "wan", "wan.unentitled")
-            assert f"udp {made.lab.wan_address(4)}" in told[0]["socket"]
-            assert "dropped" in told[0]["why"]
+            socket_events = wait_until(lambda: watched.events("socket"), 40, "a word of the socket")
+            assert (socket_events[0]["verdict"], socket_events[0]["uplink"], socket_events[0]["counter"]) == (
+                "forged",
+                "wan",
+                "wan.unentitled",
+            )
+            assert f"udp {made.lab.wan_address(4)}" in socket_events[0]["socket"]
+            assert "dropped" in socket_events[0]["why"]
         gone = wait_until(lambda: watched.events("socket")[1:], 40, "the end of the socket")
         assert [(one["verdict"], one["was"]) for one in gone] == [("gone", "forged")]
         assert watched.stop() == 0
 
 
-def test_the_cgroup_of_a_socket_is_known_by_its_number(made: Guarded) -> None:
-    """As the kernel tells it of a socket: one that is opened below a cgroup is in it, another is not."""
+def test_socket_cgroup_is_found_by_number(made: Guarded) -> None:
+    """A socket that is opened below a cgroup is in it, another socket is not."""
     with bpf_programs.cgroup() as path:
         below = path / "below"
         below.mkdir()
@@ -157,7 +161,7 @@ def test_the_cgroup_of_a_socket_is_known_by_its_number(made: Guarded) -> None:
 
 
 def numbers_of_a_socket(name: str) -> tuple[int | None, set[int]]:
-    """Inside the node: the cgroup of a new socket, and the numbers of a cgroup."""
+    """Return the cgroup of a new socket, and the numbers of a cgroup. Runs inside the node."""
     with udp_to_the_server() as one, SockDiag() as diag:
         inode = os.fstat(one.fileno()).st_ino
         found = next(each for each in diag.sockets() if each.inode == inode)

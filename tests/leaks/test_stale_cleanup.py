@@ -1,4 +1,4 @@
-"""After a change of policy: what runs on the old decision ends at once, and what does not goes on."""
+"""After a change of policy, connections on the old decision end at once, and other connections stay."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ def made() -> Iterator[Guarded]:
 
 
 def connect(family: int, mark: int) -> int:
-    """Inside the node: a connection to the server's echo service; its descriptor stays in this process."""
+    """Open a connection to the server's echo service; its descriptor stays in this process. Runs inside the node."""
     one = socket.socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], socket.SOCK_STREAM)
     one.settimeout(3)
     if mark:
@@ -37,7 +37,7 @@ KEPT: list[socket.socket] = []
 
 
 def outcome(family: int, mark: int, change: list[str]) -> tuple[str, str]:
-    """Inside the node, as the service: connect, change the policy, and see what became of the connection."""
+    """Connect as the service, change the policy, and return the state of the connection. Runs inside the node."""
     import os
     import subprocess
 
@@ -78,7 +78,7 @@ def _around(family: int, mark: int, change: list[str], env: dict[str, str]) -> t
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_connection_with_a_mark_that_is_gone_ends_at_once(made: Guarded, family: int) -> None:
+def test_connection_with_removed_mark_is_closed(made: Guarded, family: int) -> None:
     from tests.guarded_lab import ENVIRONMENT, PROGRAM
 
     made.apply()
@@ -90,7 +90,7 @@ def test_a_connection_with_a_mark_that_is_gone_ends_at_once(made: Guarded, famil
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("mark", [0, 1], ids=["in the mesh", "of the service, whose mark stays"])
-def test_others_go_on(made: Guarded, family: int, mark: int) -> None:
+def test_connection_with_kept_decision_stays_open(made: Guarded, family: int, mark: int) -> None:
     from tests.guarded_lab import ENVIRONMENT, PROGRAM
 
     made.apply()
@@ -104,8 +104,8 @@ def test_others_go_on(made: Guarded, family: int, mark: int) -> None:
     made.nftpolicy("apply", POLICY)
 
 
-def test_flows_of_the_old_mark_are_forgotten_one_by_one(made: Guarded) -> None:
-    """What a stranger asked by the uplink has a flow with its mark."""
+def test_flows_of_removed_mark_are_deleted(made: Guarded) -> None:
+    """A request from outside by the uplink has a flow with its mark."""
     made.apply()
     with ExitStack() as stack:
         for port in (22, 2222):

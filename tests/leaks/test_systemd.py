@@ -1,5 +1,6 @@
-"""Real systemd starts a machine: the guard before the network, services in their group and marked, stops that keep it,
-and the resolvers of the uplinks."""
+"""Real systemd starts a machine: the guard before the network, services in their group and marked, a stop that keeps
+the guard, and the resolvers of the uplinks.
+"""
 
 import json
 import re
@@ -118,7 +119,7 @@ def enabled(*names: str) -> str:
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if lacks := systemd_machine.missing():
-        pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
+        pytest.skip(f"systemd cannot be started here: it needs {', '.join(lacks)}")
     if not preload.LIBRARY.exists():
         pytest.skip("libpacketmark.so is not built, since there was no C compiler (python hatch_build.py)")
     units = {
@@ -147,20 +148,20 @@ def out(started: Machine, name: str) -> str:
     return text
 
 
-def test_the_guard_stands_before_the_network(started: Machine) -> None:
+def test_systemd_loads_guard_before_network(started: Machine) -> None:
     assert out(started, "early") == "", "the control: nothing was there before"
     assert "table inet nftpolicy\n" in out(started, "network")
 
 
 @pytest.mark.parametrize("word", WAYS)
-def test_a_service_has_its_group_and_its_mark(started: Machine, word: str) -> None:
+def test_systemd_service_has_group_and_mark(started: Machine, word: str) -> None:
     found = json.loads(out(started, word))
     assert found["marks"] == [VALUE, VALUE]
     assert found["gid"] == GIDS[word]
     assert json.loads(out(started, "control"))["marks"] == [0, 0], "the control: a unit without a drop-in"
 
 
-def test_a_stop_keeps_the_guard(started: Machine) -> None:
+def test_systemd_stop_keeps_guard(started: Machine) -> None:
     before, after = out(started, "before").split(), out(started, "after").split()
     assert before == ["active"] * len(before), "inconclusive"
     assert after[:2] == ["inactive"] * 2
@@ -168,7 +169,7 @@ def test_a_stop_keeps_the_guard(started: Machine) -> None:
     assert "policy drop" in out(started, "guard")
 
 
-def test_a_program_that_may_not_mark_ends_and_systemd_says_so(started: Machine) -> None:
+def test_systemd_reports_program_without_capability(started: Machine) -> None:
     assert out(started, "broken").strip() == "77"
     assert "libpacketmark" in out(started, "journal")
 
@@ -304,7 +305,7 @@ touch done
 @pytest.fixture(scope="module")
 def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     if lacks := systemd_machine.missing():
-        pytest.skip(f"systemd can't be started here: it needs {', '.join(lacks)}")
+        pytest.skip(f"systemd cannot be started here: it needs {', '.join(lacks)}")
     homes = {f"home-{server}": HOME.format(server=server, who=WHO, answer=answer) for server, answer in HOMES.items()}
     late = f"[Unit]\nAfter=nftpolicy-resolver@wan.service {' '.join(f'{one}.service' for one in homes)}\n"
     late += "[Service]\nType=oneshot\nExecStart=/bin/sh /opt/late.sh\n"
@@ -323,7 +324,7 @@ def resolving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield made
 
 
-def test_a_resolver_serves_from_the_start_and_its_questions_are_marked(resolving: Machine) -> None:
+def test_systemd_resolver_serves_at_boot_with_mark(resolving: Machine) -> None:
     assert out(resolving, "boot").split("\n")[:2] == ["active enabled", f"servers: {FIRST}"]
     assert out(resolving, "served").strip() == f"['{HOMES[FIRST]}']"
     assert f"query[A] {WHO} from 192.0.2.2" in out(resolving, f"at-{FIRST}"), "it went by the uplink"
@@ -332,27 +333,27 @@ def test_a_resolver_serves_from_the_start_and_its_questions_are_marked(resolving
     assert "nss-lookup.target" in re.search("^Before=(.*)", out(resolving, "order"), re.MULTILINE)[1].split()
 
 
-def test_what_has_no_mark_does_not_get_there_as_long_as_the_guard_stands(resolving: Machine) -> None:
+def test_systemd_unmarked_query_is_dropped_by_guard(resolving: Machine) -> None:
     assert out(resolving, "guarded").strip() == "EPERM"
     assert out(resolving, "open").strip() == f"['{HOMES[FIRST]}']", "the control: it gets there without the guard"
     assert out(resolving, "nobody").strip() == "ECONNREFUSED"
 
 
-def test_a_resolver_that_was_killed_comes_back(resolving: Machine) -> None:
+def test_systemd_restarts_killed_resolver(resolving: Machine) -> None:
     before, after = (out(resolving, f"killed-{when}").split() for when in ("before", "after"))
     assert len(before) == len(after) == 1
     assert before != after, "the dnsmasq of before is gone"
     assert out(resolving, "killed").strip() == f"['{HOMES[FIRST]}']"
 
 
-def test_a_reload_of_the_policy_is_the_resolvers_too(resolving: Machine) -> None:
+def test_systemd_policy_reload_reloads_resolver(resolving: Machine) -> None:
     assert out(resolving, "reloaded").strip() == f"['{HOMES[SECOND]}']"
     assert out(resolving, "refused").split("\n")[:2] == ["1", f"['{HOMES[SECOND]}']"], (
         "one that is refused changes nothing"
     )
 
 
-def test_resolvers_come_and_go_with_the_policy(resolving: Machine) -> None:
+def test_systemd_resolvers_follow_policy(resolving: Machine) -> None:
     assert out(resolving, "two").splitlines()[-2:] == ["active enabled"] * 2
     assert "resolver --uplink my-lte /etc/nftpolicy/policy.toml" in out(resolving, "lte")
     twice = out(resolving, "twice").splitlines()
@@ -362,11 +363,11 @@ def test_resolvers_come_and_go_with_the_policy(resolving: Machine) -> None:
     assert one[-2:] == ["active enabled", "inactive disabled"]
 
 
-def test_stop_and_start_of_the_policy_are_the_resolvers_too(resolving: Machine) -> None:
+def test_systemd_policy_stop_and_start_include_resolver(resolving: Machine) -> None:
     assert out(resolving, "stopped").splitlines() == ["inactive enabled", "active enabled"]
 
 
-def test_uninstall_ends_the_resolver(resolving: Machine) -> None:
+def test_systemd_uninstall_stops_resolver(resolving: Machine) -> None:
     assert out(resolving, "gone").split() == ["inactive"]
     assert out(resolving, "unanswered").strip() == "ECONNREFUSED"
     assert "removed /etc/systemd/system/nftpolicy-resolver@.service" in out(resolving, "uninstalled")

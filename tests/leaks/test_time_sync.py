@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN or not at all.
+"""Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN only.
 
-The client is NTPsec's ntpdig, which asks and prints, and sets no clock. It can't mark its sockets; `nftpolicy run` sees to that.
+The client is NTPsec's ntpdig, which queries and prints, and sets no clock. It cannot mark its sockets;
+`nftpolicy run` does.
 """
 
 import socket
@@ -33,7 +34,7 @@ _SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 590
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
@@ -57,13 +58,13 @@ def node() -> Iterator[Guarded]:
 
 
 def by_run(node: Guarded, name: str) -> tuple[int, str]:
-    """Ask an address or a name for the time as the service; the exit status, and all that is said."""
+    """Query an address or a name for the time as the service; return the exit status and the output."""
     done = node.nftpolicy("run", "time", "--", *ASK, name, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
-    """The same with a group alone; with `mark`, from the service's cgroup, so that its sockets wear the mark."""
+    """Query with the group only; with `mark` from the service's cgroup, so that the sockets carry the mark."""
     if mark:
         words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
         done = node.nftpolicy(*words, check=False)
@@ -73,7 +74,7 @@ def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[in
 
 
 @pytest.mark.parametrize("name", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
-def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> None:
+def test_ntp_client_with_mark_uses_wan(node: Guarded, name: str) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch:
@@ -86,7 +87,7 @@ def test_a_marked_client_gets_the_time_by_the_wan(node: Guarded, name: str) -> N
 
 
 @pytest.mark.parametrize("gid", [GID, OTHER_GID], ids=["its-group", "another"])
-def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> None:
+def test_ntp_client_without_mark_is_dropped(node: Guarded, gid: int) -> None:
     lab = node.lab
     wan_routes_in_main(lab)
     try:
@@ -105,7 +106,7 @@ def test_without_the_mark_nothing_leaves_by_the_wan(node: Guarded, gid: int) -> 
         no_wan_routes_in_main(lab)
 
 
-def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
+def test_ntp_client_in_other_group_is_dropped(node: Guarded) -> None:
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]
     lab.wan.drain(), lab.mesh_sniffer.drain()
@@ -116,7 +117,7 @@ def test_the_mark_in_another_group_is_not_enough(node: Guarded) -> None:
         assert [frame for frame in sniffer.frames() if frame.dport == NTP] == []
 
 
-def test_while_the_wan_is_down_it_asks_nobody(node: Guarded) -> None:
+def test_ntp_client_while_wan_is_down_sends_nothing(node: Guarded) -> None:
     lab = node.lab
     lab.wan_down()
     try:

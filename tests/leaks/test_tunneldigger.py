@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tunneldigger's way on a mesh node: control and data of one marked UDP socket reach the broker by the WAN alone."""
+"""Tunneldigger on a mesh node: control and data of one marked UDP socket reach the broker by the WAN only."""
 
 import socket
 import sys
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-tunneldigger.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
@@ -51,7 +51,7 @@ def node() -> Iterator[Guarded]:
 
 
 @pytest.mark.parametrize("remote", [at.SERVER[4], at.SERVER[6], at.VPN], ids=["ipv4", "ipv6", "name"])
-def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
+def test_tunneldigger_connects_by_wan_only(node: Guarded, remote: str) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch, digger(lab, remote, 1, SERVICE_GID):
@@ -64,7 +64,7 @@ def test_it_connects_by_the_wan_alone(node: Guarded, remote: str) -> None:
     assert of(lab.mesh_sniffer, L2TP) == []
 
 
-def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None:
+def test_tunneldigger_by_run_is_marked(node: Guarded) -> None:
     lab, log = node.lab, "/run/lab/run.log"
     words = [
         "run",
@@ -85,7 +85,7 @@ def test_a_client_that_sets_no_mark_is_run_as_the_service(node: Guarded) -> None
     assert of(lab.wan, L2TP)
 
 
-def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> None:
+def test_tunneldigger_avoids_mesh_while_wan_is_down(node: Guarded) -> None:
     lab = node.lab
     with digger(lab, at.SERVER[4], 1, SERVICE_GID) as log:
         wait_for_echoes(lab)
@@ -110,7 +110,7 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
     [(0, SERVICE_GID, "inet/wan.dropped"), (1, OTHER_GID, "inet/wan.unentitled")],
     ids=["unmarked", "not-its-group"],
 )
-def test_without_its_mark_or_its_group_it_is_dropped(node: Guarded, mark: int, gid: int, counter: str) -> None:
+def test_tunneldigger_without_mark_or_group_is_dropped(node: Guarded, mark: int, gid: int, counter: str) -> None:
     lab = node.lab
     wan_routes_in_main(lab)
     try:
@@ -126,8 +126,8 @@ def test_without_its_mark_or_its_group_it_is_dropped(node: Guarded, mark: int, g
         no_wan_routes_in_main(lab)
 
 
-def test_tcp_of_the_same_group_is_not_in_the_policy(node: Guarded) -> None:
-    """Its `ports` are those of UDP."""
+def test_tunneldigger_tcp_of_same_group_is_dropped(node: Guarded) -> None:
+    """The `ports` of the policy are UDP ports."""
     lab = node.lab
     before = node.counters()["inet/wan.unentitled"]
     assert lab.node.call(marked_tcp, at.SERVER[4], at.ECHO_PORT, gid=SERVICE_GID) is False
@@ -141,7 +141,7 @@ def test_tcp_of_the_same_group_is_not_in_the_policy(node: Guarded) -> None:
 
 
 def marked_tcp(address: str, port: int) -> bool:
-    """Whether a marked connection comes about."""
+    """Return True if a marked connection succeeds."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
         made.settimeout(0.5)

@@ -1,4 +1,4 @@
-"""marks = "uid-rule": a program that sets no mark uses the uplink by who runs it, and nobody else does."""
+"""marks = "uid-rule": a program that sets no mark uses the uplink by its user id, and no other user does."""
 
 import contextlib
 import os
@@ -30,7 +30,7 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped one, with users that set no mark."""
+    """Return the shipped policy, with users that set no mark."""
     services = f"""
 [service.updates]
 uplink = "wan"
@@ -48,13 +48,13 @@ ports  = ["tcp/{at.ECHO_PORT}", "udp/{at.ECHO_PORT}"]
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Guarded]:
-    """The WAN is a bridge, so that packets pass the link guard of its port too."""
+    """Node whose WAN is a bridge, so that packets pass the link guard of its port too."""
     with guarded_lab(policy, resolver=True, bridge=True) as found:
         yield found
 
 
 def talk(family: int, tcp: bool, port: int) -> str:
-    """Inside the node: ask the server to answer; the source address that the kernel chose, or the error."""
+    """Exchange data with the server; return the source address or the error. Runs inside the node."""
     with socket.socket(DOMAIN[family], socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM) as made:
         made.settimeout(0.5)
         try:
@@ -68,13 +68,13 @@ def talk(family: int, tcp: bool, port: int) -> str:
 
 @families
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
-def test_the_user_reaches_the_server_by_the_wan_and_another_does_not(made: Guarded, family: int, tcp: bool) -> None:
+def test_uid_rule_user_leaves_by_wan_other_user_does_not(made: Guarded, family: int, tcp: bool) -> None:
     lab, wan = made.lab, made.lab.wan_address(family)
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch:
         for user in (ANYWHERE, NARROW):
             assert lab.node.call(talk, family, tcp, at.ECHO_PORT, uid=user, gid=OTHER_GID) == wan
-        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it wears the mark, for the link guard"
+        assert (watch.unmarked, watch.stray) == (0, 0), "behind the guard it carries the mark, for the link guard"
     assert any(b"by its user" in frame.payload and frame.saddr == wan for frame in lab.wan.frames())
     assert [frame for frame in lab.mesh_sniffer.frames() if b"by its user" in frame.payload] == []
     lab.wan.drain()
@@ -83,8 +83,8 @@ def test_the_user_reaches_the_server_by_the_wan_and_another_does_not(made: Guard
 
 
 @families
-def test_without_the_rule_or_the_policy_it_goes_by_the_mesh(made: Guarded, family: int) -> None:
-    """The control: what leads it to the WAN is the rule, and what keeps it from the mesh is the guard."""
+def test_control_without_uid_rule_leaves_by_mesh(made: Guarded, family: int) -> None:
+    """Control: the rule leads the user to the WAN, and the guard keeps the user from the mesh."""
     lab = made.lab
     with made.off():
         assert lab.node.call(talk, family, True, at.ECHO_PORT, uid=ANYWHERE, gid=OTHER_GID) == at.NODE_MESH[family]
@@ -100,7 +100,7 @@ def test_without_the_rule_or_the_policy_it_goes_by_the_mesh(made: Guarded, famil
 
 
 @families
-def test_it_may_send_no_further_than_the_policy_says(made: Guarded, family: int) -> None:
+def test_uid_rule_user_reaches_policy_destinations_only(made: Guarded, family: int) -> None:
     made.lab.wan.drain()
     before = made.counters()["inet/wan.unentitled"]
     made.lab.node.call(send, family, 4711, b"elsewhere", "", uid=NARROW, gid=OTHER_GID)
@@ -119,11 +119,11 @@ def send(family: int, port: int, word: bytes, device: str) -> None:
 
 
 @families
-def test_nothing_of_the_user_goes_by_the_mesh(made: Guarded, family: int) -> None:
-    """Neither when it names the device, nor while the WAN is down."""
+def test_uid_rule_user_avoids_mesh(made: Guarded, family: int) -> None:
+    """The user names the mesh device, or the WAN is down."""
     lab = made.lab
     lab.mesh_sniffer.drain()
-    lab.node.call(send, family, 4711, b"<bound by nobody>", at.MESH, uid=NOBODY, gid=OTHER_GID)
+    lab.node.call(send, family, 4711, b"<bound by other user>", at.MESH, uid=NOBODY, gid=OTHER_GID)
     lab.node.call(send, family, 4711, b"<bound by the user>", at.MESH, uid=ANYWHERE, gid=OTHER_GID)
     lab.wan_down()
     try:
@@ -132,14 +132,14 @@ def test_nothing_of_the_user_goes_by_the_mesh(made: Guarded, family: int) -> Non
         assert lab.mesh_sniffer.wait_for(lambda frame: b"<nobody, wan down>" in frame.payload, 1), "inconclusive"
     finally:
         lab.wan_up()
-    heard = {word for word in (b"<bound by nobody>", b"<bound by the user>", b"<the user, wan down>")
+    heard = {word for word in (b"<bound by other user>", b"<bound by the user>", b"<the user, wan down>")
              if any(word in frame.payload for frame in lab.mesh_sniffer.frames())}  # fmt: skip
-    assert heard == {b"<bound by nobody>"}
+    assert heard == {b"<bound by other user>"}
 
 
 @families
-def test_another_user_is_stopped_on_the_uplink(made: Guarded, family: int) -> None:
-    """By routes that lead there, and by the device."""
+def test_uid_rule_other_user_is_dropped_at_uplink(made: Guarded, family: int) -> None:
+    """The packets go by routes that lead there, and by the device."""
     wan_routes_in_main(made.lab)
     try:
         made.lab.wan.drain()
@@ -155,7 +155,7 @@ def test_another_user_is_stopped_on_the_uplink(made: Guarded, family: int) -> No
 
 
 @families
-def test_its_names_come_from_the_resolver_of_the_wan(made: Guarded, family: int) -> None:
+def test_uid_rule_user_gets_names_from_wan(made: Guarded, family: int) -> None:
     for tcp in (False, True):
         answer = made.lab.resolve(at.WHO, family, at.GATEWAY[family], tcp, gid=OTHER_GID, uid=ANYWHERE)
         assert answer == [at.WHO_AT_HOME[family]]
@@ -164,7 +164,7 @@ def test_its_names_come_from_the_resolver_of_the_wan(made: Guarded, family: int)
 
 
 def upload(family: int, port: int, mark: int, gid: int) -> int:
-    """Inside the node: send until nothing more is taken, and close at once; how much was taken."""
+    """Send until the kernel takes no more, and close at once; return the bytes taken. Runs inside the node."""
     os.setegid(gid)
     made = socket.socket(DOMAIN[family], socket.SOCK_STREAM)
     if mark:
@@ -181,7 +181,7 @@ def upload(family: int, port: int, mark: int, gid: int) -> int:
 
 
 def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int, int]:
-    """How much a program sent before it closed its socket, and how much of it the server got."""
+    """Return the bytes that a program sent before it closed its socket, and the bytes that reached the server."""
     with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
         listener.bind((at.SERVER[family], 0))
         listener.listen()
@@ -198,8 +198,8 @@ def arrives(made: Guarded, family: int, mark: int = 0, **ids: int) -> tuple[int,
 
 
 @families
-def test_what_a_closed_socket_still_had_to_send_is_lost(made: Guarded, family: int) -> None:
-    """The kernel sends it for nobody: neither the mark nor the user says whose it is. With a mark nothing is lost."""
+def test_uid_rule_unsent_data_of_closed_socket_is_lost(made: Guarded, family: int) -> None:
+    """Data of a closed socket has no owner: neither mark nor user identifies it. With a mark nothing is lost."""
     taken, got = arrives(made, family, mark=1, uid=0, gid=SERVICE_GID)
     assert got == taken, "inconclusive"
     before = made.counters()["inet/wan.dropped"]
@@ -209,8 +209,8 @@ def test_what_a_closed_socket_still_had_to_send_is_lost(made: Guarded, family: i
 
 
 @families
-def test_what_the_kernel_answers_for_a_closed_socket_leaves(made: Guarded, family: int) -> None:
-    """It reflects the mark of what arrives: here a reset, for data that came after the end."""
+def test_uid_rule_reset_of_closed_socket_leaves(made: Guarded, family: int) -> None:
+    """The kernel reflects the mark of the packet that arrives: here in a reset, for data after the end."""
     with made.lab.server.socket(DOMAIN[family], socket.SOCK_STREAM) as listener:
         listener.bind((at.SERVER[family], 0))
         listener.listen()
@@ -231,7 +231,7 @@ def briefly(family: int, port: int) -> None:
 
 
 @families
-def test_the_others_of_the_policy_are_as_before(made: Guarded, family: int) -> None:
+def test_uid_rule_leaves_other_services_unchanged(made: Guarded, family: int) -> None:
     address = made.lab.wan_address(family)
     with inbound_clients.listening(made.lab.node, 22, uid=0, gid=OTHER_GID):
         assert made.lab.neighbour.call(inbound_clients.tcp, address, 22, b"hello") == b"hello"

@@ -1,4 +1,4 @@
-"""The kill switch of a desktop: only the VPN leaves by the untrusted network, all else by the tunnel or nowhere."""
+"""Kill switch of a desktop: only the VPN leaves by the untrusted network, other packets by the tunnel or not."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
 
 def policy(lab: Lab) -> str:
-    """The shipped policy; the devices are the lab's."""
+    """Return the shipped policy with the devices of the lab."""
     return replaced(
         ROOT / "rulesets" / "vpn-killswitch.toml",
         {"inside": f'["tun*", "{at.TUNNEL}"]', "devices": f'["{at.WAN}"]', "lease": f'"{lab.wan_lease}"'},
@@ -43,7 +43,7 @@ def desktop() -> Iterator[Guarded]:
         yield made
 
 
-def test_only_the_vpn_leaves(desktop: Guarded) -> None:
+def test_killswitch_passes_vpn_only(desktop: Guarded) -> None:
     lab = desktop.lab
     with watching(lab, f"{MARK:#x}/0xff00") as watch:
         run = run_probes(lab, mark=MARK, gid=VPN_GID)
@@ -59,7 +59,7 @@ def test_only_the_vpn_leaves(desktop: Guarded) -> None:
         assert {sent.probe for sent in open_.wan} >= needs_nothing, "inconclusive"
 
 
-def test_another_mark_does_not_leave(desktop: Guarded) -> None:
+def test_killswitch_drops_other_mark(desktop: Guarded) -> None:
     which = [probe for probe in leak_probes.matrix() if probe.marked and probe.kind == "udp-bound"]
     for mark in (0x5000, 0x51, 1, 0x4100, 0xFF00):
         assert run_probes(desktop.lab, which, mark=mark, gid=VPN_GID).wan == frozenset()
@@ -69,7 +69,7 @@ def test_another_mark_does_not_leave(desktop: Guarded) -> None:
 
 
 @families
-def test_everything_else_goes_through_the_tunnel(desktop: Guarded, family: int) -> None:
+def test_killswitch_other_traffic_uses_tunnel(desktop: Guarded, family: int) -> None:
     lab, (here, there, _) = desktop.lab, INSIDE[family]
     with watching(lab, f"{MARK:#x}/0xff00") as watch:
         assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT) == b"hello"
@@ -82,7 +82,7 @@ def test_everything_else_goes_through_the_tunnel(desktop: Guarded, family: int) 
 
 
 @families
-def test_nothing_is_answered(desktop: Guarded, family: int) -> None:
+def test_killswitch_answers_nothing(desktop: Guarded, family: int) -> None:
     lab, address = desktop.lab, desktop.lab.wan_address(family)
     lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
     with inbound_clients.listening(lab.node, 22), watching(lab, f"{MARK:#x}/0xff00") as watch:
@@ -97,7 +97,7 @@ def test_nothing_is_answered(desktop: Guarded, family: int) -> None:
 
 
 @families
-def test_the_names_of_the_vpn_come_from_the_network(desktop: Guarded, family: int) -> None:
+def test_killswitch_vpn_gets_names_from_network(desktop: Guarded, family: int) -> None:
     for server in ("127.0.0.1", "::1"):
         for tcp in (False, True):
             answer = desktop.lab.resolve(at.VPN, family, server, tcp, gid=VPN_GID)
@@ -106,7 +106,7 @@ def test_the_names_of_the_vpn_come_from_the_network(desktop: Guarded, family: in
     assert refused == "EPERM"
 
 
-def test_nothing_leaves_when_the_tunnel_is_gone(desktop: Guarded) -> None:
+def test_killswitch_without_tunnel_leaks_nothing(desktop: Guarded) -> None:
     lab = desktop.lab
     lab.node.ip(f"link set {at.TUNNEL} down")
     try:

@@ -1,4 +1,4 @@
-"""`nftpolicy wait`: ready is what really can be used, and it says what is missing."""
+"""`nftpolicy wait`: an uplink is ready if it can really be used; otherwise the missing part is reported."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def made() -> Iterator[Guarded]:
 
 
 def now(made: Guarded, *words: str) -> tuple[int, str]:
-    """One look: the exit status, and what is missing."""
+    """Run one check; return the exit status, and the missing part."""
     done = made.nftpolicy("wait", "--timeout", "0", *words, check=False)
     assert "Traceback" not in done.stderr, done.stderr
     assert done.stdout == ""
@@ -48,7 +48,7 @@ def now(made: Guarded, *words: str) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def waiting(made: Guarded, *words: str) -> Iterator["subprocess.Popen[Any]"]:
-    """One that waits, and is not ready yet after some looks."""
+    """Start a wait that is not ready after some checks."""
     command = [PROGRAM, "wait", "--timeout", "30", *words]
     with made.lab.node.outside(SAID).open("w") as said:
         process = made.lab.node.popen(command, env=ENVIRONMENT, stderr=said)
@@ -64,11 +64,11 @@ def waiting(made: Guarded, *words: str) -> Iterator["subprocess.Popen[Any]"]:
 # Uplinks
 
 
-def test_an_uplink_that_can_be_used_is_ready(made: Guarded) -> None:
+def test_wait_usable_uplink_is_ready(made: Guarded) -> None:
     assert now(made) == now(made, "--uplink", "wan", POLICY) == (0, "")
 
 
-def test_it_waits_for_the_link_its_address_and_its_route(made: Guarded) -> None:
+def test_wait_for_link_address_and_route(made: Guarded) -> None:
     made.lab.wan_down()
     try:
         assert now(made) == (1, "nftpolicy: uplink wan: br-wan is down\n")
@@ -83,7 +83,7 @@ def test_it_waits_for_the_link_its_address_and_its_route(made: Guarded) -> None:
     assert now(made)[0] == 0
 
 
-def test_it_waits_for_a_carrier(made: Guarded) -> None:
+def test_wait_for_carrier(made: Guarded) -> None:
     made.lab.home.ip("link set lan-node down")
     try:
         wait_until(lambda: now(made)[1].startswith("nftpolicy: uplink wan: br-wan has no carrier\n"), 5, "its loss")
@@ -96,7 +96,7 @@ def test_it_waits_for_a_carrier(made: Guarded) -> None:
         made.lab.wan_up()
 
 
-def test_one_family_is_enough_and_none_is_not(made: Guarded) -> None:
+def test_wait_requires_one_family(made: Guarded) -> None:
     made.lab.node.ip(f"route del default dev {at.WAN} table 1")
     try:
         assert now(made) == (0, "")
@@ -107,7 +107,7 @@ def test_one_family_is_enough_and_none_is_not(made: Guarded) -> None:
         made.lab.wan_up()
 
 
-def test_it_waits_for_the_policy(made: Guarded) -> None:
+def test_wait_for_policy(made: Guarded) -> None:
     made.release()
     try:
         status, said = now(made, POLICY)
@@ -126,7 +126,7 @@ def test_it_waits_for_the_policy(made: Guarded) -> None:
         made.apply()
 
 
-def test_it_waits_for_the_resolver_and_its_servers(made: Guarded) -> None:
+def test_wait_for_resolver_and_servers(made: Guarded) -> None:
     made.stop_resolver()
     try:
         status, said = now(made)
@@ -161,7 +161,7 @@ def end_fastd(made: Guarded) -> None:
     wait_until(lambda: "has no IP socket" in now(made, "--service", "fastd")[1], 5, "the end of fastd")
 
 
-def test_it_waits_until_the_vpn_has_an_answer(made: Guarded) -> None:
+def test_wait_for_answer_to_vpn(made: Guarded) -> None:
     assert "fastd: it has no IP socket yet" in now(made, "--service", "fastd")[1]
     try:
         with waiting(made, "--service", "fastd") as process:
@@ -173,7 +173,7 @@ def test_it_waits_until_the_vpn_has_an_answer(made: Guarded) -> None:
         end_fastd(made)
 
 
-def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
+def test_wait_unanswered_vpn_is_not_ready(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, remote="203.0.113.77")
     try:
         wait_until(lambda: "no reply has reached" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
@@ -182,7 +182,7 @@ def test_a_vpn_that_nobody_answers_is_not_ready(made: Guarded) -> None:
         end_fastd(made)
 
 
-def test_a_vpn_without_its_mark_is_named_so(made: Guarded) -> None:
+def test_wait_names_vpn_without_mark(made: Guarded) -> None:
     made.lab.start_fastd_client(SERVICE_GID, mark=0)
     try:
         wait_until(lambda: "has the mark 0x1/0x1" in now(made, "--service", "fastd")[1], 5, "sockets of fastd")
@@ -197,8 +197,8 @@ def kernel(lab: Lab) -> str:
     return re.sub(r"^inside( *)= \[", r'inside\1= ["vx0", ', text, flags=re.MULTILINE)
 
 
-def test_it_waits_for_an_answer_to_the_kernel() -> None:
-    """A VXLAN device stands for WireGuard: sockets of the kernel, and packets that wear the mark."""
+def test_wait_for_answer_to_kernel_tunnel() -> None:
+    """A VXLAN device stands for WireGuard: sockets of the kernel, and packets that carry the mark."""
     with guarded_lab(kernel) as made:
         lab = made.lab
         ends = (
@@ -228,31 +228,31 @@ def test_it_waits_for_an_answer_to_the_kernel() -> None:
 # What is asked wrongly, and the end
 
 
-def test_unknown_names_are_told(made: Guarded) -> None:
+def test_wait_unknown_names_are_refused(made: Guarded) -> None:
     for words, said in (
         (("--uplink", "wam"), "there is no uplink 'wam' (did you mean 'wan'?); known are wan"),
         (("--service", "fast"), "there is no service 'fast' (did you mean 'fastd'?); known are fastd"),
         (("--uplink", "wan", "--service", "fastd"), "give one of them"),
         (("/nonexistent.toml",), "cannot be read"),
     ):
-        status, told = now(made, *words)
-        assert (status, said in told) == (2, True), told
+        status, output = now(made, *words)
+        assert (status, said in output) == (2, True), output
     assert made.nftpolicy("wait", "--timeout", "-1", check=False).returncode == 2
 
 
-def test_it_needs_root(made: Guarded) -> None:
+def test_wait_without_root_is_refused(made: Guarded) -> None:
     needs_readers()
     done = made.nftpolicy("wait", POLICY, check=False, uid=65534)
     assert (done.returncode, "root" in done.stderr) == (4, True), done.stderr
 
 
-def test_an_interrupt_ends_it(made: Guarded) -> None:
+def test_wait_ends_at_interrupt(made: Guarded) -> None:
     with waiting(made, "--service", "fastd") as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(limit(5)) == 130
         assert "Traceback" not in made.lab.node.outside(SAID).read_text()
 
 
-def test_the_time_ends_it(made: Guarded) -> None:
+def test_wait_ends_at_timeout(made: Guarded) -> None:
     done = made.nftpolicy("wait", "--service", "fastd", "--timeout", "0.5", check=False)
     assert (done.returncode, "has no IP socket" in done.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""E6-E9, E12: what others break under `nftpolicy watch`, and a flood: it is put back, and the exposure is counted."""
+"""E6-E9, E12: foreign damage under `nftpolicy watch` and a flood: it is repaired, and the exposure is counted."""
 
 import json
 import time
@@ -20,7 +20,7 @@ EVENTS = 10_000
 
 @pytest.fixture(scope="module")
 def made() -> Iterator[Guarded]:
-    """The WAN's routes in main too, so that whatever is not stopped leaves by it."""
+    """Node with the WAN's routes in main too, so that every packet that is not stopped leaves by it."""
     with guarded_lab() as found:
         wan_routes_in_main(found.lab)
         yield found
@@ -41,7 +41,7 @@ def seen(made: Guarded, seconds: float = 0.3) -> int:
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_what_is_broken_is_put_back(made: Guarded, watched: Watched, name: str) -> None:
+def test_watch_restores_damaged_object(made: Guarded, watched: Watched, name: str) -> None:
     exposures = []
     with flooding(made.lab):
         for _ in range(ROUNDS):
@@ -56,21 +56,23 @@ def test_what_is_broken_is_put_back(made: Guarded, watched: Watched, name: str) 
 
 
 def owns_tables(made: Guarded) -> bool:
-    """Whether the kernel knows tables with an owner (Linux 5.12): then there is a second guard."""
+    """Return True if the kernel knows tables with an owner (Linux 5.12), and so a shadow guard exists."""
     return made.lab.node.run(["nft", "-c", "table inet owned { flags owner; }"], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["delete table", "flush table"])
 @pytest.mark.parametrize("family", ["inet", "netdev"])
-def test_nobody_else_changes_the_second_guard(made: Guarded, watched: Watched, command: str, family: str) -> None:
+def test_shadow_guard_refuses_change_by_other_process(
+    made: Guarded, watched: Watched, command: str, family: str
+) -> None:
     if not owns_tables(made):
         pytest.skip("this kernel knows no tables with an owner")
     refused = made.lab.node.run(["nft", *command.split(), family, "nftpolicy-second"], check=False)
     assert "Operation not permitted" in refused.stderr
 
 
-def test_the_second_guard_ends_with_the_watch(made: Guarded) -> None:
-    """So that `release` opens, whatever became of the watch."""
+def test_shadow_guard_ends_with_watch(made: Guarded) -> None:
+    """So `release` opens the uplink even if the watch was killed."""
     made.apply()
     with Watched(made, "--leave-routes") as one:
         assert ("nftpolicy-second" in made.lab.node.run(["nft", "list", "tables"]).stdout) == owns_tables(made)
@@ -80,7 +82,7 @@ def test_the_second_guard_ends_with_the_watch(made: Guarded) -> None:
     assert "nftpolicy-second" not in made.lab.node.run(["nft", "list", "tables"]).stdout
 
 
-def test_without_the_watch_it_stays_broken_and_leaks(made: Guarded) -> None:
+def test_control_without_watch_damage_leaks(made: Guarded) -> None:
     """The control of the test above."""
     made.apply()
     with flooding(made.lab):
@@ -91,7 +93,7 @@ def test_without_the_watch_it_stays_broken_and_leaks(made: Guarded) -> None:
     made.apply()
 
 
-def test_links_that_flap_get_another_name_or_are_made_anew(made: Guarded, watched: Watched) -> None:
+def test_watch_follows_flapping_and_renamed_links(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     with flooding(made.lab):
         for words in (
@@ -111,7 +113,7 @@ def test_links_that_flap_get_another_name_or_are_made_anew(made: Guarded, watche
     wan_routes_in_main(made.lab)
 
 
-def test_what_others_add_is_proved_anew_and_blocked_until_it_is_gone(made: Guarded, watched: Watched) -> None:
+def test_watch_blocks_until_foreign_table_is_removed(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
     with flooding(made.lab):
         node.nft(
@@ -129,7 +131,7 @@ def test_what_others_add_is_proved_anew_and_blocked_until_it_is_gone(made: Guard
         )
 
 
-def test_another_policy_is_taken_over_and_a_release_is_respected(made: Guarded, watched: Watched) -> None:
+def test_watch_follows_new_policy_and_release(made: Guarded, watched: Watched) -> None:
     other = made.file.read_text().replace("table   = 1", "table   = 9")
     made.file.write_text(other)
     assert "applied" in made.apply()
@@ -144,7 +146,7 @@ def test_another_policy_is_taken_over_and_a_release_is_respected(made: Guarded, 
     watched.wait_until_right()
 
 
-def test_ten_thousand_events_cost_nothing_that_stays(made: Guarded, watched: Watched) -> None:
+def test_watch_after_ten_thousand_events_keeps_no_memory(made: Guarded, watched: Watched) -> None:
     node = made.lab.node
 
     def storm(count: int) -> None:
@@ -171,21 +173,21 @@ def test_ten_thousand_events_cost_nothing_that_stays(made: Guarded, watched: Wat
 
 
 def used(watched: Watched, seconds: float) -> tuple[float, int]:
-    """Seconds of CPU and context switches of the watch within some time."""
+    """Return the seconds of CPU and the context switches of the watch within some time."""
     before = watched.resources()
     time.sleep(seconds)
     after = watched.resources()
     return after.cpu - before.cpu, after.switches - before.switches
 
 
-def test_it_sleeps_when_nothing_happens(watched: Watched) -> None:
+def test_watch_without_events_is_idle(watched: Watched) -> None:
     wait_until(lambda: not used(watched, 0.5)[0], 10, "the end of its start")
     cpu, switches = used(watched, 2)
     assert cpu <= 0.03
     assert switches < 20
 
 
-def test_it_says_ready_and_ends_when_told(made: Guarded) -> None:
+def test_watch_reports_ready_and_ends_at_sigterm(made: Guarded) -> None:
     made.apply()
     with Watched(made) as one:
         lines = one.lines
@@ -194,7 +196,7 @@ def test_it_says_ready_and_ends_when_told(made: Guarded) -> None:
     assert json.loads(json.dumps(lines[0]))["event"] in ("start", "held", "adopted", "ready")
 
 
-def test_with_a_file_it_applies_that_first(made: Guarded) -> None:
+def test_watch_with_policy_file_applies_policy(made: Guarded) -> None:
     made.release()
     with Watched(made, POLICY) as one:
         one.wait_until_right()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """WireGuard on a mesh node, with the shipped policy.
 
-In user space (wireguard-go), whose socket is known by its group. And in the kernel: what leaves there belongs to the
-socket that made what is inside, or to none, so that it is known by its port. VXLAN sends in the same way
+In user space (wireguard-go), whose socket is identified by its group. And in the kernel: a packet there belongs to the
+socket of the inner packet, or to none, so that it is identified by its port. VXLAN sends in the same way
 (net/ipv4/udp_tunnel_core.c: udp_tunnel_xmit_skb) and stands for it, since not every kernel has WireGuard.
 """
 
@@ -38,12 +38,12 @@ families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
 
 
 def kernels(lab: Lab) -> str:
-    """The shipped policy with the lab's lease."""
+    """Return the shipped policy with the lab's lease."""
     return replaced(ROOT / "rulesets" / "gluon-wireguard.toml", {"lease": f'"{lab.wan_lease}"'})
 
 
 def programs(lab: Lab) -> str:
-    """The same for a program in place of the kernel: a group instead of `kernel` and `sport`."""
+    """Return the policy for a program in place of the kernel: a group instead of `kernel` and `sport`."""
     kept = [line for line in kernels(lab).splitlines() if not line.startswith("sport ")]
     return "\n".join(kept).replace("kernel = true", f"group = {GID}")
 
@@ -57,7 +57,7 @@ def endpoint(address: str) -> str:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    """A node whose WireGuard has no peer yet, and a server that knows the node."""
+    """Node whose WireGuard has no peer yet, and a server that knows the node."""
     with guarded_lab(programs, resolver=True) as made:
         lab = made.lab
         with wireguard(lab.server, "wg0"), wireguard(lab.node, DEVICE, GID):
@@ -68,7 +68,7 @@ def node() -> Iterator[Guarded]:
 
 @contextlib.contextmanager
 def connected(node: Guarded, remote: str, mark: int = 1, gid: int | None = None) -> Iterator[None]:
-    """The server is a peer, by this address or name, and what is sent to it is marked; `gid` asks for the name."""
+    """Add the server as a peer, by this address or name, and mark packets to it; `gid` resolves the name."""
     lab, ends = node.lab, f"{INSIDE[4][1]}/32,{INSIDE[6][1]}/128"
     peer = ["peer", wg_key(lab.server, "wg0")]
     set_wg(lab.node, DEVICE, "fwmark", str(mark))
@@ -81,7 +81,7 @@ def connected(node: Guarded, remote: str, mark: int = 1, gid: int | None = None)
 
 
 @families
-def test_it_connects_by_the_wan_alone(node: Guarded, family: int) -> None:
+def test_wireguard_go_connects_by_wan_only(node: Guarded, family: int) -> None:
     lab = node.lab
     lab.wan.drain(), lab.mesh_sniffer.drain()
     with watching(lab) as watch, connected(node, at.SERVER[family]):
@@ -91,7 +91,7 @@ def test_it_connects_by_the_wan_alone(node: Guarded, family: int) -> None:
     assert of(lab.mesh_sniffer, WIREGUARD) == []
 
 
-def test_the_name_of_the_server_comes_from_the_wan(node: Guarded) -> None:
+def test_wireguard_go_gets_server_name_from_wan(node: Guarded) -> None:
     with connected(node, at.VPN, gid=SERVICE_GID):
         wait_for_echoes(node.lab)
     with pytest.raises(subprocess.CalledProcessError) as failed, connected(node, at.VPN, gid=OTHER_GID):
@@ -99,7 +99,7 @@ def test_the_name_of_the_server_comes_from_the_wan(node: Guarded) -> None:
     assert "Name or service not known" in failed.value.stderr  # the mesh knows no such name
 
 
-def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> None:
+def test_wireguard_go_avoids_mesh_while_wan_is_down(node: Guarded) -> None:
     lab = node.lab
     with connected(node, at.SERVER[4]):
         wait_for_echoes(lab)
@@ -118,7 +118,7 @@ def test_nothing_of_it_goes_by_the_mesh_while_the_wan_is_down(node: Guarded) -> 
         wait_for_echoes(lab, 20)
 
 
-def test_without_its_mark_it_is_dropped(node: Guarded) -> None:
+def test_wireguard_go_without_mark_is_dropped(node: Guarded) -> None:
     lab, family = node.lab, 6
     wan_routes_in_main(lab)
     try:
@@ -134,7 +134,7 @@ def test_without_its_mark_it_is_dropped(node: Guarded) -> None:
         no_wan_routes_in_main(lab)
 
 
-def test_in_another_group_it_is_dropped_though_it_sets_the_mark() -> None:
+def test_wireguard_go_in_other_group_with_mark_is_dropped() -> None:
     with guarded_lab(programs) as made:
         lab = made.lab
         with wireguard(lab.server, "wg0"), wireguard(lab.node, DEVICE, OTHER_GID):
@@ -160,7 +160,7 @@ table netdev tunnel {{
 
 
 def tunnel(lab: Lab, family: int, sport: int = WIREGUARD) -> None:
-    """A tunnel of the kernel that marks what it sends, as FwMark does, from one port, as ListenPort does."""
+    """Create a tunnel of the kernel that marks its packets, as FwMark does, from one port, as ListenPort does."""
     here, there = lab.wan_address(family), at.SERVER[family]
     common = f"link add {KERNEL} type vxlan id 7 dstport {VXLAN}"
     lab.node.ip(f"{common} local {here} remote {there} srcport {sport} {sport + 1}")
@@ -198,7 +198,7 @@ def tunnelled(made: Guarded, family: int, sport: int = WIREGUARD) -> Iterator[La
 
 
 @families
-def test_the_kernels_tunnel_carries_what_the_node_and_others_send(kernel: Guarded, family: int) -> None:
+def test_kernel_tunnel_carries_own_and_forwarded_packets(kernel: Guarded, family: int) -> None:
     with tunnelled(kernel, family) as lab:
         lab.wan.drain(), lab.mesh_sniffer.drain()
         with watching(lab) as watch:
@@ -216,7 +216,7 @@ def test_the_kernels_tunnel_carries_what_the_node_and_others_send(kernel: Guarde
         assert of(lab.mesh_sniffer, VXLAN) == []
 
 
-def test_from_another_port_or_without_the_mark_it_carries_nothing(kernel: Guarded) -> None:
+def test_kernel_tunnel_with_wrong_port_or_mark_is_dropped(kernel: Guarded) -> None:
     before, family = kernel.counters(), 4
     with tunnelled(kernel, family, WIREGUARD + 1) as lab:
         lab.wan.drain()
@@ -241,8 +241,8 @@ def test_from_another_port_or_without_the_mark_it_carries_nothing(kernel: Guarde
             no_wan_routes_in_main(lab)
 
 
-def test_without_sport_only_what_nobody_owns_passes() -> None:
-    """Why the key is there: packets in a tunnel belong to the socket that made what is inside."""
+def test_kernel_tunnel_without_sport_passes_ownerless_only() -> None:
+    """Reason for the key: packets in a tunnel belong to the socket of the inner packet."""
 
     def bare(lab: Lab) -> str:
         return "\n".join(line for line in kernels(lab).splitlines() if not line.startswith("sport "))
@@ -255,8 +255,8 @@ def test_without_sport_only_what_nobody_owns_passes() -> None:
         assert made.counters()["inet/wan.unentitled"] > before
 
 
-def test_a_socket_of_the_kernel_keeps_its_port_to_itself(kernel: Guarded) -> None:
-    """So that nobody sends from the port of a tunnel that is up, but with headers that he writes himself."""
+def test_kernel_tunnel_keeps_port_from_programs(kernel: Guarded) -> None:
+    """While the tunnel is up, a program can use its port only with headers that it writes itself."""
 
     def taken(family: int, reuse: int) -> str:
         with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as made:
@@ -273,7 +273,7 @@ def test_a_socket_of_the_kernel_keeps_its_port_to_itself(kernel: Guarded) -> Non
     assert lab.node.call(taken, 4, 0) == "bound", "inconclusive"
 
 
-def test_a_program_that_takes_the_port_needs_the_mark_too(kernel: Guarded) -> None:
+def test_kernel_tunnel_port_of_program_requires_mark(kernel: Guarded) -> None:
     def sent(mark: int) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())

@@ -1,5 +1,5 @@
-"""A router without OpenWrt: the compiled tree, run by busybox with the real nft and ip.
+"""Router without OpenWrt: the compiled tree, run by busybox with the real nft and ip.
 
-What is fake here: uci, ubus, jsonfilter, and what fw4 and netifd do, as it was seen on real ones
-(tests/fixtures, netifd.py, fw4.py).
+Stand-ins: uci, ubus and jsonfilter (fake_tools.py), fw4 and netifd, after the behaviour of real ones (tests/fixtures,
+fw4_stand_in.py, netifd_stand_in.py).
 """

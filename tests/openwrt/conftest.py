@@ -10,7 +10,7 @@ from tests.lab.netns import Namespace
 
 @pytest.fixture(scope="session")
 def able() -> None:
-    """Skips where there can be no router."""
+    """Skip the test if no router can run here."""
     lacking = [f"the program {name}" for name in ("nft", "ip") if tool(name) is None]
     lacking += filter(None, ["root" if os.geteuid() else "", busybox.missing()])
     if lacking:

@@ -1,6 +1,6 @@
-"""uci, ubus and jsonfilter for a router that has none: python fake_tools.py PROGRAM FOLDER ARGUMENT...
+"""Stand-ins of uci, ubus and jsonfilter: python fake_tools.py PROGRAM DIRECTORY ARGUMENT...
 
-FOLDER has network.uci, dhcp.uci in the form of /etc/config, and ubus.json: path -> method -> answer.
+DIRECTORY has network.uci and dhcp.uci in the form of /etc/config, and ubus.json: path -> method -> answer.
 """
 
 import json
@@ -15,7 +15,7 @@ Config = dict[str, tuple[str, dict[str, str | list[str]]]]  # section -> its typ
 
 
 def read_config(text: str) -> Config:
-    """A file of /etc/config. Sections without a name are called as `uci show` calls them."""
+    """Read a file of /etc/config. Sections without a name are named as `uci show` names them."""
     found: Config = {}
     counts: dict[str, int] = {}
     options: dict[str, str | list[str]] = {}
@@ -47,7 +47,7 @@ def write_config(config: Config) -> str:
 
 
 class Uci:
-    """What `uci` of one folder knows; changes are written at once, as if each was committed."""
+    """Configuration of one directory; changes are written at once, as if each was committed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -110,7 +110,7 @@ _STEP = re.compile(r'\.(\w+)|\["([\w-]+)"\]|\[(\*)\]|\[@\.(\w+)="([^"]*)"\]')
 
 
 def jsonfilter(words: list[str]) -> int:
-    """Only -e EXPRESSION, with the steps of _STEP."""
+    """Print the matches of -e EXPRESSION, with the steps of _STEP only."""
     document, count = json.load(sys.stdin), 0
     for expression in words[1::2]:
         found, at = [document], 1

@@ -1,4 +1,4 @@
-"""What netifd makes of /etc/config/network, as commands for ip: as it was seen of the ones of 2024-12 and 2026-07."""
+"""Commands for ip that netifd (of 2024-12 and 2026-07) makes of /etc/config/network."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +9,7 @@ _ACTIONS = ("unreachable", "prohibit", "blackhole", "throw")
 
 
 def commands(config: Config, addresses: Mapping[str, Mapping[int, str]], indexes: Mapping[str, int]) -> Iterator[str]:
-    """`addresses`: interface -> family -> ADDRESS/LENGTH. `indexes`: device -> ifindex."""
+    """Return the commands. `addresses`: interface -> family -> ADDRESS/LENGTH. `indexes`: device -> ifindex."""
     number = {4: 0, 6: 0}
     for kind, options in config.values():
         family = 6 if kind.endswith("6") else 4

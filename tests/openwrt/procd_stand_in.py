@@ -1,7 +1,7 @@
-"""Stands for procd: python procd_stand_in.py FOLDER set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
+"""Stand-in of procd: python procd_stand_in.py DIRECTORY set SERVICE FILE | delete SERVICE | list | event TYPE [PACKAGE]
 
-Keeps instances running and starts them anew when they end; leaves those alone that are to be as they are, which is
-the same command and, with `file`, the same content. FOLDER is its memory.
+Keeps instances running and restarts them when they end. An instance with an unchanged command and, with `file`,
+unchanged content stays. DIRECTORY is its state directory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 PATIENCE = 10  # seconds from SIGTERM to SIGKILL
 
 
-def read(told: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
-    """Instances with their parameters, and triggers: a type, a package or "", then what the script named."""
+def read(text: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
+    """Return instances with their parameters, and triggers: a type, a package or "", then the words of the script."""
     instances: dict[str, dict[str, list[str]]] = {}
     triggers = []
     last: dict[str, list[str]] = {}
-    for kind, *words in (line.split("\t")[:-1] for line in told.splitlines()):
+    for kind, *words in (line.split("\t")[:-1] for line in text.splitlines()):
         if kind == "instance":
             last = instances[words[0]] = {}
         elif kind == "set":
@@ -37,37 +37,37 @@ def read(told: str) -> tuple[dict[str, dict[str, list[str]]], list[list[str]]]:
 
 
 def identity(wanted: dict[str, list[str]]) -> str:
-    """What makes two instances the same."""
+    """Return the text that is equal for equal instances."""
     files = [hashlib.sha256(Path(one).read_bytes()).hexdigest() for one in wanted.get("file", [])]
     return json.dumps([wanted["command"], files])
 
 
 class Procd:
-    """`folder` has a file NAME.json for each service, and SERVICE:INSTANCE with the ids of its two processes."""
+    """State in `folder`: a file NAME.json for each service, and SERVICE:INSTANCE with the ids of its two processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(exist_ok=True)
 
-    def set(self, service: str, told: str) -> None:
-        wanted, triggers = read(told)
-        held = self._held(service)
-        for name in held:
-            if name not in wanted or identity(wanted[name]) != held[name]:
+    def set(self, service: str, text: str) -> None:
+        wanted, triggers = read(text)
+        running = self._running(service)
+        for name in running:
+            if name not in wanted or identity(wanted[name]) != running[name]:
                 self._end(service, name)
         for name, one in wanted.items():
-            if held.get(name) != identity(one):
+            if running.get(name) != identity(one):
                 self._start(service, name, one)
         kept = {"instances": {name: identity(one) for name, one in wanted.items()}, "triggers": triggers}
         self._file(service).write_text(json.dumps(kept))
 
     def delete(self, service: str) -> None:
-        for name in self._held(service):
+        for name in self._running(service):
             self._end(service, name)
         self._file(service).unlink(missing_ok=True)
 
     def list(self) -> dict[str, int]:
-        """INSTANCE -> the id of its process, of all services; 0 between two tries."""
+        """Return INSTANCE -> its process id, for all services; 0 between two starts."""
         return {place.name.partition(":")[2]: self._ids(place)[1] for place in sorted(self._folder.glob("*:*"))}
 
     def event(self, kind: str, package: str = "") -> None:
@@ -79,7 +79,7 @@ class Procd:
     def _file(self, service: str) -> Path:
         return self._folder / f"{service}.json"
 
-    def _held(self, service: str) -> dict[str, str]:
+    def _running(self, service: str) -> dict[str, str]:
         file = self._file(service)
         return json.loads(file.read_text())["instances"] if file.exists() else {}
 
@@ -116,7 +116,7 @@ class Procd:
 
 
 def keep(place: Path, wanted: dict[str, list[str]]) -> None:
-    """Run the command, and again after its time-out, for good."""
+    """Run the command, and again after its respawn timeout, without end."""
     log = os.open(place.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0), os.dup2(log, 1), os.dup2(log, 2)

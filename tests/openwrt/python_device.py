@@ -1,7 +1,7 @@
 """A namespace as an OpenWrt device that has Python: a root of its own, in memory, whose /etc is its flash.
 
-Its programs are this machine's, and its shell and small programs are busybox's. Stand-ins are rc.common and procd
-(rc_common.sh, procd_stand_in.py), ubus (fake_tools.py), and the scripts of firewall and network.
+Its programs are those of this machine, and its shell and small programs are busybox's. Stand-ins are rc.common and
+procd (rc_common.sh, procd_stand_in.py), ubus (fake_tools.py), and the scripts of firewall and network.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ _NETWORK = "\n".join([
 
 
 class Device:
-    """`space` as the device, and `home`, the network that it is a guest in."""
+    """`space` as the device, and `home`, its home network."""
 
     def __init__(self, space: Namespace, home: Namespace) -> None:
         self.space, self.home = space, home
@@ -99,25 +99,25 @@ class Device:
         self._sockets = [self._receiver(family) for family in OURS]
 
     def file(self, path: str) -> Path:
-        """A file of the device, from outside."""
+        """Return the path of a file of the device, from outside."""
         return self.space.outside(f"{ROOT}/{path}")
 
     def program(self, name: str, body: str) -> None:
-        """A program in /opt/bin."""
+        """Write a program into /opt/bin."""
         place = self.file(f"opt/bin/{name}")
         place.parent.mkdir(exist_ok=True)
         place.write_text(f"#!/bin/sh\n{body}\n")
         place.chmod(0o755)
 
     def script(self, name: str, start: int, body: str) -> None:
-        """An init script that is enabled."""
+        """Write an init script and enable it."""
         place = self.file(f"etc/init.d/{name}")
         place.write_text(_SCRIPT.format(start=start, body=body))
         place.chmod(0o755)
         self.run(f"/etc/init.d/{name}", "enable")
 
     def servers(self, *found: str) -> None:
-        """What DNS servers netifd has of its interface wan."""
+        """Set the DNS servers that netifd has of its interface wan."""
         one = {"interface": "wan", "l3_device": WAN, "dns-server": [], "inactive": {"dns-server": list(found)}}
         self.file("config/ubus.json").write_text(json.dumps({"network.interface": {"dump": {"interface": [one]}}}))
 
@@ -136,15 +136,15 @@ class Device:
         return self.run(f"/etc/init.d/{name}", verb, check=check)
 
     def enabled(self) -> list[str]:
-        """What starts, in order."""
+        """Return the enabled scripts, in start order."""
         return sorted(one.name for one in self.file("etc/rc.d").iterdir() if one.name.startswith("S"))
 
     def boot(self) -> str:
-        """Start what is enabled; what was said on standard error."""
+        """Start the enabled scripts; return their standard error."""
         return "".join(self.run(f"/etc/rc.d/{one}", "boot", check=False).stderr for one in self.enabled())
 
     def power_off(self) -> None:
-        """All that does not outlast a restart is gone: processes, what the kernel holds, and /tmp."""
+        """Delete everything that a restart loses: processes, the state of the kernel, and /tmp."""
         self.run("procd", "delete", "nftpolicy")
         self.space.nft("flush ruleset\n")
         for family in (4, 6):
@@ -154,18 +154,18 @@ class Device:
         self.run("rm", "-rf", *self.remembered())
 
     def remembered(self) -> list[str]:
-        """What is in /tmp. The checkout is no part of the device, also where it lies there."""
+        """Return the files in /tmp, without the checkout, which is not a part of the device."""
         checkout = Path("/tmp", *CHECKOUT.parts[2:]) if CHECKOUT.is_relative_to("/var") else CHECKOUT
         inside = [f"/tmp/{one.name}" for one in self.file("tmp").iterdir()]
         return [one for one in inside if not checkout.is_relative_to(one)]
 
     def instances(self) -> dict[str, int]:
-        """What procd runs, with process ids inside."""
+        """Return the instances of procd, with process ids inside."""
         found: dict[str, int] = json.loads(self.run("procd", "list").stdout)
         return found
 
     def log(self) -> str:
-        """What instances said."""
+        """Return the output of the instances."""
         place = self.file("tmp/procd.log")
         return place.read_text() if place.exists() else ""
 
@@ -182,7 +182,7 @@ class Device:
         return made
 
     def arrived(self) -> set[str]:
-        """What came by the uplink since the last look: the words of probes."""
+        """Return the words of probes that came by the uplink since the last call."""
         found = set()
         for one in self._sockets:
             with contextlib.suppress(BlockingIOError):
@@ -191,9 +191,10 @@ class Device:
         return found
 
     def probe(self, mark: int = MARK) -> set[str]:
-        """Packets of both families, first of a stranger who wears no mark, then of the service, who wears this one.
+        """Send packets of both families: unmarked ones of a foreign process, then marked ones of the service.
 
-        All by the device of the uplink, whatever routes say. Those that arrived; without the service's nothing is known.
+        All are bound to the uplink's device. Returns those that arrived; without the service's packets
+        the result is open.
         """
         self.arrived()
         found, end = set[str](), time.monotonic() + brief(3)
@@ -214,7 +215,7 @@ class Device:
 
 
 def send(word: str, mark: int) -> None:
-    """Inside: a packet of each family."""
+    """Send a packet of each family. Runs inside."""
     for family in OURS:
         with socket.socket(_FAMILY[family], socket.SOCK_DGRAM) as one, contextlib.suppress(OSError):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
@@ -223,7 +224,7 @@ def send(word: str, mark: int) -> None:
 
 
 def flood() -> None:
-    """Inside: packets of a stranger until it is killed."""
+    """Send packets of a foreign process until it is killed. Runs inside."""
     while True:
         send("stranger", 0)
         time.sleep(0.002)

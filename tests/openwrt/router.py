@@ -1,4 +1,4 @@
-"""A namespace as a router: the compiled tree, busybox for everything but nft and ip, and fakes for the rest."""
+"""A namespace as a router: the compiled tree, busybox for all programs except nft and ip, and stand-ins."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ FAKES = Path(__file__).with_name("fake_tools.py")
 
 
 class Router:
-    """`space` with a policy's tree in it."""
+    """`space` with a policy's tree."""
 
     def __init__(self, space: Namespace, policy: Policy, link_guard: bool = True) -> None:
         self.space = space
@@ -46,11 +46,11 @@ class Router:
         place.chmod(0o755)
 
     def real(self, name: str) -> None:
-        """Have the real program in its place again."""
+        """Restore the real program."""
         self._link(name, tool(name))
 
     def write(self, policy: Policy, link_guard: bool = True) -> None:
-        """Another policy's tree, as an upgrade of the package writes it."""
+        """Write another policy's tree, as an upgrade of the package does."""
         found = tree.build_tree(policy, link_guard)
         # An upgrade puts the guard where fw4 looks, and does not know of one that lies aside.
         for path in (tree.LINK_PATH, "usr/share/nftpolicy/guard.nft"):
@@ -99,5 +99,5 @@ def wait_for_monitors(space: Namespace) -> None:
 
 
 def right(router: Router) -> bool:
-    """Whether the router itself says that all is as wanted."""
+    """Return True if the router itself reports the desired state."""
     return router.nftpolicy("check", check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Configurations of routers, as files of /etc/config, and what an import has to say of each."""
+"""Configurations of routers, as files of /etc/config, and the expected import of each."""
 
 from attrs import Factory, frozen
 
@@ -37,8 +37,9 @@ PLAIN = LOOPBACK + LAN + WAN
 
 @frozen
 class Case:
-    """`policy` are pieces of the policy, `said` of the report, `unsaid` of neither. `ways` are pieces of the ways out
-    now."""
+    """Expected pieces of text: `policy` in the policy, `said` in the report, `unsaid` in neither, `ways` in the leaks
+    of today.
+    """
 
     files: dict[str, str]
     policy: tuple[str, ...] = ()
@@ -217,7 +218,7 @@ config rule
         {"network": PLAIN + "config rule\n option mark 0x100000000\n option lookup 9\n"},
         said=("matches ALL packets, since netifd keeps only 32 bits of the value",),
     ),
-    "values that netifd can't read": Case(
+    "values that netifd cannot read": Case(
         {"network": PLAIN + """
 config rule
 	option mark '!0x1/0x1'

@@ -1,4 +1,4 @@
-"""What else runs on the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
+"""Further parts of the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def router() -> Iterator[Router]:
 
 
 def learned(router: Router, **servers: list[str]) -> str:
-    """What the runner makes of what netifd says, by interface."""
+    """Return the server list that the runner makes of the answers of netifd, by interface."""
     devices = {"lan": "br-lan"}
     answers = {
         f"network.interface.{name}": {"status": {"dns-server": [], "inactive": {"dns-server": found}}}
@@ -49,23 +49,23 @@ def learned(router: Router, **servers: list[str]) -> str:
     return router.state("wan.servers").read_text()
 
 
-def test_the_servers_are_those_of_the_uplinks_interfaces(router: Router) -> None:
+def test_update_servers_writes_servers_of_uplink_interfaces(router: Router) -> None:
     said = learned(router, wan=["192.0.2.1", "192.0.2.1"], wan6=["fe80::1", "2001:db8::53"], lan=["10.0.0.1"])
     assert said == "nameserver 192.0.2.1\nnameserver fe80::1%br-wan\nnameserver 2001:db8::53\n"
 
 
-def test_what_is_no_server_is_left_out(router: Router) -> None:
+def test_update_servers_skips_invalid_addresses(router: Router) -> None:
     assert learned(router, wan=["127.0.0.1", "::1", "0.0.0.0", "nonsense", "1.2.3.4; reboot", "192.0.2.1"]) == (
         "nameserver 192.0.2.1\n"
     )
 
 
-def test_no_servers_is_an_empty_file_so_that_names_are_refused(router: Router) -> None:
+def test_update_servers_without_servers_writes_empty_file(router: Router) -> None:
     assert learned(router, wan=["192.0.2.1"]) != ""
     assert learned(router, wan=[]) == ""
 
 
-def test_the_file_is_written_only_when_it_changes(router: Router) -> None:
+def test_update_servers_unchanged_list_is_not_written(router: Router) -> None:
     learned(router, wan=["192.0.2.1"])
     before = router.state("wan.servers").stat()
     learned(router, wan=["192.0.2.1"])
@@ -74,7 +74,7 @@ def test_the_file_is_written_only_when_it_changes(router: Router) -> None:
     assert router.state("wan.servers").stat().st_ino != before.st_ino
 
 
-def test_servers_of_the_policy_need_no_netifd(router: Router) -> None:
+def test_update_servers_of_policy_ignores_netifd(router: Router) -> None:
     router.write(shipped(**{'lease  = "/run/nftpolicy/wan.dns"': 'servers = ["192.0.2.7", "fe80::7%br-wan"]'}))
     assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.7\nnameserver fe80::7%br-wan\n"
 
@@ -83,7 +83,7 @@ def test_servers_of_the_policy_need_no_netifd(router: Router) -> None:
 
 
 def resolver(router: Router, preload: bool = True, mark: str = "1", nobody: bool = False) -> str:
-    """What status says of a process that stands for the resolver's dnsmasq."""
+    """Return the line of `status` for a process that stands for the resolver's dnsmasq."""
     library = router.space.outside("/run/libpacketmark.so")
     if not library.exists():  # any library will do: whether it is loaded is what is looked at
         maps = Path("/proc/self/maps").read_text().split()
@@ -104,7 +104,7 @@ def resolver(router: Router, preload: bool = True, mark: str = "1", nobody: bool
     return line
 
 
-def test_a_resolver_that_may_put_on_its_mark(router: Router) -> None:
+def test_status_resolver_with_library_may_set_mark(router: Router) -> None:
     assert "running, may set its mark" in resolver(router)
 
 
@@ -116,15 +116,15 @@ def test_a_resolver_that_may_put_on_its_mark(router: Router) -> None:
         ({"nobody": True}, "it has no capability to set marks"),
     ],
 )
-def test_a_resolver_whose_mark_would_be_missing_is_told(router: Router, options: dict[str, bool], said: str) -> None:
+def test_status_resolver_without_mark_is_reported(router: Router, options: dict[str, bool], said: str) -> None:
     assert said in resolver(router, **options)  # type: ignore[arg-type]
 
 
-def test_no_resolver(router: Router) -> None:
+def test_status_without_resolver_is_reported(router: Router) -> None:
     assert "resolver wan: is not running" in router.nftpolicy("status", check=False).stdout
 
 
-# The init script, with procd's functions that say what they were told
+# The init script, with procd's functions that print their arguments
 
 PROCD = """
 procd_open_instance() { echo "instance $1"; }
@@ -150,7 +150,7 @@ def started(router: Router, policy: Policy, call: str = "start_service") -> str:
     return router.ash("/run/init").stdout
 
 
-def test_at_the_start_the_guard_comes_first_and_then_the_daemons(router: Router) -> None:
+def test_init_script_loads_guard_before_daemons(router: Router) -> None:
     said = started(router, shipped())
     assert "chain guard" in router.space.run(["nft", "list", "ruleset"]).stdout
     instances = [line for line in said.splitlines() if line.startswith("instance")]
@@ -164,24 +164,24 @@ def test_at_the_start_the_guard_comes_first_and_then_the_daemons(router: Router)
     ]
 
 
-def test_the_mark_is_decimal_since_libpacketmark_reads_it_by_atoi(router: Router) -> None:
+def test_init_script_writes_mark_as_decimal(router: Router) -> None:
     said = started(router, shipped(**{'"0x1/0x1"': '"0x1f00/0xff00"'}))
     assert "LIBPACKETMARK_MARK=7936" in said
 
 
-def test_without_a_resolver_there_is_none(router: Router) -> None:
+def test_init_script_without_resolver_starts_none(router: Router) -> None:
     text = GLUON.read_text()
     begin, end = text.index("[uplink.wan.resolver]"), text.index("[service.fastd]")
     assert "resolver" not in started(router, load((text[:begin] + text[end:]).encode())[0])
 
 
-def test_changes_of_interfaces_and_of_the_firewall_are_heard_of(router: Router) -> None:
+def test_init_script_has_interface_and_firewall_triggers(router: Router) -> None:
     said = started(router, shipped(), "service_triggers")
     assert "trigger network firewall" in said
     assert "trigger interface.* 1000" in said
 
 
-def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> None:
+def test_hotplug_script_restores_ip_rules_at_ifup(router: Router) -> None:
     router.nftpolicy("apply")
     script = tree.build_tree(shipped())["etc/hotplug.d/iface/30-nftpolicy"].text
     router.space.outside("/run/hotplug").write_text(script.replace("/usr/sbin/", f"{ROOT}/usr/sbin/"))
@@ -194,7 +194,7 @@ def test_the_hotplug_script_mends_what_an_interface_changed(router: Router) -> N
             router.nftpolicy("reconcile")
 
 
-def test_what_sysctl_reads_at_the_start_is_what_the_runner_writes(router: Router) -> None:
+def test_sysctl_file_equals_values_of_runner(router: Router) -> None:
     router.space.ip("link add br-wan type veth peer name x")
     router.space.outside("/run/sysctl.conf").write_text(
         tree.build_tree(shipped())["etc/sysctl.d/50-nftpolicy.conf"].text

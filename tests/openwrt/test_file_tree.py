@@ -1,4 +1,4 @@
-"""The tree of files: what is in it, that nft and sh can read it, and how the command line writes it."""
+"""The tree of files: its content, its syntax for nft and sh, and the command that writes it."""
 
 import hashlib
 import re
@@ -52,7 +52,7 @@ def warned(text: str, tmp_path: Path) -> list[str]:
 # --- what is in it ------------------------------------------------------------------------
 
 
-def test_it_is_small_and_needs_no_other_language() -> None:
+def test_tree_is_small_and_needs_no_other_language() -> None:
     found = tree.build_tree(shipped())
     assert sum(len(one.text.encode()) for one in found.values()) < 40 * 1024
     heads = {one.text.splitlines()[0] for one in found.values() if one.executable}
@@ -60,18 +60,18 @@ def test_it_is_small_and_needs_no_other_language() -> None:
     assert not any(re.search(r"\b(python|lua|ucode)\b", one.text) for one in found.values())
 
 
-def test_no_placeholder_is_left() -> None:
+def test_tree_has_no_placeholder() -> None:
     for path, one in tree.build_tree(shipped()).items():
         assert not re.findall(r"@[A-Z]+@", one.text), path
 
 
 @settings(max_examples=10)
 @given(policy_strategies.policies())
-def test_the_same_policy_is_the_same_tree(policy: Policy) -> None:
+def test_tree_of_same_policy_is_equal(policy: Policy) -> None:
     assert tree.build_tree(policy) == tree.build_tree(policy)
 
 
-def test_the_guard_is_loaded_in_the_idiom_that_is_exact() -> None:
+def test_tree_guard_file_replaces_table_exactly() -> None:
     lines = [
         line
         for line in tree.build_tree(shipped())[tree.GUARD_PATH].text.splitlines()
@@ -86,19 +86,19 @@ DIALECT = (r"\bdestroy\b", r"\btypeof\b", r"\bdefine\b", r"\$\w", r"\bflush rule
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_the_rules_are_of_every_nft(file: Path) -> None:
+def test_tree_nft_files_avoid_version_specific_words(file: Path) -> None:
     for path, one in tree.build_tree(shipped(file)).items():
         if path.endswith(".nft"):
             text = re.sub(r'"[^"]*"|^#.*|counter \S+', "", one.text, flags=re.MULTILINE)
             assert [word for word in DIALECT if re.search(word, text, re.MULTILINE)] == [], path
 
 
-def test_no_section_of_the_firewall_is_written() -> None:
+def test_tree_writes_no_firewall_section() -> None:
     assert not any("firewall" in path for path in tree.build_tree(shipped()))
     assert "firewall." not in tree.build_tree(shipped())[tree.DEFAULTS_PATH].text
 
 
-def test_the_guard_stands_before_firewall_and_network() -> None:
+def test_tree_init_script_starts_before_firewall_and_network() -> None:
     start = re.search(r"^START=(\d+)$", tree.build_tree(shipped())["etc/init.d/nftpolicy"].text, re.MULTILINE)
     assert start
     assert int(start[1]) < 19 < 20  # /etc/init.d/firewall, /etc/init.d/network
@@ -106,7 +106,7 @@ def test_the_guard_stands_before_firewall_and_network() -> None:
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_shellcheck_finds_no_fault(file: Path, tmp_path: Path) -> None:
+def test_tree_scripts_pass_shellcheck(file: Path, tmp_path: Path) -> None:
     assert shutil.which("shellcheck"), "apt-get install shellcheck"
     for path, one in tree.build_tree(shipped(file)).items():
         if one.executable:
@@ -117,7 +117,7 @@ def test_shellcheck_finds_no_fault(file: Path, tmp_path: Path) -> None:
             assert subprocess.run(["busybox", "ash", "-n", script], check=False).returncode == 0
 
 
-def test_shellcheck_would_find_one(tmp_path: Path) -> None:
+def test_control_shellcheck_finds_fault(tmp_path: Path) -> None:
     script = tmp_path / "bad"
     script.write_text("#!/bin/sh\nrm -rf $1/*\n")
     assert subprocess.run(["shellcheck", "-s", "sh", script], capture_output=True, check=False).returncode == 1
@@ -125,8 +125,8 @@ def test_shellcheck_would_find_one(tmp_path: Path) -> None:
 
 @settings(max_examples=8)
 @given(policy_strategies.policies())
-def test_names_of_any_policy_are_words_of_the_shell(policy: Policy) -> None:
-    """No name can end a line of the plan, or a word of a script."""
+def test_tree_names_of_any_policy_are_shell_words(policy: Policy) -> None:
+    """No name ends a line of the plan, or a word of a script."""
     for path, one in tree.build_tree(policy).items():
         if one.executable:
             assert subprocess.run(["sh", "-n"], input=one.text, text=True, check=False).returncode == 0, path
@@ -134,7 +134,7 @@ def test_names_of_any_policy_are_words_of_the_shell(policy: Policy) -> None:
     assert {line.split()[0] for line in tree.build_tree(policy)[tree.PLAN_PATH].text.splitlines()} <= kinds
 
 
-def test_the_list_is_of_sha256sum(tmp_path: Path) -> None:
+def test_tree_checksums_are_checked_by_sha256sum(tmp_path: Path) -> None:
     compiled(tmp_path)
     done = subprocess.run(
         ["busybox", "sha256sum", "-c", tree.CHECKSUMS_PATH], cwd=tmp_path, capture_output=True, check=False
@@ -150,7 +150,7 @@ def test_the_list_is_of_sha256sum(tmp_path: Path) -> None:
 # --- nftpolicy compile --to openwrt -------------------------------------------------------
 
 
-def test_it_is_written_once_and_programs_can_be_run(tmp_path: Path) -> None:
+def test_compile_writes_tree_once_with_modes(tmp_path: Path) -> None:
     done = compiled(tmp_path / "image")
     assert done.returncode == 0
     first = snapshot(tmp_path / "image")
@@ -164,7 +164,7 @@ def test_it_is_written_once_and_programs_can_be_run(tmp_path: Path) -> None:
     assert snapshot(tmp_path / "image") == first
 
 
-def test_files_of_others_stay_and_ours_that_were_changed_too(tmp_path: Path) -> None:
+def test_compile_keeps_foreign_and_changed_files(tmp_path: Path) -> None:
     foreign = tmp_path / "etc/init.d/nftpolicy"
     foreign.parent.mkdir(parents=True)
     foreign.write_text("mine\n")
@@ -181,7 +181,7 @@ def test_files_of_others_stay_and_ours_that_were_changed_too(tmp_path: Path) -> 
     assert (done.returncode, snapshot(tmp_path)) == (1, before)
 
 
-def test_another_policy_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_compile_other_policy_replaces_tree(tmp_path: Path) -> None:
     assert compiled(tmp_path).returncode == 0
     done = compiled(tmp_path, "--no-link-guard", file="rulesets/vpn-killswitch.toml")
     assert done.returncode == 0
@@ -192,7 +192,7 @@ def test_another_policy_takes_the_place_of_the_first(tmp_path: Path) -> None:
     }
 
 
-def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path: Path) -> None:
+def test_compile_with_forged_checksums_removes_nothing_outside(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious\n")
     image = tmp_path / "image"
@@ -213,14 +213,14 @@ def test_a_list_that_was_tampered_with_removes_nothing_outside(tmp_path: Path) -
         (("compile", "rulesets/gluon-fastd.toml", "--to", "openwrt", "x", "--ports", "a=b"), "finds the ports"),
     ],
 )
-def test_asked_wrongly(words: tuple[str, ...], said: str) -> None:
+def test_compile_invalid_arguments_are_refused(words: tuple[str, ...], said: str) -> None:
     done = run(*words)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert said in done.stderr
     assert not (ROOT / "x").exists()
 
 
-def test_what_a_router_does_not_do_is_said_with_its_line(tmp_path: Path) -> None:
+def test_compile_warns_of_unsupported_keys_with_line(tmp_path: Path) -> None:
     text = GLUON.read_text().replace('mark    = "0x1/0x1"', 'mark    = "0x10/0x10"\nlearn = ["ra"]')
     said = warned(text.replace('marks  = "itself"', 'marks  = "cgroup"\nconfine = true'), tmp_path)
     row = {
@@ -233,12 +233,12 @@ def test_what_a_router_does_not_do_is_said_with_its_line(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("sources", ['["auto"]', '["netifd"]'])
-def test_what_a_router_does_is_not_warned_of(tmp_path: Path, sources: str) -> None:
+def test_compile_supported_keys_give_no_warning(tmp_path: Path, sources: str) -> None:
     lease = next(line for line in GLUON.read_text().splitlines() if line.startswith("lease"))
     assert warned(GLUON.read_text().replace(lease, f"sources = {sources}"), tmp_path) == []
 
 
-def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+def test_compile_to_unwritable_directory_fails(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("a file where a folder must be\n")
     done = compiled(tmp_path)
     assert done.returncode == 1

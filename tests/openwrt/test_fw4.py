@@ -53,7 +53,7 @@ def router(shipped: Policy) -> Iterator[Router]:
 
 
 @pytest.mark.parametrize("name", RENDERED)
-def test_many_reloads_leave_what_apply_makes(router: Router, shipped: Policy, name: str) -> None:
+def test_fw4_reloads_keep_guard(router: Router, shipped: Policy, name: str) -> None:
     router.write(shipped)
     fw4 = Fw4(router, name)
     wanted = guards(compile_policy(shipped).tables)
@@ -71,7 +71,7 @@ def test_many_reloads_leave_what_apply_makes(router: Router, shipped: Policy, na
     router.nftpolicy("release")
 
 
-def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
+def test_control_include_without_delete_duplicates_rules(router: Router, shipped: Policy) -> None:
     """The control: without the delete, rules are there twice after the second reload."""
     router.write(shipped)
     fw4, file = Fw4(router, RENDERED[0]), router.file(tree.GUARD_PATH)
@@ -84,7 +84,7 @@ def test_a_plain_include_would_grow(router: Router, shipped: Policy) -> None:
     router.write(shipped)
 
 
-def test_another_policy_takes_the_place_of_the_first_within_one_reload(router: Router, shipped: Policy) -> None:
+def test_fw4_reload_replaces_guard_of_other_policy(router: Router, shipped: Policy) -> None:
     """Chains, priorities and types of sets may change: with `flush table` the whole of fw4 would be refused."""
     fw4 = Fw4(router, RENDERED[0])
     old = router.file(tree.GUARD_PATH).read_text()
@@ -97,8 +97,8 @@ def test_another_policy_takes_the_place_of_the_first_within_one_reload(router: R
     router.space.nft("flush ruleset\n")
 
 
-def test_an_include_that_can_not_be_loaded_leaves_all_as_it_was_and_is_noticed(router: Router, shipped: Policy) -> None:
-    """fw4 says 0 then, so the runner asks the kernel and not fw4."""
+def test_fw4_invalid_include_keeps_guard_and_is_reported(router: Router, shipped: Policy) -> None:
+    """Exit status of fw4 is 0 then, so the runner queries the kernel and not fw4."""
     router.write(shipped)
     router.nftpolicy("apply")
     router.file(tree.GUARD_PATH).write_text(
@@ -119,7 +119,7 @@ needs_lab = pytest.mark.skipif(bool(missing()), reason=f"a lab needs {', '.join(
 
 @pytest.fixture(scope="module")
 def field() -> Iterator[tuple[Lab, Router]]:
-    """A lab without nftpolicy of this machine: its node is the router, and the WAN's routes are in main too."""
+    """Lab without nftpolicy of this machine: its node is the router, and the WAN's routes are in main too."""
     with Lab(groups={"gluon-mesh-vpn": 800}) as lab:
         wan_routes_in_main(lab)
         router = Router(lab.node, policy_of(lab))
@@ -133,14 +133,14 @@ def leaked(lab: Lab) -> int:
 
 
 def settled(lab: Lab) -> None:
-    """What was on its way has come."""
+    """Wait until packets that were under way have arrived."""
     lab.wan.wait_for(lambda _: False, 0.05)
     lab.wan.drain()
 
 
 @needs_lab
 @pytest.mark.parametrize("name", RENDERED)
-def test_nothing_leaves_while_fw4_comes_and_goes(field: tuple[Lab, Router], name: str) -> None:
+def test_fw4_restarts_and_stops_leak_nothing(field: tuple[Lab, Router], name: str) -> None:
     lab, router = field
     # Without the link layer, which would hide a gap in the guard.
     router.write(policy_of(lab), link_guard=False)
@@ -160,10 +160,8 @@ def test_nothing_leaves_while_fw4_comes_and_goes(field: tuple[Lab, Router], name
 
 
 @needs_lab
-def test_after_a_flush_the_watch_has_the_guard_back(
-    field: tuple[Lab, Router], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In every order of reload, restart, stop and flush. What leaves between a flush and the guard is counted and told."""
+def test_watch_after_fw4_flush_restores_guard(field: tuple[Lab, Router], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every order of reload, restart, stop and flush. Packets that leave between a flush and the guard are counted."""
     lab, router = field
     router.write(policy_of(lab))
     router.nftpolicy("apply")
@@ -205,8 +203,8 @@ def _guard(lab: Lab) -> str:
 
 
 @needs_lab
-def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Router]) -> None:
-    """It deletes all ip rules of both families. The guard stands meanwhile, so nothing leaves."""
+def test_watch_after_netifd_start_restores_ip_rules(field: tuple[Lab, Router]) -> None:
+    """A start of netifd deletes all ip rules of both families. The guard stands meanwhile, so nothing leaves."""
     lab, router = field
     router.nftpolicy("apply")
     watch = router.start("watch")
@@ -216,7 +214,7 @@ def test_the_watch_puts_back_what_a_start_of_netifd_takes(field: tuple[Lab, Rout
         for family in ("-4", "-6"):
             lab.node.run(["ip", family, "rule", "flush"])
             lab.node.ip(f"{family} rule add priority 32766 lookup main")
-        wait_until(lambda: right(router), 20, "the ladder")
+        wait_until(lambda: right(router), 20, "the ip rules")
         assert leaked(lab) == 0
     watch.terminate()
     watch.wait(limit(10))

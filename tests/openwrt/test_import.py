@@ -1,4 +1,4 @@
-"""import openwrt: what is read, the state that netifd makes of it, what leaks there, and the policy."""
+"""`import openwrt`: the files read, the model of netifd, the leaks of today, and the policy."""
 
 import gc
 import json
@@ -25,7 +25,7 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 @frozen
 class Done:
-    """What a command did."""
+    """Result of a command."""
 
     returncode: int
     stdout: str
@@ -33,7 +33,7 @@ class Done:
 
 
 def run(*arguments):
-    """The command line in this process, which is quicker; what it changes of the process is put back."""
+    """Run the command line in this process, which is quicker, and restore the process afterwards."""
     handler, held = signal.getsignal(signal.SIGTERM), sys.argv
     sys.argv, status = ["nftpolicy", *map(str, arguments)], 0
     try:
@@ -51,7 +51,7 @@ def run(*arguments):
 
 @pytest.fixture
 def router(tmp_path):
-    """A folder with these files of /etc/config, and others of /etc."""
+    """Directory with these files of /etc/config, and other files of /etc."""
 
     def write(files, names=()):
         config = tmp_path / "router/etc/config"
@@ -72,7 +72,7 @@ def of_fixture(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_configuration(router, tmp_path, name):
+def test_import_case_gives_proved_policy(router, tmp_path, name):
     case = CASES[name]
     out = tmp_path / "policy.toml"
     done = run("import", "openwrt", router(case.files, case.names), "--out", out, *case.options)
@@ -90,7 +90,7 @@ def test_a_configuration(router, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_no_policy_comes_of_it(router, name):
+def test_import_invalid_configuration_is_refused(router, name):
     files, said = BAD[name]
     done = run("import", "openwrt", router(files))
     assert (done.returncode, done.stdout) == (2, "")
@@ -101,7 +101,7 @@ def test_no_policy_comes_of_it(router, name):
 
 @pytest.mark.parametrize("name", ["default-router", "default-with-include", "gluon-node"])
 @pytest.mark.parametrize("look", [False, True], ids=["assumed", "given"])
-def test_real_ones_leak_today_and_not_with_the_policy(router, tmp_path, name, look):
+def test_import_of_fixture_is_refuted_now_and_proved_after(router, tmp_path, name, look):
     out = tmp_path / "policy.toml"
     given = ["--ruleset", FIXTURES / name / "kernel.json"] if look else []
     done = run("import", "openwrt", router(of_fixture(name)), "--out", out, "--json", *given)
@@ -115,27 +115,27 @@ def test_real_ones_leak_today_and_not_with_the_policy(router, tmp_path, name, lo
     assert run("check", out).returncode == 0
 
 
-def test_the_known_leaks_of_a_gluon_node_have_their_packets(router):
+def test_import_names_known_leaks_of_gluon_node(router):
     files = of_fixture("gluon-node")
-    # What netifd does of itself for a device that is told to have IPv6: its rule 90000 + ifindex.
+    # What netifd does of itself for a device with option ipv6: its rule 90000 + ifindex.
     files["network"] = files["network"].replace("\toption igmp_snooping '1'\n", "\toption ipv6 '1'\n", 1)
     done = run("import", "openwrt", router(files), "--json")
     ways = json.loads(done.stdout)["ways_out"]
-    told = {(one["packet"][:4], one["reason"].partition(",")[0], one["place"]) for one in ways}
-    assert ("IPv4", "ip rule 32766", "network:22") in told  # the default route, which is the WAN's
+    leaks = {(one["packet"][:4], one["reason"].partition(",")[0], one["place"]) for one in ways}
+    assert ("IPv4", "ip rule 32766", "network:22") in leaks  # the default route, which is the WAN's
     for rule in ("ip rule 10000", "ip rule 20000", "ip rule 90004"):
-        assert ("IPv6", rule, "network:32") in told
-    # The mark rule leads to the uplink what wears the mark, which is no leak.
+        assert ("IPv6", rule, "network:32") in leaks
+    # The mark rule leads marked packets to the uplink, which is not a leak.
     assert not any("ip rule 1," in one["reason"] for one in ways)
 
 
-def test_the_fixture_as_it_is_has_no_rule_90000_for_ipv6(router):
+def test_import_of_unchanged_fixture_has_no_ipv6_rule_90000(router):
     document = json.loads(run("import", "openwrt", router(of_fixture("gluon-node")), "--json").stdout)
     assert not any("ip rule 9000" in one["reason"] for one in document["ways_out"])
 
 
-def test_where_the_firewall_drops_there_is_no_way_out(router, tmp_path):
-    """The control: ways come from walks, and a ruleset that drops ends them."""
+def test_import_with_drop_ruleset_finds_no_leak(router, tmp_path):
+    """Control: leaks come from traces, and a ruleset that drops ends them."""
     drop = {"nftables": [
         {"table": {"family": "inet", "name": "x"}},
         {"chain": {"family": "inet", "table": "x", "name": "c", "type": "filter", "hook": "postrouting",
@@ -146,7 +146,7 @@ def test_where_the_firewall_drops_there_is_no_way_out(router, tmp_path):
     assert json.loads(done.stdout)["ways_out"] == []
 
 
-def test_what_was_seen_goes_before_what_is_assumed(router):
+def test_import_observed_rules_replace_assumed_rules(router):
     place = router(of_fixture("gluon-node"))
     seen = FIXTURES / "gluon-node"
     options = [word for family in (4, 6) for kind, option in (("rule", "--rules"), ("route", "--routes"))
@@ -160,7 +160,7 @@ def test_what_was_seen_goes_before_what_is_assumed(router):
 
 
 @pytest.mark.parametrize("name", ["default-router", "gluon-node", "ip4table"])
-def test_the_state_is_the_one_that_netifd_makes(name):
+def test_netifd_model_equals_state_of_real_netifd(name):
     """The rules and routes of a real netifd with the same file, but for addresses that the kernel makes up."""
     sections = parse_uci((FIXTURES / name / "network.uci").read_bytes(), "network", "network")
     found, _ = read_network(sections)
@@ -192,7 +192,7 @@ def _route(one):
     return one.family, one.table, one.destination, one.kind, one.gateway, one.device, one.metric
 
 
-def test_every_section_is_taken_in_or_told_of(router):
+def test_import_reports_every_unknown_section(router):
     """A section of no known kind anywhere is in the report, by file and line."""
     files = dict.fromkeys(("firewall", "dhcp", "fastd", "pbr", "mwan3"), "config nonsense 'x'\n\toption a b\n")
     files["network"] = PLAIN + "\nconfig nonsense\n"
@@ -201,7 +201,7 @@ def test_every_section_is_taken_in_or_told_of(router):
     assert places == {*files}
 
 
-def test_the_second_time_is_the_same_and_other_files_stay(router, tmp_path):
+def test_import_again_is_equal_and_keeps_foreign_file(router, tmp_path):
     place, out = router({"network": PLAIN}), tmp_path / "p.toml"
     assert run("import", "openwrt", place, "--out", out).returncode == 0
     first = out.read_text()
@@ -219,7 +219,7 @@ def test_the_second_time_is_the_same_and_other_files_stay(router, tmp_path):
     assert (full.returncode, full.stderr) == (1, "nftpolicy: /dev/full: cannot be written: No space left on device\n")
 
 
-def test_without_out_the_policy_alone_is_on_standard_output(router):
+def test_import_without_out_prints_policy_only(router):
     done = run("import", "openwrt", router({"network": PLAIN}))
     assert done.returncode == 0
     assert tomllib.loads(done.stdout)["uplink"]["wan"]["devices"] == ["eth1"]
@@ -236,14 +236,14 @@ def test_without_out_the_policy_alone_is_on_standard_output(router):
         (["import", "openwrt", "{router}/etc/config/network"], "network: not a directory"),
     ],
 )
-def test_bad_options(router, arguments, said):
+def test_import_invalid_options_are_refused(router, arguments, said):
     place = router({"network": LOOPBACK + PLAIN})
     done = run(*(one.replace("{router}", str(place)) for one in arguments))
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_a_folder_or_a_link_to_nothing(router):
+def test_import_directory_in_place_of_file_is_refused(router):
     place = router({})
     (place / "etc/config/network").mkdir()
     done = run("import", "openwrt", place)

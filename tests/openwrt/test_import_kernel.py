@@ -1,4 +1,4 @@
-"""What an import says that leaves, leaves a real kernel; with the policy that it makes, the same packet does not."""
+"""A leak that an import reports leaves a real kernel; with the imported policy, the same packet does not."""
 
 import pytest
 from attrs import evolve
@@ -27,7 +27,7 @@ def found(place, name):
 
 
 @pytest.mark.parametrize("name", ["gluon-node", "default-router"])
-def test_the_ways_out_are_real_and_the_policy_closes_them(router, name):  # noqa: F811
+def test_import_leaks_leave_real_kernel_and_policy_stops_them(router, name):  # noqa: F811
     result = found(router, name)
     guard = compile_policy(load(result.proposal.text.encode(), "p")[0]).tables
     assert len(result.leaks) >= 6

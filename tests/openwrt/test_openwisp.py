@@ -1,4 +1,4 @@
-"""compile --to openwisp: netjsonconfig takes the template, and renders what compile --to openwrt writes."""
+"""`compile --to openwisp`: netjsonconfig accepts the template, and renders the output of `compile --to openwrt`."""
 
 import copy
 import io
@@ -33,7 +33,7 @@ def wanted(policy):
 
 @settings(max_examples=15)
 @given(policy_strategies.policies(most_uplinks=3))
-def test_netjsonconfig_renders_what_is_compiled_for_a_router(policy):
+def test_netjsonconfig_renders_compiled_tree(policy):
     found = OpenWrt(copy.deepcopy(template(policy)))
     found.validate()
     sections = parse_uci(found.render(files=False).encode(), "rendered")
@@ -45,8 +45,8 @@ def test_netjsonconfig_renders_what_is_compiled_for_a_router(policy):
     assert {path: one for path, one in held.items() if path != "etc/config/network"} == files
 
 
-def test_the_schema_has_teeth():
-    """The control: a template with a file that has no mode is refused."""
+def test_control_netjsonconfig_schema_refuses_template():
+    """Control: a template with a file that has no mode is refused."""
     policy, _ = load(GOOD.encode(), "p")
     broken = template(policy)
     del broken["files"][0]["mode"]
@@ -54,7 +54,7 @@ def test_the_schema_has_teeth():
         OpenWrt(broken).validate()
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_compile_to_openwisp_prints_template(tmp_path, monkeypatch):
     file = tmp_path / "p.toml"
     file.write_text(GOOD)
     done = run("compile", file, "--to", "openwisp")
@@ -70,7 +70,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert "install netjsonconfig (pip install nftpolicy[openwrt])" in without.stderr
 
 
-def test_a_template_that_the_schema_refuses_is_not_printed(tmp_path, monkeypatch):
+def test_compile_to_openwisp_refused_template_is_not_printed(tmp_path, monkeypatch):
     file = tmp_path / "p.toml"
     file.write_text(GOOD)
     monkeypatch.setattr("nftpolicy.integration.openwrt.openwisp.template", lambda *_: {"files": [{}]})
@@ -79,7 +79,7 @@ def test_a_template_that_the_schema_refuses_is_not_printed(tmp_path, monkeypatch
     assert "netjsonconfig rejects the template" in done.stderr
 
 
-def test_why_netjsonconfig_does_not_read_what_is_imported():
-    """It takes the quotes out of values, forgets which family a rule is of, and says nothing of a quote left open."""
-    told = "package network\n\nconfig rule6 'a'\n\toption mark '0x1\n\toption lookup '1'\n\tnonsense\n"
-    assert OpenWrt(native=told).config == {"ip_rules": [{"name": "a", "mark": "0x1", "lookup": "1"}]}
+def test_netjsonconfig_parser_loses_quotes_and_family():
+    """netjsonconfig removes quotes from values, loses the family of a rule, and accepts an open quote."""
+    config_text = "package network\n\nconfig rule6 'a'\n\toption mark '0x1\n\toption lookup '1'\n\tnonsense\n"
+    assert OpenWrt(native=config_text).config == {"ip_rules": [{"name": "a", "mark": "0x1", "lookup": "1"}]}

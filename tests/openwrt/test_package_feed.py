@@ -1,4 +1,4 @@
-"""The packages: the Makefile makes the tree, and the upgrade script takes away what Gluon had."""
+"""The packages: the Makefile makes the tree, and the upgrade script removes the settings of Gluon."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def need(name):
 
 @pytest.fixture
 def build(tmp_path):
-    """A build system of a few lines. Its answer to `make` with these variables."""
+    """Minimal build system. Returns the result of `make` with these variables."""
     for name, text in {"rules.mk": RULES, "include/package.mk": PACKAGE}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -61,7 +61,7 @@ def build(tmp_path):
     return make
 
 
-def test_the_package_is_the_tree_of_the_policy(build):
+def test_package_contains_compiled_tree(build):
     done, root = build("all")
     assert done.returncode == 0, done.stderr
     files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
@@ -74,13 +74,13 @@ def test_the_package_is_the_tree_of_the_policy(build):
     assert again.returncode == 0, again.stderr
 
 
-def test_a_policy_that_is_none_ends_the_build(build):
+def test_package_build_with_missing_policy_fails(build):
     done, root = build("all", CONFIG_NFTPOLICY_POLICY='"nosuch.toml"')
     assert done.returncode and "nosuch.toml: cannot be read" in done.stderr
     assert not root.exists()
 
 
-def test_the_package_says_what_it_needs(build):
+def test_package_declares_dependencies(build):
     done, _ = build("info")
     assert done.returncode == 0, done.stderr
     for word in ("+nftables", "+ip-tiny", "+kmod-nft-netdev", "+jsonfilter", "NFTPOLICY_RESOLVER:libpacketmark"):
@@ -90,7 +90,7 @@ def test_the_package_says_what_it_needs(build):
 
 
 @pytest.mark.parametrize("file", LUA, ids=lambda file: file.name)
-def test_lua(file):
+def test_package_lua_files_compile(file):
     subprocess.run([need("luac5.1"), "-p", file], check=True)
 
 
@@ -145,7 +145,7 @@ NODE = {
 
 @pytest.fixture
 def upgraded(tmp_path):
-    """What the script leaves of a node, and the commands that it ran."""
+    """Sections and options that the script leaves on a node, and the commands that it ran."""
 
     def lua(value):
         if isinstance(value, str):
@@ -164,7 +164,7 @@ def upgraded(tmp_path):
     return run
 
 
-def test_a_node_with_the_old_settings_is_migrated(upgraded):
+def test_upgrade_migrates_settings_of_gluon(upgraded):
     left = upgraded(True)
     gone = {"network.wan6_lookup", "network.wan6_unreachable", "firewall.mesh_vpn_dns"}
     every = {f"{config}.{name}" for config, sections in NODE.items() for name in sections}
@@ -177,7 +177,7 @@ def test_a_node_with_the_old_settings_is_migrated(upgraded):
     ]
 
 
-def test_a_node_that_shall_stay_gluon_s_keeps_gluon_s(upgraded):
+def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):
     left = upgraded(False)
     assert not any("nftpolicy_" in one for one in left["section"])
     assert {"network.wan6_lookup", "network.mine", "firewall.mesh_vpn_dns"} <= {*left["section"]}
@@ -185,7 +185,7 @@ def test_a_node_that_shall_stay_gluon_s_keeps_gluon_s(upgraded):
     assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable"]
 
 
-def test_the_version_is_the_program_s():
+def test_package_version_equals_program_version():
     from nftpolicy import __version__
 
     assert f"PKG_VERSION:={__version__}\n" in (FEED / "nftpolicy/Makefile").read_text()

@@ -50,7 +50,7 @@ def made(able: None) -> Iterator[Device]:
 
 @pytest.fixture
 def router(made: Device) -> Device:
-    """One that is switched off, with the policy installed and enabled."""
+    """Device that is switched off, with the policy installed and enabled."""
     made.power_off()
     made.run("sh", "-c", "rm -rf /etc/nftpolicy/* /etc/init.d/nftpolicy* /etc/rc.d/*nftpolicy* /lib/upgrade /run")
     made.file(FILE).write_text(POLICY)
@@ -69,7 +69,7 @@ def tables(router: Device) -> str:
 
 
 @pytest.mark.parametrize("name", procd.SCRIPT_NAMES)
-def test_the_shell_finds_no_fault(name: str, tmp_path: Path) -> None:
+def test_procd_scripts_pass_shellcheck(name: str, tmp_path: Path) -> None:
     assert shutil.which("shellcheck"), "apt-get install shellcheck"
     script = tmp_path / name
     script.write_text(procd.render_scripts("/usr/bin/nftpolicy", "/usr/sbin/nft")[name])
@@ -79,8 +79,8 @@ def test_the_shell_finds_no_fault(name: str, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_links_are_those_that_enable_makes(router: Device) -> None:
-    """Of an image the links are made by `install --enable` itself, of a device by rc.common."""
+def test_procd_enable_links_equal_rc_common_links(router: Device) -> None:
+    """`install --enable` makes the links of an image, rc.common those of a device."""
     assert [one for one in router.enabled() if "nftpolicy" in one] == OURS
     assert [Path(path).name for path in procd.ENABLE_LINKS] == OURS
     for path, target in procd.ENABLE_LINKS.items():
@@ -90,8 +90,8 @@ def test_links_are_those_that_enable_makes(router: Device) -> None:
 # --- a start of the device --------------------------------------------------------------------
 
 
-def test_nothing_leaves_from_the_start_on(router: Device) -> None:
-    """A stranger floods from before the network is there: never a packet. The control is the same without us."""
+def test_procd_boot_leaks_nothing(router: Device) -> None:
+    """A foreign process floods before the network exists: no packet leaves. Control: a boot without nftpolicy."""
     for ours in (False, True):
         router.power_off()
         router.arrived()
@@ -109,7 +109,7 @@ def test_nothing_leaves_from_the_start_on(router: Device) -> None:
         assert left & STRANGER == (set() if ours else STRANGER)
 
 
-def test_the_guard_stands_before_the_network_and_without_python(router: Device) -> None:
+def test_procd_guard_precedes_network_without_python(router: Device) -> None:
     ours = router.file("opt/bin/nftpolicy")
     ours.rename(ours.with_name("aside"))
     try:
@@ -124,7 +124,7 @@ def test_the_guard_stands_before_the_network_and_without_python(router: Device) 
         ours.with_name("aside").rename(ours)
 
 
-def test_then_the_policy_its_watch_and_its_resolver_and_a_stop_keeps_the_guard(router: Device) -> None:
+def test_procd_boot_starts_daemons_and_stop_keeps_guard(router: Device) -> None:
     router.servers("192.0.2.53")
     assert router.boot() == ""
     assert router.nftpolicy("status").returncode == 0
@@ -148,7 +148,7 @@ def test_then_the_policy_its_watch_and_its_resolver_and_a_stop_keeps_the_guard(r
 # --- changes ----------------------------------------------------------------------------------
 
 
-def test_a_reload_applies_another_policy(router: Device) -> None:
+def test_procd_reload_applies_changed_policy(router: Device) -> None:
     router.boot()
     router.settle()
     before = router.instances()
@@ -166,7 +166,7 @@ def test_a_reload_applies_another_policy(router: Device) -> None:
     assert list(router.instances()) == ["watch"]
 
 
-def test_a_policy_that_is_refused_changes_nothing(router: Device) -> None:
+def test_procd_reload_of_invalid_policy_changes_nothing(router: Device) -> None:
     router.boot()
     router.settle()
     before = router.instances()
@@ -191,7 +191,7 @@ def test_a_policy_that_is_refused_changes_nothing(router: Device) -> None:
     assert router.nftpolicy("status").returncode == 0
 
 
-def test_events_bring_back_what_is_missing_unless_it_was_released(router: Device) -> None:
+def test_procd_event_restores_rules_unless_released(router: Device) -> None:
     # Without the watch, which would be quicker.
     ours = router.file("opt/bin/nftpolicy")
     text = ours.read_text()
@@ -213,7 +213,7 @@ def test_events_bring_back_what_is_missing_unless_it_was_released(router: Device
         ours.write_text(text)
 
 
-def test_uninstall_takes_all_away_and_only_release_opens(router: Device) -> None:
+def test_procd_uninstall_keeps_guard_until_release(router: Device) -> None:
     router.boot()
     done = router.nftpolicy("uninstall")
     assert "'nftpolicy release' opens the uplinks" in done.stdout
@@ -244,7 +244,7 @@ main()
 
 
 @pytest.mark.parametrize("restart", [True, False], ids=["restart", "again"])
-def test_an_apply_that_is_killed_leaves_the_guard_and_the_next_one_ends_it(router: Device, restart: bool) -> None:
+def test_procd_killed_apply_keeps_guard_and_next_completes(router: Device, restart: bool) -> None:
     ours = router.file("opt/bin/nftpolicy")
     text = ours.read_text()
     router.file("opt/killed.py").write_text(KILLED.format(at=2))

@@ -1,4 +1,4 @@
-"""The runner on a router comes to what `nftpolicy apply` comes to, and stays there."""
+"""The runner on a router reaches the state of `nftpolicy apply`, and keeps it."""
 
 import itertools
 import os
@@ -78,12 +78,12 @@ echo "$text" | REAL "$@\"""",
 
 
 def left_to_do(policy: Policy) -> list[str]:
-    """In the namespace: what the Python runtime would change."""
+    """Return the changes that the Python runtime would make. Runs in the namespace."""
     return plan_lines(plan_change(linux(), policy, StateDir(Path("/run/memory"))).plan)
 
 
 def done(router: Router) -> list[str]:
-    """What the runner has changed since this was asked last."""
+    """Return the changes of the runner since the last call."""
     log = router.space.outside(DONE)
     text = log.read_text() if log.exists() else ""
     log.unlink(missing_ok=True)
@@ -101,10 +101,10 @@ SAME = {
 
 
 def ways(steps: list[str], family: int) -> list[list[str]]:
-    """The steps that rtnetlink takes one by one, and where the one of nft is among them, in the words of the runner.
+    """Return the steps of rtnetlink one by one, and the place of the nft step among them, in the words of the runner.
 
-    Those of one kind that follow each other are in any order. A route takes the place of the one with its table and
-    metric, so the end of that one is no step.
+    Adjacent steps of one kind have any order. A route replaces the route with its table and metric, so the deletion of
+    that route is not a step.
     """
     found = []
     for step in steps:
@@ -124,8 +124,8 @@ def held(paths: list[str]) -> NetState:
 @settings(max_examples=POLICIES, phases=(Phase.explicit, Phase.generate))
 @given(policy=policy_strategies.policies(DEVICES))
 @example(policy=users())
-def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
-    """From whatever policy was there before, by the same steps in the same order; and apply has nothing to do then."""
+def test_runner_steps_and_result_equal_apply(router: Router, policy: Policy) -> None:
+    """From any previous policy, by the same steps in the same order; apply has nothing to do afterwards."""
     router.write(policy)
     done(router)
     wanted_steps = router.space.call(left_to_do, policy)
@@ -139,7 +139,7 @@ def test_the_end_is_that_of_apply(router: Router, policy: Policy) -> None:
     assert right(router)
 
 
-def test_the_end_of_other_policies_is_seen(applied: Router) -> None:
+def test_control_runner_result_of_other_policy_differs(applied: Router) -> None:
     """The control of the test above."""
     other = evolve(gluon(), inside=("bat0",))
     assert applied.space.call(left_to_do, other) != []
@@ -147,7 +147,7 @@ def test_the_end_of_other_policies_is_seen(applied: Router) -> None:
     assert not right(applied)
 
 
-def test_release_leaves_nothing_and_comes_back_only_when_asked(router: Router) -> None:
+def test_runner_release_lasts_until_apply(router: Router) -> None:
     router.nftpolicy("release")
     paths = [one.path for one in compile_policy(gluon()).sysctls]
     before = router.space.call(held, paths)
@@ -178,7 +178,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("word", DAMAGES)
-def test_what_is_damaged_is_named_and_put_back(applied: Router, word: str) -> None:
+def test_runner_names_and_restores_damaged_object(applied: Router, word: str) -> None:
     applied.ash("-c", DAMAGES[word])
     said = applied.nftpolicy("check", check=False)
     assert said.returncode == 1
@@ -188,14 +188,14 @@ def test_what_is_damaged_is_named_and_put_back(applied: Router, word: str) -> No
     assert right(applied)
 
 
-def test_a_rule_before_the_guards_is_noticed(applied: Router) -> None:
+def test_runner_detects_rule_before_guard(applied: Router) -> None:
     applied.ash("-c", "nft insert rule inet nftpolicy guard accept")
     assert "guard: differs from the policy" in applied.nftpolicy("check", check=False).stderr
     applied.nftpolicy("reconcile")
     assert right(applied)
 
 
-def test_the_second_run_changes_nothing(applied: Router) -> None:
+def test_runner_second_apply_changes_nothing(applied: Router) -> None:
     log = applied.space.outside("/run/monitor")
     with log.open("w") as said:
         monitor = applied.space.popen(["nft", "monitor"], stdout=said)
@@ -208,8 +208,8 @@ def test_the_second_run_changes_nothing(applied: Router) -> None:
     assert "nftpolicy" not in log.read_text()
 
 
-def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
-    """A ladder that is mended does not load the guard anew; a guard that is, counts from 0."""
+def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
+    """A repair of ip rules does not load the guard again; a new guard counts from 0."""
 
     def bump() -> None:  # a packet to a device that the policy does not name
         applied.ash("-c", "ping -c 1 -W 1 -I eth1 198.51.100.1 || true")
@@ -229,8 +229,8 @@ def test_counters_outlive_what_is_not_about_the_guard(applied: Router) -> None:
     assert "unnamed-device" not in counted()
 
 
-def test_netifds_own_rules_count(applied: Router) -> None:
-    """netifd takes all rules away when it starts, and makes those of UCI again, which have no protocol."""
+def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:
+    """netifd deletes all rules when it starts, and adds those of UCI again, which have no protocol."""
     applied.space.ip("rule flush", "rule add priority 32766 lookup main", "rule add priority 510 fwmark 1/1 lookup 1")
     applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 900 lookup main")
     applied.space.ip("rule add priority 910 unreachable")
@@ -240,8 +240,8 @@ def test_netifds_own_rules_count(applied: Router) -> None:
     assert "910:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout
 
 
-def test_a_kernel_without_the_egress_hook(router: Router) -> None:
-    """The IP layer is guarded all the same, and what is not covered is said."""
+def test_runner_without_egress_hook_guards_ip_layer(router: Router) -> None:
+    """The IP layer is guarded all the same, and the missing coverage is reported."""
     router.nftpolicy("release")
     router.state("link.taken").unlink()
     try:
@@ -259,7 +259,7 @@ def test_a_kernel_without_the_egress_hook(router: Router) -> None:
 
 
 def _without_egress() -> str:
-    """An nft that takes no text with the word egress, whether it comes by a file or a pipe."""
+    """Return an nft that refuses text with the word egress, from a file or a pipe."""
     return f"""case " $* " in
 *" -f - "*)
 	text=$(cat)
@@ -270,7 +270,7 @@ def _without_egress() -> str:
 esac"""
 
 
-def test_the_ports_of_a_bridge_are_guarded_as_apply_guards_them() -> None:
+def test_runner_guards_bridge_ports_as_apply_does() -> None:
     with Namespace("bridge") as space:
         router = Router(space, gluon())
         router.nftpolicy("apply")  # before there is a device
@@ -287,7 +287,7 @@ def test_the_ports_of_a_bridge_are_guarded_as_apply_guards_them() -> None:
         assert right(router)
 
 
-def test_compiled_without_the_link_layer(router: Router) -> None:
+def test_runner_without_link_guard_reports_not_compiled(router: Router) -> None:
     router.write(gluon(), link_guard=False)
     router.nftpolicy("apply")
     assert "link guard: not compiled" in router.nftpolicy("status").stdout
@@ -295,8 +295,8 @@ def test_compiled_without_the_link_layer(router: Router) -> None:
     router.write(gluon())
 
 
-def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router) -> None:
-    """fw4 must not fail for it either: a file that can't be loaded is no longer where fw4 looks."""
+def test_runner_refused_guard_is_replaced_by_block(router: Router) -> None:
+    """fw4 must not fail either: a file that cannot be loaded is removed from the directory that fw4 reads."""
     router.write(gluon())
     whole = router.file(tree.GUARD_PATH).read_text()
     router.file(tree.GUARD_PATH).write_text(whole.replace("type gid", "type nonsense"))
@@ -322,7 +322,9 @@ def test_a_guard_that_the_kernel_refuses_is_followed_by_the_block(router: Router
         (f"mv {ROOT}/{tree.PLAN_PATH} {ROOT}/gone", ("apply",), 4, "compile the policy again"),
     ],
 )
-def test_asked_wrongly(router: Router, prepare: str, words: tuple[str, ...], status: int, said: str) -> None:
+def test_runner_invalid_arguments_are_refused(
+    router: Router, prepare: str, words: tuple[str, ...], status: int, said: str
+) -> None:
     before = router.space.call(held, [])
     router.ash("-c", prepare or "true")
     try:
@@ -334,14 +336,14 @@ def test_asked_wrongly(router: Router, prepare: str, words: tuple[str, ...], sta
     assert router.space.call(held, []) == before
 
 
-def test_without_root_nothing_is_changed(router: Router) -> None:
+def test_runner_without_root_changes_nothing(router: Router) -> None:
     done = router.nftpolicy("apply", check=False, uid=65534)
     assert done.returncode in (1, 4)
     assert done.stderr.startswith("nftpolicy: ")
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_iproute2_it_says_what_to_install(router: Router) -> None:
+def test_runner_without_iproute2_names_package(router: Router) -> None:
     router.program("ip", 'exec busybox ip "$@"')
     try:
         done = router.nftpolicy("apply", check=False)
@@ -351,7 +353,7 @@ def test_without_iproute2_it_says_what_to_install(router: Router) -> None:
     assert "ip-tiny" in done.stderr
 
 
-def test_a_full_folder_keeps_nothing_from_being_guarded(router: Router) -> None:
+def test_runner_with_full_state_directory_still_guards(router: Router) -> None:
     router.write(gluon())
     router.nftpolicy("release")
     router.ash(
@@ -369,7 +371,7 @@ def test_a_full_folder_keeps_nothing_from_being_guarded(router: Router) -> None:
     assert right(router)
 
 
-def test_two_at_once_come_one_after_the_other(router: Router) -> None:
+def test_runner_concurrent_applies_run_in_turn(router: Router) -> None:
     router.write(gluon())
     many = [router.start("apply") for _ in range(3)]
     assert [one.wait(limit(60)) for one in many] == [0, 0, 0]
@@ -378,7 +380,7 @@ def test_two_at_once_come_one_after_the_other(router: Router) -> None:
     router.nftpolicy("release")
 
 
-def test_a_lock_of_a_process_that_is_gone_is_no_lock(router: Router) -> None:
+def test_runner_lock_of_ended_process_is_ignored(router: Router) -> None:
     router.ash("-c", f"mkdir -p {STATE}; ln -s 4194303 {STATE}/lock")
     router.nftpolicy("apply")
     assert right(router)

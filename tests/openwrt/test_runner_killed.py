@@ -1,6 +1,6 @@
-"""E5: the runner killed at every step of a change, under a flood. The guard holds, and the next run ends it.
+"""E5: the runner killed at every step of a change, under a flood. The guard holds, and the next run completes it.
 
-Odd steps are killed before they are done and even ones after; with NFTPOLICY_CRASHES=all each meets both.
+Odd steps are killed before they are done and even ones after; with NFTPOLICY_CRASHES=all each step meets both.
 """
 
 import os
@@ -63,7 +63,7 @@ def field() -> Iterator[tuple[Lab, Router, list[Policy]]]:
 
 
 def run(router: Router, when: str = "never") -> int:
-    """Apply, killed or not; how many steps there were."""
+    """Apply, killed or not; return the number of steps."""
     router.space.outside(COUNT).write_text("0\n")
     router.space.outside(WHEN).write_text(f"{when}\n")
     done = router.nftpolicy("apply", check=False)
@@ -80,7 +80,7 @@ def leaked(lab: Lab) -> int:
     return sum(FLOOD in frame.payload for frame in lab.wan.frames())
 
 
-def test_E5_killed_at_every_step_of_a_change(field: tuple[Lab, Router, list[Policy]]) -> None:
+def test_E5_runner_killed_at_every_step_leaks_nothing(field: tuple[Lab, Router, list[Policy]]) -> None:
     lab, router, policies = field
     run(router)
     turn, step, killed = 0, 0, 0
@@ -105,8 +105,8 @@ def test_E5_killed_at_every_step_of_a_change(field: tuple[Lab, Router, list[Poli
         assert lab.wan.wait_for(lambda frame: FLOOD in frame.payload, 2), "inconclusive: there was no flood"
 
 
-def test_E5_killed_before_a_guard_stood(field: tuple[Lab, Router, list[Policy]]) -> None:
-    """At the start the guard is the first step that changes anything, so it stands whatever is killed later."""
+def test_E5_runner_killed_at_first_apply_is_recovered(field: tuple[Lab, Router, list[Policy]]) -> None:
+    """The guard is the first step that changes the kernel, so it stands at each later kill."""
     lab, router, policies = field
     router.write(policies[0], link_guard=False)
     router.nftpolicy("release")

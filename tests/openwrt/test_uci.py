@@ -1,4 +1,4 @@
-"""What the policy's UCI becomes on a router, and whether netifd's rules leave the promise whole."""
+"""UCI of the policy on a router, and the proof that netifd's rules satisfy the spec."""
 
 import json
 from collections.abc import Iterator
@@ -59,13 +59,13 @@ def install(router: Router) -> None:
     router.ash(f"{ROOT}/{tree.DEFAULTS_PATH}")
 
 
-def test_the_fake_reads_what_it_writes() -> None:
+def test_fake_uci_reads_its_own_output() -> None:
     text = (FIXTURES / "gluon-node/network.uci").read_text()
     assert read_config(write_config(read_config(text))) == read_config(text)
     assert "network.wan6.ip6table='1'\n" in shown("network", read_config(text))
 
 
-def test_the_sections_are_those_of_the_policy_and_twice_is_once(router: Router, shipped: Policy) -> None:
+def test_uci_install_twice_gives_policy_sections_once(router: Router, shipped: Policy) -> None:
     before = configured(router)
     install(router)
     after = configured(router)
@@ -80,7 +80,7 @@ def test_the_sections_are_those_of_the_policy_and_twice_is_once(router: Router, 
     assert configured(router) == after
 
 
-def test_nothing_is_served_by_an_uplink(router: Router) -> None:
+def test_uci_install_disables_dhcp_server_on_uplink(router: Router) -> None:
     install(router)
     served = {
         str(options["interface"]): options for kind, options in configured(router, "dhcp").values() if kind == "dhcp"
@@ -90,7 +90,7 @@ def test_nothing_is_served_by_an_uplink(router: Router) -> None:
     assert served["client"] == {"interface": "client", "ra": "server"}
 
 
-def test_another_policy_takes_its_sections_away(router: Router, shipped: Policy) -> None:
+def test_uci_install_of_other_policy_removes_sections(router: Router, shipped: Policy) -> None:
     install(router)
     other = load(GLUON.read_text().replace("table   = 1", "table   = 7").encode())[0]
     router.write(other)
@@ -101,7 +101,7 @@ def test_another_policy_takes_its_sections_away(router: Router, shipped: Policy)
     assert configured(router)["wan"][1]["ip4table"] == "7"
 
 
-def test_aliases_and_devices_of_ppp(router: Router) -> None:
+def test_uci_install_covers_aliases_and_ppp_devices(router: Router) -> None:
     network = """
 config interface 'dsl'
 	option device 'eth1'
@@ -132,7 +132,7 @@ config interface 'lan'
 
 
 def network(router: Router, *more: str) -> None:
-    """The devices of the fixture, their addresses, and what netifd makes of the configuration as it is now."""
+    """Create the devices of the fixture, their addresses, and the state that netifd makes of the configuration."""
     space = router.space
     for device in ("br-wan", "br-client", "lan0", "mesh0"):
         space.ip(f"link add {device} type veth peer name p-{device}", f"link set {device} up")
@@ -157,7 +157,7 @@ def verify(router: Router, *words: str) -> dict[str, Any]:
 
 
 def documents(router: Router) -> list[str]:
-    """What nft and ip print on the router, as it would be carried to another machine."""
+    """Return the output of nft and ip on the router, as files for another machine."""
     said = {"ruleset": ["nft", "-j", "list", "ruleset"]}
     for family in ("4", "6"):
         said[f"rules{family}"] = ["ip", "-j", "-N", f"-{family}", "rule"]
@@ -180,8 +180,8 @@ def failures(said: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {(one["property"], one["verdict"], one["subject"]) for one in said["findings"] if one["verdict"] != "proved"}
 
 
-def test_with_fw4_and_netifd_nothing_leaves_that_may_not(router: Router) -> None:
-    """With a stale `90000+N iif lo` of an interface that has no ip4table any more, too."""
+def test_verify_live_with_fw4_and_netifd_is_proved(router: Router) -> None:
+    """Includes a stale `90000+N iif lo` rule of an interface that has no ip4table any more."""
     install(router)
     network(router, "rule add priority 90077 iif lo lookup 1", *MESH)
     Fw4(router, RENDERED[1]).reload()
@@ -191,8 +191,8 @@ def test_with_fw4_and_netifd_nothing_leaves_that_may_not(router: Router) -> None
     assert said["verdict"] == "proved"
 
 
-def test_by_documents_all_but_the_link_layer(router: Router) -> None:
-    """An nft of 1.0 does not say in JSON which device an egress chain is at."""
+def test_verify_state_files_leave_link_layer_unknown(router: Router) -> None:
+    """JSON output of nft 1.0 lacks the device of an egress chain."""
     install(router)
     network(router, *MESH)
     Fw4(router, RENDERED[1]).reload()
@@ -204,15 +204,15 @@ def test_by_documents_all_but_the_link_layer(router: Router) -> None:
     assert properties(said)["P2"] == "proved"
 
 
-def test_without_the_policy_it_is_refuted(router: Router) -> None:
+def test_control_verify_without_policy_is_refuted(router: Router) -> None:
     """The control: the same node as Gluon configures it, where unmarked IPv4 goes by the WAN."""
     network(router, *MESH[1:])
     Fw4(router, RENDERED[1]).reload()
     assert properties(verify(router, "--live"))["P1"] == "refuted"
 
 
-def test_what_netifd_makes_is_what_the_runner_wants(router: Router) -> None:
-    """The rules of UCI are the ladder: the runner adds none, and its own end of the table."""
+def test_netifd_rules_leave_runner_nothing_to_add(router: Router) -> None:
+    """The rules of UCI are the ip rules of the policy: the runner adds only its own end of the table."""
     install(router)
     network(router)
     router.nftpolicy("apply")
@@ -223,8 +223,8 @@ def test_what_netifd_makes_is_what_the_runner_wants(router: Router) -> None:
         assert "proto 78 metric 4294967294" in ends
 
 
-def test_ifdown_loopback_takes_the_ends_of_the_tables_and_marked_packets_still_go_nowhere(router: Router) -> None:
-    """Two things stand behind a mark: the end of its table, and a rule. As Gluon has it, there is one."""
+def test_marked_packet_after_ifdown_loopback_is_unreachable(router: Router) -> None:
+    """Two barriers stop a marked packet: the end of its table, and a rule. Gluon has one."""
 
     def way(mark: str) -> str:
         done = router.space.run(["ip", "route", "get", "9.9.9.9", "mark", mark], check=False)
@@ -240,13 +240,13 @@ def test_ifdown_loopback_takes_the_ends_of_the_tables_and_marked_packets_still_g
     assert "br-client" in way("1"), "the control: without that rule it goes by the mesh"
 
 
-def test_the_rendered_config_is_read_back(shipped: Policy) -> None:
+def test_rendered_uci_config_is_read_back(shipped: Policy) -> None:
     found = read_config(uci.render_config(uci.network_sections(shipped)))
     assert found == {one.name: (one.type, dict(one.options)) for one in uci.network_sections(shipped)}
 
 
 @pytest.mark.parametrize("bad", ["it's", "a\nb", "$(x)", 'a"b', "`x`"])
-def test_a_value_that_would_mean_more_is_refused(bad: str) -> None:
+def test_rendered_uci_refuses_unsafe_value(bad: str) -> None:
     one = uci.UciSection("network", "rule", "nftpolicy_x", (("lookup", bad),))
     for render in (uci.render_config, uci.render_batch):
         with pytest.raises(ValueError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""What netifd and fw4 leave out or misread without a word, each by name. The control: what is right has no fault."""
+"""Options that netifd and fw4 drop or misread silently, each by name. The control: a valid section has no fault."""
 
 import pytest
 from attrs import evolve
@@ -33,7 +33,7 @@ def faults(kind: str, **changes: str | None) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_right_has_no_fault(kind: str) -> None:
+def test_lint_valid_section_has_no_fault(kind: str) -> None:
     assert faults(kind) == []
 
 
@@ -75,14 +75,14 @@ TRAPS: dict[str, tuple[str, dict[str, str | None], str]] = {
 
 
 @pytest.mark.parametrize("name", TRAPS)
-def test_trap(name: str) -> None:
+def test_lint_invalid_option_is_named(name: str) -> None:
     kind, changes, said = TRAPS[name]
     found = faults(kind, **changes)
     assert any(said in one for one in found), found
 
 
 @given(policy_strategies.policies())
-def test_no_policy_compiles_to_a_trap(policy) -> None:  # type: ignore[no-untyped-def]
+def test_lint_compiled_policy_has_no_fault(policy) -> None:  # type: ignore[no-untyped-def]
     for section in uci.network_sections(policy):
         assert list(uci_lint.section_faults(section)) == []
     assert all(not one.name[len(uci.PREFIX) :].startswith("_") for one in uci.network_sections(policy))
@@ -90,8 +90,8 @@ def test_no_policy_compiles_to_a_trap(policy) -> None:  # type: ignore[no-untype
 
 
 @given(policy_strategies.policies())
-def test_netifd_makes_the_ladder_of_any_policy(policy) -> None:  # type: ignore[no-untyped-def]
-    """With all that a rule selects by: one that lost it would lead everybody's packets to the uplink."""
+def test_netifd_model_of_any_policy_has_its_ip_rules(policy) -> None:  # type: ignore[no-untyped-def]
+    """Includes every selector: a rule that lost one would lead the packets of all users to the uplink."""
     sections = uci_parser.parse_uci(uci.render_config(uci.network_sections(policy)).encode(), "network", "network")
     made = netifd_model.netifd_state(sections, read_network(sections)[0])
     assert made.warnings == ()
@@ -100,14 +100,14 @@ def test_netifd_makes_the_ladder_of_any_policy(policy) -> None:  # type: ignore[
 
 
 @pytest.mark.parametrize("more", [{"source": "192.0.2.1"}, {"iif": "eth0"}, {"invert": True}, {"unknown": ("x",)}])
-def test_a_rule_that_can_not_be_said_whole_is_not_said(more) -> None:  # type: ignore[no-untyped-def]
+def test_require_expressible_refuses_unsupported_rule(more) -> None:  # type: ignore[no-untyped-def]
     rule = IpRule(4, 510, table=1, mark=1, mask=1, uids=(5, 5))
     assert require_expressible(rule) is rule
     with pytest.raises(ValueError, match="the router plan does not support"):
         require_expressible(evolve(rule, **more))
 
 
-def test_a_trap_stops_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_tree_with_lint_fault_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uci, "LAST_METRIC", 2**32 - 2)
     with pytest.raises(tree.UciLintError, match=r"network.nftpolicy_table1_4: option metric"):
         tree.build_tree(load(GLUON.read_bytes())[0])

@@ -1,4 +1,4 @@
-"""UCI's text: quotes, comments, lists, names; and that what is written is read back."""
+"""Syntax of UCI: quotes, comments, lists, names, and reading of written text."""
 
 import pytest
 from hypothesis import given
@@ -35,11 +35,11 @@ def one(text):
         ("option a 1\r", "1"),
     ],
 )
-def test_values(line, value):
+def test_parse_uci_reads_option_value(line, value):
     assert one(f"config t\n\t{line}\n") == {"a": (value,)}
 
 
-def test_lists_sections_and_lines():
+def test_parse_uci_reads_lists_sections_and_lines():
     text = "package network\n\nconfig t 'n' # c\n list a 1\n list a '2 3'\n\n#config x\nconfig t\nconfig t n\n option b 4\n"
     first, second = parse_uci(text.encode(), "f")
     assert (first.package, first.name, first.line, second.name, second.line) == ("network", "n", 3, None, 8)
@@ -47,7 +47,7 @@ def test_lists_sections_and_lines():
     assert (first.location("b"), first.location("none")) == ("f:10", "f:3")
 
 
-def test_an_option_takes_the_place_of_a_list():
+def test_parse_uci_option_replaces_list():
     assert one("config t\n list a 1\n option a 2\n list a 3\n") == {"a": ("2", "3")}
 
 
@@ -67,7 +67,7 @@ def test_an_option_takes_the_place_of_a_list():
         ("config t\n option a 'b\n' x 'c\n", 3),
     ],
 )
-def test_faults_name_their_line(text, line):
+def test_parse_uci_error_names_line(text, line):
     with pytest.raises(UciError) as found:
         parse_uci(text.encode(), "f")
     assert found.value.line == line, str(found.value)
@@ -75,7 +75,7 @@ def test_faults_name_their_line(text, line):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_are_no_uci(data):
+def test_parse_uci_of_any_bytes_parses_or_raises(data):
     try:
         parse_uci(data, "f")
     except UciError as error:
@@ -84,7 +84,7 @@ def test_any_bytes_are_read_or_are_no_uci(data):
 
 
 @given(policy_strategies.toml())
-def test_what_is_compiled_for_a_router_is_read_back(text):
+def test_parse_uci_reads_rendered_config_back(text):
     policy, _ = load(text.encode(), "p")
     wanted = uci.network_sections(policy)
     found = parse_uci(uci.render_config(wanted).encode(), "network", "network")
@@ -98,5 +98,5 @@ def test_what_is_compiled_for_a_router_is_read_back(text):
     [("1", 1), ("0x1F", 31), ("010", 8), ("08", None), ("-1", 0xFFFFFFFF), ("0x100000000", 0), ("0x100000001", 1), ("", None),
      ("abc", None), ("0x", None), ("1 ", None), (" 1", 1), ("+5", 5), ("1_0", None), ("²", None)],
 )  # fmt: skip
-def test_numbers_are_those_of_strtoul(text, number):
+def test_parse_unsigned_equals_strtoul(text, number):
     assert parse_unsigned(text) == number

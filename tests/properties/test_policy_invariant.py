@@ -348,8 +348,8 @@ def test_proofs_and_walks_agree(crowd):
 
 
 def test_a_prover_that_overlooks_everything_is_found_out(monkeypatch):
-    for lemma in ("integrity_violations", "guard_violation"):
-        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_: [])
+    monkeypatch.setattr("nftpolicy.proof.no_leak.integrity_violations", lambda *_: [])
+    monkeypatch.setattr("nftpolicy.proof.no_leak.guard_violation", lambda *_: None)
     agree = test_proofs_and_walks_agree.hypothesis.inner_test
 
     def unguarded_agree(crowd):
