@@ -37,11 +37,11 @@ def routes(draw):
 
 def carried_out(held, todo):
     """The routes after all of it, as the kernel would hold them, with the settling over."""
-    found = [one for one in held if one not in todo.stale and one not in [each.route for each in todo.strays]]
-    for one in todo.strays:
-        if not one.there and not one.ours_wins:
-            protocol = one.route.protocol if one.protocol is None else one.protocol
-            moved = evolve(one.route, table=one.home.table, protocol=protocol)
+    found = [one for one in held if one not in todo.stale_copies and one not in [each.route for each in todo.misplaced]]
+    for one in todo.misplaced:
+        if not one.already_there and not one.ours_wins:
+            protocol = one.route.protocol if one.new_protocol is None else one.new_protocol
+            moved = evolve(one.route, table=one.target.table, protocol=protocol)
             if moved.family == 4:  # it takes the place of another one
                 place = route_placement._route_key(moved)
                 found = [
