@@ -38,7 +38,7 @@ _COMPILED = "what FILE compiles to"
 def command(
     file: AppliedPolicyFile = None,
     to: Annotated[str | None, typer.Option(help="Destination: an IPv4 or IPv6 address.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
     proto: Annotated[str, typer.Option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
     dport: Annotated[int, typer.Option(min=0, max=65535, help="Destination port.")] = 9,
     sport: Annotated[int, typer.Option(min=0, max=65535, help="Source port.")] = 40000,
@@ -81,7 +81,7 @@ def command(
     from .packet_options import PacketOptions
 
     options = PacketOptions(
-        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
+        to, source, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
         reply, ct_mark, tuple(field or ()),
     )  # fmt: skip
     has_state_files = bool(ruleset or rules or routes)

@@ -56,7 +56,7 @@ def command(
     if policy is None and not uplinks:
         policy, _ = last_policy(_USAGE)
     from ..kernel.netlink.rtnetlink import Rtnetlink
-    from ..runtime.probe.report import HELD, LEAKS
+    from ..runtime.probe.report import LEAKS, NO_LEAK
     from ..runtime.probe.run import probe
 
     try:
@@ -69,7 +69,7 @@ def command(
         print(json.dumps(_report_json(report, policy, file), indent=1))
     else:
         _print_report(report, policy, file)
-    if report.verdict != HELD:
+    if report.verdict != NO_LEAK:
         raise typer.Exit(EXIT_REFUSED if report.verdict == LEAKS else EXIT_UNKNOWN)
 
 
@@ -175,8 +175,8 @@ def _control_cell(device: DeviceResult, name: str, family: int) -> str:
     control = device.captured_control(family, name)
     if control:
         return f"[green]seen[/]: {control.probe.probe_type.title} with the mark, {control.sender}"
-    sent = any(control.key == (name, family) for control in device.controls)
-    return "[yellow]not seen[/]" if sent else "-"
+    is_sent = any(control.key == (name, family) for control in device.controls)
+    return "[yellow]not seen[/]" if is_sent else "-"
 
 
 def _leak_lines(report: ProbeReport, file: Path | None) -> Iterator[str]:

@@ -204,17 +204,17 @@ class _Progress:
     """Progress of a long proof, on standard error if that is a terminal."""
 
     def __init__(self) -> None:
-        self._begin, self._shown = time.monotonic(), False
+        self._begin, self._has_printed = time.monotonic(), False
         self._enabled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Callable[[str], None]:
         return self._print
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._has_printed:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _print(self, subject: str) -> None:
         if self._enabled and time.monotonic() - self._begin > _QUIET_SECONDS:
-            self._shown = True
+            self._has_printed = True
             print(f"\r\x1b[Kproving {subject}", end="", file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ class RulesetChanging(Unavailable):
 
 
 class RulesetUnreadable(Unavailable):
-    """This libnftables cannot list the ruleset of the kernel."""
+    """Ruleset of the kernel that this libnftables cannot list."""
 
 
 class DumpInterrupted(Unavailable, OSError):
@@ -62,7 +62,7 @@ class DumpInterrupted(Unavailable, OSError):
 
 
 class NoSuchProcess(Exception):
-    """There is no such process."""
+    """Process that does not exist, or that is a thread of another process."""
 
 
 class ChildFailed(Exception):

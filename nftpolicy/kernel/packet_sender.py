@@ -127,11 +127,11 @@ def _send_in_child(shots: list[ProbePacket], meanwhile: Callable[[int], None]) -
 
 
 def _send_all(shots: list[ProbePacket], opened: list[socket.socket]) -> Iterator[SendOutcome]:
-    uid, gid, lent = shots[0].uid, shots[0].gid, shots[0].open_as_user
+    uid, gid, opens_as_user = shots[0].uid, shots[0].gid, shots[0].open_as_user
     try:
         if uid or gid:
             os.setgroups([])
-        if not lent:
+        if not opens_as_user:
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
     except OSError as error:  # a user namespace without such a user

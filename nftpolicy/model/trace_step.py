@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One step of a packet trace, with its reason."""
+"""Step of a packet trace, with its reason."""
 
 from __future__ import annotations
 

@@ -139,10 +139,10 @@ def _service_queries(claim: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec
 
 def _no_owner_of(owners: Sequence[OwnerSpec]) -> Mapping[str, Ranges]:
     """Return the user and group ranges of sockets that none of `owners` owns."""
-    return {key: _without(owner.number for owner in owners if owner.key == key) for key in ("uid", "gid")}
+    return {key: _all_but(owner.number for owner in owners if owner.key == key) for key in ("uid", "gid")}
 
 
-def _without(numbers: Iterable[int]) -> Ranges:
+def _all_but(numbers: Iterable[int]) -> Ranges:
     return complement(merge_ranges((value, value) for value in numbers), MAX_VALUES["uid"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From violations of lemmas to findings: refuted with a packet, or unknown with what is known."""
+"""Findings from the violations of lemmas: refuted with a packet, or unknown with what is known."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from attrs import evolve
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.live_sockets import LiveSockets
 from nftpolicy.kernel.netlink.conntrack import Conntrack, ConntrackEntry
-from nftpolicy.kernel.netlink.sock_diag import CLOSED, GONE, TCP, UDP, InetSocket, SockDiag
+from nftpolicy.kernel.netlink.sock_diag import ABSENT, CLOSED, TCP, UDP, InetSocket, SockDiag
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
@@ -216,14 +216,14 @@ def test_one_connection_is_closed_at_both_ends_and_another_stays(
     assert two_ways.call(destroy, known) == CLOSED
     assert (trouble(mine), trouble(theirs)) == ("ECONNABORTED", "ECONNRESET")
     assert works(*other)
-    assert two_ways.call(destroy, known) == GONE
+    assert two_ways.call(destroy, known) == ABSENT
 
 
 def test_a_socket_is_known_by_its_cookie_not_by_its_ports(two_ways: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
     known = of(two_ways, mine)
     another = evolve(known, identity=known.identity[:-1] + bytes((known.identity[-1] ^ 1,)))
-    assert two_ways.call(destroy, another) == GONE
+    assert two_ways.call(destroy, another) == ABSENT
     assert works(mine, theirs)
     assert two_ways.call(destroy, known) == CLOSED
 

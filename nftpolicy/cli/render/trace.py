@@ -145,18 +145,18 @@ def _irrelevant_unsupported(walk: Trace) -> list[str]:
 
 def _dropping_step(walk: Trace) -> str:
     """Return the chain or step that ended the trace, with the counter that counts it."""
-    where, what = "", ""
+    where, decision = "", ""
     for step in walk.steps:
         if _is_chain_policy(step):
-            what = f"policy {step.effect}"
+            decision = f"policy {step.effect}"
         elif isinstance(step.subject, Chain):
             where = _shorten_chain(step.text)
         elif isinstance(step.subject, Rule):
             counters = [part.name for part in step.subject.statements if isinstance(part, CounterRef)]
-            what = f"counter {counters[0]}" if counters else step.text
+            decision = f"counter {counters[0]}" if counters else step.text
         elif step.kind != "end":
-            where, what = step.text, ""
-    return f"{where}: {what}" if what else where
+            where, decision = step.text, ""
+    return f"{where}: {decision}" if decision else where
 
 
 def _is_chain_policy(step: TraceStep) -> bool:

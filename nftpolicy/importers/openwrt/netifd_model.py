@@ -43,7 +43,7 @@ _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
 
 
 class _Dropped(Exception):
-    """netifd ignores the section; the text is the reason."""
+    """Section that netifd ignores; the text is the reason."""
 
 
 @frozen

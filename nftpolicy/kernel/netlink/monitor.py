@@ -257,8 +257,8 @@ class Monitor(PollGroup):
         if kind == NFT_MSG_DELTABLE:
             news.deleted_families.add(family)
         elif kind in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN):
-            found = dict(attributes(raw, offset + _NFT_BODY, end))
-            chain = found.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
+            values = dict(attributes(raw, offset + _NFT_BODY, end))
+            chain = values.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
             news.changed_chains.add((family, decode_text(chain, "replace")))
 
     # --- rtnetlink ---
@@ -309,8 +309,8 @@ class Monitor(PollGroup):
         if deleted:
             news.links |= self._links.pop(index, None) is not None
             return
-        found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
-        state = (decode_text(found.get(nl.IFLA_IFNAME)), native_integer(found.get(nl.IFLA_MASTER)), flags & _LIVE)
+        values = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
+        state = (decode_text(values.get(nl.IFLA_IFNAME)), native_integer(values.get(nl.IFLA_MASTER)), flags & _LIVE)
         if self._links.get(index) != state:
             self._links[index] = state
             news.links = True
@@ -333,11 +333,11 @@ def _table_attribute(name: str) -> bytes:
 
 
 def _decode_origin(raw: bytes, start: int, end: int) -> Origin:
-    found = dict(attributes(raw, start, end))
-    if nl.NFTA_GEN_PROC_PID not in found:
+    values = dict(attributes(raw, start, end))
+    if nl.NFTA_GEN_PROC_PID not in values:
         return UNKNOWN_ORIGIN
-    name = decode_text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
-    return Origin(name or UNKNOWN_ORIGIN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
+    name = decode_text(values.get(nl.NFTA_GEN_PROC_NAME), "replace")
+    return Origin(name or UNKNOWN_ORIGIN.name, network_integer(values[nl.NFTA_GEN_PROC_PID]))
 
 
 def own_netlink_ports() -> frozenset[int]:
@@ -378,8 +378,8 @@ def counter_packets(table: str) -> dict[str, int]:
     body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
     with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
         for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
-            found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            name = decode_text(found.get(nl.NFTA_OBJ_NAME), "replace")
-            data = nested_attributes(found.get(nl.NFTA_OBJ_DATA))
+            values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+            name = decode_text(values.get(nl.NFTA_OBJ_NAME), "replace")
+            data = nested_attributes(values.get(nl.NFTA_OBJ_DATA))
             packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
     return packets

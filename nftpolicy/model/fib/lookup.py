@@ -111,12 +111,12 @@ class FibLookup:
             if match.route.kind == "throw":
                 log_effect("throw, goes on")
                 continue
-            kept = self._unsuppressed(rule, match, choices)
-            if kept is None:
+            remaining = self._unsuppressed(rule, match, choices)
+            if remaining is None:
                 log_effect(f"suppresses {ip_text.display_text(match.route)}, goes on")
                 continue
             log_effect(f"found in table {number}")
-            return LookupResult(rule, number, kept)
+            return LookupResult(rule, number, remaining)
         return LookupResult(None)
 
     def _unsuppressed(self, rule: IpRule, match: FibMatch, choices: Choices) -> FibMatch | None:

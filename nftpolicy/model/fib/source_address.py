@@ -114,8 +114,8 @@ class LocalAddresses:
             return None
         if owned:
             return owned[0][0]
-        borrowed = (own for name in self._devices for own, _ in self._by_device.get((4, name), []))
-        return next((own for own in borrowed if not is_loopback4(own)), None)
+        other_addresses = (own for name in self._devices for own, _ in self._by_device.get((4, name), []))
+        return next((own for own in other_addresses if not is_loopback4(own)), None)
 
     def source4(self, hop: Nexthop, loops: bool) -> str | None:
         """Return the source address of an IPv4 packet by a nexthop, or None if it is not known."""

@@ -129,7 +129,7 @@ class PreparedBaseChain:
 
 
 class Ruleset:
-    """All tables of a kernel, indexed once."""
+    """Tables of a kernel, indexed once."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = tuple(tables)

@@ -35,7 +35,7 @@ class PathPosition:
 
 @frozen
 class PathState:
-    """One path of a region: its position in each chain (innermost last), decided parts, marks."""
+    """Path of a region: its position in each chain (innermost last), decided parts, marks."""
 
     stack: tuple[PathPosition, ...]
     region: Box
@@ -50,7 +50,7 @@ class PathState:
         """Return the path of the part `narrow` of the region."""
         return PathState(self.stack, {**self.region, **narrow}, self.decided, self.marks)
 
-    def without(self, narrow: Box) -> PathState:
+    def with_decided(self, narrow: Box) -> PathState:
         """Return the path of the remaining region when the part `narrow` is decided."""
         return PathState(self.stack, self.region, (*self.decided, narrow), self.marks)
 
@@ -92,7 +92,7 @@ class ChainPaths:
                     continue
                 if not narrow:
                     return
-                path = path.without(narrow)
+                path = path.with_decided(narrow)
             path = path.moved(*outer, position.next_rule())
         if chain.hook.policy != "drop":
             yield self._event("accept", None, path)

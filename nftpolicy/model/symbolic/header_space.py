@@ -95,8 +95,8 @@ class HeaderSpace:
     def family_box(self) -> Box:
         """Return the box of all packets of the family."""
         if not self.family:
-            others = complement(points(*ETHERTYPES.values()), field_values.MAX_VALUES["ethertype"])
-            return {"ethertype": others, "nfproto": points(0)}
+            other_ethertypes = complement(points(*ETHERTYPES.values()), field_values.MAX_VALUES["ethertype"])
+            return {"ethertype": other_ethertypes, "nfproto": points(0)}
         return {"ethertype": points(ETHERTYPES[self.family]), "nfproto": points(self.family)}
 
     def device_ranges(self, name: str) -> Ranges:
@@ -334,10 +334,10 @@ class HeaderSpace:
         if len(groups) != 1:
             return None
         (group,) = groups
-        others = complement(
+        ranges = complement(
             points(*(mark_bits.pack_bits(value, group) for value in wanted)), mark_bits.max_value(group)
         )
-        return [{mark_bits.field_name(mark, group): others}] if others else []
+        return [{mark_bits.field_name(mark, group): ranges}] if ranges else []
 
     def _mark_ranges(self, mark: str, pairs: Sequence[tuple[int, int]], op: str) -> list[Box] | None:
         """Return the box of a test of the whole mark for ranges; None: unsupported."""

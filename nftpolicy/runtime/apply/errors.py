@@ -23,8 +23,8 @@ class PolicyNotProved(Exception):
 
 
 class NoSafeOrder(Exception):
-    """Every step order passes through a state that is not proved; `orders` are the orders tried."""
+    """Change whose every step order passes through an unproved state; `orders` are the orders tried."""
 
-    def __init__(self, ways: Sequence[ProvedOrder]) -> None:
-        self.orders = tuple(ways)
+    def __init__(self, orders: Sequence[ProvedOrder]) -> None:
+        self.orders = tuple(orders)
         super().__init__("no order of the steps is safe")

@@ -160,7 +160,7 @@ class History:
         verdict: str,
         seconds: float,
         why: str,
-        of: int | None = None,
+        repeats: int | None = None,
     ) -> HistoryEntry:
         """Add the policy that is in force now, and return its entry.
 
@@ -184,7 +184,7 @@ class History:
                 seconds=round(seconds, 3),
                 who=invoking_user(),
                 why=why,
-                of=of,
+                of=repeats,
                 text=data.decode(),
             )
             content = json.dumps(asdict(entry), ensure_ascii=False, indent=1).encode()

@@ -61,20 +61,20 @@ class CleanupReport:
         deleted = [(item.why, item.flow) for item in self.deleted_flows]
         lines += _group_lines("deleted", "conntrack entry", deleted)
         for reason in dict.fromkeys(reason for _, reason in self.left_open):
-            same = [(item.why, item.socket) for item, other in self.left_open if other == reason]
-            lines += [*_group_lines("left open", "socket", same), f"  {reason}"]
+            sockets = [(item.why, item.socket) for item, other in self.left_open if other == reason]
+            lines += [*_group_lines("left open", "socket", sockets), f"  {reason}"]
         return [*lines, *self.errors]
 
 
 def _group_lines(
-    done: str,
+    action: str,
     noun: str,
     items: Sequence[tuple[str, InetSocket | ConntrackEntry]],
 ) -> Iterator[str]:
     """Yield a headline for each reason, then its sockets or flows."""
     for why in dict.fromkeys(why for why, _ in items):
         group = [item for other, item in items if other == why]
-        yield f"{done} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
+        yield f"{action} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
         for item in group[:_MOST_SHOWN]:
             user = f", user {item.uid}" if isinstance(item, InetSocket) else ""
             yield f"  {item}{user}"

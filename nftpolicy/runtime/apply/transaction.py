@@ -232,7 +232,7 @@ class PolicyApplier:
                 verdict=PROVED,
                 seconds=time.monotonic() - begun,
                 why=why,
-                of=repeats,
+                repeats=repeats,
             )
         except OSError as error:
             yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")

@@ -176,9 +176,9 @@ class SenderIds:
         return ProbeSender(self.stranger, self.stranger)
 
 
-def unused_id(taken: Collection[int]) -> int:
+def unused_id(used_ids: Collection[int]) -> int:
     """Return a number that is no UID and no GID of a service: 65534 where it is free."""
-    return next(candidate for candidate in range(65534, 0, -1) if candidate not in taken)
+    return next(candidate for candidate in range(65534, 0, -1) if candidate not in used_ids)
 
 
 @frozen

@@ -96,8 +96,8 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
         with ProbeCapture([device for target in devices for device in target.captured_devices]) as capture:
             probes = [*routed, *(probe for of_device in by_device.values() for probe in of_device)]
             capture.index = ProbeIndex([*probes, *(control.probe for control in controls)])
-            sent = send_all([probe.packet for probe in probes], capture.collect_until)
-            outcomes = dict(zip((probe.token for probe in probes), sent, strict=True))
+            send_outcomes = send_all([probe.packet for probe in probes], capture.collect_until)
+            outcomes = dict(zip((probe.token for probe in probes), send_outcomes, strict=True))
             send_all([control.probe.packet for control in controls], capture.collect_until)
             capture.collect_controls(controls)
             incomplete = capture.incomplete()

@@ -201,11 +201,11 @@ class ServerDiscovery:
         for entry, why in self.server_list.rejected:
             self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
         automatic = self.target.resolver.sources == ("auto",)
-        for name, found in self.readings.items():
+        for name, reading in self.readings.items():
             source = self.sources[name]
-            is_missing = source is not None and found.error == f"{source.marker} does not exist"
-            if found.error and not (is_missing and (automatic or name == _LEASE)):
-                self._warn_once(f"source {name}: {found.error}")
+            is_missing = source is not None and reading.error == f"{source.marker} does not exist"
+            if reading.error and not (is_missing and (automatic or name == _LEASE)):
+                self._warn_once(f"source {name}: {reading.error}")
 
     def _warn_once(self, warning: str) -> None:
         """Log a warning, unless it is among the last ones."""

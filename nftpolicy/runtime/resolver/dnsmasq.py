@@ -196,9 +196,11 @@ def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) 
     if changed:
         sources = learner.sources.items()
         awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
-        shown = ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
-        job.warn(f"servers of uplink {job.name}: {shown}")
-        job.service_manager.notify(STATUS=f"servers: {shown}")
+        server_text = (
+            ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
+        )
+        job.warn(f"servers of uplink {job.name}: {server_text}")
+        job.service_manager.notify(STATUS=f"servers: {server_text}")
 
 
 def _supervise(
@@ -216,8 +218,8 @@ def _supervise(
                 raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
             without_mark = unmarked_sockets(child.pid, mark)
             if without_mark:
-                what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
-                raise ResolverError(f"{what}: {without_mark[0]}; stopped")
+                problem = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
+                raise ResolverError(f"{problem}: {without_mark[0]}; stopped")
             if not ready and _listens(child.pid):
                 ready = True
                 addresses = ", ".join(map(str, job.resolver.listen))

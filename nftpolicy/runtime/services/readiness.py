@@ -33,7 +33,7 @@ _SETTLE = 0.05  # seconds after a notification, so that a burst of them is one c
 _REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
 _MAX_REPLY = 512  # bytes
 
-SocketOwner = tuple[str, Account]  # ("group" or "user", account): owner of a socket
+OwnerAccount = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
 def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route]) -> list[str]:
@@ -61,8 +61,8 @@ def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes
                 for route in default_routes
             ):
                 return []
-            shown = " or ".join(f"IPv{family}" for family in sorted(families))
-            problems.append(f"table {uplink.table} has no default route of {shown} by {device}")
+            family_names = " or ".join(f"IPv{family}" for family in sorted(families))
+            problems.append(f"table {uplink.table} has no default route of {family_names} by {device}")
     return problems
 
 
@@ -116,7 +116,7 @@ def _is_own(address: str, own: frozenset[str]) -> bool:
     return address in own or ip_address(address).is_loopback
 
 
-def dns_client_of(policy: Policy, uplink: str) -> SocketOwner | None:
+def dns_client_of(policy: Policy, uplink: str) -> OwnerAccount | None:
     """Return a group or user that may query the uplink's resolver: the first one of a service.
 
     None without one.
@@ -159,8 +159,8 @@ class Readiness:
         if resolver is None or client is None:  # without clients the resolver is not needed
             return
         if not any(_replies(listen, client) for listen in resolver.listen):
-            shown = " and ".join(map(str, resolver.listen))
-            yield f"its resolver does not answer on {shown}: run 'nftpolicy resolver'"
+            addresses = " and ".join(map(str, resolver.listen))
+            yield f"its resolver does not answer on {addresses}: run 'nftpolicy resolver'"
         elif _has_no_servers(servers_file_path(self.state_directory, name)):
             yield "its resolver knows no server yet"
 
@@ -208,7 +208,7 @@ def _has_no_servers(file: Path) -> bool:
         return False  # a resolver that nftpolicy does not run: its servers are unknown
 
 
-def _replies(listen: Listen, client: SocketOwner) -> bool:
+def _replies(listen: Listen, client: OwnerAccount) -> bool:
     """Return True if a resolver replies to a query of this group or user."""
     family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
     try:
@@ -222,8 +222,8 @@ def _replies(listen: Listen, client: SocketOwner) -> bool:
 
 
 @contextmanager
-def _acting_as(owner: SocketOwner) -> Iterator[None]:
-    """Within this context, new sockets are owned by the group or user."""
+def _acting_as(owner: OwnerAccount) -> Iterator[None]:
+    """Let the group or user own the new sockets of a `with` block."""
     kind, account = owner
     change, before = (os.setegid, os.getegid()) if kind == "group" else (os.seteuid, os.geteuid())
     try:

@@ -63,9 +63,9 @@ class GuardTables:
         kernel = self._environment.applier.kernel
         return kernel.read_own(object_names.BLOCK_TABLE, object_names.FAMILIES, 0, ()).tables
 
-    def _load(self, what: str, commands: Sequence[str]) -> bool:
+    def _load(self, operation: str, commands: Sequence[str]) -> bool:
         """Run all commands as one transaction; log an error. Returns True on success."""
         error = self._environment.load_nft("".join(commands), False)
         if error is not None:
-            self._environment.log_event("failed", {"what": what, "why": error.strip().splitlines()[0]})
+            self._environment.log_event("failed", {"what": operation, "why": error.strip().splitlines()[0]})
         return error is None

@@ -274,11 +274,11 @@ class Watch:
         devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
         return frozenset(devices | {port for ports in self._machine.bridge_ports.values() for port in ports})
 
-    def _preload(self, held: DesiredState) -> None:
+    def _preload(self, desired: DesiredState) -> None:
         """Do once without effect what a repair does: loads libraries, and binds netlink sockets."""
         self._repairs.preload()
-        self.environment.load_nft(held.all_tables_text, True)
-        for rule in held.state.rules[:1]:
+        self.environment.load_nft(desired.all_tables_text, True)
+        for rule in desired.state.rules[:1]:
             with suppress(StepRefused):
                 self.kernel.apply_step(IpRuleChange("add", rule))  # refused with EEXIST
 

@@ -60,7 +60,7 @@ class DesiredState:
 
     @property
     def all_tables_text(self) -> str:
-        """All tables as one transaction."""
+        """Transaction that replaces all tables."""
         return "".join(self._table_texts.values())
 
     def repair_for(self, news: ChangeSet, values: Mapping[str, str]) -> Repair:
@@ -217,12 +217,12 @@ def format_log_line(facts: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    shown = str(value)
+    text = str(value)
     if isinstance(value, list | tuple):
         items = list(map(str, value))
-        shown = ("; " if any(" " in item for item in items) else ",").join(items)
-    special = any(char.isspace() or char in '"=\\' or not char.isprintable() for char in shown)
-    if shown and not special:
-        return shown
-    escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+        text = ("; " if any(" " in item for item in items) else ",").join(items)
+    special = any(char.isspace() or char in '"=\\' or not char.isprintable() for char in text)
+    if text and not special:
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + '"'

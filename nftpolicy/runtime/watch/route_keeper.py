@@ -141,14 +141,14 @@ class RouteKeeper:
             self._log_failure(display_text(route), code, now)
         return code
 
-    def _log_failure(self, what: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
+    def _log_failure(self, subject: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
         """Log a failure once, and schedule a retry."""
         if retry:
             self._later = earliest_deadline((self._later, now + _RETRY))
-        failure = (what, why or os.strerror(code))
+        failure = (subject, why or os.strerror(code))
         if failure not in self._logged_failures:
             self._logged_failures.add(failure)
-            self._log("failed", {"what": what, "why": failure[1]})
+            self._log("failed", {"what": subject, "why": failure[1]})
 
 
 def _shortened(texts: list[str]) -> list[str]:
