@@ -14,8 +14,8 @@ from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
 from .assumptions import TABLE_LOCAL
+from .concretize import concretize, host_ranges
 from .context import ProofContext
-from .counterexample import concretize, host_ranges
 from .spec import Region, Spec
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10

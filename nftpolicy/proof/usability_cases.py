@@ -20,8 +20,8 @@ from ..model.packet import (
 )
 from ..model.symbolic.box import points, subtract_ranges
 from .assumptions import sample_device
+from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
-from .counterexample import REMOTE_ADDRESS, choose
 from .entitlement import DNS_PORT
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .usability_case import (
