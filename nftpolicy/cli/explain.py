@@ -96,11 +96,11 @@ def command(
     else:
         packet = options.packet()  # before any state is read, so that bad input is the first message
         if has_state_files or compiled:
-            judged = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
+            judged_state = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
         else:
-            judged = _state_from_kernel(file)
-        judged.warn_of_absent(packet.bound, packet.iif)
-        results = ExplainResults(judged, (ExplainResult(None, _explain_packet(judged, packet)),))
+            judged_state = _state_from_kernel(file)
+        judged_state.warn_of_absent(packet.bound, packet.iif)
+        results = ExplainResults(judged_state, (ExplainResult(None, _explain_packet(judged_state, packet)),))
     results.print(as_json)
     if results.faults:
         raise typer.Exit(EXIT_REFUSED)
@@ -212,9 +212,9 @@ class ExplainResults:
         }
 
 
-def _explain_packet(judged: JudgedState, packet: Packet) -> Explanation:
+def _explain_packet(judged_state: JudgedState, packet: Packet) -> Explanation:
     try:
-        return judged.explainer.explain(packet)
+        return judged_state.explainer.explain(packet)
     except ValueError as error:
         raise Failure(f"such a packet cannot exist: {error}", EXIT_BAD_INPUT) from None
 
@@ -234,16 +234,16 @@ def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> Exp
         raise Failure(f"--pid: {error}", EXIT_BAD_INPUT) from None
     except Unavailable as error:
         raise Failure(str(error), EXIT_UNAVAILABLE) from None
-    judged = _state_from_kernel(file, policy)
+    judged_state = _state_from_kernel(file, policy)
     items = []
     for socket in process.sockets:
         packet = socket_packet(socket, process, options, find_flow)
         if isinstance(packet, str):
             items.append(ExplainResult(socket, None, packet))
         else:
-            items.append(ExplainResult(socket, _explain_packet(judged, packet)))
+            items.append(ExplainResult(socket, _explain_packet(judged_state, packet)))
     facts = {"pid": pid, "name": process.name, "cgroup": process.cgroup, "entered": entered}
-    return ExplainResults(judged, tuple(items), facts)
+    return ExplainResults(judged_state, tuple(items), facts)
 
 
 # --- the state --------------------------------------------------------------------------------

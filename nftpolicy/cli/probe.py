@@ -28,7 +28,7 @@ _NOT_TESTED = (
     "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
     "forwarded packets, and packets of the kernel itself: use 'nftpolicy verify --live'",
 )
-# Verdict of a probe -> its word and colour in the table.
+# Verdict of a probe -> its label and colour in the table.
 _VERDICTS = {
     "leaked": ("LEAKED", "red"),
     "blocked": ("blocked", "green"),
@@ -103,8 +103,10 @@ def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
 
 
 def _sender(result: ProbeResult) -> str:
-    shot = result.probe.packet
-    return f"user {shot.uid}, group {shot.gid}" + (f", mark {shot.mark:#x}" if shot.mark else "")
+    probe_packet = result.probe.packet
+    return f"user {probe_packet.uid}, group {probe_packet.gid}" + (
+        f", mark {probe_packet.mark:#x}" if probe_packet.mark else ""
+    )
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -235,16 +237,16 @@ def _device_json(device: DeviceResult, file: Path | None) -> dict[str, Any]:
 
 
 def _result_json(result: ProbeResult, file: Path | None) -> dict[str, Any]:
-    shot = result.probe.packet
+    probe_packet = result.probe.packet
     return {
         "kind": result.probe.probe_type.name,
         "title": result.probe.probe_type.title,
-        "family": shot.family or None,
-        "device": shot.device,
-        "uid": shot.uid,
-        "gid": shot.gid,
-        "mark": shot.mark,
-        "destination": shot.destination if shot.family else None,
+        "family": probe_packet.family or None,
+        "device": probe_packet.device,
+        "uid": probe_packet.uid,
+        "gid": probe_packet.gid,
+        "mark": probe_packet.mark,
+        "destination": probe_packet.destination if probe_packet.family else None,
         "result": result.verdict,
         "detail": result.detail,
         "seen": list(result.captured_on),

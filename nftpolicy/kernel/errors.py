@@ -33,7 +33,7 @@ class StepRefused(Exception):
 
 
 class Unavailable(Exception):
-    """The kernel, or the library to reach it by, cannot be used. The message names the remedy."""
+    """The kernel, or the library to reach it by, cannot be used. The message names the fix."""
 
 
 class RulesetChanging(Unavailable):
@@ -66,7 +66,7 @@ class NoSuchProcess(Exception):
 
 
 class ChildFailed(Exception):
-    """A forked process ended without a result. The message says how it ended.
+    """A forked process ended without a result. The message has the cause.
 
     `signal` is the number of the signal that ended it, or None.
     """

@@ -39,7 +39,7 @@ class Choices:
 
 @frozen
 class Branches(Generic[Result]):
-    """The results of all branches; `complete` is False if the limit cut some of them off."""
+    """The results of all branches; `is_complete` is False if the limit cut some of them off."""
 
     results: tuple[Result, ...]
     is_complete: bool

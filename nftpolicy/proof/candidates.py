@@ -21,15 +21,17 @@ _MAX_ROUTES = 3  # per ip rule
 
 
 def candidate_packets(
-    ground: ProofContext, uplink: UplinkSpec, origin: str, family: int, device: str, hits: Sequence[Violation]
+    context: ProofContext, uplink: UplinkSpec, origin: str, family: int, device: str, violations: Sequence[Violation]
 ) -> Iterator[Packet]:
     """Yield packets that may leave by the device without being entitled, the simplest first."""
-    state = ground.state
-    space = ground.space(family)
+    state = context.state
+    space = context.space(family)
     address_family = family or 4
-    family_hits = [hit for hit in hits if hit.family == family]
-    supported_first = sorted(family_hits, key=lambda hit: bool(hit.unsupported))
-    starts = [concretize(space, hit.box, origin) for hit in supported_first] or [concretize(space, {}, origin)]
+    family_hits = [violation for violation in violations if violation.family == family]
+    supported_first = sorted(family_hits, key=lambda violation: bool(violation.unsupported))
+    starts = [concretize(space, violation.box, origin) for violation in supported_first] or [
+        concretize(space, {}, origin)
+    ]
     if origin == FRAME:
         yield from (
             evolve(packet, bound=device, source=packet.source or _local_address(state, address_family, None))
@@ -37,7 +39,7 @@ def candidate_packets(
         )
         return
     if origin == FORWARD:
-        arrivals = _arrival_devices(ground, uplink, family)
+        arrivals = _arrival_devices(context, uplink, family)
         starts = [
             evolve(packet, iif=packet.iif or arrival, source=packet.source or REMOTE_ADDRESS[family] + 1)
             for packet in starts
@@ -52,10 +54,10 @@ def candidate_packets(
             yield evolve(packet, bound=device, uid=0, gid=0)
 
 
-def _arrival_devices(ground: ProofContext, uplink: UplinkSpec, family: int) -> list[str]:
+def _arrival_devices(context: ProofContext, uplink: UplinkSpec, family: int) -> list[str]:
     """Return up to three devices by which packets of other hosts may arrive."""
-    routed = {route.device for route in ground.state.routes if route.device and route.family == family}
-    named = {field_values.representative_name(pattern) for pattern in ground.space(family).devices[1:]}
+    routed = {route.device for route in context.state.routes if route.device and route.family == family}
+    named = {field_values.representative_name(pattern) for pattern in context.space(family).devices[1:]}
     devices = sorted(routed - {"lo", *uplink.devices}) or sorted(named - {"lo", *uplink.devices})
     return devices[:3]
 

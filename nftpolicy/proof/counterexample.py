@@ -40,18 +40,18 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
     return packet.mark & uplink.mask == uplink.value
 
 
-def is_exempt(walk: Trace, uplink: UplinkSpec) -> bool:
+def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
     """Return True if the packet that leaves matches an exemption, or its user needs no mark."""
-    packet = walk.packet
+    packet = trace.packet
     if packet.origin == FRAME and packet.ethertype is not None:
         return any(packet.ethertype in exemption.ethertypes for exemption in uplink.exemptions)
     fields = {
         "protocol": packet.protocol,
         "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
-        "saddr": walk.source or 0,
-        "daddr": walk.destination,
+        "saddr": trace.source or 0,
+        "daddr": trace.destination,
         "sport": packet.sport,
-        "dport": walk.dport,
+        "dport": trace.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
         "socket": int(packet.has_socket),
@@ -75,12 +75,12 @@ def is_exempt(walk: Trace, uplink: UplinkSpec) -> bool:
 
 
 def search_leaks(
-    ground: ProofContext,
+    context: ProofContext,
     uplink: UplinkSpec,
     origin: str,
     families: Iterable[int],
     devices: Iterable[str],
-    hits: Sequence[Violation],
+    violations: Sequence[Violation],
     most: int = _MAX_EXAMPLES,
 ) -> tuple[list[Counterexample], list[str]]:
     """Return packets that leave by the uplink and must not, one for each leak path.
@@ -91,25 +91,25 @@ def search_leaks(
     unsupported: list[str] = []
     for family in families:
         for device in devices:
-            for packet in candidate_packets(ground, uplink, origin, family, device, hits):
+            for packet in candidate_packets(context, uplink, origin, family, device, violations):
                 if packet.origin != origin or is_entitled(packet, uplink):
                     continue
-                walk = ground.model.trace(packet)
-                if walk.outcome == "unknown" and walk.device in (device, None):
-                    unsupported += walk.unsupported
-                if walk.outcome != "leaves" or walk.device != device or is_exempt(walk, uplink):
+                trace = context.model.trace(packet)
+                if trace.outcome == "unknown" and trace.device in (device, None):
+                    unsupported += trace.unsupported
+                if trace.outcome != "leaves" or trace.device != device or is_exempt(trace, uplink):
                     continue
-                reason, path = _leak_path(walk, packet)
-                examples.setdefault((family, path), Counterexample(packet, walk, device, reason))
+                reason, path = _leak_path(trace, packet)
+                examples.setdefault((family, path), Counterexample(packet, trace, device, reason))
                 if len(examples) >= most:
                     return list(examples.values()), unsupported
     return list(examples.values()), list(dict.fromkeys(unsupported))
 
 
-def _leak_path(walk: Trace, packet: Packet) -> tuple[str, object]:
+def _leak_path(trace: Trace, packet: Packet) -> tuple[str, object]:
     """Return the cause of a leak as text, and a key that distinguishes leak paths."""
-    mark_steps = [step for step in walk.steps if step.effect.startswith("mark")]
-    rule_steps = [step for step in walk.steps if step.kind == "ip-rule" and isinstance(step.subject, IpRule)]
+    mark_steps = [step for step in trace.steps if step.effect.startswith("mark")]
+    rule_steps = [step for step in trace.steps if step.kind == "ip-rule" and isinstance(step.subject, IpRule)]
     if packet.origin == FRAME:
         return "AF_PACKET frames pass only the netdev egress hook", FRAME
     if mark_steps:
@@ -122,30 +122,30 @@ def _leak_path(walk: Trace, packet: Packet) -> tuple[str, object]:
 
 
 def search_mark_misuse(
-    ground: ProofContext, uplink: UplinkSpec, hits: Sequence[Violation], stray: bool
+    context: ProofContext, uplink: UplinkSpec, violations: Sequence[Violation], stray: bool
 ) -> tuple[list[Counterexample], list[str]]:
     """Return packets with the mark that leave by another device (`stray`), or without a service."""
     examples: list[Counterexample] = []
     unsupported: list[str] = []
-    for hit in hits:
-        space = ground.space(hit.family)
-        for device in _output_devices(ground, space, hit, uplink, stray):
-            for origin in (KERNEL,) if choose(hit.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
-                packet = evolve(concretize(space, hit.box, origin, device), iif=None)
-                walk = ground.model.trace(packet)
-                if walk.outcome == "unknown":
-                    unsupported += walk.unsupported
-                elif walk.outcome == "leaves" and walk.device == device and walk.mark & uplink.mask == uplink.value:
+    for violation in violations:
+        space = context.space(violation.family)
+        for device in _output_devices(context, space, violation, uplink, stray):
+            for origin in (KERNEL,) if choose(violation.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
+                packet = evolve(concretize(space, violation.box, origin, device), iif=None)
+                trace = context.model.trace(packet)
+                if trace.outcome == "unknown":
+                    unsupported += trace.unsupported
+                elif trace.outcome == "leaves" and trace.device == device and trace.mark & uplink.mask == uplink.value:
                     reason = "it carries the mark"
                     if stray:
                         reason += f" and is routed or bound to {device}"
-                    examples.append(Counterexample(packet, walk, device, reason))
+                    examples.append(Counterexample(packet, trace, device, reason))
                     break
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
 def search_outcome(
-    ground: ProofContext, hits: Sequence[Violation], outcome: str
+    context: ProofContext, violations: Sequence[Violation], outcome: str
 ) -> tuple[list[Counterexample], list[str]]:
     """Return packets of the violation regions that have an outcome, whatever their marks.
 
@@ -153,30 +153,30 @@ def search_outcome(
     """
     examples: list[Counterexample] = []
     unsupported: list[str] = []
-    for hit in hits:
-        space = ground.space(hit.family)
-        out_ranges, in_ranges = hit.box.get("oif"), hit.box.get("iif")
+    for violation in violations:
+        space = context.space(violation.family)
+        out_ranges, in_ranges = violation.box.get("oif"), violation.box.get("iif")
         out_devices = [field_values.representative_name(space.devices[low]) for low, _ in out_ranges or () if low]
         arrival = choose(in_ranges, 0) if in_ranges else 0
-        local_origin = KERNEL if choose(hit.box.get("socket"), 1) == 0 else SOCKET
+        local_origin = KERNEL if choose(violation.box.get("socket"), 1) == 0 else SOCKET
         origin = FORWARD if arrival else local_origin
         devices: Sequence[str | None] = out_devices[:2] or [None]
         for device in devices:
-            packet = concretize(space, hit.box, origin, None if device == "lo" else device)
-            walk = ground.model.trace(packet)
-            if walk.outcome == "unknown":
-                unsupported += walk.unsupported
-            elif walk.outcome == outcome and device in (None, walk.device, "lo"):
-                reason = "it is delivered" if outcome == "delivered" else f"it leaves by {walk.device}"
-                examples.append(Counterexample(packet, walk, walk.device or "", reason))
+            packet = concretize(space, violation.box, origin, None if device == "lo" else device)
+            trace = context.model.trace(packet)
+            if trace.outcome == "unknown":
+                unsupported += trace.unsupported
+            elif trace.outcome == outcome and device in (None, trace.device, "lo"):
+                reason = "it is delivered" if outcome == "delivered" else f"it leaves by {trace.device}"
+                examples.append(Counterexample(packet, trace, trace.device or "", reason))
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
 def _output_devices(
-    ground: ProofContext, space: HeaderSpace, hit: Violation, uplink: UplinkSpec, stray: bool
+    context: ProofContext, space: HeaderSpace, violation: Violation, uplink: UplinkSpec, stray: bool
 ) -> list[str]:
     """Return up to two devices by which packets of a violation leave."""
-    out_ranges = hit.box.get("oif")
+    out_ranges = violation.box.get("oif")
     if out_ranges is None:
         patterns = list(space.devices[1:])
     else:
@@ -185,6 +185,6 @@ def _output_devices(
     names = [field_values.representative_name(pattern) for pattern in patterns]
     if not stray:
         return [name for name in names if name in uplink.devices][:2]
-    routed = {route.device for route in ground.state.routes if route.device}
+    routed = {route.device for route in context.state.routes if route.device}
     with_routes = [name for name in names if name in routed and name not in uplink.devices]
     return (with_routes or [name for name in names if name != "lo"])[:2]

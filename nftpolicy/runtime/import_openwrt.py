@@ -316,9 +316,9 @@ def _source_line(rule: IpRule | None, route: Route | None) -> str:
     return ""
 
 
-def leak_route(way: UnmarkedLeak) -> str:
+def leak_route(leak: UnmarkedLeak) -> str:
     """Return the rule and the route by which a packet leaks, in the terms of ip(8)."""
-    rule, route = _last_rule(way.trace), _last_route(way.trace)
+    rule, route = _last_rule(leak.trace), _last_route(leak.trace)
     parts = []
     if rule is not None:
         table = "main" if rule.table == TABLE_MAIN else rule.table

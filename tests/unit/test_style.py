@@ -247,6 +247,27 @@ def test_public_function_has_a_docstring(file):
     assert missing == []
 
 
+QUOTED = re.compile(r"`([a-z_][a-z_0-9]*)`")
+# Quoted names that are not Python's: words of policy files, UCI and the shell, and options.
+FOREIGN_NAMES = words("answer case interface with")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_docstring_quotes_names_that_exist(file):
+    """A parameter or field that was renamed leaves its old name in a docstring."""
+    text = file.read_text()
+    code = text
+    for _, docstring in ((node, ast.get_docstring(node, clean=False)) for node, _ in docstrings(file)):
+        code = code.replace(docstring, "")
+    quoted = (
+        (node.name, name)
+        for node, docstring in docstrings(file)
+        if not isinstance(node, ast.Module)
+        for name in QUOTED.findall(docstring)
+    )
+    assert [pair for pair in quoted if pair[1] not in FOREIGN_NAMES and not re.search(rf"\b{pair[1]}\b", code)] == []
+
+
 MODULE = re.compile(r"`((?:nftpolicy|[a-z_]+)(?:[./][a-z_0-9]+)+?(?:\.py)?)`")
 PACKAGES = {path.name for path in (ROOT / "nftpolicy").iterdir() if path.is_dir()}
 

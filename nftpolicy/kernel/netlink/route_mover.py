@@ -102,7 +102,7 @@ class RouteMover:
                         if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
                         route = messages.decode_route(raw, start, end, _DeviceNames())
-                        if any(way.device == name for way in route.all_nexthops):
+                        if any(nexthop.device == name for nexthop in route.all_nexthops):
                             routes.setdefault(raw[start:end], KernelRoute(route, raw[start:end]))
         return list(routes.values())
 

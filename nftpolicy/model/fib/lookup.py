@@ -78,7 +78,7 @@ class FibLookup:
                 routes[route.table].append(route)
         self.routes = routes
         table_class: type[Table4] | type[Table6] = Table4 if family == 4 else Table6
-        self.tables = {number: table_class(listed) for number, listed in routes.items()}
+        self.tables = {number: table_class(table_routes) for number, table_routes in routes.items()}
 
     def sysctl(self, path: str) -> str | None:
         """Return the value of a sysctl, None if the state does not contain it."""

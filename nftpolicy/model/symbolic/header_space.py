@@ -62,13 +62,13 @@ class HeaderSpace:
     def __init__(
         self,
         family: int,
-        survey: RulesetScan,
+        scan: RulesetScan,
         devices: Iterable[str] = (),
         masks: Iterable[int] = (),
     ) -> None:
         self.family = family
-        self.partition = mark_bits.bit_groups({*survey.masks, *masks})
-        self.devices = field_values.device_classes({*survey.devices, *devices})
+        self.partition = mark_bits.bit_groups({*scan.masks, *masks})
+        self.devices = field_values.device_classes({*scan.devices, *devices})
         self.unsupported: dict[str, str] = {}
         self.opaque_values: dict[str, dict[nft.Value, int]] = {}
         width = ADDRESS_BITS.get(family, 128)
@@ -160,10 +160,10 @@ class HeaderSpace:
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
         left, right, op = match.left, match.right, match.op
         if isinstance(right, nft.SetRef):
-            listed = self._sets.get((*table.key, right.name))
-            if listed is None or listed.flags & _VOLATILE_FLAGS:
+            named_set = self._sets.get((*table.key, right.name))
+            if named_set is None or named_set.flags & _VOLATILE_FLAGS:
                 return None
-            elements: frozenset[nft.Element] = listed.elements
+            elements: frozenset[nft.Element] = named_set.elements
         elif isinstance(right, nft.AnonymousSet):
             elements = right.elements
         elif isinstance(right, int | str):

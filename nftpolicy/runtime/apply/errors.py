@@ -23,7 +23,7 @@ class PolicyNotProved(Exception):
 
 
 class NoSafeOrder(Exception):
-    """Change whose every step order passes through an unproved state; `orders` are the orders tried."""
+    """Change without a safe step order: each of `orders` passes through an unproved state."""
 
     def __init__(self, orders: Sequence[ProvedOrder]) -> None:
         self.orders = tuple(orders)

@@ -131,10 +131,10 @@ def install_files(
     ours = {
         path: content for path, content in files.items() if path not in admin_files or under_root(root, path) in fresh
     }
-    listed = manifest.with_files(ours)
-    if fresh or listed != manifest:
+    new_manifest = manifest.with_files(ours)
+    if fresh or new_manifest != manifest:
         file_modes = {under_root(root, path): mode for path, mode in (modes or {}).items()}
-        with replace_files({**fresh, **listed.as_files()}, file_modes):
+        with replace_files({**fresh, **new_manifest.as_files()}, file_modes):
             pass
     return list(fresh)
 

@@ -126,7 +126,7 @@ class DeviceResult:
 
 @frozen
 class ProbeReport:
-    """Results of the whole run. `routed`: results of probes whose device the routes chose."""
+    """Results of the whole run. `routed`: results of probes without a device, sent by the routes."""
 
     devices: tuple[DeviceResult, ...]
     routed: tuple[ProbeResult, ...]

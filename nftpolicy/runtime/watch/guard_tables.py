@@ -17,7 +17,7 @@ from .environment import Environment
 class GuardTables:
     """Block and shadow guard of one network namespace. Failures are logged and raise no exception.
 
-    `blocked`: True while the block is loaded.
+    `is_blocked`: True while the block is loaded.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -37,7 +37,7 @@ class GuardTables:
             self._shadow = tables
 
     def detect_block(self) -> bool:
-        """Read from the kernel whether a block is loaded; set and return `blocked`."""
+        """Read from the kernel whether a block is loaded; set and return `is_blocked`."""
         self.is_blocked = bool(self._loaded_block())
         return self.is_blocked
 
