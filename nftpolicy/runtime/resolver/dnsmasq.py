@@ -8,7 +8,6 @@ without a server it refuses queries. Its cgroup sets the mark, which is verified
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import select
 import shutil
@@ -28,6 +27,7 @@ from ...kernel.errors import Unavailable
 from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
 from ...policy.objects import Listen, Resolver, Uplink
+from ..file_lock import LockTimeout, exclusive_lock
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
 from .servers_file import ServersFile, servers_file_in_directory
@@ -147,10 +147,9 @@ def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
 def _lock(job: ResolverJob, stack: ExitStack) -> None:
     """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
     job.directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(job.directory.with_suffix(".lock").open("w"))
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        stack.enter_context(exclusive_lock(job.directory.with_suffix(".lock"), wait=0))
+    except LockTimeout:
         raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ...policy.objects import Address, Server
+from ..atomic_file import write_temporary
 
 LEAVING_SECONDS = 5.0  # seconds that a removed server stays: the timeout of a client, resolv.conf(5)
 _FILE_NAME = "servers"
@@ -77,8 +78,7 @@ class ServersFile:
 
     def _write(self, all_servers: tuple[Server, ...]) -> None:
         new = self.path.with_suffix(".new")
-        new.write_text("".join(f"nameserver {server}\n" for server in all_servers))
-        new.chmod(_MODE)
+        write_temporary(new, "".join(f"nameserver {server}\n" for server in all_servers).encode(), _MODE)
         # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
         # system may reuse an inode, so each file gets a later mtime.
         self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))
