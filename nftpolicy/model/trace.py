@@ -302,7 +302,7 @@ class _Tracer:
 
     # Helpers
 
-    def _record(self, kind: str, text: str, effect: str = "goes on") -> None:
+    def _record(self, kind: str, text: str, effect: str = "continue") -> None:
         if self._records:
             self._log.append(TraceStep(kind, text, effect=effect))
 

@@ -206,7 +206,7 @@ def _change_objects(
 ) -> tuple[_Named, ...]:
     """Return `objects` with `item` added or deleted. Raises StepRejected.
 
-    `is_compatible`: return True if the addition of `item` over the object of this name is no error.
+    `is_compatible`: return True if the addition of `item` over the object of this name is not an error.
     """
     present = next((other for other in objects if other.name == item.name), None)
     if is_add:

@@ -176,7 +176,7 @@ class SenderIds:
 
 
 def unused_id(used_ids: Collection[int]) -> int:
-    """Return a number that is no UID and no GID of a service: 65534 where it is free."""
+    """Return a number that is neither a UID nor a GID of a service: 65534 if it is free."""
     return next(candidate for candidate in range(65534, 0, -1) if candidate not in used_ids)
 
 
