@@ -52,15 +52,15 @@ def command(
             print(dry_run_text(applier.check(wanted), f"{policy.name}: {_UNCHANGED}"))
             return
         with applier.locked():
-            outlook = applier.check(wanted)
-            announce(outlook)
-            with confirm_guard(applier, outlook, confirm):
-                report = applier.apply(outlook, wanted)
-    for device in sorted(outlook.planned.devices_without_link_guard):
+            checked_plan = applier.check(wanted)
+            announce(checked_plan)
+            with confirm_guard(applier, checked_plan, confirm):
+                report = applier.apply(checked_plan, wanted)
+    for device in sorted(checked_plan.planned.devices_without_link_guard):
         warn(
             f"{device}: no nft chain can be hooked at its egress "
             "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
     print_report(report)
-    print(f"{policy.name}: {describe_result(outlook.planned, 'applied', _UNCHANGED)}")
+    print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

@@ -30,35 +30,35 @@ def create_applier(kernel: Kernel, options: ChangeOptions) -> PolicyApplier:
     return PolicyApplier(kernel, current_state_dir(), load_policy, options)
 
 
-def announce(outlook: CheckedPlan) -> None:
+def announce(checked_plan: CheckedPlan) -> None:
     """Warn of an interrupted change, and of foreign rules that are not proved safe."""
-    if outlook.interrupted is not None and outlook.step_count:
-        warn(f"{outlook.interrupted}; continuing from the state of the kernel")
-    for line in _foreign_lines(outlook):
+    if checked_plan.interrupted is not None and checked_plan.step_count:
+        warn(f"{checked_plan.interrupted}; continuing from the state of the kernel")
+    for line in _foreign_lines(checked_plan):
         warn(line)
 
 
-def dry_run_text(outlook: CheckedPlan, unchanged: str) -> str:
+def dry_run_text(checked_plan: CheckedPlan, unchanged: str) -> str:
     """Return each step of a plan with the proof of the state after it; else `unchanged`."""
-    if not outlook.step_count or outlook.order is None:
+    if not checked_plan.step_count or checked_plan.order is None:
         return unchanged
     from ..runtime.apply.step_text import step_lines
 
-    plan, (now, *after_steps) = outlook.order.plan, outlook.order.own_proofs
+    plan, (now, *after_steps) = checked_plan.order.plan, checked_plan.order.own_proofs
     lines = [f"{quantity(len(plan.steps), 'step')}, {plan.order}", f"  now: {_describe_state(now)}"]
     for number, (step, state) in enumerate(zip(plan.steps, after_steps, strict=True), 1):
         first, *more = step_lines(step)
         lines.append(f"{number:3}. {first}  -> {_describe_state(state)}")
         lines += [f"     {line}" for line in more]
-    return "\n".join([*lines, *_foreign_lines(outlook)])
+    return "\n".join([*lines, *_foreign_lines(checked_plan)])
 
 
-def _foreign_lines(outlook: CheckedPlan) -> Iterator[str]:
-    if outlook.order is None:
+def _foreign_lines(checked_plan: CheckedPlan) -> Iterator[str]:
+    if checked_plan.order is None:
         return
     from ..runtime.apply.step_order import foreign_findings
 
-    for line in foreign_findings(outlook.order):
+    for line in foreign_findings(checked_plan.order):
         yield f"with the foreign rules of this machine: {line}"
 
 
@@ -77,7 +77,7 @@ def print_report(report: ChangeReport) -> None:
 
 
 @contextmanager
-def confirm_guard(changer: PolicyApplier, outlook: CheckedPlan, seconds: float = 0) -> Iterator[None]:
+def confirm_guard(changer: PolicyApplier, checked_plan: CheckedPlan, seconds: float = 0) -> Iterator[None]:
     """Roll the change inside back unless it is confirmed within `seconds`; 0 needs no confirmation.
 
     Raises:
@@ -86,7 +86,7 @@ def confirm_guard(changer: PolicyApplier, outlook: CheckedPlan, seconds: float =
     from ..runtime.apply import history, pending_confirm
 
     with confirm_errors_as_failure():
-        if seconds and outlook.step_count:
+        if seconds and checked_plan.step_count:
             from ..runtime.apply import confirm_timer
 
             snapshots = history.current_history(changer.state_dir)

@@ -103,27 +103,27 @@ def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:
         raise Failure(str(error), EXIT_BAD_INPUT) from None
 
 
-def applied_policy(memory: StateDir | None = None) -> tuple[Policy, PolicyText] | None:
+def applied_policy(state_dir: StateDir | None = None) -> tuple[Policy, PolicyText] | None:
     """Return the policy that was applied last in this network namespace; None if there was none.
 
     Raises:
         Failure: it is no longer valid, for example since an account was removed.
     """
-    if memory is None:
+    if state_dir is None:
         from ..runtime.apply.state_dir import current_state_dir
 
-        memory = current_state_dir()
-    last = memory.policy()
+        state_dir = current_state_dir()
+    last = state_dir.policy()
     return parse_policy(last[1], last[0]) if last is not None else None
 
 
-def last_policy(usage: str, memory: StateDir | None = None) -> tuple[Policy, PolicyText]:
+def last_policy(usage: str, state_dir: StateDir | None = None) -> tuple[Policy, PolicyText]:
     """Return the policy that was applied last; `usage` is the command that names a policy instead.
 
     Raises:
         Failure: no policy was applied in this network namespace, or it is no longer valid.
     """
-    policy = applied_policy(memory)
+    policy = applied_policy(state_dir)
     if policy is None:
         raise Failure(f"no policy was applied here; name one: {usage}", EXIT_BAD_INPUT)
     return policy

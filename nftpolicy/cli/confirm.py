@@ -9,15 +9,15 @@ def command() -> None:
     from ..runtime.apply import pending_confirm
     from ..runtime.apply.state_dir import current_state_dir
 
-    memory = current_state_dir()
+    state_dir = current_state_dir()
     try:
-        trial = pending_confirm.confirm(memory)
+        trial = pending_confirm.confirm(state_dir)
     except pending_confirm.ConfirmError as error:
         raise Failure(str(error)) from None
     except PermissionError:
         raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or memory.directory}: {error.strerror}") from None
-    last = memory.policy()
+        raise Failure(f"{error.filename or state_dir.directory}: {error.strerror}") from None
+    last = state_dir.policy()
     name = last[0] if last else "the policy"
     print(f"{name}: confirmed with {trial.remaining():.0f} seconds left; it stays in force")

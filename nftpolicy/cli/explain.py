@@ -38,7 +38,7 @@ _COMPILED = "what FILE compiles to"
 def command(
     file: AppliedPolicyFile = None,
     to: Annotated[str | None, typer.Option(help="Destination: an IPv4 or IPv6 address.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
     proto: Annotated[str, typer.Option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
     dport: Annotated[int, typer.Option(min=0, max=65535, help="Destination port.")] = 9,
     sport: Annotated[int, typer.Option(min=0, max=65535, help="Source port.")] = 40000,
@@ -81,7 +81,7 @@ def command(
     from .packet_options import PacketOptions
 
     options = PacketOptions(
-        to, from_, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
+        to, source, proto, dport, sport, uid, gid, mark, cgroup, dev, frame, kernel, forward, state,
         reply, ct_mark, tuple(field or ()),
     )  # fmt: skip
     has_state_files = bool(ruleset or rules or routes)
@@ -96,11 +96,11 @@ def command(
     else:
         packet = options.packet()  # before any state is read, so that bad input is the first message
         if has_state_files or compiled:
-            judged = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
+            judged_state = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
         else:
-            judged = _state_from_kernel(file)
-        judged.warn_of_absent(packet.bound, packet.iif)
-        results = ExplainResults(judged, (ExplainResult(None, _explain_packet(judged, packet)),))
+            judged_state = _state_from_kernel(file)
+        judged_state.warn_of_absent(packet.bound, packet.iif)
+        results = ExplainResults(judged_state, (ExplainResult(None, _explain_packet(judged_state, packet)),))
     results.print(as_json)
     if results.faults:
         raise typer.Exit(EXIT_REFUSED)
@@ -212,9 +212,9 @@ class ExplainResults:
         }
 
 
-def _explain_packet(judged: JudgedState, packet: Packet) -> Explanation:
+def _explain_packet(judged_state: JudgedState, packet: Packet) -> Explanation:
     try:
-        return judged.explainer.explain(packet)
+        return judged_state.explainer.explain(packet)
     except ValueError as error:
         raise Failure(f"such a packet cannot exist: {error}", EXIT_BAD_INPUT) from None
 
@@ -234,16 +234,16 @@ def _explain_process(file: Path | None, pid: int, options: PacketOptions) -> Exp
         raise Failure(f"--pid: {error}", EXIT_BAD_INPUT) from None
     except Unavailable as error:
         raise Failure(str(error), EXIT_UNAVAILABLE) from None
-    judged = _state_from_kernel(file, policy)
+    judged_state = _state_from_kernel(file, policy)
     items = []
     for socket in process.sockets:
         packet = socket_packet(socket, process, options, find_flow)
         if isinstance(packet, str):
             items.append(ExplainResult(socket, None, packet))
         else:
-            items.append(ExplainResult(socket, _explain_packet(judged, packet)))
+            items.append(ExplainResult(socket, _explain_packet(judged_state, packet)))
     facts = {"pid": pid, "name": process.name, "cgroup": process.cgroup, "entered": entered}
-    return ExplainResults(judged, tuple(items), facts)
+    return ExplainResults(judged_state, tuple(items), facts)
 
 
 # --- the state --------------------------------------------------------------------------------

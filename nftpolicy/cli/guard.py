@@ -55,9 +55,9 @@ def command(
     with change_errors_as_failure(source), _replace_files(changed):
         # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
         if kernel is not None:
-            memory = current_state_dir()
-            with memory.lock():
-                loaded = load_boot_guard(kernel, policy, memory)
+            state_dir = current_state_dir()
+            with state_dir.lock():
+                loaded = load_boot_guard(kernel, policy, state_dir)
     lines = [f"{policy.name}: wrote {path}" for path in changed]
     print("\n".join(lines or [f"{policy.name}: {to} is up to date already"]))
     if loaded is not None:
@@ -82,8 +82,8 @@ def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
         manifest = Manifest.read(Path("/"))
     except (ManifestDamaged, OSError):
         manifest = Manifest(Path("/"))  # install and uninstall report it
-    listed = {str(path): content for path, content in changed.items() if str(path) in manifest.files}
-    return replace_files({**changed, **(manifest.with_files(listed).as_files() if listed else {})})
+    installed_files = {str(path): content for path, content in changed.items() if str(path) in manifest.files}
+    return replace_files({**changed, **(manifest.with_files(installed_files).as_files() if installed_files else {})})
 
 
 def _print_loaded(policy: Policy, loaded: GuardLoadResult) -> None:

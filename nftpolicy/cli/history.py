@@ -20,17 +20,17 @@ def command(as_json: PrintJson = False) -> None:
     from ..runtime.apply import confirm_timer, history, pending_confirm
     from ..runtime.apply.state_dir import current_state_dir
 
-    memory = current_state_dir()
-    stored = history.current_history(memory)
+    state_dir = current_state_dir()
+    stored = history.current_history(state_dir)
     try:
-        snapshot, last = stored.read(), memory.policy()
+        snapshot, last = stored.read(), state_dir.policy()
     except PermissionError:
         raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
         raise Failure(f"{error.filename or stored.directory}: {error.strerror}") from None
     trial = None
     with suppress(pending_confirm.ConfirmError):  # the warning of the confirm timer below covers it
-        trial = pending_confirm.read_pending(memory)
+        trial = pending_confirm.read_pending(state_dir)
     entry = snapshot.find_by_text(last[1]) if last else None
     number = entry.number if entry else None
     if as_json:
@@ -43,7 +43,7 @@ def command(as_json: PrintJson = False) -> None:
             warn(f"{file.path}: damaged, so it is not listed: {file.reason}")
         if last is not None and entry is None:
             warn(f"the policy in force ({last[0]}) is not in the history")
-    if problem := confirm_timer.describe_problem(memory):
+    if problem := confirm_timer.describe_problem(state_dir):
         warn(problem)
 
 

@@ -149,8 +149,8 @@ def _print_json(result: ImportResult, has_ruleset: bool) -> None:
         ],
         "traps": [{"place": trap.location, "text": trap.text, "all_packets": trap.severe} for trap in draft.warnings],
         **{
-            key: [{"place": note.location or None, "text": note.text} for note in listed]
-            for key, listed in notes.items()
+            key: [{"place": note.location or None, "text": note.text} for note in key_notes]
+            for key, key_notes in notes.items()
         },
         "assumptions": list(_assumptions(result, has_ruleset)),
         "now": proof_json(result.present, no_source),

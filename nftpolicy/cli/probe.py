@@ -28,7 +28,7 @@ _NOT_TESTED = (
     "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
     "forwarded packets, and packets of the kernel itself: use 'nftpolicy verify --live'",
 )
-# Verdict of a probe -> its word and colour in the table.
+# Verdict of a probe -> its label and colour in the table.
 _VERDICTS = {
     "leaked": ("LEAKED", "red"),
     "blocked": ("blocked", "green"),
@@ -56,7 +56,7 @@ def command(
     if policy is None and not uplinks:
         policy, _ = last_policy(_USAGE)
     from ..kernel.netlink.rtnetlink import Rtnetlink
-    from ..runtime.probe.report import HELD, LEAKS
+    from ..runtime.probe.report import LEAKS, NO_LEAK
     from ..runtime.probe.run import probe
 
     try:
@@ -69,7 +69,7 @@ def command(
         print(json.dumps(_report_json(report, policy, file), indent=1))
     else:
         _print_report(report, policy, file)
-    if report.verdict != HELD:
+    if report.verdict != NO_LEAK:
         raise typer.Exit(EXIT_REFUSED if report.verdict == LEAKS else EXIT_UNKNOWN)
 
 
@@ -103,8 +103,10 @@ def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
 
 
 def _sender(result: ProbeResult) -> str:
-    shot = result.probe.packet
-    return f"user {shot.uid}, group {shot.gid}" + (f", mark {shot.mark:#x}" if shot.mark else "")
+    probe_packet = result.probe.packet
+    return f"user {probe_packet.uid}, group {probe_packet.gid}" + (
+        f", mark {probe_packet.mark:#x}" if probe_packet.mark else ""
+    )
 
 
 # --- text -------------------------------------------------------------------------------------
@@ -175,8 +177,8 @@ def _control_cell(device: DeviceResult, name: str, family: int) -> str:
     control = device.captured_control(family, name)
     if control:
         return f"[green]seen[/]: {control.probe.probe_type.title} with the mark, {control.sender}"
-    sent = any(control.key == (name, family) for control in device.controls)
-    return "[yellow]not seen[/]" if sent else "-"
+    is_sent = any(control.key == (name, family) for control in device.controls)
+    return "[yellow]not seen[/]" if is_sent else "-"
 
 
 def _leak_lines(report: ProbeReport, file: Path | None) -> Iterator[str]:
@@ -235,16 +237,16 @@ def _device_json(device: DeviceResult, file: Path | None) -> dict[str, Any]:
 
 
 def _result_json(result: ProbeResult, file: Path | None) -> dict[str, Any]:
-    shot = result.probe.packet
+    probe_packet = result.probe.packet
     return {
         "kind": result.probe.probe_type.name,
         "title": result.probe.probe_type.title,
-        "family": shot.family or None,
-        "device": shot.device,
-        "uid": shot.uid,
-        "gid": shot.gid,
-        "mark": shot.mark,
-        "destination": shot.destination if shot.family else None,
+        "family": probe_packet.family or None,
+        "device": probe_packet.device,
+        "uid": probe_packet.uid,
+        "gid": probe_packet.gid,
+        "mark": probe_packet.mark,
+        "destination": probe_packet.destination if probe_packet.family else None,
         "result": result.verdict,
         "detail": result.detail,
         "seen": list(result.captured_on),

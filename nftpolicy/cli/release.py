@@ -23,10 +23,10 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
             print(dry_run_text(applier.check(None), "the kernel has no objects of nftpolicy"))
             return
         with applier.locked():
-            outlook = applier.check(None)
-            announce(outlook)
-            with confirm_guard(applier, outlook):
-                report = applier.apply(outlook, None, "release")
+            checked_plan = applier.check(None)
+            announce(checked_plan)
+            with confirm_guard(applier, checked_plan):
+                report = applier.apply(checked_plan, None, "release")
     print_report(report)
-    result = describe_result(outlook.planned, "released", "there was nothing to release")
+    result = describe_result(checked_plan.planned, "released", "there was nothing to release")
     print(f"{policy.name}: {result}")

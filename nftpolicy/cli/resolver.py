@@ -63,8 +63,8 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
     from ..runtime.resolver import dnsmasq, servers_file
     from ..runtime.status import read_status
 
-    memory = current_state_dir()
-    if not read_status(kernel, policy, plan_change(kernel, policy, memory)).guarded:
+    state_dir = current_state_dir()
+    if not read_status(kernel, policy, plan_change(kernel, policy, state_dir)).guarded:
         raise Failure(
             f"{policy.name} is not in force, so queries could leave by any uplink: run 'nftpolicy apply {file}' first"
         )
@@ -72,7 +72,7 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
     assert uplink.resolver is not None
     gc.enable()
     job = dnsmasq.ResolverJob(
-        name, uplink, uplink.resolver, servers_file.resolver_directory(memory.directory, name), warn
+        name, uplink, uplink.resolver, servers_file.resolver_directory(state_dir.directory, name), warn
     )
     try:
         dnsmasq.run_resolver(job)

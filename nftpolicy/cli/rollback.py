@@ -54,14 +54,14 @@ def command(
     from ..runtime.apply.transaction import ChangeOptions
 
     applier = create_applier(kernel, ChangeOptions())
-    memory = applier.state_dir
-    snapshots = history.current_history(memory)
+    state_dir = applier.state_dir
+    snapshots = history.current_history(state_dir)
     with confirm_errors_as_failure(), change_errors_as_failure(None):
-        trial = _policy_on_trial(memory, number)
-        target = _rollback_target(snapshots, memory, number, trial)
-    around: ConfirmContext = partial(pending_confirm.reject_if_pending, memory)
+        trial = _policy_on_trial(state_dir, number)
+        target = _rollback_target(snapshots, state_dir, number, trial)
+    around: ConfirmContext = partial(pending_confirm.reject_if_pending, state_dir)
     if trial is not None:
-        around = partial(pending_confirm.rolling_back, memory, trial.token)
+        around = partial(pending_confirm.rolling_back, state_dir, trial.token)
     reason = "release"
     if target is not None:
         reason = f"rollback to {target.number or target.file}"
@@ -72,33 +72,33 @@ def command(
         if dry_run:
             print(dry_run_text(applier.check(wanted), "the kernel is in this state already"))
             return
-        outlook = _apply_target(applier, wanted, target, reason, around)
+        checked_plan = _apply_target(applier, wanted, target, reason, around)
     if policy is None:
-        print(describe_result(outlook.planned, "released", "there was nothing to release"))
+        print(describe_result(checked_plan.planned, "released", "there was nothing to release"))
     else:
         result = describe_result(
-            outlook.planned,
+            checked_plan.planned,
             f"rolled back to {target}",
             f"{target} is in force already, nothing to change",
         )
         print(f"{policy.name}: {result}")
 
 
-def _policy_on_trial(memory: StateDir, number: int | None) -> PendingConfirm | None:
+def _policy_on_trial(state_dir: StateDir, number: int | None) -> PendingConfirm | None:
     """Return the policy on trial. With `number`, a damaged record of it is removed."""
     from ..runtime.apply import pending_confirm
 
     try:
-        return pending_confirm.read_pending(memory)
+        return pending_confirm.read_pending(state_dir)
     except pending_confirm.ConfirmError:
         if number is None:
             raise
-        pending_confirm.remove_pending(memory)
+        pending_confirm.remove_pending(state_dir)
         return None
 
 
 def _rollback_target(
-    snapshots: History, memory: StateDir, number: int | None, trial: PendingConfirm | None
+    snapshots: History, state_dir: StateDir, number: int | None, trial: PendingConfirm | None
 ) -> RollbackTarget | None:
     """Return the policy to roll back to; None means release.
 
@@ -111,7 +111,7 @@ def _rollback_target(
         return trial.back
     snapshot = snapshots.read()
     if number is None:
-        last = memory.policy()
+        last = state_dir.policy()
         if last is None:
             raise Failure("no policy is in force; 'nftpolicy rollback N' applies entry N of the history")
         entry = snapshot.previous(last[1])
@@ -160,16 +160,16 @@ def _apply_target(
 ) -> CheckedPlan:
     """Apply, or release. If this raises, the kernel's state is as it was before."""
     with applier.locked(), around():
-        outlook = applier.check(wanted)
-        announce(outlook)
-        report = applier.apply(outlook, wanted, why, target.number if target else None)
+        checked_plan = applier.check(wanted)
+        announce(checked_plan)
+        report = applier.apply(checked_plan, wanted, why, target.number if target else None)
     print_report(report)
-    return outlook
+    return checked_plan
 
 
 def _run_confirm_worker() -> None:
     """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
-    # `way` is imported now, so that the import cannot fail at the deadline.
+    # `step_order` is imported now, so that the import cannot fail at the deadline.
     from ..runtime.apply import confirm_timer, step_order  # noqa: F401
     from ..runtime.apply.state_dir import Locked
     from ..runtime.apply.transaction import ChangeOptions

@@ -60,9 +60,9 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply.state_dir import current_state_dir
 
-    memory = current_state_dir()
+    state_dir = current_state_dir()
     usage = "nftpolicy run SERVICE --policy FILE"
-    chosen, _ = read_policy(policy) if policy is not None else last_policy(usage, memory)
+    chosen, _ = read_policy(policy) if policy is not None else last_policy(usage, state_dir)
     job = _service_start(chosen, service)
     try:
         if detach:
@@ -71,7 +71,7 @@ def command(
         file = run.find_program(program[0], os.environ) if program else None
         if file is not None and (refusal := run.MARKING_METHODS[job.service.marks].refusal_reason(file)):
             raise Failure(f"service {service}: {refusal}")
-        _require_in_force(kernel, chosen, memory, policy)
+        _require_in_force(kernel, chosen, state_dir, policy)
         environment = {**os.environ, **run.enter_service(job, warn)}
         if check:
             _run_self_test(job)
@@ -118,12 +118,12 @@ def _detach_programs(job: ServiceJob, service: str) -> None:
     print(f"{service}: {result} cgroup {job.cgroup}")
 
 
-def _require_in_force(kernel: Linux, policy: Policy, memory: StateDir, file: Path | None) -> None:
+def _require_in_force(kernel: Linux, policy: Policy, state_dir: StateDir, file: Path | None) -> None:
     from ..runtime.apply.executor import plan_change
     from ..runtime.status import read_status
 
     with change_errors_as_failure(None):
-        state = read_status(kernel, policy, plan_change(kernel, policy, memory))
+        state = read_status(kernel, policy, plan_change(kernel, policy, state_dir))
     if not state.guarded:
         command = f"nftpolicy apply {file}" if file else "nftpolicy status"
         raise Failure(f"{policy.name} is not in force, so packets could leave by any uplink: run '{command}' first")

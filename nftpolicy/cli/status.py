@@ -28,11 +28,11 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
     from ..runtime.status import read_status
 
-    memory = current_state_dir()
+    state_dir = current_state_dir()
     with change_errors_as_failure(None):
-        policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy status FILE", memory)
+        policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy status FILE", state_dir)
         state = evolve(
-            read_status(kernel, policy, plan_change(kernel, policy, memory)),
+            read_status(kernel, policy, plan_change(kernel, policy, state_dir)),
             misplaced_routes=_misplaced_routes(policy),
         )
     leaks = [str(leak) for leak in resolver_leaks(policy)]
@@ -44,7 +44,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         from .render.tables import print_status
 
         print_status(state)
-    for line in _pending_lines(memory):
+    for line in _pending_lines(state_dir):
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
@@ -65,23 +65,23 @@ def _misplaced_routes(policy: Policy) -> tuple[str, ...]:
         routes.close()
 
 
-def _pending_lines(memory: StateDir) -> Iterator[str]:
+def _pending_lines(state_dir: StateDir) -> Iterator[str]:
     """Yield a line for an interrupted change, and for a policy on trial."""
     from ..runtime.apply.confirm_timer import describe_problem
     from ..runtime.apply.pending_confirm import read_pending
     from ..runtime.apply.state_dir import Locked
 
-    if not memory.directory.exists():
+    if not state_dir.directory.exists():
         return
     try:
-        with memory.lock():
-            interrupted = memory.journal.interrupted()
+        with state_dir.lock():
+            interrupted = state_dir.journal.interrupted()
         if interrupted is not None:
             yield f"{interrupted}; type 'nftpolicy recover'"
     except Locked as error:
         yield str(error)
-    if problem := describe_problem(memory):
+    if problem := describe_problem(state_dir):
         yield problem
-    elif (trial := read_pending(memory)) is not None:
+    elif (trial := read_pending(state_dir)) is not None:
         target = f"then rolled back to {trial.target_text}"
         yield f"on trial until {trial.until}, {target}; 'nftpolicy confirm' keeps it"

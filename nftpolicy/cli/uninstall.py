@@ -27,13 +27,13 @@ def command(
     root = target_root(destdir)
     with install_errors_as_failure():
         result = uninstall(root, purge, select_init(init, root))
-    for path in result.removed:
+    for path in result.removed_files:
         print(f"removed {path}")
-    for path in result.kept:
+    for path in result.kept_files:
         is_policy = path.name == INSTALLED_NAME and not purge
         reason = "'release' needs it, --purge removes it" if is_policy else "it was changed"
         warn(f"kept {path}: {reason}")
-    if not result.removed:
+    if not result.removed_files:
         print("there is nothing to remove")
     elif root == Path("/"):
         file = "" if len(installed_policies(root)) == 1 else " FILE"

@@ -46,7 +46,10 @@ def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: S
         raise Failure(f"--mark: {error}", EXIT_BAD_INPUT) from None
     if len(parsed) == 1:
         parsed *= len(devices)
-    return [GivenUplink(name, tuple(owned), mark) for (name, owned), mark in zip(devices.items(), parsed, strict=True)]
+    return [
+        GivenUplink(name, tuple(device_names), mark)
+        for (name, device_names), mark in zip(devices.items(), parsed, strict=True)
+    ]
 
 
 def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
@@ -64,12 +67,12 @@ def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
 
     devices: dict[str, list[str]] = {}
     for text in uplinks:
-        name, equals, listed = text.partition("=")
-        if not equals or not listed:
+        name, equals, device_names = text.partition("=")
+        if not equals or not device_names:
             raise Failure(f"--uplink: expected NAME=DEVICE such as wan=eth0, got {text!r}", EXIT_BAD_INPUT)
         try:
             devices.setdefault(scalars.parse_name(name), []).extend(
-                scalars.parse_device(device) for device in listed.split(",")
+                scalars.parse_device(device) for device in device_names.split(",")
             )
         except ValueError as error:
             raise Failure(f"--uplink: {error}", EXIT_BAD_INPUT) from None
@@ -78,8 +81,8 @@ def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:
 
 def _check_devices(devices: Mapping[str, Sequence[str]]) -> None:
     owners: dict[str, str] = {}
-    for name, listed in devices.items():
-        for device in listed:
+    for name, device_names in devices.items():
+        for device in device_names:
             if device == "lo":
                 raise Failure(
                     "--uplink: packets to 'lo' never leave this machine: it cannot be an uplink",

@@ -128,18 +128,18 @@ def command(
             raise Failure(_NO_INPUT, EXIT_BAD_INPUT)
         this_kernel()  # first, so that a missing root privilege is the message
         policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
-    judged = _prove(inputs, policy, uplinks)
+    judged_state = _prove(inputs, policy, uplinks)
     from .render.proof_report import print_proof, verdict_headline
 
     if script is not None:
-        _write_script(judged, script)
+        _write_script(judged_state, script)
     if as_json:
-        _print_json(judged, policy)
+        _print_json(judged_state, policy)
     elif str(script) == "-":
-        warn(verdict_headline(judged))
+        warn(verdict_headline(judged_state))
     else:
-        print_proof(judged, _source_locator(policy), inputs.suggested_commands())
-    status = {"proved": 0, "refuted": EXIT_REFUSED, "unknown": EXIT_UNKNOWN}[judged.proof.verdict]
+        print_proof(judged_state, _source_locator(policy), inputs.suggested_commands())
+    status = {"proved": 0, "refuted": EXIT_REFUSED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
     if status:
         raise typer.Exit(status)
 
@@ -169,19 +169,19 @@ def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple
     return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
 
 
-def _print_json(judged: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
+def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
     import json
 
     from .render.proof_report import proof_json
 
-    print(json.dumps(proof_json(judged, _source_locator(policy)), indent=1))
+    print(json.dumps(proof_json(judged_state, _source_locator(policy)), indent=1))
 
 
-def _write_script(judged: Verification, file: Path) -> None:
+def _write_script(judged_state: Verification, file: Path) -> None:
     """Write the first counterexample that can be reproduced as a script."""
-    for finding, example in judged.refutations():
+    for finding, example in judged_state.refutations():
         try:
-            text = judged.reproduction_script(finding, example)
+            text = judged_state.reproduction_script(finding, example)
         except ValueError as error:
             warn(f"a counterexample cannot be written as a script: {error}")
             continue
@@ -204,17 +204,17 @@ class _Progress:
     """Progress of a long proof, on standard error if that is a terminal."""
 
     def __init__(self) -> None:
-        self._begin, self._shown = time.monotonic(), False
+        self._begin, self._has_printed = time.monotonic(), False
         self._enabled = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Callable[[str], None]:
         return self._print
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._has_printed:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     def _print(self, subject: str) -> None:
         if self._enabled and time.monotonic() - self._begin > _QUIET_SECONDS:
-            self._shown = True
+            self._has_printed = True
             print(f"\r\x1b[Kproving {subject}", end="", file=sys.stderr, flush=True)

@@ -49,20 +49,20 @@ def command(
     from ..runtime.services.readiness import Readiness, wait_until_ready
     from ..runtime.status import read_status
 
-    memory = current_state_dir()
-    policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy wait FILE", memory)
+    state_dir = current_state_dir()
+    policy, _ = read_policy(file) if file is not None else last_policy("nftpolicy wait FILE", state_dir)
     require_known("uplink", uplink, policy.uplink)
     require_known("service", service, policy.service)
 
     def is_guarded() -> bool:
-        return read_status(kernel, policy, plan_change(kernel, policy, memory)).guarded
+        return read_status(kernel, policy, plan_change(kernel, policy, state_dir)).guarded
 
     with (
         change_errors_as_failure(None),
         Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as monitor,
     ):
         missing = wait_until_ready(
-            _missing_parts(Readiness(policy, is_guarded, memory.directory), uplink, service),
+            _missing_parts(Readiness(policy, is_guarded, state_dir.directory), uplink, service),
             timeout,
             monitor.descriptors,
             monitor.read,

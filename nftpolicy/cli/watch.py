@@ -61,9 +61,9 @@ def command(
             policy, source = named
             wanted = TargetPolicy(policy, (source.name, source.text.encode()))
             with change_errors_as_failure(source), applier.locked():
-                outlook = applier.check(wanted)
-                announce(outlook)
-                print_report(applier.apply(outlook, wanted, why="watch"))
+                checked_plan = applier.check(wanted)
+                announce(checked_plan)
+                print_report(applier.apply(checked_plan, wanted, why="watch"))
         log, nft = EventLog(as_json), Nft()
         nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.

@@ -97,8 +97,8 @@ def _policy_of_each_uplink(policies: Sequence[Policy]) -> Iterator[Policy]:
 
 def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
     """Return rules that drop packets with the mark of another uplink: exemptions are not for them."""
-    others = (other for other in policy.uplink.values() if other is not uplink)
-    return [matches.count_and_drop(_STRAY, matches.has_mark(other.mark)) for other in others]
+    other_uplinks = (other for other in policy.uplink.values() if other is not uplink)
+    return [matches.count_and_drop(_STRAY, matches.has_mark(other.mark)) for other in other_uplinks]
 
 
 def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
@@ -107,8 +107,8 @@ def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] 
     reports = exemptions.report_exemptions(uplink.exempt)
     yield from map(_uncounted, exemptions.exemption_rules(name, reports, family))
     yield from stray_drops
-    others = tuple(word for word in uplink.exempt if word not in reports)
-    for rule in exemptions.exemption_rules(name, others, family):
+    further_exemptions = tuple(word for word in uplink.exempt if word not in reports)
+    for rule in exemptions.exemption_rules(name, further_exemptions, family):
         yield Rule((is_unmarked, *_uncounted(rule).statements))
 
 

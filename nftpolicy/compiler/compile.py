@@ -19,8 +19,8 @@ from .sysctls import required_sysctls
 class HostFacts:
     """Facts about the host that the compiled state depends on, beside the policy.
 
-    `ports`: bridge -> its ports. `link_guard`: True if the kernel has the netdev egress hook;
-    without it AF_PACKET sockets are not covered. `unhooked`: absent devices, on a kernel that
+    `bridge_ports`: bridge -> its ports. `has_egress_hook`: True if the kernel has the netdev egress hook;
+    without it AF_PACKET sockets are not covered. `unhookable_devices`: absent devices, on a kernel that
     cannot hook a chain at an absent device.
     """
 

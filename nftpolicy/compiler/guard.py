@@ -104,14 +104,14 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
     check = Verdict("goto", object_name(name, "identity"))
     marked = Rule((matches.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
     reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
-    others = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
+    further_exemptions = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
     return Chain(
         object_name(name, "guard"),
         (
             marked,
             *reports,
             *_stray_drops(policy, name),
-            *exemptions.exemption_rules(name, others, "inet"),
+            *exemptions.exemption_rules(name, further_exemptions, "inet"),
             *_mark_unmarked_users(name, uplink, services),
             matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
         ),

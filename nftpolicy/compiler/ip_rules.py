@@ -63,14 +63,14 @@ def uplink_routes(policy: Policy) -> tuple[Route, ...]:
     table_routes: list[Route] = []
     for name, uplink in policy.uplink.items():
         for gateway in uplink.gateways:
-            same = [other for other in uplink.gateways if other.version == gateway.version]
+            family_gateways = [other for other in uplink.gateways if other.version == gateway.version]
             table_routes.append(
                 Route(
                     gateway.version,
                     uplink.table,
                     gateway=str(gateway),
                     device=uplink.devices[0],
-                    metric=object_names.FIRST_GATEWAY_METRIC + same.index(gateway),  # the first is preferred
+                    metric=object_names.FIRST_GATEWAY_METRIC + family_gateways.index(gateway),  # the first is preferred
                     onlink=True,
                     origin=("uplink", name, "gateways"),
                 )

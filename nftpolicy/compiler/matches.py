@@ -55,7 +55,7 @@ def and_mask(key: Expression, mask: int) -> Expression:
 
 
 def has_mark(mark: Mark, key: Expression = PACKET_MARK) -> Match:
-    """Return a match for packets that carry the mark (or whose flow does, for FLOW_MARK)."""
+    """Return a match for packets that carry the mark (with FLOW_MARK: that belong to a flow with the mark)."""
     return Match(and_mask(key, mark.mask), mark.value)
 
 

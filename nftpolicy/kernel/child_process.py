@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from .errors import ChildFailed
 
-_DONE, _RAISED = 0, 1  # exit status: the pipe holds the result, or the text of an exception
+_RETURNED, _RAISED = 0, 1  # exit status: the pipe holds the result, or the text of an exception
 _READ_SIZE = 1 << 16  # bytes
 
 
@@ -66,7 +66,7 @@ class ChildProcess:
             self._parts.append(part)
         output = b"".join(self._parts)
         status = self._reap()
-        if status == _DONE:
+        if status == _RETURNED:
             return output
         if status == _RAISED and output:
             raise ChildFailed(output.decode(errors="replace"))
@@ -111,11 +111,11 @@ def _run_child(work: Callable[[], bytes], writer: int, seconds: int, nice: int) 
         if nice:
             os.nice(nice)
         try:
-            output, done = work(), True
+            output, has_returned = work(), True
         except Exception as error:
-            output, done = f"{type(error).__name__}: {error}".encode(errors="replace"), False
+            output, has_returned = f"{type(error).__name__}: {error}".encode(errors="replace"), False
         with os.fdopen(writer, "wb") as pipe:
             pipe.write(output)
-        status = _DONE if done else _RAISED
+        status = _RETURNED if has_returned else _RAISED
     finally:
         os._exit(status)

@@ -35,7 +35,7 @@ class StepRefused(NftpolicyError):
 
 
 class Unavailable(NftpolicyError):
-    """The kernel, or the library to reach it by, cannot be used. The message names the remedy."""
+    """The kernel, or the library to reach it by, cannot be used. The message names the fix."""
 
 
 class RulesetChanging(Unavailable):
@@ -43,7 +43,7 @@ class RulesetChanging(Unavailable):
 
 
 class RulesetUnreadable(Unavailable):
-    """This libnftables cannot list the ruleset of the kernel."""
+    """Ruleset of the kernel that this libnftables cannot list."""
 
 
 class DumpInterrupted(Unavailable, OSError):
@@ -64,11 +64,11 @@ class DumpInterrupted(Unavailable, OSError):
 
 
 class NoSuchProcess(NftpolicyError):
-    """There is no such process."""
+    """Process that does not exist, or that is a thread of another process."""
 
 
 class ChildFailed(NftpolicyError):
-    """A forked process ended without a result. The message says how it ended.
+    """A forked process ended without a result. The message has the cause.
 
     `signal` is the number of the signal that ended it, or None.
     """

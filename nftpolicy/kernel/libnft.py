@@ -92,7 +92,7 @@ class Nft:
         except ChildFailed as failure:
             # Without a signal the binding could not decode the output: nft 1.0.6 prints wildcards
             # as bytes.
-            how = f"aborts (signal {failure.signal})" if failure.signal else "prints bytes that are no text"
+            how = f"aborts (signal {failure.signal})" if failure.signal else "prints bytes that are not text"
             raise RulesetUnreadable(
                 f"libnftables itself {how} when it lists this kernel's ruleset; install a newer nftables"
             ) from None

@@ -77,8 +77,8 @@ class Linux:
         return tuple(table for table in tables if table is not None)
 
     def _table(self, family: str, name: str) -> nft.Table | None:
-        listed = nft_json_decode.decode_ruleset(nft_list.list_table(self._nft, family, name))
-        table = next((table for table in listed if table.name == name), None)
+        listing = nft_json_decode.decode_ruleset(nft_list.list_table(self._nft, family, name))
+        table = next((table for table in listing if table.name == name), None)
         return None if table is None else self._completed(table)
 
     def _completed(self, table: nft.Table) -> nft.Table:
@@ -111,25 +111,25 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices)
 
     def _all_tables(self) -> tuple[nft.Table, ...]:
-        listed = nft_json_decode.decode_ruleset(nft_list.list_ruleset(self._nft))
-        tables = nft_json_decode.add_text_only_details(listed, self._nft.list_text("list ruleset", terse=True) or "")
+        listing = nft_json_decode.decode_ruleset(nft_list.list_ruleset(self._nft))
+        tables = nft_json_decode.add_text_only_details(listing, self._nft.list_text("list ruleset", terse=True) or "")
         return tuple(self._with_elements(table) for table in tables)
 
     def _set_with_elements(self, table: nft.Table, entry: nft.Set) -> nft.Set:
         if nft_elements.is_readable(entry.type, entry.flags) and table.family in nft_elements.FAMILIES:
             return evolve(entry, elements=nft_elements.read_elements(*table.key, entry.name, entry.type))
-        listed = self._nft.list_json(f"list set {table.family} {table.name} {entry.name}")
-        sets = nft_json_decode.decode_ruleset(listed)[0].sets if listed else ()
+        listing = self._nft.list_json(f"list set {table.family} {table.name} {entry.name}")
+        sets = nft_json_decode.decode_ruleset(listing)[0].sets if listing else ()
         return sets[0] if sets else entry
 
     def _map_with_elements(self, table: nft.Table, entry: nft.Map) -> nft.Map:
-        listed = self._nft.list_json(f"list map {table.family} {table.name} {entry.name}")
-        maps = nft_json_decode.decode_ruleset(listed)[0].maps if listed else ()
+        listing = self._nft.list_json(f"list map {table.family} {table.name} {entry.name}")
+        maps = nft_json_decode.decode_ruleset(listing)[0].maps if listing else ()
         return maps[0] if maps else entry
 
     def counters(self, table: str) -> CounterValues:
-        listed = self._nft.list_json("list counters")
-        counters = nft_json_decode.decode_counters(listed) if listed else {}
+        listing = self._nft.list_json("list counters")
+        counters = nft_json_decode.decode_counters(listing) if listing else {}
         return {key: counts for key, counts in counters.items() if key[1] == table}
 
     def apply_step(self, step: Step) -> None:
@@ -199,7 +199,7 @@ def _read_sysctls(paths: Iterable[str]) -> Iterable[Sysctl]:
 
 
 def open_kernel() -> Linux:
-    """Return the kernel of this machine. Raises Unavailable, which names the remedy."""
+    """Return the kernel of this machine. Raises Unavailable, which names the fix."""
     if os.uname().sysname != "Linux":
         raise Unavailable("this needs Linux; 'check' and 'compile' run anywhere")
     if not _has_net_admin():

@@ -97,8 +97,8 @@ def send_all(packets: Sequence[ProbePacket], wait: Callable[[int], None]) -> lis
     """
 
     def sender(index: int) -> tuple[bool, int, int]:
-        shot = packets[index]
-        return shot.open_as_user, shot.uid, shot.gid
+        probe_packet = packets[index]
+        return probe_packet.open_as_user, probe_packet.uid, probe_packet.gid
 
     outcomes: dict[int, SendOutcome] = {}
     for _, group in groupby(sorted(range(len(packets)), key=sender), key=sender):
@@ -108,12 +108,12 @@ def send_all(packets: Sequence[ProbePacket], wait: Callable[[int], None]) -> lis
     return [outcomes[index] for index in range(len(packets))]
 
 
-def _send_in_child(shots: list[ProbePacket], meanwhile: Callable[[int], None]) -> list[SendOutcome]:
+def _send_in_child(probe_packets: list[ProbePacket], meanwhile: Callable[[int], None]) -> list[SendOutcome]:
     """Send the packets of one sender."""
     opened: list[socket.socket] = []  # of the child; they stay open until it ends, because the kernel may need them
 
     def work() -> bytes:
-        return json.dumps([(outcome.stage, outcome.error) for outcome in _send_all(shots, opened)]).encode()
+        return json.dumps([(outcome.stage, outcome.error) for outcome in _send_all(probe_packets, opened)]).encode()
 
     with ChildProcess(work, seconds=_TIME_LIMIT) as child:
         complete = False
@@ -123,41 +123,41 @@ def _send_in_child(shots: list[ProbePacket], meanwhile: Callable[[int], None]) -
         try:
             return [SendOutcome(*outcome) for outcome in json.loads(child.result())]
         except (ChildFailed, ValueError):
-            return [SendOutcome("open", "ECHILD")] * len(shots)
+            return [SendOutcome("open", "ECHILD")] * len(probe_packets)
 
 
-def _send_all(shots: list[ProbePacket], opened: list[socket.socket]) -> Iterator[SendOutcome]:
-    uid, gid, lent = shots[0].uid, shots[0].gid, shots[0].open_as_user
+def _send_all(probe_packets: list[ProbePacket], opened: list[socket.socket]) -> Iterator[SendOutcome]:
+    uid, gid, opens_as_user = probe_packets[0].uid, probe_packets[0].gid, probe_packets[0].open_as_user
     try:
         if uid or gid:
             os.setgroups([])
-        if not lent:
+        if not opens_as_user:
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
     except OSError as error:  # a user namespace without such a user
-        yield from [SendOutcome("open", _errno_name(error))] * len(shots)
+        yield from [SendOutcome("open", _errno_name(error))] * len(probe_packets)
         return
-    for shot in shots:
-        yield _send(shot, opened)
+    for probe_packet in probe_packets:
+        yield _send(probe_packet, opened)
 
 
 def _errno_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, type(error).__name__)
 
 
-def _send(shot: ProbePacket, opened: list[socket.socket]) -> SendOutcome:
+def _send(probe_packet: ProbePacket, opened: list[socket.socket]) -> SendOutcome:
     try:
-        sender = _open(shot)
+        sender = _open(probe_packet)
         opened.append(sender)
         sender.setblocking(False)
-        if shot.mark:
-            sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", shot.mark))
-        if shot.form in FRAME_SOCKETS:
-            send = _frame(sender, shot)
+        if probe_packet.mark:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", probe_packet.mark))
+        if probe_packet.form in FRAME_SOCKETS:
+            send = _frame(sender, probe_packet)
         else:
-            _limit_hops(sender, shot)
-            _METHODS[shot.method](sender, shot)
-            send = _packet(sender, shot)
+            _limit_hops(sender, probe_packet)
+            _METHODS[probe_packet.method](sender, probe_packet)
+            send = _packet(sender, probe_packet)
     except OSError as error:
         return SendOutcome("open", _errno_name(error))
     try:
@@ -171,32 +171,32 @@ def _send(shot: ProbePacket, opened: list[socket.socket]) -> SendOutcome:
     return SendOutcome()
 
 
-def _open(shot: ProbePacket) -> socket.socket:
-    if shot.form in FRAME_SOCKETS:
-        return socket.socket(socket.AF_PACKET, FRAME_SOCKETS[shot.form])
-    kind, protocols = _SOCKETS[shot.form]
-    domain = socket.AF_INET6 if shot.method == "mapped" else ADDRESS_FAMILY[shot.family]
-    if not shot.open_as_user:
-        return socket.socket(domain, kind, protocols[shot.family])
+def _open(probe_packet: ProbePacket) -> socket.socket:
+    if probe_packet.form in FRAME_SOCKETS:
+        return socket.socket(socket.AF_PACKET, FRAME_SOCKETS[probe_packet.form])
+    kind, protocols = _SOCKETS[probe_packet.form]
+    domain = socket.AF_INET6 if probe_packet.method == "mapped" else ADDRESS_FAMILY[probe_packet.family]
+    if not probe_packet.open_as_user:
+        return socket.socket(domain, kind, protocols[probe_packet.family])
     # The kernel takes the owner of a socket from the effective ids. The real ids stay root, so that
     # they can return.
-    os.setegid(shot.gid)
-    os.seteuid(shot.uid)
+    os.setegid(probe_packet.gid)
+    os.seteuid(probe_packet.uid)
     try:
-        return socket.socket(domain, kind, protocols[shot.family])
+        return socket.socket(domain, kind, protocols[probe_packet.family])
     finally:
         os.seteuid(0)
         os.setegid(0)
 
 
-def _limit_hops(sender: socket.socket, shot: ProbePacket) -> None:
-    if shot.family == 4:
+def _limit_hops(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    if probe_packet.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, _HOP_LIMIT)
     else:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_UNICAST_HOPS, _HOP_LIMIT)
-    if shot.form == "tcp" or shot.method == "mapped":  # without multicast
+    if probe_packet.form == "tcp" or probe_packet.method == "mapped":  # without multicast
         return
-    if shot.family == 4:
+    if probe_packet.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_TTL, _HOP_LIMIT)
         sender.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_LOOP, 0)
     else:
@@ -207,44 +207,44 @@ def _limit_hops(sender: socket.socket, shot: ProbePacket) -> None:
 # --- ways in which a socket selects its device, or gets one -------------------------
 
 
-def _device_index(shot: ProbePacket) -> int:
-    return socket.if_nametoindex(shot.device or "")
+def _device_index(probe_packet: ProbePacket) -> int:
+    return socket.if_nametoindex(probe_packet.device or "")
 
 
-def _bind_device(sender: socket.socket, shot: ProbePacket) -> None:
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, (shot.device or "").encode())
+def _bind_device(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, (probe_packet.device or "").encode())
 
 
-def _bind_source(sender: socket.socket, shot: ProbePacket) -> None:
-    sender.bind((shot.source or "", 0))
+def _bind_source(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    sender.bind((probe_packet.source or "", 0))
 
 
-def _set_unicast_device(sender: socket.socket, shot: ProbePacket) -> None:
-    index = struct.pack("!I", _device_index(shot))
-    sender.setsockopt(_LEVELS[shot.family], _UNICAST_IF[shot.family], index)
+def _set_unicast_device(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    index = struct.pack("!I", _device_index(probe_packet))
+    sender.setsockopt(_LEVELS[probe_packet.family], _UNICAST_IF[probe_packet.family], index)
 
 
-def _set_multicast_device(sender: socket.socket, shot: ProbePacket) -> None:
-    if shot.family == 4:
-        request = struct.pack("=4s4si", bytes(4), bytes(4), _device_index(shot))  # struct ip_mreqn
+def _set_multicast_device(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    if probe_packet.family == 4:
+        request = struct.pack("=4s4si", bytes(4), bytes(4), _device_index(probe_packet))  # struct ip_mreqn
         sender.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_IF, request)
     else:
-        sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_IF, _device_index(shot))
+        sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_IF, _device_index(probe_packet))
 
 
-def _allow_broadcast(sender: socket.socket, shot: ProbePacket) -> None:
+def _allow_broadcast(sender: socket.socket, probe_packet: ProbePacket) -> None:
     sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    _bind_device(sender, shot)
+    _bind_device(sender, probe_packet)
 
 
-def _set_options(sender: socket.socket, shot: ProbePacket) -> None:
-    if shot.family == 4:
+def _set_options(sender: socket.socket, probe_packet: ProbePacket) -> None:
+    if probe_packet.family == 4:
         sender.setsockopt(socket.IPPROTO_IP, _IP_OPTIONS, _NO_OPERATION)
     else:
         sender.setsockopt(socket.IPPROTO_IPV6, _IPV6_HOPOPTS, _PADDING)
 
 
-def _do_nothing(sender: socket.socket, shot: ProbePacket) -> None:
+def _do_nothing(sender: socket.socket, probe_packet: ProbePacket) -> None:
     pass
 
 
@@ -266,67 +266,67 @@ _METHODS: dict[str, Callable[[socket.socket, ProbePacket], None]] = {
 # --- the packets --------------------------------------------------------------------
 
 
-def _packet(sender: socket.socket, shot: ProbePacket) -> Callable[[], object]:
+def _packet(sender: socket.socket, probe_packet: ProbePacket) -> Callable[[], object]:
     """Return the call that sends an IP packet."""
-    port = 0 if shot.form in _NO_PORTS else shot.dport
-    target: tuple[str | int, ...] = (shot.destination, port)
-    if shot.method == "mapped":
-        target = (f"::ffff:{shot.destination}", port)
-    elif shot.method == "zone":
-        target = (shot.destination, port, 0, _device_index(shot))
-    if shot.form == "tcp":
+    port = 0 if probe_packet.form in _NO_PORTS else probe_packet.dport
+    target: tuple[str | int, ...] = (probe_packet.destination, port)
+    if probe_packet.method == "mapped":
+        target = (f"::ffff:{probe_packet.destination}", port)
+    elif probe_packet.method == "zone":
+        target = (probe_packet.destination, port, 0, _device_index(probe_packet))
+    if probe_packet.form == "tcp":
         return lambda: sender.connect(target)
-    if shot.method == "pktinfo":
-        index = _device_index(shot)
-        if shot.family == 4:  # struct in_pktinfo, struct in6_pktinfo
+    if probe_packet.method == "pktinfo":
+        index = _device_index(probe_packet)
+        if probe_packet.family == 4:  # struct in_pktinfo, struct in6_pktinfo
             message = (socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i8x", index))
         else:
             message = (socket.IPPROTO_IPV6, _IPV6_PKTINFO, struct.pack("=16xi", index))
-        return lambda: sender.sendmsg([shot.payload], [message], 0, target)
-    return lambda: sender.sendto(_body(shot), target)
+        return lambda: sender.sendmsg([probe_packet.payload], [message], 0, target)
+    return lambda: sender.sendto(_body(probe_packet), target)
 
 
-def _body(shot: ProbePacket) -> bytes:
-    if shot.form in ("ping", "echo"):
-        return _echo_request(shot)
-    return datagram(shot) if shot.form == "header" else shot.payload
+def _body(probe_packet: ProbePacket) -> bytes:
+    if probe_packet.form in ("ping", "echo"):
+        return _echo_request(probe_packet)
+    return datagram(probe_packet) if probe_packet.form == "header" else probe_packet.payload
 
 
-def _echo_request(shot: ProbePacket) -> bytes:
-    message = struct.pack("!BBHHH", _ECHO_REQUESTS[shot.family], 0, 0, 1, 1) + shot.payload
-    if shot.family == 6:
+def _echo_request(probe_packet: ProbePacket) -> bytes:
+    message = struct.pack("!BBHHH", _ECHO_REQUESTS[probe_packet.family], 0, 0, 1, 1) + probe_packet.payload
+    if probe_packet.family == 6:
         return message  # the kernel computes the checksum, also for ping sockets of IPv4
     return message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
 
 
-def datagram(shot: ProbePacket) -> bytes:
+def datagram(probe_packet: ProbePacket) -> bytes:
     """Return a whole IP packet with UDP from `source`, for programs that write their own headers."""
-    assert shot.source is not None
-    source, destination = (ip_address(address).packed for address in (shot.source, shot.destination))
-    size = 8 + len(shot.payload)
-    ports = struct.pack("!HHH", shot.sport, shot.dport, size)
-    if shot.family == 4:
+    assert probe_packet.source is not None
+    source, destination = (ip_address(address).packed for address in (probe_packet.source, probe_packet.destination))
+    size = 8 + len(probe_packet.payload)
+    ports = struct.pack("!HHH", probe_packet.sport, probe_packet.dport, size)
+    if probe_packet.family == 4:
         start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, _HOP_LIMIT, UDP, 0) + source + destination
-        return start[:10] + struct.pack("!H", _checksum(start)) + start[12:] + ports + bytes(2) + shot.payload
+        return start[:10] + struct.pack("!H", _checksum(start)) + start[12:] + ports + bytes(2) + probe_packet.payload
     pseudo_header = source + destination + struct.pack("!II", size, UDP)
-    checksum = _checksum(pseudo_header + ports + bytes(2) + shot.payload) or 0xFFFF
+    checksum = _checksum(pseudo_header + ports + bytes(2) + probe_packet.payload) or 0xFFFF
     header = struct.pack("!IHBB", 6 << 28, size, UDP, _HOP_LIMIT) + source + destination
-    return header + ports + struct.pack("!H", checksum) + shot.payload
+    return header + ports + struct.pack("!H", checksum) + probe_packet.payload
 
 
-def _frame(sender: socket.socket, shot: ProbePacket) -> Callable[[], object]:
+def _frame(sender: socket.socket, probe_packet: ProbePacket) -> Callable[[], object]:
     """Return the call that sends a frame."""
-    assert shot.device is not None
-    device = link_info(shot.device)
+    assert probe_packet.device is not None
+    device = link_info(probe_packet.device)
     if device is None:
         raise OSError(errno.ENODEV, "no such device")
     if device.hardware_type != ARPHRD_ETHER and device.hardware_type not in ARPHRD_RAW:
         raise OSError(errno.EAFNOSUPPORT, "unsupported type of device")
-    ethertype = ETHERTYPES[shot.family]
-    body = datagram(shot) if shot.family else shot.payload.ljust(_SHORTEST_PAYLOAD, b"\0")
-    if shot.form == "raw-frame" and device.hardware_type == ARPHRD_ETHER:
+    ethertype = ETHERTYPES[probe_packet.family]
+    body = datagram(probe_packet) if probe_packet.family else probe_packet.payload.ljust(_SHORTEST_PAYLOAD, b"\0")
+    if probe_packet.form == "raw-frame" and device.hardware_type == ARPHRD_ETHER:
         body = DOCUMENTATION_MAC + device.mac + struct.pack("!H", ethertype) + body
-    return lambda: sender.sendto(body, (shot.device, ethertype, 0, 0, DOCUMENTATION_MAC))
+    return lambda: sender.sendto(body, (probe_packet.device, ethertype, 0, 0, DOCUMENTATION_MAC))
 
 
 _SHORTEST_PAYLOAD = 46  # bytes of an Ethernet frame

@@ -107,9 +107,9 @@ def read_process_sockets(pid: int) -> ProcessSockets:
         descriptors = sorted(int(entry.name) for entry in os.scandir(directory / "fd"))
         by_inode: dict[int, ProcessSocket] = {}
         for descriptor in descriptors:
-            found = _read_socket(process, directory / "fd" / str(descriptor), descriptor, owners)
-            if found is not None:
-                inode, description = found
+            described_socket = _read_socket(process, directory / "fd" / str(descriptor), descriptor, owners)
+            if described_socket is not None:
+                inode, description = described_socket
                 by_inode.setdefault(inode, description)
         name = (directory / "comm").read_text(errors="replace").strip()
         return ProcessSockets(pid, name, _cgroup(directory), tuple(by_inode.values()))
@@ -265,8 +265,8 @@ def _cgroup(directory: Path) -> str | None:
     return paths[0] or None if paths else None
 
 
-def _process_error(pid: int, error: OSError, what: str) -> NoSuchProcess | Unavailable:
-    """Return the exception for an OSError about a process; `what` failed."""
+def _process_error(pid: int, error: OSError, problem: str) -> NoSuchProcess | Unavailable:
+    """Return the exception for an OSError about a process, with `problem` in its message."""
     if error.errno in (errno.ENOENT, errno.ESRCH, errno.EINVAL):
         return NoSuchProcess(f"there is no process {pid}, or it is a thread of another one")
-    return Unavailable(f"process {pid}: {what} ({error.strerror}); this needs root (CAP_SYS_PTRACE)")
+    return Unavailable(f"process {pid}: {problem} ({error.strerror}); this needs root (CAP_SYS_PTRACE)")

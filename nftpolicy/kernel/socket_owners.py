@@ -38,15 +38,15 @@ def cgroup_numbers(paths: Iterable[str]) -> dict[str, set[int]]:
     """
     from .cgroup_tree import open_cgroup
 
-    found: dict[str, set[int]] = {}
+    numbers_by_path: dict[str, set[int]] = {}
     with suppress(Unavailable):
         for path in paths:
-            numbers = found.setdefault(path, set())
+            numbers = numbers_by_path.setdefault(path, set())
             with suppress(FileNotFoundError), open_cgroup(path) as directory:
                 for _, _, _, descriptor in os.fwalk(".", dir_fd=directory):
                     # The inode of its directory is the number of the cgroup (fs/kernfs/inode.c).
                     numbers.add(os.fstat(descriptor).st_ino)
-    return found
+    return numbers_by_path
 
 
 def socket_owners(inodes: Iterable[int]) -> dict[int, SocketOwner]:
@@ -55,16 +55,16 @@ def socket_owners(inodes: Iterable[int]) -> dict[int, SocketOwner]:
     Skip sockets without one in /proc.
     """
     wanted = frozenset(inodes)
-    found: dict[int, SocketOwner] = {}
+    by_inode: dict[int, SocketOwner] = {}
     if not wanted:
-        return found
+        return by_inode
     for pid in sorted(int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
         with suppress(OSError):  # it has ended
             groups = _socket_groups(pid, wanted)
             name = _process_name(pid) if groups else ""
             for inode, gid in groups.items():
-                found.setdefault(inode, SocketOwner(pid, name, gid))
-    return found
+                by_inode.setdefault(inode, SocketOwner(pid, name, gid))
+    return by_inode
 
 
 def _socket_groups(pid: int, wanted: frozenset[int]) -> dict[int, int]:

@@ -25,21 +25,21 @@ class Choices:
     questions: list[str] = field(factory=list, init=False)
     undetermined: list[str] = field(factory=list, init=False)
 
-    def branch_on(self, what: str) -> bool:
+    def branch_on(self, question: str) -> bool:
         """Return this branch's answer to an open question, for example whether a match holds."""
         answer = self.script[len(self.answers)] if len(self.answers) < len(self.script) else True
         self.answers.append(answer)
-        self.questions.append(what)
+        self.questions.append(question)
         return answer
 
-    def mark_unsupported(self, what: str) -> None:
+    def mark_unsupported(self, construct: str) -> None:
         """Record an effect that is not modelled: the outcome of this branch is unknown."""
-        self.undetermined.append(what)
+        self.undetermined.append(construct)
 
 
 @frozen
 class Branches(Generic[Result]):
-    """The results of all branches; `complete` is False if the limit cut some of them off."""
+    """The results of all branches; `is_complete` is False if the limit cut some of them off."""
 
     results: tuple[Result, ...]
     is_complete: bool
@@ -56,16 +56,16 @@ def explore_branches(run: Callable[[Choices], Result], limit: int = MAX_BRANCHES
         return Branches((result,), True, (), ())
     script: tuple[bool, ...] | None = _next(first.answers)
     results = [result]
-    doubts = dict.fromkeys((*first.questions, *first.undetermined))
-    noted = dict.fromkeys(first.undetermined)
+    unsupported = dict.fromkeys((*first.questions, *first.undetermined))
+    undetermined = dict.fromkeys(first.undetermined)
     while script is not None and len(results) < limit:
         choices = Choices(script)
         results.append(run(choices))
         if choices.questions or choices.undetermined:
-            doubts |= dict.fromkeys((*choices.questions, *choices.undetermined))
-            noted |= dict.fromkeys(choices.undetermined)
+            unsupported |= dict.fromkeys((*choices.questions, *choices.undetermined))
+            undetermined |= dict.fromkeys(choices.undetermined)
         script = _next(choices.answers)
-    return Branches(tuple(results), script is None, tuple(doubts), tuple(noted))
+    return Branches(tuple(results), script is None, tuple(unsupported), tuple(undetermined))
 
 
 def _next(answers: list[bool]) -> tuple[bool, ...] | None:

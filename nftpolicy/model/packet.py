@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One packet, with everything that Linux decides on: header, socket or input device, connection."""
+"""Packet, with everything that Linux decides on: header, socket or input device, connection."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class _Tracer:
     """The trace of one packet in one branch."""
 
     def __init__(self, model: Model, packet: Packet, choices: Choices, records: bool) -> None:
-        self._model, self._packet, self._doubts = model, packet, choices
+        self._model, self._packet, self._choices = model, packet, choices
         self._records = records
         self._log: TraceLog = [] if records else NullLog()
         self._source = packet.source
@@ -172,7 +172,7 @@ class _Tracer:
         packet = self._packet
         if self._records:
             self._log.append(_sender_step(packet))
-        route = self._model.output_routing.initial(packet, self._doubts, self._log)
+        route = self._model.output_routing.initial(packet, self._choices, self._log)
         if route is None:
             return self._end(UNROUTABLE)
         self._route = route
@@ -199,7 +199,7 @@ class _Tracer:
         stop = stop or self._traverse("prerouting", iif=iif, after_chain=self._resolve_redirect)
         if stop is not None:
             return stop
-        route = self._model.output_routing.route_input(packet, view, iif, self._doubts, self._log)
+        route = self._model.output_routing.route_input(packet, view, iif, self._choices, self._log)
         if route is None:
             return self._end(UNROUTABLE)
         self._route = route
@@ -228,7 +228,7 @@ class _Tracer:
             return None
         self._record("reroute", "mark or addresses were changed, so the packet is routed again")
         device = self._route.device
-        route = self._model.output_routing.reroute(self._packet, self._view, device, self._doubts, self._log)
+        route = self._model.output_routing.reroute(self._packet, self._view, device, self._choices, self._log)
         if route is None:
             return UNROUTABLE
         self._route = route
@@ -238,7 +238,7 @@ class _Tracer:
         """Set the destination of a redirected packet to an address of the input device."""
         view = self._view
         if view.is_redirected and view.iif is not None:
-            own = self._model.output_routing.own_address(view, view.iif, self._doubts)
+            own = self._model.output_routing.own_address(view, view.iif, self._choices)
             if own is None:
                 return DROPPED
             view.destination, view.is_redirected = own, False
@@ -248,7 +248,7 @@ class _Tracer:
         """Set the source of a masqueraded packet to an address of the output device."""
         view = self._view
         if view.snat and view.new_source is None:
-            view.new_source = self._model.output_routing.own_address(view, self._route.device, self._doubts)
+            view.new_source = self._model.output_routing.own_address(view, self._route.device, self._choices)
             if view.new_source is None:
                 return DROPPED
             view.source = view.new_source
@@ -302,7 +302,7 @@ class _Tracer:
 
     # Helpers
 
-    def _record(self, kind: str, text: str, effect: str = "goes on") -> None:
+    def _record(self, kind: str, text: str, effect: str = "continue") -> None:
         if self._records:
             self._log.append(TraceStep(kind, text, effect=effect))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One step of a packet trace, with its reason."""
+"""Step of a packet trace, with its reason."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class TraceStep:
     `kind` is "source", "ip-rule", "route", "hook", "chain", "rule", "reroute", "reflect", "end" and
     the like. `subject` is the value that decided (an IpRule, a Route, an nft Rule or Chain) or
     None, `origin` the policy key that it comes from (empty for a foreign one), `effect` such as
-    "goes on", "accept", "drop" or "mark 0x1".
+    "continue", "accept", "drop" or "mark 0x1".
     """
 
     kind: str
     text: str
     subject: object = None
     origin: OriginPath = ()
-    effect: str = "goes on"
+    effect: str = "continue"
 
 
 TraceLog = list[TraceStep]

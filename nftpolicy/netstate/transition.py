@@ -81,8 +81,8 @@ def state_after(state: NetState, step: Step) -> NetState:
             routes = _add_or_delete(state.routes, verb, route, _is_same_route, ESRCH_TEXT)
             return evolve(state, routes=routes)
         case RouteReplacement(_, route):
-            others = (other for other in state.routes if not _is_same_route(other, route))
-            return evolve(state, routes=(*others, route))
+            other_routes = (other for other in state.routes if not _is_same_route(other, route))
+            return evolve(state, routes=(*other_routes, route))
         case SysctlChange(_, new):
             if all(sysctl.path != new.path for sysctl in state.sysctls):
                 raise StepRejected(ENOENT_TEXT)
@@ -207,7 +207,7 @@ def _change_objects(
 ) -> tuple[_Named, ...]:
     """Return `objects` with `item` added or deleted. Raises StepRejected.
 
-    `is_compatible`: return True if the addition of `item` over the object of this name is no error.
+    `is_compatible`: return True if the addition of `item` over the object of this name is not an error.
     """
     present = next((other for other in objects if other.name == item.name), None)
     if is_add:

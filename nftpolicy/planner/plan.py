@@ -111,8 +111,8 @@ def _in_order(name: str, groups: _StepGroups) -> Plan:
         GUARD_FIRST: ([], [*groups.sysctls, *groups.make, *groups.break_]),
         GUARD_LAST: ([*groups.sysctls, *groups.make, *groups.break_], []),
     }
-    before, behind = orders[name]
-    return Plan((*before, *groups.guard, *behind), name, len(before) + len(groups.guard))
+    before_guard, after_guard = orders[name]
+    return Plan((*before_guard, *groups.guard, *after_guard), name, len(before_guard) + len(groups.guard))
 
 
 def _step_groups(observed: NetState, desired: NetState) -> _StepGroups:

@@ -15,7 +15,7 @@ _MANY_BITS = 16  # a match on this many bits is not a coincidence
 class MarkUser:
     """Program that uses marks.
 
-    `marks` are its marks; a value of 0 stands for any value within the mask. `signs` are files that
+    `marks` are its marks; a value of 0 stands for any value within the mask. `installed_files` are files that
     it installs, `source` is where its marks are documented.
     """
 

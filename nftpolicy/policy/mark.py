@@ -41,7 +41,7 @@ def parse_mark(text: object) -> Mark:
     """Return the mark for "VALUE/MASK" or "VALUE" (hexadecimal with 0x, or decimal).
 
     Raises:
-        ValueError: the text is not a valid mark; the message says what to write instead.
+        ValueError: the text is not a valid mark; the message has the fix.
     """
     parts = _SYNTAX.match(text) if isinstance(text, str) else None
     if not parts:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Parsers of single TOML values: each function takes a TOML value and returns a typed value.
 
-All raise ValueError with a sentence that says what was expected.
+All raise ValueError; its message names the expected value.
 """
 
 from __future__ import annotations

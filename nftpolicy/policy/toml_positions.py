@@ -38,7 +38,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
 
 class _Scanner:
     def __init__(self, text: str) -> None:
-        self.text, self.at = text, 0
+        self.text, self.position = text, 0
         self.offsets: dict[KeyPath, int] = {}
 
     def lines(self) -> dict[KeyPath, int]:
@@ -54,31 +54,31 @@ class _Scanner:
         table: KeyPath = ()
         repeated: dict[KeyPath, int] = {}  # [[table]] -> index of the last one
         while self.skip(_BLANK):
-            if self.text[self.at] != "[":
+            if self.text[self.position] != "[":
                 self.pair(table)
                 continue
-            start = self.at
+            start = self.position
             double = self.text.startswith("[[", start)
-            self.at += 1 + double
+            self.position += 1 + double
             table = self.key()
             if double:
                 repeated[table] = repeated.get(table, -1) + 1
                 table = (*table, repeated[table])
             self.record(table, start)
-            self.at += 1 + double
+            self.position += 1 + double
 
     def take(self, pattern: re.Pattern[str]) -> str:
         """Consume and return a match of `pattern` at the current offset."""
-        match = pattern.match(self.text, self.at)
+        match = pattern.match(self.text, self.position)
         if match is None:
             raise _NotToml
-        self.at = match.end()
+        self.position = match.end()
         return match[0]
 
     def skip(self, pattern: re.Pattern[str]) -> bool:
         """Consume a match of `pattern`; return True if text remains."""
         self.take(pattern)
-        return self.at < len(self.text)
+        return self.position < len(self.text)
 
     def record(self, path: KeyPath, start: int) -> None:
         """Record the offset of a path and of its parents, unless they are known."""
@@ -90,26 +90,26 @@ class _Scanner:
         parts = []
         while True:
             self.skip(_SPACE)
-            is_quoted = self.text[self.at] in "\"'"
+            is_quoted = self.text[self.position] in "\"'"
             part = self.take(_STRING if is_quoted else _BARE)
             parts.append(_unquote(part) if is_quoted else part)
             self.skip(_SPACE)
-            if self.text[self.at] != ".":
+            if self.text[self.position] != ".":
                 return tuple(parts)
-            self.at += 1
+            self.position += 1
 
     def pair(self, table: KeyPath) -> None:
         """Consume a key/value pair of `table`."""
-        start = self.at
+        start = self.position
         path = (*table, *self.key())
         self.record(path, start)
-        self.at += 1  # "="
+        self.position += 1  # "="
         self.skip(_SPACE)
         self.value(path)
 
     def value(self, path: KeyPath) -> None:
         """Consume the value at `path`."""
-        opening = self.text[self.at]
+        opening = self.text[self.position]
         if opening == "[":
             self.members(path, "]")
         elif opening == "{":
@@ -119,18 +119,18 @@ class _Scanner:
 
     def members(self, path: KeyPath, closing: str) -> None:
         """Consume the items of a list or the pairs of an inline table."""
-        self.at += 1
+        self.position += 1
         index = 0
-        while self.skip(_BLANK) and self.text[self.at] != closing:
-            if self.text[self.at] == ",":
-                self.at += 1
+        while self.skip(_BLANK) and self.text[self.position] != closing:
+            if self.text[self.position] == ",":
+                self.position += 1
             elif closing == "]":
-                self.record((*path, index), self.at)
+                self.record((*path, index), self.position)
                 self.value((*path, index))
                 index += 1
             else:
                 self.pair(path)
-        self.at += 1
+        self.position += 1
 
 
 def _unquote(key: str) -> str:

@@ -161,11 +161,11 @@ def _listen_addresses(
                 f"{listen} is the address of the system resolver; choose another port, such as 54",
             )
         version = listen.address.version
-        same = [other for other in resolver.listen if other.address.version == version]
-        if same.index(listen):
+        family_addresses = [other for other in resolver.listen if other.address.version == version]
+        if family_addresses.index(listen):
             yield (
                 (*path, index),
-                f"a resolver has one address per family, and {same[0]} is already listed",
+                f"a resolver has one address per family, and {family_addresses[0]} is already listed",
             )
         owners[key] = name
 

@@ -51,17 +51,17 @@ def assumed_link_local(index: int) -> int:
     return parse_address("fe80::a00:27ff:fe00:2") + index
 
 
-def restrict_to_present(state: NetState, claim: Spec) -> tuple[Spec, dict[str, None]]:
+def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, None]]:
     """Return the specification restricted to devices that are up, and notes of the parts left out.
 
     A state without devices, such as a compiled one, restricts nothing.
     """
     if not state.devices:
-        return claim, {}
+        return spec, {}
     up = [device.name for device in state.devices if device.up]
     notes: dict[str, None] = {}
     uplinks = []
-    for uplink in claim.uplinks:
+    for uplink in spec.uplinks:
         present = tuple(device for device in uplink.devices if device in up)
         if present:
             ports = tuple(port for port in uplink.ports if port in up)
@@ -70,19 +70,19 @@ def restrict_to_present(state: NetState, claim: Spec) -> tuple[Spec, dict[str, N
             if device not in up:
                 notes[f"no packet was tried by {device}: the device does not exist or is down"] = None
     inside = []
-    for pattern in claim.inside or ():
+    for pattern in spec.inside or ():
         matching = [name for name in up if _matches(pattern, name)]
         inside += matching[:1]
         if not matching:
             notes[f"no packet was tried by {pattern}: no such device is up"] = None
-    return evolve(claim, uplinks=tuple(uplinks), inside=tuple(inside)), notes
+    return evolve(spec, uplinks=tuple(uplinks), inside=tuple(inside)), notes
 
 
 def _matches(pattern: str, name: str) -> bool:
     return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
 
 
-def add_assumed_environment(state: NetState, claim: Spec) -> tuple[NetState, tuple[str, ...]]:
+def add_assumed_environment(state: NetState, spec: Spec) -> tuple[NetState, tuple[str, ...]]:
     """Return the state with all parts that sending packets needs, and the assumptions made."""
     assumptions: list[str] = []
     local_families = {route.family for route in state.routes if route.table == TABLE_LOCAL}
@@ -91,8 +91,8 @@ def add_assumed_environment(state: NetState, claim: Spec) -> tuple[NetState, tup
     if not local_families:
         assumptions.append("addresses on each device, and routes inside, as a machine has them (the state names none)")
         for family in IP_FAMILIES:
-            routes += _assumed_routes(claim, family)
-    for uplink in claim.uplinks:
+            routes += _assumed_routes(spec, family)
+    for uplink in spec.uplinks:
         for family in IP_FAMILIES:
             if uplink.table is not None and not _has_default_route(routes, uplink.table, family):
                 routes += _uplink_routes(uplink, uplink.table, family)
@@ -115,16 +115,16 @@ def _with_kernel_rules(state: NetState, local_families: set[int]) -> tuple[IpRul
     return tuple(sorted([*state.rules, *kernel_rules], key=lambda rule: (rule.family, rule.priority)))
 
 
-def _assumed_routes(claim: Spec, family: int) -> Iterator[Route]:
+def _assumed_routes(spec: Spec, family: int) -> Iterator[Route]:
     """Yield the routes of assumed addresses in one family, and a default route inside."""
-    inside = [sample_device(pattern) for pattern in claim.inside or ()]
-    devices = [device for uplink in claim.uplinks for device in uplink.devices] + inside
+    inside = [sample_device(pattern) for pattern in spec.inside or ()]
+    devices = [device for uplink in spec.uplinks for device in uplink.devices] + inside
     yield Route(family, TABLE_LOCAL, _LOOPBACK[family], "local", device="lo", protocol=RTPROT_KERNEL)
     for index, device in enumerate(devices):
         yield _local_route(family, assumed_address(family, index), device)
         if family == 6:
             yield from _ipv6_kernel_routes(index, device)
-    for uplink in claim.uplinks:
+    for uplink in spec.uplinks:
         yield from _resolver_routes(uplink, family)
     if inside:
         yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=RTPROT_BOOT)

@@ -22,7 +22,7 @@ _ESTABLISHED = points(CT_STATES["established"])
 _QUERIES = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
 
 
-def check_dns_isolation(ground: ProofContext, claim: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
+def check_dns_isolation(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
     """Yield the findings of P5 for one uplink, which has a resolver."""
     resolver = uplink.resolver
     assert resolver is not None
@@ -32,26 +32,26 @@ def check_dns_isolation(ground: ProofContext, claim: Spec, uplink: UplinkSpec) -
     foreign_clients: list[Violation] = []
     from_outside: list[Violation] = []
     for family in IP_FAMILIES:
-        bypasses += _bypasses(ground, claim, uplink, resolver, owners, family)
-        for queries in _service_queries(claim, uplink, owners):
-            redirected += _wrong_redirects(ground, family, queries, resolver)
-        foreign_clients += _foreign_clients(ground, resolver, owners, family)
-        from_outside += _arriving_queries(ground, resolver, family)
+        bypasses += _bypasses(context, spec, uplink, resolver, owners, family)
+        for queries in _service_queries(spec, uplink, owners):
+            redirected += _wrong_redirects(context, family, queries, resolver)
+        foreign_clients += _foreign_clients(context, resolver, owners, family)
+        from_outside += _arriving_queries(context, resolver, family)
 
     subject = "DNS queries of a service that leave for another server"
-    yield finding("P5", uplink, subject, bypasses, *search_outcome(ground, bypasses, "leaves"))
+    yield finding("P5", uplink, subject, bypasses, *search_outcome(context, bypasses, "leaves"))
     subject = "DNS queries of a service that are redirected to another address than its resolver"
     yield finding("P5", uplink, subject, redirected, [], [])
     subject = "sockets of no service that reach the resolver"
-    yield finding("P5", uplink, subject, foreign_clients, *search_outcome(ground, foreign_clients, "delivered"))
+    yield finding("P5", uplink, subject, foreign_clients, *search_outcome(context, foreign_clients, "delivered"))
     if from_outside or any(not _is_loopback(family, address) for family, address, _ in resolver.listen):
         subject = "packets from outside that reach the resolver"
-        yield finding("P5", uplink, subject, from_outside, *search_outcome(ground, from_outside, "delivered"))
+        yield finding("P5", uplink, subject, from_outside, *search_outcome(context, from_outside, "delivered"))
 
 
 def _bypasses(
-    ground: ProofContext,
-    claim: Spec,
+    context: ProofContext,
+    spec: Spec,
     uplink: UplinkSpec,
     resolver: ResolverSpec,
     owners: Sequence[OwnerSpec],
@@ -60,51 +60,53 @@ def _bypasses(
     """Yield violations: queries of services that postrouting accepts for another server."""
     allowed = [_to_endpoint(endpoint).narrowed(oifname=("lo",)) for endpoint in resolver.endpoints(family)]
     # A packet of an exemption, or a reply, is not a query, whatever its port.
-    for other in claim.uplinks:
+    for other in spec.uplinks:
         regions = (*exempt_headers(other, family), *reply_regions(other, family))
         allowed += [region.narrowed(oifname=other.devices) for region in regions]
-    chains = ground.filter_chains(family, "postrouting")
-    for queries in _service_queries(claim, uplink, owners):
-        hit = guard_violation(ground, family, chains, queries, allowed)
-        if hit is not None:
-            yield hit
+    chains = context.filter_chains(family, "postrouting")
+    for queries in _service_queries(spec, uplink, owners):
+        violation = guard_violation(context, family, chains, queries, allowed)
+        if violation is not None:
+            yield violation
 
 
 def _foreign_clients(
-    ground: ProofContext, resolver: ResolverSpec, owners: Sequence[OwnerSpec], family: int
+    context: ProofContext, resolver: ResolverSpec, owners: Sequence[OwnerSpec], family: int
 ) -> Iterator[Violation]:
     """Yield violations: packets to the resolver over lo from sockets of no service of the uplink."""
-    chains = ground.filter_chains(family, "postrouting")
+    chains = context.filter_chains(family, "postrouting")
     for endpoint in resolver.endpoints(family):
         to_resolver = _to_endpoint(endpoint).narrowed(oifname=("lo",))
         foreign = to_resolver.narrowed(socket=points(1))
         foreign = Region({**foreign.fields, **_no_owner_of(owners)}, oifname=foreign.oifname)
         without_socket = to_resolver.narrowed(socket=points(0))
         established = [Region({"ct.state": _ESTABLISHED})]
-        for hit in (
-            guard_violation(ground, family, chains, foreign),
-            guard_violation(ground, family, chains, without_socket, established),
+        for violation in (
+            guard_violation(context, family, chains, foreign),
+            guard_violation(context, family, chains, without_socket, established),
         ):
-            if hit is not None:
-                yield hit
+            if violation is not None:
+                yield violation
 
 
-def _arriving_queries(ground: ProofContext, resolver: ResolverSpec, family: int) -> Iterator[Violation]:
+def _arriving_queries(context: ProofContext, resolver: ResolverSpec, family: int) -> Iterator[Violation]:
     """Yield violations: packets to the resolver that the input hook accepts from other devices."""
     for endpoint in resolver.endpoints(family):
         address, _ = endpoint
         if _is_loopback(family, address):
             continue
         arriving = Region(_to_endpoint(endpoint).fields, iifname=None, not_iifname=("lo",))
-        hit = guard_violation(ground, family, ground.filter_chains(family, "input"), arriving)
-        if hit is not None:
-            yield hit
+        violation = guard_violation(context, family, context.filter_chains(family, "input"), arriving)
+        if violation is not None:
+            yield violation
 
 
-def _wrong_redirects(ground: ProofContext, family: int, queries: Region, resolver: ResolverSpec) -> Iterator[Violation]:
+def _wrong_redirects(
+    context: ProofContext, family: int, queries: Region, resolver: ResolverSpec
+) -> Iterator[Violation]:
     """Yield violations: NAT rules that redirect a service's queries elsewhere."""
-    transfer = ground.chain_transfer(family)
-    for base_chain in ground.nat_chains(family, "output"):
+    transfer = context.chain_transfer(family)
+    for base_chain in context.nat_chains(family, "output"):
         table, chain = base_chain
         for start in queries.boxes(transfer.space):
             for event in transfer.events(base_chain, start):
@@ -118,18 +120,14 @@ def _redirects_to(statement: object, family: int, resolver: ResolverSpec) -> boo
     return (parse_address(statement.address), statement.port) in resolver.endpoints(family)
 
 
-def _service_queries(claim: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec]) -> Iterator[Region]:
+def _service_queries(spec: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec]) -> Iterator[Region]:
     """Yield the DNS queries of the uplink's services, for owners by group and by user.
 
     A socket can match two services, by its group and by its user; the first uplink takes it, so
     owners of other uplinks' services are left out.
     """
     other_owners = [
-        owner
-        for other in claim.uplinks
-        if other is not uplink
-        for service in other.services
-        for owner in service.owners
+        owner for other in spec.uplinks if other is not uplink for service in other.services for owner in service.owners
     ]
     for key in sorted({owner.key for owner in owners}):
         numbers = merge_ranges((owner.number, owner.number) for owner in owners if owner.key == key)
@@ -139,10 +137,10 @@ def _service_queries(claim: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec
 
 def _no_owner_of(owners: Sequence[OwnerSpec]) -> Mapping[str, Ranges]:
     """Return the user and group ranges of sockets that none of `owners` owns."""
-    return {key: _without(owner.number for owner in owners if owner.key == key) for key in ("uid", "gid")}
+    return {key: _all_but(owner.number for owner in owners if owner.key == key) for key in ("uid", "gid")}
 
 
-def _without(numbers: Iterable[int]) -> Ranges:
+def _all_but(numbers: Iterable[int]) -> Ranges:
     return complement(merge_ranges((value, value) for value in numbers), MAX_VALUES["uid"])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From violations of lemmas to findings: refuted with a packet, or unknown with what is known."""
+"""Findings from the violations of lemmas: refuted with a packet, or unknown with what is known."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
 
 
 def finding_by_search(
-    ground: ProofContext,
+    context: ProofContext,
     name: str,
     uplink: UplinkSpec,
     subject: str,
-    hits: Sequence[Violation],
+    violations: Sequence[Violation],
     origin: str,
     devices: Sequence[str],
     families: Sequence[int] = IP_FAMILIES,
     deciding: bool = True,
 ) -> Finding:
     """Return proved without violations; else judge by a search for unentitled packets."""
-    if not hits:
+    if not violations:
         return Finding(name, uplink.name, subject, PROVED, deciding=deciding)
-    examples, unsupported = search_leaks(ground, uplink, origin, families, devices, hits)
-    return finding(name, uplink, subject, hits, examples, unsupported, deciding)
+    examples, unsupported = search_leaks(context, uplink, origin, families, devices, violations)
+    return finding(name, uplink, subject, violations, examples, unsupported, deciding)
 
 
 def finding(
     name: str,
     uplink: UplinkSpec | None,
     subject: str,
-    hits: Sequence[Violation],
+    violations: Sequence[Violation],
     examples: Sequence[Counterexample],
     unsupported: Sequence[str],
     deciding: bool = True,
@@ -44,14 +44,14 @@ def finding(
     `unsupported` are the constructs that the search met and the model does not support.
     """
     uplink_name, origin = (uplink.name, uplink.origin) if uplink else ("", ())
-    if not hits:
+    if not violations:
         return Finding(name, uplink_name, subject, PROVED, deciding=deciding)
     if examples:
         return Finding(
             name, uplink_name, subject, REFUTED, examples[0].reason, tuple(examples), (), deciding, origin
         )  # fmt: skip
-    constructs = [*(text for hit in hits for text in hit.unsupported), *unsupported]
-    locations = "; ".join(dict.fromkeys(hit.location for hit in hits if hit.location))
+    constructs = [*(text for violation in violations for text in violation.unsupported), *unsupported]
+    locations = "; ".join(dict.fromkeys(violation.location for violation in violations if violation.location))
     detail = locations or "no chain drops all of these packets, and no packet was found that gets through"
     return Finding(
         name, uplink_name, subject, UNKNOWN, detail, (), tuple(dict.fromkeys(constructs)), deciding, origin

@@ -29,7 +29,7 @@ from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 class Violation:
     """Violation of a lemma: part of the region, and the base chain or rule that causes it.
 
-    `doubts` are the unsupported constructs that the result depends on.
+    `unsupported` are the constructs that the result depends on.
     """
 
     family: int
@@ -39,40 +39,40 @@ class Violation:
 
 
 def guard_violation(
-    ground: ProofContext, family: int, chains: Sequence[BaseChain], region: Region, allowed: Sequence[Region] = ()
+    context: ProofContext, family: int, chains: Sequence[BaseChain], region: Region, allowed: Sequence[Region] = ()
 ) -> Violation | None:
     """Return a part of `region` that all base chains accept and no region of `allowed` holds.
 
     None if there is none. One chain alone can suffice for the proof if no later chain changes the
     header of what it accepts.
     """
-    passage = ground.chain_transfer(family)
-    space = passage.space
+    transfer = context.chain_transfer(family)
+    space = transfer.space
     exempt = BoxIndex((box for exempt_region in allowed for box in exempt_region.boxes(space)), space.max_values)
-    volatile = unstable_fields(ground, chains)
-    header_final = [base_chain for base_chain in chains if not ground.header_may_change_after(family, base_chain)]
+    unstable_names = unstable_fields(context, chains)
+    header_final = [base_chain for base_chain in chains if not context.header_may_change_after(family, base_chain)]
     for start in region.boxes(space):
-        if any(passage.find_accepted((base_chain,), start, exempt) is None for base_chain in header_final):
+        if any(transfer.find_accepted((base_chain,), start, exempt) is None for base_chain in header_final):
             continue
-        accepted = passage.find_accepted(chains, start, exempt, unstable_fields=volatile)
+        accepted = transfer.find_accepted(chains, start, exempt, unstable_fields=unstable_names)
         if accepted is not None:
             return Violation(family, accepted, "", unsupported_in(accepted, space))
     return None
 
 
-def unstable_fields(ground: ProofContext, chains: Sequence[BaseChain]) -> tuple[str, ...]:
+def unstable_fields(context: ProofContext, chains: Sequence[BaseChain]) -> tuple[str, ...]:
     """Return the fields that may differ from chain to chain, whatever the rules do.
 
     These are the fields that NAT translates, and the connection, which chains before connection
     tracking do not see.
     """
-    addresses = ("saddr", "daddr", "sport", "dport") if ground.has_nat else ()
+    addresses = ("saddr", "daddr", "sport", "dport") if context.has_nat else ()
     connection = ("ct.", "ctmark:") if any(map(runs_before_conntrack, chains)) else ()
     return (*addresses, *connection)
 
 
 def integrity_violations(
-    ground: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None
+    context: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None
 ) -> list[Violation]:
     """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
@@ -83,11 +83,11 @@ def integrity_violations(
     """
     unmarked_packets = Region(marks=(uplink.lacks_mark,), not_iifname=uplink.devices)
     unmarked_flows = Region(marks=(uplink.lacks_mark, _flow_unmarked(uplink)), not_iifname=uplink.devices)
-    passage = ground.chain_transfer(family)
-    if not any(_may_set_mark(ground, family, statement, uplink) for statement in ground.ruleset_scan.mangles):
+    transfer = context.chain_transfer(family)
+    if not any(_may_set_mark(context, family, statement, uplink) for statement in context.ruleset_scan.mangles):
         return []
     chains = [
-        base_chain for base_chain in ground.all_chains(family) if passage.can_write(base_chain[0], base_chain[1].name)
+        base_chain for base_chain in context.all_chains(family) if transfer.can_write(base_chain[0], base_chain[1].name)
     ]
     chains = [base_chain for base_chain in chains if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)]
     # Users that need no mark may get it, but a write into the flow would pass it to other packets.
@@ -97,63 +97,67 @@ def integrity_violations(
     user_packets = []
     if exempted_users is not None:
         user_packets.append(Region(exempted_users.fields, (_flow_unmarked(uplink),), not_iifname=uplink.devices))
-    hits = list(_mark_assignments(ground, family, chains, [unmarked_flows], uplink, "mark", exempted_users))
-    flows = list(_mark_assignments(ground, family, chains, [unmarked_flows, *user_packets], uplink, "ctmark"))
-    if flows and not hits:
+    violations = list(_mark_assignments(context, family, chains, [unmarked_flows], uplink, "mark", exempted_users))
+    flows = list(_mark_assignments(context, family, chains, [unmarked_flows, *user_packets], uplink, "ctmark"))
+    if flows and not violations:
         # A flow may carry the mark: that is a leak if a packet can get the mark from its flow.
-        hits = list(_mark_assignments(ground, family, chains, [unmarked_packets], uplink, "mark", exempted_users))
-        if hits:
-            hits = [*flows, *hits]
-    return hits
+        violations = list(
+            _mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", exempted_users)
+        )
+        if violations:
+            violations = [*flows, *violations]
+    return violations
 
 
-def hook_bypasses(ground: ProofContext) -> list[Violation]:
+def hook_bypasses(context: ProofContext) -> list[Violation]:
     """Return the statements that may bypass postrouting (queue, dup, fwd, unsupported ones)."""
     return [
         Violation(family, {}, statement, (statement,))
-        for statement in ground.ruleset_scan.unsupported
+        for statement in context.ruleset_scan.unsupported
         for family in IP_FAMILIES
     ]
 
 
-def final_chains(ground: ProofContext, family: int, chains: Sequence[BaseChain], uplink: UplinkSpec) -> list[BaseChain]:
+def final_chains(
+    context: ProofContext, family: int, chains: Sequence[BaseChain], uplink: UplinkSpec
+) -> list[BaseChain]:
     """Return the chains after which no rule can set the mark on packets that leave elsewhere.
 
     Elsewhere: by another device than the uplink's or lo.
     """
     writing_tables = {
         table.key
-        for table in ground.ruleset.tables
-        if any(_may_set_mark(ground, family, statement, uplink) for statement in ground.mark_writes(table))
+        for table in context.ruleset.tables
+        if any(_may_set_mark(context, family, statement, uplink) for statement in context.mark_writes(table))
     }
-    passage = ground.chain_transfer(family)
+    transfer = context.chain_transfer(family)
     writers = [
         base_chain
-        for base_chain in ground.all_chains(family)
-        if base_chain[0].key in writing_tables and passage.can_write(base_chain[0], base_chain[1].name)
+        for base_chain in context.all_chains(family)
+        if base_chain[0].key in writing_tables and transfer.can_write(base_chain[0], base_chain[1].name)
     ]
     elsewhere = Region(not_oifname=(*uplink.devices, "lo"))
     writers_elsewhere = [
         writer
         for writer in writers
-        if next(_mark_assignments(ground, family, [writer], [elsewhere], uplink, "mark"), None) is not None
+        if next(_mark_assignments(context, family, [writer], [elsewhere], uplink, "mark"), None) is not None
     ]
     return [
         base_chain
         for base_chain in chains
-        if not any(ground.is_at_or_after(writer, base_chain) for writer in writers_elsewhere)
+        if not any(context.is_at_or_after(writer, base_chain) for writer in writers_elsewhere)
     ]
 
 
-def _may_set_mark(ground: ProofContext, family: int, statement: nft.Mangle, uplink: UplinkSpec) -> bool:
+def _may_set_mark(context: ProofContext, family: int, statement: nft.Mangle, uplink: UplinkSpec) -> bool:
     """Return True if the write can set a bit of the uplink's mark, for any packet."""
     if mark_kind(statement.key) is None:
         return False
-    passage = ground.chain_transfer(family)
+    transfer = context.chain_transfer(family)
     kind = str(mark_kind(statement.key))
-    marks = marks_after(passage.space, statement, {})
+    marks = marks_after(transfer.space, statement, {})
     changed = False
-    for group in passage.space.partition:
+    for group in transfer.space.partition:
         if not group & uplink.mask:
             continue
         field = mark_bits.field_name(kind, group)
@@ -169,7 +173,7 @@ def _flow_unmarked(uplink: UplinkSpec) -> MarkTest:
 
 
 def _mark_assignments(
-    ground: ProofContext,
+    context: ProofContext,
     family: int,
     chains: Sequence[BaseChain],
     regions: Sequence[Region],
@@ -178,13 +182,13 @@ def _mark_assignments(
     excluded: Region | None = None,
 ) -> Iterator[Violation]:
     """Yield the writes that give the mark to packets of `regions`, except those of `excluded`."""
-    passage = ground.chain_transfer(family)
-    space = passage.space
+    transfer = context.chain_transfer(family)
+    space = transfer.space
     excluded_boxes = excluded.boxes(space) if excluded is not None else []
     for base_chain in chains:
         for start in (box for region in regions for box in region.boxes(space)):
-            for event in passage.mark_writes(base_chain, start):
-                box = _marked_after(ground, family, event, uplink, kind)
+            for event in transfer.mark_writes(base_chain, start):
+                box = _marked_after(context, family, event, uplink, kind)
                 if box is None:
                     continue
                 remaining = find_uncovered(box, [*event.excluded, *excluded_boxes], space.max_values)
@@ -192,18 +196,18 @@ def _mark_assignments(
                     yield Violation(family, remaining, _location(event), unsupported_in(remaining, space))
 
 
-def _marked_after(ground: ProofContext, family: int, event: ChainEvent, uplink: UplinkSpec, kind: str) -> Box | None:
+def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink: UplinkSpec, kind: str) -> Box | None:
     """Return the packets that carry the uplink's mark after a write; None if there are none."""
-    passage = ground.chain_transfer(family)
-    space = passage.space
+    transfer = context.chain_transfer(family)
+    space = transfer.space
     statement = event.statement
     if isinstance(statement, nft.Notrack):
         return None  # changes the visible connection state, not a mark
     if not isinstance(statement, nft.Mangle):
         return {**event.box, space.unsupported_field(f"{_location(event)} may have any effect"): ((1, 1),)}
-    if mark_kind(statement.key) != kind or not _may_set_mark(ground, family, statement, uplink):
+    if mark_kind(statement.key) != kind or not _may_set_mark(context, family, statement, uplink):
         return None
-    marks = marks_after(passage.space, statement, {})
+    marks = marks_after(transfer.space, statement, {})
     box: Box | None = event.box
     for group in space.partition:
         if not group & uplink.mask:

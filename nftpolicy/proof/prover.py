@@ -22,69 +22,69 @@ from .verdict import Finding, Proof
 Progress = Callable[[str], None]
 
 
-def prove(state: NetState, claim: Spec, progress: Progress = lambda _: None, usability: bool = True) -> Proof:
+def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usability: bool = True) -> Proof:
     """Return the proof of all properties; `progress` is called before each part, with its name.
 
-    Without `use` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
+    Without `usability` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """
-    full_state, assumed = add_assumed_environment(state, claim)
-    ground = ProofContext(full_state, claim.devices, claim.masks)
+    full_state, assumed = add_assumed_environment(state, spec)
+    context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
-    for uplink in claim.uplinks:
+    for uplink in spec.uplinks:
         progress(f"P1 {uplink.name}")
-        findings += check_no_leak(ground, claim, uplink)
+        findings += check_no_leak(context, spec, uplink)
         progress(f"P2 {uplink.name}")
-        findings += check_mark_confinement(ground, claim, uplink)
-        if claim.has_policy and uplink.table is not None:
-            findings += check_ip_rules(ground, claim, uplink)
-        if claim.has_policy and uplink.resolver is not None:
+        findings += check_mark_confinement(context, spec, uplink)
+        if spec.has_policy and uplink.table is not None:
+            findings += check_ip_rules(context, spec, uplink)
+        if spec.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
-            findings += check_dns_isolation(ground, claim, uplink)
-    if claim.has_policy:
-        findings += check_unnamed_devices(ground, claim)
-    if claim.has_policy and usability:
+            findings += check_dns_isolation(context, spec, uplink)
+    if spec.has_policy:
+        findings += check_unnamed_devices(context, spec)
+    if spec.has_policy and usability:
         progress("P3, P4")
-        unusable, skipped = check_usability(ground, claim)
+        unusable, skipped = check_usability(context, spec)
         findings += unusable
         assumed += skipped
-    return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
+    return Proof(tuple(findings), (*assumed, *assumptions(spec)), exemptions(spec))
 
 
-def prove_guard(state: NetState, claim: Spec) -> Proof:
+def prove_guard(state: NetState, spec: Spec) -> Proof:
     """Return the proof of P1 and P2 for the guard alone, for all ip rules and routes.
 
     It also holds in the intermediate states of a change.
     """
-    full_state, assumed = add_assumed_environment(state, claim)
-    ground = ProofContext(full_state, claim.devices, claim.masks)
+    full_state, assumed = add_assumed_environment(state, spec)
+    context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
-    for uplink in claim.uplinks:
-        findings += check_no_leak(ground, claim, uplink)
-        findings += check_mark_confinement(ground, claim, uplink)
-    if claim.has_policy:
-        findings += check_unnamed_devices(ground, claim)
-    return Proof(tuple(findings), (*assumed, *assumptions(claim)), exemptions(claim))
+    for uplink in spec.uplinks:
+        findings += check_no_leak(context, spec, uplink)
+        findings += check_mark_confinement(context, spec, uplink)
+    if spec.has_policy:
+        findings += check_unnamed_devices(context, spec)
+    return Proof(tuple(findings), (*assumed, *assumptions(spec)), exemptions(spec))
 
 
-def exemptions(claim: Spec) -> tuple[str, ...]:
+def exemptions(spec: Spec) -> tuple[str, ...]:
     """Return the exemptions, which may leave without a mark, as "uplink: exemption"."""
-    return tuple(f"{uplink.name}: {exemption.name}" for uplink in claim.uplinks for exemption in uplink.exemptions)
+    return tuple(f"{uplink.name}: {exemption.name}" for uplink in spec.uplinks for exemption in uplink.exemptions)
 
 
-def assumptions(claim: Spec) -> tuple[str, ...]:
+def assumptions(spec: Spec) -> tuple[str, ...]:
     """Return the assumptions of every verdict, as text."""
-    return tuple(_assumptions(claim))
+    return tuple(_assumptions(spec))
 
 
-def _assumptions(claim: Spec) -> Iterator[str]:
+def _assumptions(spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield "no tc, XDP or cgroup program, no flowtable and no other network namespace marks or sends packets"
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
-    if not claim.frames:
-        for uplink in claim.uplinks:
+    if not spec.frames:
+        for uplink in spec.uplinks:
             for device in (*uplink.devices, *uplink.ports):
                 yield (
                     f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
                 )
-    if claim.has_policy and claim.frames:
+    if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -17,7 +17,7 @@ IP_FAMILIES = (4, 6)
 
 @frozen
 class MarkTest:
-    """Test of a mark: field `of` ("mark" or "ctmark") & `mask` equals `value`.
+    """Test of a mark: `field` ("mark" or "ctmark") & `mask` equals `value`.
 
     If not `equal`, it must differ.
     """
@@ -112,7 +112,7 @@ class ServiceSpec:
 
 @frozen
 class ExemptionSpec:
-    """Exemption: `headers` of unmarked packets by family, and `frames`, other ethertypes."""
+    """Exemption: `headers` of unmarked packets by family, and other `ethertypes` of frames."""
 
     name: str
     origin: OriginPath

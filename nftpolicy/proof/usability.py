@@ -32,20 +32,20 @@ class _CaseResult:
         return self.counterexample is None
 
 
-def check_usability(ground: ProofContext, claim: Spec) -> tuple[list[Finding], tuple[str, ...]]:
+def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], tuple[str, ...]]:
     """Return the findings of P3 and P4, and the cases that this machine cannot try now, as text.
 
     P3 traces one packet for each case of a policy entry; P4 compares the results of both families.
     """
-    present, skipped = restrict_to_present(ground.state, claim)
+    present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
-    for case in usability_cases(ground, present):
+    for case in usability_cases(context, present):
         family = case.packet.family
-        if family not in claim.families:
+        if family not in spec.families:
             continue
-        result = _try(ground, case)
+        result = _try(context, case)
         failure = result.counterexample
-        if failure is not None and ground.state.devices and failure.trace.outcome == "unroutable":
+        if failure is not None and context.state.devices and failure.trace.outcome == "unroutable":
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         by_family = results.setdefault((case.property, case.uplink, case.entry, case.origin), {})
@@ -55,40 +55,45 @@ def check_usability(ground: ProofContext, claim: Spec) -> tuple[list[Finding], t
     return findings, tuple(skipped)
 
 
-def _try(ground: ProofContext, case: UsabilityCase) -> _CaseResult:
+def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet = case.packet
-    walk = ground.model.trace(packet, record=False)
-    is_met = case.is_met(walk) and (walk.unanimous or walk.outcome in ("unroutable", "dropped"))
-    if not is_met and case.may_equal_unmarked and walk.outcome in ("unroutable", "dropped"):
+    trace = context.model.trace(packet, record=False)
+    is_met = case.is_met(trace) and (trace.unanimous or trace.outcome in ("unroutable", "dropped"))
+    if not is_met and case.may_equal_unmarked and trace.outcome in ("unroutable", "dropped"):
         # The outcome may equal that of the same packet without its mark.
-        unmarked = ground.model.trace(evolve_packet(packet, mark=0), record=False)
-        is_met = unmarked.outcome == walk.outcome
+        unmarked = context.model.trace(evolve_packet(packet, mark=0), record=False)
+        is_met = unmarked.outcome == trace.outcome
     if is_met:
         return _CaseResult(case, None)
-    walk = ground.model.trace(packet)
-    if case.may_be_firewalled and walk.unanimous and case.has_marks(walk) and _dropped_by_firewall(walk, case.uplink):
+    trace = context.model.trace(packet)
+    if (
+        case.may_be_firewalled
+        and trace.unanimous
+        and case.has_marks(trace)
+        and _dropped_by_firewall(trace, case.uplink)
+    ):
         return _CaseResult(case, None)
-    device = f" by {walk.device}" if walk.device else ""
-    reason = f"{walk.outcome}{device}, mark {walk.mark:#x}"
-    return _CaseResult(case, Counterexample(packet, walk, case.device or "", reason))
+    device = f" by {trace.device}" if trace.device else ""
+    reason = f"{trace.outcome}{device}, mark {trace.mark:#x}"
+    return _CaseResult(case, Counterexample(packet, trace, case.device or "", reason))
 
 
-def _dropped_by_firewall(walk: Trace, uplink: str) -> bool:
+def _dropped_by_firewall(trace: Trace, uplink: str) -> bool:
     """Return True if a foreign rule dropped the packet.
 
     Compiled rules count the packets that they drop, in a counter named after the uplink.
     """
-    last_rules = [step.subject for step in walk.steps[-2:] if isinstance(step.subject, Rule)]
+    last_rules = [step.subject for step in trace.steps[-2:] if isinstance(step.subject, Rule)]
     counters = {
         statement.name for rule in last_rules for statement in rule.statements if isinstance(statement, CounterRef)
     }
-    return walk.outcome == "dropped" and not any(name.startswith(f"{uplink}.") for name in counters)
+    return trace.outcome == "dropped" and not any(name.startswith(f"{uplink}.") for name in counters)
 
 
 def _usable(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Finding:
     name, uplink, entry, origin = title
-    results = [result for listed in by_family.values() for result in listed]
+    results = [result for case_results in by_family.values() for result in case_results]
     failures = tuple(result.counterexample for result in results if result.counterexample is not None)
     unsupported = tuple(text for failure in failures for text in failure.trace.unsupported)
     verdict = PROVED

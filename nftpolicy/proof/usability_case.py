@@ -14,8 +14,8 @@ from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
 from .assumptions import TABLE_LOCAL
+from .concretize import concretize, host_ranges
 from .context import ProofContext
-from .counterexample import concretize, host_ranges
 from .spec import Region, Spec
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
@@ -45,24 +45,24 @@ class UsabilityCase:
     must_not_leave_by: str | None = None  # any outcome but "leaves" by this device suffices
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
 
-    def is_met(self, walk: Trace) -> bool:
+    def is_met(self, trace: Trace) -> bool:
         """Return True if the trace has the required result."""
         if self.must_not_leave_by is not None:
-            return not (walk.outcome in ("leaves", "unknown") and walk.device in (self.must_not_leave_by, None))
-        if walk.outcome != self.outcome or (self.device is not None and walk.device != self.device):
+            return not (trace.outcome in ("leaves", "unknown") and trace.device in (self.must_not_leave_by, None))
+        if trace.outcome != self.outcome or (self.device is not None and trace.device != self.device):
             return False
-        return self.has_marks(walk) and (self.endpoint is None or (walk.destination, walk.dport) == self.endpoint)
+        return self.has_marks(trace) and (self.endpoint is None or (trace.destination, trace.dport) == self.endpoint)
 
-    def has_marks(self, walk: Trace) -> bool:
+    def has_marks(self, trace: Trace) -> bool:
         """Return True if packet and flow have the required marks at the end of the trace."""
-        marks = ((self.mark, walk.mark), (self.flow_mark, walk.ct_mark))
+        marks = ((self.mark, trace.mark), (self.flow_mark, trace.ct_mark))
         return all(required is None or actual & required[1] == required[0] for required, actual in marks)
 
 
-def sample_packet(ground: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
+def sample_packet(context: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
     """Return a packet of the region; of any headers if the family has none in it."""
-    boxes = region.boxes(ground.space(family))
-    return concretize(ground.space(family), boxes[0] if boxes else {}, origin, bound)
+    boxes = region.boxes(context.space(family))
+    return concretize(context.space(family), boxes[0] if boxes else {}, origin, bound)
 
 
 def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterator[Region]:
@@ -109,9 +109,9 @@ def device_address(state: NetState, family: int, device: str) -> int | None:
     return None
 
 
-def inside_address(state: NetState, family: int, claim: Spec) -> int | None:
+def inside_address(state: NetState, family: int, spec: Spec) -> int | None:
     """Return an address of a device that is neither an uplink nor lo; None if there is none."""
-    uplinks = {device for uplink in claim.uplinks for device in uplink.devices}
+    uplinks = {device for uplink in spec.uplinks for device in uplink.devices}
     for route in state.routes:
         is_local = (route.family, route.table, route.kind) == (family, TABLE_LOCAL, "local")
         if is_local and route.device and route.device not in (*uplinks, "lo"):

@@ -20,8 +20,8 @@ from ..model.packet import (
 )
 from ..model.symbolic.box import points, subtract_ranges
 from .assumptions import sample_device
+from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
-from .counterexample import REMOTE_ADDRESS, choose
 from .entitlement import DNS_PORT
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .usability_case import (
@@ -43,46 +43,46 @@ _MAX_SERVICES = 64  # of an uplink that are tried with every kind of packet
 _GROUPS = {4: ("224.0.0.1", "255.255.255.255"), 6: ("ff02::1",)}
 
 
-def _unnamed_id(claim: Spec) -> int:
+def _unnamed_id(spec: Spec) -> int:
     """Return a user and group ID that the specification does not name."""
-    used_ids = {owner.number for uplink in claim.uplinks for service in uplink.services for owner in service.owners}
-    used_ids |= {uplink.resolver.uid for uplink in claim.uplinks if uplink.resolver is not None}
+    used_ids = {owner.number for uplink in spec.uplinks for service in uplink.services for owner in service.owners}
+    used_ids |= {uplink.resolver.uid for uplink in spec.uplinks if uplink.resolver is not None}
     return next(number for number in count(65533) if number not in used_ids)
 
 
-def _free_port(claim: Spec) -> int:
+def _free_port(spec: Spec) -> int:
     """Return a port that no resolver listens on."""
     resolver_ports = {
-        port for uplink in claim.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
+        port for uplink in spec.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
     }
     return next(port for port in count(9) if port not in resolver_ports)
 
 
-def usability_cases(ground: ProofContext, claim: Spec) -> Iterator[UsabilityCase]:
+def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase]:
     """Yield all cases of a specification."""
-    for uplink in claim.uplinks:
-        yield from _services(ground, uplink, claim)
-        yield from _exemptions(ground, uplink, claim)
-        yield from _replies(ground, uplink, claim)
-        yield from _arrivals(ground, uplink, claim)
+    for uplink in spec.uplinks:
+        yield from _services(context, uplink, spec)
+        yield from _exemptions(context, uplink, spec)
+        yield from _replies(context, uplink, spec)
+        yield from _arrivals(context, uplink, spec)
         yield from _frames(uplink)
         if uplink.resolver is not None:
-            yield from _dns(uplink, claim)
-    yield from _inside(claim)
+            yield from _dns(uplink, spec)
+    yield from _inside(spec)
 
 
-def _services(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
-    mark, device, unnamed = (uplink.value, uplink.mask), uplink.devices[0], _unnamed_id(claim)
+def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
+    mark, device, unnamed = (uplink.value, uplink.mask), uplink.devices[0], _unnamed_id(spec)
     for index, service in enumerate(uplink.services):
         title = f"service {service.name}"
         if index >= _MAX_SERVICES:
-            yield from _service_in_short(ground, uplink, service)
+            yield from _service_in_short(context, uplink, service)
             continue
         for family, regions in service.regions.items():
             for region in (
                 part for full_region in regions for part in region_parts(family, full_region, with_ends=True)
             ):
-                packet = evolve_packet(sample_packet(ground, family, region, SOCKET), mark=uplink.value)
+                packet = evolve_packet(sample_packet(context, family, region, SOCKET), mark=uplink.value)
                 if family == 6 and needs_device(packet.destination):
                     packet = evolve_packet(packet, bound=device)  # link-local and group addresses need a device
                 ports = subtract_ranges(region.fields.get("dport", ((1, 0xFFFF),)), points(DNS_PORT))
@@ -111,10 +111,10 @@ def _sent_with(uplink: UplinkSpec, service: ServiceSpec) -> int:
     return 0 if service.unmarked else uplink.value
 
 
-def _service_in_short(ground: ProofContext, uplink: UplinkSpec, service: ServiceSpec) -> Iterator[UsabilityCase]:
+def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: ServiceSpec) -> Iterator[UsabilityCase]:
     """Yield one packet for each family: hundreds of services are rows of the same sets."""
     for family, regions in service.regions.items():
-        packet = evolve_packet(sample_packet(ground, family, regions[0], SOCKET), mark=uplink.value)
+        packet = evolve_packet(sample_packet(context, family, regions[0], SOCKET), mark=uplink.value)
         if service.owners and packet.dport != DNS_PORT:
             first = service.owners[0]
             by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{first.key: first.number})
@@ -122,8 +122,8 @@ def _service_in_short(ground: ProofContext, uplink: UplinkSpec, service: Service
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", uplink.devices[0], mark)
 
 
-def _exemptions(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
-    hooked = ground.egress_devices()
+def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
+    hooked = context.egress_devices()
     for exemption in uplink.exemptions:
         title = f"exemption {exemption.name}"
         for device in (*uplink.devices, *uplink.ports):
@@ -132,9 +132,9 @@ def _exemptions(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterat
                 yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
             for family, regions in exemption.headers.items():
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):
-                    frame = sample_packet(ground, family, region, FRAME, device)
+                    frame = sample_packet(context, family, region, FRAME, device)
                     if family == 6:
-                        source = frame.source or link_local_address(ground.state, device)
+                        source = frame.source or link_local_address(context.state, device)
                         destination = frame.destination if "daddr" in region.fields else _ALL_NODES
                         frame = evolve_packet(frame, source=source, destination=destination)
                     if device in hooked:
@@ -147,33 +147,33 @@ def _exemptions(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterat
                         marked = evolve_packet(by_kernel, mark=uplink.value)
                         by_accident = f"{title}, marked by accident"
                         yield UsabilityCase("P3", uplink.name, by_accident, exemption.origin, marked, "leaves", device)
-    yield from _marked_reports(ground, uplink, claim)
+    yield from _marked_reports(context, uplink, spec)
 
 
-def _marked_reports(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     """Yield membership reports inside: they may carry marks by accident and must not be lost."""
     from .policy_spec import REPORT_EXEMPTIONS, exemption
 
-    if not claim.inside:
+    if not spec.inside:
         return
     for name in REPORT_EXEMPTIONS:
         for family, regions in exemption(name, uplink.name).headers.items():
-            device = sample_device(claim.inside[0])
+            device = sample_device(spec.inside[0])
             for region in region_parts(family, regions[0]):
-                report = evolve_packet(sample_packet(ground, family, region, KERNEL, device), mark=uplink.value)
+                report = evolve_packet(sample_packet(context, family, region, KERNEL, device), mark=uplink.value)
                 report = evolve_packet(
-                    report, source=link_local_address(ground.state, device) if family == 6 else report.source
+                    report, source=link_local_address(context.state, device) if family == 6 else report.source
                 )
                 yield UsabilityCase("P3", uplink.name, f"{name} inside", ("inside",), report, "leaves", device)
 
 
-def _replies(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     device, mark = uplink.devices[0], (uplink.value, uplink.mask)
     flow = CtInfo("established", "reply", uplink.value)
     for reply in uplink.replies:
         for family, regions in reply.headers.items():
             packet = evolve_packet(
-                sample_packet(ground, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000
+                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000
             )
             if packet.protocol == TCP:
                 packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
@@ -184,7 +184,7 @@ def _replies(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[
             packets = [by_kernel]
             if packet.protocol == TCP:
                 packets.append(evolve_packet(packet, mark=uplink.value))
-            if packet.protocol in (TCP, UDP) and claim.inside:
+            if packet.protocol in (TCP, UDP) and spec.inside:
                 packets.append(packet)
             for answer in packets:
                 yield UsabilityCase(
@@ -199,7 +199,7 @@ def _replies(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[
         )
 
 
-def _arrivals(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
+def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     """Yield packets that arrive by the uplink, which are marked and only for this machine.
 
     Packets with the mark that arrive by another device do not keep it.
@@ -208,7 +208,7 @@ def _arrivals(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator
     title = "arriving packets are marked"
     for family in IP_FAMILIES:
         for device in uplink.devices:
-            own_address = device_address(ground.state, family, device)
+            own_address = device_address(context.state, family, device)
             if own_address is None:
                 continue
             arriving = Packet(family, own_address, REMOTE_ADDRESS[family], UDP, 40000, 40001, FORWARD, iif=device)
@@ -223,7 +223,7 @@ def _arrivals(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator
                 flow_mark=mark,
                 may_be_firewalled=True,
             )
-            address_inside = inside_address(ground.state, family, claim)
+            address_inside = inside_address(context.state, family, spec)
             if address_inside is not None:
                 to_inside = evolve_packet(arriving, destination=address_inside)
                 yield UsabilityCase(
@@ -236,7 +236,7 @@ def _arrivals(ground: ProofContext, uplink: UplinkSpec, claim: Spec) -> Iterator
                 )
             forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
-        for pattern in (claim.inside or ())[:1]:
+        for pattern in (spec.inside or ())[:1]:
             reply = Packet(
                 family, REMOTE_ADDRESS[family], None, UDP, 81, flow=CtInfo("established", "reply", uplink.value)
             )
@@ -268,8 +268,8 @@ def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:
                 yield UsabilityCase("P3", uplink.name, title, origin, bridged, "leaves", device)
 
 
-def _dns(uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
-    resolver, device, unnamed = uplink.resolver, uplink.devices[0], _unnamed_id(claim)
+def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
+    resolver, device, unnamed = uplink.resolver, uplink.devices[0], _unnamed_id(spec)
     assert resolver is not None
     for family in IP_FAMILIES:
         for protocol in (UDP, TCP):
@@ -281,7 +281,7 @@ def _dns(uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
                     # A query to another server without the mark needs any route before it is redirected.
-                    for mark in (0, uplink.value) if claim.inside else (uplink.value,):
+                    for mark in (0, uplink.value) if spec.inside else (uplink.value,):
                         service_query = evolve_packet(
                             query, mark=mark, **{"uid": unnamed, "gid": unnamed, owner.key: owner.number}
                         )
@@ -307,26 +307,26 @@ def _dns(uplink: UplinkSpec, claim: Spec) -> Iterator[UsabilityCase]:
                 yield UsabilityCase("P3", uplink.name, title, resolver.origin, last_packet, "delivered")
 
 
-def _sent_by_services(claim: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, ServiceSpec, Packet]]:
+def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, ServiceSpec, Packet]]:
     """Yield the packet as each service's socket sends it."""
-    for uplink in claim.uplinks:
+    for uplink in spec.uplinks:
         for service in uplink.services[:_MAX_SERVICES]:
             for owner in service.owners:
                 yield uplink, service, evolve_packet(packet, **{owner.key: owner.number})
 
 
-def _inside(claim: Spec) -> Iterator[UsabilityCase]:
-    unnamed, free_port = _unnamed_id(claim), _free_port(claim)
+def _inside(spec: Spec) -> Iterator[UsabilityCase]:
+    unnamed, free_port = _unnamed_id(spec), _free_port(spec)
     for family in IP_FAMILIES:
         remote = REMOTE_ADDRESS[family]
-        for pattern in claim.inside or ():
+        for pattern in spec.inside or ():
             device = sample_device(pattern)
             packet = Packet(family, remote, None, UDP, uid=unnamed, gid=unnamed, bound=device if family == 4 else None)
-            if family == 4 or pattern == (claim.inside or ())[0]:
+            if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
                 yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)
                 yield UsabilityCase("P3", "", f"DNS inside {pattern}", ("inside",), query, "leaves", device)
-                for uplink, service, by_service in _sent_by_services(claim, packet):
+                for uplink, service, by_service in _sent_by_services(spec, packet):
                     endpoint = (remote, by_service.dport)
                     title = f"service {service.name} inside"
                     if service.unmarked:
@@ -341,11 +341,11 @@ def _inside(claim: Spec) -> Iterator[UsabilityCase]:
         packet = Packet(family, loopback, loopback, UDP, dport=free_port, uid=unnamed, gid=unnamed)
         yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")
         yield UsabilityCase("P3", "", "DNS on loopback", (), evolve_packet(packet, dport=DNS_PORT), "delivered")
-        for uplink, service, by_service in _sent_by_services(claim, packet):
+        for uplink, service, by_service in _sent_by_services(spec, packet):
             title = f"service {service.name} on loopback"
             endpoint = (loopback, free_port)
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_service, "delivered", endpoint=endpoint)
-        for uplink in claim.uplinks:
+        for uplink in spec.uplinks:
             marked = evolve_packet(packet, mark=uplink.value)
             mark = (uplink.value, uplink.mask)
             yield UsabilityCase("P3", uplink.name, "loopback keeps marks", (), marked, "delivered", mark=mark)

@@ -72,8 +72,8 @@ def worst(verdicts: Iterable[str]) -> str:
     return max(verdicts, key=_RANK.__getitem__, default=PROVED)
 
 
-def describe_packet(packet: Packet) -> str:
-    """Return a packet as one line of text."""
+def describe_packet(packet: Packet, with_details: bool = False) -> str:
+    """Return a packet as one line of text; the details are its source port and other header fields."""
     destination = format_address(packet.family, packet.destination)
     if packet.origin == "frame" and packet.ethertype is not None:
         return f"a frame of ethertype {packet.ethertype:#06x} that an AF_PACKET socket sends by {packet.bound}"
@@ -88,4 +88,8 @@ def describe_packet(packet: Packet) -> str:
     source = f", source {format_address(packet.family, packet.source)}" if packet.source is not None else ""
     bound = f", bound to {packet.bound}" if packet.bound else ""
     flow = "" if packet.flow.state == "new" else f", of an {packet.flow.state} flow ({packet.flow.direction})"
-    return f"IPv{packet.family} {protocol} to {destination}{port} from {sender}{source}{bound}{flow}"
+    text = f"IPv{packet.family} {protocol} to {destination}{port} from {sender}{source}{bound}{flow}"
+    if not with_details:
+        return text
+    source_port = [f"source port {packet.sport}"] if port else []
+    return ", ".join([text, *source_port, *(f"{' '.join(name)} {value}" for name, value in packet.fields.items())])

@@ -63,7 +63,7 @@ def write_temporary(path: Path, content: bytes, mode: int | None = None) -> None
 def sync_directory(directory: Path) -> None:
     """Sync the names in a directory to the disk.
 
-    A file system without such an operation (EINVAL) is no error. Raises OSError.
+    A file system without such an operation (EINVAL) is not an error. Raises OSError.
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -162,19 +162,19 @@ def _is_number(text: str) -> bool:
 def import_config(
     config: RouterConfig,
     requested: Sequence[str],
-    given: NetState,
+    printed_state: NetState,
     progress: Progress = lambda _: None,
 ) -> ImportResult:
     """Write and prove a draft policy, and verify the present configuration.
 
-    `requested`: the uplinks that the user named; `given`: the output of nft and ip on the router,
+    `requested`: the uplinks that the user named; `printed_state`: the output of nft and ip on the router,
     if it is available.
 
     Raises:
         NotUsable: no policy can be written.
     """
     proposal = draft_policy(config.packages, requested, config.groups, config.tables)
-    state = _present_state(proposal, given)
+    state = _present_state(proposal, printed_state)
     uplinks = [GivenUplink(uplink.name, uplink.devices, uplink.mark) for uplink in proposal.uplinks]
     spec = spec_of_uplinks(uplinks, proposal.exempt)
     progress("how it is now")
@@ -186,13 +186,13 @@ def import_config(
     return ImportResult(config.directory, proposal, now, leaks, proof)
 
 
-def _present_state(proposal: Draft, given: NetState) -> NetState:
-    """Return the state that netifd configures; `given` takes precedence in each family."""
-    rule_families = {rule.family for rule in given.rules}
-    route_families = {route.family for route in given.routes}
+def _present_state(proposal: Draft, printed_state: NetState) -> NetState:
+    """Return the state that netifd configures; `printed_state` takes precedence in each family."""
+    rule_families = {rule.family for rule in printed_state.rules}
+    route_families = {route.family for route in printed_state.routes}
     rules = [rule for rule in proposal.netifd_state.rules if rule.family not in rule_families]
     routes = [route for route in proposal.netifd_state.routes if route.family not in route_families]
-    return NetState(given.tables, (*rules, *given.rules), (*routes, *given.routes))
+    return NetState(printed_state.tables, (*rules, *printed_state.rules), (*routes, *printed_state.routes))
 
 
 # --- leaks ------------------------------------------------------------------------------------
@@ -317,9 +317,9 @@ def _source_line(rule: IpRule | None, route: Route | None) -> str:
     return ""
 
 
-def leak_route(way: UnmarkedLeak) -> str:
+def leak_route(leak: UnmarkedLeak) -> str:
     """Return the rule and the route by which a packet leaks, in the terms of ip(8)."""
-    rule, route = _last_rule(way.trace), _last_route(way.trace)
+    rule, route = _last_rule(leak.trace), _last_route(leak.trace)
     parts = []
     if rule is not None:
         table = "main" if rule.table == TABLE_MAIN else rule.table

@@ -39,7 +39,7 @@ class RateLimiter:
         return None if self.period is None else self._next_unrequested
 
     def begin(self) -> None:
-        """Mark the start of a run. A request from now on asks for another run."""
+        """Mark the start of a run. A request from now on requires another run."""
         self._requested = False
 
     def end(self, now: float, duration: float) -> None:

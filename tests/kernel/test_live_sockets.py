@@ -17,7 +17,7 @@ from attrs import evolve
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.live_sockets import LiveSockets
 from nftpolicy.kernel.netlink.conntrack import Conntrack, ConntrackEntry
-from nftpolicy.kernel.netlink.sock_diag import CLOSED, GONE, TCP, UDP, InetSocket, SockDiag
+from nftpolicy.kernel.netlink.sock_diag import ABSENT, CLOSED, TCP, UDP, InetSocket, SockDiag
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
@@ -212,14 +212,14 @@ def test_destroy_closes_one_connection_at_both_ends(routed_node: Namespace, serv
     assert routed_node.call(destroy, known) == CLOSED
     assert (next_read_error(mine), next_read_error(theirs)) == ("ECONNABORTED", "ECONNRESET")
     assert exchange_works(*other)
-    assert routed_node.call(destroy, known) == GONE
+    assert routed_node.call(destroy, known) == ABSENT
 
 
 def test_destroy_selects_socket_by_cookie(routed_node: Namespace, server: Server) -> None:
     mine, theirs = server.connect()
     known = find_socket(routed_node, mine)
     another = evolve(known, identity=known.identity[:-1] + bytes((known.identity[-1] ^ 1,)))
-    assert routed_node.call(destroy, another) == GONE
+    assert routed_node.call(destroy, another) == ABSENT
     assert exchange_works(mine, theirs)
     assert routed_node.call(destroy, known) == CLOSED
 

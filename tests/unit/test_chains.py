@@ -666,9 +666,9 @@ def test_what_matched_is_told():
     log = []
     assert run(made, view(), Choices((False,)), log) == "accept"
     assert [(one.kind, one.effect) for one in log] == [
-        ("chain", "goes on"),
+        ("chain", "continue"),
         ("rule", "mark 0x5, goto on"),
-        ("chain", "goes on"),
+        ("chain", "continue"),
         ("chain", "accept"),
     ]
     assert log[1].text == "meta mark 0 meta mark set 0x5 goto on"

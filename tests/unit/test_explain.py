@@ -473,7 +473,7 @@ def test_the_picture_as_text():
     assert shown[-2:] == ["a note", "=> dropped by inet nftpolicy wan.guard: counter wan.dropped"]
     (drop,) = [line for line in shown if line.startswith("    counter name")]
     assert drop.split()[-4:] == ["drop", "drop", "p.toml:12", "uplink.wan"]
-    assert not any("goes on" in line for line in shown)
+    assert not any("continue" in line for line in shown)
     assert "\n".join(shown).isascii()
 
 

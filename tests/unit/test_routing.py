@@ -377,7 +377,7 @@ def test_the_log_names_each_rule_that_was_followed_and_the_route():
     assert found == RouteResult("unicast", "wan", "192.0.2.1", None, 100, rules[-1], UPLINK[0], ("wan",))
     assert [(one.kind, one.effect.split(" ")[0]) for one in log] == [
         ("ip-rule", "no"),  # the local table
-        ("ip-rule", "goes"),
+        ("ip-rule", "continue"),
         ("ip-rule", "no"),
         ("ip-rule", "suppresses"),
         ("ip-rule", "found"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.netlink.conntrack import Conntrack, ConntrackEntry, FlowTuple
-from nftpolicy.kernel.netlink.sock_diag import CLOSED, GONE, NOT_SUPPORTED, TCP, UDP, InetSocket
+from nftpolicy.kernel.netlink.sock_diag import ABSENT, CLOSED, NOT_SUPPORTED, TCP, UDP, InetSocket
 from nftpolicy.policy import scalars
 from nftpolicy.policy.mark import Mark
 from nftpolicy.policy.objects import Account, Policy, Port, Resolver, Service, Uplink
@@ -436,7 +436,7 @@ def test_a_kernel_that_closes_nothing_is_told_and_no_error():
 
 
 def test_what_is_gone_meanwhile_needs_no_words():
-    assert close_stale(Fake([listed()], result=GONE), POLICY, NO_WAN).lines() == []
+    assert close_stale(Fake([listed()], result=ABSENT), POLICY, NO_WAN).lines() == []
 
 
 @pytest.mark.parametrize(

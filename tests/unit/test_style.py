@@ -74,6 +74,13 @@ NOT_A_FIRST_WORD = words(
     " As At By For From In Of On To With Without Within"
 )
 NOT_A_FUNCTIONS_FIRST_WORD = NOT_A_FIRST_WORD | words("The A An")
+# Names of programs, calls and objects that have no capital.
+LOWER_CASE_NAMES = words(
+    "nftpolicy nft nftables libnftables ip bpf(2) netifd dhclient dhcpcd dnsmasq ifupdown systemd-networkd"
+    " systemd-resolved"
+)
+# Keys of stored files, by the module that stores them: a class of attrs has its fields as keys.
+STORED_KEYS = {"nftpolicy/runtime/apply/history.py": {"who", "of"}}
 
 
 @cache
@@ -127,17 +134,33 @@ def test_forbidden_words_are_found():
     ]
 
 
+def class_names(file: Path):
+    """Names of the public classes of a module, and of its type aliases (not of type variables)."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+    for node in tree(file).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and "TypeVar(" not in ast.unparse(node.value or node.target):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if re.match("[A-Z][a-z]", ast.unparse(target)))
+
+
 def test_class_names_are_unique():
     places = defaultdict(list)
     for file in FILES:
-        for node in ast.walk(tree(file)):
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places[node.name].append(name_of(file))
+        for name in class_names(file):
+            if not name.startswith("_"):
+                places[name].append(name_of(file))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def definitions(file: Path):
-    """(line, name) of each function, class, parameter, field and module constant."""
+    """(line, name) of each function, class, parameter, field and module constant, without stored keys."""
+    stored = STORED_KEYS.get(name_of(file), ())
+    yield from ((line, name) for line, name in all_definitions(file) if name not in stored)
+
+
+def all_definitions(file: Path):
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.lineno, node.name
@@ -176,9 +199,73 @@ def test_docstring_begins_with_a_verb_or_a_noun(file):
         is_property = any("property" in ast.unparse(one) for one in getattr(node, "decorator_list", ()))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property:
             refused = NOT_A_FUNCTIONS_FIRST_WORD
-        if words[0].strip(".,:;`") in refused or (not text[0].isupper() and text[0] not in "`\"'(0123456789"):
+        first = words[0].strip(".,:;`")
+        is_lower_case = text[0].islower() and first not in LOWER_CASE_NAMES
+        if first in refused or is_lower_case:
             found.append(f"{getattr(node, 'lineno', 1)}: {' '.join(words[:6])}")
     assert found == []
+
+
+def public_methods(node: ast.ClassDef) -> dict[str, bool]:
+    """name -> whether it has a docstring, of the public methods and properties of a class."""
+    return {
+        item.name: ast.get_docstring(item) is not None
+        for item in node.body
+        if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef) and not item.name.startswith("_")
+        if not any(ast.unparse(decorator).endswith((".setter", "overload")) for decorator in item.decorator_list)
+    }
+
+
+@cache
+def documented_interfaces() -> list[frozenset[str]]:
+    """Methods of each Protocol whose methods all have a docstring."""
+    methods = [
+        public_methods(node)
+        for file in FILES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).startswith("Protocol") for base in node.bases)
+    ]
+    return [frozenset(one) for one in methods if one and all(one.values())]
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_public_function_has_a_docstring(file):
+    """Exempt are the methods of a Protocol in a class that has all of them: the Protocol documents them."""
+    missing = [
+        node.name
+        for node in tree(file).body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
+        if ast.get_docstring(node) is None
+    ]
+    for node in tree(file).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            methods = public_methods(node)
+            exempt = {
+                name for interface in documented_interfaces() if interface <= methods.keys() for name in interface
+            }
+            missing += [f"{node.name}.{name}" for name, has in methods.items() if not has and name not in exempt]
+    assert missing == []
+
+
+QUOTED = re.compile(r"`([a-z_][a-z_0-9]*)`")
+# Quoted names that are not Python's: words of policy files, UCI and the shell, and options.
+FOREIGN_NAMES = words("answer case interface with")
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_docstring_quotes_names_that_exist(file):
+    """A parameter or field that was renamed leaves its old name in a docstring."""
+    text = file.read_text()
+    code = text
+    for _, docstring in ((node, ast.get_docstring(node, clean=False)) for node, _ in docstrings(file)):
+        code = code.replace(docstring, "")
+    quoted = (
+        (node.name, name)
+        for node, docstring in docstrings(file)
+        if not isinstance(node, ast.Module)
+        for name in QUOTED.findall(docstring)
+    )
+    assert [pair for pair in quoted if pair[1] not in FOREIGN_NAMES and not re.search(rf"\b{pair[1]}\b", code)] == []
 
 
 MODULE = re.compile(r"`((?:nftpolicy|[a-z_]+)(?:[./][a-z_0-9]+)+?(?:\.py)?)`")
@@ -189,6 +276,8 @@ PACKAGES = {path.name for path in (ROOT / "nftpolicy").iterdir() if path.is_dir(
 def test_named_module_exists(file):
     missing = []
     for found in MODULE.finditer(file.read_text()):
+        if (ROOT / found[1]).is_file():  # of another language
+            continue
         parts = found[1].removesuffix(".py").replace("/", ".").split(".")
         if parts[0] == "nftpolicy":
             parts = parts[1:]

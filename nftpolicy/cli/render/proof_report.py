@@ -104,33 +104,35 @@ def explain_options(packet: Packet) -> list[str]:
 # --- text -------------------------------------------------------------------------------------
 
 
-def print_proof(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> None:
+def print_proof(judged_state: Verification, locate: SourceLocator, commands: SuggestedCommands) -> None:
     """Print the report, with colours on a terminal."""
-    print_styled(report_lines(judged, locate, commands))
+    print_styled(report_lines(judged_state, locate, commands))
 
 
-def report_lines(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[tuple[str, str]]:
+def report_lines(
+    judged_state: Verification, locate: SourceLocator, commands: SuggestedCommands
+) -> Iterator[tuple[str, str]]:
     """Yield the report as lines of (text, rich style)."""
-    proof = judged.proof
-    yield verdict_headline(judged), _STYLES[proof.verdict]
+    proof = judged_state.proof
+    yield verdict_headline(judged_state), _STYLES[proof.verdict]
     for name, title in PROPERTIES.items():
         if any(finding.property == name for finding in proof.findings):
             verdict = proof.property_verdict(name)
-            note = verdict if name in judged.deciding_properties else f"{verdict} {_NOT_DECIDING}"
+            note = verdict if name in judged_state.deciding_properties else f"{verdict} {_NOT_DECIDING}"
             yield f"  {_SIGNS[verdict]}  {name}  {title:<{_TITLE_WIDTH}}  {note}", _STYLES[verdict]
-    for text in _detail_lines(judged, locate, commands):
+    for text in _detail_lines(judged_state, locate, commands):
         yield text, ""
 
 
-def _detail_lines(judged: Verification, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[str]:
-    proof = judged.proof
+def _detail_lines(judged_state: Verification, locate: SourceLocator, commands: SuggestedCommands) -> Iterator[str]:
+    proof = judged_state.proof
     refuted = sorted(
         (finding for finding in proof.findings if finding.verdict == REFUTED),
         key=lambda finding: (not finding.deciding, finding.property),
     )
     for index, finding in enumerate(refuted[:_MOST]):
         yield ""
-        yield from _refuted_lines(judged, finding, locate, commands, first=not index)
+        yield from _refuted_lines(judged_state, finding, locate, commands, first=not index)
     yield from _omitted_lines(refuted)
     unknown = [finding for finding in proof.findings if finding.verdict == UNKNOWN]
     for finding in unknown[:_MOST]:
@@ -138,22 +140,22 @@ def _detail_lines(judged: Verification, locate: SourceLocator, commands: Suggest
         yield from _unknown_lines(finding, locate)
     yield from _omitted_lines(unknown)
     yield from section_lines("exemptions (packets that may leave without a mark)", proof.exemptions)
-    yield from section_lines("not checked", judged.not_verified)
+    yield from section_lines("not checked", judged_state.not_verified)
     yield from section_lines("assumptions", proof.assumptions)
 
 
-def verdict_headline(judged: Verification) -> str:
+def verdict_headline(judged_state: Verification) -> str:
     """Return the verdict in one sentence."""
-    subject = f"{judged.policy.name}: {judged.name}" if judged.policy else judged.name
-    names = judged.deciding_properties
-    deciding = [finding for finding in judged.proof.findings if finding.deciding]
+    subject = f"{judged_state.policy.name}: {judged_state.name}" if judged_state.policy else judged_state.name
+    names = judged_state.deciding_properties
+    deciding = [finding for finding in judged_state.proof.findings if finding.deciding]
     refuted = sum(finding.verdict == REFUTED for finding in deciding)
     properties = "there is nothing to prove"
     if len(names) == 1:
         properties = f"{names[0]} holds"
     elif names:
         properties = f"{names[0]} to {names[-1]} hold"
-    template = _HEADLINES[judged.proof.verdict]
+    template = _HEADLINES[judged_state.proof.verdict]
     return template.format(subject=subject, properties=properties, refuted=refuted, all=len(deciding))
 
 
@@ -164,7 +166,7 @@ def _finding_title(finding: Finding) -> str:
 
 
 def _refuted_lines(
-    judged: Verification,
+    judged_state: Verification,
     finding: Finding,
     locate: SourceLocator,
     commands: SuggestedCommands,
@@ -185,13 +187,15 @@ def _refuted_lines(
     location = locate(finding.origin)
     if location:
         yield f"  policy  {location}"
-    for index, command in enumerate(_next_commands(judged, finding, commands, first)):
+    for index, command in enumerate(_next_commands(judged_state, finding, commands, first)):
         yield f"  {'' if index else 'next':<6}  {command}"
 
 
-def _next_commands(judged: Verification, finding: Finding, commands: SuggestedCommands, first: bool) -> Iterator[str]:
-    if first and not judged.has_own_table:
-        yield _apply_advice(judged, commands)
+def _next_commands(
+    judged_state: Verification, finding: Finding, commands: SuggestedCommands, first: bool
+) -> Iterator[str]:
+    if first and not judged_state.has_own_table:
+        yield _apply_advice(judged_state, commands)
     if finding.examples:
         if first:
             yield f"{commands.script} && sh leak.sh"
@@ -200,8 +204,8 @@ def _next_commands(judged: Verification, finding: Finding, commands: SuggestedCo
             yield explain
 
 
-def _apply_advice(judged: Verification, commands: SuggestedCommands) -> str:
-    if judged.policy is None or commands.policy is None:
+def _apply_advice(judged_state: Verification, commands: SuggestedCommands) -> str:
+    if judged_state.policy is None or commands.policy is None:
         return "no policy is in force here: write one (nftpolicy.toml(5)), then nftpolicy apply FILE"
     return f"the policy is not in force here: {shlex.join(['nftpolicy', 'apply', commands.policy])}"
 
@@ -219,13 +223,13 @@ def _unknown_lines(finding: Finding, locate: SourceLocator) -> Iterator[str]:
         yield f"  policy       {location}"
 
 
-def _short_trace(walk: Trace, locate: SourceLocator) -> list[str]:
+def _short_trace(trace: Trace, locate: SourceLocator) -> list[str]:
     """Return the decisive steps of a trace, a line each, and its outcome."""
     lines = []
-    for step in shown_steps(walk, locate):
+    for step in shown_steps(trace, locate):
         if step.kind in _ROUTING_STEPS or step.effect.startswith(_DECISIVE_EFFECTS):
             lines.append(f"{step.text}: {step.effect}" if step.decides else step.text)
-    return [*dict.fromkeys(lines), f"=> {outcome_text(walk)}"]
+    return [*dict.fromkeys(lines), f"=> {outcome_text(trace)}"]
 
 
 def _omitted_lines(findings: Iterable[Finding]) -> Iterator[str]:
@@ -237,29 +241,29 @@ def _omitted_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 def section_lines(head: str, items: Iterable[str]) -> Iterator[str]:
     """Yield a section of a report; nothing if there are no items."""
-    listed = list(items)
-    if listed:
+    lines = list(items)
+    if lines:
         yield ""
         yield f"{head}:"
-        yield from (f"  {printable_text(item)}" for item in listed)
+        yield from (f"  {printable_text(item)}" for item in lines)
 
 
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def proof_json(judged: Verification, locate: SourceLocator) -> dict[str, Any]:
+def proof_json(judged_state: Verification, locate: SourceLocator) -> dict[str, Any]:
     """Return the report as JSON; nftpolicy(1) documents the keys."""
-    proof = judged.proof
+    proof = judged_state.proof
     return {
-        "judged": judged.name,
-        "policy": judged.policy.name if judged.policy else None,
-        "applied": judged.has_own_table,
+        "judged": judged_state.name,
+        "policy": judged_state.policy.name if judged_state.policy else None,
+        "applied": judged_state.has_own_table,
         "verdict": proof.verdict,
         "properties": {
             name: {
                 "title": title,
                 "verdict": proof.property_verdict(name),
-                "decides": name in judged.deciding_properties,
+                "decides": name in judged_state.deciding_properties,
             }
             for name, title in PROPERTIES.items()
             if any(finding.property == name for finding in proof.findings)
@@ -275,21 +279,23 @@ def proof_json(judged: Verification, locate: SourceLocator) -> dict[str, Any]:
                 "doubts": list(dict.fromkeys(finding.unsupported)),
                 "key": list(finding.origin),
                 "policy": locate(finding.origin) or None,
-                "counterexamples": [_example_json(judged, finding, example, locate) for example in finding.examples],
+                "counterexamples": [
+                    _example_json(judged_state, finding, example, locate) for example in finding.examples
+                ],
             }
             for finding in proof.findings
         ],
         "exemptions": list(proof.exemptions),
         "assumptions": list(proof.assumptions),
-        "unjudged": list(judged.not_verified),
+        "unjudged": list(judged_state.not_verified),
     }
 
 
 def _example_json(
-    judged: Verification, finding: Finding, example: Counterexample, locate: SourceLocator
+    judged_state: Verification, finding: Finding, example: Counterexample, locate: SourceLocator
 ) -> dict[str, Any]:
     try:
-        script, reason = judged.reproduction_script(finding, example), None
+        script, reason = judged_state.reproduction_script(finding, example), None
     except ValueError as error:
         script, reason = None, str(error)
     return {

@@ -74,22 +74,24 @@ def _print_sockets(console: Console, state: Status) -> None:
         console.print("sockets: no service has one, and none has an uplink's mark")
         return
     table = make_table("socket of", "program", "socket", "mark", "verdict")
-    for judged in state.sockets[:_MOST_SOCKETS]:
-        mark = "" if judged.socket.mark is None else f"{judged.socket.mark:#x}"
-        colour = "red" if judged.is_wrong else "green"
+    for judged_socket in state.sockets[:_MOST_SOCKETS]:
+        mark = "" if judged_socket.socket.mark is None else f"{judged_socket.socket.mark:#x}"
+        colour = "red" if judged_socket.is_wrong else "green"
         table.add_row(
-            judged.owner or "no service",
-            escape(judged.process_label),
-            escape(str(judged.socket)),
+            judged_socket.owner or "no service",
+            escape(judged_socket.process_label),
+            escape(str(judged_socket.socket)),
             mark,
-            f"[{colour}]{judged.verdict}[/]",
+            f"[{colour}]{judged_socket.verdict}[/]",
         )
     console.print(table)
     omitted = state.sockets[_MOST_SOCKETS:]
     if omitted:
-        wrong = sum(judged.is_wrong for judged in omitted)
+        wrong = sum(judged_socket.is_wrong for judged_socket in omitted)
         console.print(f"{and_more(len(omitted))}, {wrong} of them not right: --json")
-    meanings = dict.fromkeys((judged.verdict, judged.description) for judged in state.sockets if judged.is_wrong)
+    meanings = dict.fromkeys(
+        (judged_socket.verdict, judged_socket.description) for judged_socket in state.sockets if judged_socket.is_wrong
+    )
     for verdict, meaning in list(meanings)[:_MOST_SOCKETS]:
         console.print(f"{verdict}: {meaning}", markup=False)
 

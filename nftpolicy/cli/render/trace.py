@@ -118,45 +118,45 @@ def packet_sender(packet: Packet) -> str:
     return text
 
 
-def outcome_text(walk: Trace) -> str:
+def outcome_text(trace: Trace) -> str:
     """Return the outcome of a trace in one line."""
-    packet, mark = walk.packet, f"mark {walk.mark:#x}"
+    packet, mark = trace.packet, f"mark {trace.mark:#x}"
     to = ""
-    if walk.destination != packet.destination or walk.dport != packet.dport:
+    if trace.destination != packet.destination or trace.dport != packet.dport:
         ports = packet.protocol in _PROTOCOLS_WITH_PORTS
-        to = f", to {_endpoint(packet.family, walk.destination, walk.dport, ports)}"
-    if walk.outcome == LEAVES:
-        return f"leaves by {walk.device} with {mark}{to}"
-    if walk.outcome == DELIVERED:
+        to = f", to {_endpoint(packet.family, trace.destination, trace.dport, ports)}"
+    if trace.outcome == LEAVES:
+        return f"leaves by {trace.device} with {mark}{to}"
+    if trace.outcome == DELIVERED:
         return f"delivered locally with {mark}{to}"
-    if walk.outcome == DROPPED:
-        return f"dropped by {_dropping_step(walk)}"
-    if walk.outcome == UNROUTABLE:
-        return f"unroutable: {_missing_route(walk)}"
-    reason = "; ".join(map(printable_text, walk.unsupported)) or "too many branches to follow all"
-    device = f" by {walk.device}" if walk.device else ""
+    if trace.outcome == DROPPED:
+        return f"dropped by {_dropping_step(trace)}"
+    if trace.outcome == UNROUTABLE:
+        return f"unroutable: {_missing_route(trace)}"
+    reason = "; ".join(map(printable_text, trace.unsupported)) or "too many branches to follow all"
+    device = f" by {trace.device}" if trace.device else ""
     return f"may leave{device}: unsupported: {reason}"
 
 
-def _irrelevant_unsupported(walk: Trace) -> list[str]:
+def _irrelevant_unsupported(trace: Trace) -> list[str]:
     """Return the unsupported constructs on a trace that has one outcome all the same."""
-    return [printable_text(construct) for construct in walk.unsupported] if walk.outcome != UNKNOWN else []
+    return [printable_text(construct) for construct in trace.unsupported] if trace.outcome != UNKNOWN else []
 
 
-def _dropping_step(walk: Trace) -> str:
+def _dropping_step(trace: Trace) -> str:
     """Return the chain or step that ended the trace, with the counter that counts it."""
-    where, what = "", ""
-    for step in walk.steps:
+    where, decision = "", ""
+    for step in trace.steps:
         if _is_chain_policy(step):
-            what = f"policy {step.effect}"
+            decision = f"policy {step.effect}"
         elif isinstance(step.subject, Chain):
             where = _shorten_chain(step.text)
         elif isinstance(step.subject, Rule):
             counters = [part.name for part in step.subject.statements if isinstance(part, CounterRef)]
-            what = f"counter {counters[0]}" if counters else step.text
+            decision = f"counter {counters[0]}" if counters else step.text
         elif step.kind != "end":
-            where, what = step.text, ""
-    return f"{where}: {what}" if what else where
+            where, decision = step.text, ""
+    return f"{where}: {decision}" if decision else where
 
 
 def _is_chain_policy(step: TraceStep) -> bool:
@@ -168,9 +168,9 @@ def _shorten_chain(text: str) -> str:
     return _CHAIN.sub(r"\1 ", text)
 
 
-def _missing_route(walk: Trace) -> str:
+def _missing_route(trace: Trace) -> str:
     """Return the last ip rule or route that rejects the packet, or "no route"."""
-    lookups = [step for step in walk.steps if step.kind in ("ip-rule", "route")]
+    lookups = [step for step in trace.steps if step.kind in ("ip-rule", "route")]
     rejecting = [step for step in lookups if step.subject is not None and step.effect.startswith(_STOPPING)]
     if not rejecting:
         return "no route"
@@ -178,11 +178,11 @@ def _missing_route(walk: Trace) -> str:
     return f"{_PREFIXES[last.kind]}{last.text}: {last.effect}"
 
 
-def shown_steps(walk: Trace, locate: SourceLocator = no_source) -> list[ShownStep]:
+def shown_steps(trace: Trace, locate: SourceLocator = no_source) -> list[ShownStep]:
     """Return the steps of a trace in order, each with its stage, without the packet's origin."""
     stage, hook = STAGE_ORIGIN, ""
     lines: list[ShownStep] = []
-    for step in walk.steps:
+    for step in trace.steps:
         stage, hook = _next_stage(step, stage, hook)
         if step.kind in ("hook", "end") or stage == STAGE_ORIGIN:
             continue
@@ -213,9 +213,9 @@ def _next_stage(step: TraceStep, stage: str, hook: str) -> tuple[str, str]:
     return "routing", hook
 
 
-def trace_json(walk: Trace, locate: SourceLocator = no_source) -> dict[str, Any]:
+def trace_json(trace: Trace, locate: SourceLocator = no_source) -> dict[str, Any]:
     """Return a trace as JSON; nftpolicy(1) documents the keys."""
-    packet = walk.packet
+    packet = trace.packet
     return {
         "packet": {
             "family": packet.family,
@@ -248,16 +248,16 @@ def trace_json(walk: Trace, locate: SourceLocator = no_source) -> dict[str, Any]
                 "key": list(step.key),
                 "policy": step.location or None,
             }
-            for step in shown_steps(walk, locate)
+            for step in shown_steps(trace, locate)
         ],
-        "outcome": walk.outcome,
-        "device": walk.device,
-        "mark": walk.mark,
-        "source": format_address(packet.family, walk.source) if walk.source is not None else None,
-        "destination": format_address(packet.family, walk.destination),
-        "dport": walk.dport,
-        "doubts": list(walk.unsupported),
-        "words": outcome_text(walk),
+        "outcome": trace.outcome,
+        "device": trace.device,
+        "mark": trace.mark,
+        "source": format_address(packet.family, trace.source) if trace.source is not None else None,
+        "destination": format_address(packet.family, trace.destination),
+        "dport": trace.dport,
+        "doubts": list(trace.unsupported),
+        "words": outcome_text(trace),
     }
 
 
@@ -265,55 +265,55 @@ def trace_json(walk: Trace, locate: SourceLocator = no_source) -> dict[str, Any]
 
 
 def print_trace(
-    walk: Trace,
+    trace: Trace,
     locate: SourceLocator = no_source,
     head: str | None = None,
     notes: Iterable[str] = (),
 ) -> None:
     """Print a trace, with the line `head` before it and the lines `notes` before the outcome."""
-    heads, steps = [head] if head else [], shown_steps(walk, locate)
+    heads, steps = [head] if head else [], shown_steps(trace, locate)
     unsupported = [
-        f"unsupported, but does not change the outcome: {construct}" for construct in _irrelevant_unsupported(walk)
+        f"unsupported, but does not change the outcome: {construct}" for construct in _irrelevant_unsupported(trace)
     ]
     all_notes = [*unsupported, *notes]
     if use_colour():
-        _print_in_colours(walk, steps, heads, all_notes)
+        _print_in_colours(trace, steps, heads, all_notes)
     else:
-        print("\n".join(trace_lines(walk, steps, heads, all_notes)))
+        print("\n".join(trace_lines(trace, steps, heads, all_notes)))
 
 
 def trace_lines(
-    walk: Trace, steps: Iterable[ShownStep], heads: Iterable[str] = (), notes: Iterable[str] = ()
+    trace: Trace, steps: Iterable[ShownStep], heads: Iterable[str] = (), notes: Iterable[str] = ()
 ) -> list[str]:
     """Return a trace as plain text, in columns."""
-    text = [*heads, packet_title(walk.packet), packet_sender(walk.packet)]
-    listed = list(steps)
-    lefts = [f"{'    ' if step.depth else '  '}{_left_column(step)}" for step in listed]
+    text = [*heads, packet_title(trace.packet), packet_sender(trace.packet)]
+    all_steps = list(steps)
+    lefts = [f"{'    ' if step.depth else '  '}{_left_column(step)}" for step in all_steps]
     width = min(max(map(len, lefts), default=0), _WIDEST)
-    effects = [step.effect if step.decides else "" for step in listed]
+    effects = [step.effect if step.decides else "" for step in all_steps]
     effect_width = max(map(len, effects), default=0)
     stage = ""
-    for step, left, effect in zip(listed, lefts, effects, strict=True):
+    for step, left, effect in zip(all_steps, lefts, effects, strict=True):
         if step.stage != stage:
             stage = step.stage
             text.append(stage)
         text.append(f"{left:<{width}}  {effect:<{effect_width}}  {step.location}".rstrip())
-    return [*text, *notes, f"=> {outcome_text(walk)}"]
+    return [*text, *notes, f"=> {outcome_text(trace)}"]
 
 
 def _left_column(step: ShownStep) -> str:
     return f"{_PREFIXES.get(step.kind, '')}{step.text}"
 
 
-def _print_in_colours(walk: Trace, steps: list[ShownStep], heads: list[str], notes: list[str]) -> None:
+def _print_in_colours(trace: Trace, steps: list[ShownStep], heads: list[str], notes: list[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
     console = make_console()
     for line in heads:
         console.print(Text(line, "dim"))
-    console.print(Text(packet_title(walk.packet), "bold"))
-    console.print(Text(packet_sender(walk.packet)))
+    console.print(Text(packet_title(trace.packet), "bold"))
+    console.print(Text(packet_sender(trace.packet)))
     stage = ""
     for step in steps:
         if step.stage != stage:
@@ -322,7 +322,7 @@ def _print_in_colours(walk: Trace, steps: list[ShownStep], heads: list[str], not
         console.print(Padding(_coloured_step(step), (0, 0, 0, 4 if step.depth else 2)))
     for line in notes:
         console.print(Text(line, "dim"))
-    console.print(Text(f"=> {outcome_text(walk)}", _OUTCOME_STYLES.get(walk.outcome, "bold yellow")))
+    console.print(Text(f"=> {outcome_text(trace)}", _OUTCOME_STYLES.get(trace.outcome, "bold yellow")))
 
 
 def _coloured_step(step: ShownStep) -> Text:

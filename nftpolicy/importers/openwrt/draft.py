@@ -29,7 +29,7 @@ _NOT_MAPPED = {
 
 @frozen
 class Note:
-    """Sentence of the report, with its place in the configuration."""
+    """Sentence of the report, with its location in the configuration."""
 
     location: str
     text: str
@@ -39,7 +39,7 @@ class Note:
 class Draft:
     """Draft policy of a configuration, with the report.
 
-    `made` is the state that the configuration makes now.
+    `netifd_state` is the state that the configuration makes now.
     """
 
     text: str
@@ -111,7 +111,7 @@ def _require_valid_device(device: str, section: ParsedSection) -> None:
 
 
 def _inside(network_config: NetworkConfig, uplinks: Iterable[UplinkCandidate]) -> tuple[dict[str, str], list[Note]]:
-    """Return the devices of no uplink with their places, and notes on devices without a name."""
+    """Return the devices of no uplink with their locations, and notes on devices without a name."""
     uplink_devices = {device for uplink in uplinks for device in uplink.devices} | {"lo"}
     uplink_devices |= {port for device in uplink_devices for port in network_config.ports.get(device, ())}
     inside: dict[str, str] = {}
@@ -164,8 +164,8 @@ def _toml(
     yield ""
     yield f'name = "{"gluon-node" if is_gluon else "openwrt"}"'
     yield "inside = ["
-    for device, place in inside.items():
-        yield f"  {_string(device)},  # {_comment(place)}"
+    for device, location in inside.items():
+        yield f"  {_string(device)},  # {_comment(location)}"
     yield "]  # all other devices count as uplinks"
     for uplink in uplinks:
         yield ""
@@ -191,8 +191,8 @@ def _toml(
         if service.sport:
             yield f"sport = {_list(service.sport)}"
         yield f'marks = "{service.marks}"'
-        for place, step in service.manual_steps:
-            yield f"# TO DO, {_comment(place)}: {_comment(step)}"
+        for location, step in service.manual_steps:
+            yield f"# TO DO, {_comment(location)}: {_comment(step)}"
     yield ""
 
 
@@ -200,14 +200,14 @@ _TABLES = ((4, "ip4table"), (6, "ip6table"))
 
 
 def _answers(inbound: Iterable[AllowedInbound]) -> Iterator[str]:
-    places: dict[str, list[str]] = {}
+    locations_by_answer: dict[str, list[str]] = {}
     for allowed in inbound:
         for answer in allowed.answers:
-            places.setdefault(answer, []).append(allowed.section.location())
-    if not places:
+            locations_by_answer.setdefault(answer, []).append(allowed.section.location())
+    if not locations_by_answer:
         return
     yield "answer = ["
-    for answer, locations in places.items():
+    for answer, locations in locations_by_answer.items():
         yield f"  {_string(answer)},  # {_comment(', '.join(locations))}"
     yield "]"
 

@@ -21,7 +21,7 @@ _ICMP = frozenset({"icmp", "icmpv6", "ipv6-icmp", "1", "58"})
 
 @frozen
 class AllowedInbound:
-    """Firewall section with its `answer` entries, or the reason (`why`) that it has none."""
+    """Firewall section with its `answer` entries, or the `reason` that it has none."""
 
     section: ParsedSection
     answers: tuple[str, ...] = ()

@@ -39,7 +39,7 @@ _NAMED = {"l2tp": "l2tp-", "6in4": "6in4-", "6to4": "6to4-", "6rd": "6rd-", "gre
 
 @frozen
 class Interface:
-    """Logical interface. `device` sends its packets, `below` is the device below a session.
+    """Logical interface. `device` sends its packets, `lower_device` is the device below a session.
 
     `order` counts the interfaces of the file from 0. `tables` has no entry for a family without one.
     """

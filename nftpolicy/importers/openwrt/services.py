@@ -20,9 +20,9 @@ _FREE = 801  # the proposed group of a program that has none
 
 @frozen
 class ServiceCandidate:
-    """Proposed service: `selector` is its key and value in TOML, `doing` are manual steps.
+    """Proposed service: `selector` is its key and value in TOML, `manual_steps` have locations.
 
-    `marks` is a word of vocabulary.MARKS. `sport` are the kernel's own ports, in a policy's form.
+    `marks` is a key of vocabulary.MARKS. `sport` are the kernel's own ports, in a policy's form.
     """
 
     name: str

@@ -22,14 +22,14 @@ _RESERVED = frozenset({0, 128, 253, 254, 255})
 
 
 class NotImportable(NftpolicyError):
-    """Configuration that cannot become a policy; the text names the place and the fix."""
+    """Configuration that cannot become a policy; the text has the location and the fix."""
 
 
 @frozen
 class UplinkCandidate:
     """Uplink: its interfaces, its devices (of a session and the one below it), its mark and table.
 
-    `given` are the sections that define mark and table; without any, the importer chose them.
+    `mark_sections` define mark and table; without any, the importer chose them.
     """
 
     name: str

@@ -133,20 +133,20 @@ class Conntrack:
 def decode_entry(raw: bytes, start: int, end: int) -> ConntrackEntry | None:
     """Return the entry of a message with its struct nfgenmsg at `start`; None unless it is IP."""
     family = _VERSIONS.get(raw[start])
-    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-    key = found.get(nl.CTA_TUPLE_ORIG, b"")
-    if family is None or not key or nl.CTA_ID not in found:
+    values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+    key = values.get(nl.CTA_TUPLE_ORIG, b"")
+    if family is None or not key or nl.CTA_ID not in values:
         return None
     return ConntrackEntry(
         family,
         _flattened(key).get((nl.CTA_TUPLE_PROTO, nl.CTA_PROTO_NUM), b"\0")[0],
         _decode_tuple(family, key),
-        _decode_tuple(family, found.get(nl.CTA_TUPLE_REPLY, b"")),
-        network_integer(found.get(nl.CTA_MARK)),
+        _decode_tuple(family, values.get(nl.CTA_TUPLE_REPLY, b"")),
+        network_integer(values.get(nl.CTA_MARK)),
         key,
-        found[nl.CTA_ID],
-        found.get(nl.CTA_ZONE, b""),
-        bool(network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY),
+        values[nl.CTA_ID],
+        values.get(nl.CTA_ZONE, b""),
+        bool(network_integer(values.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY),
     )
 
 
@@ -174,12 +174,12 @@ def find_flow(family: int, protocol: int, source: str, sport: int, destination: 
             raw, start, end = netlink.query(nl.IPCTNL_MSG_CT_GET, body)
     except OSError:
         return None
-    found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+    values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
     # The kernel finds an entry by the addresses of either direction.
-    is_original = _flattened(found.get(nl.CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
-    replied = network_integer(found.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY
+    is_original = _flattened(values.get(nl.CTA_TUPLE_ORIG, b"")) == _flattened(wanted)
+    replied = network_integer(values.get(nl.CTA_STATUS)) & nl.IPS_SEEN_REPLY
     state = "established" if replied or not is_original else "new"
-    return FlowState(state, "original" if is_original else "reply", network_integer(found.get(nl.CTA_MARK)))
+    return FlowState(state, "original" if is_original else "reply", network_integer(values.get(nl.CTA_MARK)))
 
 
 def _encode_tuple(family: int, protocol: int, source: str, sport: int, destination: str, dport: int) -> bytes:

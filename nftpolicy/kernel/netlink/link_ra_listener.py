@@ -92,12 +92,12 @@ class LinkRaListener(PollGroup):
 
     def read(self) -> ListenerEvents:
         """Return the events since the last read, up to a bound. Never blocks. Raises OSError."""
-        heard = ListenerEvents(self._files.read(), advertisements=self._advertisements())
+        events = ListenerEvents(self._files.read(), advertisements=self._advertisements())
         for raw in pending_notifications(self._rtnetlink, _MAX_MESSAGES):
-            heard.links = True
+            events.links = True
             if raw is not None:
-                _read_carriers(raw, heard.carriers)
-        return heard
+                _read_carriers(raw, events.carriers)
+        return events
 
     def _advertisements(self) -> list[Advertisement]:
         advertisements: list[Advertisement] = []

@@ -44,10 +44,10 @@ def link_states(names: Collection[str]) -> dict[str, LinkState]:
                 by_index[index] = LinkState(name, is_up, is_up and bool(flags & nl.IFF_RUNNING))
         for raw, start, end in dump_objects(netlink, nl.RTM_GETADDR):
             index, address_text = messages.decode_address(raw, start, end)
-            found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+            values = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
             flags = raw[start + nl.IFADDRMSG_FLAGS_OFFSET]
-            if nl.IFA_FLAGS in found:
-                flags = native_integer(found[nl.IFA_FLAGS])
+            if nl.IFA_FLAGS in values:
+                flags = native_integer(values[nl.IFA_FLAGS])
             address = ip_address(address_text.partition("/")[0])
             if index in by_index and not flags & _NOT_USABLE and not address.is_link_local:
                 link = by_index[index]

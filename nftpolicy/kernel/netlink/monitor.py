@@ -208,31 +208,31 @@ class Monitor(PollGroup):
 
     def read(self) -> ChangeSet:
         """Return the changes since the last read. Never blocks. Raises OSError."""
-        news = ChangeSet()
+        changes = ChangeSet()
         for raw in pending_notifications(self._nft, _MAX_DATAGRAMS):
             if raw is None:
-                news.overflowed = True
+                changes.overflowed = True
             else:
-                self._read_nft(raw, news)
+                self._read_nft(raw, changes)
         for raw in pending_notifications(self._rtnetlink, _MAX_DATAGRAMS):
             if raw is None:
-                news.overflowed = True
+                changes.overflowed = True
             else:
-                self._read_rtnetlink(raw, news)
+                self._read_rtnetlink(raw, changes)
         files = self._files.read()
-        news.files, news.sysctls = files.directory, news.sysctls or files.sysctls
-        if news.overflowed:
+        changes.files, changes.sysctls = files.directory, changes.sysctls or files.sysctls
+        if changes.overflowed:
             self._touched = False
             self._outdated = True
         if self._outdated:
-            news.links = True
+            changes.links = True
             with suppress(DumpInterrupted):  # by a storm of changes, each of which leads to another read
                 self._list_links()
-        return news
+        return changes
 
     # --- nf_tables ---
 
-    def _read_nft(self, raw: bytes, news: ChangeSet) -> None:
+    def _read_nft(self, raw: bytes, changes: ChangeSet) -> None:
         offset, size, ours, auxiliary, own_ports = 0, len(raw), self._ours, self._auxiliary, self._own_ports
         unpack = NLMSGHDR.unpack_from
         while offset + _BODY <= size:
@@ -240,30 +240,30 @@ class Monitor(PollGroup):
             if kind == NFT_MSG_NEWGEN:
                 if self._touched:
                     self._touched = False
-                    news.origin = _decode_origin(raw, offset + _NFT_BODY, min(offset + length, size))
+                    changes.origin = _decode_origin(raw, offset + _NFT_BODY, min(offset + length, size))
             elif port not in own_ports:
                 if raw.startswith(ours, offset + _NFT_BODY):
-                    self._our_object(raw, offset, min(offset + length, size), kind, news)
+                    self._our_object(raw, offset, min(offset + length, size), kind, changes)
                 elif raw.startswith(auxiliary, offset + _NFT_BODY):
-                    self._touched = news.auxiliary_changed = True
+                    self._touched = changes.auxiliary_changed = True
                 else:
-                    news.foreign_changes += 1
+                    changes.foreign_changes += 1
             offset += length + 3 & ~3
 
-    def _our_object(self, raw: bytes, offset: int, end: int, kind: int, news: ChangeSet) -> None:
+    def _our_object(self, raw: bytes, offset: int, end: int, kind: int, changes: ChangeSet) -> None:
         """Note a change of an object in our tables."""
-        self._touched = news.ours_changed = True
+        self._touched = changes.ours_changed = True
         family = _FAMILIES.get(raw[offset + _BODY], "")
         if kind == NFT_MSG_DELTABLE:
-            news.deleted_families.add(family)
+            changes.deleted_families.add(family)
         elif kind in (NFT_MSG_NEWRULE, NFT_MSG_DELRULE, NFT_MSG_NEWCHAIN):
-            found = dict(attributes(raw, offset + _NFT_BODY, end))
-            chain = found.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
-            news.changed_chains.add((family, decode_text(chain, "replace")))
+            values = dict(attributes(raw, offset + _NFT_BODY, end))
+            chain = values.get(nl.NFTA_CHAIN_NAME if kind == NFT_MSG_NEWCHAIN else nl.NFTA_RULE_CHAIN)
+            changes.changed_chains.add((family, decode_text(chain, "replace")))
 
     # --- rtnetlink ---
 
-    def _read_rtnetlink(self, raw: bytes, news: ChangeSet) -> None:
+    def _read_rtnetlink(self, raw: bytes, changes: ChangeSet) -> None:
         offset, size, own_ports = 0, len(raw), self._own_ports
         unpack = NLMSGHDR.unpack_from
         while offset + _BODY <= size:
@@ -271,49 +271,49 @@ class Monitor(PollGroup):
             body, end = offset + _BODY, offset + length
             if kind == RTM_NEWROUTE:
                 if port not in own_ports:
-                    news.route_replaced |= bool(flags & NLM_F_REPLACE)
+                    changes.route_replaced |= bool(flags & NLM_F_REPLACE)
                     is_unicast = raw[body + RTMSG_TYPE_OFFSET] == RTN_UNICAST
-                    news.route_added |= is_unicast and raw[body + RTMSG_TABLE_OFFSET] != RT_TABLE_LOCAL
+                    changes.route_added |= is_unicast and raw[body + RTMSG_TABLE_OFFSET] != RT_TABLE_LOCAL
             elif kind == RTM_DELROUTE:
                 if raw[body + RTMSG_PROTOCOL_OFFSET] == self._protocol and port not in own_ports:
-                    news.deleted_routes.append(messages.decode_route(raw, body, end, self._device_names()))
+                    changes.deleted_routes.append(messages.decode_route(raw, body, end, self._device_names()))
             elif kind in (RTM_NEWLINK, RTM_DELLINK):
-                self._link(raw, body, end, kind == RTM_DELLINK, news)
+                self._link(raw, body, end, kind == RTM_DELLINK, changes)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
-                news.addresses = True
+                changes.addresses = True
             elif kind in (RTM_NEWRULE, RTM_DELRULE):
                 if port not in own_ports:
-                    self._rule(raw, body, end, kind == RTM_DELRULE, news)
+                    self._rule(raw, body, end, kind == RTM_DELRULE, changes)
             elif kind in (RTM_NEWNETCONF, RTM_DELNETCONF):
-                news.sysctls = True
+                changes.sysctls = True
             offset += length + 3 & ~3
 
-    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, news: ChangeSet) -> None:
+    def _rule(self, raw: bytes, start: int, end: int, deleted: bool, changes: ChangeSet) -> None:
         """Note a change of an ip rule by another process."""
         rule = messages.decode_rule(raw, start, end)
         if rule.protocol != self._protocol:
-            news.foreign_rules_changed = True
+            changes.foreign_rules_changed = True
         elif deleted:
-            news.deleted_rules.append(rule)
+            changes.deleted_rules.append(rule)
         else:
-            news.ours_changed = True
+            changes.ours_changed = True
 
     def _device_names(self) -> dict[int, str]:
         return {index: name for index, (name, _, _) in self._links.items()}
 
-    def _link(self, raw: bytes, start: int, end: int, deleted: bool, news: ChangeSet) -> None:
+    def _link(self, raw: bytes, start: int, end: int, deleted: bool, changes: ChangeSet) -> None:
         """Note a change of name, master or state of a device."""
         family, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
         if family == nl.AF_BRIDGE:  # repeats a link that was reported already
             return
         if deleted:
-            news.links |= self._links.pop(index, None) is not None
+            changes.links |= self._links.pop(index, None) is not None
             return
-        found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
-        state = (decode_text(found.get(nl.IFLA_IFNAME)), native_integer(found.get(nl.IFLA_MASTER)), flags & _LIVE)
+        values = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
+        state = (decode_text(values.get(nl.IFLA_IFNAME)), native_integer(values.get(nl.IFLA_MASTER)), flags & _LIVE)
         if self._links.get(index) != state:
             self._links[index] = state
-            news.links = True
+            changes.links = True
 
     def _list_links(self) -> None:
         from .rtnetlink import dump_objects, open_rtnetlink
@@ -333,11 +333,11 @@ def _table_attribute(name: str) -> bytes:
 
 
 def _decode_origin(raw: bytes, start: int, end: int) -> Origin:
-    found = dict(attributes(raw, start, end))
-    if nl.NFTA_GEN_PROC_PID not in found:
+    values = dict(attributes(raw, start, end))
+    if nl.NFTA_GEN_PROC_PID not in values:
         return UNKNOWN_ORIGIN
-    name = decode_text(found.get(nl.NFTA_GEN_PROC_NAME), "replace")
-    return Origin(name or UNKNOWN_ORIGIN.name, network_integer(found[nl.NFTA_GEN_PROC_PID]))
+    name = decode_text(values.get(nl.NFTA_GEN_PROC_NAME), "replace")
+    return Origin(name or UNKNOWN_ORIGIN.name, network_integer(values[nl.NFTA_GEN_PROC_PID]))
 
 
 def own_netlink_ports() -> frozenset[int]:
@@ -378,8 +378,8 @@ def counter_packets(table: str) -> dict[str, int]:
     body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
     with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
         for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
-            found = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            name = decode_text(found.get(nl.NFTA_OBJ_NAME), "replace")
-            data = nested_attributes(found.get(nl.NFTA_OBJ_DATA))
+            values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+            name = decode_text(values.get(nl.NFTA_OBJ_NAME), "replace")
+            data = nested_attributes(values.get(nl.NFTA_OBJ_DATA))
             packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
     return packets

@@ -38,14 +38,14 @@ class KernelRoute:
         `protocol` replaces its routing protocol; `expires` is its lifetime in seconds.
         """
         family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self._message)
-        found = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
+        route_attributes = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
         # RTA_CACHEINFO is output only; RTA_TABLE and RTA_EXPIRES are written below.
         dropped = {nl.RTA_CACHEINFO, nl.RTA_TABLE, nl.RTA_EXPIRES}
-        if any(number == nl.RTA_NH_ID for number, _ in found):
+        if any(number == nl.RTA_NH_ID for number, _ in route_attributes):
             dropped |= {nl.RTA_OIF, nl.RTA_GATEWAY, nl.RTA_VIA, nl.RTA_MULTIPATH}  # the nexthop object holds these
         parts = [
             (number, _onlink_nexthops(raw) if number == nl.RTA_MULTIPATH else raw)
-            for number, raw in found
+            for number, raw in route_attributes
             if number not in dropped
         ]
         # A gateway that was reached by a route of its old table may have none in the new one.
@@ -102,7 +102,7 @@ class RouteMover:
                         if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
                         route = messages.decode_route(raw, start, end, _DeviceNames())
-                        if any(way.device == name for way in route.all_nexthops):
+                        if any(nexthop.device == name for nexthop in route.all_nexthops):
                             routes.setdefault(raw[start:end], KernelRoute(route, raw[start:end]))
         return list(routes.values())
 
@@ -111,7 +111,7 @@ class RouteMover:
 
         Raises OSError.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        by_device: dict[str, tuple[str, ...]] = {}
         for name, index in _indexes(devices):
             entries: list[str] = []
             for raw, start, end in self._dump(nl.RTM_GETADDR, nl.IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, index)):
@@ -121,8 +121,8 @@ class RouteMover:
                     entries += [
                         f"{ip_text(parts[kind])}/{length}" for kind in (nl.IFA_ADDRESS, nl.IFA_LOCAL) if kind in parts
                     ]
-            found[name] = tuple(dict.fromkeys(entries))
-        return found
+            by_device[name] = tuple(dict.fromkeys(entries))
+        return by_device
 
     def _dump(self, message_type: int, body: bytes) -> list[Message]:
         """Return a dump; empty if the device has just gone or no table has a route.
@@ -138,19 +138,21 @@ class RouteMover:
                 return []
             raise
 
-    def install(self, held: KernelRoute, table: int, protocol: int | None = None) -> int:
+    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None) -> int:
         """Install the route in another table as well; return the errno, 0 if it is there now.
 
         An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
         is added beside it; the same route gets a new expiry.
         """
-        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if held.route.family == 4 else 0)
-        code = self._netlink.change(nl.RTM_NEWROUTE, held.request(table, protocol, held.route.expires), flags)
+        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if kernel_route.route.family == 4 else 0)
+        code = self._netlink.change(
+            nl.RTM_NEWROUTE, kernel_route.request(table, protocol, kernel_route.route.expires), flags
+        )
         return 0 if code == errno.EEXIST else code
 
-    def delete(self, held: KernelRoute) -> int:
+    def delete(self, kernel_route: KernelRoute) -> int:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
-        code = self._netlink.change(nl.RTM_DELROUTE, held.request(held.route.table))
+        code = self._netlink.change(nl.RTM_DELROUTE, kernel_route.request(kernel_route.route.table))
         return 0 if code == errno.ESRCH else code
 
 

@@ -99,15 +99,15 @@ def _prefix(raw: bytes | None, length: int) -> str | None:
 
 
 def _unsupported(
-    found: Mapping[int, bytes], supported: frozenset[int], names: Mapping[int, str], what: str
+    values: Mapping[int, bytes], supported: frozenset[int], names: Mapping[int, str], noun: str
 ) -> list[str]:
     """Return name and value of each attribute that is not supported.
 
-    `what` names one without a name.
+    `noun` names one without a name.
     """
     return [
-        f"{names.get(kind, f'{what} {kind}')} {native_integer(raw[:8])}"
-        for kind, raw in found.items()
+        f"{names.get(kind, f'{noun} {kind}')} {native_integer(raw[:8])}"
+        for kind, raw in values.items()
         if kind not in supported
     ]
 
@@ -115,38 +115,38 @@ def _unsupported(
 def decode_rule(raw: bytes, start: int, end: int) -> IpRule:
     """Return the rule of a RTM_NEWRULE with its struct fib_rule_hdr at `start`."""
     family, dst_length, src_length, tos, table, _, _, number, flags = nl.FIB_RULE_HDR.unpack_from(raw, start)
-    found = dict(attributes(raw, start + nl.FIB_RULE_HDR.size, end))
+    values = dict(attributes(raw, start + nl.FIB_RULE_HDR.size, end))
     action = _FR_ACT.get(number, f"action-{number}")
     full_masks = {
-        kind for kind in (nl.FRA_SPORT_MASK, nl.FRA_DPORT_MASK) if native_integer(found.get(kind)) == _FULL_PORT
+        kind for kind in (nl.FRA_SPORT_MASK, nl.FRA_DPORT_MASK) if native_integer(values.get(kind)) == _FULL_PORT
     }
-    unknown = _unsupported(found, _RULE_SUPPORTED | full_masks, _RULE_NAMES, "selector")
+    unknown = _unsupported(values, _RULE_SUPPORTED | full_masks, _RULE_NAMES, "selector")
     if flags & ~_RULE_FLAGS:
         unknown.append(f"flags {flags & ~_RULE_FLAGS:#x}")
     if number not in _FR_ACT:
         unknown.append(f"action {number}")
     return IpRule(
         6 if family == socket.AF_INET6 else 4,
-        native_integer(found.get(nl.FRA_PRIORITY)),
+        native_integer(values.get(nl.FRA_PRIORITY)),
         action,
-        (native_integer(found.get(nl.FRA_TABLE)) or table) if action == "lookup" else 0,
-        native_integer(found.get(nl.FRA_FWMARK)),
-        native_integer(found.get(nl.FRA_FWMASK)),
-        _prefix(found.get(nl.FRA_SRC), src_length),
-        _prefix(found.get(nl.FRA_DST), dst_length),
-        _text_or_none(found.get(nl.FRA_IIFNAME)),
-        _text_or_none(found.get(nl.FRA_OIFNAME)),
-        _range(found.get(nl.FRA_UID_RANGE)),
-        _integer_or_none(found.get(nl.FRA_IP_PROTO)),
-        _range(found.get(nl.FRA_SPORT_RANGE)),
-        _range(found.get(nl.FRA_DPORT_RANGE)),
+        (native_integer(values.get(nl.FRA_TABLE)) or table) if action == "lookup" else 0,
+        native_integer(values.get(nl.FRA_FWMARK)),
+        native_integer(values.get(nl.FRA_FWMASK)),
+        _prefix(values.get(nl.FRA_SRC), src_length),
+        _prefix(values.get(nl.FRA_DST), dst_length),
+        _text_or_none(values.get(nl.FRA_IIFNAME)),
+        _text_or_none(values.get(nl.FRA_OIFNAME)),
+        _range(values.get(nl.FRA_UID_RANGE)),
+        _integer_or_none(values.get(nl.FRA_IP_PROTO)),
+        _range(values.get(nl.FRA_SPORT_RANGE)),
+        _range(values.get(nl.FRA_DPORT_RANGE)),
         tos,
         bool(flags & nl.FIB_RULE_INVERT),
-        _integer_or_none(found.get(nl.FRA_GOTO)),
-        _set_or_none(found.get(nl.FRA_SUPPRESS_PREFIXLEN)),
-        _set_or_none(found.get(nl.FRA_SUPPRESS_IFGROUP)),
-        bool(native_integer(found.get(nl.FRA_L3MDEV))),
-        native_integer(found.get(nl.FRA_PROTOCOL)),
+        _integer_or_none(values.get(nl.FRA_GOTO)),
+        _set_or_none(values.get(nl.FRA_SUPPRESS_PREFIXLEN)),
+        _set_or_none(values.get(nl.FRA_SUPPRESS_IFGROUP)),
+        bool(native_integer(values.get(nl.FRA_L3MDEV))),
+        native_integer(values.get(nl.FRA_PROTOCOL)),
         unknown=tuple(unknown),
     )
 
@@ -157,14 +157,14 @@ def decode_route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> 
     `names` are the names of the devices by index.
     """
     family, dst_length, src_length, tos, table, protocol, scope, kind, flags = nl.RTMSG.unpack_from(raw, start)
-    found = dict(attributes(raw, start + nl.RTMSG.size, end))
+    values = dict(attributes(raw, start + nl.RTMSG.size, end))
     unknown: list[str] = []
-    if found.keys() - _ROUTE_ATTRIBUTES:
-        unknown = _unsupported(found, _ROUTE_SUPPORTED, _ROUTE_NAMES, "attribute")
+    if values.keys() - _ROUTE_ATTRIBUTES:
+        unknown = _unsupported(values, _ROUTE_SUPPORTED, _ROUTE_NAMES, "attribute")
     hops: tuple[Nexthop, ...] = ()
-    if nl.RTA_MULTIPATH in found:
-        hops = tuple(_nexthops(found[nl.RTA_MULTIPATH], names, unknown))
-    if nl.RTA_NH_ID in found and (hops or nl.RTA_OIF in found):
+    if nl.RTA_MULTIPATH in values:
+        hops = tuple(_nexthops(values[nl.RTA_MULTIPATH], names, unknown))
+    if nl.RTA_NH_ID in values and (hops or nl.RTA_OIF in values):
         # The kernel shows the nexthops of the nexthop object, unless net.ipv4.nexthop_compat_mode
         # is off.
         unknown = [entry for entry in unknown if not entry.startswith("nhid ")]
@@ -174,24 +174,24 @@ def decode_route(raw: bytes, start: int, end: int, names: Mapping[int, str]) -> 
         unknown.append(f"type {kind}")
     return Route(
         6 if family == socket.AF_INET6 else 4,
-        native_integer(found.get(nl.RTA_TABLE)) or table,
-        f"{ip_text(found[nl.RTA_DST])}/{dst_length}" if dst_length else "default",
+        native_integer(values.get(nl.RTA_TABLE)) or table,
+        f"{ip_text(values[nl.RTA_DST])}/{dst_length}" if dst_length else "default",
         ROUTE_TYPES.get(kind, f"type-{kind}"),
-        _gateway(found),
-        _output_device(found, names),
-        native_integer(found.get(nl.RTA_PRIORITY)),
+        _gateway(values),
+        _output_device(values, names),
+        native_integer(values.get(nl.RTA_PRIORITY)),
         bool(flags & nl.RTNH_F_ONLINK),
         protocol,
         nexthops=hops,
-        prefsrc=ip_text(found[nl.RTA_PREFSRC]) if nl.RTA_PREFSRC in found else None,
-        source=_prefix(found.get(nl.RTA_SRC), src_length),
+        prefsrc=ip_text(values[nl.RTA_PREFSRC]) if nl.RTA_PREFSRC in values else None,
+        source=_prefix(values.get(nl.RTA_SRC), src_length),
         tos=tos,
-        preference=_PREFERENCES.get(native_integer(found.get(nl.RTA_PREF)), "medium"),
+        preference=_PREFERENCES.get(native_integer(values.get(nl.RTA_PREF)), "medium"),
         scope=ROUTE_SCOPES.get(scope, str(scope)),
         linkdown=bool(flags & nl.RTNH_F_LINKDOWN),
         dead=bool(flags & nl.RTNH_F_DEAD),
         unknown=tuple(unknown),
-        expires=_expiry_seconds(found.get(nl.RTA_CACHEINFO, b"")),
+        expires=_expiry_seconds(values.get(nl.RTA_CACHEINFO, b"")),
     )
 
 
@@ -203,16 +203,16 @@ def _expiry_seconds(raw: bytes) -> int | None:
     return max(1, ticks // _TICKS) if ticks else None
 
 
-def _output_device(found: Mapping[int, bytes], names: Mapping[int, str]) -> str | None:
-    index = native_integer(found.get(nl.RTA_OIF))
+def _output_device(values: Mapping[int, bytes], names: Mapping[int, str]) -> str | None:
+    index = native_integer(values.get(nl.RTA_OIF))
     return names.get(index, str(index)) if index else None
 
 
-def _gateway(found: Mapping[int, bytes]) -> str | None:
-    if nl.RTA_GATEWAY in found:
-        return ip_text(found[nl.RTA_GATEWAY])
-    if nl.RTA_VIA in found:
-        return ip_text(found[nl.RTA_VIA][2:])  # behind the address family
+def _gateway(values: Mapping[int, bytes]) -> str | None:
+    if nl.RTA_GATEWAY in values:
+        return ip_text(values[nl.RTA_GATEWAY])
+    if nl.RTA_VIA in values:
+        return ip_text(values[nl.RTA_VIA][2:])  # behind the address family
     return None
 
 
@@ -221,11 +221,11 @@ def _nexthops(raw: bytes, names: Mapping[int, str], unknown: list[str]) -> Itera
     offset = 0
     while offset + nl.RTNEXTHOP.size <= len(raw):
         length, flags, hops, index = nl.RTNEXTHOP.unpack_from(raw, offset)
-        found = dict(attributes(raw, offset + nl.RTNEXTHOP.size, offset + length))
-        unknown += _unsupported(found, _ROUTE_SUPPORTED, _ROUTE_NAMES, "attribute")
+        values = dict(attributes(raw, offset + nl.RTNEXTHOP.size, offset + length))
+        unknown += _unsupported(values, _ROUTE_SUPPORTED, _ROUTE_NAMES, "attribute")
         yield Nexthop(
             names.get(index, str(index)),
-            _gateway(found),
+            _gateway(values),
             hops + 1,
             bool(flags & nl.RTNH_F_ONLINK),
             bool(flags & nl.RTNH_F_LINKDOWN),
@@ -237,17 +237,17 @@ def _nexthops(raw: bytes, names: Mapping[int, str], unknown: list[str]) -> Itera
 def decode_link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
     """Return index, index of the master, and the device of a RTM_NEWLINK."""
     _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
-    found = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
-    kind = decode_text(nested_attributes(found.get(nl.IFLA_LINKINFO)).get(nl.IFLA_INFO_KIND))
-    name = decode_text(found.get(nl.IFLA_IFNAME)) or str(index)
-    group = native_integer(found.get(nl.IFLA_GROUP))
+    values = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
+    kind = decode_text(nested_attributes(values.get(nl.IFLA_LINKINFO)).get(nl.IFLA_INFO_KIND))
+    name = decode_text(values.get(nl.IFLA_IFNAME)) or str(index)
+    group = native_integer(values.get(nl.IFLA_GROUP))
     device = Device(name, (), bool(flags & nl.IFF_UP), group, None, kind)
-    return index, native_integer(found.get(nl.IFLA_MASTER)) or None, device
+    return index, native_integer(values.get(nl.IFLA_MASTER)) or None, device
 
 
 def decode_address(raw: bytes, start: int, end: int) -> tuple[int, str]:
     """Return the index of the device and ADDRESS/LENGTH of a RTM_NEWADDR."""
     _, length, _, _, index = nl.IFADDRMSG.unpack_from(raw, start)
-    found = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
-    own = found[nl.IFA_LOCAL] if nl.IFA_LOCAL in found else found[nl.IFA_ADDRESS]
+    values = dict(attributes(raw, start + nl.IFADDRMSG.size, end))
+    own = values[nl.IFA_LOCAL] if nl.IFA_LOCAL in values else values[nl.IFA_ADDRESS]
     return index, f"{ip_text(own)}/{length}"

@@ -52,7 +52,7 @@ _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # of IPv4-mapped IPv6 addresses
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ESTALE})
 _NO_DESTROY = frozenset({errno.EOPNOTSUPP, errno.EINVAL})  # EINVAL before Linux 4.5
 
-CLOSED, GONE, NOT_SUPPORTED = "closed", "gone", "not supported"
+CLOSED, ABSENT, NOT_SUPPORTED = "closed", "gone", "not supported"
 
 
 @frozen
@@ -144,7 +144,7 @@ class SockDiag:
             yield decode_socket(protocol, *message, device)
 
     def destroy(self, entry: InetSocket) -> str:
-        """Destroy a socket; return CLOSED, GONE (also if another one has taken its place) or NOT_SUPPORTED.
+        """Destroy a socket; return CLOSED, ABSENT (also if another one has taken its place) or NOT_SUPPORTED.
 
         The next call of its process fails with ECONNABORTED. The kernel resets a TCP connection; it
         disconnects a UDP socket, which can be used again.
@@ -160,7 +160,7 @@ class SockDiag:
         if not code:
             return CLOSED
         if code in _NOT_FOUND:
-            return GONE
+            return ABSENT
         if code in _NO_DESTROY:
             return NOT_SUPPORTED
         raise OSError(code, f"cannot close {entry}: {errno.errorcode.get(code, code)}")
@@ -174,7 +174,7 @@ def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Calla
     domain, state, _, _, identity, _, _, _, uid, inode = _MESSAGE.unpack_from(raw, start)
     sport, dport, local, remote = _PORTS_AND_ADDRESSES.unpack_from(identity)
     index, cookie = _DEVICE_AND_COOKIE.unpack_from(identity, _PORTS_AND_ADDRESSES.size)
-    found = dict(attributes(raw, start + _MESSAGE.size, end))
+    values = dict(attributes(raw, start + _MESSAGE.size, end))
     is_mapped = domain == socket.AF_INET6 and _MAPPED_PREFIX in (local[:12], remote[:12])
     family = 4 if domain == socket.AF_INET or is_mapped else 6
     address = slice(12, 16) if is_mapped else slice(0, 4 if family == 4 else 16)
@@ -186,12 +186,12 @@ def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Calla
         sport,
         _address(remote[address]),
         dport,
-        native_integer(found[nl.INET_DIAG_MARK]) if nl.INET_DIAG_MARK in found else None,
+        native_integer(values[nl.INET_DIAG_MARK]) if nl.INET_DIAG_MARK in values else None,
         uid,
         inode,
         cookie,
         device(index) if index else None,
-        native_integer(found[nl.INET_DIAG_CGROUP_ID]) if nl.INET_DIAG_CGROUP_ID in found else None,
+        native_integer(values[nl.INET_DIAG_CGROUP_ID]) if nl.INET_DIAG_CGROUP_ID in values else None,
         domain,
         identity,
     )

@@ -78,7 +78,7 @@ class FibLookup:
                 routes[route.table].append(route)
         self.routes = routes
         table_class: type[Table4] | type[Table6] = Table4 if family == 4 else Table6
-        self.tables = {number: table_class(listed) for number, listed in routes.items()}
+        self.tables = {number: table_class(table_routes) for number, table_routes in routes.items()}
 
     def sysctl(self, path: str) -> str | None:
         """Return the value of a sysctl, None if the state does not contain it."""
@@ -89,10 +89,10 @@ class FibLookup:
         for rule in self.rpdb.matching_rules(flow_key, choices):
             log_effect = step_logger(rule, log)
             if rule.action == "goto":
-                log_effect(f"goes to {rule.goto}")
+                log_effect(f"goto {rule.goto}")
                 continue
             if rule.action == "nop":
-                log_effect("goes on")
+                log_effect("continue")
                 continue
             if rule.action in RULE_ERRORS:
                 log_effect(rule.action)
@@ -106,17 +106,17 @@ class FibLookup:
             table = self.tables.get(number)
             match = table.find(query, choices) if table else None
             if match is None:
-                log_effect(f"no route in table {number}, goes on")
+                log_effect(f"no route in table {number}, continue")
                 continue
             if match.route.kind == "throw":
-                log_effect("throw, goes on")
+                log_effect("throw, continue")
                 continue
-            kept = self._unsuppressed(rule, match, choices)
-            if kept is None:
-                log_effect(f"suppresses {ip_text.display_text(match.route)}, goes on")
+            remaining = self._unsuppressed(rule, match, choices)
+            if remaining is None:
+                log_effect(f"suppresses {ip_text.display_text(match.route)}, continue")
                 continue
             log_effect(f"found in table {number}")
-            return LookupResult(rule, number, kept)
+            return LookupResult(rule, number, remaining)
         return LookupResult(None)
 
     def _unsuppressed(self, rule: IpRule, match: FibMatch, choices: Choices) -> FibMatch | None:

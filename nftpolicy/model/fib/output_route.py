@@ -204,17 +204,17 @@ class _SourceAddresses:
     """The addresses that the kernel may select for a packet without source."""
 
     def __init__(self, state: NetState) -> None:
-        self._owned: dict[tuple[int, str], list[int]] = defaultdict(list)
+        self._own_addresses: dict[tuple[int, str], list[int]] = defaultdict(list)
         self._cache: dict[tuple[int, int, str | None], Sequence[int]] = {}
         for device in state.devices:
             for prefix in device.addresses:
                 address = prefix.partition("/")[0]
-                self._owned[6 if ":" in address else 4, device.name].append(parse_address(address))
+                self._own_addresses[6 if ":" in address else 4, device.name].append(parse_address(address))
         for route in () if state.devices else state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
                 low, high = address_range(route.destination, route.family)
                 if low == high:
-                    self._owned[route.family, route.device].append(low)
+                    self._own_addresses[route.family, route.device].append(low)
 
     def choose(self, family: int, destination: int, device: str | None, choices: Choices) -> int | None:
         """Return one of the candidates, a branch for each; None if there is no candidate."""
@@ -230,11 +230,11 @@ class _SourceAddresses:
     def _candidates(self, family: int, device: str | None, destination: int) -> Sequence[int]:
         every = [
             address
-            for (version, owner), owned in self._owned.items()
+            for (version, owner), owned in self._own_addresses.items()
             for address in owned
             if version == family and owner != LOOPBACK
         ]
-        near = every if device is None else self._owned.get((family, device), [])
+        near = every if device is None else self._own_addresses.get((family, device), [])
         if family == 4:
             return [address for address in near if not is_loopback4(address)] or every
         # An address of the destination's scope is preferred, then one of the device (RFC 6724,

@@ -49,12 +49,12 @@ def default_rules(family: int) -> tuple[IpRule, ...]:
 
 def are_kernel_defaults(rules: Iterable[IpRule], family: int) -> bool:
     """Return True if these are the rules that a kernel starts with, whatever their protocol."""
-    listed = list(rules)
-    positions = [(rule.priority, rule.table) for rule in listed]
+    ordered = list(rules)
+    positions = [(rule.priority, rule.table) for rule in ordered]
     if positions != [(rule.priority, rule.table) for rule in default_rules(family)]:
         return False
     plain = _selectors(IpRule(family, 0))
-    return all(_selectors(rule) == plain and not rule.unknown for rule in listed)
+    return all(_selectors(rule) == plain and not rule.unknown for rule in ordered)
 
 
 def _selectors(rule: IpRule) -> tuple[object, ...]:
@@ -92,8 +92,8 @@ class Rpdb:
 
     def __init__(self, family: int, rules: Iterable[IpRule], devices: Iterable[Device]) -> None:
         of_family = (rule for rule in rules if rule.family == family)
-        listed = sorted(of_family, key=lambda rule: rule.priority)
-        self.rules = tuple(listed) or default_rules(family)
+        ordered = sorted(of_family, key=lambda rule: rule.priority)
+        self.rules = tuple(ordered) or default_rules(family)
         self.selector_use = SelectorUse.from_rules(self.rules)
         self.is_default = are_kernel_defaults(self.rules, family)
         self._tos = _TOS_MASK[family]

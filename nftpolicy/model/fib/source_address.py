@@ -71,15 +71,17 @@ class LocalAddresses:
                 family = 6 if ":" in address else 4
                 own, length = parse_prefix(address, family)
                 self._by_device[family, device.name].append((own, length))
-        listed = {key for key in self._by_device if key[0] == 4}
+        devices_with_addresses = {key for key in self._by_device if key[0] == 4}
         for route in state.routes:
             if route.table == TABLE_LOCAL and route.kind == "local" and route.device:
                 first, length = parse_prefix(route.destination, route.family)
                 width = 32 if route.family == 4 else 128
                 key = (route.family, route.device)
-                if length == width and key not in listed and route.device not in self._devices:
+                if length == width and key not in devices_with_addresses and route.device not in self._devices:
                     self._by_device[key].append((first, length))
-        self._owners = {(family, own): name for (family, name), owned in self._by_device.items() for own, _ in owned}
+        self._owners = {
+            (family, own): name for (family, name), own_addresses in self._by_device.items() for own, _ in own_addresses
+        }
 
     def device_of(self, family: int, address: int) -> str | None:
         """Return the device that has exactly this address, or None."""
@@ -100,22 +102,22 @@ class LocalAddresses:
         """Return the device's source address (inet_select_addr); None: no address, or ambiguous.
 
         An address of the gateway's network is preferred, then the device's first. A device without
-        an address borrows the first of another device. `loops`: 127.0.0.0/8 counts like other
+        an address uses the first of another device. `loops`: 127.0.0.0/8 counts like other
         addresses.
         """
-        owned = [
+        own_addresses = [
             (own, length) for own, length in self._by_device.get((4, device), []) if loops or not is_loopback4(own)
         ]
-        for own, length in owned:
+        for own, length in own_addresses:
             if gateway is not None and own >> 32 - length == gateway >> 32 - length:
                 return own
         # The local table has neither prefix lengths nor an order: several addresses are ambiguous.
-        if device not in self._devices and len(owned) != 1:
+        if device not in self._devices and len(own_addresses) != 1:
             return None
-        if owned:
-            return owned[0][0]
-        borrowed = (own for name in self._devices for own, _ in self._by_device.get((4, name), []))
-        return next((own for own in borrowed if not is_loopback4(own)), None)
+        if own_addresses:
+            return own_addresses[0][0]
+        other_addresses = (own for name in self._devices for own, _ in self._by_device.get((4, name), []))
+        return next((own for own in other_addresses if not is_loopback4(own)), None)
 
     def source4(self, hop: Nexthop, loops: bool) -> str | None:
         """Return the source address of an IPv4 packet by a nexthop, or None if it is not known."""
@@ -134,12 +136,12 @@ class LocalAddresses:
         if destination == _LOOPBACK6:
             return None
         is_near = is_link_local6(destination) or is_link_multicast6(destination)
-        owned = [
+        own_addresses = [
             own
             for own, _ in self._by_device.get((6, hop.device or ""), [])
             if own != _LOOPBACK6 and is_link_local6(own) == is_near
         ]
-        return format_ipv6(owned[0]) if len(owned) == 1 else None
+        return format_ipv6(own_addresses[0]) if len(own_addresses) == 1 else None
 
     def source_candidates6(self, oif: str | None) -> list[int]:
         """Return the global addresses that a packet without a source may get.
@@ -148,7 +150,7 @@ class LocalAddresses:
         """
         return [
             own
-            for (family, device), owned in self._by_device.items()
-            for own, _ in owned
+            for (family, device), own_addresses in self._by_device.items()
+            for own, _ in own_addresses
             if family == 6 and oif in (None, device) and own != _LOOPBACK6 and not is_link_local6(own)
         ]

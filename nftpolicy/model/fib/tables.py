@@ -88,9 +88,9 @@ class Table4:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._levels = _tree(routes, 4)
         for _, level in self._levels:
-            for same in level.values():
-                if len(same) > 1:
-                    same.sort(key=lambda route: (-route.table, -route.tos, route.metric))
+            for routes_of_prefix in level.values():
+                if len(routes_of_prefix) > 1:
+                    routes_of_prefix.sort(key=lambda route: (-route.table, -route.tos, route.metric))
 
     def find(self, query: FibQuery, choices: Choices) -> FibMatch | None:
         """Return the match, or None if there is no route or a "throw" (fib_table_lookup)."""
@@ -145,9 +145,9 @@ class Table6:
     def __init__(self, routes: Iterable[Route]) -> None:
         self._levels = _tree(routes, 6)
         for _, level in self._levels:
-            for same in level.values():
-                if len(same) > 1:
-                    same.sort(key=lambda route: route.metric)
+            for routes_of_prefix in level.values():
+                if len(routes_of_prefix) > 1:
+                    routes_of_prefix.sort(key=lambda route: route.metric)
 
     def find(self, query: FibQuery, choices: Choices) -> FibMatch | None:
         """Return the match, or None.
@@ -173,8 +173,8 @@ class Table6:
             if len(plain) != len(routes):
                 limited = [route for route in routes if route.source is not None]
                 special = list(_by_source(limited, query.source))
-                for same in special:
-                    yield length, same
+                for members in special:
+                    yield length, members
                 has_started = has_started or bool(special)
                 # Linux (at least up to 6.18) skips the plain routes too, except for default routes.
                 if plain and not has_started and length:
@@ -191,11 +191,11 @@ def _by_source(routes: list[Route], source: int) -> Iterator[list[Route]]:
     by_prefix: dict[str, list[Route]] = {}
     for route in routes:
         by_prefix.setdefault(route.source or "default", []).append(route)
-    groups = ((parse_prefix(prefix, 6), same) for prefix, same in by_prefix.items())
+    groups = ((parse_prefix(prefix, 6), members) for prefix, members in by_prefix.items())
     networks = sorted(groups, key=lambda group: -group[0][1])
-    for (first, length), same in networks:
+    for (first, length), members in networks:
         if first >> 128 - length == source >> 128 - length:
-            yield same
+            yield members
 
 
 def _select(routes: list[Route], query: FibQuery) -> tuple[Route, tuple[Nexthop, ...]] | None:

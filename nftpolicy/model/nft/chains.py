@@ -129,7 +129,7 @@ class PreparedBaseChain:
 
 
 class Ruleset:
-    """All tables of a kernel, indexed once."""
+    """Tables of a kernel, indexed once."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
         self.tables = tuple(tables)
@@ -272,7 +272,7 @@ def _evaluate_logged(rule: _Rule, run: EvalContext, log: TraceLog) -> bool | nft
     result = rule.evaluate(run)
     if result or run.effects:
         verdict = [] if isinstance(result, bool) else [_verdict_text(result)]
-        effect = ", ".join([*run.effects, *verdict]) or "goes on"
+        effect = ", ".join([*run.effects, *verdict]) or "continue"
         log.append(TraceStep("rule", rule.text, rule.rule, rule.rule.origin, effect))
     return result
 

@@ -92,7 +92,7 @@ class HookTraversal:
         log: TraceLog,
     ) -> None:
         self._ruleset, self._has_conntrack = ruleset, tracked
-        self.view, self._doubts, self._log = view, choices, log
+        self.view, self._choices, self._log = view, choices, log
         self._records = not isinstance(log, NullLog)
         self._run = EvalContext(view, choices, log if self._records else None)
         self._family = _FAMILIES.get(view.protocol_number, 0)
@@ -147,12 +147,12 @@ class HookTraversal:
             return False
         has_conntrack = self._has_conntrack()
         if has_conntrack is None:
-            return self._doubts.branch_on("whether connections are tracked")
+            return self._choices.branch_on("whether connections are tracked")
         return has_conntrack
 
     def _is_translated_by_copy(self, base: PreparedBaseChain) -> bool:
         view = self.view
-        if not self._doubts.branch_on(f"whether a copy for this machine has passed {base.chain.name} before"):
+        if not self._choices.branch_on(f"whether a copy for this machine has passed {base.chain.name} before"):
             return False
         saved = view.uid, view.gid, view.cgroup, view.mark
         view.drop_socket()

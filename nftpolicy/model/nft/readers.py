@@ -296,10 +296,10 @@ def _fib(result: str, keys: tuple[str, ...]) -> Reader:
     return read
 
 
-def _bitwise(read: Reader, keep: tuple[int, int] | None, put: tuple[int, int] | None) -> Reader:
-    if keep is None or put is None or keep[0] != keep[1] or put[0] != put[1]:
+def _bitwise(read: Reader, kept_bits: tuple[int, int] | None, set_bits: tuple[int, int] | None) -> Reader:
+    if kept_bits is None or set_bits is None or kept_bits[0] != kept_bits[1] or set_bits[0] != set_bits[1]:
         return _unsupported
-    mask, bits = keep[0], put[0]
+    mask, bits = kept_bits[0], set_bits[0]
     if mask == nft.FULL_MASK:  # all bits of the value
 
         def filled(view: PacketView) -> FieldValue:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nft's symbolic constants for protocols, types and flags.
+"""Symbolic constants of nft for protocols, types and flags.
 
 Numbers are from the kernel's headers: include/uapi/linux/in.h, icmp.h, icmpv6.h, if_ether.h,
 if_packet.h.

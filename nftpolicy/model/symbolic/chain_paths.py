@@ -35,7 +35,7 @@ class PathPosition:
 
 @frozen
 class PathState:
-    """One path of a region: its position in each chain (innermost last), decided parts, marks."""
+    """Path of a region: its position in each chain (innermost last), decided parts, marks."""
 
     stack: tuple[PathPosition, ...]
     region: Box
@@ -50,7 +50,7 @@ class PathState:
         """Return the path of the part `narrow` of the region."""
         return PathState(self.stack, {**self.region, **narrow}, self.decided, self.marks)
 
-    def without(self, narrow: Box) -> PathState:
+    def with_decided(self, narrow: Box) -> PathState:
         """Return the path of the remaining region when the part `narrow` is decided."""
         return PathState(self.stack, self.region, (*self.decided, narrow), self.marks)
 
@@ -63,15 +63,15 @@ class ChainPaths:
     """The paths through one base chain, at most `limit` of them; further paths are unsupported."""
 
     def __init__(self, reader: ChainReader, base_chain: BaseChain, limit: int) -> None:
-        self._reader, self._place, self._remaining = reader, base_chain, limit
+        self._reader, self._base_chain, self._remaining = reader, base_chain, limit
 
     def events(self, region: Box) -> Iterator[ChainEvent]:
         """Yield what the chain does with the packets of `region`."""
-        yield from self._follow(PathState((PathPosition(self._place[1]),), region, (), {}))
+        yield from self._follow(PathState((PathPosition(self._base_chain[1]),), region, (), {}))
 
     def _follow(self, path: PathState) -> Iterator[ChainEvent]:
         """Yield the events of a path and of its branches, up to the end of the chain."""
-        table, chain = self._place
+        table, chain = self._base_chain
         assert chain.hook is not None
         self._remaining -= 1
         if self._remaining < 0:
@@ -92,7 +92,7 @@ class ChainPaths:
                     continue
                 if not narrow:
                     return
-                path = path.without(narrow)
+                path = path.with_decided(narrow)
             path = path.moved(*outer, position.next_rule())
         if chain.hook.policy != "drop":
             yield self._event("accept", None, path)
@@ -102,7 +102,7 @@ class ChainPaths:
 
         Each comes with the part of the region that it applies to and the number of its statement.
         """
-        reader, table, position = self._reader, self._place[0], path.stack[-1]
+        reader, table, position = self._reader, self._base_chain[0], path.stack[-1]
         statements = position.chain.rules[position.rule].statements
         reached: list[Box] = [{}]
         for index in range(position.statement, len(statements)):
@@ -140,7 +140,7 @@ class ChainPaths:
         *outer, position = path.stack
         effect, part = effect_of(statement), path.narrowed(narrow)
         if effect in ("jump", "goto"):
-            target = self._reader.jump_target(self._place[0], statement)
+            target = self._reader.jump_target(self._base_chain[0], statement)
             if target is None:
                 yield self._unsupported_event(rule, part, statement)
                 return
@@ -163,11 +163,11 @@ class ChainPaths:
     def _event(
         self, kind: str, rule: nft.Rule | None, path: PathState, statement: nft.Statement | None = None
     ) -> ChainEvent:
-        return ChainEvent(kind, self._place, rule, path.region, path.decided, statement, path.marks)
+        return ChainEvent(kind, self._base_chain, rule, path.region, path.decided, statement, path.marks)
 
     def _unsupported_event(self, rule: nft.Rule, part: PathState, statement: nft.Statement) -> ChainEvent:
         """Return an accept event under the condition of a new artificial field."""
-        description = f"{self._place[0].name}: {nft_text.display_text(statement)}"
+        description = f"{self._base_chain[0].name}: {nft_text.display_text(statement)}"
         condition = {self._reader.space.unsupported_field(description): points(1)}
         return self._event("accept", rule, part.narrowed(condition), statement)
 
@@ -176,7 +176,7 @@ class ChainPaths:
     ) -> list[tuple[Box, nft.Statement]]:
         """Return the verdicts of a map with the parts of the region that find them."""
         pairs: list[tuple[Box, nft.Statement]] = []
-        for boxes, verdict in self._reader.verdict_entries(self._place[0], statement):
+        for boxes, verdict in self._reader.verdict_entries(self._base_chain[0], statement):
             pairs += [(narrow, verdict) for narrow in self._narrowed(path, reached, boxes)]
         return pairs
 

@@ -44,8 +44,8 @@ class ChainReader:
             if element != "*":
                 yield self.space.key_boxes(table, statement.key, element), verdict
         for _, verdict in (entry for entry in entries if entry[0] == "*"):
-            others = frozenset(element for element, _ in entries if element != "*")
-            default = nft.Match(statement.key, nft.AnonymousSet(others), "!=")
+            keys = frozenset(element for element, _ in entries if element != "*")
+            default = nft.Match(statement.key, nft.AnonymousSet(keys), "!=")
             yield self.space.match_boxes(table, default), verdict
 
     @staticmethod

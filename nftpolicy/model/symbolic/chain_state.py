@@ -14,12 +14,12 @@ class ChainState:
     """A region in one chain.
 
     `region` is the box of the packets that enter the chain, `prefix` is what the calls up to this
-    chain add to the region of the base chain. All boxes in `decided` and `returned` are relative to
-    the region of the base chain. `returned` only grows, so the numbers of its boxes at one moment
+    chain add to the region of the base chain. All boxes in `decided_boxes` and `returned_boxes` are relative to
+    the region of the base chain. `returned_boxes` only grows, so the numbers of its boxes at one moment
     (`returned_counts`) identify its content at that moment.
 
-    `decided` has the parts that any chain accepted or dropped so far; all chains of one base chain
-    share it. `returned` has the parts that left a chain early and continue in its caller: for each
+    `decided_boxes` has the parts that any chain accepted or dropped so far; all chains of one base chain
+    share it. `returned_boxes` has the parts that left a chain early and continue in its caller: for each
     caller, outermost first, and for this chain (last). `callers` are the names of the callers.
     """
 

@@ -35,12 +35,12 @@ _MAX_PIECES = 256  # of a decided part, without the packets that had left its ch
 class ChainTransfer(ChainReader):
     """The transfer function of the chains of `tables` over a header space."""
 
-    def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table], survey: RulesetScan) -> None:
+    def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table], scan: RulesetScan) -> None:
         super().__init__(space, tables)
-        self._writing_chains = survey.writing_chains
-        self._header_writing_tables = survey.header_writing_tables
+        self._writing_chains = scan.writing_chains
+        self._header_writing_tables = scan.header_writing_tables
         self._writes_marks: dict[tuple[str, str, str], bool] = {}
-        self._prepared_rules = survey.prepared_rules
+        self._prepared_rules = scan.prepared_rules
 
     def find_accepted(
         self,

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from ...netstate.nft import FULL_MASK, Value
+from ...netstate.nft import FULL_MASK, Element, Value
 from ..nft.symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NUMBERS, TCP_FLAGS
 from ..packet import address_range
-from .box import Box, Ranges, merge_ranges, points
+from .box import Box, Ranges, complement, intersect_ranges, merge_ranges, points
 
 CT_STATES = {"new": 0, "established": 1, "related": 2, "invalid": 3, "untracked": 4}
 CT_DIRECTIONS = {"original": 0, "reply": 1}
@@ -26,6 +26,8 @@ MAX_VALUES = {
     "ct.state": len(CT_STATES) - 1, "ct.direction": 1, **{f"tcp.{flag}": 1 for flag in TCP_FLAGS},
 }  # fmt: skip
 
+EQUAL = ("==", "in")  # operators
+
 Parse = Callable[[Value], Ranges | None]  # None: unsupported syntax
 
 
@@ -38,6 +40,29 @@ def parse_number(value: Value) -> Ranges | None:
         return merge_ranges([(int(low, 0), int(high, 0) if dash else int(low, 0))])
     except ValueError:
         return None
+
+
+def matching_values(parse: Parse, elements: Iterable[Element], op: str, top: int) -> Ranges | None:
+    """Return the values of a field, at most `top`, that a comparison with elements matches; None: unsupported."""
+    pairs: list[tuple[int, int]] = []
+    for element in elements:
+        parsed = None if isinstance(element, tuple) else parse(element)
+        if parsed is None:
+            return None
+        pairs += parsed
+    wanted = merge_ranges(pairs)
+    if op in EQUAL:
+        return intersect_ranges(wanted, ((0, top),))
+    if op in ("!=", "!"):
+        return complement(wanted, top)
+    if len(wanted) != 1:
+        return None
+    low, high = wanted[0]
+    spans = {"<": (0, low - 1), "<=": (0, high), ">": (high + 1, top), ">=": (low, top)}
+    if op not in spans:
+        return None
+    first, last = spans[op]
+    return ((first, last),) if first <= last else ()
 
 
 def _named(names: Mapping[str, int]) -> Parse:

@@ -16,7 +16,7 @@ from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
 from ..packet import ADDRESS_BITS, ETHERTYPES
-from . import field_values, mark_bits, tcp_flags
+from . import field_values, mark_bits, mark_tests, tcp_flags
 from .box import (
     Box,
     Ranges,
@@ -39,8 +39,6 @@ _MAX_CACHED = 4096  # matches with cached boxes: enough for a policy, limited fo
 _LINK_KEYS = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
 _NOTHING, _NETDEV = "nothing", 5
 _VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets that packets or timeouts change
-_EQUAL = ("==", "in")
-_ORDER = ("<", "<=", ">", ">=")
 
 _TRACKED = points(*(field_values.CT_STATES[state] for state in ("new", "established", "related")))
 
@@ -64,13 +62,13 @@ class HeaderSpace:
     def __init__(
         self,
         family: int,
-        survey: RulesetScan,
+        scan: RulesetScan,
         devices: Iterable[str] = (),
         masks: Iterable[int] = (),
     ) -> None:
         self.family = family
-        self.partition = mark_bits.bit_groups({*survey.masks, *masks})
-        self.devices = field_values.device_classes({*survey.devices, *devices})
+        self.partition = mark_bits.bit_groups({*scan.masks, *masks})
+        self.devices = field_values.device_classes({*scan.devices, *devices})
         self.unsupported: dict[str, str] = {}
         self.opaque_values: dict[str, dict[nft.Value, int]] = {}
         width = ADDRESS_BITS.get(family, 128)
@@ -95,8 +93,8 @@ class HeaderSpace:
     def family_box(self) -> Box:
         """Return the box of all packets of the family."""
         if not self.family:
-            others = complement(points(*ETHERTYPES.values()), field_values.MAX_VALUES["ethertype"])
-            return {"ethertype": others, "nfproto": points(0)}
+            other_ethertypes = complement(points(*ETHERTYPES.values()), field_values.MAX_VALUES["ethertype"])
+            return {"ethertype": other_ethertypes, "nfproto": points(0)}
         return {"ethertype": points(ETHERTYPES[self.family]), "nfproto": points(self.family)}
 
     def device_ranges(self, name: str) -> Ranges:
@@ -162,10 +160,10 @@ class HeaderSpace:
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
         left, right, op = match.left, match.right, match.op
         if isinstance(right, nft.SetRef):
-            listed = self._sets.get((*table.key, right.name))
-            if listed is None or listed.flags & _VOLATILE_FLAGS:
+            named_set = self._sets.get((*table.key, right.name))
+            if named_set is None or named_set.flags & _VOLATILE_FLAGS:
                 return None
-            elements: frozenset[nft.Element] = listed.elements
+            elements: frozenset[nft.Element] = named_set.elements
         elif isinstance(right, nft.AnonymousSet):
             elements = right.elements
         elif isinstance(right, int | str):
@@ -183,7 +181,7 @@ class HeaderSpace:
         field = self.field_of(left, table)
         if field is None:
             return None
-        wanted = self._wanted(field, elements, op)
+        wanted = field_values.matching_values(field.parse, elements, op, self.max_values[field.name])
         if wanted is None:
             return None
         if not wanted:
@@ -226,33 +224,12 @@ class HeaderSpace:
         right = nft.AnonymousSet(frozenset({element}))
         return self.match_boxes(table, nft.Match(expression, right))
 
-    def _wanted(self, field: HeaderField, elements: Iterable[nft.Element], op: str) -> Ranges | None:
-        pairs: list[tuple[int, int]] = []
-        for element in elements:
-            parsed = None if isinstance(element, tuple) else field.parse(element)
-            if parsed is None:
-                return None
-            pairs += parsed
-        wanted, top = merge_ranges(pairs), self.max_values[field.name]
-        if op in _EQUAL:
-            return intersect_ranges(wanted, ((0, top),))
-        if op in ("!=", "!"):
-            return complement(wanted, top)
-        if len(wanted) != 1:
-            return None
-        low, high = wanted[0]
-        spans = {"<": (0, low - 1), "<=": (0, high), ">": (high + 1, top), ">=": (low, top)}
-        if op not in spans:
-            return None
-        first, last = spans[op]
-        return ((first, last),) if first <= last else ()
-
     def _concat(
         self, table: nft.Table, left: nft.Concat, elements: frozenset[nft.Element], op: str
     ) -> list[Box] | None:
         parts = [self.field_of(part, table) for part in left.parts]
         fields = [field for field in parts if field is not None]
-        if op not in (*_EQUAL, "!=") or len(fields) < len(parts):
+        if op not in (*field_values.EQUAL, "!=") or len(fields) < len(parts):
             return None
         needs: Box | None = {}
         for field in fields:
@@ -306,48 +283,15 @@ class HeaderSpace:
             mark, mask = mark_kind(left.operand), left.and_mask
         if mark is None:
             return None
-        pairs: list[tuple[int, int]] = []
-        for element in elements:
-            parsed = None if isinstance(element, tuple) else field_values.parse_number(element)
-            if parsed is None:
-                return None
-            pairs += parsed
-        boxes: list[Box] | None = None
-        if op in (*_EQUAL, "!=") and all(low == high for low, high in pairs):
-            boxes = self._mark_values(mark, mask, [low for low, _ in pairs], op)
-        elif op in (*_EQUAL, "!=", *_ORDER) and mask == FULL_MASK and mask in self.partition:
-            boxes = self._mark_ranges(mark, pairs, op)
+        numbers = mark_tests.parse_marks(elements)
+        if numbers is None:
+            return None
+        boxes = mark_tests.mark_boxes(mark, self.partition, mask, numbers, op)
         if boxes is None:
             test = f"{nft_text.display_text(left)} {op} {sorted(map(str, elements))}"
             return [{self.unsupported_field(f"a test of the {mark}: {test}"): points(1)}]
         needs: Box = {"ct.state": _TRACKED} if mark == "ctmark" else {}
         return [{**box, **needs} for box in boxes]
-
-    def _mark_values(self, mark: str, mask: int, wanted: Sequence[int], op: str) -> list[Box] | None:
-        """Return the boxes of a test for single values under a mask; None: unsupported."""
-        if op != "!=":
-            return [box for value in wanted for box in mark_bits.equal_boxes(mark, self.partition, mask, value)]
-        wanted = [value for value in wanted if not value & ~mask]
-        if len(wanted) < 2:
-            return mark_bits.unequal_boxes(mark, self.partition, mask, wanted[0]) if wanted else [{}]
-        groups = [group for group in self.partition if group & mask]
-        if len(groups) != 1:
-            return None
-        (group,) = groups
-        others = complement(
-            points(*(mark_bits.pack_bits(value, group) for value in wanted)), mark_bits.max_value(group)
-        )
-        return [{mark_bits.field_name(mark, group): others}] if others else []
-
-    def _mark_ranges(self, mark: str, pairs: Sequence[tuple[int, int]], op: str) -> list[Box] | None:
-        """Return the box of a test of the whole mark for ranges; None: unsupported."""
-        field = HeaderField(mark_bits.field_name(mark, FULL_MASK), field_values.parse_number, {})
-        packed = ((mark_bits.pack_bits(low, FULL_MASK), mark_bits.pack_bits(high, FULL_MASK)) for low, high in pairs)
-        texts = frozenset(f"{low}-{high}" for low, high in packed)
-        wanted = self._wanted(field, texts, op) if texts else None
-        if wanted is None:
-            return None
-        return [{field.name: wanted}] if wanted else []
 
     # --- fields ------------------------------------------------------------------------
 

@@ -71,13 +71,13 @@ def unequal_boxes(mark: str, partition: Iterable[int], mask: int, value: int) ->
     if value & ~mask:
         return [{}]
     boxes: list[Box] = []
-    same: Box = {}
+    equal_so_far: Box = {}
     for group in partition:
         if not group & mask:
             continue
         field, wanted = field_name(mark, group), points(pack_bits(value, group))
         other: Ranges = complement(wanted, max_value(group))
         if other:
-            boxes.append({**same, field: other})
-        same = {**same, field: wanted}
+            boxes.append({**equal_so_far, field: other})
+        equal_so_far = {**equal_so_far, field: wanted}
     return boxes

@@ -26,22 +26,22 @@ def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int 
         space.max_values[unknown] = space.max_values[field.name]
         return {**marks, field.name: unknown}
     value, result = as_number(statement.value), dict(marks)
-    source, keep, put = mark_kind(value), nft.FULL_MASK, 0
+    source, kept_mask, set_bits = mark_kind(value), nft.FULL_MASK, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
-        source, keep, put = mark_kind(value.operand), value.and_mask, value.or_bits
+        source, kept_mask, set_bits = mark_kind(value.operand), value.and_mask, value.or_bits
     for group in space.partition:
         name = mark_bits.field_name(mark, group)
         if isinstance(value, int):
             result[name] = mark_bits.pack_bits(value, group)
-        elif source is not None and put & group == group:
+        elif source is not None and set_bits & group == group:
             result[name] = mark_bits.max_value(group)
-        elif source is not None and not keep & group and not put & group:
+        elif source is not None and not kept_mask & group and not set_bits & group:
             result[name] = 0
-        elif source is not None and keep & group == group and not put & group:
+        elif source is not None and kept_mask & group == group and not set_bits & group:
             origin = mark_bits.field_name(source, group)
             result[name] = marks.get(origin, origin)
-        elif source is not None and not keep & group:
-            result[name] = mark_bits.pack_bits(put, group)
+        elif source is not None and not kept_mask & group:
+            result[name] = mark_bits.pack_bits(set_bits, group)
         else:
             unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
             space.max_values[unknown] = mark_bits.max_value(group)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One pass over all tables for the inputs of the header space: devices, masks, writers."""
+"""Scan of all tables, in one pass, for the inputs of the header space: devices, masks, writers."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 def _hook(item: dict[str, Any]) -> nft.Hook | None:
     if "hook" not in item:
         return None
-    listed = item.get("dev")
-    devices = frozenset([listed] if isinstance(listed, str) else listed or ())
+    value = item.get("dev")
+    devices = frozenset([value] if isinstance(value, str) else value or ())
     hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
     return _with_devices(hook, devices)
 
@@ -55,8 +55,8 @@ def _with_devices(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
 
 
 def _flags(body: dict[str, Any]) -> frozenset[str]:
-    listed = body.get("flags", ())
-    return frozenset((listed,) if isinstance(listed, str) else listed)
+    value = body.get("flags", ())
+    return frozenset((value,) if isinstance(value, str) else value)
 
 
 def _table_flags(body: dict[str, Any]) -> frozenset[str]:
@@ -65,8 +65,8 @@ def _table_flags(body: dict[str, Any]) -> frozenset[str]:
     nft 1.0.6 has no name for the flag "owner": it prints the memory after its table of names, which
     is another word or a part of its own output.
     """
-    listed = body.get("flags", ())
-    flags = [listed] if isinstance(listed, str) else listed
+    value = body.get("flags", ())
+    flags = [value] if isinstance(value, str) else value
     if isinstance(flags, list | tuple) and all(isinstance(flag, str) and flag in _TABLE_FLAGS for flag in flags):
         return frozenset(flags)
     return frozenset({"unnamed"})
@@ -189,12 +189,12 @@ _OBJECT_MAPS = frozenset({"counter", "quota", "limit", "ct helper", "ct timeout"
 
 
 def _objects(document: Any) -> list[tuple[str, dict[str, Any]]]:
-    listed = document.get("nftables") if isinstance(document, dict) else None
-    if not isinstance(listed, list):
+    value = document.get("nftables") if isinstance(document, dict) else None
+    if not isinstance(value, list):
         raise ValueError('expected the JSON of "nft -j list ruleset": an object with a list "nftables"')
     return [
         (kind, body)
-        for item in listed
+        for item in value
         if isinstance(item, dict)
         for kind, body in item.items()
         if isinstance(body, dict) and kind != "metainfo"

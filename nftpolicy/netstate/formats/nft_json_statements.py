@@ -30,8 +30,8 @@ def _require_only(body: dict[Any, Any], *keys: str) -> None:
 
 
 def _flags(body: dict[str, Any]) -> frozenset[str]:
-    listed = body.get("flags", ())
-    return frozenset((listed,) if isinstance(listed, str) else listed)
+    flags = body.get("flags", ())
+    return frozenset((flags,) if isinstance(flags, str) else flags)
 
 
 def _operand(body: dict[str, Any], key: str) -> Expression | nft.Value | None:

@@ -97,7 +97,7 @@ class Bitwise:
 
 @frozen
 class Binary:
-    """Other bit operations: `op` is ^, << or >>, or & and | of two expressions."""
+    """Further bit operations: `op` is ^, << or >>, or & and | of two expressions."""
 
     op: str
     left: Expression

@@ -28,10 +28,10 @@ def first_packet(is_first):
     frame, device = watch(is_first, 1)
     return (frame, device) if frame else sys.exit("the flow cannot be established")
 
-def answer(frame, device, body, place):
+def answer(frame, device, body, checksum_offset):
     """Send a packet back to the sender of `frame`, by the device that it left by."""
     source, destination = (socket.inet_ntop({af}, frame[at:at + {size}]) for at in ({at} + {size}, {at}))
-    back = whole(source, destination, {protocol}, body, place)
+    back = whole(source, destination, {protocol}, body, checksum_offset)
     outside.sendto(frame[6:12] + bytes(6) + frame[12:14] + back, (device, {ethertype:#06x}))
     time.sleep(0.05)
 '''
@@ -110,9 +110,9 @@ def _local_server(packet: Packet, device: str, scene: Topology) -> tuple[list[st
     arrival = packet.iif or packet.bound or device
     remote, local = format_address(packet.family, packet.destination), headers.source_address(packet, arrival, scene)
 
-    def arrives(inner: str, place: int) -> str:
+    def arrives(inner: str, checksum_offset: int) -> str:
         return headers.inject_line(
-            packet, scene, arrival, headers.packet_expression(remote, local, packet.protocol, (inner, place))
+            packet, scene, arrival, headers.packet_expression(remote, local, packet.protocol, (inner, checksum_offset))
         )
 
     if packet.protocol == UDP:
@@ -143,9 +143,9 @@ def _forwarded(packet: Packet, device: str, scene: Topology) -> tuple[list[str],
     (client, sport), (server, dport) = (near_end, far_end) if original else (far_end, near_end)
     arrival = packet.iif if original else device
 
-    def arrives(inner: str, place: int) -> str:
+    def arrives(inner: str, checksum_offset: int) -> str:
         return headers.inject_line(
-            packet, scene, arrival, headers.packet_expression(client, server, packet.protocol, (inner, place))
+            packet, scene, arrival, headers.packet_expression(client, server, packet.protocol, (inner, checksum_offset))
         )
 
     if packet.protocol == TCP:

@@ -22,12 +22,12 @@ def checksum(data):
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 
-def whole(source, destination, protocol, body, place=None):
-    """Return the packet with its header; `place` is the offset of the checksum in the body."""
+def whole(source, destination, protocol, body, checksum_offset=None):
+    """Return the packet with its header; `checksum_offset` is in the body, in bytes."""
     source, destination = (socket.inet_pton({af}, address) for address in (source, destination))
-    if place:
+    if checksum_offset:
         pseudo = {pseudo}
-        body = body[:place] + struct.pack("!H", checksum(pseudo + body)) + body[place + 2:]
+        body = body[:checksum_offset] + struct.pack("!H", checksum(pseudo + body)) + body[checksum_offset + 2:]
 {header}
 '''
 _PSEUDO = {
@@ -100,8 +100,8 @@ def source_address(packet: Packet, device: str, scene: Topology) -> str:
 
 def packet_expression(source: str, destination: str, protocol: int, inner: tuple[str, int | None]) -> str:
     """Return the call that builds a packet with its headers."""
-    text, place = inner
-    return f"whole({source!r}, {destination!r}, {protocol}, {text}{f', {place}' if place else ''})"
+    text, checksum_offset = inner
+    return f"whole({source!r}, {destination!r}, {protocol}, {text}{f', {checksum_offset}' if checksum_offset else ''})"
 
 
 def ethertype_bytes(packet: Packet) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, KERNEL, TCP, UDP, Packet, address_range, format_address
+from nftpolicy.model.packet import FORWARD, Packet, address_range
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.formats import ip_text, nft_text
 from nftpolicy.netstate.routing import TABLE_LOCAL, IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
 
+from ..verdict import describe_packet
 from .program import PACKET_NOT_SEEN, PACKET_SEEN, sender_program, unreproduced_parts
 from .topology import NotReproducible, Topology, build_topology
 
@@ -125,7 +126,7 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     head = _HEAD.format(
         title=_line(title),
         device=device,
-        packet=summarize_packet(packet),
+        packet=describe_packet(packet, with_details=True),
         cautions="".join(f"# Caution: {item}.\n" for item in (*missing, *remarks)),
     )
     try:
@@ -139,32 +140,6 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     if not missing:
         parts.append(_VERDICT.format(seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
     return "".join(parts)
-
-
-def summarize_packet(packet: Packet) -> str:
-    """Return the packet as one line of text."""
-    protocol = nft.PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
-    has_ports = packet.protocol in (TCP, UDP)
-    source = (
-        format_address(packet.family, packet.source)
-        if packet.source is not None
-        else "the address that the kernel takes"
-    )
-    parts = [f"{protocol} from {source}" + (f" port {packet.sport}" if has_ports else "")]
-    parts += [
-        f"to {format_address(packet.family, packet.destination)}" + (f" port {packet.dport}" if has_ports else "")
-    ]
-    if packet.origin == FORWARD:
-        parts.append(f"arriving by {packet.iif}")
-    elif packet.origin == KERNEL:
-        parts.append("by the kernel itself")
-    else:
-        parts.append(f"by a {'socket' if packet.origin == 'socket' else 'packet socket'} of user {packet.uid}")
-        parts.append(f"group {packet.gid}")
-        if packet.bound:
-            parts.append(f"bound to {packet.bound}")
-    parts += [f"{' '.join(name)} {value}" for name, value in packet.fields.items()]
-    return ", ".join([" ".join(parts[:2]), *parts[2:], f"mark {packet.mark:#x}", f"flow {packet.flow.state}"])
 
 
 def _line(message: str) -> str:

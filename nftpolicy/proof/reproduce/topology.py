@@ -39,7 +39,7 @@ class VethDevice:
 class Topology:
     """Devices by name, addresses as (address, prefix length, device), and routing of one family.
 
-    `exact`: the state lists the routes of its own addresses, so the script removes those of the kernel.
+    `lists_own_routes`: the state lists the routes of its own addresses, so the script removes those of the kernel.
     """
 
     family: int

@@ -88,7 +88,7 @@ class TimerConfig:
 @contextmanager
 def roll_back_unless_confirmed(
     kernel: Kernel,
-    memory: StateDir,
+    state_dir: StateDir,
     history: History,
     seconds: float,
     notify: Callable[[str], None],
@@ -104,9 +104,9 @@ def roll_back_unless_confirmed(
         was
             changed.
     """
-    pending_confirm.require_none_pending(memory)
-    target = _rollback_target(kernel, memory, history)
-    token = _start(memory, seconds, target)
+    pending_confirm.require_none_pending(state_dir)
+    target = _rollback_target(kernel, state_dir, history)
+    token = _start(state_dir, seconds, target)
     target_text = pending_confirm.RELEASE_TEXT if target is None else str(target)
     notify(f"without 'nftpolicy confirm' within {seconds:g} s, nftpolicy rolls back to {target_text}")
     try:
@@ -114,19 +114,21 @@ def roll_back_unless_confirmed(
     except InconsistentState:
         raise
     except BaseException:
-        pending_confirm.remove_pending(memory, token)
+        pending_confirm.remove_pending(state_dir, token)
         raise
-    waiting = pending_confirm.update_pending(memory, token, state=WAITING, **pending_confirm.deadline_fields(seconds))
-    if waiting is None or not is_running(memory):
+    waiting = pending_confirm.update_pending(
+        state_dir, token, state=WAITING, **pending_confirm.deadline_fields(seconds)
+    )
+    if waiting is None or not is_running(state_dir):
         raise ConfirmError(
             "the policy is applied, but the process that would roll back has ended: "
             "'nftpolicy confirm' keeps the policy, 'nftpolicy rollback' restores the previous one"
         )
 
 
-def _rollback_target(kernel: Kernel, memory: StateDir, history: History) -> RollbackTarget | None:
+def _rollback_target(kernel: Kernel, state_dir: StateDir, history: History) -> RollbackTarget | None:
     """Return the policy in force, or None without one. Raises ConfirmError if it is not known."""
-    source = memory.policy()
+    source = state_dir.policy()
     if source is None:
         own = read_own_state(kernel, [])
         if own.tables or own.rules or own.routes:
@@ -143,7 +145,7 @@ def _rollback_target(kernel: Kernel, memory: StateDir, history: History) -> Roll
     return RollbackTarget(number, file, text.decode())
 
 
-def _start(memory: StateDir, seconds: float, target: RollbackTarget | None) -> str:
+def _start(state_dir: StateDir, seconds: float, target: RollbackTarget | None) -> str:
     """Start the timer's process, wait until it is ready, and return its token.
 
     Raises ConfirmError.
@@ -173,7 +175,7 @@ def _start(memory: StateDir, seconds: float, target: RollbackTarget | None) -> s
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(worker.pid, signal.SIGKILL)
-            pending_confirm.remove_pending(memory, order.token)
+            pending_confirm.remove_pending(state_dir, order.token)
             raise
     return order.token
 
@@ -233,7 +235,7 @@ class _StopFlag:
         self.is_set = True
 
 
-def run_timer(memory: StateDir, config: TimerConfig, roll_back: RollBack, ready: Callable[[], None]) -> None:
+def run_timer(state_dir: StateDir, config: TimerConfig, roll_back: RollBack, ready: Callable[[], None]) -> None:
     """Wait for the deadline and then roll back; return as soon as the policy is confirmed.
 
     `ready` reports to the process that applies.
@@ -246,10 +248,10 @@ def run_timer(memory: StateDir, config: TimerConfig, roll_back: RollBack, ready:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop.handle_signal)
-    memory.directory.mkdir(parents=True, exist_ok=True)
+    state_dir.directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive_lock(memory.directory / _LOCK, wait=0))
+            stack.enter_context(exclusive_lock(state_dir.directory / _LOCK, wait=0))
         except LockTimeout:
             raise ConfirmError("another process waits for a confirmation") from None
         new = PendingConfirm(
@@ -261,17 +263,17 @@ def run_timer(memory: StateDir, config: TimerConfig, roll_back: RollBack, ready:
             deadman=process_ref(os.getpid()),
             **pending_confirm.deadline_fields(config.seconds),
         )
-        pending_confirm.create_pending(memory, new)
+        pending_confirm.create_pending(state_dir, new)
         try:
             ready()
         except OSError:
-            pending_confirm.remove_pending(memory, config.token)  # the applying process ended before its first step
+            pending_confirm.remove_pending(state_dir, config.token)  # the applying process ended before its first step
             return
-        _log(memory, f"started: rolls back to {new.target_text} unless confirmed within {config.seconds:g} s")
+        _log(state_dir, f"started: rolls back to {new.target_text} unless confirmed within {config.seconds:g} s")
         try:
-            _wait_and_roll_back(memory, config.token, roll_back, stop)
+            _wait_and_roll_back(state_dir, config.token, roll_back, stop)
         except Exception as error:
-            _log(memory, f"ended by {type(error).__name__}: {error}")
+            _log(state_dir, f"ended by {type(error).__name__}: {error}")
             raise
 
 
@@ -287,46 +289,46 @@ def report_ready() -> None:
     os.close(null)
 
 
-def _wait_and_roll_back(memory: StateDir, token: str, roll_back: RollBack, stop: _StopFlag) -> None:
+def _wait_and_roll_back(state_dir: StateDir, token: str, roll_back: RollBack, stop: _StopFlag) -> None:
     failures = 0
-    while (current := _read_own(memory, token)) is not None:
+    while (current := _read_own(state_dir, token)) is not None:
         if not stop.is_set and current.remaining() > 0:
             time.sleep(_POLL_INTERVAL)
             continue
         try:
-            roll_back(partial(pending_confirm.rolling_back, memory, token, partial(_is_due, stop)))
+            roll_back(partial(pending_confirm.rolling_back, state_dir, token, partial(_is_due, stop)))
         except (AlreadyResolved, NotExpired):
             continue
         except Locked:
-            _kill_stuck_applier(memory, current)
+            _kill_stuck_applier(state_dir, current)
             time.sleep(_POLL_INTERVAL)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            _log(memory, f"rollback to {current.target_text} failed: {reason}")
+            _log(state_dir, f"rollback to {current.target_text} failed: {reason}")
             if failures == len(_RETRY_DELAYS):
-                pending_confirm.update_pending(memory, token, state=FAILED, reason=reason)
-                _log(memory, "giving up; the unconfirmed policy stays in force, with its guard")
+                pending_confirm.update_pending(state_dir, token, state=FAILED, reason=reason)
+                _log(state_dir, "giving up; the unconfirmed policy stays in force, with its guard")
                 return
             time.sleep(_RETRY_DELAYS[failures])
             failures += 1
         else:
             cause = "terminated" if stop.is_set else "not confirmed"
-            _log(memory, f"{cause}: rolled back to {current.target_text}")
+            _log(state_dir, f"{cause}: rolled back to {current.target_text}")
             return
-    _log(memory, "ended: the policy was confirmed, or rolled back by another process")
+    _log(state_dir, "ended: the policy was confirmed, or rolled back by another process")
 
 
 def _is_due(stop: _StopFlag, current: PendingConfirm) -> bool:
     return stop.is_set or current.remaining() <= 0
 
 
-def _read_own(memory: StateDir, token: str) -> PendingConfirm | None:
+def _read_own(state_dir: StateDir, token: str) -> PendingConfirm | None:
     """Return the pending confirmation with this token, or None if it has ended."""
-    current = pending_confirm.read_pending(memory)
+    current = pending_confirm.read_pending(state_dir)
     return current if current is not None and current.token == token else None
 
 
-def _kill_stuck_applier(memory: StateDir, current: PendingConfirm) -> None:
+def _kill_stuck_applier(state_dir: StateDir, current: PendingConfirm) -> None:
     """Kill a process that still applies long after the deadline (stopped by ^Z, for example)."""
     if current.state != APPLYING or current.remaining() > -_APPLIER_TIMEOUT:
         return
@@ -335,14 +337,14 @@ def _kill_stuck_applier(memory: StateDir, current: PendingConfirm) -> None:
         try:
             if current.applier.is_alive():
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-                _log(memory, f"killed process {current.applier.pid}, which was still applying")
+                _log(state_dir, f"killed process {current.applier.pid}, which was still applying")
         finally:
             os.close(handle)
 
 
-def _log(memory: StateDir, message: str) -> None:
+def _log(state_dir: StateDir, message: str) -> None:
     """Append a line to the log, and drop old lines beyond its size. Write errors are ignored."""
-    path = memory.directory / _LOG
+    path = state_dir.directory / _LOG
     with suppress(OSError):
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         line = f"{now} [{os.getpid()}] {message[:_LONGEST_MESSAGE]}\n"
@@ -356,18 +358,18 @@ def _log(memory: StateDir, message: str) -> None:
 # --- other processes -----------------------------------------------------------------------
 
 
-def is_running(memory: StateDir) -> bool:
+def is_running(state_dir: StateDir) -> bool:
     """Return True if a timer's process runs in this network namespace: it holds a lock."""
-    return is_locked(memory.directory / _LOCK)
+    return is_locked(state_dir.directory / _LOCK)
 
 
-def describe_problem(memory: StateDir) -> str | None:
+def describe_problem(state_dir: StateDir) -> str | None:
     """Return what is wrong with a pending confirmation, or None if nothing is.
 
     Its timer's process has ended, its rollback failed, or its file is damaged.
     """
     try:
-        current = pending_confirm.read_pending(memory)
+        current = pending_confirm.read_pending(state_dir)
     except ConfirmError as damaged:
         return str(damaged)
     if current is None:
@@ -377,7 +379,7 @@ def describe_problem(memory: StateDir) -> str | None:
             f"the policy in force was not confirmed until {current.until}, and the rollback to "
             f"{current.target_text} failed: {current.reason}; 'nftpolicy rollback' tries again"
         )
-    if is_running(memory):
+    if is_running(state_dir):
         return None
     late = current.remaining() <= 0
     verb = "had" if late else "has"

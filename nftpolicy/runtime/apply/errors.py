@@ -25,7 +25,7 @@ class PolicyNotProved(NftpolicyError):
 
 
 class NoSafeOrder(NftpolicyError):
-    """Every step order passes through a state that is not proved; `orders` are the orders tried."""
+    """Change without a safe step order: each of `orders` passes through an unproved state."""
 
     def __init__(self, orders: Sequence[ProvedOrder]) -> None:
         self.orders = tuple(orders)

@@ -69,9 +69,9 @@ class PlannedChange:
     bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
 
 
-def plan_change(kernel: Kernel, policy: Policy, memory: StateDir) -> PlannedChange:
+def plan_change(kernel: Kernel, policy: Policy, state_dir: StateDir) -> PlannedChange:
     """Read the kernel and plan to apply `policy`. Changes nothing."""
-    original = memory.saved_sysctls()
+    original = state_dir.saved_sysctls()
     observed = read_own_state(kernel, [sysctl.path for sysctl in required_sysctls(policy)] + list(original))
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     has_table = observed.table("netdev", object_names.TABLE) is not None
@@ -105,7 +105,7 @@ def _of_families(state: NetState, families: tuple[int, ...]) -> NetState:
     return evolve(state, rules=rules, routes=routes)
 
 
-def apply_change(kernel: Kernel, planned: PlannedChange, memory: StateDir, on_step: OnStep = lambda: None) -> None:
+def apply_change(kernel: Kernel, planned: PlannedChange, state_dir: StateDir, on_step: OnStep = lambda: None) -> None:
     """Execute a planned change; `on_step` is called after each step.
 
     Raises:
@@ -113,7 +113,7 @@ def apply_change(kernel: Kernel, planned: PlannedChange, memory: StateDir, on_st
         RollbackFailed: the previous state could not be restored; the guard stays in force.
     """
     set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
-    memory.save_sysctls({step.new.path: step.old for step in set_sysctls})
+    state_dir.save_sysctls({step.new.path: step.old for step in set_sysctls})
     run_plan(kernel, planned.plan, on_step, planned.observed)
     read_back = read_own_state(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
     missing = plan(read_back, planned.desired)
@@ -122,9 +122,9 @@ def apply_change(kernel: Kernel, planned: PlannedChange, memory: StateDir, on_st
         raise ReadBackMismatch(missing)
 
 
-def plan_release(kernel: Kernel, memory: StateDir) -> PlannedChange:
+def plan_release(kernel: Kernel, state_dir: StateDir) -> PlannedChange:
     """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
-    original = memory.saved_sysctls()
+    original = state_dir.saved_sysctls()
     observed = read_own_state(kernel, list(original))
     desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
     return PlannedChange(observed, desired, plan(observed, desired))

@@ -160,7 +160,7 @@ class History:
         verdict: str,
         seconds: float,
         why: str,
-        of: int | None = None,
+        repeats: int | None = None,
     ) -> HistoryEntry:
         """Add the policy that is in force now, and return its entry.
 
@@ -184,7 +184,7 @@ class History:
                 seconds=round(seconds, 3),
                 who=invoking_user(),
                 why=why,
-                of=of,
+                of=repeats,
                 text=data.decode(),
             )
             content = json.dumps(asdict(entry), ensure_ascii=False, indent=1).encode()
@@ -232,7 +232,7 @@ class History:
             yield
 
 
-def current_history(memory: StateDir) -> History:
+def current_history(state_dir: StateDir) -> History:
     """Return the history of the network namespace that this process is in.
 
     $NFTPOLICY_STATE moves the history together with the state directory, unless $NFTPOLICY_LIB is
@@ -241,7 +241,7 @@ def current_history(memory: StateDir) -> History:
     if moved := os.environ.get("NFTPOLICY_LIB"):
         return History(Path(moved))
     if "NFTPOLICY_STATE" in os.environ or not _in_namespace_of_init():
-        return History(memory.directory / "history")
+        return History(state_dir.directory / "history")
     return History(Path(persistent_dir()))
 
 

@@ -139,12 +139,12 @@ def deadline_fields(seconds: float) -> dict[str, Any]:
     return {"deadline": boottime() + seconds, "until": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
-def read_pending(memory: StateDir) -> PendingConfirm | None:
+def read_pending(state_dir: StateDir) -> PendingConfirm | None:
     """Read the pending confirmation of this network namespace, or None.
 
     Raises ConfirmError if the file is damaged.
     """
-    path = memory.directory / PENDING_FILE
+    path = state_dir.directory / PENDING_FILE
     try:
         stored = json.loads(path.read_bytes())
         back = stored["back"]
@@ -165,16 +165,16 @@ def read_pending(memory: StateDir) -> PendingConfirm | None:
         ) from None
 
 
-def create_pending(memory: StateDir, new: PendingConfirm) -> None:
+def create_pending(state_dir: StateDir, new: PendingConfirm) -> None:
     """Create a pending confirmation. Raises ConfirmError if there is one already."""
-    with _locked(memory):
-        _require_none(read_pending(memory))
-        _write(memory, new)
+    with _locked(state_dir):
+        _require_none(read_pending(state_dir))
+        _write(state_dir, new)
 
 
-def require_none_pending(memory: StateDir) -> None:
+def require_none_pending(state_dir: StateDir) -> None:
     """Raise ConfirmError if a policy waits to be confirmed, unless its rollback failed."""
-    _require_none(read_pending(memory))
+    _require_none(read_pending(state_dir))
 
 
 def _require_none(current: PendingConfirm | None) -> None:
@@ -187,41 +187,41 @@ def _require_none(current: PendingConfirm | None) -> None:
         )
 
 
-def update_pending(memory: StateDir, token: str, **values: Any) -> PendingConfirm | None:
+def update_pending(state_dir: StateDir, token: str, **values: Any) -> PendingConfirm | None:
     """Change fields of the pending confirmation and return it; None if it has ended."""
-    with _locked(memory):
-        current = read_pending(memory)
+    with _locked(state_dir):
+        current = read_pending(state_dir)
         if current is None or current.token != token:
             return None
         changed = evolve(current, **values)
-        _write(memory, changed)
+        _write(state_dir, changed)
         return changed
 
 
-def remove_pending(memory: StateDir, token: str | None = None) -> PendingConfirm | None:
+def remove_pending(state_dir: StateDir, token: str | None = None) -> PendingConfirm | None:
     """Remove the pending confirmation, with `token` only that one; return it, or None."""
-    if not memory.directory.exists():
+    if not state_dir.directory.exists():
         return None
-    with _locked(memory):
+    with _locked(state_dir):
         try:
-            current = read_pending(memory)
+            current = read_pending(state_dir)
         except ConfirmError:
             current = None
         if token is not None and (current is None or current.token != token):
             return None
-        (memory.directory / PENDING_FILE).unlink(missing_ok=True)
+        (state_dir.directory / PENDING_FILE).unlink(missing_ok=True)
         return current
 
 
-def confirm(memory: StateDir) -> PendingConfirm:
+def confirm(state_dir: StateDir) -> PendingConfirm:
     """Keep the policy in force, and return the confirmation.
 
     Raises ConfirmError if no policy waits to be confirmed, or if it is too late.
     """
-    if not memory.directory.exists():
+    if not state_dir.directory.exists():
         raise ConfirmError("no policy is waiting to be confirmed")
-    with _locked(memory):
-        current = read_pending(memory)
+    with _locked(state_dir):
+        current = read_pending(state_dir)
         if current is None:
             raise ConfirmError("no policy is waiting to be confirmed")
         if current.state == APPLYING:
@@ -233,13 +233,13 @@ def confirm(memory: StateDir) -> PendingConfirm:
             raise ConfirmError(
                 f"too late: the policy had to be confirmed until {current.until}; rolling back to {current.target_text}"
             )
-        (memory.directory / PENDING_FILE).unlink()
+        (state_dir.directory / PENDING_FILE).unlink()
         return current
 
 
 @contextmanager
 def rolling_back(
-    memory: StateDir,
+    state_dir: StateDir,
     token: str,
     is_due: Callable[[PendingConfirm], bool] = lambda _: True,
 ) -> Iterator[None]:
@@ -252,37 +252,37 @@ def rolling_back(
         AlreadyResolved: the policy was confirmed, or ended otherwise.
         NotExpired: `is_due` returned False.
     """
-    with _locked(memory):
-        before = read_pending(memory)
+    with _locked(state_dir):
+        before = read_pending(state_dir)
         if before is None or before.token != token:
             raise AlreadyResolved
         if not is_due(before):
             raise NotExpired
-        _write(memory, evolve(before, state=ROLLING_BACK))
+        _write(state_dir, evolve(before, state=ROLLING_BACK))
     try:
         yield
     except BaseException:
         # ROLLING_BACK was left by a process that was killed in its rollback.
-        update_pending(memory, token, state=WAITING if before.state == ROLLING_BACK else before.state)
+        update_pending(state_dir, token, state=WAITING if before.state == ROLLING_BACK else before.state)
         raise
-    remove_pending(memory, token)
+    remove_pending(state_dir, token)
 
 
 @contextmanager
-def reject_if_pending(memory: StateDir) -> Iterator[None]:
+def reject_if_pending(state_dir: StateDir) -> Iterator[None]:
     """Make a change in the block; raise ConfirmError if a policy waits to be confirmed."""
-    require_none_pending(memory)
+    require_none_pending(state_dir)
     yield
-    remove_pending(memory)  # of an earlier policy with a failed rollback
+    remove_pending(state_dir)  # of an earlier policy with a failed rollback
 
 
-def _write(memory: StateDir, new: PendingConfirm) -> None:
-    write_file(memory.directory / PENDING_FILE, json.dumps(asdict(new), indent=1).encode())
+def _write(state_dir: StateDir, new: PendingConfirm) -> None:
+    write_file(state_dir.directory / PENDING_FILE, json.dumps(asdict(new), indent=1).encode())
 
 
 @contextmanager
-def _locked(memory: StateDir) -> Iterator[None]:
+def _locked(state_dir: StateDir) -> Iterator[None]:
     """Hold the lock of the file. It is held for moments only, so this waits without limit."""
-    memory.directory.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(memory.directory / _LOCK):
+    state_dir.directory.mkdir(parents=True, exist_ok=True)
+    with exclusive_lock(state_dir.directory / _LOCK):
         yield

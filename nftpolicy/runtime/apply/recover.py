@@ -49,8 +49,8 @@ def recover(
     for source in _candidates(interrupted, changer.state_dir.policy(), undo):
         try:
             wanted = TargetPolicy(changer.load(source), source)
-            outlook = changer.check(wanted)
-            return RecoveryResult(wanted, outlook, changer.apply(outlook, wanted, why="recover"))
+            checked_plan = changer.check(wanted)
+            return RecoveryResult(wanted, checked_plan, changer.apply(checked_plan, wanted, why="recover"))
         except _TRY_NEXT as error:
             log(f"{source[0]}: {error}")
     raise RecoveryFailed("no policy of the interrupted change can be applied; apply one: nftpolicy apply FILE")

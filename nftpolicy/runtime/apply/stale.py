@@ -145,7 +145,7 @@ class _Classifier:
     ) -> None:
         self._before, self._after, self._groups = before, after, groups
         self._egress_device = egress_device
-        self._own_addresses = {address for found in addresses.values() for address in found}
+        self._own_addresses = {address for device_addresses in addresses.values() for address in device_addresses}
         self._uplink_of_device = {
             device: name for name, uplink in (after.uplink if after else {}).items() for device in uplink.devices
         }
@@ -268,12 +268,17 @@ def _unmarked_user(policy: Policy | None, socket: InetSocket) -> tuple[str, Serv
 def uplink_addresses(addresses: Addresses, policy: Policy | None) -> dict[str, str]:
     """Return address -> uplink, for the addresses that only devices of uplinks have."""
     uplinks = {device: name for name, uplink in (policy.uplink if policy else {}).items() for device in uplink.devices}
-    foreign = {address for device, found in addresses.items() if device not in uplinks for address in found}
+    foreign = {
+        address
+        for device, device_addresses in addresses.items()
+        if device not in uplinks
+        for address in device_addresses
+    }
     return {
         address: uplinks[device]
-        for device, found in addresses.items()
+        for device, device_addresses in addresses.items()
         if device in uplinks
-        for address in found
+        for address in device_addresses
         if address not in foreign
     }
 

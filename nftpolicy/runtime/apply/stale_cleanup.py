@@ -61,20 +61,20 @@ class CleanupReport:
         deleted = [(item.why, item.flow) for item in self.deleted_flows]
         lines += _group_lines("deleted", "conntrack entry", deleted)
         for reason in dict.fromkeys(reason for _, reason in self.left_open):
-            same = [(item.why, item.socket) for item, other in self.left_open if other == reason]
-            lines += [*_group_lines("left open", "socket", same), f"  {reason}"]
+            sockets = [(item.why, item.socket) for item, other in self.left_open if other == reason]
+            lines += [*_group_lines("left open", "socket", sockets), f"  {reason}"]
         return [*lines, *self.errors]
 
 
 def _group_lines(
-    done: str,
+    action: str,
     noun: str,
     items: Sequence[tuple[str, InetSocket | ConntrackEntry]],
 ) -> Iterator[str]:
     """Yield a headline for each reason, then its sockets or flows."""
     for why in dict.fromkeys(why for why, _ in items):
         group = [item for other, item in items if other == why]
-        yield f"{done} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
+        yield f"{action} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
         for item in group[:_MOST_SHOWN]:
             user = f", user {item.uid}" if isinstance(item, InetSocket) else ""
             yield f"  {item}{user}"
@@ -86,7 +86,7 @@ def _plural(noun: str) -> str:
     return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
-def close_stale(running: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
+def close_stale(live_sockets: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
     """Close the sockets and flows that follow `before`, now that `after` is in force.
 
     None is no policy. Failures of the kernel are in the report's `errors`, never raised.
@@ -95,23 +95,23 @@ def close_stale(running: LiveSockets, before: Policy | None, after: Policy | Non
         return CleanupReport()
     report = CleanupReport()
     try:
-        report = _close_sockets(running, before, after)
+        report = _close_sockets(live_sockets, before, after)
     except (Unavailable, OSError) as error:
         fault = f"the sockets that follow the old policy were not closed: {error}"
         report = evolve(report, errors=(*report.errors, fault))
     try:
-        return evolve(report, deleted_flows=_delete_flows(running, before, after))
+        return evolve(report, deleted_flows=_delete_flows(live_sockets, before, after))
     except (Unavailable, OSError) as error:
         fault = f"the conntrack entries that follow the old policy were not deleted: {error}"
         return evolve(report, errors=(*report.errors, fault))
 
 
-def _close_sockets(running: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
-    sockets, addresses = running.sockets(), running.addresses()
-    groups = running.owner_groups(inodes_needing_group(sockets, before, after))
+def _close_sockets(live_sockets: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:
+    sockets, addresses = live_sockets.sockets(), live_sockets.addresses()
+    groups = live_sockets.owner_groups(inodes_needing_group(sockets, before, after))
     closable: list[StaleSocket] = []
     left: list[tuple[StaleSocket, str]] = []
-    for item in stale_sockets(sockets, before, after, addresses, groups, running.egress_device):
+    for item in stale_sockets(sockets, before, after, addresses, groups, live_sockets.egress_device):
         reason = _reason_to_stay(item.socket)
         if reason:
             left.append((item, reason))
@@ -120,12 +120,12 @@ def _close_sockets(running: LiveSockets, before: Policy | None, after: Policy | 
     closed: list[StaleSocket] = []
     aborted: list[StaleSocket] = []
     faults: list[str] = []
-    with _suppress_resets(running, closable, before, after, addresses) as fault:
+    with _suppress_resets(live_sockets, closable, before, after, addresses) as fault:
         if fault:
             faults.append(f"resets of closed connections may have left by other devices: {fault}")
         for item in closable:
             try:
-                result = running.destroy(item.socket)
+                result = live_sockets.destroy(item.socket)
             except OSError as error:
                 left.append((item, str(error)))
                 continue
@@ -144,7 +144,7 @@ def _reason_to_stay(socket: InetSocket) -> str | None:
 
 
 def _suppress_resets(
-    running: LiveSockets,
+    live_sockets: LiveSockets,
     closable: list[StaleSocket],
     before: Policy | None,
     after: Policy | None,
@@ -160,16 +160,16 @@ def _suppress_resets(
     sources = uplink_addresses(addresses, after) if before is None else {}
     uplinks = after.uplink if after else {}
     devices = [device for uplink in uplinks.values() for device in uplink.devices]
-    return running.suppress_resets(marks, sources, devices)
+    return live_sockets.suppress_resets(marks, sources, devices)
 
 
 def _delete_flows(
-    running: LiveSockets,
+    live_sockets: LiveSockets,
     before: Policy | None,
     after: Policy | None,
 ) -> tuple[StaleFlow, ...]:
     if before is None or after is None:
         return ()
     marks = changed_marks(before, after)
-    flows = [flow for mark in marks for flow in running.flows(mark.value, mark.mask)]
-    return tuple(item for item in stale_flows(flows, before, after) if running.delete_flow(item.flow))
+    flows = [flow for mark in marks for flow in live_sockets.flows(mark.value, mark.mask)]
+    return tuple(item for item in stale_flows(flows, before, after) if live_sockets.delete_flow(item.flow))

@@ -187,13 +187,13 @@ class PolicyApplier:
 
     def _close_stale(self, before: Policy | None, after: Policy | None) -> list[str]:
         """Close the connections that run on the old policy; return the report's lines."""
-        running = self.kernel.live_sockets()
-        if running is None:
+        live_sockets = self.kernel.live_sockets()
+        if live_sockets is None:
             return []
         from .stale_cleanup import close_stale
 
-        with running:
-            return close_stale(running, before, after).lines()
+        with live_sockets:
+            return close_stale(live_sockets, before, after).lines()
 
     def _unblock(self) -> None:
         """Delete the block of an earlier process; the state in force was proved without it."""
@@ -232,7 +232,7 @@ class PolicyApplier:
                 verdict=PROVED,
                 seconds=time.monotonic() - begun,
                 why=why,
-                of=repeats,
+                repeats=repeats,
             )
         except OSError as error:
             yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")

@@ -106,7 +106,7 @@ class GuardLoadResult:
     has_foreign_routing: bool
 
 
-def load_boot_guard(kernel: Kernel, policy: Policy, memory: StateDir) -> GuardLoadResult:
+def load_boot_guard(kernel: Kernel, policy: Policy, state_dir: StateDir) -> GuardLoadResult:
     """Load the guard into this kernel as a difference, so that counters keep their values.
 
     ip rules, routes and sysctls are not changed. The caller holds the lock.
@@ -114,11 +114,11 @@ def load_boot_guard(kernel: Kernel, policy: Policy, memory: StateDir) -> GuardLo
     Raises:
         Refused, ReadBackMismatch, RollbackFailed: as apply_change().
     """
-    planned = plan_change(kernel, policy, memory)
+    planned = plan_change(kernel, policy, state_dir)
     observed = planned.observed
     desired = evolve(observed, tables=planned.desired.tables)
     guarded = evolve(planned, desired=desired, plan=plan(observed, desired))
-    apply_change(kernel, guarded, memory)
+    apply_change(kernel, guarded, state_dir)
     missing = plan(desired, planned.desired).steps
     has_routing = bool(observed.rules or observed.routes)
     return GuardLoadResult(guarded, has_routing and bool(missing))

@@ -43,7 +43,7 @@ def install_tree(
             written.
         OSError: a file cannot be read or written; nothing was changed.
     """
-    listed = _listed_digests(read_if_exists(under_root(root, listing)) or b"")
+    digests = _listed_digests(read_if_exists(under_root(root, listing)) or b"")
     fresh: dict[Path, bytes] = {}
     conflicts = []
     for path, content in files.items():
@@ -52,17 +52,17 @@ def install_tree(
         if present == content:
             continue
         fresh[target] = content
-        if present is not None and path != listing and listed.get(path) != sha256_hex(present):
+        if present is not None and path != listing and digests.get(path) != sha256_hex(present):
             conflicts.append(target)
     if conflicts and not force:
         raise FileConflict(conflicts)
     with replace_files(fresh, {under_root(root, path): _EXECUTABLE for path in executable}):
         pass
     removed = []
-    for path in sorted(listed.keys() - files.keys()):
+    for path in sorted(digests.keys() - files.keys()):
         target = under_root(root, path)
         present = read_if_exists(target)
-        if present is not None and listed[path] == sha256_hex(present):
+        if present is not None and digests[path] == sha256_hex(present):
             target.unlink()
             removed.append(target)
             with suppress(OSError):

@@ -132,10 +132,10 @@ def install_files(
     ours = {
         path: content for path, content in files.items() if path not in admin_files or under_root(root, path) in fresh
     }
-    listed = manifest.with_files(ours)
-    if fresh or listed != manifest:
+    new_manifest = manifest.with_files(ours)
+    if fresh or new_manifest != manifest:
         file_modes = {under_root(root, path): mode for path, mode in (modes or {}).items()}
-        with replace_files({**fresh, **listed.as_files()}, file_modes):
+        with replace_files({**fresh, **new_manifest.as_files()}, file_modes):
             pass
     return list(fresh)
 
@@ -144,8 +144,8 @@ def install_files(
 class UninstallResult:
     """Result of uninstall: the files removed, and the files kept because they were changed."""
 
-    removed: tuple[Path, ...] = ()
-    kept: tuple[Path, ...] = ()
+    removed_files: tuple[Path, ...] = ()
+    kept_files: tuple[Path, ...] = ()
 
 
 def uninstall(root: Path, purge: bool = False, init: InitSystem | None = None) -> UninstallResult:
@@ -160,35 +160,35 @@ def uninstall(root: Path, purge: bool = False, init: InitSystem | None = None) -
     """
     init = init or detect_init(root)
     manifest = Manifest.read(root, init.persistent_dir)
-    removed: dict[str, Path] = {}
-    kept: dict[str, Path] = {}
+    removed_files: dict[str, Path] = {}
+    kept_files: dict[str, Path] = {}
     for path in manifest.files:
         target = under_root(root, path)
         present = read_if_exists(target)
         if present is not None:
             removable = manifest.matches(path, present) and (path != POLICY_PATH or purge)
-            (removed if removable else kept)[path] = target
-    for directory in {target.parent for target in removed.values()}:
+            (removed_files if removable else kept_files)[path] = target
+    for directory in {target.parent for target in removed_files.values()}:
         if not os.access(directory, os.W_OK):
             raise OSError(errno.EACCES, "not writable, so nothing was removed", str(directory))
     is_running = root == Path("/") and init.running_marker.exists()
-    names = [target.name for path, target in removed.items() if init.is_startable(path)]
+    names = [target.name for path, target in removed_files.items() if init.is_startable(path)]
     if names and is_running:
         run_commands(init.disable_commands(names))
     # Units first: a unit without its files would load no guard.
-    for path, target in sorted(removed.items(), key=lambda item: not init.is_startable(item[0])):
+    for path, target in sorted(removed_files.items(), key=lambda item: not init.is_startable(item[0])):
         target.unlink(missing_ok=True)
         if init.is_startable(path):
             _remove_links(target, init)
-    _shrink(evolve(manifest, files={path: manifest.files[path] for path in kept}))
-    parents = {target.parent for target in removed.values()}
+    _shrink(evolve(manifest, files={path: manifest.files[path] for path in kept_files}))
+    parents = {target.parent for target in removed_files.values()}
     for directory in parents:
         if directory.name.endswith(("nftpolicy", ".d")):
             with suppress(OSError):
                 directory.rmdir()  # if it is empty
-    if is_running and any(target.suffix in (".service", ".conf") for target in removed.values()):
+    if is_running and any(target.suffix in (".service", ".conf") for target in removed_files.values()):
         run_commands(init.cleanup_commands)
-    return UninstallResult(tuple(removed.values()), tuple(kept.values()))
+    return UninstallResult(tuple(removed_files.values()), tuple(kept_files.values()))
 
 
 def _shrink(manifest: Manifest) -> None:
@@ -264,12 +264,12 @@ def run_commands(commands: Iterable[Command]) -> None:
         program = find_program(name)
         if program is None:
             raise CommandFailed(f"the program {name} is missing")
-        done = subprocess.run(
+        result = subprocess.run(
             [program, *arguments],
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            error = done.stderr.strip() or f"exit status {done.returncode}"
+        if result.returncode:
+            error = result.stderr.strip() or f"exit status {result.returncode}"
             raise CommandFailed(f"{' '.join((name, *arguments))}: {error}")

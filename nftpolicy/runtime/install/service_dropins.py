@@ -77,10 +77,10 @@ def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, mach
         ValueError: a path has a character with a special meaning in a unit.
     """
     texts: dict[str, str] = {}
-    without: dict[str, str] = {}
+    unsupported: dict[str, str] = {}
     for name, service in policy.service.items():
         if service.kernel:
-            without[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
+            unsupported[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
             continue
         unit = unit_name(units.get(name, name))
         path = f"{directory.rstrip('/')}/{unit}.d/{DROPIN_NAME}"
@@ -89,7 +89,7 @@ def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, mach
                 f"{unit} is the unit of two services, and a process has one group: name another unit with --unit"
             )
         texts[path] = _text(policy, name, unit, machine)
-    return DropIns(texts, without)
+    return DropIns(texts, unsupported)
 
 
 def _text(policy: Policy, name: str, unit: str, machine: DropInHost) -> str:

@@ -112,5 +112,5 @@ def may_be_syn(ethertype: int, data: bytes) -> bool:
         protocol, size = data[_IPV6_NEXT_HEADER], _IPV6_SIZE
     else:
         return False
-    at = size + _TCP_FLAGS
-    return protocol == TCP and len(data) > at and data[at] & (_SYN | _ACK) == _SYN
+    flags_offset = size + _TCP_FLAGS
+    return protocol == TCP and len(data) > flags_offset and data[flags_offset] & (_SYN | _ACK) == _SYN

@@ -39,12 +39,12 @@ class ProbeIndex:
         return None
 
     def _find_by_token(self, packet: ObservedPacket) -> tuple[Probe, ObservedPacket] | None:
-        at = packet.payload.find(self._run_token)
-        probe = self._by_token.get(packet.payload[at : at + TOKEN_SIZE]) if at >= 0 else None
+        offset = packet.payload.find(self._run_token)
+        probe = self._by_token.get(packet.payload[offset : offset + TOKEN_SIZE]) if offset >= 0 else None
         if probe is None:
             return None
         # A fragment begins anywhere in the repeated token.
-        in_place = at < TOKEN_SIZE if probe.probe_type.is_large else at == probe.offset
+        in_place = offset < TOKEN_SIZE if probe.probe_type.is_large else offset == probe.offset
         same_layer = (packet.protocol is None) == (probe.packet.family == 0)
         return (probe, packet) if in_place and same_layer else None
 

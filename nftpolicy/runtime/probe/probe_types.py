@@ -74,12 +74,11 @@ _HOP_LIMIT = 1
 
 @frozen
 class ProbeType:
-    """Type of probe. `form` and `way` are those of kernel/packet_sender.py.
+    """Type of probe. `form` and `method` are those of kernel/packet_sender.py.
 
-    `to` selects the destination.
-
-    `each`: sent by each device of an uplink, not once by the device that the routes choose.
-    `ports`: also by each port of a bridge. `foreign`: its source address is not one of this host.
+    `by_device`: sent by each device of an uplink, not once by the device that the routes choose.
+    `by_bridge_port`: also by each port of a bridge. `foreign_source`: its source address is not one
+    of this host. `is_large`: larger than the MTU.
     """
 
     name: str
@@ -176,9 +175,9 @@ class SenderIds:
         return ProbeSender(self.stranger, self.stranger)
 
 
-def unused_id(taken: Collection[int]) -> int:
-    """Return a number that is no UID and no GID of a service: 65534 where it is free."""
-    return next(candidate for candidate in range(65534, 0, -1) if candidate not in taken)
+def unused_id(used_ids: Collection[int]) -> int:
+    """Return a number that is neither a UID nor a GID of a service: 65534 if it is free."""
+    return next(candidate for candidate in range(65534, 0, -1) if candidate not in used_ids)
 
 
 @frozen
@@ -287,7 +286,7 @@ class ProbeFactory:
         first, count = _TCP_DPORTS
         dport = first + port_bits % count if kind.form == "tcp" else kind.dport
         first, count = _SPORTS
-        shot = ProbePacket(
+        probe_packet = ProbePacket(
             kind.form,
             family,
             self.addresses.destination(kind.destination, family),
@@ -303,7 +302,7 @@ class ProbeFactory:
             source=self.addresses.destination("documentation", family) if kind.foreign_source else source,
         )
         offset = _TRANSPORT_HEADER.get(kind.form, 0) + len(kind.head) if family else 0
-        return Probe(kind, user, shot, token, offset)
+        return Probe(kind, user, probe_packet, token, offset)
 
 
 # --- for explain ----------------------------------------------------------------------
@@ -314,26 +313,26 @@ _PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": EXPERIMENTAL_PROTOCO
 
 def explain_packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | None:
     """Return a probe as a packet for `explain`; None if it is not an IP packet."""
-    shot = probe.packet
-    if not shot.family:
+    probe_packet = probe.packet
+    if not probe_packet.family:
         return None
-    is_frame = shot.form in FRAME_SOCKETS
-    protocol = _PROTOCOLS.get(shot.form, {4: ICMP, 6: ICMPV6}[shot.family])
-    sport = observed.ports[0] if observed and observed.ports else shot.sport
-    with_ports = shot.form in FORMS_WITH_PORTS
-    names_source = probe.probe_type.foreign_source or shot.method == "source"
+    is_frame = probe_packet.form in FRAME_SOCKETS
+    protocol = _PROTOCOLS.get(probe_packet.form, {4: ICMP, 6: ICMPV6}[probe_packet.family])
+    sport = observed.ports[0] if observed and observed.ports else probe_packet.sport
+    with_ports = probe_packet.form in FORMS_WITH_PORTS
+    names_source = probe.probe_type.foreign_source or probe_packet.method == "source"
     return Packet(
-        shot.family,
-        parse_address(shot.destination),
-        parse_address(shot.source) if names_source and shot.source else None,
+        probe_packet.family,
+        parse_address(probe_packet.destination),
+        parse_address(probe_packet.source) if names_source and probe_packet.source else None,
         protocol,
         sport if with_ports else 0,
-        shot.dport if with_ports else 0,
+        probe_packet.dport if with_ports else 0,
         FRAME if is_frame else SOCKET,
-        shot.mark,
-        shot.uid,
-        shot.gid,
-        bound=shot.device if is_frame or shot.method in _NAMES_DEVICE else None,
-        ethertype=ETHERTYPES[shot.family] if is_frame else None,
-        fields={("ip", "ttl") if shot.family == 4 else ("ip6", "hoplimit"): _HOP_LIMIT},
+        probe_packet.mark,
+        probe_packet.uid,
+        probe_packet.gid,
+        bound=probe_packet.device if is_frame or probe_packet.method in _NAMES_DEVICE else None,
+        ethertype=ETHERTYPES[probe_packet.family] if is_frame else None,
+        fields={("ip", "ttl") if probe_packet.family == 4 else ("ip6", "hoplimit"): _HOP_LIMIT},
     )

@@ -11,7 +11,7 @@ from ...kernel.packet_capture import LinkInfo
 from .observed_packet import ObservedPacket
 from .probe_types import DISCARD, Probe
 
-HELD, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
+NO_LEAK, LEAKS, INCONCLUSIVE = "held", "leaks", "inconclusive"
 
 # Verdicts on one probe. LEAKED: it left by an uplink. BLOCKED: the kernel returned an error to its
 # sender. STOPPED: the kernel accepted it, and it left by no device. ELSEWHERE: it left by a device
@@ -110,10 +110,10 @@ class DeviceResult:
 
     @property
     def verdict(self) -> str:
-        """HELD, LEAKS or INCONCLUSIVE."""
+        """NO_LEAK, LEAKS or INCONCLUSIVE."""
         if self.leaked:
             return LEAKS
-        return INCONCLUSIVE if self.faults else HELD
+        return INCONCLUSIVE if self.faults else NO_LEAK
 
     def captured_control(self, family: int, device: str | None = None) -> ControlPacket | None:
         """Return the best control packet that was captured on the device (or a port of it).
@@ -126,7 +126,7 @@ class DeviceResult:
 
 @frozen
 class ProbeReport:
-    """Results of the whole run. `routed`: results of probes whose device the routes chose."""
+    """Results of the whole run. `routed`: results of probes without a device, sent by the routes."""
 
     devices: tuple[DeviceResult, ...]
     routed: tuple[ProbeResult, ...]
@@ -150,7 +150,7 @@ class ProbeReport:
 
     @property
     def verdict(self) -> str:
-        """LEAKS if any probe leaked, else INCONCLUSIVE if anything is uncertain, else HELD."""
+        """LEAKS if any probe leaked, else INCONCLUSIVE if anything is uncertain, else NO_LEAK."""
         if self.leaks:
             return LEAKS
-        return INCONCLUSIVE if self.faults or not self.devices else HELD
+        return INCONCLUSIVE if self.faults or not self.devices else NO_LEAK

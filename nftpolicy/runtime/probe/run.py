@@ -96,8 +96,8 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
         with ProbeCapture([device for target in devices for device in target.captured_devices]) as capture:
             probes = [*routed, *(probe for of_device in by_device.values() for probe in of_device)]
             capture.index = ProbeIndex([*probes, *(control.probe for control in controls)])
-            sent = send_all([probe.packet for probe in probes], capture.collect_until)
-            outcomes = dict(zip((probe.token for probe in probes), sent, strict=True))
+            send_outcomes = send_all([probe.packet for probe in probes], capture.collect_until)
+            outcomes = dict(zip((probe.token for probe in probes), send_outcomes, strict=True))
             send_all([control.probe.packet for control in controls], capture.collect_until)
             capture.collect_controls(controls)
             incomplete = capture.incomplete()
@@ -238,9 +238,15 @@ def _controls(factory: ProbeFactory, target: ProbeTarget, lookups: RouteLookups)
             yield ControlPacket(factory.build(_CONTROL_FRAME, family, _ENTITLED, marked, device), "root")
 
 
-def _has_nexthop(lookups: RouteLookups, shot: ProbePacket, link: LinkInfo) -> bool:
+def _has_nexthop(lookups: RouteLookups, probe_packet: ProbePacket, link: LinkInfo) -> bool:
     """Return True if a packet by this device has a next hop; its destination does not exist."""
-    route = lookups.get_route(shot.family, shot.destination, mark=shot.mark, oif=shot.device, uid=shot.uid)
+    route = lookups.get_route(
+        probe_packet.family,
+        probe_packet.destination,
+        mark=probe_packet.mark,
+        oif=probe_packet.device,
+        uid=probe_packet.uid,
+    )
     return not isinstance(route, int) and (route.gateway is not None or link.hardware_type in ARPHRD_RAW)
 
 
@@ -261,15 +267,22 @@ def _waiting_test(
     """Return a test for packets that wait for an unresolved neighbour on a watched device."""
     silent = frozenset().union(*(failed_neighbours(family) for family in families))
 
-    def is_waiting(shot: ProbePacket) -> bool:
-        if shot.form in FRAME_SOCKETS or not silent or ip_address(shot.destination).is_multicast:
+    def is_waiting(probe_packet: ProbePacket) -> bool:
+        if probe_packet.form in FRAME_SOCKETS or not silent or ip_address(probe_packet.destination).is_multicast:
             return False
-        oif = shot.device if shot.method in ("bound", "unicast-if", "pktinfo") else None
-        source = shot.source if shot.method == "source" else None
-        route = lookups.get_route(shot.family, shot.destination, mark=shot.mark, oif=oif, uid=shot.uid, source=source)
+        oif = probe_packet.device if probe_packet.method in ("bound", "unicast-if", "pktinfo") else None
+        source = probe_packet.source if probe_packet.method == "source" else None
+        route = lookups.get_route(
+            probe_packet.family,
+            probe_packet.destination,
+            mark=probe_packet.mark,
+            oif=oif,
+            uid=probe_packet.uid,
+            source=source,
+        )
         if isinstance(route, int) or route.device not in watched:
             return False
-        return (route.device, route.gateway or shot.destination) in silent
+        return (route.device, route.gateway or probe_packet.destination) in silent
 
     return is_waiting
 

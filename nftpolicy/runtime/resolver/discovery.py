@@ -125,14 +125,14 @@ class ServerDiscovery:
         Never waits.
         """
         now = time.monotonic() if now is None else now
-        heard = self._listener.read()
-        if heard.links or not self.host.device_names:
+        events = self._listener.read()
+        if events.links or not self.host.device_names:
             self._read_host()
-        if heard:
+        if events:
             self._files_limiter.request()
-        if heard.links:
+        if events.links:
             self._programs_limiter.request()
-        self._process_events(heard, now)
+        self._process_events(events, now)
         if self._files_limiter.begin_if_due(now):
             self._read_sources(lambda source: not source.program)
         if self._programs_limiter.begin_if_due(now):
@@ -155,14 +155,14 @@ class ServerDiscovery:
         self.host = HostAddresses(frozenset(map(ip_address, addresses)) | listen_addresses, names)
         self._indexes = {name: index for index, name in names.items()}
 
-    def _process_events(self, heard: ListenerEvents, now: float) -> None:
+    def _process_events(self, events: ListenerEvents, now: float) -> None:
         """Process advertisements before link changes: they are older than a loss of the link."""
         names = self.host.device_names
-        for advertisement in heard.advertisements:
+        for advertisement in events.advertisements:
             if (device := names.get(advertisement.index)) in self._devices:
                 self._announced.add(device, advertisement.message, now)
         for device in self._devices:
-            carrier = heard.carriers.get(self._indexes.get(device, 0))
+            carrier = events.carriers.get(self._indexes.get(device, 0))
             if carrier is False or device not in self._indexes:
                 self._announced.clear(device)
                 self._solicitations.pop(device, None)
@@ -201,11 +201,11 @@ class ServerDiscovery:
         for entry, why in self.server_list.rejected:
             self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
         automatic = self.target.resolver.sources == ("auto",)
-        for name, found in self.readings.items():
+        for name, reading in self.readings.items():
             source = self.sources[name]
-            is_missing = source is not None and found.error == f"{source.marker} does not exist"
-            if found.error and not (is_missing and (automatic or name == _LEASE)):
-                self._warn_once(f"source {name}: {found.error}")
+            is_missing = source is not None and reading.error == f"{source.marker} does not exist"
+            if reading.error and not (is_missing and (automatic or name == _LEASE)):
+                self._warn_once(f"source {name}: {reading.error}")
 
     def _warn_once(self, warning: str) -> None:
         """Log a warning, unless it is among the last ones."""

@@ -8,7 +8,6 @@ without a server it refuses queries. Its cgroup sets the mark, which is verified
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import select
 import shutil
@@ -29,6 +28,7 @@ from ...kernel.errors import Unavailable
 from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
 from ...policy.objects import Listen, Resolver, Uplink
+from ..file_lock import LockTimeout, exclusive_lock
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
 from .servers_file import ServersFile, servers_file_in_directory
@@ -148,10 +148,9 @@ def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
 def _lock(job: ResolverJob, stack: ExitStack) -> None:
     """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
     job.directory.parent.mkdir(parents=True, exist_ok=True)
-    lock = stack.enter_context(job.directory.with_suffix(".lock").open("w"))
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        stack.enter_context(exclusive_lock(job.directory.with_suffix(".lock"), wait=0))
+    except LockTimeout:
         raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
 
 
@@ -197,9 +196,11 @@ def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) 
     if changed:
         sources = learner.sources.items()
         awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
-        shown = ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
-        job.warn(f"servers of uplink {job.name}: {shown}")
-        job.service_manager.notify(STATUS=f"servers: {shown}")
+        server_text = (
+            ", ".join(map(str, servers)) or f"none yet (waiting for {awaited}); queries are refused until then"
+        )
+        job.warn(f"servers of uplink {job.name}: {server_text}")
+        job.service_manager.notify(STATUS=f"servers: {server_text}")
 
 
 def _supervise(
@@ -217,8 +218,8 @@ def _supervise(
                 raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
             without_mark = unmarked_sockets(child.pid, mark)
             if without_mark:
-                what = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
-                raise ResolverError(f"{what}: {without_mark[0]}; stopped")
+                problem = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
+                raise ResolverError(f"{problem}: {without_mark[0]}; stopped")
             if not ready and _listens(child.pid):
                 ready = True
                 addresses = ", ".join(map(str, job.resolver.listen))

@@ -68,8 +68,8 @@ Texts = Mapping[str, str]  # path -> contents of the file
 
 def find_leaks(texts: Texts, uplink_dns: UplinkDns) -> list[ResolverLeak]:
     """Return all leaks in these files, without duplicates."""
-    found = (leak for check in _CHECKS for leak in check(texts, uplink_dns))
-    return list(dict.fromkeys(found))
+    leaks = (leak for check in _CHECKS for leak in check(texts, uplink_dns))
+    return list(dict.fromkeys(leaks))
 
 
 # --- files of nameserver lines ---
@@ -133,8 +133,8 @@ def _dnsmasq(texts: Texts, uplink_dns: UplinkDns) -> Iterator[ResolverLeak]:
                 "remove the line",
             )
         if key == "resolv-file":
-            for at, server, uplink in _nameservers(texts.get(value, ""), uplink_dns):
-                problem = f"{value}:{at} names {server}, a DNS server of uplink {uplink!r}"
+            for line, server, uplink in _nameservers(texts.get(value, ""), uplink_dns):
+                problem = f"{value}:{line} names {server}, a DNS server of uplink {uplink!r}"
                 yield ResolverLeak(path, number, problem, "write 'no-resolv' and server= lines instead")
     keys = {key for _, _, key, _ in options}
     if files and not keys & {"resolv-file", "no-resolv"}:

@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ...policy.objects import Address, Server
+from ..atomic_file import write_temporary
 
 LEAVING_SECONDS = 5.0  # seconds that a removed server stays: the timeout of a client, resolv.conf(5)
 _FILE_NAME = "servers"
@@ -65,20 +66,19 @@ class ServersFile:
             for server, end in self._leaving.items()
             if servers and end > now and server not in servers and server.address not in own
         }
-        listed = (*servers, *self._leaving)
-        if listed != self._written:
-            self._write(listed)
-            self._written = listed
+        all_servers = (*servers, *self._leaving)
+        if all_servers != self._written:
+            self._write(all_servers)
+            self._written = all_servers
         return changed
 
     def due(self) -> float | None:
         """Return the time when the next removed server leaves the file; None without one."""
         return min(self._leaving.values(), default=None)
 
-    def _write(self, listed: tuple[Server, ...]) -> None:
+    def _write(self, all_servers: tuple[Server, ...]) -> None:
         new = self.path.with_suffix(".new")
-        new.write_text("".join(f"nameserver {server}\n" for server in listed))
-        new.chmod(_MODE)
+        write_temporary(new, "".join(f"nameserver {server}\n" for server in all_servers).encode(), _MODE)
         # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
         # system may reuse an inode, so each file gets a later mtime.
         self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))

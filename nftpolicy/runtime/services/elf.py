@@ -14,7 +14,7 @@ _EI_CLASS, _EI_DATA, _E_MACHINE, _E_ENTRY = 4, 5, 18, 24  # offsets
 _PT_INTERP, _PT_NOTE = 3, 4
 # EI_CLASS -> struct of the ELF header from e_entry on.
 _HEADER = {1: "IIIIHHH", 2: "QQQIHHH"}
-# EI_CLASS -> struct of a program header, and the places of p_type, p_offset and p_filesz in it.
+# EI_CLASS -> struct of a program header, and the positions of p_type, p_offset and p_filesz in it.
 _PROGRAM_HEADER = {1: ("IIIIII", (0, 1, 4)), 2: ("IIQQQQ", (0, 2, 5))}
 _BYTE_ORDER = {1: "<", 2: ">"}  # by EI_DATA
 _GO_NOTE = b"Go\0\0"  # name of the note with the build ID (cmd/link)
@@ -26,7 +26,7 @@ class ElfHeader:
     """ELF facts about a program or library.
 
     `abi`: class, byte order and machine; a library and its program have the same. `interpreter`:
-    the loader that the program requests; None if it is linked statically. `go`: compiled by the Go
+    the loader that the program requests; None if it is linked statically. `is_go`: compiled by the Go
     compiler, which makes system calls without the C library.
     """
 
@@ -53,11 +53,11 @@ def _parse(data: mmap.mmap) -> ElfHeader:
     (machine,) = struct.unpack_from(f"{order}H", data, _E_MACHINE)
     header = struct.unpack_from(f"{order}{_HEADER[elf_class]}", data, _E_ENTRY)
     _, table_offset, _, _, _, entry_size, count = header
-    layout, places = _PROGRAM_HEADER[elf_class]
+    layout, positions = _PROGRAM_HEADER[elf_class]
     interpreter, go = None, data.find(_GO_BUILD_INFO) >= 0
     for index in range(count):
         fields = struct.unpack_from(f"{order}{layout}", data, table_offset + index * entry_size)
-        segment_type, offset, size = (fields[place] for place in places)
+        segment_type, offset, size = (fields[position] for position in positions)
         if segment_type == _PT_INTERP:
             interpreter = data[offset : offset + size].rstrip(b"\0").decode(errors="replace")
         elif segment_type == _PT_NOTE:

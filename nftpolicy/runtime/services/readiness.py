@@ -33,7 +33,7 @@ _SETTLE = 0.05  # seconds after a notification, so that a burst of them is one c
 _REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
 _MAX_REPLY = 512  # bytes
 
-SocketOwner = tuple[str, Account]  # ("group" or "user", account): owner of a socket
+OwnerAccount = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
 def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route]) -> list[str]:
@@ -61,8 +61,8 @@ def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes
                 for route in default_routes
             ):
                 return []
-            shown = " or ".join(f"IPv{family}" for family in sorted(families))
-            problems.append(f"table {uplink.table} has no default route of {shown} by {device}")
+            family_names = " or ".join(f"IPv{family}" for family in sorted(families))
+            problems.append(f"table {uplink.table} has no default route of {family_names} by {device}")
     return problems
 
 
@@ -84,26 +84,31 @@ def service_problem(
         return "it has no IP socket yet that can receive"
     marked = list(sockets)
     if not service.kernel:  # sockets of the kernel have no mark, only their packets
-        marked = [listed for listed in sockets if listed.mark is not None and uplink.mark.matches(listed.mark)]
+        marked = [
+            inet_socket
+            for inet_socket in sockets
+            if inet_socket.mark is not None and uplink.mark.matches(inet_socket.mark)
+        ]
     if not marked:
         return f"none of its {len(sockets)} sockets has the mark {uplink.mark}"
     remote_flows = [flow for flow in flows if flow.has_reply and not _is_local_flow(flow, own)]
-    for listed in marked:
-        if _is_established(listed, own) or any(_is_flow_of(listed, flow) for flow in remote_flows):
+    for inet_socket in marked:
+        if _is_established(inet_socket, own) or any(_is_flow_of(inet_socket, flow) for flow in remote_flows):
             return None
     return "no reply has reached its sockets yet"
 
 
-def _is_established(listed: InetSocket, own: frozenset[str]) -> bool:
-    if listed.protocol != TCP or listed.state != "established" or listed.remote is None:
+def _is_established(inet_socket: InetSocket, own: frozenset[str]) -> bool:
+    if inet_socket.protocol != TCP or inet_socket.state != "established" or inet_socket.remote is None:
         return False
-    return not _is_own(listed.remote, own)
+    return not _is_own(inet_socket.remote, own)
 
 
-def _is_flow_of(listed: InetSocket, flow: ConntrackEntry) -> bool:
+def _is_flow_of(inet_socket: InetSocket, flow: ConntrackEntry) -> bool:
     """Return True if a flow belongs to a socket, as its originator or as its responder."""
-    return (listed.family, listed.protocol) == (flow.family, flow.protocol) and any(
-        listed.sport == tuple_.sport and listed.local in (None, tuple_.source) for tuple_ in (flow.original, flow.reply)
+    return (inet_socket.family, inet_socket.protocol) == (flow.family, flow.protocol) and any(
+        inet_socket.sport == tuple_.sport and inet_socket.local in (None, tuple_.source)
+        for tuple_ in (flow.original, flow.reply)
     )
 
 
@@ -116,7 +121,7 @@ def _is_own(address: str, own: frozenset[str]) -> bool:
     return address in own or ip_address(address).is_loopback
 
 
-def dns_client_of(policy: Policy, uplink: str) -> SocketOwner | None:
+def dns_client_of(policy: Policy, uplink: str) -> OwnerAccount | None:
     """Return a group or user that may query the uplink's resolver: the first one of a service.
 
     None without one.
@@ -159,8 +164,8 @@ class Readiness:
         if resolver is None or client is None:  # without clients the resolver is not needed
             return
         if not any(_replies(listen, client) for listen in resolver.listen):
-            shown = " and ".join(map(str, resolver.listen))
-            yield f"its resolver does not answer on {shown}: run 'nftpolicy resolver'"
+            addresses = " and ".join(map(str, resolver.listen))
+            yield f"its resolver does not answer on {addresses}: run 'nftpolicy resolver'"
         elif _has_no_servers(servers_file_path(self.state_directory, name)):
             yield "its resolver knows no server yet"
 
@@ -168,13 +173,15 @@ class Readiness:
         """Return the problem of a service; [] if it has had an answer."""
         service = self.policy.service[name]
         uplink = self.policy.uplink[service.uplink]
-        with LiveSockets() as running:
-            own = frozenset(address for addresses in running.addresses().values() for address in addresses)
+        with LiveSockets() as live_sockets:
+            own = frozenset(address for addresses in live_sockets.addresses().values() for address in addresses)
             sockets = [
-                listed for listed in running.sockets() if listed.remote is None or not _is_own(listed.remote, own)
+                inet_socket
+                for inet_socket in live_sockets.sockets()
+                if inet_socket.remote is None or not _is_own(inet_socket.remote, own)
             ]
-            service_sockets = _sockets_of(service, sockets, running.owner_groups)
-            problem = service_problem(service, uplink, service_sockets, running.flows(0, 0), own)
+            service_sockets = _sockets_of(service, sockets, live_sockets.owner_groups)
+            problem = service_problem(service, uplink, service_sockets, live_sockets.flows(0, 0), own)
         return [] if problem is None else [f"service {name}: {problem}"]
 
 
@@ -187,17 +194,17 @@ def _sockets_of(
 
     `groups` returns the GIDs of the owning processes by inode.
     """
-    with_inode = [listed for listed in sockets if listed.inode]
+    with_inode = [inet_socket for inet_socket in sockets if inet_socket.inode]
     if service.kernel:
         # Sockets of the kernel have inodes too, but no process owns them.
-        udp = [listed for listed in with_inode if listed.protocol == UDP and not listed.uid]
-        owned = groups(listed.inode for listed in udp)
-        return [listed for listed in udp if listed.inode not in owned]
+        udp = [inet_socket for inet_socket in with_inode if inet_socket.protocol == UDP and not inet_socket.uid]
+        group_by_inode = groups(inet_socket.inode for inet_socket in udp)
+        return [inet_socket for inet_socket in udp if inet_socket.inode not in group_by_inode]
     if service.user is not None:
-        return [listed for listed in with_inode if listed.uid == service.user.number]
+        return [inet_socket for inet_socket in with_inode if inet_socket.uid == service.user.number]
     assert service.group is not None
-    gids = groups(listed.inode for listed in with_inode)
-    return [listed for listed in with_inode if gids.get(listed.inode) == service.group.number]
+    gids = groups(inet_socket.inode for inet_socket in with_inode)
+    return [inet_socket for inet_socket in with_inode if gids.get(inet_socket.inode) == service.group.number]
 
 
 def _has_no_servers(file: Path) -> bool:
@@ -208,7 +215,7 @@ def _has_no_servers(file: Path) -> bool:
         return False  # a resolver that nftpolicy does not run: its servers are unknown
 
 
-def _replies(listen: Listen, client: SocketOwner) -> bool:
+def _replies(listen: Listen, client: OwnerAccount) -> bool:
     """Return True if a resolver replies to a query of this group or user."""
     family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
     try:
@@ -222,8 +229,8 @@ def _replies(listen: Listen, client: SocketOwner) -> bool:
 
 
 @contextmanager
-def _acting_as(owner: SocketOwner) -> Iterator[None]:
-    """Within this context, new sockets are owned by the group or user."""
+def _acting_as(owner: OwnerAccount) -> Iterator[None]:
+    """Let the group or user own the new sockets of a `with` block."""
     kind, account = owner
     change, before = (os.setegid, os.getegid()) if kind == "group" else (os.seteuid, os.geteuid())
     try:

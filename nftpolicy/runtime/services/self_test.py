@@ -58,9 +58,9 @@ def check_marks(uplink: Uplink) -> Iterator[SelfTestResult]:
             yield SelfTestResult(f"IPv{family}: this kernel has no such sockets", None)
             continue
         passed = all(uplink.mark.matches(mark) for mark in marks_by_type.values())
-        shown = " and ".join(sorted({f"{mark:#x}" for mark in marks_by_type.values()}))
+        mark_text = " and ".join(sorted({f"{mark:#x}" for mark in marks_by_type.values()}))
         wanted = "" if passed else f", and not {uplink.mark}"
-        yield SelfTestResult(f"IPv{family}: a new socket has the mark {shown}{wanted}", passed)
+        yield SelfTestResult(f"IPv{family}: a new socket has the mark {mark_text}{wanted}", passed)
     if not checked:
         yield SelfTestResult("this kernel supports neither IPv4 nor IPv6", False)
 

@@ -91,26 +91,26 @@ class SocketVerdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return the verdict as a JSON object."""
-        listed, process = self.socket, self.process
+        inet_socket, process = self.socket, self.process
         return {
             "verdict": self.verdict,
             "uplink": self.uplink,
             "who": self.owner,
             "program": process.name if process else None,
             "pid": process.pid if process else None,
-            "protocol": PROTOCOLS[listed.protocol],
-            "family": listed.family,
-            "state": listed.state,
-            "local": listed.local,
-            "sport": listed.sport,
-            "remote": listed.remote,
-            "dport": listed.dport,
-            "bound": listed.bound,
-            "mark": listed.mark,
-            "uid": listed.uid,
+            "protocol": PROTOCOLS[inet_socket.protocol],
+            "family": inet_socket.family,
+            "state": inet_socket.state,
+            "local": inet_socket.local,
+            "sport": inet_socket.sport,
+            "remote": inet_socket.remote,
+            "dport": inet_socket.dport,
+            "bound": inet_socket.bound,
+            "mark": inet_socket.mark,
+            "uid": inet_socket.uid,
             "gid": process.gid if process else None,
             "counter": self.counter,
-            "cookie": listed.cookie,
+            "cookie": inet_socket.cookie,
         }
 
 
@@ -131,7 +131,7 @@ def classify_sockets(
     """
     all_sockets = list(sockets)
     classifier = _SocketClassifier(all_sockets, policy, addresses, processes, cgroups or {})
-    verdicts = [verdict for listed in all_sockets if (verdict := classifier.classify(listed)) is not None]
+    verdicts = [verdict for inet_socket in all_sockets if (verdict := classifier.classify(inet_socket)) is not None]
     return sorted(
         verdicts,
         key=lambda verdict: (not verdict.is_wrong, verdict.uplink, verdict.owner, verdict.socket.cookie),
@@ -144,10 +144,10 @@ def inodes_to_resolve(sockets: Iterable[InetSocket], policy: Policy, addresses: 
     any_group = any(service.group for service in policy.service.values())
     uids = {service.user.number for service in policy.service.values() if service.user}
     return {
-        listed.inode
-        for listed in sockets
-        if _is_relevant(listed, own)
-        and (any_group or listed.uid in uids or uplink_of_mark(policy, listed.mark or 0) is not None)
+        inet_socket.inode
+        for inet_socket in sockets
+        if _is_relevant(inet_socket, own)
+        and (any_group or inet_socket.uid in uids or uplink_of_mark(policy, inet_socket.mark or 0) is not None)
     }
 
 
@@ -155,9 +155,9 @@ def _own_addresses(addresses: Addresses) -> set[str]:
     return {address for of_device in addresses.values() for address in of_device}
 
 
-def _is_relevant(listed: InetSocket, own: set[str]) -> bool:
+def _is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
     """Return True if a program owns the socket, and its packets may leave this host."""
-    return bool(listed.inode) and listed.state != _HALF_OPEN and not is_local(listed, own)
+    return bool(inet_socket.inode) and inet_socket.state != _HALF_OPEN and not is_local(inet_socket, own)
 
 
 class _SocketClassifier:
@@ -174,49 +174,53 @@ class _SocketClassifier:
         self._policy, self._processes, self._cgroups = policy, processes, cgroups
         self._own = _own_addresses(addresses)
         self._listening_ports = {
-            listed.sport for listed in sockets if listed.protocol == TCP and listed.state == "listen"
+            inet_socket.sport
+            for inet_socket in sockets
+            if inet_socket.protocol == TCP and inet_socket.state == "listen"
         }
 
-    def classify(self, listed: InetSocket) -> SocketVerdict | None:
+    def classify(self, inet_socket: InetSocket) -> SocketVerdict | None:
         """Return the verdict on a socket; None if it does not concern an uplink."""
-        if not _is_relevant(listed, self._own):
+        if not _is_relevant(inet_socket, self._own):
             return None
-        process = self._processes.get(listed.inode)
+        process = self._processes.get(inet_socket.inode)
         services = {
-            name: service for name, service in self._policy.service.items() if _is_of_service(service, listed, process)
+            name: service
+            for name, service in self._policy.service.items()
+            if _is_of_service(service, inet_socket, process)
         }
-        marked_for = uplink_of_mark(self._policy, listed.mark or 0)
+        marked_for = uplink_of_mark(self._policy, inet_socket.mark or 0)
         if marked_for is not None:
-            return self._marked(listed, *marked_for, services, process)
+            return self._marked(inet_socket, *marked_for, services, process)
         for name, service in services.items():
-            verdict, counter = self._unmarked(listed, service, process)
+            verdict, counter = self._unmarked(inet_socket, service, process)
             mark = str(self._policy.uplink[service.uplink].mark)
-            return SocketVerdict(listed, service.uplink, mark, name, verdict, counter, process)
+            return SocketVerdict(inet_socket, service.uplink, mark, name, verdict, counter, process)
         return None
 
     def _marked(
         self,
-        listed: InetSocket,
+        inet_socket: InetSocket,
         name: str,
         uplink: Uplink,
         services: Mapping[str, Service],
         process: SocketOwner | None,
     ) -> SocketVerdict | None:
         """Return the verdict on a socket of these services with the mark of uplink `name`."""
-        verdict = SocketVerdict(listed, name, str(uplink.mark), "", process=process)
+        verdict = SocketVerdict(inet_socket, name, str(uplink.mark), "", process=process)
         entitled = [owner for owner, service in services.items() if service.uplink == name]
         owner = next(
-            (owner for owner in entitled if self._may_send(services[owner], uplink, listed, process)),
+            (owner for owner in entitled if self._may_send(services[owner], uplink, inet_socket, process)),
             None,
         )
-        is_resolver_user = uplink.resolver is not None and listed.uid == uplink.resolver.user.number
-        if owner is None and is_resolver_user and (is_dns(listed) or not listed.is_connected):
+        is_resolver_user = uplink.resolver is not None and inet_socket.uid == uplink.resolver.user.number
+        if owner is None and is_resolver_user and (is_dns(inet_socket) or not inet_socket.is_connected):
             owner = "resolver"
-        if owner is None and is_answered(uplink, listed):
+        if owner is None and is_answered(uplink, inet_socket):
             owner = "answer"
         if owner is not None:
             return self._check_device(evolve(verdict, owner=owner), uplink)
-        if kernel_service := self._kernel_service(listed, name):
+        if kernel_service := self._kernel_service(inet_socket, name):
             return evolve(verdict, owner=kernel_service, verdict=KERNEL_PORT if process else RIGHT)
         if entitled:
             return evolve(
@@ -227,22 +231,22 @@ class _SocketClassifier:
             )
         return self._without_owner(verdict)
 
-    def _kernel_service(self, listed: InetSocket, name: str) -> str | None:
+    def _kernel_service(self, inet_socket: InetSocket, name: str) -> str | None:
         """Return the kernel service of uplink `name` with this source port: no owner check."""
         for owner, service in self._policy.service.items():
-            if service.uplink == name and service.sport and service_allows(service, listed, None):
+            if service.uplink == name and service.sport and service_allows(service, inet_socket, None):
                 return owner
         return None
 
     @staticmethod
-    def _may_send(service: Service, uplink: Uplink, listed: InetSocket, process: SocketOwner | None) -> bool:
+    def _may_send(service: Service, uplink: Uplink, inet_socket: InetSocket, process: SocketOwner | None) -> bool:
         """Return True if a socket of the service may send to its peer.
 
         Without a peer, to any destination.
         """
-        if not listed.is_connected or (is_dns(listed) and uplink.resolver is not None):
+        if not inet_socket.is_connected or (is_dns(inet_socket) and uplink.resolver is not None):
             return True
-        return service_allows(service, listed, process.gid if process else None)
+        return service_allows(service, inet_socket, process.gid if process else None)
 
     def _check_device(self, verdict: SocketVerdict, uplink: Uplink) -> SocketVerdict:
         """Return the verdict on a socket with an owner, by its bound device and its cgroup."""
@@ -258,36 +262,36 @@ class _SocketClassifier:
 
     def _without_owner(self, verdict: SocketVerdict) -> SocketVerdict | None:
         """Return the verdict on a marked socket that belongs to no service of the uplink."""
-        listed = verdict.socket
+        inet_socket = verdict.socket
         if verdict.process is None:
             for owner, service in self._policy.service.items():
-                if service.uplink == verdict.uplink and service.kernel and listed.protocol == UDP:
+                if service.uplink == verdict.uplink and service.kernel and inet_socket.protocol == UDP:
                     return evolve(verdict, owner=owner)
             return evolve(verdict, verdict=UNKNOWN)
-        if listed.state == "listen":
+        if inet_socket.state == "listen":
             return None  # it sends by accepted sockets, and these get the mark of the peer's packet
-        if listed.protocol == TCP and listed.sport in self._listening_ports:
+        if inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports:
             return evolve(
                 verdict, verdict=UNANSWERED_REPLY, counter=object_names.object_name(verdict.uplink, "unanswered")
             )
         return evolve(verdict, verdict=FORGED, counter=object_names.object_name(verdict.uplink, "unentitled"))
 
-    def _unmarked(self, listed: InetSocket, service: Service, process: SocketOwner | None) -> tuple[str, str]:
+    def _unmarked(self, inet_socket: InetSocket, service: Service, process: SocketOwner | None) -> tuple[str, str]:
         """Return verdict and counter for a service's socket without a mark."""
         uplink = self._policy.uplink[service.uplink]
-        is_redirected_dns = is_dns(listed) and uplink.resolver is not None
+        is_redirected_dns = is_dns(inet_socket) and uplink.resolver is not None
         # A listener counts as inbound too.
-        is_inbound = listed.protocol == TCP and listed.sport in self._listening_ports
+        is_inbound = inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
         if is_redirected_dns or is_inbound:
             return RIGHT, ""
         if not service.unmarked:
             return UNMARKED, object_names.object_name(service.uplink, "dropped")
-        if listed.bound and listed.bound not in uplink.devices:
-            other = self._uplink_of_device(listed.bound)  # its guard drops packets without its mark
+        if inet_socket.bound and inet_socket.bound not in uplink.devices:
+            other = self._uplink_of_device(inet_socket.bound)  # its guard drops packets without its mark
             if other:
                 return WRONG_DEVICE, object_names.object_name(other, "dropped")
-            return WRONG_DEVICE, self._inside_counter(listed.bound, service.uplink)
-        if not self._may_send(service, uplink, listed, process):
+            return WRONG_DEVICE, self._inside_counter(inet_socket.bound, service.uplink)
+        if not self._may_send(service, uplink, inet_socket, process):
             return WRONG_DESTINATION, object_names.object_name(service.uplink, "unentitled")
         return RIGHT, ""
 
@@ -303,8 +307,8 @@ class _SocketClassifier:
         )
 
 
-def _is_of_service(service: Service, listed: InetSocket, process: SocketOwner | None) -> bool:
+def _is_of_service(service: Service, inet_socket: InetSocket, process: SocketOwner | None) -> bool:
     """Return True if the socket certainly belongs to the service."""
     if service.user is not None:
-        return listed.uid == service.user.number
+        return inet_socket.uid == service.user.number
     return service.group is not None and process is not None and process.gid == service.group.number

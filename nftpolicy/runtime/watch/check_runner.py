@@ -21,7 +21,7 @@ _PROOF_PAUSE, _PROOF_COST = 0.2, 4.0
 class CheckRunner:
     """Full checks of one watch daemon.
 
-    `worker` runs the current one, `proves` tells if it includes a proof.
+    `worker` runs the current one, `proves` is True if it includes a proof.
     """
 
     def __init__(self, environment: Environment, poll: select.poll) -> None:

@@ -63,18 +63,18 @@ class RouteAccess(Protocol):
         """Return the addresses and peer addresses of each device, as ADDRESS/LENGTH."""
         ...
 
-    def install(self, held: KernelRoute, table: int, protocol: int | None = None) -> int:
+    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None) -> int:
         """Add a copy of a route to a table; return 0 or an errno."""
         ...
 
-    def delete(self, held: KernelRoute) -> int:
+    def delete(self, kernel_route: KernelRoute) -> int:
         """Delete a route; return 0 or an errno."""
         ...
 
 
 @frozen
 class Environment:
-    """Everything that the watch daemon uses but does not own.
+    """Collaborators of the watch daemon, which it uses but does not own.
 
     `new_kernel` returns a kernel that shares no socket with another one, for worker processes.
     `load_nft(text, check_only)` runs one nft transaction and returns an error message or None.

@@ -17,7 +17,7 @@ from .environment import Environment
 class GuardTables:
     """Block and shadow guard of one network namespace. Failures are logged and raise no exception.
 
-    `blocked`: True while the block is loaded.
+    `is_blocked`: True while the block is loaded.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -37,7 +37,7 @@ class GuardTables:
             self._shadow = tables
 
     def detect_block(self) -> bool:
-        """Read from the kernel whether a block is loaded; set and return `blocked`."""
+        """Read from the kernel whether a block is loaded; set and return `is_blocked`."""
         self.is_blocked = bool(self._loaded_block())
         return self.is_blocked
 
@@ -63,9 +63,9 @@ class GuardTables:
         kernel = self._environment.applier.kernel
         return kernel.read_own(object_names.BLOCK_TABLE, object_names.FAMILIES, 0, ()).tables
 
-    def _load(self, what: str, commands: Sequence[str]) -> bool:
+    def _load(self, operation: str, commands: Sequence[str]) -> bool:
         """Run all commands as one transaction; log an error. Returns True on success."""
         error = self._environment.load_nft("".join(commands), False)
         if error is not None:
-            self._environment.log_event("failed", {"what": what, "why": error.strip().splitlines()[0]})
+            self._environment.log_event("failed", {"what": operation, "why": error.strip().splitlines()[0]})
         return error is None

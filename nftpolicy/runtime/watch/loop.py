@@ -134,9 +134,9 @@ class Watch:
     def process(self) -> None:
         """Process all events, and do all that is due. Never waits."""
         now = self.environment.now()
-        news = self.environment.events.read()
-        self._react(news, now)
-        self._keeper.process(news)
+        changes = self.environment.events.read()
+        self._react(changes, now)
+        self._keeper.process(changes)
         self._process_check()
         if self._reconcile_at is not None and now >= self._reconcile_at:
             self._reconcile()
@@ -157,57 +157,57 @@ class Watch:
 
     # --- fast repair ---
 
-    def _react(self, news: ChangeSet, now: float) -> None:
+    def _react(self, changes: ChangeSet, now: float) -> None:
         """Repair what these events name, and schedule the checks that they require."""
-        if news.files:
+        if changes.files:
             self._reconcile_at = now
-        if not news or self.desired is None:
+        if not changes or self.desired is None:
             return
-        if news.overflowed:
+        if changes.overflowed:
             fields = {"why": "netlink receive buffer overflow (ENOBUFS)", "then": "full check"}
             self.environment.log_event("notifications-lost", fields)
-        if news.links:
+        if changes.links:
             self.environment.events.watch_sysctls(self.desired.sysctls)
-        values = self.environment.events.sysctl_values() if news.sysctls or news.links else {}
-        if news.affects_ours:
-            self._repairs.origin = news.origin
-        if (news.affects_ours and not news.sysctls) or news.links:
-            self._repairs.start_outage(bool(news.deleted_families or news.changed_chains))
-        self._fast_repair(self.desired.repair_for(news, values), news.origin, now)
-        if news.auxiliary_changed and self._tables.is_blocked:
+        values = self.environment.events.sysctl_values() if changes.sysctls or changes.links else {}
+        if changes.affects_ours:
+            self._repairs.origin = changes.origin
+        if (changes.affects_ours and not changes.sysctls) or changes.links:
+            self._repairs.start_outage(bool(changes.deleted_families or changes.changed_chains))
+        self._fast_repair(self.desired.repair_for(changes, values), changes.origin, now)
+        if changes.auxiliary_changed and self._tables.is_blocked:
             self._run_locked(self._block)
-        if news.affects_ours or news.links or news.addresses:
+        if changes.affects_ours or changes.links or changes.addresses:
             self._checks.request_comparison()
-        if news.affects_ours or news.foreign_changes or news.foreign_rules_changed or news.links:
+        if changes.affects_ours or changes.foreign_changes or changes.foreign_rules_changed or changes.links:
             self._checks.request_proof()
 
-    def _fast_repair(self, remedy: Repair, author: Origin, now: float) -> None:
+    def _fast_repair(self, repair: Repair, author: Origin, now: float) -> None:
         """Run a repair from prepared text."""
-        if not remedy:
+        if not repair:
             return
-        self._repairs.start_outage(bool(remedy.nft_text))
+        self._repairs.start_outage(bool(repair.nft_text))
         if self._reconcile_at is not None:
             return  # another process holds the lock; reconciling repairs everything
         repaired = False
 
-        def repair() -> None:
+        def run() -> None:
             nonlocal repaired
             if self.state_dir.policy() != self.source or self.state_dir.journal.interrupted():
                 return
-            if remedy.nft_text and (error := self.environment.load_nft(remedy.nft_text, False)):
+            if repair.nft_text and (error := self.environment.load_nft(repair.nft_text, False)):
                 self.environment.log_event(
-                    "failed", {"what": remedy.repaired_objects, "why": error.strip().splitlines()[0]}
+                    "failed", {"what": repair.repaired_objects, "why": error.strip().splitlines()[0]}
                 )
                 return
-            for change in remedy.changes:
+            for change in repair.changes:
                 # Refused: the object is there again, or its device is gone. The full check sees
                 # which.
                 with suppress(StepRefused):
                     self.kernel.apply_step(change)
             repaired = True
 
-        if self._run_locked(repair) and repaired:
-            self._repairs.record_repair(remedy.repaired_objects, author, bool(remedy.nft_text))
+        if self._run_locked(run) and repaired:
+            self._repairs.record_repair(repair.repaired_objects, author, bool(repair.nft_text))
         else:
             self._reconcile_at = self._reconcile_at or now
         self._checks.request_comparison()
@@ -274,11 +274,11 @@ class Watch:
         devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
         return frozenset(devices | {port for ports in self._machine.bridge_ports.values() for port in ports})
 
-    def _preload(self, held: DesiredState) -> None:
+    def _preload(self, desired: DesiredState) -> None:
         """Do once without effect what a repair does: loads libraries, and binds netlink sockets."""
         self._repairs.preload()
-        self.environment.load_nft(held.all_tables_text, True)
-        for rule in held.state.rules[:1]:
+        self.environment.load_nft(desired.all_tables_text, True)
+        for rule in desired.state.rules[:1]:
             with suppress(StepRefused):
                 self.kernel.apply_step(IpRuleChange("add", rule))  # refused with EEXIST
 

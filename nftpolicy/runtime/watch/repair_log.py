@@ -18,9 +18,9 @@ from .repair_plan import ConflictDetector, Exposure, origin_fields, sum_drop_cou
 class _Outage:
     """Start of an outage, with the packets sent by uplinks and dropped by the guard so far."""
 
-    at: float
-    sent: int
-    stopped: int | None  # None: not read, the guard's counters may be missing
+    start: float
+    sent_packets: int
+    dropped_packets: int | None  # None: not read, the guard's counters may be missing
 
 
 class RepairLog:
@@ -45,28 +45,28 @@ class RepairLog:
         `guard`: the guard is affected, its counters may be missing.
         """
         if self._outage is None:
-            now, sent = self._environment.now(), self._sent_packets()
-            self._outage = _Outage(now, sent, None if guard else self._dropped_packets())
+            now, packets = self._environment.now(), self._sent_packets()
+            self._outage = _Outage(now, packets, None if guard else self._dropped_packets())
 
     def clear_outage(self) -> None:
         """End an outage without a repair: nothing is missing."""
         self._outage = None
 
-    def record_repair(self, what: Sequence[str], author: Origin, guard: bool) -> None:
+    def record_repair(self, objects: Sequence[str], author: Origin, guard: bool) -> None:
         """End the outage, count the repair and log it, or leave it to the report of a conflict."""
         self.start_outage(guard)
         assert self._outage is not None
         now, outage = self._environment.now(), self._outage
         passed = dropped = None
         if guard:
-            passed = max(0, self._sent_packets() - outage.sent)
-        elif outage.stopped is not None:
-            dropped = max(0, self._dropped_packets() - outage.stopped)
+            passed = max(0, self._sent_packets() - outage.sent_packets)
+        elif outage.dropped_packets is not None:
+            dropped = max(0, self._dropped_packets() - outage.dropped_packets)
         self._outage, self.origin = None, author
         self.count += 1
-        fields = Exposure(now - outage.at, passed, dropped).log_fields()
+        fields = Exposure(now - outage.start, passed, dropped).log_fields()
         if self._conflicts.count_repair(now):
-            self._environment.log_event("restored", {"what": list(what), **origin_fields(author), **fields})
+            self._environment.log_event("restored", {"what": list(objects), **origin_fields(author), **fields})
         else:
             self._sums = {key: value + fields.get(key, 0) for key, value in self._sums.items()}
 

@@ -60,19 +60,19 @@ class DesiredState:
 
     @property
     def all_tables_text(self) -> str:
-        """All tables as one transaction."""
+        """Transaction that replaces all tables."""
         return "".join(self._table_texts.values())
 
-    def repair_for(self, news: ChangeSet, values: Mapping[str, str]) -> Repair:
+    def repair_for(self, change_set: ChangeSet, values: Mapping[str, str]) -> Repair:
         """Return the repair for these events.
 
         `values`: current values of sysctls that may have changed.
         """
         desired = self.state
-        families = [family for family in self._table_texts if family in news.deleted_families]
-        chains = [key for key in sorted(news.changed_chains) if key in self._chains and key[0] not in families]
-        rules = {rule for rule in news.deleted_rules if rule in desired.rules}
-        routes = {route for route in news.deleted_routes if route in desired.routes}
+        families = [family for family in self._table_texts if family in change_set.deleted_families]
+        chains = [key for key in sorted(change_set.changed_chains) if key in self._chains and key[0] not in families]
+        rules = {rule for rule in change_set.deleted_rules if rule in desired.rules}
+        routes = {route for route in change_set.deleted_routes if route in desired.routes}
         sysctls = [sysctl for sysctl in desired.sysctls if values.get(sysctl.path, sysctl.value) != sysctl.value]
 
         changes: list[StateChange] = [SysctlChange(values[sysctl.path], sysctl) for sysctl in sysctls]
@@ -123,9 +123,9 @@ def _chain_text(family: str, chain: nft.Chain) -> str:
 
 @define
 class ConflictDetector:
-    """Detector of a conflict with another program: more than `most` repairs in `within` seconds.
+    """Detector of a conflict with another program: more than `max_repairs` repairs in `within` seconds.
 
-    `every`: least seconds between two reports of the same conflict.
+    `report_interval`: least seconds between two reports of the same conflict.
     """
 
     max_repairs: int = 5
@@ -217,12 +217,12 @@ def format_log_line(facts: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: Any) -> str:
-    shown = str(value)
+    text = str(value)
     if isinstance(value, list | tuple):
         items = list(map(str, value))
-        shown = ("; " if any(" " in item for item in items) else ",").join(items)
-    special = any(char.isspace() or char in '"=\\' or not char.isprintable() for char in shown)
-    if shown and not special:
-        return shown
-    escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+        text = ("; " if any(" " in item for item in items) else ",").join(items)
+    special = any(char.isspace() or char in '"=\\' or not char.isprintable() for char in text)
+    if text and not special:
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + '"'

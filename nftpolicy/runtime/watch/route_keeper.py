@@ -61,12 +61,12 @@ class RouteKeeper:
             return None
         return earliest_deadline((self._limiter.due(), self._later, self._conflicts.due()))
 
-    def process(self, news: ChangeSet) -> None:
+    def process(self, changes: ChangeSet) -> None:
         """Process these events, and do all that is due."""
         if self._access is None or not self._targets:
             return
         now = self._now()
-        if news.route_added or news.links or news.addresses:
+        if changes.route_added or changes.links or changes.addresses:
             self._limiter.request()
         due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
@@ -86,9 +86,15 @@ class RouteKeeper:
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in access.list_routes(self._targets)}
         moves = route_placement.plan_moves(self._targets, kernel_routes, access.addresses(self._targets))
         self._first_seen = {
-            stray.route: self._first_seen.get(stray.route, now) for stray in moves.misplaced if stray.is_connected
+            misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
+            for misplaced_route in moves.misplaced
+            if misplaced_route.is_connected
         }
-        moved = [stray for stray in moves.misplaced if self._move(access, kernel_routes[stray.route], stray, now)]
+        moved = [
+            misplaced_route
+            for misplaced_route in moves.misplaced
+            if self._move(access, kernel_routes[misplaced_route.route], misplaced_route, now)
+        ]
         withdrawn = [
             route
             for route in moves.stale_copies
@@ -101,22 +107,24 @@ class RouteKeeper:
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
 
-    def _move(self, access: RouteAccess, kernel_route: KernelRoute, stray: MisplacedRoute, now: float) -> bool:
+    def _move(
+        self, access: RouteAccess, kernel_route: KernelRoute, misplaced_route: MisplacedRoute, now: float
+    ) -> bool:
         """Add the route to the uplink's table, then delete it from the other one.
 
         Return True on any change.
         """
-        added = not stray.already_there and not stray.ours_wins
+        added = not misplaced_route.already_there and not misplaced_route.ours_wins
         # A route with a lifetime is written again even if the copy exists: that renews the
         # lifetime.
-        if added or (stray.already_there and stray.route.expires is not None):
-            code = access.install(kernel_route, stray.target.table, stray.new_protocol)
-            if self._check_errno(code, stray.route, now):
+        if added or (misplaced_route.already_there and misplaced_route.route.expires is not None):
+            code = access.install(kernel_route, misplaced_route.target.table, misplaced_route.new_protocol)
+            if self._check_errno(code, misplaced_route.route, now):
                 return False
-        if stray.is_connected and now < self._first_seen[stray.route] + SETTLE_SECONDS:
+        if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
-        self._first_seen.pop(stray.route, None)
-        return not self._check_errno(access.delete(kernel_route), stray.route, now)
+        self._first_seen.pop(misplaced_route.route, None)
+        return not self._check_errno(access.delete(kernel_route), misplaced_route.route, now)
 
     def _log_moves(self, moved: Sequence[MisplacedRoute], withdrawn: Sequence[Route], now: float) -> None:
         if not moved and not withdrawn:
@@ -128,9 +136,11 @@ class RouteKeeper:
         if not no_conflict:
             self._unlogged_moves += len(moved)
             return
-        new = [stray for stray in moved if not stray.already_there]
-        for table in sorted({stray.target.table for stray in new}):
-            texts = [display_text(stray.route) for stray in new if stray.target.table == table]
+        new = [misplaced_route for misplaced_route in moved if not misplaced_route.already_there]
+        for table in sorted({misplaced_route.target.table for misplaced_route in new}):
+            texts = [
+                display_text(misplaced_route.route) for misplaced_route in new if misplaced_route.target.table == table
+            ]
             self._log("route-moved", {"routes": _shortened(texts), "to": table})
         if withdrawn:
             texts = list(map(display_text, withdrawn))
@@ -141,14 +151,14 @@ class RouteKeeper:
             self._log_failure(display_text(route), code, now)
         return code
 
-    def _log_failure(self, what: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
+    def _log_failure(self, subject: str, code: int, now: float, why: str = "", retry: bool = True) -> None:
         """Log a failure once, and schedule a retry."""
         if retry:
             self._later = earliest_deadline((self._later, now + _RETRY))
-        failure = (what, why or os.strerror(code))
+        failure = (subject, why or os.strerror(code))
         if failure not in self._logged_failures:
             self._logged_failures.add(failure)
-            self._log("failed", {"what": what, "why": failure[1]})
+            self._log("failed", {"what": subject, "why": failure[1]})
 
 
 def _shortened(texts: list[str]) -> list[str]:
@@ -163,4 +173,6 @@ def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
     targets = route_placement.uplink_tables(policy)
     routes = [kernel_route.route for kernel_route in access.list_routes(targets)]
     moves = route_placement.plan_moves(targets, routes, access.addresses(targets))
-    return tuple(display_text(route) for route in (*(stray.route for stray in moves.misplaced), *moves.mixed))
+    return tuple(
+        display_text(route) for route in (*(misplaced_route.route for misplaced_route in moves.misplaced), *moves.mixed)
+    )

@@ -53,11 +53,11 @@ def wrong_socket_fields(kernel: Kernel, policy: Policy) -> dict[str, dict[str, A
 
 
 def _gone_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("socket", "uplink", "service", "program", "pid")
+    keys = ("socket", "uplink", "service", "program", "pid")
     return {
         "verdict": "gone",
         "was": fields["verdict"],
-        **{key: fields[key] for key in kept if key in fields},
+        **{key: fields[key] for key in keys if key in fields},
     }
 
 

@@ -42,22 +42,22 @@ def _servers_v4(data: bytes, age: float) -> Iterator[str]:
 
 def _options_v4(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield code and value of each option: one byte of code, one byte of length, value."""
-    at = _COOKIE_OFFSET + len(_COOKIE)
-    while at + 1 < len(data) and data[at] != _END:
-        if data[at] == _PAD:
-            at += 1
+    offset = _COOKIE_OFFSET + len(_COOKIE)
+    while offset + 1 < len(data) and data[offset] != _END:
+        if data[offset] == _PAD:
+            offset += 1
             continue
-        yield data[at], data[at + 2 : at + 2 + data[at + 1]]
-        at += 2 + data[at + 1]
+        yield data[offset], data[offset + 2 : offset + 2 + data[offset + 1]]
+        offset += 2 + data[offset + 1]
 
 
 def _servers_v6(data: bytes) -> Iterator[str]:
-    at = _HEADER6_SIZE
-    while at + _OPTION6.size <= len(data):
-        code, size = _OPTION6.unpack_from(data, at)
-        at += _OPTION6.size
-        raw = data[at : at + size]
+    offset = _HEADER6_SIZE
+    while offset + _OPTION6.size <= len(data):
+        code, size = _OPTION6.unpack_from(data, offset)
+        offset += _OPTION6.size
+        raw = data[offset : offset + size]
         if code == _SERVERS6:
             for start in range(0, len(raw) - _IPV6_SIZE + 1, _IPV6_SIZE):
                 yield str(IPv6Address(raw[start : start + _IPV6_SIZE]))
-        at += size
+        offset += size

@@ -33,18 +33,18 @@ def parse(message: bytes) -> Iterator[RdnssOption]:
     """
     if len(message) < _OPTIONS_OFFSET or message[0] != _ADVERTISEMENT or message[1] != 0:
         return
-    at = _OPTIONS_OFFSET
-    while at + _OPTION_UNIT <= len(message):
-        option, size = message[at], message[at + 1] * _OPTION_UNIT
-        if size == 0 or at + size > len(message):
+    offset = _OPTIONS_OFFSET
+    while offset + _OPTION_UNIT <= len(message):
+        option, size = message[offset], message[offset + 1] * _OPTION_UNIT
+        if size == 0 or offset + size > len(message):
             return
         if option == _RDNSS:
-            (lifetime,) = struct.unpack_from("!I", message, at + _LIFETIME_OFFSET)
-            raw = message[at + _SERVERS_OFFSET : at + size]
+            (lifetime,) = struct.unpack_from("!I", message, offset + _LIFETIME_OFFSET)
+            raw = message[offset + _SERVERS_OFFSET : offset + size]
             starts = range(0, len(raw) - _IPV6_SIZE + 1, _IPV6_SIZE)
             servers = tuple(str(IPv6Address(raw[start : start + _IPV6_SIZE])) for start in starts)
             yield RdnssOption(float("inf") if lifetime == _INFINITE else lifetime, servers)
-        at += size
+        offset += size
 
 
 @define

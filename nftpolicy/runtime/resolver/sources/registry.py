@@ -176,7 +176,7 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
     """Run a program; return its output and "", or "" and the reason for the failure."""
     name = program[0]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             program,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -191,10 +191,10 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
         return "", f"{name} did not answer within {_TIMEOUT:.0f} s"
     except OSError as error:
         return "", f"{name}: {error.strerror}"
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
         return (
             "",
-            f"{name}: {lines[-1][:_MAX_MESSAGE] if lines else f'exit status {done.returncode}'}",
+            f"{name}: {lines[-1][:_MAX_MESSAGE] if lines else f'exit status {result.returncode}'}",
         )
-    return done.stdout, ""
+    return result.stdout, ""

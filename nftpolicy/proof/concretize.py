@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Packet of a box of the header space: one value for each field."""
+
+from __future__ import annotations
+
+from ..model.nft import symbols
+from ..model.packet import FORWARD, TCP, UDP, CtInfo, Packet, address_range, parse_address
+from ..model.symbolic import field_values, mark_bits
+from ..model.symbolic.box import Box, Ranges, intersect_ranges
+from ..model.symbolic.header_space import HeaderSpace
+
+# Documentation addresses (RFC 5737, RFC 3849), the default destination.
+REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
+# Addresses of other hosts: without "this host", loopback, groups (RFC 6890) and the like.
+_HOSTS = {
+    4: tuple(address_range(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
+    6: (address_range("2000::/3", 6),),
+}
+_STATES = {index: name for name, index in field_values.CT_STATES.items()}
+_DIRECTIONS = {index: name for name, index in field_values.CT_DIRECTIONS.items()}
+
+
+def choose(ranges: Ranges | None, *preferred: int) -> int:
+    """Return the first preferred value that the ranges hold, else their lowest value."""
+    if ranges is None:
+        return preferred[0]
+    for value in preferred:
+        if any(low <= value <= high for low, high in ranges):
+            return value
+    return ranges[0][0]
+
+
+def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = None) -> Packet:
+    """Return a packet of a box, bound to `device`.
+
+    Where the box leaves a choice, fields get common values.
+    """
+    family = space.family or 4
+    frame_type = None
+    if not space.family:
+        frame_type = choose(box.get("ethertype"), 0x88B5)
+    source = box.get("saddr")
+    protocol = choose(box.get("protocol"), UDP, TCP)
+    fields: dict[tuple[str, str], int] = {}
+    if "ttl" in box:
+        fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = choose(box["ttl"], 64)
+    for name in ("icmp.type", "icmp.code", "icmpv6.type", "icmpv6.code"):
+        if name in box:
+            first, _, second = name.partition(".")
+            fields[first, second] = choose(box[name], 8 if first == "icmp" else 128)
+    if protocol == TCP:
+        flags = (
+            choose(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
+        )
+        fields["tcp", "flags"] = sum(flags)
+    arrival = choose(box.get("iif"), 0)
+    return Packet(
+        family,
+        _destination(family, box.get("daddr")),
+        choose(source, 0) if source else None,
+        protocol,
+        choose(box.get("sport"), 40000),
+        choose(box.get("dport"), 9),
+        origin,
+        _mark(space, box, "mark"),
+        choose(box.get("uid"), 65534),
+        choose(box.get("gid"), 65534),
+        None,
+        device if origin != FORWARD else None,
+        field_values.representative_name(space.devices[arrival]) if origin == FORWARD and arrival else None,
+        CtInfo(
+            _STATES[choose(box.get("ct.state"), 0, 1)],
+            _DIRECTIONS[choose(box.get("ct.direction"), 0)],
+            _mark(space, box, "ctmark"),
+        ),
+        frame_type,
+        fields,
+    )
+
+
+def _destination(family: int, ranges: Ranges | None) -> int:
+    """Return an address of another host, if the ranges hold one."""
+    if ranges is None:
+        return REMOTE_ADDRESS[family]
+    spans = host_ranges(family, ranges)
+    low, high = spans[0]
+    return choose(spans, REMOTE_ADDRESS[family], min(low + 9, high))
+
+
+def host_ranges(family: int, ranges: Ranges) -> Ranges:
+    """Return the part of `ranges` that holds host addresses; if there is none, all of them."""
+    return intersect_ranges(ranges, _HOSTS[family]) or ranges
+
+
+def _mark(space: HeaderSpace, box: Box, kind: str) -> int:
+    return sum(
+        mark_bits.unpack_bits(choose(box.get(mark_bits.field_name(kind, group)), 0), group) for group in space.partition
+    )
