@@ -148,7 +148,7 @@ def test_states_users_devices_and_mapped_addresses(two_ways: Namespace) -> None:
         next(one for one in found if one.state == state) for state in ("syn-sent", "listen", "close")
     )
     assert (half.bound, half.remote, half.dport) == ("wan", "192.0.2.77", 80)
-    assert (listener.family, listener.local, listener.sport, listener.connected) == (6, None, 4000, False)
+    assert (listener.family, listener.local, listener.sport, listener.is_connected) == (6, None, 4000, False)
     assert (udp.protocol, udp.local, udp.sport) == (UDP, None, 4001)
     mapped = next(one for one in found if one.dport == 4000)
     assert (mapped.family, mapped.local, mapped.remote, mapped.domain) == (
