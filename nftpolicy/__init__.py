@@ -187,8 +187,8 @@ def prove(state: NetState, policy: Policy, host: HostFacts | None = None, *, usa
     facts about its machine, as in `compile`. Without `usability`, the properties P3 (usable) and
     P4 (IPv4/IPv6 parity) are left out, which is faster.
 
-    `verdict` of the result is PROVED, REFUTED (its findings have counterexamples) or UNKNOWN (its
-    findings name the unsupported constructs). `assumptions` are facts that the proof does not check.
+    The verdict of the result is PROVED, REFUTED (its findings have counterexamples) or UNKNOWN (its
+    findings name the unsupported constructs). Its assumptions are facts that the proof does not check.
     """
     from attrs import evolve
 
