@@ -37,11 +37,11 @@ def routes(draw):
 
 def carried_out(held, todo):
     """The routes after all of it, as the kernel would hold them, with the settling over."""
-    found = [one for one in held if one not in todo.stale and one not in [each.route for each in todo.strays]]
-    for one in todo.strays:
-        if not one.there and not one.ours_wins:
-            protocol = one.route.protocol if one.protocol is None else one.protocol
-            moved = evolve(one.route, table=one.home.table, protocol=protocol)
+    found = [one for one in held if one not in todo.stale_copies and one not in [each.route for each in todo.misplaced]]
+    for one in todo.misplaced:
+        if not one.already_there and not one.ours_wins:
+            protocol = one.route.protocol if one.new_protocol is None else one.new_protocol
+            moved = evolve(one.route, table=one.target.table, protocol=protocol)
             if moved.family == 4:  # it takes the place of another one
                 place = route_placement._route_key(moved)
                 found = [
@@ -52,19 +52,19 @@ def carried_out(held, todo):
 
 
 def over_uplinks(route):
-    return {way.device for way in route.ways} & {*HOMES}
+    return {way.device for way in route.all_nexthops} & {*HOMES}
 
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
+def test_moved_routes_are_placed_and_the_plan_is_idempotent(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     after = carried_out(held, todo)
     again = route_placement.plan_moves(HOMES, after, ADDRESSES)
     assert again.misplaced == ()
     assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
     for one in after:
-        homes = {HOMES.get(way.device) for way in one.ways}
+        homes = {HOMES.get(way.device) for way in one.all_nexthops}
         free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == RTPROT_NFTPOLICY
         link_local = one.destination.startswith("fe80::")
         if not over_uplinks(one) or free or link_local:
@@ -74,7 +74,7 @@ def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
+def test_foreign_and_own_routes_are_not_moved(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     touched = {*todo.stale_copies, *(one.route for one in todo.misplaced)}
     for one in held:
@@ -85,7 +85,7 @@ def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
+def test_moved_route_keeps_its_output_device(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     for one in todo.misplaced:
         assert one.target == HOMES[one.route.all_nexthops[0].device]
@@ -98,7 +98,7 @@ def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
             assert one.route.expires is None
 
 
-def test_wide_routes_never_wait() -> None:
+def test_wide_route_is_not_connected() -> None:
     """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
     half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
     (stray,) = route_placement.plan_moves(HOMES, [half], ADDRESSES).misplaced

@@ -112,16 +112,16 @@ def verdict_holds(scene):
 
 @settings(max_examples=60)
 @given(scenes())
-def test_the_guard_does_what_is_said(scene):
+def test_socket_verdict_equals_the_guard(scene):
     verdict_holds(scene)
 
 
-def test_it_would_be_seen_if_it_did_not(monkeypatch):
+def test_verdict_test_detects_a_blind_classifier(monkeypatch):
     """With the services' sets left out of what is judged."""
     real = classify_sockets
 
     def blind(sockets, policy, addresses, holders):
         return real(sockets, evolve(policy, service={}), addresses, holders)
 
-    monkeypatch.setattr(f"{__name__}.judge", blind)
+    monkeypatch.setattr(f"{__name__}.classify_sockets", blind)
     goes_red(verdict_holds, scenes())
