@@ -218,10 +218,12 @@ TARGETS = (
     Target(
         "scenes",
         test_policy_invariant.scenes(),
-        _body(test_policy_invariant.test_what_leaves_by_an_uplink_comes_from_a_marked_socket),
+        _body(test_policy_invariant.test_packet_leaving_by_uplink_is_marked_or_excused),
     ),
-    Target("proofs", test_policy_invariant.CROWDS, _body(test_policy_invariant.test_proofs_and_walks_agree)),
+    Target("proofs", test_policy_invariant.CROWDS, _body(test_policy_invariant.test_proofs_and_traces_agree)),
     Target(
-        "policies", policy_strategies.policies(most_uplinks=5), _body(test_policy_invariant.test_every_policy_is_proved)
+        "policies",
+        policy_strategies.policies(most_uplinks=5),
+        _body(test_policy_invariant.test_compiled_policy_is_proved),
     ),
 )

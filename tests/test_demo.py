@@ -29,7 +29,7 @@ def left_behind() -> tuple[list[str], set[str]]:
 @pytest.mark.alone  # counts cgroups of the whole machine
 @pytest.mark.kernel
 @needs_lab
-def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
+def test_demo_holds_in_json_and_leaves_nothing() -> None:
     before = left_behind()
     done = subprocess.run(
         [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=limit(60), check=False
@@ -48,7 +48,7 @@ def test_it_holds_and_says_so_in_json_and_leaves_nothing() -> None:
 @pytest.mark.kernel
 @needs_lab
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_it_leaves_nothing_when_it_is_ended(which: signal.Signals) -> None:
+def test_interrupted_demo_leaves_nothing(which: signal.Signals) -> None:
     before = left_behind()
     # A shell that runs the tests in its background has SIGINT ignored, and that is inherited.
     process = subprocess.Popen(
@@ -85,7 +85,7 @@ def _running(parent: int) -> list[str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody without subordinate ids")
-def test_somebody_without_root_is_told_in_one_line() -> None:
+def test_demo_without_root_is_one_line_with_status_4() -> None:
     environment = {**os.environ, "USER": "nobody", "PYTHONDONTWRITEBYTECODE": "1"}
     nobody = {"user": 65534, "group": 65534, "extra_groups": [], "cwd": "/"}
     if subprocess.run(["test", "-r", __file__], check=False, **nobody).returncode:  # type: ignore[call-overload]
@@ -99,7 +99,7 @@ def test_somebody_without_root_is_told_in_one_line() -> None:
 FRAME = Frame(0x0800, "02:00:5e:00:53:02", "192.0.2.100", "198.51.100.10", 17, 4000, 9, None, b"x", 60)
 
 
-def test_a_frame_that_nothing_allows_has_no_reason() -> None:
+def test_disallowed_frame_has_no_reason() -> None:
     assert demo_verdict.reason(FRAME, []) is None
     assert demo_verdict.described(FRAME).startswith("udp 192.0.2.100 > 198.51.100.10")
 
@@ -117,7 +117,7 @@ def test_a_frame_that_nothing_allows_has_no_reason() -> None:
         (demo_verdict.State(demo_verdict.OPEN, 100, 29, unmarked_on_wan=3, marked_on_wan=48), "inconclusive"),
     ],
 )
-def test_every_broken_state_is_a_fault(state: demo_verdict.State, word: str) -> None:
+def test_broken_state_is_a_fault(state: demo_verdict.State, word: str) -> None:
     faults = demo_verdict.Report(states=[state]).faults()
     assert len(faults) == 1 and word in faults[0]
 
@@ -133,10 +133,10 @@ def test_every_broken_state_is_a_fault(state: demo_verdict.State, word: str) -> 
         demo_verdict.Asked(demo_verdict.NO_WAN, demo_verdict.SERVICE, 2, by_wan=2),
     ],
 )
-def test_every_wrong_answer_is_a_fault(asked: demo_verdict.Asked) -> None:
+def test_wrong_dns_answer_is_a_fault(asked: demo_verdict.Asked) -> None:
     assert len(demo_verdict.Report(names=[asked]).faults()) == 1
 
 
-def test_a_fact_that_is_not_so_is_a_fault() -> None:
+def test_false_fact_is_a_fault() -> None:
     assert demo_verdict.Report(facts={"the sky is up": False}).faults() == ["not so: the sky is up"]
     assert demo_verdict.Report(facts={"the sky is up": True}).faults() == []

@@ -110,27 +110,27 @@ MLD = bytes.fromhex("86dd 60000000 0024 00 01") + bytes(32) + bytes.fromhex("3a0
         (b"\x08\0", "other-ip"),
     ],
 )
-def test_a_frame_gets_one_word(body: bytes, word: str) -> None:
+def test_frame_is_classified(body: bytes, word: str) -> None:
     assert classify(frames.parse(ETHER + body)) == word
 
 
-def test_a_frame_tells_its_fields() -> None:
+def test_frame_fields_are_parsed() -> None:
     assert frames.parse(ETHER + UDP4 + bytes(14)) == frames.Frame(
         0x0800, "02:00:5e:00:53:02", "192.0.2.2", "198.51.100.10", 17, 68, 67, None, b"abcd", 60
     )
 
 
-def test_a_later_fragment_has_no_ports() -> None:
+def test_later_fragment_has_no_ports() -> None:
     frame = frames.parse(ETHER + UDP4[:8] + b"\0\x10" + UDP4[10:])
     assert (frame.sport, classify(frame), frame.payload[-4:]) == (None, "udp", b"abcd")
 
 
-def test_half_a_header_is_no_frame() -> None:
+def test_truncated_ethernet_header_is_refused() -> None:
     with pytest.raises(ValueError, match="14 bytes"):
         frames.parse(b"abc")
 
 
-def test_an_advertisement_is_read() -> None:
+def test_router_advertisement_is_parsed() -> None:
     prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xC0, 1, 1, 0) + bytes.fromhex("20010db8000100000000000000000000")
     rdnss = struct.pack("!BBHI", 25, 3, 0, 9) + bytes.fromhex("20010db8000100000000000000000001")
     seen = ra_client.parse(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix + rdnss, "fe80::1")
@@ -138,7 +138,7 @@ def test_an_advertisement_is_read() -> None:
     assert ra_client.slaac(seen.prefixes[0], "02:00:5e:00:53:02") == "2001:db8:1::5eff:fe00:5302"
 
 
-def test_an_answer_of_dns_is_read() -> None:
+def test_dns_answer_is_parsed() -> None:
     question = dns_message.query("who.example", 4, 7)
     record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 0, 4) + bytes([192, 0, 2, 200])
     answer = struct.pack("!6H", 7, 0x8180, 1, 1, 0, 0) + question[12:] + record
@@ -151,7 +151,7 @@ def test_an_answer_of_dns_is_read() -> None:
 
 
 @needs_lab
-def test_every_probe_leaves_where_nothing_guards(open_lab: Lab) -> None:
+def test_every_probe_leaves_without_a_guard(open_lab: Lab) -> None:
     sents = supported(leak_probes.send_all(open_lab, gid=SERVICE_GID))
     assert names(sents - leak_probes.sightings(open_lab.wan, list(sents), 3)) == []
     assert {sent.probe.kind for sent in sents} >= leak_probes.KINDS.keys() - {"udplite"}
@@ -171,7 +171,7 @@ def test_only_marked_probes_pass_the_reference_guard(open_lab: Lab) -> None:
 
 
 @needs_lab
-def test_what_a_probe_needs_is_true(table_lab: Lab) -> None:
+def test_probe_leaves_with_exactly_its_needed_routes(table_lab: Lab) -> None:
     sents = list(supported(leak_probes.send_all(table_lab, gid=SERVICE_GID)))
     expected = {sent for sent in sents if sent.probe.marked or sent.probe.needs == leak_probes.NOTHING}
     seen = leak_probes.sightings(table_lab.wan, sents, 1)
@@ -183,7 +183,7 @@ def test_what_a_probe_needs_is_true(table_lab: Lab) -> None:
 
 @needs_lab
 @pytest.mark.parametrize("guarded", [False, True], ids=["open", "guarded"])
-def test_the_wan_comes_back_with_lease_and_advertisement(table_lab: Lab, guarded: bool) -> None:
+def test_wan_up_restores_lease_and_advertisement(table_lab: Lab, guarded: bool) -> None:
     if guarded:
         table_lab.node.nft(guard(table_lab))
     try:
@@ -208,7 +208,7 @@ def test_the_wan_comes_back_with_lease_and_advertisement(table_lab: Lab, guarded
 @pytest.mark.parametrize("tcp", [False, True], ids=["udp", "tcp"])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("transport", [4, 6])
-def test_each_side_has_its_own_names(open_lab: Lab, family: int, transport: int, tcp: bool) -> None:
+def test_dns_answers_depend_on_the_server(open_lab: Lab, family: int, transport: int, tcp: bool) -> None:
     def ask(server: str, name: str) -> list[str] | str:
         return open_lab.resolve(name, family, server, tcp, gid=SERVICE_GID, uid=65534)
 
@@ -223,7 +223,7 @@ def test_each_side_has_its_own_names(open_lab: Lab, family: int, transport: int,
 
 @needs_lab
 @pytest.mark.parametrize("family", [4, 6])
-def test_the_vpn_connects_by_its_mark(family: int) -> None:
+def test_fastd_connects_by_its_mark(family: int) -> None:
     with Lab(groups={"service": SERVICE_GID}) as lab:
         lab.node.nft(guard(lab))
         lab.start_fastd_client(SERVICE_GID, mark=0, remote=at.SERVER[family])
@@ -266,7 +266,7 @@ def inhabitants(namespaces: set[int]) -> list[str]:
 
 @needs_lab
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill", "int", "term"])
-def test_nothing_survives_the_lab(how: signal.Signals) -> None:
+def test_killed_lab_leaves_nothing(how: signal.Signals) -> None:
     def machine() -> tuple[str, ...]:
         listing = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         return listing, Path("/proc/self/mounts").read_text(), *sorted(path.name for path in Path("/run").iterdir())
@@ -291,7 +291,7 @@ def test_nothing_survives_the_lab(how: signal.Signals) -> None:
 
 
 @needs_lab
-def test_a_call_gives_back_what_happened() -> None:
+def test_namespace_call_returns_result_or_error() -> None:
     with Namespace("one") as space:
         assert space.call(lambda: (os.getuid(), os.getgid(), os.getgroups()), uid=65534, gid=7) == (65534, 7, [])
         with pytest.raises(ZeroDivisionError):

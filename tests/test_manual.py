@@ -324,7 +324,7 @@ def test_exit_statuses() -> None:
     ]
 
 
-def test_exit_statuses_as_they_happen(tmp_path: Path) -> None:
+def test_exit_status_of_check_is_as_documented(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = 1\n")
     assert run("check", "rulesets/gluon-fastd.toml").returncode == 0
     assert run("check", str(tmp_path / "bad.toml")).returncode == 2
@@ -332,7 +332,7 @@ def test_exit_statuses_as_they_happen(tmp_path: Path) -> None:
     assert run("check", "--nonsense", "rulesets/gluon-fastd.toml").returncode == 2
 
 
-def test_without_root_the_exit_status_is_4(tmp_path: Path) -> None:
+def test_status_without_root_has_status_4(tmp_path: Path) -> None:
     nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
     if nobody and subprocess.run(["test", "-r", __file__], **nobody).returncode:
         pytest.skip("the checkout can't be read by another user than root")
@@ -372,12 +372,12 @@ PLACES = {
 
 
 @pytest.mark.parametrize("title", CLASSES)
-def test_every_key_is_in_the_page_and_no_other(title: str) -> None:
+def test_page_has_exactly_the_keys(title: str) -> None:
     documented = items(section(file_page(), title), "Va")
     assert list(documented) == [field.name for field in attrs.fields(CLASSES[title])]
 
 
-def test_no_class_of_the_grammar_is_forgotten() -> None:
+def test_page_has_every_class_of_keys() -> None:
     title = re.findall(r"^\.Ss (.*)$", section(file_page(), "KEYS", "Sh"), re.MULTILINE)
     assert title == list(CLASSES)
 
@@ -390,7 +390,7 @@ def test_no_class_of_the_grammar_is_forgotten() -> None:
         for field in attrs.fields(kind)
     ],
 )
-def test_what_the_page_says_of_a_key_that_is_left_out(title: str, field: attrs.Attribute) -> None:
+def test_page_has_the_default_of_each_key(title: str, field: attrs.Attribute) -> None:
     described = plain(items(section(file_page(), title), "Va")[field.name])
     said = re.search(r" (Required|Optional|Default: (.*?))\.(?: [A-Z\d]|$)", described)
     assert said, f"{field.name}: the page says neither Required nor Optional nor Default"
@@ -406,7 +406,7 @@ def test_what_the_page_says_of_a_key_that_is_left_out(title: str, field: attrs.A
         assert load(written.encode())[0] == load(MINIMAL.encode())[0]
 
 
-def test_required_keys_are_required() -> None:
+def test_missing_required_key_is_refused() -> None:
     for key in ("name", "inside", "devices", "mark", "table", "uplink"):
         without = re.sub(rf"^{key} = .*\n", "", MINIMAL, count=1, flags=re.MULTILINE)
         with pytest.raises(PolicyError, match=f"'{key}' is missing"):
@@ -423,7 +423,7 @@ def test_required_keys_are_required() -> None:
         ("Marks", vocabulary.MARKS_VALUES),
     ],
 )
-def test_every_word_is_in_the_page_with_its_reason(title: str, table: dict[str, str]) -> None:
+def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str]) -> None:
     documented = items(section(file_page(), title), "Cm")
     assert list(documented) == list(table)
     for word, reason in table.items():
@@ -449,7 +449,7 @@ def chains() -> dict:
 
 
 @pytest.mark.parametrize("word", vocabulary.EXEMPTIONS)
-def test_what_an_exemption_lets_pass(word: str) -> None:
+def test_page_has_the_match_of_each_exemption(word: str) -> None:
     said = re.findall(r"^\.Dl (.*)$", items(section(file_page(), "Exemptions"), "Cm")[word], re.MULTILINE)
     rules = [nft_text.rule_text(one) for one in chains()["netdev", "UPLINK.link"].rules]
     passed = [rule.partition(" counter")[0] for rule in rules if f'"UPLINK.exempt.{word}"' in rule]
@@ -457,7 +457,7 @@ def test_what_an_exemption_lets_pass(word: str) -> None:
 
 
 @pytest.mark.parametrize("family", object_names.FAMILIES)
-def test_every_chain_is_in_the_page(family: str) -> None:
+def test_page_has_every_chain(family: str) -> None:
     documented = items(section(file_page(), f"table {family} {object_names.TABLE}"), "Cm")
     compiled = {name: chain for (of, name), chain in chains().items() if of == family}
     device = compiled.pop("device-br-wan", None)
@@ -471,7 +471,7 @@ def test_every_chain_is_in_the_page(family: str) -> None:
         assert drops == ("Its policy is drop." in plain(documented[name])), name
 
 
-def test_every_counter_is_in_the_page() -> None:
+def test_page_has_every_counter() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", one).replace("answer.ssh", "answer.NAME") for one in compiled}
@@ -514,7 +514,7 @@ def test_every_event_of_watch_is_in_the_page() -> None:
     assert sorted(documented) == sorted(set(logged))
 
 
-def test_the_numbers_of_ladder_and_routes() -> None:
+def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
     step = object_names.MARK_RULE_STEP
     first = [
         object_names.LINK_LOCAL_RULE_PRIORITY,
@@ -541,7 +541,7 @@ def test_the_numbers_of_ladder_and_routes() -> None:
     assert f"metric {metric}, onlink" in routes
 
 
-def test_the_numbers_of_the_checks() -> None:
+def test_page_has_the_limits_of_values() -> None:
     page = plain(section(file_page(), "KEYS", "Sh"))
     assert f"1 to {validate.MAX_UPLINKS} uplinks" in page
     assert f"from 1 to {2**32 - 1}" in page
@@ -549,7 +549,7 @@ def test_the_numbers_of_the_checks() -> None:
     assert "253, 254 and 255" in page
 
 
-def test_every_sysctl_is_in_the_page() -> None:
+def test_page_has_every_sysctl() -> None:
     documented = re.findall(r"^(net/\S+) = (\S+)$", section(file_page(), "sysctls"), re.MULTILINE)
     compiled = [*sysctls.HOST_SYSCTLS.items()]
     of_devices = [*sysctls.DEVICE_SYSCTLS.items(), *sysctls.ROUTER_ADVERTISEMENT_SYSCTLS.items()]
@@ -560,12 +560,12 @@ def test_every_sysctl_is_in_the_page() -> None:
 # --- nftpolicy-openwrt(7) -----------------------------------------------------------------
 
 
-def test_every_file_of_a_router_is_in_the_page() -> None:
+def test_openwrt_page_has_every_file() -> None:
     documented = items(section(OPENWRT_PAGE.read_text(), "FILES", "Sh"), "Pa")
     assert {*documented} == {f"/{path}" for path in tree.build_tree(full_policy())}
 
 
-def test_every_command_of_a_router_is_in_the_page() -> None:
+def test_openwrt_page_has_every_command() -> None:
     page = OPENWRT_PAGE.read_text()
     script = tree.build_tree(full_policy())[tree.RUNNER_PATH].text
     usage = re.search(r'^usage="usage: nftpolicy (.*)"$', script, re.MULTILINE)
@@ -586,7 +586,7 @@ def policies_of_providers() -> dict[str, list[objects.Policy]]:
     return {title: [load((ROOT / "rulesets" / one).read_bytes())[0] for one in found] for title, found in named.items()}
 
 
-def test_every_ready_policy_is_in_the_page_and_in_the_readme() -> None:
+def test_page_and_readme_have_every_shipped_policy() -> None:
     files = [file.name for file in RULESETS]
     named = {one.name + ".toml" for found in policies_of_providers().values() for one in found}
     assert sorted(named) == files
@@ -595,12 +595,12 @@ def test_every_ready_policy_is_in_the_page_and_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
-def test_a_ready_policy_is_called_after_its_file(file: Path) -> None:
+def test_shipped_policy_has_the_name_of_its_file(file: Path) -> None:
     assert load(file.read_bytes())[0].name == file.stem
 
 
 @pytest.mark.parametrize("title", policies_of_providers())
-def test_what_the_page_says_to_programs_is_what_the_policies_say(title: str) -> None:
+def test_providers_page_has_the_marks_of_the_policies(title: str) -> None:
     policies = policies_of_providers()[title]
     assert policies
     said = section(PROVIDERS_PAGE.read_text(), title).replace("\\-", "-")
@@ -617,7 +617,7 @@ def test_what_the_page_says_to_programs_is_what_the_policies_say(title: str) -> 
     assert {int(number) for number in re.findall(r"(?:--regid|group) (\d+)", said)} <= groups
 
 
-def test_the_comments_of_the_policies_say_the_mark_too() -> None:
+def test_comments_of_shipped_policies_have_their_mark() -> None:
     for file in RULESETS:
         content = file.read_text()
         marks = {up.mark.value for up in load(file.read_bytes())[0].uplink.values()}
@@ -635,7 +635,7 @@ def toml_in(file: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", [FILE_PAGE, ROOT / "README.md"], ids=lambda file: file.name)
-def test_the_example_policies_load_and_compile(file: Path) -> None:
+def test_example_policies_compile(file: Path) -> None:
     policies = toml_in(file)
     assert policies
     for written in policies:
@@ -670,20 +670,20 @@ def test_commands_in_examples_exist(file: Path) -> None:
         assert options <= options_of(command) | {"-h", "--help"}, line
 
 
-def test_the_readme_names_every_command() -> None:
+def test_readme_has_every_command() -> None:
     rows = re.findall(r"^\| `nftpolicy (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert rows == list(COMMANDS)
 
 
 @pytest.mark.parametrize("file", PROSE, ids=lambda file: file.name)
-def test_scripts_and_files_that_are_named_exist(file: Path) -> None:
+def test_named_files_exist(file: Path) -> None:
     content = file.read_text()
     named = re.findall(r"(?<![\w/.])((?:script|rulesets|docs|man|tests|nftpolicy)/[\w./-]*\w)", content)
     missing = [one for one in named if not (ROOT / one).exists()]
     assert missing == []
 
 
-def test_the_changelog_has_this_version() -> None:
+def test_changelog_has_this_version() -> None:
     assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -57,7 +57,7 @@ def is_in_form(one):
 
 
 @given(st.lists(pairs, max_size=5))
-def test_ranges_are_the_values_of_all_intervals_in_one_form(intervals):
+def test_merge_ranges_has_the_values_of_all_intervals(intervals):
     found = merge_ranges(intervals)
     assert values(found) == values(intervals)
     assert is_in_form(found)
@@ -65,7 +65,7 @@ def test_ranges_are_the_values_of_all_intervals_in_one_form(intervals):
 
 
 @given(some, some)
-def test_ranges_are_cut_as_sets_are(one, other):
+def test_range_operations_equal_set_operations(one, other):
     for found, expected in (
         (intersect_ranges(one, other), values(one) & values(other)),
         (subtract_ranges(one, other), values(one) - values(other)),
@@ -76,7 +76,7 @@ def test_ranges_are_cut_as_sets_are(one, other):
 
 
 @given(st.sets(st.integers(0, HIGH)))
-def test_only_has_these_values(some_values):
+def test_points_has_exactly_the_given_values(some_values):
     assert values(points(*some_values)) == some_values
 
 
@@ -84,14 +84,14 @@ def test_only_has_these_values(some_values):
 
 
 @given(boxes, boxes)
-def test_boxes_meet_in_what_both_have(one, other):
+def test_intersect_boxes_has_the_common_points(one, other):
     both = intersect_boxes(one, other)
     expected = [point for point in box_points(one) if has(other, point)]
     assert (box_points(both) if both is not None else []) == expected
 
 
 @given(boxes, st.lists(boxes, max_size=6))
-def test_what_is_uncovered_is_in_the_box_and_in_no_cover_and_is_found_if_there_is_any(box, covers):
+def test_find_uncovered_finds_points_outside_of_all_covers(box, covers):
     left = [point for point in box_points(box) if not any(has(cover, point) for cover in covers)]
     found = find_uncovered(box, covers, TOPS)
     assert (found is None) == (not left)
@@ -101,7 +101,7 @@ def test_what_is_uncovered_is_in_the_box_and_in_no_cover_and_is_found_if_there_i
 
 
 @given(boxes, st.lists(boxes, max_size=4))
-def test_what_is_outside_of_boxes_comes_in_disjoint_pieces(box, others):
+def test_subtract_boxes_returns_disjoint_pieces(box, others):
     pieces = subtract_boxes(box, others, TOPS, 1000)
     expected = [point for point in box_points(box) if not any(has(other, point) for other in others)]
     found = [point for piece in pieces for point in box_points(piece)]
@@ -117,7 +117,7 @@ several = st.lists(boxes, min_size=25, max_size=40), st.lists(boxes, min_size=1,
 
 
 @given(*several)
-def test_no_box_that_meets_is_left_out_by_the_index(many, asked, early):
+def test_box_index_finds_every_overlapping_box(many, asked, early):
     none_is_left_out(many, asked, early)
 
 
@@ -135,7 +135,7 @@ def none_is_left_out(many, asked, early):
 
 
 @given(st.lists(boxes, min_size=30, max_size=60), boxes, st.integers(0, 60))
-def test_the_first_so_many_are_asked_alone(many, box, until):
+def test_box_index_limit_restricts_to_the_first_boxes(many, box, until):
     until = min(until, len(many))
     found = BoxIndex(many, TOPS).overlapping(box, until)
     assert all(one in found for one in many[:until] if intersect_boxes(one, box) is not None)
@@ -148,7 +148,7 @@ masks = st.integers(0, 0xFF) | st.sampled_from((0xFFFFFFFF, 0xFF000000))
 
 
 @given(st.lists(masks, max_size=4))
-def test_groups_split_all_bits_and_every_mask_is_some_of_them(some_masks):
+def test_bit_groups_partition_all_masks(some_masks):
     groups = mark_bits.bit_groups(some_masks)
     assert sum(groups) == 0xFFFFFFFF
     assert all(not one & other for at, one in enumerate(groups) for other in groups[:at])
@@ -157,14 +157,14 @@ def test_groups_split_all_bits_and_every_mask_is_some_of_them(some_masks):
 
 
 @given(masks.filter(bool), st.integers(0, 0xFFFFFFFF))
-def test_bits_that_are_packed_are_spread_again(group, value):
+def test_pack_bits_round_trips(group, value):
     packed = mark_bits.pack_bits(value, group)
     assert mark_bits.unpack_bits(packed, group) == value & group
     assert 0 <= packed <= mark_bits.max_value(group)
 
 
 @given(st.lists(masks, min_size=1, max_size=3), st.integers(0, 0xFF), st.integers(0, 0xFF), st.data())
-def test_a_mark_is_in_a_box_of_a_test_if_the_test_holds(some_masks, wanted, value, data):
+def test_mark_boxes_equal_the_mark_test(some_masks, wanted, value, data):
     mask = data.draw(st.sampled_from(some_masks))
     groups = mark_bits.bit_groups(some_masks)
     fields = {mark_bits.field_name("mark", group): mark_bits.pack_bits(value, group) for group in groups}
@@ -181,7 +181,7 @@ def test_a_mark_is_in_a_box_of_a_test_if_the_test_holds(some_masks, wanted, valu
     assert len(found) == (value & mask != wanted)  # the boxes are disjoint
 
 
-def test_the_test_of_the_index_would_see_a_box_that_is_left_out(monkeypatch):
+def test_box_index_test_detects_a_missing_box(monkeypatch):
     monkeypatch.setattr(BoxIndex, "_bucket_range", lambda self, field, wanted: range(wanted[0][0], wanted[0][0] + 1))
 
     @settings(settings.get_profile("first"), max_examples=500)

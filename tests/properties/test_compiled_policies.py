@@ -42,7 +42,7 @@ def defined(table):
 
 
 @given(policy_strategies.policies(), st.booleans())
-def test_all_that_is_spoken_of_is_there_once_and_nothing_is_there_for_nothing(policy, link_guard):
+def test_tables_define_exactly_the_referenced_objects(policy, link_guard):
     for table in compile_policy(policy, HostFacts(has_egress_hook=link_guard)).tables:
         names = defined(table)
         assert not [name for name, count in Tally(names).items() if count > 1]
@@ -74,7 +74,7 @@ def test_compiling_is_deterministic(policy):
 
 
 @given(policy_strategies.policies())
-def test_the_order_of_services_means_nothing(policy):
+def test_compiling_ignores_the_order_of_services(policy):
     turned = evolve(policy, service=dict(reversed(policy.service.items())))
     one, other = compile_policy(policy), compile_policy(turned)
     assert normal(one) == normal(other)
@@ -86,7 +86,7 @@ def rules(policy):
 
 @settings(max_examples=20)
 @given(policy_strategies.policies(), st.sampled_from(("group", "user")), st.sampled_from(("udp", "tcp")))
-def test_more_services_addresses_and_ports_make_sets_larger_and_no_rules(policy, key, protocol):
+def test_more_services_add_elements_and_no_rules(policy, key, protocol):
     uplink = next(iter(policy.uplink))
 
     def with_services(count):
@@ -105,7 +105,7 @@ def test_more_services_addresses_and_ports_make_sets_larger_and_no_rules(policy,
 
 
 @given(policy_strategies.policies())
-def test_every_form_can_be_written(policy):
+def test_every_output_form_can_be_written(policy):
     state = compile_policy(policy)
     for table in state.tables:
         written = nft_text.table_text(table)
@@ -118,7 +118,7 @@ def test_every_form_can_be_written(policy):
 
 
 @given(policy_strategies.policies())
-def test_both_families_have_the_same_ladder(policy):
+def test_both_families_have_the_same_ip_rules(policy):
     four, six = (
         [
             (one.priority, one.action, one.table, one.mark, one.mask)
@@ -131,7 +131,7 @@ def test_both_families_have_the_same_ladder(policy):
 
 
 @given(policy_strategies.policies())
-def test_every_uplink_table_ends_in_unreachable_in_both_families(policy):
+def test_uplink_tables_end_in_unreachable_in_both_families(policy):
     state = compile_policy(policy)
     ends = {
         (one.family, one.table) for one in state.routes if one.kind == "unreachable" and one.destination == "default"
@@ -139,10 +139,10 @@ def test_every_uplink_table_ends_in_unreachable_in_both_families(policy):
     assert ends == {(family, uplink.table) for family in (4, 6) for uplink in policy.uplink.values()}
 
 
-def test_every_exemption_has_a_meaning_and_a_reason():
+def test_every_exemption_has_a_match():
     assert exemptions.EXEMPTION_MATCHES.keys() == vocabulary.EXEMPTIONS.keys()
 
 
 @pytest.mark.parametrize("word", vocabulary.EXEMPTIONS)
-def test_every_exemption_can_let_something_pass(word):
+def test_every_exemption_has_a_rule(word):
     assert exemptions.exemption_rules("wan", (word,), "netdev")

@@ -39,7 +39,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_target(target, capsys):
+def test_fuzz_target_finds_no_fault(target, capsys):
     ran = 0
 
     @settings(max_examples=EXAMPLES)
@@ -56,12 +56,12 @@ def test_target(target, capsys):
 
 
 @given(st.data())
-def test_targets_see_good_policies_and_bad_ones(data):
+def test_fuzz_inputs_have_good_and_bad_policies(data):
     target = data.draw(st.sampled_from(TARGETS))
     data.draw(target.inputs)
 
 
-def test_most_listings_of_machines_can_be_judged():
+def test_most_host_listings_can_be_decoded():
     """What is changed in them leaves enough that is understood."""
     read = []
 
@@ -75,7 +75,7 @@ def test_most_listings_of_machines_can_be_judged():
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
+def test_fuzz_target_finds_an_injected_fault(monkeypatch, target):
     name, error = FAULTS[target.name]
     module = sys.modules[target.check.__module__]
     if error is None:  # a prover that says yes to what it doesn't understand
@@ -95,7 +95,7 @@ def test_a_fault_is_found_and_can_be_seen_again(monkeypatch, target):
             run_target(target, 200, 5, shrink=False)
 
 
-def test_script_replays_a_round():
+def test_fuzz_script_replays_a_round():
     said = subprocess.run(
         [sys.executable, "-m", "fuzz", "--replay", "lines-bytes", "7"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,

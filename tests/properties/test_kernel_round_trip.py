@@ -55,7 +55,7 @@ def _command(found, script, is_json):
 
 @settings(max_examples=40, phases=PHASES)
 @given(POLICIES)
-def test_text_and_json_load_the_tables_that_were_compiled(namespace, policy):
+def test_text_and_json_load_the_compiled_tables(namespace, policy):
     tables = compile_policy(policy).tables
     wanted = normal(NetState(tables))
     by_text, by_json = namespace.call(_loaded, tables)
@@ -82,5 +82,5 @@ def _there_and_back(states):
 
 @settings(max_examples=12, phases=PHASES)
 @given(PAIRS)
-def test_from_one_policy_to_another_and_back(namespace, pair):
+def test_policy_changes_are_reversible_in_linux(namespace, pair):
     namespace.call(_there_and_back, [compile_policy(policy) for policy in pair])

@@ -81,10 +81,10 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("what", SEEN)
-def test_it_is_seen(what):
+def test_leaking_state_is_not_proved(what):
     assert prove(SEEN[what], CLAIM).property_verdict("P1") != PROVED
 
 
 @pytest.mark.parametrize("what", UNSEEN)
-def test_what_does_not_matter_is_not(what):
+def test_harmless_state_is_proved(what):
     assert prove(UNSEEN[what], CLAIM).property_verdict("P1") == PROVED

@@ -59,7 +59,7 @@ def is_for(added, policy, packet):
 
 @SETTINGS
 @given(additions())
-def test_a_service_more_lets_out_only_its_own_marked_packets(case):
+def test_added_service_passes_only_its_own_marked_packets(case):
     policy, larger, added, extra, packets = case
     before = outside(policy, machine(policy, extra), packets)
     after = outside(policy, machine(larger, extra), packets)
@@ -69,7 +69,7 @@ def test_a_service_more_lets_out_only_its_own_marked_packets(case):
 
 @settings(max_examples=20)
 @given(additions())
-def test_and_both_are_proved(case):
+def test_policies_with_and_without_service_are_proved(case):
     policy, larger, *_ = case
     for one in (policy, larger):
         assert prove(compile_policy(one), build_spec(one)).verdict == PROVED
@@ -92,7 +92,7 @@ def removals(draw):
 
 @SETTINGS
 @given(removals())
-def test_an_exemption_less_lets_nothing_more_out(case):
+def test_removed_exemption_passes_no_more_packets(case):
     policy, smaller, extra, packets = case
     before = outside(policy, machine(policy, extra), packets)
     after = outside(policy, machine(smaller, extra), packets)
@@ -102,7 +102,7 @@ def test_an_exemption_less_lets_nothing_more_out(case):
 
 @settings(max_examples=20)
 @given(removals())
-def test_a_proof_tells_states_with_more_exemptions_from_those_with_fewer(case):
+def test_proof_distinguishes_states_by_their_exemptions(case):
     """What may leave is what the larger policy names; that some of its words are dead now is no leak."""
     policy, smaller, *_ = case
     proof = prove(compile_policy(smaller), build_spec(policy))
@@ -112,7 +112,7 @@ def test_a_proof_tells_states_with_more_exemptions_from_those_with_fewer(case):
     assert reverse.property_verdict("P1") != PROVED  # an exemption that the claim does not name is a leak
 
 
-def test_a_compiler_that_opens_the_uplink_for_every_service_is_found_out(monkeypatch):
+def test_service_test_detects_a_compiler_without_guard(monkeypatch):
     """The tests above can fail: with one service more the guard is gone."""
     whole = compile_policy
 
@@ -121,10 +121,10 @@ def test_a_compiler_that_opens_the_uplink_for_every_service_is_found_out(monkeyp
         return evolve(state, tables=()) if any(name.startswith("added") for name in policy.service) else state
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_a_service_more_lets_out_only_its_own_marked_packets.hypothesis.inner_test, additions())
+    goes_red(test_added_service_passes_only_its_own_marked_packets.hypothesis.inner_test, additions())
 
 
-def test_a_compiler_that_forgets_the_guard_with_an_exemption_is_found_out(monkeypatch):
+def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
     """The same for exemptions: without any the guard is gone."""
     whole = compile_policy
 
@@ -133,4 +133,4 @@ def test_a_compiler_that_forgets_the_guard_with_an_exemption_is_found_out(monkey
         return evolve(whole(policy), tables=()) if bare else whole(policy)
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_an_exemption_less_lets_nothing_more_out.hypothesis.inner_test, removals())
+    goes_red(test_removed_exemption_passes_no_more_packets.hypothesis.inner_test, removals())

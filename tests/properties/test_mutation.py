@@ -186,7 +186,7 @@ def is_chosen(mutant):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_damage_is_noticed(case, capsys):
+def test_every_mutant_is_refuted_or_excused(case, capsys):
     assert case.proof.verdict == verdict.PROVED
     every = list(state_mutants.mutants(case.state))
     chosen = [mutant for mutant in every if is_chosen(mutant)]
@@ -203,7 +203,7 @@ def test_every_damage_is_noticed(case, capsys):
 
 
 @pytest.mark.parametrize("file", ["gluon-fastd.toml"])
-def test_a_proof_that_does_not_look_notices_nothing(monkeypatch, file):
+def test_mutation_test_detects_a_blind_prover(monkeypatch, file):
     """What the test above can see: a prover that says yes to everything leaves the guard's mutants unnoticed."""
     case = next(one for one in CASES if one.path.name == file)
     gone = next(

@@ -42,7 +42,7 @@ def guarded(state):
 
 
 @given(PAIRS)
-def test_a_plan_ends_in_what_was_wanted_and_then_there_is_nothing_to_do(pair):
+def test_plan_reaches_the_desired_state_and_is_idempotent(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     run_plan(kernel, way(kernel, new))
@@ -51,7 +51,7 @@ def test_a_plan_ends_in_what_was_wanted_and_then_there_is_nothing_to_do(pair):
 
 
 @given(PAIRS)
-def test_the_inverses_bring_the_first_state_back(pair):
+def test_inverse_steps_restore_the_first_state(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     before = normal(kernel.state)
@@ -64,7 +64,7 @@ def test_the_inverses_bring_the_first_state_back(pair):
 
 
 @given(PAIRS)
-def test_the_guard_stands_after_every_step(pair):
+def test_guard_exists_after_every_step(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     steps = way(kernel, new).steps
@@ -77,7 +77,7 @@ def test_the_guard_stands_after_every_step(pair):
 
 
 @given(PAIRS, st.data())
-def test_a_refusal_at_any_step_leaves_all_as_it_was(pair, data):
+def test_refusal_at_any_step_restores_the_first_state(pair, data):
     old, new = map(compiled, pair)
     steps = len(way(held(old, new), new).steps)
     assume(steps)
@@ -91,7 +91,7 @@ def test_a_refusal_at_any_step_leaves_all_as_it_was(pair, data):
 
 
 @given(PAIRS)
-def test_tables_are_filled_before_rules_lead_to_them_and_emptied_after(pair):
+def test_tables_are_filled_before_their_rules_are_added(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     for step in way(kernel, new).steps:
@@ -102,7 +102,7 @@ def test_tables_are_filled_before_rules_lead_to_them_and_emptied_after(pair):
 
 
 @given(PAIRS)
-def test_counters_that_both_policies_have_keep_their_numbers(pair):
+def test_counters_of_both_policies_keep_their_values(pair):
     old, new = map(compiled, pair)
     kernel = held(old, new)
     numbers = {place: CounterValue(index + 1, 40 * index) for index, place in enumerate(kernel.counters("nftpolicy"))}
@@ -115,6 +115,6 @@ def test_counters_that_both_policies_have_keep_their_numbers(pair):
 
 
 @given(policy_strategies.policies())
-def test_an_unchanged_policy_is_no_plan_even_from_a_kernel_that_lists_in_another_order(policy):
+def test_unchanged_policy_has_an_empty_plan_in_any_order(policy):
     state = compiled(policy)
     assert plan(normal(state), state) == Plan(())

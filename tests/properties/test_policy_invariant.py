@@ -92,7 +92,7 @@ def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
 
 @settings(max_examples=100)
 @given(scenes())
-def test_what_leaves_by_an_uplink_comes_from_a_marked_socket(scene):
+def test_packet_leaving_by_uplink_is_marked_or_excused(scene):
     policy, extra, packets = scene
     assert not leaks(policy, full(policy, extra), packets)
 
@@ -110,9 +110,9 @@ def unguarded(policy, extra=((), ())):
     return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
 
 
-def test_without_the_guard_it_does_not(monkeypatch):
+def test_leak_test_detects_a_missing_guard(monkeypatch):
     monkeypatch.setattr(f"{__name__}.full", unguarded)
-    goes_red(test_what_leaves_by_an_uplink_comes_from_a_marked_socket.hypothesis.inner_test, scenes())
+    goes_red(test_packet_leaving_by_uplink_is_marked_or_excused.hypothesis.inner_test, scenes())
 
 
 # --- who wears the mark --------------------------------------------------------------------
@@ -199,7 +199,7 @@ def borrowed(policy, state, packets):
 
 @settings(max_examples=100)
 @given(scenes())
-def test_nobody_but_its_owners_leaves_with_a_mark(scene):
+def test_marked_packet_leaving_by_uplink_is_entitled(scene):
     policy, extra, packets = scene
     assert not borrowed(policy, full(policy, extra), packets)
 
@@ -233,16 +233,16 @@ def goes_back(policy, packet, walk):
 
 @settings(max_examples=60)
 @given(scenes())
-def test_what_wears_a_mark_leaves_by_its_uplink_or_not_at_all(scene):
+def test_marked_packet_leaves_only_by_its_uplink(scene):
     policy, extra, packets = scene
     assert not strays(policy, full(policy, extra), packets)
 
 
 @pytest.mark.parametrize(
     "test",
-    [test_nobody_but_its_owners_leaves_with_a_mark, test_what_wears_a_mark_leaves_by_its_uplink_or_not_at_all],
+    [test_marked_packet_leaving_by_uplink_is_entitled, test_marked_packet_leaves_only_by_its_uplink],
 )
-def test_without_the_guard_marks_are_borrowed_and_go_astray(monkeypatch, test):
+def test_mark_tests_detect_a_missing_guard(monkeypatch, test):
     monkeypatch.setattr(f"{__name__}.full", unguarded)
     goes_red(test.hypothesis.inner_test, scenes())
 
@@ -252,14 +252,14 @@ def test_without_the_guard_marks_are_borrowed_and_go_astray(monkeypatch, test):
 
 @settings(max_examples=60)
 @given(policy_strategies.policies(most_uplinks=5))
-def test_every_policy_is_proved(policy):
+def test_compiled_policy_is_proved(policy):
     proof = prove(compile_policy(policy), build_spec(policy))
     assert not [one for one in proof.findings if one.deciding and one.verdict != PROVED]
 
 
 @settings(max_examples=20)
 @given(policy_strategies.policies(most_uplinks=2), st.booleans())
-def test_with_ports_of_bridges_and_without_the_link_guard_too(policy, link_guard):
+def test_policy_with_bridge_ports_or_no_link_guard_is_proved(policy, link_guard):
     ports = {device: (f"p{at}", f"q{at}") for at, up in enumerate(policy.uplink.values()) for device in up.devices[:1]}
     machine = HostFacts(bridge_ports=ports, has_egress_hook=link_guard)
     proof = prove(compile_policy(policy, machine), evolve(build_spec(policy, ports), frames=link_guard))
@@ -328,7 +328,7 @@ def crowds(draw, tables, damage=0):
 
 @settings(max_examples=30)
 @given(crowds(foreign_table_strategies.harmless))
-def test_harmless_tables_leave_a_proof_as_it_is(crowd):
+def test_harmless_foreign_tables_keep_the_proof(crowd):
     proof = prove(crowd.state, build_spec(crowd.policy))
     found = [one for name in crowd.policy.uplink for one in no_leak(proof, name).values()]
     assert worst(one.verdict for one in found) == PROVED, [one for one in found if one.verdict != PROVED]
@@ -339,7 +339,7 @@ CROWDS = crowds(foreign_table_strategies.anything, damage=2)
 
 @settings(max_examples=40)
 @given(CROWDS)
-def test_proofs_and_walks_agree(crowd):
+def test_proofs_and_traces_agree(crowd):
     proof = prove(crowd.state, build_spec(crowd.policy))
     leaked = list(falsely_proved(crowd.policy, crowd.state, crowd.packets, proof))
     assert not leaked, leaked[:1]
@@ -347,10 +347,10 @@ def test_proofs_and_walks_agree(crowd):
     assert not refuted, refuted[:1]
 
 
-def test_a_prover_that_overlooks_everything_is_found_out(monkeypatch):
+def test_agreement_test_detects_a_blind_prover(monkeypatch):
     monkeypatch.setattr("nftpolicy.proof.no_leak.integrity_violations", lambda *_: [])
     monkeypatch.setattr("nftpolicy.proof.no_leak.guard_violation", lambda *_: None)
-    agree = test_proofs_and_walks_agree.hypothesis.inner_test
+    agree = test_proofs_and_traces_agree.hypothesis.inner_test
 
     def unguarded_agree(crowd):
         agree(Crowd(crowd.policy, (), (), unguarded(crowd.policy), crowd.packets))

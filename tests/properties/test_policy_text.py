@@ -14,12 +14,12 @@ from tests import policy_strategies
 
 
 @given(policy_strategies.policies())
-def test_a_policy_comes_back_from_its_file(policy):
+def test_policy_file_round_trips(policy):
     assert load(policy_strategies.to_toml(policy).encode())[0] == policy
 
 
 @given(policy_strategies.toml(), st.data())
-def test_every_key_is_found_on_its_line(text, data):
+def test_key_line_is_the_line_in_the_file(text, data):
     _, source = load(text.encode())
     table = ()
     for number, line in enumerate(text.splitlines(), 1):
@@ -33,7 +33,7 @@ def test_every_key_is_found_on_its_line(text, data):
 
 
 @given(policy_strategies.marks(), st.integers(0, mark.FULL_MASK))
-def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one, fwmark):
+def test_mark_round_trips_and_keeps_foreign_bits(one, fwmark):
     assert mark.parse_mark(str(one)) == one
     worn = one.apply_to(fwmark)
     assert one.matches(worn)
@@ -42,7 +42,7 @@ def test_marks_are_written_and_read_alike_and_put_on_with_foreign_bits_kept(one,
 
 
 @given(policy_strategies.marks(), policy_strategies.marks(), st.integers(0, mark.FULL_MASK))
-def test_marks_overlap_where_one_packet_can_wear_both(one, other, fwmark):
+def test_marks_overlap_if_a_packet_can_match_both(one, other, fwmark):
     both = one.apply_to(other.apply_to(fwmark))
     assert (one.matches(both) and other.matches(both)) == one.overlaps(other)
 
@@ -81,7 +81,7 @@ def _overlap(nets):
     return any(a.version == b.version and a.overlaps(b) for a, b in combinations(nets, 2))
 
 
-def test_generated_policies_have_everything_that_a_policy_can_have():
+def test_generated_policies_cover_every_feature():
     """So that what holds of them says something; the other properties rest on this."""
     seen = set()
 
@@ -98,7 +98,7 @@ def test_generated_policies_have_everything_that_a_policy_can_have():
     policy_strategies.policies(most_services=1),
     st.sampled_from(("127.0.0.0/8", "127.1.2.3/32", "::1/128", "0.0.0.0/32")),
 )
-def test_a_destination_on_the_machine_itself_is_refused(policy, net):
+def test_local_destination_of_service_is_refused(policy, net):
     """No word of a policy is dead from the start: what is sent there never leaves by an uplink."""
     uplink = next(iter(policy.uplink))
     spoiled = Service(uplink, group=Account("3000000", 3000000), to=(ip_network(net),))

@@ -24,29 +24,29 @@ MORE = settings(max_examples=settings().max_examples * 2)
 
 @given(ruleset_strategies.questions())
 @MORE
-def test_boxes_z3_and_single_packets_agree_on_what_passes(question):
+def test_boxes_z3_and_packets_agree(question):
     assert disagreement(question) is None
 
 
 @given(ruleset_strategies.questions(unknown=True, writes=True))
 @MORE
-def test_no_packet_is_missed_where_marks_are_written_or_something_is_not_understood(question):
+def test_no_packet_is_missed_with_writes_or_unsupported_parts(question):
     assert disagreement(question) is None
 
 
 @given(toy_states.toys())
-def test_no_chain_gives_a_mark_unless_the_prover_says_so(toy):
+def test_integrity_violations_are_complete(toy):
     assert wrong_integrity(toy) is None
 
 
 @given(toy_states.toys())
 @MORE
-def test_findings_about_a_machine_are_those_of_all_its_packets(toy):
+def test_findings_equal_the_traces_of_all_packets(toy):
     assert wrong_verdict(toy) is None
 
 
 @given(toy_states.toys(unknown=True))
-def test_findings_hold_where_something_is_not_understood(toy):
+def test_findings_hold_with_unsupported_parts(toy):
     assert wrong_verdict(toy) is None
 
 
@@ -80,40 +80,40 @@ QUESTIONS = {"returns": RETURNS, "maps": MAPS, "writes": WRITES, "unknown": UNKN
 
 
 @pytest.mark.parametrize("name", QUESTIONS)
-def test_all_engines_agree_on_the_questions_that_follow(name):
+def test_engines_agree_on_fixed_questions(name):
     assert disagreement(QUESTIONS[name]) is None
 
 
-def test_a_return_that_accepts_is_seen(monkeypatch):
+def test_engines_detect_a_return_that_accepts(monkeypatch):
     right = chain_transfer.effect_of
     monkeypatch.setattr(chain_transfer, "effect_of", lambda one: "accept" if right(one) == "return" else right(one))
     assert disagreement(question(CALL, (LOW, nft.DROP), called=((LOW, RETURN), (nft.DROP,)))) is not None
 
 
-def test_packets_that_have_left_a_chain_and_are_counted_as_decided_there_are_seen(monkeypatch):
+def test_engines_detect_returned_packets_counted_as_decided(monkeypatch):
     monkeypatch.setattr(ChainTransfer, "_minus_returned", lambda self, gone, told, box: [box])
     assert disagreement(RETURNS) is not None
 
 
-def test_a_cover_that_is_forgotten_is_seen(monkeypatch):
+def test_engines_detect_a_missing_cover(monkeypatch):
     right = BoxIndex.overlapping
     monkeypatch.setattr(BoxIndex, "overlapping", lambda self, *asked: right(self, *asked)[1:])
     assert disagreement(question((LOW, nft.DROP), (nft.ACCEPT,))) is not None
 
 
-def test_an_entry_of_a_map_that_is_not_seen_is_seen(monkeypatch):
+def test_engines_detect_a_missing_map_entry(monkeypatch):
     right = ChainTransfer.verdict_entries
     monkeypatch.setattr(ChainTransfer, "verdict_entries", lambda self, *asked: list(right(self, *asked))[1:])
     monkeypatch.setattr(ChainTransfer, "_lazy_drops", lambda self, *_: iter(()))
     assert disagreement(question((nft.VerdictMap(Meta("mark"), frozenset({(0, nft.DROP)})),))) is not None
 
 
-def test_a_write_that_is_not_seen_is_seen(monkeypatch):
+def test_engines_detect_an_ignored_mark_write(monkeypatch):
     monkeypatch.setattr(chain_paths, "marks_after", lambda space, statement, marks: dict(marks))
     assert disagreement(WRITES) is not None
 
 
-def test_a_formula_that_is_too_narrow_is_seen(monkeypatch):
+def test_engines_detect_a_narrow_formula(monkeypatch):
     monkeypatch.setattr(z3_chains.Reader, "doubt", lambda self: z3_chains.FALSE)
     assert disagreement(UNKNOWN) is not None
 
@@ -138,12 +138,12 @@ def machine(*chains):
 
 
 @pytest.mark.parametrize("chains", [(GUARD,), (GUARD, DRESSED), ()], ids=["guarded", "dressed", "open"])
-def test_the_findings_about_the_machines_that_follow_are_right(chains):
+def test_findings_about_fixed_machines_are_correct(chains):
     assert wrong_verdict(machine(*chains)) is None
 
 
 @pytest.mark.parametrize(("lemma", "chains"), [("integrity_violations", (GUARD, DRESSED)), ("guard_violation", ())])
-def test_a_prover_without_one_of_its_lemmas_is_seen(monkeypatch, lemma, chains):
+def test_machines_detect_a_missing_lemma(monkeypatch, lemma, chains):
     nothing = {"integrity_violations": [], "guard_violation": None}[lemma]
     for module in (lemmas, no_leak):
         monkeypatch.setattr(module, lemma, lambda *_, **__: nothing)

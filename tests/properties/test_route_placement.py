@@ -57,7 +57,7 @@ def over_uplinks(route):
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
+def test_moved_routes_are_placed_and_the_plan_is_idempotent(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     after = carried_out(held, todo)
     again = route_placement.plan_moves(HOMES, after, ADDRESSES)
@@ -74,7 +74,7 @@ def test_each_is_where_it_belongs_and_a_second_look_orders_nothing(held):
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
+def test_foreign_and_own_routes_are_not_moved(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     touched = {*todo.stale_copies, *(one.route for one in todo.misplaced)}
     for one in held:
@@ -85,7 +85,7 @@ def test_what_leads_elsewhere_and_what_is_ours_is_not_touched(held):
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
+def test_moved_route_keeps_its_output_device(held):
     todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
     for one in todo.misplaced:
         assert one.target == HOMES[one.route.all_nexthops[0].device]
@@ -98,7 +98,7 @@ def test_a_moved_route_leads_the_same_way_and_none_is_lost(held):
             assert one.route.expires is None
 
 
-def test_wide_routes_never_wait() -> None:
+def test_wide_route_is_not_connected() -> None:
     """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
     half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
     (stray,) = route_placement.plan_moves(HOMES, [half], ADDRESSES).misplaced

@@ -112,11 +112,11 @@ def verdict_holds(scene):
 
 @settings(max_examples=60)
 @given(scenes())
-def test_the_guard_does_what_is_said(scene):
+def test_socket_verdict_equals_the_guard(scene):
     verdict_holds(scene)
 
 
-def test_it_would_be_seen_if_it_did_not(monkeypatch):
+def test_verdict_test_detects_a_blind_classifier(monkeypatch):
     """With the services' sets left out of what is judged."""
     real = classify_sockets
 

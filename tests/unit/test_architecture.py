@@ -52,7 +52,7 @@ def policy(tmp_path):
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "freebsd14"])
 @pytest.mark.parametrize("arguments", [["check"], ["compile", "--to", "nft"], ["compile", "--to", "json"]])
-def test_policies_are_checked_and_compiled_anywhere(policy, platform, arguments):
+def test_check_and_compile_need_no_linux_modules(policy, platform, arguments):
     blocked = {"nftables", "pyroute2", "fcntl", "pwd", "grp"}
     arguments = [arguments[0], policy, *arguments[1:]]
     done = run(BLOCKED.format(blocked=blocked, platform=platform, arguments=arguments))
@@ -60,7 +60,7 @@ def test_policies_are_checked_and_compiled_anywhere(policy, platform, arguments)
     assert done.stdout
 
 
-def test_without_the_bindings_apply_says_what_is_missing(policy):
+def test_apply_without_bindings_names_the_missing_modules(policy):
     done = run(BLOCKED.format(blocked={"nftables", "pyroute2"}, platform="linux", arguments=["apply", policy]))
     assert (done.returncode, done.stdout) == (4, "")
     assert done.stderr.startswith("nftpolicy: ")
@@ -68,7 +68,7 @@ def test_without_the_bindings_apply_says_what_is_missing(policy):
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["compile"]])
-def test_quick_commands_import_nothing_slow(policy, arguments):
+def test_quick_commands_import_no_slow_module(policy, arguments):
     done = run(TRACED.format(arguments=[*arguments, policy]))
     imported = set(json.loads(done.stderr))
     assert imported & {"pyroute2", "nftables", "rich", "pydantic", "hypothesis"} == set()
@@ -76,7 +76,7 @@ def test_quick_commands_import_nothing_slow(policy, arguments):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_is_short_and_says_its_licence_and_what_it_is(file):
+def test_source_file_is_short_with_licence_and_docstring(file):
     lines = file.read_text().splitlines()
     assert len(lines) <= 400
     assert lines[0] == "# SPDX-License-Identifier: BSD-2-Clause"

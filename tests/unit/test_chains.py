@@ -197,7 +197,7 @@ MATCHES = [
 @pytest.mark.parametrize(
     ("match", "at", "expected"), MATCHES, ids=[nft_text.statement_text(match) for match, _, _ in MATCHES]
 )
-def test_a_match_holds_or_does_not(match, at, expected):
+def test_match_has_expected_result(match, at, expected):
     assert holds(match, at) is expected
 
 
@@ -238,7 +238,7 @@ def test_a_match_holds_or_does_not(match, at, expected):
         (SetUpdate("add", "s", Payload("ip", "saddr")), view()),
     ],
 )
-def test_what_is_not_known_forks(match, at):
+def test_match_of_unknown_field_branches(match, at):
     assert holds(match, at) is None
 
 
@@ -252,11 +252,11 @@ def test_what_is_not_known_forks(match, at):
         SetUpdate("add", "s", Payload("tcp", "dport")),
     ],
 )
-def test_what_can_not_be_read_never_matches_whatever_it_is_compared_with(match):
+def test_match_of_absent_field_is_false(match):
     assert holds(match, view(uid=None, fields=FRAGMENT)) is False
 
 
-def test_fib_is_asked_of_the_walk():
+def test_fib_match_uses_the_lookup_of_the_view():
     def fib(result, keys, at):
         assert (result, keys) == ("type", ("daddr",)) and at.oif == "eth0"
         return "local"
@@ -289,7 +289,7 @@ EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress",
         (Match(Payload("arp", "operation"), "request"), EGRESS, "netdev", view(ethertype=0x0806), None),
     ],
 )
-def test_what_is_read_depends_on_the_place(match, hook, family, at, expected):
+def test_match_result_depends_on_hook_and_family(match, hook, family, at, expected):
     assert holds(match, at, hook=hook, family=family) is expected
 
 
@@ -297,7 +297,7 @@ def names(made, *arguments):
     return [f"{of.name}/{chain.name}" for of, chain in Ruleset(made).base_chains(*arguments)]
 
 
-def test_chains_by_hook_family_and_priority():
+def test_base_chains_are_sorted_by_family_hook_and_priority():
     def chain(name, hook, priority, device=None, **more):
         return Chain(name, (), Hook("filter", hook, priority, device=device, **more))
 
@@ -318,22 +318,22 @@ def test_chains_by_hook_family_and_priority():
     assert names(made, 6, "egress") == []
 
 
-def test_of_chains_with_one_priority_the_youngest_is_first():
+def test_base_chains_of_equal_priority_begin_with_the_newest():
     made = tuple(Table(family, name, (base(),)) for family, name in (("inet", "old"), ("ip", "young")))
     assert names(made, 4, "output") == ["young/base", "old/base"]
 
 
-def test_flags_that_a_listing_does_not_name_are_a_doubt():
+def test_table_with_unnamed_flag_branches():
     made = table(base(Rule((DROP,))), flags=frozenset({"unnamed"}))
     assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
 
 
-def test_a_device_that_a_listing_does_not_tell_is_a_doubt():
+def test_egress_chain_without_listed_device_branches():
     made = table(base(Rule((DROP,)), hook=Hook("filter", "egress", 0)), family="netdev")
     assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
 
 
-def test_only_base_chains_are_evaluated():
+def test_evaluation_of_regular_chain_raises():
     made = table(Chain("plain"))
     with pytest.raises(ValueError, match="not a base chain"):
         run(made, view())
@@ -366,7 +366,7 @@ def test_only_base_chains_are_evaluated():
     ],
 )
 @pytest.mark.parametrize("policy", ["accept", "drop"])
-def test_the_way_through_chains(rules, expected, policy):
+def test_verdicts_jump_goto_and_return_as_linux_does(rules, expected, policy):
     made = table(
         base(*(Rule((one,)) for one in rules), hook=evolve(OUTPUT, policy=policy)),
         Chain("returns", (Rule((Verdict("return"),)), Rule((ACCEPT,)))),
@@ -378,19 +378,19 @@ def test_the_way_through_chains(rules, expected, policy):
     assert run(made, view()) == (policy if expected == "policy" else expected)
 
 
-def test_a_verdict_of_continue_goes_on_within_the_rule():
+def test_continue_verdict_runs_the_rest_of_the_rule():
     rule = Rule((VerdictMap(MARK, frozenset({(0, Verdict("continue"))})), Mangle(MARK, 5), DROP))
     at = view()
     assert (run(table(base(rule)), at), at.mark) == ("drop", 5)
 
 
-def test_a_chain_that_the_listing_lacks_is_noted():
+def test_jump_to_unlisted_chain_is_undetermined():
     doubts = Choices()
     assert run(table(base(Rule((Verdict("jump", "gone"),)))), view(), doubts) == "accept"
     assert "gone" in doubts.undetermined[0]
 
 
-def test_chains_that_call_each_other_without_end_drop():
+def test_endless_jump_loop_drops():
     loop = Chain("loop", (Rule((Verdict("jump", "loop"),)),))
     assert run(table(base(Rule((Verdict("jump", "loop"),))), loop), view()) == "drop"
 
@@ -413,20 +413,20 @@ def test_chains_that_call_each_other_without_end_drop():
         (Meta("skgid"), 100),
     ],
 )
-def test_a_mark_is_written(value, expected):
+def test_mark_write_sets_expected_value(value, expected):
     made = table(base(Rule((Mangle(MARK, value),))), maps=(Map("marks", ("uid",), ("mark",), frozenset({(1000, 8)})),))
     at = view(mark=0x15, ct_mark=0x30)
     assert (run(made, at), at.mark) == ("accept", expected)
 
 
 @pytest.mark.parametrize("value", [UnknownExpression("{}"), Meta("cpu"), "odd", Lookup(MARK, MapRef("missing"))])
-def test_a_mark_that_is_not_known_is_noted(value):
+def test_mark_write_of_unknown_value_is_undetermined(value):
     doubts = Choices()
     assert run(table(base(Rule((Mangle(MARK, value),)))), view(), doubts) == "accept"
     assert doubts.undetermined and not doubts.questions
 
 
-def test_a_value_that_can_not_be_read_ends_the_rule():
+def test_mark_write_of_absent_field_ends_the_rule():
     at = view(uid=None)
     assert run(table(base(Rule((Mangle(MARK, Meta("skuid")), DROP)))), at) == "accept"
     assert at.mark == 0
@@ -435,13 +435,13 @@ def test_a_value_that_can_not_be_read_ends_the_rule():
 @pytest.mark.parametrize(
     ("state", "hook", "expected"), [("new", OUTPUT, 5), ("untracked", OUTPUT, 0), ("new", EARLY, 0)]
 )
-def test_only_a_flow_has_a_mark(state, hook, expected):
+def test_ct_mark_write_needs_a_tracked_flow(state, hook, expected):
     at = view(ct_state=state)
     assert run(table(base(Rule((Mangle(Ct("mark"), 5), DROP)), hook=hook)), at) == "drop"
     assert at.ct_mark == expected
 
 
-def test_headers_are_written():
+def test_header_writes_change_packet_fields():
     rules = [
         Mangle(Payload("ip", "daddr"), "192.0.2.9"),
         Mangle(Payload("ip", "saddr"), "192.0.2.8"),
@@ -458,13 +458,13 @@ def test_headers_are_written():
     assert (at.sport, at.dport, at.header_field("ip", "dscp")) == (54, 53, 8)
 
 
-def test_a_header_that_is_not_known_any_more():
+def test_header_write_of_unknown_value_removes_the_field():
     at = view(fields={("ip", "dscp"): 8})
     run(table(base(Rule((Mangle(Payload("ip", "dscp"), Meta("cpu")),)))), at)
     assert ("ip", "dscp") not in at.fields
 
 
-def test_no_tracking_before_tracking_or_of_what_it_refused():
+def test_notrack_applies_before_tracking_or_to_invalid_flow():
     for hook, state, expected in ((EARLY, "new", True), (OUTPUT, "new", False), (OUTPUT, "invalid", True)):
         at = view(ct_state=state)
         run(table(base(Rule((Notrack(),)), hook=hook)), at)
@@ -489,7 +489,7 @@ BEHIND = Hook("nat", "postrouting", 100)
         (Redirect(Lookup(Payload("udp", "dport"), frozenset({(9, 10)}))), ("127.0.0.1", 10)),
     ],
 )
-def test_a_destination_is_changed(statement, expected):
+def test_dnat_changes_destination_and_port(statement, expected):
     at = view()
     assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "accept"
     assert (at.destination, at.dport, at.dnat) == (parse_address(expected[0]), expected[1], True)
@@ -500,7 +500,7 @@ def test_a_destination_is_changed(statement, expected):
     "statement",
     [Dnat("ip6", "::1"), Dnat("ip", Lookup(Meta("skuid"), frozenset({(1, "192.0.2.7")}))), Snat("ip6", "::1")],
 )
-def test_a_translation_that_does_not_fit_the_packet_ends_the_rule(statement):
+def test_nat_of_wrong_family_or_protocol_ends_the_rule(statement):
     at = view()
     assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "drop"
     assert not at.dnat and not at.snat
@@ -510,14 +510,14 @@ def test_a_translation_that_does_not_fit_the_packet_ends_the_rule(statement):
     ("statement", "source", "known"),
     [(Snat("ip", "192.0.2.9"), "192.0.2.9", "192.0.2.9"), (Masquerade(), "192.0.2.2", None)],
 )
-def test_a_source_is_changed(statement, source, known):
+def test_snat_changes_source(statement, source, known):
     at = view()
     assert run(table(base(Rule((statement,)), hook=BEHIND)), at) == "accept"
     assert (at.source, at.snat) == (parse_address(source), True)
     assert at.new_source == (None if known is None else parse_address(known))
 
 
-def test_a_redirect_of_what_arrives_is_for_the_walk_to_finish():
+def test_redirect_at_prerouting_is_left_to_the_trace():
     at = view(iif="eth0")
     run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), at)
     assert at.is_redirected and (at.destination, at.dport) == (ASKED[4], 80)
@@ -532,7 +532,7 @@ def test_a_redirect_of_what_arrives_is_for_the_walk_to_finish():
         Masquerade("5-9"),
     ],
 )
-def test_a_translation_to_one_of_several_is_noted(statement):
+def test_nat_to_address_range_is_undetermined(statement):
     doubts = Choices()
     assert run(table(base(Rule((statement,)), hook=BEHIND)), view(), doubts) == "accept"
     assert doubts.undetermined
@@ -541,13 +541,13 @@ def test_a_translation_to_one_of_several_is_noted(statement):
 @pytest.mark.parametrize(
     "statement", [UnknownStatement("{}"), Dup("192.0.2.9"), Queue(5), Mangle(Meta("pkttype"), "host")]
 )
-def test_a_statement_with_effects_that_nobody_knows_is_noted(statement):
+def test_statement_with_unknown_effect_is_undetermined(statement):
     doubts = Choices()
     assert run(table(base(Rule((statement,)))), view(), doubts) == "accept"
     assert len(doubts.undetermined) == 1
 
 
-def test_a_flowtable_takes_over_what_is_forwarded_and_nothing_else():
+def test_flow_offload_is_undetermined_at_forward_only():
     for hook, noted in (("forward", 1), ("output", 0)):
         doubts = Choices()
         run(table(base(Rule((FlowOffload("f"),)), hook=Hook("filter", hook, 0))), view(), doubts)
@@ -577,7 +577,7 @@ def of(*elements, types=("mark",), flags=("interval",), **more):
         ([], MARK, view(), False),
     ],
 )
-def test_named_sets(elements, key, at, expected):
+def test_named_set_lookup_has_expected_result(elements, key, at, expected):
     named = of(*elements)
     assert holds(Match(key, SetRef("s")), at, sets=(named,)) is expected
     assert holds(Match(key, SetRef("s"), "!="), at, sets=(named,)) is not expected
@@ -595,17 +595,17 @@ def test_named_sets(elements, key, at, expected):
         (of(5, "odd"), 6, None),
     ],
 )
-def test_elements_that_come_and_go(made, mark, expected):
+def test_lookup_in_dynamic_set_has_expected_result(made, mark, expected):
     assert holds(Match(MARK, SetRef("s")), view(mark=mark), sets=(made,)) is expected
 
 
-def test_a_set_that_a_rule_adds_to_changes_whatever_its_flags_say():
+def test_set_updated_by_a_rule_branches_without_dynamic_flag():
     adds = Rule((SetUpdate("add", "s", MARK),))
     made = table(base(Match(MARK, SetRef("s"))), Chain("other", (adds,)), sets=(of(5, flags=[]),))
     assert set(explore_branches(lambda doubts: run(made, view(mark=6), doubts)).results) == {"accept", "drop"}
 
 
-def test_a_verdict_map_that_changes_may_give_any_of_its_verdicts():
+def test_dynamic_verdict_map_branches_to_each_verdict():
     ways = Map("ways", ("mark",), ("verdict",), frozenset({(1, DROP), (2, ACCEPT)}), frozenset({"dynamic"}))
     made = table(base(Rule((VerdictMapRef(MARK, "ways"),)), Rule((Mangle(MARK, 7),))), maps=(ways,))
 
@@ -616,7 +616,7 @@ def test_a_verdict_map_that_changes_may_give_any_of_its_verdicts():
     assert set(explore_branches(outcome).results) == {("drop", 0), ("accept", 0), ("accept", 7)}
 
 
-def test_large_sets_are_not_scanned():
+def test_large_set_lookup_scans_few_elements():
     elements = [(f"10.{high}.{low}.0/24", f"{low}-{low + 3}") for high in range(40) for low in range(250)]
     key = Concat((Payload("ip", "daddr"), Payload("udp", "dport")))
     made = table(base(Match(key, SetRef("s"))), sets=(of(*elements, types=("ipv4_addr", "inet_service")),))
@@ -639,20 +639,20 @@ def test_large_sets_are_not_scanned():
 # --- doubts ----------------------------------------------------------------------------
 
 
-def test_forks_are_explored_depth_first():
+def test_branches_are_explored_depth_first():
     forks = explore_branches(lambda doubts: "".join("ny"[doubts.branch_on(name)] for name in "ab"))
     assert forks.results == ("yy", "yn", "ny", "nn")
     assert forks.is_complete and forks.unsupported == ("a", "b") and forks.undetermined == ()
 
 
-def test_a_fork_may_ask_less():
+def test_branches_may_have_different_questions():
     forks = explore_branches(
         lambda doubts: doubts.branch_on("a") or (doubts.branch_on("b"), doubts.mark_unsupported("c"))
     )
     assert len(forks.results) == 3 and forks.unsupported == ("a", "b", "c") and forks.undetermined == ("c",)
 
 
-def test_too_many_forks_are_not_complete():
+def test_branches_over_the_limit_are_incomplete():
     forks = explore_branches(lambda doubts: [doubts.branch_on(str(at)) for at in range(10)])
     assert len(forks.results) == MAX_BRANCHES and not forks.is_complete
 
@@ -660,7 +660,7 @@ def test_too_many_forks_are_not_complete():
 # --- the log, and real rulesets --------------------------------------------------------
 
 
-def test_what_matched_is_told():
+def test_evaluation_log_has_matched_rules():
     rule = Rule((Match(MARK, 0), Mangle(MARK, 5), Verdict("goto", "on")), origin=("uplink", "wan"))
     made = table(base(Rule((Match(MARK, 9), DROP)), rule), Chain("on", (Rule((Limit(5, "hour"), DROP)),)))
     log = []
@@ -676,7 +676,7 @@ def test_what_matched_is_told():
     assert log[-1].text == "policy accept of chain base"
 
 
-def test_what_is_not_understood_is_told_in_its_own_words():
+def test_unsupported_statement_is_logged_as_json():
     log = []
     run(table(base(Rule((UnknownStatement('{"weird":1}'), DROP)))), view(), None, log)
     assert (log[1].text, log[1].effect) == ('<{"weird":1}> drop', "unsupported, drop")
@@ -696,7 +696,7 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"
         ("output", packet(), {"oif": "br-wan"}, {"accept"}),
     ],
 )
-def test_the_ruleset_of_a_real_node(hook, sent, more, expected):
+def test_gluon_node_ruleset_gives_expected_verdicts(hook, sent, more, expected):
     (made,) = nft_json_decode.decode_ruleset(json.loads(FIXTURE.read_text()))
     ruleset = Ruleset((made,))
     (chain,) = (chain for _, chain in ruleset.base_chains(4, hook) if chain.name == hook)
@@ -705,7 +705,7 @@ def test_the_ruleset_of_a_real_node(hook, sent, more, expected):
     assert set(forks.results) == expected and not forks.undetermined
 
 
-def test_a_known_part_that_no_element_has_is_enough():
+def test_concat_with_one_known_mismatch_is_false():
     one = Match(Concat((MARK, Meta("cpu"))), AnonymousSet(frozenset({(1, 2)})))
     assert holds(one, view()) is False
     assert holds(evolve(one, op="!="), view()) is True

@@ -11,16 +11,16 @@ from nftpolicy.kernel.child_process import ChildProcess, run_in_child
 from nftpolicy.kernel.errors import ChildFailed
 
 
-def test_the_result_comes_whole() -> None:
+def test_run_in_child_returns_the_whole_result() -> None:
     assert run_in_child(lambda: b"") == b""
     assert run_in_child(lambda: b"x" * 300_000) == b"x" * 300_000
 
 
-def test_the_work_is_done_elsewhere() -> None:
+def test_run_in_child_works_in_a_child_process() -> None:
     assert int(run_in_child(lambda: str(os.getppid()).encode())) == os.getpid()
 
 
-def test_an_exception_is_reported() -> None:
+def test_exception_in_child_raises_child_failed() -> None:
     def work() -> bytes:
         raise ValueError("seven")
 
@@ -29,7 +29,7 @@ def test_an_exception_is_reported() -> None:
     assert raised.value.signal is None
 
 
-def test_the_end_by_a_signal_is_reported() -> None:
+def test_child_killed_by_signal_raises_child_failed() -> None:
     def work() -> bytes:
         os.kill(os.getpid(), signal.SIGKILL)
         return b"never"
@@ -39,7 +39,7 @@ def test_the_end_by_a_signal_is_reported() -> None:
     assert raised.value.signal == signal.SIGKILL
 
 
-def test_an_early_exit_is_reported() -> None:
+def test_child_that_exits_early_raises_child_failed() -> None:
     def work() -> bytes:
         os._exit(3)
 
@@ -47,7 +47,7 @@ def test_an_early_exit_is_reported() -> None:
         run_in_child(work)
 
 
-def test_a_process_that_takes_too_long_is_ended() -> None:
+def test_child_over_its_time_limit_is_killed() -> None:
     def work() -> bytes:
         time.sleep(60)
         return b""
@@ -58,7 +58,7 @@ def test_a_process_that_takes_too_long_is_ended() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_a_result_can_be_waited_for_with_other_descriptors() -> None:
+def test_child_process_descriptor_can_be_polled() -> None:
     reader, writer = os.pipe()
 
     def work() -> bytes:
@@ -74,14 +74,14 @@ def test_a_result_can_be_waited_for_with_other_descriptors() -> None:
     os.close(writer)
 
 
-def test_a_process_that_is_not_needed_any_more_is_killed_and_reaped() -> None:
+def test_cancelled_child_is_killed_and_reaped() -> None:
     with ChildProcess(lambda: bytes(time.sleep(60) is None)) as child:
         child.cancel()
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
 
-def test_signals_have_their_default_effect() -> None:
+def test_child_has_default_signal_handlers() -> None:
     def work() -> bytes:
         return str([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]).encode()
 

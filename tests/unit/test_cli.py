@@ -50,7 +50,7 @@ BAD = {
 
 @pytest.mark.parametrize("command", [["check"], ["compile", "--to", "nft"], ["verify"]])
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_policy(file, command, bad):
+def test_bad_policy_is_one_line_with_status_2(file, command, bad):
     path = file(BAD[bad])
     done = run(command[0], path, *command[1:])
     assert (done.returncode, done.stdout) == (2, b"")
@@ -60,14 +60,14 @@ def test_a_bad_policy(file, command, bad):
     assert "Traceback" not in said
 
 
-def test_standard_input_is_named():
+def test_error_in_standard_input_names_standard_input():
     done = run("check", "-", given=b"a = ")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr == b"nftpolicy: standard input:1: not TOML: Invalid value\n"
 
 
 @pytest.mark.parametrize("what", ["absent", "directory"])
-def test_a_file_that_is_none(tmp_path, what):
+def test_unreadable_policy_file_is_status_2(tmp_path, what):
     done = run("check", tmp_path if what == "directory" else tmp_path / "absent.toml")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.count(b"\n") == 1
@@ -77,7 +77,7 @@ def test_a_file_that_is_none(tmp_path, what):
 @pytest.mark.parametrize(
     "arguments", [["compile"], ["check", "a", "b"], ["compile", "x", "--to", "pdf"], ["chekc"], ["-x"]]
 )
-def test_a_bad_command_line(arguments):
+def test_bad_command_line_is_status_2(arguments):
     done = run(*arguments)
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"Traceback" not in done.stderr
@@ -85,7 +85,7 @@ def test_a_bad_command_line(arguments):
 
 
 @pytest.mark.parametrize("ports", ["br-wan", "br-wan=", "=eth1=", "x=y; flush ruleset", "br-wan=a/b", "nobridge=eth9"])
-def test_bad_ports(file, ports):
+def test_bad_ports_option_is_status_2(file, ports):
     done = run("compile", file(GOOD), "--to", "nft", "--ports", ports)
     assert b"Traceback" not in done.stderr
     if done.returncode:
@@ -95,13 +95,13 @@ def test_bad_ports(file, ports):
 
 
 @pytest.mark.parametrize("form", ["json", "nft", "ip4", "ip6", "summary"])
-def test_a_good_policy_in_every_form(file, form):
+def test_compile_writes_every_form(file, form):
     done = run("compile", file(GOOD), "--to", form)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.endswith(b"\n")
 
 
-def test_a_good_policy_is_good(file):
+def test_check_of_good_policy_is_one_line(file):
     done = run("check", file(GOOD))
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")
@@ -132,7 +132,7 @@ def help_of(*command):
 
 
 @pytest.mark.parametrize("command", [(), ("import",)], ids=["nftpolicy", "import"])
-def test_help_lists_each_command_with_its_whole_first_line(command):
+def test_help_lists_each_command_with_its_first_line(command):
     listed = help_of(*command).partition("Commands:\n")[2]
     assert listed and "..." not in listed
     if not command:
@@ -144,7 +144,7 @@ def test_help_lists_each_command_with_its_whole_first_line(command):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_first_line_of_a_command_is_short(name):
+def test_command_help_has_a_short_first_line(name):
     module = dict(modules())[name]
     if hasattr(module, "group"):
         found = [one.callback for one in module.group.registered_commands]
@@ -157,7 +157,7 @@ def test_the_first_line_of_a_command_is_short(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_its_whole_help(name):
+def test_option_help_is_not_truncated(name):
     module = dict(modules())[name]
     app = typer.Typer(add_completion=False)
     if hasattr(module, "group"):
@@ -183,7 +183,7 @@ def test_every_option_has_its_whole_help(name):
     ],
     ids=["settings", "--despite-others"],
 )
-def test_a_former_name_is_accepted_and_not_listed(file, old, new):
+def test_former_command_name_works_and_is_not_listed(file, old, new):
     path = str(file(GOOD))
     old, new = ([path if word == "POLICY" else word for word in words] for words in (old, new))
     one, other = run(*old), run(*new)

@@ -71,12 +71,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_file_as_its_program_writes_it(name: str) -> None:
+def test_parser_reads_a_file_of_its_program(name: str) -> None:
     parse, more, expected = CASES[name]
     assert list(parse(fixture(name), *more)) == expected
 
 
-def test_json_as_busctl_and_ubus_print_it() -> None:
+def test_parser_reads_json_of_busctl_and_ubus() -> None:
     found = list(networkmanager.parse_objects(fixture("networkmanager.json").decode(), DEVICE))
     assert found == [*FOUR, *SIX, *FOUR, *SIX, "fe80::1"]
     assert list(networkmanager.parse_objects(fixture("networkmanager.json").decode(), "eth9")) == []
@@ -99,19 +99,19 @@ def test_json_as_busctl_and_ubus_print_it() -> None:
         ('interface "br-wan";\n  fixed-address 192.0.2.146', 'interface "br-wan2";\n  fixed-address 192.0.2.146', []),
     ],
 )
-def test_the_last_lease_of_the_device_holds_as_long_as_it_says(old: str, new: str, expected: list[str]) -> None:
+def test_dhclient_last_lease_of_the_device_counts_until_expiry(old: str, new: str, expected: list[str]) -> None:
     text = fixture("dhclient.leases").decode()
     assert text.count(old) == 1
     assert list(dhclient.parse(text.replace(old, new).encode(), DEVICE, NOW)) == expected
 
 
-def test_a_lease_of_dhcpv6_ends_with_its_last_address() -> None:
+def test_dhclient6_lease_expires_with_its_last_address() -> None:
     begun = 1795717569
     assert list(dhclient.parse(fixture("dhclient6.leases"), DEVICE, begun + 3599.0)) == SIX
     assert list(dhclient.parse(fixture("dhclient6.leases"), DEVICE, begun + 3600.0)) == []
 
 
-def test_dhcpcd_keeps_the_message_of_the_server() -> None:
+def test_dhcpcd_message_gives_servers_until_expiry() -> None:
     assert list(dhcpcd.parse(dhcp4(), NOW, NOW + 3600)) == FOUR
     assert list(dhcpcd.parse(dhcp4(), NOW, NOW + 3601)) == []
     assert list(dhcpcd.parse(dhcp4(life=0xFFFFFFFF), 0.0, NOW)) == FOUR
@@ -123,7 +123,7 @@ def test_dhcpcd_keeps_the_message_of_the_server() -> None:
 # Router advertisements
 
 
-def test_servers_of_an_advertisement_live_as_long_as_it_says() -> None:
+def test_rdnss_servers_expire_with_their_lifetime() -> None:
     known = ra.RdnssCache()
     known.add(DEVICE, advertisement(600), 100.0)
     assert known.servers(DEVICE, 699.9) == ("2001:db8:1::1", "fe80::1")
@@ -140,7 +140,7 @@ def test_servers_of_an_advertisement_live_as_long_as_it_says() -> None:
     assert known.servers(DEVICE, 300.0) == ()
 
 
-def test_a_neighbour_can_not_fill_the_memory() -> None:
+def test_rdnss_cache_is_bounded() -> None:
     known = ra.RdnssCache()
     for number in range(50):
         known.add(DEVICE, advertisement(600, (f"2001:db8::{number:x}",)), 100.0)
@@ -148,7 +148,7 @@ def test_a_neighbour_can_not_fill_the_memory() -> None:
 
 
 @pytest.mark.parametrize("cut", range(len(advertisement())))
-def test_an_advertisement_that_is_cut_short(cut: int) -> None:
+def test_truncated_advertisement_has_no_servers(cut: int) -> None:
     assert list(ra.parse(advertisement()[:cut])) == []
 
 
@@ -187,14 +187,14 @@ def test_an_advertisement_that_is_cut_short(cut: int) -> None:
         ("192.0.2.1\n192.0.2.2", None),
     ],
 )
-def test_a_word_is_a_server_of_the_uplink_or_is_left_out_with_a_reason(word: str, server: str | None) -> None:
+def test_unusable_server_is_rejected_with_a_reason(word: str, server: str | None) -> None:
     machine = HostAddresses(frozenset({ip_address("203.0.113.2")}), {7: DEVICE, 8: "bat0"})
     choice = usable_servers([(DEVICE, word)], (DEVICE, "wwan0"), machine)
     assert [str(one) for one in choice.servers] == ([server] if server else [])
     assert [one for one, why in choice.rejected if why] == ([] if server else [word])
 
 
-def test_each_server_once_and_not_too_many() -> None:
+def test_usable_servers_are_unique_and_bounded() -> None:
     many = [(DEVICE, f"192.0.2.{number}") for number in range(1, 60)]
     choice = usable_servers([*many[:3], *many], (DEVICE,), HostAddresses())
     assert [str(one) for one in choice.servers] == [word for _, word in many[:MAX_SERVERS]]
@@ -229,7 +229,7 @@ def broken(draw) -> bytes:
 
 
 @given(broken())
-def test_no_file_makes_a_parser_fail(data: bytes) -> None:
+def test_parsers_accept_damaged_files(data: bytes) -> None:
     for parse in PARSERS:
         found = [(DEVICE, word) for word in parse(data)]
         for one in usable_servers(found, (DEVICE,), HostAddresses()).servers:
@@ -245,7 +245,7 @@ JSON = st.recursive(
 
 
 @given(st.data())
-def test_no_json_makes_a_parser_fail(data: st.DataObject) -> None:
+def test_json_parsers_accept_damaged_documents(data: st.DataObject) -> None:
     """A good document with some of its values replaced."""
     import json
 
@@ -271,7 +271,7 @@ def replaced(item, draw):
 # The table of sources
 
 
-def test_every_word_is_a_source() -> None:
+def test_every_source_of_the_vocabulary_is_registered() -> None:
     assert {*registry.SOURCES, registry.SOURCE_RA, "auto"} == set(vocabulary.DNS_SOURCES)
     for word in vocabulary.DNS_SOURCES:
         written = MINIMAL.replace("[uplink.wan.resolver]\n", f'[uplink.wan.resolver]\nsources = ["{word}"]\n')
@@ -280,9 +280,7 @@ def test_every_word_is_a_source() -> None:
         assert resolver.sources == (word,)
 
 
-def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_source_program_failure_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sbin").mkdir()
     (tmp_path / "sbin/netifd").touch()
     source = registry.SOURCES["netifd"]
@@ -308,7 +306,7 @@ def test_a_program_that_is_missing_hangs_fails_or_babbles_is_told(
         assert (found.error, len(found.entries)) == (trouble, 0 if trouble else 5)
 
 
-def test_files_are_found_by_device_and_index(tmp_path: Path) -> None:
+def test_source_files_are_found_by_device_and_index(tmp_path: Path) -> None:
     places = {
         "run/systemd/netif/links/7": "networkd-link",
         "run/systemd/netif/leases/8": "networkd-lease",
@@ -343,7 +341,7 @@ def read(word: str, root: Path, index: int | None) -> tuple[tuple[str, str], ...
 # What dnsmasq is told
 
 
-def test_a_server_that_leaves_stays_last_for_a_while(tmp_path: Path) -> None:
+def test_removed_server_stays_last_for_a_while(tmp_path: Path) -> None:
     one, two = usable_servers([(DEVICE, "192.0.2.1"), (DEVICE, "192.0.2.2")], (DEVICE,), HostAddresses()).servers
     file = tmp_path / "servers"
     upstream = ServersFile(file)
@@ -370,7 +368,7 @@ def test_a_server_that_leaves_stays_last_for_a_while(tmp_path: Path) -> None:
     assert told() == []
 
 
-def test_a_full_disk_ends_the_resolver_with_a_word(tmp_path: Path) -> None:
+def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:
     policy = load(MINIMAL.encode())[0].uplink["wan"]
     assert policy.resolver is not None
     said: list[str] = []
@@ -381,7 +379,7 @@ def test_a_full_disk_ends_the_resolver_with_a_word(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_a_file_is_told_of_when_it_is_written_comes_or_goes(tmp_path: Path) -> None:
+def test_file_watch_reports_write_creation_and_removal(tmp_path: Path) -> None:
     folder = tmp_path / "var/lib"
     watched = FilePatternWatch([folder / "dhclient*.leases", tmp_path / "run/x"])
     try:

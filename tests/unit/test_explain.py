@@ -38,12 +38,12 @@ def run(*arguments, given=b"", env=None):
 # --- options ------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_is_a_udp_packet_of_root():
+def test_packet_without_options_is_udp_of_root():
     packet = PacketOptions("192.0.2.1").packet()
     assert packet == Packet(4, parse_address("192.0.2.1"), fields={("ip", "ttl"): 64})
 
 
-def test_every_option_is_in_the_packet():
+def test_every_option_sets_a_packet_field():
     packet = PacketOptions(
         "2001:db8::1",
         "2001:db8::2",
@@ -77,7 +77,7 @@ def test_every_option_is_in_the_packet():
     )
 
 
-def test_where_a_packet_begins():
+def test_origin_options_set_the_packet_origin():
     assert PacketOptions("192.0.2.1", kernel=True, mark="1").packet().origin == KERNEL
     forwarded = PacketOptions("192.0.2.1", "192.0.2.2", forward="eth1").packet()
     assert (forwarded.origin, forwarded.iif, forwarded.has_socket) == (FORWARD, "eth1", False)
@@ -85,7 +85,7 @@ def test_where_a_packet_begins():
     assert (frame.origin, frame.bound, frame.ethertype) == (FRAME, "eth0", 0x86DD)
 
 
-def test_a_zone_is_the_device():
+def test_address_zone_binds_the_packet_to_its_device():
     assert PacketOptions("fe80::1%eth3").packet().bound == "eth3"
 
 
@@ -101,11 +101,11 @@ def test_a_zone_is_the_device():
         ("192.0.2.1", "tcp", {("ip", "ttl"): 64, ("tcp", "flags"): 2}),
     ],
 )
-def test_the_header_is_as_linux_sends_it(to, proto, fields):
+def test_packet_header_has_defaults_of_linux(to, proto, fields):
     assert PacketOptions(to, proto=proto).packet().fields == fields
 
 
-def test_the_group_is_the_users_own():
+def test_packet_group_defaults_to_the_group_of_the_user():
     import pwd
 
     other = next(one for one in pwd.getpwall() if one.pw_gid not in (0, one.pw_uid))
@@ -146,7 +146,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("option", "words"), [(option, words) for option in BAD for words in BAD[option]])
-def test_bad_input_is_told_in_one_line_that_names_the_option(option, words):
+def test_bad_option_value_is_one_line_with_the_option(option, words):
     done = run("--to", "192.0.2.1", *words)
     assert (done.returncode, done.stdout) == (2, b"")
     said = done.stderr.decode()
@@ -164,13 +164,13 @@ def test_bad_input_is_told_in_one_line_that_names_the_option(option, words):
         ("--pid", "1", "--mark", "1"),
     ],
 )
-def test_what_does_not_go_together(words):
+def test_conflicting_options_are_status_2(words):
     done = run(*words)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"nftpolicy: --")
 
 
-def test_a_bad_policy_is_told_first(tmp_path):
+def test_bad_policy_is_reported_before_the_packet(tmp_path):
     (tmp_path / "p.toml").write_text("name = 1")
     done = run(tmp_path / "p.toml", "--to", "192.0.2.1")
     assert (done.returncode, done.stdout) == (2, b"")
@@ -178,7 +178,7 @@ def test_a_bad_policy_is_told_first(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["p.toml", "--compiled", "--to", "192.0.2.1"]])
-def test_nothing_slow_is_imported_where_no_kernel_is_asked(tmp_path, words):
+def test_explain_without_kernel_imports_no_slow_module(tmp_path, words):
     (tmp_path / "p.toml").write_text(GOOD)
     code = "import sys, atexit; atexit.register(lambda: print(sorted(sys.modules), file=sys.stderr)); "
     code += f"sys.argv = {['nftpolicy', 'explain', *words]!r}; from nftpolicy.cli.main import main; main()"
@@ -197,7 +197,7 @@ def test_nothing_slow_is_imported_where_no_kernel_is_asked(tmp_path, words):
     assert imported & {"pyroute2", "rich", "nftables"} == set()
 
 
-def test_what_a_policy_compiles_to_needs_no_kernel(tmp_path):
+def test_explain_compiled_needs_no_kernel(tmp_path):
     (tmp_path / "p.toml").write_text(GOOD)
     done = run(
         tmp_path / "p.toml",
@@ -234,7 +234,7 @@ def packet(one, asked=NOT_TOLD):
     return socket_packet(one, PROGRAM, asked)
 
 
-def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
+def test_connected_socket_sends_to_its_peer():
     one = evolve(UDP, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
     found = packet(one, PacketOptions("198.51.100.1", dport=30))
     assert found == Packet(
@@ -252,7 +252,7 @@ def test_a_connected_socket_sends_to_its_peer_whatever_is_asked():
     )
 
 
-def test_a_socket_that_is_not_connected_sends_where_it_is_asked_to():
+def test_unconnected_socket_sends_to_the_given_destination():
     assert "--to" in packet(UDP)
     found = packet(evolve(UDP, bound="eth0"), PacketOptions("198.51.100.1", dport=30))
     assert (found.destination, found.source, found.dport, found.bound) == (
@@ -264,7 +264,7 @@ def test_a_socket_that_is_not_connected_sends_where_it_is_asked_to():
     assert packet(evolve(UDP, out="eth7"), PacketOptions("198.51.100.1")).bound == "eth7"
 
 
-def test_families_of_a_socket():
+def test_socket_family_limits_the_destination():
     six = evolve(UDP, family=6)
     assert "IPv6 only" in packet(six, PacketOptions("198.51.100.1"))
     assert packet(evolve(six, both=True), PacketOptions("198.51.100.1")).family == 4
@@ -272,14 +272,14 @@ def test_families_of_a_socket():
     assert "IPv4 only" in packet(UDP, PacketOptions("2001:db8::1"))
 
 
-def test_a_tcp_connection_is_established():
+def test_connected_tcp_socket_is_established():
     one = evolve(UDP, kind="stream", protocol=6, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
     assert packet(one).flow == CtInfo("established")
     assert packet(one).fields["tcp", "flags"] == 16
     assert "listens" in packet(evolve(one, remote=None, listens=True), PacketOptions("192.0.2.1"))
 
 
-def test_what_connection_tracking_knows_of_a_connection():
+def test_socket_packet_has_its_conntrack_state():
     one = evolve(UDP, local="192.0.2.2", sport=10, remote="192.0.2.1", dport=20)
     ends = (4, 17, "192.0.2.2", 10, "192.0.2.1", 20)
 
@@ -291,14 +291,14 @@ def test_what_connection_tracking_knows_of_a_connection():
     assert packet(one).flow == CtInfo("new")
 
 
-def test_sockets_that_show_nothing():
+def test_unusable_socket_gives_a_reason():
     assert "another network namespace" in packet(evolve(UDP, elsewhere=True), PacketOptions("192.0.2.1"))
     every = ProcessSocket(3, 0, "raw", 3, 0, 0, 0, bound="eth0")
     assert "--to" in packet(every)
     assert "no device" in packet(evolve(every, bound=None), PacketOptions("192.0.2.1"))
 
 
-def test_frames():
+def test_packet_socket_sends_a_frame():
     arp = packet(ProcessSocket(3, 0, "raw", 0x0806, 7, 0, 0, bound="eth0"))
     assert (arp.origin, arp.ethertype, arp.bound, arp.mark) == (FRAME, 0x0806, "eth0", 7)
     ip = packet(ProcessSocket(3, 0, "raw", 3, 7, 0, 0, bound="eth0"), PacketOptions("2001:db8::1", proto="tcp"))
@@ -325,7 +325,7 @@ def test_frames():
         ),
     ],
 )
-def test_a_socket_in_words(one, words):
+def test_socket_description_has_expected_text(one, words):
     assert words in describe_socket(one)
 
 
@@ -359,7 +359,7 @@ def origins(state):
     return rules, [one.origin for one in state.rules], [one.origin for one in state.routes]
 
 
-def test_what_a_kernel_lists_gets_the_keys_of_what_was_compiled():
+def test_listed_state_gets_origins_of_compiled_state():
     desired = compile_policy(policy()[0])
     found = listed(desired)
     assert not any(one[2] for one in origins(found)[0])
@@ -369,7 +369,7 @@ def test_what_a_kernel_lists_gets_the_keys_of_what_was_compiled():
     assert any(one[2] for one in origins(again)[0])
 
 
-def test_what_is_not_ours_has_no_key():
+def test_foreign_objects_have_no_origin():
     desired = compile_policy(policy()[0])
     found = listed(desired)
     foreign = nft.Rule((nft.Counter(), nft.DROP))
@@ -386,7 +386,7 @@ def test_what_is_not_ours_has_no_key():
     assert (again.rules[0].origin, again.routes[0].origin) == ((), ())
 
 
-def test_equal_rules_of_a_chain_keep_their_own_keys():
+def test_equal_rules_of_a_chain_keep_their_origins():
     one, two = (nft.Rule((nft.ACCEPT,), origin=(key,)) for key in "ab")
     desired = NetState((nft.Table("inet", "t", (nft.Chain("c", (one, two)),)),))
     found = NetState((nft.Table("inet", "t", (nft.Chain("c", (nft.Rule((nft.ACCEPT,)),) * 3),)),))
@@ -394,7 +394,7 @@ def test_equal_rules_of_a_chain_keep_their_own_keys():
     assert [rule.origin for rule in rules] == [("a",), ("b",), ()]
 
 
-def test_the_lines_of_a_file():
+def test_source_locator_names_file_line_and_key():
     _, source = policy()
     place = trace.source_locator(source.name, source.line_of)
     assert place(()) == ""
@@ -427,7 +427,7 @@ NO_ROUTE = TraceStep("route", "no route", None, (), "unreachable")
 WALK = Trace(SENT, STEPS, "dropped", None, 1, None, SENT.destination, 9)
 
 
-def test_each_decision_stands_below_its_stage():
+def test_shown_steps_are_grouped_by_stage():
     assert [(one.stage, one.depth, one.text) for one in trace.shown_steps(WALK)] == [
         ("routing", 0, "priority 900 from all lookup main"),
         ("routing", 0, "default dev eth0"),
@@ -441,7 +441,7 @@ def test_each_decision_stands_below_its_stage():
     ]
 
 
-def test_what_arrives_is_routed_behind_its_first_hook():
+def test_arriving_packet_is_routed_after_prerouting():
     arrived = (
         TraceStep("source", "arrives by eth1"),
         TraceStep("hook", "prerouting from eth1"),
@@ -454,7 +454,7 @@ def test_what_arrives_is_routed_behind_its_first_hook():
     assert stages == ["prerouting from eth1", "routing", "forward from eth1 to eth0"]
 
 
-def test_how_it_goes_without_a_route_is_said_once():
+def test_repeated_step_without_route_is_shown_once():
     routes = (
         TraceStep("route", "bound to eth0: leaves there although there is no route", None, (), "leaves by eth0"),
         TraceStep("route", "no route", None, (), "leaves by eth0"),
@@ -462,7 +462,7 @@ def test_how_it_goes_without_a_route_is_said_once():
     assert [one.text for one in trace.shown_steps(evolve(WALK, steps=routes))] == [routes[0].text]
 
 
-def test_the_picture_as_text():
+def test_trace_lines_have_title_steps_and_outcome():
     place = trace.source_locator("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
     shown = trace.trace_lines(WALK, trace.shown_steps(WALK, place), ["above"], ["a note"])
     assert shown[:3] == [
@@ -498,11 +498,11 @@ def test_the_picture_as_text():
         ({"outcome": "unknown"}, "may leave: unsupported: too many branches to follow all"),
     ],
 )
-def test_the_outcome_in_words(changes, words):
+def test_outcome_text_has_expected_words(changes, words):
     assert trace.outcome_text(evolve(WALK, **changes)) == words
 
 
-def test_a_chains_policy_drops():
+def test_outcome_of_chain_policy_names_the_chain():
     chain = nft.Chain("c", (), nft.Hook("filter", "output", 0, "drop"))
     steps = (
         TraceStep("chain", "table inet t, chain c", chain),
@@ -536,11 +536,11 @@ def test_a_chains_policy_drops():
         ),
     ],
 )
-def test_the_header_of_a_picture(packet, title, sender):
+def test_packet_title_and_sender_have_expected_text(packet, title, sender):
     assert (trace.packet_title(packet), trace.packet_sender(packet)) == (title, sender)
 
 
-def test_what_a_terminal_would_obey_is_not_shown():
+def test_control_characters_are_replaced():
     shown = trace.trace_lines(
         WALK, trace.shown_steps(evolve(WALK, steps=(*STEPS[:1], TraceStep("route", "a\x1b[31mb\r"))))
     )
@@ -548,14 +548,14 @@ def test_what_a_terminal_would_obey_is_not_shown():
     assert "cgroup a?b" in trace.packet_sender(evolve(SENT, cgroup="a\nb"))
 
 
-def test_what_was_not_understood_is_told_even_where_it_changes_nothing(capsys):
+def test_unsupported_parts_are_shown_without_effect_too(capsys):
     trace.print_trace(evolve(WALK, unsupported=("a socket match",)))
     assert "unsupported, but does not change the outcome: a socket match" in capsys.readouterr().out
     trace.print_trace(evolve(WALK, outcome="unknown", unsupported=("a socket match",)))
     assert capsys.readouterr().out.count("unsupported") == 1
 
 
-def test_json_has_the_same_facts():
+def test_trace_json_has_the_steps_of_the_text():
     found = json.loads(json.dumps(trace.trace_json(WALK, lambda key: "x" if key else "")))
     assert found["words"] == trace.outcome_text(WALK)
     assert [one["text"] for one in found["steps"]] == [one.text for one in trace.shown_steps(WALK)]
@@ -570,7 +570,7 @@ def test_json_has_the_same_facts():
     assert (found["outcome"], found["mark"], found["source"], found["destination"]) == ("dropped", 1, None, "192.0.2.1")
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch, capsys):
+def test_trace_colours_need_a_capable_terminal(monkeypatch, capsys):
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert not trace.use_colour()
@@ -611,7 +611,7 @@ def write(tmp_path):
     return writer
 
 
-def test_a_state_from_files(write):
+def test_state_from_files_has_tables_rules_and_routes(write):
     rules, routes = write("rules", RULES), write("routes", ROUTES)
     found = state_from_files(write("ruleset", RULESET), [str(rules)], [str(routes)])
     assert [one.name for one in found.tables] == ["t"]
@@ -620,7 +620,7 @@ def test_a_state_from_files(write):
     assert state_from_files(None, [], []) == NetState()
 
 
-def test_the_family_of_a_file(write):
+def test_file_prefix_sets_the_family_of_its_rules(write):
     standard = write("rules", RULES[:1])
     with pytest.raises(Failure, match="write 4:FILE or 6:FILE"):
         state_from_files(None, [str(standard)], [])
@@ -633,7 +633,7 @@ def test_the_family_of_a_file(write):
     "content",
     [b"", b"{", b"\xff", b"[" * 100_000, b'{"nftables": [{"rule": 5}, {"chain": {}}]}', b"[5]", b'"x"', b'[{"dst": []}]', b'[{"a": "\\n"}]'],
 )  # fmt: skip
-def test_files_that_are_none(write, option, content):
+def test_invalid_state_file_is_status_2(write, option, content):
     path = write("file", content)
     done = run("--to", "192.0.2.1", option, path)
     assert (done.returncode, done.stdout) == (2, b"")
@@ -642,7 +642,7 @@ def test_files_that_are_none(write, option, content):
     assert said.count("\n") == 1 and "Traceback" not in said and len(said) < 700
 
 
-def test_a_policy_among_the_rules_and_routes_of_a_machine(write):
+def test_compiled_policy_is_merged_with_rules_of_the_files(write):
     """The machine's own default route, and a rule before ours, count together with what the policy compiles to."""
     policy_file = write("p.toml", GOOD.encode())
     routes = [{"dst": "default", "dev": "eth0", "gateway": "192.0.2.1", "table": "7", "protocol": "static"}]
@@ -659,7 +659,7 @@ def test_a_policy_among_the_rules_and_routes_of_a_machine(write):
     assert last(early) == "=> dropped by inet nftpolicy wan.stray: counter wan.stray"
 
 
-def test_an_earlier_policy_gives_way_to_the_compiled_one():
+def test_merge_replaces_an_earlier_policy():
     desired = compile_policy(policy()[0])
     old = nft.Table("inet", "nftpolicy", (nft.Chain("old"),))
     other = nft.Table("inet", "fw4")
@@ -673,7 +673,7 @@ def test_an_earlier_policy_gives_way_to_the_compiled_one():
     assert [one for one in found.routes if one not in desired.routes] == [Route(4, 254, protocol=4)]
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_absent_state_file_is_status_2(tmp_path):
     done = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr == f"nftpolicy: {tmp_path}/absent: cannot be read: No such file or directory\n".encode()

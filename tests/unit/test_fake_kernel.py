@@ -199,20 +199,20 @@ def namespace():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_in_memory(case):
+def test_fake_kernel_gives_expected_results(case):
     said, _ = outcomes(fake(), [step for step, _ in CASES[case]])
     assert said == [wanted for _, wanted in CASES[case]]
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("case", CASES)
-def test_linux_says_and_does_the_same(namespace, case):
+def test_linux_gives_the_results_of_the_fake_kernel(namespace, case):
     steps = [step for step, _ in CASES[case]]
     assert namespace.call(in_linux, steps) == outcomes(fake(), steps)
 
 
 @pytest.mark.kernel
-def test_linux_answers_what_can_be_asked(namespace):
+def test_linux_answers_queries_as_the_fake_kernel(namespace):
     def asked():
         found = linux()
         found.apply_step(add(TABLE, COUNTER))
@@ -232,7 +232,7 @@ def answers(found):
 
 
 @pytest.mark.kernel
-def test_linux_takes_a_hook_where_it_says_that_it_would(namespace):
+def test_linux_egress_hook_support_is_reported_correctly(namespace):
     step = add(TABLE, NO_LINK, family="netdev")
 
     def tried():
@@ -248,7 +248,7 @@ def test_linux_takes_a_hook_where_it_says_that_it_would(namespace):
     assert done == outcomes(held, [step])
 
 
-def test_a_refused_transaction_changes_nothing_at_all():
+def test_refused_transaction_changes_nothing():
     held = fake()
     held.apply_step(BASIS)
     before, generation = held.state, held.generation
@@ -258,7 +258,7 @@ def test_a_refused_transaction_changes_nothing_at_all():
     assert (held.state, held.generation) == (before, generation)
 
 
-def test_the_step_to_refuse_is_counted_from_zero_and_refused_once():
+def test_refuse_at_refuses_one_step_counted_from_zero():
     held = FakeKernel(refuse_at=1)
     held.apply_step(add(TABLE))
     with pytest.raises(StepRefused, match="Operation not permitted"):
@@ -267,7 +267,7 @@ def test_the_step_to_refuse_is_counted_from_zero_and_refused_once():
     assert held.generation == 2
 
 
-def test_counters_keep_their_numbers_until_they_go():
+def test_counters_keep_their_values_until_deleted():
     held = fake()
     held.apply_step(BASIS)
     place = ("inet", NAME, "seen")
@@ -278,7 +278,7 @@ def test_counters_keep_their_numbers_until_they_go():
     assert held.counters(NAME)[place] == CounterValue(0, 0)
 
 
-def test_only_what_is_ours_is_observed():
+def test_observe_leaves_out_foreign_objects():
     foreign = (Table("inet", "fw4"), Table("ip", NAME))
     rules = (IpRule(4, 1, protocol=2), IpRule(4, 2))
     held = FakeKernel(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))

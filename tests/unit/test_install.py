@@ -49,7 +49,7 @@ def root(tmp_path):
 
 
 @pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.stem)
-def test_every_policy_has_a_guard_that_is_proved(file):
+def test_boot_guard_of_every_policy_is_proved(file):
     found = boot_guard.build_boot_guard(read_policy(file)[0])
     assert [table.key for table in (found.guard, found.link, found.block)] == [
         ("inet", "nftpolicy"),
@@ -58,13 +58,13 @@ def test_every_policy_has_a_guard_that_is_proved(file):
     ]
 
 
-def test_names_of_users_and_groups_are_numbers():
+def test_guard_file_has_numbers_of_users_and_groups():
     text = boot_guard.build_boot_guard(read_policy(GLUON)[0]).guard_text()
     assert not re.search(r"sk[ug]id [a-z]", text)
     assert text.index("add table inet nftpolicy") < text.index("delete table inet nftpolicy") < text.index("chain")
 
 
-def test_a_guard_that_is_not_proved_is_not_written(monkeypatch, tmp_path):
+def test_unproved_boot_guard_is_not_written(monkeypatch, tmp_path):
     def forgetful(policy):
         state = compile_policy(policy)
         inet, netdev = state.tables
@@ -80,14 +80,14 @@ def test_a_guard_that_is_not_proved_is_not_written(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_guard_is_written_once(tmp_path, capsys):
+def test_second_guard_command_writes_nothing(tmp_path, capsys):
     for _ in range(2):
         guard_command.command(GLUON, tmp_path / "guard.nft", True)
     assert capsys.readouterr().out.splitlines()[-1] == f"gluon-fastd: {tmp_path}/guard.nft is up to date already"
     assert {path.name for path in tmp_path.iterdir()} == {"guard.nft", "guard-link.nft", "guard-block.nft"}
 
 
-def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
+def test_guard_on_full_disk_keeps_the_old_files(tmp_path, monkeypatch):
     guard_command.command(GLUON, tmp_path / "guard.nft", True)
     before = installed(tmp_path)
 
@@ -103,13 +103,13 @@ def test_a_disk_that_is_full_keeps_what_was_there(tmp_path, monkeypatch):
 # --- the units ------------------------------------------------------------------------------
 
 
-def test_no_unit_opens_anything_when_it_stops():
+def test_units_release_nothing_when_stopped():
     for name, text in systemd_units.render_units("/usr/bin/nftpolicy", NFT).items():
         assert "ExecStop" not in text, name
         assert "release" not in text, name
 
 
-def test_the_guard_stands_before_the_network():
+def test_guard_unit_starts_before_the_network():
     text = systemd_units.render_units("/usr/bin/nftpolicy", NFT)["nftpolicy-guard.service"]
     assert "\nBefore=network-pre.target\n" in text
     assert "\nWants=network-pre.target\n" in text
@@ -123,7 +123,7 @@ def test_the_guard_stands_before_the_network():
     ]
 
 
-def test_systemd_finds_no_fault_in_the_units(tmp_path):
+def test_units_pass_systemd_analyze(tmp_path):
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not on this machine, so the units were not looked at by systemd")
     program = tmp_path / "nftpolicy"
@@ -141,7 +141,7 @@ def test_systemd_finds_no_fault_in_the_units(tmp_path):
     assert "nftpolicy.service" in done.stderr, "the control: a fault is told"
 
 
-def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
+def test_resolver_unit_restarts_with_few_capabilities():
     text = systemd_units.render_units("/usr/bin/nftpolicy", NFT)[systemd_units.RESOLVER_TEMPLATE]
     for line in ("Type=notify", "Restart=always", "StartLimitIntervalSec=0", "Before=nss-lookup.target"):
         assert f"\n{line}\n" in text
@@ -152,14 +152,14 @@ def test_a_resolver_never_gives_up_and_may_no_more_than_it_needs():
 
 
 @pytest.mark.parametrize("uplink", ["wan", "my-lte", "A_1"])
-def test_an_uplink_is_named_in_its_unit_as_it_is(uplink):
+def test_resolver_unit_has_the_exact_uplink_name(uplink):
     assert systemd_units.resolver_unit(uplink) == f"nftpolicy-resolver@{uplink}.service"
     assert systemd_units.units_to_start([uplink])[-1] == systemd_units.resolver_unit(uplink)
     assert systemd_units.RESOLVER_TEMPLATE not in systemd_units.units_to_start([uplink])
 
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a%b", "/a\nb", "/$HOME"])
-def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
+def test_path_with_unit_specifier_is_refused(path):
     with pytest.raises(ValueError, match="cannot be used in a unit"):
         systemd_units.render_units(path, NFT)
 
@@ -167,7 +167,7 @@ def test_a_path_that_means_something_else_in_a_unit_is_refused(path):
 # --- what is put where -----------------------------------------------------------------------
 
 
-def test_install_twice_and_uninstall(root, capsys):
+def test_install_is_idempotent_and_uninstall_is_complete(root, capsys):
     install(root)
     first = installed(root)
     assert set(first) == {
@@ -190,7 +190,7 @@ def test_install_twice_and_uninstall(root, capsys):
     assert capsys.readouterr().out == "there is nothing to remove\n"
 
 
-def test_what_the_admin_changed_is_neither_replaced_nor_removed(root, capsys):
+def test_file_changed_by_admin_is_kept(root, capsys):
     install(root)
     unit = root / "etc/systemd/system/nftpolicy.service"
     unit.write_text("mine\n")
@@ -203,7 +203,7 @@ def test_what_the_admin_changed_is_neither_replaced_nor_removed(root, capsys):
     assert f"kept {unit}: it was changed" in capsys.readouterr().err
 
 
-def test_another_policy_needs_force(root):
+def test_install_of_another_policy_needs_force(root):
     install(root)
     other = ROOT / "rulesets" / "vpn-killswitch.toml"
     with pytest.raises(Failure, match=r"policy\.toml.*--force"):
@@ -212,7 +212,7 @@ def test_another_policy_needs_force(root):
     assert (root / "etc/nftpolicy/policy.toml").read_bytes() == other.read_bytes()
 
 
-def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
+def test_install_on_full_disk_writes_nothing(root, monkeypatch):
     write, count = installed_files.write_temporary, []
 
     def full(path, content, mode):
@@ -227,7 +227,7 @@ def test_a_disk_that_is_full_leaves_no_half(root, monkeypatch):
     assert list(root.iterdir()) == []
 
 
-def test_a_damaged_list_is_told(root):
+def test_damaged_installed_json_is_reported(root):
     install(root)
     (root / "var/lib/nftpolicy/installed.json").write_text("{")
     with pytest.raises(Failure, match="is damaged"):
@@ -267,7 +267,7 @@ def said_next(capsys):
     return line.partition(": ")[2]
 
 
-def test_an_image_is_told_which_resolvers_to_enable_and_disable(root, tmp_path, capsys):
+def test_install_into_image_prints_resolver_units_to_enable(root, tmp_path, capsys):
     order = f"systemctl --root={root} enable {FIXED}"
     install(root, policy_of(tmp_path, "wan", "my-lte"))
     assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service nftpolicy-resolver@my-lte.service"
@@ -277,13 +277,13 @@ def test_an_image_is_told_which_resolvers_to_enable_and_disable(root, tmp_path, 
     assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service && {gone}"
 
 
-def test_without_a_resolver_the_template_is_there_and_no_instance(root, tmp_path, capsys):
+def test_install_without_resolver_has_only_the_template(root, tmp_path, capsys):
     install(root, policy_of(tmp_path))
     assert (root / "etc/systemd/system" / systemd_units.RESOLVER_TEMPLATE).exists()
     assert said_next(capsys) == f"systemctl --root={root} enable {FIXED}"
 
 
-def test_uninstall_of_an_image_takes_the_links_of_instances_away(root, tmp_path):
+def test_uninstall_of_image_removes_links_of_instances(root, tmp_path):
     install(root, policy_of(tmp_path, "wan", "my-lte"))
     enable(root, "wan", "my-lte")
     (root / WANTS / "other@wan.service").symlink_to("/etc/systemd/system/other@.service")
@@ -291,7 +291,7 @@ def test_uninstall_of_an_image_takes_the_links_of_instances_away(root, tmp_path)
     assert links(root) == {f"{WANTS}/other@wan.service": "/etc/systemd/system/other@.service"}
 
 
-def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
+def test_install_of_bad_policy_changes_nothing(root, tmp_path):
     install(root, policy_of(tmp_path, "wan"))
     enable(root, "wan")
     before = installed(root), links(root)
@@ -320,7 +320,7 @@ def test_a_policy_that_is_bad_changes_nothing(root, tmp_path):
         ),
     ],
 )
-def test_what_systemd_is_told(monkeypatch, fresh, gone, orders):
+def test_install_runs_expected_systemctl_commands(monkeypatch, fresh, gone, orders):
     told = []
     monkeypatch.setattr(place, "run_commands", told.extend)
     monkeypatch.setattr(place, "stale_instances", lambda root, wanted: gone)
@@ -329,13 +329,13 @@ def test_what_systemd_is_told(monkeypatch, fresh, gone, orders):
     assert [" ".join(one).replace(FIXED, "A") for one in told] == [f"systemctl {one}" for one in orders]
 
 
-def test_systemd_stops_and_disables_all_instances_of_a_template():
+def test_disable_commands_name_all_template_instances():
     stop, disable = init_systems.SYSTEMD.disable_commands([systemd_units.RESOLVER_TEMPLATE, "nftpolicy.service"])
     assert stop == ("systemctl", "stop", "nftpolicy-resolver@?*.service", "nftpolicy.service")
     assert disable == ("systemctl", "disable", systemd_units.RESOLVER_TEMPLATE, "nftpolicy.service")
 
 
-def test_with_procd_the_script_asks_for_the_resolvers_itself():
+def test_procd_plan_starts_only_the_init_scripts():
     assert place.InstallPlan(init_systems.PROCD, {}, resolver_uplinks=("wan",)).units_to_start == procd.SCRIPT_NAMES
 
 
@@ -358,7 +358,7 @@ def router(root):
     return root
 
 
-def test_a_device_with_openwrt_gets_init_scripts(router, capsys):
+def test_install_on_openwrt_writes_init_scripts(router, capsys):
     install(router)
     first = installed(router)
     assert set(first) == {
@@ -378,7 +378,7 @@ def test_a_device_with_openwrt_gets_init_scripts(router, capsys):
     assert set(installed(router)) == {"etc/openwrt_release"}
 
 
-def test_on_a_desk_it_is_chosen_and_known_again(root):
+def test_init_option_is_remembered_in_the_root(root):
     install(root, init="procd", enable=True)
     assert set(installed(root)) >= SCRIPTS | {KEPT}
     assert links(root) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
@@ -389,7 +389,7 @@ def test_on_a_desk_it_is_chosen_and_known_again(root):
     assert installed(root) == links(root) == {}
 
 
-def test_a_machine_with_systemd_is_chosen_too(router):
+def test_init_option_systemd_overrides_openwrt_detection(router):
     install(router, init="systemd")
     assert set(installed(router)) & SCRIPTS == set()
     assert (router / "etc/systemd/system/nftpolicy.service").exists()
@@ -397,13 +397,13 @@ def test_a_machine_with_systemd_is_chosen_too(router):
     assert set(installed(router)) == {"etc/openwrt_release"}
 
 
-def test_the_guard_starts_before_firewall_and_network_and_the_rest_after():
+def test_guard_script_starts_before_firewall_and_network():
     starts = {name: int(re.search(r"^START=(\d+)$", text, re.MULTILINE)[1]) for name, text in scripts().items()}
     assert starts["nftpolicy-guard"] < 19 < 20 < starts["nftpolicy"]
     assert [f"S{starts[name]}{name}" for name in procd.SCRIPT_NAMES] == [Path(link).name for link in procd.ENABLE_LINKS]
 
 
-def test_no_script_opens_anything_when_it_stops_and_the_guard_needs_no_python():
+def test_scripts_release_nothing_and_guard_needs_no_python():
     for name, text in scripts().items():
         code = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
         assert not re.search(r"release|stop|delete|flush", code.replace("was not released", "")), name
@@ -417,20 +417,20 @@ def scripts():
 
 
 @pytest.mark.parametrize("path", ["nftpolicy", "/usr/bin/nft policy", "/a;b", "/a\nb", "/$HOME", "/`id`"])
-def test_a_path_that_means_something_else_in_a_script_is_refused(path, router):
+def test_path_with_shell_characters_is_refused(path, router):
     with pytest.raises(Failure, match="cannot be used in a unit or an init script"):
         install(router, program=path)
     assert set(installed(router)) == {"etc/openwrt_release"}
 
 
-def test_what_sysupgrade_takes_along_is_there(router):
+def test_sysupgrade_list_names_existing_files(router):
     install(router, enable=True)
     kept = (router / "lib/upgrade/keep.d/nftpolicy").read_text().splitlines()
     assert len(kept) == 3
     assert all((router / one.lstrip("/")).exists() for one in kept)
 
 
-def test_the_scripts_of_a_compiled_tree_are_not_overwritten(router):
+def test_foreign_init_script_is_not_overwritten(router):
     script = router / "etc/init.d/nftpolicy"
     script.parent.mkdir()
     script.write_text("#!/bin/sh /etc/rc.common\n")
@@ -450,18 +450,18 @@ def test_the_scripts_of_a_compiled_tree_are_not_overwritten(router):
         ({"init": "systemd", "unitdir": Path("here")}, "--unitdir takes an absolute path, got 'here'"),
     ],
 )
-def test_options_that_do_not_fit_change_nothing(router, options, said):
+def test_conflicting_install_options_change_nothing(router, options, said):
     with pytest.raises(Failure, match=said):
         install(router, **options)
     assert set(installed(router)) == {"etc/openwrt_release"}
 
 
-def test_a_machine_without_procd_can_not_start_it():
+def test_enable_without_running_procd_is_refused():
     with pytest.raises(Failure, match="--enable needs procd, which does not run on this machine"):
         install(None, init="procd", enable=True)
 
 
-def test_links_are_made_anew_where_they_lead_elsewhere(router):
+def test_wrong_enable_links_are_replaced(router):
     install(router, enable=True)
     for path in procd.ENABLE_LINKS:
         (router / path.lstrip("/")).unlink()
@@ -481,7 +481,7 @@ def policies(root, *names):
     return [folder / name for name in names]
 
 
-def test_the_only_policy_is_meant(root):
+def test_policy_file_defaults_to_the_only_file(root):
     (only,) = policies(root, "wan.toml")
     assert common.policy_file(None, root) == only
     assert common.policy_file(GLUON, root) == GLUON
@@ -489,7 +489,7 @@ def test_the_only_policy_is_meant(root):
     assert common.policy_file(None, root) == only
 
 
-def test_of_several_the_installed_one_is_meant(root):
+def test_policy_file_defaults_to_policy_toml_among_several(root):
     policies(root, "draft.toml", "policy.toml")
     assert common.policy_file(None, root).name == "policy.toml"
 
@@ -501,14 +501,14 @@ def test_of_several_the_installed_one_is_meant(root):
         (["b.toml", "a.toml"], r"/etc/nftpolicy has several policies \(a\.toml, b\.toml\): name one"),
     ],
 )
-def test_where_none_is_meant_the_message_says_so(root, names, said):
+def test_policy_file_without_default_is_bad_input(root, names, said):
     policies(root, *names)
     with pytest.raises(Failure, match=said) as found:
         common.policy_file(None, root)
     assert found.value.status == common.EXIT_BAD_INPUT
 
 
-def test_a_command_without_a_file_takes_it(root, monkeypatch, capsys):
+def test_command_without_file_uses_the_default_policy(root, monkeypatch, capsys):
     (only,) = policies(root, "wan.toml")
     monkeypatch.setattr(common, "POLICY_DIRECTORY", str(root / "etc/nftpolicy"))
     check_command.command(None)
@@ -517,7 +517,7 @@ def test_a_command_without_a_file_takes_it(root, monkeypatch, capsys):
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("init", ["systemd", "procd"])
-def test_a_policy_that_is_there_stays_where_it_is(root, named, init):
+def test_install_keeps_a_policy_in_its_place(root, named, init):
     (only,) = policies(root, "wan.toml")
     before = only.stat()
     install(root, only if named else None, init=init)
@@ -532,7 +532,7 @@ def test_a_policy_that_is_there_stays_where_it_is(root, named, init):
     assert only.stat() == before
 
 
-def test_several_policies_install_nothing(root):
+def test_install_with_several_policies_changes_nothing(root):
     policies(root, "a.toml", "b.toml")
     before = installed(root)
     with pytest.raises(Failure, match=r"a\.toml, b\.toml"):
@@ -548,6 +548,6 @@ def test_several_policies_install_nothing(root):
         ("rulesets/server-egress.toml", ""),
     ],
 )
-def test_uplinks_with_a_resolver_are_listed(file, said, capsys):
+def test_resolver_list_names_uplinks_with_resolver(file, said, capsys):
     resolver_command.command(ROOT / file, None, True, False, False)
     assert capsys.readouterr().out == said

@@ -83,18 +83,18 @@ def words(line):
 
 
 @pytest.mark.parametrize(("item", "line"), RULES, ids=[line for _, line in RULES])
-def test_rules(item, line):
+def test_rule_json_decodes_to_its_line(item, line):
     (found,) = ip_json_decode.decode_rules([item], 4)
     assert words(ip_text.rule_text(found)) == line
 
 
 @pytest.mark.parametrize(("item", "line", "family"), [(*one, 4) for one in ROUTES] + [(*one, 6) for one in ROUTES_6])
-def test_routes(item, line, family):
+def test_route_json_decodes_to_its_line(item, line, family):
     (found,) = ip_json_decode.decode_routes([item], family)
     assert words(ip_text.route_text(found)).replace(" proto 3", "") == line
 
 
-def test_flags_of_a_route_and_of_its_ways():
+def test_dead_and_linkdown_flags_of_nexthops_are_read():
     (found,) = ip_json_decode.decode_routes([ROUTES[6][0]], 4)
     assert [(hop.dead, hop.linkdown) for hop in found.all_nexthops] == [(False, False), (True, True)]
     (found,) = ip_json_decode.decode_routes([ROUTES[1][0]], 4)
@@ -111,7 +111,7 @@ def test_flags_of_a_route_and_of_its_ways():
         ({"suppress_ifgroup": "wan"}, "suppress_ifgroup wan"),
     ],
 )
-def test_selectors_that_nobody_knows_are_named(item, unknown):
+def test_unknown_rule_selector_is_named(item, unknown):
     (found,) = ip_json_decode.decode_rules([{"priority": 5, "src": "all", "table": "9"} | item], 6)
     assert found.unknown == (unknown,)
     with pytest.raises(ValueError, match=unknown.split()[0]):
@@ -130,12 +130,12 @@ def test_selectors_that_nobody_knows_are_named(item, unknown):
         ({"nexthops": [{"dev": "a0", "weight": 1, "flags": [], "encap": "mpls"}]}, "encap mpls"),
     ],
 )
-def test_parts_of_routes_that_nobody_knows_are_named(item, unknown):
+def test_unknown_route_attribute_is_named(item, unknown):
     (found,) = ip_json_decode.decode_routes([{"dst": "default", "flags": []} | item], 6)
     assert found.unknown == (unknown,)
 
 
-def test_what_is_unknown_takes_no_part_in_a_comparison():
+def test_unknown_parts_do_not_affect_equality():
     assert IpRule(4, 1, unknown=("tun_id 5",)) == IpRule(4, 1)
     assert Route(4, 1, unknown=("nhid 7",), dead=True, scope="link") == Route(4, 1)
     assert Nexthop("a0", dead=True) == Nexthop("a0")
@@ -158,11 +158,11 @@ def test_what_is_unknown_takes_no_part_in_a_comparison():
         ),
     ],
 )
-def test_the_family_is_what_the_addresses_say(reader, document, family):
+def test_family_is_derived_from_addresses(reader, document, family):
     assert {one.family for one in reader(document)} == {family}
 
 
-def test_nothing_is_of_no_family():
+def test_empty_listing_decodes_without_family():
     assert (
         ip_json_decode.decode_rules([])
         == ip_json_decode.decode_routes([])
@@ -190,7 +190,7 @@ def test_nothing_is_of_no_family():
         (ip_json_decode.decode_routes, [{"gateway": "1.1.1.1"}], "KeyError 'dst'"),
     ],
 )  # fmt: skip
-def test_what_is_no_listing_is_refused_in_one_line(reader, document, message):
+def test_invalid_listing_raises_one_line(reader, document, message):
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         reader(document)
     assert message in str(caught.value)

@@ -39,7 +39,7 @@ def lint(text, present=frozenset()):
 
 
 @pytest.mark.parametrize("file", GOOD_ONES, ids=lambda file: f"{file.parent.name}/{file.stem}")
-def test_good_policies_have_no_warnings(file):
+def test_example_policies_have_expected_warnings(file):
     reported = lint(file.read_text())
     assert [key for key, _ in reported] == EXPECTED_WARNINGS.get(file.parent.name, [])
 
@@ -49,7 +49,7 @@ def test_good_policy_has_no_warnings():
 
 
 @pytest.mark.parametrize(("old", "new", "key", "words"), CASES)
-def test_each_warning(old, new, key, words):
+def test_change_of_policy_gives_expected_warning(old, new, key, words):
     assert GOOD.count(old) == 1
     reported = lint(GOOD.replace(old, new))
     if key is None:

@@ -33,7 +33,7 @@ def written(root):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_every_device_and_its_table_are_named(program):
+def test_files_name_each_device_and_its_table(program):
     text = render_files(netconfig_files(policy(), program))
     for uplink in policy().uplink.values():
         for device in uplink.devices:
@@ -42,7 +42,7 @@ def test_every_device_and_its_table_are_named(program):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_second_time_nothing_is_written_and_uninstall_takes_it_away(program, tmp_path, capsys):
+def test_second_run_writes_nothing_and_uninstall_removes_all(program, tmp_path, capsys):
     for _ in range(2):
         write(tmp_path, program)
     assert capsys.readouterr().out.splitlines()[-1] == "all files are up to date already"
@@ -58,7 +58,7 @@ def test_the_second_time_nothing_is_written_and_uninstall_takes_it_away(program,
     assert written(tmp_path) == {}
 
 
-def test_a_file_of_somebody_else_is_left_alone_and_nothing_is_written(tmp_path):
+def test_foreign_file_is_kept_and_nothing_is_written(tmp_path):
     theirs = tmp_path / "etc/systemd/networkd.conf.d/nftpolicy.conf"
     theirs.parent.mkdir(parents=True)
     theirs.write_text("[Network]\n")
@@ -71,7 +71,7 @@ def test_a_file_of_somebody_else_is_left_alone_and_nothing_is_written(tmp_path):
     assert "ManageForeignRoutes=no" in theirs.read_text()
 
 
-def test_a_file_that_was_changed_since_is_left_alone_and_an_old_one_of_ours_is_replaced(tmp_path):
+def test_changed_file_is_kept_and_outdated_file_is_replaced(tmp_path):
     write(tmp_path)
     write(tmp_path, file=TWO)  # another policy: ours is replaced
     conf = tmp_path / "etc/systemd/networkd.conf.d/nftpolicy.conf"
@@ -80,7 +80,7 @@ def test_a_file_that_was_changed_since_is_left_alone_and_an_old_one_of_ours_is_r
         write(tmp_path)
 
 
-def test_bad_input(tmp_path):
+def test_bad_input_is_reported_in_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Failure, match="is not a directory"):
         write(tmp_path / "file")
@@ -94,7 +94,7 @@ def test_bad_input(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make what even root can't write")
-def test_a_place_that_can_not_be_written():
+def test_unwritable_directory_is_reported():
     with pytest.raises(Failure, match="/proc/"):
         write(Path("/proc/self"))
 
@@ -107,13 +107,13 @@ def parsed(text):
 
 
 @pytest.mark.parametrize("program", ["networkd", "networkmanager"])
-def test_files_of_sections_can_be_read(program):
+def test_ini_files_are_valid(program):
     for one in netconfig_files(policy(), program):
         if one.path.endswith((".conf", ".network", ".nmconnection")):
             assert parsed(one.text).sections()
 
 
-def test_a_profile_of_networkmanager():
+def test_networkmanager_profile_has_table_and_no_dns():
     files = {Path(one.path).name: one for one in netconfig_files(policy(GLUON), "networkmanager")}
     profile = parsed(files["nftpolicy-br-wan.nmconnection"].text)
     for family in ("ipv4", "ipv6"):
@@ -133,6 +133,6 @@ def test_a_profile_of_networkmanager():
         ('[uplink.wan.resolver]\nsources = ["dhclient"]\n', "servers=''"),
     ],
 )
-def test_the_hooks_write_the_servers_where_the_resolver_reads_and_no_file_of_another_program(resolver, file):
+def test_hooks_write_the_lease_file_of_the_resolver(resolver, file):
     text = f'name = "p"\ninside = []\n[uplink.wan]\ndevices = ["a.b@c"]\nmark = "1/1"\ntable = 5\n{resolver}'
     assert f"    a.b@c) table=5 {file} ;;" in render_files(netconfig_files(load(text.encode())[0], "dhclient"))

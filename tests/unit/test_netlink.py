@@ -88,19 +88,19 @@ def bodies(messages: list[netlink_socket.Message]) -> list[bytes]:
     return [raw[start:end] for raw, start, end in messages]
 
 
-def test_a_dump_has_all_messages_of_its_request() -> None:
+def test_dump_returns_all_messages() -> None:
     made, fake = netlink(dump(CLEAN, b"one!", b"two!"))
     assert bodies(made.dump(KIND, b"")) == [b"one!", b"two!"]
     assert fake.requests == 1
 
 
-def test_an_interrupted_dump_is_repeated() -> None:
+def test_interrupted_dump_is_repeated() -> None:
     made, fake = netlink(dump(INTERRUPTED, b"part"), dump(INTERRUPTED, b"part"), dump(CLEAN, b"all1", b"all2"))
     assert bodies(made.dump(KIND, b"")) == [b"all1", b"all2"]
     assert fake.requests == 3
 
 
-def test_a_dump_that_is_always_interrupted_is_an_error(pauses: list[float]) -> None:
+def test_dump_interrupted_every_time_raises(pauses: list[float]) -> None:
     made, fake = netlink(dump(INTERRUPTED, b"part"))
     with pytest.raises(DumpInterrupted) as raised:
         made.dump(KIND, b"")
@@ -112,26 +112,26 @@ def test_a_dump_that_is_always_interrupted_is_an_error(pauses: list[float]) -> N
     assert 0.5 < sum(pauses) < 1.5
 
 
-def test_an_interruption_counts_wherever_the_kernel_marks_it() -> None:
+def test_interruption_flag_of_done_message_counts() -> None:
     made, _ = netlink([(KIND, b"part", CLEAN), (NLMSG_DONE, code(0), INTERRUPTED)])
     with pytest.raises(DumpInterrupted):
         made.dump(KIND, b"")
 
 
-def test_dump_interrupted_is_handled_like_both_its_bases() -> None:
+def test_dump_interrupted_is_unavailable_and_os_error() -> None:
     error = DumpInterrupted("message type 7", 20)
     assert isinstance(error, Unavailable) and isinstance(error, OSError)
     assert error.errno == errno.EINTR
 
 
 @pytest.mark.parametrize("last", [NLMSG_ERROR, NLMSG_DONE])
-def test_an_error_of_a_dump_is_raised(last: int) -> None:
+def test_error_of_dump_is_raised(last: int) -> None:
     made, _ = netlink([(KIND, b"part", CLEAN), (last, code(errno.ENOENT), CLEAN)])
     with pytest.raises(FileNotFoundError):
         made.dump(KIND, b"")
 
 
-def test_a_query_returns_its_answer_or_raises() -> None:
+def test_query_returns_its_answer_or_raises() -> None:
     made, _ = netlink([(KIND, b"answer!!", 0)], [(NLMSG_ERROR, code(errno.EPERM), 0)])
     assert bodies([made.query(KIND, b"")]) == [b"answer!!"]
     with pytest.raises(PermissionError):
@@ -139,12 +139,12 @@ def test_a_query_returns_its_answer_or_raises() -> None:
 
 
 @pytest.mark.parametrize("number", [0, errno.EEXIST])
-def test_a_change_returns_the_errno_of_its_acknowledgement(number: int) -> None:
+def test_change_returns_the_errno_of_its_acknowledgement(number: int) -> None:
     made, _ = netlink([(KIND, b"echo", 0), (NLMSG_ERROR, code(number), 0)])
     assert made.change(KIND, b"") == number
 
 
-def test_the_number_of_tries_is_bounded_for_other_readers_too() -> None:
+def test_repeat_until_consistent_is_bounded() -> None:
     results = [None, None, "done"]
     assert repeat_until_consistent(lambda: results.pop(0), "test") == "done"
     with pytest.raises(DumpInterrupted, match="elements"):
@@ -160,7 +160,7 @@ def elements_dump(*keys: bytes, flags: int = 0) -> list[tuple[int, bytes, int]]:
     return [(NFT_MSG_NEWSETELEM, body, flags), (NLMSG_DONE, code(0), 0)]
 
 
-def test_elements_that_a_dump_lists_twice_make_it_inconsistent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dump_with_duplicate_elements_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = struct.pack("=I", 800), struct.pack("=I", 801)
     made, fake = netlink(
         elements_dump(first, first), elements_dump(first, flags=INTERRUPTED), elements_dump(first, second)
@@ -170,7 +170,7 @@ def test_elements_that_a_dump_lists_twice_make_it_inconsistent(monkeypatch: pyte
     assert fake.requests == 3
 
 
-def test_elements_that_never_hold_still_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dump_with_duplicate_elements_every_time_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     key = struct.pack("=I", 800)
     made, _ = netlink(elements_dump(key, key))
     monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: made)
@@ -178,7 +178,7 @@ def test_elements_that_never_hold_still_are_an_error(monkeypatch: pytest.MonkeyP
         nft_elements.read_elements("inet", "t", "s", ("gid",))
 
 
-def test_an_overflow_is_reported_and_reading_goes_on() -> None:
+def test_overflow_is_reported_and_reading_continues() -> None:
     answers = [b"first", OSError(errno.ENOBUFS, "overflow"), b"second", BlockingIOError()]
 
     class Overflowing:
@@ -191,7 +191,7 @@ def test_an_overflow_is_reported_and_reading_goes_on() -> None:
     assert list(pending_notifications(Overflowing(), 9)) == [b"first", None, b"second"]  # type: ignore[arg-type]
 
 
-def test_a_monitor_lists_the_links_again_after_an_overflow_and_an_interrupted_dump(
+def test_monitor_lists_links_again_after_overflow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Watch:
@@ -224,7 +224,7 @@ def test_a_monitor_lists_the_links_again_after_an_overflow_and_an_interrupted_du
     assert not made.read()
 
 
-def test_no_more_datagrams_are_read_than_the_limit() -> None:
+def test_pending_notifications_are_limited() -> None:
     class Endless:
         def recv(self, size: int) -> bytes:
             return b"more"
@@ -233,14 +233,14 @@ def test_no_more_datagrams_are_read_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, 40, 3))
-def test_cut_messages_and_attributes_end_the_loop(cut: int) -> None:
+def test_truncated_messages_and_attributes_end_the_loop(cut: int) -> None:
     raw = message(KIND, attribute(1, b"abc") + attribute(2, b""))[:cut]
     assert len(list(split_messages(raw))) <= 1
     assert len(list(attributes(raw, 16, len(raw)))) <= 2
     assert len(list(attribute_spans(raw, 16, len(raw)))) <= 2
 
 
-def test_attributes_are_decoded_as_they_were_encoded() -> None:
+def test_attributes_round_trip() -> None:
     raw = attribute(1, b"abc\0") + attribute(0x8000 | 2, b"x")
     assert list(attributes(raw, 0, len(raw))) == [(1, b"abc\0"), (2, b"x")]
     assert [(kind, raw[start:end]) for kind, start, end in attribute_spans(raw, 0, len(raw))] == [

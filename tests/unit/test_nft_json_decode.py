@@ -62,7 +62,7 @@ DUMPS = {path.parent.name: path for path in sorted((Path(__file__).parents[1] / 
 
 
 @pytest.mark.parametrize("name", DUMPS)
-def test_a_real_listing_loses_nothing(name):
+def test_fixture_listing_is_decoded_completely(name):
     document = json.loads(DUMPS[name].read_text())
     tables = nft_json_decode.decode_ruleset(document)
     chains = [chain for table in tables for chain in table.chains]
@@ -80,7 +80,7 @@ def test_a_real_listing_loses_nothing(name):
     )
 
 
-def test_a_real_listing_is_understood():
+def test_gluon_node_listing_has_expected_chains():
     (table,) = nft_json_decode.decode_ruleset(json.loads(DUMPS["gluon-node"].read_text()))
     assert table.key == ("inet", "fw4")
     chains = {chain.name: chain for chain in table.chains}
@@ -130,7 +130,7 @@ def test_a_real_listing_is_understood():
         {},
     ],
 )
-def test_an_unknown_statement_is_kept_whole(strange):
+def test_unknown_statement_is_kept_as_json(strange):
     found = nft_json_decode.decode_statement(strange)
     assert isinstance(found, UnknownStatement)
     assert json.loads(found.raw) == strange
@@ -147,13 +147,13 @@ def test_an_unknown_statement_is_kept_whole(strange):
         [],
     ],
 )
-def test_an_unknown_expression_is_kept_whole(strange):
+def test_unknown_expression_is_kept_as_json(strange):
     found = nft_json_decode.decode_expression(strange)
     assert isinstance(found, UnknownExpression)
     assert json.loads(found.raw) == strange
 
 
-def test_an_unknown_right_side_is_kept_whole():
+def test_unknown_right_side_is_kept_as_json():
     listed = {"match": {"op": "==", "left": {"ct": {"key": "mark"}}, "right": {"fib": 1}}}
     assert nft_json_decode.decode_statement(listed) == Match(Ct("mark"), UnknownExpression('{"fib":1}'))
 
@@ -186,43 +186,43 @@ def test_prefix_of_a_number_is_a_range(addr, length, value):
         {"nftables": [{"set": {"family": "inet", "table": "t", "name": "s", "type": "mark", "elem": [{"elem": 5}]}}]},
     ],
 )
-def test_what_is_no_listing_is_a_value_error(document):
+def test_invalid_listing_raises_value_error(document):
     with pytest.raises(ValueError):
         nft_json_decode.decode_ruleset(document)
 
 
 @pytest.mark.parametrize("entry", [5, None, "x", [], {}, {"metainfo": {}}, {"chain": 5}])
-def test_what_is_no_object_is_passed_over(entry):
+def test_entry_without_object_is_ignored(entry):
     assert nft_json_decode.decode_ruleset({"nftables": [entry]}) == ()
 
 
-def test_objects_of_other_kinds_are_kept_as_they_are():
+def test_incomplete_map_is_kept_as_unknown():
     listed = {"nftables": [{"map": {"family": "ip", "table": "t", "name": "m", "map": "verdict"}}]}
     (table,) = nft_json_decode.decode_ruleset(listed)
     assert json.loads(table.unknown[0]) == listed["nftables"][0]
 
 
-def test_a_set_with_elements_that_are_not_known_is_kept_as_it_is():
+def test_set_with_unknown_elements_is_kept_as_unknown():
     listed = {"set": {"family": "ip", "table": "t", "name": "s", "type": "mark", "elem": [{"&": [1, 2]}]}}
     (table,) = nft_json_decode.decode_ruleset({"nftables": [listed]})
     assert table.sets == ()
     assert json.loads(table.unknown[0]) == listed
 
 
-def test_counters():
+def test_counter_values_are_decoded():
     listed = {
         "nftables": [{"counter": {"family": "ip", "table": "t", "name": "c", "packets": 2, "bytes": 9, "handle": 1}}]
     }
     assert nft_json_decode.decode_counters(listed) == {("ip", "t", "c"): CounterValue(2, 9)}
 
 
-def test_a_dnat_is_read():
+def test_dnat_is_decoded():
     listed = {"dnat": {"family": "ip6", "addr": "::1", "port": 54}}
     assert nft_json_decode.decode_statement(listed) == Dnat("ip6", "::1", 54)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=[form["nft"] for form in FORMS])
-def test_what_nft_lists_is_understood_and_can_be_written(form):
+def test_statement_forms_of_nft_round_trip(form):
     read = tuple(nft_json_decode.decode_statement(one) for one in form["json"])
     assert "Unknown" not in repr(read)
     assert nft_text.rule_text(Rule(read)) == form["nft"]
@@ -289,7 +289,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize(("listed", "value"), STATEMENTS, ids=[json.dumps(listed) for listed, _ in STATEMENTS])
-def test_a_statement_is_read(listed, value):
+def test_statement_json_round_trips(listed, value):
     assert nft_json_decode.decode_statement(listed) == value
     assert nft_json_decode.decode_statement(nft_json_encode.encode_statement(value)) == value
 
@@ -312,7 +312,7 @@ OBJECTS = {
 }  # fmt: skip
 
 
-def test_objects_are_read():
+def test_maps_flowtables_and_objects_are_decoded():
     (table,) = nft_json_decode.decode_ruleset(OBJECTS)
     assert table == Table(
         "ip",
@@ -346,7 +346,7 @@ def test_objects_are_read():
         {"synproxy": {**IN_T, "name": "s", "mss": 1460}},
     ],
 )
-def test_objects_that_are_not_understood_are_kept_as_they_are(strange):
+def test_unsupported_object_is_kept_as_json(strange):
     (table,) = nft_json_decode.decode_ruleset({"nftables": [strange]})
     assert json.loads(table.unknown[0]) == strange
 
@@ -389,7 +389,7 @@ table netdev link {
 """
 
 
-def test_a_listing_in_text_completes_what_json_lacks():
+def test_text_listing_completes_the_json_listing():
     egress = Hook("filter", "egress", 0)
     tables = (
         Table("inet", "asleep", flags=frozenset({"unnamed"})),
@@ -414,7 +414,7 @@ def test_a_listing_in_text_completes_what_json_lacks():
 @pytest.mark.parametrize(
     "flags", ["ip", ["owner", "ip"], [{"meta": {"key": "mark"}}], {"chain": {}}, [["owner"]], 7, None]
 )
-def test_a_flag_that_nft_names_wrongly_is_not_taken_for_one(flags):
+def test_garbled_owner_flag_is_unnamed(flags):
     """As nft 1.0.6 prints the flag "owner": from memory that is not its own."""
     (table,) = nft_json_decode.decode_ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": flags}}]})
     assert table.flags == {"unnamed"}

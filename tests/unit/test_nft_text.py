@@ -66,7 +66,7 @@ STATEMENTS = [
 
 
 @pytest.mark.parametrize(("statement", "written"), STATEMENTS, ids=[written for _, written in STATEMENTS])
-def test_statements_as_nft_text_and_through_json(statement, written):
+def test_statement_has_expected_text_and_json_round_trip(statement, written):
     assert nft_text.statement_text(statement) == written
     assert nft_json_decode.decode_statement(nft_json_encode.encode_statement(statement)) == statement
 
@@ -118,7 +118,7 @@ BAD_NAMES = [*INJECTIONS, "1x", "-x", ".x", "@x", "x*", "x:"]
         ),
     ],
 )
-def test_no_name_smuggles_anything_into_a_ruleset(place, bad):
+def test_bad_name_is_refused(place, bad):
     with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
@@ -148,7 +148,7 @@ def test_no_name_smuggles_anything_into_a_ruleset(place, bad):
         ),
     ],
 )
-def test_no_value_smuggles_anything_into_a_ruleset(place, bad):
+def test_bad_value_is_refused(place, bad):
     with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
@@ -210,25 +210,25 @@ def test_no_value_smuggles_anything_into_a_ruleset(place, bad):
         ),
     ],
 )
-def test_nothing_foreign_smuggles_anything_into_a_ruleset(place, bad):
+def test_bad_foreign_object_is_refused(place, bad):
     with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
 
 
 @pytest.mark.parametrize("bad", ['x"; flush ruleset', "x\\", "x\ny", "$x", "x" * 128, "x{"])
-def test_no_prefix_of_a_log_ends_its_quotes(bad):
+def test_log_prefix_with_quote_is_refused(bad):
     with pytest.raises(ValueError, match="cannot be written"):
         nft_text.statement_text(nft.Log((("prefix", bad),)))
 
 
 @pytest.mark.parametrize("table", [Table("ip", "t", unknown=("{}",)), Table("ip", "t", flags=frozenset({"unnamed"}))])
-def test_a_table_with_things_that_are_not_modelled_is_not_written(table):
+def test_table_with_unsupported_parts_is_refused(table):
     with pytest.raises(ValueError, match="unsupported"):
         nft_text.table_text(table)
 
 
 @pytest.mark.parametrize("bad", ['"; flush ruleset; #', "a\nb", "a\\", "a;b", "x" * 121, "{"])
-def test_no_comment_ends_its_quotes(bad):
+def test_comment_with_quote_is_refused(bad):
     with pytest.raises(ValueError, match="cannot be written"):
         nft_text.rule_text(Rule((ACCEPT,), bad))
 
@@ -243,12 +243,12 @@ def test_no_comment_ends_its_quotes(bad):
         VerdictMap(UnknownExpression("{}"), frozenset({(1, ACCEPT)})),
     ],
 )
-def test_what_is_not_modelled_is_not_written(unknown):
+def test_unsupported_statement_is_refused(unknown):
     with pytest.raises(ValueError, match="unsupported"):
         nft_text.statement_text(unknown)
 
 
-def test_numbers_that_are_text_do_not_pass():
+def test_text_in_place_of_number_is_refused():
     with pytest.raises(ValueError, match="invalid literal"):
         nft_text.hook_text(Hook("filter", "output", "0; flush ruleset"))
     with pytest.raises(ValueError, match="invalid literal"):
@@ -271,7 +271,7 @@ TABLE = Table(
 )
 
 
-def test_a_table_as_text():
+def test_table_has_expected_text():
     assert nft_text.table_text(TABLE) == (
         "table inet t {\n\tcounter seen { }\n"
         '\n\tset names {\n\t\ttype ifname\n\t\tflags interval\n\t\telements = { "eth0", "wg*" }\n\t}\n'
@@ -283,13 +283,13 @@ def test_a_table_as_text():
     )
 
 
-def test_a_table_goes_through_json():
+def test_table_json_round_trips():
     document = nft_json_encode.encode_ruleset((TABLE,))
     listed = {"nftables": [one["add"] for one in document["nftables"] if "add" in one]}
     assert nft_json_decode.decode_ruleset(listed) == (TABLE,)
 
 
-def test_operations_as_commands():
+def test_operations_have_expected_commands():
     rows, chain = TABLE.sets[1], TABLE.chains[0]
     wanted = {
         ("add", TABLE): "add table inet t",
@@ -311,7 +311,7 @@ def test_operations_as_commands():
         assert nft_text.operation_text(NftOperation(verb, "inet", "t", item)) == command
 
 
-def test_devices_of_hooks_come_from_the_text():
+def test_hook_devices_are_read_from_the_text():
     table = Table("netdev", "t", (Chain("a.b", (), Hook("filter", "egress", 1)), Chain("c")))
     listing = (
         'table netdev t {\n\tchain a.b {\n\t\ttype filter hook egress device "eth0" priority 1; policy drop;\n\t}\n}\n'
@@ -346,21 +346,21 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("rule", "line"), IP_RULES)
-def test_ip_rules_as_lines(rule, line):
+def test_ip_rule_has_expected_line(rule, line):
     assert ip_text.rule_text(rule) == line
 
 
 @pytest.mark.parametrize(("route", "line"), ROUTES)
-def test_routes_as_lines(route, line):
+def test_route_has_expected_line(route, line):
     assert ip_text.route_text(route) == line
 
 
-def test_a_batch_fills_tables_before_rules_lead_to_them():
+def test_batch_adds_routes_before_rules():
     lines = ip_text.batch_text(tuple(rule for rule, _ in IP_RULES), tuple(route for route, _ in ROUTES), 4).splitlines()
     assert [line.split()[0] for line in lines] == ["route"] * 2 + ["rule"] * 6
     assert ip_text.batch_text((), (), 6) == ""
 
 
 @pytest.mark.parametrize("value", [nft.FULL_MASK, 0, -1])
-def test_numbers_stay_numbers(value):
+def test_number_text_is_decimal(value):
     assert nft_text.value_text(value) == str(value)

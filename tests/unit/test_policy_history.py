@@ -34,7 +34,7 @@ def add(kept, text, why="apply", of=None):
     return kept.add("p", "/etc/p.toml", text.encode(), "proved", 0.12345, why, of)
 
 
-def test_an_entry_says_all_that_is_known(kept, monkeypatch):
+def test_entry_has_all_fields(kept, monkeypatch):
     monkeypatch.setenv("SUDO_USER", "lisa")
     one = add(kept, "a = 'ü'\r\n")
     assert kept.entries() == (one,)
@@ -55,7 +55,7 @@ def test_an_entry_says_all_that_is_known(kept, monkeypatch):
     assert add(kept, "b").who == str(os.getuid())
 
 
-def test_numbers_grow_and_the_same_text_is_no_new_entry(kept):
+def test_entry_numbers_grow_and_equal_text_adds_none(kept):
     first = add(kept, "a")
     assert add(kept, "a", "again") == first
     assert [add(kept, text).number for text in ("b", "a", "a", "c")] == [2, 3, 3, 4]
@@ -64,12 +64,12 @@ def test_numbers_grow_and_the_same_text_is_no_new_entry(kept):
     assert (kept.entry(2).text, kept.entry(5)) == ("b", None)
 
 
-def test_nothing_is_there_yet(kept):
+def test_history_without_entries_is_empty(kept):
     assert kept.read() == HistorySnapshot((), ())
     assert kept.last_good() is None
 
 
-def test_only_root_may_read_it(kept):
+def test_history_files_are_private(kept):
     previous = os.umask(0)
     try:
         add(kept, "a")
@@ -113,7 +113,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("which", DAMAGE)
-def test_a_damaged_entry_is_named_and_ignored(kept, which):
+def test_damaged_entry_is_reported_and_ignored(kept, which):
     for text in "abc":
         add(kept, text)
     damage, words = DAMAGE[which]
@@ -127,7 +127,7 @@ def test_a_damaged_entry_is_named_and_ignored(kept, which):
     assert add(kept, "d").number == 4
 
 
-def test_a_damaged_newest_entry_is_not_written_over(kept):
+def test_damaged_newest_entry_is_not_overwritten(kept):
     add(kept, "a"), add(kept, "b")
     kept.path(2).write_bytes(b"")
     assert kept.last_good().text == "a"
@@ -135,7 +135,7 @@ def test_a_damaged_newest_entry_is_not_written_over(kept):
     assert kept.path(2).exists()
 
 
-def test_it_is_bounded(kept, monkeypatch):
+def test_history_is_bounded(kept, monkeypatch):
     monkeypatch.setattr(history, "MAX_ENTRIES", 5)
     for number in range(9):
         add(kept, f"text {number}")
@@ -148,7 +148,7 @@ def test_it_is_bounded(kept, monkeypatch):
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_a_full_disk_keeps_what_was_there(kept, monkeypatch, call):
+def test_history_on_full_disk_keeps_its_entries(kept, monkeypatch, call):
     add(kept, "a")
 
     def full(*_, **__):
@@ -174,7 +174,7 @@ def test_a_full_disk_keeps_what_was_there(kept, monkeypatch, call):
     assert add(kept, "b").number == 2
 
 
-def test_what_a_killed_process_left_is_cleared(kept):
+def test_temporary_files_of_killed_process_are_removed(kept):
     add(kept, "a")
     (kept.directory / ".000002.json.new").write_text("{")
     (kept.directory / ".000001.json.new").write_text("{")
@@ -183,7 +183,7 @@ def test_what_a_killed_process_left_is_cleared(kept):
     assert sorted(path.name for path in kept.directory.iterdir()) == ["000001.json", "000002.json", "notes.txt"]
 
 
-def test_two_at_once_get_two_numbers(kept):
+def test_concurrent_entries_get_distinct_numbers(kept):
     threads = [threading.Thread(target=add, args=(kept, f"text {number}")) for number in range(12)]
     for one in threads:
         one.start()
@@ -205,14 +205,14 @@ def back(kept, text):
     return entry.text
 
 
-def test_going_back_twice_leads_two_steps_back(kept):
+def test_two_rollbacks_go_two_entries_back(kept):
     for text in "abcd":
         add(kept, text)
     assert [back(kept, "d"), back(kept, "c"), back(kept, "b"), back(kept, "a")] == ["c", "b", "a", None]
     assert [one.of for one in kept.entries()] == [None, None, None, None, 3, 2, 1]
 
 
-def test_what_comes_after_going_back_goes_back_to_that(kept):
+def test_policy_after_rollback_goes_back_to_rollback_target(kept):
     for text in "abc":
         add(kept, text)
     assert back(kept, "c") == "b"
@@ -220,12 +220,12 @@ def test_what_comes_after_going_back_goes_back_to_that(kept):
     assert [back(kept, "d"), back(kept, "b"), back(kept, "a")] == ["b", "a", None]
 
 
-def test_a_policy_that_is_in_no_entry_goes_back_to_the_newest(kept):
+def test_policy_without_entry_goes_back_to_the_newest(kept):
     add(kept, "a"), add(kept, "b")
     assert kept.read().previous(b"unknown").text == "b"
 
 
-def test_an_old_entry_may_be_gone(kept, monkeypatch):
+def test_rollback_without_older_entry_is_none(kept, monkeypatch):
     for text in "ab":
         add(kept, text)
     add(kept, "a", of=1)
@@ -236,7 +236,7 @@ def test_an_old_entry_may_be_gone(kept, monkeypatch):
 # Where it is kept
 
 
-def test_where_it_is_kept(tmp_path, monkeypatch):
+def test_history_directory_follows_the_environment(tmp_path, monkeypatch):
     memory = StateDir(tmp_path / "netns-1")
     monkeypatch.setenv("NFTPOLICY_LIB", str(tmp_path / "lib"))
     assert history.current_history(memory).directory == tmp_path / "lib"
@@ -288,7 +288,7 @@ def machine(tmp_path, monkeypatch):
     return made
 
 
-def test_rollback_goes_to_the_one_before(machine, capsys):
+def test_rollback_restores_the_previous_policy(machine, capsys):
     machine.apply(GOOD)
     first = normal(machine.kernel.state)
     machine.apply(OTHER), machine.apply(LAST)
@@ -304,7 +304,7 @@ def test_rollback_goes_to_the_one_before(machine, capsys):
     assert machine.memory.policy()[0] == "/etc/p.toml"
 
 
-def test_a_dry_rollback_changes_nothing(machine, capsys):
+def test_dry_rollback_changes_nothing(machine, capsys):
     machine.apply(GOOD), machine.apply(LAST)
     before, generation = machine.kernel.state, machine.kernel.generation
     machine.rollback(dry_run=True)
@@ -313,7 +313,7 @@ def test_a_dry_rollback_changes_nothing(machine, capsys):
     assert (machine.in_force, len(machine.kept.entries())) == (LAST, 2)
 
 
-def test_there_is_nothing_to_go_back_to(machine):
+def test_rollback_without_target_fails(machine):
     with pytest.raises(Failure, match="no policy is in force"):
         machine.rollback()
     machine.apply(GOOD)
@@ -324,7 +324,7 @@ def test_there_is_nothing_to_go_back_to(machine):
     assert said.value.status == EXIT_BAD_INPUT
 
 
-def test_names_that_are_gone_are_said_and_nothing_is_changed(machine, monkeypatch):
+def test_rollback_to_absent_group_changes_nothing(machine, monkeypatch):
     monkeypatch.setattr("nftpolicy.kernel.accounts.account_number", lambda *_: 800)
     machine.apply(GOOD.replace("group = 800", 'group = "vpn"'))
     machine.apply(OTHER)
@@ -339,7 +339,7 @@ def test_names_that_are_gone_are_said_and_nothing_is_changed(machine, monkeypatc
     assert (machine.kernel.state, machine.in_force) == (before, OTHER)
 
 
-def test_a_rollback_that_the_kernel_refuses_changes_nothing(machine):
+def test_rollback_refused_by_the_kernel_changes_nothing(machine):
     machine.apply(GOOD), machine.apply(LAST)
     before = machine.kernel.state
     machine.kernel.refuse_at = machine.kernel.steps_taken + 2
@@ -348,7 +348,7 @@ def test_a_rollback_that_the_kernel_refuses_changes_nothing(machine):
     assert (machine.kernel.state, machine.in_force, len(machine.kept.entries())) == (before, LAST, 2)
 
 
-def test_a_damaged_entry_is_not_gone_back_to(machine):
+def test_rollback_skips_damaged_entries(machine):
     machine.apply(GOOD), machine.apply(OTHER), machine.apply(LAST)
     machine.kept.path(2).write_text("{}")
     with pytest.raises(Failure, match=r"000002\.json: damaged") as said:
@@ -358,7 +358,7 @@ def test_a_damaged_entry_is_not_gone_back_to(machine):
     assert machine.in_force == GOOD
 
 
-def test_a_full_disk_does_not_keep_from_going_back(machine, monkeypatch, capsys):
+def test_rollback_works_on_full_disk(machine, monkeypatch, capsys):
     machine.apply(GOOD), machine.apply(OTHER)
 
     def full(*_, **__):
@@ -370,7 +370,7 @@ def test_a_full_disk_does_not_keep_from_going_back(machine, monkeypatch, capsys)
     assert "No space left" in capsys.readouterr().err
 
 
-def test_the_history_as_a_table_and_as_json(machine, capsys):
+def test_history_command_prints_table_and_json(machine, capsys):
     listed.command(as_json=False)
     assert capsys.readouterr().out == "no policy was applied here yet\n"
     machine.apply(GOOD), machine.apply(OTHER), machine.apply(LAST)
@@ -390,7 +390,7 @@ def test_the_history_as_a_table_and_as_json(machine, capsys):
     assert all("text" not in one for one in found["entries"])
 
 
-def test_what_is_in_force_and_not_in_the_history_is_said(machine, capsys):
+def test_history_command_reports_policy_without_entry(machine, capsys):
     machine.apply(GOOD)
     machine.memory.save_policy("/etc/other.toml", b"else")
     listed.command(as_json=False)
@@ -399,7 +399,7 @@ def test_what_is_in_force_and_not_in_the_history_is_said(machine, capsys):
     assert "(/etc/other.toml) is not in the history" in said.err
 
 
-def test_the_fake_refuses(machine):
+def test_fake_kernel_refuses_the_apply(machine):
     """The control of the tests above that rest on a refusal."""
     machine.kernel.refuse_at = 0
     with pytest.raises(StepRefused):

@@ -116,7 +116,7 @@ PROBES = [(kind, family) for kind, made in KINDS.items() for family in made.need
 
 
 @pytest.mark.parametrize(("kind", "family"), PROBES)
-def test_no_unmarked_probe_leaves_by_the_uplink(kind: str, family: int) -> None:
+def test_unmarked_probe_does_not_leave_by_the_uplink(kind: str, family: int) -> None:
     """It leaves where nothing guards, given the routes that the lab found it to need; under the policy it does not."""
     sent = probe(kind, family)
     needs = KINDS[kind].needs[family]
@@ -134,12 +134,12 @@ def test_no_unmarked_probe_leaves_by_the_uplink(kind: str, family: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "family"), [(kind, family) for kind, family in PROBES if KINDS[kind].origin == "node"]
 )
-def test_every_marked_probe_of_the_service_leaves_by_the_uplink(kind: str, family: int) -> None:
+def test_marked_probe_of_service_leaves_by_the_uplink(kind: str, family: int) -> None:
     sent = evolve(probe(kind, family), mark=1, gid=SERVICE)
     assert end(guarded(), sent) == WAN
 
 
-def test_a_mark_without_the_services_group_does_not_leave(family: int) -> None:
+def test_marked_packet_of_another_group_is_dropped(family: int) -> None:
     sent = packet(family, mark=1)
     assert end(guarded(), sent) == "dropped"
     assert end(guarded(), evolve(sent, gid=SERVICE)) == WAN
@@ -149,7 +149,7 @@ RESOLVER = {4: "127.0.0.1", 6: "::1"}
 
 
 @pytest.mark.parametrize("protocol", [UDP, TCP])
-def test_a_services_question_to_any_server_reaches_the_resolver(family: int, protocol: int) -> None:
+def test_dns_query_of_service_reaches_the_resolver(family: int, protocol: int) -> None:
     somewhere = {4: "9.9.9.9", 6: "2620:fe::9"}[family]
     sent = packet(family, somewhere, dport=53, protocol=protocol, gid=SERVICE, mark=1)
     found = walk(guarded(), sent)
@@ -158,25 +158,25 @@ def test_a_services_question_to_any_server_reaches_the_resolver(family: int, pro
     assert (other.outcome, other.device, other.dport) == ("leaves", MESH, 53)
 
 
-def test_nobody_else_asks_the_resolver(family: int) -> None:
+def test_direct_query_to_resolver_needs_the_service_group(family: int) -> None:
     direct = packet(family, RESOLVER[family], dport=54)
     assert end(guarded(), direct) == "dropped"
     assert end(guarded(), evolve(direct, gid=SERVICE)) == "delivered"
 
 
-def test_the_resolvers_own_questions_leave_by_the_uplink(family: int) -> None:
+def test_query_of_the_resolver_leaves_by_the_uplink(family: int) -> None:
     asked = packet(family, at.HOME[family], dport=53, mark=1)
     assert end(guarded(), asked) == WAN
     assert end(guarded(), evolve(asked, dport=9)) == "dropped"
 
 
-def test_what_is_marked_does_not_stray_into_the_mesh(family: int) -> None:
+def test_marked_packet_does_not_leave_by_the_mesh(family: int) -> None:
     sent = packet(family, at.GATEWAY[family], mark=1, gid=SERVICE, bound=MESH)
     assert end(guarded(), sent) in ("dropped", "unroutable")
     assert end(guarded(), evolve(sent, mark=0)) == MESH
 
 
-def test_arrivals_from_the_uplink_are_marked_and_passed_on_by_nobody(family: int) -> None:
+def test_arriving_packet_is_marked_and_not_forwarded(family: int) -> None:
     to_us = packet(family, NODE_WAN[family], origin=FORWARD, iif=WAN, source=parse_address(at.HOME[family]))
     found = walk(guarded(), to_us)
     assert (found.outcome, found.mark) == ("delivered", 1)
@@ -184,14 +184,14 @@ def test_arrivals_from_the_uplink_are_marked_and_passed_on_by_nobody(family: int
 
 
 @pytest.mark.parametrize(("sport", "expected"), [(22, WAN), (23, "dropped")])
-def test_answers_leave_if_the_policy_gives_them(family: int, sport: int, expected: str) -> None:
+def test_reply_leaves_if_the_policy_answers_its_port(family: int, sport: int, expected: str) -> None:
     flow = CtInfo("established", "reply", 1)
     fields = {("tcp", "flags"): 0x10}
     reply = packet(family, at.HOME[family], protocol=TCP, sport=sport, uid=0, gid=0, flow=flow, fields=fields)
     assert end(guarded(), reply) == expected
 
 
-def test_exempt_packets_of_the_kernel_leave_unmarked() -> None:
+def test_exempt_kernel_packets_leave_unmarked() -> None:
     report = packet(
         4,
         "224.0.0.22",
@@ -212,6 +212,6 @@ def test_exempt_packets_of_the_kernel_leave_unmarked() -> None:
     assert end(guarded(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"
 
 
-def test_an_unnamed_device_counts_as_an_uplink(family: int) -> None:
+def test_packet_to_unnamed_device_is_dropped(family: int) -> None:
     state = guarded(Route(family, MAIN, at.SERVER_NET[family], device="usb0"))
     assert end(state, packet(family)) == "dropped"

@@ -145,7 +145,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_what_guards_is_seen_to(name):
+def test_sufficient_guard_is_proved(name):
     proof = judged(WAYS[name])
     assert {one.subject: one.verdict for one in proof.findings if one.property == "P1"} == {
         one.subject: "proved" for one in proof.findings if one.property == "P1"
@@ -191,7 +191,7 @@ HOLES = {
 
 
 @pytest.mark.parametrize("name", HOLES)
-def test_a_hole_is_shown_by_a_packet(name):
+def test_insufficient_guard_is_refuted_by_counterexample(name):
     # Without the link guard, which would stop them all.
     proof = judged(evolve(HOLES[name], tables=tuple(one for one in HOLES[name].tables if one is not LINK)))
     assert proof.verdict == "refuted"
@@ -203,26 +203,26 @@ def test_a_hole_is_shown_by_a_packet(name):
         assert one.packet.mark & 1 == 0
 
 
-def test_frames_pass_no_hook_but_egress():
+def test_frames_need_the_egress_guard():
     proof = judged(state(*GUARD, link=None))
     assert on(proof, "sockets").verdict == on(proof, "forwarded").verdict == "proved"
     assert on(proof, "AF_PACKET").verdict == "refuted"
 
 
-def test_egress_alone_is_enough():
+def test_egress_guard_alone_is_sufficient():
     assert judged(state(link=None)).verdict == "refuted"
     wide = evolve(LINK, chains=(Chain("egress", (Rule((UNMARKED, DROP)),), evolve(EGRESS, policy="accept")),))
     assert on(judged(state(link=wide)), "AF_PACKET").verdict == "proved"
     assert on(judged(state(link=wide)), "sockets").verdict == "proved"
 
 
-def test_a_dormant_table_hooks_nowhere():
+def test_dormant_table_guards_nothing():
     made = state(*GUARD, link=None)
     asleep = evolve(made, tables=(evolve(made.tables[0], flags=frozenset({"dormant"})),))
     assert on(judged(asleep), "sockets").verdict == "refuted"
 
 
-def test_the_output_hook_guards_only_where_nothing_is_routed_again():
+def test_output_guard_is_refuted_by_rerouting():
     stays = Chain("out", GUARD, Hook("filter", "output", 0))
     made = NetState((Table("inet", "t", (stays,)),), RULES, ROUTES)
     assert on(judged(made), "sockets").verdict == "proved"
@@ -241,7 +241,7 @@ def test_the_output_hook_guards_only_where_nothing_is_routed_again():
     ],
     ids=["an unknown expression", "a limit", "a set that packets fill"],
 )
-def test_what_is_not_understood_guards_nothing(rule):
+def test_unsupported_rule_guards_nothing(rule):
     grows = Set("grows", ("ipv4_addr",), frozenset({"0.0.0.0/1", "128.0.0.0/1"}), frozenset({"dynamic"}))
     proof = judged(state(rule, sets=(grows,), link=None))
     assert on(proof, "sockets").verdict != "proved"
@@ -252,7 +252,7 @@ def test_what_is_not_understood_guards_nothing(rule):
     [UnknownStatement('{"new": 1}'), Dup("192.0.2.9", "wan"), Match(UnknownExpression("{}"), 1)],
     ids=["a statement", "a copy", "a match"],
 )
-def test_what_is_not_understood_before_the_guard_is_no_proof(statement):
+def test_unsupported_rule_before_the_guard_is_unknown(statement):
     rule = Rule((statement,)) if not isinstance(statement, Match) else Rule((statement, ACCEPT))
     proof = judged(state(rule, *GUARD, link=None))
     found = on(proof, "sockets")
@@ -265,19 +265,19 @@ def test_what_is_not_understood_before_the_guard_is_no_proof(statement):
     [(UnknownStatement('{"new": 1}'), "unknown"), (Fwd("wan"), "unknown"), (FlowOffload("fast"), "unknown")],
     ids=["anything", "sent by another device", "a fast path"],
 )
-def test_what_goes_round_the_hooks(statement, with_link):
+def test_statement_that_bypasses_hooks_is_unknown(statement, with_link):
     early = Chain("early", (Rule((Match(Meta("iifname"), "lan"), statement)),), Hook("filter", "prerouting", -300))
     assert on(judged(state(*GUARD, chains=(early,))), "forwarded").verdict == with_link
     found = on(judged(state(*GUARD, chains=(early,), link=None)), "forwarded")
     assert (found.verdict, bool(found.unsupported)) == ("unknown", True)
 
 
-def test_an_unknown_write_is_no_proof():
+def test_unknown_mark_write_is_unknown():
     marks = output(Rule((Mangle(MARK, UnknownExpression('{"new": 1}')),)))
     assert on(judged(state(*GUARD, chains=(marks,))), "sockets").verdict == "unknown"
 
 
-def test_exemptions_are_what_they_say_and_no_more():
+def test_exemption_covers_only_its_packets():
     dhcp = (Match(Payload("udp", "sport"), 68), Match(Payload("udp", "dport"), 67))
     exempt = evolve(UPLINK, exemptions=(exemption("dhcpv4"),))
     only4 = state(Rule((Match(Meta("nfproto"), "ipv4"), *dhcp, ACCEPT)), *GUARD, link=None)
@@ -287,7 +287,7 @@ def test_exemptions_are_what_they_say_and_no_more():
     assert on(judged(both, exempt), "sockets").verdict == "refuted"
 
 
-def test_marks_of_many_bits():
+def test_wide_mask_is_compared_completely():
     wide = evolve(UPLINK, value=0x5100, mask=0xFF00)
     link = evolve(LINK, chains=(
         Chain("egress", (Rule((Match(Bitwise(MARK, and_mask=0xFF00), 0x5100), ACCEPT)),), EGRESS),))  # fmt: skip
@@ -306,12 +306,12 @@ def test_marks_of_many_bits():
     assert one.mark & 0xFF00 != 0x5100
 
 
-def test_p2_sees_marked_packets_elsewhere():
+def test_p2_is_refuted_by_marked_packets_at_other_devices():
     stray = Rule((Match(Meta("oifname"), AnonymousSet(frozenset({"wan", "lo"})), "!="), MARKED, DROP))
     assert judged(state(*GUARD)).property_verdict("P2") == "refuted"
     assert judged(state(*GUARD, stray)).property_verdict("P2") == "proved"
     assert not any(one.deciding for one in judged(state(*GUARD)).findings if one.property == "P2")
 
 
-def test_only_names_no_more_than_it_is_given():
+def test_points_merges_adjacent_values():
     assert points(3, 1, 2) == ((1, 3),)

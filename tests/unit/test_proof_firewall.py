@@ -22,18 +22,18 @@ def beside(hook: str, priority: int) -> NetState:
     return evolve(state, tables=(*state.tables, others))
 
 
-def test_it_makes_no_word_dead() -> None:
+def test_foreign_input_firewall_leaves_policy_proved() -> None:
     """The mark is on by then, so that nothing of it strays."""
     assert prove(beside("input", 0), build_spec(POLICY)).verdict == PROVED
 
 
-def test_one_that_drops_before_the_mark_is_found() -> None:
+def test_foreign_firewall_before_the_mark_is_found() -> None:
     proof = prove(beside("prerouting", -300), build_spec(POLICY))
     found = {(one.property, one.subject) for one in proof.findings if one.verdict != PROVED}
     assert found == {("P3", "arriving packets are marked")}
 
 
-def test_a_drop_of_the_policys_own_is_no_firewall() -> None:
+def test_drop_in_own_chain_is_refuted() -> None:
     """Where `not-local` drops everything, nothing is answered any more."""
     state = compile_policy(POLICY)
     table = state.tables[0]

@@ -61,11 +61,11 @@ def asks_user(rule):
     return any(isinstance(one, Match) and one.left == Meta("skuid") for one in rule.statements)
 
 
-def test_it_is_proved():
+def test_uid_rule_policy_is_proved():
     assert proved(STATE).verdict == PROVED
 
 
-def test_a_rule_that_gives_the_mark_to_another_user_is_a_leak():
+def test_rule_that_marks_another_user_is_a_leak():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skgid"), 800), PUT_ON))
     found = proved(with_tables(foreign(rule)))
     assert found.property_verdict("P1") == REFUTED
@@ -73,7 +73,7 @@ def test_a_rule_that_gives_the_mark_to_another_user_is_a_leak():
     assert any(one.packet.uid not in (901, 902) and not one.packet.mark for one in examples)
 
 
-def test_a_rule_that_gives_the_mark_to_the_user_alone_is_none():
+def test_rule_that_marks_only_the_user_is_no_leak():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skuid"), USER), PUT_ON))
     assert proved(with_tables(foreign(rule))).property_verdict("P1") == PROVED
 
@@ -91,21 +91,21 @@ def test_another_user_in_the_set_is_a_leak():
     assert any((one.uid, one.mark) == (OTHER, 0) for one in leaks)
 
 
-def test_a_user_who_may_not_send_there_with_the_mark_may_not_without():
+def test_user_outside_its_destinations_is_a_leak():
     skip = Rule((Match(Meta("skuid"), 902), PUT_ON, ACCEPT))
     (ip, link) = STATE.tables
     chains = tuple(evolve(one, rules=(skip, *one.rules)) if one.name == "wan.guard" else one for one in ip.chains)
     assert proved(evolve(STATE, tables=(evolve(ip, chains=chains), link))).property_verdict("P1") == REFUTED
 
 
-def test_a_mark_that_goes_into_the_flow_can_come_back_on_other_packets():
+def test_mark_copied_through_the_flow_is_not_proved():
     """The guard has put it on; who copies it into the flow behind, and back in front, gives it to anybody."""
     into = foreign(Rule((Mangle(Ct("mark"), Meta("mark")),)), priority=15000)
     back = foreign(Rule((Mangle(Meta("mark"), Ct("mark")),)), hook="output", kind="route", priority=-140)
     assert proved(with_tables(into, back)).property_verdict("P1") != PROVED
 
 
-def test_frames_of_the_user_need_the_mark():
+def test_unmarked_frames_of_the_user_are_a_leak():
     accept = Rule((Match(Meta("skuid"), USER), ACCEPT))
     (ip, link) = STATE.tables
     chains = tuple(
@@ -117,14 +117,14 @@ def test_frames_of_the_user_need_the_mark():
     assert any(one.packet.origin == FRAME for finding in found.findings for one in finding.examples)
 
 
-def test_by_a_device_inside_nothing_of_the_user_leaves():
+def test_packets_of_the_user_at_inside_device_refute_p2():
     found = proved(without_rules("inside", asks_user))
     assert found.property_verdict("P2") == REFUTED
     strays = [one for finding in found.findings for one in finding.examples if finding.property == "P2"]
     assert any(one.packet.uid in (901, 902, 903) and one.device == "bat0" for one in strays)
 
 
-def test_without_the_rule_that_puts_the_mark_on_the_word_is_dead():
+def test_missing_mark_rule_of_the_user_refutes_p3():
     found = proved(without_rules("wan.guard", asks_user))
     assert (found.property_verdict("P1"), found.property_verdict("P3")) == (PROVED, REFUTED)
 
@@ -147,7 +147,7 @@ LADDERS = {
 
 
 @pytest.mark.parametrize("name", LADDERS)
-def test_ladders(name):
+def test_wrong_ip_rules_refute_p2(name):
     change, said = LADDERS[name]
     rules = tuple(sorted(change(STATE.rules), key=lambda one: (one.family, one.priority)))
     found = proved(evolve(STATE, rules=rules))
@@ -155,6 +155,6 @@ def test_ladders(name):
     assert any(said in finding.detail for finding in found.findings), [one.detail for one in found.findings]
 
 
-def test_the_mark_decides_before_the_user_does():
+def test_mark_rules_precede_user_rules():
     """A socket of the user with another uplink's mark is that uplink's, by rules that stand first."""
     assert all(one.priority < USER_RULE_PRIORITY for one in STATE.rules if one.mask)

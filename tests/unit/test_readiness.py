@@ -65,7 +65,7 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         ),
     ],
 )
-def test_an_uplink(links: list[LinkState], routes: list[Route], said: list[str]) -> None:
+def test_link_problems_of_uplink_are_named(links: list[LinkState], routes: list[Route], said: list[str]) -> None:
     assert readiness.link_problems(WAN, {one.name: one for one in links}, routes) == said
 
 
@@ -82,7 +82,7 @@ TCP = {"protocol": 6, "state": "established", "local": "192.0.2.2", "remote": PE
         ([socket(mark=0), socket()], [flow()]),
     ],
 )
-def test_a_service_that_is_in_touch(mine: list[InetSocket], flows: list[ConntrackEntry]) -> None:
+def test_service_with_reply_has_no_problem(mine: list[InetSocket], flows: list[ConntrackEntry]) -> None:
     assert readiness.service_problem(VPN, WAN, mine, flows, OWN) is None
 
 
@@ -109,17 +109,17 @@ def test_a_service_that_is_in_touch(mine: list[InetSocket], flows: list[Conntrac
         ),
     ],
 )  # fmt: skip
-def test_a_service_that_is_not(mine: list[InetSocket], flows: list[ConntrackEntry], said: str) -> None:
+def test_service_without_reply_has_a_problem(mine: list[InetSocket], flows: list[ConntrackEntry], said: str) -> None:
     assert said in str(readiness.service_problem(VPN, WAN, mine, flows, OWN))
 
 
-def test_the_kernel_has_no_mark_on_its_sockets() -> None:
+def test_kernel_service_is_judged_by_its_flows() -> None:
     tunnel = Service("wan", kernel=True)
     assert readiness.service_problem(tunnel, WAN, [socket(mark=0)], [flow()], OWN) is None
     assert "no reply has reached" in str(readiness.service_problem(tunnel, WAN, [socket(mark=0)], [], OWN))
 
 
-def test_who_asks_the_resolver() -> None:
+def test_dns_client_is_an_account_of_a_service() -> None:
     user = Service("wan", user=Account("vpn", 900))
     services = {"wg": Service("wan", kernel=True), "other": Service("lte", group=Account("1", 1)), "vpn": user}
     policy = Policy("p", (), {"wan": WAN}, services)
@@ -127,7 +127,7 @@ def test_who_asks_the_resolver() -> None:
     assert readiness.dns_client_of(evolve(policy, service={"wg": services["wg"]}), "wan") is None
 
 
-def test_waiting_looks_again_until_nothing_is_missing_or_the_time_is_over() -> None:
+def test_wait_repeats_until_ready_or_timeout() -> None:
     left = [["a"], ["b"], []]
     assert readiness.wait_until_ready(lambda: left.pop(0), 10) == []
     assert left == []

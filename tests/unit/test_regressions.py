@@ -33,7 +33,7 @@ gateways = ["192.0.2.1"]
 
 
 @pytest.mark.kernel
-def test_a_device_joins_those_inside():
+def test_device_is_added_to_inside_set():
     policies = [load(POLICY.replace(b"[]", inside))[0] for inside in (b'["eth1", "tun*"]', b'["eth1", "tun*", "zz"]')]
 
     def applied():
@@ -58,12 +58,12 @@ def test_a_device_joins_those_inside():
         lambda: nft_json_decode.decode_counters({"nftables": [{"counter": {}}]}),
     ],
 )
-def test_a_strange_listing_is_a_value_error(read):
+def test_malformed_listing_raises_only_value_error(read):
     with contextlib.suppress(ValueError):
         read()
 
 
-def test_one_flag_that_is_listed_as_a_word():  # nft 1.1
+def test_single_flag_as_string_is_decoded():  # nft 1.1
     listed = {"family": "ip", "table": "t", "name": "s", "type": "mark", "flags": "interval"}
     assert nft_json_decode.decode_ruleset({"nftables": [{"set": listed}]})[0].sets[0].flags == {"interval"}
 
@@ -72,11 +72,11 @@ def test_one_flag_that_is_listed_as_a_word():  # nft 1.1
     "listed",
     [{"payload": {"protocol": "ip", "field": "saddr", "tunnel": "vxlan"}}, {"meta": {"key": "mark", "new": 1}}],
 )
-def test_an_expression_with_more_to_it_is_unknown(listed):
+def test_expression_with_extra_keys_is_unknown(listed):
     assert isinstance(nft_json_decode.decode_expression(listed), UnknownExpression)
 
 
-def test_a_dormant_table_is_not_taken_for_one_that_works():
+def test_dormant_flag_of_table_is_decoded():
     (table,) = nft_json_decode.decode_ruleset(
         {"nftables": [{"table": {"family": "ip", "name": "t", "flags": ["dormant"]}}]}
     )
@@ -94,18 +94,18 @@ def test_a_dormant_table_is_not_taken_for_one_that_works():
         lambda bad: nft_text.operation_text(NftOperation(bad, "inet", "t", Chain("c"))),
     ],
 )
-def test_no_word_of_the_grammar_smuggles_anything(write):
+def test_bad_keyword_is_refused(write):
     with pytest.raises(ValueError, match="cannot be written"):
         write("accept; flush ruleset")
 
 
-def test_devices_that_differ_by_an_at_sign_have_two_chains():
+def test_devices_a_at_b_and_a_underscore_b_have_two_chains():
     policy, _ = load(POLICY.replace(b'"eth0"', b'"a@b", "a_b"'))
     names = [chain.name for chain in compile_policy(policy).tables[1].chains]
     assert len(set(names)) == len(names)
 
 
-def test_an_interrupt_after_the_kernel_has_done_a_step():
+def test_interrupt_after_a_step_is_rolled_back():
     class Interrupted(FakeKernel):
         def apply_step(self, step):
             super().apply_step(step)
@@ -124,14 +124,14 @@ def _rule(statement):
     return {"nftables": [chain, {"rule": {**place, "chain": "c", "expr": [statement]}}]}
 
 
-def test_a_mark_with_all_bits_is_written_as_it_is_listed():
+def test_full_mask_match_has_no_bitwise_and():
     policy, _ = load(POLICY)
     rules = [rule for chain in compile_policy(policy).tables[0].chains for rule in chain.rules]
     lefts = [one.left for rule in rules for one in rule.statements if isinstance(one, Match)]
     assert not [one for one in lefts if isinstance(one, Bitwise) and one.and_mask == FULL_MASK and not one.or_bits]
 
 
-def test_a_mask_of_the_high_bits_is_read_back():
+def test_prefix_of_mark_is_decoded_as_mask():
     listed = {
         "match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": {"prefix": {"addr": 0x10000, "len": 16}}}
     }
@@ -139,7 +139,7 @@ def test_a_mask_of_the_high_bits_is_read_back():
 
 
 @pytest.mark.parametrize("change", [{"gateways": ()}, {"devices": ("eth1",)}])
-def test_another_gateway_or_device_takes_the_old_ones_place(change):
+def test_changed_gateway_or_device_replaces_its_route(change):
     policy, _ = load(POLICY)
     other = load(POLICY.replace(b"192.0.2.1", b"192.0.2.2"))[0]
     if "devices" in change:
@@ -150,7 +150,7 @@ def test_another_gateway_or_device_takes_the_old_ones_place(change):
     assert normal(observe(kernel)).routes == normal(wanted).routes
 
 
-def test_what_was_done_is_taken_back_last_first():
+def test_rollback_undoes_steps_in_reverse_order():
     class Recording(FakeKernel):
         steps = ()
 
@@ -166,13 +166,13 @@ def test_what_was_done_is_taken_back_last_first():
     assert kernel.steps[len(todo.steps) :] == tuple(step.inverse() for step in reversed(todo.steps[:-1]))
 
 
-def test_two_gateways_of_one_family_have_two_metrics():
+def test_gateways_of_one_family_have_distinct_metrics():
     policy, _ = load(POLICY.replace(b'["192.0.2.1"]', b'["192.0.2.1", "2001:db8::1", "192.0.2.2"]'))
     found = [(one.gateway, one.metric) for one in compile_policy(policy).routes if one.gateway]
     assert found == [("192.0.2.1", 1024), ("2001:db8::1", 1024), ("192.0.2.2", 1025)]
 
 
-def test_what_others_put_into_our_table_is_a_difference():
+def test_foreign_object_in_own_table_is_a_difference():
     wanted = evolve(compile_policy(load(POLICY)[0]), sysctls=())
     strange = Match(Meta("mark"), UnknownExpression("{}"))
     table = wanted.tables[0]
@@ -186,12 +186,12 @@ def test_what_others_put_into_our_table_is_a_difference():
             nft_text.operation_text(one)  # can be written
 
 
-def test_a_key_without_end_is_refused_at_once():
+def test_endless_dotted_key_is_refused():
     with pytest.raises(PolicyError, match="more than 64 parts"):
         load(b"name = 'x'\n" + b"a." * 500_000)
 
 
-def test_a_port_of_the_kernels_is_no_way_around_the_resolver_of_another_uplink():
+def test_kernel_port_does_not_bypass_another_resolver():
     """A service of one uplink could ask for names by the other, from the port of the kernel's tunnel there."""
     policy, _ = load(b"""
 name = "p"

@@ -83,7 +83,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_each_place(name: str) -> None:
+def test_leaking_resolver_files_are_reported(name: str) -> None:
     texts, expected = CASES[name]
     told = find_leaks(texts, LEARNED)
     assert [str(one).partition(": ")[0] for one in told] == [place for place, _ in expected], told
@@ -93,7 +93,7 @@ def test_each_place(name: str) -> None:
 
 
 @given(st.data())
-def test_no_file_makes_it_fail(data: st.DataObject) -> None:
+def test_damaged_resolver_files_are_accepted(data: st.DataObject) -> None:
     texts = dict(data.draw(st.sampled_from(list(CASES.values())))[0])
     for path in texts:
         text = texts[path]
@@ -111,7 +111,7 @@ def machine(root: Path, resolv: str) -> None:
         (root / path).write_text(text)
 
 
-def test_the_files_of_a_machine(tmp_path: Path) -> None:
+def test_host_leaks_follow_included_files(tmp_path: Path) -> None:
     assert find_host_leaks(POLICY, tmp_path) == []
     machine(tmp_path, "nameserver 192.0.2.1\n")
     (one,) = find_host_leaks(POLICY, tmp_path)
@@ -127,7 +127,7 @@ def test_the_files_of_a_machine(tmp_path: Path) -> None:
     assert [one.file for one in find_host_leaks(POLICY, tmp_path)] == ["/etc/dnsmasq.conf"]
 
 
-def test_each_leak_is_told_when_it_appears_and_when_it_goes(tmp_path: Path) -> None:
+def test_leak_is_reported_at_appearance_and_disappearance(tmp_path: Path) -> None:
     watcher = LeakWatcher(tmp_path)
     machine(tmp_path, "nameserver 127.0.0.1\n")
     assert list(watcher.changes(POLICY)) == []

@@ -67,14 +67,14 @@ def keeper(memory):
     return found
 
 
-def test_first_it_is_put_there_and_only_then_taken_away() -> None:
+def test_misplaced_route_is_added_before_its_removal() -> None:
     memory = Memory(DEFAULT)
     keeper(memory)
     assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)]
     assert memory.events("route-moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
 
 
-def test_nothing_is_taken_away_that_could_not_be_put_there() -> None:
+def test_misplaced_route_stays_if_adding_fails() -> None:
     memory = Memory(DEFAULT)
     memory.refuse["put"] = errno.ENETDOWN
     one = keeper(memory)
@@ -89,7 +89,7 @@ def test_nothing_is_taken_away_that_could_not_be_put_there() -> None:
     assert [each.table for each in memory.held] == [1]
 
 
-def test_a_kernel_that_does_not_answer_is_asked_again() -> None:
+def test_failed_route_listing_is_repeated() -> None:
     memory = Memory(DEFAULT)
     memory.refuse["by"] = errno.ENOBUFS
     one = keeper(memory)
@@ -100,7 +100,7 @@ def test_a_kernel_that_does_not_answer_is_asked_again() -> None:
     assert [each.table for each in memory.held] == [1]
 
 
-def test_a_connected_route_is_there_at_once_and_gone_from_main_when_it_has_settled() -> None:
+def test_connected_route_is_copied_then_removed_after_settling() -> None:
     memory = Memory(CONNECTED)
     one = keeper(memory)
     assert [each.table for each in memory.held] == [254, 1]
@@ -114,7 +114,7 @@ def test_a_connected_route_is_there_at_once_and_gone_from_main_when_it_has_settl
     assert len(memory.events("route-moved")) == 1
 
 
-def test_a_copy_goes_with_its_address() -> None:
+def test_copied_route_is_removed_with_its_address() -> None:
     memory = Memory(evolve(CONNECTED, table=1))
     one = keeper(memory)
     assert memory.done == []
@@ -125,14 +125,14 @@ def test_a_copy_goes_with_its_address() -> None:
     assert memory.events("route-withdrawn")
 
 
-def test_a_route_that_is_there_already_gets_its_new_lifetime() -> None:
+def test_present_route_gets_its_new_lifetime() -> None:
     memory = Memory(evolve(BY_RA, table=1, onlink=True), BY_RA)
     keeper(memory)
     assert memory.done == [("put", BY_RA, 1), ("take", BY_RA)]
     assert memory.events("route-moved") == [], "nothing new"
 
 
-def test_a_gateway_of_the_policy_keeps_its_place() -> None:
+def test_gateway_of_the_policy_is_not_replaced() -> None:
     ours = Route(4, 1, gateway="192.0.2.9", device="br-wan", onlink=True)
     memory = Memory(ours, DEFAULT)
     keeper(memory)
@@ -140,7 +140,7 @@ def test_a_gateway_of_the_policy_keeps_its_place() -> None:
     assert memory.held == [ours]
 
 
-def test_a_fight_is_slow_and_told_now_and_then() -> None:
+def test_route_conflict_is_paced_and_reported_seldom() -> None:
     memory = Memory(DEFAULT)
     one = keeper(memory)
     for _ in range(2000):  # 20 seconds
@@ -156,7 +156,7 @@ def test_a_fight_is_slow_and_told_now_and_then() -> None:
 
 
 @pytest.mark.parametrize("policy", [None, POLICY])
-def test_without_a_policy_or_access_it_does_nothing(policy) -> None:
+def test_keeper_without_policy_or_access_does_nothing(policy) -> None:
     memory = Memory(DEFAULT)
     if policy is not None:
         memory.routes = None
@@ -166,7 +166,7 @@ def test_without_a_policy_or_access_it_does_nothing(policy) -> None:
     assert (one.due(), memory.done) == (None, [])
 
 
-def test_strays_are_named() -> None:
+def test_misplaced_routes_are_named() -> None:
     assert misplaced_routes(Memory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
         "default via 192.0.2.1 dev br-wan table 254 proto 3",
     )
@@ -188,7 +188,7 @@ def parts(raw):
 OIF, GATEWAY = (4, struct.pack("=I", 3)), (5, socket.inet_pton(socket.AF_INET6, "fe80::1"))
 
 
-def test_a_request_says_all_that_the_kernel_said_but_of_itself() -> None:
+def test_request_copies_all_but_kernel_attributes() -> None:
     told = struct.pack("=IIiIIIII", 0, 0, 179900, 0, 0, 0, 0, 0)
     one = held(socket.AF_INET6, OIF, GATEWAY, (6, b"\0\4\0\0"), (8, b"metrics!"), (12, told), (20, b"\1"), (99, b"?"))
     assert one.route.expires == 1799
@@ -202,13 +202,13 @@ def test_a_request_says_all_that_the_kernel_said_but_of_itself() -> None:
     assert messages.decode_route(one.request(300, 4), 0, len(one.request(300, 4)), {}).protocol == 4
 
 
-def test_a_route_without_a_gateway_is_not_onlink_and_nothing_that_is_down_is_asked_for() -> None:
+def test_request_without_gateway_has_no_state_flags() -> None:
     one = held(socket.AF_INET, OIF, scope=253, flags=0x1 | 0x10 | 0x4000)
     there = messages.decode_route(one.request(1), 0, len(one.request(1)), {3: "br-wan"})
     assert (there.onlink, there.dead, there.linkdown, there.scope) == (False, False, False, "link")
 
 
-def test_several_ways_are_all_onlink_and_alive() -> None:
+def test_request_with_nexthops_has_no_state_flags() -> None:
     gateway = attribute(5, socket.inet_aton("192.0.2.1"))
     hops = struct.pack("=HBBi", 8 + len(gateway), 0x1 | 0x10, 1, 3) + gateway + struct.pack("=HBBi", 8, 0x10, 0, 3)
     one = held(socket.AF_INET, (9, hops))
@@ -220,6 +220,6 @@ def test_several_ways_are_all_onlink_and_alive() -> None:
     ]
 
 
-def test_of_a_nexthop_object_the_rest_is_not_repeated() -> None:
+def test_request_with_nexthop_object_names_only_the_object() -> None:
     raw = held(socket.AF_INET6, OIF, GATEWAY, (30, struct.pack("=I", 7))).request(1)
     assert dict(parts(raw)).keys() == {30, 15}

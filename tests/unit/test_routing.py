@@ -73,7 +73,7 @@ SELECTORS = [
 
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("selector", "taken", "left"), SELECTORS, ids=lambda one: str(one))
-def test_a_selector_takes_and_leaves(family, selector, taken, left):
+def test_selector_matches_only_its_packets(family, selector, taken, left):
     found = router(IpRule(family, 100, table=100, **selector))
     if taken is not None:
         assert where(ask(found, FAR[family], **taken)) == "wan"
@@ -90,26 +90,26 @@ def test_a_selector_takes_and_leaves(family, selector, taken, left):
         (6, "destination", "2a00::/16", "2a00::1", "2a01::1"),
     ],
 )
-def test_prefixes(family, key, prefix, inside, outside):
+def test_prefix_selector_matches_only_its_addresses(family, key, prefix, inside, outside):
     found = router(IpRule(family, 100, table=100, **{key: prefix}))
     for address, device in ((inside, "wan"), (outside, "a0")):
         asked = (address,) if key == "destination" else (FAR[family], address)
         assert where(ask(found, *asked)) == device
 
 
-def test_a_rule_on_the_source_does_not_hold_for_a_packet_without():
+def test_source_rule_does_not_match_without_source():
     found = router(IpRule(4, 100, table=100, source="10.1.0.0/24"), IpRule(6, 100, table=100, source="2001:db8::/32"))
     assert {where(ask(found, FAR[family])) for family in (4, 6)} == {"a0"}
 
 
-def test_iif_of_a_forwarded_packet():
+def test_iif_rule_matches_forwarded_packets_only():
     found = router(IpRule(4, 100, table=100, iif="b0"), IpRule(6, 100, table=100, iif="b0"))
     sources = {4: "10.3.0.1", 6: "2001:db8:7::1"}
     assert {where(ask(found, FAR[of], sources[of], iif="b0", forwarded=True)) for of in (4, 6)} == {"wan"}
     assert {where(ask(found, FAR[of], sources[of], iif="c0", forwarded=True)) for of in (4, 6)} == {"a0"}
 
 
-def test_a_forwarded_packet_is_root_s():
+def test_forwarded_packet_has_uid_0():
     found = router(IpRule(4, 100, table=100, uids=(0, 0)))
     assert where(ask(found, FAR[4], "10.3.0.1", iif="b0", uid=1000, forwarded=True)) == "wan"
 
@@ -119,12 +119,12 @@ def test_a_forwarded_packet_is_root_s():
     ("action", "error"),
     [("unreachable", "ENETUNREACH"), ("prohibit", "EACCES"), ("blackhole", "EINVAL"), ("nop", None)],
 )
-def test_actions(family, action, error):
+def test_rule_action_gives_its_error(family, action, error):
     found = ask(router(IpRule(family, 100, action)), FAR[family])
     assert (found.outcome, found.error) == ((action, error) if error else ("unicast", None))
 
 
-def test_goto_skips_and_a_goto_to_nowhere_goes_on():
+def test_goto_skips_rules_and_invalid_goto_continues():
     rules = (IpRule(4, 100, "goto", goto=300), IpRule(4, 200, "prohibit"), IpRule(4, 300, table=100))
     assert where(ask(router(*rules), FAR[4])) == "wan"
     assert where(ask(router(evolve(rules[0], goto=301), *rules[1:]), FAR[4])) == "EACCES"
@@ -132,7 +132,7 @@ def test_goto_skips_and_a_goto_to_nowhere_goes_on():
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_suppressors(family):
+def test_suppressed_route_is_skipped(family):
     short = IpRule(family, 100, table=100, suppress_prefix=0)
     assert where(ask(router(short), FAR[family])) == "a0"
     group = IpRule(family, 100, table=100, suppress_group=7)
@@ -143,7 +143,7 @@ def test_suppressors(family):
     assert (found.outcome, set(found.devices)) == ("unknown", {"a0", "wan"})
 
 
-def test_the_rules_of_a_kernel_that_nobody_touched():
+def test_default_ip_rules_apply_without_listed_rules():
     found = Router(NetState((), (), (*HERE, *DEFAULTS, Route(4, 253, "9.0.0.0/8", device="b0"))))
     assert [where(ask(found, one)) for one in ("10.1.0.1", FAR[4], FAR[6], "::1")] == ["local", "a0", "a0", "local"]
     bare = Router(NetState((), (), (*HERE, Route(4, 253, device="b0"), Route(6, 253, device="b0"))))
@@ -154,7 +154,7 @@ def test_the_rules_of_a_kernel_that_nobody_touched():
 # What is not understood forks, and only what all forks agree on is said
 
 
-def test_an_unknown_selector_makes_the_route_unknown_where_it_matters():
+def test_unknown_selector_makes_the_route_unknown():
     strange = IpRule(4, 100, table=100, unknown=("tun_id 5",))
     found = ask(router(strange), FAR[4])
     assert (found.outcome, set(found.devices)) == ("unknown", {"a0", "wan"})
@@ -163,23 +163,23 @@ def test_an_unknown_selector_makes_the_route_unknown_where_it_matters():
     assert where(ask(router(evolve(strange, table=254)), FAR[4])) == "a0"
 
 
-def test_an_unknown_selector_before_a_refusal_may_leave():
+def test_unknown_selector_before_unreachable_is_unknown():
     found = ask(router(IpRule(4, 100, table=100, unknown=("dscp 4",)), IpRule(4, 101, "unreachable")), FAR[4])
     assert (found.outcome, found.devices) == ("unknown", ("wan",))
 
 
-def test_a_route_that_nobody_understands_leads_anywhere():
+def test_unsupported_route_leads_to_any_device():
     found = ask(router(IpRule(4, 100, table=100), routes=(Route(4, 100, unknown=("nhid 7",)),)), FAR[4])
     assert (found.outcome, found.devices) == ("unknown", ())
     assert "nhid 7" in found.unsupported[0]
 
 
-def test_an_action_that_nobody_understands_leads_anywhere():
+def test_unsupported_action_leads_to_any_device():
     found = ask(router(IpRule(6, 100, "action-9", unknown=("action 9",))), FAR[6])
     assert (found.outcome, found.devices) == ("unknown", ())
 
 
-def test_a_vrf_is_not_understood():
+def test_vrf_lookup_is_unknown():
     rule = IpRule(4, 100, table=0, l3mdev=True)
     assert ask(router(rule), FAR[4]).outcome == "unknown"
     assert where(ask(router(rule, devices=(Device("a0"),)), FAR[4])) == "a0"
@@ -188,7 +188,7 @@ def test_a_vrf_is_not_understood():
     assert where(ask(router(devices=vrf), FAR[4], oif="wan")) == "wan"
 
 
-def test_a_fresh_kernel_searches_local_and_main_as_one():
+def test_untouched_kernel_merges_local_and_main():
     narrow = Route(4, 254, "127.5.0.0/16", device="wan")
     found = ask(Router(NetState((), (), (*HERE, narrow))), "127.5.0.1")
     assert (found.outcome, found.devices) == ("unknown", ("wan",))
@@ -202,19 +202,19 @@ def test_a_fresh_kernel_searches_local_and_main_as_one():
     ("kind", "error"), [("unreachable", "EHOSTUNREACH"), ("prohibit", "EACCES"), ("blackhole", "EINVAL")]
 )
 @pytest.mark.parametrize("family", [4, 6])
-def test_routes_that_refuse(family, kind, error):
+def test_refusing_route_gives_its_error(family, kind, error):
     found = ask(router(IpRule(family, 100, table=100), routes=(Route(family, 100, kind=kind),)), FAR[family])
     assert (found.outcome, found.error, found.table) == (kind, error, 100)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_throw_goes_on_with_the_next_rule(family):
+def test_throw_route_continues_with_the_next_rule(family):
     narrow = {4: "203.0.113.0/24", 6: "2a00::/16"}[family]
     routes = (*UPLINK, Route(family, 100, narrow, "throw"))
     assert where(ask(router(IpRule(family, 100, table=100), routes=routes), FAR[family])) == "a0"
 
 
-def test_the_longest_prefix_then_the_tos_then_the_metric():
+def test_route_choice_is_by_prefix_tos_and_metric():
     routes = [Route(4, 100, "203.0.113.0/24", device=f"m{metric}", metric=metric) for metric in (2, 1, 3)]
     routes += [
         Route(4, 100, "203.0.0.0/16", device="wide"),
@@ -227,7 +227,7 @@ def test_the_longest_prefix_then_the_tos_then_the_metric():
     assert where(ask(found, FAR[4], oif="m3")) == "m3"
 
 
-def test_a_dead_way_is_not_gone():
+def test_dead_route_is_skipped():
     routes = (
         Route(4, 100, "203.0.113.0/24", device="down", dead=True, linkdown=True),
         Route(4, 100, "203.0.0.0/16", device="up", linkdown=True),
@@ -236,7 +236,7 @@ def test_a_dead_way_is_not_gone():
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_of_several_ways_any_may_be_taken(family):
+def test_multipath_route_leads_to_any_live_nexthop(family):
     ways = (Nexthop("a0", weight=3), Nexthop("wan"), Nexthop("d0", dead=True))
     found = router(IpRule(family, 100, table=100), routes=(Route(family, 100, nexthops=ways),))
     routed = ask(found, FAR[family])
@@ -248,7 +248,7 @@ def test_of_several_ways_any_may_be_taken(family):
     assert (routed.outcome, routed.device, routed.gateway) == ("unicast", "wan", None)
 
 
-def test_the_kernel_takes_ipv4_defaults_of_one_metric_by_turns():
+def test_equal_ipv4_defaults_lead_to_either_device():
     routes = (Route(4, 100, gateway="192.0.2.1", device="a0"), Route(4, 100, gateway="192.0.2.2", device="wan"))
     assert set(ask(router(IpRule(4, 100, table=100), routes=routes), FAR[4]).devices) == {"a0", "wan"}
     later = (routes[0], evolve(routes[1], metric=1))
@@ -258,7 +258,7 @@ def test_the_kernel_takes_ipv4_defaults_of_one_metric_by_turns():
 # Devices
 
 
-def test_a_bound_ipv4_socket_leaves_by_its_device_whatever_the_routes_say():
+def test_bound_ipv4_socket_ignores_rules_and_routes():
     for rules in ((), (IpRule(4, 100, "prohibit"),), (IpRule(4, 100, "unreachable"),)):
         log = []
         found = ask(router(*rules), FAR[4], oif="wan", log=log)
@@ -266,12 +266,12 @@ def test_a_bound_ipv4_socket_leaves_by_its_device_whatever_the_routes_say():
         assert any("bound to wan" in one.text for one in log)
 
 
-def test_a_bound_ipv6_socket_needs_a_route():
+def test_bound_ipv6_socket_needs_a_route():
     assert where(ask(router(routes=()), FAR[6], oif="wan")) == "ENETUNREACH"
     assert where(ask(router(IpRule(6, 100, table=100)), FAR[6], oif="wan")) == "wan"
 
 
-def test_a_device_that_is_down_or_not_there():
+def test_bound_device_must_exist_and_be_up():
     devices = (Device("a0"), Device("b0", up=False))
     found = router(devices=devices)
     assert [where(ask(found, FAR[4], oif=one)) for one in ("a0", "b0", "c0")] == ["a0", "ENETUNREACH", "ENETUNREACH"]
@@ -298,20 +298,20 @@ def test_a_device_that_is_down_or_not_there():
         ("::1", {}, "local", "lo"),
     ],
 )
-def test_special_destinations(destination, words, outcome, device):
+def test_special_destination_has_expected_outcome(destination, words, outcome, device):
     words = dict(words)
     found = ask(router(), destination, words.pop("source", None), **words)
     assert (found.outcome, found.device) == (outcome, device)
 
 
-def test_link_local_behind_an_unreachable_rule_has_no_way():
+def test_link_local_after_unreachable_rule_is_unroutable():
     assert where(ask(router(IpRule(6, 100, "unreachable")), "fe80::9", oif="b0")) == "ENETUNREACH"
 
 
 # Sources
 
 
-def test_an_ipv4_source_must_be_ours():
+def test_ipv4_source_must_be_a_local_address():
     found = router()
     assert where(ask(found, FAR[4], "10.9.9.9")) == "ENETUNREACH"
     assert where(ask(found, FAR[4], "10.9.9.9", any_source=True)) == "a0"
@@ -320,7 +320,7 @@ def test_an_ipv4_source_must_be_ours():
     assert where(ask(Router(NetState((), (), DEFAULTS)), FAR[4], "10.9.9.9")) == "a0"
 
 
-def test_the_source_that_the_kernel_chooses():
+def test_source_address_is_selected_as_linux_does():
     devices = (Device("lo", ("127.0.0.1/8",)), Device("a0", ("10.1.0.1/16", "10.5.0.1/24")), Device("wan"))
     routes = (Route(4, 100, "1.0.0.0/8", gateway="10.5.0.9", device="a0"), Route(4, 100, device="wan"))
     found = router(IpRule(4, 100, table=100), routes=routes, devices=devices)
@@ -331,13 +331,13 @@ def test_the_source_that_the_kernel_chooses():
     assert ask(router(), FAR[4], "10.2.0.1").source == "10.2.0.1"
 
 
-def test_loopback_addresses_stay():
+def test_loopback_source_needs_route_localnet():
     assert where(ask(router(), FAR[4], "127.0.0.1")) == "EINVAL"
     allowed = (Sysctl("net/ipv4/conf/a0/route_localnet", "1"),)
     assert where(ask(router(sysctls=allowed), FAR[4], "127.0.0.1")) == "a0"
 
 
-def test_an_ipv6_route_for_some_sources_is_found_when_a_source_is_chosen():
+def test_ipv6_source_route_is_found_by_source_selection():
     special = Route(6, 254, source="2001:db8:1::/48", gateway="fe80::1", device="wan", metric=1)
     found = Router(NetState((), (*LOCAL, *MAIN), (*HERE, special)))
     assert where(ask(found, FAR[6], "2001:db8:1::1")) == "wan"
@@ -346,7 +346,7 @@ def test_an_ipv6_route_for_some_sources_is_found_when_a_source_is_chosen():
     assert where(ask(found, FAR[6])) == "wan"
 
 
-def test_what_comes_in_is_asked_where_it_would_go_back():
+def test_forwarded_packet_is_checked_by_rp_filter():
     back = (Sysctl("net/ipv4/conf/b0/rp_filter", "1"),)
     far, words = "198.51.100.9", {"iif": "b0", "forwarded": True}
     assert where(ask(router(), FAR[4], far, **words)) == "a0"
@@ -363,7 +363,7 @@ def test_what_comes_in_is_asked_where_it_would_go_back():
 # Words
 
 
-def test_the_log_names_each_rule_that_was_followed_and_the_route():
+def test_lookup_log_names_matched_rules_and_the_route():
     origin = ("uplink", "wan", "mark")
     rules = (
         IpRule(4, 50, "nop"),
@@ -403,17 +403,17 @@ RENDERED = [
 
 
 @pytest.mark.parametrize(("item", "line"), RENDERED, ids=[line for _, line in RENDERED])
-def test_every_part_is_rendered(item, line):
+def test_rule_and_route_text_has_every_part(item, line):
     assert (ip_text.rule_text if isinstance(item, IpRule) else ip_text.route_text)(item) == line
     assert ip_text.display_text(item) == line
 
 
-def test_a_batch_has_a_gateway_s_network_before_the_gateway():
+def test_batch_adds_connected_routes_before_gateways():
     lines = ip_text.batch_text((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
     assert [line.split()[2] for line in lines] == ["local", "10.1.0.0/16", "default"]
 
 
-def test_a_batch_appends_a_second_route_of_a_metric():
+def test_batch_appends_second_route_of_equal_metric():
     lines = ip_text.batch_text((), (DEFAULTS[0], evolve(DEFAULTS[0], metric=1), evolve(DEFAULTS[0], device="b0")), 4)
     assert [line.split()[1] for line in lines.splitlines()] == ["add", "add", "append"]
 
@@ -425,7 +425,7 @@ def message(head, *parts):
     return struct.pack("=BBBBBBBBI", *head) + b"".join(attribute(*one) for one in parts)
 
 
-def test_unknown_attributes_of_rules_are_kept():
+def test_unknown_rule_attributes_are_kept():
     number = struct.Struct("=I").pack
     raw = message(
         (2, 0, 0, 0, 100, 0, 0, 1, 0x10000), (6, number(5)), (25, b"\x08"), (99, number(7)), (28, b"\xff\xff")
@@ -437,7 +437,7 @@ def test_unknown_attributes_of_rules_are_kept():
     assert rtnl_decode.decode_rule(odd, 0, len(odd)).unknown == ("action 9",)
 
 
-def test_unknown_attributes_of_routes_are_kept():
+def test_unknown_route_attributes_are_kept():
     number = struct.Struct("=I").pack
     raw = message((2, 0, 0, 0, 100, 3, 0, 1, 0), (4, number(2)), (21, b"\x02\0"), (77, number(1)), (12, bytes(32)))
     found = rtnl_decode.decode_route(raw, 0, len(raw), {2: "a0"})
@@ -449,7 +449,7 @@ def test_unknown_attributes_of_routes_are_kept():
     assert rtnl_decode.decode_route(odd, 0, len(odd), {}).unknown == ("type 12",)
 
 
-def test_ten_thousand_routes_are_indexed_at_once():
+def test_router_indexes_ten_thousand_routes_quickly():
     routes = tuple(Route(4, 254, f"10.{one >> 8}.{one & 255}.0/24", device="a0") for one in range(10_000))
     state = NetState((), (), routes)
     times = []

@@ -22,7 +22,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_by_path_and_by_name(folder):
+def test_program_is_found_by_path_and_by_name(folder):
     assert find_program(str(folder / "good"), {}) == folder / "good"
     assert find_program("good", {"PATH": f"/none:{folder}"}) == folder / "good"
     assert find_program("sh", {}).name == "sh", "without PATH, where programs usually are"
@@ -42,12 +42,12 @@ def test_by_path_and_by_name(folder):
         ("{}/dangling", NOT_FOUND),
     ],
 )
-def test_what_can_not_be_started(folder, command, status):
+def test_unusable_program_has_the_status_of_a_shell(folder, command, status):
     with pytest.raises(ServiceStartError) as caught:
         find_program(command.format(folder), {"PATH": str(folder)})
     assert caught.value.status == status
     assert "\n" not in str(caught.value)
 
 
-def test_every_word_has_its_way():
+def test_every_marks_value_has_a_marking_method():
     assert list(MARKING_METHODS) == list(vocabulary.MARKS_VALUES)

@@ -37,7 +37,7 @@ def worn(monkeypatch, four, six):
         ({"a": 0x1}, OSError(errno.EPERM, "no"), [True, False], "no socket can be opened: no"),
     ],
 )
-def test_marks(monkeypatch, four, six, good, words):
+def test_check_marks_has_expected_findings(monkeypatch, four, six, good, words):
     worn(monkeypatch, four, six)
     found = list(self_test.check_marks(WAN))
     assert [one.passed for one in found] == good
@@ -74,7 +74,7 @@ class Lookups:
     ],
     ids=["both", "link-local only", "none", "the policy narrows"],
 )  # fmt: skip
-def test_routes(monkeypatch, addresses, own, service, good, asked):
+def test_check_routes_has_expected_findings(monkeypatch, addresses, own, service, good, asked):
     worn(monkeypatch, {"a": 0x101}, {"a": 0x101})
     devices = [Device("eth0", addresses, True), Device("bat0", ("203.0.113.1/24",), True)]
     monkeypatch.setattr(self_test.Rtnetlink, "devices", lambda self: devices)
@@ -84,7 +84,7 @@ def test_routes(monkeypatch, addresses, own, service, good, asked):
     assert Lookups.asked == asked
 
 
-def test_a_route_by_another_device_or_none_is_a_fault():
+def test_route_by_another_device_is_a_fault():
     elsewhere = Route(4, 7, "default", "unicast", None, "bat0")
     nowhere = Route(4, 7, "default", "unreachable", None, "eth0")
     for found in (elsewhere, nowhere, errno.ENETUNREACH):

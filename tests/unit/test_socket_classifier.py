@@ -145,12 +145,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_verdicts(name):
+def test_socket_has_expected_verdict(name):
     changes, expected = CASES[name]
     assert see(**changes) == expected
 
 
-def test_a_service_that_listens_for_the_mesh_is_right():
+def test_listening_service_in_the_mesh_is_right():
     one = listed(protocol=TCP, sport=8080, mark=0)
     listener = evolve(LISTENER, inode=7)
     found = classify_sockets([one, listener], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)})
@@ -158,19 +158,19 @@ def test_a_service_that_listens_for_the_mesh_is_right():
 
 
 @pytest.mark.parametrize(("cgroup", "verdict"), [(5, RIGHT), (6, RIGHT), (7, OUTSIDE_CGROUP), (None, RIGHT)])
-def test_a_service_that_is_marked_by_its_cgroup(cgroup, verdict):
+def test_cgroup_service_verdict_depends_on_the_cgroup(cgroup, verdict):
     found = classify_sockets([listed(cgroup=cgroup)], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)}, {"vpn": {5, 6}})
     assert [one.verdict for one in found] == [verdict]
 
 
-def test_the_wrong_ones_come_first():
+def test_wrong_sockets_are_sorted_first():
     sockets = [listed(cookie=1), listed(cookie=2, mark=0), listed(cookie=3, inode=9)]
     held = {7: SocketOwner(1, "vpn", VPN), 9: SocketOwner(2, "bad", NOBODY)}
     found = classify_sockets(sockets, POLICY, ADDRESSES, held)
     assert [one.verdict for one in found] == [FORGED, UNMARKED, RIGHT]
 
 
-def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
+def test_named_counters_exist_and_verdicts_have_meanings():
     (table, _) = compile_policy(POLICY).tables
     counters = {one.name for one in table.counters if isinstance(one, NamedCounter)}
     for _, expected in CASES.values():
@@ -182,7 +182,7 @@ def test_every_counter_that_is_named_exists_and_every_verdict_has_a_meaning():
     }
 
 
-def test_a_port_of_the_kernels_may_be_used_by_anybody_and_that_is_said():
+def test_socket_on_kernel_port_has_verdict_kernel_port():
     ports = (Port("udp", 51820, 51820),)
     lent = evolve(POLICY, service={**POLICY.service, "wg": Service("wan", kernel=True, sport=ports)})
     cases = ((51820, UDP, KERNEL_PORT, "wg"), (51821, UDP, FORGED, ""), (51820, TCP, FORGED, ""))
@@ -192,7 +192,7 @@ def test_a_port_of_the_kernels_may_be_used_by_anybody_and_that_is_said():
         assert (seen.verdict, seen.owner, bool(seen.counter)) == (verdict, who, verdict == FORGED)
 
 
-def test_a_meaning_says_it_in_plain_words():
+def test_description_of_forged_socket_has_expected_text():
     (one,) = classify_sockets([listed()], POLICY, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
     assert one.description == (
         "it has the mark 0x1/0xff, but does not belong to a service of uplink wan; "
@@ -202,7 +202,7 @@ def test_a_meaning_says_it_in_plain_words():
     assert one.as_json()["gid"] == NOBODY
 
 
-def test_only_holders_that_decide_are_looked_for():
+def test_only_relevant_inodes_are_resolved():
     sockets = [listed(inode=1), listed(inode=2, mark=0), listed(inode=3, remote="127.0.0.1"), listed(inode=0)]
     assert inodes_to_resolve(sockets, POLICY, ADDRESSES) == {1, 2}
     users = evolve(POLICY, service={"mail": POLICY.service["mail"]})
@@ -275,7 +275,7 @@ def forged(number):
     return listed(inode=number, cookie=number)
 
 
-def test_a_wrong_socket_is_told_once_and_its_end_once():
+def test_wrong_socket_and_its_end_are_reported_once():
     stage = Stage()
     stage.sockets = [forged(1)]
     (told,) = stage.turn()
@@ -289,7 +289,7 @@ def test_a_wrong_socket_is_told_once_and_its_end_once():
     assert stage.turn() == []
 
 
-def test_a_thousand_are_a_few_lines():
+def test_many_wrong_sockets_are_summarised():
     stage = Stage()
     stage.sockets = [forged(number) for number in range(1, 5000)]
     told = stage.turn()
@@ -298,7 +298,7 @@ def test_a_thousand_are_a_few_lines():
     assert stage.turn() == []
 
 
-def test_it_looks_seldom_and_only_while_a_policy_is_held():
+def test_audit_is_paced_and_needs_a_policy():
     stage = Stage()
     assert stage.watch.due(None) is None
     assert stage.turn(None) == []
@@ -313,7 +313,7 @@ def test_it_looks_seldom_and_only_while_a_policy_is_held():
     assert stage.looks == 3, "another policy is another judgement"
 
 
-def test_a_failure_is_told_once():
+def test_audit_failure_is_reported_once():
     stage = Stage()
     stage.trouble = "no sockets today"
     (told,) = stage.turn()
@@ -324,7 +324,7 @@ def test_a_failure_is_told_once():
     assert [one["verdict"] for one in stage.turn()] == [FORGED]
 
 
-def test_the_end_leaves_no_child():
+def test_cancelled_audit_leaves_no_child():
     stage = Stage()
     stage.watch.process(POLICY)
     assert stage.watch._worker is not None

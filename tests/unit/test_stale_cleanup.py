@@ -81,7 +81,7 @@ GONE_MARK = {
     ],
     ids=str,
 )
-def test_what_wears_a_mark_that_is_gone_is_stale(one, after):
+def test_socket_with_removed_mark_is_stale(one, after):
     routed_anew = after is None and not one.is_connected
     assert len(whys([one], POLICY, after)) == (0 if routed_anew else 1)
 
@@ -95,7 +95,7 @@ KEPT = {
 
 
 @pytest.mark.parametrize("after", KEPT.values(), ids=KEPT)
-def test_a_mark_that_means_the_same_is_not_stale(after):
+def test_socket_with_unchanged_mark_is_not_stale(after):
     assert whys([listed(), listed(protocol=UDP)], POLICY, after) == []
     assert stale_flows([flow(1)], POLICY, after) == []
 
@@ -115,11 +115,11 @@ def test_a_mark_that_means_the_same_is_not_stale(after):
     ],
     ids=str,
 )
-def test_without_the_mark_or_on_this_machine_nothing_is_stale(one):
+def test_unmarked_or_local_socket_is_not_stale(one):
     assert whys([one], POLICY, with_wan(mark=Mark(4, 4))) == []
 
 
-def test_on_a_release_what_goes_on_by_the_uplink_stays():
+def test_release_keeps_sockets_that_stay_on_the_uplink():
     one = listed()
     assert whys([one], POLICY, None, leads=lambda _: "eth0") == []
     assert len(whys([one], POLICY, None, leads=lambda _: "bat0")) == 1
@@ -134,7 +134,7 @@ TWO = evolve(POLICY, service={"vpn": Service("wan", group=VPN), "mail": Service(
 BY_USER = evolve(POLICY, service={"a": Service("wan", user=Account("a", 1000)), "b": Service("wan", user=MAIL)})
 
 
-def test_a_connection_of_a_service_that_is_gone_is_stale():
+def test_socket_of_removed_service_is_stale():
     mail, vpn = listed(inode=1), listed(inode=2)
     found = stale_sockets([mail, vpn], TWO, POLICY, ADDRESSES, {1: 900, 2: 800})
     assert [one.socket for one in found] == [mail]
@@ -142,7 +142,7 @@ def test_a_connection_of_a_service_that_is_gone_is_stale():
     assert inodes_needing_group([mail, vpn, listed(mark=0, inode=3)], TWO, POLICY) == {1, 2}
 
 
-def test_a_user_is_known_without_asking():
+def test_user_service_needs_no_group_lookup():
     only_b = evolve(BY_USER, service={"b": BY_USER.service["b"]})
     one, other = listed(uid=1000), listed(uid=900)
     assert [found.socket for found in stale_sockets([one, other], BY_USER, only_b, ADDRESSES)] == [one]
@@ -152,7 +152,7 @@ def test_a_user_is_known_without_asking():
 @pytest.mark.parametrize(
     "change", [{"to": (ip_network("198.51.100.0/28"),)}, {"ports": (Port("tcp", 440, 443),)}], ids=["to", "ports"]
 )
-def test_what_a_service_may_not_reach_any_more_is_stale(change):
+def test_socket_to_removed_destination_is_stale(change):
     narrow = evolve(POLICY, service={"vpn": evolve(POLICY.service["vpn"], **change)})
     inside = listed()
     outside = listed(remote="198.51.100.200", dport=444)
@@ -161,7 +161,7 @@ def test_what_a_service_may_not_reach_any_more_is_stale(change):
     assert whys([inside, outside], narrow, POLICY, {7: 800}) == []
 
 
-def test_neither_answers_nor_the_resolver_nor_what_no_process_holds_are_a_service_that_is_gone():
+def test_answers_and_resolver_sockets_are_not_stale():
     none = evolve(POLICY, service={}, uplink={"wan": evolve(WAN, resolver=Resolver())})
     before = evolve(none, service=POLICY.service)
     ssh = listed(sport=22, dport=50000)
@@ -172,7 +172,7 @@ def test_neither_answers_nor_the_resolver_nor_what_no_process_holds_are_a_servic
     assert len(whys([ssh], before, unanswered, {7: 800})) == 1
 
 
-def test_the_kernels_own_sockets_are_known_by_their_port():
+def test_kernel_sockets_are_recognised_by_port():
     kernel = evolve(POLICY, service={"wg": Service("wan", kernel=True, sport=(Port("udp", 51820, 51821),))})
     mine, other = (listed(protocol=UDP, sport=port) for port in (51821, 51822))
     for groups in (None, {7: 800}):  # whoever it belongs to
@@ -181,7 +181,7 @@ def test_the_kernels_own_sockets_are_known_by_their_port():
     assert len(whys([listed(sport=51820)], POLICY, kernel, {7: 800})) == 1  # of TCP
 
 
-def test_the_kernels_own_sockets_are_nobodys():
+def test_kernel_sockets_have_no_owner():
     kernel = evolve(POLICY, service={"wg": Service("wan", kernel=True), "mail": Service("wan", group=MAIL)})
     one = listed(protocol=UDP)
     assert whys([one], POLICY, kernel) == []
@@ -214,12 +214,12 @@ FIRST = {
 
 
 @pytest.mark.parametrize(("one", "stale"), FIRST.values(), ids=FIRST)
-def test_the_first_policy_ends_what_would_hang(one, stale):
+def test_first_policy_makes_blocked_sockets_stale(one, stale):
     assert bool(whys([one], None, EXEMPT)) == stale
 
 
 @pytest.mark.parametrize("group", [800, 900, None])
-def test_a_services_questions_go_to_its_resolver_from_the_first_policy_on(group):
+def test_first_policy_makes_dns_sockets_of_service_stale(group):
     policy = evolve(POLICY, uplink={"wan": evolve(WAN, resolver=Resolver())})
     one = listed(mark=0, protocol=UDP, dport=53, local="203.0.113.2")
     assert inodes_needing_group([one, listed()], None, policy) == {7}
@@ -230,7 +230,7 @@ def test_a_services_questions_go_to_its_resolver_from_the_first_policy_on(group)
 # --- (d) flows -------------------------------------------------------------------------------------
 
 
-def test_flows_of_a_mark_that_is_gone_are_stale_and_others_are_not():
+def test_only_flows_with_removed_mark_are_stale():
     flows = [flow(1), flow(0x71), flow(2), flow(0)]
     for name, after in GONE_MARK.items():
         found = [one.flow for one in stale_flows(flows, POLICY, after)]
@@ -239,7 +239,7 @@ def test_flows_of_a_mark_that_is_gone_are_stale_and_others_are_not():
     assert stale_flows(flows, None, POLICY) == []
 
 
-def test_a_flow_without_its_ends_is_never_asked_to_be_deleted():
+def test_flow_without_key_is_never_deleted():
     # To the kernel that would be all flows.
     with Conntrack() as channel:
         for broken in (evolve(flow(1), key=b""), evolve(flow(1), number=b"")):
@@ -308,13 +308,13 @@ MESH = "203.0.113.2"
         (LED, None, {}, "user 901 is not routed to uplink wan any more, or may not send there"),
     ],
 )  # fmt: skip
-def test_connections_of_users_who_need_no_mark(before, after, changes, why):
+def test_sockets_of_unmarked_users_have_expected_staleness(before, after, changes, why):
     found = whys([listed(**(OF_NEWS | changes))], before, after)
     assert found == ([why] if why else [])
 
 
 @given(st.data(), policy_strategies.policies())
-def test_the_same_policy_makes_nothing_stale(data, policy):
+def test_equal_policy_makes_nothing_stale(data, policy):
     found, addresses, groups = data.draw(scenes(policy))
     same = evolve(policy, name="other")  # not so equal that nobody looks
     assert stale_sockets(found, policy, same, addresses, groups) == []
@@ -322,7 +322,7 @@ def test_the_same_policy_makes_nothing_stale(data, policy):
 
 
 @given(st.data(), policy_strategies.policies())
-def test_more_of_anything_makes_nothing_stale(data, policy):
+def test_larger_policy_makes_nothing_stale(data, policy):
     less = evolve(
         policy,
         # Who needs no mark is led elsewhere by more.
@@ -338,7 +338,7 @@ def test_more_of_anything_makes_nothing_stale(data, policy):
 
 
 @given(st.data(), policy_strategies.pairs())
-def test_what_no_old_mark_and_no_first_policy_is_about_is_never_stale(data, pair):
+def test_unmarked_socket_is_never_stale(data, pair):
     before, after = pair
     found, addresses, groups = data.draw(scenes(before, after))
     worn = [up.mark for up in before.uplink.values()]
@@ -393,7 +393,7 @@ class Fake:
         return True
 
 
-def test_sockets_are_closed_without_a_sound_and_flows_are_forgotten():
+def test_close_suppresses_resets_and_deletes_flows():
     tcp, udp, listener = (
         listed(),
         listed(protocol=UDP),
@@ -416,26 +416,26 @@ def test_sockets_are_closed_without_a_sound_and_flows_are_forgotten():
     ]
 
 
-def test_a_udp_socket_that_is_bound_to_a_device_would_lose_it():
+def test_bound_udp_socket_is_left_open():
     found = close_stale(Fake([listed(protocol=UDP, bound="bat0"), listed(protocol=UDP)]), POLICY, NO_WAN)
     assert [one.socket.bound for one in found.udp_aborted] == [None]
     assert [one.socket.bound for one, _ in found.left_open] == ["bat0"]
     assert found.lines()[-1].startswith("  bound to a device: destroying it would unbind it")
 
 
-def test_many_are_told_as_a_few():
+def test_many_closed_sockets_are_summarised():
     found = close_stale(Fake([listed(sport=port) for port in range(1, 9)]), POLICY, None)
     assert found.lines()[0].startswith("closed 8 connections: ")
     assert found.lines()[-1] == "  and 3 more"
 
 
-def test_a_kernel_that_closes_nothing_is_told_and_no_error():
+def test_kernel_without_diag_destroy_is_reported():
     found = close_stale(Fake([listed()], result=NOT_SUPPORTED), POLICY, NO_WAN)
     assert (found.closed, found.udp_aborted, len(found.left_open)) == ((), (), 1)
     assert found.lines()[-1] == "  this kernel cannot close sockets (CONFIG_INET_DIAG_DESTROY is missing)"
 
 
-def test_what_is_gone_meanwhile_needs_no_words():
+def test_socket_closed_meanwhile_is_not_reported():
     assert close_stale(Fake([listed()], result=ABSENT), POLICY, NO_WAN).lines() == []
 
 
@@ -446,18 +446,18 @@ def test_what_is_gone_meanwhile_needs_no_words():
         (OSError(5, "Input/output error"), "  [Errno 5] Input/output error"),
     ],
 )
-def test_a_kernel_that_fails_is_told(error, words):
+def test_kernel_error_is_reported_and_cleanup_continues(error, words):
     made = Fake([listed()], [flow(1)], result=error)
     found = close_stale(made, POLICY, NO_WAN)
     assert words in found.lines()
     assert len(found.deleted_flows) == 1  # and the rest is done
 
 
-def test_resets_that_may_have_left_are_told():
+def test_failed_reset_suppression_is_reported():
     found = close_stale(Fake([listed()], loud="no such thing"), POLICY, NO_WAN)
     assert found.errors == ("resets of closed connections may have left by other devices: no such thing",)
 
 
-def test_nothing_is_asked_when_nothing_changed():
+def test_unchanged_policy_queries_nothing():
     assert close_stale(None, POLICY, POLICY).lines() == []
     assert close_stale(None, None, None).lines() == []

@@ -22,7 +22,7 @@ from nftpolicy.runtime.file_lock import LockTimeout, exclusive_lock, is_locked
 # --- atomic replacement ----------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_write_file_replaces_and_leaves_no_other_file(tmp_path: Path) -> None:
     file = tmp_path / "state"
     for content in (b"old", b"new"):
         write_file(file, content)
@@ -33,7 +33,7 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "umask", "expected"), [(None, 0o027, 0o640), (0o644, 0o077, 0o644), (0o600, 0, 0o600)]
 )
-def test_the_mode_is_exact_or_follows_the_umask(tmp_path: Path, mode: int | None, umask: int, expected: int) -> None:
+def test_file_mode_is_exact_or_follows_the_umask(tmp_path: Path, mode: int | None, umask: int, expected: int) -> None:
     previous = os.umask(umask)
     try:
         write_file(tmp_path / "state", b"", mode)
@@ -42,9 +42,7 @@ def test_the_mode_is_exact_or_follows_the_umask(tmp_path: Path, mode: int | None
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == expected
 
 
-def test_content_is_synced_before_the_rename_and_the_directory_after(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_is_synced_before_and_directory_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     sync, replace = os.fsync, Path.replace
 
@@ -63,9 +61,7 @@ def test_content_is_synced_before_the_rename_and_the_directory_after(
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failure_keeps_the_old_file_and_removes_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     write_file(tmp_path / "state", b"old")
 
     def fail(*_: object) -> None:
@@ -79,7 +75,7 @@ def test_a_failure_keeps_the_old_file_and_removes_the_new_one(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_new_file_left_by_a_killed_process_is_replaced_and_no_link_is_followed(tmp_path: Path) -> None:
+def test_leftover_temporary_link_is_replaced_not_followed(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"untouched")
     (tmp_path / ".state.new").symlink_to(elsewhere)
@@ -90,9 +86,7 @@ def test_a_new_file_left_by_a_killed_process_is_replaced_and_no_link_is_followed
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
-def test_only_a_file_system_without_sync_of_directories_is_excused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_directory_sync_ignores_only_einval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fail(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -116,7 +110,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("name", ["lock", "."])
-def test_a_lock_excludes_others_until_the_block_ends(tmp_path: Path, name: str) -> None:
+def test_exclusive_lock_times_out_while_held(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with exclusive_lock(path):
         with pytest.raises(LockTimeout), exclusive_lock(path, wait=0):
@@ -129,7 +123,7 @@ def test_a_lock_excludes_others_until_the_block_ends(tmp_path: Path, name: str) 
         pass
 
 
-def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], stdout=subprocess.PIPE, text=True) as process:
@@ -142,7 +136,7 @@ def test_a_lock_is_seen_and_ends_with_its_process(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_the_process_that_holds_the_state_directory_is_named(tmp_path: Path) -> None:
+def test_locked_state_directory_names_the_process(tmp_path: Path) -> None:
     memory = StateDir(tmp_path / "netns-1")
     with memory.lock():
         assert (memory.directory / "lock").read_text() == str(os.getpid())
@@ -194,7 +188,7 @@ done
 """
 
 
-def test_a_history_of_version_0_1_is_read(tmp_path: Path) -> None:
+def test_history_of_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "000012.json").write_text(ENTRY)
     history = History(tmp_path)
     (entry,) = history.entries()
@@ -205,7 +199,7 @@ def test_a_history_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert list(entry.as_json()) == list(again.as_json())
 
 
-def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
+def test_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "journal").write_text(JOURNAL)
     journal = Journal(tmp_path / "journal")
     assert journal.interrupted() == InterruptedChange(7, 1.5, 3, 2, ("/etc/old.toml", b"a \xff"), None)
@@ -216,7 +210,7 @@ def test_a_journal_of_version_0_1_is_read(tmp_path: Path) -> None:
     assert not (tmp_path / "journal").exists()
 
 
-def test_a_pending_confirmation_of_version_0_1_is_read_and_written_alike(tmp_path: Path) -> None:
+def test_pending_confirmation_of_version_0_1_round_trips(tmp_path: Path) -> None:
     (tmp_path / "pending.json").write_text(PENDING)
     memory = StateDir(tmp_path)
     found = pending_confirm.read_pending(memory)
@@ -226,7 +220,7 @@ def test_a_pending_confirmation_of_version_0_1_is_read_and_written_alike(tmp_pat
     assert (tmp_path / "pending.json").read_text() == PENDING
 
 
-def test_a_state_directory_of_version_0_1_is_read(tmp_path: Path) -> None:
+def test_state_directory_of_version_0_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "name").write_text("/etc/p.toml")
     (tmp_path / "policy.toml").write_bytes(b"a")
     (tmp_path / "sysctls.json").write_text('{"net/ipv4/ip_forward": "0"}')

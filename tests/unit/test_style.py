@@ -301,7 +301,7 @@ def exists(parts: list[str]) -> bool:
 
 
 @pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name_of)
-def test_directory_says_what_belongs_there(folder):
+def test_directory_has_a_docstring(folder):
     text = ast.get_docstring(tree(folder / "__init__.py"))
     assert text
     assert len(text.split()) >= 5

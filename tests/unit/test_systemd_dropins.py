@@ -61,14 +61,14 @@ def units(policy, root=None, to=TO, unit=(), program="/usr/bin/nftpolicy", force
     command.command(policy, to, list(unit), root, program, attach, force)
 
 
-def test_a_service_starts_behind_the_resolver_of_its_uplink(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_service_starts_after_the_resolver_of_its_uplink(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy.write_text(POLICY.replace("[service.fastd]", "[uplink.wan.resolver]\n[service.fastd]"))
     units(policy, to=None)
     after = "\nAfter=nftpolicy-guard.service nftpolicy.service nftpolicy-resolver@wan.service\n"
     assert capsys.readouterr().out.count(after) == 2
 
 
-def test_what_is_in_them(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropins_have_expected_text(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, to=None)
     out, err = capsys.readouterr()
     fastd, dns = out.split("# /etc/systemd/system/dns.service.d/nftpolicy.conf\n")
@@ -85,7 +85,7 @@ def test_what_is_in_them(policy: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert err.startswith("nftpolicy: service wg has no unit: its sockets belong to the kernel")
 
 
-def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropins_are_written_once_and_uninstalled(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, root)
     first = installed(root)
     assert set(first) == {FASTD, DNS, "var/lib/nftpolicy/installed.json"}
@@ -98,7 +98,7 @@ def test_they_are_written_once_and_taken_away(policy: Path, root: Path, capsys: 
     assert not (root / FASTD).parent.exists()
 
 
-def test_beside_what_install_wrote(policy: Path, root: Path) -> None:
+def test_dropins_are_added_to_installed_files(policy: Path, root: Path) -> None:
     install(root)
     before = set(installed(root))
     units(policy, root)
@@ -107,7 +107,7 @@ def test_beside_what_install_wrote(policy: Path, root: Path) -> None:
     assert installed(root) == {}
 
 
-def test_the_files_of_others_are_left_alone(policy: Path, root: Path) -> None:
+def test_foreign_dropin_is_kept_without_force(policy: Path, root: Path) -> None:
     (root / FASTD).parent.mkdir(parents=True)
     (root / FASTD).write_text("mine\n")
     with pytest.raises(Failure, match="nothing was written"):
@@ -117,7 +117,7 @@ def test_the_files_of_others_are_left_alone(policy: Path, root: Path) -> None:
     assert b"Group=800" in installed(root)[FASTD]
 
 
-def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropins_on_full_disk_write_nothing(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, count = installed_files.write_temporary, []
 
     def full(path, content, mode):  # type: ignore[no-untyped-def]
@@ -132,7 +132,7 @@ def test_a_disk_that_is_full_leaves_no_half(policy: Path, root: Path, monkeypatc
     assert list(root.iterdir()) == []
 
 
-def test_a_service_that_is_gone_is_named(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropin_of_removed_service_is_reported(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, root)
     units(policy, root, unit=["fastd=vpn"])
     assert f"{root}/{FASTD}: no service of this policy uses it any more" in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_a_service_that_is_gone_is_named(policy: Path, root: Path, capsys: pytes
         (r"a\x2db", r"a\x2db.service"),
     ],
 )
-def test_names_of_units(word: str, unit: str) -> None:
+def test_unit_name_is_completed(word: str, unit: str) -> None:
     assert service_dropins.unit_name(word) == unit
 
 
@@ -168,14 +168,14 @@ def test_names_of_units(word: str, unit: str) -> None:
         ("fastd=dns", "dns.service is the unit of two services"),
     ],
 )
-def test_units_that_are_none(policy: Path, root: Path, unit: str, said: str) -> None:
+def test_invalid_unit_option_is_refused(policy: Path, root: Path, unit: str, said: str) -> None:
     with pytest.raises(Failure, match=said) as failure:
         units(policy, root, unit=[unit])
     assert failure.value.status == 2
     assert list(root.iterdir()) == []
 
 
-def test_what_else_is_refused(policy: Path, root: Path) -> None:
+def test_conflicting_dropin_options_are_refused(policy: Path, root: Path) -> None:
     for options, said in (
         ({"to": Path("relative")}, "absolute path"),
         ({"program": "/a b"}, "cannot be used in a unit"),
@@ -189,7 +189,7 @@ def test_what_else_is_refused(policy: Path, root: Path) -> None:
     assert list(root.iterdir()) == []
 
 
-def test_without_the_library_it_says_what_is_missing(
+def test_missing_preload_library_is_reported(
     policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(preload, "LIBRARY", tmp_path / "absent.so")
@@ -198,7 +198,7 @@ def test_without_the_library_it_says_what_is_missing(
     assert (failure.value.status, list(root.iterdir())) == (4, [])
 
 
-def test_a_program_that_can_not_be_marked_is_refused(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_without_preload_support_is_refused(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "usr/lib/systemd/system"
     folder.mkdir(parents=True)
     (folder / "dns.service").write_text("[Service]\nExecStart=-+/usr/sbin/dns --flag\n")
@@ -219,14 +219,14 @@ def test_a_program_that_can_not_be_marked_is_refused(policy: Path, root: Path, m
     assert asked == [(root / "usr/sbin/dns", 900)] * 2
 
 
-def test_the_cgroup_of_a_unit() -> None:
+def test_cgroup_of_unit_is_parsed() -> None:
     assert service_dropins.parse_unit_cgroup("2:cpu:/x\n0::/system.slice/a.service\n") == "system.slice/a.service"
     assert service_dropins.parse_unit_cgroup("0::/system.slice/a.service/.control\n") == "system.slice/a.service"
     with pytest.raises(Unavailable, match="no cgroup of version 2"):
         service_dropins.parse_unit_cgroup("2:cpu:/x\n")
 
 
-def test_systemd_finds_no_fault_in_them(policy: Path, root: Path) -> None:
+def test_dropins_pass_systemd_analyze(policy: Path, root: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not on this machine, so the drop-ins were not looked at by systemd")
     units(policy, root)

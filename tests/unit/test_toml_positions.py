@@ -76,7 +76,7 @@ PLACES = [
 
 @pytest.mark.parametrize(("path", "line"), PLACES)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_lines_are_found(path, line, end):
+def test_key_has_expected_line(path, line, end):
     assert PolicyText("FILE", TEXT.replace("\n", end)).line_of(path) == line
 
 
@@ -86,7 +86,7 @@ def test_sample_is_valid_toml():
     assert tomllib.loads(TEXT)["uplink"]["lte"]["resolver"] == {"user": "a#b"}
 
 
-def test_only_line_feeds_end_lines():
+def test_only_line_feed_ends_a_line():
     assert PolicyText("FILE", "# \u2028 \x85\nname = 1").line_of(("name",)) == 2
 
 

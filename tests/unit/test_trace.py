@@ -54,7 +54,7 @@ def with_tables(state: NetState, *tables: Table) -> NetState:
     return evolve(state, tables=tables)
 
 
-def test_K1_L15_later_output_chains_see_the_old_device_and_postrouting_the_new(family: int) -> None:
+def test_K1_L15_output_has_the_old_device_postrouting_the_new(family: int) -> None:
     state = marked_to_the_wan(family)
     assert end(state, packet(family)) == MESH
     assert end(with_tables(state, inet(REMARK)), packet(family)) == WAN
@@ -68,7 +68,7 @@ def test_K1_L15_later_output_chains_see_the_old_device_and_postrouting_the_new(f
         assert end(with_tables(state, inet(REMARK, guard)), packet(family)) == expected, (hook, device)
 
 
-def test_a_mark_set_to_what_it_is_leads_nowhere_else(family: int) -> None:
+def test_unchanged_mark_does_not_reroute(family: int) -> None:
     state = with_tables(
         machine(
             rules=(IpRule(family, 100, table=100, uids=(NOBODY, NOBODY)), IpRule(family, 101, table=101, uids=(0, 0))),
@@ -80,24 +80,24 @@ def test_a_mark_set_to_what_it_is_leads_nowhere_else(family: int) -> None:
     assert end(state, packet(family, mark=2)) == {4: MESH, 6: WAN}[family]
 
 
-def test_a_filter_chain_that_marks_does_not_reroute(family: int) -> None:
+def test_mark_in_filter_chain_does_not_reroute(family: int) -> None:
     mark = chain("output", (Mangle(MARK, 1),), priority=-150)
     found = walk(with_tables(marked_to_the_wan(family), inet(mark)), packet(family))
     assert (found.outcome, found.device, found.mark) == ("leaves", MESH, 1)
 
 
 @families
-def test_K2_an_ipv4_socket_that_names_the_device_needs_no_route(family: int) -> None:
+def test_K2_bound_ipv4_socket_needs_no_route(family: int) -> None:
     assert end(machine(), packet(family)) == "unroutable"
     assert end(machine(), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
 
 
-def test_K3_an_ipv6_socket_that_names_the_device_leaves_with_a_route() -> None:
+def test_K3_bound_ipv6_socket_needs_a_route() -> None:
     assert end(machine(routes=(default(WAN, 6),)), packet(6, bound=WAN)) == WAN
     assert end(machine(routes=(default(MESH, 6),)), packet(6, bound=WAN)) == "unroutable"
 
 
-def test_K3_link_local_multicast_and_broadcast_need_no_route_of_ours() -> None:
+def test_K3_link_local_and_multicast_need_no_own_route() -> None:
     links = tuple(connected(device, 6) for device in ()) + (Route(6, MAIN, "fe80::/64", device=WAN),)
     assert end(machine(routes=links), packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == WAN
     assert end(machine(), packet(6, "ff02::1234", bound=WAN)) == WAN
@@ -106,7 +106,7 @@ def test_K3_link_local_multicast_and_broadcast_need_no_route_of_ours() -> None:
         assert end(machine(), packet(4, group)) == "unroutable", group
 
 
-def test_K4_L3_only_egress_sees_a_frame(family: int) -> None:
+def test_K4_L3_frame_passes_only_the_egress_hook(family: int) -> None:
     stop = tuple(chain(hook, (DROP,)) for hook in ("output", "postrouting"))
     frame = packet(family, origin=FRAME, bound=WAN, source=parse_address(NODE_WAN[family]))
     assert end(machine((inet(*stop),)), frame) == WAN
@@ -116,7 +116,7 @@ def test_K4_L3_only_egress_sees_a_frame(family: int) -> None:
     assert end(machine((elsewhere,)), frame) == WAN
 
 
-def test_K6_ipv4_forgets_the_uid_when_it_routes_again(family: int) -> None:
+def test_K6_ipv4_reroutes_without_the_uid(family: int) -> None:
     state = machine(
         rules=(
             IpRule(family, 100, table=101, mark=1, mask=1, uids=(NOBODY, NOBODY)),
@@ -130,7 +130,7 @@ def test_K6_ipv4_forgets_the_uid_when_it_routes_again(family: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rule", "route"])
-def test_K7_an_unreachable_default_is_no_kill_switch(kind: str) -> None:
+def test_K7_unreachable_default_does_not_stop_bound_socket(kind: str) -> None:
     state = machine(
         rules=(IpRule(4, 100, "prohibit"),) if kind == "rule" else (),
         routes=(Route(4, MAIN, kind="unreachable"),),
@@ -146,18 +146,18 @@ def stopped(family: int) -> NetState:
     )
 
 
-def test_L1_a_socket_that_names_the_device_ignores_the_rules_in_ipv4(family: int) -> None:
+def test_L1_bound_ipv4_socket_ignores_ip_rules(family: int) -> None:
     assert end(stopped(family), packet(family, mark=1)) == WAN
     assert end(stopped(family), packet(family)) == "unroutable"
     assert end(stopped(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
 
 
-def test_L2_multicast_by_device_ignores_the_rules() -> None:
+def test_L2_bound_multicast_ignores_ip_rules() -> None:
     assert end(stopped(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
     assert end(stopped(6), packet(6, "ff02::1234", bound=WAN)) == WAN
 
 
-def test_L5_link_local_needs_a_rule_before_the_stop() -> None:
+def test_L5_link_local_needs_a_rule_before_unreachable() -> None:
     links = (Route(6, MAIN, "fe80::/64", device=WAN),)
     state = evolve(stopped(6), routes=(*stopped(6).routes, *links))
     assert end(state, packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == "unroutable"
@@ -168,20 +168,20 @@ def test_L5_link_local_needs_a_rule_before_the_stop() -> None:
 OWNED_BY_SOMEBODY = Match(Meta("skuid"), "0-4294967294")
 
 
-def test_L6_what_the_kernel_answers_matches_neither_a_user_nor_its_negation(family: int) -> None:
+def test_L6_kernel_packet_matches_no_user_and_no_negation(family: int) -> None:
     for other in (OWNED_BY_SOMEBODY, Match(Meta("skuid"), 4711, "!="), Match(Meta("skgid"), 4711, "!=")):
         state = machine((inet(chain("postrouting", (other, DROP))),), routes=(default(WAN, family),))
         assert end(state, packet(family)) == "dropped"
         assert end(state, packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]))) == WAN
 
 
-def test_L7_a_reply_goes_where_its_mark_leads(family: int) -> None:
+def test_L7_kernel_reply_is_routed_by_its_mark(family: int) -> None:
     reply = packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]), protocol=TCP)
     assert end(marked_to_the_wan(family), reply) == MESH
     assert end(marked_to_the_wan(family), evolve(reply, mark=1)) == WAN
 
 
-def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan() -> None:
+def test_L12_netifd_rules_route_unmarked_packets_to_the_wan() -> None:
     rules = (
         IpRule(4, 10000, table=10, source=f"{NODE_WAN[4]}/32"),
         IpRule(4, 20000, table=10, destination=at.HOME_NET[4]),
@@ -201,7 +201,7 @@ def test_L12_netifds_rules_let_unmarked_traffic_fall_to_the_wan() -> None:
     assert end(state, packet(4, bound=WAN)) == WAN
 
 
-def test_L16_a_drop_anywhere_is_final(family: int) -> None:
+def test_L16_drop_in_any_chain_is_final(family: int) -> None:
     late = chain("output", (nft.ACCEPT,), priority=100)
     for hook in ("output", "postrouting"):
         state = machine((inet(chain(hook, (DROP,)), late),), routes=(default(WAN, family),))
@@ -211,7 +211,7 @@ def test_L16_a_drop_anywhere_is_final(family: int) -> None:
 # Further ways
 
 
-def test_a_forwarded_packet_passes_prerouting_forward_and_postrouting(family: int) -> None:
+def test_forwarded_packet_passes_its_three_hooks(family: int) -> None:
     state = machine(routes=(default(WAN, family),))
     sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
     assert end(state, sent) == WAN
@@ -224,7 +224,7 @@ def test_a_forwarded_packet_passes_prerouting_forward_and_postrouting(family: in
     assert end(with_tables(state, inet(chain("input", (DROP,)))), to_us) == "dropped"
 
 
-def test_a_mark_of_arrival_leads_a_forwarded_packet(family: int) -> None:
+def test_forwarded_packet_is_routed_by_its_prerouting_mark(family: int) -> None:
     mark = chain("prerouting", (Match(Meta("iifname"), CLIENT), Mangle(MARK, 1)), priority=-150)
     state = with_tables(marked_to_the_wan(family), inet(mark))
     source = parse_address(at.CLIENT_ADDRESS[family])
@@ -236,7 +236,7 @@ def test_a_mark_of_arrival_leads_a_forwarded_packet(family: int) -> None:
     ("family", "sysctl"),
     [(4, f"net/ipv4/conf/{CLIENT}/forwarding"), (6, "net/ipv6/conf/all/forwarding")],
 )
-def test_nothing_is_passed_on_with_forwarding_off(family: int, sysctl: str) -> None:
+def test_packet_is_not_forwarded_with_forwarding_off(family: int, sysctl: str) -> None:
     sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
     for value, expected in (("1", {WAN}), ("0", {"dropped", "unroutable"})):
         state = machine(routes=(default(WAN, family),), sysctls=(Sysctl(sysctl, value),))
@@ -248,14 +248,14 @@ def redirected(family: int, address: str, priority: int = -100) -> Chain:
     return chain("output", (Match(Payload("udp", "dport"), 53), Dnat(word, address, 54)), kind="nat", priority=priority)
 
 
-def test_a_packet_with_a_new_destination_is_routed_again(family: int) -> None:
+def test_dnat_packet_is_rerouted(family: int) -> None:
     state = machine(routes=(default(WAN, family), Route(family, MAIN, at.MESH_NET[family], device=MESH)))
     gateway = at.GATEWAY[family]
     found = walk(with_tables(state, inet(redirected(family, gateway))), packet(family, dport=53))
     assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, parse_address(gateway), 54)
 
 
-def test_only_a_flows_own_direction_is_translated(family: int) -> None:
+def test_nat_translates_only_the_original_direction(family: int) -> None:
     state = machine((inet(redirected(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
     for flow, translated in (
         (CtInfo("new"), True),
@@ -267,14 +267,14 @@ def test_only_a_flows_own_direction_is_translated(family: int) -> None:
         assert (found.dport == 54) is translated, flow
 
 
-def test_nat_chains_are_asked_at_one_place_whatever_their_priority(family: int) -> None:
+def test_nat_chain_runs_at_the_nat_priority(family: int) -> None:
     """A filter chain at -50 is behind a nat chain at 200: the hook of NAT is at -100."""
     after = chain("output", (Match(Payload("udp", "dport"), 54), DROP), priority=-50)
     state = machine((inet(redirected(family, at.GATEWAY[family], 200), after),), routes=(default(WAN, family),))
     assert end(state, packet(family, dport=53)) == "dropped"
 
 
-def test_a_nat_chain_does_nothing_where_no_connection_is_tracked(family: int) -> None:
+def test_nat_chain_without_conntrack_does_nothing(family: int) -> None:
     stop = chain("output", (DROP,), kind="nat", priority=-100)
     state = machine((inet(stop),), routes=(default(WAN, family),))
     assert end(state, packet(family)) == WAN
@@ -282,14 +282,14 @@ def test_a_nat_chain_does_nothing_where_no_connection_is_tracked(family: int) ->
     assert end(with_tables(state, inet(stop, reader)), packet(family)) == "dropped"
 
 
-def test_connection_tracking_is_not_asked_before_it_has_seen_the_packet(family: int) -> None:
+def test_ct_state_is_absent_before_conntrack(family: int) -> None:
     early = chain("output", (Match(Ct("state"), "new"), DROP), priority=-300)
     late = chain("output", (Match(Ct("state"), "new"), DROP), priority=-150)
     for tables, expected in ((inet(early), WAN), (inet(late), "dropped")):
         assert end(machine((tables,), routes=(default(WAN, family),)), packet(family)) == expected
 
 
-def test_what_is_sent_to_this_machine_passes_lo_twice(family: int) -> None:
+def test_packet_to_local_address_passes_lo_twice(family: int) -> None:
     here = packet(family, at.NODE_MESH[family])
     assert end(machine(), here) == "delivered"
     for hook in ("output", "postrouting", "prerouting", "input"):
@@ -299,7 +299,7 @@ def test_what_is_sent_to_this_machine_passes_lo_twice(family: int) -> None:
     assert end(machine((egress,)), here) == "dropped"
 
 
-def test_the_mark_survives_lo_and_the_owner_does_not(family: int) -> None:
+def test_mark_survives_lo_and_owner_does_not(family: int) -> None:
     here = packet(family, at.NODE_MESH[family], mark=5)
     marked, owned = Match(MARK, 5), OWNED_BY_SOMEBODY
     assert end(machine((inet(chain("input", (marked, DROP))),)), here) == "dropped"
@@ -309,7 +309,7 @@ def test_the_mark_survives_lo_and_the_owner_does_not(family: int) -> None:
 UNKNOWN = nft.UnknownExpression('{"strange":1}')
 
 
-def test_what_is_not_understood_is_unknown_only_where_it_matters(family: int) -> None:
+def test_unsupported_match_is_unknown_only_if_decisive(family: int) -> None:
     state = machine(routes=(default(WAN, family),))
     strange = Match(UNKNOWN, 1)
     found = walk(with_tables(state, inet(chain("postrouting", (strange, DROP)))), packet(family))
@@ -320,13 +320,13 @@ def test_what_is_not_understood_is_unknown_only_where_it_matters(family: int) ->
     assert end(with_tables(state, same), packet(family)) == WAN
 
 
-def test_a_mark_that_is_not_known_makes_the_walk_unknown(family: int) -> None:
+def test_unknown_mark_makes_the_trace_unknown(family: int) -> None:
     marks = chain("postrouting", (Match(UNKNOWN, 1), Mangle(MARK, 1)))
     found = walk(machine((inet(marks),), routes=(default(WAN, family),)), packet(family))
     assert found.outcome == "unknown"
 
 
-def test_every_decision_is_told(family: int) -> None:
+def test_trace_steps_have_every_decision(family: int) -> None:
     state = with_tables(marked_to_the_wan(family), inet(REMARK))
     found = walk(state, packet(family))
     kinds = [one.kind for one in found.steps]
@@ -336,7 +336,7 @@ def test_every_decision_is_told(family: int) -> None:
     assert state.rules[-1] in things and state.routes[-1] in things
 
 
-def test_bits_of_marks_are_written_one_by_one(family: int) -> None:
+def test_mark_bits_are_written_separately(family: int) -> None:
     put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL_MASK, 2)),), kind="route", priority=-150)
     found = walk(with_tables(marked_to_the_wan(family), inet(put)), packet(family, mark=1))
     assert (found.device, found.mark) == (WAN, 3)

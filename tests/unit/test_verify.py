@@ -88,7 +88,7 @@ def tables(tmp_path):
 
 
 @pytest.mark.parametrize("file", [*RULESETS, *GOLDEN], ids=lambda file: file.parent.name + "/" + file.stem)
-def test_what_a_shipped_policy_compiles_to_is_proved(file):
+def test_shipped_policy_is_proved(file):
     policy, _ = load(file.read_bytes())
     judged = runtime.verify_policy(policy)
     assert [one for one in judged.proof.findings if one.verdict != PROVED] == []
@@ -96,7 +96,7 @@ def test_what_a_shipped_policy_compiles_to_is_proved(file):
     assert judged.has_own_table
 
 
-def test_proved_is_0():
+def test_proved_has_status_0():
     done = run("rulesets/gluon-fastd.toml")
     lines = done.stdout.decode().splitlines()
     assert (done.returncode, done.stderr) == (0, b"")
@@ -106,7 +106,7 @@ def test_proved_is_0():
     assert "assumptions:" in lines
 
 
-def test_refuted_is_1():
+def test_refuted_has_status_1():
     done = run(*desk(), *ASKED)
     said = done.stdout.decode()
     assert (done.returncode, done.stderr) == (EXIT_REFUSED, b"")
@@ -118,13 +118,13 @@ def test_refuted_is_1():
     assert "\x1b" not in said
 
 
-def test_a_state_that_drops_it_is_proved(tables):
+def test_state_with_dropping_tables_is_proved(tables):
     done = run(*tables(), *ASKED)
     assert done.stdout.decode().splitlines()[0] == "proved: the files: P1 holds for all packets, IPv4 and IPv6"
     assert done.returncode == 0
 
 
-def test_unknown_is_3_and_says_what_was_not_understood(tables):
+def test_unknown_has_status_3_and_names_unsupported_parts(tables):
     done = run(*tables(UNREAD), *ASKED)
     said = done.stdout.decode()
     assert done.returncode == EXIT_UNKNOWN, said
@@ -133,7 +133,7 @@ def test_unknown_is_3_and_says_what_was_not_understood(tables):
     assert "  unsupported" in said and "frobnicate" in said
 
 
-def test_an_unread_expression_where_nothing_depends_on_it(tables):
+def test_unsupported_rule_after_the_drop_is_proved(tables):
     options = tables()
     document = json.loads(Path(options[1]).read_text())
     accepting = {"family": "inet", "table": "t", "chain": "c", "expr": [json.loads(UNREAD[:-2]), {"accept": None}]}
@@ -142,7 +142,7 @@ def test_an_unread_expression_where_nothing_depends_on_it(tables):
     assert run(*options, *ASKED).returncode == 0
 
 
-def test_exemptions_are_tolerated_by_name(tables):
+def test_exemption_option_tolerates_its_packets(tables):
     options = tables()
     document = json.loads(Path(options[1]).read_text())
     found = []
@@ -162,7 +162,7 @@ def test_exemptions_are_tolerated_by_name(tables):
     assert "  wan: dhcpv4\n" in done.stdout.decode()
 
 
-def test_several_uplinks_and_devices():
+def test_uplink_options_are_merged_by_name():
     found = uplinks_from_options(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
     assert found == [
         runtime.GivenUplink("wan", ("a", "b", "d"), Mark(1, 3)),
@@ -176,7 +176,7 @@ def test_several_uplinks_and_devices():
     assert not claim.has_policy
 
 
-def test_files_can_be_held_against_a_policy():
+def test_files_are_compared_with_a_policy():
     done = run("rulesets/gluon-fastd.toml", *desk("gluon-node"))
     said = done.stdout.decode()
     assert done.returncode == EXIT_REFUSED
@@ -186,7 +186,7 @@ def test_files_can_be_held_against_a_policy():
 
 
 @pytest.mark.parametrize("families", [(4,), (6,), ()])
-def test_a_family_that_was_not_given_is_not_judged(families):
+def test_absent_family_is_unjudged(families):
     done = run(*desk(families=families), *ASKED, "--json")
     told = json.loads(done.stdout)["unjudged"]
     for family in (4, 6):
@@ -195,7 +195,7 @@ def test_a_family_that_was_not_given_is_not_judged(families):
         )
 
 
-def test_what_is_reported_does_not_decide(tables):
+def test_reported_finding_does_not_decide(tables):
     # Frames of other ethertypes get through, IP packets don't.
     options = tables()
     document = json.loads(Path(options[1]).read_text())
@@ -251,7 +251,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_input_is_2_and_one_line(bad):
+def test_bad_input_has_status_2_and_one_line(bad):
     words, told = BAD[bad]
     done = run(*words)
     said = done.stderr.decode()
@@ -260,14 +260,14 @@ def test_bad_input_is_2_and_one_line(bad):
     assert told in said
 
 
-def test_tables_from_standard_input():
+def test_ruleset_is_read_from_standard_input():
     given = (FIXTURES / "default-router/kernel.json").read_bytes()
     piped, read = run("--ruleset", "-", *desk()[2:], *ASKED, "--json", given=given), run(*desk(), *ASKED, "--json")
     assert piped.stdout == read.stdout
     assert piped.returncode == EXIT_REFUSED
 
 
-def test_live_without_a_kernel_is_4(monkeypatch):
+def test_live_without_kernel_has_status_4(monkeypatch):
     def none():
         raise Failure("no root", EXIT_UNAVAILABLE)
 
@@ -320,7 +320,7 @@ def shaped(value, shape):
 @pytest.mark.parametrize(
     "words", [["rulesets/gluon-fastd.toml"], [*desk(), *ASKED], ["rulesets/gluon-fastd.toml", *desk("gluon-node")]]
 )
-def test_json(words):
+def test_json_has_expected_keys_and_types(words):
     found = json.loads(run(*words, "--json").stdout)
     shaped(
         found,
@@ -353,7 +353,7 @@ def test_json(words):
 # --- scripts --------------------------------------------------------------------------------------
 
 
-def test_the_first_counterexample_as_a_script(tmp_path):
+def test_script_reproduces_the_first_counterexample(tmp_path):
     file = tmp_path / "leak.sh"
     done = run(*desk(), *ASKED, "--script", file)
     assert done.returncode == EXIT_REFUSED
@@ -368,14 +368,14 @@ def test_the_first_counterexample_as_a_script(tmp_path):
     assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
 
 
-def test_nothing_to_reproduce(tmp_path):
+def test_script_without_counterexample_is_not_written(tmp_path):
     done = run("rulesets/gluon-fastd.toml", "--script", tmp_path / "leak.sh")
     assert done.returncode == 0
     assert b"there is no counterexample" in done.stderr
     assert not (tmp_path / "leak.sh").exists()
 
 
-def test_a_script_that_can_not_be_written(tmp_path):
+def test_unwritable_script_is_status_2(tmp_path):
     done = run(*desk(), *ASKED, "--script", tmp_path / "absent" / "leak.sh")
     assert done.returncode == EXIT_BAD_INPUT
     assert (
@@ -383,7 +383,7 @@ def test_a_script_that_can_not_be_written(tmp_path):
     )
 
 
-def test_names_that_no_script_can_have_are_told(capsys, monkeypatch):
+def test_names_unfit_for_a_script_are_reported(capsys, monkeypatch):
     def refused(*_):
         raise ValueError("no such name")
 
@@ -419,7 +419,7 @@ PACKETS = [
 
 
 @pytest.mark.parametrize("packet", PACKETS, ids=lambda packet: packet.origin)
-def test_explain_is_asked_for_the_same_packet(packet):
+def test_suggested_explain_command_gives_the_same_packet(packet):
     words = proof_report.explain_options(packet)
     given, plain, at = {}, {}, 0
     while at < len(words):
@@ -432,7 +432,7 @@ def test_explain_is_asked_for_the_same_packet(packet):
     assert PacketOptions(**{**given, **plain}).packet() == packet
 
 
-def test_a_packet_that_explain_has_no_words_for():
+def test_packet_without_explain_options_has_no_command():
     names = proof_report.SuggestedCommands(None, (), ())
     assert names.explain(PACKETS[0]) == (
         "nftpolicy explain --to 192.0.2.1 --proto 17 --dport 9 --sport 40000 --uid 0 --gid 0 --field ip.ttl=64"
@@ -441,7 +441,7 @@ def test_a_packet_that_explain_has_no_words_for():
     assert names.explain(evolve(PACKETS[2], mark=1)) is None
 
 
-def test_colours_are_for_terminals(monkeypatch, capsys):
+def test_proof_colours_need_a_terminal(monkeypatch, capsys):
     policy, _ = load(GOOD.encode())
     judged = runtime.verify_policy(policy)
     names = proof_report.SuggestedCommands(None, (), ())
@@ -473,7 +473,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize(("terminal", "patience", "said"), [(True, -1, True), (True, 60, False), (False, -1, False)])
-def test_progress(monkeypatch, terminal, patience, said):
+def test_progress_is_shown_on_a_slow_terminal_run(monkeypatch, terminal, patience, said):
     error = Terminal(terminal)
     monkeypatch.setattr(sys, "stderr", error)
     monkeypatch.setattr(verify, "_QUIET_SECONDS", patience)
@@ -527,7 +527,7 @@ def blurred(tables):
     )
 
 
-def test_a_good_policy_is_one_line(policy_file):
+def test_check_of_good_policy_is_one_line(policy_file):
     done = run(policy_file, command="check")
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == f"{policy_file}: p: good: 2 uplinks, 3 services, proved\n"
@@ -536,7 +536,7 @@ def test_a_good_policy_is_one_line(policy_file):
 @pytest.mark.parametrize(
     ("change", "status", "verdict"), [(emptied, EXIT_REFUSED, "refuted"), (blurred, EXIT_UNKNOWN, "unknown")]
 )
-def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, change, status, verdict):
+def test_check_refuses_a_wrong_compiler(policy_file, monkeypatch, capsys, change, status, verdict):
     monkeypatch.setattr(compiler, "compile_policy", without(compile_policy, change))
     with pytest.raises(Failure) as failure:
         check.command(policy_file)
@@ -547,7 +547,7 @@ def test_a_compiler_that_is_wrong_is_found(policy_file, monkeypatch, capsys, cha
     assert capsys.readouterr().out == ""
 
 
-def test_apply_refuses_what_is_not_proved(monkeypatch, tmp_path):
+def test_apply_refuses_an_unproved_policy(monkeypatch, tmp_path):
     from nftpolicy.cli.common import Failure, change_errors_as_failure, read_policy
     from nftpolicy.compiler.compile import compile_policy
     from nftpolicy.kernel.fake import FakeKernel

@@ -56,11 +56,11 @@ HELD = DesiredState(STATE)
 # What lies ready
 
 
-def test_nothing_is_put_back_for_news_of_others() -> None:
+def test_foreign_changes_repair_nothing() -> None:
     assert not HELD.repair_for(ChangeSet(foreign_changes=3, foreign_rules_changed=True, links=True, addresses=True), {})
 
 
-def test_a_table_that_is_gone_comes_back_whole_and_others_are_not_touched() -> None:
+def test_deleted_table_is_restored_alone() -> None:
     remedy = HELD.repair_for(ChangeSet(deleted_families={"inet", "ip"}), {})
     assert remedy.nft_text.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
     assert nft_text.table_text(STATE.tables[0]) in remedy.nft_text
@@ -68,7 +68,7 @@ def test_a_table_that_is_gone_comes_back_whole_and_others_are_not_touched() -> N
     assert remedy.repaired_objects == ("table:inet",)
 
 
-def test_a_chain_that_was_changed_gets_its_own_rules_alone() -> None:
+def test_changed_chain_is_restored_alone() -> None:
     remedy = HELD.repair_for(ChangeSet(changed_chains={("inet", "guard"), ("inet", "somebody's")}), {})
     lines = remedy.nft_text.splitlines()
     assert lines[0].startswith("add chain inet nftpolicy guard { type filter hook postrouting")
@@ -78,13 +78,13 @@ def test_a_chain_that_was_changed_gets_its_own_rules_alone() -> None:
     assert remedy.repaired_objects == ("chain:guard",)
 
 
-def test_a_chain_of_a_table_that_is_gone_comes_with_the_table() -> None:
+def test_changed_chain_of_deleted_table_comes_with_the_table() -> None:
     assert HELD.repair_for(
         ChangeSet(deleted_families={"inet"}, changed_chains={("inet", "guard")}), {}
     ).repaired_objects == ("table:inet",)
 
 
-def test_rules_routes_and_sysctls_that_are_ours_come_back_and_no_others() -> None:
+def test_only_own_rules_routes_and_sysctls_are_restored() -> None:
     ours, others = STATE.rules[0], IpRule(4, 77, table=9, protocol=78)
     news = ChangeSet(deleted_rules=[ours, others], deleted_routes=[STATE.routes[0]])
     path = STATE.sysctls[0].path
@@ -100,7 +100,7 @@ def test_rules_routes_and_sysctls_that_are_ours_come_back_and_no_others() -> Non
 # The rate limiter, and conflicts
 
 
-def test_the_first_run_is_at_once_and_the_next_ones_wait_in_proportion() -> None:
+def test_rate_limiter_waits_in_proportion_to_the_cost() -> None:
     limiter = RateLimiter(pause=0.2, cost_factor=4)
     assert limiter.due() is None
     limiter.request()
@@ -117,7 +117,7 @@ def test_the_first_run_is_at_once_and_the_next_ones_wait_in_proportion() -> None
     assert limiter.due() == pytest.approx(24)
 
 
-def test_with_a_period_runs_come_without_a_request_and_sooner_with_one() -> None:
+def test_rate_limiter_with_period_runs_without_request() -> None:
     limiter = RateLimiter(pause=0.1, period=5)
     assert limiter.due() == 0
     assert limiter.begin_if_due(100)
@@ -130,7 +130,7 @@ def test_with_a_period_runs_come_without_a_request_and_sooner_with_one() -> None
     assert limiter.due() == 106
 
 
-def test_a_few_repairs_are_told_one_by_one_and_a_fight_now_and_then() -> None:
+def test_conflict_detector_reports_frequent_repairs_seldom() -> None:
     fights = ConflictDetector(max_repairs=5, within=3, report_interval=5)
     assert [fights.count_repair(at) for at in (0, 0.1, 0.2, 0.3, 0.4)] == [True] * 5
     assert fights.take_pending_count(0.4) == 0
@@ -163,11 +163,11 @@ def test_a_few_repairs_are_told_one_by_one_and_a_fight_now_and_then() -> None:
         (3, "3"),
     ],
 )
-def test_a_value_can_not_pretend_to_be_another_field(value: object, shown: str) -> None:
+def test_log_value_is_quoted(value: object, shown: str) -> None:
     assert watching.format_log_line({"key": value}) == f"key={shown}"
 
 
-def test_an_exposure_says_only_what_is_known() -> None:
+def test_exposure_log_has_only_known_fields() -> None:
     assert Exposure(0.00123, passed_packets=4).log_fields() == {"ms": 1.2, "passed": 4}
     assert Exposure(1, stopped_packets=2).log_fields() == {"ms": 1000.0, "stopped": 2}
     assert (
@@ -186,7 +186,7 @@ def test_an_exposure_says_only_what_is_known() -> None:
         ("", True, False),
     ],
 )
-def test_what_blocks(verdict: str, also_unknown: bool, blocks: bool) -> None:
+def test_requires_block_depends_on_the_verdict(verdict: str, also_unknown: bool, blocks: bool) -> None:
     assert watching.requires_block(verdict, also_unknown) is blocks
 
 
@@ -194,7 +194,7 @@ def test_what_blocks(verdict: str, also_unknown: bool, blocks: bool) -> None:
 
 
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
-def test_the_block_alone_keeps_what_the_policy_promises(file: Path) -> None:
+def test_block_alone_is_proved(file: Path) -> None:
     policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
     proof = prove_guard(NetState(block_tables([policy])), build_spec(policy))
     assert [one for one in proof.findings if one.deciding and one.verdict != "proved"] == []
@@ -206,7 +206,7 @@ def load_account(item: object):  # type: ignore[no-untyped-def]
     return Account(str(item), item if isinstance(item, int) else 4242)
 
 
-def test_a_block_without_its_last_word_would_be_refuted() -> None:
+def test_block_without_its_drop_is_refuted() -> None:
     """The control of the test above."""
     ip, link = block_tables([POLICY])
     opened = tuple(
@@ -219,7 +219,7 @@ def test_a_block_without_its_last_word_would_be_refuted() -> None:
     assert prove_guard(NetState((evolve(ip, chains=opened), link)), build_spec(POLICY)).verdict == "refuted"
 
 
-def test_the_block_of_two_policies_stops_the_devices_of_both() -> None:
+def test_block_of_two_policies_stops_devices_of_both() -> None:
     other = evolve(POLICY, inside=("br-wan",), uplink={"wan": evolve(POLICY.uplink["wan"], devices=("bat0",))})
     tables = block_tables([POLICY, other], HostFacts({"br-wan": ("port",)}))
     chains = {one.name: one for one in tables[0].chains}
@@ -230,7 +230,7 @@ def test_the_block_of_two_policies_stops_the_devices_of_both() -> None:
     assert {one.name for one in tables[1].chains} >= {"device-br-wan", "device-bat0", "device-port"}
 
 
-def test_without_the_egress_hook_the_block_is_of_the_ip_layer() -> None:
+def test_block_without_egress_hook_has_only_the_ip_layer() -> None:
     assert [one.family for one in block_tables([POLICY], HostFacts(has_egress_hook=False))] == ["inet"]
     tables = block_tables([POLICY], HostFacts(unhookable_devices=frozenset({"br-wan"})))
     assert [one.name for one in tables[1].chains] == ["wan.passes"]
@@ -240,7 +240,7 @@ def test_without_the_egress_hook_the_block_is_of_the_ip_layer() -> None:
 
 
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
-def test_the_second_guard_alone_keeps_what_the_policy_promises(file: Path) -> None:
+def test_shadow_guard_alone_is_proved(file: Path) -> None:
     policy = load(file.read_bytes(), str(file), lambda kind, item: load_account(item))[0]
     copy = shadow_guard_tables(compile_policy(policy))
     assert prove_guard(NetState(copy), build_spec(policy)).verdict == "proved"
@@ -248,7 +248,7 @@ def test_the_second_guard_alone_keeps_what_the_policy_promises(file: Path) -> No
     assert all(chain.hook is None or chain.hook.policy == "drop" for table in copy for chain in table.chains)
 
 
-def test_the_second_guard_marks_nothing_and_turns_nothing_away() -> None:
+def test_shadow_guard_sets_no_mark_and_redirects_nothing() -> None:
     """So that both together do what the first one does alone."""
     told = "".join(nft_text.table_text(table) for table in shadow_guard_tables(STATE))
     assert "mark set" not in told
@@ -259,7 +259,7 @@ def test_the_second_guard_marks_nothing_and_turns_nothing_away() -> None:
 # The service manager
 
 
-def test_the_service_manager_is_told(tmp_path: Path) -> None:
+def test_service_manager_is_notified(tmp_path: Path) -> None:
     place = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
         heard.bind(place)
@@ -271,7 +271,7 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}])
-def test_without_a_service_manager_nothing_is_sent(environment: dict[str, str]) -> None:
+def test_service_manager_without_socket_sends_nothing(environment: dict[str, str]) -> None:
     manager = ServiceManager(environment)
     assert manager.watchdog_period is None
     manager.notify(READY=1)
@@ -280,14 +280,14 @@ def test_without_a_service_manager_nothing_is_sent(environment: dict[str, str]) 
 # The child
 
 
-def test_a_childs_answer_comes_by_its_descriptor() -> None:
+def test_worker_result_comes_by_its_descriptor() -> None:
     errand = WorkerProcess(lambda: {"long": "x" * 300_000})
     while not errand.is_finished():
         select.select([errand.descriptor], [], [], 5)
     assert len(errand.result()["long"]) == 300_000
 
 
-def test_a_child_that_fails_or_hangs_is_an_error_and_leaves_nothing() -> None:
+def test_failed_or_cancelled_worker_leaves_no_process() -> None:
     errand = WorkerProcess(lambda: 1 / 0)
     while not errand.is_finished():
         select.select([errand.descriptor], [], [], 5)
@@ -408,7 +408,7 @@ def holding(stage: Stage) -> Stage:
     return stage
 
 
-def test_with_nothing_applied_it_waits_and_then_follows(stage: Stage) -> None:
+def test_watch_without_policy_waits_for_one(stage: Stage) -> None:
     stage.watch.start()
     assert stage.events() == ["waiting"]
     stage.apply()
@@ -417,14 +417,14 @@ def test_with_nothing_applied_it_waits_and_then_follows(stage: Stage) -> None:
     assert stage.events() == ["enforcing", "proof"]
 
 
-def test_what_was_remembered_and_is_missing_is_put_in_order_at_the_start(stage: Stage) -> None:
+def test_saved_policy_is_restored_at_the_start(stage: Stage) -> None:
     stage.memory.save_policy("small.toml", TOML)
     stage.watch.start()
     assert stage.right
     assert stage.events() == ["enforcing", "restored"]
 
 
-def test_a_lost_table_is_back_within_the_same_turn_and_the_open_time_is_counted(holding: Stage) -> None:
+def test_deleted_table_is_restored_in_the_same_turn(holding: Stage) -> None:
     del holding.kernel.tables["inet", "nftpolicy"]
     holding.hear(ours_changed=True, deleted_families={"inet"}, origin=Origin("nft", 7))
     assert holding.right
@@ -438,7 +438,7 @@ def test_a_lost_table_is_back_within_the_same_turn_and_the_open_time_is_counted(
     )
 
 
-def test_what_no_message_names_is_found_by_the_look(holding: Stage) -> None:
+def test_change_without_details_is_found_by_full_check(holding: Stage) -> None:
     table = holding.kernel.tables["inet", "nftpolicy"]
     holding.kernel.tables["inet", "nftpolicy"] = evolve(table, sets=(evolve(table.sets[0], elements=frozenset()),))
     holding.hear(ours_changed=True, origin=Origin("nft", 7))
@@ -447,7 +447,7 @@ def test_what_no_message_names_is_found_by_the_look(holding: Stage) -> None:
     assert holding.said[0][1]["by"] == "nft"
 
 
-def test_lost_messages_mean_a_look_at_everything(holding: Stage) -> None:
+def test_lost_notifications_cause_a_full_check(holding: Stage) -> None:
     holding.kernel.rules.clear()
     holding.hear(overflowed=True)
     holding.pass_time()
@@ -455,7 +455,7 @@ def test_lost_messages_mean_a_look_at_everything(holding: Stage) -> None:
     assert holding.events()[:2] == ["notifications-lost", "restored"]
 
 
-def test_a_sysctl_that_nobody_told_of_is_found_by_comparing(holding: Stage) -> None:
+def test_changed_sysctl_is_found_by_full_check(holding: Stage) -> None:
     path = STATE.sysctls[0].path
     holding.kernel.sysctls[path] = "9"
     holding.pass_time(2)
@@ -464,7 +464,7 @@ def test_a_sysctl_that_nobody_told_of_is_found_by_comparing(holding: Stage) -> N
     assert holding.right
 
 
-def test_while_somebody_else_changes_things_it_waits(holding: Stage) -> None:
+def test_watch_waits_for_the_lock_of_another_process(holding: Stage) -> None:
     with holding.memory.lock():
         holding.kernel.tables.clear()
         holding.hear(ours_changed=True, deleted_families={"inet", "netdev"})
@@ -474,7 +474,7 @@ def test_while_somebody_else_changes_things_it_waits(holding: Stage) -> None:
     assert holding.right
 
 
-def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
+def test_newly_applied_policy_is_enforced(holding: Stage) -> None:
     other = TOML.replace(b"800", b"801").replace(b"small", b"other")
     with holding.memory.lock():
         holding.apply(other, "other.toml")
@@ -485,7 +485,7 @@ def test_another_policy_is_followed_and_not_fought(holding: Stage) -> None:
     assert not plan_change(holding.kernel, load(other)[0], holding.memory).plan.steps
 
 
-def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> None:
+def test_release_removes_the_block(holding: Stage) -> None:
     holding.watch._block()
     assert ("inet", object_names.BLOCK_TABLE) in holding.kernel.tables
     for table in STATE.tables:
@@ -499,7 +499,7 @@ def test_a_release_is_followed_and_the_block_goes_with_it(holding: Stage) -> Non
     assert holding.watch.desired is None
 
 
-def test_a_memory_that_is_gone_is_no_release_as_long_as_the_guard_stands(holding: Stage) -> None:
+def test_lost_state_directory_is_restored_while_guard_exists(holding: Stage) -> None:
     holding.memory.clear()
     holding.hear(files=True)
     holding.pass_time()
@@ -508,7 +508,7 @@ def test_a_memory_that_is_gone_is_no_release_as_long_as_the_guard_stands(holding
     assert holding.events()[:1] == ["policy-restored"]
 
 
-def test_a_policy_that_can_not_be_read_is_said_and_nothing_is_held(holding: Stage) -> None:
+def test_unreadable_policy_is_reported_and_not_enforced(holding: Stage) -> None:
     holding.memory.save_policy("broken.toml", b"name = ")
     holding.hear(files=True)
     assert holding.events() == ["failed"]
@@ -528,7 +528,7 @@ def evil() -> NetState:
     return NetState((Table("inet", "evil", (Chain("out", rules, hook),)), Table("netdev", "evil", (frames,))))
 
 
-def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage) -> None:
+def test_failed_proof_blocks_until_proved_again(holding: Stage) -> None:
     for table in evil().tables:
         holding.kernel.tables[table.key] = table
     holding.hear(foreign_changes=2)
@@ -546,7 +546,7 @@ def test_a_proof_that_fails_blocks_and_one_that_holds_again_lifts(holding: Stage
     assert holding.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
-def test_a_block_that_is_found_at_the_start_is_lifted_once_the_proof_holds(stage: Stage) -> None:
+def test_block_present_at_the_start_is_lifted_when_proved(stage: Stage) -> None:
     stage.apply()
     for table in block_tables([POLICY]):
         stage.kernel.tables[table.key] = table
@@ -556,7 +556,7 @@ def test_a_block_that_is_found_at_the_start_is_lifted_once_the_proof_holds(stage
     assert stage.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
-def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> None:
+def test_unchanged_state_is_not_proved_again(holding: Stage) -> None:
     before = holding.watch._proved_state
     holding.hear(foreign_changes=1)
     holding.pass_time(3)
@@ -564,7 +564,7 @@ def test_nothing_is_proved_again_for_a_state_that_is_known(holding: Stage) -> No
     assert holding.watch._proved_state == before
 
 
-def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) -> None:
+def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
     stage = Stage(tmp_path / "memory", owns=True)
     stage.apply()
     stage.watch.start()
@@ -587,7 +587,7 @@ def test_the_second_guard_follows_the_policy_and_goes_with_it(tmp_path: Path) ->
     assert released == ["".join(map(watching.delete_table_text, wanted))]
 
 
-def test_where_the_kernel_knows_no_owner_there_is_no_second_guard(holding: Stage) -> None:
+def test_kernel_without_table_owner_has_no_shadow_guard(holding: Stage) -> None:
     assert holding.owned == []
 
 
@@ -627,32 +627,32 @@ GENERATION = nft(
 )
 
 
-def test_our_tables_are_told_from_others_and_the_author_is_named(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_names_the_process_that_changes_own_tables(deaf) -> None:  # type: ignore[no-untyped-def]
     news = ChangeSet()
     deaf._read_nft(nft(2, OTHERS) + nft(2, OURS, family=5) + nft(8, OURS, attribute(2, b"guard\0")) + GENERATION, news)
     assert (news.deleted_families, news.changed_chains, news.foreign_changes) == ({"netdev"}, {("inet", "guard")}, 1)
     assert news.origin == Origin("evil", 4242)
 
 
-def test_who_changes_only_others_tables_is_not_named(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_names_no_process_for_foreign_tables(deaf) -> None:  # type: ignore[no-untyped-def]
     news = ChangeSet()
     deaf._read_nft(nft(2, OTHERS) + GENERATION, news)
     assert news == ChangeSet(foreign_changes=1)
 
 
-def test_what_this_process_changes_is_no_news(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_ignores_changes_of_this_process(deaf) -> None:  # type: ignore[no-untyped-def]
     news = ChangeSet()
     deaf._read_nft(nft(2, OURS, port=5) + nft(2, ASIDE, port=5) + GENERATION, news)
     assert news == ChangeSet()
 
 
-def test_the_tables_beside_ours_are_told_apart(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_recognises_auxiliary_tables(deaf) -> None:  # type: ignore[no-untyped-def]
     news = ChangeSet()
     deaf._read_nft(nft(2, ASIDE), news)
     assert (news.auxiliary_changed, news.ours_changed, news.foreign_changes) == (True, False, 0)
 
 
-def test_an_author_comes_also_with_a_later_datagram(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_reads_the_process_from_a_later_datagram(deaf) -> None:  # type: ignore[no-untyped-def]
     first, second = ChangeSet(), ChangeSet()
     deaf._read_nft(nft(2, OURS), first)
     deaf._read_nft(GENERATION, second)
@@ -670,12 +670,12 @@ def test_an_author_comes_also_with_a_later_datagram(deaf) -> None:  # type: igno
         (1, 254, 5, False),
     ],
 )
-def test_a_route_that_leads_out_is_news_unless_it_is_ours(deaf, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_reports_only_foreign_unicast_routes(deaf, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
     news = ChangeSet()
     deaf._read_rtnetlink(message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), news)
     assert news == ChangeSet(route_added=told)
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 4))
-def test_a_message_that_is_cut_off_does_no_harm(deaf, cut: int) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_accepts_truncated_messages(deaf, cut: int) -> None:  # type: ignore[no-untyped-def]
     deaf._read_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], ChangeSet())
