@@ -305,3 +305,16 @@ def test_directory_has_a_docstring(folder):
     text = ast.get_docstring(tree(folder / "__init__.py"))
     assert text
     assert len(text.split()) >= 5
+
+
+TEST_REFERENCE = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/*.md")), ids=name_of)
+def test_page_names_tests_that_exist(file):
+    missing = []
+    for path, name in TEST_REFERENCE.findall(file.read_text()):
+        module = ROOT / path
+        if not module.is_file() or not re.search(rf"def {name}\b", module.read_text()):
+            missing.append(f"{path}::{name}")
+    assert missing == []
