@@ -57,7 +57,7 @@ table inet count {{
     }}
 }}
 """
-LADDER = ("rule add fwmark 1/1 lookup 1 priority 100", "-6 rule add fwmark 1/1 lookup 1 priority 100")
+POLICY_ROUTING = ("rule add fwmark 1/1 lookup 1 priority 100", "-6 rule add fwmark 1/1 lookup 1 priority 100")
 
 
 def guard(lab: Lab) -> str:
@@ -83,7 +83,7 @@ def open_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def table_lab() -> Iterator[Lab]:
     """The WAN's routes in table 1, and the least ladder that leads marked packets there."""
     with Lab(groups={"service": SERVICE_GID}) as lab:
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         yield lab
 
 
@@ -227,11 +227,11 @@ def test_fastd_connects_by_its_mark(family: int) -> None:
     with Lab(groups={"service": SERVICE_GID}) as lab:
         lab.node.nft(guard(lab))
         lab.start_fastd_client(SERVICE_GID, mark=0, remote=at.SERVER[family])
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         assert lab.mesh_sniffer.wait_for(lambda frame: frame.dport == at.FASTD_PORT, 5)
     with Lab(groups={"service": SERVICE_GID}) as lab:
         lab.node.nft(guard(lab) + COUNT)
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         lab.start_fastd_client(SERVICE_GID, remote=at.SERVER[family])
         (peer,) = lab.wait_for_fastd().values()
         assert (lab.wan_address(family) or "?") in peer["address"]

@@ -11,7 +11,7 @@ from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, 
 from nftpolicy.netstate.formats import ip_text, nft_text
 from nftpolicy.policy.load import load
 
-HERE = Path(__file__).parent
+GOLDEN_DIRECTORY = Path(__file__).parent
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
 # Bridges of the machine that the policies are compiled for.
 MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})
@@ -19,10 +19,10 @@ MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})
 
 def topics():
     """The folders."""
-    return sorted(path.parent for path in HERE.glob("*/policy.toml"))
+    return sorted(path.parent for path in GOLDEN_DIRECTORY.glob("*/policy.toml"))
 
 
-def compiled(folder):
+def expected_files(folder):
     """Name of each file -> what should be in it."""
     policy, _ = load((folder / "policy.toml").read_bytes(), "policy.toml")
     state = compile_policy(policy, MACHINE)

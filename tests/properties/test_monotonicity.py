@@ -15,13 +15,13 @@ from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 from tests import packet_strategies as states
 from tests import policy_strategies
-from tests.properties.test_policy_invariant import goes_red, lent, owns
+from tests.properties.test_policy_invariant import assert_can_fail, is_from_lent_port, is_owned_by
 
 PACKETS = 12
 SETTINGS = settings(max_examples=60)
 
 
-def outside(policy, state, packets):
+def uplink_traces(policy, state, packets):
     """For each packet: the uplink's device by which it leaves or may leave, or None; and its walk."""
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
@@ -30,7 +30,7 @@ def outside(policy, state, packets):
         yield walk.device if walk.outcome in ("leaves", "unknown") and walk.device in outer else None, walk
 
 
-def machine(policy, extra):
+def kernel_state(policy, extra):
     """The kernel under a policy; addresses and everybody's routes are the same whatever its services are."""
     return add_assumed_environment(states.joined(compile_policy(policy), extra), build_spec(policy))[0]
 
@@ -49,11 +49,11 @@ def additions(draw):
     return policy, larger, added, draw(states.machines(policy)), wanted
 
 
-def is_for(added, policy, packet):
+def is_packet_of(added, policy, packet):
     """Whether the added service is what lets this packet out, by what it says."""
     mark = policy.uplink[added.uplink].mark
     kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
-    mine = owns(added, packet) or lent(added, packet) or kernels
+    mine = is_owned_by(added, packet) or is_from_lent_port(added, packet) or kernels
     return mine and mark.matches(packet.mark)
 
 
@@ -61,10 +61,10 @@ def is_for(added, policy, packet):
 @given(additions())
 def test_added_service_passes_only_its_own_marked_packets(case):
     policy, larger, added, extra, packets = case
-    before = outside(policy, machine(policy, extra), packets)
-    after = outside(policy, machine(larger, extra), packets)
+    before = uplink_traces(policy, kernel_state(policy, extra), packets)
+    after = uplink_traces(policy, kernel_state(larger, extra), packets)
     for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
-        assert new in (old, None) or is_for(added, policy, packet), (packet, walk)
+        assert new in (old, None) or is_packet_of(added, policy, packet), (packet, walk)
 
 
 @settings(max_examples=20)
@@ -94,8 +94,8 @@ def removals(draw):
 @given(removals())
 def test_removed_exemption_passes_no_more_packets(case):
     policy, smaller, extra, packets = case
-    before = outside(policy, machine(policy, extra), packets)
-    after = outside(policy, machine(smaller, extra), packets)
+    before = uplink_traces(policy, kernel_state(policy, extra), packets)
+    after = uplink_traces(policy, kernel_state(smaller, extra), packets)
     for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
         assert new in (old, None), (packet, walk)
 
@@ -121,7 +121,7 @@ def test_service_test_detects_a_compiler_without_guard(monkeypatch):
         return evolve(state, tables=()) if any(name.startswith("added") for name in policy.service) else state
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_added_service_passes_only_its_own_marked_packets.hypothesis.inner_test, additions())
+    assert_can_fail(test_added_service_passes_only_its_own_marked_packets.hypothesis.inner_test, additions())
 
 
 def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
@@ -133,4 +133,4 @@ def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
         return evolve(whole(policy), tables=()) if bare else whole(policy)
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_removed_exemption_passes_no_more_packets.hypothesis.inner_test, removals())
+    assert_can_fail(test_removed_exemption_passes_no_more_packets.hypothesis.inner_test, removals())

@@ -132,9 +132,9 @@ class Case:
     def counts(self, state):
         """For each packet: what became of it, and the counters that saw it."""
         model = Model(add_assumed_environment(state, self.claim)[0])
-        return [(walk.outcome, walk.device, counters(walk)) for walk in map(model.trace, self.packets)]
+        return [(walk.outcome, walk.device, matched_counters(walk)) for walk in map(model.trace, self.packets)]
 
-    def judged(self, mutant):
+    def objection(self, mutant):
         """How a mutant is noticed, in a word; None if it is not."""
         proof = prove(mutant.state, self.claim)
         if proof.verdict != verdict.PROVED:
@@ -161,7 +161,7 @@ class Case:
         return next((idle for name, idle in IDLE.items() if self.name.endswith(name)), [])
 
 
-def counters(walk):
+def matched_counters(walk):
     """Names of the counters of the rules that a packet met."""
     rules = (one.subject for one in walk.steps if isinstance(one.subject, nft.Rule))
     return tuple(one.name for rule in rules for one in rule.statements if isinstance(one, nft.CounterRef))
@@ -190,7 +190,7 @@ def test_every_mutant_is_refuted_or_excused(case, capsys):
     assert case.proof.verdict == verdict.PROVED
     every = list(state_mutants.mutants(case.state))
     chosen = [mutant for mutant in every if is_chosen(mutant)]
-    found = [(mutant, case.judged(mutant)) for mutant in chosen]
+    found = [(mutant, case.objection(mutant)) for mutant in chosen]
     tally = Tally(how for _, how in found)
     with capsys.disabled():
         told = ", ".join(f"{how} {count}" for how, count in sorted(tally.items(), key=str))
@@ -209,6 +209,6 @@ def test_mutation_test_detects_a_blind_prover(monkeypatch, file):
     gone = next(
         one for one in state_mutants.mutants(case.state) if str(one) == "base chain gone: inet nftpolicy guard: "
     )
-    assert case.judged(gone) == "P1"
+    assert case.objection(gone) == "P1"
     monkeypatch.setattr(f"{__name__}.prove", lambda state, wanted: case.proof)
-    assert case.judged(gone) is None
+    assert case.objection(gone) is None

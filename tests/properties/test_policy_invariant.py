@@ -36,7 +36,7 @@ def excuse(policy, packet, walk):
         one.unmarked and policy.uplink[one.uplink] is uplink and one.user.number == packet.uid
         for one in policy.service.values()
     ):
-        return entitled(policy, packet, walk)  # who needs no mark may do what he may with it
+        return entitlement(policy, packet, walk)  # who needs no mark may do what he may with it
     return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
 
 
@@ -77,7 +77,7 @@ def leaks(policy, state, packets):
     return [one for one in departures(policy, state, packets) if excuse(policy, *one) is None]
 
 
-def full(policy, extra=((), ()), machine=HostFacts()):
+def kernel_state(policy, extra=((), ()), machine=HostFacts()):
     """What the kernel holds under a policy, with addresses and the rules and routes of others."""
     return add_assumed_environment(states.joined(compile_policy(policy, machine), extra), build_spec(policy))[0]
 
@@ -94,71 +94,71 @@ def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
 @given(scenes())
 def test_packet_leaving_by_uplink_is_marked_or_excused(scene):
     policy, extra, packets = scene
-    assert not leaks(policy, full(policy, extra), packets)
+    assert not leaks(policy, kernel_state(policy, extra), packets)
 
 
-def goes_red(inner, inputs):
+def assert_can_fail(inner, inputs):
     """Whether a test can fail: some example of these breaks it."""
     run = settings(settings.get_profile("first"), max_examples=200)(given(inputs)(inner))
     with pytest.raises(AssertionError):
         run()
 
 
-def unguarded(policy, extra=((), ())):
+def kernel_state_without_guard(policy, extra=((), ())):
     """What `full` gives, of a compiler that forgets the tables."""
     state = evolve(compile_policy(policy), tables=())
     return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
 
 
 def test_leak_test_detects_a_missing_guard(monkeypatch):
-    monkeypatch.setattr(f"{__name__}.full", unguarded)
-    goes_red(test_packet_leaving_by_uplink_is_marked_or_excused.hypothesis.inner_test, scenes())
+    monkeypatch.setattr(f"{__name__}.kernel_state", kernel_state_without_guard)
+    assert_can_fail(test_packet_leaving_by_uplink_is_marked_or_excused.hypothesis.inner_test, scenes())
 
 
 # --- who wears the mark --------------------------------------------------------------------
 
 
-def entitled(policy, packet, walk):
+def entitlement(policy, packet, walk):
     """Whose the mark is that a packet wears as it leaves by the uplink; None if nobody's."""
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
     if packet.origin == FRAME:
         return "AF_PACKET sockets set marks themselves"
     is_dns = walk.dport == DNS and packet.protocol in (TCP, UDP) and not packet.fields.get(("ip", "frag-off"))
-    clients = [one for one in policy.service.values() if one.uplink == name and owns(one, packet)]
+    clients = [one for one in policy.service.values() if one.uplink == name and is_owned_by(one, packet)]
     if clients and is_dns and uplink.resolver:
         return None  # names come from the resolver
-    if any(reaches(one, packet, walk) for one in clients):
+    if any(may_reach(one, packet, walk) for one in clients):
         return "a service"
     mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
-    if any(lent(one, packet) for one in mine):
+    if any(is_from_lent_port(one, packet) for one in mine):
         return "a service of the kernel, by its port"
     if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"
     if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
-        return "an answer" if answers(uplink, packet) else None
+        return "an answer" if is_answer(uplink, packet) else None
     if not packet.has_socket and packet.protocol == UDP:
-        return "a service of the kernel" if any(not one.sport for one in mine) else rest(packet)
-    return rest(packet)
+        return "a service of the kernel" if any(not one.sport for one in mine) else closed_connection_reason(packet)
+    return closed_connection_reason(packet)
 
 
-def rest(packet):
+def closed_connection_reason(packet):
     return "the rest of a closed connection" if packet.origin == KERNEL and packet.flow.state == "established" else None
 
 
-def owns(service, packet):
+def is_owned_by(service, packet):
     ids = ((service.user, packet.uid), (service.group, packet.gid))
     return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
 
 
-def lent(service, packet):
+def is_from_lent_port(service, packet):
     """Whether it comes from a port of the kernel's that the service names: whose it is, nobody asks."""
     whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
     return whole and any(port.low <= packet.sport <= port.high for port in service.sport)
 
 
-def reaches(service, packet, walk):
+def may_reach(service, packet, walk):
     """Whether the service may send there."""
     near = not service.to or any(
         int(net.network_address) <= walk.destination <= int(net.broadcast_address)
@@ -172,7 +172,7 @@ def reaches(service, packet, walk):
     return near and fits
 
 
-def answers(uplink, packet):
+def is_answer(uplink, packet):
     numbers = {"tcp": TCP, "udp": UDP}
     for answer in uplink.answer:
         if answer.port is None:
@@ -187,13 +187,13 @@ def answers(uplink, packet):
     return any_tcp and packet.protocol == TCP and bool(packet.fields.get(("tcp", "flags"), states.SYN) & states.RST)
 
 
-def borrowed(policy, state, packets):
+def forged_departures(policy, state, packets):
     """Departures with a mark that is not theirs."""
     return [
         (packet, walk)
         for packet, walk in departures(policy, state, packets)
         if walk.outcome == "leaves" and any(up.mark.matches(walk.mark) for up in policy.uplink.values())
-        and excuse(policy, packet, walk) not in EXEMPTIONS and entitled(policy, packet, walk) is None
+        and excuse(policy, packet, walk) not in EXEMPTIONS and entitlement(policy, packet, walk) is None
     ]  # fmt: skip
 
 
@@ -201,10 +201,10 @@ def borrowed(policy, state, packets):
 @given(scenes())
 def test_marked_packet_leaving_by_uplink_is_entitled(scene):
     policy, extra, packets = scene
-    assert not borrowed(policy, full(policy, extra), packets)
+    assert not forged_departures(policy, kernel_state(policy, extra), packets)
 
 
-def strays(policy, state, packets):
+def wrong_device_departures(policy, state, packets):
     """Packets that began with an uplink's mark, or of a user who needs none, and leave by a device that is not its."""
     model, found = Model(state), []
     users = {one.user.number for one in policy.service.values() if one.unmarked}
@@ -212,21 +212,21 @@ def strays(policy, state, packets):
     for packet in packets:
         walk = model.trace(packet)
         for uplink in policy.uplink.values():
-            worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
+            mark = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
             astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
             report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
-            if worn and astray and not report and not goes_back(policy, packet, walk):
+            if mark and astray and not report and not is_reply_to_uplink(policy, packet, walk):
                 found.append((packet, walk))
         if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
             found.append((packet, walk))
     return found
 
 
-def goes_back(policy, packet, walk):
+def is_reply_to_uplink(policy, packet, walk):
     """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
     return walk.outcome == "leaves" and any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
-        and packet.flow.direction == "reply" and answers(one, packet)
+        and packet.flow.direction == "reply" and is_answer(one, packet)
         for one in policy.uplink.values()
     )  # fmt: skip
 
@@ -235,7 +235,7 @@ def goes_back(policy, packet, walk):
 @given(scenes())
 def test_marked_packet_leaves_only_by_its_uplink(scene):
     policy, extra, packets = scene
-    assert not strays(policy, full(policy, extra), packets)
+    assert not wrong_device_departures(policy, kernel_state(policy, extra), packets)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_marked_packet_leaves_only_by_its_uplink(scene):
     [test_marked_packet_leaving_by_uplink_is_entitled, test_marked_packet_leaves_only_by_its_uplink],
 )
 def test_mark_tests_detect_a_missing_guard(monkeypatch, test):
-    monkeypatch.setattr(f"{__name__}.full", unguarded)
-    goes_red(test.hypothesis.inner_test, scenes())
+    monkeypatch.setattr(f"{__name__}.kernel_state", kernel_state_without_guard)
+    assert_can_fail(test.hypothesis.inner_test, scenes())
 
 
 # --- proofs ----------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def wrongly_refuted(policy, state, proof):
                     yield example
 
 
-class Crowd:
+class StateWithForeignTables:
     """A policy in a kernel that holds other tables too, with some damage to its own. Shown in short."""
 
     def __init__(self, policy, others, damage, state, packets):
@@ -314,7 +314,7 @@ class Crowd:
 
 
 @st.composite
-def crowds(draw, tables, damage=0):
+def states_with_foreign_tables(draw, tables, damage=0):
     """Policies among others."""
     policy, extra, packets = draw(scenes(FEW, 2 * PACKETS))
     state, done = evolve(compile_policy(policy), sysctls=()), []
@@ -323,27 +323,29 @@ def crowds(draw, tables, damage=0):
         state, done = mutant.state, [*done, str(mutant)]
     others = draw(tables(policy))
     both = (*others, *state.tables) if draw(st.booleans()) else (*state.tables, *others)
-    return Crowd(policy, others, tuple(done), states.joined(evolve(state, tables=both), extra), packets)
+    return StateWithForeignTables(
+        policy, others, tuple(done), states.joined(evolve(state, tables=both), extra), packets
+    )
 
 
 @settings(max_examples=30)
-@given(crowds(foreign_table_strategies.harmless))
-def test_harmless_foreign_tables_keep_the_proof(crowd):
-    proof = prove(crowd.state, build_spec(crowd.policy))
-    found = [one for name in crowd.policy.uplink for one in no_leak(proof, name).values()]
+@given(states_with_foreign_tables(foreign_table_strategies.harmless))
+def test_harmless_foreign_tables_keep_the_proof(sample):
+    proof = prove(sample.state, build_spec(sample.policy))
+    found = [one for name in sample.policy.uplink for one in no_leak(proof, name).values()]
     assert worst(one.verdict for one in found) == PROVED, [one for one in found if one.verdict != PROVED]
 
 
-CROWDS = crowds(foreign_table_strategies.anything, damage=2)
+CROWDS = states_with_foreign_tables(foreign_table_strategies.anything, damage=2)
 
 
 @settings(max_examples=40)
 @given(CROWDS)
-def test_proofs_and_traces_agree(crowd):
-    proof = prove(crowd.state, build_spec(crowd.policy))
-    leaked = list(falsely_proved(crowd.policy, crowd.state, crowd.packets, proof))
+def test_proofs_and_traces_agree(sample):
+    proof = prove(sample.state, build_spec(sample.policy))
+    leaked = list(falsely_proved(sample.policy, sample.state, sample.packets, proof))
     assert not leaked, leaked[:1]
-    refuted = list(wrongly_refuted(crowd.policy, crowd.state, proof))
+    refuted = list(wrongly_refuted(sample.policy, sample.state, proof))
     assert not refuted, refuted[:1]
 
 
@@ -352,7 +354,7 @@ def test_agreement_test_detects_a_blind_prover(monkeypatch):
         monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_: [])
     agree = test_proofs_and_traces_agree.hypothesis.inner_test
 
-    def unguarded_agree(crowd):
-        agree(Crowd(crowd.policy, (), (), unguarded(crowd.policy), crowd.packets))
+    def unguarded_agree(sample):
+        agree(StateWithForeignTables(sample.policy, (), (), kernel_state_without_guard(sample.policy), sample.packets))
 
-    goes_red(unguarded_agree, crowds(foreign_table_strategies.anything))
+    assert_can_fail(unguarded_agree, states_with_foreign_tables(foreign_table_strategies.anything))

@@ -123,7 +123,7 @@ GUARD = nft.Chain(
     (nft.Rule((Match(Meta("oifname"), "wan"), evolve(LOW, op="!="), nft.DROP)),),
     nft.Hook("filter", "postrouting", 10000),
 )
-DRESSED = nft.Chain("mark", (nft.Rule((Mangle(Meta("mark"), 1),)),), nft.Hook("route", "output", -150))
+MARKING = nft.Chain("mark", (nft.Rule((Mangle(Meta("mark"), 1),)),), nft.Hook("route", "output", -150))
 ROUTES = (
     *leaking_states.loopback(4),
     *leaking_states.device(4, "wan", "192.0.2.2", "192.0.2.0/24"),
@@ -137,12 +137,12 @@ def machine(*chains):
     return toy_states.Toy(NetState(tables, leaking_states.standard_rules(4), ROUTES), ("oif",))
 
 
-@pytest.mark.parametrize("chains", [(GUARD,), (GUARD, DRESSED), ()], ids=["guarded", "dressed", "open"])
+@pytest.mark.parametrize("chains", [(GUARD,), (GUARD, MARKING), ()], ids=["guarded", "marking", "open"])
 def test_findings_about_fixed_machines_are_correct(chains):
     assert wrong_verdict(machine(*chains)) is None
 
 
-@pytest.mark.parametrize(("lemma", "chains"), [("integrity", (GUARD, DRESSED)), ("guard", ())])
+@pytest.mark.parametrize(("lemma", "chains"), [("integrity", (GUARD, MARKING)), ("guard", ())])
 def test_machines_detect_a_missing_lemma(monkeypatch, lemma, chains):
     nothing = {"integrity": [], "guard": None}[lemma]
     for module in (lemmas, no_leak):

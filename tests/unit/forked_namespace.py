@@ -22,13 +22,13 @@ def kernel():
     except ImportError:
         pytest.skip("the nftables bindings of the distribution are missing")
     try:
-        made = Namespace("kernel")
+        namespace = Namespace("kernel")
     except (OSError, ValueError) as error:
         pytest.skip(f"no network namespace can be made here: {error}")
-    with made:
-        made.ip(*(f"link add {device} type veth peer name peer{index}" for index, device in enumerate(COMMON)))
-        made.ip(*(f"link set {device} up" for device in COMMON))
-        yield made
+    with namespace:
+        namespace.ip(*(f"link add {device} type veth peer name peer{index}" for index, device in enumerate(COMMON)))
+        namespace.ip(*(f"link set {device} up" for device in COMMON))
+        yield namespace
 
 
 def linux():
@@ -38,28 +38,28 @@ def linux():
     return Linux()
 
 
-def observe(found, paths=()):
+def observe(kernel_access, paths=()):
     """All of ours that a kernel holds."""
-    return found.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
+    return kernel_access.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
-def clear(found):
+def clear(kernel_access):
     """Take everything of ours away."""
-    for step in plan(observe(found), NetState()).steps:
-        found.apply_step(step)
+    for step in plan(observe(kernel_access), NetState()).steps:
+        kernel_access.apply_step(step)
 
 
 def normal(state):
     """A state without the orders that mean nothing."""
     return NetState(
-        tuple(sorted((table_normal(one) for one in state.tables), key=lambda one: one.key)),
+        tuple(sorted((normal_table(one) for one in state.tables), key=lambda one: one.key)),
         tuple(sorted(state.rules, key=lambda one: (one.family, one.priority))),
         tuple(sorted(state.routes, key=repr)),
         tuple(sorted(state.sysctls, key=lambda one: one.path)),
     )
 
 
-def table_normal(table):
+def normal_table(table):
     """A table without the orders that mean nothing."""
     chains, sets, counters = (
         sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters)
