@@ -1,4 +1,4 @@
-"""The demo: it holds, it notices when the promise is broken, and it leaves nothing behind."""
+"""`nftpolicy demo`: it holds, it detects broken states, and it leaves nothing."""
 
 import json
 import os
@@ -19,7 +19,7 @@ needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs 
 
 
 def remaining_objects() -> tuple[list[str], set[str]]:
-    """Links of this namespace, and cgroups of ours that nobody is in."""
+    """Return the links of this namespace, and the empty cgroups of nftpolicy."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
     found = Path("/sys/fs/cgroup").glob("**/nftpolicy/*/cgroup.procs")
     groups = {str(one.parent) for one in found if not one.read_text()}
@@ -72,7 +72,7 @@ def test_interrupted_demo_leaves_nothing(which: signal.Signals) -> None:
 
 
 def _child_processes(parent: int) -> list[str]:
-    """The lab's processes whose maker was `parent`, found by their command lines."""
+    """Return the lab's processes that `parent` started, found by their command lines."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,6 +1,6 @@
-"""Policies and what they compile to, kept as files: tests/golden/NN-topic/.
+"""Golden files: policies and the files that they compile to, in tests/golden/NN-topic/.
 
-After a change that is meant: `python -m tests.golden --write`, then read the difference before it is committed.
+After an intended change: `python -m tests.golden --write`, then read the difference before the commit.
 """
 
 from pathlib import Path
@@ -18,12 +18,12 @@ MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})
 
 
 def topics():
-    """The folders."""
+    """Return the directories."""
     return sorted(path.parent for path in GOLDEN_DIRECTORY.glob("*/policy.toml"))
 
 
 def expected_files(folder):
-    """Name of each file -> what should be in it."""
+    """Return the expected content of each file, by file name."""
     policy, _ = load((folder / "policy.toml").read_bytes(), "policy.toml")
     state = compile_policy(policy, MACHINE)
     programs = PROGRAMS if folder.name == SETTINGS else ()

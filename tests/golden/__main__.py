@@ -1,4 +1,4 @@
-"""python -m tests.golden [--write]: say which files differ, or write them anew."""
+"""Command `python -m tests.golden [--write]`: print the files that differ, or write them."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What policies compile to is what the files say. Written anew by `python -m tests.golden --write`."""
+"""Compiled policies against their golden files. `python -m tests.golden --write` rewrites the files."""
 
 import pytest
 

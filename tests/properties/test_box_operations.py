@@ -1,4 +1,4 @@
-"""Boxes against single values: every operation on a domain so small that all of it can be listed."""
+"""Operations on boxes against single values, on a domain that can be listed completely."""
 
 from itertools import pairwise, product
 
@@ -49,7 +49,7 @@ def box_points(box):
 
 
 def is_canonical(one):
-    """Sorted, disjoint, not adjacent, none empty: what makes equal sets equal values."""
+    """Return True if ranges are sorted, disjoint, not adjacent and not empty: equal sets are equal values."""
     return all(low <= high for low, high in one) and all(before[1] + 1 < after[0] for before, after in pairwise(one))
 
 

@@ -1,4 +1,4 @@
-"""What every compiled policy has in common."""
+"""Invariants of every compiled policy."""
 
 from collections import Counter as Tally
 from ipaddress import ip_network
@@ -22,7 +22,7 @@ KIND = {Chain: "chains", Set: "sets", NamedCounter: "counters"}
 
 
 def referenced_objects(table):
-    """(kind, name) of all that the rules of a table speak of."""
+    """Yield (kind, name) of all objects that the rules of a table reference."""
     for chain in table.chains:
         for rule in chain.rules:
             for one in rule.statements:
@@ -53,8 +53,9 @@ def test_tables_define_exactly_the_referenced_objects(policy, link_guard):
 
 
 def unreferenced_objects(policy):
-    """What is there though nothing speaks of it: the chain of devices inside where there are none, clients of a
-    resolver where there is none, and a count of their DNS where there are no clients."""
+    """Return the objects that exist without a reference: the chain of inside devices and the
+    clients of a resolver where the policy has none, and the counter of their DNS queries.
+    """
     clients = {
         (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
     }

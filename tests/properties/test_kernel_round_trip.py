@@ -1,4 +1,4 @@
-"""Generated policies on the real kernel: what was loaded is what is read back, by text and by JSON."""
+"""Generated policies on the real kernel: loaded by text and by JSON, and read back."""
 
 import json
 
@@ -30,7 +30,7 @@ def namespace():
 
 
 def _load_and_read(tables):
-    """In the namespace: the tables as read back, loaded as text and as JSON, or what the kernel said."""
+    """Return the tables as read back, loaded as text and as JSON, or the errors of the kernel."""
     found = linux()
     back = []
     for how in (

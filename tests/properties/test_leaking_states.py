@@ -1,4 +1,4 @@
-"""Things in other tables that a proof must not pass over, one by one: each was, or could have been, overlooked."""
+"""Foreign and changed tables that a proof must not overlook, one by one."""
 
 from pathlib import Path
 
@@ -34,13 +34,13 @@ def with_own_tables(change):
 
 
 def with_growing_set(table):
-    """Our own table with a rule that adds to the devices inside."""
+    """Add a rule that adds devices to the set of inside devices."""
     adds = chain("output", 0, (nft.SetUpdate("add", "inside", Meta("oifname")),))
     return evolve(table, chains=(*table.chains, adds)) if table.family == "inet" else table
 
 
 def without_chain_devices(table):
-    """Chains of which the listing does not tell the device."""
+    """Remove the device from each chain, as in an incomplete listing."""
     return evolve(
         table,
         chains=tuple(one and evolve(one, hook=one.hook and evolve(one.hook, device=None)) for one in table.chains),

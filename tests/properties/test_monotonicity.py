@@ -1,4 +1,4 @@
-"""More services let nothing more out for others, and fewer exemptions let nothing more out at all."""
+"""Monotonicity: more services pass no more packets of other processes, fewer exemptions pass no more packets."""
 
 from attrs import evolve
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ SETTINGS = settings(max_examples=60)
 
 
 def uplink_traces(policy, state, packets):
-    """For each packet: the uplink's device by which it leaves or may leave, or None; and its walk."""
+    """Yield for each packet the uplink device by which it leaves or may leave (None: none), and its trace."""
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
@@ -31,13 +31,15 @@ def uplink_traces(policy, state, packets):
 
 
 def kernel_state(policy, extra):
-    """The kernel under a policy; addresses and everybody's routes are the same whatever its services are."""
+    """Return the kernel's state under a policy, with addresses and foreign routes that do not
+    depend on its services.
+    """
     return add_assumed_environment(states.joined(compile_policy(policy), extra), build_spec(policy))[0]
 
 
 @st.composite
 def additions(draw):
-    """A policy, one more service for it, the routes of others, packets near both."""
+    """Generate a policy, one more service for it, foreign routes, and packets near both."""
     policy = draw(policy_strategies.policies(most_services=3))
     added = draw(policy_strategies.services(list(policy.uplink)))
     name = next(f"added{at}" for at in range(99) if f"added{at}" not in policy.service)
@@ -50,7 +52,7 @@ def additions(draw):
 
 
 def is_packet_of(added, policy, packet):
-    """Whether the added service is what lets this packet out, by what it says."""
+    """Return True if the added service allows this packet."""
     mark = policy.uplink[added.uplink].mark
     kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
     mine = is_owned_by(added, packet) or is_from_lent_port(added, packet) or kernels
@@ -77,7 +79,7 @@ def test_policies_with_and_without_service_are_proved(case):
 
 @st.composite
 def removals(draw):
-    """A policy with an exemption, the same without it, the routes of others, packets near both."""
+    """Generate a policy with an exemption, the same without it, foreign routes, and packets near both."""
     policy = draw(
         policy_strategies.policies(most_services=1).filter(lambda one: any(up.exempt for up in one.uplink.values()))
     )
@@ -103,7 +105,7 @@ def test_removed_exemption_passes_no_more_packets(case):
 @settings(max_examples=20)
 @given(removals())
 def test_proof_distinguishes_states_by_their_exemptions(case):
-    """What may leave is what the larger policy names; that some of its words are dead now is no leak."""
+    """Prove each state with the spec of the other. An exemption without a rule is no leak."""
     policy, smaller, *_ = case
     proof = prove(compile_policy(smaller), build_spec(policy))
     assert proof.property_verdict("P1") == PROVED
@@ -113,7 +115,7 @@ def test_proof_distinguishes_states_by_their_exemptions(case):
 
 
 def test_service_test_detects_a_compiler_without_guard(monkeypatch):
-    """The tests above can fail: with one service more the guard is gone."""
+    """Remove the guard if there is an added service."""
     whole = compile_policy
 
     def careless(policy):
@@ -125,7 +127,7 @@ def test_service_test_detects_a_compiler_without_guard(monkeypatch):
 
 
 def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
-    """The same for exemptions: without any the guard is gone."""
+    """Remove the guard if there is no exemption."""
     whole = compile_policy
 
     def careless(policy):

@@ -1,4 +1,4 @@
-"""Every way from one policy to another, in memory: it ends where it should, the guard stands, and it can be taken back."""
+"""Plans between any two policies, in memory: they reach the goal, keep the guard, and can be undone."""
 
 import pytest
 from hypothesis import assume, given
@@ -24,7 +24,7 @@ def state_of(policy):
 
 
 def kernel_with(state, *others):
-    """A kernel that holds a state; other sysctls are as they are without us."""
+    """Return a kernel that holds a state. The other sysctls have foreign values."""
     paths = {one.path: "7" for other in others for one in other.sysctls} | {
         one.path: one.value for one in state.sysctls
     }

@@ -1,4 +1,4 @@
-"""What a policy promises, on generated policies, packets and machines: by walks of packets, and by proofs."""
+"""Properties of generated policies, packets and hosts, by traces of packets and by proofs."""
 
 import pytest
 from attrs import evolve
@@ -24,7 +24,7 @@ DNS = 53
 
 
 def excuse(policy, packet, walk):
-    """Why a packet may leave by the uplink's device by which it leaves; None if there is no reason."""
+    """Return the reason why a packet may leave by its uplink device; None without one."""
     uplink = next(one for one in policy.uplink.values() if walk.device in one.devices)
     began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.matches(packet.mark)
     if began:
@@ -41,7 +41,7 @@ def excuse(policy, packet, walk):
 
 
 def is_exempt(word, packet, walk):
-    """Whether an exemption names what leaves."""
+    """Return True if an exemption covers the packet."""
     headers, frames = EXEMPTIONS[word]
     if packet.origin == FRAME and packet.ethertype is not None:
         return packet.ethertype in frames
@@ -63,7 +63,7 @@ def is_exempt(word, packet, walk):
 
 
 def departures(policy, state, packets):
-    """(packet, walk) of each packet that leaves, or may leave, by an uplink."""
+    """Yield (packet, trace) of each packet that leaves, or may leave, by an uplink."""
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
@@ -73,18 +73,18 @@ def departures(policy, state, packets):
 
 
 def leaks(policy, state, packets):
-    """The departures that have no excuse."""
+    """Return the departures without an excuse."""
     return [one for one in departures(policy, state, packets) if excuse(policy, *one) is None]
 
 
 def kernel_state(policy, extra=((), ()), machine=HostFacts()):
-    """What the kernel holds under a policy, with addresses and the rules and routes of others."""
+    """Return the kernel's state under a policy, with addresses and foreign rules and routes."""
     return add_assumed_environment(states.joined(compile_policy(policy, machine), extra), build_spec(policy))[0]
 
 
 @st.composite
 def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
-    """A policy, rules and routes that lead astray, and packets."""
+    """Generate a policy, misleading foreign rules and routes, and packets."""
     policy = draw(policies)
     wanted = draw(st.lists(states.packets(policy), min_size=count, max_size=count))
     return policy, draw(states.machines(policy)), wanted
@@ -98,14 +98,14 @@ def test_packet_leaving_by_uplink_is_marked_or_excused(scene):
 
 
 def assert_can_fail(inner, inputs):
-    """Whether a test can fail: some example of these breaks it."""
+    """Assert that some example of `inputs` breaks a test."""
     run = settings(settings.get_profile("first"), max_examples=200)(given(inputs)(inner))
     with pytest.raises(AssertionError):
         run()
 
 
 def kernel_state_without_guard(policy, extra=((), ())):
-    """What `full` gives, of a compiler that forgets the tables."""
+    """Return `kernel_state` of a compiler that forgets the tables."""
     state = evolve(compile_policy(policy), tables=())
     return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
 
@@ -119,7 +119,7 @@ def test_leak_test_detects_a_missing_guard(monkeypatch):
 
 
 def entitlement(policy, packet, walk):
-    """Whose the mark is that a packet wears as it leaves by the uplink; None if nobody's."""
+    """Return the reason why a packet may have its mark as it leaves by the uplink; None without one."""
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
     if packet.origin == FRAME:
         return "AF_PACKET sockets set marks themselves"
@@ -153,13 +153,13 @@ def is_owned_by(service, packet):
 
 
 def is_from_lent_port(service, packet):
-    """Whether it comes from a port of the kernel's that the service names: whose it is, nobody asks."""
+    """Return True if the packet comes from a kernel port that the service names, whatever its owner."""
     whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
     return whole and any(port.low <= packet.sport <= port.high for port in service.sport)
 
 
 def may_reach(service, packet, walk):
-    """Whether the service may send there."""
+    """Return True if the service may send to the destination."""
     near = not service.to or any(
         int(net.network_address) <= walk.destination <= int(net.broadcast_address)
         for net in service.to
@@ -188,7 +188,7 @@ def is_answer(uplink, packet):
 
 
 def forged_departures(policy, state, packets):
-    """Departures with a mark that is not theirs."""
+    """Return the departures with a mark of another owner."""
     return [
         (packet, walk)
         for packet, walk in departures(policy, state, packets)
@@ -205,7 +205,7 @@ def test_marked_packet_leaving_by_uplink_is_entitled(scene):
 
 
 def wrong_device_departures(policy, state, packets):
-    """Packets that began with an uplink's mark, or of a user who needs none, and leave by a device that is not its."""
+    """Return packets that began with an uplink's mark, or of a user who needs none, and leave by another device."""
     model, found = Model(state), []
     users = {one.user.number for one in policy.service.values() if one.unmarked}
     uplinks = {device for uplink in policy.uplink.values() for device in uplink.devices}
@@ -223,7 +223,7 @@ def wrong_device_departures(policy, state, packets):
 
 
 def is_reply_to_uplink(policy, packet, walk):
-    """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
+    """Return True if a reply leaves by the uplink of its flow with that uplink's mark."""
     return walk.outcome == "leaves" and any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
         and packet.flow.direction == "reply" and is_answer(one, packet)
@@ -267,14 +267,14 @@ def test_policy_with_bridge_ports_or_no_link_guard_is_proved(policy, link_guard)
 
 
 def no_leak(proof, uplink):
-    """The findings that tell who leaves without the mark, by how packets begin."""
+    """Return the findings about packets without the mark, by origin of the packet."""
     words = {"sockets:": "socket", "forwarded": FORWARD, "AF_PACKET": FRAME, "frames": "other frames"}
     found = [one for one in proof.findings if (one.property, one.uplink) == ("P1", uplink) and "without" in one.subject]
     return {words[one.subject.split()[0]]: one for one in found}
 
 
 def falsely_proved(policy, state, packets, proof):
-    """Packets that leave by an uplink though a proof says that none like them does."""
+    """Yield packets that leave by an uplink though a proof excludes them."""
     for packet, walk in leaks(policy, add_assumed_environment(state, build_spec(policy))[0], packets):
         name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
         kind = "socket" if packet.origin == KERNEL else packet.origin
@@ -289,7 +289,7 @@ def falsely_proved(policy, state, packets, proof):
 
 
 def wrongly_refuted(policy, state, proof):
-    """Counterexamples that are none: packets that do not leave, or may."""
+    """Yield counterexamples that do not leave."""
     model = Model(add_assumed_environment(state, build_spec(policy))[0])
     for name, uplink in policy.uplink.items():
         for one in no_leak(proof, name).values():
@@ -301,7 +301,7 @@ def wrongly_refuted(policy, state, proof):
 
 
 class StateWithForeignTables:
-    """A policy in a kernel that holds other tables too, with some damage to its own. Shown in short."""
+    """Policy in a kernel with foreign tables and some damage to its own ones."""
 
     def __init__(self, policy, others, damage, state, packets):
         self.policy, self.others, self.damage, self.state, self.packets = policy, others, damage, state, packets
@@ -315,7 +315,7 @@ class StateWithForeignTables:
 
 @st.composite
 def states_with_foreign_tables(draw, tables, damage=0):
-    """Policies among others."""
+    """Generate policies with foreign tables."""
     policy, extra, packets = draw(scenes(FEW, 2 * PACKETS))
     state, done = evolve(compile_policy(policy), sysctls=()), []
     for _ in range(draw(st.integers(0, damage))):
@@ -350,8 +350,8 @@ def test_proofs_and_traces_agree(sample):
 
 
 def test_agreement_test_detects_a_blind_prover(monkeypatch):
-    for lemma in ("integrity", "guard"):
-        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_: [])
+    for lemma, no_result in (("integrity_violations", []), ("guard_violation", None)):
+        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_, result=no_result: result)
     agree = test_proofs_and_traces_agree.hypothesis.inner_test
 
     def unguarded_agree(sample):

@@ -1,4 +1,4 @@
-"""Whatever routes there are: after what is ordered, each is where it belongs, and the others are as they were."""
+"""Placement of routes: after the planned moves each route is in its table, and foreign routes are unchanged."""
 
 from attrs import evolve
 from hypothesis import given, settings
@@ -36,7 +36,7 @@ def routes(draw):
 
 
 def apply_moves(all_routes, todo):
-    """The routes after all of it, as the kernel would hold them, with the settling over."""
+    """Return the routes after all moves, with the settling time over."""
     found = [
         one for one in all_routes if one not in todo.stale_copies and one not in [each.route for each in todo.misplaced]
     ]
@@ -103,7 +103,7 @@ def test_moved_route_keeps_its_output_device(all_routes):
 
 
 def test_wide_route_is_not_connected() -> None:
-    """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
+    """Take half of the Internet as an on-link route: no address is in just that network."""
     half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
     (stray,) = route_placement.plan_moves(UPLINK_TABLES, [half], ADDRESSES).misplaced
     assert (stray.is_connected, stray.new_protocol) == (False, route_placement.RTPROT_RA)

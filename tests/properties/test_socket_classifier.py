@@ -1,4 +1,4 @@
-"""What is said of a socket is what the compiled guard does with its packets."""
+"""Verdict of a socket against the trace of its packets through the compiled guard."""
 
 from attrs import evolve
 from hypothesis import assume, given, settings
@@ -30,7 +30,7 @@ DNS = 53
 
 @st.composite
 def scenes(draw):
-    """A policy, and a connected socket that has to do with it, with the group of who opened it."""
+    """Generate a policy and a connected socket near it, with the group of its process."""
     policy = draw(policy_strategies.policies(most_uplinks=2))
     services = list(policy.service.values())
     service = draw(st.sampled_from(services)) if services else None
@@ -69,7 +69,7 @@ def scenes(draw):
 
 
 def trace_of_socket(policy, one, gid, bound=None):
-    """The walk of what the socket sends, with the last counter on the way."""
+    """Return the trace of a packet of the socket, with the last counter that it met."""
     state = add_assumed_environment(compile_policy(policy), build_spec(policy))[0]
     packet = Packet(
         one.family, parse_address(one.remote), None, one.protocol, one.sport, one.dport, mark=one.mark, uid=one.uid, gid=gid,
@@ -117,7 +117,7 @@ def test_socket_verdict_equals_the_guard(scene):
 
 
 def test_verdict_test_detects_a_blind_classifier(monkeypatch):
-    """With the services' sets left out of what is judged."""
+    """Leave the services out of the policy that the classifier reads."""
     real = classify_sockets
 
     def blind(sockets, policy, addresses, holders):

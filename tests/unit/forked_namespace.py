@@ -1,4 +1,4 @@
-"""The real kernel for a test: a network namespace of its own, with a few devices, entered by forked children."""
+"""Real kernel of a test: a network namespace with a few devices, entered by forked children."""
 
 import contextlib
 
@@ -15,7 +15,7 @@ from tests.policy_strategies import COMMON
 
 @contextlib.contextmanager
 def kernel():
-    """A namespace with the devices of strategies.COMMON; the test is skipped where there can be none."""
+    """Yield a namespace with the devices of `COMMON`. Skip the test if no namespace can be made."""
     try:  # here rather than in each forked child, where it would take its time again
         import nftables  # noqa: F401
         import pyroute2  # noqa: F401
@@ -32,25 +32,25 @@ def kernel():
 
 
 def linux():
-    """Inside: the kernel."""
+    """Return the kernel, inside of the namespace."""
     from nftpolicy.kernel.linux import Linux
 
     return Linux()
 
 
 def observe(kernel_access, paths=()):
-    """All of ours that a kernel holds."""
+    """Return all objects of nftpolicy that a kernel holds."""
     return kernel_access.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
 def clear(kernel_access):
-    """Take everything of ours away."""
+    """Remove all objects of nftpolicy."""
     for step in plan(observe(kernel_access), NetState()).steps:
         kernel_access.apply_step(step)
 
 
 def normal(state):
-    """A state without the orders that mean nothing."""
+    """Return a state in one canonical order."""
     return NetState(
         tuple(sorted((normal_table(one) for one in state.tables), key=lambda one: one.key)),
         tuple(sorted(state.rules, key=lambda one: (one.family, one.priority))),
@@ -60,7 +60,7 @@ def normal(state):
 
 
 def normal_table(table):
-    """A table without the orders that mean nothing."""
+    """Return a table in one canonical order."""
     chains, sets, counters = (
         sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters)
     )

@@ -1,4 +1,4 @@
-"""The house: what may import what, and how large a file may be. The arrows between the rooms are import-linter's."""
+"""Imports and sizes of source files. The allowed imports between packages are import-linter's."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""One packet in the chains of made-up tables: what the kernel would do, without one."""
+"""Evaluation of one packet in the chains of tables, without a kernel."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def view(sent_packet=None, **more):
 
 
 def base(*statements, hook=OUTPUT):
-    """A base chain of rules; a statement by itself is a rule that drops if it holds."""
+    """Return a base chain of rules. A statement by itself becomes a rule that drops if it matches."""
     rules = [one if isinstance(one, Rule) else Rule((one, DROP)) for one in statements]
     return Chain("base", tuple(rules), hook)
 
@@ -90,7 +90,7 @@ def run(own_table, packet_view, choices=None, log=None):
 
 
 def holds(statement, packet_view=None, *, hook=OUTPUT, family="inet", **more):
-    """Whether a rule with this statement comes to its end; None if that is not known."""
+    """Return True if a rule with this statement runs to its end; None if that is unknown."""
     own_table = table(base(statement, hook=hook), family=family, **more)
     branches = explore_branches(lambda choices: run(own_table, evolve(packet_view or view()), choices))
     verdicts = set(branches.results)

@@ -1,4 +1,4 @@
-"""What commands do with bad input: one line on stderr, status 2, nothing on stdout, and never a traceback."""
+"""Commands with bad input: one line on stderr, status 2, empty stdout, no traceback."""
 
 import inspect
 import os
@@ -114,7 +114,7 @@ MOST = 60  # characters of a command's first line, so that --help does not cut i
 
 
 def modules():
-    """Name and module of each command; a group counts as its commands."""
+    """Yield the name and the module of each command. A group counts as one command."""
     for name in COMMANDS:
         yield name, import_module(f"nftpolicy.cli.{name}{'_' if iskeyword(name) else ''}")
 

@@ -1,4 +1,4 @@
-"""Who names the DNS servers of an uplink: the formats as the programs write them, and whatever else may come."""
+"""Sources of the DNS servers of an uplink: file formats of each program, and damaged files."""
 
 import struct
 from ipaddress import ip_address
@@ -219,7 +219,7 @@ SEEDS = [*map(fixture, CASES), dhcp4(), DHCP6, advertisement()]
 
 @st.composite
 def broken(draw) -> bytes:
-    """A good file with pieces cut out, doubled and overwritten; or anything."""
+    """Generate a valid file with pieces cut out, doubled and overwritten; or any bytes."""
     data = bytearray(draw(st.sampled_from(SEEDS) | st.binary(max_size=300)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -246,7 +246,7 @@ JSON = st.recursive(
 
 @given(st.data())
 def test_json_parsers_accept_damaged_documents(data: st.DataObject) -> None:
-    """A good document with some of its values replaced."""
+    """Replace some values of a valid document."""
     import json
 
     name, parse = data.draw(

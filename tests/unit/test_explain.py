@@ -1,4 +1,4 @@
-"""What `explain` asks and shows: options as packets, sockets as packets, policy lines, pictures, files."""
+"""Packets and output of `explain`: options, sockets, policy lines, traces, state files."""
 
 import json
 import os
@@ -337,7 +337,7 @@ def policy():
 
 
 def listed(state):
-    """The state as a kernel would list it: without the keys of the policy."""
+    """Return the state as a kernel lists it: without origins."""
 
     def bare(table):
         chains = tuple(
@@ -643,7 +643,7 @@ def test_invalid_state_file_is_status_2(write, option, content):
 
 
 def test_compiled_policy_is_merged_with_rules_of_the_files(write):
-    """The machine's own default route, and a rule before ours, count together with what the policy compiles to."""
+    """Combine a default route and an earlier rule of the host with the compiled policy."""
     policy_file = write("p.toml", GOOD.encode())
     routes = [{"dst": "default", "dev": "eth0", "gateway": "192.0.2.1", "table": "7", "protocol": "static"}]
     routes += [{"dst": "default", "dev": "bat0", "gateway": "10.0.0.1", "table": "254", "protocol": "static"}]

@@ -1,4 +1,4 @@
-"""The kernel in memory, and the real one: the same cases, the same answers."""
+"""Kernel in memory and real kernel: same steps, same results."""
 
 import pytest
 from attrs import evolve
@@ -168,7 +168,7 @@ CASES = {
 
 
 def outcomes(found, steps):
-    """What the kernel says of each step, and the state after all."""
+    """Return the result of each step, and the state after all steps."""
     results = []
     for step in steps:
         try:

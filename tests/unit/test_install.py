@@ -1,4 +1,4 @@
-"""The guard's files, the units and what is put where: into folders of the test alone."""
+"""Guard files, units and init scripts that `install` writes, in temporary directories."""
 
 import re
 import shutil
@@ -241,7 +241,7 @@ FIXED = " ".join(name for name in systemd_units.UNIT_NAMES if name != systemd_un
 
 
 def policy_of(tmp_path, *uplinks):
-    """A policy with these uplinks, each with a resolver, and one without."""
+    """Write a policy with these uplinks, each with a resolver, and one uplink without."""
     text = 'name = "names"\ninside = []\n'
     for number, name in enumerate(("bare", *uplinks), 1):
         text += f'[uplink.{name}]\ndevices = ["eth{number}"]\nmark = "{number}/0xff"\ntable = {number}\n'
@@ -254,7 +254,7 @@ def policy_of(tmp_path, *uplinks):
 
 
 def enable(root, *uplinks):
-    """As systemctl --root does it."""
+    """Create the links that `systemctl --root` creates."""
     (root / WANTS).mkdir(parents=True, exist_ok=True)
     for name in uplinks:
         (root / WANTS / systemd_units.resolver_unit(name)).symlink_to(
@@ -352,7 +352,7 @@ def links(root):
 
 @pytest.fixture
 def router(root):
-    """The root of a device."""
+    """Return the root directory of an OpenWrt device."""
     (root / "etc").mkdir()
     (root / "etc/openwrt_release").write_text("DISTRIB_ID='OpenWrt'\n")
     return root

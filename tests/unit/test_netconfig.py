@@ -1,4 +1,4 @@
-"""`nftpolicy netconfig`: what is written where, second runs, and what is refused. Into folders of the test alone."""
+"""Files of `nftpolicy netconfig`: contents, second runs, refusals, in temporary directories."""
 
 import configparser
 import os

@@ -1,4 +1,4 @@
-"""Netlink sockets: requests, interrupted dumps, overflows; attributes."""
+"""Netlink sockets: requests, interrupted dumps, overflows, attributes."""
 
 import errno
 import socket
@@ -68,7 +68,7 @@ class FakeSocket:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No waiting; the pauses instead."""
+    """Return the list of pauses in seconds, which are recorded instead of slept."""
     slept: list[float] = []
     monkeypatch.setattr(netlink_socket.time, "sleep", slept.append)
     return slept

@@ -1,4 +1,4 @@
-"""The policies that were in force: what is kept of them, what damage does, and what going back means."""
+"""History of applied policies: entries, damage, rollback."""
 
 import errno
 import hashlib
@@ -197,7 +197,7 @@ def test_concurrent_entries_get_distinct_numbers(history_dir):
 
 
 def back(history_dir, text):
-    """Go back once from `text`: what is in force then."""
+    """Go back once from `text`, and return the policy that is in force then."""
     entry = history_dir.read().previous(text.encode())
     if entry is None:
         return None
@@ -261,7 +261,7 @@ LAST = GOOD.replace("table = 7", "table = 9")
 
 
 class Machine:
-    """A kernel in memory, with the folders of a machine."""
+    """Kernel in memory, with the directories of a host."""
 
     def __init__(self):
         self.kernel = FakeKernel()
@@ -405,7 +405,7 @@ def test_history_command_reports_policy_without_entry(machine, capsys):
 
 
 def test_fake_kernel_refuses_the_apply(machine):
-    """The control of the tests above that rest on a refusal."""
+    """Show the refusal that the tests above rely on."""
     machine.kernel.refuse_at = 0
     with pytest.raises(StepRefused):
         machine.apply(GOOD)

@@ -1,4 +1,4 @@
-"""The shipped policy against every kind of leak, by the walks of single packets."""
+"""Shipped policy against every kind of leak, by traces of single packets."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ GLUON = (Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml").read_bytes
 
 
 def guarded_node(*routes: Route) -> NetState:
-    """The node with the shipped policy, its WAN routes in the policy's table as DHCP and RA bring them."""
+    """Return the node with the shipped policy and its WAN routes in the uplink's table."""
     wanted = compile_policy(load(GLUON)[0])
     plain = machine()
     uplink = tuple(one for family in at.FAMILIES for one in (default(WAN, family, 1), connected(WAN, family, 1)))
@@ -57,7 +57,7 @@ def guarded_node(*routes: Route) -> NetState:
 
 
 def wan_routes_in_main(family: int) -> tuple[Route, ...]:
-    """The WAN's routes in the main table, where they win."""
+    """Return the WAN's routes in the main table, where they take precedence."""
     routes = (default(WAN, family), connected(WAN, family))
     return tuple(evolve(one, metric=0) for one in routes)
 
@@ -66,7 +66,7 @@ HOME = parse_address(at.NEIGHBOUR[4])
 
 
 def probe(kind: str, family: int) -> Packet:
-    """The packet of a kind of probe, unmarked and of nobody."""
+    """Return the packet of a kind of probe, unmarked and of user nobody."""
     on_wan = parse_address(NODE_WAN[family]) if family else None
     neighbour = at.NEIGHBOUR[family] if family else at.NEIGHBOUR[4]
     client = {"origin": FORWARD, "iif": CLIENT, "source": parse_address(at.CLIENT_ADDRESS[family]) if family else None}
@@ -117,7 +117,7 @@ PROBES = [(kind, family) for kind, made in KINDS.items() for family in made.need
 
 @pytest.mark.parametrize(("kind", "family"), PROBES)
 def test_unmarked_probe_does_not_leave_by_the_uplink(kind: str, family: int) -> None:
-    """It leaves where nothing guards, given the routes that the lab found it to need; under the policy it does not."""
+    """Trace a probe with the routes that it needs: it leaves without the policy, and not with it."""
     sent = probe(kind, family)
     needs = KINDS[kind].needs[family]
     routes = {

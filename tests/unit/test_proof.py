@@ -1,4 +1,4 @@
-"""What the prover says of small states: each case is one idea, told by a few rules."""
+"""Verdicts of the prover on small states, each of a few rules."""
 
 import pytest
 from attrs import evolve

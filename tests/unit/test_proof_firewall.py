@@ -1,4 +1,4 @@
-"""A policy beside a firewall of somebody else that lets nothing in."""
+"""Proof of a policy beside a foreign firewall that accepts nothing."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def state_with_firewall(hook: str, priority: int) -> NetState:
 
 
 def test_foreign_input_firewall_leaves_policy_proved() -> None:
-    """The mark is on by then, so that nothing of it strays."""
+    """Drop after the mark is set, which leaves every key of the policy effective."""
     assert prove(state_with_firewall("input", 0), build_spec(POLICY)).verdict == PROVED
 
 
@@ -34,7 +34,7 @@ def test_foreign_firewall_before_the_mark_is_found() -> None:
 
 
 def test_drop_in_own_chain_is_refuted() -> None:
-    """Where `not-mine` drops everything, nothing is answered any more."""
+    """Drop everything in `wan.arrival`, after which nothing can be answered."""
     state = compile_policy(POLICY)
     table = state.tables[0]
     chains = tuple(

@@ -1,4 +1,4 @@
-"""The proof of marks = "uid-rule": users who need no mark, and what would make more of them."""
+"""Proof of marks = "uid-rule": users who need no mark, and changes that let other users leave."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def with_tables(*tables):
 
 
 def without_rules(name, wanted):
-    """The state without those rules of a chain of our IP table of which `wanted` is true."""
+    """Return the state without the rules of a chain of the IP table for which `wanted` is true."""
     (ip, link) = STATE.tables
     chains = tuple(
         evolve(one, rules=tuple(rule for rule in one.rules if one.name != name or not wanted(rule)))
@@ -99,7 +99,7 @@ def test_user_outside_its_destinations_is_a_leak():
 
 
 def test_mark_copied_through_the_flow_is_not_proved():
-    """The guard has put it on; who copies it into the flow behind, and back in front, gives it to anybody."""
+    """Copy the mark into the flow after the guard and back before it: any packet can get it."""
     into = foreign(Rule((Mangle(Ct("mark"), Meta("mark")),)), priority=15000)
     back = foreign(Rule((Mangle(Meta("mark"), Ct("mark")),)), hook="output", kind="route", priority=-140)
     assert proof_of(with_tables(into, back)).property_verdict("P1") != PROVED
@@ -156,5 +156,5 @@ def test_wrong_ip_rules_refute_p2(name):
 
 
 def test_mark_rules_precede_user_rules():
-    """A socket of the user with another uplink's mark is that uplink's, by rules that stand first."""
+    """Route a marked socket of the user by its mark."""
     assert all(one.priority < USER_RULE_PRIORITY for one in STATE.rules if one.mask)

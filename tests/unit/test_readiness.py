@@ -1,4 +1,4 @@
-"""What `wait` decides: pure, and told what there is."""
+"""Decisions of `wait`, as functions of given links, routes, sockets and flows."""
 
 from ipaddress import ip_address
 

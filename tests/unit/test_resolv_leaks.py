@@ -1,4 +1,4 @@
-"""Which files of a machine give an uplink's DNS servers to everybody, and which don't."""
+"""Resolver files of a host that give an uplink's DNS servers to every process."""
 
 from ipaddress import ip_address
 from pathlib import Path

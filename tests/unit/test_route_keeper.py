@@ -1,4 +1,4 @@
-"""The keeper on routes in memory and a clock of its own, and the requests that it sends, byte by byte."""
+"""Route keeper on routes in memory with a clock of the test, and its netlink requests byte by byte."""
 
 import errno
 import socket
@@ -22,7 +22,7 @@ ROUTED = ChangeSet(route_added=True)
 
 
 class RouteMemory:
-    """Routes of a kernel in memory, as the keeper reaches them, and a world around it."""
+    """Routes of a kernel in memory, with the environment of the route keeper."""
 
     def __init__(self, *routes: Route) -> None:
         self.held, self.at, self.log, self.done = list(routes), 100.0, [], []

@@ -1,4 +1,4 @@
-"""Where the model sends a packet. What the kernel says to the same is in tests/kernel/test_lookup_differential.py."""
+"""FIB lookups of the model. tests/kernel/test_lookup_differential.py compares them with the kernel."""
 
 import struct
 import time

@@ -1,4 +1,4 @@
-"""Which file a command stands for, and the exit status where there is none: as a shell has it."""
+"""Program file of a command, and the exit status without one, as in a shell."""
 
 import pytest
 

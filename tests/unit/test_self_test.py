@@ -1,4 +1,4 @@
-"""What a process of a service says of itself, where the kernel lacks something: without IPv6, without an address."""
+"""Self-test of a service process on kernels without IPv6, addresses or routes."""
 
 import errno
 import socket
@@ -45,7 +45,7 @@ def test_check_marks_has_expected_findings(monkeypatch, four, six, good, words):
 
 
 class Lookups:
-    """A kernel that routes by what it is asked for."""
+    """Kernel that routes by the mark of the request."""
 
     asked = []  # noqa: RUF012
 

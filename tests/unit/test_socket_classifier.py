@@ -1,4 +1,4 @@
-"""Whose a socket is, and what a person is told of it."""
+"""Owner and verdict of sockets, and the log of the socket audit."""
 
 import select
 
@@ -76,7 +76,7 @@ UNCONNECTED = {"state": "close", "local": None, "remote": None, "dport": 0}
 
 
 def verdict_of(gid=VPN, others=(), **changes):
-    """Verdict, who, counter; None if it is not listed."""
+    """Return verdict, owner and counter; None if the socket is not listed."""
     one = inet_socket(**changes)
     held = {} if gid is None else {7: SocketOwner(42, "program", gid)}
     found = [each for each in classify_sockets([one, *others], POLICY, ADDRESSES, held) if each.socket is one]
@@ -247,7 +247,7 @@ class FakeKernel:
 
 
 class AuditRun:
-    """The watch of sockets, with a clock that the test turns; a child is waited for."""
+    """Socket audit with a clock of the test. The worker process is waited for."""
 
     def __init__(self):
         self.sockets, self.trouble, self.said, self.clock, self.looks = [], "", [], 100.0, 0

@@ -1,4 +1,4 @@
-"""What is stale after a change of policy, and what a person is told. The kernel's part: tests/kernel/test_live_sockets.py."""
+"""Stale sockets and flows after a change of policy. Kernel part: tests/kernel/test_live_sockets.py."""
 
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -254,7 +254,7 @@ ADDRESS = st.sampled_from(("192.0.2.2", "203.0.113.2", "127.0.0.1", FAR, None)) 
 
 @st.composite
 def sockets(draw, *policies):
-    """Sockets that often are those of a service, or wear the mark of an uplink."""
+    """Generate sockets that often belong to a service or have the mark of an uplink."""
     marks = [uplink.mark.value for policy in policies for uplink in policy.uplink.values()]
     services = [service for policy in policies for service in policy.service.values()]
     uids = [service.user.number for service in services if service.user]
@@ -355,7 +355,7 @@ def test_unmarked_socket_is_never_stale(data, pair):
 
 
 class FakeRunningKernel:
-    """Running, in memory. `result` is what destroy says, or raises."""
+    """Running kernel in memory. `result` is the return value of destroy, or its exception."""
 
     def __init__(self, sockets=(), flows=(), result=CLOSED, loud=None):
         self._sockets, self._flows, self._result, self._loud = list(sockets), list(flows), result, loud

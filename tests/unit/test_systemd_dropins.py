@@ -1,4 +1,4 @@
-"""Drop-ins for the units of services: what is in them, and what is put where, into folders of the test alone."""
+"""Drop-ins for the units of services: contents and paths, in temporary directories."""
 
 import shutil
 import subprocess
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these tests need no compiler."""
+    """Provide a preload library, so that the tests need no compiler."""
     found = tmp_path / "libpacketmark.so"
     found.write_bytes(b"")
     monkeypatch.setattr(preload, "LIBRARY", found)

@@ -1,4 +1,4 @@
-"""The walk of one packet: the facts of the kernel tests said as walks."""
+"""Trace of one packet: the facts of the kernel tests, as traces of the model."""
 
 import pytest
 from attrs import evolve
@@ -268,7 +268,7 @@ def test_nat_translates_only_the_original_direction(family: int) -> None:
 
 
 def test_nat_chain_runs_at_the_nat_priority(family: int) -> None:
-    """A filter chain at -50 is behind a nat chain at 200: the hook of NAT is at -100."""
+    """Place a filter chain at -50 after a nat chain at 200: the hook of NAT is at -100."""
     after = chain("output", (Match(Payload("udp", "dport"), 54), DROP), priority=-50)
     state = machine((inet(redirect_chain(family, at.GATEWAY[family], 200), after),), routes=(default(WAN, family),))
     assert end(state, packet(family, dport=53)) == "dropped"

@@ -1,4 +1,4 @@
-"""`verify` and the proof in `check`: what is judged, what is said of it, and with which exit status."""
+"""`verify` and the proof in `check`: verdict, report and exit status."""
 
 import json
 import stat
@@ -42,7 +42,7 @@ def run(*arguments, given=b"", command="verify"):
 
 
 def fixture_options(name="default-router", families=(4, 6)):
-    """The options that name the files of a fixture."""
+    """Return the options that name the files of a fixture."""
     folder = FIXTURES / name
     words = ["--ruleset", folder / "kernel.json"]
     for family in families:
@@ -472,7 +472,7 @@ def test_proof_colours_need_a_terminal(monkeypatch, capsys):
 
 
 class Terminal:
-    """Standard error that is a terminal, or is not."""
+    """Standard error that is a terminal, or a file."""
 
     def __init__(self, is_one):
         self.is_one, self.text = is_one, ""
@@ -514,7 +514,7 @@ def with_changed_tables(compiled, change):
 
 
 def without_rules(tables):
-    """No rule anywhere, and no policy that drops."""
+    """Return the tables without rules and with accepting chains."""
     return tuple(
         evolve(
             table,
@@ -528,7 +528,7 @@ def without_rules(tables):
 
 
 def with_unsupported_match(tables):
-    """Every rule asks something that is not understood first."""
+    """Return the tables with an unsupported match first in each rule."""
     asks = nft.Match(nft.UnknownExpression('{"frobnicate":1}'), 1)
     return tuple(
         evolve(

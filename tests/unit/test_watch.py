@@ -1,4 +1,4 @@
-"""What the watch decides, on the kernel in memory and on messages written by hand."""
+"""Decisions of `watch`, on the kernel in memory and on netlink messages."""
 
 import os
 import select
@@ -209,7 +209,7 @@ def load_account(item: object):  # type: ignore[no-untyped-def]
 
 
 def test_block_without_its_drop_is_refuted() -> None:
-    """The control of the test above."""
+    """Show that the test above can fail."""
     ip, link = block_tables([POLICY])
     opened = tuple(
         evolve(one, rules=tuple(rule for rule in one.rules if "stopped" not in str(rule)))
@@ -251,7 +251,7 @@ def test_shadow_guard_alone_is_proved(file: Path) -> None:
 
 
 def test_shadow_guard_sets_no_mark_and_redirects_nothing() -> None:
-    """So that both together do what the first one does alone."""
+    """Show that both guards together act as the first guard alone."""
     told = "".join(nft_text.table_text(table) for table in shadow_guard_tables(STATE))
     assert "mark set" not in told
     assert "redirect" not in told
@@ -328,7 +328,7 @@ class FakeListener:
 
 
 class WatchRun:
-    """A watch with everything in memory; `pass_time` lets it do what is due."""
+    """Watch with everything in memory. `pass_time` lets it do what is due."""
 
     def __init__(self, folder: Path, block_unknown: bool = False, owns: bool = False) -> None:
         self.kernel = FakeKernel(NetState(sysctls=STATE.sysctls))
@@ -521,7 +521,7 @@ def test_unreadable_policy_is_reported_and_not_enforced(enforcing: WatchRun) -> 
 
 
 def foreign_marking_state() -> NetState:
-    """A table of others that puts the mark on whatever is sent, for those who may be let out with it."""
+    """Return foreign tables that set the mark on every packet."""
     from nftpolicy.netstate.nft import Chain, Hook, Mangle, Meta, Rule, Table
 
     rules = (Rule((Mangle(Meta("mark"), 1),)),)
