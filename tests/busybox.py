@@ -1,4 +1,4 @@
-"""The busybox of the tests that stand for a router: its shell takes programs from PATH, as OpenWrt's does.
+"""Busybox of the tests that emulate a router: its shell takes programs from PATH, as OpenWrt's does.
 
 The shell of Debian's busybox-static runs its own applets first, `ip` among them. script/setup then puts Debian's
 busybox into .venv; NFTPOLICY_TEST_BUSYBOX names another one.

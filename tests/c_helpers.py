@@ -1,4 +1,4 @@
-"""Small programs in C, compiled for one test: what no script can be, such as static or setuid."""
+"""C programs for single tests, such as static or setuid ones."""
 
 import os
 import shutil
@@ -61,7 +61,7 @@ FOUR = 4  # the sockets of CLIENT
 
 
 def compiler(name: str = "gcc") -> str:
-    """Where a compiler is; without it the test is skipped."""
+    """Return the path of a compiler; skip the test without one."""
     found = shutil.which(name)
     if found is None:
         package = {"gcc": "gcc libc6-dev", "musl-gcc": "musl-tools"}[name]
@@ -70,7 +70,7 @@ def compiler(name: str = "gcc") -> str:
 
 
 def build(folder: Path, source: str, *flags: str, name: str = "client", by: str = "gcc") -> Path:
-    """Compile a program into the folder; CalledProcessError, with the compiler's words as a note, if it fails."""
+    """Compile a program into the directory. Raises: CalledProcessError, with the compiler's output as a note."""
     target = folder / name
     command = [compiler(by), "-std=gnu99", "-Wall", "-Werror", "-x", "c", "-", "-o", str(target), *flags]
     done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def build(folder: Path, source: str, *flags: str, name: str = "client", by: str 
 
 @contextmanager
 def public_folder() -> Iterator[Path]:
-    """A folder that every user may enter; pytest's own are closed to others."""
+    """Yield a directory that every user may enter; pytest's own ones are private."""
     with tempfile.TemporaryDirectory(prefix="nftpolicy-test-", dir="/var/tmp") as name:
         os.chmod(name, 0o755)  # noqa: PTH101
         yield Path(name)

@@ -1,4 +1,4 @@
-"""A guarded lab that is watched, what can happen to it, and how long and how wide it was open then.
+"""Guarded lab under `watch`: damages, and the duration and extent of the exposure after each of them.
 
 Used by tests/leaks/test_watch.py and by `script/bench exposure`.
 """
@@ -46,7 +46,7 @@ class Watched:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """Everything that was said so far."""
+        """Return all log lines so far."""
         whole = self._log.read_text().rpartition("\n")[0]
         assert all(line.startswith("{") for line in whole.splitlines()), whole
         return [json.loads(line) for line in whole.splitlines()]
@@ -55,7 +55,7 @@ class Watched:
         return [one for one in self.lines if one["event"] == name]
 
     def wait_for(self, name: str, number: int = 1) -> dict[str, Any]:
-        """The event of that name, or of so many the last, once it is there."""
+        """Wait for an event, or for a number of such events, and return the last one."""
 
         def there() -> list[dict[str, Any]]:
             assert self.process is not None
@@ -70,7 +70,7 @@ class Watched:
         wait_until(lambda: self.made.nftpolicy("status", check=False).returncode == 0, PATIENCE, "the right state")
 
     def resources(self) -> "Resources":
-        """What the process itself uses now; its children are not counted."""
+        """Return the resources of the process itself, without its children."""
         assert self.process is not None
         home = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (home / "status").read_text().splitlines())
@@ -140,8 +140,9 @@ DAMAGES: Mapping[str, tuple[Callable[[], None], bool]] = {
 
 @dataclass(frozen=True)
 class Exposure:
-    """How long it was from the kernel's word to the repair, in milliseconds, as the watch says; and packets of the
-    flood that came to the home because of it. `by` is the program that the kernel named."""
+    """Time from the kernel's event to the repair (milliseconds), as the watch reports it, and the
+    number of leaked packets of the flood. `by` is the program that the kernel named.
+    """
 
     ms: float
     leaked: int
@@ -149,7 +150,7 @@ class Exposure:
 
 
 def hurt(watched: Watched, name: str, payload: bytes) -> Exposure:
-    """Do it, wait until all is right again, and count the frames with that payload."""
+    """Do the damage, wait for the repair, and count the frames with that payload."""
     lab, before = watched.made.lab, len(watched.lines)
     lab.wan.drain()
     lab.node.call(DAMAGES[name][0])

@@ -1,4 +1,4 @@
-"""A kernel that fails at a chosen step, or ends the process there; and what is begun, ended and mended with it."""
+"""Kernel that fails at a chosen step, or ends the process there."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ KILL = "SIGKILL"
 
 
 class Faulty:
-    """Everything that `kernel` is, but step number `at` (from 0) ends in `how`, before it is done or `after` that."""
+    """Proxy of `kernel` that ends step `at` (from 0) in `how`, before the step or `after` it."""
 
     def __init__(self, kernel: Any, at: int, how: str, after: bool = False) -> None:
         self._kernel, self._at, self._how, self._after = kernel, at, how, after

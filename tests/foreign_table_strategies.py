@@ -1,4 +1,4 @@
-"""Hypothesis strategies for the tables of others, which stand beside a policy's: harmless ones, and any at all."""
+"""Hypothesis strategies for foreign tables beside a policy: harmless ones, and arbitrary ones."""
 
 from attrs import evolve
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ NOT_UNDERSTOOD = nft.UnknownStatement('{"xt": {"type": "target", "name": "MARK"}
 
 
 class Parts:
-    """What rules are made of, with the values that a policy tells apart."""
+    """Parts of rules, with the values that a policy distinguishes."""
 
     def __init__(self, policy, ports=None):
         self.aim = aims(policy, ports)
@@ -29,7 +29,7 @@ class Parts:
         self.masks = (*(uplink.mark.mask for uplink in policy.uplink.values()), FULL_MASK, 1, 0xFF00)
 
     def match(self):
-        """Any match that is understood."""
+        """Generate any supported match."""
         aim, of = self.aim, st.sampled_from
         equal = of(("==", "==", "!="))
         device = st.builds(Match, of((Meta("oifname"), Meta("iifname"))), of((*aim.devices, "lo", "e*")), equal)
@@ -73,7 +73,7 @@ class Parts:
         return st.one_of(device, devices, mark, mark, owner, group, port, layer, where, flow, kind, together)
 
     def doubtful(self):
-        """Matches that are not understood, or that time and packets change."""
+        """Generate unsupported matches, and matches that depend on time or on earlier packets."""
         return st.sampled_from((
             Match(nft.UnknownExpression('{"osf": {"key": "name"}}'), "Linux"),
             Match(Meta("cgroup"), 5),
@@ -98,7 +98,7 @@ class Parts:
                          bits, bits)  # fmt: skip
 
     def write(self):
-        """Any write."""
+        """Generate any write."""
         aim, of = self.aim, st.sampled_from
         keys = of((Meta("mark"), Meta("mark"), Ct("mark")))
         plain = st.builds(Mangle, keys, of(aim.marks))
@@ -111,7 +111,7 @@ class Parts:
         return st.one_of(plain, plain, some, whole, port, address, kind)
 
     def wild(self):
-        """What sends packets elsewhere, or nobody knows where."""
+        """Generate statements that send packets elsewhere, or have unsupported effects."""
         aim, of = self.aim, st.sampled_from
         return st.one_of(
             of(
@@ -129,7 +129,7 @@ def _masked(key, mask):
 
 @st.composite
 def _chains(draw, name, family, parts, actions, calls=()):
-    """A base chain."""
+    """Generate a base chain."""
     hook = draw(st.sampled_from(HOOKS[family]))
     device = draw(st.sampled_from(parts.aim.devices)) if family == "netdev" else None
     type_ = draw(st.sampled_from(("filter", "filter", "route"))) if hook == "output" else "filter"
@@ -169,7 +169,7 @@ def _tables(draw, parts, actions, name):
 
 
 def harmless(policy, ports=None):
-    """Tables that nothing depends on which a policy promises of uplinks: they drop, accept, count and use their own bits."""
+    """Generate tables that change no property of a policy: they drop, accept, count, and set foreign bits."""
     parts = Parts(policy, ports)
     actions = parts.harmless_write()
     return st.lists(_tables(parts, actions, "other"), min_size=1, max_size=1).map(tuple)
@@ -177,7 +177,7 @@ def harmless(policy, ports=None):
 
 @st.composite
 def anything(draw, policy, ports=None):
-    """Tables that may undo what a policy promises, or do what nobody understands."""
+    """Generate tables that may break the properties of a policy, or have unsupported constructs."""
     parts = Parts(policy, ports)
     actions = st.one_of(*[parts.write()] * 4, parts.doubtful(), parts.wild())
     found = [draw(_tables(parts, actions, f"other{at}")) for at in range(draw(st.integers(1, 2)))]

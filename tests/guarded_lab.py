@@ -1,4 +1,4 @@
-"""A lab whose node has a shipped policy in force, and a second opinion on what passes its guard."""
+"""Lab whose node has a shipped policy in force, and an independent count of leaving packets."""
 
 import contextlib
 import json
@@ -90,7 +90,7 @@ class Guarded:
 
     @contextlib.contextmanager
     def off(self) -> Iterator[None]:
-        """The same machine without the policy, for a positive control."""
+        """Yield the same host without the policy, for a positive control."""
         self.release()
         try:
             yield
@@ -133,7 +133,7 @@ class Guarded:
 
 @contextlib.contextmanager
 def watching(lab: Lab, mark: str = "1/1") -> Iterator["Watch"]:
-    """Count, behind the guard and with rules of our own, what leaves unmarked and what strays marked."""
+    """Count, with rules of the test after the guard, unmarked leaving and marked misrouted packets."""
     value, mask = mark.split("/")
     devices = ", ".join(sorted({at.WAN, lab.wan_port}))
     text = _WATCH.replace("INET", _EXEMPT.replace("IPV4", "meta nfproto ipv4"))
@@ -176,7 +176,7 @@ class Watch:
 
 @contextlib.contextmanager
 def guarded_lab(text: Callable[[Lab], str] | None = None, resolver: bool = False, **options: Any) -> Iterator[Guarded]:
-    """A lab (`options` are the Lab's) with the policy applied, and with its resolver if wanted."""
+    """Yield a lab (`options` are the Lab's) with the policy applied, and with its resolver if wanted."""
     with Lab(groups={"gluon-mesh-vpn": SERVICE_GID}, **options) as lab:
         guarded = Guarded(lab, (text or gluon)(lab))
         lab.node.sysctl("net.ipv4.tcp_synack_retries", 0)  # what one test began must not go on in the next
@@ -217,7 +217,7 @@ EXEMPT_WORDS = {"arp", "dhcpv4", "dhcpv6", "ndp", "mld", "igmp"}
 def run_probes(
     lab: Lab, which: Iterable[leak_probes.Probe] | None = None, mark: int = 1, gid: int = SERVICE_GID
 ) -> Run:
-    """Send probes, the marked ones as the service and the others as somebody else, and collect what arrives."""
+    """Send probes, the marked ones as the service and the others as another user, and collect the arrivals."""
     lab.wan.drain(), lab.mesh_sniffer.drain()
     sents = [
         sent
@@ -231,12 +231,12 @@ def run_probes(
 
 
 def gluon(lab: Lab) -> str:
-    """The shipped policy with the lab's lease file; nothing else of it changes."""
+    """Return the shipped policy with the lab's lease file."""
     return replaced(GLUON, {"lease": f'"{lab.wan_lease}"'})
 
 
 def replaced(file: Path, values: Mapping[str, str]) -> str:
-    """A shipped policy with the values of some keys replaced; each key must be there exactly once."""
+    """Return a shipped policy with the values of some keys replaced. Each key must exist exactly once."""
     text = file.read_text()
     for key, value in values.items():
         text, count = re.subn(rf"^({key}\s*=\s*)(\"[^\"]*\"|\[.*?\]|\d+)", rf"\g<1>{value}", text, flags=re.MULTILINE)
@@ -245,7 +245,7 @@ def replaced(file: Path, values: Mapping[str, str]) -> str:
 
 
 def wan_routes_in_main(lab: Lab, metric: int = 5) -> None:
-    """The routes of the WAN in the main table too, where they win over the mesh's: the worst neighbour."""
+    """Add the routes of the WAN to the main table too, where they take precedence over the mesh's."""
     lab.node.ip(
         f"route add {at.HOME_NET[4]} dev {at.WAN} src {lab.wan_address(4)} metric {metric}",
         f"route add default via {at.HOME[4]} dev {at.WAN} metric {metric}",
@@ -264,6 +264,6 @@ def no_wan_routes_in_main(lab: Lab, metric: int = 5) -> None:
 
 
 def needs_readers() -> None:
-    """Skip where the checkout can't be read by another user, as when it is in root's home."""
+    """Skip the test if another user cannot read the checkout, as in root's home."""
     if subprocess.run(["test", "-r", __file__], user=65534, group=65534, extra_groups=[], check=False).returncode:
         pytest.skip("the checkout can't be read by another user than root")

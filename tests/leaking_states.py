@@ -1,6 +1,6 @@
-"""States of machines as they are found, each with packets that leave by the uplink without its mark, and why.
+"""States of real hosts, each with packets that leave by the uplink without its mark, and the cause.
 
-None of them has a guard: they are what a policy starts from, and what a proof has to object to.
+None of them has a guard: a policy starts from such a state, and a proof has to refute it.
 """
 
 import json
@@ -24,7 +24,7 @@ WAN_TABLE = 1
 
 @frozen
 class Leak:
-    """A packet that leaves by `device`; `reason` says which rule or route lets it."""
+    """Packet that leaves by `device`; `reason` names the rule or route that allows it."""
 
     packet: Packet
     device: str
@@ -33,7 +33,7 @@ class Leak:
 
 @frozen
 class Known:
-    """A state with its uplink devices, and the mark that a policy would ask of what may use them."""
+    """State with its uplink devices, and the mark that a policy would require."""
 
     name: str
     state: NetState
@@ -44,7 +44,7 @@ class Known:
 
 
 def standard_rules(family: int) -> tuple[IpRule, ...]:
-    """The rules that a kernel starts with."""
+    """Return the default ip rules of a kernel."""
     last = (IpRule(4, 32767, table=TABLE_DEFAULT, protocol=KERNEL),) if family == 4 else ()
     return (
         IpRule(family, 0, table=TABLE_LOCAL, protocol=KERNEL),
@@ -54,13 +54,13 @@ def standard_rules(family: int) -> tuple[IpRule, ...]:
 
 
 def loopback(family: int) -> tuple[Route, ...]:
-    """What table local has for lo."""
+    """Return the routes of lo in table local."""
     own = ("127.0.0.0/8", "127.0.0.1/32") if family == 4 else ("::1/128",)
     return tuple(Route(family, TABLE_LOCAL, to, "local", device="lo", protocol=KERNEL) for to in own)
 
 
 def device(family: int, name: str, address: str, network: str, table: int = TABLE_MAIN) -> tuple[Route, ...]:
-    """The routes that come with an address."""
+    """Return the routes that come with an address."""
     width, metric = (32, 0) if family == 4 else (128, METRIC)
     return (
         Route(family, TABLE_LOCAL, f"{address}/{width}", "local", device=name, protocol=KERNEL),
@@ -69,18 +69,18 @@ def device(family: int, name: str, address: str, network: str, table: int = TABL
 
 
 def default(family: int, name: str, gateway: str, table: int = TABLE_MAIN) -> Route:
-    """A default route."""
+    """Return a default route."""
     metric = 0 if family == 4 else METRIC
     return Route(family, table, gateway=gateway, device=name, metric=metric, protocol=STATIC)
 
 
 def lookup(family: int, priority: int, table: int, **selectors: object) -> IpRule:
-    """An ip rule as netifd or a person adds it."""
+    """Return an ip rule as netifd or an administrator adds it."""
     return IpRule(family, priority, table=table, protocol=0, **selectors)  # type: ignore[arg-type]
 
 
 def udp(destination: str, **more: object) -> Packet:
-    """A UDP packet of a socket of nobody."""
+    """Return a UDP packet of a socket of user nobody."""
     family = 6 if ":" in destination else 4
     return Packet(family, parse_address(destination), **({"uid": NOBODY, "gid": NOBODY} | more))  # type: ignore[arg-type]
 
@@ -239,7 +239,7 @@ def wg_quick() -> Known:
 
 
 def wg_quick_down() -> Known:
-    """The same machine before the tunnel is up, or after wg-quick took its rules away."""
+    """Return the host of `wg_quick` without the tunnel."""
     up = wg_quick().state
     routes = tuple(route for route in up.routes if route.device != "wg0")
     state = NetState(rules=standard_rules(4), routes=routes)
@@ -251,7 +251,7 @@ def wg_quick_down() -> Known:
 
 
 def _listed(name: str) -> NetState:
-    """What `nft -j list ruleset`, `ip -j rule` and `ip -j route` said on a real one."""
+    """Return the state in the fixtures of a real host: `nft -j list ruleset`, `ip -j rule`, `ip -j route`."""
 
     def read(file: str) -> list:
         return json.loads((FIXTURES / name / f"{file}.json").read_text())
@@ -294,13 +294,13 @@ def ip4table() -> Known:
 
 
 def gluon_node() -> Known:
-    """A Gluon node: its firewall, IPv6 by mark and table 1, IPv4 by main."""
+    """Return a Gluon node: its firewall, IPv6 by mark and table 1, IPv4 by main."""
     leaks = (*from_wan_address().leaks, *to_wan_prefix().leaks, *main_default().leaks)
     return Known("gluon-node", _listed("gluon-node"), ("br-wan",), 1, 1, leaks)
 
 
 def all_known() -> tuple[Known, ...]:
-    """Every state of this file."""
+    """Return every state of this file."""
     return (
         from_wan_address(),
         to_wan_prefix(),

@@ -1,4 +1,4 @@
-"""A program in C that opens UDP sockets in ways that no library can get between."""
+"""C program that opens UDP sockets in ways that no preloaded library can intercept."""
 
 import shutil
 import subprocess
@@ -81,7 +81,7 @@ int main(int argc, char **argv)
 
 
 def build(folder: Path) -> Path:
-    """The program, linked statically; skips where there is no compiler, or none that links statically."""
+    """Return the path of the program, linked statically; skip the test without a compiler for it."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("there is no C compiler (apt-get install gcc libc6-dev)")

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for packets that aim at the edges of a policy, and for kernels with more than a policy in them."""
+"""Hypothesis strategies for packets near the limits of a policy, and for kernels with foreign rules and routes."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ SYN, RST, ACK = 2, 4, 16
 
 @frozen
 class Aims:
-    """Values that a policy tells apart, and their neighbours."""
+    """Values that a policy distinguishes, and their neighbours."""
 
     outer: tuple[str, ...]  # devices of uplinks, and ports of those that are bridges
     inner: tuple[str, ...]
@@ -53,7 +53,7 @@ class Aims:
 
 
 def aims(policy: Policy, ports: dict[str, tuple[str, ...]] | None = None) -> Aims:
-    """What packets have to be tried with."""
+    """Return the values to try in packets."""
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     outer = [*devices, *(port for device in devices for port in (ports or {}).get(device, ()))]
     inside = [assumptions.sample_device(pattern) for pattern in policy.inside]
@@ -85,7 +85,7 @@ def _listening(policy: Policy) -> Iterator[tuple]:
 
 
 def _marks(policy: Policy) -> set[int]:
-    """No mark, each mark with and without bits of others, and those that miss one bit."""
+    """Return no mark, each mark with and without foreign bits, and marks that miss one bit."""
     found = {0, FULL_MASK}
     for uplink in policy.uplink.values():
         value, mask = uplink.mark.value, uplink.mark.mask
@@ -100,7 +100,7 @@ def _near(numbers: list[int]) -> tuple[int, ...]:
 
 
 def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ...]:
-    """Ends of networks and what is next to them; where resolvers are; addresses of this machine and of links."""
+    """Return the ends of networks and their neighbours, the resolvers, and addresses of the host and of links."""
     top = (1 << (32 if family == 4 else 128)) - 1
     found = {FAR[family], parse_address("127.0.0.1" if family == 4 else "::1")}
     for service in policy.service.values():
@@ -130,7 +130,7 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
 
 
 def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
-    """Packets that have something to do with the policy: each word of it, and each way of Linux to send."""
+    """Yield packets near the policy: for each of its keys, and for each way in which Linux sends."""
     for family in (4, 6):
         anyone = Packet(family, FAR[family], uid=NOBODY, gid=NOBODY)
         yield anyone
@@ -195,7 +195,7 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
 
 
 def exempt(family: int) -> Iterator[Packet]:
-    """A packet of each exemption of an IP family (RFC 2131, 8415, 4861, 3810, 3376, and Gluon's)."""
+    """Yield a packet of each exemption of an IP family (RFC 2131, 8415, 4861, 3810, 3376, and Gluon's)."""
     near, origin = parse_address("fe80::99"), {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
     if family == 4:
         yield Packet(4, parse_address("255.255.255.255"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
@@ -214,7 +214,7 @@ Edit = Callable[[Packet], Packet]
 
 
 def _edits(aim: Aims) -> list[list[Edit]]:
-    """Every change of a packet in one respect, by respects."""
+    """Return every change of a packet in one respect, by respects."""
 
     def to(**values):
         names = sorted(values)
@@ -268,7 +268,7 @@ def _edits(aim: Aims) -> list[list[Edit]]:
 
 
 def whole(packet: Packet, aim: Aims) -> Packet:
-    """A packet of which all that its origin needs is said, and nothing that it can't have."""
+    """Return a packet with all fields that its origin needs, and no field that it cannot have."""
     bound, iif, source = packet.bound, None, packet.source
     if packet.origin == FRAME:
         bound = bound or aim.outer[0]
@@ -291,7 +291,7 @@ def whole(packet: Packet, aim: Aims) -> Packet:
 
 
 def packets(policy: Policy, ports: dict[str, tuple[str, ...]] | None = None) -> st.SearchStrategy:
-    """Packets near what a policy speaks of: one that a word of it names, with up to four things changed."""
+    """Generate packets near a policy: one that it names, with up to four changes."""
     aim = aims(policy, ports)
     starts: dict[str, list[Packet]] = {}
     for packet in _plain(aim, policy):
@@ -314,7 +314,7 @@ def _made(aim: Aims, packet: Packet, edits: Sequence[Edit]) -> Packet:
 
 
 def some_packets(policy: Policy, count: int, ports: dict[str, tuple[str, ...]] | None = None) -> list[Packet]:
-    """Packets of the same kind, always the same ones: all that words name, and `count` that were changed."""
+    """Return the same packets in each run: all that the policy names, and `count` changed ones."""
     aim, chance = aims(policy, ports), random.Random(count)
     plain, edits = list(_plain(aim, policy)), _edits(aim)
     changed = [
@@ -329,7 +329,7 @@ def some_packets(policy: Policy, count: int, ports: dict[str, tuple[str, ...]] |
 
 @st.composite
 def machines(draw, policy: Policy):
-    """Rules and routes of others, which lead by uplinks what should not go there."""
+    """Generate foreign rules and routes that lead other packets by uplinks."""
     uplinks = [(uplink, device) for uplink in policy.uplink.values() for device in uplink.devices]
     rules, routes = [], []
     for family in (4, 6):
@@ -346,6 +346,6 @@ def machines(draw, policy: Policy):
 
 
 def joined(state, extra):
-    """A compiled state with rules and routes of others."""
+    """Return a compiled state with foreign rules and routes."""
     rules = sorted([*state.rules, *extra[0]], key=lambda rule: (rule.family, rule.priority))
     return evolve(state, rules=tuple(rules), routes=(*state.routes, *extra[1]))

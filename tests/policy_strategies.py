@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what a person writes."""
+"""Hypothesis strategies for policies."""
 
 import json
 import re
@@ -19,12 +19,12 @@ COMMON = ("eth0", "eth1", "br-wan", "wlan0", "usb0.7", "0a-b_c")
 
 
 def names():
-    """Names of policies, uplinks and services."""
+    """Generate names of policies, uplinks and services."""
     return st.sampled_from(KEYWORDS) | st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,23}", fullmatch=True).filter(str.isascii)
 
 
 def devices():
-    """Names of network devices that can be uplinks."""
+    """Generate names of network devices that can be uplinks."""
     rare = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}", fullmatch=True).filter(
         lambda name: name.isascii() and name not in ("lo", "all", "default")
     )
@@ -32,12 +32,12 @@ def devices():
 
 
 def patterns():
-    """What `inside` lists."""
+    """Generate patterns of `inside`."""
     return devices() | st.sampled_from(("bat0", "wg*", "tun*", "mesh-vpn", "br-client"))
 
 
 def marks():
-    """A mark with any mask."""
+    """Generate a mark with any mask."""
     masks = st.integers(1, FULL_MASK) | st.integers(0, 31).map(lambda bit: 1 << bit)
     values_in = st.tuples(st.integers(0, FULL_MASK), masks).map(lambda pair: Mark(pair[0] & pair[1], pair[1]))
     return values_in.filter(lambda mark: mark.value)
@@ -45,7 +45,7 @@ def marks():
 
 @st.composite
 def apart(draw, count):
-    """`count` marks, of which no packet can wear two."""
+    """Generate `count` marks that exclude each other."""
     if count == 1:
         return [draw(marks())]
     mask = draw(st.integers(0, 24).map(lambda shift: 0xFF << shift) | st.just(FULL_MASK))
@@ -55,7 +55,7 @@ def apart(draw, count):
 
 
 def ports():
-    """One port, or a range."""
+    """Generate one port, or a range."""
     numbers = st.sampled_from((1, 53, 443, 65535)) | st.integers(1, 65535)
     return st.builds(
         lambda protocol, a, b: Port(protocol, min(a, b), max(a, b)),
@@ -66,7 +66,7 @@ def ports():
 
 
 def addresses(version=None):
-    """Addresses of hosts that an IPv6 tool does not write as IPv4."""
+    """Generate addresses of hosts that an IPv6 tool does not print as IPv4."""
     four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
     six = (st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.integers(1, 0xFFFF).map((0xFE80 << 112).__add__)).map(
         IPv6Address
@@ -76,7 +76,7 @@ def addresses(version=None):
 
 @st.composite
 def networks(draw):
-    """Prefixes of any length; few of them are whole hosts."""
+    """Generate prefixes of any length, a few of them whole hosts."""
     address = draw(addresses())
     length = draw(st.integers(0, address.max_prefixlen) | st.just(address.max_prefixlen))
     kind = IPv4Network if address.version == 4 else IPv6Network
@@ -85,20 +85,20 @@ def networks(draw):
 
 
 def accounts():
-    """An account by number, as a policy of another machine writes it."""
+    """Generate an account by number, as in a policy of another host."""
     numbers = st.integers(1, 2000) | st.integers(1, 2**32 - 2)
     return numbers.map(lambda number: Account(str(number), number))
 
 
 def gateways():
-    """At most one of each family."""
+    """Generate at most one gateway of each family."""
     usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
     return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
 
 
 @st.composite
 def resolvers(draw, index):
-    """A resolver; `index` keeps those of several uplinks apart."""
+    """Generate a resolver; `index` keeps those of several uplinks apart."""
     port = draw(st.integers(1, 65535) | st.just(53))
     four = Listen(IPv4Address(f"127.0.{index}.1") if draw(st.booleans()) else IPv4Address(f"192.0.2.{index}"), port)
     six = Listen(IPv6Address("::1") if index == 0 and draw(st.booleans()) else IPv6Address(f"fd00::{index}"), port)
@@ -122,14 +122,14 @@ def resolvers(draw, index):
 
 
 def answers():
-    """Inbound services by name or port."""
+    """Generate inbound services by name or port."""
     named = st.sampled_from(tuple(vocabulary.NAMED_ANSWERS))
     return (named | ports().map(str)).map(scalars.parse_answer)
 
 
 @st.composite
 def services(draw, uplinks):
-    """A service of one of the uplinks."""
+    """Generate a service of one of the uplinks."""
     uplink = draw(st.sampled_from(uplinks))
     how = draw(st.sampled_from(("group", "group", "user", "kernel")))
     if how == "kernel":
@@ -145,7 +145,7 @@ def services(draw, uplinks):
 
 
 def markings(how):
-    """How a service's sockets are marked; `how` it is known."""
+    """Generate the marking method of a service; `how` names the key of its owner."""
     words_ = tuple(word for word in vocabulary.MARKS_VALUES if word != "uid-rule" or how == "user")
     way = st.sampled_from(words_).map(lambda word: {"marks": word})
     return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
@@ -153,7 +153,7 @@ def markings(how):
 
 @st.composite
 def policies(draw, device=None, most_uplinks=3, most_services=4):
-    """A policy that checks.faults has nothing against. `device`: a strategy for the uplinks' devices."""
+    """Generate a valid policy. `device`: a strategy for the uplinks' devices."""
     device = devices() if device is None else device
     wanted = draw(st.lists(names(), min_size=1, max_size=most_uplinks, unique=True))
     worn = draw(apart(len(wanted)))
@@ -183,7 +183,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
 
 
 def _apart(listed):
-    """Patterns of which none covers another."""
+    """Return patterns of which none covers another."""
     return [
         one for one in listed if not any(other != one and validate.matching_pattern(one, (other,)) for other in listed)
     ]
@@ -191,7 +191,7 @@ def _apart(listed):
 
 @st.composite
 def changed(draw, policy, device=None):
-    """Another policy, which shares names, tables and marks with `policy`: what a person edits."""
+    """Generate an edited policy, which shares names, tables and marks with `policy`."""
     uplinks = dict(policy.uplink)
     for name, uplink in policy.uplink.items():
         what = draw(st.sampled_from(("nothing", "gateways", "devices", "exempt", "resolver", "mark", "gone")))
@@ -223,7 +223,7 @@ def changed(draw, policy, device=None):
 
 @st.composite
 def pairs(draw, device=None):
-    """Two policies of which the second often is a changed first, in either order."""
+    """Generate two policies, of which one often is an edit of the other, in either order."""
     first = draw(policies(device))
     second = draw(st.one_of(changed(first, device), changed(first, device), policies(device)))
     return (first, second) if draw(st.booleans()) else (second, first)
@@ -233,7 +233,7 @@ def pairs(draw, device=None):
 
 
 def to_toml(policy):
-    """A policy as a file: load(to_toml(policy)) is the policy again."""
+    """Return a policy as a file: load(to_toml(policy)) is the policy again."""
     lines = [f"name = {_quoted(policy.name)}", f"inside = {_list(policy.inside)}"]
     for name, uplink in policy.uplink.items():
         lines += ["", f"[uplink.{name}]", *_pairs(_uplink(uplink))]
@@ -293,10 +293,10 @@ def _list(items):
 
 
 def _quoted(text):
-    """A basic string of TOML: JSON's, but for the control characters that JSON leaves as they are."""
+    """Return a basic string of TOML: JSON's, with the control characters that JSON does not escape."""
     return re.sub(r"[\x7f]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 def toml():
-    """The text of a good policy."""
+    """Generate the text of a valid policy."""
     return policies().map(to_toml)

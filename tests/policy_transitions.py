@@ -1,4 +1,5 @@
-"""Changes under fire: random policies for the lab's uplink, a flood of every kind of packet, and where each may go.
+"""Changes of policy under load: random policies for the lab's uplink, a flood of every kind of
+packet, and the allowed devices of each.
 
 Used by tests/leaks/test_policy_transitions.py and by `script/bench window`.
 """
@@ -55,7 +56,7 @@ BOTH_HOWS = (UDP, TCP)
 
 
 def kinds() -> list[Kind]:
-    """Every stream of the flood."""
+    """Return every stream of the flood."""
 
     def both(role: str, hows: Sequence[str], to: Mapping[int, str], gid: int, mark: int = 0, device: str | None = None):  # type: ignore[no-untyped-def]
         return [Kind(role, how, family, to, gid, mark, device) for how in hows for family in at.FAMILIES]
@@ -87,14 +88,14 @@ class Scene:
 
     @property
     def exempt(self) -> frozenset[str]:
-        """What br-wan exempts."""
+        """Return the exemptions of br-wan."""
         return frozenset(next(up.exempt for up in self.policy.uplink.values() if at.WAN in up.devices))
 
 
 def scenes(count: int, number: int, passing: bool = False) -> list[Scene]:
     """`count` policies by the seed `number`, of which every second one often is a changed first.
 
-    All guard br-wan. `passing`: the service may use it in all of them.
+    All guard br-wan. `passing`: the service may use br-wan in all of them.
     """
     drawn: list[tuple[Policy, Policy]] = []
 
@@ -124,7 +125,7 @@ def scenes(count: int, number: int, passing: bool = False) -> list[Scene]:
 
 
 def _placed(policy: Policy, random_: random.Random, passing: bool) -> Scene:
-    """The policy in the lab: its first uplink has br-wan, the second one sometimes the stick."""
+    """Return the policy in the lab: its first uplink has br-wan, the second one sometimes the stick."""
     worn = _marks(len(policy.uplink), random_)
     table = random_.choice((*TABLES, random_.randrange(300, 2**32)))
     stick = random_.random() < 0.7
@@ -158,7 +159,7 @@ def _placed(policy: Policy, random_: random.Random, passing: bool) -> Scene:
 
 
 def _marks(count: int, random_: random.Random) -> list[Mark]:
-    """Marks of which MARK wears the first and no other; ALIEN often wears the second."""
+    """Return marks of which MARK has only the first; ALIEN often has the second."""
     while True:
         bits = random_.choice((1, 1, 2, 4, 8, 16, 32)) if count == 1 else random_.choice((3, 4, 8, 16, 32))
         mask = sum(1 << bit for bit in random_.sample(range(32), bits))
@@ -170,7 +171,9 @@ def _marks(count: int, random_: random.Random) -> list[Mark]:
 
 
 def _services(policy: Policy, wan: str, random_: random.Random, passing: bool) -> tuple[dict[str, Service], bool]:
-    """The policy's own services, and often one of the flood's group; whether that one may send to the flood's target."""
+    """Return the policy's services, often with one of the flood's group, and True if that one may
+    send to the flood's target.
+    """
     kept = {
         name: one
         for name, one in policy.service.items()
@@ -193,7 +196,9 @@ def _services(policy: Policy, wan: str, random_: random.Random, passing: bool) -
 
 
 def _lends(service: Service) -> bool:
-    """Whether its source ports are some of the flood's: who has such a port and the mark may leave, whatever its group."""
+    """Return True if its source ports are some of the flood's: any process with such a port and the
+    mark may leave.
+    """
     low, high = _flooded()
     return any(port.low <= high and low <= port.high for port in service.sport)
 
@@ -208,8 +213,9 @@ def _flooded() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Change:
-    """What happened around one change: its time in seconds, what was sent while it ran (`during`) and from shortly
-    before it to shortly after it (`sent`), what of that was on each wire, and all else that left by br-wan.
+    """Measurements around one change: its time in seconds, the packets sent while it ran (`during`)
+    and from shortly before to shortly after it (`sent`), those of them on each wire, and all
+    other frames that left by br-wan.
     """
 
     seconds: float
@@ -223,7 +229,7 @@ class Field:
     """The lab with the flood, and a process in the node that changes things; a context manager.
 
     `changes` are functions that run in the node, by name; each returns its time in seconds. The main table leads to
-    the mesh; but to br-wan's own network, and what is bound to br-wan or the stick, by these. No neighbour is asked for.
+    the mesh; but to br-wan's own network, and what is bound to br-wan or the stick, by these. The neighbours are static.
     """
 
     def __init__(self, changes: Mapping[str, Callable[..., float]], which: Sequence[Kind] | None = None) -> None:
@@ -304,7 +310,9 @@ class Field:
         return {name: tuple(tally.counts().values()) for name, tally in self.tallies.items()}
 
     def _settled(self) -> dict[str, tuple[int, ...]]:
-        """What the wires have seen when no more comes: a veth hands a frame over within the sender's own call."""
+        """Return the counts of the wires when no more frames come: a veth delivers a frame within
+        the sender's call.
+        """
         now = self._seen()
         while True:
             time.sleep(0.001)
@@ -318,11 +326,11 @@ class Field:
         return sum(tally.dropped for tally in self.tallies.values())
 
     def where(self, role: str) -> list[int]:
-        """The places of the kinds of a role."""
+        """Return the wires of the kinds of a role."""
         return [index for index, kind in enumerate(self.kinds) if kind.role == role]
 
     def strays(self, change: Change) -> dict[str, int]:
-        """What was seen where none of it may be: "wire: kind" -> frames."""
+        """Return the frames on wires where none may be: "wire: kind" -> frames."""
         return {
             f"{wire}: {kind}": change.seen[wire][index]
             for index, kind in enumerate(self.kinds)
@@ -354,7 +362,7 @@ def _timed(flood: Flood, work: Callable[..., float | None]) -> Callable[..., tup
 
 
 class Ours:
-    """Inside the node: the Python API, with a memory in the node's own folder."""
+    """Python API inside the node, with a state directory of the node."""
 
     def __init__(self) -> None:
         self._parts: tuple[object, object] | None = None
@@ -367,7 +375,7 @@ class Ours:
         apply_change(kernel, plan_change(kernel, policy, memory), memory)  # type: ignore[arg-type]
 
     def restart(self, policy: Policy) -> None:
-        """What we never do: take all away, then apply."""
+        """Remove everything, then apply: the way that nftpolicy avoids."""
         take_guard_away()
         take_ladder_away()
         self.apply(policy)
@@ -384,18 +392,18 @@ class Ours:
 
 
 def take_guard_away() -> None:
-    """Inside the node: no tables of ours, by nft; nothing if they are not there."""
+    """Delete the tables of nftpolicy inside the node by nft, if they exist."""
     # An nft "add" of what is there changes nothing, and makes sure that there is something to delete.
     text = "".join(f"table {family} nftpolicy\ndelete table {family} nftpolicy\n" for family in ("inet", "netdev"))
     subprocess.run(["nft", "-f", "-"], input=text, text=True, check=True)
 
 
 def take_ladder_away() -> None:
-    """Inside the node: no ip rules of ours, by ip."""
+    """Delete the ip rules of nftpolicy inside the node."""
     for family in at.FAMILIES:
         subprocess.run(["ip", f"-{family}", "rule", "flush", "protocol", "78"], check=True)
 
 
 def words(frames: Sequence[Frame]) -> Counter[str]:
-    """What frames are, counted."""
+    """Return the count of each class of frames."""
     return Counter(map(classify, frames))

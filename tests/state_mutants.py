@@ -1,4 +1,4 @@
-"""Every small damage that can be done to a state: one thing is gone, turned round or moved."""
+"""Mutants of a state: one object is deleted, negated or moved."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ TURNED = {"accept": "drop", "drop": "accept"}
 
 @frozen
 class Mutant:
-    """A state with one thing changed. `kind` says how, `where` and `what` say what it was."""
+    """State with one change. `kind` names the change, `where` and `what` name the object."""
 
     kind: str
     where: str
@@ -31,7 +31,7 @@ class Mutant:
 
 
 def mutants(state: NetState) -> Iterator[Mutant]:
-    """All of them, in a fixed order."""
+    """Yield all mutants in a fixed order."""
     yield from _of_tables(state)
     for at, rule in enumerate(state.rules):
         rest = state.rules[:at] + state.rules[at + 1 :]

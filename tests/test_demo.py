@@ -1,4 +1,4 @@
-"""The demo: it holds, it notices when the promise is broken, and it leaves nothing behind."""
+"""`nftpolicy demo`: it holds, it detects broken states, and it leaves nothing."""
 
 import json
 import os
@@ -18,8 +18,8 @@ COMMAND = [sys.executable, "-m", "nftpolicy", "demo"]
 needs_lab = pytest.mark.skipif(bool(topology.missing()), reason=f"the lab needs {', '.join(topology.missing())}")
 
 
-def left_behind() -> tuple[list[str], set[str]]:
-    """Links of this namespace, and cgroups of ours that nobody is in."""
+def remaining_objects() -> tuple[list[str], set[str]]:
+    """Return the links of this namespace, and the empty cgroups of nftpolicy."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout.splitlines()
     found = Path("/sys/fs/cgroup").glob("**/nftpolicy/*/cgroup.procs")
     groups = {str(one.parent) for one in found if not one.read_text()}
@@ -30,7 +30,7 @@ def left_behind() -> tuple[list[str], set[str]]:
 @pytest.mark.kernel
 @needs_lab
 def test_demo_holds_in_json_and_leaves_nothing() -> None:
-    before = left_behind()
+    before = remaining_objects()
     done = subprocess.run(
         [*COMMAND, "--json", "--rounds", "1"], capture_output=True, text=True, timeout=limit(60), check=False
     )
@@ -40,7 +40,7 @@ def test_demo_holds_in_json_and_leaves_nothing() -> None:
     assert [state["name"] for state in report["states"]] == ["no policy", "guarded", "WAN cut", "mesh cut"]
     assert report["states"][0]["unmarked_on_wan"] > 40  # the positive control
     assert all(report["facts"].values()) and len(report["facts"]) >= 7
-    links, groups = left_behind()
+    links, groups = remaining_objects()
     assert links == before[0] and groups <= before[1]
 
 
@@ -49,7 +49,7 @@ def test_demo_holds_in_json_and_leaves_nothing() -> None:
 @needs_lab
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_demo_leaves_nothing(which: signal.Signals) -> None:
-    before = left_behind()
+    before = remaining_objects()
     # A shell that runs the tests in its background has SIGINT ignored, and that is inherited.
     process = subprocess.Popen(
         COMMAND,
@@ -64,15 +64,15 @@ def test_interrupted_demo_leaves_nothing(which: signal.Signals) -> None:
     process.send_signal(which)
     assert process.wait(limit(20)) != 0
     process.stderr.close()
-    wait_until(lambda: not _running(process.pid), 5, "the end of the demo's processes")
-    links, groups = left_behind()
+    wait_until(lambda: not _child_processes(process.pid), 5, "the end of the demo's processes")
+    links, groups = remaining_objects()
     assert links == before[0]
     if which != signal.SIGKILL:  # an empty cgroup outlives a killed owner; the next resolver sweeps it
         assert groups <= before[1]
 
 
-def _running(parent: int) -> list[str]:
-    """The lab's processes whose maker was `parent`, found by their command lines."""
+def _child_processes(parent: int) -> list[str]:
+    """Return the lab's processes that `parent` started, found by their command lines."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:

@@ -1,4 +1,4 @@
-"""The lab itself: it can show every leak, it can show none, and it leaves nothing behind."""
+"""Lab of the tests: it shows every leak, it shows none under the reference guard, and it leaves nothing."""
 
 import os
 import re
@@ -57,7 +57,7 @@ table inet count {{
     }}
 }}
 """
-LADDER = ("rule add fwmark 1/1 lookup 1 priority 100", "-6 rule add fwmark 1/1 lookup 1 priority 100")
+POLICY_ROUTING = ("rule add fwmark 1/1 lookup 1 priority 100", "-6 rule add fwmark 1/1 lookup 1 priority 100")
 
 
 def guard(lab: Lab) -> str:
@@ -74,16 +74,16 @@ def supported(sents: list[leak_probes.Sent]) -> set[leak_probes.Sent]:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["port", "bridge"])
 def open_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """The WAN's routes in the main table: nothing but a guard keeps a packet from leaving."""
+    """Yield a lab with the WAN's routes in the main table: only a guard keeps a packet from leaving."""
     with Lab(wan="main", bridge=request.param) as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
 def table_lab() -> Iterator[Lab]:
-    """The WAN's routes in table 1, and the least ladder that leads marked packets there."""
+    """Yield a lab with the WAN's routes in table 1, and ip rules that lead marked packets there."""
     with Lab(groups={"service": SERVICE_GID}) as lab:
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         yield lab
 
 
@@ -227,11 +227,11 @@ def test_fastd_connects_by_its_mark(family: int) -> None:
     with Lab(groups={"service": SERVICE_GID}) as lab:
         lab.node.nft(guard(lab))
         lab.start_fastd_client(SERVICE_GID, mark=0, remote=at.SERVER[family])
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         assert lab.mesh_sniffer.wait_for(lambda frame: frame.dport == at.FASTD_PORT, 5)
     with Lab(groups={"service": SERVICE_GID}) as lab:
         lab.node.nft(guard(lab) + COUNT)
-        lab.node.ip(*LADDER)
+        lab.node.ip(*POLICY_ROUTING)
         lab.start_fastd_client(SERVICE_GID, remote=at.SERVER[family])
         (peer,) = lab.wait_for_fastd().values()
         assert (lab.wan_address(family) or "?") in peer["address"]
@@ -253,7 +253,7 @@ with Lab() as lab:
 
 
 def inhabitants(namespaces: set[int]) -> list[str]:
-    """The processes (zombies apart) that live in one of these network or mount namespaces."""
+    """Return the processes (without zombies) in one of these network or mount namespaces."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

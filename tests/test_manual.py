@@ -57,7 +57,7 @@ CLASSES = {
 
 
 def plain(source: str) -> str:
-    """mdoc text as one line without escapes, and without macros that only decorate."""
+    """Return mdoc text as one line without escapes and decorating macros."""
     source = re.sub(r"^\.(Dl|Ql|Cm|Va|Pa|Sq|Em|Ar|Xr|Nm|Pq) ", "", source, flags=re.MULTILINE)
     for escape, character in (("\\-", "-"), ("\\&", ""), ("\\(aq", "'"), ("\\(dq", '"')):
         source = source.replace(escape, character)
@@ -71,7 +71,7 @@ def bare_words(text: str) -> list[str]:
 
 
 def section(page: str, title: str, level: str = "Ss") -> str:
-    """The source below `.Ss title`, up to the next heading of that level or above."""
+    """Return the source below `.Ss title`, up to the next heading of that level or above."""
     stop = r"\.S[sh] " if level == "Ss" else r"\.Sh "
     found = re.search(rf"^\.{level} {re.escape(title)}\n(.*?)(?=^{stop}|\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"the page has no section {title!r}"
@@ -79,14 +79,14 @@ def section(page: str, title: str, level: str = "Ss") -> str:
 
 
 def items(source: str, macro: str) -> dict[str, str]:
-    """Word -> description, of the list items `.It MACRO word`."""
+    """Return word -> description of the list items `.It MACRO word`."""
     found = re.findall(rf"^\.It {macro} (\S+).*?\n(.*?)(?=^\.It |^\.El)", source, re.MULTILINE | re.DOTALL)
     assert len(found) == len(dict(found)), "a word stands twice"
     return dict(found)
 
 
 def options_in(source: str) -> set[str]:
-    """Options that the macro Fl names: `Fl -to` is --to."""
+    """Return the options that the macro Fl names: `Fl -to` is --to."""
     macros = [line for line in source.splitlines() if line.startswith(".")]
     return {f"-{word}" for line in macros for word in re.findall(r"\bFl (\S+)", line)}
 
@@ -431,7 +431,7 @@ def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str
 
 
 def full_policy() -> objects.Policy:
-    """Every part that a policy can have, the uplink being called UPLINK as in the page."""
+    """Return a policy with every part, its uplink named UPLINK as in the page."""
     exempt = ", ".join(f'"{word}"' for word in vocabulary.EXEMPTIONS)
     written = (
         MINIMAL.replace("wan]", "UPLINK]")
@@ -578,7 +578,7 @@ def test_openwrt_page_has_every_command() -> None:
 
 
 def policies_of_providers() -> dict[str, list[objects.Policy]]:
-    """Heading of a section -> the policies that it names."""
+    """Return the policies that each section names, by heading."""
     titles = re.findall(r"^\.Ss (.*)$", PROVIDERS_PAGE.read_text(), re.MULTILINE)
     named = {
         title: re.findall(r"^\.Pa (\S+\.toml)", section(PROVIDERS_PAGE.read_text(), title), re.M) for title in titles
@@ -644,7 +644,7 @@ def test_example_policies_compile(file: Path) -> None:
 
 
 def invocations(file: Path) -> list[str]:
-    """What stands as `nftpolicy ...` in code: the rest of the line, or of the quoted piece."""
+    """Return each `nftpolicy ...` in code: the rest of the line, or of the quoted piece."""
     content = file.read_text()
     if file.suffix != ".md":
         content = content.replace("\\-", "-")

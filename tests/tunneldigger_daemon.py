@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A client and a broker in the way of tunneldigger: control messages and L2TP data are UDP of one socket.
+"""Client and broker in the manner of tunneldigger: control messages and L2TP data are UDP of one socket.
 
 Both carry IP packets between a TUN device and that socket. They run in a process of their own, until it is ended;
 `python -m tests.tunneldigger_daemon DEVICE LOG REMOTE PORT` is a client that sets no mark.
@@ -27,7 +27,7 @@ _Say = Callable[[str], None]
 
 
 def client(device: str, log: str, remote: str, port: int, mark: int) -> None:
-    """Ask for a cookie, then for a tunnel, again and again; `remote` is an address or a name, mark 0 means none."""
+    """Request a cookie, then a tunnel, again and again; `remote` is an address or a name, mark 0 means none."""
     say, tun = _log(log), _tun(device)
     made = _connected(remote, port, mark, say)
     cookie = b""
@@ -41,7 +41,7 @@ def client(device: str, log: str, remote: str, port: int, mark: int) -> None:
 
 
 def broker(device: str, log: str, port: int) -> None:
-    """Answer everybody; the tunnel is the last one's who asked for it with a cookie."""
+    """Answer every client; the tunnel belongs to the last one that requested it with a cookie."""
     say, tun = _log(log), _tun(device)
     made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -66,7 +66,7 @@ def broker(device: str, log: str, port: int) -> None:
 
 
 def _carried(made: socket.socket, tun: int, say: _Say) -> bytes:
-    """Carry data both ways until a control message comes, or until it is time for the next one: nothing then."""
+    """Carry data both ways until a control message comes; return b"" when it is time for the next one."""
     end = time.monotonic() + _SECONDS
     while True:
         ready = select.select([made, tun], [], [], max(0.0, end - time.monotonic()))[0]
@@ -87,7 +87,9 @@ def _carried(made: socket.socket, tun: int, say: _Say) -> bytes:
 
 
 def _connected(remote: str, port: int, mark: int, say: _Say) -> socket.socket:
-    """A marked socket whose peer is the broker. Names are looked up in this process, and without end."""
+    """Return a marked socket connected to the broker. Names are looked up in this process, without
+    a limit of tries.
+    """
     while True:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(remote, port, type=socket.SOCK_DGRAM)[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The VPN programs of the ready policies, as they run in a lab: OpenVPN, WireGuard in user space, and tunneldigger's way.
+"""VPN programs of the shipped policies in a lab: OpenVPN, WireGuard in user space, and a tunneldigger stand-in.
 
 One end is the lab's node, the other its server. Each tunnel has the addresses of `INSIDE`.
 """
@@ -30,7 +30,7 @@ OPENVPN, WIREGUARD, L2TP = 1194, 51820, 20000  # ports of the server, and of Wir
 
 
 class Program:
-    """A program that runs in a namespace until it is ended, and what it has said."""
+    """Program that runs in a namespace until it is ended, and its output."""
 
     def __init__(self, space: Namespace, argv: Sequence[str], **options: Any) -> None:
         self._log = space.outside(f"{FOLDER}/{Path(argv[0]).name}.log")
@@ -59,7 +59,7 @@ class Program:
 
 @contextlib.contextmanager
 def running(space: Namespace, argv: Sequence[str], **options: Any) -> Iterator[Program]:
-    """The program, for as long as the context lasts; `options` are those of Namespace.popen."""
+    """Yield the running program; `options` are those of Namespace.popen."""
     made = Program(space, argv, **options)
     try:
         yield made
@@ -69,7 +69,7 @@ def running(space: Namespace, argv: Sequence[str], **options: Any) -> Iterator[P
 
 @contextlib.contextmanager
 def cgroups() -> Iterator[Callable[[str], str]]:
-    """What puts the cgroups of a policy's services into a cgroup of this test, which goes when the context ends."""
+    """Yield a function that places the cgroups of a policy's services in a cgroup of this test."""
     with bpf_programs.cgroup() as tree:
         numbers = itertools.count()
 
@@ -89,7 +89,7 @@ def _place(tree: Path, numbers: Iterator[int]) -> str:
 
 
 def echoes(lab: Lab, family: int, seconds: float = 1) -> bool:
-    """Whether the far end of the tunnel answers, over UDP and TCP."""
+    """Return True if the far end of the tunnel answers over UDP and TCP."""
     there = INSIDE[family][1]
     answers = [
         lab.node.call(knock, there, at.ECHO_PORT, b"hello", seconds)
@@ -99,12 +99,12 @@ def echoes(lab: Lab, family: int, seconds: float = 1) -> bool:
 
 
 def wait_for_echoes(lab: Lab, seconds: float = 15) -> None:
-    """Until the tunnel carries both families."""
+    """Wait until the tunnel carries both families."""
     wait_until(lambda: all(echoes(lab, family) for family in at.FAMILIES), seconds, "an answer through the tunnel")
 
 
 def of(sniffer: Sniffer, port: int) -> list[Frame]:
-    """What was seen of a tunnel: the frames to its port."""
+    """Return the frames to the port of a tunnel."""
     return [frame for frame in sniffer.frames() if frame.dport == port]
 
 
@@ -112,7 +112,7 @@ def of(sniffer: Sniffer, port: int) -> list[Frame]:
 
 
 class OpenVpn:
-    """A server that runs, and clients of it. Each side knows the other by the fingerprint of its certificate."""
+    """Running server and its clients. Each side knows the other by the fingerprint of its certificate."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -128,7 +128,7 @@ class OpenVpn:
 
     @contextlib.contextmanager
     def client(self, gid: int, mark: int, remote: str, proto: str = "udp") -> Iterator[Program]:
-        """The node's end, in this group; mark 0 means none. It tries again after a second."""
+        """Yield the node's end, in this group; mark 0 means none. A failed client starts again after a second."""
         words = ["--dev", "tun-vpn", "--proto", proto, "--remote", remote, str(OPENVPN), "--nobind", "--tls-client"]
         words += ["--connect-retry", "1", "1", *(["--mark", str(mark)] if mark else [])]
         with running(self._lab.node, [*words_of("client", self._server), *words, *_ends(0)], gid=gid) as made:
@@ -136,7 +136,7 @@ class OpenVpn:
 
 
 def words_of(name: str, peer: str) -> list[str]:
-    """What both sides are told; `peer` is the fingerprint of the other's certificate."""
+    """Return the arguments of both sides; `peer` is the fingerprint of the other certificate."""
     keys = ["--cert", f"{FOLDER}/{name}.crt", "--key", f"{FOLDER}/{name}.key", "--peer-fingerprint", peer]
     return ["openvpn", "--dev-type", "tun", "--verb", "4", "--keepalive", "1", "5", *keys]
 
@@ -147,7 +147,7 @@ def _ends(mine: int) -> list[str]:
 
 
 def _certificate(space: Namespace, name: str) -> str:
-    """A key and a certificate that it signed itself, as files of the namespace; its fingerprint."""
+    """Create a key and a self-signed certificate as files of the namespace; return the fingerprint."""
     path = f"{FOLDER}/{name}"
     made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
     space.run([*made.split(), "-subj", f"/CN={name}", "-keyout", f"{path}.key", "-out", f"{path}.crt"])
@@ -159,7 +159,7 @@ def _certificate(space: Namespace, name: str) -> str:
 
 @contextlib.contextmanager
 def wireguard(space: Namespace, device: str, gid: int | None = None) -> Iterator[Program]:
-    """wireguard-go with a device that has a key, listens, and has the tunnel's addresses; no peer yet."""
+    """Yield wireguard-go with a device that has a key, listens, and has the tunnel's addresses, without a peer."""
     with running(space, ["wireguard-go", device], gid=gid, env={"WG_PROCESS_FOREGROUND": "1"}) as made:
         wait_until(lambda: space.outside(f"/run/wireguard/{device}.sock").exists(), 10, f"wireguard-go: {made.log}")
         space.outside(f"{FOLDER}/wg.key").write_text(space.run(["wg", "genkey"]).stdout)
@@ -169,12 +169,12 @@ def wireguard(space: Namespace, device: str, gid: int | None = None) -> Iterator
 
 
 def set_wg(space: Namespace, device: str, *words: str, gid: int | None = None) -> None:
-    """`wg set`; CalledProcessError if it fails, as when it finds no address for the name of an endpoint."""
+    """Run `wg set`. Raises: CalledProcessError, as when the name of an endpoint has no address."""
     space.run(["wg", "set", device, *words], gid=gid)
 
 
 def wg_key(space: Namespace, device: str) -> str:
-    """Its public key."""
+    """Return the public key of a device."""
     return space.run(["wg", "show", device, "public-key"]).stdout.strip()
 
 
@@ -190,7 +190,7 @@ def addressed(space: Namespace, device: str) -> None:
 
 @contextlib.contextmanager
 def l2tp(space: Namespace, device: str, work: Any, *arguments: Any, gid: int | None = None) -> Iterator[str]:
-    """One end of `tests.tunneldigger_daemon`, with an addressed device; the path of its log, for `Namespace.outside`."""
+    """Yield the path of the log of one end of `tests.tunneldigger_daemon`, with an addressed device."""
     log = f"{FOLDER}/l2tp.log"
     process = space.spawn(work, device, log, *arguments, gid=gid)
     try:

@@ -1,7 +1,8 @@
-"""Three ways to answer the prover's questions, so that each can be held against the others.
+"""Second opinions on the prover: three ways to answer its questions, compared with each other.
 
-What belongs here: second opinions. What never does: code that the package uses.
+Code that the package uses does not belong here.
 
-Modules, from the ground up: `universe` (packets, few and enough), `rulesets` (rulesets by chance), `brute` (every packet
-by the walk), `symbols` and `smt` (z3, with a reading of nft of its own), `toys` (machines by chance), `compare`.
+Modules: `equivalence_classes` (packets, few and sufficient), `ruleset_strategies` (generated rulesets),
+`enumerate_packets` (the trace of every packet), `z3_fields` and `z3_chains` (z3, with an independent reading of nft),
+`toy_states` (generated hosts), `compare_engines`.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.engines [N]`: N examples of each kind, and how often the engines knew how much."""
+"""Command `python -m tests.engines [N]`: N examples of each kind, with the answers counted."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ KINDS = {
 
 
 def run(title: str, examples: int) -> bool:
-    """Whether no example of a kind shows a fault. Prints the figures."""
+    """Return True if no example of a kind shows a fault. Print the counts."""
     strategy, wrong = KINDS[title]
     tally: Counter[str] = Counter()
     begun, count = time.monotonic(), 0

@@ -1,4 +1,4 @@
-"""One question put to all engines, and what is wrong with their answers."""
+"""Comparison of all engines on one question, and the faults in their answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ MASKS = (1, 2, 3, 0xFFFFFFFC)  # those that questions ask for
 
 
 def disagreement(question: Question, tally: Counter[str] | None = None) -> str | None:
-    """What the engines disagree about; None if nothing. `tally` counts the answers of the boxes.
+    """Return the disagreement of the engines; None without one. `tally` counts the answers of the boxes.
 
-    Boxes must not miss a packet. Without writes, what they find for sure must be found by all. What rests
-    on something not understood (`doubts`) may be one packet too many, never one too few.
+    Boxes must not miss a packet. Without writes, all engines must find each packet that the boxes find for certain. An
+    answer that rests on an unsupported construct may have one packet too many, never one too few.
     """
     family = question.universe.family
     ground = ProofContext(NetState(question.tables), ("wan",), MASKS)
@@ -70,7 +70,7 @@ _TITLES = {SOCKET: "sockets", KERNEL: "sockets", FORWARD: "forwarded packets", F
 
 
 def wrong_verdict(toy: Toy, tally: Counter[str] | None = None) -> str | None:
-    """What is wrong with the prover's findings about a machine, if every packet is walked; None if nothing."""
+    """Return a fault in the prover's findings about a host, judged by all its packets; None without one."""
     proof = prove(toy.state, toy_states.CLAIM)
     found = {_title(one): one for one in proof.findings if one.property in ("P1", "P2")}
     worst: dict[str, tuple[str, Packet]] = {}
@@ -105,7 +105,7 @@ def _no_example(toy: Toy, finding: Finding) -> Packet | None:
 
 
 def wrong_integrity(toy: Toy, tally: Counter[str] | None = None) -> str | None:
-    """Whether z3 finds a chain that gives a mark, where the prover says that there is none."""
+    """Return a fault if z3 finds a chain that sets a mark which the prover missed; None without one."""
     uplink = toy_states.CLAIM.uplinks[0]
     ground = ProofContext(toy.state, toy_states.CLAIM.devices, toy_states.CLAIM.masks)
     hits = integrity_violations(ground, 4, uplink)

@@ -1,4 +1,4 @@
-"""Every packet of a small universe, asked one by one: slow, and as simple as a check can be."""
+"""Enumeration of every packet of a small universe: slow and simple."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -21,29 +21,29 @@ Place = tuple[Table, Chain]
 NO, YES, MAYBE = "no", "yes", "maybe"
 
 
-class _Out(Exception):
-    """A packet is let out of a chain by something that nobody here understands."""
+class _LeavesChain(Exception):
+    """A packet leaves a chain by an unsupported construct."""
 
 
-class _Letting:
-    """Doubts, of which those without two answers get them: it lets the packet out, or it does nothing."""
+class _UnsupportedAsBranch:
+    """Choices that make a branch of each unsupported construct: the packet leaves the chain, or nothing happens."""
 
-    def __init__(self, doubts: Choices) -> None:
-        self.branch_on = doubts.branch_on
+    def __init__(self, choices: Choices) -> None:
+        self.branch_on = choices.branch_on
 
-    def mark_unsupported(self, what: str) -> None:
-        if self.branch_on(what):
-            raise _Out
+    def mark_unsupported(self, construct: str) -> None:
+        if self.branch_on(construct):
+            raise _LeavesChain
 
 
 def passes(ruleset: Ruleset, view: PacketView, places: Sequence[Place]) -> str:
-    """Whether a packet passes all these base chains, for sure or perhaps."""
+    """Return "yes", "no" or "maybe": the packet passes all these base chains."""
 
-    def run(doubts: Choices) -> str:
-        mine = evolve(view)
+    def run(choices: Choices) -> str:
+        copy = evolve(view)
         for table, chain in places:
-            with contextlib.suppress(_Out):
-                if evaluate_chain(ruleset, table, chain, mine, _Letting(doubts)) == DROP:  # type: ignore[arg-type]
+            with contextlib.suppress(_LeavesChain):
+                if evaluate_chain(ruleset, table, chain, copy, _UnsupportedAsBranch(choices)) == DROP:  # type: ignore[arg-type]
                     return NO
         return YES
 
@@ -53,7 +53,7 @@ def passes(ruleset: Ruleset, view: PacketView, places: Sequence[Place]) -> str:
 
 
 def through(question: Question) -> tuple[list[PacketView], list[PacketView]]:
-    """The packets of a question's region that pass and are not allowed to; and those that perhaps do."""
+    """Return the packets of a question's region that pass without permission, and those that may."""
     ruleset = Ruleset(question.tables)
     places = ruleset.base_chains(question.universe.family, question.hook, question.device)
     found: dict[str, list[PacketView]] = {NO: [], YES: [], MAYBE: []}
@@ -67,7 +67,7 @@ def through(question: Question) -> tuple[list[PacketView], list[PacketView]]:
 
 
 def within(view: PacketView, region: Region) -> bool:
-    """Whether a packet is in a region."""
+    """Return True if a packet is in a region."""
     if not all(_has(wanted, FIELDS[name](view)) for name, wanted in region.fields.items()):
         return False
     out, came = view.oif or "", view.iif or ""
@@ -80,7 +80,7 @@ def within(view: PacketView, region: Region) -> bool:
 
 
 def in_box(view: PacketView, box: Box, space: HeaderSpace) -> bool:
-    """Whether a packet is in a box of a space; fields for what is not understood do not count."""
+    """Return True if a packet is in a box of a space. Fields of unsupported constructs do not count."""
     return all(_has(wanted, _value(view, name, space)) for name, wanted in box.items() if name not in space.unsupported)
 
 

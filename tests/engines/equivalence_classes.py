@@ -1,6 +1,6 @@
-"""For a ruleset that tests some groups of fields, the packets that none of its tests can tell apart: one of each.
+"""Equivalence classes of packets: one packet of each class that the tests of a ruleset distinguish.
 
-Rules test fields only against the few values below. So what no packet of a universe does, no packet does.
+Rules test fields only against the few values below, so a fact about all packets of a universe holds for all packets.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ ICMP = {4: "icmp", 6: "icmpv6"}
 
 @frozen
 class _Says:
-    """What every fib expression answers."""
+    """Answer to every fib expression."""
 
     type: str
 
@@ -49,7 +49,7 @@ class Universe:
     hook: str = "postrouting"
 
     def views(self) -> Iterator[PacketView]:
-        """Every packet, freshly made."""
+        """Yield every packet as a new view."""
         for choice in product(*(self._cases(group) for group in ("mark", *self.groups))):
             merged: dict = {}
             fields: dict = {}
@@ -121,7 +121,7 @@ class Universe:
 
     @property
     def region(self) -> dict[str, Ranges]:
-        """The fields that rules need where they read others, as far as the universe has them."""
+        """Return the fields that rules require before others, as far as the universe has them."""
         some = {"ports": (6, 17, 132), "icmp": (1 if self.family == 4 else 58, 17), "flags": (6, 17)}
         found = {"protocol": merge_ranges((one, one) for group in self.groups for one in some.get(group, ()))}
         if not found["protocol"]:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: small rulesets, and questions about them."""
+"""Hypothesis strategies for small rulesets, and for questions about them."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from .equivalence_classes import GROUPS, HOSTS, ICMP, IP, MARKS, NETS, PORTS, ST
 
 @st.composite
 def _number(draw, values: Sequence[int], top: bool = True):
-    """One value, a range or a set of them, with a fitting operator."""
+    """Generate one value, a range or a set of values, with a fitting operator."""
     kind = draw(st.sampled_from(("one", "one", "range", "set", "order") if top else ("one", "one", "set")))
     if kind == "range":
         low, high = sorted(draw(st.lists(st.sampled_from(values), min_size=2, max_size=2)))
@@ -44,7 +44,7 @@ def _mark_match(draw, key=Meta("mark")):  # a value, never changed
 
 
 def _words(expression, words: Sequence, several: bool = True):
-    """A match of words that have no order."""
+    """Generate a match of words without order."""
     one = st.sampled_from(words)
     sets = st.sets(one, min_size=1, max_size=2).map(lambda some: AnonymousSet(frozenset(some)))
     return st.builds(lambda right, op: Match(expression, right, op), one | sets if several else one, _equal)
@@ -68,7 +68,7 @@ def _port(draw):
 
 @st.composite
 def _concat(draw, groups: Sequence[str], family: int):
-    """Two fields looked up together."""
+    """Generate a lookup of two fields together."""
     parts = {
         "ports": (Payload("udp", "dport"), PORTS),
         "daddr": (Payload(IP[family], "daddr"), HOSTS[family][:2]),
@@ -145,7 +145,7 @@ _QUIET = (nft.Counter(), nft.CounterRef("counted"), nft.Log())
 
 @frozen
 class Style:
-    """What rulesets are made of: groups of fields, whether marks are written, whether there are unknown things."""
+    """Parts of rulesets: groups of fields, writes of marks, unsupported constructs."""
 
     groups: tuple[str, ...]
     family: int
@@ -216,7 +216,7 @@ def _disjoint(draw, values: Sequence) -> list:
 
 @st.composite
 def _write(draw, style: Style):
-    """A write of a mark, the packet's or the flow's."""
+    """Generate a write of the packet's or the flow's mark."""
     mark, flow = Meta("mark"), Ct("mark")
     values = [
         *range(4),
@@ -264,7 +264,7 @@ def _rule(draw, style: Style, targets: Sequence[str], named: dict):
 
 @st.composite
 def tables(draw, style: Style, hooks: Sequence[Hook], name: str = "own", family: str | None = None):
-    """A table with base chains at `hooks`, and up to three chains that they call."""
+    """Generate a table with base chains at `hooks`, and up to three chains that they call."""
     called = [f"part{at}" for at in range(draw(st.integers(0, 3)))]
     named: dict = {"changing": nft.Set("changing", ("mark",), frozenset({1}), frozenset({"dynamic"}))}
 
@@ -298,7 +298,7 @@ UNMARKED = MarkTest(1, 1, equal=False)
 
 @frozen
 class Question:
-    """Does a packet of `region` pass all chains at `hook`, and is in no region of `allowed`?"""
+    """Question if a packet of `region` passes all chains at `hook` and is in no region of `allowed`."""
 
     universe: Universe
     tables: tuple[nft.Table, ...]
@@ -344,7 +344,7 @@ _EARLY = ((("one", (-300, 0)),), (("one", (0,)),), (("one", (-300,)), ("two", (-
 
 @st.composite
 def questions(draw, unknown: bool = False, writes: bool = False):
-    """A ruleset of one or two tables with chains at one hook, and a question about it."""
+    """Generate a ruleset of one or two tables with chains at one hook, and a question about it."""
     hook = draw(st.sampled_from(("postrouting",) * 6 + ("output", "egress")))
     groups = draw(_groups)
     universe = Universe(draw(st.sampled_from((4, 4, 6))), groups, MARKS if len(groups) < 3 else range(4), hook)

@@ -1,4 +1,4 @@
-"""Whole machines by chance, so small that each packet of their universe can be walked."""
+"""Generated hosts, so small that each packet of their universe can be traced."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -32,7 +32,7 @@ class Toy:
     groups: tuple[str, ...]
 
     def packets(self) -> Iterator[Packet]:
-        """Every packet that its rules may tell apart, with the origins that a packet can have."""
+        """Yield every packet that the rules may distinguish, with each possible origin."""
         ports = (53, 80) if "ports" in self.groups else (80,)
         protocols = (UDP, TCP) if "ports" in self.groups else (UDP,)
         hosts = [parse_address(one) for one in (FAR, NEAR_WAN, NEAR_LAN)]
@@ -57,7 +57,7 @@ class Toy:
 
 @st.composite
 def toys(draw, unknown: bool = False):
-    """A machine with some rules of its own, and now and then a guard in one of several states of repair."""
+    """Generate a host with some rules, and sometimes a complete or incomplete guard."""
     groups = tuple(draw(st.sets(st.sampled_from(("ports", "flow", "skuid", "oif", "daddr")), min_size=1, max_size=2)))
     style = ruleset_strategies.Style(groups, 4, writes=draw(st.booleans()), unknown=unknown, most_rules=3)
     policy = st.sampled_from(("accept",) * 7 + ("drop",))
@@ -128,7 +128,7 @@ _MARKED, _UNMARKED = (Match(Bitwise(Meta("mark"), and_mask=MARK), MARK, op) for 
 
 @st.composite
 def _guard(draw, style: ruleset_strategies.Style) -> list[Table]:
-    """Mostly a good guard; sometimes with rules before it, or with a hole."""
+    """Generate a guard, mostly complete, sometimes with rules before it or with a gap."""
     kind = draw(st.sampled_from(("none", "good", "good", "good", "bound", "user", "early", "nat")))
     if kind == "none":
         return []
@@ -147,7 +147,7 @@ def _guard(draw, style: ruleset_strategies.Style) -> list[Table]:
 
 @st.composite
 def _link(draw, style: ruleset_strategies.Style) -> list[Table]:
-    """A guard at the link layer, more or less."""
+    """Generate a guard at the link layer, complete or incomplete."""
     kind = draw(st.sampled_from(("none", "good", "good", "chance")))
     if kind == "none":
         return []
@@ -162,14 +162,14 @@ def _link(draw, style: ruleset_strategies.Style) -> list[Table]:
 
 
 def entitled(packet: Packet) -> bool:
-    """Whether a packet may use the uplink: its sender put the mark on, or it came from there."""
+    """Return True if a packet may use the uplink: its socket set the mark, or it came from there."""
     if packet.origin == FORWARD:
         return packet.iif == WAN
     return packet.mark & MARK == MARK
 
 
 def may_leak(packet: Packet, walk: Trace) -> str | None:
-    """ "yes" or "maybe" if a packet leaves by the uplink that is not entitled to."""
+    """Return "yes" or "maybe" if a packet without entitlement leaves by the uplink; else None."""
     if entitled(packet):
         return None
     if walk.outcome == LEAVES and walk.device == WAN:
@@ -178,7 +178,7 @@ def may_leak(packet: Packet, walk: Trace) -> str | None:
 
 
 def may_stray(packet: Packet, walk: Trace) -> str | None:
-    """The same for packets that leave by another device with the mark. Frames are no part of that claim."""
+    """Return "yes" or "maybe" if a marked packet leaves by another device; else None. Frames do not count."""
     if packet.origin == FRAME or not walk.mark & MARK:
         return None
     if walk.outcome == LEAVES and walk.device != WAN:
@@ -187,6 +187,6 @@ def may_stray(packet: Packet, walk: Trace) -> str | None:
 
 
 def walks(toy: Toy, origins: Sequence[str] = (SOCKET, KERNEL, FORWARD, FRAME)) -> Iterator[tuple[Packet, Trace]]:
-    """All packets with their ways."""
+    """Return all packets with their traces."""
     model = Model(toy.state)
     return ((packet, model.trace(packet)) for packet in toy.packets() if packet.origin in origins)

@@ -1,4 +1,4 @@
-"""The prover's questions put to z3: chains as one formula over the fields of any packet."""
+"""Questions of the prover for z3: chains as one formula over the fields of any packet."""
 
 from collections.abc import Sequence
 from itertools import count
@@ -21,7 +21,7 @@ _SOMETIMES = (nft.Limit, nft.Quota, nft.CtCount)
 
 @frozen
 class End:
-    """Where packets come out: when, and what has been written by then."""
+    """Exit of packets: its condition, and the values written by then."""
 
     when: Bool
     now: Changing
@@ -29,14 +29,14 @@ class End:
 
 @frozen
 class Outcome:
-    """What becomes of a packet in a chain: it is accepted at one of these places, or comes out at one of those."""
+    """Result of a chain: the exits that accept, and the other exits."""
 
     accepted: list[End]
     out: list[End]
 
 
 def _joined(ends: Sequence[End], otherwise: Changing) -> End:
-    """One end of several that exclude each other."""
+    """Return one exit for several that exclude each other."""
     now = otherwise
     for one in ends:
         now = now.written(one.when, one.now)
@@ -51,7 +51,7 @@ class Engine:
     fresh: "count[int]" = field(factory=count)
 
     def base(self, place: Place, here: Bool, now: Changing) -> End:
-        """When a packet that comes to a base chain passes it."""
+        """Return the exit of packets that pass a base chain."""
         table, chain = place
         assert chain.hook is not None
         asked = here
@@ -142,7 +142,7 @@ class Engine:
     def _looked_up(
         self, reader: Reader, statement: nft.VerdictMap | nft.VerdictMapRef, when: Bool, now: Changing
     ) -> tuple[list[tuple[nft.Verdict, End]], Bool]:
-        """The verdicts of a map. Without an entry the rule ends; behind it go those that `continue` was found for."""
+        """Return the verdicts of a map. Without an entry the rule ends."""
         if isinstance(statement, nft.VerdictMapRef):
             entries = next(one.elements for one in reader.table.maps if one.name == statement.name)
         else:
@@ -192,7 +192,7 @@ class Engine:
 def first_through(
     family: int, places: Sequence[Place], region: Region, allowed: Sequence[Region] = (), seconds: float | None = None
 ) -> bool | None:
-    """Whether any packet of `region` outside of `allowed` passes all base chains; None: no answer in time."""
+    """Return True if a packet of `region` outside of `allowed` passes all base chains; None: no answer in time."""
     engine = Engine(Packet(family))
     packet = engine.packet
     here = z3.And(packet.possible, packet.within(region), *(z3.Not(packet.within(one)) for one in allowed))
@@ -205,10 +205,10 @@ def first_through(
 def integrity(
     family: int, places: Sequence[Place], value: int, mask: int, uplinks: Sequence[str], seconds: float | None = None
 ) -> bool | None:
-    """Whether no chain can give the mark to a packet that did not wear it, of a flow that did not either.
+    """Return True if no chain can set the mark on an unmarked packet of an unmarked flow.
 
-    Induction: what holds before each base chain holds behind it. If only the flow's mark may be put on,
-    it is enough that no chain gives it to the packet from there.
+    Induction: an invariant before each base chain holds after it. If chains may set only the mark of the flow,
+    it is sufficient that no chain copies it to the packet.
     """
     unmarked, flow = (MarkTest(value, mask, False, of) for of in ("mark", "ctmark"))
     strict = Region(marks=(unmarked, flow), not_iifname=tuple(uplinks))

@@ -1,7 +1,7 @@
-"""What rules read of a packet, for z3: fields are bit-vectors, and each expression says when it has a value.
+"""Fields of a packet for z3, as bit-vectors: each expression has a value and a condition.
 
-Written from nft(8) and the kernel's sources, with a reading of nft's values of its own: nothing of
-model/space.py, values.py or passage.py is used here, only the values of netstate and what a Region is.
+Written from nft(8) and the kernel's sources, with an independent reading of nft's values: this module uses only the
+values of netstate and the definition of a Region, and no module of nftpolicy/model/symbolic.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ def vector(name: str, bits: int) -> Vector:
 
 @frozen
 class Read:
-    """What an expression gives: its value, when there is one, and what nft's words for values mean."""
+    """Value of an expression: the value, its condition, and the meaning of nft's words."""
 
     value: Vector
     there: Bool
@@ -48,7 +48,7 @@ class Read:
 
 @frozen
 class Changing:
-    """What rules can write."""
+    """Values that rules can write."""
 
     mark: Vector
     ctmark: Vector
@@ -67,7 +67,7 @@ def either(when: Bool, yes: Vector, no: Vector) -> Vector:
 
 
 class Packet:
-    """Any packet of a family (4, 6; 0: a frame that is neither)."""
+    """Symbolic packet of a family (4, 6; 0: a frame of another ethertype)."""
 
     def __init__(self, family: int) -> None:
         self.family = family
@@ -87,7 +87,7 @@ class Packet:
 
     @cached_property
     def possible(self) -> Bool:
-        """What holds of every packet."""
+        """Return the condition that every packet satisfies."""
         types = {4: self.ethertype == 0x0800, 6: self.ethertype == 0x86DD}
         other = z3.And(self.ethertype != 0x0800, self.ethertype != 0x86DD)
         is_state = z3.Or(*(self.state == bit for bit in STATES.values()))
@@ -101,7 +101,7 @@ class Packet:
         return z3.And(self.state != STATES["invalid"], self.state != STATES["untracked"])
 
     def within(self, region: Region, now: Changing | None = None) -> Bool:
-        """Whether the packet is in a region."""
+        """Return the condition that the packet is in a region."""
         told = [self._field(name, wanted) for name, wanted in region.fields.items()]
         for name, named, barred in (
             (self.oif, region.oifname, region.not_oifname),
@@ -148,7 +148,7 @@ def _name(text: str, bits: int = NAME) -> int:
 
 
 def named_like(vector: Vector, pattern: str) -> Bool:
-    """Whether a device's name is this one, or begins like it if it ends in a star."""
+    """Return True if a device has this name, or this prefix if the pattern ends in a star."""
     if not pattern.endswith("*"):
         return vector == _name(pattern)
     known = 8 * len(pattern[:-1])
@@ -170,17 +170,17 @@ class Reader:
     fresh: "count[int]"
 
     def doubt(self) -> Bool:
-        """Something that may hold or not."""
+        """Return a condition that may be true or false."""
         return z3.Bool(f"doubt{next(self.fresh)}")
 
     @cached_property
     def untracked(self) -> bool:
-        """Whether connection tracking has not seen the packet here."""
+        """Return the condition that connection tracking has not seen the packet here."""
         early = self.hook.hook in ("output", "prerouting") and self.hook.priority < -200
         return early or self.hook.hook == "ingress"
 
     def read(self, expression: nft.Expression, now: Changing) -> Read | None:
-        """What an expression gives; None if that is not understood here."""
+        """Return the value of an expression; None if it is unsupported here."""
         match expression:
             case nft.Meta(key):
                 return self._meta(key, now)
@@ -286,7 +286,7 @@ class Reader:
     # --- comparing
 
     def holds(self, match: nft.Match, now: Changing) -> Bool:
-        """Whether a rule goes on behind a match."""
+        """Return the condition that a rule continues after a match."""
         parts = match.left.parts if isinstance(match.left, nft.Concat) else (match.left,)
         reads = [self.read(part, now) for part in parts]
         there = z3.And(*(one.there for one in reads if one is not None))

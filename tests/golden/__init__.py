@@ -1,6 +1,6 @@
-"""Policies and what they compile to, kept as files: tests/golden/NN-topic/.
+"""Golden files: policies and the files that they compile to, in tests/golden/NN-topic/.
 
-After a change that is meant: `python -m tests.golden --write`, then read the difference before it is committed.
+After an intended change: `python -m tests.golden --write`, then read the difference before the commit.
 """
 
 from pathlib import Path
@@ -11,19 +11,19 @@ from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, 
 from nftpolicy.netstate.formats import ip_text, nft_text
 from nftpolicy.policy.load import load
 
-HERE = Path(__file__).parent
+GOLDEN_DIRECTORY = Path(__file__).parent
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
 # Bridges of the machine that the policies are compiled for.
 MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})
 
 
 def topics():
-    """The folders."""
-    return sorted(path.parent for path in HERE.glob("*/policy.toml"))
+    """Return the directories."""
+    return sorted(path.parent for path in GOLDEN_DIRECTORY.glob("*/policy.toml"))
 
 
-def compiled(folder):
-    """Name of each file -> what should be in it."""
+def expected_files(folder):
+    """Return the expected content of each file, by file name."""
     policy, _ = load((folder / "policy.toml").read_bytes(), "policy.toml")
     state = compile_policy(policy, MACHINE)
     programs = PROGRAMS if folder.name == SETTINGS else ()

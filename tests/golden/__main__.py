@@ -1,8 +1,8 @@
-"""python -m tests.golden [--write]: say which files differ, or write them anew."""
+"""Command `python -m tests.golden [--write]`: print the files that differ, or write them."""
 
 import sys
 
-from tests.golden import compiled, topics
+from tests.golden import expected_files, topics
 
 
 def main():
@@ -10,7 +10,7 @@ def main():
     changed = [
         (folder / name, content)
         for folder in topics()
-        for name, content in compiled(folder).items()
+        for name, content in expected_files(folder).items()
         if not (folder / name).exists() or (folder / name).read_text() != content
     ]
     for path, content in changed:

@@ -1,4 +1,4 @@
-"""Boxes against single values: every operation on a domain so small that all of it can be listed."""
+"""Operations on boxes against single values, on a domain that can be listed completely."""
 
 from itertools import pairwise, product
 
@@ -31,25 +31,25 @@ def values(one):
     return {value for low, high in one for value in range(low, high + 1)}
 
 
-def of_field(name):
+def ranges_of(name):
     end = st.integers(0, TOPS[name])
     return st.lists(st.tuples(end, end).map(sorted).map(tuple), min_size=1, max_size=2).map(merge_ranges)
 
 
-boxes = st.fixed_dictionaries({}, optional={name: of_field(name) for name in TOPS})
+boxes = st.fixed_dictionaries({}, optional={name: ranges_of(name) for name in TOPS})
 POINTS = [dict(zip(TOPS, point, strict=True)) for point in product(*(range(top + 1) for top in TOPS.values()))]
 
 
-def has(box, point):
+def contains(box, point):
     return all(point[name] in values(wanted) for name, wanted in box.items())
 
 
 def box_points(box):
-    return [point for point in POINTS if has(box, point)]
+    return [point for point in POINTS if contains(box, point)]
 
 
-def is_in_form(one):
-    """Sorted, disjoint, not adjacent, none empty: what makes equal sets equal values."""
+def is_canonical(one):
+    """Return True if ranges are sorted, disjoint, not adjacent and not empty: equal sets are equal values."""
     return all(low <= high for low, high in one) and all(before[1] + 1 < after[0] for before, after in pairwise(one))
 
 
@@ -60,7 +60,7 @@ def is_in_form(one):
 def test_merge_ranges_has_the_values_of_all_intervals(intervals):
     found = merge_ranges(intervals)
     assert values(found) == values(intervals)
-    assert is_in_form(found)
+    assert is_canonical(found)
     assert count_values(found) == len(values(found))
 
 
@@ -72,7 +72,7 @@ def test_range_operations_equal_set_operations(one, other):
         (complement(one, HIGH), set(range(HIGH + 1)) - values(one)),
     ):
         assert values(found) == expected
-        assert is_in_form(found)
+        assert is_canonical(found)
 
 
 @given(st.sets(st.integers(0, HIGH)))
@@ -86,13 +86,13 @@ def test_points_has_exactly_the_given_values(some_values):
 @given(boxes, boxes)
 def test_intersect_boxes_has_the_common_points(one, other):
     both = intersect_boxes(one, other)
-    expected = [point for point in box_points(one) if has(other, point)]
+    expected = [point for point in box_points(one) if contains(other, point)]
     assert (box_points(both) if both is not None else []) == expected
 
 
 @given(boxes, st.lists(boxes, max_size=6))
 def test_find_uncovered_finds_points_outside_of_all_covers(box, covers):
-    left = [point for point in box_points(box) if not any(has(cover, point) for cover in covers)]
+    left = [point for point in box_points(box) if not any(contains(cover, point) for cover in covers)]
     found = find_uncovered(box, covers, TOPS)
     assert (found is None) == (not left)
     if found is not None:
@@ -103,7 +103,7 @@ def test_find_uncovered_finds_points_outside_of_all_covers(box, covers):
 @given(boxes, st.lists(boxes, max_size=4))
 def test_subtract_boxes_returns_disjoint_pieces(box, others):
     pieces = subtract_boxes(box, others, TOPS, 1000)
-    expected = [point for point in box_points(box) if not any(has(other, point) for other in others)]
+    expected = [point for point in box_points(box) if not any(contains(other, point) for other in others)]
     found = [point for piece in pieces for point in box_points(piece)]
     assert sorted(map(str, found)) == sorted(map(str, expected))
     if len(pieces) > 1:
@@ -117,17 +117,17 @@ several = st.lists(boxes, min_size=25, max_size=40), st.lists(boxes, min_size=1,
 
 
 @given(*several)
-def test_box_index_finds_every_overlapping_box(many, asked, early):
-    none_is_left_out(many, asked, early)
+def test_box_index_finds_every_overlapping_box(many, queries, early):
+    check_overlapping(many, queries, early)
 
 
-def none_is_left_out(many, asked, early):
+def check_overlapping(many, queries, early):
     covers = BoxIndex((), TOPS)
     for box in many[:early]:
         covers.append(box)
-    covers.overlapping(asked[0])  # what comes later is added to an index that is there
+    covers.overlapping(queries[0])  # what comes later is added to an index that is there
     covers.add_lazy(lambda: many[early:])
-    for box in asked:
+    for box in queries:
         found = covers.overlapping(box)
         assert all(one in found for one in many if intersect_boxes(one, box) is not None)
         assert all(one in many for one in found)
@@ -186,8 +186,8 @@ def test_box_index_test_detects_a_missing_box(monkeypatch):
 
     @settings(settings.get_profile("first"), max_examples=500)
     @given(*several)
-    def search(many, asked, early):
-        none_is_left_out(many, asked, early)
+    def search(many, queries, early):
+        check_overlapping(many, queries, early)
 
     with pytest.raises(AssertionError):
         search()

@@ -1,4 +1,4 @@
-"""What every compiled policy has in common."""
+"""Invariants of every compiled policy."""
 
 from collections import Counter as Tally
 from ipaddress import ip_network
@@ -21,8 +21,8 @@ from tests.unit.forked_namespace import normal
 KIND = {Chain: "chains", Set: "sets", NamedCounter: "counters"}
 
 
-def used(table):
-    """(kind, name) of all that the rules of a table speak of."""
+def referenced_objects(table):
+    """Yield (kind, name) of all objects that the rules of a table reference."""
     for chain in table.chains:
         for rule in chain.rules:
             for one in rule.statements:
@@ -37,24 +37,25 @@ def used(table):
                         yield from ((Chain, to.target) for _, to in entries if to.target)
 
 
-def defined(table):
+def defined_objects(table):
     return [(kind, one.name) for kind, group in KIND.items() for one in getattr(table, group)]
 
 
 @given(policy_strategies.policies(), st.booleans())
 def test_tables_define_exactly_the_referenced_objects(policy, link_guard):
     for table in compile_policy(policy, HostFacts(has_egress_hook=link_guard)).tables:
-        names = defined(table)
+        names = defined_objects(table)
         assert not [name for name, count in Tally(names).items() if count > 1]
-        spoken = set(used(table))
-        assert spoken <= set(names)
+        referenced = set(referenced_objects(table))
+        assert referenced <= set(names)
         bases = {(Chain, chain.name) for chain in table.chains if chain.hook}
-        assert set(names) - spoken - bases <= idle(policy)
+        assert set(names) - referenced - bases <= unreferenced_objects(policy)
 
 
-def idle(policy):
-    """What is there though nothing speaks of it: the chain of devices inside where there are none, clients of a
-    resolver where there is none, and a count of their DNS where there are no clients."""
+def unreferenced_objects(policy):
+    """Return the objects that exist without a reference: the chain of inside devices and the
+    clients of a resolver where the policy has none, and the counter of their DNS queries.
+    """
     clients = {
         (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
     }
@@ -80,7 +81,7 @@ def test_compiling_ignores_the_order_of_services(policy):
     assert normal(one) == normal(other)
 
 
-def rules(policy):
+def rule_count(policy):
     return sum(len(chain.rules) for table in compile_policy(policy).tables for chain in table.chains)
 
 
@@ -101,7 +102,7 @@ def test_more_services_add_elements_and_no_rules(policy, key, protocol):
         }
         return Policy(policy.name, policy.inside, policy.uplink, services)
 
-    assert rules(with_services(1)) == rules(with_services(12))
+    assert rule_count(with_services(1)) == rule_count(with_services(12))
 
 
 @given(policy_strategies.policies())

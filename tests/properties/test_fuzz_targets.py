@@ -1,4 +1,4 @@
-"""A few examples of every fuzz target; script/fuzz runs as many as there is time for."""
+"""A few examples of every fuzz target; script/fuzz runs more."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def test_fuzz_inputs_have_good_and_bad_policies(data):
 
 
 def test_most_host_listings_can_be_decoded():
-    """What is changed in them leaves enough that is understood."""
+    """Decode mutated listings: enough of them stay supported."""
     read = []
 
     @settings(max_examples=EXAMPLES, database=None)

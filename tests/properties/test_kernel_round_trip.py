@@ -1,4 +1,4 @@
-"""Generated policies on the real kernel: what was loaded is what is read back, by text and by JSON."""
+"""Generated policies on the real kernel: loaded by text and by JSON, and read back."""
 
 import json
 
@@ -29,8 +29,8 @@ def namespace():
         yield made
 
 
-def _loaded(tables):
-    """In the namespace: the tables as read back, loaded as text and as JSON, or what the kernel said."""
+def _load_and_read(tables):
+    """Return the tables as read back, loaded as text and as JSON, or the errors of the kernel."""
     found = linux()
     back = []
     for how in (
@@ -58,12 +58,12 @@ def _command(found, script, is_json):
 def test_text_and_json_load_the_compiled_tables(namespace, policy):
     tables = compile_policy(policy).tables
     wanted = normal(NetState(tables))
-    by_text, by_json = namespace.call(_loaded, tables)
+    by_text, by_json = namespace.call(_load_and_read, tables)
     assert by_text == wanted
     assert by_json == wanted
 
 
-def _there_and_back(states):
+def _change_and_return(states):
     found = linux()
     paths = [one.path for state in states for one in state.sysctls]
     try:
@@ -83,4 +83,4 @@ def _there_and_back(states):
 @settings(max_examples=12, phases=PHASES)
 @given(PAIRS)
 def test_policy_changes_are_reversible_in_linux(namespace, pair):
-    namespace.call(_there_and_back, [compile_policy(policy) for policy in pair])
+    namespace.call(_change_and_return, [compile_policy(policy) for policy in pair])

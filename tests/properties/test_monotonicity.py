@@ -1,4 +1,4 @@
-"""More services let nothing more out for others, and fewer exemptions let nothing more out at all."""
+"""Monotonicity: more services pass no more packets of other processes, fewer exemptions pass no more packets."""
 
 from attrs import evolve
 from hypothesis import given, settings
@@ -15,14 +15,14 @@ from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 from tests import packet_strategies as states
 from tests import policy_strategies
-from tests.properties.test_policy_invariant import goes_red, lent, owns
+from tests.properties.test_policy_invariant import assert_can_fail, is_from_lent_port, is_owned_by
 
 PACKETS = 12
 SETTINGS = settings(max_examples=60)
 
 
-def outside(policy, state, packets):
-    """For each packet: the uplink's device by which it leaves or may leave, or None; and its walk."""
+def uplink_traces(policy, state, packets):
+    """Yield for each packet the uplink device by which it leaves or may leave (None: none), and its trace."""
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
@@ -30,14 +30,16 @@ def outside(policy, state, packets):
         yield walk.device if walk.outcome in ("leaves", "unknown") and walk.device in outer else None, walk
 
 
-def machine(policy, extra):
-    """The kernel under a policy; addresses and everybody's routes are the same whatever its services are."""
+def kernel_state(policy, extra):
+    """Return the kernel's state under a policy, with addresses and foreign routes that do not
+    depend on its services.
+    """
     return add_assumed_environment(states.joined(compile_policy(policy), extra), build_spec(policy))[0]
 
 
 @st.composite
 def additions(draw):
-    """A policy, one more service for it, the routes of others, packets near both."""
+    """Generate a policy, one more service for it, foreign routes, and packets near both."""
     policy = draw(policy_strategies.policies(most_services=3))
     added = draw(policy_strategies.services(list(policy.uplink)))
     name = next(f"added{at}" for at in range(99) if f"added{at}" not in policy.service)
@@ -49,11 +51,11 @@ def additions(draw):
     return policy, larger, added, draw(states.machines(policy)), wanted
 
 
-def is_for(added, policy, packet):
-    """Whether the added service is what lets this packet out, by what it says."""
+def is_packet_of(added, policy, packet):
+    """Return True if the added service allows this packet."""
     mark = policy.uplink[added.uplink].mark
     kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
-    mine = owns(added, packet) or lent(added, packet) or kernels
+    mine = is_owned_by(added, packet) or is_from_lent_port(added, packet) or kernels
     return mine and mark.matches(packet.mark)
 
 
@@ -61,10 +63,10 @@ def is_for(added, policy, packet):
 @given(additions())
 def test_added_service_passes_only_its_own_marked_packets(case):
     policy, larger, added, extra, packets = case
-    before = outside(policy, machine(policy, extra), packets)
-    after = outside(policy, machine(larger, extra), packets)
+    before = uplink_traces(policy, kernel_state(policy, extra), packets)
+    after = uplink_traces(policy, kernel_state(larger, extra), packets)
     for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
-        assert new in (old, None) or is_for(added, policy, packet), (packet, walk)
+        assert new in (old, None) or is_packet_of(added, policy, packet), (packet, walk)
 
 
 @settings(max_examples=20)
@@ -77,7 +79,7 @@ def test_policies_with_and_without_service_are_proved(case):
 
 @st.composite
 def removals(draw):
-    """A policy with an exemption, the same without it, the routes of others, packets near both."""
+    """Generate a policy with an exemption, the same without it, foreign routes, and packets near both."""
     policy = draw(
         policy_strategies.policies(most_services=1).filter(lambda one: any(up.exempt for up in one.uplink.values()))
     )
@@ -94,8 +96,8 @@ def removals(draw):
 @given(removals())
 def test_removed_exemption_passes_no_more_packets(case):
     policy, smaller, extra, packets = case
-    before = outside(policy, machine(policy, extra), packets)
-    after = outside(policy, machine(smaller, extra), packets)
+    before = uplink_traces(policy, kernel_state(policy, extra), packets)
+    after = uplink_traces(policy, kernel_state(smaller, extra), packets)
     for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
         assert new in (old, None), (packet, walk)
 
@@ -103,7 +105,7 @@ def test_removed_exemption_passes_no_more_packets(case):
 @settings(max_examples=20)
 @given(removals())
 def test_proof_distinguishes_states_by_their_exemptions(case):
-    """What may leave is what the larger policy names; that some of its words are dead now is no leak."""
+    """Prove each state with the spec of the other. An exemption without a rule is no leak."""
     policy, smaller, *_ = case
     proof = prove(compile_policy(smaller), build_spec(policy))
     assert proof.property_verdict("P1") == PROVED
@@ -113,7 +115,7 @@ def test_proof_distinguishes_states_by_their_exemptions(case):
 
 
 def test_service_test_detects_a_compiler_without_guard(monkeypatch):
-    """The tests above can fail: with one service more the guard is gone."""
+    """Remove the guard if there is an added service."""
     whole = compile_policy
 
     def careless(policy):
@@ -121,11 +123,11 @@ def test_service_test_detects_a_compiler_without_guard(monkeypatch):
         return evolve(state, tables=()) if any(name.startswith("added") for name in policy.service) else state
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_added_service_passes_only_its_own_marked_packets.hypothesis.inner_test, additions())
+    assert_can_fail(test_added_service_passes_only_its_own_marked_packets.hypothesis.inner_test, additions())
 
 
 def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
-    """The same for exemptions: without any the guard is gone."""
+    """Remove the guard if there is no exemption."""
     whole = compile_policy
 
     def careless(policy):
@@ -133,4 +135,4 @@ def test_exemption_test_detects_a_compiler_without_guard(monkeypatch):
         return evolve(whole(policy), tables=()) if bare else whole(policy)
 
     monkeypatch.setattr(f"{__name__}.compile_policy", careless)
-    goes_red(test_removed_exemption_passes_no_more_packets.hypothesis.inner_test, removals())
+    assert_can_fail(test_removed_exemption_passes_no_more_packets.hypothesis.inner_test, removals())

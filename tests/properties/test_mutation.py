@@ -1,4 +1,4 @@
-"""Whatever is taken away or turned round in a compiled state, a proof objects, or somebody has said why it need not.
+"""Mutants of compiled states: a proof refutes each of them, or an excuse says why it is harmless.
 
 A sample of the mutants runs by default, always the same; NFTPOLICY_MUTANTS=all runs all of them.
 """
@@ -93,7 +93,7 @@ IDLE = {
 
 @frozen(slots=False)
 class Case:
-    """A policy of a file on a machine."""
+    """Policy of a file on a host."""
 
     path: Path
 
@@ -130,12 +130,12 @@ class Case:
         return self.counts(self.state)
 
     def counts(self, state):
-        """For each packet: what became of it, and the counters that saw it."""
+        """Return for each packet its outcome and the counters that it passed."""
         model = Model(add_assumed_environment(state, self.claim)[0])
-        return [(walk.outcome, walk.device, counters(walk)) for walk in map(model.trace, self.packets)]
+        return [(walk.outcome, walk.device, matched_counters(walk)) for walk in map(model.trace, self.packets)]
 
-    def judged(self, mutant):
-        """How a mutant is noticed, in a word; None if it is not."""
+    def objection(self, mutant):
+        """Return the way in which a mutant is noticed; None if it is not."""
         proof = prove(mutant.state, self.claim)
         if proof.verdict != verdict.PROVED:
             return min(one.property for one in proof.findings if one.deciding and one.verdict != verdict.PROVED)
@@ -161,14 +161,14 @@ class Case:
         return next((idle for name, idle in IDLE.items() if self.name.endswith(name)), [])
 
 
-def counters(walk):
-    """Names of the counters of the rules that a packet met."""
+def matched_counters(walk):
+    """Return the names of the counters of the rules that a packet met."""
     rules = (one.subject for one in walk.steps if isinstance(one.subject, nft.Rule))
     return tuple(one.name for rule in rules for one in rule.statements if isinstance(one, nft.CounterRef))
 
 
 def cases():
-    """A case for each different policy: some files of tests/golden say the same as those in rulesets."""
+    """Return one case for each different policy: some files of tests/golden equal those in rulesets."""
     found = {}
     for path in reversed(FILES):
         case = Case(path)
@@ -180,7 +180,7 @@ CASES = cases()
 
 
 def is_chosen(mutant):
-    """The guard and its hooks always; of the rest one in SAMPLE."""
+    """Return True for the guard and its hooks, and for one in SAMPLE of the other mutants."""
     whole = mutant.kind in ("table gone", "base chain gone", "rules gone")
     return ALL or whole or zlib.crc32(str(mutant).encode()) % SAMPLE == 0
 
@@ -190,7 +190,7 @@ def test_every_mutant_is_refuted_or_excused(case, capsys):
     assert case.proof.verdict == verdict.PROVED
     every = list(state_mutants.mutants(case.state))
     chosen = [mutant for mutant in every if is_chosen(mutant)]
-    found = [(mutant, case.judged(mutant)) for mutant in chosen]
+    found = [(mutant, case.objection(mutant)) for mutant in chosen]
     tally = Tally(how for _, how in found)
     with capsys.disabled():
         told = ", ".join(f"{how} {count}" for how, count in sorted(tally.items(), key=str))
@@ -204,11 +204,11 @@ def test_every_mutant_is_refuted_or_excused(case, capsys):
 
 @pytest.mark.parametrize("file", ["gluon-fastd.toml"])
 def test_mutation_test_detects_a_blind_prover(monkeypatch, file):
-    """What the test above can see: a prover that says yes to everything leaves the guard's mutants unnoticed."""
+    """Replace the prover by one that proves everything: the mutants of the guard stay unnoticed."""
     case = next(one for one in CASES if one.path.name == file)
     gone = next(
         one for one in state_mutants.mutants(case.state) if str(one) == "base chain gone: inet nftpolicy guard: "
     )
-    assert case.judged(gone) == "P1"
+    assert case.objection(gone) == "P1"
     monkeypatch.setattr(f"{__name__}.prove", lambda state, wanted: case.proof)
-    assert case.judged(gone) is None
+    assert case.objection(gone) is None

@@ -1,4 +1,4 @@
-"""Every way from one policy to another, in memory: it ends where it should, the guard stands, and it can be taken back."""
+"""Plans between any two policies, in memory: they reach the goal, keep the guard, and can be undone."""
 
 import pytest
 from hypothesis import assume, given
@@ -19,23 +19,23 @@ ENDS = st.tuples(st.none(), policy_strategies.policies(ALL))
 PAIRS = st.one_of(policy_strategies.pairs(ALL), policy_strategies.pairs(ALL), ENDS, ENDS.map(lambda pair: pair[::-1]))
 
 
-def compiled(policy):
+def state_of(policy):
     return NetState() if policy is None else compile_policy(policy)
 
 
-def held(state, *others):
-    """A kernel that holds a state; other sysctls are as they are without us."""
+def kernel_with(state, *others):
+    """Return a kernel that holds a state. The other sysctls have foreign values."""
     paths = {one.path: "7" for other in others for one in other.sysctls} | {
         one.path: one.value for one in state.sysctls
     }
     return FakeKernel(NetState(state.tables, state.rules, state.routes, tuple(Sysctl(*one) for one in paths.items())))
 
 
-def way(kernel, wanted):
+def plan_to(kernel, wanted):
     return plan(observe(kernel, [one.path for one in wanted.sysctls]), wanted)
 
 
-def guarded(state):
+def has_guard(state):
     table = state.table("inet", "nftpolicy")
     hooks = [chain.hook for chain in table.chains if chain.hook] if table else []
     return any((one.hook, one.policy, one.priority) == ("postrouting", "drop", 10000) for one in hooks)
@@ -43,19 +43,19 @@ def guarded(state):
 
 @given(PAIRS)
 def test_plan_reaches_the_desired_state_and_is_idempotent(pair):
-    old, new = map(compiled, pair)
-    kernel = held(old, new)
-    run_plan(kernel, way(kernel, new))
+    old, new = map(state_of, pair)
+    kernel = kernel_with(old, new)
+    run_plan(kernel, plan_to(kernel, new))
     assert normal(observe(kernel, [one.path for one in new.sysctls])) == normal(new)
-    assert way(kernel, new) == Plan(())
+    assert plan_to(kernel, new) == Plan(())
 
 
 @given(PAIRS)
 def test_inverse_steps_restore_the_first_state(pair):
-    old, new = map(compiled, pair)
-    kernel = held(old, new)
+    old, new = map(state_of, pair)
+    kernel = kernel_with(old, new)
     before = normal(kernel.state)
-    todo = way(kernel, new)
+    todo = plan_to(kernel, new)
     run_plan(kernel, todo)
     for step in reversed(todo.steps):
         kernel.apply_step(step.inverse())
@@ -65,36 +65,36 @@ def test_inverse_steps_restore_the_first_state(pair):
 
 @given(PAIRS)
 def test_guard_exists_after_every_step(pair):
-    old, new = map(compiled, pair)
-    kernel = held(old, new)
-    steps = way(kernel, new).steps
+    old, new = map(state_of, pair)
+    kernel = kernel_with(old, new)
+    steps = plan_to(kernel, new).steps
     for number, step in enumerate(steps, 1):
         kernel.apply_step(step)
         last = number == len(steps)
-        assert guarded(kernel.state) or (pair[1] is None and last)
+        assert has_guard(kernel.state) or (pair[1] is None and last)
         if not last:  # until the guard goes, no rule or route leads anywhere without it
             assert kernel.state.tables
 
 
 @given(PAIRS, st.data())
 def test_refusal_at_any_step_restores_the_first_state(pair, data):
-    old, new = map(compiled, pair)
-    steps = len(way(held(old, new), new).steps)
+    old, new = map(state_of, pair)
+    steps = len(plan_to(kernel_with(old, new), new).steps)
     assume(steps)
     numbers = range(steps) if steps < 8 else data.draw(st.lists(st.integers(0, steps - 1), min_size=3, max_size=6))
     for number in numbers:
-        kernel = held(old, new)
+        kernel = kernel_with(old, new)
         kernel.refuse_at, before = number, normal(kernel.state)
         with pytest.raises(StepRefused):
-            run_plan(kernel, way(kernel, new))
+            run_plan(kernel, plan_to(kernel, new))
         assert normal(kernel.state) == before
 
 
 @given(PAIRS)
 def test_tables_are_filled_before_their_rules_are_added(pair):
-    old, new = map(compiled, pair)
-    kernel = held(old, new)
-    for step in way(kernel, new).steps:
+    old, new = map(state_of, pair)
+    kernel = kernel_with(old, new)
+    for step in plan_to(kernel, new).steps:
         kernel.apply_step(step)
         filled = {(one.family, one.table) for one in kernel.routes if one.kind == "unreachable"}
         led = {(one.family, one.table) for one in kernel.rules if one.action == "lookup" and one.mask}
@@ -103,11 +103,11 @@ def test_tables_are_filled_before_their_rules_are_added(pair):
 
 @given(PAIRS)
 def test_counters_of_both_policies_keep_their_values(pair):
-    old, new = map(compiled, pair)
-    kernel = held(old, new)
+    old, new = map(state_of, pair)
+    kernel = kernel_with(old, new)
     numbers = {place: CounterValue(index + 1, 40 * index) for index, place in enumerate(kernel.counters("nftpolicy"))}
     kernel.counts = dict(numbers)
-    run_plan(kernel, way(kernel, new))
+    run_plan(kernel, plan_to(kernel, new))
     after = kernel.counters("nftpolicy")
     assert {place: after[place] for place in numbers.keys() & after.keys()} == {
         place: numbers[place] for place in numbers.keys() & after.keys()
@@ -116,5 +116,5 @@ def test_counters_of_both_policies_keep_their_values(pair):
 
 @given(policy_strategies.policies())
 def test_unchanged_policy_has_an_empty_plan_in_any_order(policy):
-    state = compiled(policy)
+    state = state_of(policy)
     assert plan(normal(state), state) == Plan(())

@@ -1,4 +1,4 @@
-"""What a policy promises, on generated policies, packets and machines: by walks of packets, and by proofs."""
+"""Properties of generated policies, packets and hosts, by traces of packets and by proofs."""
 
 import pytest
 from attrs import evolve
@@ -24,7 +24,7 @@ DNS = 53
 
 
 def excuse(policy, packet, walk):
-    """Why a packet may leave by the uplink's device by which it leaves; None if there is no reason."""
+    """Return the reason why a packet may leave by its uplink device; None without one."""
     uplink = next(one for one in policy.uplink.values() if walk.device in one.devices)
     began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.matches(packet.mark)
     if began:
@@ -36,12 +36,12 @@ def excuse(policy, packet, walk):
         one.unmarked and policy.uplink[one.uplink] is uplink and one.user.number == packet.uid
         for one in policy.service.values()
     ):
-        return entitled(policy, packet, walk)  # who needs no mark may do what he may with it
+        return entitlement(policy, packet, walk)  # who needs no mark may do what he may with it
     return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
 
 
 def is_exempt(word, packet, walk):
-    """Whether an exemption names what leaves."""
+    """Return True if an exemption covers the packet."""
     headers, frames = EXEMPTIONS[word]
     if packet.origin == FRAME and packet.ethertype is not None:
         return packet.ethertype in frames
@@ -63,7 +63,7 @@ def is_exempt(word, packet, walk):
 
 
 def departures(policy, state, packets):
-    """(packet, walk) of each packet that leaves, or may leave, by an uplink."""
+    """Yield (packet, trace) of each packet that leaves, or may leave, by an uplink."""
     model = Model(state)
     outer = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
@@ -73,18 +73,18 @@ def departures(policy, state, packets):
 
 
 def leaks(policy, state, packets):
-    """The departures that have no excuse."""
+    """Return the departures without an excuse."""
     return [one for one in departures(policy, state, packets) if excuse(policy, *one) is None]
 
 
-def full(policy, extra=((), ()), machine=HostFacts()):
-    """What the kernel holds under a policy, with addresses and the rules and routes of others."""
+def kernel_state(policy, extra=((), ()), machine=HostFacts()):
+    """Return the kernel's state under a policy, with addresses and foreign rules and routes."""
     return add_assumed_environment(states.joined(compile_policy(policy, machine), extra), build_spec(policy))[0]
 
 
 @st.composite
 def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
-    """A policy, rules and routes that lead astray, and packets."""
+    """Generate a policy, misleading foreign rules and routes, and packets."""
     policy = draw(policies)
     wanted = draw(st.lists(states.packets(policy), min_size=count, max_size=count))
     return policy, draw(states.machines(policy)), wanted
@@ -94,72 +94,72 @@ def scenes(draw, policies=policy_strategies.policies(), count=PACKETS):
 @given(scenes())
 def test_packet_leaving_by_uplink_is_marked_or_excused(scene):
     policy, extra, packets = scene
-    assert not leaks(policy, full(policy, extra), packets)
+    assert not leaks(policy, kernel_state(policy, extra), packets)
 
 
-def goes_red(inner, inputs):
-    """Whether a test can fail: some example of these breaks it."""
+def assert_can_fail(inner, inputs):
+    """Assert that some example of `inputs` breaks a test."""
     run = settings(settings.get_profile("first"), max_examples=200)(given(inputs)(inner))
     with pytest.raises(AssertionError):
         run()
 
 
-def unguarded(policy, extra=((), ())):
-    """What `full` gives, of a compiler that forgets the tables."""
+def kernel_state_without_guard(policy, extra=((), ())):
+    """Return `kernel_state` of a compiler that forgets the tables."""
     state = evolve(compile_policy(policy), tables=())
     return add_assumed_environment(states.joined(state, extra), build_spec(policy))[0]
 
 
 def test_leak_test_detects_a_missing_guard(monkeypatch):
-    monkeypatch.setattr(f"{__name__}.full", unguarded)
-    goes_red(test_packet_leaving_by_uplink_is_marked_or_excused.hypothesis.inner_test, scenes())
+    monkeypatch.setattr(f"{__name__}.kernel_state", kernel_state_without_guard)
+    assert_can_fail(test_packet_leaving_by_uplink_is_marked_or_excused.hypothesis.inner_test, scenes())
 
 
 # --- who wears the mark --------------------------------------------------------------------
 
 
-def entitled(policy, packet, walk):
-    """Whose the mark is that a packet wears as it leaves by the uplink; None if nobody's."""
+def entitlement(policy, packet, walk):
+    """Return the reason why a packet may have its mark as it leaves by the uplink; None without one."""
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
     if packet.origin == FRAME:
         return "AF_PACKET sockets set marks themselves"
     is_dns = walk.dport == DNS and packet.protocol in (TCP, UDP) and not packet.fields.get(("ip", "frag-off"))
-    clients = [one for one in policy.service.values() if one.uplink == name and owns(one, packet)]
+    clients = [one for one in policy.service.values() if one.uplink == name and is_owned_by(one, packet)]
     if clients and is_dns and uplink.resolver:
         return None  # names come from the resolver
-    if any(reaches(one, packet, walk) for one in clients):
+    if any(may_reach(one, packet, walk) for one in clients):
         return "a service"
     mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
-    if any(lent(one, packet) for one in mine):
+    if any(is_from_lent_port(one, packet) for one in mine):
         return "a service of the kernel, by its port"
     if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"
     if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
-        return "an answer" if answers(uplink, packet) else None
+        return "an answer" if is_answer(uplink, packet) else None
     if not packet.has_socket and packet.protocol == UDP:
-        return "a service of the kernel" if any(not one.sport for one in mine) else rest(packet)
-    return rest(packet)
+        return "a service of the kernel" if any(not one.sport for one in mine) else closed_connection_reason(packet)
+    return closed_connection_reason(packet)
 
 
-def rest(packet):
+def closed_connection_reason(packet):
     return "the rest of a closed connection" if packet.origin == KERNEL and packet.flow.state == "established" else None
 
 
-def owns(service, packet):
+def is_owned_by(service, packet):
     ids = ((service.user, packet.uid), (service.group, packet.gid))
     return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
 
 
-def lent(service, packet):
-    """Whether it comes from a port of the kernel's that the service names: whose it is, nobody asks."""
+def is_from_lent_port(service, packet):
+    """Return True if the packet comes from a kernel port that the service names, whatever its owner."""
     whole = packet.protocol == UDP and not packet.fields.get(("ip", "frag-off"))
     return whole and any(port.low <= packet.sport <= port.high for port in service.sport)
 
 
-def reaches(service, packet, walk):
-    """Whether the service may send there."""
+def may_reach(service, packet, walk):
+    """Return True if the service may send to the destination."""
     near = not service.to or any(
         int(net.network_address) <= walk.destination <= int(net.broadcast_address)
         for net in service.to
@@ -172,7 +172,7 @@ def reaches(service, packet, walk):
     return near and fits
 
 
-def answers(uplink, packet):
+def is_answer(uplink, packet):
     numbers = {"tcp": TCP, "udp": UDP}
     for answer in uplink.answer:
         if answer.port is None:
@@ -187,13 +187,13 @@ def answers(uplink, packet):
     return any_tcp and packet.protocol == TCP and bool(packet.fields.get(("tcp", "flags"), states.SYN) & states.RST)
 
 
-def borrowed(policy, state, packets):
-    """Departures with a mark that is not theirs."""
+def forged_departures(policy, state, packets):
+    """Return the departures with a mark of another owner."""
     return [
         (packet, walk)
         for packet, walk in departures(policy, state, packets)
         if walk.outcome == "leaves" and any(up.mark.matches(walk.mark) for up in policy.uplink.values())
-        and excuse(policy, packet, walk) not in EXEMPTIONS and entitled(policy, packet, walk) is None
+        and excuse(policy, packet, walk) not in EXEMPTIONS and entitlement(policy, packet, walk) is None
     ]  # fmt: skip
 
 
@@ -201,32 +201,32 @@ def borrowed(policy, state, packets):
 @given(scenes())
 def test_marked_packet_leaving_by_uplink_is_entitled(scene):
     policy, extra, packets = scene
-    assert not borrowed(policy, full(policy, extra), packets)
+    assert not forged_departures(policy, kernel_state(policy, extra), packets)
 
 
-def strays(policy, state, packets):
-    """Packets that began with an uplink's mark, or of a user who needs none, and leave by a device that is not its."""
+def wrong_device_departures(policy, state, packets):
+    """Return packets that began with an uplink's mark, or of a user who needs none, and leave by another device."""
     model, found = Model(state), []
     users = {one.user.number for one in policy.service.values() if one.unmarked}
     uplinks = {device for uplink in policy.uplink.values() for device in uplink.devices}
     for packet in packets:
         walk = model.trace(packet)
         for uplink in policy.uplink.values():
-            worn = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
+            mark = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
             astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
             report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
-            if worn and astray and not report and not goes_back(policy, packet, walk):
+            if mark and astray and not report and not is_reply_to_uplink(policy, packet, walk):
                 found.append((packet, walk))
         if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
             found.append((packet, walk))
     return found
 
 
-def goes_back(policy, packet, walk):
-    """Whether a reply goes to where its flow came from, with that uplink's mark, whatever its socket wears."""
+def is_reply_to_uplink(policy, packet, walk):
+    """Return True if a reply leaves by the uplink of its flow with that uplink's mark."""
     return walk.outcome == "leaves" and any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
-        and packet.flow.direction == "reply" and answers(one, packet)
+        and packet.flow.direction == "reply" and is_answer(one, packet)
         for one in policy.uplink.values()
     )  # fmt: skip
 
@@ -235,7 +235,7 @@ def goes_back(policy, packet, walk):
 @given(scenes())
 def test_marked_packet_leaves_only_by_its_uplink(scene):
     policy, extra, packets = scene
-    assert not strays(policy, full(policy, extra), packets)
+    assert not wrong_device_departures(policy, kernel_state(policy, extra), packets)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_marked_packet_leaves_only_by_its_uplink(scene):
     [test_marked_packet_leaving_by_uplink_is_entitled, test_marked_packet_leaves_only_by_its_uplink],
 )
 def test_mark_tests_detect_a_missing_guard(monkeypatch, test):
-    monkeypatch.setattr(f"{__name__}.full", unguarded)
-    goes_red(test.hypothesis.inner_test, scenes())
+    monkeypatch.setattr(f"{__name__}.kernel_state", kernel_state_without_guard)
+    assert_can_fail(test.hypothesis.inner_test, scenes())
 
 
 # --- proofs ----------------------------------------------------------------------------------
@@ -267,14 +267,14 @@ def test_policy_with_bridge_ports_or_no_link_guard_is_proved(policy, link_guard)
 
 
 def no_leak(proof, uplink):
-    """The findings that tell who leaves without the mark, by how packets begin."""
+    """Return the findings about packets without the mark, by origin of the packet."""
     words = {"sockets:": "socket", "forwarded": FORWARD, "AF_PACKET": FRAME, "frames": "other frames"}
     found = [one for one in proof.findings if (one.property, one.uplink) == ("P1", uplink) and "without" in one.subject]
     return {words[one.subject.split()[0]]: one for one in found}
 
 
 def falsely_proved(policy, state, packets, proof):
-    """Packets that leave by an uplink though a proof says that none like them does."""
+    """Yield packets that leave by an uplink though a proof excludes them."""
     for packet, walk in leaks(policy, add_assumed_environment(state, build_spec(policy))[0], packets):
         name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
         kind = "socket" if packet.origin == KERNEL else packet.origin
@@ -289,7 +289,7 @@ def falsely_proved(policy, state, packets, proof):
 
 
 def wrongly_refuted(policy, state, proof):
-    """Counterexamples that are none: packets that do not leave, or may."""
+    """Yield counterexamples that do not leave."""
     model = Model(add_assumed_environment(state, build_spec(policy))[0])
     for name, uplink in policy.uplink.items():
         for one in no_leak(proof, name).values():
@@ -300,8 +300,8 @@ def wrongly_refuted(policy, state, proof):
                     yield example
 
 
-class Crowd:
-    """A policy in a kernel that holds other tables too, with some damage to its own. Shown in short."""
+class StateWithForeignTables:
+    """Policy in a kernel with foreign tables and some damage to its own ones."""
 
     def __init__(self, policy, others, damage, state, packets):
         self.policy, self.others, self.damage, self.state, self.packets = policy, others, damage, state, packets
@@ -314,8 +314,8 @@ class Crowd:
 
 
 @st.composite
-def crowds(draw, tables, damage=0):
-    """Policies among others."""
+def states_with_foreign_tables(draw, tables, damage=0):
+    """Generate policies with foreign tables."""
     policy, extra, packets = draw(scenes(FEW, 2 * PACKETS))
     state, done = evolve(compile_policy(policy), sysctls=()), []
     for _ in range(draw(st.integers(0, damage))):
@@ -323,36 +323,38 @@ def crowds(draw, tables, damage=0):
         state, done = mutant.state, [*done, str(mutant)]
     others = draw(tables(policy))
     both = (*others, *state.tables) if draw(st.booleans()) else (*state.tables, *others)
-    return Crowd(policy, others, tuple(done), states.joined(evolve(state, tables=both), extra), packets)
+    return StateWithForeignTables(
+        policy, others, tuple(done), states.joined(evolve(state, tables=both), extra), packets
+    )
 
 
 @settings(max_examples=30)
-@given(crowds(foreign_table_strategies.harmless))
-def test_harmless_foreign_tables_keep_the_proof(crowd):
-    proof = prove(crowd.state, build_spec(crowd.policy))
-    found = [one for name in crowd.policy.uplink for one in no_leak(proof, name).values()]
+@given(states_with_foreign_tables(foreign_table_strategies.harmless))
+def test_harmless_foreign_tables_keep_the_proof(sample):
+    proof = prove(sample.state, build_spec(sample.policy))
+    found = [one for name in sample.policy.uplink for one in no_leak(proof, name).values()]
     assert worst(one.verdict for one in found) == PROVED, [one for one in found if one.verdict != PROVED]
 
 
-CROWDS = crowds(foreign_table_strategies.anything, damage=2)
+CROWDS = states_with_foreign_tables(foreign_table_strategies.anything, damage=2)
 
 
 @settings(max_examples=40)
 @given(CROWDS)
-def test_proofs_and_traces_agree(crowd):
-    proof = prove(crowd.state, build_spec(crowd.policy))
-    leaked = list(falsely_proved(crowd.policy, crowd.state, crowd.packets, proof))
+def test_proofs_and_traces_agree(sample):
+    proof = prove(sample.state, build_spec(sample.policy))
+    leaked = list(falsely_proved(sample.policy, sample.state, sample.packets, proof))
     assert not leaked, leaked[:1]
-    refuted = list(wrongly_refuted(crowd.policy, crowd.state, proof))
+    refuted = list(wrongly_refuted(sample.policy, sample.state, proof))
     assert not refuted, refuted[:1]
 
 
 def test_agreement_test_detects_a_blind_prover(monkeypatch):
-    monkeypatch.setattr("nftpolicy.proof.no_leak.integrity_violations", lambda *_: [])
-    monkeypatch.setattr("nftpolicy.proof.no_leak.guard_violation", lambda *_: None)
+    for lemma, no_result in (("integrity_violations", []), ("guard_violation", None)):
+        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_, result=no_result: result)
     agree = test_proofs_and_traces_agree.hypothesis.inner_test
 
-    def unguarded_agree(crowd):
-        agree(Crowd(crowd.policy, (), (), unguarded(crowd.policy), crowd.packets))
+    def unguarded_agree(sample):
+        agree(StateWithForeignTables(sample.policy, (), (), kernel_state_without_guard(sample.policy), sample.packets))
 
-    goes_red(unguarded_agree, crowds(foreign_table_strategies.anything))
+    assert_can_fail(unguarded_agree, states_with_foreign_tables(foreign_table_strategies.anything))

@@ -1,4 +1,4 @@
-"""A policy and its file say the same."""
+"""Round trip between a policy and its file."""
 
 from ipaddress import ip_network
 from itertools import combinations
@@ -82,7 +82,7 @@ def _overlap(nets):
 
 
 def test_generated_policies_cover_every_feature():
-    """So that what holds of them says something; the other properties rest on this."""
+    """Check the strategy that the other properties rely on."""
     seen = set()
 
     @settings(max_examples=120, database=None, phases=[Phase.generate], derandomize=True)
@@ -99,7 +99,7 @@ def test_generated_policies_cover_every_feature():
     st.sampled_from(("127.0.0.0/8", "127.1.2.3/32", "::1/128", "0.0.0.0/32")),
 )
 def test_local_destination_of_service_is_refused(policy, net):
-    """No word of a policy is dead from the start: what is sent there never leaves by an uplink."""
+    """Refuse a destination on the host itself, to which no packet leaves by an uplink."""
     uplink = next(iter(policy.uplink))
     spoiled = Service(uplink, group=Account("3000000", 3000000), to=(ip_network(net),))
     found = [path for path, _ in validate.find_faults(evolve(policy, service={"spoiled": spoiled}))]

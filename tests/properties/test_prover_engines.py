@@ -1,6 +1,6 @@
-"""The prover against z3 and against every single packet, on rulesets and machines by chance.
+"""Prover against z3 and against every single packet, on generated rulesets and hosts.
 
-`python -m tests.engines` does the same for as long as one likes, and counts.
+`python -m tests.engines` runs any number of examples, and counts the answers.
 """
 
 import pytest
@@ -58,7 +58,7 @@ LOW = Match(Bitwise(Meta("mark"), and_mask=1), 1)
 
 
 def question(*rules, called=(), region=None):
-    """All packets that leave by wan, and a chain at postrouting that calls "part"."""
+    """Return the question for all packets that leave by wan, with a postrouting chain that calls "part"."""
     chains = (
         nft.Chain("all", tuple(map(nft.Rule, rules)), nft.Hook("filter", "postrouting", 0)),
         nft.Chain("part", tuple(map(nft.Rule, called))),
@@ -123,7 +123,7 @@ GUARD = nft.Chain(
     (nft.Rule((Match(Meta("oifname"), "wan"), evolve(LOW, op="!="), nft.DROP)),),
     nft.Hook("filter", "postrouting", 10000),
 )
-DRESSED = nft.Chain("mark", (nft.Rule((Mangle(Meta("mark"), 1),)),), nft.Hook("route", "output", -150))
+MARKING = nft.Chain("mark", (nft.Rule((Mangle(Meta("mark"), 1),)),), nft.Hook("route", "output", -150))
 ROUTES = (
     *leaking_states.loopback(4),
     *leaking_states.device(4, "wan", "192.0.2.2", "192.0.2.0/24"),
@@ -132,17 +132,17 @@ ROUTES = (
 
 
 def machine(*chains):
-    """Everything is routed to the uplink, and only these chains are in the way."""
+    """Return a host that routes everything to the uplink through only these chains."""
     tables = (nft.Table("inet", "own", chains),)
     return toy_states.Toy(NetState(tables, leaking_states.standard_rules(4), ROUTES), ("oif",))
 
 
-@pytest.mark.parametrize("chains", [(GUARD,), (GUARD, DRESSED), ()], ids=["guarded", "dressed", "open"])
+@pytest.mark.parametrize("chains", [(GUARD,), (GUARD, MARKING), ()], ids=["guarded", "marking", "open"])
 def test_findings_about_fixed_machines_are_correct(chains):
     assert wrong_verdict(machine(*chains)) is None
 
 
-@pytest.mark.parametrize(("lemma", "chains"), [("integrity_violations", (GUARD, DRESSED)), ("guard_violation", ())])
+@pytest.mark.parametrize(("lemma", "chains"), [("integrity_violations", (GUARD, MARKING)), ("guard_violation", ())])
 def test_machines_detect_a_missing_lemma(monkeypatch, lemma, chains):
     nothing = {"integrity_violations": [], "guard_violation": None}[lemma]
     for module in (lemmas, no_leak):

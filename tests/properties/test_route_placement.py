@@ -1,4 +1,4 @@
-"""Whatever routes there are: after what is ordered, each is where it belongs, and the others are as they were."""
+"""Placement of routes: after the planned moves each route is in its table, and foreign routes are unchanged."""
 
 from attrs import evolve
 from hypothesis import given, settings
@@ -8,8 +8,8 @@ from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Nexthop, R
 from nftpolicy.runtime.watch import route_placement
 from nftpolicy.runtime.watch.route_placement import UplinkTable
 
-HOMES = {"wan0": UplinkTable("wan", 1), "wan1": UplinkTable("wan", 1), "lte0": UplinkTable("lte", 2)}
-DEVICES = (*HOMES, "bat0", "lo")
+UPLINK_TABLES = {"wan0": UplinkTable("wan", 1), "wan1": UplinkTable("wan", 1), "lte0": UplinkTable("lte", 2)}
+DEVICES = (*UPLINK_TABLES, "bat0", "lo")
 ADDRESSES = {"wan0": ("192.0.2.2/24", "2001:db8::2/64", "fe80::2/64"), "lte0": ("10.0.0.1/32", "10.0.0.9/32")}
 DESTINATIONS = {
     4: ("default", "0.0.0.0/1", "192.0.2.0/24", "198.51.100.0/24", "10.0.0.9/32", "192.0.2.1/32"),
@@ -35,9 +35,11 @@ def routes(draw):
     )  # fmt: skip
 
 
-def carried_out(held, todo):
-    """The routes after all of it, as the kernel would hold them, with the settling over."""
-    found = [one for one in held if one not in todo.stale_copies and one not in [each.route for each in todo.misplaced]]
+def apply_moves(all_routes, todo):
+    """Return the routes after all moves, with the settling time over."""
+    found = [
+        one for one in all_routes if one not in todo.stale_copies and one not in [each.route for each in todo.misplaced]
+    ]
     for one in todo.misplaced:
         if not one.already_there and not one.ours_wins:
             protocol = one.route.protocol if one.new_protocol is None else one.new_protocol
@@ -51,55 +53,57 @@ def carried_out(held, todo):
     return found
 
 
-def over_uplinks(route):
-    return {way.device for way in route.all_nexthops} & {*HOMES}
+def uplink_devices_of(route):
+    return {way.device for way in route.all_nexthops} & {*UPLINK_TABLES}
 
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_moved_routes_are_placed_and_the_plan_is_idempotent(held):
-    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
-    after = carried_out(held, todo)
-    again = route_placement.plan_moves(HOMES, after, ADDRESSES)
+def test_moved_routes_are_placed_and_the_plan_is_idempotent(all_routes):
+    todo = route_placement.plan_moves(UPLINK_TABLES, all_routes, ADDRESSES)
+    after = apply_moves(all_routes, todo)
+    again = route_placement.plan_moves(UPLINK_TABLES, after, ADDRESSES)
     assert again.misplaced == ()
     assert set(again.mixed) <= set(todo.mixed)  # one that is in the table may have lost its place to another
     for one in after:
-        homes = {HOMES.get(way.device) for way in one.all_nexthops}
+        homes = {UPLINK_TABLES.get(way.device) for way in one.all_nexthops}
         free = one.kind != "unicast" or one.table == TABLE_LOCAL or one.protocol == RTPROT_NFTPOLICY
         link_local = one.destination.startswith("fe80::")
-        if not over_uplinks(one) or free or link_local:
+        if not uplink_devices_of(one) or free or link_local:
             continue
         assert one in todo.mixed or homes == {UplinkTable(next(iter(homes)).uplink, one.table)}
 
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_foreign_and_own_routes_are_not_moved(held):
-    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
+def test_foreign_and_own_routes_are_not_moved(all_routes):
+    todo = route_placement.plan_moves(UPLINK_TABLES, all_routes, ADDRESSES)
     touched = {*todo.stale_copies, *(one.route for one in todo.misplaced)}
-    for one in held:
-        if not over_uplinks(one) or one.protocol == RTPROT_NFTPOLICY or one.table == TABLE_LOCAL:
+    for one in all_routes:
+        if not uplink_devices_of(one) or one.protocol == RTPROT_NFTPOLICY or one.table == TABLE_LOCAL:
             assert one not in touched
     assert not touched & {*todo.mixed}
 
 
 @settings(max_examples=60)
 @given(st.lists(routes(), max_size=8, unique=True))
-def test_moved_route_keeps_its_output_device(held):
-    todo = route_placement.plan_moves(HOMES, held, ADDRESSES)
+def test_moved_route_keeps_its_output_device(all_routes):
+    todo = route_placement.plan_moves(UPLINK_TABLES, all_routes, ADDRESSES)
     for one in todo.misplaced:
-        assert one.target == HOMES[one.route.all_nexthops[0].device]
+        assert one.target == UPLINK_TABLES[one.route.all_nexthops[0].device]
         if one.already_there:
-            assert any(each.table == one.target.table and each.destination == one.route.destination for each in held)
+            assert any(
+                each.table == one.target.table and each.destination == one.route.destination for each in all_routes
+            )
         if one.ours_wins:
-            assert any(each.table == one.target.table and each.protocol == RTPROT_NFTPOLICY for each in held)
+            assert any(each.table == one.target.table and each.protocol == RTPROT_NFTPOLICY for each in all_routes)
         if one.is_connected:
             assert not any(way.gateway for way in one.route.all_nexthops)
             assert one.route.expires is None
 
 
 def test_wide_route_is_not_connected() -> None:
-    """Half of the Internet, on-link and without an end: no address of ours is in just that network."""
+    """Take half of the Internet as an on-link route: no address is in just that network."""
     half = Route(6, 254, "::/1", device="wan0", metric=256, protocol=2)
-    (stray,) = route_placement.plan_moves(HOMES, [half], ADDRESSES).misplaced
+    (stray,) = route_placement.plan_moves(UPLINK_TABLES, [half], ADDRESSES).misplaced
     assert (stray.is_connected, stray.new_protocol) == (False, route_placement.RTPROT_RA)

@@ -1,4 +1,4 @@
-"""What is said of a socket is what the compiled guard does with its packets."""
+"""Verdict of a socket against the trace of its packets through the compiled guard."""
 
 from attrs import evolve
 from hypothesis import assume, given, settings
@@ -21,7 +21,7 @@ from nftpolicy.runtime.services.socket_classifier import (
     classify_sockets,
 )
 from tests import policy_strategies
-from tests.properties.test_policy_invariant import goes_red
+from tests.properties.test_policy_invariant import assert_can_fail
 
 FAR = {4: "198.51.100.10", 6: "2001:db8:99::10"}  # of no uplink's network
 NEAR = {4: "192.0.2.2", 6: "2001:db8:77::2"}
@@ -30,7 +30,7 @@ DNS = 53
 
 @st.composite
 def scenes(draw):
-    """A policy, and a connected socket that has to do with it, with the group of who opened it."""
+    """Generate a policy and a connected socket near it, with the group of its process."""
     policy = draw(policy_strategies.policies(most_uplinks=2))
     services = list(policy.service.values())
     service = draw(st.sampled_from(services)) if services else None
@@ -68,8 +68,8 @@ def scenes(draw):
     return policy, one, gid
 
 
-def sent(policy, one, gid, bound=None):
-    """The walk of what the socket sends, with the last counter on the way."""
+def trace_of_socket(policy, one, gid, bound=None):
+    """Return the trace of a packet of the socket, with the last counter that it met."""
     state = add_assumed_environment(compile_policy(policy), build_spec(policy))[0]
     packet = Packet(
         one.family, parse_address(one.remote), None, one.protocol, one.sport, one.dport, mark=one.mark, uid=one.uid, gid=gid,
@@ -86,7 +86,7 @@ def sent(policy, one, gid, bound=None):
     return walk, counters
 
 
-def verdict_holds(scene):
+def check_verdict(scene):
     policy, one, gid = scene
     found = classify_sockets([one], policy, {}, {7: SocketOwner(1, "x", gid)})
     if not found:
@@ -94,15 +94,15 @@ def verdict_holds(scene):
     (seen,) = found
     devices = policy.uplink[seen.uplink].devices
     if seen.verdict in (RIGHT, KERNEL_PORT):
-        assert sent(policy, one, gid)[0].device in devices
+        assert trace_of_socket(policy, one, gid)[0].device in devices
     elif seen.verdict in (FORGED, WRONG_DESTINATION):
-        walk, counters = sent(policy, one, gid)
+        walk, counters = trace_of_socket(policy, one, gid)
         assert (walk.outcome, counters) == ("dropped", [seen.counter])
     elif seen.verdict == UNMARKED:
-        walk, counters = sent(policy, one, gid)
+        walk, counters = trace_of_socket(policy, one, gid)
         assert walk.device not in devices or walk.outcome != "leaves"
         # Bound to the uplink's device it is on its way there, and is stopped.
-        walk, counters = sent(policy, one, gid, devices[0])
+        walk, counters = trace_of_socket(policy, one, gid, devices[0])
         exempt = policy.uplink[seen.uplink].exempt and walk.outcome == "leaves"
         unroutable = walk.outcome == "unroutable"  # IPv6 without a route by that device
         assert exempt or unroutable or (walk.outcome, counters) == ("dropped", [seen.counter])
@@ -113,15 +113,15 @@ def verdict_holds(scene):
 @settings(max_examples=60)
 @given(scenes())
 def test_socket_verdict_equals_the_guard(scene):
-    verdict_holds(scene)
+    check_verdict(scene)
 
 
 def test_verdict_test_detects_a_blind_classifier(monkeypatch):
-    """With the services' sets left out of what is judged."""
+    """Leave the services out of the policy that the classifier reads."""
     real = classify_sockets
 
     def blind(sockets, policy, addresses, holders):
         return real(sockets, evolve(policy, service={}), addresses, holders)
 
     monkeypatch.setattr(f"{__name__}.classify_sockets", blind)
-    goes_red(verdict_holds, scenes())
+    assert_can_fail(check_verdict, scenes())

@@ -1,4 +1,4 @@
-"""The real kernel for a test: a network namespace of its own, with a few devices, entered by forked children."""
+"""Real kernel of a test: a network namespace with a few devices, entered by forked children."""
 
 import contextlib
 
@@ -15,52 +15,52 @@ from tests.policy_strategies import COMMON
 
 @contextlib.contextmanager
 def kernel():
-    """A namespace with the devices of strategies.COMMON; the test is skipped where there can be none."""
+    """Yield a namespace with the devices of `COMMON`. Skip the test if no namespace can be made."""
     try:  # here rather than in each forked child, where it would take its time again
         import nftables  # noqa: F401
         import pyroute2  # noqa: F401
     except ImportError:
         pytest.skip("the nftables bindings of the distribution are missing")
     try:
-        made = Namespace("kernel")
+        namespace = Namespace("kernel")
     except (OSError, ValueError) as error:
         pytest.skip(f"no network namespace can be made here: {error}")
-    with made:
-        made.ip(*(f"link add {device} type veth peer name peer{index}" for index, device in enumerate(COMMON)))
-        made.ip(*(f"link set {device} up" for device in COMMON))
-        yield made
+    with namespace:
+        namespace.ip(*(f"link add {device} type veth peer name peer{index}" for index, device in enumerate(COMMON)))
+        namespace.ip(*(f"link set {device} up" for device in COMMON))
+        yield namespace
 
 
 def linux():
-    """Inside: the kernel."""
+    """Return the kernel, inside of the namespace."""
     from nftpolicy.kernel.linux import Linux
 
     return Linux()
 
 
-def observe(found, paths=()):
-    """All of ours that a kernel holds."""
-    return found.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
+def observe(kernel_access, paths=()):
+    """Return all objects of nftpolicy that a kernel holds."""
+    return kernel_access.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
-def clear(found):
-    """Take everything of ours away."""
-    for step in plan(observe(found), NetState()).steps:
-        found.apply_step(step)
+def clear(kernel_access):
+    """Remove all objects of nftpolicy."""
+    for step in plan(observe(kernel_access), NetState()).steps:
+        kernel_access.apply_step(step)
 
 
 def normal(state):
-    """A state without the orders that mean nothing."""
+    """Return a state in one canonical order."""
     return NetState(
-        tuple(sorted((table_normal(one) for one in state.tables), key=lambda one: one.key)),
+        tuple(sorted((normal_table(one) for one in state.tables), key=lambda one: one.key)),
         tuple(sorted(state.rules, key=lambda one: (one.family, one.priority))),
         tuple(sorted(state.routes, key=repr)),
         tuple(sorted(state.sysctls, key=lambda one: one.path)),
     )
 
 
-def table_normal(table):
-    """A table without the orders that mean nothing."""
+def normal_table(table):
+    """Return a table in one canonical order."""
     chains, sets, counters = (
         sorted(one, key=lambda item: item.name) for one in (table.chains, table.sets, table.counters)
     )

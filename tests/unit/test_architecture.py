@@ -1,4 +1,4 @@
-"""The house: what may import what, and how large a file may be. The arrows between the rooms are import-linter's."""
+"""Imports and sizes of source files. The allowed imports between packages are import-linter's."""
 
 import json
 import subprocess
@@ -55,22 +55,22 @@ def policy(tmp_path):
 def test_check_and_compile_need_no_linux_modules(policy, platform, arguments):
     blocked = {"nftables", "pyroute2", "fcntl", "pwd", "grp"}
     arguments = [arguments[0], policy, *arguments[1:]]
-    done = run(BLOCKED.format(blocked=blocked, platform=platform, arguments=arguments))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+    result = run(BLOCKED.format(blocked=blocked, platform=platform, arguments=arguments))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
 
 
 def test_apply_without_bindings_names_the_missing_modules(policy):
-    done = run(BLOCKED.format(blocked={"nftables", "pyroute2"}, platform="linux", arguments=["apply", policy]))
-    assert (done.returncode, done.stdout) == (4, "")
-    assert done.stderr.startswith("nftpolicy: ")
-    assert "Traceback" not in done.stderr
+    result = run(BLOCKED.format(blocked={"nftables", "pyroute2"}, platform="linux", arguments=["apply", policy]))
+    assert (result.returncode, result.stdout) == (4, "")
+    assert result.stderr.startswith("nftpolicy: ")
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["compile"]])
 def test_quick_commands_import_no_slow_module(policy, arguments):
-    done = run(TRACED.format(arguments=[*arguments, policy]))
-    imported = set(json.loads(done.stderr))
+    result = run(TRACED.format(arguments=[*arguments, policy]))
+    imported = set(json.loads(result.stderr))
     assert imported & {"pyroute2", "nftables", "rich", "pydantic", "hypothesis"} == set()
     assert "nftpolicy" in imported
 

@@ -1,4 +1,4 @@
-"""One packet in the chains of made-up tables: what the kernel would do, without one."""
+"""Evaluation of one packet in the chains of tables, without a kernel."""
 
 import json
 from pathlib import Path
@@ -62,20 +62,20 @@ from nftpolicy.netstate.nft import (
 
 MARK = Meta("mark")
 OUTPUT = Hook("filter", "output", 0)
-ASKED = {4: parse_address("192.0.2.1"), 6: parse_address("2001:db8::1")}
+DESTINATIONS = {4: parse_address("192.0.2.1"), 6: parse_address("2001:db8::1")}
 
 
 def packet(family=4, **more):
-    return Packet(family, ASKED[family], **{"source": ASKED[family] + 1, "uid": 1000, "gid": 100, **more})
+    return Packet(family, DESTINATIONS[family], **{"source": DESTINATIONS[family] + 1, "uid": 1000, "gid": 100, **more})
 
 
-def view(sent=None, **more):
-    sent = packet() if sent is None else sent
-    return evolve(PacketView.from_packet(sent, sent.source, oif="eth0"), **more)
+def view(sent_packet=None, **more):
+    sent_packet = packet() if sent_packet is None else sent_packet
+    return evolve(PacketView.from_packet(sent_packet, sent_packet.source, oif="eth0"), **more)
 
 
 def base(*statements, hook=OUTPUT):
-    """A base chain of rules; a statement by itself is a rule that drops if it holds."""
+    """Return a base chain of rules. A statement by itself becomes a rule that drops if it matches."""
     rules = [one if isinstance(one, Rule) else Rule((one, DROP)) for one in statements]
     return Chain("base", tuple(rules), hook)
 
@@ -84,17 +84,17 @@ def table(*chains, family="inet", **more):
     return Table(family, "t", chains, **more)
 
 
-def run(made, at, doubts=None, log=None):
-    ruleset = Ruleset((made,))
-    return evaluate_chain(ruleset, made, made.chains[0], at, doubts or Choices(), log)
+def run(own_table, packet_view, choices=None, log=None):
+    ruleset = Ruleset((own_table,))
+    return evaluate_chain(ruleset, own_table, own_table.chains[0], packet_view, choices or Choices(), log)
 
 
-def holds(statement, at=None, *, hook=OUTPUT, family="inet", **more):
-    """Whether a rule with this statement comes to its end; None if that is not known."""
-    made = table(base(statement, hook=hook), family=family, **more)
-    forks = explore_branches(lambda doubts: run(made, evolve(at or view()), doubts))
-    found = set(forks.results)
-    return None if len(found) > 1 or forks.undetermined else found == {"drop"}
+def holds(statement, packet_view=None, *, hook=OUTPUT, family="inet", **more):
+    """Return True if a rule with this statement runs to its end; None if that is unknown."""
+    own_table = table(base(statement, hook=hook), family=family, **more)
+    branches = explore_branches(lambda choices: run(own_table, evolve(packet_view or view()), choices))
+    verdicts = set(branches.results)
+    return None if len(verdicts) > 1 or branches.undetermined else verdicts == {"drop"}
 
 
 # --- matches ---------------------------------------------------------------------------
@@ -195,14 +195,14 @@ MATCHES = [
 
 
 @pytest.mark.parametrize(
-    ("match", "at", "expected"), MATCHES, ids=[nft_text.statement_text(match) for match, _, _ in MATCHES]
+    ("match", "packet_view", "expected"), MATCHES, ids=[nft_text.statement_text(match) for match, _, _ in MATCHES]
 )
-def test_match_has_expected_result(match, at, expected):
-    assert holds(match, at) is expected
+def test_match_has_expected_result(match, packet_view, expected):
+    assert holds(match, packet_view) is expected
 
 
 @pytest.mark.parametrize(
-    ("match", "at"),
+    ("match", "packet_view"),
     [
         (Match(UnknownExpression("{}"), 1), view()),
         (Match(MARK, UnknownExpression("{}")), view()),
@@ -238,8 +238,8 @@ def test_match_has_expected_result(match, at, expected):
         (SetUpdate("add", "s", Payload("ip", "saddr")), view()),
     ],
 )
-def test_match_of_unknown_field_branches(match, at):
-    assert holds(match, at) is None
+def test_match_of_unknown_field_branches(match, packet_view):
+    assert holds(match, packet_view) is None
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_match_of_absent_field_is_false(match):
 
 
 def test_fib_match_uses_the_lookup_of_the_view():
-    def fib(result, keys, at):
-        assert (result, keys) == ("type", ("daddr",)) and at.oif == "eth0"
+    def fib(result, keys, packet_view):
+        assert (result, keys) == ("type", ("daddr",)) and packet_view.oif == "eth0"
         return "local"
 
     for word, expected in (("local", True), ("unicast", False)):
@@ -274,7 +274,7 @@ EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress",
 
 
 @pytest.mark.parametrize(
-    ("match", "hook", "family", "at", "expected"),
+    ("match", "hook", "family", "packet_view", "expected"),
     [
         (Match(Ct("state"), "invalid", "in"), EARLY, "inet", view(), True),
         (Match(Ct("mark"), 0), EARLY, "inet", view(), False),
@@ -289,19 +289,19 @@ EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress",
         (Match(Payload("arp", "operation"), "request"), EGRESS, "netdev", view(ethertype=0x0806), None),
     ],
 )
-def test_match_result_depends_on_hook_and_family(match, hook, family, at, expected):
-    assert holds(match, at, hook=hook, family=family) is expected
+def test_match_result_depends_on_hook_and_family(match, hook, family, packet_view, expected):
+    assert holds(match, packet_view, hook=hook, family=family) is expected
 
 
-def names(made, *arguments):
-    return [f"{of.name}/{chain.name}" for of, chain in Ruleset(made).base_chains(*arguments)]
+def names(tables, *arguments):
+    return [f"{owner.name}/{chain.name}" for owner, chain in Ruleset(tables).base_chains(*arguments)]
 
 
 def test_base_chains_are_sorted_by_family_hook_and_priority():
     def chain(name, hook, priority, device=None, **more):
         return Chain(name, (), Hook("filter", hook, priority, device=device, **more))
 
-    made = (
+    tables = (
         Table("inet", "both", (chain("a", "output", 5), chain("b", "output", -5), Chain("plain"))),
         Table("ip", "four", (chain("c", "output", 0), chain("d", "input", 0))),
         Table("ip6", "six", (chain("e", "output", 0),)),
@@ -310,33 +310,33 @@ def test_base_chains_are_sorted_by_family_hook_and_priority():
         Table("netdev", "more", (chain("i", "egress", 0, devices=frozenset({"eth0", "wg*"})), chain("j", "egress", 2))),
         Table("bridge", "other", (chain("k", "output", 0),)),
     )
-    assert names(made, 4, "output") == ["both/b", "four/c", "both/a"]
-    assert names(made, 6, "output") == ["both/b", "six/e", "both/a"]
-    assert names(made, 0, "output") == []
-    assert names(made, 4, "egress", "eth0") == ["more/i", "link/g", "more/j"]
-    assert names(made, 0, "egress", "wg3") == ["more/i", "more/j"]
-    assert names(made, 6, "egress") == []
+    assert names(tables, 4, "output") == ["both/b", "four/c", "both/a"]
+    assert names(tables, 6, "output") == ["both/b", "six/e", "both/a"]
+    assert names(tables, 0, "output") == []
+    assert names(tables, 4, "egress", "eth0") == ["more/i", "link/g", "more/j"]
+    assert names(tables, 0, "egress", "wg3") == ["more/i", "more/j"]
+    assert names(tables, 6, "egress") == []
 
 
 def test_base_chains_of_equal_priority_begin_with_the_newest():
-    made = tuple(Table(family, name, (base(),)) for family, name in (("inet", "old"), ("ip", "young")))
-    assert names(made, 4, "output") == ["young/base", "old/base"]
+    tables = tuple(Table(family, name, (base(),)) for family, name in (("inet", "old"), ("ip", "young")))
+    assert names(tables, 4, "output") == ["young/base", "old/base"]
 
 
 def test_table_with_unnamed_flag_branches():
-    made = table(base(Rule((DROP,))), flags=frozenset({"unnamed"}))
-    assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+    own_table = table(base(Rule((DROP,))), flags=frozenset({"unnamed"}))
+    assert set(explore_branches(lambda choices: run(own_table, view(), choices)).results) == {"accept", "drop"}
 
 
 def test_egress_chain_without_listed_device_branches():
-    made = table(base(Rule((DROP,)), hook=Hook("filter", "egress", 0)), family="netdev")
-    assert set(explore_branches(lambda doubts: run(made, view(), doubts)).results) == {"accept", "drop"}
+    own_table = table(base(Rule((DROP,)), hook=Hook("filter", "egress", 0)), family="netdev")
+    assert set(explore_branches(lambda choices: run(own_table, view(), choices)).results) == {"accept", "drop"}
 
 
 def test_evaluation_of_regular_chain_raises():
-    made = table(Chain("plain"))
+    own_table = table(Chain("plain"))
     with pytest.raises(ValueError, match="not a base chain"):
-        run(made, view())
+        run(own_table, view())
 
 
 # --- verdicts --------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_evaluation_of_regular_chain_raises():
 )
 @pytest.mark.parametrize("policy", ["accept", "drop"])
 def test_verdicts_jump_goto_and_return_as_linux_does(rules, expected, policy):
-    made = table(
+    own_table = table(
         base(*(Rule((one,)) for one in rules), hook=evolve(OUTPUT, policy=policy)),
         Chain("returns", (Rule((Verdict("return"),)), Rule((ACCEPT,)))),
         Chain("ends"),
@@ -375,19 +375,19 @@ def test_verdicts_jump_goto_and_return_as_linux_does(rules, expected, policy):
         Chain("goes", (Rule((Verdict("goto", "ends"),)), Rule((ACCEPT,)))),
         maps=(Map("ways", ("ifname",), ("verdict",), frozenset({("eth*", ACCEPT)}), frozenset({"interval"})),),
     )
-    assert run(made, view()) == (policy if expected == "policy" else expected)
+    assert run(own_table, view()) == (policy if expected == "policy" else expected)
 
 
 def test_continue_verdict_runs_the_rest_of_the_rule():
     rule = Rule((VerdictMap(MARK, frozenset({(0, Verdict("continue"))})), Mangle(MARK, 5), DROP))
-    at = view()
-    assert (run(table(base(rule)), at), at.mark) == ("drop", 5)
+    packet_view = view()
+    assert (run(table(base(rule)), packet_view), packet_view.mark) == ("drop", 5)
 
 
 def test_jump_to_unlisted_chain_is_undetermined():
-    doubts = Choices()
-    assert run(table(base(Rule((Verdict("jump", "gone"),)))), view(), doubts) == "accept"
-    assert "gone" in doubts.undetermined[0]
+    choices = Choices()
+    assert run(table(base(Rule((Verdict("jump", "gone"),)))), view(), choices) == "accept"
+    assert "gone" in choices.undetermined[0]
 
 
 def test_endless_jump_loop_drops():
@@ -414,31 +414,33 @@ def test_endless_jump_loop_drops():
     ],
 )
 def test_mark_write_sets_expected_value(value, expected):
-    made = table(base(Rule((Mangle(MARK, value),))), maps=(Map("marks", ("uid",), ("mark",), frozenset({(1000, 8)})),))
-    at = view(mark=0x15, ct_mark=0x30)
-    assert (run(made, at), at.mark) == ("accept", expected)
+    own_table = table(
+        base(Rule((Mangle(MARK, value),))), maps=(Map("marks", ("uid",), ("mark",), frozenset({(1000, 8)})),)
+    )
+    packet_view = view(mark=0x15, ct_mark=0x30)
+    assert (run(own_table, packet_view), packet_view.mark) == ("accept", expected)
 
 
 @pytest.mark.parametrize("value", [UnknownExpression("{}"), Meta("cpu"), "odd", Lookup(MARK, MapRef("missing"))])
 def test_mark_write_of_unknown_value_is_undetermined(value):
-    doubts = Choices()
-    assert run(table(base(Rule((Mangle(MARK, value),)))), view(), doubts) == "accept"
-    assert doubts.undetermined and not doubts.questions
+    choices = Choices()
+    assert run(table(base(Rule((Mangle(MARK, value),)))), view(), choices) == "accept"
+    assert choices.undetermined and not choices.questions
 
 
 def test_mark_write_of_absent_field_ends_the_rule():
-    at = view(uid=None)
-    assert run(table(base(Rule((Mangle(MARK, Meta("skuid")), DROP)))), at) == "accept"
-    assert at.mark == 0
+    packet_view = view(uid=None)
+    assert run(table(base(Rule((Mangle(MARK, Meta("skuid")), DROP)))), packet_view) == "accept"
+    assert packet_view.mark == 0
 
 
 @pytest.mark.parametrize(
     ("state", "hook", "expected"), [("new", OUTPUT, 5), ("untracked", OUTPUT, 0), ("new", EARLY, 0)]
 )
 def test_ct_mark_write_needs_a_tracked_flow(state, hook, expected):
-    at = view(ct_state=state)
-    assert run(table(base(Rule((Mangle(Ct("mark"), 5), DROP)), hook=hook)), at) == "drop"
-    assert at.ct_mark == expected
+    packet_view = view(ct_state=state)
+    assert run(table(base(Rule((Mangle(Ct("mark"), 5), DROP)), hook=hook)), packet_view) == "drop"
+    assert packet_view.ct_mark == expected
 
 
 def test_header_writes_change_packet_fields():
@@ -452,29 +454,29 @@ def test_header_writes_change_packet_fields():
         Mangle(Payload("tcp", "dport"), 1),
         Mangle(Option("tcp option", "maxseg", "size"), Rt("mtu")),
     ]
-    at = view()
-    assert run(table(base(*(Rule((one,)) for one in rules))), at) == "accept"
-    assert (at.destination, at.source) == (parse_address("192.0.2.9"), parse_address("192.0.2.8"))
-    assert (at.sport, at.dport, at.header_field("ip", "dscp")) == (54, 53, 8)
+    packet_view = view()
+    assert run(table(base(*(Rule((one,)) for one in rules))), packet_view) == "accept"
+    assert (packet_view.destination, packet_view.source) == (parse_address("192.0.2.9"), parse_address("192.0.2.8"))
+    assert (packet_view.sport, packet_view.dport, packet_view.header_field("ip", "dscp")) == (54, 53, 8)
 
 
 def test_header_write_of_unknown_value_removes_the_field():
-    at = view(fields={("ip", "dscp"): 8})
-    run(table(base(Rule((Mangle(Payload("ip", "dscp"), Meta("cpu")),)))), at)
-    assert ("ip", "dscp") not in at.fields
+    packet_view = view(fields={("ip", "dscp"): 8})
+    run(table(base(Rule((Mangle(Payload("ip", "dscp"), Meta("cpu")),)))), packet_view)
+    assert ("ip", "dscp") not in packet_view.fields
 
 
 def test_notrack_applies_before_tracking_or_to_invalid_flow():
     for hook, state, expected in ((EARLY, "new", True), (OUTPUT, "new", False), (OUTPUT, "invalid", True)):
-        at = view(ct_state=state)
-        run(table(base(Rule((Notrack(),)), hook=hook)), at)
-        assert at.notrack is expected
+        packet_view = view(ct_state=state)
+        run(table(base(Rule((Notrack(),)), hook=hook)), packet_view)
+        assert packet_view.notrack is expected
 
 
 # --- address translation ---------------------------------------------------------------
 
 NAT = Hook("nat", "output", -100)
-BEHIND = Hook("nat", "postrouting", 100)
+SOURCE_NAT = Hook("nat", "postrouting", 100)
 
 
 @pytest.mark.parametrize(
@@ -490,10 +492,14 @@ BEHIND = Hook("nat", "postrouting", 100)
     ],
 )
 def test_dnat_changes_destination_and_port(statement, expected):
-    at = view()
-    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "accept"
-    assert (at.destination, at.dport, at.dnat) == (parse_address(expected[0]), expected[1], True)
-    assert holds(Match(Ct("status"), "dnat", "in"), at) is True
+    packet_view = view()
+    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), packet_view) == "accept"
+    assert (packet_view.destination, packet_view.dport, packet_view.dnat) == (
+        parse_address(expected[0]),
+        expected[1],
+        True,
+    )
+    assert holds(Match(Ct("status"), "dnat", "in"), packet_view) is True
 
 
 @pytest.mark.parametrize(
@@ -501,9 +507,9 @@ def test_dnat_changes_destination_and_port(statement, expected):
     [Dnat("ip6", "::1"), Dnat("ip", Lookup(Meta("skuid"), frozenset({(1, "192.0.2.7")}))), Snat("ip6", "::1")],
 )
 def test_nat_of_wrong_family_or_protocol_ends_the_rule(statement):
-    at = view()
-    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), at) == "drop"
-    assert not at.dnat and not at.snat
+    packet_view = view()
+    assert run(table(base(Rule((statement,)), Rule((DROP,)), hook=NAT)), packet_view) == "drop"
+    assert not packet_view.dnat and not packet_view.snat
 
 
 @pytest.mark.parametrize(
@@ -511,16 +517,16 @@ def test_nat_of_wrong_family_or_protocol_ends_the_rule(statement):
     [(Snat("ip", "192.0.2.9"), "192.0.2.9", "192.0.2.9"), (Masquerade(), "192.0.2.2", None)],
 )
 def test_snat_changes_source(statement, source, known):
-    at = view()
-    assert run(table(base(Rule((statement,)), hook=BEHIND)), at) == "accept"
-    assert (at.source, at.snat) == (parse_address(source), True)
-    assert at.new_source == (None if known is None else parse_address(known))
+    packet_view = view()
+    assert run(table(base(Rule((statement,)), hook=SOURCE_NAT)), packet_view) == "accept"
+    assert (packet_view.source, packet_view.snat) == (parse_address(source), True)
+    assert packet_view.new_source == (None if known is None else parse_address(known))
 
 
 def test_redirect_at_prerouting_is_left_to_the_trace():
-    at = view(iif="eth0")
-    run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), at)
-    assert at.is_redirected and (at.destination, at.dport) == (ASKED[4], 80)
+    packet_view = view(iif="eth0")
+    run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), packet_view)
+    assert packet_view.is_redirected and (packet_view.destination, packet_view.dport) == (DESTINATIONS[4], 80)
 
 
 @pytest.mark.parametrize(
@@ -533,36 +539,36 @@ def test_redirect_at_prerouting_is_left_to_the_trace():
     ],
 )
 def test_nat_to_address_range_is_undetermined(statement):
-    doubts = Choices()
-    assert run(table(base(Rule((statement,)), hook=BEHIND)), view(), doubts) == "accept"
-    assert doubts.undetermined
+    choices = Choices()
+    assert run(table(base(Rule((statement,)), hook=SOURCE_NAT)), view(), choices) == "accept"
+    assert choices.undetermined
 
 
 @pytest.mark.parametrize(
     "statement", [UnknownStatement("{}"), Dup("192.0.2.9"), Queue(5), Mangle(Meta("pkttype"), "host")]
 )
 def test_statement_with_unknown_effect_is_undetermined(statement):
-    doubts = Choices()
-    assert run(table(base(Rule((statement,)))), view(), doubts) == "accept"
-    assert len(doubts.undetermined) == 1
+    choices = Choices()
+    assert run(table(base(Rule((statement,)))), view(), choices) == "accept"
+    assert len(choices.undetermined) == 1
 
 
 def test_flow_offload_is_undetermined_at_forward_only():
     for hook, noted in (("forward", 1), ("output", 0)):
-        doubts = Choices()
-        run(table(base(Rule((FlowOffload("f"),)), hook=Hook("filter", hook, 0))), view(), doubts)
-        assert len(doubts.undetermined) == noted
+        choices = Choices()
+        run(table(base(Rule((FlowOffload("f"),)), hook=Hook("filter", hook, 0))), view(), choices)
+        assert len(choices.undetermined) == noted
 
 
 # --- sets ------------------------------------------------------------------------------
 
 
-def of(*elements, types=("mark",), flags=("interval",), **more):
+def named_set(*elements, types=("mark",), flags=("interval",), **more):
     return Set("s", types, frozenset(elements), frozenset(flags), **more)
 
 
 @pytest.mark.parametrize(
-    ("elements", "key", "at", "expected"),
+    ("elements", "key", "packet_view", "expected"),
     [
         ([1, "5-9"], MARK, view(mark=7), True),
         ([1, "5-9"], MARK, view(mark=4), False),
@@ -577,41 +583,41 @@ def of(*elements, types=("mark",), flags=("interval",), **more):
         ([], MARK, view(), False),
     ],
 )
-def test_named_set_lookup_has_expected_result(elements, key, at, expected):
-    named = of(*elements)
-    assert holds(Match(key, SetRef("s")), at, sets=(named,)) is expected
-    assert holds(Match(key, SetRef("s"), "!="), at, sets=(named,)) is not expected
+def test_named_set_lookup_has_expected_result(elements, key, packet_view, expected):
+    named = named_set(*elements)
+    assert holds(Match(key, SetRef("s")), packet_view, sets=(named,)) is expected
+    assert holds(Match(key, SetRef("s"), "!="), packet_view, sets=(named,)) is not expected
 
 
 @pytest.mark.parametrize(
-    ("made", "mark", "expected"),
+    ("dynamic_set", "mark", "expected"),
     [
-        (of(5, flags=["dynamic"]), 5, None),
-        (of(5, flags=["dynamic"]), 6, None),
-        (of(5, flags=["timeout"]), 5, None),
-        (of(5, flags=["timeout"]), 6, False),
-        (of(5, flags=[], timeout=60), 5, None),
-        (of(5, "odd"), 5, True),
-        (of(5, "odd"), 6, None),
+        (named_set(5, flags=["dynamic"]), 5, None),
+        (named_set(5, flags=["dynamic"]), 6, None),
+        (named_set(5, flags=["timeout"]), 5, None),
+        (named_set(5, flags=["timeout"]), 6, False),
+        (named_set(5, flags=[], timeout=60), 5, None),
+        (named_set(5, "odd"), 5, True),
+        (named_set(5, "odd"), 6, None),
     ],
 )
-def test_lookup_in_dynamic_set_has_expected_result(made, mark, expected):
-    assert holds(Match(MARK, SetRef("s")), view(mark=mark), sets=(made,)) is expected
+def test_lookup_in_dynamic_set_has_expected_result(dynamic_set, mark, expected):
+    assert holds(Match(MARK, SetRef("s")), view(mark=mark), sets=(dynamic_set,)) is expected
 
 
 def test_set_updated_by_a_rule_branches_without_dynamic_flag():
     adds = Rule((SetUpdate("add", "s", MARK),))
-    made = table(base(Match(MARK, SetRef("s"))), Chain("other", (adds,)), sets=(of(5, flags=[]),))
-    assert set(explore_branches(lambda doubts: run(made, view(mark=6), doubts)).results) == {"accept", "drop"}
+    own_table = table(base(Match(MARK, SetRef("s"))), Chain("other", (adds,)), sets=(named_set(5, flags=[]),))
+    assert set(explore_branches(lambda choices: run(own_table, view(mark=6), choices)).results) == {"accept", "drop"}
 
 
 def test_dynamic_verdict_map_branches_to_each_verdict():
     ways = Map("ways", ("mark",), ("verdict",), frozenset({(1, DROP), (2, ACCEPT)}), frozenset({"dynamic"}))
-    made = table(base(Rule((VerdictMapRef(MARK, "ways"),)), Rule((Mangle(MARK, 7),))), maps=(ways,))
+    own_table = table(base(Rule((VerdictMapRef(MARK, "ways"),)), Rule((Mangle(MARK, 7),))), maps=(ways,))
 
-    def outcome(doubts):
-        at = view()
-        return run(made, at, doubts), at.mark
+    def outcome(choices):
+        packet_view = view()
+        return run(own_table, packet_view, choices), packet_view.mark
 
     assert set(explore_branches(outcome).results) == {("drop", 0), ("accept", 0), ("accept", 7)}
 
@@ -619,13 +625,13 @@ def test_dynamic_verdict_map_branches_to_each_verdict():
 def test_large_set_lookup_scans_few_elements():
     elements = [(f"10.{high}.{low}.0/24", f"{low}-{low + 3}") for high in range(40) for low in range(250)]
     key = Concat((Payload("ip", "daddr"), Payload("udp", "dport")))
-    made = table(base(Match(key, SetRef("s"))), sets=(of(*elements, types=("ipv4_addr", "inet_service")),))
-    ruleset = Ruleset((made,))
+    own_table = table(base(Match(key, SetRef("s"))), sets=(named_set(*elements, types=("ipv4_addr", "inet_service")),))
+    ruleset = Ruleset((own_table,))
     hits = 0
     for low in range(250):
         for port, hit in ((low, True), (low + 4, False)):
-            at = view(destination=parse_address(f"10.39.{low}.7"), dport=port)
-            hits += evaluate_chain(ruleset, made, made.chains[0], at, Choices()) == "drop"
+            packet_view = view(destination=parse_address(f"10.39.{low}.7"), dport=port)
+            hits += evaluate_chain(ruleset, own_table, own_table.chains[0], packet_view, Choices()) == "drop"
             assert hits == low + 1, (low, port, hit)
     (index,) = (found for prepared in ruleset._prepared.values() for found in prepared.sets._indices.values())
     assert all(
@@ -640,21 +646,21 @@ def test_large_set_lookup_scans_few_elements():
 
 
 def test_branches_are_explored_depth_first():
-    forks = explore_branches(lambda doubts: "".join("ny"[doubts.branch_on(name)] for name in "ab"))
-    assert forks.results == ("yy", "yn", "ny", "nn")
-    assert forks.is_complete and forks.unsupported == ("a", "b") and forks.undetermined == ()
+    branches = explore_branches(lambda choices: "".join("ny"[choices.branch_on(name)] for name in "ab"))
+    assert branches.results == ("yy", "yn", "ny", "nn")
+    assert branches.is_complete and branches.unsupported == ("a", "b") and branches.undetermined == ()
 
 
 def test_branches_may_have_different_questions():
-    forks = explore_branches(
-        lambda doubts: doubts.branch_on("a") or (doubts.branch_on("b"), doubts.mark_unsupported("c"))
+    branches = explore_branches(
+        lambda choices: choices.branch_on("a") or (choices.branch_on("b"), choices.mark_unsupported("c"))
     )
-    assert len(forks.results) == 3 and forks.unsupported == ("a", "b", "c") and forks.undetermined == ("c",)
+    assert len(branches.results) == 3 and branches.unsupported == ("a", "b", "c") and branches.undetermined == ("c",)
 
 
 def test_branches_over_the_limit_are_incomplete():
-    forks = explore_branches(lambda doubts: [doubts.branch_on(str(at)) for at in range(10)])
-    assert len(forks.results) == MAX_BRANCHES and not forks.is_complete
+    branches = explore_branches(lambda choices: [choices.branch_on(str(number)) for number in range(10)])
+    assert len(branches.results) == MAX_BRANCHES and not branches.is_complete
 
 
 # --- the log, and real rulesets --------------------------------------------------------
@@ -662,9 +668,9 @@ def test_branches_over_the_limit_are_incomplete():
 
 def test_evaluation_log_has_matched_rules():
     rule = Rule((Match(MARK, 0), Mangle(MARK, 5), Verdict("goto", "on")), origin=("uplink", "wan"))
-    made = table(base(Rule((Match(MARK, 9), DROP)), rule), Chain("on", (Rule((Limit(5, "hour"), DROP)),)))
+    own_table = table(base(Rule((Match(MARK, 9), DROP)), rule), Chain("on", (Rule((Limit(5, "hour"), DROP)),)))
     log = []
-    assert run(made, view(), Choices((False,)), log) == "accept"
+    assert run(own_table, view(), Choices((False,)), log) == "accept"
     assert [(one.kind, one.effect) for one in log] == [
         ("chain", "continue"),
         ("rule", "mark 0x5, goto on"),
@@ -697,12 +703,12 @@ FIXTURE = Path(__file__).parents[1] / "fixtures/gluon-node/kernel.json"
     ],
 )
 def test_gluon_node_ruleset_gives_expected_verdicts(hook, sent, more, expected):
-    (made,) = nft_json_decode.decode_ruleset(json.loads(FIXTURE.read_text()))
-    ruleset = Ruleset((made,))
+    (own_table,) = nft_json_decode.decode_ruleset(json.loads(FIXTURE.read_text()))
+    ruleset = Ruleset((own_table,))
     (chain,) = (chain for _, chain in ruleset.base_chains(4, hook) if chain.name == hook)
-    at = view(sent, **more)
-    forks = explore_branches(lambda doubts: evaluate_chain(ruleset, made, chain, evolve(at), doubts))
-    assert set(forks.results) == expected and not forks.undetermined
+    packet_view = view(sent, **more)
+    branches = explore_branches(lambda choices: evaluate_chain(ruleset, own_table, chain, evolve(packet_view), choices))
+    assert set(branches.results) == expected and not branches.undetermined
 
 
 def test_concat_with_one_known_mismatch_is_false():

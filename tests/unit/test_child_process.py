@@ -1,4 +1,4 @@
-"""Functions that run in a forked process."""
+"""Functions that run in a forked process: results, errors, timeouts, signals."""
 
 import os
 import select

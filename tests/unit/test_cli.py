@@ -1,4 +1,4 @@
-"""What commands do with bad input: one line on stderr, status 2, nothing on stdout, and never a traceback."""
+"""Commands with bad input: one line on stderr, status 2, empty stdout, no traceback."""
 
 import inspect
 import os
@@ -16,8 +16,8 @@ from tests.unit.test_policy_errors import GOOD
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
 
-def run(*arguments, given=b""):
-    return subprocess.run([*MAIN, *map(str, arguments)], input=given, capture_output=True, timeout=30, check=False)
+def run(*arguments, stdin=b""):
+    return subprocess.run([*MAIN, *map(str, arguments)], input=stdin, capture_output=True, timeout=30, check=False)
 
 
 @pytest.fixture
@@ -52,59 +52,59 @@ BAD = {
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_policy_is_one_line_with_status_2(file, command, bad):
     path = file(BAD[bad])
-    done = run(command[0], path, *command[1:])
-    assert (done.returncode, done.stdout) == (2, b"")
-    said = done.stderr.decode()
-    assert said.startswith(f"nftpolicy: {path}")
-    assert said.endswith("\n") and said.count("\n") == 1
-    assert "Traceback" not in said
+    result = run(command[0], path, *command[1:])
+    assert (result.returncode, result.stdout) == (2, b"")
+    message = result.stderr.decode()
+    assert message.startswith(f"nftpolicy: {path}")
+    assert message.endswith("\n") and message.count("\n") == 1
+    assert "Traceback" not in message
 
 
 def test_error_in_standard_input_names_standard_input():
-    done = run("check", "-", given=b"a = ")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == b"nftpolicy: standard input:1: not TOML: Invalid value\n"
+    result = run("check", "-", stdin=b"a = ")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr == b"nftpolicy: standard input:1: not TOML: Invalid value\n"
 
 
-@pytest.mark.parametrize("what", ["absent", "directory"])
-def test_unreadable_policy_file_is_status_2(tmp_path, what):
-    done = run("check", tmp_path if what == "directory" else tmp_path / "absent.toml")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.count(b"\n") == 1
-    assert b"cannot be read" in done.stderr
+@pytest.mark.parametrize("kind", ["absent", "directory"])
+def test_unreadable_policy_file_is_status_2(tmp_path, kind):
+    result = run("check", tmp_path if kind == "directory" else tmp_path / "absent.toml")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.count(b"\n") == 1
+    assert b"cannot be read" in result.stderr
 
 
 @pytest.mark.parametrize(
     "arguments", [["compile"], ["check", "a", "b"], ["compile", "x", "--to", "pdf"], ["chekc"], ["-x"]]
 )
 def test_bad_command_line_is_status_2(arguments):
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert b"Traceback" not in done.stderr
-    assert done.stderr
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"Traceback" not in result.stderr
+    assert result.stderr
 
 
 @pytest.mark.parametrize("ports", ["br-wan", "br-wan=", "=eth1=", "x=y; flush ruleset", "br-wan=a/b", "nobridge=eth9"])
 def test_bad_ports_option_is_status_2(file, ports):
-    done = run("compile", file(GOOD), "--to", "nft", "--ports", ports)
-    assert b"Traceback" not in done.stderr
-    if done.returncode:
-        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    result = run("compile", file(GOOD), "--to", "nft", "--ports", ports)
+    assert b"Traceback" not in result.stderr
+    if result.returncode:
+        assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (2, b"", 1)
     else:
-        assert b"flush" not in done.stdout
+        assert b"flush" not in result.stdout
 
 
 @pytest.mark.parametrize("form", ["json", "nft", "ip4", "ip6", "summary"])
 def test_compile_writes_every_form(file, form):
-    done = run("compile", file(GOOD), "--to", form)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b"\n")
+    result = run("compile", file(GOOD), "--to", form)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.endswith(b"\n")
 
 
 def test_check_of_good_policy_is_one_line(file):
-    done = run("check", file(GOOD))
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")
+    result = run("check", file(GOOD))
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")
 
 
 # --- help -----------------------------------------------------------------------------------------
@@ -114,13 +114,13 @@ MOST = 60  # characters of a command's first line, so that --help does not cut i
 
 
 def modules():
-    """Name and module of each command; a group counts as its commands."""
+    """Yield the name and the module of each command. A group counts as one command."""
     for name in COMMANDS:
         yield name, import_module(f"nftpolicy.cli.{name}{'_' if iskeyword(name) else ''}")
 
 
 def help_of(*command):
-    done = subprocess.run(
+    result = subprocess.run(
         [*MAIN, *command, "--help"],
         capture_output=True,
         text=True,
@@ -128,7 +128,7 @@ def help_of(*command):
         check=True,
         env={**os.environ, "COLUMNS": str(WIDTH)},
     )
-    return done.stdout
+    return result.stdout
 
 
 @pytest.mark.parametrize("command", [(), ("import",)], ids=["nftpolicy", "import"])
@@ -147,8 +147,8 @@ def test_help_lists_each_command_with_its_first_line(command):
 def test_command_help_has_a_short_first_line(name):
     module = dict(modules())[name]
     if hasattr(module, "group"):
-        found = [one.callback for one in module.group.registered_commands]
-        first_lines = [module.group.info.help, *(inspect.getdoc(one).splitlines()[0] for one in found)]
+        found = [old_run.callback for old_run in module.group.registered_commands]
+        first_lines = [module.group.info.help, *(inspect.getdoc(old_run).splitlines()[0] for old_run in found)]
     else:
         first_lines = [inspect.getdoc(module.command).splitlines()[0]]
     for line in first_lines:
@@ -168,11 +168,11 @@ def test_option_help_is_not_truncated(name):
     for command in commands:
         words = (name, command.name) if hasattr(module, "group") else (name,)
         shown = " ".join(help_of(*words).split())
-        for one in command.params:
-            if one.name == "help" or getattr(one, "hidden", False):
+        for old_run in command.params:
+            if old_run.name == "help" or getattr(old_run, "hidden", False):
                 continue
-            assert one.help and one.help.endswith((".", "..")), one.name
-            assert " ".join(one.help.split()) in shown, one.name
+            assert old_run.help and old_run.help.endswith((".", "..")), old_run.name
+            assert " ".join(old_run.help.split()) in shown, old_run.name
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ def test_option_help_is_not_truncated(name):
 def test_former_command_name_works_and_is_not_listed(file, old, new):
     path = str(file(GOOD))
     old, new = ([path if word == "POLICY" else word for word in words] for words in (old, new))
-    one, other = run(*old), run(*new)
-    assert (one.returncode, one.stdout) == (0, other.stdout)
-    assert one.stdout
+    old_run, other = run(*old), run(*new)
+    assert (old_run.returncode, old_run.stdout) == (0, other.stdout)
+    assert old_run.stdout
     assert "settings" not in help_of().partition("Commands:\n")[2]
     assert "--despite-others" not in help_of("apply")

@@ -1,4 +1,4 @@
-"""Who names the DNS servers of an uplink: the formats as the programs write them, and whatever else may come."""
+"""Sources of the DNS servers of an uplink: file formats of each program, and damaged files."""
 
 import struct
 from ipaddress import ip_address
@@ -219,7 +219,7 @@ SEEDS = [*map(fixture, CASES), dhcp4(), DHCP6, advertisement()]
 
 @st.composite
 def broken(draw) -> bytes:
-    """A good file with pieces cut out, doubled and overwritten; or anything."""
+    """Generate a valid file with pieces cut out, doubled and overwritten; or any bytes."""
     data = bytearray(draw(st.sampled_from(SEEDS) | st.binary(max_size=300)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -246,7 +246,7 @@ JSON = st.recursive(
 
 @given(st.data())
 def test_json_parsers_accept_damaged_documents(data: st.DataObject) -> None:
-    """A good document with some of its values replaced."""
+    """Replace some values of a valid document."""
     import json
 
     name, parse = data.draw(
@@ -254,16 +254,16 @@ def test_json_parsers_accept_damaged_documents(data: st.DataObject) -> None:
     )
     document = json.loads(fixture(name))
     for _ in range(data.draw(st.integers(0, 3))):
-        document = replaced(document, data.draw)
+        document = with_replaced_values(document, data.draw)
     for word in parse(json.dumps(document), DEVICE):
         usable_servers([(DEVICE, word)], (DEVICE,), HostAddresses())
 
 
-def replaced(item, draw):
+def with_replaced_values(item, draw):
     if isinstance(item, (dict, list)) and item and draw(st.integers(0, 6)):
         keys = list(item) if isinstance(item, dict) else list(range(len(item)))
         key = draw(st.sampled_from(keys))
-        item[key] = replaced(item[key], draw)
+        item[key] = with_replaced_values(item[key], draw)
         return item
     return draw(JSON)
 
@@ -285,11 +285,11 @@ def test_source_program_failure_is_reported(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "sbin/netifd").touch()
     source = registry.SOURCES["netifd"]
 
-    def asked() -> registry.SourceReading:
+    def read_netifd() -> registry.SourceReading:
         return registry.read_source(source, [(DEVICE, 7)], NOW, tmp_path)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert asked() == registry.SourceReading((), "program ubus not found")
+    assert read_netifd() == registry.SourceReading((), "program ubus not found")
     ubus = tmp_path / "ubus"
     for text, trouble in (
         ("echo Not found >&2; exit 4", "ubus: Not found"),
@@ -302,7 +302,7 @@ def test_source_program_failure_is_reported(tmp_path: Path, monkeypatch: pytest.
         ubus.chmod(0o755)
         with monkeypatch.context() as patience:
             patience.setattr(registry, "_TIMEOUT", 0.3 if "sleep" in text else 10.0)
-            found = asked()
+            found = read_netifd()
         assert (found.error, len(found.entries)) == (trouble, 0 if trouble else 5)
 
 
@@ -346,7 +346,7 @@ def test_removed_server_stays_last_for_a_while(tmp_path: Path) -> None:
     file = tmp_path / "servers"
     upstream = ServersFile(file)
 
-    def told() -> list[str]:
+    def written_servers() -> list[str]:
         return [line.removeprefix("nameserver ") for line in file.read_text().splitlines()]
 
     assert upstream.update((one,), (), 100.0)
@@ -354,29 +354,29 @@ def test_removed_server_stays_last_for_a_while(tmp_path: Path) -> None:
     assert not upstream.update((one,), (), 101.0)
     assert file.stat().st_ino == before.st_ino
     assert upstream.update((two,), (), 102.0)
-    assert told() == ["192.0.2.2", "192.0.2.1"]
+    assert written_servers() == ["192.0.2.2", "192.0.2.1"]
     assert int(file.stat().st_mtime) > int(before.st_mtime)
     assert upstream.due() == 102.0 + LEAVING_SECONDS
     assert not upstream.update((two,), (), 102.0 + LEAVING_SECONDS)
-    assert told() == ["192.0.2.2"]
+    assert written_servers() == ["192.0.2.2"]
     assert upstream.update((one,), (), 110.0)
     assert upstream.update((one, two), (), 111.0)
-    assert told() == ["192.0.2.1", "192.0.2.2"]
+    assert written_servers() == ["192.0.2.1", "192.0.2.2"]
     assert upstream.update((two,), {one.address}, 112.0)  # it has become our own address
-    assert told() == ["192.0.2.2"]
+    assert written_servers() == ["192.0.2.2"]
     assert upstream.update((), (), 113.0)  # without a server names are refused, at once
-    assert told() == []
+    assert written_servers() == []
 
 
 def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:
     policy = load(MINIMAL.encode())[0].uplink["wan"]
     assert policy.resolver is not None
-    said: list[str] = []
-    job = ResolverJob("wan", policy, policy.resolver, tmp_path / "gone", said.append)
-    with ServerDiscovery(DiscoveryTarget("wan", policy, policy.resolver), said.append, tmp_path) as learner:
+    log_lines: list[str] = []
+    job = ResolverJob("wan", policy, policy.resolver, tmp_path / "gone", log_lines.append)
+    with ServerDiscovery(DiscoveryTarget("wan", policy, policy.resolver), log_lines.append, tmp_path) as learner:
         with pytest.raises(ResolverError, match=r"gone/servers.*: No such file or directory; stopped"):
             _refresh(job, learner, ServersFile(job.servers_file))
-    assert said == []
+    assert log_lines == []
 
 
 def test_file_watch_reports_write_creation_and_removal(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `explain` asks and shows: options as packets, sockets as packets, policy lines, pictures, files."""
+"""Packets and output of `explain`: options, sockets, policy lines, traces, state files."""
 
 import json
 import os
@@ -147,11 +147,11 @@ BAD = {
 
 @pytest.mark.parametrize(("option", "words"), [(option, words) for option in BAD for words in BAD[option]])
 def test_bad_option_value_is_one_line_with_the_option(option, words):
-    done = run("--to", "192.0.2.1", *words)
-    assert (done.returncode, done.stdout) == (2, b"")
-    said = done.stderr.decode()
-    assert said.startswith(f"nftpolicy: {option}"), said
-    assert said.count("\n") == 1 and "Traceback" not in said
+    result = run("--to", "192.0.2.1", *words)
+    assert (result.returncode, result.stdout) == (2, b"")
+    message = result.stderr.decode()
+    assert message.startswith(f"nftpolicy: {option}"), message
+    assert message.count("\n") == 1 and "Traceback" not in message
 
 
 @pytest.mark.parametrize(
@@ -165,16 +165,16 @@ def test_bad_option_value_is_one_line_with_the_option(option, words):
     ],
 )
 def test_conflicting_options_are_status_2(words):
-    done = run(*words)
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.count(b"\n") == 1 and done.stderr.startswith(b"nftpolicy: --")
+    result = run(*words)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.count(b"\n") == 1 and result.stderr.startswith(b"nftpolicy: --")
 
 
 def test_bad_policy_is_reported_before_the_packet(tmp_path):
     (tmp_path / "p.toml").write_text("name = 1")
-    done = run(tmp_path / "p.toml", "--to", "192.0.2.1")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.startswith(f"nftpolicy: {tmp_path}/p.toml".encode())
+    result = run(tmp_path / "p.toml", "--to", "192.0.2.1")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.startswith(f"nftpolicy: {tmp_path}/p.toml".encode())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["p.toml", "--compiled", "--to", "192.0.2.1"]])
@@ -183,7 +183,7 @@ def test_explain_without_kernel_imports_no_slow_module(tmp_path, words):
     code = "import sys, atexit; atexit.register(lambda: print(sorted(sys.modules), file=sys.stderr)); "
     code += f"sys.argv = {['nftpolicy', 'explain', *words]!r}; from nftpolicy.cli.main import main; main()"
     root = Path(__file__).parents[2]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
@@ -192,14 +192,14 @@ def test_explain_without_kernel_imports_no_slow_module(tmp_path, words):
         timeout=30,
         check=True,
     )
-    imported = {one.partition(".")[0] for one in done.stderr.strip("[]'\n").split("', '")}
-    assert "typer" in imported and done.stdout
+    imported = {one.partition(".")[0] for one in result.stderr.strip("[]'\n").split("', '")}
+    assert "typer" in imported and result.stdout
     assert imported & {"pyroute2", "rich", "nftables"} == set()
 
 
 def test_explain_compiled_needs_no_kernel(tmp_path):
     (tmp_path / "p.toml").write_text(GOOD)
-    done = run(
+    result = run(
         tmp_path / "p.toml",
         "--compiled",
         "--to",
@@ -212,13 +212,13 @@ def test_explain_compiled_needs_no_kernel(tmp_path):
         "1",
         "--json",
     )
-    assert (done.returncode, done.stderr) == (0, b"")
-    found = json.loads(done.stdout)
+    assert (result.returncode, result.stderr) == (0, b"")
+    found = json.loads(result.stdout)
     assert "table 7 has a default route by eth0" in found["assumed"]
-    (told,) = found["packets"]
-    assert (told["outcome"], told["device"], told["mark"]) == ("leaves", "eth0", 1)
+    (expected_texts,) = found["packets"]
+    assert (expected_texts["outcome"], expected_texts["device"], expected_texts["mark"]) == ("leaves", "eth0", 1)
     line = GOOD.splitlines().index("[service.vpn]") + 1
-    assert f"{tmp_path}/p.toml:{line} service.vpn" in [one["policy"] for one in told["steps"]]
+    assert f"{tmp_path}/p.toml:{line} service.vpn" in [one["policy"] for one in expected_texts["steps"]]
     unmarked = run(tmp_path / "p.toml", "--compiled", "--to", "198.51.100.1").stdout.decode().splitlines()[-1]
     assert unmarked == "=> leaves by bat0 with mark 0x0"
 
@@ -337,7 +337,7 @@ def policy():
 
 
 def listed(state):
-    """The state as a kernel would list it: without the keys of the policy."""
+    """Return the state as a kernel lists it: without origins."""
 
     def bare(table):
         chains = tuple(
@@ -635,15 +635,15 @@ def test_file_prefix_sets_the_family_of_its_rules(write):
 )  # fmt: skip
 def test_invalid_state_file_is_status_2(write, option, content):
     path = write("file", content)
-    done = run("--to", "192.0.2.1", option, path)
-    assert (done.returncode, done.stdout) == (2, b"")
-    said = done.stderr.decode()
-    assert said.startswith(f"nftpolicy: {path}: ")
-    assert said.count("\n") == 1 and "Traceback" not in said and len(said) < 700
+    result = run("--to", "192.0.2.1", option, path)
+    assert (result.returncode, result.stdout) == (2, b"")
+    message = result.stderr.decode()
+    assert message.startswith(f"nftpolicy: {path}: ")
+    assert message.count("\n") == 1 and "Traceback" not in message and len(message) < 700
 
 
 def test_compiled_policy_is_merged_with_rules_of_the_files(write):
-    """The machine's own default route, and a rule before ours, count together with what the policy compiles to."""
+    """Combine a default route and an earlier rule of the host with the compiled policy."""
     policy_file = write("p.toml", GOOD.encode())
     routes = [{"dst": "default", "dev": "eth0", "gateway": "192.0.2.1", "table": "7", "protocol": "static"}]
     routes += [{"dst": "default", "dev": "bat0", "gateway": "10.0.0.1", "table": "254", "protocol": "static"}]
@@ -674,6 +674,6 @@ def test_merge_replaces_an_earlier_policy():
 
 
 def test_absent_state_file_is_status_2(tmp_path):
-    done = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
-    assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr == f"nftpolicy: {tmp_path}/absent: cannot be read: No such file or directory\n".encode()
+    result = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr == f"nftpolicy: {tmp_path}/absent: cannot be read: No such file or directory\n".encode()

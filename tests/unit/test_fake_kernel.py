@@ -1,4 +1,4 @@
-"""The kernel in memory, and the real one: the same cases, the same answers."""
+"""Kernel in memory and real kernel: same steps, same results."""
 
 import pytest
 from attrs import evolve
@@ -168,16 +168,16 @@ CASES = {
 
 
 def outcomes(found, steps):
-    """What the kernel says of each step, and the state after all."""
-    said = []
+    """Return the result of each step, and the state after all steps."""
+    results = []
     for step in steps:
         try:
             found.apply_step(step)
-            said.append(None)
+            results.append(None)
         except StepRefused as refused:
             assert refused.step is step
-            said.append(refused.reason.removeprefix("Could not process rule: "))  # nft's, for the kernel's errors
-    return said, normal(observe(found, [SYSCTL]))
+            results.append(refused.reason.removeprefix("Could not process rule: "))  # nft's, for the kernel's errors
+    return results, normal(observe(found, [SYSCTL]))
 
 
 def in_linux(steps):
@@ -194,14 +194,14 @@ def fake():
 
 @pytest.fixture(scope="module")
 def namespace():
-    with kernel() as made:
-        yield made
+    with kernel() as forked:
+        yield forked
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_fake_kernel_gives_expected_results(case):
-    said, _ = outcomes(fake(), [step for step, _ in CASES[case]])
-    assert said == [wanted for _, wanted in CASES[case]]
+    results, _ = outcomes(fake(), [step for step, _ in CASES[case]])
+    assert results == [wanted for _, wanted in CASES[case]]
 
 
 @pytest.mark.kernel
@@ -213,20 +213,20 @@ def test_linux_gives_the_results_of_the_fake_kernel(namespace, case):
 
 @pytest.mark.kernel
 def test_linux_answers_queries_as_the_fake_kernel(namespace):
-    def asked():
+    def query_linux():
         found = linux()
         found.apply_step(add(TABLE, COUNTER))
         try:
-            return answers(found)
+            return query_results(found)
         finally:
             clear(found)
 
-    held = fake()
-    held.apply_step(add(TABLE, COUNTER))
-    assert namespace.call(asked) == answers(held)
+    kernel_in_memory = fake()
+    kernel_in_memory.apply_step(add(TABLE, COUNTER))
+    assert namespace.call(query_linux) == query_results(kernel_in_memory)
 
 
-def answers(found):
+def query_results(found):
     ports = dict(found.bridge_ports(["eth0", "absent0"]))
     return found.counters(NAME), found.ip_families(), ports, found.supports_egress_hook("eth0")
 
@@ -243,43 +243,45 @@ def test_linux_egress_hook_support_is_reported_correctly(namespace):
         finally:
             clear(found)
 
-    would, done = namespace.call(tried)
-    held = FakeKernel(NetState(sysctls=(Sysctl(SYSCTL, "0"),)), without_egress_hook=() if would else ("absent0",))
-    assert done == outcomes(held, [step])
+    would, result = namespace.call(tried)
+    kernel_in_memory = FakeKernel(
+        NetState(sysctls=(Sysctl(SYSCTL, "0"),)), without_egress_hook=() if would else ("absent0",)
+    )
+    assert result == outcomes(kernel_in_memory, [step])
 
 
 def test_refused_transaction_changes_nothing():
-    held = fake()
-    held.apply_step(BASIS)
-    before, generation = held.state, held.generation
+    kernel_in_memory = fake()
+    kernel_in_memory.apply_step(BASIS)
+    before, generation = kernel_in_memory.state, kernel_in_memory.generation
     with pytest.raises(StepRefused) as refused:
-        held.apply_step(add(ChainRules(CHAIN, (COUNT,)), SetElements(PORTS, frozenset({1}))))
+        kernel_in_memory.apply_step(add(ChainRules(CHAIN, (COUNT,)), SetElements(PORTS, frozenset({1}))))
     assert refused.value.object == SetElements(PORTS, frozenset({1}))
-    assert (held.state, held.generation) == (before, generation)
+    assert (kernel_in_memory.state, kernel_in_memory.generation) == (before, generation)
 
 
 def test_refuse_at_refuses_one_step_counted_from_zero():
-    held = FakeKernel(refuse_at=1)
-    held.apply_step(add(TABLE))
+    kernel_in_memory = FakeKernel(refuse_at=1)
+    kernel_in_memory.apply_step(add(TABLE))
     with pytest.raises(StepRefused, match="Operation not permitted"):
-        held.apply_step(add(CHAIN))
-    held.apply_step(add(CHAIN))
-    assert held.generation == 2
+        kernel_in_memory.apply_step(add(CHAIN))
+    kernel_in_memory.apply_step(add(CHAIN))
+    assert kernel_in_memory.generation == 2
 
 
 def test_counters_keep_their_values_until_deleted():
-    held = fake()
-    held.apply_step(BASIS)
+    kernel_in_memory = fake()
+    kernel_in_memory.apply_step(BASIS)
     place = ("inet", NAME, "seen")
-    held.counts[place] = CounterValue(3, 99)
-    held.apply_step(add(ChainRules(CHAIN, (COUNT,))))
-    assert held.counters(NAME)[place] == CounterValue(3, 99)
-    held.apply_step(nft(("flush", CHAIN), ("delete", COUNTER), ("add", COUNTER)))
-    assert held.counters(NAME)[place] == CounterValue(0, 0)
+    kernel_in_memory.counts[place] = CounterValue(3, 99)
+    kernel_in_memory.apply_step(add(ChainRules(CHAIN, (COUNT,))))
+    assert kernel_in_memory.counters(NAME)[place] == CounterValue(3, 99)
+    kernel_in_memory.apply_step(nft(("flush", CHAIN), ("delete", COUNTER), ("add", COUNTER)))
+    assert kernel_in_memory.counters(NAME)[place] == CounterValue(0, 0)
 
 
 def test_observe_leaves_out_foreign_objects():
     foreign = (Table("inet", "fw4"), Table("ip", NAME))
     rules = (IpRule(4, 1, protocol=2), IpRule(4, 2))
-    held = FakeKernel(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))
-    assert observe(held, ["a", "b"]) == NetState((), rules[1:], (), (Sysctl("a", "1"),))
+    kernel_in_memory = FakeKernel(NetState(foreign, rules, (Route(4, 1, protocol=3),), (Sysctl("a", "1"),)))
+    assert observe(kernel_in_memory, ["a", "b"]) == NetState((), rules[1:], (), (Sysctl("a", "1"),))

@@ -1,4 +1,4 @@
-"""The guard's files, the units and what is put where: into folders of the test alone."""
+"""Guard files, units and init scripts that `install` writes, in temporary directories."""
 
 import re
 import shutil
@@ -34,7 +34,7 @@ def install(root, policy=GLUON, program="/usr/bin/nftpolicy", force=False, unitd
     install_command.command(policy, root, unitdir, program, NFT, force, enable, chosen)
 
 
-def installed(root):
+def installed_files_of(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
@@ -89,15 +89,15 @@ def test_second_guard_command_writes_nothing(tmp_path, capsys):
 
 def test_guard_on_full_disk_keeps_the_old_files(tmp_path, monkeypatch):
     guard_command.command(GLUON, tmp_path / "guard.nft", True)
-    before = installed(tmp_path)
+    before = installed_files_of(tmp_path)
 
-    def full(path, content, mode):
+    def fail_on_full_disk(path, content, mode):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(installed_files, "write_temporary", full)
+    monkeypatch.setattr(installed_files, "write_temporary", fail_on_full_disk)
     with pytest.raises(Failure, match="No space left"):
         guard_command.command(ROOT / "rulesets" / "vpn-killswitch.toml", tmp_path / "guard.nft", True)
-    assert installed(tmp_path) == before
+    assert installed_files_of(tmp_path) == before
 
 
 # --- the units ------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ def test_units_pass_systemd_analyze(tmp_path):
     for name, text in systemd_units.render_units(str(program), str(program)).items():
         (tmp_path / name).write_text(text.replace("Documentation=man:", "# "))
         paths.append(str(tmp_path / name))
-    done = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
-    mine = [line for line in done.stderr.splitlines() if "nftpolicy" in line]
+    result = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True, check=False)
+    mine = [line for line in result.stderr.splitlines() if "nftpolicy" in line]
     assert mine == []
     (tmp_path / "nftpolicy.service").write_text("[Service]\nExecStrat=/bin/true\n")
-    done = subprocess.run(["systemd-analyze", "verify", paths[1]], capture_output=True, text=True, check=False)
-    assert "nftpolicy.service" in done.stderr, "the control: a fault is told"
+    result = subprocess.run(["systemd-analyze", "verify", paths[1]], capture_output=True, text=True, check=False)
+    assert "nftpolicy.service" in result.stderr, "the control: a fault is told"
 
 
 def test_resolver_unit_restarts_with_few_capabilities():
@@ -169,7 +169,7 @@ def test_path_with_unit_specifier_is_refused(path):
 
 def test_install_is_idempotent_and_uninstall_is_complete(root, capsys):
     install(root)
-    first = installed(root)
+    first = installed_files_of(root)
     assert set(first) == {
         "etc/nftpolicy/policy.toml",
         "etc/nftpolicy/guard.nft",
@@ -179,12 +179,12 @@ def test_install_is_idempotent_and_uninstall_is_complete(root, capsys):
         "var/lib/nftpolicy/installed.json",
     }
     install(root)
-    assert installed(root) == first
+    assert installed_files_of(root) == first
     assert "all files are up to date already" in capsys.readouterr().out
     uninstall_command.command(root, False, None)
-    assert set(installed(root)) == {"etc/nftpolicy/policy.toml", "var/lib/nftpolicy/installed.json"}
+    assert set(installed_files_of(root)) == {"etc/nftpolicy/policy.toml", "var/lib/nftpolicy/installed.json"}
     uninstall_command.command(root, True, None)
-    assert installed(root) == {}
+    assert installed_files_of(root) == {}
     capsys.readouterr()
     uninstall_command.command(root, False, None)
     assert capsys.readouterr().out == "there is nothing to remove\n"
@@ -194,10 +194,10 @@ def test_file_changed_by_admin_is_kept(root, capsys):
     install(root)
     unit = root / "etc/systemd/system/nftpolicy.service"
     unit.write_text("mine\n")
-    before = installed(root)
+    before = installed_files_of(root)
     with pytest.raises(Failure, match="nothing was written"):
         install(root, program="/opt/nftpolicy")
-    assert installed(root) == before
+    assert installed_files_of(root) == before
     uninstall_command.command(root, True, None)
     assert unit.read_text() == "mine\n"
     assert f"kept {unit}: it was changed" in capsys.readouterr().err
@@ -215,13 +215,13 @@ def test_install_of_another_policy_needs_force(root):
 def test_install_on_full_disk_writes_nothing(root, monkeypatch):
     write, count = installed_files.write_temporary, []
 
-    def full(path, content, mode):
+    def fail_on_full_disk(path, content, mode):
         count.append(path)
         if len(count) == 5:
             raise OSError(28, "No space left on device", str(path))
         write(path, content, mode)
 
-    monkeypatch.setattr(installed_files, "write_temporary", full)
+    monkeypatch.setattr(installed_files, "write_temporary", fail_on_full_disk)
     with pytest.raises(Failure, match="No space left"):
         install(root)
     assert list(root.iterdir()) == []
@@ -241,7 +241,7 @@ FIXED = " ".join(name for name in systemd_units.UNIT_NAMES if name != systemd_un
 
 
 def policy_of(tmp_path, *uplinks):
-    """A policy with these uplinks, each with a resolver, and one without."""
+    """Write a policy with these uplinks, each with a resolver, and one uplink without."""
     text = 'name = "names"\ninside = []\n'
     for number, name in enumerate(("bare", *uplinks), 1):
         text += f'[uplink.{name}]\ndevices = ["eth{number}"]\nmark = "{number}/0xff"\ntable = {number}\n'
@@ -254,7 +254,7 @@ def policy_of(tmp_path, *uplinks):
 
 
 def enable(root, *uplinks):
-    """As systemctl --root does it."""
+    """Create the links that `systemctl --root` creates."""
     (root / WANTS).mkdir(parents=True, exist_ok=True)
     for name in uplinks:
         (root / WANTS / systemd_units.resolver_unit(name)).symlink_to(
@@ -262,7 +262,7 @@ def enable(root, *uplinks):
         )
 
 
-def said_next(capsys):
+def next_command(capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next, ")]
     return line.partition(": ")[2]
 
@@ -270,17 +270,17 @@ def said_next(capsys):
 def test_install_into_image_prints_resolver_units_to_enable(root, tmp_path, capsys):
     order = f"systemctl --root={root} enable {FIXED}"
     install(root, policy_of(tmp_path, "wan", "my-lte"))
-    assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service nftpolicy-resolver@my-lte.service"
+    assert next_command(capsys) == f"{order} nftpolicy-resolver@wan.service nftpolicy-resolver@my-lte.service"
     enable(root, "wan", "my-lte")
     install(root, policy_of(tmp_path, "wan"), force=True)
     gone = f"systemctl --root={root} disable nftpolicy-resolver@my-lte.service"
-    assert said_next(capsys) == f"{order} nftpolicy-resolver@wan.service && {gone}"
+    assert next_command(capsys) == f"{order} nftpolicy-resolver@wan.service && {gone}"
 
 
 def test_install_without_resolver_has_only_the_template(root, tmp_path, capsys):
     install(root, policy_of(tmp_path))
     assert (root / "etc/systemd/system" / systemd_units.RESOLVER_TEMPLATE).exists()
-    assert said_next(capsys) == f"systemctl --root={root} enable {FIXED}"
+    assert next_command(capsys) == f"systemctl --root={root} enable {FIXED}"
 
 
 def test_uninstall_of_image_removes_links_of_instances(root, tmp_path):
@@ -294,12 +294,12 @@ def test_uninstall_of_image_removes_links_of_instances(root, tmp_path):
 def test_install_of_bad_policy_changes_nothing(root, tmp_path):
     install(root, policy_of(tmp_path, "wan"))
     enable(root, "wan")
-    before = installed(root), links(root)
+    before = installed_files_of(root), links(root)
     bad = policy_of(tmp_path, "wan")
     bad.write_text(bad.read_text().replace("5002", "none"))
     with pytest.raises(Failure, match=r"names\.toml:\d+"):
         install(root, bad, force=True)
-    assert (installed(root), links(root)) == before
+    assert (installed_files_of(root), links(root)) == before
 
 
 @pytest.mark.parametrize(
@@ -321,12 +321,12 @@ def test_install_of_bad_policy_changes_nothing(root, tmp_path):
     ],
 )
 def test_install_runs_expected_systemctl_commands(monkeypatch, fresh, gone, orders):
-    told = []
-    monkeypatch.setattr(place, "run_commands", told.extend)
+    commands = []
+    monkeypatch.setattr(place, "run_commands", commands.extend)
     monkeypatch.setattr(place, "stale_instances", lambda root, wanted: gone)
     wanted = place.InstallPlan(init_systems.SYSTEMD, {}, resolver_uplinks=("wan",))
     assert place.enable_and_start(wanted, fresh) == gone
-    assert [" ".join(one).replace(FIXED, "A") for one in told] == [f"systemctl {one}" for one in orders]
+    assert [" ".join(one).replace(FIXED, "A") for one in commands] == [f"systemctl {one}" for one in orders]
 
 
 def test_disable_commands_name_all_template_instances():
@@ -343,7 +343,7 @@ def test_procd_plan_starts_only_the_init_scripts():
 
 SCRIPTS = {f"etc/init.d/{name}" for name in procd.SCRIPT_NAMES}
 GUARD_FILES = {f"etc/nftpolicy/{name}.nft" for name in ("guard", "guard-link", "guard-block")}
-KEPT = "etc/nftpolicy/kept/installed.json"  # /var is a link to memory there
+UPGRADE_LIST = "etc/nftpolicy/kept/installed.json"  # /var is a link to memory there
 
 
 def links(root):
@@ -352,7 +352,7 @@ def links(root):
 
 @pytest.fixture
 def router(root):
-    """The root of a device."""
+    """Return the root directory of an OpenWrt device."""
     (root / "etc").mkdir()
     (root / "etc/openwrt_release").write_text("DISTRIB_ID='OpenWrt'\n")
     return root
@@ -360,41 +360,41 @@ def router(root):
 
 def test_install_on_openwrt_writes_init_scripts(router, capsys):
     install(router)
-    first = installed(router)
+    first = installed_files_of(router)
     assert set(first) == {
         "etc/openwrt_release",
         "etc/nftpolicy/policy.toml",
         "lib/upgrade/keep.d/nftpolicy",
-        KEPT,
+        UPGRADE_LIST,
         *GUARD_FILES,
         *SCRIPTS,
     }
     assert all(stat.S_IMODE((router / one).stat().st_mode) == 0o755 for one in SCRIPTS)
     assert "an image builder of OpenWrt enables the scripts" in capsys.readouterr().out
     install(router)
-    assert installed(router) == first
+    assert installed_files_of(router) == first
     assert links(router) == {}
     uninstall_command.command(router, True, None)
-    assert set(installed(router)) == {"etc/openwrt_release"}
+    assert set(installed_files_of(router)) == {"etc/openwrt_release"}
 
 
 def test_init_option_is_remembered_in_the_root(root):
     install(root, init="procd", enable=True)
-    assert set(installed(root)) >= SCRIPTS | {KEPT}
+    assert set(installed_files_of(root)) >= SCRIPTS | {UPGRADE_LIST}
     assert links(root) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
     install(root, enable=True)
     assert not (root / "var").exists()
     assert links(root) == {path.lstrip("/"): target for path, target in procd.ENABLE_LINKS.items()}
     uninstall_command.command(root, True, None)
-    assert installed(root) == links(root) == {}
+    assert installed_files_of(root) == links(root) == {}
 
 
 def test_init_option_systemd_overrides_openwrt_detection(router):
     install(router, init="systemd")
-    assert set(installed(router)) & SCRIPTS == set()
+    assert set(installed_files_of(router)) & SCRIPTS == set()
     assert (router / "etc/systemd/system/nftpolicy.service").exists()
     uninstall_command.command(router, True, StartedBy.systemd)
-    assert set(installed(router)) == {"etc/openwrt_release"}
+    assert set(installed_files_of(router)) == {"etc/openwrt_release"}
 
 
 def test_guard_script_starts_before_firewall_and_network():
@@ -420,26 +420,26 @@ def scripts():
 def test_path_with_shell_characters_is_refused(path, router):
     with pytest.raises(Failure, match="cannot be used in a unit or an init script"):
         install(router, program=path)
-    assert set(installed(router)) == {"etc/openwrt_release"}
+    assert set(installed_files_of(router)) == {"etc/openwrt_release"}
 
 
 def test_sysupgrade_list_names_existing_files(router):
     install(router, enable=True)
-    kept = (router / "lib/upgrade/keep.d/nftpolicy").read_text().splitlines()
-    assert len(kept) == 3
-    assert all((router / one.lstrip("/")).exists() for one in kept)
+    listed_paths = (router / "lib/upgrade/keep.d/nftpolicy").read_text().splitlines()
+    assert len(listed_paths) == 3
+    assert all((router / one.lstrip("/")).exists() for one in listed_paths)
 
 
 def test_foreign_init_script_is_not_overwritten(router):
     script = router / "etc/init.d/nftpolicy"
     script.parent.mkdir()
     script.write_text("#!/bin/sh /etc/rc.common\n")
-    before = installed(router)
+    before = installed_files_of(router)
     with pytest.raises(
         Failure, match=r"init\.d/nftpolicy: not written by nftpolicy, or changed since; nothing was written"
     ):
         install(router)
-    assert installed(router) == before
+    assert installed_files_of(router) == before
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_foreign_init_script_is_not_overwritten(router):
 def test_conflicting_install_options_change_nothing(router, options, said):
     with pytest.raises(Failure, match=said):
         install(router, **options)
-    assert set(installed(router)) == {"etc/openwrt_release"}
+    assert set(installed_files_of(router)) == {"etc/openwrt_release"}
 
 
 def test_enable_without_running_procd_is_refused():
@@ -521,23 +521,23 @@ def test_install_keeps_a_policy_in_its_place(root, named, init):
     (only,) = policies(root, "wan.toml")
     before = only.stat()
     install(root, only if named else None, init=init)
-    found = installed(root)
+    found = installed_files_of(root)
     assert "etc/nftpolicy/policy.toml" not in found
     name = {"systemd": "etc/systemd/system/nftpolicy.service", "procd": "etc/init.d/nftpolicy"}[init]
     assert b"/etc/nftpolicy/wan.toml" in found[name]
     assert b"/policy.toml" not in found[name]
     install(root, init=init)
     uninstall_command.command(root, True, None)
-    assert set(installed(root)) == {"etc/nftpolicy/wan.toml"}, "a person's"
+    assert set(installed_files_of(root)) == {"etc/nftpolicy/wan.toml"}, "a person's"
     assert only.stat() == before
 
 
 def test_install_with_several_policies_changes_nothing(root):
     policies(root, "a.toml", "b.toml")
-    before = installed(root)
+    before = installed_files_of(root)
     with pytest.raises(Failure, match=r"a\.toml, b\.toml"):
         install(root, None)
-    assert installed(root) == before
+    assert installed_files_of(root) == before
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`ip -j` into values: what iproute2 6.1 prints, with and without -N and -d."""
+"""Decoding of `ip -j`, as iproute2 6.1 prints it with and without -N and -d."""
 
 import pytest
 

@@ -123,8 +123,8 @@ def test_known_marks_conflict_with_themselves():
 def test_warnings_are_stderr_lines_with_status_zero(tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text(GOOD.replace('lease = "/run/lte.dns"', 'lease = "/etc/resolv.conf"'))
-    done = subprocess.run([*MAIN, "check", file], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0
-    assert done.stdout.endswith("proved\n")
-    assert done.stderr.startswith(f"nftpolicy: {file}:24: uplink.lte.resolver.lease: /etc/resolv.conf contains ")
-    assert done.stderr.count("\n") == 1
+    result = subprocess.run([*MAIN, "check", file], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 0
+    assert result.stdout.endswith("proved\n")
+    assert result.stderr.startswith(f"nftpolicy: {file}:24: uplink.lte.resolver.lease: /etc/resolv.conf contains ")
+    assert result.stderr.count("\n") == 1

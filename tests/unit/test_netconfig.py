@@ -1,4 +1,4 @@
-"""`nftpolicy netconfig`: what is written where, second runs, and what is refused. Into folders of the test alone."""
+"""Files of `nftpolicy netconfig`: contents, second runs, refusals, in temporary directories."""
 
 import configparser
 import os
@@ -88,9 +88,9 @@ def test_bad_input_is_reported_in_one_line(tmp_path):
         write(tmp_path, file=tmp_path / "absent.toml")
     run = [sys.executable, "-m", "nftpolicy", "netconfig", GLUON]
     for words in ([], ["--for", "nothing"]):
-        done = subprocess.run([*run, *words], capture_output=True, text=True, cwd=ROOT, check=False)
-        assert done.returncode == 2
-        assert "--for" in done.stderr
+        result = subprocess.run([*run, *words], capture_output=True, text=True, cwd=ROOT, check=False)
+        assert result.returncode == 2
+        assert "--for" in result.stderr
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make what even root can't write")

@@ -1,4 +1,4 @@
-"""Netlink sockets: requests, interrupted dumps, overflows; attributes."""
+"""Netlink sockets: requests, interrupted dumps, overflows, attributes."""
 
 import errno
 import socket
@@ -68,20 +68,20 @@ class FakeSocket:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """No waiting; the pauses instead."""
+    """Return the list of pauses in seconds, which are recorded instead of slept."""
     slept: list[float] = []
     monkeypatch.setattr(netlink_socket.time, "sleep", slept.append)
     return slept
 
 
 def netlink(*answers: list[tuple[int, bytes, int]]) -> tuple[NetlinkSocket, FakeSocket]:
-    made, fake = NetlinkSocket.__new__(NetlinkSocket), FakeSocket(*answers)
-    made._socket, made._sequence = fake, 0  # type: ignore[assignment]
-    return made, fake
+    sock, fake = NetlinkSocket.__new__(NetlinkSocket), FakeSocket(*answers)
+    sock._socket, sock._sequence = fake, 0  # type: ignore[assignment]
+    return sock, fake
 
 
-def dump(flags: int, *bodies: bytes, done: int = 0) -> list[tuple[int, bytes, int]]:
-    return [*((KIND, body, flags) for body in bodies), (NLMSG_DONE, code(done), 0)]
+def dump(flags: int, *bodies: bytes, status: int = 0) -> list[tuple[int, bytes, int]]:
+    return [*((KIND, body, flags) for body in bodies), (NLMSG_DONE, code(status), 0)]
 
 
 def bodies(messages: list[netlink_socket.Message]) -> list[bytes]:
@@ -89,21 +89,21 @@ def bodies(messages: list[netlink_socket.Message]) -> list[bytes]:
 
 
 def test_dump_returns_all_messages() -> None:
-    made, fake = netlink(dump(CLEAN, b"one!", b"two!"))
-    assert bodies(made.dump(KIND, b"")) == [b"one!", b"two!"]
+    sock, fake = netlink(dump(CLEAN, b"one!", b"two!"))
+    assert bodies(sock.dump(KIND, b"")) == [b"one!", b"two!"]
     assert fake.requests == 1
 
 
 def test_interrupted_dump_is_repeated() -> None:
-    made, fake = netlink(dump(INTERRUPTED, b"part"), dump(INTERRUPTED, b"part"), dump(CLEAN, b"all1", b"all2"))
-    assert bodies(made.dump(KIND, b"")) == [b"all1", b"all2"]
+    sock, fake = netlink(dump(INTERRUPTED, b"part"), dump(INTERRUPTED, b"part"), dump(CLEAN, b"all1", b"all2"))
+    assert bodies(sock.dump(KIND, b"")) == [b"all1", b"all2"]
     assert fake.requests == 3
 
 
 def test_dump_interrupted_every_time_raises(pauses: list[float]) -> None:
-    made, fake = netlink(dump(INTERRUPTED, b"part"))
+    sock, fake = netlink(dump(INTERRUPTED, b"part"))
     with pytest.raises(DumpInterrupted) as raised:
-        made.dump(KIND, b"")
+        sock.dump(KIND, b"")
     assert fake.requests == DUMP_TRIES
     assert str(raised.value) == (
         "changes interrupted the netlink dump (message type 7) 20 times in a row; try again when the system is quieter"
@@ -113,9 +113,9 @@ def test_dump_interrupted_every_time_raises(pauses: list[float]) -> None:
 
 
 def test_interruption_flag_of_done_message_counts() -> None:
-    made, _ = netlink([(KIND, b"part", CLEAN), (NLMSG_DONE, code(0), INTERRUPTED)])
+    sock, _ = netlink([(KIND, b"part", CLEAN), (NLMSG_DONE, code(0), INTERRUPTED)])
     with pytest.raises(DumpInterrupted):
-        made.dump(KIND, b"")
+        sock.dump(KIND, b"")
 
 
 def test_dump_interrupted_is_unavailable_and_os_error() -> None:
@@ -126,22 +126,22 @@ def test_dump_interrupted_is_unavailable_and_os_error() -> None:
 
 @pytest.mark.parametrize("last", [NLMSG_ERROR, NLMSG_DONE])
 def test_error_of_dump_is_raised(last: int) -> None:
-    made, _ = netlink([(KIND, b"part", CLEAN), (last, code(errno.ENOENT), CLEAN)])
+    sock, _ = netlink([(KIND, b"part", CLEAN), (last, code(errno.ENOENT), CLEAN)])
     with pytest.raises(FileNotFoundError):
-        made.dump(KIND, b"")
+        sock.dump(KIND, b"")
 
 
 def test_query_returns_its_answer_or_raises() -> None:
-    made, _ = netlink([(KIND, b"answer!!", 0)], [(NLMSG_ERROR, code(errno.EPERM), 0)])
-    assert bodies([made.query(KIND, b"")]) == [b"answer!!"]
+    sock, _ = netlink([(KIND, b"answer!!", 0)], [(NLMSG_ERROR, code(errno.EPERM), 0)])
+    assert bodies([sock.query(KIND, b"")]) == [b"answer!!"]
     with pytest.raises(PermissionError):
-        made.query(KIND, b"")
+        sock.query(KIND, b"")
 
 
 @pytest.mark.parametrize("number", [0, errno.EEXIST])
 def test_change_returns_the_errno_of_its_acknowledgement(number: int) -> None:
-    made, _ = netlink([(KIND, b"echo", 0), (NLMSG_ERROR, code(number), 0)])
-    assert made.change(KIND, b"") == number
+    sock, _ = netlink([(KIND, b"echo", 0), (NLMSG_ERROR, code(number), 0)])
+    assert sock.change(KIND, b"") == number
 
 
 def test_repeat_until_consistent_is_bounded() -> None:
@@ -162,18 +162,18 @@ def elements_dump(*keys: bytes, flags: int = 0) -> list[tuple[int, bytes, int]]:
 
 def test_dump_with_duplicate_elements_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = struct.pack("=I", 800), struct.pack("=I", 801)
-    made, fake = netlink(
+    sock, fake = netlink(
         elements_dump(first, first), elements_dump(first, flags=INTERRUPTED), elements_dump(first, second)
     )
-    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: made)
+    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: sock)
     assert nft_elements.read_elements("inet", "t", "s", ("gid",)) == frozenset({800, 801})
     assert fake.requests == 3
 
 
 def test_dump_with_duplicate_elements_every_time_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     key = struct.pack("=I", 800)
-    made, _ = netlink(elements_dump(key, key))
-    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: made)
+    sock, _ = netlink(elements_dump(key, key))
+    monkeypatch.setattr(nft_elements, "NetlinkSocket", lambda protocol: sock)
     with pytest.raises(DumpInterrupted, match="elements of set inet t s"):
         nft_elements.read_elements("inet", "t", "s", ("gid",))
 
@@ -214,14 +214,14 @@ def test_monitor_lists_links_again_after_overflow(
         return answer
 
     monkeypatch.setattr(rtnetlink, "dump_objects", dump_objects)
-    made = Monitor.__new__(Monitor)
-    made._files, made._links, made._touched, made._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
-    made._nft, made._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
-    first = made.read()
-    assert (first.overflowed, first.links, made._links) == (True, True, {7: ("old", 0, 0)})
-    second = made.read()
-    assert (second.overflowed, second.links, made._links) == (False, True, {})
-    assert not made.read()
+    sock = Monitor.__new__(Monitor)
+    sock._files, sock._links, sock._touched, sock._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
+    sock._nft, sock._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
+    first = sock.read()
+    assert (first.overflowed, first.links, sock._links) == (True, True, {7: ("old", 0, 0)})
+    second = sock.read()
+    assert (second.overflowed, second.links, sock._links) == (False, True, {})
+    assert not sock.read()
 
 
 def test_pending_notifications_are_limited() -> None:

@@ -1,4 +1,4 @@
-"""What nft lists, read back: real listings, and whatever else calls itself one."""
+"""Decoding of nft listings: real ones, and damaged ones."""
 
 import json
 from collections import Counter
@@ -415,6 +415,6 @@ def test_text_listing_completes_the_json_listing():
     "flags", ["ip", ["owner", "ip"], [{"meta": {"key": "mark"}}], {"chain": {}}, [["owner"]], 7, None]
 )
 def test_garbled_owner_flag_is_unnamed(flags):
-    """As nft 1.0.6 prints the flag "owner": from memory that is not its own."""
+    """Decode the flag "owner" as nft 1.0.6 prints it, from memory outside of its buffer."""
     (table,) = nft_json_decode.decode_ruleset({"nftables": [{"table": {"family": "ip", "name": "t", "flags": flags}}]})
     assert table.flags == {"unnamed"}

@@ -1,4 +1,4 @@
-"""nft text and JSON, `ip` lines, and the gate that nothing but plain words passes."""
+"""nft text and JSON, `ip` lines, and the refusal of words with special characters."""
 
 import pytest
 from attrs import evolve

@@ -256,21 +256,21 @@ def test_missing_key_error_has_line_of_its_table(path, line):
     document = GOOD.splitlines()
     if path and path[-1] == "mark":
         del document[line - 1]
-        said = fault("\n".join(document))
-        assert (said.path, said.line) == (path[:-1], 4)
-        assert said.message == "'mark' is missing"
+        message = fault("\n".join(document))
+        assert (message.path, message.line) == (path[:-1], 4)
+        assert message.message == "'mark' is missing"
     elif path:
         table = document[line - 1 :]
         end = next((index for index, text in enumerate(table) if not text), len(table))
-        said = fault("\n".join([*document[:line], *table[end:]]))
-        assert (said.path, said.line) == (path, line)
-        assert "is missing" in said.message
+        message = fault("\n".join([*document[:line], *table[end:]]))
+        assert (message.path, message.line) == (path, line)
+        assert "is missing" in message.message
     else:
         assert str(fault("\n".join(document[1:]))) == "FILE: 'name' is missing"
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "FILE: 'name' is missing"),
         (b"\n# nothing\n", "FILE: 'name' is missing"),
@@ -289,8 +289,8 @@ def test_missing_key_error_has_line_of_its_table(path, line):
         (b'["x (at line 7, column 1)"]\n' * 2, "FILE:2: not TOML: Cannot declare ('x (at line 7, column 1)',) twice"),
     ],
 )
-def test_invalid_file_is_refused(data, said):
-    assert str(fault(data)) == said
+def test_invalid_file_is_refused(data, message):
+    assert str(fault(data)) == message
 
 
 @pytest.mark.parametrize("garbage", [b"\x93", b"=", b"[", b"a", b'"', b"#\x01", b"\n\r"])

@@ -1,4 +1,4 @@
-"""The policies that were in force: what is kept of them, what damage does, and what going back means."""
+"""History of applied policies: entries, damage, rollback."""
 
 import errno
 import hashlib
@@ -26,18 +26,18 @@ NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 
 
 @pytest.fixture
-def kept(tmp_path):
+def history_dir(tmp_path):
     return History(tmp_path / "lib", now=lambda: NOON)
 
 
-def add(kept, text, why="apply", of=None):
-    return kept.add("p", "/etc/p.toml", text.encode(), "proved", 0.12345, why, of)
+def add(history_dir, text, why="apply", of=None):
+    return history_dir.add("p", "/etc/p.toml", text.encode(), "proved", 0.12345, why, of)
 
 
-def test_entry_has_all_fields(kept, monkeypatch):
+def test_entry_has_all_fields(history_dir, monkeypatch):
     monkeypatch.setenv("SUDO_USER", "lisa")
-    one = add(kept, "a = 'ü'\r\n")
-    assert kept.entries() == (one,)
+    one = add(history_dir, "a = 'ü'\r\n")
+    assert history_dir.entries() == (one,)
     assert one.as_json() == {
         "number": 1,
         "time": "2026-01-02T12:00:00Z",
@@ -52,31 +52,31 @@ def test_entry_has_all_fields(kept, monkeypatch):
     }
     assert one.data == "a = 'ü'\r\n".encode()
     monkeypatch.delenv("SUDO_USER")
-    assert add(kept, "b").who == str(os.getuid())
+    assert add(history_dir, "b").who == str(os.getuid())
 
 
-def test_entry_numbers_grow_and_equal_text_adds_none(kept):
-    first = add(kept, "a")
-    assert add(kept, "a", "again") == first
-    assert [add(kept, text).number for text in ("b", "a", "a", "c")] == [2, 3, 3, 4]
-    assert [one.text for one in kept.entries()] == ["a", "b", "a", "c"]
-    assert kept.last_good().number == 4
-    assert (kept.entry(2).text, kept.entry(5)) == ("b", None)
+def test_entry_numbers_grow_and_equal_text_adds_none(history_dir):
+    first = add(history_dir, "a")
+    assert add(history_dir, "a", "again") == first
+    assert [add(history_dir, text).number for text in ("b", "a", "a", "c")] == [2, 3, 3, 4]
+    assert [one.text for one in history_dir.entries()] == ["a", "b", "a", "c"]
+    assert history_dir.last_good().number == 4
+    assert (history_dir.entry(2).text, history_dir.entry(5)) == ("b", None)
 
 
-def test_history_without_entries_is_empty(kept):
-    assert kept.read() == HistorySnapshot((), ())
-    assert kept.last_good() is None
+def test_history_without_entries_is_empty(history_dir):
+    assert history_dir.read() == HistorySnapshot((), ())
+    assert history_dir.last_good() is None
 
 
-def test_history_files_are_private(kept):
+def test_history_files_are_private(history_dir):
     previous = os.umask(0)
     try:
-        add(kept, "a")
+        add(history_dir, "a")
     finally:
         os.umask(previous)
-    assert stat.S_IMODE(kept.directory.stat().st_mode) == 0o700
-    assert [stat.S_IMODE(path.stat().st_mode) for path in kept.directory.iterdir()] == [0o600]
+    assert stat.S_IMODE(history_dir.directory.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in history_dir.directory.iterdir()] == [0o600]
 
 
 def changed(**values):
@@ -113,43 +113,43 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("which", DAMAGE)
-def test_damaged_entry_is_reported_and_ignored(kept, which):
+def test_damaged_entry_is_reported_and_ignored(history_dir, which):
     for text in "abc":
-        add(kept, text)
+        add(history_dir, text)
     damage, words = DAMAGE[which]
-    damage(kept.path(2))
-    found = kept.read()
+    damage(history_dir.path(2))
+    found = history_dir.read()
     assert [one.number for one in found.entries] == [1, 3]
-    assert [one.path for one in found.damaged] == [kept.path(2)]
+    assert [one.path for one in found.damaged] == [history_dir.path(2)]
     assert words in found.damaged[0].reason
     assert "\n" not in found.damaged[0].reason
     assert found.previous(b"c").number == 1
-    assert add(kept, "d").number == 4
+    assert add(history_dir, "d").number == 4
 
 
-def test_damaged_newest_entry_is_not_overwritten(kept):
-    add(kept, "a"), add(kept, "b")
-    kept.path(2).write_bytes(b"")
-    assert kept.last_good().text == "a"
-    assert add(kept, "a").number == 3
-    assert kept.path(2).exists()
+def test_damaged_newest_entry_is_not_overwritten(history_dir):
+    add(history_dir, "a"), add(history_dir, "b")
+    history_dir.path(2).write_bytes(b"")
+    assert history_dir.last_good().text == "a"
+    assert add(history_dir, "a").number == 3
+    assert history_dir.path(2).exists()
 
 
-def test_history_is_bounded(kept, monkeypatch):
+def test_history_is_bounded(history_dir, monkeypatch):
     monkeypatch.setattr(history, "MAX_ENTRIES", 5)
     for number in range(9):
-        add(kept, f"text {number}")
-    assert [one.number for one in kept.entries()] == [5, 6, 7, 8, 9]
+        add(history_dir, f"text {number}")
+    assert [one.number for one in history_dir.entries()] == [5, 6, 7, 8, 9]
     monkeypatch.setattr(history, "MAX_BYTES", 1000)
-    add(kept, "x" * 5000)
-    assert [one.number for one in kept.entries()] == [9, 10]
-    add(kept, "y" * 5000)
-    assert [one.number for one in kept.entries()] == [10, 11]
+    add(history_dir, "x" * 5000)
+    assert [one.number for one in history_dir.entries()] == [9, 10]
+    add(history_dir, "y" * 5000)
+    assert [one.number for one in history_dir.entries()] == [10, 11]
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
-def test_history_on_full_disk_keeps_its_entries(kept, monkeypatch, call):
-    add(kept, "a")
+def test_history_on_full_disk_keeps_its_entries(history_dir, monkeypatch, call):
+    add(history_dir, "a")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -168,69 +168,74 @@ def test_history_on_full_disk_keeps_its_entries(kept, monkeypatch, call):
 
         monkeypatch.setattr(os, "fdopen", failing)
     with pytest.raises(OSError, match="No space"):
-        add(kept, "b")
+        add(history_dir, "b")
     monkeypatch.undo()
-    assert [path.name for path in kept.directory.iterdir()] == ["000001.json"]
-    assert add(kept, "b").number == 2
+    assert [path.name for path in history_dir.directory.iterdir()] == ["000001.json"]
+    assert add(history_dir, "b").number == 2
 
 
-def test_temporary_files_of_killed_process_are_removed(kept):
-    add(kept, "a")
-    (kept.directory / ".000002.json.new").write_text("{")
-    (kept.directory / ".000001.json.new").write_text("{")
-    (kept.directory / "notes.txt").write_text("somebody's")
-    add(kept, "b")
-    assert sorted(path.name for path in kept.directory.iterdir()) == ["000001.json", "000002.json", "notes.txt"]
+def test_temporary_files_of_killed_process_are_removed(history_dir):
+    add(history_dir, "a")
+    (history_dir.directory / ".000002.json.new").write_text("{")
+    (history_dir.directory / ".000001.json.new").write_text("{")
+    (history_dir.directory / "notes.txt").write_text("somebody's")
+    add(history_dir, "b")
+    assert sorted(path.name for path in history_dir.directory.iterdir()) == ["000001.json", "000002.json", "notes.txt"]
 
 
-def test_concurrent_entries_get_distinct_numbers(kept):
-    threads = [threading.Thread(target=add, args=(kept, f"text {number}")) for number in range(12)]
+def test_concurrent_entries_get_distinct_numbers(history_dir):
+    threads = [threading.Thread(target=add, args=(history_dir, f"text {number}")) for number in range(12)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    assert [one.number for one in kept.entries()] == list(range(1, 13))
-    assert len({one.text for one in kept.entries()}) == 12
+    assert [one.number for one in history_dir.entries()] == list(range(1, 13))
+    assert len({one.text for one in history_dir.entries()}) == 12
 
 
 # Going back
 
 
-def back(kept, text):
-    """Go back once from `text`: what is in force then."""
-    entry = kept.read().previous(text.encode())
+def back(history_dir, text):
+    """Go back once from `text`, and return the policy that is in force then."""
+    entry = history_dir.read().previous(text.encode())
     if entry is None:
         return None
-    add(kept, entry.text, f"rollback to {entry.number}", entry.number)
+    add(history_dir, entry.text, f"rollback to {entry.number}", entry.number)
     return entry.text
 
 
-def test_two_rollbacks_go_two_entries_back(kept):
+def test_two_rollbacks_go_two_entries_back(history_dir):
     for text in "abcd":
-        add(kept, text)
-    assert [back(kept, "d"), back(kept, "c"), back(kept, "b"), back(kept, "a")] == ["c", "b", "a", None]
-    assert [one.of for one in kept.entries()] == [None, None, None, None, 3, 2, 1]
+        add(history_dir, text)
+    assert [back(history_dir, "d"), back(history_dir, "c"), back(history_dir, "b"), back(history_dir, "a")] == [
+        "c",
+        "b",
+        "a",
+        None,
+    ]
+    assert [one.of for one in history_dir.entries()] == [None, None, None, None, 3, 2, 1]
 
 
-def test_policy_after_rollback_goes_back_to_rollback_target(kept):
+def test_policy_after_rollback_goes_back_to_rollback_target(history_dir):
     for text in "abc":
-        add(kept, text)
-    assert back(kept, "c") == "b"
-    add(kept, "d")
-    assert [back(kept, "d"), back(kept, "b"), back(kept, "a")] == ["b", "a", None]
+        add(history_dir, text)
+    assert back(history_dir, "c") == "b"
+    add(history_dir, "d")
+    assert [back(history_dir, "d"), back(history_dir, "b"), back(history_dir, "a")] == ["b", "a", None]
 
 
-def test_policy_without_entry_goes_back_to_the_newest(kept):
-    add(kept, "a"), add(kept, "b")
-    assert kept.read().previous(b"unknown").text == "b"
+def test_policy_without_entry_goes_back_to_the_newest(history_dir):
+    add(history_dir, "a"), add(history_dir, "b")
+    assert history_dir.read().previous(b"unknown").text == "b"
 
 
-def test_rollback_without_older_entry_is_none(kept, monkeypatch):
+def test_rollback_without_older_entry_is_none(history_dir, monkeypatch):
     for text in "ab":
-        add(kept, text)
-    add(kept, "a", of=1)
-    kept.path(1).unlink()
-    assert kept.read().previous(b"a") is None
+        add(history_dir, text)
+    add(history_dir, "a", of=1)
+    history_dir.path(1).unlink()
+    assert history_dir.read().previous(b"a") is None
 
 
 # Where it is kept
@@ -256,7 +261,7 @@ LAST = GOOD.replace("table = 7", "table = 9")
 
 
 class Machine:
-    """A kernel in memory, with the folders of a machine."""
+    """Kernel in memory, with the directories of a host."""
 
     def __init__(self):
         self.kernel = FakeKernel()
@@ -400,7 +405,7 @@ def test_history_command_reports_policy_without_entry(machine, capsys):
 
 
 def test_fake_kernel_refuses_the_apply(machine):
-    """The control of the tests above that rest on a refusal."""
+    """Show the refusal that the tests above rely on."""
     machine.kernel.refuse_at = 0
     with pytest.raises(StepRefused):
         machine.apply(GOOD)

@@ -1,4 +1,4 @@
-"""The shipped policy against every kind of leak, by the walks of single packets."""
+"""Shipped policy against every kind of leak, by traces of single packets."""
 
 from pathlib import Path
 
@@ -40,8 +40,8 @@ def family(request: pytest.FixtureRequest) -> int:
 GLUON = (Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml").read_bytes()
 
 
-def guarded(*routes: Route) -> NetState:
-    """The node with the shipped policy, its WAN routes in the policy's table as DHCP and RA bring them."""
+def guarded_node(*routes: Route) -> NetState:
+    """Return the node with the shipped policy and its WAN routes in the uplink's table."""
     wanted = compile_policy(load(GLUON)[0])
     plain = machine()
     uplink = tuple(one for family in at.FAMILIES for one in (default(WAN, family, 1), connected(WAN, family, 1)))
@@ -56,8 +56,8 @@ def guarded(*routes: Route) -> NetState:
     )
 
 
-def hostile(family: int) -> tuple[Route, ...]:
-    """The WAN's routes in the main table, where they win."""
+def wan_routes_in_main(family: int) -> tuple[Route, ...]:
+    """Return the WAN's routes in the main table, where they take precedence."""
     routes = (default(WAN, family), connected(WAN, family))
     return tuple(evolve(one, metric=0) for one in routes)
 
@@ -66,7 +66,7 @@ HOME = parse_address(at.NEIGHBOUR[4])
 
 
 def probe(kind: str, family: int) -> Packet:
-    """The packet of a kind of probe, unmarked and of nobody."""
+    """Return the packet of a kind of probe, unmarked and of user nobody."""
     on_wan = parse_address(NODE_WAN[family]) if family else None
     neighbour = at.NEIGHBOUR[family] if family else at.NEIGHBOUR[4]
     client = {"origin": FORWARD, "iif": CLIENT, "source": parse_address(at.CLIENT_ADDRESS[family]) if family else None}
@@ -117,7 +117,7 @@ PROBES = [(kind, family) for kind, made in KINDS.items() for family in made.need
 
 @pytest.mark.parametrize(("kind", "family"), PROBES)
 def test_unmarked_probe_does_not_leave_by_the_uplink(kind: str, family: int) -> None:
-    """It leaves where nothing guards, given the routes that the lab found it to need; under the policy it does not."""
+    """Trace a probe with the routes that it needs: it leaves without the policy, and not with it."""
     sent = probe(kind, family)
     needs = KINDS[kind].needs[family]
     routes = {
@@ -127,7 +127,7 @@ def test_unmarked_probe_does_not_leave_by_the_uplink(kind: str, family: int) -> 
     }[needs]
     links = (Route(6, MAIN, "fe80::/64", device=WAN),)
     assert end(machine(routes=(*routes, *links)), sent) == WAN, "the control"
-    for state in (guarded(), guarded(*hostile(family or 4))):
+    for state in (guarded_node(), guarded_node(*wan_routes_in_main(family or 4))):
         assert end(state, sent) != WAN and walk(state, sent).outcome != "unknown"
 
 
@@ -136,13 +136,13 @@ def test_unmarked_probe_does_not_leave_by_the_uplink(kind: str, family: int) -> 
 )
 def test_marked_probe_of_service_leaves_by_the_uplink(kind: str, family: int) -> None:
     sent = evolve(probe(kind, family), mark=1, gid=SERVICE)
-    assert end(guarded(), sent) == WAN
+    assert end(guarded_node(), sent) == WAN
 
 
 def test_marked_packet_of_another_group_is_dropped(family: int) -> None:
     sent = packet(family, mark=1)
-    assert end(guarded(), sent) == "dropped"
-    assert end(guarded(), evolve(sent, gid=SERVICE)) == WAN
+    assert end(guarded_node(), sent) == "dropped"
+    assert end(guarded_node(), evolve(sent, gid=SERVICE)) == WAN
 
 
 RESOLVER = {4: "127.0.0.1", 6: "::1"}
@@ -152,35 +152,35 @@ RESOLVER = {4: "127.0.0.1", 6: "::1"}
 def test_dns_query_of_service_reaches_the_resolver(family: int, protocol: int) -> None:
     somewhere = {4: "9.9.9.9", 6: "2620:fe::9"}[family]
     sent = packet(family, somewhere, dport=53, protocol=protocol, gid=SERVICE, mark=1)
-    found = walk(guarded(), sent)
+    found = walk(guarded_node(), sent)
     assert (found.outcome, found.destination, found.dport) == ("delivered", parse_address(RESOLVER[family]), 54)
-    other = walk(guarded(), evolve(sent, gid=NOBODY, mark=0))
+    other = walk(guarded_node(), evolve(sent, gid=NOBODY, mark=0))
     assert (other.outcome, other.device, other.dport) == ("leaves", MESH, 53)
 
 
 def test_direct_query_to_resolver_needs_the_service_group(family: int) -> None:
     direct = packet(family, RESOLVER[family], dport=54)
-    assert end(guarded(), direct) == "dropped"
-    assert end(guarded(), evolve(direct, gid=SERVICE)) == "delivered"
+    assert end(guarded_node(), direct) == "dropped"
+    assert end(guarded_node(), evolve(direct, gid=SERVICE)) == "delivered"
 
 
 def test_query_of_the_resolver_leaves_by_the_uplink(family: int) -> None:
     asked = packet(family, at.HOME[family], dport=53, mark=1)
-    assert end(guarded(), asked) == WAN
-    assert end(guarded(), evolve(asked, dport=9)) == "dropped"
+    assert end(guarded_node(), asked) == WAN
+    assert end(guarded_node(), evolve(asked, dport=9)) == "dropped"
 
 
 def test_marked_packet_does_not_leave_by_the_mesh(family: int) -> None:
     sent = packet(family, at.GATEWAY[family], mark=1, gid=SERVICE, bound=MESH)
-    assert end(guarded(), sent) in ("dropped", "unroutable")
-    assert end(guarded(), evolve(sent, mark=0)) == MESH
+    assert end(guarded_node(), sent) in ("dropped", "unroutable")
+    assert end(guarded_node(), evolve(sent, mark=0)) == MESH
 
 
 def test_arriving_packet_is_marked_and_not_forwarded(family: int) -> None:
     to_us = packet(family, NODE_WAN[family], origin=FORWARD, iif=WAN, source=parse_address(at.HOME[family]))
-    found = walk(guarded(), to_us)
+    found = walk(guarded_node(), to_us)
     assert (found.outcome, found.mark) == ("delivered", 1)
-    assert end(guarded(), evolve(to_us, destination=parse_address(at.SERVER[family]))) == "dropped"
+    assert end(guarded_node(), evolve(to_us, destination=parse_address(at.SERVER[family]))) == "dropped"
 
 
 @pytest.mark.parametrize(("sport", "expected"), [(22, WAN), (23, "dropped")])
@@ -188,7 +188,7 @@ def test_reply_leaves_if_the_policy_answers_its_port(family: int, sport: int, ex
     flow = CtInfo("established", "reply", 1)
     fields = {("tcp", "flags"): 0x10}
     reply = packet(family, at.HOME[family], protocol=TCP, sport=sport, uid=0, gid=0, flow=flow, fields=fields)
-    assert end(guarded(), reply) == expected
+    assert end(guarded_node(), reply) == expected
 
 
 def test_exempt_kernel_packets_leave_unmarked() -> None:
@@ -201,17 +201,17 @@ def test_exempt_kernel_packets_leave_unmarked() -> None:
         source=parse_address(NODE_WAN[4]),
         fields={("ip", "ttl"): 1},
     )
-    assert end(guarded(), report) == WAN
-    assert end(guarded(), evolve(report, fields={("ip", "ttl"): 2})) == "dropped"
+    assert end(guarded_node(), report) == WAN
+    assert end(guarded_node(), evolve(report, fields={("ip", "ttl"): 2})) == "dropped"
     fields = {("icmpv6", "type"): 135, ("ip6", "hoplimit"): 255}
     question = packet(
         6, "ff02::1:ff00:50", origin=KERNEL, protocol=ICMPV6, bound=WAN, source=parse_address(NODE_WAN[6]), fields=fields,
         flow=CtInfo("untracked"),
     )  # fmt: skip
-    assert end(guarded(), question) == WAN
-    assert end(guarded(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"
+    assert end(guarded_node(), question) == WAN
+    assert end(guarded_node(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"
 
 
 def test_packet_to_unnamed_device_is_dropped(family: int) -> None:
-    state = guarded(Route(family, MAIN, at.SERVER_NET[family], device="usb0"))
+    state = guarded_node(Route(family, MAIN, at.SERVER_NET[family], device="usb0"))
     assert end(state, packet(family)) == "dropped"

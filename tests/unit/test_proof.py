@@ -1,4 +1,4 @@
-"""What the prover says of small states: each case is one idea, told by a few rules."""
+"""Verdicts of the prover on small states, each of a few rules."""
 
 import pytest
 from attrs import evolve
@@ -76,16 +76,16 @@ def output(*rules, hook=OUTPUT):
     return Chain("marks", tuple(rules), hook)
 
 
-def judged(made, uplink=UPLINK):
-    return prove(made, Spec((uplink,)))
+def prove_state(sample, uplink=UPLINK):
+    return prove(sample, Spec((uplink,)))
 
 
-def on(proof, subject):
+def no_leak_finding(proof, subject):
     return next(one for one in proof.findings if one.property == "P1" and one.subject.startswith(subject))
 
 
 GUARD = (Rule((OUT, UNMARKED, DROP)),)
-WAYS = {
+GUARDS = {
     "a drop of what is unmarked": state(*GUARD),
     "marked accepted, the rest dropped by a rule": state(Rule((OUT, MARKED, ACCEPT)), Rule((OUT, DROP))),
     "the rest dropped by the policy": state(
@@ -144,15 +144,15 @@ WAYS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", GUARDS)
 def test_sufficient_guard_is_proved(name):
-    proof = judged(WAYS[name])
+    proof = prove_state(GUARDS[name])
     assert {one.subject: one.verdict for one in proof.findings if one.property == "P1"} == {
         one.subject: "proved" for one in proof.findings if one.property == "P1"
     }
 
 
-HOLES = {
+LEAKS = {
     "no rule": state(),
     "the wrong device": state(Rule((Match(Meta("oifname"), "wan1"), UNMARKED, DROP))),
     "IPv4 alone": state(Rule((OUT, UNMARKED, Match(Meta("nfproto"), "ipv4"), DROP))),
@@ -190,10 +190,10 @@ HOLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", HOLES)
+@pytest.mark.parametrize("name", LEAKS)
 def test_insufficient_guard_is_refuted_by_counterexample(name):
     # Without the link guard, which would stop them all.
-    proof = judged(evolve(HOLES[name], tables=tuple(one for one in HOLES[name].tables if one is not LINK)))
+    proof = prove_state(evolve(LEAKS[name], tables=tuple(one for one in LEAKS[name].tables if one is not LINK)))
     assert proof.verdict == "refuted"
     shown = [one for finding in proof.findings for one in finding.examples if finding.property == "P1"]
     shown = [one for one in shown if one.packet.origin != "frame"]
@@ -204,32 +204,32 @@ def test_insufficient_guard_is_refuted_by_counterexample(name):
 
 
 def test_frames_need_the_egress_guard():
-    proof = judged(state(*GUARD, link=None))
-    assert on(proof, "sockets").verdict == on(proof, "forwarded").verdict == "proved"
-    assert on(proof, "AF_PACKET").verdict == "refuted"
+    proof = prove_state(state(*GUARD, link=None))
+    assert no_leak_finding(proof, "sockets").verdict == no_leak_finding(proof, "forwarded").verdict == "proved"
+    assert no_leak_finding(proof, "AF_PACKET").verdict == "refuted"
 
 
 def test_egress_guard_alone_is_sufficient():
-    assert judged(state(link=None)).verdict == "refuted"
+    assert prove_state(state(link=None)).verdict == "refuted"
     wide = evolve(LINK, chains=(Chain("egress", (Rule((UNMARKED, DROP)),), evolve(EGRESS, policy="accept")),))
-    assert on(judged(state(link=wide)), "AF_PACKET").verdict == "proved"
-    assert on(judged(state(link=wide)), "sockets").verdict == "proved"
+    assert no_leak_finding(prove_state(state(link=wide)), "AF_PACKET").verdict == "proved"
+    assert no_leak_finding(prove_state(state(link=wide)), "sockets").verdict == "proved"
 
 
 def test_dormant_table_guards_nothing():
-    made = state(*GUARD, link=None)
-    asleep = evolve(made, tables=(evolve(made.tables[0], flags=frozenset({"dormant"})),))
-    assert on(judged(asleep), "sockets").verdict == "refuted"
+    sample = state(*GUARD, link=None)
+    asleep = evolve(sample, tables=(evolve(sample.tables[0], flags=frozenset({"dormant"})),))
+    assert no_leak_finding(prove_state(asleep), "sockets").verdict == "refuted"
 
 
 def test_output_guard_is_refuted_by_rerouting():
     stays = Chain("out", GUARD, Hook("filter", "output", 0))
-    made = NetState((Table("inet", "t", (stays,)),), RULES, ROUTES)
-    assert on(judged(made), "sockets").verdict == "proved"
-    assert on(judged(made), "forwarded").verdict == "refuted"
+    sample = NetState((Table("inet", "t", (stays,)),), RULES, ROUTES)
+    assert no_leak_finding(prove_state(sample), "sockets").verdict == "proved"
+    assert no_leak_finding(prove_state(sample), "forwarded").verdict == "refuted"
     again = output(Rule((Match(Meta("skuid"), 7), Mangle(MARK, 2))))
-    moved = evolve(made, tables=(Table("inet", "t", (stays, again)),))
-    assert on(judged(moved), "sockets").verdict != "proved"
+    moved = evolve(sample, tables=(Table("inet", "t", (stays, again)),))
+    assert no_leak_finding(prove_state(moved), "sockets").verdict != "proved"
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_output_guard_is_refuted_by_rerouting():
 )
 def test_unsupported_rule_guards_nothing(rule):
     grows = Set("grows", ("ipv4_addr",), frozenset({"0.0.0.0/1", "128.0.0.0/1"}), frozenset({"dynamic"}))
-    proof = judged(state(rule, sets=(grows,), link=None))
-    assert on(proof, "sockets").verdict != "proved"
+    proof = prove_state(state(rule, sets=(grows,), link=None))
+    assert no_leak_finding(proof, "sockets").verdict != "proved"
 
 
 @pytest.mark.parametrize(
@@ -254,8 +254,8 @@ def test_unsupported_rule_guards_nothing(rule):
 )
 def test_unsupported_rule_before_the_guard_is_unknown(statement):
     rule = Rule((statement,)) if not isinstance(statement, Match) else Rule((statement, ACCEPT))
-    proof = judged(state(rule, *GUARD, link=None))
-    found = on(proof, "sockets")
+    proof = prove_state(state(rule, *GUARD, link=None))
+    found = no_leak_finding(proof, "sockets")
     assert found.verdict == "unknown"
     assert found.unsupported
 
@@ -267,24 +267,24 @@ def test_unsupported_rule_before_the_guard_is_unknown(statement):
 )
 def test_statement_that_bypasses_hooks_is_unknown(statement, with_link):
     early = Chain("early", (Rule((Match(Meta("iifname"), "lan"), statement)),), Hook("filter", "prerouting", -300))
-    assert on(judged(state(*GUARD, chains=(early,))), "forwarded").verdict == with_link
-    found = on(judged(state(*GUARD, chains=(early,), link=None)), "forwarded")
+    assert no_leak_finding(prove_state(state(*GUARD, chains=(early,))), "forwarded").verdict == with_link
+    found = no_leak_finding(prove_state(state(*GUARD, chains=(early,), link=None)), "forwarded")
     assert (found.verdict, bool(found.unsupported)) == ("unknown", True)
 
 
 def test_unknown_mark_write_is_unknown():
     marks = output(Rule((Mangle(MARK, UnknownExpression('{"new": 1}')),)))
-    assert on(judged(state(*GUARD, chains=(marks,))), "sockets").verdict == "unknown"
+    assert no_leak_finding(prove_state(state(*GUARD, chains=(marks,))), "sockets").verdict == "unknown"
 
 
 def test_exemption_covers_only_its_packets():
     dhcp = (Match(Payload("udp", "sport"), 68), Match(Payload("udp", "dport"), 67))
     exempt = evolve(UPLINK, exemptions=(exemption("dhcpv4"),))
     only4 = state(Rule((Match(Meta("nfproto"), "ipv4"), *dhcp, ACCEPT)), *GUARD, link=None)
-    assert on(judged(only4), "sockets").verdict == "refuted"
-    assert on(judged(only4, exempt), "sockets").verdict == "proved"
+    assert no_leak_finding(prove_state(only4), "sockets").verdict == "refuted"
+    assert no_leak_finding(prove_state(only4, exempt), "sockets").verdict == "proved"
     both = state(Rule((*dhcp, ACCEPT)), *GUARD, link=None)
-    assert on(judged(both, exempt), "sockets").verdict == "refuted"
+    assert no_leak_finding(prove_state(both, exempt), "sockets").verdict == "refuted"
 
 
 def test_wide_mask_is_compared_completely():
@@ -292,15 +292,15 @@ def test_wide_mask_is_compared_completely():
     link = evolve(LINK, chains=(
         Chain("egress", (Rule((Match(Bitwise(MARK, and_mask=0xFF00), 0x5100), ACCEPT)),), EGRESS),))  # fmt: skip
     guard = Rule((OUT, Match(Bitwise(MARK, and_mask=0xFF00), 0x5100, "!="), DROP))
-    assert judged(state(guard, link=link), wide).property_verdict("P1") == "proved"
+    assert prove_state(state(guard, link=link), wide).property_verdict("P1") == "proved"
     half = Rule((OUT, Match(Bitwise(MARK, and_mask=0xF000), 0x5000, "!="), DROP))
-    assert on(judged(state(half, link=None), wide), "sockets").verdict == "refuted"
+    assert no_leak_finding(prove_state(state(half, link=None), wide), "sockets").verdict == "refuted"
     # One write puts on one half of the mark, another the rest.
     halves = output(
         Rule((Match(Meta("skuid"), 7), Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK ^ 0xF000, or_bits=0x5000)))),
         Rule((Match(Meta("skgid"), 7), Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK ^ 0x0F00, or_bits=0x0100)))),
     )
-    found = on(judged(state(guard, link=link, chains=(halves,)), wide), "sockets")
+    found = no_leak_finding(prove_state(state(guard, link=link, chains=(halves,)), wide), "sockets")
     assert found.verdict == "refuted"
     one = found.examples[0].packet
     assert one.mark & 0xFF00 != 0x5100
@@ -308,9 +308,9 @@ def test_wide_mask_is_compared_completely():
 
 def test_p2_is_refuted_by_marked_packets_at_other_devices():
     stray = Rule((Match(Meta("oifname"), AnonymousSet(frozenset({"wan", "lo"})), "!="), MARKED, DROP))
-    assert judged(state(*GUARD)).property_verdict("P2") == "refuted"
-    assert judged(state(*GUARD, stray)).property_verdict("P2") == "proved"
-    assert not any(one.deciding for one in judged(state(*GUARD)).findings if one.property == "P2")
+    assert prove_state(state(*GUARD)).property_verdict("P2") == "refuted"
+    assert prove_state(state(*GUARD, stray)).property_verdict("P2") == "proved"
+    assert not any(one.deciding for one in prove_state(state(*GUARD)).findings if one.property == "P2")
 
 
 def test_points_merges_adjacent_values():

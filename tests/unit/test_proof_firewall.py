@@ -1,4 +1,4 @@
-"""A policy beside a firewall of somebody else that lets nothing in."""
+"""Proof of a policy beside a foreign firewall that accepts nothing."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from nftpolicy.proof.verdict import PROVED
 POLICY = load((Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml").read_bytes())[0]
 
 
-def beside(hook: str, priority: int) -> NetState:
+def state_with_firewall(hook: str, priority: int) -> NetState:
     rules = (Rule((Match(Meta("iifname"), "lo"), ACCEPT)), Rule((DROP,)))
     state = compile_policy(POLICY)
     others = Table("inet", "fw4", (Chain("in", rules, Hook("filter", hook, priority)),))
@@ -23,18 +23,18 @@ def beside(hook: str, priority: int) -> NetState:
 
 
 def test_foreign_input_firewall_leaves_policy_proved() -> None:
-    """The mark is on by then, so that nothing of it strays."""
-    assert prove(beside("input", 0), build_spec(POLICY)).verdict == PROVED
+    """Drop after the mark is set, which leaves every key of the policy effective."""
+    assert prove(state_with_firewall("input", 0), build_spec(POLICY)).verdict == PROVED
 
 
 def test_foreign_firewall_before_the_mark_is_found() -> None:
-    proof = prove(beside("prerouting", -300), build_spec(POLICY))
+    proof = prove(state_with_firewall("prerouting", -300), build_spec(POLICY))
     found = {(one.property, one.subject) for one in proof.findings if one.verdict != PROVED}
     assert found == {("P3", "arriving packets are marked")}
 
 
 def test_drop_in_own_chain_is_refuted() -> None:
-    """Where `not-local` drops everything, nothing is answered any more."""
+    """Drop everything in `wan.arrival`, after which nothing can be answered."""
     state = compile_policy(POLICY)
     table = state.tables[0]
     chains = tuple(

@@ -1,4 +1,4 @@
-"""The proof of marks = "uid-rule": users who need no mark, and what would make more of them."""
+"""Proof of marks = "uid-rule": users who need no mark, and changes that let other users leave."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
 
 POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
-STATE, CLAIM = compile_policy(POLICY), build_spec(POLICY)
+STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 USER, OTHER = 901, 4711
 MARK = 0x10
 PUT_ON = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFF1F, or_bits=MARK))
 
 
-def proved(state):
-    return prove(state, CLAIM)
+def proof_of(state):
+    return prove(state, SPEC)
 
 
 def foreign(*rules, hook="postrouting", kind="filter", priority=9000, device=None):
@@ -47,7 +47,7 @@ def with_tables(*tables):
 
 
 def without_rules(name, wanted):
-    """The state without those rules of a chain of our IP table of which `wanted` is true."""
+    """Return the state without the rules of a chain of the IP table for which `wanted` is true."""
     (ip, link) = STATE.tables
     chains = tuple(
         evolve(one, rules=tuple(rule for rule in one.rules if one.name != name or not wanted(rule)))
@@ -62,12 +62,12 @@ def asks_user(rule):
 
 
 def test_uid_rule_policy_is_proved():
-    assert proved(STATE).verdict == PROVED
+    assert proof_of(STATE).verdict == PROVED
 
 
 def test_rule_that_marks_another_user_is_a_leak():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skgid"), 800), PUT_ON))
-    found = proved(with_tables(foreign(rule)))
+    found = proof_of(with_tables(foreign(rule)))
     assert found.property_verdict("P1") == REFUTED
     examples = [one for finding in found.findings for one in finding.examples]
     assert any(one.packet.uid not in (901, 902) and not one.packet.mark for one in examples)
@@ -75,7 +75,7 @@ def test_rule_that_marks_another_user_is_a_leak():
 
 def test_rule_that_marks_only_the_user_is_no_leak():
     rule = Rule((Match(Meta("oifname"), "br-wan"), Match(Meta("skuid"), USER), PUT_ON))
-    assert proved(with_tables(foreign(rule))).property_verdict("P1") == PROVED
+    assert proof_of(with_tables(foreign(rule))).property_verdict("P1") == PROVED
 
 
 def test_another_user_in_the_set_is_a_leak():
@@ -85,7 +85,7 @@ def test_another_user_in_the_set_is_a_leak():
         for one in ip.sets
     )
     assert sum(a != b for a, b in zip(sets, ip.sets, strict=True)) == 2
-    found = proved(evolve(STATE, tables=(evolve(ip, sets=sets), link)))
+    found = proof_of(evolve(STATE, tables=(evolve(ip, sets=sets), link)))
     assert found.property_verdict("P1") == REFUTED
     leaks = [one.packet for finding in found.findings for one in finding.examples if finding.property == "P1"]
     assert any((one.uid, one.mark) == (OTHER, 0) for one in leaks)
@@ -95,14 +95,14 @@ def test_user_outside_its_destinations_is_a_leak():
     skip = Rule((Match(Meta("skuid"), 902), PUT_ON, ACCEPT))
     (ip, link) = STATE.tables
     chains = tuple(evolve(one, rules=(skip, *one.rules)) if one.name == "wan.guard" else one for one in ip.chains)
-    assert proved(evolve(STATE, tables=(evolve(ip, chains=chains), link))).property_verdict("P1") == REFUTED
+    assert proof_of(evolve(STATE, tables=(evolve(ip, chains=chains), link))).property_verdict("P1") == REFUTED
 
 
 def test_mark_copied_through_the_flow_is_not_proved():
-    """The guard has put it on; who copies it into the flow behind, and back in front, gives it to anybody."""
+    """Copy the mark into the flow after the guard and back before it: any packet can get it."""
     into = foreign(Rule((Mangle(Ct("mark"), Meta("mark")),)), priority=15000)
     back = foreign(Rule((Mangle(Meta("mark"), Ct("mark")),)), hook="output", kind="route", priority=-140)
-    assert proved(with_tables(into, back)).property_verdict("P1") != PROVED
+    assert proof_of(with_tables(into, back)).property_verdict("P1") != PROVED
 
 
 def test_unmarked_frames_of_the_user_are_a_leak():
@@ -112,24 +112,24 @@ def test_unmarked_frames_of_the_user_are_a_leak():
         evolve(one, rules=(accept, *one.rules)) if one.hook and one.hook.device == "br-wan" else one
         for one in link.chains
     )
-    found = proved(evolve(STATE, tables=(ip, evolve(link, chains=chains))))
+    found = proof_of(evolve(STATE, tables=(ip, evolve(link, chains=chains))))
     assert found.property_verdict("P1") == REFUTED
     assert any(one.packet.origin == FRAME for finding in found.findings for one in finding.examples)
 
 
 def test_packets_of_the_user_at_inside_device_refute_p2():
-    found = proved(without_rules("inside", asks_user))
+    found = proof_of(without_rules("inside", asks_user))
     assert found.property_verdict("P2") == REFUTED
     strays = [one for finding in found.findings for one in finding.examples if finding.property == "P2"]
     assert any(one.packet.uid in (901, 902, 903) and one.device == "bat0" for one in strays)
 
 
 def test_missing_mark_rule_of_the_user_refutes_p3():
-    found = proved(without_rules("wan.guard", asks_user))
+    found = proof_of(without_rules("wan.guard", asks_user))
     assert (found.property_verdict("P1"), found.property_verdict("P3")) == (PROVED, REFUTED)
 
 
-LADDERS = {
+WRONG_IP_RULES = {
     "no way to the table": (lambda rules: [one for one in rules if not (one.uids and one.action == "lookup")],
                             "no ip rule sends the packets of user"),
     "no end behind it": (lambda rules: [one for one in rules if one.priority != USER_UNREACHABLE_PRIORITY],
@@ -146,15 +146,15 @@ LADDERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("name", WRONG_IP_RULES)
 def test_wrong_ip_rules_refute_p2(name):
-    change, said = LADDERS[name]
+    change, said = WRONG_IP_RULES[name]
     rules = tuple(sorted(change(STATE.rules), key=lambda one: (one.family, one.priority)))
-    found = proved(evolve(STATE, rules=rules))
+    found = proof_of(evolve(STATE, rules=rules))
     assert found.property_verdict("P2") in (REFUTED, UNKNOWN)
     assert any(said in finding.detail for finding in found.findings), [one.detail for one in found.findings]
 
 
 def test_mark_rules_precede_user_rules():
-    """A socket of the user with another uplink's mark is that uplink's, by rules that stand first."""
+    """Route a marked socket of the user by its mark."""
     assert all(one.priority < USER_RULE_PRIORITY for one in STATE.rules if one.mask)

@@ -1,4 +1,4 @@
-"""What `wait` decides: pure, and told what there is."""
+"""Decisions of `wait`, as functions of given links, routes, sockets and flows."""
 
 from ipaddress import ip_address
 
@@ -39,7 +39,7 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
 
 
 @pytest.mark.parametrize(
-    ("links", "routes", "said"),
+    ("links", "routes", "problem"),
     [
         ([UP], [ROUTE], []),
         ([UP], [evolve(ROUTE, device=None, gateway=None, nexthops=(Nexthop("ppp0"), Nexthop("eth0")))], []),
@@ -65,15 +65,15 @@ def flow(replied: bool = True, protocol: int = 17, **ends: tuple[str, int, str, 
         ),
     ],
 )
-def test_link_problems_of_uplink_are_named(links: list[LinkState], routes: list[Route], said: list[str]) -> None:
-    assert readiness.link_problems(WAN, {one.name: one for one in links}, routes) == said
+def test_link_problems_of_uplink_are_named(links: list[LinkState], routes: list[Route], problem: list[str]) -> None:
+    assert readiness.link_problems(WAN, {one.name: one for one in links}, routes) == problem
 
 
 TCP = {"protocol": 6, "state": "established", "local": "192.0.2.2", "remote": PEER, "dport": 443}
 
 
 @pytest.mark.parametrize(
-    ("mine", "flows"),
+    ("sockets", "flows"),
     [
         ([socket()], [flow()]),
         ([socket(local="192.0.2.2")], [flow()]),
@@ -82,12 +82,12 @@ TCP = {"protocol": 6, "state": "established", "local": "192.0.2.2", "remote": PE
         ([socket(mark=0), socket()], [flow()]),
     ],
 )
-def test_service_with_reply_has_no_problem(mine: list[InetSocket], flows: list[ConntrackEntry]) -> None:
-    assert readiness.service_problem(VPN, WAN, mine, flows, OWN) is None
+def test_service_with_reply_has_no_problem(sockets: list[InetSocket], flows: list[ConntrackEntry]) -> None:
+    assert readiness.service_problem(VPN, WAN, sockets, flows, OWN) is None
 
 
 @pytest.mark.parametrize(
-    ("mine", "flows", "said"),
+    ("sockets", "flows", "problem"),
     [
         ([], [flow()], "no IP socket"),
         ([socket(mark=0)], [flow()], "none of its 1 sockets has the mark 0x500/0xff00"),
@@ -109,8 +109,10 @@ def test_service_with_reply_has_no_problem(mine: list[InetSocket], flows: list[C
         ),
     ],
 )  # fmt: skip
-def test_service_without_reply_has_a_problem(mine: list[InetSocket], flows: list[ConntrackEntry], said: str) -> None:
-    assert said in str(readiness.service_problem(VPN, WAN, mine, flows, OWN))
+def test_service_without_reply_has_a_problem(
+    sockets: list[InetSocket], flows: list[ConntrackEntry], problem: str
+) -> None:
+    assert problem in str(readiness.service_problem(VPN, WAN, sockets, flows, OWN))
 
 
 def test_kernel_service_is_judged_by_its_flows() -> None:

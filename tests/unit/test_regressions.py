@@ -1,4 +1,4 @@
-"""The smallest cases of faults that the properties, or a reader, have found."""
+"""Minimal cases of faults that property tests or reviews have found."""
 
 import contextlib
 
@@ -192,7 +192,7 @@ def test_endless_dotted_key_is_refused():
 
 
 def test_kernel_port_does_not_bypass_another_resolver():
-    """A service of one uplink could ask for names by the other, from the port of the kernel's tunnel there."""
+    """Send a DNS query of one uplink's service from a kernel port of the other uplink."""
     policy, _ = load(b"""
 name = "p"
 inside = []

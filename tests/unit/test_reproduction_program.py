@@ -1,4 +1,4 @@
-"""Every program that a reproduction script runs is valid Python, for all kinds of packets."""
+"""Programs of reproduction scripts: valid Python for all kinds of packets."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Which files of a machine give an uplink's DNS servers to everybody, and which don't."""
+"""Resolver files of a host that give an uplink's DNS servers to every process."""
 
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,7 +20,7 @@ OFF = (
 )
 NM = "/etc/NetworkManager/system-connections/wan.nmconnection"
 UUID = "6a5cf5b8-6d5b-4b5c-8c5e-1b2b3b4b5b6b"
-KEPT = "[connection]\ninterface-name=br-wan\n[ipv4]\nmethod=auto\nignore-auto-dns=true\n[ipv6]\nmethod=disabled\n"
+IGNORED = "[connection]\ninterface-name=br-wan\n[ipv4]\nmethod=auto\nignore-auto-dns=true\n[ipv6]\nmethod=disabled\n"
 UCI = """
 config interface 'loopback'
 	option device 'lo'
@@ -66,9 +66,9 @@ CASES = {
     "networkd same name": ({NETWORK: OFF, "/usr/lib/systemd/network/10-wan.network": "[Match]\nName=br-wan\n[Network]\nDHCP=yes"}, []),
     "networkd drop-in": ({NETWORK: "[Match]\nName=br-wan\n[Network]\nDHCP=ipv6\nIPv6AcceptRA=no\n",
                           f"{NETWORK}.d/dns.conf": "[DHCPv6]\nUseDNS=no\n"}, []),
-    "NetworkManager": ({NM: KEPT}, []),
-    "NetworkManager uses them": ({NM: KEPT.replace("true", "false")}, [(NM, "into [ipv4]")]),
-    "NetworkManager static": ({NM: KEPT + "[ipv4]\ndns=192.0.2.1;\n"}, [(NM, "no dns=")]),
+    "NetworkManager": ({NM: IGNORED}, []),
+    "NetworkManager uses them": ({NM: IGNORED.replace("true", "false")}, [(NM, "into [ipv4]")]),
+    "NetworkManager static": ({NM: IGNORED + "[ipv4]\ndns=192.0.2.1;\n"}, [(NM, "no dns=")]),
     "NetworkManager in use": ({NM: f"[connection]\nuuid={UUID}\n", "/run/NetworkManager/devices/7": f"[device]\nconnection-uuid={UUID}\n"},
                               [(NM, "[ipv4] and [ipv6]")]),
     "NetworkManager another connection": ({NM: f"[connection]\nuuid={UUID}\n"}, []),
@@ -85,9 +85,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_leaking_resolver_files_are_reported(name: str) -> None:
     texts, expected = CASES[name]
-    told = find_leaks(texts, LEARNED)
-    assert [str(one).partition(": ")[0] for one in told] == [place for place, _ in expected], told
-    for one, (_, word) in zip(told, expected, strict=True):
+    leaks = find_leaks(texts, LEARNED)
+    assert [str(one).partition(": ")[0] for one in leaks] == [place for place, _ in expected], leaks
+    for one, (_, word) in zip(leaks, expected, strict=True):
         assert word in str(one)
         assert "\n" not in str(one)
 
@@ -132,14 +132,14 @@ def test_leak_is_reported_at_appearance_and_disappearance(tmp_path: Path) -> Non
     machine(tmp_path, "nameserver 127.0.0.1\n")
     assert list(watcher.changes(POLICY)) == []
     machine(tmp_path, "nameserver 127.0.0.1\nnameserver 192.0.2.1\n")
-    (told,) = watcher.changes(POLICY)
-    assert (told["state"], told["place"]) == ("appeared", "/etc/resolv.conf:2")
+    (leaks,) = watcher.changes(POLICY)
+    assert (leaks["state"], leaks["place"]) == ("appeared", "/etc/resolv.conf:2")
     assert list(watcher.changes(POLICY)) == []
     (tmp_path / "etc/resolv.conf").touch()
     assert list(watcher.changes(POLICY)) == []
     (tmp_path / "run/nftpolicy/udhcpc/br-wan").unlink()  # it is nobody's server any more
-    (told,) = watcher.changes(POLICY)
-    assert (told["state"], told["place"]) == ("gone", "/etc/resolv.conf:2")
+    (leaks,) = watcher.changes(POLICY)
+    assert (leaks["state"], leaks["place"]) == ("gone", "/etc/resolv.conf:2")
     machine(tmp_path, "nameserver 192.0.2.1\n")
     assert [one["state"] for one in watcher.changes(POLICY)] == ["appeared"]
     assert [one["state"] for one in watcher.changes(None)] == ["gone"]

@@ -1,4 +1,4 @@
-"""The keeper on routes in memory and a clock of its own, and the requests that it sends, byte by byte."""
+"""Route keeper on routes in memory with a clock of the test, and its netlink requests byte by byte."""
 
 import errno
 import socket
@@ -21,8 +21,8 @@ BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=
 ROUTED = ChangeSet(route_added=True)
 
 
-class Memory:
-    """Routes of a kernel in memory, as the keeper reaches them, and a world around it."""
+class RouteMemory:
+    """Routes of a kernel in memory, with the environment of the route keeper."""
 
     def __init__(self, *routes: Route) -> None:
         self.held, self.at, self.log, self.done = list(routes), 100.0, [], []
@@ -41,26 +41,26 @@ class Memory:
     def addresses(self, devices):
         return self.known
 
-    def install(self, held, table, protocol=None):
+    def install(self, kernel_route, table, protocol=None):
         if code := self.refuse.get("put"):
             return code
-        moved = evolve(held.route, table=table, onlink=bool(held.route.gateway))
-        self.done.append(("put", held.route, table))
+        moved = evolve(kernel_route.route, table=table, onlink=bool(kernel_route.route.gateway))
+        self.done.append(("put", kernel_route.route, table))
         self.held = [one for one in self.held if one != moved] + [moved]
         return 0
 
-    def delete(self, held):
+    def delete(self, kernel_route):
         if code := self.refuse.get("take"):
             return code
-        self.done.append(("take", held.route))
-        self.held.remove(held.route)
+        self.done.append(("take", kernel_route.route))
+        self.held.remove(kernel_route.route)
         return 0
 
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
 
 
-def keeper(memory):
+def started_keeper(memory):
     found = RouteKeeper(memory)
     found.set_policy(POLICY)
     found.process(ChangeSet())
@@ -68,16 +68,16 @@ def keeper(memory):
 
 
 def test_misplaced_route_is_added_before_its_removal() -> None:
-    memory = Memory(DEFAULT)
-    keeper(memory)
+    memory = RouteMemory(DEFAULT)
+    started_keeper(memory)
     assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)]
     assert memory.events("route-moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
 
 
 def test_misplaced_route_stays_if_adding_fails() -> None:
-    memory = Memory(DEFAULT)
+    memory = RouteMemory(DEFAULT)
     memory.refuse["put"] = errno.ENETDOWN
-    one = keeper(memory)
+    one = started_keeper(memory)
     for _ in range(5):
         memory.at = one.due()
         one.process(ChangeSet())
@@ -90,9 +90,9 @@ def test_misplaced_route_stays_if_adding_fails() -> None:
 
 
 def test_failed_route_listing_is_repeated() -> None:
-    memory = Memory(DEFAULT)
+    memory = RouteMemory(DEFAULT)
     memory.refuse["by"] = errno.ENOBUFS
-    one = keeper(memory)
+    one = started_keeper(memory)
     assert memory.events("failed")
     memory.refuse.clear()
     memory.at = one.due()
@@ -101,8 +101,8 @@ def test_failed_route_listing_is_repeated() -> None:
 
 
 def test_connected_route_is_copied_then_removed_after_settling() -> None:
-    memory = Memory(CONNECTED)
-    one = keeper(memory)
+    memory = RouteMemory(CONNECTED)
+    one = started_keeper(memory)
     assert [each.table for each in memory.held] == [254, 1]
     memory.at += SETTLE_SECONDS / 2
     one.process(ROUTED)
@@ -115,8 +115,8 @@ def test_connected_route_is_copied_then_removed_after_settling() -> None:
 
 
 def test_copied_route_is_removed_with_its_address() -> None:
-    memory = Memory(evolve(CONNECTED, table=1))
-    one = keeper(memory)
+    memory = RouteMemory(evolve(CONNECTED, table=1))
+    one = started_keeper(memory)
     assert memory.done == []
     memory.known = {"br-wan": ()}
     memory.at += 1
@@ -126,23 +126,23 @@ def test_copied_route_is_removed_with_its_address() -> None:
 
 
 def test_present_route_gets_its_new_lifetime() -> None:
-    memory = Memory(evolve(BY_RA, table=1, onlink=True), BY_RA)
-    keeper(memory)
+    memory = RouteMemory(evolve(BY_RA, table=1, onlink=True), BY_RA)
+    started_keeper(memory)
     assert memory.done == [("put", BY_RA, 1), ("take", BY_RA)]
     assert memory.events("route-moved") == [], "nothing new"
 
 
 def test_gateway_of_the_policy_is_not_replaced() -> None:
     ours = Route(4, 1, gateway="192.0.2.9", device="br-wan", onlink=True)
-    memory = Memory(ours, DEFAULT)
-    keeper(memory)
+    memory = RouteMemory(ours, DEFAULT)
+    started_keeper(memory)
     assert memory.done == [("take", DEFAULT)]
     assert memory.held == [ours]
 
 
 def test_route_conflict_is_paced_and_reported_seldom() -> None:
-    memory = Memory(DEFAULT)
-    one = keeper(memory)
+    memory = RouteMemory(DEFAULT)
+    one = started_keeper(memory)
     for _ in range(2000):  # 20 seconds
         memory.at += 0.01
         if DEFAULT not in memory.held:
@@ -157,7 +157,7 @@ def test_route_conflict_is_paced_and_reported_seldom() -> None:
 
 @pytest.mark.parametrize("policy", [None, POLICY])
 def test_keeper_without_policy_or_access_does_nothing(policy) -> None:
-    memory = Memory(DEFAULT)
+    memory = RouteMemory(DEFAULT)
     if policy is not None:
         memory.routes = None
     one = RouteKeeper(memory)
@@ -167,7 +167,7 @@ def test_keeper_without_policy_or_access_does_nothing(policy) -> None:
 
 
 def test_misplaced_routes_are_named() -> None:
-    assert misplaced_routes(Memory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
+    assert misplaced_routes(RouteMemory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
         "default via 192.0.2.1 dev br-wan table 254 proto 3",
     )
 
@@ -175,7 +175,7 @@ def test_misplaced_routes_are_named() -> None:
 # Requests
 
 
-def held(af, *attributes, scope=0, flags=0, table=254, protocol=9):
+def kernel_route(af, *attributes, scope=0, flags=0, table=254, protocol=9):
     head = struct.pack("=BBBBBBBBI", af, 0, 0, 0, table, protocol, scope, 1, flags)
     raw = head + b"".join(attribute(*one) for one in attributes)
     return KernelRoute(messages.decode_route(raw, 0, len(raw), {3: "br-wan"}), raw)
@@ -190,7 +190,9 @@ OIF, GATEWAY = (4, struct.pack("=I", 3)), (5, socket.inet_pton(socket.AF_INET6, 
 
 def test_request_copies_all_but_kernel_attributes() -> None:
     told = struct.pack("=IIiIIIII", 0, 0, 179900, 0, 0, 0, 0, 0)
-    one = held(socket.AF_INET6, OIF, GATEWAY, (6, b"\0\4\0\0"), (8, b"metrics!"), (12, told), (20, b"\1"), (99, b"?"))
+    one = kernel_route(
+        socket.AF_INET6, OIF, GATEWAY, (6, b"\0\4\0\0"), (8, b"metrics!"), (12, told), (20, b"\1"), (99, b"?")
+    )
     assert one.route.expires == 1799
     raw = one.request(1, expires=one.route.expires)
     assert dict(parts(raw)) == {
@@ -203,7 +205,7 @@ def test_request_copies_all_but_kernel_attributes() -> None:
 
 
 def test_request_without_gateway_has_no_state_flags() -> None:
-    one = held(socket.AF_INET, OIF, scope=253, flags=0x1 | 0x10 | 0x4000)
+    one = kernel_route(socket.AF_INET, OIF, scope=253, flags=0x1 | 0x10 | 0x4000)
     there = messages.decode_route(one.request(1), 0, len(one.request(1)), {3: "br-wan"})
     assert (there.onlink, there.dead, there.linkdown, there.scope) == (False, False, False, "link")
 
@@ -211,7 +213,7 @@ def test_request_without_gateway_has_no_state_flags() -> None:
 def test_request_with_nexthops_has_no_state_flags() -> None:
     gateway = attribute(5, socket.inet_aton("192.0.2.1"))
     hops = struct.pack("=HBBi", 8 + len(gateway), 0x1 | 0x10, 1, 3) + gateway + struct.pack("=HBBi", 8, 0x10, 0, 3)
-    one = held(socket.AF_INET, (9, hops))
+    one = kernel_route(socket.AF_INET, (9, hops))
     raw = one.request(1)
     there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"}).nexthops
     assert [(hop.gateway, hop.onlink, hop.weight, hop.dead, hop.linkdown) for hop in there] == [
@@ -221,5 +223,5 @@ def test_request_with_nexthops_has_no_state_flags() -> None:
 
 
 def test_request_with_nexthop_object_names_only_the_object() -> None:
-    raw = held(socket.AF_INET6, OIF, GATEWAY, (30, struct.pack("=I", 7))).request(1)
+    raw = kernel_route(socket.AF_INET6, OIF, GATEWAY, (30, struct.pack("=I", 7))).request(1)
     assert dict(parts(raw)).keys() == {30, 15}

@@ -1,4 +1,4 @@
-"""Where the model sends a packet. What the kernel says to the same is in tests/kernel/test_lookup_differential.py."""
+"""FIB lookups of the model. tests/kernel/test_lookup_differential.py compares them with the kernel."""
 
 import struct
 import time
@@ -15,7 +15,7 @@ from nftpolicy.netstate.formats import ip_text
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 
-HERE = (
+OWN_ROUTES = (
     Route(4, 255, "127.0.0.0/8", "local", device="lo", prefsrc="127.0.0.1", protocol=2),
     Route(4, 255, "10.1.0.1/32", "local", device="a0", prefsrc="10.1.0.1", protocol=2),
     Route(4, 255, "10.1.255.255/32", "broadcast", device="a0", prefsrc="10.1.0.1", protocol=2),
@@ -40,15 +40,15 @@ MAIN = tuple(IpRule(family, 32766, table=254) for family in (4, 6))
 
 
 def router(*rules, routes=UPLINK, **state):
-    return Router(NetState((), (*LOCAL, *rules, *MAIN), (*HERE, *DEFAULTS, *routes), **state))
+    return Router(NetState((), (*LOCAL, *rules, *MAIN), (*OWN_ROUTES, *DEFAULTS, *routes), **state))
 
 
-def ask(router, destination, source=None, **words):
+def lookup(router, destination, source=None, **words):
     family = 6 if ":" in destination else 4
     return router.lookup(family, parse_address(destination), source=parse_address(source) if source else None, **words)
 
 
-def where(routed):
+def device_or_error(routed):
     return routed.error or (routed.outcome if routed.outcome in ("local", "unknown") else routed.device)
 
 
@@ -72,13 +72,13 @@ SELECTORS = [
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize(("selector", "taken", "left"), SELECTORS, ids=lambda one: str(one))
-def test_selector_matches_only_its_packets(family, selector, taken, left):
+@pytest.mark.parametrize(("selector", "matching", "other"), SELECTORS, ids=lambda one: str(one))
+def test_selector_matches_only_its_packets(family, selector, matching, other):
     found = router(IpRule(family, 100, table=100, **selector))
-    if taken is not None:
-        assert where(ask(found, FAR[family], **taken)) == "wan"
-    if left is not None:
-        assert where(ask(found, FAR[family], **left)) == "a0"
+    if matching is not None:
+        assert device_or_error(lookup(found, FAR[family], **matching)) == "wan"
+    if other is not None:
+        assert device_or_error(lookup(found, FAR[family], **other)) == "a0"
 
 
 @pytest.mark.parametrize(
@@ -94,24 +94,24 @@ def test_prefix_selector_matches_only_its_addresses(family, key, prefix, inside,
     found = router(IpRule(family, 100, table=100, **{key: prefix}))
     for address, device in ((inside, "wan"), (outside, "a0")):
         asked = (address,) if key == "destination" else (FAR[family], address)
-        assert where(ask(found, *asked)) == device
+        assert device_or_error(lookup(found, *asked)) == device
 
 
 def test_source_rule_does_not_match_without_source():
     found = router(IpRule(4, 100, table=100, source="10.1.0.0/24"), IpRule(6, 100, table=100, source="2001:db8::/32"))
-    assert {where(ask(found, FAR[family])) for family in (4, 6)} == {"a0"}
+    assert {device_or_error(lookup(found, FAR[family])) for family in (4, 6)} == {"a0"}
 
 
 def test_iif_rule_matches_forwarded_packets_only():
     found = router(IpRule(4, 100, table=100, iif="b0"), IpRule(6, 100, table=100, iif="b0"))
     sources = {4: "10.3.0.1", 6: "2001:db8:7::1"}
-    assert {where(ask(found, FAR[of], sources[of], iif="b0", forwarded=True)) for of in (4, 6)} == {"wan"}
-    assert {where(ask(found, FAR[of], sources[of], iif="c0", forwarded=True)) for of in (4, 6)} == {"a0"}
+    assert {device_or_error(lookup(found, FAR[of], sources[of], iif="b0", forwarded=True)) for of in (4, 6)} == {"wan"}
+    assert {device_or_error(lookup(found, FAR[of], sources[of], iif="c0", forwarded=True)) for of in (4, 6)} == {"a0"}
 
 
 def test_forwarded_packet_has_uid_0():
     found = router(IpRule(4, 100, table=100, uids=(0, 0)))
-    assert where(ask(found, FAR[4], "10.3.0.1", iif="b0", uid=1000, forwarded=True)) == "wan"
+    assert device_or_error(lookup(found, FAR[4], "10.3.0.1", iif="b0", uid=1000, forwarded=True)) == "wan"
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -120,35 +120,40 @@ def test_forwarded_packet_has_uid_0():
     [("unreachable", "ENETUNREACH"), ("prohibit", "EACCES"), ("blackhole", "EINVAL"), ("nop", None)],
 )
 def test_rule_action_gives_its_error(family, action, error):
-    found = ask(router(IpRule(family, 100, action)), FAR[family])
+    found = lookup(router(IpRule(family, 100, action)), FAR[family])
     assert (found.outcome, found.error) == ((action, error) if error else ("unicast", None))
 
 
 def test_goto_skips_rules_and_invalid_goto_continues():
     rules = (IpRule(4, 100, "goto", goto=300), IpRule(4, 200, "prohibit"), IpRule(4, 300, table=100))
-    assert where(ask(router(*rules), FAR[4])) == "wan"
-    assert where(ask(router(evolve(rules[0], goto=301), *rules[1:]), FAR[4])) == "EACCES"
-    assert where(ask(router(evolve(rules[0], goto=50), *rules[1:]), FAR[4])) == "EACCES"
+    assert device_or_error(lookup(router(*rules), FAR[4])) == "wan"
+    assert device_or_error(lookup(router(evolve(rules[0], goto=301), *rules[1:]), FAR[4])) == "EACCES"
+    assert device_or_error(lookup(router(evolve(rules[0], goto=50), *rules[1:]), FAR[4])) == "EACCES"
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_suppressed_route_is_skipped(family):
     short = IpRule(family, 100, table=100, suppress_prefix=0)
-    assert where(ask(router(short), FAR[family])) == "a0"
+    assert device_or_error(lookup(router(short), FAR[family])) == "a0"
     group = IpRule(family, 100, table=100, suppress_group=7)
     devices = (Device("wan", group=7), Device("a0"))
-    assert where(ask(router(group, devices=devices), FAR[family])) == "a0"
-    assert where(ask(router(evolve(group, suppress_group=8), devices=devices), FAR[family])) == "wan"
-    found = ask(router(group), FAR[family])
+    assert device_or_error(lookup(router(group, devices=devices), FAR[family])) == "a0"
+    assert device_or_error(lookup(router(evolve(group, suppress_group=8), devices=devices), FAR[family])) == "wan"
+    found = lookup(router(group), FAR[family])
     assert (found.outcome, set(found.devices)) == ("unknown", {"a0", "wan"})
 
 
 def test_default_ip_rules_apply_without_listed_rules():
-    found = Router(NetState((), (), (*HERE, *DEFAULTS, Route(4, 253, "9.0.0.0/8", device="b0"))))
-    assert [where(ask(found, one)) for one in ("10.1.0.1", FAR[4], FAR[6], "::1")] == ["local", "a0", "a0", "local"]
-    bare = Router(NetState((), (), (*HERE, Route(4, 253, device="b0"), Route(6, 253, device="b0"))))
-    assert where(ask(bare, FAR[4])) == "b0"
-    assert where(ask(bare, FAR[6], exact=True)) == "ENETUNREACH"
+    found = Router(NetState((), (), (*OWN_ROUTES, *DEFAULTS, Route(4, 253, "9.0.0.0/8", device="b0"))))
+    assert [device_or_error(lookup(found, one)) for one in ("10.1.0.1", FAR[4], FAR[6], "::1")] == [
+        "local",
+        "a0",
+        "a0",
+        "local",
+    ]
+    bare = Router(NetState((), (), (*OWN_ROUTES, Route(4, 253, device="b0"), Route(6, 253, device="b0"))))
+    assert device_or_error(lookup(bare, FAR[4])) == "b0"
+    assert device_or_error(lookup(bare, FAR[6], exact=True)) == "ENETUNREACH"
 
 
 # What is not understood forks, and only what all forks agree on is said
@@ -156,43 +161,43 @@ def test_default_ip_rules_apply_without_listed_rules():
 
 def test_unknown_selector_makes_the_route_unknown():
     strange = IpRule(4, 100, table=100, unknown=("tun_id 5",))
-    found = ask(router(strange), FAR[4])
+    found = lookup(router(strange), FAR[4])
     assert (found.outcome, set(found.devices)) == ("unknown", {"a0", "wan"})
     assert "tun_id 5" in found.unsupported[0]
-    assert where(ask(router(evolve(strange, mark=1, mask=1)), FAR[4])) == "a0"
-    assert where(ask(router(evolve(strange, table=254)), FAR[4])) == "a0"
+    assert device_or_error(lookup(router(evolve(strange, mark=1, mask=1)), FAR[4])) == "a0"
+    assert device_or_error(lookup(router(evolve(strange, table=254)), FAR[4])) == "a0"
 
 
 def test_unknown_selector_before_unreachable_is_unknown():
-    found = ask(router(IpRule(4, 100, table=100, unknown=("dscp 4",)), IpRule(4, 101, "unreachable")), FAR[4])
+    found = lookup(router(IpRule(4, 100, table=100, unknown=("dscp 4",)), IpRule(4, 101, "unreachable")), FAR[4])
     assert (found.outcome, found.devices) == ("unknown", ("wan",))
 
 
 def test_unsupported_route_leads_to_any_device():
-    found = ask(router(IpRule(4, 100, table=100), routes=(Route(4, 100, unknown=("nhid 7",)),)), FAR[4])
+    found = lookup(router(IpRule(4, 100, table=100), routes=(Route(4, 100, unknown=("nhid 7",)),)), FAR[4])
     assert (found.outcome, found.devices) == ("unknown", ())
     assert "nhid 7" in found.unsupported[0]
 
 
 def test_unsupported_action_leads_to_any_device():
-    found = ask(router(IpRule(6, 100, "action-9", unknown=("action 9",))), FAR[6])
+    found = lookup(router(IpRule(6, 100, "action-9", unknown=("action 9",))), FAR[6])
     assert (found.outcome, found.devices) == ("unknown", ())
 
 
 def test_vrf_lookup_is_unknown():
     rule = IpRule(4, 100, table=0, l3mdev=True)
-    assert ask(router(rule), FAR[4]).outcome == "unknown"
-    assert where(ask(router(rule, devices=(Device("a0"),)), FAR[4])) == "a0"
+    assert lookup(router(rule), FAR[4]).outcome == "unknown"
+    assert device_or_error(lookup(router(rule, devices=(Device("a0"),)), FAR[4])) == "a0"
     vrf = (Device("red", kind="vrf"), Device("a0", master="red"), Device("wan"))
-    assert ask(router(devices=vrf), FAR[4], oif="a0").outcome == "unknown"
-    assert where(ask(router(devices=vrf), FAR[4], oif="wan")) == "wan"
+    assert lookup(router(devices=vrf), FAR[4], oif="a0").outcome == "unknown"
+    assert device_or_error(lookup(router(devices=vrf), FAR[4], oif="wan")) == "wan"
 
 
 def test_untouched_kernel_merges_local_and_main():
     narrow = Route(4, 254, "127.5.0.0/16", device="wan")
-    found = ask(Router(NetState((), (), (*HERE, narrow))), "127.5.0.1")
+    found = lookup(Router(NetState((), (), (*OWN_ROUTES, narrow))), "127.5.0.1")
     assert (found.outcome, found.devices) == ("unknown", ("wan",))
-    assert where(ask(router(IpRule(4, 5, "nop"), routes=(narrow,)), "127.5.0.1")) == "local"
+    assert device_or_error(lookup(router(IpRule(4, 5, "nop"), routes=(narrow,)), "127.5.0.1")) == "local"
 
 
 # Routes
@@ -203,7 +208,7 @@ def test_untouched_kernel_merges_local_and_main():
 )
 @pytest.mark.parametrize("family", [4, 6])
 def test_refusing_route_gives_its_error(family, kind, error):
-    found = ask(router(IpRule(family, 100, table=100), routes=(Route(family, 100, kind=kind),)), FAR[family])
+    found = lookup(router(IpRule(family, 100, table=100), routes=(Route(family, 100, kind=kind),)), FAR[family])
     assert (found.outcome, found.error, found.table) == (kind, error, 100)
 
 
@@ -211,7 +216,7 @@ def test_refusing_route_gives_its_error(family, kind, error):
 def test_throw_route_continues_with_the_next_rule(family):
     narrow = {4: "203.0.113.0/24", 6: "2a00::/16"}[family]
     routes = (*UPLINK, Route(family, 100, narrow, "throw"))
-    assert where(ask(router(IpRule(family, 100, table=100), routes=routes), FAR[family])) == "a0"
+    assert device_or_error(lookup(router(IpRule(family, 100, table=100), routes=routes), FAR[family])) == "a0"
 
 
 def test_route_choice_is_by_prefix_tos_and_metric():
@@ -221,10 +226,10 @@ def test_route_choice_is_by_prefix_tos_and_metric():
         Route(4, 100, "203.0.113.0/24", device="t", metric=9, tos=16),
     ]
     found = router(IpRule(4, 100, table=100), routes=routes)
-    assert where(ask(found, FAR[4])) == "m1"
-    assert where(ask(found, FAR[4], tos=0x10)) == "t"
-    assert where(ask(found, "203.0.1.1")) == "wide"
-    assert where(ask(found, FAR[4], oif="m3")) == "m3"
+    assert device_or_error(lookup(found, FAR[4])) == "m1"
+    assert device_or_error(lookup(found, FAR[4], tos=0x10)) == "t"
+    assert device_or_error(lookup(found, "203.0.1.1")) == "wide"
+    assert device_or_error(lookup(found, FAR[4], oif="m3")) == "m3"
 
 
 def test_dead_route_is_skipped():
@@ -232,27 +237,27 @@ def test_dead_route_is_skipped():
         Route(4, 100, "203.0.113.0/24", device="down", dead=True, linkdown=True),
         Route(4, 100, "203.0.0.0/16", device="up", linkdown=True),
     )
-    assert where(ask(router(IpRule(4, 100, table=100), routes=routes), FAR[4])) == "up"
+    assert device_or_error(lookup(router(IpRule(4, 100, table=100), routes=routes), FAR[4])) == "up"
 
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_multipath_route_leads_to_any_live_nexthop(family):
     ways = (Nexthop("a0", weight=3), Nexthop("wan"), Nexthop("d0", dead=True))
     found = router(IpRule(family, 100, table=100), routes=(Route(family, 100, nexthops=ways),))
-    routed = ask(found, FAR[family])
+    routed = lookup(found, FAR[family])
     assert (routed.outcome, routed.devices) == ("unknown", ("a0", "wan"))
     assert not routed.unsupported
-    assert where(ask(found, FAR[family], oif="wan")) == "wan"
+    assert device_or_error(lookup(found, FAR[family], oif="wan")) == "wan"
     same = Route(family, 100, nexthops=(Nexthop("wan", "fe80::1"), Nexthop("wan", "fe80::2")))
-    routed = ask(router(IpRule(family, 100, table=100), routes=(same,)), FAR[family])
+    routed = lookup(router(IpRule(family, 100, table=100), routes=(same,)), FAR[family])
     assert (routed.outcome, routed.device, routed.gateway) == ("unicast", "wan", None)
 
 
 def test_equal_ipv4_defaults_lead_to_either_device():
     routes = (Route(4, 100, gateway="192.0.2.1", device="a0"), Route(4, 100, gateway="192.0.2.2", device="wan"))
-    assert set(ask(router(IpRule(4, 100, table=100), routes=routes), FAR[4]).devices) == {"a0", "wan"}
+    assert set(lookup(router(IpRule(4, 100, table=100), routes=routes), FAR[4]).devices) == {"a0", "wan"}
     later = (routes[0], evolve(routes[1], metric=1))
-    assert where(ask(router(IpRule(4, 100, table=100), routes=later), FAR[4])) == "a0"
+    assert device_or_error(lookup(router(IpRule(4, 100, table=100), routes=later), FAR[4])) == "a0"
 
 
 # Devices
@@ -261,20 +266,24 @@ def test_equal_ipv4_defaults_lead_to_either_device():
 def test_bound_ipv4_socket_ignores_rules_and_routes():
     for rules in ((), (IpRule(4, 100, "prohibit"),), (IpRule(4, 100, "unreachable"),)):
         log = []
-        found = ask(router(*rules), FAR[4], oif="wan", log=log)
+        found = lookup(router(*rules), FAR[4], oif="wan", log=log)
         assert (found.outcome, found.device, found.route) == ("unicast", "wan", None)
         assert any("bound to wan" in one.text for one in log)
 
 
 def test_bound_ipv6_socket_needs_a_route():
-    assert where(ask(router(routes=()), FAR[6], oif="wan")) == "ENETUNREACH"
-    assert where(ask(router(IpRule(6, 100, table=100)), FAR[6], oif="wan")) == "wan"
+    assert device_or_error(lookup(router(routes=()), FAR[6], oif="wan")) == "ENETUNREACH"
+    assert device_or_error(lookup(router(IpRule(6, 100, table=100)), FAR[6], oif="wan")) == "wan"
 
 
 def test_bound_device_must_exist_and_be_up():
     devices = (Device("a0"), Device("b0", up=False))
     found = router(devices=devices)
-    assert [where(ask(found, FAR[4], oif=one)) for one in ("a0", "b0", "c0")] == ["a0", "ENETUNREACH", "ENETUNREACH"]
+    assert [device_or_error(lookup(found, FAR[4], oif=one)) for one in ("a0", "b0", "c0")] == [
+        "a0",
+        "ENETUNREACH",
+        "ENETUNREACH",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -300,12 +309,12 @@ def test_bound_device_must_exist_and_be_up():
 )
 def test_special_destination_has_expected_outcome(destination, words, outcome, device):
     words = dict(words)
-    found = ask(router(), destination, words.pop("source", None), **words)
+    found = lookup(router(), destination, words.pop("source", None), **words)
     assert (found.outcome, found.device) == (outcome, device)
 
 
 def test_link_local_after_unreachable_rule_is_unroutable():
-    assert where(ask(router(IpRule(6, 100, "unreachable")), "fe80::9", oif="b0")) == "ENETUNREACH"
+    assert device_or_error(lookup(router(IpRule(6, 100, "unreachable")), "fe80::9", oif="b0")) == "ENETUNREACH"
 
 
 # Sources
@@ -313,51 +322,51 @@ def test_link_local_after_unreachable_rule_is_unroutable():
 
 def test_ipv4_source_must_be_a_local_address():
     found = router()
-    assert where(ask(found, FAR[4], "10.9.9.9")) == "ENETUNREACH"
-    assert where(ask(found, FAR[4], "10.9.9.9", any_source=True)) == "a0"
-    assert where(ask(found, FAR[4], "224.0.0.1")) == "EINVAL"
+    assert device_or_error(lookup(found, FAR[4], "10.9.9.9")) == "ENETUNREACH"
+    assert device_or_error(lookup(found, FAR[4], "10.9.9.9", any_source=True)) == "a0"
+    assert device_or_error(lookup(found, FAR[4], "224.0.0.1")) == "EINVAL"
     # Where nothing is told of addresses, any may be ours.
-    assert where(ask(Router(NetState((), (), DEFAULTS)), FAR[4], "10.9.9.9")) == "a0"
+    assert device_or_error(lookup(Router(NetState((), (), DEFAULTS)), FAR[4], "10.9.9.9")) == "a0"
 
 
 def test_source_address_is_selected_as_linux_does():
     devices = (Device("lo", ("127.0.0.1/8",)), Device("a0", ("10.1.0.1/16", "10.5.0.1/24")), Device("wan"))
     routes = (Route(4, 100, "1.0.0.0/8", gateway="10.5.0.9", device="a0"), Route(4, 100, device="wan"))
     found = router(IpRule(4, 100, table=100), routes=routes, devices=devices)
-    assert ask(found, "1.1.1.1").source == "10.5.0.1"
-    assert ask(found, FAR[4]).source == "10.1.0.1"
-    assert ask(found, "10.1.0.1").source == "10.1.0.1"
-    assert ask(router(), FAR[4]).source == "10.1.0.1"
-    assert ask(router(), FAR[4], "10.2.0.1").source == "10.2.0.1"
+    assert lookup(found, "1.1.1.1").source == "10.5.0.1"
+    assert lookup(found, FAR[4]).source == "10.1.0.1"
+    assert lookup(found, "10.1.0.1").source == "10.1.0.1"
+    assert lookup(router(), FAR[4]).source == "10.1.0.1"
+    assert lookup(router(), FAR[4], "10.2.0.1").source == "10.2.0.1"
 
 
 def test_loopback_source_needs_route_localnet():
-    assert where(ask(router(), FAR[4], "127.0.0.1")) == "EINVAL"
+    assert device_or_error(lookup(router(), FAR[4], "127.0.0.1")) == "EINVAL"
     allowed = (Sysctl("net/ipv4/conf/a0/route_localnet", "1"),)
-    assert where(ask(router(sysctls=allowed), FAR[4], "127.0.0.1")) == "a0"
+    assert device_or_error(lookup(router(sysctls=allowed), FAR[4], "127.0.0.1")) == "a0"
 
 
 def test_ipv6_source_route_is_found_by_source_selection():
     special = Route(6, 254, source="2001:db8:1::/48", gateway="fe80::1", device="wan", metric=1)
-    found = Router(NetState((), (*LOCAL, *MAIN), (*HERE, special)))
-    assert where(ask(found, FAR[6], "2001:db8:1::1")) == "wan"
-    assert where(ask(found, FAR[6], "2001:db8:2::1")) == "ENETUNREACH"
-    assert where(ask(found, FAR[6], exact=True)) == "ENETUNREACH"
-    assert where(ask(found, FAR[6])) == "wan"
+    found = Router(NetState((), (*LOCAL, *MAIN), (*OWN_ROUTES, special)))
+    assert device_or_error(lookup(found, FAR[6], "2001:db8:1::1")) == "wan"
+    assert device_or_error(lookup(found, FAR[6], "2001:db8:2::1")) == "ENETUNREACH"
+    assert device_or_error(lookup(found, FAR[6], exact=True)) == "ENETUNREACH"
+    assert device_or_error(lookup(found, FAR[6])) == "wan"
 
 
 def test_forwarded_packet_is_checked_by_rp_filter():
     back = (Sysctl("net/ipv4/conf/b0/rp_filter", "1"),)
     far, words = "198.51.100.9", {"iif": "b0", "forwarded": True}
-    assert where(ask(router(), FAR[4], far, **words)) == "a0"
-    assert where(ask(router(sysctls=back), FAR[4], far, **words)) == "EINVAL"
-    assert where(ask(router(sysctls=back), FAR[4], far, **(words | {"iif": "a0"}))) == "a0"
-    assert where(ask(router(), FAR[4], "10.1.0.1", **words)) == "EINVAL"
+    assert device_or_error(lookup(router(), FAR[4], far, **words)) == "a0"
+    assert device_or_error(lookup(router(sysctls=back), FAR[4], far, **words)) == "EINVAL"
+    assert device_or_error(lookup(router(sysctls=back), FAR[4], far, **(words | {"iif": "a0"}))) == "a0"
+    assert device_or_error(lookup(router(), FAR[4], "10.1.0.1", **words)) == "EINVAL"
     closed = tuple(Sysctl(f"net/ipv4/conf/{one}/forwarding", "0") for one in ("a0", "b0"))
-    assert where(ask(router(sysctls=closed), FAR[4], far, **words)) == "EHOSTUNREACH"
-    assert where(ask(router(sysctls=closed), "10.1.0.1", far, **words)) == "local"
+    assert device_or_error(lookup(router(sysctls=closed), FAR[4], far, **words)) == "EHOSTUNREACH"
+    assert device_or_error(lookup(router(sysctls=closed), "10.1.0.1", far, **words)) == "local"
     six = (Sysctl("net/ipv6/conf/all/forwarding", "0"),)
-    assert where(ask(router(sysctls=six), FAR[6], "2001:db8:7::1", **words)) == "EHOSTUNREACH"
+    assert device_or_error(lookup(router(sysctls=six), FAR[6], "2001:db8:7::1", **words)) == "EHOSTUNREACH"
 
 
 # Words
@@ -373,7 +382,7 @@ def test_lookup_log_names_matched_rules_and_the_route():
         IpRule(4, 90, table=100, origin=origin),
     )
     log = []
-    found = ask(router(*rules), FAR[4], log=log)
+    found = lookup(router(*rules), FAR[4], log=log)
     assert found == RouteResult("unicast", "wan", "192.0.2.1", None, 100, rules[-1], UPLINK[0], ("wan",))
     assert [(one.kind, one.effect.split(" ")[0]) for one in log] == [
         ("ip-rule", "no"),  # the local table
@@ -409,7 +418,7 @@ def test_rule_and_route_text_has_every_part(item, line):
 
 
 def test_batch_adds_connected_routes_before_gateways():
-    lines = ip_text.batch_text((), (DEFAULTS[0], HERE[3], HERE[1]), 4).splitlines()
+    lines = ip_text.batch_text((), (DEFAULTS[0], OWN_ROUTES[3], OWN_ROUTES[1]), 4).splitlines()
     assert [line.split()[2] for line in lines] == ["local", "10.1.0.0/16", "default"]
 
 
@@ -458,4 +467,4 @@ def test_router_indexes_ten_thousand_routes_quickly():
         found = Router(state)
         times.append(time.perf_counter() - began)
     assert min(times) < 0.15, "it is 15 ms on a quiet machine"
-    assert where(ask(found, "10.5.7.9")) == "a0"
+    assert device_or_error(lookup(found, "10.5.7.9")) == "a0"

@@ -1,4 +1,4 @@
-"""Which file a command stands for, and the exit status where there is none: as a shell has it."""
+"""Program file of a command, and the exit status without one, as in a shell."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from nftpolicy.runtime.services.run import (
 
 
 @pytest.fixture
-def folder(tmp_path):
+def program_dir(tmp_path):
     for name, mode in (("good", 0o755), ("plain", 0o644)):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(mode)
@@ -22,9 +22,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_program_is_found_by_path_and_by_name(folder):
-    assert find_program(str(folder / "good"), {}) == folder / "good"
-    assert find_program("good", {"PATH": f"/none:{folder}"}) == folder / "good"
+def test_program_is_found_by_path_and_by_name(program_dir):
+    assert find_program(str(program_dir / "good"), {}) == program_dir / "good"
+    assert find_program("good", {"PATH": f"/none:{program_dir}"}) == program_dir / "good"
     assert find_program("sh", {}).name == "sh", "without PATH, where programs usually are"
 
 
@@ -42,9 +42,9 @@ def test_program_is_found_by_path_and_by_name(folder):
         ("{}/dangling", NOT_FOUND),
     ],
 )
-def test_unusable_program_has_the_status_of_a_shell(folder, command, status):
+def test_unusable_program_has_the_status_of_a_shell(program_dir, command, status):
     with pytest.raises(ServiceStartError) as caught:
-        find_program(command.format(folder), {"PATH": str(folder)})
+        find_program(command.format(program_dir), {"PATH": str(program_dir)})
     assert caught.value.status == status
     assert "\n" not in str(caught.value)
 

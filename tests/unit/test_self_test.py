@@ -1,4 +1,4 @@
-"""What a process of a service says of itself, where the kernel lacks something: without IPv6, without an address."""
+"""Self-test of a service process on kernels without IPv6, addresses or routes."""
 
 import errno
 import socket
@@ -15,7 +15,7 @@ POLICY, _ = load(GOOD.encode())
 WAN, VPN, DNS = POLICY.uplink["wan"], POLICY.service["vpn"], POLICY.service["dns"]
 
 
-def worn(monkeypatch, four, six):
+def set_socket_marks(monkeypatch, four, six):
     found = {socket.AF_INET: four, socket.AF_INET6: six}
 
     def own(family):
@@ -38,14 +38,14 @@ def worn(monkeypatch, four, six):
     ],
 )
 def test_check_marks_has_expected_findings(monkeypatch, four, six, good, words):
-    worn(monkeypatch, four, six)
+    set_socket_marks(monkeypatch, four, six)
     found = list(self_test.check_marks(WAN))
     assert [one.passed for one in found] == good
     assert words in "\n".join(one.text for one in found)
 
 
 class Lookups:
-    """A kernel that routes by what it is asked for."""
+    """Kernel that routes by the mark of the request."""
 
     asked = []  # noqa: RUF012
 
@@ -75,7 +75,7 @@ class Lookups:
     ids=["both", "link-local only", "none", "the policy narrows"],
 )  # fmt: skip
 def test_check_routes_has_expected_findings(monkeypatch, addresses, own, service, good, asked):
-    worn(monkeypatch, {"a": 0x101}, {"a": 0x101})
+    set_socket_marks(monkeypatch, {"a": 0x101}, {"a": 0x101})
     devices = [Device("eth0", addresses, True), Device("bat0", ("203.0.113.1/24",), True)]
     monkeypatch.setattr(self_test.Rtnetlink, "devices", lambda self: devices)
     monkeypatch.setattr(self_test, "RouteLookups", Lookups)

@@ -1,4 +1,4 @@
-"""Whose a socket is, and what a person is told of it."""
+"""Owner and verdict of sockets, and the log of the socket audit."""
 
 import select
 
@@ -64,7 +64,7 @@ ADDRESSES = {"lo": ("127.0.0.1", "::1"), "eth0": ("192.0.2.2",), "bat0": ("203.0
 VPN, NOBODY = 800, 4711
 
 
-def listed(**changes):
+def inet_socket(**changes):
     fields = {
         "family": 4, "protocol": UDP, "state": "established", "local": "192.0.2.2", "sport": 40000,
         "remote": "198.51.100.10", "dport": 443, "mark": 1, "uid": 1000, "inode": 7, "cookie": 9,
@@ -75,15 +75,15 @@ def listed(**changes):
 UNCONNECTED = {"state": "close", "local": None, "remote": None, "dport": 0}
 
 
-def see(gid=VPN, others=(), **changes):
-    """Verdict, who, counter; None if it is not listed."""
-    one = listed(**changes)
+def verdict_of(gid=VPN, others=(), **changes):
+    """Return verdict, owner and counter; None if the socket is not listed."""
+    one = inet_socket(**changes)
     held = {} if gid is None else {7: SocketOwner(42, "program", gid)}
     found = [each for each in classify_sockets([one, *others], POLICY, ADDRESSES, held) if each.socket is one]
     return (found[0].verdict, found[0].owner, found[0].counter) if found else None
 
 
-LISTENER = listed(protocol=TCP, sport=8080, inode=8, mark=0, **(UNCONNECTED | {"state": "listen"}))
+LISTENER = inet_socket(protocol=TCP, sport=8080, inode=8, mark=0, **(UNCONNECTED | {"state": "listen"}))
 CASES = {
     "the service's, marked": ({}, (RIGHT, "vpn", "")),
     "in IPv6": ({"family": 6, "local": "2001:db8::2", "remote": "2001:db8::1"}, (RIGHT, "vpn", "")),
@@ -147,11 +147,11 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_socket_has_expected_verdict(name):
     changes, expected = CASES[name]
-    assert see(**changes) == expected
+    assert verdict_of(**changes) == expected
 
 
 def test_listening_service_in_the_mesh_is_right():
-    one = listed(protocol=TCP, sport=8080, mark=0)
+    one = inet_socket(protocol=TCP, sport=8080, mark=0)
     listener = evolve(LISTENER, inode=7)
     found = classify_sockets([one, listener], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)})
     assert [each.verdict for each in found] == [RIGHT, RIGHT]
@@ -159,12 +159,14 @@ def test_listening_service_in_the_mesh_is_right():
 
 @pytest.mark.parametrize(("cgroup", "verdict"), [(5, RIGHT), (6, RIGHT), (7, OUTSIDE_CGROUP), (None, RIGHT)])
 def test_cgroup_service_verdict_depends_on_the_cgroup(cgroup, verdict):
-    found = classify_sockets([listed(cgroup=cgroup)], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)}, {"vpn": {5, 6}})
+    found = classify_sockets(
+        [inet_socket(cgroup=cgroup)], POLICY, ADDRESSES, {7: SocketOwner(1, "d", VPN)}, {"vpn": {5, 6}}
+    )
     assert [one.verdict for one in found] == [verdict]
 
 
 def test_wrong_sockets_are_sorted_first():
-    sockets = [listed(cookie=1), listed(cookie=2, mark=0), listed(cookie=3, inode=9)]
+    sockets = [inet_socket(cookie=1), inet_socket(cookie=2, mark=0), inet_socket(cookie=3, inode=9)]
     held = {7: SocketOwner(1, "vpn", VPN), 9: SocketOwner(2, "bad", NOBODY)}
     found = classify_sockets(sockets, POLICY, ADDRESSES, held)
     assert [one.verdict for one in found] == [FORGED, UNMARKED, RIGHT]
@@ -187,13 +189,13 @@ def test_socket_on_kernel_port_has_verdict_kernel_port():
     lent = evolve(POLICY, service={**POLICY.service, "wg": Service("wan", kernel=True, sport=ports)})
     cases = ((51820, UDP, KERNEL_PORT, "wg"), (51821, UDP, FORGED, ""), (51820, TCP, FORGED, ""))
     for sport, protocol, verdict, who in cases:
-        one = listed(sport=sport, protocol=protocol)
+        one = inet_socket(sport=sport, protocol=protocol)
         (seen,) = classify_sockets([one], lent, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
         assert (seen.verdict, seen.owner, bool(seen.counter)) == (verdict, who, verdict == FORGED)
 
 
 def test_description_of_forged_socket_has_expected_text():
-    (one,) = classify_sockets([listed()], POLICY, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
+    (one,) = classify_sockets([inet_socket()], POLICY, ADDRESSES, {7: SocketOwner(1, "x", NOBODY)})
     assert one.description == (
         "it has the mark 0x1/0xff, but does not belong to a service of uplink wan; "
         "its packets to that uplink are dropped and counted as wan.unentitled"
@@ -203,16 +205,21 @@ def test_description_of_forged_socket_has_expected_text():
 
 
 def test_only_relevant_inodes_are_resolved():
-    sockets = [listed(inode=1), listed(inode=2, mark=0), listed(inode=3, remote="127.0.0.1"), listed(inode=0)]
+    sockets = [
+        inet_socket(inode=1),
+        inet_socket(inode=2, mark=0),
+        inet_socket(inode=3, remote="127.0.0.1"),
+        inet_socket(inode=0),
+    ]
     assert inodes_to_resolve(sockets, POLICY, ADDRESSES) == {1, 2}
     users = evolve(POLICY, service={"mail": POLICY.service["mail"]})
-    assert inodes_to_resolve([*sockets, listed(inode=4, mark=0, uid=900)], users, ADDRESSES) == {1, 4}
+    assert inodes_to_resolve([*sockets, inet_socket(inode=4, mark=0, uid=900)], users, ADDRESSES) == {1, 4}
 
 
 # --- the watch ------------------------------------------------------------------------------------
 
 
-class Running:
+class FakeKernel:
     """Sockets in memory."""
 
     def __init__(self, world):
@@ -239,15 +246,15 @@ class Running:
         return {inode: SocketOwner(inode, "program", NOBODY) for inode in inodes}
 
 
-class Stage:
-    """The watch of sockets, with a clock that the test turns; a child is waited for."""
+class AuditRun:
+    """Socket audit with a clock of the test. The worker process is waited for."""
 
     def __init__(self):
         self.sockets, self.trouble, self.said, self.clock, self.looks = [], "", [], 100.0, 0
         self.watch = socketwatch.SocketAudit(self, self, select.poll())
 
     def live_sockets(self):
-        return Running(self)
+        return FakeKernel(self)
 
     def new_kernel(self):
         return self
@@ -272,61 +279,66 @@ class Stage:
 
 
 def forged(number):
-    return listed(inode=number, cookie=number)
+    return inet_socket(inode=number, cookie=number)
 
 
 def test_wrong_socket_and_its_end_are_reported_once():
-    stage = Stage()
-    stage.sockets = [forged(1)]
-    (told,) = stage.turn()
-    assert (told["verdict"], told["program"], told["pid"], told["counter"]) == (FORGED, "program", 1, "wan.unentitled")
-    assert stage.turn() == []
-    stage.sockets = [forged(2)]
-    new, gone = stage.turn()
+    audit = AuditRun()
+    audit.sockets = [forged(1)]
+    (reports,) = audit.turn()
+    assert (reports["verdict"], reports["program"], reports["pid"], reports["counter"]) == (
+        FORGED,
+        "program",
+        1,
+        "wan.unentitled",
+    )
+    assert audit.turn() == []
+    audit.sockets = [forged(2)]
+    new, gone = audit.turn()
     assert (new["pid"], gone["pid"], gone["verdict"], gone["was"]) == (2, 1, "gone", FORGED)
-    stage.sockets = []
-    assert [one["verdict"] for one in stage.turn()] == ["gone"]
-    assert stage.turn() == []
+    audit.sockets = []
+    assert [one["verdict"] for one in audit.turn()] == ["gone"]
+    assert audit.turn() == []
 
 
 def test_many_wrong_sockets_are_summarised():
-    stage = Stage()
-    stage.sockets = [forged(number) for number in range(1, 5000)]
-    told = stage.turn()
-    assert len(told) == socketwatch.MAX_LOG_LINES + 1
-    assert told[-1] == {"verdict": FORGED, "more": 1000 - socketwatch.MAX_LOG_LINES}
-    assert stage.turn() == []
+    audit = AuditRun()
+    audit.sockets = [forged(number) for number in range(1, 5000)]
+    reports = audit.turn()
+    assert len(reports) == socketwatch.MAX_LOG_LINES + 1
+    assert reports[-1] == {"verdict": FORGED, "more": 1000 - socketwatch.MAX_LOG_LINES}
+    assert audit.turn() == []
 
 
 def test_audit_is_paced_and_needs_a_policy():
-    stage = Stage()
-    assert stage.watch.due(None) is None
-    assert stage.turn(None) == []
-    assert stage.looks == 0
-    stage.turn()
-    assert (stage.looks, stage.watch.due(POLICY)) == (1, stage.clock + socketwatch.MIN_PAUSE)
-    stage.turn(seconds=1)
-    assert stage.looks == 1
-    stage.turn(seconds=socketwatch.MIN_PAUSE)
-    assert stage.looks == 2
-    stage.turn(evolve(POLICY, name="other"), seconds=1)
-    assert stage.looks == 3, "another policy is another judgement"
+    audit = AuditRun()
+    assert audit.watch.due(None) is None
+    assert audit.turn(None) == []
+    assert audit.looks == 0
+    audit.turn()
+    assert (audit.looks, audit.watch.due(POLICY)) == (1, audit.clock + socketwatch.MIN_PAUSE)
+    audit.turn(seconds=1)
+    assert audit.looks == 1
+    audit.turn(seconds=socketwatch.MIN_PAUSE)
+    assert audit.looks == 2
+    audit.turn(evolve(POLICY, name="other"), seconds=1)
+    assert audit.looks == 3, "another policy is another judgement"
 
 
 def test_audit_failure_is_reported_once():
-    stage = Stage()
-    stage.trouble = "no sockets today"
-    (told,) = stage.turn()
-    assert "no sockets today" in told["why"]
-    assert stage.turn() == []
-    stage.trouble = ""
-    stage.sockets = [forged(1)]
-    assert [one["verdict"] for one in stage.turn()] == [FORGED]
+    audit = AuditRun()
+    audit.trouble = "no sockets today"
+    (reports,) = audit.turn()
+    assert "no sockets today" in reports["why"]
+    assert audit.turn() == []
+    audit.trouble = ""
+    audit.sockets = [forged(1)]
+    assert [one["verdict"] for one in audit.turn()] == [FORGED]
 
 
 def test_cancelled_audit_leaves_no_child():
-    stage = Stage()
-    stage.watch.process(POLICY)
-    assert stage.watch._worker is not None
-    stage.watch.cancel()
-    assert stage.watch._worker is None
+    audit = AuditRun()
+    audit.watch.process(POLICY)
+    assert audit.watch._worker is not None
+    audit.watch.cancel()
+    assert audit.watch._worker is None

@@ -1,4 +1,4 @@
-"""Atomic replacement of files, locks between processes, and files of earlier versions that are still read."""
+"""Atomic replacement of files, locks between processes, and files of earlier versions."""
 
 import errno
 import fcntl

@@ -1,4 +1,4 @@
-"""Names and English: docs/style.md, as far as a program can hold it."""
+"""Names and English: the rules of docs/style.md that a program can check."""
 
 import ast
 import io
@@ -305,6 +305,37 @@ def test_directory_has_a_docstring(folder):
     text = ast.get_docstring(tree(folder / "__init__.py"))
     assert text
     assert len(text.split()) >= 5
+
+
+# Names of tests. A directory stands for all modules below it, a file for itself.
+TEST_PLACES = ("unit", "properties", "golden", "engines", "test_demo.py", "test_lab.py", "test_manual.py")
+TEST_FILES = sorted(
+    file
+    for path in (ROOT / "tests" / place for place in TEST_PLACES)
+    for file in (path.rglob("*.py") if path.is_dir() else [path])
+)
+MAX_TEST_NAME = 60
+FORBIDDEN_IN_TEST_NAMES = FORBIDDEN_IN_NAMES | words(
+    "what whom whoever it they them those nobody somebody everybody tells say says said ask asks asked"
+    " walk walks ladders ground claim claims doubt errands folder folders hole holes understood others"
+)
+
+
+def functions_of_tests(file: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Return the test functions of a module."""
+    nodes = [node for node in ast.walk(tree(file)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in nodes if node.name.startswith("test_")]
+
+
+@pytest.mark.parametrize("file", TEST_FILES, ids=name_of)
+def test_test_name_is_short_plain_and_unique(file):
+    tests = functions_of_tests(file)
+    names = [node.name for node in tests]
+    long = [f"{node.lineno}: {node.name}" for node in tests if len(node.name) > MAX_TEST_NAME]
+    forbidden = [
+        f"{node.lineno}: {node.name}" for node in tests if FORBIDDEN_IN_TEST_NAMES & set(node.name.lower().split("_"))
+    ]
+    assert (long, forbidden, sorted({name for name in names if names.count(name) > 1})) == ([], [], [])
 
 
 TEST_REFERENCE = re.compile(r"(tests/[\w/]+\.py)::(\w+)")

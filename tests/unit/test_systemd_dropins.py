@@ -1,4 +1,4 @@
-"""Drop-ins for the units of services: what is in them, and what is put where, into folders of the test alone."""
+"""Drop-ins for the units of services: contents and paths, in temporary directories."""
 
 import shutil
 import subprocess
@@ -13,7 +13,7 @@ from nftpolicy.integration.systemd_units import render_units as our_units
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.runtime.install import installed_files, service_dropins
 from nftpolicy.runtime.services import preload
-from tests.unit.test_install import install, installed
+from tests.unit.test_install import install, installed_files_of
 
 POLICY = """
 name = "many"
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that these tests need no compiler."""
+    """Provide a preload library, so that the tests need no compiler."""
     found = tmp_path / "libpacketmark.so"
     found.write_bytes(b"")
     monkeypatch.setattr(preload, "LIBRARY", found)
@@ -87,24 +87,24 @@ def test_dropins_have_expected_text(policy: Path, tmp_path: Path, capsys: pytest
 
 def test_dropins_are_written_once_and_uninstalled(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, root)
-    first = installed(root)
+    first = installed_files_of(root)
     assert set(first) == {FASTD, DNS, "var/lib/nftpolicy/installed.json"}
     capsys.readouterr()
     units(policy, root)
-    assert installed(root) == first
+    assert installed_files_of(root) == first
     assert capsys.readouterr().out == "all files are up to date already\n"
     uninstall_command.command(root, False, None)
-    assert installed(root) == {}
+    assert installed_files_of(root) == {}
     assert not (root / FASTD).parent.exists()
 
 
 def test_dropins_are_added_to_installed_files(policy: Path, root: Path) -> None:
     install(root)
-    before = set(installed(root))
+    before = set(installed_files_of(root))
     units(policy, root)
-    assert set(installed(root)) == before | {FASTD, DNS}
+    assert set(installed_files_of(root)) == before | {FASTD, DNS}
     uninstall_command.command(root, True, None)
-    assert installed(root) == {}
+    assert installed_files_of(root) == {}
 
 
 def test_foreign_dropin_is_kept_without_force(policy: Path, root: Path) -> None:
@@ -112,21 +112,21 @@ def test_foreign_dropin_is_kept_without_force(policy: Path, root: Path) -> None:
     (root / FASTD).write_text("mine\n")
     with pytest.raises(Failure, match="nothing was written"):
         units(policy, root)
-    assert installed(root) == {FASTD: b"mine\n"}
+    assert installed_files_of(root) == {FASTD: b"mine\n"}
     units(policy, root, force=True)
-    assert b"Group=800" in installed(root)[FASTD]
+    assert b"Group=800" in installed_files_of(root)[FASTD]
 
 
 def test_dropins_on_full_disk_write_nothing(policy: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, count = installed_files.write_temporary, []
 
-    def full(path, content, mode):  # type: ignore[no-untyped-def]
+    def fail_on_full_disk(path, content, mode):  # type: ignore[no-untyped-def]
         count.append(path)
         if len(count) == 2:
             raise OSError(28, "No space left on device", str(path))
         write(path, content, mode)
 
-    monkeypatch.setattr(installed_files, "write_temporary", full)
+    monkeypatch.setattr(installed_files, "write_temporary", fail_on_full_disk)
     with pytest.raises(Failure, match="No space left"):
         units(policy, root)
     assert list(root.iterdir()) == []
@@ -156,7 +156,7 @@ def test_unit_name_is_completed(word: str, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "said"),
+    ("unit", "message"),
     [
         ("fastd", "--unit takes SERVICE=UNIT, got 'fastd'"),
         ("=a", "--unit takes"),
@@ -168,22 +168,22 @@ def test_unit_name_is_completed(word: str, unit: str) -> None:
         ("fastd=dns", "dns.service is the unit of two services"),
     ],
 )
-def test_invalid_unit_option_is_refused(policy: Path, root: Path, unit: str, said: str) -> None:
-    with pytest.raises(Failure, match=said) as failure:
+def test_invalid_unit_option_is_refused(policy: Path, root: Path, unit: str, message: str) -> None:
+    with pytest.raises(Failure, match=message) as failure:
         units(policy, root, unit=[unit])
     assert failure.value.status == 2
     assert list(root.iterdir()) == []
 
 
 def test_conflicting_dropin_options_are_refused(policy: Path, root: Path) -> None:
-    for options, said in (
+    for options, message in (
         ({"to": Path("relative")}, "absolute path"),
         ({"program": "/a b"}, "cannot be used in a unit"),
         ({"unit": ["fastd=a", "fastd=b"]}, "names service fastd twice"),
         ({"attach": "fastd"}, "has no service 'fastd' with marks"),
         ({"attach": "nobody"}, "has no service 'nobody' with marks"),
     ):
-        with pytest.raises(Failure, match=said) as failure:
+        with pytest.raises(Failure, match=message) as failure:
             units(policy, root, **options)
         assert failure.value.status == 2
     assert list(root.iterdir()) == []
@@ -203,10 +203,10 @@ def test_program_without_preload_support_is_refused(policy: Path, root: Path, mo
     folder.mkdir(parents=True)
     (folder / "dns.service").write_text("[Service]\nExecStart=-+/usr/sbin/dns --flag\n")
     (folder / "inst@.service").write_text("[Service]\nExecStart = @/usr/sbin/dns dns\nExecStartPre=/bin/true\n")
-    asked = []
+    checked_programs = []
 
     def refusal(program: Path, user: int = 0) -> str:
-        asked.append((program, user))
+        checked_programs.append((program, user))
         return f"{program} is linked statically"
 
     monkeypatch.setattr(preload, "refusal_reason", refusal)
@@ -216,7 +216,7 @@ def test_program_without_preload_support_is_refused(policy: Path, root: Path, mo
     for unit in ("dns", "inst@one"):
         with pytest.raises(Failure, match=r'service dns has marks = "preload", and .* is linked statically'):
             units(policy, root, unit=[f"dns={unit}"])
-    assert asked == [(root / "usr/sbin/dns", 900)] * 2
+    assert checked_programs == [(root / "usr/sbin/dns", 900)] * 2
 
 
 def test_cgroup_of_unit_is_parsed() -> None:
@@ -239,16 +239,18 @@ def test_dropins_pass_systemd_analyze(policy: Path, root: Path) -> None:
     for name, text in our_units(str(program), str(program)).items():
         (folder / name).write_text(text.replace("Documentation=man:", "# "))
 
-    def said() -> str:
+    def message() -> str:
         names = [str(folder / f"{name}.service") for name in ("fastd", "dns")]
         return subprocess.run(
             ["systemd-analyze", "verify", *names], capture_output=True, text=True, check=False,
             env={"SYSTEMD_UNIT_PATH": f"{folder}:", "PATH": "/usr/bin:/bin"},
         ).stderr  # fmt: skip
 
-    assert [line for line in said().splitlines() if "nftpolicy.conf" in line or "fastd" in line or "dns" in line] == []
+    assert [
+        line for line in message().splitlines() if "nftpolicy.conf" in line or "fastd" in line or "dns" in line
+    ] == []
     (root / DNS).write_text("[Service]\nAmbientCapabilities=CAP_NONE\nEnvironmnt=A\n")
-    assert "Environmnt" in said(), "the control: a fault is told"
+    assert "Environmnt" in message(), "the control: a fault is told"
 
 
 def test_drop_in_of_uid_rule_sets_the_user_alone(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The walk of one packet: the facts of the kernel tests said as walks."""
+"""Trace of one packet: the facts of the kernel tests, as traces of the model."""
 
 import pytest
 from attrs import evolve
@@ -42,7 +42,7 @@ def family(request: pytest.FixtureRequest) -> int:
 REMARK = chain("output", (Mangle(MARK, 1),), kind="route", priority=-150)
 
 
-def marked_to_the_wan(family: int) -> NetState:
+def state_with_marked_route(family: int) -> NetState:
     """Main leads to the mesh, the mark 1 to the WAN."""
     return machine(
         rules=(IpRule(family, 100, table=100, mark=1, mask=1),),
@@ -55,7 +55,7 @@ def with_tables(state: NetState, *tables: Table) -> NetState:
 
 
 def test_K1_L15_output_has_the_old_device_postrouting_the_new(family: int) -> None:
-    state = marked_to_the_wan(family)
+    state = state_with_marked_route(family)
     assert end(state, packet(family)) == MESH
     assert end(with_tables(state, inet(REMARK)), packet(family)) == WAN
     for hook, device, expected in (
@@ -82,7 +82,7 @@ def test_unchanged_mark_does_not_reroute(family: int) -> None:
 
 def test_mark_in_filter_chain_does_not_reroute(family: int) -> None:
     mark = chain("output", (Mangle(MARK, 1),), priority=-150)
-    found = walk(with_tables(marked_to_the_wan(family), inet(mark)), packet(family))
+    found = walk(with_tables(state_with_marked_route(family), inet(mark)), packet(family))
     assert (found.outcome, found.device, found.mark) == ("leaves", MESH, 1)
 
 
@@ -139,7 +139,7 @@ def test_K7_unreachable_default_does_not_stop_bound_socket(kind: str) -> None:
     assert end(state, packet(4, bound=WAN)) == WAN
 
 
-def stopped(family: int) -> NetState:
+def state_with_unreachable_rule(family: int) -> NetState:
     return machine(
         rules=(IpRule(family, 100, table=100, mark=1, mask=1), IpRule(family, 200, "unreachable")),
         routes=(default(MESH, family), default(WAN, family, 100)),
@@ -147,29 +147,29 @@ def stopped(family: int) -> NetState:
 
 
 def test_L1_bound_ipv4_socket_ignores_ip_rules(family: int) -> None:
-    assert end(stopped(family), packet(family, mark=1)) == WAN
-    assert end(stopped(family), packet(family)) == "unroutable"
-    assert end(stopped(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
+    assert end(state_with_unreachable_rule(family), packet(family, mark=1)) == WAN
+    assert end(state_with_unreachable_rule(family), packet(family)) == "unroutable"
+    assert end(state_with_unreachable_rule(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
 
 
 def test_L2_bound_multicast_ignores_ip_rules() -> None:
-    assert end(stopped(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
-    assert end(stopped(6), packet(6, "ff02::1234", bound=WAN)) == WAN
+    assert end(state_with_unreachable_rule(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
+    assert end(state_with_unreachable_rule(6), packet(6, "ff02::1234", bound=WAN)) == WAN
 
 
 def test_L5_link_local_needs_a_rule_before_unreachable() -> None:
     links = (Route(6, MAIN, "fe80::/64", device=WAN),)
-    state = evolve(stopped(6), routes=(*stopped(6).routes, *links))
+    state = evolve(state_with_unreachable_rule(6), routes=(*state_with_unreachable_rule(6).routes, *links))
     assert end(state, packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == "unroutable"
     exempt = IpRule(6, 50, table=MAIN, destination="fe80::/10")
     assert end(evolve(state, rules=(*state.rules, exempt)), packet(6, at.HOME_LINK_LOCAL, bound=WAN)) == WAN
 
 
-OWNED_BY_SOMEBODY = Match(Meta("skuid"), "0-4294967294")
+HAS_OWNER = Match(Meta("skuid"), "0-4294967294")
 
 
 def test_L6_kernel_packet_matches_no_user_and_no_negation(family: int) -> None:
-    for other in (OWNED_BY_SOMEBODY, Match(Meta("skuid"), 4711, "!="), Match(Meta("skgid"), 4711, "!=")):
+    for other in (HAS_OWNER, Match(Meta("skuid"), 4711, "!="), Match(Meta("skgid"), 4711, "!=")):
         state = machine((inet(chain("postrouting", (other, DROP))),), routes=(default(WAN, family),))
         assert end(state, packet(family)) == "dropped"
         assert end(state, packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]))) == WAN
@@ -177,8 +177,8 @@ def test_L6_kernel_packet_matches_no_user_and_no_negation(family: int) -> None:
 
 def test_L7_kernel_reply_is_routed_by_its_mark(family: int) -> None:
     reply = packet(family, origin=KERNEL, source=parse_address(NODE_WAN[family]), protocol=TCP)
-    assert end(marked_to_the_wan(family), reply) == MESH
-    assert end(marked_to_the_wan(family), evolve(reply, mark=1)) == WAN
+    assert end(state_with_marked_route(family), reply) == MESH
+    assert end(state_with_marked_route(family), evolve(reply, mark=1)) == WAN
 
 
 def test_L12_netifd_rules_route_unmarked_packets_to_the_wan() -> None:
@@ -226,7 +226,7 @@ def test_forwarded_packet_passes_its_three_hooks(family: int) -> None:
 
 def test_forwarded_packet_is_routed_by_its_prerouting_mark(family: int) -> None:
     mark = chain("prerouting", (Match(Meta("iifname"), CLIENT), Mangle(MARK, 1)), priority=-150)
-    state = with_tables(marked_to_the_wan(family), inet(mark))
+    state = with_tables(state_with_marked_route(family), inet(mark))
     source = parse_address(at.CLIENT_ADDRESS[family])
     assert end(state, packet(family, origin=FORWARD, iif=CLIENT, source=source)) == WAN
     assert end(state, packet(family)) == MESH
@@ -243,7 +243,7 @@ def test_packet_is_not_forwarded_with_forwarding_off(family: int, sysctl: str) -
         assert end(state, sent) in expected
 
 
-def redirected(family: int, address: str, priority: int = -100) -> Chain:
+def redirect_chain(family: int, address: str, priority: int = -100) -> Chain:
     word = {4: "ip", 6: "ip6"}[family]
     return chain("output", (Match(Payload("udp", "dport"), 53), Dnat(word, address, 54)), kind="nat", priority=priority)
 
@@ -251,12 +251,12 @@ def redirected(family: int, address: str, priority: int = -100) -> Chain:
 def test_dnat_packet_is_rerouted(family: int) -> None:
     state = machine(routes=(default(WAN, family), Route(family, MAIN, at.MESH_NET[family], device=MESH)))
     gateway = at.GATEWAY[family]
-    found = walk(with_tables(state, inet(redirected(family, gateway))), packet(family, dport=53))
+    found = walk(with_tables(state, inet(redirect_chain(family, gateway))), packet(family, dport=53))
     assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, parse_address(gateway), 54)
 
 
 def test_nat_translates_only_the_original_direction(family: int) -> None:
-    state = machine((inet(redirected(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
+    state = machine((inet(redirect_chain(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
     for flow, translated in (
         (CtInfo("new"), True),
         (CtInfo("established"), True),
@@ -268,9 +268,9 @@ def test_nat_translates_only_the_original_direction(family: int) -> None:
 
 
 def test_nat_chain_runs_at_the_nat_priority(family: int) -> None:
-    """A filter chain at -50 is behind a nat chain at 200: the hook of NAT is at -100."""
+    """Place a filter chain at -50 after a nat chain at 200: the hook of NAT is at -100."""
     after = chain("output", (Match(Payload("udp", "dport"), 54), DROP), priority=-50)
-    state = machine((inet(redirected(family, at.GATEWAY[family], 200), after),), routes=(default(WAN, family),))
+    state = machine((inet(redirect_chain(family, at.GATEWAY[family], 200), after),), routes=(default(WAN, family),))
     assert end(state, packet(family, dport=53)) == "dropped"
 
 
@@ -301,7 +301,7 @@ def test_packet_to_local_address_passes_lo_twice(family: int) -> None:
 
 def test_mark_survives_lo_and_owner_does_not(family: int) -> None:
     here = packet(family, at.NODE_MESH[family], mark=5)
-    marked, owned = Match(MARK, 5), OWNED_BY_SOMEBODY
+    marked, owned = Match(MARK, 5), HAS_OWNER
     assert end(machine((inet(chain("input", (marked, DROP))),)), here) == "dropped"
     assert end(machine((inet(chain("prerouting", (owned, DROP))),)), here) == "delivered"
 
@@ -327,7 +327,7 @@ def test_unknown_mark_makes_the_trace_unknown(family: int) -> None:
 
 
 def test_trace_steps_have_every_decision(family: int) -> None:
-    state = with_tables(marked_to_the_wan(family), inet(REMARK))
+    state = with_tables(state_with_marked_route(family), inet(REMARK))
     found = walk(state, packet(family))
     kinds = [one.kind for one in found.steps]
     assert kinds[0] == "source" and kinds[-1] == "end" and kinds.index("reroute") > kinds.index("rule")
@@ -338,5 +338,5 @@ def test_trace_steps_have_every_decision(family: int) -> None:
 
 def test_mark_bits_are_written_separately(family: int) -> None:
     put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL_MASK, 2)),), kind="route", priority=-150)
-    found = walk(with_tables(marked_to_the_wan(family), inet(put)), packet(family, mark=1))
+    found = walk(with_tables(state_with_marked_route(family), inet(put)), packet(family, mark=1))
     assert (found.device, found.mark) == (WAN, 3)

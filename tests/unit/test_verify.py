@@ -1,4 +1,4 @@
-"""`verify` and the proof in `check`: what is judged, what is said of it, and with which exit status."""
+"""`verify` and the proof in `check`: verdict, report and exit status."""
 
 import json
 import stat
@@ -41,8 +41,8 @@ def run(*arguments, given=b"", command="verify"):
     )
 
 
-def desk(name="default-router", families=(4, 6)):
-    """The options that name the files of a fixture."""
+def fixture_options(name="default-router", families=(4, 6)):
+    """Return the options that name the files of a fixture."""
     folder = FIXTURES / name
     words = ["--ruleset", folder / "kernel.json"]
     for family in families:
@@ -51,7 +51,7 @@ def desk(name="default-router", families=(4, 6)):
     return words
 
 
-ASKED = ["--uplink", "wan=wan0", "--mark", "1/1"]
+UPLINK_OPTIONS = ["--uplink", "wan=wan0", "--mark", "1/1"]
 
 # A table that drops all that leaves wan0 without the mark, at both layers.
 CLOSED = """
@@ -79,7 +79,7 @@ def tables(tmp_path):
 
     def write(inner=""):
         (tmp_path / "tables.json").write_text(CLOSED % (inner, inner))
-        return ["--ruleset", tmp_path / "tables.json", *desk()[2:]]
+        return ["--ruleset", tmp_path / "tables.json", *fixture_options()[2:]]
 
     return write
 
@@ -97,9 +97,9 @@ def test_shipped_policy_is_proved(file):
 
 
 def test_proved_has_status_0():
-    done = run("rulesets/gluon-fastd.toml")
-    lines = done.stdout.decode().splitlines()
-    assert (done.returncode, done.stderr) == (0, b"")
+    result = run("rulesets/gluon-fastd.toml")
+    lines = result.stdout.decode().splitlines()
+    assert (result.returncode, result.stderr) == (0, b"")
     assert lines[0] == "proved: gluon-fastd: what it compiles to: P1 to P5 hold for all packets, IPv4 and IPv6"
     assert [line.split()[:2] for line in lines[1:6]] == [["yes", name] for name in PROPERTIES]
     assert "  wan: dhcpv4" in lines
@@ -107,30 +107,30 @@ def test_proved_has_status_0():
 
 
 def test_refuted_has_status_1():
-    done = run(*desk(), *ASKED)
-    said = done.stdout.decode()
-    assert (done.returncode, done.stderr) == (EXIT_REFUSED, b"")
-    assert said.startswith("REFUTED: the files: ")
-    assert "  NO   P1  no leak           refuted\n" in said
-    assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in said
-    assert "=> leaves by wan0 with mark 0x0" in said
-    assert "  next    no policy is in force here: " in said
-    assert "\x1b" not in said
+    result = run(*fixture_options(), *UPLINK_OPTIONS)
+    output = result.stdout.decode()
+    assert (result.returncode, result.stderr) == (EXIT_REFUSED, b"")
+    assert output.startswith("REFUTED: the files: ")
+    assert "  NO   P1  no leak           refuted\n" in output
+    assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in output
+    assert "=> leaves by wan0 with mark 0x0" in output
+    assert "  next    no policy is in force here: " in output
+    assert "\x1b" not in output
 
 
 def test_state_with_dropping_tables_is_proved(tables):
-    done = run(*tables(), *ASKED)
-    assert done.stdout.decode().splitlines()[0] == "proved: the files: P1 holds for all packets, IPv4 and IPv6"
-    assert done.returncode == 0
+    result = run(*tables(), *UPLINK_OPTIONS)
+    assert result.stdout.decode().splitlines()[0] == "proved: the files: P1 holds for all packets, IPv4 and IPv6"
+    assert result.returncode == 0
 
 
 def test_unknown_has_status_3_and_names_unsupported_parts(tables):
-    done = run(*tables(UNREAD), *ASKED)
-    said = done.stdout.decode()
-    assert done.returncode == EXIT_UNKNOWN, said
-    assert said.startswith("unknown: the files: no counterexample found, but not provable; see 'unsupported' below\n")
-    assert "P1 unknown: uplink wan: sockets: packets without the mark that leave by wan0" in said
-    assert "  unsupported" in said and "frobnicate" in said
+    result = run(*tables(UNREAD), *UPLINK_OPTIONS)
+    output = result.stdout.decode()
+    assert result.returncode == EXIT_UNKNOWN, output
+    assert output.startswith("unknown: the files: no counterexample found, but not provable; see 'unsupported' below\n")
+    assert "P1 unknown: uplink wan: sockets: packets without the mark that leave by wan0" in output
+    assert "  unsupported" in output and "frobnicate" in output
 
 
 def test_unsupported_rule_after_the_drop_is_proved(tables):
@@ -139,7 +139,7 @@ def test_unsupported_rule_after_the_drop_is_proved(tables):
     accepting = {"family": "inet", "table": "t", "chain": "c", "expr": [json.loads(UNREAD[:-2]), {"accept": None}]}
     document["nftables"].append({"rule": accepting})  # behind the one that drops
     Path(options[1]).write_text(json.dumps(document))
-    assert run(*options, *ASKED).returncode == 0
+    assert run(*options, *UPLINK_OPTIONS).returncode == 0
 
 
 def test_exemption_option_tolerates_its_packets(tables):
@@ -156,10 +156,10 @@ def test_exemption_option_tolerates_its_packets(tables):
             found.append({"rule": {**rule, "expr": [*asks, {"accept": None}]}})
         found.append(one)
     Path(options[1]).write_text(json.dumps({"nftables": found}))
-    assert run(*options, *ASKED).returncode == EXIT_REFUSED
-    done = run(*options, *ASKED, "--exempt", "dhcpv4")
-    assert done.returncode == 0, done.stdout.decode()
-    assert "  wan: dhcpv4\n" in done.stdout.decode()
+    assert run(*options, *UPLINK_OPTIONS).returncode == EXIT_REFUSED
+    result = run(*options, *UPLINK_OPTIONS, "--exempt", "dhcpv4")
+    assert result.returncode == 0, result.stdout.decode()
+    assert "  wan: dhcpv4\n" in result.stdout.decode()
 
 
 def test_uplink_options_are_merged_by_name():
@@ -177,20 +177,20 @@ def test_uplink_options_are_merged_by_name():
 
 
 def test_files_are_compared_with_a_policy():
-    done = run("rulesets/gluon-fastd.toml", *desk("gluon-node"))
-    said = done.stdout.decode()
-    assert done.returncode == EXIT_REFUSED
-    assert said.startswith("REFUTED: gluon-fastd: the files: ")
-    assert "  policy  rulesets/gluon-fastd.toml:8 uplink.wan" in said
-    assert "  next    the policy is not in force here: nftpolicy apply rulesets/gluon-fastd.toml" in said
+    result = run("rulesets/gluon-fastd.toml", *fixture_options("gluon-node"))
+    output = result.stdout.decode()
+    assert result.returncode == EXIT_REFUSED
+    assert output.startswith("REFUTED: gluon-fastd: the files: ")
+    assert "  policy  rulesets/gluon-fastd.toml:8 uplink.wan" in output
+    assert "  next    the policy is not in force here: nftpolicy apply rulesets/gluon-fastd.toml" in output
 
 
 @pytest.mark.parametrize("families", [(4,), (6,), ()])
 def test_absent_family_is_unjudged(families):
-    done = run(*desk(families=families), *ASKED, "--json")
-    told = json.loads(done.stdout)["unjudged"]
+    result = run(*fixture_options(families=families), *UPLINK_OPTIONS, "--json")
+    expected_message = json.loads(result.stdout)["unjudged"]
     for family in (4, 6):
-        assert (f"routing of IPv{family}: no ip rules and no routes of IPv{family} were given" in told) == (
+        assert (f"routing of IPv{family}: no ip rules and no routes of IPv{family} were given" in expected_message) == (
             family not in families
         )
 
@@ -203,9 +203,9 @@ def test_reported_finding_does_not_decide(tables):
     rule = next(one["rule"] for one in document["nftables"] if one.get("rule", {}).get("family") == "netdev")
     rule["expr"].insert(0, {"match": {"op": "==", "left": left, "right": {"set": ["ip", "ip6"]}}})
     Path(options[1]).write_text(json.dumps(document))
-    done = run(*options, *ASKED, "--json")
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["verdict"]) == (0, PROVED)
+    result = run(*options, *UPLINK_OPTIONS, "--json")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["verdict"]) == (0, PROVED)
     aside = [one for one in found["findings"] if not one["decides"] and one["property"] == "P1"]
     assert [one["verdict"] for one in aside] == [REFUTED]
     assert found["properties"]["P2"]["decides"] is False
@@ -216,7 +216,10 @@ def test_reported_finding_does_not_decide(tables):
 BAD = {
     "nothing": ([], "name a policy, or with --live or --ruleset"),
     "a policy that is not there": (["no-such-file.toml"], "no-such-file.toml: cannot be read"),
-    "uplinks beside a policy": (["rulesets/gluon-fastd.toml", *ASKED], "--uplink: cannot be used with a policy"),
+    "uplinks beside a policy": (
+        ["rulesets/gluon-fastd.toml", *UPLINK_OPTIONS],
+        "--uplink: cannot be used with a policy",
+    ),
     "a mark alone": (["--live", "--mark", "1"], "--mark: is for an uplink that no policy describes"),
     "an exemption of a policy": (["rulesets/gluon-fastd.toml", "--exempt", "arp"], "--exempt: is for an uplink"),
     "no mark": (["--live", "--uplink", "wan=eth0"], "--mark: missing"),
@@ -232,46 +235,52 @@ BAD = {
     "no name": (["--live", "--uplink", "=eth0", "--mark", "1"], "--uplink: '' is not a valid name"),
     "one device twice": (["--live", "--uplink", "a=b", "--uplink", "c=b", "--mark", "1"], "b is already a device of a"),
     "lo": (["--live", "--uplink", "wan=lo", "--mark", "1"], "packets to 'lo' never leave this machine"),
-    "an exemption": ([*desk(), *ASKED, "--exempt", "arpp"], "'arpp' is not an exemption; known are arp, "),
-    "two states": (["--live", *desk()], "--live is this kernel: it excludes --ruleset"),
-    "no tables": ([*desk()[2:], *ASKED], "--ruleset is missing"),
-    "no uplink": (desk(), "name a policy, or with --live or --ruleset"),
-    "tables that are not there": (["--ruleset", "no-such-file", *ASKED], "no-such-file: cannot be read"),
+    "an exemption": (
+        [*fixture_options(), *UPLINK_OPTIONS, "--exempt", "arpp"],
+        "'arpp' is not an exemption; known are arp, ",
+    ),
+    "two states": (["--live", *fixture_options()], "--live is this kernel: it excludes --ruleset"),
+    "no tables": ([*fixture_options()[2:], *UPLINK_OPTIONS], "--ruleset is missing"),
+    "no uplink": (fixture_options(), "name a policy, or with --live or --ruleset"),
+    "tables that are not there": (["--ruleset", "no-such-file", *UPLINK_OPTIONS], "no-such-file: cannot be read"),
     "tables that are routes": (
-        ["--ruleset", FIXTURES / "default-router/ip4-route.json", *ASKED],
+        ["--ruleset", FIXTURES / "default-router/ip4-route.json", *UPLINK_OPTIONS],
         "not what 'nft -j list ruleset' prints",
     ),
     "rules without a family": (
-        [*desk()[:2], "--rules", FIXTURES / "default-router/ip4-rule.json", *ASKED],
+        [*fixture_options()[:2], "--rules", FIXTURES / "default-router/ip4-rule.json", *UPLINK_OPTIONS],
         "write 4:FILE or 6:FILE",
     ),
-    "two standard inputs": (["--ruleset", "-", "--rules", "4:-", *ASKED], "can be only one of the files"),
+    "two standard inputs": (["--ruleset", "-", "--rules", "4:-", *UPLINK_OPTIONS], "can be only one of the files"),
     "two outputs": (["rulesets/gluon-fastd.toml", "--json", "--script", "-"], "standard output is taken by --json"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
 def test_bad_input_has_status_2_and_one_line(bad):
-    words, told = BAD[bad]
-    done = run(*words)
-    said = done.stderr.decode()
-    assert (done.returncode, done.stdout) == (EXIT_BAD_INPUT, b""), said
-    assert said.startswith("nftpolicy: ") and said.count("\n") == 1
-    assert told in said
+    words, expected_message = BAD[bad]
+    result = run(*words)
+    output = result.stderr.decode()
+    assert (result.returncode, result.stdout) == (EXIT_BAD_INPUT, b""), output
+    assert output.startswith("nftpolicy: ") and output.count("\n") == 1
+    assert expected_message in output
 
 
 def test_ruleset_is_read_from_standard_input():
     given = (FIXTURES / "default-router/kernel.json").read_bytes()
-    piped, read = run("--ruleset", "-", *desk()[2:], *ASKED, "--json", given=given), run(*desk(), *ASKED, "--json")
+    piped, read = (
+        run("--ruleset", "-", *fixture_options()[2:], *UPLINK_OPTIONS, "--json", given=given),
+        run(*fixture_options(), *UPLINK_OPTIONS, "--json"),
+    )
     assert piped.stdout == read.stdout
     assert piped.returncode == EXIT_REFUSED
 
 
 def test_live_without_kernel_has_status_4(monkeypatch):
-    def none():
+    def no_kernel():
         raise Failure("no root", EXIT_UNAVAILABLE)
 
-    monkeypatch.setattr(verify, "this_kernel", none)
+    monkeypatch.setattr(verify, "this_kernel", no_kernel)
     for uplink, mark in ((["wan=eth0"], ["1"]), ([], [])):
         with pytest.raises(Failure) as failure:
             verify.command(None, True, None, [], [], uplink, mark, [], False, None)
@@ -311,18 +320,23 @@ EXAMPLE = {
 }
 
 
-def shaped(value, shape):
+def assert_shape(value, shape):
     assert value.keys() == shape.keys()
     for key, kind in shape.items():
         assert isinstance(value[key], kind), key
 
 
 @pytest.mark.parametrize(
-    "words", [["rulesets/gluon-fastd.toml"], [*desk(), *ASKED], ["rulesets/gluon-fastd.toml", *desk("gluon-node")]]
+    "words",
+    [
+        ["rulesets/gluon-fastd.toml"],
+        [*fixture_options(), *UPLINK_OPTIONS],
+        ["rulesets/gluon-fastd.toml", *fixture_options("gluon-node")],
+    ],
 )
 def test_json_has_expected_keys_and_types(words):
     found = json.loads(run(*words, "--json").stdout)
-    shaped(
+    assert_shape(
         found,
         {
             "judged": str,
@@ -338,13 +352,13 @@ def test_json_has_expected_keys_and_types(words):
     )
     for name, one in found["properties"].items():
         assert name in PROPERTIES
-        shaped(one, {"title": str, "verdict": str, "decides": bool})
+        assert_shape(one, {"title": str, "verdict": str, "decides": bool})
     for finding in found["findings"]:
-        shaped(finding, FINDING)
+        assert_shape(finding, FINDING)
         assert finding["verdict"] in (PROVED, REFUTED, NOT_KNOWN)
         assert not (finding["verdict"] == PROVED and finding["counterexamples"])
         for example in finding["counterexamples"]:
-            shaped(example, EXAMPLE)
+            assert_shape(example, EXAMPLE)
             assert example["script"] is None or example["script"].startswith("#!/bin/sh\n")
     worst = {one["verdict"] for one in found["findings"] if one["decides"]}
     assert found["verdict"] == next(one for one in (REFUTED, NOT_KNOWN, PROVED) if one in worst)
@@ -355,31 +369,32 @@ def test_json_has_expected_keys_and_types(words):
 
 def test_script_reproduces_the_first_counterexample(tmp_path):
     file = tmp_path / "leak.sh"
-    done = run(*desk(), *ASKED, "--script", file)
-    assert done.returncode == EXIT_REFUSED
-    assert done.stdout.startswith(b"REFUTED: ")
-    assert done.stderr.decode().startswith(f"nftpolicy: {file} reproduces it: ")
+    result = run(*fixture_options(), *UPLINK_OPTIONS, "--script", file)
+    assert result.returncode == EXIT_REFUSED
+    assert result.stdout.startswith(b"REFUTED: ")
+    assert result.stderr.decode().startswith(f"nftpolicy: {file} reproduces it: ")
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
     text = file.read_text()
     assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
     subprocess.run(["sh", "-n", file], check=True, timeout=10)
-    printed = run(*desk(), *ASKED, "--script", "-")
+    printed = run(*fixture_options(), *UPLINK_OPTIONS, "--script", "-")
     assert (printed.returncode, printed.stdout.decode()) == (EXIT_REFUSED, text)
     assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
 
 
 def test_script_without_counterexample_is_not_written(tmp_path):
-    done = run("rulesets/gluon-fastd.toml", "--script", tmp_path / "leak.sh")
-    assert done.returncode == 0
-    assert b"there is no counterexample" in done.stderr
+    result = run("rulesets/gluon-fastd.toml", "--script", tmp_path / "leak.sh")
+    assert result.returncode == 0
+    assert b"there is no counterexample" in result.stderr
     assert not (tmp_path / "leak.sh").exists()
 
 
 def test_unwritable_script_is_status_2(tmp_path):
-    done = run(*desk(), *ASKED, "--script", tmp_path / "absent" / "leak.sh")
-    assert done.returncode == EXIT_BAD_INPUT
+    result = run(*fixture_options(), *UPLINK_OPTIONS, "--script", tmp_path / "absent" / "leak.sh")
+    assert result.returncode == EXIT_BAD_INPUT
     assert (
-        done.stderr.decode() == f"nftpolicy: {tmp_path}/absent/leak.sh: cannot be written: No such file or directory\n"
+        result.stderr.decode()
+        == f"nftpolicy: {tmp_path}/absent/leak.sh: cannot be written: No such file or directory\n"
     )
 
 
@@ -390,12 +405,12 @@ def test_names_unfit_for_a_script_are_reported(capsys, monkeypatch):
     judged = runtime.verify_files(NetState(routes=(Route(4, 254, device="wan0"),)), [WAN], [], lambda _: None)
     monkeypatch.setattr("nftpolicy.proof.reproduce.script.reproduction_script", refused)
     verify._write_script(judged, Path("-"))
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "a counterexample cannot be written as a script: no such name" in said.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "a counterexample cannot be written as a script: no such name" in output.err
     found = proof_report.proof_json(judged, lambda _: "")
-    told = {example["no_script"] for one in found["findings"] for example in one["counterexamples"]}
-    assert told == {"no such name"}
+    expected_message = {example["no_script"] for one in found["findings"] for example in one["counterexamples"]}
+    assert expected_message == {"no such name"}
 
 
 # --- words ----------------------------------------------------------------------------------------
@@ -457,7 +472,7 @@ def test_proof_colours_need_a_terminal(monkeypatch, capsys):
 
 
 class Terminal:
-    """Standard error that is a terminal, or is not."""
+    """Standard error that is a terminal, or a file."""
 
     def __init__(self, is_one):
         self.is_one, self.text = is_one, ""
@@ -472,16 +487,16 @@ class Terminal:
         pass
 
 
-@pytest.mark.parametrize(("terminal", "patience", "said"), [(True, -1, True), (True, 60, False), (False, -1, False)])
-def test_progress_is_shown_on_a_slow_terminal_run(monkeypatch, terminal, patience, said):
+@pytest.mark.parametrize(("terminal", "patience", "output"), [(True, -1, True), (True, 60, False), (False, -1, False)])
+def test_progress_is_shown_on_a_slow_terminal_run(monkeypatch, terminal, patience, output):
     error = Terminal(terminal)
     monkeypatch.setattr(sys, "stderr", error)
     monkeypatch.setattr(verify, "_QUIET_SECONDS", patience)
     monkeypatch.setenv("TERM", "xterm")
     with verify._Progress() as progress:
         progress("P1 wan")
-        assert ("proving P1 wan" in error.text) == said
-    assert error.text.endswith("\r\x1b[K") == said
+        assert ("proving P1 wan" in error.text) == output
+    assert error.text.endswith("\r\x1b[K") == output
 
 
 # --- check ----------------------------------------------------------------------------------------
@@ -493,13 +508,13 @@ def policy_file(tmp_path):
     return tmp_path / "policy.toml"
 
 
-def without(compiled, change):
+def with_changed_tables(compiled, change):
     """compile_policy, with its tables changed."""
     return lambda *arguments: evolve(compiled(*arguments), tables=change(compiled(*arguments).tables))
 
 
-def emptied(tables):
-    """No rule anywhere, and no policy that drops."""
+def without_rules(tables):
+    """Return the tables without rules and with accepting chains."""
     return tuple(
         evolve(
             table,
@@ -512,8 +527,8 @@ def emptied(tables):
     )
 
 
-def blurred(tables):
-    """Every rule asks something that is not understood first."""
+def with_unsupported_match(tables):
+    """Return the tables with an unsupported match first in each rule."""
     asks = nft.Match(nft.UnknownExpression('{"frobnicate":1}'), 1)
     return tuple(
         evolve(
@@ -528,22 +543,23 @@ def blurred(tables):
 
 
 def test_check_of_good_policy_is_one_line(policy_file):
-    done = run(policy_file, command="check")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout.decode() == f"{policy_file}: p: good: 2 uplinks, 3 services, proved\n"
+    result = run(policy_file, command="check")
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.decode() == f"{policy_file}: p: good: 2 uplinks, 3 services, proved\n"
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "verdict"), [(emptied, EXIT_REFUSED, "refuted"), (blurred, EXIT_UNKNOWN, "unknown")]
+    ("change", "status", "verdict"),
+    [(without_rules, EXIT_REFUSED, "refuted"), (with_unsupported_match, EXIT_UNKNOWN, "unknown")],
 )
 def test_check_refuses_a_wrong_compiler(policy_file, monkeypatch, capsys, change, status, verdict):
-    monkeypatch.setattr(compiler, "compile_policy", without(compile_policy, change))
+    monkeypatch.setattr(compiler, "compile_policy", with_changed_tables(compile_policy, change))
     with pytest.raises(Failure) as failure:
         check.command(policy_file)
     assert failure.value.status == status
-    said = str(failure.value)
-    assert said.startswith(f"{policy_file}:4: P1 {verdict}: ")
-    assert f"type 'nftpolicy verify {policy_file}' for the whole report" in said
+    output = str(failure.value)
+    assert output.startswith(f"{policy_file}:4: P1 {verdict}: ")
+    assert f"type 'nftpolicy verify {policy_file}' for the whole report" in output
     assert capsys.readouterr().out == ""
 
 

@@ -1,4 +1,4 @@
-"""What the watch decides, on the kernel in memory and on messages written by hand."""
+"""Decisions of `watch`, on the kernel in memory and on netlink messages."""
 
 import os
 import select
@@ -50,51 +50,53 @@ group  = 800
 """
 POLICY = load(TOML)[0]
 STATE = compile_policy(POLICY)
-HELD = DesiredState(STATE)
+REPAIRER = DesiredState(STATE)
 
 
 # What lies ready
 
 
 def test_foreign_changes_repair_nothing() -> None:
-    assert not HELD.repair_for(ChangeSet(foreign_changes=3, foreign_rules_changed=True, links=True, addresses=True), {})
+    assert not REPAIRER.repair_for(
+        ChangeSet(foreign_changes=3, foreign_rules_changed=True, links=True, addresses=True), {}
+    )
 
 
 def test_deleted_table_is_restored_alone() -> None:
-    remedy = HELD.repair_for(ChangeSet(deleted_families={"inet", "ip"}), {})
-    assert remedy.nft_text.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
-    assert nft_text.table_text(STATE.tables[0]) in remedy.nft_text
-    assert "netdev" not in remedy.nft_text
-    assert remedy.repaired_objects == ("table:inet",)
+    repair = REPAIRER.repair_for(ChangeSet(deleted_families={"inet", "ip"}), {})
+    assert repair.nft_text.startswith("table inet nftpolicy\ndelete table inet nftpolicy\n")
+    assert nft_text.table_text(STATE.tables[0]) in repair.nft_text
+    assert "netdev" not in repair.nft_text
+    assert repair.repaired_objects == ("table:inet",)
 
 
 def test_changed_chain_is_restored_alone() -> None:
-    remedy = HELD.repair_for(ChangeSet(changed_chains={("inet", "guard"), ("inet", "somebody's")}), {})
-    lines = remedy.nft_text.splitlines()
+    repair = REPAIRER.repair_for(ChangeSet(changed_chains={("inet", "guard"), ("inet", "somebody's")}), {})
+    lines = repair.nft_text.splitlines()
     assert lines[0].startswith("add chain inet nftpolicy guard { type filter hook postrouting")
     assert lines[0].endswith("policy drop; }")
     assert lines[1] == "flush chain inet nftpolicy guard"
     assert len(lines) == 2 + len(next(one for one in STATE.tables[0].chains if one.name == "guard").rules)
-    assert remedy.repaired_objects == ("chain:guard",)
+    assert repair.repaired_objects == ("chain:guard",)
 
 
 def test_changed_chain_of_deleted_table_comes_with_the_table() -> None:
-    assert HELD.repair_for(
+    assert REPAIRER.repair_for(
         ChangeSet(deleted_families={"inet"}, changed_chains={("inet", "guard")}), {}
     ).repaired_objects == ("table:inet",)
 
 
 def test_only_own_rules_routes_and_sysctls_are_restored() -> None:
     ours, others = STATE.rules[0], IpRule(4, 77, table=9, protocol=78)
-    news = ChangeSet(deleted_rules=[ours, others], deleted_routes=[STATE.routes[0]])
+    changes = ChangeSet(deleted_rules=[ours, others], deleted_routes=[STATE.routes[0]])
     path = STATE.sysctls[0].path
-    remedy = HELD.repair_for(news, {path: "7", "net/ipv4/tcp_syncookies": "0"})
-    assert remedy.changes == (
+    repair = REPAIRER.repair_for(changes, {path: "7", "net/ipv4/tcp_syncookies": "0"})
+    assert repair.changes == (
         SysctlChange("7", STATE.sysctls[0]),
         RouteChange("add", STATE.routes[0]),
         IpRuleChange("add", ours),
     )
-    assert remedy.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
+    assert repair.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
 
 
 # The rate limiter, and conflicts
@@ -207,7 +209,7 @@ def load_account(item: object):  # type: ignore[no-untyped-def]
 
 
 def test_block_without_its_drop_is_refuted() -> None:
-    """The control of the test above."""
+    """Show that the test above can fail."""
     ip, link = block_tables([POLICY])
     opened = tuple(
         evolve(one, rules=tuple(rule for rule in one.rules if "stopped" not in str(rule)))
@@ -249,7 +251,7 @@ def test_shadow_guard_alone_is_proved(file: Path) -> None:
 
 
 def test_shadow_guard_sets_no_mark_and_redirects_nothing() -> None:
-    """So that both together do what the first one does alone."""
+    """Show that both guards together act as the first guard alone."""
     told = "".join(nft_text.table_text(table) for table in shadow_guard_tables(STATE))
     assert "mark set" not in told
     assert "redirect" not in told
@@ -281,18 +283,18 @@ def test_service_manager_without_socket_sends_nothing(environment: dict[str, str
 
 
 def test_worker_result_comes_by_its_descriptor() -> None:
-    errand = WorkerProcess(lambda: {"long": "x" * 300_000})
-    while not errand.is_finished():
-        select.select([errand.descriptor], [], [], 5)
-    assert len(errand.result()["long"]) == 300_000
+    worker = WorkerProcess(lambda: {"long": "x" * 300_000})
+    while not worker.is_finished():
+        select.select([worker.descriptor], [], [], 5)
+    assert len(worker.result()["long"]) == 300_000
 
 
 def test_failed_or_cancelled_worker_leaves_no_process() -> None:
-    errand = WorkerProcess(lambda: 1 / 0)
-    while not errand.is_finished():
-        select.select([errand.descriptor], [], [], 5)
+    worker = WorkerProcess(lambda: 1 / 0)
+    while not worker.is_finished():
+        select.select([worker.descriptor], [], [], 5)
     with pytest.raises(ValueError, match="ZeroDivisionError: division by zero"):
-        errand.result()
+        worker.result()
     hanging = WorkerProcess(lambda: select.select([], [], [], 60))
     assert not hanging.is_finished()
     hanging.cancel()
@@ -303,14 +305,14 @@ def test_failed_or_cancelled_worker_leaves_no_process() -> None:
 # The whole of it, on the kernel in memory
 
 
-class Ears:
+class FakeListener:
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel, self.next, self.paths = kernel, ChangeSet(), ()
         self.descriptors: tuple[int, ...] = ()
 
     def read(self) -> ChangeSet:
-        news, self.next = self.next, ChangeSet()
-        return news
+        changes, self.next = self.next, ChangeSet()
+        return changes
 
     def watch_sysctls(self, paths) -> None:  # type: ignore[no-untyped-def]
         self.paths = tuple(paths)
@@ -325,14 +327,14 @@ class Ears:
         pass
 
 
-class Stage:
-    """A watch with everything in memory; `pass_time` lets it do what is due."""
+class WatchRun:
+    """Watch with everything in memory. `pass_time` lets it do what is due."""
 
     def __init__(self, folder: Path, block_unknown: bool = False, owns: bool = False) -> None:
         self.kernel = FakeKernel(NetState(sysctls=STATE.sysctls))
         self.memory = StateDir(folder)
         self.memory.directory.mkdir()
-        self.ears, self.clock = Ears(self.kernel), 100.0
+        self.ears, self.clock = FakeListener(self.kernel), 100.0
         self.said: list[tuple[str, dict[str, object]]] = []
         self.owned: list[str] = []
         changer = PolicyApplier(self.kernel, self.memory, lambda one: load(one[1], one[0])[0])
@@ -369,16 +371,16 @@ class Stage:
         apply_change(self.kernel, plan_change(self.kernel, policy, self.memory), self.memory)
         self.memory.save_policy(name, toml)
 
-    def hear(self, **news) -> None:  # type: ignore[no-untyped-def]
-        self.ears.next = ChangeSet(**news)
+    def hear(self, **changes) -> None:  # type: ignore[no-untyped-def]
+        self.ears.next = ChangeSet(**changes)
         self.watch.process()
 
     def pass_time(self, seconds: float = 1) -> None:
         for _ in range(20):
             self.clock += seconds / 20
             self.watch.process()
-            if errand := self.watch._checks.worker:
-                select.select([errand.descriptor], [], [], 10)
+            if worker := self.watch._checks.worker:
+                select.select([worker.descriptor], [], [], 10)
                 self.watch.process()
 
     def events(self) -> list[str]:
@@ -392,43 +394,43 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(tmp_path / "memory")
+def watch_run(tmp_path: Path) -> Iterator[WatchRun]:
+    made = WatchRun(tmp_path / "memory")
     yield made
     if made.watch._checks.worker:
         made.watch._checks.worker.cancel()
 
 
 @pytest.fixture
-def holding(stage: Stage) -> Stage:
-    stage.apply()
-    stage.watch.start()
-    stage.pass_time()
-    assert stage.events() == ["enforcing", "proof"]
-    return stage
+def enforcing(watch_run: WatchRun) -> WatchRun:
+    watch_run.apply()
+    watch_run.watch.start()
+    watch_run.pass_time()
+    assert watch_run.events() == ["enforcing", "proof"]
+    return watch_run
 
 
-def test_watch_without_policy_waits_for_one(stage: Stage) -> None:
-    stage.watch.start()
-    assert stage.events() == ["waiting"]
-    stage.apply()
-    stage.hear(files=True)
-    stage.pass_time()
-    assert stage.events() == ["enforcing", "proof"]
+def test_watch_without_policy_waits_for_one(watch_run: WatchRun) -> None:
+    watch_run.watch.start()
+    assert watch_run.events() == ["waiting"]
+    watch_run.apply()
+    watch_run.hear(files=True)
+    watch_run.pass_time()
+    assert watch_run.events() == ["enforcing", "proof"]
 
 
-def test_saved_policy_is_restored_at_the_start(stage: Stage) -> None:
-    stage.memory.save_policy("small.toml", TOML)
-    stage.watch.start()
-    assert stage.right
-    assert stage.events() == ["enforcing", "restored"]
+def test_saved_policy_is_restored_at_the_start(watch_run: WatchRun) -> None:
+    watch_run.memory.save_policy("small.toml", TOML)
+    watch_run.watch.start()
+    assert watch_run.right
+    assert watch_run.events() == ["enforcing", "restored"]
 
 
-def test_deleted_table_is_restored_in_the_same_turn(holding: Stage) -> None:
-    del holding.kernel.tables["inet", "nftpolicy"]
-    holding.hear(ours_changed=True, deleted_families={"inet"}, origin=Origin("nft", 7))
-    assert holding.right
-    event, facts = holding.said[0]
+def test_deleted_table_is_restored_in_the_same_turn(enforcing: WatchRun) -> None:
+    del enforcing.kernel.tables["inet", "nftpolicy"]
+    enforcing.hear(ours_changed=True, deleted_families={"inet"}, origin=Origin("nft", 7))
+    assert enforcing.right
+    event, facts = enforcing.said[0]
     assert (event, facts["by"], facts["pid"], facts["what"], facts["passed"]) == (
         "restored",
         "nft",
@@ -438,88 +440,88 @@ def test_deleted_table_is_restored_in_the_same_turn(holding: Stage) -> None:
     )
 
 
-def test_change_without_details_is_found_by_full_check(holding: Stage) -> None:
-    table = holding.kernel.tables["inet", "nftpolicy"]
-    holding.kernel.tables["inet", "nftpolicy"] = evolve(table, sets=(evolve(table.sets[0], elements=frozenset()),))
-    holding.hear(ours_changed=True, origin=Origin("nft", 7))
-    holding.pass_time()
-    assert holding.right
-    assert holding.said[0][1]["by"] == "nft"
+def test_change_without_details_is_found_by_full_check(enforcing: WatchRun) -> None:
+    table = enforcing.kernel.tables["inet", "nftpolicy"]
+    enforcing.kernel.tables["inet", "nftpolicy"] = evolve(table, sets=(evolve(table.sets[0], elements=frozenset()),))
+    enforcing.hear(ours_changed=True, origin=Origin("nft", 7))
+    enforcing.pass_time()
+    assert enforcing.right
+    assert enforcing.said[0][1]["by"] == "nft"
 
 
-def test_lost_notifications_cause_a_full_check(holding: Stage) -> None:
-    holding.kernel.rules.clear()
-    holding.hear(overflowed=True)
-    holding.pass_time()
-    assert holding.right
-    assert holding.events()[:2] == ["notifications-lost", "restored"]
+def test_lost_notifications_cause_a_full_check(enforcing: WatchRun) -> None:
+    enforcing.kernel.rules.clear()
+    enforcing.hear(overflowed=True)
+    enforcing.pass_time()
+    assert enforcing.right
+    assert enforcing.events()[:2] == ["notifications-lost", "restored"]
 
 
-def test_changed_sysctl_is_found_by_full_check(holding: Stage) -> None:
+def test_changed_sysctl_is_found_by_full_check(enforcing: WatchRun) -> None:
     path = STATE.sysctls[0].path
-    holding.kernel.sysctls[path] = "9"
-    holding.pass_time(2)
-    assert not holding.right
-    holding.pass_time(5)
-    assert holding.right
+    enforcing.kernel.sysctls[path] = "9"
+    enforcing.pass_time(2)
+    assert not enforcing.right
+    enforcing.pass_time(5)
+    assert enforcing.right
 
 
-def test_watch_waits_for_the_lock_of_another_process(holding: Stage) -> None:
-    with holding.memory.lock():
-        holding.kernel.tables.clear()
-        holding.hear(ours_changed=True, deleted_families={"inet", "netdev"})
-        holding.pass_time()
-        assert holding.kernel.tables == {}
-    holding.pass_time()
-    assert holding.right
+def test_watch_waits_for_the_lock_of_another_process(enforcing: WatchRun) -> None:
+    with enforcing.memory.lock():
+        enforcing.kernel.tables.clear()
+        enforcing.hear(ours_changed=True, deleted_families={"inet", "netdev"})
+        enforcing.pass_time()
+        assert enforcing.kernel.tables == {}
+    enforcing.pass_time()
+    assert enforcing.right
 
 
-def test_newly_applied_policy_is_enforced(holding: Stage) -> None:
+def test_newly_applied_policy_is_enforced(enforcing: WatchRun) -> None:
     other = TOML.replace(b"800", b"801").replace(b"small", b"other")
-    with holding.memory.lock():
-        holding.apply(other, "other.toml")
-    holding.hear(ours_changed=True, files=True, changed_chains={("inet", "wan.identity")})
-    holding.pass_time()
-    assert holding.events()[:1] == ["enforcing"]
-    assert holding.watch.policy == load(other)[0]
-    assert not plan_change(holding.kernel, load(other)[0], holding.memory).plan.steps
+    with enforcing.memory.lock():
+        enforcing.apply(other, "other.toml")
+    enforcing.hear(ours_changed=True, files=True, changed_chains={("inet", "wan.identity")})
+    enforcing.pass_time()
+    assert enforcing.events()[:1] == ["enforcing"]
+    assert enforcing.watch.policy == load(other)[0]
+    assert not plan_change(enforcing.kernel, load(other)[0], enforcing.memory).plan.steps
 
 
-def test_release_removes_the_block(holding: Stage) -> None:
-    holding.watch._block()
-    assert ("inet", object_names.BLOCK_TABLE) in holding.kernel.tables
+def test_release_removes_the_block(enforcing: WatchRun) -> None:
+    enforcing.watch._block()
+    assert ("inet", object_names.BLOCK_TABLE) in enforcing.kernel.tables
     for table in STATE.tables:
-        del holding.kernel.tables[table.key]
-    holding.kernel.rules.clear(), holding.kernel.routes.clear()
-    holding.memory.clear()
-    holding.hear(ours_changed=True, files=True, deleted_families={"inet", "netdev"})
-    holding.pass_time()
-    assert holding.kernel.tables == {}
-    assert holding.events() == ["unblocked", "released"]
-    assert holding.watch.desired is None
+        del enforcing.kernel.tables[table.key]
+    enforcing.kernel.rules.clear(), enforcing.kernel.routes.clear()
+    enforcing.memory.clear()
+    enforcing.hear(ours_changed=True, files=True, deleted_families={"inet", "netdev"})
+    enforcing.pass_time()
+    assert enforcing.kernel.tables == {}
+    assert enforcing.events() == ["unblocked", "released"]
+    assert enforcing.watch.desired is None
 
 
-def test_lost_state_directory_is_restored_while_guard_exists(holding: Stage) -> None:
-    holding.memory.clear()
-    holding.hear(files=True)
-    holding.pass_time()
-    assert holding.memory.policy() == ("small.toml", TOML)
-    assert holding.right
-    assert holding.events()[:1] == ["policy-restored"]
+def test_lost_state_directory_is_restored_while_guard_exists(enforcing: WatchRun) -> None:
+    enforcing.memory.clear()
+    enforcing.hear(files=True)
+    enforcing.pass_time()
+    assert enforcing.memory.policy() == ("small.toml", TOML)
+    assert enforcing.right
+    assert enforcing.events()[:1] == ["policy-restored"]
 
 
-def test_unreadable_policy_is_reported_and_not_enforced(holding: Stage) -> None:
-    holding.memory.save_policy("broken.toml", b"name = ")
-    holding.hear(files=True)
-    assert holding.events() == ["failed"]
-    holding.kernel.tables.clear()
-    holding.hear(ours_changed=True, deleted_families={"inet"})
-    holding.pass_time()
-    assert holding.kernel.tables == {}
+def test_unreadable_policy_is_reported_and_not_enforced(enforcing: WatchRun) -> None:
+    enforcing.memory.save_policy("broken.toml", b"name = ")
+    enforcing.hear(files=True)
+    assert enforcing.events() == ["failed"]
+    enforcing.kernel.tables.clear()
+    enforcing.hear(ours_changed=True, deleted_families={"inet"})
+    enforcing.pass_time()
+    assert enforcing.kernel.tables == {}
 
 
-def evil() -> NetState:
-    """A table of others that puts the mark on whatever is sent, for those who may be let out with it."""
+def foreign_marking_state() -> NetState:
+    """Return foreign tables that set the mark on every packet."""
     from nftpolicy.netstate.nft import Chain, Hook, Mangle, Meta, Rule, Table
 
     rules = (Rule((Mangle(Meta("mark"), 1),)),)
@@ -528,67 +530,70 @@ def evil() -> NetState:
     return NetState((Table("inet", "evil", (Chain("out", rules, hook),)), Table("netdev", "evil", (frames,))))
 
 
-def test_failed_proof_blocks_until_proved_again(holding: Stage) -> None:
-    for table in evil().tables:
-        holding.kernel.tables[table.key] = table
-    holding.hear(foreign_changes=2)
-    holding.pass_time()
-    assert holding.events() == ["proof", "blocked"]
-    assert {("inet", object_names.BLOCK_TABLE), ("netdev", object_names.BLOCK_TABLE)} <= holding.kernel.tables.keys()
-    del holding.kernel.tables["inet", object_names.BLOCK_TABLE]  # somebody takes the block away
-    holding.hear(auxiliary_changed=True)
-    assert ("inet", object_names.BLOCK_TABLE) in holding.kernel.tables
-    for table in evil().tables:
-        del holding.kernel.tables[table.key]
-    holding.hear(foreign_changes=2)
-    holding.pass_time(3)
-    assert holding.events() == ["proof", "unblocked"]
-    assert holding.kernel.tables.keys() == {table.key for table in STATE.tables}
+def test_failed_proof_blocks_until_proved_again(enforcing: WatchRun) -> None:
+    for table in foreign_marking_state().tables:
+        enforcing.kernel.tables[table.key] = table
+    enforcing.hear(foreign_changes=2)
+    enforcing.pass_time()
+    assert enforcing.events() == ["proof", "blocked"]
+    assert {("inet", object_names.BLOCK_TABLE), ("netdev", object_names.BLOCK_TABLE)} <= enforcing.kernel.tables.keys()
+    del enforcing.kernel.tables["inet", object_names.BLOCK_TABLE]  # somebody takes the block away
+    enforcing.hear(auxiliary_changed=True)
+    assert ("inet", object_names.BLOCK_TABLE) in enforcing.kernel.tables
+    for table in foreign_marking_state().tables:
+        del enforcing.kernel.tables[table.key]
+    enforcing.hear(foreign_changes=2)
+    enforcing.pass_time(3)
+    assert enforcing.events() == ["proof", "unblocked"]
+    assert enforcing.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
-def test_block_present_at_the_start_is_lifted_when_proved(stage: Stage) -> None:
-    stage.apply()
+def test_block_present_at_the_start_is_lifted_when_proved(watch_run: WatchRun) -> None:
+    watch_run.apply()
     for table in block_tables([POLICY]):
-        stage.kernel.tables[table.key] = table
-    stage.watch.start()
-    stage.pass_time()
-    assert stage.events() == ["blocked", "enforcing", "proof", "unblocked"]
-    assert stage.kernel.tables.keys() == {table.key for table in STATE.tables}
+        watch_run.kernel.tables[table.key] = table
+    watch_run.watch.start()
+    watch_run.pass_time()
+    assert watch_run.events() == ["blocked", "enforcing", "proof", "unblocked"]
+    assert watch_run.kernel.tables.keys() == {table.key for table in STATE.tables}
 
 
-def test_unchanged_state_is_not_proved_again(holding: Stage) -> None:
-    before = holding.watch._proved_state
-    holding.hear(foreign_changes=1)
-    holding.pass_time(3)
-    assert holding.events() == []
-    assert holding.watch._proved_state == before
+def test_unchanged_state_is_not_proved_again(enforcing: WatchRun) -> None:
+    before = enforcing.watch._proved_state
+    enforcing.hear(foreign_changes=1)
+    enforcing.pass_time(3)
+    assert enforcing.events() == []
+    assert enforcing.watch._proved_state == before
 
 
 def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
-    stage = Stage(tmp_path / "memory", owns=True)
-    stage.apply()
-    stage.watch.start()
-    assert [watching.owned_table_text(table) in stage.owned[0] for table in shadow_guard_tables(STATE)] == [True, True]
-    assert "delete table" not in stage.owned[0], "nothing of it was there"
+    watch_run = WatchRun(tmp_path / "memory", owns=True)
+    watch_run.apply()
+    watch_run.watch.start()
+    assert [watching.owned_table_text(table) in watch_run.owned[0] for table in shadow_guard_tables(STATE)] == [
+        True,
+        True,
+    ]
+    assert "delete table" not in watch_run.owned[0], "nothing of it was there"
     other = TOML.replace(b"800", b"801")
-    stage.apply(other, "other.toml")
-    stage.hear(files=True)
+    watch_run.apply(other, "other.toml")
+    watch_run.hear(files=True)
     wanted = shadow_guard_tables(compile_policy(load(other)[0]))
-    assert stage.owned[1] == "".join(
+    assert watch_run.owned[1] == "".join(
         [*map(watching.delete_table_text, shadow_guard_tables(STATE)), *map(watching.owned_table_text, wanted)]
     )
     released = []
-    stage.watch._tables._environment = evolve(
-        stage.watch.environment, load_nft=lambda told, check: released.append(told)
+    watch_run.watch._tables._environment = evolve(
+        watch_run.watch.environment, load_nft=lambda told, check: released.append(told)
     )
-    stage.kernel.tables.clear()
-    stage.memory.clear()
-    stage.hear(files=True)
+    watch_run.kernel.tables.clear()
+    watch_run.memory.clear()
+    watch_run.hear(files=True)
     assert released == ["".join(map(watching.delete_table_text, wanted))]
 
 
-def test_kernel_without_table_owner_has_no_shadow_guard(holding: Stage) -> None:
-    assert holding.owned == []
+def test_kernel_without_table_owner_has_no_shadow_guard(enforcing: WatchRun) -> None:
+    assert enforcing.owned == []
 
 
 # Messages as the kernel writes them
@@ -607,55 +612,61 @@ def nft(kind: int, *attributes: bytes, family: int = 1, port: int = 9) -> bytes:
 
 
 @pytest.fixture
-def deaf():  # type: ignore[no-untyped-def]
+def monitor_without_socket():  # type: ignore[no-untyped-def]
     from nftpolicy.kernel.netlink.monitor import Monitor
 
-    made = Monitor.__new__(Monitor)
+    instance = Monitor.__new__(Monitor)
     from nftpolicy.kernel.netlink import monitor
 
-    made._ours, made._auxiliary = (
+    instance._ours, instance._auxiliary = (
         monitor._table_attribute(object_names.TABLE),
         monitor._table_attribute(object_names.BLOCK_TABLE),
     )
-    made._protocol, made._own_ports, made._links, made._touched = 78, frozenset({5}), {}, False
-    return made
+    instance._protocol, instance._own_ports, instance._links, instance._touched = 78, frozenset({5}), {}, False
+    return instance
 
 
-OURS, ASIDE, OTHERS = (attribute(1, name) for name in (b"nftpolicy\0", b"nftpolicy-block\0", b"nftpolicy2\0"))
+OURS, BLOCK, FOREIGN = (attribute(1, name) for name in (b"nftpolicy\0", b"nftpolicy-block\0", b"nftpolicy2\0"))
 GENERATION = nft(
     15, attribute(1, b"\0\0\0\7"), attribute(2, struct.pack("!I", 4242)), attribute(3, b"evil\0"), family=0
 )
 
 
-def test_monitor_names_the_process_that_changes_own_tables(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = ChangeSet()
-    deaf._read_nft(nft(2, OTHERS) + nft(2, OURS, family=5) + nft(8, OURS, attribute(2, b"guard\0")) + GENERATION, news)
-    assert (news.deleted_families, news.changed_chains, news.foreign_changes) == ({"netdev"}, {("inet", "guard")}, 1)
-    assert news.origin == Origin("evil", 4242)
+def test_monitor_names_the_process_that_changes_own_tables(monitor_without_socket) -> None:  # type: ignore[no-untyped-def]
+    changes = ChangeSet()
+    monitor_without_socket._read_nft(
+        nft(2, FOREIGN) + nft(2, OURS, family=5) + nft(8, OURS, attribute(2, b"guard\0")) + GENERATION, changes
+    )
+    assert (changes.deleted_families, changes.changed_chains, changes.foreign_changes) == (
+        {"netdev"},
+        {("inet", "guard")},
+        1,
+    )
+    assert changes.origin == Origin("evil", 4242)
 
 
-def test_monitor_names_no_process_for_foreign_tables(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = ChangeSet()
-    deaf._read_nft(nft(2, OTHERS) + GENERATION, news)
-    assert news == ChangeSet(foreign_changes=1)
+def test_monitor_names_no_process_for_foreign_tables(monitor_without_socket) -> None:  # type: ignore[no-untyped-def]
+    changes = ChangeSet()
+    monitor_without_socket._read_nft(nft(2, FOREIGN) + GENERATION, changes)
+    assert changes == ChangeSet(foreign_changes=1)
 
 
-def test_monitor_ignores_changes_of_this_process(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = ChangeSet()
-    deaf._read_nft(nft(2, OURS, port=5) + nft(2, ASIDE, port=5) + GENERATION, news)
-    assert news == ChangeSet()
+def test_monitor_ignores_changes_of_this_process(monitor_without_socket) -> None:  # type: ignore[no-untyped-def]
+    changes = ChangeSet()
+    monitor_without_socket._read_nft(nft(2, OURS, port=5) + nft(2, BLOCK, port=5) + GENERATION, changes)
+    assert changes == ChangeSet()
 
 
-def test_monitor_recognises_auxiliary_tables(deaf) -> None:  # type: ignore[no-untyped-def]
-    news = ChangeSet()
-    deaf._read_nft(nft(2, ASIDE), news)
-    assert (news.auxiliary_changed, news.ours_changed, news.foreign_changes) == (True, False, 0)
+def test_monitor_recognises_auxiliary_tables(monitor_without_socket) -> None:  # type: ignore[no-untyped-def]
+    changes = ChangeSet()
+    monitor_without_socket._read_nft(nft(2, BLOCK), changes)
+    assert (changes.auxiliary_changed, changes.ours_changed, changes.foreign_changes) == (True, False, 0)
 
 
-def test_monitor_reads_the_process_from_a_later_datagram(deaf) -> None:  # type: ignore[no-untyped-def]
+def test_monitor_reads_the_process_from_a_later_datagram(monitor_without_socket) -> None:  # type: ignore[no-untyped-def]
     first, second = ChangeSet(), ChangeSet()
-    deaf._read_nft(nft(2, OURS), first)
-    deaf._read_nft(GENERATION, second)
+    monitor_without_socket._read_nft(nft(2, OURS), first)
+    monitor_without_socket._read_nft(GENERATION, second)
     assert (first.origin.pid, second.origin.pid) == (None, 4242)
 
 
@@ -670,12 +681,14 @@ def test_monitor_reads_the_process_from_a_later_datagram(deaf) -> None:  # type:
         (1, 254, 5, False),
     ],
 )
-def test_monitor_reports_only_foreign_unicast_routes(deaf, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
-    news = ChangeSet()
-    deaf._read_rtnetlink(message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), news)
-    assert news == ChangeSet(route_added=told)
+def test_monitor_reports_only_foreign_unicast_routes(monitor_without_socket, kind, table, port, told) -> None:  # type: ignore[no-untyped-def]
+    changes = ChangeSet()
+    monitor_without_socket._read_rtnetlink(
+        message(24, struct.pack("=BBBBBBBBI", 2, 0, 0, 0, table, 3, 0, kind, 0), port), changes
+    )
+    assert changes == ChangeSet(route_added=told)
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 4))
-def test_monitor_accepts_truncated_messages(deaf, cut: int) -> None:  # type: ignore[no-untyped-def]
-    deaf._read_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], ChangeSet())
+def test_monitor_accepts_truncated_messages(monitor_without_socket, cut: int) -> None:  # type: ignore[no-untyped-def]
+    monitor_without_socket._read_nft(nft(8, OURS, attribute(2, b"guard\0"))[:cut], ChangeSet())

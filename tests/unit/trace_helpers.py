@@ -1,4 +1,4 @@
-"""The lab node as a state, and the outcome of the model for its packets."""
+"""Lab node as a state, and the outcome of the model for its packets."""
 
 from ipaddress import ip_interface, ip_network
 
