@@ -256,7 +256,7 @@ def test_a_deleted_or_an_invented_option_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_synopsis_shows_each_option_once_and_what_is_required(command: str) -> None:
+def test_synopsis_shows_each_option_once_and_the_required(command: str) -> None:
     line = synopsis(page_of(command).read_text())[command]
     shown = options_in(line)
     for one in parameters(command):

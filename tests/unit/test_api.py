@@ -299,7 +299,7 @@ EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M
 
 
 @pytest.mark.parametrize("page", ["api.md", "architecture.md"])
-def test_example_of_the_page_prints_what_the_page_says(page):
+def test_example_of_the_page_prints_its_output(page):
     blocks = EXAMPLE.findall((ROOT / "docs" / page).read_text())
     assert len(blocks) >= 4
     names: dict[str, object] = {}
