@@ -27,7 +27,7 @@ def found(place, name):
 
 
 @pytest.mark.parametrize("name", ["gluon-node", "default-router"])
-def test_import_leaks_leave_real_kernel_and_policy_stops_them(router, name):  # noqa: F811
+def test_import_leaks_leave_kernel_and_policy_stops(router, name):  # noqa: F811
     result = found(router, name)
     guard = compile_policy(load(result.proposal.text.encode(), "p")[0]).tables
     assert len(result.leaks) >= 6

@@ -222,7 +222,7 @@ def test_prove_without_usability_leaves_out_p3(policy):
     assert {finding.property for finding in proof.findings} == {"P1", "P2", "P5"}
 
 
-def test_texts_are_those_of_the_compile_command(policy, tmp_path):
+def test_texts_equal_the_compile_command(policy, tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text(GOOD)
     state = nftpolicy.compile(policy)

@@ -308,7 +308,18 @@ def test_directory_has_a_docstring(folder):
 
 
 # Names of tests. A directory stands for all modules below it, a file for itself.
-TEST_PLACES = ("unit", "properties", "golden", "engines", "test_demo.py", "test_lab.py", "test_manual.py")
+TEST_PLACES = (
+    "unit",
+    "properties",
+    "golden",
+    "engines",
+    "kernel",
+    "leaks",
+    "openwrt",
+    "test_demo.py",
+    "test_lab.py",
+    "test_manual.py",
+)
 TEST_FILES = sorted(
     file
     for path in (ROOT / "tests" / place for place in TEST_PLACES)
