@@ -1,4 +1,4 @@
-"""Imports and sizes of source files. The allowed imports between packages are import-linter's."""
+"""Layers, size and imports: what may import what, and how large a file may be. import-linter holds the layers."""
 
 import json
 import subprocess
