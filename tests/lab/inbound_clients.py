@@ -13,6 +13,7 @@ from .limits import brief
 from .netns import Namespace, wait_until
 
 NO_ANSWER = "no answer"
+_REPEAT = 1.0  # seconds
 
 
 @contextlib.contextmanager
@@ -45,11 +46,22 @@ def tcp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -
 
 
 def udp(address: str, port: int, data: bytes = b"hello", seconds: float = 0.6) -> bytes | str:
-    """Send a datagram and wait for one; ECONNREFUSED means an ICMP error."""
+    """Send a datagram and wait for one; ECONNREFUSED means an ICMP error.
+
+    Who waits for more than a second expects an answer: the datagram is repeated each second, since one can be lost while
+    a neighbour is resolved.
+    """
 
     def talk(made: socket.socket) -> bytes:
         made.connect((address, port))
+        end = time.monotonic() + brief(seconds)
+        while (left := end - time.monotonic()) > _REPEAT:
+            made.send(data)
+            made.settimeout(_REPEAT)
+            with contextlib.suppress(TimeoutError):
+                return made.recv(4096)
         made.send(data)
+        made.settimeout(max(left, 0.01))
         return made.recv(4096)
 
     return _try(socket.SOCK_DGRAM, address, seconds, talk)
