@@ -37,6 +37,7 @@ NftpolicyError
   ManifestDamaged       runtime.install.installed_files        the list of installed files cannot be parsed
   DropInError           runtime.install.service_dropins        a systemd service cannot be made to mark packets
   RouterConfigError     runtime.import_openwrt                 a directory has no valid router configuration
+  SnapshotError         runtime.snapshot                       a document is not a snapshot of this version
   Failure               cli.common                             a command failed: message and exit status
 """
 

@@ -15,7 +15,7 @@ from .. import __version__
 # Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
 # has subcommands. Only the module of the given command is imported, so that start-up is quick.
 COMMANDS = (
-    "check", "compile", "verify", "apply", "confirm", "rollback", "history", "recover", "status",
+    "check", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover", "status",
     "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
     "release", "resolver", "run", "demo", "import",
 )  # fmt: skip

@@ -23,18 +23,21 @@ from .common import (
     this_kernel,
     warn,
 )
-from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, UplinkDevices, UplinkMarks
+from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, SnapshotFile, UplinkDevices, UplinkMarks
+from .snapshot import read_snapshot
 from .state_files import state_from_files
 from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
     from ..policy.objects import Policy
+    from ..runtime.snapshot import Snapshot
     from ..runtime.verify import GivenUplink, Verification
     from .render.proof_report import SuggestedCommands
 
 _QUIET_SECONDS = 1.0  # without progress output
 _USAGE = "nftpolicy verify --live --uplink wan=eth0 --mark 0x1/0x1"
+_SNAPSHOT_USAGE = "nftpolicy verify --snapshot FILE --uplink wan=eth0 --mark 0x1/0x1"
 _NO_INPUT = f"name a policy, or with --live or --ruleset the uplinks and their mark: {_USAGE}"
 
 
@@ -44,6 +47,7 @@ class VerifyInput:
 
     file: Path | None
     live: bool
+    snapshot: Path | None
     ruleset: Path | None
     rules: Sequence[str]
     routes: Sequence[str]
@@ -64,12 +68,16 @@ class VerifyInput:
         """
         if self.has_state_files and self.live:
             raise Failure("--live is this kernel: it excludes --ruleset, --rules and --routes", EXIT_BAD_INPUT)
+        if self.snapshot is not None and (self.has_state_files or self.live):
+            raise Failure(
+                "--snapshot is a whole state: it excludes --live, --ruleset, --rules, --routes", EXIT_BAD_INPUT
+            )
         if self.has_state_files and self.ruleset is None:
             raise Failure(
                 "--ruleset is missing, and only tables can drop: save them with 'nft -j list ruleset > FILE'",
                 EXIT_BAD_INPUT,
             )
-        files = [str(file) for file in (self.file, self.ruleset, *self.rules, *self.routes) if file]
+        files = [str(file) for file in (self.file, self.snapshot, self.ruleset, *self.rules, *self.routes) if file]
         if [file.removeprefix("4:").removeprefix("6:") for file in files].count("-") > 1:
             raise Failure("standard input (-) can be only one of the files", EXIT_BAD_INPUT)
 
@@ -84,6 +92,7 @@ class VerifyInput:
         uplinks += _repeat_option("--exempt", self.exempt)
         explain = state if self.live or state else ["--compiled"]
         live = ["--live"] if self.live else []
+        live += ["--snapshot", str(self.snapshot)] if self.snapshot else []
         return SuggestedCommands(file[0] if file else None, (*explain, *file), (*file, *live, *state, *uplinks))
 
 
@@ -97,6 +106,7 @@ def command(
         bool,
         typer.Option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
     ] = False,
+    snapshot: SnapshotFile = None,
     ruleset: RulesetFile = None,
     rules: RuleFiles = None,
     routes: RouteFiles = None,
@@ -116,19 +126,24 @@ def command(
 
     The proof covers all packets of IPv4 and IPv6.
     """
-    inputs = VerifyInput(file, live, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ())
+    inputs = VerifyInput(
+        file, live, snapshot, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ()
+    )
     inputs.check()
     if as_json and script is not None and str(script) == "-":
         raise Failure("--script -: standard output is taken by --json", EXIT_BAD_INPUT)
     uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
     require_no_policy(bool(uplinks), file is not None)
     policy = read_policy(file) if file is not None else None
+    stored = read_snapshot(snapshot) if snapshot is not None else None
+    if policy is None and not uplinks and stored is not None:
+        policy = _policy_of(stored, snapshot)
     if policy is None and not uplinks:
         if not live:
             raise Failure(_NO_INPUT, EXIT_BAD_INPUT)
         this_kernel()  # first, so that a missing root privilege is the message
         policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
-    judged_state = _prove(inputs, policy, uplinks)
+    judged_state = _prove(inputs, stored, policy, uplinks)
     from .render.proof_report import print_proof, verdict_headline
 
     if script is not None:
@@ -144,13 +159,30 @@ def command(
         raise typer.Exit(status)
 
 
+def _policy_of(stored: Snapshot, file: Path | None) -> tuple[Policy, PolicyText]:
+    from ..policy.errors import PolicyError
+
+    if stored.policy is None:
+        raise Failure(f"{file}: no policy was in force; name one, or its uplinks: {_SNAPSHOT_USAGE}", EXIT_BAD_INPUT)
+    try:
+        return stored.policy.load()
+    except PolicyError as error:
+        raise Failure(f"{file}: the policy in it is not valid: {error}", EXIT_BAD_INPUT) from None
+
+
 def _prove(
-    inputs: VerifyInput, policy: tuple[Policy, PolicyText] | None, uplinks: Sequence[GivenUplink]
+    inputs: VerifyInput,
+    stored: Snapshot | None,
+    policy: tuple[Policy, PolicyText] | None,
+    uplinks: Sequence[GivenUplink],
 ) -> Verification:
     from ..runtime import verify
 
     subject = policy[0] if policy else uplinks
     with _Progress() as progress:
+        if stored is not None:
+            name = f"the snapshot of {stored.time}"
+            return verify.verify_snapshot(name, stored, subject, inputs.exempt, progress)
         if inputs.has_state_files:
             state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes)
             return verify.verify_files(state, subject, inputs.exempt, progress)

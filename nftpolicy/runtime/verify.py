@@ -21,6 +21,7 @@ from ..proof.policy_spec import exemption
 from ..proof.prover import Progress, prove
 from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
+from .snapshot import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
@@ -109,15 +110,26 @@ def verify_kernel(
     progress: Progress,
 ) -> Verification:
     """Verify this kernel, with all tables, rules and routes."""
+    return verify_snapshot("this kernel", take_snapshot(kernel), subject, exempt, progress)
+
+
+def verify_snapshot(
+    name: str,
+    snapshot: Snapshot,
+    subject: Policy | Sequence[GivenUplink],
+    exempt: Iterable[str],
+    progress: Progress,
+) -> Verification:
+    """Verify what was read of a kernel; `name` says which, for the report."""
     devices = _devices(subject)
-    ports = kernel.bridge_ports(devices)
-    state = kernel.read_all()
+    ports = {device: snapshot.bridge_ports[device] for device in devices if device in snapshot.bridge_ports}
+    state = snapshot.state
     if isinstance(subject, Policy):
         state = _with_policy_keys(state, subject, ports)
-    absent = sorted(set(devices) - kernel.device_names())
+    absent = sorted(set(devices) - snapshot.devices)
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
-    features = KernelFeatures(kernel.supports_egress_hook("lo"), kernel.ip_families())
-    return _verify("this kernel", state, subject, ports, exempt, unjudged, progress, features)
+    features = KernelFeatures(snapshot.egress_hook, snapshot.families)
+    return _verify(name, state, subject, ports, exempt, unjudged, progress, features)
 
 
 def verify_files(

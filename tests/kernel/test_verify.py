@@ -1,7 +1,9 @@
 """`verify --live` on kernels that hold a policy, that lost a rule of it, and that hold foreign tables beside it."""
 
 import json
+import re
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -311,3 +313,37 @@ def test_verify_library_abort_is_one_message():
     assert done.returncode in (1, 4)
     assert "Traceback" not in done.stderr
     assert (done.returncode == 4) == ("libnftables itself" in done.stderr)
+
+
+# --- snapshot ------------------------------------------------------------------------------------
+
+
+def test_snapshot_has_the_verdict_of_the_kernel(shared_node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "node.json"
+    shared_node.run("snapshot", str(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert json.loads(file.read_text()) | {"time": ""} == json.loads(shared_node.run("snapshot").stdout) | {"time": ""}
+    live = shared_node.verify().replace("this kernel", "STATE", 1)
+    desk = [*PROGRAM, "verify", "--snapshot", str(file)]
+    done = subprocess.run(desk, capture_output=True, text=True, check=True, timeout=limit(60), cwd=ROOT)
+    assert re.sub(r"the snapshot of [0-9T:-]+Z", "STATE", done.stdout, count=1) == live
+
+
+def test_snapshot_of_a_leaking_kernel_is_refuted(guarded_node: Node, tmp_path: Path) -> None:
+    guarded_node.space.run(["nft", "flush", "chain", "inet", "nftpolicy", "wan.guard"])
+    guarded_node.space.run(["nft", "add", "rule", "inet", "nftpolicy", "wan.guard", "accept"])
+    file = tmp_path / "node.json"
+    guarded_node.run("snapshot", str(file))
+    desk = [*PROGRAM, "verify", "--snapshot", str(file)]
+    done = subprocess.run(desk, capture_output=True, text=True, check=False, timeout=limit(60), cwd=ROOT)
+    live = guarded_node.run("verify", "--live", check=False)
+    assert done.returncode == live.returncode != 0
+    assert done.stdout.splitlines()[1:6] == live.stdout.splitlines()[1:6]
+
+
+def test_snapshot_without_root_or_directory_is_refused(shared_node: Node, tmp_path: Path) -> None:
+    done = shared_node.run("snapshot", check=False, uid=65534)
+    assert (done.returncode, done.stdout) == (4, "")
+    done = shared_node.run("snapshot", str(tmp_path / "none" / "file"), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot be written: No such file or directory" in done.stderr

@@ -283,7 +283,7 @@ def test_live_without_kernel_has_status_4(monkeypatch):
     monkeypatch.setattr(verify, "this_kernel", no_kernel)
     for uplink, mark in ((["wan=eth0"], ["1"]), ([], [])):
         with pytest.raises(Failure) as failure:
-            verify.command(None, True, None, [], [], uplink, mark, [], False, None)
+            verify.command(live=True, uplink=uplink, mark=mark)
         assert failure.value.status == EXIT_UNAVAILABLE
 
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""nftpolicy snapshot [FILE]"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .. import __version__
+from .common import EXIT_BAD_INPUT, Failure, resolve_account, this_kernel, warn
+
+if TYPE_CHECKING:
+    from ..runtime.snapshot import PolicyInForce, Snapshot
+
+_PRIVATE = 0o600  # the document has addresses, routes and the firewall of the machine
+
+
+def command(
+    file: Annotated[Path | None, typer.Argument(help="File to write; default or -: standard output.")] = None,
+) -> None:
+    """Write all that a proof reads of this kernel into one file.
+
+    `nftpolicy verify --snapshot FILE` proves it on any machine, without root.
+    """
+    import os
+
+    from attrs import evolve
+
+    from ..runtime.snapshot import encode_snapshot, take_snapshot
+
+    kernel = this_kernel()
+    snapshot = evolve(
+        take_snapshot(kernel),
+        policy=_policy_in_force(),
+        program=__version__,
+        kernel=os.uname().release,
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    text = encode_snapshot(snapshot)
+    if file is None or str(file) == "-":
+        print(text, end="")
+        return
+    from ..runtime.atomic_file import write_file
+
+    try:
+        write_file(file, text.encode(), _PRIVATE)
+    except OSError as error:
+        raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
+
+
+def _policy_in_force() -> PolicyInForce | None:
+    from ..policy.errors import PolicyError
+    from ..runtime.apply.state_dir import current_state_dir
+    from ..runtime.snapshot import policy_in_force
+
+    last = current_state_dir().policy()
+    if last is None:
+        return None
+    try:
+        return policy_in_force(*last, resolve_account)
+    except PolicyError as error:
+        warn(f"the snapshot is written without the policy in force, which is no longer valid: {error}")
+        return None
+
+
+def read_snapshot(file: Path) -> Snapshot:
+    """Return the snapshot in a file; "-" is standard input.
+
+    Raises:
+        Failure: the file cannot be read, or is not a snapshot of this version.
+    """
+    from ..runtime.snapshot import SnapshotError, decode_snapshot
+
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return decode_snapshot(data)
+    except OSError as error:
+        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
+    except SnapshotError as error:
+        raise Failure(f"{name}: {error}; write it with 'nftpolicy snapshot FILE'", EXIT_BAD_INPUT) from None

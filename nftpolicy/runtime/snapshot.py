@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Snapshot: everything that a proof reads of one network namespace, as one JSON document.
+
+A proof of the snapshot, on any machine and without root, is the proof of the machine at that time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from ..exceptions import NftpolicyError
+from ..netstate.formats.snapshot_codec import decode_state, encode_state
+from ..netstate.state import NetState
+from ..policy.errors import PolicyText
+from ..policy.load import AccountLookup, load
+from ..policy.objects import Account, Policy
+
+if TYPE_CHECKING:
+    from ..kernel.linux import Linux
+
+FORMAT = "nftpolicy snapshot 1"
+_KEYS = frozenset(
+    {"format", "program", "kernel", "time", "egress_hook", "families", "bridge_ports", "devices", "policy", "state"}
+)
+
+
+class SnapshotError(NftpolicyError):
+    """A document is not a snapshot that this version can read; the message says why."""
+
+
+@frozen
+class PolicyInForce:
+    """Policy that was in force: file name, text, and the numbers of its accounts on that machine.
+
+    `accounts` has (kind, name or number as text, number); kind is "user" or "group".
+    """
+
+    name: str
+    text: str
+    accounts: tuple[tuple[str, str, int], ...] = ()
+
+    def load(self) -> tuple[Policy, PolicyText]:
+        """Return the policy with the accounts of its machine.
+
+        Raises:
+            PolicyError: the text is not a policy of this version.
+        """
+        numbers = {(kind, item): number for kind, item, number in self.accounts}
+
+        def account(kind: str, item: object) -> Account:
+            if (kind, str(item)) not in numbers:
+                raise ValueError(f"the snapshot has no number of {kind} {item!r}")
+            return Account(str(item), numbers[kind, str(item)])
+
+        return load(self.text.encode(), self.name, account)
+
+
+@frozen
+class Snapshot:
+    """State of one network namespace at `time` (UTC, ISO 8601), and the features of its kernel.
+
+    `program` is the version of nftpolicy that read it, `kernel` the release of Linux.
+    """
+
+    state: NetState
+    bridge_ports: Mapping[str, Sequence[str]]
+    devices: frozenset[str]
+    egress_hook: bool
+    families: tuple[int, ...]
+    policy: PolicyInForce | None = None
+    program: str = ""
+    kernel: str = ""
+    time: str = ""
+
+
+def take_snapshot(kernel: Linux) -> Snapshot:
+    """Return the snapshot of the network namespace of this process, without policy, versions and time."""
+    devices = kernel.device_names()
+    return Snapshot(
+        bridge_ports=kernel.bridge_ports(sorted(devices)),
+        state=kernel.read_all(),
+        devices=frozenset(devices),
+        egress_hook=kernel.supports_egress_hook("lo"),
+        families=kernel.ip_families(),
+    )
+
+
+def policy_in_force(name: str, text: bytes, accounts: AccountLookup) -> PolicyInForce:
+    """Return the policy in force with the numbers of its accounts on this machine.
+
+    Raises:
+        PolicyError: the text is no longer a valid policy here.
+    """
+    numbers: list[tuple[str, str, int]] = []
+
+    def account(kind: str, item: object) -> Account:
+        resolved = accounts(kind, item)
+        numbers.append((kind, str(item), resolved.number))
+        return resolved
+
+    load(text, name, account)
+    return PolicyInForce(name, text.decode(), tuple(numbers))
+
+
+def encode_snapshot(snapshot: Snapshot) -> str:
+    """Return the document of a snapshot."""
+    policy = snapshot.policy
+    document = {
+        "format": FORMAT,
+        "program": snapshot.program,
+        "kernel": snapshot.kernel,
+        "time": snapshot.time,
+        "egress_hook": snapshot.egress_hook,
+        "families": list(snapshot.families),
+        "bridge_ports": {name: list(ports) for name, ports in sorted(snapshot.bridge_ports.items())},
+        "devices": sorted(snapshot.devices),
+        "policy": policy and {"name": policy.name, "text": policy.text, "accounts": [list(a) for a in policy.accounts]},
+        "state": encode_state(snapshot.state),
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def decode_snapshot(text: bytes) -> Snapshot:
+    """Return the snapshot in a document.
+
+    Raises:
+        SnapshotError: it is not a snapshot, is damaged, or another version wrote it.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SnapshotError(f"not the JSON that 'nftpolicy snapshot' prints: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise SnapshotError(f'not a snapshot of this version: its key "format" is not {FORMAT!r}')
+    for key in sorted(_KEYS ^ document.keys()):
+        raise SnapshotError(f"{key!r} is {'missing' if key in _KEYS else 'an unknown key'}")
+    try:
+        return _decode(document)
+    except ValueError as error:
+        version = str(document["program"])
+        raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
+
+
+def _decode(document: Mapping[str, Any]) -> Snapshot:
+    ports = _expect(document["bridge_ports"], dict)
+    return Snapshot(
+        state=decode_state(document["state"]),
+        bridge_ports={name: _texts(value) for name, value in ports.items()},
+        devices=frozenset(_texts(document["devices"])),
+        egress_hook=_expect(document["egress_hook"], bool),
+        families=tuple(_expect(family, int) for family in _expect(document["families"], list)),
+        policy=None if document["policy"] is None else _decode_policy(document["policy"]),
+        program=_expect(document["program"], str),
+        kernel=_expect(document["kernel"], str),
+        time=_expect(document["time"], str),
+    )
+
+
+def _decode_policy(item: object) -> PolicyInForce:
+    policy = _expect(item, dict)
+    if policy.keys() != {"name", "text", "accounts"}:
+        raise ValueError('"policy" has not the keys name, text and accounts')
+    accounts = []
+    for account in _expect(policy["accounts"], list):
+        kind, name, number = _expect(account, list)
+        accounts.append((_expect(kind, str), _expect(name, str), _expect(number, int)))
+    return PolicyInForce(_expect(policy["name"], str), _expect(policy["text"], str), tuple(accounts))
+
+
+def _texts(item: object) -> tuple[str, ...]:
+    return tuple(_expect(text, str) for text in _expect(item, list))
+
+
+def _expect(item: Any, kind: type) -> Any:
+    if type(item) is not kind:
+        raise ValueError(f"expected {kind.__name__}, got {type(item).__name__}")
+    return item
