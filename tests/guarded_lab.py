@@ -29,11 +29,14 @@ ENVIRONMENT = {"NFTPOLICY_STATE": STATE, "PYTHONDONTWRITEBYTECODE": "1"}
 
 # What the shipped policy exempts, written a second time and by hand: the tests must not believe the compiler.
 _EXEMPT = """
-        IPV4 udp sport 68 udp dport 67 counter name exempt accept
-        IPV4 ip protocol igmp ip ttl 1 counter name exempt accept
-        ip6 saddr fe80::/10 udp sport 546 udp dport 547 counter name exempt accept
-        icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 counter name exempt accept
-        icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 daddr ff02::/16 counter name exempt accept
+        IPV4 ip daddr 255.255.255.255 udp sport 68 udp dport 67 counter name exempt accept
+        IPV4 ip protocol igmp ip ttl 1 ip daddr 224.0.0.22 counter name exempt accept
+        IPV4 ip protocol igmp ip ttl 1 igmp type { 0x12, 0x16, 0x17 } counter name exempt accept
+        IPV6 ip6 saddr fe80::/10 ip6 daddr ff02::1:2 udp sport 546 udp dport 547 counter name exempt accept
+        IPV6 icmpv6 type { 133, 135, 136 } ip6 hoplimit 255 ip6 daddr { fe80::/10, ff02::/16 } counter name exempt accept
+        IPV6 icmpv6 type { 135, 136 } ip6 hoplimit 255 meta skuid 0-4294967294 counter name unmarked accept
+        IPV6 icmpv6 type { 135, 136 } ip6 hoplimit 255 counter name exempt accept
+        IPV6 icmpv6 type { 131, 132, 143 } ip6 hoplimit 1 ip6 daddr ff02::/16 counter name exempt accept
         counter name unmarked"""
 _WATCH = """
 table inet watchtest {
@@ -55,7 +58,7 @@ table netdev watchtest {
     chain watch {
         type filter hook egress devices = { DEVICES } priority 20000; policy accept;
         meta mark & MASK == VALUE accept
-        meta protocol arp counter name exempt accept
+        @ll,96,16 0x0806 counter name exempt accept
         NETDEV
     }
 }
@@ -136,8 +139,9 @@ def watching(lab: Lab, mark: str = "1/1") -> Iterator["Watch"]:
     """Count, with rules of the test after the guard, unmarked leaving and marked misrouted packets."""
     value, mask = mark.split("/")
     devices = ", ".join(sorted({at.WAN, lab.wan_port}))
-    text = _WATCH.replace("INET", _EXEMPT.replace("IPV4", "meta nfproto ipv4"))
-    text = text.replace("NETDEV", _EXEMPT.replace("IPV4", "meta protocol ip"))
+    in_frame = {4: "@ll,96,16 0x0800 meta protocol ip", 6: "@ll,96,16 0x86dd meta protocol ip6"}
+    text = _WATCH.replace("INET", _EXEMPT.replace("IPV4", "meta nfproto ipv4").replace("IPV6", "meta nfproto ipv6"))
+    text = text.replace("NETDEV", _EXEMPT.replace("IPV4", in_frame[4]).replace("IPV6", in_frame[6]))
     for word, meaning in (("MASK", mask), ("VALUE", value), ("DEVICES", devices), ("WAN", at.WAN)):
         text = text.replace(word, meaning)
     lab.node.nft(text)

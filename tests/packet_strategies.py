@@ -8,6 +8,7 @@ from itertools import product
 from attrs import evolve, frozen
 from hypothesis import strategies as st
 
+from nftpolicy.model.packet import ETHERTYPES as IP_TYPES
 from nftpolicy.model.packet import (
     FORWARD,
     FRAME,
@@ -31,6 +32,7 @@ FAR = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
 NOBODY = 65533
 TTL = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}
 ECHO = {4: ("icmp", "type"), 6: ("icmpv6", "type")}
+REPORT = ("igmp", "type")
 ETHERTYPES = (0x0806, 0x888E, 0x8863, 0x8864, 0x88B5, 0x8100)
 SYN, RST, ACK = 2, 4, 16
 
@@ -140,6 +142,14 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
             yield evolve(anyone, bound=device, origin=FRAME)
             for ethertype in ETHERTYPES:
                 yield evolve(anyone, bound=device, origin=FRAME, ethertype=ethertype)
+                yield evolve(anyone, bound=device, origin=FRAME, fields={("ether", "type"): ethertype})
+                yield evolve(
+                    anyone,
+                    bound=device,
+                    origin=FRAME,
+                    ethertype=ethertype,
+                    fields={("ether", "type"): IP_TYPES[family]},
+                )
             for one in exempt(family):
                 yield evolve(one, bound=device)
                 yield evolve(one, bound=device, origin=FRAME)
@@ -199,12 +209,17 @@ def exempt(family: int) -> Iterator[Packet]:
     near, origin = parse_address("fe80::99"), {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
     if family == 4:
         yield Packet(4, parse_address("255.255.255.255"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
-        yield Packet(4, parse_address("224.0.0.22"), protocol=IGMP, fields={TTL[4]: 1}, **origin)
+        yield Packet(4, parse_address("192.0.2.1"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
+        for group, kind in (("224.0.0.22", 0x22), ("224.0.0.2", 0x17), ("239.1.2.3", 0x16)):
+            yield Packet(4, parse_address(group), protocol=IGMP, fields={TTL[4]: 1, REPORT: kind}, **origin)
         return
-    for kind, ttl in ((133, 255), (135, 255), (136, 255), (131, 1), (132, 1), (143, 1)):
-        fields = {ECHO[6]: kind, TTL[6]: ttl}
-        yield Packet(6, parse_address("ff02::16"), near, ICMPV6, fields=fields, **origin)
-    yield Packet(6, parse_address("ff02::1"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
+    kinds = {"ff02::2": (132, 133), "ff02::1": (136,), "ff02::1:ff00:1": (131, 135), "ff02::16": (143,)}
+    for group, kind in ((group, kind) for group, of_group in kinds.items() for kind in of_group):
+        fields = {ECHO[6]: kind, TTL[6]: 1 if kind in (131, 132, 143) else 255}
+        yield Packet(6, parse_address(group), near, ICMPV6, fields=fields, **origin)
+    for kind in (135, 136):
+        yield Packet(6, FAR[6], near, ICMPV6, fields={ECHO[6]: kind, TTL[6]: 255}, **origin)
+    yield Packet(6, parse_address("ff02::1:2"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
     yield Packet(6, near + 1, near, UDP, 40000, 4789, **origin)
     yield Packet(6, parse_address("ff02::1"), near, UDP, 40000, 1001, **{**origin, "origin": SOCKET})
     yield Packet(6, near + 1, near, UDP, 1001, 40000, **{**origin, "origin": SOCKET})
@@ -263,6 +278,9 @@ def _edits(aim: Aims) -> list[list[Edit]]:
         [field((TTL[4], TTL[6]), value) for value in (1, 64, 254, 255)],
         [field((ECHO[4], ECHO[6]), value) for value in kinds],
         flags,
+        [field((REPORT,) * 2, value) for value in (0x11, 0x12, 0x16, 0x17, 0x22)],
+        [field((("ether", "type"),) * 2, value) for value in (0x0800, 0x86DD, 0x0806, 0x8100)],
+        [field((("ether", "readable"),) * 2, 0), field((("meta", "oiftype"),) * 2, 512)],
         [field((("ip", "frag-off"),) * 2, 100), field((("meta", "pkttype"),) * 2, 3)],
     ]
 
@@ -283,7 +301,7 @@ def whole(packet: Packet, aim: Aims) -> Packet:
         name: value
         for name, value in packet.fields.items()
         if {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}.get(name[0], packet.family) == packet.family
-        and (name[0] != "meta" or packet.origin == FRAME)
+        and (name[0] not in ("meta", "ether") or packet.origin == FRAME)
     }
     return evolve(
         packet, bound=bound, iif=iif, source=source, ethertype=ethertype, protocol=protocol, fields=fields

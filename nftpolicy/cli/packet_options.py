@@ -290,7 +290,7 @@ def _socket_flow(socket: ProcessSocket, family: int, find_flow: FlowLookup) -> C
     entry = find_flow(family, socket.protocol, socket.local, socket.sport, socket.remote, socket.dport)
     if entry is None:
         return CtInfo("established" if socket.kind == "stream" else "new")
-    return CtInfo(entry.state, entry.direction, entry.mark)
+    return CtInfo(entry.state, entry.direction, entry.mark, True if entry.state == "new" else None)
 
 
 def _frame(socket: ProcessSocket, options: PacketOptions) -> Packet | str:

@@ -71,7 +71,7 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     except OSError as error:
         raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
     try:
-        document = json.loads(data)
+        document = json.loads(data, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
         message = f"not the JSON that '{command}' prints: {_shorten(error)}"
         raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
@@ -80,6 +80,15 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     except ValueError as error:
         message = f"not what '{command}' prints: {_shorten(error)}"
         raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises ValueError for a key that it has twice."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return document
 
 
 def _shorten(error: Exception) -> str:

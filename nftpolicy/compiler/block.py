@@ -85,8 +85,9 @@ def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> I
     drop = matches.count_and_drop(STOPPED_COUNTER)
     yield Chain("inside", (*to_inside, drop))
     for policy, (name, uplink) in zip(_policy_of_each_uplink(policies), uplinks, strict=True):
-        exempt = _exempt(name, uplink, "inet", _stray_drops(policy, uplink))
+        exempt = _exempt(name, uplink, _stray_drops(policy, uplink))
         yield Chain(object_name(name, "passes"), (*exempt, *_replies(name, uplink)))
+        yield from _kernel_chains(name, uplink)
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
 
 
@@ -101,14 +102,23 @@ def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
     return [matches.count_and_drop(_STRAY, matches.has_mark(other.mark)) for other in other_uplinks]
 
 
-def _exempt(name: str, uplink: Uplink, family: str, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
+def _is_unmarked(uplink: Uplink) -> Match:
+    return Match(matches.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+
+
+def _kernel_chains(name: str, uplink: Uplink) -> Iterator[Chain]:
+    for chain in exemptions.kernel_chains(name, uplink.exempt):
+        yield Chain(chain.name, tuple(map(_uncounted, chain.rules)))
+
+
+def _exempt(name: str, uplink: Uplink, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
     """Yield the exemptions for packets without the mark; membership reports may have any mark."""
-    is_unmarked = Match(matches.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    is_unmarked = _is_unmarked(uplink)
     reports = exemptions.report_exemptions(uplink.exempt)
-    yield from map(_uncounted, exemptions.exemption_rules(name, reports, family))
+    yield from map(_uncounted, exemptions.exemption_rules(name, reports))
     yield from stray_drops
     further_exemptions = tuple(word for word in uplink.exempt if word not in reports)
-    for rule in exemptions.exemption_rules(name, further_exemptions, family):
+    for rule in exemptions.exemption_rules(name, further_exemptions):
         yield Rule((is_unmarked, *_uncounted(rule).statements))
 
 
@@ -138,7 +148,14 @@ def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[C
         # There is no conntrack at this hook, so the mark stands for the connection, which the IP
         # layer checks.
         replies = _replies(name, uplink, matches.has_mark(uplink.mark))
-        yield Chain(object_name(name, "passes"), (*_exempt(name, uplink, "netdev"), *replies))
+        packets = Chain(object_name(name, "packets"), (*_exempt(name, uplink), *replies))
+        to_packets = exemptions.ip_frame_rules(Verdict("jump", packets.name))
+        frames = map(_uncounted, exemptions.frame_rules(name, uplink.exempt))
+        is_unmarked = _is_unmarked(uplink)
+        passes = (Rule((is_unmarked, *rule.statements)) for rule in frames)
+        yield Chain(object_name(name, "passes"), (*passes, *to_packets))
+        yield packets
+        yield from _kernel_chains(name, uplink)
         for device in uplink.devices:
             ports = host.bridge_ports.get(device, ())
             bridge_ports |= set(ports)

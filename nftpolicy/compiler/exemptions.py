@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..netstate.nft import ACCEPT, AnonymousSet, CounterRef, Match, MatchRight, Meta, Payload, Rule
+from ..netstate.nft import ACCEPT, AnonymousSet, Chain, CounterRef, Match, MatchRight, Meta, Payload, Rule, Verdict
+from .matches import HAS_OWNER
 from .object_names import object_name
 
 LINK_LOCAL, LINK_LOCAL_GROUPS = "fe80::/10", "ff02::/16"
@@ -26,43 +27,79 @@ def _any(*values: int | str) -> AnonymousSet:
 class ExemptionMatches:
     """Matches of one exemption.
 
-    `packets`: alternatives; all matches of an alternative have to match. `family`: "ip" if the
-    matches alone do not imply IPv4. `frames`: ethertypes; all of their frames pass.
+    `packets`: alternatives; all matches of an alternative have to match. `kernel_packets`: more
+    alternatives, for packets that no process sends. `frames`: ethertypes; all of their frames pass.
     """
 
     packets: tuple[tuple[Match, ...], ...] = ()
-    family: str | None = None
+    kernel_packets: tuple[tuple[Match, ...], ...] = ()
     frames: tuple[int | str, ...] = ()
 
 
 _FROM_LINK_LOCAL = _is("ip6", "saddr", LINK_LOCAL)
+_FROM_LINK = _is("ip6", "saddr", _any("::", LINK_LOCAL))
 _TO_NEIGHBOURS = _is("ip6", "daddr", _any(LINK_LOCAL, LINK_LOCAL_GROUPS))
+_TO_HOSTS = "1.0.0.0-223.255.255.255"  # neither this network nor a group nor reserved
+
+_DHCPV4 = (_is("udp", "sport", 68), _is("udp", "dport", 67))
+_IS_NEIGHBOUR_DISCOVERY = _is("ip6", "hoplimit", 255)
+_CODE_0 = _is("icmpv6", "code", 0)
+# All nodes and all routers, and the solicited-node groups.
+_DISCOVERY_GROUPS = ("ff02::1-ff02::2", "ff02::1:ff00:0/104")
+
+
+def _mld(group: str, *types: str) -> tuple[Match, ...]:
+    kind: MatchRight = types[0] if len(types) == 1 else _any(*types)
+    return (_is("ip6", "hoplimit", 1), _FROM_LINK, _is("ip6", "daddr", group), _is("icmpv6", "type", kind))
+
+
+def _igmp(group: str, *types: str) -> tuple[Match, ...]:
+    kind: MatchRight = types[0] if len(types) == 1 else _any(*types)
+    return (_is("ip", "ttl", 1), _is("ip", "daddr", group), _is("igmp", "type", kind))
+
 
 # Fields of one header are in the order of their offsets, as the kernel lists them.
 EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     "arp": ExemptionMatches(frames=("arp",)),
-    "dhcpv4": ExemptionMatches(((_is("udp", "sport", 68), _is("udp", "dport", 67)),), family="ip"),
-    "dhcpv6": ExemptionMatches(((_FROM_LINK_LOCAL, _is("udp", "sport", 546), _is("udp", "dport", 547)),)),
-    # Solicitations and neighbour advertisements; neither router advertisements nor redirects.
+    "dhcpv4": ExemptionMatches(((_is("ip", "daddr", "255.255.255.255"), *_DHCPV4),)),
+    "dhcpv4-unicast": ExemptionMatches(((_is("ip", "daddr", _TO_HOSTS), *_DHCPV4),)),
+    "dhcpv6": ExemptionMatches(
+        ((_FROM_LINK_LOCAL, _is("ip6", "daddr", "ff02::1:2"), _is("udp", "sport", 546), _is("udp", "dport", 547)),)
+    ),
+    # Solicitations and neighbour advertisements; neither router advertisements nor redirects. The
+    # kernel also asks and answers neighbours by their global addresses.
     "ndp": ExemptionMatches(
         (
             (
-                _is("ip6", "hoplimit", 255),
+                _IS_NEIGHBOUR_DISCOVERY,
+                _is("ip6", "daddr", _any(LINK_LOCAL, *_DISCOVERY_GROUPS)),
                 _is("icmpv6", "type", _any("nd-router-solicit", "nd-neighbor-solicit", "nd-neighbor-advert")),
+                _CODE_0,
             ),
-        )
-    ),
-    "mld": ExemptionMatches(
+        ),
         (
             (
-                _is("ip6", "hoplimit", 1),
-                _is("ip6", "daddr", LINK_LOCAL_GROUPS),
-                _is("icmpv6", "type", _any("mld-listener-report", "mld-listener-done", "mld2-listener-report")),
+                _IS_NEIGHBOUR_DISCOVERY,
+                Match(Payload("ip6", "daddr"), "ff00::/8", "!="),
+                _is("icmpv6", "type", _any("nd-neighbor-solicit", "nd-neighbor-advert")),
+                _CODE_0,
             ),
+        ),
+    ),
+    # Version 2 to its own group; version 1 to the group that it reports, and to all routers.
+    "mld": ExemptionMatches(
+        (
+            _mld("ff02::16", "mld2-listener-report"),
+            _mld("ff02::2", "mld-listener-done"),
+            _mld(LINK_LOCAL_GROUPS, "mld-listener-report"),
         )
     ),
     "igmp": ExemptionMatches(
-        ((_is("ip", "ttl", 1), _is("ip", "protocol", "igmp"), _is("ip", "daddr", "224.0.0.0/4")),)
+        (
+            _igmp("224.0.0.22", "membership-report-v3"),
+            _igmp("224.0.0.2", "leave-group"),
+            _igmp("224.0.0.0/4", "membership-report-v1", "membership-report-v2"),
+        )
     ),
     "vxlan-mesh": ExemptionMatches(((_FROM_LINK_LOCAL, _TO_NEIGHBOURS, _is("udp", "dport", 4789)),)),
     "respondd": ExemptionMatches(
@@ -72,17 +109,76 @@ EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     "pppoe": ExemptionMatches(frames=(0x8863, 0x8864)),
 }
 
-# Match for IPv4 packets in tables of each family.
-_IPV4 = {"inet": Match(Meta("nfproto"), "ipv4"), "netdev": Match(Meta("protocol"), "ip")}
+# The link header as the frame has it; `meta protocol` is what the sender says, also of an AF_PACKET
+# socket.
+FRAME_TYPE, _SAID_TYPE = Payload("ether", "type"), Meta("protocol")
+IP_PROTOCOLS = ("ip", "ip6")
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 
 
-def exemption_rules(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[Rule, ...]:
-    """Return the rules of an uplink's exemptions in a table of `family` ("inet" or "netdev")."""
+def exemption_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Return the rules of an uplink's exemptions for IP packets."""
+    origin = ("uplink", uplink, "exempt")
+    rules = []
+    for word in exempt:
+        passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
+        exemption = EXEMPTION_MATCHES[word]
+        rules += [Rule((*matches, *passes), origin=origin) for matches in exemption.packets]
+        to_kernel = Verdict("jump", _kernel_chain_name(uplink, word))
+        rules += [Rule((*matches, to_kernel), origin=origin) for matches in exemption.kernel_packets]
+    return tuple(rules)
+
+
+def _kernel_chain_name(uplink: str, word: str) -> str:
+    return object_name(uplink, "kernel", word)
+
+
+def kernel_chains(uplink: str, exempt: tuple[str, ...]) -> tuple[Chain, ...]:
+    """Return the chains that accept packets of the kernel: those without a socket of a process."""
+    origin = ("uplink", uplink, "exempt")
     return tuple(
-        Rule((*matches, CounterRef(object_name(uplink, "exempt", word)), ACCEPT), origin=("uplink", uplink, "exempt"))
+        Chain(
+            _kernel_chain_name(uplink, word),
+            (
+                Rule((HAS_OWNER, Verdict("return")), origin=origin),
+                Rule((CounterRef(object_name(uplink, "exempt", word)), ACCEPT), origin=origin),
+            ),
+            origin=origin,
+        )
         for word in exempt
-        for matches in _matches(EXEMPTION_MATCHES[word], family)
+        if EXEMPTION_MATCHES[word].kernel_packets
     )
+
+
+def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
+    """Return the rules of an uplink's exemptions for frames of other ethertypes."""
+    rules = []
+    for word in exempt:
+        frames = EXEMPTION_MATCHES[word].frames
+        if frames:
+            right: MatchRight = frames[0] if len(frames) == 1 else _any(*frames)
+            passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
+            rules.append(Rule((Match(FRAME_TYPE, right), *passes), origin=("uplink", uplink, "exempt")))
+    return tuple(rules)
+
+
+def exempt_protocols(exempt: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the IP protocols of the packets of exemptions, of "ip" and "ip6"."""
+    exemptions = (EXEMPTION_MATCHES[word] for word in exempt)
+    packets = [matches for each in exemptions for matches in (*each.packets, *each.kernel_packets)]
+    headers = {match.left.protocol for matches in packets for match in matches if isinstance(match.left, Payload)}
+    return tuple(name for name in IP_PROTOCOLS if name in headers)
+
+
+def ip_frame_rules(verdict: Verdict, protocols: tuple[str, ...] = IP_PROTOCOLS) -> tuple[Rule, ...]:
+    """Return rules that apply a verdict to frames that are IP packets, whatever their sender says.
+
+    A device without link header (PPP, a tunnel) sends what `meta protocol` says.
+    """
+    said_and_done = tuple(Rule((Match(_SAID_TYPE, name), Match(FRAME_TYPE, name), verdict)) for name in protocols)
+    if not protocols:
+        return ()
+    return (Rule((Match(Meta("oiftype"), _ARPHRD_ETHER, "!="), verdict)), *said_and_done)
 
 
 # Membership reports of the kernel can have any mark: skb->mark shares its memory with
@@ -100,16 +196,7 @@ def report_matches() -> list[tuple[Match, ...]]:
     return [matches for word in MEMBERSHIP_REPORTS for matches in EXEMPTION_MATCHES[word].packets]
 
 
-def _matches(exemption: ExemptionMatches, family: str) -> list[tuple[Match, ...]]:
-    first = (_IPV4[family],) if exemption.family == "ip" else ()
-    alternatives = [(*first, *matches) for matches in exemption.packets]
-    if exemption.frames and family == "netdev":
-        frames = exemption.frames
-        right: MatchRight = frames[0] if len(frames) == 1 else _any(*frames)
-        alternatives.append((Match(Meta("protocol"), right),))
-    return alternatives
-
-
 def exemption_counters(uplink: str, exempt: tuple[str, ...], family: str) -> tuple[str, ...]:
-    """Return the counter names of an uplink's exemption rules."""
-    return tuple(object_name(uplink, "exempt", word) for word in exempt if _matches(EXEMPTION_MATCHES[word], family))
+    """Return the counter names of an uplink's exemption rules in a table of `family` ("inet" or "netdev")."""
+    words = (word for word in exempt if family == "netdev" or EXEMPTION_MATCHES[word].packets)
+    return tuple(object_name(uplink, "exempt", word) for word in words)

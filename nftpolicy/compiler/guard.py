@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from attrs import evolve
+
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
 from . import dns, exemptions, matches, object_names
+from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
 from .service_sets import ServiceSets, unmarked_user_matches
@@ -39,7 +42,8 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
-    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks)
+    by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
+    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *by_kernel)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
@@ -103,7 +107,7 @@ def _mark_unmarked_users(name: str, uplink: Uplink, services: ServiceSets) -> It
 def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
     check = Verdict("goto", object_name(name, "identity"))
     marked = Rule((matches.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
-    reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
+    reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt))
     further_exemptions = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
     return Chain(
         object_name(name, "guard"),
@@ -111,7 +115,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
             marked,
             *reports,
             *_stray_drops(policy, name),
-            *exemptions.exemption_rules(name, further_exemptions, "inet"),
+            *exemptions.exemption_rules(name, further_exemptions),
             *_mark_unmarked_users(name, uplink, services),
             matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
         ),
@@ -122,7 +126,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
 def link_chains(
     policy: Policy, ports: Mapping[str, Sequence[str]], unhooked: frozenset[str] = frozenset()
 ) -> tuple[Chain, ...]:
-    """Return the chains of the link layer: a base chain per uplink device and per port of a bridge."""
+    """Return the chains of the link layer: a base chain per uplink device and per port of one."""
     chains = (chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
     return tuple(chain for chain in chains if not (chain.hook and chain.hook.device in unhooked))
 
@@ -130,9 +134,17 @@ def link_chains(
 def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
     origin = ("uplink", name, "devices")
     marked = Rule((matches.has_mark(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
-    exempt = exemptions.exemption_rules(name, uplink.exempt, "netdev")
     drop = matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name))
-    shared = Chain(object_name(name, "link"), (*exempt, drop), origin=origin)
+    to_packets = exemptions.ip_frame_rules(
+        Verdict("goto", object_name(name, "packets")), exemptions.exempt_protocols(uplink.exempt)
+    )
+    frames = (*exemptions.frame_rules(name, uplink.exempt), *(evolve(rule, origin=origin) for rule in to_packets))
+    packets = (*exemptions.exemption_rules(name, uplink.exempt), drop)
+    shared = (
+        Chain(object_name(name, "link"), (*frames, drop), origin=origin),
+        *([Chain(object_name(name, "packets"), packets, origin=origin)] if to_packets else []),
+        *kernel_chains(name, uplink.exempt),
+    )
     onward = Rule((Verdict("goto", object_name(name, "link")),), origin=origin)
     # A packet that a bridge forwards keeps the pkttype of its arrival; a packet that this machine
     # sends has none, which reads as "host". (meta iif is 0 for both at this hook.)
@@ -140,7 +152,7 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
     own = [_base(device, (marked, onward), origin) for device in uplink.devices]
     bridge_ports = [port for device in uplink.devices for port in ports.get(device, ())]
     of_ports = [_base(port, (marked, bridged, onward), origin) for port in bridge_ports]
-    return [shared, *own, *of_ports]
+    return [*shared, *own, *of_ports]
 
 
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:

@@ -32,13 +32,14 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, any_resol
     has_flow_mark = matches.has_mark(uplink.mark, matches.FLOW_MARK)
     to_replies = Verdict("goto", object_name(name, "answers"))
     rules.append(Rule((matches.IS_REPLY, has_flow_mark, to_replies), origin=origin))
-    rules += exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt), "inet")
+    rules += exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt))
     rules.append(matches.count_and_drop(object_name(name, "unentitled"), matches.HAS_OWNER, origin=origin))
     # Remaining packets have no socket owner: they are of the kernel's own sockets, or of sockets
-    # that a process has closed; the earlier packets of these passed above.
+    # that a process has closed; the earlier packets of these passed above. A reply of the kernel to
+    # a packet of a flow that began inside carries the mark too, if the packet arrived by the uplink.
     if services.kernel:
         origin_key = ("service", services.kernel[0], "kernel")
         rules.append(Rule((Match(L4PROTO, "udp"), ACCEPT), origin=origin_key))
-    rules.append(Rule((matches.IS_ESTABLISHED, ACCEPT), origin=origin))
+    rules.append(Rule((matches.IS_ORIGINAL, matches.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(matches.count_and_drop(object_name(name, "unentitled"), origin=origin))
     return Chain(object_name(name, "identity"), tuple(rules), origin=origin)

@@ -31,7 +31,10 @@ SOCKET_UID, SOCKET_GID, L4PROTO = Meta("skuid"), Meta("skgid"), Meta("l4proto")
 DEST_PORT = Payload("th", "dport")
 TCP_OR_UDP = Match(L4PROTO, AnonymousSet(frozenset({"tcp", "udp"})))
 TO_DNS = Match(DEST_PORT, 53)
-IS_REPLY = Match(Ct("direction"), "reply")
+IS_ORIGINAL, IS_REPLY = Match(Ct("direction"), "original"), Match(Ct("direction"), "reply")
+# The kernel confirms a flow when its first packet has passed all hooks. (`ct state new` matches
+# each packet until a reply.)
+BEGINS_FLOW = Match(Ct("status"), "confirmed", "!")
 _MAX_COMPARISONS = 4  # devices
 # Matches packets of a socket that a process holds. Without a socket, as for a RST of the kernel,
 # the expression breaks the rule, so it does not match.

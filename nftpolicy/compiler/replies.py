@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Replies: mark packets that arrive by an uplink, so that their replies leave by the same uplink.
 
-Each packet from an uplink gets its mark, and so does its flow; `fwmark_reflect`,
-`tcp_fwmark_accept` and the restore chain copy the mark to the replies. Replies that the policy
-does not allow are counted and dropped at the uplink instead of being sent inside.
+A flow that begins at an uplink gets the uplink's mark, and so do the packets that arrive by the
+uplink, except those of flows that began elsewhere: they may be forged, and must not move the flow.
+`fwmark_reflect`, `tcp_fwmark_accept` and the restore chain copy the mark to the replies. Replies
+that the policy does not allow are counted and dropped at the uplink instead of being sent inside.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from ..netstate.nft import (
     Bitwise,
     Chain,
     CounterRef,
-    Ct,
+    Expression,
     Fib,
     Hook,
     Mangle,
     Match,
+    OriginPath,
     Payload,
     Rule,
     Statement,
     Verdict,
 )
+from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
 from . import matches, object_names
 from .matches import FLOW_MARK, INPUT_DEVICE, PACKET_MARK
@@ -34,7 +37,7 @@ _LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anyca
 
 
 def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
-    """Return the chains that mark packets from uplinks, and clear these marks on all other packets."""
+    """Return the chains that mark packets and flows from uplinks, and clear these marks on all others."""
     entries = [
         (device, Verdict("goto", object_name(name, "arrival")))
         for name, uplink in policy.uplink.items()
@@ -43,30 +46,55 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
     mark_bits = 0
     for uplink in policy.uplink.values():
         mark_bits |= uplink.mark.mask
-    is_marked = Match(matches.and_mask(PACKET_MARK, mark_bits), 0, "!=")
-    cleared = 0 if mark_bits == FULL_MASK else Bitwise(PACKET_MARK, and_mask=~mark_bits & FULL_MASK)
     rules = (
         *matches.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
-        Rule((is_marked, Mangle(PACKET_MARK, cleared))),
+        Rule((_has_bits(PACKET_MARK, mark_bits), _clear(PACKET_MARK, mark_bits))),
+        # A flow that a conntrack helper expects inherits the mark of its master.
+        Rule((matches.BEGINS_FLOW, _has_bits(FLOW_MARK, mark_bits), _clear(FLOW_MARK, mark_bits))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
-    return (base, *(_uplink_arrival(name, uplink) for name, uplink in policy.uplink.items()))
+    return (base, *(_uplink_arrival(name, uplink, mark_bits) for name, uplink in policy.uplink.items()))
 
 
-def _uplink_arrival(name: str, uplink: Uplink) -> Chain:
+def _has_bits(key: Expression, bits: int) -> Match:
+    return Match(matches.and_mask(key, bits), 0, "!=")
+
+
+def _clear(key: Expression, bits: int) -> Mangle:
+    return Mangle(key, 0 if bits == FULL_MASK else Bitwise(key, and_mask=~bits & FULL_MASK))
+
+
+def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
     origin = ("uplink", name, "answer")
-    unmarked = Match(matches.and_mask(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
-    is_original = Match(Ct("direction"), "original")
+    began_elsewhere = Match(matches.and_mask(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    flow_mark = matches.set_mark(Mark(uplink.mark.value, mark_bits), FLOW_MARK)
     rules = (
+        *_dhcp_replies(uplink, origin),
         # Packets to an address of another device get no reply, so that the address is not revealed
         # (CVE-2019-14899).
         matches.count_and_drop(
             object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
         ),
+        Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
+        Rule((matches.IS_ORIGINAL, began_elsewhere, _clear(PACKET_MARK, mark_bits), ACCEPT), origin=origin),
         Rule((matches.set_mark(uplink.mark),), origin=origin),
-        Rule((is_original, unmarked, matches.set_mark(uplink.mark, FLOW_MARK)), origin=origin),
     )
     return Chain(object_name(name, "arrival"), rules, origin=origin)
+
+
+def _dhcp_replies(uplink: Uplink, origin: OriginPath) -> tuple[Rule, ...]:
+    """Return the rule that marks DHCP replies for an address that no device has yet.
+
+    With br_netfilter, frames by a bridge pass this hook before the client's AF_PACKET socket gets them.
+    """
+    if not {"dhcpv4", "dhcpv4-unicast"} & set(uplink.exempt):
+        return ()
+    is_reply = (
+        Match(Fib("type", ("daddr",)), "unicast"),
+        Match(Payload("udp", "sport"), 67),
+        Match(Payload("udp", "dport"), 68),
+    )
+    return (Rule((*is_reply, matches.set_mark(uplink.mark), ACCEPT), origin=origin),)
 
 
 def restore_chain(policy: Policy) -> Chain:

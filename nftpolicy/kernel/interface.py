@@ -49,7 +49,7 @@ class Kernel(Protocol):
         """Return the names of all network devices."""
 
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
-        """Return the ports of each of the devices that is a bridge."""
+        """Return the ports of each of the devices that is a bridge or a bond."""
 
     def supports_egress_hook(self, device: str) -> bool:
         """Return True if an nft chain can be hooked at the egress of the device now."""

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import evolve
-
 from ..netstate import nft
 from ..netstate.formats import nft_json_decode, nft_text
+from ..netstate.formats.nft_implied_tests import as_executed
 from ..netstate.operations import (
     ChainRules,
     IpRuleChange,
@@ -25,9 +24,10 @@ from ..netstate.operations import (
 from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
+from .bypass import take_looks
 from .errors import StepRefused, Unavailable
 from .libnft import Nft, parse_error
-from .netlink import nft_elements
+from .netlink import nft_ruleset
 from .netlink.nft_generation import read_consistent
 from .netlink.rtnetlink import Rtnetlink
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .live_sockets import LiveSockets
 
 PROC_SYS = Path("/proc/sys")
-_DEVICE_HOOKS = ("ingress", "egress")  # hooks that name a device, in families netdev and inet
 _GLOBAL_SYSCTLS = (
     "net/ipv4/fwmark_reflect",
     "net/ipv6/fwmark_reflect",
@@ -53,7 +52,7 @@ _CAP_NET_ADMIN = 12  # include/uapi/linux/capability.h
 def _device_sysctls(device: str) -> Iterable[str]:
     """Return the paths of the sysctls of a device, or of "all", that affect packets."""
     ipv4 = (f"net/ipv4/conf/{device}/{key}" for key in _DEVICE_SYSCTLS)
-    return (*ipv4, f"net/ipv6/conf/{device}/forwarding")
+    return (*ipv4, f"net/ipv6/conf/{device}/forwarding", f"net/ipv6/conf/{device}/disable_ipv6")
 
 
 class Linux:
@@ -73,27 +72,13 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(sysctls)))
 
     def _tables(self, families: Sequence[str], name: str) -> tuple[nft.Table, ...]:
-        tables = (self._table(family, name) for family in families)
-        return tuple(table for table in tables if table is not None)
+        listed = (self._table(family, name) for family in families)
+        executed = {table.key: table for table in nft_ruleset.read_tables(name)}
+        return tuple(as_executed(table, executed.get(table.key)) for table in listed if table is not None)
 
     def _table(self, family: str, name: str) -> nft.Table | None:
         listing = nft_json_decode.decode_ruleset(nft_list.list_table(self._nft, family, name))
-        table = next((table for table in listing if table.name == name), None)
-        return None if table is None else self._completed(table)
-
-    def _completed(self, table: nft.Table) -> nft.Table:
-        """Return the table with the parts that a terse listing leaves out: elements, devices of chains."""
-        table = self._with_elements(table)
-        if not any(chain.hook and chain.hook.hook in _DEVICE_HOOKS for chain in table.chains):
-            return table
-        return nft_json_decode.add_hook_devices(
-            table, self._nft.list_text(f"list table {table.family} {table.name}") or ""
-        )
-
-    def _with_elements(self, table: nft.Table) -> nft.Table:
-        sets = tuple(self._set_with_elements(table, entry) for entry in table.sets)
-        maps = tuple(self._map_with_elements(table, entry) for entry in table.maps)
-        return evolve(table, sets=sets, maps=maps)
+        return next((table for table in listing if table.name == name), None)
 
     def table_names(self) -> set[tuple[str, str]]:
         # In text, because nft 1.0.6 cannot write the flags of a table as JSON.
@@ -101,31 +86,14 @@ class Linux:
         return {(family, name) for _, family, name in lines}
 
     def read_all(self) -> NetState:
-        tables = read_consistent(self._all_tables)
+        tables = nft_ruleset.read_tables()
         versions = self.ip_families()
         rules = tuple(rule for version in versions for rule in self._rtnetlink.rules(version))
         routes = tuple(route for version in versions for route in self._rtnetlink.routes(version))
         devices = tuple(self._rtnetlink.devices())
         names = ("all", *(device.name for device in devices))
         paths = (*_GLOBAL_SYSCTLS, *(path for name in names for path in _device_sysctls(name)))
-        return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices)
-
-    def _all_tables(self) -> tuple[nft.Table, ...]:
-        listing = nft_json_decode.decode_ruleset(nft_list.list_ruleset(self._nft))
-        tables = nft_json_decode.add_text_only_details(listing, self._nft.list_text("list ruleset", terse=True) or "")
-        return tuple(self._with_elements(table) for table in tables)
-
-    def _set_with_elements(self, table: nft.Table, entry: nft.Set) -> nft.Set:
-        if nft_elements.is_readable(entry.type, entry.flags) and table.family in nft_elements.FAMILIES:
-            return evolve(entry, elements=nft_elements.read_elements(*table.key, entry.name, entry.type))
-        listing = self._nft.list_json(f"list set {table.family} {table.name} {entry.name}")
-        sets = nft_json_decode.decode_ruleset(listing)[0].sets if listing else ()
-        return sets[0] if sets else entry
-
-    def _map_with_elements(self, table: nft.Table, entry: nft.Map) -> nft.Map:
-        listing = self._nft.list_json(f"list map {table.family} {table.name} {entry.name}")
-        maps = nft_json_decode.decode_ruleset(listing)[0].maps if listing else ()
-        return maps[0] if maps else entry
+        return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes))
 
     def counters(self, table: str) -> CounterValues:
         listing = self._nft.list_json("list counters")

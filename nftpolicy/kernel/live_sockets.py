@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from .errors import Unavailable
 from .libnft import Nft
-from .netlink.conntrack import Conntrack, ConntrackEntry
+from .netlink.conntrack import Conntrack, ConntrackEntry, FlowAddresses
 from .netlink.rtnetlink import RouteLookups, Rtnetlink
 from .netlink.sock_diag import TCP, UDP, InetSocket, SockDiag
 from .socket_owners import SocketOwner, cgroup_numbers, socket_owners
@@ -58,6 +58,10 @@ class LiveSockets:
     def flows(self, value: int, mask: int) -> list[ConntrackEntry]:
         """Return the flows with `value` as conntrack mark & mask."""
         return self._connection_tracking().flows(value, mask)
+
+    def mark_flow(self, flow: FlowAddresses, value: int, mask: int) -> bool:
+        """Set the bits `mask` of a flow's mark to `value`; return False if there is no such flow."""
+        return self._connection_tracking().mark_flow(flow, value, mask)
 
     def delete_flow(self, entry: ConntrackEntry) -> bool:
         """Delete a flow from `flows`; return False if it has gone."""

@@ -22,11 +22,23 @@ SOCKET, FRAME, KERNEL, FORWARD = ("socket", "frame", "kernel", "forward")
 
 @frozen
 class CtInfo:
-    """Connection tracking data. `state`: new, established, related, invalid or untracked."""
+    """Connection tracking data. `state`: new, established, related, invalid or untracked.
+
+    `is_confirmed`: an earlier packet of the flow has passed (`ct status confirmed`). None: False for
+    a new packet, True for an established one, and not known for a related one.
+    """
 
     state: str = "new"
     direction: str = "original"
     mark: int = 0
+    is_confirmed: bool | None = None
+
+    @property
+    def has_earlier_packet(self) -> bool | None:
+        """Return `is_confirmed`, or the usual value of the state; None: not known."""
+        if self.is_confirmed is None and self.state != "related":
+            return self.state != "new" or self.direction == "reply"
+        return self.is_confirmed
 
 
 @frozen
@@ -54,7 +66,7 @@ class Packet:
     bound: str | None = None
     iif: str | None = None
     flow: CtInfo = CtInfo()
-    ethertype: int | None = None  # of a frame; None: the ethertype of the family
+    ethertype: int | None = None  # that the sender of a frame says; None: the ethertype of the family
     fields: Mapping[tuple[str, str], int] = Factory(dict)
 
     @property
@@ -64,8 +76,13 @@ class Packet:
 
     @property
     def protocol_number(self) -> int:
-        """Return the ethertype behind the link header (IEEE 802 numbers)."""
+        """Return the ethertype that the sender says (IEEE 802 numbers), `meta protocol`."""
         return self.ethertype if self.ethertype is not None else ETHERTYPES[self.family]
+
+    @property
+    def frame_type(self) -> int:
+        """Return the ethertype in the link header; that of its sender on a device without one."""
+        return self.fields.get(("ether", "type"), self.protocol_number)
 
 
 _FIELDS = tuple(attribute.name for attribute in fields(Packet))

@@ -31,7 +31,7 @@ class PacketView:
 
     A trace makes one per packet and changes `iif` and `oif` from hook to hook. `uid` and `gid` are
     None for a packet without a socket. `status` holds the names of `ct status` ("dnat", "snat",
-    ...).
+    ...), without "confirmed": `is_confirmed` is None if that bit is not known.
     """
 
     family: int
@@ -53,12 +53,14 @@ class PacketView:
     fields: Mapping[tuple[str, str], int] = Factory(dict)
     origin: str = "socket"
     status: frozenset[str] = frozenset()
+    is_confirmed: bool | None = None
     # Written by rules. `new_source` is None for an address that only the trace can determine
     # (masquerade), and so is the destination of a packet that a prerouting chain redirected.
     dnat: bool = False
     snat: bool = False
     new_source: int | None = None
     is_redirected: bool = False
+    is_diverted: bool = False  # assigned to a local socket (tproxy)
     notrack: bool = False
     # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not
     # known.
@@ -90,6 +92,7 @@ class PacketView:
             packet.ethertype,
             packet.fields,
             packet.origin,
+            is_confirmed=flow.has_earlier_packet,
         )
 
     def drop_socket(self) -> None:

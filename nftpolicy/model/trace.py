@@ -23,7 +23,7 @@ from .fib.rpdb import LOOPBACK
 from .fib.source_address import is_link_local6, is_multicast4
 from .nft.chains import Ruleset
 from .nft.hooks import DROPPED, HookTraversal, RerouteKey, needs_conntrack, reroute_key
-from .packet import FORWARD, FRAME, KERNEL, Packet
+from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
 from .packet_view import PacketView
 from .trace_step import NullLog, TraceLog, TraceStep
 
@@ -38,7 +38,8 @@ class Trace:
     `device` is the output device ("unknown": the packet may leave by it). Mark, addresses and port
     are those at the end, after NAT; `source` is None if the kernel's choice is not known.
     `unsupported` has the open questions and unsupported constructs on the path. `ct_mark` is the
-    mark of the connection at the end. `unanimous`: all branches end in the same state.
+    mark of the connection at the end. `unanimous`: all branches end in the same state. `branches`
+    are the traces of all branches, if their outcomes are known; empty without a branch.
     """
 
     packet: Packet
@@ -52,6 +53,14 @@ class Trace:
     unsupported: tuple[str, ...] = ()
     ct_mark: int = 0
     unanimous: bool = True
+    branches: tuple[Trace, ...] = ()
+
+    @property
+    def possible_traces(self) -> tuple[Trace, ...] | None:
+        """Return the traces that are possible, each with a known outcome; None: not known."""
+        if self.branches or not self.unsupported:
+            return self.branches or (self,)
+        return None
 
     @property
     def final_state(self) -> tuple[object, ...]:
@@ -128,6 +137,13 @@ class Model:
                 value = self._sysctls.get(f"net/ipv6/conf/{iif}/force_forwarding", "0")
         return value != "0"
 
+    def is_switched_off(self, family: int, device: str) -> bool:
+        """Return True if the kernel drops all IPv6 packets that arrive or leave by a device (disable_ipv6).
+
+        AF_PACKET sockets still send. Source: ip6_output, ip6_rcv_core.
+        """
+        return family == 6 and self._sysctls.get(f"net/ipv6/conf/{device}/disable_ipv6", "0") != "0"
+
 
 class _Tracer:
     """The trace of one packet in one branch."""
@@ -166,6 +182,9 @@ class _Tracer:
         stop = self._traverse("egress", oif=device, device=device)
         self._view.drop_socket()
         self._view.origin = FORWARD
+        # The receiver reads the ethertype of the frame (eth_type_trans).
+        frame_type = self._packet.frame_type
+        self._view.ethertype = None if frame_type == ETHERTYPES[self._packet.family] else frame_type
         return stop or self._input(device)
 
     def _send(self) -> Trace:
@@ -191,7 +210,7 @@ class _Tracer:
             # ip6_rcv_core drops ::1 from any other device than lo.
             self._record("route", "address ::1 received from another device than lo", "drop")
             return self._end(DROPPED)
-        return self._input(iif)
+        return self._drop_if_switched_off(iif) or self._input(iif)
 
     def _input(self, iif: str) -> Trace:
         packet, view = self._packet, self._view
@@ -205,6 +224,9 @@ class _Tracer:
         self._route = route
         if route.is_local:
             return self._traverse("input", iif=iif) or self._end(DELIVERED)
+        if view.is_diverted:
+            self._record("route", "not forwarded: it is assigned to a local socket", "drop")  # ip_forward, ip6_forward
+            return self._end(DROPPED)
         if not self._model.is_forwarding(packet.family, iif):
             self._record("route", f"not forwarded: forwarding is off for {iif}", "drop")
             return self._end(DROPPED)
@@ -271,7 +293,7 @@ class _Tracer:
         if self._packet.family == 6 and device == LOOPBACK and not self._route.is_local:
             self._record("route", "by lo, but not to this machine: IPv6 discards it", "drop")
             return self._end(DROPPED)
-        stop = self._traverse(
+        stop = self._drop_if_switched_off(device) or self._traverse(
             "postrouting",
             iif=iif,
             oif=device,
@@ -301,6 +323,13 @@ class _Tracer:
         return stop or self._end(DELIVERED)
 
     # Helpers
+
+    def _drop_if_switched_off(self, device: str) -> Trace | None:
+        """Return the trace that ends here if IPv6 is switched off on the device, else None."""
+        if not self._model.is_switched_off(self._packet.family, device):
+            return None
+        self._record("route", f"IPv6 is switched off on {device} (disable_ipv6)", "drop")
+        return self._end(DROPPED)
 
     def _record(self, kind: str, text: str, effect: str = "continue") -> None:
         if self._records:
@@ -346,9 +375,10 @@ def _merge(packet: Packet, branches: Branches[Trace]) -> Trace:
     leaving = [trace for trace in branches.results if trace.outcome == LEAVES]
     is_known = branches.is_complete and not branches.undetermined
     is_unanimous = is_known and len({trace.final_state for trace in branches.results}) == 1
+    known_branches = branches.results if is_known else ()
     if not leaving and is_known:
         longest = max(branches.results, key=lambda trace: _BY_LENGTH.index(trace.outcome))
-        return evolve(longest, unsupported=branches.unsupported, unanimous=is_unanimous)
+        return evolve(longest, unsupported=branches.unsupported, unanimous=is_unanimous, branches=known_branches)
     if not leaving:
         first, source, has_outcome = branches.results[0], None, False
     else:
@@ -362,4 +392,5 @@ def _merge(packet: Packet, branches: Branches[Trace]) -> Trace:
         source=source,
         unsupported=branches.unsupported,
         unanimous=is_unanimous,
+        branches=known_branches,
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
+from .bypass import Look
 from .nft import Table
 from .routing import IpRule, Route, Sysctl
 
@@ -17,6 +18,8 @@ class Device:
 
     `addresses` are ADDRESS/LENGTH, in the kernel's order. `group` is its device group, `master` the
     device that it is a port of, `kind` the type of a virtual device ("bridge", "vrf"; "": none).
+    `link` is the device below it (VLAN, macvlan, ...) or the other end (veth); `link_elsewhere`: in
+    another network namespace, so that `link` is None.
     """
 
     name: str
@@ -25,6 +28,8 @@ class Device:
     group: int = 0
     master: str | None = None
     kind: str = ""
+    link: str | None = None
+    link_elsewhere: bool = False
 
 
 @frozen
@@ -32,6 +37,7 @@ class NetState:
     """Tables, ip rules in order, routes, sysctls and devices of one network namespace.
 
     Without rules of a family, its rules are the kernel's defaults. Empty `devices`: unknown.
+    `looks` are for what marks or moves packets outside nftables; a subject without a look was not looked at.
     """
 
     tables: tuple[Table, ...] = ()
@@ -39,6 +45,7 @@ class NetState:
     routes: tuple[Route, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     devices: tuple[Device, ...] = ()
+    looks: tuple[Look, ...] = ()
 
     def table(self, family: str, name: str) -> Table | None:
         """Return the table of a family and name, or None."""

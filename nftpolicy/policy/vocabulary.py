@@ -10,6 +10,7 @@ from __future__ import annotations
 EXEMPTIONS = {
     "arp": "IPv4 neighbours are found by ARP (RFC 826)",
     "dhcpv4": "the uplink's IPv4 address comes by DHCP (RFC 2131); its client sends from a raw socket",
+    "dhcpv4-unicast": "the DHCP client fails if it cannot renew its lease by unicast (RFC 2131 4.4.5)",
     "dhcpv6": "the uplink's IPv6 addresses may come by DHCPv6 (RFC 8415)",
     "ndp": "IPv6 neighbours and routers are found by neighbour and router solicitation (RFC 4861)",
     "mld": "switches that snoop forward IPv6 multicast only to hosts that report (RFC 3810)",

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from ..model.nft import symbols
-from ..model.packet import FORWARD, TCP, UDP, CtInfo, Packet, address_range, parse_address
+from ..model.packet import ETHERTYPES, FORWARD, FRAME, TCP, UDP, CtInfo, Packet, address_range, parse_address
 from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_ranges
 from ..model.symbolic.header_space import HeaderSpace
+from .header_search import choose_header
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
 REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
@@ -16,6 +17,9 @@ _HOSTS = {
     4: tuple(address_range(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
     6: (address_range("2000::/3", 6),),
 }
+# Values that packets have where a box leaves a choice.
+_USUAL_VALUES = {"icmp.type": 8, "icmp.code": 0, "icmpv6.type": 128, "icmpv6.code": 0, "igmp.type": 0x22}
+_LATER_STATES = ("established", "related")  # a flow with a mark has had a packet before
 _STATES = {index: name for name, index in field_values.CT_STATES.items()}
 _DIRECTIONS = {index: name for name, index in field_values.CT_DIRECTIONS.items()}
 
@@ -33,49 +37,71 @@ def choose(ranges: Ranges | None, *preferred: int) -> int:
 def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = None) -> Packet:
     """Return a packet of a box, bound to `device`.
 
-    Where the box leaves a choice, fields get common values.
+    Where the box leaves a choice, fields get common values. Where a packet begins, it has no mark if another host sent
+    it, and its flow has none if it is new: only rules can give them the marks of the box.
     """
     family = space.family or 4
     frame_type = None
     if not space.family:
         frame_type = choose(box.get("ethertype"), 0x88B5)
     source = box.get("saddr")
-    protocol = choose(box.get("protocol"), UDP, TCP)
-    fields: dict[tuple[str, str], int] = {}
+    chosen = choose_header(space, box)
+    protocol = choose(box.get("protocol"), UDP, TCP) if chosen.protocol is None else chosen.protocol
+    fields = dict(chosen.fields)
     if "ttl" in box:
         fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = choose(box["ttl"], 64)
-    for name in ("icmp.type", "icmp.code", "icmpv6.type", "icmpv6.code"):
+    for name, usual in _USUAL_VALUES.items():
         if name in box:
             first, _, second = name.partition(".")
-            fields[first, second] = choose(box[name], 8 if first == "icmp" else 128)
-    if protocol == TCP:
+            fields[first, second] = choose(box[name], usual)
+    if origin == FRAME:
+        sender_type = ETHERTYPES[family] if frame_type is None else frame_type
+        fields |= {
+            (layer, field): choose(box[name], usual, ETHERTYPES[4])
+            for name, (layer, field), usual in (
+                ("ether.type", ("ether", "type"), sender_type),
+                ("ether.readable", ("ether", "readable"), 1),
+                ("oiftype", ("meta", "oiftype"), 1),
+            )
+            if name in box and choose(box[name], usual) != usual
+        }
+    if protocol == TCP and ("tcp", "flags") not in fields:
         flags = (
             choose(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
         )
         fields["tcp", "flags"] = sum(flags)
     arrival = choose(box.get("iif"), 0)
+    state = _STATES[choose(box.get("ct.state"), 0, 1)]
     return Packet(
         family,
         _destination(family, box.get("daddr")),
-        choose(source, 0) if source else None,
+        _source(family, source) if source else None,
         protocol,
         choose(box.get("sport"), 40000),
         choose(box.get("dport"), 9),
         origin,
-        _mark(space, box, "mark"),
+        _mark(space, box, "mark") if origin != FORWARD else 0,
         choose(box.get("uid"), 65534),
         choose(box.get("gid"), 65534),
         None,
         device if origin != FORWARD else None,
         field_values.representative_name(space.devices[arrival]) if origin == FORWARD and arrival else None,
         CtInfo(
-            _STATES[choose(box.get("ct.state"), 0, 1)],
+            state,
             _DIRECTIONS[choose(box.get("ct.direction"), 0)],
-            _mark(space, box, "ctmark"),
+            _mark(space, box, "ctmark") if state in _LATER_STATES else 0,
+            None if "ct.confirmed" not in box else bool(choose(box["ct.confirmed"], 0)),
         ),
         frame_type,
         fields,
     )
+
+
+def _source(family: int, ranges: Ranges) -> int:
+    """Return an address of a host, if the ranges hold one; not the unspecified one if they hold another."""
+    spans = host_ranges(family, ranges)
+    low, high = spans[0]
+    return choose(spans, min(low + 9, high)) if low == 0 else low
 
 
 def _destination(family: int, ranges: Ranges | None) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import groupby
 
 from ..model.nft.chains import NAT_PRIORITIES, Ruleset
 from ..model.symbolic.box import Box
 from ..model.symbolic.chain_event import BaseChain
 from ..model.symbolic.chain_transfer import ChainTransfer
+from ..model.symbolic.field_values import WHOLE
 from ..model.symbolic.header_space import HeaderSpace
 from ..model.symbolic.ruleset_scan import mark_kind, scan_ruleset
 from ..model.trace import Model
+from ..netstate.bypass import HeaderWrite
 from ..netstate.nft import (
     Chain,
     Dnat,
@@ -26,6 +29,7 @@ from ..netstate.nft import (
     UnknownStatement,
 )
 from ..netstate.state import NetState
+from .device_paths import DevicePaths
 
 _HOOK_ORDER = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK, include/uapi/linux/netfilter_ipv4.h
@@ -48,6 +52,11 @@ class ProofContext:
     def model(self) -> Model:
         """Return the model that traces single packets."""
         return Model(self.state, self.ruleset)
+
+    def is_switched_off(self, family: int) -> bool:
+        """Return True if the kernel has this family switched off on every device."""
+        devices = self.state.devices
+        return bool(devices) and all(self.model.is_switched_off(family, device.name) for device in devices)
 
     def chain_transfer(self, family: int) -> ChainTransfer:
         """Return the chain transfer function of a family (4, 6, or 0 for other frames)."""
@@ -101,12 +110,47 @@ class ProofContext:
         return any(
             self.is_at_or_after(other, base_chain) and other[1] is not base_chain[1]
             for other in self._chains_that_rewrite(family)
+        ) or any(
+            write.family == family and (_HOOK_ORDER[write.hook], write.priority) >= _order(base_chain)
+            for write in self.legacy_writes
         )
+
+    @cached_property
+    def legacy_writes(self) -> tuple[HeaderWrite, ...]:
+        """Return the writes of headers by rules of legacy iptables."""
+        return tuple(
+            effect
+            for look in self.state.looks
+            for actor in look.actors
+            for effect in actor.effects
+            if isinstance(effect, HeaderWrite) and effect.hook
+        )
+
+    @cached_property
+    def device_paths(self) -> DevicePaths:
+        """Return the paths of frames between the devices of the state."""
+        return DevicePaths(self.state.devices)
 
     @staticmethod
     def is_at_or_after(base_chain: BaseChain, other: BaseChain) -> bool:
         """Return True if a packet may pass `base_chain` at or after chain `other`."""
         return _order(other) <= _order(base_chain)
+
+    @staticmethod
+    def in_kernel_order(chains: Iterable[BaseChain]) -> list[BaseChain]:
+        """Return base chains in the order in which a packet passes them."""
+        return sorted(chains, key=_order)
+
+    def fields_written_in_unknown_order(self, family: int, chains: Iterable[BaseChain]) -> tuple[str, ...]:
+        """Return the fields that chains of one hook and priority write, whose order is not known."""
+        transfer, fields = self.chain_transfer(family), dict[str, None]()
+        for _, group in groupby(chains, key=_order):
+            tied = list(group)
+            if len(tied) > 1:
+                for table, chain in tied:
+                    if transfer.can_write(table, chain.name):
+                        fields |= dict.fromkeys(transfer.fields_written_in(table))
+        return tuple(fields)
 
     def _chains_that_rewrite(self, family: int) -> list[BaseChain]:
         if family not in self._rewriting_chains:
@@ -174,4 +218,8 @@ def _drop_likelihood(base_chain: BaseChain) -> tuple[bool, int]:
 
 def unsupported_in(box: Box, space: HeaderSpace) -> tuple[str, ...]:
     """Return the unsupported constructs that a box depends on; empty if it depends on none."""
-    return tuple(space.unsupported[name] for name in box if name in space.unsupported)
+    return tuple(
+        dict.fromkeys(
+            space.unsupported[name] for name, values in box.items() if name in space.unsupported and values != WHOLE
+        )
+    )

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
-from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
+from ..model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, SOCKET, Packet
 from ..model.symbolic import field_values
 from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
 from ..netstate.routing import IpRule
-from .candidates import candidate_packets
+from .candidates import candidate_packets, misrouted_packets
 from .concretize import choose, concretize
 from .context import ProofContext
 from .entitlement import unmarked_user_regions
@@ -43,8 +43,11 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
 def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
     """Return True if the packet that leaves matches an exemption, or its user needs no mark."""
     packet = trace.packet
-    if packet.origin == FRAME and packet.ethertype is not None:
-        return any(packet.ethertype in exemption.ethertypes for exemption in uplink.exemptions)
+    if packet.origin == FRAME:
+        if any(packet.frame_type in exemption.ethertypes for exemption in uplink.exemptions):
+            return True
+        if packet.frame_type != ETHERTYPES[packet.family] or packet.ethertype not in (None, packet.frame_type):
+            return False
     fields = {
         "protocol": packet.protocol,
         "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
@@ -54,6 +57,8 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "dport": trace.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
+        "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
+        "igmp.type": packet.fields.get(("igmp", "type"), _ABSENT),
         "socket": int(packet.has_socket),
         "uid": packet.uid,
         "gid": packet.gid,
@@ -130,7 +135,7 @@ def search_mark_misuse(
     for violation in violations:
         space = context.space(violation.family)
         for device in _output_devices(context, space, violation, uplink, stray):
-            for origin in (KERNEL,) if choose(violation.box.get("socket"), 1) == 0 else (SOCKET, KERNEL):
+            for origin in _origins(violation):
                 packet = evolve(concretize(space, violation.box, origin, device), iif=None)
                 trace = context.model.trace(packet)
                 if trace.outcome == "unknown":
@@ -142,6 +147,27 @@ def search_mark_misuse(
                     examples.append(Counterexample(packet, trace, device, reason))
                     break
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
+
+
+def search_misrouted(context: ProofContext, uplink: UplinkSpec, family: int) -> tuple[list[Counterexample], list[str]]:
+    """Return packets that the ip rules lead to another device, and that leave there with the mark."""
+    examples: list[Counterexample] = []
+    unsupported: list[str] = []
+    for packet in misrouted_packets(context, uplink, family):
+        if packet.mark & uplink.mask != uplink.value:
+            continue  # the rule is for packets with other marks
+        trace = context.model.trace(packet)
+        if trace.outcome == "unknown":
+            unsupported += trace.unsupported
+        elif _leaves_elsewhere(trace, uplink):
+            examples.append(Counterexample(packet, trace, str(trace.device), f"it leaves by {trace.device}"))
+    return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
+
+
+def _leaves_elsewhere(trace: Trace, uplink: UplinkSpec) -> bool:
+    """Return True if the packet leaves with the uplink's mark by another device."""
+    has_mark = trace.mark & uplink.mask == uplink.value
+    return trace.outcome == "leaves" and has_mark and trace.device not in uplink.devices
 
 
 def search_outcome(
@@ -170,6 +196,14 @@ def search_outcome(
                 reason = "it is delivered" if outcome == "delivered" else f"it leaves by {trace.device}"
                 examples.append(Counterexample(packet, trace, trace.device or "", reason))
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
+
+
+def _origins(violation: Violation) -> list[str]:
+    """Return the local origins that packets of a violation may have."""
+    sockets = violation.box.get("socket", ((0, 1),))
+    return [
+        origin for origin, value in ((SOCKET, 1), (KERNEL, 0)) if any(low <= value <= high for low, high in sockets)
+    ]
 
 
 def _output_devices(

@@ -9,6 +9,8 @@ from ..model.packet import TCP, UDP, parse_address
 from ..model.symbolic.box import Ranges, complement, merge_ranges, points
 from ..model.symbolic.field_values import CT_STATES, MAX_VALUES
 from ..netstate import nft
+from ..netstate.formats import nft_text
+from .bypass import redirect_violations
 from .context import ProofContext
 from .counterexample import search_outcome
 from .entitlement import DNS_PORT, reply_regions
@@ -28,7 +30,7 @@ def check_dns_isolation(context: ProofContext, spec: Spec, uplink: UplinkSpec) -
     assert resolver is not None
     owners = [owner for service in uplink.services for owner in service.owners]
     bypasses: list[Violation] = []
-    redirected: list[Violation] = []
+    redirected: list[Violation] = redirect_violations(context.state)
     foreign_clients: list[Violation] = []
     from_outside: list[Violation] = []
     for family in IP_FAMILIES:
@@ -39,14 +41,16 @@ def check_dns_isolation(context: ProofContext, spec: Spec, uplink: UplinkSpec) -
         from_outside += _arriving_queries(context, resolver, family)
 
     subject = "DNS queries of a service that leave for another server"
-    yield finding("P5", uplink, subject, bypasses, *search_outcome(context, bypasses, "leaves"))
+    yield finding(context, "P5", uplink, subject, bypasses, *search_outcome(context, bypasses, "leaves"))
     subject = "DNS queries of a service that are redirected to another address than its resolver"
-    yield finding("P5", uplink, subject, redirected, [], [])
+    yield finding(context, "P5", uplink, subject, redirected, [], [])
     subject = "sockets of no service that reach the resolver"
-    yield finding("P5", uplink, subject, foreign_clients, *search_outcome(context, foreign_clients, "delivered"))
+    yield finding(
+        context, "P5", uplink, subject, foreign_clients, *search_outcome(context, foreign_clients, "delivered")
+    )
     if from_outside or any(not _is_loopback(family, address) for family, address, _ in resolver.listen):
         subject = "packets from outside that reach the resolver"
-        yield finding("P5", uplink, subject, from_outside, *search_outcome(context, from_outside, "delivered"))
+        yield finding(context, "P5", uplink, subject, from_outside, *search_outcome(context, from_outside, "delivered"))
 
 
 def _bypasses(
@@ -108,10 +112,11 @@ def _wrong_redirects(
     transfer = context.chain_transfer(family)
     for base_chain in context.nat_chains(family, "output"):
         table, chain = base_chain
-        for start in queries.boxes(transfer.space):
+        for start in queries.readable_boxes(transfer.space):
             for event in transfer.events(base_chain, start):
                 if event.kind == "nat" and not _redirects_to(event.statement, family, resolver):
-                    yield Violation(family, event.box, f"{table.family} {table.name} {chain.name}", ())
+                    rule = nft_text.display_text(event.rule) if event.rule is not None else "its policy"
+                    yield Violation(family, event.box, f"{table.family} {table.name} {chain.name}: {rule}", ())
 
 
 def _redirects_to(statement: object, family: int, resolver: ResolverSpec) -> bool:

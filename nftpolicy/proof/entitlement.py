@@ -13,7 +13,7 @@ from attrs import evolve
 from ..model.packet import TCP, UDP
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
-from .spec import MarkTest, Region, UplinkSpec
+from .spec import Region, UplinkSpec
 
 DNS_PORT = 53
 _ESTABLISHED = points(CT_STATES["established"])
@@ -36,11 +36,8 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
         numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
         if numbers:
             yield Region({"socket": points(1), key: points(*numbers)})
-    # Last packets of closed connections, but not of those that began at the uplink: for these, only
-    # replies are allowed.
-    closed = Region({"socket": points(0), "ct.state": _ESTABLISHED})
-    yield closed.narrowed(ct_direction=points(_ORIGINAL))
-    yield closed.narrowed(MarkTest(uplink.value, uplink.mask, equal=False, field="ctmark"))
+    # Last packets of closed connections that this machine began.
+    yield Region({"socket": points(0), "ct.state": _ESTABLISHED, "ct.direction": points(_ORIGINAL)})
     if uplink.resolver is not None:
         queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
         yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))

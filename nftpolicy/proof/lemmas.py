@@ -2,9 +2,9 @@
 """Two lemmas that make a proof without any model of routing.
 
 Integrity: if a packet's socket did not set an uplink's mark, and the packet did not arrive by the
-uplink, no rule gives it the mark. Guard: whatever happened before, packets about to leave by the
-uplink without its mark are dropped, except the exemptions. Together: packets that leave were sent
-with the mark.
+uplink, no rule gives it the mark, unless it is a reply in a flow that began at the uplink. Guard:
+whatever happened before, packets about to leave by the uplink without its mark are dropped, except
+the exemptions. Together: packets that leave were sent with the mark, or are replies.
 """
 
 from __future__ import annotations
@@ -13,16 +13,22 @@ from collections.abc import Iterator, Sequence
 
 from attrs import frozen
 
+from ..model.packet import TCP
 from ..model.symbolic import mark_bits
 from ..model.symbolic.box import Box, find_uncovered, intersect_boxes, points
 from ..model.symbolic.box_index import BoxIndex
 from ..model.symbolic.chain_event import BaseChain, ChainEvent
+from ..model.symbolic.field_values import CT_DIRECTIONS
 from ..model.symbolic.mark_writes import marks_after
 from ..model.symbolic.ruleset_scan import mark_kind
 from ..netstate import nft
 from ..netstate.formats import nft_text
 from .context import ProofContext, runs_before_conntrack, unsupported_in
 from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
+
+# Fields that targets of legacy iptables rewrite: TTL, HL, DSCP, TCPMSS. The header space has no field for
+# the last two; "?" are its unsupported constructs.
+_REWRITTEN = ("ttl", "?")
 
 
 @frozen
@@ -51,10 +57,17 @@ def guard_violation(
     exempt = BoxIndex((box for exempt_region in allowed for box in exempt_region.boxes(space)), space.max_values)
     unstable_names = unstable_fields(context, chains)
     header_final = [base_chain for base_chain in chains if not context.header_may_change_after(family, base_chain)]
-    for start in region.boxes(space):
+    writes = any(transfer.can_write(table, chain.name) for table, chain in chains)
+    if writes or len(header_final) < len(chains):
+        chains = context.in_kernel_order(chains)
+    if writes:
+        unstable_names += context.fields_written_in_unknown_order(family, chains)
+    # A packet is exempt by the header with which it leaves: only a chain after which it stays can judge that.
+    exempt_at_end = exempt if header_final else BoxIndex()
+    for start in region.readable_boxes(space):
         if any(transfer.find_accepted((base_chain,), start, exempt) is None for base_chain in header_final):
             continue
-        accepted = transfer.find_accepted(chains, start, exempt, unstable_fields=unstable_names)
+        accepted = transfer.find_accepted(chains, start, exempt_at_end, unstable_fields=unstable_names)
         if accepted is not None:
             return Violation(family, accepted, "", unsupported_in(accepted, space))
     return None
@@ -66,7 +79,8 @@ def unstable_fields(context: ProofContext, chains: Sequence[BaseChain]) -> tuple
     These are the fields that NAT translates, and the connection, which chains before connection
     tracking do not see.
     """
-    addresses = ("saddr", "daddr", "sport", "dport") if context.has_nat else ()
+    has_nat = context.has_nat or any(write.is_nat for write in context.legacy_writes)
+    addresses = ("saddr", "daddr", "sport", "dport") if has_nat else ()
     connection = ("ct.", "ctmark:") if any(map(runs_before_conntrack, chains)) else ()
     return (*addresses, *connection)
 
@@ -76,37 +90,92 @@ def integrity_violations(
 ) -> list[Violation]:
     """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
-    With `hook`, only rules of that hook. Induction over all writes: if no packet of a flow that only
-    unmarked sockets and other devices than the uplink's have used carries the mark before a write, then
-    none carries it after. The same holds for the mark of the flow, where a rule reads it. Users that
-    the specification allows to send without a mark are entitled too.
+    With `hook`, only rules of that hook. Induction over all writes: a packet that did not arrive by
+    the uplink and does not carry the mark before a write does not carry it after, whatever the mark
+    of its flow. Entitled are users that the specification allows to send without a mark, and
+    replies in marked flows, if only flows that began at the uplink can have the mark.
     """
-    unmarked_packets = Region(marks=(uplink.lacks_mark,), not_iifname=uplink.devices)
-    unmarked_flows = Region(marks=(uplink.lacks_mark, _flow_unmarked(uplink)), not_iifname=uplink.devices)
-    transfer = context.chain_transfer(family)
-    if not any(_may_set_mark(context, family, statement, uplink) for statement in context.ruleset_scan.mangles):
+    if not _may_mark(context, family, uplink, "mark"):
         return []
+    unmarked_packets = Region(marks=(uplink.lacks_mark,), not_iifname=uplink.devices)
     chains = [
+        base_chain
+        for base_chain in _writing_chains(context, family)
+        if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)
+    ]
+    # Users that need no mark may get it, but a write into the flow would pass it to other packets.
+    entitled = []
+    if uplink.unmarked_uids and hook is None:
+        entitled.append(Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)}))
+    writes = list(_mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", entitled))
+    if not writes:
+        return []
+    replies = Region({"ct.direction": points(CT_DIRECTIONS["reply"])}, (uplink.flow_has_mark,))
+    remaining = list(
+        _mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", [*entitled, replies])
+    )
+    if remaining:
+        return remaining
+    flows = flow_violations(context, family, uplink)
+    return [*flows, *writes] if flows else []
+
+
+def flow_violations(context: ProofContext, family: int, uplink: UplinkSpec) -> list[Violation]:
+    """Return the rules that may give the uplink's mark to a flow that did not begin at the uplink.
+
+    A flow is its addresses and ports: it keeps its mark whatever socket uses them, and packets in
+    its direction may arrive by any device. So only the first packet of a flow shows where it began,
+    and an earlier mark of the packet shows nothing about the next sender. Flows that carry the mark
+    without such a rule began before these rules.
+    """
+    if not _may_mark(context, family, uplink, "ctmark"):
+        if not uplink.marked_flows:
+            return []
+        return [Violation(family, {}, f"{count_flows(uplink)}, and no rule of this ruleset gave it to them", ())]
+    began_at_uplink = Region(
+        {"ct.direction": points(CT_DIRECTIONS["original"]), "ct.confirmed": points(0)}, iifname=uplink.devices
+    )
+    chains, flows = _writing_chains(context, family), [Region(marks=(_flow_unmarked(uplink),))]
+    return list(_mark_assignments(context, family, chains, flows, uplink, "ctmark", [began_at_uplink]))
+
+
+def count_flows(uplink: UplinkSpec) -> str:
+    """Return the number of flows with the uplink's mark, as text."""
+    number = uplink.marked_flows
+    return f"{number} {'flow carries' if number == 1 else 'flows carry'} the mark of uplink {uplink.name}"
+
+
+def marks_replies(context: ProofContext, family: int, uplink: UplinkSpec) -> bool:
+    """Return True if a rule gives the uplink's mark to packets of marked flows that did not arrive by the uplink."""
+    packets = Region(marks=(uplink.lacks_mark, uplink.flow_has_mark), not_iifname=uplink.devices)
+    writes = _mark_assignments(context, family, _writing_chains(context, family), [packets], uplink, "mark")
+    return next(writes, None) is not None
+
+
+def marks_arriving_tcp(context: ProofContext, family: int, uplink: UplinkSpec) -> list[Violation]:
+    """Return the rules that give the uplink's mark to TCP packets that arrive by the uplink."""
+    packets = Region({"protocol": points(TCP)}, (uplink.lacks_mark,), iifname=uplink.devices)
+    chains = [
+        base_chain
+        for base_chain in _writing_chains(context, family)
+        if base_chain[1].hook is not None and base_chain[1].hook.hook in ("ingress", "prerouting", "input")
+    ]
+    return list(_mark_assignments(context, family, chains, [packets], uplink, "mark"))
+
+
+def _may_mark(context: ProofContext, family: int, uplink: UplinkSpec, kind: str) -> bool:
+    """Return True if any rule may set the uplink's mark on a packet ("mark") or a flow ("ctmark")."""
+    return any(
+        mark_kind(statement.key) == kind and may_set_mark(context, family, statement, uplink)
+        for statement in context.ruleset_scan.mangles
+    )
+
+
+def _writing_chains(context: ProofContext, family: int) -> list[BaseChain]:
+    transfer = context.chain_transfer(family)
+    return [
         base_chain for base_chain in context.all_chains(family) if transfer.can_write(base_chain[0], base_chain[1].name)
     ]
-    chains = [base_chain for base_chain in chains if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)]
-    # Users that need no mark may get it, but a write into the flow would pass it to other packets.
-    exempted_users = None
-    if uplink.unmarked_uids and hook is None:
-        exempted_users = Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)})
-    user_packets = []
-    if exempted_users is not None:
-        user_packets.append(Region(exempted_users.fields, (_flow_unmarked(uplink),), not_iifname=uplink.devices))
-    violations = list(_mark_assignments(context, family, chains, [unmarked_flows], uplink, "mark", exempted_users))
-    flows = list(_mark_assignments(context, family, chains, [unmarked_flows, *user_packets], uplink, "ctmark"))
-    if flows and not violations:
-        # A flow may carry the mark: that is a leak if a packet can get the mark from its flow.
-        violations = list(
-            _mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", exempted_users)
-        )
-        if violations:
-            violations = [*flows, *violations]
-    return violations
 
 
 def hook_bypasses(context: ProofContext) -> list[Violation]:
@@ -128,7 +197,7 @@ def final_chains(
     writing_tables = {
         table.key
         for table in context.ruleset.tables
-        if any(_may_set_mark(context, family, statement, uplink) for statement in context.mark_writes(table))
+        if any(may_set_mark(context, family, statement, uplink) for statement in context.mark_writes(table))
     }
     transfer = context.chain_transfer(family)
     writers = [
@@ -149,7 +218,7 @@ def final_chains(
     ]
 
 
-def _may_set_mark(context: ProofContext, family: int, statement: nft.Mangle, uplink: UplinkSpec) -> bool:
+def may_set_mark(context: ProofContext, family: int, statement: nft.Mangle, uplink: UplinkSpec) -> bool:
     """Return True if the write can set a bit of the uplink's mark, for any packet."""
     if mark_kind(statement.key) is None:
         return False
@@ -179,12 +248,12 @@ def _mark_assignments(
     regions: Sequence[Region],
     uplink: UplinkSpec,
     kind: str,
-    excluded: Region | None = None,
+    excluded: Sequence[Region] = (),
 ) -> Iterator[Violation]:
     """Yield the writes that give the mark to packets of `regions`, except those of `excluded`."""
     transfer = context.chain_transfer(family)
     space = transfer.space
-    excluded_boxes = excluded.boxes(space) if excluded is not None else []
+    excluded_boxes = [box for region in excluded for box in region.boxes(space)]
     for base_chain in chains:
         for start in (box for region in regions for box in region.boxes(space)):
             for event in transfer.mark_writes(base_chain, start):
@@ -205,7 +274,7 @@ def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink:
         return None  # changes the visible connection state, not a mark
     if not isinstance(statement, nft.Mangle):
         return {**event.box, space.unsupported_field(f"{_location(event)} may have any effect"): ((1, 1),)}
-    if mark_kind(statement.key) != kind or not _may_set_mark(context, family, statement, uplink):
+    if mark_kind(statement.key) != kind or not may_set_mark(context, family, statement, uplink):
         return None
     marks = marks_after(transfer.space, statement, {})
     box: Box | None = event.box
@@ -224,5 +293,8 @@ def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink:
 
 def _location(event: ChainEvent) -> str:
     table, chain = event.base_chain
-    rule = "its policy" if event.rule is None else repr(nft_text.display_text(event.rule))
-    return f"{table.family} {table.name} {chain.name}: {rule}"
+    rule = "its policy" if event.rule is None else f"'{nft_text.display_text(event.rule)}'"
+    statement, reason = event.statement, ""
+    if isinstance(statement, nft.Mangle) and mark_kind(statement.key) == "ctmark":
+        reason = " (the flow may have begun elsewhere)"
+    return f"{table.family} {table.name} {chain.name}: {rule}{reason}"

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..model.packet import FORWARD, FRAME, SOCKET
-from ..model.symbolic.box import Ranges, points
+from attrs import evolve
+
+from ..model.packet import ETHERTYPES, FORWARD, FRAME, SOCKET
+from ..model.symbolic import field_values
+from ..model.symbolic.box import Ranges, complement, intersect_boxes, points
 from ..netstate import nft
+from .bypass import leak_violations
 from .context import ProofContext
 from .counterexample import search_mark_misuse, search_outcome
 from .entitlement import entitled_regions, unmarked_user_regions
 from .findings import finding, finding_by_search
+from .inherited_marks import accepted_socket_violations
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
 
 _SENDERS = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _PACKET_HOST = 0  # include/uapi/linux/if_packet.h
 
 
@@ -40,22 +46,26 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
         )
         for family in IP_FAMILIES
     }
-    bypasses = hook_bypasses(context)
+    beside = leak_violations(context, spec, uplink)
+    bypasses = [*hook_bypasses(context), *beside]
     marked_by_rule = [
         violation for family in IP_FAMILIES for violation in _marked_by_rule(context, uplink, writes[family])
     ]
     for origin, sender in _SENDERS.items():
         if origin == FRAME:
-            violations = _frame_violations(context, spec, uplink, unmarked)
+            violations = [*beside, *_frame_violations(context, spec, uplink, unmarked)]
             devices = (*uplink.devices, *uplink.ports)
         else:
             violations = [*bypasses, *marked_by_rule]
+            if origin == SOCKET:
+                violations += accepted_socket_violations(context, spec, uplink)
             for family in IP_FAMILIES:
                 if postrouting[family] is not None:
                     violations += _ip_violations(context, family, uplink, origin, unmarked)
             devices = uplink.devices
         subject = f"{sender}: packets without the mark that leave by {', '.join(uplink.devices)}"
-        yield finding_by_search(context, "P1", uplink, subject, violations, origin, devices)
+        families = tuple(dict.fromkeys((*IP_FAMILIES, *(violation.family for violation in violations))))
+        yield finding_by_search(context, "P1", uplink, subject, violations, origin, devices, families)
     if spec.frames:
         yield _other_ethertypes(context, spec, uplink, unmarked)
     if spec.has_policy:
@@ -94,22 +104,75 @@ def _frame_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec, reg
     violations = [
         violation for family in IP_FAMILIES for violation in integrity_violations(context, family, uplink, "egress")
     ]
+    for written in integrity_violations(context, 0, uplink, "egress"):  # IP frames of a sender that says another one
+        box = intersect_boxes(written.box, {"ether.type": points(*ETHERTYPES.values())})
+        violations += [] if box is None else [evolve(written, box=box)]
     if not spec.frames:
         return violations  # an assumption instead
     for family in IP_FAMILIES:
-        exempt = exempt_headers(uplink, family)
+        exempt = [*_ip_frames(exempt_headers(uplink, family), family), *_other_frames(uplink)]
         for device in (*uplink.devices, *uplink.ports):
-            violation = _frame_violation(context, family, device, region, exempt)
+            violation = _frame_violation(context, uplink, family, device, region, exempt)
             if violation is not None:
                 violations.append(violation)
+    # Frames that are IP packets, of a sender that says another ethertype.
+    claimed = region.narrowed(oiftype=points(_ARPHRD_ETHER), ether_type=points(*ETHERTYPES.values()))
+    for device in (*uplink.devices, *uplink.ports):
+        violation = _frame_violation(context, uplink, 0, device, claimed, ())
+        if violation is not None:
+            violations.append(violation)
     return violations
 
 
 def _frame_violation(
-    context: ProofContext, family: int, device: str, region: Region, exempt: Sequence[Region]
+    context: ProofContext, uplink: UplinkSpec, family: int, device: str, region: Region, exempt: Sequence[Region]
 ) -> Violation | None:
-    frames = region.narrowed(oifname=(device,), **_from_this_machine(context))
-    return guard_violation(context, family, context.filter_chains(family, "egress", device), frames, exempt)
+    """Return the violation for frames by one device, in the end of all devices that its frames come from.
+
+    A frame that another device of this machine receives on the way, such as the end of a veth in the
+    uplink's bridge, does not have the packet type of a packet of this machine any more.
+    """
+    own = region.narrowed(oifname=(device,), **_from_this_machine(context))
+    violation = _egress_violation(context, family, device, own, exempt)
+    senders = context.device_paths.received_on_the_way((*uplink.devices, *uplink.ports))
+    if violation is not None or not senders:
+        return violation
+    violation = _egress_violation(context, family, device, region.narrowed(oifname=(device,)), exempt)
+    return violation and evolve(
+        violation, location=f"frames of {', '.join(senders)} arrive at this machine again and leave by {device}"
+    )
+
+
+def _egress_violation(
+    context: ProofContext, family: int, device: str, frames: Region, exempt: Sequence[Region]
+) -> Violation | None:
+    chains = context.filter_chains(family, "egress", device)
+    violation = guard_violation(context, family, chains, frames, exempt)
+    if violation is None or not family:
+        return violation
+    # A whole IP packet says more than a frame that its sender calls one.
+    packets = frames.narrowed(oiftype=points(_ARPHRD_ETHER), ether_type=points(ETHERTYPES[family]))
+    return guard_violation(context, family, chains, packets, exempt) or violation
+
+
+def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
+    """Return the frames that are packets with these headers, whatever the ethertype that their sender says.
+
+    A device without link header has no ethertype but that one.
+    """
+    own_type = points(ETHERTYPES[family])
+    bare_devices = complement(points(_ARPHRD_ETHER), field_values.MAX_VALUES["oiftype"])
+    return [
+        frames
+        for region in headers
+        for frames in (region.narrowed(ether_type=own_type), region.narrowed(oiftype=bare_devices))
+    ]
+
+
+def _other_frames(uplink: UplinkSpec) -> list[Region]:
+    """Return the frames of an uplink's exemptions by the frame's own ethertype."""
+    ethertypes = [ethertype for exemption in uplink.exemptions for ethertype in exemption.ethertypes]
+    return [Region({"ether.type": points(*ethertypes)})] if ethertypes else []
 
 
 def _from_this_machine(context: ProofContext) -> dict[str, Ranges]:
@@ -131,12 +194,14 @@ def _ip_violations(
     violations = []
     for device in uplink.devices:
         chains = [*context.filter_chains(family, "postrouting"), *context.filter_chains(family, "egress", device)]
-        packets = region.narrowed(oifname=(device,), **_from_this_machine(context))
-        if origin == FORWARD:
+        packets = region.narrowed(oifname=(device,))
+        if origin == FORWARD:  # of any type: a multicast router keeps the type of the arrival (ip_mr_forward)
             packets = packets.narrowed(socket=points(0))
             packets = Region(packets.fields, packets.marks, packets.oifname, not_iifname=("lo", *uplink.devices))
             chains += context.filter_chains(family, "forward")
-        elif not _may_be_rerouted(context, family):
+        else:
+            packets = region.narrowed(oifname=(device,), **_from_this_machine(context))
+        if origin != FORWARD and not _may_be_rerouted(context, family):
             chains += context.filter_chains(family, "output")
         violation = guard_violation(context, family, chains, packets, exempt)
         if violation is not None:
@@ -152,12 +217,10 @@ def _may_be_rerouted(context: ProofContext, family: int) -> bool:
 
 def _other_ethertypes(context: ProofContext, spec: Spec, uplink: UplinkSpec, region: Region) -> Finding:
     """Return the finding about frames that are neither IPv4 nor IPv6."""
-    ethertypes = [ethertype for exemption in uplink.exemptions for ethertype in exemption.ethertypes]
-    exempt = [Region({"ethertype": points(*ethertypes)})] if ethertypes else []
     devices = (*uplink.devices, *uplink.ports)
     violations = integrity_violations(context, 0, uplink, "egress")
     for device in devices:
-        violation = _frame_violation(context, 0, device, region, exempt)
+        violation = _frame_violation(context, uplink, 0, device, region, _other_frames(uplink))
         if violation is not None:
             violations.append(violation)
     subject = f"frames of other ethertypes: frames without the mark that leave by {', '.join(uplink.devices)}"
@@ -180,7 +243,7 @@ def _mark_entitlement(context: ProofContext, uplink: UplinkSpec) -> Finding:
             violations.append(violation)
     subject = f"sockets of no service: packets with the mark that leave by {', '.join(uplink.devices)}"
     examples, unsupported = search_mark_misuse(context, uplink, violations, False)
-    return finding("P1", uplink, subject, violations, examples, unsupported)
+    return finding(context, "P1", uplink, subject, violations, examples, unsupported)
 
 
 def check_unnamed_devices(context: ProofContext, spec: Spec) -> Iterator[Finding]:
@@ -195,4 +258,4 @@ def check_unnamed_devices(context: ProofContext, spec: Spec) -> Iterator[Finding
             violations.append(violation)
     subject = "packets that leave by a device that the policy does not name"
     examples, unsupported = search_outcome(context, violations, "leaves")
-    yield finding("P1", None, subject, violations, examples, unsupported)
+    yield finding(context, "P1", None, subject, violations, examples, unsupported)

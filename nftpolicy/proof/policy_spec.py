@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
-from ..model.symbolic.box import Ranges, merge_ranges, points
+from ..model.symbolic.box import Ranges, complement, merge_ranges, points
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Uplink
 from .spec import (
@@ -27,6 +27,7 @@ from .spec import (
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 _LINK_LOCAL, _ALL_GROUPS4, _ALL_GROUPS6 = "fe80::/10", "224.0.0.0/4", "ff02::/16"
+_UNSPECIFIED, _LAST_ADDRESS6 = "::", (1 << 128) - 1
 
 
 def _udp(family: int, **fields: Ranges) -> Region:
@@ -44,26 +45,81 @@ def _link_local_udp(**fields: Ranges) -> tuple[Region, ...]:
     return (_udp(6, saddr=neighbours, daddr=destinations, **fields),)
 
 
+def _dhcpv4(destinations: str) -> tuple[Region, ...]:
+    """Return packets of a DHCP client (RFC 2131 4.1): from port 68 to port 67."""
+    return (_udp(4, sport=points(68), dport=points(67), daddr=_address_range(destinations)),)
+
+
+def _addresses(*prefixes: str) -> Ranges:
+    return merge_ranges(span for prefix in prefixes for span in _address_range(prefix))
+
+
+def _neighbour_discovery(types: Sequence[int], **fields: Ranges) -> Region:
+    """Return messages with hop limit 255 and code 0 (RFC 4861 6.1.1, 7.1.1 and 7.1.2)."""
+    return _icmpv6(types, ttl=points(255), icmpv6_code=points(0), **fields)[0]
+
+
+def _mld(message_type: int, group: str) -> Region:
+    """Return messages with hop limit 1 from a link-local address, or from none yet (RFC 3590 4)."""
+    senders = _addresses(_UNSPECIFIED, _LINK_LOCAL)
+    return _icmpv6((message_type,), ttl=points(1), saddr=senders, daddr=_address_range(group))[0]
+
+
+def _igmp(types: Sequence[int], group: str) -> Region:
+    """Return messages with TTL 1 (RFC 3376 4)."""
+    destinations = _address_range(group)
+    fields = {"protocol": points(IGMP), "fragment": points(0), "ttl": points(1), "daddr": destinations}
+    return Region({**fields, "igmp.type": points(*types)})
+
+
 def _icmpv6(types: Sequence[int], **fields: Ranges) -> tuple[Region, ...]:
-    return (Region({"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(*types), **fields}),)
+    named = {name.replace("_", ".", 1): ranges for name, ranges in fields.items()}
+    return (Region({"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(*types), **named}),)
 
 
 # Headers and ethertypes of each exemption, with the standard that defines them.
 EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[int, ...]]] = {
     "arp": ({}, (0x0806,)),
-    # RFC 2131 4.1: from port 68 to port 67.
-    "dhcpv4": ({4: (_udp(4, sport=points(68), dport=points(67)),)}, ()),
-    # RFC 8415 7.2 and 13: a client's port 546, a server's 547, from a link-local address.
-    "dhcpv6": ({6: (_udp(6, saddr=_address_range(_LINK_LOCAL), sport=points(546), dport=points(547)),)}, ()),
-    # RFC 4861 4.1, 4.3, 4.4 and 6.1.1: solicitations and neighbour advertisements, hop limit 255.
-    "ndp": ({6: _icmpv6((133, 135, 136), ttl=points(255))}, ()),
-    # RFC 2710 3, RFC 3810 5: reports and done, hop limit 1, to a link-local group.
-    "mld": ({6: _icmpv6((131, 132, 143), ttl=points(1), daddr=_address_range(_ALL_GROUPS6))}, ()),
-    # RFC 3376 4: protocol 2, TTL 1, to a group.
-    "igmp": (
-        {4: (Region({"protocol": points(IGMP), "ttl": points(1), "daddr": _address_range(_ALL_GROUPS4)}),)},
+    # RFC 2131 4.1 and 4.4: a client has no unicast address of a server before it has a lease, and
+    # rebinds by broadcast.
+    "dhcpv4": ({4: _dhcpv4("255.255.255.255")}, ()),
+    # RFC 2131 4.4.5: it renews its lease by unicast to the server.
+    "dhcpv4-unicast": ({4: _dhcpv4("1.0.0.0-223.255.255.255")}, ()),
+    # RFC 8415 7 and 16: from a link-local address and port 546, to port 547 of all servers and relay agents.
+    "dhcpv6": (
+        {
+            6: (
+                _udp(
+                    6,
+                    saddr=_address_range(_LINK_LOCAL),
+                    daddr=_address_range("ff02::1:2"),
+                    sport=points(546),
+                    dport=points(547),
+                ),
+            )
+        },
         (),
     ),
+    # RFC 4861 4.1, 4.3, 4.4: solicitations and neighbour advertisements, to link-local addresses, all
+    # nodes, all routers and solicited-node groups. RFC 4861 7.2.4, 7.3.3: also to an on-link address
+    # of a neighbour; only the kernel knows which ones are, so it must send these itself.
+    "ndp": (
+        {
+            6: (
+                _neighbour_discovery(
+                    (133, 135, 136), daddr=_addresses(_LINK_LOCAL, "ff02::1", "ff02::2", "ff02::1:ff00:0/104")
+                ),
+                _neighbour_discovery(
+                    (135, 136), daddr=complement(_address_range("ff00::/8"), _LAST_ADDRESS6), socket=points(0)
+                ),
+            )
+        },
+        (),
+    ),
+    # RFC 3810 5.2.14: version 2 reports. RFC 2710 8: done to all routers, reports to the group itself.
+    "mld": ({6: (_mld(143, "ff02::16"), _mld(132, "ff02::2"), _mld(131, _ALL_GROUPS6))}, ()),
+    # RFC 3376 4.2.14: version 3 reports. RFC 2236 9: leave to all routers, reports to the group itself.
+    "igmp": ({4: (_igmp((0x22,), "224.0.0.22"), _igmp((0x17,), "224.0.0.2"), _igmp((0x12, 0x16), _ALL_GROUPS4))}, ()),
     "vxlan-mesh": ({6: _link_local_udp(dport=points(4789))}, ()),
     "respondd": ({6: (*_link_local_udp(sport=points(1001)), *_link_local_udp(dport=points(1001)))}, ()),
     "eapol": ({}, (0x888E,)),  # IEEE 802.1X 11.1.4

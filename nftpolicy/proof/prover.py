@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
 from .assumptions import add_assumed_environment
+from .bypass import environment_assumptions
 from .context import ProofContext
 from .dns_isolation import check_dns_isolation
+from .inherited_marks import inherited_mark_assumptions
 from .mark_confinement import check_ip_rules, check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
 from .spec import Spec
@@ -47,7 +49,8 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         unusable, skipped = check_usability(context, spec)
         findings += unusable
         assumed += skipped
-    return Proof(tuple(findings), (*assumed, *assumptions(spec)), exemptions(spec))
+    inherited = inherited_mark_assumptions(context, spec)
+    return Proof(tuple(findings), (*assumed, *assumptions(state, spec), *inherited), exemptions(spec))
 
 
 def prove_guard(state: NetState, spec: Spec) -> Proof:
@@ -63,7 +66,8 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
         findings += check_mark_confinement(context, spec, uplink)
     if spec.has_policy:
         findings += check_unnamed_devices(context, spec)
-    return Proof(tuple(findings), (*assumed, *assumptions(spec)), exemptions(spec))
+    inherited = inherited_mark_assumptions(context, spec)
+    return Proof(tuple(findings), (*assumed, *assumptions(state, spec), *inherited), exemptions(spec))
 
 
 def exemptions(spec: Spec) -> tuple[str, ...]:
@@ -71,14 +75,14 @@ def exemptions(spec: Spec) -> tuple[str, ...]:
     return tuple(f"{uplink.name}: {exemption.name}" for uplink in spec.uplinks for exemption in uplink.exemptions)
 
 
-def assumptions(spec: Spec) -> tuple[str, ...]:
+def assumptions(state: NetState, spec: Spec) -> tuple[str, ...]:
     """Return the assumptions of every verdict, as text."""
-    return tuple(_assumptions(spec))
+    return tuple(_assumptions(state, spec))
 
 
-def _assumptions(spec: Spec) -> Iterator[str]:
+def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
-    yield "no tc, XDP or cgroup program, no flowtable and no other network namespace marks or sends packets"
+    yield from environment_assumptions(state, spec)
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
     if not spec.frames:
         for uplink in spec.uplinks:
@@ -86,5 +90,10 @@ def _assumptions(spec: Spec) -> Iterator[str]:
                 yield (
                     f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
                 )
+    if spec.frames:
+        hooked = ", ".join(device for uplink in spec.uplinks for device in (*uplink.devices, *uplink.ports))
+        yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+    for port in (port for uplink in spec.uplinks for port in uplink.ports):
+        yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from attrs import Factory, frozen
 
-from ..model.symbolic import mark_bits
+from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
@@ -59,6 +59,13 @@ class Region:
             self.iifname,
             self.not_iifname,
         )
+
+    def readable_boxes(self, space: HeaderSpace) -> list[Box]:
+        """Return the region as boxes; if it names a field of the transport header, of packets that have one."""
+        if not any(map(field_values.is_transport_field, self.fields)):
+            return self.boxes(space)
+        whole = {field_values.READABLE: field_values.WHOLE, field_values.LINK_READABLE: field_values.WHOLE}
+        return _intersections(self.boxes(space), [whole])
 
     def boxes(self, space: HeaderSpace) -> list[Box]:
         """Return the region as boxes of `space`; empty if the family has no such packets."""
@@ -145,7 +152,11 @@ class ResolverSpec:
 
 @frozen
 class UplinkSpec:
-    """Specification of one uplink. `ports` are the ports of bridges among its devices."""
+    """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
+
+    `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
+    the mark in the kernel; None if they were not read.
+    """
 
     name: str
     devices: tuple[str, ...]
@@ -159,6 +170,8 @@ class UplinkSpec:
     may_reset: bool = False
     resolver: ResolverSpec | None = None
     origin: OriginPath = ()
+    marked_flows: int | None = None
+    marked_sockets: int | None = None
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ class StateProof:
 def prove_states(states: Sequence[NetState], promises: Sequence[NamedSpec | None]) -> tuple[StateProof, ...]:
     """Return the proof of each state against its specification.
 
-    The proof of the guard reads tables and devices; it reads ip rules and routes only to search for
+    The proof of the guard reads tables, devices and looks; it reads ip rules and routes only to search for
     a packet where it fails. So a state that differs from a proved one only in those is proved too.
     """
     results: list[StateProof] = []
@@ -66,9 +66,13 @@ def prove_states(states: Sequence[NetState], promises: Sequence[NamedSpec | None
 def _proof_of_equal_state(
     proved: Sequence[tuple[NetState, NamedSpec, Proof]], state: NetState, promise: NamedSpec
 ) -> Proof | None:
-    """Return the proof of a state with equal tables, devices and specification, or None."""
+    """Return the proof of a state with equal tables, devices, looks and specification, or None."""
     for proved_state, proved_promise, proof in proved:
-        is_equal = proved_state.devices == state.devices and proved_state.tables == state.tables
+        is_equal = (proved_state.devices, proved_state.tables, proved_state.looks) == (
+            state.devices,
+            state.tables,
+            state.looks,
+        )
         if proved_promise is promise and is_equal:
             return proof
     return None

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..model.packet import evolve_packet
 from ..model.trace import Trace
@@ -15,21 +15,23 @@ from .context import ProofContext
 from .spec import Spec
 from .usability_case import UsabilityCase
 from .usability_cases import usability_cases
-from .verdict import PROVED, REFUTED, UNKNOWN, Counterexample, Finding
+from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
+_LOST = ("unroutable", "dropped")  # outcomes
+_ONLY_FORBIDDING = ("P1", "P2")  # properties that require no packet to arrive
 _Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry, origin
 
 
 @frozen
 class _CaseResult:
-    """Result of one case; `counterexample` is None if the case is met."""
+    """Result of one case for `property`. `failure` is None if the case is met.
 
-    case: UsabilityCase
-    counterexample: Counterexample | None
+    `is_met` is None if the result depends on a construct that the model does not support.
+    """
 
-    @property
-    def is_met(self) -> bool:
-        return self.counterexample is None
+    property: str
+    is_met: bool | None
+    failure: Counterexample | None = None
 
 
 def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], tuple[str, ...]]:
@@ -43,29 +45,39 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         family = case.packet.family
         if family not in spec.families:
             continue
+        switched_off = _switched_off_device(context, case)
+        if switched_off is not None:
+            skipped[f"no IPv6 packet was tried by {switched_off}: IPv6 is switched off there (disable_ipv6)"] = None
+            continue
         result = _try(context, case)
-        failure = result.counterexample
+        failure = result.failure
         if failure is not None and context.state.devices and failure.trace.outcome == "unroutable":
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
-        by_family = results.setdefault((case.property, case.uplink, case.entry, case.origin), {})
-        by_family.setdefault(family, []).append(result)
-    findings = [_usable(title, by_family) for title, by_family in results.items()]
-    findings += [_parity(title, by_family) for title, by_family in results.items() if len(by_family) == 2]
+        for name in (result.property, "P4"):
+            by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
+            by_family.setdefault(family, []).append(result)
+    findings = [_usable(title, by_family) for title, by_family in results.items() if title[0] != "P4"]
+    findings += [
+        _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2
+    ]
     return findings, tuple(skipped)
+
+
+def _switched_off_device(context: ProofContext, case: UsabilityCase) -> str | None:
+    """Return a device of the case on which IPv6 is switched off, None if there is none."""
+    packet = case.packet
+    loopback = "lo" if case.outcome == "delivered" and packet.iif is None else None
+    devices = (case.device, case.must_not_leave_by, packet.bound, packet.iif, loopback)
+    return next((name for name in devices if name and context.model.is_switched_off(packet.family, name)), None)
 
 
 def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
-    packet = case.packet
-    trace = context.model.trace(packet, record=False)
-    is_met = case.is_met(trace) and (trace.unanimous or trace.outcome in ("unroutable", "dropped"))
-    if not is_met and case.may_equal_unmarked and trace.outcome in ("unroutable", "dropped"):
-        # The outcome may equal that of the same packet without its mark.
-        unmarked = context.model.trace(evolve_packet(packet, mark=0), record=False)
-        is_met = unmarked.outcome == trace.outcome
+    packet, name = case.packet, case.property
+    is_met = _is_met(context, case, context.model.trace(packet, record=False))
     if is_met:
-        return _CaseResult(case, None)
+        return _CaseResult(name, True)
     trace = context.model.trace(packet)
     if (
         case.may_be_firewalled
@@ -73,10 +85,32 @@ def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
         and case.has_marks(trace)
         and _dropped_by_firewall(trace, case.uplink)
     ):
-        return _CaseResult(case, None)
+        return _CaseResult(name, True)
+    possible = trace.possible_traces
+    is_safe = possible is not None and not any(map(case.is_violated, possible))
+    if is_safe and name in _ONLY_FORBIDDING and not (case.may_equal_unmarked and trace.unanimous):
+        return _CaseResult(name, True)
     device = f" by {trace.device}" if trace.device else ""
-    reason = f"{trace.outcome}{device}, mark {trace.mark:#x}"
-    return _CaseResult(case, Counterexample(packet, trace, case.device or "", reason))
+    failure = Counterexample(packet, trace, case.device or "", f"{trace.outcome}{device}, mark {trace.mark:#x}")
+    # A packet that is lost violates no property but P3.
+    return _CaseResult("P3" if is_safe else name, is_met, failure)
+
+
+def _is_met(context: ProofContext, case: UsabilityCase, trace: Trace) -> bool | None:
+    """Return True if the case is met, False if it is not; None: unknown."""
+    possible = trace.possible_traces
+    if possible is None:
+        return None
+    answers = {_is_met_in_branch(context, case, branch) for branch in possible}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def _is_met_in_branch(context: ProofContext, case: UsabilityCase, trace: Trace) -> bool:
+    if not case.is_met(trace) and case.may_equal_unmarked and trace.outcome in _LOST:
+        # The outcome may equal that of the same packet without its mark.
+        unmarked = context.model.trace(evolve_packet(case.packet, mark=0), record=False)
+        return unmarked.outcome == trace.outcome
+    return case.is_met(trace)
 
 
 def _dropped_by_firewall(trace: Trace, uplink: str) -> bool:
@@ -94,24 +128,59 @@ def _dropped_by_firewall(trace: Trace, uplink: str) -> bool:
 def _usable(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Finding:
     name, uplink, entry, origin = title
     results = [result for case_results in by_family.values() for result in case_results]
-    failures = tuple(result.counterexample for result in results if result.counterexample is not None)
-    unsupported = tuple(text for failure in failures for text in failure.trace.unsupported)
-    verdict = PROVED
-    if failures:
-        verdict = UNKNOWN if unsupported else REFUTED
-    detail = failures[0].reason if failures else ""
-    return Finding(name, uplink, entry, verdict, detail, failures, unsupported, origin=origin)
+    refuting = _certain_failures(results)
+    if refuting:
+        return Finding(name, uplink, entry, Refuted(refuting[0], tuple(refuting[1:])), origin=origin)
+    unknown = [result.failure for result in results if result.failure is not None]
+    if unknown:
+        reason = f"{describe_packet(unknown[0].packet)}: {unknown[0].reason}"
+        return Finding(name, uplink, entry, Unknown(reason, _constructs(unknown)), origin=origin)
+    return Finding(name, uplink, entry, Proved(), origin=origin)
+
+
+def _certain_failures(results: Sequence[_CaseResult]) -> list[Counterexample]:
+    return [result.failure for result in results if result.failure is not None and result.is_met is False]
+
+
+def _constructs(failures: Sequence[Counterexample]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for failure in failures for text in failure.trace.unsupported))
 
 
 def _parity(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Finding:
+    """Return the finding of P4: refuted by a packet of the family that can use the entry less."""
     _, uplink, entry, origin = title
-    ipv4, ipv6 = ([result.is_met for result in by_family[family]] for family in (4, 6))
-    equal = all(ipv4) == all(ipv6) and any(ipv4) == any(ipv6)
-    detail = ""
-    if not equal:
-        detail = f"IPv4 {_can(ipv4)} be used, IPv6 {_can(ipv6)}"
-    return Finding("P4", uplink, entry, PROVED if equal else REFUTED, detail, origin=origin)
+    usable = {family: (_all(results), _any(results)) for family, results in by_family.items()}
+    ipv4, ipv6 = usable[4], usable[6]
+    for in_ipv4, in_ipv6 in zip(ipv4, ipv6, strict=True):
+        if None in (in_ipv4, in_ipv6) or in_ipv4 == in_ipv6:
+            continue
+        failure = _certain_failures(by_family[6 if in_ipv4 else 4])[0]
+        reason = f"IPv4 {_can(ipv4)} be used, IPv6 {_can(ipv6)}: {failure.reason}"
+        return Finding("P4", uplink, entry, Refuted(evolve(failure, reason=reason)), origin=origin)
+    if None in (*ipv4, *ipv6):
+        families = " and ".join(f"IPv{family}" for family, answers in usable.items() if None in answers)
+        unknown = [
+            result.failure
+            for results in by_family.values()
+            for result in results
+            if result.failure is not None and result.is_met is None
+        ]
+        reason = f"it is unknown if {families} can be used"
+        return Finding("P4", uplink, entry, Unknown(reason, _constructs(unknown)), origin=origin)
+    return Finding("P4", uplink, entry, Proved(), origin=origin)
 
 
-def _can(results: list[bool]) -> str:
-    return "can" if all(results) else "cannot"
+def _all(results: Sequence[_CaseResult]) -> bool | None:
+    """Return True if all cases are met, False if one is not; None: unknown."""
+    answers = {result.is_met for result in results}
+    return False if False in answers else None if None in answers else True
+
+
+def _any(results: Sequence[_CaseResult]) -> bool | None:
+    """Return True if a case is met, False if none is; None: unknown."""
+    answers = {result.is_met for result in results}
+    return True if True in answers else None if None in answers else False
+
+
+def _can(answers: tuple[bool | None, ...]) -> str:
+    return "can" if answers[0] else "cannot"

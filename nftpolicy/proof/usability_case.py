@@ -53,6 +53,19 @@ class UsabilityCase:
             return False
         return self.has_marks(trace) and (self.endpoint is None or (trace.destination, trace.dport) == self.endpoint)
 
+    def is_violated(self, trace: Trace) -> bool:
+        """Return True if the trace ends in what the property forbids; a packet that is dropped violates only P3."""
+        if self.is_met(trace):
+            return False
+        match self.property:
+            case "P1":
+                return trace.outcome == "leaves" and not self.has_marks(trace)
+            case "P2":
+                return trace.outcome in ("leaves", "delivered")
+            case "P5":
+                return trace.outcome == "leaves" or (trace.outcome == "delivered" and self.endpoint is not None)
+        return True
+
     def has_marks(self, trace: Trace) -> bool:
         """Return True if packet and flow have the required marks at the end of the trace."""
         marks = ((self.mark, trace.mark), (self.flow_mark, trace.ct_mark))
@@ -61,7 +74,7 @@ class UsabilityCase:
 
 def sample_packet(context: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
     """Return a packet of the region; of any headers if the family has none in it."""
-    boxes = region.boxes(context.space(family))
+    boxes = region.readable_boxes(context.space(family))
     return concretize(context.space(family), boxes[0] if boxes else {}, origin, bound)
 
 

@@ -38,6 +38,7 @@ _TCP_ACK = 0x10
 _RST = {("tcp", "flags"): 0x04}
 _ALL_NODES = parse_address("ff02::1")  # RFC 4291 2.7.1
 
+_DHCPV4_EXEMPTIONS = ("dhcpv4", "dhcpv4-unicast")
 _PACKET_OTHERHOST = 3  # include/uapi/linux/if_packet.h
 _MAX_SERVICES = 64  # of an uplink that are tried with every kind of packet
 _GROUPS = {4: ("224.0.0.1", "255.255.255.255"), 6: ("ff02::1",)}
@@ -134,10 +135,11 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):
                     frame = sample_packet(context, family, region, FRAME, device)
                     if family == 6:
-                        source = frame.source or link_local_address(context.state, device)
+                        own_address = link_local_address(context.state, device)
+                        source = own_address if frame.source is None else frame.source
                         destination = frame.destination if "daddr" in region.fields else _ALL_NODES
                         frame = evolve_packet(frame, source=source, destination=destination)
-                    if device in hooked:
+                    if device in hooked and region.fields.get("socket") != points(0):
                         yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
                     if device not in uplink.devices:
                         continue
@@ -159,11 +161,10 @@ def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> It
     for name in REPORT_EXEMPTIONS:
         for family, regions in exemption(name, uplink.name).headers.items():
             device = sample_device(spec.inside[0])
-            for region in region_parts(family, regions[0]):
+            for region in (part for full_region in regions for part in region_parts(family, full_region)):
                 report = evolve_packet(sample_packet(context, family, region, KERNEL, device), mark=uplink.value)
-                report = evolve_packet(
-                    report, source=link_local_address(context.state, device) if family == 6 else report.source
-                )
+                if family == 6 and report.source is None:
+                    report = evolve_packet(report, source=link_local_address(context.state, device))
                 yield UsabilityCase("P3", uplink.name, f"{name} inside", ("inside",), report, "leaves", device)
 
 
@@ -234,6 +235,14 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 yield UsabilityCase(
                     "P3", uplink.name, title, origin, to_group, "delivered", mark=mark, may_be_firewalled=True
                 )
+            is_client = any(exemption.name in _DHCPV4_EXEMPTIONS for exemption in uplink.exemptions)
+            if family == 4 and is_client and not any(service.kernel for service in uplink.services):
+                # A DHCP reply is for an address that the device will have: no arrival chain may drop it.
+                # (The kernel's own packets may have any port, so a reply for another host would pass too.)
+                offer = evolve_packet(arriving, destination=REMOTE_ADDRESS[4] + 2, sport=67, dport=68)
+                title = "DHCP replies to the client on a bridge"
+                yield UsabilityCase("P3", uplink.name, title, origin, offer, "dropped", mark=mark)
+                title = "arriving packets are marked"
             forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
         for pattern in (spec.inside or ())[:1]:

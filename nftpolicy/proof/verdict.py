@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import min_len
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, Packet, format_address
 from ..model.trace import Trace
@@ -35,18 +37,68 @@ class Counterexample:
 
 
 @frozen
+class Proved:
+    """Result: the statement holds for all packets."""
+
+
+@frozen
+class Refuted:
+    """Result: the statement is false, as the packet of each counterexample shows; there is at least one."""
+
+    counterexample: Counterexample
+    further_counterexamples: tuple[Counterexample, ...] = ()
+
+
+@frozen
+class Unknown:
+    """Result: neither proved nor refuted, for `reason`; `unsupported` are the constructs that it depends on."""
+
+    reason: str = field(validator=min_len(1))
+    unsupported: tuple[str, ...] = ()
+
+
+ProofResult = Proved | Refuted | Unknown
+_VERDICTS: dict[type, str] = {Proved: PROVED, Refuted: REFUTED, Unknown: UNKNOWN}
+
+
+@frozen
 class Finding:
-    """Verdict on one part of a property. If not `deciding`, it is only reported."""
+    """Result of the proof of one statement of a property. If not `deciding`, it is only reported."""
 
     property: str
     uplink: str
     subject: str
-    verdict: str
-    detail: str = ""
-    examples: tuple[Counterexample, ...] = ()
-    unsupported: tuple[str, ...] = ()
+    result: ProofResult
     deciding: bool = True
     origin: tuple[str, ...] = ()
+
+    @builtins.property
+    def verdict(self) -> str:
+        """Return proved, refuted or unknown."""
+        return _VERDICTS[type(self.result)]
+
+    @builtins.property
+    def detail(self) -> str:
+        """Return the reason of the verdict; empty if it is proved."""
+        match self.result:
+            case Refuted(counterexample):
+                return counterexample.reason
+            case Unknown(reason):
+                return reason
+        return ""
+
+    @builtins.property
+    def examples(self) -> tuple[Counterexample, ...]:
+        """Return the counterexamples; empty unless the verdict is refuted."""
+        match self.result:
+            case Refuted(counterexample, further_counterexamples):
+                return (counterexample, *further_counterexamples)
+        return ()
+
+    @builtins.property
+    def unsupported(self) -> tuple[str, ...]:
+        """Return the constructs that an unknown verdict depends on."""
+        return self.result.unsupported if isinstance(self.result, Unknown) else ()
 
 
 @frozen
@@ -75,15 +127,18 @@ def worst(verdicts: Iterable[str]) -> str:
 def describe_packet(packet: Packet, with_details: bool = False) -> str:
     """Return a packet as one line of text; the details are its source port and other header fields."""
     destination = format_address(packet.family, packet.destination)
-    if packet.origin == "frame" and packet.ethertype is not None:
-        return f"a frame of ethertype {packet.ethertype:#06x} that an AF_PACKET socket sends by {packet.bound}"
+    sender_type, frame_type = packet.protocol_number, packet.frame_type
+    if packet.origin == "frame" and (packet.ethertype is not None or frame_type != sender_type):
+        claim = f" as {sender_type:#06x}" if frame_type != sender_type else ""
+        device = f" by {packet.bound}" if packet.bound else ""
+        return f"a frame of ethertype {frame_type:#06x} that an AF_PACKET socket sends{claim}{device}"
     protocol = _PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
     port = f" port {packet.dport}" if packet.protocol in (TCP, UDP) else ""
     sender = {
         "socket": f"a socket of user {packet.uid}, group {packet.gid}, mark {packet.mark:#x}",
         "frame": f"an AF_PACKET socket with mark {packet.mark:#x}",
         "kernel": f"the kernel, mark {packet.mark:#x}",
-        "forward": f"another host, arriving by {packet.iif}",
+        "forward": "another host" + (f", arriving by {packet.iif}" if packet.iif else ""),
     }[packet.origin]
     source = f", source {format_address(packet.family, packet.source)}" if packet.source is not None else ""
     bound = f", bound to {packet.bound}" if packet.bound else ""

@@ -17,6 +17,7 @@ from ..model.fib.lookup import RouteResult
 from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
 from ..model.trace import Model, Trace
 from ..model.trace_step import TraceStep
+from ..netstate.formats.nft_implied_tests import RuleProgram, program_of
 from ..netstate.nft import Chain, Concat, Match, Meta, OriginPath, Rule, SetRef, Table
 from ..netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
@@ -277,20 +278,24 @@ def _table_with_origins(table: Table, desired: Table) -> Table:
     desired_chains = {chain.name: chain for chain in desired.chains}
     set_origins = {nft_set.name: nft_set.origin for nft_set in desired.sets}
     chains = tuple(
-        _chain_with_origins(chain, desired_chains[chain.name]) if chain.name in desired_chains else chain
+        _chain_with_origins(chain, desired_chains[chain.name], table.family) if chain.name in desired_chains else chain
         for chain in table.chains
     )
     sets = tuple(evolve(nft_set, origin=set_origins.get(nft_set.name, ())) for nft_set in table.sets)
     return evolve(table, chains=chains, sets=sets)
 
 
-def _chain_with_origins(chain: Chain, desired: Chain) -> Chain:
+def _chain_with_origins(chain: Chain, desired: Chain, family: str) -> Chain:
     """Return the chain with origins; of several equal rules, each gets the next origin."""
-    origins: dict[Rule, list[OriginPath]] = {}
+    origins: dict[RuleProgram, list[OriginPath]] = {}
     for rule in desired.rules:
-        origins.setdefault(rule, []).append(rule.origin)
-    rules = tuple(evolve(rule, origin=origins[rule].pop(0)) if origins.get(rule) else rule for rule in chain.rules)
-    return evolve(chain, rules=rules, origin=desired.origin)
+        origins.setdefault(program_of(rule, family), []).append(rule.origin)
+
+    def complete(rule: Rule) -> Rule:
+        remaining = origins.get(program_of(rule, family))
+        return evolve(rule, origin=remaining.pop(0)) if remaining else rule
+
+    return evolve(chain, rules=tuple(map(complete, chain.rules)), origin=desired.origin)
 
 
 def _matches_owner(rule: Rule) -> bool:
@@ -344,4 +349,5 @@ def merge_states(ours: NetState, environment: NetState) -> NetState:
         (*ours.routes, *foreign_routes),
         (*ours.sysctls, *environment.sysctls),
         environment.devices,
+        environment.looks,
     )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
 from ..netstate.formats.snapshot_codec import decode_state, encode_state
@@ -18,13 +18,26 @@ from ..netstate.state import NetState
 from ..policy.errors import PolicyText
 from ..policy.load import AccountLookup, load
 from ..policy.objects import Account, Policy
+from .marks_in_use import MarksInUse, read_marks_in_use
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
 
 FORMAT = "nftpolicy snapshot 1"
 _KEYS = frozenset(
-    {"format", "program", "kernel", "time", "egress_hook", "families", "bridge_ports", "devices", "policy", "state"}
+    {
+        "format",
+        "program",
+        "kernel",
+        "time",
+        "egress_hook",
+        "families",
+        "bridge_ports",
+        "devices",
+        "policy",
+        "marks",
+        "state",
+    }
 )
 
 
@@ -75,6 +88,7 @@ class Snapshot:
     program: str = ""
     kernel: str = ""
     time: str = ""
+    marks: MarksInUse = Factory(MarksInUse)
 
 
 def take_snapshot(kernel: Linux) -> Snapshot:
@@ -86,6 +100,7 @@ def take_snapshot(kernel: Linux) -> Snapshot:
         devices=frozenset(devices),
         egress_hook=kernel.supports_egress_hook("lo"),
         families=kernel.ip_families(),
+        marks=read_marks_in_use(kernel),
     )
 
 
@@ -119,9 +134,14 @@ def encode_snapshot(snapshot: Snapshot) -> str:
         "bridge_ports": {name: list(ports) for name, ports in sorted(snapshot.bridge_ports.items())},
         "devices": sorted(snapshot.devices),
         "policy": policy and {"name": policy.name, "text": policy.text, "accounts": [list(a) for a in policy.accounts]},
+        "marks": {"flows": _pairs(snapshot.marks.flows), "sockets": _pairs(snapshot.marks.sockets)},
         "state": encode_state(snapshot.state),
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def _pairs(numbers: Mapping[int, int] | None) -> list[list[int]] | None:
+    return None if numbers is None else [[mark, number] for mark, number in sorted(numbers.items())]
 
 
 def decode_snapshot(text: bytes) -> Snapshot:
@@ -154,6 +174,7 @@ def _decode(document: Mapping[str, Any]) -> Snapshot:
         egress_hook=_expect(document["egress_hook"], bool),
         families=tuple(_expect(family, int) for family in _expect(document["families"], list)),
         policy=None if document["policy"] is None else _decode_policy(document["policy"]),
+        marks=_decode_marks(document["marks"]),
         program=_expect(document["program"], str),
         kernel=_expect(document["kernel"], str),
         time=_expect(document["time"], str),
@@ -169,6 +190,20 @@ def _decode_policy(item: object) -> PolicyInForce:
         kind, name, number = _expect(account, list)
         accounts.append((_expect(kind, str), _expect(name, str), _expect(number, int)))
     return PolicyInForce(_expect(policy["name"], str), _expect(policy["text"], str), tuple(accounts))
+
+
+def _decode_marks(item: object) -> MarksInUse:
+    marks = _expect(item, dict)
+    if marks.keys() != {"flows", "sockets"}:
+        raise ValueError('"marks" has not the keys flows and sockets')
+    return MarksInUse(_decode_pairs(marks["flows"]), _decode_pairs(marks["sockets"]))
+
+
+def _decode_pairs(item: object) -> dict[int, int] | None:
+    if item is None:
+        return None
+    pairs = [_expect(pair, list) for pair in _expect(item, list)]
+    return {_expect(mark, int): _expect(number, int) for mark, number in pairs}
 
 
 def _texts(item: object) -> tuple[str, ...]:

@@ -22,7 +22,8 @@ from .services.socket_verdicts import read_verdicts_or_reason
 class Status:
     """Result of the comparison.
 
-    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `differences`: the
+    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `is_blocked`: the
+    block (by watch or apply) is loaded, so the uplinks are stopped. `differences`: the
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
@@ -36,11 +37,12 @@ class Status:
     misplaced_routes: tuple[str, ...] = ()
     sockets: tuple[SocketVerdict, ...] | None = None
     socket_error: str = ""
+    is_blocked: bool = False
 
     @property
     def as_expected(self) -> bool:
-        """True if the kernel holds exactly the compiled policy."""
-        return all(self.parts.values())
+        """True if the kernel holds exactly the compiled policy, and no block."""
+        return all(self.parts.values()) and not self.is_blocked
 
     @property
     def guarded(self) -> bool:
@@ -52,6 +54,7 @@ class Status:
         return {
             "policy": self.policy.name,
             "as_expected": self.as_expected,
+            "blocked": self.is_blocked,
             "parts": self.parts,
             "differences": list(self.differences),
             "strays": list(self.misplaced_routes),
@@ -90,4 +93,5 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
+        is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
     )

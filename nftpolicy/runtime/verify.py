@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 
 from ..compiler import object_names
 from ..compiler.compile import compile_policy
+from ..netstate.formats.nft_json_hidden import hidden_tests
 from ..netstate.state import NetState
 from ..policy.mark import Mark
 from ..policy.objects import Policy
@@ -21,6 +22,7 @@ from ..proof.policy_spec import exemption
 from ..proof.prover import Progress, prove
 from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
+from .marks_in_use import MarksInUse
 from .snapshot import Snapshot, take_snapshot
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def verify_snapshot(
     absent = sorted(set(devices) - snapshot.devices)
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
     features = KernelFeatures(snapshot.egress_hook, snapshot.families)
-    return _verify(name, state, subject, ports, exempt, unjudged, progress, features)
+    return _verify(name, state, subject, ports, exempt, unjudged, progress, features, snapshot.marks)
 
 
 def verify_files(
@@ -142,7 +144,9 @@ def verify_files(
     if isinstance(subject, Policy):
         state = _with_policy_keys(state, subject, {})
     unjudged = tuple(_missing_parts(state))
-    return _verify("the files", state, subject, {}, exempt, unjudged, progress, KernelFeatures())
+    verification = _verify("the files", state, subject, {}, exempt, unjudged, progress, KernelFeatures(), MarksInUse())
+    proof = verification.proof
+    return evolve(verification, proof=evolve(proof, assumptions=(*proof.assumptions, *hidden_tests(state.tables))))
 
 
 def _verify(
@@ -154,6 +158,7 @@ def _verify(
     unjudged: tuple[str, ...],
     progress: Progress,
     features: KernelFeatures,
+    marks: MarksInUse,
 ) -> Verification:
     policy = None
     if isinstance(subject, Policy):
@@ -162,6 +167,7 @@ def _verify(
         spec = evolve(spec, frames=features.egress, families=features.families)
     else:
         spec = spec_of_uplinks(subject, exempt, ports)
+    spec = marks.count(spec)
     return Verification(name, state, spec, prove(state, spec, progress), policy, unjudged)
 
 

@@ -6,7 +6,15 @@ import time
 
 from tests.lab import topology
 
-from . import apply_bench, exposure_bench, packet_path_bench, proof_bench, startup_bench, transition_bench
+from . import (
+    apply_bench,
+    exposure_bench,
+    packet_path_bench,
+    proof_bench,
+    ruleset_bench,
+    startup_bench,
+    transition_bench,
+)
 from .figures import Report
 
 _BENCHES = {
@@ -14,6 +22,7 @@ _BENCHES = {
     "apply": apply_bench.run,
     "path": packet_path_bench.run,
     "proof": proof_bench.run,
+    "ruleset": ruleset_bench.run,
     "window": transition_bench.run,
     "exposure": exposure_bench.run,
 }

@@ -13,6 +13,7 @@ from nftpolicy.proof.context import ProofContext, unsupported_in
 from nftpolicy.proof.lemmas import integrity_violations, unstable_fields
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, Finding
+from tests.finding_invariants import assert_findings_are_sound
 
 from . import enumerate_packets, toy_states, z3_chains
 from .ruleset_strategies import Question
@@ -72,6 +73,7 @@ _TITLES = {SOCKET: "sockets", KERNEL: "sockets", FORWARD: "forwarded packets", F
 def wrong_verdict(toy: Toy, tally: Counter[str] | None = None) -> str | None:
     """Return a fault in the prover's findings about a host, judged by all its packets; None without one."""
     proof = prove(toy.state, toy_states.CLAIM)
+    assert_findings_are_sound(proof, toy_states.CLAIM)
     found = {_title(one): one for one in proof.findings if one.property in ("P1", "P2")}
     worst: dict[str, tuple[str, Packet]] = {}
     for packet, walk in toy_states.walks(toy):

@@ -99,7 +99,8 @@ def _value(view: PacketView, name: str, space: HeaderSpace) -> int:
         return 0
     if name in space.opaque_values:
         result, _, keys = name.removeprefix("fib ").partition(" of ")
-        return space.opaque_values[name].get(view.fib(result, tuple(keys.split()), view) if view.fib else None, 0)
+        found = view.fib(result, tuple(keys.split()), view) if view.fib else None
+        return space.opaque_values[name].get(found, space.max_values[name]) if found else 0
     return FIELDS[name](view)
 
 

@@ -205,29 +205,36 @@ def first_through(
 def integrity(
     family: int, places: Sequence[Place], value: int, mask: int, uplinks: Sequence[str], seconds: float | None = None
 ) -> bool | None:
-    """Return True if no chain can set the mark on an unmarked packet of an unmarked flow.
+    """Return True if no chain can set the mark on an unmarked packet, but for replies in flows that no chain marks.
 
-    Induction: an invariant before each base chain holds after it. If chains may set only the mark of the flow,
-    it is sufficient that no chain copies it to the packet.
+    Induction: an invariant before each base chain holds after it.
     """
-    unmarked, flow = (MarkTest(value, mask, False, of) for of in ("mark", "ctmark"))
-    strict = Region(marks=(unmarked, flow), not_iifname=tuple(uplinks))
-    fair = Region(marks=(unmarked,), not_iifname=tuple(uplinks))
-    given = _given(family, places, strict, MarkTest(value, mask), seconds)
+    unmarked, unmarked_flow = (MarkTest(value, mask, False, of) for of in ("mark", "ctmark"))
+    sent = Region(marks=(unmarked,), not_iifname=tuple(uplinks))
+    replies = Region({"ct.direction": ((1, 1),)}, (MarkTest(value, mask, field="ctmark"),))
+    given = _given(family, places, sent, MarkTest(value, mask), seconds, [replies])
     if given is not False:
         return None if given is None else False
-    kept = _given(family, places, strict, MarkTest(value, mask, field="ctmark"), seconds)
-    if kept is not True:
-        return None if kept is None else True
-    given = _given(family, places, fair, MarkTest(value, mask), seconds)
+    flows = _given(family, places, Region(marks=(unmarked_flow,)), MarkTest(value, mask, field="ctmark"), seconds)
+    if flows is not True:
+        return None if flows is None else True
+    given = _given(family, places, sent, MarkTest(value, mask), seconds)
     return None if given is None else not given
 
 
-def _given(family: int, places: Sequence[Place], region: Region, test: MarkTest, seconds: float | None) -> bool | None:
+def _given(
+    family: int,
+    places: Sequence[Place],
+    region: Region,
+    test: MarkTest,
+    seconds: float | None,
+    excluded: Sequence[Region] = (),
+) -> bool | None:
     for place in places:
         engine = Engine(Packet(family))
         packet = engine.packet
-        end = engine.base(place, z3.And(packet.possible, packet.within(region)), packet.start)
+        start = z3.And(packet.possible, packet.within(region), *(z3.Not(packet.within(one)) for one in excluded))
+        end = engine.base(place, start, packet.start)
         found = _satisfiable(z3.And(end.when, worn(test, end.now)), seconds)
         if found is not False:
             return found

@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import platform
+import socket
 import struct
 import sys
 import uuid
@@ -13,16 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.netns import wait_until
+from tests.lab.netns import Namespace, wait_until
 
 SOCK_CREATE, SETSOCKOPT = (9, 2), (25, 22)  # program type and attach type of BPF_CGROUP_*
+SKB_EGRESS = (8, 1)
+TCX_EGRESS, XDP = (3, 47), (6, 37)
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "i686": 357, "armv7l": 386}
-_LOAD, _ATTACH, _DETACH = 5, 8, 9
+_LOAD, _ATTACH, _DETACH, _LINK_CREATE = 5, 8, 9, 28
+_XDP_FLAGS_SKB_MODE = 2
 _ALLOW_MULTI = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
-R0, R1, R2, R6, R7 = 0, 1, 2, 6, 7
+R0, R1, R2, R6, R7, R10 = 0, 1, 2, 6, 7, 10
+_CALL, _BPF_REDIRECT = 0x85, 23
 _MOVE, _EXIT, _LOAD_WORD, _STORE_WORD, _JUMP_EQUAL, _JUMP_NOT_EQUAL = 0xB7, 0x95, 0x61, 0x63, 0x15, 0x55
 
 
@@ -36,6 +41,36 @@ def mark_program(mark: int) -> bytes:
         _instruction(_MOVE, R2, value=mark)
         + _instruction(_STORE_WORD, R1, R2, offset=16)
         + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+    )
+
+
+def packet_mark_program(mark: int) -> bytes:
+    """Return a program for packets (struct __sk_buff) that writes their mark and lets them pass."""
+    return (
+        _instruction(_MOVE, R2, value=mark)
+        + _instruction(_STORE_WORD, R1, R2, offset=8)
+        + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+    )
+
+
+def allow_program() -> bytes:
+    """Return a program that allows everything, and writes to its stack only."""
+    return (
+        _instruction(_MOVE, R2, value=7)
+        + _instruction(_STORE_WORD, R10, R2, offset=-4)
+        + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+    )
+
+
+def redirect_program(index: int) -> bytes:
+    """Return a program for tc or XDP that redirects every packet to the device with this index."""
+    return (
+        _instruction(_MOVE, R1, value=index)
+        + _instruction(_MOVE, R2)
+        + _instruction(_CALL, value=_BPF_REDIRECT)
         + _instruction(_EXIT)
     )
 
@@ -98,6 +133,30 @@ def attached(cgroup: Path, kind: tuple[int, int], code: bytes) -> Iterator[None]
     finally:
         os.close(program)
         os.close(directory)
+
+
+@contextlib.contextmanager
+def attached_to_device(space: Namespace, device: str, kind: tuple[int, int], code: bytes) -> Iterator[None]:
+    """Have the program run for a device of a namespace (BPF_LINK_CREATE; XDP in the generic mode).
+
+    Skips the test if the kernel has no such hook.
+    """
+    program = _load(kind, code)
+    flags = _XDP_FLAGS_SKB_MODE if kind == XDP else 0
+    try:
+        with space._net():
+            index = socket.if_nametoindex(device)
+            link = _bpf(_LINK_CREATE, struct.pack("=IIII", program, index, kind[1], flags))
+    except OSError as error:
+        os.close(program)
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            pytest.skip(f"no such BPF hook here: {error}")
+        raise
+    try:
+        yield
+    finally:
+        os.close(link)
+        os.close(program)
 
 
 def tree() -> Path:

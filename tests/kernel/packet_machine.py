@@ -291,8 +291,8 @@ def _attempt(packet: Packet) -> str:
 def _send_frame(packet: Packet) -> None:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, packet.mark)
-        made.bind((packet.bound, 0))
-        made.send(_frame(packet, "00:00:00:00:00:00" if packet.bound == "lo" else "02:00:5e:00:53:99"))
+        frame = _frame(packet, "00:00:00:00:00:00" if packet.bound == "lo" else "02:00:5e:00:53:99")
+        made.sendto(frame, (packet.bound, packet.protocol_number))
 
 
 def _send_by_socket(packet: Packet) -> None:

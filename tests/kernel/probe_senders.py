@@ -135,7 +135,7 @@ class Probe:
             oif=out if hook in ("output", "postrouting", "egress", "forward") else None,
             uid=self.uid if is_home else None,
             gid=self.gid if is_home else None,
-            fields={**dict(self.fields), **self._first_words(), dscp: self.tos >> 2},
+            fields={**dict(self.fields), **self._first_words(), dscp: self.tos >> 2, ("meta", "pkttype"): 0},
             notrack=self.dport == UNTRACKED and not (first and priority < -350),
         )
 
@@ -143,7 +143,7 @@ class Probe:
         """Return the two 16-bit words that `th sport` and `th dport` read if the protocol has no ports."""
         if self.protocol not in (ICMP, ICMPV6, GRE):
             return {}
-        sport, dport = struct.unpack_from("!HH", _content(self))
+        sport, dport = struct.unpack_from("!HH", content(self))
         return {("th", "sport"): sport, ("th", "dport"): dport}
 
     def __str__(self) -> str:
@@ -232,16 +232,17 @@ class Senders:
         made, target = make(), (destination, 0 if raw else probe.dport)
         if probe.way == "reply":
             target = (destination, 9)
-        content = _content(probe)
+        payload = content(probe)
 
         def send() -> None:
             with contextlib.suppress(OSError):  # the sender gets an error for a dropped packet
-                made.sendto(content, target)
+                made.sendto(payload, target)
 
         return send
 
 
-def _content(probe: Probe) -> bytes:
+def content(probe: Probe) -> bytes:
+    """Return what a probe holds behind the headers that the kernel writes."""
     fields = {name: value for (_, name), value in probe.fields}
     if "type" in fields:
         head = fields["type"] << 8 | fields["code"]

@@ -183,6 +183,14 @@ class Rulesets:
     def _by_protocol(self, family: int, hook: Hook) -> nft.Statement:
         draw = self._random
         name = draw.choice(("tcp", "udp", {4: "icmp", 6: "ipv6-icmp"}[family]))
+        if hook.hook == "egress" and draw.random() < 0.5:
+            return draw.choice(
+                (
+                    Match(Meta("protocol"), draw.choice(("ip", "ip6", "arp")), draw.choice(("==", "!="))),
+                    Match(Payload("ether", "type"), draw.choice((0x0800, 0x86DD)), draw.choice(("==", "!="))),
+                    Match(Meta("pkttype"), "host", draw.choice(("==", "!="))),
+                )
+            )
         return draw.choice(
             (
                 Match(Meta("l4proto"), name, draw.choice(("==", "!="))),

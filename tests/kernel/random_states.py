@@ -5,7 +5,7 @@ Equal seeds give equal states and packets.
 
 from attrs import evolve
 
-from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, TCP, UDP, Packet, address_range, parse_address
+from nftpolicy.model.packet import ETHERTYPES, FORWARD, FRAME, SOCKET, TCP, UDP, Packet, address_range, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route, Sysctl
 from nftpolicy.netstate.state import NetState
@@ -144,7 +144,11 @@ class Chance(Rulesets):
         )
         if origin == FRAME:
             source = draw.choice((own(family, "wan"), parse_address(HOSTS[family][0])))
-            return evolve(packet, bound=draw.choice((*DEVICES, "lo")), source=source, uid=0, gid=0)
+            frame = evolve(packet, bound=draw.choice((*DEVICES, "lo")), source=source, uid=0, gid=0)
+            if draw.random() < 0.4:  # its sender says another ethertype than that of the frame
+                fields = {**packet.fields, ("ether", "type"): ETHERTYPES[family]}
+                frame = evolve(frame, ethertype=draw.choice((0x0806, 0x88B5)), fields=fields)
+            return frame
         if protocol not in (TCP, UDP):
             packet = evolve(packet, uid=0)  # who may make a raw socket
         bound = draw.choice((None, None, None, *DEVICES))

@@ -22,6 +22,7 @@ from nftpolicy.netstate.nft import (
     Match,
     Meta,
     Notrack,
+    Option,
     Payload,
     Reject,
     Rule,
@@ -79,6 +80,7 @@ def _plain(scope):
         (Meta("skgid"), "gid", _IDS),
         (Meta("iifname"), "ifname", _DEVICES),
         (Meta("oifname"), "ifname", _DEVICES),
+        (Meta("pkttype"), "pkt_type", ("host", "broadcast", "multicast", "other")),
     ]
     if not scope.is_link:
         found += [
@@ -241,6 +243,8 @@ def _verdicts(at):
 def _ends(draw, at, scope, hook, of):
     """Return the last statement of a rule."""
     kinds = ["nothing", "verdict", "verdict", "mangle", "mangle", "vmap", "vmaps"]
+    kinds += ["header"] if scope.family else []
+    kinds += ["option"] if scope.protocol in (None, "tcp") else []
     kinds += ["notrack"] if hook in ("output", "prerouting") and of != "netdev" else []
     kinds += ["reject"] if hook in ("input", "forward", "output") else []
     match draw(st.sampled_from(kinds)):
@@ -252,12 +256,21 @@ def _ends(draw, at, scope, hook, of):
             key = draw(st.sampled_from((MARK, MARK, MARK if of == "netdev" else FLOW_MARK)))
             first = Mangle(key, draw(_values(scope)))
             return (first, draw(_verdicts(at))) if draw(st.booleans()) else (first,)
+        case "header":  # which later rules read
+            network, hops = ("ip", "ttl") if scope.family == 4 else ("ip6", "hoplimit")
+            name, value = draw(st.sampled_from((("dscp", "cs1"), ("dscp", "ef"), (hops, 64), (hops, 5), (hops, 255))))
+            return Mangle(Payload(network, name), value), draw(_verdicts(at))
+        case "option":  # ends the rule for packets without a TCP header
+            return Mangle(Option("tcp option", "maxseg", "size"), draw(st.sampled_from((100, 1360)))), draw(
+                _verdicts(at)
+            )
         case "notrack":
             return (Notrack(),)
         case "reject":
             choices = [Reject()] if of == "inet" else [Reject("icmp" if of == "ip" else "icmpv6", "port-unreachable")]
             if of == "inet":
-                choices += [Reject("icmp", "admin-prohibited"), Reject("icmpv6", "no-route")]
+                replies = {4: Reject("icmp", "admin-prohibited"), 6: Reject("icmpv6", "no-route")}
+                choices += [reply for family, reply in replies.items() if scope.family in (None, family)]
             return (draw(st.sampled_from(choices)),)
         case "vmaps":
             return (VerdictMapRef(Meta("oifname"), "ways"),) if at == 0 else ()

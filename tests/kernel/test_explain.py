@@ -134,7 +134,7 @@ def test_explain_forwarded_packet_of_uplink_is_dropped(guarded_node: Node) -> No
 
 def test_explain_frame_leaves_only_with_mark(guarded_node: Node) -> None:
     words = ("--frame", "--dev", WAN, "--from", "192.0.2.2", "--to", FAR[4])
-    assert guarded_node.words(*words).startswith("dropped by netdev nftpolicy wan.link")
+    assert guarded_node.words(*words).startswith("dropped by netdev nftpolicy wan.packets")
     assert guarded_node.words(*words, "--mark", 1) == f"leaves by {WAN} with mark 0x1"
 
 

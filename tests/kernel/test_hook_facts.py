@@ -13,7 +13,7 @@ from tests.lab.frames import classify
 from tests.lab.netns import Namespace, search_path
 from tests.lab.packet_senders import DISCARD, Job
 
-from .two_link_node import FAR, MESH, WAN, TwoLinkNode, counted, default
+from .two_link_node import FAR, MESH, WAN, TwoLinkNode, counted, counters, default
 
 pytestmark = pytest.mark.kernel
 families = pytest.mark.parametrize("family", at.FAMILIES)
@@ -183,6 +183,144 @@ def test_L17_macvlan_child_passes_egress_of_parent(
     assert ("postrouting" in seen) is inside, message
 
 
+FRAME_TYPES = f"""
+table netdev types {{
+    counter says-arp {{ }}
+    counter says-ip {{ }}
+    counter is-arp {{ }}
+    counter is-ip {{ }}
+    counter is-vlan {{ }}
+    counter is-readable {{ }}
+    counter by-name {{ }}
+    counter ethernet {{ }}
+    counter has-user {{ }}
+    chain egress {{
+        type filter hook egress device {WAN} priority 0; policy accept;
+        ip6 nexthdr ipv6-icmp accept
+        meta protocol arp counter name says-arp
+        meta protocol ip counter name says-ip
+        @ll,96,16 0x0806 counter name is-arp
+        @ll,96,16 0x0800 counter name is-ip
+        @ll,96,16 0x8100 counter name is-vlan
+        @ll,96,16 0-65535 counter name is-readable
+        ether type 0-65535 counter name by-name
+        meta oiftype ether counter name ethernet
+        meta skuid 0-4294967294 counter name has-user
+    }}
+}}
+"""
+ALWAYS, READABLE = {"ethernet", "has-user"}, {"is-readable", "by-name"}
+
+
+@pytest.mark.parametrize(
+    ("ethertype", "head", "bypass", "expected"),
+    [
+        (0x0806, b"\x08\x06", False, {"says-arp", "is-arp", *READABLE}),
+        (0x0806, b"\x08\x00", False, {"says-arp", "is-ip", *READABLE}),
+        (0x0800, b"\x08\x06", False, {"says-ip", "is-arp", *READABLE}),
+        (0x0806, b"\x81\x00\0\x05\x08\x06", False, {"says-arp", "is-vlan", *READABLE}),
+        (0x0806, b"\x08\x06", True, {"says-arp"}),
+    ],
+)
+def test_L20_frame_type_at_egress_differs_from_meta_protocol(
+    two_links: TwoLinkNode, ethertype: int, head: bytes, bypass: bool, expected: set[str]
+) -> None:
+    two_links.node.nft(FRAME_TYPES)
+
+    def frame(job: Job) -> None:
+        made = job.open(socket.AF_PACKET, socket.SOCK_RAW)
+        if bypass:
+            made.setsockopt(packet_senders._SOL_PACKET, packet_senders._PACKET_QDISC_BYPASS, 1)
+        body = packet_senders._datagram(job, at.NEIGHBOUR) if head == b"\x08\x00" else bytes(28) + job.payload
+        made.sendto(b"\xff" * 6 + bytes(6) + head + body, (WAN, ethertype))
+
+    assert two_links.counters_of(frame, 4, uid=0) == expected | ALWAYS
+
+
+def test_L20_device_without_link_header_has_no_frame_type(two_links: TwoLinkNode) -> None:
+    two_links.node.run(["ip", "tuntap", "add", "dev", "tun9", "mode", "tun"])
+    two_links.node.ip("link set tun9 up")
+    two_links.node.nft(FRAME_TYPES.replace(WAN, "tun9"))
+
+    def leave() -> None:
+        with two_links.node.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
+            made.sendto(bytes(46), ("tun9", 0x0800))
+
+    assert counted(two_links.node, leave) == {"says-ip", "has-user"}
+
+
+NEIGHBOUR_USERS = f"""
+table inet users {{
+    counter unowned {{ }}
+    counter owned {{ }}
+    chain last {{
+        type filter hook postrouting priority 0; policy accept;
+        oifname {WAN} icmpv6 type {{ 135, 136 }} jump owner
+    }}
+    chain owner {{
+        meta skuid 0-4294967294 counter name owned return
+        counter name unowned
+    }}
+}}
+table netdev users {{
+    counter unowned-frame {{ }}
+    counter owned-frame {{ }}
+    chain egress {{
+        type filter hook egress device {WAN} priority 0; policy accept;
+        icmpv6 type {{ 135, 136 }} jump owner
+    }}
+    chain owner {{
+        meta skuid 0-4294967294 counter name owned-frame return
+        counter name unowned-frame
+    }}
+}}
+"""
+
+
+def test_L21_neighbour_discovery_of_kernel_has_no_user(two_links: TwoLinkNode) -> None:
+    two_links.node.ip(f"link set {WAN} arp on", f"-6 route add {at.NEIGHBOUR[6]} dev {WAN}")
+    two_links.node.nft(NEIGHBOUR_USERS)
+    found = counted(two_links.node, lambda: two_links.send(packet_senders.udp_bound, 6, patience=0.2))
+    assert found == {"unowned", "unowned-frame"}
+
+    def advertise(job: Job) -> None:
+        made = job.open(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, WAN.encode())
+        made.sendto(bytes([136]) + bytes(7) + job.payload, ("ff02::1", 0, 0, socket.if_nametoindex(WAN)))
+
+    found = counted(two_links.node, lambda: two_links.send(advertise, 6, uid=0, patience=0.2))
+    assert found >= {"owned", "owned-frame"}
+
+
 def test_L3_far_end_without_probe_receives_nothing(two_links: TwoLinkNode) -> None:
     """Control of the other tests: without a probe there is no payload to find."""
     assert two_links.left_by(b"never sent", 0.1) == set() and set(two_links.sniffers) == set(FAR)
+
+
+FLOW_BEGINS = f"""
+table inet begins {{
+    counter first {{ }}
+    counter new {{ }}
+    chain output {{
+        type filter hook output priority 0; policy accept;
+        udp dport {DISCARD} ct status ! confirmed counter name first
+        udp dport {DISCARD} ct state new counter name new
+    }}
+}}
+"""
+
+
+@families
+def test_only_first_packet_of_a_flow_is_not_confirmed(two_links: TwoLinkNode, family: int) -> None:
+    """Until a reply `ct state new` matches each packet, and `ct status ! confirmed` the first one."""
+    two_links.node.ip(default(MESH, family))
+    two_links.node.nft(FLOW_BEGINS)
+    two_links.node.call(send_twice, at.SERVER[family])
+    found = counters(two_links.node)
+    assert (found["first"], found["new"]) == (1, 2)
+
+
+def send_twice(address: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as one:
+        for _ in range(2):
+            one.sendto(b"x", (address, DISCARD))

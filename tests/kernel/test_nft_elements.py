@@ -1,11 +1,16 @@
-"""Set elements that are read directly from netlink equal those of libnftables."""
-
-import pytest
+"""Set elements that are read by netlink equal those that libnftables lists."""
 
 from nftpolicy.kernel.libnft import Nft
-from nftpolicy.kernel.netlink import nft_elements
+from nftpolicy.kernel.netlink.nft_ruleset import read_tables
 from nftpolicy.netstate.formats import nft_json_decode
+from nftpolicy.netstate.nft import Element
 from tests.lab.netns import Namespace
+
+
+def elements(name: str) -> frozenset[Element]:
+    (table,) = read_tables("t")
+    return next(each.elements for each in table.sets if each.name == name)
+
 
 SETS = {
     "owners": ("gid", "0, 1, 800, 4294967294"),
@@ -31,8 +36,7 @@ def compared() -> list[str]:
     error = nft.load(f"table inet t {{\n{body}}}\n")
     assert error is None, error
     (table,) = nft_json_decode.decode_ruleset(nft.list_json("list table inet t"))
-    read = {one.name: nft_elements.read_elements("inet", "t", one.name, one.type) for one in table.sets}
-    return [one.name for one in table.sets if read[one.name] != one.elements]
+    return [one.name for one in table.sets if elements(one.name) != one.elements]
 
 
 def test_set_elements_equal_listing_of_libnftables() -> None:
@@ -46,21 +50,12 @@ def many() -> tuple[int, bool]:
     rows = ", ".join(f"{number} . {address}" for number, address in wanted)
     error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
     assert error is None, error
-    return len(wanted), nft_elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr")) == wanted
+    return len(wanted), elements("s") == wanted
 
 
 def test_set_elements_of_several_messages_are_read() -> None:
     with Namespace("elements") as space:
         assert space.call(many) == (20_000, True)
-
-
-def missing() -> None:
-    nft_elements.read_elements("inet", "t", "s", ("gid",))
-
-
-def test_set_elements_of_missing_set_raise() -> None:
-    with Namespace("elements") as space, pytest.raises(FileNotFoundError):
-        space.call(missing)
 
 
 def test_set_element_with_comment_is_read() -> None:
@@ -73,4 +68,4 @@ def with_comments() -> object:
     rows = '1 . 192.0.2.1 comment "a", 2 . 192.0.2.2'
     error = nft.load(f"table inet t {{\nset s {{ type gid . ipv4_addr;\nelements = {{ {rows} }}\n}}\n}}\n")
     assert error is None, error
-    return nft_elements.read_elements("inet", "t", "s", ("gid", "ipv4_addr"))
+    return elements("s")

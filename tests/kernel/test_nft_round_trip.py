@@ -71,7 +71,7 @@ PLACES = {
 
 def rules(place):
     return tuple(
-        Rule(tuple(map(nft_json_decode.decode_statement, form["json"])), f"form {at}")
+        Rule(nft_json_decode.decode_statements(form["json"]), f"form {at}")
         for at, form in enumerate(FORMS)
         if form["place"] == place
     )

@@ -23,7 +23,7 @@ from .trace_differential import Sample, disagreements, send, traces
 
 pytestmark = pytest.mark.kernel
 
-PACKETS = int(os.environ.get("NFTPOLICY_DIFFERENTIAL", "800"))
+PACKETS = int(os.environ.get("NFTPOLICY_DIFFERENTIAL", "1600"))
 SEED = int(os.environ.get("NFTPOLICY_SEED", "1"))
 OF_ONE_STATE = 20
 

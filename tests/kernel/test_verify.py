@@ -192,11 +192,13 @@ def test_verify_accept_rule_in_one_layer_keeps_P1(guarded_node: Node) -> None:
     assert "P1 refuted: uplink wan: sockets: " not in guarded_node.run("verify", "--live", POLICY, check=False).stdout
 
 
-def test_verify_missing_ip_rule_refutes_P2(guarded_node: Node) -> None:
+def test_verify_missing_ip_rule_is_unknown(guarded_node: Node) -> None:
+    """Do not refute P2: the guard drops what the remaining rules lead elsewhere."""
     guarded_node.space.ip("-6 rule del priority 510")
-    output = guarded_node.verify(POLICY, status=1)
-    assert "P2 refuted: uplink wan: IPv6 rules keep marked packets in table 1\n" in output
-    assert "P2 refuted: uplink wan: IPv4" not in output
+    output = guarded_node.verify(POLICY, status=3)
+    assert "P2 unknown: uplink wan: IPv6 rules keep marked packets in table 1\n" in output
+    assert "no ip rule sends all packets with the mark to table 1" in output
+    assert "P2 unknown: uplink wan: IPv4" not in output
 
 
 # --- others' tables ------------------------------------------------------------------------------
@@ -263,6 +265,23 @@ def test_verify_harmless_table_beside_policy_is_proved(guarded_node: Node) -> No
     rule = "tcp dport 80 counter accept"
     guarded_node.space.nft(FOREIGN.format(hook="filter hook output priority 0", rule=rule))
     assert guarded_node.verify(POLICY).startswith("proved: gluon-fastd: this kernel: ")
+
+
+LEGACY_RULES = (
+    ("-t nat -A POSTROUTING -o bat0 -j MASQUERADE", 0, ""),
+    ("-A FORWARD -j DROP", 0, ""),
+    ("-t mangle -A OUTPUT -j MARK --set-xmark 0x40000/0xff0000", 0, ""),
+    ("-t mangle -A OUTPUT -j MARK --set-mark 1", 3, "P1 unknown: uplink wan: sockets: "),
+    ("-t nat -A OUTPUT -p udp --dport 53 -j DNAT --to-destination 10.9.0.9", 3, "P5 unknown: uplink wan: "),
+)
+
+
+@pytest.mark.parametrize(("rule", "status", "text"), LEGACY_RULES)
+def test_verify_legacy_rule_beside_policy_is_judged(guarded_node: Node, rule: str, status: int, text: str) -> None:
+    if not shutil.which("iptables-legacy"):
+        pytest.skip("iptables-legacy is not installed")
+    guarded_node.space.run(["iptables-legacy", *rule.split()])
+    assert text in guarded_node.verify(POLICY, status=status)
 
 
 def test_verify_unsupported_rule_in_guard_is_unknown(guarded_node: Node) -> None:

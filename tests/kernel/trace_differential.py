@@ -100,6 +100,8 @@ def _agrees(trace: Trace, seen: list[Arrival]) -> bool:
         return False
     (one,) = seen
     where, mark = (HERE, trace.mark) if trace.outcome == "delivered" else (trace.device, trace.mark & (MARKS - 1))
+    if trace.packet.frame_type != trace.packet.protocol_number:
+        mark = one.mark  # which the sniffer reads only in packets that say what they are
     return (
         (one.where, one.mark, one.dport) == (where, mark, trace.dport)
         and one.destination in (None, trace.destination)

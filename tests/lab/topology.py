@@ -12,6 +12,7 @@ The server can be reached by both, so only the sniffers show by which a packet l
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,10 @@ class Lab:
         self._udhcpc = self.node.popen(daemons.udhcpc(self._script))
         wait_until(self.lease, 10, "DHCP on the WAN")  # before RA, as both write the lease file
         self._router_advertisement()
+
+    def renew_lease(self) -> None:
+        """Make the DHCP client of the WAN renew its lease now."""
+        self._udhcpc.send_signal(signal.SIGUSR1)
 
     def wan_down(self) -> None:
         """Take the WAN device down: the kernel drops its routes and IPv6 addresses, and the DHCP client ends."""

@@ -256,24 +256,37 @@ ALL_NODES, ALL_MLD, ALL_ROUTERS, DHCP_SERVERS = "ff02::1", "ff02::16", "ff02::2"
 GROUP = "239.1.2.3"
 
 
-def icmpv6(kind: int, hops: int, target: str = ALL_NODES) -> Callable[[bytes], None]:
+def icmpv6(kind: int, hops: int, target: str = ALL_NODES, code: int = 0) -> Callable[[bytes], None]:
     def send(payload: bytes) -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, hops)
-            made.sendto(bytes([kind]) + bytes(7) + payload, (target, 0, 0, socket.if_nametoindex(at.WAN)))
+            made.sendto(bytes([kind, code]) + bytes(6) + payload, (target, 0, 0, socket.if_nametoindex(at.WAN)))
 
     return send
 
 
-def igmp(ttl: int, target: str) -> Callable[[bytes], None]:
+def igmp(ttl: int, target: str, kind: int = 0x22) -> Callable[[bytes], None]:
     def send(payload: bytes) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_IGMP) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
             made.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
             made.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
-            made.sendto(bytes(8) + payload, (target, 0))
+            made.sendto(bytes([kind]) + bytes(7) + payload, (target, 0))
+
+    return send
+
+
+def header(source: str, target: str, sport: int, dport: int) -> Callable[[bytes], None]:
+    """Return a sender of a raw packet: by the home router, to the address in its own header."""
+
+    def send(payload: bytes) -> None:
+        ends = socket.inet_aton(source) + socket.inet_aton(target)
+        start = struct.pack("!BBHHHBBH", 0x45, 0, 28 + len(payload), 0, 0, 64, socket.IPPROTO_UDP, 0) + ends
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as made:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
+            made.sendto(start + struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload, (at.SERVER[4], 0))
 
     return send
 
@@ -296,20 +309,29 @@ def ports(
 
 EXEMPT = {
     "DHCPv4 client": ports(68, 67, "255.255.255.255"),
-    "DHCPv4 client, to its server": ports(68, 67, at.HOME[4]),
+    "DHCPv4 client with an address": header(at.NEIGHBOUR[4], "255.255.255.255", 68, 67),
     "DHCPv6 client": ports(546, 547, DHCP_SERVERS),
     "router solicitation": icmpv6(133, 255, ALL_ROUTERS),
-    "neighbour solicitation": icmpv6(135, 255),
+    "neighbour solicitation": icmpv6(135, 255, "ff02::1:ff00:50"),
+    "neighbour solicitation to one": icmpv6(135, 255, at.HOME_LINK_LOCAL),
     "neighbour advertisement": icmpv6(136, 255),
+    "neighbour advertisement to one": icmpv6(136, 255, at.HOME_LINK_LOCAL),
     "MLD report": icmpv6(131, 1),
     "MLD done": icmpv6(132, 1, ALL_ROUTERS),
     "MLDv2 report": icmpv6(143, 1, ALL_MLD),
-    "IGMP": igmp(1, "224.0.0.22"),
+    "IGMPv3 report": igmp(1, "224.0.0.22"),
+    "IGMPv2 report": igmp(1, GROUP, 0x16),
+    "IGMPv2 leave": igmp(1, "224.0.0.2", 0x17),
 }
 LOOKALIKES = {
     "DHCPv4 server": ports(67, 68, "255.255.255.255"),
     "from another port to DHCPv4": ports(6868, 67, "255.255.255.255"),
     "DHCPv4 client to another port": ports(68, 53, at.HOME[4]),
+    "DHCPv4 client to its server": ports(68, 67, at.HOME[4]),
+    "DHCPv4 client to all of a network": ports(68, 67, at.HOME_BROADCAST),
+    "DHCPv4 client to a group": ports(68, 67, GROUP),
+    "DHCPv6 client to one": ports(546, 547, at.HOME_LINK_LOCAL),
+    "DHCPv6 client to all nodes": ports(546, 547, ALL_NODES),
     "the ports of DHCPv4 in IPv6": ports(68, 67, ALL_NODES),
     "the ports of DHCPv6 in IPv4": ports(546, 547, "255.255.255.255"),
     "DHCPv6 server": ports(547, 546, ALL_NODES),
@@ -318,14 +340,35 @@ LOOKALIKES = {
     "redirect": icmpv6(137, 255),
     "neighbour solicitation from afar": icmpv6(135, 64),
     "router solicitation from afar": icmpv6(133, 254, ALL_ROUTERS),
+    "neighbour advertisement to another group": icmpv6(136, 255, "ff02::fb"),
+    "neighbour advertisement to a site": icmpv6(136, 255, "ff05::1"),
+    "neighbour solicitation with a code": icmpv6(135, 255, "ff02::1:ff00:50", 1),
     "MLD query": icmpv6(130, 1),
     "MLD report for afar": icmpv6(131, 64),
     "MLD report with a far group": icmpv6(143, 1, "ff05::16"),
     "MLD report to one": icmpv6(143, 1, at.HOME_LINK_LOCAL),
+    "MLDv2 report to all nodes": icmpv6(143, 1),
+    "MLD done to all nodes": icmpv6(132, 1),
     "echo request": icmpv6(128, 255),
     "ICMPv6 of no known type": icmpv6(200, 255),
     "IGMP for afar": igmp(64, "224.0.0.22"),
     "IGMP to one": igmp(1, at.HOME[4]),
+    "IGMP query": igmp(1, "224.0.0.1", 0x11),
+    "IGMPv3 report to another group": igmp(1, GROUP),
+    "IGMPv2 leave to another group": igmp(1, GROUP, 0x17),
+    "IGMP of no known type": igmp(1, "224.0.0.22", 0x30),
+}
+
+
+# With routes by the WAN in the main table.
+FROM_AFAR = {
+    "DHCPv4 client to a far server": ports(68, 67, at.SERVER[4]),
+    "DHCPv4 client to an address in its own header": header(at.NEIGHBOUR[4], "203.0.113.99", 68, 67),
+    "DHCPv4 client from another address": header("203.0.113.98", "203.0.113.99", 68, 67),
+    "neighbour advertisement to a far address": icmpv6(136, 255, at.SERVER[6]),
+    "neighbour solicitation to a far address": icmpv6(135, 255, at.SERVER[6]),
+    "neighbour advertisement to a neighbour's global address": icmpv6(136, 255, at.HOME[6]),
+    "router solicitation to a far address": icmpv6(133, 255, at.SERVER[6]),
 }
 
 
@@ -360,6 +403,43 @@ def test_C10_exempt_packets_leave_and_are_counted(made: Guarded) -> None:
 def test_C10_C11_lookalikes_of_exempt_packets_are_dropped(made: Guarded, bare: Lab) -> None:
     assert set(LOOKALIKES) - arrivals(bare, LOOKALIKES) == set(), "inconclusive"
     assert arrivals(made.lab, LOOKALIKES) == set()
+
+
+def test_C10_exempt_packets_for_afar_are_dropped(made: Guarded) -> None:
+    with made.off():
+        wan_routes_in_main(made.lab)
+        assert set(FROM_AFAR) - arrivals(made.lab, FROM_AFAR) == set(), "inconclusive"
+    try:
+        assert arrivals(made.lab, FROM_AFAR) == set()
+    finally:
+        no_wan_routes_in_main(made.lab)
+
+
+def test_C10_kernel_advertises_itself_to_global_address(made: Guarded) -> None:
+    """A neighbour that uses its global address solicits from it (RFC 4861 7.2.2), and is answered there."""
+    made.lab.neighbour.run(["ip", "-6", "neigh", "flush", "all"])
+    drain(made)
+    assert made.lab.neighbour.call(inbound_clients.ping, made.lab.wan_address(6))
+    assert made.lab.wan.wait_for(
+        lambda frame: (classify(frame), frame.icmp_type, frame.daddr) == ("ndp", 136, at.NEIGHBOUR[6]), 3
+    )
+
+
+def test_C10_unicast_of_dhcp_leaves_if_exempt(made: Guarded) -> None:
+    unicast = {"DHCPv4 client to its server": ports(68, 67, at.HOME[4])}
+    others = {
+        "to a group": ports(68, 67, GROUP),
+        "to another port": ports(68, 53, at.HOME[4]),
+        "from another port": ports(6868, 67, at.HOME[4]),
+    }
+    text = made.file.read_text()
+    made.file.write_text(text.replace('"dhcpv4"', '"dhcpv4", "dhcpv4-unicast"'))
+    made.apply()
+    try:
+        assert arrivals(made.lab, {**unicast, **others}) == set(unicast)
+    finally:
+        made.file.write_text(text)
+        made.apply()
 
 
 @families

@@ -243,6 +243,22 @@ def test_E8_wan_down_keeps_marked_packets_off_mesh() -> None:
             assert watch.stray == 0
 
 
+def test_E8_lease_reaches_bridge_with_br_netfilter() -> None:
+    """An OFFER is for an address that the node does not have yet, and the bridge shows it to prerouting first."""
+    with guarded_lab(bridge=True) as made:
+        switch = "/proc/sys/net/bridge/bridge-nf-call-iptables"
+        if made.lab.node.run(["test", "-e", switch], check=False).returncode:
+            pytest.skip("needs br_netfilter in the kernel")
+        made.lab.node.sysctl("net.bridge.bridge-nf-call-iptables", 1)
+        made.lab.wan_down()
+        made.lab.node.ip(f"-4 addr flush dev {at.WAN}")
+        assert made.lab.wan_address(4) is None
+        with watching(made.lab) as watch:
+            made.lab.wan_up()
+            assert (watch.unmarked, watch.stray) == (0, 0)
+        assert made.lab.wan_address(4)
+
+
 def test_E8_lease_is_taken_and_renewed_through_guard() -> None:
     with guarded_lab(netifd_rules=True) as made:
         before = made.counters()
@@ -255,3 +271,8 @@ def test_E8_lease_is_taken_and_renewed_through_guard() -> None:
         after = made.counters()
         assert after["netdev/wan.exempt.dhcpv4"] >= before["netdev/wan.exempt.dhcpv4"] + 2
         assert after["inet/wan.exempt.ndp"] > before["inet/wan.exempt.ndp"]
+        # Renewal: by unicast, which is dropped, and then by broadcast.
+        made.lab.node.outside(made.lab.wan_lease).unlink()
+        made.lab.renew_lease()
+        wait_until(made.lab.lease, 20, "a renewed lease")
+        assert made.counters()["netdev/wan.exempt.dhcpv4"] > after["netdev/wan.exempt.dhcpv4"]

@@ -12,6 +12,7 @@ from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
+from tests.finding_invariants import assert_findings_are_sound
 
 FILE = Path(__file__).parents[2] / "rulesets" / "gluon-fastd.toml"
 POLICY = load(FILE.read_bytes(), str(FILE))[0]
@@ -82,7 +83,9 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", LEAKING)
 def test_leaking_state_is_not_proved(name):
-    assert prove(LEAKING[name], SPEC).property_verdict("P1") != PROVED
+    proof = prove(LEAKING[name], SPEC)
+    assert_findings_are_sound(proof, SPEC)
+    assert proof.property_verdict("P1") != PROVED
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -43,8 +43,14 @@ def excuse(policy, packet, walk):
 def is_exempt(word, packet, walk):
     """Return True if an exemption covers the packet."""
     headers, frames = EXEMPTIONS[word]
-    if packet.origin == FRAME and packet.ethertype is not None:
-        return packet.ethertype in frames
+    if packet.origin == FRAME:
+        has_link_header = packet.fields.get(("meta", "oiftype"), 1) == 1
+        own_type = packet.fields.get(("ether", "type"), packet.protocol_number)
+        if has_link_header and own_type in frames:
+            return True
+        said_type = {4: 0x0800, 6: 0x86DD}[packet.family]
+        if packet.protocol_number != said_type or (has_link_header and own_type != said_type):
+            return False
     later = packet.fields.get(("ip", "frag-off"), 0)
     seen = {
         "protocol": packet.protocol,
@@ -55,6 +61,9 @@ def is_exempt(word, packet, walk):
         "dport": walk.dport,
         "ttl": packet.fields.get(states.TTL[packet.family], 64),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
+        "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
+        "igmp.type": packet.fields.get(("igmp", "type"), -1),
+        "socket": int(packet.has_socket),
     }
     return any(
         all(any(low <= seen[name] <= high for low, high in some) for name, some in region.fields.items())

@@ -56,6 +56,7 @@ CONTROL_FLOW = {
     "nftpolicy.policy.load._ErrorAt": "a ValueError with a key path, which cattrs passes on to the decoder",
     "nftpolicy.policy.toml_positions._NotToml": "ends the scan of the positions",
     "nftpolicy.kernel.netlink.route_mover._NoFamily": "ends the decoding of a route of another family",
+    "nftpolicy.netstate.formats.xt_struct.UnsupportedXt": "ends the decoding of an xt struct, which is unsupported then",
     "nftpolicy.importers.openwrt.netifd_sections.IgnoredSection": "ends the reading of a section that netifd drops",
 }
 

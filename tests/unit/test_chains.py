@@ -183,6 +183,10 @@ MATCHES = [
     (Match(Ct("mark"), 5), view(ct_mark=5), True),
     (Match(Ct("status"), "dnat", "in"), view(status=frozenset({"dnat"})), True),
     (Match(Ct("status"), "dnat", "!"), view(), True),
+    (Match(Ct("status"), "confirmed", "!"), view(is_confirmed=False), True),
+    (Match(Ct("status"), "confirmed", "in"), view(is_confirmed=False), False),
+    (Match(Ct("status"), "confirmed", "!"), view(is_confirmed=True), False),
+    (Match(Ct("status"), "confirmed", "in"), view(is_confirmed=True, iif="lo"), True),
     (Match(Ct("l3proto"), "ipv4"), view(), True),
     (Match(Ct("protocol"), "udp"), view(), True),
     (Match(Ct("ip daddr", "original"), "192.0.2.1"), view(), True),
@@ -220,6 +224,8 @@ def test_match_has_expected_result(match, packet_view, expected):
         (Match(Option("tcp option", "maxseg"), "exists"), view(protocol=TCP)),
         (Match(Option("exthdr", "frag"), "missing"), view(packet(6))),
         (Match(Ct("status"), "assured", "in"), view()),
+        (Match(Ct("status"), "confirmed", "!"), view(is_confirmed=None)),
+        (Match(Ct("status"), "confirmed", "!"), view(is_confirmed=False, iif="lo")),
         (Match(Ct("zone"), 5), view()),
         (Match(Ct("ip daddr", "original"), "192.0.2.1"), view(dnat=True)),
         (Match(Ct("ip daddr", "reply"), "192.0.2.1"), view()),
@@ -273,6 +279,11 @@ EARLY = Hook("filter", "output", -300)
 EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress", "ingress"))
 
 
+# Frames of an AF_PACKET socket: an IPv4 packet that it calls ARP, and one with PACKET_QDISC_BYPASS.
+SAYS_ARP = view(ethertype=0x0806, fields={("ether", "type"): 0x0800})
+UNREADABLE = view(fields={("ether", "readable"): 0})
+
+
 @pytest.mark.parametrize(
     ("match", "hook", "family", "packet_view", "expected"),
     [
@@ -285,7 +296,18 @@ EGRESS, INGRESS = (Hook("filter", hook, 0, device="eth0") for hook in ("egress",
         (Match(Meta("iifname"), "eth0"), INGRESS, "netdev", view(oif=None, iif="eth0"), True),
         (Match(Meta("oifname"), ""), INGRESS, "netdev", view(), True),
         (Match(Meta("nfproto"), 5), EGRESS, "netdev", view(), True),
-        (Match(Payload("ether", "type"), "ip"), EGRESS, "netdev", view(), None),
+        (Match(Payload("ether", "type"), 0x0800), EGRESS, "netdev", view(), True),
+        (Match(Payload("ether", "type"), 0x0800, "!="), EGRESS, "netdev", view(), False),
+        (Match(Payload("ether", "type"), 0x0806), EGRESS, "netdev", SAYS_ARP, False),
+        (Match(Payload("ether", "type"), 0x0800), EGRESS, "netdev", SAYS_ARP, True),
+        (Match(Meta("protocol"), 0x0806), EGRESS, "netdev", SAYS_ARP, True),
+        (Match(Payload("ether", "type"), 0x0800), EGRESS, "netdev", UNREADABLE, False),
+        (Match(Payload("ether", "type"), 0x0800, "!="), EGRESS, "netdev", UNREADABLE, False),
+        (Match(Payload("ether", "type"), 0x0800), EGRESS, "netdev", view(fields={("meta", "oiftype"): 512}), False),
+        (Match(Meta("oiftype"), "ppp"), EGRESS, "netdev", view(fields={("meta", "oiftype"): 512}), True),
+        (Match(Meta("oiftype"), "ether"), EGRESS, "netdev", view(), True),
+        (Match(Meta("oiftype"), "ether"), Hook("filter", "postrouting", 0), "inet", view(), None),
+        (Match(Payload("ether", "type"), 0x0800), INGRESS, "netdev", view(oif=None, iif="eth0"), None),
         (Match(Payload("arp", "operation"), "request"), EGRESS, "netdev", view(ethertype=0x0806), None),
     ],
 )

@@ -20,6 +20,7 @@ from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, Packet, 
 from nftpolicy.model.trace import Trace
 from nftpolicy.model.trace_step import TraceStep
 from nftpolicy.netstate import nft
+from nftpolicy.netstate.bypass import Look
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
@@ -663,8 +664,10 @@ def test_merge_replaces_an_earlier_policy():
     desired = compile_policy(policy()[0])
     old = nft.Table("inet", "nftpolicy", (nft.Chain("old"),))
     other = nft.Table("inet", "fw4")
-    others = NetState((old, other), (IpRule(4, 1), IpRule(4, 0, protocol=2)), (Route(4, 7), Route(4, 254, protocol=4)))
+    rules, routes = (IpRule(4, 1), IpRule(4, 0, protocol=2)), (Route(4, 7), Route(4, 254, protocol=4))
+    others = NetState((old, other), rules, routes, looks=(Look("tc"),))
     found = explain.merge_states(desired, others)
+    assert found.looks == others.looks
     assert found.tables == (*desired.tables, other)
     assert [one for one in found.rules if one not in desired.rules] == [IpRule(4, 0, protocol=2)]
     assert [one.priority for one in found.rules if one.family == 4] == sorted(

@@ -116,8 +116,15 @@ def test_gluon_node_listing_has_expected_chains():
         {"masquerade": {"port": {"weird": 1}}},
         {"set": {"op": "add", "set": "s", "elem": 5}},
         {"set": {"op": "add", "set": "@s", "elem": {"elem": {"val": 5, "expires": 1}}}},
-        {"synproxy": {"mss": 5}},
-        {"xt": {"type": "target", "name": "TCPMSS"}},
+        {"synproxy": {"weird": 5}},
+        {"ct helper": {"map": {"key": 1}, "weird": 1}},
+        {"meter": {"name": "m"}},
+        "jump { meta mark set 1 }",
+        "jump {\n\t\tmeta mark set 0x1; }",
+        "goto { queue; }",
+        {"xt": {"type": "target", "name": "MARK"}},
+        {"xt": {"type": "target", "name": "unheard of"}},
+        {"xt": {"type": "target", "name": "LOG", "weird": 1}},
         {"mangle": 5},
         {"dnat": {"family": "ip", "addr": {"set": []}}},
         {"accept": None, "drop": None},
@@ -183,7 +190,6 @@ def test_prefix_of_a_number_is_a_range(addr, length, value):
         {"nftables": [{"set": {"family": "inet", "table": "t", "name": "s"}}]},
         {"nftables": [{"set": {"family": "inet", "table": "t", "name": "s", "type": "mark", "elem": 5}}]},
         {"nftables": [{"set": {"family": "inet", "table": "t", "name": "s", "type": "mark", "flags": [[]]}}]},
-        {"nftables": [{"set": {"family": "inet", "table": "t", "name": "s", "type": "mark", "elem": [{"elem": 5}]}}]},
     ],
 )
 def test_invalid_listing_raises_value_error(document):
@@ -191,9 +197,11 @@ def test_invalid_listing_raises_value_error(document):
         nft_json_decode.decode_ruleset(document)
 
 
-@pytest.mark.parametrize("entry", [5, None, "x", [], {}, {"metainfo": {}}, {"chain": 5}])
-def test_entry_without_object_is_ignored(entry):
-    assert nft_json_decode.decode_ruleset({"nftables": [entry]}) == ()
+@pytest.mark.parametrize("entry", [5, None, "x", [], {}, {"chain": 5}, {"metainfo": {}, "table": {}}])
+def test_entry_without_object_is_refused(entry):
+    assert nft_json_decode.decode_ruleset({"nftables": [{"metainfo": {}}]}) == ()
+    with pytest.raises(ValueError, match="expected an object"):
+        nft_json_decode.decode_ruleset({"nftables": [entry]})
 
 
 def test_incomplete_map_is_kept_as_unknown():
@@ -223,11 +231,22 @@ def test_dnat_is_decoded():
 
 @pytest.mark.parametrize("form", FORMS, ids=[form["nft"] for form in FORMS])
 def test_statement_forms_of_nft_round_trip(form):
-    read = tuple(nft_json_decode.decode_statement(one) for one in form["json"])
+    read = nft_json_decode.decode_statements(form["json"])
     assert "Unknown" not in repr(read)
-    assert nft_text.rule_text(Rule(read)) == form["nft"]
+    assert nft_text.rule_text(Rule(read)) == form.get("program", form["nft"])
     written = [nft_json_encode.encode_statement(one) for one in read]
-    assert tuple(nft_json_decode.decode_statement(json.loads(json.dumps(one))) for one in written) == read
+    assert nft_json_decode.decode_statements(json.loads(json.dumps(written))) == read
+
+
+def test_ether_type_is_read_with_the_test_that_nft_hides():
+    listed = {"match": {"op": "==", "left": {"payload": {"protocol": "ether", "field": "type"}}, "right": "arp"}}
+    frame_type = Match(Payload("ether", "type"), "arp")
+    assert nft_json_decode.decode_statements([listed], "netdev") == (Match(Meta("iiftype"), 1), frame_type)
+    assert nft_json_decode.decode_statements([listed], "bridge") == (frame_type,)
+    raw = {"match": {**listed["match"], "left": {"payload": {"base": "ll", "offset": 96, "len": 16}}, "right": 0x806}}
+    assert nft_json_decode.decode_statements([raw], "netdev") == (frame_type,)
+    nested = {"match": {"op": "==", "left": {"concat": [listed["match"]["left"]]}, "right": "arp"}}
+    assert "Unknown" in repr(nft_json_decode.decode_statements([nested], "netdev"))
 
 
 STATEMENTS = [

@@ -199,10 +199,12 @@ def test_exempt_kernel_packets_leave_unmarked() -> None:
         protocol=IGMP,
         bound=WAN,
         source=parse_address(NODE_WAN[4]),
-        fields={("ip", "ttl"): 1},
+        fields={("ip", "ttl"): 1, ("igmp", "type"): 0x22},
     )
     assert end(guarded_node(), report) == WAN
-    assert end(guarded_node(), evolve(report, fields={("ip", "ttl"): 2})) == "dropped"
+    for change in ({("ip", "ttl"): 2}, {("igmp", "type"): 0x11}):
+        assert end(guarded_node(), evolve(report, fields={**report.fields, **change})) == "dropped"
+    assert end(guarded_node(), evolve(report, destination=parse_address("224.0.0.251"))) == "dropped"
     fields = {("icmpv6", "type"): 135, ("ip6", "hoplimit"): 255}
     question = packet(
         6, "ff02::1:ff00:50", origin=KERNEL, protocol=ICMPV6, bound=WAN, source=parse_address(NODE_WAN[6]), fields=fields,
@@ -210,6 +212,9 @@ def test_exempt_kernel_packets_leave_unmarked() -> None:
     )  # fmt: skip
     assert end(guarded_node(), question) == WAN
     assert end(guarded_node(), evolve(question, fields={**fields, ("ip6", "hoplimit"): 64})) == "dropped"
+    to_neighbour = evolve(question, destination=parse_address(at.HOME[6]))
+    assert end(guarded_node(), to_neighbour) == WAN
+    assert end(guarded_node(), evolve(to_neighbour, origin=FRAME)) == "dropped"
 
 
 def test_packet_to_unnamed_device_is_dropped(family: int) -> None:

@@ -38,6 +38,8 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.policy_spec import exemption
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec, UplinkSpec
+from nftpolicy.proof.verdict import describe_packet
+from tests.finding_invariants import assert_findings_are_sound
 
 MARK, FLOW = Meta("mark"), Ct("mark")
 OUT = Match(Meta("oifname"), "wan")
@@ -77,7 +79,10 @@ def output(*rules, hook=OUTPUT):
 
 
 def prove_state(sample, uplink=UPLINK):
-    return prove(sample, Spec((uplink,)))
+    spec = Spec((uplink,))
+    proof = prove(sample, spec)
+    assert_findings_are_sound(proof, spec)
+    return proof
 
 
 def no_leak_finding(proof, subject):
@@ -124,22 +129,6 @@ GUARDS = {
     "a mark that is put on only where it is": state(*GUARD, chains=(output(Rule((MARKED, Mangle(MARK, 1)))),)),
     "another bit of the mark": state(
         *GUARD, chains=(output(Rule((Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK, or_bits=0x100)),))),)
-    ),
-    "a flow's mark that only what arrived by the uplink has": state(
-        *GUARD,
-        chains=(
-            Chain(
-                "in",
-                (Rule((Match(Meta("iifname"), "wan"), Mangle(FLOW, Bitwise(FLOW, and_mask=FULL_MASK, or_bits=1)))),),
-                Hook("filter", "prerouting", -150),
-            ),
-            output(
-                Rule((Match(Ct("direction"), "reply"), Match(Bitwise(FLOW, and_mask=1), 1), Mangle(MARK, FLOW))),
-            ),
-        ),
-    ),
-    "a flow's mark that only marked packets give": state(
-        *GUARD, chains=(output(Rule((MARKED, Mangle(FLOW, MARK))), Rule((Mangle(MARK, FLOW),))),)
     ),
 }  # fmt: skip
 
@@ -277,14 +266,63 @@ def test_unknown_mark_write_is_unknown():
     assert no_leak_finding(prove_state(state(*GUARD, chains=(marks,))), "sockets").verdict == "unknown"
 
 
+def test_assumptions_name_the_devices_of_the_link_guard():
+    proof = prove_state(state(*GUARD), evolve(UPLINK, ports=("port",)))
+    expected = "AF_PACKET sockets (CAP_NET_RAW) reach an uplink by wan, port only, not by a renamed or new device"
+    assert expected in proof.assumptions
+    without_hook = prove(state(*GUARD, link=None), Spec((UPLINK,), frames=False), usability=False)
+    assert not any("renamed" in assumption for assumption in without_hook.assumptions)
+
+
 def test_exemption_covers_only_its_packets():
     dhcp = (Match(Payload("udp", "sport"), 68), Match(Payload("udp", "dport"), 67))
+    broadcast = Match(Payload("ip", "daddr"), "255.255.255.255")
     exempt = evolve(UPLINK, exemptions=(exemption("dhcpv4"),))
-    only4 = state(Rule((Match(Meta("nfproto"), "ipv4"), *dhcp, ACCEPT)), *GUARD, link=None)
+    only4 = state(Rule((broadcast, *dhcp, ACCEPT)), *GUARD, link=None)
     assert no_leak_finding(prove_state(only4), "sockets").verdict == "refuted"
     assert no_leak_finding(prove_state(only4, exempt), "sockets").verdict == "proved"
-    both = state(Rule((*dhcp, ACCEPT)), *GUARD, link=None)
-    assert no_leak_finding(prove_state(both, exempt), "sockets").verdict == "refuted"
+    for wider in ((Match(Meta("nfproto"), "ipv4"), *dhcp), dhcp):
+        both = state(Rule((*wider, ACCEPT)), *GUARD, link=None)
+        assert no_leak_finding(prove_state(both, exempt), "sockets").verdict == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("matches", "verdict"),
+    [
+        ((Match(Payload("ether", "type"), 0x0806),), "proved"),
+        ((Match(Meta("protocol"), "arp"),), "refuted"),
+        ((Match(Meta("protocol"), "arp"), Match(Payload("ether", "type"), 0x0806)), "proved"),
+        ((Match(Meta("iiftype"), "ether"), Match(Payload("ether", "type"), 0x0806)), "proved"),
+        ((Match(Payload("ether", "type"), 0x0800, "!="),), "refuted"),
+    ],
+)
+def test_exemption_of_frames_reads_the_link_header(matches, verdict):
+    link = evolve(LINK, chains=(evolve(LINK.chains[0], rules=(Rule((*matches, ACCEPT)), *LINK.chains[0].rules)),))
+    proof = prove_state(state(*GUARD, link=link), evolve(UPLINK, exemptions=(exemption("arp"),)))
+    found = no_leak_finding(proof, "frames of other")
+    assert found.verdict == verdict
+    told = [describe_packet(example.packet) for example in found.examples]
+    assert all("ethertype 0x0806" not in one for one in told), told
+
+
+@pytest.mark.parametrize("own_type", [True, False])
+def test_exempt_ip_packet_is_one_in_its_frame_too(own_type):
+    packet = (Match(Payload("ip", "daddr"), "255.255.255.255"), Match(Payload("udp", "sport"), 68))
+    packet = (*packet, Match(Payload("udp", "dport"), 67))
+    frame = (Match(Payload("ether", "type"), 0x0800),) if own_type else ()
+    rules = (Rule((*frame, *packet, ACCEPT)), *LINK.chains[0].rules)
+    link = evolve(LINK, chains=(evolve(LINK.chains[0], rules=rules),))
+    proof = prove_state(state(*GUARD, link=link), evolve(UPLINK, exemptions=(exemption("dhcpv4"),)))
+    assert no_leak_finding(proof, "AF_PACKET").verdict == ("proved" if own_type else "refuted")
+
+
+def test_drop_by_unreadable_frame_type_guards_nothing():
+    drop_ip = Rule((Match(Payload("ether", "type"), "0-65535"), DROP))
+    open_chain = evolve(LINK.chains[0], rules=(drop_ip,), hook=evolve(EGRESS, policy="accept"))
+    link = evolve(LINK, chains=(open_chain,))
+    found = no_leak_finding(prove_state(state(*GUARD, link=link)), "AF_PACKET")
+    assert found.verdict == "refuted"
+    assert all(example.packet.fields[("ether", "readable")] == 0 for example in found.examples)
 
 
 def test_wide_mask_is_compared_completely():

@@ -25,6 +25,7 @@ from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
+from tests.finding_invariants import assert_findings_are_sound
 
 POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
 STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
@@ -34,7 +35,9 @@ PUT_ON = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFF1F, or_bits
 
 
 def proof_of(state):
-    return prove(state, SPEC)
+    proof = prove(state, SPEC)
+    assert_findings_are_sound(proof, SPEC)
+    return proof
 
 
 def foreign(*rules, hook="postrouting", kind="filter", priority=9000, device=None):

@@ -17,6 +17,8 @@ from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Account
+from nftpolicy.proof.spec import Spec, UplinkSpec
+from nftpolicy.runtime.marks_in_use import MarksInUse
 from nftpolicy.runtime.snapshot import (
     PolicyInForce,
     Snapshot,
@@ -291,3 +293,15 @@ def test_policy_that_is_not_valid_is_named(file):
     done = verify("--snapshot", file(policy=PolicyInForce("p.toml", 'name = "p"\n')))
     assert (done.returncode, done.stdout) == (2, b"")
     assert b"the policy in it is not valid: p.toml: 'inside' is missing" in done.stderr
+
+
+@pytest.mark.parametrize("marks", [MarksInUse(), MarksInUse({0: 5, 0x71: 2, 1: 1}, {}), MarksInUse({}, {3: 4})])
+def test_marks_in_use_survive_the_document(marks):
+    snapshot = fastd_snapshot(marks=marks)
+    assert decode_snapshot(encode_snapshot(snapshot).encode()) == snapshot
+
+
+def test_marks_in_use_count_for_their_uplink():
+    spec = Spec((UplinkSpec("wan", ("wan0",), 1, 0xF), UplinkSpec("lte", ("lte0",), 2, 0xF)))
+    counted = MarksInUse({0: 5, 0x71: 2, 1: 1}, None).count(spec)
+    assert [(one.marked_flows, one.marked_sockets) for one in counted.uplinks] == [(3, None), (0, None)]

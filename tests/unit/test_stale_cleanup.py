@@ -190,7 +190,7 @@ def test_kernel_sockets_have_no_owner():
 
 # --- (c) the first policy ------------------------------------------------------------------------
 
-EXEMPT = evolve(POLICY, uplink={"wan": evolve(WAN, exempt=("dhcpv4", "dhcpv6", "igmp", "arp"))})
+EXEMPT = evolve(POLICY, uplink={"wan": evolve(WAN, exempt=("dhcpv4-unicast", "dhcpv6", "igmp", "arp"))})
 FIRST = {
     "an address of the uplink": (inet_socket(mark=0), True),
     "half open": (inet_socket(mark=0, state="syn-sent"), True),
@@ -208,6 +208,7 @@ FIRST = {
     "this machine": (inet_socket(mark=0, remote="203.0.113.2"), False),
     "lo": (inet_socket(mark=0, local="127.0.0.1", remote="127.0.0.1"), False),
     "DHCP": (inet_socket(mark=0, protocol=UDP, sport=68, dport=67), False),
+    "DHCP to a group": (inet_socket(mark=0, protocol=UDP, sport=68, dport=67, remote="239.1.2.3"), True),
     "not DHCP": (inet_socket(mark=0, protocol=UDP, sport=68, dport=68), True),
     "not DHCP either": (inet_socket(mark=0, protocol=TCP, sport=68, dport=67), True),
 }

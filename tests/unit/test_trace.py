@@ -340,3 +340,18 @@ def test_mark_bits_are_written_separately(family: int) -> None:
     put = chain("output", (Mangle(MARK, Bitwise(MARK, nft.FULL_MASK, 2)),), kind="route", priority=-150)
     found = walk(with_tables(state_with_marked_route(family), inet(put)), packet(family, mark=1))
     assert (found.device, found.mark) == (WAN, 3)
+
+
+@pytest.mark.parametrize(
+    ("flow", "expected"),
+    [
+        (CtInfo(), False),
+        (CtInfo(is_confirmed=True), True),
+        (CtInfo("established"), True),
+        (CtInfo("new", "reply"), True),
+        (CtInfo("related"), None),
+        (CtInfo("related", is_confirmed=False), False),
+    ],
+)
+def test_earlier_packet_of_a_flow_depends_on_its_state(flow, expected):
+    assert flow.has_earlier_packet is expected

@@ -149,8 +149,9 @@ def test_exemption_option_tolerates_its_packets(tables):
     for one in document["nftables"]:
         if "rule" in one:  # what drops; before it, DHCP is accepted
             rule = one["rule"]
-            key, value = ("protocol", "ip") if rule["family"] == "netdev" else ("nfproto", "ipv4")
-            asked = [({"meta": {"key": key}}, value)]
+            asked = [({"payload": {"protocol": "ip", "field": "daddr"}}, "255.255.255.255")]
+            if rule["family"] == "netdev":
+                asked.insert(0, ({"payload": {"base": "ll", "offset": 96, "len": 16}}, 0x0800))
             asked += [({"payload": {"protocol": "udp", "field": of}}, port) for of, port in DHCP.items()]
             asks = [{"match": {"op": "==", "left": left, "right": right}} for left, right in asked]
             found.append({"rule": {**rule, "expr": [*asks, {"accept": None}]}})
@@ -199,9 +200,11 @@ def test_reported_finding_does_not_decide(tables):
     # Frames of other ethertypes get through, IP packets don't.
     options = tables()
     document = json.loads(Path(options[1]).read_text())
-    left = {"meta": {"key": "protocol"}}
-    rule = next(one["rule"] for one in document["nftables"] if one.get("rule", {}).get("family") == "netdev")
-    rule["expr"].insert(0, {"match": {"op": "==", "left": left, "right": {"set": ["ip", "ip6"]}}})
+    at = next(at for at, one in enumerate(document["nftables"]) if one.get("rule", {}).get("family") == "netdev")
+    said, own = {"meta": {"key": "protocol"}}, {"payload": {"base": "ll", "offset": 96, "len": 16}}
+    tests = [{"match": {"op": "==", "left": left, "right": 0x88B5}} for left in (said, own)]
+    rule = {**document["nftables"][at]["rule"], "expr": [*tests, {"accept": None}]}
+    document["nftables"].insert(at, {"rule": rule})
     Path(options[1]).write_text(json.dumps(document))
     result = run(*options, *UPLINK_OPTIONS, "--json")
     found = json.loads(result.stdout)

@@ -28,6 +28,7 @@ from nftpolicy.runtime.apply.executor import apply_change, plan_change
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import PolicyApplier
 from nftpolicy.runtime.rate_limiter import RateLimiter
+from nftpolicy.runtime.status import Status, read_status
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
 from nftpolicy.runtime.watch.loop import Watch
@@ -235,7 +236,8 @@ def test_block_of_two_policies_stops_devices_of_both() -> None:
 def test_block_without_egress_hook_has_only_the_ip_layer() -> None:
     assert [one.family for one in block_tables([POLICY], HostFacts(has_egress_hook=False))] == ["inet"]
     tables = block_tables([POLICY], HostFacts(unhookable_devices=frozenset({"br-wan"})))
-    assert [one.name for one in tables[1].chains] == ["wan.passes"]
+    assert [one.name for one in tables[1].chains if one.hook] == []
+    assert tables[1].chains[0].name == "wan.passes"
 
 
 # The second guard
@@ -528,6 +530,26 @@ def foreign_marking_state() -> NetState:
     hook = Hook("route", "output", 20, "accept")
     frames = Chain("frames", rules, Hook("filter", "egress", 0, "accept", "br-wan"))
     return NetState((Table("inet", "evil", (Chain("out", rules, hook),)), Table("netdev", "evil", (frames,))))
+
+
+def test_foreign_ip_rule_does_not_block(enforcing: WatchRun) -> None:
+    """Keep the uplinks open if a proof is unknown: another program may add ip rules of its own."""
+    enforcing.kernel.rules += [IpRule(family, 100, table=100, mark=1, mask=1, protocol=4) for family in (4, 6)]
+    enforcing.hear(foreign_rules_changed=True)
+    enforcing.pass_time()
+    assert (enforcing.events(), enforcing.watch.verdict) == (["proof"], "unknown")
+    assert not any(name == object_names.BLOCK_TABLE for _, name in enforcing.kernel.tables)
+
+
+def test_status_is_not_as_expected_while_blocked(enforcing: WatchRun) -> None:
+    def status() -> Status:
+        planned = plan_change(enforcing.kernel, enforcing.watch.policy, enforcing.memory)
+        return read_status(enforcing.kernel, enforcing.watch.policy, planned)
+
+    assert status().as_expected
+    enforcing.watch._block()
+    blocked = status()
+    assert (blocked.as_expected, blocked.is_blocked, blocked.as_json()["blocked"]) == (False, True, True)
 
 
 def test_failed_proof_blocks_until_proved_again(enforcing: WatchRun) -> None:

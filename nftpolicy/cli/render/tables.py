@@ -27,6 +27,8 @@ def print_status(state: Status) -> None:
     parts = make_table("part", "state")
     for part, good in state.parts.items():
         parts.add_row(part, "[green]as expected[/]" if good else "[red]NOT as expected[/]")
+    if state.is_blocked:
+        parts.add_row("block", "[red]the uplinks are stopped: table nftpolicy-block, loaded by watch or apply[/]")
     console.print(parts)
     console.print()
     console.print(_counter_table(state))

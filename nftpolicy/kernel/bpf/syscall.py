@@ -57,7 +57,7 @@ class LoadedProgram:
     name: str
 
 
-def _bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
+def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
     """Return the result of bpf(2), and the attributes as the kernel left them.
 
     Raises OSError, or Unavailable.
@@ -87,13 +87,13 @@ def load(attach_type: AttachType, code: bytes, name: str) -> int:
         0,
         attach_type.number,
     )
-    return _bpf(_BPF_PROG_LOAD, attributes)[0]
+    return bpf(_BPF_PROG_LOAD, attributes)[0]
 
 
 def describe(descriptor: int) -> LoadedProgram:
     """Return the program behind a descriptor."""
     info = ctypes.create_string_buffer(_INFO_SIZE)
-    _bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
+    bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
     _, number, tag = _INFO.unpack_from(info)
     name = info.raw[_INFO_NAME : _INFO_NAME + _NAME_SIZE].partition(b"\0")[0]
     return LoadedProgram(number, tag, name.decode("ascii", "replace"))
@@ -104,14 +104,14 @@ def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
 
     Foreign programs stay.
     """
-    _bpf(_BPF_PROG_ATTACH, _ATTACH.pack(directory, descriptor, attach_type.number, _BPF_F_ALLOW_MULTI))
+    bpf(_BPF_PROG_ATTACH, _ATTACH.pack(directory, descriptor, attach_type.number, _BPF_F_ALLOW_MULTI))
 
 
 def attached_programs(directory: int, attach_type: AttachType) -> list[LoadedProgram]:
     """Return all programs on the cgroup itself, in the order in which they run."""
     numbers = (ctypes.c_uint32 * _BPF_CGROUP_MAX_PROGS)()
     query = _QUERY.pack(directory, attach_type.number, 0, 0, ctypes.addressof(numbers), _BPF_CGROUP_MAX_PROGS, 0)
-    count = struct.unpack_from("=I", _bpf(_BPF_PROG_QUERY, query)[1], _QUERY_COUNT)[0]
+    count = struct.unpack_from("=I", bpf(_BPF_PROG_QUERY, query)[1], _QUERY_COUNT)[0]
     programs = []
     for number in numbers[:count]:
         with suppress(FileNotFoundError):  # detached meanwhile
@@ -128,10 +128,10 @@ def detach(directory: int, program: LoadedProgram, attach_type: AttachType) -> N
     with suppress(FileNotFoundError):
         descriptor = _open_program(program.number)
         try:
-            _bpf(_BPF_PROG_DETACH, _ATTACH.pack(directory, descriptor, attach_type.number, 0))
+            bpf(_BPF_PROG_DETACH, _ATTACH.pack(directory, descriptor, attach_type.number, 0))
         finally:
             os.close(descriptor)
 
 
 def _open_program(number: int) -> int:
-    return _bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]
+    return bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]

@@ -29,6 +29,10 @@ _PORT = struct.Struct("!H")
 _MARK = struct.Struct("!I")
 
 
+# Family, protocol, then source, source port, destination and destination port of its first packet.
+FlowAddresses = tuple[int, int, str, int, str, int]
+
+
 @frozen
 class FlowState:
     """State of the flow of one packet.
@@ -115,6 +119,22 @@ class Conntrack:
         # Some kernels ignore the filter, so the marks are compared once more.
         entries = (decode_entry(*message) for message in messages)
         return [entry for entry in entries if entry is not None and entry.mark & mask == value]
+
+    def mark_flow(self, flow: FlowAddresses, value: int, mask: int) -> bool:
+        """Set the bits `mask` of a flow's conntrack mark to `value`.
+
+        Return False if no flow began with these addresses and ports. Raises OSError.
+        """
+        state = find_flow(*flow)
+        if state is None or state.direction != "original":
+            return False
+        family, wanted = flow[0], _encode_tuple(*flow)
+        body = netfilter_header(nl.ADDRESS_FAMILY[family]) + attribute(nl.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, wanted)
+        body += attribute(nl.CTA_MARK, _MARK.pack(value)) + attribute(nl.CTA_MARK_MASK, _MARK.pack(mask))
+        code = self._netlink.change(nl.IPCTNL_MSG_CT_NEW, body)
+        if code not in (0, errno.ENOENT):
+            raise OSError(code, f"cannot mark a flow: {errno.errorcode.get(code, code)}")
+        return not code
 
     def delete_flow(self, entry: ConntrackEntry) -> bool:
         """Delete one entry; return False if it has gone or has been replaced. Raises OSError."""

@@ -34,6 +34,7 @@ _HEADER_SIZES = {
     nl.RTM_GETNEIGH: nl.NDMSG.size,
     nl.RTM_GETRULE: nl.FIB_RULE_HDR.size,
 }
+_WITH_PORTS = ("bridge", "bond", "team")  # kinds of devices; a socket can be bound to a port
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct("!H")
 
@@ -141,15 +142,22 @@ class Rtnetlink:
     def devices(self) -> list[Device]:
         """Return all devices with their addresses."""
         with open_rtnetlink() as netlink:
-            links = _links(netlink)
+            parts = dump_objects(netlink, nl.RTM_GETLINK)
             addresses: dict[int, list[str]] = {}
             for part in dump_objects(netlink, nl.RTM_GETADDR):
                 index, address = messages.decode_address(*part)
                 addresses.setdefault(index, []).append(address)
-        names = {index: device.name for index, _, device in links}
+        links = [(*messages.decode_link(*part), *messages.decode_relations(*part)[:2]) for part in parts]
+        names = {index: device.name for index, _, device, _, _ in links}
         return [
-            evolve(device, addresses=tuple(addresses.get(index, ())), master=names.get(master or 0))
-            for index, master, device in links
+            evolve(
+                device,
+                addresses=tuple(addresses.get(index, ())),
+                master=names.get(master or 0),
+                link=None if is_elsewhere else names.get(link or 0),
+                link_elsewhere=is_elsewhere,
+            )
+            for index, master, device, link, is_elsewhere in links
         ]
 
     @staticmethod
@@ -174,15 +182,9 @@ class Rtnetlink:
         return set(self._indexes())
 
     def bridge_ports(self, devices: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Return the ports of each of `devices` that is a bridge."""
+        """Return the ports of each of `devices` that is a bridge or a bond."""
         with open_rtnetlink() as netlink:
-            links = _links(netlink)
-        bridges = {device.name: index for index, _, device in links if device.kind == "bridge"}
-        return {
-            name: tuple(sorted(port.name for _, master, port in links if master == bridges[name]))
-            for name in devices
-            if name in bridges
-        }
+            return ports_of_devices(_links(netlink), devices)
 
     @staticmethod
     def _indexes() -> dict[str, int]:
@@ -197,6 +199,22 @@ class Rtnetlink:
             function(verb, **keys)
         except NetlinkError as error:
             raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from None
+
+
+def ports_of_devices(
+    links: Iterable[tuple[int, int | None, Device]], devices: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the ports of each of `devices` that sends its frames by ports.
+
+    `links` are index, index of the master, and device.
+    """
+    links = tuple(links)
+    masters = {device.name: index for index, _, device in links if device.kind in _WITH_PORTS}
+    return {
+        name: tuple(sorted(port.name for _, master, port in links if master == masters[name]))
+        for name in devices
+        if name in masters
+    }
 
 
 def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:

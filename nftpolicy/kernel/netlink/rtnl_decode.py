@@ -245,6 +245,21 @@ def decode_link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Devi
     return index, native_integer(values.get(nl.IFLA_MASTER)) or None, device
 
 
+def decode_relations(raw: bytes, start: int, end: int) -> tuple[int | None, bool, bool]:
+    """Return the index of the device below or of the other end (IFLA_LINK) of a RTM_NEWLINK, or None.
+
+    The second result is True if it is in another network namespace, the third if an XDP program is attached.
+    """
+    values = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
+    xdp = nested_attributes(values.get(nl.IFLA_XDP))
+    is_elsewhere = nl.IFLA_LINK_NETNSID in values
+    return (
+        native_integer(values.get(nl.IFLA_LINK)) or None,
+        is_elsewhere,
+        bool(native_integer(xdp.get(nl.IFLA_XDP_ATTACHED))),
+    )
+
+
 def decode_address(raw: bytes, start: int, end: int) -> tuple[int, str]:
     """Return the index of the device and ADDRESS/LENGTH of a RTM_NEWADDR."""
     _, length, _, _, index = nl.IFADDRMSG.unpack_from(raw, start)

@@ -18,7 +18,7 @@ from attrs import frozen
 from ...netstate.routing import TABLE_LOCAL
 from ...netstate.state import NetState
 from ..branching import Choices
-from ..packet import KERNEL, TCP, UDP, Packet, address_range, format_address, parse_address
+from ..packet import ICMPV6, KERNEL, TCP, UDP, Packet, address_range, format_address, parse_address
 from ..packet_view import PacketView
 from ..trace_step import NullLog, TraceLog, TraceStep, empty_like
 from .lookup import RouteResult
@@ -27,6 +27,7 @@ from .rpdb import LOOPBACK
 from .source_address import is_link_local6, is_link_multicast6, is_loopback4, is_multicast6
 
 _LOOPBACK6 = 1  # ::1
+_NEIGHBOUR_DISCOVERY = frozenset({133, 134, 135, 136, 137})  # RFC 4861 4
 
 
 @frozen
@@ -157,7 +158,7 @@ class OutputRouting:
     def _lookup_sent(self, packet: Packet, source: int | None, choices: Choices, log: TraceLog) -> OutputRoute | None:
         """Look up the packet once as its sender sent it."""
         oif = packet.bound
-        if packet.origin == KERNEL and packet.family == 6 and oif and is_multicast6(packet.destination):
+        if packet.origin == KERNEL and packet.family == 6 and oif and _is_link_scoped(packet):
             log.append(TraceStep("route", f"sent by the kernel, on the link of {oif}"))
             return OutputRoute(oif, source)
         routed = self._router.lookup(
@@ -250,3 +251,12 @@ class _SourceAddresses:
 
 def _tos(packet: Packet) -> int:
     return packet.fields.get(("ip" if packet.family == 4 else "ip6", "dscp"), 0) << 2
+
+
+def _is_link_scoped(packet: Packet) -> bool:
+    """Return True if the kernel sends the packet without a route lookup: groups, neighbour discovery.
+
+    ndisc_send_skb makes the route itself (icmp6_dst_alloc).
+    """
+    kind = packet.fields.get(("icmpv6", "type")) if packet.protocol == ICMPV6 else None
+    return is_multicast6(packet.destination) or kind in _NEIGHBOUR_DISCOVERY

@@ -13,7 +13,17 @@ from attrs import frozen
 
 from ...netstate import nft
 from ..packet import address_range
-from .symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NUMBERS, TCP_FLAGS
+from .symbols import (
+    DEVICE_TYPES,
+    ETHERTYPE_NAMES,
+    ICMP_TYPES,
+    ICMPV6_CODES,
+    ICMPV6_TYPES,
+    IGMP_TYPES,
+    PKTTYPES,
+    PROTOCOL_NUMBERS,
+    TCP_FLAGS,
+)
 
 Interval = tuple[int, int]
 
@@ -27,14 +37,6 @@ _IFNAMSIZ = 16
 _ICMP_CODES = {
     "net-unreachable": 0, "host-unreachable": 1, "prot-unreachable": 2, "port-unreachable": 3, "frag-needed": 4,
     "net-prohibited": 9, "host-prohibited": 10, "admin-prohibited": 13,
-}  # fmt: skip
-_ICMPV6_CODES = {
-    "no-route": 0, "admin-prohibited": 1, "addr-unreachable": 3, "port-unreachable": 4, "policy-fail": 5,
-    "reject-route": 6,
-}  # fmt: skip
-_IGMP_TYPES = {
-    "membership-query": 0x11, "membership-report-v1": 0x12, "membership-report-v2": 0x16,
-    "membership-report-v3": 0x22, "leave-group": 0x17,
 }  # fmt: skip
 _DSCP = {
     **{f"cs{number}": number * 8 for number in range(8)}, "df": 0, "be": 0, "ef": 46, "lephb": 1, "va": 44,
@@ -66,6 +68,7 @@ _META = {
     "nfproto": DataType("family", 8, NFPROTO),
     "protocol": DataType("ethertype", 16, ETHERTYPE_NAMES),
     "pkttype": DataType("pkttype", 8, PKTTYPES),
+    "oiftype": DataType("device type", 16, DEVICE_TYPES),
     **dict.fromkeys(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind"), DEVICE_NAME),
 }
 _CT = {
@@ -84,8 +87,8 @@ _PAYLOAD = {
     ("icmp", "type"): DataType("type", 8, ICMP_TYPES),
     ("icmp", "code"): DataType("code", 8, _ICMP_CODES),
     ("icmpv6", "type"): DataType("type", 8, ICMPV6_TYPES),
-    ("icmpv6", "code"): DataType("code", 8, _ICMPV6_CODES),
-    ("igmp", "type"): DataType("type", 8, _IGMP_TYPES),
+    ("icmpv6", "code"): DataType("code", 8, ICMPV6_CODES),
+    ("igmp", "type"): DataType("type", 8, IGMP_TYPES),
     ("ether", "type"): _META["protocol"],
     ("vlan", "type"): _META["protocol"],
     ("ip", "protocol"): _META["l4proto"],
@@ -144,10 +147,11 @@ def _name_interval(pattern: str) -> Interval:
 
 def parse_value(datatype: DataType, value: nft.Value) -> Interval | None:
     """Return the numbers of a value of a data type, or None if its syntax is unsupported."""
+    if datatype is DEVICE_NAME:
+        # An index is listed as a number if no device has it; 0 is "no device".
+        return _name_interval(value) if isinstance(value, str) else None if value else (0, 0)
     if isinstance(value, int):
         return value, value
-    if datatype is DEVICE_NAME:
-        return _name_interval(value)
     if datatype is ADDRESS_TYPES[4] or datatype is ADDRESS_TYPES[6]:
         try:
             return address_range(value, 4 if datatype is ADDRESS_TYPES[4] else 6)

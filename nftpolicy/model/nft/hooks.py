@@ -46,6 +46,12 @@ def _needs_tracking(value: object, family: str) -> bool | None:
     match value:
         case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
             return True if any(word in raw for word in _TRACKING_JSON) else None
+        case nft.UnmodelledMatch(_, needs_conntrack) | nft.NeutralTarget(_, needs_conntrack):
+            return needs_conntrack
+        case nft.Undecided(_, _, needs_conntrack):
+            return needs_conntrack
+        case nft.ObjectRef("synproxy"):
+            return True
         # A statement of the other family needs no tracking of this one.
         case nft.Dnat(nat_family) | nft.Snat(nat_family) if nat_family in (None, family):
             return True
@@ -95,7 +101,6 @@ class HookTraversal:
         self.view, self._choices, self._log = view, choices, log
         self._records = not isinstance(log, NullLog)
         self._run = EvalContext(view, choices, log if self._records else None)
-        self._family = _FAMILIES.get(view.protocol_number, 0)
 
     def traverse(
         self,
@@ -116,7 +121,8 @@ class HookTraversal:
         """
         view = self.view
         view.iif, view.oif = iif, oif
-        chains = self._ruleset.evaluation_order(self._family, hook, device)
+        family = _FAMILIES.get(view.protocol_number, 0)
+        chains = self._ruleset.evaluation_order(family, hook, device)
         if chains and self._records:
             self._log.append(TraceStep("hook", _title(hook, iif, oif, device)))
         is_translated = False

@@ -62,6 +62,7 @@ class NamedSets:
     table: nft.Table
     dynamic_names: frozenset[str]  # names of the sets and maps that packets or timeouts change
     growing_names: frozenset[str]  # names of the ones to which packets add elements
+    conditional_names: frozenset[str]  # names of the ones with elements whose statements can end a rule
     _indices: dict[tuple[str, str], SetIndex | None] = field(factory=dict, eq=False)
 
     @classmethod
@@ -77,7 +78,8 @@ class NamedSets:
         containers: tuple[nft.Set | nft.Map, ...] = (*table.sets, *table.maps)
         growing = updated | {each.name for each in containers if "dynamic" in each.flags}
         expiring = {each.name for each in containers if "timeout" in each.flags or each.timeout}
-        return cls(table, growing | expiring, growing)
+        conditional = frozenset(each.name for each in containers if each.conditional_elements)
+        return cls(table, growing | expiring, growing, conditional)
 
     def lookup(self, name: str, key: nft.Expression) -> SetIndex | None:
         """Return the set or map, indexed for `key`; None if the table does not have it."""
@@ -89,7 +91,10 @@ class NamedSets:
     def _index(self, name: str, key: nft.Expression) -> SetIndex | None:
         for named_set in self.table.sets:
             if named_set.name == name:
-                return SetIndex(data_types(key), ((element, True) for element in named_set.elements))
+                uncertain = named_set.conditional_elements
+                return SetIndex(
+                    data_types(key), ((element, element not in uncertain) for element in named_set.elements)
+                )
         for named_map in self.table.maps:
             if named_map.name == name:
                 return SetIndex(data_types(key), named_map.elements)
@@ -222,9 +227,12 @@ def _in_set(
             if index.is_complete and not growing and not index.may_contain(known(item.left, point, run.view)):
                 return not wanted  # whatever the unknown parts are
             return run.choices.branch_on(str(about))
-        is_element = index.find(values) is not None
+        element = index.find(values)
+        is_element = element is not None
         if changing if is_element else growing or not index.is_complete:
             return run.choices.branch_on(str(about))
+        if element is False and wanted:  # the element has statements that may end the rule
+            return run.choices.branch_on(f"statements of the element that {about} finds")
         return is_element == wanted
 
     return holds
@@ -241,16 +249,17 @@ def _exists(item: nft.Match, read: Callable[[PacketView], FieldValue], about: La
 
 
 def _status(item: nft.Match, wanted: Interval, read: Callable[[PacketView], FieldValue], about: LazyText) -> Predicate:
-    """Return a predicate for `ct status`, of which a trace determines only "snat" and "dnat"."""
+    """Return a predicate for `ct status`, of which a trace determines only "snat", "dnat" and "confirmed"."""
     test = _test(item.op, wanted)
 
     def holds(run: EvalContext) -> bool:
         if read(run.view) is NFT_BREAK:
             return False
-        is_known = item.op in ("in", "!", "&") and not wanted[0] & ~known_status_bits()
+        is_known = item.op in ("in", "!", "&") and not wanted[0] & ~known_status_bits(run.view)
         if not is_known or test is None:
             return run.choices.branch_on(str(about))
-        bits = parse_value(data_type(item.left), ",".join(sorted(run.view.status)))
+        names = run.view.status | ({"confirmed"} if run.view.is_confirmed else set())
+        bits = parse_value(data_type(item.left), ",".join(sorted(names)))
         return test(bits[0] if bits else 0)
 
     return holds
@@ -279,7 +288,7 @@ def compile_lookup(key: nft.Expression, data: Any, tables: NamedSets, point: Hoo
     name: str | None = None if isinstance(data, frozenset) else data
     index = tables.lookup(name, key) if name is not None else SetIndex(data_types(key), data)
     read = keys(key, point)
-    changing, growing = name in tables.dynamic_names, name in tables.growing_names
+    changing, growing = name in tables.dynamic_names | tables.conditional_names, name in tables.growing_names
 
     def find(view: PacketView) -> Any:
         values = read(view)

@@ -44,12 +44,13 @@ Reader = Callable[[PacketView], FieldValue]
 
 _IP, _IP6 = ETHERTYPES[4], ETHERTYPES[6]
 _WITH_PORTS = {"tcp": TCP, "udp": UDP, "udplite": 136, "sctp": 132, "dccp": 33}
-_PORTED = frozenset(_WITH_PORTS.values())
+PORTED = frozenset(_WITH_PORTS.values())
 _TRANSPORT = {**_WITH_PORTS, "esp": 50, "ah": 51, "comp": 108, "gre": 47}
 # icmp, icmpv6 and igmp imply their family (nft adds a match that its listing omits).
 _FAMILY_PROTOCOLS = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGMP, _IP)}
 _FRAGMENT_OFFSET = 0x1FFF  # IP_OFFSET
 _ARP = 0x0806
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _NFPROTOS = {4: NFPROTO["ipv4"], 6: NFPROTO["ipv6"]}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 # Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
@@ -99,7 +100,7 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
         case nft.RawPayload("th", _, _):
             return _raw_transport
         case nft.Fib(result, keys):
-            return _fib(result, keys)
+            return _fib(result, keys, point)
         case nft.Bitwise(operand, keep, put):
             datatype = data_type(operand)
             return _bitwise(reader(operand, point), parse_value(datatype, keep), parse_value(datatype, put))
@@ -107,12 +108,16 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
             highest = (1 << data_type(left).bits) - 1
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
         case nft.Option("tcp option", _, _):
-            return lambda view: NOT_MODELLED if view.protocol == TCP and _is_ip(view) else NFT_BREAK
+            return _tcp_option
     return _unsupported
 
 
 def _unsupported(view: PacketView) -> FieldValue:
     return NOT_MODELLED
+
+
+def _tcp_option(view: PacketView) -> FieldValue:
+    return NOT_MODELLED if view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view) else NFT_BREAK
 
 
 def _raw_transport(view: PacketView) -> FieldValue:
@@ -155,13 +160,30 @@ def _meta(key: str, point: HookPoint) -> Reader:
             return lambda view: _NFPROTOS[view.family]
         case "pkttype":
             return lambda view: view.fields.get(("meta", "pkttype"), NOT_MODELLED if view.iif else 0)
+        case "oiftype" if point.hook == "egress":
+            return _device_type
         case "cgroup":
             return lambda view: NFT_BREAK if view.uid is None else NOT_MODELLED
         case "nftrace":
             return lambda view: 0
-        case "length":
+        case "length" if not point.is_device_hook:  # there with the link header
             return lambda view: view.fields.get(("meta", "length"), NOT_MODELLED)
     return _unsupported
+
+
+def _device_type(view: PacketView) -> FieldValue:
+    return view.fields.get(("meta", "oiftype"), _ARPHRD_ETHER)
+
+
+def _frame_type(view: PacketView) -> FieldValue:
+    """Return the frame's own ethertype at egress.
+
+    It is not readable on a device without link header, and in a frame of an AF_PACKET socket with
+    PACKET_QDISC_BYPASS (nft_payload_eval: skb_mac_header_was_set).
+    """
+    if _device_type(view) != _ARPHRD_ETHER or not view.fields.get(("ether", "readable"), 1):
+        return NFT_BREAK
+    return view.fields.get(("ether", "type"), view.protocol_number)
 
 
 def _ct(key: str, direction: str | None, point: HookPoint) -> Reader:
@@ -223,9 +245,13 @@ def _has_untracked_type(view: PacketView) -> bool:
     return view.header_field("icmpv6", "type") in _UNTRACKED_TYPES
 
 
-def known_status_bits() -> int:
-    """Return the bits of `ct status` that a trace determines."""
-    return CT_STATUS_BITS["snat"] | CT_STATUS_BITS["dnat"]
+def known_status_bits(view: PacketView) -> int:
+    """Return the bits of `ct status` that a trace determines.
+
+    Postrouting confirms the flow of a packet that then returns by lo.
+    """
+    is_known = view.is_confirmed is not None and (view.iif != "lo" or view.is_confirmed)
+    return CT_STATUS_BITS["snat"] | CT_STATUS_BITS["dnat"] | (CT_STATUS_BITS["confirmed"] if is_known else 0)
 
 
 def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
@@ -240,7 +266,7 @@ def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
                 return NFT_BREAK
             if wanted is not None and view.protocol != wanted:
                 return NFT_BREAK
-            if name in ("sport", "dport") and view.protocol in _PORTED:
+            if name in ("sport", "dport") and view.protocol in PORTED:
                 return view.sport if name == "sport" else view.dport
             return _field(view, protocol, name)
 
@@ -255,6 +281,8 @@ def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
         return control
     if protocol == "arp":
         return lambda view: view.fields.get(field, NOT_MODELLED) if view.protocol_number == _ARP else NFT_BREAK
+    if field == ("ether", "type") and point.hook == "egress":
+        return _frame_type
     if protocol in ("ether", "vlan"):
         # A sent packet has no link header before it reaches its device.
         def link(view: PacketView) -> FieldValue:
@@ -288,8 +316,12 @@ def _header(protocol: str, name: str) -> Reader:
     return lambda view: read(view) if view.protocol_number == ethertype else NFT_BREAK
 
 
-def _fib(result: str, keys: tuple[str, ...]) -> Reader:
+def _fib(result: str, keys: tuple[str, ...], point: HookPoint) -> Reader:
+    is_reverse_path = result in ("oif", "oifname") and point.hook == "prerouting"
+
     def read(view: PacketView) -> FieldValue:
+        if is_reverse_path and view.iif == "lo":
+            return device_number("lo")  # nft_fib_can_skip
         name = view.fib(result, keys, view) if view.fib is not None else None
         return NOT_MODELLED if name is None else device_number(name)
 
@@ -345,6 +377,7 @@ def _binary(op: str, left: Reader, right: Reader, highest: int) -> Reader:
 __all__ = [
     "NFT_BREAK",
     "NOT_MODELLED",
+    "PORTED",
     "FieldValue",
     "HookPoint",
     "Reader",

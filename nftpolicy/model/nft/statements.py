@@ -11,7 +11,7 @@ from ..packet import format_address
 from ..packet_view import PacketView
 from .datatypes import DataType, data_type, parse_value
 from .match import LOOPBACK_ADDRESS, EvalContext, LazyText, NamedSets, compile_lookup, compile_match
-from .readers import NFT_BREAK, NOT_MODELLED, HookPoint, Sentinel, is_untracked, reader
+from .readers import NFT_BREAK, NOT_MODELLED, PORTED, HookPoint, Sentinel, is_untracked, reader
 
 # Returns True if the rule continues (as a match does), False if it ends, or a verdict.
 CompiledStatement = Callable[[EvalContext], bool | nft.Verdict]
@@ -20,7 +20,12 @@ CompiledStatement = Callable[[EvalContext], bool | nft.Verdict]
 _HARMLESS_META = frozenset({"nftrace", "priority", "secmark"})
 _HARMLESS_CT = frozenset({"event", "label", "helper", "timeout", "secmark"})
 _TRACED_OBJECTS = frozenset({"ct helper", "ct timeout", "ct expectation", "secmark"})
-_QUIET = (nft.Counter, nft.CounterRef, nft.Log)
+_STRUCTURE = frozenset(
+    (*(("ip", name) for name in ("version", "hdrlength", "length", "frag-off", "protocol")),
+     *(("ip6", name) for name in ("version", "length", "nexthdr")))
+)  # fmt: skip
+_HOPS = frozenset({"ttl", "hoplimit"})
+_QUIET = (nft.Counter, nft.CounterRef, nft.Last, nft.Log, nft.NeutralTarget)
 
 
 def compile_statement(statement: nft.Statement, tables: NamedSets, point: HookPoint) -> CompiledStatement | None:
@@ -32,6 +37,9 @@ def compile_statement(statement: nft.Statement, tables: NamedSets, point: HookPo
     match match_:
         case nft.Match():
             return compile_match(match_, tables, point)
+        case nft.Unless(matches):
+            tests = [compile_match(each, tables, point) for each in matches]
+            return lambda run: not all(test(run) for test in tests)
         case nft.Verdict("continue"):
             return None
         case nft.Verdict():
@@ -49,7 +57,7 @@ def compile_statement(statement: nft.Statement, tables: NamedSets, point: HookPo
             return _reject(type_)
         case nft.Notrack():
             return lambda run: _notrack(run, point)
-        case nft.Limit() | nft.Quota() | nft.CtCount():
+        case nft.Limit() | nft.Quota() | nft.CtCount() | nft.UnmodelledMatch():
             return lambda run: run.choices.branch_on(str(about))
         case nft.SetUpdate(op, _, key):
             return _set_update(_readability(key, point), op, about)
@@ -57,12 +65,50 @@ def compile_statement(statement: nft.Statement, tables: NamedSets, point: HookPo
             return None
         case nft.ObjectRef("limit" | "quota"):
             return lambda run: run.choices.branch_on(str(about))
+        case nft.ObjectRef("synproxy"):
+            return _undecided(frozenset({"continue", "break", "drop"}), about)
+        case nft.Undecided(_, results):
+            return _undecided(results, about)
+        case nft.Tproxy():
+            return lambda run: _tproxy(run, about)
         case nft.Queue():
             return lambda run: _queue(run, about)
         case nft.FlowOffload() if point.hook != "forward":
             return None
     # A copy, another device, a connection taken over, an unknown statement: outcome not modelled.
     return lambda run: _noted(run, about)
+
+
+# What a statement of each result returns; the first possible result is the model's first branch.
+_RESULTS: dict[str, bool | nft.Verdict] = {
+    "continue": True,
+    "accept": nft.ACCEPT,
+    "drop": nft.DROP,
+    "return": nft.Verdict("return"),
+    "break": False,
+}
+
+
+def _undecided(results: frozenset[str], about: LazyText) -> CompiledStatement | None:
+    """Return a statement that branches on its possible results; None if it always continues."""
+    possible = [result for result in _RESULTS if result in results]
+    if possible == ["continue"]:
+        return None
+
+    def execute(run: EvalContext) -> bool | nft.Verdict:
+        chosen = (result for result in possible[:-1] if run.choices.branch_on(f"{about}: {result}"))
+        return _RESULTS[next(chosen, possible[-1])]
+
+    return execute
+
+
+def _tproxy(run: EvalContext, about: LazyText) -> bool:
+    """Assign the packet to a local transparent socket, if there is one; else the rule ends (nft_tproxy_eval)."""
+    if not run.choices.branch_on(f"a socket for {about}"):
+        return False
+    run.view.is_diverted = True
+    run.effects.append("assigned to a local socket")
+    return True
 
 
 def _readability(key: nft.Expression, point: HookPoint) -> Callable[[PacketView], bool]:
@@ -166,8 +212,12 @@ def _mangle(key: nft.Expression, value: _ValueReader, about: LazyText, point: Ho
             return None
         case nft.Ct(name) if name in _HARMLESS_CT:
             return None
-        case nft.Option():
-            return lambda run: value(run.view) is not NFT_BREAK
+        case nft.Option("tcp option"):
+            # Ends the rule for other packets (nft_exthdr_tcp_set_eval); without the option nothing happens.
+            has_header = reader(key, point)
+            return lambda run: value(run.view) is not NFT_BREAK and has_header(run.view) is not NFT_BREAK
+        case nft.Payload(protocol, name) if (protocol, name) in _STRUCTURE:
+            return lambda run: _noted(run, about)  # the headers behind it are others then
         case nft.Payload(("ip" | "ip6"), ("saddr" | "daddr")) | nft.Payload(_, ("sport" | "dport")):
             pass
         case nft.Payload():
@@ -175,12 +225,13 @@ def _mangle(key: nft.Expression, value: _ValueReader, about: LazyText, point: Ho
         case _:
             return lambda run: _noted(run, about)
     readable = reader(key, point) if isinstance(key, nft.Payload) else None
+    is_port = isinstance(key, nft.Payload) and key.name in ("sport", "dport")
 
     def write(run: EvalContext) -> bool:
         number = value(run.view)
         if number is NFT_BREAK or (readable is not None and readable(run.view) is NFT_BREAK):
             return False
-        if isinstance(number, Sentinel):
+        if isinstance(number, Sentinel) or (is_port and run.view.protocol not in PORTED):
             return _noted(run, about)
         _write(run, key, number & nft.FULL_MASK if isinstance(key, nft.Meta | nft.Ct) else number, point)
         return True
@@ -221,6 +272,8 @@ def _header(key: nft.Payload, value: _ValueReader, read: Callable[[PacketView], 
         number = value(run.view)
         if number is NFT_BREAK or read(run.view) is NFT_BREAK:
             return False
+        if key.name in _HOPS and run.view.iif and run.view.oif and not isinstance(number, Sentinel):
+            number += 1  # which the view subtracts for a forwarded packet
         fields = {name: old for name, old in run.view.fields.items() if name != (key.protocol, key.name)}
         run.view.fields = fields if isinstance(number, Sentinel) else {**fields, (key.protocol, key.name): number}
         return True

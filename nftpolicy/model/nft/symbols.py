@@ -7,10 +7,18 @@ if_packet.h.
 
 from __future__ import annotations
 
+from ...netstate import nft
 from ...netstate.nft import PROTOCOL_NAMES
 
 PKTTYPES = {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3}
-ETHERTYPE_NAMES = {"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD, "vlan": 0x8100, "8021q": 0x8100, "8021ad": 0x88A8}
+ETHERTYPE_NAMES = {**{name: number for number, name in nft.ETHERTYPE_NAMES.items()}, "vlan": 0x8100}
+# Types of devices, the first three being those of uplinks with link header, of PPP, and without
+# any (include/uapi/linux/if_arp.h).
+DEVICE_TYPES = {"ether": 1, "ppp": 512, "none": 0xFFFE, "ipip": 768, "ipip6": 769, "loopback": 772, "sit": 776}
+IGMP_TYPES = {
+    "membership-query": 0x11, "membership-report-v1": 0x12, "membership-report-v2": 0x16,
+    "membership-report-v3": 0x22, "leave-group": 0x17,
+}  # fmt: skip
 PROTOCOL_NUMBERS = {
     **{name: number for number, name in PROTOCOL_NAMES.items()},
     "icmpv6": 58, "ah": 51, "udplite": 136, "dccp": 33, "comp": 108, "ipip": 4, "ipv6": 41, "ospf": 89, "vrrp": 112,
@@ -28,5 +36,9 @@ ICMPV6_TYPES = {
     "mld-listener-done": 132, "mld-listener-reduction": 132, "nd-router-solicit": 133, "nd-router-advert": 134,
     "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138,
     "ind-neighbor-solicit": 141, "ind-neighbor-advert": 142, "mld2-listener-report": 143,
+}  # fmt: skip
+ICMPV6_CODES = {
+    "no-route": 0, "admin-prohibited": 1, "addr-unreachable": 3, "port-unreachable": 4, "policy-fail": 5,
+    "reject-route": 6,
 }  # fmt: skip
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")

@@ -122,6 +122,11 @@ def subtract_boxes(
     return pieces
 
 
+def _is_unusual(field: str) -> bool:
+    """Return True if a condition on the field makes no packet that is easily sent."""
+    return field[0] == "?" or field == "fragment" or field.endswith("readable")
+
+
 def find_uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mapping[str, int]) -> Box | None:
     """Return a part of `box` that is in no cover, or None if the covers contain the whole box.
 
@@ -180,13 +185,15 @@ def find_uncovered(box: Box, covers: Sequence[Mapping[str, Ranges]], tops: Mappi
         if not relevant:
             return part
         inner = dict(part)
-        for field, wanted in best.items():
+        for field in sorted(best, key=_is_unusual):
+            wanted = best[field]
             present = inner.get(field) or ((0, tops[field]),)
             remaining = subtract_ranges(present, wanted)
             if remaining:
                 piece = dict(inner)
                 piece[field] = remaining
-                pending.append((piece, relevant))
+                # The last piece is examined first.
+                pending.insert(0 if _is_unusual(field) else len(pending), (piece, relevant))
             inner[field] = wanted
         # `inner` is within `best`, so it is covered.
     return None

@@ -13,7 +13,7 @@ from .box import Box, Ranges, intersect_ranges, points
 from .chain_event import BaseChain, ChainEvent, MarkValues
 from .chain_reader import ChainReader
 from .mark_writes import marks_after
-from .rule_shape import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of
+from .rule_shape import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of, possible_verdicts
 
 __all__ = ["ChainPaths", "MarkValues", "substitute_marks"]
 
@@ -111,6 +111,10 @@ class ChainPaths:
                 reached = self._narrowed(path, reached, reader.space.match_boxes(table, statement))
                 if not reached:
                     return
+            elif isinstance(statement, nft.Unless):
+                reached = self._narrowed(path, reached, reader.unless_boxes(table, statement))
+                if not reached:
+                    return
             elif isinstance(statement, NEUTRAL):
                 continue
             elif reader.is_other_family(statement):
@@ -126,9 +130,13 @@ class ChainPaths:
                     yield narrow, verdict, index
                 # Without an entry the rule does not match.
                 reached = [narrow for narrow, verdict in pairs if effect_of(verdict) == "continue"]
+            elif isinstance(statement, nft.Undecided):
+                for verdict in possible_verdicts(statement):
+                    for narrow in reader.undecided(table, statement, reached):
+                        yield narrow, verdict, index
+                reached = reader.continuing(table, statement, reached)
             elif isinstance(statement, NONDETERMINISTIC):
-                condition = {reader.unsupported_field(table, statement): points(1)}
-                reached = [{**narrow, **condition} for narrow in reached]
+                reached = reader.undecided(table, statement, reached)
             else:
                 for narrow in reached:
                     yield narrow, statement, index

@@ -7,19 +7,22 @@ from collections.abc import Iterator, Sequence
 
 from ...netstate import nft
 from ...netstate.formats import nft_text
-from .box import Box, intersect_ranges, points
+from .box import Box, intersect_ranges, points, subtract_boxes
 from .header_space import HeaderSpace
-from .rule_shape import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of, restricted_family
+from .header_writes import written_fields
+from .rule_shape import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of, possible_verdicts, restricted_family
+from .ruleset_scan import RulesetScan
 
 _VERDICT_MAPS = (nft.VerdictMap, nft.VerdictMapRef)
-_VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})
+_MAX_PIECES = 256  # of the packets that a negation lets pass
 
 
 class ChainReader:
     """The chains of `tables`, read for packets of a header space."""
 
-    def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table]) -> None:
+    def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table], scan: RulesetScan) -> None:
         self.space = space
+        self._changing_sets = scan.changing_sets
         space.add_sets(tables)
         self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
 
@@ -38,18 +41,30 @@ class ChainReader:
         """Yield each verdict of a verdict map with the packets that find it."""
         entries = self._entries(table, statement)
         if entries is None:
-            yield [{}], nft.UnknownStatement(repr(statement))
+            yield [{}], nft.UnknownStatement(nft_text.display_text(statement))
             return
+        conditional = self._conditional_elements(table, statement)
         for element, verdict in sorted(entries, key=repr):
             if element != "*":
-                yield self.space.key_boxes(table, statement.key, element), verdict
-        for _, verdict in (entry for entry in entries if entry[0] == "*"):
-            keys = frozenset(element for element, _ in entries if element != "*")
-            default = nft.Match(statement.key, nft.AnonymousSet(keys), "!=")
-            yield self.space.match_boxes(table, default), verdict
+                boxes = self.space.key_boxes(table, statement.key, element)
+            else:
+                keys = frozenset(element for element, _ in entries if element != "*")
+                boxes = self.space.match_boxes(table, nft.Match(statement.key, nft.AnonymousSet(keys), "!="))
+            if element in conditional:
+                condition = self.space.element_condition(table, nft_text.display_text(statement))
+                boxes = [{**box, **condition} for box in boxes]
+            yield boxes, verdict
 
     @staticmethod
-    def _entries(table: nft.Table, statement: VerdictMapStatement) -> list[tuple[nft.Element, nft.Verdict]] | None:
+    def _conditional_elements(table: nft.Table, statement: VerdictMapStatement) -> frozenset[nft.Element]:
+        if isinstance(statement, nft.VerdictMap):
+            return frozenset()
+        named = next((each for each in table.maps if each.name == statement.name), None)
+        return named.conditional_elements if named is not None else frozenset()
+
+    def _entries(
+        self, table: nft.Table, statement: VerdictMapStatement
+    ) -> list[tuple[nft.Element, nft.Verdict]] | None:
         """Return the entries of a verdict map.
 
         None if they are not known or packets may change them.
@@ -57,7 +72,7 @@ class ChainReader:
         if isinstance(statement, nft.VerdictMap):
             return list(statement.entries)
         named = next((each for each in table.maps if each.name == statement.name), None)
-        if named is None or named.flags & _VOLATILE_FLAGS:
+        if named is None or (*table.key, named.name) in self._changing_sets:
             return None
         entries = [(element, content) for element, content in named.elements if isinstance(content, nft.Verdict)]
         return entries if len(entries) == len(named.elements) else None
@@ -99,6 +114,10 @@ class ChainReader:
                 reached = self.narrow(reached, region, self.space.match_boxes(table, statement))
                 if not reached:
                     return
+            elif isinstance(statement, nft.Unless):
+                reached = self.narrow(reached, region, self.unless_boxes(table, statement))
+                if not reached:
+                    return
             elif isinstance(statement, nft.Verdict):
                 if statement.kind != "continue":
                     for narrow in reached:
@@ -119,14 +138,42 @@ class ChainReader:
                 reached = self.narrow(reached, region, self.space.writable_boxes(table, statement))
                 for narrow in reached:
                     yield narrow, statement
+                written = written_fields(statement.key, self.space.family)
+                if written:
+                    reached = [
+                        {name: values for name, values in narrow.items() if not name.startswith(written)}
+                        for narrow in reached
+                    ]
+            elif isinstance(statement, nft.Undecided):
+                for verdict in possible_verdicts(statement):
+                    yield from ((narrow, verdict) for narrow in self.undecided(table, statement, reached))
+                reached = self.continuing(table, statement, reached)
             elif isinstance(statement, NONDETERMINISTIC):
-                condition = {self.unsupported_field(table, statement): points(1)}
-                reached = [{**narrow, **condition} for narrow in reached]
+                reached = self.undecided(table, statement, reached)
             elif self.is_other_family(statement):
                 return  # "dnat ip to ..." in an inet table applies only to IPv4 packets
             elif not isinstance(statement, NEUTRAL):
                 for narrow in reached:
                     yield narrow, statement
+
+    def unless_boxes(self, table: nft.Table, statement: nft.Unless) -> list[Box]:
+        """Return the boxes of packets for which not all matches hold."""
+        holding: list[Box] = [{}]
+        for match in statement.matches:
+            holding = self.narrow(holding, {}, self.space.match_boxes(table, match))
+        left = subtract_boxes({}, holding, self.space.max_values, _MAX_PIECES)
+        return [{self.unsupported_field(table, statement): points(1)}] if left is None else left
+
+    def undecided(self, table: nft.Table, statement: nft.Statement, reached: list[Box]) -> list[Box]:
+        """Return `reached` under the condition that the statement has one of its results."""
+        condition = {self.unsupported_field(table, statement): points(1)}
+        return [{**narrow, **condition} for narrow in reached]
+
+    def continuing(self, table: nft.Table, statement: nft.Undecided, reached: list[Box]) -> list[Box]:
+        """Return the part of `reached` for which the rule may continue after the statement."""
+        if statement.results == {"continue"}:
+            return reached
+        return self.undecided(table, statement, reached) if "continue" in statement.results else []
 
     def unsupported_field(self, table: nft.Table, statement: nft.Statement) -> str:
         """Return a new artificial field for a statement that is not modelled."""

@@ -16,18 +16,17 @@ from ...netstate.formats import nft_text
 from .box import Box, find_uncovered, points, subtract_boxes
 from .box_index import BoxIndex
 from .chain_event import BaseChain, ChainEvent
-from .chain_paths import ChainPaths
+from .chain_paths import ChainPaths, substitute_marks
 from .chain_reader import ChainReader
 from .chain_state import ChainState
 from .header_space import HeaderSpace
+from .header_writes import written_fields
 from .rule_shape import PreparedRule, called_chains, effect_of, prepare_rule
 from .ruleset_scan import RulesetScan
 
 __all__ = ["BaseChain", "ChainEvent", "ChainTransfer"]
 
 _MARKS = ("mark:", "ctmark:")
-# Fields that rules can rewrite.
-_WRITABLE = (*_MARKS, "pkttype", "ttl", "saddr", "daddr", "sport", "dport")
 _MAX_PATHS = 512  # through chains that write marks
 _MAX_PIECES = 256  # of a decided part, without the packets that had left its chain before
 
@@ -36,9 +35,9 @@ class ChainTransfer(ChainReader):
     """The transfer function of the chains of `tables` over a header space."""
 
     def __init__(self, space: HeaderSpace, tables: Sequence[nft.Table], scan: RulesetScan) -> None:
-        super().__init__(space, tables)
+        super().__init__(space, tables, scan)
         self._writing_chains = scan.writing_chains
-        self._header_writing_tables = scan.header_writing_tables
+        self._writes = scan.writes
         self._writes_marks: dict[tuple[str, str, str], bool] = {}
         self._prepared_rules = scan.prepared_rules
 
@@ -52,27 +51,29 @@ class ChainTransfer(ChainReader):
     ) -> Box | None:
         """Return a part of `region`, outside `allowed`, that all base chains accept; or None.
 
-        Exact for chains that write nothing; after a chain that writes, the written fields may have
-        any value in the chains that follow. `covers` are excluded parts of the region.
-        `unstable_fields` may change from chain to chain whatever the rules do.
+        If a chain writes, the order of the chains must be that of the kernel. Exact for chains that
+        write nothing; after a chain that writes, the written fields may have any value in the chains
+        that follow. `covers` are excluded parts of the region. `unstable_fields` may change from
+        chain to chain whatever the rules do.
         """
         if not base_chains:
             excluded = [*covers, *allowed.overlapping(region)]
             return find_uncovered(region, excluded, self.space.max_values)
         base_chain, following = base_chains[0], base_chains[1:]
-        # With unstable fields, `allowed` applies to the packets after the last chain only.
-        early = BoxIndex() if following and unstable_fields else allowed
+        # `allowed` applies to the packets after the last chain, where fields may be others.
+        is_early = bool(following and (unstable_fields or any(self._writes_headers(each) for each in following)))
         for event in self.events(base_chain, region):
             if event.kind != "accept":
                 continue
             decided = [*covers, *event.excluded]
-            excluded = [*decided, *early.overlapping(event.box)]
+            excluded = [*decided, *(() if is_early else self._allowed_after(event, allowed))]
             accepted = find_uncovered(event.box, excluded, self.space.max_values)
             if accepted is None:
                 continue
             if not following:
                 return accepted
-            lost = (*unstable_fields, *_WRITABLE) if event.marks else unstable_fields
+            # A lookup may use the devices, which differ between hooks.
+            lost = (*unstable_fields, *(event.marks or ()), *(("fib ",) if self.space.opaque_values else ()))
             box, still_decided = event.box, decided
             if lost:
                 box = _without_fields(event.box, lost)
@@ -81,6 +82,24 @@ class ChainTransfer(ChainReader):
             if accepted is not None:
                 return accepted
         return None
+
+    def _writes_headers(self, base_chain: BaseChain) -> bool:
+        """Return True if a rule of the table changes a header."""
+        return any(not name.startswith((*_MARKS, "fib ")) for name in self.fields_written_in(base_chain[0]))
+
+    def fields_written_in(self, table: nft.Table) -> tuple[str, ...]:
+        """Return the fields that rules of a table may write, as prefixes of names."""
+        keys = self._writes.get(table.key, ())
+        return tuple(name for key in keys for name in written_fields(key, self.space.family))
+
+    @staticmethod
+    def _allowed_after(event: ChainEvent, allowed: BoxIndex) -> list[Box]:
+        """Return the packets that are allowed with the headers that the chain has written."""
+        headers = {name: value for name, value in (event.marks or {}).items() if not name.startswith(_MARKS)}
+        if not headers:
+            return list(allowed.overlapping(event.box))
+        substituted = (substitute_marks(box, headers) for box in allowed.boxes)
+        return [box for box in substituted if box is not None]
 
     def events(self, base_chain: BaseChain, region: Box) -> Iterator[ChainEvent]:
         """Yield what one base chain does with the packets of `region`, in order."""
@@ -264,9 +283,10 @@ class ChainTransfer(ChainReader):
         table = base_chain[0]
         entering = {**region, **prefix}
         decided = list(excluded)
+        changing = (*_MARKS, *self.fields_written_in(table))
         for rule in chain.rules:
             for narrow, statement in self.effects(table, rule.statements, entering, [{}]):
-                effect, stable = effect_of(statement), _without_fields(narrow, _MARKS)
+                effect, stable = effect_of(statement), _without_fields(narrow, changing)
                 if effect in ("write", "unsupported"):
                     box = {**entering, **narrow}
                     yield ChainEvent("write", base_chain, rule, box, tuple(decided), statement)
@@ -280,8 +300,7 @@ class ChainTransfer(ChainReader):
                         continue
                 # Decided, or returned from this chain: excluded later if no mark was tested and no
                 # header may have changed before.
-                may_have_changed = narrow and table.key in self._header_writing_tables
-                if stable == narrow and not may_have_changed:
+                if stable == narrow and not (narrow and self._writes_headers(base_chain)):
                     decided.append({**prefix, **stable})
                     if not narrow:
                         return

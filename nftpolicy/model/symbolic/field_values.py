@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from ...netstate.nft import FULL_MASK, Element, Value
-from ..nft.symbols import ETHERTYPE_NAMES, ICMP_TYPES, ICMPV6_TYPES, PKTTYPES, PROTOCOL_NUMBERS, TCP_FLAGS
+from ...netstate.nft import FULL_MASK, Element, Expression, Meta, Payload, Value
+from ..nft.symbols import (
+    DEVICE_TYPES,
+    ETHERTYPE_NAMES,
+    ICMP_TYPES,
+    ICMPV6_CODES,
+    ICMPV6_TYPES,
+    IGMP_TYPES,
+    PKTTYPES,
+    PROTOCOL_NUMBERS,
+    TCP_FLAGS,
+)
 from ..packet import address_range
 from .box import Box, Ranges, complement, intersect_ranges, merge_ranges, points
 
@@ -23,7 +33,9 @@ MAX_VALUES = {
     "dport": 0xFFFF, "fragment": 1,
     "ethertype": 0xFFFF, "nfproto": 15, "pkttype": 7, "ttl": 255, "icmp.type": 255, "icmp.code": 255,
     "icmpv6.type": 255, "icmpv6.code": 255, "length": 0xFFFF, "igmp.type": 255,
-    "ct.state": len(CT_STATES) - 1, "ct.direction": 1, **{f"tcp.{flag}": 1 for flag in TCP_FLAGS},
+    "readable": 3, "link.readable": 3,
+    "ether.type": 0xFFFF, "ether.readable": 1, "oiftype": 0xFFFF,
+    "ct.state": len(CT_STATES) - 1, "ct.direction": 1, "ct.confirmed": 1, **{f"tcp.{flag}": 1 for flag in TCP_FLAGS},
 }  # fmt: skip
 
 EQUAL = ("==", "in")  # operators
@@ -105,6 +117,32 @@ def address_parser(family: int) -> Parse:
     return parse
 
 
+# How far the headers of a packet are readable: the network header, the protocol behind it, and the
+# transport header (nft_set_pktinfo_ipv6, nft_set_pktinfo_ipv4_validate, nft_payload_eval). A packet can
+# end too early, and a raw socket can write any header. The hooks of a device test more than others.
+READABLE, LINK_READABLE = "readable", "link.readable"
+_NETWORK, _PROTOCOL, WHOLE = ((1, 3),), ((2, 3),), points(3)
+TRANSPORT_FIELDS = frozenset({"fragment", "sport", "dport"})
+_TRANSPORT_PREFIXES = ("icmp.", "icmpv6.", "igmp.", "tcp.")
+
+
+def is_transport_field(name: str) -> bool:
+    """Return True if a field is in the transport header."""
+    return name in TRANSPORT_FIELDS or name.startswith(_TRANSPORT_PREFIXES)
+
+
+def readability(name: str, needs: Box, family: int, is_link: bool) -> Box:
+    """Return the packets in which a field is readable, other than those with the right protocols."""
+    readable = LINK_READABLE if is_link else READABLE
+    if is_transport_field(name) or "fragment" in needs:
+        return {readable: WHOLE}
+    if name == "protocol" and "nfproto" in needs and needs["nfproto"] == _IP["nfproto"]:
+        return {readable: _PROTOCOL} if is_link or family == 6 else {}
+    if is_link and name in ("saddr", "daddr", "ttl", "protocol"):
+        return {readable: _NETWORK}
+    return {}
+
+
 _SOCKET: Box = {"socket": points(1)}
 _IP: Box = {"nfproto": points(4, 6)}
 
@@ -116,6 +154,11 @@ META_FIELDS: dict[str, tuple[str, Parse, Box]] = {
     "nfproto": ("nfproto", _named(_NFPROTOS), {}),
     "protocol": ("ethertype", _named(ETHERTYPE_NAMES), {}),
     "pkttype": ("pkttype", _named(PKTTYPES), {}),
+}
+# The same for the egress hook of a device: the frame's own ethertype, and the type of the device.
+EGRESS_FIELDS: dict[Expression, tuple[str, Parse, Box]] = {
+    Payload("ether", "type"): ("ether.type", _named(ETHERTYPE_NAMES), {"ether.readable": points(1)}),
+    Meta("oiftype"): ("oiftype", _named(DEVICE_TYPES), {}),
 }
 
 
@@ -132,7 +175,8 @@ PAYLOAD_FIELDS: dict[tuple[str, str], tuple[str, Parse, Box]] = {
     ("icmp", "type"): ("icmp.type", _named(ICMP_TYPES), {**_transport("icmp"), **_V4}),
     ("icmp", "code"): ("icmp.code", parse_number, {**_transport("icmp"), **_V4}),
     ("icmpv6", "type"): ("icmpv6.type", _named(ICMPV6_TYPES), {**_transport("icmpv6"), **_V6}),
-    ("icmpv6", "code"): ("icmpv6.code", parse_number, {**_transport("icmpv6"), **_V6}),
+    ("icmpv6", "code"): ("icmpv6.code", _named(ICMPV6_CODES), {**_transport("icmpv6"), **_V6}),
+    ("igmp", "type"): ("igmp.type", _named(IGMP_TYPES), {**_transport("igmp"), **_V4}),
     ("th", "sport"): ("sport", parse_number, _transport()),
     ("th", "dport"): ("dport", parse_number, _transport()),
     **{

@@ -8,15 +8,13 @@ the match holds: so it never covers packets for a drop, and never hides packets 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-
-from attrs import frozen
+from collections.abc import Iterable, Sequence
 
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
 from ..packet import ADDRESS_BITS, ETHERTYPES
-from . import field_values, mark_bits, mark_tests, tcp_flags
+from . import ct_status, field_values, mark_bits, mark_tests, tcp_flags
 from .box import (
     Box,
     Ranges,
@@ -27,6 +25,7 @@ from .box import (
     points,
     subtract_ranges,
 )
+from .header_field import FieldTest, HeaderField
 from .identity_cache import IdentityCache
 from .rule_shape import match_cache_key
 from .ruleset_scan import RulesetScan, mark_kind
@@ -38,25 +37,18 @@ _MAX_CACHED = 4096  # matches with cached boxes: enough for a policy, limited fo
 # Meta keys with another meaning at a device's own hook; a field that is always 0; NFPROTO_NETDEV.
 _LINK_KEYS = frozenset({"nfproto", "iifname", "iif", "oifname", "oif"})
 _NOTHING, _NETDEV = "nothing", 5
-_VOLATILE_FLAGS = frozenset({"dynamic", "timeout"})  # sets that packets or timeouts change
+_NO_DEVICE = 0  # the index of no device: of a packet without one, and of a lookup that fails
+
+_FALLIBLE_WRITES = (nft.Payload, nft.RawPayload, nft.Option)  # nft_payload_set_eval
 
 _TRACKED = points(*(field_values.CT_STATES[state] for state in ("new", "established", "related")))
-
-
-@frozen
-class HeaderField:
-    """The field of an expression, its value parser, and the packets in which it is readable."""
-
-    name: str
-    parse: Callable[[nft.Value], Ranges | None]
-    needs: Box
 
 
 class HeaderSpace:
     """Fields of the packets of `family` (4, 6, or 0 for frames that are neither).
 
     `max_values` has the highest value of each field, `unsupported` the description of each
-    artificial field.
+    artificial field; `tests` has those of them that are the result of a match.
     """
 
     def __init__(
@@ -69,7 +61,10 @@ class HeaderSpace:
         self.family = family
         self.partition = mark_bits.bit_groups({*scan.masks, *masks})
         self.devices = field_values.device_classes({*scan.devices, *devices})
-        self.unsupported: dict[str, str] = {}
+        self.unsupported: dict[str, str] = dict.fromkeys(
+            (field_values.READABLE, field_values.LINK_READABLE), "headers that are incomplete or wrong"
+        )
+        self.tests: dict[str, FieldTest] = {}
         self.opaque_values: dict[str, dict[nft.Value, int]] = {}
         width = ADDRESS_BITS.get(family, 128)
         self.max_values: dict[str, int] = {
@@ -84,6 +79,7 @@ class HeaderSpace:
             for group in self.partition:
                 self.max_values[mark_bits.field_name(mark, group)] = mark_bits.max_value(group)
         self._sets: dict[tuple[str, str, str], nft.Set] = {}
+        self._changing_sets = scan.changing_sets
         self._fields: dict[object, HeaderField | None] = {}
         self._by_key: dict[tuple[object, ...], list[Box]] = {}
         self._by_match: dict[str | None, IdentityCache[nft.Match, list[Box]]] = defaultdict(IdentityCache)
@@ -123,7 +119,7 @@ class HeaderSpace:
 
     def unsupported_field(self, description: str) -> str:
         """Add an artificial field, 1 where an unsupported construct holds, and return its name."""
-        name = f"?{len(self.unsupported)}"
+        name = f"?{len(self.unsupported) - 2}"
         self.unsupported[name] = description
         self.max_values[name] = 1
         return name
@@ -147,37 +143,65 @@ class HeaderSpace:
         unsupported_before = len(self.unsupported)
         boxes = self._match(table, match)
         if boxes is None or (len(boxes) > _MAX_BOXES and not is_named_set):
-            boxes = [
-                {self.unsupported_field(f"{table.family} {table.name}: {nft_text.display_text(match)}"): points(1)}
-            ]
+            name = self.unsupported_field(f"{table.family} {table.name}: {nft_text.display_text(match)}")
+            self.tests[name] = FieldTest(table, match)
+            boxes = [{name: points(1)}]
+        elif len(self.unsupported) > unsupported_before:
+            pass  # not with an artificial field: each evaluation must have its own
         elif key is not None:
             self._by_key[key] = boxes
-        elif len(self.unsupported) == unsupported_before and len(by_match) < _MAX_CACHED:
-            # Not with an artificial field: each evaluation must have its own.
+        elif len(by_match) < _MAX_CACHED:
             by_match.set(match, boxes)
         return boxes
 
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
-        left, right, op = match.left, match.right, match.op
+        right = match.right
         if isinstance(right, nft.SetRef):
-            named_set = self._sets.get((*table.key, right.name))
-            if named_set is None or named_set.flags & _VOLATILE_FLAGS:
-                return None
-            elements: frozenset[nft.Element] = named_set.elements
-        elif isinstance(right, nft.AnonymousSet):
-            elements = right.elements
-        elif isinstance(right, int | str):
-            elements = frozenset({right})
-        else:
+            name = (*table.key, right.name)
+            named_set = self._sets.get(name)
+            return None if named_set is None or name in self._changing_sets else self._in_set(table, match, named_set)
+        if isinstance(right, nft.AnonymousSet):
+            return self._elements(table, match.left, right.elements, match.op)
+        if isinstance(right, int | str):
+            return self._elements(table, match.left, frozenset({right}), match.op)
+        return None
+
+    def _in_set(self, table: nft.Table, match: nft.Match, named_set: nft.Set) -> list[Box] | None:
+        """Return the boxes of a lookup in a named set.
+
+        Where it finds an element, the element's statements may end the rule; with "!=" it ends anyway.
+        """
+        conditional = named_set.conditional_elements
+        if not conditional or match.op not in field_values.EQUAL:
+            return self._elements(table, match.left, named_set.elements, match.op)
+        certain = self._elements(table, match.left, named_set.elements - conditional, match.op)
+        uncertain = self._elements(table, match.left, conditional, match.op)
+        if certain is None or uncertain is None:
             return None
+        condition = self.element_condition(table, nft_text.display_text(match))
+        return [*certain, *({**box, **condition} for box in uncertain)]
+
+    def element_condition(self, table: nft.Table, lookup: str) -> Box:
+        """Return the condition that the statements of an element do not end the rule."""
+        description = f"{table.family} {table.name}: statements of the element that {lookup} finds"
+        return {self.unsupported_field(description): points(1)}
+
+    def _elements(
+        self, table: nft.Table, left: nft.Expression, elements: frozenset[nft.Element], op: str
+    ) -> list[Box] | None:
+        """Return the boxes of a comparison with elements."""
         if isinstance(left, nft.Concat):
             return self._concat(table, left, elements, op)
         mark = self._mark(left, elements, op)
         if mark is not None:
             return mark
-        flags = tcp_flags.flag_boxes(left, elements, op, self._subtract)
+        readable = field_values.LINK_READABLE if table.key in self._links else field_values.READABLE
+        flags = tcp_flags.flag_boxes(left, elements, op, {readable: field_values.WHOLE}, self._subtract)
         if flags is not None:
             return flags
+        confirmed = ct_status.confirmed_boxes(left, elements, op, {"ct.state": _TRACKED})
+        if confirmed is not None:
+            return confirmed
         field = self.field_of(left, table)
         if field is None:
             return None
@@ -198,6 +222,13 @@ class HeaderSpace:
         if needs is not None and isinstance(statement.key, nft.Payload):
             key_needs = self._readable(statement.key)
             needs = None if key_needs is None else intersect_boxes(needs, key_needs) or {"fragment": ()}
+        if needs is not None and isinstance(statement.key, nft.Option) and statement.key.kind == "tcp option":
+            # nft_exthdr_tcp_set_eval
+            needs = intersect_boxes(needs, tcp_flags.HAS_TCP_HEADER) or {"fragment": ()}
+        if needs is not None and isinstance(statement.key, _FALLIBLE_WRITES):
+            # The end of the packet, an option or a checksum can be missing.
+            description = f"{table.family} {table.name}: success of {nft_text.display_text(statement)}"
+            needs = {**needs, self.unsupported_field(description): points(1)}
         if needs is None:
             return [
                 {self.unsupported_field(f"{table.family} {table.name}: {nft_text.display_text(statement)}"): points(1)}
@@ -300,9 +331,16 @@ class HeaderSpace:
         hook = self._links.get(table.key) if table is not None else None
         if hook is not None and isinstance(expression, nft.Meta) and expression.key in _LINK_KEYS:
             return self._link_field(expression.key, hook)
-        if expression not in self._fields:
-            self._fields[expression] = self._field(expression)
-        return self._fields[expression]
+        if hook == "egress" and expression in field_values.EGRESS_FIELDS:
+            return HeaderField(*field_values.EGRESS_FIELDS[expression])
+        key = (expression, hook is not None)
+        if key not in self._fields:
+            field = self._field(expression)
+            if field is not None:
+                more = field_values.readability(field.name, field.needs, self.family, hook is not None)
+                field = HeaderField(field.name, field.parse, {**field.needs, **more}) if more else field
+            self._fields[key] = field
+        return self._fields[key]
 
     def _field(self, expression: nft.Expression) -> HeaderField | None:
         match expression:
@@ -324,7 +362,7 @@ class HeaderSpace:
                 field, parse, needs = field_values.PAYLOAD_FIELDS[protocol, name]
                 return HeaderField(field, parse, dict(needs))
             case nft.Fib(result, keys):
-                return self._opaque_field(f"fib {result} of {' '.join(keys)}", {})
+                return self._fib_field(result, f"fib {result} of {' '.join(keys)}")
         return None
 
     def _link_field(self, key: str, hook: str) -> HeaderField | None:
@@ -337,14 +375,22 @@ class HeaderSpace:
         return HeaderField(own if side == own else _NOTHING, self._device_value, {})
 
     def _device_value(self, value: nft.Value) -> Ranges | None:
+        if value == _NO_DEVICE:
+            return points(0)
         return self.device_ranges(value) if isinstance(value, str) else None
 
-    def _opaque_field(self, name: str, needs: Box) -> HeaderField:
-        """Return a field with opaque values, which are only compared for equality."""
+    def _fib_field(self, result: str, name: str) -> HeaderField:
+        """Return a field with opaque values, which are only compared for equality; 0: the lookup finds no device."""
         numbers = self.opaque_values.setdefault(name, {})
-        self.max_values[name] = 0xFFFF
+        self.max_values[name] = top = 0xFFFF
 
         def parse(value: nft.Value) -> Ranges | None:
+            if result != "type" and value in ("missing", _NO_DEVICE):
+                return points(0)
+            if result != "type" and value == "exists":
+                return ((1, top),)
+            if not isinstance(value, str) or value in ("exists", "missing") or value.endswith("*"):
+                return None
             return points(numbers.setdefault(value, len(numbers) + 1))
 
-        return HeaderField(name, parse, needs)
+        return HeaderField(name, parse, {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The mark of a packet or its connection after a write, by groups of bits."""
+"""The fields of a packet after a write: marks by groups of bits, and headers."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from ...netstate import nft
 from ...netstate.formats import nft_text
 from . import mark_bits
 from .header_space import HeaderSpace
+from .header_writes import written_fields
 from .rule_shape import as_number
 from .ruleset_scan import mark_kind
 
 
 def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int | str]) -> dict[str, int | str]:
-    """Return the groups of the mark after a write.
+    """Return the groups of the mark, and the header fields, after a write.
 
-    A group is a number, the name of the field with the same value, or an artificial field for a
-    value that is not supported.
+    Each is a number, the name of the field with the same value, or an artificial field for a value
+    that is not supported.
     """
     mark = mark_kind(statement.key)
-    if mark is None:  # a header, or a property that is not a mark: any value is possible afterwards
-        field = space.field_of(statement.key)
-        if field is None:
-            return dict(marks)
-        unknown = space.unsupported_field(f"the result of {nft_text.display_text(statement)}")
-        space.max_values[unknown] = space.max_values[field.name]
-        return {**marks, field.name: unknown}
+    if mark is None:
+        return {**marks, **_headers_after(space, statement)}
     value, result = as_number(statement.value), dict(marks)
     source, kept_mask, set_bits = mark_kind(value), nft.FULL_MASK, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
         source, kept_mask, set_bits = mark_kind(value.operand), value.and_mask, value.or_bits
     for group in space.partition:
         name = mark_bits.field_name(mark, group)
-        if isinstance(value, int):
+        origin = _moved_group(value, group)
+        if origin is not None:
+            result[name] = 0 if not origin else marks.get(origin, origin)
+        elif isinstance(value, int):
             result[name] = mark_bits.pack_bits(value, group)
         elif source is not None and set_bits & group == group:
             result[name] = mark_bits.max_value(group)
@@ -46,4 +45,44 @@ def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int 
             unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
             space.max_values[unknown] = mark_bits.max_value(group)
             result[name] = unknown
+    result |= _unknown_fields(space, ("fib ",), statement)  # a lookup may use the mark
     return result
+
+
+def _moved_group(value: nft.Expression | nft.Value, group: int) -> str | None:
+    """Return the field with the bits of a group in (mark & mask) | (mark & mask), as iptables restores marks.
+
+    "" if both masks remove the group; None if the value has another form, or both keep bits of the group.
+    """
+    if not isinstance(value, nft.Binary) or value.op not in ("|", "^") or isinstance(value.right, int | str):
+        return None
+    origins: list[str] = []
+    for side in (value.left, value.right):
+        bits = side.and_mask if isinstance(side, nft.Bitwise) and not side.or_bits else nft.FULL_MASK
+        source = mark_kind(side.operand if isinstance(side, nft.Bitwise) and not side.or_bits else side)
+        if source is None or not isinstance(bits, int) or bits & group not in (0, group):
+            return None
+        if bits & group:
+            origins.append(mark_bits.field_name(source, group))
+    return None if len(origins) == 2 else "".join(origins)
+
+
+def _headers_after(space: HeaderSpace, statement: nft.Mangle) -> dict[str, int | str]:
+    """Return the fields that share bits with the written ones: a number, or any value."""
+    changed = _unknown_fields(space, written_fields(statement.key, space.family), statement)
+    field = space.field_of(statement.key)
+    if field is not None and field.name in changed and isinstance(statement.value, int | str):
+        written = field.parse(statement.value)
+        if written is not None and len(written) == 1 and written[0][0] == written[0][1]:
+            changed[field.name] = written[0][0]
+    return changed
+
+
+def _unknown_fields(space: HeaderSpace, prefixes: tuple[str, ...], statement: nft.Mangle) -> dict[str, int | str]:
+    """Return an artificial field for each field whose name begins with one of the prefixes."""
+    changed: dict[str, int | str] = {}
+    for name in [name for name in space.max_values if name.startswith(prefixes)] if prefixes else ():
+        unknown = space.unsupported_field(f"the result of {nft_text.display_text(statement)}")
+        space.max_values[unknown] = space.max_values[name]
+        changed[name] = unknown
+    return changed

@@ -11,10 +11,12 @@ from ...netstate import nft
 from .field_values import parse_number
 
 # Statements that neither decide about a packet nor change what a rule can read.
-NEUTRAL = (nft.Counter, nft.CounterRef, nft.Log)
+NEUTRAL = (nft.Counter, nft.CounterRef, nft.Last, nft.Log, nft.NeutralTarget)
 NAT_STATEMENTS = (nft.Dnat, nft.Snat, nft.Masquerade, nft.Redirect)
 # Statements that hold or not for reasons that are not modelled.
-NONDETERMINISTIC = (nft.Limit, nft.Quota, nft.CtCount, nft.SetUpdate, nft.ObjectRef)
+NONDETERMINISTIC = (
+    nft.Limit, nft.Quota, nft.CtCount, nft.SetUpdate, nft.ObjectRef, nft.Tproxy, nft.UnmodelledMatch
+)  # fmt: skip
 VerdictMapStatement: TypeAlias = nft.VerdictMap | nft.VerdictMapRef
 
 _WITH_FAMILY = (nft.Dnat, nft.Snat)
@@ -31,6 +33,14 @@ def as_number(value: nft.Expression | nft.Value) -> nft.Expression | nft.Value:
     """Return a written value; a numeral as a number."""
     parsed = parse_number(value) if isinstance(value, str) else None
     return parsed[0][0] if parsed and parsed[0][0] == parsed[-1][1] else value
+
+
+_UNDECIDED_VERDICTS = (nft.ACCEPT, nft.DROP, nft.Verdict("return"))
+
+
+def possible_verdicts(statement: nft.Undecided) -> list[nft.Verdict]:
+    """Return the verdicts that a statement may have."""
+    return [verdict for verdict in _UNDECIDED_VERDICTS if verdict.kind in statement.results]
 
 
 def effect_of(statement: nft.Statement) -> str:

@@ -14,8 +14,16 @@ _FLAGS = nft.Payload("tcp", "flags")
 Subtract = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
 
 
-def flag_boxes(left: nft.Expression, elements: Iterable[nft.Element], op: str, subtract: Subtract) -> list[Box] | None:
-    """Return the boxes of packets that pass the test; None: not a supported test of TCP flags."""
+HAS_TCP_HEADER: Box = {"protocol": points(6), "fragment": points(0), "nfproto": points(4, 6)}
+
+
+def flag_boxes(
+    left: nft.Expression, elements: Iterable[nft.Element], op: str, readable: Box, subtract: Subtract
+) -> list[Box] | None:
+    """Return the boxes of packets that pass the test; None: not a supported test of TCP flags.
+
+    `readable` is the condition that the transport header can be read.
+    """
     tested: tuple[str, ...] = TCP_FLAGS
     if isinstance(left, nft.Bitwise) and left.operand == _FLAGS and not left.or_bits:
         masked = _flag_names(left.and_mask)
@@ -24,7 +32,7 @@ def flag_boxes(left: nft.Expression, elements: Iterable[nft.Element], op: str, s
         left, tested = _FLAGS, masked
     if left != _FLAGS:
         return None
-    needs: Box = {"protocol": points(6), "fragment": points(0), "nfproto": points(4, 6)}
+    needs: Box = {**HAS_TCP_HEADER, **readable}
     parsed = [_flag_names(element) for element in elements]
     values = [flags for flags in parsed if flags is not None]
     if len(values) < len(parsed):

@@ -19,12 +19,15 @@ from .nft_json_expressions import (
     UnsupportedJson,
     canonical_json,
     decode_element,
-    decode_entries,
+    decode_ether_type,
     decode_expression,
-    decode_verdict,
+    decode_listed_element,
     name_protocols,
+    protocol_columns,
 )
+from .nft_json_sets import decode_map_entries, decode_names, with_options
 from .nft_json_statements import decode_limit, decode_quota, decode_statement
+from .nft_text_values import value_types
 
 __all__ = [
     "add_hook_devices",
@@ -34,6 +37,7 @@ __all__ = [
     "decode_expression",
     "decode_ruleset",
     "decode_statement",
+    "decode_statements",
 ]
 
 _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
@@ -42,8 +46,7 @@ _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 def _hook(item: dict[str, Any]) -> nft.Hook | None:
     if "hook" not in item:
         return None
-    value = item.get("dev")
-    devices = frozenset([value] if isinstance(value, str) else value or ())
+    devices = decode_names(item.get("dev", ()))
     hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
     return _with_devices(hook, devices)
 
@@ -52,11 +55,6 @@ def _with_devices(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
     if len(devices) == 1:
         return evolve(hook, device=next(iter(devices)))
     return evolve(hook, devices=devices)
-
-
-def _flags(body: dict[str, Any]) -> frozenset[str]:
-    value = body.get("flags", ())
-    return frozenset((value,) if isinstance(value, str) else value)
 
 
 def _table_flags(body: dict[str, Any]) -> frozenset[str]:
@@ -72,13 +70,29 @@ def _table_flags(body: dict[str, Any]) -> frozenset[str]:
     return frozenset({"unnamed"})
 
 
-_MapEntries = frozenset[tuple[nft.Element, nft.Element | nft.Verdict]]
+def decode_statements(items: Iterable[Any], family: str = "inet") -> tuple[nft.Statement, ...]:
+    """Return the statements of a rule in a table of `family`."""
+    statements: list[nft.Statement] = []
+    for item in items:
+        statements += decode_ether_type(item, family) or (decode_statement(item, family),)
+    return tuple(statements)
 
 
-def _map_entries(items: list[Any], is_verdict_map: bool) -> _MapEntries | None:
-    if is_verdict_map:
-        return decode_entries(items, decode_verdict)
-    return decode_entries(items, decode_element)
+def _data_types(kind: Any) -> tuple[str, ...]:
+    """Return the data types of a set or map; () if they are unsupported.
+
+    nft 1.1 writes {"typeof": EXPRESSION} for a set that was declared so.
+    """
+    match kind:
+        case str():
+            return (kind,)
+        case [*names] if all(isinstance(name, str) for name in names):
+            return tuple(names)
+        case {"typeof": expression, **rest} if not rest:
+            decoded = decode_expression(expression)
+            columns = zip(value_types(decoded), protocol_columns(decoded), strict=True)
+            return tuple("inet_proto" if is_protocol else name for name, is_protocol in columns)
+    return ()
 
 
 class _TableBuilder:
@@ -95,53 +109,101 @@ class _TableBuilder:
         self.objects: list[nft.NamedObject] = []
         self.flags: frozenset[str] = frozenset()
         self.unknown: list[str] = []
+        self._named: set[tuple[str, str]] = set()
+
+    def table(self, body: dict[str, Any]) -> None:
+        """Set the flags of the table."""
+        self.flags = _table_flags(body)
+        if body.keys() - _KEYS["table"]:
+            self.flags |= {"unnamed"}
+
+    def add(self, kind: str, body: dict[str, Any]) -> None:
+        """Add an object.
+
+        Raises: ValueError for an object that is listed twice, and for a rule of no chain.
+        """
+        if kind == "rule":
+            self.rule(body)
+            return
+        name = (kind, str(body["name"])) if kind in _KEYS else (kind, canonical_json(body))
+        if name in self._named:
+            raise ValueError(f"{kind} {body.get('name')} is listed twice")
+        self._named.add(name)
+        add = {
+            "chain": self.chain,
+            "set": self.set,
+            "map": self.map,
+            "counter": self.counter,
+            "flowtable": self.flowtable,
+        }.get(kind)
+        if kind == "chain":
+            self.chain(body)
+        elif kind in _STATEFUL and not body.keys() - _KEYS[kind]:
+            self.object(kind, body)
+        elif add is None or body.keys() - _KEYS[kind]:
+            self.unsupported(kind, body)
+        else:
+            add(body)
 
     def chain(self, body: dict[str, Any]) -> None:
-        """Add a chain."""
+        """Add a chain; with an unknown key it may do anything."""
         self.hooks[body["name"]] = _hook(body)
+        self.rules[body["name"]] = rules = []
+        if body.keys() - _KEYS["chain"]:
+            rules.append(nft.Rule((nft.UnknownStatement(canonical_json({"chain": body})),)))
 
     def rule(self, body: dict[str, Any]) -> None:
-        """Add a rule to its chain."""
-        statements = tuple(map(decode_statement, body.get("expr", ())))
-        self.rules.setdefault(body["chain"], []).append(nft.Rule(statements, body.get("comment")))
+        """Add a rule to its chain; with an unknown key it may do anything."""
+        if body["chain"] not in self.rules:
+            raise ValueError(f"a rule of chain {body['chain']!r}, which is not listed before it")
+        comment = body.get("comment")
+        statements = decode_statements(body.get("expr", ()), self.family)
+        if body.keys() - _KEYS["rule"] or not isinstance(comment, str | None):
+            statements = (nft.UnknownStatement(canonical_json({"rule": body})), *statements)
+            comment = None
+        self.rules[body["chain"]].append(nft.Rule(statements, comment))
 
     def set(self, body: dict[str, Any]) -> None:
         """Add a set."""
-        kind = body["type"]
-        elements = [decode_element(item) for item in body.get("elem", ())]
-        supported = [item for item in elements if item is not None]
-        if not isinstance(kind, str | list) or len(supported) < len(elements):
+        types = _data_types(body["type"])
+        listed = [decode_listed_element(item) for item in body.get("elem", ())]
+        if not types or None in listed:
             self.unsupported("set", body)
             return
-        types = (kind,) if isinstance(kind, str) else tuple(kind)
         protocols = tuple(data_type == "inet_proto" for data_type in types)
         if any(protocols):
-            supported = [name_protocols(item, protocols) for item in supported]
-        contents, timeout = frozenset(supported), body.get("timeout")
-        self.sets.append(nft.Set(body["name"], types, contents, _flags(body), timeout=timeout))
+            listed = [each and evolve(each, element=name_protocols(each.element, protocols)) for each in listed]
+        elements = frozenset(each.element for each in listed if each is not None)
+        container = with_options(nft.Set(body["name"], types, elements), body, listed)
+        if container is None:
+            self.unsupported("set", body)
+        else:
+            self.sets.append(container)
 
     def map(self, body: dict[str, Any]) -> None:
         """Add a map."""
-        kind, data = body.get("type"), body.get("map")
-        types = (kind,) if isinstance(kind, str) else tuple(kind or ())
+        data = body.get("map")
+        types = _data_types(body.get("type"))
         # nft 1.0.6 prints a concatenation of data types as one word.
-        data_types = tuple(data.split(" . ")) if isinstance(data, str) else tuple(data or ())
-        if not types or not data_types or data_types[0] in _OBJECT_MAPS:
+        data_types = tuple(data.split(" . ")) if isinstance(data, str) else _data_types(data)
+        entries = None
+        if types and data_types and data_types[0] not in _OBJECT_MAPS:
+            entries = decode_map_entries(body.get("elem", []), types, data_types == ("verdict",))
+        container = None
+        if entries is not None:
+            contents = frozenset((key.element, value) for key, value in entries)
+            container = with_options(
+                nft.Map(body["name"], types, data_types, contents), body, [key for key, _ in entries]
+            )
+        if container is None:
             self.unsupported("map", body)
-            return
-        contents = _map_entries(body.get("elem", []), data_types == ("verdict",))
-        if contents is None:
-            self.unsupported("map", body)
-            return
-        protocols = tuple(data_type == "inet_proto" for data_type in types)
-        contents = frozenset((name_protocols(key, protocols), value) for key, value in contents)
-        self.maps.append(nft.Map(body["name"], types, data_types, contents, _flags(body), body.get("timeout")))
+        else:
+            self.maps.append(container)
 
     def flowtable(self, body: dict[str, Any]) -> None:
         """Add a flowtable."""
-        devices = body.get("dev", [])
-        devices = [devices] if isinstance(devices, str) else devices
-        self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), frozenset(devices), body["hook"]))
+        devices = decode_names(body.get("dev", ()))
+        self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), devices, body["hook"]))
 
     def object(self, kind: str, body: dict[str, Any]) -> None:
         """Add a named limit, quota or ct helper."""
@@ -184,7 +246,23 @@ class _TableBuilder:
         )
 
 
-_OBJECT_KEYS = frozenset({"family", "table", "name", "handle"})
+_OBJECT_KEYS = frozenset({"family", "table", "name", "handle", "comment"})
+_SET_KEYS = {"type", "elem", "flags", "timeout", "gc-interval", "size", "policy", "stmt", "auto-merge", "count"}
+# Keys of each kind of object. Not stored: handles, positions, comments (but of rules), and the keys of a
+# set that say how it is stored.
+_KEYS: dict[str, frozenset[str]] = {
+    "table": frozenset({"family", "name", "handle", "flags", "comment"}),
+    "chain": _OBJECT_KEYS | {"type", "hook", "prio", "policy", "dev"},
+    "rule": frozenset({"family", "table", "chain", "handle", "expr", "comment", "index", "position"}),
+    "set": _OBJECT_KEYS | _SET_KEYS,
+    "map": _OBJECT_KEYS | _SET_KEYS | {"map"},
+    "counter": _OBJECT_KEYS | {"packets", "bytes"},
+    "flowtable": _OBJECT_KEYS | {"hook", "prio", "dev"},
+    "limit": _OBJECT_KEYS | {"rate", "per", "burst", "inv", "rate_unit", "burst_unit"},
+    "quota": _OBJECT_KEYS | {"bytes", "used", "inv"},
+    "ct helper": _OBJECT_KEYS | {"type", "protocol", "l3proto"},
+}
+_STATEFUL = frozenset({"limit", "quota", "ct helper"})
 _OBJECT_MAPS = frozenset({"counter", "quota", "limit", "ct helper", "ct timeout", "synproxy", "secmark"})
 
 
@@ -192,13 +270,16 @@ def _objects(document: Any) -> list[tuple[str, dict[str, Any]]]:
     value = document.get("nftables") if isinstance(document, dict) else None
     if not isinstance(value, list):
         raise ValueError('expected the JSON of "nft -j list ruleset": an object with a list "nftables"')
-    return [
-        (kind, body)
-        for item in value
-        if isinstance(item, dict)
-        for kind, body in item.items()
-        if isinstance(body, dict) and kind != "metainfo"
-    ]
+    objects: list[tuple[str, dict[str, Any]]] = []
+    for item in value:
+        if not (isinstance(item, dict) and len(item) == 1):
+            raise ValueError(f"expected an object with one key in the list: {item!r:.80}")
+        ((kind, body),) = item.items()
+        if not isinstance(body, dict):
+            raise ValueError(f"expected an object for {kind!r}: {body!r:.80}")
+        if kind != "metainfo":
+            objects.append((kind, body))
+    return objects
 
 
 def decode_ruleset(document: Any) -> tuple[nft.Table, ...]:
@@ -213,22 +294,9 @@ def decode_ruleset(document: Any) -> tuple[nft.Table, ...]:
             owner = (body["family"], body["name"] if kind == "table" else body["table"])
             builder = builders.setdefault(owner, _TableBuilder(*owner))
             if kind == "table":
-                builder.flags = _table_flags(body)
-                continue
-            methods = {
-                "chain": builder.chain,
-                "rule": builder.rule,
-                "set": builder.set,
-                "map": builder.map,
-                "counter": builder.counter,
-                "flowtable": builder.flowtable,
-            }
-            if kind in methods:
-                methods[kind](body)
-            elif kind in ("limit", "quota", "ct helper"):
-                builder.object(kind, body)
+                builder.table(body)
             else:
-                builder.unsupported(kind, body)
+                builder.add(kind, body)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error
     return tuple(builder.build() for builder in builders.values())

@@ -19,6 +19,7 @@ _INTERVAL = re.compile(r"([0-9]+)-([0-9]+)\Z")
 _ADDRESSES = re.compile(r"([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)-([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)\Z")
 _ADDRESS = frozenset({"ipv4_addr", "ipv6_addr"})
 _DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
+_ETHERTYPES = {name: number for number, name in nft.ETHERTYPE_NAMES.items()}
 _FLAG_FIELDS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"), nft.Ct("event"))
 
 
@@ -26,6 +27,8 @@ def encode_value(item: nft.Value, kind: str) -> Any:
     """Return one value; prefixes and intervals become objects."""
     if isinstance(item, int):
         return item
+    if kind == "ethertype" and item in _ETHERTYPES:
+        return _ETHERTYPES[item]
     if kind in _ADDRESS and "/" in item:
         address, length = item.split("/")
         return {"prefix": {"addr": address, "len": int(length)}}
@@ -53,6 +56,8 @@ def _data_types(item: Expression) -> tuple[str, ...]:
         return _data_types(item.operand)
     if item in _FLAG_FIELDS:
         return ("flags",)
+    if item == nft.Payload("ether", "type"):
+        return ("ethertype",)
     if isinstance(item, nft.Payload):
         return ("ipv6_addr",) if item.name in ("saddr", "daddr") else ("inet_service",)
     if isinstance(item, nft.Meta) and item.key in _DEVICE_KEYS:
@@ -69,6 +74,8 @@ def encode_expression(item: Expression) -> Any:
             return {"ct": {"key": key}}
         case nft.Ct(key, direction):
             return {"ct": {"key": key, "dir": direction}}
+        case nft.Payload("ether", "type"):  # by this name nft would test the input device too
+            return {"payload": {"base": "ll", "offset": 96, "len": 16}}
         case nft.Payload(protocol, field):
             return {"payload": {"protocol": protocol, "field": field}}
         case nft.Fib(result, keys):
@@ -286,13 +293,20 @@ def _objects_before_chains(item: nft.Table) -> list[dict[str, Any]]:
 
 
 def _set(nft_set: nft.Set) -> dict[str, Any]:
+    _require_plain_elements(nft_set)
     body = {"name": nft_set.name, "type": _type(nft_set.type), **_options(nft_set)}
     if nft_set.elements:
         body["elem"] = [encode_element(member, nft_set.type) for member in _sorted(nft_set.elements)]
     return {"set": body}
 
 
+def _require_plain_elements(item: nft.Set | nft.Map) -> None:
+    if item.statements or item.conditional_elements:
+        raise ValueError(f"elements with statements are not supported: {item.name}")
+
+
 def _map(item: nft.Map) -> dict[str, Any]:
+    _require_plain_elements(item)
     body = {"type": _type(item.type), "map": _type(item.data), **_options(item)}
     entries = {"elem": _pairs(item.elements, item.type)} if item.elements else {}
     return {"map": {"name": item.name, **body, **entries}}

@@ -7,15 +7,36 @@ Unsupported JSON is kept as text in UnknownExpression.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+
+from attrs import frozen
 
 from ...exceptions import NftpolicyError
 from .. import nft
 from ..nft import Element, Expression
 
 _MARK_BITS = 32
-_VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
+_PLAIN_VERDICTS = frozenset({"accept", "drop", "return", "continue"})
+_FRAME_TYPE = {"payload": {"base": "ll", "offset": 96, "len": 16}}  # @ll,96,16
+_ARPHRD_ETHER = 1
+_DEVICE_TYPES: dict[Element, nft.Value] = {
+    "ether": _ARPHRD_ETHER,
+    "ppp": 512,
+    "ipip": 768,
+    "ipip6": 769,
+    "loopback": 772,
+    "sit": 776,
+}
+# Values with one form each, whatever nft prints: by expression, as it prints them -> form.
+_CANONICAL_VALUES: Mapping[Expression, Mapping[Element, nft.Value]] = {
+    nft.Payload("ether", "type"): {"vlan": "8021q", **dict(nft.ETHERTYPE_NAMES.items())},
+    **dict.fromkeys((nft.Meta("iiftype"), nft.Meta("oiftype")), _DEVICE_TYPES),
+    nft.Payload("icmpv6", "code"): {
+        "no-route": 0, "admin-prohibited": 1, "addr-unreachable": 3, "port-unreachable": 4, "policy-fail": 5,
+        "reject-route": 6,
+    },
+}  # fmt: skip
 _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
 # Fields of flags; nft prints their values as lists of names.
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))
@@ -51,18 +72,18 @@ def _value(item: Any) -> nft.Value | None:
         return None
     if isinstance(item, int | str):
         return item
-    if isinstance(item, dict):
+    if isinstance(item, dict) and len(item) == 1:
         match item:
-            case {"prefix": {"addr": str(address), "len": int(length)}}:
+            case {"prefix": {"addr": str(address), "len": int(length), **rest}} if not rest:
                 return f"{address}/{length}"
             # nft writes a range of a 32-bit number as a prefix where it is one (DTYPE_F_PREFIX: mark, realm, devgroup).
-            case {"prefix": {"addr": int(low), "len": int(length)}} if 0 <= low < 1 << 32 and 0 <= length <= 32:
+            case {"prefix": {"addr": int(low), "len": int(length), **rest}} if (
+                not rest and 0 <= low < 1 << 32 and 0 <= length <= 32
+            ):
                 size = 1 << 32 - length
                 return f"{low}-{low + size - 1}" if low % size == 0 else None
             case {"range": [int() | str() as low, int() | str() as high]}:
                 return f"{low}-{high}"
-            case {"elem": {"val": inner}}:
-                return _value(inner)
             case {"|": [*_]}:
                 try:
                     return ",".join(sorted(_flags(item)))
@@ -72,10 +93,46 @@ def _value(item: Any) -> nft.Value | None:
 
 
 def decode_element(item: Any) -> Element | None:
-    """Return a set element, or None if it is unsupported."""
-    if isinstance(item, dict) and "elem" in item:
-        return decode_element(item["elem"].get("val"))
-    if isinstance(item, dict) and "concat" in item:
+    """Return an element of an anonymous set, or None if it is unsupported."""
+    listed = decode_listed_element(item)
+    return None if listed is None or listed.is_conditional or listed.expires else listed.element
+
+
+@frozen
+class ListedElement:
+    """Element of a named set or map as listed.
+
+    `is_conditional`: it has statements that can end a rule. `expires`: it has a timeout.
+    """
+
+    element: Element
+    is_conditional: bool = False
+    expires: bool = False
+
+
+# Keys of an element. The statements "counter" and "last" never end a rule (nft_counter_eval,
+# nft_last_eval).
+_NEUTRAL_KEYS = frozenset({"val", "comment", "counter", "last"})
+_CONDITION_KEYS = frozenset({"limit", "quota", "ct count"})
+_TIMEOUT_KEYS = frozenset({"timeout", "expires"})
+
+
+def decode_listed_element(item: Any) -> ListedElement | None:
+    """Return an element of a named set or map, or None if it is unsupported."""
+    match item:
+        case {"elem": {"val": inner, **rest}} if len(item) == 1:
+            counts, element = rest.get("counter"), _plain_element(inner)
+            if element is None or rest.keys() - _NEUTRAL_KEYS - _CONDITION_KEYS - _TIMEOUT_KEYS:
+                return None
+            if isinstance(counts, dict) and set(counts) - {"packets", "bytes"}:
+                return None
+            return ListedElement(element, bool(rest.keys() & _CONDITION_KEYS), bool(rest.keys() & _TIMEOUT_KEYS))
+    element = _plain_element(item)
+    return None if element is None else ListedElement(element)
+
+
+def _plain_element(item: Any) -> Element | None:
+    if isinstance(item, dict) and len(item) == 1 and isinstance(item.get("concat"), list):
         parts = [_value(part) for part in item["concat"]]
         supported = tuple(part for part in parts if part is not None)
         return supported if len(supported) == len(parts) else None
@@ -111,11 +168,17 @@ def decode_expression(item: Any) -> Expression:
 
 
 def _expression(item: Any) -> Expression | None:
+    if isinstance(item, dict) and len(item) != 1:
+        return None
     match item:
         case {"meta": {"key": str(key), **rest}} if not rest:
             return nft.Meta(key)
         case {"ct": {"key": str(key), **rest}} if not rest.keys() - {"dir"}:
             return nft.Ct(key, _text_or_none(rest.get("dir")))
+        case {"payload": {"protocol": "ether", "field": "type"}}:
+            return None  # hides a test of the input device's type: see decode_ether_type
+        case {"payload": {"base": "ll", "offset": 96, "len": 16, **rest}} if not rest:
+            return nft.Payload("ether", "type")
         case {"payload": {"protocol": str(protocol), "field": str(field), **rest}} if not rest:
             return nft.Payload(protocol, field)
         case {"payload": {"base": str(base), "offset": int(offset), "len": int(length), **rest}} if not rest:
@@ -155,7 +218,7 @@ def _lookup(key: Any, data: Any) -> Expression | None:
     match data:
         case str() if data.startswith("@"):
             return nft.Lookup(decode_expression(key), nft.MapRef(data[1:]))
-        case {"set": [*items]}:
+        case {"set": [*items], **rest} if not rest:
             pairs: frozenset[tuple[Element, Element]] | None = decode_entries(items, decode_element)
             return None if pairs is None else nft.Lookup(decode_expression(key), pairs)
     return None
@@ -205,7 +268,7 @@ def _right(item: Any, operand: Expression) -> nft.MatchRight:
         return "exists" if item else "missing"
     if isinstance(item, str) and item.startswith("@"):
         return nft.SetRef(item[1:])
-    if isinstance(item, dict) and isinstance(item.get("set"), list):
+    if isinstance(item, dict) and len(item) == 1 and isinstance(item.get("set"), list):
         elements = [decode_element(member) for member in item["set"]]
         supported = frozenset(member for member in elements if member is not None)
         if None not in elements:
@@ -216,10 +279,10 @@ def _right(item: Any, operand: Expression) -> nft.MatchRight:
     return nft.UnknownExpression(canonical_json(item)) if value is None else value
 
 
-def _protocol_columns(item: Expression) -> tuple[bool, ...]:
+def protocol_columns(item: Expression) -> tuple[bool, ...]:
     """Return for each value of an expression True if it is an IP protocol."""
     if isinstance(item, nft.Concat):
-        return tuple(flag for part in item.parts for flag in _protocol_columns(part))
+        return tuple(flag for part in item.parts for flag in protocol_columns(part))
     if isinstance(item, nft.Payload):
         return ((item.protocol, item.name) in _PROTOCOL_FIELDS,)
     return (item == nft.Meta("l4proto"),)
@@ -241,9 +304,9 @@ def decode_match(body: dict[str, Any]) -> nft.Match:
         case {
             "op": str(op),
             "left": left_json,
-            "right": {"prefix": {"addr": int(value), "len": int(length)}},
-        }:
-            # nft prints a mask of high bits as a prefix.
+            "right": {"prefix": {"addr": int(value), "len": int(length), **rest}, **outer},
+        } if not rest and not outer and 0 <= length <= _MARK_BITS:
+            # nft prints a mask of high bits as a prefix, of types of 32 bits only (DTYPE_F_PREFIX).
             mask = nft.FULL_MASK << (_MARK_BITS - length) & nft.FULL_MASK
             return nft.Match(nft.Bitwise(decode_expression(left_json), and_mask=mask), value, op)
     left, op = decode_expression(body["left"]), body["op"]
@@ -259,20 +322,49 @@ def decode_match(body: dict[str, Any]) -> nft.Match:
         and "," not in str(right)
     ):
         return nft.Match(operand, right, "&")  # `tcp flags & rst == rst`
-    protocols = _protocol_columns(left)
+    protocols = protocol_columns(left)
     if any(protocols) and isinstance(right, nft.AnonymousSet):
         right = nft.AnonymousSet(frozenset(name_protocols(member, protocols) for member in right.elements))
     elif any(protocols) and isinstance(right, int):
         right = nft.PROTOCOL_NAMES.get(right, right)
-    return nft.Match(left, right, op)
+    return nft.Match(left, _canonical(left, right), op)
+
+
+def _canonical(left: Expression, right: nft.MatchRight) -> nft.MatchRight:
+    """Return the right side of a match with the canonical form of its values."""
+    forms = _CANONICAL_VALUES.get(left) if isinstance(left, nft.Meta | nft.Payload) else None
+    if forms is None:
+        return right
+    if isinstance(right, nft.AnonymousSet):
+        return nft.AnonymousSet(frozenset(forms.get(member, member) for member in right.elements))
+    return forms.get(right, right) if isinstance(right, int | str) else right
+
+
+def decode_ether_type(item: Any, family: str) -> tuple[nft.Match, ...]:
+    """Return the matches behind `ether type` in a listing of a table; empty: the JSON is another statement.
+
+    Outside of the bridge family, the listing omits the match before it: the type of the input device
+    (netlink_delinearize.c, payload_dependency_kill).
+    """
+    match item:
+        case {"match": {"left": {"payload": {"protocol": "ether", "field": "type", **rest}, **outer}} as body} if (
+            not rest and not outer and len(item) == 1 and body.keys() == {"op", "left", "right"}
+        ):
+            matched = decode_match({**body, "left": _FRAME_TYPE})
+        case _:
+            return ()
+    return (matched,) if family == "bridge" else (nft.Match(nft.Meta("iiftype"), _ARPHRD_ETHER), matched)
 
 
 def decode_verdict(item: Any) -> nft.Verdict | None:
     """Return a verdict, or None if the JSON is not a verdict."""
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
-        if kind in _VERDICTS:
-            return nft.Verdict(kind, body["target"] if isinstance(body, dict) else None)
+        match body:
+            case None if kind in _PLAIN_VERDICTS:
+                return nft.Verdict(kind)
+            case {"target": str(target), **rest} if kind in ("jump", "goto") and not rest:
+                return nft.Verdict(kind, target)
     return None
 
 

@@ -8,7 +8,9 @@ into the ruleset.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import attrs
 
 from .. import nft
 from ..nft import Element, Expression, Statement
@@ -50,15 +52,29 @@ __all__ = [
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]!?=<>-]{1,120}\Z")
 _LETTERS = re.compile(r"[a-z]+\Z")
 _VERBS = frozenset({"add", "delete", "flush"})
+_IS_ETHERNET = nft.Match(nft.Meta("iiftype"), 1)
 _ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 
 
 def rule_text(item: nft.Rule) -> str:
     """Return a rule on one line. Raises ValueError."""
-    parts = list(map(statement_text, item.statements))
+    parts = _named_frame_types(item.statements)
     if item.comment:
         parts.append(f'comment "{require(_COMMENT, item.comment)}"')
     return " ".join(parts)
+
+
+def _named_frame_types(statements: Sequence[Statement]) -> list[str]:
+    """Return the texts of statements, with `ether type` for the two matches that nft makes of it."""
+    parts: list[str] = []
+    for index, statement in enumerate(statements):
+        text = statement_text(statement)
+        is_frame_type = isinstance(statement, nft.Match) and statement.left == nft.Payload("ether", "type")
+        if is_frame_type and index and statements[index - 1] == _IS_ETHERNET:
+            parts[-1] = text.replace("@ll,96,16", "ether type", 1)
+        else:
+            parts.append(text)
+    return parts
 
 
 def hook_text(item: nft.Hook) -> str:
@@ -86,11 +102,13 @@ def elements_text(item: nft.Set, members: Iterable[Element]) -> str:
 
 
 def set_body_text(item: nft.Set) -> str:
-    """Return type, flags and timeout of a set."""
+    """Return type, flags and timeout of a set. Raises ValueError for statements of elements."""
     return f"type {' . '.join(map(identifier, item.type))};{_set_options(item)}"
 
 
 def _set_options(item: nft.Set | nft.Map) -> str:
+    if item.statements or item.conditional_elements:
+        raise unsupported_error(f"elements of {item.name} with statements")
     flags = f" flags {', '.join(sorted(map(identifier, item.flags)))};" if item.flags else ""
     return flags + ("" if item.timeout is None else f" timeout {int(item.timeout)}s;")
 
@@ -206,10 +224,45 @@ def operation_text(item: NftOperation) -> str:
 
 
 def display_text(item: nft.Rule | Statement | Expression) -> str:
-    """Return nft syntax for display: unsupported parts as JSON in <>, without comments."""
-    if isinstance(item, nft.Rule):
-        return " ".join(map(display_text, item.statements)) or "(empty rule)"
+    """Return nft syntax for display: unsupported parts in <>, without comments."""
+    match item:
+        case nft.Rule(statements):
+            return " ".join(map(display_text, statements)) or "(empty rule)"
+        case nft.UnmodelledMatch(name):
+            return f"<{name}>"
+        case nft.NeutralTarget(name):
+            return f"<xt target {name}>"
+        case nft.Unless(matches):
+            return f"<unless {' and '.join(map(display_text, matches))}>"
+        case nft.Mangle(key, nft.UnknownExpression(raw)):
+            return f"{display_text(key)} set <{raw}>"
     try:
         return statement_text(item) if isinstance(item, Statement) else expression_text(item)
     except ValueError:
-        return f"<{getattr(item, 'raw', item)}>"
+        return _unwritable_text(item)
+
+
+def _unwritable_text(item: object) -> str:
+    """Return text that resembles nft syntax for an item, or a part of one, that cannot be written for nft."""
+    match item:
+        case nft.Undecided(text):
+            return text
+        case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
+            return f"<{raw}>"
+        case nft.Match(left, right, op):
+            return f"{_unwritable_text(left)} {op} {_unwritable_text(right)}"
+        case nft.VerdictMap(key, entries) | nft.Lookup(key, frozenset() as entries):
+            pairs = sorted(f"{_unwritable_text(element)} : {_unwritable_text(data)}" for element, data in entries)
+            return f"{_unwritable_text(key)} map {{ {', '.join(pairs)} }}"
+        case nft.Verdict():
+            return verdict_text(item)
+        case tuple():
+            return " . ".join(map(_unwritable_text, item))
+        case frozenset():
+            return "{ " + ", ".join(sorted(map(_unwritable_text, item))) + " }"
+    item_class = type(item)
+    if not attrs.has(item_class):
+        return str(item)
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", item_class.__name__).lower()
+    parts = [getattr(item, part.name) for part in attrs.fields(item_class)]
+    return " ".join([name, *(_unwritable_text(part) for part in parts if part not in (None, frozenset()))])

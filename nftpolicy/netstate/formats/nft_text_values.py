@@ -18,13 +18,15 @@ _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2}
 # Data types of names, which nft's grammar requires in quotes; of flags, which can be combined; of time.
 QUOTED_TYPES = frozenset({"ifname", "iface_index"})
 FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status"})
-_TIME_TYPE = "time"
+_TIME_TYPE, _ETHERTYPE = "time", "ethertype"
+_ETHERTYPES = {name: number for number, name in nft.ETHERTYPE_NAMES.items()}  # nft has no name behind @ll,96,16
 _UNTYPED_PAIR = ("value", "value")
 _OPTION_KINDS = frozenset({"tcp option", "ip option"})
 _TYPES: dict[Expression, str] = {
     **dict.fromkeys((nft.Meta("iifname"), nft.Meta("oifname")), "ifname"),
     **dict.fromkeys((nft.Meta("iif"), nft.Meta("oif")), "iface_index"),
     **dict.fromkeys((nft.Meta("time"), nft.Meta("hour"), nft.Meta("day")), _TIME_TYPE),
+    nft.Payload("ether", "type"): _ETHERTYPE,
     nft.Payload("tcp", "flags"): "tcp_flag",
     nft.Ct("state"): "ct_state",
     nft.Ct("status"): "ct_status",
@@ -77,6 +79,9 @@ def typed_value_text(item: nft.Value, kind: str) -> str:
         return value_text(item, not str(item).isdigit())
     if kind in QUOTED_TYPES:
         return "*" if item == "*" else value_text(item, True)
+    if kind == _ETHERTYPE:
+        number = _ETHERTYPES.get(item, item) if isinstance(item, str) else item
+        return f"{number:#06x}" if isinstance(number, int) else value_text(number)
     if isinstance(item, str) and kind in FLAG_TYPES:
         return " | ".join(map(grammar_word, item.split(",")))
     if isinstance(item, str) and kind == _TIME_TYPE:
@@ -124,6 +129,8 @@ def expression_text(item: Expression) -> str:
         case nft.Ct(key, direction):
             key = key if key in _CT_KEYS else grammar_word(key)
             return f"ct {key}" if direction is None else f"ct {grammar_word(direction)} {key}"
+        case nft.Payload("ether", "type"):  # by this name nft would test the input device too
+            return "@ll,96,16"
         case nft.Payload(protocol, field):
             return f"{grammar_word(protocol)} {grammar_word(field)}"
         case nft.RawPayload(base, offset, length):

@@ -9,6 +9,8 @@ FULL_MASK = 0xFFFFFFFF
 
 # IP protocols by number (registry of RFC 5237). nft needs /etc/protocols to print their names.
 PROTOCOL_NAMES = {1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 58: "ipv6-icmp", 132: "sctp"}
+# Ethertypes by number, as nft names them (src/datatype.c, ethertype_tbl).
+ETHERTYPE_NAMES = {0x0800: "ip", 0x0806: "arp", 0x86DD: "ip6", 0x8100: "8021q", 0x88A8: "8021ad"}
 # An element is one value or a concatenation of values. Prefixes are "ADDRESS/LENGTH", intervals
 # "LOW-HIGH", combined flags "ack,syn" (sorted), and device names may end in "*". "*" alone is the
 # catchall element. Tests for existence compare with "exists" or "missing".
@@ -33,7 +35,11 @@ class Ct:
 
 @frozen
 class Payload:
-    """Header field by nft's names: Payload("ip", "daddr"), Payload("th", "dport")."""
+    """Header field by nft's names: Payload("ip", "daddr"), Payload("th", "dport").
+
+    Payload("ether", "type") is bytes 12 and 13 of the frame itself (`@ll,96,16`), without the test of
+    the input device's type that nft puts before `ether type` outside of the bridge family.
+    """
 
     protocol: str
     name: str

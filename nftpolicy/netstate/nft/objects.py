@@ -46,7 +46,9 @@ class Chain:
 class Set:
     """Named set. `type` lists nft's data types, more than one for a concatenation.
 
-    `timeout` (seconds) is the default timeout of its elements.
+    `timeout` (seconds) is the default timeout of its elements. `statements` are those that new
+    elements get. `conditional_elements` have statements that can end a rule: a lookup that finds one
+    evaluates them (nft_lookup_eval).
     """
 
     name: str
@@ -55,11 +57,16 @@ class Set:
     flags: frozenset[str] = frozenset()
     origin: OriginPath = field(default=(), eq=False, repr=False)
     timeout: int | None = None
+    statements: tuple[Statement, ...] = ()
+    conditional_elements: frozenset[Element] = frozenset()
 
 
 @frozen
 class Map:
-    """Named map; `data` lists the data types of its values, ("verdict",) for a verdict map."""
+    """Named map; `data` lists the data types of its values, ("verdict",) for a verdict map.
+
+    The other fields are as of Set.
+    """
 
     name: str
     type: tuple[str, ...]
@@ -67,6 +74,8 @@ class Map:
     elements: frozenset[tuple[Element, Element | Verdict]] = frozenset()
     flags: frozenset[str] = frozenset()
     timeout: int | None = None
+    statements: tuple[Statement, ...] = ()
+    conditional_elements: frozenset[Element] = frozenset()
 
 
 @frozen

@@ -22,6 +22,27 @@ class Match:
 
 
 @frozen
+class Unless:
+    """Negation: the rule continues unless all of `matches` hold.
+
+    So it continues too where a left side cannot be read, as an inverted xt owner does.
+    """
+
+    matches: tuple[Match, ...]
+
+
+@frozen
+class UnmodelledMatch:
+    """Match with an unknown result, which changes nothing that a rule reads; `name` is for display.
+
+    `needs_conntrack`: the kernel tracks connections because of it.
+    """
+
+    name: str
+    needs_conntrack: bool = False
+
+
+@frozen
 class Verdict:
     """Verdict: accept, drop, return, continue, or jump/goto with the name of a chain as `target`."""
 
@@ -48,6 +69,11 @@ class VerdictMapRef:
 @frozen
 class Counter:
     """Anonymous counter; its values are not part of the state."""
+
+
+@frozen
+class Last:
+    """Record of the time of the last packet; its value is not part of the state."""
 
 
 @frozen
@@ -214,6 +240,30 @@ class Tproxy:
 
 
 @frozen
+class NeutralTarget:
+    """Target of iptables that neither decides about a packet nor writes what a rule or a lookup reads.
+
+    `needs_conntrack` as of UnmodelledMatch.
+    """
+
+    name: str
+    needs_conntrack: bool = False
+
+
+@frozen
+class Undecided:
+    """Statement with an unknown result that writes no mark, no header and no connection.
+
+    `results` are the possible ones: "continue", "break" (the rule does not match), "accept", "drop",
+    "return". `needs_conntrack` None: not known. `text` describes the statement.
+    """
+
+    text: str
+    results: frozenset[str] = frozenset({"continue", "break"})
+    needs_conntrack: bool | None = False
+
+
+@frozen
 class UnknownStatement:
     """Unsupported statement; `raw` is its canonical JSON."""
 
@@ -222,11 +272,14 @@ class UnknownStatement:
 
 Statement = (
     Match
+    | Unless
+    | UnmodelledMatch
     | Verdict
     | VerdictMap
     | VerdictMapRef
     | Counter
     | CounterRef
+    | Last
     | ObjectRef
     | Mangle
     | Dnat
@@ -245,6 +298,8 @@ Statement = (
     | Dup
     | Fwd
     | Tproxy
+    | NeutralTarget
+    | Undecided
     | UnknownStatement
 )
 

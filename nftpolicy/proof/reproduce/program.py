@@ -7,7 +7,7 @@ Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for
 
 from __future__ import annotations
 
-from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, format_address
+from nftpolicy.model.packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, format_address
 
 from . import flow, headers
 from .topology import NotReproducible, Topology
@@ -17,7 +17,6 @@ PACKET_SEEN, PACKET_NOT_SEEN = 0, 4  # 1 is the status of an uncaught exception
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _MAX_ID = 0xFFFFFFFF  # (uid_t)-1, never a process's
 _RAW_IP = 255  # sockets of this protocol send packets with their headers
-_KNOWN = {("icmp", "type"), ("icmp", "code"), ("icmpv6", "type"), ("icmpv6", "code"), ("tcp", "flags")}
 _TRANSPARENT = {4: 19, 6: 75}  # IP_TRANSPARENT, IPV6_TRANSPARENT
 
 _HEAD = '''\
@@ -87,8 +86,7 @@ _HAS_TOKEN = "lambda frame: TOKEN in frame"
 
 def unreproduced_parts(packet: Packet) -> list[str]:
     """Return the fields of the packet that the program does not set up, one line each."""
-    supported = _KNOWN | {headers.TTL[packet.family], headers.DSCP[packet.family]}
-    lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in supported]
+    lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in headers.KNOWN_FIELDS]
     if not flow.can_establish(packet) and packet.flow.state not in ("new", _natural(packet)):
         lines.append(f"the script does not make its flow {packet.flow.state}")
     elif not flow.can_establish(packet) and packet.flow.mark:
@@ -145,7 +143,7 @@ def sender_program(packet: Packet, device: str, scene: Topology) -> str:
 
 
 def _ends(packet: Packet) -> str:
-    if packet.ethertype not in (None, 0x0800, 0x86DD):
+    if packet.frame_type != ETHERTYPES[packet.family]:
         return "frame.hex()"
     source, size = (26, 4) if packet.family == 4 else (22, 16)
     return _ENDS.format(af=headers.AF_CONSTANTS[packet.family], size=size, source=source, destination=source + size)
@@ -165,8 +163,12 @@ def _by_socket(packet: Packet, device: str, scene: Topology) -> _Sender:
     flags = packet.fields.get(("tcp", "flags"), headers.SYN)
     has_ports = bool(packet.sport and packet.dport)
     is_packet = _HAS_TOKEN
-    if packet.protocol == UDP and has_ports:
-        kind, send = "socket.SOCK_DGRAM", [f"sock.sendto(TOKEN, {_destination(packet, packet.dport)})"]
+    if packet.protocol in (0, _RAW_IP) or headers.needs_own_header(packet):
+        kind = f"socket.SOCK_RAW, {_RAW_IP}"
+        send = [f"sock.sendto({_packet_text(packet, device, scene)}, {_destination(packet, 0)})"]
+    elif packet.protocol == UDP and has_ports:
+        payload = headers.payload_text(packet)
+        kind, send = "socket.SOCK_DGRAM", [f"sock.sendto({payload}, {_destination(packet, packet.dport)})"]
     elif packet.protocol == TCP and has_ports and (flags == headers.SYN or flow.can_establish(packet)):
         kind, is_packet = "socket.SOCK_STREAM", tcp_frame_test(packet)
         send = [
@@ -175,9 +177,6 @@ def _by_socket(packet: Packet, device: str, scene: Topology) -> _Sender:
             "if result not in (0, errno.EINPROGRESS):",
             "    raise OSError(result, os.strerror(result))",
         ]
-    elif packet.protocol in (0, _RAW_IP):
-        kind = f"socket.SOCK_RAW, {_RAW_IP}"
-        send = [f"sock.sendto({_packet_text(packet, device, scene)}, {_destination(packet, 0)})"]
     else:
         kind = f"socket.SOCK_RAW, {packet.protocol}"
         send = [f"sock.sendto({headers.transport_expression(packet)[0]}, {_destination(packet, 0)})"]
@@ -216,8 +215,8 @@ def _options(packet: Packet, kind: str) -> list[str]:
     if (ttl := packet.fields.get(headers.TTL[family])) is not None:
         names = ("IP_TTL", "IP_MULTICAST_TTL") if family == 4 else ("IPV6_UNICAST_HOPS", "IPV6_MULTICAST_HOPS")
         options += [f"{level}, socket.{name}, {ttl}" for name in names]
-    if dscp := packet.fields.get(headers.DSCP[family]):
-        options.append(f"{level}, socket.{'IP_TOS' if family == 4 else 'IPV6_TCLASS'}, {dscp << 2}")
+    if traffic_class := headers.traffic_class(packet):
+        options.append(f"{level}, socket.{'IP_TOS' if family == 4 else 'IPV6_TCLASS'}, {traffic_class}")
     return [f"sock.setsockopt({option})" for option in options]
 
 
@@ -243,11 +242,13 @@ def _frame(packet: Packet, device: str, scene: Topology) -> _Sender:
     if packet.mark:
         prepare.append(f"sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, {packet.mark:#x})")
     own_mac = headers.mac_bytes(scene.require_device(sending_device).mac)
-    if packet.ethertype == headers.ARP:
+    if not packet.fields.get(("ether", "readable"), 1):
+        prepare.append("sock.setsockopt(263, 20, 1)  # PACKET_QDISC_BYPASS")
+    if packet.frame_type == headers.ARP:
         sender, target = headers.source_address(packet, device, scene), format_address(4, packet.destination)
         ends = f"{own_mac} + socket.inet_aton({sender!r}) + bytes(6) + socket.inet_aton({target!r})"
         inner = f'struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + {ends} + TOKEN'
-    elif packet.ethertype not in (None, 0x0800, 0x86DD):
+    elif packet.frame_type != ETHERTYPES[packet.family]:
         inner = "TOKEN"
     else:
         inner = _packet_text(packet, device, scene)

@@ -298,10 +298,8 @@ def _may_use(policy: Policy, name: str, socket: InetSocket, group: int | None) -
 def _exempt(uplink: Uplink, socket: InetSocket) -> bool:
     """Return True if an exemption of the uplink may let the socket's packets leave."""
     for word in uplink.exempt:
-        exemption = EXEMPTION_MATCHES[word]
-        if exemption.family == "ip" and socket.family != 4:
-            continue
-        if any(all(_may_match(match, socket) for match in matches) for matches in exemption.packets):
+        packets = EXEMPTION_MATCHES[word].packets
+        if any(all(_may_match(match, socket) for match in matches) for matches in packets):
             return True
     return False
 
@@ -327,10 +325,17 @@ def _may_match(match: Match, socket: InetSocket) -> bool:
     return value is None or _equals(value, match.right)
 
 
+def _is_between(address: str, low: str, high: str) -> bool:
+    """Return True if an address is in a range. Raises ValueError for text that is not an address."""
+    number, first, last = (ip_address(text) for text in (address, low, high))
+    return number.version == first.version and int(first) <= int(number) <= int(last)
+
+
 def _equals(value: int | str, right: MatchRight) -> bool:
     if isinstance(right, AnonymousSet):
         return any(_equals(value, item) for item in right.elements if isinstance(item, int | str))
     if isinstance(value, str) and isinstance(right, str):
         with suppress(ValueError):
-            return ip_address(value) in ip_network(right)
+            low, _, high = right.partition("-")
+            return _is_between(value, low, high) if high else ip_address(value) in ip_network(right)
     return value == right

@@ -15,6 +15,7 @@ from ...compiler.compile import HostFacts
 from ...kernel.interface import Kernel
 from ...netstate.nft import Table
 from ...netstate.operations import NftOperation, NftTransaction
+from ...policy.errors import PolicyError
 from ...policy.objects import Policy
 from .errors import PolicyNotProved
 from .executor import PlannedChange, apply_change, plan_change, plan_release, run_plan
@@ -147,7 +148,7 @@ class PolicyApplier:
             if source is not None:
                 try:
                     yield self.load(source)
-                except ValueError:
+                except PolicyError:
                     continue  # for example, a group that it names was deleted
 
     def apply(
@@ -175,7 +176,10 @@ class PolicyApplier:
         if before is None and checked.interrupted is not None:
             before = checked.interrupted.before
         after = target.source if target is not None else None
-        with self.state_dir.journal.record(checked.step_count, before, after) as writer:
+        with (
+            self._sweep_flows(checked, target) as flows,
+            self.state_dir.journal.record(checked.step_count, before, after) as writer,
+        ):
             if target is None:
                 run_plan(self.kernel, checked.planned.plan, writer.count_step, checked.planned.observed)
             else:
@@ -183,7 +187,25 @@ class PolicyApplier:
             self._unblock()
             warnings = tuple(self._record(target, why, repeats, begun))
         cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
-        return ChangeReport(warnings, tuple(cleanup))
+        return ChangeReport(warnings, (*flows(), *cleanup))
+
+    @contextmanager
+    def _sweep_flows(self, checked: CheckedPlan, target: TargetPolicy | None) -> Iterator[Callable[[], list[str]]]:
+        """Delete flows that other rules marked, around the change; yield a function that returns the report's lines."""
+        live_sockets = self.kernel.live_sockets() if target is not None else None
+        if target is None or live_sockets is None:
+            yield list
+            return
+        from .earlier_flows import swept_flows, uplinks_without_history
+
+        planned = checked.planned
+        uplinks = uplinks_without_history(checked.previous, target.policy, planned.observed, planned.desired)
+        with live_sockets:
+            if not uplinks:
+                yield list
+                return
+            with swept_flows(live_sockets, uplinks, target.policy) as report:
+                yield report.lines
 
     def _close_stale(self, before: Policy | None, after: Policy | None) -> list[str]:
         """Close the connections that run on the old policy; return the report's lines."""

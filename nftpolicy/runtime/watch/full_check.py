@@ -64,4 +64,4 @@ def run_full_check(
 
 
 def _relevant_parts(state: NetState) -> object:
-    return state.tables, state.rules, state.routes, state.sysctls, state.devices
+    return state.tables, state.rules, state.routes, state.sysctls, state.devices, state.looks

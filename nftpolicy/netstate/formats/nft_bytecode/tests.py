@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Expressions that compute with registers and compare them."""
+
+from __future__ import annotations
+
+import struct
+
+from attrs import evolve
+
+from ... import nft
+from .attributes import Attributes, UnsupportedBytecode
+from .datatypes import Column
+from .elements import data_bytes
+from .loads import Operation
+from .registers import VERDICT_REGISTER, Content, MapData
+from .rule_state import RuleState
+from .values import Kind
+from .verdicts import data_or_verdict
+
+_COMPARISONS = {0: "==", 1: "!=", 2: "<", 3: "<=", 4: ">", 5: ">="}
+_NATIVE_COMPARISONS = {op.to_bytes(4, "big"): name for op, name in _COMPARISONS.items()}
+_ORDERLESS = ("==", "!=")
+# Length and type of: the name, the attributes, the register, the operator, the constant, its bytes.
+_CMP_LAYOUT = struct.Struct("=HH4sHHHH4sHH4sHHHH")
+_CMP_KINDS = (1, 2, 1, 2, 3, 1)
+_HEADER_SIZE, _TYPE_MASK = 4, 0x3FFF
+_WORD = 4  # bytes; shifts work on words
+
+
+def immediate(attributes: Attributes) -> Operation:
+    """Return a verdict, or the load of a constant."""
+    register, data = attributes.number(1), data_or_verdict(attributes.require(2))
+    if isinstance(data, nft.Verdict):
+        if register != VERDICT_REGISTER:
+            raise UnsupportedBytecode("a verdict in a data register")
+        return lambda state: state.add(data)
+    return lambda state: state.store_constant(register, data)
+
+
+def cmp(attributes: Attributes) -> Operation:
+    """Return a comparison with a constant."""
+    register, op = attributes.number(1), attributes.choice(2, _COMPARISONS)
+    return _comparison(register, op, data_bytes(attributes.require(3)))
+
+
+def usual_cmp(raw: bytes) -> Operation | None:
+    """Return the comparison of an expression with the usual layout, None for another: half of all expressions.
+
+    The layout leaves no room for an attribute that is not compared here.
+    """
+    if len(raw) < _CMP_LAYOUT.size:
+        return None
+    fields = _CMP_LAYOUT.unpack_from(raw)
+    name, register, op, length = fields[2], fields[7], fields[10], fields[13]
+    kinds = fields[1], fields[4] & _TYPE_MASK, fields[6], fields[9], fields[12] & _TYPE_MASK, fields[14]
+    lengths = fields[0], fields[3], fields[5], fields[8], fields[11]
+    end = _CMP_LAYOUT.size + length - _HEADER_SIZE
+    if name != b"cmp\0" or kinds != _CMP_KINDS or lengths != (8, len(raw) - 8, 8, 8, len(raw) - 28) or end > len(raw):
+        return None
+    if len(raw) - end > 3 or op not in _NATIVE_COMPARISONS:
+        return None
+    return _comparison(int.from_bytes(register, "big"), _NATIVE_COMPARISONS[op], raw[_CMP_LAYOUT.size : end])
+
+
+def _comparison(register: int, op: str, raw: bytes) -> Operation:
+    length = len(raw)
+
+    def compare(state: RuleState) -> None:
+        content = state.prefix(register, length)
+        if op not in _ORDERLESS and content.order != "big" and length > 1:
+            raise UnsupportedBytecode("an order of numbers in the byte order of the machine")
+        if length < content.length and content.order != "big" and content.kind is not Kind.EXISTENCE:
+            raise UnsupportedBytecode("a comparison with a part of a number")
+        state.compare(content, op, int.from_bytes(raw, content.order), length)  # type: ignore[arg-type]
+
+    return compare
+
+
+def range_(attributes: Attributes) -> Operation:
+    """Return a test for an interval."""
+    register, op = attributes.number(1), attributes.choice(2, {0: "==", 1: "!="})
+    low, high = data_bytes(attributes.require(3)), data_bytes(attributes.require(4))
+
+    def compare(state: RuleState) -> None:
+        content = state.content(register, len(low))
+        if len(low) != len(high) or (content.order != "big" and len(low) > 1):
+            raise UnsupportedBytecode("an interval in the byte order of the machine")
+        state.match_interval(content, op, int.from_bytes(low, "big"), int.from_bytes(high, "big"))
+
+    return compare
+
+
+def bitwise(attributes: Attributes) -> Operation:
+    """Return a mask, a combination with a constant, or a shift."""
+    source, target, length = attributes.number(1), attributes.number(2), attributes.number(3)
+    op = attributes.choice(6, {0: "mask", 1: "<<", 2: ">>", 3: "&", 4: "|", 5: "^"}, 0)
+    if op == "mask":
+        mask, flip = data_bytes(attributes.require(4)), data_bytes(attributes.require(5))
+        return lambda state: state.store(target, _masked(state.content(source, length), mask, flip))
+    if op in ("<<", ">>"):
+        shift = data_bytes(attributes.require(7))
+
+        def move(state: RuleState) -> None:
+            bits = int.from_bytes(shift, state.context.native)  # type: ignore[arg-type]
+            state.store(target, _shifted(state, state.content(source, length), op, bits))
+
+        return move
+    other = attributes.number(8)
+
+    def combine(state: RuleState) -> None:
+        left, right = state.content(source, length), state.content(other, length)
+        if left.order != right.order:
+            raise UnsupportedBytecode("numbers of different byte orders")
+        expression = nft.Binary(op, state.expression(left), state.expression(right))
+        state.store(target, Content(expression, left.kind, length, left.order))
+
+    return combine
+
+
+def _masked(content: Content, mask: bytes, flip: bytes) -> Content:
+    if len(mask) != content.length or len(flip) != content.length:
+        raise UnsupportedBytecode("a mask of another length")
+    order = content.order
+    return content.masked(int.from_bytes(mask, order), int.from_bytes(flip, order))  # type: ignore[arg-type]
+
+
+def _shifted(state: RuleState, content: Content, op: str, bits: int) -> Content:
+    """Return the content after a shift, which the kernel does in words in the byte order of the machine."""
+    native = content.order == state.context.native or (content.length == 1 and state.context.native == "little")
+    if not native or content.length > _WORD:
+        raise UnsupportedBytecode("a shift of a number that is not a word of the machine")
+    source, mask = content.source, content.mask
+    if op == ">>" and isinstance(source, nft.RawPayload) and mask is not None and not content.flip:
+        width = (mask >> bits).bit_length()
+        if mask == (1 << width) - 1 << bits:  # all bits of a part of the header, and no others
+            part = nft.RawPayload(source.base, source.offset + source.length - bits - width, width)
+            return evolve(content, source=part, mask=None)
+    return evolve(content, source=nft.Binary(op, state.expression(content), bits), mask=None, flip=0)
+
+
+def byteorder(attributes: Attributes) -> Operation:
+    """Return a conversion between the byte orders of the network and of the machine."""
+    source, target = attributes.number(1), attributes.number(2)
+    attributes.choice(3, {0: "ntoh", 1: "hton"})  # both swap the bytes, or neither
+    length, size = attributes.number(4), attributes.number(5)
+
+    def swap(state: RuleState) -> None:
+        content = state.content(source, length)
+        if length < size and source == target:
+            return  # the kernel swaps no number that is shorter than `size` (nft_byteorder_eval)
+        if length != size or size not in (2, 4, 8):
+            raise UnsupportedBytecode("a byte order of several numbers")
+        if state.context.native == "little":
+            content = evolve(content, order="little" if content.order == "big" else "big")
+        state.store(target, content)
+
+    return swap
+
+
+def lookup(attributes: Attributes) -> Operation:
+    """Return a test whether a set contains a key, or the lookup in a map."""
+    name, source, target = attributes.text(1), attributes.number(2), attributes.optional_number(3)
+    attributes.ignore(4)  # the number of the set in its transaction
+    is_inverted = "inverted" in attributes.flags(5, {1: "inverted"})
+
+    def find(state: RuleState) -> None:
+        sets = state.context.sets
+        key, contents = state.key(source, sets.key_length(name))
+        if sets.has_intervals(name) and any(isinstance(content.source, nft.Fib) for content in contents):
+            raise UnsupportedBytecode("an interval for the result of a FIB lookup")
+        columns = tuple(Column(state.kind_of(content), content.length, content.order) for content in contents)
+        if target is None:
+            state.match_set(key, sets.elements(name, columns), "!=" if is_inverted else "==")
+        elif is_inverted:
+            raise UnsupportedBytecode("an inverted lookup in a map")
+        elif target == VERDICT_REGISTER:
+            verdicts = sets.verdicts(name, columns)
+            by_name = isinstance(verdicts, str)
+            state.add(nft.VerdictMapRef(key, verdicts) if by_name else nft.VerdictMap(key, verdicts))  # type: ignore[arg-type]
+        else:
+            state.store(target, MapData(key, columns, name, sets.data_length(name)))
+
+    return find

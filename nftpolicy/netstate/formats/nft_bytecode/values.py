@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Values in registers and set elements: bytes of the kernel to the values of netstate.nft."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, auto
+from ipaddress import IPv4Address, IPv6Address
+
+from ... import nft
+from .attributes import UnsupportedBytecode, named_bits
+
+_IFNAMSIZ = 16
+
+
+class Kind(Enum):
+    """The meaning of a value, which decides how it is written."""
+
+    __hash__ = object.__hash__  # that of Enum is slow
+
+    NUMBER = auto()
+    PROTOCOL = auto()
+    FAMILY = auto()
+    ETHERTYPE = auto()
+    IPV4 = auto()
+    IPV6 = auto()
+    LINK_ADDRESS = auto()
+    DEVICE = auto()  # name of a device
+    DEVICE_INDEX = auto()
+    DEVICE_GROUP = auto()
+    USER = auto()
+    GROUP = auto()
+    MARK = auto()
+    PORT = auto()
+    PACKET_TYPE = auto()
+    ADDRESS_TYPE = auto()  # of a FIB lookup
+    EXISTENCE = auto()
+    TCP_FLAGS = auto()
+    CT_STATE = auto()
+    CT_STATUS = auto()
+    CT_DIRECTION = auto()
+    ICMP_TYPE = auto()
+    ICMPV6_TYPE = auto()
+    IGMP_TYPE = auto()
+    ARP_OPERATION = auto()
+
+
+_ICMP_TYPES = {
+    0: "echo-reply", 3: "destination-unreachable", 4: "source-quench", 5: "redirect", 8: "echo-request",
+    9: "router-advertisement", 10: "router-solicitation", 11: "time-exceeded", 12: "parameter-problem",
+    13: "timestamp-request", 14: "timestamp-reply", 15: "info-request", 16: "info-reply",
+    17: "address-mask-request", 18: "address-mask-reply",
+}  # fmt: skip
+_ICMPV6_TYPES = {
+    1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
+    128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report",
+    132: "mld-listener-done", 133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit",
+    136: "nd-neighbor-advert", 137: "nd-redirect", 138: "router-renumbering", 141: "ind-neighbor-solicit",
+    142: "ind-neighbor-advert", 143: "mld2-listener-report",
+}  # fmt: skip
+# Names as nft 1.0.6 lists them (nftables, src/datatype.c, src/proto.c, src/ct.c, src/meta.c, src/fib.c).
+_NAMES: Mapping[Kind, Mapping[int, str]] = {
+    Kind.PROTOCOL: nft.PROTOCOL_NAMES,
+    Kind.FAMILY: {2: "ipv4", 10: "ipv6"},
+    Kind.ETHERTYPE: {0x0800: "ip", 0x0806: "arp", 0x86DD: "ip6", 0x8100: "8021q", 0x88A8: "8021ad"},
+    Kind.PACKET_TYPE: {0: "host", 1: "broadcast", 2: "multicast", 3: "other"},
+    Kind.ADDRESS_TYPE: {
+        0: "unspec", 1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole",
+        7: "unreachable", 8: "prohibit",
+    },
+    Kind.CT_DIRECTION: {0: "original", 1: "reply"},
+    Kind.ICMP_TYPE: _ICMP_TYPES,
+    Kind.ICMPV6_TYPE: _ICMPV6_TYPES,
+    Kind.IGMP_TYPE: {
+        0x11: "membership-query", 0x12: "membership-report-v1", 0x16: "membership-report-v2",
+        0x22: "membership-report-v3", 0x17: "leave-group",
+    },
+    Kind.ARP_OPERATION: {1: "request", 2: "reply"},
+}  # fmt: skip
+FLAG_NAMES: Mapping[Kind, Mapping[int, str]] = {
+    Kind.TCP_FLAGS: {
+        0x01: "fin", 0x02: "syn", 0x04: "rst", 0x08: "psh", 0x10: "ack", 0x20: "urg", 0x40: "ecn", 0x80: "cwr",
+    },
+    Kind.CT_STATE: {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"},
+    Kind.CT_STATUS: {
+        1: "expected", 2: "seen-reply", 4: "assured", 8: "confirmed", 16: "snat", 32: "dnat", 512: "dying",
+    },
+}  # fmt: skip
+_ADDRESS_BITS = {Kind.IPV4: 32, Kind.IPV6: 128}
+_ADDRESSES = {Kind.IPV4: IPv4Address, Kind.IPV6: IPv6Address}
+# Kinds of names or bits: an order or an interval of them has no meaning.
+WITHOUT_ORDER = frozenset(
+    {Kind.FAMILY, Kind.EXISTENCE, Kind.LINK_ADDRESS, Kind.DEVICE, Kind.DEVICE_INDEX, Kind.ADDRESS_TYPE, *FLAG_NAMES}
+)
+
+
+def single_value(kind: Kind, number: int, bits: int) -> nft.Value:
+    """Return the value of a number of `bits` bits. Raises UnsupportedBytecode."""
+    names = _NAMES.get(kind)
+    if names is not None:
+        if kind is Kind.FAMILY and number not in names:
+            raise UnsupportedBytecode(f"family {number}")
+        return names.get(number, number)
+    if kind is Kind.CT_STATE and number & number - 1:
+        raise UnsupportedBytecode("a connection in several states")
+    if kind is Kind.IPV4 and bits == 32:
+        return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
+    if kind in _ADDRESS_BITS:
+        return prefix_value(kind, number, bits, bits)
+    if kind in FLAG_NAMES:
+        return flags_value(kind, number)
+    if kind is Kind.DEVICE:
+        return _device_name(number.to_bytes(bits // 8, "big"))
+    if kind is Kind.EXISTENCE and number < 2:
+        return "exists" if number else "missing"
+    if kind is Kind.LINK_ADDRESS:
+        return number.to_bytes(bits // 8, "big").hex(":")
+    return number
+
+
+def flags_value(kind: Kind, number: int) -> nft.Value:
+    """Return the names of flags, sorted, or 0. Raises UnsupportedBytecode for a flag without a name."""
+    return ",".join(sorted(named_bits(number, FLAG_NAMES[kind]))) or 0
+
+
+def prefix_value(kind: Kind, number: int, bits: int, length: int) -> str:
+    """Return an address, or a prefix of `length` bits of it; `number` has `bits` bits. Raises UnsupportedBytecode."""
+    width = _ADDRESS_BITS[kind]
+    if bits > width:
+        raise UnsupportedBytecode("more bits than an address has")
+    text = str(_ADDRESSES[kind](number << width - bits))
+    return text if length == width else f"{text}/{length}"
+
+
+def interval_value(kind: Kind, low: int, high: int, bits: int) -> nft.Value:
+    """Return an interval of numbers, both ends included. Raises UnsupportedBytecode."""
+    if low == high:
+        return single_value(kind, low, bits)
+    if kind in _ADDRESS_BITS and bits == _ADDRESS_BITS[kind]:
+        size = high - low + 1
+        if size & size - 1 == 0 and low % size == 0:
+            return prefix_value(kind, low, bits, bits - size.bit_length() + 1)
+        return f"{prefix_value(kind, low, bits, bits)}-{prefix_value(kind, high, bits, bits)}"
+    if kind is Kind.DEVICE:
+        return _device_pattern(low.to_bytes(bits // 8, "big"), high.to_bytes(bits // 8, "big"))
+    if kind in WITHOUT_ORDER:
+        raise UnsupportedBytecode("an interval of values that have no order")
+    return f"{low}-{high}"
+
+
+def device_name(index: nft.Value, devices: Mapping[int, str]) -> nft.Value:
+    """Return the name of the device with an index, 0 for that of no device. Raises UnsupportedBytecode for others."""
+    if index == 0:
+        return 0
+    if not isinstance(index, int) or index not in devices:
+        raise UnsupportedBytecode(f"device {index}, which is not there")
+    return devices[index]
+
+
+def _device_name(raw: bytes) -> str:
+    """Return a device name; fewer than sixteen bytes without NUL are the beginning of the names of a wildcard."""
+    name, end, padding = raw.partition(b"\0")
+    if any(padding):
+        raise UnsupportedBytecode("a device name with bytes behind its end")
+    text = name.decode("utf-8", "surrogateescape")
+    if not end and len(raw) < _IFNAMSIZ:
+        return f"{text}*"
+    return f"{text[:-1]}\\*" if text.endswith("*") else text
+
+
+def _device_pattern(low: bytes, high: bytes) -> str:
+    prefix = low.rstrip(b"\0")
+    if not prefix or high != prefix.ljust(len(high), b"\xff"):
+        raise UnsupportedBytecode("an interval of device names that is not a wildcard")
+    return f"{prefix.decode('utf-8', 'surrogateescape')}*"

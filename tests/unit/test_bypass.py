@@ -1,0 +1,451 @@
+"""Verdicts beside rules and programs outside nftables, and the decoding of those that few kernels have."""
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel import xtables
+from nftpolicy.kernel.bpf import packet_programs
+from nftpolicy.kernel.bpf.packet_programs import PacketProgram, is_harmless
+from nftpolicy.kernel.bpf.programs import confine_program, mark_program
+from nftpolicy.kernel.bypass import look_at_encapsulations
+from nftpolicy.kernel.netlink.attributes import attribute
+from nftpolicy.kernel.netlink.tc import Qdisc, filter_actors, qdisc_actors
+from nftpolicy.kernel.netlink.xfrm import association_actor
+from nftpolicy.netstate.bypass import (
+    ANY_EFFECT,
+    SUBJECTS,
+    TC,
+    XTABLES,
+    Actor,
+    Effect,
+    HeaderWrite,
+    Look,
+    MarkWrite,
+    Move,
+)
+from nftpolicy.netstate.nft import (
+    FULL_MASK,
+    Bitwise,
+    Chain,
+    Hook,
+    Mangle,
+    Match,
+    Meta,
+    Payload,
+    Rule,
+    Table,
+    Verdict,
+)
+from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.state import Device, NetState
+from nftpolicy.policy.load import load
+from nftpolicy.proof.policy_spec import build_spec, exemption
+from nftpolicy.proof.prover import prove, prove_guard
+from nftpolicy.proof.spec import Spec, UplinkSpec
+from nftpolicy.proof.transition_proof import NamedSpec, prove_states
+from nftpolicy.proof.verdict import Proof
+
+ROOT = Path(__file__).parents[2]
+MARK = Meta("mark")
+UNMARKED = Match(Bitwise(MARK, and_mask=1), 1, "!=")
+UPLINK = UplinkSpec("wan", ("wan",), 1, 1)
+SPEC = Spec((UPLINK,))
+DROP = Verdict("drop")
+GUARD = (
+    Table(
+        "inet",
+        "guard",
+        chains=(
+            Chain(
+                "c",
+                (
+                    Rule((Match(Meta("oifname"), "wan"), UNMARKED, DROP)),
+                    Rule((Match(Meta("oifname"), "wan", "!="), Match(Bitwise(MARK, and_mask=1), 1), DROP)),
+                ),
+                Hook("filter", "postrouting", 300, "accept"),
+            ),
+        ),
+    ),
+    Table(
+        "netdev",
+        "guard",
+        chains=(Chain("c", (Rule((UNMARKED, DROP)),), Hook("filter", "egress", 0, "accept", "wan")),),
+    ),
+)
+DEVICES = tuple(Device(name) for name in ("lo", "wan", "lan")) + (Device("ifb0", kind="ifb"),)
+
+
+def state(*effects: Effect, devices: tuple[Device, ...] = DEVICES, tables: tuple[Table, ...] = GUARD) -> NetState:
+    actors = (Actor("the actor", effects),) if effects else ()
+    return NetState(tables, devices=devices, looks=(Look(TC, actors),))
+
+
+def verdicts(proof: Proof) -> tuple[str, str]:
+    return proof.verdict, proof.property_verdict("P2")
+
+
+PROVED, UNKNOWN = ("proved", "proved"), ("unknown", "unknown")
+ONLY_P1, ONLY_P2 = ("unknown", "proved"), ("proved", "unknown")
+EFFECTS = [
+    (MarkWrite(), UNKNOWN),
+    (MarkWrite(field="ctmark"), UNKNOWN),
+    (MarkWrite(1, 1, 0), UNKNOWN),
+    (MarkWrite(0xFE, 0xFE, 0), PROVED),
+    (MarkWrite(FULL_MASK, 0, 0), PROVED),
+    (Move(), UNKNOWN),
+    (Move("lan", "wan"), ONLY_P1),
+    (Move("lan", "wan", at_ingress=True), ONLY_P1),
+    (Move("lan", "not-there"), ONLY_P1),
+    (Move("lan", "ifb0"), PROVED),
+    (Move("lan", "lo"), PROVED),
+    (Move("wan", "lan"), ONLY_P2),
+    (Move("wan", "ifb0"), PROVED),
+    (Move("wan", "wan"), ONLY_P1),
+    (HeaderWrite(device="wan"), ONLY_P1),
+    (HeaderWrite(device="lan"), PROVED),
+    (HeaderWrite(4, "postrouting", 100, True), PROVED),
+    (HeaderWrite(4, "output", -150), PROVED),
+]
+
+
+@pytest.mark.parametrize(("effect", "expected"), EFFECTS, ids=str)
+def test_actor_beside_guard_is_judged_by_its_effect(effect: Effect, expected: tuple[str, str]) -> None:
+    proof = prove(state(effect), SPEC)
+    assert verdicts(proof) == expected
+    reasons = [text for finding in proof.findings for text in finding.unsupported]
+    assert ("the actor" in reasons) == (expected != PROVED)
+    senders = {finding.verdict for finding in proof.findings if finding.property == "P1" and finding.deciding}
+    assert senders == {expected[0]}  # sockets, forwarded packets and frames
+    assert verdicts(prove_guard(state(effect), SPEC)) == expected
+
+
+def test_move_into_bridge_of_uplink_is_P1_unknown() -> None:
+    devices = (Device("wan", master="br0"), Device("br0", kind="bridge"), Device("lan"), Device("p", master="br0"))
+    for move in (Move("lan", "br0"), Move("lan", "p", at_ingress=True)):
+        assert verdicts(prove(state(move, devices=devices), SPEC)) == ONLY_P1
+    assert verdicts(prove(state(Move("lan", "p"), devices=devices), SPEC)) == PROVED
+
+
+# --- headers that change behind a guard ----------------------------------------------------------
+
+HIDDEN = evolve(UPLINK, exemptions=(exemption("dhcpv4", "wan"),))
+DHCP = (
+    Match(Payload("ip", "protocol"), "udp"),
+    Match(Payload("ip", "daddr"), "255.255.255.255"),
+    Match(Payload("udp", "sport"), 68),
+    Match(Payload("udp", "dport"), 67),
+    Verdict("accept"),
+)
+
+
+@pytest.mark.parametrize(
+    ("priority", "effects", "verdict"),
+    [
+        (50, (), "proved"),
+        (300, (HeaderWrite(4, "postrouting", 100, True),), "proved"),
+        (50, (HeaderWrite(4, "postrouting", 100, True),), "unknown"),
+        (-200, (HeaderWrite(4, "postrouting", -150),), "unknown"),
+        (-100, (HeaderWrite(4, "postrouting", -150),), "proved"),
+        (50, (HeaderWrite(6, "postrouting", 100, True),), "proved"),  # the exemption is of IPv4
+    ],
+    ids=str,
+)
+def test_legacy_rewrite_behind_exemption_is_unknown(priority: int, effects: tuple[Effect, ...], verdict: str) -> None:
+    rules = (Rule(DHCP), *GUARD[0].chains[0].rules)
+    chain = Chain("c", rules, Hook("filter", "postrouting", priority, "accept"))
+    tables = (evolve(GUARD[0], chains=(chain,)),)
+    proof = prove(state(*effects, tables=tables), Spec((HIDDEN,)))
+    (sockets,) = [finding for finding in proof.findings if finding.subject.startswith("sockets: ")]
+    assert sockets.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ((), "proved"),
+        ((HeaderWrite(4, "postrouting", 100, True),), "unknown"),
+        ((HeaderWrite(4, "input", 100, True),), "unknown"),  # hooks of local packets are not told apart
+        ((HeaderWrite(4, "prerouting", -300),), "proved"),
+    ],
+    ids=str,
+)
+def test_legacy_rewrite_between_chains_is_unknown(effects: tuple[Effect, ...], verdict: str) -> None:
+    chain = Chain("c", (Rule(DHCP), *GUARD[0].chains[0].rules), Hook("filter", "output", 0, "accept"))
+    accepting = Chain("c", (), Hook("filter", "egress", 0, "accept", "wan"))
+    tables = (evolve(GUARD[0], chains=(chain,)), evolve(GUARD[1], chains=(accepting,)))
+    proof = prove(state(*effects, tables=tables), Spec((HIDDEN,)))
+    (sockets,) = [finding for finding in proof.findings if finding.subject.startswith("sockets: ")]
+    assert sockets.verdict == verdict
+
+
+# --- other families of nft -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "statement", "flags", "expected"),
+    [
+        ("bridge", Mangle(MARK, 1), (), UNKNOWN),
+        ("arp", Mangle(MARK, 1), (), UNKNOWN),
+        ("bridge", Mangle(Meta("priority"), 1), (), PROVED),
+        ("bridge", Mangle(MARK, 2), (), PROVED),
+        ("bridge", Mangle(MARK, Bitwise(MARK, and_mask=0xFF)), (), PROVED),
+        ("bridge", Mangle(MARK, Bitwise(MARK, and_mask=FULL_MASK, or_bits=1)), (), UNKNOWN),
+        ("bridge", Mangle(MARK, 1), ("dormant",), PROVED),
+    ],
+    ids=str,
+)
+def test_table_of_other_family_is_judged_by_its_marks(
+    family: str, statement: Mangle, flags: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    foreign = Table(
+        family, "t", chains=(Chain("c", (Rule((statement,)),), Hook("filter", "prerouting", 0, "accept")),), flags=flags
+    )
+    assert verdicts(prove(state(tables=(*GUARD, foreign)), SPEC)) == expected
+
+
+# --- devices -------------------------------------------------------------------------------------
+
+LOOP = (
+    Device("wan", master="br0"),
+    Device("br0", kind="bridge"),
+    Device("v0", kind="veth", link="v1"),
+    Device("v1", master="br0", kind="veth", link="v0"),
+)
+OWN = Match(Meta("pkttype"), "host")
+BY_PACKET_TYPE = (
+    GUARD[0],
+    Table(
+        "netdev",
+        "guard",
+        chains=(Chain("c", (Rule((UNMARKED, OWN, DROP)),), Hook("filter", "egress", 0, "accept", "wan")),),
+    ),
+)
+
+
+def test_veth_into_bridge_is_unknown_by_packet_type_only() -> None:
+    assert verdicts(prove(state(devices=LOOP[:2], tables=BY_PACKET_TYPE), SPEC)) == PROVED
+    proof = prove(state(devices=LOOP, tables=BY_PACKET_TYPE), SPEC)
+    assert proof.verdict == "unknown"
+    assert any("frames of v0 arrive at this machine again" in finding.detail for finding in proof.findings)
+    assert prove(state(devices=LOOP), SPEC).verdict == "proved"
+
+
+def test_bridge_over_uplink_without_egress_hook_is_unknown() -> None:
+    spec = evolve(SPEC, frames=False)
+    assert prove(state(), spec).verdict == "proved"
+    proof = prove(state(devices=LOOP[:2]), spec)
+    assert proof.verdict == "unknown"
+    assert any("frames of br0 leave by wan" in finding.detail for finding in proof.findings)
+
+
+# --- assumptions ---------------------------------------------------------------------------------
+
+
+def lines(*looks: Look, devices: tuple[Device, ...] = DEVICES) -> str:
+    return "\n".join(prove(NetState(GUARD, devices=devices, looks=looks), SPEC).assumptions)
+
+
+def test_assumption_names_all_subjects_not_looked_at() -> None:
+    (line,) = [line for line in lines().splitlines() if line.startswith("none of these")]
+    assert line == f"none of these marks, rewrites or moves packets (not looked at): {'; '.join(SUBJECTS)}"
+
+
+def test_assumption_names_reason_and_contents_of_look() -> None:
+    text = lines(Look(TC, missing="Operation not permitted"), Look(XTABLES, contents="2 tables with 9 rules"))
+    assert f"{TC} do not mark, rewrite or move packets (not looked at: Operation not permitted)" in text
+    assert f"(looked at: none now): {XTABLES} (2 tables with 9 rules)" in text
+    harmless = Actor("rule 7", (MarkWrite(2, 2, 0),))
+    text = lines(*(Look(subject) for subject in SUBJECTS if subject != TC), Look(TC, (harmless,) * 6, narrowed=("so",)))
+    assert f"{TC} stay as they are (looked at: rule 7, rule 7, rule 7, rule 7, and 2 more)" in text
+    assert "\nso" in text
+    assert "none of these" not in text
+
+
+def test_assumption_names_devices_that_are_not_read() -> None:
+    assert "no other device of this machine sends frames that leave by wan (not looked at)" in lines(devices=())
+    vlan = (Device("eth0"), Device("wan", kind="vlan", link="eth0"))
+    assert "AF_PACKET sockets (CAP_NET_RAW) on eth0, the device below wan, send no frames of wan" in lines(devices=vlan)
+
+
+def test_transition_is_proved_again_for_other_looks() -> None:
+    named = NamedSpec("policy", SPEC)
+    results = prove_states((state(), state(MarkWrite())), (named, named))
+    assert [result.verdict for result in results] == ["proved", "unknown"]
+
+
+def test_legacy_nat_makes_P5_unknown() -> None:
+    policy, _ = load((ROOT / "rulesets/gluon-fastd.toml").read_bytes())
+    compiled, spec = compile_policy(policy), build_spec(policy)
+    assert prove(compiled, spec).property_verdict("P5") == "proved"
+    harmless = (MarkWrite(2, 2, 0), HeaderWrite(4, "output", -150), HeaderWrite(4, "postrouting", 100, True))
+    unknown = (HeaderWrite(4, "output", -100, True), Move())
+    for effect, verdict in (*((each, "proved") for each in harmless), *((each, "unknown") for each in unknown)):
+        beside = evolve(compiled, looks=(Look(XTABLES, (Actor("a rule", (effect,)),)),))
+        assert prove(beside, spec).property_verdict("P5") == verdict
+
+
+# --- tc ------------------------------------------------------------------------------------------
+
+NAMES = {3: "wan", 4: "lan"}
+_KIND, _OPTIONS = 1, 2
+
+
+def action(kind: str, *options: bytes) -> bytes:
+    """Return an action of a filter (TCA_ACT_KIND, TCA_ACT_OPTIONS)."""
+    return attribute(1, attribute(1, kind.encode() + b"\0") + attribute(2, b"".join(options)))
+
+
+def word(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("=I", value))
+
+
+def mirred(code: int, index: int, *more: bytes) -> bytes:
+    return action("mirred", attribute(2, struct.pack("=IIiiiiI", 1, 0, 4, 1, 1, code, index)), *more)
+
+
+def effects_of(kind: str, options: bytes, direction: str = "egress") -> list[tuple[Effect, ...]]:
+    values = {_KIND: kind.encode() + b"\0", _OPTIONS: options}
+    return [actor.effects for actor in filter_actors(values, "lan", direction, NAMES)]
+
+
+ACTIONS = [
+    (action("gact"), []),
+    (action("police"), []),
+    (action("csum"), []),
+    (mirred(1, 3), [(Move("lan", "wan"),)]),
+    (mirred(2, 3), [(Move("lan", "wan"),)]),
+    (mirred(3, 3), [(Move("lan", "wan", True),)]),
+    (mirred(4, 9), [(Move("lan", "9", True),)]),
+    (mirred(1, 3, word(4, 7)), [(Move("lan"),)]),  # to all devices of a block
+    (action("mirred"), [(Move("lan"),)]),
+    (action("skbedit", word(5, 1)), [(MarkWrite(FULL_MASK, 1, 0),)]),
+    (action("skbedit", word(5, 0xFF), word(10, 0xF0)), [(MarkWrite(0xF0, 0xF0, 0),)]),
+    (action("skbedit", word(3, 7)), []),  # priority
+    (action("skbedit", attribute(8, b"\0\0")), [(Move("lan"),)]),  # packet type
+    (action("connmark"), [(MarkWrite(),)]),
+    (action("ctinfo"), [(MarkWrite(),)]),
+    *((action(kind), [(HeaderWrite(device="lan"),)]) for kind in ("pedit", "nat", "vlan", "skbmod", "mpls")),
+    *((action(kind), [ANY_EFFECT]) for kind in ("bpf", "ct", "tunnel_key", "unheard")),
+]
+
+
+@pytest.mark.parametrize(("nested", "expected"), ACTIONS, ids=str)
+def test_tc_action_effects_depend_on_kind(nested: bytes, expected: list[tuple[Effect, ...]]) -> None:
+    for kind, number in {"u32": 7, "flower": 3, "matchall": 2, "fw": 4, "basic": 3, "cgroup": 1, "flow": 9}.items():
+        assert effects_of(kind, attribute(number, nested)) == expected
+
+
+def test_tc_filter_effects_depend_on_kind() -> None:
+    assert effects_of("u32", b"") == []
+    assert effects_of("unheard", b"") == [ANY_EFFECT]
+    assert effects_of("u32", attribute(7, action("pedit")), "ingress") == []
+    direct = attribute(7, b"prog\0") + word(8, 1) + word(11, 5)
+    assert effects_of("bpf", direct) == [ANY_EFFECT]
+    assert effects_of("bpf", word(11, 5)) == [ANY_EFFECT]  # an eBPF classifier may write the mark
+    assert effects_of("bpf", attribute(5, bytes(8))) == []  # classic BPF can only classify
+    assert effects_of("bpf", attribute(5, bytes(8)) + attribute(1, action("connmark"))) == [(MarkWrite(),)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "number"), [("red", {5: 7}, 1), ("red", {6: 7}, 1), ("red", {5: 0}, 0), ("fq_codel", {5: 7}, 0)]
+)
+def test_qdisc_with_qevent_may_have_any_effect(kind: str, options: dict[int, int], number: int) -> None:
+    qdisc = Qdisc(4, 0, 0, kind, {key: struct.pack("=I", value) for key, value in options.items()})
+    assert len(list(qdisc_actors(qdisc, "lan"))) == number
+
+
+# --- xfrm, routes, BPF ---------------------------------------------------------------------------
+
+
+def association(*attributes: bytes) -> Actor | None:
+    fixed = bytearray(224)
+    struct.pack_into("=H", fixed, 212, 2)
+    fixed[56:60] = bytes((192, 0, 2, 9))
+    raw = bytes(fixed) + b"".join(attributes)
+    return association_actor(raw, 0, len(raw))
+
+
+def test_xfrm_output_mark_is_a_write() -> None:
+    assert association() is None
+    whole, masked = association(word(29, 5)), association(word(29, 5), word(30, 1))
+    assert whole is not None and whole.effects == (MarkWrite(FULL_MASK, 5, 0),)
+    assert masked is not None and masked.effects == (MarkWrite(1, 1, 0),)
+    assert "192.0.2.9" in masked.location
+
+
+@pytest.mark.parametrize(("number", "harmless"), [(1, True), (2, True), (4, True), (5, False), (6, False), (99, False)])
+def test_route_encapsulation_is_judged_by_its_type(number: int, harmless: bool) -> None:
+    route = Route(4, 254, "10.0.0.0/8", device="wan", unknown=(f"encap type {number}", "encap 5"))
+    assert (look_at_encapsulations((route,)).actors == ()) is harmless
+
+
+@pytest.mark.parametrize(("labels", "number"), [("0", 0), ("100", 1)])
+def test_MPLS_routing_may_move_packets(labels: str, number: int, tmp_path: Path) -> None:
+    file = tmp_path / "platform_labels"
+    assert look_at_encapsulations((), file).actors == ()
+    file.write_text(f"{labels}\n")
+    assert len(look_at_encapsulations((), file).actors) == number
+
+
+MOVE, EXIT = b"\xb7\0\0\0\1\0\0\0", b"\x95\0\0\0\0\0\0\0"
+STORE_CONTEXT, STORE_STACK = b"\x63\x21\x08\0\0\0\0\0", b"\x63\x2a\xfc\xff\0\0\0\0"
+ATOMIC_ADD, CALL, CALL_OWN = b"\xdb\x10\0\0\0\0\0\0", b"\x85\0\0\0\x31\0\0\0", b"\x85\x10\0\0\x01\0\0\0"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "harmless"),
+    [
+        (8, MOVE + EXIT, True),
+        (8, STORE_STACK + MOVE + EXIT, True),
+        (8, ATOMIC_ADD + CALL + MOVE + EXIT, True),  # counts in a map, as systemd does
+        (8, STORE_CONTEXT + MOVE + EXIT, False),
+        (9, STORE_CONTEXT + MOVE + EXIT, False),
+        (9, CALL + MOVE + EXIT, True),
+        (13, MOVE + EXIT, True),
+        (13, CALL + MOVE + EXIT, False),  # perhaps bpf_setsockopt
+        (18, CALL + MOVE + EXIT, False),
+        (18, CALL_OWN + MOVE + EXIT, True),
+        (25, CALL + MOVE + EXIT, False),
+        (8, b"", False),
+        (8, b"\x85\x20" + CALL[2:] + MOVE + EXIT, False),  # a kfunc
+        (9, b"\x85\0\0\0\x0c\0\0\0" + EXIT, False),  # a tail call
+    ],
+)
+def test_BPF_program_is_judged_by_stores_and_calls(number: int, code: bytes, harmless: bool) -> None:
+    assert is_harmless(PacketProgram(7, number, "foreign", code)) is harmless
+
+
+@pytest.mark.parametrize(("number", "reason"), [(errno.EPERM, "Operation not permitted"), (errno.ENOSYS, "")])
+def test_BPF_look_without_right_has_a_reason(number: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(packet_programs, "bpf", refuse)
+    for look in (
+        packet_programs.look_at_cgroup_programs(),
+        packet_programs.look_at_device_programs({1: "lo"}, {1: ""}),
+    ):
+        assert (look.actors, look.missing) == ((), reason)
+
+
+def test_xtables_look_at_unreadable_table_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xtables, "_PROC_NET", tmp_path)
+    assert xtables.look_at_xtables() == Look(XTABLES)
+    (tmp_path / "ip_tables_names").write_text("nosuchtable\n")
+    assert "table nosuchtable of iptables: " in xtables.look_at_xtables().missing
+    monkeypatch.setattr(xtables, "_PROC_NET", tmp_path / "absent")
+    assert "arptables: " in xtables.look_at_xtables().missing
+
+
+def test_own_BPF_programs_are_known_by_name_and_type() -> None:
+    programs = {9: mark_program(1, 1, 5), 25: confine_program(1, 1, ("wan",), 5)}
+    for number, code in programs.items():
+        assert is_harmless(PacketProgram(7, number, "nftp.5", code))
+        assert not is_harmless(PacketProgram(7, number, "other", code))
+    assert not is_harmless(PacketProgram(7, 8, "nftp.5", STORE_CONTEXT + EXIT))

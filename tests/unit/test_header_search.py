@@ -1,0 +1,45 @@
+"""Search for header fields: a rule before the guard that tests one is refuted with a packet."""
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.nft import ACCEPT, Match, Meta, Payload, Rule
+from tests.header_tests import ACCEPT_RULES, HEADER_TESTS, IMPOSSIBLE_TESTS
+
+from .test_proof import GUARD, no_leak_finding, prove_state, state
+
+
+@pytest.mark.parametrize("name", HEADER_TESTS)
+def test_accept_of_a_header_field_is_refuted_by_packet(name: str) -> None:
+    found = no_leak_finding(prove_state(state(ACCEPT_RULES[name], *GUARD, link=None)), "sockets")
+    assert found.verdict == "refuted"
+    assert {example.trace.outcome for example in found.examples} == {"leaves"}
+    assert HEADER_TESTS[name][0] in {example.packet.family for example in found.examples}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE_TESTS)
+def test_accept_of_an_impossible_packet_is_unknown(name: str) -> None:
+    rule = Rule((*IMPOSSIBLE_TESTS[name], ACCEPT))
+    found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+    assert (found.verdict, bool(found.unsupported)) == ("unknown", True)
+
+
+def test_field_between_two_tests_is_found() -> None:
+    """Satisfy a test that must hold together with one that must not."""
+    between = (
+        Rule((Match(Payload("ip", "id"), 50, "<"), nft.DROP)),
+        Rule((Match(Payload("ip", "id"), 52, "<"), ACCEPT)),
+    )
+    found = no_leak_finding(prove_state(state(*between, *GUARD, link=None)), "sockets")
+    assert found.verdict == "refuted"
+    assert {example.packet.fields[("ip", "id")] for example in found.examples} <= {50, 51}
+
+
+def test_length_at_a_device_includes_the_link_header() -> None:
+    """Do not refute by a length that the egress hook sees otherwise than the IP hooks."""
+    rule = Rule((Match(Meta("length"), 1000, ">"), ACCEPT))
+    link = evolve(nft.Table("netdev", "t"), chains=(nft.Chain("e", (rule, Rule((nft.DROP,))), nft.Hook(
+        "filter", "egress", 0, "drop", "wan")),))  # fmt: skip
+    found = no_leak_finding(prove_state(state(link=link)), "sockets")
+    assert found.verdict == "unknown"

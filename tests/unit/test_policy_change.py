@@ -1,0 +1,153 @@
+"""A change of policy: the policies that may be in force, the journal, the state directory, the history."""
+
+import pytest
+
+from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.runtime.apply.history import History
+from nftpolicy.runtime.apply.journal import InconsistentState
+from nftpolicy.runtime.apply.state_dir import StateDir
+from nftpolicy.runtime.apply.transaction import TargetPolicy
+from tests.unit.test_safe_order import OTHER_TEXT, TEXT, applier, apply, machine, policy, source
+
+OTHER = TargetPolicy(policy(OTHER_TEXT), ("q.toml", OTHER_TEXT.encode()))
+
+
+@pytest.fixture(autouse=True)
+def history_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("NFTPOLICY_LIB", str(tmp_path / "history"))
+    return History(tmp_path / "history")
+
+
+@pytest.fixture
+def guarded(tmp_path):
+    """Return a kernel with the policy p, which no state directory knows."""
+    kernel = machine()
+    apply(kernel, tmp_path / "elsewhere")
+    return kernel
+
+
+def interrupt(memory, before, after):
+    """Leave the journal of a change that was interrupted after one step."""
+    memory.directory.mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InconsistentState), memory.journal.record(3, before, after) as writer:
+        writer.count_step()
+        raise InconsistentState
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "previous"),
+    [(source(), OTHER.source, "q"), (None, source(), "p"), (source(), None, "p"), (OTHER.source, source(), "p")],
+)
+def test_policies_of_an_interrupted_change_may_be_in_force(guarded, tmp_path, before, after, previous):
+    memory = StateDir(tmp_path / "memory")
+    interrupt(memory, before, after)
+    checked = applier(guarded, memory.directory).check(OTHER)
+    assert checked.order.own_proofs[0].named_spec.name == "p, as it is"
+    assert checked.previous.name == previous
+    assert (checked.interrupted.before, checked.interrupted.after) == (before, after)
+
+
+def test_stored_policy_is_likelier_than_an_interrupted_one(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    interrupt(memory, None, OTHER.source)
+    memory.save_policy(*source())
+    checked = applier(guarded, memory.directory).check(OTHER)
+    assert checked.previous.name == "p"
+    assert checked.order.own_proofs[0].named_spec.name == "p, as it is"
+
+
+def test_policy_that_no_longer_loads_is_left_out(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    interrupt(memory, source(), OTHER.source)
+    memory.save_policy("p.toml", b"not a policy")
+    checked = applier(guarded, memory.directory).check(OTHER)
+    assert checked.previous.name == "q"
+    assert checked.order.own_proofs[0].named_spec.name == "p, as it is"
+
+
+def test_unknown_policy_in_force_gives_no_spec(guarded, tmp_path):
+    checked = applier(guarded, tmp_path / "memory").check(OTHER)
+    assert checked.previous is None
+    assert checked.interrupted is None
+    assert checked.order.own_proofs[0].named_spec is None
+
+
+class Watched:
+    """Proxy of a kernel that reads the journal before each step, and refuses step `refuse`."""
+
+    def __init__(self, kernel, memory, refuse=None):
+        self._kernel, self._memory, self._refuse, self.seen = kernel, memory, refuse, []
+
+    def __getattr__(self, name):
+        return getattr(self._kernel, name)
+
+    def apply_step(self, step):
+        self.seen.append(self._memory.journal.interrupted())
+        if len(self.seen) - 1 == self._refuse:
+            raise StepRefused(step, "no")
+        self._kernel.apply_step(step)
+
+
+def change(kernel, memory, target, **options):
+    changer = applier(kernel, memory.directory)
+    with changer.locked():
+        checked = changer.check(target)
+        report = changer.apply(checked, target, **options)
+    return checked, report
+
+
+def test_journal_has_both_policies_and_the_steps(tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    kernel = machine()
+    for before, target in ((None, TargetPolicy(policy(), source())), (source(), OTHER), (OTHER.source, None)):
+        watched = Watched(kernel, memory)
+        checked, _ = change(watched, memory, target)
+        assert checked.step_count == len(watched.seen) > 1
+        assert [entry.done_steps for entry in watched.seen] == list(range(checked.step_count))
+        assert {entry.steps for entry in watched.seen} == {checked.step_count}
+        after = target and target.source
+        assert {(entry.before, entry.after) for entry in watched.seen} == {(before, after)}
+        assert memory.journal.interrupted() is None
+        assert memory.policy() == after
+    assert kernel.tables == {}
+
+
+def test_journal_after_an_interruption_keeps_the_earlier_policy(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    interrupt(memory, source(), OTHER.source)
+    watched = Watched(guarded, memory)
+    change(watched, memory, OTHER)
+    assert {(entry.before, entry.after) for entry in watched.seen} == {(source(), OTHER.source)}
+
+
+def test_interrupted_change_without_steps_is_completed(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    interrupt(memory, None, source())
+    checked, report = change(guarded, memory, TargetPolicy(policy(), source()))
+    assert (checked.step_count, checked.order, report.warnings, report.cleanup_lines) == (0, None, (), ())
+    assert memory.journal.interrupted() is None
+    assert memory.policy() == source()
+
+
+def test_refused_step_leaves_policy_and_kernel(guarded, tmp_path, history_dir):
+    memory = StateDir(tmp_path / "memory")
+    memory.directory.mkdir()
+    memory.save_policy(*source())
+    before, entries = guarded.state, history_dir.entries()
+    with pytest.raises(Exception, match="no"):
+        change(Watched(guarded, memory, refuse=2), memory, OTHER)
+    assert guarded.state == before
+    assert (memory.policy(), memory.journal.interrupted()) == (source(), None)
+    assert history_dir.entries() == entries
+
+
+def test_change_is_added_to_the_history(tmp_path, history_dir):
+    kernel, memory = machine(), StateDir(tmp_path / "memory")
+    change(kernel, memory, TargetPolicy(policy(), source()))
+    change(kernel, memory, OTHER, why="rollback", repeats=1)
+    first, second = history_dir.entries()
+    assert (first.policy, first.text, first.verdict, first.why, first.of) == ("p", TEXT, "proved", "apply", None)
+    assert (second.policy, second.text, second.why, second.of) == ("q", OTHER_TEXT, "rollback", 1)
+    assert 0 <= first.seconds < 600
+    change(kernel, memory, None)
+    assert len(history_dir.entries()) == 2
