@@ -1,0 +1,165 @@
+"""Which test calls which function of the product, and how long it takes; recorded once, kept in a file."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import CodeType, FrameType
+
+import pytest
+from attrs import frozen
+
+from tests.mutation.child_run import OPTIONS, PACKAGE, ROOT, TestSelection, run_forked
+from tests.mutation.operators import Mutant
+
+MAP_FILE = ROOT / ".mutation" / "calls.json"
+# Tests that need no kernel and call what decides a proof, a plan or an order. Those of the style and of files that
+# are installed are left out.
+TEST_FILES = (
+    "tests/unit/test_*.py",
+    "tests/golden/test_golden.py",
+    "tests/properties/test_planner.py",
+    "tests/properties/test_box_operations.py",
+    "tests/properties/test_leaking_states.py",
+)
+LEFT_OUT = ("test_style", "test_architecture", "test_install", "test_netconfig", "test_systemd_dropins", "test_watch")
+PATIENCE = 900  # seconds of CPU time to record one file
+
+
+@frozen
+class RecordedTest:
+    """A test: its seconds, and the functions of the product that it calls, as path:qualified name."""
+
+    node_id: str
+    seconds: float
+    calls: frozenset[str]
+
+    @property
+    def file(self) -> str:
+        """The test file."""
+        return self.node_id.split("::")[0]
+
+
+class Recorder:
+    """Plugin of pytest that records the functions that each test calls."""
+
+    def __init__(self) -> None:
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self._codes: set[CodeType] = set()
+        self._collected: set[CodeType] = set()
+
+    def _trace(self, frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            self._codes.add(frame.f_code)
+
+    def pytest_sessionstart(self) -> None:
+        sys.setprofile(self._trace)
+
+    def pytest_collection_finish(self) -> None:
+        sys.setprofile(None)
+        self._collected = set(self._codes)  # calls of the import count for every test of the file
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self._codes.clear()
+        begun = time.process_time()
+        sys.setprofile(self._trace)
+        try:
+            return (yield)
+        finally:
+            sys.setprofile(None)
+            names = sorted(set(filter(None, map(_name, self._codes | self._collected))))
+            self.tests[item.nodeid] = (round(time.process_time() - begun, 3), names)
+
+
+def _name(code: CodeType) -> str:
+    """Return path:name of the outermost function of a code object of the product, "" for another one."""
+    if not code.co_filename.startswith(f"{PACKAGE}/"):
+        return ""
+    return f"{code.co_filename[len(str(PACKAGE)) + 1 :]}:{code.co_qualname.split('.<locals>')[0]}"
+
+
+def test_files() -> list[str]:
+    """Return the test files that mutants run."""
+    files = (file for pattern in TEST_FILES for file in sorted(ROOT.glob(pattern)) if file.stem not in LEFT_OUT)
+    return [str(file.relative_to(ROOT)) for file in files]
+
+
+test_files.__test__ = False  # type: ignore[attr-defined]
+
+
+def load(is_fresh: bool = False) -> list[RecordedTest]:
+    """Return the recorded tests; record the files that are not in the map or have changed."""
+    stored = {} if is_fresh or not MAP_FILE.exists() else json.loads(MAP_FILE.read_text())
+    digests = {file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in test_files()}
+    stale = [file for file, digest in digests.items() if stored.get(file, {}).get("digest") != digest]
+    if stale:
+        print(f"recording the calls of {len(stale)} test files", flush=True)
+        for file, tests in _record(stale):
+            stored[file] = {"digest": digests[file], "tests": tests}
+            MAP_FILE.write_text(json.dumps(stored))
+    return [
+        RecordedTest(node_id, seconds, frozenset(calls))
+        for file in digests
+        for node_id, (seconds, calls) in stored[file]["tests"].items()
+    ]
+
+
+def _record(files: Sequence[str]) -> Iterator[tuple[str, dict[str, tuple[float, list[str]]]]]:
+    running: dict[int, str] = {}
+    waiting = list(files)
+    MAP_FILE.parent.mkdir(exist_ok=True)
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            file = waiting.pop(0)
+            running[run_forked(lambda file=file: _record_file(file), PATIENCE, _log(file))] = file  # type: ignore[misc]
+        pid, status = os.wait()
+        file = running.pop(pid)
+        result = _part(file)
+        if not result.exists():
+            raise SystemExit(f"{file}: its calls could not be recorded (status {status}); see {_log(file)}")
+        yield file, json.loads(result.read_text())
+        result.unlink()
+        _log(file).unlink(missing_ok=True)
+
+
+def _log(file: str) -> Path:
+    return _part(file).with_suffix(".log")
+
+
+def _part(file: str) -> Path:
+    return MAP_FILE.parent / f"{file.replace('/', '.')}.json"
+
+
+def _record_file(file: str) -> int:
+    recorder = Recorder()
+    status = pytest.main([*OPTIONS[1:], file], plugins=[recorder])
+    _part(file).write_text(json.dumps(recorder.tests))
+    return int(status)
+
+
+def select(tests: Sequence[RecordedTest], mutant: Mutant, budget: float) -> TestSelection:
+    """Return the tests that call the function of a mutant, the quickest first, up to `budget` seconds.
+
+    For a mutant outside of functions: the tests of all functions of its module.
+    """
+    name = f"{mutant.path}:{mutant.function}"
+    calling = [
+        test
+        for test in tests
+        if (name in test.calls if mutant.function else any(call.startswith(name) for call in test.calls))
+    ]
+    chosen, total = [], 0.0
+    for test in sorted(calling, key=lambda each: each.seconds):
+        total += test.seconds
+        if chosen and total > budget:
+            break
+        chosen.append(test)
+    seconds: dict[str, float] = {}
+    for test in chosen:
+        seconds[test.file] = seconds.get(test.file, 0.0) + test.seconds
+    files = tuple(sorted(seconds, key=lambda file: seconds[file]))
+    return TestSelection(files, frozenset(test.node_id for test in chosen), int(20 + 4 * sum(seconds.values())))

@@ -1,0 +1,25 @@
+"""Known faults of the prover and of the search for an order: the tests of each see it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.lab.limits import limit
+from tests.mutation.known_faults import FAULTS
+
+pytestmark = pytest.mark.slow
+
+
+def test_known_faults_are_seen_by_their_tests():
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.mutation", "--known"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        timeout=limit(300),
+    )
+    expected = f"{len(FAULTS)} of {len(FAULTS)} known faults seen\n"
+    assert (found.returncode, found.stdout, found.stderr) == (0, expected, "")
