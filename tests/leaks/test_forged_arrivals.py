@@ -199,7 +199,7 @@ def test_B18_flow_marked_by_foreign_rule_moves(
 def test_B18_reply_to_forged_packet_stays_inside(made: Guarded, family: int) -> None:
     """The kernel answers a forged packet of a closed connection with its mark (fwmark_reflect)."""
 
-    def replies() -> bool:
+    def replies(seconds: float) -> bool:
         with session(made, family, STREAM, SSH) as one:
             one.server.close()
             assert one.client.recv(1) == b""
@@ -208,12 +208,12 @@ def test_B18_reply_to_forged_packet_stays_inside(made: Guarded, family: int) -> 
             made.lab.wan.drain()
             forge(made, one, ACK)
             port = one.client_port
-            return made.lab.wan.wait_for(lambda frame: (frame.l4proto, frame.dport) == (TCP, port), 0.3) is not None
+            return made.lab.wan.wait_for(lambda frame: (frame.l4proto, frame.dport) == (TCP, port), seconds) is not None
 
-    assert not replies()
+    assert not replies(0.3)
     made.lab.node.nft("insert rule inet nftpolicy wan.identity ct state established accept")
     try:
-        assert replies(), "the control: the kernel does not answer"
+        assert replies(5), "the control: the kernel does not answer"
     finally:
         made.apply()
 

@@ -208,7 +208,8 @@ def test_A24_resolver_refuses_other_groups(guarded: Guarded, server: str, tcp: b
         answer = guarded.lab.resolve(at.WHO, 4, server, tcp, gid=OTHER_GID, uid=uid, port=54, seconds=0.2)
         assert answer == refused
     assert guarded.counters()["inet/wan.resolver-refused"] > before
-    assert [frame for frame in guarded.lab.wan.frames() if frame.dport == 53] == []
+    # Without a payload it may be the end of an earlier connection of the resolver.
+    assert [frame for frame in guarded.lab.wan.frames() if frame.dport == 53 and frame.payload] == []
     answer = guarded.lab.resolve(at.WHO, 4, server, tcp, gid=SERVICE_GID, port=54)
     assert answer == [at.WHO_AT_HOME[4]], "inconclusive: the resolver answers nobody"
 
