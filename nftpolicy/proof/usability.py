@@ -93,7 +93,10 @@ def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
     device = f" by {trace.device}" if trace.device else ""
     failure = Counterexample(packet, trace, case.device or "", f"{trace.outcome}{device}, mark {trace.mark:#x}")
     # A packet that is lost violates no property but P3.
-    return _CaseResult("P3" if is_safe else name, is_met, failure)
+    violated = "P3" if is_safe else name
+    # A trace that ends in several ways shows of no entry that it cannot be used.
+    is_undecided = violated == "P3" and trace.outcome == "unknown"
+    return _CaseResult(violated, None if is_undecided else is_met, failure)
 
 
 def _is_met(context: ProofContext, case: UsabilityCase, trace: Trace) -> bool | None:
