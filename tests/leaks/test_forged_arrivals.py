@@ -204,16 +204,18 @@ def test_B18_reply_to_forged_packet_stays_inside(made: Guarded, family: int) -> 
             one.server.close()
             assert one.client.recv(1) == b""
             one.client.close()
-            wait_until(lambda: "TIME-WAIT" in made.lab.node.run(["ss", "-tan"]).stdout, 20, "the end of the connection")
+            port = one.client_port
+            waiting = ["ss", "-Htan", "state", "time-wait", f"dport = :{port}"]  # not one of an earlier connection
+            wait_until(lambda: made.lab.node.run(waiting).stdout, 20, "the end of the connection")
             made.lab.wan.drain()
             forge(made, one, ACK)
-            port = one.client_port
             return made.lab.wan.wait_for(lambda frame: (frame.l4proto, frame.dport) == (TCP, port), seconds) is not None
 
-    assert not replies(0.3)
+    # Whether the kernel answers depends on the number that the connection began with.
+    assert not any(replies(0.3) for _ in range(4))
     made.lab.node.nft("insert rule inet nftpolicy wan.identity ct state established accept")
     try:
-        assert replies(5), "the control: the kernel does not answer"
+        assert any(replies(0.5) for _ in range(40)), "the control: the kernel does not answer"
     finally:
         made.apply()
 
