@@ -76,13 +76,14 @@ def guard_violation(
 def unstable_fields(context: ProofContext, chains: Sequence[BaseChain]) -> tuple[str, ...]:
     """Return the fields that may differ from chain to chain, whatever the rules do.
 
-    These are the fields that NAT translates, and the connection, which chains before connection
-    tracking do not see.
+    These are the fields that NAT translates, those that legacy iptables can rewrite, and the
+    connection, which chains before connection tracking do not see.
     """
     has_nat = context.has_nat or any(write.is_nat for write in context.legacy_writes)
     addresses = ("saddr", "daddr", "sport", "dport") if has_nat else ()
+    rewritten = () if all(write.is_nat for write in context.legacy_writes) else _REWRITTEN
     connection = ("ct.", "ctmark:") if any(map(runs_before_conntrack, chains)) else ()
-    return (*addresses, *connection)
+    return (*addresses, *rewritten, *connection)
 
 
 def integrity_violations(

@@ -184,6 +184,32 @@ def test_legacy_rewrite_between_chains_is_unknown(effects: tuple[Effect, ...], v
     assert sockets.verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("effects", "verdict"),
+    [
+        ((), "proved"),
+        ((HeaderWrite(4, "postrouting", -150),), "unknown"),
+        ((HeaderWrite(4, "postrouting", 100, True),), "proved"),  # NAT translates no TTL
+    ],
+    ids=str,
+)
+def test_legacy_rewrite_between_halves_of_guard_is_unknown(effects: tuple[Effect, ...], verdict: str) -> None:
+    family, hop_limit = Meta("nfproto"), Payload("ip", "ttl")
+    to_uplink = (Match(Meta("oifname"), "wan"), UNMARKED)
+    early = (
+        Rule((*to_uplink, Match(family, "ipv6"), DROP)),
+        Rule((*to_uplink, Match(family, "ipv4"), Match(hop_limit, 10, ">="), DROP)),
+    )
+    late = (Rule((*to_uplink, Match(family, "ipv4"), Match(hop_limit, 10, "<"), DROP)),)
+    halves = (
+        Chain("early", early, Hook("filter", "postrouting", -200, "accept")),
+        Chain("late", late, Hook("filter", "postrouting", 300, "accept")),
+    )
+    proof = prove(state(*effects, tables=(Table("inet", "guard", chains=halves),)), SPEC)
+    (sockets,) = [finding for finding in proof.findings if finding.subject.startswith("sockets: ")]
+    assert sockets.verdict == verdict
+
+
 # --- other families of nft -----------------------------------------------------------------------
 
 
