@@ -26,7 +26,7 @@ from ..netstate.nft import (
 from ..policy.objects import Policy, Uplink
 from . import exemptions, matches, object_names, replies
 from .compile import HostFacts
-from .matches import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE, PACKET_MARK
+from .matches import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE
 from .object_names import object_name
 
 STOPPED_COUNTER, _STRAY = "stopped", "stray"  # counters
@@ -102,10 +102,6 @@ def _stray_drops(policy: Policy, uplink: Uplink) -> list[Rule]:
     return [matches.count_and_drop(_STRAY, matches.has_mark(other.mark)) for other in other_uplinks]
 
 
-def _is_unmarked(uplink: Uplink) -> Match:
-    return Match(matches.and_mask(PACKET_MARK, uplink.mark.mask), uplink.mark.value, "!=")
-
-
 def _kernel_chains(name: str, uplink: Uplink) -> Iterator[Chain]:
     for chain in exemptions.kernel_chains(name, uplink.exempt):
         yield Chain(chain.name, tuple(map(_uncounted, chain.rules)))
@@ -113,7 +109,7 @@ def _kernel_chains(name: str, uplink: Uplink) -> Iterator[Chain]:
 
 def _exempt(name: str, uplink: Uplink, stray_drops: Sequence[Rule] = ()) -> Iterator[Rule]:
     """Yield the exemptions for packets without the mark; membership reports may have any mark."""
-    is_unmarked = _is_unmarked(uplink)
+    is_unmarked = matches.lacks_mark(uplink.mark)
     reports = exemptions.report_exemptions(uplink.exempt)
     yield from map(_uncounted, exemptions.exemption_rules(name, reports))
     yield from stray_drops
@@ -151,7 +147,7 @@ def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[C
         packets = Chain(object_name(name, "packets"), (*_exempt(name, uplink), *replies))
         to_packets = exemptions.ip_frame_rules(Verdict("jump", packets.name))
         frames = map(_uncounted, exemptions.frame_rules(name, uplink.exempt))
-        is_unmarked = _is_unmarked(uplink)
+        is_unmarked = matches.lacks_mark(uplink.mark)
         passes = (Rule((is_unmarked, *rule.statements)) for rule in frames)
         yield Chain(object_name(name, "passes"), (*passes, *to_packets))
         yield packets

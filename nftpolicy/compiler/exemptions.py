@@ -19,8 +19,8 @@ def _is(protocol: str, field: str, value: MatchRight) -> Match:
     return Match(Payload(protocol, field), value)
 
 
-def _any(*values: int | str) -> AnonymousSet:
-    return AnonymousSet(frozenset(values))
+def _any(*values: int | str) -> MatchRight:
+    return values[0] if len(values) == 1 else AnonymousSet(frozenset(values))
 
 
 @frozen
@@ -49,13 +49,11 @@ _DISCOVERY_GROUPS = ("ff02::1-ff02::2", "ff02::1:ff00:0/104")
 
 
 def _mld(group: str, *types: str) -> tuple[Match, ...]:
-    kind: MatchRight = types[0] if len(types) == 1 else _any(*types)
-    return (_is("ip6", "hoplimit", 1), _FROM_LINK, _is("ip6", "daddr", group), _is("icmpv6", "type", kind))
+    return (_is("ip6", "hoplimit", 1), _FROM_LINK, _is("ip6", "daddr", group), _is("icmpv6", "type", _any(*types)))
 
 
 def _igmp(group: str, *types: str) -> tuple[Match, ...]:
-    kind: MatchRight = types[0] if len(types) == 1 else _any(*types)
-    return (_is("ip", "ttl", 1), _is("ip", "daddr", group), _is("igmp", "type", kind))
+    return (_is("ip", "ttl", 1), _is("ip", "daddr", group), _is("igmp", "type", _any(*types)))
 
 
 # Fields of one header are in the order of their offsets, as the kernel lists them.
@@ -156,9 +154,8 @@ def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
     for word in exempt:
         frames = EXEMPTION_MATCHES[word].frames
         if frames:
-            right: MatchRight = frames[0] if len(frames) == 1 else _any(*frames)
             passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
-            rules.append(Rule((Match(FRAME_TYPE, right), *passes), origin=("uplink", uplink, "exempt")))
+            rules.append(Rule((Match(FRAME_TYPE, _any(*frames)), *passes), origin=("uplink", uplink, "exempt")))
     return tuple(rules)
 
 

@@ -62,6 +62,11 @@ def has_mark(mark: Mark, key: Expression = PACKET_MARK) -> Match:
     return Match(and_mask(key, mark.mask), mark.value)
 
 
+def lacks_mark(mark: Mark, key: Expression = PACKET_MARK) -> Match:
+    """Return a match for packets that do not carry the mark (with FLOW_MARK: whose flow does not)."""
+    return Match(and_mask(key, mark.mask), mark.value, "!=")
+
+
 def set_mark(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
     """Return a statement that sets the mark and keeps the other bits, as the kernel lists it."""
     if mark.mask == FULL_MASK:

@@ -11,15 +11,11 @@ from __future__ import annotations
 
 from ..netstate.nft import (
     ACCEPT,
-    FULL_MASK,
     AnonymousSet,
-    Bitwise,
     Chain,
     CounterRef,
-    Expression,
     Fib,
     Hook,
-    Mangle,
     Match,
     OriginPath,
     Payload,
@@ -30,7 +26,7 @@ from ..netstate.nft import (
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
 from . import matches, object_names
-from .matches import FLOW_MARK, INPUT_DEVICE, PACKET_MARK
+from .matches import FLOW_MARK, INPUT_DEVICE
 from .object_names import object_name
 
 _LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
@@ -46,27 +42,20 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
     mark_bits = 0
     for uplink in policy.uplink.values():
         mark_bits |= uplink.mark.mask
+    no_mark = Mark(0, mark_bits)
     rules = (
         *matches.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
-        Rule((_has_bits(PACKET_MARK, mark_bits), _clear(PACKET_MARK, mark_bits))),
+        Rule((matches.lacks_mark(no_mark), matches.set_mark(no_mark))),
         # A flow that a conntrack helper expects inherits the mark of its master.
-        Rule((matches.BEGINS_FLOW, _has_bits(FLOW_MARK, mark_bits), _clear(FLOW_MARK, mark_bits))),
+        Rule((matches.BEGINS_FLOW, matches.lacks_mark(no_mark, FLOW_MARK), matches.set_mark(no_mark, FLOW_MARK))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
     return (base, *(_uplink_arrival(name, uplink, mark_bits) for name, uplink in policy.uplink.items()))
 
 
-def _has_bits(key: Expression, bits: int) -> Match:
-    return Match(matches.and_mask(key, bits), 0, "!=")
-
-
-def _clear(key: Expression, bits: int) -> Mangle:
-    return Mangle(key, 0 if bits == FULL_MASK else Bitwise(key, and_mask=~bits & FULL_MASK))
-
-
 def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
     origin = ("uplink", name, "answer")
-    began_elsewhere = Match(matches.and_mask(FLOW_MARK, uplink.mark.mask), uplink.mark.value, "!=")
+    began_elsewhere = matches.lacks_mark(uplink.mark, FLOW_MARK)
     flow_mark = matches.set_mark(Mark(uplink.mark.value, mark_bits), FLOW_MARK)
     rules = (
         *_dhcp_replies(uplink, origin),
@@ -76,7 +65,7 @@ def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
             object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
         ),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
-        Rule((matches.IS_ORIGINAL, began_elsewhere, _clear(PACKET_MARK, mark_bits), ACCEPT), origin=origin),
+        Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(Mark(0, mark_bits)), ACCEPT), origin=origin),
         Rule((matches.set_mark(uplink.mark),), origin=origin),
     )
     return Chain(object_name(name, "arrival"), rules, origin=origin)
