@@ -83,12 +83,21 @@ def read_policy(file: Path | None) -> tuple[Policy, PolicyText]:
     Raises:
         Failure: the file cannot be read, or is not a valid policy.
     """
-    file = policy_file(file)
+    return parse_policy(*read_input(policy_file(file)))
+
+
+def read_input(file: Path) -> tuple[bytes, str]:
+    """Return the content of a file and its name for messages; "-" is standard input.
+
+    Raises:
+        Failure: the file cannot be read.
+    """
+    is_stdin = str(file) == "-"
+    name = "standard input" if is_stdin else str(file)
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return sys.stdin.buffer.read() if is_stdin else file.read_bytes(), name
     except OSError as error:
-        raise Failure(f"{file}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
-    return parse_policy(data, "standard input" if str(file) == "-" else str(file))
+        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
 
 
 def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import __version__
-from .common import EXIT_BAD_INPUT, Failure, resolve_account, this_kernel, warn
+from .common import EXIT_BAD_INPUT, Failure, read_input, resolve_account, this_kernel, warn
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import PolicyInForce, Snapshot
@@ -75,11 +74,8 @@ def read_snapshot(file: Path) -> Snapshot:
     """
     from ..runtime.snapshot import SnapshotError, decode_snapshot
 
-    name = "standard input" if str(file) == "-" else str(file)
+    data, name = read_input(file)
     try:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
         return decode_snapshot(data)
-    except OSError as error:
-        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
     except SnapshotError as error:
         raise Failure(f"{name}: {error}; write it with 'nftpolicy snapshot FILE'", EXIT_BAD_INPUT) from None

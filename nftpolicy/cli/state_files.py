@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..netstate.formats import ip_json_decode, nft_json_decode
 from ..netstate.state import NetState
-from .common import EXIT_BAD_INPUT, Failure
+from .common import EXIT_BAD_INPUT, Failure, read_input
 
 Decoded = TypeVar("Decoded")
 _MOST_CHARACTERS = 300  # of a message of a decoder
@@ -65,11 +64,7 @@ def _is_valid(document: Any, decode: Callable[[Any, int | None], Decoded]) -> bo
 
 
 def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
-    name = "standard input" if file == "-" else file
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except OSError as error:
-        raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
+    data, name = read_input(Path(file))
     try:
         document = json.loads(data, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
