@@ -10,7 +10,7 @@ from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.kernel import xtables
-from nftpolicy.kernel.bpf import packet_programs
+from nftpolicy.kernel.bpf import packet_programs, syscall
 from nftpolicy.kernel.bpf.packet_programs import PacketProgram, is_harmless
 from nftpolicy.kernel.bpf.programs import confine_program, mark_program
 from nftpolicy.kernel.bypass import look_at_encapsulations
@@ -452,7 +452,7 @@ def test_BPF_look_without_right_has_a_reason(number: int, reason: str, monkeypat
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(packet_programs, "bpf", refuse)
+    monkeypatch.setattr(syscall, "bpf", refuse)
     for look in (
         packet_programs.look_at_cgroup_programs(),
         packet_programs.look_at_device_programs({1: "lo"}, {1: ""}),

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -16,9 +15,8 @@ from attrs import frozen
 from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite
 from ..cgroup_tree import open_hierarchy
 from ..errors import Unavailable
-from .syscall import bpf
+from . import syscall
 
-_PROG_GET_NEXT_ID, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO_BY_FD, _PROG_QUERY = 11, 13, 15, 16
 _DEVICE_HOOKS = {
     46: "tcx ingress",
     47: "tcx egress",
@@ -35,11 +33,6 @@ _CGROUP_TYPES: Mapping[int, tuple[str, tuple[int, ...]]] = {
 }
 _MARKED_BY_STORE = (8, 9)
 _OWN_PREFIX, _OWN_TYPES = "nftp.", (9, 25)  # see programs.program_name()
-_INFO_SIZE, _INFO_NAME, _NAME_SIZE = 232, 64, 16
-_INFO = struct.Struct("=II8sIIQQ")  # type, id, tag, jited length, xlated length, jited code, xlated code
-_MAX_PROGRAMS = 64  # of one type on one cgroup: BPF_CGROUP_MAX_PROGS
-_QUERY = struct.Struct("=IIIIQII")  # target, attach type, two flags, prog_ids, prog_cnt, padding
-_QUERY_COUNT = 24
 _INSN = struct.Struct("=BBhi")  # code, registers (destination in the lower half), offset, immediate value
 _CLASS, _ST, _STX, _MODE, _MEM = 0x07, 0x02, 0x03, 0xE0, 0x60
 _CALL, _PSEUDO_CALL, _STACK = 0x85, 1, 10
@@ -64,7 +57,7 @@ def look_at_device_programs(names: Mapping[int, str], kinds: Mapping[int, str]) 
             for hook, description in _DEVICE_HOOKS.items():
                 if description.startswith("netkit") and kinds.get(index) != "netkit":
                     continue
-                if _attached(index, hook):
+                if _attached(index, hook, 1):
                     actors.append(Actor(f"BPF program at {description} of {name}", ANY_EFFECT))
     except (OSError, Unavailable) as error:
         return Look(TCX, tuple(actors), "", _reason(error))
@@ -120,55 +113,22 @@ def is_harmless(program: PacketProgram) -> bool:
 
 def _loaded_programs() -> Iterator[PacketProgram]:
     """Yield the programs of the types of `_CGROUP_TYPES`. Raises OSError without CAP_SYS_ADMIN."""
-    number = 0
-    while True:
-        try:
-            number = struct.unpack_from("=I", bpf(_PROG_GET_NEXT_ID, struct.pack("=III", number, 0, 0))[1], 4)[0]
-        except FileNotFoundError:
-            return
-        with suppress(FileNotFoundError):  # unloaded meanwhile
-            descriptor = bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]
-            try:
-                kind, name, length = _info(descriptor)
-                if kind in _CGROUP_TYPES:
-                    yield PacketProgram(number, kind, name, _code(descriptor, length))
-            finally:
-                os.close(descriptor)
+    for number in syscall.program_numbers():
+        with suppress(FileNotFoundError), syscall.open_program(number) as descriptor:  # unloaded meanwhile
+            program = syscall.describe(descriptor)
+            if program.type in _CGROUP_TYPES:
+                code = syscall.verified_code(descriptor, program)
+                yield PacketProgram(number, program.type, program.name, code)
 
 
-def _info(descriptor: int) -> tuple[int, str, int]:
-    """Return type, name and length of the code of a program (struct bpf_prog_info)."""
-    info = ctypes.create_string_buffer(_INFO_SIZE)
-    bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
-    kind, _, _, _, length, _, _ = _INFO.unpack_from(info)
-    name = info.raw[_INFO_NAME : _INFO_NAME + _NAME_SIZE].partition(b"\0")[0]
-    return kind, name.decode("ascii", "replace"), length
-
-
-def _code(descriptor: int, length: int) -> bytes:
-    """Return the code of a program after verification; empty if the kernel does not show it."""
-    code = ctypes.create_string_buffer(length + 1)
-    request = bytearray(_INFO_SIZE)
-    _INFO.pack_into(request, 0, 0, 0, b"", 0, length, 0, ctypes.addressof(code))
-    info = ctypes.create_string_buffer(bytes(request), _INFO_SIZE)
-    bpf(_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, _INFO_SIZE, ctypes.addressof(info)))
-    is_shown = _INFO.unpack_from(info)[6] != 0
-    return code.raw[:length] if is_shown and length % _INSN.size == 0 else b""
-
-
-def _attached(target: int, attach_type: int, count: int = 1) -> list[int]:
-    """Return the numbers of the programs at a device (by index) or cgroup (by descriptor)."""
-    numbers = (ctypes.c_uint32 * count)()
-    query = _QUERY.pack(target, attach_type, 0, 0, ctypes.addressof(numbers), count, 0)
+def _attached(target: int, attach_type: int, limit: int = syscall.BPF_CGROUP_MAX_PROGS) -> list[int]:
+    """Return the numbers of the programs at a device or cgroup; none if it has no such hook."""
     try:
-        answer = bpf(_PROG_QUERY, query)[1]
+        return syscall.attached_numbers(target, attach_type, limit)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return list(numbers)  # more programs than asked for
         if error.errno in (errno.EINVAL, errno.ENODEV, errno.ENOENT):
             return []  # a kernel without this hook, or the target is gone
         raise
-    return list(numbers[: struct.unpack_from("=I", answer, _QUERY_COUNT)[0]])
 
 
 def _attachments(programs: Mapping[int, PacketProgram]) -> Iterator[tuple[int, list[tuple[str, bool]]]]:
@@ -178,7 +138,7 @@ def _attachments(programs: Mapping[int, PacketProgram]) -> Iterator[tuple[int, l
     root = open_hierarchy()
     try:
         for path, _, _, directory in os.fwalk(".", dir_fd=root):
-            attached = {number for kind in attach_types for number in _attached(directory, kind, _MAX_PROGRAMS)}
+            attached = {number for kind in attach_types for number in _attached(directory, kind)}
             for number in attached & programs.keys():
                 name = "/" + path.removeprefix(".").strip("/")
                 places.setdefault(number, []).append((name, _has_process(directory)))

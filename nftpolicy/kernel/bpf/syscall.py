@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from attrs import frozen
 
@@ -16,12 +18,14 @@ from ..errors import Unavailable
 
 _SYSTEM_CALLS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "armv7l": 386, "i686": 357}
 _BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_PROG_DETACH = 5, 8, 9
-_BPF_PROG_GET_FD_BY_ID, _BPF_OBJ_GET_INFO_BY_FD, _BPF_PROG_QUERY = 13, 15, 16
+_BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID = 11, 13
+_BPF_OBJ_GET_INFO_BY_FD, _BPF_PROG_QUERY = 15, 16
 _BPF_F_ALLOW_MULTI = 2  # foreign programs on the same cgroup stay
-_BPF_CGROUP_MAX_PROGS = 64  # programs of one type on a cgroup
+BPF_CGROUP_MAX_PROGS = 64  # programs of one type on a cgroup
 _INSN_SIZE = 8  # bytes of struct bpf_insn
 _ATTRIBUTES_SIZE = 128  # bytes; no attributes used here are longer
-_INFO = struct.Struct("=II8s")  # begin of struct bpf_prog_info: type, id, tag
+# Begin of struct bpf_prog_info: type, id, tag, jited length, xlated length, jited code, xlated code.
+_INFO = struct.Struct("=II8sIIQQ")
 _INFO_NAME, _INFO_SIZE = 64, 232  # offset of the name in struct bpf_prog_info, and its size
 _NAME_SIZE = 16  # BPF_OBJ_NAME_LEN
 _QUERY_COUNT = 24  # offset of prog_cnt in the attributes of BPF_PROG_QUERY
@@ -49,12 +53,15 @@ ATTACH_TYPES = (SOCK_CREATE, SETSOCKOPT)
 class LoadedProgram:
     """A program in the kernel.
 
-    `tag` is a checksum of its code; a later program has a larger `number`.
+    `tag` is a checksum of its code, `length` is the code's size in bytes after verification; a later
+    program has a larger `number`.
     """
 
     number: int
+    type: int
     tag: bytes
     name: str
+    length: int
 
 
 def bpf(command: int, attributes: bytes) -> tuple[int, bytes]:
@@ -92,11 +99,37 @@ def load(attach_type: AttachType, code: bytes, name: str) -> int:
 
 def describe(descriptor: int) -> LoadedProgram:
     """Return the program behind a descriptor."""
-    info = ctypes.create_string_buffer(_INFO_SIZE)
+    info = _program_info(descriptor, b"")
+    kind, number, tag, _, length, _, _ = _INFO.unpack_from(info)
+    name = info[_INFO_NAME : _INFO_NAME + _NAME_SIZE].partition(b"\0")[0]
+    return LoadedProgram(number, kind, tag, name.decode("ascii", "replace"), length)
+
+
+def verified_code(descriptor: int, program: LoadedProgram) -> bytes:
+    """Return the code of a program after verification; empty if the kernel does not show it."""
+    code = ctypes.create_string_buffer(program.length + 1)
+    request = _INFO.pack(0, 0, b"", 0, program.length, 0, ctypes.addressof(code))
+    is_shown = _INFO.unpack_from(_program_info(descriptor, request))[6] != 0
+    return code.raw[: program.length] if is_shown and program.length % _INSN_SIZE == 0 else b""
+
+
+def _program_info(descriptor: int, request: bytes) -> bytes:
+    """Return struct bpf_prog_info; `request` is its content before, which says where to put the code."""
+    info = ctypes.create_string_buffer(request, _INFO_SIZE)
     bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
-    _, number, tag = _INFO.unpack_from(info)
-    name = info.raw[_INFO_NAME : _INFO_NAME + _NAME_SIZE].partition(b"\0")[0]
-    return LoadedProgram(number, tag, name.decode("ascii", "replace"))
+    return info.raw
+
+
+def program_numbers() -> Iterator[int]:
+    """Yield the numbers of all programs in the kernel. Raises OSError without CAP_SYS_ADMIN."""
+    number = 0
+    while True:
+        try:
+            answer = bpf(_BPF_PROG_GET_NEXT_ID, struct.pack("=III", number, 0, 0))[1]
+        except FileNotFoundError:
+            return
+        number = struct.unpack_from("=I", answer, 4)[0]
+        yield number
 
 
 def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
@@ -107,31 +140,42 @@ def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
     bpf(_BPF_PROG_ATTACH, _ATTACH.pack(directory, descriptor, attach_type.number, _BPF_F_ALLOW_MULTI))
 
 
+def attached_numbers(target: int, attach_type: int, limit: int = BPF_CGROUP_MAX_PROGS) -> list[int]:
+    """Return the numbers of the programs on a cgroup (by descriptor) or a device (by index), at most `limit`.
+
+    They are in the order in which they run.
+    """
+    numbers = (ctypes.c_uint32 * limit)()
+    query = _QUERY.pack(target, attach_type, 0, 0, ctypes.addressof(numbers), limit, 0)
+    try:
+        answer = bpf(_BPF_PROG_QUERY, query)[1]
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # there are more
+            return list(numbers)
+        raise
+    return list(numbers[: struct.unpack_from("=I", answer, _QUERY_COUNT)[0]])
+
+
 def attached_programs(directory: int, attach_type: AttachType) -> list[LoadedProgram]:
     """Return all programs on the cgroup itself, in the order in which they run."""
-    numbers = (ctypes.c_uint32 * _BPF_CGROUP_MAX_PROGS)()
-    query = _QUERY.pack(directory, attach_type.number, 0, 0, ctypes.addressof(numbers), _BPF_CGROUP_MAX_PROGS, 0)
-    count = struct.unpack_from("=I", bpf(_BPF_PROG_QUERY, query)[1], _QUERY_COUNT)[0]
     programs = []
-    for number in numbers[:count]:
-        with suppress(FileNotFoundError):  # detached meanwhile
-            descriptor = _open_program(number)
-            try:
-                programs.append(describe(descriptor))
-            finally:
-                os.close(descriptor)
+    for number in attached_numbers(directory, attach_type.number):
+        with suppress(FileNotFoundError), open_program(number) as descriptor:  # detached meanwhile
+            programs.append(describe(descriptor))
     return programs
 
 
 def detach(directory: int, program: LoadedProgram, attach_type: AttachType) -> None:
     """Detach a program from a cgroup. Do nothing if it is not attached any more."""
-    with suppress(FileNotFoundError):
-        descriptor = _open_program(program.number)
-        try:
-            bpf(_BPF_PROG_DETACH, _ATTACH.pack(directory, descriptor, attach_type.number, 0))
-        finally:
-            os.close(descriptor)
+    with suppress(FileNotFoundError), open_program(program.number) as descriptor:
+        bpf(_BPF_PROG_DETACH, _ATTACH.pack(directory, descriptor, attach_type.number, 0))
 
 
-def _open_program(number: int) -> int:
-    return bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]
+@contextmanager
+def open_program(number: int) -> Iterator[int]:
+    """Open a program and yield its descriptor. Raises FileNotFoundError if there is none of that number."""
+    descriptor = bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
