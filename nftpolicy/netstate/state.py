@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import frozen
 
 from .bypass import Look
 from .nft import Table
 from .routing import IpRule, Route, Sysctl
+
+_WITH_PORTS = ("bridge", "bond", "team")  # kinds of devices; a socket can be bound to a port
 
 
 @frozen
@@ -30,6 +32,14 @@ class Device:
     kind: str = ""
     link: str | None = None
     link_elsewhere: bool = False
+
+
+def ports_of_devices(devices: Sequence[Device], names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the ports of each of `names` that is among `devices` and sends its frames by ports."""
+    masters = {device.name for device in devices if device.kind in _WITH_PORTS}
+    return {
+        name: tuple(sorted(port.name for port in devices if port.master == name)) for name in names if name in masters
+    }
 
 
 @frozen

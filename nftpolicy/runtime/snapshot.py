@@ -14,7 +14,7 @@ from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
 from ..netstate.formats.snapshot_codec import decode_state, encode_state
-from ..netstate.state import NetState
+from ..netstate.state import NetState, ports_of_devices
 from ..policy.errors import PolicyText
 from ..policy.load import AccountLookup, load
 from ..policy.objects import Account, Policy
@@ -93,11 +93,12 @@ class Snapshot:
 
 def take_snapshot(kernel: Linux) -> Snapshot:
     """Return the snapshot of the network namespace of this process, without policy, versions and time."""
-    devices = kernel.device_names()
+    state = kernel.read_all()
+    devices = frozenset(device.name for device in state.devices)
     return Snapshot(
-        bridge_ports=kernel.bridge_ports(sorted(devices)),
-        state=kernel.read_all(),
-        devices=frozenset(devices),
+        bridge_ports=ports_of_devices(state.devices, sorted(devices)),
+        state=state,
+        devices=devices,
         egress_hook=kernel.supports_egress_hook("lo"),
         families=kernel.ip_families(),
         marks=read_marks_in_use(kernel),

@@ -2,8 +2,7 @@
 
 import pytest
 
-from nftpolicy.kernel.netlink.rtnetlink import ports_of_devices
-from nftpolicy.netstate.state import Device
+from nftpolicy.netstate.state import Device, ports_of_devices
 from nftpolicy.proof.device_paths import DevicePaths
 
 LO = Device("lo")
@@ -118,9 +117,9 @@ def test_devices_below_uplink_are_ports_and_parents() -> None:
 
 @pytest.mark.parametrize("kind", ["bridge", "bond", "team"])
 def test_ports_of_device_are_read_by_its_kind(kind: str) -> None:
-    links = [(1, None, Device("up", kind=kind)), (2, 1, Device("eth1")), (3, 1, Device("eth0")), (4, 5, Device("x"))]
-    assert ports_of_devices(links, ("up", "eth1")) == {"up": ("eth0", "eth1")}
+    ports = (Device("eth1", master="up"), Device("eth0", master="up"), Device("x", master="other"))
+    assert ports_of_devices((Device("up", kind=kind), *ports), ("up", "eth1")) == {"up": ("eth0", "eth1")}
 
 
 def test_ports_of_vrf_are_not_its_ports() -> None:
-    assert ports_of_devices([(1, None, Device("red", kind="vrf")), (2, 1, Device("eth1"))], ("red",)) == {}
+    assert ports_of_devices((Device("red", kind="vrf"), Device("eth1", master="red")), ("red",)) == {}

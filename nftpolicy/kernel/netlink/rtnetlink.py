@@ -18,7 +18,7 @@ from typing import Any
 from attrs import evolve
 
 from ...netstate.routing import IpRule, Route
-from ...netstate.state import Device
+from ...netstate.state import Device, ports_of_devices
 from . import constants as nl
 from . import rtnl_decode as messages
 from .attributes import attribute
@@ -34,7 +34,6 @@ _HEADER_SIZES = {
     nl.RTM_GETNEIGH: nl.NDMSG.size,
     nl.RTM_GETRULE: nl.FIB_RULE_HDR.size,
 }
-_WITH_PORTS = ("bridge", "bond", "team")  # kinds of devices; a socket can be bound to a port
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct("!H")
 
@@ -184,7 +183,9 @@ class Rtnetlink:
     def bridge_ports(self, devices: Iterable[str]) -> dict[str, tuple[str, ...]]:
         """Return the ports of each of `devices` that is a bridge or a bond."""
         with open_rtnetlink() as netlink:
-            return ports_of_devices(_links(netlink), devices)
+            links = _links(netlink)
+        names = {index: device.name for index, _, device in links}
+        return ports_of_devices([evolve(device, master=names.get(master or 0)) for _, master, device in links], devices)
 
     @staticmethod
     def _indexes() -> dict[str, int]:
@@ -199,22 +200,6 @@ class Rtnetlink:
             function(verb, **keys)
         except NetlinkError as error:
             raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from None
-
-
-def ports_of_devices(
-    links: Iterable[tuple[int, int | None, Device]], devices: Iterable[str]
-) -> dict[str, tuple[str, ...]]:
-    """Return the ports of each of `devices` that sends its frames by ports.
-
-    `links` are index, index of the master, and device.
-    """
-    links = tuple(links)
-    masters = {device.name: index for index, _, device in links if device.kind in _WITH_PORTS}
-    return {
-        name: tuple(sorted(port.name for _, master, port in links if master == masters[name]))
-        for name in devices
-        if name in masters
-    }
 
 
 def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:
