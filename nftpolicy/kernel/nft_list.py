@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The ruleset as nft lists it in JSON, object by object where nft 1.0.6 fails on the whole.
+"""A table as nft lists it in JSON, object by object where nft 1.0.6 fails on the whole.
 
 nft 1.0.6 stops at a table with an owner, because it prints its flags from foreign memory, and it
 aborts on an anonymous set with neighbouring wildcards. In text it lists both.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from .errors import RulesetUnreadable
@@ -20,37 +21,21 @@ _OBJECT = re.compile(r"^\t((?:ct )?[a-z]+) (\S+) \{$")
 EMPTY: Any = {"nftables": []}
 
 
-def list_ruleset(nft: Nft) -> Any:
-    """Return a document like `nft -j -t list ruleset`.
+def list_table(nft: Nft, family: str, name: str) -> Any:
+    """Return a document like `nft -j -t list ruleset` that has at least this table.
 
-    An object that nft cannot list is "unreadable" in it.
+    Empty without such a table. An object that nft cannot list is "unreadable" in it.
 
     Raises:
-        RulesetUnreadable: nft cannot list the ruleset in text either.
-    """
-    return _list(nft, "list ruleset")
-
-
-def list_table(nft: Nft, family: str, name: str) -> Any:
-    """Return a document like `list_ruleset` that has at least this table.
-
-    Empty without such a table.
-
-    Raises RulesetUnreadable.
+        RulesetUnreadable: nft cannot list the table in text either.
     """
     # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named
     # sets.
-    try:
-        return nft.list_json(f"list ruleset {family}", terse=True) or EMPTY
-    except RulesetUnreadable:
-        return _list(nft, f"list table {family} {name}")
-
-
-def _list(nft: Nft, command: str) -> Any:
-    try:
-        return nft.list_json(command, terse=True) or EMPTY
-    except RulesetUnreadable:
-        return {"nftables": list(_objects(nft, nft.list_text(command, terse=True) or ""))}
+    commands = f"list ruleset {family}", f"list table {family} {name}"
+    for command in commands:
+        with suppress(RulesetUnreadable):
+            return nft.list_json(command, terse=True) or EMPTY
+    return {"nftables": list(_objects(nft, nft.list_text(commands[-1], terse=True) or ""))}
 
 
 def _objects(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:

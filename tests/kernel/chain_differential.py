@@ -13,6 +13,7 @@ from nftpolicy.model.nft.chains import ACCEPT, Ruleset, evaluate_chain
 from nftpolicy.netstate.formats import nft_json_decode, nft_text
 from nftpolicy.netstate.nft import FULL_MASK
 from tests.lab.netns import Namespace, wait_until
+from tests.text_only_details import add_text_only_details
 
 from . import probe_senders
 
@@ -150,9 +151,7 @@ def compare_table(comparison: ChainComparison, table, only=None) -> None:
     except ValueError as error:
         comparison.refused.append((nft_text.table_text(table), str(error)))
         return
-    (read,) = nft_json_decode.add_text_only_details(
-        nft_json_decode.decode_ruleset(json.loads(listed)), comparison.list_nft(*place)
-    )
+    (read,) = add_text_only_details(nft_json_decode.decode_ruleset(json.loads(listed)), comparison.list_nft(*place))
     ruleset = Ruleset((read,))
     base = next(chain for chain in read.chains if chain.hook)
     versions = {"ip": (4,), "ip6": (6,)}.get(table.family, (4, 6))

@@ -26,6 +26,7 @@ from nftpolicy.netstate.nft import (
     Verdict,
 )
 from tests.lab.netns import Namespace
+from tests.text_only_details import add_text_only_details
 
 pytestmark = pytest.mark.kernel
 
@@ -81,7 +82,7 @@ def listed_again(table):
     with Namespace("node") as node:
         node.nft(nft_text.table_text(table))
         found = json.loads(node.run(["nft", "-j", "list", "ruleset"]).stdout)
-        (back,) = nft_json_decode.add_text_only_details(
+        (back,) = add_text_only_details(
             nft_json_decode.decode_ruleset(found), node.run(["nft", "list", "ruleset"]).stdout
         )
     return back

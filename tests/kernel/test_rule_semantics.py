@@ -17,6 +17,7 @@ from nftpolicy.proof.spec import Spec, UplinkSpec
 from tests.lab import addresses as at
 from tests.lab import packet_senders
 from tests.lab.packet_senders import Job
+from tests.text_only_details import add_text_only_details
 
 from .two_link_node import FAR, MESH, ONLY_WAN, WAN, TwoLinkNode, counted, default
 
@@ -141,7 +142,7 @@ def verdict_of(two_links: TwoLinkNode) -> str:
     """Return the worst verdict of P1 about packets, of the node's ruleset."""
     listing = json.loads(two_links.node.run(["nft", "-j", "list", "ruleset"]).stdout)
     text = two_links.node.run(["nft", "list", "ruleset"]).stdout
-    tables = nft_json_decode.add_text_only_details(nft_json_decode.decode_ruleset(listing), text)
+    tables = add_text_only_details(nft_json_decode.decode_ruleset(listing), text)
     proof = prove(NetState(tables, DEFAULTS, ROUTES), Spec((UplinkSpec("wan", (WAN,), 1, 1),)))
     found = {one.verdict for one in proof.findings if one.property == "P1" and one.deciding}
     return next(verdict for verdict in ("refuted", "unknown", "proved") if verdict in found)

@@ -10,7 +10,7 @@ from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
 from nftpolicy.kernel.inotify import WatchChanges
 from nftpolicy.kernel.netlink import nft_ruleset, rtnetlink
 from nftpolicy.kernel.netlink import socket as netlink_socket
-from nftpolicy.kernel.netlink.attributes import attribute, attribute_spans, attributes, decode_text, ip_text
+from nftpolicy.kernel.netlink.attributes import attribute, attributes, decode_text, ip_text
 from nftpolicy.kernel.netlink.constants import (
     NFGENMSG,
     NFT_MSG_NEWSETELEM,
@@ -236,16 +236,11 @@ def test_truncated_messages_and_attributes_end_the_loop(cut: int) -> None:
     raw = message(KIND, attribute(1, b"abc") + attribute(2, b""))[:cut]
     assert len(list(split_messages(raw))) <= 1
     assert len(list(attributes(raw, 16, len(raw)))) <= 2
-    assert len(list(attribute_spans(raw, 16, len(raw)))) <= 2
 
 
 def test_attributes_round_trip() -> None:
     raw = attribute(1, b"abc\0") + attribute(0x8000 | 2, b"x")
     assert list(attributes(raw, 0, len(raw))) == [(1, b"abc\0"), (2, b"x")]
-    assert [(kind, raw[start:end]) for kind, start, end in attribute_spans(raw, 0, len(raw))] == [
-        (1, b"abc\0"),
-        (2, b"x"),
-    ]
     assert list(attributes(struct.pack("=HH", 0, 1), 0, 4)) == []
     assert (decode_text(b"abc\0"), decode_text(None)) == ("abc", "")
     assert (ip_text(socket.inet_aton("192.0.2.1")), ip_text(bytes(15) + b"\1")) == ("192.0.2.1", "::1")

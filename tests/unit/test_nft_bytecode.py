@@ -14,7 +14,7 @@ from nftpolicy.netstate.formats.nft_bytecode.attributes import (
 )
 from nftpolicy.netstate.formats.nft_bytecode.chains import decode_chain, decode_object, decode_table
 from nftpolicy.netstate.formats.nft_bytecode.elements import decode_elements, repeats_element
-from nftpolicy.netstate.formats.nft_bytecode.expressions import decode_operation, undecoded_xt
+from nftpolicy.netstate.formats.nft_bytecode.expressions import decode_operation
 from nftpolicy.netstate.formats.nft_bytecode.rule_state import RuleContext, RuleState
 from nftpolicy.netstate.formats.nft_bytecode.rules import RawRule, RuleLifter, decode_rule
 from nftpolicy.netstate.formats.nft_bytecode.ruleset import RulesetMessages, UnreadableRuleset, decode_ruleset
@@ -69,6 +69,12 @@ def bitwise(mask: bytes, flip: bytes, register: int = 1) -> bytes:
 NFPROTO, L4PROTO, MARK, OIFNAME = 15, 16, 3, 7
 IPV6_ICMP = (meta(NFPROTO), cmp(b"\x0a"), meta(L4PROTO), cmp(b"\x3a"))
 ECHO = (payload(2, 0, 1), cmp(b"\x80"))
+
+
+def undecoded_xt(
+    kind: str, name: str, revision: int, info: bytes, family: str, byteorder: str
+) -> tuple[nft.Statement, ...]:
+    return (nft.UnknownStatement(f"xt {kind} {name} revision {revision} {info.hex()}"),)
 
 
 def lift(*expressions: bytes, family: str = "inet", sets: SetTable | None = None) -> tuple[nft.Statement, ...]:

@@ -56,6 +56,7 @@ from nftpolicy.netstate.nft import (
     Counter as Count,
 )
 from nftpolicy.netstate.state import CounterValue
+from tests.text_only_details import add_text_only_details
 
 FORMS = json.loads((Path(__file__).parents[1] / "fixtures/forms.json").read_text())  # as nft 1.0.6 lists them
 DUMPS = {path.parent.name: path for path in sorted((Path(__file__).parents[1] / "fixtures").glob("*/kernel.json"))}
@@ -422,7 +423,7 @@ def test_text_listing_completes_the_json_listing():
         Table("netdev", "link", (Chain("one", (), egress), Chain("two", (), egress))),
         Table("ip", "elsewhere"),
     )
-    asleep, awake, link, elsewhere = nft_json_decode.add_text_only_details(tables, LISTING)
+    asleep, awake, link, elsewhere = add_text_only_details(tables, LISTING)
     assert asleep.flags == {"dormant"} and awake.flags == {"owner"}
     assert [one.flags for one in (*awake.sets, *awake.maps)] == [{"dynamic", "timeout"}, set(), {"dynamic"}]
     assert [chain.hook.device for chain in link.chains] == ["eth0", None]

@@ -33,6 +33,7 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.operations import ChainRules, NftOperation, SetElements
 from nftpolicy.netstate.routing import IpRule, Route
+from tests.text_only_details import add_hook_devices
 
 MARK = Meta("mark")
 
@@ -316,8 +317,8 @@ def test_hook_devices_are_read_from_the_text():
     listing = (
         'table netdev t {\n\tchain a.b {\n\t\ttype filter hook egress device "eth0" priority 1; policy drop;\n\t}\n}\n'
     )
-    assert nft_json_decode.add_hook_devices(table, listing).chains[0].hook.device == "eth0"
-    assert nft_json_decode.add_hook_devices(table, "") == table
+    assert add_hook_devices(table, listing).chains[0].hook.device == "eth0"
+    assert add_hook_devices(table, "") == table
 
 
 IP_RULES = [

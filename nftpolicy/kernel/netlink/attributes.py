@@ -27,16 +27,6 @@ def attributes(raw: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         start += length + 3 & ~3
 
 
-def attribute_spans(raw: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (type, start, end) of the value of each attribute between two offsets, without copying."""
-    while start + _HEADER_SIZE <= end:
-        length, kind = NLATTR.unpack_from(raw, start)
-        if length < _HEADER_SIZE:
-            return
-        yield kind & NLA_TYPE_MASK, start + _HEADER_SIZE, start + length
-        start += length + 3 & ~3
-
-
 def nested_attributes(raw: bytes | None) -> dict[int, bytes]:
     """Return the attributes inside an attribute, by type. Empty for None."""
     return dict(attributes(raw, 0, len(raw))) if raw else {}

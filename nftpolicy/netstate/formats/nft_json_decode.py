@@ -7,9 +7,8 @@ can report it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from attrs import evolve
 
@@ -30,8 +29,6 @@ from .nft_json_statements import decode_limit, decode_quota, decode_statement
 from .nft_text_values import value_types
 
 __all__ = [
-    "add_hook_devices",
-    "add_text_only_details",
     "decode_counters",
     "decode_element",
     "decode_expression",
@@ -48,10 +45,6 @@ def _hook(item: dict[str, Any]) -> nft.Hook | None:
         return None
     devices = decode_names(item.get("dev", ()))
     hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
-    return _with_devices(hook, devices)
-
-
-def _with_devices(hook: nft.Hook, devices: frozenset[str]) -> nft.Hook:
     if len(devices) == 1:
         return evolve(hook, device=next(iter(devices)))
     return evolve(hook, devices=devices)
@@ -300,68 +293,6 @@ def decode_ruleset(document: Any) -> tuple[nft.Table, ...]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error
     return tuple(builder.build() for builder in builders.values())
-
-
-_DEVICE = re.compile(r'\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ device "([^"]+)"')
-_DEVICES = re.compile(r"\n\tchain (\S+) \{\n(?:\t\tcomment .*\n)?\t\ttype \S+ hook \S+ devices = \{ ([^}]+) \}")
-_TABLE_FLAGS_LINE = re.compile(r"\A(?:\tcomment .*\n)?\tflags (\S+)$", re.MULTILINE)
-_SET_FLAGS = re.compile(r"\n\t(?:set|map) (\S+) \{\n(?:\t\t(?!flags|elements).*\n)*\t\tflags (\S+)")
-
-
-def add_hook_devices(table: nft.Table, listing: str) -> nft.Table:
-    """Return the table with the devices of its base chains, which nft 1.0.6 prints in text only.
-
-    `listing` is what `nft list table FAMILY NAME` prints.
-    """
-    devices = {name: frozenset({device}) for name, device in _DEVICE.findall(listing)}
-    for name, names in _DEVICES.findall(listing):
-        devices[name] = frozenset(device.strip().strip('"') for device in names.split(","))
-
-    def complete(chain: nft.Chain) -> nft.Chain:
-        hook = chain.hook
-        if hook is None or hook.device or hook.devices or chain.name not in devices:
-            return chain
-        return evolve(chain, hook=_with_devices(hook, devices[chain.name]))
-
-    return evolve(table, chains=tuple(map(complete, table.chains)))
-
-
-_SetOrMap = TypeVar("_SetOrMap", nft.Set, nft.Map)
-
-
-def _with_flags(table: nft.Table, listing: str) -> nft.Table:
-    """Return the table with the flags of it and of its sets that nft 1.0.6 omits from its JSON ("dynamic")."""
-    table_flags = _TABLE_FLAGS_LINE.search(listing.partition("\n")[2])
-    set_flags = {name: frozenset(flags.split(",")) for name, flags in _SET_FLAGS.findall(listing)}
-
-    def complete(item: _SetOrMap) -> _SetOrMap:
-        return evolve(item, flags=item.flags | set_flags.get(item.name, frozenset()))
-
-    return evolve(
-        table,
-        flags=frozenset(table_flags[1].split(",")) if table_flags else table.flags,
-        sets=tuple(map(complete, table.sets)),
-        maps=tuple(map(complete, table.maps)),
-    )
-
-
-def add_text_only_details(tables: Iterable[nft.Table], listing: str) -> tuple[nft.Table, ...]:
-    """Return the tables with details that nft 1.0.6 prints in text only.
-
-    They are: devices of hooks, flags of tables and of sets. `listing` is what `nft list ruleset`
-    prints, with or without elements.
-    """
-    listings: dict[tuple[str, str], str] = {}
-    for text in re.split(r"^(?=table )", listing, flags=re.MULTILINE):
-        words = text.split(maxsplit=3)
-        if len(words) == 4:
-            listings[words[1], words[2]] = text
-
-    def complete(table: nft.Table) -> nft.Table:
-        text = listings.get(table.key)
-        return table if text is None else _with_flags(add_hook_devices(table, text), text)
-
-    return tuple(map(complete, tables))
 
 
 def decode_counters(document: Any) -> CounterValues:

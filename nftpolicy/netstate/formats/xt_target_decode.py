@@ -95,7 +95,7 @@ def _tproxy(fields: Fields, family: str) -> Statements:
 
 # --- address translation --------------------------------------------------------------
 
-_MAP_ADDRESSES, _MAP_PORTS, _OFFSET, _NETMAP = 1, 2, 32, 64  # NF_NAT_RANGE_* of nf_nat.h
+_MAP_ADDRESSES, _MAP_PORTS = 1, 2  # NF_NAT_RANGE_* of nf_nat.h
 _NAT_FLAGS = {4: "random", 8: "persistent", 16: "fully-random"}
 
 

@@ -118,7 +118,7 @@ class Table:
     """Table. The order of chains, sets and counters has no meaning.
 
     `unknown` holds unsupported objects as JSON. `flags` are nft's; "unnamed" stands for a flag that
-    the listing does not contain (see nft_json_decode.add_text_only_details).
+    the listing does not contain.
     """
 
     family: str

@@ -24,13 +24,6 @@ _INFO_NAME, _INFO_REVISION, _INFO = 1, 2, 3  # NFTA_MATCH_*, NFTA_TARGET_*
 Decoder = Callable[[Attributes], Operation]
 
 
-def undecoded_xt(
-    kind: str, name: str, revision: int, info: bytes, family: str, byteorder: str
-) -> tuple[nft.Statement, ...]:
-    """Return an xtables match or target as an unsupported statement."""
-    return (nft.UnknownStatement(f"xt {kind} {name} revision {revision} {info.hex()}"),)
-
-
 def _statement(decoder: Callable[[Attributes], nft.Statement]) -> Decoder:
     def decode_statement(attributes: Attributes) -> Operation:
         statement = decoder(attributes)
