@@ -14,7 +14,7 @@ from ..model.symbolic.box import Ranges, points
 from ..netstate import nft
 from ..netstate.state import NetState
 from .context import ProofContext
-from .lemmas import Violation, count_flows, guard_violation, marks_arriving_tcp, marks_replies
+from .lemmas import Violation, count_marked, guard_violation, marks_arriving_tcp, marks_replies
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 
 _OWNER_FIELDS: Mapping[object, str] = {nft.Meta("skuid"): "uid", nft.Meta("skgid"): "gid"}
@@ -73,12 +73,6 @@ def _accepts_marks(state: NetState) -> str | None:
     return next((sysctl.value for sysctl in state.sysctls if sysctl.path == _ACCEPT_SYSCTL), None)
 
 
-def count_sockets(uplink: UplinkSpec) -> str:
-    """Return the number of sockets with the uplink's mark, as text."""
-    number = uplink.marked_sockets
-    return f"{number} {'socket carries' if number == 1 else 'sockets carry'} the mark of uplink {uplink.name}"
-
-
 def _expecting_rules(state: NetState) -> str:
     """Return the chains with a rule that assigns a conntrack helper or an expectation."""
     chains = {
@@ -98,7 +92,7 @@ def inherited_mark_assumptions(context: ProofContext, spec: Spec) -> Iterator[st
         if any(marks_replies(context, family, uplink) for family in IP_FAMILIES):
             yield from _assumptions_about_flows(context, uplink)
         if uplink.marked_sockets:
-            yield f"{count_sockets(uplink)}, and their programs may use it"
+            yield f"{count_marked(uplink.marked_sockets, 'socket', uplink)}, and their programs may use it"
         if spec.has_policy or _accepts_marks(context.state) is not None:
             continue
         if any(marks_arriving_tcp(context, family, uplink) for family in IP_FAMILIES):
@@ -110,6 +104,6 @@ def _assumptions_about_flows(context: ProofContext, uplink: UplinkSpec) -> Itera
     if uplink.marked_flows is None:
         yield f"a flow from before these rules carries {mark} only if it began at the uplink"
     elif uplink.marked_flows:
-        yield f"{count_flows(uplink)}, and began there"
+        yield f"{count_marked(uplink.marked_flows, 'flow', uplink)}, and began there"
     if chains := _expecting_rules(context.state):
         yield f"a flow that a conntrack helper expects ({chains}) inherits {mark} only if it began at the uplink"

@@ -9,7 +9,7 @@ the exemptions. Together: packets that leave were sent with the mark, or are rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
@@ -108,13 +108,12 @@ def integrity_violations(
     entitled = []
     if uplink.unmarked_uids and hook is None:
         entitled.append(Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)}))
-    writes = list(_mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", entitled))
+    marking_events = list(_marking_events(context, family, chains, [unmarked_packets], uplink, "mark"))
+    writes = list(_violations(context, family, marking_events, entitled))
     if not writes:
         return []
     replies = Region({"ct.direction": points(CT_DIRECTIONS["reply"])}, (uplink.flow_has_mark,))
-    remaining = list(
-        _mark_assignments(context, family, chains, [unmarked_packets], uplink, "mark", [*entitled, replies])
-    )
+    remaining = list(_violations(context, family, marking_events, [*entitled, replies]))
     if remaining:
         return remaining
     flows = flow_violations(context, family, uplink)
@@ -132,7 +131,8 @@ def flow_violations(context: ProofContext, family: int, uplink: UplinkSpec) -> l
     if not _may_mark(context, family, uplink, "ctmark"):
         if not uplink.marked_flows:
             return []
-        return [Violation(family, {}, f"{count_flows(uplink)}, and no rule of this ruleset gave it to them", ())]
+        carry = count_marked(uplink.marked_flows, "flow", uplink)
+        return [Violation(family, {}, f"{carry}, and no rule of this ruleset gave it to them", ())]
     began_at_uplink = Region(
         {"ct.direction": points(CT_DIRECTIONS["original"]), "ct.confirmed": points(0)}, iifname=uplink.devices
     )
@@ -140,10 +140,9 @@ def flow_violations(context: ProofContext, family: int, uplink: UplinkSpec) -> l
     return list(_mark_assignments(context, family, chains, flows, uplink, "ctmark", [began_at_uplink]))
 
 
-def count_flows(uplink: UplinkSpec) -> str:
-    """Return the number of flows with the uplink's mark, as text."""
-    number = uplink.marked_flows
-    return f"{number} {'flow carries' if number == 1 else 'flows carry'} the mark of uplink {uplink.name}"
+def count_marked(number: int | None, noun: str, uplink: UplinkSpec) -> str:
+    """Return how many flows or sockets carry the uplink's mark, as text; `noun` is "flow" or "socket"."""
+    return f"{number} {f'{noun} carries' if number == 1 else f'{noun}s carry'} the mark of uplink {uplink.name}"
 
 
 def marks_replies(context: ProofContext, family: int, uplink: UplinkSpec) -> bool:
@@ -252,18 +251,38 @@ def _mark_assignments(
     excluded: Sequence[Region] = (),
 ) -> Iterator[Violation]:
     """Yield the writes that give the mark to packets of `regions`, except those of `excluded`."""
+    events = _marking_events(context, family, chains, regions, uplink, kind)
+    return _violations(context, family, events, excluded)
+
+
+def _marking_events(
+    context: ProofContext,
+    family: int,
+    chains: Sequence[BaseChain],
+    regions: Sequence[Region],
+    uplink: UplinkSpec,
+    kind: str,
+) -> Iterator[tuple[ChainEvent, Box]]:
+    """Yield the writes that may give the mark to packets of `regions`, and those packets."""
     transfer = context.chain_transfer(family)
-    space = transfer.space
-    excluded_boxes = [box for region in excluded for box in region.boxes(space)]
     for base_chain in chains:
-        for start in (box for region in regions for box in region.boxes(space)):
+        for start in (box for region in regions for box in region.boxes(transfer.space)):
             for event in transfer.mark_writes(base_chain, start):
                 box = _marked_after(context, family, event, uplink, kind)
-                if box is None:
-                    continue
-                remaining = find_uncovered(box, [*event.excluded, *excluded_boxes], space.max_values)
-                if remaining is not None:
-                    yield Violation(family, remaining, _location(event), unsupported_in(remaining, space))
+                if box is not None:
+                    yield event, box
+
+
+def _violations(
+    context: ProofContext, family: int, events: Iterable[tuple[ChainEvent, Box]], excluded: Sequence[Region]
+) -> Iterator[Violation]:
+    """Yield the writes that give the mark to a packet outside `excluded`."""
+    space = context.chain_transfer(family).space
+    excluded_boxes = [box for region in excluded for box in region.boxes(space)]
+    for event, box in events:
+        remaining = find_uncovered(box, [*event.excluded, *excluded_boxes], space.max_values)
+        if remaining is not None:
+            yield Violation(family, remaining, _location(event), unsupported_in(remaining, space))
 
 
 def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink: UplinkSpec, kind: str) -> Box | None:
