@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from ..model.nft import symbols
 from ..model.packet import ETHERTYPES, FORWARD, FRAME, TCP, UDP, CtInfo, Packet, address_range, parse_address
 from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_ranges
 from ..model.symbolic.header_space import HeaderSpace
+from ..netstate.nft import symbols
 from .header_search import choose_header
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
@@ -21,7 +21,7 @@ _HOSTS = {
 _USUAL_VALUES = {"icmp.type": 8, "icmp.code": 0, "icmpv6.type": 128, "icmpv6.code": 0, "igmp.type": 0x22}
 _LATER_STATES = ("established", "related")  # a flow with a mark has had a packet before
 _STATES = {index: name for name, index in field_values.CT_STATES.items()}
-_DIRECTIONS = {index: name for name, index in field_values.CT_DIRECTIONS.items()}
+_DIRECTIONS = symbols.names_by_number(symbols.CT_DIRECTIONS)
 
 
 def choose(ranges: Ranges | None, *preferred: int) -> int:

@@ -18,11 +18,11 @@ from ..model.symbolic import mark_bits
 from ..model.symbolic.box import Box, find_uncovered, intersect_boxes, points
 from ..model.symbolic.box_index import BoxIndex
 from ..model.symbolic.chain_event import BaseChain, ChainEvent
-from ..model.symbolic.field_values import CT_DIRECTIONS
 from ..model.symbolic.mark_writes import marks_after
 from ..model.symbolic.ruleset_scan import mark_kind
 from ..netstate import nft
 from ..netstate.formats import nft_text
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from .context import ProofContext, runs_before_conntrack, unsupported_in
 from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from attrs import evolve
 
 from nftpolicy.model.branching import Choices, explore_branches
-from nftpolicy.model.nft import symbols
 from nftpolicy.model.nft.chains import DROP, Ruleset, evaluate_chain
 from nftpolicy.model.packet_view import PacketView
 from nftpolicy.model.symbolic import field_values, mark_bits
 from nftpolicy.model.symbolic.box import Box, Ranges
 from nftpolicy.model.symbolic.header_space import HeaderSpace
-from nftpolicy.netstate.nft import Chain, Table
+from nftpolicy.netstate.nft import Chain, Table, symbols
 from nftpolicy.proof.spec import Region
 
 from .ruleset_strategies import Question
@@ -126,7 +125,7 @@ FIELDS: dict[str, Callable[[PacketView], int]] = {
     "nfproto": lambda view: view.family,
     "pkttype": lambda view: 0,
     "ct.state": lambda view: field_values.CT_STATES[view.ct_state],
-    "ct.direction": lambda view: field_values.CT_DIRECTIONS[view.ct_direction],
+    "ct.direction": lambda view: symbols.CT_DIRECTIONS[view.ct_direction],
     "ttl": _of_header(("ip", "ttl"), ("ip6", "hoplimit")),
     "icmp.type": _of_header(("icmp", "type")),
     "icmpv6.type": _of_header(("icmpv6", "type")),

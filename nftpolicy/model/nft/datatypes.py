@@ -12,25 +12,26 @@ from functools import lru_cache
 from attrs import frozen
 
 from ...netstate import nft
-from ..packet import address_range
-from .symbols import (
+from ...netstate.nft.symbols import (
+    ARP_OPERATIONS,
+    CT_DIRECTIONS,
+    CT_STATE_BITS,
+    CT_STATUS_BITS,
     DEVICE_TYPES,
-    ETHERTYPE_NAMES,
+    ETHERTYPE_NUMBERS,
+    FAMILIES,
     ICMP_TYPES,
     ICMPV6_CODES,
     ICMPV6_TYPES,
     IGMP_TYPES,
     PKTTYPES,
     PROTOCOL_NUMBERS,
-    TCP_FLAGS,
+    TCP_FLAG_BITS,
 )
+from ..packet import address_range
 
 Interval = tuple[int, int]
 
-# Bits of `ct state` (include/uapi/linux/netfilter/nf_conntrack_common.h).
-CT_STATE_BITS = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
-CT_STATUS_BITS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
-NFPROTO = {"ipv4": 2, "ipv6": 10}
 NFPROTO_NETDEV = 5
 _IFNAMSIZ = 16
 
@@ -65,8 +66,8 @@ DEVICE_NAME, ADDRESS_TYPES = (
 )
 _META = {
     "l4proto": DataType("protocol", 8, PROTOCOL_NUMBERS),
-    "nfproto": DataType("family", 8, NFPROTO),
-    "protocol": DataType("ethertype", 16, ETHERTYPE_NAMES),
+    "nfproto": DataType("family", 8, FAMILIES),
+    "protocol": DataType("ethertype", 16, ETHERTYPE_NUMBERS),
     "pkttype": DataType("pkttype", 8, PKTTYPES),
     "oiftype": DataType("device type", 16, DEVICE_TYPES),
     **dict.fromkeys(("iif", "oif", "iifname", "oifname", "ibrname", "obrname", "iifkind", "oifkind"), DEVICE_NAME),
@@ -74,8 +75,8 @@ _META = {
 _CT = {
     "state": DataType("state", 32, CT_STATE_BITS, is_bitmask=True),
     "status": DataType("status", 32, CT_STATUS_BITS, is_bitmask=True),
-    "direction": DataType("direction", 8, {"original": 0, "reply": 1}),
-    "l3proto": DataType("family", 8, NFPROTO),
+    "direction": DataType("direction", 8, CT_DIRECTIONS),
+    "l3proto": DataType("family", 8, FAMILIES),
     "protocol": _META["l4proto"],
     "proto-src": _PORT,
     "proto-dst": _PORT,
@@ -83,7 +84,7 @@ _CT = {
     **{f"ip6 {name}": ADDRESS_TYPES[6] for name in ("saddr", "daddr")},
 }
 _PAYLOAD = {
-    ("tcp", "flags"): DataType("flags", 8, {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}, is_bitmask=True),
+    ("tcp", "flags"): DataType("flags", 8, TCP_FLAG_BITS, is_bitmask=True),
     ("icmp", "type"): DataType("type", 8, ICMP_TYPES),
     ("icmp", "code"): DataType("code", 8, _ICMP_CODES),
     ("icmpv6", "type"): DataType("type", 8, ICMPV6_TYPES),
@@ -93,7 +94,7 @@ _PAYLOAD = {
     ("vlan", "type"): _META["protocol"],
     ("ip", "protocol"): _META["l4proto"],
     ("ip6", "nexthdr"): _META["l4proto"],
-    ("arp", "operation"): DataType("operation", 16, {"request": 1, "reply": 2}),
+    ("arp", "operation"): DataType("operation", 16, ARP_OPERATIONS),
     **{("ip", name): ADDRESS_TYPES[4] for name in ("saddr", "daddr")},
     **{("ip6", name): ADDRESS_TYPES[6] for name in ("saddr", "daddr")},
     **{(ip, "dscp"): DataType("dscp", 6, _DSCP) for ip in ("ip", "ip6")},

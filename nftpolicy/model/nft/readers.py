@@ -14,12 +14,10 @@ from typing import Final
 from attrs import frozen
 
 from ...netstate import nft
+from ...netstate.nft.symbols import CT_STATE_BITS, CT_STATUS_BITS, FAMILIES
 from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
 from ..packet_view import PacketView
 from .datatypes import (
-    CT_STATE_BITS,
-    CT_STATUS_BITS,
-    NFPROTO,
     NFPROTO_NETDEV,
     data_type,
     device_number,
@@ -51,7 +49,7 @@ _FAMILY_PROTOCOLS = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGM
 _FRAGMENT_OFFSET = 0x1FFF  # IP_OFFSET
 _ARP = 0x0806
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
-_NFPROTOS = {4: NFPROTO["ipv4"], 6: NFPROTO["ipv6"]}
+_NFPROTOS = {4: FAMILIES["ipv4"], 6: FAMILIES["ipv6"]}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 # Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
 _UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
 from ...netstate.nft import FULL_MASK, Element, Expression, Meta, Payload, Value
-from ..nft.symbols import (
+from ...netstate.nft.symbols import (
+    CT_DIRECTIONS,
     DEVICE_TYPES,
-    ETHERTYPE_NAMES,
+    ETHERTYPE_NUMBERS,
     ICMP_TYPES,
     ICMPV6_CODES,
     ICMPV6_TYPES,
@@ -25,7 +26,6 @@ from ..packet import address_range
 from .box import Box, Ranges, complement, intersect_ranges, merge_ranges, points
 
 CT_STATES = {"new": 0, "established": 1, "related": 2, "invalid": 3, "untracked": 4}
-CT_DIRECTIONS = {"original": 0, "reply": 1}
 _NFPROTOS = {"ipv4": 4, "ipv6": 6}
 
 MAX_VALUES = {
@@ -152,12 +152,12 @@ META_FIELDS: dict[str, tuple[str, Parse, Box]] = {
     "skgid": ("gid", parse_number, _SOCKET),
     "l4proto": ("protocol", _named(PROTOCOL_NUMBERS), _IP),
     "nfproto": ("nfproto", _named(_NFPROTOS), {}),
-    "protocol": ("ethertype", _named(ETHERTYPE_NAMES), {}),
+    "protocol": ("ethertype", _named(ETHERTYPE_NUMBERS), {}),
     "pkttype": ("pkttype", _named(PKTTYPES), {}),
 }
 # The same for the egress hook of a device: the frame's own ethertype, and the type of the device.
 EGRESS_FIELDS: dict[Expression, tuple[str, Parse, Box]] = {
-    Payload("ether", "type"): ("ether.type", _named(ETHERTYPE_NAMES), {"ether.readable": points(1)}),
+    Payload("ether", "type"): ("ether.type", _named(ETHERTYPE_NUMBERS), {"ether.readable": points(1)}),
     Meta("oiftype"): ("oiftype", _named(DEVICE_TYPES), {}),
 }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from ...netstate import nft
-from ..nft.symbols import TCP_FLAGS
+from ...netstate.nft.symbols import TCP_FLAGS
 from .box import Box, points
 
 _FLAGS = nft.Payload("tcp", "flags")

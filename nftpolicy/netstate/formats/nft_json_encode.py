@@ -13,13 +13,13 @@ from typing import Any
 
 from .. import nft
 from ..nft import Element, Expression, Statement
+from ..nft.symbols import ETHERTYPE_NUMBERS
 from .nft_text_values import unsupported_error
 
 _INTERVAL = re.compile(r"([0-9]+)-([0-9]+)\Z")
 _ADDRESSES = re.compile(r"([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)-([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)\Z")
 _ADDRESS = frozenset({"ipv4_addr", "ipv6_addr"})
 _DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
-_ETHERTYPES = {name: number for number, name in nft.ETHERTYPE_NAMES.items()}
 _FLAG_FIELDS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"), nft.Ct("event"))
 
 
@@ -27,8 +27,8 @@ def encode_value(item: nft.Value, kind: str) -> Any:
     """Return one value; prefixes and intervals become objects."""
     if isinstance(item, int):
         return item
-    if kind == "ethertype" and item in _ETHERTYPES:
-        return _ETHERTYPES[item]
+    if kind == "ethertype" and item in ETHERTYPE_NUMBERS:
+        return ETHERTYPE_NUMBERS[item]
     if kind in _ADDRESS and "/" in item:
         address, length = item.split("/")
         return {"prefix": {"addr": address, "len": int(length)}}

@@ -15,28 +15,18 @@ from attrs import frozen
 from ...exceptions import NftpolicyError
 from .. import nft
 from ..nft import Element, Expression
+from ..nft.symbols import DEVICE_TYPES, ICMPV6_CODES
 
 _MARK_BITS = 32
 _PLAIN_VERDICTS = frozenset({"accept", "drop", "return", "continue"})
 _FRAME_TYPE = {"payload": {"base": "ll", "offset": 96, "len": 16}}  # @ll,96,16
-_ARPHRD_ETHER = 1
-_DEVICE_TYPES: dict[Element, nft.Value] = {
-    "ether": _ARPHRD_ETHER,
-    "ppp": 512,
-    "ipip": 768,
-    "ipip6": 769,
-    "loopback": 772,
-    "sit": 776,
-}
+_ARPHRD_ETHER = DEVICE_TYPES["ether"]
 # Values with one form each, whatever nft prints: by expression, as it prints them -> form.
-_CANONICAL_VALUES: Mapping[Expression, Mapping[Element, nft.Value]] = {
+_CANONICAL_VALUES: Mapping[Expression, Mapping[Any, nft.Value]] = {
     nft.Payload("ether", "type"): {"vlan": "8021q", **dict(nft.ETHERTYPE_NAMES.items())},
-    **dict.fromkeys((nft.Meta("iiftype"), nft.Meta("oiftype")), _DEVICE_TYPES),
-    nft.Payload("icmpv6", "code"): {
-        "no-route": 0, "admin-prohibited": 1, "addr-unreachable": 3, "port-unreachable": 4, "policy-fail": 5,
-        "reject-route": 6,
-    },
-}  # fmt: skip
+    **dict.fromkeys((nft.Meta("iiftype"), nft.Meta("oiftype")), DEVICE_TYPES),
+    nft.Payload("icmpv6", "code"): ICMPV6_CODES,
+}
 _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
 # Fields of flags; nft prints their values as lists of names.
 _FLAGS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from .. import nft
 from ..nft import Element, Expression
+from ..nft.symbols import ETHERTYPE_NUMBERS
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
@@ -19,7 +20,6 @@ _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2}
 QUOTED_TYPES = frozenset({"ifname", "iface_index"})
 FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status"})
 _TIME_TYPE, _ETHERTYPE = "time", "ethertype"
-_ETHERTYPES = {name: number for number, name in nft.ETHERTYPE_NAMES.items()}  # nft has no name behind @ll,96,16
 _UNTYPED_PAIR = ("value", "value")
 _OPTION_KINDS = frozenset({"tcp option", "ip option"})
 _TYPES: dict[Expression, str] = {
@@ -80,7 +80,8 @@ def typed_value_text(item: nft.Value, kind: str) -> str:
     if kind in QUOTED_TYPES:
         return "*" if item == "*" else value_text(item, True)
     if kind == _ETHERTYPE:
-        number = _ETHERTYPES.get(item, item) if isinstance(item, str) else item
+        # nft has no name behind @ll,96,16.
+        number = ETHERTYPE_NUMBERS.get(item, item) if isinstance(item, str) else item
         return f"{number:#06x}" if isinstance(number, int) else value_text(number)
     if isinstance(item, str) and kind in FLAG_TYPES:
         return " | ".join(map(grammar_word, item.split(",")))

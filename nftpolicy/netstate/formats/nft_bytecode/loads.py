@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ... import nft
+from ...nft.symbols import CT_DIRECTIONS, names_by_number
 from ..nft_text import display_text
 from .attributes import Attributes, UnsupportedBytecode
 from .registers import Content
@@ -52,7 +53,7 @@ CT_KEYS: Mapping[int, KeyLayout] = {
 }  # fmt: skip
 # Keys of addresses without a family: that of the table.
 _CT_ADDRESSES = {8: "saddr", 9: "daddr"}
-_CT_DIRECTIONS = {0: "original", 1: "reply"}
+_CT_DIRECTIONS = names_by_number(CT_DIRECTIONS)
 PAYLOAD_BASES = {0: "ll", 1: "nh", 2: "th", 3: "ih"}
 _RT_KEYS: Mapping[int, tuple[nft.Rt, Kind, int, str]] = {
     0: (nft.Rt("classid"), Kind.NUMBER, 4, NATIVE),

@@ -8,6 +8,8 @@ from enum import Enum, auto
 from ipaddress import IPv4Address, IPv6Address
 
 from ... import nft
+from ...nft import symbols
+from ...nft.symbols import names_by_number
 from .attributes import UnsupportedBytecode, named_bits
 
 _IFNAMSIZ = 16
@@ -45,47 +47,27 @@ class Kind(Enum):
     ARP_OPERATION = auto()
 
 
-_ICMP_TYPES = {
-    0: "echo-reply", 3: "destination-unreachable", 4: "source-quench", 5: "redirect", 8: "echo-request",
-    9: "router-advertisement", 10: "router-solicitation", 11: "time-exceeded", 12: "parameter-problem",
-    13: "timestamp-request", 14: "timestamp-reply", 15: "info-request", 16: "info-reply",
-    17: "address-mask-request", 18: "address-mask-reply",
-}  # fmt: skip
-_ICMPV6_TYPES = {
-    1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
-    128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report",
-    132: "mld-listener-done", 133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit",
-    136: "nd-neighbor-advert", 137: "nd-redirect", 138: "router-renumbering", 141: "ind-neighbor-solicit",
-    142: "ind-neighbor-advert", 143: "mld2-listener-report",
-}  # fmt: skip
 # Names as nft 1.0.6 lists them (nftables, src/datatype.c, src/proto.c, src/ct.c, src/meta.c, src/fib.c).
 _NAMES: Mapping[Kind, Mapping[int, str]] = {
     Kind.PROTOCOL: nft.PROTOCOL_NAMES,
-    Kind.FAMILY: {2: "ipv4", 10: "ipv6"},
-    Kind.ETHERTYPE: {0x0800: "ip", 0x0806: "arp", 0x86DD: "ip6", 0x8100: "8021q", 0x88A8: "8021ad"},
-    Kind.PACKET_TYPE: {0: "host", 1: "broadcast", 2: "multicast", 3: "other"},
+    Kind.FAMILY: names_by_number(symbols.FAMILIES),
+    Kind.ETHERTYPE: nft.ETHERTYPE_NAMES,
+    Kind.PACKET_TYPE: names_by_number(symbols.PKTTYPES),
     Kind.ADDRESS_TYPE: {
         0: "unspec", 1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole",
         7: "unreachable", 8: "prohibit",
     },
-    Kind.CT_DIRECTION: {0: "original", 1: "reply"},
-    Kind.ICMP_TYPE: _ICMP_TYPES,
-    Kind.ICMPV6_TYPE: _ICMPV6_TYPES,
-    Kind.IGMP_TYPE: {
-        0x11: "membership-query", 0x12: "membership-report-v1", 0x16: "membership-report-v2",
-        0x22: "membership-report-v3", 0x17: "leave-group",
-    },
-    Kind.ARP_OPERATION: {1: "request", 2: "reply"},
+    Kind.CT_DIRECTION: names_by_number(symbols.CT_DIRECTIONS),
+    Kind.ICMP_TYPE: names_by_number(symbols.ICMP_TYPES),
+    Kind.ICMPV6_TYPE: names_by_number(symbols.ICMPV6_TYPES),
+    Kind.IGMP_TYPE: names_by_number(symbols.IGMP_TYPES),
+    Kind.ARP_OPERATION: names_by_number(symbols.ARP_OPERATIONS),
 }  # fmt: skip
 FLAG_NAMES: Mapping[Kind, Mapping[int, str]] = {
-    Kind.TCP_FLAGS: {
-        0x01: "fin", 0x02: "syn", 0x04: "rst", 0x08: "psh", 0x10: "ack", 0x20: "urg", 0x40: "ecn", 0x80: "cwr",
-    },
-    Kind.CT_STATE: {1: "invalid", 2: "established", 4: "related", 8: "new", 64: "untracked"},
-    Kind.CT_STATUS: {
-        1: "expected", 2: "seen-reply", 4: "assured", 8: "confirmed", 16: "snat", 32: "dnat", 512: "dying",
-    },
-}  # fmt: skip
+    Kind.TCP_FLAGS: names_by_number(symbols.TCP_FLAG_BITS),
+    Kind.CT_STATE: names_by_number(symbols.CT_STATE_BITS),
+    Kind.CT_STATUS: names_by_number(symbols.CT_STATUS_BITS),
+}
 _ADDRESS_BITS = {Kind.IPV4: 32, Kind.IPV6: 128}
 _ADDRESSES = {Kind.IPV4: IPv4Address, Kind.IPV6: IPv6Address}
 # Kinds of names or bits: an order or an interval of them has no meaning.

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ... import nft
+from ...nft.symbols import CT_DIRECTIONS, names_by_number
 from .attributes import Attributes, UnsupportedBytecode
 from .datatypes import Column
 from .headers import header_parts
@@ -14,7 +15,7 @@ from .registers import Content
 from .rule_state import RuleState
 from .values import Kind, interval_value, single_value
 
-_CT_DIRECTIONS = {0: "original", 1: "reply"}
+_CT_DIRECTIONS = names_by_number(CT_DIRECTIONS)
 _NAT_FAMILIES = {1: None, 2: "ip", 10: "ip6"}
 _NAT_TYPES: Mapping[int, type[nft.Snat | nft.Dnat]] = {0: nft.Snat, 1: nft.Dnat}
 _ADDRESS = {"ip": (Kind.IPV4, 4), "ip6": (Kind.IPV6, 16)}

@@ -7,11 +7,11 @@ if_packet.h.
 
 from __future__ import annotations
 
-from ...netstate import nft
-from ...netstate.nft import PROTOCOL_NAMES
+from .expressions import ETHERTYPE_NAMES, PROTOCOL_NAMES
 
+FAMILIES = {"ipv4": 2, "ipv6": 10}  # of meta nfproto
 PKTTYPES = {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3}
-ETHERTYPE_NAMES = {**{name: number for number, name in nft.ETHERTYPE_NAMES.items()}, "vlan": 0x8100}
+ETHERTYPE_NUMBERS = {**{name: number for number, name in ETHERTYPE_NAMES.items()}, "vlan": 0x8100}
 # Types of devices, the first three being those of uplinks with link header, of PPP, and without
 # any (include/uapi/linux/if_arp.h).
 DEVICE_TYPES = {"ether": 1, "ppp": 512, "none": 0xFFFE, "ipip": 768, "ipip6": 769, "loopback": 772, "sit": 776}
@@ -41,4 +41,15 @@ ICMPV6_CODES = {
     "no-route": 0, "admin-prohibited": 1, "addr-unreachable": 3, "port-unreachable": 4, "policy-fail": 5,
     "reject-route": 6,
 }  # fmt: skip
+ARP_OPERATIONS = {"request": 1, "reply": 2}
+# Bits of `ct state` and `ct status` (include/uapi/linux/netfilter/nf_conntrack_common.h).
+CT_STATE_BITS = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
+CT_STATUS_BITS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
+CT_DIRECTIONS = {"original": 0, "reply": 1}
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
+TCP_FLAG_BITS = {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}
+
+
+def names_by_number(symbols: dict[str, int]) -> dict[int, str]:
+    """Return the name of each number: of several, the first, which is the one that nft lists."""
+    return {number: name for name, number in reversed(symbols.items())}
