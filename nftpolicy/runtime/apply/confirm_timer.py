@@ -101,8 +101,7 @@ def roll_back_unless_confirmed(
 
     Raises:
         ConfirmError: another policy waits to be confirmed, or the timer cannot be started; nothing
-        was
-            changed.
+            was changed.
     """
     pending_confirm.require_none_pending(state_dir)
     target = _rollback_target(kernel, state_dir, history)

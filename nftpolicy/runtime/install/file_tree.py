@@ -11,7 +11,7 @@ from attrs import frozen
 
 from ..paths import under_root
 from .installed_files import read_if_exists, replace_files, sha256_hex
-from .installer import FileConflict
+from .installer import select_fresh
 
 _EXECUTABLE = 0o755
 
@@ -39,23 +39,13 @@ def install_tree(
 
     Raises:
         FileConflict: files exist that differ from the previous listing, and not `force`; nothing
-        was
-            written.
+            was written.
         OSError: a file cannot be read or written; nothing was changed.
     """
     digests = _listed_digests(read_if_exists(under_root(root, listing)) or b"")
-    fresh: dict[Path, bytes] = {}
-    conflicts = []
-    for path, content in files.items():
-        target = under_root(root, path)
-        present = read_if_exists(target)
-        if present == content:
-            continue
-        fresh[target] = content
-        if present is not None and path != listing and digests.get(path) != sha256_hex(present):
-            conflicts.append(target)
-    if conflicts and not force:
-        raise FileConflict(conflicts)
+    fresh = select_fresh(
+        root, files, lambda path, present: path == listing or digests.get(path) == sha256_hex(present), force
+    )
     with replace_files(fresh, {under_root(root, path): _EXECUTABLE for path in executable}):
         pass
     removed = []

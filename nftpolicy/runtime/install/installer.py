@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -116,18 +116,9 @@ def install_files(
     manifest, if not the system's (runtime/paths.py).
     """
     manifest = Manifest.read(root, directory)
-    fresh: dict[Path, bytes] = {}
-    conflicts = []
-    for path, content in files.items():
-        target = under_root(root, path)
-        present = read_if_exists(target)
-        if present == content:
-            continue
-        fresh[target] = content
-        if present is not None and (path in admin_files or not manifest.matches(path, present)):
-            conflicts.append(target)
-    if conflicts and not force:
-        raise FileConflict(conflicts)
+    fresh = select_fresh(
+        root, files, lambda path, present: path not in admin_files and manifest.matches(path, present), force
+    )
     # A file that the administrator wrote must not be removed by uninstall.
     ours = {
         path: content for path, content in files.items() if path not in admin_files or under_root(root, path) in fresh
@@ -138,6 +129,31 @@ def install_files(
         with replace_files({**fresh, **new_manifest.as_files()}, file_modes):
             pass
     return list(fresh)
+
+
+def select_fresh(
+    root: Path, files: Mapping[str, bytes], is_ours: Callable[[str, bytes], bool], force: bool
+) -> dict[Path, bytes]:
+    """Return the files that differ from those below `root`, by the path to write.
+
+    `is_ours` tells whether nftpolicy installed the content that is at a path.
+
+    Raises:
+        FileConflict: files that nftpolicy did not install would be replaced, and not `force`.
+    """
+    fresh: dict[Path, bytes] = {}
+    conflicts = []
+    for path, content in files.items():
+        target = under_root(root, path)
+        present = read_if_exists(target)
+        if present == content:
+            continue
+        fresh[target] = content
+        if present is not None and not is_ours(path, present):
+            conflicts.append(target)
+    if conflicts and not force:
+        raise FileConflict(conflicts)
+    return fresh
 
 
 @frozen

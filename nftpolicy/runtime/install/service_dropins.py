@@ -71,8 +71,7 @@ def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, mach
 
     Raises:
         DropInError: a unit name is invalid or used for two services, or a program cannot be marked
-        by a
-            library.
+            by a library.
         Unavailable: the marking library is missing (services/preload.py).
         ValueError: a path has a character with a special meaning in a unit.
     """
