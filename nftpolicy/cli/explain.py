@@ -20,8 +20,8 @@ from .common import (
     this_kernel,
     warn,
 )
-from .options import AppliedPolicyFile, PrintJson, RouteFiles, RuleFiles, RulesetFile
-from .state_files import state_from_files
+from .options import AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
+from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 
 if TYPE_CHECKING:
     from ..kernel.process_sockets import ProcessSocket
@@ -70,6 +70,7 @@ def command(
         typer.Option("--compiled", help="Explain in what FILE compiles to, not in this kernel's state."),
     ] = False,
     ruleset: RulesetFile = None,
+    chain_device: ChainDevices = None,
     rules: RuleFiles = None,
     routes: RouteFiles = None,
     as_json: PrintJson = False,
@@ -85,6 +86,8 @@ def command(
         reply, ct_mark, tuple(field or ()),
     )  # fmt: skip
     has_state_files = bool(ruleset or rules or routes)
+    if chain_device and ruleset is None:
+        raise Failure(CHAIN_DEVICE_ALONE, EXIT_BAD_INPUT)
     if pid is not None:
         options.require_destination_only()
         if has_state_files or compiled:
@@ -96,7 +99,7 @@ def command(
     else:
         packet = options.packet()  # before any state is read, so that bad input is the first message
         if has_state_files or compiled:
-            judged_state = _state_from_files(file, compiled, ruleset, rules or (), routes or ())
+            judged_state = _state_from_files(file, compiled, ruleset, rules or (), routes or (), chain_device or ())
         else:
             judged_state = _state_from_kernel(file)
         judged_state.warn_of_absent(packet.bound, packet.iif)
@@ -286,6 +289,7 @@ def _state_from_files(
     ruleset: Path | None,
     rules: Sequence[str],
     routes: Sequence[str],
+    chain_devices: Sequence[str],
 ) -> JudgedState:
     """Return the state in files, joined with what FILE compiles to if `compiled`."""
     policy = read_policy(file) if file is not None else None
@@ -295,7 +299,7 @@ def _state_from_files(
         return _state_from_policy(*policy)
     from ..runtime import explain
 
-    state = state_from_files(ruleset, rules, routes)
+    state = state_from_files(ruleset, rules, routes, chain_devices)
     if policy is not None:
         desired = explain.compile_for(policy[0])
         state = explain.merge_states(desired, state) if compiled else explain.with_origins(state, desired)

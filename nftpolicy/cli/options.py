@@ -41,6 +41,10 @@ RouteFiles = Annotated[
     list[str] | None,
     typer.Option(help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
 ]
+ChainDevices = Annotated[
+    list[str] | None,
+    typer.Option("--chain-device", help="CHAIN=DEVICE[,DEVICE]: hook device that the ruleset lacks; may be repeated."),
+]
 SnapshotFile = Annotated[
     Path | None,
     typer.Option("--snapshot", help="Read the state from this output of 'nftpolicy snapshot', not from this kernel."),

@@ -8,25 +8,38 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from attrs import evolve
+
+from ..netstate import nft
 from ..netstate.formats import ip_json_decode, nft_json_decode
 from ..netstate.state import NetState
 from .common import EXIT_BAD_INPUT, Failure, read_input
 
 Decoded = TypeVar("Decoded")
+CHAIN_DEVICE_ALONE = "--chain-device completes --ruleset, which is missing"
+_CHAIN_DEVICE_FORM = "'FAMILY TABLE CHAIN=DEVICE', such as 'netdev filter out=eth0'"
+_PATH_WORDS = 3
 _MOST_CHARACTERS = 300  # of a message of a decoder
 
 
-def state_from_files(ruleset: Path | None, rules: Iterable[str], routes: Iterable[str]) -> NetState:
+def state_from_files(
+    ruleset: Path | None, rules: Iterable[str], routes: Iterable[str], chain_devices: Iterable[str] = ()
+) -> NetState:
     """Return the state in these files; without a file that part is empty.
 
     A file of rules or routes has one family: that of its prefix ("4:FILE", "6:FILE"), or of
-    its addresses.
+    its addresses. `chain_devices` ("FAMILY TABLE CHAIN=DEVICE[,DEVICE]") are the devices of chains
+    at ingress or egress, which nft 1.0.6 does not print.
 
     Raises:
-        Failure: a file cannot be read, or is not the output of the command.
+        Failure: a file cannot be read, or is not the output of the command; or the ruleset has no
+            such chain, or has its devices.
     """
+    tables = _read(str(ruleset), nft_json_decode.decode_ruleset, "nft -j list ruleset") if ruleset else ()
+    for option in chain_devices:
+        tables = _with_chain_devices(tables, option)
     return NetState(
-        tables=_read(str(ruleset), nft_json_decode.decode_ruleset, "nft -j list ruleset") if ruleset else (),
+        tables=tables,
         rules=tuple(
             rule for file in rules for rule in _read_family(file, ip_json_decode.decode_rules, "ip -j -N rule")
         ),
@@ -35,6 +48,39 @@ def state_from_files(ruleset: Path | None, rules: Iterable[str], routes: Iterabl
             for file in routes
             for route in _read_family(file, ip_json_decode.decode_routes, "ip -j -N route show table all")
         ),
+    )
+
+
+def _with_chain_devices(tables: tuple[nft.Table, ...], option: str) -> tuple[nft.Table, ...]:
+    """Return the tables with the devices of a --chain-device option on its chain."""
+    path, _, names = option.partition("=")
+    devices = frozenset(filter(None, names.split(",")))
+    words = tuple(path.split())
+    if len(words) != _PATH_WORDS or not devices:
+        raise Failure(f"--chain-device {option!r}: expected {_CHAIN_DEVICE_FORM}", EXIT_BAD_INPUT)
+    chains = [
+        (table.family, table.name, chain.name)
+        for table in tables
+        for chain in table.chains
+        if chain.hook is not None and chain.hook.needs_device
+    ]
+    if words not in chains:
+        known = ", ".join(repr(" ".join(chain)) for chain in chains) or "none"
+        raise Failure(
+            f"--chain-device {option!r}: the ruleset has no such chain without a device; those without: {known}",
+            EXIT_BAD_INPUT,
+        )
+    return tuple(
+        evolve(
+            table,
+            chains=tuple(
+                evolve(chain, hook=chain.hook.with_devices(devices))
+                if chain.hook is not None and (table.family, table.name, chain.name) == words
+                else chain
+                for chain in table.chains
+            ),
+        )
+        for table in tables
     )
 
 

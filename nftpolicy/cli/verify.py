@@ -23,9 +23,18 @@ from .common import (
     this_kernel,
     warn,
 )
-from .options import PrintJson, RouteFiles, RuleFiles, RulesetFile, SnapshotFile, UplinkDevices, UplinkMarks
+from .options import (
+    ChainDevices,
+    PrintJson,
+    RouteFiles,
+    RuleFiles,
+    RulesetFile,
+    SnapshotFile,
+    UplinkDevices,
+    UplinkMarks,
+)
 from .snapshot import read_snapshot
-from .state_files import state_from_files
+from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
@@ -49,6 +58,7 @@ class VerifyInput:
     live: bool
     snapshot: Path | None
     ruleset: Path | None
+    chain_devices: Sequence[str]
     rules: Sequence[str]
     routes: Sequence[str]
     uplinks: Sequence[str]
@@ -72,6 +82,8 @@ class VerifyInput:
             raise Failure(
                 "--snapshot is a whole state: it excludes --live, --ruleset, --rules, --routes", EXIT_BAD_INPUT
             )
+        if self.chain_devices and self.ruleset is None:
+            raise Failure(CHAIN_DEVICE_ALONE, EXIT_BAD_INPUT)
         if self.has_state_files and self.ruleset is None:
             raise Failure(
                 "--ruleset is missing, and only tables can drop: save them with 'nft -j list ruleset > FILE'",
@@ -87,6 +99,7 @@ class VerifyInput:
 
         file = [str(self.file)] if self.file else []
         state = ["--ruleset", str(self.ruleset)] if self.ruleset else []
+        state += _repeat_option("--chain-device", self.chain_devices)
         state += _repeat_option("--rules", self.rules) + _repeat_option("--routes", self.routes)
         uplinks = _repeat_option("--uplink", self.uplinks) + _repeat_option("--mark", self.marks)
         uplinks += _repeat_option("--exempt", self.exempt)
@@ -108,6 +121,7 @@ def command(
     ] = False,
     snapshot: SnapshotFile = None,
     ruleset: RulesetFile = None,
+    chain_device: ChainDevices = None,
     rules: RuleFiles = None,
     routes: RouteFiles = None,
     uplink: UplinkDevices = None,
@@ -127,8 +141,9 @@ def command(
     The proof covers all packets of IPv4 and IPv6.
     """
     inputs = VerifyInput(
-        file, live, snapshot, ruleset, rules or (), routes or (), uplink or (), mark or (), exempt or ()
-    )
+        file, live, snapshot, ruleset, chain_device or (), rules or (), routes or (), uplink or (), mark or (),
+        exempt or (),
+    )  # fmt: skip
     inputs.check()
     if as_json and script is not None and str(script) == "-":
         raise Failure("--script -: standard output is taken by --json", EXIT_BAD_INPUT)
@@ -184,7 +199,7 @@ def _prove(
             name = f"the snapshot of {stored.time}"
             return verify.verify_snapshot(name, stored, subject, inputs.exempt, progress)
         if inputs.has_state_files:
-            state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes)
+            state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes, inputs.chain_devices)
             return verify.verify_files(state, subject, inputs.exempt, progress)
         if inputs.live:
             return verify.verify_kernel(this_kernel(), subject, inputs.exempt, progress)

@@ -218,7 +218,8 @@ def _missing_parts(state: NetState) -> Iterator[str]:
         elif not has_routes:
             yield f"routing of IPv{family}: no routes of IPv{family} were given"
     yield "ports of bridges: the files do not have them"
-    hooks = [chain.hook for table in state.tables for chain in table.chains if chain.hook]
-    netdev_hooks = [hook for hook in hooks if hook.hook in ("ingress", "egress")]
-    if any(not hook.device and not hook.devices for hook in netdev_hooks):
-        yield ("devices of the chains at ingress and egress: an old nft does not write them in its JSON output")
+    for table in state.tables:
+        for chain in table.chains:
+            if chain.hook is not None and chain.hook.needs_device:
+                path = f"{table.family} {table.name} {chain.name}"
+                yield f"device of chain {path}: the ruleset does not name it; add --chain-device '{path}=DEVICE'"

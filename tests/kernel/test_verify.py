@@ -142,7 +142,11 @@ def test_verify_state_files_are_proved(printed: list[str], words: list[str]) -> 
 def test_verify_egress_chain_without_device_is_unknown(printed: list[str]) -> None:
     done = verify_files(printed, None, *ASKED, *EXEMPT)
     assert done.returncode == 3, done.stdout
-    assert "an old nft does not write them in its JSON output" in done.stdout
+    chain = next(line.split("'")[1] for line in done.stdout.splitlines() if "add --chain-device" in line)
+    completed = verify_files(printed, None, *ASKED, *EXEMPT, "--chain-device", chain.replace("DEVICE", WAN))
+    assert completed.returncode == 0, completed.stdout
+    elsewhere = verify_files(printed, None, *ASKED, *EXEMPT, "--chain-device", chain.replace("DEVICE", "eth9"))
+    assert "P1 refuted" in elsewhere.stdout
 
 
 def test_verify_live_without_root_is_refused(shared_node: Node) -> None:

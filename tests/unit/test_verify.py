@@ -255,6 +255,18 @@ BAD = {
         "write 4:FILE or 6:FILE",
     ),
     "two standard inputs": (["--ruleset", "-", "--rules", "4:-", *UPLINK_OPTIONS], "can be only one of the files"),
+    "a hook device without tables": (
+        ["--live", *UPLINK_OPTIONS, "--chain-device", "netdev t c=a"],
+        "--ruleset, which is",
+    ),
+    "a hook device without a chain": (
+        [*fixture_options(), *UPLINK_OPTIONS, "--chain-device", "netdev t=a"],
+        "expected 'FAMILY TABLE CHAIN=DEVICE', such as",
+    ),
+    "a hook device of another chain": (
+        [*fixture_options(), *UPLINK_OPTIONS, "--chain-device", "netdev t c=a"],
+        "no such chain without a device; those without: none",
+    ),
     "two outputs": (["rulesets/gluon-fastd.toml", "--json", "--script", "-"], "standard output is taken by --json"),
 }
 

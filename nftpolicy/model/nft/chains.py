@@ -103,7 +103,7 @@ class PreparedBaseChain:
         conditions: list[str] = []
         if not prepared.table.flags <= _KNOWN_FLAGS:
             conditions.append(f"{prepared.title} is not dormant")
-        if hook.hook in ("ingress", "egress") and not (hook.device or hook.devices):
+        if hook.needs_device:
             conditions.append(f"chain {chain.name} of {prepared.title} is on this device")
         return cls(chain, hook, prepared, priority, tuple(conditions))
 

@@ -43,11 +43,8 @@ _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 def _hook(item: dict[str, Any]) -> nft.Hook | None:
     if "hook" not in item:
         return None
-    devices = decode_names(item.get("dev", ()))
     hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
-    if len(devices) == 1:
-        return evolve(hook, device=next(iter(devices)))
-    return evolve(hook, devices=devices)
+    return hook.with_devices(decode_names(item.get("dev", ())))
 
 
 def _table_flags(body: dict[str, Any]) -> frozenset[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from .expressions import Element
 from .statements import Limit, Quota, Statement, Verdict
@@ -30,6 +30,17 @@ class Hook:
     policy: str = "accept"
     device: str | None = None
     devices: frozenset[str] = frozenset()
+
+    @property
+    def needs_device(self) -> bool:
+        """Return True for a hook at ingress or egress whose devices are not known."""
+        return self.hook in ("ingress", "egress") and not (self.device or self.devices)
+
+    def with_devices(self, devices: frozenset[str]) -> Hook:
+        """Return the hook on these devices, in `device` if there is one."""
+        if len(devices) == 1:
+            return evolve(self, device=next(iter(devices)), devices=frozenset())
+        return evolve(self, device=None, devices=devices)
 
 
 @frozen
