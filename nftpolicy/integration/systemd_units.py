@@ -117,6 +117,9 @@ KillMode=mixed
 {hardening}\
 # BPF program; port 53; user of dnsmasq; stopping it; marks of its sockets; leases of other users.
 CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
+# The user of dnsmasq reads its servers there. nftpolicy sets the exact mode of each directory.
+RuntimeDirectory=nftpolicy-resolver
+RuntimeDirectoryMode=0711
 # A lease file may be in any directory.
 PrivateTmp=no
 ProtectHome=read-only
@@ -133,8 +136,11 @@ WantedBy=nftpolicy.service
 _HARDENING = """\
 # The values of sysctls from before the policy are in /run until the machine restarts.
 RuntimeDirectory=nftpolicy
+RuntimeDirectoryMode=0700
 RuntimeDirectoryPreserve=yes
 StateDirectory=nftpolicy
+StateDirectoryMode=0700
+UMask=0077
 CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
 NoNewPrivileges=yes
 ProtectSystem=strict

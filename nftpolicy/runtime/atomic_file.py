@@ -17,13 +17,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-_DEFAULT_MODE = 0o666  # less the umask (open(2))
+from .private_files import PRIVATE_FILE
 
 
-def write_file(path: Path, content: bytes, mode: int | None = None) -> None:
-    """Replace a file atomically and durably.
-
-    `mode` is set whatever the umask; None is 0o666 less the umask.
+def write_file(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
+    """Replace a file atomically and durably. `mode` is set whatever the umask.
 
     Raises:
         OSError: the file could not be replaced, and the old one stays. If only syncing the
@@ -45,18 +43,17 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def write_temporary(path: Path, content: bytes, mode: int | None = None) -> None:
+def write_temporary(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
     """Create a file and sync it to the disk. An older file of this name is removed first.
 
     `mode` as for `write_file`. Raises OSError; an incomplete file stays then.
     """
     path.unlink(missing_ok=True)  # left by a process that was killed
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with os.fdopen(os.open(path, flags, _DEFAULT_MODE if mode is None else mode), "wb") as file:
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, PRIVATE_FILE), "wb") as file:
         file.write(content)
         file.flush()
+        os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
 
 

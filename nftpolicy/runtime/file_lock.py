@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..exceptions import NftpolicyError
+from .private_files import open_directory, open_private
 
 _RETRY_INTERVAL = 0.05  # seconds between two attempts to get a lock
 
@@ -28,11 +29,12 @@ def exclusive_lock(path: Path, wait: float | None = None) -> Iterator[int]:
     """Hold the exclusive lock on `path` in the block; yield its file descriptor.
 
     `path` is a directory, or a file, which is created if it does not exist and is opened for
-    appending. `wait`: seconds to wait for another process, 0 for one attempt, None without limit.
+    appending. Both are private (private_files.py), so that no other user can hold the lock. `wait`:
+    seconds to wait for another process, 0 for one attempt, None without limit.
 
     Raises:
         LockTimeout: another process held the lock for the whole time.
-        OSError: the file cannot be created or opened.
+        OSError: the file cannot be created or opened, or is not private.
     """
     descriptor = _open(path)
     try:
@@ -48,16 +50,19 @@ def exclusive_lock(path: Path, wait: float | None = None) -> Iterator[int]:
 def is_locked(path: Path) -> bool:
     """Return True if a process holds the exclusive lock on this file, False also without a file."""
     try:
-        with path.open() as file:
-            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
+        descriptor = open_private(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
+    try:
+        return not _try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path) -> int:
     if path.is_dir():
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        return open_directory(path)
+    return open_private(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
 
 def _acquire_within(descriptor: int, path: Path, seconds: float) -> None:

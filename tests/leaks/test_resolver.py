@@ -140,7 +140,7 @@ def dnsmasqs() -> list[int]:
 def leftovers(made: Guarded) -> list[str]:
     """Return processes, files and cgroups that the resolver left behind."""
     (state,) = made.lab.node.outside(STATE).iterdir()
-    folders = [str(path) for path in state.glob("resolver-wan*") if path.suffix != ".lock"]
+    folders = [str(path) for path in made.lab.node.outside(f"{STATE}-resolver").glob("*-wan")]
     cgroups = [str(path) for path in Path("/sys/fs/cgroup").glob(f"**/{state.name}-wan")]
     return [f"process {pid}" for pid in made.lab.node.call(dnsmasqs)] + folders + cgroups
 

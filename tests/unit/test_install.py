@@ -1,5 +1,6 @@
 """Guard files, units and init scripts that `install` writes, in temporary directories."""
 
+import os
 import re
 import shutil
 import stat
@@ -515,11 +516,17 @@ def test_command_without_file_uses_the_default_policy(root, monkeypatch, capsys)
     assert capsys.readouterr().out == f"{only}: gluon-fastd: good: 1 uplink, 1 service, proved\n"
 
 
+def identity(path):
+    """Return what a replaced or changed file would have another one of; not the time of the last read."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_mode
+
+
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("init", ["systemd", "procd"])
 def test_install_keeps_a_policy_in_its_place(root, named, init):
     (only,) = policies(root, "wan.toml")
-    before = only.stat()
+    before = identity(only)
     install(root, only if named else None, init=init)
     found = installed_files_of(root)
     assert "etc/nftpolicy/policy.toml" not in found
@@ -529,7 +536,7 @@ def test_install_keeps_a_policy_in_its_place(root, named, init):
     install(root, init=init)
     uninstall_command.command(root, True, None)
     assert set(installed_files_of(root)) == {"etc/nftpolicy/wan.toml"}, "a person's"
-    assert only.stat() == before
+    assert identity(only) == before
 
 
 def test_install_with_several_policies_changes_nothing(root):
@@ -551,3 +558,19 @@ def test_install_with_several_policies_changes_nothing(root):
 def test_resolver_list_names_uplinks_with_resolver(file, said, capsys):
     resolver_command.command(ROOT / file, None, True, False, False)
     assert capsys.readouterr().out == said
+
+
+def test_umask_does_not_open_what_is_installed(root):
+    (root / "etc/nftpolicy").mkdir(parents=True, mode=0o755)  # of an earlier version
+    previous = os.umask(0)
+    try:
+        install(root)
+    finally:
+        os.umask(previous)
+    modes = {str(path.relative_to(root)): stat.S_IMODE(path.stat().st_mode) for path in root.rglob("*")}
+    assert not [path for path, mode in modes.items() if mode & 0o022]
+    private = {path: mode for path, mode in modes.items() if path.startswith(("etc/nftpolicy", "var/lib/nftpolicy"))}
+    assert set(private.values()) == {0o700, 0o600} and "etc/nftpolicy/policy.toml" in private
+    (root / "etc/nftpolicy/policy.toml").chmod(0o666)
+    install(root, force=True, policy=GLUON.with_name("gluon-wireguard.toml"))
+    assert stat.S_IMODE((root / "etc/nftpolicy/policy.toml").stat().st_mode) == 0o600

@@ -31,12 +31,12 @@ def test_write_file_replaces_and_leaves_no_other_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "umask", "expected"), [(None, 0o027, 0o640), (0o644, 0o077, 0o644), (0o600, 0, 0o600)]
+    ("options", "umask", "expected"), [({}, 0, 0o600), ({"mode": 0o644}, 0o077, 0o644), ({"mode": 0o600}, 0, 0o600)]
 )
-def test_file_mode_is_exact_or_follows_the_umask(tmp_path: Path, mode: int | None, umask: int, expected: int) -> None:
+def test_umask_does_not_change_the_mode(tmp_path: Path, options: dict[str, int], umask: int, expected: int) -> None:
     previous = os.umask(umask)
     try:
-        write_file(tmp_path / "state", b"", mode)
+        write_file(tmp_path / "state", b"", **options)
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == expected

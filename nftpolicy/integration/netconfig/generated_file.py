@@ -81,13 +81,14 @@ nftpolicy_move() { # device, table: move the routes over the device to the table
 }
 """
 WRITE_SERVERS = """\
-nftpolicy_servers() { # file, family, addresses: write the servers of the uplink's resolver
-    [ -n "$1" ] || return 0
+nftpolicy_servers() ( # file, family, addresses: write the servers of the uplink's resolver
+    [ -n "$1" ] || exit 0
+    umask 077
     nftpolicy_file=$1 nftpolicy_part=$1.$2
     shift 2
     mkdir -p "${nftpolicy_file%/*}"
     for nftpolicy_server; do echo "nameserver $nftpolicy_server"; done >"$nftpolicy_part"
     cat "$nftpolicy_file.4" "$nftpolicy_file.6" >"$nftpolicy_file.new" 2>/dev/null
     mv "$nftpolicy_file.new" "$nftpolicy_file"
-}
+)
 """

@@ -4,6 +4,7 @@
 # iproute2 (ip-tiny or ip-full). The compiled policy is in /usr/share/nftpolicy. Errors go to standard error.
 # Exit status: 0 the policy is in force, 1 it is not, 2 usage error, 4 a program or file is missing.
 set -uf
+umask 022
 
 ROOT=${NFTPOLICY_ROOT:-}
 STATE=${NFTPOLICY_STATE:-/var/run/nftpolicy}

@@ -28,6 +28,7 @@ from attrs import asdict, frozen
 from ...kernel.interface import Kernel
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock, is_locked
+from ..private_files import open_private, read_private
 from . import pending_confirm
 from .executor import read_own_state
 from .history import History
@@ -247,7 +248,7 @@ def run_timer(state_dir: StateDir, config: TimerConfig, roll_back: RollBack, rea
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop.handle_signal)
-    state_dir.directory.mkdir(parents=True, exist_ok=True)
+    state_dir.create()
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive_lock(state_dir.directory / _LOCK, wait=0))
@@ -347,10 +348,10 @@ def _log(state_dir: StateDir, message: str) -> None:
     with suppress(OSError):
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         line = f"{now} [{os.getpid()}] {message[:_LONGEST_MESSAGE]}\n"
-        old = path.read_bytes() if path.exists() else b""
+        old = read_private(path) if path.exists() else b""
         if len(old) > _LOG_SIZE:
             write_file(path, old[-_LOG_SIZE // 2 :].partition(b"\n")[2])
-        with path.open("a") as log:
+        with os.fdopen(open_private(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as log:
             log.write(line)
 
 

@@ -22,12 +22,12 @@ from attrs import asdict, field, fields, frozen, validators
 from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
 from ..paths import persistent_dir
+from ..private_files import make_directory, read_private
 from .state_dir import StateDir
 
 MAX_ENTRIES = 50  # entries
 MAX_BYTES = 64 << 20  # of all entries together; the newest two are kept, however large
 _LARGEST_ENTRY = 160 << 20  # bytes: a policy of 64 MiB, with each line feed as two characters
-_ENTRY_MODE, _DIRECTORY_MODE = 0o600, 0o700
 _ALWAYS_KEPT = 2  # entries, whatever their size
 _LONGEST_REASON = 200  # characters
 _NAME = re.compile(r"([0-9]{6,12})\.json\Z")
@@ -210,7 +210,7 @@ class History:
         return None
 
     def _write(self, path: Path, content: bytes) -> None:
-        write_file(path, content, _ENTRY_MODE)
+        write_file(path, content)
 
     def _drop_old(self) -> None:
         """Remove the oldest entries beyond the limits. A file that cannot be removed stays."""
@@ -227,7 +227,7 @@ class History:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock on the directory, which all network namespaces share. Waits."""
-        self.directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        make_directory(self.directory)
         with exclusive_lock(self.directory):
             yield
 
@@ -262,7 +262,7 @@ def _read_entry(path: Path, number: int) -> HistoryEntry:
     """Read the entry in a file. Raises ValueError, TypeError or OSError."""
     if path.stat().st_size > _LARGEST_ENTRY:
         raise ValueError("larger than any policy")
-    stored = json.loads(path.read_bytes())
+    stored = json.loads(read_private(path))
     if not isinstance(stored, dict):
         raise ValueError("not a JSON object")
     names = [attribute.name for attribute in fields(HistoryEntry)]

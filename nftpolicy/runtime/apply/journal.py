@@ -21,6 +21,7 @@ from attrs import frozen
 
 from ...exceptions import NftpolicyError
 from ..atomic_file import write_file
+from ..private_files import read_private
 
 APPLY, RELEASE = "apply", "release"
 
@@ -97,7 +98,7 @@ class Journal:
         The caller holds the lock: otherwise the change may still be running.
         """
         try:
-            lines = self.file.read_text().splitlines()
+            lines = read_private(self.file).decode().splitlines()
             head = json.loads(lines[0])
             return InterruptedChange(
                 pid=int(head["pid"]),

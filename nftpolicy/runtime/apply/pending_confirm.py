@@ -20,6 +20,7 @@ from attrs import asdict, evolve, frozen
 from ...exceptions import NftpolicyError
 from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
+from ..private_files import read_private
 from .state_dir import StateDir
 
 PENDING_FILE = "pending.json"
@@ -146,7 +147,7 @@ def read_pending(state_dir: StateDir) -> PendingConfirm | None:
     """
     path = state_dir.directory / PENDING_FILE
     try:
-        stored = json.loads(path.read_bytes())
+        stored = json.loads(read_private(path))
         back = stored["back"]
         return PendingConfirm(
             **{
@@ -283,6 +284,6 @@ def _write(state_dir: StateDir, new: PendingConfirm) -> None:
 @contextmanager
 def _locked(state_dir: StateDir) -> Iterator[None]:
     """Hold the lock of the file. It is held for moments only, so this waits without limit."""
-    state_dir.directory.mkdir(parents=True, exist_ok=True)
+    state_dir.create()
     with exclusive_lock(state_dir.directory / _LOCK):
         yield

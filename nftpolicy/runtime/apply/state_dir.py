@@ -2,7 +2,7 @@
 """State directory of one network namespace: the policy in force, and the sysctls from before it.
 
 Under /run, which a restart empties as it empties the kernel; $NFTPOLICY_STATE moves it. Only the
-process that holds the lock writes here.
+process that holds the lock writes here. Only root may enter it (private_files.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ...exceptions import NftpolicyError
 from ...kernel.netns import netns_cookie
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock
+from ..private_files import make_directory, read_private
 from .journal import Journal
 
 DEFAULT_ROOT = "/run/nftpolicy"
@@ -37,15 +38,15 @@ class StateDir:
     def policy(self) -> tuple[str, bytes] | None:
         """Return file name and text of the policy that was applied last, or None."""
         try:
-            name = (self.directory / "name").read_text()
-            return name, (self.directory / "policy.toml").read_bytes()
+            name = read_private(self.directory / "name").decode()
+            return name, read_private(self.directory / "policy.toml")
         except FileNotFoundError:
             return None
 
     def saved_sysctls(self) -> dict[str, str]:
         """Return path -> value of the sysctls as they were before nftpolicy set them."""
         try:
-            values = json.loads((self.directory / "sysctls.json").read_text())
+            values = json.loads(read_private(self.directory / "sysctls.json"))
         except (FileNotFoundError, ValueError):
             return {}
         if not isinstance(values, dict):
@@ -69,6 +70,12 @@ class StateDir:
         for name in ("name", "policy.toml", "sysctls.json"):
             (self.directory / name).unlink(missing_ok=True)
 
+    def create(self) -> None:
+        """Create the directory, or make an existing one private. Raises OSError."""
+        if str(self.directory.parent) == DEFAULT_ROOT:
+            make_directory(self.directory.parent)
+        make_directory(self.directory)
+
     def _write(self, name: str, content: bytes) -> None:
         write_file(self.directory / name, content)
 
@@ -83,13 +90,13 @@ class StateDir:
 
         `wait`: seconds to wait for another process. Raises Locked.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self.create()
         lock = self.directory / "lock"
         with ExitStack() as stack:
             try:
                 descriptor = stack.enter_context(exclusive_lock(lock, wait))
             except LockTimeout:
-                holder = lock.read_text().strip() or "unknown"
+                holder = read_private(lock).decode().strip() or "unknown"
                 message = f"process {holder} holds the lock; retry when it has ended, or use --wait"
                 raise Locked(message) from None
             os.ftruncate(descriptor, 0)

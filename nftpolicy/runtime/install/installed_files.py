@@ -14,9 +14,13 @@ from attrs import Factory, evolve, frozen
 
 from ...exceptions import NftpolicyError
 from ..atomic_file import sync_directory, temporary_path, write_temporary
-from ..paths import MANIFEST, PERSISTENT_DIR, persistent_dir, under_root
+from ..paths import MANIFEST, PERSISTENT_DIR, PERSISTENT_DIR_OPENWRT, persistent_dir, under_root
+from ..private_files import PRIVATE_DIRECTORY, PRIVATE_FILE
 
-_MODE = 0o644
+_MODE, _DIRECTORY_MODE = 0o644, 0o755
+_WRITE_OF_OTHERS = 0o022  # mode bits
+# Only root reads policies and what is stored for them.
+_PRIVATE_DIRECTORIES = ("/etc/nftpolicy", PERSISTENT_DIR, PERSISTENT_DIR_OPENWRT)
 
 
 @contextmanager
@@ -24,8 +28,10 @@ def replace_files(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None 
     """Replace files, all or none, at the end of the block.
 
     The new files are written and synced beside the old ones before the block runs. An existing file
-    keeps its mode; a new one gets that of `modes`, or 0o644. If anything fails, the old files are
-    restored, and directories that were created are removed.
+    keeps its mode, without the right to write for group and others; a new one gets that of `modes`,
+    or 0o644. In /etc/nftpolicy and the persistent directory every file gets 0o600, and the directory
+    0o700. The umask has no effect. If anything fails, the old files are restored, and directories
+    that were created are removed.
 
     Raises:
         OSError: a file cannot be written; its `filename` is that file.
@@ -38,6 +44,9 @@ def replace_files(files: Mapping[Path, bytes], modes: Mapping[Path, int] | None 
                 _create_directories(path.parent, created)
                 fresh[path] = temporary_path(path)
                 mode = _mode_of(path, (modes or {}).get(path, _MODE))
+                if _is_private(path.parent):
+                    path.parent.chmod(PRIVATE_DIRECTORY)
+                    mode = PRIVATE_FILE
                 write_temporary(fresh[path], content, mode)
         yield
         _replace_all(fresh)
@@ -66,12 +75,17 @@ def _create_directories(directory: Path, created: list[Path]) -> None:
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir()
+        path.chmod(_DIRECTORY_MODE)
         created.append(path)
+
+
+def _is_private(directory: Path) -> bool:
+    return str(directory).endswith(_PRIVATE_DIRECTORIES)
 
 
 def _mode_of(path: Path, default: int = _MODE) -> int:
     try:
-        return stat.S_IMODE(path.stat().st_mode)
+        return stat.S_IMODE(path.stat().st_mode) & ~_WRITE_OF_OTHERS
     except FileNotFoundError:
         return default
 

@@ -29,6 +29,7 @@ from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
 from ...policy.objects import Listen, Resolver, Uplink
 from ..file_lock import LockTimeout, exclusive_lock
+from ..private_files import make_directory
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
 from .servers_file import ServersFile, servers_file_in_directory
@@ -40,6 +41,7 @@ _REFRESH_PAUSE = 0.1  # least time between two changes of the servers
 _STOP_TIMEOUT = 3.0
 
 _PR_SET_PDEATHSIG = 1
+_PUBLIC = 0o755  # mode of the directories that the user of dnsmasq enters
 _TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _libc = ctypes.CDLL(None)
 
@@ -147,19 +149,17 @@ def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
 
 def _lock(job: ResolverJob, stack: ExitStack) -> None:
     """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
-    job.directory.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(job.directory.parent, _PUBLIC)
     try:
-        stack.enter_context(exclusive_lock(job.directory.with_suffix(".lock"), wait=0))
+        stack.enter_context(exclusive_lock(job.directory.with_name(f"{job.directory.name}.lock"), wait=0))
     except LockTimeout:
         raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
 
 
 def _create_directory(directory: Path) -> None:
-    # dnsmasq reads its servers as an unprivileged user, whatever our umask is.
+    # dnsmasq reads its servers as an unprivileged user.
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    for path in (directory, directory.parent, directory.parent.parent):
-        path.chmod(path.stat().st_mode | 0o755)
+    make_directory(directory, _PUBLIC)
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
     mark = job.uplink.mark
     with ExitStack() as stack:
         try:
-            group = MarkedCgroup(f"{job.directory.parent.name}-{job.name}", mark.value, mark.mask)
+            group = MarkedCgroup(job.directory.name, mark.value, mark.mask)
             stack.enter_context(group)
         except Unavailable as error:
             job.warn(f"{error}; falling back to seccomp user notification")

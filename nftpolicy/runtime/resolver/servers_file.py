@@ -23,11 +23,11 @@ _MODE = 0o644  # dnsmasq reads it as an unprivileged user
 
 
 def resolver_directory(state: Path, uplink: str) -> Path:
-    """Return the directory of an uplink's resolver.
+    """Return the directory of an uplink's resolver, which the user of dnsmasq may enter.
 
-    `state`: the state directory of the network namespace.
+    `state`: the state directory of the network namespace, which only root may enter.
     """
-    return state / f"resolver-{uplink}"
+    return state.parent.with_name(f"{state.parent.name}-resolver") / f"{state.name}-{uplink}"
 
 
 def servers_file_path(state: Path, uplink: str) -> Path:

@@ -110,7 +110,7 @@ class Watch:
 
     def start(self) -> None:
         """Load the policy that was applied last, and reconcile the kernel with it."""
-        self.state_dir.directory.mkdir(parents=True, exist_ok=True)
+        self.state_dir.create()
         self.environment.events.watch_directory(self.state_dir.directory)
         self.environment.events.ignore_ports(self.environment.netlink_ports())
         self._compare_at = self.environment.now() + _COMPARE_SYSCTLS
